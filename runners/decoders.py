@@ -1,0 +1,19 @@
+"""The decoder class of each family."""
+
+from pathlib import Path
+from typing import Any
+
+from runners.artifacts import Family, Precision
+from runners.florence2 import Florence2Decoder
+from runners.generation import Decoder
+from runners.paligemma import PaliGemmaDecoder
+
+_DECODERS: dict[Family, type[Florence2Decoder] | type[PaliGemmaDecoder]] = {
+    "florence2": Florence2Decoder,
+    "paligemma": PaliGemmaDecoder,
+}
+
+
+def load_decoder(folder: Path, family: Family, precision: Precision, device: str) -> Decoder[Any]:
+    """Load the decoder of an artifact folder onto `device` ("cpu", "cuda")."""
+    return _DECODERS[family].load(folder, precision, device)

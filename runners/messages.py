@@ -1,0 +1,70 @@
+"""What travels between the gateway's process and the runners' processes: typed values, tensors as bytes."""
+
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+
+FinishReason = Literal["stop", "length"]
+FailureCode = Literal["non_finite_logits", "deadline_exceeded", "sequence_too_long", "overloaded", "internal"]
+
+
+class Array(BaseModel):
+    """A numpy array as it travels."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    @classmethod
+    def of(cls, array: NDArray[Any]) -> Self:
+        """Copy `array` into a message."""
+        return cls(dtype=array.dtype.name, shape=array.shape, data=array.tobytes())
+
+    def numpy(self) -> NDArray[Any]:
+        """Return a read-only view of the message's bytes."""
+        return np.frombuffer(self.data, dtype=self.dtype).reshape(self.shape)
+
+
+class EncodedImage(BaseModel):
+    """The image features of one image."""
+
+    image_features: Array  # float32 (N, C)
+    encode_s: float  # of its whole batch
+
+
+class SequenceSpec(BaseModel):
+    """One sequence to write from an image's features; None is the checkpoint's own setting."""
+
+    segments: list[tuple[str, bool]]  # (text, may it hold control tokens)
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    seed: int | None = None
+    timeout_s: float
+
+
+class Written(BaseModel):
+    """A sequence that was written to its end."""
+
+    kind: Literal["written"] = "written"
+    text: str  # without the tokens that start and end every answer
+    token_ends: list[int]  # offset in `text` after each token that `logprobs` names
+    logprobs: list[float]
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    num_generated_tokens: int  # start and end tokens included
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
+class Failed(BaseModel):
+    """A sequence that was not."""
+
+    kind: Literal["failed"] = "failed"
+    code: FailureCode
+    message: str
+
+
+Outcome = Annotated[Written | Failed, Field(discriminator="kind")]

@@ -1,0 +1,50 @@
+"""Prompts to token ids and generated ids to text, by the checkpoint's own tokenizer.json.
+
+A prompt comes as segments. Only a segment marked as control may become control tokens (`<loc_5>`, `<image>`, `</s>`); all
+other text, a user's above all, is tokenised by a second tokenizer that has no control tokens, so that it stays plain text.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+Segments = Sequence[tuple[str, bool]]  # (text, is_control)
+
+
+class PromptTokenizer:
+    """The checkpoint's tokenizer, with and without its control tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, plain_tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._plain_tokenizer = plain_tokenizer
+
+    @classmethod
+    def load(cls, tokenizer_file: Path) -> Self:
+        """Read a `tokenizer.json`."""
+        definition = json.loads(tokenizer_file.read_text(encoding="utf-8"))
+        plain = definition | {"added_tokens": [], "post_processor": None, "padding": None, "truncation": None}
+        return cls(Tokenizer.from_file(str(tokenizer_file)), Tokenizer.from_str(json.dumps(plain)))
+
+    def encode(self, segments: Segments) -> list[int]:
+        """Return the token ids of a prompt, without the tokens that a family puts around it."""
+        ids: list[int] = []
+        for text, is_control in segments:
+            tokenizer = self._tokenizer if is_control else self._plain_tokenizer
+            ids.extend(tokenizer.encode(text, add_special_tokens=False).ids)
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+        """Return the text of `token_ids`, control tokens included, and for each token the offset just after it.
+
+        A token that completes no character ends where the token before it did.
+        """
+        stream = DecodeStream(skip_special_tokens=False)
+        text, ends = "", []
+        for token_id in token_ids:
+            text += stream.step(self._tokenizer, token_id) or ""
+            ends.append(len(text))
+        return text, tuple(ends)
