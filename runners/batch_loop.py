@@ -38,9 +38,7 @@ class _Waiting:
 class BatchLoop:
     """Write sequences in batches of up to `max_batch_size`; at most `max_waiting` wait for the next."""
 
-    def __init__(
-        self, decoder: Decoder[StateT], model_id: str, max_batch_size: int, max_waiting: int
-    ) -> None:
+    def __init__(self, decoder: Decoder[StateT], model_id: str, max_batch_size: int, max_waiting: int) -> None:
         self._decoder = decoder
         self._max_batch_size = max_batch_size
         self._max_waiting = max_waiting
@@ -67,9 +65,7 @@ class BatchLoop:
         """Accept all `requests`, or none: raise `Overloaded` if they would wait beyond `max_waiting`."""
         with self._changed:
             if len(self._waiting) + len(requests) > self._max_waiting:
-                raise Overloaded(
-                    f"{len(self._waiting)} sequences wait already, at most {self._max_waiting} may"
-                )
+                raise Overloaded(f"{len(self._waiting)} sequences wait already, at most {self._max_waiting} may")
             waiting = [_Waiting(request) for request in requests]
             self._waiting.extend(waiting)
             self._queue_depth.set(len(self._waiting))
@@ -121,9 +117,7 @@ def _settle(entry: _Waiting, finished: Finished, start_s: float) -> None:
         entry.future.set_exception(finished.outcome)
     else:
         queue_s = start_s - entry.since_s
-        entry.future.set_result(
-            WrittenSequence(finished.outcome, queue_s, finished.prefill_s, finished.decode_s)
-        )
+        entry.future.set_result(WrittenSequence(finished.outcome, queue_s, finished.prefill_s, finished.decode_s))
 
 
 def _fail_rest(batch: list[_Waiting], error: Exception) -> None:

@@ -48,7 +48,5 @@ def make_decoder_service(model_id: str, options: DecoderOptions) -> Any:
             """Return what became of each sequence over one image's features, float32 (N, C)."""
             return await self._worker.write(image_features, sequences)
 
-    service = bentoml.service(
-        name=f"{model_id}-decoder", logging=NO_ACCESS_LOG, traffic={"timeout": options.timeout_s}
-    )
+    service = bentoml.service(name=f"{model_id}-decoder", logging=NO_ACCESS_LOG, traffic={"timeout": options.timeout_s})
     return service(Decoder)

@@ -17,8 +17,8 @@ def load_language_model(
 ) -> Any:
     """Return an instance of `model_class` with the artifact's weights, in evaluation mode.
 
-    `prefix` stands in the names of `model_class` where the checkpoint has `model.language_model.`. Gemma 2 caps attention
-    scores, which transformers' SDPA path leaves out: it runs eagerly.
+    `prefix` stands in the names of `model_class` where the checkpoint has `model.language_model.`. Gemma 2 caps
+    attention scores, which transformers' SDPA path leaves out: it runs eagerly.
     """
     dtype = _DTYPES[precision]
     with safe_open(folder / DECODER_FILE, framework="pt") as file:

@@ -32,18 +32,14 @@ class DecoderWorker:
         folder = artifact_folder(self._model_id)
         self._manifest = read_manifest(folder)
         verify_files(folder, self._manifest)
-        self._decoder = load_decoder(
-            folder, self._manifest.family, self._manifest.precision, _device(options)
-        )
+        self._decoder = load_decoder(folder, self._manifest.family, self._manifest.precision, _device(options))
         self._loop = BatchLoop(self._decoder, self._model_id, options.max_batch_size, options.max_waiting)
         self._loop.start()
 
     def warm_up(self, max_new_tokens: int) -> None:
         """Write one sequence from empty image features; raise what it raises."""
         features = torch.zeros(self._manifest.num_image_tokens, self._manifest.hidden_size)
-        spec = SequenceSpec(
-            segments=[("warm up", False)], max_new_tokens=max_new_tokens, timeout_s=_WARM_UP_TIMEOUT_S
-        )
+        spec = SequenceSpec(segments=[("warm up", False)], max_new_tokens=max_new_tokens, timeout_s=_WARM_UP_TIMEOUT_S)
         (future,) = self._loop.submit([to_request(self._decoder, features, spec)])
         future.result(_WARM_UP_TIMEOUT_S)
 
@@ -61,9 +57,7 @@ class DecoderWorker:
             return [to_failed(error) for _ in specs]
         results = await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
         return [
-            to_written(self._decoder, request, result)
-            if not isinstance(result, BaseException)
-            else _failure(result)
+            to_written(self._decoder, request, result) if not isinstance(result, BaseException) else _failure(result)
             for request, result in zip(requests, results, strict=True)
         ]
 

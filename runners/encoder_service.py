@@ -43,9 +43,7 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
             width, height = manifest.image_size_wh
             self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))
 
-        @bentoml.api(
-            batchable=True, max_batch_size=options.max_batch_size, max_latency_ms=options.max_latency_ms
-        )
+        @bentoml.api(batchable=True, max_batch_size=options.max_batch_size, max_latency_ms=options.max_latency_ms)
         def encode(self, images: list[Array]) -> list[EncodedImage]:
             """Return image features (N, C) for each of the images, uint8 RGB (H, W, 3)."""
             start_s = time.monotonic()
@@ -54,7 +52,5 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
             encode_s = time.monotonic() - start_s
             return [EncodedImage(image_features=Array.of(item), encode_s=encode_s) for item in features]
 
-    service = bentoml.service(
-        name=f"{model_id}-encoder", logging=NO_ACCESS_LOG, traffic={"timeout": options.timeout_s}
-    )
+    service = bentoml.service(name=f"{model_id}-encoder", logging=NO_ACCESS_LOG, traffic={"timeout": options.timeout_s})
     return service(Encoder)

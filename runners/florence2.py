@@ -1,7 +1,7 @@
 """Florence-2's decoder: BART's text encoder over image features and prompt, BART's decoder for the answer.
 
-Shapes: B batch, N image tokens, S prompt (padded), C hidden, V vocabulary. Prompts are padded on the right, and the text
-encoder's mask hides the padding, so that it never changes an answer. Knows no tasks.
+Shapes: B batch, N image tokens, S prompt (padded), C hidden, V vocabulary. Prompts are padded on the right, and the
+text encoder's mask hides the padding, so that it never changes an answer. Knows no tasks.
 """
 
 from collections.abc import Sequence
@@ -41,18 +41,14 @@ class Florence2Decoder:
         self._tokenizer = tokenizer
         self._bos_token_id: int = config["text_config"]["bos_token_id"]
         self._eos_token_id: int = config["text_config"]["eos_token_id"]
-        self._start_token_id: int = (
-            rules.decoder_start_token_id or config["text_config"]["decoder_start_token_id"]
-        )
+        self._start_token_id: int = rules.decoder_start_token_id or config["text_config"]["decoder_start_token_id"]
         self._max_positions: int = config["text_config"]["max_position_embeddings"]
 
     @classmethod
     def load(cls, folder: Path, precision: Precision, device: str) -> Self:
         """Load the decoder of an artifact folder onto `device`."""
         config = read_config(folder)
-        model = load_language_model(
-            BartModel, BartConfig(**config["text_config"]), folder, "", precision, device
-        )
+        model = load_language_model(BartModel, BartConfig(**config["text_config"]), folder, "", precision, device)
         return cls(model, PromptTokenizer.load(folder / TOKENIZER_FILE), GenerationRules.load(folder), config)
 
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
@@ -66,9 +62,7 @@ class Florence2Decoder:
     def max_new_tokens(self, num_read: int) -> int:
         """Return the decoder's positions: BART has one table of them for its encoder and one for its decoder."""
         if num_read > self._max_positions:
-            raise SequenceTooLong(
-                f"image and prompt are {num_read} tokens, the model reads {self._max_positions}"
-            )
+            raise SequenceTooLong(f"image and prompt are {num_read} tokens, the model reads {self._max_positions}")
         return self._max_positions
 
     def prefill(self, requests: Sequence[SequenceRequest]) -> tuple[Florence2State, Tensor]:

@@ -87,9 +87,7 @@ def generate_all(decoder: Decoder[StateT], requests: Sequence[SequenceRequest]) 
     return [outcome for _, outcome in sorted(outcomes.items()) if isinstance(outcome, GeneratedSequence)]
 
 
-def _advance(
-    live: dict[int, LiveSequence], logits: Tensor
-) -> list[tuple[int, GeneratedSequence | SequenceError]]:
+def _advance(live: dict[int, LiveSequence], logits: Tensor) -> list[tuple[int, GeneratedSequence | SequenceError]]:
     """Give every live sequence its next token; return those that ended with it."""
     ended: list[tuple[int, GeneratedSequence | SequenceError]] = []
     for index, sequence in live.items():

@@ -1,7 +1,7 @@
 """PaliGemma's decoder: Gemma (1 or 2) over image features, prompt and answer.
 
-Shapes: B batch, N image tokens, S prompt (padded), T decoded, C hidden, V vocabulary. Attention over image and prompt is
-bidirectional, positions start at 1. Prompts are padded on the right; every mask hides the padding, and positions
+Shapes: B batch, N image tokens, S prompt (padded), T decoded, C hidden, V vocabulary. Attention over image and prompt
+is bidirectional, positions start at 1. Prompts are padded on the right; every mask hides the padding, and positions
 skip it, so that it never changes an answer. Knows no tasks.
 """
 
@@ -73,9 +73,7 @@ class PaliGemmaDecoder:
     def max_new_tokens(self, num_read: int) -> int:
         """Return the positions left: Gemma has one range of them for image, prompt and answer."""
         if num_read >= self._max_positions:
-            raise SequenceTooLong(
-                f"image and prompt are {num_read} tokens, the model has {self._max_positions}"
-            )
+            raise SequenceTooLong(f"image and prompt are {num_read} tokens, the model has {self._max_positions}")
         return self._max_positions - num_read
 
     def prefill(self, requests: Sequence[SequenceRequest]) -> tuple[PaliGemmaState, Tensor]:
@@ -83,9 +81,7 @@ class PaliGemmaDecoder:
         inputs_embeds, positions = self._prefix(requests)
         last = positions.amax(dim=1)  # (B,) also the number of tokens read, as positions start at 1
         state = PaliGemmaState(positions, last + 1, DynamicCache())
-        query_positions = torch.arange(1, positions.shape[1] + 1, device=positions.device).expand_as(
-            positions
-        )
+        query_positions = torch.arange(1, positions.shape[1] + 1, device=positions.device).expand_as(positions)
         hidden_states = self._run(state, inputs_embeds, query_positions, is_prefix=True)
         return state, self._logits(hidden_states[torch.arange(len(last)), last - 1])
 
@@ -115,9 +111,7 @@ class PaliGemmaDecoder:
         embeds: Tensor = self._model.get_input_embeddings()(token_ids.to(self._model.device))
         return embeds
 
-    def _run(
-        self, state: PaliGemmaState, inputs_embeds: Tensor, query_positions: Tensor, *, is_prefix: bool
-    ) -> Tensor:
+    def _run(self, state: PaliGemmaState, inputs_embeds: Tensor, query_positions: Tensor, *, is_prefix: bool) -> Tensor:
         """Run Gemma's layers and return the last hidden states (B, queries, C)."""
         output = self._model.model(
             inputs_embeds=inputs_embeds,

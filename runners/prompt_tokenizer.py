@@ -1,7 +1,7 @@
 """Prompts to token ids and generated ids to text, by the checkpoint's own tokenizer.json.
 
-A prompt comes as segments. Only a segment marked as control may become control tokens (`<loc_5>`, `<image>`, `</s>`); all
-other text, a user's above all, is tokenised by a second tokenizer that has no control tokens, so that it stays plain text.
+A prompt comes as segments. Only a segment marked as control may become control tokens (`<loc_5>`, `<image>`, `</s>`);
+all other text, a user's above all, is tokenised by a second tokenizer that has none, so that it stays plain text.
 """
 
 import json

@@ -137,9 +137,7 @@ class LiveSequence:
 
     def _note_end(self, token_id: int) -> None:
         is_full = len(self.token_ids) >= self.request.max_new_tokens
-        if is_full and (
-            token_id not in self.rules.eos_token_ids or self.rules.forced_eos_token_id == token_id
-        ):
+        if is_full and (token_id not in self.rules.eos_token_ids or self.rules.forced_eos_token_id == token_id):
             self.finish_reason = "length"
         elif token_id in self.rules.eos_token_ids:
             self.finish_reason = "stop"
@@ -165,9 +163,7 @@ class LiveSequence:
         tail = written[len(written) - size + 1 :]
         if len(written) < size:
             return []
-        return [
-            written[i + size - 1] for i in range(len(written) - size + 1) if written[i : i + size - 1] == tail
-        ]
+        return [written[i + size - 1] for i in range(len(written) - size + 1) if written[i : i + size - 1] == tail]
 
     def _choose(self, scores: Tensor) -> int:
         if self.request.temperature == 0:

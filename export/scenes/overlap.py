@@ -1,0 +1,63 @@
+"""Intersection over union (IoU) of boxes, quads and masks.
+
+Polygons and quads are rasterised by pycocotools. Knows nothing of labels and scores.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+QUAD_GRID_PX = 1000
+
+Points = Sequence[Sequence[float]]
+RunLengths = Any  # COCO RLE of pycocotools: {"size": [H, W], "counts": bytes}
+
+
+def box_iou(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the IoU of two boxes `x1, y1, x2, y2`; 0 where one has no area."""
+    width = max(0.0, min(first[2], second[2]) - max(first[0], second[0]))
+    height = max(0.0, min(first[3], second[3]) - max(first[1], second[1]))
+    intersection = width * height
+    union = _area(first) + _area(second) - intersection
+    return intersection / union if union > 0 else 0.0
+
+
+def quad_iou(first: Points, second: Points, image_size_wh: tuple[int, int]) -> float:
+    """Return the IoU of two quads, rasterised on a grid finer than a small image's pixels."""
+    scale_x, scale_y = QUAD_GRID_PX / image_size_wh[0], QUAD_GRID_PX / image_size_wh[1]
+    quads = ([(x * scale_x, y * scale_y) for x, y in quad] for quad in (first, second))
+    return _mask_iou(*(_rasterised([quad], (QUAD_GRID_PX, QUAD_GRID_PX)) for quad in quads))
+
+
+def mask_iou(instances: Sequence[Mapping[str, Any]], rings: Sequence[Points], image_size_wh: tuple[int, int]) -> float:
+    """Return the IoU of all instances together (polygons or COCO RLE) with all rings together."""
+    masks = [_instance_mask(instance, image_size_wh) for instance in instances]
+    return _mask_iou(coco_mask.merge(masks), _rasterised(rings, image_size_wh)) if masks else 0.0
+
+
+def _instance_mask(instance: Mapping[str, Any], image_size_wh: tuple[int, int]) -> RunLengths:
+    if "mask" not in instance:
+        return _rasterised(instance["polygons"], image_size_wh)
+    return {"size": instance["mask"]["size"], "counts": instance["mask"]["counts"].encode()}
+
+
+def _rasterised(rings: Sequence[Points], image_size_wh: tuple[int, int]) -> RunLengths:
+    """Return the union of the rings; a ring of fewer than three points has no area."""
+    width, height = image_size_wh
+    flat = [[float(value) for point in ring for value in point] for ring in rings if len(ring) >= 3]
+    if not flat:
+        return coco_mask.encode(np.zeros((height, width), np.uint8, order="F"))
+    return coco_mask.merge(coco_mask.frPyObjects(flat, height, width))
+
+
+def _mask_iou(first: RunLengths, second: RunLengths) -> float:
+    """Return the IoU; masks of another size than the image have nothing in common with it."""
+    if list(first["size"]) != list(second["size"]):
+        return 0.0
+    return float(coco_mask.iou([first], [second], [False])[0][0])
+
+
+def _area(box: Sequence[float]) -> float:
+    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])

@@ -1,0 +1,134 @@
+"""Asks every task of the public API about a scene, with the true answer of each.
+
+Knows the tasks by their REST ids and parameters only: no model, no prompt.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import product
+
+from numpy.random import Generator, default_rng
+
+from export.scenes.geometry import box_xyxy, outline_xy, quad_xy
+from export.scenes.scene import COLORS, SHAPES, Scene, SceneObject, Word
+from export.scenes.truth import (
+    DetectionsTruth,
+    InstancesTruth,
+    LabelledBox,
+    Parameters,
+    QuadText,
+    Question,
+    TextRegionsTruth,
+    TextTruth,
+)
+from export.scenes.wording import detailed_caption, joined, object_phrases, short_caption, with_article
+
+
+def questions(scene: Scene) -> tuple[Question, ...]:
+    """Return every task's questions; those about one object ask about one drawn from the scene's seed."""
+    rng = default_rng((scene.seed, len(scene.objects)))
+    asked = [scene.objects[int(rng.integers(len(scene.objects)))]] if scene.objects else []
+    absent_name = _absent_name(scene, rng)
+    return (
+        *_captioning(scene),
+        *_detection(scene),
+        *_open_vocabulary_detection(scene, asked, absent_name, rng),
+        *_phrase_grounding(scene, rng),
+        *(question for scene_object in asked for question in _segmentation(scene_object)),
+        *_reading(scene.word),
+        *(question for scene_object in asked for question in _region_description(scene_object)),
+        *_question_answering(scene, asked, absent_name),
+    )
+
+
+def _captioning(scene: Scene) -> Iterator[Question]:
+    yield _text("captioning", short_caption(scene), detail="short")
+    yield _text("captioning", detailed_caption(scene), detail="detailed")
+
+
+def _detection(scene: Scene) -> Iterator[Question]:
+    for task, label in (("object_detection", "shape"), ("dense_region_captioning", "description")):
+        boxes = ((getattr(drawn, label), drawn) for drawn in scene.objects)
+        yield Question(task, task, {}, _boxes(boxes))
+    yield Question("region_proposal", "region_proposal", {}, _boxes(("", drawn) for drawn in scene.objects))
+
+
+def _open_vocabulary_detection(
+    scene: Scene, asked: list[SceneObject], absent_name: str, rng: Generator
+) -> Iterator[Question]:
+    """Ask for a shape, a coloured shape, several labels of which one is absent, and one absent label."""
+    names = [drawn.name for drawn in scene.objects]
+    several = rng.permutation([*names, absent_name]).tolist()
+    for drawn in asked:
+        yield _labels("shape", [drawn.shape], scene)
+        yield _labels("coloured shape", [drawn.name], scene)
+        yield _labels("several", several, scene)
+    yield _labels("absent", [absent_name], scene)
+
+
+def _labels(variant: str, labels: list[str], scene: Scene) -> Question:
+    task, pairs = "open_vocabulary_detection", product(labels, scene.objects)
+    boxes = _boxes((label, drawn) for label, drawn in pairs if label in (drawn.shape, drawn.name))
+    return Question(f"{task} {variant}", task, {"labels": labels}, boxes)
+
+
+def _phrase_grounding(scene: Scene, rng: Generator) -> Iterator[Question]:
+    """Ask for the caption of all objects, and for the phrases of some in any order."""
+    if not scene.objects:
+        return
+    task, phrases = "phrase_grounding", object_phrases(scene)
+    all_boxes = _boxes(zip(phrases, scene.objects, strict=True))
+    yield Question(f"{task} caption", task, {"caption": joined(phrases)}, all_boxes)
+    some = rng.permutation(len(phrases))[: int(rng.integers(1, len(phrases) + 1))]
+    some_boxes = _boxes((phrases[index], scene.objects[index]) for index in some)
+    yield Question(f"{task} phrases", task, {"phrases": [phrases[index] for index in some]}, some_boxes)
+
+
+def _segmentation(drawn: SceneObject) -> Iterator[Question]:
+    task, truth = "instance_segmentation", InstancesTruth((outline_xy(drawn),))
+    yield Question(f"{task} phrase", task, {"phrase": with_article(drawn.name)}, truth)
+    yield Question(f"{task} region", task, {"region": list(box_xyxy(drawn))}, truth)
+
+
+def _reading(word: Word | None) -> Iterator[Question]:
+    yield Question("ocr", "ocr", {}, TextTruth(word.text if word else ""))
+    regions = (QuadText(word.text, quad_xy(word.box_xyxy)),) if word else ()
+    yield Question("ocr_with_regions", "ocr_with_regions", {}, TextRegionsTruth(regions))
+    if word:
+        yield _text("region_description", word.text, detail="text", region=list(word.box_xyxy))
+
+
+def _region_description(drawn: SceneObject) -> Iterator[Question]:
+    region = list(box_xyxy(drawn))
+    yield _text("region_description", drawn.shape, detail="category", region=region)
+    yield _text("region_description", drawn.description, detail="description", region=region)
+
+
+def _question_answering(scene: Scene, asked: list[SceneObject], absent_name: str) -> Iterator[Question]:
+    shapes = [drawn.shape for drawn in scene.objects]
+    for drawn in asked:
+        if shapes.count(drawn.shape) == 1:
+            yield _question("color", f"what color is the {drawn.shape}?", drawn.color)
+        yield _question("presence", f"is there {with_article(drawn.name)}?", "yes")
+    yield _question("presence", f"is there {with_article(absent_name)}?", "no")
+    yield _question("count", "how many shapes are there?", str(len(shapes)))
+    yield _question("text", "what does the text say?", scene.word.text if scene.word else "")
+
+
+def _question(variant: str, question: str, answer: str) -> Question:
+    task = "visual_question_answering"
+    return Question(f"{task} {variant}", task, {"question": question}, TextTruth(answer))
+
+
+def _text(task: str, text: str, detail: str, region: list[float] | None = None) -> Question:
+    parameters: Parameters = {"detail": detail} if region is None else {"detail": detail, "region": region}
+    return Question(f"{task} {detail}", task, parameters, TextTruth(text))
+
+
+def _boxes(labelled: Iterable[tuple[str, SceneObject]]) -> DetectionsTruth:
+    return DetectionsTruth(tuple(LabelledBox(label, box_xyxy(drawn)) for label, drawn in labelled))
+
+
+def _absent_name(scene: Scene, rng: Generator) -> str:
+    names = {drawn.name for drawn in scene.objects}
+    absent = [name for color in COLORS for shape in SHAPES if (name := f"{color} {shape}") not in names]
+    return absent[int(rng.integers(len(absent)))]

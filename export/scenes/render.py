@@ -1,0 +1,89 @@
+"""Draws a scene as an RGB image of any size.
+
+Shapes are antialiased by drawing their masks `SUPERSAMPLING` times as large. Knows no questions and no truth.
+"""
+
+from math import ceil, cos, floor, sin
+
+import numpy as np
+from numpy.random import default_rng
+from PIL import Image, ImageDraw
+
+from export.scenes.fonts import ink_mask
+from export.scenes.geometry import Ring, outline_xy, ring_box_xyxy
+from export.scenes.scene import CANVAS_PX, RGB, Background, Scene, SceneObject, Word
+
+SUPERSAMPLING = 4
+_INK_RGB: dict[str, RGB] = {"dark": (255, 255, 255), "light": (0, 0, 0)}
+
+
+def render_scene(scene: Scene, size_px: int = CANVAS_PX) -> Image.Image:
+    """Return the scene as a square RGB image."""
+    image = _render_background(scene.background, size_px)
+    scale = size_px / CANVAS_PX
+    for scene_object in scene.objects:
+        _draw_object(image, scene_object, scale)
+    if scene.word is not None:
+        _draw_word(image, scene.word, _INK_RGB[scene.background.brightness], scale)
+    return image
+
+
+def _render_background(background: Background, size_px: int) -> Image.Image:
+    """Return a plain colour, or levels of 0 to 255 at the canvas's own size, coloured and then resized."""
+    if background.texture == "plain":
+        return Image.new("RGB", (size_px, size_px), background.start_rgb)
+    if background.texture == "gradient":
+        palette = _palette(background.start_rgb, background.end_rgb)
+        image = _gradient_levels(background.angle_rad).point(palette)
+    else:
+        image = _noise_levels(background.noise_seed).point(_noise_palette(background))
+    return image if size_px == CANVAS_PX else image.resize((size_px, size_px), Image.Resampling.BILINEAR)
+
+
+def _gradient_levels(angle_rad: float) -> Image.Image:
+    across, down = cos(angle_rad), sin(angle_rad)
+    axis = np.linspace(-127.5, 127.5, CANVAS_PX, dtype=np.float32) / (abs(across) + abs(down))
+    levels = (across * axis + 127.5)[None, :] + (down * axis)[:, None]  # (H, W)
+    return Image.fromarray(levels.clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _noise_levels(noise_seed: int) -> Image.Image:
+    levels = default_rng(noise_seed).bytes(CANVAS_PX * CANVAS_PX * 3)
+    return Image.frombytes("RGB", (CANVAS_PX, CANVAS_PX), levels)
+
+
+def _noise_palette(background: Background) -> list[int]:
+    low, high = (tuple(value + sign * background.noise_amplitude for value in background.start_rgb) for sign in (-1, 1))
+    return _palette(low, high)
+
+
+def _palette(start_rgb: tuple[int, ...], end_rgb: tuple[int, ...]) -> list[int]:
+    """Return 256 values from start to end for each channel in turn, as `Image.point` takes them."""
+    channels = [np.linspace(start, end, 256) for start, end in zip(start_rgb, end_rgb, strict=True)]
+    return [int(value) for value in np.concatenate(channels).clip(0, 255)]
+
+
+def _draw_object(image: Image.Image, scene_object: SceneObject, scale: float) -> None:
+    ring = tuple((x * scale, y * scale) for x, y in outline_xy(scene_object))
+    left, top, right, bottom = ring_box_xyxy(ring)
+    corner = floor(left), floor(top)
+    image.paste(scene_object.rgb, corner, _mask(ring, corner, (ceil(right), ceil(bottom))))
+
+
+def _mask(ring: Ring, corner: tuple[int, int], opposite: tuple[int, int]) -> Image.Image:
+    """Return the coverage of each pixel between the two corners, 0 to 255.
+
+    Pillow fills every pixel whose index lies inside the polygon; half a fine pixel makes that its centre.
+    """
+    left, top = corner
+    fine = Image.new("L", ((opposite[0] - left) * SUPERSAMPLING, (opposite[1] - top) * SUPERSAMPLING))
+    points = [((x - left) * SUPERSAMPLING - 0.5, (y - top) * SUPERSAMPLING - 0.5) for x, y in ring]
+    ImageDraw.Draw(fine).polygon(points, fill=255)
+    return fine.reduce(SUPERSAMPLING)
+
+
+def _draw_word(image: Image.Image, word: Word, ink_rgb: RGB, scale: float) -> None:
+    """Draw the ink over the word's box: stretched a little, as hinting makes other widths at other sizes."""
+    left, top, right, bottom = (round(value * scale) for value in word.box_xyxy)
+    ink = ink_mask(word.text, word.font_face, word.font_size_px * scale)
+    image.paste(ink_rgb, (left, top), ink.resize((right - left, bottom - top)))

@@ -1,0 +1,153 @@
+"""Draws scenes at random: the same seed gives the same scene.
+
+Holds every rule of what may stand in a scene and where. Knows no drawing and no questions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import pi
+from string import ascii_uppercase, digits
+from typing import TypeVar
+
+from numpy.random import Generator, default_rng
+
+from export.scenes.fonts import ink_mask
+from export.scenes.geometry import are_apart, box_xyxy
+from export.scenes.scene import (
+    CANVAS_PX,
+    COLORS,
+    RGB,
+    SHAPES,
+    Background,
+    BoxXYXY,
+    Brightness,
+    Color,
+    FontFace,
+    Scene,
+    SceneObject,
+    Shape,
+    Size,
+    Texture,
+    Word,
+)
+
+MIN_GAP_PX = 4.0
+MIN_CENTER_DISTANCE_X_PX = 9.0
+EDGE_PX = 2
+COLOR_SPREAD = 14
+TINT_SPREAD = 5
+MAX_OBJECTS = 4
+_MAX_ATTEMPTS = 30
+
+COLOR_RGB: dict[Color, RGB] = {
+    "red": (218, 38, 38),
+    "green": (38, 165, 60),
+    "blue": (38, 78, 222),
+    "yellow": (240, 218, 38),
+    "purple": (150, 45, 180),
+    "orange": (245, 138, 25),
+}
+RADIUS_RANGE_PX: dict[Size, tuple[float, float]] = {"small": (11.0, 16.0), "large": (23.0, 32.0)}
+GREY_RANGE: dict[Brightness, tuple[int, int]] = {"dark": (15, 70), "light": (190, 245)}
+_TEXTURES: tuple[Texture, ...] = ("plain", "gradient", "noisy")
+_FONT_FACES: tuple[FontFace, ...] = ("regular", "bold", "pillow")
+
+T = TypeVar("T")
+
+
+def sample_scene(seed: int, num_objects: int | None = None, has_word: bool | None = None) -> Scene:
+    """Return the scene of `seed`: 1 to 4 objects and in half of the scenes a word, unless the caller says."""
+    if num_objects is not None and not 0 <= num_objects <= MAX_OBJECTS:
+        raise ValueError(f"num_objects is {num_objects}; allowed: 0 to {MAX_OBJECTS}")
+    rng = default_rng(seed)
+    drawn_num_objects, drawn_has_word = int(rng.integers(1, MAX_OBJECTS + 1)), bool(rng.random() < 0.5)
+    num_objects = drawn_num_objects if num_objects is None else num_objects
+    has_word = drawn_has_word if has_word is None else has_word
+    background = _sample_background(rng)
+    while (layout := _sample_layout(rng, num_objects, has_word)) is None:
+        pass  # too crowded: draw again
+    objects, word = layout
+    return Scene(seed, background, objects, word)
+
+
+def _sample_background(rng: Generator) -> Background:
+    brightness: Brightness = "dark" if rng.random() < 0.5 else "light"
+    return Background(
+        brightness=brightness,
+        texture=_choice(rng, _TEXTURES),
+        start_rgb=_tinted_grey(rng, brightness),
+        end_rgb=_tinted_grey(rng, brightness),
+        angle_rad=float(rng.uniform(0, 2 * pi)),
+        noise_amplitude=int(rng.integers(4, 15)),
+        noise_seed=int(rng.integers(2**32)),
+    )
+
+
+def _tinted_grey(rng: Generator, brightness: Brightness) -> RGB:
+    lowest, highest = GREY_RANGE[brightness]
+    return _near(rng, (int(rng.integers(lowest, highest + 1)),) * 3, TINT_SPREAD)
+
+
+def _sample_layout(
+    rng: Generator, num_objects: int, has_word: bool
+) -> tuple[tuple[SceneObject, ...], Word | None] | None:
+    """Return objects and word in free places, largest first, or None where a place was not found."""
+    word = _sample_word(rng) if has_word else None
+    taken = [] if word is None else [word.box_xyxy]
+    objects: list[SceneObject] = []
+    for unplaced in sorted(_sample_objects(rng, num_objects), key=lambda drawn: -drawn.radius_px):
+        placed = _place(rng, unplaced, objects, taken)
+        if placed is None:
+            return None
+        objects.append(placed)
+        taken.append(box_xyxy(placed))
+    return tuple(sorted(objects, key=lambda placed: placed.center_xy[0])), word
+
+
+def _sample_objects(rng: Generator, num_objects: int) -> list[SceneObject]:
+    """Return objects of different colour-shape pairs, all at the origin."""
+    pairs = rng.choice(len(COLORS) * len(SHAPES), num_objects, replace=False)
+    return [_sample_object(rng, COLORS[pair // len(SHAPES)], SHAPES[pair % len(SHAPES)]) for pair in pairs]
+
+
+def _sample_object(rng: Generator, color: Color, shape: Shape) -> SceneObject:
+    size: Size = "small" if rng.random() < 0.5 else "large"
+    radius_px = float(rng.uniform(*RADIUS_RANGE_PX[size]))
+    return SceneObject(color, shape, size, _near(rng, COLOR_RGB[color], COLOR_SPREAD), (0.0, 0.0), radius_px)
+
+
+def _sample_word(rng: Generator) -> Word:
+    is_number = rng.random() < 0.3
+    alphabet, max_characters = (digits, 4) if is_number else (ascii_uppercase, 5)
+    text = "".join(_choice(rng, alphabet) for _ in range(rng.integers(2, max_characters + 1)))
+    font_face, font_size_px = _choice(rng, _FONT_FACES), int(rng.integers(20, 31))
+    width, height = ink_mask(text, font_face, font_size_px).size
+    left = float(rng.integers(EDGE_PX, CANVAS_PX - EDGE_PX - width + 1))
+    top = float(rng.integers(EDGE_PX, CANVAS_PX - EDGE_PX - height + 1))
+    return Word(text, font_face, font_size_px, (left, top, left + width, top + height))
+
+
+def _place(
+    rng: Generator, unplaced: SceneObject, objects: Sequence[SceneObject], taken: Sequence[BoxXYXY]
+) -> SceneObject | None:
+    margin = EDGE_PX + unplaced.radius_px
+    for _ in range(_MAX_ATTEMPTS):
+        x, y = (margin + (CANVAS_PX - 2 * margin) * rng.random(2)).tolist()
+        placed = replace(unplaced, center_xy=(x, y))
+        is_in_line = any(abs(x - other.center_xy[0]) < MIN_CENTER_DISTANCE_X_PX for other in objects)
+        if not is_in_line and all(are_apart(box_xyxy(placed), box, MIN_GAP_PX) for box in taken):
+            return placed
+    return None
+
+
+def _near(rng: Generator, rgb: RGB, spread: int) -> RGB:
+    red, green, blue = rng.integers(-spread, spread + 1, 3).tolist()
+    return _clipped(rgb[0] + red), _clipped(rgb[1] + green), _clipped(rgb[2] + blue)
+
+
+def _clipped(channel: int) -> int:
+    return min(255, max(0, channel))
+
+
+def _choice(rng: Generator, values: Sequence[T]) -> T:
+    return values[int(rng.integers(len(values)))]

@@ -1,0 +1,144 @@
+"""Compares the `result` of a REST answer with the truth, and adds up over questions.
+
+Labels and texts must be equal; boxes, masks and quads are compared by intersection over union (IoU).
+Knows the wire format of results (`text`, `detections`, `instances`, `text_regions`), not who answered.
+"""
+
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from export.scenes.overlap import box_iou, mask_iou, quad_iou
+from export.scenes.truth import (
+    DetectionsTruth,
+    InstancesTruth,
+    LabelledBox,
+    Question,
+    TextRegionsTruth,
+    TextTruth,
+    Truth,
+)
+
+Result = Mapping[str, Any]
+Measure = Literal["exact", "empty", "f1_at_50", "f1_at_75", "confident_at_50", "mask_iou"]
+
+CONFIDENT_SCORE = 0.8
+_RESULT_KEYS: dict[type[Truth], str] = {
+    TextTruth: "text",
+    DetectionsTruth: "detections",
+    InstancesTruth: "instances",
+    TextRegionsTruth: "text_regions",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What was right (or the sum of IoUs), of how many answered and how many expected."""
+
+    num_right: float = 0.0
+    num_answered: int = 0
+    num_expected: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        """Return the tally of both."""
+        return Tally(
+            self.num_right + other.num_right,
+            self.num_answered + other.num_answered,
+            self.num_expected + other.num_expected,
+        )
+
+    @property
+    def precision(self) -> float:
+        """Share of the answers that are right; 1 where nothing was answered."""
+        return self.num_right / self.num_answered if self.num_answered else 1.0
+
+    @property
+    def recall(self) -> float:
+        """Share of the expected that was found; 1 where nothing was expected."""
+        return self.num_right / self.num_expected if self.num_expected else 1.0
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of both; the plain share where each question has one answer."""
+        total = self.num_answered + self.num_expected
+        return 2 * self.num_right / total if total else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scorecard:
+    """Tallies by the question's name and the measure."""
+
+    tallies: Mapping[tuple[str, Measure], Tally] = field(default_factory=dict)
+
+    def __add__(self, other: "Scorecard") -> "Scorecard":
+        """Return the scorecard of both."""
+        keys = [*self.tallies, *(key for key in other.tallies if key not in self.tallies)]
+        return Scorecard({key: self.tally(*key) + other.tally(*key) for key in keys})
+
+    def tally(self, name: str, measure: Measure) -> Tally:
+        """Return the tally, an empty one where nothing was asked."""
+        return self.tallies.get((name, measure), Tally())
+
+
+def score_answer(result: Result, question: Question, image_size_wh: tuple[int, int]) -> Scorecard:
+    """Compare a result with the question as `scaled` to the image.
+
+    Raises ValueError where the result is not of the kind that the task promises.
+    """
+    key = _RESULT_KEYS[type(question.truth)]
+    if list(result) != [key]:
+        raise ValueError(f"result of {question.task} has keys {list(result)}; expected: [{key!r}]")
+    measures = _measures(result[key], question.truth, image_size_wh)
+    return Scorecard({(question.name, measure): tally for measure, tally in measures.items()})
+
+
+def _measures(answer: Any, truth: Truth, image_size_wh: tuple[int, int]) -> dict[Measure, Tally]:
+    match truth:
+        case TextTruth():
+            return _exactness(answer == truth.text, answer, truth.text)
+        case DetectionsTruth():
+            return _detection_measures(answer, truth)
+        case InstancesTruth():
+            return {"mask_iou": Tally(mask_iou(answer, truth.outlines, image_size_wh), 1, 1)}
+        case TextRegionsTruth():
+            return _exactness(_same_regions(answer, truth, image_size_wh), answer, truth.text_regions)
+
+
+def _exactness(is_exact: bool, answer: Sized, expected: Sized) -> dict[Measure, Tally]:
+    """Return `exact`, and where nothing is expected `empty` too: that nothing was invented."""
+    measures: dict[Measure, Tally] = {"exact": _claim(is_exact)}
+    return measures if expected else measures | {"empty": _claim(not answer)}
+
+
+def _detection_measures(detections: Sequence[Result], truth: DetectionsTruth) -> dict[Measure, Tally]:
+    confident = [detection for detection in detections if detection["score"] >= CONFIDENT_SCORE]
+    measures: dict[Measure, Tally] = {"confident_at_50": match_boxes(confident, truth.boxes, 0.5)}
+    if not truth.boxes:
+        return measures | {"empty": _claim(not detections)}
+    return measures | {
+        "f1_at_50": match_boxes(detections, truth.boxes, 0.5),
+        "f1_at_75": match_boxes(detections, truth.boxes, 0.75),
+    }
+
+
+def match_boxes(detections: Sequence[Result], boxes: Sequence[LabelledBox], min_iou: float) -> Tally:
+    """Give each detection, best score first, the best free box of its label; a second on one box is wrong."""
+    free = list(boxes)
+    for detection in sorted(detections, key=lambda detection: -detection["score"]):
+        candidates = [box for box in free if box.label == (detection["label"] or "")]
+        best = max(candidates, key=lambda box: box_iou(box.box_xyxy, detection["box"]), default=None)
+        if best is not None and box_iou(best.box_xyxy, detection["box"]) >= min_iou:
+            free.remove(best)
+    return Tally(len(boxes) - len(free), len(detections), len(boxes))
+
+
+def _same_regions(answer: Sequence[Result], truth: TextRegionsTruth, image_size_wh: tuple[int, int]) -> bool:
+    """Tell whether the same words come back in order, each quad with an IoU of at least 0.5."""
+    return [region["text"] for region in answer] == [word.text for word in truth.text_regions] and all(
+        quad_iou(region["quad"], word.quad_xy, image_size_wh) >= 0.5
+        for region, word in zip(answer, truth.text_regions, strict=True)
+    )
+
+
+def _claim(is_right: bool) -> Tally:
+    return Tally(float(is_right), 1, 1)

@@ -1,0 +1,109 @@
+"""Questions about a scene and their true answers, as values.
+
+A question has the parameters of a REST request; geometry is in pixels of the scene's canvas until `scaled`.
+Knows neither which questions are asked nor how an answer is compared.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from export.scenes.geometry import Ring
+from export.scenes.scene import CANVAS_PX, BoxXYXY
+
+Parameters = Mapping[str, str | list[str] | list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class TextTruth:
+    """The exact text; empty where there is nothing to say."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledBox:
+    """A box and its exact label; a region proposal's label is empty."""
+
+    label: str
+    box_xyxy: BoxXYXY
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionsTruth:
+    """All boxes to be found, left to right; none where the asked labels are absent."""
+
+    boxes: tuple[LabelledBox, ...]
+
+    def scaled(self, scale_x: float, scale_y: float) -> "DetectionsTruth":
+        """Return the same boxes, each axis multiplied by its factor."""
+        return DetectionsTruth(
+            tuple(replace(box, box_xyxy=_scaled_box(box.box_xyxy, scale_x, scale_y)) for box in self.boxes)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class InstancesTruth:
+    """The outlines of the objects as drawn; labels are not part of it."""
+
+    outlines: tuple[Ring, ...]
+
+    def scaled(self, scale_x: float, scale_y: float) -> "InstancesTruth":
+        """Return the same outlines, each axis multiplied by its factor."""
+        return InstancesTruth(tuple(_scaled_ring(outline, scale_x, scale_y) for outline in self.outlines))
+
+
+@dataclass(frozen=True, slots=True)
+class QuadText:
+    """A word and its corners from the top left clockwise."""
+
+    text: str
+    quad_xy: Ring
+
+
+@dataclass(frozen=True, slots=True)
+class TextRegionsTruth:
+    """All words of the image."""
+
+    text_regions: tuple[QuadText, ...]
+
+    def scaled(self, scale_x: float, scale_y: float) -> "TextRegionsTruth":
+        """Return the same words, each axis multiplied by its factor."""
+        return TextRegionsTruth(
+            tuple(
+                replace(region, quad_xy=_scaled_ring(region.quad_xy, scale_x, scale_y)) for region in self.text_regions
+            )
+        )
+
+
+Truth = TextTruth | DetectionsTruth | InstancesTruth | TextRegionsTruth
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A task with the parameters of a request (`region` in pixels), and the truth.
+
+    `name` is the line of an accuracy table that the question belongs to, such as `captioning short`.
+    """
+
+    name: str
+    task: str
+    parameters: Parameters
+    truth: Truth
+
+    def scaled(self, image_size_wh: tuple[int, int]) -> "Question":
+        """Return the question about the scene drawn over an image of this size."""
+        scale_x, scale_y = image_size_wh[0] / CANVAS_PX, image_size_wh[1] / CANVAS_PX
+        parameters = dict(self.parameters)
+        match parameters.get("region"):
+            case [float(left), float(top), float(right), float(bottom)]:
+                parameters["region"] = list(_scaled_box((left, top, right, bottom), scale_x, scale_y))
+        truth = self.truth if isinstance(self.truth, TextTruth) else self.truth.scaled(scale_x, scale_y)
+        return replace(self, parameters=parameters, truth=truth)
+
+
+def _scaled_box(box: BoxXYXY, scale_x: float, scale_y: float) -> BoxXYXY:
+    return box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y
+
+
+def _scaled_ring(ring: Ring, scale_x: float, scale_y: float) -> Ring:
+    return tuple((x * scale_x, y * scale_y) for x, y in ring)
