@@ -1,0 +1,38 @@
+"""Start the service: check settings and artifacts, then hand over to BentoML.
+
+python -m service
+"""
+
+import os
+import sys
+
+from runners.artifacts import ArtifactError, read_manifest, verify_files
+from runners.model_store import artifact_folder
+from service.api_keys import ApiKeys
+from service.served_models import served_entries
+from service.settings import Settings, SettingsError, read_settings
+from tasks.catalog import CatalogError
+
+
+def main() -> None:
+    """Become `bentoml serve`, or stop with one line that says what to change."""
+    try:
+        settings = read_settings(os.environ)
+        _check(settings)
+    except (SettingsError, CatalogError, ArtifactError) as error:
+        sys.exit(f"diptych does not start: {error}")
+    address = ["--host", settings.host, "--port", str(settings.port)]
+    command = [sys.executable, "-m", "bentoml", "serve", "service.gateway:Gateway", *address]
+    os.execv(sys.executable, command)
+
+
+def _check(settings: Settings) -> None:
+    """Raise unless every served model has artifacts that are what their manifest says."""
+    ApiKeys.load(settings.api_keys_file)
+    for entry in served_entries(settings):
+        folder = artifact_folder(entry.id)
+        verify_files(folder, read_manifest(folder))
+
+
+if __name__ == "__main__":
+    main()

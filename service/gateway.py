@@ -1,0 +1,110 @@
+"""The entry point for BentoML: the gateway service, with an encoder and a decoder service for each served model.
+
+bentoml serve service.gateway:Gateway        (or python -m service, which checks settings and artifacts first)
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+import bentoml
+
+from runners.decoder_service import DecoderOptions, make_decoder_service
+from runners.encoder_service import NO_ACCESS_LOG, EncoderOptions, make_encoder_service
+from runners.model_store import artifact_folder
+from service.api_keys import ApiKeys
+from service.core import Core
+from service.logs import configure_logging
+from service.metrics import MODEL_INFO
+from service.rest import RestApi
+from service.runner_client import RunnerClient
+from service.served_models import ServedModel, ServedModels, load_served_model, served_entries
+from service.settings import Settings, settings
+
+logger = logging.getLogger(__name__)
+
+_SETTINGS = settings()
+_ENTRIES = served_entries(_SETTINGS)
+# BentoML drops what it expects to take longer than its limits: they lie above the request's own, which decides.
+_RUNNER_TIMEOUT_S = _SETTINGS.request_timeout_s * 2
+_REST = RestApi(_SETTINGS)
+
+
+def _encoder_options(values: Settings) -> EncoderOptions:
+    return EncoderOptions(
+        values.encoder_max_batch_size, _RUNNER_TIMEOUT_S * 1000, values.encoder_threads, _RUNNER_TIMEOUT_S
+    )
+
+
+def _decoder_options(values: Settings) -> DecoderOptions:
+    return DecoderOptions(
+        values.decoder_max_batch_size,
+        values.decoder_max_waiting,
+        values.decoder_threads,
+        values.device,
+        _RUNNER_TIMEOUT_S,
+    )
+
+
+def _attribute(part: str, index: int) -> str:
+    return f"{part}_{index}"
+
+
+class _Gateway:
+    """Answers requests: decodes images, calls the runners of each model, parses what they wrote."""
+
+    @bentoml.on_startup
+    async def start(self) -> None:
+        """Load what the gateway needs of each model and begin to answer."""
+        configure_logging()
+        api_keys = ApiKeys.load(_SETTINGS.api_keys_file)
+        models = {entry.id: load_served_model(entry, artifact_folder(entry.id)) for entry in _ENTRIES}
+        self._runners = {
+            entry.id: RunnerClient(
+                entry.id,
+                getattr(self, _attribute("encoder", index)).to_async,
+                getattr(self, _attribute("decoder", index)).to_async,
+            )
+            for index, entry in enumerate(_ENTRIES)
+        }
+        core = Core(ServedModels(models), self._runners, _SETTINGS.max_image_pixels, _SETTINGS.max_pending_requests)
+        for model in models.values():
+            _publish(model)
+        _REST.start(core, api_keys)
+        logger.info("serving %s", ", ".join(models))
+
+    async def __is_ready__(self) -> bool:
+        """Say whether every runner answers.
+
+        BentoML 1.4.40's own probe lets a refused connection escape, and its timeout middleware then holds the probe's
+        answer back until the request times out; it runs only where this says yes.
+        """
+        return all(await asyncio.gather(*(runner.is_ready() for runner in self._runners.values())))
+
+
+def _publish(model: ServedModel) -> None:
+    manifest = model.manifest
+    MODEL_INFO.labels(
+        model=model.id,
+        family=model.entry.family,
+        revision=manifest.revision or "",
+        precision=manifest.precision,
+        resolution=model.entry.resolution,
+        build_key=manifest.build_key,
+    ).set(1)
+
+
+def _make_gateway() -> Any:
+    """Return the gateway service, with the runners of every served model as its dependencies."""
+    dependencies = {}
+    for index, entry in enumerate(_ENTRIES):
+        encoder = make_encoder_service(entry.id, _encoder_options(_SETTINGS))
+        decoder = make_decoder_service(entry.id, _decoder_options(_SETTINGS))
+        dependencies[_attribute("encoder", index)] = bentoml.depends(encoder)
+        dependencies[_attribute("decoder", index)] = bentoml.depends(decoder)
+    inner = type("Gateway", (_Gateway,), {"__doc__": _Gateway.__doc__, "__module__": __name__, **dependencies})
+    service = bentoml.service(name="diptych", logging=NO_ACCESS_LOG, traffic={"timeout": _RUNNER_TIMEOUT_S})
+    return bentoml.asgi_app(_REST.app(), path="/")(service(inner))
+
+
+Gateway = _make_gateway()

@@ -1,0 +1,82 @@
+"""An image's bytes to checked RGB, and RGB to the pixels of one model.
+
+Format and size are read from the header and checked before any pixel is decoded. It knows no model.
+"""
+
+import io
+import time
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from service.errors import ImageTooLarge, UnsupportedImage
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+_BACKGROUND_RGB = (255, 255, 255)  # behind transparent pixels
+
+
+@dataclass(frozen=True, slots=True)
+class RgbImage:
+    """A decoded image, upright: its EXIF orientation is applied."""
+
+    image: Image.Image  # mode RGB
+    decode_s: float
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        """Width and height in pixels: the frame of every result."""
+        return self.image.size
+
+
+def decode_image(data: bytes, max_pixels: int) -> RgbImage:
+    """Return the upright RGB image; raise `UnsupportedImage` or `ImageTooLarge`."""
+    start_s = time.monotonic()
+    with warnings.catch_warnings():
+        # Pillow warns of sizes that our own limit decides on.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = _open(data)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageTooLarge(
+                f"the image has {width} x {height} = {width * height} pixels; at most {max_pixels} are allowed", "image"
+            )
+        rgb = _upright_rgb(image)
+    return RgbImage(rgb, time.monotonic() - start_s)
+
+
+def resize(image: RgbImage, size_wh: tuple[int, int], resample: int) -> NDArray[np.uint8]:
+    """Return pixels (H, W, 3) at exactly `size_wh`; the models squash, so the aspect ratio is not kept."""
+    return np.asarray(image.image.resize(size_wh, Image.Resampling(resample)), dtype=np.uint8)
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise UnsupportedImage(f"the image is not a {', '.join(FORMATS)} file that can be read", "image") from error
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        return _flatten(upright) if upright.has_transparency_data else _to_rgb(upright)
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        message = f"the {image.format} image is broken or cut off and cannot be decoded"
+        raise UnsupportedImage(message, "image") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey: RGB conversion would clip it
+        return Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Return `image` over white: transparent pixels hold any colour at all."""
+    rgba = image.convert("RGBA")
+    canvas = Image.new("RGBA", rgba.size, (*_BACKGROUND_RGB, 255))
+    return Image.alpha_composite(canvas, rgba).convert("RGB")

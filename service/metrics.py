@@ -1,0 +1,39 @@
+"""Prometheus metrics of requests, by model and task; the runners add their own."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)  # 1 ms to 60 s
+
+REQUESTS = Counter(
+    "diptych_requests_total",
+    "Answers given, one for each model of a comparison; status is ok or the error's code.",
+    ["api", "model", "task", "status"],
+)
+REQUEST_SECONDS = Histogram(
+    "diptych_request_seconds", "Time from image and task to answer.", ["model", "task"], buckets=_BUCKETS_S
+)
+STAGE_SECONDS = Histogram(
+    "diptych_stage_seconds", "Time of one stage of a request.", ["model", "task", "stage"], buckets=_BUCKETS_S
+)
+TIME_TO_FIRST_TOKEN_SECONDS = Histogram(
+    "diptych_time_to_first_token_seconds",
+    "Time from image and task to the first token.",
+    ["model", "task"],
+    buckets=_BUCKETS_S,
+)
+TIME_PER_OUTPUT_TOKEN_SECONDS = Histogram(
+    "diptych_time_per_output_token_seconds",
+    "Time of each token after the first.",
+    ["model", "task"],
+    buckets=_BUCKETS_S,
+)
+GENERATED_TOKENS = Counter("diptych_generated_tokens_total", "Tokens written.", ["model", "task"])
+UNPARSED_OUTPUTS = Counter(
+    "diptych_unparsed_outputs_total", "Answers whose text could not be read as a result.", ["model", "task"]
+)
+MODEL_INFO = Gauge(
+    "diptych_model_info",
+    "Served models; always 1.",
+    ["model", "family", "revision", "precision", "resolution", "build_key"],
+    multiprocess_mode="livemax",
+)

@@ -1,0 +1,101 @@
+"""The OpenAPI document, made from the task table and from the models of requests and answers."""
+
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from service.requests import CompareFields, GenerationFields, PredictFields
+from service.served_models import ServedModels
+from service.wire import AnswerJson, ComparisonJson, ErrorJson
+from tasks.table import TASKS, Task
+
+_REF_TEMPLATE = "#/components/schemas/{model}"
+_ERROR_STATUSES = {
+    "400": "an unknown field or a bad value",
+    "401": "no API key, or a wrong one",
+    "404": "no such model is served",
+    "413": "too many pixels or bytes",
+    "415": "not an image that can be read",
+    "422": "the model does not offer the task, or not this variant of it",
+    "429": "too much waits already; Retry-After tells how long to wait",
+    "503": "a runner is starting or gone",
+    "504": "the request's time ran out",
+}
+
+JsonObject = dict[str, Any]
+
+
+def openapi_document(models: ServedModels) -> JsonObject:
+    """Return the document for the served models."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Diptych",
+            "version": "1",
+            "description": "Florence-2 and PaliGemma behind one typed task API, side by side.",
+        },
+        "paths": {
+            "/v1/predict": {"post": _operation("predict", "Answer with one model.", "AnswerJson")},
+            "/v1/compare": {"post": _operation("compare", "Answer with several models at once.", "ComparisonJson")},
+            "/v1/models": {"get": _listing("listModels", "The served models and their comparison table.")},
+            "/v1/tasks": {"get": _listing("listTasks", "Every task with the schema of its parameters.")},
+        },
+        "components": {
+            "schemas": {
+                **_answer_schemas(),
+                "predict": _request_schema(PredictFields, models),
+                "compare": _request_schema(CompareFields, models),
+            },
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],
+    }
+
+
+def _operation(name: str, summary: str, answer: str) -> JsonObject:
+    body = {"schema": {"$ref": f"#/components/schemas/{name}"}}
+    errors = {status: _response(text, "ErrorJson") for status, text in _ERROR_STATUSES.items()}
+    return {
+        "operationId": name,
+        "summary": summary,
+        "requestBody": {"required": True, "content": {"multipart/form-data": body, "application/json": body}},
+        "responses": {"200": _response("the answer", answer), **errors},
+    }
+
+
+def _listing(name: str, summary: str) -> JsonObject:
+    schema = {"type": "object", "properties": {"object": {"const": "list"}, "data": {"type": "array"}}}
+    response = {"description": "the list", "content": {"application/json": {"schema": schema}}}
+    errors = {status: _response(_ERROR_STATUSES[status], "ErrorJson") for status in ("401", "503")}
+    return {"operationId": name, "summary": summary, "responses": {"200": response, **errors}}
+
+
+def _response(description: str, model: str) -> JsonObject:
+    schema = {"$ref": _REF_TEMPLATE.format(model=model)}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _answer_schemas() -> JsonObject:
+    wanted = [(model, "serialization") for model in (AnswerJson, ComparisonJson, ErrorJson)]
+    _, document = models_json_schema(wanted, ref_template=_REF_TEMPLATE)  # type: ignore[arg-type]
+    schemas: JsonObject = document["$defs"]
+    return schemas
+
+
+def _request_schema(fields_class: type[GenerationFields], models: ServedModels) -> JsonObject:
+    """Return one alternative for each task that a served model offers: its parameters and the common fields."""
+    offered = {task_id for model in models for task_id in model.entry.task_ids}
+    return {"oneOf": [_task_schema(fields_class, task) for task in TASKS.values() if task.id in offered]}
+
+
+def _task_schema(fields_class: type[GenerationFields], task: Task) -> JsonObject:
+    common = fields_class.model_json_schema()["properties"]
+    image = {"type": "string", "description": "a file in a form; a data: URL or base64 in JSON"}
+    parameters: JsonObject = task.json_schema()
+    return {
+        **parameters,
+        "title": task.id,
+        "description": task.description,
+        "properties": {"image": image, **common, "task": {"const": task.id}, **parameters["properties"]},
+        "required": ["image", "task", *parameters["required"]],
+    }

@@ -1,0 +1,126 @@
+"""One model's answer to one task: resize, encode, write, parse. Knows no HTTP."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+from runners.messages import SequenceSpec, Written
+from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
+from service.images import RgbImage, resize
+from service.requests import TaskRequest
+from service.runner_client import EncodedFeatures, RunnerClient, WrittenAnswers
+from service.served_models import ServedModel
+from tasks.errors import ParameterError, UnsupportedVariant
+from tasks.errors import UnsupportedTask as TaskNotOffered
+from tasks.generation import GeneratedText
+from tasks.prompts import Prompt
+from tasks.results import Result
+
+ParamsT = ParamSpec("ParamsT")
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    """Seconds of each stage of one answer."""
+
+    preprocess_s: float
+    encode_queue_s: float
+    encode_s: float
+    decode_queue_s: float
+    prefill_s: float
+    decode_s: float
+    postprocess_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one model answered."""
+
+    model: ServedModel
+    request: TaskRequest
+    image_size_wh: tuple[int, int]
+    result: Result
+    sequences: tuple[Written, ...]
+    times: StageTimes
+
+
+async def predict(
+    model: ServedModel, runners: RunnerClient, request: TaskRequest, image: RgbImage, deadline_s: float
+) -> Answer:
+    """Answer `request` with `model`; raise an error of the service's tree.
+
+    `deadline_s` is on the clock of `time.monotonic()`.
+    """
+    start_s = time.monotonic()
+    prompts = task_prompts(model, request, image)
+    try:
+        async with asyncio.timeout(deadline_s - time.monotonic()):
+            pixels, preprocess_s = await _timed(resize, image, model.manifest.image_size_wh, model.manifest.resample)
+            encoded = await runners.encode(pixels)
+            written = await runners.write(encoded.image_features, _specs(prompts, request, deadline_s))
+            result, postprocess_s = await _timed(_parse, model, request, written, image)
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"{model.id} did not answer in the time of the request") from error
+    times = _stage_times(image.decode_s + preprocess_s, encoded, written, postprocess_s, start_s - image.decode_s)
+    return Answer(model, request, image.size_wh, result, written.sequences, times)
+
+
+def task_prompts(model: ServedModel, request: TaskRequest, image: RgbImage) -> tuple[Prompt, ...]:
+    """Return the prompts of the task; raise `UnsupportedTask` or `InvalidRequest` before any work is done."""
+    try:
+        return model.language.task_prompts(model.entry, request.task.id, request.parameters, image.size_wh)
+    except TaskNotOffered as error:
+        raise UnsupportedTask(str(error), "task") from error
+    except UnsupportedVariant as error:
+        raise UnsupportedTask(str(error), error.param) from error
+    except ParameterError as error:
+        raise InvalidRequest(str(error), error.param) from error
+
+
+def _specs(prompts: tuple[Prompt, ...], request: TaskRequest, deadline_s: float) -> list[SequenceSpec]:
+    timeout_s = max(0.0, deadline_s - time.monotonic())
+    return [
+        SequenceSpec(
+            segments=[(segment.text, segment.is_control) for segment in prompt],
+            max_new_tokens=request.max_new_tokens,
+            temperature=request.temperature,
+            seed=request.seed,
+            timeout_s=timeout_s,
+        )
+        for prompt in prompts
+    ]
+
+
+def _parse(model: ServedModel, request: TaskRequest, written: WrittenAnswers, image: RgbImage) -> Result:
+    texts = [GeneratedText(s.text, tuple(s.token_ends), tuple(s.logprobs), s.finish_reason) for s in written.sequences]
+    return model.language.parse_answer(
+        request.task.id, request.parameters, texts, image.size_wh, request.mask_format, model.mask_decoder
+    )
+
+
+async def _timed(
+    function: Callable[ParamsT, ResultT], *args: ParamsT.args, **kwargs: ParamsT.kwargs
+) -> tuple[ResultT, float]:
+    """Run `function` in a thread, off the event loop; return its result and its seconds."""
+    start_s = time.monotonic()
+    result = await asyncio.to_thread(function, *args, **kwargs)
+    return result, time.monotonic() - start_s
+
+
+def _stage_times(
+    preprocess_s: float, encoded: EncodedFeatures, written: WrittenAnswers, postprocess_s: float, start_s: float
+) -> StageTimes:
+    return StageTimes(
+        preprocess_s=preprocess_s,
+        encode_queue_s=encoded.queue_s,
+        encode_s=encoded.encode_s,
+        decode_queue_s=written.queue_s,
+        prefill_s=written.prefill_s,
+        decode_s=written.decode_s,
+        postprocess_s=postprocess_s,
+        total_s=time.monotonic() - start_s,
+    )

@@ -1,0 +1,102 @@
+"""The fields of a request to typed values: the one validation of every interface.
+
+Fields come as JSON types. A field that the endpoint or the task does not know is an error that names it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import InvalidRequest
+from tasks.errors import ParameterError
+from tasks.parameters import TaskParameters, parse_parameters
+from tasks.results import MaskFormat
+from tasks.table import TASKS, Task
+
+MAX_NEW_TOKENS = 4096
+_MAX_SHOWN_CHARS = 80
+
+PARAMETER_NAMES = frozenset(parameter.name for task in TASKS.values() for parameter in task.parameters)
+
+
+class GenerationFields(BaseModel):
+    """The fields that every endpoint takes beside the task's parameters."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    task: str = Field(description="Task id, see GET /v1/tasks.")
+    max_new_tokens: int | None = Field(
+        None, ge=1, le=MAX_NEW_TOKENS, description="Most tokens to write; default is the checkpoint's own setting."
+    )
+    num_beams: int = Field(1, ge=1, le=1, description="Beams; only 1, greedy or sampled, so far.")
+    temperature: float = Field(0.0, ge=0, le=2, description="0 takes the likeliest token; above 0 samples.")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="Makes sampling repeatable.")
+    mask_format: MaskFormat = Field("polygon", description="polygon, or rle for COCO's run lengths.")
+
+
+class PredictFields(GenerationFields):
+    """Fields of POST /v1/predict."""
+
+    model: str | None = Field(None, description="Model id; default is the first that offers the task.")
+
+
+class CompareFields(GenerationFields):
+    """Fields of POST /v1/compare."""
+
+    models: Annotated[list[str], Field(min_length=1, max_length=32)] | None = Field(
+        None, description="Model ids; default is all that offer the task."
+    )
+
+
+FieldsT = TypeVar("FieldsT", bound=GenerationFields)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRequest:
+    """What a model is asked to do with an image."""
+
+    task: Task
+    parameters: TaskParameters
+    mask_format: MaskFormat
+    max_new_tokens: int | None
+    temperature: float
+    seed: int | None
+
+
+def parse_fields(fields_class: type[FieldsT], fields: Mapping[str, object]) -> tuple[FieldsT, TaskRequest]:
+    """Return the checked fields of an endpoint and the task that they ask for; raise `InvalidRequest`."""
+    common = _validate(fields_class, {name: value for name, value in fields.items() if name not in PARAMETER_NAMES})
+    if common.task not in TASKS:
+        raise InvalidRequest(f"task {_shown(common.task)} does not exist; the tasks are {', '.join(TASKS)}", "task")
+    task = TASKS[common.task]
+    try:
+        parameters = parse_parameters(task, {name: fields[name] for name in fields if name in PARAMETER_NAMES})
+    except ParameterError as error:
+        raise InvalidRequest(str(error), error.param) from error
+    return common, TaskRequest(
+        task, parameters, common.mask_format, common.max_new_tokens, common.temperature, common.seed
+    )
+
+
+def _validate(fields_class: type[FieldsT], fields: Mapping[str, object]) -> FieldsT:
+    try:
+        return fields_class.model_validate(fields)
+    except ValidationError as error:
+        raise _invalid_request(fields_class, error.errors()[0]) from error
+
+
+def _invalid_request(fields_class: type[BaseModel], detail: Any) -> InvalidRequest:
+    param = str(detail["loc"][0])
+    if detail["type"] == "extra_forbidden":
+        allowed = ", ".join(["image", *fields_class.model_fields, *sorted(PARAMETER_NAMES)])
+        return InvalidRequest(f"unknown field {_shown(param)}; the fields are {allowed}", param[:_MAX_SHOWN_CHARS])
+    if detail["type"] == "missing":
+        return InvalidRequest(f"{param} is missing: {fields_class.model_fields[param].description}", param)
+    return InvalidRequest(f"{param} is {_shown(detail['input'])}: {detail['msg']}", param)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}…"
