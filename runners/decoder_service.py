@@ -17,7 +17,7 @@ class DecoderOptions:
 
     max_batch_size: int  # sequences
     max_waiting: int  # sequences; more are refused
-    num_threads: int  # of torch; 0: it decides
+    num_threads: int  # of torch
     device: str  # "auto", "cpu" or "cuda"
     timeout_s: int
 

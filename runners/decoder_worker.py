@@ -27,8 +27,7 @@ class DecoderWorker:
     def load(self) -> None:
         """Check and load the artifacts and start the batch loop."""
         options = self._options
-        if options.num_threads:
-            torch.set_num_threads(options.num_threads)
+        torch.set_num_threads(options.num_threads)
         folder = artifact_folder(self._model_id)
         self._manifest = read_manifest(folder)
         verify_files(folder, self._manifest)

@@ -22,7 +22,7 @@ class EncoderOptions:
 
     max_batch_size: int  # images
     max_latency_ms: int  # BentoML drops a request that it expects to take longer
-    num_threads: int  # of ONNX Runtime; 0: it decides
+    num_threads: int  # of ONNX Runtime
     timeout_s: int
 
 

@@ -21,6 +21,8 @@ def main() -> None:
         _check(settings)
     except (SettingsError, CatalogError, ArtifactError) as error:
         sys.exit(f"diptych does not start: {error}")
+    # numpy decodes masks in the gateway, small ones: its threads would only wait for those of the runners.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     address = ["--host", settings.host, "--port", str(settings.port)]
     command = [sys.executable, "-m", "bentoml", "serve", "service.gateway:Gateway", *address]
     os.execv(sys.executable, command)

@@ -48,7 +48,7 @@ async def read_body(request: Request, max_bytes: int) -> RequestBody:
 
 def _check_declared_length(request: Request, max_bytes: int) -> None:
     declared = request.headers.get("content-length", "0")
-    if declared.isascii() and declared.isdigit() and int(declared) > max_bytes:
+    if declared.isascii() and declared.isdigit() and (len(declared) > 20 or int(declared) > max_bytes):
         raise _too_large(max_bytes)
 
 
@@ -97,7 +97,7 @@ def _image_of_text(image: object) -> bytes:
 
 
 async def _from_form(request: Request, body: bytes) -> RequestBody:
-    part_limits = {"max_files": 1, "max_fields": _MAX_FORM_FIELDS, "max_part_size": len(body) + 1}
+    part_limits = {"max_files": 2, "max_fields": _MAX_FORM_FIELDS, "max_part_size": len(body) + 1}
     try:
         form = await MultiPartParser(request.headers, _chunks(body), **part_limits).parse()
     except (MultiPartException, MultipartParseError, KeyError, ValueError) as error:

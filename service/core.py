@@ -53,7 +53,7 @@ class Core:
     async def predict(self, image: bytes, fields: Mapping[str, object], context: RequestContext) -> Answer:
         """Answer with one model; raise an error of the service's tree."""
         common, request = parse_fields(PredictFields, fields)
-        model = self.models.get(common.model) if common.model else self.models.offering(request.task.id)[0]
+        model = self.models.get(common.model) if common.model is not None else self.models.offering(request.task.id)[0]
         with self._admitted():
             rgb = await asyncio.to_thread(decode_image, image, self._max_image_pixels)
             outcome = await self._answer(model, request, rgb, context)

@@ -5,6 +5,7 @@ bentoml serve service.gateway:Gateway        (or python -m service, which checks
 
 import asyncio
 import logging
+import os
 from typing import Any
 
 import bentoml
@@ -30,9 +31,17 @@ _RUNNER_TIMEOUT_S = _SETTINGS.request_timeout_s * 2
 _REST = RestApi(_SETTINGS)
 
 
+def _num_threads(setting: int) -> int:
+    """Return the threads of one runner: more than the cores, over all runners, would only wait for each other."""
+    return setting or max(1, len(os.sched_getaffinity(0)) // (2 * len(_ENTRIES)))
+
+
 def _encoder_options(values: Settings) -> EncoderOptions:
     return EncoderOptions(
-        values.encoder_max_batch_size, _RUNNER_TIMEOUT_S * 1000, values.encoder_threads, _RUNNER_TIMEOUT_S
+        values.encoder_max_batch_size,
+        _RUNNER_TIMEOUT_S * 1000,
+        _num_threads(values.encoder_threads),
+        _RUNNER_TIMEOUT_S,
     )
 
 
@@ -40,7 +49,7 @@ def _decoder_options(values: Settings) -> DecoderOptions:
     return DecoderOptions(
         values.decoder_max_batch_size,
         values.decoder_max_waiting,
-        values.decoder_threads,
+        _num_threads(values.decoder_threads),
         values.device,
         _RUNNER_TIMEOUT_S,
     )

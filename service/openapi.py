@@ -66,7 +66,7 @@ def _operation(name: str, summary: str, answer: str) -> JsonObject:
 def _listing(name: str, summary: str) -> JsonObject:
     schema = {"type": "object", "properties": {"object": {"const": "list"}, "data": {"type": "array"}}}
     response = {"description": "the list", "content": {"application/json": {"schema": schema}}}
-    errors = {status: _response(_ERROR_STATUSES[status], "ErrorJson") for status in ("401", "503")}
+    errors = {status: _response(_ERROR_STATUSES[status], "ErrorJson") for status in ("400", "401", "503")}
     return {"operationId": name, "summary": summary, "responses": {"200": response, **errors}}
 
 

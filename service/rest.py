@@ -104,7 +104,7 @@ class RestApi:
         header = request.headers.get("x-deadline-ms")
         if header is None:
             return self._settings.request_timeout_s
-        if not (header.isascii() and header.isdigit()) or int(header) == 0:
+        if not (header.isascii() and header.isdigit() and len(header) <= 15) or int(header) == 0:
             raise InvalidRequest(f"X-Deadline-Ms must be a whole number of milliseconds above 0, not {header[:40]!r}")
         return min(int(header) / 1000, self._settings.request_timeout_s)
 

@@ -23,7 +23,7 @@ from service.errors import (
 
 ResultT = TypeVar("ResultT")
 
-_READY_TIMEOUT_S = 5
+_READY_TIMEOUT_S = 1
 
 
 class EncoderApi(Protocol):

@@ -61,7 +61,7 @@ class ServedModels:
             return self._models[model_id]
         except KeyError as error:
             raise UnknownModel(
-                f"no model {model_id!r} is served; there are {', '.join(self._models)}", param
+                f"no model {model_id[:80]!r} is served; there are {', '.join(self._models)}", param
             ) from error
 
     def offering(self, task_id: str) -> tuple[ServedModel, ...]:

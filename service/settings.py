@@ -42,12 +42,12 @@ class Settings(BaseModel):
     request_timeout_s: int = Field(60, ge=1, le=3600, description="Time for one request, seconds.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where decoders run; auto takes CUDA if there.")
     encoder_max_batch_size: int = Field(8, ge=1, le=256, description="Most images in one batch of an encoder.")
-    encoder_threads: int = Field(0, ge=0, le=256, description="Threads of one encoder; 0 is ONNX Runtime's choice.")
+    encoder_threads: int = Field(0, ge=0, le=256, description="Threads of one encoder; 0 shares the cores out evenly.")
     decoder_max_batch_size: int = Field(16, ge=1, le=256, description="Most sequences in one batch of a decoder.")
     decoder_max_waiting: int = Field(
         256, ge=1, le=100_000, description="Most sequences that wait for a decoder; more are refused with 429."
     )
-    decoder_threads: int = Field(0, ge=0, le=256, description="Threads of one decoder; 0 is torch's choice.")
+    decoder_threads: int = Field(0, ge=0, le=256, description="Threads of one decoder; 0 shares the cores out evenly.")
 
     @field_validator("models", mode="before")
     @classmethod

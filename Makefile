@@ -1,0 +1,36 @@
+# make serve   environment, artifacts of the embedded models, service on port 3000
+# make test    everything that is checked: style, types, tests
+
+PYTHON ?= python3.11
+VENV := .venv
+PY := $(VENV)/bin/python
+EMBEDDED := florence-2-mini paligemma-mini
+
+export BENTOML_HOME ?= $(CURDIR)/.bentoml
+export BENTOML_DO_NOT_TRACK ?= True
+
+.PHONY: serve export test check clean
+
+serve: export
+	$(PY) -m service
+
+export: $(VENV)/installed-export
+	$(PY) -m export --if-changed $(EMBEDDED)
+
+test: check export
+	$(PY) -m pytest
+
+check: $(VENV)/installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy service runners tasks export tests
+
+$(VENV)/installed-%: requirements-%.txt requirements.txt | $(VENV)/bin/python
+	$(PY) -m pip install --quiet -r $<
+	touch $@
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) .bentoml build

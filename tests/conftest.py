@@ -1,0 +1,43 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.export_cli import EMBEDDED, ModelStore
+from tests.support.running_service import RunningService, running_service
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
+    """A model store into which both embedded models were exported."""
+    store = ModelStore(tmp_path_factory.mktemp("bentoml"))
+    run = store.export(*EMBEDDED)
+    assert run.returncode == 0, run.stderr
+    return store
+
+
+@pytest.fixture(params=EMBEDDED)
+def model_id(request: pytest.FixtureRequest) -> str:
+    """Each embedded model."""
+    return str(request.param)
+
+
+@pytest.fixture
+def artifacts(exported: ModelStore, model_id: str) -> Path:
+    """The artifact folder of an embedded model."""
+    return exported.newest(model_id)
+
+
+@pytest.fixture(scope="session")
+def service(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """The whole service with both embedded models and default settings."""
+    with running_service(exported.home, tmp_path_factory.mktemp("service") / "service.log") as running:
+        yield running
+
+
+@pytest.fixture
+def client(service: RunningService) -> Iterator[httpx.Client]:
+    """A client of the running service."""
+    with service.client() as http:
+        yield http

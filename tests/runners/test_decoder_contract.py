@@ -1,0 +1,53 @@
+"""The fake decoder and the real ones keep the same contract."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from runners.artifacts import read_manifest
+from runners.decoders import load_decoder
+from runners.generation import Decoder
+from runners.sequences import SequenceRequest, SequenceTooLong
+from tests.support.export_cli import EMBEDDED, ModelStore
+from tests.support.fake_decoder import FakeDecoder
+
+
+@pytest.fixture(params=["fake", *EMBEDDED])
+def decoder(request: pytest.FixtureRequest, exported: ModelStore) -> Decoder[Any]:
+    if request.param == "fake":
+        return FakeDecoder()
+    folder = exported.newest(request.param)
+    return load_decoder(folder, read_manifest(folder).family, "float32", "cpu")
+
+
+def requests(decoder: Decoder[Any]) -> list[SequenceRequest]:
+    prompts = [decoder.prompt_ids([(text, False)]) for text in ("abc", "a")]
+    return [SequenceRequest(torch.zeros(16, 128), prompt, max_new_tokens=4) for prompt in prompts]
+
+
+def test_prompt_ids_differ_by_prompt(decoder: Decoder[Any]) -> None:
+    assert decoder.prompt_ids([("abc", False)]) != decoder.prompt_ids([("cab", False)])
+
+
+def test_text_has_an_offset_for_each_token(decoder: Decoder[Any]) -> None:
+    ids = decoder.prompt_ids([("abc", False)])
+    text, ends = decoder.decode_text(ids)
+    assert "abc" in text
+    assert len(ends) == len(ids)
+    assert ends[-1] == len(text)
+
+
+def test_a_step_gives_a_row_of_logits_for_each_sequence(decoder: Decoder[Any]) -> None:
+    with torch.inference_mode():
+        state, logits = decoder.prefill(requests(decoder))
+        after = decoder.decode_step(state, torch.tensor([3, 4]))
+    assert logits.shape == after.shape
+    assert logits.shape[0] == 2
+    assert not torch.equal(logits, after)
+
+
+def test_what_is_read_must_fit_the_positions(decoder: Decoder[Any]) -> None:
+    assert decoder.max_new_tokens(4) >= 1
+    with pytest.raises(SequenceTooLong):
+        decoder.max_new_tokens(100_000)

@@ -1,0 +1,16 @@
+"""Answers as a decoder would return them, for tests of parsers."""
+
+import re
+from collections.abc import Callable
+
+from tasks.generation import GeneratedText
+
+_TOKEN = re.compile(r"<[^<>\s]*>|\s?[^<>\s]+|.", re.DOTALL)
+
+
+def generated(text: str, logprob_of: Callable[[str], float] = lambda token: -0.5) -> GeneratedText:
+    """Return `text` as generated: a token for each control token and each word, with its log-probability."""
+    tokens = list(_TOKEN.finditer(text))
+    return GeneratedText(
+        text, tuple(t.end() for t in tokens), tuple(logprob_of(t.group().strip()) for t in tokens), "stop"
+    )

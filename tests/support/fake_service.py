@@ -1,0 +1,102 @@
+"""The real core over fake runners, with the embedded models' catalog entries and hand-made manifests."""
+
+import base64
+import io
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+from runners.artifacts import Manifest
+from service.core import Core, RequestContext
+from service.runner_client import RunnerClient
+from service.served_models import ServedModel, ServedModels
+from tasks.catalog import CatalogEntry
+from tasks.paligemma import MaskDecoder
+from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT
+from tests.support.fake_runners import FakeDecoder, FakeEncoder
+
+FLORENCE_ID, PALIGEMMA_ID = FLORENCE.id, PALIGEMMA.id
+IMAGE_SIZE_WH = (640, 480)
+INPUT_SIZE_WH = (192, 96)  # not a square, so that a swap of the two shows
+NUM_IMAGE_TOKENS = 37
+
+# What the fake decoders write, by prompt.
+FLORENCE_ANSWERS = {
+    "What does the image describe?": "a red circle",
+    "Locate the objects with category name in the image.": "red circle<loc_100><loc_200><loc_500><loc_600>",
+    "Locate red circle in the image.": "red circle<loc_100><loc_200><loc_500><loc_600>",
+    "Locate blue square in the image.": "",
+    "Locate red circle in the image with mask": "<loc_100><loc_200><loc_500><loc_200><loc_500><loc_600>",
+    "What is the text in the image?": "HELLO",
+    "What is the text in the image, with regions?": "HI" + "".join(f"<loc_{bin}>" for bin in (1, 2, 9, 2, 9, 8, 1, 8)),
+}
+PALIGEMMA_ANSWERS = {
+    "caption en": "red circle",
+    "detect red circle": "<loc0200><loc0100><loc0600><loc0500> red circle",
+    "segment red circle": "<loc0200><loc0100><loc0600><loc0500>" + "<seg000>" * 16 + " red circle",
+    "ocr": "HELLO",
+    "answer en what is it?": "circle",
+}
+
+
+def served(entry: CatalogEntry) -> ServedModel:
+    """Return a model as the gateway serves it, with a hand-made manifest."""
+    manifest = Manifest(
+        model_id=entry.id,
+        family=entry.family,
+        source=entry.source,
+        revision=None,
+        build_key="0" * 64,
+        precision="float32",
+        image_size_wh=INPUT_SIZE_WH,
+        resample=Image.Resampling.BICUBIC,
+        num_image_tokens=NUM_IMAGE_TOKENS,
+        hidden_size=1,
+        versions={},
+        files={},
+        parity={},
+    )
+    masks = ROOT / entry.source / (entry.mask_decoder or "none")
+    return ServedModel(entry, manifest, MaskDecoder.load(masks) if masks.is_file() else None)
+
+
+def served_models(*entries: CatalogEntry) -> ServedModels:
+    """Return the embedded models, or those of `entries`, as the gateway serves them."""
+    return ServedModels({entry.id: served(entry) for entry in entries or (FLORENCE, PALIGEMMA)})
+
+
+def make_core(
+    encoders: Mapping[str, FakeEncoder] | None = None,
+    decoders: Mapping[str, FakeDecoder] | None = None,
+    max_image_pixels: int = 1_000_000,
+    max_pending: int = 8,
+) -> Core:
+    """Return a core over both embedded models, whose runners are fakes unless a test gives its own."""
+    texts = {FLORENCE_ID: FLORENCE_ANSWERS, PALIGEMMA_ID: PALIGEMMA_ANSWERS}
+    encoders = {model_id: FakeEncoder() for model_id in texts} | dict(encoders or {})
+    decoders = {model_id: FakeDecoder(answers) for model_id, answers in texts.items()} | dict(decoders or {})
+    runners = {model_id: RunnerClient(model_id, encoders[model_id], decoders[model_id]) for model_id in texts}
+    return Core(served_models(), runners, max_image_pixels, max_pending)
+
+
+def context(request_id: str = "request-1", timeout_s: float = math.inf) -> RequestContext:
+    """Return the context of a request that has `timeout_s` left."""
+    return RequestContext(request_id, "test", time.monotonic() + timeout_s)
+
+
+def encoded(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
+    """Return the image as the bytes of a file."""
+    file = io.BytesIO()
+    image.save(file, image_format, **options)
+    return file.getvalue()
+
+
+def data_url(data: bytes) -> str:
+    """Return the bytes as a data: URL."""
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+PNG = encoded(Image.new("RGB", IMAGE_SIZE_WH, (200, 30, 30)))

@@ -1,0 +1,89 @@
+"""The service as a user starts it: `python -m service` with all its processes, on a free port."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tests.support.export_cli import ROOT
+
+_START_TIMEOUT_S = 120
+_STOP_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class RunningService:
+    """A started service."""
+
+    url: str
+    process: subprocess.Popen[str]
+    log: Path
+
+    def client(self) -> httpx.Client:
+        """Return an HTTP client of the service."""
+        return httpx.Client(base_url=self.url, timeout=60)
+
+    def is_ready(self) -> bool:
+        """Say whether the service says that it is ready."""
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=30).is_success
+        except httpx.TransportError:
+            return False
+
+    def wait_until_ready(self, timeout_s: float) -> None:
+        """Return when the service is ready; raise if it ends, or is not ready in time."""
+        deadline_s = time.monotonic() + timeout_s
+        while not self.is_ready():
+            if self.process.poll() is not None or time.monotonic() > deadline_s:
+                raise RuntimeError(f"the service is not ready: {self.log.read_text()[-4000:]}")
+            time.sleep(0.1)
+
+    def pids_of(self, part: str) -> list[int]:
+        """Return the processes of one of the service's parts, such as `florence-2-mini-decoder`."""
+        listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+        rows = [line.split(None, 2) for line in listing.splitlines()[1:]]
+        wanted = f"--service-name {part} "
+        return [int(pid) for pid, parent, args in rows if int(parent) == self.process.pid and wanted in args]
+
+
+@contextmanager
+def running_service(bentoml_home: Path, log: Path, **settings: str) -> Iterator[RunningService]:
+    """Start the service with `settings` (environment variables), yield it when ready, stop it with SIGTERM."""
+    port = free_port()
+    with log.open("w") as log_file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            cwd=ROOT,
+            env=service_environment(bentoml_home, DIPTYCH_PORT=str(port), **settings),
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+    service = RunningService(f"http://127.0.0.1:{port}", process, log)
+    try:
+        service.wait_until_ready(_START_TIMEOUT_S)
+        yield service
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(_STOP_TIMEOUT_S)
+
+
+def service_environment(bentoml_home: Path, **settings: str) -> dict[str, str]:
+    """Return the environment of a service that is to start."""
+    return os.environ | {"BENTOML_HOME": str(bentoml_home), "BENTOML_DO_NOT_TRACK": "True"} | settings
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
