@@ -6,11 +6,13 @@ Form values are text; they become the JSON types that the same field has in a JS
 import base64
 import binascii
 import json
+import re
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 
 from python_multipart.exceptions import MultipartParseError
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -19,6 +21,9 @@ from tasks.parameter_kinds import BoxParameter, TextListParameter
 from tasks.table import TASKS
 
 _MAX_FORM_FIELDS = 200
+_CHARSET = re.compile(
+    r";\s*charset=[^;]*", re.IGNORECASE
+)  # forms are UTF-8; some decoders of Python take quadratic time
 _LISTS = {
     "models",
     *(p.name for t in TASKS.values() for p in t.parameters if isinstance(p, TextListParameter | BoxParameter)),
@@ -67,7 +72,7 @@ def _too_large(max_bytes: int) -> PayloadTooLarge:
 
 def _from_json(body: bytes) -> RequestBody:
     try:
-        document = json.loads(body, parse_constant=_refuse_constant)
+        document = json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is not JSON: {str(error)[:200]}") from error
     if not isinstance(document, dict):
@@ -75,6 +80,13 @@ def _from_json(body: bytes) -> RequestBody:
     if "image" not in document:
         raise _no_image()
     return RequestBody(_image_of_text(document.pop("image")), document)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    for name, count in Counter(name for name, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"{name[:80]!r} is there {count} times; send it once")
+    return dict(pairs)
 
 
 def _refuse_constant(name: str) -> float:
@@ -97,9 +109,12 @@ def _image_of_text(image: object) -> bytes:
 
 
 async def _from_form(request: Request, body: bytes) -> RequestBody:
+    if not body.rstrip(b"\r\n").endswith(b"--"):
+        raise InvalidRequest("the multipart body is cut off: its closing boundary is missing")
+    headers = Headers({"content-type": _CHARSET.sub("", request.headers["content-type"])})
     part_limits = {"max_files": 2, "max_fields": _MAX_FORM_FIELDS, "max_part_size": len(body) + 1}
     try:
-        form = await MultiPartParser(request.headers, _chunks(body), **part_limits).parse()
+        form = await MultiPartParser(headers, _chunks(body), **part_limits).parse()
     except (MultiPartException, MultipartParseError, KeyError, ValueError) as error:
         raise InvalidRequest(f"the multipart body cannot be read: {str(error)[:200]}") from error
     try:

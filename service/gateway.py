@@ -5,7 +5,9 @@ bentoml serve service.gateway:Gateway        (or python -m service, which checks
 
 import asyncio
 import logging
+import math
 import os
+import sys
 from typing import Any
 
 import bentoml
@@ -71,8 +73,8 @@ class _Gateway:
         self._runners = {
             entry.id: RunnerClient(
                 entry.id,
-                getattr(self, _attribute("encoder", index)).to_async,
-                getattr(self, _attribute("decoder", index)).to_async,
+                _lasting(getattr(self, _attribute("encoder", index)).to_async),
+                _lasting(getattr(self, _attribute("decoder", index)).to_async),
             )
             for index, entry in enumerate(_ENTRIES)
         }
@@ -89,6 +91,16 @@ class _Gateway:
         answer back until the request times out; it runs only where this says yes.
         """
         return all(await asyncio.gather(*(runner.is_ready() for runner in self._runners.values())))
+
+
+def _lasting(client: Any) -> Any:
+    """Return a runner's client that keeps its session.
+
+    BentoML 1.4.40 closes it every 100 requests and every 300 s, with all requests that are in flight on it.
+    """
+    client._session_manager.max_requests = sys.maxsize
+    client._session_manager.max_age = math.inf
+    return client
 
 
 def _publish(model: ServedModel) -> None:

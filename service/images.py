@@ -9,13 +9,23 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from service.errors import ImageTooLarge, UnsupportedImage
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow raises and warns above its own limit; ours is checked below
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+# By EXIF orientation, as Pillow's ImageOps.exif_transpose, which also rewrites the tags and fails where one is odd.
+_TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _BACKGROUND_RGB = (255, 255, 255)  # behind transparent pixels
 
 
@@ -60,17 +70,18 @@ def _open(data: bytes) -> Image.Image:
 def _upright_rgb(image: Image.Image) -> Image.Image:
     try:
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        return _flatten(upright) if upright.has_transparency_data else _to_rgb(upright)
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        rgb = _to_rgb(image)
+        return rgb if turn is None else rgb.transpose(turn)
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         message = f"the {image.format} image is broken or cut off and cannot be decoded"
         raise UnsupportedImage(message, "image") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey: RGB conversion would clip it
+    if image.mode.startswith("I"):  # 16-bit grey: conversion would clip it; a tone that means transparent is kept
         return Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+    return _flatten(image) if image.has_transparency_data else image.convert("RGB")
 
 
 def _flatten(image: Image.Image) -> Image.Image:

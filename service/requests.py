@@ -67,6 +67,7 @@ class TaskRequest:
 
 def parse_fields(fields_class: type[FieldsT], fields: Mapping[str, object]) -> tuple[FieldsT, TaskRequest]:
     """Return the checked fields of an endpoint and the task that they ask for; raise `InvalidRequest`."""
+    _check_names(fields_class, fields)
     common = _validate(fields_class, {name: value for name, value in fields.items() if name not in PARAMETER_NAMES})
     if common.task not in TASKS:
         raise InvalidRequest(f"task {_shown(common.task)} does not exist; the tasks are {', '.join(TASKS)}", "task")
@@ -80,6 +81,16 @@ def parse_fields(fields_class: type[FieldsT], fields: Mapping[str, object]) -> t
     )
 
 
+def _check_names(fields_class: type[BaseModel], fields: Mapping[str, object]) -> None:
+    known = fields_class.model_fields
+    for name in fields:
+        if name not in known and name not in PARAMETER_NAMES:
+            allowed = ", ".join(["image", *known, *sorted(PARAMETER_NAMES)])
+            # a lone surrogate cannot be sent back
+            param = name[:_MAX_SHOWN_CHARS].encode(errors="replace").decode()
+            raise InvalidRequest(f"unknown field {_shown(name)}; the fields are {allowed}", param)
+
+
 def _validate(fields_class: type[FieldsT], fields: Mapping[str, object]) -> FieldsT:
     try:
         return fields_class.model_validate(fields)
@@ -89,9 +100,6 @@ def _validate(fields_class: type[FieldsT], fields: Mapping[str, object]) -> Fiel
 
 def _invalid_request(fields_class: type[BaseModel], detail: Any) -> InvalidRequest:
     param = str(detail["loc"][0])
-    if detail["type"] == "extra_forbidden":
-        allowed = ", ".join(["image", *fields_class.model_fields, *sorted(PARAMETER_NAMES)])
-        return InvalidRequest(f"unknown field {_shown(param)}; the fields are {allowed}", param[:_MAX_SHOWN_CHARS])
     if detail["type"] == "missing":
         return InvalidRequest(f"{param} is missing: {fields_class.model_fields[param].description}", param)
     return InvalidRequest(f"{param} is {_shown(detail['input'])}: {detail['msg']}", param)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -96,7 +97,9 @@ class RestApi:
                 Route("/v1/tasks", self.list_tasks, methods=["GET"]),
                 Route("/openapi.json", self.openapi, methods=["GET"]),
                 Route("/docs", self.docs, methods=["GET"]),
-            ]
+                Route("/v1/{path:path}", _no_such_path),
+            ],
+            exception_handlers={HTTPException: _http_error},
         )
 
     def timeout_s(self, request: Request) -> float:
@@ -172,11 +175,22 @@ def _json(body: BaseModel) -> Response:
     return Response(body.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
-def _error_response(error: ServiceError, request_id: str) -> Response:
+async def _no_such_path(_request: Request) -> Response:
+    raise HTTPException(404)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Answer an unknown path or a wrong method in the form of every other error."""
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    message = f"{request.method} {request.url.path[:80]} does not exist; GET /docs shows what does"
+    return _error_response(InvalidRequest(message), _request_id(request), status)
+
+
+def _error_response(error: ServiceError, request_id: str, status: int | None = None) -> Response:
     if not error.is_recorded:
         record_error(error, _API, request_id)
     body = ErrorJson(error=error_detail(error, request_id))
     headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded) else {}
     if error.code == "unauthorized":
         headers["WWW-Authenticate"] = "Bearer"
-    return Response(body.model_dump_json(), STATUSES[error.code], headers, "application/json")
+    return Response(body.model_dump_json(), status or STATUSES[error.code], headers, "application/json")

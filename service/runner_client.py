@@ -1,11 +1,13 @@
 """Calls to the runners of one model, with every way they can fail turned into an error of the service's tree."""
 
+import logging
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
-import httpx
+import aiohttp
 import numpy as np
 from bentoml.exceptions import BentoMLException, ServiceUnavailable
 from numpy.typing import NDArray
@@ -20,6 +22,8 @@ from service.errors import (
     Overloaded,
     ServiceError,
 )
+
+logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
@@ -82,14 +86,14 @@ class RunnerClient:
         """Return the image features of resized RGB `pixels` (H, W, 3)."""
         start_s = time.monotonic()
         with self._encode_depth.track_inprogress():
-            (encoded,) = await self._call("encoder", self._encoder.encode(images=[Array.of(pixels)]))
+            (encoded,) = await self._call("encoder", partial(self._encoder.encode, images=[Array.of(pixels)]))
         waited_s = time.monotonic() - start_s - encoded.encode_s
         return EncodedFeatures(encoded.image_features, encoded.encode_s, max(0.0, waited_s))
 
     async def write(self, image_features: Array, specs: Sequence[SequenceSpec]) -> WrittenAnswers:
         """Return the written sequences, in order; raise the error of the first that failed."""
         start_s = time.monotonic()
-        call = self._decoder.write(image_features=image_features, sequences=list(specs))
+        call = partial(self._decoder.write, image_features=image_features, sequences=list(specs))
         sequences = tuple(_written(outcome) for outcome in await self._call("decoder", call))
         slowest = max(sequences, key=lambda sequence: sequence.queue_s + sequence.prefill_s + sequence.decode_s)
         waited_s = time.monotonic() - start_s - slowest.prefill_s - slowest.decode_s
@@ -99,21 +103,34 @@ class RunnerClient:
         """Say whether both runners answer."""
         try:
             return all([await self._encoder.is_ready(_READY_TIMEOUT_S), await self._decoder.is_ready(_READY_TIMEOUT_S)])
-        except httpx.TransportError:
+        except (aiohttp.ClientError, TimeoutError):
             return False
 
-    async def _call(self, part: str, call: Awaitable[ResultT]) -> ResultT:
+    async def _call(self, part: str, call: Callable[[], Awaitable[ResultT]]) -> ResultT:
         try:
-            return await call
+            return await _with_one_retry(call)
         except ServiceUnavailable as error:
             raise Overloaded(f"the {part} of {self._model_id} has more to do than it can in time; try later") from error
-        except httpx.TimeoutException as error:
+        except TimeoutError as error:
             raise DeadlineExceeded(f"the {part} of {self._model_id} did not answer in time") from error
-        except httpx.TransportError as error:
+        except aiohttp.ClientError as error:
+            logger.warning("the %s of %s was not reached: %r", part, self._model_id, error)
             message = f"the {part} of {self._model_id} is starting or was restarted; try again in a few seconds"
             raise NotReady(message) from error
         except BentoMLException as error:
             raise InternalError(f"the {part} of {self._model_id} failed") from error
+
+
+async def _with_one_retry(call: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    """Ask again if the connection broke: it was idle and just closed, or the runner died.
+
+    Asking twice is safe, as an answer depends on nothing but its request.
+    """
+    try:
+        return await call()
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+        logger.warning("asking a runner again: %r", error)
+        return await call()
 
 
 def _written(outcome: Any) -> Written:

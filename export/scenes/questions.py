@@ -85,7 +85,7 @@ def _phrase_grounding(scene: Scene, rng: Generator) -> Iterator[Question]:
 
 def _segmentation(drawn: SceneObject) -> Iterator[Question]:
     task, truth = "instance_segmentation", InstancesTruth((outline_xy(drawn),))
-    yield Question(f"{task} phrase", task, {"phrase": with_article(drawn.name)}, truth)
+    yield Question(f"{task} phrase", task, {"phrase": drawn.name}, truth)
     yield Question(f"{task} region", task, {"region": list(box_xyxy(drawn))}, truth)
 
 

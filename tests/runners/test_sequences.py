@@ -38,9 +38,9 @@ def write(rules: GenerationRules, wanted: SequenceRequest, logits: Tensor) -> Ge
 
 
 def test_end_token_stops() -> None:
-    assert write(FREE, request(), preferring(1)) == GeneratedSequence(
-        (1,), (pytest.approx(math.log(math.exp(9) / (math.exp(9) + 9)), abs=1e-5),), "stop"
-    )
+    written = write(FREE, request(), preferring(1))
+    assert (written.token_ids, written.finish_reason) == ((1,), "stop")
+    assert written.logprobs[0] == pytest.approx(math.log(math.exp(9) / (math.exp(9) + 9)), abs=1e-5)
 
 
 def test_max_new_tokens_ends_with_length() -> None:

@@ -8,7 +8,7 @@ from tasks.generation import GeneratedText
 _TOKEN = re.compile(r"<[^<>\s]*>|\s?[^<>\s]+|.", re.DOTALL)
 
 
-def generated(text: str, logprob_of: Callable[[str], float] = lambda token: -0.5) -> GeneratedText:
+def generated(text: str, logprob_of: Callable[[str], float] = lambda _: -0.5) -> GeneratedText:
     """Return `text` as generated: a token for each control token and each word, with its log-probability."""
     tokens = list(_TOKEN.finditer(text))
     return GeneratedText(

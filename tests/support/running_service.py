@@ -46,12 +46,11 @@ class RunningService:
                 raise RuntimeError(f"the service is not ready: {self.log.read_text()[-4000:]}")
             time.sleep(0.1)
 
-    def pids_of(self, part: str) -> list[int]:
-        """Return the processes of one of the service's parts, such as `florence-2-mini-decoder`."""
-        listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-        rows = [line.split(None, 2) for line in listing.splitlines()[1:]]
-        wanted = f"--service-name {part} "
-        return [int(pid) for pid, parent, args in rows if int(parent) == self.process.pid and wanted in args]
+    def parts(self) -> dict[str, int]:
+        """Return the process of each part: `diptych` is the gateway, `florence-2-mini-decoder` a runner."""
+        command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(self.process.pid)]
+        rows = [line.split() for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines()]
+        return {row[row.index("--service-name") + 1]: int(row[0]) for row in rows if "--service-name" in row}
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
@@ -26,8 +27,8 @@ def write_small_paligemma2(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def _config(source: Path) -> dict[str, object]:
-    config: dict[str, object] = json.loads((source / "config.json").read_text(encoding="utf-8"))
+def _config(source: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config["text_config"] = {
         "model_type": "gemma2",
         "hidden_size": 128,

@@ -1,0 +1,156 @@
+"""The models that can be served, read strictly from catalog.yaml.
+
+An entry is data about a checkpoint; whether its files are there, or where they end up, is not known here.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from tasks.table import FAMILY_NAMES, TASKS, Family
+
+QUESTION_FIELD = "{question}"
+TEMPLATE_TASK = "visual_question_answering"  # the one task whose prompt differs between fine-tuned checkpoints
+
+Precision = Literal["float32", "bfloat16"]
+
+_ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}")
+_REVISION = re.compile(r"[0-9a-f]{40}")
+
+
+class CatalogError(ValueError):
+    """The catalog is not as it must be; the message names entry, key, value and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOverride:
+    """What an entry changes of its family's row: a prompt template that makes it offer the task, or None: dropped."""
+
+    template: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry:
+    """One model: a checkpoint of a family."""
+
+    id: str
+    family: Family
+    source: str  # folder relative to the root of the repository, or hub id
+    revision: str | None  # commit of a hub source; None: the export takes the branch head and records its commit
+    organization: str
+    category: str
+    modality: str
+    license: str
+    release_date: str  # YYYY-MM
+    parameters: int
+    context_window: int  # tokens, image tokens included
+    resolution: int  # side of the square that images are resized to, px
+    precision: Precision
+    features: tuple[str, ...]
+    mask_decoder: str | None = None  # file inside the source folder, or hf:// address
+    tasks: Mapping[str, TaskOverride] = field(default_factory=dict)
+
+    def offers(self, task_id: str) -> bool:
+        """Say whether this model offers the task."""
+        return task_id in self.task_ids
+
+    @property
+    def task_ids(self) -> tuple[str, ...]:
+        """The tasks that this model offers, in the table's order."""
+        return tuple(task.id for task in TASKS.values() if self._offers_row(task.id))
+
+    def template(self, task_id: str) -> str | None:
+        """Return the entry's own prompt template of the task, if it has one."""
+        override = self.tasks.get(task_id)
+        return override.template if override else None
+
+    def _offers_row(self, task_id: str) -> bool:
+        if task_id in self.tasks:
+            return self.tasks[task_id].template is not None
+        return self.family in TASKS[task_id].families
+
+
+def load_catalog(path: Path) -> dict[str, CatalogEntry]:
+    """Read the catalog in file order; raise `CatalogError` for what is unknown, missing, not allowed or twice."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CatalogError(f"{path} cannot be read as YAML: {error}") from error
+    rows = document.get("models") if isinstance(document, dict) and set(document) == {"models"} else None
+    if not isinstance(rows, list):
+        raise CatalogError(f"{path} must hold one key, models, with a list")
+    entries: dict[str, CatalogEntry] = {}
+    for row in rows:
+        entry = parse_entry(row)
+        if entry.id in entries:
+            raise CatalogError(f"{path} has two entries {entry.id!r}")
+        entries[entry.id] = entry
+    return entries
+
+
+def parse_entry(row: object) -> CatalogEntry:
+    """Return one entry of the catalog; raise `CatalogError`."""
+    if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not _ID.fullmatch(row["id"]):
+        allowed = "a mapping with an id of lower-case letters, digits, '.' and '-'"
+        raise CatalogError(f"an entry must be {allowed}, not {row!r}")
+    entry_id = row["id"]
+    known = {each.name for each in fields(CatalogEntry)}
+    if unknown := set(row) - known:
+        raise CatalogError(f"{entry_id} has unknown keys {sorted(map(str, unknown))}; allowed are {sorted(known)}")
+    if missing := known - {"mask_decoder", "tasks"} - set(row):
+        raise CatalogError(f"{entry_id} lacks {sorted(missing)}")
+    for key, value in row.items():
+        _check_value(entry_id, key, value)
+    overrides = {task_id: _override(entry_id, task_id, value) for task_id, value in row.get("tasks", {}).items()}
+    entry = CatalogEntry(**{**row, "features": tuple(row["features"]), "tasks": overrides})
+    _check_mask_decoder(entry)
+    return entry
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {"family": FAMILY_NAMES, "precision": ("float32", "bfloat16")}
+_COUNTS = ("parameters", "context_window", "resolution")
+_PATTERNS = {"release_date": (_DATE, "YYYY-MM"), "revision": (_REVISION, "null or a commit of 40 hexadecimal digits")}
+
+
+def _check_value(entry_id: str, key: str, value: object) -> None:
+    def require(is_right: bool, allowed: str) -> None:
+        if not is_right:
+            raise CatalogError(f"{entry_id}: {key} must be {allowed}, not {value!r}")
+
+    if key in _CHOICES:
+        require(value in _CHOICES[key], f"one of {', '.join(_CHOICES[key])}")
+    elif key in _COUNTS:
+        require(isinstance(value, int) and not isinstance(value, bool) and value > 0, "a whole number above 0")
+    elif key == "features":
+        require(isinstance(value, list) and all(isinstance(each, str) for each in value), "a list of texts")
+    elif key == "tasks":
+        require(isinstance(value, dict), "a mapping of task ids")
+    elif value is None:
+        require(key in ("revision", "mask_decoder"), "a text")
+    else:
+        pattern, allowed = _PATTERNS.get(key, (re.compile(r".*\S.*"), "a text"))
+        require(isinstance(value, str) and bool(pattern.fullmatch(value)), allowed)
+
+
+def _override(entry_id: str, task_id: object, value: object) -> TaskOverride:
+    if not isinstance(task_id, str) or task_id not in TASKS:
+        raise CatalogError(f"{entry_id}: tasks names {task_id!r}; the tasks are {', '.join(TASKS)}")
+    if value is None:
+        return TaskOverride(None)
+    template = value.get("template") if isinstance(value, dict) and set(value) == {"template"} else None
+    if task_id != TEMPLATE_TASK or not isinstance(template, str) or template.count(QUESTION_FIELD) != 1:
+        allowed = f"null, or for {TEMPLATE_TASK} {{template: a text with {QUESTION_FIELD} once}}"
+        raise CatalogError(f"{entry_id}: tasks.{task_id} must be {allowed}, not {value!r}")
+    return TaskOverride(template)
+
+
+def _check_mask_decoder(entry: CatalogEntry) -> None:
+    needs = entry.family == "paligemma" and entry.offers("instance_segmentation")
+    if needs != (entry.mask_decoder is not None):
+        rule = "given for a paligemma model that offers instance_segmentation, and for no other"
+        raise CatalogError(f"{entry.id}: mask_decoder must be {rule}, not {entry.mask_decoder!r}")

@@ -1,0 +1,42 @@
+"""The two families behind one small interface: prompts of a task, and the typed result of what was generated."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import tasks.florence2
+import tasks.paligemma
+from tasks.catalog import CatalogEntry
+from tasks.generation import GeneratedText
+from tasks.paligemma import MaskDecoder
+from tasks.parameters import TaskParameters
+from tasks.prompts import Prompt
+from tasks.results import MaskFormat, Result
+from tasks.table import Family
+
+
+class FamilyLanguage(Protocol):
+    """What a family's module offers."""
+
+    def task_prompts(
+        self, entry: CatalogEntry, task_id: str, parameters: TaskParameters, image_size_wh: tuple[int, int]
+    ) -> tuple[Prompt, ...]:
+        """Return the prompts of a task, usually one.
+
+        Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` for a region that is not in the image.
+        """
+        ...
+
+    def parse_answer(
+        self,
+        task_id: str,
+        parameters: TaskParameters,
+        answers: Sequence[GeneratedText],
+        image_size_wh: tuple[int, int],
+        mask_format: MaskFormat,
+        mask_decoder: MaskDecoder | None,
+    ) -> Result:
+        """Return the typed result of the answers, which are in the order of the prompts."""
+        ...
+
+
+FAMILIES: dict[Family, FamilyLanguage] = {"florence2": tasks.florence2, "paligemma": tasks.paligemma}

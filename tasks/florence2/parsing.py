@@ -1,0 +1,119 @@
+"""Florence-2's answers as typed results.
+
+transformers, models/florence2/processing_florence2.py (Florence2PostProcessor) is the reference. Other than it we keep
+non-ASCII characters, '<' and newlines in labels, fractions of pixels, and a polygon whose `</poly>` is missing; we sort
+a box's corners, and leave out boxes without area and polygons of less than three points.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from tasks.florence2.grammar import Phrase, split_phrases, text_before_tokens, text_without_tokens
+from tasks.florence2.locations import dequantize
+from tasks.florence2.prompts import asked_per_prompt
+from tasks.generation import GeneratedText
+from tasks.geometry import bounding_box
+from tasks.labels import resolve_label
+from tasks.locations import Locations, in_pieces, span_of
+from tasks.parameters import TaskParameters
+from tasks.results import (
+    Detection,
+    DetectionsResult,
+    Instance,
+    InstancesResult,
+    MaskFormat,
+    Result,
+    Ring,
+    TextRegion,
+    TextRegionsResult,
+    TextResult,
+)
+from tasks.run_length import encode_rings
+from tasks.table import TASKS
+
+_MIN_POLYGON_LOCATIONS = 6  # three points
+
+
+def parse_answer(
+    task_id: str,
+    parameters: TaskParameters,
+    answers: Sequence[GeneratedText],
+    image_size_wh: tuple[int, int],
+    mask_format: MaskFormat,
+    mask_decoder: object,  # noqa: ARG001  # one interface for both families; this one writes polygons
+) -> Result:
+    """Return the typed result of the answers to `task_prompts`."""
+    asked = asked_per_prompt(task_id, parameters)
+    match TASKS[task_id].result_kind:
+        case "text":
+            read = text_without_tokens if parameters.region is None else text_before_tokens
+            text = read(answers[0].text)  # after that of a region the checkpoints write its box again
+            return TextResult(text, answers[0].is_read_as(text))
+        case "detections":
+            is_named = task_id != "region_proposal"
+            found = [
+                tuple(_detections(answer, names, is_named, image_size_wh))
+                for answer, names in zip(answers, asked, strict=True)
+            ]
+            is_parsed = all(map(GeneratedText.is_read_as, answers, found))
+            return DetectionsResult(tuple(detection for each in found for detection in each), is_parsed)
+        case "instances":
+            instances = tuple(_instances(answers[0], asked[0], image_size_wh, mask_format))
+            return InstancesResult(instances, answers[0].is_read_as(instances))
+        case "text_regions":
+            regions = tuple(_text_regions(answers[0], image_size_wh))
+            return TextRegionsResult(regions, answers[0].is_read_as(regions))
+
+
+def _detections(
+    answer: GeneratedText, asked: Sequence[str], is_named: bool, image_size_wh: tuple[int, int]
+) -> Iterator[Detection]:
+    """Yield the boxes; where boxes have a name, those without one are left out."""
+    for phrase in split_phrases(answer.text):
+        label = resolve_label(phrase.label, asked) if is_named else ""
+        for runs in _boxes(phrase, is_polygon="<poly>" in answer.text):
+            box = bounding_box(point for run in runs for point in _ring(run, image_size_wh))
+            if box and (label or not is_named):
+                spans = phrase.label_spans if is_named else ()
+                yield Detection(box, label, answer.score(*spans, *map(span_of, runs)))
+
+
+def _boxes(phrase: Phrase, is_polygon: bool) -> Iterable[Sequence[Locations]]:
+    """Return what each box is drawn around: two corners, or the polygons of an instance (open vocabulary detection)."""
+    if is_polygon:
+        return filter(None, map(_polygons, phrase.instances))
+    return ([piece] for instance in phrase.instances for run in instance for piece in in_pieces(run, 4))
+
+
+def _instances(
+    answer: GeneratedText, asked: Sequence[str], image_size_wh: tuple[int, int], mask_format: MaskFormat
+) -> Iterator[Instance]:
+    for phrase in split_phrases(answer.text):
+        for polygons in filter(None, map(_polygons, phrase.instances)):
+            rings = tuple(_ring(polygon, image_size_wh) for polygon in polygons)
+            if box := bounding_box(point for ring in rings for point in ring):
+                score = answer.score(*phrase.label_spans, *map(span_of, polygons))
+                label = resolve_label(phrase.label, asked)
+                mask = encode_rings(rings, image_size_wh) if mask_format == "rle" else None
+                yield Instance(box, label, score, rings if mask is None else None, mask)
+
+
+def _text_regions(answer: GeneratedText, image_size_wh: tuple[int, int]) -> Iterator[TextRegion]:
+    for phrase in split_phrases(answer.text):
+        for piece in (p for instance in phrase.instances for run in instance for p in in_pieces(run, 8)):
+            if phrase.label:
+                top_left, top_right, bottom_right, bottom_left = _ring(piece, image_size_wh)
+                score = answer.score(*phrase.label_spans, span_of(piece))
+                yield TextRegion((top_left, top_right, bottom_right, bottom_left), phrase.label, score)
+
+
+def _polygons(instance: Sequence[Locations]) -> list[Locations]:
+    """Return the runs of an instance that are polygons, without half a point at their end."""
+    return [run[: len(run) // 2 * 2] for run in instance if len(run) >= _MIN_POLYGON_LOCATIONS]
+
+
+def _ring(locations: Locations, image_size_wh: tuple[int, int]) -> Ring:
+    """Return the points of an even number of locations."""
+    width, height = image_size_wh
+    xs = (dequantize(each.bin_index, width) for each in locations[0::2])
+    ys = (dequantize(each.bin_index, height) for each in locations[1::2])
+    return tuple(zip(xs, ys, strict=True))

@@ -1,0 +1,54 @@
+"""What a decoder wrote for one prompt, with a log-probability for every token.
+
+It knows nothing of the text's grammar.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Span = tuple[int, int]  # start and end offset in the text
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedText:
+    """A decoder's answer: bos, eos and padding removed, location and other control tokens kept."""
+
+    text: str
+    token_ends: tuple[int, ...]  # for each token the offset in `text` just after it, non-decreasing
+    logprobs: tuple[float, ...]
+    finish_reason: Literal["stop", "length"]
+
+    def __post_init__(self) -> None:
+        if len(self.token_ends) != len(self.logprobs):
+            raise ValueError(f"{len(self.token_ends)} token ends do not fit {len(self.logprobs)} log-probabilities")
+
+    def is_read_as(self, found: Sequence[object]) -> bool:
+        """Say whether `found` can be what was written: something, or nothing where nothing was written."""
+        return bool(found) or not self.text.strip()
+
+    def score(self, *spans: Span) -> float:
+        """Return exp(mean log-probability), 0 to 1, of the tokens that overlap any of `spans`; 0 if none does."""
+        indices = {index for start, end in spans for index in self._tokens_in(start, end)}
+        if not indices:
+            return 0.0
+        mean = math.fsum(self.logprobs[index] for index in indices) / len(indices)
+        return min(1.0, math.exp(mean))
+
+    def _tokens_in(self, start: int, end: int) -> range:
+        """Return the tokens that overlap `start` to `end`.
+
+        A token that completes no character (a byte of a longer one) has no width; it belongs to the token after it.
+        """
+        first = bisect_right(self.token_ends, start)
+        while first > 0 and self._start(first - 1) == self.token_ends[first - 1] == start:
+            first -= 1
+        last = first
+        while last < len(self.token_ends) and self._start(last) < end:
+            last += 1
+        return range(first, last)
+
+    def _start(self, index: int) -> int:
+        return self.token_ends[index - 1] if index else 0

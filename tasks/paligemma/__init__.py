@@ -1,0 +1,7 @@
+"""PaliGemma's language: its prompts, its location and segmentation tokens, and how its answers are read."""
+
+from tasks.paligemma.masks import MaskDecoder
+from tasks.paligemma.parsing import parse_answer
+from tasks.paligemma.prompts import task_prompts
+
+__all__ = ["MaskDecoder", "parse_answer", "task_prompts"]

@@ -1,0 +1,52 @@
+"""The grammar of PaliGemma's answers: entries joined by ` ; `.
+
+    <locY1><locX1><locY2><locX2> label                                     a box
+    <locY1><locX1><locY2><locX2><seg…> (16 of them) label                  an instance
+
+White space between tokens is skipped. What is incomplete is for the parser to leave out.
+Source: google-research/big_vision@5f95305, big_vision/evaluators/proj/paligemma/transfers/segmentation.py.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tasks.generation import Span
+from tasks.locations import Location
+from tasks.parameter_kinds import SEPARATOR
+
+_LOCATION = r"<loc(0[0-9]{3}|10[01][0-9]|102[0-3])>"
+_SEGMENTATION = r"<seg(0[0-9]{2}|1[01][0-9]|12[0-7])>"
+_LOCATION_TOKEN = re.compile(_LOCATION)
+_SEGMENTATION_TOKEN = re.compile(_SEGMENTATION)
+_TOKEN = re.compile(f"{_LOCATION}|{_SEGMENTATION}")
+_HEAD = re.compile(rf"(?P<locations>(?:{_LOCATION}\s*)+)(?P<codes>(?:{_SEGMENTATION}\s*)*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Location and segmentation tokens, and the label after them."""
+
+    label: str
+    label_spans: tuple[Span, ...]  # empty without a label
+    locations: tuple[Location, ...]
+    codes: tuple[int, ...]
+
+
+def split_entries(text: str) -> Iterator[Entry]:
+    """Yield the entries of an answer; text before the first location belongs to none."""
+    heads = list(_HEAD.finditer(text))
+    starts = [*(head.start() for head in heads), len(text)]
+    for head, next_start in zip(heads, starts[1:], strict=True):
+        start, end = head.span("locations")
+        locations = tuple(Location(int(m[1]), m.span()) for m in _LOCATION_TOKEN.finditer(text, start, end))
+        codes = tuple(int(code) for code in _SEGMENTATION_TOKEN.findall(head["codes"]))
+        written = re.split(rf"{SEPARATOR}|{_SEGMENTATION}", text[head.end() : next_start], maxsplit=1)[0]
+        label, label_start = written.strip(), head.end() + len(written) - len(written.lstrip())
+        spans = ((label_start, label_start + len(label)),) if label else ()
+        yield Entry(label, spans, locations, codes)
+
+
+def text_without_tokens(text: str) -> str:
+    """Return `text` without location and segmentation tokens."""
+    return _TOKEN.sub("", text).strip()

@@ -1,0 +1,89 @@
+"""PaliGemma's answers as typed results.
+
+A box's corners are sorted, and a box without area is left out; so is an instance without its 16 segmentation tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from tasks.generation import GeneratedText
+from tasks.geometry import ordered_box
+from tasks.labels import resolve_label
+from tasks.locations import Locations, in_pieces, span_of
+from tasks.paligemma.grammar import split_entries, text_without_tokens
+from tasks.paligemma.locations import dequantize
+from tasks.paligemma.mask_placement import mask_in_image, rings_in_box
+from tasks.paligemma.masks import NUM_CODES, MaskDecoder
+from tasks.paligemma.prompts import asked_names
+from tasks.parameters import TaskParameters
+from tasks.results import (
+    BoxXyxy,
+    Detection,
+    DetectionsResult,
+    Instance,
+    InstancesResult,
+    MaskFormat,
+    Result,
+    TextResult,
+)
+from tasks.run_length import encode_mask
+from tasks.table import TASKS
+
+
+def parse_answer(
+    task_id: str,
+    parameters: TaskParameters,
+    answers: Sequence[GeneratedText],
+    image_size_wh: tuple[int, int],
+    mask_format: MaskFormat,
+    mask_decoder: MaskDecoder | None,
+) -> Result:
+    """Return the typed result of the one answer; instances need a mask decoder."""
+    (answer,), asked = answers, asked_names(parameters)
+    match TASKS[task_id].result_kind:
+        case "text":
+            text = text_without_tokens(answer.text)
+            return TextResult(text, answer.is_read_as(text))
+        case "detections":
+            detections = tuple(_detections(answer, asked, image_size_wh))
+            return DetectionsResult(detections, answer.is_read_as(detections))
+        case "instances" if mask_decoder is not None:
+            instances = tuple(_instances(answer, asked, image_size_wh, mask_format, mask_decoder))
+            return InstancesResult(instances, answer.is_read_as(instances))
+        case _:
+            raise ValueError(f"PaliGemma's answers to {task_id} cannot be read without a mask decoder, if at all")
+
+
+def _detections(answer: GeneratedText, asked: Sequence[str], image_size_wh: tuple[int, int]) -> Iterator[Detection]:
+    for entry in split_entries(answer.text):
+        for piece in in_pieces(entry.locations, 4):
+            if box := _box(piece, image_size_wh):
+                score = answer.score(*entry.label_spans, span_of(piece))
+                yield Detection(box, resolve_label(entry.label, asked), score)
+
+
+def _instances(
+    answer: GeneratedText,
+    asked: Sequence[str],
+    image_size_wh: tuple[int, int],
+    mask_format: MaskFormat,
+    mask_decoder: MaskDecoder,
+) -> Iterator[Instance]:
+    for entry in split_entries(answer.text):
+        box = _box(entry.locations, image_size_wh) if len(entry.locations) == 4 else None
+        if box is None or len(entry.codes) < NUM_CODES:
+            continue
+        field = mask_decoder.decode(entry.codes[:NUM_CODES])
+        is_mask = mask_format == "rle"
+        yield Instance(
+            box,
+            resolve_label(entry.label, asked),
+            answer.score(*entry.label_spans, span_of(entry.locations)),
+            polygons=None if is_mask else rings_in_box(field, box),
+            mask=encode_mask(mask_in_image(field, box, image_size_wh)) if is_mask else None,
+        )
+
+
+def _box(locations: Locations, image_size_wh: tuple[int, int]) -> BoxXyxy | None:
+    width, height = image_size_wh
+    y1, x1, y2, x2 = (location.bin_index for location in locations)
+    return ordered_box(dequantize(x1, width), dequantize(y1, height), dequantize(x2, width), dequantize(y2, height))

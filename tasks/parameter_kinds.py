@@ -1,0 +1,152 @@
+"""Kinds of parameters as data: their JSON Schema, and the check that turns a JSON value into a typed one.
+
+Texts come out with every run of white space as one space (a newline ends PaliGemma's prompt) and without control
+characters. It does not know which tasks there are, nor the size of the image that a region lies in.
+"""
+
+import reprlib
+import unicodedata
+from dataclasses import dataclass
+
+from tasks.errors import ParameterError
+from tasks.results import BoxXyxy
+
+MAX_LABELS = 32
+MAX_LABEL_CHARS = 200
+MAX_TEXT_CHARS = 1000  # a caption or a question
+MAX_COORDINATE_PX = 1_000_000
+SEPARATOR = ";"  # between the objects of a PaliGemma prompt: within one it would make two of it
+
+JsonSchema = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class TextParameter:
+    """One text."""
+
+    name: str
+    description: str
+    max_chars: int = MAX_TEXT_CHARS
+    is_phrase: bool = False  # names an object: no separator in it
+    default: None = None
+
+    def json_schema(self) -> JsonSchema:
+        """Return the JSON Schema of the value."""
+        return {"description": self.description, **_text_schema(self.max_chars, self.is_phrase)}
+
+    def parse(self, value: object) -> str:
+        """Return the cleaned text; raise `ParameterError`."""
+        return _parse_text(self.name, value, self.max_chars, self.is_phrase)
+
+
+@dataclass(frozen=True, slots=True)
+class TextListParameter:
+    """A list of different names of objects."""
+
+    name: str
+    description: str
+    max_items: int = MAX_LABELS
+    max_chars: int = MAX_LABEL_CHARS
+    default: None = None
+
+    def json_schema(self) -> JsonSchema:
+        """Return the JSON Schema of the value."""
+        items = _text_schema(self.max_chars, is_phrase=True)
+        limits: JsonSchema = {"minItems": 1, "maxItems": self.max_items, "uniqueItems": True}
+        return {"description": self.description, "type": "array", "items": items, **limits}
+
+    def parse(self, value: object) -> tuple[str, ...]:
+        """Return the cleaned texts; raise `ParameterError`."""
+        if not isinstance(value, list | tuple) or not 1 <= len(value) <= self.max_items:
+            allowed = f"a list of 1 to {self.max_items} texts"
+            raise ParameterError(self.name, f"{self.name} must be {allowed}, not {_shown(value)}")
+        texts = tuple(
+            _parse_text(f"{self.name}[{index}]", text, self.max_chars, is_phrase=True, param=self.name)
+            for index, text in enumerate(value)
+        )
+        folded = [text.casefold() for text in texts]
+        for index, text in enumerate(folded):
+            if text in folded[:index]:
+                message = f"{self.name} must differ from each other apart from case; {texts[index]!r} is there twice"
+                raise ParameterError(self.name, message)
+        return texts
+
+
+@dataclass(frozen=True, slots=True)
+class BoxParameter:
+    """A box `[x1, y1, x2, y2]` in pixels of the original image."""
+
+    name: str
+    description: str
+    default: None = None
+
+    def json_schema(self) -> JsonSchema:
+        """Return the JSON Schema of the value; that x1 < x2 and y1 < y2 it cannot say."""
+        number = {"type": "number", "minimum": 0, "maximum": MAX_COORDINATE_PX}
+        return {"description": self.description, "type": "array", "items": number, "minItems": 4, "maxItems": 4}
+
+    def parse(self, value: object) -> BoxXyxy:
+        """Return the box; raise `ParameterError`. Whether it lies in the image is for who knows its size."""
+        if not isinstance(value, list | tuple) or len(value) != 4 or not all(map(_is_coordinate, value)):
+            allowed = f"4 numbers [x1, y1, x2, y2] from 0 to {MAX_COORDINATE_PX}"
+            raise ParameterError(self.name, f"{self.name} must be {allowed}, not {_shown(value)}")
+        x1, y1, x2, y2 = map(float, value)
+        if not (x1 < x2 and y1 < y2):
+            raise ParameterError(self.name, f"{self.name} must have x1 < x2 and y1 < y2, not {_shown(value)}")
+        return (x1, y1, x2, y2)
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceParameter:
+    """One of a few words."""
+
+    name: str
+    description: str
+    choices: tuple[str, ...]
+    default: str
+
+    def json_schema(self) -> JsonSchema:
+        """Return the JSON Schema of the value."""
+        choice: JsonSchema = {"type": "string", "enum": list(self.choices), "default": self.default}
+        return {"description": self.description, **choice}
+
+    def parse(self, value: object) -> str:
+        """Return the choice; raise `ParameterError`."""
+        if not isinstance(value, str) or value not in self.choices:
+            allowed = ", ".join(self.choices)
+            raise ParameterError(self.name, f"{self.name} must be one of {allowed}, not {_shown(value)}")
+        return value
+
+
+Parameter = TextParameter | TextListParameter | BoxParameter | ChoiceParameter
+
+
+def _text_schema(max_chars: int, is_phrase: bool) -> JsonSchema:
+    schema: JsonSchema = {"type": "string", "minLength": 1, "maxLength": max_chars}
+    return schema | {"pattern": f"^[^{SEPARATOR}]*$"} if is_phrase else schema
+
+
+def _parse_text(name: str, value: object, max_chars: int, is_phrase: bool, param: str | None = None) -> str:
+    def refuse(allowed: str) -> ParameterError:
+        return ParameterError(param or name, f"{name} must be {allowed}, not {_shown(value)}")
+
+    if not isinstance(value, str):
+        raise refuse("a text")
+    text = " ".join(value.split())
+    if not 1 <= len(text) <= max_chars or not any(c.isprintable() for c in text.replace(" ", "")):
+        raise refuse(f"a text of 1 to {max_chars} characters, some of them visible")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        raise refuse("free of control characters and lone surrogates")
+    if is_phrase and SEPARATOR in text:
+        raise refuse(f"free of {SEPARATOR!r}, which separates objects")
+    return text
+
+
+def _is_coordinate(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 <= value <= MAX_COORDINATE_PX  # type: ignore[operator]  # false for NaN
+
+
+def _shown(value: object, max_chars: int = 80) -> str:
+    shown = reprlib.repr(value) if isinstance(value, list | dict) else repr(value)
+    return shown if len(shown) <= max_chars else f"{shown[:max_chars]}…"

@@ -1,0 +1,89 @@
+"""Typed results of a task, in pixels of the original image.
+
+`is_parsed` is False where the model's text could not be read, and the list is empty then; an answer that is empty
+because nothing is there is parsed.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+PointXy = tuple[float, float]
+BoxXyxy = tuple[float, float, float, float]
+QuadXy = tuple[PointXy, PointXy, PointXy, PointXy]
+Ring = tuple[PointXy, ...]  # closed: its last point is joined to its first
+MaskFormat = Literal["polygon", "rle"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunLengthMask:
+    """A mask of the whole image as COCO's compressed run lengths (column-major)."""
+
+    size_hw: tuple[int, int]
+    counts: str
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """A box with its label ('' where the task gives none)."""
+
+    box: BoxXyxy
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A segmented object: either `polygons` or `mask`, as the request's `mask_format` says.
+
+    A point belongs to the object where an odd number of `polygons` encloses it (even-odd rule), so holes are rings too.
+    """
+
+    box: BoxXyxy
+    label: str
+    score: float
+    polygons: tuple[Ring, ...] | None
+    mask: RunLengthMask | None
+
+
+@dataclass(frozen=True, slots=True)
+class TextRegion:
+    """A piece of text with the four corners of where it stands, in the order the model wrote them."""
+
+    quad: QuadXy
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextResult:
+    """Result of a task that answers with text."""
+
+    text: str
+    is_parsed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionsResult:
+    """Result of a task that answers with boxes."""
+
+    detections: tuple[Detection, ...]
+    is_parsed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InstancesResult:
+    """Result of a task that answers with masks."""
+
+    instances: tuple[Instance, ...]
+    is_parsed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TextRegionsResult:
+    """Result of a task that answers with text and its place."""
+
+    text_regions: tuple[TextRegion, ...]
+    is_parsed: bool
+
+
+Result = TextResult | DetectionsResult | InstancesResult | TextRegionsResult

@@ -1,0 +1,112 @@
+"""The task table: every task with its parameters, the kind of its result, and the families that know it.
+
+One table drives validation, JSON Schema, documentation, page and metrics. It knows no prompt.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from tasks.parameter_kinds import (
+    MAX_LABEL_CHARS,
+    BoxParameter,
+    ChoiceParameter,
+    JsonSchema,
+    Parameter,
+    TextListParameter,
+    TextParameter,
+)
+
+Family = Literal["florence2", "paligemma"]
+ResultKind = Literal["text", "detections", "instances", "text_regions"]
+FAMILY_NAMES: tuple[Family, ...] = get_args(Family)
+
+# The 34 languages of PaliGemma's task prompts, and English: google-research/big_vision@11eea57
+# big_vision/configs/proj/paligemma/transfers/coco35l.py (LANGUAGES).
+_CODES = "ar bn cs da de el en es fa fi fil fr he hi hr hu id it ja ko mi nl no pl pt ro ru sv sw te th tr uk vi zh"
+LANGUAGES = tuple(_CODES.split())
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One row of the table."""
+
+    id: str
+    description: str
+    result_kind: ResultKind
+    families: frozenset[Family]  # that know it without help of the catalog entry
+    parameters: tuple[Parameter, ...] = ()
+    exactly_one_of: tuple[str, ...] = ()  # parameters of which a request gives one
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The parameters that every request gives."""
+        return tuple(p.name for p in self.parameters if p.default is None and p.name not in self.exactly_one_of)
+
+    def json_schema(self) -> JsonSchema:
+        """Return the JSON Schema of the task's parameters as one object."""
+        schema: JsonSchema = {
+            "type": "object",
+            "properties": {parameter.name: parameter.json_schema() for parameter in self.parameters},
+            "required": list(self.required),
+            "additionalProperties": False,
+        }
+        if self.exactly_one_of:
+            schema["oneOf"] = [{"required": [name]} for name in self.exactly_one_of]
+        return schema
+
+
+_BOTH: frozenset[Family] = frozenset(FAMILY_NAMES)
+_FLORENCE2: frozenset[Family] = frozenset({"florence2"})
+_PALIGEMMA: frozenset[Family] = frozenset({"paligemma"})
+
+_LANGUAGE = ChoiceParameter("language", "Language code of the answer.", LANGUAGES, "en")
+_REGION = BoxParameter("region", "Box [x1, y1, x2, y2] in pixels of the image.")
+_CAPTION_DETAIL = ChoiceParameter("detail", "How much the caption tells.", ("short", "detailed", "paragraph"), "short")
+_REGION_DETAIL = ChoiceParameter(
+    "detail", "What to tell of the region.", ("category", "description", "text"), "description"
+)
+
+_ROWS = (
+    Task("captioning", "Describe the image.", "text", _BOTH, (_CAPTION_DETAIL, _LANGUAGE)),
+    Task("object_detection", "Find the objects and name each.", "detections", _FLORENCE2),
+    Task(
+        "open_vocabulary_detection",
+        "Find the objects that the labels name.",
+        "detections",
+        _BOTH,
+        (TextListParameter("labels", "Names of what to find."),),
+    ),
+    Task(
+        "phrase_grounding",
+        "Find what each phrase speaks of.",
+        "detections",
+        _BOTH,
+        (
+            TextParameter("caption", "A sentence whose phrases are to be found."),
+            TextListParameter("phrases", "The phrases to find."),
+        ),
+        exactly_one_of=("caption", "phrases"),
+    ),
+    Task("region_proposal", "Find regions that hold an object, without naming it.", "detections", _FLORENCE2),
+    Task("dense_region_captioning", "Find regions and describe each.", "detections", _FLORENCE2),
+    Task(
+        "instance_segmentation",
+        "Outline what the phrase speaks of, or the object in the region.",
+        "instances",
+        _BOTH,
+        (TextParameter("phrase", "What to outline.", MAX_LABEL_CHARS, is_phrase=True), _REGION),
+        exactly_one_of=("phrase", "region"),
+    ),
+    Task("ocr", "Read the text.", "text", _BOTH),
+    Task("ocr_with_regions", "Read the text and say where each piece stands.", "text_regions", _FLORENCE2),
+    Task("region_description", "Describe a region.", "text", _FLORENCE2, (_REGION, _REGION_DETAIL)),
+    Task(
+        "visual_question_answering",
+        "Answer a question about the image.",
+        "text",
+        _PALIGEMMA,
+        (TextParameter("question", "The question."), _LANGUAGE),
+    ),
+)
+
+TASKS: dict[str, Task] = {task.id: task for task in _ROWS}

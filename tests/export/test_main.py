@@ -1,0 +1,146 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from runners.artifacts import ArtifactError, read_manifest, verify_files
+from tests.support.export_cli import EMBEDDED, MODELS, ROOT, ModelStore
+
+
+@pytest.fixture
+def empty_store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "bentoml")
+
+
+@pytest.fixture
+def copied_checkpoint(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(MODELS / "florence-2-mini", tmp_path / "checkpoint"))
+
+
+def assert_refused(run: subprocess.CompletedProcess[str], message: str) -> None:
+    assert run.returncode == 1
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def edit_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+
+def test_manifest_lists_every_stored_file_with_its_hash(artifacts: Path) -> None:
+    manifest = read_manifest(artifacts)
+    verify_files(artifacts, manifest)
+    stored = {path.name for path in artifacts.iterdir()} - {"manifest.json", "model.yaml"}
+    assert stored == set(manifest.files)
+    assert {"vision_encoder.onnx", "decoder.safetensors", "config.json", "tokenizer.json"} <= stored
+
+
+def test_manifest_says_what_was_made_from_what(artifacts: Path, model_id: str) -> None:
+    manifest = read_manifest(artifacts)
+    assert (manifest.model_id, manifest.source, manifest.revision) == (model_id, f"models/{model_id}", None)
+    assert (manifest.image_size_wh, manifest.hidden_size, manifest.precision) == ((192, 192), 128, "float32")
+    assert manifest.versions["transformers"]
+
+
+def test_parity_covers_20_images_and_20_prompts_without_a_difference(artifacts: Path) -> None:
+    parity = read_manifest(artifacts).parity
+    assert parity["image_features"]["num_images"] == 20
+    assert parity["image_features"]["min_cosine"] > 0.99999
+    assert parity["tokens"]["num_prompts"] == 20
+    assert parity["tokens"]["num_near_ties"] == 0
+
+
+def test_mask_decoder_is_stored_for_paligemma_only(exported: ModelStore) -> None:
+    assert (exported.newest("paligemma-mini") / "mask_decoder.npz").is_file()
+    assert not (exported.newest("florence-2-mini") / "mask_decoder.npz").exists()
+
+
+def test_altered_byte_is_refused(artifacts: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(artifacts, tmp_path / "altered"))
+    weights = bytearray((folder / "decoder.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "decoder.safetensors").write_bytes(weights)
+    with pytest.raises(ArtifactError, match=r"decoder\.safetensors"):
+        verify_files(folder, read_manifest(folder))
+
+
+def test_unchanged_models_are_skipped(exported: ModelStore) -> None:
+    run = exported.export("--if-changed", *EMBEDDED)
+    assert run.stdout.splitlines() == [f"{model_id}: up to date" for model_id in EMBEDDED]
+    assert [len(exported.versions(model_id)) for model_id in EMBEDDED] == [1, 1]
+
+
+def test_finding_nothing_to_do_imports_no_torch(exported: ModelStore) -> None:
+    code = (
+        "import sys; from export.__main__ import main; "
+        f"assert main(['--if-changed', *{EMBEDDED}]) == 0; print('torch' in sys.modules, 'onnx' in sys.modules)"
+    )
+    environment = {"BENTOML_HOME": str(exported.home), "PATH": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.splitlines()[-1] == "False False"
+
+
+def test_damaged_artifacts_are_made_again(exported: ModelStore, tmp_path: Path) -> None:
+    store = ModelStore(Path(shutil.copytree(exported.home, tmp_path / "bentoml")))
+    (store.newest("paligemma-mini") / "tokenizer.json").write_text("{}", encoding="utf-8")
+    run = store.export("--if-changed", "paligemma-mini")
+    assert run.returncode == 0, run.stderr
+    assert len(store.versions("paligemma-mini")) == 2
+    verify_files(store.newest("paligemma-mini"), read_manifest(store.newest("paligemma-mini")))
+
+
+def test_unknown_model_is_refused_with_the_known_ones(empty_store: ModelStore) -> None:
+    assert_refused(empty_store.export("florence-9"), "unknown model florence-9; the catalog has florence-2-mini")
+
+
+def test_one_source_for_two_models_is_refused(empty_store: ModelStore) -> None:
+    run = empty_store.export(*EMBEDDED, "--source", "models/florence-2-mini")
+    assert run.returncode == 2
+    assert "go with one MODEL" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("models/nothing/here", "neither a folder nor a hub id"),
+        ("tests", "lacks config.json, tokenizer.json, model.safetensors"),
+        ("models/paligemma-mini", "is a checkpoint of paligemma, the catalog says florence2"),
+        ("nobody/nothing", "nobody/nothing at its newest commit cannot be fetched"),
+    ],
+)
+def test_bad_source_is_refused(empty_store: ModelStore, source: str, message: str) -> None:
+    assert_refused(empty_store.export("florence-2-mini", "--source", source, HF_HUB_OFFLINE="1"), message)
+
+
+def test_answers_that_differ_from_the_reference_are_not_stored(
+    empty_store: ModelStore, copied_checkpoint: Path
+) -> None:
+    # A rule of generation that transformers knows and the runners do not.
+    edit_json(copied_checkpoint / "generation_config.json", repetition_penalty=5.0)
+    run = empty_store.export("florence-2-mini", "--source", str(copied_checkpoint))
+    assert_refused(run, "by the reference with")
+    assert empty_store.versions("florence-2-mini") == []
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        ("multi_modal_projector.image_proj_norm.bias", "image features differ from the reference"),
+        ("language_model.decoder.layernorm_embedding.bias", "a prompt has no answer"),
+    ],
+)
+def test_weights_that_are_not_numbers_are_not_stored(
+    empty_store: ModelStore, copied_checkpoint: Path, tensor: str, message: str
+) -> None:
+    weights = load_file(copied_checkpoint / "model.safetensors")
+    weights[f"model.{tensor}"][0] = float("nan")
+    save_file(weights, copied_checkpoint / "model.safetensors", metadata={"format": "pt"})
+    run = empty_store.export("florence-2-mini", "--source", str(copied_checkpoint))
+    assert_refused(run, message)
+    assert empty_store.versions("florence-2-mini") == []

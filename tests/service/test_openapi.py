@@ -1,0 +1,140 @@
+import json
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from service.errors import InvalidRequest
+from service.openapi import openapi_document
+from service.requests import CompareFields, GenerationFields, PredictFields, parse_fields
+from service.rest import STATUSES, RestApi
+from service.settings import Settings
+from tasks.table import TASKS
+from tests.support.catalog import PALIGEMMA
+from tests.support.fake_service import PNG, data_url, served_models
+
+DOCUMENT: dict[str, Any] = json.loads(json.dumps(openapi_document(served_models())))
+IMAGE = data_url(PNG)
+REGION = [1, 2, 3, 4]
+EXAMPLES: dict[str, list[dict[str, Any]]] = {
+    "captioning": [{}, {"detail": "paragraph"}, {"detail": "short", "language": "fil"}],
+    "object_detection": [{}],
+    "open_vocabulary_detection": [{"labels": ["dog"]}, {"labels": ["dog", "Käfer"]}],
+    "phrase_grounding": [{"caption": "a dog; a cat"}, {"phrases": ["a dog"]}],
+    "region_proposal": [{}],
+    "dense_region_captioning": [{}],
+    "instance_segmentation": [{"phrase": "dog"}, {"region": REGION}, {"phrase": "dog", "mask_format": "rle"}],
+    "ocr": [{}, {"max_new_tokens": 5, "num_beams": 1, "temperature": 0.5, "seed": 3}],
+    "ocr_with_regions": [{}],
+    "region_description": [{"region": REGION}, {"region": [0, 0, 0.5, 1000000], "detail": "text"}],
+    "visual_question_answering": [{"question": "why?"}, {"question": "why?", "language": "de"}],
+}
+WRONG: list[dict[str, Any]] = [
+    {"task": "detect"},
+    {"task": "ocr", "labels": ["dog"]},
+    {"task": "ocr", "unknown": 1},
+    {"task": "ocr", "max_new_tokens": 0},
+    {"task": "ocr", "max_new_tokens": "5"},
+    {"task": "ocr", "num_beams": 2},
+    {"task": "ocr", "temperature": 2.1},
+    {"task": "ocr", "seed": 2**63},
+    {"task": "ocr", "mask_format": "mask"},
+    {"task": "captioning", "detail": "text"},
+    {"task": "captioning", "language": "xx"},
+    {"task": "open_vocabulary_detection"},
+    {"task": "open_vocabulary_detection", "labels": []},
+    {"task": "open_vocabulary_detection", "labels": "dog"},
+    {"task": "open_vocabulary_detection", "labels": ["dog", "dog"]},
+    {"task": "open_vocabulary_detection", "labels": ["dog;cat"]},
+    {"task": "open_vocabulary_detection", "labels": ["x"] * 33},
+    {"task": "phrase_grounding"},
+    {"task": "phrase_grounding", "caption": "a", "phrases": ["a"]},
+    {"task": "instance_segmentation", "phrase": "a", "region": REGION},
+    {"task": "region_description", "region": [1, 2, 3]},
+    {"task": "region_description", "region": [-1, 2, 3, 4]},
+    {"task": "visual_question_answering", "question": ""},
+]
+
+
+def schema(name: str) -> Draft202012Validator:
+    return Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": DOCUMENT["components"]})
+
+
+def test_document_is_openapi_3_1() -> None:
+    assert DOCUMENT["openapi"].startswith("3.1")
+    OpenAPIV31SpecValidator(DOCUMENT).validate()
+
+
+def test_every_route_of_the_api_is_described() -> None:
+    routes = {route.path for route in RestApi(Settings()).app().routes}  # type: ignore[attr-defined]
+    assert set(DOCUMENT["paths"]) == routes - {"/openapi.json", "/docs"}
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/compare"])
+def test_every_error_status_of_a_prediction_is_described(path: str) -> None:
+    described = set(DOCUMENT["paths"][path]["post"]["responses"]) - {"200"}
+    assert described >= {str(status) for status in STATUSES.values()} - {"500"}
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/tasks"])
+def test_every_error_status_of_a_listing_is_described(path: str) -> None:
+    """400 is the answer to a bad X-Deadline-Ms, which every endpoint reads."""
+    assert set(DOCUMENT["paths"][path]["get"]["responses"]) >= {"200", "400", "401", "503"}
+
+
+def test_every_error_body_is_the_one_of_the_contract() -> None:
+    for operations in DOCUMENT["paths"].values():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                body = response["content"]["application/json"]["schema"]
+                assert (body == {"$ref": "#/components/schemas/ErrorJson"}) == (status != "200")
+
+
+def test_examples_are_there_for_every_task() -> None:
+    assert set(EXAMPLES) == set(TASKS)
+
+
+@pytest.mark.parametrize(("task", "parameters"), [(task, one) for task, each in EXAMPLES.items() for one in each])
+@pytest.mark.parametrize(
+    ("name", "fields_class", "extra"),
+    [
+        ("predict", PredictFields, {}),
+        ("predict", PredictFields, {"model": "a"}),
+        ("compare", CompareFields, {}),
+        ("compare", CompareFields, {"models": ["a", "b"]}),
+    ],
+)
+def test_examples_of_every_task_fit_schema_and_service(
+    name: str,
+    fields_class: type[GenerationFields],
+    extra: dict[str, Any],
+    task: str,
+    parameters: dict[str, Any],
+) -> None:
+    fields = {"task": task, **parameters, **extra}
+    schema(name).validate({"image": IMAGE, **fields})
+    assert parse_fields(fields_class, fields)[1].task.id == task
+
+
+@pytest.mark.parametrize("fields", WRONG, ids=json.dumps)
+def test_wrong_requests_fit_neither_schema_nor_service(fields: dict[str, Any]) -> None:
+    assert not schema("predict").is_valid({"image": IMAGE, **fields})
+    with pytest.raises(InvalidRequest):
+        parse_fields(PredictFields, fields)
+
+
+@pytest.mark.parametrize("document", [{"task": "ocr"}, {"image": IMAGE}, {"image": 1, "task": "ocr"}, [], {}])
+def test_image_and_task_are_required(document: object) -> None:
+    assert not schema("predict").is_valid(document)
+
+
+def test_model_and_models_are_not_exchanged() -> None:
+    assert not schema("predict").is_valid({"image": IMAGE, "task": "ocr", "models": ["a"]})
+    assert not schema("compare").is_valid({"image": IMAGE, "task": "ocr", "model": "a"})
+
+
+def test_task_that_no_served_model_offers_is_not_described() -> None:
+    document = openapi_document(served_models(PALIGEMMA))
+    titles = [alternative["title"] for alternative in document["components"]["schemas"]["predict"]["oneOf"]]
+    assert titles == list(PALIGEMMA.task_ids)

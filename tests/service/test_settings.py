@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+
+from service.settings import Settings, SettingsError, read_settings, settings_table, variable
+
+
+def test_empty_environment_gives_the_defaults() -> None:
+    assert read_settings({}) == Settings()
+
+
+def test_every_default_is_a_value_that_the_setting_allows() -> None:
+    defaults = Settings().model_dump()
+    assert Settings.model_validate(defaults) == Settings()
+
+
+def test_every_default_can_be_written_into_the_environment() -> None:
+    def text(value: object) -> str:
+        return ",".join(value) if isinstance(value, tuple) else str(value)
+
+    written = {variable(name): text(value) for name, value in Settings().model_dump().items() if value is not None}
+    assert read_settings(written) == Settings()
+
+
+def test_variables_of_others_are_not_looked_at() -> None:
+    assert read_settings({"PATH": "/bin", "BENTOML_HOME": "x", "XDIPTYCH_PORT": "y"}) == Settings()
+
+
+@pytest.mark.parametrize("name", ["DIPTYCH_PROT", "DIPTYCH_", "DIPTYCH_port"])
+def test_unknown_variable_stops_the_start_by_name(name: str) -> None:
+    with pytest.raises(
+        SettingsError, match=f"^{name} is not a setting; there are DIPTYCH_API_KEYS_FILE, .*DIPTYCH_PORT"
+    ):
+        read_settings({name: "1"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("DIPTYCH_PORT", "0", "greater than or equal to 1"),
+        ("DIPTYCH_PORT", "65536", "less than or equal to 65535"),
+        ("DIPTYCH_PORT", "http", "valid integer"),
+        ("DIPTYCH_PORT", "", "valid integer"),
+        ("DIPTYCH_MAX_BODY_BYTES", "999", "greater than or equal to 1000"),
+        ("DIPTYCH_REQUEST_TIMEOUT_S", "1.5", "valid integer"),
+        ("DIPTYCH_DEVICE", "gpu", "'auto', 'cpu' or 'cuda'"),
+        ("DIPTYCH_DECODER_MAX_BATCH_SIZE", "257", "less than or equal to 256"),
+        ("DIPTYCH_MODELS", "", "at least 1 item"),
+        ("DIPTYCH_MODELS", " , ", "at least 1 item"),
+    ],
+)
+def test_bad_value_stops_the_start_with_variable_value_and_what_is_allowed(name: str, value: str, allowed: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_settings({name: value})
+    assert str(caught.value).startswith(f"{name}={value!r} is not allowed: ")
+    assert allowed in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("a", ("a",)),
+        ("a,b", ("a", "b")),
+        (" a , b ,", ("a", "b")),
+    ],
+)
+def test_models_are_a_list_by_commas(value: str, expected: tuple[str, ...]) -> None:
+    assert read_settings({"DIPTYCH_MODELS": value}).models == expected
+
+
+def test_values_have_their_types() -> None:
+    values = read_settings({"DIPTYCH_PORT": "8080", "DIPTYCH_API_KEYS_FILE": "keys", "DIPTYCH_DEVICE": "cpu"})
+    assert (values.port, values.api_keys_file, values.device) == (8080, Path("keys"), "cpu")
+
+
+def test_table_has_a_row_for_every_setting_with_default_and_range() -> None:
+    rows = settings_table().splitlines()
+    assert rows[0] == "| variable | default | meaning |"
+    assert [row.split("`")[1] for row in rows[2:]] == [variable(name) for name in Settings.model_fields]
+    text = "\n".join(rows)
+    assert "| `DIPTYCH_PORT` | `3000` | REST port. 1 to 65535. |" in text
+    assert "| `DIPTYCH_API_KEYS_FILE` | unset |" in text
+    assert "`florence-2-mini,paligemma-mini`" in text
+    assert "One of auto, cpu, cuda." in text
+    assert all(row.count("|") == 4 for row in rows)

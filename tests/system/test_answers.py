@@ -1,0 +1,161 @@
+"""The form of answers, and that an answer is the same however it was asked for."""
+
+import base64
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from pycocotools import mask as coco_mask
+
+from service.wire import AnswerJson, ComparisonJson
+from tests.support.running_service import RunningService
+from tests.support.scene_images import encoded, scene_image, scene_png
+
+FLORENCE, PALIGEMMA = "florence-2-mini", "paligemma-mini"
+VARYING = {"id", "timings_ms"}
+
+REQUESTS: list[dict[str, Any]] = [
+    {"task": "captioning"},
+    {"task": "captioning", "detail": "detailed", "model": FLORENCE},
+    {"task": "captioning", "model": PALIGEMMA, "language": "de"},
+    {"task": "object_detection"},
+    {"task": "open_vocabulary_detection", "labels": ["circle", "red star", "square"]},
+    {"task": "open_vocabulary_detection", "labels": ["circle", "square"], "model": PALIGEMMA},
+    {"task": "phrase_grounding", "caption": "a red circle and a blue square"},
+    {"task": "phrase_grounding", "phrases": ["a red star", "a purple circle"], "model": PALIGEMMA},
+    {"task": "region_proposal"},
+    {"task": "dense_region_captioning"},
+    {"task": "instance_segmentation", "phrase": "purple square"},
+    {"task": "instance_segmentation", "phrase": "purple square", "model": PALIGEMMA},
+    {"task": "instance_segmentation", "region": [50.0, 100.0, 140.5, 180.0], "mask_format": "rle"},
+    {"task": "instance_segmentation", "phrase": "purple square", "model": PALIGEMMA, "mask_format": "rle"},
+    {"task": "ocr"},
+    {"task": "ocr", "model": PALIGEMMA},
+    {"task": "ocr_with_regions"},
+    {"task": "region_description", "region": [50, 100, 140, 180], "detail": "category"},
+    {"task": "visual_question_answering", "question": "how many shapes are there?"},
+    {"task": "captioning", "temperature": 0.7, "seed": 5, "max_new_tokens": 20},
+]
+
+
+def post_form(client: httpx.Client, path: str, image: bytes, fields: dict[str, Any]) -> httpx.Response:
+    form = {name: json.dumps(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return client.post(path, data=form, files={"image": image})
+
+
+def post_json(client: httpx.Client, path: str, image: bytes, fields: dict[str, Any]) -> httpx.Response:
+    return client.post(path, json={"image": base64.b64encode(image).decode(), **fields})
+
+
+def comparable(response: httpx.Response) -> dict[str, Any]:
+    assert response.status_code == 200, response.text
+    return {name: value for name, value in response.json().items() if name not in VARYING}
+
+
+@pytest.mark.parametrize("fields", REQUESTS, ids=lambda fields: fields["task"])
+def test_a_form_and_json_give_the_same_answer(client: httpx.Client, fields: dict[str, Any]) -> None:
+    image = scene_png()
+    answer = comparable(post_form(client, "/v1/predict", image, fields))
+    assert comparable(post_json(client, "/v1/predict", image, fields)) == answer
+    assert answer["image"] == {"width": 320, "height": 240}
+    assert answer["task"] == fields["task"]
+
+
+def test_answers_keep_to_the_schema(client: httpx.Client) -> None:
+    for fields in REQUESTS:
+        AnswerJson.model_validate_json(post_form(client, "/v1/predict", scene_png(), fields).content)
+
+
+def test_a_crowd_of_mixed_requests_gets_the_answers_of_each_alone(service: RunningService) -> None:
+    jobs = [(scene_png(seed, (240, 200 + 40 * seed)), fields) for seed in range(3) for fields in REQUESTS]
+    with service.client() as client:
+        alone = [comparable(post_form(client, "/v1/predict", *job)) for job in jobs]
+        with ThreadPoolExecutor(12) as pool:
+            together = list(pool.map(lambda job: comparable(post_form(client, "/v1/predict", *job)), jobs))
+    assert [answer["raw_text"] for answer in together] == [answer["raw_text"] for answer in alone]
+    for one, other in zip(together, alone, strict=True):
+        # Sums in another order change a log-probability, and with it a score, in its last digits.
+        assert rounded(one) == rounded(other)
+
+
+def rounded(answer: dict[str, Any]) -> Any:
+    return json.loads(json.dumps(answer), parse_float=lambda text: round(float(text), 3))
+
+
+def test_compare_gives_what_predict_gives_each_in_catalog_order(client: httpx.Client) -> None:
+    response = client.post("/v1/compare", data={"task": "captioning"}, files={"image": scene_png()})
+    comparison = ComparisonJson.model_validate_json(response.content)
+    assert [answer.model for answer in comparison.answers] == [FLORENCE, PALIGEMMA]
+    for answer in response.json()["answers"]:
+        fields = {"task": "captioning", "model": answer["model"]}
+        alone = comparable(post_form(client, "/v1/predict", scene_png(), fields))
+        assert {name: value for name, value in answer.items() if name not in VARYING} == alone
+
+
+def test_a_model_that_does_not_offer_the_task_has_an_error_and_the_other_answers(client: httpx.Client) -> None:
+    fields = {"task": "object_detection", "models": [PALIGEMMA, FLORENCE]}
+    florence, paligemma = post_form(client, "/v1/compare", scene_png(), fields).json()["answers"]
+    assert florence["result"]["detections"]
+    assert paligemma["model"] == PALIGEMMA
+    assert paligemma["error"]["code"] == "unsupported_task"
+    assert "captioning" in paligemma["error"]["message"]
+
+
+def test_a_rotated_photo_is_answered_upright(client: httpx.Client) -> None:
+    upright = scene_image(size_wh=(320, 240))
+    exif = upright.getexif()
+    exif[0x0112] = 6  # the camera was turned: shown turned by 90 degrees clockwise
+    turned = encoded(upright.rotate(90, expand=True), exif=exif)
+    expected = comparable(post_form(client, "/v1/predict", encoded(upright), {"task": "object_detection"}))
+    assert comparable(post_form(client, "/v1/predict", turned, {"task": "object_detection"})) == expected
+
+
+def test_a_mask_and_its_polygons_cover_the_same_pixels(client: httpx.Client) -> None:
+    for model, phrase in ((FLORENCE, "purple square"), (PALIGEMMA, "purple square")):
+        fields = {"task": "instance_segmentation", "phrase": phrase, "model": model}
+        (by_polygon,) = post_form(client, "/v1/predict", scene_png(), fields).json()["result"]["instances"]
+        rle_fields = {**fields, "mask_format": "rle"}
+        (by_mask,) = post_form(client, "/v1/predict", scene_png(), rle_fields).json()["result"]["instances"]
+        assert set(by_polygon) == {"box", "label", "score", "polygons"}
+        assert set(by_mask) == {"box", "label", "score", "mask"}
+        assert by_mask["mask"]["size"] == [240, 320]
+        rings = [[value for point in ring for value in point] for ring in by_polygon["polygons"]]
+        drawn = coco_mask.merge(coco_mask.frPyObjects(rings, 240, 320))
+        assert coco_mask.iou([drawn], [by_mask["mask"]], [0])[0][0] > 0.9
+
+
+def test_max_new_tokens_cuts_and_says_so(client: httpx.Client) -> None:
+    fields = {"task": "captioning", "max_new_tokens": 4}
+    answer = comparable(post_form(client, "/v1/predict", scene_png(), fields))
+    assert answer["finish_reason"] == "length"
+    assert answer["usage"]["generated_tokens"] == 4
+
+
+def test_an_enormous_and_a_tiny_image_are_answered_in_their_own_pixels(client: httpx.Client) -> None:
+    for size_wh in ((3000, 2000), (20, 30), (1, 1)):
+        fields = {"task": "object_detection"}
+        answer = comparable(post_form(client, "/v1/predict", scene_png(3, size_wh), fields))
+        for detection in answer["result"]["detections"]:
+            x1, y1, x2, y2 = detection["box"]
+            assert 0 <= x1 < x2 <= size_wh[0]
+            assert 0 <= y1 < y2 <= size_wh[1]
+
+
+def test_models_and_tasks_are_listed(client: httpx.Client) -> None:
+    models, tasks = client.get("/v1/models").json(), client.get("/v1/tasks").json()
+    assert models["object"] == "list"
+    assert [model["id"] for model in models["data"]] == [FLORENCE, PALIGEMMA]
+    offered = {model["id"]: set(model["tasks"]) for model in models["data"]}
+    assert len(tasks["data"]) == 11
+    for task in tasks["data"]:
+        assert task["models"] == [model for model in offered if task["id"] in offered[model]]
+
+
+def test_the_contract_is_shown(client: httpx.Client) -> None:
+    assert set(client.get("/openapi.json").json()["paths"]) == {"/v1/predict", "/v1/compare", "/v1/models", "/v1/tasks"}
+    page = client.get("/docs").text
+    for file in ("/static_content/swagger-ui-bundle.js", "/static_content/swagger-ui.css"):
+        assert file in page
+        assert client.get(file).status_code == 200

@@ -1,0 +1,208 @@
+"""Every error of the contract, from the running service: status, code, the field at fault, and what is allowed."""
+
+import base64
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.export_cli import ROOT, ModelStore
+from tests.support.running_service import RunningService, running_service, service_environment
+from tests.support.scene_images import encoded, scene_image, scene_png
+
+KEY = "a-key-of-ours"
+PREDICT = "/v1/predict"
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    assert set(response.json()) == {"error"}
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"code", "message", "param", "request_id"}
+    assert error["request_id"] == response.headers["X-Request-Id"]
+    assert "Traceback" not in error["message"]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "param", "allowed"),
+    [
+        ({"task": "captioning", "colour": "red"}, 400, "invalid_request", "colour", "max_new_tokens"),
+        ({"task": "captoning"}, 400, "invalid_request", "task", "captioning"),
+        ({}, 400, "invalid_request", "task", "Task id"),
+        ({"task": "captioning", "detail": "long"}, 400, "invalid_request", "detail", "paragraph"),
+        ({"task": "captioning", "labels": "circle"}, 400, "invalid_request", "labels", "detail"),
+        ({"task": "open_vocabulary_detection"}, 400, "invalid_request", "labels", "labels"),
+        ({"task": "region_description", "region": "[0, 0, 9999, 10]"}, 400, "invalid_request", "region", "320"),
+        ({"task": "captioning", "max_new_tokens": "0"}, 400, "invalid_request", "max_new_tokens", "1"),
+        ({"task": "captioning", "max_new_tokens": "4096"}, 400, "invalid_request", "max_new_tokens", "320"),
+        ({"task": "captioning", "temperature": "hot"}, 400, "invalid_request", "temperature", "number"),
+        ({"task": "captioning", "num_beams": "3"}, 400, "invalid_request", "num_beams", "1"),
+        ({"task": "captioning", "model": "gpt"}, 404, "unknown_model", "model", "florence-2-mini"),
+        (
+            {"task": "object_detection", "model": "paligemma-mini"},
+            *(422, "unsupported_task", "task", "open_vocabulary_detection"),
+        ),
+        ({"task": "captioning", "language": "de"}, 422, "unsupported_task", "language", "en"),
+    ],
+    ids=str,
+)
+def test_a_bad_field_is_named_with_what_is_allowed(
+    client: httpx.Client, fields: dict[str, str], status: int, code: str, param: str, allowed: str
+) -> None:
+    response = client.post(PREDICT, data=fields, files={"image": scene_png()})
+    error = error_of(response)
+    assert (response.status_code, error["code"], error["param"]) == (status, code, param)
+    assert allowed in error["message"]
+
+
+@pytest.mark.parametrize("image", [b"", b"not an image", scene_png()[:200], encoded(scene_image(), "GIF")])
+def test_what_is_no_readable_image_is_415(client: httpx.Client, image: bytes) -> None:
+    response = client.post(PREDICT, data={"task": "ocr"}, files={"image": ("x.png", image)})
+    assert (response.status_code, error_of(response)["code"]) == (415, "unsupported_image")
+
+
+def test_an_unknown_content_type_is_400(client: httpx.Client) -> None:
+    response = client.post(PREDICT, content=scene_png(), headers={"content-type": "image/png"})
+    assert (response.status_code, error_of(response)["code"]) == (400, "invalid_request")
+
+
+def test_a_past_deadline_is_504(client: httpx.Client) -> None:
+    request = {"data": {"task": "captioning"}, "files": {"image": scene_png()}, "headers": {"X-Deadline-Ms": "1"}}
+    response = client.post(PREDICT, **request)  # type: ignore[arg-type]
+    assert (response.status_code, error_of(response)["code"]) == (504, "deadline_exceeded")
+
+
+def test_a_given_request_id_comes_back(client: httpx.Client) -> None:
+    request = {"data": {"task": "ocr"}, "files": {"image": scene_png()}, "headers": {"X-Request-Id": "mine-1"}}
+    response = client.post(PREDICT, **request)  # type: ignore[arg-type]
+    assert response.headers["X-Request-Id"] == response.json()["id"] == "mine-1"
+
+
+@pytest.fixture(scope="module")
+def small(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A service with one model, small limits and an API key."""
+    folder = tmp_path_factory.mktemp("small")
+    keys = folder / "keys"
+    keys.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
+    with running_service(
+        exported.home,
+        folder / "service.log",
+        DIPTYCH_MODELS="florence-2-mini",
+        DIPTYCH_API_KEYS_FILE=str(keys),
+        DIPTYCH_MAX_IMAGE_PIXELS="100000",
+        DIPTYCH_MAX_BODY_BYTES="200000",
+        DIPTYCH_MAX_PENDING_REQUESTS="2",
+    ) as running:
+        yield running
+
+
+def asked(service: RunningService, image: bytes, key: str | None = KEY, **headers: str) -> httpx.Response:
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    form = {"task": "dense_region_captioning"}
+    return httpx.post(f"{service.url}{PREDICT}", data=form, files={"image": image}, headers=headers, timeout=60)
+
+
+@pytest.mark.parametrize("key", [None, "another"])
+def test_no_key_and_a_wrong_key_are_401(small: RunningService, key: str | None) -> None:
+    response = asked(small, scene_png(), key)
+    assert (response.status_code, error_of(response)["code"]) == (401, "unauthorized")
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert asked(small, scene_png()).status_code == 200
+
+
+def test_too_many_pixels_are_413(small: RunningService) -> None:
+    response = asked(small, scene_png(size_wh=(400, 300)))
+    error = error_of(response)
+    assert (response.status_code, error["code"], error["param"]) == (413, "image_too_large", "image")
+    assert "100000" in error["message"]
+
+
+def test_too_many_bytes_are_413(small: RunningService) -> None:
+    response = asked(small, os.urandom(300_000))
+    assert (response.status_code, error_of(response)["code"]) == (413, "payload_too_large")
+    body = {"image": base64.b64encode(os.urandom(300_000)).decode(), "task": "ocr"}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    assert httpx.post(f"{small.url}{PREDICT}", json=body, headers=headers).status_code == 413
+
+
+def test_overload_is_429_at_once_and_accepted_requests_are_answered(small: RunningService) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        responses = list(pool.map(lambda _: asked(small, scene_png()), range(32)))
+    statuses = {response.status_code for response in responses}
+    assert statuses == {200, 429}
+    for response in responses:
+        if response.status_code == 429:
+            assert error_of(response)["code"] == "overloaded"
+            assert int(response.headers["Retry-After"]) >= 1
+
+
+def kill(service: RunningService, part: str) -> None:
+    os.kill(service.parts()[part], signal.SIGKILL)
+
+
+def test_a_killed_decoder_comes_back_and_its_request_is_answered(small: RunningService) -> None:
+    expected = asked(small, scene_png()).json()["raw_text"]
+    kill(small, "florence-2-mini-decoder")
+    assert not small.is_ready()
+    assert asked(small, scene_png(), **{"X-Deadline-Ms": "300"}).status_code == 504
+    assert asked(small, scene_png()).json()["raw_text"] == expected
+    small.wait_until_ready(10)
+
+
+def test_a_decoder_that_cannot_be_reached_is_503(
+    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("gone")
+    settings = {"DIPTYCH_MODELS": "florence-2-mini", "TMPDIR": str(folder)}
+    with running_service(exported.home, folder / "service.log", **settings) as service:
+        assert asked(service, scene_png()).status_code == 200
+        for address in folder.glob("bentoml-uds-*/*"):  # the sockets that the runners listen on
+            address.unlink()
+        kill(service, "florence-2-mini-decoder")
+        response = asked(service, scene_png())
+    assert (response.status_code, error_of(response)["code"]) == (503, "not_ready")
+    assert "florence-2-mini" in error_of(response)["message"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"DIPTYCH_PORT": "high"}, "DIPTYCH_PORT='high' is not allowed"),
+        ({"DIPTYCH_PROT": "3000"}, "DIPTYCH_PROT is not a setting"),
+        ({"DIPTYCH_MODELS": "florence-9"}, "'florence-9'; the catalog has florence-2-mini"),
+        ({"DIPTYCH_MODELS": "florence-2-base"}, "no artifacts of florence-2-base"),
+    ],
+    ids=str,
+)
+def test_a_bad_setting_stops_the_start(exported: ModelStore, settings: dict[str, str], message: str) -> None:
+    run = started(exported.home, settings)
+    assert run.returncode != 0
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_artifacts_that_were_changed_stop_the_start(exported: ModelStore, tmp_path: Path) -> None:
+    home = tmp_path / "bentoml"
+    store = ModelStore(home)
+    subprocess.run(["cp", "-r", str(exported.home), str(home)], check=True)
+    with (store.newest("paligemma-mini") / "decoder.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x55")
+    run = started(home, {})
+    assert run.returncode != 0
+    assert "decoder.safetensors has sha256" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def started(home: Path, settings: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "service"]
+    environment = service_environment(home, **settings)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)

@@ -1,0 +1,98 @@
+"""The metrics of a known sequence of requests, from the gateway's own /metrics."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.export_cli import ModelStore
+from tests.support.running_service import running_service
+from tests.support.scene_images import scene_png
+
+FLORENCE, PALIGEMMA = "florence-2-mini", "paligemma-mini"
+STAGES = {"preprocess", "encode_queue", "encode", "decode_queue", "prefill", "decode", "postprocess"}
+
+Labels = frozenset[tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def samples(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[Labels, float]]:
+    """All samples by name and labels after: 3 captions compared, 2 detections, 1 bad request, 1 unsupported task."""
+    with (
+        running_service(exported.home, tmp_path_factory.mktemp("metrics") / "service.log") as service,
+        service.client() as client,
+    ):
+        for _ in range(3):
+            assert ask(client, "compare", task="captioning").status_code == 200
+        for _ in range(2):
+            assert ask(client, "predict", task="object_detection").status_code == 200
+        assert ask(client, "predict", task="nonsense").status_code == 400
+        assert ask(client, "predict", task="object_detection", model=PALIGEMMA).status_code == 422
+        text = client.get("/metrics").text
+    found: dict[str, dict[Labels, float]] = defaultdict(dict)
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = frozenset((k, v) for k, v in sample.labels.items() if k != "pid")
+            found[sample.name][labels] = found[sample.name].get(labels, 0) + sample.value
+    return found
+
+
+def ask(client: httpx.Client, endpoint: str, **fields: str) -> httpx.Response:
+    return client.post(f"/v1/{endpoint}", data=fields, files={"image": scene_png()})
+
+
+def labels(**values: str) -> Labels:
+    return frozenset(values.items())
+
+
+def answered() -> Iterator[tuple[str, str, int]]:
+    yield FLORENCE, "captioning", 3
+    yield PALIGEMMA, "captioning", 3
+    yield FLORENCE, "object_detection", 2
+
+
+def test_requests_are_counted_by_model_task_and_status(samples: dict[str, dict[Labels, float]]) -> None:
+    expected = {labels(api="rest", model=m, task=t, status="ok"): n for m, t, n in answered()}
+    expected[labels(api="rest", model="none", task="none", status="invalid_request")] = 1
+    expected[labels(api="rest", model=PALIGEMMA, task="object_detection", status="unsupported_task")] = 1
+    assert samples["diptych_requests_total"] == expected
+
+
+@pytest.mark.parametrize("name", ["request_seconds", "time_to_first_token_seconds"])
+def test_every_answer_is_timed(samples: dict[str, dict[Labels, float]], name: str) -> None:
+    counts = {labels(model=m, task=t): n for m, t, n in answered()}
+    assert samples[f"diptych_{name}_count"] == counts
+    assert all(samples[f"diptych_{name}_sum"][key] > 0 for key in counts)
+
+
+def test_every_stage_of_every_answer_is_timed(samples: dict[str, dict[Labels, float]]) -> None:
+    expected = {labels(model=m, task=t, stage=s): n for m, t, n in answered() for s in STAGES}
+    assert samples["diptych_stage_seconds_count"] == expected
+
+
+def test_tokens_are_counted_and_timed(samples: dict[str, dict[Labels, float]]) -> None:
+    for model, task, count in answered():
+        assert samples["diptych_generated_tokens_total"][labels(model=model, task=task)] >= 2 * count
+        assert samples["diptych_time_per_output_token_seconds_count"][labels(model=model, task=task)] == count
+
+
+def test_batches_of_the_runners_are_seen_by_the_gateway(samples: dict[str, dict[Labels, float]]) -> None:
+    sums = samples["diptych_batch_size_sum"]
+    assert sums[labels(model=FLORENCE, stage="encode")] == 5
+    assert sums[labels(model=PALIGEMMA, stage="encode")] == 3
+    # One more sequence each: the warm-up.
+    assert sums[labels(model=FLORENCE, stage="decode")] == 6
+    assert sums[labels(model=PALIGEMMA, stage="decode")] == 4
+
+
+def test_nothing_is_live_or_waits_after_the_last_answer(samples: dict[str, dict[Labels, float]]) -> None:
+    assert set(samples["diptych_live_sequences"].values()) == {0}
+    assert set(samples["diptych_queue_depth"].values()) == {0}
+
+
+def test_served_models_are_told(samples: dict[str, dict[Labels, float]]) -> None:
+    told = [dict(key) for key in samples["diptych_model_info"]]
+    assert {(info["model"], info["family"]) for info in told} == {(FLORENCE, "florence2"), (PALIGEMMA, "paligemma")}
+    assert all(len(info["build_key"]) == 64 for info in told)

@@ -1,0 +1,134 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors import safe_open
+
+from tasks.catalog import CatalogError, load_catalog, parse_entry
+from tasks.table import TASKS
+from tests.support.catalog import CATALOG, FLORENCE, PALIGEMMA, ROOT
+
+ROW: dict[str, Any] = {
+    "id": "some-model",
+    "family": "florence2",
+    "source": "owner/name",
+    "revision": None,
+    "organization": "Someone",
+    "category": "Vision-language model",
+    "modality": "image and text to text",
+    "license": "MIT",
+    "release_date": "2024-06",
+    "parameters": 5,
+    "context_window": 1024,
+    "resolution": 768,
+    "precision": "float32",
+    "features": ["polygons"],
+}
+
+
+def test_the_catalog_lists_embedded_models_first_and_the_public_checkpoints() -> None:
+    assert list(CATALOG)[:2] == ["florence-2-mini", "paligemma-mini"]
+    sources = {entry.source for entry in CATALOG.values()}
+    assert {f"florence-community/Florence-2-{size}" for size in ("base", "large", "base-ft", "large-ft")} <= sources
+    assert {"google/paligemma-3b-mix-224", "google/paligemma-3b-mix-448"} <= sources
+    assert {f"google/paligemma2-{mix}" for mix in ("3b-mix-224", "3b-mix-448", "10b-mix-448")} <= sources
+
+
+@pytest.mark.parametrize("entry", [FLORENCE, PALIGEMMA], ids=lambda entry: str(entry.id))
+def test_the_embedded_checkpoints_are_as_their_entries_say(entry: Any) -> None:
+    folder = ROOT / entry.source
+    with safe_open(folder / "model.safetensors", "numpy") as tensors:
+        sizes = [tensors.get_tensor(name).size for name in tensors.keys()]  # noqa: SIM118  # not a mapping
+    text_config = json.loads((folder / "config.json").read_text())["text_config"]
+    size = json.loads((folder / "processor_config.json").read_text())["image_processor"]["size"]
+    assert sum(sizes) == entry.parameters
+    assert text_config["max_position_embeddings"] == entry.context_window
+    assert size == {"height": entry.resolution, "width": entry.resolution}
+
+
+def test_offered_tasks_are_the_familys_in_the_tables_order() -> None:
+    assert FLORENCE.task_ids == tuple(task for task in TASKS if task != "visual_question_answering")
+    assert PALIGEMMA.task_ids == (
+        "captioning",
+        "open_vocabulary_detection",
+        "phrase_grounding",
+        "instance_segmentation",
+        "ocr",
+        "visual_question_answering",
+    )
+    assert PALIGEMMA.offers("ocr")
+    assert not PALIGEMMA.offers("object_detection")
+    assert not PALIGEMMA.offers("no such task")
+
+
+def test_an_entry_widens_and_narrows_its_familys_tasks() -> None:
+    overrides = {"visual_question_answering": {"template": "<DocVQA>{question}"}, "ocr": None}
+    entry = parse_entry(ROW | {"tasks": overrides})
+    assert entry.offers("visual_question_answering")
+    assert entry.template("visual_question_answering") == "<DocVQA>{question}"
+    assert not entry.offers("ocr")
+    assert entry.template("ocr") is None
+    assert entry.template("captioning") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour": "red"}, r"unknown keys \['colour'\]"),
+        ({"id": "Some Model"}, "id of lower-case letters"),
+        ({"id": 5}, "id of lower-case letters"),
+        ({"family": "florence"}, "family must be one of florence2, paligemma, not 'florence'"),
+        ({"family": ["florence2"]}, "family must be one of"),
+        ({"precision": "float16"}, "precision must be one of float32, bfloat16"),
+        ({"revision": "main"}, "revision must be null or a commit"),
+        ({"release_date": "June 2024"}, "release_date must be YYYY-MM"),
+        ({"parameters": "0.23B"}, "parameters must be a whole number above 0"),
+        ({"parameters": True}, "parameters must be a whole number above 0"),
+        ({"resolution": 0}, "resolution must be a whole number above 0"),
+        ({"features": "polygons"}, "features must be a list of texts"),
+        ({"features": [1]}, "features must be a list of texts"),
+        ({"license": " "}, "license must be a text"),
+        ({"license": None}, "license must be a text"),
+        ({"tasks": None}, "tasks must be a mapping"),
+        ({"tasks": {"counting": None}}, "tasks names 'counting'; the tasks are captioning"),
+        ({"tasks": {"ocr": {"template": "{question}"}}}, "tasks.ocr must be null"),
+        ({"tasks": {"visual_question_answering": {"template": "what?"}}}, "with {question} once"),
+        ({"tasks": {"visual_question_answering": {"prompt": "{question}"}}}, "with {question} once"),
+        ({"mask_decoder": "vae.npz"}, "mask_decoder must be given for a paligemma model"),
+        ({"family": "paligemma"}, "mask_decoder must be given for a paligemma model"),
+    ],
+)
+def test_a_bad_entry_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(CatalogError, match=message):
+        parse_entry(ROW | change)
+
+
+@pytest.mark.parametrize("key", [key for key in ROW if key != "id"])
+def test_every_key_is_needed(key: str) -> None:
+    with pytest.raises(CatalogError, match=rf"some-model lacks \['{key}'\]"):
+        parse_entry({name: value for name, value in ROW.items() if name != key})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models: [", "cannot be read as YAML"),
+        ("", "must hold one key, models"),
+        ("models: {}", "must hold one key, models"),
+        ("models: []\nmore: 1", "must hold one key, models"),
+        ("models: [5]", "must be a mapping"),
+        (yaml.safe_dump({"models": [ROW, ROW]}), "two entries 'some-model'"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "catalog.yaml"
+    path.write_text(text)
+    with pytest.raises(CatalogError, match=message):
+        load_catalog(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match="cannot be read"):
+        load_catalog(tmp_path / "catalog.yaml")

@@ -1,0 +1,41 @@
+import math
+
+import pytest
+
+from tasks.generation import GeneratedText
+
+TEXT = GeneratedText("red ün<loc_1>", (4, 4, 5, 6, 13), (-1.0, -2.0, -4.0, -8.0, -16.0), "stop")
+
+
+@pytest.mark.parametrize(
+    ("spans", "logprobs"),
+    [
+        (((0, 4),), [-1]),
+        (((0, 3),), [-1]),
+        (((4, 5),), [-2, -4]),  # the token of no width is a byte of ü
+        (((0, 5),), [-1, -2, -4]),
+        (((5, 6),), [-8]),
+        (((6, 13),), [-16]),
+        (((0, 4), (6, 13)), [-1, -16]),
+        (((0, 4), (1, 2)), [-1]),  # a token counts once
+        (((0, 13),), [-1, -2, -4, -8, -16]),
+    ],
+)
+def test_score_is_the_mean_over_the_tokens_of_the_spans(
+    spans: tuple[tuple[int, int], ...], logprobs: list[float]
+) -> None:
+    assert TEXT.score(*spans) == pytest.approx(math.exp(sum(logprobs) / len(logprobs)))
+
+
+def test_score_of_no_token_is_zero() -> None:
+    assert GeneratedText("", (), (), "stop").score((0, 0)) == 0.0
+    assert TEXT.score() == 0.0
+
+
+def test_score_is_at_most_one_despite_rounding() -> None:
+    assert GeneratedText("a", (1,), (1e-7,), "length").score((0, 1)) == 1.0
+
+
+def test_ends_without_logprobs_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 token ends do not fit 0"):
+        GeneratedText("a", (1,), (), "stop")
