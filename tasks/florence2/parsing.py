@@ -6,13 +6,14 @@ a box's corners, and leave out boxes without area and polygons of less than thre
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from tasks.florence2.grammar import Phrase, split_phrases, text_before_tokens, text_without_tokens
 from tasks.florence2.locations import dequantize
 from tasks.florence2.prompts import asked_per_prompt
 from tasks.generation import GeneratedText
 from tasks.geometry import bounding_box
-from tasks.labels import resolve_label
+from tasks.labels import answers_to_labels, resolve_label
 from tasks.locations import Locations, in_pieces, span_of
 from tasks.parameters import TaskParameters
 from tasks.results import (
@@ -55,7 +56,10 @@ def parse_answer(
                 for answer, names in zip(answers, asked, strict=True)
             ]
             is_parsed = all(map(GeneratedText.is_read_as, answers, found))
-            return DetectionsResult(tuple(detection for each in found for detection in each), is_parsed)
+            kept = (
+                answers_to_labels(each, parameters.labels and names) for each, names in zip(found, asked, strict=True)
+            )
+            return DetectionsResult(tuple(chain.from_iterable(kept)), is_parsed)
         case "instances":
             instances = tuple(_instances(answers[0], asked[0], image_size_wh, mask_format))
             return InstancesResult(instances, answers[0].is_read_as(instances))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from tasks.generation import GeneratedText
 from tasks.geometry import ordered_box
-from tasks.labels import resolve_label
+from tasks.labels import answers_to_labels, resolve_label
 from tasks.locations import Locations, in_pieces, span_of
 from tasks.paligemma.grammar import split_entries, text_without_tokens
 from tasks.paligemma.locations import dequantize
@@ -45,7 +45,7 @@ def parse_answer(
             return TextResult(text, answer.is_read_as(text))
         case "detections":
             detections = tuple(_detections(answer, asked, image_size_wh))
-            return DetectionsResult(detections, answer.is_read_as(detections))
+            return DetectionsResult(answers_to_labels(detections, parameters.labels), answer.is_read_as(detections))
         case "instances" if mask_decoder is not None:
             instances = tuple(_instances(answer, asked, image_size_wh, mask_format, mask_decoder))
             return InstancesResult(instances, answer.is_read_as(instances))

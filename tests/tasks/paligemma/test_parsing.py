@@ -55,11 +55,14 @@ def parse(task_id: str, text: str, mask_format: MaskFormat = "polygon", **values
     ],
 )
 def test_detections(text: str, expected: Any, is_parsed: bool) -> None:
-    for task_id, name in (("open_vocabulary_detection", "labels"), ("phrase_grounding", "phrases")):
-        values: dict[str, Any] = {name: ["car", "tree"]}
-        result = parse(task_id, text, **values)
-        assert [(detection.label, detection.box) for detection in result.detections] == expected
-        assert result.is_parsed == is_parsed
+    result = parse("phrase_grounding", text, phrases=["car", "tree"])
+    assert [(detection.label, detection.box) for detection in result.detections] == expected
+    assert result.is_parsed == is_parsed
+    asked_only = parse("open_vocabulary_detection", text, labels=["car", "tree"])
+    assert [(each.label, each.box) for each in asked_only.detections] == [
+        e for e in expected if e[0] in ("car", "tree")
+    ]
+    assert asked_only.is_parsed == is_parsed
 
 
 @pytest.mark.parametrize(
@@ -142,7 +145,7 @@ def test_a_boxs_score_is_of_its_label_and_its_own_locations() -> None:
     label, first, second = -1 - 3, -0.01 * 100, -0.01 * 2046
     expected = [(label + first) / 6, (label + second) / 6, first / 4]
     text = f"{BOX}{OTHER} red car ; {BOX}"
-    assert scores("open_vocabulary_detection", text, labels=["red car", "dog"]) == pytest.approx(expected)
+    assert scores("phrase_grounding", text, phrases=["red car", "dog"]) == pytest.approx(expected)
 
 
 def test_segmentation_tokens_do_not_count_in_an_instances_score() -> None:
