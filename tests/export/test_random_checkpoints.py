@@ -3,34 +3,22 @@ from pathlib import Path
 
 import pytest
 
-from export.jobs import ExportOptions, plan_job
-from export.pipeline import make_artifacts
 from export.random_checkpoints import SHAPES, write_random_checkpoint
 from runners.artifacts import read_manifest, verify_files
-from tasks.catalog import load_catalog
-from tests.support.export_cli import MODELS, ROOT
-
-CATALOG = load_catalog(MODELS / "catalog.yaml")
-NUM_PROBES, MAX_NEW_TOKENS = 2, 12  # an export takes 20 and 64; real widths take seconds for each
+from tests.support.export_random import NUM_PROBES, export_random
 
 
-@pytest.mark.parametrize("name", SHAPES)
+# The other two shapes are exported and served in tests/system/test_real_shapes.py.
+@pytest.mark.parametrize("name", ["florence-2-large", "paligemma-3b-mix-224"])
 def test_real_widths_with_few_layers_export_and_pass_parity(name: str, tmp_path: Path) -> None:
-    # Gemma 2 takes two layers for one whose window slides and one whose does not.
-    write_random_checkpoint(name, tmp_path / "checkpoint", max_layers=2 if "-2-3b" in name else 1)
-    options = ExportOptions(source=str(tmp_path / "checkpoint"), mask_decoder=_mask_decoder(name))
     artifacts = tmp_path / "artifacts"
     artifacts.mkdir()
-    manifest = make_artifacts(plan_job(CATALOG[name], options, ROOT), artifacts, NUM_PROBES, MAX_NEW_TOKENS)
+    manifest = export_random(name, tmp_path / "checkpoint", artifacts)
     assert manifest == read_manifest(artifacts)
     verify_files(artifacts, manifest)
     assert manifest.num_image_tokens == SHAPES[name].num_image_tokens
     assert manifest.image_size_wh == (SHAPES[name].image_size_px,) * 2
     assert manifest.parity["tokens"]["num_prompts"] == NUM_PROBES
-
-
-def _mask_decoder(name: str) -> Path | None:
-    return MODELS / "paligemma-mini" / "vae.npz" if name.startswith("paligemma") else None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+import asyncio
+
+import aiohttp
+import pytest
+from bentoml.exceptions import BentoMLException, ServiceUnavailable
+
+from service.core import Comparison
+from tests.support.core_calls import codes, compare, florence_fails, run
+from tests.support.fake_runners import FakeDecoder, FakeEncoder
+from tests.support.fake_service import FLORENCE_ID, IMAGE_SIZE_WH, PALIGEMMA_ID, PNG, context, make_core
+
+
+def test_comparison_is_in_the_order_of_the_catalog() -> None:
+    for models in (None, [PALIGEMMA_ID, FLORENCE_ID], [PALIGEMMA_ID, FLORENCE_ID, PALIGEMMA_ID]):
+        comparison = compare(make_core(), task="ocr", models=models)
+        assert list(codes(comparison)) == [FLORENCE_ID, PALIGEMMA_ID]
+        assert comparison.image_size_wh == IMAGE_SIZE_WH
+
+
+def test_comparison_without_models_asks_those_that_offer_the_task() -> None:
+    assert codes(compare(make_core(), task="object_detection")) == {FLORENCE_ID: "ok"}
+
+
+def test_named_model_that_does_not_offer_the_task_gets_its_own_error() -> None:
+    comparison = compare(make_core(), task="object_detection", models=[FLORENCE_ID, PALIGEMMA_ID])
+    assert codes(comparison) == {FLORENCE_ID: "ok", PALIGEMMA_ID: "unsupported_task"}
+
+
+def test_model_that_does_not_do_the_variant_gets_its_own_error() -> None:
+    comparison = compare(
+        make_core(decoders={FLORENCE_ID: FakeDecoder({"Describe with a paragraph what is shown in the image.": "a"})}),
+        task="captioning",
+        detail="paragraph",
+    )
+    assert codes(comparison) == {FLORENCE_ID: "ok", PALIGEMMA_ID: "unsupported_task"}
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (aiohttp.ClientConnectionError("refused"), "not_ready"),
+        (TimeoutError("late"), "deadline_exceeded"),
+        (ServiceUnavailable("busy"), "overloaded"),
+        (BentoMLException("no"), "internal"),
+        (RuntimeError("a defect"), "internal"),
+    ],
+)
+def test_failing_model_does_not_take_the_others_answers(failure: Exception, code: str) -> None:
+    assert codes(compare(florence_fails(failure), task="ocr")) == {FLORENCE_ID: code, PALIGEMMA_ID: "ok"}
+
+
+def test_models_of_a_comparison_run_at_the_same_time() -> None:
+    """Each encoder waits for the other to be asked."""
+
+    async def both() -> Comparison:
+        released = asyncio.Event()
+        waiting = FakeEncoder(released=released)
+        core = make_core(encoders={FLORENCE_ID: waiting, PALIGEMMA_ID: waiting})
+        task = asyncio.create_task(core.compare(PNG, {"task": "ocr"}, context()))
+        while len(waiting.shapes) < 2:
+            await asyncio.sleep(0.001)
+        released.set()
+        return await task
+
+    assert codes(run(asyncio.wait_for(both(), 10))) == {FLORENCE_ID: "ok", PALIGEMMA_ID: "ok"}
+
+
+def test_slow_model_does_not_take_the_others_answers() -> None:
+    async def one_never_answers() -> Comparison:
+        core = make_core(encoders={FLORENCE_ID: FakeEncoder(released=asyncio.Event())})
+        return await core.compare(PNG, {"task": "ocr"}, context(timeout_s=0.5))
+
+    assert codes(run(one_never_answers())) == {FLORENCE_ID: "deadline_exceeded", PALIGEMMA_ID: "ok"}

@@ -1,0 +1,145 @@
+import math
+from typing import Any
+
+import pytest
+
+from service.errors import InvalidRequest, ServiceError, UnknownModel, UnsupportedTask
+from service.prediction import Answer
+from tasks.results import BoxXyxy, DetectionsResult, InstancesResult, TextResult
+from tests.support.core_calls import compare, predict, run
+from tests.support.fake_runners import DECODE_S, ENCODE_S, NUM_PROMPT_TOKENS, PREFILL_S, FakeDecoder, FakeEncoder
+from tests.support.fake_service import (
+    FLORENCE_ANSWERS,
+    FLORENCE_ID,
+    IMAGE_SIZE_WH,
+    INPUT_SIZE_WH,
+    PALIGEMMA_ID,
+    PNG,
+    context,
+    make_core,
+)
+
+LABELS: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
+
+
+def test_answer_is_in_pixels_of_the_image_that_was_sent() -> None:
+    answer = predict(make_core(), task="object_detection")
+    assert isinstance(answer.result, DetectionsResult)
+    (detection,) = answer.result.detections
+    assert detection.label == "red circle"
+    assert detection.box == pytest.approx((64.32, 96.24, 320.32, 288.24))  # bins 100, 200, 500, 600 of 640 x 480
+    assert detection.score == pytest.approx(math.exp(-0.5))
+    assert answer.image_size_wh == IMAGE_SIZE_WH
+
+
+def test_both_families_answer_in_one_geometry() -> None:
+    boxes: list[BoxXyxy] = []
+    for _, answer in compare(make_core(), **LABELS).answers:
+        assert isinstance(answer, Answer)
+        assert isinstance(answer.result, DetectionsResult)
+        boxes.extend(detection.box for detection in answer.result.detections)
+    assert boxes == [
+        pytest.approx((64.32, 96.24, 320.32, 288.24)),
+        pytest.approx((62.56, 93.84, 312.81, 281.52), abs=0.01),  # 100, 200, 500, 600 of 1023
+    ]
+
+
+@pytest.mark.parametrize("model", [FLORENCE_ID, PALIGEMMA_ID])
+def test_mask_format_decides_between_polygons_and_mask(model: str) -> None:
+    for mask_format, has_mask in (("polygon", False), ("rle", True)):
+        fields = {"task": "instance_segmentation", "phrase": "red circle", "mask_format": mask_format, "model": model}
+        result = run(make_core().predict(PNG, fields, context())).result
+        assert isinstance(result, InstancesResult)
+        (instance,) = result.instances
+        assert (instance.mask is not None, instance.polygons is None) == (has_mask, has_mask)
+        assert instance.mask is None or instance.mask.size_hw == IMAGE_SIZE_WH[::-1]
+
+
+def test_image_is_resized_to_the_input_of_the_model() -> None:
+    encoder = FakeEncoder()
+    predict(make_core(encoders={FLORENCE_ID: encoder}), task="ocr")
+    assert encoder.shapes == [(INPUT_SIZE_WH[1], INPUT_SIZE_WH[0], 3)]
+
+
+def test_generation_fields_reach_the_decoder() -> None:
+    decoder = FakeDecoder(FLORENCE_ANSWERS)
+    core = make_core(decoders={FLORENCE_ID: decoder})
+    predict(core, timeout_s=20, task="ocr", max_new_tokens=7, temperature=0.5, seed=3)
+    (spec,) = decoder.specs
+    assert (spec.max_new_tokens, spec.temperature, spec.seed) == (7, 0.5, 3)
+    assert 19 < spec.timeout_s <= 20
+
+
+def test_task_of_several_prompts_encodes_the_image_once() -> None:
+    encoder, decoder = FakeEncoder(), FakeDecoder(FLORENCE_ANSWERS)
+    core = make_core(encoders={FLORENCE_ID: encoder}, decoders={FLORENCE_ID: decoder})
+    answer = predict(core, task="open_vocabulary_detection", labels=["red circle", "blue square"])
+    assert (len(encoder.shapes), len(decoder.specs), len(answer.sequences)) == (1, 2, 2)
+    assert isinstance(answer.result, DetectionsResult)
+    assert [detection.label for detection in answer.result.detections] == ["red circle"]
+
+
+def test_text_of_a_user_is_never_a_control_segment() -> None:
+    decoder = FakeDecoder({"Locate <loc_5> in the image with mask": ""})
+    predict(make_core(decoders={FLORENCE_ID: decoder}), task="instance_segmentation", phrase="<loc_5>")
+    assert [is_control for _, is_control in decoder.specs[0].segments] == [False]
+
+
+def test_times_are_those_of_the_stages() -> None:
+    times = predict(make_core(), task="ocr").times
+    assert (times.encode_s, times.prefill_s, times.decode_s) == (ENCODE_S, PREFILL_S, DECODE_S)
+    assert min(times.preprocess_s, times.postprocess_s, times.total_s) > 0
+    assert (times.encode_queue_s, times.decode_queue_s) == (0, 0)  # what the fakes say is longer than the call
+
+
+def test_default_model_is_the_first_that_offers_the_task() -> None:
+    assert predict(make_core(), task="ocr").model.id == FLORENCE_ID
+    answer = predict(make_core(), task="visual_question_answering", question="what is it?")
+    assert (answer.model.id, answer.result) == (PALIGEMMA_ID, TextResult("circle", True))
+
+
+def test_named_model_answers() -> None:
+    assert predict(make_core(), task="ocr", model=PALIGEMMA_ID).model.id == PALIGEMMA_ID
+
+
+def test_unknown_model_is_named() -> None:
+    with pytest.raises(UnknownModel, match="'florence-3'"):
+        predict(make_core(), task="ocr", model="florence-3")
+    with pytest.raises(UnknownModel, match="'florence-3'") as caught:
+        compare(make_core(), task="ocr", models=[FLORENCE_ID, "florence-3"])
+    assert caught.value.param == "models"
+
+
+def test_empty_model_is_no_model() -> None:
+    with pytest.raises(ServiceError) as caught:
+        predict(make_core(), task="ocr", model="")
+    assert caught.value.param == "model"
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "param"),
+    [
+        ({"task": "object_detection", "model": PALIGEMMA_ID}, UnsupportedTask, "task"),
+        ({"task": "captioning", "detail": "paragraph", "model": PALIGEMMA_ID}, UnsupportedTask, "detail"),
+        ({"task": "captioning", "language": "fr"}, UnsupportedTask, "language"),
+        ({"task": "region_description", "region": [0, 0, 641, 480]}, InvalidRequest, "region"),
+    ],
+)
+def test_what_a_model_does_not_do_is_an_error_with_the_field(
+    fields: dict[str, Any], error: type[ServiceError], param: str
+) -> None:
+    encoder = FakeEncoder()
+    with pytest.raises(error) as caught:
+        predict(make_core(encoders={FLORENCE_ID: encoder, PALIGEMMA_ID: encoder}), **fields)
+    assert caught.value.param == param
+    assert encoder.shapes == []  # found before any work
+
+
+def test_region_is_checked_against_the_upright_image() -> None:
+    decoder = FakeDecoder({"What does the region <loc_0><loc_0><loc_999><loc_999> describe?": "all"})
+    core = make_core(decoders={FLORENCE_ID: decoder})
+    assert predict(core, task="region_description", region=[0, 0, 640, 480]).result == TextResult("all", True)
+
+
+def test_prompt_tokens_are_those_of_the_decoder() -> None:
+    assert predict(make_core(), task="ocr").sequences[0].num_prompt_tokens == NUM_PROMPT_TOKENS

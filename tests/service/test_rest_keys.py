@@ -1,0 +1,34 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from service.api_keys import ApiKeys
+from tests.support.rest_client import OCR, client, error_of
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> ApiKeys:
+    file = tmp_path / "keys"
+    file.write_text(hashlib.sha256(b"my-key").hexdigest())
+    return ApiKeys.load(file)
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Basic my-key"])
+def test_request_without_an_accepted_key_is_refused_on_every_route(keys: ApiKeys, authorization: str | None) -> None:
+    headers = {"Authorization": authorization} if authorization else {}
+    api = client(keys=keys)
+    for method, path in [("POST", "/v1/predict"), ("POST", "/v1/compare"), ("GET", "/v1/models"), ("GET", "/v1/tasks")]:
+        response = api.send(method, path, headers=headers)
+        assert error_of(response)["code"] == "unauthorized"
+        assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_request_with_an_accepted_key_is_answered(keys: ApiKeys) -> None:
+    api = client(keys=keys)
+    assert api.predict(OCR, Authorization="Bearer my-key").status_code == 200
+    assert api.get("/v1/models", headers={"Authorization": "Bearer my-key"}).status_code == 200
+
+
+def test_contract_is_shown_without_a_key(keys: ApiKeys) -> None:
+    assert [client(keys=keys).get(path).status_code for path in ("/docs", "/openapi.json")] == [200, 200]

@@ -1,0 +1,49 @@
+"""Image files made for tests of decoding, some of them by hand."""
+
+import struct
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.images import RgbImage, decode_image
+
+MAX_PIXELS = 1_000_000
+ORIENTATION, X_RESOLUTION, DESCRIPTION = 0x0112, 0x011A, 0x010E
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def decode(data: bytes) -> RgbImage:
+    return decode_image(data, MAX_PIXELS)
+
+
+def colour_steps() -> Image.Image:
+    """Four fields of flat colour, so that lossy formats keep them near and turning shows."""
+    image = Image.new("RGB", (64, 32), RED)
+    image.paste((0, 255, 0), (32, 0, 64, 16))
+    image.paste((0, 0, 255), (0, 16, 32, 32))
+    image.paste((250, 250, 0), (32, 16, 64, 32))
+    return image
+
+
+def png(width: int, height: int, bit_depth: int, colour_type: int, rows: bytes, extra: bytes = b"") -> bytes:
+    """Return a PNG file written by hand: `rows` with their filter bytes, `extra` chunks before them."""
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def differences(actual: Image.Image, expected: Image.Image) -> NDArray[np.int_]:
+    return np.abs(np.asarray(actual, dtype=np.int_) - np.asarray(expected, dtype=np.int_))
+
+
+def half_transparent(mode: str) -> Image.Image:
+    """Left half red and opaque, right half red and transparent."""
+    image = Image.new("RGBA", (64, 32), (*RED, 255))
+    image.paste((*RED, 0), (32, 0, 64, 32))
+    return image.convert(mode)

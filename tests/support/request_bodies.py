@@ -1,0 +1,55 @@
+"""Bodies of requests, written by hand, and what the service reads from them."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Iterable
+
+from starlette.requests import Request
+from starlette.types import Message
+
+from service.bodies import RequestBody, read_body
+
+MAX_BYTES = 100_000
+FORM = "multipart/form-data; boundary=b"
+JSON = "application/json"
+IMAGE = b"\x89PNG\r\n\x1a\n\0\xff any bytes"
+BASE64 = base64.b64encode(IMAGE).decode()
+
+
+def request(chunks: Iterable[bytes], content_type: str | None, content_length: str | None = None) -> Request:
+    """Return a request as a server would hand it over, its body in chunks."""
+    messages: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    unsent = iter([*messages, {"type": "http.request"}])
+    given = [(b"content-type", content_type), (b"content-length", content_length)]
+    headers = [(name, value.encode("latin-1")) for name, value in given if value is not None]
+
+    async def receive() -> Message:
+        return next(unsent)
+
+    return Request({"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}, receive)
+
+
+def read(body: bytes, content_type: str | None, content_length: str | None = None) -> RequestBody:
+    return asyncio.run(read_body(request([body], content_type, content_length), MAX_BYTES))
+
+
+def read_json(**fields: object) -> RequestBody:
+    return read(json.dumps(fields).encode(), JSON)
+
+
+def part(name: str, value: bytes | str, options: str = "") -> bytes:
+    data = value.encode() if isinstance(value, str) else value
+    return f'--b\r\nContent-Disposition: form-data; name="{name}"{options}\r\n\r\n'.encode() + data + b"\r\n"
+
+
+def file_part(name: str, data: bytes) -> bytes:
+    return part(name, data, '; filename="f.png"')
+
+
+def form(*parts: bytes) -> bytes:
+    return b"".join(parts) + b"--b--\r\n"
+
+
+def read_form(*parts: bytes) -> RequestBody:
+    return read(form(file_part("image", IMAGE), *parts), FORM)

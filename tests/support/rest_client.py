@@ -1,0 +1,75 @@
+"""A client of the REST API over the real core, and the checks that hold for every answer."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from jsonschema import Draft202012Validator
+from PIL import Image
+
+from service.api_keys import ApiKeys
+from service.core import Core
+from service.openapi import openapi_document
+from service.rest import STATUSES, RestApi
+from service.settings import Settings
+from tests.support.fake_service import data_url, encoded, make_core, served_models
+
+MAX_BODY_BYTES = 50_000
+SETTINGS = Settings(max_body_bytes=MAX_BODY_BYTES, request_timeout_s=5)
+SMALL_PNG = encoded(Image.new("RGB", (8, 8), (200, 30, 30)))
+OCR = {"image": data_url(SMALL_PNG), "task": "ocr"}
+COMPONENTS = openapi_document(served_models())["components"]
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A client of an API whose exceptions, if any escape, end the test."""
+
+    api: RestApi
+
+    def send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        async def send() -> httpx.Response:
+            transport = httpx.ASGITransport(self.api.app())
+            async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
+                return await client.request(method, path, **options)
+
+        return asyncio.run(send())
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.send("GET", path, **options)
+
+    def predict(self, fields: Mapping[str, object], **headers: str) -> httpx.Response:
+        return self.send("POST", "/v1/predict", json=fields, headers=as_headers(headers))
+
+    def compare(self, fields: Mapping[str, object], **headers: str) -> httpx.Response:
+        return self.send("POST", "/v1/compare", json=fields, headers=as_headers(headers))
+
+
+def as_headers(names: Mapping[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in names.items()}
+
+
+def client(core: Core | None = None, keys: ApiKeys | None = None, values: Settings = SETTINGS) -> Client:
+    api = RestApi(values)
+    api.start(core or make_core(), keys or ApiKeys(None))
+    return Client(api)
+
+
+def fits(document: object, name: str) -> bool:
+    """Say whether a body is what /openapi.json says."""
+    Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": COMPONENTS}).validate(document)
+    return True
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """Return the error of a body that is the contract's, checked against its status and headers."""
+    assert response.headers["content-type"] == "application/json"
+    document = response.json()
+    assert fits(document, "ErrorJson")
+    error: dict[str, Any] = document["error"]
+    assert response.status_code == STATUSES[error["code"]]
+    assert error["request_id"] == response.headers["x-request-id"]
+    assert "Traceback" not in response.text
+    return error
