@@ -51,9 +51,9 @@ def evaluate(client: httpx.Client, model_id: str, num_scenes: int, sizes_wh: Seq
 
 
 def evaluation_table(evaluations: dict[str, Evaluation]) -> str:
-    """Return a Markdown table: a row for each question, for each model its measures and p50 of one client, in ms."""
+    """Return a Markdown table: a row for each question, for each model its measures and p50 / p95 of one client, ms."""
     names = dict.fromkeys(name for e in evaluations.values() for name in e.latencies_ms)
-    rows = ["| question | " + " | ".join(f"{model} | p50 ms" for model in evaluations) + " |"]
+    rows = ["| question | " + " | ".join(f"{model} | p50 / p95 ms" for model in evaluations) + " |"]
     rows.append("|---" * (1 + 2 * len(evaluations)) + "|")
     for name in names:
         cells = [cell for evaluation in evaluations.values() for cell in _cells(evaluation, name)]
@@ -66,7 +66,8 @@ def _cells(evaluation: Evaluation, name: str) -> tuple[str, str]:
         return "", ""
     shown = [m for m in _SHOWN_MEASURES if (name, m) in evaluation.scorecard.tallies]
     scores = ", ".join(f"{measure} {evaluation.score(name, measure):.2f}" for measure in shown)
-    return scores, f"{statistics.median(evaluation.latencies_ms[name]):.0f}"
+    percentiles = statistics.quantiles(evaluation.latencies_ms[name] * 2, n=20)  # twice: one value has no quantiles
+    return scores, f"{percentiles[9]:.0f} / {percentiles[18]:.0f}"
 
 
 def _offered_tasks(client: httpx.Client, model_id: str) -> frozenset[str]:

@@ -15,6 +15,7 @@ from transformers import BartConfig, BartModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from runners.artifacts import TOKENIZER_FILE, Precision, read_config
+from runners.batch_inputs import stack_inputs
 from runners.decoder_weights import load_language_model
 from runners.prompt_tokenizer import PromptTokenizer, Segments
 from runners.sequences import GenerationRules, SequenceRequest, SequenceTooLong
@@ -41,7 +42,10 @@ class Florence2Decoder:
         self._tokenizer = tokenizer
         self._bos_token_id: int = config["text_config"]["bos_token_id"]
         self._eos_token_id: int = config["text_config"]["eos_token_id"]
-        self._start_token_id: int = rules.decoder_start_token_id or config["text_config"]["decoder_start_token_id"]
+        start_token_id = rules.decoder_start_token_id
+        if start_token_id is None:
+            start_token_id = config["text_config"]["decoder_start_token_id"]
+        self._start_token_id: int = start_token_id
         self._max_positions: int = config["text_config"]["max_position_embeddings"]
 
     @classmethod
@@ -88,15 +92,7 @@ class Florence2Decoder:
 
     def _encoder_inputs(self, requests: Sequence[SequenceRequest]) -> tuple[Tensor, Tensor]:
         """Return embeddings (B, N + S, C), image first, and their mask (B, N + S)."""
-        device, dtype = self._model.device, self._model.dtype
-        features = torch.stack([request.image_features for request in requests]).to(device, dtype)
-        num_prompt = torch.tensor([len(request.prompt_ids) for request in requests], device=device)
-        prompts = torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(request.prompt_ids) for request in requests],
-            batch_first=True,
-            padding_value=self.pad_token_id,
-        )
-        inputs_embeds = torch.cat([features, self._model.shared(prompts.to(device))], dim=1)
-        positions = torch.arange(inputs_embeds.shape[1], device=device)
-        attention_mask = (positions < features.shape[1] + num_prompt[:, None]).long()
-        return inputs_embeds, attention_mask
+        inputs = stack_inputs(requests, self.pad_token_id, self._model.device, self._model.dtype)
+        inputs_embeds = torch.cat([inputs.image_features, self._model.shared(inputs.prompt_ids)], dim=1)
+        positions = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
+        return inputs_embeds, (positions < inputs.num_read[:, None]).long()

@@ -16,6 +16,7 @@ from transformers import AutoConfig, Gemma2ForCausalLM, GemmaForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from runners.artifacts import TOKENIZER_FILE, Precision, read_config
+from runners.batch_inputs import stack_inputs
 from runners.decoder_weights import load_language_model
 from runners.prompt_tokenizer import PromptTokenizer, Segments
 from runners.sequences import GenerationRules, SequenceRequest, SequenceTooLong
@@ -95,17 +96,10 @@ class PaliGemmaDecoder:
 
     def _prefix(self, requests: Sequence[SequenceRequest]) -> tuple[Tensor, Tensor]:
         """Return embeddings (B, N + S, C), image first, and key positions (B, N + S), 0 at padding."""
-        device, dtype = self._model.device, self._model.dtype
-        features = torch.stack([request.image_features for request in requests]).to(device, dtype)
-        num_prompt = torch.tensor([len(request.prompt_ids) for request in requests], device=device)
-        prompts = torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(request.prompt_ids) for request in requests],
-            batch_first=True,
-            padding_value=self.pad_token_id,
-        )
-        inputs_embeds = torch.cat([features, self._embed(prompts)], dim=1)
-        positions = torch.arange(1, inputs_embeds.shape[1] + 1, device=device).repeat(len(requests), 1)
-        return inputs_embeds, positions * (positions <= features.shape[1] + num_prompt[:, None])
+        inputs = stack_inputs(requests, self.pad_token_id, self._model.device, self._model.dtype)
+        inputs_embeds = torch.cat([inputs.image_features, self._embed(inputs.prompt_ids)], dim=1)
+        positions = torch.arange(1, inputs_embeds.shape[1] + 1, device=inputs_embeds.device)
+        return inputs_embeds, positions * (positions <= inputs.num_read[:, None])
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         embeds: Tensor = self._model.get_input_embeddings()(token_ids.to(self._model.device))
