@@ -1,7 +1,7 @@
 """Every task of both embedded models, over REST, against the truth of rendered scenes of several sizes and shapes.
 
-The bars lie a little under what the checkpoints reach (`python -m export.evaluate`). Where a model never learnt a
-question the bar is 0, and it must still answer in the task's form, which the scoring demands.
+The bars lie a little under what the checkpoints reach (`python -m export.evaluate`). A question that a model
+never learnt has no bar; it is asked all the same, and the scoring demands an answer in the task's form.
 """
 
 import pytest
@@ -27,7 +27,7 @@ BARS: dict[str, dict[tuple[str, Measure], float]] = {
         ("open_vocabulary_detection coloured shape", "f1_at_50"): 0.65,
         ("open_vocabulary_detection several", "f1_at_50"): 0.55,
         ("open_vocabulary_detection absent", "empty"): 0.7,
-        ("phrase_grounding caption", "f1_at_50"): 0.5,
+        ("phrase_grounding caption", "f1_at_50"): 0.42,
         ("phrase_grounding phrases", "f1_at_50"): 0.5,
         ("instance_segmentation phrase", "mask_iou"): 0.65,
         ("instance_segmentation region", "mask_iou"): 0.3,
@@ -40,18 +40,15 @@ BARS: dict[str, dict[tuple[str, Measure], float]] = {
         ("region_description text", "exact"): 0.5,
     },
     "paligemma-mini": {
-        ("captioning short", "exact"): 0.0,
-        ("captioning detailed", "exact"): 0.0,
         ("open_vocabulary_detection shape", "f1_at_50"): 0.6,
         ("open_vocabulary_detection coloured shape", "f1_at_50"): 0.5,
         ("open_vocabulary_detection several", "f1_at_50"): 0.1,
-        ("phrase_grounding phrases", "f1_at_50"): 0.25,
+        ("phrase_grounding phrases", "f1_at_50"): 0.1,
         ("instance_segmentation phrase", "mask_iou"): 0.5,
         ("ocr", "exact"): 0.4,
         ("ocr", "empty"): 0.9,
         ("visual_question_answering count", "exact"): 0.4,
-        ("visual_question_answering presence", "exact"): 0.5,
-        ("visual_question_answering color", "exact"): 0.0,
+        ("visual_question_answering presence", "exact"): 0.42,
     },
 }
 
