@@ -53,8 +53,8 @@ class VisionEncoderModule(nn.Module):
         super().__init__()
         self.config = model.config  # optimum's exporter looks for it
         self._model = model.model
-        self._mean = torch.tensor(image_input.mean) / image_input.rescale_factor
-        self._std = torch.tensor(image_input.std) / image_input.rescale_factor
+        self._mean = nn.Buffer(torch.tensor(image_input.mean) / image_input.rescale_factor, persistent=False)
+        self._std = nn.Buffer(torch.tensor(image_input.std) / image_input.rescale_factor, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return image features (B, N, C) of uint8 `pixels` (B, H, W, 3)."""

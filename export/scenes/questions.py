@@ -55,14 +55,17 @@ def _detection(scene: Scene) -> Iterator[Question]:
 def _open_vocabulary_detection(
     scene: Scene, asked: list[SceneObject], absent_name: str, rng: Generator
 ) -> Iterator[Question]:
-    """Ask for a shape, a coloured shape, several labels of which one is absent, and one absent label."""
+    """Ask for a shape, a coloured shape, several labels of which one is absent, and one absent label.
+
+    Where no object is at all, that one has a name of its own: nothing may be found, not merely not this.
+    """
     names = [drawn.name for drawn in scene.objects]
     several = rng.permutation([*names, absent_name]).tolist()
     for drawn in asked:
         yield _labels("shape", [drawn.shape], scene)
         yield _labels("coloured shape", [drawn.name], scene)
         yield _labels("several", several, scene)
-    yield _labels("absent", [absent_name], scene)
+    yield _labels("absent" if asked else "no object", [absent_name], scene)
 
 
 def _labels(variant: str, labels: list[str], scene: Scene) -> Question:

@@ -5,7 +5,7 @@ Knows the wire format of results (`text`, `detections`, `instances`, `text_regio
 """
 
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from export.scenes.overlap import box_iou, mask_iou, quad_iou
@@ -20,7 +20,16 @@ from export.scenes.truth import (
 )
 
 Result = Mapping[str, Any]
-Measure = Literal["exact", "empty", "f1_at_50", "f1_at_75", "confident_at_50", "mask_iou"]
+Measure = Literal[
+    "exact",  # text, or words and their places: the share of answers that are equal
+    "exact_if_any",  # the same, only where something is expected
+    "empty",  # only where nothing is expected: the share of answers that invent nothing
+    "f1_at_50",  # F1 of boxes, a match being the same label and an IoU of at least 0.5
+    "f1_at_75",
+    "confident",  # share of the boxes with a score of at least CONFIDENT_SCORE
+    "confident_at_50",  # precision of those
+    "mask_iou",  # mean IoU
+]
 
 CONFIDENT_SCORE = 0.8
 _RESULT_KEYS: dict[type[Truth], str] = {
@@ -105,14 +114,17 @@ def _measures(answer: Any, truth: Truth, image_size_wh: tuple[int, int]) -> dict
 
 
 def _exactness(is_exact: bool, answer: Sized, expected: Sized) -> dict[Measure, Tally]:
-    """Return `exact`, and where nothing is expected `empty` too: that nothing was invented."""
-    measures: dict[Measure, Tally] = {"exact": _claim(is_exact)}
-    return measures if expected else measures | {"empty": _claim(not answer)}
+    if expected:
+        return {"exact": _claim(is_exact), "exact_if_any": _claim(is_exact)}
+    return {"exact": _claim(is_exact), "empty": _claim(not answer)}
 
 
 def _detection_measures(detections: Sequence[Result], truth: DetectionsTruth) -> dict[Measure, Tally]:
     confident = [detection for detection in detections if detection["score"] >= CONFIDENT_SCORE]
-    measures: dict[Measure, Tally] = {"confident_at_50": match_boxes(confident, truth.boxes, 0.5)}
+    measures: dict[Measure, Tally] = {
+        "confident": Tally(len(confident), len(detections), len(detections)),
+        "confident_at_50": replace(match_boxes(confident, truth.boxes, 0.5), num_expected=len(confident)),
+    }
     if not truth.boxes:
         return measures | {"empty": _claim(not detections)}
     return measures | {

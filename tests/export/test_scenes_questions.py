@@ -111,7 +111,7 @@ def test_word_is_read_with_its_quad_from_the_top_left_clockwise() -> None:
 
 def test_image_without_object_or_word_has_empty_answers() -> None:
     scene = Scene(0, DARK, (), None)
-    for name in ("object_detection", "region_proposal", "open_vocabulary_detection absent"):
+    for name in ("object_detection", "region_proposal", "open_vocabulary_detection no object"):
         assert named(scene, name).truth == DetectionsTruth(())
     assert named(scene, "ocr").truth == TextTruth("")
     assert named(scene, "ocr_with_regions").truth == TextRegionsTruth(())
@@ -119,6 +119,7 @@ def test_image_without_object_or_word_has_empty_answers() -> None:
         "region_description text",
         "region_description category",
         "instance_segmentation phrase",
+        "open_vocabulary_detection absent",
     }
 
 

@@ -20,15 +20,12 @@ from export.scenes.truth import (
     TextTruth,
     Truth,
 )
+from tests.support.true_results import detection, true_result
 
 SIZE_WH = (100, 80)
 BOX = (10.0, 10.0, 30.0, 30.0)
 FAR = (60.0, 10.0, 80.0, 30.0)
 SQUARE = ((10.0, 10.0), (30.0, 10.0), (30.0, 30.0), (10.0, 30.0))
-
-
-def detection(label: str, box: tuple[float, ...], score: float = 0.9) -> dict[str, Any]:
-    return {"label": label, "box": list(box), "score": score}
 
 
 def tally(result: dict[str, Any], truth: Truth, measure: Measure) -> Tally:
@@ -75,6 +72,14 @@ def test_only_confident_boxes_count_for_calibration() -> None:
     truth = DetectionsTruth((LabelledBox("circle", BOX),))
     result = {"detections": [detection("circle", BOX, 0.8), detection("star", FAR, 0.79)]}
     assert tally(result, truth, "confident_at_50") == Tally(1, 1, 1)
+    assert tally(result, truth, "confident").f1 == 0.5
+
+
+def test_precision_of_confident_boxes_does_not_ask_what_else_was_to_be_found() -> None:
+    truth = DetectionsTruth((LabelledBox("circle", BOX), LabelledBox("star", FAR)))
+    assert tally({"detections": [detection("circle", BOX, 0.8)]}, truth, "confident_at_50").f1 == 1
+    assert tally({"detections": [detection("circle", FAR, 0.8)]}, truth, "confident_at_50").f1 == 0
+    assert tally({"detections": [detection("circle", BOX, 0.7)]}, truth, "confident_at_50") == Tally()
 
 
 @pytest.mark.parametrize(("detections", "share"), [([], 1.0), ([detection("circle", BOX)], 0.0)])
@@ -92,6 +97,12 @@ def test_invented_text_is_counted_where_nothing_is_written() -> None:
     assert tally({"text": "A"}, TextTruth(""), "empty") == Tally(0, 1, 1)
     assert tally({"text": ""}, TextTruth(""), "empty") == Tally(1, 1, 1)
     assert tally({"text": ""}, TextTruth("A"), "empty") == Tally()
+
+
+def test_exactness_is_counted_apart_where_something_is_written() -> None:
+    assert tally({"text": ""}, TextTruth(""), "exact_if_any") == Tally()
+    assert tally({"text": ""}, TextTruth("A"), "exact_if_any") == Tally(0, 1, 1)
+    assert tally({"text": "A"}, TextTruth("A"), "exact_if_any") == Tally(1, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -153,18 +164,6 @@ def test_scorecards_add_up_by_question_and_measure() -> None:
     assert total.tally("a", "exact").f1 == 0.5
     both = total.tally("b", "f1_at_50")
     assert (both.precision, both.recall, both.f1) == pytest.approx((1 / 3, 1 / 2, 2 / 5))
-
-
-def true_result(truth: Truth) -> dict[str, Any]:
-    match truth:
-        case TextTruth():
-            return {"text": truth.text}
-        case DetectionsTruth():
-            return {"detections": [detection(box.label, box.box_xyxy) for box in truth.boxes]}
-        case InstancesTruth():
-            return {"instances": [{"polygons": [outline]} for outline in truth.outlines]}
-        case TextRegionsTruth():
-            return {"text_regions": [{"text": word.text, "quad": word.quad_xy} for word in truth.text_regions]}
 
 
 @pytest.mark.parametrize("image_size_wh", [(192, 192), (640, 427)])

@@ -6,7 +6,8 @@ never learnt has no bar; it is asked all the same, and the scoring demands an an
 
 import pytest
 
-from export.evaluate import Evaluation, evaluate
+from export.evaluation import Evaluation, SceneImage, evaluate, png_image
+from export.scenes import Scene, render_scene
 from export.scenes.scoring import Measure
 from tests.support.running_service import RunningService
 
@@ -53,10 +54,15 @@ BARS: dict[str, dict[tuple[str, Measure], float]] = {
 }
 
 
+def in_turn(scene: Scene) -> SceneImage:
+    """The scene stretched to one of the sizes, which its seed decides."""
+    return png_image(render_scene(scene, 384).resize(SIZES_WH[scene.seed % len(SIZES_WH)]))
+
+
 @pytest.fixture(scope="module")
 def evaluations(service: RunningService) -> dict[str, Evaluation]:
     with service.client() as client:
-        return {model_id: evaluate(client, model_id, NUM_SCENES, SIZES_WH) for model_id in BARS}
+        return {model_id: evaluate(client, model_id, in_turn, NUM_SCENES) for model_id in BARS}
 
 
 @pytest.mark.parametrize(("model", "name", "measure"), [(m, *key) for m, bars in BARS.items() for key in bars])

@@ -1,0 +1,122 @@
+"""Asks a model of a running service about scenes over REST, and scores its answers.
+
+A scene is one client's: its questions go out one after another. Several clients work on several scenes at once, and the
+answers come back in the order of the scenes, so the scores do not depend on how many clients there are.
+"""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+
+import httpx
+
+from export.evaluation.conditions import Condition, SceneImage
+from export.scenes import Question, Scene, Scorecard, questions, sample_scene, score_answer
+from export.scenes.scoring import Measure
+
+FIRST_SEED = 900_000_000  # no training takes a seed from here on
+NO_OBJECT_EVERY = 10
+MAX_ATTEMPTS = 60
+MAX_WAIT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredAnswer:
+    """What the answer to one question got right, and how long it took."""
+
+    question_name: str
+    scorecard: Scorecard
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What one model got right, and how long it took."""
+
+    scorecard: Scorecard
+    latencies_ms: Mapping[str, Sequence[float]]  # by question name
+
+    def score(self, name: str, measure: Measure) -> float:
+        """Return F1, accuracy or mean IoU of a question by its name."""
+        return self.scorecard.tally(name, measure).f1
+
+
+def evaluate(
+    client: httpx.Client, model_id: str, condition: Condition, num_scenes: int, num_clients: int = 1
+) -> Evaluation:
+    """Ask `model_id` every question that it offers about `num_scenes` scenes."""
+    return collect(ask_scenes(client, model_id, condition, num_scenes, num_clients))
+
+
+def collect(answers: Iterable[Iterable[ScoredAnswer]]) -> Evaluation:
+    """Add up the answers of all scenes."""
+    scorecard, latencies_ms = Scorecard(), defaultdict(list)
+    for answer in chain.from_iterable(answers):
+        scorecard += answer.scorecard
+        latencies_ms[answer.question_name].append(answer.latency_ms)
+    return Evaluation(scorecard, dict(latencies_ms))
+
+
+def ask_scenes(
+    client: httpx.Client, model_id: str, condition: Condition, num_scenes: int, num_clients: int
+) -> Iterator[Sequence[ScoredAnswer]]:
+    """Yield the scored answers of each scene in turn; raise RuntimeError where the service answers with an error."""
+    offered = offered_tasks(client, model_id)
+
+    def ask_scene(index: int) -> Sequence[ScoredAnswer]:
+        scene = evaluation_scene(index)
+        image = condition(scene)
+        asked = (question.scaled(image.size_wh) for question in questions(scene) if question.task in offered)
+        answers = [_ask(client, model_id, question, image) for question in asked]
+        return [answer for answer in answers if answer is not None]
+
+    with ThreadPoolExecutor(num_clients) as pool:
+        yield from pool.map(ask_scene, range(num_scenes))
+
+
+def evaluation_scene(index: int) -> Scene:
+    """Return the scene of a seed of its own; every tenth has no object, and half of all no word."""
+    has_no_object = index % NO_OBJECT_EVERY == NO_OBJECT_EVERY - 1
+    return sample_scene(FIRST_SEED + index, num_objects=0 if has_no_object else None)
+
+
+def served_models(client: httpx.Client) -> Mapping[str, frozenset[str]]:
+    """Return the tasks that each served model offers."""
+    response = client.get("/v1/models").raise_for_status()
+    return {model["id"]: frozenset(model["tasks"]) for model in response.json()["data"]}
+
+
+def offered_tasks(client: httpx.Client, model_id: str) -> frozenset[str]:
+    """Return the tasks of a served model; raise ValueError for any other."""
+    served = served_models(client)
+    if model_id not in served:
+        raise ValueError(f"{model_id} is not served; there are {', '.join(served)}")
+    return served[model_id]
+
+
+def _ask(client: httpx.Client, model_id: str, question: Question, image: SceneImage) -> ScoredAnswer | None:
+    """Return the scored answer, or None for a variant of the task that the model does not offer."""
+    parameters = {
+        name: json.dumps(value) if isinstance(value, list) else value for name, value in question.parameters.items()
+    }
+    response = _post(client, {"model": model_id, "task": question.task, **parameters}, image)
+    if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
+        return None
+    if response.is_error:
+        raise RuntimeError(f"{model_id} answered {question.name} with {response.status_code}: {response.text}")
+    scorecard = score_answer(response.json()["result"], question, image.size_wh)
+    return ScoredAnswer(question.name, scorecard, response.elapsed.total_seconds() * 1000)
+
+
+def _post(client: httpx.Client, fields: Mapping[str, str], image: SceneImage) -> httpx.Response:
+    """Send the request; where too much is at work, again after the time that the service asks for."""
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        response = client.post("/v1/predict", data=fields, files={"image": ("scene", image.data, image.media_type)})
+        if response.status_code != httpx.codes.TOO_MANY_REQUESTS or attempt == MAX_ATTEMPTS:
+            break
+        time.sleep(min(float(response.headers.get("Retry-After", 1)), MAX_WAIT_S))
+    return response

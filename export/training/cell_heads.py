@@ -1,0 +1,78 @@
+"""Predicts from each cell's features what stands there; only while training, to teach the encoders where things are.
+
+Shapes: B images or sequences, N cells, C hidden, G grid positions of a location.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from export.scenes.scene import CANVAS_PX, COLORS, SHAPES
+from export.training.batches import ImageBatch
+from export.training.cell_targets import CHARACTERS, MAX_CHARACTERS, NOTHING, SIZES
+from export.training.losses import soft_cross_entropy, soft_targets
+from export.training.mentions import WORD
+
+NUM_RANKS = 6  # 0: not in the answer, then up to four objects and the word
+_CLASSES = {
+    "subject": WORD + 2,  # `NOTHING` is a class of its own, the first
+    "color": len(COLORS) + 1,
+    "shape": len(SHAPES) + 1,
+    "size": len(SIZES) + 1,
+    "brightness": 2 + 1,
+}
+_HALVES = {"half_characters": len(CHARACTERS), "half_indices": MAX_CHARACTERS}
+_FOREGROUND_SHARE = 0.7  # of the loss: objects cover few cells
+GRID_STEP_PX = 1.5
+
+
+class CellHeads(nn.Module):
+    """One linear layer for each thing that can be said of a cell."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.classes = nn.ModuleDict({name: nn.Linear(hidden_size, num) for name, num in _CLASSES.items()})
+        self.halves = nn.ModuleDict({name: nn.Linear(hidden_size, 2 * num) for name, num in _HALVES.items()})
+        self.text = nn.Linear(hidden_size, MAX_CHARACTERS * (len(CHARACTERS) + 1))
+        self.box = nn.Linear(hidden_size, 4 * hidden_size)
+        self.rank = nn.Linear(hidden_size, NUM_RANKS)
+
+    def image_losses(self, cells: Tensor, images: ImageBatch, locations: Tensor, sigma: float) -> dict[str, Tensor]:
+        """Return the losses of features (B, N, C); `locations` (G, C) are embeddings at multiples of `GRID_STEP_PX`."""
+        losses = {name: _balanced(head(cells), getattr(images, name) + 1) for name, head in self.classes.items()}
+        is_word = images.subject == WORD
+        for name, head in self.halves.items():
+            logits = head(cells[is_word]).unflatten(-1, (2, -1))
+            losses[name] = _mean_loss(logits, getattr(images, name)[is_word])
+        text_logits = self.text(cells[is_word]).unflatten(-1, (MAX_CHARACTERS, -1))
+        losses["text"] = _mean_loss(text_logits, images.text[is_word])
+        is_thing = images.subject != NOTHING
+        queries = self.box(cells[is_thing]).unflatten(-1, (4, -1))  # (cells, 4, C)
+        targets = soft_targets(images.box[is_thing] / GRID_STEP_PX, len(locations), sigma)
+        losses["box"] = soft_cross_entropy(queries @ locations.T, targets).mean()
+        return losses
+
+    def rank_loss(self, cells: Tensor, ranks: Tensor) -> Tensor:
+        """Return the loss of which cells (B, N, C) the answer is about, in which order; `ranks` (B, N)."""
+        return _balanced(self.rank(cells), ranks)
+
+
+def _balanced(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy, class 0 and the others with fixed shares of it."""
+    losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    is_foreground = (targets.flatten() > 0).float()
+    foreground = (losses * is_foreground).sum() / is_foreground.sum().clamp(min=1)
+    background = (losses * (1 - is_foreground)).sum() / (1 - is_foreground).sum().clamp(min=1)
+    return _FOREGROUND_SHARE * foreground + (1 - _FOREGROUND_SHARE) * background
+
+
+def _mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy, 0 where nothing is asked."""
+    if not targets.numel():
+        return logits.sum() * 0.0
+    return cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+
+def grid_bins(bins_per_px: float) -> Tensor:
+    """Return the bins at multiples of `GRID_STEP_PX` of the canvas."""
+    return (torch.arange(round(CANVAS_PX / GRID_STEP_PX)) * GRID_STEP_PX * bins_per_px).round().long()

@@ -1,0 +1,129 @@
+"""Questions about a scene as token ids, each token of the answer with what it is about.
+
+Shapes: T answer tokens, N cells of the image.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from export.scenes import Question, Scene, questions
+from export.training.cell_targets import NUM_CELLS, CellTargets
+from export.training.mentions import Piece, ranked_subjects
+from export.training.prompts import question_prompts
+from runners.prompt_tokenizer import PromptTokenizer, Segments
+from tasks.catalog import CatalogEntry
+from tasks.prompts import Prompt
+
+_OTHER_WEIGHT = 0.5  # of questions that a recipe does not name
+
+
+class AnswerWriter(Protocol):
+    """How a family writes the true answer to a question."""
+
+    def __call__(self, scene: Scene, question: Question, labels: Sequence[str]) -> list[Piece]:
+        """Return the answer, or that to the one prompt of the question that asks for `labels`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """What is a family's own in an example."""
+
+    entry: CatalogEntry
+    tokenizer: Tokenizer
+    prompt_tokenizer: PromptTokenizer
+    prompt_start: tuple[int, ...]  # ids around a prompt
+    prompt_end: tuple[int, ...]
+    answer_start: tuple[int, ...]  # ids around an answer
+    answer_end: tuple[int, ...]
+    write_answer: AnswerWriter
+
+    def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
+        """Return the ids of a prompt with those around it."""
+        return (*self.prompt_start, *self.prompt_tokenizer.encode(segments), *self.prompt_end)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One prompt about an image and its answer."""
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: NDArray[np.int64]  # (T,)
+    mentioned: NDArray[np.bool_]  # (T, N) the cells that a token is about; none for most words
+    coordinates: NDArray[np.int64]  # (T,) which coordinate of a box, -1 for none
+    positions: NDArray[np.float32]  # (T,) of a location in bins, before it is rounded
+    steps: NDArray[np.int64]  # (T,) the grid that it is rounded to, 0 for other tokens
+    ranks: NDArray[np.int64]  # (N,) 0: not in the answer; 1, 2, …: the first, second, … thing that it is about
+
+
+def make_examples(
+    language: Language, scene: Scene, targets: CellTargets, weights: Mapping[str, float], num: int, rng: Generator
+) -> list[Example]:
+    """Return up to `num` examples of different prompts about a scene, drawn by the weights of the questions' names."""
+    asked = [
+        (question, prompt, weights.get(question.name, _OTHER_WEIGHT) / len(prompts))
+        for question in questions(scene)
+        if (prompts := list(question_prompts(language.entry, question)))
+        for prompt in prompts
+    ]
+    shares = np.array([weight for _, _, weight in asked])
+    drawn = rng.choice(len(asked), min(num, len(asked)), replace=False, p=shares / shares.sum())
+    return [
+        make_example(language, scene, targets, question, prompt.segments, prompt.labels)
+        for question, prompt, _ in (asked[index] for index in drawn)
+    ]
+
+
+def make_example(
+    language: Language,
+    scene: Scene,
+    targets: CellTargets,
+    question: Question,
+    segments: Prompt,
+    labels: Sequence[str],
+) -> Example:
+    """Return the example of one prompt."""
+    pieces = [piece for piece in language.write_answer(scene, question, labels) if piece.text]
+    encoding = language.tokenizer.encode("".join(piece.text for piece in pieces), add_special_tokens=False)
+    owners = _owners(pieces, [end for _, end in encoding.offsets])
+    before, after = len(language.answer_start), len(language.answer_end)
+    tokens: list[Piece | None] = [None] * before + [pieces[owner] for owner in owners] + [None] * after
+    return Example(
+        language.prompt_ids([(s.text, s.is_control) for s in segments]),
+        np.array([*language.answer_start, *encoding.ids, *language.answer_end]),
+        np.stack([_mentioned(piece, targets) for piece in tokens]),
+        np.array([_coordinate(piece) for piece in tokens]),
+        np.array([(piece and piece.position) or 0.0 for piece in tokens], np.float32),
+        np.array([piece.step if piece else 0 for piece in tokens]),
+        _ranks(ranked_subjects(scene, question, pieces), targets),
+    )
+
+
+def _owners(pieces: Sequence[Piece], token_ends: Sequence[int]) -> list[int]:
+    """Return for each token the piece that its last character is in."""
+    ends = np.cumsum([len(piece.text) for piece in pieces])
+    return np.searchsorted(ends, token_ends).tolist() if pieces else []
+
+
+def _mentioned(piece: Piece | None, targets: CellTargets) -> NDArray[np.bool_]:
+    if piece is None or piece.mention is None:
+        return np.zeros(NUM_CELLS, bool)
+    return targets.mentioned(piece.mention)
+
+
+def _coordinate(piece: Piece | None) -> int:
+    mention = piece.mention if piece else None
+    return -1 if mention is None or mention.coordinate is None else mention.coordinate
+
+
+def _ranks(subjects: Sequence[int], targets: CellTargets) -> NDArray[np.int64]:
+    ranks = np.zeros(NUM_CELLS, np.int64)
+    for rank, subject in enumerate(subjects, start=1):
+        ranks[targets.subject == subject] = rank
+    return ranks

@@ -1,0 +1,154 @@
+"""The training loop of both families.
+
+    for step: scenes -> image batch (and sequences) -> losses -> gradients -> Muon and Adam
+
+First the encoder alone learns what stands at each cell, then the whole model to answer. A run that was stopped goes on
+from its folder; its scenes follow from the number of the step.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from numpy.random import default_rng
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from export.scenes import Scorecard
+from export.training.batches import image_batch, sequence_batch, step_targets, training_scenes
+from export.training.cell_heads import CellHeads, grid_bins
+from export.training.losses import answer_loss, attention_loss
+from export.training.optimizer import make_optimizers
+from export.training.recipes import Recipe
+from export.training.run_state import RunFolder
+from export.training.trainee import FamilyParts
+from export.training.validation import validate
+
+_JOINT_FIRST_SEED = 100_000_000  # of the scenes after the encoder's own
+_LOGGED_EVERY = 10
+_VALIDATION_SCENES = 16
+
+
+@dataclass(slots=True)
+class Training:
+    """One run: what is trained, how, and where it is kept."""
+
+    parts: FamilyParts
+    heads: CellHeads
+    recipe: Recipe
+    folder: RunFolder
+    device: str
+    optimizers: Sequence[Optimizer] = ()
+    step: int = 0
+
+    def run(self, last_step: int | None = None) -> None:
+        """Train from the stored step to `last_step`, or to the recipe's last."""
+        self.optimizers = self._make_optimizers()
+        modules = [self.parts.trainee.model, self.heads]
+        self.step = self.folder.restore(modules, self.optimizers)
+        last = last_step or self.recipe.encoder_steps + self.recipe.joint_steps
+        with tqdm(total=last, initial=self.step, unit="step", smoothing=0.05) as bar:
+            while self.step < last:
+                start_s = time.monotonic()
+                figures = self._take_step()
+                self.step += 1
+                bar.update()
+                if self.step % _LOGGED_EVERY == 0:
+                    bar.set_postfix(
+                        {name: f"{figures[name]:.2f}" for name in ("loss", "box", "plain") if name in figures}
+                    )
+                    self.folder.log({"step": self.step, "step_s": time.monotonic() - start_s, **figures})
+                self._keep(modules)
+        self.folder.save(self.step, modules, self.optimizers)
+
+    def _keep(self, modules: Sequence[nn.Module]) -> None:
+        """Save and validate where it is time."""
+        if self.step % self.recipe.saved_every == 0:
+            self.folder.save(self.step, modules, self.optimizers)
+        if self.step > self.recipe.encoder_steps and self.step % self.recipe.validation_every == 0:
+            scorecard = validate(self.parts, _VALIDATION_SCENES)
+            figures = {f"{name}: {measure}": tally.f1 for (name, measure), tally in scorecard.tallies.items()}
+            self.folder.log({"step": self.step, **figures})
+            tqdm.write(f"step {self.step}: {_shown(scorecard)}")
+
+    def _take_step(self) -> dict[str, float]:
+        progress, factor = self._progress()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["top"] * factor * self._part_factor(group["part"])
+        losses = self._losses(progress)
+        loss = torch.stack(list(losses.values())).sum()
+        torch.autograd.backward(loss)
+        for module in (self.parts.trainee.model, self.heads):
+            nn.utils.clip_grad_norm_(module.parameters(), self.recipe.max_gradient_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return {"loss": loss.item(), "rate": factor} | {name: value.item() for name, value in losses.items()}
+
+    def _losses(self, progress: float) -> dict[str, Tensor]:
+        """Return the weighted losses of this step's scenes."""
+        recipe, joint_step = self.recipe, self.step - self.recipe.encoder_steps
+        is_joint = joint_step >= 0
+        num = recipe.joint_images if is_joint else recipe.encoder_images
+        first_seed = _JOINT_FIRST_SEED + joint_step * num if is_joint else self.step * num
+        difficulty = min(1.0, progress / recipe.full_difficulty_share) if is_joint else 1.0
+        rng = default_rng((first_seed, 2))
+        scenes = training_scenes(first_seed, num, difficulty)
+        targets = step_targets(scenes)
+        images = image_batch(scenes, targets, rng)
+        images.to(self.device)
+        sigma = (
+            recipe.first_sigma + (recipe.final_sigma - recipe.first_sigma) * progress
+            if is_joint
+            else recipe.first_sigma
+        )
+        location_ids = torch.tensor(self.parts.trainee.location_ids, device=self.device)
+        grid = grid_bins(self.parts.trainee.bins_per_px).to(self.device)
+        features = self.parts.trainee.image_features(images.pixels)
+        cells = self.heads.image_losses(
+            self.parts.trainee.cells(features), images, self.parts.trainee.embeddings[location_ids[grid]], sigma
+        )
+        if not is_joint:
+            return cells
+        losses = {name: value * recipe.cell_weight for name, value in cells.items()}
+        batch = sequence_batch(self.parts.language, scenes, targets, recipe.weights, recipe.sequences_per_image, rng)
+        batch.to(self.device)
+        written = self.parts.trainee.write(features[batch.image_index], batch)
+        losses["plain"], losses["location"] = answer_loss(written.logits, batch, location_ids, sigma)
+        losses["attention"] = attention_loss(written.attentions, batch) * recipe.attention_weight
+        losses["rank"] = self.heads.rank_loss(written.cell_states, batch.ranks) * recipe.rank_weight
+        return losses
+
+    def _progress(self) -> tuple[float, float]:
+        """Return how far this stage is, 0 to 1, and the factor on the rates: warm up, flat, cosine."""
+        recipe = self.recipe
+        is_joint = self.step >= recipe.encoder_steps
+        step, num = (
+            (self.step - recipe.encoder_steps, recipe.joint_steps) if is_joint else (self.step, recipe.encoder_steps)
+        )
+        progress = step / num
+        fall = max(0.0, (progress - recipe.flat_share) / (1 - recipe.flat_share))
+        cosine = recipe.final_rate + (1 - recipe.final_rate) * (1 + math.cos(math.pi * fall)) / 2
+        return progress, min(1.0, (step + 1) / recipe.warm_up_steps) * cosine
+
+    def _part_factor(self, part: str) -> float:
+        is_joint = self.step >= self.recipe.encoder_steps
+        return self.recipe.joint_vision_factor if part == "vision" and is_joint else 1.0
+
+    def _make_optimizers(self) -> list[Optimizer]:
+        parts: dict[str, list[nn.Module]] = {
+            "vision": self.parts.trainee.vision_parts,
+            "language": [self.parts.trainee.language_model],
+            "heads": [self.heads],
+        }
+        return make_optimizers(parts, self.parts.trainee.embeddings, self.recipe.rates)
+
+
+def _shown(scorecard: Scorecard) -> str:
+    """Return the main measure of each question, as hundredths."""
+    shown = ("exact", "f1_at_50", "f1_at_75", "mask_iou", "empty")
+    return ", ".join(f"{n} {m} {t.f1:.2f}" for (n, m), t in scorecard.tallies.items() if m in shown)

@@ -1,0 +1,57 @@
+"""A run's folder: its state, to go on from after a stop, and its log.
+
+state.pt     weights, optimizers and the next step
+log.jsonl    one line for each step that was logged: losses, rate, and now and then what validation found
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where a run keeps what it needs to go on."""
+
+    path: Path
+
+    def save(self, step: int, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
+        """Store the state before `step`, whole or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        state = {
+            "step": step,
+            "modules": [module.state_dict() for module in modules],
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        }
+        unfinished = self.path / "state.unfinished"
+        torch.save(state, unfinished)
+        unfinished.replace(self.path / "state.pt")
+
+    def restore(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer] = ()) -> int:
+        """Load the state of the modules and optimizers given and return the next step; 0 where there is none."""
+        file = self.path / "state.pt"
+        if not file.exists():
+            return 0
+        state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+        for module, values in zip(modules, state["modules"], strict=False):
+            module.load_state_dict(values)
+        for optimizer, values in zip(optimizers, state["optimizers"], strict=False):
+            optimizer.load_state_dict(values)
+        return int(state["step"])
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Append a line to the log."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({name: round(value, 5) for name, value in row.items()}) + "\n")
+
+    def rows(self) -> Iterator[dict[str, float]]:
+        """Yield the lines of the log."""
+        with (self.path / "log.jsonl").open(encoding="utf-8") as file:
+            yield from map(json.loads, file)

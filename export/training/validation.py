@@ -1,0 +1,99 @@
+"""What a model in training gets right on scenes that it is not trained on, by the decoders and parsers that serve it.
+
+Greedy, at the model's own image size, without the network between; `python -m export.evaluate` measures what is served.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GemmaForCausalLM
+
+from export.scenes import Question, Scorecard, questions, render_scene, sample_scene, score_answer
+from export.scenes.scene import CANVAS_PX
+from export.training.examples import Language
+from export.training.prompts import question_prompts
+from export.training.trainee import FamilyParts, Trainee
+from runners.answers import to_written
+from runners.batch_loop import WrittenSequence
+from runners.florence2 import Florence2Decoder
+from runners.generation import Decoder, generate_all
+from runners.paligemma import PaliGemmaDecoder
+from runners.sequences import GenerationRules, SequenceRequest
+from tasks.families import FAMILIES
+from tasks.generation import GeneratedText
+from tasks.parameters import parse_parameters
+from tasks.table import TASKS
+
+_GemmaForCausalLM: Any = GemmaForCausalLM  # untyped
+
+FIRST_SEED = 800_000_000
+_SIZE_WH = (CANVAS_PX, CANVAS_PX)
+_BATCH_SIZE = 64
+_EVERY_EMPTY = 8  # one of so many scenes has no object
+
+
+def make_decoder(trainee: Trainee, language: Language) -> Decoder[Any]:
+    """Return the decoder that serves the family, over the weights in training."""
+    config, generation = trainee.model.config, trainee.model.generation_config
+    rules = GenerationRules(
+        frozenset({generation.eos_token_id}),
+        generation.max_new_tokens,
+        generation.decoder_start_token_id,
+        generation.forced_bos_token_id,
+        generation.forced_eos_token_id,
+        generation.no_repeat_ngram_size or 0,
+    )
+    values = config.to_dict() | {"bos_token_id": language.prompt_start[0], "pad_token_id": generation.pad_token_id}
+    if language.entry.family == "florence2":
+        return Florence2Decoder(trainee.language_model, language.prompt_tokenizer, rules, values)
+    causal: Any = _GemmaForCausalLM._from_config(config.text_config, attn_implementation="eager")
+    causal.model, causal.lm_head = trainee.language_model, trainee.model.lm_head
+    return PaliGemmaDecoder(causal, language.prompt_tokenizer, rules, values)
+
+
+@torch.inference_mode()
+def validate(parts: FamilyParts, num_scenes: int) -> Scorecard:
+    """Ask every question about `num_scenes` scenes and score the answers."""
+    trainee, language = parts.trainee, parts.language
+    asked: list[tuple[Question, list[SequenceRequest]]] = []
+    for index in range(num_scenes):
+        scene = sample_scene(FIRST_SEED + index, 0 if index % _EVERY_EMPTY == _EVERY_EMPTY - 1 else None)
+        pixels = torch.from_numpy(np.asarray(render_scene(scene)).copy())[None].to(trainee.embeddings.device)
+        features = trainee.image_features(pixels)[0]
+        for question in questions(scene):
+            prompts = [
+                language.prompt_ids([(s.text, s.is_control) for s in prompt.segments])
+                for prompt in question_prompts(language.entry, question)
+            ]
+            if prompts:
+                asked.append((question, [SequenceRequest(features, ids, 128) for ids in prompts]))
+    decoder = make_decoder(trainee, language)
+    requests = [request for _, own in asked for request in own]
+    texts = iter(_written(decoder, requests))
+    scored = (_scored(parts, question, [next(texts) for _ in own]) for question, own in asked)
+    return sum(scored, Scorecard())
+
+
+def _written(decoder: Decoder[Any], requests: list[SequenceRequest]) -> list[GeneratedText]:
+    texts = []
+    for start in range(0, len(requests), _BATCH_SIZE):
+        batch = requests[start : start + _BATCH_SIZE]
+        for request, sequence in zip(batch, generate_all(decoder, batch), strict=True):
+            written = to_written(decoder, request, WrittenSequence(sequence, 0.0, 0.0, 0.0))
+            ends, logprobs = tuple(written.token_ends), tuple(written.logprobs)
+            texts.append(GeneratedText(written.text, ends, logprobs, written.finish_reason))
+    return texts
+
+
+def _scored(parts: FamilyParts, question: Question, texts: list[GeneratedText]) -> Scorecard:
+    parameters = parse_parameters(TASKS[question.task], question.parameters)
+    family = FAMILIES[parts.language.entry.family]
+    result = family.parse_answer(question.task, parameters, texts, _SIZE_WH, "polygon", parts.mask_decoder)
+    return score_answer(asdict(result, dict_factory=_as_sent), question, _SIZE_WH)
+
+
+def _as_sent(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return what the service would send of a result."""
+    return {name: value for name, value in items if name != "is_parsed" and value is not None}
