@@ -65,6 +65,7 @@ class VisionCache:
         if task is not None:
             return self._counted(key, await _joined(task))
         task = self._encoding[key] = asyncio.ensure_future(self._encode(key, encode))
+        task.add_done_callback(_note_failure)
         return self._counted(key, await asyncio.shield(task))
 
     async def _encode(self, key: FeaturesKey, encode: Callable[[], Awaitable[EncodedFeatures]]) -> EncodedFeatures:
@@ -93,6 +94,12 @@ class VisionCache:
     def _counted(key: FeaturesKey, encoded: EncodedFeatures) -> EncodedFeatures:
         VISION_CACHE_REQUESTS.labels(key.model_id, encoded.outcome).inc()
         return encoded
+
+
+def _note_failure(task: "asyncio.Task[EncodedFeatures]") -> None:
+    """Take a failure that nobody may be left to be told of, lest asyncio warns."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _joined(task: "asyncio.Task[EncodedFeatures]") -> EncodedFeatures:
