@@ -100,6 +100,11 @@ class Florence2Decoder:
         """Read `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
         return self._step(cache, slice(0, len(token_ids)), token_ids.to(self._device))
 
+    def clear(self, cache: Florence2Cache, slot: int) -> None:
+        """Forget what slot `slot` holds."""
+        cache.read.clear(slot)
+        cache.written.clear(slot)
+
     def move(self, cache: Florence2Cache, source: int, target: int) -> None:
         """Let the sequence in slot `source` go on in slot `target`."""
         cache.read.move(source, target, int(cache.num_read[source]))

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from runners.prompt_tokenizer import Segments
-from runners.sequences import GeneratedSequence, GenerationRules, LiveSequence, SequenceError, SequenceRequest
+from runners.sequences import (
+    GeneratedSequence,
+    GenerationRules,
+    LiveSequence,
+    SequenceRequest,
+    choose_next_tokens,
+)
 
 CacheT = TypeVar("CacheT")
 
@@ -49,6 +55,10 @@ class Decoder(Protocol[CacheT]):
         """Read `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
         ...
 
+    def clear(self, cache: CacheT, slot: int) -> None:
+        """Forget what slot `slot` holds, NaN above all."""
+        ...
+
     def move(self, cache: CacheT, source: int, target: int) -> None:
         """Let the sequence in slot `source` go on in slot `target`."""
         ...
@@ -73,13 +83,13 @@ class LiveBatch(Generic[CacheT]):
         """Prefill sequences into free slots and give each its first token; if that raises, none is admitted."""
         logits = self._decoder.prefill(self._cache, [s.request for s in sequences], len(self.live))
         self.live.extend(sequences)
-        _choose(sequences, logits)
+        choose_next_tokens(sequences, logits)
 
     @torch.inference_mode()
     def step(self) -> None:
         """Give every live sequence its next token."""
         last = torch.tensor([sequence.token_ids[-1] for sequence in self.live])
-        _choose(self.live, self._decoder.decode_step(self._cache, last))
+        choose_next_tokens(self.live, self._decoder.decode_step(self._cache, last))
 
     def leave(self) -> list[LiveSequence]:
         """Free the slots of all that have ended and return them."""
@@ -95,6 +105,8 @@ class LiveBatch(Generic[CacheT]):
 
     def _free(self, slot: int) -> None:
         last = len(self.live) - 1
+        if self.live[slot].error is not None:
+            self._decoder.clear(self._cache, slot)
         if slot != last:
             self._decoder.move(self._cache, last, slot)
             self.live[slot] = self.live[last]
@@ -111,22 +123,3 @@ def generate_all(decoder: Decoder[Any], requests: Sequence[SequenceRequest]) -> 
         batch.step()
         batch.leave()
     return [sequence.result() for sequence in sequences]
-
-
-def _choose(sequences: Sequence[LiveSequence], logits: Tensor) -> None:
-    """Give each sequence the next token by its row of `logits` (B, V); one that fails notes its error."""
-    scores = logits.float()
-    for row, sequence in enumerate(sequences):
-        if sequence.has_rule_now:
-            scores[row] = sequence.allowed(scores[row])
-    logprobs = torch.log_softmax(scores, dim=-1)
-    greedy_logprobs, greedy_ids = (column.tolist() for column in logprobs.max(dim=-1))
-    for row, sequence in enumerate(sequences):
-        try:
-            if sequence.request.temperature == 0:
-                sequence.append(greedy_ids[row], greedy_logprobs[row])
-            else:
-                token_id = sequence.sample(scores[row])
-                sequence.append(token_id, float(logprobs[row, token_id]))
-        except SequenceError as error:
-            sequence.error = error

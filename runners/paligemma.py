@@ -109,6 +109,10 @@ class PaliGemmaDecoder:
         cache.num_tokens[: len(token_ids)] += 1
         return self._gemma.logits(states[:, 0])
 
+    def clear(self, cache: PaliGemmaCache, slot: int) -> None:
+        """Forget what slot `slot` holds."""
+        cache.tokens.clear(slot)
+
     def move(self, cache: PaliGemmaCache, source: int, target: int) -> None:
         """Let the sequence in slot `source` go on in slot `target`."""
         cache.tokens.move(source, target, int(cache.num_tokens[source]))

@@ -1,11 +1,12 @@
 """One sequence: what a decoder is asked for, how its next token is chosen, and when it ends.
 
-Plain values and rules; it knows nothing of batches, caches or families.
+Plain values and rules; it knows nothing of slots, caches or families.
 """
 
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -184,6 +185,25 @@ class LiveSequence:
         if len(written) < size:
             return []
         return [written[i + size - 1] for i in range(len(written) - size + 1) if written[i : i + size - 1] == tail]
+
+
+def choose_next_tokens(sequences: Sequence[LiveSequence], logits: Tensor) -> None:
+    """Give each sequence the next token by its row of `logits` (B, V); one that fails notes its error."""
+    ruled = [(row, sequence) for row, sequence in enumerate(sequences) if sequence.has_rule_now]
+    scores = logits.to(torch.float32, copy=bool(ruled))
+    for row, sequence in ruled:
+        scores[row] = sequence.allowed(scores[row])
+    logprobs = torch.log_softmax(scores, dim=-1)
+    greedy_logprobs, greedy_ids = (column.tolist() for column in logprobs.max(dim=-1))
+    for row, sequence in enumerate(sequences):
+        try:
+            if sequence.request.temperature == 0:
+                sequence.append(greedy_ids[row], greedy_logprobs[row])
+            else:
+                token_id = sequence.sample(scores[row])
+                sequence.append(token_id, float(logprobs[row, token_id]))
+        except SequenceError as error:
+            sequence.error = error
 
 
 def _only(logits: Tensor, token_id: int) -> Tensor:

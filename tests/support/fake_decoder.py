@@ -82,6 +82,10 @@ class FakeDecoder:
             time.sleep(self.step_s)
         return self._logits(cache, range(len(token_ids)))
 
+    def clear(self, cache: FakeCache, slot: int) -> None:
+        """Forget what slot `slot` holds."""
+        cache.answers[slot] = ()
+
     def move(self, cache: FakeCache, source: int, target: int) -> None:
         """Let the sequence in slot `source` go on in slot `target`."""
         cache.answers[target], cache.num_written[target] = cache.answers[source], cache.num_written[source]
