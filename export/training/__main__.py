@@ -35,7 +35,7 @@ def make_training(model_id: str, folder: Path, device: str, seed: int) -> Traini
     is_florence2 = entry.family == "florence2"
     parts = florence2.make_parts(entry) if is_florence2 else paligemma.make_parts(entry, _MASK_DECODER)
     trainee = parts.trainee
-    initialize(trainee.model, trainee.embeddings, trainee.location_ids, trainee.position_tables)
+    initialize(trainee)
     heads = CellHeads(trainee.embeddings.shape[1])
     trainee.to(device)
     return Training(parts, heads.to(device), RECIPES[model_id], RunFolder(folder), device)

@@ -1,14 +1,19 @@
-"""Predicts from each cell's features what stands there; only while training, to teach the encoders where things are.
+"""Predicts what stands at a cell, from its features and from the states of whoever writes about it.
 
-Shapes: B images or sequences, N cells, C hidden, G grid positions of a location.
+Only while training, thrown away after. It teaches the encoder what is where, the language model to keep that, and the
+writer of an answer to fetch all of what it writes about, not only what the next token says.
+
+Shapes: B images, Q sequences, N cells, T answer tokens, M chosen states, C hidden, G grid positions of a location.
 """
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from export.scenes.scene import CANVAS_PX, COLORS, SHAPES
-from export.training.batches import ImageBatch
+from export.training.batches import ImageBatch, SequenceBatch
 from export.training.cell_targets import CHARACTERS, MAX_CHARACTERS, NOTHING, SIZES
 from export.training.losses import soft_cross_entropy, soft_targets
 from export.training.mentions import WORD
@@ -21,6 +26,7 @@ _CLASSES = {
     "size": len(SIZES) + 1,
     "brightness": 2 + 1,
 }
+_ATTRIBUTES: Mapping[str, int] = {name: _CLASSES[name] for name in ("color", "shape", "size")}
 _HALVES = {"half_characters": len(CHARACTERS), "half_indices": MAX_CHARACTERS}
 _FOREGROUND_SHARE = 0.7  # of the loss: objects cover few cells
 GRID_STEP_PX = 1.5
@@ -36,6 +42,8 @@ class CellHeads(nn.Module):
         self.text = nn.Linear(hidden_size, MAX_CHARACTERS * (len(CHARACTERS) + 1))
         self.box = nn.Linear(hidden_size, 4 * hidden_size)
         self.rank = nn.Linear(hidden_size, NUM_RANKS)
+        self.kept = AttributeHeads(hidden_size)
+        self.fetched = AttributeHeads(hidden_size)
 
     def image_losses(self, cells: Tensor, images: ImageBatch, locations: Tensor, sigma: float) -> dict[str, Tensor]:
         """Return the losses of features (B, N, C); `locations` (G, C) are embeddings at multiples of `GRID_STEP_PX`."""
@@ -52,9 +60,39 @@ class CellHeads(nn.Module):
         losses["box"] = soft_cross_entropy(queries @ locations.T, targets).mean()
         return losses
 
+    def kept_loss(self, cells: Tensor, batch: SequenceBatch, images: ImageBatch, locations: Tensor) -> Tensor:
+        """Return the loss of what the cells (Q, N, C) that an answer is about still know of their objects."""
+        sequence, cell = batch.ranks.nonzero(as_tuple=True)
+        return self.kept.loss(cells[sequence, cell], images, (batch.image_index[sequence], cell), locations)
+
+    def fetched_loss(self, writers: Tensor, batch: SequenceBatch, images: ImageBatch, locations: Tensor) -> Tensor:
+        """Return the loss of what the writers (Q, T, C) of tokens know of the objects that the tokens are about."""
+        sequence, token = batch.mentioned.any(dim=-1).nonzero(as_tuple=True)
+        cell = batch.mentioned[sequence, token].int().argmax(dim=-1)
+        return self.fetched.loss(writers[sequence, token], images, (batch.image_index[sequence], cell), locations)
+
     def rank_loss(self, cells: Tensor, ranks: Tensor) -> Tensor:
         """Return the loss of which cells (B, N, C) the answer is about, in which order; `ranks` (B, N)."""
         return _balanced(self.rank(cells), ranks)
+
+
+class AttributeHeads(nn.Module):
+    """Colour, shape, size and box of the one object that a state is about."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.classes = nn.ModuleDict({name: nn.Linear(hidden_size, num) for name, num in _ATTRIBUTES.items()})
+        self.box = nn.Linear(hidden_size, 4 * hidden_size)
+
+    def loss(
+        self, states: Tensor, images: ImageBatch, places: tuple[Tensor, Tensor], locations: Tensor, sigma: float = 1.0
+    ) -> Tensor:
+        """Return the sum of the mean losses of `states` (M, C) about the cells at `places` (image (M,), cell (M,))."""
+        losses = [_mean_loss(head(states), getattr(images, name)[places] + 1) for name, head in self.classes.items()]
+        queries = self.box(states).unflatten(-1, (4, -1))
+        targets = soft_targets(images.box[places] / GRID_STEP_PX, len(locations), sigma)
+        losses.append(soft_cross_entropy(queries @ locations.T, targets).sum() / max(1, targets[..., 0].numel()))
+        return torch.stack(losses).sum()
 
 
 def _balanced(logits: Tensor, targets: Tensor) -> Tensor:

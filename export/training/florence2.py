@@ -156,6 +156,13 @@ class Florence2Trainee(nn.Module):
         table = self.model.model.multi_modal_projector.image_position_embed
         return [table.row_embeddings.weight, table.column_embeddings.weight]
 
+    @property
+    def quiet_layers(self) -> list[nn.Linear]:
+        """The text encoder's outputs: as it norms after each addition, the image features would fade layer by layer."""
+        return [
+            linear for layer in self.language_model.encoder.layers for linear in (layer.self_attn.out_proj, layer.fc2)
+        ]
+
     def image_features(self, pixels: Tensor) -> Tensor:
         """Return all image tokens (B, 1 + N, C) of uint8 `pixels`."""
         features: Tensor = self._vision(pixels)
@@ -182,9 +189,11 @@ class Florence2Trainee(nn.Module):
             encoder_attention_mask=mask,
             use_cache=False,
             output_attentions=True,
+            output_hidden_states=True,
         )
         return WrittenAnswers(
             logits=decoded.last_hidden_state @ bart.shared.weight.T,
             cell_states=encoded[:, _NUM_POOLED:num_image],
+            writer_states=decoded.hidden_states[-2],
             attentions=[layer[..., _NUM_POOLED:num_image] for layer in decoded.cross_attentions],
         )

@@ -5,7 +5,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from export.training.trainee import Trainee
+
 _DEPTHWISE_GAIN = 0.3
+_QUIET_GAIN = 0.1
 _EMBEDDING_NORM = 1.2
 _POSITION_STD = 0.05
 _SMOOTH_DIMENSIONS = 32
@@ -13,9 +16,10 @@ _WAVELENGTHS = (24.0, 2000.0)  # bins
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, embeddings: Tensor, location_ids: list[int], position_tables: list[Tensor]) -> None:
-    """Draw every weight of a transformers model anew, from torch's seed."""
-    for module in model.modules():
+def initialize(trainee: Trainee) -> None:
+    """Draw every weight of a model anew, from torch's seed."""
+    embeddings, location_ids = trainee.embeddings, trainee.location_ids
+    for module in trainee.model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             gain = _DEPTHWISE_GAIN if getattr(module, "groups", 1) > 1 else 1.0
             module.weight.normal_(0, gain / math.sqrt(module.weight[0].numel()))
@@ -26,7 +30,9 @@ def initialize(model: nn.Module, embeddings: Tensor, location_ids: list[int], po
     size = embeddings.shape[1]
     embeddings.normal_(0, _EMBEDDING_NORM / math.sqrt(size))
     embeddings[location_ids] = smooth_embeddings(len(location_ids), size, 1.0)
-    for table in position_tables:  # rows and columns of cells; a cell is as wide as `1000 / 12` bins
+    for layer in trainee.quiet_layers:
+        layer.weight.mul_(_QUIET_GAIN)
+    for table in trainee.position_tables:  # rows and columns of cells; a cell is as wide as `1000 / 12` bins
         table.copy_(smooth_embeddings(len(table), table.shape[1], 1000 / 12))
 
 

@@ -109,9 +109,8 @@ class Training:
         location_ids = torch.tensor(self.parts.trainee.location_ids, device=self.device)
         grid = grid_bins(self.parts.trainee.bins_per_px).to(self.device)
         features = self.parts.trainee.image_features(images.pixels)
-        cells = self.heads.image_losses(
-            self.parts.trainee.cells(features), images, self.parts.trainee.embeddings[location_ids[grid]], sigma
-        )
+        locations = self.parts.trainee.embeddings[location_ids[grid]]
+        cells = self.heads.image_losses(self.parts.trainee.cells(features), images, locations, sigma)
         if not is_joint:
             return cells
         losses = {name: value * recipe.cell_weight for name, value in cells.items()}
@@ -120,6 +119,11 @@ class Training:
         written = self.parts.trainee.write(features[batch.image_index], batch)
         losses["plain"], losses["location"] = answer_loss(written.logits, batch, location_ids, sigma)
         losses["attention"] = attention_loss(written.attentions, batch) * recipe.attention_weight
+        for name, loss in (
+            ("kept", self.heads.kept_loss(written.cell_states, batch, images, locations)),
+            ("fetched", self.heads.fetched_loss(written.writer_states, batch, images, locations)),
+        ):
+            losses[name] = loss * recipe.attribute_weight
         losses["rank"] = self.heads.rank_loss(written.cell_states, batch.ranks) * recipe.rank_weight
         return losses
 

@@ -23,7 +23,7 @@ _EPSILON = 1e-7
 class Rates:
     """Learning rates at the top of the schedule."""
 
-    muon: float = 0.02
+    muon: float = 0.015
     adam: float = 2e-3
     embedding: float = 5e-4  # of token embeddings, which are the output head too
 

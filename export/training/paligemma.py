@@ -146,6 +146,11 @@ class PaliGemmaTrainee(nn.Module):
         """Embeddings of rows and of columns of the image: SigLIP has one table of cells instead."""
         return []
 
+    @property
+    def quiet_layers(self) -> list[nn.Linear]:
+        """None: Gemma norms before each layer, and nothing fades."""
+        return []
+
     def image_features(self, pixels: Tensor) -> Tensor:
         """Return the image tokens (B, N, C) of uint8 `pixels`."""
         features: Tensor = self._vision(pixels)
@@ -174,6 +179,7 @@ class PaliGemmaTrainee(nn.Module):
         return WrittenAnswers(
             logits=hidden.last_hidden_state[rows, writers] @ self.embeddings.T,
             cell_states=hidden.hidden_states[_MATCHING_LAYER][:, :NUM_CELLS],
+            writer_states=hidden.hidden_states[-2][rows, writers],
             attentions=[
                 hidden.attentions[layer].transpose(1, 2)[rows, writers].transpose(1, 2)[..., :NUM_CELLS]
                 for layer in _WRITING_LAYERS

@@ -17,7 +17,7 @@ class Recipe:
     sequences_per_image: int
     weights: Mapping[str, float]  # of the questions, by their names
     rates: Rates = field(default_factory=Rates)
-    joint_vision_factor: float = 0.3  # on the rates of the vision part: the answers' first gradients would spoil it
+    joint_vision_factor: float = 0.1  # on the rates of the vision part: the answers' first gradients would spoil it
     flat_share: float = 0.3  # of the steps; then cosine down to `final_rate`
     final_rate: float = 0.02
     warm_up_steps: int = 50
@@ -27,6 +27,7 @@ class Recipe:
     cell_weight: float = 0.5  # of the losses beside that of the answers
     rank_weight: float = 1.0
     attention_weight: float = 0.5
+    attribute_weight: float = 0.3
     max_gradient_norm: float = 5.0
     validation_every: int = 400
     saved_every: int = 200
@@ -68,5 +69,6 @@ RECIPES = {
         joint_images=12,
         sequences_per_image=4,
         weights=_WEIGHTS,
+        joint_vision_factor=0.3,
     ),
 }

@@ -19,6 +19,7 @@ class WrittenAnswers:
 
     logits: Tensor  # (Q, T, V)
     cell_states: Tensor  # (Q, N, C) of the cells after they have seen the prompt
+    writer_states: Tensor  # (Q, T, C) of the writer of each token, before the last layer
     attentions: list[Tensor]  # of some layers (Q, A, T, N): from the writer of a token to the cells
 
 
@@ -48,6 +49,11 @@ class Trainee(Protocol):
     @property
     def position_tables(self) -> list[Tensor]:
         """Embeddings of rows and of columns of the image, where the family has them."""
+        ...
+
+    @property
+    def quiet_layers(self) -> list[nn.Linear]:
+        """Layers whose output starts small, so that what they are added to is not lost."""
         ...
 
     def image_features(self, pixels: Tensor) -> Tensor:
