@@ -141,7 +141,8 @@ class Bart:
             hidden_states = self._attend_written(index, layer.attention, hidden_states, step, written)
             hidden_states = self._attend_read(index, layer.cross, hidden_states, step, read)
             hidden_states = layer.feed_forward(hidden_states)
-        return hidden_states[:, 0] @ self.embeddings.T
+        logits: Tensor = hidden_states[:, 0] @ self.embeddings.T
+        return logits
 
     def _attend_written(
         self, index: int, attention: SelfAttention, hidden_states: Tensor, step: BartStep, written: KeyValueCache

@@ -109,11 +109,13 @@ class Gemma:
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
-        return self._embeddings.dtype
+        dtype: torch.dtype = self._embeddings.dtype
+        return dtype
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Return the scaled embeddings (…, C)."""
-        return self._embeddings[token_ids] * self._embedding_scale.to(self._embeddings.device)
+        embeds: Tensor = self._embeddings[token_ids] * self._embedding_scale.to(self._embeddings.device)
+        return embeds
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines (B, 1, T, D) of `positions` (B, T)."""
@@ -147,8 +149,8 @@ class Gemma:
     def _project(self, layer: GemmaLayer, hidden_states: Tensor, passed: GemmaPass) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, A, T, D), keys and values (B, K, T, D), the first two turned by their positions."""
         states = split_heads(layer.qkv(layer.input_norm(hidden_states)), self.head_size)
-        num_shared = self.num_key_value_heads
-        queries, keys, values = states.split([self._num_heads, num_shared, num_shared], dim=1)
+        ends = self._num_heads, self._num_heads + self.num_key_value_heads
+        queries, keys, values = states.tensor_split(ends, dim=1)
         return _rotated(queries, passed), _rotated(keys, passed), values
 
     def _finish(

@@ -49,7 +49,7 @@ class LayerNorm:
 
 def split_heads(states: Tensor, head_size: int) -> Tensor:
     """Return (B, A, T, D) of (B, T, A * D)."""
-    return states.unflatten(-1, (-1, head_size)).transpose(1, 2)
+    return states.view(*states.shape[:-1], -1, head_size).transpose(1, 2)
 
 
 def merge_heads(states: Tensor) -> Tensor:
