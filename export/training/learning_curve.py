@@ -14,7 +14,7 @@ _NOT_A_LOSS = {"step", "step_s", "rate"}
 
 def draw_learning_curve(folder: RunFolder, file: Path) -> None:
     """Write a PNG of the losses (smoothed, logarithmic) and of the accuracies by step."""
-    rows = list(folder.rows())
+    rows = folder.rows()
     figure = Figure(figsize=(11, 9), layout="constrained")
     losses, accuracies = figure.subplots(2, 1, sharex=True)
     _draw(losses, [row for row in rows if "loss" in row], smoothed_over=_SMOOTHED_OVER)

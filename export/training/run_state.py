@@ -5,7 +5,7 @@ log.jsonl    one line for each step that was logged: losses, rate, and now and t
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,12 @@ class RunFolder:
         with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({name: round(value, 5) for name, value in row.items()}) + "\n")
 
-    def rows(self) -> Iterator[dict[str, float]]:
-        """Yield the lines of the log."""
-        with (self.path / "log.jsonl").open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
+    def rows(self) -> list[dict[str, float]]:
+        """Return the lines of the log; what a restart from an earlier step has taken back is left out."""
+        rows: list[dict[str, float]] = []
+        for line in (self.path / "log.jsonl").read_text(encoding="utf-8").splitlines():
+            row: dict[str, float] = json.loads(line)
+            while rows and rows[-1]["step"] > row["step"]:
+                rows.pop()
+            rows.append(row)
+        return rows
