@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from runners.batch_loop import WrittenSequence
 from runners.generation import Decoder
 from runners.messages import Failed, SequenceSpec, Written
+from runners.scheduler import WrittenSequence
 from runners.sequences import SequenceError, SequenceRequest, SequenceTooLong
 
 # Used where neither the request nor the checkpoint's generation_config says; Florence-2's model card asks for 1024.
@@ -27,6 +27,7 @@ def to_request(decoder: Decoder[Any], image_features: Tensor, spec: SequenceSpec
         max_new_tokens=min(wanted, limit),
         temperature=spec.temperature,
         seed=spec.seed,
+        top_p=spec.top_p,
         deadline_s=time.monotonic() + spec.timeout_s,
     )
 

@@ -1,4 +1,4 @@
-"""The BentoML service of one model's decoder: sequences of many requests in one batch."""
+"""The BentoML service of one model's decoder: sequences of many requests in one batch, coming and going."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import bentoml
 
 from runners.encoder_service import NO_ACCESS_LOG
+from runners.limits import SchedulerLimits
 from runners.messages import Array, Outcome, SequenceSpec
 
 WARM_UP_TOKENS = 4
@@ -15,8 +16,7 @@ WARM_UP_TOKENS = 4
 class DecoderOptions:
     """How a decoder service batches."""
 
-    max_batch_size: int  # sequences
-    max_waiting: int  # sequences; more are refused
+    limits: SchedulerLimits
     num_threads: int  # of torch
     device: str  # "auto", "cpu" or "cuda"
     timeout_s: int

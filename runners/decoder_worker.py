@@ -1,4 +1,4 @@
-"""What the decoder's process runs: the loaded decoder, its batch loop, and the way from message to message."""
+"""What the decoder's process runs: the loaded decoder, its scheduler, and the way from message to message."""
 
 import asyncio
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ import torch
 
 from runners.answers import to_failed, to_request, to_written
 from runners.artifacts import read_manifest, verify_files
-from runners.batch_loop import BatchLoop
 from runners.decoder_service import DecoderOptions
 from runners.decoders import load_decoder
 from runners.messages import Array, Failed, Outcome, SequenceSpec
 from runners.model_store import artifact_folder
+from runners.scheduler import Scheduler
 from runners.sequences import SequenceError
 
 _WARM_UP_TIMEOUT_S = 600.0
@@ -25,33 +25,33 @@ class DecoderWorker:
         self._options = options
 
     def load(self) -> None:
-        """Check and load the artifacts and start the batch loop."""
+        """Check and load the artifacts and start the scheduler."""
         options = self._options
         torch.set_num_threads(options.num_threads)
         folder = artifact_folder(self._model_id)
         self._manifest = read_manifest(folder)
         verify_files(folder, self._manifest)
         self._decoder = load_decoder(folder, self._manifest.family, self._manifest.precision, _device(options))
-        self._loop = BatchLoop(self._decoder, self._model_id, options.max_batch_size, options.max_waiting)
-        self._loop.start()
+        self._scheduler = Scheduler(self._decoder, self._model_id, options.limits)
+        self._scheduler.start()
 
     def warm_up(self, max_new_tokens: int) -> None:
         """Write one sequence from empty image features; raise what it raises."""
         features = torch.zeros(self._manifest.num_image_tokens, self._manifest.hidden_size)
         spec = SequenceSpec(segments=[("warm up", False)], max_new_tokens=max_new_tokens, timeout_s=_WARM_UP_TIMEOUT_S)
-        (future,) = self._loop.submit([to_request(self._decoder, features, spec)])
+        (future,) = self._scheduler.submit([to_request(self._decoder, features, spec)])
         future.result(_WARM_UP_TIMEOUT_S)
 
     def stop(self) -> None:
         """Write what was accepted, then end."""
-        self._loop.stop()
+        self._scheduler.stop()
 
     async def write(self, image_features: Array, specs: Sequence[SequenceSpec]) -> list[Outcome]:
         """Return what became of each sequence; one that fails does not touch the others."""
         features = torch.from_numpy(image_features.numpy().copy())
         try:
             requests = [to_request(self._decoder, features, spec) for spec in specs]
-            futures = self._loop.submit(requests)
+            futures = self._scheduler.submit(requests)
         except SequenceError as error:
             return [to_failed(error) for _ in specs]
         results = await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)

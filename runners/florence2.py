@@ -1,7 +1,7 @@
 """Florence-2's decoder: BART's text encoder over image features and prompt, BART's decoder for the answer.
 
-Shapes: B batch, N image tokens, S prompt (padded), C hidden, V vocabulary. Prompts are padded on the right, and the
-text encoder's mask hides the padding, so that it never changes an answer. Knows no tasks.
+Shapes: B batch, N image tokens, S image and prompt (padded), C hidden, V vocabulary. Prompts are padded on the right,
+and every mask hides the padding, so that it never changes an answer. Knows no tasks.
 """
 
 from collections.abc import Sequence
@@ -12,22 +12,24 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from transformers import BartConfig, BartModel
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from runners.artifacts import TOKENIZER_FILE, Precision, read_config
+from runners.bart import Bart, BartStep
 from runners.batch_inputs import stack_inputs
 from runners.decoder_weights import load_language_model
+from runners.kv_cache import CacheShape, KeyValueCache
 from runners.prompt_tokenizer import PromptTokenizer, Segments
 from runners.sequences import GenerationRules, SequenceRequest, SequenceTooLong
 
 
 @dataclass(slots=True)
-class Florence2State:
-    """One batch between two steps."""
+class Florence2Cache:
+    """What the decoder has read and written, by slot."""
 
-    encoder_hidden_states: Tensor  # (B, N + S, C)
-    encoder_attention_mask: Tensor  # (B, N + S), 1 where there is a token
-    kv_cache: EncoderDecoderCache
+    read: KeyValueCache  # keys and values of the text encoder's output
+    written: KeyValueCache
+    num_read: Tensor  # (slots,)
+    num_written: Tensor  # (slots,) start token included
 
 
 class Florence2Decoder:
@@ -38,7 +40,8 @@ class Florence2Decoder:
     ) -> None:
         self.rules = rules
         self.pad_token_id: int = config["text_config"]["pad_token_id"]
-        self._model = model
+        self._bart = Bart(model)
+        self._device = model.device
         self._tokenizer = tokenizer
         self._bos_token_id: int = config["text_config"]["bos_token_id"]
         self._eos_token_id: int = config["text_config"]["eos_token_id"]
@@ -46,6 +49,8 @@ class Florence2Decoder:
         if start_token_id is None:
             start_token_id = config["text_config"]["decoder_start_token_id"]
         self._start_token_id: int = start_token_id
+        self._num_layers: int = config["text_config"]["decoder_layers"]
+        self._num_heads: int = config["text_config"]["decoder_attention_heads"]
         self._max_positions: int = config["text_config"]["max_position_embeddings"]
 
     @classmethod
@@ -69,30 +74,60 @@ class Florence2Decoder:
             raise SequenceTooLong(f"image and prompt are {num_read} tokens, the model reads {self._max_positions}")
         return self._max_positions
 
-    def prefill(self, requests: Sequence[SequenceRequest]) -> tuple[Florence2State, Tensor]:
-        """Run the text encoder over image features and prompts, and the decoder over its start token."""
-        inputs_embeds, attention_mask = self._encoder_inputs(requests)
-        encoded = self._model.encoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask)
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        state = Florence2State(encoded.last_hidden_state, attention_mask, cache)
-        start = torch.full((len(requests),), self._start_token_id, dtype=torch.long)
-        return state, self.decode_step(state, start)
+    def new_cache(self, num_slots: int) -> Florence2Cache:
+        """Return memory for `num_slots` sequences of any length that the model allows."""
+        shape = CacheShape(num_slots, self._num_heads, self._max_positions, self._bart.head_size)
+        dtype = self._bart.embeddings.dtype
+        read, written = (KeyValueCache(self._num_layers, shape, dtype, self._device) for _ in range(2))
+        counts = torch.zeros(2, num_slots, dtype=torch.long, device=self._device)
+        return Florence2Cache(read, written, counts[0], counts[1])
 
-    def decode_step(self, state: Florence2State, token_ids: Tensor) -> Tensor:
-        """Append `token_ids` (B,) to the state; return the logits (B, V) of each next token."""
-        output = self._model.decoder(
-            input_ids=token_ids.to(self._model.device)[:, None],
-            encoder_hidden_states=state.encoder_hidden_states,
-            encoder_attention_mask=state.encoder_attention_mask,
-            cache=state.kv_cache,
-            use_cache=True,
+    def prefill(self, cache: Florence2Cache, requests: Sequence[SequenceRequest], first_slot: int) -> Tensor:
+        """Run the text encoder over image features and prompts into the slots from `first_slot` on.
+
+        Return the logits (B, V) of each first token.
+        """
+        inputs = stack_inputs(requests, self.pad_token_id, self._device, self._bart.embeddings.dtype)
+        inputs_embeds = torch.cat([inputs.image_features, self._bart.embeddings[inputs.prompt_ids]], dim=1)
+        is_read = torch.arange(inputs_embeds.shape[1], device=self._device) < inputs.num_read[:, None]
+        slots = slice(first_slot, first_slot + len(requests))
+        for layer, (keys, values) in enumerate(self._bart.encode(inputs_embeds, is_read[:, None, None])):
+            cache.read.write_prefix(layer, slots, keys, values)
+        cache.num_read[slots], cache.num_written[slots] = inputs.num_read, 0
+        return self._step(cache, slots, torch.full((len(requests),), self._start_token_id, device=self._device))
+
+    def decode_step(self, cache: Florence2Cache, token_ids: Tensor) -> Tensor:
+        """Read `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
+        return self._step(cache, slice(0, len(token_ids)), token_ids.to(self._device))
+
+    def clear(self, cache: Florence2Cache, slot: int) -> None:
+        """Forget what slot `slot` holds."""
+        cache.read.clear(slot)
+        cache.written.clear(slot)
+
+    def move(self, cache: Florence2Cache, source: int, target: int) -> None:
+        """Let the sequence in slot `source` go on in slot `target`."""
+        cache.read.move(source, target, int(cache.num_read[source]))
+        cache.written.move(source, target, int(cache.num_written[source]))
+        for counts in (cache.num_read, cache.num_written):
+            counts[target] = counts[source]
+
+    def _step(self, cache: Florence2Cache, slots: slice, token_ids: Tensor) -> Tensor:
+        positions, num_read = cache.num_written[slots].clone(), cache.num_read[slots]
+        num_positions, max_read = int(positions.max()) + 1, int(num_read.max())
+        step = BartStep(
+            slots,
+            positions,
+            num_positions,
+            _is_before(positions + 1, num_positions),
+            max_read,
+            _is_before(num_read, max_read),
         )
-        logits: Tensor = output.last_hidden_state[:, -1] @ self._model.shared.weight.T
+        logits = self._bart.step(token_ids, step, cache.written, cache.read)
+        cache.num_written[slots] += 1
         return logits
 
-    def _encoder_inputs(self, requests: Sequence[SequenceRequest]) -> tuple[Tensor, Tensor]:
-        """Return embeddings (B, N + S, C), image first, and their mask (B, N + S)."""
-        inputs = stack_inputs(requests, self.pad_token_id, self._model.device, self._model.dtype)
-        inputs_embeds = torch.cat([inputs.image_features, self._model.shared(inputs.prompt_ids)], dim=1)
-        positions = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
-        return inputs_embeds, (positions < inputs.num_read[:, None]).long()
+
+def _is_before(ends: Tensor, length: int) -> Tensor:
+    """Return (B, 1, 1, length): which places lie before each end (B,)."""
+    return (torch.arange(length, device=ends.device) < ends[:, None])[:, None, None]

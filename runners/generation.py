@@ -1,14 +1,14 @@
-"""Batched generation: sequences with different prompts and options in one batch, each as if it were alone.
+"""Sequences with different prompts and options in one batch, each written as if it were alone.
 
-    prefill(batch) -> state, logits;  repeat: choose a token for every sequence;  decode_step(state, tokens) -> logits
+    admit: prefill new sequences into free slots, choose their first tokens
+    step:  choose the next token of every live sequence
+    leave: whoever has ended frees its slot; the last live sequence moves into it
 
-It knows a decoder by the two methods of `Decoder` and nothing of its family.
+It knows a decoder by the methods of `Decoder` and nothing of its family.
 """
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,15 +18,15 @@ from runners.sequences import (
     GeneratedSequence,
     GenerationRules,
     LiveSequence,
-    SequenceError,
     SequenceRequest,
+    choose_next_tokens,
 )
 
-StateT = TypeVar("StateT")
+CacheT = TypeVar("CacheT")
 
 
-class Decoder(Protocol[StateT]):
-    """A family's decoder, as the batch loop and the service around it see it."""
+class Decoder(Protocol[CacheT]):
+    """A family's decoder, as the batch and the service around it see it."""
 
     rules: GenerationRules
     pad_token_id: int
@@ -43,67 +43,83 @@ class Decoder(Protocol[StateT]):
         """Return how many tokens fit after `num_read` tokens of image and prompt; raise `SequenceTooLong` if none."""
         ...
 
-    def prefill(self, requests: Sequence[SequenceRequest]) -> tuple[StateT, Tensor]:
-        """Read image features and prompts; return the state and the logits (B, V) of each first token."""
+    def new_cache(self, num_slots: int) -> CacheT:
+        """Return memory for `num_slots` sequences."""
         ...
 
-    def decode_step(self, state: StateT, token_ids: Tensor) -> Tensor:
-        """Append `token_ids` (B,) to the state; return the logits (B, V) of each next token."""
+    def prefill(self, cache: CacheT, requests: Sequence[SequenceRequest], first_slot: int) -> Tensor:
+        """Read images and prompts into the slots from `first_slot` on; return the logits (B, V) of each first token."""
+        ...
+
+    def decode_step(self, cache: CacheT, token_ids: Tensor) -> Tensor:
+        """Read `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
+        ...
+
+    def clear(self, cache: CacheT, slot: int) -> None:
+        """Forget what slot `slot` holds, NaN above all."""
+        ...
+
+    def move(self, cache: CacheT, source: int, target: int) -> None:
+        """Let the sequence in slot `source` go on in slot `target`."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The end of one sequence of a batch."""
+class LiveBatch(Generic[CacheT]):
+    """The live sequences of one decoder; the sequence at index i is in slot i."""
 
-    index: int  # its place in the batch
-    outcome: GeneratedSequence | SequenceError
-    prefill_s: float
-    decode_s: float
+    def __init__(self, decoder: Decoder[CacheT], num_slots: int) -> None:
+        self.live: list[LiveSequence] = []
+        self._decoder = decoder
+        self._num_slots = num_slots
+        self._cache = decoder.new_cache(num_slots)
+
+    @property
+    def num_free(self) -> int:
+        """Slots without a sequence."""
+        return self._num_slots - len(self.live)
+
+    @torch.inference_mode()
+    def admit(self, sequences: Sequence[LiveSequence]) -> None:
+        """Prefill sequences into free slots and give each its first token; if that raises, none is admitted."""
+        logits = self._decoder.prefill(self._cache, [s.request for s in sequences], len(self.live))
+        self.live.extend(sequences)
+        choose_next_tokens(sequences, logits)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Give every live sequence its next token."""
+        last = torch.tensor([sequence.token_ids[-1] for sequence in self.live])
+        choose_next_tokens(self.live, self._decoder.decode_step(self._cache, last))
+
+    def leave(self) -> list[LiveSequence]:
+        """Free the slots of all that have ended and return them."""
+        ended = [sequence for sequence in self.live if sequence.has_ended]
+        for sequence in ended:
+            self._free(self.live.index(sequence))
+        return ended
+
+    def clear(self) -> list[LiveSequence]:
+        """Free all slots and return whose they were."""
+        live, self.live = self.live, []
+        return live
+
+    def _free(self, slot: int) -> None:
+        last = len(self.live) - 1
+        if self.live[slot].error is not None:
+            self._decoder.clear(self._cache, slot)
+        if slot != last:
+            self._decoder.move(self._cache, last, slot)
+            self.live[slot] = self.live[last]
+        self.live.pop()
 
 
-@torch.inference_mode()
-def generate(decoder: Decoder[StateT], requests: Sequence[SequenceRequest]) -> Iterator[Finished]:
-    """Write all `requests` in one batch; yield each as soon as it ends, whatever the others still write."""
-    start_s = time.monotonic()
-    state, logits = decoder.prefill(requests)
-    prefill_end_s = time.monotonic()
-    live = {i: LiveSequence(request, decoder.rules) for i, request in enumerate(requests)}
-    while True:
-        for index, outcome in _advance(live, logits):
-            del live[index]
-            yield Finished(index, outcome, prefill_end_s - start_s, time.monotonic() - prefill_end_s)
-        if not live:
-            return
-        logits = decoder.decode_step(state, _last_tokens(live, len(requests), decoder.pad_token_id))
-
-
-def generate_all(decoder: Decoder[StateT], requests: Sequence[SequenceRequest]) -> list[GeneratedSequence]:
+def generate_all(decoder: Decoder[Any], requests: Sequence[SequenceRequest]) -> list[GeneratedSequence]:
     """Write all `requests` in one batch and return them in order; raise the first `SequenceError`."""
-    outcomes = {finished.index: finished.outcome for finished in generate(decoder, requests)}
-    for outcome in outcomes.values():
-        if isinstance(outcome, SequenceError):
-            raise outcome
-    return [outcome for _, outcome in sorted(outcomes.items()) if isinstance(outcome, GeneratedSequence)]
-
-
-def _advance(live: dict[int, LiveSequence], logits: Tensor) -> list[tuple[int, GeneratedSequence | SequenceError]]:
-    """Give every live sequence its next token; return those that ended with it."""
-    ended: list[tuple[int, GeneratedSequence | SequenceError]] = []
-    for index, sequence in live.items():
-        try:
-            sequence.append_next_token(logits[index])
-        except SequenceError as error:
-            ended.append((index, error))
-            continue
-        if sequence.finish_reason is not None:
-            ended.append((index, sequence.result()))
-    return ended
-
-
-def _last_tokens(live: dict[int, LiveSequence], batch_size: int, pad_token_id: int) -> Tensor:
-    """Return the last token of each live sequence at its place (B,), padding at the ended ones."""
-    tokens = torch.full((batch_size,), pad_token_id, dtype=torch.long)
-    for index, sequence in live.items():
-        tokens[index] = sequence.token_ids[-1]
-    return tokens
+    sequences = [LiveSequence(request, decoder.rules) for request in requests]
+    batch = LiveBatch(decoder, len(requests))
+    batch.admit(sequences)
+    batch.leave()
+    while batch.live:
+        batch.step()
+        batch.leave()
+    return [sequence.result() for sequence in sequences]

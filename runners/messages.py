@@ -40,6 +40,7 @@ class SequenceSpec(BaseModel):
     segments: list[tuple[str, bool]]  # (text, may it hold control tokens)
     max_new_tokens: int | None = None
     temperature: float = 0.0
+    top_p: float = 1.0
     seed: int | None = None
     timeout_s: float
 

@@ -1,11 +1,12 @@
 """One sequence: what a decoder is asked for, how its next token is chosen, and when it ends.
 
-Plain values and rules; it knows nothing of batches, caches or families.
+Plain values and rules; it knows nothing of slots, caches or families.
 """
 
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -88,6 +89,7 @@ class SequenceRequest:
     prompt_ids: tuple[int, ...]  # with the tokens that the family puts around a prompt, without image tokens
     max_new_tokens: int
     temperature: float = 0.0  # 0: greedy
+    top_p: float = 1.0  # the most probable tokens that together have this probability; of no effect if greedy
     seed: int | None = None
     deadline_s: float = math.inf  # on the clock of time.monotonic()
 
@@ -101,7 +103,7 @@ class GeneratedSequence:
     finish_reason: FinishReason
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class LiveSequence:
     """A sequence while it is being written."""
 
@@ -110,27 +112,46 @@ class LiveSequence:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    error: SequenceError | None = None
     _generator: torch.Generator | None = None
 
-    def append_next_token(self, logits: Tensor) -> None:
-        """Choose the next token from `logits` (V,) and note whether it is the last.
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is written to its end or has failed."""
+        return self.finish_reason is not None or self.error is not None
 
-        Raise `NonFiniteLogits` or `DeadlineExceeded`.
-        """
+    @property
+    def has_rule_now(self) -> bool:
+        """Whether the checkpoint's rules may forbid tokens at the next place."""
+        rules, position = self.rules, len(self.token_ids)
+        is_first = position == 0 and rules.forced_bos_token_id is not None
+        is_last = position == self.request.max_new_tokens - 1 and rules.forced_eos_token_id is not None
+        return is_first or is_last or rules.no_repeat_ngram_size > 0
+
+    def append(self, token_id: int, logprob: float) -> None:
+        """Take the next token and note whether it is the last; raise `NonFiniteLogits` or `DeadlineExceeded`."""
         if time.monotonic() > self.request.deadline_s:
             raise DeadlineExceeded(f"the time ran out after {len(self.token_ids)} tokens")
-        scores = self._allowed(logits.float())
-        logprobs = torch.log_softmax(scores, dim=-1)
-        token_id = self._choose(scores)
-        logprob = float(logprobs[token_id])
         if not math.isfinite(logprob):
             raise NonFiniteLogits(f"the logits of token {len(self.token_ids)} are not finite")
         self.token_ids.append(token_id)
         self.logprobs.append(logprob)
         self._note_end(token_id)
 
+    def sample(self, scores: Tensor) -> int:
+        """Draw a token by the request's temperature and top-p from `scores` (V,); raise `NonFiniteLogits`."""
+        if self._generator is None:
+            self._generator = torch.Generator().manual_seed(_seed(self.request))
+        probabilities = torch.softmax(scores.cpu() / self.request.temperature, dim=-1)
+        if not bool(torch.isfinite(probabilities).all()):
+            raise NonFiniteLogits(f"the logits of token {len(self.token_ids)} are not finite")
+        kept = _nucleus(probabilities, self.request.top_p)
+        return int(torch.multinomial(kept, 1, generator=self._generator))
+
     def result(self) -> GeneratedSequence:
-        """Return what was written; only for a finished sequence."""
+        """Return what was written; raise the error of one that failed. Only for one that has ended."""
+        if self.error is not None:
+            raise self.error
         if self.finish_reason is None:
             raise ValueError("the sequence is not finished")
         return GeneratedSequence(tuple(self.token_ids), tuple(self.logprobs), self.finish_reason)
@@ -142,7 +163,7 @@ class LiveSequence:
         elif token_id in self.rules.eos_token_ids:
             self.finish_reason = "stop"
 
-    def _allowed(self, logits: Tensor) -> Tensor:
+    def allowed(self, logits: Tensor) -> Tensor:
         """Return `logits` (V,) with every token that the rules forbid at -inf.
 
         Order and meaning are those of transformers' ForcedBOS, ForcedEOS and NoRepeatNGram logits processors.
@@ -165,21 +186,43 @@ class LiveSequence:
             return []
         return [written[i + size - 1] for i in range(len(written) - size + 1) if written[i : i + size - 1] == tail]
 
-    def _choose(self, scores: Tensor) -> int:
-        if self.request.temperature == 0:
-            return int(scores.argmax())
-        if self._generator is None:
-            self._generator = torch.Generator().manual_seed(_seed(self.request))
-        probabilities = torch.softmax(scores.cpu() / self.request.temperature, dim=-1)
-        if not bool(torch.isfinite(probabilities).all()):
-            raise NonFiniteLogits(f"the logits of token {len(self.token_ids)} are not finite")
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+def choose_next_tokens(sequences: Sequence[LiveSequence], logits: Tensor) -> None:
+    """Give each sequence the next token by its row of `logits` (B, V); one that fails notes its error."""
+    ruled = [(row, sequence) for row, sequence in enumerate(sequences) if sequence.has_rule_now]
+    scores = logits.to(torch.float32, copy=bool(ruled))
+    for row, sequence in ruled:
+        scores[row] = sequence.allowed(scores[row])
+    logprobs = torch.log_softmax(scores, dim=-1)
+    greedy_logprobs, greedy_ids = (column.tolist() for column in logprobs.max(dim=-1))
+    for row, sequence in enumerate(sequences):
+        try:
+            if sequence.request.temperature == 0:
+                sequence.append(greedy_ids[row], greedy_logprobs[row])
+            else:
+                token_id = sequence.sample(scores[row])
+                sequence.append(token_id, float(logprobs[row, token_id]))
+        except SequenceError as error:
+            sequence.error = error
 
 
 def _only(logits: Tensor, token_id: int) -> Tensor:
     forced = torch.full_like(logits, -math.inf)
     forced[token_id] = 0.0
     return forced
+
+
+def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Return `probabilities` (V,) with 0 for all but the fewest tokens that together have at least `top_p`.
+
+    Source: Holtzman et al., arXiv 1904.09751, section 3.1; the same choice as transformers' TopPLogitsWarper.
+    """
+    if top_p >= 1:
+        return probabilities
+    ascending, order = probabilities.sort()
+    is_dropped = ascending.cumsum(dim=-1) <= 1 - top_p
+    is_dropped[-1] = False
+    return probabilities.index_fill(0, order[is_dropped], 0.0)
 
 
 def _seed(request: SequenceRequest) -> int:

@@ -14,6 +14,7 @@ import bentoml
 
 from runners.decoder_service import DecoderOptions, make_decoder_service
 from runners.encoder_service import NO_ACCESS_LOG, EncoderOptions, make_encoder_service
+from runners.limits import SchedulerLimits
 from runners.model_store import artifact_folder
 from service.api_keys import ApiKeys
 from service.core import Core
@@ -23,6 +24,7 @@ from service.rest import RestApi
 from service.runner_client import RunnerClient
 from service.served_models import ServedModel, ServedModels, load_served_model, served_entries
 from service.settings import Settings, settings
+from service.vision_cache import VisionCache
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ _SETTINGS = settings()
 _ENTRIES = served_entries(_SETTINGS)
 # BentoML drops what it expects to take longer than its limits: they lie above the request's own, which decides.
 _RUNNER_TIMEOUT_S = _SETTINGS.request_timeout_s * 2
+_BYTES_PER_MB = 1_000_000
 _REST = RestApi(_SETTINGS)
 
 
@@ -49,8 +52,7 @@ def _encoder_options(values: Settings) -> EncoderOptions:
 
 def _decoder_options(values: Settings) -> DecoderOptions:
     return DecoderOptions(
-        values.decoder_max_batch_size,
-        values.decoder_max_waiting,
+        SchedulerLimits(values.decoder_max_batch_size, values.decoder_max_waiting, values.decoder_max_prefill_tokens),
         _num_threads(values.decoder_threads),
         values.device,
         _RUNNER_TIMEOUT_S,
@@ -70,11 +72,14 @@ class _Gateway:
         configure_logging()
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file)
         models = {entry.id: load_served_model(entry, artifact_folder(entry.id)) for entry in _ENTRIES}
+        vision_cache = VisionCache(_SETTINGS.vision_cache_mb * _BYTES_PER_MB)
         self._runners = {
             entry.id: RunnerClient(
                 entry.id,
+                models[entry.id].manifest.build_key,
                 _lasting(getattr(self, _attribute("encoder", index)).to_async),
                 _lasting(getattr(self, _attribute("decoder", index)).to_async),
+                vision_cache,
             )
             for index, entry in enumerate(_ENTRIES)
         }

@@ -31,6 +31,14 @@ GENERATED_TOKENS = Counter("diptych_generated_tokens_total", "Tokens written.", 
 UNPARSED_OUTPUTS = Counter(
     "diptych_unparsed_outputs_total", "Answers whose text could not be read as a result.", ["model", "task"]
 )
+VISION_CACHE_REQUESTS = Counter(
+    "diptych_vision_cache_requests_total",
+    "Images asked of the vision cache: hit, miss (encoded), joined (encoded for another request at the same time).",
+    ["model", "outcome"],
+)
+VISION_CACHE_BYTES = Gauge(
+    "diptych_vision_cache_bytes", "Image features in memory.", ["model"], multiprocess_mode="livesum"
+)
 MODEL_INFO = Gauge(
     "diptych_model_info",
     "Served models; always 1.",

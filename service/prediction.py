@@ -10,8 +10,9 @@ from runners.messages import SequenceSpec, Written
 from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
 from service.images import RgbImage, resize
 from service.requests import TaskRequest
-from service.runner_client import EncodedFeatures, RunnerClient, WrittenAnswers
+from service.runner_client import RunnerClient, WrittenAnswers
 from service.served_models import ServedModel
+from service.vision_cache import CacheOutcome, EncodedFeatures
 from tasks.errors import ParameterError, UnsupportedVariant
 from tasks.errors import UnsupportedTask as TaskNotOffered
 from tasks.generation import GeneratedText
@@ -45,6 +46,7 @@ class Answer:
     image_size_wh: tuple[int, int]
     result: Result
     sequences: tuple[Written, ...]
+    vision_cache: CacheOutcome
     times: StageTimes
 
 
@@ -66,7 +68,7 @@ async def predict(
     except TimeoutError as error:
         raise DeadlineExceeded(f"{model.id} did not answer in the time of the request") from error
     times = _stage_times(image.decode_s + preprocess_s, encoded, written, postprocess_s, start_s - image.decode_s)
-    return Answer(model, request, image.size_wh, result, written.sequences, times)
+    return Answer(model, request, image.size_wh, result, written.sequences, encoded.outcome, times)
 
 
 def task_prompts(model: ServedModel, request: TaskRequest, image: RgbImage) -> tuple[Prompt, ...]:

@@ -39,7 +39,7 @@ def answer_json(answer: Answer, request_id: str) -> AnswerJson:
             prompt_tokens=sum(sequence.num_prompt_tokens for sequence in sequences),
             generated_tokens=sum(sequence.num_generated_tokens for sequence in sequences),
         ),
-        vision_cache="miss",  # every image is encoded
+        vision_cache=answer.vision_cache,
         timings_ms=_timings_json(answer.times),
     )
 

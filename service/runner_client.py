@@ -22,6 +22,7 @@ from service.errors import (
     Overloaded,
     ServiceError,
 )
+from service.vision_cache import EncodedFeatures, FeaturesKey, VisionCache
 
 logger = logging.getLogger(__name__)
 
@@ -55,15 +56,6 @@ class DecoderApi(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedFeatures:
-    """Image features and what they took."""
-
-    image_features: Array
-    encode_s: float
-    queue_s: float  # waiting for the batch, and transport
-
-
-@dataclass(frozen=True, slots=True)
 class WrittenAnswers:
     """The sequences of one task and what they took."""
 
@@ -76,19 +68,20 @@ class WrittenAnswers:
 class RunnerClient:
     """The encoder and the decoder of one model."""
 
-    def __init__(self, model_id: str, encoder: EncoderApi, decoder: DecoderApi) -> None:
+    def __init__(
+        self, model_id: str, build_key: str, encoder: EncoderApi, decoder: DecoderApi, vision_cache: VisionCache
+    ) -> None:
         self._model_id = model_id
+        self._build_key = build_key
+        self._vision_cache = vision_cache
         self._encoder = encoder
         self._decoder = decoder
         self._encode_depth = QUEUE_DEPTH.labels(model_id, "encode")
 
     async def encode(self, pixels: NDArray[np.uint8]) -> EncodedFeatures:
-        """Return the image features of resized RGB `pixels` (H, W, 3)."""
-        start_s = time.monotonic()
-        with self._encode_depth.track_inprogress():
-            (encoded,) = await self._call("encoder", partial(self._encoder.encode, images=[Array.of(pixels)]))
-        waited_s = time.monotonic() - start_s - encoded.encode_s
-        return EncodedFeatures(encoded.image_features, encoded.encode_s, max(0.0, waited_s))
+        """Return the image features of resized RGB `pixels` (H, W, 3), from the cache where it has them."""
+        key = FeaturesKey.of(self._model_id, self._build_key, pixels)
+        return await self._vision_cache.get(key, partial(self._encode, pixels))
 
     async def write(self, image_features: Array, specs: Sequence[SequenceSpec]) -> WrittenAnswers:
         """Return the written sequences, in order; raise the error of the first that failed."""
@@ -105,6 +98,13 @@ class RunnerClient:
             return all([await self._encoder.is_ready(_READY_TIMEOUT_S), await self._decoder.is_ready(_READY_TIMEOUT_S)])
         except (aiohttp.ClientError, TimeoutError):
             return False
+
+    async def _encode(self, pixels: NDArray[np.uint8]) -> EncodedFeatures:
+        start_s = time.monotonic()
+        with self._encode_depth.track_inprogress():
+            (encoded,) = await self._call("encoder", partial(self._encoder.encode, images=[Array.of(pixels)]))
+        waited_s = time.monotonic() - start_s - encoded.encode_s
+        return EncodedFeatures(encoded.image_features, encoded.encode_s, max(0.0, waited_s))
 
     async def _call(self, part: str, call: Callable[[], Awaitable[ResultT]]) -> ResultT:
         try:

@@ -40,12 +40,18 @@ class Settings(BaseModel):
         64, ge=1, le=10_000, description="Most requests at work or waiting; more are refused with 429."
     )
     request_timeout_s: int = Field(60, ge=1, le=3600, description="Time for one request, seconds.")
+    vision_cache_mb: int = Field(
+        256, ge=0, le=1_000_000, description="Most image features kept in memory, MB of 1,000,000 bytes; 0 keeps none."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where decoders run; auto takes CUDA if there.")
     encoder_max_batch_size: int = Field(8, ge=1, le=256, description="Most images in one batch of an encoder.")
     encoder_threads: int = Field(0, ge=0, le=256, description="Threads of one encoder; 0 shares the cores out evenly.")
-    decoder_max_batch_size: int = Field(16, ge=1, le=256, description="Most sequences in one batch of a decoder.")
+    decoder_max_batch_size: int = Field(16, ge=1, le=256, description="Most sequences written at once by a decoder.")
     decoder_max_waiting: int = Field(
         256, ge=1, le=100_000, description="Most sequences that wait for a decoder; more are refused with 429."
+    )
+    decoder_max_prefill_tokens: int = Field(
+        4096, ge=1, le=1_000_000, description="Most tokens, image and prompt, that a decoder reads between two steps."
     )
     decoder_threads: int = Field(0, ge=0, le=256, description="Threads of one decoder; 0 shares the cores out evenly.")
 

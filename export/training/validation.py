@@ -16,10 +16,10 @@ from export.training.examples import Language
 from export.training.prompts import question_prompts
 from export.training.trainee import FamilyParts, Trainee
 from runners.answers import to_written
-from runners.batch_loop import WrittenSequence
 from runners.florence2 import Florence2Decoder
 from runners.generation import Decoder, generate_all
 from runners.paligemma import PaliGemmaDecoder
+from runners.scheduler import WrittenSequence
 from runners.sequences import GenerationRules, SequenceRequest
 from tasks.families import FAMILIES
 from tasks.generation import GeneratedText

@@ -40,8 +40,9 @@ def test_text_has_an_offset_for_each_token(decoder: Decoder[Any]) -> None:
 
 def test_a_step_gives_a_row_of_logits_for_each_sequence(decoder: Decoder[Any]) -> None:
     with torch.inference_mode():
-        state, logits = decoder.prefill(requests(decoder))
-        after = decoder.decode_step(state, torch.tensor([3, 4]))
+        cache = decoder.new_cache(2)
+        logits = decoder.prefill(cache, requests(decoder), 0)
+        after = decoder.decode_step(cache, torch.tensor([3, 4]))
     assert logits.shape == after.shape
     assert logits.shape[0] == 2
     assert not torch.equal(logits, after)

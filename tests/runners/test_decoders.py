@@ -14,8 +14,8 @@ from export.reference import Reference
 from export.scenes import render_scene, sample_scene
 from runners.artifacts import DECODER_FILE, GENERATION_CONFIG_FILE, Family, read_manifest
 from runners.decoders import load_decoder
-from runners.generation import Decoder, generate_all
-from runners.sequences import GeneratedSequence, SequenceRequest
+from runners.generation import Decoder, LiveBatch, generate_all
+from runners.sequences import GeneratedSequence, LiveSequence, NonFiniteLogits, SequenceRequest
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 from tests.support.small_paligemma2 import write_small_paligemma2
 
@@ -132,3 +132,32 @@ def test_what_ends_early_leaves_the_others_as_they_are(case: Case) -> None:
     assert isinstance(whole, GeneratedSequence)
     assert whole.token_ids == generate_all(case.decoder, [long])[0].token_ids
     assert len(cut.token_ids) == 1
+
+
+def test_a_poisoned_sequence_spoils_nobody_who_is_or_comes_beside_it(case: Case) -> None:
+    poisoned = replace(case.request(0), image_features=torch.full_like(case.features[0], torch.nan))
+    batch = LiveBatch(case.decoder, 2)
+    beside, after = (LiveSequence(case.request(index), case.decoder.rules) for index in (1, 2))
+    batch.admit([LiveSequence(poisoned, case.decoder.rules), beside])
+    assert isinstance(batch.leave()[0].error, NonFiniteLogits)
+    batch.admit([after])
+    while batch.live:
+        batch.step()
+        batch.leave()
+    alone = generate_all(case.decoder, [case.request(1)]) + generate_all(case.decoder, [case.request(2)])
+    assert [beside.result().token_ids, after.result().token_ids] == [each.token_ids for each in alone]
+
+
+def test_sequences_that_come_and_go_give_the_tokens_of_each_alone(case: Case) -> None:
+    requests = case.requests()
+    alone = [generate_all(case.decoder, [request])[0].token_ids for request in requests]
+    waiting = [LiveSequence(request, case.decoder.rules) for request in requests]
+    sequences, batch = list(waiting), LiveBatch(case.decoder, 5)
+    while waiting or batch.live:
+        batch.leave()
+        if waiting and batch.num_free:
+            batch.admit([waiting.pop(0) for _ in range(min(len(waiting), batch.num_free, 2))])
+            batch.leave()
+        if batch.live:
+            batch.step()
+    assert [sequence.result().token_ids for sequence in sequences] == alone

@@ -13,6 +13,7 @@ from runners.sequences import (
     LiveSequence,
     NonFiniteLogits,
     SequenceRequest,
+    choose_next_tokens,
 )
 
 FREE = GenerationRules(frozenset({1}), None, None, None, None, 0)
@@ -32,8 +33,8 @@ def preferring(*token_ids: int) -> Tensor:
 
 def write(rules: GenerationRules, wanted: SequenceRequest, logits: Tensor) -> GeneratedSequence:
     sequence = LiveSequence(wanted, rules)
-    while sequence.finish_reason is None:
-        sequence.append_next_token(logits)
+    while not sequence.has_ended:
+        choose_next_tokens([sequence], logits[None])
     return sequence.result()
 
 
@@ -99,9 +100,22 @@ def test_log_probabilities_do_not_depend_on_the_temperature() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_nan_fails(temperature: float) -> None:
     with pytest.raises(NonFiniteLogits):
-        LiveSequence(request(temperature=temperature), FREE).append_next_token(torch.full((10,), math.nan))
+        write(FREE, request(temperature=temperature), torch.full((10,), math.nan))
 
 
 def test_past_deadline_fails() -> None:
     with pytest.raises(DeadlineExceeded):
-        LiveSequence(request(deadline_s=time.monotonic() - 1), FREE).append_next_token(preferring(4))
+        write(FREE, request(deadline_s=time.monotonic() - 1), preferring(4))
+
+
+def test_top_p_keeps_the_most_probable_tokens_only() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05] + [0.0] * 6).log()
+    drawn = {write(FREE, request(1, temperature=1.0, top_p=0.6, seed=seed), logits).token_ids[0] for seed in range(60)}
+    assert drawn == {0, 1}  # 0.5 is not enough, 0.5 + 0.3 is
+
+
+def test_the_most_probable_token_is_always_kept() -> None:
+    drawn = {
+        write(FREE, request(1, temperature=1.0, top_p=0.0, seed=seed), preferring(4)).token_ids for seed in range(9)
+    }
+    assert drawn == {(4,)}

@@ -56,7 +56,7 @@ def answer(result: Result, *sequences: Written) -> dict[str, Any]:
     """Return the body as it is sent."""
     _, request = parse_fields(PredictFields, {"task": "object_detection"})
     body = answer_json(
-        Answer(served(FLORENCE), request, (640, 480), result, sequences or (written("a"),), TIMES), "id-1"
+        Answer(served(FLORENCE), request, (640, 480), result, sequences or (written("a"),), "joined", TIMES), "id-1"
     )
     document: dict[str, Any] = json.loads(body.model_dump_json(exclude_unset=True))
     return document
@@ -117,7 +117,7 @@ def test_body_is_that_of_the_contract() -> None:
         "finish_reason": "stop",
         "image": {"width": 640, "height": 480},
         "usage": {"image_tokens": NUM_IMAGE_TOKENS, "prompt_tokens": 5, "generated_tokens": 3},
-        "vision_cache": "miss",
+        "vision_cache": "joined",
         "timings_ms": {
             "preprocess": 1.0,
             "encode": 3.0,

@@ -2,6 +2,7 @@ import aiohttp
 import pytest
 
 from service.runner_client import RunnerClient
+from service.vision_cache import VisionCache
 from tests.support.core_calls import run
 from tests.support.fake_runners import FakeDecoder, FakeEncoder
 
@@ -17,4 +18,4 @@ from tests.support.fake_runners import FakeDecoder, FakeEncoder
     ],
 )
 def test_model_is_ready_when_both_runners_answer(encoder: FakeEncoder, decoder: FakeDecoder, expected: bool) -> None:
-    assert run(RunnerClient("a", encoder, decoder).is_ready()) is expected
+    assert run(RunnerClient("a", "key", encoder, decoder, VisionCache(0)).is_ready()) is expected

@@ -3,6 +3,7 @@
 The prompt ids are the answer: token t of the answer is prompt_ids[t], and the end token comes after the last.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -27,20 +28,22 @@ FAKE_RULES = GenerationRules(
 
 
 @dataclass(slots=True)
-class FakeState:
-    """The answers of one batch and how far each is."""
+class FakeCache:
+    """The answer of each slot and how much of it is written."""
 
     answers: list[tuple[int, ...]]
-    position: int = 0
+    num_written: list[int]
 
 
 @dataclass(slots=True)
 class FakeDecoder:
-    """Writes each prompt back; notes the size of every batch."""
+    """Writes each prompt back; notes the size of every prefill and step. A step takes `step_s`."""
 
     rules: GenerationRules = FAKE_RULES
     pad_token_id: int = 0
     batch_sizes: list[int] = field(default_factory=list)
+    step_sizes: list[int] = field(default_factory=list)
+    step_s: float = 0.0
 
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
         """Return one id for each character: a is 2, b is 3."""
@@ -56,25 +59,42 @@ class FakeDecoder:
             raise SequenceTooLong(f"{num_read} tokens are read, there are {MAX_POSITIONS} positions")
         return MAX_POSITIONS - num_read
 
-    def prefill(self, requests: Sequence[SequenceRequest]) -> tuple[FakeState, Tensor]:
+    def new_cache(self, num_slots: int) -> FakeCache:
+        """Return empty slots."""
+        return FakeCache([()] * num_slots, [0] * num_slots)
+
+    def prefill(self, cache: FakeCache, requests: Sequence[SequenceRequest], first_slot: int) -> Tensor:
         """Note the answers; return the logits of each first token."""
         self.batch_sizes.append(len(requests))
         if any(CRASH in request.prompt_ids for request in requests):
             raise RuntimeError("the batch crashed")
-        state = FakeState([request.prompt_ids for request in requests])
-        return state, self._logits(state)
+        slots = range(first_slot, first_slot + len(requests))
+        for slot, request in zip(slots, requests, strict=True):
+            cache.answers[slot], cache.num_written[slot] = request.prompt_ids, 0
+        return self._logits(cache, slots)
 
-    def decode_step(self, state: FakeState, token_ids: Tensor) -> Tensor:
+    def decode_step(self, cache: FakeCache, token_ids: Tensor) -> Tensor:
         """Go on by one token."""
-        if len(token_ids) != len(state.answers):
-            raise ValueError(f"{len(token_ids)} tokens for {len(state.answers)} sequences")
-        state.position += 1
-        return self._logits(state)
+        self.step_sizes.append(len(token_ids))
+        for slot in range(len(token_ids)):
+            cache.num_written[slot] += 1
+        if self.step_s:
+            time.sleep(self.step_s)
+        return self._logits(cache, range(len(token_ids)))
 
-    def _logits(self, state: FakeState) -> Tensor:
-        logits = torch.zeros(len(state.answers), VOCABULARY_SIZE)
-        for row, answer in enumerate(state.answers):
-            token_id = answer[state.position] if state.position < len(answer) else EOS
+    def clear(self, cache: FakeCache, slot: int) -> None:
+        """Forget what slot `slot` holds."""
+        cache.answers[slot] = ()
+
+    def move(self, cache: FakeCache, source: int, target: int) -> None:
+        """Let the sequence in slot `source` go on in slot `target`."""
+        cache.answers[target], cache.num_written[target] = cache.answers[source], cache.num_written[source]
+
+    def _logits(self, cache: FakeCache, slots: range) -> Tensor:
+        logits = torch.zeros(len(slots), VOCABULARY_SIZE)
+        for row, slot in enumerate(slots):
+            answer, position = cache.answers[slot], cache.num_written[slot]
+            token_id = answer[position] if position < len(answer) else EOS
             logits[row, token_id] = 10.0
             if token_id == POISON:
                 logits[row] = float("nan")

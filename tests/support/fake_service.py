@@ -13,6 +13,7 @@ from runners.artifacts import Manifest
 from service.core import Core, RequestContext
 from service.runner_client import RunnerClient
 from service.served_models import ServedModel, ServedModels
+from service.vision_cache import VisionCache
 from tasks.catalog import CatalogEntry
 from tasks.paligemma import MaskDecoder
 from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT
@@ -78,7 +79,10 @@ def make_core(
     texts = {FLORENCE_ID: FLORENCE_ANSWERS, PALIGEMMA_ID: PALIGEMMA_ANSWERS}
     encoders = {model_id: FakeEncoder() for model_id in texts} | dict(encoders or {})
     decoders = {model_id: FakeDecoder(answers) for model_id, answers in texts.items()} | dict(decoders or {})
-    runners = {model_id: RunnerClient(model_id, encoders[model_id], decoders[model_id]) for model_id in texts}
+    runners = {
+        model_id: RunnerClient(model_id, "key", encoders[model_id], decoders[model_id], VisionCache(10_000_000))
+        for model_id in texts
+    }
     return Core(served_models(), runners, max_image_pixels, max_pending)
 
 

@@ -1,0 +1,66 @@
+"""Keys and values of every live sequence, in memory that is allocated once.
+
+A slot holds one sequence: its keys stand at its first positions, without gaps or padding. Live sequences are always
+slots 0 to n - 1, so that a step reads a plain slice; whoever frees a slot moves the last live one into it.
+Shapes: L slots, A key-value heads, P positions, D head size, B rows of a batch.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """How large the keys (and the values) of one layer are."""
+
+    num_slots: int
+    num_heads: int
+    num_positions: int
+    head_size: int
+
+
+class KeyValueCache:
+    """Keys and values of all layers of one attention, by slot."""
+
+    def __init__(self, num_layers: int, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
+        size = (num_layers, 2, shape.num_slots, shape.num_heads, shape.num_positions, shape.head_size)
+        self._memory = _zeros(size, dtype, device)
+
+    def write_prefix(self, layer: int, slots: slice, keys: Tensor, values: Tensor) -> None:
+        """Store `keys` and `values` (B, A, S, D) at the first S positions of `slots`; padding is stored too."""
+        self._memory[layer, 0, slots, :, : keys.shape[2]] = keys
+        self._memory[layer, 1, slots, :, : keys.shape[2]] = values
+
+    def append(self, layer: int, slots: slice, positions: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store `keys` and `values` (B, A, D) of `slots`, each at its own place of `positions` (B,)."""
+        rows = torch.arange(slots.start, slots.stop, device=positions.device)
+        self._memory[layer, 0, rows, :, positions] = keys
+        self._memory[layer, 1, rows, :, positions] = values
+
+    def read(self, layer: int, slots: slice, num_positions: int) -> tuple[Tensor, Tensor]:
+        """Return views of keys and values (B, A, num_positions, D)."""
+        view = self._memory[layer, :, slots, :, :num_positions]
+        return view[0], view[1]
+
+    def clear(self, slot: int) -> None:
+        """Forget what a slot holds: a masked NaN would still spoil whoever comes next."""
+        self._memory[:, :, slot] = 0
+
+    def move(self, source: int, target: int, num_positions: int) -> None:
+        """Copy what slot `source` holds in its first positions into slot `target`."""
+        self._memory[:, :, target, :, :num_positions] = self._memory[:, :, source, :, :num_positions]
+
+    def reorder(self, targets: Tensor, sources: Tensor, num_positions: int) -> None:
+        """Give each slot of `targets` what the one at the same place of `sources` held before."""
+        self._memory[:, :, targets, :, :num_positions] = self._memory[:, :, sources, :, :num_positions]
+
+
+def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros; on a CPU memory that takes no room until it is written, as most positions never are."""
+    if device.type != "cpu":
+        return torch.zeros(size, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(size) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(size)

@@ -1,0 +1,206 @@
+"""The decoder's thread: sequences of many requests in one batch, entering and leaving between decode steps.
+
+    while there is work:
+        cancelled and expired ones leave
+        waiting ones are admitted: as many as have a slot and fit the token budget of a prefill
+        every live sequence gets a token
+        those that ended answer
+
+It knows sequences, futures and the batch of `runners.generation`; nothing of a family, of HTTP or of tasks.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from runners.generation import Decoder, LiveBatch
+from runners.limits import SchedulerLimits
+from runners.metrics import BATCH_SIZE, LIVE_SEQUENCES, QUEUE_DEPTH
+from runners.sequences import DeadlineExceeded, GeneratedSequence, LiveSequence, Overloaded, SequenceRequest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenSequence:
+    """A sequence that was written and where its time went."""
+
+    sequence: GeneratedSequence
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(slots=True)
+class _Ticket:
+    """A sequence on its way, from the queue to its answer."""
+
+    sequence: LiveSequence
+    since_s: float
+    future: "Future[WrittenSequence]" = field(default_factory=Future)
+    admitted_s: float = 0.0
+    prefilled_s: float = 0.0
+
+    @property
+    def num_read(self) -> int:
+        """Tokens of image and prompt."""
+        return len(self.sequence.request.image_features) + len(self.sequence.request.prompt_ids)
+
+
+class Scheduler:
+    """Writes what is submitted, with at most `limits.num_slots` sequences live."""
+
+    def __init__(self, decoder: Decoder[Any], model_id: str, limits: SchedulerLimits) -> None:
+        self._decoder = decoder
+        self._limits = limits
+        self._batch = LiveBatch(decoder, limits.num_slots)
+        self._tickets: dict[LiveSequence, _Ticket] = {}  # of the live sequences
+        self._waiting: deque[_Ticket] = deque()
+        self._changed = threading.Condition()
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"decoder {model_id}", daemon=True)
+        self._batch_size = BATCH_SIZE.labels(model_id, "decode")
+        self._queue_depth = QUEUE_DEPTH.labels(model_id, "decode")
+        self._live_sequences = LIVE_SEQUENCES.labels(model_id)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what was accepted, then end the thread."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def submit(self, requests: Sequence[SequenceRequest]) -> "list[Future[WrittenSequence]]":
+        """Accept all `requests`, or none: raise `Overloaded` if they would wait beyond `max_waiting`.
+
+        A future that is cancelled frees the slot of its sequence within one step.
+        """
+        with self._changed:
+            limit = self._limits.max_waiting
+            if len(self._waiting) + len(requests) > limit:
+                raise Overloaded(f"{len(self._waiting)} sequences wait already, at most {limit} may")
+            now_s = time.monotonic()
+            tickets = [_Ticket(LiveSequence(request, self._decoder.rules), now_s) for request in requests]
+            self._waiting.extend(tickets)
+            self._queue_depth.set(len(self._waiting))
+            self._changed.notify()
+        return [ticket.future for ticket in tickets]
+
+    def _run(self) -> None:
+        while self._wait_for_work():
+            self._drop_unwanted()
+            self._admit()
+            self._step()
+            self._live_sequences.set(len(self._batch.live))
+
+    def _wait_for_work(self) -> bool:
+        """Return True once something is live or waits, False when the thread shall end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._tickets or self._waiting or self._is_stopping)
+            return bool(self._tickets or self._waiting)
+
+    def _drop_unwanted(self) -> None:
+        """End the live sequences that nobody waits for any more."""
+        for sequence, ticket in self._tickets.items():
+            if ticket.future.cancelled():
+                sequence.finish_reason = "stop"
+        self._settle()
+
+    def _admit(self) -> None:
+        """Prefill the next waiting sequences into free slots."""
+        tickets = self._next_tickets()
+        if not tickets:
+            return
+        for ticket in tickets:
+            ticket.admitted_s = time.monotonic()
+        try:
+            self._batch.admit([ticket.sequence for ticket in tickets])
+        except Exception as error:  # whatever the model raised must reach everyone who waits for it
+            logger.exception("a prefill of %d sequences failed", len(tickets))
+            _fail(tickets, error)
+            return
+        for ticket in tickets:
+            ticket.prefilled_s = time.monotonic()
+            self._tickets[ticket.sequence] = ticket
+        self._settle()
+
+    def _next_tickets(self) -> list[_Ticket]:
+        """Take from the queue what has a slot and fits the token budget, but at least one."""
+        tickets: list[_Ticket] = []
+        longest = 0
+        with self._changed:
+            while self._waiting and len(tickets) < self._batch.num_free:
+                longest = max(longest, self._waiting[0].num_read)
+                if tickets and longest * (len(tickets) + 1) > self._limits.max_prefill_tokens:
+                    break
+                ticket = self._waiting.popleft()
+                if _is_still_wanted(ticket):
+                    tickets.append(ticket)
+            self._queue_depth.set(len(self._waiting))
+        return tickets
+
+    def _step(self) -> None:
+        """Give every live sequence a token."""
+        if not self._batch.live:
+            return
+        self._batch_size.observe(len(self._batch.live))
+        try:
+            self._batch.step()
+        except Exception as error:  # whatever the model raised must reach everyone who waits for it
+            logger.exception("a step of %d sequences failed", len(self._batch.live))
+            _fail([self._tickets.pop(sequence) for sequence in self._batch.clear()], error)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Free the slots of those that ended, and answer."""
+        for sequence in self._batch.leave():
+            ticket = self._tickets.pop(sequence)
+            if ticket.future.cancelled():
+                continue
+            if sequence.error is not None:
+                _end(ticket, sequence.error)
+            else:
+                _end(ticket, _written(ticket))
+
+
+def _is_still_wanted(ticket: _Ticket) -> bool:
+    """Say whether a waiting sequence shall be written; tell one whose time ran out."""
+    if ticket.future.cancelled():
+        return False
+    if time.monotonic() > ticket.sequence.request.deadline_s:
+        _end(ticket, DeadlineExceeded("the time ran out before it was written"))
+        return False
+    return True
+
+
+def _written(ticket: _Ticket) -> WrittenSequence:
+    return WrittenSequence(
+        ticket.sequence.result(),
+        queue_s=ticket.admitted_s - ticket.since_s,
+        prefill_s=ticket.prefilled_s - ticket.admitted_s,
+        decode_s=time.monotonic() - ticket.prefilled_s,
+    )
+
+
+def _fail(tickets: Sequence[_Ticket], error: Exception) -> None:
+    for ticket in tickets:
+        _end(ticket, error)
+
+
+def _end(ticket: _Ticket, outcome: WrittenSequence | Exception) -> None:
+    """Answer, unless the future was cancelled in this moment."""
+    if not ticket.future.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, Exception):
+        ticket.future.set_exception(outcome)
+    else:
+        ticket.future.set_result(outcome)

@@ -1,0 +1,110 @@
+"""Image features by the content of the pixels that made them, least recently used out.
+
+Requests for one image at one time encode it once: the first makes the features, the others join it. What fails is told
+to all who joined and is not kept. It knows nothing of encoders; features are bytes with a shape.
+"""
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runners.messages import Array
+from service.metrics import VISION_CACHE_BYTES, VISION_CACHE_REQUESTS
+
+CacheOutcome = Literal["hit", "miss", "joined"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFeatures:
+    """Image features and what they took."""
+
+    image_features: Array
+    encode_s: float
+    queue_s: float  # waiting for the batch, and transport
+    outcome: CacheOutcome = "miss"
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturesKey:
+    """What decides image features: the model as it was exported, and the pixels that enter its encoder."""
+
+    model_id: str
+    build_key: str
+    pixels: bytes  # hash
+
+    @classmethod
+    def of(cls, model_id: str, build_key: str, pixels: NDArray[np.uint8]) -> "FeaturesKey":
+        """Return the key of `pixels` (H, W, 3)."""
+        return cls(model_id, build_key, hashlib.blake2b(pixels.data, digest_size=32).digest())
+
+
+class VisionCache:
+    """Features of several models, together at most `max_bytes`."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._features: OrderedDict[FeaturesKey, Array] = OrderedDict()  # least recently used first
+        self._encoding: dict[FeaturesKey, asyncio.Task[EncodedFeatures]] = {}
+
+    async def get(self, key: FeaturesKey, encode: Callable[[], Awaitable[EncodedFeatures]]) -> EncodedFeatures:
+        """Return the features of `key`, from memory or by `encode`; raise what that raises.
+
+        A caller that is cancelled leaves the encoding to those that joined it, and to the cache.
+        """
+        if (features := self._features.get(key)) is not None:
+            self._features.move_to_end(key)
+            return self._counted(key, EncodedFeatures(features, 0.0, 0.0, "hit"))
+        task = self._encoding.get(key)
+        if task is not None:
+            return self._counted(key, await _joined(task))
+        task = self._encoding[key] = asyncio.ensure_future(self._encode(key, encode))
+        task.add_done_callback(_note_failure)
+        return self._counted(key, await asyncio.shield(task))
+
+    async def _encode(self, key: FeaturesKey, encode: Callable[[], Awaitable[EncodedFeatures]]) -> EncodedFeatures:
+        try:
+            encoded = await encode()
+        finally:
+            del self._encoding[key]
+        self._keep(key, encoded.image_features)
+        return encoded
+
+    def _keep(self, key: FeaturesKey, features: Array) -> None:
+        """Keep features and drop the least recently used until they fit; what alone is too large is not kept."""
+        if len(features.data) > self._max_bytes:
+            return
+        self._features[key] = features
+        self._account(key, len(features.data))
+        while self._num_bytes > self._max_bytes:
+            oldest, dropped = self._features.popitem(last=False)
+            self._account(oldest, -len(dropped.data))
+
+    def _account(self, key: FeaturesKey, num_bytes: int) -> None:
+        self._num_bytes += num_bytes
+        VISION_CACHE_BYTES.labels(key.model_id).inc(num_bytes)
+
+    @staticmethod
+    def _counted(key: FeaturesKey, encoded: EncodedFeatures) -> EncodedFeatures:
+        VISION_CACHE_REQUESTS.labels(key.model_id, encoded.outcome).inc()
+        return encoded
+
+
+def _note_failure(task: "asyncio.Task[EncodedFeatures]") -> None:
+    """Take a failure that nobody may be left to be told of, lest asyncio warns."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def _joined(task: "asyncio.Task[EncodedFeatures]") -> EncodedFeatures:
+    """Wait for another request's encoding; the wait is this one's queue."""
+    loop = asyncio.get_running_loop()
+    start_s = loop.time()
+    encoded = await asyncio.shield(task)
+    return replace(encoded, encode_s=0.0, queue_s=loop.time() - start_s, outcome="joined")

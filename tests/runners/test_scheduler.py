@@ -1,0 +1,110 @@
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+from dataclasses import replace
+
+import pytest
+import torch
+
+from runners.limits import SchedulerLimits
+from runners.scheduler import Scheduler, WrittenSequence
+from runners.sequences import DeadlineExceeded, NonFiniteLogits, Overloaded, SequenceRequest
+from tests.support.fake_decoder import CRASH, EOS, POISON, FakeDecoder
+
+TIMEOUT_S = 30
+LIMITS = SchedulerLimits(num_slots=4, max_waiting=8, max_prefill_tokens=1000)
+
+
+def asks(*token_ids: int) -> SequenceRequest:
+    return SequenceRequest(torch.zeros(2, 4), token_ids, max_new_tokens=16)
+
+
+@pytest.fixture
+def decoder() -> FakeDecoder:
+    return FakeDecoder()
+
+
+@pytest.fixture
+def scheduler(decoder: FakeDecoder) -> Iterator[Scheduler]:
+    scheduler = Scheduler(decoder, "fake", LIMITS)
+    yield scheduler
+    scheduler.stop()
+
+
+def written(future: "Future[WrittenSequence]") -> tuple[int, ...]:
+    return future.result(TIMEOUT_S).sequence.token_ids
+
+
+def test_each_gets_its_own_answer_whatever_its_length(scheduler: Scheduler) -> None:
+    answers = [(5, 6, 7), (8,), (9,) * 10, (), (2, 3)]
+    futures = scheduler.submit([asks(*answer) for answer in answers])
+    scheduler.start()
+    assert [written(future) for future in futures] == [(*answer, EOS) for answer in answers]
+
+
+def test_what_waits_becomes_batches_of_at_most_the_limit(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+    futures = scheduler.submit([asks(5)] * 6)
+    scheduler.start()
+    wait(futures, TIMEOUT_S)
+    assert decoder.batch_sizes == [4, 2]
+
+
+def test_a_poisoned_sequence_fails_alone(scheduler: Scheduler) -> None:
+    good, bad, other = scheduler.submit([asks(5, 6, 7), asks(5, POISON, 7), asks(8, 9)])
+    scheduler.start()
+    assert written(good) == (5, 6, 7, EOS)
+    assert written(other) == (8, 9, EOS)
+    with pytest.raises(NonFiniteLogits):
+        bad.result(TIMEOUT_S)
+
+
+def test_a_crashed_batch_fails_and_the_next_is_written(scheduler: Scheduler) -> None:
+    crashed = scheduler.submit([asks(5), asks(CRASH)])
+    scheduler.start()
+    for future in crashed:
+        with pytest.raises(RuntimeError, match="the batch crashed"):
+            future.result(TIMEOUT_S)
+    (after,) = scheduler.submit([asks(6)])
+    assert written(after) == (6, EOS)
+
+
+def test_all_or_none_are_accepted(scheduler: Scheduler) -> None:
+    accepted = scheduler.submit([asks(5)] * 7)
+    with pytest.raises(Overloaded, match="7 sequences wait already, at most 8 may"):
+        scheduler.submit([asks(6)] * 2)
+    scheduler.start()
+    assert all(written(future) == (5, EOS) for future in accepted)
+
+
+def test_a_cancelled_sequence_takes_no_place_in_a_batch(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+    gone, kept = scheduler.submit([asks(5), asks(6)])
+    assert gone.cancel()
+    scheduler.start()
+    assert written(kept) == (6, EOS)
+    assert decoder.batch_sizes == [1]
+
+
+def test_an_expired_sequence_is_not_written(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+    (expired,) = scheduler.submit([replace(asks(5), deadline_s=time.monotonic() - 1)])
+    scheduler.start()
+    with pytest.raises(DeadlineExceeded):
+        expired.result(TIMEOUT_S)
+    assert decoder.batch_sizes == []
+
+
+def test_stop_writes_what_was_accepted(decoder: FakeDecoder) -> None:
+    scheduler = Scheduler(decoder, "fake", replace(LIMITS, num_slots=2))
+    futures = scheduler.submit([asks(5)] * 5)
+    scheduler.start()
+    scheduler.stop()
+    assert all(future.done() and written(future) == (5, EOS) for future in futures)
+
+
+def test_times_are_told(scheduler: Scheduler) -> None:
+    (future,) = scheduler.submit([asks(5)])
+    time.sleep(0.05)
+    scheduler.start()
+    result = future.result(TIMEOUT_S)
+    assert result.queue_s >= 0.05
+    assert result.prefill_s >= 0
+    assert result.decode_s >= 0
