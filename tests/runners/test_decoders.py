@@ -139,7 +139,9 @@ def test_a_poisoned_sequence_spoils_nobody_who_is_or_comes_beside_it(case: Case)
     batch = LiveBatch(case.decoder, 2)
     beside, after = (LiveSequence(case.request(index), case.decoder.rules) for index in (1, 2))
     batch.admit([LiveSequence(poisoned, case.decoder.rules), beside])
-    assert isinstance(batch.leave()[0].error, NonFiniteLogits)
+    while not (left := batch.leave()):  # a forced first token is certain whatever the logits
+        batch.step()
+    assert isinstance(left[0].error, NonFiniteLogits)
     batch.admit([after])
     while batch.live:
         batch.step()
