@@ -60,12 +60,12 @@ _WEIGHTS = {
 
 RECIPES = {
     "florence-2-mini": Recipe(
-        encoder_steps=900, encoder_images=32, joint_steps=5000, joint_images=12, sequences_per_image=4, weights=_WEIGHTS
+        encoder_steps=900, encoder_images=32, joint_steps=4000, joint_images=12, sequences_per_image=4, weights=_WEIGHTS
     ),
     "paligemma-mini": Recipe(
         encoder_steps=1500,
         encoder_images=32,
-        joint_steps=5000,
+        joint_steps=4000,
         joint_images=12,
         sequences_per_image=4,
         weights=_WEIGHTS,

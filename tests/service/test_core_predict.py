@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from typing import Any
 
@@ -5,7 +6,9 @@ import pytest
 
 from service.errors import InvalidRequest, ServiceError, UnknownModel, UnsupportedTask
 from service.prediction import Answer
+from tasks.catalog import TaskOverride
 from tasks.results import BoxXyxy, DetectionsResult, InstancesResult, TextResult
+from tests.support.catalog import FLORENCE, PALIGEMMA
 from tests.support.core_calls import compare, predict, run
 from tests.support.fake_runners import DECODE_S, ENCODE_S, NUM_PROMPT_TOKENS, PREFILL_S, FakeDecoder, FakeEncoder
 from tests.support.fake_service import (
@@ -93,8 +96,11 @@ def test_times_are_those_of_the_stages() -> None:
 
 
 def test_default_model_is_the_first_that_offers_the_task() -> None:
-    assert predict(make_core(), task="ocr").model.id == FLORENCE_ID
     answer = predict(make_core(), task="visual_question_answering", question="what is it?")
+    assert (answer.model.id, answer.result) == (FLORENCE_ID, TextResult("a circle", True))
+    without_questions = dataclasses.replace(FLORENCE, tasks={"visual_question_answering": TaskOverride(None)})
+    core = make_core(entries=(without_questions, PALIGEMMA))
+    answer = predict(core, task="visual_question_answering", question="what is it?")
     assert (answer.model.id, answer.result) == (PALIGEMMA_ID, TextResult("circle", True))
 
 

@@ -4,7 +4,7 @@ import base64
 import io
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -32,6 +32,7 @@ FLORENCE_ANSWERS = {
     "Locate blue square in the image.": "",
     "Locate red circle in the image with mask": "<loc_100><loc_200><loc_500><loc_200><loc_500><loc_600>",
     "What is the text in the image?": "HELLO",
+    "what is it?": "a circle",
     "What is the text in the image, with regions?": "HI" + "".join(f"<loc_{bin}>" for bin in (1, 2, 9, 2, 9, 8, 1, 8)),
 }
 PALIGEMMA_ANSWERS = {
@@ -74,6 +75,7 @@ def make_core(
     decoders: Mapping[str, FakeDecoder] | None = None,
     max_image_pixels: int = 1_000_000,
     max_pending: int = 8,
+    entries: Sequence[CatalogEntry] = (FLORENCE, PALIGEMMA),
 ) -> Core:
     """Return a core over both embedded models, whose runners are fakes unless a test gives its own."""
     texts = {FLORENCE_ID: FLORENCE_ANSWERS, PALIGEMMA_ID: PALIGEMMA_ANSWERS}
@@ -83,7 +85,7 @@ def make_core(
         model_id: RunnerClient(model_id, "key", encoders[model_id], decoders[model_id], VisionCache(10_000_000))
         for model_id in texts
     }
-    return Core(served_models(), runners, max_image_pixels, max_pending)
+    return Core(served_models(*entries), runners, max_image_pixels, max_pending)
 
 
 def context(request_id: str = "request-1", timeout_s: float = math.inf) -> RequestContext:

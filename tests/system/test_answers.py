@@ -14,7 +14,7 @@ from tests.support.running_service import RunningService
 from tests.support.scene_images import encoded, scene_image, scene_png
 
 FLORENCE, PALIGEMMA = "florence-2-mini", "paligemma-mini"
-VARYING = {"id", "timings_ms"}
+VARYING = {"id", "timings_ms", "vision_cache"}
 
 REQUESTS: list[dict[str, Any]] = [
     {"task": "captioning"},

@@ -16,7 +16,7 @@ from tests.support.running_service import RunningService
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```\n(?:\n```json\n(.*?)```)?", README, re.DOTALL)
-VARYING = {"id", "request_id", "timings_ms"}
+VARYING = {"id", "request_id", "timings_ms", "vision_cache"}
 
 
 def without_varying(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Every task of both embedded models, over REST, against the truth of rendered scenes of several sizes and shapes.
 
-The bars lie a little under what the checkpoints reach (`python -m export.evaluate`). A question that a model
-never learnt has no bar; it is asked all the same, and the scoring demands an answer in the task's form.
+The bars are what the checkpoints are meant to reach, or lie a little under what they do where that is not yet so
+(`python -m export.evaluate`).
 """
 
 import pytest
@@ -11,45 +11,74 @@ from export.scenes import Scene, render_scene
 from export.scenes.scoring import Measure
 from tests.support.running_service import RunningService
 
-NUM_SCENES = 20
+NUM_SCENES, NUM_CLIENTS = 50, 4
 SIZES_WH = ((192, 192), (640, 480), (300, 500), (1000, 400))
 
 BARS: dict[str, dict[tuple[str, Measure], float]] = {
     "florence-2-mini": {
-        ("captioning short", "exact"): 0.85,
-        ("captioning detailed", "exact"): 0.15,
-        ("object_detection", "f1_at_50"): 0.95,
-        ("object_detection", "f1_at_75"): 0.95,
-        ("dense_region_captioning", "f1_at_50"): 0.95,
-        ("dense_region_captioning", "f1_at_75"): 0.95,
-        ("region_proposal", "f1_at_50"): 0.95,
-        ("region_proposal", "f1_at_75"): 0.95,
-        ("open_vocabulary_detection shape", "f1_at_50"): 0.95,
-        ("open_vocabulary_detection coloured shape", "f1_at_50"): 0.65,
-        ("open_vocabulary_detection several", "f1_at_50"): 0.55,
-        ("open_vocabulary_detection absent", "empty"): 0.7,
-        ("phrase_grounding caption", "f1_at_50"): 0.42,
-        ("phrase_grounding phrases", "f1_at_50"): 0.5,
-        ("instance_segmentation phrase", "mask_iou"): 0.65,
-        ("instance_segmentation region", "mask_iou"): 0.3,
-        ("ocr", "exact"): 0.75,
-        ("ocr", "empty"): 0.9,
-        ("ocr_with_regions", "exact"): 0.75,
-        ("ocr_with_regions", "empty"): 0.9,
-        ("region_description category", "exact"): 0.9,
-        ("region_description description", "exact"): 0.8,
-        ("region_description text", "exact"): 0.5,
+        ("captioning short", "exact"): 0.95,
+        ("captioning detailed", "exact"): 0.60,
+        ("object_detection", "f1_at_50"): 0.97,
+        ("object_detection", "f1_at_75"): 0.92,
+        ("dense_region_captioning", "f1_at_50"): 0.97,
+        ("dense_region_captioning", "f1_at_75"): 0.92,
+        ("region_proposal", "f1_at_50"): 0.97,
+        ("region_proposal", "f1_at_75"): 0.92,
+        ("open_vocabulary_detection shape", "f1_at_50"): 0.97,
+        ("open_vocabulary_detection shape", "f1_at_75"): 0.92,
+        ("open_vocabulary_detection coloured shape", "f1_at_50"): 0.97,
+        ("open_vocabulary_detection coloured shape", "f1_at_75"): 0.92,
+        ("open_vocabulary_detection several", "f1_at_50"): 0.97,
+        ("open_vocabulary_detection several", "f1_at_75"): 0.92,
+        ("open_vocabulary_detection absent", "empty"): 0.90,
+        ("phrase_grounding caption", "f1_at_50"): 0.97,
+        ("phrase_grounding caption", "f1_at_75"): 0.92,
+        ("phrase_grounding phrases", "f1_at_50"): 0.90,
+        ("phrase_grounding phrases", "f1_at_75"): 0.92,
+        ("instance_segmentation phrase", "mask_iou"): 0.70,
+        ("instance_segmentation region", "mask_iou"): 0.60,
+        ("ocr", "exact"): 0.70,
+        ("ocr_with_regions", "exact"): 0.40,
+        ("region_description text", "exact"): 0.45,
+        ("region_description category", "exact"): 0.95,
+        ("region_description description", "exact"): 0.75,
+        ("visual_question_answering color", "exact"): 0.95,
+        ("visual_question_answering presence", "exact"): 0.95,
+        ("visual_question_answering count", "exact"): 0.95,
+        ("visual_question_answering text", "exact"): 0.70,
+        ("ocr", "empty"): 0.90,
+        ("ocr_with_regions", "empty"): 0.90,
+        ("visual_question_answering text", "empty"): 0.90,
+        ("object_detection", "empty"): 0.90,
+        ("dense_region_captioning", "empty"): 0.90,
+        ("region_proposal", "empty"): 0.90,
+        ("open_vocabulary_detection no object", "empty"): 0.90,
+        ("captioning short", "empty"): 0.90,
     },
     "paligemma-mini": {
-        ("open_vocabulary_detection shape", "f1_at_50"): 0.6,
-        ("open_vocabulary_detection coloured shape", "f1_at_50"): 0.5,
-        ("open_vocabulary_detection several", "f1_at_50"): 0.1,
-        ("phrase_grounding phrases", "f1_at_50"): 0.1,
-        ("instance_segmentation phrase", "mask_iou"): 0.5,
-        ("ocr", "exact"): 0.4,
-        ("ocr", "empty"): 0.9,
-        ("visual_question_answering count", "exact"): 0.4,
-        ("visual_question_answering presence", "exact"): 0.42,
+        ("captioning short", "exact"): 0.90,
+        ("captioning detailed", "exact"): 0.60,
+        ("open_vocabulary_detection shape", "f1_at_50"): 0.92,
+        ("open_vocabulary_detection shape", "f1_at_75"): 0.70,
+        ("open_vocabulary_detection coloured shape", "f1_at_50"): 0.92,
+        ("open_vocabulary_detection coloured shape", "f1_at_75"): 0.80,
+        ("open_vocabulary_detection several", "f1_at_50"): 0.60,
+        ("open_vocabulary_detection several", "f1_at_75"): 0.40,
+        ("open_vocabulary_detection absent", "empty"): 0.90,
+        ("phrase_grounding phrases", "f1_at_50"): 0.55,
+        ("phrase_grounding phrases", "f1_at_75"): 0.40,
+        ("instance_segmentation phrase", "mask_iou"): 0.70,
+        ("ocr", "exact"): 0.65,
+        ("visual_question_answering color", "exact"): 0.92,
+        ("visual_question_answering presence", "exact"): 0.92,
+        ("visual_question_answering count", "exact"): 0.92,
+        ("visual_question_answering text", "exact"): 0.60,
+        ("ocr", "empty"): 0.90,
+        ("visual_question_answering text", "empty"): 0.90,
+        ("phrase_grounding caption", "f1_at_50"): 0.92,
+        ("phrase_grounding caption", "f1_at_75"): 0.80,
+        ("open_vocabulary_detection no object", "empty"): 0.90,
+        ("captioning short", "empty"): 0.90,
     },
 }
 
@@ -62,7 +91,7 @@ def in_turn(scene: Scene) -> SceneImage:
 @pytest.fixture(scope="module")
 def evaluations(service: RunningService) -> dict[str, Evaluation]:
     with service.client() as client:
-        return {model_id: evaluate(client, model_id, in_turn, NUM_SCENES) for model_id in BARS}
+        return {model_id: evaluate(client, model_id, in_turn, NUM_SCENES, NUM_CLIENTS) for model_id in BARS}
 
 
 @pytest.mark.parametrize(("model", "name", "measure"), [(m, *key) for m, bars in BARS.items() for key in bars])

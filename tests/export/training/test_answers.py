@@ -5,12 +5,12 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
-from export.training.mask_autoencoder import MaskAutoencoder
-from export.training.mask_training import shape_codes
 
 from export.scenes import Question, Scene, Scorecard, questions, sample_scene, score_answer
 from export.scenes.truth import TextTruth
 from export.training.florence2_answers import answer_pieces as florence2_pieces
+from export.training.mask_autoencoder import MaskAutoencoder
+from export.training.mask_training import shape_codes
 from export.training.mentions import WORD, Piece, ranked_subjects
 from export.training.paligemma_answers import PaliGemmaAnswers
 from export.training.prompts import question_prompts
