@@ -140,7 +140,7 @@ def test_training_brings_back_a_forgotten_layer(tmp_path: Path) -> None:
 def test_a_finished_run_says_so_and_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "vae.npz"
     reached = train_mask_autoencoder(out, tmp_path, num_steps=1)
-    assert "finished" not in capsys.readouterr().out
+    assert "holds a finished run" not in capsys.readouterr().out
     assert train_mask_autoencoder(out, tmp_path, num_steps=1) == reached
     assert "holds a finished run of 1 steps" in capsys.readouterr().out
     assert len(list(RunFolder(tmp_path).rows())) == 1
