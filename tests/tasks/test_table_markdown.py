@@ -9,5 +9,5 @@ def test_each_task_is_a_row_and_each_model_a_column() -> None:
     assert lines[2] == "| `captioning` | [`detail`], [`language`] | yes | yes |"
     assert lines[5] == "| `phrase_grounding` | `caption` or `phrases` | yes | yes |"
     assert lines[11] == "| `region_description` | `region`, [`detail`] | yes |  |"
-    assert lines[12] == "| `visual_question_answering` | `question`, [`language`] |  | yes |"
+    assert lines[12] == "| `visual_question_answering` | `question`, [`language`] | yes | yes |"
     assert len(lines) == 13
