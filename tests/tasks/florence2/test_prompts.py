@@ -78,10 +78,10 @@ def test_the_question_template_is_plain_text_with_the_question() -> None:
 
 
 def test_a_task_that_is_not_offered_is_refused() -> None:
-    with pytest.raises(
-        UnsupportedTask, match="florence-2-mini does not offer visual_question_answering; it offers capt"
-    ):
-        prompts("visual_question_answering", question="why?")
+    entry = replace(FLORENCE, tasks={"ocr": TaskOverride(None)})
+    parameters = parse_parameters(TASKS["ocr"], {})
+    with pytest.raises(UnsupportedTask, match="florence-2-mini does not offer ocr; it offers capt"):
+        task_prompts(entry, "ocr", parameters, IMAGE_WH)
 
 
 def test_another_language_is_refused() -> None:
