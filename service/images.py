@@ -73,7 +73,8 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
         rgb = _to_rgb(image)
         return rgb if turn is None else rgb.transpose(turn)
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, AssertionError) as error:
+        # AssertionError: Pillow 13 asserts that an image of indices has a palette, which a damaged file may lack.
         message = f"the {image.format} image is broken or cut off and cannot be decoded"
         raise UnsupportedImage(message, "image") from error
 

@@ -74,3 +74,9 @@ def test_first_frame_of_several_is_taken(image_format: str) -> None:
     options = {"lossless": True} if image_format == "WEBP" else {}
     data = encoded(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
     assert differences(decode(data).image, frames[0]).max() <= 2  # MPO is lossy
+
+
+def test_image_of_indices_without_its_palette_is_unsupported() -> None:
+    data = encoded(Image.new("P", (8, 4))).replace(b"PLTE", b"0LTE")  # now a chunk that may be skipped
+    with pytest.raises(UnsupportedImage, match="broken or cut off"):
+        decode(data)
