@@ -84,13 +84,11 @@ class AttributeHeads(nn.Module):
         self.classes = nn.ModuleDict({name: nn.Linear(hidden_size, num) for name, num in _ATTRIBUTES.items()})
         self.box = nn.Linear(hidden_size, 4 * hidden_size)
 
-    def loss(
-        self, states: Tensor, images: ImageBatch, places: tuple[Tensor, Tensor], locations: Tensor, sigma: float = 1.0
-    ) -> Tensor:
+    def loss(self, states: Tensor, images: ImageBatch, places: tuple[Tensor, Tensor], locations: Tensor) -> Tensor:
         """Return the sum of the mean losses of `states` (M, C) about the cells at `places` (image (M,), cell (M,))."""
         losses = [_mean_loss(head(states), getattr(images, name)[places] + 1) for name, head in self.classes.items()]
         queries = self.box(states).unflatten(-1, (4, -1))
-        targets = soft_targets(images.box[places] / GRID_STEP_PX, len(locations), sigma)
+        targets = soft_targets(images.box[places] / GRID_STEP_PX, len(locations), sigma=1.0)
         losses.append(soft_cross_entropy(queries @ locations.T, targets).sum() / max(1, targets[..., 0].numel()))
         return torch.stack(losses).sum()
 
