@@ -19,8 +19,25 @@ from export.training.examples import Example, Language, make_examples
 from export.training.images import augmented_pixels
 
 NO_TOKEN = -100  # at padding of answers
-_OBJECT_SHARES = (0.05, 0.15, 0.2, 0.28, 0.32)  # of scenes with 0 to 4 objects, at the end of the curriculum
-_WORD_SHARE = 0.6
+_EASY_SHARES = (0.05, 0.55, 0.4, 0.0, 0.0)  # of scenes with 0 to 4 objects
+_FULL_SHARES = (0.05, 0.15, 0.2, 0.28, 0.32)
+
+
+@dataclass(frozen=True, slots=True)
+class SceneKinds:
+    """How many scenes of which kind a step draws."""
+
+    object_shares: tuple[float, ...]  # of scenes with 0 to 4 objects
+    word_share: float
+
+
+ENCODER_SCENES = SceneKinds(_FULL_SHARES, 0.9)  # characters are learnt last by far
+
+
+def joint_scenes(difficulty: float) -> SceneKinds:
+    """Return mostly few objects at `difficulty` 0, and the full crowd at 1."""
+    pairs = zip(_EASY_SHARES, _FULL_SHARES, strict=True)
+    return SceneKinds(tuple(easy + difficulty * (full - easy) for easy, full in pairs), 0.65)
 
 
 class Tensors:
@@ -63,15 +80,13 @@ class SequenceBatch(Tensors):
     ranks: Tensor  # (Q, N)
 
 
-def training_scenes(first_seed: int, num: int, difficulty: float) -> list[Scene]:
-    """Return scenes with mostly few objects at `difficulty` 0, and as `_OBJECT_SHARES` says at 1."""
+def training_scenes(first_seed: int, num: int, kinds: SceneKinds) -> list[Scene]:
+    """Return the scenes of `num` seeds."""
     scenes = []
     for seed in range(first_seed, first_seed + num):
         rng = default_rng((seed, 1))
-        easy = np.array([0.05, 0.55, 0.4, 0.0, 0.0])
-        shares = difficulty * np.array(_OBJECT_SHARES) + (1 - difficulty) * easy
-        num_objects = int(rng.choice(len(shares), p=shares))
-        scenes.append(sample_scene(seed, num_objects, bool(rng.random() < _WORD_SHARE)))
+        num_objects = int(rng.choice(len(kinds.object_shares), p=kinds.object_shares))
+        scenes.append(sample_scene(seed, num_objects, bool(rng.random() < kinds.word_share)))
     return scenes
 
 

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from export.scenes.scene import CANVAS_PX
+from export.training.attention import TRAINING_ATTENTION
 from export.training.batches import NO_TOKEN, SequenceBatch
 from export.training.cell_targets import NUM_CELLS
 from export.training.examples import Language
@@ -94,7 +95,7 @@ def make_config(tokenizer: Tokenizer) -> Florence2Config:
     }
     vision_config = {
         "embed_dim": [32, 64, 128, 128],
-        "depths": [0, 1, 1, 1],
+        "depths": [0, 1, 2, 1],
         "num_heads": [1, 2, 4, 4],
         "num_groups": [1, 2, 4, 4],
         "patch_stride": [4, 2, 2, 1],
@@ -124,7 +125,7 @@ class Florence2Trainee(nn.Module):
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
-        self.model: Any = _Model._from_config(make_config(tokenizer), attn_implementation="eager")
+        self.model: Any = _Model._from_config(make_config(tokenizer), attn_implementation=TRAINING_ATTENTION)
         ids = {name: token_id(tokenizer, token) for name, token in _SPECIAL_IDS.items()}
         self.model.generation_config = _GenerationConfig(
             **ids, forced_bos_token_id=ids["bos_token_id"], num_beams=1, max_new_tokens=MAX_NEW_TOKENS

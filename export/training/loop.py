@@ -12,14 +12,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from numpy.random import default_rng
+from numpy.random import Generator, default_rng
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from export.scenes import Scorecard
-from export.training.batches import image_batch, sequence_batch, step_targets, training_scenes
+from export.scenes import Scene, Scorecard
+from export.training.batches import (
+    ENCODER_SCENES,
+    ImageBatch,
+    SceneKinds,
+    SequenceBatch,
+    image_batch,
+    joint_scenes,
+    sequence_batch,
+    step_targets,
+    training_scenes,
+)
 from export.training.cell_heads import CellHeads, grid_bins
+from export.training.cell_targets import CellTargets
 from export.training.losses import answer_loss, attention_loss
 from export.training.optimizer import make_optimizers
 from export.training.recipes import Recipe
@@ -32,6 +43,17 @@ _LOGGED_EVERY = 10
 _VALIDATION_SCENES = 16
 
 
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """The scenes of one step and what the model sees of them."""
+
+    scenes: list[Scene]
+    targets: list[CellTargets]
+    images: ImageBatch
+    features: Tensor  # (B, all image tokens, C)
+    locations: Tensor  # (G, C) embeddings of the locations on the grid of boxes
+
+
 @dataclass(slots=True)
 class Training:
     """One run: what is trained, how, and where it is kept."""
@@ -41,6 +63,7 @@ class Training:
     recipe: Recipe
     folder: RunFolder
     device: str
+    is_bfloat16: bool = False  # products of matrices; weights and sums stay float32
     optimizers: Sequence[Optimizer] = ()
     step: int = 0
 
@@ -79,7 +102,8 @@ class Training:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["top"] * factor * self._part_factor(group["part"])
-        losses = self._losses(progress)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.is_bfloat16):
+            losses = self._losses(progress)
         loss = torch.stack(list(losses.values())).sum()
         torch.autograd.backward(loss)
         for module in (self.parts.trainee.model, self.heads):
@@ -92,40 +116,55 @@ class Training:
     def _losses(self, progress: float) -> dict[str, Tensor]:
         """Return the weighted losses of this step's scenes."""
         recipe, joint_step = self.recipe, self.step - self.recipe.encoder_steps
-        is_joint = joint_step >= 0
-        num = recipe.joint_images if is_joint else recipe.encoder_images
-        first_seed = _JOINT_FIRST_SEED + joint_step * num if is_joint else self.step * num
-        difficulty = min(1.0, progress / recipe.full_difficulty_share) if is_joint else 1.0
+        if joint_step < 0:
+            rng = default_rng((self.step * recipe.encoder_images, 2))
+            shown = self._shown(self.step * recipe.encoder_images, recipe.encoder_images, ENCODER_SCENES, rng)
+            return self._image_losses(shown, recipe.first_sigma)
+        first_seed = _JOINT_FIRST_SEED + joint_step * recipe.joint_images
         rng = default_rng((first_seed, 2))
-        scenes = training_scenes(first_seed, num, difficulty)
+        kinds = joint_scenes(min(1.0, progress / recipe.full_difficulty_share))
+        shown = self._shown(first_seed, recipe.joint_images, kinds, rng)
+        sigma = recipe.first_sigma + (recipe.final_sigma - recipe.first_sigma) * progress
+        losses = {name: loss * recipe.cell_weight for name, loss in self._image_losses(shown, sigma).items()}
+        batch = sequence_batch(
+            self.parts.language, shown.scenes, shown.targets, recipe.weights, recipe.sequences_per_image, rng
+        )
+        batch.to(self.device)
+        return losses | self._answer_losses(shown, batch, sigma)
+
+    def _shown(self, first_seed: int, num: int, kinds: SceneKinds, rng: Generator) -> "_Shown":
+        """Draw scenes and return them with their features."""
+        scenes = training_scenes(first_seed, num, kinds)
         targets = step_targets(scenes)
         images = image_batch(scenes, targets, rng)
         images.to(self.device)
-        sigma = (
-            recipe.first_sigma + (recipe.final_sigma - recipe.first_sigma) * progress
-            if is_joint
-            else recipe.first_sigma
-        )
-        location_ids = torch.tensor(self.parts.trainee.location_ids, device=self.device)
-        grid = grid_bins(self.parts.trainee.bins_per_px).to(self.device)
-        features = self.parts.trainee.image_features(images.pixels)
-        locations = self.parts.trainee.embeddings[location_ids[grid]]
-        cells = self.heads.image_losses(self.parts.trainee.cells(features), images, locations, sigma)
-        if not is_joint:
-            return cells
-        losses = {name: value * recipe.cell_weight for name, value in cells.items()}
-        batch = sequence_batch(self.parts.language, scenes, targets, recipe.weights, recipe.sequences_per_image, rng)
-        batch.to(self.device)
-        written = self.parts.trainee.write(features[batch.image_index], batch)
-        losses["plain"], losses["location"] = answer_loss(written.logits, batch, location_ids, sigma)
-        losses["attention"] = attention_loss(written.attentions, batch) * recipe.attention_weight
-        for name, loss in (
-            ("kept", self.heads.kept_loss(written.cell_states, batch, images, locations)),
-            ("fetched", self.heads.fetched_loss(written.writer_states, batch, images, locations)),
-        ):
-            losses[name] = loss * recipe.attribute_weight
-        losses["rank"] = self.heads.rank_loss(written.cell_states, batch.ranks) * recipe.rank_weight
-        return losses
+        grid = grid_bins(self.parts.trainee.bins_per_px)
+        locations = self.parts.trainee.embeddings[self._location_ids[grid]]
+        return _Shown(scenes, targets, images, self.parts.trainee.image_features(images.pixels), locations)
+
+    def _image_losses(self, shown: "_Shown", sigma: float) -> dict[str, Tensor]:
+        """Return the losses of what the features say of each cell."""
+        return self.heads.image_losses(self.parts.trainee.cells(shown.features), shown.images, shown.locations, sigma)
+
+    def _answer_losses(self, shown: "_Shown", batch: SequenceBatch, sigma: float) -> dict[str, Tensor]:
+        """Return the losses of written answers, and of where and about what they were written."""
+        recipe, heads = self.recipe, self.heads
+        written = self.parts.trainee.write(shown.features[batch.image_index], batch)
+        plain, location = answer_loss(written.logits, batch, self._location_ids, sigma)
+        kept = heads.kept_loss(written.cell_states, batch, shown.images, shown.locations)
+        fetched = heads.fetched_loss(written.writer_states, batch, shown.images, shown.locations)
+        return {
+            "plain": plain,
+            "location": location,
+            "attention": attention_loss(written.attentions, batch) * recipe.attention_weight,
+            "kept": kept * recipe.attribute_weight,
+            "fetched": fetched * recipe.attribute_weight,
+            "rank": heads.rank_loss(written.cell_states, batch.ranks) * recipe.rank_weight,
+        }
+
+    @property
+    def _location_ids(self) -> Tensor:
+        return torch.tensor(self.parts.trainee.location_ids, device=self.device)
 
     def _progress(self) -> tuple[float, float]:
         """Return how far this stage is, 0 to 1, and the factor on the rates: warm up, flat, cosine."""

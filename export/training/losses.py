@@ -33,9 +33,9 @@ def answer_loss(logits: Tensor, batch: SequenceBatch, location_ids: Tensor, sigm
     is_token, is_location = batch.answer_ids != NO_TOKEN, batch.steps > 0
     weights = is_token / is_token.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
     is_plain = is_token & ~is_location
-    plain = cross_entropy(logits[is_plain], batch.answer_ids[is_plain], reduction="none")
+    plain = cross_entropy(logits[is_plain].float(), batch.answer_ids[is_plain], reduction="none")
     spread = _spread_loss(
-        logits[is_location], batch.positions[is_location], batch.steps[is_location], location_ids, sigma
+        logits[is_location].float(), batch.positions[is_location], batch.steps[is_location], location_ids, sigma
     )
     total = weights.sum()
     return (plain * weights[is_plain]).sum() / total, (spread * weights[is_location]).sum() / total

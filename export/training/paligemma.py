@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from export.scenes.scene import CANVAS_PX
+from export.training.attention import TRAINING_ATTENTION
 from export.training.batches import NO_TOKEN, SequenceBatch
 from export.training.cell_targets import CELL_PX, NUM_CELLS
 from export.training.examples import AnswerWriter, Language
@@ -38,9 +39,10 @@ _Tokenizer: Any = PreTrainedTokenizerFast
 _GenerationConfig: Any = GenerationConfig
 
 HIDDEN_SIZE = 128
+VISION_HIDDEN_SIZE = 192  # a patch of 16 px goes through one matrix: fewer numbers would lose its characters
 MAX_NEW_TOKENS = 128
-_MATCHING_LAYER = 2  # after so many of Gemma's layers the cells know what the prompt asks for
-_WRITING_LAYERS = (2, 3)  # layers, from 0, in which the writer of a token looks at its cells
+_MATCHING_LAYER = 3  # after so many of Gemma's layers the cells know what the prompt asks for
+_WRITING_LAYERS = (3, 4)  # layers, from 0, in which the writer of a token looks at its cells
 _SPECIAL_IDS = {"bos_token_id": "<bos>", "eos_token_id": "<eos>", "pad_token_id": "<pad>"}
 
 
@@ -77,14 +79,14 @@ def make_processor(tokenizer: Tokenizer) -> Any:
 
 
 def make_config(tokenizer: Tokenizer) -> PaliGemmaConfig:
-    """Return a small PaliGemma: 12 × 12 image tokens of 16 px, SigLIP and Gemma of four layers each."""
+    """Return a small PaliGemma: 12 × 12 image tokens of 16 px, SigLIP of four layers and Gemma of five."""
     ids: dict[str, Any] = {name: token_id(tokenizer, token) for name, token in _SPECIAL_IDS.items()}
     text_config: dict[str, Any] = {
         "model_type": "gemma",
         "vocab_size": padded_size(tokenizer),
         "hidden_size": HIDDEN_SIZE,
         "intermediate_size": 256,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 5,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "head_dim": 32,
@@ -96,10 +98,10 @@ def make_config(tokenizer: Tokenizer) -> PaliGemmaConfig:
         "model_type": "siglip_vision_model",
         "image_size": CANVAS_PX,
         "patch_size": round(CELL_PX),
-        "hidden_size": HIDDEN_SIZE,
-        "intermediate_size": 512,
+        "hidden_size": VISION_HIDDEN_SIZE,
+        "intermediate_size": 4 * VISION_HIDDEN_SIZE,
         "num_hidden_layers": 4,
-        "num_attention_heads": 4,
+        "num_attention_heads": 6,
         "vision_use_head": False,
     }
     return PaliGemmaConfig(
@@ -117,7 +119,7 @@ class PaliGemmaTrainee(nn.Module):
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
-        self.model: Any = _Model._from_config(make_config(tokenizer), attn_implementation="eager")
+        self.model: Any = _Model._from_config(make_config(tokenizer), attn_implementation=TRAINING_ATTENTION)
         ids = {name: token_id(tokenizer, token) for name, token in _SPECIAL_IDS.items()}
         self.model.generation_config = _GenerationConfig(**ids, max_new_tokens=MAX_NEW_TOKENS)
         self.processor = make_processor(tokenizer)
