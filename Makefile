@@ -1,5 +1,6 @@
 # make serve   environment, artifacts of the embedded models, service on port 3000
 # make test    everything that is checked: style, types, tests
+# make bench   our service against what a user would write instead, at most 25 minutes; tables in loadtest/results
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -9,7 +10,7 @@ EMBEDDED := florence-2-mini paligemma-mini
 export BENTOML_HOME ?= $(CURDIR)/.bentoml
 export BENTOML_DO_NOT_TRACK ?= True
 
-.PHONY: serve export test check clean
+.PHONY: serve export test check bench clean
 
 serve: export
 	$(PY) -m service
@@ -23,7 +24,10 @@ test: check export
 check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy service runners tasks export tests
+	$(VENV)/bin/mypy service runners tasks export loadtest tests
+
+bench: $(VENV)/installed-bench
+	$(PY) -m loadtest $(BENCH)
 
 $(VENV)/installed-%: requirements-%.txt requirements.txt | $(VENV)/bin/python
 	$(PY) -m pip install --quiet -r $<

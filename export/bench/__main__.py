@@ -1,0 +1,50 @@
+"""Make what `make bench` needs, where it is not there yet: `python -m export.bench FOLDER`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers.utils import logging
+
+from export.bench.models import BENCH_MODELS, checkpoint_folder, make_models
+from export.bench.questions import model_material
+from export.errors import ExportError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make models and material; return the exit status."""
+    parser = argparse.ArgumentParser("python -m export.bench", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--scales", nargs="+", choices=("embedded", "base"), default=["embedded", "base"])
+    parsed = parser.parse_args(arguments)
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        _make(parsed.folder, parsed.scales)
+    except ExportError as error:
+        print(f"python -m export.bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _make(folder: Path, scales: Sequence[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    models = [model for model in BENCH_MODELS if model.scale in scales]
+    catalog = make_models(models, folder)
+    material = [
+        {
+            "id": model.id,
+            "scale": model.scale,
+            "is_endless": model.is_endless,
+            "checkpoint": str(checkpoint_folder(model, folder).relative_to(folder)),
+            "scenes": list(model_material(model, catalog[model.id], folder)),
+        }
+        for model in models
+    ]
+    (folder / "material.json").write_text(json.dumps({"models": material}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

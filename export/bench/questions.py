@@ -1,0 +1,85 @@
+"""Images, and questions about each in two forms: the fields of our API, and the prompt that a model gets for them.
+
+Only questions of a single prompt are asked, so that one request is one sequence for every server.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from export.bench.models import BenchModel
+from export.evaluation.asking import evaluation_scene
+from export.evaluation.conditions import png_image
+from export.scenes import Question, Scene, questions, render_scene
+from tasks.catalog import CatalogEntry
+from tasks.errors import UnsupportedVariant
+from tasks.families import FAMILIES
+from tasks.parameters import parse_parameters
+from tasks.prompts import Prompt
+from tasks.table import TASKS
+
+NUM_SCENES = {"embedded": 400, "base": 120}
+SIZE_PX = {"embedded": 384, "base": 768}
+_FREE_LENGTH = 128  # of the embedded checkpoints, whose answers end by themselves
+# Tokens that random weights write for a question: about what Florence-2-base writes for a photograph.
+_RANDOM_LENGTHS = {
+    "captioning short": 12,
+    "captioning detailed": 48,
+    "object_detection": 40,
+    "dense_region_captioning": 64,
+    "region_proposal": 40,
+    "instance_segmentation phrase": 64,
+    "instance_segmentation region": 64,
+    "ocr": 24,
+    "ocr_with_regions": 48,
+}
+_SHORT_LENGTH = 8  # of every other question
+
+
+@dataclass(frozen=True, slots=True)
+class BenchQuestion:
+    """One question in both forms."""
+
+    name: str
+    fields: dict[str, Any]  # of POST /v1/predict, without model and image
+    prompt: str
+    max_new_tokens: int
+
+
+def model_material(model: BenchModel, entry: CatalogEntry, folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield each scene of a model: its image file, relative to `folder`, and its questions."""
+    size_px = SIZE_PX[model.scale]
+    for index in range(NUM_SCENES[model.scale]):
+        scene = evaluation_scene(index)
+        image = _image_file(scene, size_px, folder / "images" / str(size_px) / f"{index}.png")
+        asked = [asdict(question) for question in _questions(scene, model, entry, size_px)]
+        yield {"image": str(image.relative_to(folder)), "questions": asked}
+
+
+def _image_file(scene: Scene, size_px: int, file: Path) -> Path:
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png_image(render_scene(scene, size_px)).data)
+    return file
+
+
+def _questions(scene: Scene, model: BenchModel, entry: CatalogEntry, size_px: int) -> Iterator[BenchQuestion]:
+    for question in questions(scene):
+        scaled = question.scaled((size_px, size_px))
+        prompts = _prompts(scaled, entry, size_px)
+        if len(prompts) == 1:
+            text = "".join(segment.text for segment in prompts[0])
+            length = _RANDOM_LENGTHS.get(question.name, _SHORT_LENGTH) if model.is_random else _FREE_LENGTH
+            yield BenchQuestion(question.name, {"task": question.task, **scaled.parameters}, text, length)
+
+
+def _prompts(question: Question, entry: CatalogEntry, size_px: int) -> tuple[Prompt, ...]:
+    """Return the prompts of a question, none if the model does not offer it."""
+    if not entry.offers(question.task):
+        return ()
+    parameters = parse_parameters(TASKS[question.task], question.parameters)
+    try:
+        return FAMILIES[entry.family].task_prompts(entry, question.task, parameters, (size_px, size_px))
+    except UnsupportedVariant:
+        return ()

@@ -1,0 +1,94 @@
+"""How long a decode step takes in the scheduler, and how much of it is the model (python -m export.bench.steps MODEL).
+
+Writes sequences about empty image features, as many at once as is asked for, and prints JSON. What is not the model:
+rules and the choice of tokens, and the scheduler itself.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runners.answers import to_request
+from runners.artifacts import Manifest, read_manifest
+from runners.decoders import load_decoder
+from runners.generation import Decoder
+from runners.limits import SchedulerLimits
+from runners.messages import SequenceSpec
+from runners.model_store import artifact_folder
+from runners.scheduler import Scheduler
+
+_NUM_SEQUENCES = (1, 4, 16)
+_NUM_TOKENS = 48
+_TIMEOUT_S = 600.0
+
+
+class TimedDecoder:
+    """A decoder that notes when each of its steps began and ended."""
+
+    def __init__(self, decoder: Decoder[Any]) -> None:
+        self._decoder = decoder
+        self.steps: list[tuple[int, float, float]] = []  # sequences, start, end
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything but the step is the decoder's own."""
+        return getattr(self._decoder, name)
+
+    def decode_step(self, cache: Any, token_ids: Tensor) -> Tensor:
+        """Time a step."""
+        start_s = time.perf_counter()
+        logits = self._decoder.decode_step(cache, token_ids)
+        self.steps.append((len(token_ids), start_s, time.perf_counter()))
+        return logits
+
+
+def measure_steps(decoder: Decoder[Any], manifest: Manifest, num_sequences: int) -> dict[str, Any]:
+    """Return the mean times of the steps of `num_sequences` sequences."""
+    timed = TimedDecoder(decoder)
+    limits = SchedulerLimits(num_sequences, num_sequences, num_sequences * manifest.num_image_tokens * 2)
+    scheduler = Scheduler(timed, manifest.model_id, limits)
+    scheduler.start()
+    try:
+        _write(scheduler, decoder, manifest, num_sequences)
+    finally:
+        scheduler.stop()
+    steps = [(start_s, end_s) for size, start_s, end_s in timed.steps if size == num_sequences]
+    return {
+        "model": manifest.model_id,
+        "num_sequences": num_sequences,
+        "num_steps": len(steps),
+        "step_s": statistics.fmean(after[0] - before[0] for before, after in pairwise(steps)),
+        "model_s": statistics.fmean(end_s - start_s for start_s, end_s in steps[:-1]),
+    }
+
+
+def _write(scheduler: Scheduler, decoder: Decoder[Any], manifest: Manifest, num_sequences: int) -> None:
+    features = torch.zeros(manifest.num_image_tokens, manifest.hidden_size)
+    spec = SequenceSpec(
+        segments=[("What does the image describe?", False)], max_new_tokens=_NUM_TOKENS, timeout_s=_TIMEOUT_S
+    )
+    futures = scheduler.submit([to_request(decoder, features, spec) for _ in range(num_sequences)])
+    for future in futures:
+        future.result(_TIMEOUT_S)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure one model of the store."""
+    parser = argparse.ArgumentParser("python -m export.bench.steps", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("model")
+    parsed = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    folder = artifact_folder(parsed.model)
+    manifest = read_manifest(folder)
+    decoder = load_decoder(folder, manifest.family, "float32", "cpu")
+    print(json.dumps([measure_steps(decoder, manifest, num_sequences) for num_sequences in _NUM_SEQUENCES]))
+
+
+if __name__ == "__main__":
+    main()

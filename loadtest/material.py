@@ -1,0 +1,62 @@
+"""Reads what `python -m export.bench` wrote: models, and for each its scenes with questions."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Scale = Literal["embedded", "base"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question, as our API takes it and as a model is prompted."""
+
+    name: str
+    fields: dict[str, Any]
+    prompt: str
+    max_new_tokens: int
+
+    @property
+    def task(self) -> str:
+        """Id of the task."""
+        return str(self.fields["task"])
+
+
+@dataclass(frozen=True, slots=True)
+class SceneMaterial:
+    """An image file and what is asked about it."""
+
+    image: Path
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMaterial:
+    """One model and everything that it can be asked."""
+
+    id: str
+    scale: Scale
+    is_endless: bool  # every answer has exactly as many tokens as it is asked for
+    checkpoint: Path
+    scenes: tuple[SceneMaterial, ...]
+
+
+def read_material(folder: Path) -> tuple[ModelMaterial, ...]:
+    """Return the models of `folder` in their order."""
+    listed = json.loads((folder / "material.json").read_text(encoding="utf-8"))["models"]
+    return tuple(_model(folder, model) for model in listed)
+
+
+def _model(folder: Path, model: dict[str, Any]) -> ModelMaterial:
+    scenes = tuple(
+        SceneMaterial(folder / scene["image"], tuple(Question(**question) for question in scene["questions"]))
+        for scene in model["scenes"]
+    )
+    return ModelMaterial(
+        id=model["id"],
+        scale=model["scale"],
+        is_endless=model["is_endless"],
+        checkpoint=folder / model["checkpoint"],
+        scenes=scenes,
+    )

@@ -1,0 +1,89 @@
+"""The peers give right answers: those of a batch are those of each request alone, over the network too."""
+
+from pathlib import Path
+
+import pytest
+
+from loadtest.client import PeerApi, Round, drive
+from loadtest.material import Question
+from loadtest.peers.generation import GeneratedAnswer, Generator, PromptedImage
+from loadtest.servers import Launch, Server, ServerError, cpu_s, free_port, peer_launch, running
+from loadtest.workloads import BenchRequest
+from tasks.catalog import CatalogEntry
+from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT
+from tests.support.scene_images import scene_png
+
+PROMPTS = {
+    FLORENCE.id: (
+        "What does the image describe?",
+        "Describe in detail what is shown in the image.",
+        "Locate the objects with category name in the image.",
+    ),
+    PALIGEMMA.id: ("caption en", "describe en", "detect red circle ; blue square"),
+}
+LENGTHS = (40, 3, 12)  # the second and third are cut
+
+
+@pytest.fixture(params=[FLORENCE, PALIGEMMA], ids=[FLORENCE.id, PALIGEMMA.id], scope="module")
+def checkpoint(request: pytest.FixtureRequest) -> Path:
+    entry: CatalogEntry = request.param
+    return ROOT / entry.source
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint: Path) -> list[GeneratedAnswer]:
+    generator = Generator(checkpoint, num_threads=1)
+    return [generator.answer([one])[0] for one in prompted(checkpoint)]
+
+
+def prompted(checkpoint: Path) -> list[PromptedImage]:
+    prompts = zip(PROMPTS[checkpoint.name], LENGTHS, strict=True)
+    return [PromptedImage.decode(scene_png(seed), prompt, length) for seed, (prompt, length) in enumerate(prompts)]
+
+
+def test_a_batch_answers_as_each_request_alone(checkpoint: Path, alone: list[GeneratedAnswer]) -> None:
+    assert Generator(checkpoint, num_threads=1).answer(prompted(checkpoint)) == alone
+
+
+def test_an_answer_is_as_long_as_it_may_be(alone: list[GeneratedAnswer]) -> None:
+    assert all(answer.generated_tokens <= length for answer, length in zip(alone, LENGTHS, strict=True))
+    assert alone[1].generated_tokens == 3
+    assert all(token not in answer.text for answer in alone for token in ("<s>", "</s>", "<pad>", "<eos>"))
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        Server("fastapi", "fastapi", "", ("--threads", "1")),
+        Server("litserve", "litserve", "", ("--threads", "1", "--max-batch-size", "4", "--batch-timeout-s", "0.2")),
+        Server("litserve, unbatched", "litserve", "", ("--threads", "1")),
+    ],
+    ids=lambda server: server.name,
+)
+def test_a_running_peer_answers_the_same(server: Server, tmp_path: Path) -> None:
+    checkpoint = ROOT / FLORENCE.source
+    requests = [request(tmp_path, seed, text) for seed, text in enumerate(PROMPTS[FLORENCE.id])]
+    launch = peer_launch(server, checkpoint)
+    with running(launch, tmp_path / "server.log") as process_group:
+        before_s = cpu_s(process_group)
+        done = drive(launch.url, PeerApi(), requests, len(requests), 60)
+        assert cpu_s(process_group) > before_s > 0
+    generator = Generator(checkpoint, num_threads=1)
+    expected = [generator.answer([one])[0].text for one in prompted(checkpoint)]
+    assert texts(done) == expected
+
+
+def test_a_server_that_does_not_start_shows_its_log(tmp_path: Path) -> None:
+    launch = Launch(("python3", "-c", "raise SystemExit('no weights here')"), free_port(), "/health")
+    with pytest.raises(ServerError, match="no weights here"), running(launch, tmp_path / "server.log"):
+        pass
+
+
+def request(folder: Path, seed: int, prompt: str) -> BenchRequest:
+    file = folder / f"{seed}.png"
+    file.write_bytes(scene_png(seed))
+    return BenchRequest(file, Question(prompt, {}, prompt, LENGTHS[seed]), LENGTHS[seed])
+
+
+def texts(done: Round) -> list[str]:
+    return [sample.answer.text for sample in done.samples]
