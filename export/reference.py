@@ -1,7 +1,6 @@
 """The original: the checkpoint as transformers runs it, which every export is compared with.
 
-The vision part is float32 whatever the precision, as in the export. Attention is computed by the plain
-formula (eager).
+All of it in float32, attention by the plain formula (eager).
 """
 
 from collections.abc import Sequence
@@ -11,16 +10,43 @@ from typing import Any, Self
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from export.errors import SourceError
-from runners.artifacts import Precision
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 _Processor: Any = AutoProcessor
+
+
+def load_checkpoint(folder: Path, dtype: torch.dtype) -> Any:
+    """Load a checkpoint's model, each weight straight to `dtype`; raise `SourceError` if it is not whole."""
+    try:
+        model, loading = _Model.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="eager",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise SourceError(f"transformers cannot load the checkpoint: {error}") from error
+    if absent := sorted({*loading["missing_keys"], *map(str, loading["mismatched_keys"])}):
+        raise SourceError(f"the checkpoint lacks {len(absent)} weights of its configuration, first {absent[0]}")
+    return model.eval()
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Return the dtype of a checkpoint's weights; float32, which holds them all, where they have several."""
+    dtypes: set[torch.dtype] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            dtypes.update(tensors.get_tensor(name).dtype for name in tensors.keys())  # noqa: SIM118 (not a dict)
+    floats = {dtype for dtype in dtypes if dtype.is_floating_point}
+    return floats.pop() if len(floats) == 1 else torch.float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +54,8 @@ class ReferenceAnswer:
     """What `generate` wrote, end token included."""
 
     token_ids: tuple[int, ...]
-    logits: Tensor  # (T, V) float32: what each token was chosen from, after the checkpoint's generation rules
+    logits: Tensor  # (T, V) float32: what each token was chosen from, after the checkpoint's rules; none with beams
+    score: float | None = None  # with beams: the best one's, as `generate` ranks them
 
 
 class Reference:
@@ -39,25 +66,13 @@ class Reference:
         self.processor = processor
 
     @classmethod
-    def load(cls, folder: Path, precision: Precision) -> Self:
-        """Load a checkpoint, the decoder in the dtype of `precision`; raise `SourceError` if it is not whole."""
+    def load(cls, folder: Path) -> Self:
+        """Load a checkpoint, all of it in float32; raise `SourceError` if it is not whole."""
         try:
             processor = _Processor.from_pretrained(folder, local_files_only=True)
-            model, loading = _Model.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise SourceError(f"transformers cannot load the checkpoint: {error}") from error
-        if absent := sorted({*loading["missing_keys"], *map(str, loading["mismatched_keys"])}):
-            raise SourceError(f"the checkpoint lacks {len(absent)} weights of its configuration, first {absent[0]}")
-        for part in (model.model.language_model, model.lm_head):
-            part.to(getattr(torch, precision))
-        return cls(model.eval(), processor)
+        except (OSError, ValueError, KeyError) as error:
+            raise SourceError(f"transformers cannot load the checkpoint's processor: {error}") from error
+        return cls(load_checkpoint(folder, torch.float32), processor)
 
     @torch.inference_mode()
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
@@ -73,21 +88,26 @@ class Reference:
         return tuple(token_id for token_id in ids if token_id != image_token_id)
 
     @torch.inference_mode()
-    def generate(self, text: str, image: Image.Image, image_features: Tensor, max_new_tokens: int) -> ReferenceAnswer:
-        """Answer a prompt greedily; `image_features` (N, C) are those of `image`, computed once for all prompts."""
+    def generate(
+        self, text: str, image: Image.Image, image_features: Tensor, max_new_tokens: int, num_beams: int = 1
+    ) -> ReferenceAnswer:
+        """Answer a prompt, greedily or by beams; `image_features` (N, C) are those of `image`, computed once for all."""
         inputs = self._inputs(text, image)
         vision_output = BaseModelOutputWithPooling(pooler_output=image_features[None])
         output = self.model.generate(
             **{name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in inputs},
             mm_encoder_outputs={"image": vision_output},
             max_new_tokens=max_new_tokens,
-            num_beams=1,
+            num_beams=num_beams,
             do_sample=False,
             output_scores=True,
             return_dict_in_generate=True,
         )
-        logits = torch.cat(output.scores).float()
-        return ReferenceAnswer(tuple(output.sequences[0, -len(logits) :].tolist()), logits)
+        num_before = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        token_ids = tuple(output.sequences[0, num_before:].tolist())
+        if num_beams > 1:
+            return ReferenceAnswer(token_ids, torch.empty(0), float(output.sequences_scores[0]))
+        return ReferenceAnswer(token_ids, torch.cat(output.scores).float())
 
     def prompt_text(self, text: str) -> str:
         """Return a prompt as the processor wants it: Florence-2's adds the image token itself."""

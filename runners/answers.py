@@ -28,8 +28,17 @@ def to_request(decoder: Decoder[Any], image_features: Tensor, spec: SequenceSpec
         temperature=spec.temperature,
         seed=spec.seed,
         top_p=spec.top_p,
+        num_beams=_num_beams(decoder, spec),
+        constraint=None if spec.pattern is None else decoder.constraints.get(spec.pattern),
         deadline_s=time.monotonic() + spec.timeout_s,
     )
+
+
+def _num_beams(decoder: Decoder[Any], spec: SequenceSpec) -> int:
+    """Return the beams asked for, or the checkpoint's own number; one where tokens are drawn at random."""
+    if spec.num_beams is not None:
+        return spec.num_beams
+    return decoder.rules.num_beams if spec.temperature == 0 else 1
 
 
 def to_written(decoder: Decoder[Any], request: SequenceRequest, written: WrittenSequence) -> Written:

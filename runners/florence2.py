@@ -11,15 +11,18 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import BartConfig, BartModel
+from transformers import BartConfig
 
-from runners.artifacts import TOKENIZER_FILE, Precision, read_config
+from runners.artifacts import DECODER_FILE, TOKENIZER_FILE, Precision, read_config
 from runners.bart import Bart, BartStep
 from runners.batch_inputs import stack_inputs
-from runners.decoder_weights import load_language_model
+from runners.constraints import Constraints
+from runners.decoder_weights import DecoderWeights
+from runners.generation_rules import GenerationRules
 from runners.kv_cache import CacheShape, KeyValueCache
 from runners.prompt_tokenizer import PromptTokenizer, Segments
-from runners.sequences import GenerationRules, SequenceRequest, SequenceTooLong
+from runners.sequences import SequenceRequest, SequenceTooLong
+from runners.vocabulary import Vocabulary
 
 
 @dataclass(slots=True)
@@ -36,12 +39,18 @@ class Florence2Decoder:
     """Everything of a Florence-2 checkpoint after its image features."""
 
     def __init__(
-        self, model: BartModel, tokenizer: PromptTokenizer, rules: GenerationRules, config: dict[str, Any]
+        self,
+        bart: Bart,
+        tokenizer: PromptTokenizer,
+        vocabulary: Vocabulary,
+        rules: GenerationRules,
+        config: dict[str, Any],
     ) -> None:
         self.rules = rules
+        self.constraints = Constraints(vocabulary, rules.eos_token_ids)
         self.pad_token_id: int = config["text_config"]["pad_token_id"]
-        self._bart = Bart(model)
-        self._device = model.device
+        self._bart = bart
+        self._device = bart.embeddings.device
         self._tokenizer = tokenizer
         self._bos_token_id: int = config["text_config"]["bos_token_id"]
         self._eos_token_id: int = config["text_config"]["eos_token_id"]
@@ -57,8 +66,11 @@ class Florence2Decoder:
     def load(cls, folder: Path, precision: Precision, device: str) -> Self:
         """Load the decoder of an artifact folder onto `device`."""
         config = read_config(folder)
-        model = load_language_model(BartModel, BartConfig(**config["text_config"]), folder, "", precision, device)
-        return cls(model, PromptTokenizer.load(folder / TOKENIZER_FILE), GenerationRules.load(folder), config)
+        weights = DecoderWeights.open(folder / DECODER_FILE, precision, device)
+        bart = Bart(BartConfig(**config["text_config"]), weights)
+        tokenizer_file = folder / TOKENIZER_FILE
+        tokenizer, vocabulary = PromptTokenizer.load(tokenizer_file), Vocabulary.load(tokenizer_file)
+        return cls(bart, tokenizer, vocabulary, GenerationRules.load(folder), config)
 
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
         """Return `<s> prompt </s>`; source: transformers, models/florence2/processing_florence2.py."""
@@ -105,12 +117,18 @@ class Florence2Decoder:
         cache.read.clear(slot)
         cache.written.clear(slot)
 
-    def move(self, cache: Florence2Cache, source: int, target: int) -> None:
-        """Let the sequence in slot `source` go on in slot `target`."""
-        cache.read.move(source, target, int(cache.num_read[source]))
-        cache.written.move(source, target, int(cache.num_written[source]))
-        for counts in (cache.num_read, cache.num_written):
-            counts[target] = counts[source]
+    def copy(self, cache: Florence2Cache, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Give each slot of `targets` what the slot at the same place of `sources` held before."""
+        num_read = cache.num_read[list(sources)]
+        cache.read.copy(sources, targets, slice(0, int(num_read.max())))
+        cache.num_read[list(targets)] = num_read
+        self.reorder(cache, sources, targets)
+
+    def reorder(self, cache: Florence2Cache, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Do the same among slots that read the same image and prompt: only what was written differs."""
+        num_written = cache.num_written[list(sources)]
+        cache.written.copy(sources, targets, slice(0, int(num_written.max())))
+        cache.num_written[list(targets)] = num_written
 
     def _step(self, cache: Florence2Cache, slots: slice, token_ids: Tensor) -> Tensor:
         positions, num_read = cache.num_written[slots].clone(), cache.num_read[slots]

@@ -6,6 +6,7 @@ Shapes: L slots, A key-value heads, P positions, D head size, B rows of a batch.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,13 +51,12 @@ class KeyValueCache:
         """Forget what a slot holds: a masked NaN would still spoil whoever comes next."""
         self._memory[:, :, slot] = 0
 
-    def move(self, source: int, target: int, num_positions: int) -> None:
-        """Copy what slot `source` holds in its first positions into slot `target`."""
-        self._memory[:, :, target, :, :num_positions] = self._memory[:, :, source, :, :num_positions]
-
-    def reorder(self, targets: Tensor, sources: Tensor, num_positions: int) -> None:
-        """Give each slot of `targets` what the one at the same place of `sources` held before."""
-        self._memory[:, :, targets, :, :num_positions] = self._memory[:, :, sources, :, :num_positions]
+    def copy(self, sources: Sequence[int], targets: Sequence[int], positions: slice) -> None:
+        """Give each slot of `targets` what the one at the same place of `sources` held before at `positions`."""
+        if len(sources) == 1:  # a plain copy, without gathering first
+            self._memory[:, :, targets[0], :, positions] = self._memory[:, :, sources[0], :, positions]
+        else:
+            self._memory[:, :, list(targets), :, positions] = self._memory[:, :, list(sources), :, positions]
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -6,8 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
+from runners.patterns import Pattern
+
 FinishReason = Literal["stop", "length"]
-FailureCode = Literal["non_finite_logits", "deadline_exceeded", "sequence_too_long", "overloaded", "internal"]
+FailureCode = Literal[
+    "non_finite_logits", "deadline_exceeded", "sequence_too_long", "too_many_beams", "overloaded", "internal"
+]
 
 
 class Array(BaseModel):
@@ -42,6 +46,8 @@ class SequenceSpec(BaseModel):
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    num_beams: int | None = None
+    pattern: Pattern | None = None  # of a well-formed answer; None: any answer may be written
     timeout_s: float
 
 

@@ -12,20 +12,23 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, Gemma2ForCausalLM, GemmaForCausalLM
+from transformers import Gemma2Config, GemmaConfig
 
-from runners.artifacts import TOKENIZER_FILE, Precision, read_config
+from runners.artifacts import DECODER_FILE, TOKENIZER_FILE, Precision, read_config
 from runners.batch_inputs import stack_inputs
-from runners.decoder_weights import load_language_model
+from runners.constraints import Constraints
+from runners.decoder_weights import DecoderWeights
 from runners.gemma import Gemma, GemmaPass
+from runners.generation_rules import GenerationRules
 from runners.kv_cache import CacheShape, KeyValueCache
 from runners.prompt_tokenizer import PromptTokenizer, Segments
-from runners.sequences import GenerationRules, SequenceRequest, SequenceTooLong
+from runners.sequences import SequenceRequest, SequenceTooLong
+from runners.vocabulary import Vocabulary
 
 _FIRST_POSITION = 1
-_LANGUAGE_MODELS: dict[str, type[GemmaForCausalLM] | type[Gemma2ForCausalLM]] = {
-    "gemma": GemmaForCausalLM,  # PaliGemma
-    "gemma2": Gemma2ForCausalLM,  # PaliGemma 2
+_CONFIGS: dict[str, type[GemmaConfig] | type[Gemma2Config]] = {
+    "gemma": GemmaConfig,  # PaliGemma
+    "gemma2": Gemma2Config,  # PaliGemma 2
 }
 
 
@@ -35,6 +38,7 @@ class PaliGemmaCache:
 
     tokens: KeyValueCache
     num_tokens: Tensor  # (slots,) image, prompt and what was written
+    num_read: Tensor  # (slots,) image and prompt
 
 
 class PaliGemmaDecoder:
@@ -42,28 +46,31 @@ class PaliGemmaDecoder:
 
     def __init__(
         self,
-        model: GemmaForCausalLM | Gemma2ForCausalLM,
+        gemma: Gemma,
         tokenizer: PromptTokenizer,
+        vocabulary: Vocabulary,
         rules: GenerationRules,
         config: dict[str, Any],
     ) -> None:
         self.rules = rules
+        self.constraints = Constraints(vocabulary, rules.eos_token_ids)
         self.pad_token_id: int = config["pad_token_id"]
-        self._gemma = Gemma(model)
-        self._device = model.device
+        self._gemma = gemma
+        self._device = gemma.device
         self._tokenizer = tokenizer
         self._bos_token_id: int = config["bos_token_id"]
-        self._num_layers: int = model.config.num_hidden_layers
-        self._max_positions: int = model.config.max_position_embeddings
+        self._num_layers: int = config["text_config"]["num_hidden_layers"]
+        self._max_positions: int = config["text_config"]["max_position_embeddings"]
 
     @classmethod
     def load(cls, folder: Path, precision: Precision, device: str) -> Self:
         """Load the decoder of an artifact folder onto `device`."""
         config = read_config(folder)
-        text_config = AutoConfig.for_model(**config["text_config"])
-        model_class = _LANGUAGE_MODELS[text_config.model_type]
-        model = load_language_model(model_class, text_config, folder, "model.", precision, device)
-        return cls(model, PromptTokenizer.load(folder / TOKENIZER_FILE), GenerationRules.load(folder), config)
+        text_config = _CONFIGS[config["text_config"]["model_type"]](**config["text_config"])
+        gemma = Gemma(text_config, DecoderWeights.open(folder / DECODER_FILE, precision, device))
+        tokenizer_file = folder / TOKENIZER_FILE
+        tokenizer, vocabulary = PromptTokenizer.load(tokenizer_file), Vocabulary.load(tokenizer_file)
+        return cls(gemma, tokenizer, vocabulary, GenerationRules.load(folder), config)
 
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
         r"""Return `<bos> prompt \n`; source: transformers, models/paligemma/processing_paligemma.py."""
@@ -83,7 +90,8 @@ class PaliGemmaDecoder:
         """Return memory for `num_slots` sequences of any length that the model allows."""
         shape = CacheShape(num_slots, self._gemma.num_key_value_heads, self._max_positions, self._gemma.head_size)
         tokens = KeyValueCache(self._num_layers, shape, self._gemma.dtype, self._device)
-        return PaliGemmaCache(tokens, torch.zeros(num_slots, dtype=torch.long, device=self._device))
+        counts = torch.zeros(2, num_slots, dtype=torch.long, device=self._device)
+        return PaliGemmaCache(tokens, counts[0], counts[1])
 
     def prefill(self, cache: PaliGemmaCache, requests: Sequence[SequenceRequest], first_slot: int) -> Tensor:
         """Run Gemma over image features and prompts into the slots from `first_slot` on.
@@ -98,7 +106,7 @@ class PaliGemmaDecoder:
         passed = GemmaPass(*self._gemma.rotation(places[None] + _FIRST_POSITION), is_visible, is_visible)
         slots = slice(first_slot, first_slot + len(requests))
         hidden_states = self._gemma.read_prefix(inputs_embeds, passed, slots, cache.tokens)
-        cache.num_tokens[slots] = inputs.num_read
+        cache.num_tokens[slots] = cache.num_read[slots] = inputs.num_read
         return self._gemma.logits(hidden_states[torch.arange(len(requests)), inputs.num_read - 1])
 
     def decode_step(self, cache: PaliGemmaCache, token_ids: Tensor) -> Tensor:
@@ -113,10 +121,19 @@ class PaliGemmaDecoder:
         """Forget what slot `slot` holds."""
         cache.tokens.clear(slot)
 
-    def move(self, cache: PaliGemmaCache, source: int, target: int) -> None:
-        """Let the sequence in slot `source` go on in slot `target`."""
-        cache.tokens.move(source, target, int(cache.num_tokens[source]))
-        cache.num_tokens[target] = cache.num_tokens[source]
+    def copy(self, cache: PaliGemmaCache, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Give each slot of `targets` what the slot at the same place of `sources` held before."""
+        self._copy(cache, sources, targets, first=0)
+        cache.num_read[list(targets)] = cache.num_read[list(sources)]
+
+    def reorder(self, cache: PaliGemmaCache, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Do the same among slots that read the same image and prompt: only what was written differs."""
+        self._copy(cache, sources, targets, first=int(cache.num_read[list(sources)].min()))
+
+    def _copy(self, cache: PaliGemmaCache, sources: Sequence[int], targets: Sequence[int], first: int) -> None:
+        num_tokens = cache.num_tokens[list(sources)]
+        cache.tokens.copy(sources, targets, slice(first, int(num_tokens.max())))
+        cache.num_tokens[list(targets)] = num_tokens
 
     def _pass(self, places: Tensor) -> GemmaPass:
         """Return what one step needs whose tokens stand at `places` (B,)."""

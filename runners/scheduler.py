@@ -18,10 +18,19 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from runners.generation import Decoder, LiveBatch
+import torch
+
+from runners.generation import Decoder, LiveBatch, start_sequence
 from runners.limits import SchedulerLimits
 from runners.metrics import BATCH_SIZE, LIVE_SEQUENCES, QUEUE_DEPTH
-from runners.sequences import DeadlineExceeded, GeneratedSequence, LiveSequence, Overloaded, SequenceRequest
+from runners.sequences import (
+    DeadlineExceeded,
+    GeneratedSequence,
+    LiveSequence,
+    Overloaded,
+    SequenceRequest,
+    TooManyBeams,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -82,14 +91,18 @@ class Scheduler:
     def submit(self, requests: Sequence[SequenceRequest]) -> "list[Future[WrittenSequence]]":
         """Accept all `requests`, or none: raise `Overloaded` if they would wait beyond `max_waiting`.
 
-        A future that is cancelled frees the slot of its sequence within one step.
+        Raise `TooManyBeams` where one can never have the slots that it needs. A future that is cancelled frees the
+        slots of its sequence within one step.
         """
+        num_beams = max((request.num_beams for request in requests), default=1)
+        if num_beams > self._limits.num_slots:
+            raise TooManyBeams(f"num_beams is {num_beams}; this decoder has {self._limits.num_slots} slots")
         with self._changed:
             limit = self._limits.max_waiting
             if len(self._waiting) + len(requests) > limit:
                 raise Overloaded(f"{len(self._waiting)} sequences wait already, at most {limit} may")
             now_s = time.monotonic()
-            tickets = [_Ticket(LiveSequence(request, self._decoder.rules), now_s) for request in requests]
+            tickets = [_Ticket(start_sequence(request, self._decoder.rules), now_s) for request in requests]
             self._waiting.extend(tickets)
             self._queue_depth.set(len(self._waiting))
             self._changed.notify()
@@ -97,10 +110,14 @@ class Scheduler:
 
     def _run(self) -> None:
         while self._wait_for_work():
-            self._drop_unwanted()
-            self._admit()
-            self._step()
-            self._live_sequences.set(len(self._batch.live))
+            try:
+                self._drop_unwanted()
+                self._admit()
+                self._step()
+            except Exception as error:  # whatever was raised must reach everyone who waits for it
+                logger.exception("a turn with %d live sequences failed", len(self._tickets))
+                self._fail_live(error)
+            self._live_sequences.set(len(self._tickets))
 
     def _wait_for_work(self) -> bool:
         """Return True once something is live or waits, False when the thread shall end."""
@@ -118,63 +135,75 @@ class Scheduler:
     def _admit(self) -> None:
         """Prefill the next waiting sequences into free slots."""
         tickets = self._next_tickets()
-        if not tickets:
-            return
         for ticket in tickets:
             ticket.admitted_s = time.monotonic()
+        if tickets:
+            self._prefill(tickets)
+            self._settle()
+
+    def _prefill(self, tickets: Sequence[_Ticket]) -> None:
+        """Prefill sequences together; where memory is short, in two halves; what fails is told to those it hits."""
         try:
             self._batch.admit([ticket.sequence for ticket in tickets])
+        except torch.OutOfMemoryError as error:
+            if len(tickets) == 1:
+                _fail(tickets, error)
+                return
+            logger.warning("no memory to prefill %d sequences together: halved", len(tickets))
+            half = len(tickets) // 2
+            self._prefill(tickets[:half])
+            self._prefill(tickets[half:])
+            return
         except Exception as error:  # whatever the model raised must reach everyone who waits for it
             logger.exception("a prefill of %d sequences failed", len(tickets))
+            self._batch.drop([ticket.sequence for ticket in tickets])
             _fail(tickets, error)
             return
         for ticket in tickets:
             ticket.prefilled_s = time.monotonic()
             self._tickets[ticket.sequence] = ticket
-        self._settle()
 
     def _next_tickets(self) -> list[_Ticket]:
-        """Take from the queue what has a slot and fits the token budget, but at least one."""
+        """Take from the queue, in order, what has slots and fits the token budget; of the latter at least one."""
         tickets: list[_Ticket] = []
-        longest = 0
+        longest, num_free = 0, self._batch.num_free
         with self._changed:
-            while self._waiting and len(tickets) < self._batch.num_free:
+            while self._waiting and self._waiting[0].sequence.num_rows <= num_free:
                 longest = max(longest, self._waiting[0].num_read)
                 if tickets and longest * (len(tickets) + 1) > self._limits.max_prefill_tokens:
                     break
                 ticket = self._waiting.popleft()
                 if _is_still_wanted(ticket):
                     tickets.append(ticket)
+                    num_free -= ticket.sequence.num_rows
             self._queue_depth.set(len(self._waiting))
         return tickets
 
     def _step(self) -> None:
         """Give every live sequence a token."""
-        if not self._batch.live:
-            return
-        self._batch_size.observe(len(self._batch.live))
-        try:
+        if self._tickets:
+            self._batch_size.observe(self._batch.num_taken)
             self._batch.step()
-        except Exception as error:  # whatever the model raised must reach everyone who waits for it
-            logger.exception("a step of %d sequences failed", len(self._batch.live))
-            _fail([self._tickets.pop(sequence) for sequence in self._batch.clear()], error)
-        self._settle()
+            self._settle()
+
+    def _fail_live(self, error: Exception) -> None:
+        """Free all slots and tell everyone whose they were."""
+        self._batch.clear()
+        tickets = list(self._tickets.values())
+        self._tickets.clear()
+        _fail(tickets, error)
 
     def _settle(self) -> None:
         """Free the slots of those that ended, and answer."""
         for sequence in self._batch.leave():
             ticket = self._tickets.pop(sequence)
-            if ticket.future.cancelled():
-                continue
-            if sequence.error is not None:
-                _end(ticket, sequence.error)
-            else:
-                _end(ticket, _written(ticket))
+            _end(ticket, sequence.error or _written(ticket))
 
 
 def _is_still_wanted(ticket: _Ticket) -> bool:
     """Say whether a waiting sequence shall be written; tell one whose time ran out."""
     if ticket.future.cancelled():
+        ticket.future.set_running_or_notify_cancel()
         return False
     if time.monotonic() > ticket.sequence.request.deadline_s:
         _end(ticket, DeadlineExceeded("the time ran out before it was written"))
@@ -197,7 +226,7 @@ def _fail(tickets: Sequence[_Ticket], error: Exception) -> None:
 
 
 def _end(ticket: _Ticket, outcome: WrittenSequence | Exception) -> None:
-    """Answer, unless the future was cancelled in this moment."""
+    """Answer, unless the future was cancelled: then whoever waits for it is told."""
     if not ticket.future.set_running_or_notify_cancel():
         return
     if isinstance(outcome, Exception):

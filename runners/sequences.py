@@ -1,20 +1,20 @@
 """One sequence: what a decoder is asked for, how its next token is chosen, and when it ends.
 
-Plain values and rules; it knows nothing of slots, caches or families.
+A sequence has one row of logits at each step, or as many as it has beams. Plain values and rules; it knows nothing of
+slots, caches or families. Shapes: R rows, V vocabulary.
 """
 
-import json
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from runners.artifacts import GENERATION_CONFIG_FILE
+from runners.constraints import Constraint, ConstraintState
+from runners.generation_rules import GenerationRules
 from runners.messages import FailureCode, FinishReason
 
 
@@ -25,6 +25,7 @@ class SequenceError(Exception):
     ├── NonFiniteLogits     the model computed NaN or infinity for it
     ├── DeadlineExceeded    its time ran out before its end
     ├── SequenceTooLong     prompt and new tokens do not fit the model's positions
+    ├── TooManyBeams        it asks for more beams than the decoder has slots
     └── Overloaded          too many sequences wait already
     """
 
@@ -49,36 +50,16 @@ class SequenceTooLong(SequenceError):
     code = "sequence_too_long"
 
 
+class TooManyBeams(SequenceError):
+    """More beams than slots."""
+
+    code = "too_many_beams"
+
+
 class Overloaded(SequenceError):
     """Too many sequences wait already."""
 
     code = "overloaded"
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationRules:
-    """What a checkpoint's generation_config.json demands of every answer; names and meaning are transformers'."""
-
-    eos_token_ids: frozenset[int]
-    max_new_tokens: int | None
-    decoder_start_token_id: int | None
-    forced_bos_token_id: int | None
-    forced_eos_token_id: int | None
-    no_repeat_ngram_size: int
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read the rules from an artifact folder."""
-        config: dict[str, Any] = json.loads((folder / GENERATION_CONFIG_FILE).read_text(encoding="utf-8"))
-        eos = config["eos_token_id"]
-        return cls(
-            eos_token_ids=frozenset(eos if isinstance(eos, list) else [eos]),
-            max_new_tokens=config.get("max_new_tokens"),
-            decoder_start_token_id=config.get("decoder_start_token_id"),
-            forced_bos_token_id=config.get("forced_bos_token_id"),
-            forced_eos_token_id=config.get("forced_eos_token_id"),
-            no_repeat_ngram_size=config.get("no_repeat_ngram_size") or 0,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +72,8 @@ class SequenceRequest:
     temperature: float = 0.0  # 0: greedy
     top_p: float = 1.0  # the most probable tokens that together have this probability; of no effect if greedy
     seed: int | None = None
+    num_beams: int = 1  # more than 1 only if greedy
+    constraint: Constraint | None = None  # the answers that may be written, any if None
     deadline_s: float = math.inf  # on the clock of time.monotonic()
 
 
@@ -103,9 +86,36 @@ class GeneratedSequence:
     finish_reason: FinishReason
 
 
+class LiveSequence(Protocol):
+    """A sequence while it is being written, as the batch sees it."""
+
+    request: SequenceRequest
+    finish_reason: FinishReason | None
+    error: SequenceError | None
+
+    @property
+    def num_rows(self) -> int:
+        """Slots that it takes."""
+        ...
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is written to its end or has failed."""
+        ...
+
+    @property
+    def last_token_ids(self) -> Sequence[int]:
+        """The token of each row that the decoder reads next."""
+        ...
+
+    def result(self) -> GeneratedSequence:
+        """Return what was written; raise the error of one that failed. Only for one that has ended."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
-class LiveSequence:
-    """A sequence while it is being written."""
+class SingleSequence:
+    """A sequence of one row, greedy or sampled."""
 
     request: SequenceRequest
     rules: GenerationRules
@@ -113,7 +123,13 @@ class LiveSequence:
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: SequenceError | None = None
+    _state: ConstraintState | None = None
     _generator: torch.Generator | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """One."""
+        return 1
 
     @property
     def has_ended(self) -> bool:
@@ -121,22 +137,51 @@ class LiveSequence:
         return self.finish_reason is not None or self.error is not None
 
     @property
+    def last_token_ids(self) -> Sequence[int]:
+        """The last token."""
+        return self.token_ids[-1:]
+
+    @property
     def has_rule_now(self) -> bool:
         """Whether the checkpoint's rules may forbid tokens at the next place."""
-        rules, position = self.rules, len(self.token_ids)
-        is_first = position == 0 and rules.forced_bos_token_id is not None
-        is_last = position == self.request.max_new_tokens - 1 and rules.forced_eos_token_id is not None
-        return is_first or is_last or rules.no_repeat_ngram_size > 0
+        return self.rules.has_rule(len(self.token_ids), self.request.max_new_tokens)
 
-    def append(self, token_id: int, logprob: float) -> None:
-        """Take the next token and note whether it is the last; raise `NonFiniteLogits` or `DeadlineExceeded`."""
-        if time.monotonic() > self.request.deadline_s:
-            raise DeadlineExceeded(f"the time ran out after {len(self.token_ids)} tokens")
+    @property
+    def is_constrained_now(self) -> bool:
+        """Whether the answer's pattern may forbid tokens at the next place; what the rules force comes before it."""
+        position, limit = len(self.token_ids), self.request.max_new_tokens
+        return self.request.constraint is not None and self.rules.forced_token(position, limit) is None
+
+    def allowed(self, scores: Tensor) -> Tensor:
+        """Return `scores` (V,) with every token that the rules forbid at -inf."""
+        return self.rules.allowed(scores, self.token_ids, self.request.max_new_tokens)
+
+    def constrained(self, logprobs: Tensor) -> Tensor:
+        """Return `logprobs` (V,) with every token that cannot continue the answer's pattern at -inf.
+
+        What is left keeps its log-probability, so that scores say how sure the model was, not how narrow the pattern.
+        """
+        constraint = self.request.constraint
+        assert constraint is not None
+        self._state = constraint.start() if self._state is None else self._state
+        return constraint.masked(self._state, logprobs)
+
+    def take(self, token_id: int, logprob: float) -> None:
+        """Take the next token and note whether it is the last; raise `NonFiniteLogits` or `DeadlineExceeded`.
+
+        Where rules and pattern together leave nothing, the answer ends as it is.
+        """
+        check_time(self.request, len(self.token_ids))
+        if logprob == -math.inf and self.is_constrained_now:
+            self.finish_reason = "stop"
+            return
         if not math.isfinite(logprob):
             raise NonFiniteLogits(f"the logits of token {len(self.token_ids)} are not finite")
+        if self.request.constraint is not None and self._state is not None:
+            self._state = self.request.constraint.after(self._state, token_id)
         self.token_ids.append(token_id)
         self.logprobs.append(logprob)
-        self._note_end(token_id)
+        self.finish_reason = end_of(self.token_ids, self.request.max_new_tokens, self.rules)
 
     def sample(self, scores: Tensor) -> int:
         """Draw a token by the request's temperature and top-p from `scores` (V,); raise `NonFiniteLogits`."""
@@ -156,60 +201,41 @@ class LiveSequence:
             raise ValueError("the sequence is not finished")
         return GeneratedSequence(tuple(self.token_ids), tuple(self.logprobs), self.finish_reason)
 
-    def _note_end(self, token_id: int) -> None:
-        is_full = len(self.token_ids) >= self.request.max_new_tokens
-        if is_full and (token_id not in self.rules.eos_token_ids or self.rules.forced_eos_token_id == token_id):
-            self.finish_reason = "length"
-        elif token_id in self.rules.eos_token_ids:
-            self.finish_reason = "stop"
 
-    def allowed(self, logits: Tensor) -> Tensor:
-        """Return `logits` (V,) with every token that the rules forbid at -inf.
-
-        Order and meaning are those of transformers' ForcedBOS, ForcedEOS and NoRepeatNGram logits processors.
-        """
-        rules, position = self.rules, len(self.token_ids)
-        if rules.no_repeat_ngram_size and (banned := self._ngram_ends()):
-            logits = logits.index_fill(0, torch.tensor(banned, device=logits.device), -math.inf)
-        if position == 0 and rules.forced_bos_token_id is not None:
-            return _only(logits, rules.forced_bos_token_id)
-        if position == self.request.max_new_tokens - 1 and rules.forced_eos_token_id is not None:
-            return _only(logits, rules.forced_eos_token_id)
-        return logits
-
-    def _ngram_ends(self) -> list[int]:
-        """Return the tokens that would repeat an n-gram of what was written, start token included."""
-        start = [] if self.rules.decoder_start_token_id is None else [self.rules.decoder_start_token_id]
-        written, size = start + self.token_ids, self.rules.no_repeat_ngram_size
-        tail = written[len(written) - size + 1 :]
-        if len(written) < size:
-            return []
-        return [written[i + size - 1] for i in range(len(written) - size + 1) if written[i : i + size - 1] == tail]
+def check_time(request: SequenceRequest, num_written: int) -> None:
+    """Raise `DeadlineExceeded` if the request's time has run out."""
+    if time.monotonic() > request.deadline_s:
+        raise DeadlineExceeded(f"the time ran out after {num_written} tokens")
 
 
-def choose_next_tokens(sequences: Sequence[LiveSequence], logits: Tensor) -> None:
-    """Give each sequence the next token by its row of `logits` (B, V); one that fails notes its error."""
+def end_of(token_ids: Sequence[int], max_new_tokens: int, rules: GenerationRules) -> FinishReason | None:
+    """Return why an answer ends with the last of `token_ids`, None if it goes on; a forced end counts as cut."""
+    is_full, is_end = len(token_ids) >= max_new_tokens, token_ids[-1] in rules.eos_token_ids
+    if is_full and (not is_end or rules.forced_eos_token_id == token_ids[-1]):
+        return "length"
+    return "stop" if is_end else None
+
+
+def choose_next_tokens(sequences: Sequence[SingleSequence], logits: Tensor) -> None:
+    """Give each sequence the next token by its row of `logits` (R, V); one that fails notes its error."""
     ruled = [(row, sequence) for row, sequence in enumerate(sequences) if sequence.has_rule_now]
     scores = logits.to(torch.float32, copy=bool(ruled))
     for row, sequence in ruled:
         scores[row] = sequence.allowed(scores[row])
     logprobs = torch.log_softmax(scores, dim=-1)
+    for row, sequence in enumerate(sequences):
+        if sequence.is_constrained_now:
+            logprobs[row] = sequence.constrained(logprobs[row])
     greedy_logprobs, greedy_ids = (column.tolist() for column in logprobs.max(dim=-1))
     for row, sequence in enumerate(sequences):
         try:
-            if sequence.request.temperature == 0:
-                sequence.append(greedy_ids[row], greedy_logprobs[row])
+            if sequence.request.temperature == 0 or greedy_logprobs[row] == -math.inf:
+                sequence.take(greedy_ids[row], greedy_logprobs[row])
             else:
-                token_id = sequence.sample(scores[row])
-                sequence.append(token_id, float(logprobs[row, token_id]))
+                token_id = sequence.sample(logprobs[row])
+                sequence.take(token_id, float(logprobs[row, token_id]))
         except SequenceError as error:
             sequence.error = error
-
-
-def _only(logits: Tensor, token_id: int) -> Tensor:
-    forced = torch.full_like(logits, -math.inf)
-    forced[token_id] = 0.0
-    return forced
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
+from pydantic import TypeAdapter
+
 from runners.messages import SequenceSpec, Written
+from runners.patterns import Pattern
 from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
 from service.images import RgbImage, resize
 from service.requests import TaskRequest
@@ -19,6 +22,7 @@ from tasks.generation import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import Result
 
+_PATTERN: TypeAdapter[Pattern | None] = TypeAdapter(Pattern | None)
 ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
 
@@ -63,7 +67,7 @@ async def predict(
         async with asyncio.timeout(deadline_s - time.monotonic()):
             pixels, preprocess_s = await _timed(resize, image, model.manifest.image_size_wh, model.manifest.resample)
             encoded = await runners.encode(pixels)
-            written = await runners.write(encoded.image_features, _specs(prompts, request, deadline_s))
+            written = await runners.write(encoded.image_features, _specs(model, prompts, request, deadline_s))
             result, postprocess_s = await _timed(_parse, model, request, written, image)
     except TimeoutError as error:
         raise DeadlineExceeded(f"{model.id} did not answer in the time of the request") from error
@@ -83,14 +87,21 @@ def task_prompts(model: ServedModel, request: TaskRequest, image: RgbImage) -> t
         raise InvalidRequest(str(error), error.param) from error
 
 
-def _specs(prompts: tuple[Prompt, ...], request: TaskRequest, deadline_s: float) -> list[SequenceSpec]:
+def _specs(
+    model: ServedModel, prompts: tuple[Prompt, ...], request: TaskRequest, deadline_s: float
+) -> list[SequenceSpec]:
     timeout_s = max(0.0, deadline_s - time.monotonic())
+    pattern = model.language.answer_pattern(request.task.id, request.parameters) if request.is_constrained else None
+    sent = _PATTERN.validate_python(pattern, from_attributes=True)
     return [
         SequenceSpec(
             segments=[(segment.text, segment.is_control) for segment in prompt],
             max_new_tokens=request.max_new_tokens,
             temperature=request.temperature,
+            top_p=request.top_p,
             seed=request.seed,
+            num_beams=request.num_beams,
+            pattern=sent,
             timeout_s=timeout_s,
         )
         for prompt in prompts

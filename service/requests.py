@@ -16,6 +16,7 @@ from tasks.results import MaskFormat
 from tasks.table import TASKS, Task
 
 MAX_NEW_TOKENS = 4096
+MAX_BEAMS = 10
 _MAX_SHOWN_CHARS = 80
 
 PARAMETER_NAMES = frozenset(parameter.name for task in TASKS.values() for parameter in task.parameters)
@@ -30,9 +31,18 @@ class GenerationFields(BaseModel):
     max_new_tokens: int | None = Field(
         None, ge=1, le=MAX_NEW_TOKENS, description="Most tokens to write; default is the checkpoint's own setting."
     )
-    num_beams: int = Field(1, ge=1, le=1, description="Beams; only 1, greedy or sampled, so far.")
+    num_beams: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_BEAMS,
+        description="Beams of a search, 1 is none; default is the checkpoint's own setting. Only with temperature 0.",
+    )
     temperature: float = Field(0.0, ge=0, le=2, description="0 takes the likeliest token; above 0 samples.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Samples from the likeliest tokens with this share together."
+    )
     seed: int | None = Field(None, ge=0, lt=2**63, description="Makes sampling repeatable.")
+    constrained: bool = Field(True, description="Only well-formed answers are written, where the task has such a form.")
     mask_format: MaskFormat = Field("polygon", description="polygon, or rle for COCO's run lengths.")
 
 
@@ -61,8 +71,11 @@ class TaskRequest:
     parameters: TaskParameters
     mask_format: MaskFormat
     max_new_tokens: int | None
+    num_beams: int | None
     temperature: float
+    top_p: float
     seed: int | None
+    is_constrained: bool
 
 
 def parse_fields(fields_class: type[FieldsT], fields: Mapping[str, object]) -> tuple[FieldsT, TaskRequest]:
@@ -76,8 +89,23 @@ def parse_fields(fields_class: type[FieldsT], fields: Mapping[str, object]) -> t
         parameters = parse_parameters(task, {name: fields[name] for name in fields if name in PARAMETER_NAMES})
     except ParameterError as error:
         raise InvalidRequest(str(error), error.param) from error
-    return common, TaskRequest(
-        task, parameters, common.mask_format, common.max_new_tokens, common.temperature, common.seed
+    if common.temperature > 0 and (common.num_beams or 1) > 1:
+        message = f"num_beams is {common.num_beams} at temperature {common.temperature}; beams need temperature 0"
+        raise InvalidRequest(message, "num_beams")
+    return common, _task_request(task, parameters, common)
+
+
+def _task_request(task: Task, parameters: TaskParameters, fields: GenerationFields) -> TaskRequest:
+    return TaskRequest(
+        task,
+        parameters,
+        fields.mask_format,
+        fields.max_new_tokens,
+        fields.num_beams,
+        fields.temperature,
+        fields.top_p,
+        fields.seed,
+        fields.constrained,
     )
 
 

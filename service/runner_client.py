@@ -145,6 +145,8 @@ def _error_of(failed: Failed) -> ServiceError:
     match failed.code:
         case "sequence_too_long":
             return InvalidRequest(failed.message, "max_new_tokens" if "max_new_tokens" in failed.message else None)
+        case "too_many_beams":
+            return InvalidRequest(failed.message, "num_beams")
         case "deadline_exceeded":
             return DeadlineExceeded(failed.message)
         case "overloaded":

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import tasks.florence2
 import tasks.paligemma
+from tasks.answer_patterns import Pattern
 from tasks.catalog import CatalogEntry
 from tasks.generation import GeneratedText
 from tasks.paligemma import MaskDecoder
@@ -24,6 +25,10 @@ class FamilyLanguage(Protocol):
 
         Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` for a region that is not in the image.
         """
+        ...
+
+    def answer_pattern(self, task_id: str, parameters: TaskParameters) -> Pattern | None:
+        """Return the pattern of the answer to each prompt of a task, None where any text is well formed."""
         ...
 
     def parse_answer(

@@ -3,12 +3,12 @@
 Greedy, at the model's own image size, without the network between; `python -m export.evaluate` measures what is served.
 """
 
+import json
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import GemmaForCausalLM
 
 from export.scenes import Question, Scorecard, questions, render_scene, sample_scene, score_answer
 from export.scenes.scene import CANVAS_PX
@@ -16,17 +16,20 @@ from export.training.examples import Language
 from export.training.prompts import question_prompts
 from export.training.trainee import FamilyParts, Trainee
 from runners.answers import to_written
+from runners.bart import Bart
+from runners.decoder_weights import DecoderWeights
 from runners.florence2 import Florence2Decoder
+from runners.gemma import Gemma
 from runners.generation import Decoder, generate_all
+from runners.generation_rules import GenerationRules
 from runners.paligemma import PaliGemmaDecoder
 from runners.scheduler import WrittenSequence
-from runners.sequences import GenerationRules, SequenceRequest
+from runners.sequences import SequenceRequest
+from runners.vocabulary import Vocabulary
 from tasks.families import FAMILIES
 from tasks.generation import GeneratedText
 from tasks.parameters import parse_parameters
 from tasks.table import TASKS
-
-_GemmaForCausalLM: Any = GemmaForCausalLM  # untyped
 
 FIRST_SEED = 800_000_000
 _SIZE_WH = (CANVAS_PX, CANVAS_PX)
@@ -36,21 +39,19 @@ _EVERY_EMPTY = 8  # one of so many scenes has no object
 
 def make_decoder(trainee: Trainee, language: Language) -> Decoder[Any]:
     """Return the decoder that serves the family, over the weights in training."""
-    config, generation = trainee.model.config, trainee.model.generation_config
-    rules = GenerationRules(
-        frozenset({generation.eos_token_id}),
-        generation.max_new_tokens,
-        generation.decoder_start_token_id,
-        generation.forced_bos_token_id,
-        generation.forced_eos_token_id,
-        generation.no_repeat_ngram_size or 0,
-    )
-    values = config.to_dict() | {"bos_token_id": language.prompt_start[0], "pad_token_id": generation.pad_token_id}
+    config = trainee.model.config
+    rules = GenerationRules.of(trainee.model.generation_config.to_dict())
+    vocabulary = Vocabulary.of(json.loads(language.tokenizer.to_str()))
+    values = config.to_dict() | {
+        "bos_token_id": language.prompt_start[0],
+        "pad_token_id": trainee.processor.tokenizer.pad_token_id,
+    }
+    weights = DecoderWeights(trainee.language_model.state_dict(), "float32", trainee.model.device)
     if language.entry.family == "florence2":
-        return Florence2Decoder(trainee.language_model, language.prompt_tokenizer, rules, values)
-    causal: Any = _GemmaForCausalLM._from_config(config.text_config, attn_implementation="eager")
-    causal.model, causal.lm_head = trainee.language_model, trainee.model.lm_head
-    return PaliGemmaDecoder(causal, language.prompt_tokenizer, rules, values)
+        bart = Bart(config.text_config, weights)
+        return Florence2Decoder(bart, language.prompt_tokenizer, vocabulary, rules, values)
+    gemma = Gemma(config.text_config, weights)
+    return PaliGemmaDecoder(gemma, language.prompt_tokenizer, vocabulary, rules, values)
 
 
 @torch.inference_mode()

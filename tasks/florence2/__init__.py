@@ -1,6 +1,7 @@
 """Florence-2's language: its prompts, its location tokens, and how its answers are read."""
 
 from tasks.florence2.parsing import parse_answer
+from tasks.florence2.patterns import answer_pattern
 from tasks.florence2.prompts import task_prompts
 
-__all__ = ["parse_answer", "task_prompts"]
+__all__ = ["answer_pattern", "parse_answer", "task_prompts"]

@@ -8,7 +8,7 @@ import torch
 
 from runners.limits import SchedulerLimits
 from runners.scheduler import Scheduler, WrittenSequence
-from runners.sequences import DeadlineExceeded, NonFiniteLogits, Overloaded, SequenceRequest
+from runners.sequences import DeadlineExceeded, NonFiniteLogits, Overloaded, SequenceRequest, TooManyBeams
 from tests.support.fake_decoder import CRASH, EOS, POISON, FakeDecoder
 
 TIMEOUT_S = 30
@@ -74,6 +74,12 @@ def test_all_or_none_are_accepted(scheduler: Scheduler) -> None:
         scheduler.submit([asks(6)] * 2)
     scheduler.start()
     assert all(written(future) == (5, EOS) for future in accepted)
+
+
+def test_more_beams_than_slots_are_refused(scheduler: Scheduler) -> None:
+    with pytest.raises(TooManyBeams, match="num_beams is 5; this decoder has 4 slots"):
+        scheduler.submit([replace(asks(5), num_beams=5)])
+    scheduler.start()
 
 
 def test_a_cancelled_sequence_takes_no_place_in_a_batch(scheduler: Scheduler, decoder: FakeDecoder) -> None:

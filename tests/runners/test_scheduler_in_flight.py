@@ -12,7 +12,7 @@ import torch
 from runners.limits import SchedulerLimits
 from runners.scheduler import Scheduler, WrittenSequence
 from runners.sequences import DeadlineExceeded, SequenceRequest
-from tests.support.fake_decoder import EOS, MAX_POSITIONS, POISON, FakeDecoder
+from tests.support.fake_decoder import EOS, MAX_POSITIONS, POISON, SHORT_OF_MEMORY, FakeDecoder
 
 TIMEOUT_S = 30
 LIMITS = SchedulerLimits(num_slots=4, max_waiting=1000, max_prefill_tokens=1000)
@@ -92,6 +92,44 @@ def test_a_prefill_stays_within_the_token_budget(decoder: FakeDecoder) -> None:
     wait(futures, TIMEOUT_S)
     assert decoder.batch_sizes[:2] == [3, 1]  # 2 image and 2 prompt tokens each, then no more fit
     assert written(futures[-1]) == (*[9] * 20, EOS)
+    scheduler.stop()
+
+
+def test_a_sequence_with_beams_takes_a_slot_for_each(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+    (single,) = scheduler.submit([asks(*[5] * 30)])
+    (beams,) = scheduler.submit([replace(asks(6, 7, 8), num_beams=3)])
+    assert written(beams) == (6, 7, 8, EOS)
+    assert written(single) == (*[5] * 30, EOS)
+    assert max(decoder.step_sizes) == LIMITS.num_slots
+
+
+def test_what_has_no_slots_yet_is_not_overtaken(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+    longs = scheduler.submit([asks(*[5] * 20)] * 2)
+    wait_until(lambda: 2 in decoder.step_sizes)
+    (beams,) = scheduler.submit([replace(asks(6), num_beams=4)])
+    (behind,) = scheduler.submit([asks(7)])
+    assert written(beams) == (6, EOS)
+    assert all(long.done() for long in longs)
+    assert written(behind) == (7, EOS)
+
+
+def test_where_memory_is_short_a_prefill_is_halved(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+    scheduler.submit([asks(*[9] * 10)])
+    wait_until(lambda: decoder.step_sizes != [])
+    futures = scheduler.submit([asks(SHORT_OF_MEMORY), asks(5), asks(6)])
+    assert [written(future) for future in futures] == [(SHORT_OF_MEMORY, EOS), (5, EOS), (6, EOS)]
+    assert decoder.batch_sizes == [1, 3, 1, 2]
+
+
+def test_a_step_that_fails_is_told_to_all_who_are_live_and_to_nobody_else(decoder: FakeDecoder) -> None:
+    scheduler = Scheduler(decoder, "fake", LIMITS)
+    decoder.failing_step = 3
+    live = scheduler.submit([asks(5, 6, 7, 8, 9)] * 2)
+    scheduler.start()
+    for future in live:
+        with pytest.raises(RuntimeError, match="the step failed"):
+            future.result(TIMEOUT_S)
+    assert written(scheduler.submit([asks(6)])[0]) == (6, EOS)
     scheduler.stop()
 
 

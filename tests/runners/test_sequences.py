@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from runners.generation_rules import GenerationRules
 from runners.sequences import (
     DeadlineExceeded,
     GeneratedSequence,
-    GenerationRules,
-    LiveSequence,
     NonFiniteLogits,
     SequenceRequest,
+    SingleSequence,
     choose_next_tokens,
 )
 
-FREE = GenerationRules(frozenset({1}), None, None, None, None, 0)
+FREE = GenerationRules(frozenset({1}))
 
 
 def request(max_new_tokens: int = 8, **options: float | int | None) -> SequenceRequest:
@@ -32,7 +32,7 @@ def preferring(*token_ids: int) -> Tensor:
 
 
 def write(rules: GenerationRules, wanted: SequenceRequest, logits: Tensor) -> GeneratedSequence:
-    sequence = LiveSequence(wanted, rules)
+    sequence = SingleSequence(wanted, rules)
     while not sequence.has_ended:
         choose_next_tokens([sequence], logits[None])
     return sequence.result()

@@ -10,21 +10,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from runners.constraints import Constraints
+from runners.generation_rules import GenerationRules
 from runners.prompt_tokenizer import Segments
-from runners.sequences import GenerationRules, SequenceRequest, SequenceTooLong
+from runners.sequences import SequenceRequest, SequenceTooLong
+from runners.vocabulary import Vocabulary
 
 VOCABULARY_SIZE = 50
-EOS, POISON, CRASH = 1, 48, 49  # a prompt with POISON computes NaN for itself; one with CRASH fails its whole batch
+# A prompt with POISON computes NaN for itself; one with CRASH fails its whole batch.
+EOS, SHORT_OF_MEMORY, POISON, CRASH = 1, 47, 48, 49
 MAX_POSITIONS = 64
 
-FAKE_RULES = GenerationRules(
-    eos_token_ids=frozenset({EOS}),
-    max_new_tokens=None,
-    decoder_start_token_id=None,
-    forced_bos_token_id=None,
-    forced_eos_token_id=None,
-    no_repeat_ngram_size=0,
-)
+MAX_PREFILL = 2  # sequences; a prompt with SHORT_OF_MEMORY in a larger batch is too much
+FAKE_RULES = GenerationRules(frozenset({EOS}))
+FAKE_VOCABULARY = Vocabulary({i: chr(i - 2 + ord("a")).encode() for i in range(2, 28)}, {0: "<pad>", EOS: "<eos>"})
 
 
 @dataclass(slots=True)
@@ -40,10 +39,12 @@ class FakeDecoder:
     """Writes each prompt back; notes the size of every prefill and step. A step takes `step_s`."""
 
     rules: GenerationRules = FAKE_RULES
+    constraints: Constraints = field(default_factory=lambda: Constraints(FAKE_VOCABULARY, {EOS}))
     pad_token_id: int = 0
     batch_sizes: list[int] = field(default_factory=list)
     step_sizes: list[int] = field(default_factory=list)
     step_s: float = 0.0
+    failing_step: int | None = None  # the number of a step that raises
 
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
         """Return one id for each character: a is 2, b is 3."""
@@ -68,6 +69,8 @@ class FakeDecoder:
         self.batch_sizes.append(len(requests))
         if any(CRASH in request.prompt_ids for request in requests):
             raise RuntimeError("the batch crashed")
+        if len(requests) > MAX_PREFILL and any(SHORT_OF_MEMORY in request.prompt_ids for request in requests):
+            raise torch.OutOfMemoryError
         slots = range(first_slot, first_slot + len(requests))
         for slot, request in zip(slots, requests, strict=True):
             cache.answers[slot], cache.num_written[slot] = request.prompt_ids, 0
@@ -76,6 +79,8 @@ class FakeDecoder:
     def decode_step(self, cache: FakeCache, token_ids: Tensor) -> Tensor:
         """Go on by one token."""
         self.step_sizes.append(len(token_ids))
+        if len(self.step_sizes) == self.failing_step:
+            raise RuntimeError("the step failed")
         for slot in range(len(token_ids)):
             cache.num_written[slot] += 1
         if self.step_s:
@@ -86,9 +91,13 @@ class FakeDecoder:
         """Forget what slot `slot` holds."""
         cache.answers[slot] = ()
 
-    def move(self, cache: FakeCache, source: int, target: int) -> None:
-        """Let the sequence in slot `source` go on in slot `target`."""
-        cache.answers[target], cache.num_written[target] = cache.answers[source], cache.num_written[source]
+    def copy(self, cache: FakeCache, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Give each slot of `targets` what the slot at the same place of `sources` held before."""
+        held = [(cache.answers[source], cache.num_written[source]) for source in sources]
+        for target, (answer, num_written) in zip(targets, held, strict=True):
+            cache.answers[target], cache.num_written[target] = answer, num_written
+
+    reorder = copy
 
     def _logits(self, cache: FakeCache, slots: range) -> Tensor:
         logits = torch.zeros(len(slots), VOCABULARY_SIZE)

@@ -1,0 +1,94 @@
+import math
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from runners.beams import BeamSequence
+from runners.constraints import Constraint
+from runners.generation_rules import GenerationRules
+from runners.patterns import OneToken, Repeated
+from runners.sequences import DeadlineExceeded, NonFiniteLogits, SequenceRequest
+from runners.vocabulary import Vocabulary
+
+EOS, SIZE = 1, 6
+RULES = GenerationRules(frozenset({EOS}))
+
+
+def request(num_beams: int = 2, max_new_tokens: int = 4) -> SequenceRequest:
+    return SequenceRequest(torch.zeros(2, 4), (5,), max_new_tokens, num_beams=num_beams)
+
+
+def row(probabilities: dict[int, float]) -> Tensor:
+    """Logits (V,) of these probabilities, the rest shared evenly by all others."""
+    rest = (1 - sum(probabilities.values())) / (SIZE - len(probabilities))
+    return torch.tensor([probabilities.get(token_id, rest) for token_id in range(SIZE)]).log()
+
+
+def test_a_better_second_token_wins_over_a_better_first() -> None:
+    sequence = BeamSequence(request(), RULES)
+    sequence.advance(row({2: 0.5, 3: 0.4})[None])
+    parents = sequence.advance(torch.stack([row({2: 0.4}), row({4: 0.95})]))
+    assert [beam.token_ids for beam in sequence.beams] == [(3, 4), (2, 2)]
+    assert parents == [1, 0]
+
+
+def test_what_ends_is_kept_and_the_search_goes_on() -> None:
+    sequence = BeamSequence(request(), RULES)
+    sequence.advance(row({EOS: 0.5, 2: 0.3})[None])
+    assert [finished.beam.token_ids for finished in sequence.finished] == [(EOS,)]
+    assert all(beam.token_ids != (EOS,) for beam in sequence.beams)
+    assert not sequence.has_ended
+
+
+def test_the_best_mean_wins_at_the_last_token() -> None:
+    sequence = BeamSequence(request(max_new_tokens=2), RULES)
+    sequence.advance(row({EOS: 0.3, 2: 0.6})[None])
+    sequence.advance(torch.stack([row({3: 0.9}), row({})]))
+    written = sequence.result()
+    assert (written.token_ids, written.finish_reason) == ((2, 3), "length")
+    assert written.logprobs == pytest.approx([math.log(0.6), math.log(0.9)], abs=1e-5)
+
+
+def test_early_stopping_ends_with_as_many_answers_as_beams() -> None:
+    patient, hasty = (BeamSequence(request(), replace(RULES, early_stopping=value)) for value in (False, True))
+    for sequence in (patient, hasty):
+        sequence.advance(row({EOS: 0.4, 2: 0.59})[None])
+        sequence.advance(torch.stack([row({EOS: 0.05, 3: 0.94}), row({})]))
+    assert hasty.has_ended
+    assert not patient.has_ended
+
+
+def test_a_forced_first_token_leaves_one_beam_in_the_running() -> None:
+    sequence = BeamSequence(request(), replace(RULES, forced_bos_token_id=5))
+    sequence.advance(row({})[None])
+    sequence.advance(torch.stack([row({2: 0.6, 3: 0.3}), row({4: 0.99})]))
+    assert [beam.token_ids for beam in sequence.beams] == [(5, 2), (5, 3)]
+
+
+def test_a_pattern_holds_for_every_beam() -> None:
+    vocabulary = Vocabulary({2: b"a", 3: b"b"}, {EOS: "<eos>", 4: "<loc_1>", 5: "<loc_2>"})
+    constraint = Constraint(Repeated(part=OneToken(of="location"), min=2, max=2), vocabulary, {EOS})
+    sequence = BeamSequence(replace(request(), constraint=constraint), RULES)
+    sequence.advance(row({2: 0.9})[None])
+    while not sequence.has_ended:
+        sequence.advance(torch.stack([row({3: 0.9})] * 2))
+    assert len(sequence.result().token_ids) == 3
+    assert set(sequence.result().token_ids[:2]) <= {4, 5}
+    assert sequence.result().token_ids[2] == EOS
+
+
+def test_nan_fails() -> None:
+    sequence = BeamSequence(request(), RULES)
+    sequence.advance(torch.full((1, SIZE), math.nan))
+    with pytest.raises(NonFiniteLogits):
+        sequence.result()
+
+
+def test_past_deadline_fails() -> None:
+    sequence = BeamSequence(replace(request(), deadline_s=time.monotonic() - 1), RULES)
+    sequence.advance(row({})[None])
+    with pytest.raises(DeadlineExceeded):
+        sequence.result()

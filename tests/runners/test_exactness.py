@@ -1,0 +1,62 @@
+"""Two hundred requests that come and go at random times, against transformers' `generate` for each alone.
+
+Near ties are the only excuse: where the reference's two best logits (with beams: the answers' scores) lie within 1e-3.
+They are counted and printed, and are at most 2 % of a case's answers.
+"""
+
+import random
+import time
+from concurrent.futures import Future, wait
+
+import pytest
+
+from runners.limits import SchedulerLimits
+from runners.scheduler import Scheduler, WrittenSequence
+from runners.sequences import SequenceRequest
+from tests.support.decoder_cases import CASE_NAMES, MAX_NEAR_TIES, Case, make_case
+from tests.support.export_cli import ModelStore
+
+NUM_REQUESTS, NUM_BEAMS = 200, 3
+TIMEOUT_S = 300
+LIMITS = SchedulerLimits(num_slots=12, max_waiting=NUM_REQUESTS, max_prefill_tokens=1200)
+EVERY_CANCELLED, EVERY_WITH_BEAMS = 9, 4
+
+
+@pytest.fixture(scope="module", params=CASE_NAMES)
+def case(request: pytest.FixtureRequest, exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return make_case(request.param, exported, tmp_path_factory.mktemp("case"))
+
+
+def submitted(case: Case, requests: list[SequenceRequest]) -> "list[Future[WrittenSequence]]":
+    """Submit at random times, cancel some while they wait or are written, and wait for all others."""
+    rng = random.Random(0)
+    scheduler = Scheduler(case.decoder, "exactness", LIMITS)
+    scheduler.start()
+    futures = []
+    for index, request in enumerate(requests):
+        futures.extend(scheduler.submit([request]))
+        time.sleep(rng.random() * 0.01)
+        if index % EVERY_CANCELLED == EVERY_CANCELLED - 1:
+            futures[index - rng.randrange(3)].cancel()
+    wait(futures, TIMEOUT_S)
+    scheduler.stop()
+    return futures
+
+
+def test_each_of_two_hundred_gets_the_tokens_of_generate(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = random.Random(1)
+    requests = [
+        case.request(index, rng.randrange(2, 32), NUM_BEAMS if index % EVERY_WITH_BEAMS == 0 else 1)
+        for index in range(NUM_REQUESTS)
+    ]
+    num_written = num_near_ties = 0
+    for index, (request, future) in enumerate(zip(requests, submitted(case, requests), strict=True)):
+        if not future.cancelled():
+            sequence = future.result().sequence
+            score = sum(sequence.logprobs) / len(sequence.logprobs)
+            num_written += 1
+            num_near_ties += not case.is_as_the_reference(index, request, sequence.token_ids, score)
+    with capsys.disabled():
+        print(f"\n{num_near_ties} near ties in {num_written} answers", end=" ")
+    assert num_written >= NUM_REQUESTS * 0.8
+    assert num_near_ties <= MAX_NEAR_TIES * num_written

@@ -1,0 +1,114 @@
+"""Decoders of ours beside the same checkpoint in transformers, and what both are asked."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from export.decoder_weights import write_decoder_weights
+from export.reference import Reference
+from export.scenes import render_scene, sample_scene
+from runners.artifacts import DECODER_FILE, GENERATION_CONFIG_FILE, Family, read_manifest
+from runners.decoders import load_decoder
+from runners.generation import Decoder
+from runners.sequences import SequenceRequest
+from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
+from tests.support.random_checkpoints import RandomKind, write_random_checkpoint
+
+PROMPTS: dict[Family, tuple[str, ...]] = {
+    "florence2": (
+        "What does the image describe?",
+        "Locate the objects with category name in the image.",
+        "Locate a red circle, a blue square and a large green star which stands on the left with mask",
+        "What is the text in the image, with regions?",
+        "Describe in detail what is shown in the image.",
+    ),
+    "paligemma": (
+        "caption en",
+        "detect circle",
+        "segment square",
+        "answer en how many shapes are there? and what is the colour of the one on the left?",
+        "ocr",
+    ),
+}
+SIDE_PX, NUM_SCENES, MAX_NEW_TOKENS = 192, 6, 40
+NEAR_TIE_LOGITS = 1e-3  # well above the rounding of sums in another order
+MAX_NEAR_TIES = 0.02  # of the answers
+
+# As the released Florence-2 checkpoints have them: no repeated trigrams, beams that stop early.
+RELEASED_RULES = {"no_repeat_ngram_size": 3, "early_stopping": True}
+CASE_NAMES = (*EMBEDDED, "florence-2-mini released rules", "random florence2", "random paligemma", "random paligemma2")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A decoder of ours, the same checkpoint in transformers, and what both are asked."""
+
+    decoder: Decoder[Any]
+    reference: Reference
+    prompts: tuple[str, ...]
+    images: tuple[Image.Image, ...]
+    features: Tensor  # (images, N, C)
+
+    def request(self, index: int, max_new_tokens: int = MAX_NEW_TOKENS, num_beams: int = 1) -> SequenceRequest:
+        prompt_ids = self.decoder.prompt_ids([(self._prompt(index), False)])
+        features = self.features[index % NUM_SCENES]
+        return SequenceRequest(features, prompt_ids, max_new_tokens, num_beams=num_beams)
+
+    def requests(self) -> list[SequenceRequest]:
+        return [self.request(index, 8 + index) for index in range(NUM_SCENES * len(self.prompts))]
+
+    def is_as_the_reference(self, index: int, request: SequenceRequest, written: tuple[int, ...], score: float) -> bool:
+        """Say whether the reference writes the same tokens; False for a near tie, assert that it is one."""
+        place = index % NUM_SCENES
+        features, limit = self.features[place], request.max_new_tokens
+        expected = self.reference.generate(self._prompt(index), self.images[place], features, limit, request.num_beams)
+        if written == expected.token_ids:
+            return True
+        told = (self._prompt(index), request.num_beams, written, expected.token_ids)
+        if expected.score is not None:
+            assert abs(score - expected.score) <= NEAR_TIE_LOGITS, (*told, score, expected.score)
+        else:
+            step = next(i for i, (a, b) in enumerate(zip(written, expected.token_ids)) if a != b)  # noqa: B905
+            best, second = expected.logits[step].topk(2).values.tolist()
+            assert best - second <= NEAR_TIE_LOGITS, told
+        return False
+
+    def _prompt(self, index: int) -> str:
+        return self.prompts[index % len(self.prompts)]
+
+
+def make_case(name: str, exported: ModelStore, folder: Path) -> Case:
+    """Return the case of one of `CASE_NAMES`; what it needs is written into `folder`."""
+    match name.split():
+        case ["random", ("florence2" | "paligemma" | "paligemma2") as kind]:
+            return _random_case(kind, folder)
+        case [model_id]:
+            artifacts = exported.newest(model_id)
+            return _case(artifacts, read_manifest(artifacts).family, Reference.load(MODELS / model_id))
+        case [model_id, "released", "rules"]:
+            artifacts = shutil.copytree(exported.newest(model_id), folder / "copy")
+            rules = artifacts / GENERATION_CONFIG_FILE
+            rules.write_text(json.dumps(json.loads(rules.read_text()) | RELEASED_RULES))
+            reference = Reference.load(MODELS / model_id)
+            reference.model.generation_config.update(**RELEASED_RULES)
+            return _case(artifacts, read_manifest(artifacts).family, reference)
+        case _:
+            raise ValueError(name)
+
+
+def _random_case(kind: RandomKind, folder: Path) -> Case:
+    write_random_checkpoint(kind, folder)
+    reference = Reference.load(folder)
+    write_decoder_weights(reference.model, folder / DECODER_FILE)
+    return _case(folder, "florence2" if kind == "florence2" else "paligemma", reference)
+
+
+def _case(folder: Path, family: Family, reference: Reference) -> Case:
+    images = tuple(render_scene(sample_scene(seed), SIDE_PX) for seed in range(NUM_SCENES))
+    decoder = load_decoder(folder, family, "float32", "cpu")
+    return Case(decoder, reference, PROMPTS[family], images, reference.image_features(images))

@@ -1,0 +1,126 @@
+"""Patterns over the embedded checkpoints' vocabularies: what they let through, and what not."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from pydantic import TypeAdapter
+from tokenizers import Tokenizer
+
+from export.scenes import questions, sample_scene
+from export.scenes.scene import SHAPES
+from export.training.florence2_answers import answer_pieces
+from export.training.paligemma_answers import PaliGemmaAnswers
+from export.training.prompts import question_prompts
+from runners.constraints import Constraint
+from runners.patterns import Pattern
+from runners.vocabulary import Vocabulary
+from tasks.families import FAMILIES
+from tasks.parameters import TaskParameters, parse_parameters
+from tasks.table import TASKS
+from tests.support.catalog import CATALOG
+from tests.support.export_cli import EMBEDDED, MODELS
+
+END = 2**20  # stands for every family's end token
+ADAPTER: TypeAdapter[Pattern] = TypeAdapter(Pattern)
+WRITERS = {
+    "florence2": answer_pieces,
+    "paligemma": PaliGemmaAnswers({shape: tuple(range(16)) for shape in SHAPES}).answer_pieces,
+}
+BOX, QUAD = "<loc_1><loc_2><loc_3><loc_4>", "<loc_1>" * 8
+FOUR, SIXTEEN = "<loc0001><loc0002><loc0003><loc0004>", "<seg001>" * 16
+ASKED = TaskParameters(labels=("red circle", "star"))
+PHRASE = TaskParameters(phrase="star")
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """A model's words."""
+
+    family: str
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+
+    def is_well_formed(self, task_id: str, parameters: TaskParameters, text: str) -> bool:
+        """Say whether a decoder that is held to the task's pattern can write `text` and end."""
+        pattern = FAMILIES[self.family].answer_pattern(task_id, parameters)  # type: ignore[index]
+        constraint = Constraint(ADAPTER.validate_python(pattern, from_attributes=True), self.vocabulary, {END})
+        state = constraint.start()
+        for token_id in [*self.tokenizer.encode(text, add_special_tokens=False).ids, END]:
+            if token_id not in constraint.allowed_ids(state):
+                return False
+            state = constraint.after(state, token_id) if token_id != END else state
+        return True
+
+
+def language(model_id: str) -> Language:
+    file = MODELS / model_id / "tokenizer.json"
+    return Language(CATALOG[model_id].family, Tokenizer.from_file(str(file)), Vocabulary.load(file))
+
+
+@pytest.fixture(scope="module")
+def languages() -> dict[str, Language]:
+    return {language(model_id).family: language(model_id) for model_id in EMBEDDED}
+
+
+def true_answers(family: str, model_id: str) -> Iterator[tuple[str, TaskParameters, str]]:
+    for seed in range(40):
+        scene = sample_scene(seed, None if seed % 5 else 0)
+        for question in questions(scene):
+            parameters = parse_parameters(TASKS[question.task], question.parameters)
+            if FAMILIES[family].answer_pattern(question.task, parameters) is None:  # type: ignore[index]
+                continue
+            for prompt in question_prompts(CATALOG[model_id], question):
+                pieces = WRITERS[family](scene, question, prompt.labels)
+                yield question.task, parameters, "".join(piece.text for piece in pieces)
+
+
+@pytest.mark.parametrize("model_id", EMBEDDED)
+def test_every_true_answer_is_well_formed(languages: dict[str, Language], model_id: str) -> None:
+    family = CATALOG[model_id].family
+    answers = list(true_answers(family, model_id))
+    assert len(answers) > 80
+    for task_id, parameters, text in answers:
+        assert languages[family].is_well_formed(task_id, parameters, text), (task_id, text)
+
+
+@pytest.mark.parametrize(
+    ("family", "task_id", "parameters", "text", "expected"),
+    [
+        ("florence2", "object_detection", TaskParameters(), f"star{BOX}{BOX}circle{BOX}", True),
+        ("florence2", "object_detection", TaskParameters(), f"star{BOX}<loc_5>", False),
+        ("florence2", "object_detection", TaskParameters(), "star", False),
+        ("florence2", "object_detection", TaskParameters(), BOX, False),
+        ("florence2", "region_proposal", TaskParameters(), f"{BOX}{BOX}", True),
+        ("florence2", "region_proposal", TaskParameters(), f"star{BOX}", False),
+        ("florence2", "open_vocabulary_detection", ASKED, f"star<poly>{BOX}<loc_5><loc_6></poly>", True),
+        ("florence2", "instance_segmentation", PHRASE, f"{BOX}<loc_5><loc_6>", True),
+        ("florence2", "instance_segmentation", PHRASE, f"{BOX}<loc_5><loc_6><sep>{BOX}<loc_5><loc_6>", True),
+        ("florence2", "instance_segmentation", PHRASE, f"{BOX}<loc_5><loc_6><loc_7>", False),
+        ("florence2", "instance_segmentation", PHRASE, BOX, False),
+        ("florence2", "ocr_with_regions", TaskParameters(), f"AB{QUAD}", True),
+        ("florence2", "ocr_with_regions", TaskParameters(), f"AB{BOX}", False),
+        ("florence2", "region_description", TaskParameters(), f"a star{BOX}", True),
+        ("florence2", "region_description", TaskParameters(), "a star", True),
+        ("florence2", "region_description", TaskParameters(), "a star<loc_1>", False),
+        ("paligemma", "open_vocabulary_detection", ASKED, f"{FOUR} star ; {FOUR} red circle", True),
+        ("paligemma", "open_vocabulary_detection", ASKED, f"{FOUR} star;{FOUR}star", True),
+        ("paligemma", "open_vocabulary_detection", ASKED, f"{FOUR} red", False),
+        ("paligemma", "open_vocabulary_detection", ASKED, f"{FOUR} circle", False),
+        ("paligemma", "open_vocabulary_detection", ASKED, f"{FOUR}<loc0005> star", False),
+        ("paligemma", "open_vocabulary_detection", ASKED, "star", False),
+        ("paligemma", "open_vocabulary_detection", ASKED, "", True),
+        ("paligemma", "instance_segmentation", PHRASE, f"{FOUR}{SIXTEEN} a star ; {FOUR}{SIXTEEN} star", True),
+        ("paligemma", "instance_segmentation", PHRASE, f"{FOUR}{SIXTEEN}<seg001> star", False),
+        ("paligemma", "instance_segmentation", PHRASE, f"{FOUR} star", False),
+    ],
+)
+def test_what_is_well_formed(
+    languages: dict[str, Language], family: str, task_id: str, parameters: TaskParameters, text: str, expected: bool
+) -> None:
+    assert languages[family].is_well_formed(task_id, parameters, text) == expected
+
+
+@pytest.mark.parametrize("task_id", ["captioning", "ocr", "visual_question_answering"])
+def test_where_the_answer_is_text_any_will_do(task_id: str) -> None:
+    assert all(language.answer_pattern(task_id, TaskParameters()) is None for language in FAMILIES.values())
