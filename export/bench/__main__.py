@@ -8,8 +8,8 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from export.bench.models import BENCH_MODELS, checkpoint_folder, make_models
-from export.bench.questions import model_material
+from export.bench.models import BENCH_MODELS, make_models
+from export.bench.questions import NUM_SCENES, model_material
 from export.errors import ExportError
 
 
@@ -33,16 +33,7 @@ def _make(folder: Path, scales: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     models = [model for model in BENCH_MODELS if model.scale in scales]
     catalog = make_models(models, folder)
-    material = [
-        {
-            "id": model.id,
-            "scale": model.scale,
-            "is_endless": model.is_endless,
-            "checkpoint": str(checkpoint_folder(model, folder).relative_to(folder)),
-            "scenes": list(model_material(model, catalog[model.id], folder)),
-        }
-        for model in models
-    ]
+    material = [model_material(model, catalog[model.id], folder, NUM_SCENES[model.scale]) for model in models]
     (folder / "material.json").write_text(json.dumps({"models": material}), encoding="utf-8")
 
 

@@ -56,8 +56,8 @@ def checkpoint_folder(model: BenchModel, folder: Path) -> Path:
 def make_models(models: Sequence[BenchModel], folder: Path) -> Mapping[str, CatalogEntry]:
     """Make checkpoints, catalog and artifacts of `models` where they are not yet; return the catalog."""
     for model in models:
-        _write_checkpoint(model, checkpoint_folder(model, folder))
-    catalog = _write_catalog(models, folder)
+        write_checkpoint(model, checkpoint_folder(model, folder))
+    catalog = write_catalog(models, folder)
     for model in models:
         job = plan_job(catalog[model.id], ExportOptions(), ROOT)
         print(
@@ -72,8 +72,8 @@ def _export(job: ExportJob) -> str:
     return f"exported, {manifest.parity}"
 
 
-def _write_checkpoint(model: BenchModel, folder: Path) -> None:
-    """Write the checkpoint unless it is there; the embedded ones are copied anew, as they may have been trained."""
+def write_checkpoint(model: BenchModel, folder: Path) -> None:
+    """Write a checkpoint into `folder`; the random one only once, the embedded ones anew, as they may have been trained."""
     if not model.is_random:
         shutil.copytree(ROOT / "models" / model.entry_id, folder, dirs_exist_ok=True)
     elif not (folder / GENERATION_CONFIG_FILE).is_file():
@@ -91,7 +91,8 @@ def _make_endless(folder: Path) -> None:
     file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_catalog(models: Sequence[BenchModel], folder: Path) -> Mapping[str, CatalogEntry]:
+def write_catalog(models: Sequence[BenchModel], folder: Path) -> Mapping[str, CatalogEntry]:
+    """Write the entries of models/catalog.yaml that the models come from, with their own ids and checkpoints."""
     file = folder / "catalog.yaml"
     file.write_text(yaml.safe_dump({"models": list(_entries(models, folder))}, sort_keys=False), encoding="utf-8")
     return load_catalog(file)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from export.bench.models import BenchModel
+from export.bench.models import BenchModel, checkpoint_folder
 from export.evaluation.asking import evaluation_scene
 from export.evaluation.conditions import png_image
 from export.scenes import Question, Scene, questions, render_scene
@@ -47,10 +47,20 @@ class BenchQuestion:
     max_new_tokens: int
 
 
-def model_material(model: BenchModel, entry: CatalogEntry, folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield each scene of a model: its image file, relative to `folder`, and its questions."""
+def model_material(model: BenchModel, entry: CatalogEntry, folder: Path, num_scenes: int) -> dict[str, Any]:
+    """Return what material.json says of a model; files are relative to `folder`."""
+    return {
+        "id": model.id,
+        "scale": model.scale,
+        "is_endless": model.is_endless,
+        "checkpoint": str(checkpoint_folder(model, folder).relative_to(folder)),
+        "scenes": list(_scenes(model, entry, folder, num_scenes)),
+    }
+
+
+def _scenes(model: BenchModel, entry: CatalogEntry, folder: Path, num_scenes: int) -> Iterator[dict[str, Any]]:
     size_px = SIZE_PX[model.scale]
-    for index in range(NUM_SCENES[model.scale]):
+    for index in range(num_scenes):
         scene = evaluation_scene(index)
         image = _image_file(scene, size_px, folder / "images" / str(size_px) / f"{index}.png")
         asked = [asdict(question) for question in _questions(scene, model, entry, size_px)]
