@@ -73,7 +73,7 @@ def _export(job: ExportJob) -> str:
 
 
 def write_checkpoint(model: BenchModel, folder: Path) -> None:
-    """Write a checkpoint into `folder`; the random one only once, the embedded ones anew, as they may have been trained."""
+    """Write a checkpoint into `folder`: a random one only once, an embedded one anew, as it may have been trained."""
     if not model.is_random:
         shutil.copytree(ROOT / "models" / model.entry_id, folder, dirs_exist_ok=True)
     elif not (folder / GENERATION_CONFIG_FILE).is_file():
