@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import bentoml
+from starlette.requests import ClientDisconnect
 
-from runners.encoder_service import NO_ACCESS_LOG
+from runners.disconnection import while_connected
+from runners.encoder_service import LEAN
 from runners.limits import SchedulerLimits
-from runners.messages import Array, Outcome, SequenceSpec
+from runners.messages import AnyArray, MemoryAddress, Outcomes, SequenceSpec
+from runners.shared_arrays import can_open
 
 WARM_UP_TOKENS = 4
 
@@ -44,9 +47,23 @@ def make_decoder_service(model_id: str, options: DecoderOptions) -> Any:
             self._worker.stop()
 
         @bentoml.api
-        async def write(self, image_features: Array, sequences: list[SequenceSpec]) -> list[Outcome]:
-            """Return what became of each sequence over one image's features, float32 (N, C)."""
-            return await self._worker.write(image_features, sequences)
+        async def write(
+            self, image_features: AnyArray, sequences: list[SequenceSpec], ctx: bentoml.Context
+        ) -> Outcomes:
+            """Return what became of each sequence over one image's features, float32 (N, C).
 
-    service = bentoml.service(name=f"{model_id}-decoder", logging=NO_ACCESS_LOG, traffic={"timeout": options.timeout_s})
+            A caller that closes its connection, or dies, frees their slots within one step.
+            """
+            try:
+                writing = self._worker.write(image_features, sequences)
+                return Outcomes(outcomes=await while_connected(ctx.request.receive, writing))
+            except ClientDisconnect:
+                return Outcomes(outcomes=[])  # nobody is left to read it
+
+        @bentoml.api
+        async def can_open(self, memory: MemoryAddress) -> bool:
+            """Say whether arrays in this memory can be sent here."""
+            return can_open(memory)
+
+    service = bentoml.service(name=f"{model_id}-decoder", traffic={"timeout": options.timeout_s}, **LEAN)
     return service(Decoder)

@@ -9,10 +9,11 @@ from runners.answers import to_failed, to_request, to_written
 from runners.artifacts import read_manifest, verify_files
 from runners.decoder_service import DecoderOptions
 from runners.decoders import load_decoder
-from runners.messages import Array, Failed, Outcome, SequenceSpec
+from runners.messages import AnyArray, Failed, Outcome, SequenceSpec
 from runners.model_store import artifact_folder
 from runners.scheduler import Scheduler
 from runners.sequences import SequenceError
+from runners.shared_arrays import MemoryUnreachable, view
 
 _WARM_UP_TIMEOUT_S = 600.0
 
@@ -46,14 +47,19 @@ class DecoderWorker:
         """Write what was accepted, then end."""
         self._scheduler.stop()
 
-    async def write(self, image_features: Array, specs: Sequence[SequenceSpec]) -> list[Outcome]:
-        """Return what became of each sequence; one that fails does not touch the others."""
-        features = torch.from_numpy(image_features.numpy().copy())
+    async def write(self, image_features: AnyArray, specs: Sequence[SequenceSpec]) -> list[Outcome]:
+        """Return what became of each sequence; one that fails does not touch the others.
+
+        Cancelled, it cancels their futures.
+        """
         try:
+            features = torch.from_numpy(view(image_features))
             requests = [to_request(self._decoder, features, spec) for spec in specs]
             futures = self._scheduler.submit(requests)
         except SequenceError as error:
             return [to_failed(error) for _ in specs]
+        except MemoryUnreachable as error:
+            return [Failed(code="internal", message=f"the image features are not to be had: {error}") for _ in specs]
         results = await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
         return [
             to_written(self._decoder, request, result) if not isinstance(result, BaseException) else _failure(result)

@@ -2,18 +2,25 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import bentoml
 import numpy as np
+from bentoml.validators import ContentType
+from numpy.typing import NDArray
 
 from runners.artifacts import read_manifest, verify_files
-from runners.messages import Array, EncodedImage
+from runners.messages import EncodedImage, EncodeOutcome, Failed, ImageToEncode, MemoryAddress
 from runners.metrics import BATCH_SIZE
 from runners.model_store import artifact_folder
+from runners.shared_arrays import MemoryUnreachable, can_open, place, read_into
 from runners.vision_encoder import VisionEncoder
 
+# BentoML 1.4.40 else derives the type of a list from its JSON schema, again for every answer.
+_JSON = ContentType("application/json")
 NO_ACCESS_LOG = {"access": {"enabled": False}}  # the gateway writes the one line of a request
+# Each of BentoML's layers around a call costs every request; what they count and trace the gateway's own do too.
+LEAN: dict[str, Any] = {"logging": NO_ACCESS_LOG, "metrics": {"enabled": False}, "tracing": {"excluded_urls": "."}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +51,37 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
             self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))
 
         @bentoml.api(batchable=True, max_batch_size=options.max_batch_size, max_latency_ms=options.max_latency_ms)
-        def encode(self, images: list[Array]) -> list[EncodedImage]:
-            """Return image features (N, C) for each of the images, uint8 RGB (H, W, 3)."""
-            start_s = time.monotonic()
+        def encode(self, images: list[ImageToEncode]) -> Annotated[list[EncodeOutcome], _JSON]:
+            """Return image features, float32 (N, C), for each of the images; one that fails does so alone."""
             BATCH_SIZE.labels(model_id, "encode").observe(len(images))
-            features = self._encoder.encode(np.stack([image.numpy() for image in images]))
+            pixels = np.zeros((len(images), *images[0].pixels.shape), dtype=np.uint8)
+            failures = [_read_failure(row, image) for row, image in zip(pixels, images, strict=True)]
+            start_s = time.monotonic()
+            features = self._encoder.encode(pixels)
             encode_s = time.monotonic() - start_s
-            return [EncodedImage(image_features=Array.of(item), encode_s=encode_s) for item in features]
+            outcomes = zip(failures, features, images, strict=True)
+            return [failure or _placed(item, image, encode_s) for failure, item, image in outcomes]
 
-    service = bentoml.service(name=f"{model_id}-encoder", logging=NO_ACCESS_LOG, traffic={"timeout": options.timeout_s})
+        @bentoml.api
+        async def can_open(self, memory: MemoryAddress) -> bool:
+            """Say whether arrays in this memory can be sent here."""
+            return can_open(memory)
+
+    service = bentoml.service(name=f"{model_id}-encoder", traffic={"timeout": options.timeout_s}, **LEAN)
     return service(Encoder)
+
+
+def _read_failure(pixels: NDArray[np.uint8], image: ImageToEncode) -> Failed | None:
+    """Fill `pixels` (H, W, 3), or say why not."""
+    try:
+        read_into(pixels, image.pixels)
+    except MemoryUnreachable as error:
+        return Failed(code="internal", message=f"the pixels are not to be had: {error}")
+    return None
+
+
+def _placed(image_features: NDArray[np.float32], image: ImageToEncode, encode_s: float) -> EncodedImage | Failed:
+    try:
+        return EncodedImage(image_features=place(image_features, image.target), encode_s=encode_s)
+    except MemoryUnreachable as error:
+        return Failed(code="internal", message=f"there is no place for the features: {error}")

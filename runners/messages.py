@@ -1,10 +1,14 @@
-"""What travels between the gateway's process and the runners' processes: typed values, tensors as bytes."""
+"""What travels as JSON between the gateway's process and the runners' processes.
 
+A tensor travels with its bytes, or as the place in memory that both processes reach.
+"""
+
+import math
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from runners.patterns import Pattern
 
@@ -15,8 +19,11 @@ FailureCode = Literal[
 
 
 class Array(BaseModel):
-    """A numpy array as it travels."""
+    """A numpy array with its bytes."""
 
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+    kind: Literal["array"] = "array"
     dtype: str
     shape: tuple[int, ...]
     data: bytes
@@ -30,11 +37,50 @@ class Array(BaseModel):
         """Return a read-only view of the message's bytes."""
         return np.frombuffer(self.data, dtype=self.dtype).reshape(self.shape)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the array."""
+        return len(self.data)
+
+
+class MemoryAddress(BaseModel):
+    """Where a runner on the gateway's host finds the gateway's memory."""
+
+    pid: int
+    fd: int
+    name: str  # of this memory and no other
+
+
+class SharedArray(BaseModel):
+    """A numpy array in the gateway's memory, or room for one."""
+
+    kind: Literal["shared"] = "shared"
+    memory: MemoryAddress
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the array."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+AnyArray = Annotated[Array | SharedArray, Field(discriminator="kind")]
+
+
+class ImageToEncode(BaseModel):
+    """One image, and where its features shall be written; None: they come back with their bytes."""
+
+    pixels: AnyArray  # uint8 RGB (H, W, 3)
+    target: SharedArray | None = None
+
 
 class EncodedImage(BaseModel):
     """The image features of one image."""
 
-    image_features: Array  # float32 (N, C)
+    kind: Literal["encoded"] = "encoded"
+    image_features: AnyArray  # float32 (N, C)
     encode_s: float  # of its whole batch
 
 
@@ -75,3 +121,10 @@ class Failed(BaseModel):
 
 
 Outcome = Annotated[Written | Failed, Field(discriminator="kind")]
+EncodeOutcome = Annotated[EncodedImage | Failed, Field(discriminator="kind")]
+
+
+class Outcomes(BaseModel):
+    """What became of each sequence of a call."""
+
+    outcomes: list[Outcome]

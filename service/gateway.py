@@ -24,6 +24,7 @@ from service.rest import RestApi
 from service.runner_client import RunnerClient
 from service.served_models import ServedModel, ServedModels, load_served_model, served_entries
 from service.settings import Settings, settings
+from service.shared_memory import SharedMemory
 from service.vision_cache import VisionCache
 
 logger = logging.getLogger(__name__)
@@ -73,13 +74,14 @@ class _Gateway:
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file)
         models = {entry.id: load_served_model(entry, artifact_folder(entry.id)) for entry in _ENTRIES}
         vision_cache = VisionCache(_SETTINGS.vision_cache_mb * _BYTES_PER_MB)
+        memory = SharedMemory.create()
         self._runners = {
             entry.id: RunnerClient(
-                entry.id,
-                models[entry.id].manifest.build_key,
-                _lasting(getattr(self, _attribute("encoder", index)).to_async),
-                _lasting(getattr(self, _attribute("decoder", index)).to_async),
+                models[entry.id].manifest,
+                _prepared(getattr(self, _attribute("encoder", index)).to_async),
+                _prepared(getattr(self, _attribute("decoder", index)).to_async),
                 vision_cache,
+                memory,
             )
             for index, entry in enumerate(_ENTRIES)
         }
@@ -98,11 +100,13 @@ class _Gateway:
         return all(await asyncio.gather(*(runner.is_ready() for runner in self._runners.values())))
 
 
-def _lasting(client: Any) -> Any:
-    """Return a runner's client that keeps its session.
+def _prepared(client: Any) -> Any:
+    """Return a runner's client that sends JSON and keeps its session.
 
-    BentoML 1.4.40 closes it every 100 requests and every 300 s, with all requests that are in flight on it.
+    BentoML 1.4.40 sends pickles between services, and closes a session every 100 requests and every 300 s, with all
+    requests that are in flight on it.
     """
+    client.media_type = "application/json"
     client._session_manager.max_requests = sys.maxsize
     client._session_manager.max_age = math.inf
     return client

@@ -6,7 +6,7 @@ _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10,
 
 REQUESTS = Counter(
     "diptych_requests_total",
-    "Answers given, one for each model of a comparison; status is ok or the error's code.",
+    "Answers given, one for each model of a comparison; status is ok, the error's code, or client_gone.",
     ["api", "model", "task", "status"],
 )
 REQUEST_SECONDS = Histogram(

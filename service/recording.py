@@ -53,3 +53,9 @@ def record_error(error: ServiceError, api: str, request_id: str, model: str = NO
     error.is_recorded = True
     REQUESTS.labels(api, model, task, error.code).inc()
     logger.info("request %s %s api=%s model=%s task=%s", request_id, error.code, api, model, task)
+
+
+def record_gone_client(api: str, request_id: str) -> None:
+    """Count and log a client that went before its answer was there."""
+    REQUESTS.labels(api, NONE, NONE, "client_gone").inc()
+    logger.info("request %s client_gone api=%s", request_id, api)

@@ -18,13 +18,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from runners.disconnection import while_connected
 from service.api_keys import ApiKeys
 from service.bodies import read_body
 from service.core import Core, RequestContext
 from service.errors import ErrorCode, InternalError, InvalidRequest, NotReady, Overloaded, ServiceError
 from service.listings import models_json, tasks_json
 from service.openapi import openapi_document
-from service.recording import record_error
+from service.recording import record_error, record_gone_client
 from service.responses import answer_json, error_detail, image_json
 from service.settings import Settings
 from service.wire import ComparisonJson, ErrorJson, ModelErrorJson
@@ -62,6 +63,7 @@ def _endpoint(function: Endpoint) -> "Callable[[RestApi, Request], Awaitable[Res
             context = RequestContext(request_id, _API, time.monotonic() + api.timeout_s(request))
             response = await function(api, request, context)
         except ClientDisconnect:
+            record_gone_client(_API, request_id)
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
         except ServiceError as error:
             response = _error_response(error, request_id)
@@ -116,7 +118,7 @@ class RestApi:
         """Answer with one model."""
         core = self._authorized(request)
         body = await read_body(request, self._settings.max_body_bytes)
-        answer = await core.predict(body.image, body.fields, context)
+        answer = await while_connected(request.receive, core.predict(body.image, body.fields, context))
         return _json(answer_json(answer, context.request_id))
 
     @_endpoint
@@ -124,7 +126,7 @@ class RestApi:
         """Answer with several models at the same time."""
         core = self._authorized(request)
         body = await read_body(request, self._settings.max_body_bytes)
-        comparison = await core.compare(body.image, body.fields, context)
+        comparison = await while_connected(request.receive, core.compare(body.image, body.fields, context))
         answers = [
             ModelErrorJson(model=model.id, error=error_detail(outcome, context.request_id))
             if isinstance(outcome, ServiceError)

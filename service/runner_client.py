@@ -1,18 +1,31 @@
 """Calls to the runners of one model, with every way they can fail turned into an error of the service's tree."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import aiohttp
 import numpy as np
 from bentoml.exceptions import BentoMLException, ServiceUnavailable
 from numpy.typing import NDArray
 
-from runners.messages import Array, EncodedImage, Failed, Outcome, SequenceSpec, Written
+from runners.artifacts import Manifest
+from runners.messages import (
+    AnyArray,
+    Array,
+    EncodedImage,
+    EncodeOutcome,
+    Failed,
+    ImageToEncode,
+    MemoryAddress,
+    Outcomes,
+    SequenceSpec,
+    Written,
+)
 from runners.metrics import QUEUE_DEPTH
 from service.errors import (
     DeadlineExceeded,
@@ -22,36 +35,43 @@ from service.errors import (
     Overloaded,
     ServiceError,
 )
-from service.vision_cache import EncodedFeatures, FeaturesKey, VisionCache
+from service.shared_memory import SharedMemory
+from service.vision_cache import EncodedFeatures, Features, FeaturesKey, VisionCache
 
 logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
+Part = Literal["encoder", "decoder"]
+
 _READY_TIMEOUT_S = 1
 
 
-class EncoderApi(Protocol):
-    """An encoder service, as BentoML's asynchronous client shows it."""
+class RunnerApi(Protocol):
+    """A runner's service, as BentoML's asynchronous client shows it."""
 
-    async def encode(self, images: list[Array]) -> list[EncodedImage]:
+    async def can_open(self, memory: MemoryAddress) -> bool:
+        """Say whether arrays in this memory can be sent there."""
+        ...
+
+    async def is_ready(self, timeout: int) -> bool:
+        """Say whether the service answers within `timeout` seconds."""
+        ...
+
+
+class EncoderApi(RunnerApi, Protocol):
+    """An encoder service."""
+
+    async def encode(self, images: list[ImageToEncode]) -> list[EncodeOutcome]:
         """Return image features for each image."""
         ...
 
-    async def is_ready(self, timeout: int) -> bool:
-        """Say whether the service answers within `timeout` seconds."""
-        ...
 
+class DecoderApi(RunnerApi, Protocol):
+    """A decoder service."""
 
-class DecoderApi(Protocol):
-    """A decoder service, as BentoML's asynchronous client shows it."""
-
-    async def write(self, image_features: Array, sequences: list[SequenceSpec]) -> list[Outcome]:
-        """Return what became of each sequence."""
-        ...
-
-    async def is_ready(self, timeout: int) -> bool:
-        """Say whether the service answers within `timeout` seconds."""
+    async def write(self, image_features: AnyArray, sequences: list[SequenceSpec]) -> Outcomes:
+        """Return what became of each sequence. A caller that is cancelled ends them."""
         ...
 
 
@@ -66,28 +86,43 @@ class WrittenAnswers:
 
 
 class RunnerClient:
-    """The encoder and the decoder of one model."""
+    """The encoder and the decoder of one model.
+
+    Arrays travel through `memory` to a runner that can open it, which it is asked once, and with their bytes to others.
+    """
 
     def __init__(
-        self, model_id: str, build_key: str, encoder: EncoderApi, decoder: DecoderApi, vision_cache: VisionCache
+        self,
+        manifest: Manifest,
+        encoder: EncoderApi,
+        decoder: DecoderApi,
+        vision_cache: VisionCache,
+        memory: SharedMemory | None,
     ) -> None:
-        self._model_id = model_id
-        self._build_key = build_key
+        self._model_id = manifest.model_id
+        self._build_key = manifest.build_key
+        self._features_shape = (manifest.num_image_tokens, manifest.hidden_size)
         self._vision_cache = vision_cache
         self._encoder = encoder
         self._decoder = decoder
-        self._encode_depth = QUEUE_DEPTH.labels(model_id, "encode")
+        self._memory = memory
+        self._can_open: dict[Part, bool] = {}
+        self._encode_depth = QUEUE_DEPTH.labels(manifest.model_id, "encode")
 
     async def encode(self, pixels: NDArray[np.uint8]) -> EncodedFeatures:
         """Return the image features of resized RGB `pixels` (H, W, 3), from the cache where it has them."""
         key = FeaturesKey.of(self._model_id, self._build_key, pixels)
         return await self._vision_cache.get(key, partial(self._encode, pixels))
 
-    async def write(self, image_features: Array, specs: Sequence[SequenceSpec]) -> WrittenAnswers:
-        """Return the written sequences, in order; raise the error of the first that failed."""
+    async def write(self, image_features: Features, specs: Sequence[SequenceSpec]) -> WrittenAnswers:
+        """Return the written sequences, in order; raise the error of the first that failed.
+
+        Cancelled, it ends them: BentoML's client closes its connection.
+        """
         start_s = time.monotonic()
-        call = partial(self._decoder.write, image_features=image_features, sequences=list(specs))
-        sequences = tuple(_written(outcome) for outcome in await self._call("decoder", call))
+        message = await self._message(image_features)
+        call = partial(self._decoder.write, image_features=message, sequences=list(specs))
+        sequences = tuple(_written(outcome) for outcome in (await self._call("decoder", call)).outcomes)
         slowest = max(sequences, key=lambda sequence: sequence.queue_s + sequence.prefill_s + sequence.decode_s)
         waited_s = time.monotonic() - start_s - slowest.prefill_s - slowest.decode_s
         return WrittenAnswers(sequences, slowest.prefill_s, slowest.decode_s, max(0.0, waited_s))
@@ -102,11 +137,49 @@ class RunnerClient:
     async def _encode(self, pixels: NDArray[np.uint8]) -> EncodedFeatures:
         start_s = time.monotonic()
         with self._encode_depth.track_inprogress():
-            (encoded,) = await self._call("encoder", partial(self._encoder.encode, images=[Array.of(pixels)]))
-        waited_s = time.monotonic() - start_s - encoded.encode_s
-        return EncodedFeatures(encoded.image_features, encoded.encode_s, max(0.0, waited_s))
+            memory = await self._memory_with("encoder", self._encoder)
+            encoding = self._encode_bytes(pixels) if memory is None else self._encode_shared(pixels, memory)
+            features, encode_s = await encoding
+        return EncodedFeatures(features, encode_s, max(0.0, time.monotonic() - start_s - encode_s))
 
-    async def _call(self, part: str, call: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    async def _encode_bytes(self, pixels: NDArray[np.uint8]) -> tuple[Features, float]:
+        encoded = await self._ask_encoder(ImageToEncode(pixels=Array.of(pixels)))
+        if not isinstance(encoded.image_features, Array):
+            raise InternalError(f"the encoder of {self._model_id} sent no features")
+        return encoded.image_features, encoded.encode_s
+
+    async def _encode_shared(self, pixels: NDArray[np.uint8], memory: SharedMemory) -> tuple[Features, float]:
+        source = memory.reserve(pixels.shape, pixels.dtype.name)
+        target = memory.reserve(self._features_shape, "float32")
+        await asyncio.to_thread(source.write, pixels)
+        encoded = await self._ask_encoder(ImageToEncode(pixels=source.message, target=target.message))
+        return target, encoded.encode_s
+
+    async def _ask_encoder(self, image: ImageToEncode) -> EncodedImage:
+        (outcome,) = await self._call("encoder", partial(self._encoder.encode, images=[image]))
+        if isinstance(outcome, Failed):
+            raise _error_of(outcome)
+        return outcome
+
+    async def _message(self, image_features: Features) -> AnyArray:
+        """Return the message of features for the decoder."""
+        if isinstance(image_features, Array):
+            return image_features
+        if await self._memory_with("decoder", self._decoder) is not None:
+            return image_features.message
+        return Array.of(image_features.read())
+
+    async def _memory_with(self, part: Part, runner: RunnerApi) -> SharedMemory | None:
+        """Return the memory if the runner can open it."""
+        if self._memory is None:
+            return None
+        if part not in self._can_open:
+            self._can_open[part] = await self._call(part, partial(runner.can_open, memory=self._memory.address))
+            if not self._can_open[part]:
+                logger.info("the %s of %s shares no memory: arrays travel with their bytes", part, self._model_id)
+        return self._memory if self._can_open[part] else None
+
+    async def _call(self, part: Part, call: Callable[[], Awaitable[ResultT]]) -> ResultT:
         try:
             return await _with_one_retry(call)
         except ServiceUnavailable as error:

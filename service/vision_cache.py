@@ -1,30 +1,33 @@
 """Image features by the content of the pixels that made them, least recently used out.
 
 Requests for one image at one time encode it once: the first makes the features, the others join it. What fails is told
-to all who joined and is not kept. It knows nothing of encoders; features are bytes with a shape.
+to all who joined and is not kept. It knows nothing of encoders; features are something that takes bytes of memory,
+and are freed when neither the cache nor a request refers to them.
 """
 
 import asyncio
-import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from runners.messages import Array
 from service.metrics import VISION_CACHE_BYTES, VISION_CACHE_REQUESTS
+from service.shared_memory import Block
 
 CacheOutcome = Literal["hit", "miss", "joined"]
+Features = Array | Block  # with their bytes, or in the memory that runners reach
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedFeatures:
     """Image features and what they took."""
 
-    image_features: Array
+    image_features: Features
     encode_s: float
     queue_s: float  # waiting for the batch, and transport
     outcome: CacheOutcome = "miss"
@@ -40,8 +43,11 @@ class FeaturesKey:
 
     @classmethod
     def of(cls, model_id: str, build_key: str, pixels: NDArray[np.uint8]) -> "FeaturesKey":
-        """Return the key of `pixels` (H, W, 3)."""
-        return cls(model_id, build_key, hashlib.blake2b(pixels.data, digest_size=32).digest())
+        """Return the key of `pixels` (H, W, 3).
+
+        BLAKE3 takes 0.2 ms for 768 x 768 where hashlib's fastest, SHA-256, takes 0.9 and BLAKE2 2: less than a thread.
+        """
+        return cls(model_id, build_key, blake3(pixels.data).digest())
 
 
 class VisionCache:
@@ -50,7 +56,7 @@ class VisionCache:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._num_bytes = 0
-        self._features: OrderedDict[FeaturesKey, Array] = OrderedDict()  # least recently used first
+        self._features: OrderedDict[FeaturesKey, Features] = OrderedDict()  # least recently used first
         self._encoding: dict[FeaturesKey, asyncio.Task[EncodedFeatures]] = {}
 
     async def get(self, key: FeaturesKey, encode: Callable[[], Awaitable[EncodedFeatures]]) -> EncodedFeatures:
@@ -76,15 +82,15 @@ class VisionCache:
         self._keep(key, encoded.image_features)
         return encoded
 
-    def _keep(self, key: FeaturesKey, features: Array) -> None:
+    def _keep(self, key: FeaturesKey, features: Features) -> None:
         """Keep features and drop the least recently used until they fit; what alone is too large is not kept."""
-        if len(features.data) > self._max_bytes:
+        if features.num_bytes > self._max_bytes:
             return
         self._features[key] = features
-        self._account(key, len(features.data))
+        self._account(key, features.num_bytes)
         while self._num_bytes > self._max_bytes:
             oldest, dropped = self._features.popitem(last=False)
-            self._account(oldest, -len(dropped.data))
+            self._account(oldest, -dropped.num_bytes)
 
     def _account(self, key: FeaturesKey, num_bytes: int) -> None:
         self._num_bytes += num_bytes

@@ -1,10 +1,38 @@
-import aiohttp
-import pytest
+import asyncio
 
+import aiohttp
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from runners.messages import Failed, SequenceSpec
+from service.errors import InternalError
 from service.runner_client import RunnerClient
+from service.shared_memory import SharedMemory
 from service.vision_cache import VisionCache
-from tests.support.core_calls import run
-from tests.support.fake_runners import FakeDecoder, FakeEncoder
+from tests.support.catalog import FLORENCE
+from tests.support.core_calls import run, until
+from tests.support.fake_runners import FakeDecoder, FakeEncoder, fake_features
+from tests.support.fake_service import INPUT_SIZE_WH, MEMORY, served
+from tests.support.memory_use import PAGE_BYTES, allocated
+
+MANIFEST = served(FLORENCE).manifest
+SPEC = SequenceSpec(segments=[("what is it?", True)], timeout_s=1)
+
+
+def client(
+    encoder: FakeEncoder, decoder: FakeDecoder, max_bytes: int = 0, memory: SharedMemory | None = MEMORY
+) -> RunnerClient:
+    return RunnerClient(MANIFEST, encoder, decoder, VisionCache(max_bytes), memory)
+
+
+def pixels(seed: int = 0) -> NDArray[np.uint8]:
+    width, height = INPUT_SIZE_WH
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def writer(shares_memory: bool = True) -> FakeDecoder:
+    return FakeDecoder({"what is it?": "a circle"}, shares_memory=shares_memory)
 
 
 @pytest.mark.parametrize(
@@ -18,4 +46,86 @@ from tests.support.fake_runners import FakeDecoder, FakeEncoder
     ],
 )
 def test_model_is_ready_when_both_runners_answer(encoder: FakeEncoder, decoder: FakeDecoder, expected: bool) -> None:
-    assert run(RunnerClient("a", "key", encoder, decoder, VisionCache(0)).is_ready()) is expected
+    assert run(client(encoder, decoder).is_ready()) is expected
+
+
+@pytest.mark.parametrize("max_bytes", [0, 1_000_000], ids=["not kept", "kept"])
+@pytest.mark.parametrize(
+    ("encoder_shares", "decoder_shares", "has_memory", "kind"),
+    [
+        (True, True, True, "shared"),
+        (True, False, True, "array"),
+        (False, True, True, "array"),
+        (False, False, True, "array"),
+        (True, True, False, "array"),
+    ],
+)
+def test_features_arrive_bit_equal_whichever_runner_shares_memory(
+    encoder_shares: bool, decoder_shares: bool, has_memory: bool, kind: str, max_bytes: int
+) -> None:
+    async def ask() -> None:
+        for _ in range(2):
+            encoded = await runners.encode(pixels())
+            await runners.write(encoded.image_features, [SPEC])
+
+    encoder, decoder = FakeEncoder(shares_memory=encoder_shares), writer(shares_memory=decoder_shares)
+    runners = client(encoder, decoder, max_bytes, MEMORY if has_memory else None)
+    run(ask())
+    assert decoder.kinds == [kind] * 2
+    assert all(np.array_equal(features, fake_features(pixels())) for features in decoder.image_features)
+
+
+def test_a_runner_is_asked_once_whether_it_shares_memory() -> None:
+    async def ask() -> None:
+        for seed in range(3):
+            await runners.encode(pixels(seed))
+
+    encoder = FakeEncoder()
+    runners = client(encoder, FakeDecoder({}))
+    run(ask())
+    assert (len(encoder.shapes), encoder.num_asked) == (3, 1)
+
+
+def test_an_image_that_failed_alone_is_an_error_and_is_not_kept() -> None:
+    async def ask() -> None:
+        with pytest.raises(InternalError, match="not to be had"):
+            await runners.encode(pixels())
+        encoder.failed = None
+        assert (await runners.encode(pixels())).outcome == "miss"
+
+    encoder = FakeEncoder(failed=Failed(code="internal", message="the pixels are not to be had"))
+    runners = client(encoder, FakeDecoder({}), 1_000_000)
+    run(ask())
+
+
+def test_features_in_use_outlast_their_place_in_the_cache() -> None:
+    async def ask() -> None:
+        decoder.released = asyncio.Event()
+        encoded = await runners.encode(pixels(1))
+        writing = asyncio.ensure_future(runners.write(encoded.image_features, [SPEC]))
+        del encoded
+        await runners.encode(pixels(2))  # drops the first from a cache that has room for one
+        await until(lambda: allocated(memory) == 2 * PAGE_BYTES)  # the thread that wrote the pixels lets go of them
+        decoder.released.set()
+        await writing
+        assert allocated(memory) == PAGE_BYTES
+
+    memory, decoder = SharedMemory(), writer()
+    runners = client(FakeEncoder(), decoder, PAGE_BYTES, memory)
+    run(ask())
+
+
+def test_a_call_that_is_cancelled_is_cancelled_at_the_decoder() -> None:
+    async def ask() -> None:
+        decoder.released = asyncio.Event()
+        encoded = await runners.encode(pixels())
+        writing = asyncio.ensure_future(runners.write(encoded.image_features, [SPEC]))
+        await until(lambda: decoder.specs)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+
+    decoder = writer()
+    runners = client(FakeEncoder(), decoder)
+    run(ask())
+    assert decoder.num_cancelled == 1

@@ -8,7 +8,10 @@ import pytest
 from prometheus_client import REGISTRY
 
 from runners.messages import Array
-from service.vision_cache import EncodedFeatures, FeaturesKey, VisionCache
+from service.shared_memory import SharedMemory
+from service.vision_cache import EncodedFeatures, Features, FeaturesKey, VisionCache
+from tests.support.core_calls import until
+from tests.support.memory_use import PAGE_BYTES, allocated
 
 ResultT = TypeVar("ResultT")
 NUM_BYTES = 40  # of the features of one image
@@ -29,7 +32,7 @@ class Encoder:
     released: asyncio.Event | None = None
     failure: Exception | None = None
     num_encoded: int = 0
-    features: Array = field(default_factory=lambda: Array.of(np.arange(NUM_BYTES // 4, dtype=np.float32)))
+    features: Features = field(default_factory=lambda: Array.of(np.arange(NUM_BYTES // 4, dtype=np.float32)))
 
     async def __call__(self) -> EncodedFeatures:
         self.num_encoded += 1
@@ -48,7 +51,7 @@ def test_the_second_time_is_a_hit_with_the_same_bytes() -> None:
     encoder = Encoder()
     first, second = run(ask())
     assert (first.outcome, second.outcome) == ("miss", "hit")
-    assert second.image_features.data == first.image_features.data
+    assert second.image_features is first.image_features is encoder.features
     assert (second.encode_s, second.queue_s) == (0.0, 0.0)
     assert encoder.num_encoded == 1
 
@@ -120,6 +123,23 @@ def test_the_least_recently_used_leave_first() -> None:
         return [(await cache.get(key(value), Encoder())).outcome for value in (1, 2, 1, 3, 1, 2)]
 
     assert run(ask()) == ["miss", "miss", "hit", "miss", "hit", "miss"]
+
+
+@pytest.mark.parametrize("num_kept", [0, 1, 3])
+def test_shared_memory_is_bounded_by_the_cache(num_kept: int) -> None:
+    async def encode() -> EncodedFeatures:
+        block = memory.reserve((10,), "float32")
+        block.write(np.ones(10, dtype=np.float32))
+        return EncodedFeatures(block, 0.5, 0.25)
+
+    async def ask() -> None:
+        cache = VisionCache(num_kept * PAGE_BYTES + PAGE_BYTES - 1)
+        for value in range(20):
+            await cache.get(key(value), encode)
+        await until(lambda: allocated(memory) == num_kept * PAGE_BYTES)  # asyncio lets go of the last one's task
+
+    memory = SharedMemory()
+    run(ask())
 
 
 def test_nothing_is_kept_without_room() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from service.core import Comparison, Core
@@ -17,6 +17,13 @@ OD_PROMPT = "Locate the objects with category name in the image."
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(coroutine)
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 5) -> None:
+    """Return once `condition` is true; raise TimeoutError if it does not come true."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 def predict(core: Core, image: bytes = PNG, timeout_s: float = math.inf, **fields: Any) -> Answer:

@@ -5,32 +5,53 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
-from runners.messages import Array, EncodedImage, Failed, Outcome, SequenceSpec, Written
+from runners.messages import (
+    AnyArray,
+    EncodedImage,
+    EncodeOutcome,
+    Failed,
+    ImageToEncode,
+    MemoryAddress,
+    Outcome,
+    Outcomes,
+    SequenceSpec,
+    Written,
+)
+from runners.shared_arrays import can_open, place, view
 from tests.support.answers import generated
 
 NUM_PROMPT_TOKENS = 5
+FAKE_IMAGE_TOKENS = 37
 ENCODE_S, QUEUE_S, PREFILL_S, DECODE_S = 0.25, 0.5, 0.125, 1.0
 
 
 @dataclass(slots=True)
 class FakeEncoder:
-    """Notes the shapes of the images that it is sent."""
+    """Notes the shapes of the images that it is sent. Its features are the first pixels, one value a token."""
 
     failure: Exception | None = None
+    failed: Failed | None = None  # the answer for every image
     released: asyncio.Event | None = None  # answers only when this is set
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     is_up: bool = True
+    shares_memory: bool = True
+    num_asked: int = 0  # whether it shares memory
 
-    async def encode(self, images: list[Array]) -> list[EncodedImage]:
-        """Return features of zeros, or fail."""
-        self.shapes.extend(image.shape for image in images)
+    async def encode(self, images: list[ImageToEncode]) -> list[EncodeOutcome]:
+        """Return features, or fail."""
+        self.shapes.extend(image.pixels.shape for image in images)
         if self.released is not None:
             await self.released.wait()
         if self.failure is not None:
             raise self.failure
-        features = Array.of(np.zeros((1, 1), dtype=np.float32))
-        return [EncodedImage(image_features=features, encode_s=ENCODE_S) for _ in images]
+        return [self.failed or _encoded(image) for image in images]
+
+    async def can_open(self, memory: MemoryAddress) -> bool:
+        """Try, unless the test decided that it does not."""
+        self.num_asked += 1
+        return self.shares_memory and can_open(memory)
 
     async def is_ready(self, timeout: int) -> bool:  # noqa: ARG002  # the interface has it
         """Say what the test decided, or fail."""
@@ -45,21 +66,54 @@ class FakeDecoder:
 
     answers: Mapping[str, str | Failed]
     failure: Exception | None = None
+    released: asyncio.Event | None = None  # answers only when this is set
     specs: list[SequenceSpec] = field(default_factory=list)
+    image_features: list[NDArray[np.float32]] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)  # how the features came
     is_up: bool = True
+    shares_memory: bool = True
+    num_cancelled: int = 0
 
-    async def write(self, image_features: Array, sequences: list[SequenceSpec]) -> list[Outcome]:  # noqa: ARG002
+    async def write(self, image_features: AnyArray, sequences: list[SequenceSpec]) -> Outcomes:
         """Return what became of each sequence, or fail."""
         self.specs.extend(sequences)
+        self.image_features.append(view(image_features).copy())
+        self.kinds.append(image_features.kind)
+        await self._wait()
         if self.failure is not None:
             raise self.failure
-        return [_outcome(self.answers["".join(text for text, _ in spec.segments)]) for spec in sequences]
+        return Outcomes(outcomes=[_outcome(self.answers[_prompt(spec)]) for spec in sequences])
+
+    async def _wait(self) -> None:
+        try:
+            if self.released is not None:
+                await self.released.wait()
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
+
+    async def can_open(self, memory: MemoryAddress) -> bool:
+        """Try, unless the test decided that it does not."""
+        return self.shares_memory and can_open(memory)
 
     async def is_ready(self, timeout: int) -> bool:  # noqa: ARG002  # the interface has it
         """Say what the test decided, or fail."""
         if self.failure is not None:
             raise self.failure
         return self.is_up
+
+
+def fake_features(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return (FAKE_IMAGE_TOKENS, 1) of the first pixels (H, W, 3)."""
+    return pixels.reshape(-1)[:FAKE_IMAGE_TOKENS, np.newaxis].astype(np.float32)
+
+
+def _encoded(image: ImageToEncode) -> EncodedImage:
+    return EncodedImage(image_features=place(fake_features(view(image.pixels)), image.target), encode_s=ENCODE_S)
+
+
+def _prompt(spec: SequenceSpec) -> str:
+    return "".join(text for text, _ in spec.segments)
 
 
 def _outcome(answer: str | Failed) -> Outcome:

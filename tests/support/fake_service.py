@@ -13,16 +13,18 @@ from runners.artifacts import Manifest
 from service.core import Core, RequestContext
 from service.runner_client import RunnerClient
 from service.served_models import ServedModel, ServedModels
+from service.shared_memory import SharedMemory
 from service.vision_cache import VisionCache
 from tasks.catalog import CatalogEntry
 from tasks.paligemma import MaskDecoder
 from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT
-from tests.support.fake_runners import FakeDecoder, FakeEncoder
+from tests.support.fake_runners import FAKE_IMAGE_TOKENS, FakeDecoder, FakeEncoder
 
 FLORENCE_ID, PALIGEMMA_ID = FLORENCE.id, PALIGEMMA.id
 IMAGE_SIZE_WH = (640, 480)
 INPUT_SIZE_WH = (192, 96)  # not a square, so that a swap of the two shows
-NUM_IMAGE_TOKENS = 37
+NUM_IMAGE_TOKENS = FAKE_IMAGE_TOKENS
+MEMORY = SharedMemory()  # one for all tests: nothing closes it but the end
 
 # What the fake decoders write, by prompt.
 FLORENCE_ANSWERS = {
@@ -81,11 +83,12 @@ def make_core(
     texts = {FLORENCE_ID: FLORENCE_ANSWERS, PALIGEMMA_ID: PALIGEMMA_ANSWERS}
     encoders = {model_id: FakeEncoder() for model_id in texts} | dict(encoders or {})
     decoders = {model_id: FakeDecoder(answers) for model_id, answers in texts.items()} | dict(decoders or {})
+    models = served_models(*entries)
     runners = {
-        model_id: RunnerClient(model_id, "key", encoders[model_id], decoders[model_id], VisionCache(10_000_000))
-        for model_id in texts
+        model.id: RunnerClient(model.manifest, encoders[model.id], decoders[model.id], VisionCache(10_000_000), MEMORY)
+        for model in models
     }
-    return Core(served_models(*entries), runners, max_image_pixels, max_pending)
+    return Core(models, runners, max_image_pixels, max_pending)
 
 
 def context(request_id: str = "request-1", timeout_s: float = math.inf) -> RequestContext:

@@ -1,0 +1,115 @@
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pytest
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
+
+from runners.disconnection import while_connected
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Client:
+    """Sends its messages, then is gone once `gone` is set."""
+
+    messages: list[Message] = field(default_factory=list)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def receive(self) -> Message:
+        if self.messages:
+            return self.messages.pop(0)
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+
+@dataclass(slots=True)
+class Work:
+    """Ends when `released` is set; notes if it is cancelled."""
+
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    is_cancelled: bool = False
+
+    async def __call__(self) -> str:
+        try:
+            await self.released.wait()
+        except asyncio.CancelledError:
+            self.is_cancelled = True
+            raise
+        return "done"
+
+
+def run(test: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a test and check that it leaves no task behind."""
+
+    async def checked() -> T:
+        result = await test()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return result
+
+    return asyncio.run(checked())
+
+
+async def started(client: Client, work: Work) -> "asyncio.Task[str]":
+    task = asyncio.ensure_future(while_connected(client.receive, work()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return task
+
+
+def test_the_result_comes_back_while_the_client_stays() -> None:
+    async def test() -> str:
+        client, work = Client([{"type": "http.request", "body": b"", "more_body": False}]), Work()
+        task = await started(client, work)
+        work.released.set()
+        return await task
+
+    assert run(test) == "done"
+
+
+def test_the_work_is_cancelled_when_the_client_goes() -> None:
+    async def test() -> None:
+        client, work = Client(), Work()
+        task = await started(client, work)
+        client.gone.set()
+        with pytest.raises(ClientDisconnect):
+            await task
+        assert work.is_cancelled
+
+    run(test)
+
+
+def test_a_result_that_is_there_already_is_given_to_a_client_that_goes() -> None:
+    async def test() -> str:
+        client, work = Client(), Work()
+        client.gone.set()
+        work.released.set()
+        return await while_connected(client.receive, work())
+
+    assert run(test) == "done"
+
+
+def test_the_work_is_cancelled_with_its_caller() -> None:
+    async def test() -> None:
+        client, work = Client(), Work()
+        task = await started(client, work)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert work.is_cancelled
+
+    run(test)
+
+
+def test_what_the_work_raises_is_raised() -> None:
+    async def failing() -> str:
+        raise ValueError("broken")
+
+    async def test() -> None:
+        with pytest.raises(ValueError, match="broken"):
+            await while_connected(Client().receive, failing())
+
+    run(test)

@@ -1,0 +1,30 @@
+"""The embedded models with an end token that they do not write: every answer is as long as it may be."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from runners.artifacts import GENERATION_CONFIG_FILE, MANIFEST_FILE
+from tests.support.export_cli import EMBEDDED, ModelStore
+
+_UNKNOWN_TOKEN_ID = 3  # <unk>
+
+
+def endless_models(exported: ModelStore, home: Path) -> ModelStore:
+    """Copy the exported models into another BentoML home, and take their end from them."""
+    shutil.copytree(exported.home, home, symlinks=True)
+    store = ModelStore(home)
+    for model_id in EMBEDDED:
+        _change_generation_config(store.newest(model_id))
+    return store
+
+
+def _change_generation_config(folder: Path) -> None:
+    config = json.loads((folder / GENERATION_CONFIG_FILE).read_text())
+    config = {name: value for name, value in config.items() if name != "forced_eos_token_id"}
+    content = json.dumps(config | {"eos_token_id": _UNKNOWN_TOKEN_ID}).encode()
+    (folder / GENERATION_CONFIG_FILE).write_bytes(content)
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    manifest["files"][GENERATION_CONFIG_FILE] = hashlib.sha256(content).hexdigest()
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))

@@ -1,0 +1,106 @@
+"""A client that goes, a deadline that passes and a gateway that dies free the decoder's slots at once."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from tests.support.endless_models import endless_models
+from tests.support.export_cli import EMBEDDED, ModelStore
+from tests.support.running_service import RunningService, running_service
+from tests.support.scene_images import scene_png
+from tests.support.service_metrics import metric
+
+NUM_TOKENS = 280  # of every answer that is written to its end: the positions of the embedded models allow it
+FORM = {"task": "captioning", "max_new_tokens": str(NUM_TOKENS), "num_beams": "1"}
+ENOUGH = NUM_TOKENS * 3 // 4  # a sequence that was cancelled has far fewer; scraping the metrics takes a few steps
+
+
+@pytest.fixture(scope="module")
+def service(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    folder = tmp_path_factory.mktemp("endless")
+    store = endless_models(exported, folder / "bentoml")
+    with running_service(store.home, folder / "service.log") as running:
+        ask(running, "compare")  # so that what follows is of warm models and a cached image
+        yield running
+
+
+def ask(service: RunningService, endpoint: str, **headers: str) -> httpx.Response:
+    files = {"image": scene_png()}
+    return httpx.post(f"{service.url}/v1/{endpoint}", data=FORM, files=files, headers=headers, timeout=60)
+
+
+def num_written(service: RunningService) -> dict[str, float]:
+    return {model: metric(service, "diptych_batch_size_sum", model=model, stage="decode") for model in EMBEDDED}
+
+
+def num_live(service: RunningService) -> float:
+    return metric(service, "diptych_live_sequences")
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+
+
+async def ask_and_leave(service: RunningService, endpoint: str, num_sequences: int) -> None:
+    """Close the connection as soon as the sequences are being written."""
+    async with httpx.AsyncClient(timeout=60) as client:
+        post = client.post(f"{service.url}/v1/{endpoint}", data=FORM, files={"image": scene_png()})
+        asking = asyncio.ensure_future(post)
+        async with asyncio.timeout(30):
+            while await asyncio.to_thread(num_live, service) < num_sequences:
+                assert not asking.done()
+        asking.cancel()
+
+
+def test_an_answer_that_is_waited_for_is_written_to_its_end(service: RunningService) -> None:
+    before = num_written(service)
+    answers = ask(service, "compare").json()["answers"]
+    assert [answer["usage"]["generated_tokens"] for answer in answers] == [NUM_TOKENS] * len(EMBEDDED)
+    after = num_written(service)
+    assert all(after[model] - before[model] >= NUM_TOKENS - 1 for model in EMBEDDED)
+
+
+@pytest.mark.parametrize(("endpoint", "num_sequences"), [("predict", 1), ("compare", 2)])
+def test_a_client_that_goes_frees_its_slots(service: RunningService, endpoint: str, num_sequences: int) -> None:
+    before, gone = num_written(service), metric(service, "diptych_requests_total", status="client_gone")
+    asyncio.run(ask_and_leave(service, endpoint, num_sequences))
+    wait_until(lambda: num_live(service) == 0)
+    after = num_written(service)
+    assert all(after[model] - before[model] < ENOUGH for model in EMBEDDED)
+    assert metric(service, "diptych_requests_total", status="client_gone") == gone + 1
+
+
+def test_a_deadline_that_passes_frees_the_slots(service: RunningService) -> None:
+    before = num_written(service)
+    answers = ask(service, "compare", **{"X-Deadline-Ms": "150"}).json()["answers"]
+    assert [answer["error"]["code"] for answer in answers] == ["deadline_exceeded"] * len(EMBEDDED)
+    wait_until(lambda: num_live(service) == 0)
+    after = num_written(service)
+    assert all(after[model] - before[model] < ENOUGH for model in EMBEDDED)
+
+
+def test_a_gateway_that_dies_frees_the_slots(service: RunningService) -> None:
+    async def kill_while_writing() -> None:
+        async with httpx.AsyncClient(timeout=60) as client:
+            post = client.post(f"{service.url}/v1/compare", data=FORM, files={"image": scene_png()})
+            asking = asyncio.ensure_future(post)
+            async with asyncio.timeout(30):
+                while await asyncio.to_thread(num_live, service) < len(EMBEDDED):
+                    assert not asking.done()
+            os.kill(service.parts()["diptych"], signal.SIGKILL)
+            with pytest.raises(httpx.TransportError):
+                await asking
+
+    before = num_written(service)
+    asyncio.run(kill_while_writing())
+    service.wait_until_ready(30)
+    after = num_written(service)
+    assert all(after[model] - before[model] < ENOUGH for model in EMBEDDED)

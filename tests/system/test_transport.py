@@ -1,0 +1,94 @@
+"""The real runners' processes, called over their sockets as the gateway calls them: through memory, and with bytes."""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, TypeAdapter
+
+from runners.artifacts import Manifest, read_manifest
+from runners.messages import (
+    AnyArray,
+    Array,
+    EncodeOutcome,
+    ImageToEncode,
+    MemoryAddress,
+    Outcomes,
+    SequenceSpec,
+    Written,
+)
+from service.runner_client import RunnerClient
+from service.shared_memory import Block, SharedMemory
+from service.vision_cache import Features, VisionCache
+from tests.support.export_cli import ModelStore
+from tests.support.running_service import RunningService
+
+SPEC = SequenceSpec(segments=[("What does the image describe?", True)], max_new_tokens=20, timeout_s=60)
+ENCODE_OUTCOMES: TypeAdapter[list[EncodeOutcome]] = TypeAdapter(list[EncodeOutcome])
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOverHttp:
+    """A runner's service, without BentoML's client."""
+
+    http: httpx.AsyncClient
+
+    async def post(self, path: str, fields: Mapping[str, BaseModel | Sequence[BaseModel]]) -> bytes:
+        body = TypeAdapter(Mapping[str, object]).dump_json(fields)
+        response = await self.http.post(path, content=body, headers={"Content-Type": "application/json"})
+        return response.raise_for_status().content
+
+    async def can_open(self, memory: MemoryAddress) -> bool:
+        return bool(json.loads(await self.post("/can_open", {"memory": memory})))
+
+    async def is_ready(self, timeout: int) -> bool:
+        return (await self.http.get("/readyz", timeout=timeout)).is_success
+
+    async def encode(self, images: list[ImageToEncode]) -> list[EncodeOutcome]:
+        return ENCODE_OUTCOMES.validate_json(await self.post("/encode", {"images": images}))
+
+    async def write(self, image_features: AnyArray, sequences: list[SequenceSpec]) -> Outcomes:
+        fields = {"image_features": image_features, "sequences": sequences}
+        return Outcomes.model_validate_json(await self.post("/write", fields))
+
+
+def sockets(service: RunningService) -> dict[str, str]:
+    """Return where each runner listens, as its gateway was told."""
+    environment = Path(f"/proc/{service.parts()['diptych']}/environ").read_text().split("\0")
+    (addresses,) = (entry.partition("=")[2] for entry in environment if entry.startswith("BENTOML_RUNNER_MAP="))
+    return {name: urlparse(address).path for name, address in json.loads(addresses).items()}
+
+
+async def answer(
+    service: RunningService, manifest: Manifest, pixels: NDArray[np.uint8], memory: SharedMemory | None
+) -> tuple[Features, Written]:
+    def client(part: str) -> httpx.AsyncClient:
+        transport = httpx.AsyncHTTPTransport(uds=sockets(service)[f"{manifest.model_id}-{part}"])
+        return httpx.AsyncClient(transport=transport, base_url="http://runner", timeout=60)
+
+    async with client("encoder") as encoder, client("decoder") as decoder:
+        cache = VisionCache(0)
+        runners = RunnerClient(manifest, RunnerOverHttp(encoder), RunnerOverHttp(decoder), cache, memory)
+        features = (await runners.encode(pixels)).image_features
+        (written,) = (await runners.write(features, [SPEC])).sequences
+    return features, written
+
+
+def test_features_and_answers_are_bit_equal_through_memory_and_with_bytes(
+    exported: ModelStore, service: RunningService, model_id: str
+) -> None:
+    manifest = read_manifest(exported.newest(model_id))
+    width, height = manifest.image_size_wh
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    shared, by_memory = asyncio.run(answer(service, manifest, pixels, SharedMemory()))
+    sent, by_bytes = asyncio.run(answer(service, manifest, pixels, None))
+    assert isinstance(shared, Block)
+    assert isinstance(sent, Array)
+    assert np.array_equal(shared.read(), sent.numpy())
+    assert (by_memory.text, by_memory.logprobs) == (by_bytes.text, by_bytes.logprobs)
