@@ -28,7 +28,9 @@ _LISTS = {
     "models",
     *(p.name for t in TASKS.values() for p in t.parameters if isinstance(p, TextListParameter | BoxParameter)),
 }
-_NUMBERS = {"max_new_tokens", "num_beams", "temperature", "seed"}
+_NUMBERS = {"max_new_tokens", "num_beams", "temperature", "top_p", "seed"}
+_CLAIMS = {"constrained"}  # true or false
+_TRUTHS = {"true": True, "false": False}
 _NUMBER_LISTS = {p.name for t in TASKS.values() for p in t.parameters if isinstance(p, BoxParameter)}
 
 
@@ -144,6 +146,8 @@ def _form_value(name: str, values: list[UploadFile | str]) -> object:
         return _form_list(name, texts)
     if len(texts) > 1:
         raise InvalidRequest(f"{name[:80]} is there {len(texts)} times; send it once", name[:80])
+    if name in _CLAIMS:
+        return _TRUTHS.get(texts[0], texts[0])
     return _number(texts[0]) if name in _NUMBERS else texts[0]
 
 

@@ -90,19 +90,19 @@ def task_prompts(model: ServedModel, request: TaskRequest, image: RgbImage) -> t
 def _specs(
     model: ServedModel, prompts: tuple[Prompt, ...], request: TaskRequest, deadline_s: float
 ) -> list[SequenceSpec]:
-    timeout_s = max(0.0, deadline_s - time.monotonic())
-    pattern = model.language.answer_pattern(request.task.id, request.parameters) if request.is_constrained else None
+    options = request.options
+    pattern = model.language.answer_pattern(request.task.id, request.parameters) if options.is_constrained else None
     sent = _PATTERN.validate_python(pattern, from_attributes=True)
     return [
         SequenceSpec(
             segments=[(segment.text, segment.is_control) for segment in prompt],
-            max_new_tokens=request.max_new_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed,
-            num_beams=request.num_beams,
+            max_new_tokens=options.max_new_tokens,
+            num_beams=options.num_beams,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=options.seed,
             pattern=sent,
-            timeout_s=timeout_s,
+            timeout_s=max(0.0, deadline_s - time.monotonic()),
         )
         for prompt in prompts
     ]

@@ -38,9 +38,7 @@ class GenerationFields(BaseModel):
         description="Beams of a search, 1 is none; default is the checkpoint's own setting. Only with temperature 0.",
     )
     temperature: float = Field(0.0, ge=0, le=2, description="0 takes the likeliest token; above 0 samples.")
-    top_p: float = Field(
-        1.0, gt=0, le=1, description="Samples from the likeliest tokens with this share together."
-    )
+    top_p: float = Field(1.0, gt=0, le=1, description="Samples from the likeliest tokens with this share together.")
     seed: int | None = Field(None, ge=0, lt=2**63, description="Makes sampling repeatable.")
     constrained: bool = Field(True, description="Only well-formed answers are written, where the task has such a form.")
     mask_format: MaskFormat = Field("polygon", description="polygon, or rle for COCO's run lengths.")
@@ -64,18 +62,25 @@ FieldsT = TypeVar("FieldsT", bound=GenerationFields)
 
 
 @dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """How an answer is written; None is the checkpoint's own setting."""
+
+    max_new_tokens: int | None = None
+    num_beams: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    is_constrained: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class TaskRequest:
     """What a model is asked to do with an image."""
 
     task: Task
     parameters: TaskParameters
     mask_format: MaskFormat
-    max_new_tokens: int | None
-    num_beams: int | None
-    temperature: float
-    top_p: float
-    seed: int | None
-    is_constrained: bool
+    options: GenerationOptions
 
 
 def parse_fields(fields_class: type[FieldsT], fields: Mapping[str, object]) -> tuple[FieldsT, TaskRequest]:
@@ -89,23 +94,15 @@ def parse_fields(fields_class: type[FieldsT], fields: Mapping[str, object]) -> t
         parameters = parse_parameters(task, {name: fields[name] for name in fields if name in PARAMETER_NAMES})
     except ParameterError as error:
         raise InvalidRequest(str(error), error.param) from error
-    if common.temperature > 0 and (common.num_beams or 1) > 1:
-        message = f"num_beams is {common.num_beams} at temperature {common.temperature}; beams need temperature 0"
+    return common, TaskRequest(task, parameters, common.mask_format, _generation_options(common))
+
+
+def _generation_options(fields: GenerationFields) -> GenerationOptions:
+    if fields.temperature > 0 and (fields.num_beams or 1) > 1:
+        message = f"num_beams is {fields.num_beams} at temperature {fields.temperature}; beams need temperature 0"
         raise InvalidRequest(message, "num_beams")
-    return common, _task_request(task, parameters, common)
-
-
-def _task_request(task: Task, parameters: TaskParameters, fields: GenerationFields) -> TaskRequest:
-    return TaskRequest(
-        task,
-        parameters,
-        fields.mask_format,
-        fields.max_new_tokens,
-        fields.num_beams,
-        fields.temperature,
-        fields.top_p,
-        fields.seed,
-        fields.constrained,
+    return GenerationOptions(
+        fields.max_new_tokens, fields.num_beams, fields.temperature, fields.top_p, fields.seed, fields.constrained
     )
 
 

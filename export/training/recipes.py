@@ -62,7 +62,7 @@ RECIPES = {
     "florence-2-mini": Recipe(
         encoder_steps=1800,
         encoder_images=32,
-        joint_steps=5000,
+        joint_steps=3600,
         joint_images=12,
         sequences_per_image=4,
         weights=_WEIGHTS,
@@ -71,7 +71,7 @@ RECIPES = {
     "paligemma-mini": Recipe(
         encoder_steps=2600,
         encoder_images=32,
-        joint_steps=3800,
+        joint_steps=3000,
         joint_images=12,
         sequences_per_image=4,
         weights=_WEIGHTS,

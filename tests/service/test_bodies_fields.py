@@ -31,6 +31,8 @@ FIELDS: dict[str, Any] = {
     "temperature": 0.5,
     "seed": 7,
     "num_beams": 1,
+    "top_p": 0.9,
+    "constrained": False,
     "question": "7",
 }
 
@@ -38,7 +40,7 @@ FIELDS: dict[str, Any] = {
 def parts_of(name: str, value: object, is_json: bool) -> Sequence[bytes]:
     if isinstance(value, list):
         return [part(name, json.dumps(value))] if is_json else [part(name, str(item)) for item in value]
-    return [part(name, str(value))]
+    return [part(name, value if isinstance(value, str) else json.dumps(value))]
 
 
 @pytest.mark.parametrize("is_json", [True, False], ids=["lists as JSON", "lists as repeated fields"])
@@ -63,6 +65,11 @@ def test_json_content_type_is_read_without_case_and_options(content_type: str) -
 @pytest.mark.parametrize("value", ["twelve", "1e", "", "true", "null", "[1]", "NaN", "Infinity", "0x10", "9" * 5000])
 def test_form_number_that_is_none_stays_text_for_the_check_of_fields(value: str) -> None:
     assert read_form(part("seed", value)).fields == {"seed": value}
+
+
+@pytest.mark.parametrize("value", ["True", "1", "", "yes", "null"])
+def test_form_claim_that_is_neither_true_nor_false_stays_text_for_the_check_of_fields(value: str) -> None:
+    assert read_form(part("constrained", value)).fields == {"constrained": value}
 
 
 @pytest.mark.parametrize("value", ["true", "12", "null", '{"a": 1}'])

@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 from service.errors import InvalidRequest
 from service.requests import (
+    MAX_BEAMS,
     MAX_NEW_TOKENS,
     PARAMETER_NAMES,
     CompareFields,
     GenerationFields,
+    GenerationOptions,
     PredictFields,
     TaskRequest,
     parse_fields,
@@ -30,7 +32,7 @@ def refusal(fields: dict[str, Any], fields_class: type[GenerationFields] = Predi
 
 
 def test_task_alone_takes_the_defaults() -> None:
-    expected = TaskRequest(TASKS["object_detection"], TaskParameters(), "polygon", None, 0.0, None)
+    expected = TaskRequest(TASKS["object_detection"], TaskParameters(), "polygon", GenerationOptions())
     assert predict() == expected
 
 
@@ -44,13 +46,16 @@ def test_every_field_comes_through() -> None:
             "max_new_tokens": 9,
             "num_beams": 1,
             "temperature": 0.5,
+            "top_p": 0.9,
             "seed": 3,
+            "constrained": False,
             "mask_format": "rle",
         },
     )
     parameters = TaskParameters(detail="detailed", language="en")
     assert common.model == "florence-2-mini"
-    assert request == TaskRequest(TASKS["captioning"], parameters, "rle", 9, 0.5, 3)
+    options = GenerationOptions(9, num_beams=1, temperature=0.5, top_p=0.9, seed=3, is_constrained=False)
+    assert request == TaskRequest(TASKS["captioning"], parameters, "rle", options)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +121,10 @@ def test_unknown_task_lists_the_tasks(task: str) -> None:
     ("name", "allowed"),
     [
         ("max_new_tokens", [1, MAX_NEW_TOKENS, None]),
-        ("num_beams", [1]),
+        ("num_beams", [1, 3, MAX_BEAMS, None]),
         ("temperature", [0, 0.0, 0.7, 2, 2.0]),
+        ("top_p", [0.001, 0.5, 1, 1.0]),
+        ("constrained", [True, False]),
         ("seed", [0, 2**63 - 1, None]),
         ("mask_format", ["polygon", "rle"]),
         ("model", ["a", None]),
@@ -133,7 +140,9 @@ def test_values_up_to_the_bounds_are_taken(name: str, allowed: list[object]) -> 
     ("name", "refused"),
     [
         ("max_new_tokens", [0, -1, MAX_NEW_TOKENS + 1, 10**400, 1.5, 2.0, "12", True, [1], {}]),
-        ("num_beams", [0, 2, None, "1", True, 1.0]),
+        ("num_beams", [0, MAX_BEAMS + 1, "1", True, 1.0]),
+        ("top_p", [0, -0.1, 1.001, math.nan, None, "0.5", True]),
+        ("constrained", [0, 1, None, "true", "no"]),
         ("temperature", [-0.1, 2.001, math.inf, math.nan, 10**400, None, "0.5", True, [0.5]]),
         ("seed", [-1, 2**63, 0.5, "7", False]),
         ("mask_format", ["mask", "RLE", "", None, 1]),
@@ -147,6 +156,12 @@ def test_values_beyond_the_bounds_and_of_other_types_are_refused_by_name(name: s
         assert error.param == name, value
         assert error.message.startswith(f"{name} is "), value
         assert len(error.message) < 300
+
+
+def test_beams_are_searched_at_temperature_0_only() -> None:
+    error = refusal({"task": "ocr", "num_beams": 3, "temperature": 0.5})
+    assert error.param == "num_beams"
+    assert error.message == "num_beams is 3 at temperature 0.5; beams need temperature 0"
 
 
 @pytest.mark.parametrize("models", [[], ["a"] * 33, "a", [1], [None], {}, True])

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -36,12 +37,15 @@ REQUESTS: list[dict[str, Any]] = [
     {"task": "ocr_with_regions"},
     {"task": "region_description", "region": [50, 100, 140, 180], "detail": "category"},
     {"task": "visual_question_answering", "question": "how many shapes are there?"},
-    {"task": "captioning", "temperature": 0.7, "seed": 5, "max_new_tokens": 20},
+    {"task": "captioning", "temperature": 0.7, "top_p": 0.9, "seed": 5, "max_new_tokens": 20},
+    {"task": "object_detection", "num_beams": 3},
+    {"task": "instance_segmentation", "phrase": "purple square", "model": PALIGEMMA, "num_beams": 2},
+    {"task": "dense_region_captioning", "constrained": False},
 ]
 
 
 def post_form(client: httpx.Client, path: str, image: bytes, fields: dict[str, Any]) -> httpx.Response:
-    form = {name: json.dumps(value) if isinstance(value, list) else value for name, value in fields.items()}
+    form = {name: json.dumps(value) if isinstance(value, list | bool) else value for name, value in fields.items()}
     return client.post(path, data=form, files={"image": image})
 
 
@@ -124,6 +128,23 @@ def test_a_mask_and_its_polygons_cover_the_same_pixels(client: httpx.Client) -> 
         rings = [[value for point in ring for value in point] for ring in by_polygon["polygons"]]
         drawn = coco_mask.merge(coco_mask.frPyObjects(rings, 240, 320))
         assert coco_mask.iou([drawn], [by_mask["mask"]], [0])[0][0] > 0.9
+
+
+def test_an_answer_that_is_well_formed_anyway_is_the_same_unconstrained(client: httpx.Client) -> None:
+    for fields in ({"task": "object_detection"}, {"task": "open_vocabulary_detection", "labels": ["circle", "star"]}):
+        for model in (FLORENCE, PALIGEMMA):
+            held, free = (
+                post_form(client, "/v1/compare", scene_png(), {**fields, "models": [model], "constrained": constrained})
+                for constrained in (True, False)
+            )
+            (one,), (other,) = held.json()["answers"], free.json()["answers"]
+            assert one.get("result") == other.get("result")
+
+
+def test_a_temperature_that_breaks_answers_cannot_break_their_form(client: httpx.Client) -> None:
+    fields = {"task": "object_detection", "temperature": 2, "seed": 1, "max_new_tokens": 60}
+    answer = comparable(post_form(client, "/v1/predict", scene_png(), fields))
+    assert re.fullmatch(r"(?:[^<]+(?:(?:<loc_\d+>){4})+)*[^<]*(?:<loc_\d+>){0,3}", answer["raw_text"])
 
 
 def test_max_new_tokens_cuts_and_says_so(client: httpx.Client) -> None:

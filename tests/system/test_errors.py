@@ -43,7 +43,9 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         ({"task": "captioning", "max_new_tokens": "0"}, 400, "invalid_request", "max_new_tokens", "1"),
         ({"task": "captioning", "max_new_tokens": "4096"}, 400, "invalid_request", "max_new_tokens", "320"),
         ({"task": "captioning", "temperature": "hot"}, 400, "invalid_request", "temperature", "number"),
-        ({"task": "captioning", "num_beams": "3"}, 400, "invalid_request", "num_beams", "1"),
+        ({"task": "captioning", "num_beams": "11"}, 400, "invalid_request", "num_beams", "10"),
+        ({"task": "captioning", "num_beams": "3", "temperature": "1"}, 400, "invalid_request", "num_beams", "0"),
+        ({"task": "captioning", "constrained": "yes"}, 400, "invalid_request", "constrained", "boolean"),
         ({"task": "captioning", "model": "gpt"}, 404, "unknown_model", "model", "florence-2-mini"),
         (
             {"task": "object_detection", "model": "paligemma-mini"},
