@@ -111,10 +111,11 @@ class LiveBatch(Generic[CacheT]):
     @torch.inference_mode()
     def step(self) -> None:
         """Give every live sequence its next token."""
-        last = torch.zeros(len(self._owners), dtype=torch.long)
+        last = [0] * len(self._owners)
         for sequence, slots in self._slots.items():
-            last[slots] = torch.tensor(sequence.last_token_ids)
-        self._choose(self._slots, self._decoder.decode_step(self._cache, last))
+            for slot, token_id in zip(slots, sequence.last_token_ids, strict=True):
+                last[slot] = token_id
+        self._choose(self._slots, self._decoder.decode_step(self._cache, torch.tensor(last)))
 
     def leave(self) -> list[LiveSequence]:
         """Free the slots of all that have ended and return them."""

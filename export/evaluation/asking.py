@@ -100,16 +100,27 @@ def offered_tasks(client: httpx.Client, model_id: str) -> frozenset[str]:
 
 def _ask(client: httpx.Client, model_id: str, question: Question, image: SceneImage) -> ScoredAnswer | None:
     """Return the scored answer, or None for a variant of the task that the model does not offer."""
+    response = answer_to(client, model_id, question, image, is_constrained=False)
+    if response is None:
+        return None
+    scorecard = score_answer(response.json()["result"], question, image.size_wh)
+    return ScoredAnswer(question.name, scorecard, response.elapsed.total_seconds() * 1000)
+
+
+def answer_to(
+    client: httpx.Client, model_id: str, question: Question, image: SceneImage, is_constrained: bool
+) -> httpx.Response | None:
+    """Return the answer, or None for a variant of the task that the model does not offer; raise RuntimeError."""
     parameters = {
         name: json.dumps(value) if isinstance(value, list) else value for name, value in question.parameters.items()
     }
-    response = _post(client, {"model": model_id, "task": question.task, **parameters}, image)
+    fields = {"model": model_id, "task": question.task, "constrained": json.dumps(is_constrained), **parameters}
+    response = _post(client, fields, image)
     if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
         return None
     if response.is_error:
         raise RuntimeError(f"{model_id} answered {question.name} with {response.status_code}: {response.text}")
-    scorecard = score_answer(response.json()["result"], question, image.size_wh)
-    return ScoredAnswer(question.name, scorecard, response.elapsed.total_seconds() * 1000)
+    return response
 
 
 def _post(client: httpx.Client, fields: Mapping[str, str], image: SceneImage) -> httpx.Response:
