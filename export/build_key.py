@@ -5,13 +5,17 @@ Two exports with the same key need not both be made.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from runners.artifacts import Precision, sha256_of
+from export.precision_record import PrecisionRecord
+from runners.artifacts import Device, Part, Precision, sha256_of
 
-EXPORT_FORMAT = 1  # raise it when the export writes something else than before
+DefaultPrecision = Mapping[Device, Mapping[Part, Precision]]
+
+EXPORT_FORMAT = 2  # raise it when the export writes something else than before
 
 _LIBRARIES = (
     "numpy",
@@ -31,12 +35,15 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in _LIBRARIES}
 
 
-def build_key(files: Iterable[Path], precision: Precision, versions: dict[str, str]) -> str:
+def build_key(
+    files: Iterable[Path], precision: DefaultPrecision, record: PrecisionRecord | None, versions: dict[str, str]
+) -> str:
     """Return the key of an export of `files`, hexadecimal."""
     inputs = {
         "export_format": EXPORT_FORMAT,
         "files": [(path.name, sha256_of(path)) for path in files],
         "precision": precision,
+        "record": record and asdict(record),
         "versions": versions,
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

@@ -11,6 +11,8 @@ _VISION_PREFIXES = ("model.vision_tower.", "model.multi_modal_projector.")
 def write_decoder_weights(model: Any, output: Path) -> None:
     """Write the decoder of a transformers model, in the dtype that it has and under transformers' current names.
 
+    Loaded as it is stored, it is written as it is stored: every precision is made of that, at the start of a decoder.
+
     A tensor tied to another (the output head to the embedding) is left out: who loads the other has it.
     """
     weights = {

@@ -2,6 +2,7 @@
 
 ExportError
 ├── SourceError           a checkpoint, or a part of it, cannot be had or is not what the catalog says
+├── PrecisionError        a default precision was found to lose too much
 ├── ImageProcessorError   its image processor does something that service and graph do not
 └── ParityError           what was exported does not do what the original does
 """
@@ -13,6 +14,10 @@ class ExportError(Exception):
 
 class SourceError(ExportError):
     """A checkpoint, or a part of it, cannot be had or is not what the catalog says."""
+
+
+class PrecisionError(ExportError):
+    """A default precision was found to lose too much."""
 
 
 class ImageProcessorError(ExportError):

@@ -1,4 +1,4 @@
-"""One export, planned: which checkpoint, which precision, and the key that tells whether it has to be made at all.
+"""One export, planned: which checkpoint, at which precisions, and the key that tells whether it has to be made at all.
 
 Imports neither torch nor transformers, so that finding nothing to do takes no time.
 """
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from export.build_key import build_key, library_versions
 from export.errors import SourceError
+from export.precision_record import PrecisionRecord, checkpoint_key, read_record, record_file
 from export.sources import Source, resolve_file, resolve_source
-from runners.artifacts import Precision
 from tasks.catalog import CatalogEntry
 from tasks.paligemma.masks import MaskDecoder, MaskDecoderError
 
@@ -20,7 +20,6 @@ class ExportOptions:
 
     source: str | None = None
     revision: str | None = None
-    precision: Precision | None = None
     mask_decoder: Path | None = None
 
 
@@ -30,14 +29,14 @@ class ExportJob:
 
     entry: CatalogEntry
     source: Source
-    precision: Precision
     mask_decoder: Path | None
+    record: PrecisionRecord | None  # of these weights
     versions: dict[str, str]
     build_key: str
 
 
 def plan_job(entry: CatalogEntry, options: ExportOptions, root: Path) -> ExportJob:
-    """Find the files of an export, fetching them where they are on the hub; raise `SourceError`.
+    """Find the files of an export, fetching them where they are on the hub; raise `SourceError` or `PrecisionError`.
 
     The catalog's folders are relative to `root`, the user's to the working directory.
     """
@@ -47,10 +46,13 @@ def plan_job(entry: CatalogEntry, options: ExportOptions, root: Path) -> ExportJ
     else:
         source = resolve_source(options.source, options.revision, entry.family, Path.cwd())
     mask_decoder = _find_mask_decoder(entry, options, source)
-    precision = options.precision or entry.precision
+    record = read_record(record_file(root, entry.id), checkpoint_key(source))
+    if record is not None:
+        record.check(entry)
     versions = library_versions()
     files = [*source.files(), *([mask_decoder] if mask_decoder else [])]
-    return ExportJob(entry, source, precision, mask_decoder, versions, build_key(files, precision, versions))
+    key = build_key(files, entry.precision, record, versions)
+    return ExportJob(entry, source, mask_decoder, record, versions, key)
 
 
 def _find_mask_decoder(entry: CatalogEntry, options: ExportOptions, source: Source) -> Path | None:

@@ -2,7 +2,8 @@
 
     manifest.json           what was made from what, with the sha256 of every other file
     vision_encoder.onnx     pixels uint8 (B, H, W, 3) -> image_features float32 (B, N, C); projector included
-    decoder.safetensors     every tensor of the checkpoint but the vision tower and the projector
+    vision_encoder.int8.onnx, vision_encoder.float16.onnx   the same at another precision, where the manifest names it
+    decoder.safetensors     every tensor of the checkpoint but the vision tower and the projector, as it is stored there
     config.json, generation_config.json, tokenizer.json, …   as the checkpoint has them
     mask_decoder.npz        PaliGemma only: the codebook and decoder of its segmentation tokens
 
@@ -18,10 +19,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 Family = Literal["florence2", "paligemma"]
-Precision = Literal["float32", "bfloat16"]
+Device = Literal["cpu", "cuda"]
+Part = Literal["encoder", "decoder"]
+Precision = Literal["float32", "int8", "bfloat16", "float16"]  # int8: of the weights; what they multiply is rounded too
 
 MANIFEST_FILE = "manifest.json"
-VISION_ENCODER_FILE = "vision_encoder.onnx"
 DECODER_FILE = "decoder.safetensors"
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
@@ -29,6 +31,11 @@ TOKENIZER_FILE = "tokenizer.json"
 MASK_DECODER_FILE = "mask_decoder.npz"
 
 _HASH_BLOCK_BYTES = 1 << 20
+
+
+def vision_encoder_file(precision: Precision) -> str:
+    """Return the name of the vision encoder's graph at a precision."""
+    return "vision_encoder.onnx" if precision == "float32" else f"vision_encoder.{precision}.onnx"
 
 
 class ArtifactError(Exception):
@@ -44,7 +51,7 @@ class Manifest:
     source: str
     revision: str | None  # the commit of a hub source; None for a local folder
     build_key: str  # sha256 over everything that decides the content of the folder
-    precision: Precision  # of the decoder; the vision encoder is float32
+    precision: Mapping[Device, Mapping[Part, Precision]]  # what each part runs in unless the operator says otherwise
     image_size_wh: tuple[int, int]  # the one input size of the vision encoder, pixels
     resample: int  # PIL's number of the filter that images are resized with
     num_image_tokens: int
@@ -75,7 +82,10 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         width, height = values.pop("image_size_wh")
-        return Manifest(image_size_wh=(width, height), **values)
+        manifest = Manifest(image_size_wh=(width, height), **values)
+        if not isinstance(manifest.precision, dict):
+            raise ValueError(f"precision is {manifest.precision!r}, not that of each part on each device")
+        return manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} is not a manifest that this version reads: {error!r}") from error
 

@@ -1,7 +1,7 @@
 """BART as Florence-2 runs it, over slots of a key-value cache: text encoder once, decoder step by step.
 
 Weights and results are those of transformers' BartModel (models/bart/modeling_bart.py: norms after each addition,
-positions from 2), whose parts have no types.
+positions from 2).
 Shapes: B batch, S read tokens, C hidden, V vocabulary.
 """
 
@@ -11,10 +11,12 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import gelu
 
+from runners.decoder_weights import DecoderWeights
 from runners.kv_cache import KeyValueCache
 from runners.layers import LayerNorm, Linear, attend, merge_heads, split_heads
 
 _POSITION_OFFSET = 2  # transformers, BartLearnedPositionalEmbedding
+_NORM_EPSILON = 1e-5  # torch's default, which BART keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +28,11 @@ class SelfAttention:
     norm: LayerNorm
 
     @classmethod
-    def of(cls, attention: Any, norm: Any) -> "SelfAttention":
-        """Take the weights of a module."""
-        qkv = Linear.joined(attention.q_proj, attention.k_proj, attention.v_proj)
-        return cls(qkv, Linear.joined(attention.out_proj), LayerNorm.of(norm))
+    def of(cls, layer: DecoderWeights) -> "SelfAttention":
+        """Read the weights of a layer."""
+        attention = layer.at("self_attn")
+        qkv = attention.linear("q_proj", "k_proj", "v_proj")
+        return cls(qkv, attention.linear("out_proj"), layer.layer_norm("self_attn_layer_norm", _NORM_EPSILON))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +45,10 @@ class CrossAttention:
     norm: LayerNorm
 
     @classmethod
-    def of(cls, attention: Any, norm: Any) -> "CrossAttention":
-        """Take the weights of a module."""
-        kv = Linear.joined(attention.k_proj, attention.v_proj)
-        return cls(Linear.joined(attention.q_proj), kv, Linear.joined(attention.out_proj), LayerNorm.of(norm))
+    def of(cls, layer: DecoderWeights) -> "CrossAttention":
+        """Read the weights of a layer."""
+        attention, norm = layer.at("encoder_attn"), layer.layer_norm("encoder_attn_layer_norm", _NORM_EPSILON)
+        return cls(attention.linear("q_proj"), attention.linear("k_proj", "v_proj"), attention.linear("out_proj"), norm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +60,9 @@ class FeedForward:
     norm: LayerNorm
 
     @classmethod
-    def of(cls, layer: Any) -> "FeedForward":
-        """Take the weights of a module."""
-        return cls(Linear.joined(layer.fc1), Linear.joined(layer.fc2), LayerNorm.of(layer.final_layer_norm))
+    def of(cls, layer: DecoderWeights) -> "FeedForward":
+        """Read the weights of a layer."""
+        return cls(layer.linear("fc1"), layer.linear("fc2"), layer.layer_norm("final_layer_norm", _NORM_EPSILON))
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         """Return the states after the layer (…, C)."""
@@ -104,25 +107,22 @@ class BartStep:
 class Bart:
     """Embeddings, encoder and decoder of a BartModel."""
 
-    def __init__(self, model: Any) -> None:
-        self.embeddings = model.shared.weight.detach()  # (V, C)
-        self.head_size = model.config.d_model // model.config.decoder_attention_heads
-        encoder, decoder = model.encoder, model.decoder
-        self._encoder_positions = encoder.embed_positions.weight.detach()[_POSITION_OFFSET:]
-        self._decoder_positions = decoder.embed_positions.weight.detach()[_POSITION_OFFSET:]
-        self._encoder_norm = LayerNorm.of(encoder.layernorm_embedding)
-        self._decoder_norm = LayerNorm.of(decoder.layernorm_embedding)
+    def __init__(self, config: Any, weights: DecoderWeights) -> None:  # transformers' BartConfig
+        self.embeddings = weights.tensor("shared.weight")  # (V, C)
+        self.head_size: int = config.d_model // config.decoder_attention_heads
+        encoder, decoder = weights.at("encoder"), weights.at("decoder")
+        self._head = weights.output_head(self.embeddings)
+        self._encoder_positions = encoder.tensor("embed_positions.weight")[_POSITION_OFFSET:]
+        self._decoder_positions = decoder.tensor("embed_positions.weight")[_POSITION_OFFSET:]
+        self._encoder_norm = encoder.layer_norm("layernorm_embedding", _NORM_EPSILON)
+        self._decoder_norm = decoder.layer_norm("layernorm_embedding", _NORM_EPSILON)
         self._encoder_layers = [
-            EncoderLayer(SelfAttention.of(layer.self_attn, layer.self_attn_layer_norm), FeedForward.of(layer))
-            for layer in encoder.layers
+            EncoderLayer(SelfAttention.of(layer), FeedForward.of(layer))
+            for layer in (encoder.at(f"layers.{index}") for index in range(config.encoder_layers))
         ]
         self._decoder_layers = [
-            DecoderLayer(
-                SelfAttention.of(layer.self_attn, layer.self_attn_layer_norm),
-                CrossAttention.of(layer.encoder_attn, layer.encoder_attn_layer_norm),
-                FeedForward.of(layer),
-            )
-            for layer in decoder.layers
+            DecoderLayer(SelfAttention.of(layer), CrossAttention.of(layer), FeedForward.of(layer))
+            for layer in (decoder.at(f"layers.{index}") for index in range(config.decoder_layers))
         ]
 
     def encode(self, inputs_embeds: Tensor, is_read: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -141,8 +141,7 @@ class Bart:
             hidden_states = self._attend_written(index, layer.attention, hidden_states, step, written)
             hidden_states = self._attend_read(index, layer.cross, hidden_states, step, read)
             hidden_states = layer.feed_forward(hidden_states)
-        logits: Tensor = hidden_states[:, 0] @ self.embeddings.T
-        return logits
+        return self._head(hidden_states[:, 0])
 
     def _attend_written(
         self, index: int, attention: SelfAttention, hidden_states: Tensor, step: BartStep, written: KeyValueCache

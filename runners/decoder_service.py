@@ -6,10 +6,12 @@ from typing import Any
 import bentoml
 from starlette.requests import ClientDisconnect
 
+from runners.devices import DeviceSetting
 from runners.disconnection import while_connected
 from runners.encoder_service import LEAN
 from runners.limits import SchedulerLimits
 from runners.messages import AnyArray, MemoryAddress, Outcomes, SequenceSpec
+from runners.precision import WantedPrecision
 from runners.shared_arrays import can_open
 
 WARM_UP_TOKENS = 4
@@ -21,7 +23,8 @@ class DecoderOptions:
 
     limits: SchedulerLimits
     num_threads: int  # of torch
-    device: str  # "auto", "cpu" or "cuda"
+    device: DeviceSetting
+    precision: WantedPrecision
     timeout_s: int
 
 

@@ -9,8 +9,10 @@ from runners.answers import to_failed, to_request, to_written
 from runners.artifacts import read_manifest, verify_files
 from runners.decoder_service import DecoderOptions
 from runners.decoders import load_decoder
+from runners.devices import decoder_device
 from runners.messages import AnyArray, Failed, Outcome, SequenceSpec
 from runners.model_store import artifact_folder
+from runners.precision import choose_precision
 from runners.scheduler import Scheduler
 from runners.sequences import SequenceError
 from runners.shared_arrays import MemoryUnreachable, view
@@ -32,7 +34,9 @@ class DecoderWorker:
         folder = artifact_folder(self._model_id)
         self._manifest = read_manifest(folder)
         verify_files(folder, self._manifest)
-        self._decoder = load_decoder(folder, self._manifest.family, self._manifest.precision, _device(options))
+        device = decoder_device(options.device)
+        precision = choose_precision(self._manifest, "decoder", device, options.precision)
+        self._decoder = load_decoder(folder, self._manifest.family, precision, device)
         self._scheduler = Scheduler(self._decoder, self._model_id, options.limits)
         self._scheduler.start()
 
@@ -74,9 +78,3 @@ def _failure(error: BaseException) -> Failed:
     if isinstance(error, Exception):
         return Failed(code="internal", message=f"the decoder failed: {type(error).__name__}")
     raise error
-
-
-def _device(options: DecoderOptions) -> str:
-    if options.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return options.device

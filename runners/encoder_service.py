@@ -10,9 +10,11 @@ from bentoml.validators import ContentType
 from numpy.typing import NDArray
 
 from runners.artifacts import read_manifest, verify_files
+from runners.devices import DeviceSetting, encoder_device
 from runners.messages import EncodedImage, EncodeOutcome, Failed, ImageToEncode, MemoryAddress
 from runners.metrics import BATCH_SIZE
 from runners.model_store import artifact_folder
+from runners.precision import WantedPrecision, choose_precision
 from runners.shared_arrays import MemoryUnreachable, can_open, place, read_into
 from runners.vision_encoder import VisionEncoder
 
@@ -30,6 +32,8 @@ class EncoderOptions:
     max_batch_size: int  # images
     max_latency_ms: int  # BentoML drops a request that it expects to take longer
     num_threads: int  # of ONNX Runtime
+    device: DeviceSetting
+    precision: WantedPrecision
     timeout_s: int
 
 
@@ -45,7 +49,9 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
             folder = artifact_folder(model_id)
             manifest = read_manifest(folder)
             verify_files(folder, manifest)
-            self._encoder = VisionEncoder(folder, options.num_threads)
+            device = encoder_device(options.device)
+            precision = choose_precision(manifest, "encoder", device, options.precision)
+            self._encoder = VisionEncoder(folder, options.num_threads, precision, device)
             self._encoder.load()
             width, height = manifest.image_size_wh
             self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import gelu
 
+from runners.decoder_weights import DecoderWeights
 from runners.kv_cache import KeyValueCache
 from runners.layers import Linear, attend, attend_capped, merge_heads, split_heads
 
@@ -23,11 +24,6 @@ class RootMeanSquareNorm:
 
     weight: Tensor
     epsilon: float
-
-    @classmethod
-    def of(cls, module: Any) -> "RootMeanSquareNorm":
-        """Take the weight of a module."""
-        return cls(module.weight.detach(), module.eps)
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         """Return the normed states (…, C)."""
@@ -51,20 +47,23 @@ class GemmaLayer:
     has_window: bool
 
     @classmethod
-    def of(cls, module: Any, has_window: bool) -> "GemmaLayer":
-        """Take the weights of a module."""
-        attention, mlp = module.self_attn, module.mlp
-        is_gemma2 = hasattr(module, "pre_feedforward_layernorm")
-        before = module.pre_feedforward_layernorm if is_gemma2 else module.post_attention_layernorm
+    def of(cls, weights: DecoderWeights, epsilon: float, has_window: bool) -> "GemmaLayer":
+        """Read the weights of a layer."""
+        attention, mlp = weights.at("self_attn"), weights.at("mlp")
+
+        def norm(name: str) -> RootMeanSquareNorm:
+            return RootMeanSquareNorm(weights.tensor(f"{name}.weight"), epsilon)
+
+        is_gemma2 = weights.has("pre_feedforward_layernorm.weight")
         return cls(
-            RootMeanSquareNorm.of(module.input_layernorm),
-            Linear.joined(attention.q_proj, attention.k_proj, attention.v_proj),
-            Linear.joined(attention.o_proj),
-            RootMeanSquareNorm.of(module.post_attention_layernorm) if is_gemma2 else None,
-            RootMeanSquareNorm.of(before),
-            Linear.joined(mlp.gate_proj, mlp.up_proj),
-            Linear.joined(mlp.down_proj),
-            RootMeanSquareNorm.of(module.post_feedforward_layernorm) if is_gemma2 else None,
+            norm("input_layernorm"),
+            attention.linear("q_proj", "k_proj", "v_proj"),
+            attention.linear("o_proj"),
+            norm("post_attention_layernorm") if is_gemma2 else None,
+            norm("pre_feedforward_layernorm" if is_gemma2 else "post_attention_layernorm"),
+            mlp.linear("gate_proj", "up_proj"),
+            mlp.linear("down_proj"),
+            norm("post_feedforward_layernorm") if is_gemma2 else None,
             has_window,
         )
 
@@ -88,34 +87,38 @@ class GemmaPass:
 class Gemma:
     """Embeddings, layers and output head of a Gemma model."""
 
-    def __init__(self, model: Any) -> None:
-        config = model.config
+    def __init__(self, config: Any, weights: DecoderWeights) -> None:  # transformers' GemmaConfig or Gemma2Config
         self.head_size: int = config.head_dim
         self.num_key_value_heads: int = config.num_key_value_heads
         self.sliding_window: int | None = getattr(config, "sliding_window", None)
         self._num_heads: int = config.num_attention_heads
-        self._embeddings = model.get_input_embeddings().weight.detach()  # (V, C)
+        self._embeddings = weights.tensor("embed_tokens.weight")  # (V, C)
         self._embedding_scale = torch.tensor(math.sqrt(config.hidden_size), dtype=self._embeddings.dtype)
-        self._head = model.lm_head.weight.detach()
-        self._norm = RootMeanSquareNorm.of(model.model.norm)
-        self._inverse_frequencies: Tensor = model.model.rotary_emb.inv_freq.float()  # (D / 2,)
+        self._head = weights.output_head(self._embeddings)
+        self._norm = RootMeanSquareNorm(weights.tensor("norm.weight"), config.rms_norm_eps)
+        self._inverse_frequencies = _inverse_frequencies(config)  # (D / 2,)
         self._attention_cap: float | None = getattr(config, "attn_logit_softcapping", None)
         self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
         self._scale = getattr(config, "query_pre_attn_scalar", self.head_size) ** -0.5
         kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-        layers = zip(model.model.layers, kinds, strict=True)
-        self._layers = [GemmaLayer.of(layer, kind == "sliding_attention") for layer, kind in layers]
+        self._layers = [
+            GemmaLayer.of(weights.at(f"layers.{index}"), config.rms_norm_eps, kind == "sliding_attention")
+            for index, kind in enumerate(kinds)
+        ]
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
-        dtype: torch.dtype = self._embeddings.dtype
-        return dtype
+        return self._embeddings.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return self._embeddings.device
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Return the scaled embeddings (…, C)."""
-        embeds: Tensor = self._embeddings[token_ids] * self._embedding_scale.to(self._embeddings.device)
-        return embeds
+        return self._embeddings[token_ids] * self._embedding_scale.to(self._embeddings.device)
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines (B, 1, T, D) of `positions` (B, T)."""
@@ -143,7 +146,7 @@ class Gemma:
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Return logits (B, V) of the last layer's states (B, C)."""
-        logits = linear(self._norm(hidden_states), self._head)
+        logits = self._head(self._norm(hidden_states))
         return logits if self._logit_cap is None else torch.tanh(logits / self._logit_cap) * self._logit_cap
 
     def _project(self, layer: GemmaLayer, hidden_states: Tensor, passed: GemmaPass) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,6 +168,13 @@ class Gemma:
         output = layer.out(merge_heads(attended))
         hidden_states = hidden_states + (layer.after_attention(output) if layer.after_attention else output)
         return layer.feed_forward(hidden_states)
+
+
+def _inverse_frequencies(config: Any) -> Tensor:
+    """Return the inverse frequencies (D / 2,) of rotary positions; source: transformers, GemmaRotaryEmbedding."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    frequencies: Tensor = 1.0 / config.rope_parameters["rope_theta"] ** exponents
+    return frequencies
 
 
 def _rotated(states: Tensor, passed: GemmaPass) -> Tensor:

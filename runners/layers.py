@@ -1,28 +1,30 @@
-"""The few operations that both families' decoders are made of, over weights taken from transformers' modules.
+"""The few operations that both families' decoders are made of.
 
 Shapes: B batch, T positions, C hidden, A heads, K key-value heads, S keys, D head size.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
 
 
+class Linear(Protocol):
+    """A matrix (out, in), with a bias or none, in whatever precision."""
+
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        """Return (…, out) of (…, in)."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class Linear:
-    """A matrix (out, in), with a bias or none."""
+class FloatLinear:
+    """A matrix of the dtype of what it multiplies."""
 
     weight: Tensor
-    bias: Tensor | None = None
-
-    @classmethod
-    def joined(cls, *layers: nn.Linear) -> "Linear":
-        """Return several layers of one input as one, their outputs side by side."""
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        weight = torch.cat([layer.weight.detach() for layer in layers])
-        return cls(weight, torch.cat([bias.detach() for bias in biases]) if biases else None)
+    bias: Tensor | None
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         """Return (…, out) of (…, in)."""
@@ -36,11 +38,6 @@ class LayerNorm:
     weight: Tensor
     bias: Tensor
     epsilon: float
-
-    @classmethod
-    def of(cls, module: nn.LayerNorm) -> "LayerNorm":
-        """Take the weights of a module."""
-        return cls(module.weight.detach(), module.bias.detach(), module.eps)
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         """Return the normed states (…, C)."""

@@ -9,7 +9,7 @@ import sys
 from runners.artifacts import ArtifactError, read_manifest, verify_files
 from runners.model_store import artifact_folder
 from service.api_keys import ApiKeys
-from service.served_models import served_entries
+from service.served_models import served_entries, served_precision
 from service.settings import Settings, SettingsError, read_settings
 from tasks.catalog import CatalogError
 
@@ -29,11 +29,13 @@ def main() -> None:
 
 
 def _check(settings: Settings) -> None:
-    """Raise unless every served model has artifacts that are what their manifest says."""
+    """Raise unless every served model has artifacts that are what their manifest says, and can run as it is set."""
     ApiKeys.load(settings.api_keys_file)
     for entry in served_entries(settings):
         folder = artifact_folder(entry.id)
-        verify_files(folder, read_manifest(folder))
+        manifest = read_manifest(folder)
+        verify_files(folder, manifest)
+        served_precision(manifest, settings)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ def _encoder_options(values: Settings) -> EncoderOptions:
         values.encoder_max_batch_size,
         _RUNNER_TIMEOUT_S * 1000,
         _num_threads(values.encoder_threads),
+        values.device,
+        values.encoder_precision,
         _RUNNER_TIMEOUT_S,
     )
 
@@ -56,6 +58,7 @@ def _decoder_options(values: Settings) -> DecoderOptions:
         SchedulerLimits(values.decoder_max_batch_size, values.decoder_max_waiting, values.decoder_max_prefill_tokens),
         _num_threads(values.decoder_threads),
         values.device,
+        values.decoder_precision,
         _RUNNER_TIMEOUT_S,
     )
 
@@ -72,7 +75,7 @@ class _Gateway:
         """Load what the gateway needs of each model and begin to answer."""
         configure_logging()
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file)
-        models = {entry.id: load_served_model(entry, artifact_folder(entry.id)) for entry in _ENTRIES}
+        models = {entry.id: load_served_model(entry, artifact_folder(entry.id), _SETTINGS) for entry in _ENTRIES}
         vision_cache = VisionCache(_SETTINGS.vision_cache_mb * _BYTES_PER_MB)
         memory = SharedMemory.create()
         self._runners = {
@@ -118,7 +121,7 @@ def _publish(model: ServedModel) -> None:
         model=model.id,
         family=model.entry.family,
         revision=manifest.revision or "",
-        precision=manifest.precision,
+        precision=model.precision,
         resolution=model.entry.resolution,
         build_key=manifest.build_key,
     ).set(1)

@@ -48,7 +48,7 @@ def _model_json(model: ServedModel) -> dict[str, Any]:
         "tasks": list(entry.task_ids),
         "features": list(entry.features),
         "resolution": entry.resolution,
-        "precision": model.manifest.precision,
+        "precision": model.precision,
     }
 
 

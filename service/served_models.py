@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runners.artifacts import MASK_DECODER_FILE, Manifest, read_manifest
+from runners.devices import decoder_device, encoder_device
+from runners.precision import choose_precision
 from service.errors import UnknownModel, UnsupportedTask
 from service.settings import Settings, SettingsError
 from tasks.catalog import CatalogEntry, load_catalog
@@ -19,6 +21,7 @@ class ServedModel:
     entry: CatalogEntry
     manifest: Manifest
     mask_decoder: MaskDecoder | None
+    precision: str  # of its parts, for people
 
     @property
     def id(self) -> str:
@@ -40,10 +43,18 @@ def served_entries(settings: Settings) -> tuple[CatalogEntry, ...]:
     return tuple(entry for entry in catalog.values() if entry.id in settings.models)
 
 
-def load_served_model(entry: CatalogEntry, folder: Path) -> ServedModel:
+def load_served_model(entry: CatalogEntry, folder: Path, settings: Settings) -> ServedModel:
     """Read what the gateway needs of a model from its artifact folder."""
-    mask_decoder = folder / MASK_DECODER_FILE
-    return ServedModel(entry, read_manifest(folder), MaskDecoder.load(mask_decoder) if mask_decoder.exists() else None)
+    manifest, masks = read_manifest(folder), folder / MASK_DECODER_FILE
+    mask_decoder = MaskDecoder.load(masks) if masks.exists() else None
+    return ServedModel(entry, manifest, mask_decoder, served_precision(manifest, settings))
+
+
+def served_precision(manifest: Manifest, settings: Settings) -> str:
+    """Return what a model's runners run in, chosen as they choose; raise `ArtifactError` for what they cannot."""
+    encoder = choose_precision(manifest, "encoder", encoder_device(settings.device), settings.encoder_precision)
+    decoder = choose_precision(manifest, "decoder", decoder_device(settings.device), settings.decoder_precision)
+    return encoder if encoder == decoder else f"encoder {encoder}, decoder {decoder}"
 
 
 class ServedModels:

@@ -7,9 +7,11 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from runners.devices import DeviceSetting
+from runners.precision import WantedPrecision
 
 PREFIX = "DIPTYCH_"
 
@@ -43,7 +45,9 @@ class Settings(BaseModel):
     vision_cache_mb: int = Field(
         256, ge=0, le=1_000_000, description="Most image features kept in memory, MB of 1,000,000 bytes; 0 keeps none."
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where decoders run; auto takes CUDA if there.")
+    device: DeviceSetting = Field("auto", description="Where encoders and decoders run; auto takes CUDA if there.")
+    encoder_precision: WantedPrecision = Field("auto", description="Of the encoders; auto takes each model's default.")
+    decoder_precision: WantedPrecision = Field("auto", description="Of the decoders; auto takes each model's default.")
     encoder_max_batch_size: int = Field(8, ge=1, le=256, description="Most images in one batch of an encoder.")
     encoder_threads: int = Field(0, ge=0, le=256, description="Threads of one encoder; 0 shares the cores out evenly.")
     decoder_max_batch_size: int = Field(16, ge=1, le=256, description="Most sequences written at once by a decoder.")

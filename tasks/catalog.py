@@ -16,7 +16,9 @@ from tasks.table import FAMILY_NAMES, TASKS, Family
 QUESTION_FIELD = "{question}"
 TEMPLATE_TASK = "visual_question_answering"  # the one task whose prompt differs between fine-tuned checkpoints
 
-Precision = Literal["float32", "bfloat16"]
+Device = Literal["cpu", "cuda"]
+Part = Literal["encoder", "decoder"]
+Precision = Literal["float32", "int8", "bfloat16", "float16"]
 
 _ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}")
@@ -50,7 +52,7 @@ class CatalogEntry:
     parameters: int
     context_window: int  # tokens, image tokens included
     resolution: int  # side of the square that images are resized to, px
-    precision: Precision
+    precision: Mapping[Device, Mapping[Part, Precision]]  # what each part runs in; the export measures what it loses
     features: tuple[str, ...]
     mask_decoder: str | None = None  # file inside the source folder, or hf:// address
     tasks: Mapping[str, TaskOverride] = field(default_factory=dict)
@@ -112,7 +114,11 @@ def parse_entry(row: object) -> CatalogEntry:
     return entry
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {"family": FAMILY_NAMES, "precision": ("float32", "bfloat16")}
+_CHOICES: dict[str, tuple[str, ...]] = {"family": FAMILY_NAMES}
+_PRECISIONS: dict[Device, dict[Part, tuple[Precision, ...]]] = {
+    "cpu": {"encoder": ("float32", "int8"), "decoder": ("float32", "int8", "bfloat16")},
+    "cuda": {"encoder": ("float32", "float16"), "decoder": ("float32", "bfloat16", "float16")},
+}
 _COUNTS = ("parameters", "context_window", "resolution")
 _PATTERNS = {"release_date": (_DATE, "YYYY-MM"), "revision": (_REVISION, "null or a commit of 40 hexadecimal digits")}
 
@@ -124,6 +130,8 @@ def _check_value(entry_id: str, key: str, value: object) -> None:
 
     if key in _CHOICES:
         require(value in _CHOICES[key], f"one of {', '.join(_CHOICES[key])}")
+    elif key == "precision":
+        require(_is_precision(value), f"{{device: {{part: one of}}}} with all of {_PRECISIONS}")
     elif key in _COUNTS:
         require(isinstance(value, int) and not isinstance(value, bool) and value > 0, "a whole number above 0")
     elif key == "features":
@@ -135,6 +143,19 @@ def _check_value(entry_id: str, key: str, value: object) -> None:
     else:
         pattern, allowed = _PATTERNS.get(key, (re.compile(r".*\S.*"), "a text"))
         require(isinstance(value, str) and bool(pattern.fullmatch(value)), allowed)
+
+
+def _is_precision(value: object) -> bool:
+    """Say whether `value` has one allowed precision for each part on each device, and nothing else."""
+    if not isinstance(value, dict) or value.keys() != _PRECISIONS.keys():
+        return False
+    for device, allowed in _PRECISIONS.items():
+        parts = value[device]
+        if not isinstance(parts, dict) or parts.keys() != allowed.keys():
+            return False
+        if any(parts[part] not in precisions for part, precisions in allowed.items()):
+            return False
+    return True
 
 
 def _override(entry_id: str, task_id: object, value: object) -> TaskOverride:

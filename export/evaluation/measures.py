@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from export.scenes import Scorecard, Tally
 from export.scenes.scoring import CONFIDENT_SCORE, Measure
+from tasks.table import TASKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +83,14 @@ TASK_MEASURES = (
         (Pool("precision", "confident_at_50", _DETECTION), Pool("share of boxes", "confident", _DETECTION)),
     ),
 )
+
+
+def task_accuracy(scorecard: Scorecard) -> dict[str, float]:
+    """Return every number of the rows that are of a task, by row and number (`ocr, exact: all images`)."""
+    return {
+        f"{row.title}: {pool.label}" if pool.label else row.title: value
+        for row in TASK_MEASURES
+        if row.title.partition(",")[0] in TASKS
+        for pool in row.pools
+        if (value := pool.value(scorecard)) is not None
+    }

@@ -12,16 +12,17 @@ CATALOG = load_catalog(MODELS / "catalog.yaml")
 
 def test_catalog_decides_what_the_user_leaves_open() -> None:
     job = plan_job(CATALOG["paligemma-mini"], ExportOptions(), ROOT)
-    assert (job.source.name, job.precision) == ("models/paligemma-mini", "float32")
+    assert (job.source.name, job.entry) == ("models/paligemma-mini", CATALOG["paligemma-mini"])
     assert job.mask_decoder == MODELS / "paligemma-mini" / "vae.npz"
 
 
 def test_user_overrides_the_catalog(tmp_path: Path) -> None:
     mask_decoder = tmp_path / "other.npz"
     mask_decoder.write_bytes((MODELS / "paligemma-mini" / "vae.npz").read_bytes())
-    options = ExportOptions(str(MODELS / "paligemma-mini"), None, "bfloat16", mask_decoder)
+    mask_decoder.write_bytes(mask_decoder.read_bytes() + b"more")
+    options = ExportOptions(str(MODELS / "paligemma-mini"), None, mask_decoder)
     job = plan_job(CATALOG["paligemma-mini"], options, ROOT)
-    assert (job.source.name, job.precision) == (str(MODELS / "paligemma-mini"), "bfloat16")
+    assert job.source.name == str(MODELS / "paligemma-mini")
     assert job.mask_decoder == mask_decoder
     assert job.build_key != plan_job(CATALOG["paligemma-mini"], ExportOptions(), ROOT).build_key
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from runners.artifacts import ArtifactError, read_manifest, verify_files
+from runners.artifacts import ArtifactError, read_manifest, verify_files, vision_encoder_file
+from tasks.catalog import load_catalog
 from tests.support.export_cli import EMBEDDED, MODELS, ROOT, ModelStore
 
 
@@ -42,7 +43,8 @@ def test_manifest_lists_every_stored_file_with_its_hash(artifacts: Path) -> None
 def test_manifest_says_what_was_made_from_what(artifacts: Path, model_id: str) -> None:
     manifest = read_manifest(artifacts)
     assert (manifest.model_id, manifest.source, manifest.revision) == (model_id, f"models/{model_id}", None)
-    assert (manifest.image_size_wh, manifest.hidden_size, manifest.precision) == ((192, 192), 128, "float32")
+    assert (manifest.image_size_wh, manifest.hidden_size) == ((192, 192), 128)
+    assert manifest.precision == load_catalog(MODELS / "catalog.yaml")[model_id].precision
     assert manifest.versions["transformers"]
 
 
@@ -52,6 +54,21 @@ def test_parity_covers_20_images_and_20_prompts_without_a_difference(artifacts: 
     assert parity["image_features"]["min_cosine"] > 0.99999
     assert parity["tokens"]["num_prompts"] == 20
     assert parity["tokens"]["num_near_ties"] == 0
+
+
+def test_every_precision_of_the_catalog_is_made_and_measured_against_float32(artifacts: Path) -> None:
+    manifest = read_manifest(artifacts)
+    named = {part: {manifest.precision[device][part] for device in ("cpu", "cuda")} for part in ("encoder", "decoder")}
+    for part, precisions in named.items():
+        assert manifest.parity[part].keys() == precisions - {"float32"}
+        for measured in manifest.parity[part].values():
+            assert 0.99 < measured["min_cosine"] <= measured["mean_cosine"] < 1
+            assert 0 < measured["max_abs_error"] < measured["max_abs_float32"]
+    for measured in manifest.parity["decoder"].values():
+        assert measured["num_tokens"] == manifest.parity["tokens"]["num_tokens"]
+        assert 0.95 * measured["num_tokens"] <= measured["num_same"] <= measured["num_tokens"]
+    for precision in named["encoder"]:
+        assert vision_encoder_file(precision) in manifest.files
 
 
 def test_mask_decoder_is_stored_for_paligemma_only(exported: ModelStore) -> None:

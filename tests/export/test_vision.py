@@ -34,13 +34,13 @@ def test_batch_of_n_equals_n_singles(encoder: VisionEncoder) -> None:
 
 def test_graph_normalises_and_encodes_as_transformers_does(encoder: VisionEncoder, checkpoint: Path) -> None:
     pixels = random_pixels(3)
-    reference = Reference.load(checkpoint, "float32")
+    reference = Reference.load(checkpoint)
     expected = reference.image_features([Image.fromarray(one) for one in pixels])
     np.testing.assert_allclose(encoder.encode(pixels), expected.numpy(), atol=FLOAT32_ROUNDING)
 
 
 def test_image_features_are_what_transformers_puts_between_the_text_embeddings(checkpoint: Path) -> None:
-    reference = Reference.load(checkpoint, "float32")
+    reference = Reference.load(checkpoint)
     image = Image.fromarray(random_pixels(1)[0])
     (features,) = reference.image_features([image])
     ours = reference.generate("caption en", image, features, 8)

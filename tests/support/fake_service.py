@@ -54,7 +54,7 @@ def served(entry: CatalogEntry) -> ServedModel:
         source=entry.source,
         revision=None,
         build_key="0" * 64,
-        precision="float32",
+        precision={device: {"encoder": "float32", "decoder": "float32"} for device in ("cpu", "cuda")},
         image_size_wh=INPUT_SIZE_WH,
         resample=Image.Resampling.BICUBIC,
         num_image_tokens=NUM_IMAGE_TOKENS,
@@ -64,7 +64,7 @@ def served(entry: CatalogEntry) -> ServedModel:
         parity={},
     )
     masks = ROOT / entry.source / (entry.mask_decoder or "none")
-    return ServedModel(entry, manifest, MaskDecoder.load(masks) if masks.is_file() else None)
+    return ServedModel(entry, manifest, MaskDecoder.load(masks) if masks.is_file() else None, "float32")
 
 
 def served_models(*entries: CatalogEntry) -> ServedModels:

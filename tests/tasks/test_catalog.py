@@ -23,7 +23,10 @@ ROW: dict[str, Any] = {
     "parameters": 5,
     "context_window": 1024,
     "resolution": 768,
-    "precision": "float32",
+    "precision": {
+        "cpu": {"encoder": "int8", "decoder": "bfloat16"},
+        "cuda": {"encoder": "float16", "decoder": "float32"},
+    },
     "features": ["polygons"],
 }
 
@@ -81,7 +84,13 @@ def test_an_entry_widens_and_narrows_its_familys_tasks() -> None:
         ({"id": 5}, "id of lower-case letters"),
         ({"family": "florence"}, "family must be one of florence2, paligemma, not 'florence'"),
         ({"family": ["florence2"]}, "family must be one of"),
-        ({"precision": "float16"}, "precision must be one of float32, bfloat16"),
+        ({"precision": "float32"}, "precision must be {device: {part: one of}} with all of"),
+        ({"precision": {"cpu": ROW["precision"]["cpu"]}}, "precision must be"),
+        ({"precision": ROW["precision"] | {"tpu": {}}}, "precision must be"),
+        ({"precision": ROW["precision"] | {"cuda": {"encoder": "float16"}}}, "precision must be"),
+        ({"precision": ROW["precision"] | {"cpu": {"encoder": "float16", "decoder": "int8"}}}, "precision must be"),
+        ({"precision": ROW["precision"] | {"cuda": {"encoder": "int8", "decoder": "float16"}}}, "precision must be"),
+        ({"precision": ROW["precision"] | {"cuda": {"encoder": ["float16"], "decoder": "int8"}}}, "precision must be"),
         ({"revision": "main"}, "revision must be null or a commit"),
         ({"release_date": "June 2024"}, "release_date must be YYYY-MM"),
         ({"parameters": "0.23B"}, "parameters must be a whole number above 0"),

@@ -1,0 +1,114 @@
+"""Find out what a model's precisions get right, and record it beside the catalog: `python -m export.precision MODEL`.
+
+    float32 everywhere, the default of each part with the other in float32, both defaults:
+        start the service, ask it about scenes that no training has seen, add up
+    write models/MODEL/precision.json, export again: it refuses a default that loses too much
+
+Only the device that is named is measured; what the record has of another stays, if it is of the same checkpoint.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from export.__main__ import main as export
+from export.errors import ExportError
+from export.evaluation import CONDITIONS, Evaluation, accuracy_table, evaluate
+from export.evaluation.measures import task_accuracy
+from export.evaluation.service_process import service_process
+from export.precision_record import (
+    PrecisionRecord,
+    PrecisionRun,
+    checkpoint_key,
+    read_record,
+    record_file,
+    write_record,
+)
+from export.sources import resolve_source
+from runners.artifacts import Device, Precision
+from tasks.catalog import CatalogEntry, CatalogError, load_catalog
+
+_ROOT = Path(__file__).parents[1]
+_NUM_SCENES = 500
+_CONDITION = CONDITIONS["plain"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and record one model; return the exit status."""
+    parsed = _parse(arguments)
+    try:
+        entry = _entry(parsed.model)
+        if export(["--if-changed", entry.id]):
+            return 1
+        _measure(entry, parsed)
+    except (ExportError, CatalogError) as error:
+        print(f"python -m export.precision: {error}", file=sys.stderr)
+        return 1
+    return export(["--if-changed", entry.id])
+
+
+def _measure(entry: CatalogEntry, parsed: argparse.Namespace) -> None:
+    """Evaluate every pair, print the table, and write the record."""
+    path = record_file(_ROOT, entry.id)
+    checkpoint = checkpoint_key(resolve_source(entry.source, entry.revision, entry.family, _ROOT))
+    evaluations = {
+        pair: _evaluate(entry, parsed.device, pair, parsed.scenes, parsed.clients)
+        for pair in pairs(entry, parsed.device)
+    }
+    print(accuracy_table({f"{encoder} / {decoder}": each for (encoder, decoder), each in evaluations.items()}))
+    runs = [
+        PrecisionRun(parsed.device, encoder, decoder, task_accuracy(each.scorecard))
+        for (encoder, decoder), each in evaluations.items()
+    ]
+    before = read_record(path, checkpoint)
+    kept = [run for run in before.runs if run.device != parsed.device] if before else []
+    write_record(path, PrecisionRecord(checkpoint, parsed.scenes, (*kept, *runs)))
+
+
+def pairs(entry: CatalogEntry, device: Device) -> tuple[tuple[Precision, Precision], ...]:
+    """Return the precisions of encoder and decoder to measure together, float32 first."""
+    encoder, decoder = entry.precision[device]["encoder"], entry.precision[device]["decoder"]
+    every: tuple[tuple[Precision, Precision], ...] = (
+        ("float32", "float32"),
+        (encoder, "float32"),
+        ("float32", decoder),
+        (encoder, decoder),
+    )
+    return tuple(dict.fromkeys(every))
+
+
+def _evaluate(
+    entry: CatalogEntry, device: Device, pair: tuple[Precision, Precision], num_scenes: int, num_clients: int
+) -> Evaluation:
+    encoder, decoder = pair
+    print(f"{entry.id} on {device}: encoder {encoder}, decoder {decoder}, {num_scenes} scenes", flush=True)
+    settings = {
+        "DIPTYCH_MODELS": entry.id,
+        "DIPTYCH_DEVICE": device,
+        "DIPTYCH_ENCODER_PRECISION": encoder,
+        "DIPTYCH_DECODER_PRECISION": decoder,
+    }
+    with service_process(num_clients, **settings) as client:
+        return evaluate(client, entry.id, _CONDITION, num_scenes, num_clients)
+
+
+def _entry(model_id: str) -> CatalogEntry:
+    catalog = load_catalog(_ROOT / "models" / "catalog.yaml")
+    if model_id not in catalog:
+        raise CatalogError(f"unknown model {model_id}; the catalog has {', '.join(catalog)}")
+    return catalog[model_id]
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser("python -m export.precision", description=summary)
+    parser.add_argument("model", metavar="MODEL", help="an id of models/catalog.yaml")
+    parser.add_argument("--scenes", type=int, default=_NUM_SCENES, metavar="N", help="default %(default)s")
+    parser.add_argument("--clients", type=int, default=8, metavar="N", help="requests at once; default %(default)s")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""How much memory it takes to load a decoder, measured by the kernel in a process of its own, and that no other part
+is needed.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from export.decoder_weights import write_decoder_weights
+from export.random_checkpoints import write_random_checkpoint
+from export.reference import load_checkpoint, stored_dtype
+from runners.artifacts import DECODER_FILE, read_manifest, vision_encoder_file
+from runners.decoder_weights import DecoderWeights
+from runners.decoders import load_decoder
+from runners.vision_encoder import VisionEncoder
+from tests.support.export_cli import ROOT
+
+# Above the weights themselves: one tensor's mapped pages while it is read, the interpreter's own objects.
+MARGIN = 1.15
+
+LOAD = """
+import json, sys
+from pathlib import Path
+import torch
+from transformers import BartConfig
+from runners.bart import Bart
+from runners.decoder_weights import DecoderWeights
+from export.reference import load_checkpoint
+from transformers.models.florence2 import modeling_florence2
+
+def peak_bytes():  # of this process: what getrusage says begins with the peak of the one that started it
+    rows = dict(row.split(":") for row in Path("/proc/self/status").read_text().splitlines())
+    return int(rows["VmHWM"].removesuffix("kB")) * 1024
+
+folder, precision = Path(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+before = peak_bytes()
+if precision == "checkpoint":
+    model = load_checkpoint(folder, torch.float32)
+else:
+    config = BartConfig(**json.loads((folder / "config.json").read_text())["text_config"])
+    model = Bart(config, DecoderWeights.open(folder / "decoder.safetensors", precision, "cpu"))
+print(peak_bytes() - before)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint in the widths of Florence-2-large, 600 MB in float16, and its decoder's weights beside it."""
+    folder = tmp_path_factory.mktemp("large")
+    write_random_checkpoint("florence-2-large", folder, max_layers=2)
+    write_decoder_weights(load_checkpoint(folder, stored_dtype(folder)), folder / DECODER_FILE)
+    return folder
+
+
+def num_numbers(file: Path) -> int:
+    return sum(tensor.numel() for tensor in load_file(file).values())
+
+
+def peak_bytes(folder: Path, precision: str) -> int:
+    command = [sys.executable, "-W", "ignore", "-c", LOAD, str(folder), precision]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    return int(run.stdout.split()[-1])
+
+
+@pytest.mark.parametrize(("precision", "num_bytes"), [("float32", 4), ("bfloat16", 2), ("float16", 2)])
+def test_loading_a_decoder_takes_its_size_once(large: Path, precision: str, num_bytes: int) -> None:
+    size = num_bytes * num_numbers(large / DECODER_FILE)
+    assert size <= peak_bytes(large, precision) <= MARGIN * size
+
+
+def test_loading_a_decoder_at_int8_never_holds_it_in_float32(large: Path) -> None:
+    size = 4 * num_numbers(large / DECODER_FILE)
+    embeddings = 4 * load_file(large / DECODER_FILE)["model.language_model.shared.weight"].numel()
+    assert embeddings <= peak_bytes(large, "int8") <= 0.95 * size  # the embeddings stay as they are: half of all here
+
+
+def test_the_exports_original_is_loaded_without_holding_it_twice(large: Path) -> None:
+    size = 4 * num_numbers(large / "model.safetensors")
+    # The file, half as large as what is made of it, stays mapped until transformers is done.
+    assert size <= peak_bytes(large, "checkpoint") <= 1.65 * size
+
+
+def test_decoders_load_without_any_vision_weights(artifacts: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(artifacts, tmp_path / "copy"))
+    for file in folder.glob("*.onnx"):
+        file.unlink()
+    weights = load_file(folder / DECODER_FILE)
+    assert all(name.startswith("model.language_model.") for name in weights)
+    load_decoder(folder, read_manifest(folder).family, "int8", "cpu")
+
+
+def test_encoders_load_without_any_decoder_weights(artifacts: Path, tmp_path: Path) -> None:
+    for file in artifacts.glob("*.onnx"):
+        shutil.copyfile(file, tmp_path / file.name)
+    assert {file.name for file in tmp_path.iterdir()} >= {vision_encoder_file("float32"), vision_encoder_file("int8")}
+    for precision in ("float32", "int8"):
+        VisionEncoder(tmp_path, precision=precision).load()
+
+
+def test_layers_of_one_input_are_joined_and_an_own_output_head_is_taken(tmp_path: Path) -> None:
+    own = {"a.weight": torch.eye(2), "b.weight": torch.full((1, 2), 3.0), "embed.weight": torch.zeros(4, 2)}
+    tensors = {f"model.language_model.{name}": tensor.half() for name, tensor in own.items()}
+    save_file(tensors, tmp_path / "tied.safetensors")
+    save_file(tensors | {"lm_head.weight": torch.ones(4, 2)}, tmp_path / "own.safetensors")
+    tied, untied = (DecoderWeights.open(tmp_path / f"{name}.safetensors", "float32", "cpu") for name in ("tied", "own"))
+    states = torch.tensor([[1.0, 2.0]])
+    assert tied.linear("a", "b")(states).tolist() == [[1.0, 2.0, 9.0]]
+    assert tied.output_head(tied.tensor("embed.weight"))(states).tolist() == [[0.0] * 4]
+    assert untied.output_head(untied.tensor("embed.weight"))(states).tolist() == [[3.0] * 4]

@@ -1,0 +1,43 @@
+from typing import Any
+
+import pytest
+
+from runners.devices import decoder_device, encoder_device, has_cuda_card
+
+
+class FakeDriver:
+    """The two functions of libcuda that are called, for a machine with `num_cards` cards."""
+
+    def __init__(self, num_cards: int, status: int = 0) -> None:
+        self._num_cards = num_cards
+        self._status = status
+
+    def cuInit(self, flags: int) -> int:
+        assert flags == 0
+        return self._status
+
+    def cuDeviceGetCount(self, pointer: Any) -> int:
+        pointer._obj.value = self._num_cards
+        return 0
+
+
+def no_driver(_file: str) -> Any:
+    raise OSError("libcuda.so.1: cannot open shared object file")
+
+
+@pytest.mark.parametrize(
+    ("driver", "expected"),
+    [(FakeDriver(1), True), (FakeDriver(2), True), (FakeDriver(0), False), (FakeDriver(1, status=100), False)],
+    ids=["one card", "two cards", "all hidden", "no card behind the driver"],
+)
+def test_a_card_is_there_if_the_driver_counts_one(driver: FakeDriver, expected: bool) -> None:
+    assert has_cuda_card(lambda _file: driver) is expected
+
+
+def test_without_a_driver_there_is_no_card() -> None:
+    assert not has_cuda_card(no_driver)
+
+
+def test_what_the_operator_sets_is_not_questioned() -> None:
+    assert (encoder_device("cpu"), decoder_device("cpu")) == ("cpu", "cpu")
+    assert (encoder_device("cuda"), decoder_device("cuda")) == ("cuda", "cuda")

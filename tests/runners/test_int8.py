@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from runners.int8 import Int8Linear, max_weight, quantize_rows
+
+OUT, IN, ROWS = 40, 96, 5
+EXACT = 1e-6  # relative: two factors of float32 in another order
+
+
+@pytest.fixture
+def weight() -> torch.Tensor:
+    return torch.randn(OUT, IN, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def states() -> torch.Tensor:
+    rows = torch.randn(ROWS, IN, generator=torch.Generator().manual_seed(1))
+    return rows * torch.tensor([1e-3, 1.0, 50.0, 1e4, 0.0])[:, None]  # as different as a batch may hold
+
+
+def by_hand(weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """The product by plain rounding, in float64."""
+    integers, scales = quantize_rows(weight, max_weight())
+    row_scales = states.double().abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+    rounded = (states.double() / row_scales + 0.5).floor()
+    return rounded @ integers.double().T * scales.double() * row_scales
+
+
+def test_the_product_is_that_of_the_rounded_numbers(weight: torch.Tensor, states: torch.Tensor) -> None:
+    product, expected = Int8Linear.of(weight, None)(states), by_hand(weight, states)
+    # A state at the edge between two integers may go either way in float32: one step of one weight.
+    one_step = states.abs().amax(-1, keepdim=True) / 127 * weight.abs().max()
+    assert ((product - expected).abs() <= one_step + EXACT * expected.abs()).all()
+    assert torch.isclose(product.double(), expected, rtol=1e-5, atol=0).float().mean() > 0.95
+
+
+def test_it_is_close_to_float32(weight: torch.Tensor, states: torch.Tensor) -> None:
+    bias = torch.arange(OUT).float()
+    product = Int8Linear.of(weight, bias)(states) - bias
+    assert torch.cosine_similarity(product[:4], states[:4] @ weight.T).min() > 0.999
+    assert (product[4] == 0).all()  # nothing times anything, and the bias
+
+
+def test_a_row_has_the_same_bits_whoever_is_beside_it(weight: torch.Tensor, states: torch.Tensor) -> None:
+    linear = Int8Linear.of(weight, torch.randn(OUT))
+    together = linear(states)
+    for index, row in enumerate(states):
+        assert torch.equal(linear(row[None])[0], together[index])
+
+
+def test_a_row_of_nan_spoils_no_other(weight: torch.Tensor, states: torch.Tensor) -> None:
+    linear = Int8Linear.of(weight, None)
+    poisoned = states.clone()
+    poisoned[1] = torch.nan
+    output, clean = linear(poisoned), linear(states)
+    assert output[1].isnan().all()
+    others = [0, 2, 3, 4]
+    assert torch.equal(output[others], clean[others])
+
+
+def test_any_number_of_dimensions_is_kept(weight: torch.Tensor) -> None:
+    linear = Int8Linear.of(weight, None)
+    states = torch.randn(2, 3, IN)
+    assert linear(states).shape == (2, 3, OUT)
+    assert torch.equal(linear(states)[1, 2], linear(states[1, 2][None])[0])
+
+
+def test_every_row_of_a_matrix_uses_its_whole_range() -> None:
+    weight = torch.randn(9000, 8) * torch.logspace(-6, 3, 9000)[:, None]  # more rows than are quantised at once
+    weight[17] = 0
+    integers, scales = quantize_rows(weight, 127)
+    largest = integers.abs().amax(-1)
+    assert largest[17] == 0
+    assert (largest[torch.arange(9000) != 17] == 127).all()
+    assert ((integers * scales[:, None] - weight).abs() <= scales[:, None] * 0.501).all()

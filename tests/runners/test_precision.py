@@ -1,0 +1,69 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from runners.artifacts import ArtifactError, Device, Part, read_manifest
+from runners.precision import RUNNABLE, WantedPrecision, choose_precision
+
+
+def test_the_default_is_the_manifests_for_the_device(artifacts: Path) -> None:
+    manifest = replace(
+        read_manifest(artifacts),
+        precision={
+            "cpu": {"encoder": "int8", "decoder": "bfloat16"},
+            "cuda": {"encoder": "float16", "decoder": "float32"},
+        },
+    )
+    chosen = {(device, part): choose_precision(manifest, part, device, "auto") for device, part in every_place()}
+    assert chosen == {
+        ("cpu", "encoder"): "int8",
+        ("cpu", "decoder"): "bfloat16",
+        ("cuda", "encoder"): "float16",
+        ("cuda", "decoder"): "float32",
+    }
+
+
+def every_place() -> list[tuple[Device, Part]]:
+    return [(device, part) for device, parts in RUNNABLE.items() for part in parts]
+
+
+@pytest.mark.parametrize(("device", "part"), every_place())
+def test_float32_can_be_set_everywhere(artifacts: Path, device: Device, part: Part) -> None:
+    assert choose_precision(read_manifest(artifacts), part, device, "float32") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("part", "device", "wanted"),
+    [
+        ("encoder", "cpu", "float16"),
+        ("encoder", "cuda", "int8"),
+        ("encoder", "cpu", "bfloat16"),
+        ("decoder", "cuda", "int8"),
+        ("decoder", "cpu", "float16"),
+    ],
+)
+def test_what_does_not_run_on_the_device_is_refused(
+    artifacts: Path, part: Part, device: Device, wanted: WantedPrecision
+) -> None:
+    with pytest.raises(
+        ArtifactError, match=f"the {part} of .* cannot run in {wanted} on {device}; its artifacts allow"
+    ):
+        choose_precision(read_manifest(artifacts), part, device, wanted)
+
+
+def test_an_encoder_that_was_not_made_is_refused(artifacts: Path) -> None:
+    manifest = read_manifest(artifacts)
+    files = {name: digest for name, digest in manifest.files.items() if "int8" not in name}
+    with pytest.raises(ArtifactError, match="cannot run in int8 on cpu; its artifacts allow float32"):
+        choose_precision(replace(manifest, files=files), "encoder", "cpu", "int8")
+
+
+def test_a_manifest_of_before_is_refused_with_what_is_wrong(artifacts: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(artifacts, tmp_path / "old"))
+    values = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(values | {"precision": "float32"}))
+    with pytest.raises(ArtifactError, match="precision is 'float32', not that of each part on each device"):
+        read_manifest(folder)

@@ -1,0 +1,147 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from runners.vision_encoder import (
+    VisionEncoder,
+    check_provider,
+    encode_splitting,
+    execution_providers,
+    is_out_of_memory,
+)
+from tests.support.export_cli import ROOT, ModelStore
+
+# What ONNX Runtime 1.32 raised here when the memory was limited (tested for real below), and what is reported of CUDA.
+ARENA = "Error in execution: … bfc_arena.cc:360 … Failed to allocate memory for requested buffer of size 939524096"
+CUDA = "CUDA failure 2: out of memory ; GPU=0 ; hostname=a ; expr=cudaMalloc(&p, size);"
+
+REAL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from runners.vision_encoder import VisionEncoder, encode_splitting
+
+encoder = VisionEncoder(Path(sys.argv[1]), num_threads=1)
+encoder.load()
+pixels = np.random.default_rng(0).integers(0, 256, (256, 192, 192, 3), dtype=np.uint8)
+expected = np.concatenate([encoder.encode(part) for part in np.split(pixels, 8)])
+tried = []
+
+def run(part):
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = in_use + 300_000_000 if len(part) > 128 else resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    tried.append(len(part))
+    return encoder._run(part)
+
+features = encode_splitting(run, pixels)
+print(tried, bool(np.allclose(features, expected, atol=1e-4)))
+"""
+
+
+class FakeGraph:
+    """Runs up to `max_images` images; a feature is the image's first pixel value."""
+
+    def __init__(self, max_images: int, error: Exception) -> None:
+        self.tried: list[int] = []
+        self._max_images = max_images
+        self._error = error
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self.tried.append(len(pixels))
+        if len(pixels) > self._max_images:
+            raise self._error
+        return pixels[:, :1, :1, 0].astype(np.float32)
+
+
+def numbered(num_images: int) -> NDArray[np.uint8]:
+    return np.arange(num_images, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 4, 4, 3), dtype=np.uint8)
+
+
+def test_a_batch_that_does_not_fit_is_split_until_it_does_and_keeps_its_order() -> None:
+    graph = FakeGraph(2, RuntimeError(ARENA))
+    features = encode_splitting(graph, numbered(7))
+    assert features[:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert graph.tried == [7, 3, 1, 2, 4, 2, 2]
+
+
+def test_a_single_image_that_does_not_fit_is_an_error() -> None:
+    graph = FakeGraph(0, RuntimeError(CUDA))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        encode_splitting(graph, numbered(4))
+    assert graph.tried == [4, 2, 1]
+
+
+def test_any_other_error_is_not_tried_again() -> None:
+    graph = FakeGraph(0, RuntimeError("Non-zero status code returned while running Conv node"))
+    with pytest.raises(RuntimeError, match="Conv"):
+        encode_splitting(graph, numbered(4))
+    assert graph.tried == [4]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError(ARENA), True),
+        (RuntimeError(CUDA), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDNN failure 3000: CUDNN_STATUS_NOT_SUPPORTED"), False),
+        (ValueError("Got invalid dimensions for input: pixels"), False),
+    ],
+)
+def test_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+def test_the_real_runtime_without_memory_is_split_too(exported: ModelStore) -> None:
+    command = [sys.executable, "-c", REAL, str(exported.newest("florence-2-mini"))]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    assert run.stdout.split("\n")[0] == "[256, 128, 128] True", run.stderr
+
+
+def test_cuda_is_asked_for_where_it_shall_run_with_the_cpu_for_what_it_lacks() -> None:
+    assert execution_providers("cpu") == ["CPUExecutionProvider"]
+    (cuda, options), cpu = execution_providers("cuda")
+    assert (cuda, cpu) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert options["arena_extend_strategy"] == "kSameAsRequested"
+
+
+def test_a_runtime_that_falls_back_to_the_cpu_is_refused() -> None:
+    check_provider("cpu", ["CPUExecutionProvider"])
+    check_provider("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with pytest.raises(RuntimeError, match="not on CUDA; install onnxruntime-gpu"):
+        check_provider("cuda", ["CPUExecutionProvider"])
+
+
+@pytest.fixture
+def load(artifacts: Path) -> Callable[[str], VisionEncoder]:
+    def load_at(precision: str) -> VisionEncoder:
+        encoder = VisionEncoder(artifacts, 1, precision)  # type: ignore[arg-type]
+        encoder.load()
+        return encoder
+
+    return load_at
+
+
+def test_at_int8_an_image_has_the_same_bits_whoever_is_beside_it(load: Callable[[str], VisionEncoder]) -> None:
+    encoder = load("int8")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 192, 192, 3), dtype=np.uint8)
+    pixels[1] //= 64  # another range of values than its neighbours
+    together = encoder.encode(pixels)
+    for index, one in enumerate(pixels):
+        assert np.array_equal(encoder.encode(one[None])[0], together[index])
+
+
+def test_features_stay_what_they_were_when_the_next_batch_is_encoded(load: Callable[[str], VisionEncoder]) -> None:
+    encoder = load("float32")
+    first, second = np.random.default_rng(0).integers(0, 256, (2, 1, 192, 192, 3), dtype=np.uint8)
+    features = encoder.encode(first)
+    kept = features.copy()
+    assert not np.array_equal(encoder.encode(second), kept)
+    assert np.array_equal(features, kept)
