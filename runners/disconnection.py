@@ -16,15 +16,21 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, ResultT]) 
     The body of the request must have been read: after it, `receive` has nothing to say but that the client is gone.
     """
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    leaving.add_done_callback(lambda _: working.cancel())
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
+        return await working
+    except asyncio.CancelledError:
+        if _is_cancelled() or not leaving.done():
+            raise
+        leaving.result()
+        raise ClientDisconnect from None
     finally:
-        working.cancel()
         leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _disconnected(receive: Receive) -> None:

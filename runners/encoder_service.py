@@ -1,6 +1,7 @@
 """The BentoML service of one model's vision encoder: adaptive batching in front of ONNX Runtime."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from runners.messages import EncodedImage, EncodeOutcome, Failed, ImageToEncode,
 from runners.metrics import BATCH_SIZE
 from runners.model_store import artifact_folder
 from runners.precision import WantedPrecision, choose_precision
-from runners.shared_arrays import MemoryUnreachable, can_open, place, read_into
+from runners.shared_arrays import MemoryUnreachable, can_open, place, view
 from runners.vision_encoder import VisionEncoder
 
 # BentoML 1.4.40 else derives the type of a list from its JSON schema, again for every answer.
@@ -60,13 +61,20 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
         def encode(self, images: list[ImageToEncode]) -> Annotated[list[EncodeOutcome], _JSON]:
             """Return image features, float32 (N, C), for each of the images; one that fails does so alone."""
             BATCH_SIZE.labels(model_id, "encode").observe(len(images))
-            pixels = np.zeros((len(images), *images[0].pixels.shape), dtype=np.uint8)
-            failures = [_read_failure(row, image) for row, image in zip(pixels, images, strict=True)]
+            pixels = [_pixels(image) for image in images]
             start_s = time.monotonic()
-            features = self._encoder.encode(pixels)
+            features = self._encode([item for item in pixels if not isinstance(item, Failed)])
             encode_s = time.monotonic() - start_s
-            outcomes = zip(failures, features, images, strict=True)
-            return [failure or _placed(item, image, encode_s) for failure, item, image in outcomes]
+            return [
+                item if isinstance(item, Failed) else _placed(next(features), image, encode_s)
+                for item, image in zip(pixels, images, strict=True)
+            ]
+
+        def _encode(self, pixels: list[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+            if not pixels:
+                return iter(())
+            # One image alone is read where it lies.
+            return iter(self._encoder.encode(pixels[0][np.newaxis] if len(pixels) == 1 else np.stack(pixels)))
 
         @bentoml.api
         async def can_open(self, memory: MemoryAddress) -> bool:
@@ -77,13 +85,12 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
     return service(Encoder)
 
 
-def _read_failure(pixels: NDArray[np.uint8], image: ImageToEncode) -> Failed | None:
-    """Fill `pixels` (H, W, 3), or say why not."""
+def _pixels(image: ImageToEncode) -> NDArray[np.uint8] | Failed:
+    """Return the pixels (H, W, 3), or say why not."""
     try:
-        read_into(pixels, image.pixels)
+        return view(image.pixels)
     except MemoryUnreachable as error:
         return Failed(code="internal", message=f"the pixels are not to be had: {error}")
-    return None
 
 
 def _placed(image_features: NDArray[np.float32], image: ImageToEncode, encode_s: float) -> EncodedImage | Failed:

@@ -46,41 +46,15 @@ def view(message: AnyArray) -> NDArray[Any]:
     return np.frombuffer(mapped, message.dtype).reshape(message.shape)
 
 
-def read_into(array: NDArray[Any], message: AnyArray) -> None:
-    """Copy the message's array into a contiguous one of its shape and dtype; raise `MemoryUnreachable`."""
-    _check(array, message)
-    if isinstance(message, Array):
-        array[...] = message.numpy()
-        return
-    with _opened(message.memory) as fd:
-        read_at(fd, message.offset, array)
-
-
 def place(array: NDArray[Any], target: SharedArray | None) -> AnyArray:
     """Return a message for `array`: in the memory of `target`, or with its own bytes; raise `MemoryUnreachable`."""
     if target is None:
         return Array.of(array)
-    _check(array, target)
+    if (array.shape, array.dtype.name) != (target.shape, target.dtype):
+        raise ValueError(f"{array.dtype.name} {array.shape} is not {target.dtype} {target.shape}")
     with _opened(target.memory) as fd:
-        write_at(fd, target.offset, array)
+        _write(fd, target.offset, np.ascontiguousarray(array))
     return target
-
-
-def read_at(fd: int, offset: int, array: NDArray[Any]) -> None:
-    """Fill a contiguous array from an open file."""
-    view = _bytes(array)
-    while view and (num_read := os.preadv(fd, [view], offset)):
-        view, offset = view[num_read:], offset + num_read
-    if view:
-        raise MemoryUnreachable(f"the memory ends {len(view)} bytes too early")
-
-
-def write_at(fd: int, offset: int, array: NDArray[Any]) -> None:
-    """Write an array into an open file."""
-    view = _bytes(np.ascontiguousarray(array))
-    while view:
-        num_written = os.pwrite(fd, view, offset)
-        view, offset = view[num_written:], offset + num_written
 
 
 @contextmanager
@@ -98,12 +72,8 @@ def _opened(address: MemoryAddress) -> Iterator[int]:
         os.close(fd)
 
 
-def _check(array: NDArray[Any], message: AnyArray) -> None:
-    if (array.shape, array.dtype.name) != (tuple(message.shape), message.dtype):
-        raise ValueError(f"{array.dtype.name} {array.shape} is not {message.dtype} {message.shape}")
-
-
-def _bytes(array: NDArray[Any]) -> memoryview:
-    if not array.flags.c_contiguous:
-        raise ValueError("the array is not contiguous")
-    return array.reshape(-1).view(np.uint8).data
+def _write(fd: int, offset: int, array: NDArray[Any]) -> None:
+    data = array.reshape(-1).view(np.uint8).data
+    while data:
+        num_written = os.pwrite(fd, data, offset)
+        data, offset = data[num_written:], offset + num_written

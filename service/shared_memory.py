@@ -14,11 +14,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from runners.messages import MemoryAddress, SharedArray
-from runners.shared_arrays import MEMORY_NAME_PREFIX, read_at, write_at
+from runners.shared_arrays import MEMORY_NAME_PREFIX, place, view
 
 # Python has only posix_fallocate, which cannot free. Source of the numbers: linux/falloc.h.
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -29,9 +28,8 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 class Block:
     """Room for one array. Its pages are freed when the last reference to it goes, and not before."""
 
-    def __init__(self, memory: "SharedMemory", message: SharedArray, free: Callable[[], None]) -> None:
+    def __init__(self, message: SharedArray, free: Callable[[], None]) -> None:
         self.message = message
-        self._memory = memory
         weakref.finalize(self, free).atexit = False  # at the end the kernel frees them all
 
     @property
@@ -41,13 +39,11 @@ class Block:
 
     def write(self, array: NDArray[Any]) -> None:
         """Fill the block with `array`, which has its shape and dtype."""
-        write_at(self._memory.fd, self.message.offset, array)
+        place(array, self.message)
 
     def read(self) -> NDArray[Any]:
-        """Return a copy of the array in the block."""
-        array = np.empty(self.message.shape, self.message.dtype)
-        read_at(self._memory.fd, self.message.offset, array)
-        return array
+        """Return the array in the block, as it is now."""
+        return view(self.message)
 
 
 class SharedMemory:
@@ -73,7 +69,7 @@ class SharedMemory:
             message = SharedArray(memory=self.address, offset=self._end, shape=shape, dtype=dtype)
             self._end += _whole_pages(message.num_bytes)
             self._offsets[message.offset] = None
-        return Block(self, message, lambda: self._free(message))
+        return Block(message, lambda: self._free(message))
 
     def _free(self, message: SharedArray) -> None:
         with self._changed:

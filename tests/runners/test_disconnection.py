@@ -47,6 +47,7 @@ def run(test: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
     async def checked() -> T:
         result = await test()
+        await asyncio.sleep(0)  # what was cancelled ends
         assert asyncio.all_tasks() == {asyncio.current_task()}
         return result
 
@@ -104,12 +105,34 @@ def test_the_work_is_cancelled_with_its_caller() -> None:
     run(test)
 
 
-def test_what_the_work_raises_is_raised() -> None:
-    async def failing() -> str:
-        raise ValueError("broken")
+async def failing() -> Any:
+    raise ValueError("broken")
 
+
+def test_what_the_work_raises_is_raised() -> None:
     async def test() -> None:
         with pytest.raises(ValueError, match="broken"):
             await while_connected(Client().receive, failing())
+
+    run(test)
+
+
+def test_what_receiving_raises_cancels_the_work_and_is_raised() -> None:
+    async def test() -> None:
+        work = Work()
+        with pytest.raises(ValueError, match="broken"):
+            await while_connected(failing, work())
+        assert not work.released.is_set()
+
+    run(test)
+
+
+def test_work_that_is_cancelled_by_another_ends_as_cancelled() -> None:
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    async def test() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await while_connected(Client().receive, cancelled())
 
     run(test)

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from runners.messages import Array, MemoryAddress, SharedArray
-from runners.shared_arrays import MemoryUnreachable, can_open, place, read_into, view
+from runners.shared_arrays import MemoryUnreachable, can_open, place, view
 from service.shared_memory import Block, SharedMemory
 from tests.support.export_cli import ROOT
 
@@ -35,10 +35,7 @@ def test_an_array_arrives_bit_equal_with_its_bytes_and_through_memory(array: NDA
     block = shared(array)
     for message in (Array.of(array), block.message):
         received = type(message).model_validate_json(message.model_dump_json())
-        copy = np.empty_like(array)
-        read_into(copy, received)
         assert is_bit_equal(view(received), array)
-        assert is_bit_equal(copy, array)
 
 
 def test_an_array_is_placed_bit_equal_with_its_bytes_and_in_memory() -> None:
@@ -95,7 +92,7 @@ def test_the_memory_of_a_process_that_ended_cannot_be_opened() -> None:
 def test_what_is_not_the_memory_is_never_opened(address: MemoryAddress) -> None:
     message = shared(PIXELS).message.model_copy(update={"memory": address})
     assert not can_open(address)
-    for use in (lambda: view(message), lambda: read_into(PIXELS.copy(), message), lambda: place(PIXELS, message)):
+    for use in (lambda: view(message), lambda: place(PIXELS, message)):
         with pytest.raises(MemoryUnreachable):
             use()
 
@@ -118,12 +115,9 @@ def test_an_array_of_another_shape_or_dtype_is_refused(array: NDArray[Any]) -> N
     block = shared(FEATURES)
     with pytest.raises(ValueError, match=r"is not float32 \(577, 768\)"):
         place(array, block.message)
-    with pytest.raises(ValueError, match=r"is not float32 \(577, 768\)"):
-        read_into(array.copy(), block.message)
 
 
 def test_an_array_beyond_the_end_is_refused() -> None:
     unwritten = MEMORY.reserve((1_000_000,), "float32").message
-    for use in (lambda: view(unwritten), lambda: read_into(np.empty(1_000_000, np.float32), unwritten)):
-        with pytest.raises(MemoryUnreachable, match="ends"):
-            use()
+    with pytest.raises(MemoryUnreachable, match="ends"):
+        view(unwritten)
