@@ -29,7 +29,7 @@ _Processor: Any = AutoProcessor
 _GenerationConfig: Any = GenerationConfig
 
 _MODELS = Path(__file__).parents[1] / "models"
-_GAIN = 2.0  # of every weight matrix, times 1 / sqrt(fan in)
+GAIN = 2.0  # of every weight matrix, times 1 / sqrt(fan in)
 _VECTOR_STD = 0.05  # of biases, and of norms around their neutral value: none of them may be forgotten
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -171,8 +171,11 @@ SHAPES = {
 }
 
 
-def write_random_checkpoint(name: str, folder: Path, max_layers: int, seed: int = 0) -> None:
-    """Write a checkpoint of shape `name` with at most `max_layers` layers in every stack."""
+def write_random_checkpoint(name: str, folder: Path, max_layers: int, seed: int = 0, gain: float = GAIN) -> None:
+    """Write a checkpoint of shape `name` with at most `max_layers` layers in every stack.
+
+    A small `gain` makes layers forgiving, as trained ones are: rounded weights then change little.
+    """
     shape = SHAPES[name]
     processor = _Processor.from_pretrained(_MODELS / shape.tokenizer_of)
     processor.image_processor.size = {"height": shape.image_size_px, "width": shape.image_size_px}
@@ -185,14 +188,14 @@ def write_random_checkpoint(name: str, folder: Path, max_layers: int, seed: int 
     with no_init_weights():
         model = _Model.from_config(config, dtype=shape.dtype)
     model.tie_weights()
-    _randomise(model, shape, torch.Generator().manual_seed(seed))
+    _randomise(model, shape, gain, torch.Generator().manual_seed(seed))
     model.generation_config = _GenerationConfig(**special_ids, **shape.generation)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
 @torch.no_grad()
-def _randomise(model: Any, shape: Shape, generator: torch.Generator) -> None:
+def _randomise(model: Any, shape: Shape, gain: float, generator: torch.Generator) -> None:
     """Draw every parameter, scaled so that activations keep their size and greedy answers keep changing.
 
     A token whose embedding outweighs the layers' output repeats itself, as the output head is tied to the embedding. In
@@ -200,17 +203,18 @@ def _randomise(model: Any, shape: Shape, generator: torch.Generator) -> None:
     brings the logits back to a standard deviation of about 2.
     """
     for name, parameter in model.named_parameters():
-        mean, std = _distribution(model.get_submodule(name.rpartition(".")[0]), parameter, shape.embedding_std)
+        owner = model.get_submodule(name.rpartition(".")[0])
+        mean, std = _distribution(owner, parameter, shape.embedding_std, gain)
         parameter.normal_(mean, std, generator=generator)
         parameter.add_(sum(offset for end, offset in shape.norm_offsets.items() if name.endswith(end)))
 
 
-def _distribution(owner: nn.Module, parameter: torch.Tensor, embedding_std: float) -> tuple[float, float]:
+def _distribution(owner: nn.Module, parameter: torch.Tensor, embedding_std: float, gain: float) -> tuple[float, float]:
     """Return mean and standard deviation of a parameter of `owner`."""
     if isinstance(owner, nn.Embedding):
         return 0.0, embedding_std
     if parameter.ndim > 1:
-        return 0.0, _GAIN / math.sqrt(parameter[0].numel())
+        return 0.0, gain / math.sqrt(parameter[0].numel())
     is_factor = isinstance(owner, nn.LayerNorm) and parameter is owner.weight  # Gemma's norm adds 1 itself
     return float(is_factor), _VECTOR_STD
 

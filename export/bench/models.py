@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 Scale = Literal["embedded", "base"]
 
 _ALL_LAYERS = 100
+_GAIN = 0.5  # at which int8 holds for the random encoder as it does for trained ones
 _NUM_PROBES, _MAX_NEW_TOKENS = 2, 12  # of an export's parity: real widths take seconds for each
 _NOT_ENDLESS = ("forced_eos_token_id", "num_beams", "early_stopping")
 
@@ -77,7 +78,7 @@ def write_checkpoint(model: BenchModel, folder: Path) -> None:
     if not model.is_random:
         shutil.copytree(ROOT / "models" / model.entry_id, folder, dirs_exist_ok=True)
     elif not (folder / GENERATION_CONFIG_FILE).is_file():
-        write_random_checkpoint(model.entry_id, folder, _ALL_LAYERS)
+        write_random_checkpoint(model.entry_id, folder, _ALL_LAYERS, gain=_GAIN)
     if model.is_endless:
         _make_endless(folder)
 
