@@ -16,6 +16,7 @@ from service.recording import record_answer, record_error
 from service.requests import CompareFields, PredictFields, TaskRequest, parse_fields
 from service.runner_client import RunnerClient
 from service.served_models import ServedModel, ServedModels
+from service.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Core:
         common, request = parse_fields(PredictFields, fields)
         model = self.models.get(common.model) if common.model is not None else self.models.offering(request.task.id)[0]
         with self._admitted():
-            rgb = await asyncio.to_thread(decode_image, image, self._max_image_pixels)
+            rgb = await in_thread(decode_image, image, self._max_image_pixels)
             outcome = await self._answer(model, request, rgb, context)
         if isinstance(outcome, ServiceError):
             raise outcome
@@ -66,7 +67,7 @@ class Core:
         common, request = parse_fields(CompareFields, fields)
         models = self._compared(common.models, request)
         with self._admitted():
-            rgb = await asyncio.to_thread(decode_image, image, self._max_image_pixels)
+            rgb = await in_thread(decode_image, image, self._max_image_pixels)
             outcomes = await asyncio.gather(*(self._answer(model, request, rgb, context) for model in models))
         return Comparison(request, rgb.size_wh, tuple(zip(models, outcomes, strict=True)))
 

@@ -76,7 +76,8 @@ class _Gateway:
         configure_logging()
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file)
         models = {entry.id: load_served_model(entry, artifact_folder(entry.id), _SETTINGS) for entry in _ENTRIES}
-        vision_cache = VisionCache(_SETTINGS.vision_cache_mb * _BYTES_PER_MB)
+        max_encoding = _SETTINGS.max_pending_requests * len(_ENTRIES)
+        vision_cache = VisionCache(_SETTINGS.vision_cache_mb * _BYTES_PER_MB, max_encoding)
         memory = SharedMemory.create()
         self._runners = {
             entry.id: RunnerClient(

@@ -15,6 +15,7 @@ from service.images import RgbImage, resize
 from service.requests import TaskRequest
 from service.runner_client import RunnerClient, WrittenAnswers
 from service.served_models import ServedModel
+from service.threads import in_thread
 from service.vision_cache import CacheOutcome, EncodedFeatures
 from tasks.errors import ParameterError, UnsupportedVariant
 from tasks.errors import UnsupportedTask as TaskNotOffered
@@ -120,7 +121,7 @@ async def _timed(
 ) -> tuple[ResultT, float]:
     """Run `function` in a thread, off the event loop; return its result and its seconds."""
     start_s = time.monotonic()
-    result = await asyncio.to_thread(function, *args, **kwargs)
+    result = await in_thread(function, *args, **kwargs)
     return result, time.monotonic() - start_s
 
 

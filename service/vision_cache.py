@@ -16,6 +16,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from runners.messages import Array
+from service.errors import Overloaded
 from service.metrics import VISION_CACHE_BYTES, VISION_CACHE_REQUESTS
 from service.shared_memory import Block
 
@@ -51,10 +52,11 @@ class FeaturesKey:
 
 
 class VisionCache:
-    """Features of several models, together at most `max_bytes`."""
+    """Features of several models, together at most `max_bytes`, of which `max_encoding` are made at one time."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, max_encoding: int) -> None:
         self._max_bytes = max_bytes
+        self._max_encoding = max_encoding
         self._num_bytes = 0
         self._features: OrderedDict[FeaturesKey, Features] = OrderedDict()  # least recently used first
         self._encoding: dict[FeaturesKey, asyncio.Task[EncodedFeatures]] = {}
@@ -62,7 +64,8 @@ class VisionCache:
     async def get(self, key: FeaturesKey, encode: Callable[[], Awaitable[EncodedFeatures]]) -> EncodedFeatures:
         """Return the features of `key`, from memory or by `encode`; raise what that raises.
 
-        A caller that is cancelled leaves the encoding to those that joined it, and to the cache.
+        A caller that is cancelled leaves the encoding to those that joined it, and to the cache. It still counts, lest
+        those who come and go fill the encoders: raise `Overloaded` where too many are being made.
         """
         if (features := self._features.get(key)) is not None:
             self._features.move_to_end(key)
@@ -70,6 +73,8 @@ class VisionCache:
         task = self._encoding.get(key)
         if task is not None:
             return self._counted(key, await _joined(task))
+        if len(self._encoding) >= self._max_encoding:
+            raise Overloaded(f"{len(self._encoding)} images are being encoded, the most that are allowed; try later")
         task = self._encoding[key] = asyncio.ensure_future(self._encode(key, encode))
         task.add_done_callback(_note_failure)
         return self._counted(key, await asyncio.shield(task))

@@ -23,7 +23,7 @@ SPEC = SequenceSpec(segments=[("what is it?", True)], timeout_s=1)
 def client(
     encoder: FakeEncoder, decoder: FakeDecoder, max_bytes: int = 0, memory: SharedMemory | None = MEMORY
 ) -> RunnerClient:
-    return RunnerClient(MANIFEST, encoder, decoder, VisionCache(max_bytes), memory)
+    return RunnerClient(MANIFEST, encoder, decoder, VisionCache(max_bytes, 8), memory)
 
 
 def pixels(seed: int = 0) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from runners.messages import Array
+from service.errors import Overloaded
 from service.shared_memory import SharedMemory
 from service.vision_cache import EncodedFeatures, Features, FeaturesKey, VisionCache
 from tests.support.core_calls import until
@@ -15,6 +16,7 @@ from tests.support.memory_use import PAGE_BYTES, allocated
 
 ResultT = TypeVar("ResultT")
 NUM_BYTES = 40  # of the features of one image
+MAX_ENCODING = 3
 
 
 def run(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
@@ -45,7 +47,7 @@ class Encoder:
 
 def test_the_second_time_is_a_hit_with_the_same_bytes() -> None:
     async def ask() -> tuple[EncodedFeatures, EncodedFeatures]:
-        cache = VisionCache(1000)
+        cache = VisionCache(1000, MAX_ENCODING)
         return await cache.get(key(1), encoder), await cache.get(key(1), encoder)
 
     encoder = Encoder()
@@ -58,7 +60,7 @@ def test_the_second_time_is_a_hit_with_the_same_bytes() -> None:
 
 def test_other_pixels_model_or_build_is_another_image() -> None:
     async def ask() -> list[str]:
-        cache = VisionCache(1000)
+        cache = VisionCache(1000, MAX_ENCODING)
         keys = [key(1), key(2), key(1, model_id="b"), key(1, build_key="2"), key(1)]
         return [(await cache.get(each, Encoder())).outcome for each in keys]
 
@@ -68,7 +70,7 @@ def test_other_pixels_model_or_build_is_another_image() -> None:
 def test_requests_at_one_time_encode_once() -> None:
     async def ask() -> list[EncodedFeatures]:
         encoder.released = asyncio.Event()
-        cache = VisionCache(1000)
+        cache = VisionCache(1000, MAX_ENCODING)
         waiting = [asyncio.ensure_future(cache.get(key(1), encoder)) for _ in range(5)]
         await asyncio.sleep(0.01)
         encoder.released.set()
@@ -84,7 +86,7 @@ def test_requests_at_one_time_encode_once() -> None:
 def test_a_failure_reaches_all_who_joined_and_is_not_kept() -> None:
     async def ask() -> list[EncodedFeatures | BaseException]:
         encoder.released = asyncio.Event()
-        cache = VisionCache(1000)
+        cache = VisionCache(1000, MAX_ENCODING)
         waiting = [asyncio.ensure_future(cache.get(key(1), encoder)) for _ in range(3)]
         await asyncio.sleep(0)
         encoder.released.set()
@@ -101,7 +103,7 @@ def test_a_failure_reaches_all_who_joined_and_is_not_kept() -> None:
 def test_a_cancelled_request_leaves_the_encoding_to_those_that_joined() -> None:
     async def ask() -> EncodedFeatures:
         encoder.released = asyncio.Event()
-        cache = VisionCache(1000)
+        cache = VisionCache(1000, MAX_ENCODING)
         first = asyncio.ensure_future(cache.get(key(1), encoder))
         second = asyncio.ensure_future(cache.get(key(1), encoder))
         await asyncio.sleep(0)
@@ -117,9 +119,29 @@ def test_a_cancelled_request_leaves_the_encoding_to_those_that_joined() -> None:
     assert encoder.num_encoded == 1
 
 
+def test_encodings_whose_callers_went_count_against_the_most_at_one_time() -> None:
+    async def ask() -> str:
+        encoder.released = asyncio.Event()
+        cache = VisionCache(1000, MAX_ENCODING)
+        for value in range(MAX_ENCODING):
+            caller = asyncio.ensure_future(cache.get(key(value), encoder))
+            await asyncio.sleep(0)
+            caller.cancel()
+        with pytest.raises(Overloaded, match="3 images are being encoded"):
+            await cache.get(key(9), encoder)
+        joined = asyncio.ensure_future(cache.get(key(0), encoder))
+        await asyncio.sleep(0)
+        encoder.released.set()
+        assert (await joined).outcome == "joined"
+        return (await cache.get(key(9), encoder)).outcome
+
+    encoder = Encoder()
+    assert run(ask()) == "miss"
+
+
 def test_the_least_recently_used_leave_first() -> None:
     async def ask() -> list[str]:
-        cache = VisionCache(2 * NUM_BYTES)
+        cache = VisionCache(2 * NUM_BYTES, MAX_ENCODING)
         return [(await cache.get(key(value), Encoder())).outcome for value in (1, 2, 1, 3, 1, 2)]
 
     assert run(ask()) == ["miss", "miss", "hit", "miss", "hit", "miss"]
@@ -133,7 +155,7 @@ def test_shared_memory_is_bounded_by_the_cache(num_kept: int) -> None:
         return EncodedFeatures(block, 0.5, 0.25)
 
     async def ask() -> None:
-        cache = VisionCache(num_kept * PAGE_BYTES + PAGE_BYTES - 1)
+        cache = VisionCache(num_kept * PAGE_BYTES + PAGE_BYTES - 1, MAX_ENCODING)
         for value in range(20):
             await cache.get(key(value), encode)
         await until(lambda: allocated(memory) == num_kept * PAGE_BYTES)  # asyncio lets go of the last one's task
@@ -144,7 +166,7 @@ def test_shared_memory_is_bounded_by_the_cache(num_kept: int) -> None:
 
 def test_nothing_is_kept_without_room() -> None:
     async def ask() -> list[str]:
-        cache = VisionCache(0)
+        cache = VisionCache(0, MAX_ENCODING)
         return [(await cache.get(key(1), Encoder())).outcome for _ in range(2)]
 
     assert run(ask()) == ["miss", "miss"]
@@ -152,7 +174,7 @@ def test_nothing_is_kept_without_room() -> None:
 
 def test_outcomes_and_bytes_are_counted() -> None:
     async def ask() -> None:
-        cache = VisionCache(NUM_BYTES)
+        cache = VisionCache(NUM_BYTES, MAX_ENCODING)
         for value in (1, 1, 2):
             await cache.get(key(value, model_id="counted"), Encoder())
 

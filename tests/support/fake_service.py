@@ -85,7 +85,9 @@ def make_core(
     decoders = {model_id: FakeDecoder(answers) for model_id, answers in texts.items()} | dict(decoders or {})
     models = served_models(*entries)
     runners = {
-        model.id: RunnerClient(model.manifest, encoders[model.id], decoders[model.id], VisionCache(10_000_000), MEMORY)
+        model.id: RunnerClient(
+            model.manifest, encoders[model.id], decoders[model.id], VisionCache(10_000_000, max_pending), MEMORY
+        )
         for model in models
     }
     return Core(models, runners, max_image_pixels, max_pending)

@@ -73,7 +73,7 @@ async def answer(
         return httpx.AsyncClient(transport=transport, base_url="http://runner", timeout=60)
 
     async with client("encoder") as encoder, client("decoder") as decoder:
-        cache = VisionCache(0)
+        cache = VisionCache(0, 1)
         runners = RunnerClient(manifest, RunnerOverHttp(encoder), RunnerOverHttp(decoder), cache, memory)
         features = (await runners.encode(pixels)).image_features
         (written,) = (await runners.write(features, [SPEC])).sequences
