@@ -24,8 +24,8 @@ NUM_CORES = len(os.sched_getaffinity(0))
 
 _START_TIMEOUT_S = 180
 _STOP_TIMEOUT_S = 30
-# In /proc/PID/stat behind the name (man proc_pid_stat): group; user and kernel time, of itself and of ended children.
-_PROCESS_GROUP, _TIMES = 2, slice(11, 15)
+# In /proc/PID/stat behind the name (man proc_pid_stat): parent; user and kernel time, of itself and of ended children.
+_PARENT, _TIMES = 1, slice(11, 15)
 _HEALTH = {"diptych": "/readyz", "litserve": "/health", "fastapi": "/health"}
 
 
@@ -116,7 +116,7 @@ def diptych_launch(server: Server, model_id: str, folder: Path) -> Launch:
 
 @contextmanager
 def running(launch: Launch, log: Path) -> Iterator[int]:
-    """Start a server, yield its process group when it is ready, and stop all of it; raise `ServerError`."""
+    """Start a server, yield its process id when it is ready, and stop all of it; raise `ServerError`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as log_file:
         log_file.write(f"{shlex.join(launch.command)}\n")
@@ -136,15 +136,26 @@ def running(launch: Launch, log: Path) -> Iterator[int]:
         _stop(process)
 
 
-def cpu_s(process_group: int) -> float:
-    """Return the processor time, in user and kernel mode, of all processes of a group and of their ended children."""
-    ticks = 0
+def cpu_s(process_id: int) -> float:
+    """Return the processor time, user and kernel, of a process and of all that come from it, ended ones included."""
+    stats = _stats()
+    ticks = (sum(map(int, stats[one][_TIMES])) for one in _descendants(process_id, stats) if one in stats)
+    return sum(ticks) / os.sysconf("SC_CLK_TCK")
+
+
+def _stats() -> dict[int, list[str]]:
+    """Return the fields of /proc/PID/stat behind the name, of every process."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(FileNotFoundError, ProcessLookupError):  # it ended in this moment
-            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            if int(fields[_PROCESS_GROUP]) == process_group:
-                ticks += sum(map(int, fields[_TIMES]))
-    return ticks / os.sysconf("SC_CLK_TCK")
+            found[int(stat.parent.name)] = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return found
+
+
+def _descendants(process_id: int, stats: Mapping[int, list[str]]) -> list[int]:
+    """Return a process and all that come from it; a server's workers may be process groups of their own."""
+    children = [child for child, fields in stats.items() if int(fields[_PARENT]) == process_id]
+    return [process_id, *(one for child in children for one in _descendants(child, stats))]
 
 
 def free_port() -> int:
@@ -171,10 +182,12 @@ def _is_ready(launch: Launch) -> bool:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """Ask the server to end, then end what is left of its process group."""
+    """Ask the server to end, then end what is left of it."""
+    started = _descendants(process.pid, _stats())
     process.send_signal(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_TIMEOUT_S)
-    with suppress(ProcessLookupError):  # all of it has ended by itself
-        os.killpg(process.pid, signal.SIGKILL)
+    for process_id in started:
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(process_id, signal.SIGKILL)
     process.wait()

@@ -36,11 +36,11 @@ class Stand:
 class OpenStand:
     """A running server."""
 
-    def __init__(self, model: ModelMaterial, server: Server, url: str, process_group: int) -> None:
+    def __init__(self, model: ModelMaterial, server: Server, url: str, process_id: int) -> None:
         self._model = model
         self._server = server
         self._url = url
-        self._process_group = process_group
+        self._process_id = process_id
         self._scenes = Scenes(model.scenes)
         self._api = _api(model, server, url)
 
@@ -73,9 +73,9 @@ class OpenStand:
     def _round(self, plan: RoundPlan, requests: Sequence[BenchRequest]) -> Round:
         if plan.workload == "decode_heavy":  # whoever has a cache has the image in it
             drive(self._url, self._api, requests[:1], 1, plan.limit_s)
-        before_s = cpu_s(self._process_group)
+        before_s = cpu_s(self._process_id)
         driven = drive(self._url, self._api, requests, NUM_CLIENTS[plan.workload], plan.limit_s)
-        return replace(driven, cpu_s=cpu_s(self._process_group) - before_s)
+        return replace(driven, cpu_s=cpu_s(self._process_id) - before_s)
 
 
 @contextmanager
@@ -84,8 +84,8 @@ def opened(model: ModelMaterial, server: Server, folder: Path) -> Iterator[OpenS
     launch = (
         diptych_launch(server, model.id, folder) if server.kind == "diptych" else peer_launch(server, model.checkpoint)
     )
-    with running(launch, folder / "logs" / f"{model.id}--{file_name(server)}.log") as process_group:
-        yield OpenStand(model, server, launch.url, process_group)
+    with running(launch, folder / "logs" / f"{model.id}--{file_name(server)}.log") as process_id:
+        yield OpenStand(model, server, launch.url, process_id)
 
 
 def file_name(server: Server) -> str:

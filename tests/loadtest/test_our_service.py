@@ -11,6 +11,7 @@ from export.bench.questions import model_material
 from loadtest.client import DiptychApi, drive
 from loadtest.limits import precision_of
 from loadtest.material import ModelMaterial, read_material
+from loadtest.servers import cpu_s
 from loadtest.stages import COLUMNS, profile_of
 from loadtest.stands import mean_batch_sizes
 from loadtest.workloads import Scenes, requests_of
@@ -32,6 +33,13 @@ def test_every_task_of_one_image_is_answered_with_its_stages(service: RunningSer
     assert all(sample.answer.generated_tokens > 0 for sample in done.samples)
     profile = profile_of(done.samples)
     assert all(profile.stages_ms[column] >= 0 for column in COLUMNS)
+
+
+def test_processor_time_is_that_of_all_processes_of_the_service(service: RunningService) -> None:
+    parts = service.parts()
+    assert len(parts) >= 3
+    assert cpu_s(service.process.pid) >= sum(cpu_s(process_id) for process_id in parts.values()) * 0.9
+    assert all(cpu_s(process_id) > 0 for process_id in parts.values())
 
 
 def test_batches_and_precision_are_read_from_the_service(service: RunningService, client: httpx.Client) -> None:

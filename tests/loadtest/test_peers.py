@@ -64,10 +64,10 @@ def test_a_running_peer_answers_the_same(server: Server, tmp_path: Path) -> None
     checkpoint = ROOT / FLORENCE.source
     requests = [request(tmp_path, seed, text) for seed, text in enumerate(PROMPTS[FLORENCE.id])]
     launch = peer_launch(server, checkpoint)
-    with running(launch, tmp_path / "server.log") as process_group:
-        before_s = cpu_s(process_group)
+    with running(launch, tmp_path / "server.log") as process_id:
+        before_s = cpu_s(process_id)
         done = drive(launch.url, PeerApi(), requests, len(requests), 60)
-        assert cpu_s(process_group) > before_s > 0
+        assert cpu_s(process_id) > before_s > 0
     generator = Generator(checkpoint, num_threads=1)
     expected = [generator.answer([one])[0].text for one in prompted(checkpoint)]
     assert texts(done) == expected
