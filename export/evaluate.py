@@ -2,9 +2,9 @@
 
     python -m export.evaluate [--url URL] [--models ID …] [--scenes N] [--conditions NAME …] [--clients N] [--details]
 
-It speaks to the service over REST only, greedily and unconstrained. One table for each condition, then with several conditions one of
-what each lost against the first. `--details` adds a table of every question with latencies: with one client they are
-the service's, with more they hold what the others' requests made one wait.
+It speaks to the service over REST only, greedily and unconstrained. One table for each condition, then with several
+conditions one of what each lost against the first. `--details` adds a table of every question with latencies: with one
+client they are the service's, with more they hold what the others' requests made one wait.
 """
 
 import argparse

@@ -91,7 +91,7 @@ class Reference:
     def generate(
         self, text: str, image: Image.Image, image_features: Tensor, max_new_tokens: int, num_beams: int = 1
     ) -> ReferenceAnswer:
-        """Answer a prompt, greedily or by beams; `image_features` (N, C) are those of `image`, computed once for all."""
+        """Answer a prompt, greedily or by beams; `image_features` (N, C) are those of `image`, computed once."""
         inputs = self._inputs(text, image)
         vision_output = BaseModelOutputWithPooling(pooler_output=image_features[None])
         output = self.model.generate(
