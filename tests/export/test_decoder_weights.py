@@ -18,5 +18,6 @@ def test_decoder_holds_every_language_tensor_once_and_no_vision(artifacts: Path,
 def test_decoder_is_stored_as_the_checkpoint_has_it(artifacts: Path, checkpoint: Path) -> None:
     weights, original = load_file(artifacts / "decoder.safetensors"), load_file(checkpoint / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {tensor.dtype for tensor in original.values()}
-    assert all(torch.equal(tensor, original[name]) for name, tensor in weights.items() if name in original)
-    assert len(weights.keys() & original.keys()) > 20
+    # PaliGemma's checkpoints have transformers' names of before; it gives them its new ones as it loads.
+    renamed = {name.replace("language_model.model.", "model.language_model."): each for name, each in original.items()}
+    assert all(torch.equal(tensor, renamed[name]) for name, tensor in weights.items())
