@@ -77,6 +77,7 @@ class SequenceBatch(Tensors):
     coordinates: Tensor  # (Q, T)
     positions: Tensor  # (Q, T)
     steps: Tensor  # (Q, T)
+    places: Tensor  # (Q, T)
     ranks: Tensor  # (Q, N)
 
 
@@ -128,6 +129,7 @@ def _stacked(image_index: Sequence[int], examples: Sequence[Example]) -> Sequenc
         coordinates=padded("coordinates", -1),
         positions=padded("positions"),
         steps=padded("steps"),
+        places=padded("places", -1),
         ranks=torch.from_numpy(np.stack([e.ranks for e in examples])),
     )
 

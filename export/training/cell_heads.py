@@ -29,6 +29,7 @@ _CLASSES = {
 _ATTRIBUTES: Mapping[str, int] = {name: _CLASSES[name] for name in ("color", "shape", "size")}
 _HALVES = {"half_characters": len(CHARACTERS), "half_indices": MAX_CHARACTERS}
 _FOREGROUND_SHARE = 0.7  # of the loss: objects cover few cells
+_MAX_PLACES = 24  # of a run of locations: a circle's polygon has twelve points
 GRID_STEP_PX = 1.5
 
 
@@ -44,6 +45,7 @@ class CellHeads(nn.Module):
         self.rank = nn.Linear(hidden_size, NUM_RANKS)
         self.kept = AttributeHeads(hidden_size)
         self.fetched = AttributeHeads(hidden_size)
+        self.place = nn.Linear(hidden_size, _MAX_PLACES)
 
     def image_losses(self, cells: Tensor, images: ImageBatch, locations: Tensor, sigma: float) -> dict[str, Tensor]:
         """Return the losses of features (B, N, C); `locations` (G, C) are embeddings at multiples of `GRID_STEP_PX`."""
@@ -70,6 +72,11 @@ class CellHeads(nn.Module):
         sequence, token = batch.mentioned.any(dim=-1).nonzero(as_tuple=True)
         cell = batch.mentioned[sequence, token].int().argmax(dim=-1)
         return self.fetched.loss(writers[sequence, token], images, (batch.image_index[sequence], cell), locations)
+
+    def place_loss(self, writers: Tensor, batch: SequenceBatch) -> Tensor:
+        """Return the loss of which location of a run the writers (Q, T, C) of locations are at."""
+        is_location = batch.places >= 0
+        return _mean_loss(self.place(writers[is_location]), batch.places[is_location].clamp(max=_MAX_PLACES - 1))
 
     def rank_loss(self, cells: Tensor, ranks: Tensor) -> Tensor:
         """Return the loss of which cells (B, N, C) the answer is about, in which order; `ranks` (B, N)."""

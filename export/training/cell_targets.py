@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.scenes.fonts import load_font
-from export.scenes.geometry import box_xyxy
+from export.scenes.geometry import Point, box_xyxy
 from export.scenes.scene import CANVAS_PX, COLORS, SHAPES, BoxXYXY, Scene, Word
 from export.training.mentions import WORD, Mention
 
@@ -43,7 +43,8 @@ class CellTargets:
         """Return the cells (N,) that a mention is about."""
         if mention.character is not None:
             return np.asarray((self.half_indices == mention.character).any(axis=1))
-        return np.asarray(self.subject == mention.subject)
+        cells = np.asarray(self.subject == mention.subject)
+        return cells if mention.point_xy is None else _nearest(cells, mention.point_xy)
 
 
 def cell_targets(scene: Scene) -> CellTargets:
@@ -96,6 +97,15 @@ def _cells(box: BoxXYXY) -> Array:
     """Return the cells whose centres lie in the box; a box too flat for that has the rows or columns nearest to it."""
     columns, rows = _indices(box[0], box[2]), _indices(box[1], box[3])
     return np.asarray((rows[:, None] * GRID + columns[None, :]).reshape(-1))
+
+
+def _nearest(cells: NDArray[np.bool_], point_xy: Point) -> NDArray[np.bool_]:
+    """Return of `cells` (N,) the one whose centre is nearest to a point, none of none."""
+    numbers = np.flatnonzero(cells)
+    centres = (np.stack([numbers % GRID, numbers // GRID], axis=1) + 0.5) * CELL_PX
+    nearest = np.zeros_like(cells)
+    nearest[numbers[np.hypot(*(centres - point_xy).T).argsort()[:1]]] = True
+    return nearest
 
 
 def _indices(start_px: float, end_px: float) -> Array:

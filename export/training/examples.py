@@ -59,6 +59,7 @@ class Example:
     coordinates: NDArray[np.int64]  # (T,) which coordinate of a box, -1 for none
     positions: NDArray[np.float32]  # (T,) of a location in bins, before it is rounded
     steps: NDArray[np.int64]  # (T,) the grid that it is rounded to, 0 for other tokens
+    places: NDArray[np.int64]  # (T,) which one of a run of locations, -1 for other tokens
     ranks: NDArray[np.int64]  # (N,) 0: not in the answer; 1, 2, …: the first, second, … thing that it is about
 
 
@@ -101,6 +102,7 @@ def make_example(
         np.array([_coordinate(piece) for piece in tokens]),
         np.array([(piece and piece.position) or 0.0 for piece in tokens], np.float32),
         np.array([piece.step if piece else 0 for piece in tokens]),
+        np.array(_places(tokens)),
         _ranks(ranked_subjects(scene, question, pieces), targets),
     )
 
@@ -120,6 +122,14 @@ def _mentioned(piece: Piece | None, targets: CellTargets) -> NDArray[np.bool_]:
 def _coordinate(piece: Piece | None) -> int:
     mention = piece.mention if piece else None
     return -1 if mention is None or mention.coordinate is None else mention.coordinate
+
+
+def _places(pieces: Sequence[Piece | None]) -> list[int]:
+    places: list[int] = []
+    for piece in pieces:
+        before = places[-1] if places else -1
+        places.append(before + 1 if piece and piece.step else -1)
+    return places
 
 
 def _ranks(subjects: Sequence[int], targets: CellTargets) -> NDArray[np.int64]:

@@ -78,7 +78,7 @@ def _polygon(scene: Scene, question: Question) -> Iterator[Piece]:
         subject = [drawn.name for drawn in scene.objects].index(str(question.parameters["phrase"]))
     for point in polygon_xy(scene.objects[subject]):
         for position in point:
-            yield _location(position, POLYGON_STEP, Mention(subject))
+            yield _location(position, POLYGON_STEP, Mention(subject, point_xy=point))
 
 
 def _box(box: BoxXYXY, subject: Subject) -> Iterator[Piece]:

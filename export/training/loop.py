@@ -159,6 +159,7 @@ class Training:
             "attention": attention_loss(written.attentions, batch) * recipe.attention_weight,
             "kept": kept * recipe.attribute_weight,
             "fetched": fetched * recipe.attribute_weight,
+            "place": heads.place_loss(written.writer_states, batch) * recipe.attribute_weight,
             "rank": heads.rank_loss(written.cell_states, batch.ranks) * recipe.rank_weight,
         }
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from export.scenes.geometry import box_xyxy, quad_xy
+from export.scenes.geometry import Point, box_xyxy, quad_xy
 from export.scenes.scene import BoxXYXY, Scene
 from export.scenes.truth import DetectionsTruth, LabelledBox, Question, TextTruth
 
@@ -18,11 +18,12 @@ _COUNT = re.compile(r"\b(?:one|two|three|four|[1-4])\b")
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """What a piece is about: a subject, and of a word the character, of a box the coordinate (x1 y1 x2 y2)."""
+    """What a piece is about: a subject, of a word the character, of a box the coordinate (x1 y1 x2 y2), or a point."""
 
     subject: Subject
     character: int | None = None
     coordinate: int | None = None
+    point_xy: Point | None = None  # of an outline, px of the canvas
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ RECIPES = {
     "florence-2-mini": Recipe(
         encoder_steps=1800,
         encoder_images=32,
-        joint_steps=3600,
+        joint_steps=4000,
         joint_images=12,
         sequences_per_image=4,
         weights=_WEIGHTS,
