@@ -23,8 +23,8 @@ from runners.generation import Decoder
 from runners.sequences import SequenceRequest
 from runners.vision_encoder import VisionEncoder
 
-# A precision below is broken, not rough; whether a rough one holds is for the task accuracy. Features at int8 had 0.9998
-# in the embedded checkpoints, and 0.966 in a random tower of Florence-2-base's size, which amplifies every rounding.
+# A precision below is broken, not rough; whether a rough one holds is for the task accuracy. At int8 features had
+# 0.9998 in the embedded checkpoints, 0.966 in a random tower of Florence-2-base's size, which amplifies every rounding.
 MIN_MEAN_COSINE = 0.8
 
 
