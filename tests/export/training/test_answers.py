@@ -5,9 +5,13 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from export.scenes import Question, Scene, Scorecard, questions, sample_scene, score_answer
 from export.scenes.truth import TextTruth
+from export.training.cell_targets import cell_targets
+from export.training.examples import make_example
+from export.training.florence2 import make_language as florence2_language
 from export.training.florence2_answers import answer_pieces as florence2_pieces
 from export.training.mask_autoencoder import MaskAutoencoder
 from export.training.mask_training import shape_codes
@@ -20,6 +24,7 @@ from tasks.generation import GeneratedText
 from tasks.paligemma import MaskDecoder
 from tasks.parameters import parse_parameters
 from tasks.table import TASKS
+from tests.support.catalog import CATALOG
 from tests.support.export_cli import MODELS
 
 MASK_FILE = MODELS / "paligemma-mini" / "vae.npz"
@@ -89,3 +94,19 @@ def test_characters_of_the_word_are_mentioned_one_by_one() -> None:
         zip(scene.word.text, range(len(scene.word.text)), strict=True)
     )
     assert {p.mention.subject for p in pieces if p.mention} == {WORD}
+
+
+def test_locations_of_a_run_are_counted_from_where_it_begins(tokenizers: dict[str, Tokenizer]) -> None:
+    entry = CATALOG["florence-2-mini"]
+    language = florence2_language(entry, tokenizers["florence-2-mini"])
+    scene = sample_scene(1, num_objects=2, has_word=True)
+    assert scene.word is not None
+    expected = {
+        "ocr_with_regions": [-1] * (1 + len(scene.word.text)) + [*range(8), -1],
+        "region_proposal": [-1, *range(8), -1],
+    }
+    for question in questions(scene):
+        if question.name in expected:
+            (prompt,) = question_prompts(entry, question)
+            example = make_example(language, scene, cell_targets(scene), question, prompt.segments, prompt.labels)
+            assert example.places.tolist() == expected[question.name]

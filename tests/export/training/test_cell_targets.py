@@ -1,7 +1,7 @@
 import numpy as np
 
 from export.scenes import sample_scene
-from export.scenes.geometry import box_xyxy
+from export.scenes.geometry import box_xyxy, polygon_xy
 from export.training.cell_targets import CELL_PX, CHARACTERS, GRID, NOTHING, cell_targets
 from export.training.mentions import WORD, Mention
 
@@ -44,3 +44,21 @@ def test_a_mention_of_a_character_is_a_part_of_the_word() -> None:
     first = targets.mentioned(Mention(WORD, character=0))
     assert 0 < first.sum() < word.sum()
     assert word[first].all()
+
+
+def test_a_mention_of_a_point_is_the_nearest_cell_of_the_object() -> None:
+    for seed in range(50):
+        scene = sample_scene(seed, num_objects=2)
+        targets = cell_targets(scene)
+        for index, drawn in enumerate(scene.objects):
+            whole = targets.mentioned(Mention(index))
+            for point in polygon_xy(drawn):
+                (cell,) = np.flatnonzero(targets.mentioned(Mention(index, point_xy=point)))
+                centres = (np.argwhere(whole.reshape(GRID, GRID))[:, ::-1] + 0.5) * CELL_PX
+                distance = np.hypot(*((np.array([cell % GRID, cell // GRID]) + 0.5) * CELL_PX - point))
+                assert whole[cell]
+                assert distance == np.hypot(*(centres - point).T).min()
+
+
+def test_a_mention_of_a_point_of_nothing_is_nowhere() -> None:
+    assert not cell_targets(sample_scene(1, num_objects=1)).mentioned(Mention(3, point_xy=(5.0, 5.0))).any()

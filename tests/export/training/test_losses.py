@@ -18,6 +18,7 @@ def batch(answer_ids: list[int], positions: list[float], steps: list[int]) -> Se
         coordinates=torch.full((1, num), -1),
         positions=torch.tensor([positions]),
         steps=torch.tensor([steps]),
+        places=torch.full((1, num), -1),
         ranks=torch.zeros(1, NUM_CELLS, dtype=torch.long),
     )
 
