@@ -1,8 +1,7 @@
 """Every task of both embedded models, over REST, against the truth of rendered scenes of several sizes and shapes.
 
-The bars are what the checkpoints are meant to reach, or lie a little under what they do where that is not yet so
-(`python -m export.evaluate`). Quads of words have no bar: hardly one comes back whole, and in half of the scenes
-no word is the answer.
+The bars are what the checkpoints are meant to reach, or lie a little under what they do where that is not yet so:
+polygons of florence-2-mini, and words of paligemma-mini in small images (`python -m export.evaluate`).
 """
 
 import pytest
@@ -18,7 +17,7 @@ SIZES_WH = ((192, 192), (640, 480), (300, 500), (1000, 400))
 BARS: dict[str, dict[tuple[str, Measure], float]] = {
     "florence-2-mini": {
         ("captioning short", "exact"): 0.95,
-        ("captioning detailed", "exact"): 0.60,
+        ("captioning detailed", "exact"): 0.90,
         ("object_detection", "f1_at_50"): 0.97,
         ("object_detection", "f1_at_75"): 0.92,
         ("dense_region_captioning", "f1_at_50"): 0.97,
@@ -34,18 +33,21 @@ BARS: dict[str, dict[tuple[str, Measure], float]] = {
         ("open_vocabulary_detection absent", "empty"): 0.90,
         ("phrase_grounding caption", "f1_at_50"): 0.97,
         ("phrase_grounding caption", "f1_at_75"): 0.92,
-        ("phrase_grounding phrases", "f1_at_50"): 0.90,
+        ("phrase_grounding phrases", "f1_at_50"): 0.97,
         ("phrase_grounding phrases", "f1_at_75"): 0.92,
-        ("instance_segmentation phrase", "mask_iou"): 0.70,
-        ("instance_segmentation region", "mask_iou"): 0.60,
-        ("ocr", "exact"): 0.70,
-        ("region_description text", "exact"): 0.45,
+        ("instance_segmentation phrase", "mask_iou"): 0.75,
+        ("instance_segmentation region", "mask_iou"): 0.75,
+        ("ocr", "exact"): 0.92,
+        ("ocr", "exact_if_any"): 0.85,
+        ("ocr_with_regions", "exact"): 0.92,
+        ("ocr_with_regions", "exact_if_any"): 0.85,
+        ("region_description text", "exact"): 0.90,
         ("region_description category", "exact"): 0.95,
-        ("region_description description", "exact"): 0.75,
+        ("region_description description", "exact"): 0.95,
         ("visual_question_answering color", "exact"): 0.95,
         ("visual_question_answering presence", "exact"): 0.95,
         ("visual_question_answering count", "exact"): 0.95,
-        ("visual_question_answering text", "exact"): 0.70,
+        ("visual_question_answering text", "exact"): 0.92,
         ("ocr", "empty"): 0.90,
         ("ocr_with_regions", "empty"): 0.90,
         ("visual_question_answering text", "empty"): 0.90,
@@ -57,22 +59,22 @@ BARS: dict[str, dict[tuple[str, Measure], float]] = {
     },
     "paligemma-mini": {
         ("captioning short", "exact"): 0.90,
-        ("captioning detailed", "exact"): 0.60,
+        ("captioning detailed", "exact"): 0.85,
         ("open_vocabulary_detection shape", "f1_at_50"): 0.92,
-        ("open_vocabulary_detection shape", "f1_at_75"): 0.70,
+        ("open_vocabulary_detection shape", "f1_at_75"): 0.80,
         ("open_vocabulary_detection coloured shape", "f1_at_50"): 0.92,
         ("open_vocabulary_detection coloured shape", "f1_at_75"): 0.80,
-        ("open_vocabulary_detection several", "f1_at_50"): 0.60,
-        ("open_vocabulary_detection several", "f1_at_75"): 0.40,
+        ("open_vocabulary_detection several", "f1_at_50"): 0.92,
+        ("open_vocabulary_detection several", "f1_at_75"): 0.80,
         ("open_vocabulary_detection absent", "empty"): 0.90,
-        ("phrase_grounding phrases", "f1_at_50"): 0.55,
-        ("phrase_grounding phrases", "f1_at_75"): 0.40,
-        ("instance_segmentation phrase", "mask_iou"): 0.70,
-        ("ocr", "exact"): 0.65,
+        ("phrase_grounding phrases", "f1_at_50"): 0.92,
+        ("phrase_grounding phrases", "f1_at_75"): 0.80,
+        ("instance_segmentation phrase", "mask_iou"): 0.85,
+        ("ocr", "exact"): 0.85,
         ("visual_question_answering color", "exact"): 0.92,
         ("visual_question_answering presence", "exact"): 0.92,
         ("visual_question_answering count", "exact"): 0.92,
-        ("visual_question_answering text", "exact"): 0.60,
+        ("visual_question_answering text", "exact"): 0.85,
         ("ocr", "empty"): 0.90,
         ("visual_question_answering text", "empty"): 0.90,
         ("phrase_grounding caption", "f1_at_50"): 0.92,
