@@ -21,7 +21,7 @@ def test_siglip_takes_the_operations_of_its_matrices_and_of_its_attention() -> N
     num_tokens = 144  # (192 / 16)²
     matrices = {name: shape for name, shape in shapes(folder).items() if "vision_tower" in name or "projector" in name}
     in_weights = sum(prod(s) for name, s in matrices.items() if len(s) > 1 and "position_embedding" not in name)
-    num_layers, hidden_size = 4, 128
+    num_layers, hidden_size = 4, 192
     in_attention = num_layers * 2 * 2 * num_tokens**2 * hidden_size  # queries by keys, probabilities by values
     assert count_operations(folder).encoder_operations == 2 * num_tokens * in_weights + in_attention
 

@@ -95,8 +95,8 @@ def test_decoders_load_without_any_vision_weights(artifacts: Path, tmp_path: Pat
     load_decoder(folder, read_manifest(folder).family, "int8", "cpu")
 
 
-def test_encoders_load_without_any_decoder_weights(artifacts: Path, tmp_path: Path) -> None:
-    for file in artifacts.glob("*.onnx"):
+def test_encoders_load_without_any_decoder_weights(int8_artifacts: Path, tmp_path: Path) -> None:
+    for file in int8_artifacts.glob("*.onnx"):
         shutil.copyfile(file, tmp_path / file.name)
     assert {file.name for file in tmp_path.iterdir()} >= {vision_encoder_file("float32"), vision_encoder_file("int8")}
     for precision in ("float32", "int8"):

@@ -60,6 +60,7 @@ def test_a_poisoned_sequence_spoils_nobody_who_is_or_comes_beside_it(case: Case)
         batch.step()
     assert isinstance(left[0].error, NonFiniteLogits)
     batch.admit([after])
+    batch.leave()
     while batch.live:
         batch.step()
         batch.leave()

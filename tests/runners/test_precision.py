@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from runners.artifacts import ArtifactError, Device, Part, read_manifest
+from runners.artifacts import ArtifactError, Device, Part, read_manifest, vision_encoder_file
 from runners.precision import RUNNABLE, WantedPrecision, choose_precision
 
 
 def test_the_default_is_the_manifests_for_the_device(artifacts: Path) -> None:
+    read = read_manifest(artifacts)
     manifest = replace(
-        read_manifest(artifacts),
+        read,
+        files=read.files | {vision_encoder_file("int8"): ""},
         precision={
             "cpu": {"encoder": "int8", "decoder": "bfloat16"},
             "cuda": {"encoder": "float16", "decoder": "float32"},

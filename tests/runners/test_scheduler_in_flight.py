@@ -135,7 +135,7 @@ def test_a_step_that_fails_is_told_to_all_who_are_live_and_to_nobody_else(decode
 
 def test_two_hundred_at_random_times_some_cancelled_some_poisoned_each_get_their_own_answer() -> None:
     rng = random.Random(0)
-    decoder = FakeDecoder()
+    decoder = FakeDecoder(step_s=0.001)  # slower than they come, so that all slots are taken
     scheduler = Scheduler(decoder, "fake", LIMITS)
     scheduler.start()
     answers = [tuple(rng.randrange(2, 40) for _ in range(rng.randrange(30))) for _ in range(200)]

@@ -120,9 +120,9 @@ def test_a_runtime_that_falls_back_to_the_cpu_is_refused() -> None:
 
 
 @pytest.fixture
-def load(artifacts: Path) -> Callable[[str], VisionEncoder]:
+def load(int8_artifacts: Path) -> Callable[[str], VisionEncoder]:
     def load_at(precision: str) -> VisionEncoder:
-        encoder = VisionEncoder(artifacts, 1, precision)  # type: ignore[arg-type]
+        encoder = VisionEncoder(int8_artifacts, 1, precision)  # type: ignore[arg-type]
         encoder.load()
         return encoder
 

@@ -22,7 +22,7 @@ SLIDING_WINDOW = 12  # less than the 144 image tokens, and less than an answer
 _SOURCES = {"florence2": "florence-2-mini", "paligemma": "paligemma-mini", "paligemma2": "paligemma-mini"}
 _FILES = ("tokenizer.json", "tokenizer_config.json", "processor_config.json")
 _WEIGHT_STD = 0.1  # added to every weight: differences between logits that are no near ties
-_END_BIAS = 3  # times the end token's embedding, so that answers end at different places
+_END_BIAS = 2  # times the end token's embedding: Gemma then ends at different places, the others at their limit
 
 _GEMMA2 = {
     "model_type": "gemma2",

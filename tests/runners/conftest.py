@@ -1,0 +1,18 @@
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from export.encoder_precisions import write_at_precision
+
+_Config: Any = AutoConfig  # untyped in transformers
+
+
+@pytest.fixture
+def int8_artifacts(artifacts: Path, tmp_path: Path) -> Path:
+    """The artifacts of an embedded model with an int8 encoder beside the float32 one, whatever the catalog has."""
+    folder = Path(shutil.copytree(artifacts, tmp_path / "with int8"))
+    write_at_precision(folder, "int8", _Config.from_pretrained(folder))
+    return folder
