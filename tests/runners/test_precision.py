@@ -13,7 +13,7 @@ def test_the_default_is_the_manifests_for_the_device(artifacts: Path) -> None:
     read = read_manifest(artifacts)
     manifest = replace(
         read,
-        files=read.files | {vision_encoder_file("int8"): ""},
+        files={**read.files, vision_encoder_file("int8"): ""},
         precision={
             "cpu": {"encoder": "int8", "decoder": "bfloat16"},
             "cuda": {"encoder": "float16", "decoder": "float32"},
