@@ -14,7 +14,7 @@ import torch
 
 from export.training import florence2, paligemma
 from export.training.cell_heads import CellHeads
-from export.training.checkpoint import write_checkpoint
+from export.training.checkpoint import read_weights, write_checkpoint
 from export.training.initialization import initialize
 from export.training.learning_curve import draw_learning_curve
 from export.training.loop import Training
@@ -43,7 +43,8 @@ def make_training(model_id: str, folder: Path, device: str, seed: int) -> Traini
 
 def has_bfloat16(device: str) -> bool:
     """Tell whether the device multiplies matrices of bfloat16 itself; without, a CPU is slower than in float32."""
-    return device.startswith("cuda") or bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    return device.startswith("cuda") or any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def main() -> int:
@@ -54,6 +55,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="of the CPU; default: all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--refine", type=Path, metavar="CHECKPOINT", help="begin at the last stage, with its weights")
     parser.add_argument("--joint-steps", type=int, help="instead of the recipe's")
     parser.add_argument("--restart", action="store_true", help="forget the run so far")
     parser.add_argument(
@@ -72,6 +74,8 @@ def main() -> int:
     training = make_training(arguments.model, folder, arguments.device, arguments.seed)
     if arguments.joint_steps:
         training.recipe = dataclasses.replace(training.recipe, joint_steps=arguments.joint_steps)
+    if arguments.refine:
+        training.begin_refining(read_weights(arguments.refine))
     if arguments.export:
         training.folder.restore([training.parts.trainee.model])
     else:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from export.scenes import Question, Scene, questions
+from export.scenes.truth import InstancesTruth
 from export.training.cell_targets import NUM_CELLS, CellTargets
-from export.training.mentions import Piece, ranked_subjects
+from export.training.mentions import Piece, ranked_subjects, segmented_subject
 from export.training.prompts import question_prompts
 from runners.prompt_tokenizer import PromptTokenizer, Segments
 from tasks.catalog import CatalogEntry
@@ -66,9 +67,12 @@ class Example:
 def make_examples(
     language: Language, scene: Scene, targets: CellTargets, weights: Mapping[str, float], num: int, rng: Generator
 ) -> list[Example]:
-    """Return up to `num` examples of different prompts about a scene, drawn by the weights of the questions' names."""
+    """Return up to `num` examples of different prompts about a scene, drawn by the weights of the questions' names.
+
+    Where the weights name a question with a shape (`instance_segmentation phrase star`), that holds for outlines of it.
+    """
     asked = [
-        (question, prompt, weights.get(question.name, _OTHER_WEIGHT) / len(prompts))
+        (question, prompt, _weight(scene, question, weights) / len(prompts))
         for question in questions(scene)
         if (prompts := list(question_prompts(language.entry, question)))
         for prompt in prompts
@@ -79,6 +83,13 @@ def make_examples(
         make_example(language, scene, targets, question, prompt.segments, prompt.labels)
         for question, prompt, _ in (asked[index] for index in drawn)
     ]
+
+
+def _weight(scene: Scene, question: Question, weights: Mapping[str, float]) -> float:
+    weight = weights.get(question.name, _OTHER_WEIGHT)
+    if not isinstance(question.truth, InstancesTruth):
+        return weight
+    return weights.get(f"{question.name} {scene.objects[segmented_subject(scene, question)].shape}", weight)
 
 
 def make_example(

@@ -14,6 +14,7 @@ from export.training.mentions import (
     Subject,
     asked_boxes,
     quad_coordinates,
+    segmented_subject,
     subject_of_box,
     subject_of_region,
     text_pieces,
@@ -72,10 +73,7 @@ def _text_regions(scene: Scene) -> Iterator[Piece]:
 
 
 def _polygon(scene: Scene, question: Question) -> Iterator[Piece]:
-    if "region" in question.parameters:
-        subject = subject_of_region(scene, question)
-    else:
-        subject = [drawn.name for drawn in scene.objects].index(str(question.parameters["phrase"]))
+    subject = segmented_subject(scene, question)
     for point in polygon_xy(scene.objects[subject]):
         for position in point:
             yield _location(position, POLYGON_STEP, Mention(subject, point_xy=point))

@@ -8,7 +8,7 @@ from its folder; its scenes follow from the number of the step.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,9 +33,9 @@ from export.training.cell_heads import CellHeads, grid_bins
 from export.training.cell_targets import CellTargets
 from export.training.losses import answer_loss, attention_loss
 from export.training.optimizer import make_optimizers
-from export.training.recipes import Recipe
+from export.training.recipes import Recipe, Stage
 from export.training.run_state import RunFolder
-from export.training.trainee import FamilyParts
+from export.training.trainee import FamilyParts, WrittenAnswers
 from export.training.validation import validate
 
 _JOINT_FIRST_SEED = 100_000_000  # of the scenes after the encoder's own
@@ -70,9 +70,9 @@ class Training:
     def run(self, last_step: int | None = None) -> None:
         """Train from the stored step to `last_step`, or to the recipe's last."""
         self.optimizers = self._make_optimizers()
-        modules = [self.parts.trainee.model, self.heads]
+        modules = self._modules
         self.step = self.folder.restore(modules, self.optimizers)
-        last = last_step or self.recipe.encoder_steps + self.recipe.joint_steps
+        last = last_step or self.recipe.num_steps
         with tqdm(total=last, initial=self.step, unit="step", smoothing=0.05) as bar:
             while self.step < last:
                 start_s = time.monotonic()
@@ -87,6 +87,15 @@ class Training:
                 self._keep(modules)
         self.folder.save(self.step, modules, self.optimizers)
 
+    def begin_refining(self, weights: Mapping[str, Tensor]) -> None:
+        """Store the state of a run that has come to its last stage with these weights."""
+        self.parts.trainee.model.load_state_dict(weights)
+        self.folder.save(self.recipe.stages[-1].first_step, self._modules, self._make_optimizers())
+
+    @property
+    def _modules(self) -> list[nn.Module]:
+        return [self.parts.trainee.model, self.heads]
+
     def _keep(self, modules: Sequence[nn.Module]) -> None:
         """Save and validate where it is time."""
         if self.step % self.recipe.saved_every == 0:
@@ -98,12 +107,13 @@ class Training:
             tqdm.write(f"step {self.step}: {_shown(scorecard)}")
 
     def _take_step(self) -> dict[str, float]:
-        progress, factor = self._progress()
+        stage = self.recipe.stage_of(self.step)
+        factor = self._rate(stage)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["top"] * factor * self._part_factor(group["part"])
+                group["lr"] = group["top"] * factor * self._part_factor(stage, group["part"])
         with torch.autocast(self.device, torch.bfloat16, enabled=self.is_bfloat16):
-            losses = self._losses(progress)
+            losses = self._losses(stage)
         loss = torch.stack(list(losses.values())).sum()
         torch.autograd.backward(loss)
         for module in (self.parts.trainee.model, self.heads):
@@ -113,24 +123,28 @@ class Training:
             optimizer.zero_grad()
         return {"loss": loss.item(), "rate": factor} | {name: value.item() for name, value in losses.items()}
 
-    def _losses(self, progress: float) -> dict[str, Tensor]:
+    def _losses(self, stage: Stage) -> dict[str, Tensor]:
         """Return the weighted losses of this step's scenes."""
-        recipe, joint_step = self.recipe, self.step - self.recipe.encoder_steps
-        if joint_step < 0:
+        recipe = self.recipe
+        if stage.name == "encoder":
             rng = default_rng((self.step * recipe.encoder_images, 2))
             shown = self._shown(self.step * recipe.encoder_images, recipe.encoder_images, ENCODER_SCENES, rng)
             return self._image_losses(shown, recipe.first_sigma)
-        first_seed = _JOINT_FIRST_SEED + joint_step * recipe.joint_images
+        first_seed = _JOINT_FIRST_SEED + (self.step - recipe.encoder_steps) * recipe.joint_images
         rng = default_rng((first_seed, 2))
+        is_refining = stage.name == "refining"
+        progress = 1.0 if is_refining else stage.progress(self.step)
         kinds = joint_scenes(min(1.0, progress / recipe.full_difficulty_share))
         shown = self._shown(first_seed, recipe.joint_images, kinds, rng)
-        sigma = recipe.first_sigma + (recipe.final_sigma - recipe.first_sigma) * progress
-        losses = {name: loss * recipe.cell_weight for name, loss in self._image_losses(shown, sigma).items()}
+        weights = recipe.refining_weights if is_refining else recipe.weights
         batch = sequence_batch(
-            self.parts.language, shown.scenes, shown.targets, recipe.weights, recipe.sequences_per_image, rng
+            self.parts.language, shown.scenes, shown.targets, weights, recipe.sequences_per_image, rng
         )
         batch.to(self.device)
-        return losses | self._answer_losses(shown, batch, sigma)
+        sigma = recipe.first_sigma + (recipe.final_sigma - recipe.first_sigma) * progress
+        written = self.parts.trainee.write(shown.features[batch.image_index], batch)
+        losses = self._answer_losses(written, batch, sigma)
+        return losses if is_refining else losses | self._losses_beside(shown, written, batch, sigma)
 
     def _shown(self, first_seed: int, num: int, kinds: SceneKinds, rng: Generator) -> "_Shown":
         """Draw scenes and return them with their features."""
@@ -146,17 +160,21 @@ class Training:
         """Return the losses of what the features say of each cell."""
         return self.heads.image_losses(self.parts.trainee.cells(shown.features), shown.images, shown.locations, sigma)
 
-    def _answer_losses(self, shown: "_Shown", batch: SequenceBatch, sigma: float) -> dict[str, Tensor]:
-        """Return the losses of written answers, and of where and about what they were written."""
-        recipe, heads = self.recipe, self.heads
-        written = self.parts.trainee.write(shown.features[batch.image_index], batch)
+    def _answer_losses(self, written: WrittenAnswers, batch: SequenceBatch, sigma: float) -> dict[str, Tensor]:
+        """Return the losses of written answers, and of where their writer looked."""
         plain, location = answer_loss(written.logits, batch, self._location_ids, sigma)
+        attention = attention_loss(written.attentions, batch) * self.recipe.attention_weight
+        return {"plain": plain, "location": location, "attention": attention}
+
+    def _losses_beside(
+        self, shown: "_Shown", written: WrittenAnswers, batch: SequenceBatch, sigma: float
+    ) -> dict[str, Tensor]:
+        """Return the losses of the heads that are thrown away: what is at each cell, and what is written about."""
+        recipe, heads = self.recipe, self.heads
+        cells = {name: loss * recipe.cell_weight for name, loss in self._image_losses(shown, sigma).items()}
         kept = heads.kept_loss(written.cell_states, batch, shown.images, shown.locations)
         fetched = heads.fetched_loss(written.writer_states, batch, shown.images, shown.locations)
-        return {
-            "plain": plain,
-            "location": location,
-            "attention": attention_loss(written.attentions, batch) * recipe.attention_weight,
+        return cells | {
             "kept": kept * recipe.attribute_weight,
             "fetched": fetched * recipe.attribute_weight,
             "place": heads.place_loss(written.writer_states, batch) * recipe.attribute_weight,
@@ -167,21 +185,15 @@ class Training:
     def _location_ids(self) -> Tensor:
         return torch.tensor(self.parts.trainee.location_ids, device=self.device)
 
-    def _progress(self) -> tuple[float, float]:
-        """Return how far this stage is, 0 to 1, and the factor on the rates: warm up, flat, cosine."""
+    def _rate(self, stage: Stage) -> float:
+        """Return the factor on the rates at this step of a stage: warm up, flat, cosine."""
         recipe = self.recipe
-        is_joint = self.step >= recipe.encoder_steps
-        step, num = (
-            (self.step - recipe.encoder_steps, recipe.joint_steps) if is_joint else (self.step, recipe.encoder_steps)
-        )
-        progress = step / num
-        fall = max(0.0, (progress - recipe.flat_share) / (1 - recipe.flat_share))
+        fall = max(0.0, (stage.progress(self.step) - recipe.flat_share) / (1 - recipe.flat_share))
         cosine = recipe.final_rate + (1 - recipe.final_rate) * (1 + math.cos(math.pi * fall)) / 2
-        return progress, min(1.0, (step + 1) / recipe.warm_up_steps) * cosine
+        return stage.top_rate * min(1.0, (self.step - stage.first_step + 1) / recipe.warm_up_steps) * cosine
 
-    def _part_factor(self, part: str) -> float:
-        is_joint = self.step >= self.recipe.encoder_steps
-        return self.recipe.joint_vision_factor if part == "vision" and is_joint else 1.0
+    def _part_factor(self, stage: Stage, part: str) -> float:
+        return self.recipe.joint_vision_factor if part == "vision" and stage.name != "encoder" else 1.0
 
     def _make_optimizers(self) -> list[Optimizer]:
         parts: dict[str, list[nn.Module]] = {

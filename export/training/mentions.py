@@ -55,6 +55,13 @@ def subject_of_region(scene: Scene, question: Question) -> Subject:
             raise ValueError(f"a region must be four numbers, not {region!r}")
 
 
+def segmented_subject(scene: Scene, question: Question) -> Subject:
+    """Return the object whose outline is asked for, by its name or by its box."""
+    if "region" in question.parameters:
+        return subject_of_region(scene, question)
+    return [drawn.name for drawn in scene.objects].index(str(question.parameters["phrase"]))
+
+
 def asked_boxes(question: Question, labels: Sequence[str]) -> Sequence[LabelledBox]:
     """Return the true boxes of a question, of `labels` only where there are any."""
     if not isinstance(question.truth, DetectionsTruth):

@@ -2,13 +2,31 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from export.training.optimizer import Rates
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a run with a rise and a fall of the rates of its own."""
+
+    name: Literal["encoder", "joint", "refining"]
+    first_step: int
+    num_steps: int
+    top_rate: float = 1.0  # of the recipe's rates
+
+    def progress(self, step: int) -> float:
+        """Return how far a step is in this stage, 0 to 1."""
+        return (step - self.first_step) / self.num_steps
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one model is trained: its encoder alone on what stands at each cell, then everything on answers."""
+    """How one model is trained: its encoder alone on what stands at each cell, then everything on answers.
+
+    Refining is of answers alone, mostly those that are learnt last, without the losses beside.
+    """
 
     encoder_steps: int
     encoder_images: int  # of one step
@@ -16,9 +34,12 @@ class Recipe:
     joint_images: int
     sequences_per_image: int
     weights: Mapping[str, float]  # of the questions, by their names
-    joint_vision_factor: float  # on the rates of the vision part: the answers' first gradients would spoil it
+    joint_vision_factor: float  # on the rates of the vision part after its own stage: the answers' first gradients would spoil it
     rates: Rates = field(default_factory=Rates)
-    flat_share: float = 0.3  # of the steps; then cosine down to `final_rate`
+    refining_steps: int = 0
+    refining_weights: Mapping[str, float] = field(default_factory=dict)
+    refining_rate: float = 0.3  # of the others
+    flat_share: float = 0.3  # of a stage's steps; then cosine down to `final_rate`
     final_rate: float = 0.02
     warm_up_steps: int = 50
     full_difficulty_share: float = 0.15  # of the joint steps until scenes are as crowded as they get
@@ -31,6 +52,25 @@ class Recipe:
     max_gradient_norm: float = 5.0
     validation_every: int = 500
     saved_every: int = 200
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in their order."""
+        joint_end = self.encoder_steps + self.joint_steps
+        return (
+            Stage("encoder", 0, self.encoder_steps),
+            Stage("joint", self.encoder_steps, self.joint_steps),
+            Stage("refining", joint_end, self.refining_steps, self.refining_rate),
+        )
+
+    def stage_of(self, step: int) -> Stage:
+        """Return the stage that a step belongs to."""
+        return [stage for stage in self.stages if step >= stage.first_step][-1]
+
+    @property
+    def num_steps(self) -> int:
+        """The steps of the whole run."""
+        return sum(stage.num_steps for stage in self.stages)
 
 
 _WEIGHTS = {
@@ -58,8 +98,18 @@ _WEIGHTS = {
     "visual_question_answering text": 0.6,
 }
 
-# Polygons are the longest answers, and learnt last.
+# Polygons are the longest answers, and learnt last; then the words within captions, and of the polygons the stars.
 _FLORENCE2_WEIGHTS = _WEIGHTS | {"instance_segmentation phrase": 5.0, "instance_segmentation region": 5.0}
+_FLORENCE2_LAST_WEIGHTS = _WEIGHTS | {
+    "captioning detailed": 6.0,
+    "ocr": 3.0,
+    "ocr_with_regions": 2.0,
+    "region_description text": 2.0,
+    "instance_segmentation phrase": 3.0,
+    "instance_segmentation region": 3.0,
+    "instance_segmentation phrase star": 15.0,
+    "instance_segmentation region star": 15.0,
+}
 
 RECIPES = {
     "florence-2-mini": Recipe(
@@ -70,6 +120,8 @@ RECIPES = {
         sequences_per_image=4,
         weights=_FLORENCE2_WEIGHTS,
         joint_vision_factor=0.2,
+        refining_steps=3600,
+        refining_weights=_FLORENCE2_LAST_WEIGHTS,
     ),
     "paligemma-mini": Recipe(
         encoder_steps=2600,

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from export.training.__main__ import make_training
-from export.training.checkpoint import write_checkpoint
+from export.training.checkpoint import read_weights, write_checkpoint
 from export.training.learning_curve import draw_learning_curve
 from export.training.loop import Training
 
@@ -24,6 +24,7 @@ def small_training(model_id: str, folder: Path) -> Training:
         encoder_images=2,
         joint_steps=4,
         joint_images=2,
+        refining_steps=0,
         saved_every=2,
         validation_every=1000,
     )
@@ -71,3 +72,18 @@ def test_the_learning_curve_is_drawn_from_the_log(tmp_path: Path) -> None:
         20,
         20,
     ]
+
+
+def test_refining_begins_with_the_weights_of_a_checkpoint(model_id: str, tmp_path: Path) -> None:
+    training = small_training(model_id, tmp_path / "first")
+    write_checkpoint(training.parts.trainee, tmp_path / "checkpoint")
+    refined = small_training(model_id, tmp_path / "refined")
+    refined.recipe = dataclasses.replace(refined.recipe, refining_steps=2, refining_weights={"ocr": 1.0})
+    stored = read_weights(tmp_path / "checkpoint")
+    refined.begin_refining(stored)
+    assert refined.folder.restore([refined.parts.trainee.model]) == 6
+    for name, value in weights(refined).items():
+        torch.testing.assert_close(value, stored[name], rtol=0, atol=0)
+    refined.run()
+    assert refined.step == 8
+    assert any(not torch.equal(value, stored[name]) for name, value in weights(refined).items())
