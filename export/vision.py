@@ -53,11 +53,17 @@ class VisionEncoderModule(nn.Module):
         super().__init__()
         self.config = model.config  # optimum's exporter looks for it
         self._model = model.model
-        self._mean = nn.Buffer(torch.tensor(image_input.mean) / image_input.rescale_factor, persistent=False)
-        self._std = nn.Buffer(torch.tensor(image_input.std) / image_input.rescale_factor, persistent=False)
+        self._mean = nn.Buffer(_by_channel(image_input.mean) / image_input.rescale_factor, persistent=False)
+        self._std = nn.Buffer(_by_channel(image_input.std) / image_input.rescale_factor, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return image features (B, N, C) of uint8 `pixels` (B, H, W, 3)."""
-        pixel_values = (pixels.float() - self._mean) / self._std
-        features: Tensor = self._model.get_image_features(pixel_values.permute(0, 3, 1, 2)).pooler_output
+        # Channels first: over a last axis of three ONNX Runtime subtracts and divides a hundred times as slowly.
+        pixel_values = (pixels.permute(0, 3, 1, 2).float() - self._mean) / self._std
+        features: Tensor = self._model.get_image_features(pixel_values).pooler_output
         return features
+
+
+def _by_channel(values: tuple[float, ...]) -> Tensor:
+    """Return (3, 1, 1)."""
+    return torch.tensor(values)[:, None, None]

@@ -1,26 +1,24 @@
-"""The BentoML service of one model's vision encoder: adaptive batching in front of ONNX Runtime."""
+"""The BentoML service of one model's vision encoder: images of many requests in batches for ONNX Runtime."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import bentoml
 import numpy as np
-from bentoml.validators import ContentType
 from numpy.typing import NDArray
 
 from runners.artifacts import read_manifest, verify_files
 from runners.devices import DeviceSetting, encoder_device
-from runners.messages import EncodedImage, EncodeOutcome, Failed, ImageToEncode, MemoryAddress
+from runners.messages import Encoded, EncodedImage, EncodeOutcome, Failed, ImageToEncode, MemoryAddress
 from runners.metrics import BATCH_SIZE
 from runners.model_store import artifact_folder
 from runners.precision import WantedPrecision, choose_precision
 from runners.shared_arrays import MemoryUnreachable, can_open, place, view
 from runners.vision_encoder import VisionEncoder
+from runners.waiting_images import WaitingImages
 
-# BentoML 1.4.40 else derives the type of a list from its JSON schema, again for every answer.
-_JSON = ContentType("application/json")
 NO_ACCESS_LOG = {"access": {"enabled": False}}  # the gateway writes the one line of a request
 # Each of BentoML's layers around a call costs every request; what they count and trace the gateway's own do too.
 LEAN: dict[str, Any] = {"logging": NO_ACCESS_LOG, "metrics": {"enabled": False}, "tracing": {"excluded_urls": "."}}
@@ -31,7 +29,6 @@ class EncoderOptions:
     """How an encoder service batches."""
 
     max_batch_size: int  # images
-    max_latency_ms: int  # BentoML drops a request that it expects to take longer
     num_threads: int  # of ONNX Runtime
     device: DeviceSetting
     precision: WantedPrecision
@@ -56,10 +53,20 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
             self._encoder.load()
             width, height = manifest.image_size_wh
             self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))
+            self._waiting = WaitingImages(self._encode_batch, options.max_batch_size)
 
-        @bentoml.api(batchable=True, max_batch_size=options.max_batch_size, max_latency_ms=options.max_latency_ms)
-        def encode(self, images: list[ImageToEncode]) -> Annotated[list[EncodeOutcome], _JSON]:
-            """Return image features, float32 (N, C), for each of the images; one that fails does so alone."""
+        @bentoml.api
+        async def encode(self, image: ImageToEncode) -> Encoded:
+            """Return image features, float32 (N, C); encoded with whatever images wait at the same time."""
+            return Encoded(outcome=await self._waiting.outcome(image))
+
+        @bentoml.api
+        async def can_open(self, memory: MemoryAddress) -> bool:
+            """Say whether arrays in this memory can be sent here."""
+            return can_open(memory)
+
+        def _encode_batch(self, images: Sequence[ImageToEncode]) -> list[EncodeOutcome]:
+            """Return what became of each image; one whose memory is not to be had fails alone."""
             BATCH_SIZE.labels(model_id, "encode").observe(len(images))
             pixels = [_pixels(image) for image in images]
             start_s = time.monotonic()
@@ -75,11 +82,6 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
                 return iter(())
             # One image alone is read where it lies.
             return iter(self._encoder.encode(pixels[0][np.newaxis] if len(pixels) == 1 else np.stack(pixels)))
-
-        @bentoml.api
-        async def can_open(self, memory: MemoryAddress) -> bool:
-            """Say whether arrays in this memory can be sent here."""
-            return can_open(memory)
 
     service = bentoml.service(name=f"{model_id}-encoder", traffic={"timeout": options.timeout_s}, **LEAN)
     return service(Encoder)

@@ -124,6 +124,12 @@ Outcome = Annotated[Written | Failed, Field(discriminator="kind")]
 EncodeOutcome = Annotated[EncodedImage | Failed, Field(discriminator="kind")]
 
 
+class Encoded(BaseModel):
+    """What became of an image."""
+
+    outcome: EncodeOutcome
+
+
 class Outcomes(BaseModel):
     """What became of each sequence of a call."""
 

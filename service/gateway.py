@@ -5,9 +5,7 @@ bentoml serve service.gateway:Gateway        (or python -m service, which checks
 
 import asyncio
 import logging
-import math
 import os
-import sys
 from typing import Any
 
 import bentoml
@@ -21,6 +19,7 @@ from service.core import Core
 from service.logs import configure_logging
 from service.metrics import MODEL_INFO
 from service.rest import RestApi
+from service.runner_calls import DecoderCalls, EncoderCalls
 from service.runner_client import RunnerClient
 from service.served_models import ServedModel, ServedModels, load_served_model, served_entries
 from service.settings import Settings, settings
@@ -45,7 +44,6 @@ def _num_threads(setting: int) -> int:
 def _encoder_options(values: Settings) -> EncoderOptions:
     return EncoderOptions(
         values.encoder_max_batch_size,
-        _RUNNER_TIMEOUT_S * 1000,
         _num_threads(values.encoder_threads),
         values.device,
         values.encoder_precision,
@@ -82,8 +80,8 @@ class _Gateway:
         self._runners = {
             entry.id: RunnerClient(
                 models[entry.id].manifest,
-                _prepared(getattr(self, _attribute("encoder", index)).to_async),
-                _prepared(getattr(self, _attribute("decoder", index)).to_async),
+                EncoderCalls(getattr(self, _attribute("encoder", index)).to_async),
+                DecoderCalls(getattr(self, _attribute("decoder", index)).to_async),
                 vision_cache,
                 memory,
             )
@@ -102,18 +100,6 @@ class _Gateway:
         answer back until the request times out; it runs only where this says yes.
         """
         return all(await asyncio.gather(*(runner.is_ready() for runner in self._runners.values())))
-
-
-def _prepared(client: Any) -> Any:
-    """Return a runner's client that sends JSON and keeps its session.
-
-    BentoML 1.4.40 sends pickles between services, and closes a session every 100 requests and every 300 s, with all
-    requests that are in flight on it.
-    """
-    client.media_type = "application/json"
-    client._session_manager.max_requests = sys.maxsize
-    client._session_manager.max_age = math.inf
-    return client
 
 
 def _publish(model: ServedModel) -> None:

@@ -6,11 +6,11 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from typing import Any, Literal, Protocol, TypeVar
 
 import aiohttp
 import numpy as np
-from bentoml.exceptions import BentoMLException, ServiceUnavailable
 from numpy.typing import NDArray
 
 from runners.artifacts import Manifest
@@ -48,7 +48,7 @@ _READY_TIMEOUT_S = 1
 
 
 class RunnerApi(Protocol):
-    """A runner's service, as BentoML's asynchronous client shows it."""
+    """A runner's service (see `service.runner_calls`)."""
 
     async def can_open(self, memory: MemoryAddress) -> bool:
         """Say whether arrays in this memory can be sent there."""
@@ -62,8 +62,8 @@ class RunnerApi(Protocol):
 class EncoderApi(RunnerApi, Protocol):
     """An encoder service."""
 
-    async def encode(self, images: list[ImageToEncode]) -> list[EncodeOutcome]:
-        """Return image features for each image."""
+    async def encode(self, image: ImageToEncode) -> EncodeOutcome:
+        """Return the image's features, or why there are none."""
         ...
 
 
@@ -117,7 +117,7 @@ class RunnerClient:
     async def write(self, image_features: Features, specs: Sequence[SequenceSpec]) -> WrittenAnswers:
         """Return the written sequences, in order; raise the error of the first that failed.
 
-        Cancelled, it ends them: BentoML's client closes its connection.
+        Cancelled, it ends them.
         """
         start_s = time.monotonic()
         message = await self._message(image_features)
@@ -156,7 +156,7 @@ class RunnerClient:
         return target, encoded.encode_s
 
     async def _ask_encoder(self, image: ImageToEncode) -> EncodedImage:
-        (outcome,) = await self._call("encoder", partial(self._encoder.encode, images=[image]))
+        outcome = await self._call("encoder", partial(self._encoder.encode, image=image))
         if isinstance(outcome, Failed):
             raise _error_of(outcome)
         return outcome
@@ -182,16 +182,20 @@ class RunnerClient:
     async def _call(self, part: Part, call: Callable[[], Awaitable[ResultT]]) -> ResultT:
         try:
             return await _with_one_retry(call)
-        except ServiceUnavailable as error:
-            raise Overloaded(f"the {part} of {self._model_id} has more to do than it can in time; try later") from error
+        except aiohttp.ClientResponseError as error:
+            raise self._refusal(part, error.status) from error
         except TimeoutError as error:
             raise DeadlineExceeded(f"the {part} of {self._model_id} did not answer in time") from error
         except aiohttp.ClientError as error:
             logger.warning("the %s of %s was not reached: %r", part, self._model_id, error)
             message = f"the {part} of {self._model_id} is starting or was restarted; try again in a few seconds"
             raise NotReady(message) from error
-        except BentoMLException as error:
-            raise InternalError(f"the {part} of {self._model_id} failed") from error
+
+    def _refusal(self, part: Part, status: int) -> ServiceError:
+        """Return the error of an answer that is none; with 503 BentoML refuses what it could not do in time."""
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            return Overloaded(f"the {part} of {self._model_id} has more to do than it can in time; try later")
+        return InternalError(f"the {part} of {self._model_id} failed")
 
 
 async def _with_one_retry(call: Callable[[], Awaitable[ResultT]]) -> ResultT:

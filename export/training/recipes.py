@@ -34,7 +34,9 @@ class Recipe:
     joint_images: int
     sequences_per_image: int
     weights: Mapping[str, float]  # of the questions, by their names
-    joint_vision_factor: float  # on the rates of the vision part after its own stage: the answers' first gradients would spoil it
+    joint_vision_factor: (
+        float  # on the rates of the vision part once answers are learnt: their first gradients would spoil it
+    )
     rates: Rates = field(default_factory=Rates)
     refining_steps: int = 0
     refining_weights: Mapping[str, float] = field(default_factory=dict)

@@ -2,11 +2,10 @@ import asyncio
 
 import aiohttp
 import pytest
-from bentoml.exceptions import BentoMLException, ServiceUnavailable
 
 from service.core import Comparison
 from tests.support.core_calls import codes, compare, florence_fails, run
-from tests.support.fake_runners import FakeDecoder, FakeEncoder
+from tests.support.fake_runners import FakeDecoder, FakeEncoder, refusal
 from tests.support.fake_service import FLORENCE_ID, IMAGE_SIZE_WH, PALIGEMMA_ID, PNG, context, make_core
 
 
@@ -40,8 +39,8 @@ def test_model_that_does_not_do_the_variant_gets_its_own_error() -> None:
     [
         (aiohttp.ClientConnectionError("refused"), "not_ready"),
         (TimeoutError("late"), "deadline_exceeded"),
-        (ServiceUnavailable("busy"), "overloaded"),
-        (BentoMLException("no"), "internal"),
+        (refusal(503), "overloaded"),
+        (refusal(500), "internal"),
         (RuntimeError("a defect"), "internal"),
     ],
 )

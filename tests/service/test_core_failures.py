@@ -2,7 +2,6 @@ import asyncio
 
 import aiohttp
 import pytest
-from bentoml.exceptions import BentoMLException, ServiceUnavailable
 
 from runners.messages import Failed, FailureCode
 from service.errors import (
@@ -17,7 +16,7 @@ from service.errors import (
 )
 from service.prediction import Answer
 from tests.support.core_calls import OD_PROMPT, compare, predict, run
-from tests.support.fake_runners import FakeDecoder, FakeEncoder
+from tests.support.fake_runners import FakeDecoder, FakeEncoder, refusal
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, IMAGE_SIZE_WH, PNG, context, make_core
 
 
@@ -27,8 +26,8 @@ from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, IMAGE_SIZE
         (aiohttp.ClientConnectionError("refused"), NotReady),
         (aiohttp.ServerDisconnectedError("gone"), NotReady),
         (TimeoutError("late"), DeadlineExceeded),
-        (ServiceUnavailable("busy"), Overloaded),
-        (BentoMLException("Traceback (most recent call last)"), InternalError),
+        (refusal(503), Overloaded),
+        (refusal(500), InternalError),
         (RuntimeError("secret detail"), InternalError),
     ],
 )

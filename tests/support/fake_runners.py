@@ -4,8 +4,11 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import aiohttp
 import numpy as np
+from multidict import CIMultiDict, CIMultiDictProxy
 from numpy.typing import NDArray
+from yarl import URL
 
 from runners.messages import (
     AnyArray,
@@ -39,14 +42,14 @@ class FakeEncoder:
     shares_memory: bool = True
     num_asked: int = 0  # whether it shares memory
 
-    async def encode(self, images: list[ImageToEncode]) -> list[EncodeOutcome]:
+    async def encode(self, image: ImageToEncode) -> EncodeOutcome:
         """Return features, or fail."""
-        self.shapes.extend(image.pixels.shape for image in images)
+        self.shapes.append(image.pixels.shape)
         if self.released is not None:
             await self.released.wait()
         if self.failure is not None:
             raise self.failure
-        return [self.failed or _encoded(image) for image in images]
+        return self.failed or _encoded(image)
 
     async def can_open(self, memory: MemoryAddress) -> bool:
         """Try, unless the test decided that it does not."""
@@ -101,6 +104,13 @@ class FakeDecoder:
         if self.failure is not None:
             raise self.failure
         return self.is_up
+
+
+def refusal(status: int) -> aiohttp.ClientResponseError:
+    """Return what a call raises that a runner answers with an error."""
+    url = URL("http://runner/api")
+    request = aiohttp.RequestInfo(url, "POST", CIMultiDictProxy(CIMultiDict()), url)
+    return aiohttp.ClientResponseError(request, (), status=status, message="secret detail")
 
 
 def fake_features(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ from runners.artifacts import Manifest, read_manifest
 from runners.messages import (
     AnyArray,
     Array,
+    Encoded,
     EncodeOutcome,
     ImageToEncode,
     MemoryAddress,
@@ -30,7 +31,6 @@ from tests.support.export_cli import ModelStore
 from tests.support.running_service import RunningService
 
 SPEC = SequenceSpec(segments=[("What does the image describe?", True)], max_new_tokens=20, timeout_s=60)
-ENCODE_OUTCOMES: TypeAdapter[list[EncodeOutcome]] = TypeAdapter(list[EncodeOutcome])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ class RunnerOverHttp:
     async def is_ready(self, timeout: int) -> bool:
         return (await self.http.get("/readyz", timeout=timeout)).is_success
 
-    async def encode(self, images: list[ImageToEncode]) -> list[EncodeOutcome]:
-        return ENCODE_OUTCOMES.validate_json(await self.post("/encode", {"images": images}))
+    async def encode(self, image: ImageToEncode) -> EncodeOutcome:
+        return Encoded.model_validate_json(await self.post("/encode", {"image": image})).outcome
 
     async def write(self, image_features: AnyArray, sequences: list[SequenceSpec]) -> Outcomes:
         fields = {"image_features": image_features, "sequences": sequences}
