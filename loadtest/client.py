@@ -1,6 +1,7 @@
 """Sends requests to a server with a number of clients, each one request at a time, and times every answer.
 
-The same code for every server: a form with the image file, and the server's own fields.
+The same code for every server: a form with the image file, and the server's own fields. It runs on the server's cores,
+so it is aiohttp's client: 0.4 ms of a core for a request, where httpx takes 2.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import httpx
+import aiohttp
 
 from loadtest.workloads import BenchRequest
 
@@ -100,7 +101,7 @@ class DiptychApi:
 def drive(url: str, api: Api, requests: Sequence[BenchRequest], num_clients: int, limit_s: float) -> Round:
     """Send `requests` in order with `num_clients` clients and wait for all answers, but no longer than `limit_s`.
 
-    Raise `httpx.HTTPStatusError` where a server answers with an error.
+    Raise `aiohttp.ClientResponseError` where a server answers with an error.
     """
     images = {request.image: request.image.read_bytes() for request in requests}
     return asyncio.run(_drive(url, api, requests, images, num_clients, limit_s))
@@ -111,8 +112,8 @@ async def _drive(
 ) -> Round:
     samples: dict[int, Sample] = {}
     waiting = iter(enumerate(requests))
-    limits = httpx.Limits(max_connections=num_clients, max_keepalive_connections=num_clients)
-    async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, limits=limits) as http:
+    timeout = aiohttp.ClientTimeout(_TIMEOUT_S)
+    async with aiohttp.ClientSession(url, timeout=timeout, raise_for_status=True) as http:
         start_s = time.perf_counter()
         clients = (_client(http, api, waiting, images, samples) for _ in range(num_clients))
         is_cut = await _within(limit_s, clients)
@@ -134,7 +135,7 @@ async def _within(limit_s: float, clients: Iterator[Any]) -> bool:
 
 
 async def _client(
-    http: httpx.AsyncClient,
+    http: aiohttp.ClientSession,
     api: Api,
     waiting: Iterator[tuple[int, BenchRequest]],
     images: Mapping[Any, bytes],
@@ -142,9 +143,10 @@ async def _client(
 ) -> None:
     """Send what waits, one after the other."""
     for index, request in waiting:
-        file = (request.image.name, images[request.image], "image/png")
+        form = aiohttp.FormData(dict(api.fields(request)))
+        form.add_field("image", images[request.image], filename=request.image.name, content_type="image/png")
         start_s = time.perf_counter()
-        response = await http.post(api.path, data=dict(api.fields(request)), files={"image": file})
+        async with http.post(api.path, data=form) as response:
+            body = await response.json()
         latency_s = time.perf_counter() - start_s
-        answer = api.read(response.raise_for_status().json())
-        samples[index] = Sample(request.question.name, request.max_new_tokens, latency_s, answer)
+        samples[index] = Sample(request.question.name, request.max_new_tokens, latency_s, api.read(body))

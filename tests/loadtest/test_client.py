@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
+import aiohttp
 import pytest
 import uvicorn
 from starlette.applications import Starlette
@@ -108,7 +108,7 @@ def test_a_round_ends_at_its_time_limit_with_what_was_answered(image: Path) -> N
 
 
 def test_an_error_of_the_server_ends_the_bench(image: Path) -> None:
-    with serving(EchoServer()) as url, pytest.raises(httpx.HTTPStatusError, match="500"):
+    with serving(EchoServer()) as url, pytest.raises(aiohttp.ClientResponseError, match="500"):
         drive(url, PeerApi(), asked(image, "a", "broken"), 2, 10)
 
 
