@@ -1,10 +1,12 @@
 """What an export's files do with the probes: parity with the original, then what each other precision changes.
 
+A default that breaks the model ends the export; what is no default and breaks it is told and not offered.
 Parts are loaded one after another, so that no two are in memory at once. Everything runs on the CPU: what float16 and
 bfloat16 make of it on CUDA has the same roundings of weights, not the same sums.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,14 @@ from torch import Tensor
 from export.errors import ParityError
 from export.parity import ReferenceAnswers, check_answers, compare_features, make_requests
 from export.probes import Probe
-from runners.artifacts import Family, Part, Precision
+from runners.artifacts import Part, Precision
 from runners.decoders import load_decoder
 from runners.generation import Decoder
 from runners.sequences import SequenceRequest
 from runners.vision_encoder import VisionEncoder
+from tasks.catalog import CatalogEntry
+
+logger = logging.getLogger(__name__)
 
 # A precision below is broken, not rough; whether a rough one holds is for the task accuracy. At int8 features had
 # 0.9998 in the embedded checkpoints, 0.966 in a random tower of Florence-2-base's size, which amplifies every rounding.
@@ -48,7 +53,7 @@ class TokenAgreement:
 
 def measure(
     folder: Path,
-    family: Family,
+    entry: CatalogEntry,
     precisions: Mapping[Part, Sequence[Precision]],
     probes: Sequence[Probe],
     expected: ReferenceAnswers,
@@ -56,22 +61,41 @@ def measure(
     """Return the measurements for the manifest; raise `ParityError` if a file is not faithful."""
     features = _encode(folder, "float32", probes)
     parity = compare_features(features, expected.image_features)
-    decoder = load_decoder(folder, family, "float32", "cpu")
+    decoder = load_decoder(folder, entry.family, "float32", "cpu")
     requests = make_requests(decoder, features, probes, expected)
     tokens = check_answers(decoder, requests, expected)
     answers = [answer.token_ids for answer in expected.answers]
     logits = list(_forced_logits(decoder, requests, answers))
     del decoder
-    others = {part: [each for each in precisions[part] if each != "float32"] for part in precisions}
+
+    def of_encoder(precision: Precision) -> dict[str, Any]:
+        return _measure_encoder(folder, precision, probes, features)
+
+    def of_decoder(precision: Precision) -> dict[str, Any]:
+        other = load_decoder(folder, entry.family, precision, "cpu")
+        return _measure_decoder(precision, other, requests, answers, logits)
+
     return {
         "image_features": asdict(parity),
         "tokens": asdict(tokens),
-        "encoder": {each: _measure_encoder(folder, each, probes, features) for each in others["encoder"]},
-        "decoder": {
-            each: _measure_decoder(each, load_decoder(folder, family, each, "cpu"), requests, answers, logits)
-            for each in others["decoder"]
-        },
+        "encoder": dict(each_measured("encoder", entry, precisions["encoder"], of_encoder)),
+        "decoder": dict(each_measured("decoder", entry, precisions["decoder"], of_decoder)),
     }
+
+
+def each_measured(
+    part: Part, entry: CatalogEntry, precisions: Sequence[Precision], measure_one: Callable[[Precision], dict[str, Any]]
+) -> Iterator[tuple[Precision, dict[str, Any]]]:
+    """Yield what each precision but float32 changes; raise `ParityError` where a default breaks the model."""
+    defaults = {of_device[part] for of_device in entry.precision.values()}
+    for precision in precisions:
+        try:
+            if precision != "float32":
+                yield precision, measure_one(precision)
+        except ParityError as error:
+            if precision in defaults:
+                raise ParityError(f"{error}; models/catalog.yaml must not name it") from error
+            logger.warning("%s is not offered: %s", entry.id, error)
 
 
 def _measure_encoder(
@@ -105,7 +129,7 @@ def compare(name: str, rows: Tensor, float32_rows: Tensor) -> Difference:
         max_abs_float32=float(float32_rows.abs().max()),
     )
     if not measured.mean_cosine >= MIN_MEAN_COSINE:  # NaN is not
-        raise ParityError(f"{name} differs from float32: {measured}; models/catalog.yaml must not name it")
+        raise ParityError(f"{name} differs from float32: {measured}")
     return measured
 
 

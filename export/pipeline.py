@@ -55,7 +55,9 @@ def make_artifacts(
     probes = make_probes(job.entry, image_input, num_probes, max_new_tokens)
     expected = ask_reference(reference, probes)
     del reference
-    parity = measure(folder, job.entry.family, precisions, probes, expected)
+    parity = measure(folder, job.entry, precisions, probes, expected)
+    for precision in set(precisions["encoder"]) - {"float32", *parity["encoder"]}:
+        (folder / vision_encoder_file(precision)).unlink()
     manifest = _manifest(job, image_input, sizes, folder, parity)
     write_manifest(folder, manifest)
     return manifest
@@ -73,10 +75,10 @@ def _sizes(reference: Reference) -> _Sizes:
 
 
 def _precisions(entry: CatalogEntry) -> dict[Part, tuple[Precision, ...]]:
-    """Return what each part is made and measured in: float32, and whatever is the default of a device."""
+    """Return what each part is measured in: float32, int8, and whatever is the default of a device."""
     parts: tuple[Part, ...] = ("encoder", "decoder")
     named = {part: [of_device[part] for of_device in entry.precision.values()] for part in parts}
-    return {part: tuple(dict.fromkeys(["float32", *named[part]])) for part in parts}
+    return {part: tuple(dict.fromkeys(["float32", "int8", *named[part]])) for part in parts}
 
 
 def _write_encoders(

@@ -1,6 +1,6 @@
 """Find out what a model's precisions get right, and record it beside the catalog: `python -m export.precision MODEL`.
 
-    float32 everywhere, the default of each part with the other in float32, both defaults:
+    every precision of the encoder with every one of the decoder that the device runs:
         start the service, ask it about scenes that no training has seen, add up
     write models/MODEL/precision.json, export again: it refuses a default that loses too much
 
@@ -10,6 +10,7 @@ Only the device that is named is measured; what the record has of another stays,
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from export.__main__ import main as export
@@ -26,7 +27,9 @@ from export.precision_record import (
     write_record,
 )
 from export.sources import resolve_source
-from runners.artifacts import Device, Precision
+from runners.artifacts import Device, Manifest, Precision, read_manifest
+from runners.model_store import artifact_folder
+from runners.precision import possible_precisions
 from tasks.catalog import CatalogEntry, CatalogError, load_catalog
 
 _ROOT = Path(__file__).parents[1]
@@ -54,7 +57,7 @@ def _measure(entry: CatalogEntry, parsed: argparse.Namespace) -> None:
     checkpoint = checkpoint_key(resolve_source(entry.source, entry.revision, entry.family, _ROOT))
     evaluations = {
         pair: _evaluate(entry, parsed.device, pair, parsed.scenes, parsed.clients)
-        for pair in pairs(entry, parsed.device)
+        for pair in pairs(read_manifest(artifact_folder(entry.id)), parsed.device)
     }
     print(accuracy_table({f"{encoder} / {decoder}": each for (encoder, decoder), each in evaluations.items()}))
     runs = [
@@ -66,16 +69,10 @@ def _measure(entry: CatalogEntry, parsed: argparse.Namespace) -> None:
     write_record(path, PrecisionRecord(checkpoint, parsed.scenes, (*kept, *runs)))
 
 
-def pairs(entry: CatalogEntry, device: Device) -> tuple[tuple[Precision, Precision], ...]:
-    """Return the precisions of encoder and decoder to measure together, float32 first."""
-    encoder, decoder = entry.precision[device]["encoder"], entry.precision[device]["decoder"]
-    every: tuple[tuple[Precision, Precision], ...] = (
-        ("float32", "float32"),
-        (encoder, "float32"),
-        ("float32", decoder),
-        (encoder, decoder),
-    )
-    return tuple(dict.fromkeys(every))
+def pairs(manifest: Manifest, device: Device) -> tuple[tuple[Precision, Precision], ...]:
+    """Return every precision of the encoder with every one of the decoder, float32 first."""
+    encoder = possible_precisions(manifest, "encoder", device)
+    return tuple(product(encoder, possible_precisions(manifest, "decoder", device)))
 
 
 def _evaluate(

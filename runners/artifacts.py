@@ -2,7 +2,7 @@
 
     manifest.json           what was made from what, with the sha256 of every other file
     vision_encoder.onnx     pixels uint8 (B, H, W, 3) -> image_features float32 (B, N, C); projector included
-    vision_encoder.int8.onnx, vision_encoder.float16.onnx   the same at another precision, where the manifest names it
+    vision_encoder.int8.onnx, vision_encoder.float16.onnx   the same at another precision, where it holds
     decoder.safetensors     every tensor of the checkpoint but the vision tower and the projector, as it is stored there
     config.json, generation_config.json, tokenizer.json, …   as the checkpoint has them
     mask_decoder.npz        PaliGemma only: the codebook and decoder of its segmentation tokens

@@ -16,15 +16,20 @@ RUNNABLE: Mapping[Device, Mapping[Part, tuple[Precision, ...]]] = {
 }
 
 
+def possible_precisions(manifest: Manifest, part: Part, device: Device) -> tuple[Precision, ...]:
+    """Return what `part` of a model can run in on `device`: of an encoder, what was exported."""
+    return tuple(
+        each for each in RUNNABLE[device][part] if part == "decoder" or vision_encoder_file(each) in manifest.files
+    )
+
+
 def choose_precision(manifest: Manifest, part: Part, device: Device, wanted: WantedPrecision) -> Precision:
     """Return what `part` of a model runs in on `device`; raise `ArtifactError` if it cannot."""
     precision = manifest.precision[device][part] if wanted == "auto" else wanted
-    allowed = [
-        each for each in RUNNABLE[device][part] if part == "decoder" or vision_encoder_file(each) in manifest.files
-    ]
-    if precision not in allowed:
+    possible = possible_precisions(manifest, part, device)
+    if precision not in possible:
         raise ArtifactError(
             f"the {part} of {manifest.model_id} cannot run in {precision} on {device}; "
-            f"its artifacts allow {', '.join(allowed)}, models/catalog.yaml decides which there are"
+            f"its artifacts allow {', '.join(possible)}, models/catalog.yaml decides which there are"
         )
     return precision

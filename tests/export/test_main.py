@@ -56,11 +56,11 @@ def test_parity_covers_20_images_and_20_prompts_without_a_difference(artifacts: 
     assert parity["tokens"]["num_near_ties"] == 0
 
 
-def test_every_precision_of_the_catalog_is_made_and_measured_against_float32(artifacts: Path) -> None:
+def test_int8_and_every_precision_of_the_catalog_are_made_and_measured_against_float32(artifacts: Path) -> None:
     manifest = read_manifest(artifacts)
     named = {part: {manifest.precision[device][part] for device in ("cpu", "cuda")} for part in ("encoder", "decoder")}
     for part, precisions in named.items():
-        assert manifest.parity[part].keys() == precisions - {"float32"}
+        assert manifest.parity[part].keys() == (precisions | {"int8"}) - {"float32"}
         for measured in manifest.parity[part].values():
             assert 0.95 < measured["min_cosine"] <= measured["mean_cosine"] < 1.00001
             assert measured["mean_cosine"] > 0.999
@@ -68,7 +68,7 @@ def test_every_precision_of_the_catalog_is_made_and_measured_against_float32(art
     for measured in manifest.parity["decoder"].values():
         assert measured["num_tokens"] == manifest.parity["tokens"]["num_tokens"]
         assert 0.95 * measured["num_tokens"] <= measured["num_same"] <= measured["num_tokens"]
-    for precision in named["encoder"]:
+    for precision in named["encoder"] | {"int8"}:
         assert vision_encoder_file(precision) in manifest.files
 
 

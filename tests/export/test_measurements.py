@@ -1,11 +1,16 @@
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
 from export.errors import ParityError
 from export.evaluation.measures import TASK_MEASURES, task_accuracy
-from export.measurements import compare
+from export.measurements import compare, each_measured
 from export.scenes import Scorecard, Tally
+from runners.artifacts import Precision
 from tasks.table import TASKS
+from tests.support.catalog import FLORENCE
 
 ROWS = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
 
@@ -30,6 +35,20 @@ def test_the_worst_row_and_the_largest_error_are_told() -> None:
 def test_rows_that_have_little_to_do_with_float32_fail(rows: torch.Tensor) -> None:
     with pytest.raises(ParityError, match="the int8 encoder differs from float32"):
         compare("the int8 encoder", rows, ROWS)
+
+
+def broken(precision: Precision) -> dict[str, Any]:
+    if precision == "int8":
+        raise ParityError("the int8 encoder differs from float32")
+    return {"mean_cosine": 1.0}
+
+
+def test_a_precision_that_breaks_the_model_is_not_offered_and_as_a_default_ends_the_export() -> None:
+    every: tuple[Precision, ...] = ("float32", "int8", "float16")
+    assert dict(each_measured("encoder", FLORENCE, every, broken)) == {"float16": {"mean_cosine": 1.0}}
+    named = {device: {**parts, "encoder": "int8"} for device, parts in FLORENCE.precision.items()}
+    with pytest.raises(ParityError, match=r"differs from float32; models/catalog\.yaml must not name it"):
+        dict(each_measured("encoder", replace(FLORENCE, precision=named), every, broken))
 
 
 def test_the_accuracy_of_tasks_has_every_number_of_their_rows_and_no_other() -> None:

@@ -15,10 +15,11 @@ from export.precision_record import (
     write_record,
 )
 from export.sources import resolve_source
-from runners.artifacts import Precision
+from runners.artifacts import Precision, vision_encoder_file
 from runners.precision import RUNNABLE
 from tasks.catalog import load_catalog, parse_entry
 from tests.support.catalog import CATALOG, FLORENCE, ROOT
+from tests.support.fake_service import served
 
 CHECKPOINT = "a" * 64
 INT8 = replace(
@@ -91,10 +92,13 @@ def test_another_weight_is_another_checkpoint(tmp_path: Path) -> None:
     assert checkpoint_key(resolve_source(str(tmp_path), None, "florence2", ROOT)) != key
 
 
-def test_each_part_is_measured_alone_and_both_together_each_pair_once() -> None:
-    assert pairs(INT8, "cpu") == (("float32", "float32"), ("int8", "float32"), ("float32", "int8"), ("int8", "int8"))
-    only_decoder = replace(INT8, precision={"cpu": {"encoder": "float32", "decoder": "int8"}})
-    assert pairs(only_decoder, "cpu") == (("float32", "float32"), ("float32", "int8"))
+def test_every_precision_of_one_part_is_measured_with_every_one_of_the_other_that_the_device_runs() -> None:
+    manifest = replace(served(FLORENCE).manifest, files={vision_encoder_file("float32"): "a" * 64})
+    with_int8 = replace(manifest, files={**manifest.files, vision_encoder_file("int8"): "b" * 64})
+    decoders = ("float32", "int8", "bfloat16")
+    only_float32 = tuple(("float32", decoder) for decoder in decoders)
+    assert pairs(with_int8, "cpu") == (*only_float32, *(("int8", decoder) for decoder in decoders))
+    assert pairs(manifest, "cuda") == (("float32", "float32"), ("float32", "bfloat16"), ("float32", "float16"))
 
 
 def test_the_committed_records_are_of_500_scenes_and_hold_what_the_catalog_names() -> None:
