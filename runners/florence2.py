@@ -22,6 +22,7 @@ from runners.generation_rules import GenerationRules
 from runners.kv_cache import CacheShape, KeyValueCache
 from runners.prompt_tokenizer import PromptTokenizer, Segments
 from runners.sequences import SequenceRequest, SequenceTooLong
+from runners.static_steps import Record, StaticSteps, record_cuda_graph
 from runners.vocabulary import Vocabulary
 
 
@@ -33,6 +34,7 @@ class Florence2Cache:
     written: KeyValueCache
     num_read: Tensor  # (slots,)
     num_written: Tensor  # (slots,) start token included
+    static_steps: StaticSteps | None = None  # on a card
 
 
 class Florence2Decoder:
@@ -92,7 +94,18 @@ class Florence2Decoder:
         dtype = self._bart.embeddings.dtype
         read, written = (KeyValueCache(self._num_layers, shape, dtype, self._device) for _ in range(2))
         counts = torch.zeros(2, num_slots, dtype=torch.long, device=self._device)
-        return Florence2Cache(read, written, counts[0], counts[1])
+        cache = Florence2Cache(read, written, counts[0], counts[1])
+        if self._device.type == "cuda":
+            cache.static_steps = self.static_steps(cache, record_cuda_graph)
+        return cache
+
+    def static_steps(self, cache: Florence2Cache, record: Record) -> StaticSteps:
+        """Return the recorded steps of `cache`."""
+
+        def step(token_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
+            return self._step(cache, slice(0, len(token_ids)), token_ids, lengths)
+
+        return StaticSteps(step, len(cache.num_read), self._max_positions, self._device, record)
 
     def prefill(self, cache: Florence2Cache, requests: Sequence[SequenceRequest], first_slot: int) -> Tensor:
         """Run the text encoder over image features and prompts into the slots from `first_slot` on.
@@ -106,11 +119,21 @@ class Florence2Decoder:
         for layer, (keys, values) in enumerate(self._bart.encode(inputs_embeds, is_read[:, None, None])):
             cache.read.write_prefix(layer, slots, keys, values)
         cache.num_read[slots], cache.num_written[slots] = inputs.num_read, 0
-        return self._step(cache, slots, torch.full((len(requests),), self._start_token_id, device=self._device))
+        start = torch.full((len(requests),), self._start_token_id, device=self._device)
+        logits = self._step(cache, slots, start, (1, inputs_embeds.shape[1]))
+        cache.num_written[slots] = 1
+        return logits
 
     def decode_step(self, cache: Florence2Cache, token_ids: Tensor) -> Tensor:
         """Read `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
-        return self._step(cache, slice(0, len(token_ids)), token_ids.to(self._device))
+        slots = slice(0, len(token_ids))
+        lengths = int(cache.num_written[slots].max()) + 1, int(cache.num_read[slots].max())
+        if cache.static_steps is None:
+            logits = self._step(cache, slots, token_ids.to(self._device), lengths)
+        else:
+            logits = cache.static_steps.logits(token_ids, lengths)
+        cache.num_written[slots] += 1
+        return logits
 
     def clear(self, cache: Florence2Cache, slot: int) -> None:
         """Forget what slot `slot` holds."""
@@ -130,20 +153,22 @@ class Florence2Decoder:
         cache.written.copy(sources, targets, slice(0, int(num_written.max())))
         cache.num_written[list(targets)] = num_written
 
-    def _step(self, cache: Florence2Cache, slots: slice, token_ids: Tensor) -> Tensor:
-        positions, num_read = cache.num_written[slots].clone(), cache.num_read[slots]
-        num_positions, max_read = int(positions.max()) + 1, int(num_read.max())
+    def _step(self, cache: Florence2Cache, slots: slice, token_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Read a token of each slot; `lengths`: the most that is written (this token included) and that is read.
+
+        A free slot counts as having read its first place, as a mask without any would make NaN.
+        """
+        num_written, num_read = lengths
+        positions = cache.num_written[slots].clamp(max=num_written - 1)
         step = BartStep(
             slots,
             positions,
-            num_positions,
-            _is_before(positions + 1, num_positions),
-            max_read,
-            _is_before(num_read, max_read),
+            num_written,
+            _is_before(positions + 1, num_written),
+            num_read,
+            _is_before(cache.num_read[slots].clamp(min=1), num_read),
         )
-        logits = self._bart.step(token_ids, step, cache.written, cache.read)
-        cache.num_written[slots] += 1
-        return logits
+        return self._bart.step(token_ids, step, cache.written, cache.read)
 
 
 def _is_before(ends: Tensor, length: int) -> Tensor:

@@ -93,10 +93,11 @@ class Gemma:
         self.sliding_window: int | None = getattr(config, "sliding_window", None)
         self._num_heads: int = config.num_attention_heads
         self._embeddings = weights.tensor("embed_tokens.weight")  # (V, C)
-        self._embedding_scale = torch.tensor(math.sqrt(config.hidden_size), dtype=self._embeddings.dtype)
+        # Made where they are used: a recorded step cannot copy from the host.
+        self._embedding_scale = torch.tensor(math.sqrt(config.hidden_size)).to(self._embeddings)
         self._head = weights.output_head(self._embeddings)
         self._norm = RootMeanSquareNorm(weights.tensor("norm.weight"), config.rms_norm_eps)
-        self._inverse_frequencies = _inverse_frequencies(config)  # (D / 2,)
+        self._inverse_frequencies = _inverse_frequencies(config).to(self._embeddings.device)  # (D / 2,)
         self._attention_cap: float | None = getattr(config, "attn_logit_softcapping", None)
         self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
         self._scale = getattr(config, "query_pre_attn_scalar", self.head_size) ** -0.5
@@ -118,11 +119,11 @@ class Gemma:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Return the scaled embeddings (…, C)."""
-        return self._embeddings[token_ids] * self._embedding_scale.to(self._embeddings.device)
+        return self._embeddings[token_ids] * self._embedding_scale
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines (B, 1, T, D) of `positions` (B, T)."""
-        angles = positions[..., None].float() * self._inverse_frequencies.to(positions.device)
+        angles = positions[..., None].float() * self._inverse_frequencies
         angles = torch.cat([angles, angles], dim=-1)[:, None]
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 

@@ -23,6 +23,7 @@ from runners.generation_rules import GenerationRules
 from runners.kv_cache import CacheShape, KeyValueCache
 from runners.prompt_tokenizer import PromptTokenizer, Segments
 from runners.sequences import SequenceRequest, SequenceTooLong
+from runners.static_steps import Record, StaticSteps, record_cuda_graph
 from runners.vocabulary import Vocabulary
 
 _FIRST_POSITION = 1
@@ -39,6 +40,7 @@ class PaliGemmaCache:
     tokens: KeyValueCache
     num_tokens: Tensor  # (slots,) image, prompt and what was written
     num_read: Tensor  # (slots,) image and prompt
+    static_steps: StaticSteps | None = None  # on a card
 
 
 class PaliGemmaDecoder:
@@ -91,7 +93,18 @@ class PaliGemmaDecoder:
         shape = CacheShape(num_slots, self._gemma.num_key_value_heads, self._max_positions, self._gemma.head_size)
         tokens = KeyValueCache(self._num_layers, shape, self._gemma.dtype, self._device)
         counts = torch.zeros(2, num_slots, dtype=torch.long, device=self._device)
-        return PaliGemmaCache(tokens, counts[0], counts[1])
+        cache = PaliGemmaCache(tokens, counts[0], counts[1])
+        if self._device.type == "cuda":
+            cache.static_steps = self.static_steps(cache, record_cuda_graph)
+        return cache
+
+    def static_steps(self, cache: PaliGemmaCache, record: Record) -> StaticSteps:
+        """Return the recorded steps of `cache`."""
+
+        def step(token_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
+            return self._step(cache, token_ids, lengths)
+
+        return StaticSteps(step, len(cache.num_read), self._max_positions, self._device, record)
 
     def prefill(self, cache: PaliGemmaCache, requests: Sequence[SequenceRequest], first_slot: int) -> Tensor:
         """Run Gemma over image features and prompts into the slots from `first_slot` on.
@@ -111,11 +124,14 @@ class PaliGemmaDecoder:
 
     def decode_step(self, cache: PaliGemmaCache, token_ids: Tensor) -> Tensor:
         """Read `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
-        places = cache.num_tokens[: len(token_ids)].clone()
-        hidden_states = self._gemma.embed(token_ids.to(self._device))[:, None]
-        states = self._gemma.step(hidden_states, self._pass(places), places, cache.tokens)
-        cache.num_tokens[: len(token_ids)] += 1
-        return self._gemma.logits(states[:, 0])
+        slots = slice(0, len(token_ids))
+        lengths = (int(cache.num_tokens[slots].max()) + 1,)
+        if cache.static_steps is None:
+            logits = self._step(cache, token_ids.to(self._device), lengths)
+        else:
+            logits = cache.static_steps.logits(token_ids, lengths)
+        cache.num_tokens[slots] += 1
+        return logits
 
     def clear(self, cache: PaliGemmaCache, slot: int) -> None:
         """Forget what slot `slot` holds."""
@@ -135,9 +151,17 @@ class PaliGemmaDecoder:
         cache.tokens.copy(sources, targets, slice(first, int(num_tokens.max())))
         cache.num_tokens[list(targets)] = num_tokens
 
-    def _pass(self, places: Tensor) -> GemmaPass:
-        """Return what one step needs whose tokens stand at `places` (B,)."""
-        distance = places[:, None] - torch.arange(int(places.max()) + 1, device=places.device)  # (B, S)
+    def _step(self, cache: PaliGemmaCache, token_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Read a token of slots 0 to B - 1; `lengths`: the most tokens of a slot, this one included."""
+        (num_tokens,) = lengths
+        places = cache.num_tokens[: len(token_ids)].clamp(max=num_tokens - 1)
+        hidden_states = self._gemma.embed(token_ids)[:, None]
+        states = self._gemma.step(hidden_states, self._pass(places, num_tokens), places, cache.tokens)
+        return self._gemma.logits(states[:, 0])
+
+    def _pass(self, places: Tensor, num_tokens: int) -> GemmaPass:
+        """Return what one step needs whose tokens stand at `places` (B,) of the first `num_tokens`."""
+        distance = places[:, None] - torch.arange(num_tokens, device=places.device)  # (B, S)
         is_visible = distance >= 0
         window = self._gemma.sliding_window
         is_near = is_visible if window is None else is_visible & (distance < window)

@@ -69,6 +69,8 @@ class VisionEncoder:
         """Load the graph; raise `RuntimeError` if ONNX Runtime would run it on another device than asked for."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._num_threads
+        # Idle threads that spin would take the core from the decoder, and from other models.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         wanted = execution_providers(self._device)
         self._session = onnxruntime.InferenceSession(str(self._file), options, providers=wanted)
         check_provider(self._device, self._session.get_providers())

@@ -36,15 +36,23 @@ _BYTES_PER_MB = 1_000_000
 _REST = RestApi(_SETTINGS)
 
 
-def _num_threads(setting: int) -> int:
-    """Return the threads of one runner: more than the cores, over all runners, would only wait for each other."""
-    return setting or max(1, len(os.sched_getaffinity(0)) // (2 * len(_ENTRIES)))
+_NUM_CORES = len(os.sched_getaffinity(0))
+
+
+def _encoder_threads(values: Settings) -> int:
+    """Return every core: the one batch of an encoder is what all its requests wait for."""
+    return values.encoder_threads or _NUM_CORES
+
+
+def _decoder_threads(values: Settings) -> int:
+    """Return a share of the cores: of many short products each waits for the slowest thread, which others hold up."""
+    return values.decoder_threads or max(1, _NUM_CORES // (2 * len(_ENTRIES)))
 
 
 def _encoder_options(values: Settings) -> EncoderOptions:
     return EncoderOptions(
         values.encoder_max_batch_size,
-        _num_threads(values.encoder_threads),
+        _encoder_threads(values),
         values.device,
         values.encoder_precision,
         _RUNNER_TIMEOUT_S,
@@ -54,7 +62,7 @@ def _encoder_options(values: Settings) -> EncoderOptions:
 def _decoder_options(values: Settings) -> DecoderOptions:
     return DecoderOptions(
         SchedulerLimits(values.decoder_max_batch_size, values.decoder_max_waiting, values.decoder_max_prefill_tokens),
-        _num_threads(values.decoder_threads),
+        _decoder_threads(values),
         values.device,
         values.decoder_precision,
         _RUNNER_TIMEOUT_S,

@@ -49,7 +49,7 @@ class Settings(BaseModel):
     encoder_precision: WantedPrecision = Field("auto", description="Of the encoders; auto takes each model's default.")
     decoder_precision: WantedPrecision = Field("auto", description="Of the decoders; auto takes each model's default.")
     encoder_max_batch_size: int = Field(8, ge=1, le=256, description="Most images in one batch of an encoder.")
-    encoder_threads: int = Field(0, ge=0, le=256, description="Threads of one encoder; 0 shares the cores out evenly.")
+    encoder_threads: int = Field(0, ge=0, le=256, description="Threads of one encoder; 0 takes every core.")
     decoder_max_batch_size: int = Field(16, ge=1, le=256, description="Most sequences written at once by a decoder.")
     decoder_max_waiting: int = Field(
         256, ge=1, le=100_000, description="Most sequences that wait for a decoder; more are refused with 429."
@@ -57,7 +57,7 @@ class Settings(BaseModel):
     decoder_max_prefill_tokens: int = Field(
         4096, ge=1, le=1_000_000, description="Most tokens, image and prompt, that a decoder reads between two steps."
     )
-    decoder_threads: int = Field(0, ge=0, le=256, description="Threads of one decoder; 0 shares the cores out evenly.")
+    decoder_threads: int = Field(0, ge=0, le=256, description="Threads of one decoder; 0 shares out half the cores.")
 
     @field_validator("models", mode="before")
     @classmethod
