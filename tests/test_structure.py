@@ -16,7 +16,6 @@ ARROWS = {
 }
 BENTOML_ENTRY_POINTS = {
     "service/gateway.py",
-    "service/runner_client.py",
     "runners/encoder_service.py",
     "runners/decoder_service.py",
     "runners/model_store.py",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from runners.artifacts import ArtifactError, read_manifest, verify_files, vision_encoder_file
+from runners.artifacts import ArtifactError, Part, Precision, read_manifest, verify_files, vision_encoder_file
 from tasks.catalog import load_catalog
 from tests.support.export_cli import EMBEDDED, MODELS, ROOT, ModelStore
 
@@ -58,9 +58,12 @@ def test_parity_covers_20_images_and_20_prompts_without_a_difference(artifacts: 
 
 def test_int8_and_every_precision_of_the_catalog_are_made_and_measured_against_float32(artifacts: Path) -> None:
     manifest = read_manifest(artifacts)
-    named = {part: {manifest.precision[device][part] for device in ("cpu", "cuda")} for part in ("encoder", "decoder")}
-    for part, precisions in named.items():
-        assert manifest.parity[part].keys() == (precisions | {"int8"}) - {"float32"}
+    parts: tuple[Part, ...] = ("encoder", "decoder")
+    made: dict[Part, set[Precision]] = {
+        part: {"int8", *(of_device[part] for of_device in manifest.precision.values())} for part in parts
+    }
+    for part, precisions in made.items():
+        assert manifest.parity[part].keys() == precisions - {"float32"}
         for measured in manifest.parity[part].values():
             assert 0.95 < measured["min_cosine"] <= measured["mean_cosine"] < 1.00001
             assert measured["mean_cosine"] > 0.999
@@ -68,7 +71,7 @@ def test_int8_and_every_precision_of_the_catalog_are_made_and_measured_against_f
     for measured in manifest.parity["decoder"].values():
         assert measured["num_tokens"] == manifest.parity["tokens"]["num_tokens"]
         assert 0.95 * measured["num_tokens"] <= measured["num_same"] <= measured["num_tokens"]
-    for precision in named["encoder"] | {"int8"}:
+    for precision in made["encoder"]:
         assert vision_encoder_file(precision) in manifest.files
 
 
