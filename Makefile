@@ -1,5 +1,6 @@
 # make serve   environment, artifacts of the embedded models, service on port 3000
 # make test    everything that is checked: style, types, tests
+# make proto   the code of the gRPC interface, from service/proto/vision.proto
 # make bench   our service against what a user would write instead, at most 25 minutes; tables in loadtest/results
 
 PYTHON ?= python3.11
@@ -10,7 +11,7 @@ EMBEDDED := florence-2-mini paligemma-mini
 export BENTOML_HOME ?= $(CURDIR)/.bentoml
 export BENTOML_DO_NOT_TRACK ?= True
 
-.PHONY: serve export test check bench clean
+.PHONY: serve export test check proto bench clean
 
 serve: export
 	$(PY) -m service
@@ -25,6 +26,9 @@ check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy service runners tasks export loadtest tests
+
+proto: $(VENV)/installed-dev
+	$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. service/proto/vision.proto
 
 bench: $(VENV)/installed-bench
 	$(PY) -m loadtest $(BENCH)

@@ -107,6 +107,7 @@ def diptych_launch(server: Server, model_id: str, folder: Path) -> Launch:
         "DIPTYCH_MODELS": model_id,
         "DIPTYCH_CATALOG": str(folder / "catalog.yaml"),
         "DIPTYCH_PORT": str(port),
+        "DIPTYCH_GRPC_PORT": "0",
         "DIPTYCH_REQUEST_TIMEOUT_S": "900",
         "BENTOML_HOME": str(folder / "bentoml"),
         **server.environment,

@@ -16,6 +16,8 @@ from runners.limits import SchedulerLimits
 from runners.model_store import artifact_folder
 from service.api_keys import ApiKeys
 from service.core import Core
+from service.grpc_api import VisionApi
+from service.grpc_server import GrpcServer
 from service.logs import configure_logging
 from service.metrics import MODEL_INFO
 from service.rest import RestApi
@@ -99,7 +101,16 @@ class _Gateway:
         for model in models.values():
             _publish(model)
         _REST.start(core, api_keys)
+        self._grpc = GrpcServer(VisionApi(core, api_keys, _SETTINGS), _SETTINGS, self.__is_ready__)
+        if _SETTINGS.grpc_port:
+            await self._grpc.start()
         logger.info("serving %s", ", ".join(models))
+
+    @bentoml.on_shutdown
+    async def stop(self) -> None:
+        """Answer the gRPC calls that are at work, then end."""
+        if _SETTINGS.grpc_port:
+            await self._grpc.stop(_SETTINGS.request_timeout_s)
 
     async def __is_ready__(self) -> bool:
         """Say whether every runner answers.

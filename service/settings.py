@@ -31,6 +31,7 @@ class Settings(BaseModel):
     catalog: Path = Field(Path("models/catalog.yaml"), description="The catalog file.")
     host: str = Field("127.0.0.1", description="Address that the REST port listens on.")
     port: int = Field(3000, ge=1, le=65535, description="REST port.")
+    grpc_port: int = Field(3001, ge=0, le=65535, description="gRPC port, on the same address; 0: no gRPC.")
     api_keys_file: Path | None = Field(
         None, description="File with one SHA-256 of an API key a line, hexadecimal. Unset: no key is asked for."
     )

@@ -25,7 +25,8 @@ def service_process(num_clients: int, **settings: str) -> Iterator[httpx.Client]
     Raise RuntimeError if it ends before that or takes too long.
     """
     port = _free_port()
-    environment = os.environ | settings | {"DIPTYCH_HOST": "127.0.0.1", "DIPTYCH_PORT": str(port)}
+    own = {"DIPTYCH_HOST": "127.0.0.1", "DIPTYCH_PORT": str(port), "DIPTYCH_GRPC_PORT": "0"}
+    environment = os.environ | settings | own
     process = subprocess.Popen([sys.executable, "-m", "service"], cwd=_ROOT, env=environment, stdout=subprocess.DEVNULL)
     limits = httpx.Limits(max_connections=num_clients, max_keepalive_connections=num_clients)
     try:

@@ -26,6 +26,7 @@ class RunningService:
     url: str
     process: subprocess.Popen[str]
     log: Path
+    grpc_address: str
 
     def client(self) -> httpx.Client:
         """Return an HTTP client of the service."""
@@ -56,18 +57,18 @@ class RunningService:
 @contextmanager
 def running_service(bentoml_home: Path, log: Path, **settings: str) -> Iterator[RunningService]:
     """Start the service with `settings` (environment variables), yield it when ready, stop it with SIGTERM."""
-    port = free_port()
+    port, grpc_port = free_port(), free_port()
     with log.open("w") as log_file:
         process = subprocess.Popen(
             [sys.executable, "-m", "service"],
             cwd=ROOT,
-            env=service_environment(bentoml_home, DIPTYCH_PORT=str(port), **settings),
+            env=service_environment(bentoml_home, DIPTYCH_PORT=str(port), DIPTYCH_GRPC_PORT=str(grpc_port), **settings),
             stdout=log_file,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
-    service = RunningService(f"http://127.0.0.1:{port}", process, log)
+    service = RunningService(f"http://127.0.0.1:{port}", process, log, f"127.0.0.1:{grpc_port}")
     try:
         service.wait_until_ready(_START_TIMEOUT_S)
         yield service

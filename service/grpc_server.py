@@ -1,0 +1,70 @@
+"""The gRPC server in the gateway's process: Vision, the standard health service, and reflection."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from service.grpc_api import VisionApi
+from service.proto import vision_pb2 as pb
+from service.proto.vision_pb2_grpc import add_VisionServicer_to_server
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_VISION = pb.DESCRIPTOR.services_by_name["Vision"].full_name
+_HEALTH_EVERY_S = 1.0
+_FORM_BYTES = 100_000  # of a message beside its image
+_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # a port that is taken is an error
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+
+
+class GrpcServer:
+    """A server that listens from `start` to `stop`, and says that it serves while `is_ready` says so."""
+
+    def __init__(self, api: VisionApi, settings: Settings, is_ready: Callable[[], Awaitable[bool]]) -> None:
+        self._api = api
+        self._settings = settings
+        self._is_ready = is_ready
+        self._health = health.aio.HealthServicer()
+        self._watching: asyncio.Task[None] | None = None
+
+    async def start(self) -> int:
+        """Listen and return the port; raise `RuntimeError` where it is taken."""
+        most_bytes = self._settings.max_body_bytes + _FORM_BYTES
+        self._server = grpc.aio.server(options=[*_OPTIONS, ("grpc.max_receive_message_length", most_bytes)])
+        add_VisionServicer_to_server(self._api, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (_VISION, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        port = self._server.add_insecure_port(f"{self._settings.host}:{self._settings.grpc_port}")
+        await self._tell(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._server.start()
+        self._watching = asyncio.create_task(self._watch())
+        logger.info("gRPC listens on %s:%d", self._settings.host, port)
+        return port
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, give those at work `grace_s` seconds, then end."""
+        if self._watching is not None:
+            self._watching.cancel()
+        await self._tell(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._server.stop(grace_s)
+
+    async def _watch(self) -> None:
+        while True:
+            states = health_pb2.HealthCheckResponse
+            await self._tell(states.SERVING if await self._is_ready() else states.NOT_SERVING)
+            await asyncio.sleep(_HEALTH_EVERY_S)
+
+    async def _tell(self, status: int) -> None:
+        for name in ("", _VISION):
+            await self._health.set(name, status)
