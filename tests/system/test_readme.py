@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -39,6 +40,13 @@ def test_a_request_of_the_readme_gets_the_answer_that_it_shows(
         assert without_varying(answer) == without_varying(json.loads(shown))
     else:
         assert [each["model"] for each in answer["answers"]] == list(EMBEDDED)
+
+
+def test_the_call_of_the_readme_gets_an_answer(service: RunningService) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = block.replace("localhost:3001", service.grpc_address)
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"The image shows \w+ shapes on a \w+ background: .+\n", run.stdout)
 
 
 def test_there_are_requests_in_the_readme() -> None:
