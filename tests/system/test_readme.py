@@ -59,6 +59,13 @@ def test_the_tables_of_the_readme_are_those_of_the_code() -> None:
     assert settings_table() in README
 
 
+def test_the_numbers_of_the_bench_are_those_of_its_last_report() -> None:
+    report = (ROOT / "loadtest" / "results" / "bench.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (.+?)\n\n(.+?)\n(?=\n## |\Z)", report, re.DOTALL | re.MULTILINE))
+    for title in ("Ours ÷ best peer", "The limit", "Where the time of a request goes, mean ms"):
+        assert sections[title] in README, title
+
+
 def test_every_file_that_the_readme_names_is_there() -> None:
     named = re.findall(r"`((?:service|runners|tasks|export|models)/[\w/.-]+)`", README)
     assert len(named) > 10
