@@ -9,7 +9,7 @@ import bentoml
 import numpy as np
 from numpy.typing import NDArray
 
-from runners.artifacts import read_manifest, verify_files
+from runners.artifacts import Device, read_manifest, verify_files
 from runners.devices import DeviceSetting, encoder_device
 from runners.messages import Encoded, EncodedImage, EncodeOutcome, Failed, ImageToEncode, MemoryAddress
 from runners.metrics import BATCH_SIZE
@@ -23,12 +23,15 @@ NO_ACCESS_LOG = {"access": {"enabled": False}}  # the gateway writes the one lin
 # Each of BentoML's layers around a call costs every request; what they count and trace the gateway's own do too.
 LEAN: dict[str, Any] = {"logging": NO_ACCESS_LOG, "metrics": {"enabled": False}, "tracing": {"excluded_urls": "."}}
 
+# On a CPU a batch takes as long as its images one by one: a large one only keeps the first from the decoder.
+_BATCH_SIZES: dict[Device, int] = {"cpu": 2, "cuda": 16}
+
 
 @dataclass(frozen=True, slots=True)
 class EncoderOptions:
     """How an encoder service batches."""
 
-    max_batch_size: int  # images
+    max_batch_size: int  # images; 0: the device's own
     num_threads: int  # of ONNX Runtime
     device: DeviceSetting
     precision: WantedPrecision
@@ -53,7 +56,7 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
             self._encoder.load()
             width, height = manifest.image_size_wh
             self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))
-            self._waiting = WaitingImages(self._encode_batch, options.max_batch_size)
+            self._waiting = WaitingImages(self._encode_batch, options.max_batch_size or _BATCH_SIZES[device])
 
         @bentoml.api
         async def encode(self, image: ImageToEncode) -> Encoded:

@@ -49,7 +49,9 @@ class Settings(BaseModel):
     device: DeviceSetting = Field("auto", description="Where encoders and decoders run; auto takes CUDA if there.")
     encoder_precision: WantedPrecision = Field("auto", description="Of the encoders; auto takes each model's default.")
     decoder_precision: WantedPrecision = Field("auto", description="Of the decoders; auto takes each model's default.")
-    encoder_max_batch_size: int = Field(8, ge=1, le=256, description="Most images in one batch of an encoder.")
+    encoder_max_batch_size: int = Field(
+        0, ge=0, le=256, description="Most images in one batch of an encoder; 0: 2 on the CPU, 16 on CUDA."
+    )
     encoder_threads: int = Field(0, ge=0, le=256, description="Threads of one encoder; 0 takes every core.")
     decoder_max_batch_size: int = Field(16, ge=1, le=256, description="Most sequences written at once by a decoder.")
     decoder_max_waiting: int = Field(
