@@ -22,7 +22,7 @@ class DecoderOptions:
     """How a decoder service batches."""
 
     limits: SchedulerLimits
-    num_threads: int  # of torch
+    num_threads: int  # of torch; 0: as the model's width asks for
     device: DeviceSetting
     precision: WantedPrecision
     timeout_s: int

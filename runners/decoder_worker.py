@@ -1,6 +1,7 @@
 """What the decoder's process runs: the loaded decoder, its scheduler, and the way from message to message."""
 
 import asyncio
+import os
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ from runners.answers import to_failed, to_request, to_written
 from runners.artifacts import read_manifest, verify_files
 from runners.decoder_service import DecoderOptions
 from runners.decoders import load_decoder
-from runners.devices import decoder_device
+from runners.devices import decoder_device, num_threads
 from runners.messages import AnyArray, Failed, Outcome, SequenceSpec
 from runners.model_store import artifact_folder
 from runners.precision import choose_precision
@@ -30,9 +31,10 @@ class DecoderWorker:
     def load(self) -> None:
         """Check and load the artifacts and start the scheduler."""
         options = self._options
-        torch.set_num_threads(options.num_threads)
         folder = artifact_folder(self._model_id)
         self._manifest = read_manifest(folder)
+        num_cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(num_threads(options.num_threads, self._manifest.hidden_size, num_cores))
         verify_files(folder, self._manifest)
         device = decoder_device(options.device)
         precision = choose_precision(self._manifest, "decoder", device, options.precision)

@@ -1,6 +1,7 @@
 """Where the two parts of a model run: on the CPU, or on an NVIDIA card where machine and library have one.
 
-Asked without loading torch, so that the gateway, which has none, gets the answer that the runners get.
+Asked without loading torch, so that the gateway, which has none, gets the answer that the runners get. And on how many
+threads of the CPU.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ from runners.artifacts import Device
 DeviceSetting = Literal["auto", "cpu", "cuda"]
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
+_WIDE = 512  # hidden size; the embedded models have 128 and 192, the released ones 768 and more
 
 
 def encoder_device(setting: DeviceSetting) -> Device:
@@ -25,6 +27,14 @@ def encoder_device(setting: DeviceSetting) -> Device:
 def decoder_device(setting: DeviceSetting) -> Device:
     """Return where torch runs the decoders; its builds without CUDA say so in their version."""
     return _device(setting, "+cpu" not in version("torch") and has_cuda_card())
+
+
+def num_threads(setting: int, hidden_size: int, num_cores: int) -> int:
+    """Return the threads of a part of a model; 0 leaves it to its width.
+
+    The products of a narrow model are over before a second thread has begun: two threads halve its tokens per second.
+    """
+    return setting or (num_cores if hidden_size >= _WIDE else 1)
 
 
 def has_cuda_card(load_library: Callable[[str], Any] = ctypes.CDLL) -> bool:

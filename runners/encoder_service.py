@@ -1,5 +1,6 @@
 """The BentoML service of one model's vision encoder: images of many requests in batches for ONNX Runtime."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runners.artifacts import Device, read_manifest, verify_files
-from runners.devices import DeviceSetting, encoder_device
+from runners.devices import DeviceSetting, encoder_device, num_threads
 from runners.messages import Encoded, EncodedImage, EncodeOutcome, Failed, ImageToEncode, MemoryAddress
 from runners.metrics import BATCH_SIZE
 from runners.model_store import artifact_folder
@@ -21,7 +22,8 @@ from runners.waiting_images import WaitingImages
 
 NO_ACCESS_LOG = {"access": {"enabled": False}}  # the gateway writes the one line of a request
 # Each of BentoML's layers around a call costs every request; what they count and trace the gateway's own do too.
-LEAN: dict[str, Any] = {"logging": NO_ACCESS_LOG, "metrics": {"enabled": False}, "tracing": {"excluded_urls": "."}}
+NO_TRACING = {"excluded_urls": "."}
+LEAN: dict[str, Any] = {"logging": NO_ACCESS_LOG, "metrics": {"enabled": False}, "tracing": NO_TRACING}
 
 # On a CPU a batch takes as long as its images one by one: a large one only keeps the first from the decoder.
 _BATCH_SIZES: dict[Device, int] = {"cpu": 2, "cuda": 16}
@@ -32,7 +34,7 @@ class EncoderOptions:
     """How an encoder service batches."""
 
     max_batch_size: int  # images; 0: the device's own
-    num_threads: int  # of ONNX Runtime
+    num_threads: int  # of ONNX Runtime; 0: as the model's width asks for
     device: DeviceSetting
     precision: WantedPrecision
     timeout_s: int
@@ -52,7 +54,8 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
             verify_files(folder, manifest)
             device = encoder_device(options.device)
             precision = choose_precision(manifest, "encoder", device, options.precision)
-            self._encoder = VisionEncoder(folder, options.num_threads, precision, device)
+            threads = num_threads(options.num_threads, manifest.hidden_size, len(os.sched_getaffinity(0)))
+            self._encoder = VisionEncoder(folder, threads, precision, device)
             self._encoder.load()
             width, height = manifest.image_size_wh
             self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))

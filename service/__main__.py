@@ -23,6 +23,8 @@ def main() -> None:
         sys.exit(f"diptych does not start: {error}")
     # numpy decodes masks in the gateway, small ones: its threads would only wait for those of the runners.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Threads of a decoder that wait for each other give their core to those of an encoder.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     address = ["--host", settings.host, "--port", str(settings.port)]
     command = [sys.executable, "-m", "bentoml", "serve", "service.gateway:Gateway", *address]
     os.execv(sys.executable, command)

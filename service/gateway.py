@@ -5,13 +5,12 @@ bentoml serve service.gateway:Gateway        (or python -m service, which checks
 
 import asyncio
 import logging
-import os
 from typing import Any
 
 import bentoml
 
 from runners.decoder_service import DecoderOptions, make_decoder_service
-from runners.encoder_service import NO_ACCESS_LOG, EncoderOptions, make_encoder_service
+from runners.encoder_service import NO_ACCESS_LOG, NO_TRACING, EncoderOptions, make_encoder_service
 from runners.limits import SchedulerLimits
 from runners.model_store import artifact_folder
 from service.api_keys import ApiKeys
@@ -38,23 +37,10 @@ _BYTES_PER_MB = 1_000_000
 _REST = RestApi(_SETTINGS)
 
 
-_NUM_CORES = len(os.sched_getaffinity(0))
-
-
-def _encoder_threads(values: Settings) -> int:
-    """Return every core: the one batch of an encoder is what all its requests wait for."""
-    return values.encoder_threads or _NUM_CORES
-
-
-def _decoder_threads(values: Settings) -> int:
-    """Return a share of the cores: of many short products each waits for the slowest thread, which others hold up."""
-    return values.decoder_threads or max(1, _NUM_CORES // (2 * len(_ENTRIES)))
-
-
 def _encoder_options(values: Settings) -> EncoderOptions:
     return EncoderOptions(
         values.encoder_max_batch_size,
-        _encoder_threads(values),
+        values.encoder_threads,
         values.device,
         values.encoder_precision,
         _RUNNER_TIMEOUT_S,
@@ -64,7 +50,7 @@ def _encoder_options(values: Settings) -> EncoderOptions:
 def _decoder_options(values: Settings) -> DecoderOptions:
     return DecoderOptions(
         SchedulerLimits(values.decoder_max_batch_size, values.decoder_max_waiting, values.decoder_max_prefill_tokens),
-        _decoder_threads(values),
+        values.decoder_threads,
         values.device,
         values.decoder_precision,
         _RUNNER_TIMEOUT_S,
@@ -142,7 +128,9 @@ def _make_gateway() -> Any:
         dependencies[_attribute("encoder", index)] = bentoml.depends(encoder)
         dependencies[_attribute("decoder", index)] = bentoml.depends(decoder)
     inner = type("Gateway", (_Gateway,), {"__doc__": _Gateway.__doc__, "__module__": __name__, **dependencies})
-    service = bentoml.service(name="diptych", logging=NO_ACCESS_LOG, traffic={"timeout": _RUNNER_TIMEOUT_S})
+    service = bentoml.service(
+        name="diptych", logging=NO_ACCESS_LOG, tracing=NO_TRACING, traffic={"timeout": _RUNNER_TIMEOUT_S}
+    )
     return bentoml.asgi_app(_REST.app(), path="/")(service(inner))
 
 

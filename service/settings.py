@@ -52,7 +52,9 @@ class Settings(BaseModel):
     encoder_max_batch_size: int = Field(
         0, ge=0, le=256, description="Most images in one batch of an encoder; 0: 2 on the CPU, 16 on CUDA."
     )
-    encoder_threads: int = Field(0, ge=0, le=256, description="Threads of one encoder; 0 takes every core.")
+    encoder_threads: int = Field(
+        0, ge=0, le=256, description="Threads of an encoder; 0: every core, 1 if the model is narrow."
+    )
     decoder_max_batch_size: int = Field(16, ge=1, le=256, description="Most sequences written at once by a decoder.")
     decoder_max_waiting: int = Field(
         256, ge=1, le=100_000, description="Most sequences that wait for a decoder; more are refused with 429."
@@ -60,7 +62,9 @@ class Settings(BaseModel):
     decoder_max_prefill_tokens: int = Field(
         4096, ge=1, le=1_000_000, description="Most tokens, image and prompt, that a decoder reads between two steps."
     )
-    decoder_threads: int = Field(0, ge=0, le=256, description="Threads of one decoder; 0 shares out half the cores.")
+    decoder_threads: int = Field(
+        0, ge=0, le=256, description="Threads of a decoder; 0: every core, 1 if the model is narrow."
+    )
 
     @field_validator("models", mode="before")
     @classmethod

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from runners.devices import decoder_device, encoder_device, has_cuda_card
+from runners.devices import decoder_device, encoder_device, has_cuda_card, num_threads
 
 
 class FakeDriver:
@@ -41,3 +41,12 @@ def test_without_a_driver_there_is_no_card() -> None:
 def test_what_the_operator_sets_is_not_questioned() -> None:
     assert (encoder_device("cpu"), decoder_device("cpu")) == ("cpu", "cpu")
     assert (encoder_device("cuda"), decoder_device("cuda")) == ("cuda", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("setting", "hidden_size", "expected"), [(0, 128, 1), (0, 768, 4), (3, 128, 3), (3, 768, 3), (0, 512, 4)]
+)
+def test_a_wide_model_gets_every_core_unless_the_operator_says_otherwise(
+    setting: int, hidden_size: int, expected: int
+) -> None:
+    assert num_threads(setting, hidden_size, num_cores=4) == expected
