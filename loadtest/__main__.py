@@ -43,7 +43,8 @@ class Options:
     @property
     def command(self) -> str:
         """The command, for the report."""
-        flags = [f"--minutes {self.minutes:g}", *(["--quick"] if self.is_quick else [])]
+        switches = {"--quick": self.is_quick, "--resume": self.is_resumed}
+        flags = [f"--minutes {self.minutes:g}", *(name for name, is_set in switches.items() if is_set)]
         return " ".join(["python -m loadtest", *flags, "--scales", *self.scales])
 
 
