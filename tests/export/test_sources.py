@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from export.errors import SourceError
+from export.precision_record import RECORD_FILE
 from export.sources import Source, resolve_file, resolve_source
 from tests.support.export_cli import MODELS, ROOT, ModelStore
 
@@ -84,7 +85,8 @@ def test_hub_checkpoint_is_pinned_to_its_commit_and_nothing_executable_is_fetche
 def test_folder_is_found_relative_to_the_root() -> None:
     source = resolve_source("models/florence-2-mini", None, "florence2", ROOT)
     assert source == Source("models/florence-2-mini", None, MODELS / "florence-2-mini")
-    read = [name for name in _file_names() if not name.endswith((".md", ".png"))]  # not the card and its picture
+    of_ours = (".md", ".png", RECORD_FILE)  # the card and its pictures, the record of precisions
+    read = [name for name in _file_names() if not name.endswith(of_ours)]
     assert [path.name for path in source.files()] == sorted(read)
 
 
