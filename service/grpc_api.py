@@ -7,9 +7,7 @@ is cancelled ends its sequences. An error's status has the trailing metadata `di
 
 import asyncio
 import logging
-import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any, TypeVar
@@ -17,6 +15,7 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from service import request_ids
 from service.api_keys import ApiKeys
 from service.core import Core, RequestContext
 from service.errors import ErrorCode, InternalError, NotReady, Overloaded, ServiceError
@@ -42,7 +41,6 @@ CODES: dict[ErrorCode, grpc.StatusCode] = {
     "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 _API = "grpc"
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 AnswerT = TypeVar("AnswerT")
 Context = Any  # grpc.aio.ServicerContext, which has no types
@@ -55,7 +53,7 @@ def _method(function: Method[AnswerT]) -> "Callable[[VisionApi, Message, Context
     @wraps(function)
     async def answer(api: "VisionApi", request: Message, context: Context) -> AnswerT:
         metadata = {str(name): str(value) for name, value in context.invocation_metadata() or ()}
-        request_id = _request_id(metadata)
+        request_id = request_ids.request_id(metadata.get("x-request-id"))
         try:
             api.check_key(metadata.get("authorization"))
             return await function(api, request, RequestContext(request_id, _API, api.deadline_s(context)))
@@ -112,11 +110,6 @@ class VisionApi(pb_grpc.VisionServicer):
     async def ListTasks(self, _: pb.ListTasksRequest, __: RequestContext) -> pb.ListTasksResponse:
         """List every task."""
         return tasks_message(self._core.models)
-
-
-def _request_id(metadata: dict[str, str]) -> str:
-    given = metadata.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 async def _abort(context: Context, error: ServiceError, request_id: str) -> None:

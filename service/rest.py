@@ -4,9 +4,7 @@ POST /v1/predict  POST /v1/compare  GET /v1/models  GET /v1/tasks  GET /openapi.
 """
 
 import logging
-import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from pathlib import Path
@@ -19,6 +17,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from runners.disconnection import while_connected
+from service import request_ids
 from service.api_keys import ApiKeys
 from service.bodies import read_body
 from service.core import Core, RequestContext
@@ -46,7 +45,6 @@ STATUSES: dict[ErrorCode, int] = {
     "deadline_exceeded": 504,
 }
 _CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is left to read it
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DOCS_PAGE = Path(__file__).with_name("docs.html")
 _API = "rest"
 
@@ -58,7 +56,7 @@ def _endpoint(function: Endpoint) -> "Callable[[RestApi, Request], Awaitable[Res
 
     @wraps(function)
     async def answer(api: "RestApi", request: Request) -> Response:
-        request_id = _request_id(request)
+        request_id = _id_of(request)
         try:
             context = RequestContext(request_id, _API, time.monotonic() + api.timeout_s(request))
             response = await function(api, request, context)
@@ -168,9 +166,8 @@ class RestApi:
         return self._core
 
 
-def _request_id(request: Request) -> str:
-    given = request.headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+def _id_of(request: Request) -> str:
+    return request_ids.request_id(request.headers.get("x-request-id"))
 
 
 def _json(body: BaseModel) -> Response:
@@ -185,7 +182,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """Answer an unknown path or a wrong method in the form of every other error."""
     status = error.status_code if isinstance(error, HTTPException) else 404
     message = f"{request.method} {request.url.path[:80]} does not exist; GET /docs shows what does"
-    return _error_response(InvalidRequest(message), _request_id(request), status)
+    return _error_response(InvalidRequest(message), _id_of(request), status)
 
 
 def _error_response(error: ServiceError, request_id: str, status: int | None = None) -> Response:

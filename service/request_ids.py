@@ -1,0 +1,11 @@
+"""The id of a request: the caller's own, where it is one that can stand in a log and a header, or a new one."""
+
+import re
+import uuid
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def request_id(given: str | None) -> str:
+    """Return `given`, or a new id where it is none."""
+    return given if given and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
