@@ -1,6 +1,6 @@
 """What an export's files do with the probes: parity with the original, then what each other precision changes.
 
-A default that breaks the model ends the export; what is no default and breaks it is told and not offered.
+A default that breaks the model ends the export; what is no default and breaks it is told, and such an encoder left out.
 Parts are loaded one after another, so that no two are in memory at once. Everything runs on the CPU: what float16 and
 bfloat16 make of it on CUDA has the same roundings of weights, not the same sums.
 """
@@ -95,7 +95,7 @@ def each_measured(
         except ParityError as error:
             if precision in defaults:
                 raise ParityError(f"{error}; models/catalog.yaml must not name it") from error
-            logger.warning("%s is not offered: %s", entry.id, error)
+            logger.warning("%s: %s; it is no default", entry.id, error)
 
 
 def _measure_encoder(

@@ -58,7 +58,7 @@ class VisionEncoderModule(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return image features (B, N, C) of uint8 `pixels` (B, H, W, 3)."""
-        # Channels first: over a last axis of three ONNX Runtime subtracts and divides a hundred times as slowly.
+        # Channels first: over a last axis of three ONNX Runtime subtracts and divides many times as slowly.
         pixel_values = (pixels.permute(0, 3, 1, 2).float() - self._mean) / self._std
         features: Tensor = self._model.get_image_features(pixel_values).pooler_output
         return features

@@ -1,7 +1,7 @@
 """Sends requests to a server with a number of clients, each one request at a time, and times every answer.
 
 The same code for every server: a form with the image file, and the server's own fields. It runs on the server's cores,
-so it is aiohttp's client: 0.4 ms of a core for a request, where httpx takes 2.
+so it is aiohttp's client, which takes a fraction of the processor time of httpx.
 """
 
 import asyncio

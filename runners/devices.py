@@ -32,7 +32,7 @@ def decoder_device(setting: DeviceSetting) -> Device:
 def num_threads(setting: int, hidden_size: int, num_cores: int) -> int:
     """Return the threads of a part of a model; 0 leaves it to its width.
 
-    The products of a narrow model are over before a second thread has begun: two threads halve its tokens per second.
+    The products of a narrow model are over before a second thread has begun: more threads make it slower.
     """
     return setting or (num_cores if hidden_size >= _WIDE else 1)
 

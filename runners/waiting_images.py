@@ -1,7 +1,7 @@
 """Images of many requests in batches for one encoder: what waits when it is free goes in, at once.
 
-BentoML's adaptive batcher (1.4.40) holds a request back for as long as earlier ones have waited, and polls: after a
-burst a lone request waited 24 ms of its 61. An encoder on a CPU gains little from a batch, and loses nothing this way:
+BentoML's adaptive batcher (1.4.40) holds a request back for about as long as earlier ones have waited, and polls: after
+a burst a lone request waits for nobody. An encoder on a CPU gains little from a batch, and loses nothing this way:
 while one batch runs, the next one gathers. It knows neither messages nor encoders.
 """
 

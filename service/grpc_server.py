@@ -37,8 +37,8 @@ class GrpcServer:
         self._health = health.aio.HealthServicer()
         self._watching: asyncio.Task[None] | None = None
 
-    async def start(self) -> int:
-        """Listen and return the port; raise `RuntimeError` where it is taken."""
+    async def start(self) -> None:
+        """Listen; raise `RuntimeError` where the port is taken."""
         most_bytes = self._settings.max_body_bytes + _FORM_BYTES
         self._server = grpc.aio.server(options=[*_OPTIONS, ("grpc.max_receive_message_length", most_bytes)])
         add_VisionServicer_to_server(self._api, self._server)
@@ -50,7 +50,6 @@ class GrpcServer:
         await self._server.start()
         self._watching = asyncio.create_task(self._watch())
         logger.info("gRPC listens on %s:%d", self._settings.host, port)
-        return port
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, give those at work `grace_s` seconds, then end."""

@@ -1,8 +1,7 @@
 """The runners' services as the gateway calls them: one JSON message there, one back, over BentoML's sessions.
 
 BentoML 1.4.40's own client sends pickles between services and derives an answer's type from its JSON schema, again for
-every answer: 3 of the 8 ms of a small model's gateway. It also closes a session every 100 requests and every 300 s,
-with all requests that are in flight on it.
+every answer. It also closes a session every 100 requests and every 300 s, with all requests that are in flight on it.
 """
 
 import math
