@@ -6,9 +6,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
+import grpc
 import httpx
 import pytest
 
+from service.proto import vision_pb2 as pb
+from service.proto.vision_pb2_grpc import VisionStub
 from tests.support.endless_models import endless_models
 from tests.support.export_cli import EMBEDDED, ModelStore
 from tests.support.running_service import RunningService, running_service
@@ -82,6 +85,23 @@ def test_a_deadline_that_passes_frees_the_slots(service: RunningService) -> None
     before = num_written(service)
     answers = ask(service, "compare", **{"X-Deadline-Ms": "150"}).json()["answers"]
     assert [answer["error"]["code"] for answer in answers] == ["deadline_exceeded"] * len(EMBEDDED)
+    wait_until(lambda: num_live(service) == 0)
+    after = num_written(service)
+    assert all(after[model] - before[model] < ENOUGH for model in EMBEDDED)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "deadline"])
+def test_a_grpc_call_that_ends_early_frees_its_slots(service: RunningService, how: str) -> None:
+    request = pb.CompareRequest(image=scene_png(), task="captioning", max_new_tokens=NUM_TOKENS, num_beams=1)
+    before, gone = num_written(service), metric(service, "diptych_requests_total", api="grpc")
+    with grpc.insecure_channel(service.grpc_address) as channel:
+        call = VisionStub(channel).Compare.future(request, timeout=60 if how == "cancelled" else 0.15)
+        if how == "cancelled":
+            wait_until(lambda: num_live(service) == len(EMBEDDED))
+            call.cancel()
+        with pytest.raises((grpc.RpcError, grpc.FutureCancelledError)):
+            call.result()
+        wait_until(lambda: metric(service, "diptych_requests_total", api="grpc") > gone)
     wait_until(lambda: num_live(service) == 0)
     after = num_written(service)
     assert all(after[model] - before[model] < ENOUGH for model in EMBEDDED)
