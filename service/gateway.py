@@ -19,7 +19,8 @@ from service.grpc_api import VisionApi
 from service.grpc_server import GrpcServer
 from service.logs import configure_logging
 from service.metrics import MODEL_INFO
-from service.rest import RestApi
+from service.rest_app import rest_app
+from service.rest_boundary import RestBoundary
 from service.runner_calls import DecoderCalls, EncoderCalls
 from service.runner_client import RunnerClient
 from service.served_models import ServedModel, ServedModels, load_served_model, served_entries
@@ -34,7 +35,7 @@ _ENTRIES = served_entries(_SETTINGS)
 # BentoML drops what it expects to take longer than its limits: they lie above the request's own, which decides.
 _RUNNER_TIMEOUT_S = _SETTINGS.request_timeout_s * 2
 _BYTES_PER_MB = 1_000_000
-_REST = RestApi(_SETTINGS)
+_REST = RestBoundary(_SETTINGS)
 
 
 def _encoder_options(values: Settings) -> EncoderOptions:
@@ -131,7 +132,7 @@ def _make_gateway() -> Any:
     service = bentoml.service(
         name="diptych", logging=NO_ACCESS_LOG, tracing=NO_TRACING, traffic={"timeout": _RUNNER_TIMEOUT_S}
     )
-    return bentoml.asgi_app(_REST.app(), path="/")(service(inner))
+    return bentoml.asgi_app(rest_app(_REST), path="/")(service(inner))
 
 
 Gateway = _make_gateway()

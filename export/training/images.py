@@ -10,8 +10,8 @@ from PIL import Image, ImageFilter
 from export.scenes import Scene, render_scene
 from export.scenes.scene import CANVAS_PX
 
-_SIZES_PX = (100, 512)  # above, only the reduction to the model's size would differ
-_NATIVE_SHARE = 0.3  # drawn at the model's own size: cheap, and the sharpest
+_SIZES_PX = (90, 512)  # above, only the reduction to the model's size would differ
+_NATIVE_SHARE = 0.2  # drawn at the model's own size: cheap, and the sharpest
 _BLUR_SHARE, _MAX_BLUR = 0.2, 0.006  # radius as a share of the side
 _JPEG_SHARE, _JPEG_QUALITIES = 0.3, (50, 95)
 

@@ -8,7 +8,8 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from service.errors import InvalidRequest
 from service.openapi import openapi_document
 from service.requests import CompareFields, GenerationFields, PredictFields, parse_fields
-from service.rest import STATUSES, RestApi
+from service.rest_app import rest_app
+from service.rest_boundary import STATUSES, RestBoundary
 from service.settings import Settings
 from tasks.table import TASKS
 from tests.support.catalog import PALIGEMMA
@@ -73,7 +74,7 @@ def test_document_is_openapi_3_1() -> None:
 
 
 def test_every_route_of_the_api_is_described() -> None:
-    routes = {route.path for route in RestApi(Settings()).app().routes}  # type: ignore[attr-defined]
+    routes = {route.path for route in rest_app(RestBoundary(Settings())).routes}  # type: ignore[attr-defined]
     assert set(DOCUMENT["paths"]) == routes - {"/openapi.json", "/docs", "/v1/{path:path}"}  # the last refuses the rest
 
 

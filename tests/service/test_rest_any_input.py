@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.rest_app import rest_app
 from tests.support.fake_service import PNG
 from tests.support.rest_client import OCR, SMALL_PNG, client, error_of
 
@@ -105,6 +106,6 @@ def test_client_that_goes_away_is_no_error(caplog: pytest.LogCaptureFixture) -> 
     headers = [(b"content-type", b"application/json"), (b"host", b"diptych")]
     scope = {"type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"", "headers": headers}
     with contextlib.suppress(StopIteration):
-        asyncio.run(client().api.app()(scope, receive, send))
+        asyncio.run(rest_app(client().boundary)(scope, receive, send))
     assert sent[0]["status"] == 499
     assert [record for record in caplog.records if record.exc_info] == []

@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 from service.core import Comparison, Core
 from service.errors import ErrorCode
 from service.prediction import Answer
-from service.rest import STATUSES, RestApi
+from service.rest_boundary import STATUSES, RestBoundary
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import (
     FLORENCE_ANSWERS,
@@ -115,7 +115,7 @@ def test_defect_is_answered_with_a_fixed_text_and_logged(path: str, caplog: pyte
 
 
 def test_every_route_answers_not_ready_before_the_start() -> None:
-    api = Client(RestApi(SETTINGS))
+    api = Client(RestBoundary(SETTINGS))
     responses = [
         api.get("/v1/models"),
         api.get("/v1/tasks"),

@@ -8,7 +8,8 @@ from prometheus_client import REGISTRY
 from starlette.types import Message
 
 from service.api_keys import ApiKeys
-from service.rest import RestApi
+from service.rest_app import rest_app
+from service.rest_boundary import RestBoundary
 from tests.support.core_calls import until
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PALIGEMMA_ANSWERS, PALIGEMMA_ID, make_core
@@ -23,8 +24,8 @@ def num_gone() -> float:
 
 async def leave(path: str, decoders: dict[str, FakeDecoder]) -> list[Message]:
     """Ask, go when every decoder is at work, and return what the service still sent."""
-    api = RestApi(SETTINGS)
-    api.start(make_core(decoders=decoders), ApiKeys(None))
+    boundary = RestBoundary(SETTINGS)
+    boundary.start(make_core(decoders=decoders), ApiKeys(None))
     body = json.dumps(OCR).encode()
     received: asyncio.Queue[Message] = asyncio.Queue()
     received.put_nowait({"type": "http.request", "body": body, "more_body": False})
@@ -35,7 +36,7 @@ async def leave(path: str, decoders: dict[str, FakeDecoder]) -> list[Message]:
 
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers, "root_path": ""}
-    answering = asyncio.ensure_future(api.app()(scope, received.get, send))
+    answering = asyncio.ensure_future(rest_app(boundary)(scope, received.get, send))
     await until(lambda: all(decoder.specs for decoder in decoders.values()))
     received.put_nowait({"type": "http.disconnect"})
     await asyncio.wait_for(answering, 5)

@@ -12,7 +12,8 @@ from PIL import Image
 from service.api_keys import ApiKeys
 from service.core import Core
 from service.openapi import openapi_document
-from service.rest import STATUSES, RestApi
+from service.rest_app import rest_app
+from service.rest_boundary import STATUSES, RestBoundary
 from service.settings import Settings
 from tests.support.fake_service import data_url, encoded, make_core, served_models
 
@@ -27,11 +28,11 @@ COMPONENTS = openapi_document(served_models())["components"]
 class Client:
     """A client of an API whose exceptions, if any escape, end the test."""
 
-    api: RestApi
+    boundary: RestBoundary
 
     def send(self, method: str, path: str, **options: Any) -> httpx.Response:
         async def send() -> httpx.Response:
-            transport = httpx.ASGITransport(self.api.app())
+            transport = httpx.ASGITransport(rest_app(self.boundary))
             async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
                 return await client.request(method, path, **options)
 
@@ -52,9 +53,9 @@ def as_headers(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def client(core: Core | None = None, keys: ApiKeys | None = None, values: Settings = SETTINGS) -> Client:
-    api = RestApi(values)
-    api.start(core or make_core(), keys or ApiKeys(None))
-    return Client(api)
+    boundary = RestBoundary(values)
+    boundary.start(core or make_core(), keys or ApiKeys(None))
+    return Client(boundary)
 
 
 def fits(document: object, name: str) -> bool:
