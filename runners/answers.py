@@ -1,6 +1,7 @@
 """Between messages and sequences: what the gateway asks for becomes ids, what was written becomes text."""
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -8,13 +9,18 @@ from torch import Tensor
 from runners.generation import Decoder
 from runners.messages import Failed, SequenceSpec, Written
 from runners.scheduler import WrittenSequence
-from runners.sequences import SequenceError, SequenceRequest, SequenceTooLong
+from runners.sequences import SequenceError, SequenceRequest, SequenceTooLong, TokenListener
 
 # Used where neither the request nor the checkpoint's generation_config says; Florence-2's model card asks for 1024.
 DEFAULT_MAX_NEW_TOKENS = 1024
 
 
-def to_request(decoder: Decoder[Any], image_features: Tensor, spec: SequenceSpec) -> SequenceRequest:
+def to_request(
+    decoder: Decoder[Any],
+    image_features: Tensor,
+    spec: SequenceSpec,
+    on_tokens: TokenListener | None = None,
+) -> SequenceRequest:
     """Return the request for `spec` over `image_features` (N, C); raise `SequenceTooLong` if it cannot fit."""
     prompt_ids = decoder.prompt_ids(spec.segments)
     limit = decoder.max_new_tokens(len(image_features) + len(prompt_ids))
@@ -31,6 +37,7 @@ def to_request(decoder: Decoder[Any], image_features: Tensor, spec: SequenceSpec
         num_beams=_num_beams(decoder, spec),
         constraint=None if spec.pattern is None else decoder.constraints.get(spec.pattern),
         deadline_s=time.monotonic() + spec.timeout_s,
+        on_tokens=on_tokens,
     )
 
 
@@ -41,16 +48,36 @@ def _num_beams(decoder: Decoder[Any], spec: SequenceSpec) -> int:
     return decoder.rules.num_beams if spec.temperature == 0 else 1
 
 
+class AnswerText:
+    """The text of one answer as its tokens come, without those that start and end every answer."""
+
+    def __init__(self, decoder: Decoder[Any]) -> None:
+        self._stream = decoder.text_stream()
+        self._framing = decoder.rules.eos_token_ids | {decoder.rules.forced_bos_token_id, decoder.pad_token_id}
+        self.text = ""
+        self.token_ends: list[int] = []  # offset in `text` after each token that has one
+
+    def has(self, token_id: int) -> bool:
+        """Say whether a token is of the text."""
+        return token_id not in self._framing
+
+    def push(self, token_ids: Iterable[int]) -> str:
+        """Return what the next tokens add."""
+        before = len(self.text)
+        for token_id in filter(self.has, token_ids):
+            self.text += self._stream.push(token_id)
+            self.token_ends.append(len(self.text))
+        return self.text[before:]
+
+
 def to_written(decoder: Decoder[Any], request: SequenceRequest, written: WrittenSequence) -> Written:
     """Return the message for a written sequence, without the tokens that start and end every answer."""
-    sequence = written.sequence
-    is_framing = decoder.rules.eos_token_ids | {decoder.rules.forced_bos_token_id, decoder.pad_token_id}
-    kept = [i for i, token_id in enumerate(sequence.token_ids) if token_id not in is_framing]
-    text, token_ends = decoder.decode_text([sequence.token_ids[i] for i in kept])
+    sequence, answer = written.sequence, AnswerText(decoder)
+    answer.push(sequence.token_ids)
     return Written(
-        text=text,
-        token_ends=list(token_ends),
-        logprobs=[sequence.logprobs[i] for i in kept],
+        text=answer.text,
+        token_ends=answer.token_ends,
+        logprobs=[p for token_id, p in zip(sequence.token_ids, sequence.logprobs, strict=True) if answer.has(token_id)],
         finish_reason=sequence.finish_reason,
         num_prompt_tokens=len(request.prompt_ids),
         num_generated_tokens=len(sequence.token_ids),

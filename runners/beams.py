@@ -7,6 +7,7 @@ step each row goes on from the row of its parent. Shapes: R rows (beams), V voca
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -79,6 +80,13 @@ class BeamSequence:
     def last_token_ids(self) -> Sequence[int]:
         """The last token of each beam."""
         return [beam.token_ids[-1] for beam in self.beams]
+
+    @property
+    def settled_token_ids(self) -> Sequence[int]:
+        """The tokens that all answers which may still be the best begin with."""
+        answers = [beam.token_ids for beam in (*self.beams, *(finished.beam for finished in self.finished))]
+        pairs = zip(min(answers), max(answers), strict=False)  # in their order, all others lie between these two
+        return [first for first, last in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
     def advance(self, logits: Tensor) -> list[int]:
         """Take the next tokens by `logits`, (1, V) for the first and then (R, V); return each row's parent row.

@@ -1,5 +1,7 @@
 """The BentoML service of one model's decoder: sequences of many requests in one batch, coming and going."""
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +64,17 @@ def make_decoder_service(model_id: str, options: DecoderOptions) -> Any:
                 return Outcomes(outcomes=await while_connected(ctx.request.receive, writing))
             except ClientDisconnect:
                 return Outcomes(outcomes=[])  # nobody is left to read it
+
+        @bentoml.api
+        async def stream(self, image_features: AnyArray, sequences: list[SequenceSpec]) -> AsyncGenerator[str, None]:
+            """Yield a line of JSON for each piece of text, and one for the end of each sequence.
+
+            A caller that closes its connection, or dies, frees their slots within one step.
+            """
+            yield "\n"  # BentoML 1.4.40 watches the connection only once something was sent
+            async with aclosing(self._worker.stream(image_features, sequences)) as events:
+                async for event in events:
+                    yield event.model_dump_json() + "\n"
 
         @bentoml.api
         async def can_open(self, memory: MemoryAddress) -> bool:

@@ -2,20 +2,22 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from concurrent.futures import Future
+from typing import Any
 
 import torch
 
-from runners.answers import to_failed, to_request, to_written
+from runners.answers import AnswerText, to_failed, to_request, to_written
 from runners.artifacts import read_manifest, verify_files
 from runners.decoder_service import DecoderOptions
 from runners.decoders import load_decoder
 from runners.devices import decoder_device, num_threads
-from runners.messages import AnyArray, Failed, Outcome, SequenceSpec
+from runners.messages import AnyArray, Failed, Outcome, SequenceEnd, SequenceSpec, TextPiece, WritingEvent
 from runners.model_store import artifact_folder
 from runners.precision import choose_precision
-from runners.scheduler import Scheduler
-from runners.sequences import SequenceError
+from runners.scheduler import Scheduler, WrittenSequence
+from runners.sequences import SequenceError, SequenceRequest, TokenListener
 from runners.shared_arrays import MemoryUnreachable, view
 
 _WARM_UP_TIMEOUT_S = 600.0
@@ -58,25 +60,64 @@ class DecoderWorker:
 
         Cancelled, it cancels their futures.
         """
+        return await asyncio.gather(*self._start(image_features, specs, [None] * len(specs)))
+
+    async def stream(
+        self, image_features: AnyArray, specs: Sequence[SequenceSpec]
+    ) -> AsyncGenerator[WritingEvent, None]:
+        """Yield the text of each sequence as it is settled, and what became of each; closed, it cancels them."""
+        events: asyncio.Queue[WritingEvent] = asyncio.Queue()
+        listeners = [self._listener(index, events) for index in range(len(specs))]
+        writings = enumerate(self._start(image_features, specs, listeners))
+        ending = asyncio.gather(*(_end(index, writing, events) for index, writing in writings))
+        try:
+            num_ended = 0
+            while num_ended < len(specs):
+                event = await events.get()
+                num_ended += isinstance(event, SequenceEnd)
+                yield event
+        finally:
+            ending.cancel()
+
+    def _start(
+        self, image_features: AnyArray, specs: Sequence[SequenceSpec], listeners: Sequence[TokenListener | None]
+    ) -> list[Coroutine[Any, Any, Outcome]]:
+        """Submit the sequences; return what waits for what becomes of each."""
         try:
             features = torch.from_numpy(view(image_features))
-            requests = [to_request(self._decoder, features, spec) for spec in specs]
+            heard = zip(specs, listeners, strict=True)
+            requests = [to_request(self._decoder, features, spec, listener) for spec, listener in heard]
             futures = self._scheduler.submit(requests)
         except SequenceError as error:
-            return [to_failed(error) for _ in specs]
+            return [_ended(to_failed(error)) for _ in specs]
         except MemoryUnreachable as error:
-            return [Failed(code="internal", message=f"the image features are not to be had: {error}") for _ in specs]
-        results = await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
-        return [
-            to_written(self._decoder, request, result) if not isinstance(result, BaseException) else _failure(result)
-            for request, result in zip(requests, results, strict=True)
-        ]
+            failed = Failed(code="internal", message=f"the image features are not to be had: {error}")
+            return [_ended(failed) for _ in specs]
+        return [self._outcome(request, future) for request, future in zip(requests, futures, strict=True)]
+
+    async def _outcome(self, request: SequenceRequest, future: "Future[WrittenSequence]") -> Outcome:
+        """Return what became of a sequence; an exception of the model is named, not quoted."""
+        try:
+            return to_written(self._decoder, request, await asyncio.wrap_future(future))
+        except SequenceError as error:
+            return to_failed(error)
+        except Exception as error:
+            return Failed(code="internal", message=f"the decoder failed: {type(error).__name__}")
+
+    def _listener(self, index: int, events: "asyncio.Queue[WritingEvent]") -> TokenListener:
+        """Return what makes pieces of text of the tokens of a sequence, in the decoder's thread."""
+        loop, answer = asyncio.get_running_loop(), AnswerText(self._decoder)
+
+        def hear(token_ids: Sequence[int]) -> None:
+            if text := answer.push(token_ids):
+                loop.call_soon_threadsafe(events.put_nowait, TextPiece(index=index, text=text))
+
+        return hear
 
 
-def _failure(error: BaseException) -> Failed:
-    """Return the message for what a sequence ended with; an exception of the model is named, not quoted."""
-    if isinstance(error, SequenceError):
-        return to_failed(error)
-    if isinstance(error, Exception):
-        return Failed(code="internal", message=f"the decoder failed: {type(error).__name__}")
-    raise error
+async def _ended(failed: Failed) -> Outcome:
+    return failed
+
+
+async def _end(index: int, writing: Coroutine[Any, Any, Outcome], events: "asyncio.Queue[WritingEvent]") -> None:
+    events.put_nowait(SequenceEnd(index=index, outcome=await writing))

@@ -1,8 +1,8 @@
 """Work that ends when the one who asked for it closes the connection. It knows ASGI and nothing of the work."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
@@ -10,7 +10,7 @@ from starlette.types import Receive
 ResultT = TypeVar("ResultT")
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+async def while_connected(receive: Receive, work: Awaitable[ResultT]) -> ResultT:
     """Return the result of `work`; cancel it and raise `ClientDisconnect` if the client goes before it is there.
 
     The body of the request must have been read: after it, `receive` has nothing to say but that the client is gone.

@@ -28,6 +28,14 @@ from runners.sequences import (
 CacheT = TypeVar("CacheT")
 
 
+class TextOfTokens(Protocol):
+    """The text of one answer, token by token."""
+
+    def push(self, token_id: int) -> str:
+        """Return what the next token adds."""
+        ...
+
+
 class Decoder(Protocol[CacheT]):
     """A family's decoder, as the batch and the service around it see it."""
 
@@ -39,8 +47,8 @@ class Decoder(Protocol[CacheT]):
         """Return the token ids of a prompt with the tokens that the family puts around it."""
         ...
 
-    def decode_text(self, token_ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
-        """Return the text of generated ids and the offset in it after each of them."""
+    def text_stream(self) -> TextOfTokens:
+        """Return a stream that makes text of the generated ids of one answer."""
         ...
 
     def max_new_tokens(self, num_read: int) -> int:

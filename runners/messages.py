@@ -130,6 +130,25 @@ class Encoded(BaseModel):
     outcome: EncodeOutcome
 
 
+class TextPiece(BaseModel):
+    """What a sequence that is being written has more than before; no part of a character or of a control token."""
+
+    kind: Literal["piece"] = "piece"
+    index: int  # of the sequence
+    text: str
+
+
+class SequenceEnd(BaseModel):
+    """What became of a sequence whose pieces were sent."""
+
+    kind: Literal["end"] = "end"
+    index: int
+    outcome: Outcome
+
+
+WritingEvent = Annotated[TextPiece | SequenceEnd, Field(discriminator="kind")]
+
+
 class Outcomes(BaseModel):
     """What became of each sequence of a call."""
 

@@ -21,7 +21,7 @@ from runners.decoder_weights import DecoderWeights
 from runners.gemma import Gemma, GemmaPass
 from runners.generation_rules import GenerationRules
 from runners.kv_cache import CacheShape, KeyValueCache
-from runners.prompt_tokenizer import PromptTokenizer, Segments
+from runners.prompt_tokenizer import PromptTokenizer, Segments, TextStream
 from runners.sequences import SequenceRequest, SequenceTooLong
 from runners.static_steps import Record, StaticSteps, record_cuda_graph
 from runners.vocabulary import Vocabulary
@@ -78,9 +78,9 @@ class PaliGemmaDecoder:
         r"""Return `<bos> prompt \n`; source: transformers, models/paligemma/processing_paligemma.py."""
         return (self._bos_token_id, *self._tokenizer.encode([*segments, ("\n", False)]))
 
-    def decode_text(self, token_ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
-        """Return the text of generated ids and the offset in it after each of them."""
-        return self._tokenizer.decode(token_ids)
+    def text_stream(self) -> TextStream:
+        """Return a stream that makes text of the generated ids of one answer."""
+        return self._tokenizer.text_stream()
 
     def max_new_tokens(self, num_read: int) -> int:
         """Return the positions left: Gemma has one range of them for image, prompt and answer."""

@@ -15,6 +15,18 @@ from tokenizers.decoders import DecodeStream
 Segments = Sequence[tuple[str, bool]]  # (text, is_control)
 
 
+class TextStream:
+    """The text of tokens as they come; a token that completes no character adds nothing."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=False)
+
+    def push(self, token_id: int) -> str:
+        """Return what the next token adds, control tokens included."""
+        return self._stream.step(self._tokenizer, token_id) or ""
+
+
 class PromptTokenizer:
     """The checkpoint's tokenizer, with and without its control tokens."""
 
@@ -37,14 +49,6 @@ class PromptTokenizer:
             ids.extend(tokenizer.encode(text, add_special_tokens=False).ids)
         return ids
 
-    def decode(self, token_ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
-        """Return the text of `token_ids`, control tokens included, and for each token the offset just after it.
-
-        A token that completes no character ends where the token before it did.
-        """
-        stream = DecodeStream(skip_special_tokens=False)
-        text, ends = "", []
-        for token_id in token_ids:
-            text += stream.step(self._tokenizer, token_id) or ""
-            ends.append(len(text))
-        return text, tuple(ends)
+    def text_stream(self) -> TextStream:
+        """Return a stream for the tokens of one answer."""
+        return TextStream(self._tokenizer)

@@ -54,11 +54,21 @@ class _Ticket:
     future: "Future[WrittenSequence]" = field(default_factory=Future)
     admitted_s: float = 0.0
     prefilled_s: float = 0.0
+    num_told: int = 0  # tokens
 
     @property
     def num_read(self) -> int:
         """Tokens of image and prompt."""
         return len(self.sequence.request.image_features) + len(self.sequence.request.prompt_ids)
+
+    def tell(self) -> None:
+        """Tell the tokens that are settled now to whoever hears them as they come."""
+        if (hear := self.sequence.request.on_tokens) is None:
+            return
+        settled = self.sequence.settled_token_ids
+        if len(settled) > self.num_told:
+            hear(settled[self.num_told :])
+            self.num_told = len(settled)
 
 
 class Scheduler:
@@ -194,7 +204,9 @@ class Scheduler:
         _fail(tickets, error)
 
     def _settle(self) -> None:
-        """Free the slots of those that ended, and answer."""
+        """Tell new tokens, free the slots of those that ended, and answer."""
+        for ticket in self._tickets.values():
+            ticket.tell()
         for sequence in self._batch.leave():
             ticket = self._tickets.pop(sequence)
             _end(ticket, sequence.error or _written(ticket))

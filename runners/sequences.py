@@ -6,7 +6,7 @@ slots, caches or families. Shapes: R rows, V vocabulary.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,6 +16,8 @@ from torch import Tensor
 from runners.constraints import Constraint, ConstraintState
 from runners.generation_rules import GenerationRules
 from runners.messages import FailureCode, FinishReason
+
+TokenListener = Callable[[Sequence[int]], None]
 
 
 class SequenceError(Exception):
@@ -75,6 +77,7 @@ class SequenceRequest:
     num_beams: int = 1  # more than 1 only if greedy
     constraint: Constraint | None = None  # the answers that may be written, any if None
     deadline_s: float = math.inf  # on the clock of time.monotonic()
+    on_tokens: TokenListener | None = None  # hears new settled tokens, in the decoder's thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,11 @@ class LiveSequence(Protocol):
     @property
     def last_token_ids(self) -> Sequence[int]:
         """The token of each row that the decoder reads next."""
+        ...
+
+    @property
+    def settled_token_ids(self) -> Sequence[int]:
+        """The first tokens of the answer, those that nothing can change any more."""
         ...
 
     def result(self) -> GeneratedSequence:
@@ -140,6 +148,11 @@ class SingleSequence:
     def last_token_ids(self) -> Sequence[int]:
         """The last token."""
         return self.token_ids[-1:]
+
+    @property
+    def settled_token_ids(self) -> Sequence[int]:
+        """All that are written."""
+        return self.token_ids
 
     @property
     def has_rule_now(self) -> bool:

@@ -29,7 +29,7 @@ _LISTS = {
     *(p.name for t in TASKS.values() for p in t.parameters if isinstance(p, TextListParameter | BoxParameter)),
 }
 _NUMBERS = {"max_new_tokens", "num_beams", "temperature", "top_p", "seed"}
-_CLAIMS = {"constrained"}  # true or false
+_CLAIMS = {"constrained", "stream"}  # true or false
 _TRUTHS = {"true": True, "false": False}
 _NUMBER_LISTS = {p.name for t in TASKS.values() for p in t.parameters if isinstance(p, BoxParameter)}
 

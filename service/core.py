@@ -16,6 +16,7 @@ from service.recording import record_answer, record_error
 from service.requests import CompareFields, PredictFields, TaskRequest, parse_fields
 from service.runner_client import RunnerClient
 from service.served_models import ServedModel, ServedModels
+from service.text_in_order import TextListener
 from service.threads import in_thread
 
 logger = logging.getLogger(__name__)
@@ -51,13 +52,19 @@ class Core:
         self._max_pending = max_pending
         self._num_pending = 0
 
-    async def predict(self, image: bytes, fields: Mapping[str, object], context: RequestContext) -> Answer:
-        """Answer with one model; raise an error of the service's tree."""
+    async def predict(
+        self,
+        image: bytes,
+        fields: Mapping[str, object],
+        context: RequestContext,
+        on_text: TextListener | None = None,
+    ) -> Answer:
+        """Answer with one model; raise an error of the service's tree. `on_text` hears the text as it is written."""
         common, request = parse_fields(PredictFields, fields)
         model = self.models.get(common.model) if common.model is not None else self.models.offering(request.task.id)[0]
         with self._admitted():
             rgb = await in_thread(decode_image, image, self._max_image_pixels)
-            outcome = await self._answer(model, request, rgb, context)
+            outcome = await self._answer(model, request, rgb, context, on_text)
         if isinstance(outcome, ServiceError):
             raise outcome
         return outcome
@@ -79,11 +86,16 @@ class Core:
         return tuple(model for model in self.models if model.id in asked)
 
     async def _answer(
-        self, model: ServedModel, request: TaskRequest, image: RgbImage, context: RequestContext
+        self,
+        model: ServedModel,
+        request: TaskRequest,
+        image: RgbImage,
+        context: RequestContext,
+        on_text: TextListener | None = None,
     ) -> Answer | ServiceError:
         """Return the model's answer, or the error it ended with; count and log either."""
         try:
-            answer = await predict(model, self._runners[model.id], request, image, context.deadline_s)
+            answer = await predict(model, self._runners[model.id], request, image, context.deadline_s, on_text)
         except ServiceError as error:
             record_error(error, context.api, context.request_id, model.id, request.task.id)
             return error

@@ -6,9 +6,9 @@ is cancelled ends its sequences. An error's status has the trailing metadata `di
 """
 
 import asyncio
-import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -18,14 +18,20 @@ from google.protobuf.message import Message
 from service import request_ids
 from service.api_keys import ApiKeys
 from service.core import Core, RequestContext
-from service.errors import ErrorCode, InternalError, NotReady, Overloaded, ServiceError
-from service.grpc_messages import answer_message, comparison_message, models_message, request_fields, tasks_message
+from service.errors import ErrorCode, NotReady, Overloaded, ServiceError
+from service.grpc_messages import (
+    answer_message,
+    comparison_message,
+    event_message,
+    models_message,
+    request_fields,
+    tasks_message,
+)
 from service.proto import vision_pb2 as pb
 from service.proto import vision_pb2_grpc as pb_grpc
-from service.recording import record_error, record_gone_client
+from service.recording import record_failure, record_gone_client
 from service.settings import Settings
-
-logger = logging.getLogger(__name__)
+from service.streaming import answer_events
 
 CODES: dict[ErrorCode, grpc.StatusCode] = {
     "invalid_request": grpc.StatusCode.INVALID_ARGUMENT,
@@ -45,6 +51,7 @@ _API = "grpc"
 AnswerT = TypeVar("AnswerT")
 Context = Any  # grpc.aio.ServicerContext, which has no types
 Method = Callable[["VisionApi", Any, RequestContext], Awaitable[AnswerT]]
+Stream = Callable[["VisionApi", Any, RequestContext], AsyncGenerator[AnswerT, None]]
 
 
 def _method(function: Method[AnswerT]) -> "Callable[[VisionApi, Message, Context], Awaitable[AnswerT]]":
@@ -52,23 +59,37 @@ def _method(function: Method[AnswerT]) -> "Callable[[VisionApi, Message, Context
 
     @wraps(function)
     async def answer(api: "VisionApi", request: Message, context: Context) -> AnswerT:
-        metadata = {str(name): str(value) for name, value in context.invocation_metadata() or ()}
-        request_id = request_ids.request_id(metadata.get("x-request-id"))
-        try:
-            api.check_key(metadata.get("authorization"))
-            return await function(api, request, RequestContext(request_id, _API, api.deadline_s(context)))
-        except asyncio.CancelledError:
-            record_gone_client(_API, request_id)
-            raise
-        except ServiceError as error:
-            failure = error
-        except Exception:
-            logger.exception("request %s failed", request_id)
-            failure = InternalError("the service failed; its log tells more")
-        await _abort(context, failure, request_id)
+        async with _call(api, context) as call:
+            return await function(api, request, call)
         raise AssertionError("an aborted call goes on")
 
     return answer
+
+
+def _stream(function: Stream[AnswerT]) -> "Callable[[VisionApi, Message, Context], AsyncGenerator[AnswerT, None]]":
+    """Do the same for a method of many answers."""
+
+    @wraps(function)
+    async def answers(api: "VisionApi", request: Message, context: Context) -> AsyncGenerator[AnswerT, None]:
+        async with _call(api, context) as call, aclosing(function(api, request, call)) as messages:
+            async for message in messages:
+                yield message
+
+    return answers
+
+
+@asynccontextmanager
+async def _call(api: "VisionApi", context: Context) -> AsyncIterator[RequestContext]:
+    metadata = {str(name): str(value) for name, value in context.invocation_metadata() or ()}
+    request_id = request_ids.request_id(metadata.get("x-request-id"))
+    try:
+        api.check_key(metadata.get("authorization"))
+        yield RequestContext(request_id, _API, api.deadline_s(context))
+    except (asyncio.CancelledError, GeneratorExit):
+        record_gone_client(_API, request_id)
+        raise
+    except Exception as error:
+        await _abort(context, record_failure(error, _API, request_id), request_id)
 
 
 class VisionApi(pb_grpc.VisionServicer):
@@ -95,6 +116,15 @@ class VisionApi(pb_grpc.VisionServicer):
         answer = await self._core.predict(request.image, request_fields(request), context)
         return answer_message(answer, context.request_id)
 
+    @_stream
+    async def PredictStream(
+        self, request: pb.PredictRequest, context: RequestContext
+    ) -> AsyncGenerator[pb.PredictEvent, None]:
+        """Answer with one model: the text as it is written, then the answer."""
+        async with aclosing(answer_events(self._core, request.image, request_fields(request), context)) as events:
+            async for event in events:
+                yield event_message(event, context.request_id)
+
     @_method
     async def Compare(self, request: pb.CompareRequest, context: RequestContext) -> pb.Comparison:
         """Answer with several models at the same time."""
@@ -114,8 +144,6 @@ class VisionApi(pb_grpc.VisionServicer):
 
 async def _abort(context: Context, error: ServiceError, request_id: str) -> None:
     """End the call with the status of `error`; this raises."""
-    if not error.is_recorded:
-        record_error(error, _API, request_id)
     trailing = [("x-request-id", request_id), ("diptych-code", error.code)]
     if error.param is not None:
         trailing.append(("diptych-param", error.param))

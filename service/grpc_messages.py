@@ -53,6 +53,13 @@ def answer_message(answer: Answer, request_id: str) -> pb.Answer:
     return message
 
 
+def event_message(event: str | Answer, request_id: str) -> pb.PredictEvent:
+    """Return a piece of text, or the answer."""
+    if isinstance(event, str):
+        return pb.PredictEvent(text=event)
+    return pb.PredictEvent(answer=answer_message(event, request_id))
+
+
 def comparison_message(comparison: Comparison, request_id: str) -> pb.Comparison:
     """Return what several models answered."""
     answers = [

@@ -15,6 +15,7 @@ from service.images import RgbImage, resize
 from service.requests import TaskRequest
 from service.runner_client import RunnerClient, WrittenAnswers
 from service.served_models import ServedModel
+from service.text_in_order import TextListener
 from service.threads import in_thread
 from service.vision_cache import CacheOutcome, EncodedFeatures
 from tasks.errors import ParameterError, UnsupportedVariant
@@ -56,11 +57,16 @@ class Answer:
 
 
 async def predict(
-    model: ServedModel, runners: RunnerClient, request: TaskRequest, image: RgbImage, deadline_s: float
+    model: ServedModel,
+    runners: RunnerClient,
+    request: TaskRequest,
+    image: RgbImage,
+    deadline_s: float,
+    on_text: TextListener | None = None,
 ) -> Answer:
     """Answer `request` with `model`; raise an error of the service's tree.
 
-    `deadline_s` is on the clock of `time.monotonic()`.
+    `deadline_s` is on the clock of `time.monotonic()`; `on_text` hears the text as it is written.
     """
     start_s = time.monotonic()
     prompts = task_prompts(model, request, image)
@@ -68,7 +74,8 @@ async def predict(
         async with asyncio.timeout(deadline_s - time.monotonic()):
             pixels, preprocess_s = await _timed(resize, image, model.manifest.image_size_wh, model.manifest.resample)
             encoded = await runners.encode(pixels)
-            written = await runners.write(encoded.image_features, _specs(model, prompts, request, deadline_s))
+            specs = _specs(model, prompts, request, deadline_s)
+            written = await runners.write(encoded.image_features, specs, on_text)
             result, postprocess_s = await _timed(_parse, model, request, written, image)
     except TimeoutError as error:
         raise DeadlineExceeded(f"{model.id} did not answer in the time of the request") from error

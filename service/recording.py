@@ -6,7 +6,7 @@ Never logged: images, prompts, answers, keys.
 import logging
 from dataclasses import fields
 
-from service.errors import ServiceError
+from service.errors import InternalError, ServiceError
 from service.metrics import (
     GENERATED_TOKENS,
     REQUEST_SECONDS,
@@ -53,6 +53,21 @@ def record_error(error: ServiceError, api: str, request_id: str, model: str = NO
     error.is_recorded = True
     REQUESTS.labels(api, model, task, error.code).inc()
     logger.info("request %s %s api=%s model=%s task=%s", request_id, error.code, api, model, task)
+
+
+def record_failure(error: Exception, api: str, request_id: str) -> ServiceError:
+    """Count and log, once, what a request ends with; return what its client is told.
+
+    What is not of the service's tree is a defect, of which only the log tells more.
+    """
+    if isinstance(error, ServiceError):
+        failure = error
+    else:
+        logger.error("request %s failed", request_id, exc_info=error)
+        failure = InternalError("the service failed; its log tells more")
+    if not failure.is_recorded:
+        record_error(failure, api, request_id)
+    return failure
 
 
 def record_gone_client(api: str, request_id: str) -> None:

@@ -48,6 +48,7 @@ class PredictFields(GenerationFields):
     """Fields of POST /v1/predict."""
 
     model: str | None = Field(None, description="Model id; default is the first that offers the task.")
+    stream: bool = Field(False, description="true answers server-sent events: text as it is written, then the answer.")
 
 
 class CompareFields(GenerationFields):

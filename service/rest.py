@@ -3,6 +3,10 @@
 POST /v1/predict  POST /v1/compare  GET /v1/models  GET /v1/tasks
 """
 
+import json
+from collections.abc import Iterator
+from functools import partial
+
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -11,9 +15,12 @@ from starlette.routing import Route
 from runners.disconnection import while_connected
 from service.core import RequestContext
 from service.errors import ServiceError
+from service.event_stream import event_stream, server_sent_event
 from service.listings import models_json, tasks_json
+from service.prediction import Answer
 from service.responses import answer_json, error_detail, image_json
-from service.rest_boundary import RestBoundary
+from service.rest_boundary import REST, RestBoundary
+from service.streaming import answer_events
 from service.wire import ComparisonJson, ModelErrorJson
 
 
@@ -34,9 +41,12 @@ class RestApi:
         ]
 
     async def predict(self, request: Request, context: RequestContext) -> Response:
-        """Answer with one model."""
+        """Answer with one model, or with events of its text and then its answer."""
         core = self._boundary.authorized(request)
         body = await self._boundary.body(request)
+        if body.fields.get("stream") is True:
+            events = answer_events(core, body.image, body.fields, context)
+            return await event_stream(request, context, REST, events, partial(_event, context.request_id))
         answer = await while_connected(request.receive, core.predict(body.image, body.fields, context))
         return _json(answer_json(answer, context.request_id))
 
@@ -65,5 +75,16 @@ class RestApi:
         return JSONResponse(tasks_json(self._boundary.authorized(request).models))
 
 
+def _event(request_id: str, event: str | Answer) -> Iterator[str]:
+    if isinstance(event, str):
+        yield server_sent_event(json.dumps({"text": event}), "token")
+    else:
+        yield server_sent_event(_dump(answer_json(event, request_id)), "result")
+
+
 def _json(body: BaseModel) -> Response:
-    return Response(body.model_dump_json(exclude_unset=True), media_type="application/json")
+    return Response(_dump(body), media_type="application/json")
+
+
+def _dump(body: BaseModel) -> str:
+    return body.model_dump_json(exclude_unset=True)

@@ -4,7 +4,6 @@ An interface (the service's own, OpenAI's, Open Inference) names itself and its 
 same for all.
 """
 
-import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -18,13 +17,11 @@ from service import request_ids
 from service.api_keys import ApiKeys
 from service.bodies import RequestBody, read_body
 from service.core import Core, RequestContext
-from service.errors import ErrorCode, InternalError, InvalidRequest, NotReady, Overloaded, ServiceError
-from service.recording import record_error, record_gone_client
+from service.errors import ErrorCode, InvalidRequest, NotReady, Overloaded, ServiceError
+from service.recording import record_failure, record_gone_client
 from service.responses import error_detail
 from service.settings import Settings
 from service.wire import ErrorJson
-
-logger = logging.getLogger(__name__)
 
 STATUSES: dict[ErrorCode, int] = {
     "invalid_request": 400,
@@ -86,7 +83,7 @@ class RestBoundary:
                 record_gone_client(interface.api, request_id)
                 return Response(status_code=_CLIENT_CLOSED_REQUEST)
             except Exception as error:
-                response = _error_response(told(error, request_id), request_id, interface)
+                response = _error_response(error, request_id, interface)
             response.headers["X-Request-Id"] = request_id
             return response
 
@@ -117,14 +114,6 @@ class RestBoundary:
         return min(int(header) / 1000, self._settings.request_timeout_s)
 
 
-def told(error: Exception, request_id: str) -> ServiceError:
-    """Return what a client is told of `error`; what is not of the service's tree is logged, and told as a defect."""
-    if isinstance(error, ServiceError):
-        return error
-    logger.error("request %s failed", request_id, exc_info=error)
-    return InternalError("the service failed; its log tells more")
-
-
 async def no_such_path(request: Request, error: Exception) -> Response:
     """Answer an unknown path or a wrong method in the form of every other error."""
     status = error.status_code if isinstance(error, HTTPException) else 404
@@ -136,10 +125,9 @@ def _id_of(request: Request) -> str:
     return request_ids.request_id(request.headers.get("x-request-id"))
 
 
-def _error_response(error: ServiceError, request_id: str, interface: Interface, status: int | None = None) -> Response:
-    if not error.is_recorded:
-        record_error(error, interface.api, request_id)
-    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded) else {}
-    if error.code == "unauthorized":
+def _error_response(error: Exception, request_id: str, interface: Interface, status: int | None = None) -> Response:
+    failure = record_failure(error, interface.api, request_id)
+    headers = {"Retry-After": str(failure.retry_after_s)} if isinstance(failure, Overloaded) else {}
+    if failure.code == "unauthorized":
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(interface.error_form(error, request_id), status or STATUSES[error.code], headers)
+    return JSONResponse(interface.error_form(failure, request_id), status or STATUSES[failure.code], headers)

@@ -6,8 +6,11 @@ every answer. It also closes a session every 100 requests and every 300 s, with 
 
 import math
 import sys
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 from pydantic import BaseModel, TypeAdapter
 
 from runners.messages import (
@@ -18,10 +21,12 @@ from runners.messages import (
     MemoryAddress,
     Outcomes,
     SequenceSpec,
+    WritingEvent,
 )
 
 _HEADERS = {"Content-Type": "application/json"}
 _CLAIM: TypeAdapter[bool] = TypeAdapter(bool)
+_EVENT: TypeAdapter[WritingEvent] = TypeAdapter(WritingEvent)
 
 
 class _EncodeCall(BaseModel):
@@ -59,11 +64,15 @@ class RunnerCalls:
         return is_ready
 
     async def _call(self, api: str, message: BaseModel) -> bytes:
+        async with self._answer(api, message) as response:
+            return await response.read()
+
+    @asynccontextmanager
+    async def _answer(self, api: str, message: BaseModel) -> AsyncIterator[aiohttp.ClientResponse]:
         session = await self._client._session_manager.get_session()
         async with session.post(f"/{api}", data=message.model_dump_json().encode(), headers=_HEADERS) as response:
             response.raise_for_status()
-            answer: bytes = await response.read()
-            return answer
+            yield response
 
 
 class EncoderCalls(RunnerCalls):
@@ -81,3 +90,22 @@ class DecoderCalls(RunnerCalls):
         """Return what became of each sequence. A caller that is cancelled ends them."""
         call = _WriteCall(image_features=image_features, sequences=sequences)
         return Outcomes.model_validate_json(await self._call("write", call))
+
+    async def stream(
+        self, image_features: AnyArray, sequences: list[SequenceSpec]
+    ) -> AsyncGenerator[WritingEvent, None]:
+        """Yield the text of each sequence as it is written, and what became of each; closed, it ends them."""
+        call = _WriteCall(image_features=image_features, sequences=sequences)
+        async with self._answer("stream", call) as response:
+            async for line in _lines(response.content.iter_any()):
+                if line:
+                    yield _EVENT.validate_json(line)
+
+
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the lines of a body as they come, of any length (aiohttp 3.14's own reading of lines has a limit)."""
+    rest = b""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -24,6 +25,7 @@ from runners.messages import (
     MemoryAddress,
     Outcomes,
     SequenceSpec,
+    WritingEvent,
     Written,
 )
 from runners.metrics import QUEUE_DEPTH
@@ -36,6 +38,7 @@ from service.errors import (
     ServiceError,
 )
 from service.shared_memory import SharedMemory
+from service.text_in_order import TextInOrder, TextListener
 from service.vision_cache import EncodedFeatures, Features, FeaturesKey, VisionCache
 
 logger = logging.getLogger(__name__)
@@ -72,6 +75,10 @@ class DecoderApi(RunnerApi, Protocol):
 
     async def write(self, image_features: AnyArray, sequences: list[SequenceSpec]) -> Outcomes:
         """Return what became of each sequence. A caller that is cancelled ends them."""
+        ...
+
+    def stream(self, image_features: AnyArray, sequences: list[SequenceSpec]) -> AsyncGenerator[WritingEvent, None]:
+        """Yield the text of each sequence as it is written, and what became of each; closed, it ends them."""
         ...
 
 
@@ -114,14 +121,19 @@ class RunnerClient:
         key = FeaturesKey.of(self._model_id, self._build_key, pixels)
         return await self._vision_cache.get(key, partial(self._encode, pixels))
 
-    async def write(self, image_features: Features, specs: Sequence[SequenceSpec]) -> WrittenAnswers:
+    async def write(
+        self, image_features: Features, specs: Sequence[SequenceSpec], on_text: TextListener | None = None
+    ) -> WrittenAnswers:
         """Return the written sequences, in order; raise the error of the first that failed.
 
-        Cancelled, it ends them.
+        `on_text` hears their text as it is written. Cancelled, it ends them.
         """
         start_s = time.monotonic()
         message = await self._message(image_features)
-        call = partial(self._decoder.write, image_features=message, sequences=list(specs))
+        if on_text is None:
+            call = partial(self._decoder.write, image_features=message, sequences=list(specs))
+        else:
+            call = partial(self._stream, message, list(specs), on_text)
         sequences = tuple(_written(outcome) for outcome in (await self._call("decoder", call)).outcomes)
         slowest = max(sequences, key=lambda sequence: sequence.queue_s + sequence.prefill_s + sequence.decode_s)
         waited_s = time.monotonic() - start_s - slowest.prefill_s - slowest.decode_s
@@ -133,6 +145,21 @@ class RunnerClient:
             return all([await self._encoder.is_ready(_READY_TIMEOUT_S), await self._decoder.is_ready(_READY_TIMEOUT_S)])
         except (aiohttp.ClientError, TimeoutError):
             return False
+
+    async def _stream(self, image_features: AnyArray, specs: list[SequenceSpec], on_text: TextListener) -> Outcomes:
+        """Write with text as it comes. Once some was told, a broken connection is final: it cannot be told again."""
+        text = TextInOrder(len(specs), on_text)
+        try:
+            async with aclosing(self._decoder.stream(image_features, specs)) as events:
+                async for event in events:
+                    text.hear(event)
+        except aiohttp.ClientError as error:
+            if text.has_told:
+                raise self._unreachable("decoder", error) from error
+            raise
+        if len(text.outcomes) < len(specs):
+            raise InternalError(f"the decoder of {self._model_id} ended a stream before its end")
+        return Outcomes(outcomes=text.outcomes)
 
     async def _encode(self, pixels: NDArray[np.uint8]) -> EncodedFeatures:
         start_s = time.monotonic()
@@ -187,9 +214,11 @@ class RunnerClient:
         except TimeoutError as error:
             raise DeadlineExceeded(f"the {part} of {self._model_id} did not answer in time") from error
         except aiohttp.ClientError as error:
-            logger.warning("the %s of %s was not reached: %r", part, self._model_id, error)
-            message = f"the {part} of {self._model_id} is starting or was restarted; try again in a few seconds"
-            raise NotReady(message) from error
+            raise self._unreachable(part, error) from error
+
+    def _unreachable(self, part: Part, error: aiohttp.ClientError) -> NotReady:
+        logger.warning("the %s of %s was not reached: %r", part, self._model_id, error)
+        return NotReady(f"the {part} of {self._model_id} is starting or was restarted; try again in a few seconds")
 
     def _refusal(self, part: Part, status: int) -> ServiceError:
         """Return the error of an answer that is none; with 503 BentoML refuses what it could not do in time."""
@@ -205,7 +234,7 @@ async def _with_one_retry(call: Callable[[], Awaitable[ResultT]]) -> ResultT:
     """
     try:
         return await call()
-    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError) as error:
         logger.warning("asking a runner again: %r", error)
         return await call()
 

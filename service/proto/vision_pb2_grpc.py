@@ -39,6 +39,11 @@ class VisionStub:
                 request_serializer=service_dot_proto_dot_vision__pb2.PredictRequest.SerializeToString,
                 response_deserializer=service_dot_proto_dot_vision__pb2.Answer.FromString,
                 _registered_method=True)
+        self.PredictStream = channel.unary_stream(
+                '/diptych.v1.Vision/PredictStream',
+                request_serializer=service_dot_proto_dot_vision__pb2.PredictRequest.SerializeToString,
+                response_deserializer=service_dot_proto_dot_vision__pb2.PredictEvent.FromString,
+                _registered_method=True)
         self.Compare = channel.unary_unary(
                 '/diptych.v1.Vision/Compare',
                 request_serializer=service_dot_proto_dot_vision__pb2.CompareRequest.SerializeToString,
@@ -61,6 +66,13 @@ class VisionServicer:
 
     def Predict(self, request, context):
         """Answers with one model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PredictStream(self, request, context):
+        """Answers with one model: the text as it is written, then the answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,6 +104,11 @@ def add_VisionServicer_to_server(servicer, server):
                     servicer.Predict,
                     request_deserializer=service_dot_proto_dot_vision__pb2.PredictRequest.FromString,
                     response_serializer=service_dot_proto_dot_vision__pb2.Answer.SerializeToString,
+            ),
+            'PredictStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.PredictStream,
+                    request_deserializer=service_dot_proto_dot_vision__pb2.PredictRequest.FromString,
+                    response_serializer=service_dot_proto_dot_vision__pb2.PredictEvent.SerializeToString,
             ),
             'Compare': grpc.unary_unary_rpc_method_handler(
                     servicer.Compare,
@@ -136,6 +153,33 @@ class Vision:
             '/diptych.v1.Vision/Predict',
             service_dot_proto_dot_vision__pb2.PredictRequest.SerializeToString,
             service_dot_proto_dot_vision__pb2.Answer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PredictStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/diptych.v1.Vision/PredictStream',
+            service_dot_proto_dot_vision__pb2.PredictRequest.SerializeToString,
+            service_dot_proto_dot_vision__pb2.PredictEvent.FromString,
             options,
             channel_credentials,
             insecure,

@@ -92,3 +92,16 @@ def test_past_deadline_fails() -> None:
     sequence.advance(row({})[None])
     with pytest.raises(DeadlineExceeded):
         sequence.result()
+
+
+def test_tokens_are_settled_once_every_beam_that_can_win_has_them() -> None:
+    sequence = BeamSequence(request(), RULES)
+    assert list(sequence.settled_token_ids) == []
+    sequence.advance(row({2: 0.5, 3: 0.4})[None])
+    assert list(sequence.settled_token_ids) == []
+    sequence.advance(torch.stack([row({2: 0.01}), row({4: 0.6, 5: 0.35})]))
+    assert [beam.token_ids for beam in sequence.beams] == [(3, 4), (3, 5)]
+    assert list(sequence.settled_token_ids) == [3]
+    sequence.advance(torch.stack([row({EOS: 0.9, 2: 0.05}), row({2: 0.02})]))
+    assert sequence.finished[0].beam.token_ids == (3, 4, EOS)
+    assert list(sequence.settled_token_ids)[:1] == [3]

@@ -30,12 +30,9 @@ def test_prompt_ids_differ_by_prompt(decoder: Decoder[Any]) -> None:
     assert decoder.prompt_ids([("abc", False)]) != decoder.prompt_ids([("cab", False)])
 
 
-def test_text_has_an_offset_for_each_token(decoder: Decoder[Any]) -> None:
-    ids = decoder.prompt_ids([("abc", False)])
-    text, ends = decoder.decode_text(ids)
-    assert "abc" in text
-    assert len(ends) == len(ids)
-    assert ends[-1] == len(text)
+def test_pieces_of_text_make_the_whole(decoder: Decoder[Any]) -> None:
+    stream = decoder.text_stream()
+    assert "abc" in "".join(map(stream.push, decoder.prompt_ids([("abc", False)])))
 
 
 def test_a_step_gives_a_row_of_logits_for_each_sequence(decoder: Decoder[Any]) -> None:

@@ -114,3 +114,12 @@ def test_times_are_told(scheduler: Scheduler) -> None:
     assert result.queue_s >= 0.05
     assert result.prefill_s >= 0
     assert result.decode_s >= 0
+
+
+def test_tokens_are_heard_as_they_are_written(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+    heard: list[tuple[int, tuple[int, ...]]] = []
+    first = replace(asks(5, 6, 7), on_tokens=lambda ids: heard.append((len(decoder.step_sizes), tuple(ids))))
+    future, _ = scheduler.submit([first, asks(8, 9)])
+    scheduler.start()
+    assert written(future) == (5, 6, 7, EOS)
+    assert heard == [(0, (5,)), (1, (6,)), (2, (7,)), (3, (EOS,))]

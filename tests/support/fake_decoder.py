@@ -34,6 +34,14 @@ class FakeCache:
     num_written: list[int]
 
 
+class FakeText:
+    """One character for each token."""
+
+    def push(self, token_id: int) -> str:
+        """Return the token's."""
+        return chr(token_id - 2 + ord("a"))
+
+
 @dataclass(slots=True)
 class FakeDecoder:
     """Writes each prompt back; notes the size of every prefill and step. A step takes `step_s`."""
@@ -50,9 +58,9 @@ class FakeDecoder:
         """Return one id for each character: a is 2, b is 3."""
         return tuple(ord(character) - ord("a") + 2 for text, _ in segments for character in text)
 
-    def decode_text(self, token_ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
-        """Return the character of each id."""
-        return "".join(chr(i - 2 + ord("a")) for i in token_ids), tuple(range(1, len(token_ids) + 1))
+    def text_stream(self) -> FakeText:
+        """Return a stream of the character of each id."""
+        return FakeText()
 
     def max_new_tokens(self, num_read: int) -> int:
         """Return the positions left."""

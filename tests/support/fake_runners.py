@@ -1,8 +1,9 @@
 """Runners without weights: an encoder whose features say nothing, and a decoder with a canned text for each prompt."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import aiohttp
 import numpy as np
@@ -19,7 +20,10 @@ from runners.messages import (
     MemoryAddress,
     Outcome,
     Outcomes,
+    SequenceEnd,
     SequenceSpec,
+    TextPiece,
+    WritingEvent,
     Written,
 )
 from runners.shared_arrays import can_open, place, view
@@ -76,21 +80,37 @@ class FakeDecoder:
     is_up: bool = True
     shares_memory: bool = True
     num_cancelled: int = 0
+    ended: asyncio.Event | None = None  # streams end only when this is set
+    broken: Exception | None = None  # what a stream ends with after its first piece
 
     async def write(self, image_features: AnyArray, sequences: list[SequenceSpec]) -> Outcomes:
         """Return what became of each sequence, or fail."""
         self.specs.extend(sequences)
         self.image_features.append(view(image_features).copy())
         self.kinds.append(image_features.kind)
-        await self._wait()
+        await self._wait(self.released)
         if self.failure is not None:
             raise self.failure
         return Outcomes(outcomes=[_outcome(self.answers[_prompt(spec)]) for spec in sequences])
 
-    async def _wait(self) -> None:
+    async def stream(
+        self, image_features: AnyArray, sequences: list[SequenceSpec]
+    ) -> AsyncGenerator[WritingEvent, None]:
+        """Yield what `write` returns token by token, the last sequence first; or fail half-way."""
+        outcomes = (await self.write(image_features, sequences)).outcomes
+        for index, outcome in reversed(list(enumerate(outcomes))):
+            if isinstance(outcome, Written):
+                for start, end in pairwise([0, *outcome.token_ends]):
+                    yield TextPiece(index=index, text=outcome.text[start:end])
+                    if self.broken is not None:
+                        raise self.broken
+            await self._wait(self.ended)
+            yield SequenceEnd(index=index, outcome=outcome)
+
+    async def _wait(self, event: asyncio.Event | None) -> None:
         try:
-            if self.released is not None:
-                await self.released.wait()
+            if event is not None:
+                await event.wait()
         except asyncio.CancelledError:
             self.num_cancelled += 1
             raise

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -22,6 +22,7 @@ from runners.messages import (
     MemoryAddress,
     Outcomes,
     SequenceSpec,
+    WritingEvent,
     Written,
 )
 from service.runner_client import RunnerClient
@@ -30,6 +31,10 @@ from service.vision_cache import Features, VisionCache
 from tests.support.export_cli import ModelStore
 from tests.support.running_service import RunningService
 
+Fields = Mapping[str, BaseModel | Sequence[BaseModel]]
+FIELDS: TypeAdapter[Mapping[str, object]] = TypeAdapter(Mapping[str, object])
+EVENT: TypeAdapter[WritingEvent] = TypeAdapter(WritingEvent)
+HEADERS = {"Content-Type": "application/json"}
 SPEC = SequenceSpec(segments=[("What does the image describe?", True)], max_new_tokens=20, timeout_s=60)
 
 
@@ -39,9 +44,8 @@ class RunnerOverHttp:
 
     http: httpx.AsyncClient
 
-    async def post(self, path: str, fields: Mapping[str, BaseModel | Sequence[BaseModel]]) -> bytes:
-        body = TypeAdapter(Mapping[str, object]).dump_json(fields)
-        response = await self.http.post(path, content=body, headers={"Content-Type": "application/json"})
+    async def post(self, path: str, fields: Fields) -> bytes:
+        response = await self.http.post(path, content=FIELDS.dump_json(fields), headers=HEADERS)
         return response.raise_for_status().content
 
     async def can_open(self, memory: MemoryAddress) -> bool:
@@ -56,6 +60,15 @@ class RunnerOverHttp:
     async def write(self, image_features: AnyArray, sequences: list[SequenceSpec]) -> Outcomes:
         fields = {"image_features": image_features, "sequences": sequences}
         return Outcomes.model_validate_json(await self.post("/write", fields))
+
+    async def stream(
+        self, image_features: AnyArray, sequences: list[SequenceSpec]
+    ) -> AsyncGenerator[WritingEvent, None]:
+        body = FIELDS.dump_json({"image_features": image_features, "sequences": sequences})
+        async with self.http.stream("POST", "/stream", content=body, headers=HEADERS) as response:
+            async for line in response.raise_for_status().aiter_lines():
+                if line:
+                    yield EVENT.validate_json(line)
 
 
 def sockets(service: RunningService) -> dict[str, str]:
@@ -77,6 +90,10 @@ async def answer(
         runners = RunnerClient(manifest, RunnerOverHttp(encoder), RunnerOverHttp(decoder), cache, memory)
         features = (await runners.encode(pixels)).image_features
         (written,) = (await runners.write(features, [SPEC])).sequences
+        texts: list[str] = []
+        (streamed,) = (await runners.write(features, [SPEC], texts.append)).sequences
+        assert len(texts) > 5
+        assert "".join(texts) == streamed.text == written.text
     return features, written
 
 

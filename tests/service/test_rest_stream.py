@@ -1,0 +1,135 @@
+"""`stream: true` over fake runners: which events come, and what becomes of errors and of clients that go."""
+
+import asyncio
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+from prometheus_client import REGISTRY
+from starlette.types import Message
+
+from runners.messages import Failed
+from service.api_keys import ApiKeys
+from service.rest_app import rest_app
+from service.rest_boundary import RestBoundary
+from tests.support.core_calls import until
+from tests.support.fake_runners import FakeDecoder
+from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, make_core
+from tests.support.rest_client import OCR, SETTINGS, client, error_of, fits
+from tests.support.server_sent_events import parse_events
+
+STREAMED = {**OCR, "stream": True}
+
+
+def florence(**values: Any) -> FakeDecoder:
+    return FakeDecoder(FLORENCE_ANSWERS, **values)
+
+
+def count(status: str) -> float:
+    return sum(
+        sample.value
+        for metric in REGISTRY.collect()
+        for sample in metric.samples
+        if sample.name == "diptych_requests_total" and sample.labels["status"] == status
+    )
+
+
+@pytest.mark.parametrize("task", ["ocr", "object_detection"])
+def test_the_text_comes_in_pieces_and_then_the_answer(task: str) -> None:
+    fields = {**STREAMED, "task": task}
+    response = client().predict(fields)
+    *tokens, (name, answer) = parse_events(response.text)
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["x-request-id"] == answer["id"]
+    assert {each for each, _ in tokens} == {"token"}
+    assert "".join(data["text"] for _, data in tokens) == answer["raw_text"]
+    assert name == "result"
+    assert fits(answer, "AnswerJson")
+    whole = client().predict({**fields, "stream": False}).json()
+    assert answer["result"] == whole["result"]
+
+
+def test_a_form_asks_for_it_too() -> None:
+    form = {name: (None, str(value).lower() if value is True else value) for name, value in STREAMED.items()}
+    assert parse_events(client().send("POST", "/v1/predict", files=form).text)[-1][0] == "result"
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"stream": "yes"}, "invalid_request"),
+        ({"stream": True, "temperature": 9}, "invalid_request"),
+        ({"stream": True, "model": "gpt"}, "unknown_model"),
+        ({"stream": True, "image": "bm8gaW1hZ2U="}, "unsupported_image"),
+    ],
+)
+def test_an_error_before_any_text_has_its_status(fields: dict[str, Any], code: str) -> None:
+    assert error_of(client().predict({**OCR, **fields}))["code"] == code
+
+
+def test_a_comparison_has_no_stream() -> None:
+    assert error_of(client().compare(STREAMED))["param"] == "stream"
+
+
+def test_an_error_after_some_text_is_an_event() -> None:
+    broken = florence(broken=aiohttp.ClientPayloadError("the decoder died"))
+    response = client(make_core(decoders={FLORENCE_ID: broken})).predict(STREAMED)
+    (first, _), (name, body) = parse_events(response.text)
+    assert (first, name) == ("token", "error")
+    assert fits(body, "ErrorJson")
+    assert body["error"]["code"] == "not_ready"
+    assert body["error"]["request_id"] == response.headers["x-request-id"]
+
+
+def test_a_decoder_that_dies_before_any_text_is_asked_again() -> None:
+    decoder = florence(failure=aiohttp.ServerDisconnectedError())
+    assert error_of(client(make_core(decoders={FLORENCE_ID: decoder})).predict(STREAMED))["code"] == "not_ready"
+    assert len(decoder.specs) == 2
+
+
+def test_a_sequence_that_fails_is_an_error_event() -> None:
+    failed = Failed(code="deadline_exceeded", message="the time ran out")
+    decoder = FakeDecoder(FLORENCE_ANSWERS | {"Locate blue square in the image.": failed})
+    fields = {**STREAMED, "task": "open_vocabulary_detection", "labels": ["red circle", "blue square"]}
+    *tokens, (name, body) = parse_events(client(make_core(decoders={FLORENCE_ID: decoder})).predict(fields).text)
+    assert "".join(data["text"] for _, data in tokens).startswith("red circle<loc_100>")
+    assert (name, body["error"]["code"]) == ("error", "deadline_exceeded")
+
+
+async def leave_after(num_bodies: int, decoder: FakeDecoder) -> list[Message]:
+    """Ask for a stream, go after `num_bodies` parts of it were sent, and return what was sent."""
+    boundary = RestBoundary(SETTINGS)
+    boundary.start(make_core(decoders={FLORENCE_ID: decoder}), ApiKeys(None))
+    body = json.dumps({**STREAMED, "task": "object_detection"}).encode()
+    received: asyncio.Queue[Message] = asyncio.Queue()
+    received.put_nowait({"type": "http.request", "body": body, "more_body": False})
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+        if num_bodies and sum(each["type"] == "http.response.body" for each in sent) == num_bodies:
+            received.put_nowait({"type": "http.disconnect"})
+            await asyncio.Event().wait()  # a full socket
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"", "headers": headers}
+    answering = asyncio.ensure_future(rest_app(boundary)(scope, received.get, send))
+    if num_bodies == 0:
+        await until(lambda: decoder.specs)
+        received.put_nowait({"type": "http.disconnect"})
+    await asyncio.wait_for(answering, 5)
+    return sent
+
+
+@pytest.mark.parametrize("num_bodies", [0, 1, 2])
+def test_a_client_that_goes_is_counted_and_ends_the_writing(num_bodies: int) -> None:
+    async def ask() -> FakeDecoder:
+        decoder = florence(released=asyncio.Event() if num_bodies == 0 else None, ended=asyncio.Event())
+        await leave_after(num_bodies, decoder)
+        await until(lambda: decoder.num_cancelled)
+        return decoder
+
+    before = count("client_gone")
+    assert asyncio.run(ask()).num_cancelled == 1
+    assert count("client_gone") == before + 1

@@ -1,0 +1,57 @@
+import pytest
+
+from runners.messages import Failed, Outcome, SequenceEnd, TextPiece, WritingEvent, Written
+from service.text_in_order import TextInOrder
+
+
+def written(text: str) -> Written:
+    return Written(
+        text=text,
+        token_ends=[],
+        logprobs=[],
+        finish_reason="stop",
+        num_prompt_tokens=1,
+        num_generated_tokens=1,
+        queue_s=0,
+        prefill_s=0,
+        decode_s=0,
+    )
+
+
+def piece(index: int, text: str) -> TextPiece:
+    return TextPiece(index=index, text=text)
+
+
+def end(index: int, outcome: Outcome | str) -> SequenceEnd:
+    return SequenceEnd(index=index, outcome=written(outcome) if isinstance(outcome, str) else outcome)
+
+
+@pytest.mark.parametrize(
+    ("events", "told"),
+    [
+        ([piece(0, "a"), piece(0, "b"), end(0, "ab"), end(1, "")], ["a", "b", "\n"]),
+        ([piece(1, "x"), piece(0, "a"), end(1, "xy"), end(0, "a")], ["a", "\n", "xy"]),
+        (
+            [end(0, "at once"), piece(1, "x"), end(1, "x and rest")],
+            ["at once", "\n", "x", " and rest"],
+        ),
+        ([end(0, ""), end(1, "")], ["\n"]),
+        ([piece(0, "a")], ["a"]),
+    ],
+)
+def test_what_comes_too_early_waits_for_its_turn(events: list[WritingEvent], told: list[str]) -> None:
+    heard: list[str] = []
+    text = TextInOrder(2, heard.append)
+    for event in events:
+        text.hear(event)
+    assert heard == told
+
+
+def test_outcomes_are_in_the_order_of_the_sequences() -> None:
+    text, failed = TextInOrder(2, print), Failed(code="overloaded", message="no")
+    text.hear(end(1, failed))
+    assert text.outcomes == [failed]
+    assert not text.has_told
+    text.hear(end(0, "a"))
+    assert text.outcomes == [written("a"), failed]
+    assert text.has_told
