@@ -20,6 +20,7 @@ from service.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
 from tasks.parameter_kinds import BoxParameter, TextListParameter
 from tasks.table import TASKS
 
+_FORM, _JSON = "multipart/form-data", "application/json"
 _MAX_FORM_FIELDS = 200
 _CHARSET = re.compile(
     r";\s*charset=[^;]*", re.IGNORECASE
@@ -44,13 +45,22 @@ class RequestBody:
 
 async def read_body(request: Request, max_bytes: int) -> RequestBody:
     """Read a multipart or JSON body; raise `InvalidRequest`, `PayloadTooLarge` or `UnsupportedImage`."""
-    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if content_type not in ("multipart/form-data", "application/json"):
-        message = f"content type {content_type!r} is not known; send multipart/form-data or application/json"
-        raise InvalidRequest(message)
-    _check_declared_length(request, max_bytes)
+    content_type = _content_type(request, _FORM, _JSON)
     body = await _read_bounded(request, max_bytes)
-    return await _from_form(request, body) if content_type == "multipart/form-data" else _from_json(body)
+    return await _from_form(request, body) if content_type == _FORM else _from_json(body)
+
+
+async def read_json(request: Request, max_bytes: int) -> dict[str, object]:
+    """Read a body that is a JSON object; raise `InvalidRequest` or `PayloadTooLarge`."""
+    _content_type(request, _JSON)
+    return _json_object(await _read_bounded(request, max_bytes))
+
+
+def _content_type(request: Request, *allowed: str) -> str:
+    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if content_type not in allowed:
+        raise InvalidRequest(f"content type {content_type!r} is not known; send {' or '.join(allowed)}")
+    return content_type
 
 
 def _check_declared_length(request: Request, max_bytes: int) -> None:
@@ -60,6 +70,7 @@ def _check_declared_length(request: Request, max_bytes: int) -> None:
 
 
 async def _read_bounded(request: Request, max_bytes: int) -> bytes:
+    _check_declared_length(request, max_bytes)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -73,15 +84,20 @@ def _too_large(max_bytes: int) -> PayloadTooLarge:
 
 
 def _from_json(body: bytes) -> RequestBody:
+    document = _json_object(body)
+    if "image" not in document:
+        raise _no_image()
+    return RequestBody(image_of_text(document.pop("image")), document)
+
+
+def _json_object(body: bytes) -> dict[str, object]:
     try:
         document = json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is not JSON: {str(error)[:200]}") from error
     if not isinstance(document, dict):
         raise InvalidRequest(f"the body must be a JSON object, not {type(document).__name__}")
-    if "image" not in document:
-        raise _no_image()
-    return RequestBody(_image_of_text(document.pop("image")), document)
+    return document
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -95,7 +111,7 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not allowed")
 
 
-def _image_of_text(image: object) -> bytes:
+def image_of_text(image: object) -> bytes:
     """Return the bytes of a `data:` URL or of bare base64."""
     if not isinstance(image, str):
         raise InvalidRequest("image must be a text: a data: URL or base64", "image")
@@ -134,7 +150,7 @@ async def _from_form_data(form: FormData) -> RequestBody:
     if len(images) != 1:
         raise _no_image() if not images else InvalidRequest("image is there more than once; send one", "image")
     image = images[0]
-    data = await image.read() if isinstance(image, UploadFile) else _image_of_text(image)
+    data = await image.read() if isinstance(image, UploadFile) else image_of_text(image)
     return RequestBody(data, {name: _form_value(name, form.getlist(name)) for name in form if name != "image"})
 
 

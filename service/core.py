@@ -78,6 +78,10 @@ class Core:
             outcomes = await asyncio.gather(*(self._answer(model, request, rgb, context) for model in models))
         return Comparison(request, rgb.size_wh, tuple(zip(models, outcomes, strict=True)))
 
+    async def image_size_wh(self, image: bytes) -> tuple[int, int]:
+        """Return the size of an upright image: the frame of what is asked and answered about it."""
+        return (await in_thread(decode_image, image, self._max_image_pixels)).size_wh
+
     def _compared(self, model_ids: list[str] | None, request: TaskRequest) -> tuple[ServedModel, ...]:
         """Return the models of a comparison in catalog order."""
         if model_ids is None:

@@ -9,7 +9,7 @@ from tasks.table import TASKS
 
 def models_json(models: ServedModels) -> dict[str, Any]:
     """Return the served models in the list format of OpenAI's API."""
-    return {"object": "list", "data": [_model_json(model) for model in models]}
+    return {"object": "list", "data": [model_json(model) for model in models]}
 
 
 def tasks_json(models: ServedModels) -> dict[str, Any]:
@@ -30,7 +30,8 @@ def tasks_json(models: ServedModels) -> dict[str, Any]:
     }
 
 
-def _model_json(model: ServedModel) -> dict[str, Any]:
+def model_json(model: ServedModel) -> dict[str, Any]:
+    """Return a model's entry of the list."""
     entry = model.entry
     return {
         "id": entry.id,

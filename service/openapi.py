@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from service.openai_wire import ChatCompletion, ChatError, ChatRequest
 from service.requests import CompareFields, GenerationFields, PredictFields
 from service.served_models import ServedModels
 from service.wire import AnswerJson, ComparisonJson, ErrorJson
@@ -37,12 +39,15 @@ def openapi_document(models: ServedModels) -> JsonObject:
         "paths": {
             "/v1/predict": {"post": _operation("predict", "Answer with one model.", "AnswerJson")},
             "/v1/compare": {"post": _operation("compare", "Answer with several models at once.", "ComparisonJson")},
+            "/v1/chat/completions": {"post": _chat_operation()},
             "/v1/models": {"get": _listing("listModels", "The served models and their comparison table.")},
+            "/v1/models/{model_id}": {"get": _model_operation()},
             "/v1/tasks": {"get": _listing("listTasks", "Every task with the schema of its parameters.")},
         },
         "components": {
             "schemas": {
-                **_answer_schemas(),
+                **_schemas((AnswerJson, ComparisonJson, ErrorJson, ChatCompletion, ChatError), "serialization"),
+                **_schemas((ChatRequest,), "validation"),
                 "predict": _request_schema(PredictFields, models),
                 "compare": _request_schema(CompareFields, models),
             },
@@ -53,14 +58,39 @@ def openapi_document(models: ServedModels) -> JsonObject:
 
 
 def _operation(name: str, summary: str, answer: str) -> JsonObject:
-    body = {"schema": {"$ref": f"#/components/schemas/{name}"}}
-    errors = {status: _response(text, "ErrorJson") for status, text in _ERROR_STATUSES.items()}
+    types = ("multipart/form-data", "application/json")
     return {
         "operationId": name,
         "summary": summary,
-        "requestBody": {"required": True, "content": {"multipart/form-data": body, "application/json": body}},
-        "responses": {"200": _response("the answer", answer), **errors},
+        "requestBody": _request_body(name, types),
+        "responses": {"200": _response("the answer", answer), **_errors("ErrorJson")},
     }
+
+
+def _chat_operation() -> JsonObject:
+    return {
+        "operationId": "createChatCompletion",
+        "summary": "Answer a chat message of one image and one text, in OpenAI's form.",
+        "requestBody": _request_body("ChatRequest", ("application/json",)),
+        "responses": {"200": _response("the answer", "ChatCompletion"), **_errors("ChatError")},
+    }
+
+
+def _request_body(schema: str, types: tuple[str, ...]) -> JsonObject:
+    body = {"schema": {"$ref": _REF_TEMPLATE.format(model=schema)}}
+    return {"required": True, "content": dict.fromkeys(types, body)}
+
+
+def _errors(schema: str) -> JsonObject:
+    return {status: _response(text, schema) for status, text in _ERROR_STATUSES.items()}
+
+
+def _model_operation() -> JsonObject:
+    parameter = {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}
+    found = {"description": "the entry", "content": {"application/json": {"schema": {"type": "object"}}}}
+    missing = {"404": _response(_ERROR_STATUSES["404"], "ErrorJson")}
+    listing = _listing("showModel", "One entry of the list of models.")
+    return {**listing, "parameters": [parameter], "responses": {**listing["responses"], "200": found, **missing}}
 
 
 def _listing(name: str, summary: str) -> JsonObject:
@@ -75,9 +105,8 @@ def _response(description: str, model: str) -> JsonObject:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def _answer_schemas() -> JsonObject:
-    wanted = [(model, "serialization") for model in (AnswerJson, ComparisonJson, ErrorJson)]
-    _, document = models_json_schema(wanted, ref_template=_REF_TEMPLATE)  # type: ignore[arg-type]
+def _schemas(models: tuple[type[BaseModel], ...], mode: JsonSchemaMode) -> JsonObject:
+    _, document = models_json_schema([(model, mode) for model in models], ref_template=_REF_TEMPLATE)
     schemas: JsonObject = document["$defs"]
     return schemas
 

@@ -1,6 +1,6 @@
 """The service's own HTTP interface around the core.
 
-POST /v1/predict  POST /v1/compare  GET /v1/models  GET /v1/tasks
+POST /v1/predict  POST /v1/compare  GET /v1/models  GET /v1/models/{model}  GET /v1/tasks
 """
 
 import json
@@ -16,7 +16,7 @@ from runners.disconnection import while_connected
 from service.core import RequestContext
 from service.errors import ServiceError
 from service.event_stream import event_stream, server_sent_event
-from service.listings import models_json, tasks_json
+from service.listings import model_json, models_json, tasks_json
 from service.prediction import Answer
 from service.responses import answer_json, error_detail, image_json
 from service.rest_boundary import REST, RestBoundary
@@ -37,6 +37,7 @@ class RestApi:
             Route("/v1/predict", endpoint(self.predict), methods=["POST"]),
             Route("/v1/compare", endpoint(self.compare), methods=["POST"]),
             Route("/v1/models", endpoint(self.list_models), methods=["GET"]),
+            Route("/v1/models/{model_id}", endpoint(self.show_model), methods=["GET"]),
             Route("/v1/tasks", endpoint(self.list_tasks), methods=["GET"]),
         ]
 
@@ -69,6 +70,10 @@ class RestApi:
     async def list_models(self, request: Request, _context: RequestContext) -> Response:
         """List the served models in the format of OpenAI's API."""
         return JSONResponse(models_json(self._boundary.authorized(request).models))
+
+    async def show_model(self, request: Request, _context: RequestContext) -> Response:
+        """Show one of the list."""
+        return JSONResponse(model_json(self._boundary.authorized(request).models.get(request.path_params["model_id"])))
 
     async def list_tasks(self, request: Request, _context: RequestContext) -> Response:
         """List every task with the schema of its parameters and the models that offer it."""

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from service.openai_api import OpenAiApi
 from service.pages import Pages
 from service.rest import RestApi
 from service.rest_boundary import RestBoundary, no_such_path
@@ -16,6 +17,7 @@ def rest_app(boundary: RestBoundary) -> Starlette:
     return Starlette(
         routes=[
             *RestApi(boundary).routes(),
+            *OpenAiApi(boundary).routes(),
             *Pages(boundary).routes(),
             Route("/v1/{path:path}", _unknown),  # before BentoML's own routes answer in their form
         ],

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from service import request_ids
 from service.api_keys import ApiKeys
-from service.bodies import RequestBody, read_body
+from service.bodies import RequestBody, read_body, read_json
 from service.core import Core, RequestContext
 from service.errors import ErrorCode, InvalidRequest, NotReady, Overloaded, ServiceError
 from service.recording import record_failure, record_gone_client
@@ -103,6 +103,10 @@ class RestBoundary:
     async def body(self, request: Request) -> RequestBody:
         """Read the image and the fields of a request."""
         return await read_body(request, self._settings.max_body_bytes)
+
+    async def json(self, request: Request) -> dict[str, object]:
+        """Read a body that is a JSON object."""
+        return await read_json(request, self._settings.max_body_bytes)
 
     def _timeout_s(self, request: Request) -> float:
         """Return the seconds that the request may take: its X-Deadline-Ms, at most the service's own."""

@@ -6,6 +6,7 @@ from typing import Protocol
 import tasks.florence2
 import tasks.paligemma
 from tasks.answer_patterns import Pattern
+from tasks.asked import AskedTask
 from tasks.catalog import CatalogEntry
 from tasks.generation import GeneratedText
 from tasks.paligemma import MaskDecoder
@@ -25,6 +26,10 @@ class FamilyLanguage(Protocol):
 
         Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` for a region that is not in the image.
         """
+        ...
+
+    def read_prompt(self, text: str) -> AskedTask | None:
+        """Return the task that a prompt of the family asks for, None for free text; raise `ParameterError`."""
         ...
 
     def answer_pattern(self, task_id: str, parameters: TaskParameters) -> Pattern | None:

@@ -2,6 +2,7 @@
 
 from tasks.florence2.parsing import parse_answer
 from tasks.florence2.patterns import answer_pattern
+from tasks.florence2.prompt_reading import read_prompt
 from tasks.florence2.prompts import task_prompts
 
-__all__ = ["answer_pattern", "parse_answer", "task_prompts"]
+__all__ = ["answer_pattern", "parse_answer", "read_prompt", "task_prompts"]

@@ -117,6 +117,35 @@ def test_a_grpc_call_that_ends_early_frees_its_slots(service: RunningService, ho
     assert all(after[model] - before[model] < ENOUGH for model in EMBEDDED)
 
 
+def leave_rest_stream(service: RunningService, model: str) -> None:
+    data = {**FORM, "num_beams": "1", "model": model, "stream": "true"}
+    with service.client().stream("POST", "/v1/predict", data=data, files={"image": scene_png()}) as response:
+        assert next(response.iter_text()).startswith("event: token")
+
+
+def leave_grpc_stream(service: RunningService, model: str) -> None:
+    request = pb.PredictRequest(
+        image=scene_png(), task="captioning", model=model, max_new_tokens=NUM_TOKENS, num_beams=1
+    )
+    with grpc.insecure_channel(service.grpc_address) as channel:
+        call = VisionStub(channel).PredictStream(request, timeout=60)
+        assert next(call).text
+        call.cancel()
+
+
+@pytest.mark.parametrize("model", EMBEDDED)
+@pytest.mark.parametrize(("leave", "api"), [(leave_rest_stream, "rest"), (leave_grpc_stream, "grpc")])
+def test_a_client_that_leaves_a_stream_frees_its_slot(
+    service: RunningService, leave: Callable[[RunningService, str], None], api: str, model: str
+) -> None:
+    labels = {"api": api, "status": "client_gone"}
+    before, gone = num_written(service), metric(service, "diptych_requests_total", **labels)
+    leave(service, model)
+    wait_until(lambda: metric(service, "diptych_requests_total", **labels) == gone + 1)
+    wait_until(lambda: num_live(service) == 0)
+    assert num_written(service)[model] - before[model] < NUM_TOKENS * 3 // 4
+
+
 def test_a_gateway_that_dies_frees_the_slots(service: RunningService) -> None:
     async def kill_while_writing() -> None:
         async with httpx.AsyncClient(timeout=60) as client:

@@ -155,7 +155,9 @@ def test_reflection_alone_tells_how_to_call(channel: grpc.Channel) -> None:
     database = ProtoReflectionDescriptorDatabase(channel)
     assert "diptych.v1.Vision" in database.get_services()
     described = database.FindFileContainingSymbol("diptych.v1.Vision")
-    assert [method.name for method in described.service[0].method] == ["Predict", "Compare", "ListModels", "ListTasks"]
+    methods = {method.name: method.server_streaming for method in described.service[0].method}
+    unary = dict.fromkeys(("Predict", "Compare", "ListModels", "ListTasks"), False)
+    assert methods == unary | {"PredictStream": True}
 
 
 def test_a_message_above_the_limit_is_refused(vision: Any) -> None:

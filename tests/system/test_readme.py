@@ -14,8 +14,10 @@ from tasks.catalog import load_catalog
 from tasks.table_markdown import task_table_markdown
 from tests.support.export_cli import EMBEDDED, MODELS, ROOT
 from tests.support.running_service import RunningService
+from tests.support.server_sent_events import parse_events
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CALLS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL)
 BLOCKS = re.findall(r"```bash\n(.*?)```\n(?:\n```json\n(.*?)```)?", README, re.DOTALL)
 VARYING = {"id", "request_id", "timings_ms", "vision_cache"}
 
@@ -35,22 +37,27 @@ def test_a_request_of_the_readme_gets_the_answer_that_it_shows(
 ) -> None:
     words = [word.replace("http://localhost:3000", service.url) for word in shlex.split(command)]
     run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    answer = json.loads(run.stdout)
     if shown:
-        assert without_varying(answer) == without_varying(json.loads(shown))
+        assert without_varying(json.loads(run.stdout)) == without_varying(json.loads(shown))
+    elif "stream=true" in command:
+        assert [name for name, _ in parse_events(run.stdout)][-2:] == ["token", "result"]
     else:
-        assert [each["model"] for each in answer["answers"]] == list(EMBEDDED)
+        assert [each["model"] for each in json.loads(run.stdout)["answers"]] == list(EMBEDDED)
 
 
-def test_the_call_of_the_readme_gets_an_answer(service: RunningService) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    code = block.replace("localhost:3001", service.grpc_address)
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert re.fullmatch(r"The image shows \w+ shapes on a \w+ background: .+\n", run.stdout)
+@pytest.mark.parametrize(("call", "shown"), CALLS)
+def test_a_call_of_the_readme_prints_what_it_shows(service: RunningService, call: str, shown: str) -> None:
+    code = call.replace("localhost:3001", service.grpc_address).replace("http://localhost:3000", service.url)
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == (shown, "")
+
+
+def test_every_call_of_the_readme_shows_what_it_prints() -> None:
+    assert len(CALLS) == README.count("```python") > 0
 
 
 def test_there_are_requests_in_the_readme() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
 
 
 def test_the_tables_of_the_readme_are_those_of_the_code() -> None:

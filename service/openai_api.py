@@ -1,0 +1,41 @@
+"""OpenAI's HTTP interface around the core, for clients that are there already. GET /v1/models is in its form too.
+
+POST /v1/chat/completions
+"""
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from runners.disconnection import while_connected
+from service.core import RequestContext
+from service.event_stream import event_stream
+from service.openai_chat import ChunkStream, completion, error_body, fields_of, image_of, read_chat
+from service.rest_boundary import Interface, RestBoundary
+from service.streaming import answer_events
+
+OPENAI = Interface("openai", error_body)
+
+
+class OpenAiApi:
+    """The endpoints of OpenAI's API that are served."""
+
+    def __init__(self, boundary: RestBoundary) -> None:
+        self._boundary = boundary
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [Route("/v1/chat/completions", self._boundary.endpoint(self.chat, OPENAI), methods=["POST"])]
+
+    async def chat(self, request: Request, context: RequestContext) -> Response:
+        """Answer a message of one image and one text, whole or as a stream of chunks."""
+        core = self._boundary.authorized(request)
+        chat = read_chat(await self._boundary.json(request))
+        image = image_of(chat)
+        fields = await fields_of(chat, image, core)
+        if chat.stream:
+            chunks = ChunkStream(context.request_id, chat.model, chat.stream_options.include_usage)
+            events = answer_events(core, image, fields, context)
+            return await event_stream(request, context, OPENAI, events, chunks.events)
+        answer = await while_connected(request.receive, core.predict(image, fields, context))
+        return Response(completion(answer, context.request_id).model_dump_json(), media_type="application/json")

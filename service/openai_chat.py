@@ -1,0 +1,142 @@
+"""Between OpenAI's chat completions and the core: a message becomes a task, an answer becomes a completion.
+
+The text is a prompt as the model's users write it (`<OD>`, `detect cat`), or a question. What comes back is the text
+that the model wrote; the typed result is what POST /v1/predict gives.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from service.bodies import image_of_text
+from service.core import Core
+from service.errors import ErrorCode, InvalidRequest, ServiceError
+from service.event_stream import server_sent_event
+from service.openai_wire import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatError,
+    ChatErrorDetail,
+    ChatRequest,
+    ChatUsage,
+    ChunkChoice,
+    ErrorType,
+    ImagePart,
+    TextPart,
+)
+from service.prediction import Answer
+from service.responses import answer_json
+from service.wire import UsageJson
+from tasks.asked import AskedTask
+from tasks.errors import ParameterError
+from tasks.families import FAMILIES
+
+_TYPES: dict[ErrorCode, ErrorType] = {
+    "unauthorized": "authentication_error",
+    "overloaded": "rate_limit_error",
+    "internal": "server_error",
+    "not_ready": "server_error",
+    "deadline_exceeded": "server_error",
+}
+_OPTIONS = ("model", "temperature", "top_p", "seed")
+
+
+def read_chat(body: Mapping[str, object]) -> ChatRequest:
+    """Return the checked request; raise `InvalidRequest`."""
+    try:
+        return ChatRequest.model_validate(body)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        param = ".".join(map(str, detail["loc"]))
+        raise InvalidRequest(f"{param} is {repr(detail['input'])[:80]}: {detail['msg']}", param) from error
+
+
+def image_of(chat: ChatRequest) -> bytes:
+    """Return the bytes of the message's one image; raise `InvalidRequest` or `UnsupportedImage`."""
+    urls = [part.image_url.url for part in chat.messages[0].content if isinstance(part, ImagePart)]
+    if len(urls) != 1:
+        raise InvalidRequest(f"the message has {len(urls)} image_url parts; send one", "messages")
+    return image_of_text(urls[0])
+
+
+async def fields_of(chat: ChatRequest, image: bytes, core: Core) -> dict[str, object]:
+    """Return the fields of POST /v1/predict that mean the same; raise `InvalidRequest` or `UnknownModel`."""
+    asked = _asked(chat, core)
+    fields = {"task": asked.task_id, **asked.values, **{name: getattr(chat, name) for name in _OPTIONS}}
+    if asked.region_shares is not None:
+        sides = await core.image_size_wh(image) * 2
+        fields["region"] = [share * side for share, side in zip(asked.region_shares, sides, strict=True)]
+    return fields | {"max_new_tokens": chat.max_completion_tokens or chat.max_tokens}
+
+
+def _asked(chat: ChatRequest, core: Core) -> AskedTask:
+    """Return the task that the message's one text asks for; what is no prompt of the model is a question."""
+    texts = [part.text for part in chat.messages[0].content if isinstance(part, TextPart)]
+    if len(texts) != 1:
+        raise InvalidRequest(f"the message has {len(texts)} text parts; send one", "messages")
+    try:
+        asked = FAMILIES[core.models.get(chat.model).entry.family].read_prompt(texts[0])
+    except ParameterError as error:
+        raise InvalidRequest(str(error), error.param) from error
+    return asked or AskedTask("visual_question_answering", {"question": texts[0]})
+
+
+def completion(answer: Answer, request_id: str) -> ChatCompletion:
+    """Return the body of an answer."""
+    told = answer_json(answer, request_id)
+    choice = ChatChoice(message=AssistantMessage(content=told.raw_text), finish_reason=told.finish_reason)
+    return ChatCompletion(
+        id=request_id, created=int(time.time()), model=told.model, choices=[choice], usage=_usage(told.usage)
+    )
+
+
+@dataclass(slots=True)
+class ChunkStream:
+    """The events of one streamed completion."""
+
+    request_id: str
+    model: str
+    has_usage: bool
+    created: int = field(default_factory=lambda: int(time.time()))
+    has_begun: bool = False
+
+    def events(self, event: str | Answer) -> Iterator[str]:
+        """Yield the server-sent events for a piece of text, or for the end."""
+        if not self.has_begun:
+            self.has_begun = True
+            yield self._chunk([ChunkChoice(delta={"role": "assistant", "content": ""})])
+        if isinstance(event, str):
+            yield self._chunk([ChunkChoice(delta={"content": event})])
+            return
+        told = answer_json(event, self.request_id)
+        yield self._chunk([ChunkChoice(delta={}, finish_reason=told.finish_reason)])
+        if self.has_usage:
+            yield self._chunk([], _usage(told.usage))
+        yield server_sent_event("[DONE]")
+
+    def _chunk(self, choices: list[ChunkChoice], usage: ChatUsage | None = None) -> str:
+        chunk = ChatChunk(id=self.request_id, created=self.created, model=self.model, choices=choices, usage=usage)
+        return server_sent_event(chunk.model_dump_json())
+
+
+def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
+    """Return an error in OpenAI's form."""
+    kind = _TYPES.get(error.code, "invalid_request_error")
+    detail = ChatErrorDetail(
+        message=error.message, type=kind, param=error.param, code=error.code, request_id=request_id
+    )
+    return ChatError(error=detail).model_dump()
+
+
+def _usage(usage: UsageJson) -> ChatUsage:
+    num_read = usage.image_tokens + usage.prompt_tokens
+    return ChatUsage(
+        prompt_tokens=num_read,
+        completion_tokens=usage.generated_tokens,
+        total_tokens=num_read + usage.generated_tokens,
+    )

@@ -1,0 +1,43 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.paligemma.prompt_reading import read_prompt
+from tasks.paligemma.prompts import task_prompts
+from tasks.parameters import parse_parameters
+from tasks.table import TASKS
+from tests.support.catalog import PALIGEMMA
+
+
+@pytest.mark.parametrize(
+    ("text", "task_id", "values"),
+    [
+        ("caption en", "captioning", {"detail": "short", "language": "en"}),
+        ("describe de", "captioning", {"detail": "detailed", "language": "de"}),
+        ("ocr", "ocr", {}),
+        ("detect cat", "open_vocabulary_detection", {"labels": ["cat"]}),
+        ("detect a cat ; dog", "open_vocabulary_detection", {"labels": ["a cat", "dog"]}),
+        ("segment the left cat", "instance_segmentation", {"phrase": "the left cat"}),
+        ("answer en is it red?", "visual_question_answering", {"language": "en", "question": "is it red?"}),
+    ],
+)
+def test_a_prompt_is_its_task_and_the_task_writes_the_prompt(text: str, task_id: str, values: dict[str, Any]) -> None:
+    asked = read_prompt(f" {text}\n")
+    assert asked is not None
+    assert (asked.task_id, asked.values) == (task_id, values)
+    ((segment,),) = task_prompts(PALIGEMMA, task_id, parse_parameters(TASKS[task_id], values), (64, 48))
+    assert segment.text == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "what is it?", "caption", "caption this image", "detect", "ocr this", "answer en", "detective story"]
+)
+def test_other_text_asks_for_no_task(text: str) -> None:
+    assert read_prompt(text) is None
+
+
+@given(st.text(), st.sampled_from(["", "caption ", "detect ", "answer "]))
+def test_any_text_is_read(text: str, word: str) -> None:
+    read_prompt(word + text)
