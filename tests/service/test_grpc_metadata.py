@@ -1,0 +1,100 @@
+"""The gRPC server over fake runners: keys, and what an error carries beside its status."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+
+from runners.messages import Failed
+from service.api_keys import ApiKeys
+from service.core import Core
+from service.grpc_api import VisionApi
+from service.grpc_server import GrpcServer
+from service.proto import vision_pb2 as pb
+from service.proto.vision_pb2_grpc import VisionStub
+from service.settings import Settings
+from tests.support.fake_runners import FakeDecoder
+from tests.support.fake_service import FLORENCE_ID, PNG, make_core
+from tests.support.running_service import free_port
+
+KEY = "secret"
+OCR = pb.PredictRequest(image=PNG, task="ocr")
+
+
+async def ready() -> bool:
+    return True
+
+
+@asynccontextmanager
+async def vision(core: Core, api_keys: ApiKeys) -> AsyncIterator[Any]:
+    settings = Settings(grpc_port=free_port())
+    server = GrpcServer(VisionApi(core, api_keys, settings), settings, ready)
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel:
+            yield VisionStub(channel)
+    finally:
+        await server.stop(0)
+
+
+def error(
+    core: Core | None = None, keys: ApiKeys | None = None, authorization: str | None = None
+) -> grpc.aio.AioRpcError:
+    """Return how both ways to ask for an answer end: alike."""
+
+    async def ask() -> list[grpc.aio.AioRpcError]:
+        metadata = [("x-request-id", "mine")] + ([("authorization", authorization)] if authorization else [])
+        async with vision(core or make_core(), keys or ApiKeys(None)) as stub:
+            with pytest.raises(grpc.aio.AioRpcError) as whole:
+                await stub.Predict(OCR, metadata=metadata)
+            with pytest.raises(grpc.aio.AioRpcError) as streamed:
+                [_ async for _ in stub.PredictStream(OCR, metadata=metadata)]
+            return [whole.value, streamed.value]
+
+    whole, streamed = asyncio.run(ask())
+    assert (whole.code(), whole.details()) == (streamed.code(), streamed.details())
+    assert trailing(whole) == trailing(streamed)
+    return whole
+
+
+def trailing(caught: grpc.aio.AioRpcError) -> dict[str, str]:
+    return {str(name): str(value) for name, value in caught.trailing_metadata()}
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer wrong", f"Basic {KEY}", KEY])
+def test_a_call_needs_an_accepted_key(authorization: str | None) -> None:
+    keys = ApiKeys([hashlib.sha256(KEY.encode()).hexdigest()])
+    refused = error(keys=keys, authorization=authorization)
+    assert refused.code() == grpc.StatusCode.UNAUTHENTICATED
+    assert trailing(refused)["diptych-code"] == "unauthorized"
+
+
+def test_an_accepted_key_is_let_in() -> None:
+    async def ask() -> pb.Answer:
+        async with vision(make_core(), ApiKeys([hashlib.sha256(KEY.encode()).hexdigest()])) as stub:
+            answer: pb.Answer = await stub.Predict(OCR, metadata=[("authorization", f"Bearer {KEY}")])
+            return answer
+
+    assert asyncio.run(ask()).text == "HELLO"
+
+
+def test_an_overload_says_when_to_come_back() -> None:
+    refused = error(make_core(max_pending=0))
+    assert refused.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert trailing(refused) == {"x-request-id": "mine", "diptych-code": "overloaded", "retry-after": "1"}
+
+
+def test_a_sequence_that_fails_has_its_code() -> None:
+    failed = Failed(code="non_finite_logits", message="NaN")
+    decoder = FakeDecoder({"What is the text in the image?": failed})
+    assert error(make_core(decoders={FLORENCE_ID: decoder})).code() == grpc.StatusCode.INTERNAL
+
+
+def test_a_defect_says_nothing_of_itself() -> None:
+    broken = error(make_core(decoders={FLORENCE_ID: FakeDecoder({}, failure=ValueError("a secret"))}))
+    assert broken.code() == grpc.StatusCode.INTERNAL
+    assert "secret" not in str(broken.details())
