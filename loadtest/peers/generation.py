@@ -90,8 +90,7 @@ class Generator:
         ends = [index for index, token_id in enumerate(row) if token_id == self._rules.eos_token_id]
         num_tokens = min([max_new_tokens, *(index + 1 for index in ends)])
         is_full = num_tokens == max_new_tokens and self._rules.forced_eos_token_id is not None
-        written = row[: num_tokens - 1] if ends[:1] == [num_tokens - 1] or is_full else row[:num_tokens]
-        if written[:1] == [self._rules.forced_bos_token_id]:
-            written = written[1:]
+        framing = {self._rules.eos_token_id, self._rules.forced_bos_token_id, self._rules.pad_token_id}
+        written = [token_id for token_id in row[: num_tokens - is_full] if token_id not in framing]
         text: str = self._processor.tokenizer.decode(written, clean_up_tokenization_spaces=False)
         return GeneratedAnswer(text, num_tokens)
