@@ -5,21 +5,29 @@ It knows fields, images and models, and no HTTP.
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from service.errors import InternalError, Overloaded, ServiceError
-from service.images import RgbImage, decode_image
-from service.prediction import Answer, predict
+from service.cost import cost_tokens
+from service.drain_rate import DrainRate
+from service.errors import InternalError, Overloaded, ServiceError, UnsupportedImage
+from service.fair_shares import FairShares
+from service.images import decode_image
+from service.picture import Picture, opened
+from service.prediction import Answer, Circumstances, predict, task_prompts
 from service.recording import record_answer, record_error
 from service.requests import CompareFields, PredictFields, TaskRequest, parse_fields
 from service.runner_client import RunnerClient
 from service.served_models import ServedModel, ServedModels
 from service.text_in_order import TextListener
 from service.threads import in_thread
+from service.turns import Demand, Turns
+from tasks.parameter_kinds import MAX_COORDINATE_PX
 
 logger = logging.getLogger(__name__)
+
+_ANY_SIZE_WH = (MAX_COORDINATE_PX, MAX_COORDINATE_PX)  # of an image that is not looked at yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,7 @@ class RequestContext:
     request_id: str
     api: str  # label of the interface in metrics
     deadline_s: float  # on the clock of time.monotonic()
+    client: str = "anyone"  # whose fair share it takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +49,33 @@ class Comparison:
     answers: tuple[tuple[ServedModel, Answer | ServiceError], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class CoreLimits:
+    """How much is taken on."""
+
+    max_image_pixels: int
+    max_pending: int  # requests at work or waiting
+    max_running: int  # of them, at each model
+    max_waiting_tokens: int  # of those that wait for one model
+
+
 class Core:
     """The service without its interfaces."""
 
-    def __init__(
-        self, models: ServedModels, runners: Mapping[str, RunnerClient], max_image_pixels: int, max_pending: int
-    ) -> None:
+    def __init__(self, models: ServedModels, runners: Mapping[str, RunnerClient], limits: CoreLimits) -> None:
         self.models = models
         self._runners = runners
-        self._max_image_pixels = max_image_pixels
-        self._max_pending = max_pending
-        self._num_pending = 0
+        self._max_image_pixels = limits.max_image_pixels
+        self._turns = {model.id: Turns(model.id, limits.max_running, limits.max_waiting_tokens) for model in models}
+        self._pending = FairShares(limits.max_pending)
+        self._drain_rate = DrainRate()
+
+    def check_room(self, client: str) -> None:
+        """Raise `Overloaded` if a client has as many requests here as it may: before its body is read."""
+        excess = self._pending.excess(client, 1)
+        if excess > 0:
+            message = f"{self._pending.of(client):.0f} requests are at work, the most that are allowed now"
+            raise Overloaded(f"{message}; try again later", self._drain_rate.seconds_for(excess))
 
     async def predict(
         self,
@@ -62,9 +87,8 @@ class Core:
         """Answer with one model; raise an error of the service's tree. `on_text` hears the text as it is written."""
         common, request = parse_fields(PredictFields, fields)
         model = self.models.get(common.model) if common.model is not None else self.models.offering(request.task.id)[0]
-        with self._admitted():
-            rgb = await in_thread(decode_image, image, self._max_image_pixels)
-            outcome = await self._answer(model, request, rgb, context, on_text)
+        async with self._admitted(image, context.client) as picture:
+            outcome = await self._answer(model, request, picture, context, on_text)
         if isinstance(outcome, ServiceError):
             raise outcome
         return outcome
@@ -73,10 +97,12 @@ class Core:
         """Answer with several models at the same time; raise only what is wrong for all of them."""
         common, request = parse_fields(CompareFields, fields)
         models = self._compared(common.models, request)
-        with self._admitted():
-            rgb = await in_thread(decode_image, image, self._max_image_pixels)
-            outcomes = await asyncio.gather(*(self._answer(model, request, rgb, context) for model in models))
-        return Comparison(request, rgb.size_wh, tuple(zip(models, outcomes, strict=True)))
+        async with self._admitted(image, context.client) as picture:
+            outcomes = await asyncio.gather(*(self._answer(model, request, picture, context) for model in models))
+            if isinstance(outcomes[0], Overloaded) and all(isinstance(each, Overloaded) for each in outcomes):
+                raise outcomes[0]
+            size_wh = (await picture.rgb()).size_wh
+        return Comparison(request, size_wh, tuple(zip(models, outcomes, strict=True)))
 
     async def image_size_wh(self, image: bytes) -> tuple[int, int]:
         """Return the size of an upright image: the frame of what is asked and answered about it."""
@@ -93,13 +119,15 @@ class Core:
         self,
         model: ServedModel,
         request: TaskRequest,
-        image: RgbImage,
+        picture: Picture,
         context: RequestContext,
         on_text: TextListener | None = None,
     ) -> Answer | ServiceError:
-        """Return the model's answer, or the error it ended with; count and log either."""
+        """Return the model's answer or its error, counted and logged; raise only what is wrong with the image."""
         try:
-            answer = await predict(model, self._runners[model.id], request, image, context.deadline_s, on_text)
+            answer = await self._in_turn(model, request, picture, context, on_text)
+        except UnsupportedImage:
+            raise
         except ServiceError as error:
             record_error(error, context.api, context.request_id, model.id, request.task.id)
             return error
@@ -112,13 +140,29 @@ class Core:
         record_answer(answer, context.api, context.request_id)
         return answer
 
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        """Hold one of the places for requests at work; raise `Overloaded` if none is free."""
-        if self._num_pending >= self._max_pending:
-            raise Overloaded(f"{self._num_pending} requests are at work, the most that are allowed; try again later")
-        self._num_pending += 1
+    async def _in_turn(
+        self,
+        model: ServedModel,
+        request: TaskRequest,
+        picture: Picture,
+        context: RequestContext,
+        on_text: TextListener | None,
+    ) -> Answer:
+        cost = cost_tokens(model, request, task_prompts(model, request, _ANY_SIZE_WH))
+        demand = Demand(context.client, cost, context.deadline_s)
+        async with self._turns[model.id].turn(demand) as waited_s:
+            told = Circumstances(context.deadline_s, waited_s, on_text)
+            return await predict(model, self._runners[model.id], request, await picture.rgb(), told)
+
+    @asynccontextmanager
+    async def _admitted(self, image: bytes, client: str) -> AsyncIterator[Picture]:
+        """Hold one of the places for requests; raise `Overloaded` if none is free, or what is wrong with the image."""
+        self.check_room(client)
+        self._pending.add(client, 1)
+        self._drain_rate.begin()
         try:
-            yield
+            async with opened(image, self._max_image_pixels) as picture:
+                yield picture
         finally:
-            self._num_pending -= 1
+            self._drain_rate.end(1)
+            self._pending.remove(client, 1)

@@ -17,6 +17,7 @@ The tree knows no HTTP: `code` is the contract's name, and each interface has on
 Every message says what was wrong, what was given and what is allowed.
 """
 
+import math
 from typing import ClassVar, Literal
 
 ErrorCode = Literal[
@@ -89,10 +90,13 @@ class UnsupportedTask(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """Too much waits already."""
+    """Too much waits already; after `retry_after_s` whole seconds, at least one, there is hope."""
 
     code = "overloaded"
-    retry_after_s: ClassVar[int] = 1
+
+    def __init__(self, message: str, retry_after_s: float = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = max(1, math.ceil(retry_after_s))
 
 
 class NotReady(ServiceError):

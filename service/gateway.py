@@ -14,7 +14,7 @@ from runners.encoder_service import NO_ACCESS_LOG, NO_TRACING, EncoderOptions, m
 from runners.limits import SchedulerLimits
 from runners.model_store import artifact_folder
 from service.api_keys import ApiKeys
-from service.core import Core
+from service.core import Core, CoreLimits
 from service.grpc_api import VisionApi
 from service.grpc_server import GrpcServer
 from service.logs import configure_logging
@@ -58,6 +58,15 @@ def _decoder_options(values: Settings) -> DecoderOptions:
     )
 
 
+def _core_limits(values: Settings) -> CoreLimits:
+    return CoreLimits(
+        values.max_image_pixels,
+        values.max_pending_requests,
+        values.decoder_max_batch_size * 3 // 2,  # what is encoded or parsed meanwhile keeps the slots full
+        values.max_waiting_tokens,
+    )
+
+
 def _attribute(part: str, index: int) -> str:
     return f"{part}_{index}"
 
@@ -84,7 +93,7 @@ class _Gateway:
             )
             for index, entry in enumerate(_ENTRIES)
         }
-        core = Core(ServedModels(models), self._runners, _SETTINGS.max_image_pixels, _SETTINGS.max_pending_requests)
+        core = Core(ServedModels(models), self._runners, _core_limits(_SETTINGS))
         for model in models.values():
             _publish(model)
         _REST.start(core, api_keys)

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from service import request_ids
 from service.api_keys import ApiKeys
 from service.core import Core, RequestContext
-from service.errors import ErrorCode, NotReady, Overloaded, ServiceError
+from service.errors import ErrorCode, Overloaded, ServiceError
 from service.grpc_messages import (
     answer_message,
     comparison_message,
@@ -147,6 +147,6 @@ async def _abort(context: Context, error: ServiceError, request_id: str) -> None
     trailing = [("x-request-id", request_id), ("diptych-code", error.code)]
     if error.param is not None:
         trailing.append(("diptych-param", error.param))
-    if isinstance(error, Overloaded | NotReady):
-        trailing.append(("retry-after", str(Overloaded.retry_after_s)))
+    if isinstance(error, Overloaded):
+        trailing.append(("retry-after", str(error.retry_after_s)))
     await context.abort(CODES[error.code], error.message, tuple(trailing))

@@ -42,16 +42,15 @@ class RgbImage:
         return self.image.size
 
 
+def check_image(data: bytes, max_pixels: int) -> None:
+    """Raise `UnsupportedImage` or `ImageTooLarge` by what the header says."""
+    _open(data, max_pixels)
+
+
 def decode_image(data: bytes, max_pixels: int) -> RgbImage:
     """Return the upright RGB image; raise `UnsupportedImage` or `ImageTooLarge`."""
     start_s = time.monotonic()
-    image = _open(data)
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageTooLarge(
-            f"the image has {width} x {height} = {width * height} pixels; at most {max_pixels} are allowed", "image"
-        )
-    rgb = _upright_rgb(image)
+    rgb = _upright_rgb(_open(data, max_pixels))
     return RgbImage(rgb, time.monotonic() - start_s)
 
 
@@ -60,11 +59,17 @@ def resize(image: RgbImage, size_wh: tuple[int, int], resample: int) -> NDArray[
     return np.asarray(image.image.resize(size_wh, Image.Resampling(resample)), dtype=np.uint8)
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise UnsupportedImage(f"the image is not a {', '.join(FORMATS)} file that can be read", "image") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageTooLarge(
+            f"the image has {width} x {height} = {width * height} pixels; at most {max_pixels} are allowed", "image"
+        )
+    return image
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

@@ -30,7 +30,7 @@ class OpenAiApi:
     async def chat(self, request: Request, context: RequestContext) -> Response:
         """Answer a message of one image and one text, whole or as a stream of chunks."""
         core = self._boundary.authorized(request)
-        chat = read_chat(await self._boundary.json(request))
+        chat = read_chat(await self._boundary.json(request, context))
         image = image_of(chat)
         fields = await fields_of(chat, image, core)
         if chat.stream:

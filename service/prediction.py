@@ -17,7 +17,7 @@ from service.runner_client import RunnerClient, WrittenAnswers
 from service.served_models import ServedModel
 from service.text_in_order import TextListener
 from service.threads import in_thread
-from service.vision_cache import CacheOutcome, EncodedFeatures
+from service.vision_cache import CacheOutcome
 from tasks.errors import ParameterError, UnsupportedVariant
 from tasks.errors import UnsupportedTask as TaskNotOffered
 from tasks.generation import GeneratedText
@@ -56,37 +56,47 @@ class Answer:
     times: StageTimes
 
 
-async def predict(
-    model: ServedModel,
-    runners: RunnerClient,
-    request: TaskRequest,
-    image: RgbImage,
-    deadline_s: float,
-    on_text: TextListener | None = None,
-) -> Answer:
-    """Answer `request` with `model`; raise an error of the service's tree.
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What a prediction is told beside its question."""
 
-    `deadline_s` is on the clock of `time.monotonic()`; `on_text` hears the text as it is written.
-    """
-    start_s = time.monotonic()
-    prompts = task_prompts(model, request, image)
+    deadline_s: float  # on the clock of time.monotonic()
+    waited_s: float = 0.0  # for its turn
+    on_text: TextListener | None = None  # hears the text as it is written
+
+
+async def predict(
+    model: ServedModel, runners: RunnerClient, request: TaskRequest, image: RgbImage, told: Circumstances
+) -> Answer:
+    """Answer `request` with `model`; raise an error of the service's tree."""
+    start_s, deadline_s = time.monotonic() - told.waited_s - image.decode_s, told.deadline_s
+    prompts = task_prompts(model, request, image.size_wh)
     try:
         async with asyncio.timeout(deadline_s - time.monotonic()):
             pixels, preprocess_s = await _timed(resize, image, model.manifest.image_size_wh, model.manifest.resample)
             encoded = await runners.encode(pixels)
             specs = _specs(model, prompts, request, deadline_s)
-            written = await runners.write(encoded.image_features, specs, on_text)
+            written = await runners.write(encoded.image_features, specs, told.on_text)
             result, postprocess_s = await _timed(_parse, model, request, written, image)
     except TimeoutError as error:
         raise DeadlineExceeded(f"{model.id} did not answer in the time of the request") from error
-    times = _stage_times(image.decode_s + preprocess_s, encoded, written, postprocess_s, start_s - image.decode_s)
+    times = StageTimes(
+        preprocess_s=image.decode_s + preprocess_s,
+        encode_queue_s=told.waited_s + encoded.queue_s,
+        encode_s=encoded.encode_s,
+        decode_queue_s=written.queue_s,
+        prefill_s=written.prefill_s,
+        decode_s=written.decode_s,
+        postprocess_s=postprocess_s,
+        total_s=time.monotonic() - start_s,
+    )
     return Answer(model, request, image.size_wh, result, written.sequences, encoded.outcome, times)
 
 
-def task_prompts(model: ServedModel, request: TaskRequest, image: RgbImage) -> tuple[Prompt, ...]:
+def task_prompts(model: ServedModel, request: TaskRequest, image_size_wh: tuple[int, int]) -> tuple[Prompt, ...]:
     """Return the prompts of the task; raise `UnsupportedTask` or `InvalidRequest` before any work is done."""
     try:
-        return model.language.task_prompts(model.entry, request.task.id, request.parameters, image.size_wh)
+        return model.language.task_prompts(model.entry, request.task.id, request.parameters, image_size_wh)
     except TaskNotOffered as error:
         raise UnsupportedTask(str(error), "task") from error
     except UnsupportedVariant as error:
@@ -130,18 +140,3 @@ async def _timed(
     start_s = time.monotonic()
     result = await in_thread(function, *args, **kwargs)
     return result, time.monotonic() - start_s
-
-
-def _stage_times(
-    preprocess_s: float, encoded: EncodedFeatures, written: WrittenAnswers, postprocess_s: float, start_s: float
-) -> StageTimes:
-    return StageTimes(
-        preprocess_s=preprocess_s,
-        encode_queue_s=encoded.queue_s,
-        encode_s=encoded.encode_s,
-        decode_queue_s=written.queue_s,
-        prefill_s=written.prefill_s,
-        decode_s=written.decode_s,
-        postprocess_s=postprocess_s,
-        total_s=time.monotonic() - start_s,
-    )

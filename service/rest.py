@@ -44,7 +44,7 @@ class RestApi:
     async def predict(self, request: Request, context: RequestContext) -> Response:
         """Answer with one model, or with events of its text and then its answer."""
         core = self._boundary.authorized(request)
-        body = await self._boundary.body(request)
+        body = await self._boundary.body(request, context)
         if body.fields.get("stream") is True:
             events = answer_events(core, body.image, body.fields, context)
             return await event_stream(request, context, REST, events, partial(_event, context.request_id))
@@ -54,7 +54,7 @@ class RestApi:
     async def compare(self, request: Request, context: RequestContext) -> Response:
         """Answer with several models at the same time."""
         core = self._boundary.authorized(request)
-        body = await self._boundary.body(request)
+        body = await self._boundary.body(request, context)
         comparison = await while_connected(request.receive, core.compare(body.image, body.fields, context))
         answers = [
             ModelErrorJson(model=model.id, error=error_detail(outcome, context.request_id))

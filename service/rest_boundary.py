@@ -100,12 +100,14 @@ class RestBoundary:
         self._api_keys.check(request.headers.get("authorization"))
         return self.core()
 
-    async def body(self, request: Request) -> RequestBody:
-        """Read the image and the fields of a request."""
+    async def body(self, request: Request, context: RequestContext) -> RequestBody:
+        """Read the image and the fields of a request, if there is room for it."""
+        self.core().check_room(context.client)
         return await read_body(request, self._settings.max_body_bytes)
 
-    async def json(self, request: Request) -> dict[str, object]:
-        """Read a body that is a JSON object."""
+    async def json(self, request: Request, context: RequestContext) -> dict[str, object]:
+        """Read a body that is a JSON object, if there is room for its request."""
+        self.core().check_room(context.client)
         return await read_json(request, self._settings.max_body_bytes)
 
     def _timeout_s(self, request: Request) -> float:

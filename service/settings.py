@@ -42,6 +42,13 @@ class Settings(BaseModel):
     max_pending_requests: int = Field(
         64, ge=1, le=10_000, description="Most requests at work or waiting; more are refused with 429."
     )
+    max_waiting_tokens: int = Field(
+        200_000,
+        ge=1_000,
+        le=1_000_000_000,
+        description="Most tokens, of image, prompt and answer by estimate, that wait for one model; "
+        "more are refused with 429.",
+    )
     request_timeout_s: int = Field(60, ge=1, le=3600, description="Time for one request, seconds.")
     vision_cache_mb: int = Field(
         256, ge=0, le=1_000_000, description="Most image features kept in memory, MB of 1,000,000 bytes; 0 keeps none."

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from prometheus_client import REGISTRY
 
-from service.core import Comparison, Core
+from service.core import Comparison, Core, CoreLimits
 from service.errors import ErrorCode
 from service.prediction import Answer
 from service.rest_boundary import STATUSES, RestBoundary
@@ -105,7 +105,7 @@ class BrokenCore(Core):
 
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/compare"])
 def test_defect_is_answered_with_a_fixed_text_and_logged(path: str, caplog: pytest.LogCaptureFixture) -> None:
-    broken = client(BrokenCore(served_models(), {}, 1, 1))
+    broken = client(BrokenCore(served_models(), {}, CoreLimits(1, 1, 1, 1)))
     response = broken.send("POST", path, json=OCR, headers={"X-Request-Id": "my-id"})
     error = error_of(response)
     assert (error["code"], error["message"]) == ("internal", "the service failed; its log tells more")

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from runners.artifacts import Manifest
-from service.core import Core, RequestContext
+from service.core import Core, CoreLimits, RequestContext
 from service.runner_client import RunnerClient
 from service.served_models import ServedModel, ServedModels
 from service.shared_memory import SharedMemory
@@ -77,6 +77,8 @@ def make_core(
     decoders: Mapping[str, FakeDecoder] | None = None,
     max_image_pixels: int = 1_000_000,
     max_pending: int = 8,
+    max_running: int = 8,
+    max_waiting_tokens: int = 1_000_000,
     entries: Sequence[CatalogEntry] = (FLORENCE, PALIGEMMA),
 ) -> Core:
     """Return a core over both embedded models, whose runners are fakes unless a test gives its own."""
@@ -90,7 +92,7 @@ def make_core(
         )
         for model in models
     }
-    return Core(models, runners, max_image_pixels, max_pending)
+    return Core(models, runners, CoreLimits(max_image_pixels, max_pending, max_running, max_waiting_tokens))
 
 
 def context(request_id: str = "request-1", timeout_s: float = math.inf) -> RequestContext:
