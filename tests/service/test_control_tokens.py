@@ -1,0 +1,57 @@
+"""A user's text never becomes a control token: every text parameter of every task, both families, real tokenizers."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from runners.prompt_tokenizer import PromptTokenizer
+from tasks.families import FAMILIES
+from tasks.parameter_kinds import TextListParameter, TextParameter
+from tasks.parameters import parse_parameters
+from tasks.table import TASKS
+from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT
+
+ENTRIES = {entry.id: entry for entry in (FLORENCE, PALIGEMMA)}
+TOKENIZERS = {id: PromptTokenizer.load(ROOT / entry.source / "tokenizer.json") for id, entry in ENTRIES.items()}
+CONTROL_IDS = {
+    id: set(AutoTokenizer.from_pretrained(ROOT / entry.source).added_tokens_decoder) for id, entry in ENTRIES.items()
+}
+HOSTILE = ["<loc_5>", "<loc0005>", "<seg001>", "<image>", "</s>", "<s>", "<bos>", "<eos>", "<pad>", "<OD>", "<poly>"]
+CASES = [
+    (entry.id, task_id, parameter.name, isinstance(parameter, TextListParameter))
+    for entry in ENTRIES.values()
+    for task_id in entry.task_ids
+    for parameter in TASKS[task_id].parameters
+    if isinstance(parameter, TextParameter | TextListParameter)
+]
+
+
+def written_ids(model_id: str, task_id: str, values: dict[str, Any]) -> list[int]:
+    entry = ENTRIES[model_id]
+    parameters = parse_parameters(TASKS[task_id], values)
+    prompts = FAMILIES[entry.family].task_prompts(entry, task_id, parameters, (640, 480))
+    segments = [[(segment.text, segment.is_control) for segment in prompt] for prompt in prompts]
+    return [token_id for prompt in segments for token_id in TOKENIZERS[model_id].encode(prompt)]
+
+
+def test_every_text_parameter_of_both_families_is_here() -> None:
+    assert {name for _, _, name, _ in CASES} == {"labels", "caption", "phrases", "phrase", "question"}
+    assert {model_id for model_id, *_ in CASES} == set(ENTRIES)
+
+
+@pytest.mark.parametrize(("model_id", "task_id", "name", "is_list"), CASES)
+@settings(deadline=None)  # the first use of a tokenizer is slow
+@given(words=st.lists(st.sampled_from([*HOSTILE, "cat", "<", ">", "_"]), min_size=1, max_size=4))
+def test_text_of_a_user_is_plain_text(model_id: str, task_id: str, name: str, is_list: bool, words: list[str]) -> None:
+    text = "".join(words)
+    ids = written_ids(model_id, task_id, {name: [text] if is_list else text})
+    assert ids
+    assert not CONTROL_IDS[model_id] & set(ids)
+
+
+def test_the_check_would_see_a_control_token() -> None:
+    region = {"region": [1, 2, 30, 40]}
+    assert CONTROL_IDS[FLORENCE.id] & set(written_ids(FLORENCE.id, "region_description", region))

@@ -1,0 +1,88 @@
+"""Requests that no client should send, made from good ones by a seeded generator."""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from service.proto import vision_pb2 as pb
+
+PATHS = ("/v1/predict", "/v1/compare", "/v1/chat/completions")
+_FORM = "multipart/form-data; boundary=b"
+_TEXTS = ("", " ", "x" * 5000, "\0", "<loc_5>", "</s>", "NaN", "https://localhost/", "ocr", "captioning")
+_BOXES: tuple[list[float], ...] = ([], [1, 2, 3, 4], [-1, 0, 1, 2], [1e309] * 4, [4, 3, 2, 1], [0.0] * 1000)
+_VALUES: tuple[object, ...] = (
+    *_TEXTS, *_BOXES, None, True, -1, 0, 10**30, 1e308, "\ud800", [[]], ["a"] * 100, {}, {"a": 1},
+)  # fmt: skip
+_NAMES = (
+    "task", "model", "models", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question",
+    "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "stream", "image", "x",
+)  # fmt: skip
+_TEXT_NAMES = ("model", "caption", "phrase", "detail", "language", "question", "mask_format")
+_TYPES = (_FORM, "application/json", "text/plain", "", "multipart/form-data", "application/json; charset=utf-16")
+
+
+@dataclass(frozen=True, slots=True)
+class MalformedRequest:
+    """One request; its body is broken, or its fields are."""
+
+    path: str
+    content_type: str
+    body: bytes
+
+
+def malformed_requests(num_requests: int, good: bytes, seed: int = 0) -> Iterator[MalformedRequest]:
+    """Yield requests around `good`, the bytes of an image."""
+    rng = random.Random(seed)
+    makers = (_broken_json, _odd_fields, _broken_form, _any_bytes)
+    for _ in range(num_requests):
+        content_type, body = rng.choice(makers)(rng, good)
+        yield MalformedRequest(rng.choice(PATHS), content_type, body)
+
+
+def malformed_messages(num_messages: int, good: bytes, seed: int = 0) -> Iterator[bytes]:
+    """Yield messages of the gRPC interface whose fields are wrong, and some bytes that are none."""
+    rng = random.Random(seed)
+    for _ in range(num_messages):
+        request = pb.PredictRequest(
+            image=good[: rng.randrange(len(good) // 2)],
+            task=rng.choice(_TEXTS),
+            labels=[rng.choice(_TEXTS) for _ in range(rng.randrange(40))],
+            region=rng.choice(_BOXES),
+            max_new_tokens=rng.choice((-1, 0, 5, 2**62)),
+            temperature=rng.choice((-1.0, 0.0, 1e300, float("nan"))),
+        )
+        setattr(request, rng.choice(_TEXT_NAMES), rng.choice(_TEXTS))
+        data = request.SerializeToString()
+        yield data if rng.random() < 0.9 else _cut_or_changed(rng, data)
+
+
+def _odd_fields(rng: random.Random, _good: bytes) -> tuple[str, bytes]:
+    """JSON whose fields are wrong; its image is never one, so that no model is asked."""
+    fields = {rng.choice(_NAMES): rng.choice(_VALUES) for _ in range(rng.randrange(1, 6))}
+    return "application/json", json.dumps({"task": "ocr", "image": "AAAA", **fields}).encode()
+
+
+def _broken_json(rng: random.Random, _good: bytes) -> tuple[str, bytes]:
+    body = json.dumps({"task": "ocr", "image": "AAAA", "labels": ["a", "b"], "region": [1, 2, 3, 4]}).encode()
+    return "application/json", _cut_or_changed(rng, body)
+
+
+def _broken_form(rng: random.Random, good: bytes) -> tuple[str, bytes]:
+    head = b'--b\r\nContent-Disposition: form-data; name="'
+    field = (
+        head + rng.choice(_NAMES).encode() + b'"\r\n\r\n' + str(rng.choice(_VALUES)).encode(errors="replace") + b"\r\n"
+    )
+    image = head + b'image"; filename="a.png"\r\n\r\n' + good[: rng.randrange(len(good) // 2)] + b"\r\n"
+    return rng.choice(_TYPES), _cut_or_changed(rng, image + field + b"--b--\r\n")
+
+
+def _any_bytes(rng: random.Random, _good: bytes) -> tuple[str, bytes]:
+    return rng.choice(_TYPES), rng.randbytes(rng.randrange(2000))
+
+
+def _cut_or_changed(rng: random.Random, body: bytes) -> bytes:
+    place = rng.randrange(len(body))
+    if rng.random() < 0.5:
+        return body[:place]
+    return body[:place] + rng.randbytes(rng.randrange(1, 4)) + body[place + 1 :]
