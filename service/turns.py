@@ -21,8 +21,6 @@ from service.drain_rate import DrainRate
 from service.errors import DeadlineExceeded, Overloaded
 from service.fair_shares import FairShares
 
-_LATEST_WEIGHT = 0.1  # of the latest request in the mean time of one
-
 
 @dataclass(frozen=True, slots=True)
 class Demand:
@@ -57,48 +55,50 @@ class Turns:
         self._virtual_time = 0.0
         self._last_finish: dict[str, float] = {}  # of clients, on the virtual clock
         self._drain_rate = DrainRate(now)
-        self._mean_s = 0.0  # of a request, once it runs
+        self._running_cost = 0
         self._depth = QUEUE_DEPTH.labels(model_id, "admission")
 
     @asynccontextmanager
     async def turn(self, demand: Demand) -> AsyncIterator[float]:
         """Wait for a turn and hold it; yield the seconds waited. Raise `Overloaded` or `DeadlineExceeded`."""
         waited_s = await self._take_turn(demand)
-        turn_s = self._now()
+        self._running_cost += demand.cost
         self._drain_rate.begin()
+        done = 0
         try:
             yield waited_s
+            done = demand.cost
         finally:
-            self._drain_rate.end(demand.cost)
-            self._mean_s += (self._now() - turn_s - self._mean_s) * (_LATEST_WEIGHT if self._mean_s else 1)
+            self._drain_rate.end(done)
+            self._running_cost -= demand.cost
             self._release()
 
     async def _take_turn(self, demand: Demand) -> float:
         """Return the seconds waited."""
+        self._refuse_hopeless(demand)
         if self._num_running < self._max_running:
             self._num_running += 1
             return 0.0
         start_s = self._now()
-        self._refuse_hopeless(demand)
         await self._wait(demand)
         return self._now() - start_s
 
     def _refuse_hopeless(self, demand: Demand) -> None:
         """Raise `Overloaded`, with the seconds after which there is hope, for what would wait in vain."""
         excess = self._shares.excess(demand.client, demand.cost)
-        if excess > 0:
+        if excess > 0 and self._num_running == self._max_running:
             message = f"{self._shares.of(demand.client):.0f} tokens of this client wait for {self._model_id} already"
             raise Overloaded(f"{message}, the most that are allowed now", self._drain_rate.seconds_for(excess))
-        late_s = self._now() + self._seconds_until_turn(demand) + self._mean_s - demand.deadline_s
-        if late_s > 0:
+        late_s = self._now() + self._drain_rate.seconds_for(self._cost_before(demand)) - demand.deadline_s
+        if late_s > 0 and self._num_running:
             message = f"{self._model_id} has work for longer than this request's time, by {late_s:.1f} s"
             raise Overloaded(f"{message}; give it more or come back", late_s)
 
-    def _seconds_until_turn(self, demand: Demand) -> float:
-        """Return when its turn will come if others bring no more: they are served like its own client."""
+    def _cost_before(self, demand: Demand) -> float:
+        """Return what is done before its end, if other clients that wait are served like its own: it, too, is."""
         own = self._shares.of(demand.client) + demand.cost
-        ahead = min(self._shares.total + demand.cost, own * self._shares.num_clients_with(demand.client))
-        return self._drain_rate.seconds_for(ahead)
+        waiting = min(self._shares.total + demand.cost, own * self._shares.num_clients_with(demand.client))
+        return self._running_cost + waiting
 
     async def _wait(self, demand: Demand) -> None:
         waiting = self._enqueue(demand)
