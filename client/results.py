@@ -82,6 +82,7 @@ class TextRegionsResult:
     text_regions: tuple[TextRegion, ...]
 
 
+Item = Detection | Instance | TextRegion
 Result = TextResult | DetectionsResult | InstancesResult | TextRegionsResult
 
 
@@ -186,3 +187,17 @@ class Task:
     result: str
     parameters: Mapping[str, object]
     models: tuple[str, ...]
+
+
+def items_of(result: Result) -> tuple[Item, ...]:
+    """Return what a result has in the image; nothing where it is a text."""
+    match result:
+        case DetectionsResult(items) | InstancesResult(items) | TextRegionsResult(items):
+            return items
+        case TextResult():
+            return ()
+
+
+def label_of(item: Item) -> str:
+    """Return what an item is called: its label, or its text."""
+    return item.text if isinstance(item, TextRegion) else item.label
