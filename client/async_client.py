@@ -2,8 +2,10 @@
 
 import asyncio
 import uuid
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Self, TypeVar
 
 from client.errors import DiptychError
 from client.operations import COMPARE, MODELS, PREDICT, TASKS, Attempt, Operation, ResultT
@@ -20,6 +22,8 @@ from client.requests import (
 from client.results import Answer, Comparison, Model, Task
 from client.retries import CallTime
 from client.transports import async_transport_to
+
+ValueT = TypeVar("ValueT")
 
 
 class AsyncClient:
@@ -53,6 +57,26 @@ class AsyncClient:
         """Ask one model, the first that offers the task where none is named."""
         return await self._call(PREDICT, predict_request(image, task, model, parameters, options))
 
+    async def stream(
+        self,
+        image: ImageSource,
+        task: str,
+        parameters: TaskParameters = NO_PARAMETERS,
+        *,
+        model: str | None = None,
+        options: AnswerOptions = DEFAULT_OPTIONS,
+    ) -> AsyncGenerator[str | Answer, None]:
+        """Ask one model, and yield the pieces of its raw text as they are written, and at last the answer.
+
+        Closed before, it ends the answer. It is tried again only until its first piece.
+        """
+        request = predict_request(image, task, model, parameters, options)
+        started = await self._tried(PREDICT, request, self._start)
+        async with aclosing(started.others) as others:
+            yield started.first
+            async for event in others:
+                yield event
+
     async def compare(
         self,
         image: ImageSource,
@@ -84,9 +108,27 @@ class AsyncClient:
         await self.close()
 
     async def _call(self, operation: Operation[ResultT], request: Request) -> ResultT:
+        return await self._tried(operation, request, self._transport.send)
+
+    async def _start(self, attempt: Attempt[Answer]) -> "_Started":
+        events = self._transport.stream(attempt)
+        return _Started(await anext(events), events)
+
+    async def _tried(
+        self, operation: Operation[ResultT], request: Request, send: Callable[[Attempt[ResultT]], Awaitable[ValueT]]
+    ) -> ValueT:
+        """Send until it succeeds or is not worth another try."""
         request_id, call = uuid.uuid4().hex, CallTime(self._timeout_s, self._max_retries)
         while True:
             try:
-                return await self._transport.send(Attempt(operation, request, request_id, call.remaining_s()))
+                return await send(Attempt(operation, request, request_id, call.remaining_s()))
             except DiptychError as error:
                 await asyncio.sleep(call.wait_after_s(error))
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A stream that has begun."""
+
+    first: str | Answer
+    others: AsyncGenerator[str | Answer, None]

@@ -72,6 +72,11 @@ def answer_from_message(message: pb.Answer) -> Answer:
     )
 
 
+def event_from_message(message: pb.PredictEvent) -> str | Answer:
+    """Return a piece of text, or the answer."""
+    return message.text if message.WhichOneof("event") == "text" else answer_from_message(message.answer)
+
+
 def comparison_from_message(message: pb.Comparison) -> Comparison:
     """Return what several models answered."""
     answers = tuple(

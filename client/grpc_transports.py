@@ -1,13 +1,16 @@
 """gRPC, with and without asyncio: one try of a call to a result or a `DiptychError`."""
 
+from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from client.errors import DiptychError
-from client.grpc_messages import error_from_call, request_message
+from client.grpc_messages import error_from_call, event_from_message, request_message
 from client.operations import Attempt, ResultT
+from client.results import Answer
 from service.proto.vision_pb2_grpc import VisionStub
 
 _OPTIONS = [
@@ -31,14 +34,24 @@ class GrpcTransport:
 
     def send(self, attempt: Attempt[ResultT]) -> ResultT:
         """Return what the service answers; raise `DiptychError`."""
-        operation, timeout_s = attempt.operation, attempt.timeout_s
-        method = getattr(self._stub, operation.method)
-        message = request_message(operation.message, attempt.request)
+        method, message = getattr(self._stub, attempt.operation.method), _message(attempt)
         try:
-            answer = method(message, timeout=timeout_s, metadata=_metadata(attempt, self._api_key))
+            answer = method(message, timeout=attempt.timeout_s, metadata=_metadata(attempt, self._api_key))
         except grpc.RpcError as error:
             raise _call_error(error, attempt) from error
-        return operation.from_message(answer)
+        return attempt.operation.from_message(answer)
+
+    def stream(self, attempt: Attempt[Answer]) -> Generator[str | Answer, None, None]:
+        """Yield the text as it is written, then the answer; raise `DiptychError`."""
+        metadata = _metadata(attempt, self._api_key)
+        call = self._stub.PredictStream(_message(attempt), timeout=attempt.timeout_s, metadata=metadata)
+        try:
+            for event in call:
+                yield event_from_message(event)
+        except grpc.RpcError as error:
+            raise _call_error(error, attempt) from error
+        finally:
+            call.cancel()
 
     def close(self) -> None:
         """Close the channel."""
@@ -58,18 +71,32 @@ class AsyncGrpcTransport:
 
     async def send(self, attempt: Attempt[ResultT]) -> ResultT:
         """Return what the service answers; raise `DiptychError`."""
-        operation, timeout_s = attempt.operation, attempt.timeout_s
-        method = getattr(self._stub, operation.method)
-        message = request_message(operation.message, attempt.request)
+        method, message = getattr(self._stub, attempt.operation.method), _message(attempt)
         try:
-            answer = await method(message, timeout=timeout_s, metadata=_metadata(attempt, self._api_key))
+            answer = await method(message, timeout=attempt.timeout_s, metadata=_metadata(attempt, self._api_key))
         except grpc.RpcError as error:
             raise _call_error(error, attempt) from error
-        return operation.from_message(answer)
+        return attempt.operation.from_message(answer)
+
+    async def stream(self, attempt: Attempt[Answer]) -> AsyncGenerator[str | Answer, None]:
+        """Yield the text as it is written, then the answer; raise `DiptychError`."""
+        metadata = _metadata(attempt, self._api_key)
+        call = self._stub.PredictStream(_message(attempt), timeout=attempt.timeout_s, metadata=metadata)
+        try:
+            async for event in call:
+                yield event_from_message(event)
+        except grpc.RpcError as error:
+            raise _call_error(error, attempt) from error
+        finally:
+            call.cancel()
 
     async def close(self) -> None:
         """Close the channel."""
         await self._channel.close()
+
+
+def _message(attempt: Attempt[Any]) -> Message:
+    return request_message(attempt.operation.message, attempt.request)
 
 
 def _metadata(attempt: Attempt[Any], api_key: str | None) -> list[tuple[str, str]]:

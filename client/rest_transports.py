@@ -1,14 +1,21 @@
 """REST over httpx, with and without asyncio: one try of a call to a result or a `DiptychError`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import aclosing, closing
 from typing import Any
 
 import httpx
 
 from client.errors import DiptychError, ErrorDetail, InternalError, connection_failed, deadline_exceeded
 from client.operations import Attempt, ResultT
+from client.requests import FieldValue
 from client.rest_messages import error_from_response, form_of
+from client.results import Answer
+from client.server_sent_events import EventReader
+
+_NONE: Mapping[str, FieldValue] = {}
+_STREAM: Mapping[str, FieldValue] = {"stream": True}
 
 
 class RestTransport:
@@ -24,6 +31,20 @@ class RestTransport:
         except httpx.RequestError as error:
             raise _transport_error(error, attempt) from error
         return _result(response, attempt)
+
+    def stream(self, attempt: Attempt[Answer]) -> Generator[str | Answer, None, None]:
+        """Yield the text as it is written, then the answer; raise `DiptychError`."""
+        reader = EventReader(attempt.request_id)
+        try:
+            with closing(self._http.send(_http_request(self._http, attempt, _STREAM), stream=True)) as response:
+                if not response.is_success:
+                    response.read()
+                    raise _response_error(response, attempt)
+                for chunk in response.iter_bytes():
+                    yield from reader.read(chunk)
+        except httpx.RequestError as error:
+            raise _transport_error(error, attempt) from error
+        reader.end()
 
     def close(self) -> None:
         """Close the connections."""
@@ -44,6 +65,22 @@ class AsyncRestTransport:
             raise _transport_error(error, attempt) from error
         return _result(response, attempt)
 
+    async def stream(self, attempt: Attempt[Answer]) -> AsyncGenerator[str | Answer, None]:
+        """Yield the text as it is written, then the answer; raise `DiptychError`."""
+        reader = EventReader(attempt.request_id)
+        try:
+            response = await self._http.send(_http_request(self._http, attempt, _STREAM), stream=True)
+            async with aclosing(response):
+                if not response.is_success:
+                    await response.aread()
+                    raise _response_error(response, attempt)
+                async for chunk in response.aiter_bytes():
+                    for event in reader.read(chunk):
+                        yield event
+        except httpx.RequestError as error:
+            raise _transport_error(error, attempt) from error
+        reader.end()
+
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
@@ -53,12 +90,14 @@ def _key_headers(api_key: str | None) -> dict[str, str]:
     return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
 
 
-def _http_request(http: httpx.Client | httpx.AsyncClient, attempt: Attempt[Any]) -> httpx.Request:
+def _http_request(
+    http: httpx.Client | httpx.AsyncClient, attempt: Attempt[Any], more_fields: Mapping[str, FieldValue] = _NONE
+) -> httpx.Request:
     path, request = attempt.operation.path, attempt.request
     headers = {"X-Request-Id": attempt.request_id, "X-Deadline-Ms": str(max(1, math.floor(attempt.timeout_s * 1000)))}
     if request.image is None:
         return http.build_request("GET", path, headers=headers, timeout=attempt.timeout_s)
-    form, files = form_of(request.fields), {"image": request.image}
+    form, files = form_of({**request.fields, **more_fields}), {"image": request.image}
     return http.build_request("POST", path, data=form, files=files, headers=headers, timeout=attempt.timeout_s)
 
 
@@ -68,10 +107,13 @@ def _transport_error(error: httpx.RequestError, attempt: Attempt[Any]) -> Diptyc
     return connection_failed(str(error), attempt.request_id)
 
 
+def _response_error(response: httpx.Response, attempt: Attempt[Any]) -> DiptychError:
+    return error_from_response(response.status_code, response.headers, response.content, attempt.request_id)
+
+
 def _result(response: httpx.Response, attempt: Attempt[ResultT]) -> ResultT:
     if not response.is_success:
-        headers: Mapping[str, str] = response.headers
-        raise error_from_response(response.status_code, headers, response.content, attempt.request_id)
+        raise _response_error(response, attempt)
     try:
         return attempt.operation.from_json(response.json())
     except (ValueError, KeyError, TypeError) as error:

@@ -2,8 +2,10 @@
 
 import time
 import uuid
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Self, TypeVar
 
 from client.errors import DiptychError
 from client.operations import COMPARE, MODELS, PREDICT, TASKS, Attempt, Operation, ResultT
@@ -20,6 +22,8 @@ from client.requests import (
 from client.results import Answer, Comparison, Model, Task
 from client.retries import CallTime
 from client.transports import transport_to
+
+ValueT = TypeVar("ValueT")
 
 
 class Client:
@@ -53,6 +57,25 @@ class Client:
         """Ask one model, the first that offers the task where none is named."""
         return self._call(PREDICT, predict_request(image, task, model, parameters, options))
 
+    def stream(
+        self,
+        image: ImageSource,
+        task: str,
+        parameters: TaskParameters = NO_PARAMETERS,
+        *,
+        model: str | None = None,
+        options: AnswerOptions = DEFAULT_OPTIONS,
+    ) -> Generator[str | Answer, None, None]:
+        """Ask one model, and yield the pieces of its raw text as they are written, and at last the answer.
+
+        Closed before, it ends the answer. It is tried again only until its first piece.
+        """
+        request = predict_request(image, task, model, parameters, options)
+        started = self._tried(PREDICT, request, self._start)
+        with closing(started.others) as others:
+            yield started.first
+            yield from others
+
     def compare(
         self,
         image: ImageSource,
@@ -84,9 +107,27 @@ class Client:
         self.close()
 
     def _call(self, operation: Operation[ResultT], request: Request) -> ResultT:
+        return self._tried(operation, request, self._transport.send)
+
+    def _start(self, attempt: Attempt[Answer]) -> "_Started":
+        events = self._transport.stream(attempt)
+        return _Started(next(events), events)
+
+    def _tried(
+        self, operation: Operation[ResultT], request: Request, send: Callable[[Attempt[ResultT]], ValueT]
+    ) -> ValueT:
+        """Send until it succeeds or is not worth another try."""
         request_id, call = uuid.uuid4().hex, CallTime(self._timeout_s, self._max_retries)
         while True:
             try:
-                return self._transport.send(Attempt(operation, request, request_id, call.remaining_s()))
+                return send(Attempt(operation, request, request_id, call.remaining_s()))
             except DiptychError as error:
                 time.sleep(call.wait_after_s(error))
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A stream that has begun."""
+
+    first: str | Answer
+    others: Generator[str | Answer, None, None]

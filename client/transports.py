@@ -3,12 +3,14 @@
 http://HOST:PORT, https://HOST:PORT: REST; grpc://HOST:PORT, grpcs://HOST:PORT: gRPC without and with TLS.
 """
 
+from collections.abc import AsyncGenerator, Generator
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from client.grpc_transports import AsyncGrpcTransport, GrpcTransport
 from client.operations import Attempt, ResultT
 from client.rest_transports import AsyncRestTransport, RestTransport
+from client.results import Answer
 
 
 class Transport(Protocol):
@@ -16,6 +18,10 @@ class Transport(Protocol):
 
     def send(self, attempt: Attempt[ResultT]) -> ResultT:
         """Return what the service answers; raise `DiptychError`."""
+        ...
+
+    def stream(self, attempt: Attempt[Answer]) -> Generator[str | Answer, None, None]:
+        """Yield the text as it is written, then the answer; raise `DiptychError`."""
         ...
 
     def close(self) -> None:
@@ -28,6 +34,10 @@ class AsyncTransport(Protocol):
 
     async def send(self, attempt: Attempt[ResultT]) -> ResultT:
         """Return what the service answers; raise `DiptychError`."""
+        ...
+
+    def stream(self, attempt: Attempt[Answer]) -> AsyncGenerator[str | Answer, None]:
+        """Yield the text as it is written, then the answer; raise `DiptychError`."""
         ...
 
     async def close(self) -> None:
