@@ -11,7 +11,7 @@ from client.results import Answer
 
 @dataclass(slots=True)
 class EventReader:
-    """Reads chunks that may end anywhere; lines end with a newline alone and data is one line, as the service writes."""
+    r"""Reads chunks that may end anywhere. Lines end with \n alone and data is one line, as the service writes them."""
 
     request_id: str
     is_answered: bool = False

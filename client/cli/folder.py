@@ -90,7 +90,11 @@ def _label(service: Service, labeller: Labeller, waiting: Sequence[ImageFile], c
             async with service.async_client() as client:
                 await label_images(client, labeller, waiting, concurrency, lambda: progress.advance(bar))
 
-        asyncio.run(run())
+        try:
+            asyncio.run(run())
+        except KeyboardInterrupt:
+            _ERRORS.print("interrupted; the same command goes on from here")
+            raise
     elapsed_s, failures = time.monotonic() - start_s, labeller.failures
     rate = f"{len(waiting)} images in {elapsed_s:.1f} s, {len(waiting) / elapsed_s:.1f} images/s"
     typer.echo(f"{rate}; {failures.count} failed" + (f", see {failures.path}" if failures.count else ""))
