@@ -119,7 +119,7 @@ def _grpc(script: Script) -> Iterator[str]:
 
     with ThreadPoolExecutor(2) as pool:
         server = grpc.server(pool)
-        add_VisionServicer_to_server(Vision(), server)  # type: ignore[no-untyped-call]
+        add_VisionServicer_to_server(Vision(), server)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         try:
