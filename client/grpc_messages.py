@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import grpc
@@ -32,6 +33,7 @@ from client.results import (
     Timings,
     Usage,
 )
+from client.retries import retry_after_s
 from service.proto import vision_pb2 as pb
 
 MessageT = TypeVar("MessageT", bound=Message)
@@ -106,7 +108,7 @@ def error_from_call(
 ) -> DiptychError:
     """Return the error that the status of a call tells."""
     if "diptych-code" in trailing:
-        wait_s = float(trailing["retry-after"]) if "retry-after" in trailing else None
+        wait_s = retry_after_s(trailing.get("retry-after"), datetime.now(UTC))
         id_there = trailing.get("x-request-id", request_id)
         return error_of(ErrorDetail(trailing["diptych-code"], details, trailing.get("diptych-param"), id_there), wait_s)
     if status == grpc.StatusCode.UNAVAILABLE:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from client.errors import DiptychError, ErrorDetail, error_of
@@ -30,6 +29,7 @@ from client.results import (
     Timings,
     Usage,
 )
+from client.retries import retry_after_s
 
 Json = Mapping[str, Any]
 ValueT = TypeVar("ValueT")
@@ -96,18 +96,6 @@ def error_from_response(status: int, headers: Mapping[str, str], body: bytes, re
     except (ValueError, KeyError, TypeError):
         message = f"the server answered with status {status}: {body[:200].decode(errors='replace')}"
         return error_of(ErrorDetail(_CODE_OF_STATUS.get(status, "internal"), message, None, request_id), wait_s)
-
-
-def retry_after_s(header: str | None, now: datetime) -> float | None:
-    """Return the seconds that a Retry-After asks for, given as seconds or as a date (RFC 9110, 10.2.3)."""
-    if header is None:
-        return None
-    if header.isascii() and header.isdigit():
-        return float(header)
-    try:
-        return max(0.0, (parsedate_to_datetime(header) - now).total_seconds())
-    except (ValueError, TypeError):  # no date, or one without a time zone
-        return None
 
 
 def answer_json(answer: Answer) -> dict[str, Any]:

@@ -8,6 +8,8 @@ clients that failed together do not come back together.
 import random
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 
 from client.errors import ConnectionFailed, DiptychError, NotReady, Overloaded
 
@@ -24,9 +26,21 @@ def wait_before_retry_s(error: DiptychError, num_retries: int, remaining_s: floa
     """
     if not isinstance(error, _WORTH_ANOTHER_TRY):
         return None
-    doubled_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**num_retries)
+    doubled_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(num_retries, 10))
     wait_s = doubled_s * (1 - jitter / 2) if error.retry_after_s is None else error.retry_after_s
     return wait_s if wait_s < remaining_s else None
+
+
+def retry_after_s(header: str | None, now: datetime) -> float | None:
+    """Return the seconds that a Retry-After asks for, given as seconds or as a date (RFC 9110, 10.2.3)."""
+    if header is None:
+        return None
+    if header.isascii() and header.isdigit():
+        return float(header)
+    try:
+        return max(0.0, (parsedate_to_datetime(header) - now).total_seconds())
+    except (ValueError, TypeError):  # no date, or one without a time zone
+        return None
 
 
 @dataclass(slots=True)

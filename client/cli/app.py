@@ -66,9 +66,9 @@ def predict(
     """Ask one model about an image."""
     with _service(context).client() as client:
         answer = client.predict(image, asked.task, asked.parameters(), model=model, options=asked.options())
+    _print_json(answer_json(answer)) if as_json else show(answer_view(answer))
     if draw is not None:
         draw_answer(open_upright(image), answer).save(draw)
-    _print_json(answer_json(answer)) if as_json else show(answer_view(answer))
 
 
 @app.command()
@@ -85,9 +85,9 @@ def compare(
     with _service(context).client() as client:
         parameters, options = asked.parameters(), asked.options()
         comparison = client.compare(image, asked.task, parameters, models=models, options=options)
+    _print_json(comparison_json(comparison)) if as_json else show(comparison_view(comparison))
     if draw is not None:
         draw_comparison(open_upright(image), comparison).save(draw)
-    _print_json(comparison_json(comparison)) if as_json else show(comparison_view(comparison))
 
 
 @app.command("models")

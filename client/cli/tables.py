@@ -9,7 +9,6 @@ from rich.text import Text
 from client.results import (
     Answer,
     Comparison,
-    Instance,
     Item,
     Model,
     ModelFailure,
@@ -55,19 +54,13 @@ def show(view: RenderableType) -> None:
 
 
 def _items_table(items: Sequence[Item]) -> Table:
-    rows = [(label_of(item), f"{item.score:.2f}", _place(item), _shape(item)) for item in items]
-    return _table(("label", "score", "place", "mask"), rows)
+    rows = [(label_of(item), f"{item.score:.2f}", _place(item)) for item in items]
+    return _table(("label", "score", "place"), rows)
 
 
 def _place(item: Item) -> str:
     numbers = item.box_xyxy if not isinstance(item, TextRegion) else [value for xy in item.quad_xy for value in xy]
     return " ".join(f"{number:.1f}" for number in numbers)
-
-
-def _shape(item: Item) -> str:
-    if not isinstance(item, Instance):
-        return ""
-    return "run lengths" if item.polygons_xy is None else f"{sum(map(len, item.polygons_xy))} points"
 
 
 def _parameters(task: Task) -> Iterable[str]:

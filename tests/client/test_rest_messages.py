@@ -1,7 +1,6 @@
 """Bodies of REST to values: answers of every kind, and errors, also those that are not the service's."""
 
 import json
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -26,13 +25,10 @@ from client.rest_messages import (
     comparison_from_json,
     comparison_json,
     error_from_response,
-    retry_after_s,
 )
 from client.results import Result
 from service.wire import AnswerJson
 from tests.support.client_answers import DETECTIONS, RESULTS, SIZE, answer
-
-NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("result", RESULTS, ids=lambda result: type(result).__name__)
@@ -89,22 +85,3 @@ def test_without_the_contracts_body_the_status_tells(status: int, kind: type[Dip
     error = error_from_response(status, {"retry-after": "7"}, body, "mine")
     assert type(error) is kind
     assert (error.request_id, error.retry_after_s) == ("mine", 7)
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [
-        (None, None),
-        ("0", 0),
-        ("120", 120),
-        ("Fri, 01 May 2026 12:00:30 GMT", 30),
-        ("Fri, 01 May 2026 11:00:00 GMT", 0),
-        ("Fri, 01 May 2026 12:00:30", None),
-        ("-5", None),
-        ("soon", None),
-        ("", None),
-        ("²", None),
-    ],
-)
-def test_retry_after_is_seconds_or_a_date(header: str | None, seconds: float | None) -> None:
-    assert retry_after_s(header, NOW) == seconds

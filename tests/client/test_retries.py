@@ -1,10 +1,13 @@
 """When a call is tried again, and after how long."""
 
+from datetime import UTC, datetime
+
 import pytest
 
 from client import ConnectionFailed, DiptychError, ErrorDetail, InternalError, InvalidRequest, NotReady, Overloaded
-from client.retries import CallTime, wait_before_retry_s
+from client.retries import CallTime, retry_after_s, wait_before_retry_s
 
+NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
 DETAIL = ErrorDetail("any", "", None, "r")
 
 
@@ -40,3 +43,22 @@ def test_so_many_retries_and_no_more() -> None:
 def test_the_time_that_is_left_shrinks_and_is_never_none() -> None:
     assert 0 < CallTime(60.0, 0).remaining_s() <= 60
     assert 0 < CallTime(-1.0, 0).remaining_s() <= 0.001
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None),
+        ("0", 0),
+        ("120", 120),
+        ("Fri, 01 May 2026 12:00:30 GMT", 30),
+        ("Fri, 01 May 2026 11:00:00 GMT", 0),
+        ("Fri, 01 May 2026 12:00:30", None),
+        ("-5", None),
+        ("soon", None),
+        ("", None),
+        ("²", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(header: str | None, seconds: float | None) -> None:
+    assert retry_after_s(header, NOW) == seconds

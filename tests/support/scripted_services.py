@@ -60,14 +60,16 @@ class Script:
 
 @contextmanager
 def scripted(interface: str, steps: Sequence[Refusal | None]) -> Iterator[tuple[str, Script]]:
-    """Serve a script over `rest` or `grpc`; yield its address and the script."""
+    """Serve these steps over `rest` or `grpc`; yield the address and the script."""
     script = Script(list(steps))
-    with (_rest if interface == "rest" else _grpc)(script) as url:
+    with (serving_rest if interface == "rest" else _grpc)(script) as url:
         yield url, script
 
 
 @contextmanager
-def _rest(script: Script) -> Iterator[str]:
+def serving_rest(script: Script) -> Iterator[str]:
+    """Serve a script over REST; yield the address."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))

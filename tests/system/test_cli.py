@@ -204,3 +204,15 @@ def test_an_error_of_every_image_ends_the_run_at_once(service: RunningService, f
     refused = run(service, "annotate", folder, "--task", "captioning", "--detail", "epic", "--format", "jsonl")
     assert refused.returncode == 1
     assert "error: invalid_request: detail must be one of" in refused.stderr
+
+
+def test_a_region_that_lies_in_one_image_alone_fails_for_the_others_alone(
+    service: RunningService, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for name, size_wh in (("large.png", (320, 240)), ("small.png", (40, 30))):
+        (tmp_path / "photos" / name).write_bytes(scene_png(3, size_wh))
+    words = ("--task", "region_description", "--region", "50", "100", "140", "180", "--format", "jsonl")
+    failed = run(service, "annotate", tmp_path / "photos", *words)
+    assert failed.returncode == 1
+    assert "1 of 2 images are in" in failed.stdout
