@@ -1,7 +1,7 @@
 """REST over httpx, with and without asyncio: one try of a call to a result or a `DiptychError`."""
 
 import math
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, closing
 from typing import Any
 
@@ -9,13 +9,9 @@ import httpx
 
 from client.errors import DiptychError, ErrorDetail, InternalError, connection_failed, deadline_exceeded
 from client.operations import Attempt, ResultT
-from client.requests import FieldValue
 from client.rest_messages import error_from_response, form_of
 from client.results import Answer
 from client.server_sent_events import EventReader
-
-_NONE: Mapping[str, FieldValue] = {}
-_STREAM: Mapping[str, FieldValue] = {"stream": True}
 
 
 class RestTransport:
@@ -36,7 +32,9 @@ class RestTransport:
         """Yield the text as it is written, then the answer; raise `DiptychError`."""
         reader = EventReader(attempt.request_id)
         try:
-            with closing(self._http.send(_http_request(self._http, attempt, _STREAM), stream=True)) as response:
+            with closing(
+                self._http.send(_http_request(self._http, attempt, is_streamed=True), stream=True)
+            ) as response:
                 if not response.is_success:
                     response.read()
                     raise _response_error(response, attempt)
@@ -69,7 +67,7 @@ class AsyncRestTransport:
         """Yield the text as it is written, then the answer; raise `DiptychError`."""
         reader = EventReader(attempt.request_id)
         try:
-            response = await self._http.send(_http_request(self._http, attempt, _STREAM), stream=True)
+            response = await self._http.send(_http_request(self._http, attempt, is_streamed=True), stream=True)
             async with aclosing(response):
                 if not response.is_success:
                     await response.aread()
@@ -91,13 +89,13 @@ def _key_headers(api_key: str | None) -> dict[str, str]:
 
 
 def _http_request(
-    http: httpx.Client | httpx.AsyncClient, attempt: Attempt[Any], more_fields: Mapping[str, FieldValue] = _NONE
+    http: httpx.Client | httpx.AsyncClient, attempt: Attempt[Any], is_streamed: bool = False
 ) -> httpx.Request:
     path, request = attempt.operation.path, attempt.request
     headers = {"X-Request-Id": attempt.request_id, "X-Deadline-Ms": str(max(1, math.floor(attempt.timeout_s * 1000)))}
     if request.image is None:
         return http.build_request("GET", path, headers=headers, timeout=attempt.timeout_s)
-    form, files = form_of({**request.fields, **more_fields}), {"image": request.image}
+    form, files = form_of(request.fields) | ({"stream": "true"} if is_streamed else {}), {"image": request.image}
     return http.build_request("POST", path, data=form, files=files, headers=headers, timeout=attempt.timeout_s)
 
 

@@ -33,8 +33,7 @@ class Record:
 class Journal:
     """The answers so far, by the name of the image; `records` holds them all in memory."""
 
-    def __init__(self, path: Path, file: FileIO, records: dict[str, Record]) -> None:
-        self.path = path
+    def __init__(self, file: FileIO, records: dict[str, Record]) -> None:
         self.records = records
         self._file = file
 
@@ -45,7 +44,7 @@ class Journal:
         file = FileIO(path, "a+")
         try:
             _lock(path, file)
-            return cls(path, file, _read(path, file, job))
+            return cls(file, _read(path, file, job))
         except BaseException:
             file.close()
             raise

@@ -83,9 +83,9 @@ async def label_images(
 
 
 def _told(error: DiptychError | OSError) -> dict[str, str | None]:
-    return (
-        asdict(error.detail) if isinstance(error, DiptychError) else {"code": "unreadable_file", "message": str(error)}
-    )
+    if isinstance(error, DiptychError):
+        return asdict(error.detail)
+    return {"code": "unreadable_file", "message": str(error)}
 
 
 def _is_about_every_image(error: DiptychError | OSError) -> bool:

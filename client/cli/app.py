@@ -7,27 +7,24 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console, RenderableType
 
 from client.annotate import AnnotationError, DatasetFormat
 from client.cli.asked import Asked, asking
 from client.cli.folder import FolderCall, annotate_folder
 from client.cli.service import Service
-from client.cli.tables import answer_view, comparison_view, models_view, show, tasks_view
+from client.cli.tables import answer_view, comparison_view, models_view, tasks_view
 from client.drawing import draw_answer, draw_comparison, open_upright
 from client.errors import DiptychError
 from client.rest_messages import answer_json, comparison_json
 
 app = typer.Typer(
-    help="Asks a Diptych service about images.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
 )
 
 ImagePath = Annotated[Path, typer.Argument(help="A JPEG, PNG or WebP file.", exists=True, dir_okay=False)]
 Draw = Annotated[Path | None, typer.Option(help="Paint the answer over the image, into this file.", dir_okay=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the service's JSON instead of a table.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ModelId = Annotated[str | None, typer.Option(help="Model id; the first that offers the task where none is given.")]
 
 
@@ -66,7 +63,7 @@ def predict(
     """Ask one model about an image."""
     with _service(context).client() as client:
         answer = client.predict(image, asked.task, asked.parameters(), model=model, options=asked.options())
-    _print_json(answer_json(answer)) if as_json else show(answer_view(answer))
+    _tell(as_json, answer_json(answer), answer_view(answer))
     if draw is not None:
         draw_answer(open_upright(image), answer).save(draw)
 
@@ -85,7 +82,7 @@ def compare(
     with _service(context).client() as client:
         parameters, options = asked.parameters(), asked.options()
         comparison = client.compare(image, asked.task, parameters, models=models, options=options)
-    _print_json(comparison_json(comparison)) if as_json else show(comparison_view(comparison))
+    _tell(as_json, comparison_json(comparison), comparison_view(comparison))
     if draw is not None:
         draw_comparison(open_upright(image), comparison).save(draw)
 
@@ -95,7 +92,7 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
     """List the served models."""
     with _service(context).client() as client:
         models = client.models()
-    _print_json([asdict(model) for model in models]) if as_json else show(models_view(models))
+    _tell(as_json, [asdict(model) for model in models], models_view(models))
 
 
 @app.command("tasks")
@@ -103,7 +100,7 @@ def list_tasks(context: typer.Context, as_json: AsJson = False) -> None:
     """List the tasks with their parameters and the models that offer them."""
     with _service(context).client() as client:
         tasks = client.tasks()
-    _print_json([asdict(task) for task in tasks]) if as_json else show(tasks_view(tasks))
+    _tell(as_json, [asdict(task) for task in tasks], tasks_view(tasks))
 
 
 @app.command()
@@ -134,5 +131,9 @@ def _service(context: typer.Context) -> Service:
     return service
 
 
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+def _tell(as_json: bool, value: object, view: RenderableType) -> None:
+    """Print a value for a program, or its view for a person."""
+    if as_json:
+        typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    else:
+        Console().print(view)

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from functools import wraps
 from typing import Annotated, Any
 
@@ -58,23 +58,19 @@ class Asked:
 
 def asking(command: Callable[..., None]) -> Callable[..., None]:
     """Let typer see the fields of `Asked` as options in place of the command's parameter `asked`."""
-    own = [p for p in inspect.signature(command).parameters.values() if p.name != "asked"]
-    names = [field.name for field in fields(Asked)]
+    own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name != "asked"]
+    options = [_option(field) for field in fields(Asked)]
 
     @wraps(command)
     def run(**values: Any) -> None:  # typer calls by name, with what the signature below says
-        asked = Asked(**{name: values.pop(name) for name in names})
+        asked = Asked(**{option.name: values.pop(option.name) for option in options})
         command(**values, asked=asked)
 
-    options = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
-            annotation=field.type,
-        )
-        for field in fields(Asked)
-    ]
     keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
     run.__signature__ = inspect.Signature([*keyword_only, *options])  # type: ignore[attr-defined]
     return run
+
+
+def _option(field: Field[Any]) -> inspect.Parameter:
+    default = inspect.Parameter.empty if field.default is MISSING else field.default
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=field.type)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -46,11 +46,6 @@ def tasks_view(tasks: Iterable[Task]) -> RenderableType:
     """Return a row for each task."""
     rows = [(task.id, ", ".join(_parameters(task)), task.result, ", ".join(task.models)) for task in tasks]
     return _table(("task", "parameters", "answers with", "models"), rows)
-
-
-def show(view: RenderableType) -> None:
-    """Print to standard output."""
-    Console().print(view)
 
 
 def _items_table(items: Sequence[Item]) -> Table:
