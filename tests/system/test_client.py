@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from client import Answer, AnswerOptions, Comparison, DeadlineExceeded, DiptychError, TaskParameters, Timings
+from client import (
+    Answer,
+    AnswerOptions,
+    Comparison,
+    DeadlineExceeded,
+    DiptychError,
+    Overloaded,
+    TaskParameters,
+    Timings,
+)
 from client.rest_messages import answer_json
 from tests.support.both_clients import KINDS, call
 from tests.support.running_service import RunningService
@@ -134,7 +143,7 @@ def test_a_call_ends_at_its_deadline_every_way(service: RunningService, ask: Cal
     request = {"task": "captioning", "detail": "paragraph", "model": FLORENCE, "num_beams": 10}
     for url, kind in product((service.url, f"grpc://{service.grpc_address}"), KINDS):
         start_s = time.monotonic()
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises((DeadlineExceeded, Overloaded)):  # the service may see at once that it would be late
             call(kind, url, ask(request), timeout_s=0.004)
         assert time.monotonic() - start_s < 5
 
