@@ -25,7 +25,7 @@ test: check export
 check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy service runners tasks export loadtest tests
+	$(VENV)/bin/mypy service runners tasks export loadtest client tests
 
 proto: $(VENV)/installed-dev
 	$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. service/proto/vision.proto

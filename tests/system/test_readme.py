@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from tests.support.server_sent_events import parse_events
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CALLS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL)
 BLOCKS = re.findall(r"```bash\n(.*?)```\n(?:\n```json\n(.*?)```)?", README, re.DOTALL)
+COMMANDS = re.findall(r"```sh\n(.*?)```\n(?:\n```text\n(.*?)```)?", README, re.DOTALL)
 VARYING = {"id", "request_id", "timings_ms", "vision_cache"}
 
 
@@ -48,7 +50,8 @@ def test_a_request_of_the_readme_gets_the_answer_that_it_shows(
 @pytest.mark.parametrize(("call", "shown"), CALLS)
 def test_a_call_of_the_readme_prints_what_it_shows(service: RunningService, call: str, shown: str) -> None:
     code = call.replace("localhost:3001", service.grpc_address).replace("http://localhost:3000", service.url)
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    quiet = "-Wignore:OpenCV"  # supervision says at its import that it goes without
+    run = subprocess.run([sys.executable, quiet, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (run.stdout, run.stderr) == (shown, "")
 
 
@@ -56,8 +59,30 @@ def test_every_call_of_the_readme_shows_what_it_prints() -> None:
     assert len(CALLS) == README.count("```python") > 0
 
 
+@pytest.mark.parametrize(("commands", "shown"), COMMANDS)
+def test_a_command_of_the_readme_succeeds_and_prints_what_it_shows(
+    service: RunningService, tmp_path: Path, commands: str, shown: str
+) -> None:
+    printed = [run_command(line.replace("/tmp/", f"{tmp_path}/"), service) for line in commands.splitlines()]
+    assert all(printed)
+    if shown:
+        assert [without_times(text) for text in printed] == [without_times(shown)]
+
+
+def run_command(line: str, service: RunningService) -> str:
+    """Run a command of the client against the service and return what it prints."""
+    python, *words = shlex.split(line)
+    assert (python, words[:2]) == (".venv/bin/python", ["-m", "client"])
+    command = [sys.executable, "-m", "client", "--url", service.url, *words[2:]]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def without_times(text: str) -> str:
+    return re.sub(r"\d+ ms", "… ms", text)
+
+
 def test_there_are_requests_in_the_readme() -> None:
-    assert len(BLOCKS) == 4
+    assert (len(BLOCKS), len(COMMANDS)) == (4, 2)
 
 
 def test_the_tables_of_the_readme_are_those_of_the_code() -> None:
@@ -74,7 +99,7 @@ def test_the_numbers_of_the_bench_are_those_of_its_last_report() -> None:
 
 
 def test_every_file_that_the_readme_names_is_there() -> None:
-    named = re.findall(r"`((?:service|runners|tasks|export|models)/[\w/.-]+)`", README)
+    named = re.findall(r"`((?:service|runners|tasks|export|client|models)/[\w/.-]+)`", README)
     assert len(named) > 10
     for name in named:
         assert (ROOT / name).exists(), name

@@ -1,0 +1,5 @@
+"""`python -m client --help`."""
+
+from client.cli import main
+
+main()

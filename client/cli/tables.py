@@ -1,0 +1,71 @@
+"""What the commands print: tables for people."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Column, Table
+from rich.text import Text
+
+from client.results import (
+    Answer,
+    Comparison,
+    Item,
+    Model,
+    ModelFailure,
+    Task,
+    TextRegion,
+    TextResult,
+    items_of,
+    label_of,
+)
+
+
+def answer_view(answer: Answer | ModelFailure) -> RenderableType:
+    """Return who answered and how fast, and the text or a table of what was found."""
+    if isinstance(answer, ModelFailure):
+        return Text(f"{answer.model}: {answer.error.code}: {answer.error.message}", style="red")
+    title = Text(f"{answer.model}, {answer.timings_ms.total:.0f} ms", style="bold")
+    if isinstance(answer.result, TextResult):
+        return Group(title, Text(answer.result.text))
+    items = items_of(answer.result)
+    return Group(title, _items_table(items) if items else Text("nothing found"))
+
+
+def comparison_view(comparison: Comparison) -> RenderableType:
+    """Return the answers one under the other."""
+    return Group(*map(answer_view, comparison.answers))
+
+
+def models_view(models: Iterable[Model]) -> RenderableType:
+    """Return a row for each model."""
+    rows = [(m.id, m.family, f"{m.parameters:,}", str(m.resolution), m.precision, m.license) for m in models]
+    return _table(("model", "family", "parameters", "resolution", "precision", "license"), rows)
+
+
+def tasks_view(tasks: Iterable[Task]) -> RenderableType:
+    """Return a row for each task."""
+    rows = [(task.id, ", ".join(_parameters(task)), task.result, ", ".join(task.models)) for task in tasks]
+    return _table(("task", "parameters", "answers with", "models"), rows)
+
+
+def _items_table(items: Sequence[Item]) -> Table:
+    rows = [(label_of(item), f"{item.score:.2f}", _place(item)) for item in items]
+    return _table(("label", "score", "place"), rows)
+
+
+def _place(item: Item) -> str:
+    numbers = item.box_xyxy if not isinstance(item, TextRegion) else [value for xy in item.quad_xy for value in xy]
+    return " ".join(f"{number:.1f}" for number in numbers)
+
+
+def _parameters(task: Task) -> Iterable[str]:
+    properties = task.parameters.get("properties", {})
+    return properties if isinstance(properties, dict) else ()
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    first, *others = columns
+    table = Table(Column(first, no_wrap=True), *(Column(name, overflow="fold") for name in others))
+    for row in rows:
+        table.add_row(*map(Text, row))  # a label is no markup
+    return table

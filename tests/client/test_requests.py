@@ -1,0 +1,87 @@
+"""What is sent: the fields that were given and the bytes of the image, over either interface."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from client import AnswerOptions, TaskParameters
+from client.grpc_messages import request_message
+from client.requests import compare_request, encoded_image, given_fields, predict_request
+from client.rest_messages import form_of
+from service.proto import vision_pb2 as pb
+
+PARAMETERS = TaskParameters(labels=["a", "b; c"], region=(1, 2, 3.5, 4), question="wie viele?")
+OPTIONS = AnswerOptions(max_new_tokens=5, temperature=0.0, constrained=False, mask_format="rle")
+
+
+def test_what_is_none_is_not_sent() -> None:
+    assert given_fields(TaskParameters(), AnswerOptions()) == {}
+    assert predict_request(b"i", "ocr", None, TaskParameters(), AnswerOptions()).fields == {"task": "ocr"}
+
+
+def test_a_false_claim_and_a_zero_are_sent() -> None:
+    fields = given_fields(TaskParameters(), AnswerOptions(temperature=0.0, seed=0, constrained=False))
+    assert fields == {"temperature": 0.0, "seed": 0, "constrained": False}
+
+
+def test_a_form_has_lists_and_claims_as_json() -> None:
+    request = predict_request(b"i", "some_task", "m", PARAMETERS, OPTIONS)
+    assert form_of(request.fields) == {
+        "task": "some_task",
+        "model": "m",
+        "labels": '["a", "b; c"]',
+        "region": "[1, 2, 3.5, 4]",
+        "question": "wie viele?",
+        "max_new_tokens": "5",
+        "temperature": "0.0",
+        "constrained": "false",
+        "mask_format": "rle",
+    }
+
+
+def test_a_message_has_the_same_fields() -> None:
+    message = request_message(pb.PredictRequest, predict_request(b"i", "some_task", "m", PARAMETERS, OPTIONS))
+    assert message == pb.PredictRequest(
+        image=b"i",
+        task="some_task",
+        model="m",
+        labels=["a", "b; c"],
+        region=[1, 2, 3.5, 4],
+        question="wie viele?",
+        max_new_tokens=5,
+        temperature=0.0,
+        constrained=False,
+        mask_format="rle",
+    )
+    assert message.HasField("temperature")
+
+
+def test_a_comparison_names_its_models_or_none() -> None:
+    asked = compare_request(b"i", "ocr", ["m", "n"], TaskParameters(), AnswerOptions())
+    assert request_message(pb.CompareRequest, asked).models == ["m", "n"]
+    assert "models" not in compare_request(b"i", "ocr", None, TaskParameters(), AnswerOptions()).fields
+
+
+def test_a_file_goes_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"any bytes")
+    assert encoded_image(path) == encoded_image(str(path)) == encoded_image(b"any bytes") == b"any bytes"
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "F", "I;16"])
+def test_a_pil_image_of_any_mode_can_be_sent(mode: str) -> None:
+    sent = Image.open(io.BytesIO(encoded_image(Image.new(mode, (5, 3)))))
+    assert sent.size == (5, 3)
+
+
+def test_a_pil_image_is_sent_with_the_pixels_that_it_has_and_not_turned_there() -> None:
+    image = Image.new("RGB", (5, 3), (200, 30, 30))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    file = io.BytesIO()
+    image.save(file, "JPEG", exif=exif)
+    sent = Image.open(io.BytesIO(encoded_image(Image.open(file))))
+    assert sent.size == (5, 3)
+    assert not sent.getexif()

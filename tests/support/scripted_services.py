@@ -1,0 +1,146 @@
+"""Two small servers with our interfaces that answer as they are told, one after the other, and keep what they got."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import grpc
+
+from client import TextResult
+from client.rest_messages import answer_json
+from service.proto import vision_pb2 as pb
+from service.proto.vision_pb2_grpc import VisionServicer, add_VisionServicer_to_server
+from tests.support.client_answers import answer
+
+ANSWER = answer(TextResult("done"))
+_STATUSES = {"overloaded": 429, "not_ready": 503, "invalid_request": 400}
+_CODES = {
+    "overloaded": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "not_ready": grpc.StatusCode.UNAVAILABLE,
+    "invalid_request": grpc.StatusCode.INVALID_ARGUMENT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error that the server answers with."""
+
+    code: str
+    retry_after_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What came with a request."""
+
+    request_id: str
+    timeout_s: float
+    key: str | None
+    at_s: float = field(default_factory=time.monotonic)
+
+
+@dataclass(slots=True)
+class Script:
+    """What is answered: each refusal once, `None` for a connection that is cut, and then the answer."""
+
+    steps: list[Refusal | None]
+    received: list[Received] = field(default_factory=list)
+
+    def next_step(self, received: Received) -> Refusal | str | None:
+        """Keep a request and return what it is answered with; a text stands for the answer."""
+        self.received.append(received)
+        return self.steps.pop(0) if self.steps else "answer"
+
+
+@contextmanager
+def scripted(interface: str, steps: Sequence[Refusal | None]) -> Iterator[tuple[str, Script]]:
+    """Serve these steps over `rest` or `grpc`; yield the address and the script."""
+    script = Script(list(steps))
+    with (serving_rest if interface == "rest" else _grpc)(script) as url:
+        yield url, script
+
+
+@contextmanager
+def serving_rest(script: Script) -> Iterator[str]:
+    """Serve a script over REST; yield the address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            timeout_s = int(self.headers["x-deadline-ms"]) / 1000
+            request_id, key = self.headers["x-request-id"], self.headers["authorization"]
+            step = script.next_step(Received(request_id, timeout_s, key))
+            if step is None:
+                return  # and so the connection is closed
+            self._send(step, request_id)
+
+        def _send(self, step: Refusal | str, request_id: str) -> None:
+            body: dict[str, Any] = answer_json(ANSWER)
+            if isinstance(step, Refusal):
+                body = {"error": {"code": step.code, "message": "no", "param": None, "request_id": request_id}}
+            self.send_response(_STATUSES[step.code] if isinstance(step, Refusal) else 200)
+            if isinstance(step, Refusal) and step.retry_after_s is not None:
+                self.send_header("Retry-After", str(step.retry_after_s))
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_: Any) -> None:
+            """Print nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def _grpc(script: Script) -> Iterator[str]:
+    class Vision(VisionServicer):
+        def Predict(self, _request: pb.PredictRequest, context: Any) -> pb.Answer:
+            metadata = dict(context.invocation_metadata())
+            received = Received(metadata["x-request-id"], context.time_remaining(), metadata.get("authorization"))
+            step = script.next_step(received)
+            if step is None:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+            if isinstance(step, Refusal):
+                told = [] if step.retry_after_s is None else [("retry-after", str(step.retry_after_s))]
+                context.set_trailing_metadata([("diptych-code", step.code), *told])
+                context.abort(_CODES[step.code], "no")
+            return _message()
+
+    with ThreadPoolExecutor(2) as pool:
+        server = grpc.server(pool)
+        add_VisionServicer_to_server(Vision(), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            yield f"grpc://127.0.0.1:{port}"
+        finally:
+            server.stop(0).wait()
+
+
+def _message() -> pb.Answer:
+    times = answer_json(ANSWER)["timings_ms"]
+    return pb.Answer(
+        id=ANSWER.id,
+        model=ANSWER.model,
+        task=ANSWER.task,
+        text="done",
+        raw_text="raw",
+        finish_reason="stop",
+        image=pb.Image(width=ANSWER.image.width, height=ANSWER.image.height),
+        usage=pb.Usage(image_tokens=3, prompt_tokens=2, generated_tokens=1),
+        vision_cache="miss",
+        timings_ms=pb.Timings(**times),
+    )

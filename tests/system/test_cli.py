@@ -1,0 +1,218 @@
+"""The command line as a person runs it, against the running service."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+from pycocotools.coco import COCO
+
+from tests.support.export_cli import ROOT
+from tests.support.running_service import RunningService
+from tests.support.scene_images import scene_image, scene_png
+from tests.support.service_metrics import metric
+
+Run = subprocess.CompletedProcess[str]
+NUM_IMAGES = 60
+
+
+def command(service: RunningService, *arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "client", "--url", service.url, *map(str, arguments)]
+
+
+def run(service: RunningService, *arguments: str | Path) -> Run:
+    words = command(service, *arguments)
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    path = tmp_path / "scene.png"
+    path.write_bytes(scene_png())
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with `NUM_IMAGES` small scenes, some of them in a folder within."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for index in range(NUM_IMAGES):
+        scene_image(index, (96, 64)).save(folder / ("more" if index % 3 else "") / f"{index:03}.png")
+    return folder
+
+
+def journal_names(out: Path) -> list[str]:
+    """Return the name of the image of every whole line of the journal but its first."""
+    whole, _, _ = (out / "journal.jsonl").read_bytes().rpartition(b"\n")
+    return [json.loads(line)["image"]["name"] for line in whole.split(b"\n")[1:]]
+
+
+def test_predict_prints_a_table_and_paints_the_boxes(service: RunningService, scene: Path, tmp_path: Path) -> None:
+    shown = run(service, "predict", scene, "--task", "object_detection", "--draw", tmp_path / "drawn.png")
+    assert shown.returncode == 0, shown.stderr
+    assert "florence-2-mini" in shown.stdout
+    told = json.loads(run(service, "predict", scene, "--task", "object_detection", "--json").stdout)
+    for detection in told["result"]["detections"]:
+        assert detection["label"] in shown.stdout
+    with Image.open(tmp_path / "drawn.png") as drawn:
+        assert drawn.width == 320
+        assert drawn.height > 240
+
+
+def test_parameters_are_options(service: RunningService, scene: Path) -> None:
+    words = ("--labels", "circle", "--labels", "square", "--model", "paligemma-mini", "--max-new-tokens", "30")
+    told = json.loads(run(service, "predict", scene, "--task", "open_vocabulary_detection", *words, "--json").stdout)
+    assert told["model"] == "paligemma-mini"
+    region = ("--region", "50", "100", "140", "180", "--unconstrained")
+    told = json.loads(run(service, "predict", scene, "--task", "region_description", *region, "--json").stdout)
+    assert told["result"]["text"]
+
+
+def test_compare_prints_all_answers_and_paints_a_panel_for_each(
+    service: RunningService, scene: Path, tmp_path: Path
+) -> None:
+    words = ("compare", scene, "--task", "instance_segmentation", "--phrase", "purple square")
+    shown = run(service, *words, "--draw", tmp_path / "drawn.png")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.index("florence-2-mini") < shown.stdout.index("paligemma-mini")
+    with Image.open(tmp_path / "drawn.png") as drawn:
+        assert drawn.width > 640
+    told = json.loads(run(service, *words, "--json").stdout)
+    assert [answer["model"] for answer in told["answers"]] == ["florence-2-mini", "paligemma-mini"]
+
+
+@pytest.mark.parametrize("name", ["models", "tasks"])
+def test_listings_are_printed(service: RunningService, name: str) -> None:
+    told = json.loads(run(service, name, "--json").stdout)
+    shown = run(service, name).stdout
+    assert told
+    for row in told:
+        assert row["id"] in shown
+
+
+def test_an_error_is_one_line_and_status_1(service: RunningService, scene: Path) -> None:
+    failed = run(service, "predict", scene, "--task", "nothing")
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr.startswith("error: invalid_request: task 'nothing' does not exist")
+    assert failed.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_a_folder_whose_labelling_was_interrupted_is_finished_without_doing_an_image_twice(
+    service: RunningService, folder: Path, stop: signal.Signals
+) -> None:
+    out, concurrency = folder.with_name("out"), 2
+    words = ("annotate", folder, "--task", "object_detection", "--out", out, "--concurrency", str(concurrency))
+    before = num_requests(service)
+    with subprocess.Popen(command(service, *words), cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        wait_for_answers(process, out, 10)
+        process.send_signal(stop)
+    assert process.returncode == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[stop]
+    assert 10 <= len(journal_names(out)) < NUM_IMAGES
+    with (out / "journal.jsonl").open("ab") as journal:
+        journal.write(b'{"image": {"name": "torn')
+    finished = run(service, *words)
+    assert finished.returncode == 0, finished.stderr
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    assert sorted(journal_names(out)) == names
+    assert NUM_IMAGES <= num_requests(service) - before <= NUM_IMAGES + concurrency
+    assert sorted(image["file_name"] for image in COCO(out / "annotations.json").imgs.values()) == names
+
+
+def num_requests(service: RunningService) -> float:
+    """Return how many requests of the task were answered."""
+    return metric(service, "diptych_requests_total", api="rest", task="object_detection")
+
+
+def wait_for_answers(process: subprocess.Popen[bytes], out: Path, count: int) -> None:
+    """Return when the journal has so many answers."""
+    while not (out / "journal.jsonl").exists() or len(journal_names(out)) < count:
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+def test_coco_holds_the_answers(service: RunningService, folder: Path) -> None:
+    words = ("annotate", folder, "--task", "instance_segmentation", "--phrase", "circle")
+    finished = run(service, *words)
+    assert finished.returncode == 0, finished.stderr
+    assert f"{NUM_IMAGES} images in" in finished.stdout
+    assert "images/s; 0 failed" in finished.stdout
+    coco: Any = COCO(folder.with_name("photos-annotations") / "annotations.json")
+    assert len(coco.imgs) == NUM_IMAGES
+    annotation = next(iter(coco.anns.values()))
+    assert coco.annToMask(annotation).shape == (64, 96)
+    assert coco.annToMask(annotation).any()
+    assert coco.cats[annotation["category_id"]]["name"] == "circle"
+
+
+def test_yolo_has_a_file_of_labels_for_every_image(service: RunningService, folder: Path, tmp_path: Path) -> None:
+    words = ("annotate", folder, "--task", "object_detection", "--format", "yolo", "--out", tmp_path / "yolo")
+    finished = run(service, *words)
+    assert finished.returncode == 0, finished.stderr
+    dataset = yaml.safe_load((tmp_path / "yolo" / "dataset.yaml").read_text())
+    images = Path(dataset["path"]) / dataset["train"]
+    lines = []
+    for image in images.rglob("*.png"):
+        labels = Path(str(image).replace("/images/", "/labels/")).with_suffix(".txt")  # as trainers find them
+        lines += [line.split() for line in labels.read_text().splitlines()]
+    assert len(list(images.rglob("*.png"))) == NUM_IMAGES
+    assert {dataset["names"][int(name)] for name, *_ in lines} == {"circle", "square", "star", "triangle"}
+    for _, *box in lines:
+        assert len(box) == 4
+        assert all(0 <= float(number) <= 1 for number in box)
+
+
+def test_what_fails_is_in_a_file_and_tried_again_by_the_next_run(service: RunningService, folder: Path) -> None:
+    out = folder.with_name("out")
+    (folder / "broken.png").write_bytes(b"no image")
+    words = ("annotate", folder, "--task", "ocr", "--format", "jsonl", "--out", out)
+    failed = run(service, *words)
+    assert failed.returncode == 1
+    assert "1 failed, see" in failed.stdout
+    (line,) = (out / "failures.jsonl").read_text().splitlines()
+    assert (json.loads(line)["image"], json.loads(line)["code"]) == ("broken.png", "unsupported_image")
+    assert len((out / "answers.jsonl").read_text().splitlines()) == NUM_IMAGES
+    (folder / "broken.png").write_bytes(scene_png())
+    again = run(service, *words)
+    assert again.returncode == 0, again.stderr
+    assert "1 images in" in again.stdout
+    assert (out / "failures.jsonl").read_text() == ""
+    assert Counter(journal_names(out)).most_common(1)[0][1] == 1
+    assert len((out / "answers.jsonl").read_text().splitlines()) == NUM_IMAGES + 1
+
+
+def test_other_parameters_are_refused_and_cost_nothing(service: RunningService, folder: Path) -> None:
+    out = folder.with_name("out")
+    words = ("annotate", folder, "--task", "open_vocabulary_detection", "--out", out)
+    assert run(service, *words, "--labels", "circle").returncode == 0
+    journal = (out / "journal.jsonl").read_bytes()
+    refused = run(service, *words, "--labels", "square")
+    assert refused.returncode == 1
+    assert "is of another job" in refused.stderr
+    assert (out / "journal.jsonl").read_bytes() == journal
+
+
+def test_an_error_of_every_image_ends_the_run_at_once(service: RunningService, folder: Path) -> None:
+    refused = run(service, "annotate", folder, "--task", "captioning", "--detail", "epic", "--format", "jsonl")
+    assert refused.returncode == 1
+    assert "error: invalid_request: detail must be one of" in refused.stderr
+
+
+def test_a_region_that_lies_in_one_image_alone_fails_for_the_others_alone(
+    service: RunningService, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for name, size_wh in (("large.png", (320, 240)), ("small.png", (40, 30))):
+        (tmp_path / "photos" / name).write_bytes(scene_png(3, size_wh))
+    words = ("--task", "region_description", "--region", "50", "100", "140", "180", "--format", "jsonl")
+    failed = run(service, "annotate", tmp_path / "photos", *words)
+    assert failed.returncode == 1
+    assert "1 of 2 images are in" in failed.stdout

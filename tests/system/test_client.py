@@ -1,0 +1,159 @@
+"""The client against the running service: one answer over REST and gRPC, with and without asyncio."""
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
+from itertools import product
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from client import (
+    Answer,
+    AnswerOptions,
+    Comparison,
+    DeadlineExceeded,
+    DiptychError,
+    Overloaded,
+    TaskParameters,
+    Timings,
+)
+from client.rest_messages import answer_json
+from tests.support.both_clients import KINDS, call
+from tests.support.running_service import RunningService
+from tests.support.scene_images import scene_image, scene_png
+from tests.system.test_answers import FLORENCE, PALIGEMMA, REQUESTS, rounded
+
+IMAGE = scene_png()
+NO_TIMES = Timings(**dict.fromkeys([field.name for field in fields(Timings)], 0.0))
+
+
+def every_way(service: RunningService, ask: Callable[[Any], Any], **settings: Any) -> list[Any]:
+    """Return what is answered over both interfaces, by both clients."""
+    urls = (service.url, f"grpc://{service.grpc_address}")
+    return [call(kind, url, ask, **settings) for url, kind in product(urls, KINDS)]
+
+
+def asked(request: dict[str, Any]) -> tuple[TaskParameters, AnswerOptions, str | None]:
+    """Return the fields of a request as the client takes them."""
+    parameters = TaskParameters(**fields_of(TaskParameters, request))
+    return parameters, AnswerOptions(**fields_of(AnswerOptions, request)), request.get("model")
+
+
+def fields_of(kind: type[TaskParameters | AnswerOptions], request: dict[str, Any]) -> dict[str, Any]:
+    return {field.name: request[field.name] for field in fields(kind) if field.name in request}
+
+
+def predict(request: dict[str, Any]) -> Callable[[Any], Any]:
+    parameters, options, model = asked(request)
+    return lambda client: client.predict(IMAGE, request["task"], parameters, model=model, options=options)
+
+
+def stream(request: dict[str, Any]) -> Callable[[Any], Any]:
+    parameters, options, model = asked(request)
+    return lambda client: client.stream(IMAGE, request["task"], parameters, model=model, options=options)
+
+
+def lasting(answer: Answer) -> Any:
+    """Return an answer without what differs from run to run; scores differ in their last digits."""
+    return rounded(answer_json(replace(answer, id="", timings_ms=NO_TIMES, vision_cache="hit")))
+
+
+@pytest.mark.parametrize("request_fields", REQUESTS, ids=lambda request: request["task"])
+def test_an_answer_is_the_same_every_way(service: RunningService, request_fields: dict[str, Any]) -> None:
+    first, *others = (lasting(answer) for answer in every_way(service, predict(request_fields)))
+    assert first["task"] == request_fields["task"]
+    assert first["raw_text"]
+    assert others == [first] * 3
+
+
+def test_a_comparison_is_the_same_every_way_with_the_error_of_a_model(service: RunningService) -> None:
+    def compare(client: Any) -> Any:
+        return client.compare(IMAGE, "object_detection", models=[PALIGEMMA, FLORENCE])
+
+    comparisons: list[Comparison] = every_way(service, compare)
+    for comparison in comparisons:
+        florence, paligemma = comparison.answers
+        assert isinstance(florence, Answer)
+        assert lasting(florence) == lasting(call("sync", service.url, predict({"task": "object_detection"})))
+        assert not isinstance(paligemma, Answer)
+        assert (paligemma.model, paligemma.error.code) == (PALIGEMMA, "unsupported_task")
+        assert paligemma.error.request_id == comparison.id
+
+
+@pytest.mark.parametrize("method", ["models", "tasks"])
+def test_listings_are_the_same_every_way(service: RunningService, method: str) -> None:
+    first, *others = every_way(service, lambda client: getattr(client, method)())
+    assert len(first) == {"models": 2, "tasks": 11}[method]
+    assert others == [first] * 3
+
+
+def test_pieces_of_a_stream_are_the_raw_text_and_its_end_the_answer(service: RunningService) -> None:
+    request = {"task": "captioning", "detail": "detailed", "model": FLORENCE}
+    whole = call("sync", service.url, predict(request))
+    for *texts, answer in every_way(service, stream(request)):
+        assert len(texts) > 5
+        assert "".join(texts) == whole.raw_text
+        assert lasting(answer) == lasting(whole)
+
+
+@pytest.mark.parametrize("ask", [predict, stream])
+@pytest.mark.parametrize(
+    ("request_fields", "code"),
+    [
+        ({"task": "nothing"}, "invalid_request"),
+        ({"task": "phrase_grounding"}, "invalid_request"),
+        ({"task": "open_vocabulary_detection", "labels": ["a; b"]}, "invalid_request"),
+        ({"task": "ocr", "temperature": 9.0}, "invalid_request"),
+        ({"task": "ocr", "model": "gpt"}, "unknown_model"),
+        ({"task": "object_detection", "model": PALIGEMMA}, "unsupported_task"),
+    ],
+)
+def test_an_error_is_the_same_every_way(
+    service: RunningService, request_fields: dict[str, Any], code: str, ask: Callable[[dict[str, Any]], Any]
+) -> None:
+    def error_of(client_kind: str, url: str) -> tuple[object, ...]:
+        with pytest.raises(DiptychError) as caught:
+            call(client_kind, url, ask(request_fields))
+        assert len(caught.value.request_id) == 32
+        return type(caught.value), caught.value.code, caught.value.message, caught.value.param
+
+    urls = (service.url, f"grpc://{service.grpc_address}")
+    first, *others = (error_of(kind, url) for url, kind in product(urls, KINDS))
+    assert first[1] == code
+    assert others == [first] * 3
+
+
+@pytest.mark.parametrize(
+    ("image", "code"), [(b"no image", "unsupported_image"), (bytes(21_000_000), "payload_too_large")]
+)
+def test_an_image_that_is_none_or_too_large_is_the_same_error_every_way(
+    service: RunningService, image: bytes, code: str
+) -> None:
+    for url, kind in product((service.url, f"grpc://{service.grpc_address}"), KINDS):
+        with pytest.raises(DiptychError) as caught:
+            call(kind, url, lambda client: client.predict(image, "ocr"))
+        assert caught.value.code == code
+
+
+@pytest.mark.parametrize("ask", [predict, stream])
+def test_a_call_ends_at_its_deadline_every_way(service: RunningService, ask: Callable[[dict[str, Any]], Any]) -> None:
+    request = {"task": "captioning", "detail": "paragraph", "model": FLORENCE, "num_beams": 10}
+    for url, kind in product((service.url, f"grpc://{service.grpc_address}"), KINDS):
+        start_s = time.monotonic()
+        with pytest.raises((DeadlineExceeded, Overloaded)):  # the service may see at once that it would be late
+            call(kind, url, ask(request), timeout_s=0.004)
+        assert time.monotonic() - start_s < 5
+
+
+def test_a_pil_image_is_answered_in_its_own_pixels_though_its_photo_was_turned(service: RunningService) -> None:
+    upright = scene_image()
+    exif = upright.getexif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    file = io.BytesIO()
+    upright.save(file, "PNG", exif=exif)
+    answer = call("sync", service.url, lambda client: client.predict(Image.open(file), "object_detection"))
+    assert (answer.image.width, answer.image.height) == upright.size
+    assert lasting(answer) == lasting(call("sync", service.url, predict({"task": "object_detection"})))
