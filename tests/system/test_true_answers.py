@@ -73,7 +73,7 @@ BARS: dict[str, dict[tuple[str, Measure], float]] = {
         ("visual_question_answering color", "exact"): 0.92,
         ("visual_question_answering presence", "exact"): 0.92,
         ("visual_question_answering count", "exact"): 0.92,
-        ("visual_question_answering text", "exact"): 0.85,
+        ("visual_question_answering text", "exact"): 0.90,
         ("ocr", "empty"): 0.90,
         ("visual_question_answering text", "empty"): 0.90,
         ("phrase_grounding caption", "f1_at_50"): 0.92,
