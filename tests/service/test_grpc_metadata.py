@@ -12,7 +12,6 @@ import pytest
 from runners.messages import Failed
 from service.api_keys import ApiKeys
 from service.core import Core
-from service.grpc_api import VisionApi
 from service.grpc_server import GrpcServer
 from service.proto import vision_pb2 as pb
 from service.proto.vision_pb2_grpc import VisionStub
@@ -32,7 +31,7 @@ async def ready() -> bool:
 @asynccontextmanager
 async def vision(core: Core, api_keys: ApiKeys) -> AsyncIterator[Any]:
     settings = Settings(grpc_port=free_port())
-    server = GrpcServer(VisionApi(core, api_keys, settings), settings, ready)
+    server = GrpcServer(core, api_keys, settings, ready)
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel:
