@@ -33,6 +33,7 @@ OUTPUT = "result"
 _MAX_ELEMENTS = 1000  # of a tensor; more than any list of a request
 _MAX_SHOWN_CHARS = 80
 _MAX_TIMEOUT_US = 2**63
+_NO_OPTIONS = ("timeout", "triton_")  # parameters that are no fields; Triton's clients send the latter to Triton itself
 _LENGTH = struct.Struct("<I")
 _ELEMENTS = {"BOOL": "?", "INT32": "i", "INT64": "q", "FP32": "f", "FP64": "d"}  # in the codes of struct
 # The datatypes of a tensor for each type of JSON; the first is the one that metadata tells.
@@ -115,7 +116,7 @@ def request_context(request: InferRequest, context: RequestContext) -> RequestCo
 
 def request_body(request: InferRequest, model: ServedModel) -> RequestBody:
     """Return the image and the fields, in the types that they have in JSON; raise `InvalidRequest`."""
-    options = {name: value for name, value in request.parameters.items() if name != "timeout"}
+    options = {name: value for name, value in request.parameters.items() if not name.startswith(_NO_OPTIONS)}
     _check_names([tensor.name for tensor in request.inputs], list(options), request.outputs)
     fields = options | {tensor.name: _value(tensor) for tensor in request.inputs}
     image = fields.pop("image", None)
