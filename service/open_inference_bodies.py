@@ -56,6 +56,12 @@ class _Request(_Json):
     model_name: str = ""  # some clients repeat that of the path
 
 
+class OpenInferenceError(_Json):
+    """The body of an error."""
+
+    error: str
+
+
 @dataclass(frozen=True, slots=True)
 class InferBody:
     """The body of an answer."""
@@ -105,9 +111,8 @@ def _checked(document: Mapping[str, object]) -> _Request:
         return _Request.model_validate(document)
     except ValidationError as error:
         detail = error.errors()[0]
-        place = ".".join(map(str, detail["loc"]))[:_MAX_SHOWN_CHARS]
-        shown = place.encode(errors="replace").decode()  # a lone surrogate cannot be sent back
-        raise InvalidRequest(f"{shown} of the request: {detail['msg']}") from error
+        place = ".".join(map(str, detail["loc"]))[:_MAX_SHOWN_CHARS] or "a name"
+        raise InvalidRequest(f"{place} of the request: {detail['msg']}") from error
 
 
 def _elements(each: _Input) -> list[Any]:

@@ -14,7 +14,7 @@ from runners.disconnection import while_connected
 from service.core import Core, RequestContext
 from service.errors import InvalidRequest, NotReady, ServiceError
 from service.open_inference import API, model_of, request_body, request_context
-from service.open_inference_bodies import InferBody, read_request, write_answer
+from service.open_inference_bodies import InferBody, OpenInferenceError, read_request, write_answer
 from service.open_inference_metadata import model_config, model_metadata, server_metadata
 from service.rest_boundary import Endpoint, Interface, RestBoundary
 from service.served_models import ServedModel
@@ -24,7 +24,7 @@ _MODEL_PATHS = (f"{PREFIX}/models/{{model}}", f"{PREFIX}/models/{{model}}/versio
 
 
 def _error_json(error: ServiceError, _request_id: str) -> dict[str, Any]:
-    return {"error": error.message}
+    return OpenInferenceError(error=error.message).model_dump()
 
 
 OPEN_INFERENCE = Interface(API, _error_json)

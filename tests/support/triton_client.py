@@ -1,7 +1,7 @@
-"""Triton's own client in a process of its own: its messages have the names of ours, and one process takes them once.
+"""Triton's own client in a process of its own: its messages have the names of ours, which a process takes but once.
 
-`python -m tests.support.triton_client http|grpc ADDRESS` reads calls as JSON, `[[method, arguments], …]`, and prints what
-each returned or raised. `infer` takes an image as base64 and fields as /v1/predict takes them, and makes tensors of them.
+`python -m tests.support.triton_client http|grpc ADDRESS` reads calls as JSON, `[[method, arguments], …]`, and prints
+what each returned or raised. `infer` makes tensors of an image in base64 and of the fields of /v1/predict.
 """
 
 import base64
