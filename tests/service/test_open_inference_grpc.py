@@ -190,7 +190,6 @@ def test_a_call_ends_at_its_timeout() -> None:
     decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
     late = raw_request(parameters={"timeout": pb.InferParameter(int64_param=50_000)})
     assert infer(late, make_core(decoders={FLORENCE_ID: decoder})).code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert decoder.num_cancelled == 1
 
 
 def test_a_client_that_goes_frees_its_slots_and_is_counted() -> None:
