@@ -20,13 +20,14 @@ from service.api_keys import ApiKeys
 from service.core import Core
 from service.errors import InvalidRequest, ServiceError
 from service.open_inference import InferRequest, Tensor
-from service.open_inference_grpc import OpenInferenceApi, read_request
+from service.open_inference_grpc import read_request
 from service.proto import inference_pb2 as pb
-from service.proto.inference_pb2_grpc import GRPCInferenceServiceStub, add_GRPCInferenceServiceServicer_to_server
+from service.proto.inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeDecoder, FakeEncoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PALIGEMMA_ID, make_core
-from tests.support.rest_client import OCR, SETTINGS, SMALL_PNG, client
+from tests.support.grpc_channel import grpc_channel
+from tests.support.rest_client import OCR, SMALL_PNG, client
 
 Input = pb.ModelInferRequest.InferInputTensor
 Output = pb.ModelInferRequest.InferRequestedOutputTensor
@@ -58,17 +59,8 @@ def raw_request(task: bytes = b"ocr", **fields: Any) -> pb.ModelInferRequest:
 
 @contextlib.asynccontextmanager
 async def serving(core: Core | None = None, keys: ApiKeys | None = None) -> AsyncIterator[Any]:
-    """Serve on a free port; yield a stub."""
-    server = grpc.aio.server()
-    api = OpenInferenceApi(core or make_core(), keys or ApiKeys(None), SETTINGS)
-    add_GRPCInferenceServiceServicer_to_server(api, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield GRPCInferenceServiceStub(channel)
-    finally:
-        await server.stop(None)
+    async with grpc_channel(core or make_core(), keys or ApiKeys(None)) as channel:
+        yield GRPCInferenceServiceStub(channel)
 
 
 def call(
