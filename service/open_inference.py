@@ -33,7 +33,7 @@ OUTPUT = "result"
 _MAX_ELEMENTS = 1000  # of a tensor; more than any list of a request
 _MAX_SHOWN_CHARS = 80
 _MAX_TIMEOUT_US = 2**63
-_NO_OPTIONS = ("timeout", "triton_")  # parameters that are no fields; Triton's clients send the latter to Triton itself
+_FOR_TRITON = "triton_"  # starts the names of parameters that its clients send to Triton itself
 _LENGTH = struct.Struct("<I")
 _ELEMENTS = {"BOOL": "?", "INT32": "i", "INT64": "q", "FP32": "f", "FP64": "d"}  # in the codes of struct
 # The datatypes of a tensor for each type of JSON; the first is the one that metadata tells.
@@ -116,7 +116,7 @@ def request_context(request: InferRequest, context: RequestContext) -> RequestCo
 
 def request_body(request: InferRequest, model: ServedModel) -> RequestBody:
     """Return the image and the fields, in the types that they have in JSON; raise `InvalidRequest`."""
-    options = {name: value for name, value in request.parameters.items() if not name.startswith(_NO_OPTIONS)}
+    options = {name: value for name, value in request.parameters.items() if _is_option(name)}
     _check_names([tensor.name for tensor in request.inputs], list(options), request.outputs)
     fields = options | {tensor.name: _value(tensor) for tensor in request.inputs}
     image = fields.pop("image", None)
@@ -136,24 +136,28 @@ def result_text(answer: Answer, request_id: str) -> str:
     return answer_json(answer, request_id).model_dump_json(exclude_unset=True)
 
 
+def _is_option(parameter: str) -> bool:
+    return parameter != "timeout" and not parameter.startswith(_FOR_TRITON)
+
+
 def _check_names(inputs: Sequence[str], options: Sequence[str], outputs: Iterable[str]) -> None:
     for name, count in Counter([*inputs, *options]).items():
         if name not in _INPUTS:
-            raise InvalidRequest(f"unknown input {_shown(name)}; the inputs are {', '.join(_INPUTS)}", "inputs")
+            raise InvalidRequest(f"unknown input {shown(name)}; the inputs are {', '.join(_INPUTS)}", "inputs")
         if count > 1:
             raise InvalidRequest(f"{name} is there {count} times; send it once", name)
     if "image" in options:
         raise InvalidRequest("image is a parameter; it must be an input", "image")
     for name in outputs:
         if name != OUTPUT:
-            raise InvalidRequest(f"there is no output {_shown(name)}; the one output is {OUTPUT}", "outputs")
+            raise InvalidRequest(f"there is no output {shown(name)}; the one output is {OUTPUT}", "outputs")
 
 
 def _value(tensor: Tensor) -> object:
     """Return the value of a field; raise `InvalidRequest` for a tensor that is not of the input's form."""
     spec = _INPUTS[tensor.name]
     if tensor.datatype not in spec.datatypes:
-        raise _bad(spec.name, f"has the datatype {_shown(tensor.datatype)}; it must be {' or '.join(spec.datatypes)}")
+        raise _bad(spec.name, f"has the datatype {shown(tensor.datatype)}; it must be {' or '.join(spec.datatypes)}")
     elements = _elements(tensor, _length(spec, tensor.shape))
     if spec.name == "image":
         return elements[0]
@@ -166,7 +170,7 @@ def _length(spec: InputSpec, shape: tuple[int, ...]) -> int:
     *batch, length = shape or (-1,)
     if batch not in ([], [1]) or not 0 <= length <= _MAX_ELEMENTS or spec.length not in (None, length):
         wanted = spec.length or "n"
-        given = _shown(list(shape[:4]))
+        given = shown(list(shape[:4]))
         raise _bad(spec.name, f"has the shape {given}; it must be [{wanted}], or [1, {wanted}] for one image at a time")
     return length
 
@@ -214,6 +218,7 @@ def _bad(name: str, what: str) -> InvalidRequest:
     return InvalidRequest(f"input {name} {what}", name)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return what a message shows of a value that a client sent."""
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}…"

@@ -16,11 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.bodies import json_object
 from service.errors import InvalidRequest
-from service.open_inference import OUTPUT, VERSION, InferRequest, Tensor, raw_result, result_text
+from service.open_inference import OUTPUT, VERSION, InferRequest, Tensor, raw_result, result_text, shown
 from service.prediction import Answer
 
 _MAX_DIMENSIONS = 8
-_MAX_SHOWN_CHARS = 80
+_MAX_PLACE_CHARS = 80
 
 
 class _Json(BaseModel):
@@ -111,14 +111,14 @@ def _checked(document: Mapping[str, object]) -> _Request:
         return _Request.model_validate(document)
     except ValidationError as error:
         detail = error.errors()[0]
-        place = ".".join(map(str, detail["loc"]))[:_MAX_SHOWN_CHARS] or "a name"
+        place = ".".join(map(str, detail["loc"]))[:_MAX_PLACE_CHARS] or "a name"
         raise InvalidRequest(f"{place} of the request: {detail['msg']}") from error
 
 
 def _elements(each: _Input) -> list[Any]:
     """Return the elements of JSON; those of a batch of one may be a list within a list."""
     if each.data is None:
-        raise InvalidRequest(f"input {each.name[:_MAX_SHOWN_CHARS]!r} has neither data nor binary_data_size", "inputs")
+        raise InvalidRequest(f"input {shown(each.name)} has neither data nor binary_data_size", "inputs")
     is_nested = len(each.data) == 1 and isinstance(each.data[0], list)
     return each.data[0] if is_nested else each.data
 
@@ -127,8 +127,7 @@ def _raw(each: _Input, data: bytes) -> bytes:
     size = each.parameters.binary_data_size
     if each.data is not None or len(data) != size:
         found = "data too" if each.data is not None else f"{len(data)} bytes are there"
-        name = each.name[:_MAX_SHOWN_CHARS]
-        raise InvalidRequest(f"input {name!r} has a binary_data_size of {size}, but {found}", "inputs")
+        raise InvalidRequest(f"input {shown(each.name)} has a binary_data_size of {size}, but {found}", "inputs")
     return data
 
 

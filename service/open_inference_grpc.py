@@ -22,6 +22,7 @@ from service.open_inference import (
     request_body,
     request_context,
     result_text,
+    shown,
 )
 from service.open_inference_metadata import model_config, model_metadata, server_metadata
 from service.prediction import Answer
@@ -136,4 +137,4 @@ def _values(parameters: Mapping[str, pb.InferParameter]) -> dict[str, object]:
 def _refuse_parameters(parameters: Mapping[str, pb.InferParameter]) -> None:
     """Raise `InvalidRequest` for those of a tensor: over gRPC there is none to give."""
     for name in parameters:
-        raise InvalidRequest(f"a tensor has the parameter {name[:80]!r}; it takes none", "parameters")
+        raise InvalidRequest(f"a tensor has the parameter {shown(name)}; it takes none", "parameters")

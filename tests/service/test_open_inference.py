@@ -114,6 +114,7 @@ def test_parameters_are_fields_too_and_those_for_triton_are_not() -> None:
     [
         (request(image(), x=1), "unknown input 'x'"),
         (request(image(), model="other"), "unknown input 'model'"),
+        (request(image(), timeout_ms=5), "unknown input 'timeout_ms'"),
         (request(image(), Tensor("task", "BYTES", (1,), [b"ocr"]), task="ocr"), "task is there 2 times"),
         (request(image="QUJD"), "image is a parameter; it must be an input"),
         (request(image(), outputs=("result", "boxes")), "there is no output 'boxes'; the one output is result"),
