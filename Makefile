@@ -1,6 +1,6 @@
 # make serve   environment, artifacts of the embedded models, service on port 3000
 # make test    everything that is checked: style, types, tests
-# make proto   the code of the gRPC interface, from service/proto/vision.proto
+# make proto   the code of the gRPC interfaces, from service/proto/*.proto
 # make bench   our service against what a user would write instead, at most 25 minutes; tables in loadtest/results
 
 PYTHON ?= python3.11
@@ -28,7 +28,7 @@ check: $(VENV)/installed-dev
 	$(VENV)/bin/mypy service runners tasks export loadtest client tests
 
 proto: $(VENV)/installed-dev
-	$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. service/proto/vision.proto
+	$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. service/proto/*.proto
 
 bench: $(VENV)/installed-bench
 	$(PY) -m loadtest $(BENCH)

@@ -46,14 +46,14 @@ class RequestBody:
 async def read_body(request: Request, max_bytes: int) -> RequestBody:
     """Read a multipart or JSON body; raise `InvalidRequest`, `PayloadTooLarge` or `UnsupportedImage`."""
     content_type = _content_type(request, _FORM, _JSON)
-    body = await _read_bounded(request, max_bytes)
+    body = await read_bytes(request, max_bytes)
     return await _from_form(request, body) if content_type == _FORM else _from_json(body)
 
 
 async def read_json(request: Request, max_bytes: int) -> dict[str, object]:
     """Read a body that is a JSON object; raise `InvalidRequest` or `PayloadTooLarge`."""
     _content_type(request, _JSON)
-    return _json_object(await _read_bounded(request, max_bytes))
+    return json_object(await read_bytes(request, max_bytes))
 
 
 def _content_type(request: Request, *allowed: str) -> str:
@@ -69,7 +69,8 @@ def _check_declared_length(request: Request, max_bytes: int) -> None:
         raise _too_large(max_bytes)
 
 
-async def _read_bounded(request: Request, max_bytes: int) -> bytes:
+async def read_bytes(request: Request, max_bytes: int) -> bytes:
+    """Read a body as it is; raise `PayloadTooLarge`."""
     _check_declared_length(request, max_bytes)
     body = bytearray()
     async for chunk in request.stream():
@@ -84,13 +85,14 @@ def _too_large(max_bytes: int) -> PayloadTooLarge:
 
 
 def _from_json(body: bytes) -> RequestBody:
-    document = _json_object(body)
+    document = json_object(body)
     if "image" not in document:
-        raise _no_image()
+        raise no_image()
     return RequestBody(image_of_text(document.pop("image")), document)
 
 
-def _json_object(body: bytes) -> dict[str, object]:
+def json_object(body: bytes) -> dict[str, object]:
+    """Return a JSON object in which no name is there twice; raise `InvalidRequest`."""
     try:
         document = json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -112,7 +114,7 @@ def _refuse_constant(name: str) -> float:
 
 
 def image_of_text(image: object) -> bytes:
-    """Return the bytes of a `data:` URL or of bare base64."""
+    """Return the bytes of a `data:` URL or of bare base64; raise `InvalidRequest` or `UnsupportedImage`."""
     if not isinstance(image, str):
         raise InvalidRequest("image must be a text: a data: URL or base64", "image")
     if image[:8].lower().startswith(("http://", "https://")):
@@ -148,7 +150,7 @@ async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
 async def _from_form_data(form: FormData) -> RequestBody:
     images = form.getlist("image")
     if len(images) != 1:
-        raise _no_image() if not images else InvalidRequest("image is there more than once; send one", "image")
+        raise no_image() if not images else InvalidRequest("image is there more than once; send one", "image")
     image = images[0]
     data = await image.read() if isinstance(image, UploadFile) else image_of_text(image)
     return RequestBody(data, {name: _form_value(name, form.getlist(name)) for name in form if name != "image"})
@@ -186,5 +188,6 @@ def _number(text: str) -> object:
     return number if isinstance(number, int | float) and not isinstance(number, bool) else text
 
 
-def _no_image() -> InvalidRequest:
+def no_image() -> InvalidRequest:
+    """Return the error of a request without an image."""
     return InvalidRequest("image is missing: send a file, a data: URL or base64", "image")

@@ -77,6 +77,10 @@ class Core:
             message = f"{self._pending.of(client):.0f} requests are at work, the most that are allowed now"
             raise Overloaded(f"{message}; try again later", self._drain_rate.seconds_for(excess))
 
+    async def is_ready(self, model: ServedModel) -> bool:
+        """Say whether both runners of a model answer."""
+        return await self._runners[model.id].is_ready()
+
     async def predict(
         self,
         image: bytes,

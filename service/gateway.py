@@ -15,7 +15,6 @@ from runners.limits import SchedulerLimits
 from runners.model_store import artifact_folder
 from service.api_keys import ApiKeys
 from service.core import Core, CoreLimits
-from service.grpc_api import VisionApi
 from service.grpc_server import GrpcServer
 from service.logs import configure_logging
 from service.metrics import MODEL_INFO
@@ -97,7 +96,7 @@ class _Gateway:
         for model in models.values():
             _publish(model)
         _REST.start(core, api_keys)
-        self._grpc = GrpcServer(VisionApi(core, api_keys, _SETTINGS), _SETTINGS, self.__is_ready__)
+        self._grpc = GrpcServer(core, api_keys, _SETTINGS, self.__is_ready__)
         if _SETTINGS.grpc_port:
             await self._grpc.start()
         logger.info("serving %s", ", ".join(models))

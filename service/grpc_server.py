@@ -1,4 +1,4 @@
-"""The gRPC server in the gateway's process: Vision, the standard health service, and reflection."""
+"""The gRPC server in the gateway's process: Vision, Open Inference, the standard health service, and reflection."""
 
 import asyncio
 import logging
@@ -8,14 +8,22 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from service.api_keys import ApiKeys
+from service.core import Core
 from service.grpc_api import VisionApi
-from service.proto import vision_pb2 as pb
+from service.open_inference_grpc import OpenInferenceApi
+from service.proto import inference_pb2, vision_pb2
+from service.proto.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from service.proto.vision_pb2_grpc import add_VisionServicer_to_server
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_VISION = pb.DESCRIPTOR.services_by_name["Vision"].full_name
+_SERVICES = tuple(
+    service.full_name
+    for file in (vision_pb2.DESCRIPTOR, inference_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+)
 _HEALTH_EVERY_S = 1.0
 _FORM_BYTES = 100_000  # of a message beside its image
 _OPTIONS = [
@@ -30,8 +38,11 @@ _OPTIONS = [
 class GrpcServer:
     """A server that listens from `start` to `stop`, and says that it serves while `is_ready` says so."""
 
-    def __init__(self, api: VisionApi, settings: Settings, is_ready: Callable[[], Awaitable[bool]]) -> None:
-        self._api = api
+    def __init__(
+        self, core: Core, api_keys: ApiKeys, settings: Settings, is_ready: Callable[[], Awaitable[bool]]
+    ) -> None:
+        self._core = core
+        self._api_keys = api_keys
         self._settings = settings
         self._is_ready = is_ready
         self._health = health.aio.HealthServicer()
@@ -41,9 +52,11 @@ class GrpcServer:
         """Listen; raise `RuntimeError` where the port is taken."""
         most_bytes = self._settings.max_body_bytes + _FORM_BYTES
         self._server = grpc.aio.server(options=[*_OPTIONS, ("grpc.max_receive_message_length", most_bytes)])
-        add_VisionServicer_to_server(self._api, self._server)
+        around = (self._core, self._api_keys, self._settings)
+        add_VisionServicer_to_server(VisionApi(*around), self._server)
+        add_GRPCInferenceServiceServicer_to_server(OpenInferenceApi(*around), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (_VISION, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         port = self._server.add_insecure_port(f"{self._settings.host}:{self._settings.grpc_port}")
         await self._tell(health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -65,5 +78,5 @@ class GrpcServer:
             await asyncio.sleep(_HEALTH_EVERY_S)
 
     async def _tell(self, status: int) -> None:
-        for name in ("", _VISION):
+        for name in ("", *_SERVICES):
             await self._health.set(name, status)

@@ -6,7 +6,8 @@ _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10,
 
 REQUESTS = Counter(
     "diptych_requests_total",
-    "Answers given, one for each model of a comparison; status is ok, the error's code, or client_gone.",
+    "Answers given, one for each model of a comparison; api oip is Open Inference over both of its transports; "
+    "status is ok, the error's code, or client_gone.",
     ["api", "model", "task", "status"],
 )
 REQUEST_SECONDS = Histogram(

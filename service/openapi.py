@@ -5,6 +5,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from service.open_inference_bodies import OpenInferenceError
+from service.open_inference_openapi import open_inference_paths
 from service.openai_wire import ChatCompletion, ChatError, ChatRequest
 from service.requests import CompareFields, GenerationFields, PredictFields
 from service.served_models import ServedModels
@@ -43,10 +45,14 @@ def openapi_document(models: ServedModels) -> JsonObject:
             "/v1/models": {"get": _listing("listModels", "The served models and their comparison table.")},
             "/v1/models/{model_id}": {"get": _model_operation()},
             "/v1/tasks": {"get": _listing("listTasks", "Every task with the schema of its parameters.")},
+            **open_inference_paths(_errors(OpenInferenceError.__name__)),
         },
         "components": {
             "schemas": {
-                **_schemas((AnswerJson, ComparisonJson, ErrorJson, ChatCompletion, ChatError), "serialization"),
+                **_schemas(
+                    (AnswerJson, ComparisonJson, ErrorJson, ChatCompletion, ChatError, OpenInferenceError),
+                    "serialization",
+                ),
                 **_schemas((ChatRequest,), "validation"),
                 "predict": _request_schema(PredictFields, models),
                 "compare": _request_schema(CompareFields, models),

@@ -6,10 +6,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from service.open_inference_rest import OPEN_INFERENCE, PREFIX, OpenInferenceRest
 from service.openai_api import OpenAiApi
 from service.pages import Pages
 from service.rest import RestApi
-from service.rest_boundary import RestBoundary, no_such_path
+from service.rest_boundary import REST, RestBoundary, no_such_path
 
 
 def rest_app(boundary: RestBoundary) -> Starlette:
@@ -18,12 +19,19 @@ def rest_app(boundary: RestBoundary) -> Starlette:
         routes=[
             *RestApi(boundary).routes(),
             *OpenAiApi(boundary).routes(),
+            *OpenInferenceRest(boundary).routes(),
             *Pages(boundary).routes(),
-            Route("/v1/{path:path}", _unknown),  # before BentoML's own routes answer in their form
+            # before BentoML's own routes answer in their form
+            *(Route(f"{prefix}/{{path:path}}", _unknown) for prefix in ("/v1", PREFIX)),
         ],
-        exception_handlers={HTTPException: no_such_path},
+        exception_handlers={HTTPException: _no_such_path},
     )
 
 
 async def _unknown(_request: Request) -> Response:
     raise HTTPException(404)
+
+
+async def _no_such_path(request: Request, error: Exception) -> Response:
+    interface = OPEN_INFERENCE if f"{request.url.path}/".startswith(f"{PREFIX}/") else REST
+    return await no_such_path(request, error, interface)

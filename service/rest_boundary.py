@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from service import request_ids
 from service.api_keys import ApiKeys
-from service.bodies import RequestBody, read_body, read_json
+from service.bodies import RequestBody, read_body, read_bytes, read_json
 from service.core import Core, RequestContext
 from service.errors import ErrorCode, InvalidRequest, NotReady, Overloaded, ServiceError
 from service.recording import record_failure, record_gone_client
@@ -75,16 +75,17 @@ class RestBoundary:
         """Give an endpoint its context, and turn whatever it raises into the error body of its interface."""
 
         async def answer(request: Request) -> Response:
-            request_id = _id_of(request)
+            request.state.request_id = _id_of(request)  # until a body brings its own
             try:
                 deadline_s = time.monotonic() + self._timeout_s(request)
-                response = await function(request, RequestContext(request_id, interface.api, deadline_s))
+                context = RequestContext(request.state.request_id, interface.api, deadline_s)
+                response = await function(request, context)
             except ClientDisconnect:
-                record_gone_client(interface.api, request_id)
+                record_gone_client(interface.api, request.state.request_id)
                 return Response(status_code=_CLIENT_CLOSED_REQUEST)
             except Exception as error:
-                response = _error_response(error, request_id, interface)
-            response.headers["X-Request-Id"] = request_id
+                response = _error_response(error, request.state.request_id, interface)
+            response.headers["X-Request-Id"] = request.state.request_id
             return response
 
         return answer
@@ -110,6 +111,11 @@ class RestBoundary:
         self.core().check_room(context.client)
         return await read_json(request, self._settings.max_body_bytes)
 
+    async def raw_body(self, request: Request, context: RequestContext) -> bytes:
+        """Read a body as it is, if there is room for its request."""
+        self.core().check_room(context.client)
+        return await read_bytes(request, self._settings.max_body_bytes)
+
     def _timeout_s(self, request: Request) -> float:
         """Return the seconds that the request may take: its X-Deadline-Ms, at most the service's own."""
         header = request.headers.get("x-deadline-ms")
@@ -120,11 +126,11 @@ class RestBoundary:
         return min(int(header) / 1000, self._settings.request_timeout_s)
 
 
-async def no_such_path(request: Request, error: Exception) -> Response:
+async def no_such_path(request: Request, error: Exception, interface: Interface = REST) -> Response:
     """Answer an unknown path or a wrong method in the form of every other error."""
     status = error.status_code if isinstance(error, HTTPException) else 404
     message = f"{request.method} {request.url.path[:80]} does not exist; GET /docs shows what does"
-    return _error_response(InvalidRequest(message), _id_of(request), REST, status)
+    return _error_response(InvalidRequest(message), _id_of(request), interface, status)
 
 
 def _id_of(request: Request) -> str:

@@ -12,33 +12,20 @@ import pytest
 from runners.messages import Failed
 from service.api_keys import ApiKeys
 from service.core import Core
-from service.grpc_api import VisionApi
-from service.grpc_server import GrpcServer
 from service.proto import vision_pb2 as pb
 from service.proto.vision_pb2_grpc import VisionStub
-from service.settings import Settings
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ID, PNG, make_core
-from tests.support.running_service import free_port
+from tests.support.grpc_channel import grpc_channel
 
 KEY = "secret"
 OCR = pb.PredictRequest(image=PNG, task="ocr")
 
 
-async def ready() -> bool:
-    return True
-
-
 @asynccontextmanager
 async def vision(core: Core, api_keys: ApiKeys) -> AsyncIterator[Any]:
-    settings = Settings(grpc_port=free_port())
-    server = GrpcServer(VisionApi(core, api_keys, settings), settings, ready)
-    await server.start()
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel:
-            yield VisionStub(channel)
-    finally:
-        await server.stop(0)
+    async with grpc_channel(core, api_keys) as channel:
+        yield VisionStub(channel)
 
 
 def error(

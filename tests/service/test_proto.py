@@ -5,12 +5,15 @@ from pathlib import Path
 
 from tests.support.export_cli import ROOT
 
+PROTOS = sorted((ROOT / "service" / "proto").glob("*.proto"))
 
-def test_the_committed_code_is_what_the_proto_generates(tmp_path: Path) -> None:
+
+def test_the_committed_code_is_what_the_protos_generate(tmp_path: Path) -> None:
     outputs = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
     includes = ["-I.", f"-I{importlib.resources.files('grpc_tools') / '_proto'}"]
-    command = [sys.executable, "-m", "grpc_tools.protoc", *includes, *outputs, "service/proto/vision.proto"]
-    subprocess.run(command, cwd=ROOT, check=True)
-    for name in ("vision_pb2.py", "vision_pb2.pyi", "vision_pb2_grpc.py"):
-        generated = (tmp_path / "service" / "proto" / name).read_text()
-        assert (ROOT / "service" / "proto" / name).read_text() == generated, f"{name} is stale: make proto"
+    protos = [str(proto.relative_to(ROOT)) for proto in PROTOS]
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *includes, *outputs, *protos], cwd=ROOT, check=True)
+    generated = {path.name: path.read_text() for path in (tmp_path / "service" / "proto").iterdir()}
+    assert len(generated) == 3 * len(PROTOS)
+    for name, code in generated.items():
+        assert (ROOT / "service" / "proto" / name).read_text() == code, f"{name} is stale: make proto"

@@ -15,18 +15,19 @@ from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PALIGEMMA_ANSWERS, PALIGEMMA_ID, make_core
 from tests.support.rest_client import OCR, SETTINGS
 
-GONE = {"api": "rest", "model": "none", "task": "none", "status": "client_gone"}
+TENSORS = [{"name": name, "datatype": "BYTES", "shape": [1], "data": [value]} for name, value in OCR.items()]
 
 
-def num_gone() -> float:
-    return REGISTRY.get_sample_value("diptych_requests_total", GONE) or 0.0
+def num_gone(api: str) -> float:
+    labels = {"api": api, "model": "none", "task": "none", "status": "client_gone"}
+    return REGISTRY.get_sample_value("diptych_requests_total", labels) or 0.0
 
 
-async def leave(path: str, decoders: dict[str, FakeDecoder]) -> list[Message]:
+async def leave(path: str, fields: object, decoders: dict[str, FakeDecoder]) -> list[Message]:
     """Ask, go when every decoder is at work, and return what the service still sent."""
     boundary = RestBoundary(SETTINGS)
     boundary.start(make_core(decoders=decoders), ApiKeys(None))
-    body = json.dumps(OCR).encode()
+    body = json.dumps(fields).encode()
     received: asyncio.Queue[Message] = asyncio.Queue()
     received.put_nowait({"type": "http.request", "body": body, "more_body": False})
     sent: list[Message] = []
@@ -44,18 +45,24 @@ async def leave(path: str, decoders: dict[str, FakeDecoder]) -> list[Message]:
 
 
 @pytest.mark.parametrize(
-    ("path", "model_ids"), [("/v1/predict", [FLORENCE_ID]), ("/v1/compare", [FLORENCE_ID, PALIGEMMA_ID])]
+    ("path", "fields", "model_ids", "api"),
+    [
+        ("/v1/predict", OCR, [FLORENCE_ID], "rest"),
+        ("/v1/compare", OCR, [FLORENCE_ID, PALIGEMMA_ID], "rest"),
+        (f"/v2/models/{PALIGEMMA_ID}/infer", {"inputs": TENSORS}, [PALIGEMMA_ID], "oip"),
+    ],
+    ids=["predict", "compare", "infer"],
 )
-def test_its_decoders_are_told_and_it_is_counted(path: str, model_ids: list[str]) -> None:
+def test_its_decoders_are_told_and_it_is_counted(path: str, fields: object, model_ids: list[str], api: str) -> None:
     async def ask() -> list[Message]:
         for decoder in decoders.values():
             decoder.released = asyncio.Event()
-        return await leave(path, decoders)
+        return await leave(path, fields, decoders)
 
     answers = {FLORENCE_ID: FLORENCE_ANSWERS, PALIGEMMA_ID: PALIGEMMA_ANSWERS}
     decoders = {model_id: FakeDecoder(answers[model_id]) for model_id in model_ids}
-    before = num_gone()
+    before = num_gone(api)
     sent = asyncio.run(ask())
     assert [decoder.num_cancelled for decoder in decoders.values()] == [1] * len(model_ids)
-    assert num_gone() == before + 1
+    assert num_gone(api) == before + 1
     assert sent[0]["status"] == 499  # nobody reads it

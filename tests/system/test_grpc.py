@@ -146,14 +146,14 @@ def test_models_and_tasks_are_those_of_rest(client: httpx.Client, vision: Any) -
 
 def test_health_says_that_the_service_serves(channel: grpc.Channel) -> None:
     stub: Any = health_pb2_grpc.HealthStub(channel)
-    for name in ("", "diptych.v1.Vision"):
+    for name in ("", "diptych.v1.Vision", "inference.GRPCInferenceService"):
         answer = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=TIMEOUT_S)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_reflection_alone_tells_how_to_call(channel: grpc.Channel) -> None:
     database = ProtoReflectionDescriptorDatabase(channel)
-    assert "diptych.v1.Vision" in database.get_services()
+    assert {"diptych.v1.Vision", "inference.GRPCInferenceService"} <= set(database.get_services())
     described = database.FindFileContainingSymbol("diptych.v1.Vision")
     methods = {method.name: method.server_streaming for method in described.service[0].method}
     unary = dict.fromkeys(("Predict", "Compare", "ListModels", "ListTasks"), False)

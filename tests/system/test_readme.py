@@ -49,7 +49,8 @@ def test_a_request_of_the_readme_gets_the_answer_that_it_shows(
 
 @pytest.mark.parametrize(("call", "shown"), CALLS)
 def test_a_call_of_the_readme_prints_what_it_shows(service: RunningService, call: str, shown: str) -> None:
-    code = call.replace("localhost:3001", service.grpc_address).replace("http://localhost:3000", service.url)
+    code = call.replace("localhost:3001", service.grpc_address)
+    code = code.replace("localhost:3000", service.url.removeprefix("http://"))
     quiet = "-Wignore:OpenCV"  # supervision says at its import that it goes without
     run = subprocess.run([sys.executable, quiet, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (run.stdout, run.stderr) == (shown, "")

@@ -1,0 +1,117 @@
+"""What every gRPC method has around it: an id, a deadline, the key, and one way for errors to become statuses.
+
+Metadata of a call: `authorization` (Bearer KEY) and `x-request-id`, before which the `id` of a message goes, where it
+has one. A call's deadline is the request's, and a call that is cancelled ends its sequences. An error's status has the
+trailing metadata `diptych-code` (as in REST), `diptych-param` and, where it is worth to try again, `retry-after` in
+seconds.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from functools import wraps
+from typing import Any, ClassVar, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from service import request_ids
+from service.api_keys import ApiKeys
+from service.core import Core, RequestContext
+from service.errors import ErrorCode, Overloaded, ServiceError
+from service.recording import record_failure, record_gone_client
+from service.settings import Settings
+
+CODES: dict[ErrorCode, grpc.StatusCode] = {
+    "invalid_request": grpc.StatusCode.INVALID_ARGUMENT,
+    "unauthorized": grpc.StatusCode.UNAUTHENTICATED,
+    "unknown_model": grpc.StatusCode.NOT_FOUND,
+    "image_too_large": grpc.StatusCode.INVALID_ARGUMENT,
+    "payload_too_large": grpc.StatusCode.INVALID_ARGUMENT,
+    "unsupported_image": grpc.StatusCode.INVALID_ARGUMENT,
+    "unsupported_task": grpc.StatusCode.INVALID_ARGUMENT,
+    "overloaded": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "internal": grpc.StatusCode.INTERNAL,
+    "not_ready": grpc.StatusCode.UNAVAILABLE,
+    "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+class GrpcApi:
+    """One of the service's gRPC interfaces around a core."""
+
+    api: ClassVar[str]  # its label in metrics
+    open_methods: ClassVar[frozenset[str]] = frozenset()  # they need no key
+
+    def __init__(self, core: Core, api_keys: ApiKeys, settings: Settings) -> None:
+        self._core = core
+        self._api_keys = api_keys
+        self._settings = settings
+
+    def check_key(self, authorization: str | None) -> None:
+        """Raise `Unauthorized` unless the call has an accepted key."""
+        self._api_keys.check(authorization)
+
+    def deadline_s(self, context: "Context") -> float:
+        """Return the end of the call's time, at most the service's own, on the clock of time.monotonic()."""
+        remaining_s = context.time_remaining()
+        limit_s = self._settings.request_timeout_s
+        return time.monotonic() + (limit_s if remaining_s is None else min(remaining_s, limit_s))
+
+
+AnswerT = TypeVar("AnswerT")
+ApiT = TypeVar("ApiT", bound=GrpcApi)
+Context = Any  # grpc.aio.ServicerContext, which has no types
+Method = Callable[[ApiT, Any, RequestContext], Awaitable[AnswerT]]
+Stream = Callable[[ApiT, Any, RequestContext], AsyncGenerator[AnswerT, None]]
+
+
+def method(function: Method[ApiT, AnswerT]) -> Callable[[ApiT, Message, Context], Awaitable[AnswerT]]:
+    """Give a method its context, check the key, and turn whatever it raises into the status of the contract."""
+
+    @wraps(function)
+    async def answer(api: ApiT, request: Message, context: Context) -> AnswerT:
+        async with _call(api, function.__name__, request, context) as call:
+            return await function(api, request, call)
+        raise AssertionError("an aborted call goes on")
+
+    return answer
+
+
+def stream(function: Stream[ApiT, AnswerT]) -> Callable[[ApiT, Message, Context], AsyncGenerator[AnswerT, None]]:
+    """Do the same for a method of many answers."""
+
+    @wraps(function)
+    async def answers(api: ApiT, request: Message, context: Context) -> AsyncGenerator[AnswerT, None]:
+        name = function.__name__
+        async with _call(api, name, request, context) as call, aclosing(function(api, request, call)) as messages:
+            async for message in messages:
+                yield message
+
+    return answers
+
+
+@asynccontextmanager
+async def _call(api: GrpcApi, name: str, request: Message, context: Context) -> AsyncIterator[RequestContext]:
+    metadata = {str(name): str(value) for name, value in context.invocation_metadata() or ()}
+    request_id = request_ids.request_id(getattr(request, "id", None) or metadata.get("x-request-id"))
+    try:
+        if name not in api.open_methods:
+            api.check_key(metadata.get("authorization"))
+        yield RequestContext(request_id, api.api, api.deadline_s(context))
+    except (asyncio.CancelledError, GeneratorExit):
+        record_gone_client(api.api, request_id)
+        raise
+    except Exception as error:
+        await _abort(context, record_failure(error, api.api, request_id), request_id)
+
+
+async def _abort(context: Context, error: ServiceError, request_id: str) -> None:
+    """End the call with the status of `error`; this raises."""
+    trailing = [("x-request-id", request_id), ("diptych-code", error.code)]
+    if error.param is not None:
+        trailing.append(("diptych-param", error.param))
+    if isinstance(error, Overloaded):
+        trailing.append(("retry-after", str(error.retry_after_s)))
+    await context.abort(CODES[error.code], error.message, tuple(trailing))

@@ -1,0 +1,29 @@
+"""The gRPC server over a core, on a port of its own."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+
+from service.api_keys import ApiKeys
+from service.core import Core
+from service.grpc_server import GrpcServer
+from service.settings import Settings
+from tests.support.running_service import free_port
+
+
+async def _ready() -> bool:
+    return True
+
+
+@asynccontextmanager
+async def grpc_channel(core: Core, api_keys: ApiKeys) -> AsyncIterator[grpc.aio.Channel]:
+    """Serve on a free port; yield a channel to it."""
+    settings = Settings(grpc_port=free_port())
+    server = GrpcServer(core, api_keys, settings, _ready)
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel:
+            yield channel
+    finally:
+        await server.stop(0)
