@@ -9,6 +9,7 @@ from contextlib import aclosing
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from runners.disconnection import while_connected
 from service.core import RequestContext
@@ -27,6 +28,19 @@ def server_sent_event(data: str, name: str | None = None) -> str:
     return f"data: {data}\n\n" if name is None else f"event: {name}\ndata: {data}\n\n"
 
 
+class _ClosingResponse(StreamingResponse):
+    """A response that closes its body when the client goes, also while it is sent: Starlette 1.10 does not."""
+
+    def __init__(self, body: AsyncGenerator[str, None]) -> None:
+        super().__init__(body, headers=_HEADERS, media_type="text/event-stream")
+        self._body = body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the body."""
+        async with aclosing(self._body):
+            await super().__call__(scope, receive, send)
+
+
 async def event_stream(
     request: Request, context: RequestContext, interface: Interface, events: Events, form: Form
 ) -> Response:
@@ -35,8 +49,7 @@ async def event_stream(
     A client that goes closes them. An error after the first is sent as an event of that name.
     """
     first = await while_connected(request.receive, anext(events))
-    body = _body(first, events, form, context, interface)
-    return StreamingResponse(body, headers=_HEADERS, media_type="text/event-stream")
+    return _ClosingResponse(_body(first, events, form, context, interface))
 
 
 async def _body(

@@ -118,7 +118,7 @@ async def leave_after(num_bodies: int, decoder: FakeDecoder) -> list[Message]:
     if num_bodies == 0:
         await until(lambda: decoder.specs)
         received.put_nowait({"type": "http.disconnect"})
-    await asyncio.wait_for(answering, 5)
+    await asyncio.wait_for(answering, SETTINGS.request_timeout_s / 2)
     return sent
 
 
@@ -127,7 +127,7 @@ def test_a_client_that_goes_is_counted_and_ends_the_writing(num_bodies: int) -> 
     async def ask() -> FakeDecoder:
         decoder = florence(released=asyncio.Event() if num_bodies == 0 else None, ended=asyncio.Event())
         await leave_after(num_bodies, decoder)
-        await until(lambda: decoder.num_cancelled)
+        await until(lambda: decoder.num_cancelled, SETTINGS.request_timeout_s / 2)  # not by its deadline
         return decoder
 
     before = count("client_gone")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from service.proto import vision_pb2 as pb
 
 PATHS = ("/v1/predict", "/v1/compare", "/v1/chat/completions")
+_ALL_PATHS = (*PATHS, "/v2/models/florence-2-mini/infer")
 _FORM = "multipart/form-data; boundary=b"
 _TEXTS = ("", " ", "x" * 5000, "\0", "<loc_5>", "</s>", "NaN", "https://localhost/", "ocr", "captioning")
 _BOXES: tuple[list[float], ...] = ([], [1, 2, 3, 4], [-1, 0, 1, 2], [1e309] * 4, [4, 3, 2, 1], [0.0] * 1000)
@@ -37,7 +38,7 @@ def malformed_requests(num_requests: int, good: bytes, seed: int = 0) -> Iterato
     makers = (_broken_json, _odd_fields, _broken_form, _any_bytes)
     for _ in range(num_requests):
         content_type, body = rng.choice(makers)(rng, good)
-        yield MalformedRequest(rng.choice(PATHS), content_type, body)
+        yield MalformedRequest(rng.choice(_ALL_PATHS), content_type, body)
 
 
 def malformed_messages(num_messages: int, good: bytes, seed: int = 0) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Ten times what the service can do, in an open loop: what it accepts it answers in time, the rest it refuses at once."""
+"""Ten times what the service can do, in an open loop: what it takes it answers in time, the rest it refuses at once."""
 
 import asyncio
 import random
@@ -15,7 +15,6 @@ from tests.support.endless_models import endless_models
 from tests.support.export_cli import ModelStore
 from tests.support.running_service import RunningService, running_service
 from tests.support.scene_images import scene_png
-from tests.support.service_metrics import metric
 
 MODEL = "florence-2-mini"
 NUM_TOKENS = 280  # of every answer: long ones, so that one core can offer ten times what the other can answer
