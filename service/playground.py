@@ -1,4 +1,4 @@
-"""The page at /playground: static files with a strict policy. It knows neither models nor tasks; the page asks for them.
+"""The page at /playground: static files under a strict policy. What is served, the page asks like any client.
 
 GET /playground  GET /playground/{file}
 """

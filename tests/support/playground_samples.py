@@ -1,4 +1,7 @@
-"""The sample scenes of the page, each with an example of every parameter: python -m tests.support.playground_samples."""
+"""Writes the page's sample scenes, each with an example of every parameter.
+
+python -m tests.support.playground_samples
+"""
 
 import json
 from pathlib import Path
@@ -43,14 +46,12 @@ def sample_id(seed: int) -> str:
 def _examples(asked: dict[str, Question]) -> dict[str, Any]:
     caption = asked["phrase_grounding caption"]
     assert isinstance(caption.truth, DetectionsTruth)
-    region = asked["region_description description"].parameters["region"]
-    assert isinstance(region, list)
     return {
         "labels": asked["open_vocabulary_detection several"].parameters["labels"],
         **caption.parameters,
         "phrases": [box.label for box in caption.truth.boxes],
         **asked["instance_segmentation phrase"].parameters,
-        "region": [round(value) for value in region],
+        "region": [round(float(value)) for value in asked["region_description description"].parameters["region"]],
         **asked["visual_question_answering count"].parameters,
     }
 

@@ -17,7 +17,9 @@ export class Answers {
    * @param {(modelId: string) => import("./problem-note.js").Remedies} remediesFor
    */
   constructor(models, styles, remediesFor) {
-    Object.assign(this, { models, styles, remediesFor });
+    this.models = models;
+    this.styles = styles;
+    this.remediesFor = remediesFor;
     this.view = new View();
     this.toolbar = new Toolbar(byId("toolbar"), this.view);
     this.differences = new Differences(byId("differences"), this.view);
@@ -27,7 +29,9 @@ export class Answers {
   /** Show a run from here on. @param {import("./run.js").Run} run */
   show(run) {
     this.run = run;
-    this.#panels = this.models.map((model) => new Panel(model, run.question, this.view, this.styles, this.remediesFor(model.id)));
+    this.#panels = this.models.map(
+      (model) => new Panel(model, run.question, this.view, this.styles, this.remediesFor(model.id)),
+    );
     moveTogether(this.#panels.map((panel) => panel.picture));
     fill(byId("panels"), ...this.#panels.map((panel) => panel.element));
     byId("empty").hidden = true;
@@ -54,7 +58,9 @@ export class Answers {
     const answered = this.#panels.filter((panel) => panel.timings && this.#answerOf(panel));
     const slowest = Math.max(...answered.map((panel) => panel.timings?.total ?? 0));
     answered.forEach((panel) => panel.timings?.scale(slowest));
-    this.differences.show(answered.map((panel) => ({ model: panel.model.id, answer: this.#answerOf(panel), shapes: panel.shapes })));
+    this.differences.show(
+      answered.map((panel) => ({ model: panel.model.id, answer: this.#answerOf(panel), shapes: panel.shapes })),
+    );
     this.toolbar.show(this.run?.question.task.result !== "text");
     this.#follow();
   }

@@ -15,7 +15,9 @@ export class ApiError extends Error {
   /** @param {{code: string, message: string, param?: string | null, request_id?: string}} detail */
   constructor({ code, message, param = null, request_id: requestId = "" }) {
     super(message);
-    Object.assign(this, { code, param, requestId });
+    this.code = code;
+    this.param = param;
+    this.requestId = requestId;
   }
 }
 
@@ -52,16 +54,19 @@ export async function predict(image, fields, signal, onText) {
   return isStream ? streamedAnswer(response, onText) : response.json();
 }
 
-/** @returns {Promise<Answer>} */
+/** @param {Response} response @param {(text: string) => void} onText @returns {Promise<Answer>} */
 async function streamedAnswer(response, onText) {
+  let answer = null;
   for await (const { event, data } of serverEvents(response.body)) {
     if (event === "token") onText(JSON.parse(data).text);
-    if (event === "result") return JSON.parse(data);
+    if (event === "result") answer = JSON.parse(data);
     if (event === "error") throw new ApiError(JSON.parse(data).error);
   }
+  if (answer) return answer;
   throw new ApiError({ code: "cut_off", message: "The answer broke off. Run again." });
 }
 
+/** @param {{blob: Blob, name: string}} image @param {Fields} fields */
 function formOf(image, fields) {
   const form = new FormData();
   form.append("image", image.blob, image.name);
@@ -84,9 +89,13 @@ async function send(path, init = {}) {
   return response;
 }
 
+/** @param {Error} cause @returns {never} */
 function notReached(cause) {
   if (cause.name === "AbortError") throw cause;
-  throw new ApiError({ code: "not_reached", message: "The service cannot be reached. See that it runs, then try again." });
+  throw new ApiError({
+    code: "not_reached",
+    message: "The service cannot be reached. See that it runs, then try again.",
+  });
 }
 
 async function errorOf(response) {

@@ -11,7 +11,12 @@ const SHOWN_MS = 1600;
  * @param {import("./run.js").Question} question
  */
 export function copyButtons(answer, { image, task, fields }) {
-  const request = { origin: location.origin, imageName: image.name, fields: { task: task.id, model: answer.model, ...fields }, needsKey: apiKey() !== null };
+  const request = {
+    origin: location.origin,
+    imageName: image.name,
+    fields: { task: task.id, model: answer.model, ...fields },
+    needsKey: apiKey() !== null,
+  };
   return html(
     "div",
     { class: "copy", role: "group", "aria-label": "Copy" },
@@ -30,7 +35,10 @@ export function copyButtons(answer, { image, task, fields }) {
 export function copyButton(name, text) {
   const label = html("span", { "aria-live": "polite" }, name);
   const copy = async () => {
-    label.textContent = await navigator.clipboard.writeText(text()).then(() => "Copied", () => "Not allowed");
+    label.textContent = await navigator.clipboard.writeText(text()).then(
+      () => "Copied",
+      () => "Not allowed",
+    );
     setTimeout(() => (label.textContent = name), SHOWN_MS);
   };
   return html("button", { type: "button", class: "small", "data-copy": name, onclick: copy }, label);

@@ -43,7 +43,7 @@ export class Differences {
     for (const shape of both.flat()) this.#groups.set(shape, "both");
     for (const shape of onlyLeft) this.#groups.set(shape, "left");
     for (const shape of onlyRight) this.#groups.set(shape, "right");
-    const focused = this.element.contains(document.activeElement) ? document.activeElement?.getAttribute("data-filter") : null;
+    const focused = this.element.querySelector(":focus")?.getAttribute("data-filter");
     fill(
       this.element,
       this.#filterButton("both", "Both", both.length),
@@ -51,13 +51,19 @@ export class Differences {
       this.#filterButton("right", `Only ${right.model}`, onlyRight.length),
       html("span", { class: "hint" }, `the same label, boxes that share at least ${MIN_IOU * 100} % of their union`),
     );
-    if (focused) this.element.querySelector(`[data-filter=${focused}]`)?.focus();
+    /** @type {HTMLElement | null} */ (this.element.querySelector(`[data-filter=${focused}]`))?.focus();
   }
 
   #filterButton(filter, name, count) {
     const isOn = this.view.filter === filter;
     const toggle = () => this.view.change({ filter: isOn ? "all" : filter });
-    const attributes = { type: "button", class: "filter", "data-filter": filter, "aria-pressed": String(isOn), onclick: toggle };
+    const attributes = {
+      type: "button",
+      class: "filter",
+      "data-filter": filter,
+      "aria-pressed": String(isOn),
+      onclick: toggle,
+    };
     return html("button", attributes, html("span", {}, name), " ", html("b", {}, count));
   }
 
@@ -72,7 +78,9 @@ export class Differences {
           html("del", { class: "count" }, `Only ${left.model} `, html("b", {}, counted(count("left"), "word"))),
           html("ins", { class: "count" }, `Only ${right.model} `, html("b", {}, counted(count("right"), "word"))),
         ];
-    const text = isSame ? null : html("p", { class: "word-diff" }, ...passages.flatMap((passage) => [passageElement(passage), " "]));
+    const text = isSame
+      ? null
+      : html("p", { class: "word-diff" }, ...passages.flatMap((passage) => [passageElement(passage), " "]));
     fill(this.element, ...legend, text);
   }
 }

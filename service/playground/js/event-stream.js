@@ -4,7 +4,7 @@
 
 /**
  * Yield the events of a body as they come.
- * @param {ReadableStream<Uint8Array>} body
+ * @param {ReadableStream<any>} body
  * @returns {AsyncGenerator<ServerEvent>}
  */
 export async function* serverEvents(body) {

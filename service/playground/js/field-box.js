@@ -9,7 +9,13 @@ export class BoxField {
 
   constructor(schema) {
     this.inputs = CORNERS.map((name) =>
-      html("input", { type: "number", min: schema.items.minimum, step: "any", "aria-label": `${name}, pixels`, placeholder: name }),
+      html("input", {
+        type: "number",
+        min: schema.items.minimum,
+        step: "any",
+        "aria-label": `${name}, pixels`,
+        placeholder: name,
+      }),
     );
     this.element = html("div", { class: "box-field" }, ...this.inputs);
   }

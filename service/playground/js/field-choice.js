@@ -28,13 +28,20 @@ export class ChoiceField {
 
 function radios(schema, id) {
   const choices = schema.enum.map((word) =>
-    html("label", { class: "segment" }, html("input", { type: "radio", name: id, value: word, checked: word === schema.default }), title(word)),
+    html(
+      "label",
+      { class: "segment" },
+      html("input", { type: "radio", name: id, value: word, checked: word === schema.default }),
+      title(word),
+    ),
   );
   return html("div", { class: "segments" }, ...choices);
 }
 
 function list(name, schema, id) {
   const shown = name === "language" ? language : title;
-  const choices = schema.enum.map((word) => html("option", { value: word, selected: word === schema.default }, shown(word)));
+  const choices = schema.enum.map((word) =>
+    html("option", { value: word, selected: word === schema.default }, shown(word)),
+  );
   return html("select", { id, "aria-describedby": `${id}-hint` }, ...choices);
 }

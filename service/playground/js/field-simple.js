@@ -4,7 +4,12 @@ import { html } from "./dom.js";
 
 export class TextField {
   constructor(schema, id) {
-    this.element = html("textarea", { id, rows: 2, maxlength: schema.maxLength, "aria-describedby": `${id}-hint ${id}-problem` });
+    this.element = html("textarea", {
+      id,
+      rows: 2,
+      maxlength: schema.maxLength,
+      "aria-describedby": `${id}-hint ${id}-problem`,
+    });
   }
 
   value() {

@@ -60,11 +60,17 @@ export class Field {
 
   #build(id) {
     const { element, isGroup } = this.control;
-    const naming = isGroup ? { role: "group", "aria-labelledby": `${id}-label`, "aria-describedby": `${id}-hint ${id}-problem` } : {};
+    const naming = isGroup
+      ? { role: "group", "aria-labelledby": `${id}-label`, "aria-describedby": `${id}-hint ${id}-problem` }
+      : {};
     return html(
       "div",
       { class: "field", "data-field": this.name, ...naming },
-      html(isGroup ? "span" : "label", { class: "field-name", id: `${id}-label`, for: isGroup ? null : id }, title(this.name)),
+      html(
+        isGroup ? "span" : "label",
+        { class: "field-name", id: `${id}-label`, for: isGroup ? null : id },
+        title(this.name),
+      ),
       element,
       html("p", { class: "hint", id: `${id}-hint` }, this.schema.description),
       this.problem,
@@ -75,9 +81,14 @@ export class Field {
 /** @param {string} name @param {any} schema @param {string} id @returns {Control} */
 function controlOf(name, schema, id) {
   if (schema.enum) return new ChoiceField(name, schema, id);
-  if (schema.type === "array") return schema.items.type === "number" && schema.maxItems === 4 ? new BoxField(schema) : new ChipsField(schema, id);
+  if (schema.type === "array") return isBox(schema) ? new BoxField(schema) : new ChipsField(schema, id);
   if (schema.type === "boolean") return new SwitchField(schema, id);
   return schema.type === "string" ? new TextField(schema, id) : new NumberField(schema, id);
+}
+
+/** Whether a schema is that of `[x1, y1, x2, y2]`. @param {any} schema */
+export function isBox({ type, items, minItems, maxItems }) {
+  return type === "array" && items.type === "number" && minItems === 4 && maxItems === 4;
 }
 
 /** A value that may be null may be left out. */

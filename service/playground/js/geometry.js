@@ -12,7 +12,12 @@
  * @returns {Ring}
  */
 export function boxRing([x1, y1, x2, y2]) {
-  return [[x1, y1], [x2, y1], [x2, y2], [x1, y2]];
+  return [
+    [x1, y1],
+    [x2, y1],
+    [x2, y2],
+    [x1, y2],
+  ];
 }
 
 /**
@@ -55,7 +60,10 @@ export function iou(one, other) {
  * @param {Ring[]} rings
  */
 export function pathData(rings) {
-  return rings.filter((ring) => ring.length).map((ring) => `M${ring.map((point) => point.join(" ")).join("L")}Z`).join("");
+  return rings
+    .filter((ring) => ring.length)
+    .map((ring) => `M${ring.map((point) => point.join(" ")).join("L")}Z`)
+    .join("");
 }
 
 /**

@@ -36,10 +36,14 @@ export class ImageInput {
     this.image = image;
     this.problem.hidden = true;
     this.regionEditor.over(image);
-    const picture = html("img", { src: image.url, alt: image.sample?.description ?? `The chosen image, ${image.name}` });
+    const picture = html("img", {
+      src: image.url,
+      alt: image.sample?.description ?? `The chosen image, ${image.name}`,
+    });
     fill(this.preview, picture, this.regionEditor.element);
     byId("image-name").textContent = `${image.name} · ${image.width} × ${image.height}`;
-    for (const button of byId("samples").children) button.setAttribute("aria-pressed", String(button.dataset.sample === image.sample?.id));
+    for (const button of byId("samples").children)
+      button.setAttribute("aria-pressed", String(button.dataset.sample === image.sample?.id));
     this.onChange();
   }
 
@@ -98,7 +102,13 @@ export class ImageInput {
   #sampleButton(sample) {
     return html(
       "button",
-      { type: "button", class: "sample", "data-sample": sample.id, "aria-pressed": "false", onclick: () => this.chooseSample(sample.id) },
+      {
+        type: "button",
+        class: "sample",
+        "data-sample": sample.id,
+        "aria-pressed": "false",
+        onclick: () => this.chooseSample(sample.id),
+      },
       html("img", { src: sampleUrl(sample), alt: `Sample: ${sample.description}`, loading: "lazy" }),
     );
   }

@@ -4,7 +4,18 @@ import { fill, html } from "./dom.js";
 import { compact, title } from "./names.js";
 
 /** Columns of GET /v1/models in the order of the public comparison; what a model lacks is left empty. */
-const ROWS = ["organization", "category", "modality", "release_date", "context_window", "parameters", "license", "resolution", "precision", "features"];
+const ROWS = [
+  "organization",
+  "category",
+  "modality",
+  "release_date",
+  "context_window",
+  "parameters",
+  "license",
+  "resolution",
+  "precision",
+  "features",
+];
 const UNITS = { context_window: "tokens", resolution: "px" };
 
 /**
@@ -14,9 +25,23 @@ const UNITS = { context_window: "tokens", resolution: "px" };
  */
 export function showModelTable(table, models, tasks) {
   const head = html("tr", {}, html("td", {}), ...models.map(({ id }) => html("th", { scope: "col" }, id)));
-  const facts = ROWS.map((name) => row(title(name), models.map((model) => shown(name, model[name]))));
-  const offers = tasks.map((task) => row(title(task.id), models.map((model) => demo(model, task))));
-  const divider = html("tr", { class: "divider" }, html("th", { scope: "colgroup", colspan: models.length + 1 }, "Tasks"));
+  const facts = ROWS.map((name) =>
+    row(
+      title(name),
+      models.map((model) => shown(name, model[name])),
+    ),
+  );
+  const offers = tasks.map((task) =>
+    row(
+      title(task.id),
+      models.map((model) => demo(model, task)),
+    ),
+  );
+  const divider = html(
+    "tr",
+    { class: "divider" },
+    html("th", { scope: "colgroup", colspan: models.length + 1 }, "Tasks"),
+  );
   fill(table, html("thead", {}, head), html("tbody", {}, ...facts), html("tbody", {}, divider, ...offers));
 }
 

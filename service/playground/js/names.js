@@ -9,7 +9,10 @@ const languages = new Intl.DisplayNames(["en"], { type: "language" });
  * @param {string} id
  */
 export function title(id) {
-  const text = id.split("_").map((word) => (ACRONYMS.has(word) ? word.toUpperCase() : word)).join(" ");
+  const text = id
+    .split("_")
+    .map((word) => (ACRONYMS.has(word) ? word.toUpperCase() : word))
+    .join(" ");
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 

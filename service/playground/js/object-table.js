@@ -11,11 +11,18 @@ export class ObjectTable {
    * @param {import("./label-styles.js").LabelStyles} styles
    */
   constructor(model, shapes, view, styles) {
-    Object.assign(this, { model, view, styles });
+    this.model = model;
+    this.view = view;
+    this.styles = styles;
     this.rows = shapes.map((shape) => ({ shape, row: this.#row(shape) }));
     const heads = ["Label", "Score", "Box in pixels"].map((name) => html("th", { scope: "col" }, name));
     this.none = html("p", { class: "quiet" });
-    this.table = html("table", { class: "objects" }, html("thead", {}, html("tr", {}, ...heads)), html("tbody", {}, ...this.rows.map(({ row }) => row)));
+    this.table = html(
+      "table",
+      { class: "objects" },
+      html("thead", {}, html("tr", {}, ...heads)),
+      html("tbody", {}, ...this.rows.map(({ row }) => row)),
+    );
     this.element = html("div", { class: "object-list" }, this.table, this.none);
   }
 
@@ -37,7 +44,12 @@ export class ObjectTable {
     const off = () => this.view.change({ lit: null });
     const swatch = html("span", { class: "swatch", "aria-hidden": true });
     swatch.style.background = this.styles.of(shape.label).color;
-    const name = html("button", { type: "button", class: "object", onfocus: on, onblur: off, onclick: on }, swatch, shape.label || `Region ${shape.index + 1}`);
+    const name = html(
+      "button",
+      { type: "button", class: "object", onfocus: on, onblur: off, onclick: on },
+      swatch,
+      shape.label || `Region ${shape.index + 1}`,
+    );
     return html(
       "tr",
       { "data-index": shape.index, onpointerenter: on, onpointerleave: off },

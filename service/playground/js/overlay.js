@@ -1,13 +1,14 @@
 /** The shapes of an answer over its image: outlines in SVG, names beside them at the size of text. */
 
 import { fill, html, svg } from "./dom.js";
-import { pathData } from "./geometry.js";
+import { boxRing, pathData } from "./geometry.js";
 import { labelKey } from "./shapes.js";
 import { placeTags } from "./tag-places.js";
 
 const NO_SCALING = { "vector-effect": "non-scaling-stroke" };
 
 export class Overlay {
+  #region = null;
   /** @type {{shape: import("./shapes.js").Shape, group: any, tag: any}[]} */
   #drawn = [];
 
@@ -17,11 +18,23 @@ export class Overlay {
    * @param {import("./label-styles.js").LabelStyles} styles
    */
   constructor(model, view, styles) {
-    Object.assign(this, { model, view, styles });
+    this.model = model;
+    this.view = view;
+    this.styles = styles;
     this.svg = svg("svg", { class: "shapes", preserveAspectRatio: "none", "aria-hidden": true });
     this.tags = html("div", { class: "tags", "aria-hidden": true });
     this.element = html("div", { class: "overlay" }, this.svg, this.tags);
     new ResizeObserver(() => this.#place()).observe(this.element);
+  }
+
+  /**
+   * Draw the region that was asked about.
+   * @param {import("./geometry.js").Box} box
+   * @param {{width: number, height: number}} image
+   */
+  drawRegion(box, image) {
+    this.#region = svg("path", { class: "region", d: pathData([boxRing(box)]), ...NO_SCALING });
+    this.draw([], image);
   }
 
   /**
@@ -35,7 +48,7 @@ export class Overlay {
     this.#drawn = shapes.map((shape) => ({ shape, group: this.#group(shape), tag: this.#tag(shape) }));
     // The largest first: a small shape within a large one can still be pointed at.
     const size = ({ shape: { box } }) => (box[2] - box[0]) * (box[3] - box[1]);
-    fill(this.svg, ...[...this.#drawn].sort((a, b) => size(b) - size(a)).map(({ group }) => group));
+    fill(this.svg, this.#region, ...[...this.#drawn].sort((a, b) => size(b) - size(a)).map(({ group }) => group));
     fill(this.tags, ...this.#drawn.map(({ tag }) => tag));
   }
 
@@ -68,14 +81,27 @@ export class Overlay {
         onpointerleave: point(null),
       },
       svg("path", { class: "halo", d, ...NO_SCALING }),
-      svg("path", { class: "line", d, stroke: color, fill: color, "fill-rule": "evenodd", "stroke-dasharray": dash, ...NO_SCALING }),
+      svg("path", {
+        class: "line",
+        d,
+        stroke: color,
+        fill: color,
+        "fill-rule": "evenodd",
+        "stroke-dasharray": dash,
+        ...NO_SCALING,
+      }),
     );
   }
 
   #tag(shape) {
     const { color, ink } = this.styles.of(shape.label);
     const score = html("span", { class: "tag-score" }, shape.score.toFixed(2));
-    const tag = html("span", { class: "tag" }, shape.label ? html("span", { class: "tag-label" }, shape.label) : null, score);
+    const tag = html(
+      "span",
+      { class: "tag" },
+      shape.label ? html("span", { class: "tag-label" }, shape.label) : null,
+      score,
+    );
     tag.style.background = color;
     tag.style.color = ink;
     return tag;

@@ -1,8 +1,10 @@
 /** One model's half of the picture: the image with what it found, its answer, and what the answer cost. */
 
+import { rawText, usage } from "./answer-facts.js";
 import { copyButtons } from "./copy-buttons.js";
 import { fill, html } from "./dom.js";
-import { compact, counted, milliseconds } from "./names.js";
+import { isBox } from "./field.js";
+import { compact, milliseconds } from "./names.js";
 import { ObjectTable } from "./object-table.js";
 import { Overlay } from "./overlay.js";
 import { Picture } from "./picture.js";
@@ -26,8 +28,14 @@ export class Panel {
    * @param {import("./problem-note.js").Remedies} remedies
    */
   constructor(model, question, view, styles, remedies) {
-    Object.assign(this, { model, question, view, remedies, styles });
+    this.model = model;
+    this.question = question;
+    this.view = view;
+    this.remedies = remedies;
+    this.styles = styles;
     this.overlay = new Overlay(model.id, view, styles);
+    const region = regionOf(question);
+    if (region) this.overlay.drawRegion(region, question.image);
     this.picture = new Picture(question.image, this.overlay.element, view, model.id);
     this.status = html("span", { class: "panel-status" });
     this.body = html("div", { class: "panel-body" });
@@ -86,24 +94,16 @@ export class Panel {
     const isText = "text" in answer.result;
     this.#table = isText ? null : new ObjectTable(this.model.id, this.shapes, this.view, this.styles);
     fill(this.body, isText ? textOf(answer.result.text) : this.#table?.element);
-    fill(this.facts, this.timings.element, usage(answer), rawText(answer.raw_text), copyButtons(answer, this.question));
+    fill(this.facts, this.timings.element, usage(answer), rawText(answer), copyButtons(answer, this.question));
   }
+}
+
+/** The box that was asked about, if the task asks about one. @param {import("./run.js").Question} question */
+function regionOf({ task, fields }) {
+  const name = Object.keys(task.parameters.properties).find((each) => isBox(task.parameters.properties[each]));
+  return /** @type {any} */ (name && fields[name]);
 }
 
 function textOf(text) {
   return text ? html("p", { class: "answer-text" }, text) : html("p", { class: "quiet" }, "No text.");
-}
-
-function usage({ usage: { image_tokens: image, prompt_tokens: prompt, generated_tokens: written }, vision_cache: cache, finish_reason: reason }) {
-  const facts = [
-    ["Tokens", `${image} image + ${prompt} prompt → ${written}`],
-    ["Vision cache", cache],
-    ...(reason === "length" ? [["Ended", "cut at the token limit"]] : []),
-  ];
-  return html("dl", { class: "usage" }, ...facts.map(([name, value]) => html("div", {}, html("dt", {}, name), html("dd", {}, value))));
-}
-
-function rawText(text) {
-  const size = counted(text.length, "character");
-  return html("details", { class: "raw-text" }, html("summary", {}, `Raw text, ${size}`), html("pre", { class: "raw", tabindex: 0 }, text));
 }

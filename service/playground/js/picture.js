@@ -16,7 +16,12 @@ export class Picture {
    */
   constructor(image, overlay, view, name) {
     this.view = view;
-    this.canvas = html("div", { class: "canvas" }, html("img", { src: image.url, alt: image.sample?.description ?? image.name, draggable: "false" }), overlay);
+    this.canvas = html(
+      "div",
+      { class: "canvas" },
+      html("img", { src: image.url, alt: image.sample?.description ?? image.name, draggable: "false" }),
+      overlay,
+    );
     this.element = html(
       "div",
       {
@@ -84,7 +89,8 @@ export function zoomBy(view, factor) {
 export function moveTogether(pictures) {
   for (const picture of pictures) {
     picture.element.addEventListener("scroll", () => {
-      if (picture.element.matches(":hover, :focus")) pictures.filter((other) => other !== picture).forEach((other) => other.moveTo(picture.position()));
+      if (picture.element.matches(":hover, :focus"))
+        pictures.filter((other) => other !== picture).forEach((other) => other.moveTo(picture.position()));
     });
   }
 }

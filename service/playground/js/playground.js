@@ -131,12 +131,22 @@ export class Playground {
     const isFound = await this.images.chooseSample(sampleId ?? null);
     if (!this.tasks.choose(task)) {
       byId("empty").hidden = false;
-      return fill(byId("empty"), html("div", { class: "note failed", role: "alert" }, `No served model offers the task ${task}. Choose one that is listed.`));
+      return fill(
+        byId("empty"),
+        html(
+          "div",
+          { class: "note failed", role: "alert" },
+          `No served model offers the task ${task}. Choose one that is listed.`,
+        ),
+      );
     }
     this.form.set(fields);
     this.options.set(fields);
     this.#suggest();
-    if (isOfOwnImage && !this.images.image) return this.images.askForImage("The image of this link stayed in the browser that it was made in. Choose one, then run.");
+    if (isOfOwnImage && !this.images.image)
+      return this.images.askForImage(
+        "The image of this link stayed in the browser that it was made in. Choose one, then run.",
+      );
     return isFound || this.images.image ? this.#ask() : this.images.askForImage();
   }
 
@@ -146,9 +156,11 @@ export class Playground {
     const again = () => run?.ask(modelId, (id) => this.#changed(run, id));
     const change = (param) => {
       if (param === "image") byId("choose-file").focus();
-      else if (!this.form.focus(param) && !this.options.focus(param)) byId("tasks").querySelector("input:checked").focus();
+      else if (!this.form.focus(param) && !this.options.focus(param))
+        byId("tasks").querySelector("input:checked").focus();
     };
-    return { again, change, giveKey: async () => (await askForKey()) && again() };
+    const instead = (param) => this.form.instead(param);
+    return { again, change, instead, giveKey: async () => (await askForKey()) && again() };
   }
 }
 

@@ -6,6 +6,7 @@ import { title } from "./names.js";
 /**
  * @typedef {object} Remedies  what the page can do about an error
  * @property {(param: string) => void} change  go to the field
+ * @property {(param: string) => string[]} instead  what may be given in its place
  * @property {() => void} again  ask this model again
  * @property {() => void} giveKey
  */
@@ -36,15 +37,23 @@ export function notOfferedNote(model, task) {
   return html(
     "div",
     { class: "note" },
-    html("p", { class: "note-title" }, `No ${title(task)}`),
-    html("p", {}, `${model.id} was not trained for it. It offers:`),
+    html("p", { class: "note-title" }, "Not offered"),
+    html("p", {}, `${model.id} knows no prompt for ${title(task)}. It offers:`),
     html("ul", { class: "pills" }, ...offered),
   );
 }
 
-function remedy({ code, param }, { change, again, giveKey }) {
+function remedy({ code, param }, { change, instead, again, giveKey }) {
   const button = (name, onclick) => html("button", { type: "button", class: "small", onclick }, name);
   if (code === "unauthorized") return button("Give an API key", giveKey);
-  if (param) return button(`Change ${title(param).toLowerCase()}`, () => change(param));
-  return button("Try again", again);
+  if (!param) return button("Try again", again);
+  const others = instead(param).map((other) =>
+    button(`Give ${title(other).toLowerCase()} instead`, () => change(other)),
+  );
+  return html(
+    "div",
+    { class: "remedies" },
+    button(`Change ${title(param).toLowerCase()}`, () => change(param)),
+    ...others,
+  );
 }

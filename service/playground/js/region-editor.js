@@ -56,6 +56,9 @@ export class RegionEditor {
   /** @returns {import("./geometry.js").Point} */
   #pixel(event) {
     const { left, top, width, height } = this.element.getBoundingClientRect();
-    return [((event.clientX - left) / width) * this.#image.width, ((event.clientY - top) / height) * this.#image.height];
+    return [
+      ((event.clientX - left) / width) * this.#image.width,
+      ((event.clientY - top) / height) * this.#image.height,
+    ];
   }
 }

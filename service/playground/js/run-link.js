@@ -25,7 +25,7 @@ export function linkOf(task, fields, sample) {
   for (const [name, value] of Object.entries(fields)) {
     for (const each of Array.isArray(value) ? value : [value]) parts.append(name, String(each));
   }
-  parts.set(...(sample ? ["sample", sample] : ["image", "own"]));
+  parts.set(sample ? "sample" : "image", sample ?? "own");
   return `#${parts}`;
 }
 

@@ -18,8 +18,10 @@ import { boxRing, bounds } from "./geometry.js";
  * @returns {Shape[]}
  */
 export function shapesOf({ detections, instances, text_regions: regions }) {
-  if (detections) return detections.map(({ box, label, score }, index) => shape(index, label, score, box, [boxRing(box)], false));
-  if (instances) return instances.map((one, index) => shape(index, one.label, one.score, one.box, one.polygons ?? [], true));
+  if (detections)
+    return detections.map(({ box, label, score }, index) => shape(index, label, score, box, [boxRing(box)], false));
+  if (instances)
+    return instances.map((one, index) => shape(index, one.label, one.score, one.box, one.polygons ?? [], true));
   return (regions ?? []).map(({ quad, text, score }, index) => shape(index, text, score, bounds(quad), [quad], false));
 }
 

@@ -14,7 +14,11 @@
 export function curlCommand({ origin, imageName, fields, needsKey }) {
   const words = Object.entries(fields).map(([name, value]) => `--form-string ${quoted(`${name}=${formText(value)}`)}`);
   if (needsKey) words.unshift('-H "Authorization: Bearer $DIPTYCH_API_KEY"');
-  return [`curl -s ${quoted(`${origin}/v1/predict`)}`, `-F ${quoted(`image=@"${imageName.replace(/["\\]/g, "\\$&")}"`)}`, ...words].join(" \\\n  ");
+  return [
+    `curl -s ${quoted(`${origin}/v1/predict`)}`,
+    `-F ${quoted(`image=@"${imageName.replace(/["\\]/g, "\\$&")}"`)}`,
+    ...words,
+  ].join(" \\\n  ");
 }
 
 /**

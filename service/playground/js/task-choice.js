@@ -38,10 +38,21 @@ export class TaskChoice {
       html(
         "label",
         { class: "pill" },
-        html("input", { type: "radio", name: "task", id: `task-${task.id}`, value: task.id, onchange: () => this.#chosen(task) }),
+        html("input", {
+          type: "radio",
+          name: "task",
+          id: `task-${task.id}`,
+          value: task.id,
+          onchange: () => this.#chosen(task),
+        }),
         title(task.id),
       ),
     );
-    return html("div", { class: "task-group" }, html("span", { class: "overline" }, name), html("div", { class: "pills" }, ...pills));
+    return html(
+      "div",
+      { class: "task-group" },
+      html("span", { class: "overline" }, name),
+      html("div", { class: "pills" }, ...pills),
+    );
   }
 }

@@ -1,16 +1,17 @@
 /** The parameters of the chosen task, made from its schema: what is required, what may be given, and one of several. */
 
-import { fill, html } from "./dom.js";
+import { fill } from "./dom.js";
 import { BoxField } from "./field-box.js";
+import { ChoiceField } from "./field-choice.js";
 import { Field } from "./field.js";
-import { title } from "./names.js";
 
 export class TaskForm {
   /** @type {Field[]} */
   #fields = [];
   #alternatives = /** @type {string[]} */ ([]);
   #required = /** @type {string[]} */ ([]);
-  #chosen = "";
+  /** @type {ChoiceField | null} */
+  #switcher = null;
 
   /**
    * @param {HTMLElement} element
@@ -19,7 +20,7 @@ export class TaskForm {
   constructor(element, regionEditor) {
     this.element = element;
     this.regionEditor = regionEditor;
-    element.addEventListener("input", () => this.#showRegion());
+    element.addEventListener("input", () => this.#update());
   }
 
   /** Show the parameters of a task. @param {import("./api.js").Task} task */
@@ -27,8 +28,9 @@ export class TaskForm {
     this.#fields = Object.entries(schema.properties).map(([name, each]) => new Field(name, each));
     this.#alternatives = (schema.oneOf ?? []).map(({ required: [name] }) => name);
     this.#required = schema.required;
-    fill(this.element, this.#switcher(), ...this.#fields.map((field) => field.element));
-    this.#choose(this.#alternatives[0] ?? "");
+    this.#switcher = switcherOf(this.#alternatives);
+    fill(this.element, this.#switcher?.element, ...this.#fields.map((field) => field.element));
+    this.#update();
   }
 
   /** Put values in, by name; a parameter that is not among them is as at the beginning. @param {Record<string, any>} values */
@@ -45,7 +47,7 @@ export class TaskForm {
     for (const field of this.#fields) {
       if (!field.isTouched && field.schema.default === undefined) field.set(examples[field.name]);
     }
-    this.#showRegion();
+    this.#update();
   }
 
   /** Return what was given. @returns {import("./api.js").Fields} */
@@ -57,7 +59,9 @@ export class TaskForm {
   /** Say what is missing and go there; return whether nothing is. */
   check() {
     const values = this.values();
-    const missing = this.#shown().find(({ name }) => (this.#required.includes(name) || name === this.#chosen) && !(name in values));
+    const missing = this.#shown().find(
+      ({ name }) => (this.#required.includes(name) || name === this.#chosen) && !(name in values),
+    );
     if (!missing) return true;
     missing.tell(`Needed: ${missing.schema.description}`);
     missing.control.focus();
@@ -73,27 +77,40 @@ export class TaskForm {
     return true;
   }
 
+  /** Return what may be given in place of a parameter. @param {string} name */
+  instead(name) {
+    return this.#alternatives.includes(name) ? this.#alternatives.filter((other) => other !== name) : [];
+  }
+
   #shown() {
     return this.#fields.filter((field) => !field.element.hidden);
   }
 
-  #switcher() {
-    if (!this.#alternatives.length) return null;
-    const choices = this.#alternatives.map((name) =>
-      html("label", { class: "segment" }, html("input", { type: "radio", name: "alternative", value: name, onchange: () => this.#choose(name) }), title(name)),
-    );
-    return html("div", { class: "segments", role: "radiogroup", "aria-label": "Give one of" }, ...choices);
+  /** @returns {string | undefined} */
+  get #chosen() {
+    return this.#switcher?.value();
   }
 
   #choose(name) {
-    this.#chosen = name;
-    for (const input of this.element.querySelectorAll("input[name=alternative]")) input.checked = input.value === name;
-    for (const field of this.#fields) field.element.hidden = this.#alternatives.includes(field.name) && field.name !== name;
-    this.#showRegion();
+    this.#switcher?.set([name]);
+    this.#update();
   }
 
-  #showRegion() {
+  /** Show of several parameters only the chosen one, and of a box where it lies. */
+  #update() {
+    for (const { name, element } of this.#fields) {
+      element.hidden = this.#alternatives.includes(name) && name !== this.#chosen;
+    }
     const field = this.#shown().find(({ control }) => control instanceof BoxField);
     this.regionEditor.edit(field ? field.control : null);
   }
+}
+
+/** Return what chooses one of several parameters; null where there are none. @param {string[]} names */
+function switcherOf(names) {
+  if (!names.length) return null;
+  const switcher = new ChoiceField("alternative", { enum: names, default: names[0] }, "alternative");
+  switcher.element.setAttribute("role", "radiogroup");
+  switcher.element.setAttribute("aria-label", "Give one of");
+  return switcher;
 }

@@ -24,8 +24,15 @@ export class TimingsBar {
     this.total = timings.total;
     const stages = stagesOf(timings);
     this.bar = html("div", { class: "bar", "aria-hidden": true }, ...stages.map(([name, ms]) => part(name, ms)));
-    const legend = stages.map(([name, ms]) => html("li", { class: "stage", "data-stage": name }, title(name), " ", html("b", {}, milliseconds(ms))));
-    this.element = html("div", { class: "timings" }, this.bar, html("ul", { class: "legend", "aria-label": "Time by stage" }, ...legend));
+    const legend = stages.map(([name, ms]) =>
+      html("li", { class: "stage", "data-stage": name }, title(name), " ", html("b", {}, milliseconds(ms))),
+    );
+    this.element = html(
+      "div",
+      { class: "timings" },
+      this.bar,
+      html("ul", { class: "legend", "aria-label": "Time by stage" }, ...legend),
+    );
   }
 
   /** @param {number} slowest  milliseconds */

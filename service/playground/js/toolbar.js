@@ -14,7 +14,7 @@ export class Toolbar {
     this.element = element;
     this.view = view;
     this.score = html("output", { for: "min-score" }, "0.00");
-    this.percent = html("output", { class: "zoom-percent" }, "100 %");
+    this.percent = html("span", { class: "zoom-percent" }, "100 %");
     this.shapeControls = [this.#slider(), this.#toggle("Shapes", "showsShapes"), this.#toggle("Names", "showsNames")];
     this.zoomControls = this.#zoom();
     fill(element, ...this.shapeControls, this.zoomControls);
@@ -38,17 +38,35 @@ export class Toolbar {
 
   #slider() {
     const change = (event) => this.view.change({ minScore: Number(event.target.value) });
-    const input = html("input", { id: "min-score", type: "range", min: 0, max: 1, step: 0.01, value: 0, oninput: change });
+    const input = html("input", {
+      id: "min-score",
+      type: "range",
+      min: 0,
+      max: 1,
+      step: 0.01,
+      value: 0,
+      oninput: change,
+    });
     return html("div", { class: "control" }, html("label", { for: "min-score" }, "Score at least"), input, this.score);
   }
 
   #toggle(name, property) {
     const change = (event) => this.view.change({ [property]: event.target.checked });
-    return html("label", { class: "control" }, html("input", { type: "checkbox", class: "switch", checked: true, onchange: change }), name);
+    return html(
+      "label",
+      { class: "control" },
+      html("input", { type: "checkbox", class: "switch", checked: true, onchange: change }),
+      name,
+    );
   }
 
   #zoom() {
-    const button = (name, text, factor) => html("button", { type: "button", class: "small", "aria-label": name, onclick: () => zoomBy(this.view, factor) }, text);
+    const button = (name, text, factor) =>
+      html(
+        "button",
+        { type: "button", class: "small", "aria-label": name, onclick: () => zoomBy(this.view, factor) },
+        text,
+      );
     return html(
       "div",
       { class: "control zoom", role: "group", "aria-label": "Zoom" },

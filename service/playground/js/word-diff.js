@@ -19,7 +19,7 @@ export function diffWords(left, right) {
   const passages = /** @type {Passage[]} */ ([]);
   let [i, j] = [0, 0];
   while (i < a.length || j < b.length) {
-    if (i < a.length && j < b.length && a[i] === b[j]) add(passages, "both", a[i++]), j++;
+    if (i < a.length && j < b.length && a[i] === b[j]) (add(passages, "both", a[i++]), j++);
     else if (j === b.length || (i < a.length && lengths[i + 1][j] >= lengths[i][j + 1])) add(passages, "left", a[i++]);
     else add(passages, "right", b[j++]);
   }
