@@ -55,7 +55,6 @@ export class Panel {
   /** Say that the model does not do this task. */
   showNotOffered() {
     this.#state("not-offered");
-    this.facts.remove();
     fill(this.body, notOfferedNote(this.model, this.question.task.id));
   }
 

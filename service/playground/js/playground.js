@@ -12,6 +12,7 @@ import { OptionsForm } from "./options-form.js";
 import { linkOf, readLink } from "./run-link.js";
 import { Run } from "./run.js";
 import { shapesOf } from "./shapes.js";
+import { starters } from "./starters.js";
 import { TaskChoice } from "./task-choice.js";
 import { TaskForm } from "./task-form.js";
 
@@ -50,7 +51,15 @@ export class Playground {
     });
     byId("run-bar").append(copyButton("Copy link", () => location.href));
     window.addEventListener("hashchange", () => this.#hashChanged());
-    fill(byId("empty"), html("p", {}, "Choose an image and a task, then Run: each model answers in its own panel."));
+    fill(
+      byId("empty"),
+      html(
+        "p",
+        {},
+        "Choose an image and a task, then Run: each model answers in its own panel. Or begin with one of these.",
+      ),
+      starters(this.tasks.tasks, this.samples),
+    );
     if (readLink(location.hash)) await this.#follow(readLink(location.hash));
     else await this.images.chooseSample(this.samples[0]?.id ?? null);
   }
