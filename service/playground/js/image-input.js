@@ -8,6 +8,8 @@ import { RegionEditor } from "./region-editor.js";
 export class ImageInput {
   /** @type {import("./chosen-image.js").ChosenImage | null} */
   image = null;
+  /** Kept when the image that was chosen last is there. */
+  loading = Promise.resolve();
   #latest = 0;
 
   /**
@@ -83,8 +85,13 @@ export class ImageInput {
     this.#take(() => chosenImage(file, file.name));
   }
 
+  #take(load) {
+    this.loading = this.#load(load);
+    return this.loading;
+  }
+
   /** Show the image that `load` returns, unless another was chosen meanwhile. */
-  async #take(load) {
+  async #load(load) {
     const turn = ++this.#latest;
     try {
       const image = await load();

@@ -78,7 +78,8 @@ export class Playground {
     else this.#ask();
   }
 
-  #ask() {
+  async #ask() {
+    await this.images.loading;
     if (!this.images.image) return this.images.askForImage();
     if (!this.form.check()) return undefined;
     const fields = { ...this.form.values(), ...this.options.values() };

@@ -60,7 +60,7 @@ def test_a_run_of_the_session_is_shown_again_as_it_was_answered(playground: Play
     playground.page.get_by_role("button", name="Sample: ").nth(1).click()
     playground.choose_task("captioning")
     playground.run()
-    cards = playground.page.locator(".run-card")
+    cards = playground.page.locator("#history .run-card")
     assert cards.count() == 2
     cards.nth(1).click()
     expect(playground.page.locator("#image-name")).to_contain_text("mgql.png")
@@ -90,3 +90,13 @@ def test_a_copied_link_is_that_of_the_run(playground: Playground) -> None:
     playground.page.get_by_role("button", name="Copy link").click()
     expect(playground.page.get_by_role("button", name="Copied")).to_be_visible()
     assert playground.page.evaluate("navigator.clipboard.readText()") == playground.page.url
+
+
+def test_an_image_that_is_still_loading_is_the_one_that_is_asked_about(playground: Playground) -> None:
+    playground.open()
+    playground.choose_task("ocr")
+    sample = playground.page.get_by_role("button", name="Sample: ").nth(3)
+    sample.evaluate("button => { button.click(); document.getElementById('run').click(); }")
+    playground.wait_for_answers()
+    assert playground.page.url.endswith("#task=ocr&sample=jb")
+    expect(playground.panel(FLORENCE).locator(".answer-text")).to_have_text("JB")
