@@ -79,6 +79,7 @@ class Playground:
 
     def open(self, **link: str | list[str]) -> None:
         """Open the page, by a link where fields are given, and wait until it can be used or has answered."""
+        self.page.goto("about:blank")  # or only what stands after # would change, and no page be loaded
         self.page.goto(f"{self.url}/playground" + (f"#{urlencode(link, doseq=True)}" if link else ""))
         expect(self.page.locator("body[data-loading]")).to_have_count(0)
         if "task" in link:
@@ -96,9 +97,9 @@ class Playground:
         self.wait_for_answers()
 
     def wait_for_answers(self) -> None:
-        """Wait until no panel is waiting."""
+        """Wait until there are panels and every model has answered."""
         expect(self.page.locator(".panel").first).to_be_visible()
-        expect(self.page.locator(".panel[data-state=waiting]")).to_have_count(0)
+        expect(self.page.locator("#answers")).to_have_attribute("aria-busy", "false")
 
     def panel(self, model: str) -> Locator:
         """Return the panel of a model."""

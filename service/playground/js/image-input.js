@@ -26,11 +26,10 @@ export class ImageInput {
     fill(byId("samples"), ...samples.map((sample) => this.#sampleButton(sample)));
   }
 
-  /** Choose a sample by its id; return whether there is one. @param {string | null} id */
+  /** Choose a sample, if there is one of this id. @param {string | null} id */
   async chooseSample(id) {
     const sample = this.samples.find((each) => each.id === id);
     if (sample) await this.#take(() => sampleImage(sample));
-    return Boolean(sample);
   }
 
   /** Show an image that was chosen before. @param {import("./chosen-image.js").ChosenImage} image */

@@ -16,6 +16,9 @@ import { starters } from "./starters.js";
 import { TaskChoice } from "./task-choice.js";
 import { TaskForm } from "./task-form.js";
 
+const BEGIN = "Choose an image and a task, then Run: each model answers in its own panel. Or begin with one of these.";
+const OWN_IMAGE = "The image of this link stayed in the browser that it was made in. Choose one, then run.";
+
 export class Playground {
   /** @type {Run | null} */
   #run = null;
@@ -29,7 +32,7 @@ export class Playground {
    */
   constructor(models, tasks, fields, samples) {
     this.samples = samples;
-    const [{ id, parameters }] = tasks;
+    const { id, parameters } = tasks.find((task) => task.id in fields) ?? tasks[0];
     this.canStream = "stream" in fields[id];
     this.options = new OptionsForm(fields[id], Object.keys(parameters.properties));
     this.images = new ImageInput(samples, () => this.#suggest());
@@ -51,15 +54,7 @@ export class Playground {
     });
     byId("run-bar").append(copyButton("Copy link", () => location.href));
     window.addEventListener("hashchange", () => this.#hashChanged());
-    fill(
-      byId("empty"),
-      html(
-        "p",
-        {},
-        "Choose an image and a task, then Run: each model answers in its own panel. Or begin with one of these.",
-      ),
-      starters(this.tasks.tasks, this.samples),
-    );
+    this.#say(html("p", {}, BEGIN), starters(this.tasks.tasks, this.samples));
     if (readLink(location.hash)) await this.#follow(readLink(location.hash));
     else await this.images.chooseSample(this.samples[0]?.id ?? null);
   }
@@ -78,8 +73,15 @@ export class Playground {
     else this.#ask();
   }
 
+  /** Ask what the form says; the answers are busy from now until the last is there. */
   async #ask() {
+    byId("answers").setAttribute("aria-busy", "true");
     await this.images.loading;
+    await this.#askForm();
+    byId("answers").setAttribute("aria-busy", String(this.#run?.isAtWork ?? false));
+  }
+
+  #askForm() {
     if (!this.images.image) return this.images.askForImage();
     if (!this.form.check()) return undefined;
     const fields = { ...this.form.values(), ...this.options.values() };
@@ -138,26 +140,20 @@ export class Playground {
   /** Fill in what a link says, and run it where nothing is missing. @param {any} link */
   async #follow({ task, sample, isOfOwnImage, fields }) {
     const sampleId = sample ?? (this.images.image || isOfOwnImage ? null : this.samples[0]?.id);
-    const isFound = await this.images.chooseSample(sampleId ?? null);
+    await this.images.chooseSample(sampleId ?? null);
     if (!this.tasks.choose(task)) {
-      byId("empty").hidden = false;
-      return fill(
-        byId("empty"),
-        html(
-          "div",
-          { class: "note failed", role: "alert" },
-          `No served model offers the task ${task}. Choose one that is listed.`,
-        ),
-      );
+      return this.#say(html("p", { class: "failed", role: "alert" }, `No served model offers the task ${task}.`));
     }
     this.form.set(fields);
     this.options.set(fields);
     this.#suggest();
-    if (isOfOwnImage && !this.images.image)
-      return this.images.askForImage(
-        "The image of this link stayed in the browser that it was made in. Choose one, then run.",
-      );
-    return isFound || this.images.image ? this.#ask() : this.images.askForImage();
+    return isOfOwnImage && !this.images.image ? this.images.askForImage(OWN_IMAGE) : this.#ask();
+  }
+
+  /** Say something where the answers will be. @param {...Node} nodes */
+  #say(...nodes) {
+    byId("empty").hidden = false;
+    fill(byId("empty"), ...nodes);
   }
 
   /** @param {string} modelId @returns {import("./problem-note.js").Remedies} */

@@ -1,11 +1,15 @@
 """Errors, as a person meets them: what was wrong, and what to change."""
 
 import asyncio
+from dataclasses import replace
 
 import httpx
 from playwright.sync_api import BrowserContext, expect
 
+from tasks.catalog import TaskOverride
+from tasks.table import TASKS
 from tests.support.browser import Playground
+from tests.support.catalog import PALIGEMMA as PALIGEMMA_ENTRY
 from tests.support.export_cli import EMBEDDED
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID
@@ -90,6 +94,18 @@ def test_text_is_there_before_the_answer_ends_and_a_run_can_be_stopped(context: 
         playground.page.get_by_role("button", name="Stop").click()
         expect(panel).to_contain_text("Stopped.")
         expect(playground.page.locator("#run")).to_have_text("Run")
+
+
+def test_a_service_with_one_model_has_one_panel_and_nothing_to_compare(context: BrowserContext) -> None:
+    dropped = {task: TaskOverride(None) for task in TASKS if task != "ocr"}
+    entry = replace(PALIGEMMA_ENTRY, tasks=dropped)
+    with page_service(entries=[entry]) as served:
+        playground = Playground(context.new_page(), served.url)
+        playground.open(task="ocr", sample=SAMPLE)
+        expect(playground.panel(PALIGEMMA).locator(".answer-text")).to_have_text("HELLO")
+        assert playground.page.locator(".panel").count() == 1
+        expect(playground.page.locator("#differences")).to_be_hidden()
+        assert playground.page.locator("#tasks input").count() == 1
 
 
 def test_a_service_that_is_gone_is_said_and_can_be_asked_again(playground: Playground) -> None:
