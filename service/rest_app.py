@@ -9,6 +9,7 @@ from starlette.routing import Route
 from service.open_inference_rest import OPEN_INFERENCE, PREFIX, OpenInferenceRest
 from service.openai_api import OpenAiApi
 from service.pages import Pages
+from service.playground import Playground
 from service.rest import RestApi
 from service.rest_boundary import REST, RestBoundary, no_such_path
 
@@ -21,6 +22,7 @@ def rest_app(boundary: RestBoundary) -> Starlette:
             *OpenAiApi(boundary).routes(),
             *OpenInferenceRest(boundary).routes(),
             *Pages(boundary).routes(),
+            *Playground().routes(),
             # before BentoML's own routes answer in their form
             *(Route(f"{prefix}/{{path:path}}", _unknown) for prefix in ("/v1", PREFIX)),
         ],

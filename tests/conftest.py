@@ -4,8 +4,15 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.browser import CHROMIUM, MISSING
 from tests.support.export_cli import EMBEDDED, ModelStore
 from tests.support.running_service import RunningService, running_service
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say at the end, in red, where a part of the service was not tested."""
+    if CHROMIUM is None:
+        terminalreporter.write_line(MISSING, red=True, bold=True)
 
 
 @pytest.fixture(scope="session")

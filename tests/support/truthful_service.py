@@ -2,15 +2,12 @@
 
 import asyncio
 import json
-import socket
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 
 import httpx
-import uvicorn
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
@@ -20,6 +17,7 @@ from starlette.routing import Route
 from export.evaluation import CONDITIONS, evaluation_scene
 from export.scenes import Question, questions
 from tasks.table import TASKS
+from tests.support.served_app import serving_app
 from tests.support.true_results import true_result, wrong_result
 
 MODEL_ID = "truthful"
@@ -100,17 +98,5 @@ def _meant(fields: Mapping[str, str], asked: list[Question]) -> Question:
 @contextmanager
 def serving(service: TruthfulService) -> Iterator[httpx.Client]:
     """Serve on a free port; yield a client, whose `base_url` says where."""
-    # Only with the protocol named does asyncio switch off Nagle's algorithm, which would add 40 ms to every answer.
-    with socket.socket(proto=socket.IPPROTO_TCP) as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        config = uvicorn.Config(service.app(), log_level="error", ws="none", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=_TIMEOUT_S) as client:
-                yield client
-        finally:
-            server.should_exit = True
-            thread.join()
+    with serving_app(service.app()) as served, httpx.Client(base_url=served.url, timeout=_TIMEOUT_S) as client:
+        yield client

@@ -1,0 +1,33 @@
+/** What an answer says beside its result. */
+
+import { html } from "./dom.js";
+import { counted } from "./names.js";
+
+/** Return what an answer took in tokens, and whether its image had been seen before. @param {import("./api.js").Answer} answer */
+export function usage({
+  usage: { image_tokens: image, prompt_tokens: prompt, generated_tokens: written },
+  vision_cache: cache,
+  finish_reason: reason,
+}) {
+  const facts = [
+    ["Tokens", `${image} image + ${prompt} prompt → ${written}`],
+    ["Vision cache", cache],
+    ...(reason === "length" ? [["Ended", "cut at the token limit"]] : []),
+  ];
+  return html(
+    "dl",
+    { class: "usage" },
+    ...facts.map(([name, value]) => html("div", {}, html("dt", {}, name), html("dd", {}, value))),
+  );
+}
+
+/** Return what the model wrote, word for word, behind a disclosure. @param {import("./api.js").Answer} answer */
+export function rawText({ raw_text: text }) {
+  const size = counted(text.length, "character");
+  return html(
+    "details",
+    { class: "raw-text" },
+    html("summary", {}, `Raw text, ${size}`),
+    html("pre", { class: "raw", tabindex: 0 }, text),
+  );
+}

@@ -1,0 +1,105 @@
+/** The service as the page speaks to it: listings, and one model's answer to one question. */
+
+import { apiKey } from "./api-key.js";
+import { serverEvents } from "./event-stream.js";
+
+/**
+ * @typedef {{id: string, description: string, result: string, parameters: any, models: string[]}} Task
+ * @typedef {{id: string, tasks: string[], [column: string]: any}} Model
+ * @typedef {Record<string, string | number | boolean | (string | number)[]>} Fields  names of the contract and their values
+ * @typedef {Record<string, any>} Answer  the body of POST /v1/predict
+ */
+
+/** The service's error, or that there was no answer of the service. */
+export class ApiError extends Error {
+  /** @param {{code: string, message: string, param?: string | null, request_id?: string}} detail */
+  constructor({ code, message, param = null, request_id: requestId = "" }) {
+    super(message);
+    this.code = code;
+    this.param = param;
+    this.requestId = requestId;
+  }
+}
+
+/** Return the served models. @returns {Promise<Model[]>} */
+export async function listModels() {
+  return (await getJson("/v1/models")).data;
+}
+
+/** Return every task. @returns {Promise<Task[]>} */
+export async function listTasks() {
+  return (await getJson("/v1/tasks")).data;
+}
+
+/**
+ * Return what POST /v1/predict takes for each task: the schemas of all its fields, by task id.
+ * @returns {Promise<Record<string, Record<string, any>>>}
+ */
+export async function listFields() {
+  const { oneOf } = (await getJson("/openapi.json")).components.schemas.predict;
+  return Object.fromEntries(oneOf.map((schema) => [schema.title, schema.properties]));
+}
+
+/**
+ * Ask one model.
+ * @param {{blob: Blob, name: string}} image
+ * @param {Fields} fields
+ * @param {AbortSignal} signal
+ * @param {(text: string) => void} onText  called with each piece of text, where `stream` was asked for
+ * @returns {Promise<Answer>}
+ */
+export async function predict(image, fields, signal, onText) {
+  const response = await send("/v1/predict", { method: "POST", body: formOf(image, fields), signal });
+  const isStream = response.headers.get("content-type")?.startsWith("text/event-stream");
+  return isStream ? streamedAnswer(response, onText) : response.json();
+}
+
+/** @param {Response} response @param {(text: string) => void} onText @returns {Promise<Answer>} */
+async function streamedAnswer(response, onText) {
+  let answer = null;
+  for await (const { event, data } of serverEvents(response.body)) {
+    if (event === "token") onText(JSON.parse(data).text);
+    if (event === "result") answer = JSON.parse(data);
+    if (event === "error") throw new ApiError(JSON.parse(data).error);
+  }
+  if (answer) return answer;
+  throw new ApiError({ code: "cut_off", message: "The answer broke off. Run again." });
+}
+
+/** @param {{blob: Blob, name: string}} image @param {Fields} fields */
+function formOf(image, fields) {
+  const form = new FormData();
+  form.append("image", image.blob, image.name);
+  for (const [name, value] of Object.entries(fields)) {
+    form.append(name, Array.isArray(value) ? JSON.stringify(value) : String(value));
+  }
+  return form;
+}
+
+async function getJson(path) {
+  return (await send(path)).json();
+}
+
+/** @param {string} path @param {RequestInit} [init] */
+async function send(path, init = {}) {
+  const key = apiKey();
+  const headers = key ? { Authorization: `Bearer ${key}` } : undefined;
+  const response = await fetch(path, { ...init, headers }).catch(notReached);
+  if (!response.ok) throw await errorOf(response);
+  return response;
+}
+
+/** @param {Error} cause @returns {never} */
+function notReached(cause) {
+  if (cause.name === "AbortError") throw cause;
+  throw new ApiError({
+    code: "not_reached",
+    message: "The service cannot be reached. See that it runs, then try again.",
+  });
+}
+
+async function errorOf(response) {
+  const body = await response.json().catch(() => null);
+  const message = `The answer was ${response.status} ${response.statusText}, and no message of the service.`;
+  return new ApiError(body?.error ?? { code: "no_message", message });
+}

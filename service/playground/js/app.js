@@ -1,0 +1,35 @@
+/** The page: asks the service what it serves, then lets a person ask and look. */
+
+import { askForKey } from "./api-key.js";
+import { listFields, listModels, listTasks } from "./api.js";
+import { listSamples } from "./chosen-image.js";
+import { byId, fill, html } from "./dom.js";
+import { showModelTable } from "./model-table.js";
+import { Playground } from "./playground.js";
+import { startTheme } from "./theme.js";
+
+/** Return what is served; ask for a key as long as the service wants one. */
+async function served() {
+  try {
+    return await Promise.all([listModels(), listTasks(), listFields(), listSamples()]);
+  } catch (error) {
+    if (error.code === "unauthorized" && (await askForKey())) return served();
+    throw error;
+  }
+}
+
+async function start() {
+  fill(byId("empty"), html("p", {}, "Asking the service what it serves …"));
+  try {
+    const [models, tasks, fields, samples] = await served();
+    showModelTable(byId("model-table"), models, tasks);
+    document.body.removeAttribute("data-loading");
+    await new Playground(models, tasks, fields, samples).start();
+  } catch (error) {
+    const again = html("button", { type: "button", onclick: start }, "Try again");
+    fill(byId("empty"), html("div", { class: "note failed", role: "alert" }, html("p", {}, error.message), again));
+  }
+}
+
+startTheme();
+start();

@@ -1,0 +1,45 @@
+/** Buttons that copy an answer, or the request for it. */
+
+import { apiKey } from "./api-key.js";
+import { html } from "./dom.js";
+import { curlCommand, pythonProgram } from "./snippets.js";
+
+const SHOWN_MS = 1600;
+
+/**
+ * @param {import("./api.js").Answer} answer
+ * @param {import("./run.js").Question} question
+ */
+export function copyButtons(answer, { image, task, fields }) {
+  const request = {
+    origin: location.origin,
+    imageName: image.name,
+    fields: { task: task.id, model: answer.model, ...fields },
+    needsKey: apiKey() !== null,
+  };
+  return html(
+    "div",
+    { class: "copy", role: "group", "aria-label": "Copy" },
+    html("span", { class: "overline" }, "Copy as"),
+    copyButton("JSON", () => JSON.stringify(answer, null, 2)),
+    copyButton("curl", () => curlCommand(request)),
+    copyButton("Python", () => pythonProgram(request)),
+  );
+}
+
+/**
+ * Return a button that copies a text, and says so for a moment.
+ * @param {string} name
+ * @param {() => string} text
+ */
+export function copyButton(name, text) {
+  const label = html("span", { "aria-live": "polite" }, name);
+  const copy = async () => {
+    label.textContent = await navigator.clipboard.writeText(text()).then(
+      () => "Copied",
+      () => "Not allowed",
+    );
+    setTimeout(() => (label.textContent = name), SHOWN_MS);
+  };
+  return html("button", { type: "button", class: "small", "data-copy": name, onclick: copy }, label);
+}

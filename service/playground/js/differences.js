@@ -1,0 +1,91 @@
+/** What differs between two answers, at a glance: which objects both found, or which words both wrote. */
+
+import { fill, html } from "./dom.js";
+import { counted } from "./names.js";
+import { matchShapes, MIN_IOU } from "./matching.js";
+import { countWords, diffWords } from "./word-diff.js";
+
+/**
+ * @typedef {{model: string, answer: import("./api.js").Answer, shapes: import("./shapes.js").Shape[]}} Side
+ */
+
+export class Differences {
+  /** @type {Map<import("./shapes.js").Shape, import("./view.js").Filter>} */
+  #groups = new Map();
+
+  /**
+   * @param {HTMLElement} element
+   * @param {import("./view.js").View} view
+   */
+  constructor(element, view) {
+    this.element = element;
+    this.view = view;
+  }
+
+  /** Whether the filter lets a shape through. @param {import("./shapes.js").Shape} shape */
+  isLet(shape) {
+    return this.view.filter === "all" || this.#groups.get(shape) === this.view.filter;
+  }
+
+  /** Show what differs; nothing where there are not two answers. @param {Side[]} sides */
+  show(sides) {
+    this.#groups.clear();
+    this.element.hidden = sides.length < 2;
+    if (sides.length < 2) return;
+    const [left, right] = sides;
+    if ("text" in left.answer.result) this.#showWords(left, right);
+    else this.#showObjects(left, right);
+  }
+
+  #showObjects(left, right) {
+    const scored = ({ shapes }) => shapes.filter((shape) => shape.score >= this.view.minScore);
+    const { both, onlyLeft, onlyRight } = matchShapes(scored(left), scored(right));
+    for (const shape of both.flat()) this.#groups.set(shape, "both");
+    for (const shape of onlyLeft) this.#groups.set(shape, "left");
+    for (const shape of onlyRight) this.#groups.set(shape, "right");
+    const focused = this.element.querySelector(":focus")?.getAttribute("data-filter");
+    fill(
+      this.element,
+      this.#filterButton("both", "Both", both.length),
+      this.#filterButton("left", `Only ${left.model}`, onlyLeft.length),
+      this.#filterButton("right", `Only ${right.model}`, onlyRight.length),
+      html("span", { class: "hint" }, `the same label, boxes that share at least ${MIN_IOU * 100} % of their union`),
+    );
+    /** @type {HTMLElement | null} */ (this.element.querySelector(`[data-filter=${focused}]`))?.focus();
+  }
+
+  #filterButton(filter, name, count) {
+    const isOn = this.view.filter === filter;
+    const toggle = () => this.view.change({ filter: isOn ? "all" : filter });
+    const attributes = {
+      type: "button",
+      class: "filter",
+      "data-filter": filter,
+      "aria-pressed": String(isOn),
+      onclick: toggle,
+    };
+    return html("button", attributes, html("span", {}, name), " ", html("b", {}, count));
+  }
+
+  #showWords(left, right) {
+    const passages = diffWords(left.answer.result.text, right.answer.result.text);
+    const count = (side) => countWords(passages, side);
+    const isSame = passages.every(({ side }) => side === "both");
+    const legend = isSame
+      ? [html("span", {}, "Both wrote the same.")]
+      : [
+          html("span", { class: "count" }, "Both ", html("b", {}, counted(count("both"), "word"))),
+          html("del", { class: "count" }, `Only ${left.model} `, html("b", {}, counted(count("left"), "word"))),
+          html("ins", { class: "count" }, `Only ${right.model} `, html("b", {}, counted(count("right"), "word"))),
+        ];
+    const text = isSame
+      ? null
+      : html("p", { class: "word-diff" }, ...passages.flatMap((passage) => [passageElement(passage), " "]));
+    fill(this.element, ...legend, text);
+  }
+}
+
+/** @param {import("./word-diff.js").Passage} passage */
+function passageElement({ side, words }) {
+  return html({ both: "span", left: "del", right: "ins" }[side], { "data-side": side }, words.join(" "));
+}

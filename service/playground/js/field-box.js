@@ -1,0 +1,41 @@
+/** A box in the image: drawn with a pointer, or typed as four numbers. */
+
+import { html } from "./dom.js";
+
+const CORNERS = ["x1", "y1", "x2", "y2"];
+
+export class BoxField {
+  isGroup = true;
+
+  constructor(schema) {
+    this.inputs = CORNERS.map((name) =>
+      html("input", {
+        type: "number",
+        min: schema.items.minimum,
+        step: "any",
+        "aria-label": `${name}, pixels`,
+        placeholder: name,
+      }),
+    );
+    this.element = html("div", { class: "box-field" }, ...this.inputs);
+  }
+
+  value() {
+    const texts = this.inputs.map((input) => input.value);
+    return texts.some((text) => text === "") ? undefined : texts.map(Number);
+  }
+
+  set(values) {
+    this.inputs.forEach((input, index) => (input.value = values[index] ?? ""));
+  }
+
+  /** Take the box that was drawn. @param {import("./geometry.js").Box} box */
+  draw(box) {
+    this.set(box);
+    this.element.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+
+  focus() {
+    this.inputs[0].focus();
+  }
+}

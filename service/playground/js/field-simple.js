@@ -1,0 +1,73 @@
+/** A text, a number, and yes or no. */
+
+import { html } from "./dom.js";
+
+export class TextField {
+  constructor(schema, id) {
+    this.element = html("textarea", {
+      id,
+      rows: 2,
+      maxlength: schema.maxLength,
+      "aria-describedby": `${id}-hint ${id}-problem`,
+    });
+  }
+
+  value() {
+    return this.element.value.trim() || undefined;
+  }
+
+  set([text = ""]) {
+    this.element.value = text;
+  }
+
+  focus() {
+    this.element.focus();
+  }
+}
+
+export class NumberField {
+  constructor(schema, id) {
+    this.schema = schema;
+    this.element = html("input", {
+      id,
+      type: "number",
+      min: schema.minimum ?? schema.exclusiveMinimum,
+      max: schema.maximum,
+      step: schema.type === "integer" ? 1 : "any",
+      placeholder: schema.default ?? "model's own",
+      "aria-describedby": `${id}-hint ${id}-problem`,
+    });
+  }
+
+  value() {
+    return this.element.value === "" ? this.schema.default : Number(this.element.value);
+  }
+
+  set([value = ""]) {
+    this.element.value = value;
+  }
+
+  focus() {
+    this.element.focus();
+  }
+}
+
+export class SwitchField {
+  constructor(schema, id) {
+    this.schema = schema;
+    this.element = html("input", { id, type: "checkbox", class: "switch", "aria-describedby": `${id}-hint` });
+    this.set([]);
+  }
+
+  value() {
+    return this.element.checked;
+  }
+
+  set([value = this.schema.default]) {
+    this.element.checked = String(value) === "true";
+  }
+
+  focus() {
+    this.element.focus();
+  }
+}

@@ -1,0 +1,99 @@
+/** One parameter or option as a person gives it, made from its JSON Schema. It knows no parameter by name. */
+
+import { BoxField } from "./field-box.js";
+import { ChipsField } from "./field-chips.js";
+import { ChoiceField } from "./field-choice.js";
+import { NumberField, SwitchField, TextField } from "./field-simple.js";
+import { html } from "./dom.js";
+import { title } from "./names.js";
+
+/**
+ * @typedef {object} Control  what a person touches
+ * @property {HTMLElement} element
+ * @property {() => any} value  typed; undefined where nothing was given
+ * @property {(values: (string | number | boolean)[]) => void} set  none: as at the beginning
+ * @property {() => void} focus
+ * @property {boolean} [isGroup]  several elements, which one <label> cannot name
+ */
+
+let numFields = 0;
+
+export class Field {
+  /**
+   * @param {string} name
+   * @param {any} schema
+   */
+  constructor(name, schema) {
+    this.name = name;
+    this.schema = withoutNull(schema);
+    this.isTouched = false;
+    const id = `field-${++numFields}`;
+    this.control = controlOf(name, this.schema, id);
+    this.problem = html("p", { class: "problem", id: `${id}-problem`, hidden: true });
+    this.element = this.#build(id);
+    this.element.addEventListener("input", () => this.#touched());
+  }
+
+  /** Return the value; undefined where it is the default, which the service knows. */
+  value() {
+    const value = this.control.value();
+    return value === this.schema.default ? undefined : value;
+  }
+
+  /** @param {any} value  one or several; undefined: as at the beginning */
+  set(value) {
+    this.control.set(value === undefined || value === null ? [] : [value].flat());
+    this.tell("");
+  }
+
+  /** Say what is wrong with the value; nothing where the text is empty. @param {string} text */
+  tell(text) {
+    this.problem.textContent = text;
+    this.problem.hidden = !text;
+    this.element.toggleAttribute("data-wrong", Boolean(text));
+  }
+
+  #touched() {
+    this.isTouched = true;
+    this.tell("");
+  }
+
+  #build(id) {
+    const { element, isGroup } = this.control;
+    const naming = isGroup
+      ? { role: "group", "aria-labelledby": `${id}-label`, "aria-describedby": `${id}-hint ${id}-problem` }
+      : {};
+    return html(
+      "div",
+      { class: "field", "data-field": this.name, ...naming },
+      html(
+        isGroup ? "span" : "label",
+        { class: "field-name", id: `${id}-label`, for: isGroup ? null : id },
+        title(this.name),
+      ),
+      element,
+      html("p", { class: "hint", id: `${id}-hint` }, this.schema.description),
+      this.problem,
+    );
+  }
+}
+
+/** @param {string} name @param {any} schema @param {string} id @returns {Control} */
+function controlOf(name, schema, id) {
+  if (schema.enum) return new ChoiceField(name, schema, id);
+  if (schema.type === "array") return isBox(schema) ? new BoxField(schema) : new ChipsField(schema, id);
+  if (schema.type === "boolean") return new SwitchField(schema, id);
+  return schema.type === "string" ? new TextField(schema, id) : new NumberField(schema, id);
+}
+
+/** Whether a schema is that of `[x1, y1, x2, y2]`. @param {any} schema */
+export function isBox({ type, items, minItems, maxItems }) {
+  return type === "array" && items.type === "number" && minItems === 4 && maxItems === 4;
+}
+
+/** A value that may be null may be left out. */
+function withoutNull(schema) {
+  if (!schema.anyOf) return schema;
+  const given = schema.anyOf.find(({ type }) => type !== "null");
+  return { ...given, description: schema.description, default: schema.default ?? undefined };
+}

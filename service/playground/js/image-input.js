@@ -1,0 +1,126 @@
+/** Where the image comes from: a file, a drop, a paste, the camera, or a sample. */
+
+import { takePhoto } from "./camera.js";
+import { chosenImage, sampleImage, sampleUrl } from "./chosen-image.js";
+import { byId, fill, html } from "./dom.js";
+import { RegionEditor } from "./region-editor.js";
+
+export class ImageInput {
+  /** @type {import("./chosen-image.js").ChosenImage | null} */
+  image = null;
+  /** Kept when the image that was chosen last is there. */
+  loading = Promise.resolve();
+  #latest = 0;
+
+  /**
+   * @param {import("./chosen-image.js").Sample[]} samples
+   * @param {() => void} onChange
+   */
+  constructor(samples, onChange) {
+    this.samples = samples;
+    this.onChange = onChange;
+    this.regionEditor = new RegionEditor();
+    this.preview = byId("preview");
+    this.problem = byId("image-problem");
+    this.#listen();
+    fill(byId("samples"), ...samples.map((sample) => this.#sampleButton(sample)));
+  }
+
+  /** Choose a sample, if there is one of this id. @param {string | null} id */
+  async chooseSample(id) {
+    const sample = this.samples.find((each) => each.id === id);
+    if (sample) await this.#take(() => sampleImage(sample));
+  }
+
+  /** Show an image that was chosen before. @param {import("./chosen-image.js").ChosenImage} image */
+  show(image) {
+    this.image = image;
+    this.problem.hidden = true;
+    this.regionEditor.over(image);
+    const picture = html("img", {
+      src: image.url,
+      alt: image.sample?.description ?? `The chosen image, ${image.name}`,
+    });
+    fill(this.preview, picture, this.regionEditor.element);
+    byId("image-name").textContent = `${image.name} · ${image.width} × ${image.height}`;
+    for (const button of byId("samples").children)
+      button.setAttribute("aria-pressed", String(button.dataset.sample === image.sample?.id));
+    this.onChange();
+  }
+
+  /** Say that an image is needed. @param {string} [text] */
+  askForImage(text = "Choose an image first.") {
+    this.#tell(text);
+    byId("choose-file").focus();
+  }
+
+  #listen() {
+    const input = byId("file");
+    byId("choose-file").addEventListener("click", () => input.click());
+    input.addEventListener("change", () => this.#takeFile(input.files[0]));
+    document.addEventListener("paste", (event) => this.#takeFile(imageOf(event.clipboardData), event));
+    document.addEventListener("drop", (event) => this.#dropped(event));
+    document.addEventListener("dragover", (event) => this.#dragged(event, true));
+    document.addEventListener("dragleave", (event) => event.relatedTarget || this.#dragged(event, false));
+    const camera = byId("camera");
+    camera.hidden = !navigator.mediaDevices?.getUserMedia;
+    camera.addEventListener("click", () => this.#take(takePhoto));
+  }
+
+  #dragged(event, isOver) {
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    document.body.toggleAttribute("data-dropping", isOver);
+  }
+
+  #dropped(event) {
+    this.#dragged(event, false);
+    this.#takeFile(event.dataTransfer?.files[0], event);
+  }
+
+  #takeFile(file, event = null) {
+    if (!file) return;
+    event?.preventDefault();
+    this.#take(() => chosenImage(file, file.name));
+  }
+
+  #take(load) {
+    this.loading = this.#load(load);
+    return this.loading;
+  }
+
+  /** Show the image that `load` returns, unless another was chosen meanwhile. */
+  async #load(load) {
+    const turn = ++this.#latest;
+    try {
+      const image = await load();
+      if (image && turn === this.#latest) this.show(image);
+    } catch (error) {
+      this.#tell(error.message);
+    }
+  }
+
+  #tell(text) {
+    this.problem.textContent = text;
+    this.problem.hidden = false;
+  }
+
+  #sampleButton(sample) {
+    return html(
+      "button",
+      {
+        type: "button",
+        class: "sample",
+        "data-sample": sample.id,
+        "aria-pressed": "false",
+        onclick: () => this.chooseSample(sample.id),
+      },
+      html("img", { src: sampleUrl(sample), alt: `Sample: ${sample.description}`, loading: "lazy" }),
+    );
+  }
+}
+
+/** @param {DataTransfer | null} data */
+function imageOf(data) {
+  return [...(data?.files ?? [])].find((file) => file.type.startsWith("image/"));
+}

@@ -1,0 +1,61 @@
+/** The comparison of the served models, row by row; a cell "Demo" is the link of that task. */
+
+import { fill, html } from "./dom.js";
+import { compact, title } from "./names.js";
+
+/** Columns of GET /v1/models in the order of the public comparison; what a model lacks is left empty. */
+const ROWS = [
+  "organization",
+  "category",
+  "modality",
+  "release_date",
+  "context_window",
+  "parameters",
+  "license",
+  "resolution",
+  "precision",
+  "features",
+];
+const UNITS = { context_window: "tokens", resolution: "px" };
+
+/**
+ * @param {HTMLTableElement} table
+ * @param {import("./api.js").Model[]} models
+ * @param {import("./api.js").Task[]} tasks
+ */
+export function showModelTable(table, models, tasks) {
+  const head = html("tr", {}, html("td", {}), ...models.map(({ id }) => html("th", { scope: "col" }, id)));
+  const facts = ROWS.map((name) =>
+    row(
+      title(name),
+      models.map((model) => shown(name, model[name])),
+    ),
+  );
+  const offers = tasks.map((task) =>
+    row(
+      title(task.id),
+      models.map((model) => demo(model, task)),
+    ),
+  );
+  const divider = html(
+    "tr",
+    { class: "divider" },
+    html("th", { scope: "colgroup", colspan: models.length + 1 }, "Tasks"),
+  );
+  fill(table, html("thead", {}, head), html("tbody", {}, ...facts), html("tbody", {}, divider, ...offers));
+}
+
+function row(name, cells) {
+  return html("tr", {}, html("th", { scope: "row" }, name), ...cells.map((cell) => html("td", {}, cell)));
+}
+
+function demo(model, task) {
+  if (!model.tasks.includes(task.id)) return html("span", { class: "quiet" }, "not offered");
+  return html("a", { class: "demo", href: `#task=${task.id}`, "aria-label": `Demo of ${title(task.id)}` }, "Demo");
+}
+
+function shown(name, value) {
+  if (Array.isArray(value)) return html("ul", { class: "features" }, ...value.map((each) => html("li", {}, each)));
+  if (typeof value === "number") return `${name === "parameters" ? compact(value) : value} ${UNITS[name] ?? ""}`.trim();
+  return value ?? "";
+}

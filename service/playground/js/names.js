@@ -1,0 +1,50 @@
+/** How ids and numbers are shown to a person. */
+
+const ACRONYMS = new Set(["ocr", "api"]);
+const COMPACT = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+const languages = new Intl.DisplayNames(["en"], { type: "language" });
+
+/**
+ * `ocr_with_regions` is `OCR with regions`.
+ * @param {string} id
+ */
+export function title(id) {
+  const text = id
+    .split("_")
+    .map((word) => (ACRONYMS.has(word) ? word.toUpperCase() : word))
+    .join(" ");
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
+/**
+ * 2610752 is `2.6M`.
+ * @param {number} value
+ */
+export function compact(value) {
+  return COMPACT.format(value);
+}
+
+/**
+ * A time of the service; tenths only where they say something.
+ * @param {number} value
+ */
+export function milliseconds(value) {
+  return `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
+}
+
+/**
+ * `de` is `German`.
+ * @param {string} code
+ */
+export function language(code) {
+  return languages.of(code) ?? code;
+}
+
+/**
+ * `1 object`, `2 objects`.
+ * @param {number} count
+ * @param {string} noun
+ */
+export function counted(count, noun) {
+  return `${count} ${noun}${count === 1 ? "" : "s"}`;
+}

@@ -1,0 +1,61 @@
+/** The objects of an answer as a table; a row that is pointed at or focused lights its shape. */
+
+import { html } from "./dom.js";
+import { labelKey } from "./shapes.js";
+
+export class ObjectTable {
+  /**
+   * @param {string} model
+   * @param {import("./shapes.js").Shape[]} shapes
+   * @param {import("./view.js").View} view
+   * @param {import("./label-styles.js").LabelStyles} styles
+   */
+  constructor(model, shapes, view, styles) {
+    this.model = model;
+    this.view = view;
+    this.styles = styles;
+    this.rows = shapes.map((shape) => ({ shape, row: this.#row(shape) }));
+    const heads = ["Label", "Score", "Box in pixels"].map((name) => html("th", { scope: "col" }, name));
+    this.none = html("p", { class: "quiet" });
+    this.table = html(
+      "table",
+      { class: "objects" },
+      html("thead", {}, html("tr", {}, ...heads)),
+      html("tbody", {}, ...this.rows.map(({ row }) => row)),
+    );
+    this.element = html("div", { class: "object-list" }, this.table, this.none);
+  }
+
+  /** Show what the view wants. @param {(shape: import("./shapes.js").Shape) => boolean} isShown */
+  update(isShown) {
+    for (const { shape, row } of this.rows) {
+      row.hidden = !isShown(shape);
+      row.toggleAttribute("data-lit", this.view.lights(this.model, shape.index, labelKey(shape.label)));
+    }
+    const isEmpty = this.rows.every(({ row }) => row.hidden);
+    this.table.hidden = isEmpty;
+    this.none.hidden = !isEmpty;
+    this.none.textContent = this.rows.length ? "Nothing with this filter and score." : "Nothing was found.";
+  }
+
+  #row(shape) {
+    const lit = { model: this.model, index: shape.index, key: labelKey(shape.label) };
+    const on = () => this.view.change({ lit });
+    const off = () => this.view.change({ lit: null });
+    const swatch = html("span", { class: "swatch", "aria-hidden": true });
+    swatch.style.background = this.styles.of(shape.label).color;
+    const name = html(
+      "button",
+      { type: "button", class: "object", onfocus: on, onblur: off, onclick: on },
+      swatch,
+      shape.label || `Region ${shape.index + 1}`,
+    );
+    return html(
+      "tr",
+      { "data-index": shape.index, onpointerenter: on, onpointerleave: off },
+      html("td", {}, name),
+      html("td", { class: "number" }, shape.score.toFixed(2)),
+      html("td", { class: "number" }, shape.box.map((value) => Math.round(value)).join(", ")),
+    );
+  }
+}

@@ -1,0 +1,108 @@
+/** One model's half of the picture: the image with what it found, its answer, and what the answer cost. */
+
+import { rawText, usage } from "./answer-facts.js";
+import { copyButtons } from "./copy-buttons.js";
+import { fill, html } from "./dom.js";
+import { isBox } from "./field.js";
+import { compact, milliseconds } from "./names.js";
+import { ObjectTable } from "./object-table.js";
+import { Overlay } from "./overlay.js";
+import { Picture } from "./picture.js";
+import { errorNote, notOfferedNote } from "./problem-note.js";
+import { shapesOf } from "./shapes.js";
+import { TimingsBar } from "./timings-bar.js";
+
+export class Panel {
+  /** @type {import("./shapes.js").Shape[]} */
+  shapes = [];
+  /** @type {TimingsBar | null} */
+  timings = null;
+  /** @type {ObjectTable | null} */
+  #table = null;
+
+  /**
+   * @param {import("./api.js").Model} model
+   * @param {import("./run.js").Question} question
+   * @param {import("./view.js").View} view
+   * @param {import("./label-styles.js").LabelStyles} styles
+   * @param {import("./problem-note.js").Remedies} remedies
+   */
+  constructor(model, question, view, styles, remedies) {
+    this.model = model;
+    this.question = question;
+    this.view = view;
+    this.remedies = remedies;
+    this.styles = styles;
+    this.overlay = new Overlay(model.id, view, styles);
+    const region = regionOf(question);
+    if (region) this.overlay.drawRegion(region, question.image);
+    this.picture = new Picture(question.image, this.overlay.element, view, model.id);
+    this.status = html("span", { class: "panel-status" });
+    this.body = html("div", { class: "panel-body" });
+    this.facts = html("div", { class: "panel-facts" });
+    const about = `${compact(model.parameters)} parameters · ${model.resolution} px · ${model.precision}`;
+    const heading = html("h3", { id: `panel-${model.id}` }, model.id);
+    this.element = html(
+      "article",
+      { class: "panel", "data-model": model.id, "aria-labelledby": `panel-${model.id}` },
+      html("header", { class: "panel-head" }, heading, this.status, html("p", { class: "quiet" }, about)),
+      this.picture.element,
+      this.body,
+      this.facts,
+    );
+  }
+
+  /** Say that the model does not do this task. */
+  showNotOffered() {
+    this.#state("not-offered");
+    fill(this.body, notOfferedNote(this.model, this.question.task.id));
+  }
+
+  /** Show how far the model is. @param {import("./run.js").Outcome} outcome */
+  show(outcome) {
+    this.#state(outcome.state);
+    if (outcome.state === "waiting") this.#showWriting(outcome.text);
+    if (outcome.state === "failed") fill(this.body, errorNote(outcome.error, this.remedies));
+    if (outcome.state === "stopped") fill(this.body, html("p", { class: "quiet" }, "Stopped."));
+    if (outcome.answer) this.#showAnswer(outcome.answer);
+  }
+
+  /** Follow the view. @param {(shape: import("./shapes.js").Shape) => boolean} isShown */
+  update(isShown) {
+    this.overlay.update(isShown);
+    this.#table?.update(isShown);
+  }
+
+  #state(state) {
+    this.element.dataset.state = state;
+    this.element.setAttribute("aria-busy", String(state === "waiting"));
+    this.status.textContent = state === "waiting" ? "…" : "";
+  }
+
+  #showWriting(text) {
+    const isText = this.question.task.result === "text";
+    fill(this.body, html("p", { class: isText ? "answer-text writing" : "raw writing" }, text));
+    fill(this.facts);
+  }
+
+  #showAnswer(answer) {
+    this.shapes = shapesOf(answer.result);
+    this.overlay.draw(this.shapes, answer.image);
+    this.status.textContent = milliseconds(answer.timings_ms.total);
+    this.timings = new TimingsBar(answer.timings_ms);
+    const isText = "text" in answer.result;
+    this.#table = isText ? null : new ObjectTable(this.model.id, this.shapes, this.view, this.styles);
+    fill(this.body, isText ? textOf(answer.result.text) : this.#table?.element);
+    fill(this.facts, this.timings.element, usage(answer), rawText(answer), copyButtons(answer, this.question));
+  }
+}
+
+/** The box that was asked about, if the task asks about one. @param {import("./run.js").Question} question */
+function regionOf({ task, fields }) {
+  const name = Object.keys(task.parameters.properties).find((each) => isBox(task.parameters.properties[each]));
+  return /** @type {any} */ (name && fields[name]);
+}
+
+function textOf(text) {
+  return text ? html("p", { class: "answer-text" }, text) : html("p", { class: "quiet" }, "No text.");
+}

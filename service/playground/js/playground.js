@@ -1,0 +1,180 @@
+/** What a person asks becomes a run, and a run a link; a link becomes what a person asks. */
+
+import { askForKey } from "./api-key.js";
+import { Answers } from "./answers.js";
+import { copyButton } from "./copy-buttons.js";
+import { byId, fill, html } from "./dom.js";
+import { HistoryStrip } from "./history-strip.js";
+import { ImageInput } from "./image-input.js";
+import { LabelStyles } from "./label-styles.js";
+import { counted, milliseconds } from "./names.js";
+import { OptionsForm } from "./options-form.js";
+import { linkOf, readLink } from "./run-link.js";
+import { Run } from "./run.js";
+import { shapesOf } from "./shapes.js";
+import { starters } from "./starters.js";
+import { TaskChoice } from "./task-choice.js";
+import { TaskForm } from "./task-form.js";
+
+const BEGIN = "Choose an image and a task, then Run: each model answers in its own panel. Or begin with one of these.";
+const OWN_IMAGE = "The image of this link stayed in the browser that it was made in. Choose one, then run.";
+
+export class Playground {
+  /** @type {Run | null} */
+  #run = null;
+  #runs = /** @type {Run[]} */ ([]);
+
+  /**
+   * @param {import("./api.js").Model[]} models
+   * @param {import("./api.js").Task[]} tasks
+   * @param {Record<string, Record<string, any>>} fields  of a request, by task
+   * @param {import("./chosen-image.js").Sample[]} samples
+   */
+  constructor(models, tasks, fields, samples) {
+    this.samples = samples;
+    const { id, parameters } = tasks.find((task) => task.id in fields) ?? tasks[0];
+    this.canStream = "stream" in fields[id];
+    this.options = new OptionsForm(fields[id], Object.keys(parameters.properties));
+    this.images = new ImageInput(samples, () => this.#suggest());
+    this.form = new TaskForm(byId("parameters"), this.images.regionEditor);
+    this.tasks = new TaskChoice(tasks, (task) => this.#taskChosen(task));
+    this.answers = new Answers(models, new LabelStyles(), (modelId) => this.#remediesFor(modelId));
+    this.history = new HistoryStrip(byId("history"), (run) => this.#showAgain(run));
+  }
+
+  /** Listen, and follow the link that the page was opened with. */
+  async start() {
+    const ask = byId("ask");
+    ask.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#runOrStop();
+    });
+    ask.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.#runOrStop();
+    });
+    byId("run-bar").append(copyButton("Copy link", () => location.href));
+    window.addEventListener("hashchange", () => this.#hashChanged());
+    this.#say(html("p", {}, BEGIN), starters(this.tasks.tasks, this.samples));
+    if (readLink(location.hash)) await this.#follow(readLink(location.hash));
+    else await this.images.chooseSample(this.samples[0]?.id ?? null);
+  }
+
+  #taskChosen(task) {
+    this.form.show(task);
+    this.#suggest();
+  }
+
+  #suggest() {
+    this.form.suggest(this.images.image?.sample?.examples ?? {});
+  }
+
+  #runOrStop() {
+    if (this.#run?.isAtWork) this.#run.stop();
+    else this.#ask();
+  }
+
+  /** Ask what the form says; the answers are busy from now until the last is there. */
+  async #ask() {
+    byId("answers").setAttribute("aria-busy", "true");
+    await this.images.loading;
+    await this.#askForm();
+    byId("answers").setAttribute("aria-busy", String(this.#run?.isAtWork ?? false));
+  }
+
+  #askForm() {
+    if (!this.images.image) return this.images.askForImage();
+    if (!this.form.check()) return undefined;
+    const fields = { ...this.form.values(), ...this.options.values() };
+    const run = new Run({ image: this.images.image, task: this.tasks.task, fields }, this.canStream);
+    this.#run?.stop();
+    this.#runs.push(run);
+    this.#show(run);
+    this.history.add(run);
+    return run.start((modelId) => this.#changed(run, modelId));
+  }
+
+  #show(run) {
+    this.#run = run;
+    const { image, task, fields } = run.question;
+    const link = linkOf(task.id, fields, image.sample?.id ?? null);
+    const write = link === location.hash ? history.replaceState : history.pushState;
+    write.call(history, { run: this.#runs.indexOf(run) }, "", link);
+    this.answers.show(run);
+    this.#showButton();
+    if (byId("answers").getBoundingClientRect().top > innerHeight / 2) byId("answers").scrollIntoView();
+  }
+
+  /** Show a run as it was answered, and let it be asked anew. @param {Run} run */
+  #showAgain(run) {
+    const { image, task, fields } = run.question;
+    this.images.show(image);
+    this.tasks.choose(task.id);
+    this.form.set(fields);
+    this.options.set(fields);
+    this.#show(run);
+    this.history.mark(run);
+  }
+
+  #changed(run, modelId) {
+    if (run !== this.#run) return;
+    this.answers.update(modelId);
+    this.#showButton();
+    const said = outcomeSaid(run.outcomes.get(modelId));
+    if (said) byId("announcement").textContent = `${modelId}: ${said}`;
+  }
+
+  #showButton() {
+    const isAtWork = this.#run?.isAtWork ?? false;
+    byId("run").textContent = isAtWork ? "Stop" : "Run";
+    byId("run").toggleAttribute("data-at-work", isAtWork);
+  }
+
+  /** A person went to a link, or back to a run. */
+  #hashChanged() {
+    const run = this.#runs[history.state?.run];
+    if (run) return this.#showAgain(run);
+    const link = readLink(location.hash);
+    return link && this.#follow(link);
+  }
+
+  /** Fill in what a link says, and run it where nothing is missing. @param {any} link */
+  async #follow({ task, sample, isOfOwnImage, fields }) {
+    const sampleId = sample ?? (this.images.image || isOfOwnImage ? null : this.samples[0]?.id);
+    await this.images.chooseSample(sampleId ?? null);
+    if (!this.tasks.choose(task)) {
+      return this.#say(html("p", { class: "failed", role: "alert" }, `No served model offers the task ${task}.`));
+    }
+    this.form.set(fields);
+    this.options.set(fields);
+    this.#suggest();
+    return isOfOwnImage && !this.images.image ? this.images.askForImage(OWN_IMAGE) : this.#ask();
+  }
+
+  /** Say something where the answers will be. @param {...Node} nodes */
+  #say(...nodes) {
+    byId("empty").hidden = false;
+    fill(byId("empty"), ...nodes);
+  }
+
+  /** @param {string} modelId @returns {import("./problem-note.js").Remedies} */
+  #remediesFor(modelId) {
+    const run = this.#run;
+    const again = () => run?.ask(modelId, (id) => this.#changed(run, id));
+    const change = (param) => {
+      if (param === "image") byId("choose-file").focus();
+      else if (!this.form.focus(param) && !this.options.focus(param))
+        byId("tasks").querySelector("input:checked").focus();
+    };
+    const instead = (param) => this.form.instead(param);
+    return { again, change, instead, giveKey: async () => (await askForKey()) && again() };
+  }
+}
+
+/** What a screen reader says of a model that has ended; nothing while it writes. @param {any} outcome */
+function outcomeSaid({ state, answer, error }) {
+  if (state === "failed") return error.message;
+  if (state !== "answered") return "";
+  const { text } = answer.result;
+  const what = text === undefined ? counted(shapesOf(answer.result).length, "object") : text;
+  return `${what}, in ${milliseconds(answer.timings_ms.total)}`;
+}

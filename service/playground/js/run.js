@@ -1,0 +1,77 @@
+/** One question to several models at once, and what has become of each. */
+
+import { predict } from "./api.js";
+
+/**
+ * @typedef {object} Question
+ * @property {import("./chosen-image.js").ChosenImage} image
+ * @property {import("./api.js").Task} task
+ * @property {import("./api.js").Fields} fields  parameters of the task and options, as given
+ *
+ * @typedef {object} Outcome
+ * @property {"waiting" | "answered" | "failed" | "stopped"} state
+ * @property {string} text  what has been written so far
+ * @property {import("./api.js").Answer} [answer]
+ * @property {any} [error]
+ */
+
+export class Run {
+  #abort = new AbortController();
+
+  /**
+   * @param {Question} question
+   * @param {boolean} isStreamed
+   */
+  constructor(question, isStreamed) {
+    this.question = question;
+    this.isStreamed = isStreamed;
+    /** @type {Map<string, Outcome>} */
+    this.outcomes = new Map(question.task.models.map((id) => [id, { state: "waiting", text: "" }]));
+  }
+
+  /** Whether a model has still to answer. */
+  get isAtWork() {
+    return [...this.outcomes.values()].some((outcome) => outcome.state === "waiting");
+  }
+
+  /** End what is still at work. */
+  stop() {
+    this.#abort.abort();
+  }
+
+  /**
+   * Ask every model; the promise is kept when each has answered or failed.
+   * @param {(modelId: string) => void} onChange
+   */
+  async start(onChange) {
+    await Promise.all([...this.outcomes.keys()].map((modelId) => this.ask(modelId, onChange)));
+  }
+
+  /**
+   * Ask one model, for the first time or again.
+   * @param {string} modelId
+   * @param {(modelId: string) => void} onChange
+   */
+  async ask(modelId, onChange) {
+    const outcome = /** @type {Outcome} */ ({ state: "waiting", text: "" });
+    this.outcomes.set(modelId, outcome);
+    onChange(modelId);
+    const onText = (text) => {
+      outcome.text += text;
+      onChange(modelId);
+    };
+    try {
+      outcome.answer = await predict(this.question.image, this.#fieldsFor(modelId), this.#abort.signal, onText);
+      outcome.state = "answered";
+    } catch (error) {
+      outcome.error = error;
+      outcome.state = this.#abort.signal.aborted ? "stopped" : "failed";
+    }
+    onChange(modelId);
+  }
+
+  #fieldsFor(modelId) {
+    const { task, fields } = this.question;
+    return { task: task.id, model: modelId, ...fields, ...(this.isStreamed ? { stream: true } : {}) };
+  }
+}

@@ -1,0 +1,58 @@
+/** A request as a person would send it from a shell or from Python. */
+
+/**
+ * @typedef {import("./api.js").Fields} Fields
+ * @typedef {{origin: string, imageName: string, fields: Fields, needsKey: boolean}} Request
+ */
+
+/**
+ * Return a curl command for a POSIX shell.
+ *
+ * `--form-string` and not `-F`: a question may begin with `@` or `<`, which -F reads as a file.
+ * @param {Request} request
+ */
+export function curlCommand({ origin, imageName, fields, needsKey }) {
+  const words = Object.entries(fields).map(([name, value]) => `--form-string ${quoted(`${name}=${formText(value)}`)}`);
+  if (needsKey) words.unshift('-H "Authorization: Bearer $DIPTYCH_API_KEY"');
+  return [
+    `curl -s ${quoted(`${origin}/v1/predict`)}`,
+    `-F ${quoted(`image=@"${imageName.replace(/["\\]/g, "\\$&")}"`)}`,
+    ...words,
+  ].join(" \\\n  ");
+}
+
+/**
+ * Return a Python program.
+ * @param {Request} request
+ */
+export function pythonProgram({ origin, imageName, fields, needsKey }) {
+  const data = Object.entries(fields).map(([name, value]) => `    ${literal(name)}: ${literal(formText(value))},`);
+  const headers = needsKey ? ', headers={"Authorization": f"Bearer {os.environ[\'DIPTYCH_API_KEY\']}"}' : "";
+  return [
+    ...(needsKey ? ["import os", ""] : []),
+    "import httpx",
+    "",
+    "fields = {",
+    ...data,
+    "}",
+    `with open(${literal(imageName)}, "rb") as image:`,
+    `    response = httpx.post(${literal(`${origin}/v1/predict`)}, data=fields, files={"image": image}${headers}, timeout=60)`,
+    "response.raise_for_status()",
+    "print(response.text)",
+  ].join("\n");
+}
+
+/** @param {Fields[string]} value */
+function formText(value) {
+  return Array.isArray(value) ? JSON.stringify(value) : String(value);
+}
+
+/** A word of a POSIX shell. @param {string} text */
+function quoted(text) {
+  return `'${text.replaceAll("'", `'\\''`)}'`;
+}
+
+/** A text of Python: JSON's is one. @param {string} text */
+function literal(text) {
+  return JSON.stringify(text);
+}

@@ -1,0 +1,30 @@
+/** What to look at first: a link for each task that several models answer, with a sample. */
+
+import { sampleUrl } from "./chosen-image.js";
+import { html } from "./dom.js";
+import { title } from "./names.js";
+import { linkOf } from "./run-link.js";
+
+/**
+ * @param {import("./api.js").Task[]} tasks
+ * @param {import("./chosen-image.js").Sample[]} samples  at least one
+ */
+export function starters(tasks, samples) {
+  const shared = tasks.filter((task) => task.models.length > 1);
+  const cards = shared.map((task, index) => starter(task, samples[index % samples.length]));
+  return html("ul", { class: "starters" }, ...cards);
+}
+
+function starter(task, sample) {
+  return html(
+    "li",
+    {},
+    html(
+      "a",
+      { class: "run-card", href: linkOf(task.id, {}, sample.id) },
+      html("img", { src: sampleUrl(sample), alt: "" }),
+      html("span", { class: "run-task" }, title(task.id)),
+      html("span", { class: "quiet" }, task.description),
+    ),
+  );
+}

@@ -1,0 +1,116 @@
+/** The parameters of the chosen task, made from its schema: what is required, what may be given, and one of several. */
+
+import { fill } from "./dom.js";
+import { BoxField } from "./field-box.js";
+import { ChoiceField } from "./field-choice.js";
+import { Field } from "./field.js";
+
+export class TaskForm {
+  /** @type {Field[]} */
+  #fields = [];
+  #alternatives = /** @type {string[]} */ ([]);
+  #required = /** @type {string[]} */ ([]);
+  /** @type {ChoiceField | null} */
+  #switcher = null;
+
+  /**
+   * @param {HTMLElement} element
+   * @param {import("./region-editor.js").RegionEditor} regionEditor
+   */
+  constructor(element, regionEditor) {
+    this.element = element;
+    this.regionEditor = regionEditor;
+    element.addEventListener("input", () => this.#update());
+  }
+
+  /** Show the parameters of a task. @param {import("./api.js").Task} task */
+  show({ parameters: schema }) {
+    this.#fields = Object.entries(schema.properties).map(([name, each]) => new Field(name, each));
+    this.#alternatives = (schema.oneOf ?? []).map(({ required: [name] }) => name);
+    this.#required = schema.required;
+    this.#switcher = switcherOf(this.#alternatives);
+    fill(this.element, this.#switcher?.element, ...this.#fields.map((field) => field.element));
+    this.#update();
+  }
+
+  /** Put values in, by name; a parameter that is not among them is as at the beginning. @param {Record<string, any>} values */
+  set(values) {
+    for (const field of this.#fields) {
+      field.set(values[field.name]);
+      field.isTouched = field.name in values;
+    }
+    this.#choose(this.#alternatives.find((name) => name in values) ?? this.#chosen);
+  }
+
+  /** Suggest values, where nobody has given one yet. @param {Record<string, any>} examples */
+  suggest(examples) {
+    for (const field of this.#fields) {
+      if (!field.isTouched && field.schema.default === undefined) field.set(examples[field.name]);
+    }
+    this.#update();
+  }
+
+  /** Return what was given. @returns {import("./api.js").Fields} */
+  values() {
+    const given = this.#shown().map((field) => [field.name, field.value()]);
+    return Object.fromEntries(given.filter(([, value]) => value !== undefined));
+  }
+
+  /** Say what is missing and go there; return whether nothing is. */
+  check() {
+    const values = this.values();
+    const missing = this.#shown().find(
+      ({ name }) => (this.#required.includes(name) || name === this.#chosen) && !(name in values),
+    );
+    if (!missing) return true;
+    missing.tell(`Needed: ${missing.schema.description}`);
+    missing.control.focus();
+    return false;
+  }
+
+  /** Go to a parameter; return whether there is one of this name. @param {string} name */
+  focus(name) {
+    const field = this.#fields.find((each) => each.name === name);
+    if (!field) return false;
+    if (this.#alternatives.includes(name)) this.#choose(name);
+    field.control.focus();
+    return true;
+  }
+
+  /** Return what may be given in place of a parameter. @param {string} name */
+  instead(name) {
+    return this.#alternatives.includes(name) ? this.#alternatives.filter((other) => other !== name) : [];
+  }
+
+  #shown() {
+    return this.#fields.filter((field) => !field.element.hidden);
+  }
+
+  /** @returns {string | undefined} */
+  get #chosen() {
+    return this.#switcher?.value();
+  }
+
+  #choose(name) {
+    this.#switcher?.set([name]);
+    this.#update();
+  }
+
+  /** Show of several parameters only the chosen one, and of a box where it lies. */
+  #update() {
+    for (const { name, element } of this.#fields) {
+      element.hidden = this.#alternatives.includes(name) && name !== this.#chosen;
+    }
+    const field = this.#shown().find(({ control }) => control instanceof BoxField);
+    this.regionEditor.edit(field ? field.control : null);
+  }
+}
+
+/** Return what chooses one of several parameters; null where there are none. @param {string[]} names */
+function switcherOf(names) {
+  if (!names.length) return null;
+  const switcher = new ChoiceField("alternative", { enum: names, default: names[0] }, "alternative");
+  switcher.element.setAttribute("role", "radiogroup");
+  switcher.element.setAttribute("aria-label", "Give one of");
+  return switcher;
+}

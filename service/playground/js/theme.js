@@ -1,0 +1,26 @@
+/** Light or dark: as the system has it, until a person chooses. */
+
+import { byId } from "./dom.js";
+
+const STORED = "diptych-theme";
+
+/** Let the button switch, and take what was chosen before. */
+export function startTheme() {
+  const button = byId("theme");
+  apply(localStorage.getItem(STORED));
+  button.addEventListener("click", () => {
+    const chosen = isDark() ? "light" : "dark";
+    localStorage.setItem(STORED, chosen);
+    apply(chosen);
+  });
+}
+
+function apply(chosen) {
+  if (chosen) document.documentElement.dataset.theme = chosen;
+  byId("theme").textContent = isDark() ? "Light" : "Dark";
+}
+
+function isDark() {
+  const { theme } = document.documentElement.dataset;
+  return theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}

@@ -1,0 +1,78 @@
+/** The controls over the panels: which shapes are drawn, and how near. */
+
+import { fill, html } from "./dom.js";
+import { MAX_ZOOM, zoomBy } from "./picture.js";
+
+const STEP = 1.5;
+
+export class Toolbar {
+  /**
+   * @param {HTMLElement} element
+   * @param {import("./view.js").View} view
+   */
+  constructor(element, view) {
+    this.element = element;
+    this.view = view;
+    this.score = html("output", { for: "min-score" }, "0.00");
+    this.percent = html("span", { class: "zoom-percent" }, "100 %");
+    this.shapeControls = [this.#slider(), this.#toggle("Shapes", "showsShapes"), this.#toggle("Names", "showsNames")];
+    this.zoomControls = this.#zoom();
+    fill(element, ...this.shapeControls, this.zoomControls);
+    view.addEventListener("change", () => this.#update());
+    this.#update();
+  }
+
+  /** Show the controls that the result has a use for. @param {boolean} hasShapes */
+  show(hasShapes) {
+    this.element.hidden = false;
+    this.shapeControls.forEach((control) => (control.hidden = !hasShapes));
+  }
+
+  #update() {
+    this.score.textContent = this.view.minScore.toFixed(2);
+    this.percent.textContent = `${Math.round(this.view.zoom * 100)} %`;
+    const [out, whole, closer] = this.zoomControls.querySelectorAll("button");
+    out.disabled = whole.disabled = this.view.zoom === 1;
+    closer.disabled = this.view.zoom === MAX_ZOOM;
+  }
+
+  #slider() {
+    const change = (event) => this.view.change({ minScore: Number(event.target.value) });
+    const input = html("input", {
+      id: "min-score",
+      type: "range",
+      min: 0,
+      max: 1,
+      step: 0.01,
+      value: 0,
+      oninput: change,
+    });
+    return html("div", { class: "control" }, html("label", { for: "min-score" }, "Score at least"), input, this.score);
+  }
+
+  #toggle(name, property) {
+    const change = (event) => this.view.change({ [property]: event.target.checked });
+    return html(
+      "label",
+      { class: "control" },
+      html("input", { type: "checkbox", class: "switch", checked: true, onchange: change }),
+      name,
+    );
+  }
+
+  #zoom() {
+    const button = (name, text, factor) =>
+      html(
+        "button",
+        { type: "button", class: "small", "aria-label": name, onclick: () => zoomBy(this.view, factor) },
+        text,
+      );
+    return html(
+      "div",
+      { class: "control zoom", role: "group", "aria-label": "Zoom" },
+      button("Zoom out", "−", 1 / STEP),
+      button("Show the whole image", this.percent, 0),
+      button("Zoom in", "+", STEP),
+    );
+  }
+}

@@ -1,0 +1,131 @@
+"""The page in a real browser: what a person does there, and what can be read there."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, expect, sync_playwright
+
+CHROMIUM = shutil.which("chromium")
+MISSING = "no chromium here: the page at /playground is NOT tested (apt-get install chromium)"
+_ARGUMENTS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+
+
+_DRAWN_SHAPES = """panel => {
+  const image = panel.querySelector(".canvas img");
+  const frame = image.getBoundingClientRect();
+  const scale = image.naturalWidth / frame.width;
+  const pixel = (screen) => Math.round(screen * scale * 1000) / 1000;
+  const shown = [...panel.querySelectorAll(".shape")].filter(shape => shape.getClientRects().length);
+  shown.sort((a, b) => a.dataset.index - b.dataset.index);
+  return shown.map(shape => {
+    const path = shape.querySelector(".line");
+    const onScreen = path.getScreenCTM();
+    const points = [...path.getAttribute("d").matchAll(/[ML]([^ ]+) ([^MLZ]+)/g)];
+    const corners = points.map(([, x, y]) => new DOMPoint(Number(x), Number(y)).matrixTransform(onScreen));
+    return {
+      label: shape.dataset.label,
+      points: corners.map(({ x, y }) => [pixel(x - frame.left), pixel(y - frame.top)]),
+    };
+  });
+}"""
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Start a headless Chromium, the system's own."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@dataclass  # with room for what Playwright puts on a listener
+class Witness:
+    """Notes what no page of the service may do: fail in a script, break its policy, ask another host."""
+
+    complaints: list[str] = field(default_factory=list)
+
+    def watch(self, page: Page) -> None:
+        """Listen to a page from its beginning."""
+        page.on("pageerror", lambda error: self.complaints.append(f"{page.url}: {error}"))
+        page.on("console", self._console)
+        page.on("request", lambda request: self._request(page, request))
+
+    def _console(self, message: ConsoleMessage) -> None:
+        is_note_of_an_answer = message.text.startswith("Failed to load") and "/v1/" in message.location["url"]
+        if message.type == "error" and not is_note_of_an_answer:
+            self.complaints.append(message.text)
+
+    def _request(self, page: Page, request: Request) -> None:
+        where = urlsplit(request.url)
+        if (
+            where.scheme in ("http", "https")
+            and where.netloc != urlsplit(page.url).netloc
+            and page.url != "about:blank"
+        ):
+            self.complaints.append(f"asked {request.url}")
+
+
+@dataclass(frozen=True, slots=True)
+class Playground:
+    """The page as a test sees it."""
+
+    page: Page
+    url: str
+
+    def open(self, **link: str | list[str]) -> None:
+        """Open the page, by a link where fields are given, and wait until it can be used or has answered."""
+        self.page.goto("about:blank")  # or only what stands after # would change, and no page be loaded
+        self.page.goto(f"{self.url}/playground" + (f"#{urlencode(link, doseq=True)}" if link else ""))
+        expect(self.page.locator("body[data-loading]")).to_have_count(0)
+        if "task" in link:
+            self.wait_for_answers()
+        else:
+            expect(self.page.locator("#preview img")).to_be_visible()
+
+    def choose_task(self, task: str) -> None:
+        """Choose a task by its id."""
+        self.page.locator(f"label:has(#task-{task})").click()
+
+    def run(self) -> None:
+        """Press Run and wait for every answer."""
+        self.page.locator("#run").click()
+        self.wait_for_answers()
+
+    def wait_for_answers(self) -> None:
+        """Wait until there are panels and every model has answered."""
+        expect(self.page.locator(".panel").first).to_be_visible()
+        expect(self.page.locator("#answers")).to_have_attribute("aria-busy", "false")
+
+    def panel(self, model: str) -> Locator:
+        """Return the panel of a model."""
+        return self.page.locator(f".panel[data-model='{model}']")
+
+    def shapes(self, model: str) -> list[dict[str, Any]]:
+        """Return what is drawn in a panel: each shape's label and its corners in pixels of the image.
+
+        The corners are measured on the screen, against the image below, and so hold at any size and zoom.
+        """
+        shapes: list[dict[str, Any]] = self.panel(model).evaluate(_DRAWN_SHAPES)
+        return shapes
+
+    def answer(self, model: str) -> dict[str, Any]:
+        """Return the answer that the panel's button copies."""
+        answer: dict[str, Any] = self.page.evaluate("text => JSON.parse(text)", self.copied(model, "JSON"))
+        return answer
+
+    def copied(self, model: str, what: str) -> str:
+        """Return what a button of the panel copies."""
+        button = self.panel(model).locator(f"[data-copy={what}]")
+        button.click()
+        expect(button).to_have_text("Copied")
+        text: str = self.page.evaluate("navigator.clipboard.readText()")
+        return text
+
+    def module(self, name: str, expression: str) -> Any:
+        """Return the value of an expression in which `m` is a module of the page."""
+        return self.page.evaluate(f"import('/playground/js/{name}.js').then(m => {expression})")

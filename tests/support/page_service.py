@@ -1,0 +1,31 @@
+"""The page over a service whose models are fakes: their texts, their silence and their keys are the test's own."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from service.api_keys import ApiKeys
+from service.rest_app import rest_app
+from service.rest_boundary import RestBoundary
+from service.settings import Settings
+from tasks.catalog import CatalogEntry
+from tests.support.catalog import FLORENCE, PALIGEMMA
+from tests.support.fake_runners import FakeDecoder
+from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, make_core
+from tests.support.served_app import ServedApp, serving_app
+
+
+@contextmanager
+def page_service(
+    answers: Mapping[str, str] | None = None,
+    decoder: FakeDecoder | None = None,
+    key: str | None = None,
+    entries: Sequence[CatalogEntry] = (FLORENCE, PALIGEMMA),
+) -> Iterator[ServedApp]:
+    """Serve; `answers` are what Florence-2's fake writes by prompt, or `decoder` is that fake."""
+    decoder = decoder or FakeDecoder({**FLORENCE_ANSWERS, **(answers or {})})
+    boundary = RestBoundary(Settings())
+    hashes = None if key is None else [hashlib.sha256(key.encode()).hexdigest()]
+    boundary.start(make_core(decoders={FLORENCE_ID: decoder}, entries=entries), ApiKeys(hashes))
+    with serving_app(rest_app(boundary)) as served:
+        yield served

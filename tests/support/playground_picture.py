@@ -1,0 +1,30 @@
+"""Takes the README's picture of the page: a real comparison by a running service.
+
+python -m tests.support.playground_picture http://localhost:3000
+"""
+
+import sys
+
+from playwright.sync_api import expect
+
+from tests.support.browser import Playground, chromium
+from tests.support.export_cli import ROOT
+from tests.support.playground_questions import SAMPLE
+
+PICTURE = ROOT / "service" / "samples" / "playground.png"
+_PIXELS_PER_PX = 1.5
+
+
+def take(url: str) -> None:
+    """Open the page, let both models answer, and write what a person sees."""
+    with chromium() as browser:
+        size = {"width": 1360, "height": 960}
+        page = browser.new_page(viewport=size, device_scale_factor=_PIXELS_PER_PX, color_scheme="light")  # type: ignore[arg-type]
+        playground = Playground(page, url)
+        playground.open(task="open_vocabulary_detection", sample=SAMPLE)
+        expect(page.locator(".shape").first).to_be_visible()
+        page.screenshot(path=PICTURE)
+
+
+if __name__ == "__main__":
+    take(sys.argv[1])

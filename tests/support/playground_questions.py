@@ -1,0 +1,55 @@
+"""What the page asks about a sample when a person changes nothing, asked of the API."""
+
+import json
+from typing import Any
+
+import httpx
+
+from tasks.table import TASKS, Task
+from tests.support.playground_samples import FOLDER
+
+SAMPLES: dict[str, dict[str, Any]] = {
+    sample["id"]: sample for sample in json.loads((FOLDER / "samples.json").read_text(encoding="utf-8"))
+}
+SAMPLE = "mgql"
+
+
+def example_fields(task: Task, sample_id: str = SAMPLE) -> dict[str, Any]:
+    """Return the fields of a task as the page fills them in: the first of alternatives, no defaults."""
+    examples = SAMPLES[sample_id]["examples"]
+    return {name: examples[name] for name in [*task.required, *task.exactly_one_of[:1]]}
+
+
+def api_response(
+    client: httpx.Client, model: str, task_id: str, sample_id: str = SAMPLE, **fields: Any
+) -> httpx.Response:
+    """Return what the API responds to a question about a sample."""
+    form = {name: json.dumps(value) if isinstance(value, list) else value for name, value in fields.items()}
+    image = (FOLDER / SAMPLES[sample_id]["file"]).read_bytes()
+    return client.post("/v1/predict", data={"task": task_id, "model": model, **form}, files={"image": image})
+
+
+def api_answer(
+    client: httpx.Client, model: str, task_id: str, sample_id: str = SAMPLE, **fields: Any
+) -> dict[str, Any]:
+    """Return a model's answer to a question about a sample."""
+    answer: dict[str, Any] = api_response(client, model, task_id, sample_id, **fields).raise_for_status().json()
+    return answer
+
+
+def example_answer(client: httpx.Client, model: str, task_id: str) -> dict[str, Any]:
+    """Return a model's answer to what the page asks when nothing is changed."""
+    return api_answer(client, model, task_id, **example_fields(TASKS[task_id]))
+
+
+def drawn(result: dict[str, Any]) -> list[tuple[str, list[list[float]]]]:
+    """Return label and corners of everything in a result that can be drawn."""
+    if "detections" in result:
+        return [(each["label"], _corners(*each["box"])) for each in result["detections"]]
+    if "instances" in result:
+        return [(each["label"], [xy for ring in each["polygons"] for xy in ring]) for each in result["instances"]]
+    return [(each["text"], each["quad"]) for each in result["text_regions"]]
+
+
+def _corners(x1: float, y1: float, x2: float, y2: float) -> list[list[float]]:
+    return [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]

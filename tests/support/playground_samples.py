@@ -1,0 +1,69 @@
+"""Writes the page's sample scenes, each with an example of every parameter.
+
+python -m tests.support.playground_samples
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from export.scenes import Question, questions, render_scene, sample_scene
+from export.scenes.truth import DetectionsTruth, TextTruth
+from tests.support.export_cli import ROOT
+
+FOLDER = ROOT / "service" / "playground" / "samples"
+SIZES_WH = {2089: (640, 480), 2180: (640, 480), 2146: (600, 600), 2187: (640, 480), 2218: (720, 480)}
+_RENDERED_PX = 768
+
+
+def sample_image(seed: int) -> Image.Image:
+    """Return the scene of `seed` at the size of its sample."""
+    return render_scene(sample_scene(seed), _RENDERED_PX).resize(SIZES_WH[seed])
+
+
+def sample_entry(seed: int) -> dict[str, Any]:
+    """Return what the page is told of a sample."""
+    asked = {question.name: question.scaled(SIZES_WH[seed]) for question in questions(sample_scene(seed))}
+    described = asked["captioning detailed"].truth
+    assert isinstance(described, TextTruth)
+    return {
+        "id": sample_id(seed),
+        "file": f"{sample_id(seed)}.png",
+        "description": described.text,
+        "examples": _examples(asked),
+    }
+
+
+def sample_id(seed: int) -> str:
+    """Return the scene's own word."""
+    word = sample_scene(seed).word
+    assert word is not None
+    return word.text.lower()
+
+
+def _examples(asked: dict[str, Question]) -> dict[str, Any]:
+    caption = asked["phrase_grounding caption"]
+    assert isinstance(caption.truth, DetectionsTruth)
+    return {
+        "labels": asked["open_vocabulary_detection several"].parameters["labels"],
+        **caption.parameters,
+        "phrases": [box.label for box in caption.truth.boxes],
+        **asked["instance_segmentation phrase"].parameters,
+        "region": [round(float(value)) for value in asked["region_description description"].parameters["region"]],
+        **asked["visual_question_answering count"].parameters,
+    }
+
+
+def write(folder: Path) -> None:
+    """Write every sample and the list of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in SIZES_WH:
+        sample_image(seed).save(folder / f"{sample_id(seed)}.png", optimize=True)
+    listing = json.dumps([sample_entry(seed) for seed in SIZES_WH], indent=2)
+    (folder / "samples.json").write_text(listing + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(FOLDER)

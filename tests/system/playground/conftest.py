@@ -1,0 +1,36 @@
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext
+
+from tests.support.browser import CHROMIUM, MISSING, Playground, Witness, chromium
+from tests.support.running_service import RunningService
+
+
+# Not for the whole session: while Playwright runs, no other test can start an event loop.
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium."""
+    if CHROMIUM is None:
+        pytest.skip(MISSING)
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """A fresh profile, 1440 px wide. What it asks of another host and what its policy forbids fail."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    context.set_default_timeout(10_000)
+    context.grant_permissions(["clipboard-read", "clipboard-write", "camera"])
+    witness = Witness()
+    context.on("page", witness.watch)
+    yield context
+    context.close()
+    assert not witness.complaints
+
+
+@pytest.fixture
+def playground(context: BrowserContext, service: RunningService) -> Playground:
+    """The page of the running service, not opened yet."""
+    return Playground(context.new_page(), service.url)

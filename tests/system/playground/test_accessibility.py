@@ -1,0 +1,101 @@
+"""For everyone: with keys only, on a phone, light and dark, and with nothing that axe finds serious."""
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from tests.support.browser import Playground
+from tests.support.export_cli import EMBEDDED
+from tests.support.playground_questions import SAMPLE
+
+FLORENCE, PALIGEMMA = EMBEDDED
+LINKS: list[dict[str, str]] = [
+    {},
+    {"task": "open_vocabulary_detection", "sample": SAMPLE},
+    {"task": "captioning", "temperature": "2", "seed": "1", "sample": SAMPLE},
+    {"task": "captioning", "detail": "paragraph", "sample": SAMPLE},
+    {"task": "region_description", "sample": SAMPLE},
+]
+
+
+def serious(page: Page) -> list[str]:
+    """Return what axe finds that it calls serious or critical."""
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{each['id']}: {node['html'][:200]} {node['failureSummary']}"
+        for each in found
+        if each["impact"] in ("serious", "critical")
+        for node in each["nodes"]
+    ]
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1440), ("dark", 390)])
+def test_axe_finds_nothing_serious(playground: Playground, theme: str, width: int) -> None:
+    playground.page.set_viewport_size({"width": width, "height": 900})
+    playground.page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]  # light or dark
+    for link in LINKS:
+        playground.open(**link)
+        playground.page.locator("#options").evaluate("e => { e.open = true }")
+        assert not serious(playground.page), link
+
+
+@pytest.mark.parametrize("width", [1024, 390, 320])
+def test_nothing_is_wider_than_the_page(playground: Playground, width: int) -> None:
+    playground.page.set_viewport_size({"width": width, "height": 800})
+    long = "a very long label " * 8 + "averylonglabelwithoutanyspace" * 4
+    for link in [*LINKS, {"task": "open_vocabulary_detection", "labels": long, "sample": SAMPLE}]:
+        playground.open(**link)
+        assert playground.page.evaluate("document.documentElement.scrollWidth") <= width, link
+    for _ in range(4):  # as many as make the session's runs wider
+        playground.run()
+    assert playground.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_page_works_with_keys_only(playground: Playground) -> None:
+    playground.open()
+    keys = playground.page.keyboard
+    tab_to(playground.page, "task-captioning")
+    keys.press("ArrowRight")
+    expect(playground.page.locator("#task-open_vocabulary_detection")).to_be_focused()
+    for name in playground.page.locator(".chip span").all_text_contents():
+        tab_to(playground.page, f"Remove {name}")
+        keys.press("Enter")
+    keys.type("red triangle")
+    keys.press("Enter")
+    keys.type("blue square")
+    keys.press("Control+Enter")
+    playground.wait_for_answers()
+    assert [shape["label"] for shape in playground.shapes(FLORENCE)] == ["red triangle", "blue square"]
+    tab_to(playground.page, "red triangle")
+    for model in EMBEDDED:
+        expect(playground.panel(model).locator(".shape[data-lit]")).to_have_attribute("data-label", "red triangle")
+
+
+def tab_to(page: Page, name: str) -> None:
+    """Press Tab until the element of this id, accessible name or text has the focus; it must be seen to have it."""
+    focused = "(({id, ariaLabel, textContent}) => [id, ariaLabel, textContent])(document.activeElement)"
+    for _ in range(100):
+        if name in page.evaluate(focused):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"Tab never came to {name}")
+
+
+def test_the_theme_is_that_of_the_system_until_a_person_chooses(playground: Playground) -> None:
+    background = "getComputedStyle(document.documentElement).backgroundColor"
+    playground.page.emulate_media(color_scheme="light")
+    playground.open()
+    light = playground.page.evaluate(background)
+    playground.page.get_by_role("button", name="Dark", exact=True).click()
+    dark = playground.page.evaluate(background)
+    assert dark != light
+    playground.page.reload()
+    assert playground.page.evaluate(background) == dark
+    playground.page.emulate_media(color_scheme="dark")
+    playground.page.get_by_role("button", name="Light", exact=True).click()
+    assert playground.page.evaluate(background) == light
+
+
+def test_what_an_answer_says_is_told_to_a_screen_reader(playground: Playground) -> None:
+    playground.open(task="object_detection", sample=SAMPLE)
+    expect(playground.page.locator("#announcement[role=status]")).to_contain_text(f"{FLORENCE}: 4 objects, in")

@@ -1,0 +1,158 @@
+"""Every task, as the page shows what the API answers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import BrowserContext, expect
+
+from tasks.table import TASKS
+from tests.support.browser import Playground
+from tests.support.export_cli import EMBEDDED
+from tests.support.playground_questions import SAMPLE, api_answer, api_response, drawn, example_answer, example_fields
+
+FLORENCE, PALIGEMMA = EMBEDDED
+TOLERANCE_PX = 0.1  # the browser places to 1/64 px of the screen
+
+
+def offering(client: httpx.Client) -> dict[str, list[str]]:
+    return {task["id"]: task["models"] for task in client.get("/v1/tasks").json()["data"]}
+
+
+def assert_drawn(shapes: Sequence[dict[str, Any]], result: dict[str, Any]) -> None:
+    expected = drawn(result)
+    assert [shape["label"] for shape in shapes] == [label for label, _ in expected]
+    for shape, (_, corners) in zip(shapes, expected, strict=True):
+        assert [value for xy in shape["points"] for value in xy] == pytest.approx(
+            [value for xy in corners for value in xy], abs=TOLERANCE_PX
+        )
+
+
+@pytest.mark.parametrize("task_id", TASKS)
+def test_every_task_shows_what_the_api_answers(playground: Playground, client: httpx.Client, task_id: str) -> None:
+    offered = offering(client)[task_id]
+    playground.open()
+    playground.choose_task(task_id)
+    playground.run()
+    for model in offered:
+        response = api_response(client, model, task_id, **example_fields(TASKS[task_id]))
+        if response.is_success:
+            assert_shown(playground, model, response.json())
+        else:  # a caption is nothing that paligemma-mini grounds
+            assert (task_id, model) == ("phrase_grounding", PALIGEMMA)
+            expect(playground.panel(model).locator(".failed")).to_contain_text(response.json()["error"]["message"])
+    assert playground.page.locator(".panel[data-state=not-offered]").count() == len(EMBEDDED) - len(offered)
+
+
+def assert_shown(playground: Playground, model: str, answer: dict[str, Any]) -> None:
+    panel = playground.panel(model)
+    if "text" in answer["result"]:
+        expect(panel.locator(".answer-text")).to_have_text(answer["result"]["text"])
+    else:
+        assert drawn(answer["result"])
+        assert_drawn(playground.shapes(model), answer["result"])
+        expect(panel.locator(".objects tbody tr")).to_have_count(len(drawn(answer["result"])))
+    assert panel.locator("pre.raw").text_content() == answer["raw_text"]
+    expect(panel.locator(".usage")).to_contain_text(f"→ {answer['usage']['generated_tokens']}")
+    assert panel.locator(".legend .stage").count() == len(answer["timings_ms"]) - 1
+
+
+def test_shapes_lie_over_what_they_name_at_any_size_and_zoom(playground: Playground, client: httpx.Client) -> None:
+    playground.open(task="open_vocabulary_detection", sample=SAMPLE)
+    expected = {model: example_answer(client, model, "open_vocabulary_detection")["result"] for model in EMBEDDED}
+    for width in (1440, 1024, 390):
+        playground.page.set_viewport_size({"width": width, "height": 800})
+        for _ in range(3):
+            for model in EMBEDDED:
+                assert_drawn(playground.shapes(model), expected[model])
+            playground.page.get_by_role("button", name="Zoom in").click()
+        playground.page.get_by_role("button", name="Show the whole image").click()
+
+
+def test_a_picture_is_zoomed_and_moved_with_keys_and_the_other_follows(playground: Playground) -> None:
+    playground.open(task="captioning", sample=SAMPLE)
+    left, right = (playground.panel(model).locator(".picture") for model in EMBEDDED)
+    left.focus()
+    for _ in range(4):
+        playground.page.keyboard.press("+")
+    for _ in range(3):
+        playground.page.keyboard.press("ArrowRight")
+    position = "e => [e.scrollWidth / e.clientWidth, Math.round(e.scrollLeft)]"
+    expect(playground.page.locator(".zoom-percent")).to_have_text("244 %")
+    playground.page.wait_for_function(
+        "([a, b]) => a.scrollLeft > 0 && Math.abs(a.scrollLeft - b.scrollLeft) < 2",
+        arg=[left.element_handle(), right.element_handle()],
+    )
+    assert left.evaluate(position)[0] == pytest.approx(2.44, abs=0.01)
+
+
+def test_a_model_that_does_not_offer_the_task_says_what_it_offers(playground: Playground, client: httpx.Client) -> None:
+    playground.open(task="object_detection", sample=SAMPLE)
+    note = playground.panel(PALIGEMMA).locator(".note")
+    expect(note).to_contain_text("knows no prompt for Object detection")
+    offered = [task for task, models in offering(client).items() if PALIGEMMA in models]
+    assert note.get_by_role("link").count() == len(offered)
+    note.get_by_role("link", name="OCR").click()
+    expect(playground.panel(PALIGEMMA).locator(".answer-text")).to_have_text("MGQL")
+
+
+def test_a_region_is_drawn_on_the_image_and_asked_about(playground: Playground, client: httpx.Client) -> None:
+    playground.open()
+    playground.choose_task("region_description")
+    frame = playground.page.locator("#preview img").bounding_box()
+    assert frame is not None
+    scale = frame["width"] / 640
+    wanted = [16, 135, 220, 288]  # the red triangle
+    mouse = playground.page.mouse
+    mouse.move(frame["x"] + wanted[2] * scale, frame["y"] + wanted[3] * scale)
+    mouse.down()
+    mouse.move(frame["x"] + wanted[0] * scale, frame["y"] + wanted[1] * scale, steps=3)
+    mouse.up()
+    fields = playground.page.locator("[data-field=region] input")
+    region = [float(fields.nth(index).input_value()) for index in range(4)]
+    assert region == pytest.approx(wanted, abs=2)
+    playground.run()
+    answer = api_answer(client, FLORENCE, "region_description", region=region)
+    assert "red triangle" in answer["result"]["text"]
+    expect(playground.panel(FLORENCE).locator(".answer-text")).to_have_text(answer["result"]["text"])
+
+
+def test_parameters_and_options_are_those_that_the_service_lists(playground: Playground, client: httpx.Client) -> None:
+    tasks = {task["id"]: task["parameters"] for task in client.get("/v1/tasks").json()["data"]}
+    alternatives = client.get("/openapi.json").json()["components"]["schemas"]["predict"]["oneOf"]
+    playground.open()
+    for task_id, schema in tasks.items():
+        playground.choose_task(task_id)
+        shown = playground.page.locator("#parameters [data-field]").evaluate_all("all => all.map(e => e.dataset.field)")
+        assert shown == list(schema["properties"])
+    options = playground.page.locator("#option-fields [data-field]").evaluate_all(
+        "all => all.map(e => e.dataset.field)"
+    )
+    common = set.intersection(*(set(each["properties"]) for each in alternatives))
+    assert set(options) == common - {"image", "task", "model", "mask_format", "stream"}
+
+
+def test_options_are_sent_and_shown_in_the_link(playground: Playground, client: httpx.Client) -> None:
+    playground.open()
+    playground.page.locator("#options summary").click()
+    playground.page.get_by_label("Max new tokens").fill("4")
+    playground.choose_task("captioning")
+    playground.run()
+    expect(playground.panel(FLORENCE).locator(".usage")).to_contain_text("cut at the token limit")
+    answer = api_answer(client, FLORENCE, "captioning", max_new_tokens=4)
+    expect(playground.panel(FLORENCE).locator(".answer-text")).to_have_text(answer["result"]["text"])
+    assert playground.page.url.endswith("#task=captioning&max_new_tokens=4&sample=mgql")
+
+
+def test_docs_work_under_their_policy(context: BrowserContext, playground: Playground) -> None:
+    page = context.new_page()
+    page.goto(f"{playground.url}/docs")
+    expect(page.locator("#operations-default-predict")).to_be_visible()
+
+
+def test_a_task_asks_with_the_examples_of_the_sample(playground: Playground) -> None:
+    playground.open()
+    playground.choose_task("open_vocabulary_detection")
+    chips = playground.page.locator(".chip span")
+    assert chips.all_text_contents() == example_fields(TASKS["open_vocabulary_detection"])["labels"]

@@ -1,0 +1,151 @@
+"""How answers are looked at: highlights, scores, filters, and what differs."""
+
+from collections import Counter
+from itertools import product
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import expect
+
+from tests.support.browser import Playground
+from tests.support.export_cli import EMBEDDED
+from tests.support.playground_questions import SAMPLE, api_answer, example_answer
+
+FLORENCE, PALIGEMMA = EMBEDDED
+DETECTION = "open_vocabulary_detection"
+
+
+@pytest.fixture
+def detected(playground: Playground, client: httpx.Client) -> dict[str, list[dict[str, Any]]]:
+    """Both models' detections of the sample, shown on the page."""
+    playground.open(task=DETECTION, sample=SAMPLE)
+    found = {model: example_answer(client, model, DETECTION)["result"]["detections"] for model in EMBEDDED}
+    assert all(len(each) > 2 for each in found.values())
+    return found
+
+
+def lit(playground: Playground, model: str) -> list[str | None]:
+    shapes = playground.panel(model).locator(".shape[data-lit]")
+    return [shapes.nth(index).get_attribute("data-label") for index in range(shapes.count())]
+
+
+@pytest.mark.usefixtures("detected")
+def test_a_row_that_is_pointed_at_or_focused_lights_its_label_in_both_panels(playground: Playground) -> None:
+    row = playground.panel(FLORENCE).get_by_role("button", name="red triangle")
+    row.hover()
+    assert [lit(playground, model) for model in EMBEDDED] == [["red triangle"]] * 2
+    playground.page.mouse.move(0, 0)
+    assert [lit(playground, model) for model in EMBEDDED] == [[], []]
+    playground.panel(PALIGEMMA).get_by_role("button", name="blue square").focus()
+    assert [lit(playground, model) for model in EMBEDDED] == [["blue square"]] * 2
+
+
+@pytest.mark.usefixtures("detected")
+def test_a_shape_that_is_pointed_at_lights_its_row(playground: Playground) -> None:
+    playground.panel(PALIGEMMA).locator(".shape[data-label='red triangle'] .line").hover()
+    for model in EMBEDDED:
+        expect(playground.panel(model).locator("tr[data-lit]")).to_contain_text("red triangle")
+
+
+@pytest.mark.usefixtures("detected")
+def test_a_label_has_one_colour_and_no_two_have_the_same(playground: Playground) -> None:
+    colours: dict[str, set[str]] = {}
+    for shape in playground.page.locator(".shape").all():
+        line = shape.locator(".line")
+        look = f"{line.get_attribute('stroke')} {line.get_attribute('stroke-dasharray')}"
+        colours.setdefault(shape.get_attribute("data-label") or "", set()).add(look)
+    assert len(colours) > 3
+    assert all(len(looks) == 1 for looks in colours.values())
+    assert len(set.union(*colours.values())) == len(colours)
+
+
+def test_the_score_slider_hides_what_is_below_it(
+    playground: Playground, detected: dict[str, list[dict[str, Any]]]
+) -> None:
+    scores = sorted(each["score"] for found in detected.values() for each in found)
+    least = round(scores[len(scores) // 2] + 0.005, 2)
+    playground.page.get_by_label("Score at least").fill(str(least))
+    for model, found in detected.items():
+        expected = [each["label"] for each in found if each["score"] >= least]
+        assert [shape["label"] for shape in playground.shapes(model)] == expected
+        assert playground.panel(model).locator(".objects tbody tr:visible").count() == len(expected)
+
+
+@pytest.mark.usefixtures("detected")
+def test_shapes_and_names_can_be_switched_off(playground: Playground) -> None:
+    tags = playground.panel(FLORENCE).locator(".tag:visible")
+    assert tags.count() == len(playground.shapes(FLORENCE))
+    playground.page.get_by_label("Names").uncheck()
+    assert tags.count() == 0
+    assert playground.shapes(FLORENCE)
+    playground.page.get_by_label("Shapes").uncheck()
+    assert not playground.shapes(FLORENCE)
+
+
+def test_counts_of_what_differs_are_filters(playground: Playground, detected: dict[str, list[dict[str, Any]]]) -> None:
+    left, right = detected[FLORENCE], detected[PALIGEMMA]
+    # Labels are there once in a scene, so that a pair needs no search for the best.
+    pairs = [(a, b) for a, b in product(left, right) if a["label"] == b["label"] and iou(a["box"], b["box"]) >= 0.5]
+    both = [a["label"] for a, _ in pairs]
+    only_left, only_right = (
+        [each["label"] for each in found if not any(each is one for pair in pairs for one in pair)]
+        for found in (left, right)
+    )
+    assert both
+    assert only_left
+    assert only_right
+    for name, (in_left, in_right) in {
+        "Both": (both, both),
+        f"Only {FLORENCE}": (only_left, []),
+        f"Only {PALIGEMMA}": ([], only_right),
+    }.items():
+        button = playground.page.get_by_role("button", name=f"{name} {max(len(in_left), len(in_right))}", exact=True)
+        button.click()
+        for model, labels in ((FLORENCE, in_left), (PALIGEMMA, in_right)):
+            assert Counter(shape["label"] for shape in playground.shapes(model)) == Counter(labels)
+        button.click()
+    assert len(playground.shapes(FLORENCE)) == len(left)
+
+
+def iou(one: list[float], other: list[float]) -> float:
+    across = max(0.0, min(one[2], other[2]) - max(one[0], other[0]))
+    down = max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return across * down / (sum(areas) - across * down)
+
+
+def test_the_word_diff_holds_both_texts(playground: Playground, client: httpx.Client) -> None:
+    options = {"temperature": "2", "seed": "1"}
+    playground.open(task="captioning", sample=SAMPLE, **options)
+    texts = [api_answer(client, model, "captioning", **options)["result"]["text"] for model in EMBEDDED]
+    assert texts[0] != texts[1]
+    passages = playground.page.locator(".word-diff [data-side]").evaluate_all(
+        "all => all.map(e => [e.dataset.side, e.textContent])"
+    )
+    for side, text in zip(("left", "right"), texts, strict=True):
+        assert " ".join(words for of, words in passages if of in ("both", side)) == " ".join(text.split())
+
+
+def test_equal_texts_are_said_to_be_equal(playground: Playground, client: httpx.Client) -> None:
+    texts = {example_answer(client, model, "ocr")["result"]["text"] for model in EMBEDDED}
+    assert len(texts) == 1
+    playground.open(task="ocr", sample=SAMPLE)
+    expect(playground.page.locator("#differences")).to_have_text("Both wrote the same.")
+
+
+def test_text_appears_as_it_is_written(playground: Playground) -> None:
+    playground.page.add_init_script("""
+        window.seen = [];
+        const note = () => {
+          const text = document.querySelector("[data-model=florence-2-mini] .writing")?.textContent;
+          if (text) seen.push(text);
+        };
+        new MutationObserver(note).observe(document, { childList: true, subtree: true });
+    """)
+    playground.open(task="captioning", detail="detailed", sample=SAMPLE)
+    seen = playground.page.evaluate("seen")
+    full = playground.panel(FLORENCE).locator(".answer-text").inner_text()
+    written = [text for text in seen if full.startswith(text)]
+    assert len(set(written)) > 3
+    assert written == sorted(written, key=len)

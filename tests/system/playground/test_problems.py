@@ -1,0 +1,119 @@
+"""Errors, as a person meets them: what was wrong, and what to change."""
+
+import asyncio
+from dataclasses import replace
+
+import httpx
+from playwright.sync_api import BrowserContext, expect
+
+from tasks.catalog import TaskOverride
+from tasks.table import TASKS
+from tests.support.browser import Playground
+from tests.support.catalog import PALIGEMMA as PALIGEMMA_ENTRY
+from tests.support.export_cli import EMBEDDED
+from tests.support.fake_runners import FakeDecoder
+from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID
+from tests.support.page_service import page_service
+from tests.support.playground_questions import SAMPLE, api_response
+
+FLORENCE, PALIGEMMA = EMBEDDED
+KEY = "the-right-key"
+
+
+def test_an_error_shows_its_message_and_leads_to_the_field(playground: Playground, client: httpx.Client) -> None:
+    playground.open(task="captioning", detail="paragraph", sample=SAMPLE)
+    error = api_response(client, PALIGEMMA, "captioning", detail="paragraph").json()["error"]
+    note = playground.panel(PALIGEMMA).get_by_role("alert")
+    expect(note).to_contain_text(error["message"])
+    expect(playground.panel(FLORENCE).locator(".answer-text")).to_be_visible()
+    note.get_by_role("button", name="Change detail").click()
+    assert playground.page.evaluate("document.activeElement.value") == "paragraph"
+
+
+def test_what_may_be_given_instead_is_offered(playground: Playground) -> None:
+    playground.open(task="phrase_grounding", caption="a red triangle and a green star", sample=SAMPLE)
+    playground.panel(PALIGEMMA).get_by_role("button", name="Give phrases instead").click()
+    expect(playground.page.locator("[data-field=phrases]")).to_be_visible()
+    expect(playground.page.locator("[data-field=caption]")).to_be_hidden()
+    playground.run()
+    assert playground.shapes(PALIGEMMA)
+
+
+def test_a_missing_parameter_is_said_before_anything_is_sent(playground: Playground) -> None:
+    requests: list[str] = []
+    playground.page.on("request", lambda request: requests.append(request.method))
+    playground.open()
+    playground.choose_task("visual_question_answering")
+    question = playground.page.get_by_role("textbox", name="Question")
+    question.fill("")
+    playground.page.locator("#run").click()
+    expect(playground.page.locator("[data-field=question] .problem")).to_be_visible()
+    expect(question).to_be_focused()
+    assert "POST" not in requests
+
+
+def test_a_link_to_an_image_of_someone_else_asks_for_an_image(playground: Playground) -> None:
+    playground.page.goto(f"{playground.url}/playground#task=ocr&image=own")
+    expect(playground.page.locator("#image-problem")).to_contain_text("stayed in the browser")
+    assert playground.page.locator("#task-ocr").is_checked()
+    assert playground.page.locator(".panel").count() == 0
+
+
+def test_a_file_that_is_no_image_is_refused_and_the_image_stays(playground: Playground) -> None:
+    playground.open()
+    files = [{"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no image"}]
+    playground.page.locator("#file").set_input_files(files)  # type: ignore[arg-type]  # a dict is a FilePayload
+    expect(playground.page.locator("#image-problem")).to_contain_text("notes.txt is not an image")
+    expect(playground.page.locator("#preview img")).to_be_visible()
+
+
+def test_a_service_that_wants_a_key_is_given_one(context: BrowserContext) -> None:
+    with page_service(key=KEY) as served:
+        playground = Playground(context.new_page(), served.url)
+        page = playground.page
+        page.goto(f"{served.url}/playground#task=ocr&sample={SAMPLE}")
+        for key in ("a wrong one", KEY):
+            page.get_by_role("dialog", name="API key").get_by_label("Key", exact=True).fill(key)
+            page.get_by_role("button", name="Use it").click()
+        playground.wait_for_answers()
+        expect(playground.panel(FLORENCE_ID).locator(".answer-text")).to_have_text("HELLO")
+        assert "Bearer $DIPTYCH_API_KEY" in playground.copied(FLORENCE_ID, "curl")
+        assert KEY not in page.content() + page.url
+        assert page.evaluate("localStorage.length") == 0
+
+
+def test_text_is_there_before_the_answer_ends_and_a_run_can_be_stopped(context: BrowserContext) -> None:
+    never = FakeDecoder(FLORENCE_ANSWERS, ended=asyncio.Event())
+    with page_service(decoder=never) as served:
+        playground = Playground(context.new_page(), served.url)
+        playground.page.goto(f"{served.url}/playground#task=ocr&sample={SAMPLE}")
+        panel = playground.panel(FLORENCE_ID)
+        expect(panel.locator(".writing")).to_have_text("HELLO")
+        expect(playground.panel(PALIGEMMA).locator(".answer-text")).to_be_visible()
+        expect(panel).to_have_attribute("aria-busy", "true")
+        playground.page.get_by_role("button", name="Stop").click()
+        expect(panel).to_contain_text("Stopped.")
+        expect(playground.page.locator("#run")).to_have_text("Run")
+
+
+def test_a_service_with_one_model_has_one_panel_and_nothing_to_compare(context: BrowserContext) -> None:
+    dropped = {task: TaskOverride(None) for task in TASKS if task != "ocr"}
+    entry = replace(PALIGEMMA_ENTRY, tasks=dropped)
+    with page_service(entries=[entry]) as served:
+        playground = Playground(context.new_page(), served.url)
+        playground.open(task="ocr", sample=SAMPLE)
+        expect(playground.panel(PALIGEMMA).locator(".answer-text")).to_have_text("HELLO")
+        assert playground.page.locator(".panel").count() == 1
+        expect(playground.page.locator("#differences")).to_be_hidden()
+        assert playground.page.locator("#tasks input").count() == 1
+
+
+def test_a_service_that_is_gone_is_said_and_can_be_asked_again(playground: Playground) -> None:
+    playground.open(task="ocr", sample=SAMPLE)
+    playground.page.context.set_offline(True)
+    playground.run()
+    note = playground.panel(FLORENCE).get_by_role("alert")
+    expect(note).to_contain_text("The service cannot be reached")
+    playground.page.context.set_offline(False)
+    note.get_by_role("button", name="Try again").click()
+    expect(playground.panel(FLORENCE).locator(".answer-text")).to_have_text("MGQL")
