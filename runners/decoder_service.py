@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from runners.devices import DeviceSetting
 from runners.disconnection import while_connected
 from runners.encoder_service import LEAN
+from runners.json_bodies import JsonBodies
 from runners.limits import SchedulerLimits
 from runners.messages import AnyArray, MemoryAddress, Outcomes, SequenceSpec
 from runners.precision import WantedPrecision
@@ -82,4 +83,6 @@ def make_decoder_service(model_id: str, options: DecoderOptions) -> Any:
             return can_open(memory)
 
     service = bentoml.service(name=f"{model_id}-decoder", traffic={"timeout": options.timeout_s}, **LEAN)
-    return service(Decoder)
+    runner = service(Decoder)
+    runner.add_asgi_middleware(JsonBodies)
+    return runner

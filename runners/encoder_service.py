@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from runners.artifacts import Device, read_manifest, verify_files
 from runners.devices import DeviceSetting, encoder_device, num_threads
+from runners.json_bodies import JsonBodies
 from runners.messages import Encoded, EncodedImage, EncodeOutcome, Failed, ImageToEncode, MemoryAddress
 from runners.metrics import BATCH_SIZE
 from runners.model_store import artifact_folder
@@ -90,7 +91,9 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
             return iter(self._encoder.encode(pixels[0][np.newaxis] if len(pixels) == 1 else np.stack(pixels)))
 
     service = bentoml.service(name=f"{model_id}-encoder", traffic={"timeout": options.timeout_s}, **LEAN)
-    return service(Encoder)
+    runner = service(Encoder)
+    runner.add_asgi_middleware(JsonBodies)
+    return runner
 
 
 def _pixels(image: ImageToEncode) -> NDArray[np.uint8] | Failed:

@@ -11,6 +11,7 @@ from runners.model_store import artifact_folder
 from service.api_keys import ApiKeys
 from service.served_models import served_entries, served_precision
 from service.settings import Settings, SettingsError, read_settings
+from service.tls import bentoml_tls_options, check_tls_files
 from tasks.catalog import CatalogError
 
 
@@ -25,14 +26,15 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Threads of a decoder that wait for each other give their core to those of an encoder.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    address = ["--host", settings.host, "--port", str(settings.port)]
-    command = [sys.executable, "-m", "bentoml", "serve", "service.gateway:Gateway", *address]
+    options = ["--host", settings.host, "--port", str(settings.port), *bentoml_tls_options(settings)]
+    command = [sys.executable, "-m", "bentoml", "serve", "service.gateway:Gateway", *options]
     os.execv(sys.executable, command)
 
 
 def _check(settings: Settings) -> None:
     """Raise unless every served model has artifacts that are what their manifest says, and can run as it is set."""
     ApiKeys.load(settings.api_keys_file)
+    check_tls_files(settings)
     for entry in served_entries(settings):
         folder = artifact_folder(entry.id)
         manifest = read_manifest(folder)

@@ -1,45 +1,74 @@
-"""Who may ask: API keys, kept as SHA-256 in a file, compared in constant time."""
+"""Who may ask: API keys, kept as SHA-256 in a file, compared in constant time, read anew when the file changes."""
 
 import hashlib
 import hmac
-import re
+import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from service.callers import ANYONE, Caller
 from service.errors import Unauthorized
+from service.key_file import KeyEntry, KeyFile
+from service.rate_limits import Clock
 from service.settings import SettingsError
 
-_HASH = re.compile(r"[0-9a-f]{64}")
+logger = logging.getLogger(__name__)
 
 
 class ApiKeys:
-    """The hashes of the keys that are accepted; none at all means that no key is asked for."""
+    """The keys that are accepted, each with its caller; None means that no key is asked for."""
 
-    def __init__(self, hashes: Sequence[str] | None) -> None:
-        self._hashes = hashes
+    def __init__(
+        self, entries: Sequence[KeyEntry] | None, file: KeyFile | None = None, clock: Clock = time.monotonic
+    ) -> None:
+        self._file = file
+        self._clock = clock
+        self._is_open = entries is None
+        self._callers: dict[KeyEntry, Caller] = {}
+        self._accept(entries or ())
 
     @classmethod
-    def load(cls, file: Path | None) -> Self:
-        """Read one hash a line; raise `SettingsError` for a line that is none."""
-        if file is None:
+    def load(cls, path: Path | None, clock: Clock = time.monotonic) -> Self:
+        """Read the keys; raise `SettingsError` for a file that is none of keys."""
+        if path is None:
             return cls(None)
-        try:
-            lines = [line.strip().lower() for line in file.read_text(encoding="ascii").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"DIPTYCH_API_KEYS_FILE={str(file)!r} cannot be read: {error}") from error
-        for number, line in enumerate(lines, 1):
-            if not _HASH.fullmatch(line):
-                raise SettingsError(f"DIPTYCH_API_KEYS_FILE: entry {number} is not a SHA-256 of 64 hexadecimal digits")
-        return cls(lines)
+        file = KeyFile(path, clock)
+        return cls(file.read(), file, clock)
 
-    def check(self, authorization: str | None) -> None:
-        """Raise `Unauthorized` unless the Authorization header carries an accepted key."""
-        if self._hashes is None:
-            return
+    def caller(self, authorization: str | None) -> Caller | None:
+        """Return who sent an Authorization header, or None if it carries no accepted key."""
+        if self._is_open:
+            return ANYONE
+        self._follow_file()
         scheme, _, key = (authorization or "").partition(" ")
         digest = hashlib.sha256(key.strip().encode()).hexdigest()
-        is_known = [hmac.compare_digest(digest, known) for known in self._hashes]
-        if scheme.lower() != "bearer" or not any(is_known):
-            given = "a key that is not accepted" if key else "no key"
+        # all are compared, lest the time tells which one it was
+        found = [caller for entry, caller in self._callers.items() if hmac.compare_digest(digest, entry.sha256)]
+        return found[0] if found and scheme.lower() == "bearer" else None
+
+    def check(self, authorization: str | None) -> Caller:
+        """Return who sent an Authorization header; raise `Unauthorized` unless it carries an accepted key."""
+        caller = self.caller(authorization)
+        if caller is None:
+            given = "a key that is not accepted" if (authorization or "").partition(" ")[2] else "no key"
             raise Unauthorized(f"{given} was sent; send an accepted one as Authorization: Bearer KEY")
+        return caller
+
+    def _follow_file(self) -> None:
+        """Take the keys of a file that has changed; one that is broken leaves them as they are."""
+        if self._file is None or not self._file.has_changed():
+            return
+        try:
+            self._accept(self._file.read())
+        except SettingsError as error:
+            logger.error("the API keys stay as they were: %s", error)
+        else:
+            logger.info("%d API keys read anew", len(self._callers))
+
+    def _accept(self, entries: Sequence[KeyEntry]) -> None:
+        """Replace the keys; an entry that is as it was keeps what it has used of its limits."""
+        self._callers = {
+            entry: self._callers.get(entry) or Caller(entry.name, entry.limits, self._clock) for entry in entries
+        }

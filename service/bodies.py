@@ -17,6 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
+from service.image_urls import GivenImage, ImageUrl
 from tasks.parameter_kinds import BoxParameter, TextListParameter
 from tasks.table import TASKS
 
@@ -25,6 +26,7 @@ _MAX_FORM_FIELDS = 200
 _CHARSET = re.compile(
     r";\s*charset=[^;]*", re.IGNORECASE
 )  # forms are UTF-8; some decoders of Python take quadratic time
+_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*):")
 _LISTS = {
     "models",
     *(p.name for t in TASKS.values() for p in t.parameters if isinstance(p, TextListParameter | BoxParameter)),
@@ -37,9 +39,9 @@ _NUMBER_LISTS = {p.name for t in TASKS.values() for p in t.parameters if isinsta
 
 @dataclass(frozen=True, slots=True)
 class RequestBody:
-    """An encoded image and the other fields, in JSON types."""
+    """An encoded image, or where it is, and the other fields, in JSON types."""
 
-    image: bytes
+    image: GivenImage
     fields: Mapping[str, object]
 
 
@@ -113,12 +115,15 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not allowed")
 
 
-def image_of_text(image: object) -> bytes:
-    """Return the bytes of a `data:` URL or of bare base64; raise `InvalidRequest` or `UnsupportedImage`."""
+def image_of_text(image: object) -> GivenImage:
+    """Return the bytes of a `data:` URL or of bare base64, or a URL of another scheme as it is.
+
+    Raise `InvalidRequest` or `UnsupportedImage`.
+    """
     if not isinstance(image, str):
-        raise InvalidRequest("image must be a text: a data: URL or base64", "image")
-    if image[:8].lower().startswith(("http://", "https://")):
-        raise InvalidRequest("image is a URL, and this service reads none; send a data: URL, base64 or a file", "image")
+        raise InvalidRequest("image must be a text: a data: URL, base64 or a URL", "image")
+    if (scheme := _SCHEME.match(image)) and scheme[1].lower() != "data":
+        return ImageUrl(image)
     header, comma, data = image.partition(",")
     if header.lower().startswith("data:") and not (comma and header.lower().endswith(";base64")):
         raise InvalidRequest("image is a data: URL that is not base64; it must be data:image/…;base64,…", "image")

@@ -5,14 +5,17 @@ It knows fields, images and models, and no HTTP.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
+from service.callers import ANYONE, Caller
 from service.cost import cost_tokens
 from service.drain_rate import DrainRate
-from service.errors import InternalError, Overloaded, ServiceError, UnsupportedImage
+from service.errors import InternalError, InvalidRequest, Overloaded, ServiceError, UnsupportedImage
 from service.fair_shares import FairShares
+from service.image_fetching import ImageFetcher
+from service.image_urls import GivenImage
 from service.images import decode_image
 from service.picture import Picture, opened
 from service.prediction import Answer, Circumstances, predict, task_prompts
@@ -37,7 +40,20 @@ class RequestContext:
     request_id: str
     api: str  # label of the interface in metrics
     deadline_s: float  # on the clock of time.monotonic()
-    client: str = "anyone"  # whose fair share it takes
+    caller: Caller = ANYONE
+
+    @property
+    def client(self) -> str:
+        """Whose fair share it takes."""
+        return self.caller.name
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredImage:
+    """An encoded image and the size that it has upright."""
+
+    data: bytes
+    size_wh: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +76,20 @@ class CoreLimits:
 
 
 class Core:
-    """The service without its interfaces."""
+    """The service without its interfaces. Without a fetcher it reads no URLs."""
 
-    def __init__(self, models: ServedModels, runners: Mapping[str, RunnerClient], limits: CoreLimits) -> None:
+    def __init__(
+        self,
+        models: ServedModels,
+        runners: Mapping[str, RunnerClient],
+        limits: CoreLimits,
+        fetcher: ImageFetcher | None = None,
+    ) -> None:
         self.models = models
         self._runners = runners
         self._max_image_pixels = limits.max_image_pixels
         self._turns = {model.id: Turns(model.id, limits.max_running, limits.max_waiting_tokens) for model in models}
+        self._fetcher = fetcher
         self._pending = FairShares(limits.max_pending)
         self._drain_rate = DrainRate()
 
@@ -83,7 +106,7 @@ class Core:
 
     async def predict(
         self,
-        image: bytes,
+        image: GivenImage,
         fields: Mapping[str, object],
         context: RequestContext,
         on_text: TextListener | None = None,
@@ -91,26 +114,28 @@ class Core:
         """Answer with one model; raise an error of the service's tree. `on_text` hears the text as it is written."""
         common, request = parse_fields(PredictFields, fields)
         model = self.models.get(common.model) if common.model is not None else self.models.offering(request.task.id)[0]
-        async with self._admitted(image, context.client) as picture:
+        async with self._admitted(image, context) as picture:
             outcome = await self._answer(model, request, picture, context, on_text)
         if isinstance(outcome, ServiceError):
             raise outcome
         return outcome
 
-    async def compare(self, image: bytes, fields: Mapping[str, object], context: RequestContext) -> Comparison:
+    async def compare(self, image: GivenImage, fields: Mapping[str, object], context: RequestContext) -> Comparison:
         """Answer with several models at the same time; raise only what is wrong for all of them."""
         common, request = parse_fields(CompareFields, fields)
         models = self._compared(common.models, request)
-        async with self._admitted(image, context.client) as picture:
+        async with self._admitted(image, context) as picture:
             outcomes = await asyncio.gather(*(self._answer(model, request, picture, context) for model in models))
             if isinstance(outcomes[0], Overloaded) and all(isinstance(each, Overloaded) for each in outcomes):
                 raise outcomes[0]
             size_wh = (await picture.rgb()).size_wh
         return Comparison(request, size_wh, tuple(zip(models, outcomes, strict=True)))
 
-    async def image_size_wh(self, image: bytes) -> tuple[int, int]:
-        """Return the size of an upright image: the frame of what is asked and answered about it."""
-        return (await in_thread(decode_image, image, self._max_image_pixels)).size_wh
+    async def measure(self, image: GivenImage, context: RequestContext) -> MeasuredImage:
+        """Return an image with its upright size: the frame of what is asked and answered about it."""
+        with self._place(context):
+            data = await self._bytes_of(image, context)
+            return MeasuredImage(data, (await in_thread(decode_image, data, self._max_image_pixels)).size_wh)
 
     def _compared(self, model_ids: list[str] | None, request: TaskRequest) -> tuple[ServedModel, ...]:
         """Return the models of a comparison in catalog order."""
@@ -159,14 +184,30 @@ class Core:
             return await predict(model, self._runners[model.id], request, await picture.rgb(), told)
 
     @asynccontextmanager
-    async def _admitted(self, image: bytes, client: str) -> AsyncIterator[Picture]:
-        """Hold one of the places for requests; raise `Overloaded` if none is free, or what is wrong with the image."""
-        self.check_room(client)
-        self._pending.add(client, 1)
-        self._drain_rate.begin()
-        try:
-            async with opened(image, self._max_image_pixels) as picture:
+    async def _admitted(self, image: GivenImage, context: RequestContext) -> AsyncIterator[Picture]:
+        """Hold a place for a request and open its image; raise `Overloaded`, or what is wrong with the image."""
+        with self._place(context):
+            async with opened(await self._bytes_of(image, context), self._max_image_pixels) as picture:
+                context.caller.take_pixels(picture.num_pixels)
                 yield picture
-        finally:
-            self._drain_rate.end(1)
-            self._pending.remove(client, 1)
+
+    @contextmanager
+    def _place(self, context: RequestContext) -> Iterator[None]:
+        """Hold one of the places for requests, of all and of the caller; raise `Overloaded` if none is free."""
+        self.check_room(context.client)
+        with context.caller.at_work():
+            self._pending.add(context.client, 1)
+            self._drain_rate.begin()
+            try:
+                yield
+            finally:
+                self._drain_rate.end(1)
+                self._pending.remove(context.client, 1)
+
+    async def _bytes_of(self, image: GivenImage, context: RequestContext) -> bytes:
+        if isinstance(image, bytes):
+            return image
+        if self._fetcher is None:
+            message = "image is a URL, and this service reads none; send a data: URL, base64 or a file"
+            raise InvalidRequest(message, "image")
+        return await self._fetcher.fetch(image, context.deadline_s)

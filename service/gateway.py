@@ -16,6 +16,10 @@ from runners.model_store import artifact_folder
 from service.api_keys import ApiKeys
 from service.core import Core, CoreLimits
 from service.grpc_server import GrpcServer
+from service.host_addresses import SystemResolver
+from service.http_guards import KeyForPaths, SecurityHeaders, closed_paths
+from service.image_fetching import FetchLimits, ImageFetcher
+from service.image_urls import AllowedHost
 from service.logs import configure_logging
 from service.metrics import MODEL_INFO
 from service.rest_app import rest_app
@@ -66,6 +70,13 @@ def _core_limits(values: Settings) -> CoreLimits:
     )
 
 
+def _make_fetcher(values: Settings) -> ImageFetcher | None:
+    if not values.url_hosts:
+        return None
+    limits = FetchLimits(values.max_body_bytes, values.url_timeout_s)
+    return ImageFetcher([AllowedHost.parse(host) for host in values.url_hosts], limits, SystemResolver())
+
+
 def _attribute(part: str, index: int) -> str:
     return f"{part}_{index}"
 
@@ -92,7 +103,7 @@ class _Gateway:
             )
             for index, entry in enumerate(_ENTRIES)
         }
-        core = Core(ServedModels(models), self._runners, _core_limits(_SETTINGS))
+        core = Core(ServedModels(models), self._runners, _core_limits(_SETTINGS), _make_fetcher(_SETTINGS))
         for model in models.values():
             _publish(model)
         _REST.start(core, api_keys)
@@ -140,7 +151,10 @@ def _make_gateway() -> Any:
     service = bentoml.service(
         name="diptych", logging=NO_ACCESS_LOG, tracing=NO_TRACING, traffic={"timeout": _RUNNER_TIMEOUT_S}
     )
-    return bentoml.asgi_app(rest_app(_REST), path="/")(service(inner))
+    gateway = bentoml.asgi_app(rest_app(_REST), path="/")(service(inner))
+    gateway.add_asgi_middleware(SecurityHeaders)
+    gateway.add_asgi_middleware(KeyForPaths, boundary=_REST, paths=closed_paths(_SETTINGS))
+    return gateway
 
 
 Gateway = _make_gateway()

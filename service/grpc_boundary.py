@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 
 from service import request_ids
 from service.api_keys import ApiKeys
+from service.callers import ANYONE, Caller
 from service.core import Core, RequestContext
 from service.errors import ErrorCode, Overloaded, ServiceError
 from service.recording import record_failure, record_gone_client
@@ -43,15 +44,22 @@ class GrpcApi:
 
     api: ClassVar[str]  # its label in metrics
     open_methods: ClassVar[frozenset[str]] = frozenset()  # they need no key
+    health_methods: ClassVar[frozenset[str]] = frozenset()  # they need one where the settings say so
 
     def __init__(self, core: Core, api_keys: ApiKeys, settings: Settings) -> None:
         self._core = core
         self._api_keys = api_keys
         self._settings = settings
 
-    def check_key(self, authorization: str | None) -> None:
-        """Raise `Unauthorized` unless the call has an accepted key."""
-        self._api_keys.check(authorization)
+    def caller(self, name: str, authorization: str | None) -> Caller:
+        """Return who calls; raise `Unauthorized` without an accepted key, `Overloaded` if it calls too often."""
+        is_health = name in self.health_methods
+        if name in self.open_methods or (is_health and not self._settings.health_needs_key):
+            return ANYONE
+        caller = self._api_keys.check(authorization)
+        if not is_health:
+            caller.take_request()
+        return caller
 
     def deadline_s(self, context: "Context") -> float:
         """Return the end of the call's time, at most the service's own, on the clock of time.monotonic()."""
@@ -97,9 +105,8 @@ async def _call(api: GrpcApi, name: str, request: Message, context: Context) -> 
     metadata = {str(name): str(value) for name, value in context.invocation_metadata() or ()}
     request_id = request_ids.request_id(getattr(request, "id", None) or metadata.get("x-request-id"))
     try:
-        if name not in api.open_methods:
-            api.check_key(metadata.get("authorization"))
-        yield RequestContext(request_id, api.api, api.deadline_s(context))
+        caller = api.caller(name, metadata.get("authorization"))
+        yield RequestContext(request_id, api.api, api.deadline_s(context), caller)
     except (asyncio.CancelledError, GeneratorExit):
         record_gone_client(api.api, request_id)
         raise

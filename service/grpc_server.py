@@ -11,11 +11,13 @@ from grpc_reflection.v1alpha import reflection
 from service.api_keys import ApiKeys
 from service.core import Core
 from service.grpc_api import VisionApi
+from service.grpc_health import make_health
 from service.open_inference_grpc import OpenInferenceApi
 from service.proto import inference_pb2, vision_pb2
 from service.proto.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from service.proto.vision_pb2_grpc import add_VisionServicer_to_server
 from service.settings import Settings
+from service.tls import grpc_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class GrpcServer:
         self._api_keys = api_keys
         self._settings = settings
         self._is_ready = is_ready
-        self._health = health.aio.HealthServicer()
+        self._health = make_health(api_keys, settings)
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -58,11 +60,17 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        port = self._server.add_insecure_port(f"{self._settings.host}:{self._settings.grpc_port}")
+        port = self._listen(f"{self._settings.host}:{self._settings.grpc_port}")
         await self._tell(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
         self._watching = asyncio.create_task(self._watch())
         logger.info("gRPC listens on %s:%d", self._settings.host, port)
+
+    def _listen(self, address: str) -> int:
+        credentials = grpc_credentials(self._settings)
+        if credentials is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, credentials)
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, give those at work `grace_s` seconds, then end."""

@@ -42,9 +42,10 @@ class RgbImage:
         return self.image.size
 
 
-def check_image(data: bytes, max_pixels: int) -> None:
-    """Raise `UnsupportedImage` or `ImageTooLarge` by what the header says."""
-    _open(data, max_pixels)
+def check_image(data: bytes, max_pixels: int) -> int:
+    """Return the number of pixels; raise `UnsupportedImage` or `ImageTooLarge` by what the header says."""
+    width, height = _open(data, max_pixels).size
+    return width * height
 
 
 def decode_image(data: bytes, max_pixels: int) -> RgbImage:

@@ -43,7 +43,8 @@ class OpenInferenceApi(GrpcApi, pb_grpc.GRPCInferenceServiceServicer):
     """The protocol's service around a core."""
 
     api = API
-    open_methods = frozenset({"ServerLive", "ServerReady", "ServerMetadata"})
+    open_methods = frozenset({"ServerMetadata"})
+    health_methods = frozenset({"ServerLive", "ServerReady"})
 
     @method
     async def ServerLive(self, _: pb.ServerLiveRequest, __: RequestContext) -> pb.ServerLiveResponse:

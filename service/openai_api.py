@@ -10,7 +10,7 @@ from starlette.routing import Route
 from runners.disconnection import while_connected
 from service.core import RequestContext
 from service.event_stream import event_stream
-from service.openai_chat import ChunkStream, completion, error_body, fields_of, image_of, read_chat
+from service.openai_chat import ChunkStream, completion, error_body, read_chat, request_of
 from service.rest_boundary import Interface, RestBoundary
 from service.streaming import answer_events
 
@@ -31,11 +31,10 @@ class OpenAiApi:
         """Answer a message of one image and one text, whole or as a stream of chunks."""
         core = self._boundary.authorized(request)
         chat = read_chat(await self._boundary.json(request, context))
-        image = image_of(chat)
-        fields = await fields_of(chat, image, core)
+        asked = await request_of(chat, core, context)
         if chat.stream:
             chunks = ChunkStream(context.request_id, chat.model, chat.stream_options.include_usage)
-            events = answer_events(core, image, fields, context)
+            events = answer_events(core, asked.image, asked.fields, context)
             return await event_stream(request, context, OPENAI, events, chunks.events)
-        answer = await while_connected(request.receive, core.predict(image, fields, context))
+        answer = await while_connected(request.receive, core.predict(asked.image, asked.fields, context))
         return Response(completion(answer, context.request_id).model_dump_json(), media_type="application/json")

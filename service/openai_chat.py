@@ -11,10 +11,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from service.bodies import image_of_text
-from service.core import Core
+from service.bodies import RequestBody, image_of_text
+from service.core import Core, RequestContext
 from service.errors import ErrorCode, InvalidRequest, ServiceError
 from service.event_stream import server_sent_event
+from service.image_urls import GivenImage
 from service.openai_wire import (
     AssistantMessage,
     ChatChoice,
@@ -56,22 +57,23 @@ def read_chat(body: Mapping[str, object]) -> ChatRequest:
         raise InvalidRequest(f"{param} is {repr(detail['input'])[:80]}: {detail['msg']}", param) from error
 
 
-def image_of(chat: ChatRequest) -> bytes:
-    """Return the bytes of the message's one image; raise `InvalidRequest` or `UnsupportedImage`."""
+async def request_of(chat: ChatRequest, core: Core, context: RequestContext) -> RequestBody:
+    """Return the image and the fields of POST /v1/predict that mean the same; raise an error of the service's tree."""
+    asked, image = _asked(chat, core), _image(chat)
+    fields = {"task": asked.task_id, **asked.values, **{name: getattr(chat, name) for name in _OPTIONS}}
+    if asked.region_shares is not None:
+        measured = await core.measure(image, context)
+        image, sides = measured.data, measured.size_wh * 2
+        fields["region"] = [share * side for share, side in zip(asked.region_shares, sides, strict=True)]
+    return RequestBody(image, fields | {"max_new_tokens": chat.max_completion_tokens or chat.max_tokens})
+
+
+def _image(chat: ChatRequest) -> GivenImage:
+    """Return the message's one image."""
     urls = [part.image_url.url for part in chat.messages[0].content if isinstance(part, ImagePart)]
     if len(urls) != 1:
         raise InvalidRequest(f"the message has {len(urls)} image_url parts; send one", "messages")
     return image_of_text(urls[0])
-
-
-async def fields_of(chat: ChatRequest, image: bytes, core: Core) -> dict[str, object]:
-    """Return the fields of POST /v1/predict that mean the same; raise `InvalidRequest` or `UnknownModel`."""
-    asked = _asked(chat, core)
-    fields = {"task": asked.task_id, **asked.values, **{name: getattr(chat, name) for name in _OPTIONS}}
-    if asked.region_shares is not None:
-        sides = await core.image_size_wh(image) * 2
-        fields["region"] = [share * side for share, side in zip(asked.region_shares, sides, strict=True)]
-    return fields | {"max_new_tokens": chat.max_completion_tokens or chat.max_tokens}
 
 
 def _asked(chat: ChatRequest, core: Core) -> AskedTask:

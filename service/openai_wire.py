@@ -20,7 +20,7 @@ class _Given(BaseModel):
 class ImageUrl(_Given):
     """Where the image is."""
 
-    url: str = Field(description="data: URL of a JPEG, PNG or WebP file.")
+    url: str = Field(description="data: URL of a JPEG, PNG or WebP file, or http(s) where that is allowed.")
     detail: Literal["auto", "low", "high"] = Field("auto", description=_IGNORED)
 
 

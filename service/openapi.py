@@ -125,7 +125,7 @@ def _request_schema(fields_class: type[GenerationFields], models: ServedModels) 
 
 def _task_schema(fields_class: type[GenerationFields], task: Task) -> JsonObject:
     common = fields_class.model_json_schema()["properties"]
-    image = {"type": "string", "description": "a file in a form; a data: URL or base64 in JSON"}
+    image = {"type": "string", "description": "a file in a form; in JSON a data: URL, base64 or, if allowed, http(s)"}
     parameters: JsonObject = task.json_schema()
     return {
         **parameters,

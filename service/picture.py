@@ -11,7 +11,8 @@ from service.threads import in_thread
 class Picture:
     """An image whose pixels are decoded once, for all models of a request."""
 
-    def __init__(self, data: bytes, max_pixels: int) -> None:
+    def __init__(self, data: bytes, max_pixels: int, num_pixels: int) -> None:
+        self.num_pixels = num_pixels
         self._data = data
         self._max_pixels = max_pixels
         self._decoding: asyncio.Task[RgbImage] | None = None
@@ -31,8 +32,7 @@ class Picture:
 @asynccontextmanager
 async def opened(data: bytes, max_pixels: int) -> AsyncIterator[Picture]:
     """Yield the picture; raise `UnsupportedImage` or `ImageTooLarge`."""
-    await in_thread(check_image, data, max_pixels)
-    picture = Picture(data, max_pixels)
+    picture = Picture(data, max_pixels, await in_thread(check_image, data, max_pixels))
     try:
         yield picture
     finally:

@@ -16,8 +16,9 @@ from starlette.responses import JSONResponse, Response
 from service import request_ids
 from service.api_keys import ApiKeys
 from service.bodies import RequestBody, read_body, read_bytes, read_json
+from service.callers import ANYONE
 from service.core import Core, RequestContext
-from service.errors import ErrorCode, InvalidRequest, NotReady, Overloaded, ServiceError
+from service.errors import ErrorCode, InvalidRequest, NotReady, Overloaded, ServiceError, Unauthorized
 from service.recording import record_failure, record_gone_client
 from service.responses import error_detail
 from service.settings import Settings
@@ -78,7 +79,8 @@ class RestBoundary:
             request.state.request_id = _id_of(request)  # until a body brings its own
             try:
                 deadline_s = time.monotonic() + self._timeout_s(request)
-                context = RequestContext(request.state.request_id, interface.api, deadline_s)
+                caller = self._api_keys.caller(request.headers.get("authorization")) or ANYONE
+                context = RequestContext(request.state.request_id, interface.api, deadline_s, caller)
                 response = await function(request, context)
             except ClientDisconnect:
                 record_gone_client(interface.api, request.state.request_id)
@@ -97,9 +99,17 @@ class RestBoundary:
         return self._core
 
     def authorized(self, request: Request) -> Core:
-        """Return the core for a request with an accepted key; raise `Unauthorized` or `NotReady`."""
-        self._api_keys.check(request.headers.get("authorization"))
+        """Return the core for a request with an accepted key; raise `Unauthorized`, `Overloaded` or `NotReady`."""
+        self._api_keys.check(request.headers.get("authorization")).take_request()
         return self.core()
+
+    def refusal(self, request: Request) -> Response | None:
+        """Return the answer to a request without an accepted key, None to one that has it."""
+        try:
+            self._api_keys.check(request.headers.get("authorization"))
+        except Unauthorized as error:
+            return _error_response(error, _id_of(request), REST)
+        return None
 
     async def body(self, request: Request, context: RequestContext) -> RequestBody:
         """Read the image and the fields of a request, if there is room for it."""
@@ -139,7 +149,9 @@ def _id_of(request: Request) -> str:
 
 def _error_response(error: Exception, request_id: str, interface: Interface, status: int | None = None) -> Response:
     failure = record_failure(error, interface.api, request_id)
-    headers = {"Retry-After": str(failure.retry_after_s)} if isinstance(failure, Overloaded) else {}
+    headers = {"X-Request-Id": request_id}
+    if isinstance(failure, Overloaded):
+        headers["Retry-After"] = str(failure.retry_after_s)
     if failure.code == "unauthorized":
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(interface.error_form(failure, request_id), status or STATUSES[failure.code], headers)

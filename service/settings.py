@@ -12,8 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from runners.devices import DeviceSetting
 from runners.precision import WantedPrecision
+from service.image_urls import AllowedHost
 
 PREFIX = "DIPTYCH_"
+# Settings that mean nothing without another.
+_NEEDED = {
+    "metrics_need_key": "api_keys_file",
+    "health_needs_key": "api_keys_file",
+    "tls_certificate_file": "tls_key_file",
+    "tls_key_file": "tls_certificate_file",
+}
 
 
 class SettingsError(Exception):
@@ -33,9 +41,26 @@ class Settings(BaseModel):
     port: int = Field(3000, ge=1, le=65535, description="REST port.")
     grpc_port: int = Field(3001, ge=0, le=65535, description="gRPC port, on the same address; 0: no gRPC.")
     api_keys_file: Path | None = Field(
-        None, description="File with one SHA-256 of an API key a line, hexadecimal. Unset: no key is asked for."
+        None,
+        description="File with the SHA-256 of an API key a line, and its limits. Unset: no key is asked for.",
     )
-    max_body_bytes: int = Field(20_000_000, ge=1_000, le=1_000_000_000, description="Largest request body, bytes.")
+    metrics_need_key: bool = Field(False, description="true asks for an API key at `/metrics`.")
+    health_needs_key: bool = Field(
+        False, description="true asks for one at `/livez`, `/readyz`, `/healthz` and of gRPC's health service."
+    )
+    tls_certificate_file: Path | None = Field(
+        None, description="PEM file of the certificate and its chain, for both ports. Unset: no TLS."
+    )
+    tls_key_file: Path | None = Field(None, description="PEM file of the certificate's key, without a password.")
+    url_hosts: tuple[str, ...] = Field(
+        (),
+        description="Hosts that images are read from by URL, by commas; `*` is any, `:PORT` another port than that of "
+        "http or https. Unset: URLs are refused.",
+    )
+    url_timeout_s: int = Field(10, ge=1, le=3600, description="Time for reading one image by its URL, seconds.")
+    max_body_bytes: int = Field(
+        20_000_000, ge=1_000, le=1_000_000_000, description="Largest request body, and image by URL, bytes."
+    )
     max_image_pixels: int = Field(
         50_000_000, ge=1_000, le=500_000_000, description="Most pixels of an image, width times height."
     )
@@ -73,10 +98,17 @@ class Settings(BaseModel):
         0, ge=0, le=256, description="Threads of a decoder; 0: every core, 1 if the model is narrow."
     )
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "url_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("url_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            AllowedHost.parse(host)
+        return value
 
 
 def variable(field: str) -> str:
@@ -91,11 +123,20 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         if name.startswith(PREFIX) and name not in field_of:
             raise SettingsError(f"{name} is not a setting; there are {', '.join(sorted(field_of))}")
     try:
-        return Settings.model_validate({f: environment[name] for name, f in field_of.items() if name in environment})
+        values = Settings.model_validate({f: environment[name] for name, f in field_of.items() if name in environment})
     except ValidationError as error:
         detail = error.errors()[0]
         name = variable(str(detail["loc"][0]))
         raise SettingsError(f"{name}={environment.get(name)!r} is not allowed: {detail['msg']}") from error
+    _check_together(values)
+    return values
+
+
+def _check_together(values: Settings) -> None:
+    """Raise `SettingsError` for a setting that means nothing without another."""
+    for name, other in _NEEDED.items():
+        if getattr(values, name) and not getattr(values, other):
+            raise SettingsError(f"{variable(name)} is set, and needs {variable(other)}, which is not")
 
 
 @cache
@@ -108,10 +149,13 @@ def settings_table() -> str:
     """Return the README's table of settings."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-        shown = "unset" if default is None else f"`{default}`"
-        rows.append(f"| `{variable(name)}` | {shown} | {field.description}{_range(name)} |")
+        rows.append(f"| `{variable(name)}` | {_shown(field.default)} | {field.description}{_range(name)} |")
     return "\n".join(rows)
+
+
+def _shown(default: object) -> str:
+    text = ",".join(default) if isinstance(default, tuple) else str(default)
+    return "unset" if default in (None, ()) else f"`{text.lower() if isinstance(default, bool) else text}`"
 
 
 def _range(name: str) -> str:

@@ -1,6 +1,7 @@
 import pytest
 
 from service.errors import InvalidRequest, UnsupportedImage
+from service.image_urls import ImageUrl
 from tests.support.request_bodies import BASE64, FORM, IMAGE, JSON, file_part, form, part, read, read_form, read_json
 
 
@@ -20,13 +21,15 @@ def test_data_url_that_is_not_base64_is_refused(image: str) -> None:
     assert caught.value.param == "image"
 
 
-@pytest.mark.parametrize("image", ["http://example.org/a.png", "https://example.org/a.png", "HTTPS://example.org"])
-def test_url_of_an_image_is_refused_as_such(image: str) -> None:
-    with pytest.raises(InvalidRequest, match="image is a URL, and this service reads none"):
-        read_json(image=image)
+@pytest.mark.parametrize(
+    "image", ["http://example.org/a.png", "HTTPS://example.org", "file:///etc/passwd", " gopher:x", "a+b.c-1:"]
+)
+def test_url_of_any_scheme_but_data_is_handed_on_as_it_is(image: str) -> None:
+    assert read_json(image=image).image == ImageUrl(image)
+    assert read(form(part("image", image)), FORM).image == ImageUrl(image)
 
 
-@pytest.mark.parametrize("image", ["QUJ", "Q!JD", "QUJD\u00e4", "\ud800", "file:///etc/passwd", "_-_-", "a,b", "="])
+@pytest.mark.parametrize("image", ["QUJ", "Q!JD", "QUJD\u00e4", "\ud800", "//host/a.png", "_-_-", "a,b", "="])
 def test_image_that_is_not_base64_is_unsupported(image: str) -> None:
     with pytest.raises(UnsupportedImage, match="not base64") as caught:
         read_json(image=image)

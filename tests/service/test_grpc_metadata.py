@@ -1,7 +1,6 @@
 """The gRPC server over fake runners: keys, and what an error carries beside its status."""
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from service.api_keys import ApiKeys
 from service.core import Core
 from service.proto import vision_pb2 as pb
 from service.proto.vision_pb2_grpc import VisionStub
+from tests.support.api_keys import api_keys
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ID, PNG, make_core
 from tests.support.grpc_channel import grpc_channel
@@ -54,7 +54,7 @@ def trailing(caught: grpc.aio.AioRpcError) -> dict[str, str]:
 
 @pytest.mark.parametrize("authorization", [None, "Bearer wrong", f"Basic {KEY}", KEY])
 def test_a_call_needs_an_accepted_key(authorization: str | None) -> None:
-    keys = ApiKeys([hashlib.sha256(KEY.encode()).hexdigest()])
+    keys = api_keys(KEY)
     refused = error(keys=keys, authorization=authorization)
     assert refused.code() == grpc.StatusCode.UNAUTHENTICATED
     assert trailing(refused)["diptych-code"] == "unauthorized"
@@ -62,7 +62,7 @@ def test_a_call_needs_an_accepted_key(authorization: str | None) -> None:
 
 def test_an_accepted_key_is_let_in() -> None:
     async def ask() -> pb.Answer:
-        async with vision(make_core(), ApiKeys([hashlib.sha256(KEY.encode()).hexdigest()])) as stub:
+        async with vision(make_core(), api_keys(KEY)) as stub:
             answer: pb.Answer = await stub.Predict(OCR, metadata=[("authorization", f"Bearer {KEY}")])
             return answer
 

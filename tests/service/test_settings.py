@@ -47,6 +47,8 @@ def test_unknown_variable_stops_the_start_by_name(name: str) -> None:
         ("DIPTYCH_DECODER_MAX_BATCH_SIZE", "257", "less than or equal to 256"),
         ("DIPTYCH_MODELS", "", "at least 1 item"),
         ("DIPTYCH_MODELS", " , ", "at least 1 item"),
+        ("DIPTYCH_METRICS_NEED_KEY", "maybe", "valid boolean"),
+        ("DIPTYCH_URL_HOSTS", "a.example,http://b.example", "'http://b.example' is no host name, and not *"),
     ],
 )
 def test_bad_value_stops_the_start_with_variable_value_and_what_is_allowed(name: str, value: str, allowed: str) -> None:
@@ -54,6 +56,21 @@ def test_bad_value_stops_the_start_with_variable_value_and_what_is_allowed(name:
         read_settings({name: value})
     assert str(caught.value).startswith(f"{name}={value!r} is not allowed: ")
     assert allowed in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "other"),
+    [
+        ("DIPTYCH_METRICS_NEED_KEY", "true", "DIPTYCH_API_KEYS_FILE"),
+        ("DIPTYCH_HEALTH_NEEDS_KEY", "1", "DIPTYCH_API_KEYS_FILE"),
+        ("DIPTYCH_TLS_CERTIFICATE_FILE", "a.pem", "DIPTYCH_TLS_KEY_FILE"),
+        ("DIPTYCH_TLS_KEY_FILE", "a.pem", "DIPTYCH_TLS_CERTIFICATE_FILE"),
+    ],
+)
+def test_a_setting_that_means_nothing_without_another_stops_the_start(name: str, value: str, other: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name} is set, and needs {other}, which is not$"):
+        read_settings({name: value})
+    read_settings({name: value, other: "b.pem"})
 
 
 @pytest.mark.parametrize(
@@ -81,5 +98,7 @@ def test_table_has_a_row_for_every_setting_with_default_and_range() -> None:
     assert "| `DIPTYCH_PORT` | `3000` | REST port. 1 to 65535. |" in text
     assert "| `DIPTYCH_API_KEYS_FILE` | unset |" in text
     assert "`florence-2-mini,paligemma-mini`" in text
+    assert "| `DIPTYCH_METRICS_NEED_KEY` | `false` |" in text
+    assert "| `DIPTYCH_URL_HOSTS` | unset |" in text
     assert "One of auto, cpu, cuda." in text
     assert all(row.count("|") == 4 for row in rows)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from runners.artifacts import Manifest
 from service.core import Core, CoreLimits, RequestContext
+from service.image_fetching import ImageFetcher
 from service.runner_client import RunnerClient
 from service.served_models import ServedModel, ServedModels
 from service.shared_memory import SharedMemory
@@ -35,6 +36,7 @@ FLORENCE_ANSWERS = {
     "Locate red circle in the image with mask": "<loc_100><loc_200><loc_500><loc_200><loc_500><loc_600>",
     "What is the text in the image?": "HELLO",
     "what is it?": "a circle",
+    "What is the region <loc_100><loc_100><loc_900><loc_900>?": "circle",
     "What is the text in the image, with regions?": "HI" + "".join(f"<loc_{bin}>" for bin in (1, 2, 9, 2, 9, 8, 1, 8)),
 }
 PALIGEMMA_ANSWERS = {
@@ -80,6 +82,7 @@ def make_core(
     max_running: int = 8,
     max_waiting_tokens: int = 1_000_000,
     entries: Sequence[CatalogEntry] = (FLORENCE, PALIGEMMA),
+    fetcher: ImageFetcher | None = None,
 ) -> Core:
     """Return a core over both embedded models, whose runners are fakes unless a test gives its own."""
     texts = {FLORENCE_ID: FLORENCE_ANSWERS, PALIGEMMA_ID: PALIGEMMA_ANSWERS}
@@ -92,7 +95,8 @@ def make_core(
         )
         for model in models
     }
-    return Core(models, runners, CoreLimits(max_image_pixels, max_pending, max_running, max_waiting_tokens))
+    limits = CoreLimits(max_image_pixels, max_pending, max_running, max_waiting_tokens)
+    return Core(models, runners, limits, fetcher)
 
 
 def context(request_id: str = "request-1", timeout_s: float = math.inf) -> RequestContext:

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -20,6 +21,15 @@ _STOP_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True, slots=True)
+class Access:
+    """What it takes to reach a service that is not open to everyone."""
+
+    scheme: str = "http"
+    verify: ssl.SSLContext | bool = True
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RunningService:
     """A started service."""
 
@@ -27,15 +37,19 @@ class RunningService:
     process: subprocess.Popen[str]
     log: Path
     grpc_address: str
+    access: Access
 
     def client(self) -> httpx.Client:
         """Return an HTTP client of the service."""
-        return httpx.Client(base_url=self.url, timeout=60)
+        access = self.access
+        headers = {} if access.key is None else {"Authorization": f"Bearer {access.key}"}
+        return httpx.Client(base_url=self.url, timeout=60, verify=access.verify, headers=headers)
 
     def is_ready(self) -> bool:
         """Say whether the service says that it is ready."""
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=30).is_success
+            with self.client() as client:
+                return client.get("/readyz", timeout=30).is_success
         except httpx.TransportError:
             return False
 
@@ -54,8 +68,13 @@ class RunningService:
         return {row[row.index("--service-name") + 1]: int(row[0]) for row in rows if "--service-name" in row}
 
 
+OPEN = Access()
+
+
 @contextmanager
-def running_service(bentoml_home: Path, log: Path, **settings: str) -> Iterator[RunningService]:
+def running_service(
+    bentoml_home: Path, log: Path, access: Access = OPEN, /, **settings: str
+) -> Iterator[RunningService]:
     """Start the service with `settings` (environment variables), yield it when ready, stop it with SIGTERM."""
     port, grpc_port = free_port(), free_port()
     with log.open("w") as log_file:
@@ -68,7 +87,7 @@ def running_service(bentoml_home: Path, log: Path, **settings: str) -> Iterator[
             text=True,
             start_new_session=True,
         )
-    service = RunningService(f"http://127.0.0.1:{port}", process, log, f"127.0.0.1:{grpc_port}")
+    service = RunningService(f"{access.scheme}://127.0.0.1:{port}", process, log, f"127.0.0.1:{grpc_port}", access)
     try:
         service.wait_until_ready(_START_TIMEOUT_S)
         yield service

@@ -181,6 +181,10 @@ def test_a_decoder_that_cannot_be_reached_is_503(
         ({"DIPTYCH_PROT": "3000"}, "DIPTYCH_PROT is not a setting"),
         ({"DIPTYCH_MODELS": "florence-9"}, "'florence-9'; the catalog has florence-2-mini"),
         ({"DIPTYCH_MODELS": "florence-2-base"}, "no artifacts of florence-2-base"),
+        (
+            {"DIPTYCH_TLS_CERTIFICATE_FILE": "README.md", "DIPTYCH_TLS_KEY_FILE": "README.md"},
+            "DIPTYCH_TLS_CERTIFICATE_FILE='README.md' with DIPTYCH_TLS_KEY_FILE='README.md' are no certificate",
+        ),
     ],
     ids=str,
 )

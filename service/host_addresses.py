@@ -1,0 +1,110 @@
+"""Which addresses a host has, and which of them may be connected to. It knows no URLs."""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+_LOOKUP_THREADS = 8
+
+# Not of the public internet. Source: IANA's registries of special-purpose addresses, and of multicast. Taken whole, and
+# not from `ipaddress.is_global`, which differs between Python 3.11 and 3.13 and calls multicast global.
+_SPECIAL_IPV4 = [
+    ipaddress.IPv4Network(network)
+    for network in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24"),
+        *("192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24"),
+        *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+        "168.63.129.16/32",  # the host of Azure's virtual machines, which serves them. Source: Microsoft Learn
+    )
+]
+# Whatever else of IPv6 is special: mapped and translated IPv4, local, multicast. Source: IANA, IPv6 Global Unicast.
+_UNICAST_IPV6 = ipaddress.IPv6Network("2000::/3")
+_SPECIAL_IPV6 = [
+    ipaddress.IPv6Network(network)  # IETF's protocols with Teredo, documentation twice, 6to4, AS112
+    for network in ("2001::/23", "2001:db8::/32", "3fff::/20", "2002::/16", "2620:4f:8000::/48")
+]
+
+
+class NoAllowedAddress(OSError):
+    """A host has no address, or one that may not be connected to."""
+
+
+def is_public(address: str) -> bool:
+    """Say whether an IP address is one of the public internet, which everyone may connect to."""
+    ip = ip_address(address)
+    if isinstance(ip, ipaddress.IPv4Address):
+        return not any(ip in network for network in _SPECIAL_IPV4)
+    return ip is not None and ip in _UNICAST_IPV6 and not any(ip in network for network in _SPECIAL_IPV6)
+
+
+def ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address that a text is in its usual form and without a zone, or None."""
+    try:
+        return ipaddress.ip_address(text) if "%" not in text else None
+    except ValueError:
+        return None
+
+
+class Resolver(Protocol):
+    """Finds addresses of names."""
+
+    async def addresses(self, host: str) -> Sequence[str]:
+        """Return every address of a host; raise `OSError` where it has none."""
+
+
+class SystemResolver:
+    """Asks the system, in threads of its own: names that take long keep no other work waiting."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_LOOKUP_THREADS, "lookup")
+
+    async def addresses(self, host: str) -> Sequence[str]:
+        """Return every address of a host; raise `OSError` where it has none."""
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._threads, _lookup, host)
+        return [str(info[4][0]) for info in found]
+
+
+def _lookup(host: str) -> Sequence[tuple[object, object, object, object, tuple[object, ...]]]:
+    return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+
+
+class CheckedResolver(AbstractResolver):
+    """Gives aiohttp the addresses of a name if all of them are allowed.
+
+    It is asked once for each connection, which is then made to one of those that it gives.
+    """
+
+    def __init__(self, resolver: Resolver, is_allowed: Callable[[str], bool]) -> None:
+        self._resolver = resolver
+        self._is_allowed = is_allowed
+
+    async def resolve(
+        self,
+        host: str,
+        port: int = 0,
+        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002  aiohttp gives it
+    ) -> list[ResolveResult]:
+        """Return every address, of any family; raise `NoAllowedAddress` where there is none or one is not allowed."""
+        addresses = await self._resolver.addresses(host)
+        if not addresses or not all(map(self._is_allowed, addresses)):
+            raise NoAllowedAddress(host)
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for address in addresses
+        ]
+
+    async def close(self) -> None:
+        """Do nothing: the other resolver is for all."""

@@ -1,0 +1,34 @@
+"""TLS of both ports: the files of the certificate and its key."""
+
+import ssl
+
+import grpc
+
+from service.settings import Settings, SettingsError, variable
+
+
+def check_tls_files(settings: Settings) -> None:
+    """Raise `SettingsError` unless the files are a certificate and its key, or none are set."""
+    certificate, key = settings.tls_certificate_file, settings.tls_key_file
+    if certificate is None or key is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError) as error:
+        names = f"{variable('tls_certificate_file')}={str(certificate)!r} with {variable('tls_key_file')}={str(key)!r}"
+        raise SettingsError(f"{names} are no certificate and its key in PEM, without a password: {error}") from error
+
+
+def bentoml_tls_options(settings: Settings) -> list[str]:
+    """Return what `bentoml serve` is told of them."""
+    if settings.tls_certificate_file is None:
+        return []
+    return ["--ssl-certfile", str(settings.tls_certificate_file), "--ssl-keyfile", str(settings.tls_key_file)]
+
+
+def grpc_credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    """Return those of the gRPC port, or None where it has no TLS."""
+    if settings.tls_certificate_file is None or settings.tls_key_file is None:
+        return None
+    key, certificate = settings.tls_key_file.read_bytes(), settings.tls_certificate_file.read_bytes()
+    return grpc.ssl_server_credentials([(key, certificate)])

@@ -1,0 +1,44 @@
+import asyncio
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from runners.json_bodies import JsonBodies
+
+PICKLE = "application/vnd.bentoml+pickle"
+
+
+async def echo(request: Request) -> Response:
+    return PlainTextResponse(await request.body())
+
+
+APP = JsonBodies(Starlette(routes=[Route("/", echo, methods=["GET", "POST"])]))
+
+
+def send(method: str, content_type: str | None) -> httpx.Response:
+    async def request() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(APP), base_url="http://runner") as client:
+            headers = {} if content_type is None else {"Content-Type": content_type}
+            return await client.request(method, "/", content=b"{}", headers=headers)
+
+    return asyncio.run(request())
+
+
+def test_json_is_taken() -> None:
+    assert send("POST", "application/json").text == "{}"
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [None, "", PICKLE, PICKLE.upper(), f"{PICKLE}; a=b", f" {PICKLE}", f"application/json, {PICKLE}", "text/plain"],
+)
+def test_any_other_body_is_refused(content_type: str | None) -> None:
+    assert send("POST", content_type).status_code == 415
+
+
+def test_probes_go_through() -> None:
+    assert send("GET", None).status_code == 200

@@ -1,0 +1,69 @@
+"""HTTP hosts that give what a test says, and names that resolve to what a test says."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+RESPONSE_END = b"\r\nConnection: close\r\n\r\n"
+
+
+def response(body: bytes = b"", status: str = "200 OK", *headers: str) -> bytes:
+    """Return the bytes of a response."""
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + RESPONSE_END + body
+
+
+def redirect(location: str) -> bytes:
+    return response(b"", "302 Found", f"Location: {location}")
+
+
+class ImageHost:
+    """A host that listens on one address and answers by path; it keeps the heads of the requests that it was sent."""
+
+    def __init__(self, answers: Mapping[str, bytes | Sequence[bytes]] | None = None) -> None:
+        self.answers = dict(answers or {})
+        self.port = 0
+        self.num_connections = 0
+        self.requests: list[str] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.num_connections += 1
+        try:
+            self.requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
+            answer = self.answers.get(self.requests[-1].split()[1], response(b"", "404 Not Found"))
+            for chunk in [answer] if isinstance(answer, bytes) else answer:
+                writer.write(chunk)
+                await writer.drain()
+            if not isinstance(answer, bytes):
+                await reader.read()  # the rest never comes: the client must go
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def listening(host: ImageHost, address: str = "127.0.0.1", port: int = 0) -> AsyncIterator[ImageHost]:
+    server = await asyncio.start_server(host.serve, address, port)
+    host.port = server.sockets[0].getsockname()[1]
+    try:
+        yield host
+    finally:
+        server.close()
+
+
+class Names:
+    """A resolver of known names, each of which may give other addresses every time; it counts what it is asked."""
+
+    def __init__(self, addresses: Mapping[str, Sequence[Sequence[str]] | Sequence[str]]) -> None:
+        self._addresses = addresses
+        self.num_asked = 0
+
+    async def addresses(self, host: str) -> Sequence[str]:
+        self.num_asked += 1
+        found = self._addresses.get(host)
+        if found is None:
+            raise OSError("no such name")
+        if found and not isinstance(found[0], str):
+            return [str(address) for address in found[min(self.num_asked, len(found)) - 1]]
+        return [str(address) for address in found]
