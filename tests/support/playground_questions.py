@@ -37,9 +37,9 @@ def api_answer(
     return answer
 
 
-def example_answer(client: httpx.Client, model: str, task_id: str, **options: str) -> dict[str, Any]:
-    """Return a model's answer to what the page asks when nothing is changed but options."""
-    return api_answer(client, model, task_id, **example_fields(TASKS[task_id]), **options)
+def example_answer(client: httpx.Client, model: str, task_id: str) -> dict[str, Any]:
+    """Return a model's answer to what the page asks when nothing is changed."""
+    return api_answer(client, model, task_id, **example_fields(TASKS[task_id]))
 
 
 def drawn(result: dict[str, Any]) -> list[tuple[str, list[list[float]]]]:

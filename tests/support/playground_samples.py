@@ -14,7 +14,7 @@ from export.scenes.truth import DetectionsTruth, TextTruth
 from tests.support.export_cli import ROOT
 
 FOLDER = ROOT / "service" / "playground" / "samples"
-SIZES_WH = {2089: (640, 480), 2180: (640, 480), 2146: (600, 600), 2187: (640, 480), 2218: (720, 480)}
+SIZES_WH = {2089: (640, 480), 2462: (640, 480), 2146: (600, 600), 2187: (640, 480), 2218: (720, 480)}
 _RENDERED_PX = 768
 
 
