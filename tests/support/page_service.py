@@ -1,6 +1,5 @@
 """The page over a service whose models are fakes: their texts, their silence and their keys are the test's own."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -9,6 +8,7 @@ from service.rest_app import rest_app
 from service.rest_boundary import RestBoundary
 from service.settings import Settings
 from tasks.catalog import CatalogEntry
+from tests.support.api_keys import api_keys
 from tests.support.catalog import FLORENCE, PALIGEMMA
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, make_core
@@ -25,7 +25,7 @@ def page_service(
     """Serve; `answers` are what Florence-2's fake writes by prompt, or `decoder` is that fake."""
     decoder = decoder or FakeDecoder({**FLORENCE_ANSWERS, **(answers or {})})
     boundary = RestBoundary(Settings())
-    hashes = None if key is None else [hashlib.sha256(key.encode()).hexdigest()]
-    boundary.start(make_core(decoders={FLORENCE_ID: decoder}, entries=entries), ApiKeys(hashes))
+    keys = ApiKeys(None) if key is None else api_keys(key)
+    boundary.start(make_core(decoders={FLORENCE_ID: decoder}, entries=entries), keys)
     with serving_app(rest_app(boundary)) as served:
         yield served
