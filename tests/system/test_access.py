@@ -133,7 +133,7 @@ def test_health_over_grpc_needs_a_key(closed: ClosedService) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/models", "/v1/nothing", "/metrics", "/readyz", "/docs", "/openapi.json", "/nothing"]
+    "path", ["/v1/models", "/v1/nothing", "/metrics", "/readyz", "/docs", "/playground", "/openapi.json", "/nothing"]
 )
 def test_every_answer_has_the_security_headers(client: httpx.Client, path: str) -> None:
     headers = client.get(path).headers
