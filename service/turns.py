@@ -22,6 +22,9 @@ from service.errors import DeadlineExceeded, Overloaded
 from service.fair_shares import FairShares
 
 
+_CAUTION = 1.25  # costs are estimates, and what runs shares the machine: rather refused than late
+
+
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What a request wants of a model."""
@@ -89,7 +92,8 @@ class Turns:
         if excess > 0 and self._num_running == self._max_running:
             message = f"{self._shares.of(demand.client):.0f} tokens of this client wait for {self._model_id} already"
             raise Overloaded(f"{message}, the most that are allowed now", self._drain_rate.seconds_for(excess))
-        late_s = self._now() + self._drain_rate.seconds_for(self._cost_before(demand)) - demand.deadline_s
+        needed_s = self._drain_rate.seconds_for(self._cost_before(demand)) * _CAUTION
+        late_s = self._now() + needed_s - demand.deadline_s
         if late_s > 0 and self._num_running:
             message = f"{self._model_id} has work for longer than this request's time, by {late_s:.1f} s"
             raise Overloaded(f"{message}; give it more or come back", late_s)
