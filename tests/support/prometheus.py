@@ -18,6 +18,11 @@ from tests.support.running_service import free_port
 
 CONFIG = ROOT / "deploy" / "prometheus" / "prometheus.yml"
 RULES = CONFIG.parent / "rules"
+HAS_PROMETHEUS = bool(shutil.which("prometheus") and shutil.which("promtool"))
+MISSING_PROMETHEUS = (
+    "no prometheus here: rules, alerts and dashboard of deploy/ are NOT tested "
+    "(apt-get install --no-install-recommends prometheus)"
+)
 _SCRAPE_INTERVAL = "1s"
 _START_TIMEOUT_S = 30
 _STOP_TIMEOUT_S = 30
@@ -29,10 +34,7 @@ def committed_rules(kind: Literal["alert", "record"]) -> list[dict[str, Any]]:
     return [rule for file in files for group in file["groups"] for rule in group["rules"] if kind in rule]
 
 
-needs_prometheus = pytest.mark.skipif(
-    not (shutil.which("prometheus") and shutil.which("promtool")),
-    reason="NOT TESTED: prometheus and promtool are not here (apt-get install prometheus)",
-)
+needs_prometheus = pytest.mark.skipif(not HAS_PROMETHEUS, reason=MISSING_PROMETHEUS)
 
 
 @dataclass(frozen=True, slots=True)
