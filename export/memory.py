@@ -110,13 +110,13 @@ def num_slot_values(config: Florence2Config | PaliGemmaConfig) -> int:
     """
     text: Any = config.text_config
     if isinstance(config, Florence2Config):
-        return 2 * 2 * text.decoder_layers * text.max_position_embeddings * text.d_model
+        return 2 * int(2 * text.decoder_layers * text.max_position_embeddings * text.d_model)
     width = text.num_key_value_heads * text.head_dim
     return int(2 * text.num_hidden_layers * text.max_position_embeddings * width)
 
 
 def _published_config(entry: CatalogEntry) -> Florence2Config | PaliGemmaConfig:
-    config = SHAPES[_SHAPE_OF[entry.id]].config(_ALL_LAYERS)
+    config: Any = SHAPES[_SHAPE_OF[entry.id]].config(_ALL_LAYERS)
     text, vision = config.text_config.to_dict(), config.vision_config.to_dict()
     if isinstance(config, Florence2Config):
         text |= {"vocab_size": _FLORENCE2_VOCABULARY, "max_position_embeddings": entry.context_window}
