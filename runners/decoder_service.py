@@ -14,6 +14,7 @@ from runners.encoder_service import LEAN
 from runners.json_bodies import JsonBodies
 from runners.limits import SchedulerLimits
 from runners.messages import AnyArray, MemoryAddress, Outcomes, SequenceSpec
+from runners.metrics import START_TIME_SECONDS
 from runners.precision import WantedPrecision
 from runners.shared_arrays import can_open
 
@@ -40,6 +41,7 @@ def make_decoder_service(model_id: str, options: DecoderOptions) -> Any:
         @bentoml.on_startup
         def load(self) -> None:
             """Check and load the artifacts, and write one sequence for real: only then is the service ready."""
+            START_TIME_SECONDS.labels(model_id, "decoder").set_to_current_time()
             # torch is loaded here, in the decoder's process, and in no other that imports this module.
             from runners.decoder_worker import DecoderWorker
 

@@ -14,7 +14,7 @@ from runners.artifacts import Device, read_manifest, verify_files
 from runners.devices import DeviceSetting, encoder_device, num_threads
 from runners.json_bodies import JsonBodies
 from runners.messages import Encoded, EncodedImage, EncodeOutcome, Failed, ImageToEncode, MemoryAddress
-from runners.metrics import BATCH_SIZE
+from runners.metrics import BATCH_SIZE, START_TIME_SECONDS
 from runners.model_store import artifact_folder
 from runners.precision import WantedPrecision, choose_precision
 from runners.shared_arrays import MemoryUnreachable, can_open, place, view
@@ -50,6 +50,7 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
         @bentoml.on_startup
         def load(self) -> None:
             """Check and load the artifacts, and encode one batch for real: only then is the service ready."""
+            START_TIME_SECONDS.labels(model_id, "encoder").set_to_current_time()
             folder = artifact_folder(model_id)
             manifest = read_manifest(folder)
             verify_files(folder, manifest)

@@ -20,3 +20,16 @@ LIVE_SEQUENCES = Gauge(
     ["model"],
     multiprocess_mode="livesum",
 )
+SLOTS = Gauge("diptych_slots", "Slots of a decoder.", ["model"], multiprocess_mode="livemax")
+SLOTS_TAKEN = Gauge(
+    "diptych_slots_taken",
+    "Slots that hold a sequence; a sequence of several beams holds one for each.",
+    ["model"],
+    multiprocess_mode="livesum",
+)
+START_TIME_SECONDS = Gauge(
+    "diptych_start_time_seconds",
+    "When a part was started last, Unix time; part is gateway, encoder or decoder.",
+    ["model", "part"],
+    multiprocess_mode="max",  # of a part that was started anew the last start counts
+)

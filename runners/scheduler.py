@@ -22,7 +22,7 @@ import torch
 
 from runners.generation import Decoder, LiveBatch, start_sequence
 from runners.limits import SchedulerLimits
-from runners.metrics import BATCH_SIZE, LIVE_SEQUENCES, QUEUE_DEPTH
+from runners.metrics import BATCH_SIZE, LIVE_SEQUENCES, QUEUE_DEPTH, SLOTS, SLOTS_TAKEN
 from runners.sequences import (
     DeadlineExceeded,
     GeneratedSequence,
@@ -86,9 +86,12 @@ class Scheduler:
         self._batch_size = BATCH_SIZE.labels(model_id, "decode")
         self._queue_depth = QUEUE_DEPTH.labels(model_id, "decode")
         self._live_sequences = LIVE_SEQUENCES.labels(model_id)
+        self._slots = SLOTS.labels(model_id)
+        self._slots_taken = SLOTS_TAKEN.labels(model_id)
 
     def start(self) -> None:
         """Start the thread."""
+        self._slots.set(self._limits.num_slots)
         self._thread.start()
 
     def stop(self) -> None:
@@ -128,6 +131,7 @@ class Scheduler:
                 logger.exception("a turn with %d live sequences failed", len(self._tickets))
                 self._fail_live(error)
             self._live_sequences.set(len(self._tickets))
+            self._slots_taken.set(self._batch.num_taken)
 
     def _wait_for_work(self) -> bool:
         """Return True once something is live or waits, False when the thread shall end."""

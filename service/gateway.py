@@ -12,6 +12,7 @@ import bentoml
 from runners.decoder_service import DecoderOptions, make_decoder_service
 from runners.encoder_service import NO_ACCESS_LOG, NO_TRACING, EncoderOptions, make_encoder_service
 from runners.limits import SchedulerLimits
+from runners.metrics import START_TIME_SECONDS
 from runners.model_store import artifact_folder
 from service.api_keys import ApiKeys
 from service.core import Core, CoreLimits
@@ -22,6 +23,7 @@ from service.image_fetching import FetchLimits, ImageFetcher
 from service.image_urls import AllowedHost
 from service.logs import configure_logging
 from service.metrics import MODEL_INFO
+from service.recording import NONE
 from service.rest_app import rest_app
 from service.rest_boundary import RestBoundary
 from service.runner_calls import DecoderCalls, EncoderCalls
@@ -88,6 +90,7 @@ class _Gateway:
     async def start(self) -> None:
         """Load what the gateway needs of each model and begin to answer."""
         configure_logging()
+        START_TIME_SECONDS.labels(NONE, "gateway").set_to_current_time()
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file)
         models = {entry.id: load_served_model(entry, artifact_folder(entry.id), _SETTINGS) for entry in _ENTRIES}
         max_encoding = _SETTINGS.max_pending_requests * len(_ENTRIES)

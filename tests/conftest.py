@@ -6,13 +6,16 @@ import pytest
 
 from tests.support.browser import CHROMIUM, MISSING
 from tests.support.export_cli import EMBEDDED, ModelStore
+from tests.support.prometheus import HAS_PROMETHEUS, MISSING_PROMETHEUS
 from tests.support.running_service import RunningService, running_service
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say at the end, in red, where a part of the service was not tested."""
+    """Say at the end, in red, where a part was not tested."""
     if CHROMIUM is None:
         terminalreporter.write_line(MISSING, red=True, bold=True)
+    if not HAS_PROMETHEUS:
+        terminalreporter.write_line(MISSING_PROMETHEUS, red=True, bold=True)
 
 
 @pytest.fixture(scope="session")

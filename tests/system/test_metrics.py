@@ -1,5 +1,6 @@
 """The metrics of a known sequence of requests, from the gateway's own /metrics."""
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -98,6 +99,7 @@ def test_the_vision_cache_counts_what_it_had(samples: dict[str, dict[Labels, flo
 
 def test_nothing_is_live_or_waits_after_the_last_answer(samples: dict[str, dict[Labels, float]]) -> None:
     assert set(samples["diptych_live_sequences"].values()) == {0}
+    assert set(samples["diptych_slots_taken"].values()) == {0}
     assert set(samples["diptych_queue_depth"].values()) == {0}
 
 
@@ -105,3 +107,14 @@ def test_served_models_are_told(samples: dict[str, dict[Labels, float]]) -> None
     told = [dict(key) for key in samples["diptych_model_info"]]
     assert {(info["model"], info["family"]) for info in told} == {(FLORENCE, "florence2"), (PALIGEMMA, "paligemma")}
     assert all(len(info["build_key"]) == 64 for info in told)
+
+
+def test_every_decoder_tells_its_slots(samples: dict[str, dict[Labels, float]]) -> None:
+    assert samples["diptych_slots"] == {labels(model=model): 16 for model in (FLORENCE, PALIGEMMA)}
+
+
+def test_every_part_tells_when_it_was_started(samples: dict[str, dict[Labels, float]]) -> None:
+    parts = {labels(model=m, part=p) for m in (FLORENCE, PALIGEMMA) for p in ("encoder", "decoder")}
+    times = samples["diptych_start_time_seconds"]
+    assert set(times) == parts | {labels(model="none", part="gateway")}
+    assert all(0 < time.time() - started_s < 600 for started_s in times.values())

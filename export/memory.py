@@ -1,0 +1,185 @@
+"""What the released models of the catalog take in memory: `python -m export.memory`, the tables of docs/operations.md.
+
+Weights are counted on the published configurations, without any data; slots by the shapes of runners/florence2.py and
+runners/paligemma.py. What a process needs beside them is an allowance, not measured.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText, Florence2Config, PaliGemmaConfig
+
+from export.random_checkpoints import SHAPES
+from tasks.catalog import CatalogEntry, Device, Part, Precision, load_catalog
+
+_CATALOG = Path(__file__).parents[1] / "models" / "catalog.yaml"
+_Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
+
+_GB = 1e9
+_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+_NUM_SLOTS = 16  # the default of DIPTYCH_DECODER_MAX_BATCH_SIZE
+_MAX_SLOTS = 256  # the largest value of that setting
+# Of one card: two CUDA contexts, recorded steps, and what a prefill and a batch of images compute. Not measured.
+_ALLOWANCE_GB = 3.0
+_CARDS_GB = {"T4, 16 GB": 16, "L4, 24 GB": 24, "H100, 80 GB": 80}  # source: NVIDIA's data sheets
+_ALL_LAYERS = 1000
+
+# The published widths are those of export/random_checkpoints.py but for these.
+_FLORENCE2_VOCABULARY = 51289  # source: config.json of microsoft/Florence-2-base, vocab_size
+# Source: transformers, models/gemma2/convert_gemma2_weights_to_hf.py, gemma_9b_config.
+_GEMMA2_9B = {
+    "hidden_size": 3584,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 42,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+}
+_SHAPE_OF = {
+    "florence-2-base": "florence-2-base",
+    "florence-2-base-ft": "florence-2-base",
+    "florence-2-large": "florence-2-large",
+    "florence-2-large-ft": "florence-2-large",
+    "paligemma-3b-mix-224": "paligemma-3b-mix-224",
+    "paligemma-3b-mix-448": "paligemma-3b-mix-224",
+    "paligemma-2-3b-mix-224": "paligemma-2-3b-mix-224",
+    "paligemma-2-3b-mix-448": "paligemma-2-3b-mix-224",
+    "paligemma-2-10b-mix-448": "paligemma-2-3b-mix-224",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PartSize:
+    """The weights of an encoder or a decoder, by what int8 makes of them."""
+
+    num_matrix: int  # of matrices that multiply
+    num_other: int  # embeddings, convolutions, norms, biases
+    num_tied: int = 0  # of an embedding that is the output head too: int8 makes a second one of it
+
+    @property
+    def num_parameters(self) -> int:
+        """All weights, tied ones once."""
+        return self.num_matrix + self.num_other
+
+    def num_bytes(self, precision: Precision) -> int:
+        """Return the bytes of the weights; at int8 what is no matrix stays float32 (runners/int8.py)."""
+        if precision == "int8":
+            return self.num_matrix + self.num_tied + self.num_other * _BYTES["float32"]
+        return self.num_parameters * _BYTES[precision]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """One model: its weights, and the numbers that a slot of its decoder keeps."""
+
+    entry: CatalogEntry
+    parts: dict[Part, PartSize]
+    num_slot_values: int
+
+    def weights_gb(self, part: Part, device: Device) -> float:
+        """Return the weights of a part at its default precision."""
+        return self.parts[part].num_bytes(self.entry.precision[device][part]) / _GB
+
+    def slot_gb(self, device: Device) -> float:
+        """Return what a slot takes when every position is written; on a card all of it is taken at the start."""
+        precision = self.entry.precision[device]["decoder"]
+        return self.num_slot_values * _BYTES["float32" if precision == "int8" else precision] / _GB
+
+    def num_slots(self, card_gb: float) -> int:
+        """Return how many slots fit a card beside the weights and the allowance."""
+        room_gb = card_gb - _ALLOWANCE_GB - sum(self.weights_gb(part, "cuda") for part in self.parts)
+        return min(_MAX_SLOTS, max(0, int(room_gb / self.slot_gb("cuda"))))
+
+
+def model_sizes() -> Iterator[ModelSize]:
+    """Yield every released model of the catalog."""
+    for entry in load_catalog(_CATALOG).values():
+        if entry.id in _SHAPE_OF:
+            config = _published_config(entry)
+            yield ModelSize(entry, _part_sizes(config), num_slot_values(config))
+
+
+def num_slot_values(config: Florence2Config | PaliGemmaConfig) -> int:
+    """Return how many numbers one slot keeps: keys and values of every layer, head and position.
+
+    Florence-2 keeps as many of what its text encoder read as of what its decoder wrote.
+    """
+    text: Any = config.text_config
+    if isinstance(config, Florence2Config):
+        return 2 * int(2 * text.decoder_layers * text.max_position_embeddings * text.d_model)
+    width = text.num_key_value_heads * text.head_dim
+    return int(2 * text.num_hidden_layers * text.max_position_embeddings * width)
+
+
+def _published_config(entry: CatalogEntry) -> Florence2Config | PaliGemmaConfig:
+    config: Any = SHAPES[_SHAPE_OF[entry.id]].config(_ALL_LAYERS)
+    text, vision = config.text_config.to_dict(), config.vision_config.to_dict()
+    if isinstance(config, Florence2Config):
+        text |= {"vocab_size": _FLORENCE2_VOCABULARY, "max_position_embeddings": entry.context_window}
+        return Florence2Config(text_config=text, vision_config=vision)
+    if "10b" in entry.id:
+        text = {name: value for name, value in text.items() if name != "layer_types"} | _GEMMA2_9B
+    vision |= {"image_size": entry.resolution, "projection_dim": text["hidden_size"]}
+    return PaliGemmaConfig(text_config=text, vision_config=vision, projection_dim=text["hidden_size"])
+
+
+def _part_sizes(config: Florence2Config | PaliGemmaConfig) -> dict[Part, PartSize]:
+    with torch.device("meta"):
+        model = _Model.from_config(config).model
+    vision = [model.vision_tower, model.multi_modal_projector]
+    embeddings = model.get_input_embeddings().weight.numel()
+    return {"encoder": _size(vision, num_tied=0), "decoder": _size([model.language_model], num_tied=embeddings)}
+
+
+def _size(modules: list[nn.Module], num_tied: int) -> PartSize:
+    weights = {id(weight): weight.numel() for module in modules for weight in module.parameters()}
+    linears = (each for module in modules for each in module.modules() if isinstance(each, nn.Linear))
+    num_matrix = sum({id(linear.weight): linear.weight.numel() for linear in linears}.values())
+    return PartSize(num_matrix, sum(weights.values()) - num_matrix, num_tied)
+
+
+def memory_tables() -> str:
+    """Return both tables in Markdown, in GB of 10^9 bytes."""
+    sizes = list(model_sizes())
+    return f"{_weights_table(sizes)}\n\n{_cards_table(sizes)}"
+
+
+def _weights_table(sizes: list[ModelSize]) -> str:
+    rows = ["| model | encoder, CPU | decoder, CPU | a full slot, CPU | encoder, CUDA | decoder, CUDA | a slot, CUDA |"]
+    rows.append("|---|---:|---:|---:|---:|---:|---:|")
+    for size in sizes:
+        cells = [
+            cell
+            for device in ("cpu", "cuda")
+            for cell in (_weights(size, "encoder", device), _weights(size, "decoder", device), _slot(size, device))
+        ]
+        rows.append(f"| {size.entry.id} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _weights(size: ModelSize, part: Part, device: Device) -> str:
+    return f"{size.entry.precision[device][part]} {size.weights_gb(part, device):.2f}"
+
+
+def _slot(size: ModelSize, device: Device) -> str:
+    return f"{size.slot_gb(device):.3f}"
+
+
+def _cards_table(sizes: list[ModelSize]) -> str:
+    head = [f"with {_NUM_SLOTS} slots, GB", *(f"slots on {card}" for card in _CARDS_GB)]
+    rows = [f"| model | {' | '.join(head)} |", "|---|" + "---:|" * len(head)]
+    for size in sizes:
+        weights_gb = sum(size.weights_gb(part, "cuda") for part in size.parts)
+        total_gb = weights_gb + _NUM_SLOTS * size.slot_gb("cuda") + _ALLOWANCE_GB
+        slots = [str(size.num_slots(card_gb) or "none") for card_gb in _CARDS_GB.values()]
+        rows.append(f"| {size.entry.id} | {total_gb:.1f} | {' | '.join(slots)} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(memory_tables())
+    sys.exit(0)

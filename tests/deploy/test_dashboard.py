@@ -1,0 +1,72 @@
+"""The Grafana dashboard and the compose file, as far as they can be checked without Grafana and Docker."""
+
+import itertools
+import re
+from typing import Any
+
+import yaml
+
+from tests.support.dashboard import DASHBOARD, panels
+from tests.support.export_cli import ROOT
+from tests.support.prometheus import CONFIG
+
+DEPLOY = ROOT / "deploy"
+GRID_WIDTH = 24  # Grafana's
+COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+
+
+def test_ids_and_references_are_unique() -> None:
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(ids)) == len(ids)
+    for panel in panels():
+        references = [target["refId"] for target in panel["targets"]]
+        assert len(set(references)) == len(references)
+
+
+def test_panels_neither_overlap_nor_leave_the_grid() -> None:
+    places = [panel["gridPos"] for panel in DASHBOARD["panels"]]
+    assert all(place["x"] + place["w"] <= GRID_WIDTH for place in places)
+    for a, b in itertools.combinations(places, 2):
+        is_beside = a["x"] + a["w"] <= b["x"] or b["x"] + b["w"] <= a["x"]
+        is_below = a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"]
+        assert is_beside or is_below, (a, b)
+
+
+def test_every_panel_says_what_it_shows_in_which_unit() -> None:
+    for panel in panels():
+        assert panel["description"].endswith(".")
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["datasource"]["uid"] == "${datasource}"
+
+
+def test_every_variable_is_declared_and_used() -> None:
+    declared = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
+    used = set(re.findall(r"\$\{?(\w+)", str(DASHBOARD["panels"]))) - {"__rate_interval"}
+    assert used == declared
+
+
+def test_compose_mounts_what_is_there() -> None:
+    mounts = [volume for service in COMPOSE["services"].values() for volume in service.get("volumes", [])]
+    folders = [DEPLOY / mount.split(":")[0] for mount in mounts if mount.startswith("./")]
+    assert len(folders) == 3
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_the_parts_find_each_other_by_their_names_in_compose() -> None:
+    (job,) = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["scrape_configs"]
+    assert job["static_configs"] == [{"targets": ["diptych:3000"]}]
+    sources = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text(encoding="utf-8"))
+    assert [source["url"] for source in sources["datasources"]] == ["http://prometheus:9090"]
+    assert {"diptych", "prometheus", "grafana"} == set(COMPOSE["services"])
+
+
+def test_grafana_finds_the_dashboard() -> None:
+    provider = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/diptych.yml").read_text(encoding="utf-8"))
+    (path,) = [each["options"]["path"] for each in provider["providers"]]
+    assert f"./grafana/dashboards:{path}:ro" in COMPOSE["services"]["grafana"]["volumes"]
+
+
+def test_no_port_is_open_to_other_hosts() -> None:
+    ports = [port for service in COMPOSE["services"].values() for port in service.get("ports", [])]
+    assert len(ports) == 4
+    assert all(port.startswith("127.0.0.1:") for port in ports)

@@ -1,0 +1,70 @@
+"""Configuration, rules and alerts, by Debian's promtool; and a section of the guide for every alert."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.metrics import MetricWrapperBase
+
+import runners.metrics
+import service.metrics
+from tests.support.export_cli import ROOT
+from tests.support.prometheus import CONFIG, committed_rules, needs_prometheus
+
+UNIT_TESTS = sorted((CONFIG.parent / "tests").glob("*.yml"))
+GUIDE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+
+
+ALERTS, RECORDED = committed_rules("alert"), committed_rules("record")
+
+
+def promtool(*arguments: str) -> None:
+    run = subprocess.run(["promtool", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@needs_prometheus
+def test_prometheus_takes_configuration_and_rules() -> None:
+    promtool("check", "config", "--lint=all", "--lint-fatal", str(CONFIG))
+
+
+@needs_prometheus
+@pytest.mark.parametrize("path", UNIT_TESTS, ids=lambda path: path.stem)
+def test_rules_do_what_their_tests_say(path: Path) -> None:
+    promtool("test", "rules", str(path))
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
+def test_an_alert_is_tested_firing_and_silent_and_has_its_section(alert: dict[str, Any]) -> None:
+    name = alert["alert"]
+    tests = [test for path in UNIT_TESTS for test in yaml.safe_load(path.read_text(encoding="utf-8"))["tests"]]
+    cases = [case for test in tests for case in test.get("alert_rule_test", []) if case["alertname"] == name]
+    assert {bool(case["exp_alerts"]) for case in cases} == {True, False}
+    assert f"\n### {name}\n" in GUIDE
+    assert alert["annotations"]["runbook"] == f"docs/operations.md#{name.lower()}"
+    assert alert["labels"]["severity"] in ("page", "ticket")
+
+
+def test_every_alert_section_is_that_of_an_alert() -> None:
+    assert set(re.findall(r"^### (Diptych\w+)$", GUIDE, re.MULTILINE)) == {alert["alert"] for alert in ALERTS}
+
+
+def test_rules_name_only_metrics_that_there_are() -> None:
+    declared = {
+        metric._name.removesuffix("_total")
+        for module in (runners.metrics, service.metrics)
+        for metric in vars(module).values()
+        if isinstance(metric, MetricWrapperBase)
+    }
+    for rule in (*ALERTS, *RECORDED):
+        for name in re.findall(r"(?<![:\w])diptych_\w+", rule["expr"]):
+            assert re.sub(r"_(total|bucket|sum|count)$", "", name) in declared, name
+
+
+def test_every_recorded_name_is_read_where_it_is_recorded() -> None:
+    recorded = {rule["record"] for rule in RECORDED}
+    for rule in (*ALERTS, *RECORDED):
+        assert set(re.findall(r"\b[a-z_]*:\w+:?\w+", rule["expr"])) <= recorded, rule

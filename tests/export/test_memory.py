@@ -1,0 +1,41 @@
+"""The memory of the released models: counted as the catalog counts, slots as the decoders keep them."""
+
+import pytest
+from transformers import AutoConfig
+
+from export.memory import ModelSize, memory_tables, model_sizes, num_slot_values
+from runners.decoders import load_decoder
+from runners.kv_cache import KeyValueCache
+from tests.support.export_cli import MODELS, ROOT, ModelStore
+
+
+@pytest.fixture(scope="module")
+def sizes() -> dict[str, ModelSize]:
+    return {size.entry.id: size for size in model_sizes()}
+
+
+def test_the_parts_have_the_parameters_of_the_catalog(sizes: dict[str, ModelSize]) -> None:
+    assert len(sizes) == 9
+    for size in sizes.values():
+        assert sum(part.num_parameters for part in size.parts.values()) == size.entry.parameters
+
+
+@pytest.mark.parametrize(("model_id", "family"), [("florence-2-mini", "florence2"), ("paligemma-mini", "paligemma")])
+def test_a_slot_keeps_what_a_decoder_keeps(exported: ModelStore, model_id: str, family: str) -> None:
+    decoder = load_decoder(exported.newest(model_id), family, "float32", "cpu")  # type: ignore[arg-type]
+    cache = decoder.new_cache(1)
+    kept = [getattr(cache, name, None) for name in ("read", "written", "tokens")]
+    num_values = sum(each._memory.numel() for each in kept if isinstance(each, KeyValueCache))
+    assert num_slot_values(AutoConfig.from_pretrained(MODELS / model_id)) == num_values
+
+
+def test_int8_keeps_what_is_no_matrix_and_adds_the_tied_head(sizes: dict[str, ModelSize]) -> None:
+    decoder = sizes["florence-2-base"].parts["decoder"]
+    embedding = 51289 * 768
+    assert decoder.num_tied == embedding
+    assert decoder.num_bytes("int8") == decoder.num_matrix + embedding + 4 * decoder.num_other
+    assert decoder.num_bytes("float16") == 2 * decoder.num_parameters
+
+
+def test_the_tables_of_the_guide_are_these() -> None:
+    assert memory_tables() in (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
