@@ -21,7 +21,6 @@ from service.drain_rate import DrainRate
 from service.errors import DeadlineExceeded, Overloaded
 from service.fair_shares import FairShares
 
-
 _CAUTION = 1.25  # costs are estimates, and what runs shares the machine: rather refused than late
 
 
