@@ -52,6 +52,10 @@ def make_decoder_service(model_id: str, options: DecoderOptions) -> Any:
             """Write what was accepted, then end."""
             self._worker.stop()
 
+        async def __is_ready__(self) -> bool:
+            """Say whether steps come to an end."""
+            return self._worker.is_content()
+
         @bentoml.api
         async def write(
             self, image_features: AnyArray, sequences: list[SequenceSpec], ctx: bentoml.Context

@@ -20,6 +20,7 @@ from runners.precision import WantedPrecision, choose_precision
 from runners.shared_arrays import MemoryUnreachable, can_open, place, view
 from runners.vision_encoder import VisionEncoder
 from runners.waiting_images import WaitingImages
+from runners.watchdog import Watchdog
 
 NO_ACCESS_LOG = {"access": {"enabled": False}}  # the gateway writes the one line of a request
 # Each of BentoML's layers around a call costs every request; what they count and trace the gateway's own do too.
@@ -39,6 +40,7 @@ class EncoderOptions:
     device: DeviceSetting
     precision: WantedPrecision
     timeout_s: int
+    stuck_after_s: float  # of one batch
 
 
 def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
@@ -61,6 +63,11 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
             width, height = manifest.image_size_wh
             self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))
             self._waiting = WaitingImages(self._encode_batch, options.max_batch_size or _BATCH_SIZES[device])
+            self._watchdog = Watchdog(f"the encoder of {model_id}", options.stuck_after_s)
+
+        async def __is_ready__(self) -> bool:
+            """Say whether batches come to an end."""
+            return self._watchdog.is_content()
 
         @bentoml.api
         async def encode(self, image: ImageToEncode) -> Encoded:
@@ -77,7 +84,8 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
             BATCH_SIZE.labels(model_id, "encode").observe(len(images))
             pixels = [_pixels(image) for image in images]
             start_s = time.monotonic()
-            features = self._encode([item for item in pixels if not isinstance(item, Failed)])
+            with self._watchdog.turn():
+                features = self._encode([item for item in pixels if not isinstance(item, Failed)])
             encode_s = time.monotonic() - start_s
             return [
                 item if isinstance(item, Failed) else _placed(next(features), image, encode_s)
