@@ -40,7 +40,7 @@ def make_decoder_service(model_id: str, options: DecoderOptions) -> Any:
         @bentoml.on_startup
         def load(self) -> None:
             """Check and load the artifacts, and write one sequence for real: only then is the service ready."""
-            # torch is loaded here, in the decoder's process, and in no other that imports this module.
+            # torch is not loaded with this module, which the gateway imports too.
             from runners.decoder_worker import DecoderWorker
 
             self._worker = DecoderWorker(model_id, options)

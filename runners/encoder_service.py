@@ -18,7 +18,6 @@ from runners.metrics import BATCH_SIZE
 from runners.model_store import artifact_folder
 from runners.precision import WantedPrecision, choose_precision
 from runners.shared_arrays import MemoryUnreachable, can_open, place, view
-from runners.vision_encoder import VisionEncoder
 from runners.waiting_images import WaitingImages
 from runners.watchdog import Watchdog
 
@@ -52,6 +51,9 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
         @bentoml.on_startup
         def load(self) -> None:
             """Check and load the artifacts, and encode one batch for real: only then is the service ready."""
+            # ONNX Runtime is loaded here, and not in the process that this one is forked from: it starts a thread.
+            from runners.vision_encoder import VisionEncoder
+
             folder = artifact_folder(model_id)
             manifest = read_manifest(folder)
             verify_files(folder, manifest)

@@ -26,7 +26,7 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Threads of a decoder that wait for each other give their core to those of an encoder.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # What was loaded to check does not stay in memory.
+    # The processes are forked from one that has no threads: what was loaded to check may have started some.
     limits = [settings.host, str(settings.port), str(settings.request_timeout_s)]
     models = [entry.id for entry in served_entries(settings)]
     os.execv(sys.executable, [sys.executable, "-m", "service.supervisor", *limits, *models])

@@ -10,17 +10,19 @@ serve` does the same with circus, but looks for dead processes only every 10 s, 
 between encoder and decoder is lost (BentoML 1.4.40, bentoml/_internal/utils/circus/__init__.py).
 """
 
+import gc
 import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from service.logs import configure_logging
 from service.run_folder import run_folder
-from service.worker_process import WorkerProcess, gateway_part, runner_parts, worker_environment
+from service.worker_process import METRICS_FOLDER, WorkerProcess, gateway_part, runner_parts, worker_environment
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +99,19 @@ def main(arguments: Sequence[str]) -> None:
             gateway, runners = gateway_part(host, int(port)), runner_parts(models, folder)
         except OSError as error:
             sys.exit(f"diptych does not start: {host}:{port} cannot be listened on: {error}")
-        environment = worker_environment([gateway, *runners], folder)
-        metrics = Path(environment["PROMETHEUS_MULTIPROC_DIR"])
-        processes = [WorkerProcess(part, environment) for part in (gateway, *runners)]
-        Supervisor(processes[0], processes[1:], metrics).run(float(max_request_s))
+        parts = (gateway, *runners)
+        os.environ.update(worker_environment(parts, folder))
+        _import_all()
+        processes = [WorkerProcess(part, [other for other in parts if other is not part]) for part in parts]
+        Supervisor(processes[0], processes[1:], folder / METRICS_FOLDER).run(float(max_request_s))
+
+
+def _import_all() -> None:
+    """Import what the processes need, once for all that are forked from this one. None of it starts a thread."""
+    import_module("runners.decoder_worker")  # torch
+    import_module("service.gateway")
+
+    gc.freeze()  # else the collector's marks would copy the memory that they share
 
 
 if __name__ == "__main__":
