@@ -1,4 +1,4 @@
-"""The endless models with a weight of florence-2-mini that is NaN: whoever comes to that position of an answer fails."""
+"""The endless models with a NaN in florence-2-mini: whoever comes to that position of an answer fails."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""SIGTERM: not ready at once, everything accepted is answered, nothing else is let in, then exit 0 with nothing left."""
+"""SIGTERM: not ready at once, nothing more is let in, what was accepted is answered; then exit 0, and nothing is left."""
 
 import os
 import signal
