@@ -11,7 +11,7 @@ from runners.model_store import artifact_folder
 from service.api_keys import ApiKeys
 from service.served_models import served_entries, served_precision
 from service.settings import Settings, SettingsError, read_settings
-from service.tls import bentoml_tls_options, check_tls_files
+from service.tls import check_tls_files
 from tasks.catalog import CatalogError
 
 
@@ -27,9 +27,8 @@ def main() -> None:
     # Threads of a decoder that wait for each other give their core to those of an encoder.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # The processes are forked from one that has no threads: what was loaded to check may have started some.
-    limits = [settings.host, str(settings.port), str(settings.request_timeout_s)]
     models = [entry.id for entry in served_entries(settings)]
-    os.execv(sys.executable, [sys.executable, "-m", "service.supervisor", *limits, *models])
+    os.execv(sys.executable, [sys.executable, "-m", "service.supervisor", *models])
 
 
 def _check(settings: Settings) -> None:

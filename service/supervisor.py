@@ -1,6 +1,6 @@
 """Starts the service's processes, starts anew whichever ends, and stops them so that nothing accepted is lost.
 
-    python -m service.supervisor HOST PORT MAX_REQUEST_S MODEL ...     (python -m service checks, then becomes this)
+    python -m service.supervisor MODEL ...     (python -m service checks, then becomes this)
 
     start   the gateway, and the encoder and the decoder of each model
     stop    on SIGTERM or SIGINT: first the gateway, which answers what it has accepted, then the runners
@@ -22,6 +22,8 @@ from pathlib import Path
 
 from service.logs import configure_logging
 from service.run_folder import run_folder
+from service.settings import settings
+from service.tls import bentoml_tls_options
 from service.worker_process import METRICS_FOLDER, WorkerProcess, gateway_part, runner_parts, worker_environment
 
 logger = logging.getLogger(__name__)
@@ -90,20 +92,20 @@ class Supervisor:
                 gauge.unlink()
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(models: Sequence[str]) -> None:
     """Run until told to stop; end with status 0 then."""
-    host, port, max_request_s, *models = arguments
+    values = settings()
     configure_logging()
     with run_folder() as folder:
         try:
-            gateway, runners = gateway_part(host, int(port)), runner_parts(models, folder)
+            gateway = gateway_part(values.host, values.port, bentoml_tls_options(values))
         except OSError as error:
-            sys.exit(f"diptych does not start: {host}:{port} cannot be listened on: {error}")
-        parts = (gateway, *runners)
+            sys.exit(f"diptych does not start: {values.host}:{values.port} cannot be listened on: {error}")
+        parts = (gateway, *runner_parts(models, folder))
         os.environ.update(worker_environment(parts, folder))
         _import_all()
         processes = [WorkerProcess(part, [other for other in parts if other is not part]) for part in parts]
-        Supervisor(processes[0], processes[1:], folder / METRICS_FOLDER).run(float(max_request_s))
+        Supervisor(processes[0], processes[1:], folder / METRICS_FOLDER).run(values.request_timeout_s)
 
 
 def _import_all() -> None:

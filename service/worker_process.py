@@ -40,13 +40,14 @@ class Part:
     name: str
     listener: socket.socket
     url: str
+    options: tuple[str, ...] = ()  # of BentoML's worker
 
 
-def gateway_part(host: str, port: int) -> Part:
+def gateway_part(host: str, port: int, tls_options: Sequence[str]) -> Part:
     """Return the gateway, listening; raise `OSError` where the address is not to be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    return Part("diptych", listener, f"http://{host}:{port}")
+    return Part("diptych", listener, f"{'https' if tls_options else 'http'}://{host}:{port}", tuple(tls_options))
 
 
 def runner_parts(models: Sequence[str], folder: Path) -> list[Part]:
@@ -128,9 +129,10 @@ def _become(part: Part, others: Sequence[Part]) -> NoReturn:
         for other in others:
             other.listener.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        named = ("service.gateway:Gateway", "--service-name", part.name)
-        _show_as(" ".join(named))
-        bentoml_worker([*named, "--fd", str(part.listener.fileno()), "--worker-id", "1"])
+        name = ("--service-name", part.name)
+        _show_as(" ".join(name))
+        fd = str(part.listener.fileno())
+        bentoml_worker(["service.gateway:Gateway", *name, "--fd", fd, "--worker-id", "1", *part.options])
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except BaseException:
