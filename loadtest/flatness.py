@@ -1,4 +1,4 @@
-"""Whether what was measured over time stays flat, by its floor: what is at work lifts single samples, a leak the lowest.
+"""Whether what was measured over time stays flat, by its floor: what is at work lifts samples, a leak the lowest.
 
 The samples are cut into blocks, of each the lowest counts: their line of least squares must not rise, nor the lowest of
 the last third lie above that of the first.

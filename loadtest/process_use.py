@@ -1,7 +1,8 @@
 """What the processes of a service take, as the kernel counts it (man proc).
 
 memory   proportional set size: pages that several processes share are divided among them
-shared   memory without a name in any folder (memfd): how many a process holds, and bytes in them
+shared   memory without a name in any folder (memfd): how many a process holds, and bytes in them; what several hold counts
+         for the first of them, its owner
 """
 
 from collections.abc import Iterator
@@ -26,10 +27,10 @@ class Use:
 
 def use_of_family(process_id: int) -> dict[str, Use]:
     """Return the use of a process and of all that come from it, by name; those that end meanwhile are left out."""
-    found = {}
+    found, counted = {}, set[int]()
     for one in _family(process_id):
         with suppress(FileNotFoundError, ProcessLookupError):
-            found[_name(one)] = _use(one)
+            found[_name(one)] = _use(one, counted)
     return found
 
 
@@ -45,10 +46,11 @@ def _name(process_id: int) -> str:
     return words[words.index("--service-name") + 1] if "--service-name" in words else "supervisor"
 
 
-def _use(process_id: int) -> Use:
+def _use(process_id: int, counted: set[int]) -> Use:
     folder = Path(f"/proc/{process_id}")
     memory = (folder / "smaps_rollup").read_text(encoding="utf-8").partition("\nPss:")[2].split()[0]
-    shared = dict(_memfds(folder / "fd"))
+    shared = {inode: num_bytes for inode, num_bytes in _memfds(folder / "fd") if inode not in counted}
+    counted |= shared.keys()
     return Use(
         memory_mb=int(memory) * _KB / 1e6,
         num_fds=len(list((folder / "fd").iterdir())),

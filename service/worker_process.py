@@ -130,7 +130,7 @@ def _become(part: Part, others: Sequence[Part]) -> NoReturn:
             other.listener.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         name = ("--service-name", part.name)
-        _show_as(" ".join(name))
+        _show_as(" ".join(("diptych", *name)))
         fd = str(part.listener.fileno())
         bentoml_worker(["service.gateway:Gateway", *name, "--fd", fd, "--worker-id", "1", *part.options])
     except SystemExit as end:

@@ -29,9 +29,9 @@ def test_a_rise_that_has_come_back_is_flat_and_a_step_is_not() -> None:
 
 def test_an_allowance_is_a_share_or_the_least() -> None:
     grown = trend_of([100.0] * 45 + [104.0] * 45)
-    assert Allowance(0.05, 0).covers(grown)
+    assert Allowance(0.06, 0).covers(grown)
     assert not Allowance(0.01, 2).covers(grown)
-    assert Allowance(0.01, 5).covers(grown)
+    assert Allowance(0.01, 6).covers(grown)
 
 
 def test_too_few_samples_are_no_trend() -> None:

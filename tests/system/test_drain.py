@@ -1,4 +1,4 @@
-"""SIGTERM: not ready at once, nothing more is let in, what was accepted is answered; then exit 0, and nothing is left."""
+"""SIGTERM: not ready at once, no more is let in, what was accepted is answered; then exit 0, and nothing is left."""
 
 import os
 import signal
