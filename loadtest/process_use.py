@@ -1,8 +1,8 @@
 """What the processes of a service take, as the kernel counts it (man proc).
 
 memory   proportional set size: pages that several processes share are divided among them
-shared   memory without a name in any folder (memfd): how many a process holds, and bytes in them; what several hold counts
-         for the first of them, its owner
+shared   memory without a name in any folder (memfd): how many a process holds, and bytes in them; what several hold
+         counts for the first of them, its owner
 """
 
 from collections.abc import Iterator
