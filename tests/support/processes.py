@@ -15,3 +15,9 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def run_folder_of(supervisor: int) -> Path:
+    """Return the folder that a running service writes into."""
+    links = [fd.readlink() for fd in Path(f"/proc/{supervisor}/fd").iterdir()]
+    return next(link for link in links if link.name.startswith("diptych-"))
