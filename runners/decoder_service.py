@@ -42,7 +42,7 @@ def make_decoder_service(model_id: str, options: DecoderOptions) -> Any:
         def load(self) -> None:
             """Check and load the artifacts, and write one sequence for real: only then is the service ready."""
             START_TIME_SECONDS.labels(model_id, "decoder").set_to_current_time()
-            # torch is loaded here, in the decoder's process, and in no other that imports this module.
+            # torch is not loaded with this module, which the gateway imports too.
             from runners.decoder_worker import DecoderWorker
 
             self._worker = DecoderWorker(model_id, options)
@@ -53,6 +53,10 @@ def make_decoder_service(model_id: str, options: DecoderOptions) -> Any:
         def stop(self) -> None:
             """Write what was accepted, then end."""
             self._worker.stop()
+
+        async def __is_ready__(self) -> bool:
+            """Say whether steps come to an end."""
+            return self._worker.is_content()
 
         @bentoml.api
         async def write(

@@ -51,6 +51,10 @@ class DecoderWorker:
         (future,) = self._scheduler.submit([to_request(self._decoder, features, spec)])
         future.result(_WARM_UP_TIMEOUT_S)
 
+    def is_content(self) -> bool:
+        """Say whether the scheduler goes on."""
+        return self._scheduler.watchdog.is_content()
+
     def stop(self) -> None:
         """Write what was accepted, then end."""
         self._scheduler.stop()

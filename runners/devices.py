@@ -9,8 +9,6 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, Literal
 
-import onnxruntime
-
 from runners.artifacts import Device
 
 DeviceSetting = Literal["auto", "cpu", "cuda"]
@@ -21,6 +19,8 @@ _WIDE = 512  # hidden size; the embedded models have 128 and 192, the released o
 
 def encoder_device(setting: DeviceSetting) -> Device:
     """Return where ONNX Runtime runs the encoders."""
+    import onnxruntime  # not with this module: it starts a thread, and processes are forked from one that has none
+
     return _device(setting, CUDA_PROVIDER in onnxruntime.get_available_providers() and has_cuda_card())
 
 

@@ -18,8 +18,8 @@ from runners.metrics import BATCH_SIZE, START_TIME_SECONDS
 from runners.model_store import artifact_folder
 from runners.precision import WantedPrecision, choose_precision
 from runners.shared_arrays import MemoryUnreachable, can_open, place, view
-from runners.vision_encoder import VisionEncoder
 from runners.waiting_images import WaitingImages
+from runners.watchdog import Watchdog
 
 NO_ACCESS_LOG = {"access": {"enabled": False}}  # the gateway writes the one line of a request
 # Each of BentoML's layers around a call costs every request; what they count and trace the gateway's own do too.
@@ -39,6 +39,7 @@ class EncoderOptions:
     device: DeviceSetting
     precision: WantedPrecision
     timeout_s: int
+    stuck_after_s: float  # of one batch
 
 
 def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
@@ -50,6 +51,9 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
         @bentoml.on_startup
         def load(self) -> None:
             """Check and load the artifacts, and encode one batch for real: only then is the service ready."""
+            # ONNX Runtime is loaded here, and not in the process that this one is forked from: it starts a thread.
+            from runners.vision_encoder import VisionEncoder
+
             START_TIME_SECONDS.labels(model_id, "encoder").set_to_current_time()
             folder = artifact_folder(model_id)
             manifest = read_manifest(folder)
@@ -62,6 +66,11 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
             width, height = manifest.image_size_wh
             self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))
             self._waiting = WaitingImages(self._encode_batch, options.max_batch_size or _BATCH_SIZES[device])
+            self._watchdog = Watchdog(f"the encoder of {model_id}", options.stuck_after_s)
+
+        async def __is_ready__(self) -> bool:
+            """Say whether batches come to an end."""
+            return self._watchdog.is_content()
 
         @bentoml.api
         async def encode(self, image: ImageToEncode) -> Encoded:
@@ -78,7 +87,8 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
             BATCH_SIZE.labels(model_id, "encode").observe(len(images))
             pixels = [_pixels(image) for image in images]
             start_s = time.monotonic()
-            features = self._encode([item for item in pixels if not isinstance(item, Failed)])
+            with self._watchdog.turn():
+                features = self._encode([item for item in pixels if not isinstance(item, Failed)])
             encode_s = time.monotonic() - start_s
             return [
                 item if isinstance(item, Failed) else _placed(next(features), image, encode_s)

@@ -10,3 +10,4 @@ class SchedulerLimits:
     num_slots: int  # live sequences
     max_waiting: int  # sequences; more are refused
     max_prefill_tokens: int  # image and prompt, of one prefill, padding included; one sequence alone may have more
+    stuck_after_s: float = 60.0  # of one prefill and step

@@ -31,6 +31,7 @@ from runners.sequences import (
     SequenceRequest,
     TooManyBeams,
 )
+from runners.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class Scheduler:
         self._waiting: deque[_Ticket] = deque()
         self._changed = threading.Condition()
         self._is_stopping = False
+        self.watchdog = Watchdog(f"the decoder of {model_id}", limits.stuck_after_s)
         self._thread = threading.Thread(target=self._run, name=f"decoder {model_id}", daemon=True)
         self._batch_size = BATCH_SIZE.labels(model_id, "decode")
         self._queue_depth = QUEUE_DEPTH.labels(model_id, "decode")
@@ -124,9 +126,10 @@ class Scheduler:
     def _run(self) -> None:
         while self._wait_for_work():
             try:
-                self._drop_unwanted()
-                self._admit()
-                self._step()
+                with self.watchdog.turn():
+                    self._drop_unwanted()
+                    self._admit()
+                    self._step()
             except Exception as error:  # whatever was raised must reach everyone who waits for it
                 logger.exception("a turn with %d live sequences failed", len(self._tickets))
                 self._fail_live(error)

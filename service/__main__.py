@@ -1,4 +1,4 @@
-"""Start the service: check settings and artifacts, then hand over to BentoML.
+"""Start the service: check settings and artifacts, then hand over to the supervisor of its processes.
 
 python -m service
 """
@@ -11,12 +11,12 @@ from runners.model_store import artifact_folder
 from service.api_keys import ApiKeys
 from service.served_models import served_entries, served_precision
 from service.settings import Settings, SettingsError, read_settings
-from service.tls import bentoml_tls_options, check_tls_files
+from service.tls import check_tls_files
 from tasks.catalog import CatalogError
 
 
 def main() -> None:
-    """Become `bentoml serve`, or stop with one line that says what to change."""
+    """Become the supervisor, or stop with one line that says what to change."""
     try:
         settings = read_settings(os.environ)
         _check(settings)
@@ -26,9 +26,9 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Threads of a decoder that wait for each other give their core to those of an encoder.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    options = ["--host", settings.host, "--port", str(settings.port), *bentoml_tls_options(settings)]
-    command = [sys.executable, "-m", "bentoml", "serve", "service.gateway:Gateway", *options]
-    os.execv(sys.executable, command)
+    # The processes are forked from one that has no threads: what was loaded to check may have started some.
+    models = [entry.id for entry in served_entries(settings)]
+    os.execv(sys.executable, [sys.executable, "-m", "service.supervisor", *models])
 
 
 def _check(settings: Settings) -> None:

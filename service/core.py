@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from service.callers import ANYONE, Caller
 from service.cost import cost_tokens
 from service.drain_rate import DrainRate
+from service.entrance import Entrance
 from service.errors import InternalError, InvalidRequest, Overloaded, ServiceError, UnsupportedImage
 from service.fair_shares import FairShares
 from service.image_fetching import ImageFetcher
@@ -86,6 +87,7 @@ class Core:
         fetcher: ImageFetcher | None = None,
     ) -> None:
         self.models = models
+        self.entrance = Entrance()
         self._runners = runners
         self._max_image_pixels = limits.max_image_pixels
         self._turns = {model.id: Turns(model.id, limits.max_running, limits.max_waiting_tokens) for model in models}

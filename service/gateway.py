@@ -5,6 +5,7 @@ bentoml serve service.gateway:Gateway        (or python -m service, which checks
 
 import asyncio
 import logging
+import signal
 from typing import Any
 
 import bentoml
@@ -50,12 +51,18 @@ def _encoder_options(values: Settings) -> EncoderOptions:
         values.device,
         values.encoder_precision,
         _RUNNER_TIMEOUT_S,
+        values.stuck_after_s,
     )
 
 
 def _decoder_options(values: Settings) -> DecoderOptions:
     return DecoderOptions(
-        SchedulerLimits(values.decoder_max_batch_size, values.decoder_max_waiting, values.decoder_max_prefill_tokens),
+        SchedulerLimits(
+            values.decoder_max_batch_size,
+            values.decoder_max_waiting,
+            values.decoder_max_prefill_tokens,
+            values.stuck_after_s,
+        ),
         values.decoder_threads,
         values.device,
         values.decoder_precision,
@@ -110,9 +117,11 @@ class _Gateway:
         for model in models.values():
             _publish(model)
         _REST.start(core, api_keys)
+        self._entrance = core.entrance
         self._grpc = GrpcServer(core, api_keys, _SETTINGS, self.__is_ready__)
         if _SETTINGS.grpc_port:
             await self._grpc.start()
+        self._drain_on(signal.SIGTERM)
         logger.info("serving %s", ", ".join(models))
 
     @bentoml.on_shutdown
@@ -121,12 +130,28 @@ class _Gateway:
         if _SETTINGS.grpc_port:
             await self._grpc.stop(_SETTINGS.request_timeout_s)
 
+    def _drain_on(self, signum: signal.Signals) -> None:
+        """Let uvicorn hear of the signal only when everything accepted is answered: it closes its socket at once."""
+        stop_uvicorn = signal.getsignal(signum)
+        assert callable(stop_uvicorn)
+
+        async def drain() -> None:
+            await asyncio.gather(self._grpc.tell_not_serving(), self._entrance.close())
+            stop_uvicorn(signum, None)
+
+        def begin() -> None:
+            self._draining = asyncio.ensure_future(drain())
+
+        asyncio.get_running_loop().add_signal_handler(signum, begin)
+
     async def __is_ready__(self) -> bool:
-        """Say whether every runner answers.
+        """Say whether more is let in and every runner answers.
 
         BentoML 1.4.40's own probe lets a refused connection escape, and its timeout middleware then holds the probe's
         answer back until the request times out; it runs only where this says yes.
         """
+        if self._entrance.is_closed:
+            return False
         return all(await asyncio.gather(*(runner.is_ready() for runner in self._runners.values())))
 
 

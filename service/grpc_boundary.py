@@ -47,6 +47,7 @@ class GrpcApi:
     health_methods: ClassVar[frozenset[str]] = frozenset()  # they need one where the settings say so
 
     def __init__(self, core: Core, api_keys: ApiKeys, settings: Settings) -> None:
+        self.entrance = core.entrance
         self._core = core
         self._api_keys = api_keys
         self._settings = settings
@@ -80,8 +81,9 @@ def method(function: Method[ApiT, AnswerT]) -> Callable[[ApiT, Message, Context]
 
     @wraps(function)
     async def answer(api: ApiT, request: Message, context: Context) -> AnswerT:
-        async with _call(api, function.__name__, request, context) as call:
-            return await function(api, request, call)
+        with api.entrance.inside():
+            async with _call(api, function.__name__, request, context) as call:
+                return await function(api, request, call)
         raise AssertionError("an aborted call goes on")
 
     return answer
@@ -93,9 +95,10 @@ def stream(function: Stream[ApiT, AnswerT]) -> Callable[[ApiT, Message, Context]
     @wraps(function)
     async def answers(api: ApiT, request: Message, context: Context) -> AsyncGenerator[AnswerT, None]:
         name = function.__name__
-        async with _call(api, name, request, context) as call, aclosing(function(api, request, call)) as messages:
-            async for message in messages:
-                yield message
+        with api.entrance.inside():
+            async with _call(api, name, request, context) as call, aclosing(function(api, request, call)) as messages:
+                async for message in messages:
+                    yield message
 
     return answers
 
@@ -105,6 +108,7 @@ async def _call(api: GrpcApi, name: str, request: Message, context: Context) -> 
     metadata = {str(name): str(value) for name, value in context.invocation_metadata() or ()}
     request_id = request_ids.request_id(getattr(request, "id", None) or metadata.get("x-request-id"))
     try:
+        api.entrance.check()
         caller = api.caller(name, metadata.get("authorization"))
         yield RequestContext(request_id, api.api, api.deadline_s(context), caller)
     except (asyncio.CancelledError, GeneratorExit):

@@ -72,11 +72,15 @@ class GrpcServer:
             return self._server.add_insecure_port(address)
         return self._server.add_secure_port(address, credentials)
 
-    async def stop(self, grace_s: float) -> None:
-        """Refuse new calls, give those at work `grace_s` seconds, then end."""
+    async def tell_not_serving(self) -> None:
+        """Say that it serves no more, whatever `is_ready` says."""
         if self._watching is not None:
             self._watching.cancel()
         await self._tell(health_pb2.HealthCheckResponse.NOT_SERVING)
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, give those at work `grace_s` seconds, then end."""
+        await self.tell_not_serving()
         await self._server.stop(grace_s)
 
     async def _watch(self) -> None:

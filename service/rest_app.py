@@ -2,9 +2,11 @@
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.open_inference_rest import OPEN_INFERENCE, PREFIX, OpenInferenceRest
 from service.openai_api import OpenAiApi
@@ -26,8 +28,24 @@ def rest_app(boundary: RestBoundary) -> Starlette:
             # before BentoML's own routes answer in their form
             *(Route(f"{prefix}/{{path:path}}", _unknown) for prefix in ("/v1", PREFIX)),
         ],
+        middleware=[Middleware(_CountedApp, boundary=boundary)],
         exception_handlers={HTTPException: _no_such_path},
     )
+
+
+class _CountedApp:
+    """An app whose requests count as inside, to the last byte of their answers."""
+
+    def __init__(self, app: ASGIApp, boundary: RestBoundary) -> None:
+        self._app = app
+        self._boundary = boundary
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # the lifespan is no request
+            await self._app(scope, receive, send)
+            return
+        with self._boundary.entrance.inside():
+            await self._app(scope, receive, send)
 
 
 async def _unknown(_request: Request) -> Response:

@@ -18,6 +18,7 @@ from service.api_keys import ApiKeys
 from service.bodies import RequestBody, read_body, read_bytes, read_json
 from service.callers import ANYONE
 from service.core import Core, RequestContext
+from service.entrance import Entrance
 from service.errors import ErrorCode, InvalidRequest, NotReady, Overloaded, ServiceError, Unauthorized
 from service.recording import record_failure, record_gone_client
 from service.responses import error_detail
@@ -64,11 +65,13 @@ class RestBoundary:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self.entrance = Entrance()
         self._core: Core | None = None
         self._api_keys = ApiKeys(None)
 
     def start(self, core: Core, api_keys: ApiKeys) -> None:
         """Begin to answer from `core`; before, every request is answered with not_ready."""
+        self.entrance = core.entrance
         self._core = core
         self._api_keys = api_keys
 
@@ -78,6 +81,7 @@ class RestBoundary:
         async def answer(request: Request) -> Response:
             request.state.request_id = _id_of(request)  # until a body brings its own
             try:
+                self.entrance.check()
                 deadline_s = time.monotonic() + self._timeout_s(request)
                 caller = self._api_keys.caller(request.headers.get("authorization")) or ANYONE
                 context = RequestContext(request.state.request_id, interface.api, deadline_s, caller)
@@ -88,6 +92,8 @@ class RestBoundary:
             except Exception as error:
                 response = _error_response(error, request.state.request_id, interface)
             response.headers["X-Request-Id"] = request.state.request_id
+            if self.entrance.is_closed:
+                response.headers["Connection"] = "close"
             return response
 
         return answer

@@ -48,6 +48,7 @@ ResultT = TypeVar("ResultT")
 Part = Literal["encoder", "decoder"]
 
 _READY_TIMEOUT_S = 1
+_RETRY_PAUSE_S = 0.1
 
 
 class RunnerApi(Protocol):
@@ -236,6 +237,7 @@ async def _with_one_retry(call: Callable[[], Awaitable[ResultT]]) -> ResultT:
         return await call()
     except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError) as error:
         logger.warning("asking a runner again: %r", error)
+        await asyncio.sleep(_RETRY_PAUSE_S)  # until other connections that broke with it are known to be so
         return await call()
 
 

@@ -75,6 +75,12 @@ class Settings(BaseModel):
         "more are refused with 429.",
     )
     request_timeout_s: int = Field(60, ge=1, le=3600, description="Time for one request, seconds.")
+    stuck_after_s: int = Field(
+        60,
+        ge=1,
+        le=3600,
+        description="Not ready while a batch of an encoder or a step of a decoder takes longer, seconds.",
+    )
     vision_cache_mb: int = Field(
         256, ge=0, le=1_000_000, description="Most image features kept in memory, MB of 1,000,000 bytes; 0 keeps none."
     )

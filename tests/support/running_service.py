@@ -7,7 +7,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import httpx
 
 from tests.support.export_cli import ROOT
 
+SERVICE = (sys.executable, "-m", "service")
 _START_TIMEOUT_S = 120
 _STOP_TIMEOUT_S = 60
 
@@ -73,20 +74,22 @@ OPEN = Access()
 
 @contextmanager
 def running_service(
-    bentoml_home: Path, log: Path, access: Access = OPEN, /, **settings: str
+    bentoml_home: Path, log: Path, access: Access = OPEN, command: Sequence[str] = SERVICE, /, **settings: str
 ) -> Iterator[RunningService]:
     """Start the service with `settings` (environment variables), yield it when ready, stop it with SIGTERM."""
-    port, grpc_port = free_port(), free_port()
+    ports = {"DIPTYCH_PORT": str(free_port()), "DIPTYCH_GRPC_PORT": str(free_port())}
+    environment = service_environment(bentoml_home, **(ports | settings))
     with log.open("w") as log_file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service"],
+            command,
             cwd=ROOT,
-            env=service_environment(bentoml_home, DIPTYCH_PORT=str(port), DIPTYCH_GRPC_PORT=str(grpc_port), **settings),
+            env=environment,
             stdout=log_file,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
+    port, grpc_port = environment["DIPTYCH_PORT"], environment["DIPTYCH_GRPC_PORT"]
     service = RunningService(f"{access.scheme}://127.0.0.1:{port}", process, log, f"127.0.0.1:{grpc_port}", access)
     try:
         service.wait_until_ready(_START_TIMEOUT_S)

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.support.export_cli import ROOT, ModelStore
+from tests.support.processes import run_folder_of
 from tests.support.running_service import RunningService, running_service, service_environment
 from tests.support.scene_images import encoded, scene_image, scene_png
 
@@ -163,10 +164,9 @@ def test_a_decoder_that_cannot_be_reached_is_503(
     exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("gone")
-    settings = {"DIPTYCH_MODELS": "florence-2-mini", "TMPDIR": str(folder)}
-    with running_service(exported.home, folder / "service.log", **settings) as service:
+    with running_service(exported.home, folder / "service.log", DIPTYCH_MODELS="florence-2-mini") as service:
         assert asked(service, scene_png()).status_code == 200
-        for address in folder.glob("bentoml-uds-*/*"):  # the sockets that the runners listen on
+        for address in run_folder_of(service.process.pid).glob("*.sock"):  # that the runners listen on
             address.unlink()
         kill(service, "florence-2-mini-decoder")
         response = asked(service, scene_png())

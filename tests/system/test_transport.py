@@ -4,8 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import urlparse
 
 import httpx
 import numpy as np
@@ -29,6 +27,7 @@ from service.runner_client import RunnerClient
 from service.shared_memory import Block, SharedMemory
 from service.vision_cache import Features, VisionCache
 from tests.support.export_cli import ModelStore
+from tests.support.processes import run_folder_of
 from tests.support.running_service import RunningService
 
 Fields = Mapping[str, BaseModel | Sequence[BaseModel]]
@@ -71,18 +70,13 @@ class RunnerOverHttp:
                     yield EVENT.validate_json(line)
 
 
-def sockets(service: RunningService) -> dict[str, str]:
-    """Return where each runner listens, as its gateway was told."""
-    environment = Path(f"/proc/{service.parts()['diptych']}/environ").read_text().split("\0")
-    (addresses,) = (entry.partition("=")[2] for entry in environment if entry.startswith("BENTOML_RUNNER_MAP="))
-    return {name: urlparse(address).path for name, address in json.loads(addresses).items()}
-
-
 async def answer(
     service: RunningService, manifest: Manifest, pixels: NDArray[np.uint8], memory: SharedMemory | None
 ) -> tuple[Features, Written]:
+    folder = run_folder_of(service.process.pid)
+
     def client(part: str) -> httpx.AsyncClient:
-        transport = httpx.AsyncHTTPTransport(uds=sockets(service)[f"{manifest.model_id}-{part}"])
+        transport = httpx.AsyncHTTPTransport(uds=str(folder / f"{manifest.model_id}-{part}.sock"))
         return httpx.AsyncClient(transport=transport, base_url="http://runner", timeout=60)
 
     async with client("encoder") as encoder, client("decoder") as decoder:

@@ -1,0 +1,120 @@
+"""Starts the service's processes, starts anew whichever ends, and stops them so that nothing accepted is lost.
+
+    python -m service.supervisor MODEL ...     (python -m service checks, then becomes this)
+
+    start   the gateway, and the encoder and the decoder of each model
+    stop    on SIGTERM or SIGINT: first the gateway, which answers what it has accepted, then the runners
+
+It holds the sockets that they listen on: what is sent to a process that died waits there for the next one. `bentoml
+serve` does the same with circus, but looks for dead processes only every 10 s, and stops all at once, so that what is
+between encoder and decoder is lost (BentoML 1.4.40, bentoml/_internal/utils/circus/__init__.py).
+"""
+
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from service.logs import configure_logging
+from service.run_folder import run_folder
+from service.settings import settings
+from service.tls import bentoml_tls_options
+from service.worker_process import METRICS_FOLDER, WorkerProcess, gateway_part, runner_parts, worker_environment
+
+logger = logging.getLogger(__name__)
+
+_ENDS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (*_ENDS, signal.SIGCHLD, signal.SIGALRM)
+_TICK_S = 1.0
+_GATEWAY_MARGIN_S = 10.0  # beyond the time of its last request
+_RUNNERS_STOP_S = 10.0
+
+
+class Supervisor:
+    """The processes of one start. Must run in the main thread, which hears the signals."""
+
+    def __init__(self, gateway: WorkerProcess, runners: Sequence[WorkerProcess], metrics: Path) -> None:
+        self._gateway = gateway
+        self._runners = runners
+        self._metrics = metrics
+
+    def run(self, max_request_s: float) -> None:
+        """Keep all processes running until a signal says stop; a second one changes nothing."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
+        while self._next_signal() not in _ENDS:
+            pass
+        logger.info("stopping: no new requests; accepted ones have up to %g s", max_request_s)
+        self._gateway.part.listener.close()  # it has its own, and answers that it is not ready
+        self._stop([self._gateway], max_request_s + _GATEWAY_MARGIN_S)
+        self._stop(self._runners, _RUNNERS_STOP_S)
+        logger.info("stopped")
+
+    def _stop(self, processes: Sequence[WorkerProcess], limit_s: float) -> None:
+        """Ask processes to end, kill those that do not in `limit_s`; the others are kept running meanwhile."""
+        for process in processes:
+            process.stop(signal.SIGTERM)
+        deadline_s = time.monotonic() + limit_s
+        while left := [process for process in processes if process.pid is not None]:
+            if time.monotonic() > deadline_s:
+                logger.error("killed, as they did not end: %s", ", ".join(process.part.name for process in left))
+                for process in left:
+                    process.stop(signal.SIGKILL)
+            self._next_signal()
+
+    def _next_signal(self) -> int:
+        """Start what is to run, and see to what has ended; return the next signal."""
+        for process in (self._gateway, *self._runners):
+            process.start_if_due()
+        received = signal.sigwait(_SIGNALS)
+        self._reap()
+        return received
+
+    def _reap(self) -> None:
+        """Note every child that has ended; as process 1 of a container, orphans are among them."""
+        running = {process.pid: process for process in (self._gateway, *self._runners)}
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if (process := running.get(pid)) is not None:
+                process.note_end(status)
+            # Of what its gauges said nothing is true any more (prometheus_client's mark_process_dead).
+            for gauge in self._metrics.glob(f"gauge_live*_{pid}.db"):
+                gauge.unlink()
+
+
+def main(models: Sequence[str]) -> None:
+    """Run until told to stop; end with status 0 then."""
+    values = settings()
+    configure_logging()
+    with run_folder() as folder:
+        try:
+            gateway = gateway_part(values.host, values.port, bentoml_tls_options(values))
+        except OSError as error:
+            sys.exit(f"diptych does not start: {values.host}:{values.port} cannot be listened on: {error}")
+        parts = (gateway, *runner_parts(models, folder))
+        os.environ.update(worker_environment(parts, folder))
+        _import_all()
+        processes = [WorkerProcess(part, [other for other in parts if other is not part]) for part in parts]
+        Supervisor(processes[0], processes[1:], folder / METRICS_FOLDER).run(values.request_timeout_s)
+
+
+def _import_all() -> None:
+    """Import what the processes need, once for all that are forked from this one. None of it starts a thread."""
+    import_module("runners.decoder_worker")  # torch
+    import_module("service.gateway")
+
+    gc.freeze()  # else the collector's marks would copy the memory that they share
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,141 @@
+"""One process of the service: BentoML's worker for a part, on a socket that outlives it.
+
+It is forked from the supervisor, where everything is imported already: a new one does not spend seconds on that, and
+what all have imported is in memory once. Its arguments and environment are what `bentoml serve` gives its own (BentoML
+1.4.40, _bentoml_impl/server/serving.py).
+"""
+
+import ctypes
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from _bentoml_impl.worker.service import main as bentoml_worker
+
+logger = logging.getLogger(__name__)
+
+METRICS_FOLDER = "metrics"
+_SHORT_LIFE_S = 5.0  # what ends sooner is started anew after a pause, not at once
+_PAUSE_S = 1.0
+_BACKLOG = 2048
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_ARGUMENTS = slice(45, 47)  # in /proc/PID/stat behind the name: where they start and end in memory (man proc_pid_stat)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A service of BentoML by its name, and where it is reached."""
+
+    name: str
+    listener: socket.socket
+    url: str
+    options: tuple[str, ...] = ()  # of BentoML's worker
+
+
+def gateway_part(host: str, port: int, tls_options: Sequence[str]) -> Part:
+    """Return the gateway, listening; raise `OSError` where the address is not to be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    return Part("diptych", listener, f"{'https' if tls_options else 'http'}://{host}:{port}", tuple(tls_options))
+
+
+def runner_parts(models: Sequence[str], folder: Path) -> list[Part]:
+    """Return encoder and decoder of each model, listening on sockets in `folder`."""
+    return [_runner_part(f"{model}-{part}", folder) for model in models for part in ("encoder", "decoder")]
+
+
+def _runner_part(name: str, folder: Path) -> Part:
+    listener, path = socket.socket(socket.AF_UNIX), folder / f"{name}.sock"
+    listener.bind(str(path))
+    listener.listen(_BACKLOG)
+    return Part(name, listener, path.as_uri())
+
+
+def worker_environment(parts: Sequence[Part], folder: Path) -> dict[str, str]:
+    """Return what the environment of all processes has beside the supervisor's; they write into `folder`."""
+    metrics = folder / METRICS_FOLDER
+    metrics.mkdir()
+    return {
+        "BENTOML_RUNNER_MAP": json.dumps({part.name: part.url for part in parts}),
+        "PROMETHEUS_MULTIPROC_DIR": str(metrics),
+        "TMPDIR": str(folder),
+    }
+
+
+class WorkerProcess:
+    """The process of a part: started, started anew when it has ended, stopped."""
+
+    def __init__(self, part: Part, others: Sequence[Part], now: Callable[[], float] = time.monotonic) -> None:
+        self.part = part
+        self.pid: int | None = None  # where there is a process
+        self._others = others
+        self._now = now
+        self._started_s = 0.0
+        self._next_start_s = -math.inf
+        self._is_wanted = True
+
+    def start_if_due(self) -> None:
+        """Start the process unless it runs, was stopped, or has just ended after a short life."""
+        if self.pid is not None or not self._is_wanted or self._now() < self._next_start_s:
+            return
+        self._started_s = self._now()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become(self.part, self._others)
+
+    def note_end(self, status: int) -> None:
+        """Note that the process has ended, with a status of os.waitpid()."""
+        code = os.waitstatus_to_exitcode(status)
+        if self._is_wanted:
+            logger.error("%s (process %d) ended with status %d: it is started anew", self.part.name, self.pid, code)
+        is_short = self._now() - self._started_s < _SHORT_LIFE_S
+        self._next_start_s = self._now() + _PAUSE_S if is_short else -math.inf
+        self.pid = None
+
+    def stop(self, signum: signal.Signals) -> None:
+        """Send `signum` to the process; it is not started anew."""
+        self._is_wanted = False
+        if self.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signum)
+
+
+def _show_as(title: str) -> None:
+    """Write what `ps` shows as this process's command over that of the supervisor, as far as it fits."""
+    with suppress(OSError), open("/proc/self/stat", encoding="utf-8") as stat, open("/proc/self/mem", "r+b") as memory:
+        start, end = map(int, stat.read().rpartition(")")[2].split()[_ARGUMENTS])
+        memory.seek(start)
+        memory.write(title.encode()[: end - start - 1].ljust(end - start, b"\0"))
+
+
+def _become(part: Part, others: Sequence[Part]) -> NoReturn:
+    """In a new process: run BentoML's worker to its end. It dies with the supervisor, however that ends."""
+    status = 1
+    try:
+        if sys.platform == "linux":
+            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.setsid()  # a terminal's Ctrl-C is the supervisor's
+        for other in others:
+            other.listener.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        name = ("--service-name", part.name)
+        _show_as(" ".join(("diptych", *name)))
+        fd = str(part.listener.fileno())
+        bentoml_worker(["service.gateway:Gateway", *name, "--fd", fd, "--worker-id", "1", *part.options])
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        logger.exception("%s failed", part.name)
+    finally:
+        os._exit(status)  # what the supervisor will clean up at its end is not this process's

@@ -1,0 +1,37 @@
+import os
+import subprocess
+import sys
+
+from loadtest.process_use import use_of_family
+
+CHILD = """
+import os, sys, threading
+fd = os.memfd_create("x")
+os.write(fd, bytes(3_000_000))
+os.open("/dev/null", os.O_RDONLY)
+threading.Thread(target=sys.stdin.read, daemon=True).start()
+filled = bytes(range(250)) * 40_000
+print("ready", flush=True)
+threading.Event().wait()
+"""
+
+
+def test_a_process_and_its_children_are_counted_by_name() -> None:
+    command = [sys.executable, "-c", CHILD, "--service-name", "a-part"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        uses = use_of_family(os.getpid())
+        child.kill()
+    assert {"supervisor", "a-part"} <= uses.keys()
+    use = uses["a-part"]
+    assert (use.num_threads, use.num_shared) == (2, 1)
+    assert use.num_fds == 5  # three of every process, the memory, the null device
+    assert 3.0 <= use.shared_mb < 3.1
+    assert 10 < use.memory_mb < 100
+
+
+def test_a_process_that_has_ended_is_left_out() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    assert use_of_family(child.pid) == {}

@@ -1,0 +1,83 @@
+import logging
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from runners.limits import SchedulerLimits
+from runners.scheduler import Scheduler
+from runners.sequences import SequenceRequest
+from runners.watchdog import Watchdog
+from tests.support.fake_decoder import EOS, FakeDecoder
+from tests.support.waiting import wait_until
+
+TIMEOUT_S = 30
+
+
+@dataclass(slots=True)
+class Clock:
+    """A time that stands still."""
+
+    now_s: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass(slots=True)
+class StuckDecoder(FakeDecoder):
+    """Ends no prefill before it is released."""
+
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def prefill(self, cache: object, requests: object, first_slot: int) -> torch.Tensor:
+        """Wait, then do as the other."""
+        assert self.released.wait(TIMEOUT_S)
+        return FakeDecoder.prefill(self, cache, requests, first_slot)  # type: ignore[arg-type]
+
+
+def test_it_is_content_as_long_as_turns_end_in_time() -> None:
+    clock = Clock()
+    watchdog = Watchdog("it", 60, clock)
+    for _ in range(3):
+        with watchdog.turn():
+            clock.now_s += 60
+            assert watchdog.is_content()
+    clock.now_s += 1000  # nothing to do
+    assert watchdog.is_content()
+
+
+def test_a_long_turn_is_logged_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    watchdog = Watchdog("the decoder of x", 60, clock)
+    with watchdog.turn():
+        clock.now_s += 61
+        assert [watchdog.is_content() for _ in range(3)] == [False] * 3
+    assert watchdog.is_content()
+    assert [(record.levelno, record.args) for record in caplog.records] == [
+        (logging.ERROR, ("the decoder of x", 61.0, 60)),
+        (logging.WARNING, ("the decoder of x",)),
+    ]
+
+
+def test_a_turn_that_fails_is_over() -> None:
+    clock = Clock()
+    watchdog = Watchdog("it", 60, clock)
+    with pytest.raises(ValueError, match="x"), watchdog.turn():
+        raise ValueError("x")
+    clock.now_s += 61
+    assert watchdog.is_content()
+
+
+def test_a_scheduler_whose_step_blocks_is_noticed_and_goes_on_when_it_ends() -> None:
+    decoder = StuckDecoder()
+    scheduler = Scheduler(decoder, "fake", SchedulerLimits(4, 8, 1000, stuck_after_s=0.01))
+    (future,) = scheduler.submit([SequenceRequest(torch.zeros(2, 4), (5, 6), max_new_tokens=16)])
+    assert scheduler.watchdog.is_content()
+    scheduler.start()
+    wait_until(lambda: not scheduler.watchdog.is_content())
+    decoder.released.set()
+    assert future.result(TIMEOUT_S).sequence.token_ids == (5, 6, EOS)
+    wait_until(scheduler.watchdog.is_content)
+    scheduler.stop()

@@ -1,0 +1,28 @@
+"""The endless models with a NaN in florence-2-mini: whoever comes to that position of an answer fails."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from runners.artifacts import DECODER_FILE, MANIFEST_FILE
+from tests.support.endless_models import endless_models
+from tests.support.export_cli import ModelStore
+
+POISONED_MODEL = "florence-2-mini"
+POISONED_POSITION = 150
+_POSITIONS = "model.language_model.decoder.embed_positions.weight"
+
+
+def poisoned_models(exported: ModelStore, home: Path) -> ModelStore:
+    """Copy the exported models into another BentoML home, without an end and with a poisoned position."""
+    store = endless_models(exported, home)
+    folder = store.newest(POISONED_MODEL)
+    weights = load_file(folder / DECODER_FILE)
+    weights[_POSITIONS][POISONED_POSITION] = float("nan")
+    save_file(weights, folder / DECODER_FILE)
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    manifest["files"][DECODER_FILE] = hashlib.sha256((folder / DECODER_FILE).read_bytes()).hexdigest()
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+    return store

@@ -1,0 +1,23 @@
+"""Processes of a running service, as the kernel shows them."""
+
+from pathlib import Path
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that come from `pid`, without itself."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [one for child in children for one in (child, *descendants(child))]
+
+
+def is_alive(pid: int) -> bool:
+    """Say whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def run_folder_of(supervisor: int) -> Path:
+    """Return the folder that a running service writes into."""
+    links = [fd.readlink() for fd in Path(f"/proc/{supervisor}/fd").iterdir()]
+    return next(link for link in links if link.name.startswith("diptych-"))

@@ -1,0 +1,71 @@
+"""A read-only or a full disk under everything that the service reads and writes changes nothing but the log."""
+
+import io
+import signal
+import subprocess
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.export_cli import ModelStore
+from tests.support.running_service import OPEN, SERVICE, RunningService, running_service
+from tests.support.service_metrics import metric
+
+IN_NAMESPACE = ("unshare", "--mount", "sh", "-ec")
+READ_ONLY = """
+mount -o remount,ro,bind /
+if touch "$1/file"; then exit 1; fi
+shift
+exec "$@"
+"""
+FULL = """
+disk=$1; shift
+mount -t tmpfs -o size=100m tmpfs "$disk"
+cp -r "$BENTOML_HOME" "$disk/bentoml"
+touch "$disk/service.log"
+if dd if=/dev/zero of="$disk/fill"; then exit 1; fi
+export BENTOML_HOME="$disk/bentoml" HOME="$disk" TMPDIR="$disk"
+exec "$@" >> "$disk/service.log" 2>&1
+"""
+STOP_S = 60
+
+pytestmark = pytest.mark.skipif(
+    subprocess.run([*IN_NAMESPACE, "mount -t tmpfs tmpfs /mnt"], capture_output=True).returncode != 0,
+    reason="no mounts are permitted here: what a full or read-only disk does is not tested",
+)
+
+
+def large_image() -> bytes:
+    """Return a file of some MB: bodies of more than one lie in a file while they are read."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def answers(service: RunningService) -> bool:
+    form = {"task": "captioning", "detail": "detailed"}
+    response = httpx.post(f"{service.url}/v1/compare", data=form, files={"image": large_image()}, timeout=60)
+    return response.is_success and all("result" in answer for answer in response.json()["answers"])
+
+
+@pytest.mark.parametrize("script", [READ_ONLY, FULL], ids=["read-only", "full"])
+def test_the_service_starts_answers_counts_and_stops(exported: ModelStore, tmp_path: Path, script: str) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = (*IN_NAMESPACE, script, "sh", str(disk), *SERVICE)
+    with running_service(exported.home, tmp_path / "service.log", OPEN, command) as service:
+        assert all(answers(service) for _ in range(3))
+        assert metric(service, "diptych_requests_total", status="ok") == 6
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(STOP_S) == 0
+
+
+def test_a_log_that_cannot_be_written_changes_nothing(exported: ModelStore, tmp_path: Path) -> None:
+    command = ("sh", "-c", 'exec "$@" > /dev/full 2>&1', "sh", *SERVICE)
+    with running_service(exported.home, tmp_path / "service.log", OPEN, command) as service:
+        assert answers(service)
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(STOP_S) == 0

@@ -1,0 +1,115 @@
+"""SIGTERM: not ready at once, no more is let in, what was accepted is answered; then exit 0, and nothing is left."""
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service.proto import vision_pb2 as pb
+from service.proto.vision_pb2_grpc import VisionStub
+from tests.support.endless_models import endless_models
+from tests.support.export_cli import ModelStore
+from tests.support.processes import descendants, is_alive
+from tests.support.running_service import RunningService, running_service
+from tests.support.scene_images import scene_png
+from tests.support.server_sent_events import parse_events
+from tests.support.service_metrics import metric
+from tests.support.waiting import wait_until
+
+NUM_TOKENS, NUM_BEAMS = 280, 8  # of answers that take some seconds together
+FORM = {"task": "captioning", "max_new_tokens": str(NUM_TOKENS)}
+NUM_WHOLE = 12
+STOP_S = 60  # far above what the answers take
+
+
+@pytest.fixture(scope="module")
+def endless(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
+    return endless_models(exported, tmp_path_factory.mktemp("endless") / "bentoml")
+
+
+@pytest.fixture
+def service(endless: ModelStore, tmp_path: Path) -> Iterator[RunningService]:
+    with running_service(endless.home, tmp_path / "service.log") as running:
+        yield running
+
+
+def ask(service: RunningService, **fields: str) -> httpx.Response:
+    return httpx.post(f"{service.url}/v1/predict", data=FORM | fields, files={"image": scene_png()}, timeout=STOP_S)
+
+
+def call(channel: grpc.Channel) -> Any:
+    request = pb.PredictRequest(image=scene_png(), task="captioning", max_new_tokens=NUM_TOKENS, num_beams=NUM_BEAMS)
+    return VisionStub(channel).Predict.future(request, timeout=STOP_S)
+
+
+def is_serving(channel: grpc.Channel) -> bool:
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    status = stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status
+    return bool(status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def test_what_was_accepted_is_answered_and_the_rest_refused(service: RunningService) -> None:
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(NUM_WHOLE + 1))
+        channel = stack.enter_context(grpc.insecure_channel(service.grpc_address))
+        wait_until(lambda: is_serving(channel))
+        whole = [pool.submit(ask, service, num_beams=str(NUM_BEAMS)) for _ in range(NUM_WHOLE)]
+        stream = pool.submit(ask, service, num_beams="1", stream="true")
+        called = call(channel)
+        wait_until(lambda: metric(service, "diptych_live_sequences") >= 2)
+        service.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not service.is_ready(), 2)
+        assert_refuses(service, channel)
+        service.process.send_signal(signal.SIGTERM)  # a second one changes nothing
+        assert not all(answer.done() for answer in whole)
+        assert_answered(whole, stream)
+        assert called.result().usage.generated_tokens == NUM_TOKENS
+    assert service.process.wait(STOP_S) == 0
+    assert service.log.read_text().count("ended with status") == 0
+
+
+def assert_refuses(service: RunningService, channel: grpc.Channel) -> None:
+    refused = ask(service)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+    assert refused.headers["connection"] == "close"
+    assert not is_serving(channel)
+    with pytest.raises(grpc.RpcError) as caught:
+        call(channel).result()
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def assert_answered(whole: "list[Future[httpx.Response]]", stream: "Future[httpx.Response]") -> None:
+    for answer in whole:
+        assert answer.result().json()["usage"]["generated_tokens"] == NUM_TOKENS
+    name, result = parse_events(stream.result().text)[-1]
+    assert (name, result["usage"]["generated_tokens"]) == ("result", NUM_TOKENS)
+
+
+def test_what_does_not_end_in_time_is_killed(endless: ModelStore, tmp_path: Path) -> None:
+    with running_service(endless.home, tmp_path / "service.log", DIPTYCH_REQUEST_TIMEOUT_S="1") as service:
+        started = descendants(service.process.pid)
+        os.kill(service.parts()["florence-2-mini-decoder"], signal.SIGSTOP)
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(STOP_S) == 0
+        assert not any(is_alive(pid) for pid in started)
+        assert "killed, as they did not end: florence-2-mini-decoder" in service.log.read_text()
+
+
+def test_a_killed_supervisor_leaves_no_process(service: RunningService) -> None:
+    started = descendants(service.process.pid)
+    assert len(started) == 5
+    service.process.kill()
+    service.process.wait(STOP_S)
+    wait_until(lambda: not any(is_alive(pid) for pid in started))
+
+
+def test_processes_are_forked_from_one_without_threads(service: RunningService) -> None:
+    assert len(os.listdir(f"/proc/{service.process.pid}/task")) == 1
