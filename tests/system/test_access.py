@@ -21,10 +21,10 @@ from service.proto.vision_pb2_grpc import VisionStub
 from tests.support.api_keys import hash_of
 from tests.support.attack_urls import attacks
 from tests.support.export_cli import ModelStore
+from tests.support.processes import run_folder_of
 from tests.support.running_service import Access, RunningService, free_port, running_service
 from tests.support.scene_images import scene_png
 from tests.support.server_sent_events import parse_events
-from tests.system.test_transport import sockets
 
 MODEL = "florence-2-mini"
 KEY, LIMITED_KEY, LATER_KEY, WRONG_KEY = "key-of-the-operator", "key-with-limits", "key-of-later", "key-of-nobody"
@@ -191,9 +191,9 @@ def test_no_process_unpickles_what_it_is_sent(closed: ClosedService, client: htt
     body, headers = pickle.dumps({"memory": WritesFile(str(trace))}), {"Content-Type": PICKLE}
     for path in ("/v1/predict", "/", "/encode", "/write"):
         assert client.post(path, content=body, headers=headers).status_code in (400, 404, 405), path
-    runners = sockets(closed.service)
+    folder = run_folder_of(closed.service.process.pid)
     for part, api in (("encoder", "encode"), ("encoder", "can_open"), ("decoder", "write"), ("decoder", "stream")):
-        transport = httpx.HTTPTransport(uds=runners[f"{MODEL}-{part}"])
+        transport = httpx.HTTPTransport(uds=str(folder / f"{MODEL}-{part}.sock"))
         with httpx.Client(transport=transport, base_url="http://runner") as runner:
             assert runner.post(f"/{api}", content=body, headers=headers).status_code == 415
     assert not trace.exists()
