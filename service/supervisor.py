@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from bentoml._internal.log import SERVER_LOGGING_CONFIG
+
 from service.logs import configure_logging
 from service.run_folder import run_folder
 from service.settings import settings
@@ -112,6 +114,8 @@ def _import_all() -> None:
     """Import what the processes need, once for all that are forked from this one. None of it starts a thread."""
     import_module("runners.decoder_worker")  # torch
     import_module("service.gateway")
+    # Else the workers' own set-up of logs would silence every logger that is there before it.
+    SERVER_LOGGING_CONFIG["disable_existing_loggers"] = False
 
     gc.freeze()  # else the collector's marks would copy the memory that they share
 

@@ -19,6 +19,7 @@ ARROWS = {
 }
 BENTOML_ENTRY_POINTS = {
     "service/gateway.py",
+    "service/supervisor.py",
     "runners/encoder_service.py",
     "runners/decoder_service.py",
     "runners/model_store.py",
