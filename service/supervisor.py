@@ -38,7 +38,7 @@ _RUNNERS_STOP_S = 10.0
 
 
 class Supervisor:
-    """The processes of one start. Must run in the main thread, which hears the signals."""
+    """The processes of one start. Its signals are blocked by its caller, in the main thread."""
 
     def __init__(self, gateway: WorkerProcess, runners: Sequence[WorkerProcess], metrics: Path) -> None:
         self._gateway = gateway
@@ -47,7 +47,6 @@ class Supervisor:
 
     def run(self, max_request_s: float) -> None:
         """Keep all processes running until a signal says stop; a second one changes nothing."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
         while self._next_signal() not in _ENDS:
             pass
@@ -96,6 +95,7 @@ class Supervisor:
 
 def main(models: Sequence[str]) -> None:
     """Run until told to stop; end with status 0 then."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # what comes before the first wait is not lost
     values = settings()
     configure_logging()
     with run_folder() as folder:
@@ -114,9 +114,8 @@ def _import_all() -> None:
     """Import what the processes need, once for all that are forked from this one. None of it starts a thread."""
     import_module("runners.decoder_worker")  # torch
     import_module("service.gateway")
-    # Else the workers' own set-up of logs would silence every logger that is there before it.
+    # Else BentoML's set-up of logs in each process would silence every logger that was there before.
     SERVER_LOGGING_CONFIG["disable_existing_loggers"] = False
-
     gc.freeze()  # else the collector's marks would copy the memory that they share
 
 
