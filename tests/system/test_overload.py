@@ -94,7 +94,7 @@ def resident_bytes(service: RunningService) -> int:
 
 
 def goodput(answered: list[Sent], end_s: float) -> float:
-    """Return the answers a second in the last two thirds of an overload that ended at `end_s`: queues are full by then."""
+    """Return the answers a second in the last two thirds of an overload that ended at `end_s`: then queues are full."""
     full_s = OVERLOAD_S * 2 / 3
     return sum(end_s - full_s <= each.end_s < end_s for each in answered) / full_s
 
