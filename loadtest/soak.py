@@ -34,7 +34,7 @@ ALLOWANCES = {
     "memory_mb": Allowance(0.05, 12),
     "num_fds": Allowance(0, 32),  # connections come and go; a leak would be of thousands
     "num_threads": Allowance(0, 2),
-    # A decoder holds the gateway's memory for a moment; a leak would be one of every restart, or all that the cache let go.
+    # A decoder maps the gateway's memory for a moment; a leak would be all that the cache has let go.
     "num_shared": Allowance(0, 1),
     "shared_mb": Allowance(0.05, 8),
 }
