@@ -20,7 +20,7 @@ from loadtest.flatness import Allowance, Trend, trend_of
 from loadtest.markdown import shown, table
 from loadtest.process_use import Use, use_of_family
 from loadtest.servers import ROOT, Launch, free_port, running
-from loadtest.soak_traffic import Traffic
+from loadtest.soak_traffic import MAX_AT_ONCE, Traffic
 
 LOAD = 0.8
 _NUM_CLIENTS = 16
@@ -32,7 +32,7 @@ _EXPECTED = {"answer", "stream", "error", "gone"}
 SETTINGS = {"DIPTYCH_VISION_CACHE_MB": "8", "DIPTYCH_GRPC_PORT": "0"}
 ALLOWANCES = {
     "memory_mb": Allowance(0.05, 12),
-    "num_fds": Allowance(0, 32),  # connections come and go; a leak would be of thousands
+    "num_fds": Allowance(0, MAX_AT_ONCE),  # connections that are at work, or idle for some seconds more
     "num_threads": Allowance(0, 2),
     # A decoder maps the gateway's memory for a moment; a leak would be all that the cache has let go.
     "num_shared": Allowance(0, 1),

@@ -25,7 +25,7 @@ from PIL import Image
 _TIMEOUT_S = 120
 _MOMENT_S = 0.03
 _SIDE_PX = 384
-_MAX_AT_ONCE = 32
+MAX_AT_ONCE = 32
 _TASKS = ("captioning", "ocr")  # every model offers them
 _ERRORS: tuple[tuple[set[int], Mapping[str, str], Mapping[str, str], bytes | None], ...] = (
     ({400}, {"colour": "red"}, {}, None),
@@ -63,7 +63,7 @@ class Traffic:
 
     async def open_loop(self, rate_per_s: float, seconds: float) -> None:
         """Send requests at random times, `rate_per_s` of them on average, whether or not others are answered."""
-        deadline_s, running = time.monotonic() + seconds, asyncio.Semaphore(_MAX_AT_ONCE)
+        deadline_s, running = time.monotonic() + seconds, asyncio.Semaphore(MAX_AT_ONCE)
         async with self._session() as http, asyncio.TaskGroup() as group:
             await self._prepare(http)
             while time.monotonic() < deadline_s:
