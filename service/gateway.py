@@ -1,6 +1,6 @@
 """The entry point for BentoML: the gateway service, with an encoder and a decoder service for each served model.
 
-bentoml serve service.gateway:Gateway        (or python -m service, which checks settings and artifacts first)
+`python -m service` checks settings and artifacts, then runs its processes (service/supervisor.py).
 """
 
 import asyncio

@@ -20,7 +20,7 @@ def check_tls_files(settings: Settings) -> None:
 
 
 def bentoml_tls_options(settings: Settings) -> list[str]:
-    """Return what `bentoml serve` is told of them."""
+    """Return what BentoML's worker of the gateway is told of them."""
     if settings.tls_certificate_file is None:
         return []
     return ["--ssl-certfile", str(settings.tls_certificate_file), "--ssl-keyfile", str(settings.tls_key_file)]

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from service.openai_api import OPENAI
 from service.rest_boundary import STATUSES
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, NUM_IMAGE_TOKENS, PALIGEMMA_ID
 from tests.support.rest_client import OCR, client, fits
@@ -87,7 +86,3 @@ def test_an_error_has_the_form_of_openai(request_body: dict[str, Any], code: str
     assert (document["error"]["code"], document["error"]["param"]) == (code, param)
     assert response.status_code == {str(name): status for name, status in STATUSES.items()}[code]
     assert document["error"]["type"] == "invalid_request_error"
-
-
-def test_the_interface_has_a_label_of_its_own() -> None:
-    assert OPENAI.api == "openai"

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 
 RESPONSE_END = b"\r\nConnection: close\r\n\r\n"
 
@@ -28,7 +28,7 @@ class ImageHost:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
-        try:
+        with suppress(ConnectionError, asyncio.IncompleteReadError), closing(writer):  # a client may go at any time
             self.requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
             answer = self.answers.get(self.requests[-1].split()[1], response(b"", "404 Not Found"))
             for chunk in [answer] if isinstance(answer, bytes) else answer:
@@ -36,10 +36,6 @@ class ImageHost:
                 await writer.drain()
             if not isinstance(answer, bytes):
                 await reader.read()  # the rest never comes: the client must go
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
 
 
 @asynccontextmanager

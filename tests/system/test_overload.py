@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,9 +103,7 @@ def quantile_s(sent: list[Sent], share: float) -> float:
     return float(np.quantile([each.latency_s for each in sent], share))
 
 
-def test_ten_times_its_capacity_costs_the_service_little(
-    service: RunningService, record_property: Callable[[str, object], None]
-) -> None:
+def test_ten_times_its_capacity_costs_the_service_little(service: RunningService) -> None:
     full, full_s = asyncio.run(closed_loop(service.url))
     assert {each.status for each in full} == {200}
     capacity = len(full) / full_s
@@ -124,8 +122,6 @@ def test_ten_times_its_capacity_costs_the_service_little(
         "refused p99, ms": quantile_s(refused, 0.99) * 1000,
         "memory, MB": (resident_bytes(service) - before) / 1e6,
     }
-    for name, value in figures.items():
-        record_property(name, round(value, 3))
     print(figures)
     assert len(answered) + len(refused) + len(late) == len(sent)
     assert all(each.retry_after and int(each.retry_after) >= 1 for each in refused)
