@@ -112,7 +112,8 @@ def test_a_folder_whose_labelling_was_interrupted_is_finished_without_doing_an_i
     out, concurrency = folder.with_name("out"), 2
     words = ("annotate", folder, "--task", "object_detection", "--out", out, "--concurrency", str(concurrency))
     before = num_requests(service)
-    with subprocess.Popen(command(service, *words), cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+    options: dict[str, Any] = {"cwd": ROOT, "stderr": subprocess.DEVNULL, "preexec_fn": hear_interrupts}
+    with subprocess.Popen(command(service, *words), **options) as process:
         wait_for_answers(process, out, 10)
         process.send_signal(stop)
     assert process.returncode == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[stop]
@@ -125,6 +126,11 @@ def test_a_folder_whose_labelling_was_interrupted_is_finished_without_doing_an_i
     assert sorted(journal_names(out)) == names
     assert NUM_IMAGES <= num_requests(service) - before <= NUM_IMAGES + concurrency
     assert sorted(image["file_name"] for image in COCO(out / "annotations.json").imgs.values()) == names
+
+
+def hear_interrupts() -> None:
+    """Let a process hear of SIGINT where the tests run in the background of a shell, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def num_requests(service: RunningService) -> float:
