@@ -126,7 +126,7 @@ def test_ten_times_its_capacity_costs_the_service_little(service: RunningService
     assert len(answered) + len(refused) + len(late) == len(sent)
     assert all(each.retry_after and int(each.retry_after) >= 1 for each in refused)
     # The aims are 0.9, 0.05 and 50 ms; a shared machine of two cores, on which the clients run too, is held to less.
-    assert figures["goodput, of it"] >= 0.3
-    assert figures["late, of accepted"] <= 0.3
-    assert figures["refused p99, ms"] <= 500
+    assert figures["goodput, of it"] >= 0.45
+    assert figures["late, of accepted"] <= 0.25
+    assert figures["refused p99, ms"] <= 200
     assert figures["memory, MB"] * 1e6 <= MOST_GROWTH_BYTES
