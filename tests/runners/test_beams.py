@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.beams import BeamSequence
+from runners.beams import Beam, BeamSequence, FinishedBeam
 from runners.constraints import Constraint
 from runners.generation_rules import GenerationRules
 from runners.patterns import OneToken, Repeated
@@ -105,3 +105,10 @@ def test_tokens_are_settled_once_every_beam_that_can_win_has_them() -> None:
     sequence.advance(torch.stack([row({EOS: 0.9, 2: 0.05}), row({2: 0.02})]))
     assert sequence.finished[0].beam.token_ids == (3, 4, EOS)
     assert list(sequence.settled_token_ids)[:1] == [3]
+
+
+def test_tokens_that_a_finished_answer_lacks_are_not_settled() -> None:
+    sequence = BeamSequence(request(), RULES, beams=[Beam((3, 4)), Beam((3, 5))])
+    assert list(sequence.settled_token_ids) == [3]
+    sequence.finished.append(FinishedBeam(Beam((2, EOS)), -0.5, "stop"))
+    assert list(sequence.settled_token_ids) == []

@@ -4,7 +4,8 @@ import aiohttp
 import pytest
 
 from service.core import Comparison
-from tests.support.core_calls import codes, compare, florence_fails, run
+from service.errors import Overloaded
+from tests.support.core_calls import codes, compare, florence_fails, run, until
 from tests.support.fake_runners import FakeDecoder, FakeEncoder, refusal
 from tests.support.fake_service import FLORENCE_ID, IMAGE_SIZE_WH, PALIGEMMA_ID, PNG, context, make_core
 
@@ -70,3 +71,18 @@ def test_slow_model_does_not_take_the_others_answers() -> None:
         return await core.compare(PNG, {"task": "ocr"}, context(timeout_s=0.5))
 
     assert codes(run(one_never_answers())) == {FLORENCE_ID: "deadline_exceeded", PALIGEMMA_ID: "ok"}
+
+
+def test_a_comparison_that_every_model_refuses_is_refused_as_a_whole() -> None:
+    async def ask() -> Comparison:
+        encoders = {model_id: FakeEncoder(released=asyncio.Event()) for model_id in (FLORENCE_ID, PALIGEMMA_ID)}
+        core = make_core(encoders=encoders, max_running=1, max_waiting_tokens=1)
+        first = asyncio.create_task(core.compare(PNG, {"task": "ocr"}, context()))
+        await until(lambda: all(encoder.shapes for encoder in encoders.values()))
+        try:
+            return await core.compare(PNG, {"task": "ocr"}, context())
+        finally:
+            first.cancel()
+
+    with pytest.raises(Overloaded, match="wait for florence-2-mini already"):
+        run(asyncio.wait_for(ask(), 10))

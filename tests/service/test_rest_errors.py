@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
@@ -6,10 +7,12 @@ import aiohttp
 import pytest
 from PIL import Image
 from prometheus_client import REGISTRY
+from starlette.types import Message
 
 from service.core import Comparison, Core, CoreLimits
 from service.errors import ErrorCode
 from service.prediction import Answer
+from service.rest_app import rest_app
 from service.rest_boundary import STATUSES, RestBoundary
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import (
@@ -161,3 +164,21 @@ def test_body_that_grows_too_large_is_refused_without_a_declared_length() -> Non
 
     response = client().send("POST", "/v1/predict", content=chunks(), headers={"Content-Type": "application/json"})
     assert error_of(response)["code"] == "payload_too_large"
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/predict", "/v1/compare", "/v1/chat/completions", "/v2/models/florence-2-mini/infer"]
+)
+def test_where_there_is_no_room_no_body_is_read(path: str) -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        raise AssertionError("the body is read")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"100")]
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+    asyncio.run(rest_app(client(make_core(max_pending=0)).boundary)(scope, receive, send))
+    assert sent[0]["status"] == 429
