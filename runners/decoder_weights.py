@@ -16,6 +16,7 @@ from torch import Tensor
 from runners.artifacts import Precision
 from runners.int8 import Int8Linear
 from runners.layers import FloatLinear, LayerNorm, Linear
+from runners.packed_linear import PackedLinear, can_pack
 
 _LANGUAGE_MODEL = "model.language_model."  # in the names of Florence-2's and PaliGemma's checkpoints
 _DTYPES: dict[Precision, torch.dtype] = {
@@ -61,14 +62,19 @@ class DecoderWeights:
     def output_head(self, embeddings: Tensor) -> Linear:
         """Return the layer that gives logits: the checkpoint's own, or the matrix of `embeddings` if they are tied."""
         whole = replace(self, prefix="")
-        return whole.linear("lm_head") if whole.has("lm_head.weight") else self._linear_of(embeddings)
+        if whole.has("lm_head.weight"):
+            return whole.linear("lm_head")
+        is_packed = self.precision != "int8" and can_pack(embeddings)
+        return PackedLinear.view(embeddings) if is_packed else self._linear_of(embeddings)
 
     def layer_norm(self, name: str, epsilon: float) -> LayerNorm:
         """Read a norm."""
         return LayerNorm(self.tensor(f"{name}.weight"), self.tensor(f"{name}.bias"), epsilon)
 
     def _linear_of(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
-        return Int8Linear.of(weight, bias) if self.precision == "int8" else FloatLinear(weight, bias)
+        if self.precision == "int8":
+            return Int8Linear.of(weight, bias)
+        return PackedLinear.of(weight, bias) if can_pack(weight) else FloatLinear(weight, bias)
 
     def _join(self, names: Sequence[str]) -> Tensor:
         """Read tensors one below the other."""

@@ -20,8 +20,9 @@ from runners.decoders import load_decoder
 from runners.vision_encoder import VisionEncoder
 from tests.support.export_cli import ROOT
 
-# Above the weights themselves: one tensor's mapped pages while it is read, the interpreter's own objects.
-MARGIN = 1.15
+# Above the weights themselves: one tensor's mapped pages while it is read, the holes that matrices leave in the heap
+# when they are packed, up to 90 MB here, the interpreter's own objects.
+MARGIN = 1.25
 
 LOAD = """
 import json, sys

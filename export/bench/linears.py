@@ -1,0 +1,55 @@
+"""What a float32 product takes in torch's `linear` and in `runners.packed_linear` (python -m export.bench.linears).
+
+Prints G operations per second, two for each product of two numbers; the median of several tries.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from runners.layers import FloatLinear, Linear
+from runners.packed_linear import PackedLinear
+
+_SHAPES = [(rows, out, into) for out, into in ((3072, 768), (384, 128)) for rows in (1, 4, 16, 590)]
+_TRIES = 7
+_TRY_FOR_S = 0.1
+
+
+def rate(product: Callable[[], Tensor], num_operations: int) -> float:
+    """Return operations per second of `product`, run again and again for some time."""
+    product()
+    return num_operations / statistics.median(_mean_s(product) for _ in range(_TRIES))
+
+
+def _mean_s(product: Callable[[], Tensor]) -> float:
+    start_s, num_times = time.perf_counter(), 0
+    while (elapsed_s := time.perf_counter() - start_s) < _TRY_FOR_S:
+        product()
+        num_times += 1
+    return elapsed_s / num_times
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Print a line for each shape."""
+    parser = argparse.ArgumentParser("python -m export.bench.linears", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch; default %(default)s")
+    torch.set_num_threads(parser.parse_args().threads)
+    for rows, out, into in _SHAPES:
+        states, weight, bias = torch.randn(rows, into), torch.randn(out, into), torch.randn(out)
+        layers: dict[str, Linear] = {
+            "linear": FloatLinear(weight, bias),
+            "packed": PackedLinear.of(weight, bias),
+            "view": PackedLinear.view(weight),
+        }
+        rates = {name: rate(partial(layer, states), 2 * rows * out * into) / 1e9 for name, layer in layers.items()}
+        print(f"{rows} rows, {out} x {into}, G/s:", *(f"{name} {each:.0f}" for name, each in rates.items()))
+
+
+if __name__ == "__main__":
+    main()

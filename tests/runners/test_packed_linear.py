@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from runners.packed_linear import PackedLinear, can_pack
+
+CLOSE = 1e-4  # of sums of up to 1,024 products near 1, in another order
+SMALL, LARGE = (96, 64), (512, 1024)
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape) + shape[0]))
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("rows", [(1,), (3, 1), (2, 70)])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_the_product_is_that_of_the_matrix(size: tuple[int, int], rows: tuple[int, ...], has_bias: bool) -> None:
+    weight, bias, states = drawn(*size), drawn(size[0]) if has_bias else None, drawn(*rows, size[1])
+    product = PackedLinear.of(weight, bias)(states)
+    expected = states.double() @ weight.double().T + (0 if bias is None else bias.double())
+    assert product.shape == expected.shape
+    torch.testing.assert_close(product.double(), expected, rtol=0, atol=CLOSE)
+
+
+def test_states_that_do_not_lie_in_a_row_are_read_right() -> None:
+    layer, states = PackedLinear.of(drawn(*LARGE), None), drawn(4, 9, 3 * LARGE[1]).chunk(3, dim=-1)[1]
+    torch.testing.assert_close(layer(states), layer(states.contiguous()))
+
+
+def test_a_large_matrix_is_in_memory_once_and_a_small_one_twice() -> None:
+    assert PackedLinear.of(drawn(*LARGE), None).plain is None
+    assert PackedLinear.of(drawn(*SMALL), None).plain is not None
+
+
+def test_a_row_of_nan_spoils_no_other() -> None:
+    states = drawn(3, LARGE[1])
+    layer, alone = PackedLinear.of(drawn(*LARGE), None), states.clone()
+    states[1] = torch.nan
+    product = layer(states)
+    assert product[1].isnan().all()
+    torch.testing.assert_close(product[[0, 2]], layer(alone)[[0, 2]])
+
+
+def test_bfloat16_gives_what_torch_gives() -> None:
+    weight, states = drawn(*LARGE).bfloat16(), drawn(5, LARGE[1]).bfloat16()
+    torch.testing.assert_close(PackedLinear.of(weight, None)(states), states @ weight.T, rtol=2e-2, atol=0.5)
+
+
+def test_a_view_shares_its_memory_and_gives_the_same() -> None:
+    weight, states = drawn(*LARGE), drawn(5, LARGE[1])
+    view = PackedLinear.view(weight)
+    assert view.matrix.data_ptr() == weight.data_ptr()
+    torch.testing.assert_close(view(states), PackedLinear.of(weight, None)(states))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_cpu_computes_in_is_packed(dtype: torch.dtype) -> None:
+    assert can_pack(torch.empty(SMALL, dtype=dtype))
+    assert not can_pack(torch.empty(SMALL, dtype=dtype, device="meta"))
+
+
+def test_float16_is_not_packed() -> None:
+    assert not can_pack(drawn(*SMALL).half())
