@@ -1,7 +1,7 @@
 """The Bento that an image is built from: service, runners, tasks and artifacts, as one folder.
 
-    python -m export.bento build/bento                      the embedded models, as bentofile.yaml says
-    python -m export.bento build/bento florence-2-base …    these instead; they must have been exported
+python -m export.bento build/bento                      the embedded models, as bentofile.yaml says
+python -m export.bento build/bento florence-2-base …    these instead; they must have been exported
 """
 
 import argparse
