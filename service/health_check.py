@@ -15,18 +15,22 @@ _OK, _UNAUTHORIZED = 200, 401
 
 def main() -> None:
     """End with status 0 if the service is ready, else with one line that says what is wrong."""
-    values = settings()
+    sys.exit(problem(settings()))
+
+
+def problem(values: Settings) -> str | None:
+    """Return what is wrong with the service that runs with these settings, or None."""
     try:
         status = _readiness(values)
-    except OSError as error:
-        sys.exit(f"{values.host}:{values.port} does not answer: {error}")
+    except (OSError, http.client.HTTPException) as error:
+        return f"{values.host}:{values.port} does not answer: {error}"
     # No key is known here: where one is needed, that the gateway asks for it has to do.
-    if status not in ((_OK, _UNAUTHORIZED) if values.health_needs_key else (_OK,)):
-        sys.exit(f"/readyz answers {status}")
+    is_well = status == _OK or (values.health_needs_key and status == _UNAUTHORIZED)
+    return None if is_well else f"/readyz answers {status}"
 
 
 def _readiness(values: Settings) -> int:
-    """Return the status of /readyz; raise `OSError` where there is no answer."""
+    """Return the status of /readyz."""
     connection = _connection(values)
     try:
         connection.request("GET", "/readyz")

@@ -144,7 +144,7 @@ def try_container(folder: Path) -> dict[str, str]:
         ask(service.grpc_url)
         memory = memory_mb()
         started_s = time.monotonic()
-        os.kill(first_process(), signal.SIGTERM)
+        os.kill(processes()[0], signal.SIGTERM)
         status = service.process.wait(STOP_S)
         stopped_s = time.monotonic() - started_s
     if status != 0:
@@ -177,8 +177,9 @@ def running(container: str, log: Path) -> Iterator[Running]:
         run("buildah", "run", *local, container, "--", *config["Healthcheck"]["Test"][1:])
         yield Running(url, f"grpc://127.0.0.1:{grpc_port}", process, ready_s)
     finally:
-        process.kill()
-        process.wait()
+        for pid in processes():  # where something failed
+            os.kill(pid, signal.SIGKILL)
+        process.wait(STOP_S)
 
 
 def on_read_only_root(container: str, command: Sequence[str]) -> list[str]:
@@ -214,20 +215,15 @@ def ask(url: str) -> None:
         raise RuntimeError(f"{url} reads {texts}")
 
 
-def processes() -> dict[int, Path]:
-    """Return the processes of the container, which are those of its user; the supervisor is the first."""
-    folders = [path for path in Path("/proc").iterdir() if path.name.isdigit() and path.stat().st_uid == USER]
-    return {int(path.name): path for path in sorted(folders, key=lambda path: int(path.name))}
-
-
-def first_process() -> int:
-    """Return the process that gets STOPSIGNAL."""
-    return next(iter(processes()))
+def processes() -> list[int]:
+    """Return the processes of the container, which are those of its user; STOPSIGNAL goes to the first."""
+    command = ["ps", "-o", "pid=", "-u", str(USER)]
+    return [int(pid) for pid in subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout.split()]
 
 
 def memory_mb() -> float:
     """Return the memory of all processes, of what they share to each its part."""
-    rollups = [(path / "smaps_rollup").read_text() for path in processes().values()]
+    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in processes()]
     return sum(int(line.split()[1]) for text in rollups for line in text.splitlines() if line.startswith("Pss:")) / 1e3
 
 
