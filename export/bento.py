@@ -29,7 +29,7 @@ def write_bento(folder: Path, models: Sequence[str]) -> None:
         bento = bentoml.bentos.build_bentofile(bentofile.name, build_ctx=str(_ROOT))
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        bento.export(str(folder), "folder")
+        bento.export(str(folder.resolve()), "folder")  # BentoML takes a relative path for one below /
     finally:
         bentoml.bentos.delete(bento.tag)  # else every build would leave one in the store
 
