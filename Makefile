@@ -1,6 +1,7 @@
 # make serve   environment, artifacts of the embedded models, service on port 3000
 # make test    everything that is checked: style, types, tests
 # make proto   the code of the gRPC interfaces, from service/proto/*.proto
+# make image   the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
 # make bench   our service against what a user would write instead, at most 25 minutes; tables in loadtest/results
 
 PYTHON ?= python3.11
@@ -8,10 +9,19 @@ VENV := .venv
 PY := $(VENV)/bin/python
 EMBEDDED := florence-2-mini paligemma-mini
 
+# Of the image; BUILD_OPTIONS go to the engine: --build-arg BASE_IMAGE=… and the others of the Containerfile.
+ENGINE ?= $(notdir $(firstword $(shell which docker podman buildah)))
+VARIANT ?= cpu
+MODELS ?= $(EMBEDDED)
+IMAGE ?= diptych
+# What podman and buildah make by themselves, OCI's format, has no health check.
+FORMAT = $(if $(filter docker,$(ENGINE)),,--format docker)
+COMMA := ,
+
 export BENTOML_HOME ?= $(CURDIR)/.bentoml
 export BENTOML_DO_NOT_TRACK ?= True
 
-.PHONY: serve export test check proto bench clean
+.PHONY: serve export test check proto image bench clean
 
 serve: export
 	$(PY) -m service
@@ -25,10 +35,16 @@ test: check export
 check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy service runners tasks export loadtest client tests
+	$(VENV)/bin/mypy service runners tasks export loadtest client deploy tests
 
 proto: $(VENV)/installed-dev
 	$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. service/proto/*.proto
+
+image: $(VENV)/installed-export
+	$(PY) -m export --if-changed $(MODELS)
+	$(PY) -m export.bento build/bento $(MODELS)
+	$(ENGINE) build $(FORMAT) --file deploy/container/Containerfile --tag $(IMAGE) --build-arg VARIANT=$(VARIANT) \
+	    --build-arg MODELS=$(subst $() $(),$(COMMA),$(strip $(MODELS))) $(BUILD_OPTIONS) build/bento
 
 bench: $(VENV)/installed-bench
 	$(PY) -m loadtest $(BENCH)

@@ -24,6 +24,7 @@ BENTOML_ENTRY_POINTS = {
     "runners/decoder_service.py",
     "runners/model_store.py",
     "export/store.py",
+    "export/bento.py",
 }
 MAX_LINES = 300
 

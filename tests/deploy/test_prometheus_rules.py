@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client.metrics import MetricWrapperBase
 
-import runners.metrics
-import service.metrics
+from tests.support.declared_metrics import declared_metrics
 from tests.support.export_cli import ROOT
 from tests.support.prometheus import CONFIG, committed_rules, needs_prometheus
 
@@ -53,12 +51,7 @@ def test_every_alert_section_is_that_of_an_alert() -> None:
 
 
 def test_rules_name_only_metrics_that_there_are() -> None:
-    declared = {
-        metric._name.removesuffix("_total")
-        for module in (runners.metrics, service.metrics)
-        for metric in vars(module).values()
-        if isinstance(metric, MetricWrapperBase)
-    }
+    declared = declared_metrics()
     for rule in (*ALERTS, *RECORDED):
         for name in re.findall(r"(?<![:\w])diptych_\w+", rule["expr"]):
             assert re.sub(r"_(total|bucket|sum|count)$", "", name) in declared, name

@@ -1,0 +1,249 @@
+"""Builds the image on a base of its own, runs it, asks it over REST and gRPC, stops it, and prints what that took.
+
+    make export && sudo .venv/bin/python -m deploy.container.try_image
+
+For where no daemon of Docker is: Debian's buildah builds and runs (isolation chroot, storage vfs), debootstrap makes
+the base. It takes some five minutes, and 10 GB of --folder, which are free again at the end.
+
+    --suite trixie --copy-python   Debian's suite of the base, and the Python that runs this in the place of Debian's
+    --volume HOST:CONTAINER:ro     for the build, as for a pip.conf; may be given several times
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from client import Answer, Client, TextResult
+
+ROOT = Path(__file__).parents[2]
+SCENE = ROOT / "service" / "samples" / "scene.png"
+USER = 10001  # the Containerfile's
+BASE, IMAGE = "localhost/diptych-base", "diptych"
+LIMITS = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=90000:90000")
+READY_S, STOP_S = 300, 120
+NOT_COPIED = ("site-packages", "test", "__pycache__", "idlelib", "tkinter", "turtledemo")  # of Python's own library
+# What the copied Python is linked with.
+LIBRARIES = "libssl3t64,libffi8,libsqlite3-0,libexpat1,libbz2-1.0,liblzma5,zlib1g,libreadline8t64,libuuid1"
+
+READ_ONLY = """
+mount --bind "$1" "$1"
+mount -o remount,bind,ro "$1"
+if touch "$1/opt/file"; then exit 1; fi
+shift
+exec "$@"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the command line says."""
+
+    folder: Path
+    suite: str
+    copies_python: bool
+    volumes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A container that is ready."""
+
+    url: str
+    grpc_url: str
+    process: subprocess.Popen[bytes]
+    ready_s: float
+
+
+def main() -> None:
+    """Try the image; raise where something is not as it must be."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.container.try_image", description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("/var/tmp"))
+    parser.add_argument("--suite", default="bookworm")
+    parser.add_argument("--copy-python", action="store_true")
+    parser.add_argument("--volume", action="append", default=[])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="diptych-image-", dir=options.folder) as folder:
+        given = Given(Path(folder), options.suite, options.copy_python, tuple(options.volume))
+        use_own_storage(given.folder)
+        make_base(given)
+        build(given)
+        print(figures(try_container(given.folder)))
+
+
+def use_own_storage(folder: Path) -> None:
+    """Let buildah write below `folder` only, without a daemon and without overlays."""
+    storage = folder / "storage.conf"
+    storage.write_text(f'[storage]\ndriver = "vfs"\nrunroot = "{folder}/run"\ngraphroot = "{folder}/storage"\n')
+    os.environ |= {"CONTAINERS_STORAGE_CONF": str(storage), "BUILDAH_ISOLATION": "chroot"}
+
+
+def run(*command: str) -> None:
+    """Run a command to its end; raise if it fails."""
+    print("$", " ".join(command), flush=True)
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def output(*command: str) -> str:
+    """Return what a command prints; raise if it fails."""
+    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def make_base(given: Given) -> None:
+    """Make the base image: Debian with Python and nothing of its installation left."""
+    root = given.folder / "base"
+    python = LIBRARIES if given.copies_python else "python3,python3-venv"
+    run("debootstrap", "--variant=minbase", f"--include=ca-certificates,{python}", given.suite, str(root))
+    if given.copies_python:
+        copy_python(root)
+    for left in (*root.glob("var/cache/apt/archives/*.deb"), *root.glob("var/lib/apt/lists/*_*")):
+        left.unlink()
+    container = output("buildah", "from", "scratch")
+    run("buildah", "add", "--quiet", container, str(root), "/")
+    run("buildah", "commit", "--quiet", container, BASE)
+    run("buildah", "rm", container)
+
+
+def copy_python(root: Path) -> None:
+    """Copy the Python that runs this to /usr/local, where the official images have theirs too."""
+    source, target = Path(sys.base_prefix), root / "usr" / "local"
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    shutil.copytree(source / "lib" / version, target / "lib" / version, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    for library in source.glob("lib/libpython*.so*"):
+        shutil.copy2(library, target / "lib", follow_symlinks=False)
+    shutil.copy2(source / "bin" / version, target / "bin" / version)
+    (target / "bin" / "python3").symlink_to(version)
+    run("ldconfig", "-r", str(root))
+
+
+def build(given: Given) -> None:
+    """Build the image as a user does, in the environment that runs this."""
+    volumes = [word for volume in given.volumes for word in ("--volume", volume)]
+    options = " ".join((*LIMITS, "--build-arg", f"BASE_IMAGE={BASE}", *volumes))
+    environment = ("-o", ".venv/installed-export", f"PY={sys.executable}")
+    run("make", "image", "ENGINE=buildah", f"IMAGE={IMAGE}", *environment, f"BUILD_OPTIONS={options}")
+
+
+def try_container(folder: Path) -> dict[str, str]:
+    """Run the image, ask it, stop it; return what was measured."""
+    container = output("buildah", "from", *LIMITS, IMAGE)
+    with running(container, folder / "service.log") as service:
+        ask(service.url)
+        ask(service.grpc_url)
+        memory = memory_mb()
+        started_s = time.monotonic()
+        os.kill(processes()[0], signal.SIGTERM)
+        status = service.process.wait(STOP_S)
+        stopped_s = time.monotonic() - started_s
+    if status != 0:
+        raise RuntimeError(f"stopped with status {status}: {(folder / 'service.log').read_text()[-4000:]}")
+    return {
+        "image, uncompressed": f"{image_bytes(IMAGE) / 1e9:.2f} GB",
+        "of it the base": f"{image_bytes(BASE) / 1e9:.2f} GB",
+        "start to ready": f"{service.ready_s:.1f} s",
+        "resident memory (PSS), all processes": f"{memory:.0f} MB",
+        "SIGTERM to the end, status 0": f"{stopped_s:.1f} s",
+    }
+
+
+@contextmanager
+def running(container: str, log: Path) -> Iterator[Running]:
+    """Run the image's command on a read-only root, and its health check; yield when it is ready."""
+    port, grpc_port = free_port(), free_port()
+    ports = ("--env", f"DIPTYCH_PORT={port}", "--env", f"DIPTYCH_GRPC_PORT={grpc_port}")
+    local = ("--env", "DIPTYCH_HOST=127.0.0.1", *ports)  # chroot's network is that of the host
+    config = json.loads(output("buildah", "inspect", container))["Docker"]["config"]
+    run("buildah", "run", *local, container, "--", "true")  # makes the mount points, which a read-only root must have
+    started_s = time.monotonic()
+    with log.open("wb") as file:
+        command = on_read_only_root(container, ["buildah", "run", *local, container, "--", *config["Entrypoint"]])
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(url, process, log)
+        ready_s = time.monotonic() - started_s
+        run("buildah", "run", *local, container, "--", *config["Healthcheck"]["Test"][1:])
+        yield Running(url, f"grpc://127.0.0.1:{grpc_port}", process, ready_s)
+    finally:
+        for pid in processes():  # where something failed
+            os.kill(pid, signal.SIGKILL)
+        process.wait(STOP_S)
+
+
+def on_read_only_root(container: str, command: Sequence[str]) -> list[str]:
+    """Return `command` in a mount namespace in which the container's root cannot be written."""
+    return ["unshare", "--mount", "sh", "-ec", READ_ONLY, "sh", output("buildah", "mount", container), *command]
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when /readyz says so; raise if the container ends, or is not ready in time."""
+    deadline_s = time.monotonic() + READY_S
+    while not is_ready(url):
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            raise RuntimeError(f"not ready: {log.read_text()[-4000:]}")
+        time.sleep(0.05)
+
+
+def is_ready(url: str) -> bool:
+    """Say whether the service says that it is ready."""
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=10) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+def ask(url: str) -> None:
+    """Ask every model what is on the README's scene; raise unless all say the same as there."""
+    with Client(url) as client:
+        answers = client.compare(SCENE, "ocr").answers
+    texts = [each.result.text for each in answers if isinstance(each, Answer) and isinstance(each.result, TextResult)]
+    print(url, texts)
+    if texts != ["YK", "YK"]:
+        raise RuntimeError(f"{url} reads {texts}")
+
+
+def processes() -> list[int]:
+    """Return the processes of the container, which are those of its user; STOPSIGNAL goes to the first."""
+    command = ["ps", "-o", "pid=", "-u", str(USER)]
+    return [int(pid) for pid in subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout.split()]
+
+
+def memory_mb() -> float:
+    """Return the memory of all processes, of what they share to each its part."""
+    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in processes()]
+    return sum(int(line.split()[1]) for text in rollups for line in text.splitlines() if line.startswith("Pss:")) / 1e3
+
+
+def image_bytes(image: str) -> int:
+    """Return the bytes of an image's layers."""
+    manifest = json.loads(json.loads(output("buildah", "inspect", "--type", "image", image))["Manifest"])
+    return sum(layer["size"] for layer in manifest["layers"])
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def figures(measured: dict[str, str]) -> str:
+    """Return the README's table."""
+    return "\n".join(("| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in measured.items())))
+
+
+if __name__ == "__main__":
+    main()

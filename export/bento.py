@@ -1,0 +1,47 @@
+"""The Bento that an image is built from: service, runners, tasks and artifacts, as one folder.
+
+python -m export.bento build/bento                      the embedded models, as bentofile.yaml says
+python -m export.bento build/bento florence-2-base …    these instead; they must have been exported
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import bentoml
+import yaml
+
+_ROOT = Path(__file__).parents[1]
+
+
+def write_bento(folder: Path, models: Sequence[str]) -> None:
+    """Build a Bento of `models` (none: those of bentofile.yaml) and write it, artifacts included, over `folder`."""
+    options = yaml.safe_load((_ROOT / "bentofile.yaml").read_text(encoding="utf-8"))
+    if models:
+        options["models"] = [f"{model}:latest" for model in models]
+        os.environ["DIPTYCH_MODELS"] = ",".join(models)  # the services that the Bento describes
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as bentofile:
+        yaml.safe_dump(options, bentofile)
+        bentofile.flush()
+        bento = bentoml.bentos.build_bentofile(bentofile.name, build_ctx=str(_ROOT))
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        bento.export(str(folder.resolve()), "folder")  # BentoML takes a relative path for one below /
+    finally:
+        bentoml.bentos.delete(bento.tag)  # else every build would leave one in the store
+
+
+def main() -> None:
+    """Write the Bento that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m export.bento", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("models", nargs="*", metavar="MODEL")
+    given = parser.parse_args()
+    write_bento(given.folder, given.models)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""What goes into the image, and what its Containerfile says: as far as can be told without building it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from service.settings import read_settings
+from tests.support.export_cli import EMBEDDED, ROOT, ModelStore
+
+CONTAINERFILE = (ROOT / "deploy" / "container" / "Containerfile").read_text(encoding="utf-8")
+INSTRUCTIONS = re.findall(r"^([A-Z]+) (.*)$", re.sub(r"\\\n", "", CONTAINERFILE), re.MULTILINE)
+LAST_STAGE = INSTRUCTIONS[max(index for index, (name, _) in enumerate(INSTRUCTIONS) if name == "FROM") :]
+
+
+def instruction(name: str) -> str:
+    """Return the one instruction of this name in the stage that becomes the image."""
+    (only,) = [value for each, value in LAST_STAGE if each == name]
+    return str(only)
+
+
+@pytest.fixture(scope="module")
+def bento(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the image is built in."""
+    folder = tmp_path_factory.mktemp("bento") / "bento"
+    environment = os.environ | {"BENTOML_HOME": str(exported.home), "BENTOML_DO_NOT_TRACK": "True"}
+    command = [sys.executable, "-m", "export.bento", str(folder)]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+def committed(*folders: str) -> set[str]:
+    """Return the files of folders that git has, or would take."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *folders]
+    return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_the_bento_has_the_code_that_serves_and_nothing_else(bento: Path) -> None:
+    files = {str(path.relative_to(bento / "src")) for path in (bento / "src").rglob("*") if path.is_file()}
+    pictures = committed("service/samples")
+    beside = {"bentofile.yaml", "models/catalog.yaml", "requirements.txt", "requirements-gpu.txt", "LICENSE"}
+    assert pictures
+    assert files == committed("service", "runners", "tasks") - pictures | beside
+
+
+def test_the_bento_has_the_newest_artifacts_of_the_embedded_models(bento: Path, exported: ModelStore) -> None:
+    folders = {path.parent for path in (bento / "models").rglob("manifest.json")}
+    newest = {model_id: exported.newest(model_id) for model_id in EMBEDDED}
+    assert folders == {bento / "models" / model_id / folder.name for model_id, folder in newest.items()}
+    for model_id, folder in newest.items():
+        assert (bento / "models" / model_id / "latest").read_text(encoding="utf-8").strip() == folder.name
+        copied = json.loads((bento / "models" / model_id / folder.name / "manifest.json").read_text(encoding="utf-8"))
+        assert all((bento / "models" / model_id / folder.name / name).is_file() for name in copied["files"])
+
+
+def test_a_bento_leaves_nothing_in_the_store(bento: Path, exported: ModelStore) -> None:
+    assert bento.is_dir()
+    assert not list((exported.home / "bentos").rglob("bento.yaml"))
+
+
+def test_what_is_copied_is_in_the_bento(bento: Path) -> None:
+    copied = [word for name, value in INSTRUCTIONS if name == "COPY" for word in value.split()[:-1]]
+    sources = [word for word in copied if not word.startswith(("--from", "/"))]
+    assert len(sources) == 4
+    assert all((bento / source).exists() for source in sources)
+
+
+def test_the_image_runs_the_service_as_nobody_in_particular() -> None:
+    assert instruction("USER") == "10001:10001"
+    assert instruction("STOPSIGNAL") == "SIGTERM"
+    assert json.loads(instruction("ENTRYPOINT")) == ["python", "-m", "service"]
+    assert json.loads(instruction("HEALTHCHECK").partition("CMD ")[2]) == ["python", "-m", "service.health_check"]
+    assert not [value for name, value in LAST_STAGE if name == "CMD"]
+
+
+def test_what_installs_stays_in_its_own_stage() -> None:
+    assert [value for name, value in INSTRUCTIONS if name == "FROM"] == ["${BASE_IMAGE} AS packages", "${BASE_IMAGE}"]
+    assert not [value for name, value in LAST_STAGE if re.search(r"\bpip\b|\bapt", value) and name == "RUN"]
+    (install,) = [value for name, value in INSTRUCTIONS if "pip install" in value and name == "RUN"]
+    assert "--no-cache-dir" in install
+    assert install.endswith("pip uninstall --yes pip")
+
+
+def test_settings_of_the_image_are_settings() -> None:
+    words = dict(word.split("=", 1) for word in instruction("ENV").split())
+    given = {name: value for name, value in words.items() if name.startswith("DIPTYCH_")}
+    (models,) = [value for name, value in LAST_STAGE if name == "ARG"]
+    settings = read_settings(given | {"DIPTYCH_MODELS": models.partition("=")[2]})
+    assert (settings.host, settings.models) == ("0.0.0.0", EMBEDDED)
+    assert {str(settings.port), str(settings.grpc_port)} == set(instruction("EXPOSE").split())
+
+
+def test_the_gpu_variant_differs_in_onnx_runtime_only() -> None:
+    requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    other = [
+        line for line in (ROOT / "requirements-gpu.txt").read_text(encoding="utf-8").splitlines() if line[0] != "#"
+    ]
+    assert len(re.findall(r"^onnxruntime==", requirements, re.MULTILINE)) == 1
+    assert [line.partition("==")[0] for line in other] == ["onnxruntime-gpu"]
+
+
+def test_compose_runs_the_image_as_confined_as_it_is_made() -> None:
+    service = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))["services"]["diptych"]
+    assert (service["image"], service["read_only"], service["cap_drop"]) == ("diptych", True, ["ALL"])
+    defaults = read_settings({})
+    assert int(service["shm_size"].rstrip("m")) << 20 > defaults.max_pending_requests * defaults.max_body_bytes
+    assert int(service["stop_grace_period"].rstrip("s")) > defaults.request_timeout_s + 20

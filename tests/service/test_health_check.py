@@ -1,0 +1,67 @@
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import trustme
+
+from service.health_check import problem
+from service.settings import Settings
+
+
+@contextmanager
+def answering(status: int, certificate: trustme.LeafCert | None = None) -> Iterator[int]:
+    """Answer /readyz with a status, and what else is asked with 404; yield the port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/readyz" else 404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Write nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            certificate.configure_cert(context)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [(200, None), (503, "/readyz answers 503"), (401, "/readyz answers 401")]
+)
+def test_only_200_is_well(status: int, expected: str | None) -> None:
+    with answering(status) as port:
+        assert problem(Settings(port=port)) == expected
+
+
+def test_a_service_that_asks_for_a_key_is_well() -> None:
+    with answering(401) as port:
+        assert problem(Settings(port=port, health_needs_key=True, api_keys_file=Path("keys"))) is None
+    with answering(503) as port:
+        assert problem(Settings(port=port, health_needs_key=True, api_keys_file=Path("keys"))) == "/readyz answers 503"
+
+
+def test_a_certificate_for_another_name_is_taken() -> None:
+    files = {"tls_certificate_file": Path("certificate.pem"), "tls_key_file": Path("key.pem")}
+    with answering(200, trustme.CA().issue_cert("diptych.example.org")) as port:
+        assert problem(Settings(port=port, **files)) is None
+        assert "does not answer" in str(problem(Settings(port=port)))
+
+
+def test_nobody_who_listens_is_a_problem() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        assert str(problem(Settings(port=port))).startswith(f"127.0.0.1:{port} does not answer: ")

@@ -1,0 +1,16 @@
+"""The metrics that the code declares."""
+
+from prometheus_client.metrics import MetricWrapperBase
+
+import runners.metrics
+import service.metrics
+
+
+def declared_metrics() -> set[str]:
+    """Return the name of every metric of ours, without the `_total` of a counter."""
+    return {
+        metric._name.removesuffix("_total")
+        for module in (runners.metrics, service.metrics)
+        for metric in vars(module).values()
+        if isinstance(metric, MetricWrapperBase)
+    }
