@@ -2,16 +2,18 @@
 # make test    everything that is checked: style, types, tests
 # make proto   the code of the gRPC interfaces, from service/proto/*.proto
 # make bench   our service against what a user would write instead, at most 25 minutes; tables in loadtest/results
+# make loadtest  Locust against a running service (URL=...), at most 6 minutes; report in loadtest/results/load
 
 PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
 EMBEDDED := florence-2-mini paligemma-mini
+URL ?= http://127.0.0.1:3000
 
 export BENTOML_HOME ?= $(CURDIR)/.bentoml
 export BENTOML_DO_NOT_TRACK ?= True
 
-.PHONY: serve export test check proto bench clean
+.PHONY: serve export test check proto bench loadtest clean
 
 serve: export
 	$(PY) -m service
@@ -32,6 +34,9 @@ proto: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-bench
 	$(PY) -m loadtest $(BENCH)
+
+loadtest: $(VENV)/installed-loadtest
+	$(PY) -m locust -f loadtest/load/locustfile.py --headless --only-summary --host $(URL) $(LOADTEST)
 
 $(VENV)/installed-%: requirements-%.txt requirements.txt | $(VENV)/bin/python
 	$(PY) -m pip install --quiet -r $<

@@ -5,28 +5,26 @@ import os
 import sys
 from collections.abc import Mapping
 
-from locust.env import Environment
-
 from loadtest.load.options import Options
 from loadtest.load.rest import RestSender
 from loadtest.load.session import Target
 from loadtest.load.traffic_mix import TrafficMix
+from loadtest.markdown import percent
 from loadtest.processor import processor_name
 
 
 def facts_of(
-    environment: Environment, target: Target, mix: TrafficMix, options: Options, seconds: float
+    target: Target, mix: TrafficMix, options: Options, num_processes: int, seconds: float
 ) -> Mapping[str, str]:
     """Return the facts of a run that is over."""
     kinds = ", ".join(f"{weight} {api}" for api, weight in mix.apis.items())
-    num_workers = getattr(environment.runner, "worker_count", 1)
     loop = "open loop, a Poisson process" if options.arrivals == "open" else "closed loop"
     return {
         "command": f"`{' '.join(['python -m locust', *sys.argv[1:]])}`",
         "sent from": f"{processor_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end; "
-        f"{num_workers} processes",
+        f"{num_processes} sending processes",
         "service": f"{target.url}: {_models(target)}",
-        "asked": f"{kinds}; {mix.images.fresh:.0%} of the images are new; {loop}; {seconds:.0f} s",
+        "asked": f"{kinds}; {percent(mix.images.fresh)} of the images are new; {loop}; {seconds:.0f} s",
         "latency": "from the time that a request was due to its whole answer, of right answers",
     }
 

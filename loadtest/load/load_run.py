@@ -48,6 +48,7 @@ class LoadRun:
         self._session: Session | None = None
         self._plan: Plan | None = None
         self._start_s = 0.0
+        self._num_processes = 1
 
     def listen(self) -> None:
         """Follow Locust's events."""
@@ -100,10 +101,12 @@ class LoadRun:
         """Begin a test; Locust stops it, and tells why, where the service is not there or lacks what is asked."""
         self._recorder.clear()
         self._start_s = time.time()
+        runner = self._environment.runner
+        self._num_processes = runner.worker_count if isinstance(runner, MasterRunner) else 1
         try:
-            if not isinstance(self._environment.runner, MasterRunner):
+            if not isinstance(runner, MasterRunner):
                 self._open_session()
-            if not isinstance(self._environment.runner, WorkerRunner):
+            if not isinstance(runner, WorkerRunner):
                 self._scrapes = []
                 self._scraping = gevent.spawn(self._scrape)
         except (OSError, MixError) as error:
@@ -139,7 +142,7 @@ class LoadRun:
             return
         mix, options = self._mix, self._options
         report = LoadReport(
-            facts_of(self._environment, self._target, mix, options, stop_s - self._start_s),
+            facts_of(self._target, mix, options, self._num_processes, stop_s - self._start_s),
             options.unit,
             mix.slos_ms,
             [window_numbers(window, samples, self._scrapes, mix.slos_ms) for window in self._windows(stop_s)],

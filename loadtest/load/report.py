@@ -7,10 +7,14 @@ from pathlib import Path
 
 from loadtest.load.page import html_page
 from loadtest.load.plots import by_task_png, overview_png
-from loadtest.load.saturation import Saturation, saturation_of
+from loadtest.load.samples import VERDICTS
+from loadtest.load.saturation import HELD_SHARE, Saturation, saturation_of
+from loadtest.load.service_metrics import ServiceNumbers
 from loadtest.load.traffic_mix import Slo
 from loadtest.load.windows import Numbers, Percentiles, WindowNumbers
 from loadtest.markdown import percent, shown, table
+
+_VERDICT_NAMES = [verdict.replace("_", " ") for verdict in VERDICTS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +68,20 @@ def saturation_text(report: LoadReport) -> str:
     """Return where the saturation point is, in a sentence."""
     found, unit = report.saturation, report.unit
     if found.held is None:
-        return f"No level held, the lowest was {min(window.level for window in report.windows):g} {unit}."
-    held = f"{found.held:g} {unit} hold: at least 90 % of the requests are answered well within the SLO of their task"
-    return f"{held}; {'more was not tried' if found.not_held is None else f'{found.not_held:g} do not'}."
+        return f"No level held, the lowest was {min(window.level for window in report.windows):.3g} {unit}."
+    held = f"{found.held:.3g} {unit} hold: {HELD_SHARE:.0%} or more of what was due is answered within its SLO"
+    return f"{held}; {'more was not tried' if found.not_held is None else f'{found.not_held:.3g} do not'}."
 
 
 def load_table(report: LoadReport) -> str:
     """Return a row for each level, in their order."""
-    shares = ("good", "late", "refused", "error", "not_sent")
-    header = [report.unit, "offered/s", "answered/s", "goodput/s", *(share.replace("_", " ") for share in shares)]
+    header = [report.unit, "offered/s", "answered/s", "goodput/s", *_VERDICT_NAMES]
     header += ["p50 ms", "p95 ms", "p99 ms", "first token p50 / p95 ms", "sent late, p99 ms"]
     rows = [
         [
             f"{window.level:.3g}",
             *map(shown, (window.offered_per_s, window.answered_per_s, window.goodput_per_s)),
-            *(percent(window.all.share(share)) for share in shares),  # type: ignore[arg-type]
+            *(percent(window.all.share(verdict)) for verdict in VERDICTS),
             *_shown_percentiles(window.all.latency_ms),
             _pair(window.first_token_ms),
             shown(window.lag_ms.p99) if window.lag_ms else "-",
@@ -89,26 +92,29 @@ def load_table(report: LoadReport) -> str:
 
 
 def service_table(report: LoadReport) -> str:
-    """Return queues and batches for each level."""
+    """Return time to first token, queues and batches for each level; queues are mean / most, batches mean."""
     windows = sorted(report.windows, key=lambda window: window.level)
-    stages = sorted({stage for window in windows for stage in window.service.queue_depth_mean})
+    queues = sorted({stage for window in windows for stage in window.service.queue_depth_mean})
     batches = sorted({stage for window in windows for stage in window.service.batch_size_mean})
-    header = [report.unit, "first token p50 / p95 ms", *(f"queue: {stage}" for stage in stages)]
-    header += [f"batch: {stage}" for stage in batches]
-    return table(header, [_service_row(window, stages, batches) for window in windows])
+    rows = [["first token, p50 / p95 ms", *(_first_token(window.service) for window in windows)]]
+    rows += [[f"queue: {stage}", *(_queue(window.service, stage) for window in windows)] for stage in queues]
+    rows += [[f"batch: {stage}", *(_batch(window.service, stage) for window in windows)] for stage in batches]
+    return table([report.unit, *(f"{window.level:.3g}" for window in windows)], rows)
 
 
-def _service_row(window: WindowNumbers, stages: Sequence[str], batches: Sequence[str]) -> list[str]:
-    service = window.service
-    times = [service.first_token_p50_ms, service.first_token_p95_ms]
-    depths = [
-        f"{shown(service.queue_depth_mean[stage])}, at most {service.queue_depth_max[stage]:g}"
-        if stage in service.queue_depth_mean
-        else "-"
-        for stage in stages
-    ]
-    sizes = [shown(service.batch_size_mean[stage]) if stage in service.batch_size_mean else "-" for stage in batches]
-    return [f"{window.level:.3g}", " / ".join("-" if ms is None else shown(ms) for ms in times), *depths, *sizes]
+def _first_token(service: ServiceNumbers) -> str:
+    times_ms = (service.first_token_p50_ms, service.first_token_p95_ms)
+    return " / ".join("-" if ms is None else shown(ms) for ms in times_ms)
+
+
+def _queue(service: ServiceNumbers, stage: str) -> str:
+    if stage not in service.queue_depth_mean:
+        return "-"
+    return f"{shown(service.queue_depth_mean[stage])} / {service.queue_depth_max[stage]:g}"
+
+
+def _batch(service: ServiceNumbers, stage: str) -> str:
+    return shown(service.batch_size_mean[stage]) if stage in service.batch_size_mean else "-"
 
 
 def task_table(report: LoadReport) -> str:
@@ -131,7 +137,7 @@ def _task_cell(numbers: Numbers | None) -> str:
 
 def api_table(report: LoadReport) -> str:
     """Return what became of all requests of each interface."""
-    header = ["interface", "due", *("good", "late", "refused", "error", "not sent"), "statuses"]
+    header = ["interface", "due", *_VERDICT_NAMES, "statuses"]
     rows = [
         [api, str(numbers.num_due), *map(str, numbers.verdicts.values()), _counts(numbers.statuses)]
         for api, numbers in {**report.by_api, "all": report.total}.items()
