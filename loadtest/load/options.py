@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--arrivals", choices=["open", "closed"], default="open", help="open: requests/s; closed: clients that wait")
     add("--level", type=float, default=10.0, help="requests/s or clients, of a soak and of a ramp's end")
     add("--first-level", type=float, default=4.0, help="the same, of the first step and of a ramp's begin")
-    add("--seconds", type=float, default=330.0, help="of the whole run, at most, without its last answers")
+    add("--seconds", type=float, default=320.0, help="of the whole run, at most, without its last answers")
     add("--mix", default=str(_HERE / "traffic_mix.yaml"), help="what is asked; a path on every worker")
     add("--grpc", default="", metavar="HOST:PORT", help="default: port 3001 of --host")
     add("--results", default=str(_HERE.parent / "results" / "load"), metavar="FOLDER", help="where the report goes")
