@@ -44,6 +44,7 @@ class LoadRun:
         self._environment = environment
         self._recorder = Recorder()
         self._scrapes: list[Scrape] = []
+        self._num_failed_scrapes = 0
         self._scraping: gevent.Greenlet | None = None
         self._session: Session | None = None
         self._plan: Plan | None = None
@@ -107,7 +108,7 @@ class LoadRun:
             if not isinstance(runner, MasterRunner):
                 self._open_session()
             if not isinstance(runner, WorkerRunner):
-                self._scrapes = []
+                self._scrapes, self._num_failed_scrapes = [], 0
                 self._scraping = gevent.spawn(self._scrape)
         except (OSError, MixError) as error:
             self._environment.process_exit_code = 1
@@ -141,8 +142,9 @@ class LoadRun:
         if not samples:
             return
         mix, options = self._mix, self._options
+        facts = facts_of(self._target, mix, options, self._num_processes, stop_s - self._start_s)
         report = LoadReport(
-            facts_of(self._target, mix, options, self._num_processes, stop_s - self._start_s),
+            {**facts, "metrics": f"read {len(self._scrapes)} times, {self._num_failed_scrapes} times in vain"},
             options.unit,
             mix.slos_ms,
             [window_numbers(window, samples, self._scrapes, mix.slos_ms) for window in self._windows(stop_s)],
@@ -162,10 +164,13 @@ class LoadRun:
         return [part.at_level(self._recorder.num_due(part) / part.seconds) for part in parts]
 
     def _scrape(self) -> None:
-        """Read the service's metrics again and again."""
+        """Read the service's metrics again and again; under overload that may fail, which the report tells."""
         rest = RestSender(self._target.url, 1, self._target.api_key)
         while True:
-            self._scrapes.append(scraped(rest.get, time.time()))
+            try:
+                self._scrapes.append(scraped(rest.get, time.time()))
+            except OSError:
+                self._num_failed_scrapes += 1
             gevent.sleep(_SCRAPE_EVERY_S)
 
     def _report_to_master(self, data: dict[str, Any], **_: Any) -> None:

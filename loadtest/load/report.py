@@ -56,9 +56,9 @@ def markdown(report: LoadReport) -> str:
     facts = "\n".join(f"- {name}: {value}" for name, value in report.facts.items())
     sections = [
         ("Saturation", saturation_text(report)),
-        ("Load", load_table(report)),
-        ("What the service says of itself", service_table(report)),
+        ("Offered and answered", load_table(report)),
         ("Tasks", task_table(report)),
+        ("What the service says of itself", service_table(report)),
         ("Interfaces, whole run", api_table(report)),
     ]
     return f"# Load\n\n{facts}\n" + "".join(f"\n## {title}\n\n{body}\n" for title, body in sections)

@@ -44,11 +44,14 @@ class RestSender:
     def get(self, path: str) -> bytes:
         """Return a resource; raise `OSError` where there is none."""
         headers = {name: value for name, value in self._headers.items() if name == "Authorization"}
-        with self._http.get(path, headers=headers) as response:
-            body = bytes(response.read())
-            if response.status_code != 200:
-                raise OSError(f"GET {path} was answered with {response.status_code}: {body[:200]!r}")
-            return body
+        try:
+            with self._http.get(path, headers=headers) as response:
+                body, status = bytes(response.read()), response.status_code
+        except (HTTPConnectionClosed, HTTPParseError) as error:
+            raise OSError(f"GET {path}: {error}") from error
+        if status != 200:
+            raise OSError(f"GET {path} was answered with {status}: {body[:200]!r}")
+        return body
 
     def close(self) -> None:
         """Close all connections."""
