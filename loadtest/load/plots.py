@@ -46,9 +46,12 @@ def by_task_png(windows: Sequence[WindowNumbers], unit: str) -> bytes:
     figure, panels = _panels(len(rows), len(models))
     for column, model in enumerate(models):
         for row, (title, value) in enumerate(rows.items()):
-            _draw_tasks(panels[row][column], ordered, model, value)
-            panels[row][column].set_title(f"{model}: {title}", fontsize=10)
-            _finish(panels[row][column], f"offered load, {unit}")
+            panel = panels[row][column]
+            _draw_tasks(panel, ordered, model, value)
+            panel.set_title(f"{model}: {title}", fontsize=10)
+            _finish(panel, f"offered load, {unit}")
+            if title.endswith("ms"):
+                _scale_by_ratios(panel)
     return _png(figure)
 
 
@@ -73,7 +76,7 @@ def _draw_latency(panel: Any, windows: Sequence[WindowNumbers]) -> None:
     for name in _PERCENTILES:
         latency = _latency(name)
         _line(panel, windows, name, lambda window, of=latency: of(window.all))  # type: ignore[misc]
-    panel.set_yscale("log")
+    _scale_by_ratios(panel)
 
 
 def _draw_first_token(panel: Any, windows: Sequence[WindowNumbers]) -> None:
@@ -82,7 +85,7 @@ def _draw_first_token(panel: Any, windows: Sequence[WindowNumbers]) -> None:
     _line(panel, windows, "streams, p95", lambda window: window.first_token_ms.p95 if window.first_token_ms else None)
     _line(panel, windows, "service, p50", lambda window: window.service.first_token_p50_ms)
     _line(panel, windows, "service, p95", lambda window: window.service.first_token_p95_ms)
-    panel.set_yscale("log")
+    _scale_by_ratios(panel)
 
 
 def _draw_stages(
@@ -116,9 +119,15 @@ def _line(panel: Any, windows: Sequence[WindowNumbers], label: str, value: Value
         panel.plot(*zip(*points, strict=True), "o-", label=label, color=color, markersize=3, linewidth=1.2)
 
 
+def _scale_by_ratios(panel: Any) -> None:
+    panel.set_yscale("log")
+    for formatter in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+        formatter(lambda value, _position: f"{value:g}")
+
+
 def _finish(panel: Any, x_label: str) -> None:
     panel.set_xlabel(x_label, fontsize=8)
-    panel.tick_params(labelsize=8)
+    panel.tick_params(labelsize=8, which="both")
     panel.grid(visible=True, which="both", alpha=0.3)
     if panel.get_legend_handles_labels()[0]:
         panel.legend(fontsize=6)

@@ -8,7 +8,7 @@ from typing import Any
 
 import gevent
 from geventhttpclient import HTTPClient
-from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPResponse
+from geventhttpclient.response import HTTPParseError, HTTPResponse
 
 from loadtest.load.questions import Question
 from loadtest.load.replies import CONNECTION_FAILED, OK, TIMED_OUT, ModelReply, Reply
@@ -47,7 +47,7 @@ class RestSender:
         try:
             with self._http.get(path, headers=headers) as response:
                 body, status = bytes(response.read()), response.status_code
-        except (HTTPConnectionClosed, HTTPParseError) as error:
+        except HTTPParseError as error:
             raise OSError(f"GET {path}: {error}") from error
         if status != 200:
             raise OSError(f"GET {path} was answered with {status}: {body[:200]!r}")
@@ -70,7 +70,7 @@ class RestSender:
                 return read(response) if response.status_code == 200 else Reply(_code(response))
         except gevent.Timeout:
             return Reply(TIMED_OUT)
-        except (OSError, HTTPConnectionClosed, HTTPParseError):
+        except (OSError, HTTPParseError):
             return Reply(CONNECTION_FAILED)
 
 
