@@ -4,6 +4,7 @@ A process alone does all of it. A master has plan, samples and report; a worker 
 the master with Locust's own reports.
 """
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from loadtest.load.options import Options, options_of
 from loadtest.load.plans import Plan, Slope, Stepping, StepTimes, Window
 from loadtest.load.recorder import Recorder
 from loadtest.load.report import LoadReport, write_report
-from loadtest.load.rest import RestSender
+from loadtest.load.rest import GRACE_S, RestSender
 from loadtest.load.samples import DEFECTS
 from loadtest.load.saturation import next_level
 from loadtest.load.service_metrics import Scrape, scraped
@@ -30,7 +31,8 @@ from loadtest.load.users import RATE_PER_USER, DiptychUser
 from loadtest.load.windows import numbers_by_api, numbers_of, window_numbers
 
 _SCRAPE_EVERY_S = 2.0
-_STEP = StepTimes(settle_s=5.0, measured_s=20.0, tail_s=4.0)  # the tail is above a worker's report interval
+_SETTLE_S, _MEASURED_S = 5.0, 20.0  # of a step
+_WORKER_REPORTS_S = 3.5  # above Locust's interval
 _MANUAL_WINDOW_S = 10.0
 _MAX_SLOPE_WINDOWS, _MIN_SLOPE_WINDOW_S = 10, 10.0
 _LAST_REPORTS_S = 5.0
@@ -50,6 +52,7 @@ class LoadRun:
         self._plan: Plan | None = None
         self._start_s = 0.0
         self._num_processes = 1
+        self._service = ""  # what the report calls it
 
     def listen(self) -> None:
         """Follow Locust's events."""
@@ -64,7 +67,8 @@ class LoadRun:
         options = self._options
         match options.scenario:
             case "saturation":
-                self._plan = Stepping(self._next_level, _STEP, options.seconds)
+                times = StepTimes(_SETTLE_S, _MEASURED_S, self._mix.longest_slo_s + _WORKER_REPORTS_S)
+                self._plan = Stepping(self._next_level, times, options.seconds)
             case "ramp":
                 self._plan = _slope(options.first_level, options)
             case _:
@@ -74,6 +78,11 @@ class LoadRun:
     def num_under_way(self) -> int:
         """Return how many requests are not answered yet."""
         return self._recorder.num_under_way
+
+    @property
+    def patience_s(self) -> float:
+        """How long the last answer may take, and word of it."""
+        return self._mix.longest_deadline_s + GRACE_S + _WORKER_REPORTS_S
 
     @property
     def level_per_user(self) -> float:
@@ -108,8 +117,7 @@ class LoadRun:
             if not isinstance(runner, MasterRunner):
                 self._open_session()
             if not isinstance(runner, WorkerRunner):
-                self._scrapes, self._num_failed_scrapes = [], 0
-                self._scraping = gevent.spawn(self._scrape)
+                self._begin_report()
         except (OSError, MixError) as error:
             self._environment.process_exit_code = 1
             raise StopTest(f"{self._target.url}: {error}") from error
@@ -119,6 +127,14 @@ class LoadRun:
         session.open()
         self._session = DiptychUser.session = session
         DiptychUser.is_open_loop = self._options.arrivals == "open"
+
+    def _begin_report(self) -> None:
+        rest = RestSender(self._target.url, 1, self._target.api_key)
+        models = json.loads(rest.get("/v1/models"))["data"]
+        listed = ", ".join(f"{model['id']} ({model['precision']})" for model in models)
+        self._service = f"{self._target.url}: {listed}"
+        self._scrapes, self._num_failed_scrapes = [], 0
+        self._scraping = gevent.spawn(self._scrape, rest)
 
     def _stop(self, **_: Any) -> None:
         """End a test."""
@@ -142,7 +158,7 @@ class LoadRun:
         if not samples:
             return
         mix, options = self._mix, self._options
-        facts = facts_of(self._target, mix, options, self._num_processes, stop_s - self._start_s)
+        facts = facts_of(mix, options, self._service, self._num_processes, stop_s - self._start_s)
         report = LoadReport(
             {**facts, "metrics": f"read {len(self._scrapes)} times, {self._num_failed_scrapes} times in vain"},
             options.unit,
@@ -155,17 +171,18 @@ class LoadRun:
         self._environment.process_exit_code = 1 if DEFECTS & report.total.statuses.keys() else 0
 
     def _windows(self, stop_s: float) -> list[Window]:
-        """Return the windows that are over; without a plan, parts of the time with the rate that there was."""
-        if self._plan is not None:
-            return [window for window in self._plan.windows() if window.end_s <= stop_s]
+        """Return the windows of the plan that are over; without any, parts of the time with the rate that there was."""
+        planned = [] if self._plan is None else self._plan.windows()
+        return [window for window in planned if window.end_s <= stop_s] or self._parts(stop_s)
+
+    def _parts(self, stop_s: float) -> list[Window]:
         num_parts = max(1, int((stop_s - self._start_s) / _MANUAL_WINDOW_S))
         starts = [self._start_s + index * _MANUAL_WINDOW_S for index in range(num_parts)]
         parts = [Window(0.0, start_s, start_s + _MANUAL_WINDOW_S) for start_s in starts]
         return [part.at_level(self._recorder.num_due(part) / part.seconds) for part in parts]
 
-    def _scrape(self) -> None:
+    def _scrape(self, rest: RestSender) -> None:
         """Read the service's metrics again and again; under overload that may fail, which the report tells."""
-        rest = RestSender(self._target.url, 1, self._target.api_key)
         while True:
             try:
                 self._scrapes.append(scraped(rest.get, time.time()))

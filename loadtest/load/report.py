@@ -67,6 +67,9 @@ def markdown(report: LoadReport) -> str:
 def saturation_text(report: LoadReport) -> str:
     """Return where the saturation point is, in a sentence."""
     found, unit = report.saturation, report.unit
+    steps = [window.step for window in report.windows]
+    if len({step.level for step in steps}) == 1:
+        return f"{sum(step.holds for step in steps)} of {len(steps)} windows at {steps[0].level:.3g} {unit} hold."
     if found.held is None:
         return f"No level held, the lowest was {min(window.level for window in report.windows):.3g} {unit}."
     held = f"{found.held:.3g} {unit} hold: {HELD_SHARE:.0%} or more of what was due is answered within its SLO"

@@ -11,7 +11,7 @@ from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPParseError, HTTPResponse
 
 from loadtest.load.questions import Question
-from loadtest.load.replies import CONNECTION_FAILED, OK, TIMED_OUT, ModelReply, Reply
+from loadtest.load.replies import CONNECTION_FAILED, OK, TIMED_OUT, WRONG_ANSWER, ModelReply, Reply
 
 GRACE_S = 5.0  # that the service has beyond a request's deadline before it is given up
 _CONNECT_TIMEOUT_S = 5.0
@@ -72,6 +72,8 @@ class RestSender:
             return Reply(TIMED_OUT)
         except (OSError, HTTPParseError):
             return Reply(CONNECTION_FAILED)
+        except (ValueError, KeyError, TypeError):
+            return Reply(WRONG_ANSWER)  # a success whose body is none of ours
 
 
 def _multipart(fields: Mapping[str, str], jpeg: bytes) -> bytes:
@@ -108,16 +110,16 @@ def _comparison(body: Mapping[str, Any]) -> Reply:
 
 
 def _streamed(response: Any) -> Reply:
-    """Read a stream to its end."""
-    first_token_s = None
+    """Read a stream to its end, so that its connection can be used again."""
+    first_token_s, reply = None, Reply(CONNECTION_FAILED)
     for name, data in _events(response):
         if name == "token" and first_token_s is None:
             first_token_s = time.monotonic()
         elif name == "error":
-            return Reply(str(json.loads(data)["error"]["code"]))
+            reply = Reply(str(json.loads(data)["error"]["code"]))
         elif name == "result":
-            return Reply(OK, (_model_reply(json.loads(data)),), first_token_s)
-    return Reply(CONNECTION_FAILED)
+            reply = Reply(OK, (_model_reply(json.loads(data)),), first_token_s)
+    return reply
 
 
 def _events(response: Any) -> Iterator[tuple[str, str]]:

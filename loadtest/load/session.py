@@ -66,7 +66,7 @@ class Session:
 
     def close(self) -> None:
         """Wait for what is under way, then close all connections; raise what the sender itself has failed with."""
-        self.outstanding.finish(self._mix.longest_deadline_s + GRACE_S)
+        self.outstanding.finish(self._mix.longest_deadline_s + 2 * GRACE_S)
         self._rest.close()
         self._grpc.close()
         if self.outstanding.failure is not None:

@@ -8,7 +8,6 @@ from locust import LoadTestShape
 from loadtest.load.plans import Plan
 
 _MAX_SPAWNED_PER_S = 100  # above that Locust warns
-_DRAIN_S = 20.0  # above the longest deadline, the grace after it and a worker's report
 _DRAINED_S = 4.0  # above a worker's report interval, in which it may tell of more
 
 
@@ -18,6 +17,11 @@ class PlanSource(Protocol):
     @property
     def level_per_user(self) -> float:
         """What one user adds to a level."""
+        ...
+
+    @property
+    def patience_s(self) -> float:
+        """How long the last answer may take, and word of it."""
         ...
 
     def new_plan(self) -> Plan:
@@ -55,4 +59,4 @@ class PlanShape(LoadTestShape):
         return None if self._is_drained(self.get_run_time() - self._over_s) else (0, _MAX_SPAWNED_PER_S)
 
     def _is_drained(self, waited_s: float) -> bool:
-        return waited_s > _DRAIN_S or (waited_s > _DRAINED_S and self._source.num_under_way() == 0)
+        return waited_s > self._source.patience_s or (waited_s > _DRAINED_S and self._source.num_under_way() == 0)

@@ -85,9 +85,14 @@ class TrafficMix:
     answers_repeat: bool = True
 
     @property
+    def longest_slo_s(self) -> float:
+        """The longest time after which any answer is still good."""
+        return max(self.slos_ms[share.task].answer for share in self.tasks) / 1000
+
+    @property
     def longest_deadline_s(self) -> float:
         """The longest time that any request is given."""
-        return max(self.deadline_s(share.task) for share in self.tasks)
+        return self.longest_slo_s * self.deadline_slos
 
     def deadline_s(self, task: str) -> float:
         """Return the time that a request of a task is given."""

@@ -41,6 +41,7 @@ class WindowNumbers:
     """Of one window."""
 
     level: float
+    start_s: float  # Unix time
     seconds: float
     all: Numbers
     by_api: Mapping[str, Numbers]
@@ -78,6 +79,7 @@ def window_numbers(
     first_tokens = [sample.first_token_s for sample in inside if sample.first_token_s is not None]
     return WindowNumbers(
         window.level,
+        window.start_s,
         window.seconds,
         numbers_of(inside, slos_ms),
         numbers_by_api(inside, slos_ms),
