@@ -59,9 +59,8 @@ def by_task_png(windows: Sequence[WindowNumbers], unit: str) -> bytes:
 def _points(windows: Sequence[WindowNumbers], unit: str) -> tuple[Points, str]:
     """Return windows by level, or by time where there is only one level; and what the axis is called."""
     if len({window.level for window in windows}) > 1:
-        return sorted(
-            ((window.level, window) for window in windows), key=lambda point: point[0]
-        ), f"offered load, {unit}"
+        by_level = sorted(windows, key=lambda window: window.level)
+        return [(window.level, window) for window in by_level], f"offered load, {unit}"
     first_s = windows[0].start_s
     return [((window.start_s - first_s) / 60, window) for window in windows], "minutes"
 
