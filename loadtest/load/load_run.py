@@ -17,6 +17,7 @@ from locust.exception import StopTest
 from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest.load.facts import facts_of
+from loadtest.load.offer import offer_of
 from loadtest.load.options import Options, options_of
 from loadtest.load.plans import Plan, Slope, Stepping, StepTimes, Window
 from loadtest.load.recorder import Recorder
@@ -62,12 +63,23 @@ class LoadRun:
         events.report_to_master.add_listener(self._report_to_master)
         events.worker_report.add_listener(self._add_report)
 
+    def check(self) -> None:
+        """Raise `MixError` where the mix is wrong or the service lacks what it asks, `OSError` where that is not there.
+
+        A worker knows the service only when a test starts, and a page may ask for its address.
+        """
+        mix = self.mix
+        if self._environment.host and not isinstance(self._environment.runner, WorkerRunner):
+            rest = RestSender(self._target.url, 1, self._target.api_key)
+            offer_of(mix, json.loads(rest.get("/v1/tasks")))
+            rest.close()
+
     def new_plan(self) -> Plan:
         """Return what the options ask for."""
         options = self._options
         match options.scenario:
             case "saturation":
-                times = StepTimes(_SETTLE_S, _MEASURED_S, self._mix.longest_slo_s + _WORKER_REPORTS_S)
+                times = StepTimes(_SETTLE_S, _MEASURED_S, self.mix.longest_slo_s + _WORKER_REPORTS_S)
                 self._plan = Stepping(self._next_level, times, options.seconds)
             case "ramp":
                 self._plan = _slope(options.first_level, options)
@@ -82,7 +94,7 @@ class LoadRun:
     @property
     def patience_s(self) -> float:
         """How long the last answer may take, and word of it."""
-        return self._mix.longest_deadline_s + GRACE_S + _WORKER_REPORTS_S
+        return self.mix.longest_deadline_s + GRACE_S + _WORKER_REPORTS_S
 
     @property
     def level_per_user(self) -> float:
@@ -94,7 +106,8 @@ class LoadRun:
         return options_of(self._environment.parsed_options)
 
     @property
-    def _mix(self) -> TrafficMix:
+    def mix(self) -> TrafficMix:
+        """What is asked."""
         return read_mix(Path(self._options.mix))
 
     @property
@@ -103,7 +116,7 @@ class LoadRun:
         return Target(url, self._options.grpc_address(url), os.environ.get(_API_KEY))
 
     def _next_level(self, windows: Sequence[Window]) -> float | None:
-        slos_ms = self._mix.slos_ms
+        slos_ms = self.mix.slos_ms
         steps = [self._recorder.step(window, slos_ms) for window in windows]
         return next_level(steps, self._options.first_level, self.level_per_user)
 
@@ -123,7 +136,7 @@ class LoadRun:
             raise StopTest(f"{self._target.url}: {error}") from error
 
     def _open_session(self) -> None:
-        session = Session(self._target, self._mix, self._recorder, self._environment, self._options.max_outstanding)
+        session = Session(self._target, self.mix, self._recorder, self._environment, self._options.max_outstanding)
         session.open()
         self._session = DiptychUser.session = session
         DiptychUser.is_open_loop = self._options.arrivals == "open"
@@ -157,7 +170,7 @@ class LoadRun:
         samples = self._recorder.samples
         if not samples:
             return
-        mix, options = self._mix, self._options
+        mix, options = self.mix, self._options
         facts = facts_of(mix, options, self._service, self._num_processes, stop_s - self._start_s)
         report = LoadReport(
             {**facts, "metrics": f"read {len(self._scrapes)} times, {self._num_failed_scrapes} times in vain"},

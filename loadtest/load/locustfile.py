@@ -1,7 +1,6 @@
 """What Locust loads: `locust -f loadtest/load/locustfile.py --host URL`, with --headless or with a page."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from locust import events
@@ -10,7 +9,7 @@ from locust.env import Environment
 from loadtest.load.load_run import LoadRun
 from loadtest.load.options import add_options, options_of
 from loadtest.load.shape import PlanShape
-from loadtest.load.traffic_mix import MixError, read_mix
+from loadtest.load.traffic_mix import MixError
 from loadtest.load.users import USERS, CompareUser, GrpcUser, RestUser, StreamUser
 
 __all__ = ["CompareUser", "GrpcUser", "PlanShape", "RestUser", "StreamUser"]  # where Locust looks for them
@@ -20,16 +19,15 @@ events.init_command_line_parser.add_listener(add_options)
 
 @events.init.add_listener
 def prepare(environment: Environment, **_: Any) -> None:
-    """Give users their weights and the shape its plan; end with a message where the mix is wrong."""
-    options = options_of(environment.parsed_options)
+    """Give users their weights and the shape its plan; end with a message where mix or service are wrong."""
+    options, run = options_of(environment.parsed_options), LoadRun(environment)
     try:
-        mix = read_mix(Path(options.mix))
-    except MixError as error:
-        sys.exit(str(error))
-    for api, weight in mix.apis.items():
+        run.check()
+    except (OSError, MixError) as error:
+        sys.exit(f"{environment.host}: {error}")
+    for api, weight in run.mix.apis.items():
         USERS[api].weight = weight
-    environment.user_classes = [USERS[api] for api, weight in mix.apis.items() if weight]
-    run = LoadRun(environment)
+    environment.user_classes = [USERS[api] for api, weight in run.mix.apis.items() if weight]
     run.listen()
     shape = environment.shape_class
     if options.scenario == "manual":
