@@ -17,7 +17,7 @@ def facts_of(mix: TrafficMix, options: Options, service: str, num_processes: int
     return {
         "command": f"`{' '.join(['python -m locust', *sys.argv[1:]])}`",
         "sent from": f"{processor_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end; "
-        f"{num_processes} sending processes",
+        f"{num_processes} process{'es' if num_processes > 1 else ''}",
         "service": service,
         "asked": f"{kinds}; {percent(mix.images.fresh)} of the images are new; {loop}; {seconds:.0f} s",
         "latency": "from the time that a request was due to its whole answer, of right answers",

@@ -62,22 +62,28 @@ class Stepping:
         self._limit_s = limit_s
         self._windows: list[Window] = []
         self._end_s = 0.0  # of the whole step
+        self._is_over = False
 
     def level(self, now_s: float) -> float | None:
         """Return the level of the step that it is now."""
-        if now_s < self._end_s:
-            return self._windows[-1].level
-        start_s = now_s + self._times.settle_s
-        self._end_s = start_s + self._times.measured_s + self._times.tail_s
-        if self._windows and self._end_s > self._windows[0].start_s + self._limit_s:
-            return None
-        if (level := self._next_level(self._windows)) is not None:
-            self._windows.append(Window(level, start_s, start_s + self._times.measured_s))
-        return level
+        if not self._is_over and now_s >= self._end_s:
+            self._begin_step(now_s)
+        return None if self._is_over else self._windows[-1].level
 
     def windows(self) -> Sequence[Window]:
         """Return one window a step."""
         return self._windows
+
+    def _begin_step(self, now_s: float) -> None:
+        window_start_s = now_s + self._times.settle_s
+        window_end_s = window_start_s + self._times.measured_s
+        self._end_s = window_end_s + self._times.tail_s
+        has_time = not self._windows or self._end_s <= self._windows[0].start_s + self._limit_s
+        level = self._next_level(self._windows) if has_time else None
+        if level is None:
+            self._is_over = True
+        else:
+            self._windows.append(Window(level, window_start_s, window_end_s))
 
 
 class Slope:

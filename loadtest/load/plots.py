@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from loadtest.load.samples import VERDICTS
 from loadtest.load.saturation import HELD_SHARE, Saturation
@@ -127,8 +128,9 @@ def _line(panel: Any, points: Points, label: str, value: Value, color: str | Non
 
 def _scale_by_ratios(panel: Any) -> None:
     panel.set_yscale("log")
-    for formatter in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
-        formatter(lambda value, _position: f"{value:g}")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(lambda value, _position: f"{value:g}")
+    panel.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _finish(panel: Any, x_label: str) -> None:

@@ -19,13 +19,16 @@ _BOUNDARY = uuid.uuid4().hex  # nothing that is sent contains it
 
 
 class RestSender:
-    """Connections that requests share; each keeps one to itself while it is under way."""
+    """A connection for each request, as each stands for another client.
+
+    One that was kept may be closed by the service, as idle, at the moment when it is used again.
+    """
 
     def __init__(self, url: str, max_connections: int, api_key: str | None) -> None:
         self._http = HTTPClient.from_url(
             url, concurrency=max_connections, connection_timeout=_CONNECT_TIMEOUT_S, network_timeout=120
         )
-        self._headers = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
+        self._headers = {"Connection": "close"}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
 
@@ -43,9 +46,8 @@ class RestSender:
 
     def get(self, path: str) -> bytes:
         """Return a resource; raise `OSError` where there is none."""
-        headers = {name: value for name, value in self._headers.items() if name == "Authorization"}
         try:
-            with self._http.get(path, headers=headers) as response:
+            with self._http.get(path, headers=self._headers) as response:
                 body, status = bytes(response.read()), response.status_code
         except HTTPParseError as error:
             raise OSError(f"GET {path}: {error}") from error
@@ -60,7 +62,10 @@ class RestSender:
     def _post(
         self, path: str, question: Question, fields: dict[str, str], read: Callable[[HTTPResponse], Reply]
     ) -> Reply:
-        headers = self._headers | {"X-Deadline-Ms": f"{question.deadline_s * 1000:.0f}"}
+        headers = self._headers | {
+            "Content-Type": f"multipart/form-data; boundary={_BOUNDARY}",
+            "X-Deadline-Ms": f"{question.deadline_s * 1000:.0f}",
+        }
         body = _multipart(question.form_fields() | fields, question.image.jpeg)
         try:
             with (
@@ -110,7 +115,7 @@ def _comparison(body: Mapping[str, Any]) -> Reply:
 
 
 def _streamed(response: Any) -> Reply:
-    """Read a stream to its end, so that its connection can be used again."""
+    """Read a stream to its end."""
     first_token_s, reply = None, Reply(CONNECTION_FAILED)
     for name, data in _events(response):
         if name == "token" and first_token_s is None:
