@@ -156,6 +156,7 @@ class LoadRun:
             session.close()
         if self._scraping is not None:
             self._scraping.kill()
+            self._scraping = None
             self._wait_for_reports()
             self._report(time.time())
 
