@@ -32,7 +32,7 @@ from loadtest.load.users import RATE_PER_USER, DiptychUser
 from loadtest.load.windows import numbers_by_api, numbers_of, window_numbers
 
 _SCRAPE_EVERY_S = 2.0
-_SETTLE_S, _MEASURED_S = 5.0, 20.0  # of a step
+_WARM_UP_S, _SETTLE_S, _MEASURED_S = 10.0, 5.0, 20.0  # of steps
 _WORKER_REPORTS_S = 3.5  # above Locust's interval
 _MANUAL_WINDOW_S = 10.0
 _MAX_SLOPE_WINDOWS, _MIN_SLOPE_WINDOW_S = 10, 10.0
@@ -79,7 +79,7 @@ class LoadRun:
         options = self._options
         match options.scenario:
             case "saturation":
-                times = StepTimes(_SETTLE_S, _MEASURED_S, self.mix.longest_slo_s + _WORKER_REPORTS_S)
+                times = StepTimes(_WARM_UP_S, _SETTLE_S, _MEASURED_S, self.mix.longest_slo_s + _WORKER_REPORTS_S)
                 self._plan = Stepping(self._next_level, times, options.seconds)
             case "ramp":
                 self._plan = _slope(options.first_level, options)

@@ -46,6 +46,7 @@ class Plan(Protocol):
 class StepTimes:
     """The parts of a step."""
 
+    warm_up_s: float  # before the first step, at its level: what is slow the first time
     settle_s: float  # until queues are as they stay; not measured
     measured_s: float
     tail_s: float  # at the same level, until it is known what became of the measured requests
@@ -75,7 +76,8 @@ class Stepping:
         return self._windows
 
     def _begin_step(self, now_s: float) -> None:
-        window_start_s = now_s + self._times.settle_s
+        warm_up_s = 0.0 if self._windows else self._times.warm_up_s
+        window_start_s = now_s + warm_up_s + self._times.settle_s
         window_end_s = window_start_s + self._times.measured_s
         self._end_s = window_end_s + self._times.tail_s
         has_time = not self._windows or self._end_s <= self._windows[0].start_s + self._limit_s

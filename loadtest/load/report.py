@@ -36,7 +36,8 @@ class LoadReport:
     @property
     def held(self) -> WindowNumbers | None:
         """The window with the highest level that holds."""
-        return next((window for window in self.windows if window.level == self.saturation.held), None)
+        held = self.saturation.held
+        return next((window for window in self.windows if window.level == held and window.step.holds), None)
 
 
 def write_report(report: LoadReport, folder: Path) -> None:

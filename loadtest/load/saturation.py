@@ -1,7 +1,8 @@
 """The saturation point by stepping: the highest load of which nine tenths come back as good answers.
 
 Levels double until a step falls below that, then the gap between the highest that holds and the lowest that does not is
-halved, on a scale of ratios, some times. One step is never the last word: what counts is that every lower one holds.
+halved, on a scale of ratios, some times. A level that does not hold is tried once more: the machine may have had something
+else to do.
 """
 
 import math
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 HELD_SHARE = 0.9  # of the requests of a step that must be good
+MAX_TRIES = 2  # of a level
 NUM_REFINEMENTS = 3  # the gap of a doubling becomes one of 9 %
 
 
@@ -35,9 +37,10 @@ class Saturation:
 
 
 def saturation_of(steps: Sequence[Step]) -> Saturation:
-    """Return the lowest level that did not hold, and the highest below it that did."""
-    not_held = min((step.level for step in steps if not step.holds), default=None)
-    below = (step.level for step in steps if step.holds and (not_held is None or step.level < not_held))
+    """Return the lowest level of which no step held, and the highest below it of which one did."""
+    held = {step.level for step in steps if step.holds}
+    not_held = min((step.level for step in steps if step.level not in held), default=None)
+    below = (level for level in held if not_held is None or level < not_held)
     return Saturation(max(below, default=None), not_held)
 
 
@@ -45,11 +48,20 @@ def next_level(steps: Sequence[Step], first: float, quantum: float) -> float | N
     """Return the level to try next, a multiple of `quantum`; None where the point is known well enough."""
     if not steps:
         return first
+    levels = [step.level for step in steps]
+    if not steps[-1].holds and levels.count(levels[-1]) < MAX_TRIES:
+        return levels[-1]
     found = saturation_of(steps)
     if found.not_held is None:
-        return 2 * max(step.level for step in steps)
-    num_refined = len(steps) - 1 - next(index for index, step in enumerate(steps) if not step.holds)
+        return 2 * max(levels)
     middle = found.not_held / 2 if found.held is None else math.sqrt(found.held * found.not_held)
     level = max(quantum, round(middle / quantum) * quantum)
-    is_known = num_refined >= NUM_REFINEMENTS or level in {step.level for step in steps}
+    is_known = _num_refined(steps) >= NUM_REFINEMENTS or level in levels
     return None if is_known else level
+
+
+def _num_refined(steps: Sequence[Step]) -> int:
+    """Return how many levels came after the first that did not hold."""
+    held = {step.level for step in steps if step.holds}
+    levels = list(dict.fromkeys(step.level for step in steps))
+    return len(levels) - 1 - next(index for index, level in enumerate(levels) if level not in held)

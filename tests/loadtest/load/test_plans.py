@@ -4,7 +4,7 @@ import pytest
 
 from loadtest.load.plans import Slope, Stepping, StepTimes, Window
 
-TIMES = StepTimes(settle_s=5, measured_s=20, tail_s=5)
+TIMES = StepTimes(warm_up_s=10, settle_s=5, measured_s=20, tail_s=5)
 START_S = 1000.0
 
 
@@ -12,7 +12,7 @@ def levels(plan: Stepping | Slope, seconds: int) -> list[float | None]:
     return [plan.level(START_S + second) for second in range(seconds)]
 
 
-def test_a_step_is_held_until_its_tail_is_over() -> None:
+def test_a_step_is_held_until_its_tail_is_over_and_the_first_warms_up() -> None:
     asked: list[int] = []
 
     def next_level(windows: object) -> float | None:
@@ -20,15 +20,15 @@ def test_a_step_is_held_until_its_tail_is_over() -> None:
         return (4.0, 8.0, None)[len(asked) - 1]
 
     plan = Stepping(next_level, TIMES, 600)
-    assert levels(plan, 70) == [4.0] * 30 + [8.0] * 30 + [None] * 10
+    assert levels(plan, 80) == [4.0] * 40 + [8.0] * 30 + [None] * 10
     assert asked == [0, 1, 2]
     first, second = plan.windows()
-    assert (first, second) == (Window(4.0, START_S + 5, START_S + 25), Window(8.0, START_S + 35, START_S + 55))
+    assert (first, second) == (Window(4.0, START_S + 15, START_S + 35), Window(8.0, START_S + 45, START_S + 65))
 
 
 def test_no_step_begins_that_would_end_after_the_limit() -> None:
     plan = Stepping(lambda windows: float(len(windows) + 1), TIMES, 90)
-    assert levels(plan, 120)[89:] == [3.0] + [None] * 30
+    assert levels(plan, 130)[99:] == [3.0] + [None] * 30
 
 
 def test_a_ramp_goes_evenly_from_its_first_level_to_its_last() -> None:
