@@ -3,11 +3,13 @@
 # make proto   the code of the gRPC interfaces, from service/proto/*.proto
 # make image   the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
 # make bench   our service against what a user would write instead, at most 25 minutes; tables in loadtest/results
+# make loadtest  Locust against a running service (URL=...), at most 6 minutes; report in loadtest/results/load
 
 PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
 EMBEDDED := florence-2-mini paligemma-mini
+URL ?= http://127.0.0.1:3000
 
 # Of the image; BUILD_OPTIONS go to the engine: --build-arg BASE_IMAGE=… and the others of the Containerfile.
 ENGINE ?= $(notdir $(firstword $(shell which docker podman buildah)))
@@ -21,7 +23,7 @@ COMMA := ,
 export BENTOML_HOME ?= $(CURDIR)/.bentoml
 export BENTOML_DO_NOT_TRACK ?= True
 
-.PHONY: serve export test check proto image bench clean
+.PHONY: serve export test check proto image bench loadtest clean
 
 serve: export
 	$(PY) -m service
@@ -48,6 +50,9 @@ image: $(VENV)/installed-export
 
 bench: $(VENV)/installed-bench
 	$(PY) -m loadtest $(BENCH)
+
+loadtest: $(VENV)/installed-loadtest
+	$(PY) -m locust -f loadtest/load/locustfile.py --headless --only-summary --host $(URL) $(LOADTEST)
 
 $(VENV)/installed-%: requirements-%.txt requirements.txt | $(VENV)/bin/python
 	$(PY) -m pip install --quiet -r $<

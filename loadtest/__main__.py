@@ -7,7 +7,6 @@ start of the command, and that making is part of it.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from loadtest.machine import MachineRates
 from loadtest.material import ModelMaterial, read_material
 from loadtest.operations import count_operations
 from loadtest.plot import write_plot
+from loadtest.processor import processor_name
 from loadtest.report import markdown
 from loadtest.run import Run, as_json, is_ours
 from loadtest.servers import NUM_CORES, ROOT
@@ -93,16 +93,10 @@ def _facts(options: Options) -> dict[str, str]:
     load = os.getloadavg()[0]
     return {
         "command": f"`{options.command}`",
-        "machine": f"{_processor()}, {NUM_CORES} cores of {os.cpu_count()}, load {load:.1f} at the end",
+        "machine": f"{processor_name()}, {NUM_CORES} cores of {os.cpu_count()}, load {load:.1f} at the end",
         "percentiles": "over all answers of a workload; rates are medians of its rounds",
         "CPU ms": "processor time of all the server's processes for a request, mean",
     }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _write(run: Run, folder: Path) -> None:

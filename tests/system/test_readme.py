@@ -99,8 +99,16 @@ def test_the_numbers_of_the_bench_are_those_of_its_last_report() -> None:
         assert sections[title] in README, title
 
 
+def test_the_numbers_of_the_load_test_are_those_of_its_last_report() -> None:
+    report = (ROOT / "loadtest" / "results" / "load" / "load.md").read_text(encoding="utf-8")
+    block = README.partition("<!-- load: loadtest/results/load/load.md -->")[2].partition("<!-- end -->")[0]
+    sections = dict(re.findall(r"^##? (.+?)\n\n(.+?)\n(?=\n## |\Z)", report, re.DOTALL | re.MULTILINE))
+    for title in ("Load", "Saturation", "Offered and answered", "Tasks"):
+        assert sections[title] in block, title
+
+
 def test_every_file_that_the_readme_names_is_there() -> None:
-    named = re.findall(r"`((?:service|runners|tasks|export|client|models)/[\w/.-]+)`", README)
+    named = re.findall(r"`((?:service|runners|tasks|export|client|loadtest|models)/[\w/.-]+)`", README)
     assert len(named) > 10
     for name in named:
         assert (ROOT / name).exists(), name

@@ -1,0 +1,67 @@
+"""What the service has answered, the same for all interfaces, and whether that can be right.
+
+An answer is wrong if it is about another task, model or image size, if its result is of another kind, or if its text is
+not that of an earlier answer to the same question about the same image. It knows no truth: scenes are only drawn.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from loadtest.load.offer import COMPARED
+from loadtest.load.questions import Question
+
+OK = "ok"
+WRONG_ANSWER = "wrong_answer"
+CONNECTION_FAILED = "connection_failed"
+TIMED_OUT = "timed_out"
+Fault = Literal["wrong_answer", "connection_failed", "timed_out"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReply:
+    """One model's answer."""
+
+    model: str
+    task: str
+    result_keys: tuple[str, ...]
+    size_wh: tuple[int, int]
+    raw_text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """All that came back: answers, or the code of what it failed with."""
+
+    status: str  # OK, the service's code, CONNECTION_FAILED or TIMED_OUT
+    answers: tuple[ModelReply, ...] = ()
+    first_token_s: float | None = None  # of a stream, when it came: on the clock of time.monotonic()
+
+
+@dataclass(slots=True)
+class Checker:
+    """Judges replies; remembers the texts about images that come again."""
+
+    answers_repeat: bool
+    _texts: dict[tuple[object, ...], str] = field(default_factory=dict)
+
+    def status(self, question: Question, reply: Reply) -> str:
+        """Return the status of a reply, WRONG_ANSWER where it says that it is an answer and cannot be."""
+        if reply.status != OK:
+            return reply.status
+        is_whole = bool(reply.answers) and (question.model == COMPARED or len(reply.answers) == 1)
+        is_right = is_whole and all(self._can_be_right(question, answer) for answer in reply.answers)
+        return OK if is_right else WRONG_ANSWER
+
+    def _can_be_right(self, question: Question, answer: ModelReply) -> bool:
+        return (
+            answer.task == question.task
+            and question.model in (COMPARED, answer.model)
+            and answer.result_keys == (question.result_key,)
+            and answer.size_wh == question.image.size_wh
+            and self._is_as_before(question, answer)
+        )
+
+    def _is_as_before(self, question: Question, answer: ModelReply) -> bool:
+        if not self.answers_repeat or question.repeat_key is None:
+            return True
+        return self._texts.setdefault((answer.model, *question.repeat_key), answer.raw_text) == answer.raw_text
