@@ -1,8 +1,8 @@
 """The saturation point by stepping: the highest load of which nine tenths come back as good answers.
 
 Levels double until a step falls below that, then the gap between the highest that holds and the lowest that does not is
-halved, on a scale of ratios, some times. A level that does not hold is tried once more, as the machine may have been busy
-with something else.
+halved, on a scale of ratios, some times. A level that does not hold is tried once more, as the machine may have been
+busy with something else.
 """
 
 import math
