@@ -10,12 +10,11 @@ from starlette.requests import ClientDisconnect
 
 from runners.devices import DeviceSetting
 from runners.disconnection import while_connected
-from runners.encoder_service import LEAN
-from runners.json_bodies import JsonBodies
 from runners.limits import SchedulerLimits
 from runners.messages import AnyArray, MemoryAddress, Outcomes, SequenceSpec
 from runners.metrics import START_TIME_SECONDS
 from runners.precision import WantedPrecision
+from runners.runner_service import runner_service
 from runners.shared_arrays import can_open
 
 WARM_UP_TOKENS = 4
@@ -88,7 +87,4 @@ def make_decoder_service(model_id: str, options: DecoderOptions) -> Any:
             """Say whether arrays in this memory can be sent here."""
             return can_open(memory)
 
-    service = bentoml.service(name=f"{model_id}-decoder", traffic={"timeout": options.timeout_s}, **LEAN)
-    runner = service(Decoder)
-    runner.add_asgi_middleware(JsonBodies)
-    return runner
+    return runner_service(f"{model_id}-decoder", Decoder, options.timeout_s)

@@ -12,7 +12,7 @@ from service.shared_memory import SharedMemory
 from service.vision_cache import VisionCache
 from tests.support.catalog import FLORENCE
 from tests.support.core_calls import run, until
-from tests.support.fake_runners import FakeDecoder, FakeEncoder, fake_features
+from tests.support.fake_runners import FakeDecoder, FakeEncoder, alone, fake_features
 from tests.support.fake_service import INPUT_SIZE_WH, MEMORY, served
 from tests.support.memory_use import PAGE_BYTES, allocated
 
@@ -23,7 +23,7 @@ SPEC = SequenceSpec(segments=[("what is it?", True)], timeout_s=1)
 def client(
     encoder: FakeEncoder, decoder: FakeDecoder, max_bytes: int = 0, memory: SharedMemory | None = MEMORY
 ) -> RunnerClient:
-    return RunnerClient(MANIFEST, encoder, decoder, VisionCache(max_bytes, 8), memory)
+    return RunnerClient(MANIFEST, alone(encoder, memory), alone(decoder, memory), VisionCache(max_bytes, 8))
 
 
 def pixels(seed: int = 0) -> NDArray[np.uint8]:

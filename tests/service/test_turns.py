@@ -12,7 +12,7 @@ from tests.support.core_calls import run, until
 
 
 def turns(max_running: int = 1, max_waiting_cost: int = 1000) -> Turns:
-    return Turns("a-model", max_running, max_waiting_cost)
+    return Turns("a-model", lambda: max_running, max_waiting_cost)
 
 
 def demand(client: str = "a", cost: int = 10, timeout_s: float = math.inf) -> Demand:

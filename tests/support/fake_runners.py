@@ -27,6 +27,9 @@ from runners.messages import (
     Written,
 )
 from runners.shared_arrays import can_open, place, view
+from service.one_runner import OneRunner
+from service.runner_apis import ApiT, RunnerLink
+from service.shared_memory import SharedMemory
 from tests.support.answers import generated
 
 NUM_PROMPT_TOKENS = 5
@@ -43,6 +46,7 @@ class FakeEncoder:
     released: asyncio.Event | None = None  # answers only when this is set
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     is_up: bool = True
+    is_closed: bool = False
     shares_memory: bool = True
     num_asked: int = 0  # whether it shares memory
 
@@ -66,6 +70,10 @@ class FakeEncoder:
             raise self.failure
         return self.is_up
 
+    async def close(self) -> None:
+        """Note it."""
+        self.is_closed = True
+
 
 @dataclass(slots=True)
 class FakeDecoder:
@@ -78,6 +86,7 @@ class FakeDecoder:
     image_features: list[NDArray[np.float32]] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)  # how the features came
     is_up: bool = True
+    is_closed: bool = False
     shares_memory: bool = True
     num_cancelled: int = 0
     ended: asyncio.Event | None = None  # streams end only when this is set
@@ -125,6 +134,10 @@ class FakeDecoder:
             raise self.failure
         return self.is_up
 
+    async def close(self) -> None:
+        """Note it."""
+        self.is_closed = True
+
 
 def refusal(status: int) -> aiohttp.ClientResponseError:
     """Return what a call raises that a runner answers with an error."""
@@ -161,3 +174,8 @@ def _outcome(answer: str | Failed) -> Outcome:
         prefill_s=PREFILL_S,
         decode_s=DECODE_S,
     )
+
+
+def alone(api: ApiT, memory: SharedMemory | None) -> OneRunner[ApiT]:
+    """Return a runner in one process."""
+    return OneRunner(RunnerLink("the runner", api, memory))

@@ -23,10 +23,12 @@ from runners.messages import (
     WritingEvent,
     Written,
 )
+from service.runner_apis import DecoderApi, EncoderApi, Runner
 from service.runner_client import RunnerClient
 from service.shared_memory import Block, SharedMemory
 from service.vision_cache import Features, VisionCache
 from tests.support.export_cli import ModelStore
+from tests.support.fake_runners import alone
 from tests.support.processes import run_folder_of
 from tests.support.running_service import RunningService
 
@@ -52,6 +54,9 @@ class RunnerOverHttp:
 
     async def is_ready(self, timeout: int) -> bool:
         return (await self.http.get("/readyz", timeout=timeout)).is_success
+
+    async def close(self) -> None:
+        """Leave it to the client's owner."""
 
     async def encode(self, image: ImageToEncode) -> EncodeOutcome:
         return Encoded.model_validate_json(await self.post("/encode", {"image": image})).outcome
@@ -80,8 +85,9 @@ async def answer(
         return httpx.AsyncClient(transport=transport, base_url="http://runner", timeout=60)
 
     async with client("encoder") as encoder, client("decoder") as decoder:
-        cache = VisionCache(0, 1)
-        runners = RunnerClient(manifest, RunnerOverHttp(encoder), RunnerOverHttp(decoder), cache, memory)
+        encoders: Runner[EncoderApi] = alone(RunnerOverHttp(encoder), memory)
+        decoders: Runner[DecoderApi] = alone(RunnerOverHttp(decoder), memory)
+        runners = RunnerClient(manifest, encoders, decoders, VisionCache(0, 1))
         features = (await runners.encode(pixels)).image_features
         (written,) = (await runners.write(features, [SPEC])).sequences
         texts: list[str] = []
