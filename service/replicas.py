@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 
 from blake3 import blake3
 
-_SHARE = 1.25  # of the mean work, that an affine replica may have and one piece of work more
+_SHARE = 1.25  # of the mean work, that an affine replica may come to have
 _OUT_S, _MAX_OUT_S = 1.0, 30.0
 _MAX_MISSED = 2  # probes in a row; one may come late on a busy host
 _WEIGHT_BYTES = 8
@@ -108,9 +108,9 @@ def _best(healthy: Sequence[Replica[RunnerT]], cost: int, key: bytes | None) -> 
 
 
 def _bound(healthy: Sequence[Replica[RunnerT]], cost: int) -> float:
-    """Return the most outstanding work that an affine replica may come to have."""
+    """Return the most outstanding work that an affine replica may come to have; an idle one takes whatever comes."""
     mean = (sum(member.outstanding for member in healthy) + cost) / len(healthy)
-    return _SHARE * mean + cost
+    return max(cost, _SHARE * mean)
 
 
 def _weight(address: str, key: bytes) -> bytes:

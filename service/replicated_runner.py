@@ -153,9 +153,11 @@ class ReplicatedRunner(Generic[ApiT]):
         if replica.health.is_healthy == was_healthy:
             return
         if was_healthy:
+            logger.warning("the %s at %s is out", self._name, replica.address)
             replica.runner.forget()
             REPLICA_EJECTIONS.labels(self._name.model_id, self._name.part).inc()
-        logger.warning("the %s at %s is %s", self._name, replica.address, "out" if was_healthy else "healthy")
+        else:
+            logger.info("the %s at %s is healthy", self._name, replica.address)
         self._count()
 
     def _count(self) -> None:

@@ -6,6 +6,7 @@ florence-2-mini=http://10.0.0.1:3000,florence-2-mini=http://encoders.example:300
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -28,11 +29,12 @@ class RunnerUrl:
     def parse(cls, text: str) -> "RunnerUrl":
         """Read `model=http://host:port`; raise `ValueError`."""
         model_id, _, url = text.partition("=")
-        parts = urlsplit(url)
-        is_plain = parts.scheme == "http" and parts.path in ("", "/") and not (parts.query or parts.fragment)
-        if not model_id or not is_plain or not parts.hostname or "@" in parts.netloc:
-            raise ValueError(f"{text!r} is no pair of a model and a URL such as a-model=http://10.0.0.1:3000")
-        return cls(model_id, parts.hostname, parts.port or _HTTP_PORT)
+        with suppress(ValueError):  # of a host or port that is none
+            parts = urlsplit(url)
+            is_plain = parts.scheme == "http" and parts.path in ("", "/") and not (parts.query or parts.fragment)
+            if model_id and is_plain and parts.hostname and "@" not in parts.netloc:
+                return cls(model_id, parts.hostname, parts.port or _HTTP_PORT)
+        raise ValueError(f"{text!r} is no pair of a model and a URL such as a-model=http://10.0.0.1:3000")
 
 
 def url_of(host: str, port: int) -> str:
