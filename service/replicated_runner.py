@@ -112,7 +112,7 @@ class ReplicatedRunner(Generic[ApiT]):
             answer = await call(replica.runner)
             replica.health.note_answer()
             return answer
-        except (*BROKEN, aiohttp.ClientResponseError, NotReady) as error:
+        except (*BROKEN, aiohttp.ClientResponseError) as error:
             if _is_unreached(error):
                 self._note(replica, replica.health.note_failure)
             raise
@@ -167,10 +167,7 @@ class ReplicatedRunner(Generic[ApiT]):
 
 
 def _is_unreached(error: Exception) -> bool:
-    """Say whether a call did not reach its runner: its connection broke, or what stands before it says that it is away.
-
-    NotReady is what a stream ends with that broke after some of it was told.
-    """
+    """Say whether a call did not reach its runner: its connection broke, or what stands before it says it is away."""
     return not isinstance(error, aiohttp.ClientResponseError) or error.status == HTTPStatus.SERVICE_UNAVAILABLE
 
 

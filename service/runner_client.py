@@ -37,7 +37,7 @@ from service.errors import (
 )
 from service.runner_apis import DecoderApi, EncoderApi, Runner, RunnerLink
 from service.shared_memory import SharedMemory
-from service.text_in_order import TextInOrder, TextListener
+from service.text_in_order import TextInOrder, TextListener, ToldOtherwise
 from service.vision_cache import EncodedFeatures, Features, FeaturesKey, VisionCache
 
 logger = logging.getLogger(__name__)
@@ -84,12 +84,13 @@ class RunnerClient:
         `on_text` hears their text as it is written. Cancelled, it ends them.
         """
         start_s = time.monotonic()
+        text = None if on_text is None else TextInOrder(len(specs), on_text)
 
         async def call(decoder: RunnerLink[DecoderApi]) -> Outcomes:
             message = await _message(image_features, decoder)
-            if on_text is None:
+            if text is None:
                 return await decoder.api.write(image_features=message, sequences=list(specs))
-            return await self._stream(decoder.api, message, list(specs), on_text)
+            return await self._stream(decoder.api, message, list(specs), text)
 
         num_slots = sum(spec.num_beams or 1 for spec in specs)
         with self._errors_of("decoder"):
@@ -109,18 +110,16 @@ class RunnerClient:
         return all([await self._encoder.is_ready(), await self._decoder.is_ready()])
 
     async def _stream(
-        self, decoder: DecoderApi, image_features: AnyArray, specs: list[SequenceSpec], on_text: TextListener
+        self, decoder: DecoderApi, image_features: AnyArray, specs: list[SequenceSpec], text: TextInOrder
     ) -> Outcomes:
-        """Write with text as it comes. Once some was told, a broken connection is final: it cannot be told again."""
-        text = TextInOrder(len(specs), on_text)
+        """Write with text as it comes. Begun again elsewhere, it goes on behind what was told, if that is the same."""
+        text.begin()
         try:
             async with aclosing(decoder.stream(image_features, specs)) as events:
                 async for event in events:
                     text.hear(event)
-        except aiohttp.ClientError as error:
-            if text.has_told:
-                raise self._unreachable("decoder", error) from error
-            raise
+        except ToldOtherwise as error:  # it was drawn at random
+            raise NotReady(f"a decoder of {self._model_id} is gone with an answer that no other gives") from error
         if len(text.outcomes) < len(specs):
             raise InternalError(f"the decoder of {self._model_id} ended a stream before its end")
         return Outcomes(outcomes=text.outcomes)

@@ -97,15 +97,6 @@ def test_what_a_replica_answers_is_told_and_not_asked_again(error: Exception) ->
     assert started(ask, A, B).asked == [A]
 
 
-def test_a_stream_that_broke_after_its_first_words_is_final_and_ejects() -> None:
-    async def ask(stand: Stand) -> None:
-        with pytest.raises(NotReady):
-            await stand.runner.ask(stand.call({A: NotReady("cut")}), 1)
-        assert await stand.runner.ask(stand.call(), 1) == B
-
-    assert started(ask, A, B).asked == [A, B]
-
-
 def test_a_call_is_made_twice_at_most() -> None:
     async def ask(stand: Stand) -> None:
         with pytest.raises(aiohttp.ServerDisconnectedError):

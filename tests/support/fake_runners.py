@@ -91,6 +91,7 @@ class FakeDecoder:
     num_cancelled: int = 0
     ended: asyncio.Event | None = None  # streams end only when this is set
     broken: Exception | None = None  # what a stream ends with after its first piece
+    num_broken: int = 2  # streams, until they no longer do
 
     async def write(self, image_features: AnyArray, sequences: list[SequenceSpec]) -> Outcomes:
         """Return what became of each sequence, or fail."""
@@ -111,7 +112,8 @@ class FakeDecoder:
             if isinstance(outcome, Written):
                 for start, end in pairwise([0, *outcome.token_ends]):
                     yield TextPiece(index=index, text=outcome.text[start:end])
-                    if self.broken is not None:
+                    if self.broken is not None and self.num_broken:
+                        self.num_broken -= 1
                         raise self.broken
             await self._wait(self.ended)
             yield SequenceEnd(index=index, outcome=outcome)
