@@ -8,6 +8,7 @@ from typing import Any
 import bentoml
 from starlette.requests import ClientDisconnect
 
+from runners.builds import LoadedBuild
 from runners.devices import DeviceSetting
 from runners.disconnection import while_connected
 from runners.limits import SchedulerLimits
@@ -33,6 +34,7 @@ class DecoderOptions:
 
 def make_decoder_service(model_id: str, options: DecoderOptions) -> Any:
     """Return the decoder service of one model."""
+    loaded = LoadedBuild()
 
     class Decoder:
         """Writes answers from image features and prompts."""
@@ -47,6 +49,7 @@ def make_decoder_service(model_id: str, options: DecoderOptions) -> Any:
             self._worker = DecoderWorker(model_id, options)
             self._worker.load()
             self._worker.warm_up(WARM_UP_TOKENS)
+            loaded.key = self._worker.build_key
 
         @bentoml.on_shutdown
         def stop(self) -> None:
@@ -87,4 +90,4 @@ def make_decoder_service(model_id: str, options: DecoderOptions) -> Any:
             """Say whether arrays in this memory can be sent here."""
             return can_open(memory)
 
-    return runner_service(f"{model_id}-decoder", Decoder, options.timeout_s)
+    return runner_service(f"{model_id}-decoder", Decoder, options.timeout_s, loaded)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runners.artifacts import Device, read_manifest, verify_files
+from runners.builds import LoadedBuild
 from runners.devices import DeviceSetting, encoder_device, num_threads
 from runners.feature_cache import FeatureCache
 from runners.messages import Encoded, EncodedImage, EncodeOutcome, Failed, ImageToEncode, MemoryAddress
@@ -41,6 +42,7 @@ class EncoderOptions:
 
 def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
     """Return the encoder service of one model."""
+    loaded = LoadedBuild()
 
     class Encoder:
         """Turns resized images into image features."""
@@ -65,6 +67,7 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
             self._waiting = WaitingImages(self._encode_batch, options.max_batch_size or _BATCH_SIZES[device])
             self._cache = FeatureCache(model_id, options.max_cache_bytes)
             self._watchdog = Watchdog(f"the encoder of {model_id}", options.stuck_after_s)
+            loaded.key = manifest.build_key
 
         async def __is_ready__(self) -> bool:
             """Say whether batches come to an end."""
@@ -99,7 +102,7 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
             # One image alone is read where it lies.
             return iter(self._encoder.encode(pixels[0][np.newaxis] if len(pixels) == 1 else np.stack(pixels)))
 
-    return runner_service(f"{model_id}-encoder", Encoder, options.timeout_s)
+    return runner_service(f"{model_id}-encoder", Encoder, options.timeout_s, loaded)
 
 
 def _pixels(image: ImageToEncode) -> NDArray[np.uint8] | Failed:

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from runners.builds import LoadedBuild, OnlyOfBuild
 from runners.json_bodies import JsonBodies
 
 NO_ACCESS_LOG = {"access": {"enabled": False}}  # the gateway writes the one line of a request
@@ -17,7 +18,7 @@ NO_ACCESS_LOG = {"access": {"enabled": False}}  # the gateway writes the one lin
 NO_TRACING = {"excluded_urls": "."}
 
 
-def runner_service(name: str, runner: type, timeout_s: int) -> Any:
+def runner_service(name: str, runner: type, timeout_s: int, loaded: LoadedBuild) -> Any:
     """Return the service of a runner's class, for a socket behind a gateway, or a port that only gateways reach.
 
     BentoML's `metrics` would count each call and answer /metrics; here that is answered without the counting.
@@ -29,6 +30,7 @@ def runner_service(name: str, runner: type, timeout_s: int) -> Any:
         metrics={"enabled": False},
         tracing=NO_TRACING,
     )(runner)
+    service.add_asgi_middleware(OnlyOfBuild, loaded=loaded)
     service.add_asgi_middleware(JsonBodies)
     service.mount_asgi_app(Starlette(routes=[Route("/metrics", _metrics)]))
     return service

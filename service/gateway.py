@@ -27,7 +27,6 @@ from service.logs import configure_logging
 from service.metrics import MODEL_INFO
 from service.model_runners import ModelRunners, decoder_options, encoder_options, runner_timeout_s
 from service.recording import NONE
-from service.replicated_runner import PartName
 from service.rest_app import rest_app
 from service.rest_boundary import RestBoundary
 from service.roles import GATEWAY
@@ -79,13 +78,13 @@ class _Gateway:
         vision_cache = VisionCache(_SETTINGS.vision_cache_mb * BYTES_PER_MB, max_encoding)
         self._model_runners = ModelRunners(_SETTINGS, SharedMemory.create())
         self._runners = {
-            entry.id: RunnerClient(
-                models[entry.id].manifest,
-                self._model_runners.runner(PartName(entry.id, "encoder"), EncoderCalls, self._local("encoder", index)),
-                self._model_runners.runner(PartName(entry.id, "decoder"), DecoderCalls, self._local("decoder", index)),
+            model.id: RunnerClient(
+                model.manifest,
+                self._model_runners.runner(model.manifest, "encoder", EncoderCalls, self._local("encoder", index)),
+                self._model_runners.runner(model.manifest, "decoder", DecoderCalls, self._local("decoder", index)),
                 vision_cache,
             )
-            for index, entry in enumerate(_ENTRIES)
+            for index, model in enumerate(models.values())
         }
         await self._model_runners.start()
         core = Core(ServedModels(models), self._runners, _core_limits(_SETTINGS), _make_fetcher(_SETTINGS))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from runners.artifacts import Manifest, Part
 from runners.decoder_service import DecoderOptions
 from runners.encoder_service import EncoderOptions
 from runners.limits import SchedulerLimits
@@ -59,14 +60,17 @@ class ModelRunners:
         self._resolver = SystemResolver()
         self._replicated: list[ReplicatedRunner[Any]] = []
 
-    def runner(self, name: PartName, api: Callable[[Connection], ApiT], local_client: Any) -> Runner[ApiT]:
+    def runner(
+        self, manifest: Manifest, part: Part, api: Callable[[Connection], ApiT], local_client: Any
+    ) -> Runner[ApiT]:
         """Return the runner of a part: BentoML's dependency whose client is given, or replicas at URLs."""
-        urls = self._values.runner_urls(name.part, name.model_id)
+        name = PartName(manifest.model_id, part)
+        urls = self._values.runner_urls(part, manifest.model_id)
         if not urls:
             return OneRunner(RunnerLink(f"the {name}", api(LocalConnection(local_client)), self._memory))
 
         def link_to(url: str) -> RunnerLink[ApiT]:
-            connection = RemoteConnection(url, runner_timeout_s(self._values))
+            connection = RemoteConnection(url, manifest.build_key, runner_timeout_s(self._values))
             return RunnerLink(f"the {name} at {url}", api(connection), self._memory)
 
         replicated = ReplicatedRunner(name, RunnerAddresses(urls, self._resolver), link_to)

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 _PROBE_EVERY_S = 1.0
 _PROBE_TIMEOUT_S = 2
 _FIND_EVERY_S = 3.0
+# A proxy before a runner that is away, and a runner of another build (runners/builds.py).
+_ELSEWHERE = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.CONFLICT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +169,8 @@ class ReplicatedRunner(Generic[ApiT]):
 
 
 def _is_unreached(error: Exception) -> bool:
-    """Say whether a call did not reach its runner: its connection broke, or what stands before it says it is away."""
-    return not isinstance(error, aiohttp.ClientResponseError) or error.status == HTTPStatus.SERVICE_UNAVAILABLE
+    """Say whether a call did not reach its runner: its connection broke, or whoever answers says that it is another."""
+    return not isinstance(error, aiohttp.ClientResponseError) or error.status in _ELSEWHERE
 
 
 async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:

@@ -1,5 +1,6 @@
 """The runners as the gateway sees them: what they are asked, and how arrays travel to each."""
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
@@ -59,15 +60,17 @@ class RunnerLink(Generic[ApiT]):
         self.api = api
         self._memory = memory
         self._can_open: bool | None = None  # None: not asked
+        self._asking = asyncio.Lock()
 
     async def shared_memory(self) -> SharedMemory | None:
         """Return the memory if the runner can open it, which it is asked once."""
         if self._memory is None:
             return None
-        if self._can_open is None:
-            self._can_open = await self.api.can_open(memory=self._memory.address)
-            if not self._can_open:
-                logger.info("%s shares no memory: arrays travel with their bytes", self.name)
+        async with self._asking:
+            if self._can_open is None:
+                self._can_open = await self.api.can_open(memory=self._memory.address)
+                if not self._can_open:
+                    logger.info("%s shares no memory: arrays travel with their bytes", self.name)
         return self._memory if self._can_open else None
 
     def forget(self) -> None:

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import aiohttp
 
+from runners.builds import BUILD_HEADER
+
 # Below the 5 s after which a runner's uvicorn closes an idle connection: a request never meets one that just closes.
 _KEEP_ALIVE_S = 4.0
 _CONNECT_S = 2.0  # a host that is gone refuses nothing
@@ -51,10 +53,11 @@ class LocalConnection:
 
 
 class RemoteConnection:
-    """To a process at `url`, such as `http://10.0.0.1:3000`."""
+    """To a process at `url`, such as `http://10.0.0.1:3000`, that has loaded the build of `build_key`."""
 
-    def __init__(self, url: str, timeout_s: float) -> None:
+    def __init__(self, url: str, build_key: str, timeout_s: float) -> None:
         self._url = url
+        self._headers = {BUILD_HEADER: build_key}
         self._timeout_s = timeout_s
         self._session: aiohttp.ClientSession | None = None
 
@@ -63,6 +66,7 @@ class RemoteConnection:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 self._url,
+                headers=self._headers,
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
                 timeout=aiohttp.ClientTimeout(self._timeout_s, sock_connect=_CONNECT_S),
             )

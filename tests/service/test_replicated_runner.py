@@ -73,8 +73,15 @@ def started(work: Callable[[Stand], Awaitable[Any]], *urls: str, names: Resolver
 
 @pytest.mark.parametrize(
     "error",
-    [GONE, aiohttp.ClientOSError(), aiohttp.ClientPayloadError(), aiohttp.ConnectionTimeoutError(), refusal(503)],
-    ids=lambda error: type(error).__name__,
+    [
+        GONE,
+        aiohttp.ClientOSError(),
+        aiohttp.ClientPayloadError(),
+        aiohttp.ConnectionTimeoutError(),
+        refusal(503),
+        refusal(409),
+    ],
+    ids=repr,
 )
 def test_a_call_that_did_not_reach_a_replica_is_answered_by_another_which_is_asked_from_then_on(
     error: Exception,

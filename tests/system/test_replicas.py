@@ -1,4 +1,4 @@
-"""Two encoders and two decoders of one model as services of their own, under load, while one of each goes and returns."""
+"""Two encoders and two decoders of one model as services of their own; one of each goes under load, and returns."""
 
 import signal
 from collections.abc import Callable, Iterator
