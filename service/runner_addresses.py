@@ -49,6 +49,7 @@ class RunnerAddresses:
         self._urls = urls
         self._resolver = resolver
         self._known: dict[str, Sequence[str]] = {}  # of a name
+        self._unresolved = set[str]()  # names; said once
 
     @property
     def are_fixed(self) -> bool:
@@ -67,7 +68,9 @@ class RunnerAddresses:
     async def _look_up(self, name: str) -> None:
         try:
             self._known[name] = await self._resolver.addresses(name)
-        except OSError as error:
-            logger.warning(
-                "%s cannot be resolved, its %d addresses stay: %s", name, len(self._known.get(name, ())), error
-            )
+            self._unresolved.discard(name)
+        except (OSError, UnicodeError) as error:  # the latter: it cannot be a name
+            if name not in self._unresolved:
+                self._unresolved.add(name)
+                num_known = len(self._known.get(name, ()))
+                logger.warning("%s cannot be resolved, its %d addresses stay: %s", name, num_known, error)
