@@ -1,6 +1,6 @@
 """How throughput grows with replicas, and what one gateway carries: a real gateway over simulated runners.
 
-    python -m loadtest.replicas [--counts 1,2,4,8,16,32] [--seconds 12] [--rounds 3] [--results FOLDER]
+    python -m loadtest.replicas [--counts 1,2,4,8,16,32] [--encode-ms 400] [--cycles 8] [--rounds 3]
 
 Encoders and decoders are simulated ones of a fixed service time (loadtest/simulated_runners.py), so that their number
 and the gateway alone decide. Clients ask about another image each time, in a closed loop with more requests than the
@@ -33,7 +33,6 @@ from loadtest.soak_traffic import new_image
 MODEL = "florence-2-mini"
 COUNTS = (1, 2, 4, 8, 16, 32)
 SLOTS = 4  # of a decoder
-ENCODE_MS = 400.0
 _CLIENTS_EACH = 2 * SLOTS  # more than a pair of replicas works on
 _NUM_IMAGES = 512  # more than are at work at one time: none finds its image in the making
 _LIMIT_REPLICAS, _LIMIT_CLIENTS = 4, 24
@@ -46,7 +45,7 @@ class Round:
     """What was measured in one round."""
 
     requests_per_s: float
-    cpu_s_per_s: float  # processor time of the gateway, supervisor included; 1 is a core
+    cpu_s_per_s: float  # of the gateway and its supervisor; 1 is a core
     num_answered: int
 
 
@@ -70,15 +69,26 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long each point is measured."""
+    """How fast replicas are, and how long each point is measured."""
 
-    seconds: float
+    encode_ms: float  # an encoder answers one image in that time, a decoder `SLOTS` in as many times that
+    num_cycles: int  # of a round; in one every slot answers once, so that none is half counted
     num_rounds: int
+
+    @property
+    def write_ms(self) -> float:
+        """Service time of a decoder."""
+        return SLOTS * self.encode_ms
+
+    @property
+    def round_s(self) -> float:
+        """Seconds of a round."""
+        return self.num_cycles * self.write_ms / 1000
 
 
 def growth(counts: Sequence[int], plan: Plan) -> list[Point]:
     """Measure the throughput at each number of replicas of a fixed service time."""
-    with simulated(max(counts), ENCODE_MS, SLOTS * ENCODE_MS) as ports:
+    with simulated(max(counts), plan.encode_ms, plan.write_ms) as ports:
         return [_point(ports, count, _CLIENTS_EACH * count, plan) for count in counts]
 
 
@@ -157,7 +167,7 @@ async def _rounds(url: str, process_id: int, num_clients: int, plan: Plan) -> li
         try:
             while len(ended_s) < num_clients:
                 await _no_failure(clients, 0.05)
-            return [await _round(clients, ended_s, process_id, plan.seconds) for _ in range(plan.num_rounds)]
+            return [await _round(clients, ended_s, process_id, plan.round_s) for _ in range(plan.num_rounds)]
         finally:
             for client in clients:
                 client.cancel()
@@ -181,12 +191,10 @@ async def _no_failure(clients: Sequence[asyncio.Task[None]], seconds: float) -> 
 
 
 async def _round(clients: Sequence[asyncio.Task[None]], ended_s: list[float], process_id: int, seconds: float) -> Round:
-    """Count for some time: from one answer to the last, so that the ends of the time do not round the rate."""
     first, start_s, start_cpu_s = len(ended_s), time.monotonic(), cpu_s(process_id)
     await _no_failure(clients, seconds)
-    elapsed_s, used_s = time.monotonic() - start_s, cpu_s(process_id) - start_cpu_s
-    ends = ended_s[first:]
-    return Round((len(ends) - 1) / (ends[-1] - ends[0]), used_s / elapsed_s, len(ends))
+    elapsed_s, num_answered = time.monotonic() - start_s, len(ended_s) - first
+    return Round(num_answered / elapsed_s, (cpu_s(process_id) - start_cpu_s) / elapsed_s, num_answered)
 
 
 def report(points: Sequence[Point], most: Point) -> str:
@@ -208,11 +216,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, write the rounds."""
     parser = argparse.ArgumentParser("python -m loadtest.replicas", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--counts", type=_counts, default=COUNTS, metavar="N,…", help="default 1,2,4,8,16,32")
-    parser.add_argument("--seconds", type=float, default=12, help="of a round; default %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
+    parser.add_argument("--encode-ms", type=float, default=400, metavar="MS", help="default %(default)s")
+    parser.add_argument("--cycles", type=int, default=8, metavar="N", help="of a round; default %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default %(default)s")
     parser.add_argument("--results", type=Path, default=_RESULTS, metavar="FOLDER", help="default %(default)s")
     given = parser.parse_args(arguments)
-    plan = Plan(given.seconds, given.rounds)
+    plan = Plan(given.encode_ms, given.cycles, given.rounds)
     points, most = growth(given.counts, plan), limit(plan)
     print(report(points, most))
     given.results.mkdir(parents=True, exist_ok=True)

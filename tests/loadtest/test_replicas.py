@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from loadtest.replicas import Plan, Point, Round, efficiency, growth, main, report, simulated
+from loadtest.replicas import Point, Round, efficiency, main, report, simulated
 from tests.support.export_cli import ModelStore
 
 # Of linear. Above 0.95 on a quiet machine; on two cores that others share, clients and gateway wait for theirs.
@@ -45,19 +45,15 @@ def test_simulated_runners_work_on_as_many_calls_as_they_have_slots() -> None:
         assert taken_s(ports.decoders[0], "/write", 5) >= 0.4
 
 
-def test_throughput_grows_with_replicas(exported: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENTOML_HOME", str(exported.home))
-    points = growth([1, 4, 16], Plan(seconds=3, num_rounds=1))
-    assert [each.num_replicas for each in points] == [1, 4, 16]
-    assert all(efficiency(each, points[0]) >= ENOUGH for each in points), points
-
-
-def test_the_command_writes_what_it_measured(
+def test_throughput_grows_with_replicas(
     exported: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BENTOML_HOME", str(exported.home))
-    main(["--counts", "1", "--seconds", "1", "--rounds", "1", "--results", str(tmp_path)])
-    found = json.loads((tmp_path / "replicas.json").read_text())
-    assert [each["num_replicas"] for each in found["growth"]] == [1]
-    assert found["limit"]["rounds"][0]["num_answered"] > 0
+    quick = ("--encode-ms", "250", "--cycles", "2", "--rounds", "1")
+    main(["--counts", "1,4,16", *quick, "--results", str(tmp_path)])
     assert "One gateway over runners that take no time" in capsys.readouterr().out
+    found = json.loads((tmp_path / "replicas.json").read_text())
+    points = [point(each["num_replicas"], each["rounds"][0]["requests_per_s"]) for each in found["growth"]]
+    assert [each.num_replicas for each in points] == [1, 4, 16]
+    assert all(efficiency(each, points[0]) >= ENOUGH for each in points), points
+    assert found["limit"]["rounds"][0]["requests_per_s"] > points[-1].requests_per_s
