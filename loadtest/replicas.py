@@ -212,6 +212,16 @@ def report(points: Sequence[Point], most: Point) -> str:
     )
 
 
+def recorded(path: Path) -> tuple[list[Point], Point]:
+    """Return what a file of results holds: growth, and limit."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    *points, most = (
+        Point(each["num_replicas"], tuple(Round(**one) for one in each["rounds"]))
+        for each in (*found["growth"], found["limit"])
+    )
+    return points, most
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, write the rounds."""
     parser = argparse.ArgumentParser("python -m loadtest.replicas", description=(__doc__ or "").partition("\n")[0])

@@ -171,6 +171,8 @@ class RunnerClient:
         """Return the error of an answer that is none; with 503 BentoML refuses what it could not do in time."""
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             return Overloaded(f"the {part} of {self._model_id} has more to do than it can in time; try later")
+        if status == HTTPStatus.CONFLICT:
+            return NotReady(f"the {part} of {self._model_id} has loaded another build of it than this service knows")
         return InternalError(f"the {part} of {self._model_id} failed")
 
 

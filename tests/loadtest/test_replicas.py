@@ -1,4 +1,3 @@
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -6,7 +5,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from loadtest.replicas import Point, Round, efficiency, main, report, simulated
+from loadtest.replicas import Point, Round, efficiency, main, recorded, report, simulated
 from tests.support.export_cli import ModelStore
 
 # Of linear. Above 0.95 on a quiet machine; on two cores that others share, clients and gateway wait for theirs.
@@ -52,8 +51,7 @@ def test_throughput_grows_with_replicas(
     quick = ("--encode-ms", "250", "--cycles", "2", "--rounds", "1")
     main(["--counts", "1,4,16", *quick, "--results", str(tmp_path)])
     assert "One gateway over runners that take no time" in capsys.readouterr().out
-    found = json.loads((tmp_path / "replicas.json").read_text())
-    points = [point(each["num_replicas"], each["rounds"][0]["requests_per_s"]) for each in found["growth"]]
+    points, most = recorded(tmp_path / "replicas.json")
     assert [each.num_replicas for each in points] == [1, 4, 16]
     assert all(efficiency(each, points[0]) >= ENOUGH for each in points), points
-    assert found["limit"]["rounds"][0]["requests_per_s"] > points[-1].requests_per_s
+    assert most.requests_per_s > points[-1].requests_per_s

@@ -178,6 +178,8 @@ def _outcome(answer: str | Failed) -> Outcome:
     )
 
 
-def alone(api: ApiT, memory: SharedMemory | None) -> OneRunner[ApiT]:
-    """Return a runner in one process."""
-    return OneRunner(RunnerLink("the runner", api, memory))
+def alone(api: ApiT, memory: SharedMemory | None, num_replicas: int = 1) -> OneRunner[ApiT]:
+    """Return a runner in one process, which may stand for more."""
+    runner = OneRunner(RunnerLink("the runner", api, memory))
+    runner.num_replicas = num_replicas
+    return runner

@@ -83,6 +83,7 @@ def make_core(
     max_waiting_tokens: int = 1_000_000,
     entries: Sequence[CatalogEntry] = (FLORENCE, PALIGEMMA),
     fetcher: ImageFetcher | None = None,
+    num_decoders: int = 1,
 ) -> Core:
     """Return a core over both embedded models, whose runners are fakes unless a test gives its own."""
     texts = {FLORENCE_ID: FLORENCE_ANSWERS, PALIGEMMA_ID: PALIGEMMA_ANSWERS}
@@ -93,7 +94,7 @@ def make_core(
         model.id: RunnerClient(
             model.manifest,
             alone(encoders[model.id], MEMORY),
-            alone(decoders[model.id], MEMORY),
+            alone(decoders[model.id], MEMORY, num_decoders),
             VisionCache(10_000_000, max_pending),
         )
         for model in models

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
+from runners.builds import BUILD_HEADER
 from tests.support.export_cli import ModelStore
 from tests.support.load import load
 from tests.support.replicas import MODEL, PARTS, Place, Replicas, replicas
@@ -89,6 +90,7 @@ def test_a_runner_alone_answers_probes_and_metrics(parts: Replicas) -> None:
             assert {runner.get(path).status_code for path in ("/livez", "/readyz", "/metrics")} == {200}
             started = f'diptych_start_time_seconds{{model="{MODEL}",part="{place.part}"}}'
             assert started in runner.get("/metrics").text
+            assert runner.get("/readyz", headers={BUILD_HEADER: "another"}).status_code == 409
 
 
 def ask(gateway: RunningService) -> httpx.Response:

@@ -31,6 +31,7 @@ from tests.support.export_cli import ModelStore
 from tests.support.fake_runners import alone
 from tests.support.processes import run_folder_of
 from tests.support.running_service import RunningService
+from tests.support.service_metrics import metric
 
 Fields = Mapping[str, BaseModel | Sequence[BaseModel]]
 FIELDS: TypeAdapter[Mapping[str, object]] = TypeAdapter(Mapping[str, object])
@@ -104,7 +105,12 @@ def test_features_and_answers_are_bit_equal_through_memory_and_with_bytes(
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     shared, by_memory = asyncio.run(answer(service, manifest, pixels, SharedMemory()))
     sent, by_bytes = asyncio.run(answer(service, manifest, pixels, None))
+    kept, _ = asyncio.run(answer(service, manifest, pixels, None))
     assert isinstance(shared, Block)
     assert isinstance(sent, Array)
+    assert isinstance(kept, Array)
     assert np.array_equal(shared.read(), sent.numpy())
+    assert np.array_equal(sent.numpy(), kept.numpy())  # of the second time, from the encoder's own cache
+    counted = {"model": manifest.model_id, "outcome": "hit"}
+    assert metric(service, "diptych_encoder_cache_requests_total", **counted) >= 1
     assert (by_memory.text, by_memory.logprobs) == (by_bytes.text, by_bytes.logprobs)
