@@ -77,7 +77,7 @@ class Traffic:
 
     async def _prepare(self, http: aiohttp.ClientSession) -> None:
         self._random = random.Random(self.seed)
-        self._images = [_new_image() for _ in range(8)]
+        self._images = [new_image() for _ in range(8)]
         async with http.get("/v1/models", raise_for_status=True) as response:
             self._models = [model["id"] for model in (await response.json())["data"]]
 
@@ -91,7 +91,7 @@ class Traffic:
             self.outcomes[f"failed: {type(error).__name__}"] += 1
 
     async def _answer(self, http: aiohttp.ClientSession) -> str:
-        image = _new_image() if self._random.random() < 1 / 3 else self._random.choice(self._images)
+        image = new_image() if self._random.random() < 1 / 3 else self._random.choice(self._images)
         async with http.post("/v1/predict", data=self._form({}, image)) as response:
             await response.read()
             return "answer" if response.status == 200 else f"status {response.status}"
@@ -126,7 +126,7 @@ class Traffic:
         return form
 
 
-def _new_image() -> bytes:
+def new_image() -> bytes:
     """Return random colours that nobody has seen."""
     colours = np.random.default_rng().integers(0, 256, (4, 4, 3), dtype=np.uint8)
     file = io.BytesIO()

@@ -8,14 +8,14 @@ from typing import Any
 import bentoml
 from starlette.requests import ClientDisconnect
 
+from runners.builds import LoadedBuild
 from runners.devices import DeviceSetting
 from runners.disconnection import while_connected
-from runners.encoder_service import LEAN
-from runners.json_bodies import JsonBodies
 from runners.limits import SchedulerLimits
 from runners.messages import AnyArray, MemoryAddress, Outcomes, SequenceSpec
 from runners.metrics import START_TIME_SECONDS
 from runners.precision import WantedPrecision
+from runners.runner_service import runner_service
 from runners.shared_arrays import can_open
 
 WARM_UP_TOKENS = 4
@@ -34,6 +34,7 @@ class DecoderOptions:
 
 def make_decoder_service(model_id: str, options: DecoderOptions) -> Any:
     """Return the decoder service of one model."""
+    loaded = LoadedBuild()
 
     class Decoder:
         """Writes answers from image features and prompts."""
@@ -48,6 +49,7 @@ def make_decoder_service(model_id: str, options: DecoderOptions) -> Any:
             self._worker = DecoderWorker(model_id, options)
             self._worker.load()
             self._worker.warm_up(WARM_UP_TOKENS)
+            loaded.key = self._worker.build_key
 
         @bentoml.on_shutdown
         def stop(self) -> None:
@@ -88,7 +90,4 @@ def make_decoder_service(model_id: str, options: DecoderOptions) -> Any:
             """Say whether arrays in this memory can be sent here."""
             return can_open(memory)
 
-    service = bentoml.service(name=f"{model_id}-decoder", traffic={"timeout": options.timeout_s}, **LEAN)
-    runner = service(Decoder)
-    runner.add_asgi_middleware(JsonBodies)
-    return runner
+    return runner_service(f"{model_id}-decoder", Decoder, options.timeout_s, loaded)

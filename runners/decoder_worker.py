@@ -44,6 +44,11 @@ class DecoderWorker:
         self._scheduler = Scheduler(self._decoder, self._model_id, options.limits)
         self._scheduler.start()
 
+    @property
+    def build_key(self) -> str:
+        """What was loaded, by its manifest."""
+        return self._manifest.build_key
+
     def warm_up(self, max_new_tokens: int) -> None:
         """Write one sequence from empty image features; raise what it raises."""
         features = torch.zeros(self._manifest.num_image_tokens, self._manifest.hidden_size)

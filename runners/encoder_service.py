@@ -11,20 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runners.artifacts import Device, read_manifest, verify_files
+from runners.builds import LoadedBuild
 from runners.devices import DeviceSetting, encoder_device, num_threads
-from runners.json_bodies import JsonBodies
+from runners.feature_cache import FeatureCache
 from runners.messages import Encoded, EncodedImage, EncodeOutcome, Failed, ImageToEncode, MemoryAddress
 from runners.metrics import BATCH_SIZE, START_TIME_SECONDS
 from runners.model_store import artifact_folder
 from runners.precision import WantedPrecision, choose_precision
+from runners.runner_service import runner_service
 from runners.shared_arrays import MemoryUnreachable, can_open, place, view
 from runners.waiting_images import WaitingImages
 from runners.watchdog import Watchdog
-
-NO_ACCESS_LOG = {"access": {"enabled": False}}  # the gateway writes the one line of a request
-# Each of BentoML's layers around a call costs every request; what they count and trace the gateway's own do too.
-NO_TRACING = {"excluded_urls": "."}
-LEAN: dict[str, Any] = {"logging": NO_ACCESS_LOG, "metrics": {"enabled": False}, "tracing": NO_TRACING}
 
 # On a CPU a batch takes as long as its images one by one: a large one only keeps the first from the decoder.
 _BATCH_SIZES: dict[Device, int] = {"cpu": 2, "cuda": 16}
@@ -40,10 +37,12 @@ class EncoderOptions:
     precision: WantedPrecision
     timeout_s: int
     stuck_after_s: float  # of one batch
+    max_cache_bytes: int  # of features for gateways on other hosts
 
 
 def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
     """Return the encoder service of one model."""
+    loaded = LoadedBuild()
 
     class Encoder:
         """Turns resized images into image features."""
@@ -66,7 +65,9 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
             width, height = manifest.image_size_wh
             self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))
             self._waiting = WaitingImages(self._encode_batch, options.max_batch_size or _BATCH_SIZES[device])
+            self._cache = FeatureCache(model_id, options.max_cache_bytes)
             self._watchdog = Watchdog(f"the encoder of {model_id}", options.stuck_after_s)
+            loaded.key = manifest.build_key
 
         async def __is_ready__(self) -> bool:
             """Say whether batches come to an end."""
@@ -75,7 +76,7 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
         @bentoml.api
         async def encode(self, image: ImageToEncode) -> Encoded:
             """Return image features, float32 (N, C); encoded with whatever images wait at the same time."""
-            return Encoded(outcome=await self._waiting.outcome(image))
+            return Encoded(outcome=await self._cache.outcome(image, self._waiting.outcome))
 
         @bentoml.api
         async def can_open(self, memory: MemoryAddress) -> bool:
@@ -101,10 +102,7 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
             # One image alone is read where it lies.
             return iter(self._encoder.encode(pixels[0][np.newaxis] if len(pixels) == 1 else np.stack(pixels)))
 
-    service = bentoml.service(name=f"{model_id}-encoder", traffic={"timeout": options.timeout_s}, **LEAN)
-    runner = service(Encoder)
-    runner.add_asgi_middleware(JsonBodies)
-    return runner
+    return runner_service(f"{model_id}-encoder", Encoder, options.timeout_s, loaded)
 
 
 def _pixels(image: ImageToEncode) -> NDArray[np.uint8] | Failed:

@@ -1,6 +1,6 @@
 """Prometheus metrics that only a runner can measure; the gateway's /metrics shows them with all others."""
 
-from prometheus_client import Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 BATCH_SIZE = Histogram(
     "diptych_batch_size",
@@ -26,6 +26,11 @@ SLOTS_TAKEN = Gauge(
     "Slots that hold a sequence; a sequence of several beams holds one for each.",
     ["model"],
     multiprocess_mode="livesum",
+)
+ENCODER_CACHE_REQUESTS = Counter(
+    "diptych_encoder_cache_requests_total",
+    "Images asked of what an encoder keeps for gateways on other hosts: hit, or miss (encoded).",
+    ["model", "outcome"],
 )
 START_TIME_SECONDS = Gauge(
     "diptych_start_time_seconds",

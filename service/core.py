@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from service.callers import ANYONE, Caller
 from service.cost import cost_tokens
@@ -72,7 +73,7 @@ class CoreLimits:
 
     max_image_pixels: int
     max_pending: int  # requests at work or waiting
-    max_running: int  # of them, at each model
+    max_running: int  # of them, at each decoder of a model
     max_waiting_tokens: int  # of those that wait for one model
 
 
@@ -90,7 +91,11 @@ class Core:
         self.entrance = Entrance()
         self._runners = runners
         self._max_image_pixels = limits.max_image_pixels
-        self._turns = {model.id: Turns(model.id, limits.max_running, limits.max_waiting_tokens) for model in models}
+        self._max_running = limits.max_running
+        self._turns = {
+            model.id: Turns(model.id, partial(self._max_running_at, model.id), limits.max_waiting_tokens)
+            for model in models
+        }
         self._fetcher = fetcher
         self._pending = FairShares(limits.max_pending)
         self._drain_rate = DrainRate()
@@ -138,6 +143,9 @@ class Core:
         with self._place(context):
             data = await self._bytes_of(image, context)
             return MeasuredImage(data, (await in_thread(decode_image, data, self._max_image_pixels)).size_wh)
+
+    def _max_running_at(self, model_id: str) -> int:
+        return self._max_running * self._runners[model_id].num_decoders
 
     def _compared(self, model_ids: list[str] | None, request: TaskRequest) -> tuple[ServedModel, ...]:
         """Return the models of a comparison in catalog order."""

@@ -10,11 +10,12 @@ from typing import Any
 
 import bentoml
 
-from runners.decoder_service import DecoderOptions, make_decoder_service
-from runners.encoder_service import NO_ACCESS_LOG, NO_TRACING, EncoderOptions, make_encoder_service
-from runners.limits import SchedulerLimits
+from runners.artifacts import Part
+from runners.decoder_service import make_decoder_service
+from runners.encoder_service import make_encoder_service
 from runners.metrics import START_TIME_SECONDS
 from runners.model_store import artifact_folder
+from runners.runner_service import NO_ACCESS_LOG, NO_TRACING
 from service.api_keys import ApiKeys
 from service.core import Core, CoreLimits
 from service.grpc_server import GrpcServer
@@ -24,13 +25,15 @@ from service.image_fetching import FetchLimits, ImageFetcher
 from service.image_urls import AllowedHost
 from service.logs import configure_logging
 from service.metrics import MODEL_INFO
+from service.model_runners import ModelRunners, decoder_options, encoder_options, runner_timeout_s
 from service.recording import NONE
 from service.rest_app import rest_app
 from service.rest_boundary import RestBoundary
+from service.roles import GATEWAY
 from service.runner_calls import DecoderCalls, EncoderCalls
 from service.runner_client import RunnerClient
 from service.served_models import ServedModel, ServedModels, load_served_model, served_entries
-from service.settings import Settings, settings
+from service.settings import BYTES_PER_MB, Settings, settings
 from service.shared_memory import SharedMemory
 from service.vision_cache import VisionCache
 
@@ -38,36 +41,7 @@ logger = logging.getLogger(__name__)
 
 _SETTINGS = settings()
 _ENTRIES = served_entries(_SETTINGS)
-# BentoML drops what it expects to take longer than its limits: they lie above the request's own, which decides.
-_RUNNER_TIMEOUT_S = _SETTINGS.request_timeout_s * 2
-_BYTES_PER_MB = 1_000_000
 _REST = RestBoundary(_SETTINGS)
-
-
-def _encoder_options(values: Settings) -> EncoderOptions:
-    return EncoderOptions(
-        values.encoder_max_batch_size,
-        values.encoder_threads,
-        values.device,
-        values.encoder_precision,
-        _RUNNER_TIMEOUT_S,
-        values.stuck_after_s,
-    )
-
-
-def _decoder_options(values: Settings) -> DecoderOptions:
-    return DecoderOptions(
-        SchedulerLimits(
-            values.decoder_max_batch_size,
-            values.decoder_max_waiting,
-            values.decoder_max_prefill_tokens,
-            values.stuck_after_s,
-        ),
-        values.decoder_threads,
-        values.device,
-        values.decoder_precision,
-        _RUNNER_TIMEOUT_S,
-    )
 
 
 def _core_limits(values: Settings) -> CoreLimits:
@@ -86,7 +60,7 @@ def _make_fetcher(values: Settings) -> ImageFetcher | None:
     return ImageFetcher([AllowedHost.parse(host) for host in values.url_hosts], limits, SystemResolver())
 
 
-def _attribute(part: str, index: int) -> str:
+def _attribute(part: Part, index: int) -> str:
     return f"{part}_{index}"
 
 
@@ -101,18 +75,18 @@ class _Gateway:
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file)
         models = {entry.id: load_served_model(entry, artifact_folder(entry.id), _SETTINGS) for entry in _ENTRIES}
         max_encoding = _SETTINGS.max_pending_requests * len(_ENTRIES)
-        vision_cache = VisionCache(_SETTINGS.vision_cache_mb * _BYTES_PER_MB, max_encoding)
-        memory = SharedMemory.create()
+        vision_cache = VisionCache(_SETTINGS.vision_cache_mb * BYTES_PER_MB, max_encoding)
+        self._model_runners = ModelRunners(_SETTINGS, SharedMemory.create())
         self._runners = {
-            entry.id: RunnerClient(
-                models[entry.id].manifest,
-                EncoderCalls(getattr(self, _attribute("encoder", index)).to_async),
-                DecoderCalls(getattr(self, _attribute("decoder", index)).to_async),
+            model.id: RunnerClient(
+                model.manifest,
+                self._model_runners.runner(model.manifest, "encoder", EncoderCalls, self._local("encoder", index)),
+                self._model_runners.runner(model.manifest, "decoder", DecoderCalls, self._local("decoder", index)),
                 vision_cache,
-                memory,
             )
-            for index, entry in enumerate(_ENTRIES)
+            for index, model in enumerate(models.values())
         }
+        await self._model_runners.start()
         core = Core(ServedModels(models), self._runners, _core_limits(_SETTINGS), _make_fetcher(_SETTINGS))
         for model in models.values():
             _publish(model)
@@ -129,6 +103,12 @@ class _Gateway:
         """Answer the gRPC calls that are at work, then end."""
         if _SETTINGS.grpc_port:
             await self._grpc.stop(_SETTINGS.request_timeout_s)
+        await self._model_runners.stop()
+
+    def _local(self, part: Part, index: int) -> Any:
+        """Return BentoML's client of a model's runner on this host, None where it runs elsewhere."""
+        dependency = getattr(self, _attribute(part, index), None)
+        return dependency and dependency.to_async
 
     def _drain_on(self, signum: signal.Signals) -> None:
         """Let uvicorn hear of the signal only when everything accepted is answered: it closes its socket at once."""
@@ -168,16 +148,18 @@ def _publish(model: ServedModel) -> None:
 
 
 def _make_gateway() -> Any:
-    """Return the gateway service, with the runners of every served model as its dependencies."""
+    """Return the gateway service; runners of this host are its dependencies."""
     dependencies = {}
     for index, entry in enumerate(_ENTRIES):
-        encoder = make_encoder_service(entry.id, _encoder_options(_SETTINGS))
-        decoder = make_decoder_service(entry.id, _decoder_options(_SETTINGS))
-        dependencies[_attribute("encoder", index)] = bentoml.depends(encoder)
-        dependencies[_attribute("decoder", index)] = bentoml.depends(decoder)
+        if not _SETTINGS.runner_urls("encoder", entry.id):
+            encoder = make_encoder_service(entry.id, encoder_options(_SETTINGS))
+            dependencies[_attribute("encoder", index)] = bentoml.depends(encoder)
+        if not _SETTINGS.runner_urls("decoder", entry.id):
+            decoder = make_decoder_service(entry.id, decoder_options(_SETTINGS))
+            dependencies[_attribute("decoder", index)] = bentoml.depends(decoder)
     inner = type("Gateway", (_Gateway,), {"__doc__": _Gateway.__doc__, "__module__": __name__, **dependencies})
     service = bentoml.service(
-        name="diptych", logging=NO_ACCESS_LOG, tracing=NO_TRACING, traffic={"timeout": _RUNNER_TIMEOUT_S}
+        name=GATEWAY, logging=NO_ACCESS_LOG, tracing=NO_TRACING, traffic={"timeout": runner_timeout_s(_SETTINGS)}
     )
     gateway = bentoml.asgi_app(rest_app(_REST), path="/")(service(inner))
     gateway.add_asgi_middleware(SecurityHeaders)

@@ -46,3 +46,14 @@ MODEL_INFO = Gauge(
     ["model", "family", "revision", "precision", "resolution", "build_key"],
     multiprocess_mode="livemax",
 )
+REPLICAS = Gauge(
+    "diptych_replicas",
+    "Encoders or decoders of a model at other addresses; state is healthy, or out: not asked while another is healthy.",
+    ["model", "part", "state"],
+    multiprocess_mode="livesum",
+)
+REPLICA_EJECTIONS = Counter(
+    "diptych_replica_ejections_total",
+    "Times that a replica went out: a call did not reach it, or it missed probes.",
+    ["model", "part"],
+)

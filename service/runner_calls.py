@@ -1,14 +1,11 @@
-"""The runners' services as the gateway calls them: one JSON message there, one back, over BentoML's sessions.
+"""The runners' services as the gateway calls them: one JSON message there, one back.
 
 BentoML 1.4.40's own client sends pickles between services and derives an answer's type from its JSON schema, again for
 every answer. It also closes a session every 100 requests and every 300 s, with all requests that are in flight on it.
 """
 
-import math
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import aiohttp
 from pydantic import BaseModel, TypeAdapter
@@ -23,6 +20,7 @@ from runners.messages import (
     SequenceSpec,
     WritingEvent,
 )
+from service.runner_connections import Connection
 
 _HEADERS = {"Content-Type": "application/json"}
 _CLAIM: TypeAdapter[bool] = TypeAdapter(bool)
@@ -45,14 +43,11 @@ class _CanOpenCall(BaseModel):
 class RunnerCalls:
     """What an encoder and a decoder have in common.
 
-    `client` is BentoML's asynchronous client of a dependency. A call raises aiohttp's errors; one that is cancelled
-    closes its connection.
+    A call raises aiohttp's errors; one that is cancelled closes its connection.
     """
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        client._session_manager.max_requests = sys.maxsize
-        client._session_manager.max_age = math.inf
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
     async def can_open(self, memory: MemoryAddress) -> bool:
         """Say whether arrays in this memory can be sent there."""
@@ -60,8 +55,11 @@ class RunnerCalls:
 
     async def is_ready(self, timeout: int) -> bool:
         """Say whether the service answers within `timeout` seconds."""
-        is_ready: bool = await self._client.is_ready(timeout)
-        return is_ready
+        return await self._connection.is_ready(timeout)
+
+    async def close(self) -> None:
+        """Close idle connections; nothing is asked after that."""
+        await self._connection.close()
 
     async def _call(self, api: str, message: BaseModel) -> bytes:
         async with self._answer(api, message) as response:
@@ -69,7 +67,7 @@ class RunnerCalls:
 
     @asynccontextmanager
     async def _answer(self, api: str, message: BaseModel) -> AsyncIterator[aiohttp.ClientResponse]:
-        session = await self._client._session_manager.get_session()
+        session = await self._connection.session()
         async with session.post(f"/{api}", data=message.model_dump_json().encode(), headers=_HEADERS) as response:
             response.raise_for_status()
             yield response

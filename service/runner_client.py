@@ -3,18 +3,18 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any
 
 import aiohttp
 import numpy as np
 from numpy.typing import NDArray
 
-from runners.artifacts import Manifest
+from runners.artifacts import Manifest, Part
 from runners.messages import (
     AnyArray,
     Array,
@@ -22,10 +22,8 @@ from runners.messages import (
     EncodeOutcome,
     Failed,
     ImageToEncode,
-    MemoryAddress,
     Outcomes,
     SequenceSpec,
-    WritingEvent,
     Written,
 )
 from runners.metrics import QUEUE_DEPTH
@@ -37,50 +35,12 @@ from service.errors import (
     Overloaded,
     ServiceError,
 )
+from service.runner_apis import DecoderApi, EncoderApi, Runner, RunnerLink
 from service.shared_memory import SharedMemory
-from service.text_in_order import TextInOrder, TextListener
+from service.text_in_order import TextInOrder, TextListener, ToldOtherwise
 from service.vision_cache import EncodedFeatures, Features, FeaturesKey, VisionCache
 
 logger = logging.getLogger(__name__)
-
-ResultT = TypeVar("ResultT")
-
-Part = Literal["encoder", "decoder"]
-
-_READY_TIMEOUT_S = 1
-_RETRY_PAUSE_S = 0.1
-
-
-class RunnerApi(Protocol):
-    """A runner's service (see `service.runner_calls`)."""
-
-    async def can_open(self, memory: MemoryAddress) -> bool:
-        """Say whether arrays in this memory can be sent there."""
-        ...
-
-    async def is_ready(self, timeout: int) -> bool:
-        """Say whether the service answers within `timeout` seconds."""
-        ...
-
-
-class EncoderApi(RunnerApi, Protocol):
-    """An encoder service."""
-
-    async def encode(self, image: ImageToEncode) -> EncodeOutcome:
-        """Return the image's features, or why there are none."""
-        ...
-
-
-class DecoderApi(RunnerApi, Protocol):
-    """A decoder service."""
-
-    async def write(self, image_features: AnyArray, sequences: list[SequenceSpec]) -> Outcomes:
-        """Return what became of each sequence. A caller that is cancelled ends them."""
-        ...
-
-    def stream(self, image_features: AnyArray, sequences: list[SequenceSpec]) -> AsyncGenerator[WritingEvent, None]:
-        """Yield the text of each sequence as it is written, and what became of each; closed, it ends them."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +54,14 @@ class WrittenAnswers:
 
 
 class RunnerClient:
-    """The encoder and the decoder of one model.
-
-    Arrays travel through `memory` to a runner that can open it, which it is asked once, and with their bytes to others.
-    """
+    """The encoders and the decoders of one model."""
 
     def __init__(
         self,
         manifest: Manifest,
-        encoder: EncoderApi,
-        decoder: DecoderApi,
+        encoder: Runner[EncoderApi],
+        decoder: Runner[DecoderApi],
         vision_cache: VisionCache,
-        memory: SharedMemory | None,
     ) -> None:
         self._model_id = manifest.model_id
         self._build_key = manifest.build_key
@@ -113,14 +69,12 @@ class RunnerClient:
         self._vision_cache = vision_cache
         self._encoder = encoder
         self._decoder = decoder
-        self._memory = memory
-        self._can_open: dict[Part, bool] = {}
         self._encode_depth = QUEUE_DEPTH.labels(manifest.model_id, "encode")
 
     async def encode(self, pixels: NDArray[np.uint8]) -> EncodedFeatures:
         """Return the image features of resized RGB `pixels` (H, W, 3), from the cache where it has them."""
         key = FeaturesKey.of(self._model_id, self._build_key, pixels)
-        return await self._vision_cache.get(key, partial(self._encode, pixels))
+        return await self._vision_cache.get(key, partial(self._encode, pixels, key.pixels))
 
     async def write(
         self, image_features: Features, specs: Sequence[SequenceSpec], on_text: TextListener | None = None
@@ -130,88 +84,80 @@ class RunnerClient:
         `on_text` hears their text as it is written. Cancelled, it ends them.
         """
         start_s = time.monotonic()
-        message = await self._message(image_features)
-        if on_text is None:
-            call = partial(self._decoder.write, image_features=message, sequences=list(specs))
-        else:
-            call = partial(self._stream, message, list(specs), on_text)
-        sequences = tuple(_written(outcome) for outcome in (await self._call("decoder", call)).outcomes)
+        text = None if on_text is None else TextInOrder(len(specs), on_text)
+
+        async def call(decoder: RunnerLink[DecoderApi]) -> Outcomes:
+            message = await _message(image_features, decoder)
+            if text is None:
+                return await decoder.api.write(image_features=message, sequences=list(specs))
+            return await self._stream(decoder.api, message, list(specs), text)
+
+        num_slots = sum(spec.num_beams or 1 for spec in specs)
+        with self._errors_of("decoder"):
+            outcomes = (await self._decoder.ask(call, num_slots)).outcomes
+        sequences = tuple(_written(outcome) for outcome in outcomes)
         slowest = max(sequences, key=lambda sequence: sequence.queue_s + sequence.prefill_s + sequence.decode_s)
         waited_s = time.monotonic() - start_s - slowest.prefill_s - slowest.decode_s
         return WrittenAnswers(sequences, slowest.prefill_s, slowest.decode_s, max(0.0, waited_s))
 
-    async def is_ready(self) -> bool:
-        """Say whether both runners answer."""
-        try:
-            return all([await self._encoder.is_ready(_READY_TIMEOUT_S), await self._decoder.is_ready(_READY_TIMEOUT_S)])
-        except (aiohttp.ClientError, TimeoutError):
-            return False
+    @property
+    def num_decoders(self) -> int:
+        """How many decoders share the work now, at least 1."""
+        return self._decoder.num_replicas
 
-    async def _stream(self, image_features: AnyArray, specs: list[SequenceSpec], on_text: TextListener) -> Outcomes:
-        """Write with text as it comes. Once some was told, a broken connection is final: it cannot be told again."""
-        text = TextInOrder(len(specs), on_text)
+    async def is_ready(self) -> bool:
+        """Say whether there are both an encoder and a decoder that answer."""
+        return all([await self._encoder.is_ready(), await self._decoder.is_ready()])
+
+    async def _stream(
+        self, decoder: DecoderApi, image_features: AnyArray, specs: list[SequenceSpec], text: TextInOrder
+    ) -> Outcomes:
+        """Write with text as it comes. Begun again elsewhere, it goes on behind what was told, if that is the same."""
+        text.begin()
         try:
-            async with aclosing(self._decoder.stream(image_features, specs)) as events:
+            async with aclosing(decoder.stream(image_features, specs)) as events:
                 async for event in events:
                     text.hear(event)
-        except aiohttp.ClientError as error:
-            if text.has_told:
-                raise self._unreachable("decoder", error) from error
-            raise
+        except ToldOtherwise as error:  # it was drawn at random
+            raise NotReady(f"a decoder of {self._model_id} is gone with an answer that no other gives") from error
         if len(text.outcomes) < len(specs):
             raise InternalError(f"the decoder of {self._model_id} ended a stream before its end")
         return Outcomes(outcomes=text.outcomes)
 
-    async def _encode(self, pixels: NDArray[np.uint8]) -> EncodedFeatures:
+    async def _encode(self, pixels: NDArray[np.uint8], key: bytes) -> EncodedFeatures:
         start_s = time.monotonic()
-        with self._encode_depth.track_inprogress():
-            memory = await self._memory_with("encoder", self._encoder)
-            encoding = self._encode_bytes(pixels) if memory is None else self._encode_shared(pixels, memory)
-            features, encode_s = await encoding
+        with self._encode_depth.track_inprogress(), self._errors_of("encoder"):
+            features, encode_s = await self._encoder.ask(partial(self._encode_at, pixels), 1, key)
         return EncodedFeatures(features, encode_s, max(0.0, time.monotonic() - start_s - encode_s))
 
-    async def _encode_bytes(self, pixels: NDArray[np.uint8]) -> tuple[Features, float]:
-        encoded = await self._ask_encoder(ImageToEncode(pixels=Array.of(pixels)))
-        if not isinstance(encoded.image_features, Array):
-            raise InternalError(f"the encoder of {self._model_id} sent no features")
-        return encoded.image_features, encoded.encode_s
+    async def _encode_at(self, pixels: NDArray[np.uint8], encoder: RunnerLink[EncoderApi]) -> tuple[Features, float]:
+        memory = await encoder.shared_memory()
+        if memory is not None:
+            return await self._encode_shared(pixels, memory, encoder.api)
+        encoded = _encoded(await encoder.api.encode(image=ImageToEncode(pixels=Array.of(pixels))))
+        features = encoded.image_features
+        if not isinstance(features, Array) or features.shape != self._features_shape:
+            raise InternalError(f"the encoder of {self._model_id} sent features of another model, or none")
+        return features, encoded.encode_s
 
-    async def _encode_shared(self, pixels: NDArray[np.uint8], memory: SharedMemory) -> tuple[Features, float]:
+    async def _encode_shared(
+        self, pixels: NDArray[np.uint8], memory: SharedMemory, encoder: EncoderApi
+    ) -> tuple[Features, float]:
         source = memory.reserve(pixels.shape, pixels.dtype.name)
         target = memory.reserve(self._features_shape, "float32")
         await asyncio.to_thread(source.write, pixels)
-        encoded = await self._ask_encoder(ImageToEncode(pixels=source.message, target=target.message))
-        return target, encoded.encode_s
+        image = ImageToEncode(pixels=source.message, target=target.message)
+        return target, _encoded(await encoder.encode(image=image)).encode_s
 
-    async def _ask_encoder(self, image: ImageToEncode) -> EncodedImage:
-        outcome = await self._call("encoder", partial(self._encoder.encode, image=image))
-        if isinstance(outcome, Failed):
-            raise _error_of(outcome)
-        return outcome
-
-    async def _message(self, image_features: Features) -> AnyArray:
-        """Return the message of features for the decoder."""
-        if isinstance(image_features, Array):
-            return image_features
-        if await self._memory_with("decoder", self._decoder) is not None:
-            return image_features.message
-        return Array.of(image_features.read())
-
-    async def _memory_with(self, part: Part, runner: RunnerApi) -> SharedMemory | None:
-        """Return the memory if the runner can open it."""
-        if self._memory is None:
-            return None
-        if part not in self._can_open:
-            self._can_open[part] = await self._call(part, partial(runner.can_open, memory=self._memory.address))
-            if not self._can_open[part]:
-                logger.info("the %s of %s shares no memory: arrays travel with their bytes", part, self._model_id)
-        return self._memory if self._can_open[part] else None
-
-    async def _call(self, part: Part, call: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    @contextmanager
+    def _errors_of(self, part: Part) -> Iterator[None]:
+        """Raise an error of the service's tree for what a call to a runner raises."""
         try:
-            return await _with_one_retry(call)
+            yield
         except aiohttp.ClientResponseError as error:
             raise self._refusal(part, error.status) from error
+        except aiohttp.ConnectionTimeoutError as error:
+            raise self._unreachable(part, error) from error
         except TimeoutError as error:
             raise DeadlineExceeded(f"the {part} of {self._model_id} did not answer in time") from error
         except aiohttp.ClientError as error:
@@ -225,20 +171,24 @@ class RunnerClient:
         """Return the error of an answer that is none; with 503 BentoML refuses what it could not do in time."""
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             return Overloaded(f"the {part} of {self._model_id} has more to do than it can in time; try later")
+        if status == HTTPStatus.CONFLICT:
+            return NotReady(f"the {part} of {self._model_id} has loaded another build of it than this service knows")
         return InternalError(f"the {part} of {self._model_id} failed")
 
 
-async def _with_one_retry(call: Callable[[], Awaitable[ResultT]]) -> ResultT:
-    """Ask again if the connection broke: it was idle and just closed, or the runner died.
+async def _message(image_features: Features, decoder: RunnerLink[DecoderApi]) -> AnyArray:
+    """Return the message of features for a decoder."""
+    if isinstance(image_features, Array):
+        return image_features
+    if await decoder.shared_memory() is not None:
+        return image_features.message
+    return Array.of(image_features.read())
 
-    Asking twice is safe, as an answer depends on nothing but its request.
-    """
-    try:
-        return await call()
-    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError) as error:
-        logger.warning("asking a runner again: %r", error)
-        await asyncio.sleep(_RETRY_PAUSE_S)  # until other connections that broke with it are known to be so
-        return await call()
+
+def _encoded(outcome: EncodeOutcome) -> EncodedImage:
+    if isinstance(outcome, Failed):
+        raise _error_of(outcome)
+    return outcome
 
 
 def _written(outcome: Any) -> Written:

@@ -10,11 +10,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from runners.artifacts import Part
 from runners.devices import DeviceSetting
 from runners.precision import WantedPrecision
 from service.image_urls import AllowedHost
+from service.runner_addresses import RunnerUrl
 
 PREFIX = "DIPTYCH_"
+BYTES_PER_MB = 1_000_000
 # Settings that mean nothing without another.
 _NEEDED = {
     "metrics_need_key": "api_keys_file",
@@ -84,6 +87,18 @@ class Settings(BaseModel):
     vision_cache_mb: int = Field(
         256, ge=0, le=1_000_000, description="Most image features kept in memory, MB of 1,000,000 bytes; 0 keeps none."
     )
+    encoder_urls: tuple[str, ...] = Field(
+        (),
+        description="Encoders at other addresses, `MODEL=http://HOST:PORT` by commas, several for a model; each "
+        "address of a host is a replica. Unset: encoders run on this host.",
+    )
+    decoder_urls: tuple[str, ...] = Field((), description="Decoders at other addresses, likewise.")
+    encoder_cache_mb: int = Field(
+        256,
+        ge=0,
+        le=1_000_000,
+        description="Most image features that an encoder keeps for gateways on other hosts, MB; 0 keeps none.",
+    )
     device: DeviceSetting = Field("auto", description="Where encoders and decoders run; auto takes CUDA if there.")
     encoder_precision: WantedPrecision = Field("auto", description="Of the encoders; auto takes each model's default.")
     decoder_precision: WantedPrecision = Field("auto", description="Of the decoders; auto takes each model's default.")
@@ -104,7 +119,7 @@ class Settings(BaseModel):
         0, ge=0, le=256, description="Threads of a decoder; 0: every core, 1 if the model is narrow."
     )
 
-    @field_validator("models", "url_hosts", mode="before")
+    @field_validator("models", "url_hosts", "encoder_urls", "decoder_urls", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -115,6 +130,18 @@ class Settings(BaseModel):
         for host in value:
             AllowedHost.parse(host)
         return value
+
+    @field_validator("encoder_urls", "decoder_urls")
+    @classmethod
+    def _check_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pair in value:
+            RunnerUrl.parse(pair)
+        return value
+
+    def runner_urls(self, part: Part, model_id: str) -> tuple[RunnerUrl, ...]:
+        """Return where a model's encoders or decoders listen; none: on this host."""
+        urls = map(RunnerUrl.parse, self.encoder_urls if part == "encoder" else self.decoder_urls)
+        return tuple(url for url in urls if url.model_id == model_id)
 
 
 def variable(field: str) -> str:
@@ -139,10 +166,15 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 
 
 def _check_together(values: Settings) -> None:
-    """Raise `SettingsError` for a setting that means nothing without another."""
+    """Raise `SettingsError` for a setting that means nothing beside the others."""
     for name, other in _NEEDED.items():
         if getattr(values, name) and not getattr(values, other):
             raise SettingsError(f"{variable(name)} is set, and needs {variable(other)}, which is not")
+    for name in ("encoder_urls", "decoder_urls"):
+        for url in map(RunnerUrl.parse, getattr(values, name)):
+            if url.model_id not in values.models:
+                served = ",".join(values.models)
+                raise SettingsError(f"{variable(name)} has a URL of {url.model_id}; {variable('models')} is {served}")
 
 
 @cache

@@ -1,9 +1,9 @@
 """Starts the service's processes, starts anew whichever ends, and stops them so that nothing accepted is lost.
 
-    python -m service.supervisor MODEL ...     (python -m service checks, then becomes this)
+    python -m service.supervisor ...     (python -m service, with the same arguments, checks and becomes this)
 
-    start   the gateway, and the encoder and the decoder of each model
-    stop    on SIGTERM or SIGINT: first the gateway, which answers what it has accepted, then the runners
+    start   the gateway, and the encoder and the decoder of each model; or one of them alone (service/roles.py)
+    stop    on SIGTERM or SIGINT: first what listens on the port, which answers what it has accepted, then the runners
 
 It holds the sockets that they listen on: what is sent to a process that died waits there for the next one. `bentoml
 serve` does the same with circus, but looks for dead processes only every 10 s, and stops all at once, so that what is
@@ -23,25 +23,29 @@ from pathlib import Path
 from bentoml._internal.log import SERVER_LOGGING_CONFIG
 
 from service.logs import configure_logging
+from service.roles import Role
 from service.run_folder import run_folder
-from service.settings import settings
+from service.settings import Settings, settings
 from service.tls import bentoml_tls_options
-from service.worker_process import METRICS_FOLDER, WorkerProcess, gateway_part, runner_parts, worker_environment
+from service.worker_process import METRICS_FOLDER, Part, WorkerProcess, front_part, runner_part, worker_environment
 
 logger = logging.getLogger(__name__)
 
 _ENDS = (signal.SIGTERM, signal.SIGINT)
 _SIGNALS = (*_ENDS, signal.SIGCHLD, signal.SIGALRM)
 _TICK_S = 1.0
-_GATEWAY_MARGIN_S = 10.0  # beyond the time of its last request
+_FRONT_MARGIN_S = 10.0  # beyond the time of its last request
 _RUNNERS_STOP_S = 10.0
 
 
 class Supervisor:
-    """The processes of one start. Its signals are blocked by its caller, in the main thread."""
+    """The processes of one start: `front` listens on the service's port, `runners` are behind it.
 
-    def __init__(self, gateway: WorkerProcess, runners: Sequence[WorkerProcess], metrics: Path) -> None:
-        self._gateway = gateway
+    Its signals are blocked by its caller, in the main thread.
+    """
+
+    def __init__(self, front: WorkerProcess, runners: Sequence[WorkerProcess], metrics: Path) -> None:
+        self._front = front
         self._runners = runners
         self._metrics = metrics
 
@@ -51,8 +55,8 @@ class Supervisor:
         while self._next_signal() not in _ENDS:
             pass
         logger.info("stopping: no new requests; accepted ones have up to %g s", max_request_s)
-        self._gateway.part.listener.close()  # it has its own, and answers that it is not ready
-        self._stop([self._gateway], max_request_s + _GATEWAY_MARGIN_S)
+        self._front.part.listener.close()  # it has its own; a gateway goes on to answer that it is not ready
+        self._stop([self._front], max_request_s + _FRONT_MARGIN_S)
         self._stop(self._runners, _RUNNERS_STOP_S)
         logger.info("stopped")
 
@@ -70,7 +74,7 @@ class Supervisor:
 
     def _next_signal(self) -> int:
         """Start what is to run, and see to what has ended; return the next signal."""
-        for process in (self._gateway, *self._runners):
+        for process in (self._front, *self._runners):
             process.start_if_due()
         received = signal.sigwait(_SIGNALS)
         self._reap()
@@ -78,7 +82,7 @@ class Supervisor:
 
     def _reap(self) -> None:
         """Note every child that has ended; as process 1 of a container, orphans are among them."""
-        running = {process.pid: process for process in (self._gateway, *self._runners)}
+        running = {process.pid: process for process in (self._front, *self._runners)}
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -93,26 +97,31 @@ class Supervisor:
                 gauge.unlink()
 
 
-def main(models: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run until told to stop; end with status 0 then."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # what comes before the first wait is not lost
-    values = settings()
+    role, values = Role.parse(arguments), settings()
     configure_logging()
     with run_folder() as folder:
-        try:
-            gateway = gateway_part(values.host, values.port, bentoml_tls_options(values))
-        except OSError as error:
-            sys.exit(f"diptych does not start: {values.host}:{values.port} cannot be listened on: {error}")
-        parts = (gateway, *runner_parts(models, folder))
+        parts = (_front(role, values), *(runner_part(name, folder) for name in role.runners_behind(values)))
         os.environ.update(worker_environment(parts, folder))
-        _import_all()
+        _import_all(parts)
         processes = [WorkerProcess(part, [other for other in parts if other is not part]) for part in parts]
         Supervisor(processes[0], processes[1:], folder / METRICS_FOLDER).run(values.request_timeout_s)
 
 
-def _import_all() -> None:
+def _front(role: Role, values: Settings) -> Part:
+    tls_options = () if role.is_runner else bentoml_tls_options(values)
+    try:
+        return front_part(role.front(), values.host, values.port, tls_options)
+    except OSError as error:
+        sys.exit(f"diptych does not start: {values.host}:{values.port} cannot be listened on: {error}")
+
+
+def _import_all(parts: Sequence[Part]) -> None:
     """Import what the processes need, once for all that are forked from this one. None of it starts a thread."""
-    import_module("runners.decoder_worker")  # torch
+    if any(part.name.endswith("-decoder") for part in parts):
+        import_module("runners.decoder_worker")  # torch
     import_module("service.gateway")
     # Else BentoML's set-up of logs in each process would silence every logger that was there before.
     SERVER_LOGGING_CONFIG["disable_existing_loggers"] = False

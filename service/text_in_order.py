@@ -7,6 +7,10 @@ from runners.messages import Outcome, TextPiece, WritingEvent, Written
 TextListener = Callable[[str], None]
 
 
+class ToldOtherwise(Exception):
+    """What is written again is not what was told."""
+
+
 class TextInOrder:
     """Tells the text of the first sequence as it comes, then that of the next: one line for each.
 
@@ -14,15 +18,21 @@ class TextInOrder:
     """
 
     def __init__(self, num_sequences: int, tell: TextListener) -> None:
+        self._num_sequences = num_sequences
         self._tell = tell
-        self._texts = [""] * num_sequences
-        self._outcomes: list[Outcome | None] = [None] * num_sequences
+        self._told = ""
+        self.begin()
+
+    def begin(self) -> None:
+        """Hear all from the beginning, perhaps once more: what was told is not told again, but compared."""
+        self._texts = [""] * self._num_sequences
+        self._outcomes: list[Outcome | None] = [None] * self._num_sequences
         self._current = 0
-        self._num_told = 0  # characters of the current one
-        self.has_told = False
+        self._num_heard = 0  # characters of the current one that were told, now or before
+        self._num_repeated = 0  # characters of all that were
 
     def hear(self, event: WritingEvent) -> None:
-        """Take a piece or an end, and tell what is next."""
+        """Take a piece or an end, and tell what is next; raise `ToldOtherwise`."""
         if isinstance(event, TextPiece):
             self._texts[event.index] += event.text
         else:
@@ -30,6 +40,8 @@ class TextInOrder:
             if isinstance(event.outcome, Written):
                 self._texts[event.index] = event.outcome.text
         self._tell_next()
+        if isinstance(self._outcomes[self._current], Written) and self._current == self._num_sequences - 1:
+            self._check_end()
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -38,14 +50,22 @@ class TextInOrder:
 
     def _tell_next(self) -> None:
         while True:
-            self._tell_text(self._texts[self._current][self._num_told :])
-            self._num_told = len(self._texts[self._current])
+            self._tell_text(self._texts[self._current][self._num_heard :])
+            self._num_heard = len(self._texts[self._current])
             if self._outcomes[self._current] is None or self._current == len(self._texts) - 1:
                 return
             self._tell_text("\n")
-            self._current, self._num_told = self._current + 1, 0
+            self._current, self._num_heard = self._current + 1, 0
+
+    def _check_end(self) -> None:
+        if self._num_repeated < len(self._told):
+            raise ToldOtherwise
 
     def _tell_text(self, text: str) -> None:
-        if text:
-            self.has_told = True
-            self._tell(text)
+        before = self._told[self._num_repeated : self._num_repeated + len(text)]
+        if not text.startswith(before):
+            raise ToldOtherwise
+        self._num_repeated += len(text)
+        if new := text[len(before) :]:
+            self._told += new
+            self._tell(new)

@@ -43,19 +43,15 @@ class Part:
     options: tuple[str, ...] = ()  # of BentoML's worker
 
 
-def gateway_part(host: str, port: int, tls_options: Sequence[str]) -> Part:
-    """Return the gateway, listening; raise `OSError` where the address is not to be had."""
+def front_part(name: str, host: str, port: int, tls_options: Sequence[str]) -> Part:
+    """Return the part that others reach, listening; raise `OSError` where the address is not to be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    return Part("diptych", listener, f"{'https' if tls_options else 'http'}://{host}:{port}", tuple(tls_options))
+    return Part(name, listener, f"{'https' if tls_options else 'http'}://{host}:{port}", tuple(tls_options))
 
 
-def runner_parts(models: Sequence[str], folder: Path) -> list[Part]:
-    """Return encoder and decoder of each model, listening on sockets in `folder`."""
-    return [_runner_part(f"{model}-{part}", folder) for model in models for part in ("encoder", "decoder")]
-
-
-def _runner_part(name: str, folder: Path) -> Part:
+def runner_part(name: str, folder: Path) -> Part:
+    """Return a runner behind the gateway, listening on a socket in `folder`."""
     listener, path = socket.socket(socket.AF_UNIX), folder / f"{name}.sock"
     listener.bind(str(path))
     listener.listen(_BACKLOG)

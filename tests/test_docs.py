@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from loadtest.capacity import capacity_tables
+from loadtest.replicas import recorded, report
 from service.settings import Settings, variable
 from tasks.catalog import parse_entry
 from tests.support.dashboard import DASHBOARD
@@ -61,6 +62,12 @@ def test_the_tables_of_scaling_are_those_of_the_last_bench() -> None:
     tables = capacity_tables((ROOT / "loadtest" / "results" / "bench.md").read_text(encoding="utf-8"))
     for each in tables.split("\n\n"):
         assert each in scaling, "print them anew with python -m loadtest.capacity"
+
+
+def test_the_growth_with_replicas_is_that_of_the_last_run() -> None:
+    scaling = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    points, most = recorded(ROOT / "loadtest" / "results" / "replicas.json")
+    assert report(points, most) in scaling, "put in what python -m loadtest.replicas printed"
 
 
 def panel_titles() -> set[str]:

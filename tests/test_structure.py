@@ -21,6 +21,7 @@ BENTOML_ENTRY_POINTS = {
     "service/gateway.py",
     "service/supervisor.py",
     "runners/encoder_service.py",
+    "runners/runner_service.py",
     "runners/decoder_service.py",
     "runners/model_store.py",
     "export/store.py",

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from runners.json_bodies import JsonBodies
+from runners.json_bodies import MAX_BODY_BYTES, JsonBodies
 
 PICKLE = "application/vnd.bentoml+pickle"
 
@@ -19,10 +19,10 @@ async def echo(request: Request) -> Response:
 APP = JsonBodies(Starlette(routes=[Route("/", echo, methods=["GET", "POST"])]))
 
 
-def send(method: str, content_type: str | None) -> httpx.Response:
+def send(method: str, content_type: str | None, **more: str) -> httpx.Response:
     async def request() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(APP), base_url="http://runner") as client:
-            headers = {} if content_type is None else {"Content-Type": content_type}
+            headers = more if content_type is None else {"Content-Type": content_type} | more
             return await client.request(method, "/", content=b"{}", headers=headers)
 
     return asyncio.run(request())
@@ -42,3 +42,17 @@ def test_any_other_body_is_refused(content_type: str | None) -> None:
 
 def test_probes_go_through() -> None:
     assert send("GET", None).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Length": str(MAX_BODY_BYTES)}, 200),
+        ({"Content-Length": str(MAX_BODY_BYTES + 1)}, 413),
+        ({"Content-Length": "-1"}, 411),
+        ({"Content-Length": "many"}, 411),
+        ({"Transfer-Encoding": "chunked"}, 411),
+    ],
+)
+def test_a_body_is_as_long_as_it_says_and_no_longer_than_a_message(headers: dict[str, str], status: int) -> None:
+    assert send("POST", "application/json", **headers).status_code == status

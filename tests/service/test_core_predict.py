@@ -1,15 +1,17 @@
+import asyncio
 import dataclasses
 import math
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from service.errors import InvalidRequest, ServiceError, UnknownModel, UnsupportedTask
 from service.prediction import Answer
 from tasks.catalog import TaskOverride
 from tasks.results import BoxXyxy, DetectionsResult, InstancesResult, TextResult
 from tests.support.catalog import FLORENCE, PALIGEMMA
-from tests.support.core_calls import compare, predict, run
+from tests.support.core_calls import compare, predict, run, until
 from tests.support.fake_runners import DECODE_S, ENCODE_S, NUM_PROMPT_TOKENS, PREFILL_S, FakeDecoder, FakeEncoder
 from tests.support.fake_service import (
     FLORENCE_ANSWERS,
@@ -149,3 +151,23 @@ def test_region_is_checked_against_the_upright_image() -> None:
 
 def test_prompt_tokens_are_those_of_the_decoder() -> None:
     assert predict(make_core(), task="ocr").sequences[0].num_prompt_tokens == NUM_PROMPT_TOKENS
+
+
+@pytest.mark.parametrize("num_decoders", [1, 3])
+def test_more_decoders_let_more_requests_run(num_decoders: int) -> None:
+    def num_waiting() -> float | None:
+        labels = {"model": FLORENCE_ID, "stage": "admission"}
+        return REGISTRY.get_sample_value("diptych_queue_depth", labels)
+
+    async def ask() -> int:
+        decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
+        core = make_core(decoders={FLORENCE_ID: decoder}, max_running=2, num_decoders=num_decoders)
+        asked = [asyncio.create_task(core.predict(PNG, {"task": "ocr"}, context())) for _ in range(8)]
+        await until(lambda: num_waiting() == 8 - 2 * num_decoders and len(decoder.specs) >= 2 * num_decoders)
+        num_running = len(decoder.specs)
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        return num_running
+
+    assert run(ask()) == 2 * num_decoders

@@ -58,3 +58,17 @@ def test_work_that_failed_took_time_all_the_same() -> None:
     rate.end(0)
     rate.end(10)
     assert rate.seconds_for(10) == pytest.approx(1)
+
+
+def test_the_first_to_end_of_many_that_were_begun_together_says_nothing_yet() -> None:
+    clock = Clock()
+    rate = DrainRate(clock)
+    for _ in range(8):
+        rate.begin()
+    clock.now_s += 2
+    said = []
+    for _ in range(8):
+        rate.end(10)
+        rate.begin()
+        said.append(rate.seconds_for(80))
+    assert said == [0] * 6 + [pytest.approx(80 * 2 / 70), pytest.approx(2)]

@@ -82,6 +82,15 @@ def test_an_error_after_some_text_is_an_event() -> None:
     assert body["error"]["request_id"] == response.headers["x-request-id"]
 
 
+def test_a_stream_whose_decoder_dies_goes_on_behind_what_was_told() -> None:
+    whole = parse_events(client().predict(STREAMED).text)
+    broken = florence(broken=aiohttp.ClientPayloadError("the decoder died"), num_broken=1)
+    again = parse_events(client(make_core(decoders={FLORENCE_ID: broken})).predict(STREAMED).text)
+    assert [data for _, data in again[:-1]] == [data for _, data in whole[:-1]]
+    assert again[-1][1]["result"] == whole[-1][1]["result"]
+    assert len(broken.specs) == 2
+
+
 def test_a_decoder_that_dies_before_any_text_is_asked_again() -> None:
     decoder = florence(failure=aiohttp.ServerDisconnectedError())
     assert error_of(client(make_core(decoders={FLORENCE_ID: decoder})).predict(STREAMED))["code"] == "not_ready"

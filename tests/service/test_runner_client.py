@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runners.messages import Failed, SequenceSpec
-from service.errors import InternalError
+from runners.messages import Array, EncodedImage, EncodeOutcome, Failed, ImageToEncode, SequenceSpec
+from service.errors import DeadlineExceeded, InternalError, NotReady, Overloaded, ServiceError
 from service.runner_client import RunnerClient
 from service.shared_memory import SharedMemory
 from service.vision_cache import VisionCache
 from tests.support.catalog import FLORENCE
 from tests.support.core_calls import run, until
-from tests.support.fake_runners import FakeDecoder, FakeEncoder, fake_features
+from tests.support.fake_runners import FakeDecoder, FakeEncoder, alone, fake_features, refusal
 from tests.support.fake_service import INPUT_SIZE_WH, MEMORY, served
 from tests.support.memory_use import PAGE_BYTES, allocated
 
@@ -23,7 +23,7 @@ SPEC = SequenceSpec(segments=[("what is it?", True)], timeout_s=1)
 def client(
     encoder: FakeEncoder, decoder: FakeDecoder, max_bytes: int = 0, memory: SharedMemory | None = MEMORY
 ) -> RunnerClient:
-    return RunnerClient(MANIFEST, encoder, decoder, VisionCache(max_bytes, 8), memory)
+    return RunnerClient(MANIFEST, alone(encoder, memory), alone(decoder, memory), VisionCache(max_bytes, 8))
 
 
 def pixels(seed: int = 0) -> NDArray[np.uint8]:
@@ -84,6 +84,32 @@ def test_a_runner_is_asked_once_whether_it_shares_memory() -> None:
     runners = client(encoder, FakeDecoder({}))
     run(ask())
     assert (len(encoder.shapes), encoder.num_asked) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (refusal(409), NotReady),
+        (refusal(503), Overloaded),
+        (refusal(500), InternalError),
+        (aiohttp.ConnectionTimeoutError(), NotReady),
+        (aiohttp.ServerDisconnectedError(), NotReady),
+        (TimeoutError(), DeadlineExceeded),
+    ],
+    ids=repr,
+)
+def test_what_a_call_ends_with_is_an_error_of_the_service(failure: Exception, expected: type[ServiceError]) -> None:
+    with pytest.raises(expected, match="the encoder of florence-2-mini"):
+        run(client(FakeEncoder(failure=failure), writer()).encode(pixels()))
+
+
+def test_features_of_another_model_are_refused() -> None:
+    class Another(FakeEncoder):
+        async def encode(self, image: ImageToEncode) -> EncodeOutcome:  # noqa: ARG002  # the interface has it
+            return EncodedImage(image_features=Array.of(np.zeros((2, 3), dtype=np.float32)), encode_s=0.0)
+
+    with pytest.raises(InternalError, match="features of another model"):
+        run(client(Another(shares_memory=False), writer()).encode(pixels()))
 
 
 def test_an_image_that_failed_alone_is_an_error_and_is_not_kept() -> None:

@@ -48,6 +48,12 @@ def test_unknown_variable_stops_the_start_by_name(name: str) -> None:
         ("DIPTYCH_MODELS", "", "at least 1 item"),
         ("DIPTYCH_MODELS", " , ", "at least 1 item"),
         ("DIPTYCH_METRICS_NEED_KEY", "maybe", "valid boolean"),
+        (
+            "DIPTYCH_ENCODER_URLS",
+            "florence-2-mini=10.0.0.1",
+            "'florence-2-mini=10.0.0.1' is no pair of a model and a URL",
+        ),
+        ("DIPTYCH_DECODER_URLS", "paligemma-mini=https://a", "such as a-model=http://10.0.0.1:3000"),
         ("DIPTYCH_URL_HOSTS", "a.example,http://b.example", "'http://b.example' is no host name, and not *"),
     ],
 )
@@ -71,6 +77,19 @@ def test_a_setting_that_means_nothing_without_another_stops_the_start(name: str,
     with pytest.raises(SettingsError, match=f"^{name} is set, and needs {other}, which is not$"):
         read_settings({name: value})
     read_settings({name: value, other: "b.pem"})
+
+
+def test_urls_are_of_the_part_and_model_that_they_name() -> None:
+    urls = "paligemma-mini=http://10.0.0.1:1, florence-2-mini=http://10.0.0.2:2,paligemma-mini=http://10.0.0.3:3"
+    values = read_settings({"DIPTYCH_ENCODER_URLS": urls})
+    assert [url.host for url in values.runner_urls("encoder", "paligemma-mini")] == ["10.0.0.1", "10.0.0.3"]
+    assert [url.port for url in values.runner_urls("encoder", "florence-2-mini")] == [2]
+    assert values.runner_urls("decoder", "paligemma-mini") == ()
+
+
+def test_a_url_of_a_model_that_is_not_served_stops_the_start() -> None:
+    with pytest.raises(SettingsError, match=r"^DIPTYCH_DECODER_URLS has a URL of b; DIPTYCH_MODELS is a$"):
+        read_settings({"DIPTYCH_MODELS": "a", "DIPTYCH_DECODER_URLS": "a=http://h:1,b=http://h:2"})
 
 
 @pytest.mark.parametrize(

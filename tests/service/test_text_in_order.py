@@ -1,7 +1,7 @@
 import pytest
 
 from runners.messages import Failed, Outcome, SequenceEnd, TextPiece, WritingEvent, Written
-from service.text_in_order import TextInOrder
+from service.text_in_order import TextInOrder, ToldOtherwise
 
 
 def written(text: str) -> Written:
@@ -51,7 +51,38 @@ def test_outcomes_are_in_the_order_of_the_sequences() -> None:
     text, failed = TextInOrder(2, print), Failed(code="overloaded", message="no")
     text.hear(end(1, failed))
     assert text.outcomes == [failed]
-    assert not text.has_told
     text.hear(end(0, "a"))
     assert text.outcomes == [written("a"), failed]
-    assert text.has_told
+
+
+@pytest.mark.parametrize(
+    ("before", "again", "told"),
+    [
+        ([piece(0, "ab")], [piece(0, "a"), piece(0, "b"), piece(0, "c"), end(0, "abc"), end(1, "x")], "abc\nx"),
+        ([piece(0, "ab")], [piece(0, "abc"), end(0, "abc"), end(1, "x")], "abc\nx"),
+        ([end(0, "a"), piece(1, "x")], [end(1, "xy"), end(0, "a")], "a\nxy"),
+        ([end(0, ""), piece(1, "x")], [end(0, ""), end(1, "x")], "\nx"),
+        ([piece(1, "x")], [end(0, "a"), end(1, "z")], "a\nz"),  # what was heard and not told may be otherwise
+    ],
+)
+def test_begun_again_nothing_is_told_twice(before: list[WritingEvent], again: list[WritingEvent], told: str) -> None:
+    heard: list[str] = []
+    text = TextInOrder(2, heard.append)
+    for event in before:
+        text.hear(event)
+    text.begin()
+    for event in again:
+        text.hear(event)
+    assert "".join(heard) == told
+    assert len(text.outcomes) == 2
+
+
+@pytest.mark.parametrize(
+    ("num_sequences", "again"), [(2, piece(0, "b")), (2, piece(0, "ac")), (2, end(0, "a")), (1, end(0, "a"))]
+)
+def test_another_text_than_the_one_told_is_an_error(num_sequences: int, again: WritingEvent) -> None:
+    text = TextInOrder(num_sequences, print)
+    text.hear(piece(0, "ab"))
+    text.begin()
+    with pytest.raises(ToldOtherwise):
+        text.hear(again)

@@ -27,6 +27,9 @@ from runners.messages import (
     Written,
 )
 from runners.shared_arrays import can_open, place, view
+from service.one_runner import OneRunner
+from service.runner_apis import ApiT, RunnerLink
+from service.shared_memory import SharedMemory
 from tests.support.answers import generated
 
 NUM_PROMPT_TOKENS = 5
@@ -43,6 +46,7 @@ class FakeEncoder:
     released: asyncio.Event | None = None  # answers only when this is set
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     is_up: bool = True
+    is_closed: bool = False
     shares_memory: bool = True
     num_asked: int = 0  # whether it shares memory
 
@@ -66,6 +70,10 @@ class FakeEncoder:
             raise self.failure
         return self.is_up
 
+    async def close(self) -> None:
+        """Note it."""
+        self.is_closed = True
+
 
 @dataclass(slots=True)
 class FakeDecoder:
@@ -78,10 +86,12 @@ class FakeDecoder:
     image_features: list[NDArray[np.float32]] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)  # how the features came
     is_up: bool = True
+    is_closed: bool = False
     shares_memory: bool = True
     num_cancelled: int = 0
     ended: asyncio.Event | None = None  # streams end only when this is set
     broken: Exception | None = None  # what a stream ends with after its first piece
+    num_broken: int = 2  # streams, until they no longer do
 
     async def write(self, image_features: AnyArray, sequences: list[SequenceSpec]) -> Outcomes:
         """Return what became of each sequence, or fail."""
@@ -102,7 +112,8 @@ class FakeDecoder:
             if isinstance(outcome, Written):
                 for start, end in pairwise([0, *outcome.token_ends]):
                     yield TextPiece(index=index, text=outcome.text[start:end])
-                    if self.broken is not None:
+                    if self.broken is not None and self.num_broken:
+                        self.num_broken -= 1
                         raise self.broken
             await self._wait(self.ended)
             yield SequenceEnd(index=index, outcome=outcome)
@@ -124,6 +135,10 @@ class FakeDecoder:
         if self.failure is not None:
             raise self.failure
         return self.is_up
+
+    async def close(self) -> None:
+        """Note it."""
+        self.is_closed = True
 
 
 def refusal(status: int) -> aiohttp.ClientResponseError:
@@ -161,3 +176,10 @@ def _outcome(answer: str | Failed) -> Outcome:
         prefill_s=PREFILL_S,
         decode_s=DECODE_S,
     )
+
+
+def alone(api: ApiT, memory: SharedMemory | None, num_replicas: int = 1) -> OneRunner[ApiT]:
+    """Return a runner in one process, which may stand for more."""
+    runner = OneRunner(RunnerLink("the runner", api, memory))
+    runner.num_replicas = num_replicas
+    return runner

@@ -19,7 +19,7 @@ from service.vision_cache import VisionCache
 from tasks.catalog import CatalogEntry
 from tasks.paligemma import MaskDecoder
 from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT
-from tests.support.fake_runners import FAKE_IMAGE_TOKENS, FakeDecoder, FakeEncoder
+from tests.support.fake_runners import FAKE_IMAGE_TOKENS, FakeDecoder, FakeEncoder, alone
 
 FLORENCE_ID, PALIGEMMA_ID = FLORENCE.id, PALIGEMMA.id
 IMAGE_SIZE_WH = (640, 480)
@@ -83,6 +83,7 @@ def make_core(
     max_waiting_tokens: int = 1_000_000,
     entries: Sequence[CatalogEntry] = (FLORENCE, PALIGEMMA),
     fetcher: ImageFetcher | None = None,
+    num_decoders: int = 1,
 ) -> Core:
     """Return a core over both embedded models, whose runners are fakes unless a test gives its own."""
     texts = {FLORENCE_ID: FLORENCE_ANSWERS, PALIGEMMA_ID: PALIGEMMA_ANSWERS}
@@ -91,7 +92,10 @@ def make_core(
     models = served_models(*entries)
     runners = {
         model.id: RunnerClient(
-            model.manifest, encoders[model.id], decoders[model.id], VisionCache(10_000_000, max_pending), MEMORY
+            model.manifest,
+            alone(encoders[model.id], MEMORY),
+            alone(decoders[model.id], MEMORY, num_decoders),
+            VisionCache(10_000_000, max_pending),
         )
         for model in models
     }

@@ -71,13 +71,13 @@ class Load:
 
 
 @contextmanager
-def load(url: str, num_clients: int, models: Sequence[str] = ()) -> Iterator[Load]:
+def load(url: str, num_clients: int, models: Sequence[str] = (), known_at: str | None = None) -> Iterator[Load]:
     """Ask each question once for the known answers, then let clients ask all of them over and over; wait for the last.
 
-    `models` narrows the questions to some models.
+    `models` narrows the questions to some models; `known_at` is another service that is asked for the known answers.
     """
     forms = [form for form in FORMS if not models or form["model"] in models]
-    load = Load(asyncio.run(_known_answers(url, forms)))
+    load = Load(asyncio.run(_known_answers(known_at or url, forms)))
     thread = threading.Thread(target=lambda: asyncio.run(_run(url, forms, num_clients, load)))
     thread.start()
     try:

@@ -23,12 +23,15 @@ from runners.messages import (
     WritingEvent,
     Written,
 )
+from service.runner_apis import DecoderApi, EncoderApi, Runner
 from service.runner_client import RunnerClient
 from service.shared_memory import Block, SharedMemory
 from service.vision_cache import Features, VisionCache
 from tests.support.export_cli import ModelStore
+from tests.support.fake_runners import alone
 from tests.support.processes import run_folder_of
 from tests.support.running_service import RunningService
+from tests.support.service_metrics import metric
 
 Fields = Mapping[str, BaseModel | Sequence[BaseModel]]
 FIELDS: TypeAdapter[Mapping[str, object]] = TypeAdapter(Mapping[str, object])
@@ -52,6 +55,9 @@ class RunnerOverHttp:
 
     async def is_ready(self, timeout: int) -> bool:
         return (await self.http.get("/readyz", timeout=timeout)).is_success
+
+    async def close(self) -> None:
+        """Leave it to the client's owner."""
 
     async def encode(self, image: ImageToEncode) -> EncodeOutcome:
         return Encoded.model_validate_json(await self.post("/encode", {"image": image})).outcome
@@ -80,8 +86,9 @@ async def answer(
         return httpx.AsyncClient(transport=transport, base_url="http://runner", timeout=60)
 
     async with client("encoder") as encoder, client("decoder") as decoder:
-        cache = VisionCache(0, 1)
-        runners = RunnerClient(manifest, RunnerOverHttp(encoder), RunnerOverHttp(decoder), cache, memory)
+        encoders: Runner[EncoderApi] = alone(RunnerOverHttp(encoder), memory)
+        decoders: Runner[DecoderApi] = alone(RunnerOverHttp(decoder), memory)
+        runners = RunnerClient(manifest, encoders, decoders, VisionCache(0, 1))
         features = (await runners.encode(pixels)).image_features
         (written,) = (await runners.write(features, [SPEC])).sequences
         texts: list[str] = []
@@ -98,7 +105,12 @@ def test_features_and_answers_are_bit_equal_through_memory_and_with_bytes(
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     shared, by_memory = asyncio.run(answer(service, manifest, pixels, SharedMemory()))
     sent, by_bytes = asyncio.run(answer(service, manifest, pixels, None))
+    kept, _ = asyncio.run(answer(service, manifest, pixels, None))
     assert isinstance(shared, Block)
     assert isinstance(sent, Array)
+    assert isinstance(kept, Array)
     assert np.array_equal(shared.read(), sent.numpy())
+    assert np.array_equal(sent.numpy(), kept.numpy())  # of the second time, from the encoder's own cache
+    counted = {"model": manifest.model_id, "outcome": "hit"}
+    assert metric(service, "diptych_encoder_cache_requests_total", **counted) >= 1
     assert (by_memory.text, by_memory.logprobs) == (by_bytes.text, by_bytes.logprobs)

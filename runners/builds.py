@@ -1,0 +1,32 @@
+"""A gateway asks only runners that have loaded the build of the model that it knows itself.
+
+Features of one build are noise to the decoder of another, and nobody would notice: a URL may be that of another model,
+and while a new build is rolled out both are there.
+"""
+
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+BUILD_HEADER = "X-Diptych-Build"  # the build key of a manifest
+
+
+class LoadedBuild:
+    """The build that a runner has loaded; none before that."""
+
+    key: str | None = None
+
+
+class OnlyOfBuild:
+    """Refuses what asks for another build, probes too, with 409."""
+
+    def __init__(self, app: ASGIApp, loaded: LoadedBuild) -> None:
+        self._app = app
+        self._loaded = loaded
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as the app does where no build is named, or the loaded one."""
+        asked = Headers(scope=scope).get(BUILD_HEADER) if scope["type"] == "http" else None
+        is_other = asked not in (None, self._loaded.key)
+        refusal = PlainTextResponse(f"the build here is {self._loaded.key}", 409) if is_other else None
+        await (refusal or self._app)(scope, receive, send)

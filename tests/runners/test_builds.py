@@ -1,0 +1,38 @@
+import asyncio
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from runners.builds import BUILD_HEADER, LoadedBuild, OnlyOfBuild
+
+
+async def answer(_request: Request) -> Response:
+    return PlainTextResponse("here")
+
+
+@pytest.mark.parametrize(
+    ("loaded", "asked", "status"),
+    [
+        ("a", "a", 200),
+        ("a", "b", 409),
+        ("a", "", 409),
+        (None, "a", 409),
+        ("a", None, 200),  # a gateway of this host, which read the same artifacts
+        (None, None, 200),
+    ],
+)
+def test_only_the_loaded_build_answers_what_names_one(loaded: str | None, asked: str | None, status: int) -> None:
+    build = LoadedBuild()
+    build.key = loaded
+    app = OnlyOfBuild(Starlette(routes=[Route("/readyz", answer)]), build)
+
+    async def get() -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://runner") as client:
+            headers = {} if asked is None else {BUILD_HEADER: asked}
+            return (await client.get("/readyz", headers=headers)).status_code
+
+    assert asyncio.run(get()) == status
