@@ -9,7 +9,9 @@ from typing import Any
 import bentoml
 import numpy as np
 from numpy.typing import NDArray
+from opentelemetry.context import Context
 
+from runners import tracing
 from runners.artifacts import Device, read_manifest, verify_files
 from runners.devices import DeviceSetting, encoder_device, num_threads
 from runners.json_bodies import JsonBodies
@@ -18,6 +20,8 @@ from runners.metrics import BATCH_SIZE, START_TIME_SECONDS
 from runners.model_store import artifact_folder
 from runners.precision import WantedPrecision, choose_precision
 from runners.shared_arrays import MemoryUnreachable, can_open, place, view
+from runners.traced_calls import TracedCalls
+from runners.tracing import TraceOptions, past_span
 from runners.waiting_images import WaitingImages
 from runners.watchdog import Watchdog
 
@@ -40,6 +44,16 @@ class EncoderOptions:
     precision: WantedPrecision
     timeout_s: int
     stuck_after_s: float  # of one batch
+    traces: TraceOptions
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """An image that waits."""
+
+    image: ImageToEncode
+    since_s: float
+    trace: Context
 
 
 def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
@@ -55,6 +69,7 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
             from runners.vision_encoder import VisionEncoder
 
             START_TIME_SECONDS.labels(model_id, "encoder").set_to_current_time()
+            tracing.start(options.traces, f"{model_id}-encoder")
             folder = artifact_folder(model_id)
             manifest = read_manifest(folder)
             verify_files(folder, manifest)
@@ -68,6 +83,11 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
             self._waiting = WaitingImages(self._encode_batch, options.max_batch_size or _BATCH_SIZES[device])
             self._watchdog = Watchdog(f"the encoder of {model_id}", options.stuck_after_s)
 
+        @bentoml.on_shutdown
+        def stop(self) -> None:
+            """Send the spans that are left."""
+            tracing.stop()
+
         async def __is_ready__(self) -> bool:
             """Say whether batches come to an end."""
             return self._watchdog.is_content()
@@ -75,24 +95,26 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
         @bentoml.api
         async def encode(self, image: ImageToEncode) -> Encoded:
             """Return image features, float32 (N, C); encoded with whatever images wait at the same time."""
-            return Encoded(outcome=await self._waiting.outcome(image))
+            asked = _Asked(image, time.monotonic(), tracing.current())
+            return Encoded(outcome=await self._waiting.outcome(asked))
 
         @bentoml.api
         async def can_open(self, memory: MemoryAddress) -> bool:
             """Say whether arrays in this memory can be sent here."""
             return can_open(memory)
 
-        def _encode_batch(self, images: Sequence[ImageToEncode]) -> list[EncodeOutcome]:
+        def _encode_batch(self, batch: Sequence[_Asked]) -> list[EncodeOutcome]:
             """Return what became of each image; one whose memory is not to be had fails alone."""
-            BATCH_SIZE.labels(model_id, "encode").observe(len(images))
-            pixels = [_pixels(image) for image in images]
+            BATCH_SIZE.labels(model_id, "encode").observe(len(batch))
+            pixels = [_pixels(asked.image) for asked in batch]
             start_s = time.monotonic()
             with self._watchdog.turn():
                 features = self._encode([item for item in pixels if not isinstance(item, Failed)])
             encode_s = time.monotonic() - start_s
+            _trace(batch, start_s, encode_s)
             return [
-                item if isinstance(item, Failed) else _placed(next(features), image, encode_s)
-                for item, image in zip(pixels, images, strict=True)
+                item if isinstance(item, Failed) else _placed(next(features), asked.image, encode_s)
+                for item, asked in zip(pixels, batch, strict=True)
             ]
 
         def _encode(self, pixels: list[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
@@ -103,8 +125,17 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
 
     service = bentoml.service(name=f"{model_id}-encoder", traffic={"timeout": options.timeout_s}, **LEAN)
     runner = service(Encoder)
+    runner.add_asgi_middleware(TracedCalls)
     runner.add_asgi_middleware(JsonBodies)
     return runner
+
+
+def _trace(batch: Sequence[_Asked], start_s: float, encode_s: float) -> None:
+    """Make the spans of a batch, which has a part in the trace of each of its images."""
+    for asked in batch:
+        past_span("encode_queue", asked.since_s, start_s, parent=asked.trace)
+        size = {"diptych.batch_size": len(batch)}
+        past_span("encode_batch", start_s, start_s + encode_s, size, asked.trace)
 
 
 def _pixels(image: ImageToEncode) -> NDArray[np.uint8] | Failed:

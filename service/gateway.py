@@ -10,11 +10,13 @@ from typing import Any
 
 import bentoml
 
+from runners import tracing
 from runners.decoder_service import DecoderOptions, make_decoder_service
 from runners.encoder_service import NO_ACCESS_LOG, NO_TRACING, EncoderOptions, make_encoder_service
 from runners.limits import SchedulerLimits
 from runners.metrics import START_TIME_SECONDS
 from runners.model_store import artifact_folder
+from runners.tracing import TraceOptions
 from service.api_keys import ApiKeys
 from service.core import Core, CoreLimits
 from service.grpc_server import GrpcServer
@@ -32,6 +34,7 @@ from service.runner_client import RunnerClient
 from service.served_models import ServedModel, ServedModels, load_served_model, served_entries
 from service.settings import Settings, settings
 from service.shared_memory import SharedMemory
+from service.traced_requests import TracedRequests
 from service.vision_cache import VisionCache
 
 logger = logging.getLogger(__name__)
@@ -42,6 +45,7 @@ _ENTRIES = served_entries(_SETTINGS)
 _RUNNER_TIMEOUT_S = _SETTINGS.request_timeout_s * 2
 _BYTES_PER_MB = 1_000_000
 _REST = RestBoundary(_SETTINGS)
+_TRACES = TraceOptions(_SETTINGS.otlp_endpoint, _SETTINGS.trace_sample)
 
 
 def _encoder_options(values: Settings) -> EncoderOptions:
@@ -52,6 +56,7 @@ def _encoder_options(values: Settings) -> EncoderOptions:
         values.encoder_precision,
         _RUNNER_TIMEOUT_S,
         values.stuck_after_s,
+        _TRACES,
     )
 
 
@@ -67,6 +72,7 @@ def _decoder_options(values: Settings) -> DecoderOptions:
         values.device,
         values.decoder_precision,
         _RUNNER_TIMEOUT_S,
+        _TRACES,
     )
 
 
@@ -96,7 +102,8 @@ class _Gateway:
     @bentoml.on_startup
     async def start(self) -> None:
         """Load what the gateway needs of each model and begin to answer."""
-        configure_logging()
+        configure_logging(_SETTINGS.log_format)
+        tracing.start(_TRACES, "diptych")
         START_TIME_SECONDS.labels(NONE, "gateway").set_to_current_time()
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file)
         models = {entry.id: load_served_model(entry, artifact_folder(entry.id), _SETTINGS) for entry in _ENTRIES}
@@ -129,6 +136,7 @@ class _Gateway:
         """Answer the gRPC calls that are at work, then end."""
         if _SETTINGS.grpc_port:
             await self._grpc.stop(_SETTINGS.request_timeout_s)
+        await asyncio.to_thread(tracing.stop)
 
     def _drain_on(self, signum: signal.Signals) -> None:
         """Let uvicorn hear of the signal only when everything accepted is answered: it closes its socket at once."""
@@ -180,6 +188,7 @@ def _make_gateway() -> Any:
         name="diptych", logging=NO_ACCESS_LOG, tracing=NO_TRACING, traffic={"timeout": _RUNNER_TIMEOUT_S}
     )
     gateway = bentoml.asgi_app(rest_app(_REST), path="/")(service(inner))
+    gateway.add_asgi_middleware(TracedRequests)
     gateway.add_asgi_middleware(SecurityHeaders)
     gateway.add_asgi_middleware(KeyForPaths, boundary=_REST, paths=closed_paths(_SETTINGS))
     return gateway

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+from opentelemetry.trace import SpanKind
 from pydantic import BaseModel, TypeAdapter
 
 from runners.messages import (
@@ -23,6 +24,7 @@ from runners.messages import (
     SequenceSpec,
     WritingEvent,
 )
+from runners.tracing import call_headers, span
 
 _HEADERS = {"Content-Type": "application/json"}
 _CLAIM: TypeAdapter[bool] = TypeAdapter(bool)
@@ -70,9 +72,11 @@ class RunnerCalls:
     @asynccontextmanager
     async def _answer(self, api: str, message: BaseModel) -> AsyncIterator[aiohttp.ClientResponse]:
         session = await self._client._session_manager.get_session()
-        async with session.post(f"/{api}", data=message.model_dump_json().encode(), headers=_HEADERS) as response:
-            response.raise_for_status()
-            yield response
+        with span(f"POST /{api}", kind=SpanKind.CLIENT):
+            headers = _HEADERS | call_headers()
+            async with session.post(f"/{api}", data=message.model_dump_json().encode(), headers=headers) as response:
+                response.raise_for_status()
+                yield response
 
 
 class EncoderCalls(RunnerCalls):

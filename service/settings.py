@@ -7,12 +7,14 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from runners.devices import DeviceSetting
 from runners.precision import WantedPrecision
 from service.image_urls import AllowedHost
+from service.logs import LogFormat
 
 PREFIX = "DIPTYCH_"
 # Settings that mean nothing without another.
@@ -103,6 +105,18 @@ class Settings(BaseModel):
     decoder_threads: int = Field(
         0, ge=0, le=256, description="Threads of a decoder; 0: every core, 1 if the model is narrow."
     )
+    log_format: LogFormat = Field("text", description="Of each line of the log.")
+    otlp_endpoint: str | None = Field(
+        None,
+        description="http(s) URL of a collector that takes traces by OTLP over HTTP, without the path `/v1/traces`. "
+        "Unset: no spans are made.",
+    )
+    trace_sample: float = Field(
+        1,
+        ge=0,
+        le=1,
+        description="Share of traces that are exported, of those that begin here; a caller's own choice is kept.",
+    )
 
     @field_validator("models", "url_hosts", mode="before")
     @classmethod
@@ -114,6 +128,14 @@ class Settings(BaseModel):
     def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for host in value:
             AllowedHost.parse(host)
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "http://none")
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
+            raise ValueError("it must be an http or https URL of host, port and path, without user and query")
         return value
 
 

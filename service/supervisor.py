@@ -22,9 +22,9 @@ from pathlib import Path
 
 from bentoml._internal.log import SERVER_LOGGING_CONFIG
 
-from service.logs import configure_logging
+from service.logs import JsonLines, configure_logging
 from service.run_folder import run_folder
-from service.settings import settings
+from service.settings import Settings, settings
 from service.tls import bentoml_tls_options
 from service.worker_process import METRICS_FOLDER, WorkerProcess, gateway_part, runner_parts, worker_environment
 
@@ -97,7 +97,7 @@ def main(models: Sequence[str]) -> None:
     """Run until told to stop; end with status 0 then."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # what comes before the first wait is not lost
     values = settings()
-    configure_logging()
+    configure_logging(values.log_format)
     with run_folder() as folder:
         try:
             gateway = gateway_part(values.host, values.port, bentoml_tls_options(values))
@@ -105,17 +105,21 @@ def main(models: Sequence[str]) -> None:
             sys.exit(f"diptych does not start: {values.host}:{values.port} cannot be listened on: {error}")
         parts = (gateway, *runner_parts(models, folder))
         os.environ.update(worker_environment(parts, folder))
-        _import_all()
+        _import_all(values)
         processes = [WorkerProcess(part, [other for other in parts if other is not part]) for part in parts]
         Supervisor(processes[0], processes[1:], folder / METRICS_FOLDER).run(values.request_timeout_s)
 
 
-def _import_all() -> None:
+def _import_all(values: Settings) -> None:
     """Import what the processes need, once for all that are forked from this one. None of it starts a thread."""
     import_module("runners.decoder_worker")  # torch
     import_module("service.gateway")
     # Else BentoML's set-up of logs in each process would silence every logger that was there before.
     SERVER_LOGGING_CONFIG["disable_existing_loggers"] = False
+    if values.log_format == "json":
+        SERVER_LOGGING_CONFIG["formatters"]["traced"] = {"()": JsonLines}  # of its own lines and uvicorn's
+    if values.otlp_endpoint is not None:
+        import_module("runners.span_export")
     gc.freeze()  # else the collector's marks would copy the memory that they share
 
 
