@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 _PATH = "/v1/traces"
-_COMPLAINTS = (  # loggers of opentelemetry-sdk and its exporter, 1.45.1: of batches that fail, and of a full queue
+COMPLAINTS = (  # loggers of opentelemetry-sdk and its exporter, 1.45.1: of batches that fail, and of a full queue
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.sdk._shared_internal",
 )
@@ -44,7 +44,7 @@ class Seldom(logging.Filter):
 def make_provider(endpoint: str, sample: float, part: str) -> TracerProvider:
     """Return what makes the spans of a part of the service, and starts the thread that sends them."""
     seldom = Seldom()
-    for name in _COMPLAINTS:
+    for name in COMPLAINTS:
         logging.getLogger(name).addFilter(seldom)
     resource = Resource.create(
         {

@@ -1,8 +1,8 @@
 """How this service logs, to standard error: one line a request, as text or as JSON.
 
-A line of JSON is an object with `time` (UTC), `level`, `logger`, `process` (its id) and `message`, with `trace_id` where
-it belongs to a request, `exception` (the traceback) where there was one, and the fields that were logged with the
-message (`fields`).
+A line of JSON is an object with `time` (UTC), `level`, `logger`, `process` (its id) and `message`; of a request, with
+`trace_id`; where there was an exception, with its traceback as `exception`; and with the fields that were logged beside
+the message (`fields`).
 """
 
 import json

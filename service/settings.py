@@ -133,7 +133,9 @@ class Settings(BaseModel):
     @field_validator("otlp_endpoint")
     @classmethod
     def _check_endpoint(cls, value: str | None) -> str | None:
-        parts = urlsplit(value or "http://none")
+        if value is None:
+            return None
+        parts = urlsplit(value)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
             raise ValueError("it must be an http or https URL of host, port and path, without user and query")
         return value

@@ -48,6 +48,13 @@ def test_unknown_variable_stops_the_start_by_name(name: str) -> None:
         ("DIPTYCH_MODELS", "", "at least 1 item"),
         ("DIPTYCH_MODELS", " , ", "at least 1 item"),
         ("DIPTYCH_METRICS_NEED_KEY", "maybe", "valid boolean"),
+        ("DIPTYCH_TRACE_SAMPLE", "1.1", "less than or equal to 1"),
+        ("DIPTYCH_TRACE_SAMPLE", "nan", "greater than or equal to 0"),
+        ("DIPTYCH_LOG_FORMAT", "xml", "'text' or 'json'"),
+        *(
+            ("DIPTYCH_OTLP_ENDPOINT", url, "an http or https URL of host, port and path, without user and query")
+            for url in ("", "localhost:4318", "grpc://a:4317", "http://", "http://u:p@a:4318", "http://a?b=c")
+        ),
         ("DIPTYCH_URL_HOSTS", "a.example,http://b.example", "'http://b.example' is no host name, and not *"),
     ],
 )
