@@ -9,7 +9,7 @@ from typing import Any
 import bentoml
 import numpy as np
 from numpy.typing import NDArray
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_current
 
 from runners import tracing
 from runners.artifacts import Device, read_manifest, verify_files
@@ -95,7 +95,7 @@ def make_encoder_service(model_id: str, options: EncoderOptions) -> Any:
         @bentoml.api
         async def encode(self, image: ImageToEncode) -> Encoded:
             """Return image features, float32 (N, C); encoded with whatever images wait at the same time."""
-            asked = _Asked(image, time.monotonic(), tracing.current())
+            asked = _Asked(image, time.monotonic(), get_current())
             return Encoded(outcome=await self._waiting.outcome(asked))
 
         @bentoml.api

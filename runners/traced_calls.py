@@ -1,5 +1,7 @@
 """The span of a call of the gateway in the runner that answers it. It knows ASGI and no runner."""
 
+from http import HTTPStatus
+
 from opentelemetry.semconv.attributes.http_attributes import (
     HTTP_REQUEST_METHOD,
     HTTP_RESPONSE_STATUS_CODE,
@@ -9,7 +11,7 @@ from opentelemetry.trace import SpanKind
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runners.tracing import are_made, caller_context, span
+from runners.tracing import are_made, caller_context, note_error, span
 
 
 class TracedCalls:
@@ -29,6 +31,8 @@ class TracedCalls:
             async def send_noted(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     call.set_attribute(HTTP_RESPONSE_STATUS_CODE, message["status"])
+                    if message["status"] >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                        note_error(call, str(message["status"]))
                 await send(message)
 
             return await self._app(scope, receive, send_noted)

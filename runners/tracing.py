@@ -108,11 +108,6 @@ def note_error(failed: Span, error_type: str) -> None:
     failed.set_status(StatusCode.ERROR)
 
 
-def current() -> Context:
-    """Return what is current, for work that others do later: the `parent` of its spans."""
-    return get_current()
-
-
 def trace_id() -> str:
     """Return the id of the current trace, 32 hexadecimal digits; outside of any they are 0."""
     return format_trace_id(get_current_span().get_span_context().trace_id)

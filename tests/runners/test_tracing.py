@@ -177,6 +177,7 @@ def test_a_call_goes_on_in_the_runner_that_answers_it(collector: Collector) -> N
     assert made["work"].parent_id == made["POST /encode"].span_id
     assert made["POST /encode"].kind == "SERVER"
     assert made["POST /encode"].attributes["http.response.status_code"] == 503
+    assert (made["POST /encode"].has_failed, made["work"].has_failed) == (True, False)
     assert len(collector.spans) == 4
 
 

@@ -49,7 +49,7 @@ def test_unknown_variable_stops_the_start_by_name(name: str) -> None:
         ("DIPTYCH_MODELS", " , ", "at least 1 item"),
         ("DIPTYCH_METRICS_NEED_KEY", "maybe", "valid boolean"),
         ("DIPTYCH_TRACE_SAMPLE", "1.1", "less than or equal to 1"),
-        ("DIPTYCH_TRACE_SAMPLE", "nan", "greater than or equal to 0"),
+        ("DIPTYCH_TRACE_SAMPLE", "nan", "less than or equal to 1"),
         ("DIPTYCH_LOG_FORMAT", "xml", "'text' or 'json'"),
         *(
             ("DIPTYCH_OTLP_ENDPOINT", url, "an http or https URL of host, port and path, without user and query")
