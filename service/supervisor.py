@@ -28,7 +28,7 @@ from service.settings import Settings, settings
 from service.tls import bentoml_tls_options
 from service.worker_process import METRICS_FOLDER, WorkerProcess, gateway_part, runner_parts, worker_environment
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("service.supervisor")  # its __name__ is __main__, which is not set up
 
 _ENDS = (signal.SIGTERM, signal.SIGINT)
 _SIGNALS = (*_ENDS, signal.SIGCHLD, signal.SIGALRM)
