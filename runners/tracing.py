@@ -1,6 +1,6 @@
 """Traces by OpenTelemetry, in every process: of a request its trace id, and spans where there is a collector for them.
 
-Before `start`, and without a collector, there are no spans, and each function here costs about a microsecond. What is
+Before `start`, and without a collector, there are no spans, and each function here takes a microsecond or less. What is
 current follows a request into the tasks that it starts (OpenTelemetry's context); between processes it travels in the
 headers of calls, as W3C Trace Context has it.
 

@@ -165,7 +165,8 @@ def test_a_call_goes_on_in_the_runner_that_answers_it(collector: Collector) -> N
     async def call() -> None:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://runner") as client:
             with span("call"):
-                await client.post("/encode", headers=call_headers())
+                headers = call_headers()
+            await client.post("/encode", headers=headers)
             await client.post("/encode")  # a probe brings no trace
 
     with exporting(collector.url):

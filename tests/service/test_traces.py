@@ -1,7 +1,6 @@
 """The trace of a request over HTTP and gRPC, with the real core over fake runners: its id, and its spans."""
 
 import asyncio
-import json
 import logging
 import re
 import time
@@ -175,7 +174,7 @@ def test_a_comparison_has_a_span_for_each_model(collector: Collector) -> None:
 
 
 @pytest.mark.parametrize(
-    ("core", "fields", "status", "code", "has_failed"),
+    ("failure", "fields", "status", "code", "has_failed"),
     [
         (None, {"unknown": "purple-elephant"}, 400, "invalid_request", False),
         (aiohttp.ClientConnectionError("purple-elephant"), {}, 503, "not_ready", True),
@@ -183,10 +182,10 @@ def test_a_comparison_has_a_span_for_each_model(collector: Collector) -> None:
     ],
 )
 def test_only_faults_of_the_service_are_failed_spans(
-    collector: Collector, core: Exception | None, fields: dict[str, str], status: int, code: str, has_failed: bool
+    collector: Collector, failure: Exception | None, fields: dict[str, str], status: int, code: str, has_failed: bool
 ) -> None:
     asked = {**OCR, "model": FLORENCE_ID, **fields}
-    assert client(core and florence_fails(core)).predict(asked).status_code == status
+    assert client(florence_fails(failure) if failure else None).predict(asked).status_code == status
     request = sent(collector)["POST /v1/predict"]
     assert request.attributes["http.response.status_code"] == status
     assert (request.attributes["diptych.status"], request.has_failed) == (code, has_failed)
@@ -247,8 +246,7 @@ def test_without_a_collector_the_traces_of_a_request_take_microseconds() -> None
         for _ in range(num):
             request()
         took_s.append((time.perf_counter() - start_s) / num)
-    assert min(took_s) < 0.0005  # 0.00004 on a quiet core; spans that are made take 0.0004 and more
-    print(json.dumps({"us_per_request": round(min(took_s) * 1e6, 1)}))
+    assert min(took_s) < 0.0001  # it takes 0.00001 s, and 0.00017 s where spans are made
 
 
 def test_the_log_line_has_the_id_of_the_trace(caplog: pytest.LogCaptureFixture) -> None:

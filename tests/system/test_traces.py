@@ -89,7 +89,7 @@ def ask(service: RunningService) -> tuple[dict[str, str], list[str]]:
         ids[FAILED_TRACE] = response.headers["x-trace-id"]
     with grpc.insecure_channel(service.grpc_address) as channel:
         stub: Any = VisionStub(channel)
-        request = pb.PredictRequest(image=image, model=PALIGEMMA, **CAPTION)
+        request = pb.PredictRequest(image=image, task="captioning", detail="detailed", model=PALIGEMMA)
         answer, call = stub.Predict.with_call(request, timeout=60, metadata=[("traceparent", parent(GRPC_TRACE))])
         ids[GRPC_TRACE] = dict(call.trailing_metadata())["x-trace-id"]
         texts.append(answer.text)
