@@ -8,6 +8,7 @@ from typing import Any
 import bentoml
 from starlette.requests import ClientDisconnect
 
+from runners import tracing
 from runners.builds import LoadedBuild
 from runners.devices import DeviceSetting
 from runners.disconnection import while_connected
@@ -17,6 +18,7 @@ from runners.metrics import START_TIME_SECONDS
 from runners.precision import WantedPrecision
 from runners.runner_service import runner_service
 from runners.shared_arrays import can_open
+from runners.tracing import TraceOptions
 
 WARM_UP_TOKENS = 4
 
@@ -30,6 +32,7 @@ class DecoderOptions:
     device: DeviceSetting
     precision: WantedPrecision
     timeout_s: int
+    traces: TraceOptions
 
 
 def make_decoder_service(model_id: str, options: DecoderOptions) -> Any:
@@ -43,6 +46,7 @@ def make_decoder_service(model_id: str, options: DecoderOptions) -> Any:
         def load(self) -> None:
             """Check and load the artifacts, and write one sequence for real: only then is the service ready."""
             START_TIME_SECONDS.labels(model_id, "decoder").set_to_current_time()
+            tracing.start(options.traces, f"{model_id}-decoder")
             # torch is not loaded with this module, which the gateway imports too.
             from runners.decoder_worker import DecoderWorker
 
@@ -55,6 +59,7 @@ def make_decoder_service(model_id: str, options: DecoderOptions) -> Any:
         def stop(self) -> None:
             """Write what was accepted, then end."""
             self._worker.stop()
+            tracing.stop()
 
         async def __is_ready__(self) -> bool:
             """Say whether steps come to an end."""

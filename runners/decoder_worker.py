@@ -2,11 +2,14 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import torch
+from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import GEN_AI_USAGE_OUTPUT_TOKENS
+from opentelemetry.trace import get_current_span
 
 from runners.answers import AnswerText, to_failed, to_request, to_written
 from runners.artifacts import read_manifest, verify_files
@@ -19,6 +22,7 @@ from runners.precision import choose_precision
 from runners.scheduler import Scheduler, WrittenSequence
 from runners.sequences import SequenceError, SequenceRequest, TokenListener
 from runners.shared_arrays import MemoryUnreachable, view
+from runners.tracing import note_error, past_span
 
 _WARM_UP_TIMEOUT_S = 600.0
 
@@ -107,11 +111,15 @@ class DecoderWorker:
     async def _outcome(self, request: SequenceRequest, future: "Future[WrittenSequence]") -> Outcome:
         """Return what became of a sequence; an exception of the model is named, not quoted."""
         try:
-            return to_written(self._decoder, request, await asyncio.wrap_future(future))
+            written = await asyncio.wrap_future(future)
+            _trace(written)
+            return to_written(self._decoder, request, written)
         except SequenceError as error:
-            return to_failed(error)
+            failed = to_failed(error)
         except Exception as error:
-            return Failed(code="internal", message=f"the decoder failed: {type(error).__name__}")
+            failed = Failed(code="internal", message=f"the decoder failed: {type(error).__name__}")
+        note_error(get_current_span(), failed.code)
+        return failed
 
     def _listener(self, index: int, events: "asyncio.Queue[WritingEvent]") -> TokenListener:
         """Return what makes pieces of text of the tokens of a sequence, in the decoder's thread."""
@@ -122,6 +130,16 @@ class DecoderWorker:
                 loop.call_soon_threadsafe(events.put_nowait, TextPiece(index=index, text=text))
 
         return hear
+
+
+def _trace(written: WrittenSequence) -> None:
+    """Make the spans of a sequence that ended just now."""
+    end_s = time.monotonic()
+    prefilled_s = end_s - written.decode_s
+    admitted_s = prefilled_s - written.prefill_s
+    past_span("decode_queue", admitted_s - written.queue_s, admitted_s)
+    past_span("prefill", admitted_s, prefilled_s)
+    past_span("decode_steps", prefilled_s, end_s, {GEN_AI_USAGE_OUTPUT_TOKENS: len(written.sequence.token_ids)})
 
 
 async def _ended(failed: Failed) -> Outcome:

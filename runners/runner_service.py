@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from runners.builds import LoadedBuild, OnlyOfBuild
 from runners.json_bodies import JsonBodies
+from runners.traced_calls import TracedCalls
 
 NO_ACCESS_LOG = {"access": {"enabled": False}}  # the gateway writes the one line of a request
 # Each of BentoML's layers around a call costs every request; what they count and trace the gateway's own do too.
@@ -30,6 +31,7 @@ def runner_service(name: str, runner: type, timeout_s: int, loaded: LoadedBuild)
         metrics={"enabled": False},
         tracing=NO_TRACING,
     )(runner)
+    service.add_asgi_middleware(TracedCalls)
     service.add_asgi_middleware(OnlyOfBuild, loaded=loaded)
     service.add_asgi_middleware(JsonBodies)
     service.mount_asgi_app(Starlette(routes=[Route("/metrics", _metrics)]))

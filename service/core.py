@@ -5,11 +5,14 @@ It knows fields, images and models, and no HTTP.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from runners.tracing import past_span, span
+from service import logs
 from service.callers import ANYONE, Caller
 from service.cost import cost_tokens
 from service.drain_rate import DrainRate
@@ -27,6 +30,7 @@ from service.runner_client import RunnerClient
 from service.served_models import ServedModel, ServedModels
 from service.text_in_order import TextListener
 from service.threads import in_thread
+from service.tracing import answer_span
 from service.turns import Demand, Turns
 from tasks.parameter_kinds import MAX_COORDINATE_PX
 
@@ -162,22 +166,26 @@ class Core:
         context: RequestContext,
         on_text: TextListener | None = None,
     ) -> Answer | ServiceError:
-        """Return the model's answer or its error, counted and logged; raise only what is wrong with the image."""
-        try:
-            answer = await self._in_turn(model, request, picture, context, on_text)
-        except UnsupportedImage:
-            raise
-        except ServiceError as error:
-            record_error(error, context.api, context.request_id, model.id, request.task.id)
-            return error
-        except Exception as error:  # a defect in one model's path must not take the others' answers with it
-            logger.exception("request %s: %s failed at %s", context.request_id, model.id, request.task.id)
-            failure = InternalError(f"{model.id} failed; the log tells more under the request's id")
-            failure.__cause__ = error
-            record_error(failure, context.api, context.request_id, model.id, request.task.id)
-            return failure
-        record_answer(answer, context.api, context.request_id)
-        return answer
+        """Return the model's answer or its error, counted, logged and traced; raise what is wrong with the image."""
+        with answer_span(model.id, request.task.id, context.request_id):
+            try:
+                answer = await self._in_turn(model, request, picture, context, on_text)
+            except UnsupportedImage:
+                raise
+            except ServiceError as error:
+                record_error(error, context.api, context.request_id, model.id, request.task.id)
+                return error
+            except Exception as error:  # a defect in one model's path must not take the others' answers with it
+                told = logs.fields({"request_id": context.request_id})
+                logger.exception(
+                    "request %s: %s failed at %s", context.request_id, model.id, request.task.id, extra=told
+                )
+                failure = InternalError(f"{model.id} failed; the log tells more under the request's id")
+                failure.__cause__ = error
+                record_error(failure, context.api, context.request_id, model.id, request.task.id)
+                return failure
+            record_answer(answer, context.api, context.request_id)
+            return answer
 
     async def _in_turn(
         self,
@@ -190,8 +198,11 @@ class Core:
         cost = cost_tokens(model, request, task_prompts(model, request, _ANY_SIZE_WH))
         demand = Demand(context.client, cost, context.deadline_s)
         async with self._turns[model.id].turn(demand) as waited_s:
+            past_span("admission", (now_s := time.monotonic()) - waited_s, now_s)
+            with span("open_image"):
+                image = await picture.rgb()
             told = Circumstances(context.deadline_s, waited_s, on_text)
-            return await predict(model, self._runners[model.id], request, await picture.rgb(), told)
+            return await predict(model, self._runners[model.id], request, image, told)
 
     @asynccontextmanager
     async def _admitted(self, image: GivenImage, context: RequestContext) -> AsyncIterator[Picture]:

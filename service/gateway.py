@@ -10,6 +10,7 @@ from typing import Any
 
 import bentoml
 
+from runners import tracing
 from runners.artifacts import Part
 from runners.decoder_service import make_decoder_service
 from runners.encoder_service import make_encoder_service
@@ -25,7 +26,7 @@ from service.image_fetching import FetchLimits, ImageFetcher
 from service.image_urls import AllowedHost
 from service.logs import configure_logging
 from service.metrics import MODEL_INFO
-from service.model_runners import ModelRunners, decoder_options, encoder_options, runner_timeout_s
+from service.model_runners import ModelRunners, decoder_options, encoder_options, runner_timeout_s, trace_options
 from service.recording import NONE
 from service.rest_app import rest_app
 from service.rest_boundary import RestBoundary
@@ -35,6 +36,7 @@ from service.runner_client import RunnerClient
 from service.served_models import ServedModel, ServedModels, load_served_model, served_entries
 from service.settings import BYTES_PER_MB, Settings, settings
 from service.shared_memory import SharedMemory
+from service.traced_requests import TracedRequests
 from service.vision_cache import VisionCache
 
 logger = logging.getLogger(__name__)
@@ -70,7 +72,8 @@ class _Gateway:
     @bentoml.on_startup
     async def start(self) -> None:
         """Load what the gateway needs of each model and begin to answer."""
-        configure_logging()
+        configure_logging(_SETTINGS.log_format)
+        tracing.start(trace_options(_SETTINGS), "diptych")
         START_TIME_SECONDS.labels(NONE, "gateway").set_to_current_time()
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file)
         models = {entry.id: load_served_model(entry, artifact_folder(entry.id), _SETTINGS) for entry in _ENTRIES}
@@ -104,6 +107,7 @@ class _Gateway:
         if _SETTINGS.grpc_port:
             await self._grpc.stop(_SETTINGS.request_timeout_s)
         await self._model_runners.stop()
+        await asyncio.to_thread(tracing.stop)
 
     def _local(self, part: Part, index: int) -> Any:
         """Return BentoML's client of a model's runner on this host, None where it runs elsewhere."""
@@ -162,6 +166,7 @@ def _make_gateway() -> Any:
         name=GATEWAY, logging=NO_ACCESS_LOG, tracing=NO_TRACING, traffic={"timeout": runner_timeout_s(_SETTINGS)}
     )
     gateway = bentoml.asgi_app(rest_app(_REST), path="/")(service(inner))
+    gateway.add_asgi_middleware(TracedRequests)
     gateway.add_asgi_middleware(SecurityHeaders)
     gateway.add_asgi_middleware(KeyForPaths, boundary=_REST, paths=closed_paths(_SETTINGS))
     return gateway

@@ -22,6 +22,7 @@ class VisionApi(GrpcApi, pb_grpc.VisionServicer):
     """The gRPC interface of a core."""
 
     api = "grpc"
+    service = pb.DESCRIPTOR.services_by_name["Vision"].full_name
 
     @method
     async def Predict(self, request: pb.PredictRequest, context: RequestContext) -> pb.Answer:

@@ -1,21 +1,28 @@
 """What every gRPC method has around it: an id, a deadline, the key, and one way for errors to become statuses.
 
-Metadata of a call: `authorization` (Bearer KEY) and `x-request-id`, before which the `id` of a message goes, where it
-has one. A call's deadline is the request's, and a call that is cancelled ends its sequences. An error's status has the
-trailing metadata `diptych-code` (as in REST), `diptych-param` and, where it is worth to try again, `retry-after` in
-seconds.
+Metadata of a call: `authorization` (Bearer KEY), `traceparent`, and `x-request-id`, before which the `id` of a message
+goes, where it has one. A call's deadline is the request's, and a call that is cancelled ends its sequences. What ends a
+call has the trailing metadata `x-trace-id`; an error `diptych-code` too (as in REST), `diptych-param` and, where it is
+worth to try again, `retry-after` in seconds.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager
 from functools import wraps
 from typing import Any, ClassVar, TypeVar
 
 import grpc
 from google.protobuf.message import Message
+from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
+    RPC_METHOD,
+    RPC_RESPONSE_STATUS_CODE,
+    RPC_SYSTEM_NAME,
+)
+from opentelemetry.trace import Span
 
+from runners.tracing import trace_id
 from service import request_ids
 from service.api_keys import ApiKeys
 from service.callers import ANYONE, Caller
@@ -23,6 +30,7 @@ from service.core import Core, RequestContext
 from service.errors import ErrorCode, Overloaded, ServiceError
 from service.recording import record_failure, record_gone_client
 from service.settings import Settings
+from service.tracing import request_trace
 
 CODES: dict[ErrorCode, grpc.StatusCode] = {
     "invalid_request": grpc.StatusCode.INVALID_ARGUMENT,
@@ -43,6 +51,7 @@ class GrpcApi:
     """One of the service's gRPC interfaces around a core."""
 
     api: ClassVar[str]  # its label in metrics
+    service: ClassVar[str]  # its full name
     open_methods: ClassVar[frozenset[str]] = frozenset()  # they need no key
     health_methods: ClassVar[frozenset[str]] = frozenset()  # they need one where the settings say so
 
@@ -61,6 +70,12 @@ class GrpcApi:
         if not is_health:
             caller.take_request()
         return caller
+
+    def trace(self, name: str, metadata: Mapping[str, str]) -> AbstractContextManager[Span]:
+        """Return the trace of a call of the method `name`, with a span unless it is one of health."""
+        full_name = f"{self.service}/{name}"
+        attributes = {RPC_SYSTEM_NAME: "grpc", RPC_METHOD: full_name}
+        return request_trace(metadata, full_name, None if name in self.health_methods else attributes)
 
     def deadline_s(self, context: "Context") -> float:
         """Return the end of the call's time, at most the service's own, on the clock of time.monotonic()."""
@@ -107,20 +122,29 @@ def stream(function: Stream[ApiT, AnswerT]) -> Callable[[ApiT, Message, Context]
 async def _call(api: GrpcApi, name: str, request: Message, context: Context) -> AsyncIterator[RequestContext]:
     metadata = {str(name): str(value) for name, value in context.invocation_metadata() or ()}
     request_id = request_ids.request_id(getattr(request, "id", None) or metadata.get("x-request-id"))
-    try:
-        api.entrance.check()
-        caller = api.caller(name, metadata.get("authorization"))
-        yield RequestContext(request_id, api.api, api.deadline_s(context), caller)
-    except (asyncio.CancelledError, GeneratorExit):
-        record_gone_client(api.api, request_id)
-        raise
-    except Exception as error:
-        await _abort(context, record_failure(error, api.api, request_id), request_id)
+    with api.trace(name, metadata) as span:
+        trace = ("x-trace-id", trace_id())
+        context.set_trailing_metadata((trace,))
+        failure = None
+        try:
+            api.entrance.check()
+            caller = api.caller(name, metadata.get("authorization"))
+            yield RequestContext(request_id, api.api, api.deadline_s(context), caller)
+        except (asyncio.CancelledError, GeneratorExit):
+            record_gone_client(api.api, request_id)
+            span.set_attribute(RPC_RESPONSE_STATUS_CODE, grpc.StatusCode.CANCELLED.name)
+            raise
+        except Exception as error:
+            failure = record_failure(error, api.api, request_id)
+        code = CODES[failure.code] if failure else grpc.StatusCode.OK
+        span.set_attribute(RPC_RESPONSE_STATUS_CODE, code.name)
+    if failure is not None:
+        await _abort(context, failure, (("x-request-id", request_id), trace))
 
 
-async def _abort(context: Context, error: ServiceError, request_id: str) -> None:
+async def _abort(context: Context, error: ServiceError, ids: tuple[tuple[str, str], ...]) -> None:
     """End the call with the status of `error`; this raises."""
-    trailing = [("x-request-id", request_id), ("diptych-code", error.code)]
+    trailing = [*ids, ("diptych-code", error.code)]
     if error.param is not None:
         trailing.append(("diptych-param", error.param))
     if isinstance(error, Overloaded):

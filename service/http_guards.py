@@ -16,9 +16,9 @@ _HEADERS = {
     "Content-Security-Policy": "frame-ancestors 'none'",
 }
 _NO_STORE = {"Cache-Control": "no-store"}
-_API_PREFIXES = ("/v1/", "/v2/")
+API_PREFIXES = ("/v1/", "/v2/")
 _METRICS = "/metrics"
-_HEALTH = ("/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready")
+HEALTH = ("/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready")
 
 
 class SecurityHeaders:
@@ -31,7 +31,7 @@ class SecurityHeaders:
         """Answer as the app does, with more headers."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        added = _HEADERS | _NO_STORE if scope["path"].startswith(_API_PREFIXES) else _HEADERS
+        added = _HEADERS | _NO_STORE if scope["path"].startswith(API_PREFIXES) else _HEADERS
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -62,4 +62,4 @@ class KeyForPaths:
 def closed_paths(settings: Settings) -> tuple[str, ...]:
     """Return the paths of health and metrics that need a key."""
     metrics = (_METRICS,) if settings.metrics_need_key else ()
-    return metrics + (_HEALTH if settings.health_needs_key else ())
+    return metrics + (HEALTH if settings.health_needs_key else ())

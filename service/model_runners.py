@@ -7,6 +7,7 @@ from runners.artifacts import Manifest, Part
 from runners.decoder_service import DecoderOptions
 from runners.encoder_service import EncoderOptions
 from runners.limits import SchedulerLimits
+from runners.tracing import TraceOptions
 from service.host_addresses import SystemResolver
 from service.one_runner import OneRunner
 from service.replicated_runner import PartName, ReplicatedRunner
@@ -22,6 +23,11 @@ def runner_timeout_s(values: Settings) -> int:
     return values.request_timeout_s * 2
 
 
+def trace_options(values: Settings) -> TraceOptions:
+    """Return where the spans of every process go."""
+    return TraceOptions(values.otlp_endpoint, values.trace_sample)
+
+
 def encoder_options(values: Settings) -> EncoderOptions:
     """Return how an encoder runs here."""
     return EncoderOptions(
@@ -32,6 +38,7 @@ def encoder_options(values: Settings) -> EncoderOptions:
         runner_timeout_s(values),
         values.stuck_after_s,
         values.encoder_cache_mb * BYTES_PER_MB,
+        trace_options(values),
     )
 
 
@@ -48,6 +55,7 @@ def decoder_options(values: Settings) -> DecoderOptions:
         values.device,
         values.decoder_precision,
         runner_timeout_s(values),
+        trace_options(values),
     )
 
 

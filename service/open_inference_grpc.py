@@ -43,6 +43,7 @@ class OpenInferenceApi(GrpcApi, pb_grpc.GRPCInferenceServiceServicer):
     """The protocol's service around a core."""
 
     api = API
+    service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
     open_methods = frozenset({"ServerMetadata"})
     health_methods = frozenset({"ServerLive", "ServerReady"})
 

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from runners.messages import SequenceSpec, Written
 from runners.patterns import Pattern
+from runners.tracing import span
 from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
 from service.images import RgbImage, resize
 from service.requests import TaskRequest
@@ -73,11 +74,17 @@ async def predict(
     prompts = task_prompts(model, request, image.size_wh)
     try:
         async with asyncio.timeout(deadline_s - time.monotonic()):
-            pixels, preprocess_s = await _timed(resize, image, model.manifest.image_size_wh, model.manifest.resample)
-            encoded = await runners.encode(pixels)
-            specs = _specs(model, prompts, request, deadline_s)
-            written = await runners.write(encoded.image_features, specs, told.on_text)
-            result, postprocess_s = await _timed(_parse, model, request, written, image)
+            with span("preprocess"):
+                size_wh, resample = model.manifest.image_size_wh, model.manifest.resample
+                pixels, preprocess_s = await _timed(resize, image, size_wh, resample)
+            with span("encode") as encoding:
+                encoded = await runners.encode(pixels)
+                encoding.set_attribute("diptych.vision_cache", encoded.outcome)
+            with span("decode"):
+                specs = _specs(model, prompts, request, deadline_s)
+                written = await runners.write(encoded.image_features, specs, told.on_text)
+            with span("postprocess"):
+                result, postprocess_s = await _timed(_parse, model, request, written, image)
     except TimeoutError as error:
         raise DeadlineExceeded(f"{model.id} did not answer in the time of the request") from error
     times = StageTimes(

@@ -1,11 +1,20 @@
-"""One place that counts and logs what became of a request: metrics by model and task, one log line.
+"""One place that counts, logs and traces what became of a request: metrics by model and task, one log line, its span.
 
-Never logged: images, prompts, answers, keys.
+Never logged or traced: images, prompts, answers, keys.
 """
 
 import logging
 from dataclasses import fields
 
+from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import (
+    GEN_AI_RESPONSE_FINISH_REASONS,
+    GEN_AI_USAGE_INPUT_TOKENS,
+    GEN_AI_USAGE_OUTPUT_TOKENS,
+)
+from opentelemetry.trace import get_current_span
+
+from runners.tracing import trace_id
+from service import logs
 from service.errors import InternalError, ServiceError
 from service.metrics import (
     GENERATED_TOKENS,
@@ -17,6 +26,7 @@ from service.metrics import (
     UNPARSED_OUTPUTS,
 )
 from service.prediction import Answer
+from service.tracing import note_status
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +35,7 @@ _STAGES_TO_FIRST_TOKEN = ("preprocess_s", "encode_queue_s", "encode_s", "decode_
 
 
 def record_answer(answer: Answer, api: str, request_id: str) -> None:
-    """Count and log an answer."""
+    """Count, log and trace an answer; its own span is the current one."""
     labels, times = (answer.model.id, answer.request.task.id), answer.times
     num_tokens = sum(sequence.num_generated_tokens for sequence in answer.sequences)
     REQUESTS.labels(api, *labels, "ok").inc()
@@ -42,9 +52,11 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
     GENERATED_TOKENS.labels(*labels).inc(num_tokens)
     if not answer.result.is_parsed:
         UNPARSED_OUTPUTS.labels(*labels).inc()
+    _trace_answer(answer, num_tokens)
     logger.info(
-        "request %s ok api=%s model=%s task=%s image=%dx%d tokens=%d total_ms=%.1f",
-        *(request_id, api, *labels, *answer.image_size_wh, num_tokens, times.total_s * 1000),
+        "request %s ok api=%s model=%s task=%s image=%dx%d tokens=%d total_ms=%.1f trace_id=%s",
+        *(request_id, api, *labels, *answer.image_size_wh, num_tokens, times.total_s * 1000, trace_id()),
+        extra=logs.fields(_labels(request_id, "ok", api, *labels) | _sizes_and_times(answer, num_tokens)),
     )
 
 
@@ -52,7 +64,12 @@ def record_error(error: ServiceError, api: str, request_id: str, model: str = NO
     """Count and log an error; a request that failed before its model was known has no model."""
     error.is_recorded = True
     REQUESTS.labels(api, model, task, error.code).inc()
-    logger.info("request %s %s api=%s model=%s task=%s", request_id, error.code, api, model, task)
+    note_status(error.code)
+    logger.info(
+        "request %s %s api=%s model=%s task=%s trace_id=%s",
+        *(request_id, error.code, api, model, task, trace_id()),
+        extra=logs.fields(_labels(request_id, error.code, api, model, task)),
+    )
 
 
 def record_failure(error: Exception, api: str, request_id: str) -> ServiceError:
@@ -63,9 +80,11 @@ def record_failure(error: Exception, api: str, request_id: str) -> ServiceError:
     if isinstance(error, ServiceError):
         failure = error
     else:
-        logger.error("request %s failed", request_id, exc_info=error)
+        logger.error("request %s failed", request_id, exc_info=error, extra=logs.fields({"request_id": request_id}))
         failure = InternalError("the service failed; its log tells more")
-    if not failure.is_recorded:
+    if failure.is_recorded:
+        note_status(failure.code)  # on the span of the whole request; its model's has it
+    else:
         record_error(failure, api, request_id)
     return failure
 
@@ -73,4 +92,46 @@ def record_failure(error: Exception, api: str, request_id: str) -> ServiceError:
 def record_gone_client(api: str, request_id: str) -> None:
     """Count and log a client that went before its answer was there."""
     REQUESTS.labels(api, NONE, NONE, "client_gone").inc()
-    logger.info("request %s client_gone api=%s", request_id, api)
+    note_status("client_gone")
+    logger.info(
+        "request %s client_gone api=%s trace_id=%s",
+        *(request_id, api, trace_id()),
+        extra=logs.fields(_labels(request_id, "client_gone", api, NONE, NONE)),
+    )
+
+
+def _labels(request_id: str, status: str, api: str, model: str, task: str) -> dict[str, object]:
+    return {"request_id": request_id, "status": status, "api": api, "model": model, "task": task}
+
+
+def _sizes_and_times(answer: Answer, num_tokens: int) -> dict[str, object]:
+    width, height = answer.image_size_wh
+    return {
+        "image_width": width,
+        "image_height": height,
+        "generated_tokens": num_tokens,
+        "vision_cache": answer.vision_cache,
+        **{
+            f"{field.name.removesuffix('_s')}_ms": round(getattr(answer.times, field.name) * 1000, 3)
+            for field in fields(answer.times)
+        },
+    }
+
+
+def _trace_answer(answer: Answer, num_tokens: int) -> None:
+    note_status("ok")
+    if not (span := get_current_span()).is_recording():
+        return
+    image_tokens = answer.model.manifest.num_image_tokens
+    num_prompt_tokens = sum(sequence.num_prompt_tokens for sequence in answer.sequences)
+    span.set_attributes(
+        {
+            GEN_AI_USAGE_INPUT_TOKENS: image_tokens + num_prompt_tokens,
+            GEN_AI_USAGE_OUTPUT_TOKENS: num_tokens,
+            GEN_AI_RESPONSE_FINISH_REASONS: [sequence.finish_reason for sequence in answer.sequences],
+            "diptych.image_tokens": image_tokens,
+            "diptych.image_width": answer.image_size_wh[0],
+            "diptych.image_height": answer.image_size_wh[1],
+            "diptych.vision_cache": answer.vision_cache,
+        }
+    )

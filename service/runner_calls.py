@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
+from opentelemetry.trace import SpanKind
 from pydantic import BaseModel, TypeAdapter
 
 from runners.messages import (
@@ -20,6 +21,7 @@ from runners.messages import (
     SequenceSpec,
     WritingEvent,
 )
+from runners.tracing import call_headers, span
 from service.runner_connections import Connection
 
 _HEADERS = {"Content-Type": "application/json"}
@@ -68,9 +70,11 @@ class RunnerCalls:
     @asynccontextmanager
     async def _answer(self, api: str, message: BaseModel) -> AsyncIterator[aiohttp.ClientResponse]:
         session = await self._connection.session()
-        async with session.post(f"/{api}", data=message.model_dump_json().encode(), headers=_HEADERS) as response:
-            response.raise_for_status()
-            yield response
+        with span(f"POST /{api}", kind=SpanKind.CLIENT):
+            headers = _HEADERS | call_headers()
+            async with session.post(f"/{api}", data=message.model_dump_json().encode(), headers=headers) as response:
+                response.raise_for_status()
+                yield response
 
 
 class EncoderCalls(RunnerCalls):

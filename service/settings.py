@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -14,6 +15,7 @@ from runners.artifacts import Part
 from runners.devices import DeviceSetting
 from runners.precision import WantedPrecision
 from service.image_urls import AllowedHost
+from service.logs import LogFormat
 from service.runner_addresses import RunnerUrl
 
 PREFIX = "DIPTYCH_"
@@ -118,6 +120,18 @@ class Settings(BaseModel):
     decoder_threads: int = Field(
         0, ge=0, le=256, description="Threads of a decoder; 0: every core, 1 if the model is narrow."
     )
+    log_format: LogFormat = Field("text", description="Of each line of the log.")
+    otlp_endpoint: str | None = Field(
+        None,
+        description="http(s) URL of a collector that takes traces by OTLP over HTTP, without the path `/v1/traces`. "
+        "Unset: no spans are made.",
+    )
+    trace_sample: float = Field(
+        1,
+        ge=0,
+        le=1,
+        description="Share of traces that are exported, of those that begin here; a caller's own choice is kept.",
+    )
 
     @field_validator("models", "url_hosts", "encoder_urls", "decoder_urls", mode="before")
     @classmethod
@@ -142,6 +156,16 @@ class Settings(BaseModel):
         """Return where a model's encoders or decoders listen; none: on this host."""
         urls = map(RunnerUrl.parse, self.encoder_urls if part == "encoder" else self.decoder_urls)
         return tuple(url for url in urls if url.model_id == model_id)
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
+            raise ValueError("it must be an http or https URL of host, port and path, without user and query")
+        return value
 
 
 def variable(field: str) -> str:

@@ -22,14 +22,14 @@ from pathlib import Path
 
 from bentoml._internal.log import SERVER_LOGGING_CONFIG
 
-from service.logs import configure_logging
+from service.logs import JsonLines, configure_logging
 from service.roles import Role
 from service.run_folder import run_folder
 from service.settings import Settings, settings
 from service.tls import bentoml_tls_options
 from service.worker_process import METRICS_FOLDER, Part, WorkerProcess, front_part, runner_part, worker_environment
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("service.supervisor")  # its __name__ is __main__, which is not set up
 
 _ENDS = (signal.SIGTERM, signal.SIGINT)
 _SIGNALS = (*_ENDS, signal.SIGCHLD, signal.SIGALRM)
@@ -101,11 +101,11 @@ def main(arguments: Sequence[str]) -> None:
     """Run until told to stop; end with status 0 then."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # what comes before the first wait is not lost
     role, values = Role.parse(arguments), settings()
-    configure_logging()
+    configure_logging(values.log_format)
     with run_folder() as folder:
         parts = (_front(role, values), *(runner_part(name, folder) for name in role.runners_behind(values)))
         os.environ.update(worker_environment(parts, folder))
-        _import_all(parts)
+        _import_all(parts, values)
         processes = [WorkerProcess(part, [other for other in parts if other is not part]) for part in parts]
         Supervisor(processes[0], processes[1:], folder / METRICS_FOLDER).run(values.request_timeout_s)
 
@@ -118,13 +118,17 @@ def _front(role: Role, values: Settings) -> Part:
         sys.exit(f"diptych does not start: {values.host}:{values.port} cannot be listened on: {error}")
 
 
-def _import_all(parts: Sequence[Part]) -> None:
+def _import_all(parts: Sequence[Part], values: Settings) -> None:
     """Import what the processes need, once for all that are forked from this one. None of it starts a thread."""
     if any(part.name.endswith("-decoder") for part in parts):
         import_module("runners.decoder_worker")  # torch
     import_module("service.gateway")
     # Else BentoML's set-up of logs in each process would silence every logger that was there before.
     SERVER_LOGGING_CONFIG["disable_existing_loggers"] = False
+    if values.log_format == "json":
+        SERVER_LOGGING_CONFIG["formatters"]["traced"] = {"()": JsonLines}  # of its own lines and uvicorn's
+    if values.otlp_endpoint is not None:
+        import_module("runners.span_export")
     gc.freeze()  # else the collector's marks would copy the memory that they share
 
 

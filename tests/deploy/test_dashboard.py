@@ -57,7 +57,12 @@ def test_the_parts_find_each_other_by_their_names_in_compose() -> None:
     assert job["static_configs"] == [{"targets": ["diptych:3000"]}]
     sources = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text(encoding="utf-8"))
     assert [source["url"] for source in sources["datasources"]] == ["http://prometheus:9090"]
-    assert {"diptych", "prometheus", "grafana"} == set(COMPOSE["services"])
+    assert {"diptych", "prometheus", "grafana", "jaeger"} == set(COMPOSE["services"])
+
+
+def test_traces_are_sent_only_where_they_are_asked_for() -> None:
+    assert COMPOSE["services"]["jaeger"]["profiles"] == ["traces"]
+    assert COMPOSE["services"]["diptych"]["environment"]["DIPTYCH_OTLP_ENDPOINT"] is None  # the shell's, or unset
 
 
 def test_grafana_finds_the_dashboard() -> None:
@@ -68,5 +73,5 @@ def test_grafana_finds_the_dashboard() -> None:
 
 def test_no_port_is_open_to_other_hosts() -> None:
     ports = [port for service in COMPOSE["services"].values() for port in service.get("ports", [])]
-    assert len(ports) == 4
+    assert len(ports) == 5
     assert all(port.startswith("127.0.0.1:") for port in ports)

@@ -17,6 +17,7 @@ from tests.support.api_keys import api_keys
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ID, PNG, make_core
 from tests.support.grpc_channel import grpc_channel
+from tests.support.trace_collector import TRACE_ID, TRACEPARENT
 
 KEY = "secret"
 OCR = pb.PredictRequest(image=PNG, task="ocr")
@@ -34,7 +35,9 @@ def error(
     """Return how both ways to ask for an answer end: alike."""
 
     async def ask() -> list[grpc.aio.AioRpcError]:
-        metadata = [("x-request-id", "mine")] + ([("authorization", authorization)] if authorization else [])
+        metadata = [("x-request-id", "mine"), ("traceparent", TRACEPARENT)]
+        if authorization:
+            metadata.append(("authorization", authorization))
         async with vision(core or make_core(), keys or ApiKeys(None)) as stub:
             with pytest.raises(grpc.aio.AioRpcError) as whole:
                 await stub.Predict(OCR, metadata=metadata)
@@ -72,7 +75,12 @@ def test_an_accepted_key_is_let_in() -> None:
 def test_an_overload_says_when_to_come_back() -> None:
     refused = error(make_core(max_pending=0))
     assert refused.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert trailing(refused) == {"x-request-id": "mine", "diptych-code": "overloaded", "retry-after": "1"}
+    assert trailing(refused) == {
+        "x-request-id": "mine",
+        "x-trace-id": TRACE_ID,
+        "diptych-code": "overloaded",
+        "retry-after": "1",
+    }
 
 
 def test_a_sequence_that_fails_has_its_code() -> None:

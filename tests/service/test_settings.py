@@ -54,6 +54,13 @@ def test_unknown_variable_stops_the_start_by_name(name: str) -> None:
             "'florence-2-mini=10.0.0.1' is no pair of a model and a URL",
         ),
         ("DIPTYCH_DECODER_URLS", "paligemma-mini=https://a", "such as a-model=http://10.0.0.1:3000"),
+        ("DIPTYCH_TRACE_SAMPLE", "1.1", "less than or equal to 1"),
+        ("DIPTYCH_TRACE_SAMPLE", "nan", "less than or equal to 1"),
+        ("DIPTYCH_LOG_FORMAT", "xml", "'text' or 'json'"),
+        *(
+            ("DIPTYCH_OTLP_ENDPOINT", url, "an http or https URL of host, port and path, without user and query")
+            for url in ("", "localhost:4318", "grpc://a:4317", "http://", "http://u:p@a:4318", "http://a?b=c")
+        ),
         ("DIPTYCH_URL_HOSTS", "a.example,http://b.example", "'http://b.example' is no host name, and not *"),
     ],
 )

@@ -15,6 +15,7 @@ from service.openapi import openapi_document
 from service.rest_app import rest_app
 from service.rest_boundary import STATUSES, RestBoundary
 from service.settings import Settings
+from service.traced_requests import TracedRequests
 from tests.support.fake_service import data_url, encoded, make_core, served_models
 
 MAX_BODY_BYTES = 50_000
@@ -32,7 +33,7 @@ class Client:
 
     def send(self, method: str, path: str, **options: Any) -> httpx.Response:
         async def send() -> httpx.Response:
-            transport = httpx.ASGITransport(rest_app(self.boundary))
+            transport = httpx.ASGITransport(TracedRequests(rest_app(self.boundary)))
             async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
                 return await client.request(method, path, **options)
 
