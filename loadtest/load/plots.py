@@ -58,10 +58,13 @@ def by_task_png(windows: Sequence[WindowNumbers], unit: str) -> bytes:
 
 
 def _points(windows: Sequence[WindowNumbers], unit: str) -> tuple[Points, str]:
-    """Return windows by level, or by time where there is only one level; and what the axis is called."""
-    if len({window.level for window in windows}) > 1:
-        by_level = sorted(windows, key=lambda window: window.level)
-        return [(window.level, window) for window in by_level], f"offered load, {unit}"
+    """Return windows by level, or by time where there is only one level; and what the axis is called.
+
+    Of a level that was tried again the last try counts.
+    """
+    by_level = {window.level: window for window in windows}
+    if len(by_level) > 1:
+        return sorted(by_level.items()), f"offered load, {unit}"
     first_s = windows[0].start_s
     return [((window.start_s - first_s) / 60, window) for window in windows], "minutes"
 
