@@ -10,8 +10,10 @@ from service.host_addresses import Resolver
 from service.replicated_runner import PartName, ReplicatedRunner
 from service.runner_addresses import RunnerAddresses, RunnerUrl
 from service.runner_apis import RunnerLink
+from service.shared_memory import SharedMemory
 from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeEncoder, refusal
+from tests.support.fake_service import MEMORY
 
 A, B, C = "http://10.0.0.1:3000", "http://10.0.0.2:3000", "http://10.0.0.3:3000"
 GONE = aiohttp.ServerDisconnectedError()
@@ -33,9 +35,10 @@ class Names:
 class Stand:
     """Fake encoders at addresses, and the runner of all of them."""
 
-    def __init__(self, *urls: str, names: Resolver | None = None) -> None:
+    def __init__(self, *urls: str, names: Resolver | None, memory: SharedMemory | None) -> None:
         self.apis: dict[str, FakeEncoder] = {}
         self.asked: list[str] = []
+        self.memory = memory
         given = [RunnerUrl.parse(f"a-model={url}") for url in urls]
         self.runner = ReplicatedRunner(
             PartName("a-model", "encoder"), RunnerAddresses(given, names or Names()), self._link
@@ -43,7 +46,7 @@ class Stand:
 
     def _link(self, url: str) -> Link:
         self.apis[url] = FakeEncoder()
-        return RunnerLink(url, self.apis[url], None)
+        return RunnerLink(url, self.apis[url], self.memory)
 
     def call(self, fails: dict[str, Exception] | None = None) -> Callable[[Link], Awaitable[str]]:
         """Return a call that answers with the URL that it was made to, or fails there once."""
@@ -58,9 +61,14 @@ class Stand:
         return call
 
 
-def started(work: Callable[[Stand], Awaitable[Any]], *urls: str, names: Resolver | None = None) -> Stand:
+def started(
+    work: Callable[[Stand], Awaitable[Any]],
+    *urls: str,
+    names: Resolver | None = None,
+    memory: SharedMemory | None = None,
+) -> Stand:
     """Run `work` with a runner that has found and probed its replicas."""
-    stand = Stand(*urls, names=names)
+    stand = Stand(*urls, names=names, memory=memory)
 
     async def all_of_it() -> None:
         await stand.runner.start()
@@ -224,3 +232,18 @@ def test_a_name_without_addresses_is_not_ready_and_says_so() -> None:
     names = Names()
     names.addresses_now = None
     started(ask, "http://encoders:3000", names=names)
+
+
+def test_one_that_was_out_is_asked_anew_whether_it_shares_memory() -> None:
+    async def ask(stand: Stand) -> None:
+        async def shares(link: Link) -> bool:
+            return await link.shared_memory() is not None
+
+        assert [await stand.runner.ask(shares, 1) for _ in range(2)] == [True, True]
+        stand.apis[A].is_up = stand.apis[A].shares_memory = False
+        await stand.runner.probe()
+        await stand.runner.probe()
+        assert not await stand.runner.ask(shares, 1)
+        assert stand.apis[A].num_asked == 2
+
+    started(ask, A, memory=MEMORY)

@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import aiohttp
 import numpy as np
@@ -7,6 +8,8 @@ from numpy.typing import NDArray
 
 from runners.messages import Array, EncodedImage, EncodeOutcome, Failed, ImageToEncode, SequenceSpec
 from service.errors import DeadlineExceeded, InternalError, NotReady, Overloaded, ServiceError
+from service.one_runner import OneRunner
+from service.runner_apis import ApiT, ResultT, RunnerLink
 from service.runner_client import RunnerClient
 from service.shared_memory import SharedMemory
 from service.vision_cache import VisionCache
@@ -155,3 +158,32 @@ def test_a_call_that_is_cancelled_is_cancelled_at_the_decoder() -> None:
     runners = client(FakeEncoder(), decoder)
     run(ask())
     assert decoder.num_cancelled == 1
+
+
+class Noting(OneRunner[ApiT]):
+    """Notes how much work it is asked for, and by which key."""
+
+    asked: list[tuple[int, bytes | None]]
+
+    async def ask(
+        self, call: Callable[[RunnerLink[ApiT]], Awaitable[ResultT]], cost: int, key: bytes | None = None
+    ) -> ResultT:
+        self.asked = [*getattr(self, "asked", []), (cost, key)]
+        return await super().ask(call, cost, key)
+
+
+def test_work_is_an_image_by_its_hash_and_a_slot_for_each_beam() -> None:
+    async def ask() -> None:
+        for seed in (0, 0, 1):
+            encoded = await runners.encode(pixels(seed))
+        beams = SPEC.model_copy(update={"num_beams": 3})
+        await runners.write(encoded.image_features, [SPEC, beams])
+
+    encoder = Noting(RunnerLink("encoder", FakeEncoder(), None))
+    decoder = Noting(RunnerLink("decoder", writer(), None))
+    runners = RunnerClient(MANIFEST, encoder, decoder, VisionCache(0, 8))
+    run(ask())
+    (first, second, third), keys = encoder.asked, {key for _, key in encoder.asked}
+    assert first == second != third
+    assert (first[0], len(keys), None in keys) == (1, 2, False)
+    assert decoder.asked == [(1 + 3, None)]
