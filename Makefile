@@ -21,7 +21,9 @@ FORMAT = $(if $(filter docker,$(ENGINE)),,--format docker)
 COMMA := ,
 
 export BENTOML_HOME ?= $(CURDIR)/.bentoml
+# Neither BentoML nor ONNX Runtime (1.32's builds do) tells its makers that it runs.
 export BENTOML_DO_NOT_TRACK ?= True
+export ORT_DISABLE_TELEMETRY ?= 1
 
 .PHONY: serve export test check proto image bench loadtest clean
 

@@ -96,6 +96,10 @@ def test_settings_of_the_image_are_settings() -> None:
     assert {str(settings.port), str(settings.grpc_port)} == set(instruction("EXPOSE").split())
 
 
+def test_nothing_in_the_image_tells_its_makers_that_it_runs() -> None:
+    assert {"BENTOML_DO_NOT_TRACK=True", "ORT_DISABLE_TELEMETRY=1"} <= set(instruction("ENV").split())
+
+
 def test_the_gpu_variant_differs_in_onnx_runtime_only() -> None:
     requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     other = [

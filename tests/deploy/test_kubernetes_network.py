@@ -65,3 +65,9 @@ def test_a_runner_asks_nobody(objects: tuple[Object, ...]) -> None:
     for runner in pods(objects, "encoder", "decoder"):
         everyone = (DNS, PROMETHEUS, *STRANGERS, *map(peer, pods(objects, "gateway", "encoder", "decoder")))
         assert not any(lets_out(objects, runner, port, each) for port in ("http", 53, 443) for each in everyone)
+
+
+def test_what_no_policy_names_is_shut_off(objects: tuple[Object, ...]) -> None:
+    other: Object = {"spec": {"template": {"metadata": {"labels": {"app": "other"}}}}}
+    everyone = (DNS, PROMETHEUS, *STRANGERS, *map(peer, pods(objects, "gateway", "encoder", "decoder")))
+    assert not any(lets_in(objects, other, "http", each) or lets_out(objects, other, 53, each) for each in everyone)
