@@ -35,13 +35,10 @@ BROKEN = [
 
 
 @pytest.fixture(autouse=True)
-def complaints_begin_anew() -> Iterator[None]:
-    """A process starts to trace once; here each test does."""
-    yield
-    for name in COMPLAINTS:
-        logging.getLogger(name).filters = [
-            each for each in logging.getLogger(name).filters if not isinstance(each, Seldom)
-        ]
+def complaints_begin_anew() -> None:
+    """A process starts to trace once; here each test does. What an earlier one left stays silent, as it would be."""
+    for logger in map(logging.getLogger, COMPLAINTS):
+        logger.filters = [each for each in logger.filters if not isinstance(each, Seldom)]
 
 
 @contextmanager
@@ -196,7 +193,7 @@ def test_a_collector_that_is_away_costs_one_log_line_and_a_bounded_end(
     listens: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")  # ms
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")  # s
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "20")  # s
     with socket.socket() as listener, caplog.at_level(logging.WARNING):
         listener.bind(("127.0.0.1", 0))
         if listens:
@@ -206,8 +203,8 @@ def test_a_collector_that_is_away_costs_one_log_line_and_a_bounded_end(
         wait_until(lambda: bool(caplog.records))
         start_s = time.monotonic()
         tracing.stop()
-        assert time.monotonic() - start_s < 2.5  # it waits for two seconds at most
-    assert made_s < 5  # it takes 0.1 s, and would wait for ever if a full queue held it up
+        assert time.monotonic() - start_s < 10  # it waits for 2 s; a batch that is not taken takes 20
+    assert made_s < 10  # it takes 0.3 s; a batch that was waited for, 20
     assert len(caplog.records) == 1
 
 

@@ -31,7 +31,7 @@ KEPT_BACK = {"OTEL_BSP_SCHEDULE_DELAY": "3600000"}  # ms
 GRPC_TRACE, STREAM_TRACE, COMPARE_TRACE, FAILED_TRACE = (digit * 32 for digit in "abcd")
 QUESTION, LABEL = "is-there-a-xylophone", "a-heptagon-of-felt"
 CLOCK_S = 0.005  # as far apart may two clocks be that are read one after the other
-STOP_S = 10  # of a service that has no request, and two seconds for its spans
+STOP_S = 30  # of a service that has no request: two seconds for the spans of each process, on a machine that is busy
 
 
 @dataclass(frozen=True, slots=True)
