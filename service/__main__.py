@@ -5,6 +5,7 @@ python -m service [gateway | encoder MODEL | decoder MODEL]     (service/roles.p
 
 import os
 import sys
+from collections.abc import Mapping
 
 from runners.artifacts import ArtifactError, read_manifest, verify_files
 from runners.model_store import artifact_folder
@@ -24,12 +25,24 @@ def main() -> None:
         _check(role, read_settings(environment))
     except (SettingsError, CatalogError, ArtifactError) as error:
         sys.exit(f"diptych does not start: {error}")
-    # numpy decodes masks in the gateway, small ones: its threads would only wait for those of the runners.
-    environment.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # Threads of a decoder that wait for each other give their core to those of an encoder.
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # The processes are forked from one that has no threads: what was loaded to check may have started some.
-    os.execve(sys.executable, [sys.executable, "-m", "service.supervisor", *role.arguments], environment)
+    os.execve(
+        sys.executable, [sys.executable, "-m", "service.supervisor", *role.arguments], process_environment(environment)
+    )
+
+
+def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of all processes: what it does not say itself of the libraries in them."""
+    defaults = {
+        # numpy decodes masks in the gateway, small ones: its threads would only wait for those of the runners.
+        "OPENBLAS_NUM_THREADS": "1",
+        # Threads of a decoder that wait for each other give their core to those of an encoder.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # ONNX Runtime 1.32 tells its makers about models and machines, and BentoML 1.4 about services.
+        "ORT_DISABLE_TELEMETRY": "1",
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
+    return defaults | dict(environment)
 
 
 def _check(role: Role, settings: Settings) -> None:
