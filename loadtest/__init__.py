@@ -15,6 +15,7 @@ operations  what a model has to do: operations of an image, bytes of a token
 limits      the share of the first that the service gets out of the second
 report, plot   tables and picture
 path_cost      what the path of a request adds to the stages of the model; a command of its own
+load           Locust against a running service, to its saturation point; make loadtest
 soak           long mixed load on our service, and whether what its processes take stays flat; a command of its own
 
 It speaks to servers over the network and starts commands; it imports nothing of them.

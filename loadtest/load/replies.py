@@ -5,7 +5,6 @@ not that of an earlier answer to the same question about the same image. It know
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from loadtest.load.offer import COMPARED
 from loadtest.load.questions import Question
@@ -14,7 +13,6 @@ OK = "ok"
 WRONG_ANSWER = "wrong_answer"
 CONNECTION_FAILED = "connection_failed"
 TIMED_OUT = "timed_out"
-Fault = Literal["wrong_answer", "connection_failed", "timed_out"]
 
 
 @dataclass(frozen=True, slots=True)

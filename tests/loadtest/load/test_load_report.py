@@ -1,6 +1,7 @@
 """The report of a run whose samples are known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,12 @@ def test_the_saturation_point_is_between_the_steps(report: LoadReport) -> None:
     assert "\n4 requests/s hold: 90% or more of what was due is answered within its SLO; 8 do not.\n" in markdown(
         report
     )
+
+
+def test_of_a_level_that_was_tried_again_the_try_that_held_is_shown(report: LoadReport) -> None:
+    failed = window(4, *answers(5), *(sample(status="overloaded") for _ in range(5)))
+    again = replace(report, windows=[failed, *report.windows])
+    assert again.held is report.windows[1]
 
 
 def test_levels_are_in_their_order_with_their_shares(report: LoadReport) -> None:

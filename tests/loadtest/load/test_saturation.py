@@ -77,3 +77,8 @@ def test_noise_does_not_keep_the_search_from_its_end() -> None:
     for _ in range(200):
         steps, _ = found(lambda level: max(0.0, good_share(level, 30) + rng.gauss(0, 0.1)))
         assert len(steps) < 20
+
+
+def test_the_search_ends_where_levels_are_one_quantum_apart() -> None:
+    steps = [Step(1, 10, 10), *[Step(2, 10, 5)] * MAX_TRIES, *[Step(1.5, 10, 5)] * MAX_TRIES]
+    assert next_level(steps, 1, 0.5) is None
