@@ -40,8 +40,9 @@ class TextInOrder:
             if isinstance(event.outcome, Written):
                 self._texts[event.index] = event.outcome.text
         self._tell_next()
-        if isinstance(self._outcomes[self._current], Written) and self._current == self._num_sequences - 1:
-            self._check_end()
+        is_over = self._current == self._num_sequences - 1 and isinstance(self._outcomes[-1], Written)
+        if is_over and self._num_repeated < len(self._told):
+            raise ToldOtherwise
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -56,10 +57,6 @@ class TextInOrder:
                 return
             self._tell_text("\n")
             self._current, self._num_heard = self._current + 1, 0
-
-    def _check_end(self) -> None:
-        if self._num_repeated < len(self._told):
-            raise ToldOtherwise
 
     def _tell_text(self, text: str) -> None:
         before = self._told[self._num_repeated : self._num_repeated + len(text)]

@@ -179,8 +179,8 @@ def test_work_is_an_image_by_its_hash_and_a_slot_for_each_beam() -> None:
         beams = SPEC.model_copy(update={"num_beams": 3})
         await runners.write(encoded.image_features, [SPEC, beams])
 
-    encoder: Noting[EncoderApi] = Noting(RunnerLink("encoder", FakeEncoder(), None))
-    decoder: Noting[DecoderApi] = Noting(RunnerLink("decoder", writer(), None))
+    encoder = Noting[EncoderApi](RunnerLink("encoder", FakeEncoder(), None))
+    decoder = Noting[DecoderApi](RunnerLink("decoder", writer(), None))
     runners = RunnerClient(MANIFEST, encoder, decoder, VisionCache(0, 8))
     run(ask())
     (first, second, third), keys = encoder.asked, {key for _, key in encoder.asked}
