@@ -1,13 +1,25 @@
 """Sums over the samples of a running service's /metrics."""
 
+from collections.abc import Iterable
+
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from tests.support.running_service import RunningService
 
 
 def metric(service: RunningService, name: str, **labels: str) -> float:
     """Return the sum of all samples of a name that have these labels."""
+    return total(samples(service), name, **labels)
+
+
+def samples(service: RunningService) -> list[Sample]:
+    """Return all samples as they are now."""
     with service.client() as client:
         families = text_string_to_metric_families(client.get("/metrics").raise_for_status().text)
-    samples = [sample for family in families for sample in family.samples if sample.name == name]
-    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+    return [sample for family in families for sample in family.samples]
+
+
+def total(found: Iterable[Sample], name: str, **labels: str) -> float:
+    """Return the sum of those of a name that have these labels."""
+    return sum(sample.value for sample in found if sample.name == name and labels.items() <= sample.labels.items())
