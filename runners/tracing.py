@@ -7,7 +7,6 @@ headers of calls, as W3C Trace Context has it.
 Never in a span: images, prompts, answers, keys, nor messages of exceptions, which may quote them.
 """
 
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 Attributes = Mapping[str, str | int | float | tuple[str, ...]]
 
-_FLUSH_S = 2.0
 _PROPAGATOR = TraceContextTextMapPropagator()
 _provider: "TracerProvider | None" = None
 _tracer: Tracer | None = None
@@ -58,13 +56,11 @@ def start(options: TraceOptions, part: str) -> None:
 
 
 def stop() -> None:
-    """Make no more spans, and send those that are left, if that takes no longer than two seconds."""
+    """Send the spans that are left, for two seconds at most, and make no more."""
     global _provider, _tracer
     if _provider is not None:
-        sending = threading.Thread(target=_provider.shutdown, daemon=True)
+        _provider.shutdown()
         _provider = _tracer = None
-        sending.start()
-        sending.join(_FLUSH_S)
 
 
 def are_made() -> bool:

@@ -194,6 +194,7 @@ def test_a_collector_that_is_away_costs_one_log_line_and_a_bounded_end(
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")  # ms
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "20")  # s
+    num_threads = threading.active_count()
     with socket.socket() as listener, caplog.at_level(logging.WARNING):
         listener.bind(("127.0.0.1", 0))
         if listens:
@@ -206,6 +207,7 @@ def test_a_collector_that_is_away_costs_one_log_line_and_a_bounded_end(
         assert time.monotonic() - start_s < 10  # it waits for 2 s; a batch that is not taken takes 20
     assert made_s < 10  # it takes 0.3 s; a batch that was waited for, 20
     assert len(caplog.records) == 1
+    wait_until(lambda: threading.active_count() == num_threads, 10)  # it does not try on
 
 
 def test_a_complaint_comes_again_only_after_a_while() -> None:
