@@ -28,6 +28,7 @@ class DecoderOptions:
     """How a decoder service batches."""
 
     limits: SchedulerLimits
+    max_positions: int  # of a sequence: image, prompt and answer; 0: as many as the model allows
     num_threads: int  # of torch; 0: as the model's width asks for
     device: DeviceSetting
     precision: WantedPrecision

@@ -44,7 +44,7 @@ class DecoderWorker:
         verify_files(folder, self._manifest)
         device = decoder_device(options.device)
         precision = choose_precision(self._manifest, "decoder", device, options.precision)
-        self._decoder = load_decoder(folder, self._manifest.family, precision, device)
+        self._decoder = load_decoder(folder, self._manifest.family, precision, device, options.max_positions)
         self._scheduler = Scheduler(self._decoder, self._model_id, options.limits)
         self._scheduler.start()
 

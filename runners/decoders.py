@@ -14,6 +14,14 @@ _DECODERS: dict[Family, type[Florence2Decoder] | type[PaliGemmaDecoder]] = {
 }
 
 
-def load_decoder(folder: Path, family: Family, precision: Precision, device: str) -> Decoder[Any]:
-    """Load the decoder of an artifact folder onto `device` ("cpu", "cuda")."""
-    return _DECODERS[family].load(folder, precision, device)
+def load_decoder(
+    folder: Path, family: Family, precision: Precision, device: str, max_positions: int = 0
+) -> Decoder[Any]:
+    """Load the decoder of an artifact folder onto `device` ("cpu", "cuda").
+
+    Its sequences have at most `max_positions`; 0: as many as the model allows.
+    """
+    decoder = _DECODERS[family].load(folder, precision, device)
+    if max_positions:
+        decoder.limit_positions(max_positions)
+    return decoder

@@ -85,11 +85,15 @@ class Florence2Decoder:
     def max_new_tokens(self, num_read: int) -> int:
         """Return the decoder's positions: BART has one table of them for its encoder and one for its decoder."""
         if num_read > self._max_positions:
-            raise SequenceTooLong(f"image and prompt are {num_read} tokens, the model reads {self._max_positions}")
+            raise SequenceTooLong(f"image and prompt are {num_read} tokens, there is room for {self._max_positions}")
         return self._max_positions
 
+    def limit_positions(self, most: int) -> None:
+        """Let no sequence have more than `most` positions, so that the slots of a new cache are smaller."""
+        self._max_positions = min(self._max_positions, most)
+
     def new_cache(self, num_slots: int) -> Florence2Cache:
-        """Return memory for `num_slots` sequences of any length that the model allows."""
+        """Return memory for `num_slots` sequences of any length that is allowed."""
         shape = CacheShape(num_slots, self._num_heads, self._max_positions, self._bart.head_size)
         dtype = self._bart.embeddings.dtype
         read, written = (KeyValueCache(self._num_layers, shape, dtype, self._device) for _ in range(2))

@@ -85,11 +85,15 @@ class PaliGemmaDecoder:
     def max_new_tokens(self, num_read: int) -> int:
         """Return the positions left: Gemma has one range of them for image, prompt and answer."""
         if num_read >= self._max_positions:
-            raise SequenceTooLong(f"image and prompt are {num_read} tokens, the model has {self._max_positions}")
+            raise SequenceTooLong(f"image and prompt are {num_read} tokens, there is room for {self._max_positions}")
         return self._max_positions - num_read
 
+    def limit_positions(self, most: int) -> None:
+        """Let no sequence have more than `most` positions, so that the slots of a new cache are smaller."""
+        self._max_positions = min(self._max_positions, most)
+
     def new_cache(self, num_slots: int) -> PaliGemmaCache:
-        """Return memory for `num_slots` sequences of any length that the model allows."""
+        """Return memory for `num_slots` sequences of any length that is allowed."""
         shape = CacheShape(num_slots, self._gemma.num_key_value_heads, self._max_positions, self._gemma.head_size)
         tokens = KeyValueCache(self._num_layers, shape, self._gemma.dtype, self._device)
         counts = torch.zeros(2, num_slots, dtype=torch.long, device=self._device)

@@ -11,7 +11,7 @@ from runners.artifacts import ArtifactError, read_manifest, verify_files
 from runners.model_store import artifact_folder
 from service.api_keys import ApiKeys
 from service.roles import Role
-from service.served_models import served_entries, served_precision
+from service.served_models import check_positions, served_entries, served_precision
 from service.settings import Settings, SettingsError, read_settings
 from service.tls import check_tls_files
 from tasks.catalog import CatalogError
@@ -56,6 +56,7 @@ def _check(role: Role, settings: Settings) -> None:
         manifest = read_manifest(folder)
         verify_files(folder, manifest)
         served_precision(manifest, settings)
+        check_positions(manifest, settings)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ def decoder_options(values: Settings) -> DecoderOptions:
             values.decoder_max_prefill_tokens,
             values.stuck_after_s,
         ),
+        values.decoder_max_positions,
         values.decoder_threads,
         values.device,
         values.decoder_precision,

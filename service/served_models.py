@@ -57,6 +57,16 @@ def served_precision(manifest: Manifest, settings: Settings) -> str:
     return encoder if encoder == decoder else f"encoder {encoder}, decoder {decoder}"
 
 
+def check_positions(manifest: Manifest, settings: Settings) -> None:
+    """Raise `SettingsError` where an image alone is more than a sequence may have."""
+    allowed = settings.decoder_max_positions
+    if 0 < allowed <= manifest.num_image_tokens:
+        raise SettingsError(
+            f"DIPTYCH_DECODER_MAX_POSITIONS is {allowed}; an image of {manifest.model_id} alone has "
+            f"{manifest.num_image_tokens}, and prompt and answer come on top"
+        )
+
+
 class ServedModels:
     """All models of this service by id."""
 

@@ -111,6 +111,12 @@ class Settings(BaseModel):
         0, ge=0, le=256, description="Threads of an encoder; 0: every core, 1 if the model is narrow."
     )
     decoder_max_batch_size: int = Field(16, ge=1, le=256, description="Most sequences written at once by a decoder.")
+    decoder_max_positions: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Most tokens of a sequence, of image, prompt and answer; 0: as many as the model allows.",
+    )
     decoder_max_waiting: int = Field(
         256, ge=1, le=100_000, description="Most sequences that wait for a decoder; more are refused with 429."
     )

@@ -1,5 +1,7 @@
 """The fake decoder and the real ones keep the same contract."""
 
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from runners.artifacts import read_manifest
 from runners.decoders import load_decoder
 from runners.generation import Decoder
+from runners.kv_cache import KeyValueCache
 from runners.sequences import SequenceRequest, SequenceTooLong
 from tests.support.export_cli import EMBEDDED, ModelStore
 from tests.support.fake_decoder import FakeDecoder
@@ -17,8 +20,11 @@ from tests.support.fake_decoder import FakeDecoder
 def decoder(request: pytest.FixtureRequest, exported: ModelStore) -> Decoder[Any]:
     if request.param == "fake":
         return FakeDecoder()
-    folder = exported.newest(request.param)
-    return load_decoder(folder, read_manifest(folder).family, "float32", "cpu")
+    return load(exported.newest(request.param))
+
+
+def load(artifacts: Path, max_positions: int = 0) -> Decoder[Any]:
+    return load_decoder(artifacts, read_manifest(artifacts).family, "float32", "cpu", max_positions)
 
 
 def requests(decoder: Decoder[Any]) -> list[SequenceRequest]:
@@ -49,3 +55,27 @@ def test_what_is_read_must_fit_the_positions(decoder: Decoder[Any]) -> None:
     assert decoder.max_new_tokens(4) >= 1
     with pytest.raises(SequenceTooLong):
         decoder.max_new_tokens(100_000)
+
+
+def cache_bytes(cache: Any) -> int:
+    parts = [getattr(cache, field.name) for field in fields(cache)]
+    return sum(part._memory.nbytes for part in parts if isinstance(part, KeyValueCache))
+
+
+@torch.inference_mode()
+def test_fewer_positions_make_smaller_slots_and_the_same_logits(artifacts: Path) -> None:
+    whole, limited = load(artifacts), load(artifacts, 64)
+    caches = [decoder.new_cache(2) for decoder in (whole, limited)]
+    logits = [
+        decoder.prefill(cache, requests(decoder), 0) for decoder, cache in zip((whole, limited), caches, strict=True)
+    ]
+    assert cache_bytes(caches[1]) < cache_bytes(caches[0]) / 4
+    assert torch.equal(*logits)
+
+
+def test_fewer_positions_hold_fewer_tokens(artifacts: Path) -> None:
+    limited = load(artifacts, 64)
+    assert limited.max_new_tokens(20) <= 64
+    with pytest.raises(SequenceTooLong, match="room for 64"):
+        limited.max_new_tokens(65)
+    assert load(artifacts, 1_000_000).max_new_tokens(20) == load(artifacts).max_new_tokens(20)
