@@ -102,7 +102,8 @@ def test_a_past_span_has_the_times_of_the_clock(collector: Collector) -> None:
         past_span("past", start_s, start_s + 0.01, {"n": 2})
     made = by_name(collector)
     assert made["past"].duration_s == pytest.approx(0.01, abs=1e-6)
-    assert made["whole"].start_s <= made["past"].start_s <= made["past"].end_s <= made["whole"].end_s
+    # Two clocks are read one after the other, and a process may lose its core in between.
+    assert made["whole"].start_s - 0.005 <= made["past"].start_s <= made["past"].end_s <= made["whole"].end_s
     assert made["past"].attributes == {"n": 2}
 
 
