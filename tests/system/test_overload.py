@@ -1,6 +1,7 @@
 """Ten times what the service can do, in an open loop: what it takes it answers in time, the rest it refuses at once."""
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -20,8 +21,9 @@ MODEL = "florence-2-mini"
 # Long answers, so that one core can offer ten times what the other can answer; of many lengths, lest those that began
 # together end together, in batches that cost a fifth less than any that clients make who come as they like.
 NUM_TOKENS, NUM_BEAMS = range(240, 321), 4
-CAPACITY_CLIENTS, CAPACITY_S = 24, 8.0
-OVERLOAD, OVERLOAD_S = 10, 24.0
+# A figure takes longer: of 24 s, four answers that end just behind them are a tenth of all.
+OVERLOAD, OVERLOAD_S = 10, float(os.environ.get("OVERLOAD_S", "24"))
+CAPACITY_CLIENTS, CAPACITY_S = 24, OVERLOAD_S / 3
 DEADLINE_LATENCIES = 2.0  # of a request, in those of a service that is full and no more
 MOST_GROWTH_BYTES = 100_000_000  # of all processes: connections, and the allocator's arenas
 
@@ -127,7 +129,7 @@ def test_ten_times_its_capacity_costs_the_service_little(service: RunningService
     print(figures)
     assert len(answered) + len(refused) + len(late) == len(sent)
     assert all(each.retry_after and int(each.retry_after) >= 1 for each in refused)
-    # The aims are 0.9, 0.05 and 50 ms; a shared machine of two cores, on which the clients run too, is held to less.
+    # The aims are 0.9, 0.05 and 50 ms; a short test on two cores that others share is held to less.
     assert figures["goodput, of it"] >= 0.45
     assert figures["late, of accepted"] <= 0.25
     assert figures["refused p99, ms"] <= 200
