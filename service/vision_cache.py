@@ -6,7 +6,6 @@ and are freed when neither the cache nor a request refers to them.
 """
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -16,6 +15,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from runners.messages import Array
+from runners.recently_used import RecentlyUsed
 from service.errors import Overloaded
 from service.metrics import VISION_CACHE_BYTES, VISION_CACHE_REQUESTS
 from service.shared_memory import Block
@@ -55,10 +55,8 @@ class VisionCache:
     """Features of several models, together at most `max_bytes`, of which `max_encoding` are made at one time."""
 
     def __init__(self, max_bytes: int, max_encoding: int) -> None:
-        self._max_bytes = max_bytes
         self._max_encoding = max_encoding
-        self._num_bytes = 0
-        self._features: OrderedDict[FeaturesKey, Features] = OrderedDict()  # least recently used first
+        self._features = RecentlyUsed[FeaturesKey, Features](max_bytes)
         self._encoding: dict[FeaturesKey, asyncio.Task[EncodedFeatures]] = {}
 
     async def get(self, key: FeaturesKey, encode: Callable[[], Awaitable[EncodedFeatures]]) -> EncodedFeatures:
@@ -68,7 +66,6 @@ class VisionCache:
         those who come and go fill the encoders: raise `Overloaded` where too many are being made.
         """
         if (features := self._features.get(key)) is not None:
-            self._features.move_to_end(key)
             return self._counted(key, EncodedFeatures(features, 0.0, 0.0, "hit"))
         task = self._encoding.get(key)
         if task is not None:
@@ -88,18 +85,9 @@ class VisionCache:
         return encoded
 
     def _keep(self, key: FeaturesKey, features: Features) -> None:
-        """Keep features and drop the least recently used until they fit; what alone is too large is not kept."""
-        if features.num_bytes > self._max_bytes:
-            return
-        self._features[key] = features
-        self._account(key, features.num_bytes)
-        while self._num_bytes > self._max_bytes:
-            oldest, dropped = self._features.popitem(last=False)
-            self._account(oldest, -dropped.num_bytes)
-
-    def _account(self, key: FeaturesKey, num_bytes: int) -> None:
-        self._num_bytes += num_bytes
-        VISION_CACHE_BYTES.labels(key.model_id).inc(num_bytes)
+        VISION_CACHE_BYTES.labels(key.model_id).inc(features.num_bytes)
+        for gone, dropped in self._features.keep(key, features):
+            VISION_CACHE_BYTES.labels(gone.model_id).dec(dropped.num_bytes)
 
     @staticmethod
     def _counted(key: FeaturesKey, encoded: EncodedFeatures) -> EncodedFeatures:

@@ -131,16 +131,22 @@ def test_where_none_is_healthy_one_is_tried_and_its_error_is_told() -> None:
     assert started(ask, A).asked == [A, A, A]
 
 
+async def held(stand: Stand, cost: int) -> tuple[asyncio.Task[str], asyncio.Event]:
+    """Return a call of `cost` that is under way, and what ends it."""
+    released = asyncio.Event()
+
+    async def slow(link: Link) -> str:
+        await released.wait()
+        return link.name
+
+    waiting = asyncio.create_task(stand.runner.ask(slow, cost))
+    await asyncio.sleep(0)
+    return waiting, released
+
+
 def test_outstanding_work_counts_until_its_call_has_ended() -> None:
     async def ask(stand: Stand) -> None:
-        released = asyncio.Event()
-
-        async def slow(link: Link) -> str:
-            await released.wait()
-            return link.name
-
-        waiting = asyncio.create_task(stand.runner.ask(slow, 3))
-        await asyncio.sleep(0)
+        waiting, _ = await held(stand, 3)
         assert [await stand.runner.ask(stand.call(), 1) for _ in range(3)] == [B, B, B]
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
@@ -203,14 +209,7 @@ def test_every_address_of_a_name_is_a_replica_as_long_as_it_is_one() -> None:
 
 def test_a_replica_that_is_gone_ends_what_it_has_and_is_then_closed() -> None:
     async def ask(stand: Stand) -> None:
-        released = asyncio.Event()
-
-        async def slow(link: Link) -> str:
-            await released.wait()
-            return link.name
-
-        waiting = asyncio.create_task(stand.runner.ask(slow, 1))
-        await asyncio.sleep(0)
+        waiting, released = await held(stand, 1)
         names.addresses_now = ["10.0.0.2"]
         await stand.runner.find()
         assert not stand.apis[A].is_closed
