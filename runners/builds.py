@@ -1,8 +1,10 @@
-"""A gateway asks only runners that have loaded the build of the model that it knows itself.
+"""A gateway calls only runners that have loaded the build of the model that it knows itself.
 
-Features of one build are noise to the decoder of another, and nobody would notice: a URL may be that of another model,
-and while a new build is rolled out both are there.
+The features of one build are noise to the decoder of another, and nobody would notice: a URL may be that of another
+model, and while a new build is rolled out both are there.
 """
+
+from http import HTTPStatus
 
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
@@ -17,8 +19,8 @@ class LoadedBuild:
     key: str | None = None
 
 
-class OnlyOfBuild:
-    """Refuses what asks for another build, probes too, with 409."""
+class BuildGuard:
+    """Refuses calls and probes for another build with 503, on which a proxy tries the next runner."""
 
     def __init__(self, app: ASGIApp, loaded: LoadedBuild) -> None:
         self._app = app
@@ -26,7 +28,7 @@ class OnlyOfBuild:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as the app does where no build is named, or the loaded one."""
-        asked = Headers(scope=scope).get(BUILD_HEADER) if scope["type"] == "http" else None
-        is_other = asked not in (None, self._loaded.key)
-        refusal = PlainTextResponse(f"the build here is {self._loaded.key}", 409) if is_other else None
-        await (refusal or self._app)(scope, receive, send)
+        wanted = Headers(scope=scope).get(BUILD_HEADER) if scope["type"] == "http" else None
+        is_other = wanted not in (None, self._loaded.key)
+        refusal = PlainTextResponse(f"build {self._loaded.key} is loaded here", HTTPStatus.SERVICE_UNAVAILABLE)
+        await (refusal if is_other else self._app)(scope, receive, send)

@@ -1,83 +1,74 @@
-"""What the decoder's process runs: the loaded decoder, its scheduler, and the way from message to message."""
+"""The decoder of a runner: the loaded decoder, its scheduler's thread, and the way from message to message."""
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import torch
 from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import GEN_AI_USAGE_OUTPUT_TOKENS
 from opentelemetry.trace import get_current_span
+from torch import Tensor
 
 from runners.answers import AnswerText, to_failed, to_request, to_written
-from runners.artifacts import read_manifest, verify_files
-from runners.decoder_service import DecoderOptions
+from runners.artifacts import Device, Manifest
 from runners.decoders import load_decoder
-from runners.devices import decoder_device, num_threads
-from runners.messages import AnyArray, Failed, Outcome, SequenceEnd, SequenceSpec, TextPiece, WritingEvent
-from runners.model_store import artifact_folder
+from runners.devices import num_threads
+from runners.limits import RunnerOptions
+from runners.messages import Failed, Outcome, SequenceEnd, SequenceSpec, TextPiece, WritingEvent
 from runners.precision import choose_precision
 from runners.scheduler import Scheduler, WrittenSequence
 from runners.sequences import SequenceError, SequenceRequest, TokenListener
-from runners.shared_arrays import MemoryUnreachable, view
 from runners.tracing import note_error, past_span
+from runners.watchdog import Watchdog
 
+_WARM_UP_TOKENS = 4
 _WARM_UP_TIMEOUT_S = 600.0
 
 
 class DecoderWorker:
-    """The decoder of one model and the thread that runs it."""
+    """The decoder of one model and the thread that runs it, on `device`."""
 
-    def __init__(self, model_id: str, options: DecoderOptions) -> None:
-        self._model_id = model_id
+    def __init__(self, manifest: Manifest, options: RunnerOptions, device: Device) -> None:
+        self._manifest = manifest
         self._options = options
+        self._device = device
 
-    def load(self) -> None:
-        """Check and load the artifacts and start the scheduler."""
-        options = self._options
-        folder = artifact_folder(self._model_id)
-        self._manifest = read_manifest(folder)
-        num_cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(num_threads(options.num_threads, self._manifest.hidden_size, num_cores))
-        verify_files(folder, self._manifest)
-        device = decoder_device(options.device)
-        precision = choose_precision(self._manifest, "decoder", device, options.precision)
-        self._decoder = load_decoder(folder, self._manifest.family, precision, device, options.max_positions)
-        self._scheduler = Scheduler(self._decoder, self._model_id, options.limits)
+    def load(self, folder: Path, num_cores: int) -> None:
+        """Load the weights, start the scheduler and write one sequence from empty image features."""
+        options, manifest = self._options, self._manifest
+        torch.set_num_threads(num_threads(options.decoder_threads, manifest.hidden_size, num_cores))
+        precision = choose_precision(manifest, "decoder", self._device, options.decoder_precision)
+        self._decoder = load_decoder(folder, manifest.family, precision, self._device, options.max_positions)
+        self._scheduler = Scheduler(self._decoder, manifest.model_id, options.limits)
         self._scheduler.start()
+        self._warm_up()
 
-    @property
-    def build_key(self) -> str:
-        """What was loaded, by its manifest."""
-        return self._manifest.build_key
-
-    def warm_up(self, max_new_tokens: int) -> None:
-        """Write one sequence from empty image features; raise what it raises."""
+    def _warm_up(self) -> None:
         features = torch.zeros(self._manifest.num_image_tokens, self._manifest.hidden_size)
-        spec = SequenceSpec(segments=[("warm up", False)], max_new_tokens=max_new_tokens, timeout_s=_WARM_UP_TIMEOUT_S)
+        spec = SequenceSpec(segments=[("warm up", False)], max_new_tokens=_WARM_UP_TOKENS, timeout_s=_WARM_UP_TIMEOUT_S)
         (future,) = self._scheduler.submit([to_request(self._decoder, features, spec)])
         future.result(_WARM_UP_TIMEOUT_S)
 
-    def is_content(self) -> bool:
-        """Say whether the scheduler goes on."""
-        return self._scheduler.watchdog.is_content()
+    @property
+    def watchdog(self) -> Watchdog:
+        """The watchdog of the scheduler's turns."""
+        return self._scheduler.watchdog
 
     def stop(self) -> None:
         """Write what was accepted, then end."""
         self._scheduler.stop()
 
-    async def write(self, image_features: AnyArray, specs: Sequence[SequenceSpec]) -> list[Outcome]:
-        """Return what became of each sequence; one that fails does not touch the others.
+    async def write(self, image_features: Tensor, specs: Sequence[SequenceSpec]) -> list[Outcome]:
+        """Return the outcome of each sequence; one that fails does not touch the others.
 
         Cancelled, it cancels their futures.
         """
         return await asyncio.gather(*self._start(image_features, specs, [None] * len(specs)))
 
-    async def stream(
-        self, image_features: AnyArray, specs: Sequence[SequenceSpec]
-    ) -> AsyncGenerator[WritingEvent, None]:
+    async def stream(self, image_features: Tensor, specs: Sequence[SequenceSpec]) -> AsyncGenerator[WritingEvent, None]:
         """Yield the text of each sequence as it is settled, and what became of each; closed, it cancels them."""
         events: asyncio.Queue[WritingEvent] = asyncio.Queue()
         listeners = [self._listener(index, events) for index in range(len(specs))]
@@ -93,19 +84,15 @@ class DecoderWorker:
             ending.cancel()
 
     def _start(
-        self, image_features: AnyArray, specs: Sequence[SequenceSpec], listeners: Sequence[TokenListener | None]
+        self, image_features: Tensor, specs: Sequence[SequenceSpec], listeners: Sequence[TokenListener | None]
     ) -> list[Coroutine[Any, Any, Outcome]]:
         """Submit the sequences; return what waits for what becomes of each."""
         try:
-            features = torch.from_numpy(view(image_features))
             heard = zip(specs, listeners, strict=True)
-            requests = [to_request(self._decoder, features, spec, listener) for spec, listener in heard]
+            requests = [to_request(self._decoder, image_features, spec, listener) for spec, listener in heard]
             futures = self._scheduler.submit(requests)
         except SequenceError as error:
             return [_ended(to_failed(error)) for _ in specs]
-        except MemoryUnreachable as error:
-            failed = Failed(code="internal", message=f"the image features are not to be had: {error}")
-            return [_ended(failed) for _ in specs]
         return [self._outcome(request, future) for request, future in zip(requests, futures, strict=True)]
 
     async def _outcome(self, request: SequenceRequest, future: "Future[WrittenSequence]") -> Outcome:

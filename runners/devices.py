@@ -37,6 +37,17 @@ def num_threads(setting: int, hidden_size: int, num_cores: int) -> int:
     return setting or (num_cores if hidden_size >= _WIDE else 1)
 
 
+def may_have_cuda(setting: DeviceSetting) -> bool:
+    """Return True where a card may be used, without asking the driver: a process that asked it cannot be forked."""
+    if setting != "auto":
+        return setting == "cuda"
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 def has_cuda_card(load_library: Callable[[str], Any] = ctypes.CDLL) -> bool:
     """Say whether NVIDIA's driver is here and shows this process a card (CUDA_VISIBLE_DEVICES hides them)."""
     try:

@@ -1,87 +1,30 @@
-"""What travels as JSON between the gateway's process and the runners' processes.
+"""The JSON messages between the gateway and a runner. Pixels travel beside them (runners/pixel_transport.py)."""
 
-A tensor travels with its bytes, or as the place in memory that both processes reach.
-"""
+from typing import Annotated, Literal
 
-import math
-from typing import Annotated, Any, Literal, Self
-
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from runners.patterns import Pattern
 
 FinishReason = Literal["stop", "length"]
+CacheOutcome = Literal["hit", "miss", "joined"]
 FailureCode = Literal[
     "non_finite_logits", "deadline_exceeded", "sequence_too_long", "too_many_beams", "overloaded", "internal"
 ]
 
 
-class Array(BaseModel):
-    """A numpy array with its bytes."""
-
-    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
-
-    kind: Literal["array"] = "array"
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes
-
-    @classmethod
-    def of(cls, array: NDArray[Any]) -> Self:
-        """Copy `array` into a message."""
-        return cls(dtype=array.dtype.name, shape=array.shape, data=array.tobytes())
-
-    def numpy(self) -> NDArray[Any]:
-        """Return a read-only view of the message's bytes."""
-        return np.frombuffer(self.data, dtype=self.dtype).reshape(self.shape)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the array."""
-        return len(self.data)
-
-
-class MemoryAddress(BaseModel):
-    """Where a runner on the gateway's host finds the gateway's memory."""
+class PixelMemory(BaseModel):
+    """A memfd of the gateway that holds the pixels of one image (runners/pixel_transport.py)."""
 
     pid: int
     fd: int
     name: str  # of this memory and no other
 
 
-class SharedArray(BaseModel):
-    """A numpy array in the gateway's memory, or room for one."""
-
-    kind: Literal["shared"] = "shared"
-    memory: MemoryAddress
-    offset: int
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the array."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
-
-
-AnyArray = Annotated[Array | SharedArray, Field(discriminator="kind")]
-
-
 class ImageToEncode(BaseModel):
-    """One image, and where its features shall be written; None: they come back with their bytes."""
+    """One image of a batch: its pixels arrived with the call that waits for its features."""
 
-    pixels: AnyArray  # uint8 RGB (H, W, 3)
-    target: SharedArray | None = None
-
-
-class EncodedImage(BaseModel):
-    """The image features of one image."""
-
-    kind: Literal["encoded"] = "encoded"
-    image_features: AnyArray  # float32 (N, C)
-    encode_s: float  # of its whole batch
+    image_key: str
 
 
 class SequenceSpec(BaseModel):
@@ -121,17 +64,40 @@ class Failed(BaseModel):
 
 
 Outcome = Annotated[Written | Failed, Field(discriminator="kind")]
-EncodeOutcome = Annotated[EncodedImage | Failed, Field(discriminator="kind")]
 
 
-class Encoded(BaseModel):
-    """What became of an image."""
+class EncodedImage(BaseModel):
+    """The outcome of one image of a batch; its features stay in the runner."""
 
-    outcome: EncodeOutcome
+    encode_s: float  # of its whole batch
+    failed: Failed | None = None
+
+
+class WriteCall(BaseModel):
+    """The body of `/write` and `/stream`: sequences over the features of one image."""
+
+    sequences: list[SequenceSpec]
+    pixels: PixelMemory | None = None  # None: they follow in the body, or the features are expected to be there
+
+
+class FoundFeatures(BaseModel):
+    """Where the features of a call came from, and how long that took."""
+
+    kind: Literal["features"] = "features"
+    outcome: CacheOutcome
+    encode_s: float = 0.0  # of the whole batch; 0 unless this call had the image encoded
+    queue_s: float = 0.0  # waiting for the batch
+
+
+class Outcomes(BaseModel):
+    """The answer of `/write`: one outcome for each sequence of the call, in order."""
+
+    features: FoundFeatures
+    outcomes: list[Outcome]
 
 
 class TextPiece(BaseModel):
-    """What a sequence that is being written has more than before; no part of a character or of a control token."""
+    """Text that a live sequence has gained; never a part of a character or of a control token."""
 
     kind: Literal["piece"] = "piece"
     index: int  # of the sequence
@@ -139,17 +105,11 @@ class TextPiece(BaseModel):
 
 
 class SequenceEnd(BaseModel):
-    """What became of a sequence whose pieces were sent."""
+    """The outcome of a sequence whose pieces were sent."""
 
     kind: Literal["end"] = "end"
     index: int
     outcome: Outcome
 
 
-WritingEvent = Annotated[TextPiece | SequenceEnd, Field(discriminator="kind")]
-
-
-class Outcomes(BaseModel):
-    """What became of each sequence of a call."""
-
-    outcomes: list[Outcome]
+WritingEvent = Annotated[FoundFeatures | TextPiece | SequenceEnd, Field(discriminator="kind")]  # of `/stream`

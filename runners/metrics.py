@@ -10,7 +10,7 @@ BATCH_SIZE = Histogram(
 )
 QUEUE_DEPTH = Gauge(
     "diptych_queue_depth",
-    "Images sent to the encoder and not yet answered, or sequences that wait for the decoder.",
+    "Requests waiting for admission, images queued or being encoded, or sequences waiting for the decoder.",
     ["model", "stage"],
     multiprocess_mode="livesum",
 )
@@ -27,14 +27,17 @@ SLOTS_TAKEN = Gauge(
     ["model"],
     multiprocess_mode="livesum",
 )
-ENCODER_CACHE_REQUESTS = Counter(
-    "diptych_encoder_cache_requests_total",
-    "Images asked of what an encoder keeps for gateways on other hosts: hit, or miss (encoded).",
+VISION_CACHE_REQUESTS = Counter(
+    "diptych_vision_cache_requests_total",
+    "Requests for image features: hit, miss (encoded), joined (encoded for another request at the same time).",
     ["model", "outcome"],
+)
+VISION_CACHE_BYTES = Gauge(
+    "diptych_vision_cache_bytes", "Image features in memory.", ["model"], multiprocess_mode="livesum"
 )
 START_TIME_SECONDS = Gauge(
     "diptych_start_time_seconds",
-    "When a part was started last, Unix time; part is gateway, encoder or decoder.",
+    "Unix time of the last start; part is gateway or runner.",
     ["model", "part"],
-    multiprocess_mode="max",  # of a part that was started anew the last start counts
+    multiprocess_mode="max",  # the last start of a part that was restarted
 )

@@ -1,43 +1,92 @@
-"""What encoder and decoder services have in common: BentoML's options, what stands before their APIs, /metrics."""
+"""The BentoML service of one model: its vision encoder, its features cache and its decoder, in one process.
 
-import asyncio
-from typing import Any
+POST /write, /stream    the gateway's calls (runners/runner_api.py)
+POST /encode            images of many calls in one batch, made by BentoML's adaptive batcher; called in the process
+GET  /livez, /readyz, /metrics
+"""
+
+from typing import Any, cast
 
 import bentoml
-from bentoml._internal.configuration.containers import BentoMLContainer
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
-from runners.builds import LoadedBuild, OnlyOfBuild
-from runners.json_bodies import JsonBodies
+from runners import tracing
+from runners.bentoml_internals import batcher, dispatch_at_once
+from runners.body_guard import BodyGuard
+from runners.builds import BuildGuard, LoadedBuild
+from runners.devices import may_have_cuda
+from runners.limits import RunnerOptions
+from runners.messages import EncodedImage, ImageToEncode
+from runners.metrics import START_TIME_SECONDS
+from runners.runner_api import RunnerApi
 from runners.traced_calls import TracedCalls
 
 NO_ACCESS_LOG = {"access": {"enabled": False}}  # the gateway writes the one line of a request
-# Each of BentoML's layers around a call costs every request; what they count and trace the gateway's own do too.
+# Each of BentoML's layers around a call costs every request; what they count and trace, Diptych's own do too.
 NO_TRACING = {"excluded_urls": "."}
+# On a CPU a batch takes as long as its images one by one: a large one only keeps the first from the decoder.
+_CPU_BATCH_SIZE, _CUDA_BATCH_SIZE = 2, 16
 
 
-def runner_service(name: str, runner: type, timeout_s: int, loaded: LoadedBuild) -> Any:
-    """Return the service of a runner's class, for a socket behind a gateway, or a port that only gateways reach.
+def runner_name(model_id: str) -> str:
+    """Return the name of a model's runner as a service of BentoML."""
+    return f"{model_id}-runner"
 
-    BentoML's `metrics` would count each call and answer /metrics; here that is answered without the counting.
-    """
+
+def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
+    """Return the service of one model."""
+    dispatch_at_once()
+    loaded, api = LoadedBuild(), RunnerApi()
+    default_batch_size = _CUDA_BATCH_SIZE if may_have_cuda(options.device) else _CPU_BATCH_SIZE
+
+    class Runner:
+        """Turns images into features and features into answers."""
+
+        @bentoml.on_startup
+        def load(self) -> None:
+            """Check and load the artifacts, encode one image and write one sequence; only then is the service ready."""
+            START_TIME_SECONDS.labels(model_id, "runner").set_to_current_time()
+            tracing.start(options.traces, runner_name(model_id))
+            # Neither torch nor ONNX Runtime is loaded with this module, which the gateway imports too.
+            from runners.model_worker import ModelWorker
+
+            self._worker = ModelWorker(model_id, options, self._batched)
+            self._worker.load()
+            api.start(self._worker)
+            loaded.key = self._worker.build_key
+
+        @bentoml.on_shutdown
+        def stop(self) -> None:
+            """Write what was accepted, then end."""
+            self._worker.stop()
+            tracing.stop()
+
+        async def __is_ready__(self) -> bool:
+            """Return True while batches and decode steps end in time."""
+            return self._worker.is_ready()
+
+        @bentoml.api(
+            batchable=True,
+            max_batch_size=options.max_batch_size or default_batch_size,
+            max_latency_ms=options.max_latency_ms,
+        )
+        def encode(self, images: list[ImageToEncode]) -> list[EncodedImage]:
+            """Encode images whose pixels came with calls that are waiting; each succeeds or fails alone."""
+            return self._worker.encode(images)
+
+        async def _batched(self, image_key: str) -> EncodedImage:
+            """Send one image through the adaptive batcher in front of `encode`."""
+            (encoded,) = await batcher(self, "encode")([ImageToEncode(image_key=image_key)])
+            return cast(EncodedImage, encoded)
+
     service = bentoml.service(
-        name=name,
-        traffic={"timeout": timeout_s},
+        name=runner_name(model_id),
+        traffic={"timeout": options.timeout_s},
         logging=NO_ACCESS_LOG,
-        metrics={"enabled": False},
+        metrics={"enabled": False},  # it would count each call; RunnerApi answers /metrics without
         tracing=NO_TRACING,
-    )(runner)
+    )(Runner)
     service.add_asgi_middleware(TracedCalls)
-    service.add_asgi_middleware(OnlyOfBuild, loaded=loaded)
-    service.add_asgi_middleware(JsonBodies)
-    service.mount_asgi_app(Starlette(routes=[Route("/metrics", _metrics)]))
+    service.add_asgi_middleware(BuildGuard, loaded=loaded)
+    service.add_asgi_middleware(BodyGuard)
+    service.mount_asgi_app(api.app())
     return service
-
-
-async def _metrics(_request: Request) -> Response:
-    client = BentoMLContainer.metrics_client.get()
-    return Response(await asyncio.to_thread(client.generate_latest), media_type=client.CONTENT_TYPE_LATEST)

@@ -6,12 +6,11 @@ It knows fields, images and models, and no HTTP.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 
-from runners.tracing import past_span, span
+from runners.tracing import past_span
 from service import logs
 from service.callers import ANYONE, Caller
 from service.cost import cost_tokens
@@ -21,22 +20,20 @@ from service.errors import InternalError, InvalidRequest, Overloaded, ServiceErr
 from service.fair_shares import FairShares
 from service.image_fetching import ImageFetcher
 from service.image_urls import GivenImage
-from service.images import decode_image
-from service.picture import Picture, opened
-from service.prediction import Answer, Circumstances, predict, task_prompts
+from service.lazy_image import LazyImage, opened
+from service.prediction import Answer, PredictContext, predict, task_prompts
 from service.recording import record_answer, record_error
 from service.requests import CompareFields, PredictFields, TaskRequest, parse_fields
 from service.runner_client import RunnerClient
 from service.served_models import ServedModel, ServedModels
 from service.text_in_order import TextListener
-from service.threads import in_thread
-from service.tracing import answer_span
+from service.tracing import answer_span, note_status
 from service.turns import Demand, Turns
-from tasks.parameter_kinds import MAX_COORDINATE_PX
 
 logger = logging.getLogger(__name__)
 
-_ANY_SIZE_WH = (MAX_COORDINATE_PX, MAX_COORDINATE_PX)  # of an image that is not looked at yet
+# The fields of a request; or a function of the image's size (width, height) for an interface that gives shares of it.
+Fields = Mapping[str, object] | Callable[[tuple[int, int]], Mapping[str, object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +52,6 @@ class RequestContext:
 
 
 @dataclass(frozen=True, slots=True)
-class MeasuredImage:
-    """An encoded image and the size that it has upright."""
-
-    data: bytes
-    size_wh: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
 class Comparison:
     """What several models answered, in catalog order; an error stands where a model gave no answer."""
 
@@ -77,7 +66,7 @@ class CoreLimits:
 
     max_image_pixels: int
     max_pending: int  # requests at work or waiting
-    max_running: int  # of them, at each decoder of a model
+    max_running: int  # of them, at the runner of one model
     max_waiting_tokens: int  # of those that wait for one model
 
 
@@ -95,11 +84,7 @@ class Core:
         self.entrance = Entrance()
         self._runners = runners
         self._max_image_pixels = limits.max_image_pixels
-        self._max_running = limits.max_running
-        self._turns = {
-            model.id: Turns(model.id, partial(self._max_running_at, model.id), limits.max_waiting_tokens)
-            for model in models
-        }
+        self._turns = {model.id: Turns(model.id, limits.max_running, limits.max_waiting_tokens) for model in models}
         self._fetcher = fetcher
         self._pending = FairShares(limits.max_pending)
         self._drain_rate = DrainRate()
@@ -112,44 +97,38 @@ class Core:
             raise Overloaded(f"{message}; try again later", self._drain_rate.seconds_for(excess))
 
     async def is_ready(self, model: ServedModel) -> bool:
-        """Say whether both runners of a model answer."""
+        """Return True if the runner of a model answers."""
         return await self._runners[model.id].is_ready()
 
     async def predict(
-        self,
-        image: GivenImage,
-        fields: Mapping[str, object],
-        context: RequestContext,
-        on_text: TextListener | None = None,
+        self, image: GivenImage, fields: Fields, context: RequestContext, on_text: TextListener | None = None
     ) -> Answer:
-        """Answer with one model; raise an error of the service's tree. `on_text` hears the text as it is written."""
-        common, request = parse_fields(PredictFields, fields)
-        model = self.models.get(common.model) if common.model is not None else self.models.offering(request.task.id)[0]
-        async with self._admitted(image, context) as picture:
-            outcome = await self._answer(model, request, picture, context, on_text)
-        if isinstance(outcome, ServiceError):
-            raise outcome
-        return outcome
+        """Answer with one model; raise an error of the service's tree. `on_text` receives the text as it is written."""
+        asked = None if callable(fields) else self._asked(fields)
+        async with self._admitted(image, context) as opened_image:
+            model, request = asked or self._asked(_at_size(fields, opened_image.header.size_wh))
+            return await self._answer(model, request, opened_image, context, on_text)
 
     async def compare(self, image: GivenImage, fields: Mapping[str, object], context: RequestContext) -> Comparison:
         """Answer with several models at the same time; raise only what is wrong for all of them."""
         common, request = parse_fields(CompareFields, fields)
         models = self._compared(common.models, request)
-        async with self._admitted(image, context) as picture:
-            outcomes = await asyncio.gather(*(self._answer(model, request, picture, context) for model in models))
-            if isinstance(outcomes[0], Overloaded) and all(isinstance(each, Overloaded) for each in outcomes):
-                raise outcomes[0]
-            size_wh = (await picture.rgb()).size_wh
-        return Comparison(request, size_wh, tuple(zip(models, outcomes, strict=True)))
+        async with self._admitted(image, context) as opened_image:
+            outcomes = await asyncio.gather(*(self._outcome(each, request, opened_image, context) for each in models))
+        first, *others = outcomes
+        is_refused = all(isinstance(each, Overloaded) for each in outcomes)
+        for outcome in others if is_refused else outcomes:
+            if isinstance(outcome, ServiceError):
+                record_error(outcome, context.api, context.request_id)
+        if is_refused and isinstance(first, Overloaded):
+            raise first
+        return Comparison(request, opened_image.header.size_wh, tuple(zip(models, outcomes, strict=True)))
 
-    async def measure(self, image: GivenImage, context: RequestContext) -> MeasuredImage:
-        """Return an image with its upright size: the frame of what is asked and answered about it."""
-        with self._place(context):
-            data = await self._bytes_of(image, context)
-            return MeasuredImage(data, (await in_thread(decode_image, data, self._max_image_pixels)).size_wh)
-
-    def _max_running_at(self, model_id: str) -> int:
-        return self._max_running * self._runners[model_id].num_decoders
+    def _asked(self, fields: Mapping[str, object]) -> tuple[ServedModel, TaskRequest]:
+        common, request = parse_fields(PredictFields, fields)
+        if common.model is None:
+            return self.models.offering(request.task.id)[0], request
+        return self.models.get(common.model), request
 
     def _compared(self, model_ids: list[str] | None, request: TaskRequest) -> tuple[ServedModel, ...]:
         """Return the models of a comparison in catalog order."""
@@ -158,59 +137,61 @@ class Core:
         asked = {self.models.get(model_id, "models").id for model_id in model_ids}
         return tuple(model for model in self.models if model.id in asked)
 
+    async def _outcome(
+        self, model: ServedModel, request: TaskRequest, image: LazyImage, context: RequestContext
+    ) -> Answer | ServiceError:
+        """Return the model's answer or its error; raise what is wrong with the image."""
+        try:
+            return await self._answer(model, request, image, context)
+        except UnsupportedImage:
+            raise
+        except ServiceError as error:
+            return error
+
     async def _answer(
         self,
         model: ServedModel,
         request: TaskRequest,
-        picture: Picture,
+        image: LazyImage,
         context: RequestContext,
         on_text: TextListener | None = None,
-    ) -> Answer | ServiceError:
-        """Return the model's answer or its error, counted, logged and traced; raise what is wrong with the image."""
+    ) -> Answer:
+        """Return the model's answer, recorded; raise its error, which names model and task."""
         with answer_span(model.id, request.task.id, context.request_id):
             try:
-                answer = await self._in_turn(model, request, picture, context, on_text)
+                answer = await self._admit_and_predict(model, request, image, context, on_text)
             except UnsupportedImage:
                 raise
-            except ServiceError as error:
-                record_error(error, context.api, context.request_id, model.id, request.task.id)
-                return error
             except Exception as error:  # a defect in one model's path must not take the others' answers with it
-                told = logs.fields({"request_id": context.request_id})
-                logger.exception(
-                    "request %s: %s failed at %s", context.request_id, model.id, request.task.id, extra=told
-                )
-                failure = InternalError(f"{model.id} failed; the log tells more under the request's id")
-                failure.__cause__ = error
-                record_error(failure, context.api, context.request_id, model.id, request.task.id)
-                return failure
+                failure = error if isinstance(error, ServiceError) else _defect(error, model.id, context.request_id)
+                failure.model, failure.task = model.id, request.task.id
+                note_status(failure.code)
+                raise failure from error.__cause__ if failure is error else error
             record_answer(answer, context.api, context.request_id)
             return answer
 
-    async def _in_turn(
+    async def _admit_and_predict(
         self,
         model: ServedModel,
         request: TaskRequest,
-        picture: Picture,
+        image: LazyImage,
         context: RequestContext,
         on_text: TextListener | None,
     ) -> Answer:
-        cost = cost_tokens(model, request, task_prompts(model, request, _ANY_SIZE_WH))
-        demand = Demand(context.client, cost, context.deadline_s)
+        prompts = task_prompts(model, request, image.header.size_wh)
+        demand = Demand(context.client, cost_tokens(model, request, prompts), context.deadline_s)
         async with self._turns[model.id].turn(demand) as waited_s:
             past_span("admission", (now_s := time.monotonic()) - waited_s, now_s)
-            with span("open_image"):
-                image = await picture.rgb()
-            told = Circumstances(context.deadline_s, waited_s, on_text)
-            return await predict(model, self._runners[model.id], request, image, told)
+            frame = PredictContext(prompts, context.deadline_s, waited_s, on_text)
+            return await predict(model, self._runners[model.id], request, image, frame)
 
     @asynccontextmanager
-    async def _admitted(self, image: GivenImage, context: RequestContext) -> AsyncIterator[Picture]:
+    async def _admitted(self, image: GivenImage, context: RequestContext) -> AsyncIterator[LazyImage]:
         """Hold a place for a request and open its image; raise `Overloaded`, or what is wrong with the image."""
         with self._place(context):
-            async with opened(await self._bytes_of(image, context), self._max_image_pixels) as picture:
-                context.caller.take_pixels(picture.num_pixels)
-                yield picture
+            async with opened(await self._bytes_of(image, context), self._max_image_pixels) as opened_image:
+                context.caller.take_pixels(opened_image.header.num_pixels)
+                yield opened_image
 
     @contextmanager
     def _place(self, context: RequestContext) -> Iterator[None]:
@@ -232,3 +213,15 @@ class Core:
             message = "image is a URL, and this service reads none; send a data: URL, base64 or a file"
             raise InvalidRequest(message, "image")
         return await self._fetcher.fetch(image, context.deadline_s)
+
+
+def _at_size(fields: Fields, size_wh: tuple[int, int]) -> Mapping[str, object]:
+    return fields(size_wh) if callable(fields) else fields
+
+
+def _defect(error: Exception, model_id: str, request_id: str) -> ServiceError:
+    """Log a defect; return the error that a client receives."""
+    logger.error(
+        "request %s: %s failed", request_id, model_id, exc_info=error, extra=logs.fields({"request_id": request_id})
+    )
+    return InternalError(f"{model_id} failed; the log has the cause under the request's id")

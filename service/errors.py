@@ -36,7 +36,10 @@ ErrorCode = Literal[
 
 
 class ServiceError(Exception):
-    """A request ends with this instead of an answer; `param` names the field at fault, where one is."""
+    """A request ends with this instead of an answer.
+
+    `param` names the field at fault, where there is one; `model` and `task` are set where a model was asked.
+    """
 
     code: ClassVar[ErrorCode] = "internal"
 
@@ -44,7 +47,8 @@ class ServiceError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
-        self.is_recorded = False  # counted and logged already
+        self.model: str | None = None
+        self.task: str | None = None
 
 
 class InvalidRequest(ServiceError):

@@ -1,6 +1,7 @@
-"""The entry point for BentoML: the gateway service, with an encoder and a decoder service for each served model.
+"""The BentoML entry point: the gateway service, with a runner service for each served model of this host.
 
-`python -m service` checks settings and artifacts, then runs its processes (service/supervisor.py).
+`python -m service` checks settings and artifacts, then runs their processes (service/supervisor.py); `bentoml serve
+service.gateway:Gateway` runs the same services.
 """
 
 import asyncio
@@ -11,12 +12,12 @@ from typing import Any
 import bentoml
 
 from runners import tracing
-from runners.artifacts import Part
-from runners.decoder_service import make_decoder_service
-from runners.encoder_service import make_encoder_service
+from runners.bentoml_internals import local_runner_url
+from runners.limits import RunnerOptions, SchedulerLimits
 from runners.metrics import START_TIME_SECONDS
 from runners.model_store import artifact_folder
-from runners.runner_service import NO_ACCESS_LOG, NO_TRACING
+from runners.runner_service import NO_ACCESS_LOG, NO_TRACING, make_runner_service, runner_name
+from runners.tracing import TraceOptions
 from service.api_keys import ApiKeys
 from service.core import Core, CoreLimits
 from service.grpc_server import GrpcServer
@@ -26,18 +27,15 @@ from service.image_fetching import FetchLimits, ImageFetcher
 from service.image_urls import AllowedHost
 from service.logs import configure_logging
 from service.metrics import MODEL_INFO
-from service.model_runners import ModelRunners, decoder_options, encoder_options, runner_timeout_s, trace_options
 from service.recording import NONE
 from service.rest_app import rest_app
 from service.rest_boundary import RestBoundary
 from service.roles import GATEWAY
-from service.runner_calls import DecoderCalls, EncoderCalls
+from service.runner_channel import RunnerChannel
 from service.runner_client import RunnerClient
 from service.served_models import ServedModel, ServedModels, load_served_model, served_entries
 from service.settings import BYTES_PER_MB, Settings, settings
-from service.shared_memory import SharedMemory
 from service.traced_requests import TracedRequests
-from service.vision_cache import VisionCache
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +46,38 @@ _REST = RestBoundary(_SETTINGS)
 
 def _core_limits(values: Settings) -> CoreLimits:
     return CoreLimits(
-        values.max_image_pixels,
-        values.max_pending_requests,
-        values.decoder_max_batch_size * 3 // 2,  # what is encoded or parsed meanwhile keeps the slots full
-        values.max_waiting_tokens,
+        values.max_image_pixels, values.max_pending_requests, values.max_running, values.max_waiting_tokens
+    )
+
+
+def _call_timeout_s(values: Settings) -> int:
+    """Return the seconds after which BentoML drops a call: above the request's own deadline, which decides."""
+    return values.request_timeout_s * 2
+
+
+def _trace_options(values: Settings) -> TraceOptions:
+    return TraceOptions(values.otlp_endpoint, values.trace_sample)
+
+
+def _runner_options(values: Settings) -> RunnerOptions:
+    return RunnerOptions(
+        limits=SchedulerLimits(
+            num_slots=values.decoder_max_batch_size,
+            max_waiting=values.decoder_max_waiting,
+            max_prefill_tokens=values.decoder_max_prefill_tokens,
+            stuck_after_s=values.stuck_after_s,
+        ),
+        max_batch_size=values.encoder_max_batch_size,
+        max_latency_ms=values.encoder_max_latency_ms,
+        max_cache_bytes=values.vision_cache_mb * BYTES_PER_MB,
+        max_positions=values.decoder_max_positions,
+        encoder_threads=values.encoder_threads,
+        decoder_threads=values.decoder_threads,
+        device=values.device,
+        encoder_precision=values.encoder_precision,
+        decoder_precision=values.decoder_precision,
+        timeout_s=_call_timeout_s(values),
+        traces=_trace_options(values),
     )
 
 
@@ -62,34 +88,18 @@ def _make_fetcher(values: Settings) -> ImageFetcher | None:
     return ImageFetcher([AllowedHost.parse(host) for host in values.url_hosts], limits, SystemResolver())
 
 
-def _attribute(part: Part, index: int) -> str:
-    return f"{part}_{index}"
-
-
 class _Gateway:
-    """Answers requests: decodes images, calls the runners of each model, parses what they wrote."""
+    """Answers requests: checks them, calls the runner of each model, parses the text that it writes."""
 
     @bentoml.on_startup
     async def start(self) -> None:
         """Load what the gateway needs of each model and begin to answer."""
         configure_logging(_SETTINGS.log_format)
-        tracing.start(trace_options(_SETTINGS), "diptych")
+        tracing.start(_trace_options(_SETTINGS), "diptych")
         START_TIME_SECONDS.labels(NONE, "gateway").set_to_current_time()
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file)
         models = {entry.id: load_served_model(entry, artifact_folder(entry.id), _SETTINGS) for entry in _ENTRIES}
-        max_encoding = _SETTINGS.max_pending_requests * len(_ENTRIES)
-        vision_cache = VisionCache(_SETTINGS.vision_cache_mb * BYTES_PER_MB, max_encoding)
-        self._model_runners = ModelRunners(_SETTINGS, SharedMemory.create())
-        self._runners = {
-            model.id: RunnerClient(
-                model.manifest,
-                self._model_runners.runner(model.manifest, "encoder", EncoderCalls, self._local("encoder", index)),
-                self._model_runners.runner(model.manifest, "decoder", DecoderCalls, self._local("decoder", index)),
-                vision_cache,
-            )
-            for index, model in enumerate(models.values())
-        }
-        await self._model_runners.start()
+        self._runners = {model.id: _runner_client(model) for model in models.values()}
         core = Core(ServedModels(models), self._runners, _core_limits(_SETTINGS), _make_fetcher(_SETTINGS))
         for model in models.values():
             _publish(model)
@@ -106,13 +116,8 @@ class _Gateway:
         """Answer the gRPC calls that are at work, then end."""
         if _SETTINGS.grpc_port:
             await self._grpc.stop(_SETTINGS.request_timeout_s)
-        await self._model_runners.stop()
+        await asyncio.gather(*(runner.close() for runner in self._runners.values()))
         await asyncio.to_thread(tracing.stop)
-
-    def _local(self, part: Part, index: int) -> Any:
-        """Return BentoML's client of a model's runner on this host, None where it runs elsewhere."""
-        dependency = getattr(self, _attribute(part, index), None)
-        return dependency and dependency.to_async
 
     def _drain_on(self, signum: signal.Signals) -> None:
         """Let uvicorn hear of the signal only when everything accepted is answered: it closes its socket at once."""
@@ -151,19 +156,21 @@ def _publish(model: ServedModel) -> None:
     ).set(1)
 
 
+def _runner_client(model: ServedModel) -> RunnerClient:
+    url = _SETTINGS.runner_url(model.id) or local_runner_url(runner_name(model.id))
+    return RunnerClient(model.manifest, RunnerChannel(url, model.manifest.build_key, _call_timeout_s(_SETTINGS)))
+
+
 def _make_gateway() -> Any:
     """Return the gateway service; runners of this host are its dependencies."""
-    dependencies = {}
-    for index, entry in enumerate(_ENTRIES):
-        if not _SETTINGS.runner_urls("encoder", entry.id):
-            encoder = make_encoder_service(entry.id, encoder_options(_SETTINGS))
-            dependencies[_attribute("encoder", index)] = bentoml.depends(encoder)
-        if not _SETTINGS.runner_urls("decoder", entry.id):
-            decoder = make_decoder_service(entry.id, decoder_options(_SETTINGS))
-            dependencies[_attribute("decoder", index)] = bentoml.depends(decoder)
+    dependencies = {
+        f"runner_{index}": bentoml.depends(make_runner_service(entry.id, _runner_options(_SETTINGS)))
+        for index, entry in enumerate(_ENTRIES)
+        if _SETTINGS.runner_url(entry.id) is None
+    }
     inner = type("Gateway", (_Gateway,), {"__doc__": _Gateway.__doc__, "__module__": __name__, **dependencies})
     service = bentoml.service(
-        name=GATEWAY, logging=NO_ACCESS_LOG, tracing=NO_TRACING, traffic={"timeout": runner_timeout_s(_SETTINGS)}
+        name=GATEWAY, logging=NO_ACCESS_LOG, tracing=NO_TRACING, traffic={"timeout": _call_timeout_s(_SETTINGS)}
     )
     gateway = bentoml.asgi_app(rest_app(_REST), path="/")(service(inner))
     gateway.add_asgi_middleware(TracedRequests)

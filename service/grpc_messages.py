@@ -10,7 +10,7 @@ from service.errors import ServiceError
 from service.listings import models_json, tasks_json
 from service.prediction import Answer
 from service.proto import vision_pb2 as pb
-from service.responses import answer_json, error_detail, image_json
+from service.responses import timings_ms
 from service.served_models import ServedModels
 from tasks.results import (
     BoxXyxy,
@@ -37,17 +37,20 @@ def request_fields(request: Message) -> dict[str, object]:
 
 def answer_message(answer: Answer, request_id: str) -> pb.Answer:
     """Return one model's answer."""
-    told = answer_json(answer, request_id)
     message = pb.Answer(
-        id=told.id,
-        model=told.model,
-        task=told.task,
-        raw_text=told.raw_text,
-        finish_reason=told.finish_reason,
-        image=pb.Image(**told.image.model_dump()),
-        usage=pb.Usage(**told.usage.model_dump()),
-        vision_cache=told.vision_cache,
-        timings_ms=pb.Timings(**told.timings_ms.model_dump()),
+        id=request_id,
+        model=answer.model.id,
+        task=answer.request.task.id,
+        raw_text=answer.raw_text,
+        finish_reason=answer.finish_reason,
+        image=_image(answer.image_size_wh),
+        usage=pb.Usage(
+            image_tokens=answer.num_image_tokens,
+            prompt_tokens=answer.num_prompt_tokens,
+            generated_tokens=answer.num_generated_tokens,
+        ),
+        vision_cache=answer.vision_cache,
+        timings_ms=pb.Timings(**timings_ms(answer.times)),
     )
     _write_result(message, answer.result)
     return message
@@ -68,13 +71,13 @@ def comparison_message(comparison: Comparison, request_id: str) -> pb.Comparison
         else pb.ModelAnswer(model=model.id, answer=answer_message(outcome, request_id))
         for model, outcome in comparison.answers
     ]
-    image = pb.Image(**image_json(comparison.image_size_wh).model_dump())
+    image = _image(comparison.image_size_wh)
     return pb.Comparison(id=request_id, task=comparison.request.task.id, image=image, answers=answers)
 
 
 def error_message(error: ServiceError, request_id: str) -> pb.Error:
     """Return what an error says."""
-    return pb.Error(**error_detail(error, request_id).model_dump(exclude_none=True))
+    return pb.Error(code=error.code, message=error.message, param=error.param, request_id=request_id)
 
 
 def models_message(models: ServedModels) -> pb.ListModelsResponse:
@@ -125,6 +128,10 @@ def _instance(instance: Instance) -> pb.Instance:
         height, width = instance.mask.size_hw
         message.mask.CopyFrom(pb.RunLengths(height=height, width=width, counts=instance.mask.counts))
     return message
+
+
+def _image(size_wh: tuple[int, int]) -> pb.Image:
+    return pb.Image(width=size_wh[0], height=size_wh[1])
 
 
 def _box(box: BoxXyxy) -> pb.Box:

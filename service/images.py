@@ -1,10 +1,11 @@
-"""An image's bytes to checked RGB, and RGB to the pixels of one model.
+"""Image files: header facts, decoding to upright RGB, and resizing to the pixels of one model.
 
 Format and size are read from the header and checked before any pixel is decoded. It knows no model.
 """
 
 import io
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,38 +27,48 @@ _TURNS: dict[object, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SWAPPING = {  # turns that swap width and height
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+}
 _BACKGROUND_RGB = (255, 255, 255)  # behind transparent pixels
 
 
 @dataclass(frozen=True, slots=True)
-class RgbImage:
-    """A decoded image, upright: its EXIF orientation is applied."""
+class ImageHeader:
+    """Facts of an image file that need no pixels."""
 
-    image: Image.Image  # mode RGB
-    decode_s: float
+    size_wh: tuple[int, int]  # upright, pixels: the frame of every result
 
     @property
-    def size_wh(self) -> tuple[int, int]:
-        """Width and height in pixels: the frame of every result."""
-        return self.image.size
+    def num_pixels(self) -> int:
+        """Width times height."""
+        return self.size_wh[0] * self.size_wh[1]
 
 
-def check_image(data: bytes, max_pixels: int) -> int:
-    """Return the number of pixels; raise `UnsupportedImage` or `ImageTooLarge` by what the header says."""
-    width, height = _open(data, max_pixels).size
-    return width * height
+def read_header(data: bytes, max_pixels: int) -> ImageHeader:
+    """Return the facts in the header; raise `UnsupportedImage` or `ImageTooLarge`."""
+    image = _open(data, max_pixels)
+    width, height = image.size
+    is_on_its_side = _may_be_turned(image, data) and _turn(image) in _SWAPPING
+    return ImageHeader((height, width) if is_on_its_side else (width, height))
 
 
-def decode_image(data: bytes, max_pixels: int) -> RgbImage:
-    """Return the upright RGB image; raise `UnsupportedImage` or `ImageTooLarge`."""
-    start_s = time.monotonic()
-    rgb = _upright_rgb(_open(data, max_pixels))
-    return RgbImage(rgb, time.monotonic() - start_s)
+def decode_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Return the upright image in mode RGB; raise `UnsupportedImage` or `ImageTooLarge`."""
+    image = _open(data, max_pixels)
+    with _decoding(image):
+        image.load()
+        turn = _turn(image)
+        rgb = _to_rgb(image)
+        return rgb if turn is None else rgb.transpose(turn)
 
 
-def resize(image: RgbImage, size_wh: tuple[int, int], resample: int) -> NDArray[np.uint8]:
+def resize(rgb: Image.Image, size_wh: tuple[int, int], resample: int) -> NDArray[np.uint8]:
     """Return pixels (H, W, 3) at exactly `size_wh`; the models squash, so the aspect ratio is not kept."""
-    return np.asarray(image.image.resize(size_wh, Image.Resampling(resample)), dtype=np.uint8)
+    return np.asarray(rgb.resize(size_wh, Image.Resampling(resample)), dtype=np.uint8)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -73,12 +84,21 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _may_be_turned(image: Image.Image, data: bytes) -> bool:
+    """Return False for a PNG without EXIF, of which Pillow would decode all pixels in search of it."""
+    return image.format != "PNG" or "exif" in image.info or b"eXIf" in data or b"Raw profile type" in data
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    with _decoding(image):
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+
+
+@contextmanager
+def _decoding(image: Image.Image) -> Iterator[None]:
+    """Raise `UnsupportedImage` for what Pillow raises on a damaged file."""
     try:
-        image.load()
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-        rgb = _to_rgb(image)
-        return rgb if turn is None else rgb.transpose(turn)
+        yield
     except (OSError, ValueError, SyntaxError, EOFError, AssertionError) as error:
         # AssertionError: Pillow 13 asserts that an image of indices has a palette, which a damaged file may lack.
         message = f"the {image.format} image is broken or cut off and cannot be decoded"

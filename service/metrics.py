@@ -32,28 +32,9 @@ GENERATED_TOKENS = Counter("diptych_generated_tokens_total", "Tokens written.", 
 UNPARSED_OUTPUTS = Counter(
     "diptych_unparsed_outputs_total", "Answers whose text could not be read as a result.", ["model", "task"]
 )
-VISION_CACHE_REQUESTS = Counter(
-    "diptych_vision_cache_requests_total",
-    "Images asked of the vision cache: hit, miss (encoded), joined (encoded for another request at the same time).",
-    ["model", "outcome"],
-)
-VISION_CACHE_BYTES = Gauge(
-    "diptych_vision_cache_bytes", "Image features in memory.", ["model"], multiprocess_mode="livesum"
-)
 MODEL_INFO = Gauge(
     "diptych_model_info",
     "Served models; always 1.",
     ["model", "family", "revision", "precision", "resolution", "build_key"],
     multiprocess_mode="livemax",
-)
-REPLICAS = Gauge(
-    "diptych_replicas",
-    "Encoders or decoders of a model at other addresses; state is healthy, or out: not asked while another is healthy.",
-    ["model", "part", "state"],
-    multiprocess_mode="livesum",
-)
-REPLICA_EJECTIONS = Counter(
-    "diptych_replica_ejections_total",
-    "Times that a replica went out: a call did not reach it, or it missed probes.",
-    ["model", "part"],
 )

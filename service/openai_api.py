@@ -10,7 +10,7 @@ from starlette.routing import Route
 from runners.disconnection import while_connected
 from service.core import RequestContext
 from service.event_stream import event_stream
-from service.openai_chat import ChunkStream, completion, error_body, read_chat, request_of
+from service.openai_chat import ChunkStream, completion, error_body, question_of, read_chat
 from service.rest_boundary import Interface, RestBoundary
 from service.streaming import answer_events
 
@@ -31,7 +31,7 @@ class OpenAiApi:
         """Answer a message of one image and one text, whole or as a stream of chunks."""
         core = self._boundary.authorized(request)
         chat = read_chat(await self._boundary.json(request, context))
-        asked = await request_of(chat, core, context)
+        asked = question_of(chat, core)
         if chat.stream:
             chunks = ChunkStream(context.request_id, chat.model, chat.stream_options.include_usage)
             events = answer_events(core, asked.image, asked.fields, context)

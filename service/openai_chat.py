@@ -5,14 +5,14 @@ that the model wrote; the typed result is what POST /v1/predict gives.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
-from service.bodies import RequestBody, image_of_text
-from service.core import Core, RequestContext
+from service.bodies import image_of_text
+from service.core import Core, Fields
 from service.errors import ErrorCode, InvalidRequest, ServiceError
 from service.event_stream import server_sent_event
 from service.image_urls import GivenImage
@@ -31,8 +31,6 @@ from service.openai_wire import (
     TextPart,
 )
 from service.prediction import Answer
-from service.responses import answer_json
-from service.wire import UsageJson
 from tasks.asked import AskedTask
 from tasks.errors import ParameterError
 from tasks.families import FAMILIES
@@ -57,15 +55,27 @@ def read_chat(body: Mapping[str, object]) -> ChatRequest:
         raise InvalidRequest(f"{param} is {repr(detail['input'])[:80]}: {detail['msg']}", param) from error
 
 
-async def request_of(chat: ChatRequest, core: Core, context: RequestContext) -> RequestBody:
-    """Return the image and the fields of POST /v1/predict that mean the same; raise an error of the service's tree."""
-    asked, image = _asked(chat, core), _image(chat)
+@dataclass(frozen=True, slots=True)
+class ChatQuestion:
+    """The image and the fields of POST /v1/predict that mean the same as a message."""
+
+    image: GivenImage
+    fields: Fields
+
+
+def question_of(chat: ChatRequest, core: Core) -> ChatQuestion:
+    """Return what a message asks for; raise an error of the service's tree."""
+    asked = _asked(chat, core)
     fields = {"task": asked.task_id, **asked.values, **{name: getattr(chat, name) for name in _OPTIONS}}
-    if asked.region_shares is not None:
-        measured = await core.measure(image, context)
-        image, sides = measured.data, measured.size_wh * 2
-        fields["region"] = [share * side for share, side in zip(asked.region_shares, sides, strict=True)]
-    return RequestBody(image, fields | {"max_new_tokens": chat.max_completion_tokens or chat.max_tokens})
+    fields["max_new_tokens"] = chat.max_completion_tokens or chat.max_tokens
+    shares = asked.region_shares
+    if shares is None:
+        return ChatQuestion(_image(chat), fields)
+    return ChatQuestion(_image(chat), lambda size_wh: fields | {"region": _pixels(shares, size_wh)})
+
+
+def _pixels(region_shares: Sequence[float], size_wh: tuple[int, int]) -> list[float]:
+    return [share * side for share, side in zip(region_shares, size_wh * 2, strict=True)]
 
 
 def _image(chat: ChatRequest) -> GivenImage:
@@ -90,10 +100,9 @@ def _asked(chat: ChatRequest, core: Core) -> AskedTask:
 
 def completion(answer: Answer, request_id: str) -> ChatCompletion:
     """Return the body of an answer."""
-    told = answer_json(answer, request_id)
-    choice = ChatChoice(message=AssistantMessage(content=told.raw_text), finish_reason=told.finish_reason)
+    choice = ChatChoice(message=AssistantMessage(content=answer.raw_text), finish_reason=answer.finish_reason)
     return ChatCompletion(
-        id=request_id, created=int(time.time()), model=told.model, choices=[choice], usage=_usage(told.usage)
+        id=request_id, created=int(time.time()), model=answer.model.id, choices=[choice], usage=_usage(answer)
     )
 
 
@@ -115,10 +124,9 @@ class ChunkStream:
         if isinstance(event, str):
             yield self._chunk([ChunkChoice(delta={"content": event})])
             return
-        told = answer_json(event, self.request_id)
-        yield self._chunk([ChunkChoice(delta={}, finish_reason=told.finish_reason)])
+        yield self._chunk([ChunkChoice(delta={}, finish_reason=event.finish_reason)])
         if self.has_usage:
-            yield self._chunk([], _usage(told.usage))
+            yield self._chunk([], _usage(event))
         yield server_sent_event("[DONE]")
 
     def _chunk(self, choices: list[ChunkChoice], usage: ChatUsage | None = None) -> str:
@@ -135,10 +143,10 @@ def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
     return ChatError(error=detail).model_dump()
 
 
-def _usage(usage: UsageJson) -> ChatUsage:
-    num_read = usage.image_tokens + usage.prompt_tokens
+def _usage(answer: Answer) -> ChatUsage:
+    num_read = answer.num_image_tokens + answer.num_prompt_tokens
     return ChatUsage(
         prompt_tokens=num_read,
-        completion_tokens=usage.generated_tokens,
-        total_tokens=num_read + usage.generated_tokens,
+        completion_tokens=answer.num_generated_tokens,
+        total_tokens=num_read + answer.num_generated_tokens,
     )

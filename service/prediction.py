@@ -1,24 +1,21 @@
-"""One model's answer to one task: resize, encode, write, parse. Knows no HTTP."""
+"""One model's answer to one task: the runner writes, the family's parser reads. It knows no HTTP."""
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
 
 from pydantic import TypeAdapter
 
-from runners.messages import SequenceSpec, Written
+from runners.messages import CacheOutcome, FinishReason, SequenceSpec, Written
 from runners.patterns import Pattern
 from runners.tracing import span
 from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
-from service.images import RgbImage, resize
+from service.lazy_image import LazyImage
 from service.requests import TaskRequest
 from service.runner_client import RunnerClient, WrittenAnswers
 from service.served_models import ServedModel
 from service.text_in_order import TextListener
 from service.threads import in_thread
-from service.vision_cache import CacheOutcome
 from tasks.errors import ParameterError, UnsupportedVariant
 from tasks.errors import UnsupportedTask as TaskNotOffered
 from tasks.generation import GeneratedText
@@ -26,8 +23,6 @@ from tasks.prompts import Prompt
 from tasks.results import Result
 
 _PATTERN: TypeAdapter[Pattern | None] = TypeAdapter(Pattern | None)
-ParamsT = ParamSpec("ParamsT")
-ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +41,7 @@ class StageTimes:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one model answered."""
+    """One model's answer; the interfaces render it."""
 
     model: ServedModel
     request: TaskRequest
@@ -56,48 +51,68 @@ class Answer:
     vision_cache: CacheOutcome
     times: StageTimes
 
+    @property
+    def raw_text(self) -> str:
+        """The text of all sequences, a line for each."""
+        return "\n".join(sequence.text for sequence in self.sequences)
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """`length` if any sequence was cut off."""
+        return "length" if any(s.finish_reason == "length" for s in self.sequences) else "stop"
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens of the image."""
+        return self.model.manifest.num_image_tokens
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of all prompts, without the image's."""
+        return sum(sequence.num_prompt_tokens for sequence in self.sequences)
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Tokens of all sequences, start and end tokens included."""
+        return sum(sequence.num_generated_tokens for sequence in self.sequences)
+
 
 @dataclass(frozen=True, slots=True)
-class Circumstances:
-    """What a prediction is told beside its question."""
+class PredictContext:
+    """The frame of one prediction: its prompts, its deadline, and how long it has waited."""
 
+    prompts: tuple[Prompt, ...]
     deadline_s: float  # on the clock of time.monotonic()
-    waited_s: float = 0.0  # for its turn
-    on_text: TextListener | None = None  # hears the text as it is written
+    waited_s: float = 0.0  # for admission
+    on_text: TextListener | None = None  # receives the text as it is written
 
 
 async def predict(
-    model: ServedModel, runners: RunnerClient, request: TaskRequest, image: RgbImage, told: Circumstances
+    model: ServedModel, runner: RunnerClient, request: TaskRequest, image: LazyImage, context: PredictContext
 ) -> Answer:
     """Answer `request` with `model`; raise an error of the service's tree."""
-    start_s, deadline_s = time.monotonic() - told.waited_s - image.decode_s, told.deadline_s
-    prompts = task_prompts(model, request, image.size_wh)
+    start_s, size_wh = time.monotonic() - context.waited_s - image.open_s, image.header.size_wh
     try:
-        async with asyncio.timeout(deadline_s - time.monotonic()):
-            with span("preprocess"):
-                size_wh, resample = model.manifest.image_size_wh, model.manifest.resample
-                pixels, preprocess_s = await _timed(resize, image, size_wh, resample)
-            with span("encode") as encoding:
-                encoded = await runners.encode(pixels)
-                encoding.set_attribute("diptych.vision_cache", encoded.outcome)
-            with span("decode"):
-                specs = _specs(model, prompts, request, deadline_s)
-                written = await runners.write(encoded.image_features, specs, told.on_text)
+        async with asyncio.timeout(context.deadline_s - time.monotonic()):
+            specs = _specs(model, request, context)
+            written = await runner.write(image, specs, context.on_text)
             with span("postprocess"):
-                result, postprocess_s = await _timed(_parse, model, request, written, image)
+                parse_start_s = time.monotonic()
+                result = await in_thread(_parse, model, request, written, size_wh)
+                postprocess_s = time.monotonic() - parse_start_s
     except TimeoutError as error:
-        raise DeadlineExceeded(f"{model.id} did not answer in the time of the request") from error
+        raise DeadlineExceeded(f"{model.id} did not answer before the deadline") from error
     times = StageTimes(
-        preprocess_s=image.decode_s + preprocess_s,
-        encode_queue_s=told.waited_s + encoded.queue_s,
-        encode_s=encoded.encode_s,
+        preprocess_s=image.open_s + written.preprocess_s,
+        encode_queue_s=context.waited_s + written.features.queue_s,
+        encode_s=written.features.encode_s,
         decode_queue_s=written.queue_s,
         prefill_s=written.prefill_s,
         decode_s=written.decode_s,
         postprocess_s=postprocess_s,
         total_s=time.monotonic() - start_s,
     )
-    return Answer(model, request, image.size_wh, result, written.sequences, encoded.outcome, times)
+    return Answer(model, request, size_wh, result, written.sequences, written.features.outcome, times)
 
 
 def task_prompts(model: ServedModel, request: TaskRequest, image_size_wh: tuple[int, int]) -> tuple[Prompt, ...]:
@@ -112,9 +127,7 @@ def task_prompts(model: ServedModel, request: TaskRequest, image_size_wh: tuple[
         raise InvalidRequest(str(error), error.param) from error
 
 
-def _specs(
-    model: ServedModel, prompts: tuple[Prompt, ...], request: TaskRequest, deadline_s: float
-) -> list[SequenceSpec]:
+def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) -> list[SequenceSpec]:
     options = request.options
     pattern = model.language.answer_pattern(request.task.id, request.parameters) if options.is_constrained else None
     sent = _PATTERN.validate_python(pattern, from_attributes=True)
@@ -127,23 +140,14 @@ def _specs(
             top_p=options.top_p,
             seed=options.seed,
             pattern=sent,
-            timeout_s=max(0.0, deadline_s - time.monotonic()),
+            timeout_s=max(0.0, context.deadline_s - time.monotonic()),
         )
-        for prompt in prompts
+        for prompt in context.prompts
     ]
 
 
-def _parse(model: ServedModel, request: TaskRequest, written: WrittenAnswers, image: RgbImage) -> Result:
+def _parse(model: ServedModel, request: TaskRequest, written: WrittenAnswers, size_wh: tuple[int, int]) -> Result:
     texts = [GeneratedText(s.text, tuple(s.token_ends), tuple(s.logprobs), s.finish_reason) for s in written.sequences]
     return model.language.parse_answer(
-        request.task.id, request.parameters, texts, image.size_wh, request.mask_format, model.mask_decoder
+        request.task.id, request.parameters, texts, size_wh, request.mask_format, model.mask_decoder
     )
-
-
-async def _timed(
-    function: Callable[ParamsT, ResultT], *args: ParamsT.args, **kwargs: ParamsT.kwargs
-) -> tuple[ResultT, float]:
-    """Run `function` in a thread, off the event loop; return its result and its seconds."""
-    start_s = time.monotonic()
-    result = await in_thread(function, *args, **kwargs)
-    return result, time.monotonic() - start_s

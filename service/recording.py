@@ -37,7 +37,7 @@ _STAGES_TO_FIRST_TOKEN = ("preprocess_s", "encode_queue_s", "encode_s", "decode_
 def record_answer(answer: Answer, api: str, request_id: str) -> None:
     """Count, log and trace an answer; its own span is the current one."""
     labels, times = (answer.model.id, answer.request.task.id), answer.times
-    num_tokens = sum(sequence.num_generated_tokens for sequence in answer.sequences)
+    num_tokens = answer.num_generated_tokens
     REQUESTS.labels(api, *labels, "ok").inc()
     REQUEST_SECONDS.labels(*labels).observe(times.total_s)
     for field in fields(times):
@@ -52,7 +52,7 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
     GENERATED_TOKENS.labels(*labels).inc(num_tokens)
     if not answer.result.is_parsed:
         UNPARSED_OUTPUTS.labels(*labels).inc()
-    _trace_answer(answer, num_tokens)
+    _trace_answer(answer)
     logger.info(
         "request %s ok api=%s model=%s task=%s image=%dx%d tokens=%d total_ms=%.1f trace_id=%s",
         *(request_id, api, *labels, *answer.image_size_wh, num_tokens, times.total_s * 1000, trace_id()),
@@ -60,11 +60,10 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
     )
 
 
-def record_error(error: ServiceError, api: str, request_id: str, model: str = NONE, task: str = NONE) -> None:
-    """Count and log an error; a request that failed before its model was known has no model."""
-    error.is_recorded = True
+def record_error(error: ServiceError, api: str, request_id: str) -> None:
+    """Count and log an error, once: where it ends a request, or is one model's outcome in a comparison."""
+    model, task = error.model or NONE, error.task or NONE
     REQUESTS.labels(api, model, task, error.code).inc()
-    note_status(error.code)
     logger.info(
         "request %s %s api=%s model=%s task=%s trace_id=%s",
         *(request_id, error.code, api, model, task, trace_id()),
@@ -73,19 +72,17 @@ def record_error(error: ServiceError, api: str, request_id: str, model: str = NO
 
 
 def record_failure(error: Exception, api: str, request_id: str) -> ServiceError:
-    """Count and log, once, what a request ends with; return what its client is told.
+    """Count, log and trace the error that ends a request; return the one that its client receives.
 
-    What is not of the service's tree is a defect, of which only the log tells more.
+    An exception outside the service's tree is a defect: only the log has its cause.
     """
     if isinstance(error, ServiceError):
         failure = error
     else:
         logger.error("request %s failed", request_id, exc_info=error, extra=logs.fields({"request_id": request_id}))
-        failure = InternalError("the service failed; its log tells more")
-    if failure.is_recorded:
-        note_status(failure.code)  # on the span of the whole request; its model's has it
-    else:
-        record_error(failure, api, request_id)
+        failure = InternalError("the service failed; the log has the cause under the request's id")
+    note_status(failure.code)
+    record_error(failure, api, request_id)
     return failure
 
 
@@ -118,18 +115,16 @@ def _sizes_and_times(answer: Answer, num_tokens: int) -> dict[str, object]:
     }
 
 
-def _trace_answer(answer: Answer, num_tokens: int) -> None:
+def _trace_answer(answer: Answer) -> None:
     note_status("ok")
     if not (span := get_current_span()).is_recording():
         return
-    image_tokens = answer.model.manifest.num_image_tokens
-    num_prompt_tokens = sum(sequence.num_prompt_tokens for sequence in answer.sequences)
     span.set_attributes(
         {
-            GEN_AI_USAGE_INPUT_TOKENS: image_tokens + num_prompt_tokens,
-            GEN_AI_USAGE_OUTPUT_TOKENS: num_tokens,
+            GEN_AI_USAGE_INPUT_TOKENS: answer.num_image_tokens + answer.num_prompt_tokens,
+            GEN_AI_USAGE_OUTPUT_TOKENS: answer.num_generated_tokens,
             GEN_AI_RESPONSE_FINISH_REASONS: [sequence.finish_reason for sequence in answer.sequences],
-            "diptych.image_tokens": image_tokens,
+            "diptych.image_tokens": answer.num_image_tokens,
             "diptych.image_width": answer.image_size_wh[0],
             "diptych.image_height": answer.image_size_wh[1],
             "diptych.vision_cache": answer.vision_cache,

@@ -25,22 +25,21 @@ from tasks.results import DetectionsResult, Instance, InstancesResult, Result, T
 
 def answer_json(answer: Answer, request_id: str) -> AnswerJson:
     """Return the body of one model's answer."""
-    sequences = answer.sequences
     return AnswerJson(
         id=request_id,
         model=answer.model.id,
         task=answer.request.task.id,
         result=result_json(answer.result),
-        raw_text="\n".join(sequence.text for sequence in sequences),
-        finish_reason="length" if any(s.finish_reason == "length" for s in sequences) else "stop",
+        raw_text=answer.raw_text,
+        finish_reason=answer.finish_reason,
         image=image_json(answer.image_size_wh),
         usage=UsageJson(
-            image_tokens=answer.model.manifest.num_image_tokens,
-            prompt_tokens=sum(sequence.num_prompt_tokens for sequence in sequences),
-            generated_tokens=sum(sequence.num_generated_tokens for sequence in sequences),
+            image_tokens=answer.num_image_tokens,
+            prompt_tokens=answer.num_prompt_tokens,
+            generated_tokens=answer.num_generated_tokens,
         ),
         vision_cache=answer.vision_cache,
-        timings_ms=_timings_json(answer.times),
+        timings_ms=TimingsJson(**timings_ms(answer.times)),
     )
 
 
@@ -82,7 +81,8 @@ def _instance_json(instance: Instance) -> InstanceJson:
     return InstanceJson(box=box, label=label, score=score, mask=mask)
 
 
-def _timings_json(times: StageTimes) -> TimingsJson:
+def timings_ms(times: StageTimes) -> dict[str, float]:
+    """Return the milliseconds of each stage by the contract's names; both queues are one."""
     ms = {field.name.removesuffix("_s"): round(getattr(times, field.name) * 1000, 3) for field in fields(times)}
     queue = ms.pop("encode_queue") + ms.pop("decode_queue")
-    return TimingsJson(queue=round(queue, 3), **ms)
+    return ms | {"queue": round(queue, 3)}

@@ -7,16 +7,14 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from runners.artifacts import Part
 from runners.devices import DeviceSetting
 from runners.precision import WantedPrecision
 from service.image_urls import AllowedHost
 from service.logs import LogFormat
-from service.runner_addresses import RunnerUrl
 
 PREFIX = "DIPTYCH_"
 BYTES_PER_MB = 1_000_000
@@ -87,25 +85,35 @@ class Settings(BaseModel):
         description="Not ready while a batch of an encoder or a step of a decoder takes longer, seconds.",
     )
     vision_cache_mb: int = Field(
-        256, ge=0, le=1_000_000, description="Most image features kept in memory, MB of 1,000,000 bytes; 0 keeps none."
+        256, ge=0, le=1_000_000, description="Image features that a runner keeps, MB of 1,000,000 bytes; 0 keeps none."
     )
-    encoder_urls: tuple[str, ...] = Field(
+    runner_urls: tuple[str, ...] = Field(
         (),
-        description="Encoders at other addresses, `MODEL=http://HOST:PORT` by commas, several for a model; each "
-        "address of a host is a replica. Unset: encoders run on this host.",
+        description="Runners at other addresses, `MODEL=http://HOST:PORT`, comma-separated, one URL for a model; "
+        "behind it may be a proxy and many replicas. Unset: runners run on this host.",
     )
-    decoder_urls: tuple[str, ...] = Field((), description="Decoders at other addresses, likewise.")
-    encoder_cache_mb: int = Field(
-        256,
+    max_running_requests: int = Field(
+        0,
         ge=0,
-        le=1_000_000,
-        description="Most image features that an encoder keeps for gateways on other hosts, MB; 0 keeps none.",
+        le=100_000,
+        description="Maximum requests of one model in flight at its runner, all replicas together; more wait in the "
+        "gateway. 0: 1.5 times DIPTYCH_DECODER_MAX_BATCH_SIZE.",
     )
     device: DeviceSetting = Field("auto", description="Where encoders and decoders run; auto takes CUDA if there.")
     encoder_precision: WantedPrecision = Field("auto", description="Of the encoders; auto takes each model's default.")
     decoder_precision: WantedPrecision = Field("auto", description="Of the decoders; auto takes each model's default.")
     encoder_max_batch_size: int = Field(
-        0, ge=0, le=256, description="Most images in one batch of an encoder; 0: 2 on the CPU, 16 on CUDA."
+        0,
+        ge=0,
+        le=256,
+        description="Maximum images in one batch of a vision encoder, at least 2; 0: 2 on the CPU, 16 on CUDA.",
+    )
+    encoder_max_latency_ms: int = Field(
+        3_600_000,
+        ge=1_000,
+        le=86_400_000,
+        description="Images that the batcher expects to be later than this are dropped, milliseconds; keep it far "
+        "above the slowest batch.",
     )
     encoder_threads: int = Field(
         0, ge=0, le=256, description="Threads of an encoder; 0: every core, 1 if the model is narrow."
@@ -139,7 +147,7 @@ class Settings(BaseModel):
         description="Share of traces that are exported, of those that begin here; a caller's own choice is kept.",
     )
 
-    @field_validator("models", "url_hosts", "encoder_urls", "decoder_urls", mode="before")
+    @field_validator("models", "url_hosts", "runner_urls", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -151,17 +159,29 @@ class Settings(BaseModel):
             AllowedHost.parse(host)
         return value
 
-    @field_validator("encoder_urls", "decoder_urls")
+    @field_validator("encoder_max_batch_size")
     @classmethod
-    def _check_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for pair in value:
-            RunnerUrl.parse(pair)
+    def _check_batch_size(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("BentoML's batcher needs batches of at least 2; 0 is the device's default")
         return value
 
-    def runner_urls(self, part: Part, model_id: str) -> tuple[RunnerUrl, ...]:
-        """Return where a model's encoders or decoders listen; none: on this host."""
-        urls = map(RunnerUrl.parse, self.encoder_urls if part == "encoder" else self.decoder_urls)
-        return tuple(url for url in urls if url.model_id == model_id)
+    @field_validator("runner_urls")
+    @classmethod
+    def _check_runner_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        models = [model for model, _ in map(_runner_url, value)]
+        if len(set(models)) < len(models):
+            raise ValueError("a model has two URLs; give the one of a proxy that balances its replicas")
+        return value
+
+    def runner_url(self, model_id: str) -> str | None:
+        """Return where a model's runner listens; None: on this host."""
+        return dict(map(_runner_url, self.runner_urls)).get(model_id)
+
+    @property
+    def max_running(self) -> int:
+        """Requests of one model in flight at its runner: images that are encoded meanwhile keep the slots full."""
+        return self.max_running_requests or self.decoder_max_batch_size * 3 // 2
 
     @field_validator("otlp_endpoint")
     @classmethod
@@ -172,6 +192,24 @@ class Settings(BaseModel):
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
             raise ValueError("it must be an http or https URL of host, port and path, without user and query")
         return value
+
+
+def _runner_url(pair: str) -> tuple[str, str]:
+    """Return model and URL of `MODEL=http://HOST:PORT`; raise `ValueError`."""
+    model_id, _, url = pair.partition("=")
+    parts = urlsplit(url)
+    is_plain = parts.scheme == "http" and parts.path in ("", "/") and not (parts.query or parts.fragment)
+    if not (model_id and is_plain and parts.hostname and "@" not in parts.netloc and _has_port(parts)):
+        raise ValueError(f"{pair!r} must be MODEL=http://HOST:PORT, such as florence-2-mini=http://10.0.0.1:3000")
+    return model_id, url.rstrip("/")
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Return True for a valid port, or none."""
+    try:
+        return parts.port is None or parts.port > 0
+    except ValueError:
+        return False
 
 
 def variable(field: str) -> str:
@@ -200,11 +238,10 @@ def _check_together(values: Settings) -> None:
     for name, other in _NEEDED.items():
         if getattr(values, name) and not getattr(values, other):
             raise SettingsError(f"{variable(name)} is set, and needs {variable(other)}, which is not")
-    for name in ("encoder_urls", "decoder_urls"):
-        for url in map(RunnerUrl.parse, getattr(values, name)):
-            if url.model_id not in values.models:
-                served = ",".join(values.models)
-                raise SettingsError(f"{variable(name)} has a URL of {url.model_id}; {variable('models')} is {served}")
+    for model, _ in map(_runner_url, values.runner_urls):
+        if model not in values.models:
+            served = ",".join(values.models)
+            raise SettingsError(f"{variable('runner_urls')} has a URL of {model}; {variable('models')} is {served}")
 
 
 @cache

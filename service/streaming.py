@@ -4,15 +4,15 @@ It knows the core and no interface.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 
-from service.core import Core, RequestContext
+from service.core import Core, Fields, RequestContext
 from service.image_urls import GivenImage
 from service.prediction import Answer
 
 
 async def answer_events(
-    core: Core, image: GivenImage, fields: Mapping[str, object], context: RequestContext
+    core: Core, image: GivenImage, fields: Fields, context: RequestContext
 ) -> AsyncGenerator[str | Answer, None]:
     """Yield the text of `Core.predict` as it is written, piece by piece, and at last the answer; raise what it raises.
 

@@ -2,7 +2,7 @@
 
     python -m service.supervisor ...     (python -m service, with the same arguments, checks and becomes this)
 
-    start   the gateway, and the encoder and the decoder of each model; or one of them alone (service/roles.py)
+    start   the gateway and the runner of each model; or one of them alone (service/roles.py)
     stop    on SIGTERM or SIGINT: first what listens on the port, which answers what it has accepted, then the runners
 
 It holds the sockets that they listen on: what is sent to a process that died waits there for the next one. `bentoml
@@ -20,10 +20,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from bentoml._internal.log import SERVER_LOGGING_CONFIG
-
+from runners.bentoml_internals import keep_loggers
 from service.logs import JsonLines, configure_logging
-from service.roles import Role
+from service.roles import GATEWAY, Role
 from service.run_folder import run_folder
 from service.settings import Settings, settings
 from service.tls import bentoml_tls_options
@@ -120,13 +119,10 @@ def _front(role: Role, values: Settings) -> Part:
 
 def _import_all(parts: Sequence[Part], values: Settings) -> None:
     """Import what the processes need, once for all that are forked from this one. None of it starts a thread."""
-    if any(part.name.endswith("-decoder") for part in parts):
-        import_module("runners.decoder_worker")  # torch
+    if any(part.name != GATEWAY for part in parts):
+        import_module("runners.model_worker")  # torch
     import_module("service.gateway")
-    # Else BentoML's set-up of logs in each process would silence every logger that was there before.
-    SERVER_LOGGING_CONFIG["disable_existing_loggers"] = False
-    if values.log_format == "json":
-        SERVER_LOGGING_CONFIG["formatters"]["traced"] = {"()": JsonLines}  # of its own lines and uvicorn's
+    keep_loggers(JsonLines if values.log_format == "json" else None)
     if values.otlp_endpoint is not None:
         import_module("runners.span_export")
     gc.freeze()  # else the collector's marks would copy the memory that they share

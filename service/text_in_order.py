@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from runners.messages import Outcome, TextPiece, WritingEvent, Written
+from runners.messages import Outcome, SequenceEnd, TextPiece, Written
 
 TextListener = Callable[[str], None]
 
@@ -31,7 +31,7 @@ class TextInOrder:
         self._num_heard = 0  # characters of the current one that were told, now or before
         self._num_repeated = 0  # characters of all that were
 
-    def hear(self, event: WritingEvent) -> None:
+    def hear(self, event: TextPiece | SequenceEnd) -> None:
         """Take a piece or an end, and tell what is next; raise `ToldOtherwise`."""
         if isinstance(event, TextPiece):
             self._texts[event.index] += event.text

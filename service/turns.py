@@ -42,12 +42,12 @@ class _Waiting:
 
 
 class Turns:
-    """The requests of one model, waiting and running; `max_running` may say more or less at any time."""
+    """The requests of one model, waiting and running."""
 
     def __init__(
         self,
         model_id: str,
-        max_running: Callable[[], int],
+        max_running: int,
         max_waiting_cost: int,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -83,7 +83,7 @@ class Turns:
         """Return the seconds waited."""
         self._refuse_hopeless(demand)
         self._give_turns()
-        if self._num_running < self._max_running():
+        if self._num_running < self._max_running:
             self._num_running += 1
             return 0.0
         start_s = self._now()
@@ -93,7 +93,7 @@ class Turns:
     def _refuse_hopeless(self, demand: Demand) -> None:
         """Raise `Overloaded`, with the seconds after which there is hope, for what would wait in vain."""
         excess = self._shares.excess(demand.client, demand.cost)
-        if excess > 0 and self._num_running >= self._max_running():
+        if excess > 0 and self._num_running >= self._max_running:
             message = f"{self._shares.of(demand.client):.0f} tokens of this client wait for {self._model_id} already"
             raise Overloaded(f"{message}, the most that are allowed now", self._drain_rate.seconds_for(excess))
         needed_s = self._drain_rate.seconds_for(self._cost_before(demand)) * _CAUTION
@@ -145,7 +145,7 @@ class Turns:
 
     def _give_turns(self) -> None:
         """Give the turns that are free to the next that still want one."""
-        while self._waiting and self._num_running < self._max_running():
+        while self._waiting and self._num_running < self._max_running:
             waiting = heapq.heappop(self._waiting)
             self._virtual_time = waiting.virtual_start
             self._forget(waiting)

@@ -6,7 +6,6 @@ what all have imported is in memory once. Its arguments and environment are what
 """
 
 import ctypes
-import json
 import logging
 import math
 import os
@@ -20,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from _bentoml_impl.worker.service import main as bentoml_worker
+from runners.bentoml_internals import run_worker
+from runners.bentoml_internals import worker_environment as bentoml_environment
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def worker_environment(parts: Sequence[Part], folder: Path) -> dict[str, str]:
     metrics = folder / METRICS_FOLDER
     metrics.mkdir()
     return {
-        "BENTOML_RUNNER_MAP": json.dumps({part.name: part.url for part in parts}),
+        **bentoml_environment({part.name: part.url for part in parts}),
         "PROMETHEUS_MULTIPROC_DIR": str(metrics),
         "TMPDIR": str(folder),
     }
@@ -125,10 +125,8 @@ def _become(part: Part, others: Sequence[Part]) -> NoReturn:
         for other in others:
             other.listener.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        name = ("--service-name", part.name)
-        _show_as(" ".join(("diptych", *name)))
-        fd = str(part.listener.fileno())
-        bentoml_worker(["service.gateway:Gateway", *name, "--fd", fd, "--worker-id", "1", *part.options])
+        _show_as(f"diptych --service-name {part.name}")
+        run_worker("service.gateway:Gateway", part.name, part.listener.fileno(), part.options)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except BaseException:
