@@ -34,9 +34,6 @@ ALLOWANCES = {
     "memory_mb": Allowance(0.05, 12),
     "num_fds": Allowance(0, MAX_AT_ONCE),  # connections that are at work, or idle for some seconds more
     "num_threads": Allowance(0, 2),
-    # A decoder maps the gateway's memory for a moment; a leak would be all that the cache has let go.
-    "num_shared": Allowance(0, 1),
-    "shared_mb": Allowance(0.05, 8),
 }
 _RESULTS = ROOT / "loadtest" / "results"
 
@@ -100,7 +97,7 @@ def report(found: Soak) -> str:
     trends = found.trends()
     names = dict.fromkeys(name for name, _ in trends)
     rows = [[name, *(_cell(trends[name, measure]) for measure in ALLOWANCES)] for name in names]
-    header = ["process", "memory (PSS), MB", "file descriptors", "threads", "shared memories", "in them, MB"]
+    header = ["process", "memory (PSS), MB", "file descriptors", "threads"]
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(found.outcomes.items()))
     return f"{table(header, rows)}\n\n{found.rate_per_s:.1f} requests/s: {counts}"
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from loadtest.replicas import recorded, report
 
 from loadtest.capacity import capacity_tables
-from loadtest.replicas import recorded, report
 from service.settings import Settings, variable
 from tasks.catalog import parse_entry
 from tests.support.dashboard import DASHBOARD

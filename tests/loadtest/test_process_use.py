@@ -6,8 +6,6 @@ from loadtest.process_use import use_of_family
 
 CHILD = """
 import os, sys, threading
-fd = os.memfd_create("x")
-os.write(fd, bytes(3_000_000))
 os.open("/dev/null", os.O_RDONLY)
 threading.Thread(target=sys.stdin.read, daemon=True).start()
 filled = bytes(range(250)) * 40_000
@@ -25,9 +23,8 @@ def test_a_process_and_its_children_are_counted_by_name() -> None:
         child.kill()
     assert {"supervisor", "a-part"} <= uses.keys()
     use = uses["a-part"]
-    assert (use.num_threads, use.num_shared) == (2, 1)
-    assert use.num_fds == 5  # three of every process, the memory, the null device
-    assert 3.0 <= use.shared_mb < 3.1
+    assert use.num_threads == 2
+    assert use.num_fds == 4  # three of every process, the null device
     assert 10 < use.memory_mb < 100
 
 

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from runners.builds import BUILD_HEADER, LoadedBuild, OnlyOfBuild
+from runners.builds import BUILD_HEADER, BuildGuard, LoadedBuild
 
 
 async def answer(_request: Request) -> Response:
@@ -18,9 +18,9 @@ async def answer(_request: Request) -> Response:
     ("loaded", "asked", "status"),
     [
         ("a", "a", 200),
-        ("a", "b", 409),
-        ("a", "", 409),
-        (None, "a", 409),
+        ("a", "b", 503),
+        ("a", "", 503),
+        (None, "a", 503),
         ("a", None, 200),  # a gateway of this host, which read the same artifacts
         (None, None, 200),
     ],
@@ -28,7 +28,7 @@ async def answer(_request: Request) -> Response:
 def test_only_the_loaded_build_answers_what_names_one(loaded: str | None, asked: str | None, status: int) -> None:
     build = LoadedBuild()
     build.key = loaded
-    app = OnlyOfBuild(Starlette(routes=[Route("/readyz", answer)]), build)
+    app = BuildGuard(Starlette(routes=[Route("/readyz", answer)]), build)
 
     async def get() -> int:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://runner") as client:

@@ -40,7 +40,7 @@ def test_model_that_does_not_do_the_variant_gets_its_own_error() -> None:
     [
         (aiohttp.ClientConnectionError("refused"), "not_ready"),
         (TimeoutError("late"), "deadline_exceeded"),
-        (refusal(503), "overloaded"),
+        (refusal(503), "not_ready"),
         (refusal(500), "internal"),
         (RuntimeError("a defect"), "internal"),
     ],

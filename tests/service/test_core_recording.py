@@ -104,5 +104,5 @@ def test_defect_is_logged_with_the_id_of_the_request_and_its_trace(caplog: pytes
     with pytest.raises(InternalError):
         predict(florence_fails(RuntimeError("a defect")), task="ocr")
     (record,) = [record for record in caplog.records if record.exc_info]
-    assert record.getMessage() == f"request request-1: {FLORENCE_ID} failed at ocr"
+    assert record.getMessage() == f"request request-1: {FLORENCE_ID} failed"
     assert "RuntimeError: a defect" in caplog.text

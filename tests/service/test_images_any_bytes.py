@@ -33,7 +33,7 @@ def checksums_mended(data: bytes) -> bytes:
 def decodes_or_refuses(data: bytes) -> bool:
     """Say whether the bytes are an image or an error of the service's tree; anything else escapes."""
     try:
-        return decode(data).image.mode == "RGB"
+        return decode(data).mode == "RGB"
     except ServiceError as error:
         return bool(error.message)
 

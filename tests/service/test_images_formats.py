@@ -1,5 +1,3 @@
-import time
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,15 +19,9 @@ from tests.support.image_files import RED, colour_steps, decode, differences, pn
 )
 def test_jpeg_png_and_webp_are_read(image_format: str, options: dict[str, object], max_mean_difference: int) -> None:
     decoded = decode(encoded(colour_steps(), image_format, **options))
-    assert decoded.image.mode == "RGB"
-    assert decoded.size_wh == (64, 32)
-    assert differences(decoded.image, colour_steps()).mean() <= max_mean_difference
-
-
-def test_decoding_takes_the_time_that_it_says() -> None:
-    start_s = time.monotonic()
-    decoded = decode(encoded(colour_steps()))
-    assert 0 < decoded.decode_s <= time.monotonic() - start_s
+    assert decoded.mode == "RGB"
+    assert decoded.size == (64, 32)
+    assert differences(decoded, colour_steps()).mean() <= max_mean_difference
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "BMP", "TIFF", "ICO", "PPM", "TGA", "PDF", "EPS"])
@@ -73,7 +65,7 @@ def test_first_frame_of_several_is_taken(image_format: str) -> None:
     frames = [Image.new("RGB", (32, 32), colour) for colour in (RED, (0, 0, 255))]
     options = {"lossless": True} if image_format == "WEBP" else {}
     data = encoded(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
-    assert differences(decode(data).image, frames[0]).max() <= 2  # MPO is lossy
+    assert differences(decode(data), frames[0]).max() <= 2  # MPO is lossy
 
 
 def test_image_of_indices_without_its_palette_is_unsupported() -> None:

@@ -17,15 +17,15 @@ def test_image_comes_upright_by_its_exif_orientation(image_format: str, orientat
     data = encoded(colour_steps(), image_format, exif=exif, **options)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     decoded = decode(data)
-    assert decoded.size_wh == ((32, 64) if orientation >= 5 else (64, 32))
-    assert differences(decoded.image, expected).max() == 0
+    assert decoded.size == ((32, 64) if orientation >= 5 else (64, 32))
+    assert differences(decoded, expected).max() == 0
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_unknown_orientation_leaves_the_image_as_it_is(orientation: int) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    assert decode(encoded(colour_steps(), exif=exif)).size_wh == (64, 32)
+    assert decode(encoded(colour_steps(), exif=exif)).size == (64, 32)
 
 
 def exif_with_text_as_rational(orientation: int) -> bytes:
@@ -42,10 +42,10 @@ def exif_with_orientation_of_type(kind: int, value: bytes) -> bytes:
 
 def test_photo_with_odd_exif_tags_still_comes_upright() -> None:
     data = encoded(colour_steps(), "JPEG", exif=exif_with_text_as_rational(6))
-    assert decode(data).size_wh == (32, 64)
+    assert decode(data).size == (32, 64)
 
 
 @pytest.mark.parametrize("kind", [1, 2, 4, 7, 9, 11])
 def test_orientation_of_an_odd_type_is_no_defect_of_the_service(kind: int) -> None:
     data = encoded(colour_steps(), "JPEG", exif=exif_with_orientation_of_type(kind, b"\6\0\0\0"))
-    assert decode(data).size_wh in ((64, 32), (32, 64))
+    assert decode(data).size in ((64, 32), (32, 64))

@@ -34,7 +34,7 @@ def test_too_many_pixels_are_refused_in_the_other_formats(image_format: str) -> 
 
 
 def test_exactly_the_most_pixels_are_read() -> None:
-    assert decode_image(encoded(colour_steps()), max_pixels=64 * 32).size_wh == (64, 32)
+    assert decode_image(encoded(colour_steps()), max_pixels=64 * 32).size == (64, 32)
 
 
 def test_limit_above_pillows_own_decides() -> None:

@@ -24,7 +24,7 @@ from service.open_inference_grpc import read_request
 from service.proto import inference_pb2 as pb
 from service.proto.inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.support.core_calls import run, until
-from tests.support.fake_runners import FakeDecoder, FakeEncoder
+from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PALIGEMMA_ID, make_core
 from tests.support.grpc_channel import grpc_channel
 from tests.support.rest_client import OCR, SMALL_PNG, client
@@ -216,7 +216,7 @@ def test_only_what_says_nothing_of_models_is_open(tmp_path: Path) -> None:
 
 
 def test_a_model_whose_runner_is_gone_or_that_is_unknown_is_not_ready() -> None:
-    core = make_core(encoders={FLORENCE_ID: FakeEncoder(is_up=False)})
+    core = make_core(is_up=False)
     for name, ready in ((FLORENCE_ID, False), (PALIGEMMA_ID, True), ("x", False)):
         request = pb.ModelReadyRequest(name=name)
         assert call("ModelReady", request, core).ready == ready

@@ -11,7 +11,7 @@ import pytest
 
 from service.api_keys import ApiKeys
 from service.rest_boundary import RestBoundary
-from tests.support.fake_runners import FakeDecoder, FakeEncoder
+from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PALIGEMMA_ID, data_url, make_core
 from tests.support.rest_client import OCR, SETTINGS, SMALL_PNG, Client, client
 
@@ -172,7 +172,7 @@ def test_a_service_that_starts_is_live_and_not_ready(end: str) -> None:
 
 
 def test_a_model_whose_runner_is_gone_is_not_ready_and_the_other_is() -> None:
-    api = client(make_core(encoders={FLORENCE_ID: FakeEncoder(is_up=False)}))
+    api = client(make_core(is_up=False))
     assert FLORENCE_ID in message_of(api.get("/v2/health/ready"), 503)
     assert FLORENCE_ID in message_of(api.get(f"/v2/models/{FLORENCE_ID}/ready"), 503)
     assert api.get(f"/v2/models/{PALIGEMMA_ID}/ready").json() == {"name": PALIGEMMA_ID, "ready": True}

@@ -1,99 +1,93 @@
 import asyncio
-from collections.abc import Awaitable, Callable
+import dataclasses
+import io
+from collections.abc import Sequence
+from typing import Any
 
 import aiohttp
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from PIL import Image
 
-from runners.messages import Array, EncodedImage, EncodeOutcome, Failed, ImageToEncode, SequenceSpec
-from service.errors import DeadlineExceeded, InternalError, NotReady, Overloaded, ServiceError
-from service.one_runner import OneRunner
-from service.runner_apis import ApiT, DecoderApi, EncoderApi, ResultT, RunnerLink
-from service.runner_client import RunnerClient
-from service.shared_memory import SharedMemory
-from service.vision_cache import VisionCache
+from runners.messages import Failed, Outcomes, SequenceSpec
+from service.errors import DeadlineExceeded, InternalError, NotReady, ServiceError
+from service.lazy_image import opened
+from service.runner_channel import RunnerCall
+from service.runner_client import RunnerClient, WrittenAnswers
 from tests.support.catalog import FLORENCE
 from tests.support.core_calls import run, until
-from tests.support.fake_runners import FakeDecoder, FakeEncoder, alone, fake_features, refusal
-from tests.support.fake_service import INPUT_SIZE_WH, MEMORY, served
-from tests.support.memory_use import PAGE_BYTES, allocated
+from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder, fake_features, refusal
+from tests.support.fake_service import INPUT_SIZE_WH, encoded, served
 
 MANIFEST = served(FLORENCE).manifest
 SPEC = SequenceSpec(segments=[("what is it?", True)], timeout_s=1)
 
 
-def client(
-    encoder: FakeEncoder, decoder: FakeDecoder, max_bytes: int = 0, memory: SharedMemory | None = MEMORY
-) -> RunnerClient:
-    return RunnerClient(MANIFEST, alone(encoder, memory), alone(decoder, memory), VisionCache(max_bytes, 8))
-
-
-def pixels(seed: int = 0) -> NDArray[np.uint8]:
+def picture(seed: int = 0) -> bytes:
     width, height = INPUT_SIZE_WH
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return encoded(Image.fromarray(pixels))
 
 
-def writer(shares_memory: bool = True) -> FakeDecoder:
-    return FakeDecoder({"what is it?": "a circle"}, shares_memory=shares_memory)
+def writer() -> FakeDecoder:
+    return FakeDecoder({"what is it?": "a circle"})
 
 
-@pytest.mark.parametrize(
-    ("encoder", "decoder", "expected"),
-    [
-        (FakeEncoder(), FakeDecoder({}), True),
-        (FakeEncoder(is_up=False), FakeDecoder({}), False),
-        (FakeEncoder(), FakeDecoder({}, is_up=False), False),
-        (FakeEncoder(failure=aiohttp.ClientConnectionError("refused")), FakeDecoder({}), False),
-        (FakeEncoder(), FakeDecoder({}, failure=TimeoutError("late")), False),
-    ],
-)
-def test_model_is_ready_when_both_runners_answer(encoder: FakeEncoder, decoder: FakeDecoder, expected: bool) -> None:
-    assert run(client(encoder, decoder).is_ready()) is expected
+async def write(client: RunnerClient, seed: int = 0, specs: Sequence[SequenceSpec] = (SPEC,)) -> WrittenAnswers:
+    async with opened(picture(seed), 1_000_000) as image:
+        return await client.write(image, specs)
 
 
-@pytest.mark.parametrize("max_bytes", [0, 1_000_000], ids=["not kept", "kept"])
-@pytest.mark.parametrize(
-    ("encoder_shares", "decoder_shares", "has_memory", "kind"),
-    [
-        (True, True, True, "shared"),
-        (True, False, True, "array"),
-        (False, True, True, "array"),
-        (False, False, True, "array"),
-        (True, True, False, "array"),
-    ],
-)
-def test_features_arrive_bit_equal_whichever_runner_shares_memory(
-    encoder_shares: bool, decoder_shares: bool, has_memory: bool, kind: str, max_bytes: int
-) -> None:
+def test_pixels_are_decoded_and_sent_only_where_the_runner_asks_for_them() -> None:
+    async def ask() -> list[str]:
+        return [(await write(client, seed)).features.outcome for seed in (0, 0, 1)]
+
+    encoder, decoder = FakeEncoder(), writer()
+    channel = FakeChannel(encoder, decoder)
+    client = RunnerClient(MANIFEST, channel)
+    assert run(ask()) == ["miss", "hit", "miss"]
+    assert [call.pixels is not None for call in channel.calls] == [False, True, False, False, True]
+    keys = [call.image_key for call in channel.calls]
+    assert keys[0] == keys[1] == keys[2] != keys[3] == keys[4]
+    assert encoder.shapes == [(INPUT_SIZE_WH[1], INPUT_SIZE_WH[0], 3)] * 2
+    first, second = decoder.image_features[:2]
+    assert np.array_equal(first, second)
+    assert np.array_equal(first, fake_features(np.asarray(Image.open(io.BytesIO(picture())))))
+
+
+def test_a_hit_decodes_nothing() -> None:
     async def ask() -> None:
-        for _ in range(2):
-            encoded = await runners.encode(pixels())
-            await runners.write(encoded.image_features, [SPEC])
+        await write(client)
+        async with opened(picture(), 1_000_000) as image:
+            answers = await client.write(image, [SPEC])
+            assert image._decoding is None
+        assert answers.preprocess_s == 0
 
-    encoder, decoder = FakeEncoder(shares_memory=encoder_shares), writer(shares_memory=decoder_shares)
-    runners = client(encoder, decoder, max_bytes, MEMORY if has_memory else None)
+    client = RunnerClient(MANIFEST, FakeChannel(FakeEncoder(), writer()))
     run(ask())
-    assert decoder.kinds == [kind] * 2
-    assert all(np.array_equal(features, fake_features(pixels())) for features in decoder.image_features)
 
 
-def test_a_runner_is_asked_once_whether_it_shares_memory() -> None:
-    async def ask() -> None:
-        for seed in range(3):
-            await runners.encode(pixels(seed))
+def test_the_key_depends_on_file_build_and_resolution() -> None:
+    async def key(data: bytes, **changed: Any) -> str:
+        async with opened(data, 1_000_000) as image:
+            return image.key(dataclasses.replace(MANIFEST, **changed))
 
-    encoder = FakeEncoder()
-    runners = client(encoder, FakeDecoder({}))
-    run(ask())
-    assert (len(encoder.shapes), encoder.num_asked) == (3, 1)
+    keys = [
+        run(key(picture())),
+        run(key(picture(1))),
+        run(key(picture(), build_key="1" * 64)),
+        run(key(picture(), image_size_wh=(96, 192))),
+    ]
+    assert len(set(keys)) == 4
+    assert run(key(picture())) == keys[0]
 
 
 @pytest.mark.parametrize(
     ("failure", "expected"),
     [
-        (refusal(409), NotReady),
-        (refusal(503), Overloaded),
+        (refusal(502), NotReady),
+        (refusal(503), NotReady),
+        (refusal(504), DeadlineExceeded),
         (refusal(500), InternalError),
         (aiohttp.ConnectionTimeoutError(), NotReady),
         (aiohttp.ServerDisconnectedError(), NotReady),
@@ -102,88 +96,50 @@ def test_a_runner_is_asked_once_whether_it_shares_memory() -> None:
     ids=repr,
 )
 def test_what_a_call_ends_with_is_an_error_of_the_service(failure: Exception, expected: type[ServiceError]) -> None:
-    with pytest.raises(expected, match="the encoder of florence-2-mini"):
-        run(client(FakeEncoder(failure=failure), writer()).encode(pixels()))
+    client = RunnerClient(MANIFEST, FakeChannel(FakeEncoder(failure=failure), writer()))
+    with pytest.raises(expected, match="runner of florence-2-mini"):
+        run(write(client))
 
 
-def test_features_of_another_model_are_refused() -> None:
-    class Another(FakeEncoder):
-        async def encode(self, image: ImageToEncode) -> EncodeOutcome:  # noqa: ARG002  # the interface has it
-            return EncodedImage(image_features=Array.of(np.zeros((2, 3), dtype=np.float32)), encode_s=0.0)
+def test_a_broken_call_is_repeated_once() -> None:
+    class BreaksOnce(FakeChannel):
+        num_broken = 0
 
-    with pytest.raises(InternalError, match="features of another model"):
-        run(client(Another(shares_memory=False), writer()).encode(pixels()))
+        async def write(self, call: RunnerCall) -> Outcomes:
+            outcomes = await super().write(call)
+            if call.pixels is not None and not self.num_broken:
+                self.num_broken += 1
+                raise aiohttp.ServerDisconnectedError
+            return outcomes
+
+    channel = BreaksOnce(FakeEncoder(), writer())
+    answers = run(write(RunnerClient(MANIFEST, channel)))
+    assert answers.sequences[0].text == "a circle"
+    assert channel.num_broken == 1
 
 
 def test_an_image_that_failed_alone_is_an_error_and_is_not_kept() -> None:
     async def ask() -> None:
-        with pytest.raises(InternalError, match="not to be had"):
-            await runners.encode(pixels())
+        with pytest.raises(InternalError, match="the vision encoder failed"):
+            await write(client)
         encoder.failed = None
-        assert (await runners.encode(pixels())).outcome == "miss"
+        assert (await write(client)).features.outcome == "miss"
 
-    encoder = FakeEncoder(failed=Failed(code="internal", message="the pixels are not to be had"))
-    runners = client(encoder, FakeDecoder({}), 1_000_000)
+    encoder = FakeEncoder(failed=Failed(code="internal", message="the vision encoder failed"))
+    client = RunnerClient(MANIFEST, FakeChannel(encoder, writer()))
     run(ask())
 
 
-def test_features_in_use_outlast_their_place_in_the_cache() -> None:
+def test_a_call_that_is_cancelled_is_cancelled_at_the_runner() -> None:
     async def ask() -> None:
         decoder.released = asyncio.Event()
-        encoded = await runners.encode(pixels(1))
-        writing = asyncio.ensure_future(runners.write(encoded.image_features, [SPEC]))
-        del encoded
-        await runners.encode(pixels(2))  # drops the first from a cache that has room for one
-        await until(lambda: allocated(memory) == 2 * PAGE_BYTES)  # the thread that wrote the pixels lets go of them
-        decoder.released.set()
-        await writing
-        assert allocated(memory) == PAGE_BYTES
-
-    memory, decoder = SharedMemory(), writer()
-    runners = client(FakeEncoder(), decoder, PAGE_BYTES, memory)
-    run(ask())
-
-
-def test_a_call_that_is_cancelled_is_cancelled_at_the_decoder() -> None:
-    async def ask() -> None:
-        decoder.released = asyncio.Event()
-        encoded = await runners.encode(pixels())
-        writing = asyncio.ensure_future(runners.write(encoded.image_features, [SPEC]))
+        writing = asyncio.ensure_future(write(client))
         await until(lambda: decoder.specs)
         writing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await writing
 
     decoder = writer()
-    runners = client(FakeEncoder(), decoder)
+    client = RunnerClient(MANIFEST, FakeChannel(FakeEncoder(), decoder))
     run(ask())
     assert decoder.num_cancelled == 1
-
-
-class Noting(OneRunner[ApiT]):
-    """Notes how much work it is asked for, and by which key."""
-
-    asked: list[tuple[int, bytes | None]]
-
-    async def ask(
-        self, call: Callable[[RunnerLink[ApiT]], Awaitable[ResultT]], cost: int, key: bytes | None = None
-    ) -> ResultT:
-        self.asked = [*getattr(self, "asked", []), (cost, key)]
-        return await super().ask(call, cost, key)
-
-
-def test_work_is_an_image_by_its_hash_and_a_slot_for_each_beam() -> None:
-    async def ask() -> None:
-        for seed in (0, 0, 1):
-            encoded = await runners.encode(pixels(seed))
-        beams = SPEC.model_copy(update={"num_beams": 3})
-        await runners.write(encoded.image_features, [SPEC, beams])
-
-    encoder = Noting[EncoderApi](RunnerLink("encoder", FakeEncoder(), None))
-    decoder = Noting[DecoderApi](RunnerLink("decoder", writer(), None))
-    runners = RunnerClient(MANIFEST, encoder, decoder, VisionCache(0, 8))
-    run(ask())
-    (first, second, third), keys = encoder.asked, {key for _, key in encoder.asked}
-    assert first == second != third
-    assert (first[0], len(keys), None in keys) == (1, 2, False)
-    assert decoder.asked == [(1 + 3, None)]

@@ -49,11 +49,13 @@ def test_unknown_variable_stops_the_start_by_name(name: str) -> None:
         ("DIPTYCH_MODELS", " , ", "at least 1 item"),
         ("DIPTYCH_METRICS_NEED_KEY", "maybe", "valid boolean"),
         (
-            "DIPTYCH_ENCODER_URLS",
+            "DIPTYCH_RUNNER_URLS",
             "florence-2-mini=10.0.0.1",
-            "'florence-2-mini=10.0.0.1' is no pair of a model and a URL",
+            "'florence-2-mini=10.0.0.1' must be MODEL=http://HOST:PORT",
         ),
-        ("DIPTYCH_DECODER_URLS", "paligemma-mini=https://a", "such as a-model=http://10.0.0.1:3000"),
+        ("DIPTYCH_RUNNER_URLS", "paligemma-mini=https://a", "such as florence-2-mini=http://10.0.0.1:3000"),
+        ("DIPTYCH_RUNNER_URLS", "paligemma-mini=http://a:1,paligemma-mini=http://b:1", "a model has two URLs"),
+        ("DIPTYCH_ENCODER_MAX_BATCH_SIZE", "1", "batches of at least 2"),
         ("DIPTYCH_TRACE_SAMPLE", "1.1", "less than or equal to 1"),
         ("DIPTYCH_TRACE_SAMPLE", "nan", "less than or equal to 1"),
         ("DIPTYCH_LOG_FORMAT", "xml", "'text' or 'json'"),
@@ -86,17 +88,16 @@ def test_a_setting_that_means_nothing_without_another_stops_the_start(name: str,
     read_settings({name: value, other: "b.pem"})
 
 
-def test_urls_are_of_the_part_and_model_that_they_name() -> None:
-    urls = "paligemma-mini=http://10.0.0.1:1, florence-2-mini=http://10.0.0.2:2,paligemma-mini=http://10.0.0.3:3"
-    values = read_settings({"DIPTYCH_ENCODER_URLS": urls})
-    assert [url.host for url in values.runner_urls("encoder", "paligemma-mini")] == ["10.0.0.1", "10.0.0.3"]
-    assert [url.port for url in values.runner_urls("encoder", "florence-2-mini")] == [2]
-    assert values.runner_urls("decoder", "paligemma-mini") == ()
+def test_a_url_is_that_of_the_model_that_it_names() -> None:
+    values = read_settings({"DIPTYCH_RUNNER_URLS": "paligemma-mini=http://10.0.0.1:1/, florence-2-mini=http://a:2"})
+    assert values.runner_url("paligemma-mini") == "http://10.0.0.1:1"
+    assert values.runner_url("florence-2-mini") == "http://a:2"
+    assert read_settings({}).runner_url("paligemma-mini") is None
 
 
 def test_a_url_of_a_model_that_is_not_served_stops_the_start() -> None:
-    with pytest.raises(SettingsError, match=r"^DIPTYCH_DECODER_URLS has a URL of b; DIPTYCH_MODELS is a$"):
-        read_settings({"DIPTYCH_MODELS": "a", "DIPTYCH_DECODER_URLS": "a=http://h:1,b=http://h:2"})
+    with pytest.raises(SettingsError, match=r"^DIPTYCH_RUNNER_URLS has a URL of b; DIPTYCH_MODELS is a$"):
+        read_settings({"DIPTYCH_MODELS": "a", "DIPTYCH_RUNNER_URLS": "a=http://h:1,b=http://h:2"})
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tests.support.core_calls import run, until
 
 
 def turns(max_running: int = 1, max_waiting_cost: int = 1000) -> Turns:
-    return Turns("a-model", lambda: max_running, max_waiting_cost)
+    return Turns("a-model", max_running, max_waiting_cost)
 
 
 def demand(client: str = "a", cost: int = 10, timeout_s: float = math.inf) -> Demand:
@@ -50,34 +50,6 @@ def test_no_more_run_than_may() -> None:
         return most
 
     assert run(ask()) == 3
-
-
-def test_more_run_once_more_may_and_fewer_once_fewer_may() -> None:
-    async def ask() -> list[int]:
-        released, running, most = asyncio.Event(), 0, 1
-        model = Turns("a-model", lambda: most, 1000)
-
-        async def one() -> None:
-            nonlocal running
-            async with model.turn(demand()):
-                running += 1
-                await released.wait()
-                running -= 1
-
-        async def seen(count: int) -> int:
-            nonlocal most
-            most = count
-            tasks.append(asyncio.create_task(one()))  # whoever comes or goes lets in those who wait
-            await asyncio.sleep(0.001)
-            return running
-
-        tasks = [asyncio.create_task(one()) for _ in range(4)]
-        found = [await seen(1), await seen(3), await seen(2), await seen(5)]
-        released.set()
-        await asyncio.gather(*tasks)
-        return found
-
-    assert run(ask()) == [1, 3, 3, 5]
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,21 @@
-"""Runners without weights: an encoder whose features say nothing, and a decoder with a canned text for each prompt."""
+"""A runner without weights: an encoder whose features say nothing, and a decoder with a canned text for each prompt."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import aiohttp
 import numpy as np
+import torch
 from multidict import CIMultiDict, CIMultiDictProxy
 from numpy.typing import NDArray
 from yarl import URL
 
 from runners.messages import (
-    AnyArray,
     EncodedImage,
-    EncodeOutcome,
     Failed,
-    ImageToEncode,
-    MemoryAddress,
+    FoundFeatures,
     Outcome,
     Outcomes,
     SequenceEnd,
@@ -26,10 +24,9 @@ from runners.messages import (
     WritingEvent,
     Written,
 )
-from runners.shared_arrays import can_open, place, view
-from service.one_runner import OneRunner
-from service.runner_apis import ApiT, RunnerLink
-from service.shared_memory import SharedMemory
+from runners.pixel_transport import Pixels
+from runners.vision_cache import CachedFeatures, VisionCache
+from service.runner_channel import FeaturesMissing, RunnerCall, RunnerChannel
 from tests.support.answers import generated
 
 NUM_PROMPT_TOKENS = 5
@@ -39,40 +36,21 @@ ENCODE_S, QUEUE_S, PREFILL_S, DECODE_S = 0.25, 0.5, 0.125, 1.0
 
 @dataclass(slots=True)
 class FakeEncoder:
-    """Notes the shapes of the images that it is sent. Its features are the first pixels, one value a token."""
+    """Notes the shapes of the images that it encodes. Its features are the first pixels, one value a token."""
 
-    failure: Exception | None = None
-    failed: Failed | None = None  # the answer for every image
+    failure: Exception | None = None  # of the call that brings the pixels
+    failed: Failed | None = None  # the outcome of every image
     released: asyncio.Event | None = None  # answers only when this is set
     shapes: list[tuple[int, ...]] = field(default_factory=list)
-    is_up: bool = True
-    is_closed: bool = False
-    shares_memory: bool = True
-    num_asked: int = 0  # whether it shares memory
 
-    async def encode(self, image: ImageToEncode) -> EncodeOutcome:
+    async def encode(self, pixels: Pixels) -> tuple[torch.Tensor | None, EncodedImage]:
         """Return features, or fail."""
-        self.shapes.append(image.pixels.shape)
+        self.shapes.append(pixels.shape)
         if self.released is not None:
             await self.released.wait()
-        if self.failure is not None:
-            raise self.failure
-        return self.failed or _encoded(image)
-
-    async def can_open(self, memory: MemoryAddress) -> bool:
-        """Try, unless the test decided that it does not."""
-        self.num_asked += 1
-        return self.shares_memory and can_open(memory)
-
-    async def is_ready(self, timeout: int) -> bool:  # noqa: ARG002  # the interface has it
-        """Say what the test decided, or fail."""
-        if self.failure is not None:
-            raise self.failure
-        return self.is_up
-
-    async def close(self) -> None:
-        """Note it."""
-        self.is_closed = True
+        if self.failed is not None:
+            return None, EncodedImage(encode_s=ENCODE_S, failed=self.failed)
+        return torch.from_numpy(fake_features(pixels)), EncodedImage(encode_s=ENCODE_S)
 
 
 @dataclass(slots=True)
@@ -84,30 +62,25 @@ class FakeDecoder:
     released: asyncio.Event | None = None  # answers only when this is set
     specs: list[SequenceSpec] = field(default_factory=list)
     image_features: list[NDArray[np.float32]] = field(default_factory=list)
-    kinds: list[str] = field(default_factory=list)  # how the features came
-    is_up: bool = True
-    is_closed: bool = False
-    shares_memory: bool = True
     num_cancelled: int = 0
     ended: asyncio.Event | None = None  # streams end only when this is set
     broken: Exception | None = None  # what a stream ends with after its first piece
     num_broken: int = 2  # streams, until they no longer do
 
-    async def write(self, image_features: AnyArray, sequences: list[SequenceSpec]) -> Outcomes:
-        """Return what became of each sequence, or fail."""
+    async def write(self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]) -> list[Outcome]:
+        """Return the outcome of each sequence, or fail."""
         self.specs.extend(sequences)
-        self.image_features.append(view(image_features).copy())
-        self.kinds.append(image_features.kind)
+        self.image_features.append(image_features.numpy())
         await self._wait(self.released)
         if self.failure is not None:
             raise self.failure
-        return Outcomes(outcomes=[_outcome(self.answers[_prompt(spec)]) for spec in sequences])
+        return [_outcome(self.answers[_prompt(spec)]) for spec in sequences]
 
     async def stream(
-        self, image_features: AnyArray, sequences: list[SequenceSpec]
+        self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]
     ) -> AsyncGenerator[WritingEvent, None]:
         """Yield what `write` returns token by token, the last sequence first; or fail half-way."""
-        outcomes = (await self.write(image_features, sequences)).outcomes
+        outcomes = await self.write(image_features, sequences)
         for index, outcome in reversed(list(enumerate(outcomes))):
             if isinstance(outcome, Written):
                 for start, end in pairwise([0, *outcome.token_ends]):
@@ -126,19 +99,54 @@ class FakeDecoder:
             self.num_cancelled += 1
             raise
 
-    async def can_open(self, memory: MemoryAddress) -> bool:
-        """Try, unless the test decided that it does not."""
-        return self.shares_memory and can_open(memory)
 
-    async def is_ready(self, timeout: int) -> bool:  # noqa: ARG002  # the interface has it
-        """Say what the test decided, or fail."""
-        if self.failure is not None:
-            raise self.failure
-        return self.is_up
+class FakeChannel(RunnerChannel):
+    """A channel to both in this process, over the real cache of features."""
 
-    async def close(self) -> None:
-        """Note it."""
-        self.is_closed = True
+    def __init__(
+        self, encoder: FakeEncoder, decoder: FakeDecoder, max_cache_bytes: int = 10_000_000, is_up: bool = True
+    ) -> None:
+        super().__init__("http://fake", "0" * 64, 1)
+        self.calls: list[RunnerCall] = []
+        self._encoder = encoder
+        self._decoder = decoder
+        self._is_up = is_up
+        self._cache = VisionCache("fake", max_cache_bytes, 64, self._encode)
+
+    async def write(self, call: RunnerCall) -> Outcomes:
+        """Return the outcome of each sequence, or fail."""
+        features = await self._features(call)
+        if isinstance(features, Failed):
+            return Outcomes(features=FoundFeatures(outcome="miss"), outcomes=[features for _ in call.sequences])
+        outcomes = await self._decoder.write(features.tensor, call.sequences)
+        return Outcomes(features=features.found, outcomes=outcomes)
+
+    async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
+        """Yield the events of the decoder, or fail."""
+        features = await self._features(call)
+        if isinstance(features, Failed):
+            raise AssertionError("no test streams an image that fails")
+        yield features.found
+        async for event in self._decoder.stream(features.tensor, call.sequences):
+            yield event
+
+    async def is_ready(self, timeout_s: float) -> bool:  # noqa: ARG002  # the interface has it
+        """Return what the test decided."""
+        return self._is_up
+
+    async def _features(self, call: RunnerCall) -> CachedFeatures | Failed:
+        self.calls.append(call)
+        features = await self._cache.get(call.image_key, call.pixels)
+        if features is None:
+            raise FeaturesMissing
+        if call.pixels is not None and self._encoder.failure is not None:
+            raise self._encoder.failure
+        return features
+
+    async def _encode(self, image_key: str) -> EncodedImage:
+        encoding = self._cache.encodings[image_key]
+        encoding.features, encoded = await self._encoder.encode(encoding.pixels)
+        return encoded
 
 
 def refusal(status: int) -> aiohttp.ClientResponseError:
@@ -151,10 +159,6 @@ def refusal(status: int) -> aiohttp.ClientResponseError:
 def fake_features(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return (FAKE_IMAGE_TOKENS, 1) of the first pixels (H, W, 3)."""
     return pixels.reshape(-1)[:FAKE_IMAGE_TOKENS, np.newaxis].astype(np.float32)
-
-
-def _encoded(image: ImageToEncode) -> EncodedImage:
-    return EncodedImage(image_features=place(fake_features(view(image.pixels)), image.target), encode_s=ENCODE_S)
 
 
 def _prompt(spec: SequenceSpec) -> str:
@@ -176,10 +180,3 @@ def _outcome(answer: str | Failed) -> Outcome:
         prefill_s=PREFILL_S,
         decode_s=DECODE_S,
     )
-
-
-def alone(api: ApiT, memory: SharedMemory | None, num_replicas: int = 1) -> OneRunner[ApiT]:
-    """Return a runner in one process, which may stand for more."""
-    runner = OneRunner(RunnerLink("the runner", api, memory))
-    runner.num_replicas = num_replicas
-    return runner

@@ -14,18 +14,15 @@ from service.core import Core, CoreLimits, RequestContext
 from service.image_fetching import ImageFetcher
 from service.runner_client import RunnerClient
 from service.served_models import ServedModel, ServedModels
-from service.shared_memory import SharedMemory
-from service.vision_cache import VisionCache
 from tasks.catalog import CatalogEntry
 from tasks.paligemma import MaskDecoder
 from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT
-from tests.support.fake_runners import FAKE_IMAGE_TOKENS, FakeDecoder, FakeEncoder, alone
+from tests.support.fake_runners import FAKE_IMAGE_TOKENS, FakeChannel, FakeDecoder, FakeEncoder
 
 FLORENCE_ID, PALIGEMMA_ID = FLORENCE.id, PALIGEMMA.id
 IMAGE_SIZE_WH = (640, 480)
 INPUT_SIZE_WH = (192, 96)  # not a square, so that a swap of the two shows
 NUM_IMAGE_TOKENS = FAKE_IMAGE_TOKENS
-MEMORY = SharedMemory()  # one for all tests: nothing closes it but the end
 
 # What the fake decoders write, by prompt.
 FLORENCE_ANSWERS = {
@@ -83,19 +80,19 @@ def make_core(
     max_waiting_tokens: int = 1_000_000,
     entries: Sequence[CatalogEntry] = (FLORENCE, PALIGEMMA),
     fetcher: ImageFetcher | None = None,
-    num_decoders: int = 1,
+    is_up: bool = True,
 ) -> Core:
-    """Return a core over both embedded models, whose runners are fakes unless a test gives its own."""
+    """Return a core over both embedded models, whose runners are fakes unless a test gives its own.
+
+    `is_up` says whether the one of Florence-2 is ready.
+    """
     texts = {FLORENCE_ID: FLORENCE_ANSWERS, PALIGEMMA_ID: PALIGEMMA_ANSWERS}
     encoders = {model_id: FakeEncoder() for model_id in texts} | dict(encoders or {})
     decoders = {model_id: FakeDecoder(answers) for model_id, answers in texts.items()} | dict(decoders or {})
     models = served_models(*entries)
     runners = {
         model.id: RunnerClient(
-            model.manifest,
-            alone(encoders[model.id], MEMORY),
-            alone(decoders[model.id], MEMORY, num_decoders),
-            VisionCache(10_000_000, max_pending),
+            model.manifest, FakeChannel(encoders[model.id], decoders[model.id], is_up=is_up or model.id != FLORENCE_ID)
         )
         for model in models
     }

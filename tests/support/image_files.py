@@ -7,15 +7,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.images import RgbImage, decode_image
+from service.images import decode_image, read_header
 
 MAX_PIXELS = 1_000_000
 ORIENTATION, X_RESOLUTION, DESCRIPTION = 0x0112, 0x011A, 0x010E
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
-def decode(data: bytes) -> RgbImage:
-    return decode_image(data, MAX_PIXELS)
+def decode(data: bytes) -> Image.Image:
+    """Return the decoded image, whose size the header told."""
+    header = read_header(data, MAX_PIXELS)
+    rgb = decode_image(data, MAX_PIXELS)
+    assert header.size_wh == rgb.size
+    return rgb
 
 
 def colour_steps() -> Image.Image:

@@ -1,9 +1,8 @@
-"""Gateway, encoders and decoders of one model as services of their own, as on hosts of their own."""
+"""Runners of one model as services of their own, as on hosts of their own, and gateways over them."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.export_cli import ModelStore
@@ -12,57 +11,42 @@ from tests.support.running_service import OPEN, SERVICE, RunningService, free_po
 from tests.support.waiting import wait_until
 
 MODEL = "florence-2-mini"
-PARTS = ("encoder", "decoder")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a replica listens."""
-
-    part: str
-    port: int
-
-    @property
-    def pair(self) -> str:
-        """Model and URL, as the settings have them."""
-        return f"{MODEL}=http://127.0.0.1:{self.port}"
 
 
 class Replicas:
-    """Starts replicas, and a gateway over them; each once more where it has ended."""
+    """Starts runners, and gateways over a URL; each once more where it has ended."""
 
-    def __init__(self, store: ModelStore, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, store: ModelStore, folder: Path, stack: ExitStack, num_runners: int) -> None:
         self._store = store
         self._folder = folder
         self._stack = stack
-        self.places = [Place(part, free_port()) for part in PARTS for _ in range(2)]
-        self.running: dict[Place, RunningService] = {}
+        self.ports = [free_port() for _ in range(num_runners)]
+        self.running: dict[int, RunningService] = {}
+        self._num_started = 0
 
-    def start(self, places: Sequence[Place]) -> None:
-        """Start replicas side by side; return when they are ready."""
-        with ThreadPoolExecutor(len(places)) as pool:
-            self.running.update(zip(places, pool.map(self._started, places), strict=True))
+    def start(self, ports: Sequence[int]) -> None:
+        """Start runners side by side; return when they are ready."""
+        with ThreadPoolExecutor(len(ports)) as pool:
+            self.running.update(zip(ports, pool.map(self._started, ports), strict=True))
 
-    def _started(self, place: Place) -> RunningService:
-        return self.service((place.part, MODEL), str(place.port), DIPTYCH_PORT=str(place.port))
+    def _started(self, port: int) -> RunningService:
+        return self.service(("runner", MODEL), str(port), DIPTYCH_PORT=str(port))
 
-    def gateway(self, **settings: str) -> RunningService:
-        """Start a gateway alone."""
-        urls = {
-            f"DIPTYCH_{part.upper()}_URLS": ",".join(place.pair for place in self.places if place.part == part)
-            for part in PARTS
-        }
+    def gateway(self, url: str, **settings: str) -> RunningService:
+        """Start a gateway alone, whose runner is at `url`."""
+        urls = {"DIPTYCH_RUNNER_URLS": f"{MODEL}={url}"}
         return self.service(("gateway",), "gateway", DIPTYCH_MODELS=MODEL, **urls, **settings)
 
     def service(self, arguments: Sequence[str], name: str, **settings: str) -> RunningService:
         """Start `python -m service` with arguments."""
-        log = self._folder / f"{name}-{len(self.running)}.log"
+        self._num_started += 1
+        log = self._folder / f"{name}-{self._num_started}.log"
         running = running_service(self._store.home, log, OPEN, (*SERVICE, *arguments), **settings)
         return self._stack.enter_context(running)
 
-    def kill(self, place: Place) -> None:
-        """End a replica with all its processes at once, as with its host."""
-        supervisor = self.running[place].process
+    def kill(self, port: int) -> None:
+        """End a runner with all its processes at once, as with its host."""
+        supervisor = self.running[port].process
         workers = descendants(supervisor.pid)
         supervisor.kill()
         supervisor.wait()
@@ -70,9 +54,9 @@ class Replicas:
 
 
 @contextmanager
-def replicas(store: ModelStore, folder: Path) -> Iterator[Replicas]:
-    """Yield two encoders and two decoders that run, and stop whatever was started."""
+def replicas(store: ModelStore, folder: Path, num_runners: int) -> Iterator[Replicas]:
+    """Yield runners that run, and stop whatever was started."""
     with ExitStack() as stack:
-        made = Replicas(store, folder, stack)
-        made.start(made.places)
+        made = Replicas(store, folder, stack, num_runners)
+        made.start(made.ports)
         yield made

@@ -63,7 +63,7 @@ class RunningService:
             time.sleep(0.1)
 
     def parts(self) -> dict[str, int]:
-        """Return the process of each part: `diptych` is the gateway, `florence-2-mini-decoder` a runner."""
+        """Return the process of each part: `diptych` is the gateway, `florence-2-mini-runner` a runner."""
         command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(self.process.pid)]
         rows = [line.split() for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines()]
         return {row[row.index("--service-name") + 1]: int(row[0]) for row in rows if "--service-name" in row}

@@ -106,11 +106,11 @@ def assert_answered(whole: "list[Future[httpx.Response]]", stream: "Future[httpx
 def test_what_does_not_end_in_time_is_killed(endless: ModelStore, tmp_path: Path) -> None:
     with running_service(endless.home, tmp_path / "service.log", DIPTYCH_REQUEST_TIMEOUT_S="1") as service:
         started = descendants(service.process.pid)
-        os.kill(service.parts()["florence-2-mini-decoder"], signal.SIGSTOP)
+        os.kill(service.parts()["florence-2-mini-runner"], signal.SIGSTOP)
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(STOP_S) == 0
         assert not any(is_alive(pid) for pid in started)
-        assert "killed, as they did not end: florence-2-mini-decoder" in service.log.read_text()
+        assert "killed, as they did not end: florence-2-mini-runner" in service.log.read_text()
 
 
 def test_a_killed_supervisor_leaves_no_process(service: RunningService) -> None:

@@ -153,7 +153,7 @@ def kill(service: RunningService, part: str) -> None:
 
 def test_a_killed_decoder_comes_back_and_its_request_is_answered(small: RunningService) -> None:
     expected = asked(small, scene_png()).json()["raw_text"]
-    kill(small, "florence-2-mini-decoder")
+    kill(small, "florence-2-mini-runner")
     assert not small.is_ready()
     assert asked(small, scene_png(), **{"X-Deadline-Ms": "300"}).status_code == 504
     assert asked(small, scene_png()).json()["raw_text"] == expected
@@ -168,7 +168,7 @@ def test_a_decoder_that_cannot_be_reached_is_503(
         assert asked(service, scene_png()).status_code == 200
         for address in run_folder_of(service.process.pid).glob("*.sock"):  # that the runners listen on
             address.unlink()
-        kill(service, "florence-2-mini-decoder")
+        kill(service, "florence-2-mini-runner")
         response = asked(service, scene_png())
     assert (response.status_code, error_of(response)["code"]) == (503, "not_ready")
     assert "florence-2-mini" in error_of(response)["message"]

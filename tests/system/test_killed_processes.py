@@ -13,12 +13,12 @@ from tests.support.running_service import RunningService, running_service
 
 NUM_CLIENTS = 10
 READY_AGAIN_S = 10
-GATEWAY, ENCODER, DECODER = "diptych", "florence-2-mini-encoder", "florence-2-mini-decoder"
+GATEWAY, RUNNER = "diptych", "florence-2-mini-runner"
 
 
 @pytest.fixture(scope="module")
 def service(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """A service that keeps no image features, so that every request needs an encoder and a decoder."""
+    """A service that keeps no image features, so that every request is encoded."""
     folder = tmp_path_factory.mktemp("killed")
     with running_service(exported.home, folder / "service.log", DIPTYCH_VISION_CACHE_MB="0") as running:
         yield running
@@ -39,9 +39,8 @@ def kill_under_load(service: RunningService, part: str) -> Load:
     return asked
 
 
-@pytest.mark.parametrize("part", [ENCODER, DECODER])
-def test_a_killed_runner_costs_no_answer_but_streams_that_had_begun(service: RunningService, part: str) -> None:
-    asked = kill_under_load(service, part)
+def test_a_killed_runner_costs_no_answer_but_streams_that_had_begun(service: RunningService) -> None:
+    asked = kill_under_load(service, RUNNER)
     assert asked.kinds().keys() <= {"right", "refused", "cut"}
     assert {outcome.detail for outcome in asked.others()} <= {"not_ready"}
     assert len(asked.others()) <= NUM_CLIENTS

@@ -1,4 +1,4 @@
-"""Two minutes of the soak: memory, descriptors, threads and shared memories of every process are flat after warm-up."""
+"""Two minutes of the soak: memory, descriptors and threads of every process are flat after warm-up."""
 
 import asyncio
 from pathlib import Path

@@ -115,27 +115,28 @@ def test_a_client_is_told_the_id_of_its_trace(told: Told) -> None:
 
 def test_spans_of_all_processes_connect_up_to_the_callers(told: Told) -> None:
     answer = f"{CALLER_ID} / POST /v1/predict / generate_content {FLORENCE}"
-    encoder, decoder = "encode / POST /encode / POST /encode", "decode / POST /write / POST /write"
     assert told.stages(TRACE_ID) == {
         f"{answer} / {stage}"
         for stage in (
-            *("admission", "open_image", "preprocess", "postprocess"),
-            *(f"{encoder} / {name}" for name in ("encode_queue", "encode_batch")),
-            *(f"{decoder} / {name}" for name in ("decode_queue", "prefill", "decode_steps")),
+            *("admission", "preprocess", "postprocess"),
+            "POST /write / POST /write",  # without pixels: the image is new
+            *(
+                f"POST /write / POST /write / {name}"
+                for name in ("encode_queue", "encode_batch", "decode_queue", "prefill", "decode_steps")
+            ),
         )
     }
     parts = {span.name: span.part for span in told.trace(TRACE_ID)}
     assert parts["preprocess"] == parts["POST /v1/predict"] == "diptych"
-    assert parts["encode_batch"] == f"{FLORENCE}-encoder"
-    assert parts["prefill"] == parts["decode_steps"] == f"{FLORENCE}-decoder"
+    assert parts["encode_batch"] == parts["prefill"] == parts["decode_steps"] == f"{FLORENCE}-runner"
 
 
 def test_a_stream_a_call_and_a_comparison_are_one_trace_each(told: Told) -> None:
     heads = {
-        STREAM_TRACE: [f"POST /v1/predict / generate_content {PALIGEMMA} / decode / POST /stream / POST /stream"],
-        GRPC_TRACE: [f"diptych.v1.Vision/Predict / generate_content {PALIGEMMA} / decode / POST /write / POST /write"],
+        STREAM_TRACE: [f"POST /v1/predict / generate_content {PALIGEMMA} / POST /stream / POST /stream"],
+        GRPC_TRACE: [f"diptych.v1.Vision/Predict / generate_content {PALIGEMMA} / POST /write / POST /write"],
         COMPARE_TRACE: [
-            f"POST /v1/compare / generate_content {model} / decode / POST /write / POST /write" for model in EMBEDDED
+            f"POST /v1/compare / generate_content {model} / POST /write / POST /write" for model in EMBEDDED
         ],
     }
     for trace_id, lines in heads.items():
@@ -144,7 +145,7 @@ def test_a_stream_a_call_and_a_comparison_are_one_trace_each(told: Told) -> None
         for line in lines:
             assert f"{CALLER_ID} / {line} / prefill" in stages
             assert f"{CALLER_ID} / {line} / decode_steps" in stages
-    assert {span.part for span in told.trace(COMPARE_TRACE)} >= {f"{model}-decoder" for model in EMBEDDED}
+    assert {span.part for span in told.trace(COMPARE_TRACE)} >= {f"{model}-runner" for model in EMBEDDED}
     assert told.stages(FAILED_TRACE) == {f"{CALLER_ID} / POST /v1/predict"}
 
 

@@ -1,116 +1,108 @@
-"""The real runners' processes, called over their sockets as the gateway calls them: through memory, and with bytes."""
+"""A real runner, called as the gateway calls it: over a socket, pixels in memory; over TCP, pixels in the body."""
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import httpx
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, TypeAdapter
+import pytest
 
 from runners.artifacts import Manifest, read_manifest
-from runners.messages import (
-    AnyArray,
-    Array,
-    Encoded,
-    EncodeOutcome,
-    ImageToEncode,
-    MemoryAddress,
-    Outcomes,
-    SequenceSpec,
-    WritingEvent,
-    Written,
-)
-from service.runner_apis import DecoderApi, EncoderApi, Runner
-from service.runner_client import RunnerClient
-from service.shared_memory import Block, SharedMemory
-from service.vision_cache import Features, VisionCache
+from runners.builds import BUILD_HEADER
+from runners.messages import FoundFeatures, SequenceSpec, TextPiece, Written
+from runners.pixel_transport import IMAGE_KEY_HEADER, JSON
+from service.runner_channel import FeaturesMissing, RunnerCall, RunnerChannel
 from tests.support.export_cli import ModelStore
-from tests.support.fake_runners import alone
 from tests.support.processes import run_folder_of
+from tests.support.replicas import MODEL, Replicas, replicas
 from tests.support.running_service import RunningService
-from tests.support.service_metrics import metric
 
-Fields = Mapping[str, BaseModel | Sequence[BaseModel]]
-FIELDS: TypeAdapter[Mapping[str, object]] = TypeAdapter(Mapping[str, object])
-EVENT: TypeAdapter[WritingEvent] = TypeAdapter(WritingEvent)
-HEADERS = {"Content-Type": "application/json"}
 SPEC = SequenceSpec(segments=[("What does the image describe?", True)], max_new_tokens=20, timeout_s=60)
 
 
-@dataclass(frozen=True, slots=True)
-class RunnerOverHttp:
-    """A runner's service, without BentoML's client."""
-
-    http: httpx.AsyncClient
-
-    async def post(self, path: str, fields: Fields) -> bytes:
-        response = await self.http.post(path, content=FIELDS.dump_json(fields), headers=HEADERS)
-        return response.raise_for_status().content
-
-    async def can_open(self, memory: MemoryAddress) -> bool:
-        return bool(json.loads(await self.post("/can_open", {"memory": memory})))
-
-    async def is_ready(self, timeout: int) -> bool:
-        return (await self.http.get("/readyz", timeout=timeout)).is_success
-
-    async def close(self) -> None:
-        """Leave it to the client's owner."""
-
-    async def encode(self, image: ImageToEncode) -> EncodeOutcome:
-        return Encoded.model_validate_json(await self.post("/encode", {"image": image})).outcome
-
-    async def write(self, image_features: AnyArray, sequences: list[SequenceSpec]) -> Outcomes:
-        fields = {"image_features": image_features, "sequences": sequences}
-        return Outcomes.model_validate_json(await self.post("/write", fields))
-
-    async def stream(
-        self, image_features: AnyArray, sequences: list[SequenceSpec]
-    ) -> AsyncGenerator[WritingEvent, None]:
-        body = FIELDS.dump_json({"image_features": image_features, "sequences": sequences})
-        async with self.http.stream("POST", "/stream", content=body, headers=HEADERS) as response:
-            async for line in response.raise_for_status().aiter_lines():
-                if line:
-                    yield EVENT.validate_json(line)
+@pytest.fixture(scope="module")
+def runner(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
+    """One runner as a service of its own."""
+    with replicas(exported, tmp_path_factory.mktemp("runner"), 1) as made:
+        yield made
 
 
-async def answer(
-    service: RunningService, manifest: Manifest, pixels: NDArray[np.uint8], memory: SharedMemory | None
-) -> tuple[Features, Written]:
-    folder = run_folder_of(service.process.pid)
-
-    def client(part: str) -> httpx.AsyncClient:
-        transport = httpx.AsyncHTTPTransport(uds=str(folder / f"{manifest.model_id}-{part}.sock"))
-        return httpx.AsyncClient(transport=transport, base_url="http://runner", timeout=60)
-
-    async with client("encoder") as encoder, client("decoder") as decoder:
-        encoders: Runner[EncoderApi] = alone(RunnerOverHttp(encoder), memory)
-        decoders: Runner[DecoderApi] = alone(RunnerOverHttp(decoder), memory)
-        runners = RunnerClient(manifest, encoders, decoders, VisionCache(0, 1))
-        features = (await runners.encode(pixels)).image_features
-        (written,) = (await runners.write(features, [SPEC])).sequences
-        texts: list[str] = []
-        (streamed,) = (await runners.write(features, [SPEC], texts.append)).sequences
-        assert "".join(texts) == streamed.text == written.text
-    return features, written
+def url_of(runner: Replicas) -> str:
+    return f"http://127.0.0.1:{runner.ports[0]}"
 
 
-def test_features_and_answers_are_bit_equal_through_memory_and_with_bytes(
-    exported: ModelStore, service: RunningService, model_id: str
-) -> None:
-    manifest = read_manifest(exported.newest(model_id))
+def manifest_of(exported: ModelStore) -> Manifest:
+    return read_manifest(exported.newest(MODEL))
+
+
+async def asked(url: str, manifest: Manifest, key: str) -> list[Written]:
+    """Return the answers to a call that brings pixels, to one that does not, and to a stream; they are equal."""
     width, height = manifest.image_size_wh
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    shared, by_memory = asyncio.run(answer(service, manifest, pixels, SharedMemory()))
-    sent, by_bytes = asyncio.run(answer(service, manifest, pixels, None))
-    kept, _ = asyncio.run(answer(service, manifest, pixels, None))
-    assert isinstance(shared, Block)
-    assert isinstance(sent, Array)
-    assert isinstance(kept, Array)
-    assert np.array_equal(shared.read(), sent.numpy())
-    assert np.array_equal(sent.numpy(), kept.numpy())  # of the second time, from the encoder's own cache
-    counted = {"model": manifest.model_id, "outcome": "hit"}
-    assert metric(service, "diptych_encoder_cache_requests_total", **counted) >= 1
-    assert (by_memory.text, by_memory.logprobs) == (by_bytes.text, by_bytes.logprobs)
+    channel = RunnerChannel(url, manifest.build_key, 60)
+    try:
+        with pytest.raises(FeaturesMissing):
+            await channel.write(RunnerCall(key, [SPEC]))
+        new = await channel.write(RunnerCall(key, [SPEC], pixels))
+        kept = await channel.write(RunnerCall(key, [SPEC]))
+        assert (new.features.outcome, kept.features.outcome) == ("miss", "hit")
+        features, *events = [event async for event in channel.stream(RunnerCall(key, [SPEC]))]
+        assert isinstance(features, FoundFeatures)
+        written = [each for each in (*new.outcomes, *kept.outcomes) if isinstance(each, Written)]
+        assert "".join(event.text for event in events if isinstance(event, TextPiece)) == written[0].text
+        return written
+    finally:
+        await channel.close()
+
+
+def test_answers_are_bit_equal_through_memory_and_in_the_body(
+    exported: ModelStore, service: RunningService, runner: Replicas
+) -> None:
+    manifest, socket = manifest_of(exported), run_folder_of(service.process.pid) / f"{MODEL}-runner.sock"
+    by_memory = asyncio.run(asked(socket.as_uri(), manifest, "a" * 64))
+    by_body = asyncio.run(asked(url_of(runner), manifest, "b" * 64))
+    first = by_memory[0]
+    assert all((each.text, each.logprobs) == (first.text, first.logprobs) for each in (*by_memory, *by_body))
+
+
+def test_a_runner_alone_answers_probes_and_metrics(runner: Replicas) -> None:
+    with runner.running[runner.ports[0]].client() as client:
+        assert {client.get(path).status_code for path in ("/livez", "/readyz", "/metrics")} == {200}
+        assert f'diptych_start_time_seconds{{model="{MODEL}",part="runner"}}' in client.get("/metrics").text
+        assert client.get("/readyz", headers={BUILD_HEADER: "another"}).status_code == 503
+
+
+def test_a_call_that_is_none_of_a_gateway_is_refused(runner: Replicas) -> None:
+    call: dict[str, object] = {"sequences": []}
+    key, memory = {IMAGE_KEY_HEADER: "a"}, {"pid": 1, "fd": 0, "name": "diptych-x"}
+    with httpx.Client(base_url=url_of(runner)) as client:
+        assert client.post("/write", json=call).status_code == 400
+        assert client.post("/write", json=call, headers=key).status_code == 404
+        assert client.post("/write", json=call | {"pixels": memory}, headers=key).status_code == 400
+        assert client.post("/write", content=b"{", headers=key | {"Content-Type": JSON}).status_code == 400
+
+
+def test_images_at_one_time_are_encoded_in_batches_by_bentoml(exported: ModelStore, runner: Replicas) -> None:
+    async def encode_all() -> None:
+        manifest = manifest_of(exported)
+        width, height = manifest.image_size_wh
+        pixels = np.zeros((height, width, 3), dtype=np.uint8)
+        channel = RunnerChannel(url_of(runner), manifest.build_key, 60)
+        await asyncio.gather(*(channel.write(RunnerCall(f"{number:064x}", [], pixels)) for number in range(24)))
+        await channel.close()
+
+    def batches() -> tuple[float, float]:
+        with runner.running[runner.ports[0]].client() as client:
+            lines = client.get("/metrics").text.splitlines()
+        labels = f'{{model="{MODEL}",stage="encode"}}'
+        count, total = (
+            next(float(line.split()[1]) for line in lines if line.startswith(f"diptych_batch_size_{name}{labels}"))
+            for name in ("count", "sum")
+        )
+        return count, total
+
+    count_before, images_before = batches()
+    asyncio.run(encode_all())
+    count, images = batches()
+    assert images - images_before == 24
+    assert count - count_before <= 24 * 2 / 3  # two at a time on a CPU, but for the first

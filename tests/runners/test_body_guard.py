@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from runners.json_bodies import MAX_BODY_BYTES, JsonBodies
+from runners.body_guard import MAX_BODY_BYTES, BodyGuard
 
 PICKLE = "application/vnd.bentoml+pickle"
 
@@ -16,14 +16,14 @@ async def echo(request: Request) -> Response:
     return PlainTextResponse(await request.body())
 
 
-APP = JsonBodies(Starlette(routes=[Route("/", echo, methods=["GET", "POST"])]))
+APP = BodyGuard(Starlette(routes=[Route(path, echo, methods=["GET", "POST"]) for path in ("/encode", "/write")]))
 
 
-def send(method: str, content_type: str | None, **more: str) -> httpx.Response:
+def send(method: str, content_type: str | None, path: str = "/encode", **more: str) -> httpx.Response:
     async def request() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(APP), base_url="http://runner") as client:
             headers = more if content_type is None else {"Content-Type": content_type} | more
-            return await client.request(method, "/", content=b"{}", headers=headers)
+            return await client.request(method, path, content=b"{}", headers=headers)
 
     return asyncio.run(request())
 
@@ -38,6 +38,11 @@ def test_json_is_taken() -> None:
 )
 def test_any_other_body_is_refused(content_type: str | None) -> None:
     assert send("POST", content_type).status_code == 415
+
+
+@pytest.mark.parametrize(("path", "status"), [("/write", 200), ("/encode", 415)])
+def test_only_calls_may_bring_pixels(path: str, status: int) -> None:
+    assert send("POST", "application/octet-stream", path).status_code == status
 
 
 def test_probes_go_through() -> None:

@@ -1,0 +1,113 @@
+"""Requests per second of one gateway over a runner that takes no time: `python -m loadtest.gateway_limit`.
+
+Clients send another image each time, in a closed loop; loadtest/simulated_runner.py answers. So a form is read, an
+image is decoded, resized and sent, an answer is parsed and rendered. The model must be exported (`make export`): the gateway
+reads its manifest.
+"""
+
+import argparse
+import asyncio
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import aiohttp
+
+from loadtest.markdown import percent, shown
+from loadtest.servers import ROOT, Launch, cpu_s, free_port, running
+from loadtest.soak_traffic import new_image
+
+MODEL = "florence-2-mini"
+_NUM_CLIENTS, _NUM_IMAGES = 24, 512  # more images than are in flight: none is joined
+_WARM_UP_S = 2.0
+_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round of the measurement."""
+
+    requests_per_s: float
+    cpu_s_per_s: float  # of the gateway and its supervisor; 1 is a core
+
+
+def measure(num_rounds: int, round_s: float) -> list[Round]:
+    """Start runner and gateway, and measure."""
+    runner_port, port = free_port(), free_port()
+    environment = {
+        "DIPTYCH_MODELS": MODEL,
+        "DIPTYCH_PORT": str(port),
+        "DIPTYCH_GRPC_PORT": "0",
+        "DIPTYCH_RUNNER_URLS": f"{MODEL}=http://127.0.0.1:{runner_port}",
+        "DIPTYCH_MAX_PENDING_REQUESTS": "10000",
+        "DIPTYCH_MAX_WAITING_TOKENS": "1000000000",
+        "DIPTYCH_REQUEST_TIMEOUT_S": str(_TIMEOUT_S),
+    }
+    runner = Launch((sys.executable, "-m", "loadtest.simulated_runner", str(runner_port)), runner_port, "/readyz")
+    gateway = Launch((sys.executable, "-m", "service", "gateway"), port, "/readyz", environment)
+    with (
+        running(runner, ROOT / "build" / "simulated_runner.log"),
+        running(gateway, ROOT / "build" / "gateway.log") as process_id,
+    ):
+        return asyncio.run(_rounds(gateway.url, process_id, num_rounds, round_s))
+
+
+async def _rounds(url: str, process_id: int, num_rounds: int, round_s: float) -> list[Round]:
+    ended_s: list[float] = []
+    images = itertools.cycle([new_image() for _ in range(_NUM_IMAGES)])
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(_TIMEOUT_S)
+    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout, raise_for_status=True) as http:
+        clients = [asyncio.create_task(_client(http, images, ended_s)) for _ in range(_NUM_CLIENTS)]
+        try:
+            await _run_for(clients, _WARM_UP_S)
+            return [await _round(clients, ended_s, process_id, round_s) for _ in range(num_rounds)]
+        finally:
+            for client in clients:
+                client.cancel()
+            await asyncio.gather(*clients, return_exceptions=True)
+
+
+async def _client(http: aiohttp.ClientSession, images: Iterator[bytes], ended_s: list[float]) -> None:
+    while True:
+        form = aiohttp.FormData({"task": "captioning", "model": MODEL})
+        form.add_field("image", next(images), filename="image.jpg", content_type="image/jpeg")
+        async with http.post("/v1/predict", data=form) as response:
+            await response.read()
+        ended_s.append(time.monotonic())
+
+
+async def _run_for(clients: Sequence[asyncio.Task[None]], seconds: float) -> None:
+    """Wait; raise what a client ended with."""
+    ended, _ = await asyncio.wait(clients, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+    for client in ended:
+        client.result()
+
+
+async def _round(clients: Sequence[asyncio.Task[None]], ended_s: list[float], process_id: int, seconds: float) -> Round:
+    first, start_s, start_cpu_s = len(ended_s), time.monotonic(), cpu_s(process_id)
+    await _run_for(clients, seconds)
+    elapsed_s = time.monotonic() - start_s
+    return Round((len(ended_s) - first) / elapsed_s, (cpu_s(process_id) - start_cpu_s) / elapsed_s)
+
+
+def report(rounds: Sequence[Round]) -> str:
+    """Return the medians of the rounds, in one line."""
+    requests_per_s = statistics.median(one.requests_per_s for one in rounds)
+    cores = statistics.median(one.cpu_s_per_s for one in rounds)
+    return f"one gateway: {shown(requests_per_s)} requests/s at {percent(cores)} of a core"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser("python -m loadtest.gateway_limit", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default %(default)s")
+    parser.add_argument("--seconds", type=float, default=8, metavar="S", help="of a round; default %(default)s")
+    given = parser.parse_args(arguments)
+    print(report(measure(given.rounds, given.seconds)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""A runner that computes nothing: `python -m loadtest.simulated_runner PORT`.
+
+It speaks the runner's HTTP (runners/runner_api.py): a call without pixels is answered 404, a call with pixels by a text
+that is always the same.
+"""
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+from aiohttp import web
+
+_MAX_BODY_BYTES = 16_000_000
+_TEXT = "The image shows a small blue triangle on a dark background."
+_NUM_TOKENS = 12
+
+
+def app() -> web.Application:
+    """Return the runner's HTTP interface."""
+    app = web.Application(client_max_size=_MAX_BODY_BYTES)
+    app.add_routes([web.get("/readyz", _ready), web.post("/write", _write)])
+    return app
+
+
+async def _ready(_request: web.Request) -> web.Response:
+    return web.Response()
+
+
+async def _write(request: web.Request) -> web.Response:
+    await request.read()
+    if request.content_type == "application/json":
+        return web.Response(status=404)
+    return web.Response(body=_ANSWER, content_type="application/json")
+
+
+def _answer() -> dict[str, Any]:
+    outcome = {
+        "kind": "written",
+        "text": _TEXT,
+        "token_ends": [len(_TEXT) * number // _NUM_TOKENS for number in range(1, _NUM_TOKENS + 1)],
+        "logprobs": [-0.1] * _NUM_TOKENS,
+        "finish_reason": "stop",
+        "num_prompt_tokens": 8,
+        "num_generated_tokens": _NUM_TOKENS,
+        "queue_s": 0.0,
+        "prefill_s": 0.0,
+        "decode_s": 0.0,
+    }
+    return {"features": {"kind": "features", "outcome": "miss"}, "outcomes": [outcome]}
+
+
+_ANSWER = json.dumps(_answer()).encode()
+
+
+async def serve(port: int) -> None:
+    """Serve at a port of this host, until the process is ended."""
+    runner = web.AppRunner(app(), access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(int(sys.argv[1])))

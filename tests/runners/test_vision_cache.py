@@ -1,0 +1,190 @@
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import torch
+from prometheus_client import REGISTRY
+
+from runners.messages import EncodedImage, Failed
+from runners.vision_cache import CachedFeatures, VisionCache
+
+ResultT = TypeVar("ResultT")
+NUM_BYTES = 40  # of the features of one image
+MAX_ENCODING = 3
+PIXELS = np.zeros((2, 2, 3), dtype=np.uint8)
+
+
+def run(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
+    return asyncio.run(coroutine)
+
+
+@dataclass(slots=True)
+class Encoder:
+    """Counts the images that it encodes; waits for `released` where that is given."""
+
+    released: asyncio.Event | None = None
+    failure: Exception | None = None
+    failed: Failed | None = None
+    num_encoded: int = 0
+    features: torch.Tensor = field(default_factory=lambda: torch.arange(NUM_BYTES // 4, dtype=torch.float32)[None])
+    cache: VisionCache | None = None
+
+    def behind(self, max_bytes: int = 1000, model_id: str = "a") -> VisionCache:
+        self.cache = VisionCache(model_id, max_bytes, MAX_ENCODING, self.encode)
+        return self.cache
+
+    async def encode(self, image_key: str) -> EncodedImage:
+        assert self.cache is not None
+        self.num_encoded += 1
+        if self.released is not None:
+            await self.released.wait()
+        if self.failure is not None:
+            raise self.failure
+        if self.failed is None:
+            self.cache.encodings[image_key].features = self.features.clone()
+        return EncodedImage(encode_s=0.005, failed=self.failed)
+
+
+async def outcome(cache: VisionCache, key: str) -> str:
+    found = await cache.get(key, PIXELS)
+    assert isinstance(found, CachedFeatures)
+    return found.found.outcome
+
+
+def test_the_second_call_is_a_hit_that_needs_no_pixels() -> None:
+    async def ask() -> tuple[Any, Any, Any]:
+        cache = encoder.behind()
+        return await cache.get("1", None), await cache.get("1", PIXELS), await cache.get("1", None)
+
+    encoder = Encoder()
+    missing, first, second = run(ask())
+    assert missing is None
+    assert (first.found.outcome, second.found.outcome) == ("miss", "hit")
+    assert second.tensor is first.tensor
+    assert torch.equal(first.tensor, encoder.features)
+    assert (second.found.encode_s, second.found.queue_s) == (0.0, 0.0)
+    assert encoder.num_encoded == 1
+
+
+def test_calls_at_one_time_encode_once_and_the_others_need_no_pixels() -> None:
+    async def ask() -> list[Any]:
+        encoder.released = asyncio.Event()
+        cache = encoder.behind()
+        waiting = [asyncio.ensure_future(cache.get("1", PIXELS if first else None)) for first in (True, *[False] * 4)]
+        await asyncio.sleep(0.01)
+        encoder.released.set()
+        return await asyncio.gather(*waiting)
+
+    encoder = Encoder()
+    found = [each.found for each in run(ask())]
+    assert [each.outcome for each in found] == ["miss", *["joined"] * 4]
+    assert encoder.num_encoded == 1
+    assert (found[0].encode_s, found[1].encode_s) == (0.005, 0.0)
+    assert all(each.queue_s > 0 for each in found)
+
+
+@pytest.mark.parametrize(
+    "failing",
+    [{"failed": Failed(code="internal", message="broken")}, {"failure": ValueError("broken")}],
+    ids=["of the image", "of the batcher"],
+)
+def test_a_failure_reaches_all_who_joined_and_is_not_kept(failing: dict[str, Any]) -> None:
+    async def ask() -> tuple[list[Any], str]:
+        encoder.released = asyncio.Event()
+        cache = encoder.behind()
+        waiting = [asyncio.ensure_future(cache.get("1", PIXELS)) for _ in range(3)]
+        await asyncio.sleep(0)
+        encoder.released.set()
+        failed = await asyncio.gather(*waiting)
+        encoder.failed = encoder.failure = None
+        return failed, await outcome(cache, "1")
+
+    encoder = Encoder(**failing)
+    failed, after = run(ask())
+    assert all(isinstance(each, Failed) for each in failed)
+    assert after == "miss"
+
+
+def test_a_cancelled_call_leaves_the_encoding_to_those_that_joined() -> None:
+    async def ask() -> str:
+        encoder.released = asyncio.Event()
+        cache = encoder.behind()
+        first = asyncio.ensure_future(cache.get("1", PIXELS))
+        second = asyncio.ensure_future(outcome(cache, "1"))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.sleep(0)
+        encoder.released.set()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        return await second
+
+    encoder = Encoder()
+    assert run(ask()) == "joined"
+    assert encoder.num_encoded == 1
+
+
+def test_encodings_whose_callers_left_count_against_the_limit() -> None:
+    async def ask() -> str:
+        encoder.released = asyncio.Event()
+        cache = encoder.behind()
+        for value in range(MAX_ENCODING):
+            caller = asyncio.ensure_future(cache.get(str(value), PIXELS))
+            await asyncio.sleep(0)
+            caller.cancel()
+        refused = await cache.get("9", PIXELS)
+        assert isinstance(refused, Failed)
+        assert (refused.code, refused.message) == ("overloaded", "3 images are being encoded; try later")
+        joined = asyncio.ensure_future(outcome(cache, "0"))
+        await asyncio.sleep(0)
+        encoder.released.set()
+        assert await joined == "joined"
+        return await outcome(cache, "9")
+
+    encoder = Encoder()
+    assert run(ask()) == "miss"
+
+
+@pytest.mark.parametrize(
+    ("max_bytes", "keys", "outcomes"),
+    [
+        (2 * NUM_BYTES, "121312", "mmhmhm"),  # the least recently used leaves first
+        (0, "11", "mm"),
+        (NUM_BYTES - 1, "11", "mm"),  # too large alone
+    ],
+)
+def test_the_cache_is_bounded_in_bytes(max_bytes: int, keys: str, outcomes: str) -> None:
+    async def ask() -> str:
+        cache = Encoder().behind(max_bytes)
+        return "".join([(await outcome(cache, key))[0] for key in keys])
+
+    assert run(ask()) == outcomes
+
+
+def test_features_in_use_outlast_their_place_in_the_cache() -> None:
+    async def ask() -> None:
+        cache = Encoder().behind(NUM_BYTES)
+        held = await cache.get("1", PIXELS)
+        await cache.get("2", PIXELS)
+        assert await cache.get("1", None) is None
+        assert isinstance(held, CachedFeatures)
+        assert held.tensor.sum() == sum(range(NUM_BYTES // 4))
+
+    run(ask())
+
+
+def test_outcomes_and_bytes_are_counted() -> None:
+    async def ask() -> None:
+        cache = Encoder().behind(NUM_BYTES, "counted")
+        for key in "112":
+            await cache.get(key, PIXELS)
+
+    run(ask())
+    requests = "diptych_vision_cache_requests_total"
+    assert REGISTRY.get_sample_value(requests, {"model": "counted", "outcome": "miss"}) == 2
+    assert REGISTRY.get_sample_value(requests, {"model": "counted", "outcome": "hit"}) == 1
+    assert REGISTRY.get_sample_value("diptych_vision_cache_bytes", {"model": "counted"}) == NUM_BYTES
+    assert REGISTRY.get_sample_value("diptych_queue_depth", {"model": "counted", "stage": "encode"}) == 0
