@@ -19,10 +19,8 @@ ARROWS = {
 }
 BENTOML_ENTRY_POINTS = {
     "service/gateway.py",
-    "service/supervisor.py",
-    "runners/encoder_service.py",
+    "runners/bentoml_internals.py",
     "runners/runner_service.py",
-    "runners/decoder_service.py",
     "runners/model_store.py",
     "export/store.py",
     "export/bento.py",
@@ -64,6 +62,17 @@ def test_imports_point_one_way(folder: str) -> None:
 def test_only_entry_points_import_bentoml(folder: str) -> None:
     importing = {str(path.relative_to(ROOT)) for path in modules(folder) if "bentoml" in imported(path)}
     assert importing <= BENTOML_ENTRY_POINTS
+
+
+@pytest.mark.parametrize("folder", ARROWS)
+def test_one_module_alone_uses_private_names_of_bentoml(folder: str) -> None:
+    private = {
+        path.name
+        for path in modules(folder)
+        if any(name.startswith("_bentoml") or name.startswith("bentoml._") for name in imported_modules(path))
+        or "BENTOML_RUNNER_MAP" in path.read_text(encoding="utf-8")
+    }
+    assert private <= {"bentoml_internals.py"}
 
 
 def test_tasks_need_neither_torch_nor_images() -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from runners.messages import Failed, Outcome, SequenceEnd, TextPiece, WritingEvent, Written
+from runners.messages import Failed, Outcome, SequenceEnd, TextPiece, Written
 from service.text_in_order import TextInOrder, ToldOtherwise
 
 
@@ -39,7 +39,7 @@ def end(index: int, outcome: Outcome | str) -> SequenceEnd:
         ([piece(0, "a")], ["a"]),
     ],
 )
-def test_what_comes_too_early_waits_for_its_turn(events: list[WritingEvent], told: list[str]) -> None:
+def test_what_comes_too_early_waits_for_its_turn(events: list[TextPiece | SequenceEnd], told: list[str]) -> None:
     heard: list[str] = []
     text = TextInOrder(2, heard.append)
     for event in events:
@@ -65,7 +65,9 @@ def test_outcomes_are_in_the_order_of_the_sequences() -> None:
         ([piece(1, "x")], [end(0, "a"), end(1, "z")], "a\nz"),  # what was heard and not told may be otherwise
     ],
 )
-def test_begun_again_nothing_is_told_twice(before: list[WritingEvent], again: list[WritingEvent], told: str) -> None:
+def test_begun_again_nothing_is_told_twice(
+    before: list[TextPiece | SequenceEnd], again: list[TextPiece | SequenceEnd], told: str
+) -> None:
     heard: list[str] = []
     text = TextInOrder(2, heard.append)
     for event in before:
@@ -80,7 +82,7 @@ def test_begun_again_nothing_is_told_twice(before: list[WritingEvent], again: li
 @pytest.mark.parametrize(
     ("num_sequences", "again"), [(2, piece(0, "b")), (2, piece(0, "ac")), (2, end(0, "a")), (1, end(0, "a"))]
 )
-def test_another_text_than_the_one_told_is_an_error(num_sequences: int, again: WritingEvent) -> None:
+def test_another_text_than_the_one_told_is_an_error(num_sequences: int, again: TextPiece | SequenceEnd) -> None:
     text = TextInOrder(num_sequences, print)
     text.hear(piece(0, "ab"))
     text.begin()
