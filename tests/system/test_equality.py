@@ -10,8 +10,8 @@ import grpc
 import httpx
 import pytest
 
-from client import Client, DiptychError
-from client.rest_messages import answer_json
+from diptych_client import Client, DiptychError
+from diptych_client.transports.rest_messages import answer_json
 from service.proto import vision_pb2 as pb
 from service.proto.vision_pb2_grpc import VisionStub
 from tests.support.running_service import RunningService
