@@ -143,9 +143,7 @@ def test_a_call_ends_at_its_deadline_every_way(service: RunningService, ask: Cal
     request = {"task": "captioning", "detail": "paragraph", "model": FLORENCE, "num_beams": 10}
     for url, kind in product((service.url, f"grpc://{service.grpc_address}"), KINDS):
         start_s = time.monotonic()
-        with pytest.raises(
-            (DeadlineExceeded, Overloaded)
-        ):  # the service may reject what would be late
+        with pytest.raises((DeadlineExceeded, Overloaded)):  # the service may reject what would be late
             call(kind, url, ask(request), timeout_s=0.004)
         assert time.monotonic() - start_s < 5
 
