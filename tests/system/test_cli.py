@@ -90,7 +90,8 @@ def test_listings_are_printed(service: RunningService, name: str) -> None:
 def test_an_error_is_one_line_and_exit_status_1(service: RunningService, scene: Path) -> None:
     failed = run(service, "predict", scene, "--task", "nothing")
     assert (failed.returncode, failed.stdout) == (1, "")
-    assert failed.stderr.startswith("error: invalid_request: task 'nothing' does not exist")
+    assert failed.stderr.startswith("error: invalid_request: ")
+    assert "'nothing'" in failed.stderr
     assert failed.stderr.count("\n") == 1
 
 
@@ -198,7 +199,7 @@ def test_other_parameters_are_rejected_and_leave_the_journal_unchanged(service: 
 def test_an_error_that_affects_every_image_ends_the_run(service: RunningService, folder: Path) -> None:
     rejected = run(service, "annotate", folder, "--task", "captioning", "--detail", "epic", "--format", "jsonl")
     assert rejected.returncode == 1
-    assert "error: invalid_request: detail must be one of" in rejected.stderr
+    assert "error: invalid_request: detail" in rejected.stderr
 
 
 def test_a_region_outside_of_one_image_fails_only_for_that_image(service: RunningService, tmp_path: Path) -> None:

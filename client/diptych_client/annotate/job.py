@@ -1,4 +1,4 @@
-"""The question that a labelling run asks, and the images that it asks it about."""
+"""A labelling job: the task with its parameters and model, and the image files of the folder."""
 
 import json
 from dataclasses import dataclass
