@@ -1,6 +1,6 @@
 # make serve   environment, artifacts of the embedded models, service on port 3000
 # make test    everything that is checked: style, types, tests
-# make proto   the code of the gRPC interfaces, from service/proto/*.proto
+# make proto   the code of the gRPC interfaces, from service/proto/*.proto, for the service and the client
 # make image   the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
 # make bench   our service against what a user would write instead, at most 25 minutes; tables in loadtest/results
 # make loadtest  Locust against a running service (URL=...), at most 6 minutes; report in loadtest/results/load
@@ -43,6 +43,7 @@ check: $(VENV)/installed-dev
 
 proto: $(VENV)/installed-dev
 	$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. service/proto/*.proto
+	cp service/proto/vision_pb2.py service/proto/vision_pb2.pyi client/diptych_client/transports
 
 image: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(MODELS)
@@ -55,6 +56,8 @@ bench: $(VENV)/installed-bench
 
 loadtest: $(VENV)/installed-loadtest
 	$(PY) -m locust -f loadtest/load/locustfile.py --headless --only-summary --host $(URL) $(LOADTEST)
+
+$(VENV)/installed-dev: client/pyproject.toml
 
 $(VENV)/installed-%: requirements-%.txt requirements.txt | $(VENV)/bin/python
 	$(PY) -m pip install --quiet -r $<

@@ -27,7 +27,6 @@ def test_every_file_that_a_guide_names_is_there(guide: str) -> None:
     named = re.findall(
         r"`((?:service|runners|tasks|export|client|loadtest|models|deploy|docs|tests)/[\w/.*-]+)`", guide
     )
-    assert len(named) > 3
     for name in named:
         assert list(ROOT.glob(name)), name
 

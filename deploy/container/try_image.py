@@ -1,6 +1,6 @@
 """Builds the image on a base of its own, runs it, asks it over REST and gRPC, stops it, and prints what that took.
 
-    make export && sudo .venv/bin/python -m deploy.container.try_image
+    make export && .venv/bin/pip install ./client && sudo .venv/bin/python -m deploy.container.try_image
 
 For where no daemon of Docker is: Debian's buildah builds and runs (isolation chroot, storage vfs), debootstrap makes
 the base. It takes some five minutes, and 10 GB of --folder, which are free again at the end.
@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from client import Answer, Client, TextResult
+from diptych_client import Answer, Client, TextResult
 
 ROOT = Path(__file__).parents[2]
 SCENE = ROOT / "service" / "samples" / "scene.png"

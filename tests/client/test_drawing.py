@@ -1,4 +1,4 @@
-"""Pictures of answers: what is painted where, and what is left as it was."""
+"""Pictures of answers: which pixels are drawn, and which remain unchanged."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client import (
+from diptych_client import (
     Comparison,
     Detection,
     DetectionsResult,
@@ -19,8 +19,8 @@ from client import (
     TextRegionsResult,
     TextResult,
 )
-from client.drawing import PALETTE, draw_answer, draw_comparison, open_upright
-from client.results import Result
+from diptych_client.drawing import PALETTE, draw_answer, draw_comparison, open_upright
+from diptych_client.results import Result
 from tests.support.client_answers import answer
 
 GREY = (90, 90, 90)
@@ -30,7 +30,7 @@ RING = ((100.0, 60.0), (200.0, 60.0), (200.0, 160.0), (100.0, 160.0))
 HOLE = ((130.0, 90.0), (170.0, 90.0), (170.0, 130.0), (130.0, 130.0))
 
 
-def painted(result: Result) -> np.ndarray:
+def drawn_pixels(result: Result) -> np.ndarray:
     """Return the pixels (H, W, 3) of the image in the picture, without the title above it."""
     picture = draw_answer(IMAGE, answer(result, SIZE))
     title_px = next(y for y in range(picture.height) if picture.getpixel((299, y)) == GREY)
@@ -38,29 +38,29 @@ def painted(result: Result) -> np.ndarray:
 
 
 def test_a_box_is_drawn_on_its_edges_and_nowhere_inside() -> None:
-    pixels = painted(DetectionsResult((Detection((100, 60, 200, 160), "a", 0.5),)))
+    pixels = drawn_pixels(DetectionsResult((Detection((100, 60, 200, 160), "a", 0.5),)))
     for x, y in ((100, 110), (200, 110), (150, 160), (150, 60)):
         assert tuple(pixels[y, x]) == PALETTE[0]
     assert (pixels[80:150, 110:190] == GREY).all()
     assert (pixels[170:] == GREY).all()
 
 
-def test_a_label_has_one_colour_and_another_label_another() -> None:
+def test_each_label_has_its_own_colour() -> None:
     boxes = [Detection((20.0 + 90 * n, 60, 80.0 + 90 * n, 160), label, 0.5) for n, label in enumerate("aba")]
-    pixels = painted(DetectionsResult(tuple(boxes)))
+    pixels = drawn_pixels(DetectionsResult(tuple(boxes)))
     assert [tuple(pixels[160, 50 + 90 * n]) for n in range(3)] == [PALETTE[0], PALETTE[1], PALETTE[0]]
 
 
-def test_a_mask_tints_its_inside_and_not_its_hole() -> None:
-    pixels = painted(InstancesResult((Instance((100, 60, 200, 160), "a", 0.5, (RING, HOLE)),)))
+def test_a_mask_tints_its_inside_but_not_its_hole() -> None:
+    pixels = drawn_pixels(InstancesResult((Instance((100, 60, 200, 160), "a", 0.5, (RING, HOLE)),)))
     assert tuple(pixels[110, 115]) not in (GREY, PALETTE[0])
     assert tuple(pixels[110, 150]) == GREY
     assert tuple(pixels[110, 130]) == PALETTE[0]
 
 
-def test_a_quad_is_drawn_with_its_own_corners() -> None:
+def test_a_quad_is_drawn_through_its_corners() -> None:
     quad = ((100.0, 60.0), (200.0, 100.0), (190.0, 150.0), (90.0, 110.0))
-    pixels = painted(TextRegionsResult((TextRegion(quad, "HI", 0.5),)))
+    pixels = drawn_pixels(TextRegionsResult((TextRegion(quad, "HI", 0.5),)))
     assert tuple(pixels[80, 150]) == PALETTE[0]
     assert tuple(pixels[70, 195]) == GREY  # in the box around it, outside of the quad
 
@@ -70,13 +70,13 @@ def test_a_box_at_the_border_is_drawn(box: tuple[float, float, float, float]) ->
     draw_answer(IMAGE, answer(DetectionsResult((Detection(box, "größer 円", 1.0),)), SIZE))
 
 
-def test_a_text_stands_below_the_image_and_takes_what_it_needs() -> None:
+def test_the_space_below_the_image_grows_with_the_text() -> None:
     short, long = (draw_answer(IMAGE, answer(TextResult(text), SIZE)) for text in ("word", "word " * 100))
     assert short.width == long.width == 300
     assert 200 < short.height < long.height
 
 
-def test_a_comparison_has_a_panel_for_each_model_and_one_colour_for_a_label() -> None:
+def test_a_comparison_has_one_panel_for_each_model_and_one_colour_for_each_label() -> None:
     first = answer(DetectionsResult((Detection((100, 60, 200, 160), "a", 0.5),)), SIZE)
     second = answer(
         DetectionsResult((Detection((10, 20, 50, 60), "b", 1), Detection((100, 60, 200, 160), "a", 1))), SIZE
@@ -88,7 +88,7 @@ def test_a_comparison_has_a_panel_for_each_model_and_one_colour_for_a_label() ->
     assert PALETTE[1] in in_panels[1] - in_panels[0]
 
 
-def test_a_model_that_failed_has_its_error_under_the_image() -> None:
+def test_the_error_of_a_failed_model_is_below_the_image() -> None:
     failure = ModelFailure("other", ErrorDetail("unsupported_task", "it does not offer the task", "task", "r"))
     picture = draw_comparison(IMAGE, Comparison("r", "ocr", SIZE, (answer(TextResult(""), SIZE), failure)))
     assert picture.height > draw_answer(IMAGE, answer(TextResult(""), SIZE)).height

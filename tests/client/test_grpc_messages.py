@@ -1,16 +1,16 @@
-"""The status of a call to the error that REST has for it."""
+"""Statuses of gRPC calls to the same errors as over REST."""
 
 import grpc
 import pytest
 
-from client import ConnectionFailed, DeadlineExceeded, DiptychError, InternalError, NotReady, PayloadTooLarge
-from client.grpc_messages import answer_from_message, error_from_call
-from service.proto import vision_pb2 as pb
+from diptych_client import ConnectionFailed, DeadlineExceeded, DiptychError, InternalError, NotReady, PayloadTooLarge
+from diptych_client.transports import vision_pb2 as pb
+from diptych_client.transports.grpc_messages import answer_from_message, error_from_call
 
 CODE = grpc.StatusCode
 
 
-def test_the_trailing_metadata_tells_all() -> None:
+def test_the_trailing_metadata_has_the_error_detail() -> None:
     trailing = {"diptych-code": "not_ready", "diptych-param": "model", "x-request-id": "r", "retry-after": "2"}
     error = error_from_call(CODE.UNAVAILABLE, "starting", trailing, 1.0, "mine")
     assert isinstance(error, NotReady)
@@ -27,7 +27,7 @@ def test_the_trailing_metadata_tells_all() -> None:
         (CODE.UNIMPLEMENTED, InternalError),
     ],
 )
-def test_without_it_the_status_tells(status: grpc.StatusCode, kind: type[DiptychError]) -> None:
+def test_without_trailing_metadata_the_status_decides(status: grpc.StatusCode, kind: type[DiptychError]) -> None:
     error = error_from_call(status, "why", {}, 1.0, "mine")
     assert type(error) is kind
     assert error.request_id == "mine"

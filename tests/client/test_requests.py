@@ -1,4 +1,4 @@
-"""What is sent: the fields that were given and the bytes of the image, over either interface."""
+"""Requests: only given fields and the image are sent, the same over both transports."""
 
 import io
 from pathlib import Path
@@ -6,29 +6,29 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from client import AnswerOptions, TaskParameters
-from client.grpc_messages import request_message
-from client.requests import compare_request, encoded_image, given_fields, predict_request
-from client.rest_messages import form_of
-from service.proto import vision_pb2 as pb
+from diptych_client import AnswerOptions, TaskParameters
+from diptych_client.requests import compare_request, encoded_image, given_fields, predict_request
+from diptych_client.transports import vision_pb2 as pb
+from diptych_client.transports.grpc_messages import request_message
+from diptych_client.transports.rest_messages import form_values
 
 PARAMETERS = TaskParameters(labels=["a", "b; c"], region=(1, 2, 3.5, 4), question="wie viele?")
 OPTIONS = AnswerOptions(max_new_tokens=5, temperature=0.0, constrained=False, mask_format="rle")
 
 
-def test_what_is_none_is_not_sent() -> None:
+def test_none_is_not_sent() -> None:
     assert given_fields(TaskParameters(), AnswerOptions()) == {}
     assert predict_request(b"i", "ocr", None, TaskParameters(), AnswerOptions()).fields == {"task": "ocr"}
 
 
-def test_a_false_claim_and_a_zero_are_sent() -> None:
+def test_false_and_zero_are_sent() -> None:
     fields = given_fields(TaskParameters(), AnswerOptions(temperature=0.0, seed=0, constrained=False))
     assert fields == {"temperature": 0.0, "seed": 0, "constrained": False}
 
 
-def test_a_form_has_lists_and_claims_as_json() -> None:
+def test_a_form_has_lists_numbers_and_booleans_as_json() -> None:
     request = predict_request(b"i", "some_task", "m", PARAMETERS, OPTIONS)
-    assert form_of(request.fields) == {
+    assert form_values(request.fields) == {
         "task": "some_task",
         "model": "m",
         "labels": '["a", "b; c"]',
@@ -58,13 +58,13 @@ def test_a_message_has_the_same_fields() -> None:
     assert message.HasField("temperature")
 
 
-def test_a_comparison_names_its_models_or_none() -> None:
-    asked = compare_request(b"i", "ocr", ["m", "n"], TaskParameters(), AnswerOptions())
-    assert request_message(pb.CompareRequest, asked).models == ["m", "n"]
+def test_a_comparison_sends_its_models_only_if_given() -> None:
+    request = compare_request(b"i", "ocr", ["m", "n"], TaskParameters(), AnswerOptions())
+    assert request_message(pb.CompareRequest, request).models == ["m", "n"]
     assert "models" not in compare_request(b"i", "ocr", None, TaskParameters(), AnswerOptions()).fields
 
 
-def test_a_file_goes_as_it_is(tmp_path: Path) -> None:
+def test_a_file_is_sent_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "image"
     path.write_bytes(b"any bytes")
     assert encoded_image(path) == encoded_image(str(path)) == encoded_image(b"any bytes") == b"any bytes"
@@ -76,7 +76,7 @@ def test_a_pil_image_of_any_mode_can_be_sent(mode: str) -> None:
     assert sent.size == (5, 3)
 
 
-def test_a_pil_image_is_sent_with_the_pixels_that_it_has_and_not_turned_there() -> None:
+def test_a_pil_image_is_sent_without_its_exif_orientation() -> None:
     image = Image.new("RGB", (5, 3), (200, 30, 30))
     exif = image.getexif()
     exif[0x0112] = 6  # turned by 90 degrees

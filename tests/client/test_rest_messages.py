@@ -1,11 +1,11 @@
-"""Bodies of REST to values: answers of every kind, and errors, also those that are not the service's."""
+"""JSON of REST to values: answers of every kind, and errors of the service and of proxies."""
 
 import json
 from typing import Any
 
 import pytest
 
-from client import (
+from diptych_client import (
     Answer,
     Comparison,
     ConnectionFailed,
@@ -19,54 +19,54 @@ from client import (
     PayloadTooLarge,
     UnsupportedTask,
 )
-from client.rest_messages import (
+from diptych_client.results import Result
+from diptych_client.transports.rest_messages import (
     answer_from_json,
     answer_json,
     comparison_from_json,
     comparison_json,
     error_from_response,
 )
-from client.results import Result
 from service.wire import AnswerJson
 from tests.support.client_answers import DETECTIONS, RESULTS, SIZE, answer
 
 
 @pytest.mark.parametrize("result", RESULTS, ids=lambda result: type(result).__name__)
-def test_an_answer_is_read_as_it_was_written_and_keeps_to_the_contract(result: Result) -> None:
+def test_an_answer_survives_a_round_trip_and_conforms_to_the_api(result: Result) -> None:
     body = json.dumps(answer_json(answer(result)))
     AnswerJson.model_validate_json(body)
     assert answer_from_json(json.loads(body)) == answer(result)
 
 
-def test_a_comparison_is_read_as_it_was_written() -> None:
+def test_a_comparison_survives_a_round_trip() -> None:
     failure = ModelFailure("other", ErrorDetail("unsupported_task", "not offered", "task", "id-1"))
     comparison = Comparison("id-1", "object_detection", SIZE, (answer(DETECTIONS), failure))
     assert comparison_from_json(json.loads(json.dumps(comparison_json(comparison)))) == comparison
 
 
-def test_fields_of_a_newer_service_are_passed_over() -> None:
-    body = answer_json(answer(DETECTIONS)) | {"news": 1}
-    body["usage"]["news"] = body["image"]["news"] = body["timings_ms"]["news"] = 1
+def test_fields_of_a_newer_service_are_ignored() -> None:
+    body = answer_json(answer(DETECTIONS)) | {"unknown": 1}
+    body["usage"]["unknown"] = body["image"]["unknown"] = body["timings_ms"]["unknown"] = 1
     assert isinstance(answer_from_json(body), Answer)
 
 
-@pytest.mark.parametrize("result", [{}, {"news": []}, {"text": 1}])
-def test_a_result_of_an_unknown_kind_is_an_error(result: dict[str, Any]) -> None:
+@pytest.mark.parametrize("result", [{}, {"unknown": []}, {"text": 1}])
+def test_an_unknown_kind_of_result_is_an_error(result: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="no known kind"):
         answer_from_json(answer_json(answer(DETECTIONS)) | {"result": result})
 
 
-def test_the_error_of_a_body_has_its_class_and_its_words() -> None:
+def test_the_error_of_a_json_body_has_its_class_and_detail() -> None:
     detail = {"code": "unsupported_task", "message": "m does not offer it", "param": "task", "request_id": "r"}
     error = error_from_response(422, {}, json.dumps({"error": detail}).encode(), "mine")
     assert isinstance(error, UnsupportedTask)
     assert (error.code, error.message, error.param, error.request_id) == tuple(detail.values())
 
 
-def test_a_code_of_a_newer_service_is_the_class_of_all() -> None:
-    body = b'{"error": {"code": "news", "message": "m", "param": null, "request_id": "r"}}'
+def test_an_unknown_code_has_the_base_class() -> None:
+    body = b'{"error": {"code": "unknown", "message": "m", "param": null, "request_id": "r"}}'
     error = error_from_response(418, {}, body, "mine")
-    assert (type(error), error.code) == (DiptychError, "news")
+    assert (type(error), error.code) == (DiptychError, "unknown")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_code_of_a_newer_service_is_the_class_of_all() -> None:
     ],
 )
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error": "none of ours"}', b'{"error": {}}', b"\xff"])
-def test_without_the_contracts_body_the_status_tells(status: int, kind: type[DiptychError], body: bytes) -> None:
+def test_without_our_json_body_the_status_decides(status: int, kind: type[DiptychError], body: bytes) -> None:
     error = error_from_response(status, {"retry-after": "7"}, body, "mine")
     assert type(error) is kind
     assert (error.request_id, error.retry_after_s) == ("mine", 7)

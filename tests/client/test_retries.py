@@ -1,48 +1,66 @@
-"""When a call is tried again, and after how long."""
+"""The retry policy: which errors are retried, after which delays, until when. Nothing sleeps here."""
 
 from datetime import UTC, datetime
 
 import pytest
+from tenacity import Retrying
 
-from client import ConnectionFailed, DiptychError, ErrorDetail, InternalError, InvalidRequest, NotReady, Overloaded
-from client.retries import CallTime, retry_after_s, wait_before_retry_s
+from diptych_client import (
+    ConnectionFailed,
+    DeadlineExceeded,
+    DiptychError,
+    ErrorDetail,
+    InternalError,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+)
+from diptych_client.retries import parse_retry_after_s, retrying
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
 DETAIL = ErrorDetail("any", "", None, "r")
 
 
+def delays_s(error: DiptychError, timeout_s: float = 3600.0, max_retries: int = 8) -> list[float]:
+    """Return the delays between the attempts of a call that always fails with `error`."""
+    delays: list[float] = []
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        retrying(Retrying, timeout_s, max_retries).copy(sleep=delays.append)(fail)
+    assert caught.value is error
+    return delays
+
+
 @pytest.mark.parametrize("kind", [Overloaded, NotReady, ConnectionFailed])
-def test_the_service_says_how_long(kind: type[DiptychError]) -> None:
-    assert wait_before_retry_s(kind(DETAIL, 3.0), 0, 10.0, jitter=0.7) == 3.0
-    assert wait_before_retry_s(kind(DETAIL, 0.0), 5, 10.0, jitter=0.7) == 0.0
+@pytest.mark.parametrize("retry_after_s", [0.0, 3.0, 30.0])
+def test_the_delay_is_the_retry_after_of_the_service(kind: type[DiptychError], retry_after_s: float) -> None:
+    assert delays_s(kind(DETAIL, retry_after_s), max_retries=3) == [retry_after_s] * 3
 
 
-def test_otherwise_the_wait_doubles_up_to_a_limit_and_up_to_half_of_it_is_left_out() -> None:
-    waits_s = [wait_before_retry_s(ConnectionFailed(DETAIL), n, 60.0, jitter=0.0) for n in range(8)]
-    assert waits_s == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0])
-    assert wait_before_retry_s(ConnectionFailed(DETAIL), 0, 60.0, jitter=1.0) == pytest.approx(0.1)
+def test_without_retry_after_the_delay_doubles_up_to_a_limit_and_half_of_it_is_random() -> None:
+    longest_s = [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
+    many = [delays_s(ConnectionFailed(DETAIL)) for _ in range(200)]
+    for column, limit_s in zip(zip(*many, strict=True), longest_s, strict=True):
+        assert limit_s / 2 <= min(column) < 0.6 * limit_s
+        assert 0.9 * limit_s < max(column) <= limit_s
 
 
-@pytest.mark.parametrize("kind", [InvalidRequest, InternalError, DiptychError])
-def test_other_errors_are_final(kind: type[DiptychError]) -> None:
-    assert wait_before_retry_s(kind(DETAIL, 1.0), 0, 60.0, jitter=0.0) is None
+@pytest.mark.parametrize("kind", [InvalidRequest, InternalError, DeadlineExceeded, DiptychError])
+def test_other_errors_are_not_retried(kind: type[DiptychError]) -> None:
+    assert delays_s(kind(DETAIL, 1.0)) == []
 
 
-def test_no_wait_goes_beyond_the_deadline() -> None:
-    assert wait_before_retry_s(Overloaded(DETAIL, 5.0), 0, 5.0, jitter=0.0) is None
-    assert wait_before_retry_s(Overloaded(DETAIL), 0, 0.05, jitter=0.0) is None
+def test_a_delay_beyond_the_deadline_is_not_waited_for() -> None:
+    assert delays_s(Overloaded(DETAIL, 5.0), timeout_s=5.0) == []
+    assert delays_s(Overloaded(DETAIL), timeout_s=0.05) == []
 
 
-def test_so_many_retries_and_no_more() -> None:
-    call, error = CallTime(60.0, max_retries=2), Overloaded(DETAIL, 0.0)
-    assert [call.wait_after_s(error), call.wait_after_s(error)] == [0.0, 0.0]
-    with pytest.raises(Overloaded):
-        call.wait_after_s(error)
-
-
-def test_the_time_that_is_left_shrinks_and_is_never_none() -> None:
-    assert 0 < CallTime(60.0, 0).remaining_s() <= 60
-    assert 0 < CallTime(-1.0, 0).remaining_s() <= 0.001
+@pytest.mark.parametrize("max_retries", [0, 2])
+def test_the_number_of_retries_is_limited(max_retries: int) -> None:
+    assert len(delays_s(Overloaded(DETAIL, 0.0), max_retries=max_retries)) == max_retries
 
 
 @pytest.mark.parametrize(
@@ -61,4 +79,4 @@ def test_the_time_that_is_left_shrinks_and_is_never_none() -> None:
     ],
 )
 def test_retry_after_is_seconds_or_a_date(header: str | None, seconds: float | None) -> None:
-    assert retry_after_s(header, NOW) == seconds
+    assert parse_retry_after_s(header, NOW) == seconds

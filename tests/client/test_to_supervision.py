@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import supervision
 
-from client import DetectionsResult, ImageSize, InstancesResult, TextRegionsResult
+from diptych_client import DetectionsResult, ImageSize, InstancesResult, TextRegionsResult
 from tests.support.client_answers import DETECTIONS, INSTANCES, MASKS, SIZE, TEXT, TEXT_REGIONS, answer
 from tests.support.export_cli import ROOT
 
@@ -36,7 +36,7 @@ def test_a_mask_of_run_lengths_is_decoded() -> None:
     assert found.mask.sum() == 8
 
 
-def test_quads_come_with_the_boxes_around_them() -> None:
+def test_quads_have_the_boxes_around_them() -> None:
     found = answer(TEXT_REGIONS).to_supervision()
     assert found.xyxy.tolist() == [[4, 5, 15, 10]]
     assert np.asarray(found.data["xyxyxyxy"]).tolist() == [[[5, 5], [15, 6], [14, 10], [4, 9]]]
@@ -44,7 +44,7 @@ def test_quads_come_with_the_boxes_around_them() -> None:
 
 
 @pytest.mark.parametrize("result", [DetectionsResult(()), InstancesResult(()), TextRegionsResult(())])
-def test_nothing_found_is_empty_and_can_be_merged(
+def test_an_empty_result_can_be_merged(
     result: DetectionsResult | InstancesResult | TextRegionsResult,
 ) -> None:
     found = answer(result).to_supervision()
@@ -52,12 +52,12 @@ def test_nothing_found_is_empty_and_can_be_merged(
     assert len(supervision.Detections.merge([found, answer(DETECTIONS).to_supervision()])) == 3
 
 
-def test_a_text_has_no_boxes_and_says_so() -> None:
-    with pytest.raises(ValueError, match="a text has no boxes"):
+def test_a_text_result_is_rejected() -> None:
+    with pytest.raises(ValueError, match="is a text: it has no boxes"):
         answer(TEXT).to_supervision()
 
 
-def test_without_supervision_the_error_says_what_to_install() -> None:
+def test_without_supervision_the_error_names_the_package_to_install() -> None:
     code = (
         "import sys; sys.modules['supervision'] = None\n"  # an import of it fails
         "from tests.support.client_answers import DETECTIONS, answer\n"

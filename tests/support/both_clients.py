@@ -1,24 +1,24 @@
-"""The client without and with asyncio, called in the same words."""
+"""Calls the synchronous and the asyncio client in the same way."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from client import AsyncClient, Client
+from diptych_client import AsyncClient, Client
 
 KINDS = ("sync", "async")
 
 
-def call(kind: str, url: str, ask: Callable[[Any], Any], **settings: Any) -> Any:
-    """Return what a method of a client of this kind returns; a stream as a list."""
+def call(kind: str, url: str, method: Callable[[Any], Any], **settings: Any) -> Any:
+    """Return the result of a method of a client of this kind; a stream as a list."""
     if kind == "async":
-        return asyncio.run(_call(url, ask, settings))
+        return asyncio.run(_call(url, method, settings))
     with Client(url, **settings) as client:
-        returned = ask(client)
+        returned = method(client)
         return list(returned) if hasattr(returned, "__next__") else returned
 
 
-async def _call(url: str, ask: Callable[[Any], Any], settings: dict[str, Any]) -> Any:
+async def _call(url: str, method: Callable[[Any], Any], settings: dict[str, Any]) -> Any:
     async with AsyncClient(url, **settings) as client:
-        returned = ask(client)
+        returned = method(client)
         return [each async for each in returned] if isinstance(returned, AsyncIterator) else await returned

@@ -1,6 +1,6 @@
-"""Answers as the client has them, made by hand."""
+"""Handmade answers of the client."""
 
-from client import (
+from diptych_client import (
     Answer,
     Detection,
     DetectionsResult,
@@ -14,9 +14,9 @@ from client import (
     Timings,
     Usage,
 )
-from client.annotate.images import ImageFile
-from client.annotate.journal import Record
-from client.results import Result
+from diptych_client.annotate.job import ImageFile
+from diptych_client.annotate.journal import Record
+from diptych_client.results import Result
 
 SIZE = ImageSize(width=40, height=20)
 SQUARE = ((2.0, 2.0), (12.0, 2.0), (12.0, 12.0), (2.0, 12.0))
@@ -43,7 +43,7 @@ RESULTS: tuple[Result, ...] = (TEXT, DETECTIONS, INSTANCES, MASKS, TEXT_REGIONS,
 
 
 def answer(result: Result, image: ImageSize = SIZE, task: str = "some_task", model: str = "some-model") -> Answer:
-    """Return an answer with this result."""
+    """Return an answer with the given result."""
     timings = Timings(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 21.0)
     return Answer("id-1", model, task, result, "raw", "stop", image, Usage(3, 2, 1), "miss", timings)
 

@@ -1,4 +1,4 @@
-"""Two small servers with our interfaces that answer as they are told, one after the other, and keep what they got."""
+"""A REST and a gRPC server that answer by a script and record the requests."""
 
 import json
 import threading
@@ -12,9 +12,9 @@ from typing import Any
 
 import grpc
 
-from client import TextResult
-from client.rest_messages import answer_json
-from service.proto import vision_pb2 as pb
+from diptych_client import Answer, TextResult
+from diptych_client.transports import vision_pb2 as pb
+from diptych_client.transports.rest_messages import answer_json
 from service.proto.vision_pb2_grpc import VisionServicer, add_VisionServicer_to_server
 from tests.support.client_answers import answer
 
@@ -29,7 +29,7 @@ _CODES = {
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An error that the server answers with."""
+    """An error response."""
 
     code: str
     retry_after_s: int | None = None
@@ -37,7 +37,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What came with a request."""
+    """Metadata of a received request."""
 
     request_id: str
     timeout_s: float
@@ -45,22 +45,25 @@ class Received:
     at_s: float = field(default_factory=time.monotonic)
 
 
+Step = Refusal | Answer | bytes | None
+
+
 @dataclass(slots=True)
 class Script:
-    """What is answered: each refusal once, `None` for a connection that is cut, and then the answer."""
+    """The responses: each step once, then the answer; `None` breaks the connection, bytes are an event stream."""
 
-    steps: list[Refusal | None]
+    steps: list[Step]
     received: list[Received] = field(default_factory=list)
 
-    def next_step(self, received: Received) -> Refusal | str | None:
-        """Keep a request and return what it is answered with; a text stands for the answer."""
+    def next_step(self, received: Received) -> Step:
+        """Record a request and return the response to it."""
         self.received.append(received)
-        return self.steps.pop(0) if self.steps else "answer"
+        return self.steps.pop(0) if self.steps else ANSWER
 
 
 @contextmanager
-def scripted(interface: str, steps: Sequence[Refusal | None]) -> Iterator[tuple[str, Script]]:
-    """Serve these steps over `rest` or `grpc`; yield the address and the script."""
+def scripted(interface: str, steps: Sequence[Step]) -> Iterator[tuple[str, Script]]:
+    """Serve the steps over `rest` or `grpc`; yield the URL and the script."""
     script = Script(list(steps))
     with (serving_rest if interface == "rest" else _grpc)(script) as url:
         yield url, script
@@ -68,7 +71,7 @@ def scripted(interface: str, steps: Sequence[Refusal | None]) -> Iterator[tuple[
 
 @contextmanager
 def serving_rest(script: Script) -> Iterator[str]:
-    """Serve a script over REST; yield the address."""
+    """Serve a script over REST; yield the URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -77,18 +80,25 @@ def serving_rest(script: Script) -> Iterator[str]:
             request_id, key = self.headers["x-request-id"], self.headers["authorization"]
             step = script.next_step(Received(request_id, timeout_s, key))
             if step is None:
-                return  # and so the connection is closed
+                return  # closes the connection
             self._send(step, request_id)
 
-        def _send(self, step: Refusal | str, request_id: str) -> None:
-            body: dict[str, Any] = answer_json(ANSWER)
+        def _send(self, step: Refusal | Answer | bytes, request_id: str) -> None:
             if isinstance(step, Refusal):
-                body = {"error": {"code": step.code, "message": "no", "param": None, "request_id": request_id}}
-            self.send_response(_STATUSES[step.code] if isinstance(step, Refusal) else 200)
-            if isinstance(step, Refusal) and step.retry_after_s is not None:
-                self.send_header("Retry-After", str(step.retry_after_s))
+                error = {"code": step.code, "message": "no", "param": None, "request_id": request_id}
+                retry_after = {} if step.retry_after_s is None else {"Retry-After": str(step.retry_after_s)}
+                self._respond(_STATUSES[step.code], json.dumps({"error": error}).encode(), retry_after)
+            elif isinstance(step, Answer):
+                self._respond(200, json.dumps(answer_json(step)).encode(), {})
+            else:
+                self._respond(200, step, {"Content-Type": "text/event-stream"})
+
+        def _respond(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
+            self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
             """Print nothing."""
@@ -114,8 +124,8 @@ def _grpc(script: Script) -> Iterator[str]:
             if step is None:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
             if isinstance(step, Refusal):
-                told = [] if step.retry_after_s is None else [("retry-after", str(step.retry_after_s))]
-                context.set_trailing_metadata([("diptych-code", step.code), *told])
+                retry_after = [] if step.retry_after_s is None else [("retry-after", str(step.retry_after_s))]
+                context.set_trailing_metadata([("diptych-code", step.code), *retry_after])
                 context.abort(_CODES[step.code], "no")
             return _message()
 

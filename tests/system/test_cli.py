@@ -1,9 +1,8 @@
-"""The command line as a person runs it, against the running service."""
+"""The command `diptych`, against the running service."""
 
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,22 +13,12 @@ import yaml
 from PIL import Image
 from pycocotools.coco import COCO
 
-from tests.support.export_cli import ROOT
+from tests.support.client_command import command, run
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_image, scene_png
 from tests.support.service_metrics import metric
 
-Run = subprocess.CompletedProcess[str]
 NUM_IMAGES = 60
-
-
-def command(service: RunningService, *arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "client", "--url", service.url, *map(str, arguments)]
-
-
-def run(service: RunningService, *arguments: str | Path) -> Run:
-    words = command(service, *arguments)
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
 
 
 @pytest.fixture
@@ -41,7 +30,7 @@ def scene(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with `NUM_IMAGES` small scenes, some of them in a folder within."""
+    """A folder with `NUM_IMAGES` small scenes, some of them in a subfolder."""
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     for index in range(NUM_IMAGES):
@@ -50,33 +39,33 @@ def folder(tmp_path: Path) -> Path:
 
 
 def journal_names(out: Path) -> list[str]:
-    """Return the name of the image of every whole line of the journal but its first."""
+    """Return the image name of every complete record of the journal."""
     whole, _, _ = (out / "journal.jsonl").read_bytes().rpartition(b"\n")
     return [json.loads(line)["image"]["name"] for line in whole.split(b"\n")[1:]]
 
 
-def test_predict_prints_a_table_and_paints_the_boxes(service: RunningService, scene: Path, tmp_path: Path) -> None:
+def test_predict_prints_a_table_and_draws_the_boxes(service: RunningService, scene: Path, tmp_path: Path) -> None:
     shown = run(service, "predict", scene, "--task", "object_detection", "--draw", tmp_path / "drawn.png")
     assert shown.returncode == 0, shown.stderr
     assert "florence-2-mini" in shown.stdout
-    told = json.loads(run(service, "predict", scene, "--task", "object_detection", "--json").stdout)
-    for detection in told["result"]["detections"]:
+    printed = json.loads(run(service, "predict", scene, "--task", "object_detection", "--json").stdout)
+    for detection in printed["result"]["detections"]:
         assert detection["label"] in shown.stdout
     with Image.open(tmp_path / "drawn.png") as drawn:
         assert drawn.width == 320
         assert drawn.height > 240
 
 
-def test_parameters_are_options(service: RunningService, scene: Path) -> None:
+def test_task_parameters_are_options(service: RunningService, scene: Path) -> None:
     words = ("--labels", "circle", "--labels", "square", "--model", "paligemma-mini", "--max-new-tokens", "30")
-    told = json.loads(run(service, "predict", scene, "--task", "open_vocabulary_detection", *words, "--json").stdout)
-    assert told["model"] == "paligemma-mini"
+    printed = json.loads(run(service, "predict", scene, "--task", "open_vocabulary_detection", *words, "--json").stdout)
+    assert printed["model"] == "paligemma-mini"
     region = ("--region", "50", "100", "140", "180", "--unconstrained")
-    told = json.loads(run(service, "predict", scene, "--task", "region_description", *region, "--json").stdout)
-    assert told["result"]["text"]
+    printed = json.loads(run(service, "predict", scene, "--task", "region_description", *region, "--json").stdout)
+    assert printed["result"]["text"]
 
 
-def test_compare_prints_all_answers_and_paints_a_panel_for_each(
+def test_compare_prints_all_answers_and_draws_a_panel_for_each(
     service: RunningService, scene: Path, tmp_path: Path
 ) -> None:
     words = ("compare", scene, "--task", "instance_segmentation", "--phrase", "purple square")
@@ -85,34 +74,35 @@ def test_compare_prints_all_answers_and_paints_a_panel_for_each(
     assert shown.stdout.index("florence-2-mini") < shown.stdout.index("paligemma-mini")
     with Image.open(tmp_path / "drawn.png") as drawn:
         assert drawn.width > 640
-    told = json.loads(run(service, *words, "--json").stdout)
-    assert [answer["model"] for answer in told["answers"]] == ["florence-2-mini", "paligemma-mini"]
+    printed = json.loads(run(service, *words, "--json").stdout)
+    assert [answer["model"] for answer in printed["answers"]] == ["florence-2-mini", "paligemma-mini"]
 
 
 @pytest.mark.parametrize("name", ["models", "tasks"])
 def test_listings_are_printed(service: RunningService, name: str) -> None:
-    told = json.loads(run(service, name, "--json").stdout)
+    printed = json.loads(run(service, name, "--json").stdout)
     shown = run(service, name).stdout
-    assert told
-    for row in told:
+    assert printed
+    for row in printed:
         assert row["id"] in shown
 
 
-def test_an_error_is_one_line_and_status_1(service: RunningService, scene: Path) -> None:
+def test_an_error_is_one_line_and_exit_status_1(service: RunningService, scene: Path) -> None:
     failed = run(service, "predict", scene, "--task", "nothing")
     assert (failed.returncode, failed.stdout) == (1, "")
-    assert failed.stderr.startswith("error: invalid_request: task 'nothing' does not exist")
+    assert failed.stderr.startswith("error: invalid_request: ")
+    assert "'nothing'" in failed.stderr
     assert failed.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
-def test_a_folder_whose_labelling_was_interrupted_is_finished_without_doing_an_image_twice(
+def test_an_interrupted_run_is_resumed_without_labelling_an_image_twice(
     service: RunningService, folder: Path, stop: signal.Signals
 ) -> None:
     out, concurrency = folder.with_name("out"), 2
     words = ("annotate", folder, "--task", "object_detection", "--out", out, "--concurrency", str(concurrency))
     before = num_requests(service)
-    options: dict[str, Any] = {"cwd": ROOT, "stderr": subprocess.DEVNULL, "preexec_fn": hear_interrupts}
+    options: dict[str, Any] = {"stderr": subprocess.DEVNULL, "preexec_fn": enable_sigint}
     with subprocess.Popen(command(service, *words), **options) as process:
         wait_for_answers(process, out, 10)
         process.send_signal(stop)
@@ -128,24 +118,24 @@ def test_a_folder_whose_labelling_was_interrupted_is_finished_without_doing_an_i
     assert sorted(image["file_name"] for image in COCO(out / "annotations.json").imgs.values()) == names
 
 
-def hear_interrupts() -> None:
-    """Let a process hear of SIGINT where the tests run in the background of a shell, which ignores it."""
+def enable_sigint() -> None:
+    """Restore SIGINT in a process whose tests run in the background of a shell, which ignores it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def num_requests(service: RunningService) -> float:
-    """Return how many requests of the task were answered."""
+    """Return the number of answered requests of the task."""
     return metric(service, "diptych_requests_total", api="rest", task="object_detection")
 
 
 def wait_for_answers(process: subprocess.Popen[bytes], out: Path, count: int) -> None:
-    """Return when the journal has so many answers."""
+    """Wait until the journal has `count` answers."""
     while not (out / "journal.jsonl").exists() or len(journal_names(out)) < count:
         assert process.poll() is None
         time.sleep(0.01)
 
 
-def test_coco_holds_the_answers(service: RunningService, folder: Path) -> None:
+def test_coco_contains_the_answers(service: RunningService, folder: Path) -> None:
     words = ("annotate", folder, "--task", "instance_segmentation", "--phrase", "circle")
     finished = run(service, *words)
     assert finished.returncode == 0, finished.stderr
@@ -159,7 +149,7 @@ def test_coco_holds_the_answers(service: RunningService, folder: Path) -> None:
     assert coco.cats[annotation["category_id"]]["name"] == "circle"
 
 
-def test_yolo_has_a_file_of_labels_for_every_image(service: RunningService, folder: Path, tmp_path: Path) -> None:
+def test_yolo_has_a_label_file_for_every_image(service: RunningService, folder: Path, tmp_path: Path) -> None:
     words = ("annotate", folder, "--task", "object_detection", "--format", "yolo", "--out", tmp_path / "yolo")
     finished = run(service, *words)
     assert finished.returncode == 0, finished.stderr
@@ -176,7 +166,7 @@ def test_yolo_has_a_file_of_labels_for_every_image(service: RunningService, fold
         assert all(0 <= float(number) <= 1 for number in box)
 
 
-def test_what_fails_is_in_a_file_and_tried_again_by_the_next_run(service: RunningService, folder: Path) -> None:
+def test_failed_images_are_listed_and_retried_by_the_next_run(service: RunningService, folder: Path) -> None:
     out = folder.with_name("out")
     (folder / "broken.png").write_bytes(b"no image")
     words = ("annotate", folder, "--task", "ocr", "--format", "jsonl", "--out", out)
@@ -195,26 +185,24 @@ def test_what_fails_is_in_a_file_and_tried_again_by_the_next_run(service: Runnin
     assert len((out / "answers.jsonl").read_text().splitlines()) == NUM_IMAGES + 1
 
 
-def test_other_parameters_are_refused_and_cost_nothing(service: RunningService, folder: Path) -> None:
+def test_other_parameters_are_rejected_and_leave_the_journal_unchanged(service: RunningService, folder: Path) -> None:
     out = folder.with_name("out")
     words = ("annotate", folder, "--task", "open_vocabulary_detection", "--out", out)
     assert run(service, *words, "--labels", "circle").returncode == 0
     journal = (out / "journal.jsonl").read_bytes()
-    refused = run(service, *words, "--labels", "square")
-    assert refused.returncode == 1
-    assert "is of another job" in refused.stderr
+    rejected = run(service, *words, "--labels", "square")
+    assert rejected.returncode == 1
+    assert "belongs to another job" in rejected.stderr
     assert (out / "journal.jsonl").read_bytes() == journal
 
 
-def test_an_error_of_every_image_ends_the_run_at_once(service: RunningService, folder: Path) -> None:
-    refused = run(service, "annotate", folder, "--task", "captioning", "--detail", "epic", "--format", "jsonl")
-    assert refused.returncode == 1
-    assert "error: invalid_request: detail must be one of" in refused.stderr
+def test_an_error_that_affects_every_image_ends_the_run(service: RunningService, folder: Path) -> None:
+    rejected = run(service, "annotate", folder, "--task", "captioning", "--detail", "epic", "--format", "jsonl")
+    assert rejected.returncode == 1
+    assert "error: invalid_request: detail" in rejected.stderr
 
 
-def test_a_region_that_lies_in_one_image_alone_fails_for_the_others_alone(
-    service: RunningService, tmp_path: Path
-) -> None:
+def test_a_region_outside_of_one_image_fails_only_for_that_image(service: RunningService, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for name, size_wh in (("large.png", (320, 240)), ("small.png", (40, 30))):
         (tmp_path / "photos" / name).write_bytes(scene_png(3, size_wh))

@@ -1,4 +1,4 @@
-"""The client against the running service: one answer over REST and gRPC, with and without asyncio."""
+"""The client against the running service: the same answers over REST and gRPC, from both clients."""
 
 import io
 import time
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from client import (
+from diptych_client import (
     Answer,
     AnswerOptions,
     Comparison,
@@ -20,7 +20,7 @@ from client import (
     TaskParameters,
     Timings,
 )
-from client.rest_messages import answer_json
+from diptych_client.transports.rest_messages import answer_json
 from tests.support.both_clients import KINDS, call
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_image, scene_png
@@ -30,14 +30,14 @@ IMAGE = scene_png()
 NO_TIMES = Timings(**dict.fromkeys([field.name for field in fields(Timings)], 0.0))
 
 
-def every_way(service: RunningService, ask: Callable[[Any], Any], **settings: Any) -> list[Any]:
-    """Return what is answered over both interfaces, by both clients."""
+def every_way(service: RunningService, method: Callable[[Any], Any], **settings: Any) -> list[Any]:
+    """Return the results over both transports, from both clients."""
     urls = (service.url, f"grpc://{service.grpc_address}")
-    return [call(kind, url, ask, **settings) for url, kind in product(urls, KINDS)]
+    return [call(kind, url, method, **settings) for url, kind in product(urls, KINDS)]
 
 
-def asked(request: dict[str, Any]) -> tuple[TaskParameters, AnswerOptions, str | None]:
-    """Return the fields of a request as the client takes them."""
+def client_arguments(request: dict[str, Any]) -> tuple[TaskParameters, AnswerOptions, str | None]:
+    """Return the fields of a request as arguments of the client."""
     parameters = TaskParameters(**fields_of(TaskParameters, request))
     return parameters, AnswerOptions(**fields_of(AnswerOptions, request)), request.get("model")
 
@@ -47,23 +47,23 @@ def fields_of(kind: type[TaskParameters | AnswerOptions], request: dict[str, Any
 
 
 def predict(request: dict[str, Any]) -> Callable[[Any], Any]:
-    parameters, options, model = asked(request)
+    parameters, options, model = client_arguments(request)
     return lambda client: client.predict(IMAGE, request["task"], parameters, model=model, options=options)
 
 
 def stream(request: dict[str, Any]) -> Callable[[Any], Any]:
-    parameters, options, model = asked(request)
+    parameters, options, model = client_arguments(request)
     return lambda client: client.stream(IMAGE, request["task"], parameters, model=model, options=options)
 
 
-def lasting(answer: Answer) -> Any:
-    """Return an answer without what differs from run to run; scores differ in their last digits."""
+def reproducible(answer: Answer) -> Any:
+    """Return an answer without the fields that differ from run to run; scores differ in their last digits."""
     return rounded(answer_json(replace(answer, id="", timings_ms=NO_TIMES, vision_cache="hit")))
 
 
 @pytest.mark.parametrize("request_fields", REQUESTS, ids=lambda request: request["task"])
 def test_an_answer_is_the_same_every_way(service: RunningService, request_fields: dict[str, Any]) -> None:
-    first, *others = (lasting(answer) for answer in every_way(service, predict(request_fields)))
+    first, *others = (reproducible(answer) for answer in every_way(service, predict(request_fields)))
     assert first["task"] == request_fields["task"]
     assert first["raw_text"]
     assert others == [first] * 3
@@ -77,7 +77,7 @@ def test_a_comparison_is_the_same_every_way_with_the_error_of_a_model(service: R
     for comparison in comparisons:
         florence, paligemma = comparison.answers
         assert isinstance(florence, Answer)
-        assert lasting(florence) == lasting(call("sync", service.url, predict({"task": "object_detection"})))
+        assert reproducible(florence) == reproducible(call("sync", service.url, predict({"task": "object_detection"})))
         assert not isinstance(paligemma, Answer)
         assert (paligemma.model, paligemma.error.code) == (PALIGEMMA, "unsupported_task")
         assert paligemma.error.request_id == comparison.id
@@ -96,7 +96,7 @@ def test_pieces_of_a_stream_are_the_raw_text_and_its_end_the_answer(service: Run
     for *texts, answer in every_way(service, stream(request)):
         assert len(texts) > 5
         assert "".join(texts) == whole.raw_text
-        assert lasting(answer) == lasting(whole)
+        assert reproducible(answer) == reproducible(whole)
 
 
 @pytest.mark.parametrize("ask", [predict, stream])
@@ -129,7 +129,7 @@ def test_an_error_is_the_same_every_way(
 @pytest.mark.parametrize(
     ("image", "code"), [(b"no image", "unsupported_image"), (bytes(21_000_000), "payload_too_large")]
 )
-def test_an_image_that_is_none_or_too_large_is_the_same_error_every_way(
+def test_an_invalid_or_too_large_image_is_the_same_error_every_way(
     service: RunningService, image: bytes, code: str
 ) -> None:
     for url, kind in product((service.url, f"grpc://{service.grpc_address}"), KINDS):
@@ -143,17 +143,17 @@ def test_a_call_ends_at_its_deadline_every_way(service: RunningService, ask: Cal
     request = {"task": "captioning", "detail": "paragraph", "model": FLORENCE, "num_beams": 10}
     for url, kind in product((service.url, f"grpc://{service.grpc_address}"), KINDS):
         start_s = time.monotonic()
-        with pytest.raises((DeadlineExceeded, Overloaded)):  # the service may see at once that it would be late
+        with pytest.raises((DeadlineExceeded, Overloaded)):  # the service may reject what would be late
             call(kind, url, ask(request), timeout_s=0.004)
         assert time.monotonic() - start_s < 5
 
 
-def test_a_pil_image_is_answered_in_its_own_pixels_though_its_photo_was_turned(service: RunningService) -> None:
+def test_boxes_of_a_pil_image_are_in_its_own_pixels_despite_its_exif_orientation(service: RunningService) -> None:
     upright = scene_image()
     exif = upright.getexif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     file = io.BytesIO()
     upright.save(file, "PNG", exif=exif)
     answer = call("sync", service.url, lambda client: client.predict(Image.open(file), "object_detection"))
     assert (answer.image.width, answer.image.height) == upright.size
-    assert lasting(answer) == lasting(call("sync", service.url, predict({"task": "object_detection"})))
+    assert reproducible(answer) == reproducible(call("sync", service.url, predict({"task": "object_detection"})))

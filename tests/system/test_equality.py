@@ -10,15 +10,15 @@ import grpc
 import httpx
 import pytest
 
-from client import Client, DiptychError
-from client.rest_messages import answer_json
+from diptych_client import Client, DiptychError
+from diptych_client.transports.rest_messages import answer_json
 from service.proto import vision_pb2 as pb
 from service.proto.vision_pb2_grpc import VisionStub
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_png
 from tests.support.triton_client import Infer, triton
 from tests.system.test_answers import FLORENCE, PALIGEMMA, REQUESTS, VARYING, post_form, post_json, rounded
-from tests.system.test_client import asked
+from tests.system.test_client import client_arguments
 from tests.system.test_grpc import result_of_rest, shown
 
 GOOD, OTHER, NONE = scene_png(), scene_png(11, (200, 300)), b"no image"
@@ -84,7 +84,7 @@ def over_client(url: str) -> list[Outcome]:
 
 
 def _asked(client: Client, image: bytes, fields: dict[str, Any]) -> Outcome:
-    parameters, options, model = asked(fields)
+    parameters, options, model = client_arguments(fields)
     try:
         answer = client.predict(image, fields["task"], parameters, model=model, options=options)
     except DiptychError as error:

@@ -13,6 +13,7 @@ import pytest
 from service.settings import settings_table
 from tasks.catalog import load_catalog
 from tasks.table_markdown import task_table_markdown
+from tests.support.client_command import run
 from tests.support.export_cli import EMBEDDED, MODELS, ROOT
 from tests.support.running_service import RunningService
 from tests.support.server_sent_events import parse_events
@@ -72,10 +73,9 @@ def test_a_command_of_the_readme_succeeds_and_prints_what_it_shows(
 
 def run_command(line: str, service: RunningService) -> str:
     """Run a command of the client against the service and return what it prints."""
-    python, *words = shlex.split(line)
-    assert (python, words[:2]) == (".venv/bin/python", ["-m", "client"])
-    command = [sys.executable, "-m", "client", "--url", service.url, *words[2:]]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    program, *words = shlex.split(line)
+    assert program == "diptych"
+    return run(service, *words, cwd=ROOT).stdout
 
 
 def without_times(text: str) -> str:

@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 from pycocotools.coco import COCO
 
-from client import DetectionsResult, ImageSize
-from client.annotate.classes import class_indices
-from client.annotate.coco import coco_document
-from client.annotate.journal import Record
-from client.masks import instance_mask
-from client.results import InstancesResult
+from diptych_client import DetectionsResult, ImageSize
+from diptych_client.annotate.dataset import class_indices, coco_document
+from diptych_client.annotate.journal import Record
+from diptych_client.results import InstancesResult
 from tests.support.client_answers import DETECTIONS, INSTANCES, MASKS, SIZE, record
 
 
@@ -43,7 +41,7 @@ def test_masks_are_those_of_the_answers_with_their_holes(tmp_path: Path) -> None
     assert isinstance(pair["segmentation"], list)
     assert [ring["area"], pair["area"]] == [84, 200]
     for annotation, instance in zip((ring, pair), INSTANCES.instances, strict=True):
-        np.testing.assert_array_equal(coco.annToMask(annotation), instance_mask(instance, SIZE))
+        np.testing.assert_array_equal(coco.annToMask(annotation), instance.to_mask(SIZE))
 
 
 def test_a_mask_of_run_lengths_is_kept(tmp_path: Path) -> None:

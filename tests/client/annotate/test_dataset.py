@@ -1,21 +1,21 @@
-"""What a format takes, in which order classes count, and the lines of answers."""
+"""Which results a format accepts, the order of classes, and JSON lines."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from client import AnswerOptions, Detection, DetectionsResult, TaskParameters
-from client.annotate import AnnotationError, DatasetFormat, Job, check_format, write_dataset
-from client.annotate.classes import class_indices
-from client.annotate.images import ImageFile
-from client.rest_messages import answer_from_json
+from diptych_client import AnswerOptions, Detection, DetectionsResult, TaskParameters
+from diptych_client.annotate import AnnotationError, DatasetFormat, Job, check_format, write_dataset
+from diptych_client.annotate.dataset import class_indices
+from diptych_client.annotate.job import ImageFile
+from diptych_client.transports.rest_messages import answer_from_json
 from tests.support.client_answers import DETECTIONS, TEXT, record
 
 JOB = Job("captioning", "some-model", TaskParameters(), AnswerOptions())
 
 
-def test_answers_are_written_a_line_an_image(tmp_path: Path) -> None:
+def test_json_lines_have_one_line_for_each_image(tmp_path: Path) -> None:
     records = [record(TEXT, "a.png"), record(TEXT, "sub/b.png")]
     path = write_dataset(DatasetFormat.jsonl, tmp_path, tmp_path, records, JOB)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -26,23 +26,23 @@ def test_answers_are_written_a_line_an_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dataset_format", [DatasetFormat.coco, DatasetFormat.yolo])
 @pytest.mark.parametrize("result", ["text", "text_regions"])
-def test_texts_are_refused_before_anything_is_asked(dataset_format: DatasetFormat, result: str) -> None:
-    with pytest.raises(AnnotationError, match="take --format jsonl"):
+def test_coco_and_yolo_reject_results_without_boxes(dataset_format: DatasetFormat, result: str) -> None:
+    with pytest.raises(AnnotationError, match="use --format jsonl"):
         check_format(dataset_format, result, [])
     check_format(DatasetFormat.jsonl, result, [])
 
 
-def test_only_yolo_needs_names_that_differ() -> None:
+def test_only_yolo_requires_distinct_names_without_suffix() -> None:
     images = [ImageFile("a.png", 1, 1), ImageFile("a.jpg", 1, 1)]
     check_format(DatasetFormat.coco, "detections", images)
     with pytest.raises(AnnotationError):
         check_format(DatasetFormat.yolo, "detections", images)
 
 
-def test_asked_labels_come_first_and_the_others_by_name_whoever_came_first() -> None:
+def test_requested_labels_come_first_and_the_others_by_name() -> None:
     assert class_indices([record(DETECTIONS)], ()) == {"circle": 0, "star": 1}
     assert class_indices([record(DETECTIONS)], ("tree", "star")) == {"tree": 0, "star": 1, "circle": 2}
 
 
-def test_boxes_without_a_label_are_of_one_class() -> None:
+def test_boxes_without_a_label_share_one_class() -> None:
     assert class_indices([record(DetectionsResult((Detection((1, 1, 2, 2), "", 0.5),)))], ()) == {"object": 0}

@@ -1,13 +1,13 @@
-"""The journal: what was kept is there again, whatever cut the last line off, and for the same job alone."""
+"""The journal: records survive wherever the last line is cut, and only for the same job."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from client import AnswerOptions, TaskParameters
-from client.annotate import AnnotationError, Job, Journal
-from client.annotate.images import ImageFile
+from diptych_client import AnswerOptions, TaskParameters
+from diptych_client.annotate import AnnotationError, Job, Journal
+from diptych_client.annotate.job import ImageFile
 from tests.support.client_answers import RESULTS, record
 
 JOB = Job("some_task", "some-model", TaskParameters(labels=["a", "b"]), AnswerOptions(seed=1))
@@ -22,14 +22,14 @@ def written(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def test_what_was_kept_is_read_again(tmp_path: Path) -> None:
+def test_records_are_read_back(tmp_path: Path) -> None:
     written(tmp_path / "new" / "journal.jsonl")
     with Journal.open(tmp_path / "new" / "journal.jsonl", JOB) as journal:
         assert list(journal.records.values()) == RECORDS
         assert all(journal.has(each.image) for each in RECORDS)
 
 
-def test_an_image_with_other_bytes_is_another_one(tmp_path: Path) -> None:
+def test_a_changed_image_has_no_answer(tmp_path: Path) -> None:
     written(tmp_path / "journal.jsonl")
     with Journal.open(tmp_path / "journal.jsonl", JOB) as journal:
         name = RECORDS[0].image.name
@@ -39,7 +39,7 @@ def test_an_image_with_other_bytes_is_another_one(tmp_path: Path) -> None:
         assert not journal.has(ImageFile("other.png", 100, 1))
 
 
-def test_of_two_answers_about_an_image_the_last_counts(tmp_path: Path) -> None:
+def test_the_last_of_two_answers_to_an_image_is_kept(tmp_path: Path) -> None:
     written(tmp_path / "journal.jsonl")
     newer = record(RESULTS[1], RECORDS[0].image.name)
     with Journal.open(tmp_path / "journal.jsonl", JOB) as journal:
@@ -49,16 +49,16 @@ def test_of_two_answers_about_an_image_the_last_counts(tmp_path: Path) -> None:
         assert len(journal.records) == len(RECORDS)
 
 
-def test_a_journal_cut_anywhere_loses_its_last_line_alone_and_goes_on(tmp_path: Path) -> None:
+def test_a_journal_cut_anywhere_loses_only_its_last_line(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     whole = written(path)
     line_ends = [index for index, byte in enumerate(whole) if byte == ord("\n")]
     for length in {*range(0, len(whole), 97), *line_ends, *(end + 1 for end in line_ends)}:
         path.write_bytes(whole[:length])
-        num_whole = max(0, whole[:length].count(b"\n") - 1)
+        num_complete = max(0, whole[:length].count(b"\n") - 1)
         with Journal.open(path, JOB) as journal:
-            assert list(journal.records.values()) == RECORDS[:num_whole]
-            for each in RECORDS[num_whole:]:
+            assert list(journal.records.values()) == RECORDS[:num_complete]
+            for each in RECORDS[num_complete:]:
                 journal.append(each)
         assert path.read_bytes() == whole
 
@@ -72,30 +72,30 @@ def test_a_journal_cut_anywhere_loses_its_last_line_alone_and_goes_on(tmp_path: 
         Job(JOB.task, JOB.model, JOB.parameters, AnswerOptions(seed=2)),
     ],
 )
-def test_a_journal_of_another_job_is_refused_and_left_as_it_is(tmp_path: Path, job: Job) -> None:
+def test_a_journal_of_another_job_is_rejected_and_unchanged(tmp_path: Path, job: Job) -> None:
     whole = written(tmp_path / "journal.jsonl")
-    with pytest.raises(AnnotationError, match=r"is of another job: it asked .*choose another --out"):
+    with pytest.raises(AnnotationError, match=r"belongs to another job: recorded .*choose another --out"):
         Journal.open(tmp_path / "journal.jsonl", job)
     assert (tmp_path / "journal.jsonl").read_bytes() == whole
 
 
-def test_parameters_are_the_same_as_list_and_as_tuple(tmp_path: Path) -> None:
+def test_lists_and_tuples_of_parameters_are_the_same_job(tmp_path: Path) -> None:
     written(tmp_path / "journal.jsonl")
     same = Job(JOB.task, JOB.model, TaskParameters(labels=("a", "b")), JOB.options)
     Journal.open(tmp_path / "journal.jsonl", same).close()
 
 
-def test_a_broken_line_that_is_not_the_last_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_broken_line_that_is_not_the_last(tmp_path: Path) -> None:
     lines = written(tmp_path / "journal.jsonl").splitlines(keepends=True)
     (tmp_path / "journal.jsonl").write_bytes(b"".join([*lines[:2], b"{no json\n", *lines[3:]]))
-    with pytest.raises(AnnotationError, match="line 3 is not JSON"):
+    with pytest.raises(AnnotationError, match="line 3: invalid JSON"):
         Journal.open(tmp_path / "journal.jsonl", JOB)
 
 
-def test_two_processes_cannot_write_one_journal(tmp_path: Path) -> None:
+def test_a_journal_is_locked_while_open(tmp_path: Path) -> None:
     with (
         Journal.open(tmp_path / "journal.jsonl", JOB),
-        pytest.raises(AnnotationError, match="another process is writing"),
+        pytest.raises(AnnotationError, match="is locked by another process"),
     ):
         Journal.open(tmp_path / "journal.jsonl", JOB)
     Journal.open(tmp_path / "journal.jsonl", JOB).close()
@@ -110,7 +110,7 @@ def test_a_name_that_is_not_utf_8_is_kept(tmp_path: Path) -> None:
         assert journal.has(odd.image)
 
 
-def test_the_first_line_says_what_was_asked(tmp_path: Path) -> None:
+def test_the_first_line_is_the_job(tmp_path: Path) -> None:
     first = written(tmp_path / "journal.jsonl").splitlines()[0]
-    asked = {"task": "some_task", "model": "some-model", "labels": ["a", "b"], "seed": 1}
-    assert json.loads(first) == {"asked": asked}
+    job = {"task": "some_task", "model": "some-model", "labels": ["a", "b"], "seed": 1}
+    assert json.loads(first) == {"job": job}

@@ -1,4 +1,4 @@
-"""Labelling against a small server: so many at a time, and what a failure costs."""
+"""Labelling against a scripted server: concurrency and failures."""
 
 import asyncio
 import json
@@ -9,33 +9,33 @@ from pathlib import Path
 
 import pytest
 
-from client import AnswerOptions, AsyncClient, InvalidRequest, TaskParameters
-from client.annotate import Failures, Job, Journal, Labeller, find_images, label_images
-from client.annotate.images import ImageFile
-from client.annotate.journal import Record
-from tests.support.scripted_services import Received, Refusal, Script, scripted, serving_rest
+from diptych_client import AnswerOptions, AsyncClient, InvalidRequest, TaskParameters
+from diptych_client.annotate import FailureLog, Job, Journal, Labeller, find_images, label_images
+from diptych_client.annotate.job import ImageFile
+from diptych_client.annotate.journal import Record
+from tests.support.scripted_services import Received, Refusal, Script, Step, scripted, serving_rest
 
 JOB = Job("ocr", "some-model", TaskParameters(), AnswerOptions())
 NUM_IMAGES = 8
 
 
 @dataclass(slots=True)
-class Together(Script):
-    """Answers a request when as many as wanted are at work, and counts how many are."""
+class ConcurrencyScript(Script):
+    """Answers requests in groups of four and counts the requests in flight."""
 
     barrier: threading.Barrier = field(default_factory=lambda: threading.Barrier(4, timeout=10))
     lock: threading.Lock = field(default_factory=threading.Lock)
-    now: int = 0
-    most: int = 0
+    num_in_flight: int = 0
+    max_in_flight: int = 0
 
-    def next_step(self, received: Received) -> Refusal | str | None:
-        """Wait for the others."""
+    def next_step(self, received: Received) -> Step:
+        """Wait for the rest of the group."""
         with self.lock:
-            self.now += 1
-            self.most = max(self.most, self.now)
+            self.num_in_flight += 1
+            self.max_in_flight = max(self.max_in_flight, self.num_in_flight)
         self.barrier.wait()
         with self.lock:
-            self.now -= 1
+            self.num_in_flight -= 1
         return Script.next_step(self, received)
 
 
@@ -49,33 +49,33 @@ def folder(tmp_path: Path) -> Path:
 
 
 def label(folder: Path, url: str, concurrency: int, images: Sequence[ImageFile] | None = None) -> dict[str, Record]:
-    """Label what waits in a folder, into a folder `out` beside it; return what the journal then has."""
+    """Label the images without an answer, into a sibling folder `out`; return the records of the journal."""
     out = folder.with_name("out")
 
-    async def run(labeller: Labeller, waiting: Sequence[ImageFile]) -> None:
+    async def run(labeller: Labeller, unlabelled: Sequence[ImageFile]) -> None:
         async with AsyncClient(url, max_retries=0) as client:
-            await label_images(client, labeller, waiting, concurrency, lambda: None)
+            await label_images(client, labeller, unlabelled, concurrency, lambda: None)
 
-    with Journal.open(out / "journal.jsonl", JOB) as journal, Failures(out / "failures.jsonl") as failures:
-        waiting = [image for image in images or find_images(folder) if not journal.has(image)]
-        asyncio.run(run(Labeller(folder, JOB, journal, failures), waiting))
+    with Journal.open(out / "journal.jsonl", JOB) as journal, FailureLog(out / "failures.jsonl") as failures:
+        unlabelled = [image for image in images or find_images(folder) if not journal.has(image)]
+        asyncio.run(run(Labeller(folder, JOB, journal, failures), unlabelled))
     return journal.records
 
 
 def failures(folder: Path) -> dict[str, str]:
-    """Return the code of every image that failed."""
+    """Return the error code of every failed image."""
     lines = (folder.with_name("out") / "failures.jsonl").read_text().splitlines()
     return {line["image"]: line["code"] for line in map(json.loads, lines)}
 
 
-def test_so_many_requests_are_at_work_together_and_no_more(folder: Path) -> None:
-    script = Together([])
+def test_the_concurrency_is_reached_and_not_exceeded(folder: Path) -> None:
+    script = ConcurrencyScript([])
     with serving_rest(script) as url:
         assert len(label(folder, url, concurrency=4)) == NUM_IMAGES
-    assert script.most == 4
+    assert script.max_in_flight == 4
 
 
-def test_an_image_that_fails_costs_no_other_and_is_tried_again(folder: Path) -> None:
+def test_a_failed_image_affects_no_other_and_is_retried_by_the_next_run(folder: Path) -> None:
     images = find_images(folder)
     (folder / "2.png").unlink()
     with scripted("rest", [Refusal("overloaded"), None]) as (url, script):
@@ -90,7 +90,7 @@ def test_an_image_that_fails_costs_no_other_and_is_tried_again(folder: Path) -> 
         assert len(script.received) == NUM_IMAGES + 1
 
 
-def test_an_error_of_every_image_ends_the_run_and_keeps_what_was_answered(folder: Path) -> None:
+def test_an_error_that_affects_every_image_ends_the_run_and_keeps_the_answers(folder: Path) -> None:
     with scripted("rest", []) as (url, script):
         label(folder, url, 1, find_images(folder)[:2])
         script.steps.append(Refusal("invalid_request"))

@@ -1,5 +1,0 @@
-"""`python -m client --help`."""
-
-from client.cli import main
-
-main()

@@ -1,0 +1,185 @@
+"""Datasets written from the records of a journal: COCO, YOLO, or JSON lines.
+
+COCO (cocodataset.org, data format, object detection), annotations.json: boxes are [x, y, width, height]; a segmentation
+is a list of polygons, which COCO joins, or run lengths if the union of the polygons differs, as with a hole.
+
+YOLO (docs.ultralytics.com, datasets for detection and segmentation); `val` equals `train`, the split is the user's:
+
+    dataset.yaml            path, train, val, names
+    images/train/….jpg      hard links to the images, or copies on another file system
+    labels/train/….txt      one line per box: class x_center y_center width height, or class x1 y1 x2 y2 …; 0 to 1
+
+JSON lines, answers.jsonl: {"image": name, "answer": the JSON of REST}.
+"""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from diptych_client.annotate.job import AnnotationError, ImageFile, Job
+from diptych_client.annotate.journal import Record
+from diptych_client.geometry import ImageSize, Mask, PointXy, Ring, polygons_mask, uncompressed_run_lengths
+from diptych_client.results import Detection, DetectionsResult, Instance, InstancesResult, Result
+from diptych_client.transports.rest_messages import answer_json
+
+UNNAMED = "object"  # class of boxes without a label
+_RESULTS_WITH_BOXES = ("detections", "instances")
+
+Box = Detection | Instance
+
+
+class DatasetFormat(Enum):
+    """Format of a dataset."""
+
+    coco = "coco"
+    yolo = "yolo"
+    jsonl = "jsonl"
+
+
+def check_format(dataset_format: DatasetFormat, result: str, images: Sequence[ImageFile]) -> None:
+    """Raise `AnnotationError` if the format cannot hold results of this key or these image names."""
+    if dataset_format is not DatasetFormat.jsonl and result not in _RESULTS_WITH_BOXES:
+        name = dataset_format.value
+        raise AnnotationError(f"{name} holds boxes and masks, but the task's result is {result}: use --format jsonl")
+    if dataset_format is DatasetFormat.yolo:
+        _check_yolo_names(images)
+
+
+def write_dataset(dataset_format: DatasetFormat, out: Path, folder: Path, records: Sequence[Record], job: Job) -> Path:
+    """Write the dataset and return the path of its main file."""
+    if dataset_format is DatasetFormat.jsonl:
+        lines = (json.dumps({"image": r.image.name, "answer": answer_json(r.answer)}) + "\n" for r in records)
+        return _write_atomically(out / "answers.jsonl", "".join(lines))
+    classes = class_indices(records, job.requested_labels())
+    if dataset_format is DatasetFormat.yolo:
+        return _write_yolo(out, folder, records, classes)
+    return _write_atomically(out / "annotations.json", json.dumps(coco_document(records, classes)))
+
+
+def class_indices(records: Sequence[Record], requested_labels: Sequence[str]) -> dict[str, int]:
+    """Return the index of every class: requested labels in their order, then all others by name."""
+    answered = sorted({_class_name(box) for record in records for box in _boxes(record.answer.result)})
+    return {name: index for index, name in enumerate(dict.fromkeys([*requested_labels, *answered]))}
+
+
+def _boxes(result: Result) -> tuple[Box, ...]:
+    match result:
+        case DetectionsResult(boxes) | InstancesResult(boxes):
+            return boxes
+    raise ValueError(f"{type(result).__name__} has no boxes")
+
+
+def _class_name(box: Box) -> str:
+    return box.label or UNNAMED
+
+
+def coco_document(records: Sequence[Record], classes: Mapping[str, int]) -> dict[str, Any]:
+    """Return the COCO document; ids count from 1, each annotation has the `score` of its box."""
+    annotations = [
+        {"image_id": image_id, "category_id": classes[_class_name(box)] + 1, **_coco_shape(box, record.answer.image)}
+        for image_id, record in enumerate(records, 1)
+        for box in _boxes(record.answer.result)
+    ]
+    return {
+        "images": [{"id": image_id, **_coco_image(record)} for image_id, record in enumerate(records, 1)],
+        "categories": [{"id": index + 1, "name": name} for name, index in classes.items()],
+        "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, 1)],
+    }
+
+
+def _coco_image(record: Record) -> dict[str, Any]:
+    size = record.answer.image
+    return {"file_name": record.image.name, "width": size.width, "height": size.height}
+
+
+def _coco_shape(box: Box, image: ImageSize) -> dict[str, Any]:
+    x1, y1, x2, y2 = box.box_xyxy
+    shape = {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": box.score, "iscrowd": 0}
+    if isinstance(box, Detection):
+        return shape | {"area": (x2 - x1) * (y2 - y1), "segmentation": []}
+    mask = box.to_mask(image)
+    return shape | {"area": int(mask.sum()), "segmentation": _coco_segmentation(box, mask, image)}
+
+
+def _coco_segmentation(instance: Instance, mask: Mask, image: ImageSize) -> Any:
+    rings = instance.polygons_xy or ()
+    if rings and np.array_equal(mask, np.any([polygons_mask([ring], image) for ring in rings], axis=0)):
+        return [[coordinate for point in ring for coordinate in point] for ring in rings]
+    return {"size": list(mask.shape), "counts": uncompressed_run_lengths(mask)}
+
+
+def _check_yolo_names(images: Sequence[ImageFile]) -> None:
+    """Raise `AnnotationError` if trainers would not find an image's label file, or two images would share one."""
+    for image in images:
+        if "images" in PurePosixPath(image.name).parent.parts:  # trainers replace the last `images` of a path
+            raise AnnotationError(f"{image.name}: a subfolder must not be named images in a YOLO dataset: rename it")
+    for name, count in Counter(_label_name(image) for image in images).items():
+        if count > 1:
+            raise AnnotationError(f"{count} images would share labels/train/{name}: rename all but one")
+
+
+def _write_yolo(out: Path, folder: Path, records: Sequence[Record], classes: Mapping[str, int]) -> Path:
+    for record in records:
+        _link_or_copy(folder / record.image.name, out / "images" / "train" / record.image.name)
+        labels = out / "labels" / "train" / _label_name(record.image)
+        labels.parent.mkdir(parents=True, exist_ok=True)
+        labels.write_text(yolo_lines(record, classes), encoding="utf-8")
+    root = json.dumps(str(out.resolve()), ensure_ascii=False)  # a JSON string is a YAML string
+    names = ", ".join(f"{index}: {json.dumps(name, ensure_ascii=False)}" for name, index in classes.items())
+    yaml = f"path: {root}\ntrain: images/train\nval: images/train\nnames: {{{names}}}\n"
+    return _write_atomically(out / "dataset.yaml", yaml)
+
+
+def yolo_lines(record: Record, classes: Mapping[str, int]) -> str:
+    """Return the label file of one image; empty if there are no boxes."""
+    image, boxes = record.answer.image, _boxes(record.answer.result)
+    lines = ((classes[_class_name(box)], *_yolo_coordinates(box, image)) for box in boxes)
+    return "".join(" ".join(f"{number:.6g}" for number in line) + "\n" for line in lines)
+
+
+def _yolo_coordinates(box: Box, image: ImageSize) -> list[float]:
+    if isinstance(box, Instance) and box.polygons_xy:
+        points = [(x / image.width, y / image.height) for x, y in joined_rings(box.polygons_xy)]
+        return [min(1.0, max(0.0, coordinate)) for point in points for coordinate in point]
+    x1, y1, x2, y2 = box.box_xyxy
+    center_size = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
+    sides = (image.width, image.height, image.width, image.height)
+    return [length / side for length, side in zip(center_size, sides, strict=True)]
+
+
+def joined_rings(rings: Sequence[Ring]) -> list[PointXy]:
+    """Return one ring with the inside of several, joined by lines that are traversed both ways and enclose nothing."""
+    first, *others = rings
+    start = first[0]
+    joined = list(first)
+    for ring in others:
+        joined += [start, *ring, ring[0]]
+    return [*joined, start] if others else joined
+
+
+def _label_name(image: ImageFile) -> str:
+    return PurePosixPath(image.name).with_suffix(".txt").as_posix()
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+
+
+def _write_atomically(path: Path, text: str) -> Path:
+    """Write a file so that it exists completely or not at all."""
+    incomplete = path.with_name(path.name + ".incomplete")
+    incomplete.write_text(text, encoding="utf-8")
+    os.replace(incomplete, path)
+    return path

@@ -1,0 +1,140 @@
+"""The commands of `diptych`."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console, RenderableType
+
+from diptych_client.annotate import AnnotationError, DatasetFormat
+from diptych_client.cli.folder import AnnotateCommand, annotate_folder
+from diptych_client.cli.options import ConnectionOptions, TaskOptions, with_task_options
+from diptych_client.cli.tables import answer_view, comparison_view, models_view, tasks_view
+from diptych_client.drawing import draw_answer, draw_comparison, open_upright
+from diptych_client.errors import DiptychError
+from diptych_client.transports.rest_messages import answer_json, comparison_json
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+)
+
+ImagePath = Annotated[Path, typer.Argument(help="A JPEG, PNG or WebP file.", exists=True, dir_okay=False)]
+Draw = Annotated[Path | None, typer.Option(help="Draw the answer on the image and save it here.", dir_okay=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+ModelId = Annotated[str | None, typer.Option(help="Model id; default: the first that offers the task.")]
+
+
+def main() -> None:
+    """Run a command. Exit status: 1 failed, 2 wrong usage, 130 interrupted."""
+    try:
+        app(prog_name="diptych")
+    except (DiptychError, AnnotationError, OSError, ValueError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+@app.callback()
+def connect(
+    context: typer.Context,
+    url: Annotated[str, typer.Option(help="http(s)://HOST:PORT or grpc(s)://HOST:PORT.")] = "http://localhost:3000",
+    api_key_file: Annotated[Path | None, typer.Option(help="File with the API key.", exists=True)] = None,
+    timeout_s: Annotated[float, typer.Option(help="Deadline of a request, retries included.", min=0.001)] = 60.0,
+    max_retries: Annotated[int, typer.Option(help="Maximum number of retries of a request.", min=0)] = 3,
+) -> None:
+    """Run vision tasks on a Diptych service."""
+    api_key = None if api_key_file is None else api_key_file.read_text(encoding="utf-8").strip()
+    context.obj = ConnectionOptions(url, api_key, timeout_s, max_retries)
+
+
+@app.command()
+@with_task_options
+def predict(
+    context: typer.Context,
+    image: ImagePath,
+    task_options: TaskOptions,
+    model: ModelId = None,
+    draw: Draw = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a task on an image with one model."""
+    parameters, options = task_options.parameters(), task_options.answer_options()
+    with _connection(context).client() as client:
+        answer = client.predict(image, task_options.task, parameters, model=model, options=options)
+    _print(as_json, answer_json(answer), answer_view(answer))
+    if draw is not None:
+        draw_answer(open_upright(image), answer).save(draw)
+
+
+@app.command()
+@with_task_options
+def compare(
+    context: typer.Context,
+    image: ImagePath,
+    task_options: TaskOptions,
+    models: Annotated[
+        list[str] | None, typer.Option(help="Model id; repeatable; default: all that offer the task.")
+    ] = None,
+    draw: Draw = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a task on an image with several models; `--draw` shows them side by side."""
+    parameters, options = task_options.parameters(), task_options.answer_options()
+    with _connection(context).client() as client:
+        comparison = client.compare(image, task_options.task, parameters, models=models, options=options)
+    _print(as_json, comparison_json(comparison), comparison_view(comparison))
+    if draw is not None:
+        draw_comparison(open_upright(image), comparison).save(draw)
+
+
+@app.command("models")
+def list_models(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the served models."""
+    with _connection(context).client() as client:
+        models = client.models()
+    _print(as_json, [asdict(model) for model in models], models_view(models))
+
+
+@app.command("tasks")
+def list_tasks(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the tasks with their parameters and the models that offer them."""
+    with _connection(context).client() as client:
+        tasks = client.tasks()
+    _print(as_json, [asdict(task) for task in tasks], tasks_view(tasks))
+
+
+@app.command()
+@with_task_options
+def annotate(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="Folder of images.", exists=True, file_okay=False)],
+    task_options: TaskOptions,
+    model: ModelId = None,
+    dataset_format: Annotated[DatasetFormat, typer.Option("--format", help="Dataset format.")] = DatasetFormat.coco,
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder; default: FOLDER-annotations.", file_okay=False)
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Number of concurrent requests.", min=1)] = 8,
+) -> None:
+    """Label a folder of images and write a dataset; the same command resumes an interrupted run.
+
+    Each answer is appended to journal.jsonl when it arrives; the dataset is written from the journal at the end.
+    failures.jsonl lists the images that failed and their errors; the next run retries them.
+    """
+    out = out or folder.resolve().with_name(f"{folder.resolve().name}-annotations")
+    command = AnnotateCommand(folder, out, dataset_format, task_options, model, concurrency)
+    raise typer.Exit(1 if annotate_folder(_connection(context), command) else 0)
+
+
+def _connection(context: typer.Context) -> ConnectionOptions:
+    connection: ConnectionOptions = context.obj
+    return connection
+
+
+def _print(as_json: bool, value: object, view: RenderableType) -> None:
+    if as_json:
+        typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    else:
+        Console().print(view)

@@ -1,0 +1,137 @@
+"""Draws answers on their image: boxes, quads, masks with outlines, and text below. Knows no service.
+
+Within a picture each label has one colour, also across the panels of a comparison.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from textwrap import wrap
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from diptych_client.geometry import Ring
+from diptych_client.results import (
+    Answer,
+    Comparison,
+    Instance,
+    Item,
+    ModelFailure,
+    TextRegion,
+    TextResult,
+    items_of,
+    label_of,
+)
+
+Color = tuple[int, int, int]
+Colors = Mapping[str, Color]
+
+PALETTE: tuple[Color, ...] = (  # Okabe and Ito, distinguishable with colour blindness; without black
+    (86, 180, 233),
+    (230, 159, 0),
+    (0, 158, 115),
+    (213, 94, 0),
+    (204, 121, 167),
+    (0, 114, 178),
+    (240, 228, 66),
+)
+_MASK_OPACITY = 0.45
+_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+
+
+def open_upright(path: Path) -> Image.Image:
+    """Open an image and apply its EXIF orientation: coordinates of answers are those of the upright image."""
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def draw_answer(image: Image.Image, answer: Answer) -> Image.Image:
+    """Return a copy of the upright image with the answer drawn on it and a text result below it."""
+    return _panel(image, answer, _colors(items_of(answer.result)))
+
+
+def draw_comparison(image: Image.Image, comparison: Comparison) -> Image.Image:
+    """Return a picture with one panel for each model, side by side."""
+    answers = [each for each in comparison.answers if isinstance(each, Answer)]
+    colors = _colors(item for answer in answers for item in items_of(answer.result))
+    panels = [_panel(image, each, colors) for each in comparison.answers]
+    gap = _line_width(image) * 4
+    picture = Image.new("RGB", (sum(p.width + gap for p in panels) - gap, max(p.height for p in panels)), _WHITE)
+    for index, panel in enumerate(panels):
+        picture.paste(panel, (index * (panel.width + gap), 0))
+    return picture
+
+
+def _colors(items: Iterable[Item]) -> Colors:
+    labels = dict.fromkeys(map(label_of, items))
+    return {label: PALETTE[index % len(PALETTE)] for index, label in enumerate(labels)}
+
+
+def _panel(image: Image.Image, answer: Answer | ModelFailure, colors: Colors) -> Image.Image:
+    """Return the image with the answer drawn on it, the model id above it and a text result below it."""
+    if isinstance(answer, ModelFailure):
+        return _with_text(image, answer.model, f"{answer.error.code}: {answer.error.message}")
+    picture, items = image.convert("RGB"), items_of(answer.result)
+    for item in items:
+        _draw_item(picture, answer, item, colors[label_of(item)])
+    text = answer.result.text if isinstance(answer.result, TextResult) else "" if items else "nothing found"
+    return _with_text(picture, answer.model, text)
+
+
+def _draw_item(picture: Image.Image, answer: Answer, item: Item, color: Color) -> None:
+    if isinstance(item, Instance):
+        mask = item.to_mask(answer.image) * (_MASK_OPACITY * 255)
+        picture.paste(color, mask=Image.fromarray(mask.astype(np.uint8)))
+    draw, line_width = ImageDraw.Draw(picture), _line_width(picture)
+    outlines = _outlines(item)
+    for ring in outlines:
+        draw.line([*ring, ring[0]], fill=color, width=line_width, joint="curve")
+    top_left = item.quad_xy[0] if isinstance(item, TextRegion) else item.box_xyxy[:2]
+    _draw_tag(draw, top_left, f"{label_of(item)} {item.score:.2f}".strip(), color, _font(picture))
+
+
+def _outlines(item: Item) -> tuple[Ring, ...]:
+    """Return the closed outlines of an object: its quad, its polygons, or its box."""
+    if isinstance(item, TextRegion):
+        return (item.quad_xy,)
+    if isinstance(item, Instance) and item.polygons_xy:
+        return item.polygons_xy
+    x1, y1, x2, y2 = item.box_xyxy
+    return (((x1, y1), (x2, y1), (x2, y2), (x1, y2)),)
+
+
+def _draw_tag(
+    draw: ImageDraw.ImageDraw, top_left: tuple[float, float], text: str, color: Color, font: ImageFont.FreeTypeFont
+) -> None:
+    """Write text on a coloured background, above the point if it fits, else below."""
+    x, y = top_left
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    height = bottom - top + 4
+    y = y - height if y >= height else y
+    draw.rectangle((x, y, x + right - left + 4, y + height), fill=color)
+    draw.text((x + 2 - left, y + 2 - top), text, fill=_BLACK, font=font)
+
+
+def _with_text(picture: Image.Image, title: str, text: str) -> Image.Image:
+    """Return the picture with a title above it and the text, if any, below it."""
+    font = _font(picture)
+    line_height, num_columns = round(font.size * 1.4), max(10, round(picture.width / (font.size * 0.55)))
+    lines = [line for paragraph in text.splitlines() for line in wrap(paragraph, num_columns)]
+    height = line_height + picture.height + len(lines) * line_height
+    panel = Image.new("RGB", (picture.width, height), _WHITE)
+    panel.paste(picture, (0, line_height))
+    draw = ImageDraw.Draw(panel)
+    for index, line in enumerate(lines):
+        draw.text((4, line_height + picture.height + index * line_height), line, fill=_BLACK, font=font)
+    draw.text((4, 0), title, fill=_BLACK, font=font)
+    return panel
+
+
+def _font(picture: Image.Image) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(max(12, min(picture.size) // 30))
+    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
+    return font
+
+
+def _line_width(picture: Image.Image) -> int:
+    return max(2, min(picture.size) // 200)

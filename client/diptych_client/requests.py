@@ -1,0 +1,90 @@
+"""Requests as fields of the API, independent of the transport.
+
+Nothing is validated here: the service validates every field, and its error names the offending one.
+"""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image
+FieldValue = str | int | float | bool | tuple[str, ...] | tuple[float, ...]
+_PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskParameters:
+    """Parameters of a task; `Client.tasks()` lists those of each task. None is not sent."""
+
+    labels: Sequence[str] | None = None
+    caption: str | None = None
+    phrases: Sequence[str] | None = None
+    phrase: str | None = None
+    region: tuple[float, float, float, float] | None = None  # [x1, y1, x2, y2] in pixels of the upright image
+    detail: str | None = None
+    language: str | None = None
+    question: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """Options of the generation and of the answer's format; None selects the service's default."""
+
+    max_new_tokens: int | None = None
+    num_beams: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    constrained: bool | None = None
+    mask_format: Literal["polygon", "rle"] | None = None
+
+
+NO_PARAMETERS = TaskParameters()
+DEFAULT_OPTIONS = AnswerOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An encoded image and the other fields; a listing has neither."""
+
+    image: bytes | None = None
+    fields: Mapping[str, FieldValue] = field(default_factory=dict)
+
+
+def predict_request(
+    image: ImageSource, task: str, model: str | None, parameters: TaskParameters, options: AnswerOptions
+) -> Request:
+    model_field: dict[str, FieldValue] = {} if model is None else {"model": model}
+    return Request(encoded_image(image), {"task": task, **model_field, **given_fields(parameters, options)})
+
+
+def compare_request(
+    image: ImageSource, task: str, models: Sequence[str] | None, parameters: TaskParameters, options: AnswerOptions
+) -> Request:
+    models_field: dict[str, FieldValue] = {} if models is None else {"models": tuple(models)}
+    return Request(encoded_image(image), {"task": task, **models_field, **given_fields(parameters, options)})
+
+
+def given_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str, FieldValue]:
+    """Return the fields that are not None, sequences as tuples."""
+    given = {name: value for name, value in (asdict(parameters) | asdict(options)).items() if value is not None}
+    return {
+        name: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+        for name, value in given.items()
+    }
+
+
+def encoded_image(image: ImageSource) -> bytes:
+    """Return an image file: the unchanged bytes of a path, or a PIL image's pixels, without its EXIF data, as PNG."""
+    if isinstance(image, bytes):
+        return image
+    if not isinstance(image, Image.Image):
+        return Path(image).read_bytes()
+    file = io.BytesIO()
+    (image if image.mode in _PNG_MODES else image.convert("RGB")).save(file, "PNG")
+    return file.getvalue()

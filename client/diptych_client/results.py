@@ -1,0 +1,214 @@
+"""Answers of the service as values: the same over REST and gRPC, so they compare equal.
+
+Boxes `[x1, y1, x2, y2]`, polygons and quads are in pixels of the original, upright image.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from diptych_client.errors import ErrorDetail
+from diptych_client.geometry import (
+    BoxXyxy,
+    ImageSize,
+    Mask,
+    QuadXy,
+    Ring,
+    RunLengthMask,
+    bounding_box,
+    polygons_mask,
+    run_length_mask,
+)
+from diptych_client.to_supervision import supervision_detections
+
+if TYPE_CHECKING:
+    import supervision
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """Box of an object; `label` is empty for tasks without labels."""
+
+    box_xyxy: BoxXyxy
+    label: str
+    score: float  # ranks the boxes of one model
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """Segmented object, with polygons or a run-length mask as `mask_format` of the request says."""
+
+    box_xyxy: BoxXyxy
+    label: str
+    score: float
+    polygons_xy: tuple[Ring, ...] | None = None
+    mask: RunLengthMask | None = None
+
+    def to_mask(self, image: ImageSize) -> Mask:
+        """Return the mask (H, W) of the whole image."""
+        return polygons_mask(self.polygons_xy or (), image) if self.mask is None else run_length_mask(self.mask)
+
+
+@dataclass(frozen=True, slots=True)
+class TextRegion:
+    """Recognized text and its four corners."""
+
+    quad_xy: QuadXy
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextResult:
+    """Result of captioning, `ocr`, `region_description` and `visual_question_answering`."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionsResult:
+    """Result of detection, grounding, region proposal and dense captioning."""
+
+    detections: tuple[Detection, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InstancesResult:
+    """Result of `instance_segmentation`."""
+
+    instances: tuple[Instance, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextRegionsResult:
+    """Result of `ocr_with_regions`."""
+
+    text_regions: tuple[TextRegion, ...]
+
+
+Item = Detection | Instance | TextRegion
+Result = TextResult | DetectionsResult | InstancesResult | TextRegionsResult
+
+
+def items_of(result: Result) -> tuple[Item, ...]:
+    """Return the located objects of a result; a text has none."""
+    match result:
+        case DetectionsResult(items) | InstancesResult(items) | TextRegionsResult(items):
+            return items
+        case TextResult():
+            return ()
+
+
+def label_of(item: Item) -> str:
+    """Return the label of an object, or the text of a text region."""
+    return item.text if isinstance(item, TextRegion) else item.label
+
+
+def box_of(item: Item) -> BoxXyxy:
+    """Return the box of an object, or the box around a text region."""
+    return bounding_box(item.quad_xy) if isinstance(item, TextRegion) else item.box_xyxy
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Number of tokens of one answer."""
+
+    image_tokens: int
+    prompt_tokens: int
+    generated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Time spent in each stage in the service, in milliseconds."""
+
+    preprocess: float
+    encode: float
+    prefill: float
+    decode: float
+    postprocess: float
+    queue: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Answer of one model."""
+
+    id: str
+    model: str
+    task: str
+    result: Result
+    raw_text: str
+    finish_reason: Literal["stop", "length"]
+    image: ImageSize
+    usage: Usage
+    vision_cache: Literal["hit", "miss", "joined"]
+    timings_ms: Timings
+
+    def to_supervision(self) -> "supervision.Detections":
+        """Return boxes, scores, labels and, if present, masks and quads; raise `ValueError` for a text.
+
+        Class ids number the labels of this answer in order of first appearance.
+        """
+        if isinstance(self.result, TextResult):
+            raise ValueError(f"the result of {self.task} is a text: it has no boxes for supervision.Detections")
+        items, masks, quads_xy = items_of(self.result), None, None
+        if isinstance(self.result, InstancesResult):
+            masks = np.zeros((len(items), self.image.height, self.image.width), dtype=np.bool_)
+            for index, instance in enumerate(self.result.instances):
+                masks[index] = instance.to_mask(self.image)
+        elif isinstance(self.result, TextRegionsResult):
+            quads_xy = [region.quad_xy for region in self.result.text_regions]
+        boxes_xyxy, names = [box_of(item) for item in items], [label_of(item) for item in items]
+        return supervision_detections(boxes_xyxy, names, [item.score for item in items], masks, quads_xy)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFailure:
+    """Error of one model in a comparison, in place of its answer."""
+
+    model: str
+    error: ErrorDetail
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Answers of several models to the same image and task, in catalog order."""
+
+    id: str
+    task: str
+    image: ImageSize
+    answers: tuple[Answer | ModelFailure, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A served model and its properties."""
+
+    id: str
+    family: str
+    organization: str
+    category: str
+    modality: str
+    release_date: str
+    context_window: int
+    parameters: int
+    license: str
+    tasks: tuple[str, ...]
+    features: tuple[str, ...]
+    resolution: int
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task, the key of its result, the JSON Schema of its parameters, and the models that offer it."""
+
+    id: str
+    description: str
+    result: str
+    parameters: Mapping[str, object]
+    models: tuple[str, ...]

@@ -1,0 +1,43 @@
+"""Both clients have the same methods; the scheme of the URL selects the transport."""
+
+import inspect
+
+import pytest
+
+from diptych_client import AsyncClient, Client
+from diptych_client.client import transport_to
+
+METHODS = ("__init__", "predict", "stream", "compare", "models", "tasks", "close")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_has_the_same_parameters_in_both_clients(name: str) -> None:
+    one, other = (inspect.signature(getattr(client, name)) for client in (Client, AsyncClient))
+    assert one.parameters == other.parameters
+    assert name in ("stream", "__init__") or one.return_annotation == other.return_annotation
+
+
+def test_the_list_above_is_complete() -> None:
+    for client in (Client, AsyncClient):
+        assert {name for name in vars(client) if not name.startswith("_")} == {*METHODS} - {"__init__"}
+
+
+@pytest.mark.parametrize(
+    ("url", "transport"),
+    [
+        ("http://localhost:3000", "RestTransport"),
+        ("https://example.org/behind/a/proxy", "RestTransport"),
+        ("grpc://localhost:3001", "GrpcTransport"),
+        ("grpcs://example.org:443/", "GrpcTransport"),
+    ],
+)
+def test_the_scheme_selects_the_transport(url: str, transport: str) -> None:
+    opened = transport_to(url, None)
+    assert type(opened).__name__ == transport
+    opened.close()
+
+
+@pytest.mark.parametrize("url", ["localhost:3000", "ftp://a:1", "grpc://localhost", "grpc://a:1/path", "http://", ""])
+def test_an_invalid_url_is_rejected_with_the_allowed_forms(url: str) -> None:
+    with pytest.raises(ValueError, match="grpcs://HOST:PORT, got "):
+        transport_to(url, None)
