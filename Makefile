@@ -1,6 +1,6 @@
 # make serve   environment, artifacts of the embedded models, service on port 3000
 # make test    everything that is checked: style, types, tests
-# make proto   the code of the gRPC interfaces, from service/proto/*.proto, for the service and the client
+# make proto   the code of the gRPC interfaces, from service/rpc/proto/*.proto, for the service and the client
 # make image   the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
 # make bench   our service against what a user would write instead, at most 25 minutes; tables in loadtest/results
 # make loadtest  Locust against a running service (URL=...), at most 6 minutes; report in loadtest/results/load
@@ -42,8 +42,8 @@ check: $(VENV)/installed-dev
 	$(VENV)/bin/mypy service runners tasks export loadtest client deploy tests
 
 proto: $(VENV)/installed-dev
-	$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. service/proto/*.proto
-	cp service/proto/vision_pb2.py service/proto/vision_pb2.pyi client/diptych_client/transports
+	$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. service/rpc/proto/*.proto
+	cp service/rpc/proto/vision_pb2.py service/rpc/proto/vision_pb2.pyi client/diptych_client/transports
 
 image: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(MODELS)

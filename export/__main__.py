@@ -9,7 +9,7 @@ from pathlib import Path
 from export.errors import ExportError
 from export.jobs import ExportJob, ExportOptions, plan_job
 from export.store import has_current_version
-from runners.artifacts import Manifest
+from runners.artifacts.manifest import Manifest
 from tasks.catalog import CatalogEntry, CatalogError, load_catalog
 
 _ROOT = Path(__file__).parents[1]

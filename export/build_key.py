@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from export.precision_record import PrecisionRecord
-from runners.artifacts import Device, Part, Precision, sha256_of
+from runners.artifacts.manifest import Device, Part, Precision, sha256_of
 
 DefaultPrecision = Mapping[Device, Mapping[Part, Precision]]
 

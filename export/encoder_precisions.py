@@ -14,7 +14,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from optimum.onnxruntime import ORTQuantizer
 from optimum.onnxruntime.configuration import AutoQuantizationConfig
 
-from runners.artifacts import Precision, vision_encoder_file
+from runners.artifacts.manifest import Precision, vision_encoder_file
 
 _OPERATORS = ["MatMul", "Gemm"]
 

@@ -19,11 +19,11 @@ from torch import Tensor
 from export.errors import ParityError
 from export.parity import ReferenceAnswers, check_answers, compare_features, make_requests
 from export.probes import Probe
-from runners.artifacts import Part, Precision
-from runners.decoders import load_decoder
-from runners.generation import Decoder
-from runners.sequences import SequenceRequest
-from runners.vision_encoder import VisionEncoder
+from runners.artifacts.manifest import Part, Precision
+from runners.decoder.batch import Decoder
+from runners.decoder.sequences import SequenceRequest
+from runners.encoder.session import VisionEncoder
+from runners.models.load import load_decoder
 from tasks.catalog import CatalogEntry
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """What the released models of the catalog take in memory: `python -m export.memory`, the tables of docs/operations.md.
 
-Weights are counted on the published configurations, without any data; slots by the shapes of runners/florence2.py and
-runners/paligemma.py. What a process needs beside them is an allowance, not measured.
+Weights are counted on the published configurations, without any data; slots by the shapes in
+runners/models/. What a process needs beside them is an allowance, not measured.
 """
 
 import sys
@@ -66,7 +66,7 @@ class PartSize:
         return self.num_matrix + self.num_other
 
     def num_bytes(self, precision: Precision) -> int:
-        """Return the bytes of the weights; at int8 what is no matrix stays float32 (runners/int8.py)."""
+        """Return the bytes of the weights; at int8 what is no matrix stays float32 (runners/models/int8.py)."""
         if precision == "int8":
             return self.num_matrix + self.num_tied + self.num_other * _BYTES["float32"]
         return self.num_parameters * _BYTES[precision]

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from export.errors import ParityError
 from export.probes import Probe
 from export.reference import Reference, ReferenceAnswer
-from runners.generation import Decoder, generate_all
-from runners.sequences import SequenceError, SequenceRequest
+from runners.decoder.batch import Decoder, generate_all
+from runners.decoder.sequences import SequenceError, SequenceRequest
 
 MIN_COSINE = 0.9999
 MAX_RELATIVE_ERROR = 1e-3  # of the largest reference value; rounding in random towers of real widths came to 5e-5

@@ -16,7 +16,7 @@ from export.probes import MAX_NEW_TOKENS, NUM_PROBES, make_probes
 from export.reference import Reference, load_checkpoint, stored_dtype
 from export.store import new_version
 from export.vision import ImageInput, VisionEncoderModule, read_image_input
-from runners.artifacts import (
+from runners.artifacts.manifest import (
     CONFIG_FILE,
     DECODER_FILE,
     GENERATION_CONFIG_FILE,

@@ -27,9 +27,9 @@ from export.precision_record import (
     write_record,
 )
 from export.sources import resolve_source
-from runners.artifacts import Device, Manifest, Precision, read_manifest
-from runners.model_store import artifact_folder
-from runners.precision import possible_precisions
+from runners.artifacts.manifest import Device, Manifest, Precision, read_manifest
+from runners.artifacts.precision import possible_precisions
+from runners.artifacts.store import artifact_folder
 from tasks.catalog import CatalogEntry, CatalogError, load_catalog
 
 _ROOT = Path(__file__).parents[1]

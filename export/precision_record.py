@@ -12,7 +12,7 @@ from pathlib import Path
 
 from export.errors import PrecisionError
 from export.sources import Source
-from runners.artifacts import Device, Precision, sha256_of
+from runners.artifacts.manifest import Device, Precision, sha256_of
 from tasks.catalog import CatalogEntry
 
 MAX_LOST_POINTS = 1.0

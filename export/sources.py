@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from export.errors import SourceError
-from runners.artifacts import CONFIG_FILE, TOKENIZER_FILE, Family
+from runners.artifacts.manifest import CONFIG_FILE, TOKENIZER_FILE, Family
 
 CHECKPOINT_PATTERNS = (
     CONFIG_FILE,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import bentoml
 
-from runners.artifacts import ArtifactError, read_manifest, verify_files
-from runners.model_store import artifact_folder
+from runners.artifacts.manifest import ArtifactError, read_manifest, verify_files
+from runners.artifacts.store import artifact_folder
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class Model:
     server: str
     decode_heavy: str  # the model of workload (c)
     precision: str
-    num_threads: int  # cores of an encoder, and of a decoder: runners/devices.py, on the bench's two cores
+    num_threads: int  # cores of an encoder, and of a decoder: runners/artifacts/devices.py, on the bench's two cores
     image_side_px: int
     num_image_tokens: int
     hidden_size: int

@@ -1,8 +1,8 @@
 """Requests per second of one gateway over a runner that takes no time: `python -m loadtest.gateway_limit`.
 
 Clients send another image each time, in a closed loop; loadtest/simulated_runner.py answers. So a form is read, an
-image is decoded, resized and sent, an answer is parsed and rendered. The model must be exported (`make export`): the gateway
-reads its manifest.
+image is decoded, resized and sent, an answer is parsed and rendered. The model must be exported (`make export`): the
+gateway reads its manifest.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """A runner that computes nothing: `python -m loadtest.simulated_runner PORT`.
 
-It speaks the runner's HTTP (runners/runner_api.py): a call without pixels is answered 404, a call with pixels by a text
+It speaks the runner's HTTP (runners/api.py): a call without pixels is answered 404, a call with pixels by a text
 that is always the same.
 """
 

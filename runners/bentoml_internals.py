@@ -1,7 +1,7 @@
 """Every private name of BentoML that Diptych uses, for version 1.4.40, and why.
 
 `dispatch_at_once` and `local_runner_url` are needed under `bentoml serve` too, the rest by the supervisor alone
-(service/supervisor.py).
+(service/supervision/supervisor.py).
 """
 
 import json

@@ -12,17 +12,17 @@ from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import GEN_A
 from opentelemetry.trace import get_current_span
 from torch import Tensor
 
-from runners.answers import AnswerText, to_failed, to_request, to_written
-from runners.artifacts import Device, Manifest
-from runners.decoders import load_decoder
-from runners.devices import num_threads
-from runners.limits import RunnerOptions
-from runners.messages import Failed, Outcome, SequenceEnd, SequenceSpec, TextPiece, WritingEvent
-from runners.precision import choose_precision
-from runners.scheduler import Scheduler, WrittenSequence
-from runners.sequences import SequenceError, SequenceRequest, TokenListener
-from runners.tracing import note_error, past_span
-from runners.watchdog import Watchdog
+from runners.artifacts.devices import num_threads
+from runners.artifacts.manifest import Device, Manifest
+from runners.artifacts.precision import choose_precision
+from runners.decoder.answers import AnswerText, to_failed, to_request, to_written
+from runners.decoder.scheduler import Scheduler, WrittenSequence
+from runners.decoder.sequences import SequenceError, SequenceRequest, TokenListener
+from runners.models.load import load_decoder
+from runners.options import RunnerOptions
+from runners.telemetry.tracing import note_error, past_span
+from runners.telemetry.watchdog import Watchdog
+from runners.transport.messages import Failed, Outcome, SequenceEnd, SequenceSpec, TextPiece, WritingEvent
 
 _WARM_UP_TOKENS = 4
 _WARM_UP_TIMEOUT_S = 600.0

@@ -1,18 +1,18 @@
 """Start the service, or a part of it: check settings and artifacts, then become the supervisor of its processes.
 
-python -m service [gateway | encoder MODEL | decoder MODEL]     (service/roles.py)
+python -m service [gateway | encoder MODEL | decoder MODEL]     (service/supervision/roles.py)
 """
 
 import os
 import sys
 from collections.abc import Mapping
 
-from runners.artifacts import ArtifactError, read_manifest, verify_files
-from runners.model_store import artifact_folder
-from service.api_keys import ApiKeys
-from service.roles import Role
-from service.served_models import check_positions, served_entries, served_precision
+from runners.artifacts.manifest import ArtifactError, read_manifest, verify_files
+from runners.artifacts.store import artifact_folder
+from service.admission.api_keys import ApiKeys
+from service.inference.served_models import check_positions, served_entries, served_precision
 from service.settings import Settings, SettingsError, read_settings
+from service.supervision.roles import Role
 from service.tls import check_tls_files
 from tasks.catalog import CatalogError
 
@@ -27,7 +27,9 @@ def main() -> None:
         sys.exit(f"diptych does not start: {error}")
     # The processes are forked from one that has no threads: what was loaded to check may have started some.
     os.execve(
-        sys.executable, [sys.executable, "-m", "service.supervisor", *role.arguments], process_environment(environment)
+        sys.executable,
+        [sys.executable, "-m", "service.supervision.supervisor", *role.arguments],
+        process_environment(environment),
     )
 
 

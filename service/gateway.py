@@ -1,7 +1,7 @@
 """The BentoML entry point: the gateway service, with a runner service for each served model of this host.
 
-`python -m service` checks settings and artifacts, then runs their processes (service/supervisor.py); `bentoml serve
-service.gateway:Gateway` runs the same services.
+`python -m service` checks settings and artifacts, then runs their processes (service/supervision/supervisor.py);
+`bentoml serve service.gateway:Gateway` runs the same services.
 """
 
 import asyncio
@@ -11,31 +11,31 @@ from typing import Any
 
 import bentoml
 
-from runners import tracing
+from runners.artifacts.store import artifact_folder
 from runners.bentoml_internals import local_runner_url
-from runners.limits import RunnerOptions, SchedulerLimits
-from runners.metrics import START_TIME_SECONDS
-from runners.model_store import artifact_folder
-from runners.runner_service import NO_ACCESS_LOG, NO_TRACING, make_runner_service, runner_name
-from runners.tracing import TraceOptions
-from service.api_keys import ApiKeys
-from service.core import Core, CoreLimits
+from runners.options import RunnerOptions, SchedulerLimits
+from runners.service import NO_ACCESS_LOG, NO_TRACING, make_runner_service, runner_name
+from runners.telemetry import tracing
+from runners.telemetry.metrics import START_TIME_SECONDS
+from runners.telemetry.tracing import TraceOptions
+from service.admission.api_keys import ApiKeys
 from service.grpc_server import GrpcServer
-from service.host_addresses import SystemResolver
-from service.http_guards import KeyForPaths, SecurityHeaders, closed_paths
-from service.image_fetching import FetchLimits, ImageFetcher
-from service.image_urls import AllowedHost
-from service.logs import configure_logging
-from service.metrics import MODEL_INFO
-from service.recording import NONE
-from service.rest_app import rest_app
-from service.rest_boundary import RestBoundary
-from service.roles import GATEWAY
-from service.runner_channel import RunnerChannel
-from service.runner_client import RunnerClient
-from service.served_models import ServedModel, ServedModels, load_served_model, served_entries
+from service.http.boundary import RestBoundary
+from service.http.guards import KeyForPaths, SecurityHeaders, closed_paths
+from service.http.traces import TracedRequests
+from service.http_app import rest_app
+from service.images.fetching import FetchLimits, ImageFetcher
+from service.images.host_addresses import SystemResolver
+from service.images.url_rules import AllowedHost
+from service.inference.core import Core, CoreLimits
+from service.inference.recording import NONE
+from service.inference.served_models import ServedModel, ServedModels, load_served_model, served_entries
+from service.runner_client.channel import RunnerChannel
+from service.runner_client.client import RunnerClient
 from service.settings import BYTES_PER_MB, Settings, settings
-from service.traced_requests import TracedRequests
+from service.supervision.roles import GATEWAY
+from service.telemetry.logs import configure_logging
+from service.telemetry.metrics import MODEL_INFO
 
 logger = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from service.api_keys import ApiKeys
-from service.core import Core
-from service.grpc_api import VisionApi
-from service.grpc_health import make_health
-from service.open_inference_grpc import OpenInferenceApi
-from service.proto import inference_pb2, vision_pb2
-from service.proto.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from service.proto.vision_pb2_grpc import add_VisionServicer_to_server
+from service.admission.api_keys import ApiKeys
+from service.inference.core import Core
+from service.open_inference.grpc_api import OpenInferenceApi
+from service.rpc.health import make_health
+from service.rpc.proto import inference_pb2, vision_pb2
+from service.rpc.proto.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from service.rpc.proto.vision_pb2_grpc import add_VisionServicer_to_server
+from service.rpc.vision import VisionApi
 from service.settings import Settings
 from service.tls import grpc_credentials
 

@@ -11,10 +11,10 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from runners.devices import DeviceSetting
-from runners.precision import WantedPrecision
-from service.image_urls import AllowedHost
-from service.logs import LogFormat
+from runners.artifacts.devices import DeviceSetting
+from runners.artifacts.precision import WantedPrecision
+from service.images.url_rules import AllowedHost
+from service.telemetry.logs import LogFormat
 
 PREFIX = "DIPTYCH_"
 BYTES_PER_MB = 1_000_000

@@ -1,6 +1,7 @@
 """The rules that the folders stand for: which way imports point, who may import what, how long a file may be."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ ARROWS = {
 BENTOML_ENTRY_POINTS = {
     "service/gateway.py",
     "runners/bentoml_internals.py",
-    "runners/runner_service.py",
-    "runners/model_store.py",
+    "runners/service.py",
+    "runners/artifacts/store.py",
     "export/store.py",
     "export/bento.py",
 }
@@ -77,6 +78,35 @@ def test_one_module_alone_uses_private_names_of_bentoml(folder: str) -> None:
         or "BENTOML_RUNNER_MAP" in path.read_text(encoding="utf-8")
     }
     assert private <= {"bentoml_internals.py"}
+
+
+MAX_MODULES = 14
+
+
+@pytest.mark.parametrize("folder", ["service", "runners", "tasks", "export", "loadtest", "client/diptych_client"])
+def test_no_folder_is_crowded_and_imports_between_folders_have_no_circle(folder: str) -> None:
+    rooms: dict[str, set[str]] = {}
+    for path in modules(folder):
+        room = ".".join(path.parent.relative_to(ROOT / folder).parts) or "."
+        found = {room_of(folder, name) for name in imported_modules(path)}
+        rooms.setdefault(room, set()).update(each for each in found if each not in (None, room))
+    for path in {path.parent for path in modules(folder)}:
+        assert len([each for each in path.glob("*.py") if each.name != "__init__.py"]) <= MAX_MODULES, path
+    rooms.pop(".", None)  # it composes the others
+    try:
+        tuple(graphlib.TopologicalSorter({room: to - {"."} for room, to in rooms.items()}).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
+def room_of(folder: str, module: str) -> str | None:
+    """Return the sub-package of `folder` that a module of it lies in."""
+    package = folder.rpartition("/")[2]
+    if not lies_in(module, {package}):
+        return None
+    path = (ROOT / folder).joinpath(*module.split(".")[1:])
+    found = path if (path / "__init__.py").is_file() else path.parent
+    return ".".join(found.relative_to(ROOT / folder).parts) or "."
 
 
 def test_tasks_need_neither_torch_nor_images() -> None:

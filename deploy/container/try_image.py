@@ -230,7 +230,7 @@ def processes() -> dict[int, str]:
 
 def supervisor() -> int:
     """Return the process that the image's command became, to which an engine sends STOPSIGNAL."""
-    (only,) = [pid for pid, args in processes().items() if "service.supervisor" in args]
+    (only,) = [pid for pid, args in processes().items() if "service.supervision.supervisor" in args]
     return only
 
 

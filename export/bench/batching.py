@@ -22,10 +22,10 @@ from contextlib import asynccontextmanager, nullcontext
 import aiohttp
 import numpy as np
 
-from runners.artifacts import read_manifest
-from runners.messages import WriteCall
-from runners.model_store import artifact_folder
-from runners.pixel_transport import IMAGE_KEY_HEADER, Pixels, body_of
+from runners.artifacts.manifest import read_manifest
+from runners.artifacts.store import artifact_folder
+from runners.transport.messages import WriteCall
+from runners.transport.pixels import IMAGE_KEY_HEADER, Pixels, body_of
 
 CLIENTS = (1, 4, 16)
 _BURST, _NUM_LONE = 64, 5

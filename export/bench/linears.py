@@ -1,4 +1,4 @@
-"""What a float32 product takes in torch's `linear` and in `runners.packed_linear` (python -m export.bench.linears).
+"""Float32 products in torch's `linear` and in `runners.models.packed_linear`: `python -m export.bench.linears`.
 
 Prints G operations per second, two for each product of two numbers; the median of several tries.
 """
@@ -12,8 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from runners.layers import FloatLinear, Linear
-from runners.packed_linear import PackedLinear
+from runners.models.layers import FloatLinear, Linear
+from runners.models.packed_linear import PackedLinear
 
 _SHAPES = [(rows, out, into) for out, into in ((3072, 768), (384, 128)) for rows in (1, 4, 16, 590)]
 _TRIES = 7

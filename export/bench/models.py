@@ -17,7 +17,7 @@ from export.jobs import ExportJob, ExportOptions, plan_job
 from export.pipeline import make_artifacts
 from export.random_checkpoints import write_random_checkpoint
 from export.store import has_current_version, new_version
-from runners.artifacts import CONFIG_FILE, GENERATION_CONFIG_FILE
+from runners.artifacts.manifest import CONFIG_FILE, GENERATION_CONFIG_FILE
 from tasks.catalog import CatalogEntry, load_catalog
 
 ROOT = Path(__file__).parents[2]

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runners.answers import to_request
-from runners.artifacts import Manifest, read_manifest
-from runners.decoders import load_decoder
-from runners.generation import Decoder
-from runners.limits import SchedulerLimits
-from runners.messages import SequenceSpec
-from runners.model_store import artifact_folder
-from runners.scheduler import Scheduler
+from runners.artifacts.manifest import Manifest, read_manifest
+from runners.artifacts.store import artifact_folder
+from runners.decoder.answers import to_request
+from runners.decoder.batch import Decoder
+from runners.decoder.scheduler import Scheduler
+from runners.models.load import load_decoder
+from runners.options import SchedulerLimits
+from runners.transport.messages import SequenceSpec
 
 _NUM_SEQUENCES = (1, 4, 16)
 _NUM_TOKENS = 48

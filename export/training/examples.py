@@ -17,7 +17,7 @@ from export.scenes.truth import InstancesTruth
 from export.training.cell_targets import NUM_CELLS, CellTargets
 from export.training.mentions import Piece, ranked_subjects, segmented_subject
 from export.training.prompts import question_prompts
-from runners.prompt_tokenizer import PromptTokenizer, Segments
+from runners.decoder.tokenizer import PromptTokenizer, Segments
 from tasks.catalog import CatalogEntry
 from tasks.prompts import Prompt
 

@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from export.scenes import questions, sample_scene
 from export.scenes.truth import DetectionsTruth, TextTruth
 from export.training.prompts import question_prompts
-from runners.prompt_tokenizer import PromptTokenizer
+from runners.decoder.tokenizer import PromptTokenizer
 from tasks.catalog import CatalogEntry
 from tasks.florence2.locations import NUM_BINS as FLORENCE2_BINS
 from tasks.florence2.locations import location_token as florence2_location

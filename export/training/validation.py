@@ -15,17 +15,17 @@ from export.scenes.scene import CANVAS_PX
 from export.training.examples import Language
 from export.training.prompts import question_prompts
 from export.training.trainee import FamilyParts, Trainee
-from runners.answers import to_written
-from runners.bart import Bart
-from runners.decoder_weights import DecoderWeights
-from runners.florence2 import Florence2Decoder
-from runners.gemma import Gemma
-from runners.generation import Decoder, generate_all
-from runners.generation_rules import GenerationRules
-from runners.paligemma import PaliGemmaDecoder
-from runners.scheduler import WrittenSequence
-from runners.sequences import SequenceRequest
-from runners.vocabulary import Vocabulary
+from runners.decoder.answers import to_written
+from runners.decoder.batch import Decoder, generate_all
+from runners.decoder.rules import GenerationRules
+from runners.decoder.scheduler import WrittenSequence
+from runners.decoder.sequences import SequenceRequest
+from runners.decoder.vocabulary import Vocabulary
+from runners.models.bart import Bart
+from runners.models.florence2 import Florence2Decoder
+from runners.models.gemma import Gemma
+from runners.models.paligemma import PaliGemmaDecoder
+from runners.models.weights import DecoderWeights
 from tasks.families import FAMILIES
 from tasks.generation import GeneratedText
 from tasks.parameters import parse_parameters

@@ -4,7 +4,7 @@ import pytest
 
 from diptych_client.transports import COMPARE, MODELS, PREDICT, TASKS, Operation
 from diptych_client.transports import vision_pb2 as client_pb
-from service.proto import vision_pb2 as service_pb
+from service.rpc.proto import vision_pb2 as service_pb
 from tests.support.export_cli import ROOT
 
 

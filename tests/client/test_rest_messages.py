@@ -27,7 +27,7 @@ from diptych_client.transports.rest_messages import (
     comparison_json,
     error_from_response,
 )
-from service.wire import AnswerJson
+from service.schema.wire import AnswerJson
 from tests.support.client_answers import DETECTIONS, RESULTS, SIZE, answer
 
 

@@ -75,7 +75,8 @@ def test_the_image_runs_the_service_as_nobody_in_particular() -> None:
     assert instruction("USER") == "10001:10001"
     assert instruction("STOPSIGNAL") == "SIGTERM"
     assert json.loads(instruction("ENTRYPOINT")) == ["python", "-m", "service"]
-    assert json.loads(instruction("HEALTHCHECK").partition("CMD ")[2]) == ["python", "-m", "service.health_check"]
+    probe = json.loads(instruction("HEALTHCHECK").partition("CMD ")[2])
+    assert probe == ["python", "-m", "service.supervision.health_check"]
     assert not [value for name, value in LAST_STAGE if name == "CMD"]
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from export.build_key import build_key, library_versions
 from export.precision_record import PrecisionRecord
-from runners.artifacts import Device, Part, Precision
+from runners.artifacts.manifest import Device, Part, Precision
 
 VERSIONS = {"torch": "2.13.0"}
 PRECISION: dict[Device, dict[Part, Precision]] = {

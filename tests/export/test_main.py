@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from runners.artifacts import ArtifactError, Part, Precision, read_manifest, verify_files, vision_encoder_file
+from runners.artifacts.manifest import ArtifactError, Part, Precision, read_manifest, verify_files, vision_encoder_file
 from tasks.catalog import load_catalog
 from tests.support.export_cli import EMBEDDED, MODELS, ROOT, ModelStore
 

@@ -8,7 +8,7 @@ from export.errors import ParityError
 from export.evaluation.measures import TASK_MEASURES, task_accuracy
 from export.measurements import compare, each_measured
 from export.scenes import Scorecard, Tally
-from runners.artifacts import Precision
+from runners.artifacts.manifest import Precision
 from tasks.table import TASKS
 from tests.support.catalog import FLORENCE
 

@@ -4,8 +4,8 @@ import pytest
 from transformers import AutoConfig
 
 from export.memory import ModelSize, memory_tables, model_sizes, num_slot_values
-from runners.decoders import load_decoder
-from runners.kv_cache import KeyValueCache
+from runners.decoder.kv_cache import KeyValueCache
+from runners.models.load import load_decoder
 from tests.support.export_cli import MODELS, ROOT, ModelStore
 
 

@@ -15,8 +15,8 @@ from export.precision_record import (
     write_record,
 )
 from export.sources import resolve_source
-from runners.artifacts import Precision, vision_encoder_file
-from runners.precision import RUNNABLE
+from runners.artifacts.manifest import Precision, vision_encoder_file
+from runners.artifacts.precision import RUNNABLE
 from tasks.catalog import load_catalog, parse_entry
 from tests.support.catalog import CATALOG, FLORENCE, ROOT
 from tests.support.fake_service import served

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from export.random_checkpoints import SHAPES, write_random_checkpoint
-from runners.artifacts import read_manifest, verify_files
+from runners.artifacts.manifest import read_manifest, verify_files
 from tests.support.export_random import NUM_PROBES, export_random
 
 

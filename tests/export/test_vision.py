@@ -10,7 +10,7 @@ from transformers import CLIPImageProcessor, SiglipImageProcessor
 from export.errors import ImageProcessorError
 from export.reference import Reference
 from export.vision import read_image_input
-from runners.vision_encoder import VisionEncoder
+from runners.encoder.session import VisionEncoder
 
 FLOAT32_ROUNDING = 1e-4  # of features up to about 6, after sums of some hundred terms in another order
 

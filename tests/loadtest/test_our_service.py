@@ -43,7 +43,9 @@ def test_processor_time_is_that_of_all_processes_of_the_service(service: Running
 
 
 def test_batches_and_precision_are_read_from_the_service(service: RunningService, client: httpx.Client) -> None:
-    client.post("/v1/predict", data={"task": "ocr"}, files={"image": Path("service/samples/scene.png").read_bytes()})
+    client.post(
+        "/v1/predict", data={"task": "ocr"}, files={"image": Path("service/web/samples/scene.png").read_bytes()}
+    )
     assert mean_batch_sizes(client.get("/metrics").text)["decode"] >= 1
     listed = client.get("/v1/models").json()["data"][0]["precision"]
     assert precision_of(listed, "decoder") in ("float32", "int8", "bfloat16")

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.beams import Beam, BeamSequence, FinishedBeam
-from runners.constraints import Constraint
-from runners.generation_rules import GenerationRules
-from runners.patterns import OneToken, Repeated
-from runners.sequences import DeadlineExceeded, NonFiniteLogits, SequenceRequest
-from runners.vocabulary import Vocabulary
+from runners.decoder.beams import Beam, BeamSequence, FinishedBeam
+from runners.decoder.constraints import Constraint
+from runners.decoder.rules import GenerationRules
+from runners.decoder.sequences import DeadlineExceeded, NonFiniteLogits, SequenceRequest
+from runners.decoder.vocabulary import Vocabulary
+from runners.transport.patterns import OneToken, Repeated
 
 EOS, SIZE = 1, 6
 RULES = GenerationRules(frozenset({EOS}))

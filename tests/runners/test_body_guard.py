@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from runners.body_guard import MAX_BODY_BYTES, BodyGuard
+from runners.transport.body_guard import MAX_BODY_BYTES, BodyGuard
 
 PICKLE = "application/vnd.bentoml+pickle"
 

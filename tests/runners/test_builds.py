@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from runners.builds import BUILD_HEADER, BuildGuard, LoadedBuild
+from runners.transport.build_guard import BUILD_HEADER, BuildGuard, LoadedBuild
 
 
 async def answer(_request: Request) -> Response:

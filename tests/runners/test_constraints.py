@@ -4,9 +4,9 @@ import random
 import pytest
 import torch
 
-from runners.constraints import Constraint, Constraints
-from runners.patterns import ExactText, InOrder, OneOf, OneToken, Pattern, Repeated
-from runners.vocabulary import Vocabulary
+from runners.decoder.constraints import Constraint, Constraints
+from runners.decoder.vocabulary import Vocabulary
+from runners.transport.patterns import ExactText, InOrder, OneOf, OneToken, Pattern, Repeated
 
 EOS, SEPARATOR = 1, 2
 LOCATIONS, CODES = range(3, 7), range(7, 9)

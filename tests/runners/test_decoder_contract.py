@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from runners.artifacts import read_manifest
-from runners.decoders import load_decoder
-from runners.generation import Decoder
-from runners.kv_cache import KeyValueCache
-from runners.sequences import SequenceRequest, SequenceTooLong
+from runners.artifacts.manifest import read_manifest
+from runners.decoder.batch import Decoder
+from runners.decoder.kv_cache import KeyValueCache
+from runners.decoder.sequences import SequenceRequest, SequenceTooLong
+from runners.models.load import load_decoder
 from tests.support.export_cli import EMBEDDED, ModelStore
 from tests.support.fake_decoder import FakeDecoder
 

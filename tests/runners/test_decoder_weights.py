@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from export.decoder_weights import write_decoder_weights
 from export.random_checkpoints import write_random_checkpoint
 from export.reference import load_checkpoint, stored_dtype
-from runners.artifacts import DECODER_FILE, read_manifest, vision_encoder_file
-from runners.decoder_weights import DecoderWeights
-from runners.decoders import load_decoder
-from runners.vision_encoder import VisionEncoder
+from runners.artifacts.manifest import DECODER_FILE, read_manifest, vision_encoder_file
+from runners.encoder.session import VisionEncoder
+from runners.models.load import load_decoder
+from runners.models.weights import DecoderWeights
 from tests.support.export_cli import ROOT
 
 # Above the weights themselves: one tensor's mapped pages while it is read, the holes that matrices leave in the heap
@@ -29,8 +29,8 @@ import json, sys
 from pathlib import Path
 import torch
 from transformers import BartConfig
-from runners.bart import Bart
-from runners.decoder_weights import DecoderWeights
+from runners.models.bart import Bart
+from runners.models.weights import DecoderWeights
 from export.reference import load_checkpoint
 from transformers.models.florence2 import modeling_florence2
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from runners.generation import LiveBatch, generate_all, start_sequence
-from runners.sequences import GeneratedSequence, NonFiniteLogits
+from runners.decoder.batch import LiveBatch, generate_all, start_sequence
+from runners.decoder.sequences import GeneratedSequence, NonFiniteLogits
 from tests.support.decoder_cases import CASE_NAMES, MAX_NEW_TOKENS, Case, make_case
 from tests.support.export_cli import ModelStore
 

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from runners.devices import decoder_device, encoder_device, has_cuda_card, num_threads
+from runners.artifacts.devices import decoder_device, encoder_device, has_cuda_card, num_threads
 
 
 class FakeDriver:

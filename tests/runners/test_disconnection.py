@@ -7,7 +7,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from runners.disconnection import while_connected
+from runners.transport.disconnection import while_connected
 
 T = TypeVar("T")
 

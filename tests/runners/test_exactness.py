@@ -10,9 +10,9 @@ from concurrent.futures import Future, wait
 
 import pytest
 
-from runners.limits import SchedulerLimits
-from runners.scheduler import Scheduler, WrittenSequence
-from runners.sequences import SequenceRequest
+from runners.decoder.scheduler import Scheduler, WrittenSequence
+from runners.decoder.sequences import SequenceRequest
+from runners.options import SchedulerLimits
 from tests.support.decoder_cases import CASE_NAMES, MAX_NEAR_TIES, Case, make_case
 from tests.support.export_cli import ModelStore
 

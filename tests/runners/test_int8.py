@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from runners.int8 import Int8Linear, max_weight, quantize_rows
+from runners.models.int8 import Int8Linear, max_weight, quantize_rows
 
 OUT, IN, ROWS = 40, 96, 5
 EXACT = 1e-6  # relative: two factors of float32 in another order

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from runners.packed_linear import PackedLinear, can_pack
+from runners.models.packed_linear import PackedLinear, can_pack
 
 CLOSE = 1e-4  # of sums of up to 1,024 products near 1, in another order
 SMALL, LARGE = (96, 64), (512, 1024)

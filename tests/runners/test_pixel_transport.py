@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from runners.messages import PixelMemory, SequenceSpec, WriteCall
-from runners.pixel_transport import MESSAGE_BYTES_HEADER, BadCall, Pixels, body_of, in_memory, read_call
+from runners.transport.messages import PixelMemory, SequenceSpec, WriteCall
+from runners.transport.pixels import MESSAGE_BYTES_HEADER, BadCall, Pixels, body_of, in_memory, read_call
 
 SHAPE = (6, 4, 3)
 CALL = WriteCall(sequences=[SequenceSpec(segments=[("é", True)], timeout_s=1)])
@@ -42,7 +42,7 @@ def test_pixels_arrive_in_memory_and_outlast_its_owner() -> None:
 
 def test_another_process_reads_the_memory() -> None:
     code = (
-        "import sys; from runners.pixel_transport import read_call;"
+        "import sys; from runners.transport.pixels import read_call;"
         f"print(read_call(sys.stdin.buffer.read(), None, {SHAPE}).pixels.tobytes().hex())"
     )
     with in_memory(pixels()) as memory:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from runners.artifacts import ArtifactError, Device, Part, read_manifest, vision_encoder_file
-from runners.precision import RUNNABLE, WantedPrecision, choose_precision
+from runners.artifacts.manifest import ArtifactError, Device, Part, read_manifest, vision_encoder_file
+from runners.artifacts.precision import RUNNABLE, WantedPrecision, choose_precision
 
 
 def test_the_default_is_the_manifests_for_the_device(artifacts: Path) -> None:

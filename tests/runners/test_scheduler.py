@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from runners.limits import SchedulerLimits
-from runners.scheduler import Scheduler, WrittenSequence
-from runners.sequences import DeadlineExceeded, NonFiniteLogits, Overloaded, SequenceRequest, TooManyBeams
+from runners.decoder.scheduler import Scheduler, WrittenSequence
+from runners.decoder.sequences import DeadlineExceeded, NonFiniteLogits, Overloaded, SequenceRequest, TooManyBeams
+from runners.options import SchedulerLimits
 from tests.support.fake_decoder import CRASH, EOS, POISON, FakeDecoder
 
 TIMEOUT_S = 30

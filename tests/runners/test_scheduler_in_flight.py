@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from runners.limits import SchedulerLimits
-from runners.scheduler import Scheduler, WrittenSequence
-from runners.sequences import DeadlineExceeded, SequenceRequest
+from runners.decoder.scheduler import Scheduler, WrittenSequence
+from runners.decoder.sequences import DeadlineExceeded, SequenceRequest
+from runners.options import SchedulerLimits
 from tests.support.fake_decoder import EOS, MAX_POSITIONS, POISON, SHORT_OF_MEMORY, FakeDecoder
 
 TIMEOUT_S = 30

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.generation_rules import GenerationRules
-from runners.sequences import (
+from runners.decoder.rules import GenerationRules
+from runners.decoder.sequences import (
     DeadlineExceeded,
     GeneratedSequence,
     NonFiniteLogits,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.generation import Decoder, generate_all
-from runners.static_steps import Bucket, Recorded, StaticSteps
+from runners.decoder.batch import Decoder, generate_all
+from runners.decoder.cuda_graphs import Bucket, Recorded, StaticSteps
 from tests.support.decoder_cases import make_case
 from tests.support.export_cli import ModelStore
 

@@ -16,10 +16,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from runners import tracing
-from runners.span_export import COMPLAINTS, Seldom
-from runners.traced_calls import TracedCalls
-from runners.tracing import TraceOptions, call_headers, caller_context, past_span, span, trace_id
+from runners.telemetry import tracing
+from runners.telemetry.span_export import COMPLAINTS, Seldom
+from runners.telemetry.tracing import TraceOptions, call_headers, caller_context, past_span, span, trace_id
+from runners.transport.traced_calls import TracedCalls
 from tests.support.trace_collector import CALLER_ID, TRACE_ID, TRACEPARENT, CollectedSpan, Collector, collecting
 from tests.support.waiting import wait_until
 

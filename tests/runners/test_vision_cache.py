@@ -8,8 +8,8 @@ import pytest
 import torch
 from prometheus_client import REGISTRY
 
-from runners.messages import EncodedImage, Failed
-from runners.vision_cache import CachedFeatures, VisionCache
+from runners.encoder.features_cache import CachedFeatures, VisionCache
+from runners.transport.messages import EncodedImage, Failed
 
 ResultT = TypeVar("ResultT")
 NUM_BYTES = 40  # of the features of one image

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runners.vision_encoder import (
+from runners.encoder.session import (
     VisionEncoder,
     check_provider,
     encode_splitting,
@@ -24,7 +24,7 @@ REAL = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from runners.vision_encoder import VisionEncoder, encode_splitting
+from runners.encoder.session import VisionEncoder, encode_splitting
 
 encoder = VisionEncoder(Path(sys.argv[1]), num_threads=1)
 encoder.load()

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from runners.vocabulary import Vocabulary
+from runners.decoder.vocabulary import Vocabulary
 from tests.support.export_cli import EMBEDDED, MODELS
 
 TEXTS = ("red circle", " a word ; and another", "größe 12", "日本", "<loc_5> as text")

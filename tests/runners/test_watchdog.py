@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from runners.limits import SchedulerLimits
-from runners.scheduler import Scheduler
-from runners.sequences import SequenceRequest
-from runners.watchdog import Watchdog
+from runners.decoder.scheduler import Scheduler
+from runners.decoder.sequences import SequenceRequest
+from runners.options import SchedulerLimits
+from runners.telemetry.watchdog import Watchdog
 from tests.support.fake_decoder import EOS, FakeDecoder
 from tests.support.waiting import wait_until
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from service.api_keys import ApiKeys
+from service.admission.api_keys import ApiKeys
 from service.errors import Unauthorized
 from service.settings import SettingsError
 

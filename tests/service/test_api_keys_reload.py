@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.api_keys import ApiKeys
+from service.admission.api_keys import ApiKeys
 from service.errors import Overloaded
 from tests.support.api_keys import FakeClock, hash_of
 

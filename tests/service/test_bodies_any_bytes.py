@@ -4,8 +4,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from service.bodies import RequestBody
 from service.errors import PayloadTooLarge, ServiceError
+from service.http.body import RequestBody
 from tests.support.request_bodies import BASE64, FORM, IMAGE, JSON, MAX_BYTES, file_part, form, read
 
 

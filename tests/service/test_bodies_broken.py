@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from service.bodies import read_body
 from service.errors import InvalidRequest
+from service.http.body import read_body
 from tests.support.request_bodies import FORM, IMAGE, JSON, file_part, form, part, read, request
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from service.bodies import RequestBody, read_body
 from service.errors import InvalidRequest
+from service.http.body import RequestBody, read_body
 from tests.support.request_bodies import (
     BASE64,
     FORM,

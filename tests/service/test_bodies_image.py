@@ -1,7 +1,7 @@
 import pytest
 
 from service.errors import InvalidRequest, UnsupportedImage
-from service.image_urls import ImageUrl
+from service.images.url_rules import ImageUrl
 from tests.support.request_bodies import BASE64, FORM, IMAGE, JSON, file_part, form, part, read, read_form, read_json
 
 

@@ -6,8 +6,8 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from service.bodies import read_body
 from service.errors import PayloadTooLarge
+from service.http.body import read_body
 from tests.support.request_bodies import BASE64, FORM, IMAGE, JSON, MAX_BYTES, read
 
 

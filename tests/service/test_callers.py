@@ -2,9 +2,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from service.callers import ANYONE, Caller, CallerLimits
+from service.admission.quotas import ANYONE, Caller, CallerLimits
+from service.admission.rate_limits import TokenBucket
 from service.errors import ImageTooLarge, Overloaded
-from service.rate_limits import TokenBucket
 from tests.support.api_keys import FakeClock
 
 MEGAPIXEL = 1_000_000

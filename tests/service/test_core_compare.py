@@ -3,8 +3,8 @@ import asyncio
 import aiohttp
 import pytest
 
-from service.core import Comparison
 from service.errors import Overloaded
+from service.inference.core import Comparison
 from tests.support.core_calls import codes, compare, florence_fails, run, until
 from tests.support.fake_runners import FakeDecoder, FakeEncoder, refusal
 from tests.support.fake_service import FLORENCE_ID, IMAGE_SIZE_WH, PALIGEMMA_ID, PNG, context, make_core

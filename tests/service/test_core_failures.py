@@ -3,7 +3,7 @@ import asyncio
 import aiohttp
 import pytest
 
-from runners.messages import Failed, FailureCode
+from runners.transport.messages import Failed, FailureCode
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,
@@ -14,7 +14,7 @@ from service.errors import (
     ServiceError,
     UnsupportedImage,
 )
-from service.prediction import Answer
+from service.inference.prediction import Answer
 from tests.support.core_calls import OD_PROMPT, compare, predict, run
 from tests.support.fake_runners import FakeDecoder, FakeEncoder, refusal
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, IMAGE_SIZE_WH, PNG, context, make_core

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from service.errors import InvalidRequest, ServiceError, UnknownModel, UnsupportedTask
-from service.prediction import Answer
+from service.inference.prediction import Answer
 from tasks.catalog import TaskOverride
 from tasks.results import BoxXyxy, DetectionsResult, InstancesResult, TextResult
 from tests.support.catalog import FLORENCE, PALIGEMMA

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from runners.messages import Failed
+from runners.transport.messages import Failed
 from service.errors import InternalError, InvalidRequest
-from service.tracing import request_trace
+from service.telemetry.tracing import request_trace
 from tasks.results import DetectionsResult
 from tests.support.core_calls import OD_PROMPT, codes, compare, florence_fails, predict, run
 from tests.support.fake_runners import DECODE_S, ENCODE_S, PREFILL_S, FakeDecoder, FakeEncoder
@@ -74,7 +74,7 @@ def test_queue_depth_is_zero_again_after_failures() -> None:
 def test_log_has_one_line_a_model_with_id_model_task_and_sizes(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "service"), request_trace({"traceparent": TRACEPARENT}, "test", None):
         compare(florence_fails(aiohttp.ClientConnectionError("refused")), task="ocr")
-    lines = sorted(record.getMessage() for record in caplog.records if record.name == "service.recording")
+    lines = sorted(record.getMessage() for record in caplog.records if record.name == "service.inference.recording")
     assert lines[0] == f"request request-1 not_ready api=test model={FLORENCE_ID} task=ocr trace_id={TRACE_ID}"
     ok = f"request request-1 ok api=test model={PALIGEMMA_ID} task=ocr image=640x480 tokens=2 total_ms="
     assert lines[1].startswith(ok)

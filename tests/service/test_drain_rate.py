@@ -1,6 +1,6 @@
 import pytest
 
-from service.drain_rate import DrainRate
+from service.admission.throughput import DrainRate
 
 
 class Clock:

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.fair_shares import FairShares
+from service.admission.fair_share import FairShares
 
 
 def test_one_client_alone_may_have_all() -> None:

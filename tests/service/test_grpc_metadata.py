@@ -8,11 +8,11 @@ from typing import Any
 import grpc
 import pytest
 
-from runners.messages import Failed
-from service.api_keys import ApiKeys
-from service.core import Core
-from service.proto import vision_pb2 as pb
-from service.proto.vision_pb2_grpc import VisionStub
+from runners.transport.messages import Failed
+from service.admission.api_keys import ApiKeys
+from service.inference.core import Core
+from service.rpc.proto import vision_pb2 as pb
+from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.api_keys import api_keys
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ID, PNG, make_core

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from service.health_check import problem
 from service.settings import Settings
+from service.supervision.health_check import problem
 
 
 @contextmanager

@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from service.host_addresses import CheckedResolver, NoAllowedAddress, SystemResolver, is_public
+from service.images.host_addresses import CheckedResolver, NoAllowedAddress, SystemResolver, is_public
 from tests.support.image_hosts import Names
 
 V4, V6 = "93.184.215.14", "2606:2800:21f::1"

@@ -8,8 +8,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from service.http_guards import KeyForPaths, SecurityHeaders, closed_paths
-from service.rest_boundary import RestBoundary
+from service.http.boundary import RestBoundary
+from service.http.guards import KeyForPaths, SecurityHeaders, closed_paths
 from service.settings import Settings
 from tests.support.api_keys import api_keys
 from tests.support.fake_service import make_core

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from service.errors import ImageTooLarge, UnsupportedImage
-from service.images import decode_image, resize
+from service.images.decoding import decode_image, resize
 from tests.support.fake_service import encoded
 from tests.support.image_files import MAX_PIXELS, RED, colour_steps, decode, png
 

@@ -1,7 +1,7 @@
 import pytest
 
-from service.callers import UNLIMITED, CallerLimits
-from service.key_file import KeyEntry, parse_keys
+from service.admission.key_file import KeyEntry, parse_keys
+from service.admission.quotas import UNLIMITED, CallerLimits
 from service.settings import SettingsError
 from tests.support.api_keys import hash_of
 

@@ -6,10 +6,10 @@ import grpc
 import httpx
 import pytest
 
-from service.api_keys import ApiKeys
-from service.core import Core
-from service.rest_app import rest_app
-from service.rest_boundary import RestBoundary
+from service.admission.api_keys import ApiKeys
+from service.http.boundary import RestBoundary
+from service.http_app import rest_app
+from service.inference.core import Core
 from tests.service.test_grpc_metadata import OCR as GRPC_OCR
 from tests.service.test_grpc_metadata import trailing, vision
 from tests.support.api_keys import FakeClock, api_keys

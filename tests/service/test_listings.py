@@ -5,8 +5,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from service.errors import UnknownModel, UnsupportedTask
-from service.listings import models_json, tasks_json
-from service.served_models import served_entries
+from service.inference.listings import models_json, tasks_json
+from service.inference.served_models import served_entries
 from service.settings import Settings, SettingsError
 from tasks.catalog import TaskOverride
 from tasks.table import TASKS

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from service import logs
-from service.logs import JsonLines, configure_logging
-from service.tracing import request_trace
+from service.telemetry import logs
+from service.telemetry.logs import JsonLines, configure_logging
+from service.telemetry.tracing import request_trace
 from tests.support.core_calls import florence_fails, predict
 from tests.support.fake_service import FLORENCE_ID, make_core
 from tests.support.trace_collector import TRACE_ID, TRACEPARENT

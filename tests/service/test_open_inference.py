@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest, ServiceError, UnknownModel, UnsupportedImage
-from service.open_inference import InferRequest, Tensor, model_of, request_body, request_context
+from service.open_inference.tensors import InferRequest, Tensor, model_of, request_body, request_context
 from tests.support.fake_service import FLORENCE_ID, context, served_models
 
 MODELS = served_models()

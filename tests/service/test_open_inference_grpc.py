@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from service.api_keys import ApiKeys
-from service.core import Core
+from service.admission.api_keys import ApiKeys
 from service.errors import InvalidRequest, ServiceError
-from service.open_inference import InferRequest, Tensor
-from service.open_inference_grpc import read_request
-from service.proto import inference_pb2 as pb
-from service.proto.inference_pb2_grpc import GRPCInferenceServiceStub
+from service.inference.core import Core
+from service.open_inference.grpc_api import read_request
+from service.open_inference.tensors import InferRequest, Tensor
+from service.rpc.proto import inference_pb2 as pb
+from service.rpc.proto.inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PALIGEMMA_ID, make_core

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.api_keys import ApiKeys
-from service.rest_boundary import RestBoundary
+from service.admission.api_keys import ApiKeys
+from service.http.boundary import RestBoundary
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PALIGEMMA_ID, data_url, make_core
 from tests.support.rest_client import OCR, SETTINGS, SMALL_PNG, Client, client

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from service.rest_boundary import STATUSES
+from service.http.boundary import STATUSES
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, NUM_IMAGE_TOKENS, PALIGEMMA_ID
 from tests.support.rest_client import OCR, client, fits
 

@@ -6,11 +6,11 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from service.errors import InvalidRequest
-from service.openapi import openapi_document
-from service.requests import CompareFields, GenerationFields, PredictFields, parse_fields
-from service.rest_app import rest_app
-from service.rest_boundary import STATUSES, RestBoundary
+from service.http.boundary import STATUSES, RestBoundary
+from service.http_app import rest_app
+from service.inference.request_fields import CompareFields, GenerationFields, PredictFields, parse_fields
 from service.settings import Settings
+from service.web.openapi import openapi_document
 from tasks.table import TASKS
 from tests.support.catalog import PALIGEMMA
 from tests.support.fake_service import PNG, data_url, served_models

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
-from service.api_keys import ApiKeys
-from service.browser_policy import CONTENT_SECURITY_POLICY
-from service.rest_boundary import RestBoundary
+from service.admission.api_keys import ApiKeys
+from service.http.boundary import RestBoundary
+from service.http.browser_policy import CONTENT_SECURITY_POLICY
 from service.settings import Settings
 from tasks.table import TASKS
 from tests.support.export_cli import ROOT

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest
-from service.requests import (
+from service.inference.request_fields import (
     MAX_BEAMS,
     MAX_NEW_TOKENS,
     PARAMETER_NAMES,

@@ -3,12 +3,12 @@ from typing import Any
 
 import pytest
 
-from runners.messages import FinishReason, Written
+from runners.transport.messages import FinishReason, Written
 from service.errors import InvalidRequest, Overloaded
-from service.prediction import Answer, StageTimes
-from service.requests import PredictFields, parse_fields
-from service.responses import answer_json, error_detail, result_json
-from service.wire import ErrorJson
+from service.inference.prediction import Answer, StageTimes
+from service.inference.request_fields import PredictFields, parse_fields
+from service.schema.rendering import answer_json, error_detail, result_json
+from service.schema.wire import ErrorJson
 from tasks.results import (
     Detection,
     DetectionsResult,

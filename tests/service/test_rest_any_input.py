@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.rest_app import rest_app
+from service.http_app import rest_app
 from tests.support.fake_service import PNG
 from tests.support.rest_client import OCR, SMALL_PNG, client, error_of
 

@@ -9,11 +9,11 @@ from PIL import Image
 from prometheus_client import REGISTRY
 from starlette.types import Message
 
-from service.core import Comparison, Core, CoreLimits
 from service.errors import ErrorCode
-from service.prediction import Answer
-from service.rest_app import rest_app
-from service.rest_boundary import STATUSES, RestBoundary
+from service.http.boundary import STATUSES, RestBoundary
+from service.http_app import rest_app
+from service.inference.core import Comparison, Core, CoreLimits
+from service.inference.prediction import Answer
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import (
     FLORENCE_ANSWERS,

@@ -9,10 +9,10 @@ import pytest
 from prometheus_client import REGISTRY
 from starlette.types import Message
 
-from runners.messages import Failed
-from service.api_keys import ApiKeys
-from service.rest_app import rest_app
-from service.rest_boundary import RestBoundary
+from runners.transport.messages import Failed
+from service.admission.api_keys import ApiKeys
+from service.http.boundary import RestBoundary
+from service.http_app import rest_app
 from tests.support.core_calls import until
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, make_core

@@ -1,7 +1,7 @@
 import pytest
 
-from service.roles import Role
 from service.settings import Settings, SettingsError
+from service.supervision.roles import Role
 
 MODELS = ("a", "b")
 URLS = ("a=http://10.0.0.1:3000",)

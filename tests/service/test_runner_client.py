@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runners.messages import Failed, Outcomes, SequenceSpec
+from runners.transport.messages import Failed, Outcomes, SequenceSpec
 from service.errors import DeadlineExceeded, InternalError, NotReady, ServiceError
-from service.lazy_image import opened
-from service.runner_channel import RunnerCall
-from service.runner_client import RunnerClient, WrittenAnswers
+from service.images.lazy_image import opened
+from service.runner_client.channel import RunnerCall
+from service.runner_client.client import RunnerClient, WrittenAnswers
 from tests.support.catalog import FLORENCE
 from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder, fake_features, refusal

@@ -1,6 +1,6 @@
 import pytest
 
-from service.served_models import check_positions
+from service.inference.served_models import check_positions
 from service.settings import Settings, SettingsError
 from tests.support.fake_service import FLORENCE_ID, served_models
 

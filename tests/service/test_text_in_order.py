@@ -1,7 +1,7 @@
 import pytest
 
-from runners.messages import Failed, Outcome, SequenceEnd, TextPiece, Written
-from service.text_in_order import TextInOrder, ToldOtherwise
+from runners.transport.messages import Failed, Outcome, SequenceEnd, TextPiece, Written
+from service.runner_client.stream_replay import TextInOrder, ToldOtherwise
 
 
 def written(text: str) -> Written:

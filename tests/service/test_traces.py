@@ -12,13 +12,13 @@ import grpc
 import httpx
 import pytest
 
-from runners import tracing
-from runners.tracing import TraceOptions
-from service.api_keys import ApiKeys
-from service.proto import inference_pb2, inference_pb2_grpc
-from service.proto import vision_pb2 as pb
-from service.proto.vision_pb2_grpc import VisionStub
-from service.tracing import answer_span, request_trace
+from runners.telemetry import tracing
+from runners.telemetry.tracing import TraceOptions
+from service.admission.api_keys import ApiKeys
+from service.rpc.proto import inference_pb2, inference_pb2_grpc
+from service.rpc.proto import vision_pb2 as pb
+from service.rpc.proto.vision_pb2_grpc import VisionStub
+from service.telemetry.tracing import answer_span, request_trace
 from tests.support.core_calls import florence_fails
 from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, PNG, make_core
 from tests.support.grpc_channel import grpc_channel
@@ -254,6 +254,6 @@ def test_the_log_line_has_the_id_of_the_trace(caplog: pytest.LogCaptureFixture) 
         for method, path, fields, status in REQUESTS.values():
             if status >= 400 or (fields is not None and method == "POST"):
                 client().send(method, path, json=fields, headers={"traceparent": TRACEPARENT})
-    lines = [record.getMessage() for record in caplog.records if record.name == "service.recording"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "service.inference.recording"]
     assert len(lines) >= 8
     assert all(line.endswith(f" trace_id={TRACE_ID}") for line in lines)

@@ -6,8 +6,8 @@ from contextlib import suppress
 
 import pytest
 
+from service.admission.fair_queue import Demand, Turns
 from service.errors import DeadlineExceeded, Overloaded
-from service.turns import Demand, Turns
 from tests.support.core_calls import run, until
 
 

@@ -2,9 +2,9 @@
 
 import hashlib
 
-from service.api_keys import ApiKeys
-from service.key_file import parse_keys
-from service.rate_limits import Clock
+from service.admission.api_keys import ApiKeys
+from service.admission.key_file import parse_keys
+from service.admission.rate_limits import Clock
 
 
 class FakeClock:

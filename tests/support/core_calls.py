@@ -5,9 +5,9 @@ import math
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from service.core import Comparison, Core
 from service.errors import ServiceError
-from service.prediction import Answer
+from service.inference.core import Comparison, Core
+from service.inference.prediction import Answer
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PNG, context, make_core
 

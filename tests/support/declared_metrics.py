@@ -2,15 +2,15 @@
 
 from prometheus_client.metrics import MetricWrapperBase
 
-import runners.metrics
-import service.metrics
+import runners.telemetry.metrics
+import service.telemetry.metrics
 
 
 def declared_metrics() -> set[str]:
     """Return the name of every metric of ours, without the `_total` of a counter."""
     return {
         metric._name.removesuffix("_total")
-        for module in (runners.metrics, service.metrics)
+        for module in (runners.telemetry.metrics, service.telemetry.metrics)
         for metric in vars(module).values()
         if isinstance(metric, MetricWrapperBase)
     }

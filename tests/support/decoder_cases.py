@@ -12,10 +12,10 @@ from torch import Tensor
 from export.decoder_weights import write_decoder_weights
 from export.reference import Reference
 from export.scenes import render_scene, sample_scene
-from runners.artifacts import DECODER_FILE, GENERATION_CONFIG_FILE, Family, read_manifest
-from runners.decoders import load_decoder
-from runners.generation import Decoder
-from runners.sequences import SequenceRequest
+from runners.artifacts.manifest import DECODER_FILE, GENERATION_CONFIG_FILE, Family, read_manifest
+from runners.decoder.batch import Decoder
+from runners.decoder.sequences import SequenceRequest
+from runners.models.load import load_decoder
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 from tests.support.random_checkpoints import RandomKind, write_random_checkpoint
 

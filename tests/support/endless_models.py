@@ -5,7 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
-from runners.artifacts import GENERATION_CONFIG_FILE, MANIFEST_FILE
+from runners.artifacts.manifest import GENERATION_CONFIG_FILE, MANIFEST_FILE
 from tests.support.export_cli import EMBEDDED, ModelStore
 
 _UNKNOWN_TOKEN_ID = 3  # <unk>

@@ -10,7 +10,7 @@ from export.jobs import ExportOptions, plan_job
 from export.pipeline import make_artifacts
 from export.random_checkpoints import write_random_checkpoint
 from export.store import new_version
-from runners.artifacts import Manifest
+from runners.artifacts.manifest import Manifest
 from tasks.catalog import load_catalog
 from tests.support.export_cli import MODELS, ROOT
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from runners.constraints import Constraints
-from runners.generation_rules import GenerationRules
-from runners.prompt_tokenizer import Segments
-from runners.sequences import SequenceRequest, SequenceTooLong
-from runners.vocabulary import Vocabulary
+from runners.decoder.constraints import Constraints
+from runners.decoder.rules import GenerationRules
+from runners.decoder.sequences import SequenceRequest, SequenceTooLong
+from runners.decoder.tokenizer import Segments
+from runners.decoder.vocabulary import Vocabulary
 
 VOCABULARY_SIZE = 50
 # A prompt with POISON computes NaN for itself; one with CRASH fails its whole batch.

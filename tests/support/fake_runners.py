@@ -12,7 +12,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from numpy.typing import NDArray
 from yarl import URL
 
-from runners.messages import (
+from runners.encoder.features_cache import CachedFeatures, VisionCache
+from runners.transport.messages import (
     EncodedImage,
     Failed,
     FoundFeatures,
@@ -24,9 +25,8 @@ from runners.messages import (
     WritingEvent,
     Written,
 )
-from runners.pixel_transport import Pixels
-from runners.vision_cache import CachedFeatures, VisionCache
-from service.runner_channel import FeaturesMissing, RunnerCall, RunnerChannel
+from runners.transport.pixels import Pixels
+from service.runner_client.channel import FeaturesMissing, RunnerCall, RunnerChannel
 from tests.support.answers import generated
 
 NUM_PROMPT_TOKENS = 5

@@ -9,11 +9,11 @@ from typing import Any
 
 from PIL import Image
 
-from runners.artifacts import Manifest
-from service.core import Core, CoreLimits, RequestContext
-from service.image_fetching import ImageFetcher
-from service.runner_client import RunnerClient
-from service.served_models import ServedModel, ServedModels
+from runners.artifacts.manifest import Manifest
+from service.images.fetching import ImageFetcher
+from service.inference.core import Core, CoreLimits, RequestContext
+from service.inference.served_models import ServedModel, ServedModels
+from service.runner_client.client import RunnerClient
 from tasks.catalog import CatalogEntry
 from tasks.paligemma import MaskDecoder
 from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT

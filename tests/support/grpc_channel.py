@@ -5,9 +5,9 @@ from contextlib import asynccontextmanager
 
 import grpc
 
-from service.api_keys import ApiKeys
-from service.core import Core
+from service.admission.api_keys import ApiKeys
 from service.grpc_server import GrpcServer
+from service.inference.core import Core
 from service.settings import Settings
 from tests.support.running_service import free_port
 

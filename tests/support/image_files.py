@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.images import decode_image, read_header
+from service.images.decoding import decode_image, read_header
 
 MAX_PIXELS = 1_000_000
 ORIENTATION, X_RESOLUTION, DESCRIPTION = 0x0112, 0x011A, 0x010E

@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from service.proto import vision_pb2 as pb
+from service.rpc.proto import vision_pb2 as pb
 
 PATHS = ("/v1/predict", "/v1/compare", "/v1/chat/completions")
 _ALL_PATHS = (*PATHS, "/v2/models/florence-2-mini/infer")

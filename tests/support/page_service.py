@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from service.api_keys import ApiKeys
-from service.rest_app import rest_app
-from service.rest_boundary import RestBoundary
+from service.admission.api_keys import ApiKeys
+from service.http.boundary import RestBoundary
+from service.http_app import rest_app
 from service.settings import Settings
 from tasks.catalog import CatalogEntry
 from tests.support.api_keys import api_keys

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from runners.artifacts import DECODER_FILE, MANIFEST_FILE
+from runners.artifacts.manifest import DECODER_FILE, MANIFEST_FILE
 from tests.support.endless_models import endless_models
 from tests.support.export_cli import ModelStore
 

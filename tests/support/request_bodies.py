@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from starlette.requests import Request
 from starlette.types import Message
 
-from service.bodies import RequestBody, read_body
+from service.http.body import RequestBody, read_body
 
 MAX_BYTES = 100_000
 FORM = "multipart/form-data; boundary=b"

@@ -9,13 +9,13 @@ import httpx
 from jsonschema import Draft202012Validator
 from PIL import Image
 
-from service.api_keys import ApiKeys
-from service.core import Core
-from service.openapi import openapi_document
-from service.rest_app import rest_app
-from service.rest_boundary import STATUSES, RestBoundary
+from service.admission.api_keys import ApiKeys
+from service.http.boundary import STATUSES, RestBoundary
+from service.http.traces import TracedRequests
+from service.http_app import rest_app
+from service.inference.core import Core
 from service.settings import Settings
-from service.traced_requests import TracedRequests
+from service.web.openapi import openapi_document
 from tests.support.fake_service import data_url, encoded, make_core, served_models
 
 MAX_BODY_BYTES = 50_000

@@ -15,7 +15,7 @@ import grpc
 from diptych_client import Answer, TextResult
 from diptych_client.transports import vision_pb2 as pb
 from diptych_client.transports.rest_messages import answer_json
-from service.proto.vision_pb2_grpc import VisionServicer, add_VisionServicer_to_server
+from service.rpc.proto.vision_pb2_grpc import VisionServicer, add_VisionServicer_to_server
 from tests.support.client_answers import answer
 
 ANSWER = answer(TextResult("done"))

@@ -15,9 +15,9 @@ import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.proto import inference_pb2, inference_pb2_grpc
-from service.proto import vision_pb2 as pb
-from service.proto.vision_pb2_grpc import VisionStub
+from service.rpc.proto import inference_pb2, inference_pb2_grpc
+from service.rpc.proto import vision_pb2 as pb
+from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.api_keys import hash_of
 from tests.support.attack_urls import attacks
 from tests.support.export_cli import ModelStore

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from pycocotools import mask as coco_mask
 
-from service.wire import AnswerJson, ComparisonJson
+from service.schema.wire import AnswerJson, ComparisonJson
 from tests.support.running_service import RunningService
 from tests.support.scene_images import encoded, scene_image, scene_png
 

@@ -12,8 +12,8 @@ import pytest
 
 from diptych_client import Client, DiptychError
 from diptych_client.transports.rest_messages import answer_json
-from service.proto import vision_pb2 as pb
-from service.proto.vision_pb2_grpc import VisionStub
+from service.rpc.proto import vision_pb2 as pb
+from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_png
 from tests.support.triton_client import Infer, triton

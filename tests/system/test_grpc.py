@@ -11,8 +11,8 @@ from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from service.proto import vision_pb2 as pb
-from service.proto.vision_pb2_grpc import VisionStub
+from service.rpc.proto import vision_pb2 as pb
+from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_png
 from tests.system.test_answers import FLORENCE, PALIGEMMA, REQUESTS, post_form

@@ -8,8 +8,8 @@ import grpc
 import httpx
 import pytest
 
-from service.proto import vision_pb2 as pb
-from service.proto.vision_pb2_grpc import VisionStub
+from service.rpc.proto import vision_pb2 as pb
+from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_png
 from tests.support.server_sent_events import parse_events

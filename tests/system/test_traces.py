@@ -17,8 +17,8 @@ import grpc
 import httpx
 import pytest
 
-from service.proto import vision_pb2 as pb
-from service.proto.vision_pb2_grpc import VisionStub
+from service.rpc.proto import vision_pb2 as pb
+from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.export_cli import EMBEDDED, ModelStore
 from tests.support.running_service import RunningService, running_service
 from tests.support.scene_images import scene_png
@@ -175,9 +175,9 @@ def test_an_answers_span_counts_its_tokens(told: Told) -> None:
 
 def test_every_line_of_the_log_is_an_object_and_each_request_has_its_ids(told: Told) -> None:
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in told.log)
-    assert {"service.gateway", "service.supervisor"} < {line["logger"] for line in told.log}
+    assert {"service.gateway", "service.supervision.supervisor"} < {line["logger"] for line in told.log}
     assert any(line["logger"].startswith("bentoml") for line in told.log)
-    requests = [line for line in told.log if line["logger"] == "service.recording"]
+    requests = [line for line in told.log if line["logger"] == "service.inference.recording"]
     assert sorted(line["trace_id"] for line in requests) == sorted([*told.ids, COMPARE_TRACE])
     for line in requests:
         assert re.fullmatch("[0-9a-f]{32}", line["request_id"])

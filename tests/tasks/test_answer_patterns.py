@@ -12,9 +12,9 @@ from export.scenes.scene import SHAPES
 from export.training.florence2_answers import answer_pieces
 from export.training.paligemma_answers import PaliGemmaAnswers
 from export.training.prompts import question_prompts
-from runners.constraints import Constraint
-from runners.patterns import Pattern
-from runners.vocabulary import Vocabulary
+from runners.decoder.constraints import Constraint
+from runners.decoder.vocabulary import Vocabulary
+from runners.transport.patterns import Pattern
 from tasks.families import FAMILIES
 from tasks.parameters import TaskParameters, parse_parameters
 from tasks.table import TASKS

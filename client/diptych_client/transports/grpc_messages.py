@@ -1,4 +1,4 @@
-"""Values to and from the messages of `service/proto/vision.proto`. Knows no connection."""
+"""Values to and from the messages of `service/rpc/proto/vision.proto`. Knows no connection."""
 
 import json
 from collections.abc import Iterable, Mapping

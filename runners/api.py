@@ -1,0 +1,118 @@
+"""The calls of the gateway, as plain routes: BentoML's layers around an API cost 0.4 ms a call.
+
+    POST /write     WriteCall -> Outcomes
+    POST /stream    WriteCall -> a line of JSON for each WritingEvent
+    GET  /metrics   of all processes that write into PROMETHEUS_MULTIPROC_DIR
+
+404 where the features of X-Diptych-Image-Key are not there and the call brings no pixels. A caller that closes its
+connection, or dies, frees its slots within one decode step.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from runners.transport.disconnection import while_connected
+from runners.transport.messages import Failed, SequenceSpec, WritingEvent
+from runners.transport.pixels import IMAGE_KEY_HEADER, JSON, MESSAGE_BYTES_HEADER, BadCall, ReceivedCall, read_call
+
+if TYPE_CHECKING:
+    from runners.encoder.features_cache import CachedFeatures
+    from runners.worker import ModelWorker
+
+    Features = CachedFeatures | Failed
+    _Answer = Callable[[Features, Sequence[SequenceSpec]], Awaitable[Response]]
+
+_CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is left to read it
+
+
+class RunnerApi:
+    """The routes over the worker that `start` hands over, before the process listens."""
+
+    def start(self, worker: "ModelWorker") -> None:
+        """Answer calls from `worker`."""
+        self._worker = worker
+
+    def app(self) -> Starlette:
+        """Return the ASGI app."""
+        return Starlette(
+            routes=[
+                Route("/write", self._endpoint(self._write), methods=["POST"]),
+                Route("/stream", self._endpoint(self._stream), methods=["POST"]),
+                Route("/metrics", _metrics),
+            ]
+        )
+
+    def _endpoint(self, answer: "_Answer") -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            try:
+                body = await request.body()
+                received = read_call(body, request.headers.get(MESSAGE_BYTES_HEADER), self._worker.image_shape_hwc)
+                return await while_connected(request.receive, self._answer(request, received, answer))
+            except BadCall as error:
+                return PlainTextResponse(str(error), HTTPStatus.BAD_REQUEST)
+            except ClientDisconnect:
+                return Response(status_code=_CLIENT_CLOSED_REQUEST)
+
+        return endpoint
+
+    async def _answer(self, request: Request, received: ReceivedCall, answer: "_Answer") -> Response:
+        if not (image_key := request.headers.get(IMAGE_KEY_HEADER)):
+            raise BadCall(f"{IMAGE_KEY_HEADER} is missing")
+        features = await self._worker.features(image_key, received.pixels)
+        if features is None:
+            return PlainTextResponse("no features under this key; send the pixels", HTTPStatus.NOT_FOUND)
+        return await answer(features, received.call.sequences)
+
+    async def _write(self, features: "Features", specs: Sequence[SequenceSpec]) -> Response:
+        outcomes = await self._worker.write(features, specs)
+        return Response(outcomes.model_dump_json(), media_type=JSON)
+
+    async def _stream(self, features: "Features", specs: Sequence[SequenceSpec]) -> Response:
+        return _EventLines(self._worker.stream(features, specs))
+
+
+class _EventLines(Response):
+    """A line of JSON for each event; the generator is closed when the client disconnects."""
+
+    media_type = "application/x-ndjson"
+
+    def __init__(self, events: AsyncGenerator[WritingEvent, None]) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": self.raw_headers})
+        with suppress(ClientDisconnect):  # nobody is left to read
+            await while_connected(receive, self._send_events(send))
+
+    async def _send_events(self, send: Send) -> None:
+        async with aclosing(self._events) as events:
+            async for event in events:
+                line = event.model_dump_json().encode() + b"\n"
+                await send({"type": "http.response.body", "body": line, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _metrics(_request: Request) -> Response:
+    return Response(await asyncio.to_thread(_metrics_text), media_type=CONTENT_TYPE_LATEST)
+
+
+def _metrics_text() -> bytes:
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)

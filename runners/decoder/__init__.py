@@ -1,0 +1,1 @@
+"""Sequences of many requests in one batch: scheduler, choice of tokens, rules, constraints. It knows no family."""

@@ -1,0 +1,92 @@
+"""Between messages and sequences: what the gateway asks for becomes ids, what was written becomes text."""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from runners.decoder.batch import Decoder
+from runners.decoder.scheduler import WrittenSequence
+from runners.decoder.sequences import SequenceError, SequenceRequest, SequenceTooLong, TokenListener
+from runners.transport.messages import Failed, SequenceSpec, Written
+
+# Used where neither the request nor the checkpoint's generation_config says; Florence-2's model card asks for 1024.
+DEFAULT_MAX_NEW_TOKENS = 1024
+
+
+def to_request(
+    decoder: Decoder[Any],
+    image_features: Tensor,
+    spec: SequenceSpec,
+    on_tokens: TokenListener | None = None,
+) -> SequenceRequest:
+    """Return the request for `spec` over `image_features` (N, C); raise `SequenceTooLong` if it cannot fit."""
+    prompt_ids = decoder.prompt_ids(spec.segments)
+    limit = decoder.max_new_tokens(len(image_features) + len(prompt_ids))
+    if spec.max_new_tokens is not None and spec.max_new_tokens > limit:
+        raise SequenceTooLong(f"max_new_tokens is {spec.max_new_tokens}; after this prompt up to {limit} fit")
+    wanted = spec.max_new_tokens or decoder.rules.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+    return SequenceRequest(
+        image_features,
+        prompt_ids,
+        max_new_tokens=min(wanted, limit),
+        temperature=spec.temperature,
+        seed=spec.seed,
+        top_p=spec.top_p,
+        num_beams=_num_beams(decoder, spec),
+        constraint=None if spec.pattern is None else decoder.constraints.get(spec.pattern),
+        deadline_s=time.monotonic() + spec.timeout_s,
+        on_tokens=on_tokens,
+    )
+
+
+def _num_beams(decoder: Decoder[Any], spec: SequenceSpec) -> int:
+    """Return the beams asked for, or the checkpoint's own number; one where tokens are drawn at random."""
+    if spec.num_beams is not None:
+        return spec.num_beams
+    return decoder.rules.num_beams if spec.temperature == 0 else 1
+
+
+class AnswerText:
+    """The text of one answer as its tokens come, without those that start and end every answer."""
+
+    def __init__(self, decoder: Decoder[Any]) -> None:
+        self._stream = decoder.text_stream()
+        self._framing = decoder.rules.eos_token_ids | {decoder.rules.forced_bos_token_id, decoder.pad_token_id}
+        self.text = ""
+        self.token_ends: list[int] = []  # offset in `text` after each token that has one
+
+    def has(self, token_id: int) -> bool:
+        """Say whether a token is of the text."""
+        return token_id not in self._framing
+
+    def push(self, token_ids: Iterable[int]) -> str:
+        """Return what the next tokens add."""
+        before = len(self.text)
+        for token_id in filter(self.has, token_ids):
+            self.text += self._stream.push(token_id)
+            self.token_ends.append(len(self.text))
+        return self.text[before:]
+
+
+def to_written(decoder: Decoder[Any], request: SequenceRequest, written: WrittenSequence) -> Written:
+    """Return the message for a written sequence, without the tokens that start and end every answer."""
+    sequence, answer = written.sequence, AnswerText(decoder)
+    answer.push(sequence.token_ids)
+    return Written(
+        text=answer.text,
+        token_ends=answer.token_ends,
+        logprobs=[p for token_id, p in zip(sequence.token_ids, sequence.logprobs, strict=True) if answer.has(token_id)],
+        finish_reason=sequence.finish_reason,
+        num_prompt_tokens=len(request.prompt_ids),
+        num_generated_tokens=len(sequence.token_ids),
+        queue_s=written.queue_s,
+        prefill_s=written.prefill_s,
+        decode_s=written.decode_s,
+    )
+
+
+def to_failed(error: SequenceError) -> Failed:
+    """Return the message for a failed sequence."""
+    return Failed(code=error.code, message=str(error))

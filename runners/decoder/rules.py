@@ -1,0 +1,83 @@
+"""What a checkpoint's generation_config.json demands of every answer; names and meaning are transformers'."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from runners.artifacts.manifest import GENERATION_CONFIG_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRules:
+    """The rules of one checkpoint."""
+
+    eos_token_ids: frozenset[int]
+    max_new_tokens: int | None = None
+    decoder_start_token_id: int | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
+    no_repeat_ngram_size: int = 0
+    num_beams: int = 1
+    early_stopping: bool | str = False  # True, False or "never", see transformers' GenerationConfig
+    length_penalty: float = 1.0
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read the rules from an artifact folder."""
+        return cls.of(json.loads((folder / GENERATION_CONFIG_FILE).read_text(encoding="utf-8")))
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Self:
+        """Take the rules from the values of a generation_config.json."""
+        eos = config["eos_token_id"]
+        return cls(
+            eos_token_ids=frozenset(eos if isinstance(eos, list) else [eos]),
+            max_new_tokens=config.get("max_new_tokens"),
+            decoder_start_token_id=config.get("decoder_start_token_id"),
+            forced_bos_token_id=config.get("forced_bos_token_id"),
+            forced_eos_token_id=config.get("forced_eos_token_id"),
+            no_repeat_ngram_size=config.get("no_repeat_ngram_size") or 0,
+            num_beams=config.get("num_beams") or 1,
+            early_stopping=config.get("early_stopping") or False,
+            length_penalty=1.0 if config.get("length_penalty") is None else config["length_penalty"],
+        )
+
+    def forced_token(self, position: int, max_new_tokens: int) -> int | None:
+        """Return the token that must stand at `position` of an answer of up to `max_new_tokens`, None for any."""
+        if position == 0 and self.forced_bos_token_id is not None:
+            return self.forced_bos_token_id
+        return self.forced_eos_token_id if position == max_new_tokens - 1 else None
+
+    def has_rule(self, position: int, max_new_tokens: int) -> bool:
+        """Say whether tokens may be forbidden at `position`."""
+        return self.no_repeat_ngram_size > 0 or self.forced_token(position, max_new_tokens) is not None
+
+    def allowed(self, scores: Tensor, token_ids: Sequence[int], max_new_tokens: int) -> Tensor:
+        """Return `scores` (V,) of the token after `token_ids`, with those that the rules forbid at -inf.
+
+        Order and meaning are those of transformers' NoRepeatNGram, ForcedBOS and ForcedEOS logits processors; a
+        forced token's score is 0.
+        """
+        forced = self.forced_token(len(token_ids), max_new_tokens)
+        if forced is not None:
+            only = torch.full_like(scores, -math.inf)
+            only[forced] = 0.0
+            return only
+        if self.no_repeat_ngram_size and (banned := self._ngram_ends(token_ids)):
+            return scores.index_fill(0, torch.tensor(banned, device=scores.device), -math.inf)
+        return scores
+
+    def _ngram_ends(self, token_ids: Sequence[int]) -> list[int]:
+        """Return the tokens that would repeat an n-gram of what was written, start token included."""
+        start = [] if self.decoder_start_token_id is None else [self.decoder_start_token_id]
+        written, size = [*start, *token_ids], self.no_repeat_ngram_size
+        tail = written[len(written) - size + 1 :]
+        if len(written) < size:
+            return []
+        return [written[i + size - 1] for i in range(len(written) - size + 1) if written[i : i + size - 1] == tail]

@@ -1,0 +1,1 @@
+"""The vision encoder and the cache of its image features."""

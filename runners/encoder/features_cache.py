@@ -1,0 +1,118 @@
+"""Image features by image key, least recently used out, and the images that are being encoded.
+
+Calls for one new image encode it once: the first is a miss, those that come meanwhile join it. A failure reaches all of
+them and is not kept. A call holds the features that it uses: what leaves the cache is not taken from it. The module
+knows no encoder; features are tensors with a size in bytes.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from cachetools import LRUCache
+from opentelemetry.context import Context, get_current
+from torch import Tensor
+
+from runners.telemetry.metrics import QUEUE_DEPTH, VISION_CACHE_BYTES, VISION_CACHE_REQUESTS
+from runners.transport.messages import CacheOutcome, EncodedImage, Failed, FoundFeatures
+from runners.transport.pixels import Pixels
+
+logger = logging.getLogger(__name__)
+
+_FAILED = Failed(code="internal", message="the vision encoder failed")
+
+
+@dataclass(slots=True, eq=False)
+class Encoding:
+    """An image on its way through the encoder, which sets `features`."""
+
+    pixels: Pixels  # (H, W, 3)
+    since_s: float = field(default_factory=time.monotonic)
+    trace: Context = field(default_factory=get_current)
+    features: Tensor | None = None  # (N, C)
+    task: "asyncio.Task[EncodedImage] | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class CachedFeatures:
+    """The features (N, C) of a call's image, held by the call until its end."""
+
+    tensor: Tensor
+    found: FoundFeatures
+
+
+class VisionCache:
+    """The features of one model, at most `max_bytes`.
+
+    `encode` sends a key through BentoML's batcher; the batch finds its image in `encodings`. At most `max_encoding`
+    images are queued or being encoded.
+    """
+
+    def __init__(
+        self, model_id: str, max_bytes: int, max_encoding: int, encode: Callable[[str], Awaitable[EncodedImage]]
+    ) -> None:
+        self.encodings: dict[str, Encoding] = {}
+        self._model_id = model_id
+        self._max_encoding = max_encoding
+        self._encode = encode
+        self._features: LRUCache[str, Tensor] = LRUCache(max_bytes, getsizeof=num_bytes)
+        self._bytes = VISION_CACHE_BYTES.labels(model_id)
+        self._depth = QUEUE_DEPTH.labels(model_id, "encode")
+
+    async def get(self, image_key: str, pixels: Pixels | None) -> CachedFeatures | Failed | None:
+        """Return the features of an image, encoded from `pixels` if needed; None where it needs pixels and has none.
+
+        A cancelled caller leaves the encoding to the cache and to those that joined it.
+        """
+        if (features := self._features.get(image_key)) is not None:
+            return self._found(features, "hit")
+        outcome: CacheOutcome = "joined"
+        encoding = self.encodings.get(image_key)
+        if encoding is None:
+            if pixels is None:
+                return None
+            if len(self.encodings) >= self._max_encoding:
+                return Failed(code="overloaded", message=f"{self._max_encoding} images are being encoded; try later")
+            outcome, encoding = "miss", self._start(image_key, pixels)
+        return await self._wait(encoding, outcome)
+
+    async def _wait(self, encoding: Encoding, outcome: CacheOutcome) -> CachedFeatures | Failed:
+        start_s = time.monotonic()
+        assert encoding.task is not None
+        encoded = await asyncio.shield(encoding.task)
+        if encoding.features is None:
+            return encoded.failed or _FAILED
+        encode_s = encoded.encode_s if outcome == "miss" else 0.0
+        return self._found(encoding.features, outcome, encode_s, max(0.0, time.monotonic() - start_s - encode_s))
+
+    def _start(self, image_key: str, pixels: Pixels) -> Encoding:
+        encoding = self.encodings[image_key] = Encoding(pixels)
+        encoding.task = asyncio.create_task(self._run(image_key, encoding))
+        return encoding
+
+    async def _run(self, image_key: str, encoding: Encoding) -> EncodedImage:
+        try:
+            with self._depth.track_inprogress():
+                encoded = await self._encode(image_key)
+        except Exception:  # of the batcher itself; the encoder's failures are outcomes
+            logger.exception("an image of %s was not encoded", self._model_id)
+            return EncodedImage(encode_s=0.0, failed=_FAILED)
+        finally:
+            del self.encodings[image_key]
+        if encoding.features is not None and num_bytes(encoding.features) <= self._features.maxsize:
+            self._features[image_key] = encoding.features
+            self._bytes.set(self._features.currsize)
+        return encoded
+
+    def _found(
+        self, features: Tensor, outcome: CacheOutcome, encode_s: float = 0.0, queue_s: float = 0.0
+    ) -> CachedFeatures:
+        VISION_CACHE_REQUESTS.labels(self._model_id, outcome).inc()
+        return CachedFeatures(features, FoundFeatures(outcome=outcome, encode_s=encode_s, queue_s=queue_s))
+
+
+def num_bytes(features: Tensor) -> int:
+    """Return the bytes of a tensor's elements."""
+    return features.numel() * features.element_size()

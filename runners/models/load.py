@@ -1,0 +1,27 @@
+"""The decoder class of each family."""
+
+from pathlib import Path
+from typing import Any
+
+from runners.artifacts.manifest import Family, Precision
+from runners.decoder.batch import Decoder
+from runners.models.florence2 import Florence2Decoder
+from runners.models.paligemma import PaliGemmaDecoder
+
+_DECODERS: dict[Family, type[Florence2Decoder] | type[PaliGemmaDecoder]] = {
+    "florence2": Florence2Decoder,
+    "paligemma": PaliGemmaDecoder,
+}
+
+
+def load_decoder(
+    folder: Path, family: Family, precision: Precision, device: str, max_positions: int = 0
+) -> Decoder[Any]:
+    """Load the decoder of an artifact folder onto `device` ("cpu", "cuda").
+
+    Its sequences have at most `max_positions`; 0: as many as the model allows.
+    """
+    decoder = _DECODERS[family].load(folder, precision, device)
+    if max_positions:
+        decoder.limit_positions(max_positions)
+    return decoder

@@ -1,0 +1,92 @@
+"""The BentoML service of one model: its vision encoder, its features cache and its decoder, in one process.
+
+POST /write, /stream    the gateway's calls (runners/api.py)
+POST /encode            images of many calls in one batch, made by BentoML's adaptive batcher; called in the process
+GET  /livez, /readyz, /metrics
+"""
+
+from typing import Any, cast
+
+import bentoml
+
+from runners.api import RunnerApi
+from runners.artifacts.devices import may_have_cuda
+from runners.bentoml_internals import batcher, dispatch_at_once
+from runners.options import RunnerOptions
+from runners.telemetry import tracing
+from runners.telemetry.metrics import START_TIME_SECONDS
+from runners.transport.body_guard import BodyGuard
+from runners.transport.build_guard import BuildGuard, LoadedBuild
+from runners.transport.messages import EncodedImage, ImageToEncode
+from runners.transport.traced_calls import TracedCalls
+
+NO_ACCESS_LOG = {"access": {"enabled": False}}  # the gateway writes the one line of a request
+# Each of BentoML's layers around a call costs every request; what they count and trace, Diptych's own do too.
+NO_TRACING = {"excluded_urls": "."}
+# On a CPU a batch takes as long as its images one by one: a large one only keeps the first from the decoder.
+_CPU_BATCH_SIZE, _CUDA_BATCH_SIZE = 2, 16
+
+
+def runner_name(model_id: str) -> str:
+    """Return the name of a model's runner as a service of BentoML."""
+    return f"{model_id}-runner"
+
+
+def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
+    """Return the service of one model."""
+    dispatch_at_once()
+    loaded, api = LoadedBuild(), RunnerApi()
+    default_batch_size = _CUDA_BATCH_SIZE if may_have_cuda(options.device) else _CPU_BATCH_SIZE
+
+    class Runner:
+        """Turns images into features and features into answers."""
+
+        @bentoml.on_startup
+        def load(self) -> None:
+            """Check and load the artifacts, encode one image and write one sequence; only then is the service ready."""
+            START_TIME_SECONDS.labels(model_id, "runner").set_to_current_time()
+            tracing.start(options.traces, runner_name(model_id))
+            # Neither torch nor ONNX Runtime is loaded with this module, which the gateway imports too.
+            from runners.worker import ModelWorker
+
+            self._worker = ModelWorker(model_id, options, self._batched)
+            self._worker.load()
+            api.start(self._worker)
+            loaded.key = self._worker.build_key
+
+        @bentoml.on_shutdown
+        def stop(self) -> None:
+            """Write what was accepted, then end."""
+            self._worker.stop()
+            tracing.stop()
+
+        async def __is_ready__(self) -> bool:
+            """Return True while batches and decode steps end in time."""
+            return self._worker.is_ready()
+
+        @bentoml.api(
+            batchable=True,
+            max_batch_size=options.max_batch_size or default_batch_size,
+            max_latency_ms=options.max_latency_ms,
+        )
+        def encode(self, images: list[ImageToEncode]) -> list[EncodedImage]:
+            """Encode images whose pixels came with calls that are waiting; each succeeds or fails alone."""
+            return self._worker.encode(images)
+
+        async def _batched(self, image_key: str) -> EncodedImage:
+            """Send one image through the adaptive batcher in front of `encode`."""
+            (encoded,) = await batcher(self, "encode")([ImageToEncode(image_key=image_key)])
+            return cast(EncodedImage, encoded)
+
+    service = bentoml.service(
+        name=runner_name(model_id),
+        traffic={"timeout": options.timeout_s},
+        logging=NO_ACCESS_LOG,
+        metrics={"enabled": False},  # it would count each call; RunnerApi answers /metrics without
+        tracing=NO_TRACING,
+    )(Runner)
+    service.add_asgi_middleware(TracedCalls)
+    service.add_asgi_middleware(BuildGuard, loaded=loaded)
+    service.add_asgi_middleware(BodyGuard)
+    service.mount_asgi_app(api.app())
+    return service

@@ -1,0 +1,1 @@
+"""What travels between gateway and runner, and the guards in front of a runner."""

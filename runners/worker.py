@@ -1,0 +1,90 @@
+"""One model in one process: encoder, features cache and decoder, and what a call does with them."""
+
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+
+from runners.artifacts.devices import decoder_device
+from runners.artifacts.manifest import read_manifest, verify_files
+from runners.artifacts.store import artifact_folder
+from runners.decoder_worker import DecoderWorker
+from runners.encoder.features_cache import CachedFeatures, VisionCache
+from runners.options import RunnerOptions
+from runners.transport.messages import (
+    EncodedImage,
+    Failed,
+    FoundFeatures,
+    ImageToEncode,
+    Outcomes,
+    SequenceEnd,
+    SequenceSpec,
+    WritingEvent,
+)
+from runners.transport.pixels import Pixels
+
+_NOT_WAITING = EncodedImage(encode_s=0.0, failed=Failed(code="internal", message="no call waits for this image"))
+_NOT_FOUND = FoundFeatures(outcome="miss")
+
+
+class ModelWorker:
+    """Answers calls for one model; `batched` sends an image key through the batcher to `encode`."""
+
+    def __init__(
+        self, model_id: str, options: RunnerOptions, batched: Callable[[str], Awaitable[EncodedImage]]
+    ) -> None:
+        self._model_id = model_id
+        self._options = options
+        self._batched = batched
+
+    def load(self) -> None:
+        """Check the artifacts, load both parts and run each once; raise what they raise."""
+        from runners.encoder.worker import EncoderWorker  # starts a thread: not before this process was forked
+
+        options, folder = self._options, artifact_folder(self._model_id)
+        manifest = read_manifest(folder)
+        verify_files(folder, manifest)
+        device, num_cores = decoder_device(options.device), len(os.sched_getaffinity(0))
+        width, height = manifest.image_size_wh
+        self.build_key, self.image_shape_hwc = manifest.build_key, (height, width, 3)
+        self._encoder = EncoderWorker(manifest, options, device)
+        self._encoder.load(folder, num_cores)
+        self._decoder = DecoderWorker(manifest, options, device)
+        self._decoder.load(folder, num_cores)
+        self._cache = VisionCache(self._model_id, options.max_cache_bytes, options.limits.max_waiting, self._batched)
+
+    def is_ready(self) -> bool:
+        """Return True while batches and decode steps end in time."""
+        return all([self._encoder.watchdog.is_content(), self._decoder.watchdog.is_content()])
+
+    def stop(self) -> None:
+        """Write what was accepted, then end."""
+        self._decoder.stop()
+
+    def encode(self, images: Sequence[ImageToEncode]) -> list[EncodedImage]:
+        """Encode a batch, in the batcher's thread; return the outcome of each image, in order."""
+        waiting = {image.image_key: self._cache.encodings.get(image.image_key) for image in images}
+        found = {key: encoding for key, encoding in waiting.items() if encoding is not None}
+        outcomes = dict(zip(found, self._encoder.encode(list(found.values())), strict=True)) if found else {}
+        return [outcomes.get(image.image_key, _NOT_WAITING) for image in images]
+
+    async def features(self, image_key: str, pixels: Pixels | None) -> CachedFeatures | Failed | None:
+        """Return the features of a call's image, the failure to make them, or None: the call must bring pixels."""
+        return await self._cache.get(image_key, pixels)
+
+    async def write(self, features: CachedFeatures | Failed, specs: Sequence[SequenceSpec]) -> Outcomes:
+        """Return the outcome of each sequence; cancelled, their slots are free within one step."""
+        if isinstance(features, Failed):
+            return Outcomes(features=_NOT_FOUND, outcomes=[features for _ in specs])
+        return Outcomes(features=features.found, outcomes=await self._decoder.write(features.tensor, specs))
+
+    async def stream(
+        self, features: CachedFeatures | Failed, specs: Sequence[SequenceSpec]
+    ) -> AsyncGenerator[WritingEvent, None]:
+        """Yield where the features came from, the text of each sequence as it is settled, and its outcome."""
+        if isinstance(features, Failed):
+            yield _NOT_FOUND
+            for index in range(len(specs)):
+                yield SequenceEnd(index=index, outcome=features)
+            return
+        yield features.found
+        async for event in self._decoder.stream(features.tensor, specs):
+            yield event

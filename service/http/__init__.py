@@ -1,0 +1,1 @@
+"""The service's own HTTP interface, and what all HTTP interfaces share."""

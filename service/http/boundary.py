@@ -1,0 +1,163 @@
+"""What every HTTP endpoint has around it: an id, a deadline, the key, and one way for errors to become answers.
+
+An interface (the service's own, OpenAI's, Open Inference) names itself and its form of an error; the statuses are the
+same for all.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from service.admission.api_keys import ApiKeys
+from service.admission.drain_gate import Entrance
+from service.admission.quotas import ANYONE
+from service.errors import ErrorCode, InvalidRequest, NotReady, Overloaded, ServiceError, Unauthorized
+from service.http.body import RequestBody, read_body, read_bytes, read_json
+from service.inference import request_ids
+from service.inference.core import Core, RequestContext
+from service.inference.recording import record_failure, record_gone_client
+from service.schema.rendering import error_detail
+from service.schema.wire import ErrorJson
+from service.settings import Settings
+
+STATUSES: dict[ErrorCode, int] = {
+    "invalid_request": 400,
+    "unauthorized": 401,
+    "unknown_model": 404,
+    "image_too_large": 413,
+    "payload_too_large": 413,
+    "unsupported_image": 415,
+    "unsupported_task": 422,
+    "overloaded": 429,
+    "internal": 500,
+    "not_ready": 503,
+    "deadline_exceeded": 504,
+}
+_CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is left to read it
+
+Endpoint = Callable[[Request, RequestContext], Awaitable[Response]]
+ErrorForm = Callable[[ServiceError, str], Mapping[str, Any]]
+
+
+def error_json(error: ServiceError, request_id: str) -> dict[str, Any]:
+    """Return the error body of the service's own interface."""
+    return ErrorJson(error=error_detail(error, request_id)).model_dump()
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """One of the service's HTTP interfaces."""
+
+    api: str  # its label in metrics
+    error_form: ErrorForm = error_json
+
+
+REST = Interface("rest")
+
+
+class RestBoundary:
+    """The core that `start` hands over, as HTTP endpoints reach it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.entrance = Entrance()
+        self._core: Core | None = None
+        self._api_keys = ApiKeys(None)
+
+    def start(self, core: Core, api_keys: ApiKeys) -> None:
+        """Begin to answer from `core`; before, every request is answered with not_ready."""
+        self.entrance = core.entrance
+        self._core = core
+        self._api_keys = api_keys
+
+    def endpoint(self, function: Endpoint, interface: Interface = REST) -> Callable[[Request], Awaitable[Response]]:
+        """Give an endpoint its context, and turn whatever it raises into the error body of its interface."""
+
+        async def answer(request: Request) -> Response:
+            request.state.request_id = _id_of(request)  # until a body brings its own
+            try:
+                self.entrance.check()
+                deadline_s = time.monotonic() + self._timeout_s(request)
+                caller = self._api_keys.caller(request.headers.get("authorization")) or ANYONE
+                context = RequestContext(request.state.request_id, interface.api, deadline_s, caller)
+                response = await function(request, context)
+            except ClientDisconnect:
+                record_gone_client(interface.api, request.state.request_id)
+                return Response(status_code=_CLIENT_CLOSED_REQUEST)
+            except Exception as error:
+                response = _error_response(error, request.state.request_id, interface)
+            response.headers["X-Request-Id"] = request.state.request_id
+            if self.entrance.is_closed:
+                response.headers["Connection"] = "close"
+            return response
+
+        return answer
+
+    def core(self) -> Core:
+        """Return the core; raise `NotReady` before the start."""
+        if self._core is None:
+            raise NotReady("the service is starting; try again in a few seconds")
+        return self._core
+
+    def authorized(self, request: Request) -> Core:
+        """Return the core for a request with an accepted key; raise `Unauthorized`, `Overloaded` or `NotReady`."""
+        self._api_keys.check(request.headers.get("authorization")).take_request()
+        return self.core()
+
+    def refusal(self, request: Request) -> Response | None:
+        """Return the answer to a request without an accepted key, None to one that has it."""
+        try:
+            self._api_keys.check(request.headers.get("authorization"))
+        except Unauthorized as error:
+            return _error_response(error, _id_of(request), REST)
+        return None
+
+    async def body(self, request: Request, context: RequestContext) -> RequestBody:
+        """Read the image and the fields of a request, if there is room for it."""
+        self.core().check_room(context.client)
+        return await read_body(request, self._settings.max_body_bytes)
+
+    async def json(self, request: Request, context: RequestContext) -> dict[str, object]:
+        """Read a body that is a JSON object, if there is room for its request."""
+        self.core().check_room(context.client)
+        return await read_json(request, self._settings.max_body_bytes)
+
+    async def raw_body(self, request: Request, context: RequestContext) -> bytes:
+        """Read a body as it is, if there is room for its request."""
+        self.core().check_room(context.client)
+        return await read_bytes(request, self._settings.max_body_bytes)
+
+    def _timeout_s(self, request: Request) -> float:
+        """Return the seconds that the request may take: its X-Deadline-Ms, at most the service's own."""
+        header = request.headers.get("x-deadline-ms")
+        if header is None:
+            return self._settings.request_timeout_s
+        if not (header.isascii() and header.isdigit() and len(header) <= 15) or int(header) == 0:
+            raise InvalidRequest(f"X-Deadline-Ms must be a whole number of milliseconds above 0, not {header[:40]!r}")
+        return min(int(header) / 1000, self._settings.request_timeout_s)
+
+
+async def no_such_path(request: Request, error: Exception, interface: Interface = REST) -> Response:
+    """Answer an unknown path or a wrong method in the form of every other error."""
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    message = f"{request.method} {request.url.path[:80]} does not exist; GET /docs shows what does"
+    return _error_response(InvalidRequest(message), _id_of(request), interface, status)
+
+
+def _id_of(request: Request) -> str:
+    return request_ids.request_id(request.headers.get("x-request-id"))
+
+
+def _error_response(error: Exception, request_id: str, interface: Interface, status: int | None = None) -> Response:
+    failure = record_failure(error, interface.api, request_id)
+    headers = {"X-Request-Id": request_id}
+    if isinstance(failure, Overloaded):
+        headers["Retry-After"] = str(failure.retry_after_s)
+    if failure.code == "unauthorized":
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(interface.error_form(failure, request_id), status or STATUSES[failure.code], headers)

@@ -1,0 +1,78 @@
+"""Server-sent events: an answer as it is written. What fails before its first text gets a status of its own.
+
+Format: WHATWG HTML, "Server-sent events".
+"""
+
+import json
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from runners.transport.disconnection import while_connected
+from service.http.boundary import Interface
+from service.inference.core import RequestContext
+from service.inference.prediction import Answer
+from service.inference.recording import record_failure, record_gone_client
+
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the latter keeps nginx from collecting events
+
+Events = AsyncGenerator[str | Answer, None]  # see `service.inference.streaming.answer_events`
+Form = Callable[[str | Answer], Iterable[str]]
+
+
+def server_sent_event(data: str, name: str | None = None) -> str:
+    """Return one event; `data` is one line."""
+    return f"data: {data}\n\n" if name is None else f"event: {name}\ndata: {data}\n\n"
+
+
+class _ClosingResponse(StreamingResponse):
+    """A response that closes its body when the client goes, also while it is sent: Starlette 1.10 does not."""
+
+    def __init__(self, body: AsyncGenerator[str, None]) -> None:
+        super().__init__(body, headers=_HEADERS, media_type="text/event-stream")
+        self._body = body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the body."""
+        async with aclosing(self._body):
+            await super().__call__(scope, receive, send)
+
+
+async def event_stream(
+    request: Request, context: RequestContext, interface: Interface, events: Events, form: Form
+) -> Response:
+    """Return the response that sends, in `form`, each of `events` as it comes.
+
+    A client that goes closes them. An error after the first is sent as an event of that name.
+    """
+    first = await while_connected(request.receive, anext(events))
+    return _ClosingResponse(_body(first, events, form, context, interface))
+
+
+async def _body(
+    first: str | Answer, events: Events, form: Form, context: RequestContext, interface: Interface
+) -> AsyncGenerator[str, None]:
+    is_ended = False
+    try:
+        async with aclosing(_all(first, events)) as each:
+            async for event in each:
+                is_ended = isinstance(event, Answer)
+                for text in form(event):
+                    yield text
+    except Exception as error:
+        is_ended = True
+        failure = record_failure(error, interface.api, context.request_id)
+        yield server_sent_event(json.dumps(interface.error_form(failure, context.request_id)), "error")
+    finally:
+        if not is_ended:
+            record_gone_client(interface.api, context.request_id)
+
+
+async def _all(first: str | Answer, events: Events) -> Events:
+    async with aclosing(events):
+        yield first
+        async for event in events:
+            yield event

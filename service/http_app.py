@@ -1,0 +1,57 @@
+"""All HTTP interfaces as one ASGI app, which is mounted into BentoML's gateway service."""
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.http.boundary import REST, RestBoundary, no_such_path
+from service.http.v1 import RestApi
+from service.open_inference.http_api import OPEN_INFERENCE, PREFIX, OpenInferenceRest
+from service.openai.api import OpenAiApi
+from service.web.pages import Pages
+from service.web.playground import Playground
+
+
+def rest_app(boundary: RestBoundary) -> Starlette:
+    """Return the app around `boundary`, which may be started later."""
+    return Starlette(
+        routes=[
+            *RestApi(boundary).routes(),
+            *OpenAiApi(boundary).routes(),
+            *OpenInferenceRest(boundary).routes(),
+            *Pages(boundary).routes(),
+            *Playground().routes(),
+            # before BentoML's own routes answer in their form
+            *(Route(f"{prefix}/{{path:path}}", _unknown) for prefix in ("/v1", PREFIX)),
+        ],
+        middleware=[Middleware(_CountedApp, boundary=boundary)],
+        exception_handlers={HTTPException: _no_such_path},
+    )
+
+
+class _CountedApp:
+    """An app whose requests count as inside, to the last byte of their answers."""
+
+    def __init__(self, app: ASGIApp, boundary: RestBoundary) -> None:
+        self._app = app
+        self._boundary = boundary
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # the lifespan is no request
+            await self._app(scope, receive, send)
+            return
+        with self._boundary.entrance.inside():
+            await self._app(scope, receive, send)
+
+
+async def _unknown(_request: Request) -> Response:
+    raise HTTPException(404)
+
+
+async def _no_such_path(request: Request, error: Exception) -> Response:
+    interface = OPEN_INFERENCE if f"{request.url.path}/".startswith(f"{PREFIX}/") else REST
+    return await no_such_path(request, error, interface)

@@ -1,0 +1,1 @@
+"""Image files and URLs: fetched, checked, decoded, resized."""

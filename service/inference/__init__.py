@@ -1,0 +1,1 @@
+"""Requests to answers: the core that every interface calls."""

@@ -1,0 +1,59 @@
+"""What is served: the models with their row of the comparison table, and the tasks with their parameters."""
+
+import calendar
+from typing import Any
+
+from service.inference.served_models import ServedModel, ServedModels
+from tasks.table import TASKS
+
+
+def models_json(models: ServedModels) -> dict[str, Any]:
+    """Return the served models in the list format of OpenAI's API."""
+    return {"object": "list", "data": [model_json(model) for model in models]}
+
+
+def tasks_json(models: ServedModels) -> dict[str, Any]:
+    """Return every task with the JSON Schema of its parameters and the models that offer it."""
+    return {
+        "object": "list",
+        "data": [
+            {
+                "id": task.id,
+                "object": "task",
+                "description": task.description,
+                "result": task.result_kind,
+                "parameters": task.json_schema(),
+                "models": [model.id for model in models if model.entry.offers(task.id)],
+            }
+            for task in TASKS.values()
+        ],
+    }
+
+
+def model_json(model: ServedModel) -> dict[str, Any]:
+    """Return a model's entry of the list."""
+    entry = model.entry
+    return {
+        "id": entry.id,
+        "object": "model",
+        "created": _unix_time(entry.release_date),
+        "owned_by": entry.organization,
+        "family": entry.family,
+        "organization": entry.organization,
+        "category": entry.category,
+        "modality": entry.modality,
+        "release_date": entry.release_date,
+        "context_window": entry.context_window,
+        "parameters": entry.parameters,
+        "license": entry.license,
+        "tasks": list(entry.task_ids),
+        "features": list(entry.features),
+        "resolution": entry.resolution,
+        "precision": model.precision,
+    }
+
+
+def _unix_time(release_date: str) -> int:
+    """Return the first second of the release month `YYYY-MM`, which OpenAI's clients expect as `created`."""
+    year, month = map(int, release_date.split("-"))
+    return calendar.timegm((year, month, 1, 0, 0, 0))

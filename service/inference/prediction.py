@@ -1,0 +1,153 @@
+"""One model's answer to one task: the runner writes, the family's parser reads. It knows no HTTP."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter
+
+from runners.telemetry.tracing import span
+from runners.transport.messages import CacheOutcome, FinishReason, SequenceSpec, Written
+from runners.transport.patterns import Pattern
+from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
+from service.images.lazy_image import LazyImage
+from service.images.threads import in_thread
+from service.inference.request_fields import TaskRequest
+from service.inference.served_models import ServedModel
+from service.runner_client.client import RunnerClient, WrittenAnswers
+from service.runner_client.stream_replay import TextListener
+from tasks.errors import ParameterError, UnsupportedVariant
+from tasks.errors import UnsupportedTask as TaskNotOffered
+from tasks.generation import GeneratedText
+from tasks.prompts import Prompt
+from tasks.results import Result
+
+_PATTERN: TypeAdapter[Pattern | None] = TypeAdapter(Pattern | None)
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    """Seconds of each stage of one answer."""
+
+    preprocess_s: float
+    encode_queue_s: float
+    encode_s: float
+    decode_queue_s: float
+    prefill_s: float
+    decode_s: float
+    postprocess_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One model's answer; the interfaces render it."""
+
+    model: ServedModel
+    request: TaskRequest
+    image_size_wh: tuple[int, int]
+    result: Result
+    sequences: tuple[Written, ...]
+    vision_cache: CacheOutcome
+    times: StageTimes
+
+    @property
+    def raw_text(self) -> str:
+        """The text of all sequences, a line for each."""
+        return "\n".join(sequence.text for sequence in self.sequences)
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """`length` if any sequence was cut off."""
+        return "length" if any(s.finish_reason == "length" for s in self.sequences) else "stop"
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens of the image."""
+        return self.model.manifest.num_image_tokens
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of all prompts, without the image's."""
+        return sum(sequence.num_prompt_tokens for sequence in self.sequences)
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Tokens of all sequences, start and end tokens included."""
+        return sum(sequence.num_generated_tokens for sequence in self.sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class PredictContext:
+    """The frame of one prediction: its prompts, its deadline, and how long it has waited."""
+
+    prompts: tuple[Prompt, ...]
+    deadline_s: float  # on the clock of time.monotonic()
+    waited_s: float = 0.0  # for admission
+    on_text: TextListener | None = None  # receives the text as it is written
+
+
+async def predict(
+    model: ServedModel, runner: RunnerClient, request: TaskRequest, image: LazyImage, context: PredictContext
+) -> Answer:
+    """Answer `request` with `model`; raise an error of the service's tree."""
+    start_s, size_wh = time.monotonic() - context.waited_s - image.open_s, image.header.size_wh
+    try:
+        async with asyncio.timeout(context.deadline_s - time.monotonic()):
+            specs = _specs(model, request, context)
+            written = await runner.write(image, specs, context.on_text)
+            with span("postprocess"):
+                parse_start_s = time.monotonic()
+                result = await in_thread(_parse, model, request, written, size_wh)
+                postprocess_s = time.monotonic() - parse_start_s
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"{model.id} did not answer before the deadline") from error
+    times = StageTimes(
+        preprocess_s=image.open_s + written.preprocess_s,
+        encode_queue_s=context.waited_s + written.features.queue_s,
+        encode_s=written.features.encode_s,
+        decode_queue_s=written.queue_s,
+        prefill_s=written.prefill_s,
+        decode_s=written.decode_s,
+        postprocess_s=postprocess_s,
+        total_s=time.monotonic() - start_s,
+    )
+    return Answer(model, request, size_wh, result, written.sequences, written.features.outcome, times)
+
+
+def task_prompts(model: ServedModel, request: TaskRequest, image_size_wh: tuple[int, int]) -> tuple[Prompt, ...]:
+    """Return the prompts of the task; raise `UnsupportedTask` or `InvalidRequest` before any work is done."""
+    try:
+        return model.language.task_prompts(model.entry, request.task.id, request.parameters, image_size_wh)
+    except TaskNotOffered as error:
+        raise UnsupportedTask(str(error), "task") from error
+    except UnsupportedVariant as error:
+        raise UnsupportedTask(str(error), error.param) from error
+    except ParameterError as error:
+        raise InvalidRequest(str(error), error.param) from error
+
+
+def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) -> list[SequenceSpec]:
+    options = request.options
+    pattern = model.language.answer_pattern(request.task.id, request.parameters) if options.is_constrained else None
+    sent = _PATTERN.validate_python(pattern, from_attributes=True)
+    return [
+        SequenceSpec(
+            segments=[(segment.text, segment.is_control) for segment in prompt],
+            max_new_tokens=options.max_new_tokens,
+            num_beams=options.num_beams,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=options.seed,
+            pattern=sent,
+            timeout_s=max(0.0, context.deadline_s - time.monotonic()),
+        )
+        for prompt in context.prompts
+    ]
+
+
+def _parse(model: ServedModel, request: TaskRequest, written: WrittenAnswers, size_wh: tuple[int, int]) -> Result:
+    texts = [GeneratedText(s.text, tuple(s.token_ends), tuple(s.logprobs), s.finish_reason) for s in written.sequences]
+    return model.language.parse_answer(
+        request.task.id, request.parameters, texts, size_wh, request.mask_format, model.mask_decoder
+    )

@@ -1,0 +1,140 @@
+"""Bodies of the Open Inference Protocol over HTTP: JSON, with the raw bytes of tensors after it. Knows no server.
+
+JSON │ first raw input │ second raw input │ …    Inference-Header-Content-Length is the length of the JSON; without it,
+all of the body is JSON. The parameter `binary_data_size` of an input is the length of its raw bytes. An answer has the
+same form where the client asks for `binary_data`.
+
+Source: triton-inference-server/server docs/protocol/extension_binary_data.md.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import InvalidRequest
+from service.http.body import json_object
+from service.inference.prediction import Answer
+from service.open_inference.tensors import OUTPUT, VERSION, InferRequest, Tensor, raw_result, result_text, shown
+
+_MAX_DIMENSIONS = 8
+_MAX_PLACE_CHARS = 80
+
+
+class _Json(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _InputParameters(_Json):
+    binary_data_size: int | None = Field(None, ge=0)
+
+
+class _Input(_Json):
+    name: str
+    datatype: str
+    shape: list[int] = Field(max_length=_MAX_DIMENSIONS)
+    parameters: _InputParameters = _InputParameters()
+    data: list[Any] | None = None
+
+
+class _OutputParameters(_Json):
+    binary_data: bool | None = None
+
+
+class _Output(_Json):
+    name: str
+    parameters: _OutputParameters = _OutputParameters()
+
+
+class _Request(_Json):
+    id: str = ""
+    inputs: list[_Input]
+    outputs: list[_Output] = []
+    parameters: dict[str, Any] = {}
+    model_name: str = ""  # some clients repeat that of the path
+
+
+class OpenInferenceError(_Json):
+    """The body of an error."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class InferBody:
+    """The body of an answer."""
+
+    content: bytes
+    json_length: int | None  # None: all of it is JSON
+
+
+def read_request(body: bytes, json_length: str | None) -> InferRequest:
+    """Read a request; `json_length` is the header's. Raise `InvalidRequest`."""
+    start = _json_length(json_length, len(body))
+    document = _checked(json_object(body[:start]))
+    inputs = []
+    for each in document.inputs:
+        size = each.parameters.binary_data_size
+        data = _elements(each) if size is None else _raw(each, body[start : start + size])
+        inputs.append(Tensor(each.name, each.datatype, tuple(each.shape), data))
+        start += size or 0
+    if start != len(body):
+        raise InvalidRequest(f"the body has {len(body) - start} bytes after its last input")
+    parameters = {name: value for name, value in document.parameters.items() if name != "binary_data_output"}
+    outputs = tuple(output.name for output in document.outputs)
+    return InferRequest(document.id, tuple(inputs), parameters, outputs, _wants_raw(document))
+
+
+def write_answer(answer: Answer, request: InferRequest, request_id: str) -> InferBody:
+    """Return the body of an answer, in the form that the request wants."""
+    output: dict[str, Any] = {"name": OUTPUT, "datatype": "BYTES", "shape": [1]}
+    raw = raw_result(answer, request_id) if request.wants_raw else b""
+    output |= {"parameters": {"binary_data_size": len(raw)}} if raw else {"data": [result_text(answer, request_id)]}
+    names = {"model_name": answer.model.id, "model_version": VERSION, "id": request.id or request_id}
+    document = json.dumps({**names, "outputs": [output]}).encode()
+    return InferBody(document + raw, len(document) if raw else None)
+
+
+def _json_length(header: str | None, num_bytes: int) -> int:
+    if header is None:
+        return num_bytes
+    if not (header.isascii() and header.isdigit() and len(header) <= 15) or int(header) > num_bytes:
+        message = f"Inference-Header-Content-Length is {header[:40]!r}; the body has {num_bytes} bytes"
+        raise InvalidRequest(message)
+    return int(header)
+
+
+def _checked(document: Mapping[str, object]) -> _Request:
+    try:
+        return _Request.model_validate(document)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        place = ".".join(map(str, detail["loc"]))[:_MAX_PLACE_CHARS] or "a name"
+        raise InvalidRequest(f"{place} of the request: {detail['msg']}") from error
+
+
+def _elements(each: _Input) -> list[Any]:
+    """Return the elements of JSON; those of a batch of one may be a list within a list."""
+    if each.data is None:
+        raise InvalidRequest(f"input {shown(each.name)} has neither data nor binary_data_size", "inputs")
+    is_nested = len(each.data) == 1 and isinstance(each.data[0], list)
+    return each.data[0] if is_nested else each.data
+
+
+def _raw(each: _Input, data: bytes) -> bytes:
+    size = each.parameters.binary_data_size
+    if each.data is not None or len(data) != size:
+        found = "data too" if each.data is not None else f"{len(data)} bytes are there"
+        raise InvalidRequest(f"input {shown(each.name)} has a binary_data_size of {size}, but {found}", "inputs")
+    return data
+
+
+def _wants_raw(document: _Request) -> bool:
+    """Say whether the result goes back raw: what an output says goes before what the request says."""
+    of_all = document.parameters.get("binary_data_output", False)
+    if not isinstance(of_all, bool):
+        raise InvalidRequest("the parameter binary_data_output must be true or false", "binary_data_output")
+    of_each = [output.parameters.binary_data for output in document.outputs]
+    return any(of_all if wanted is None else wanted for wanted in of_each or [None])

@@ -1,0 +1,142 @@
+"""The JSON of OpenAI's chat completions, as far as it is served: one image and one text in one message.
+
+Source of names and meaning: OpenAI's API reference, "Create chat completion" and "The chat completion chunk object".
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.errors import ErrorCode
+from service.inference.request_fields import MAX_NEW_TOKENS
+
+_IGNORED = "Taken and without effect."
+
+
+class _Given(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ImageUrl(_Given):
+    """Where the image is."""
+
+    url: str = Field(description="data: URL of a JPEG, PNG or WebP file, or http(s) where that is allowed.")
+    detail: Literal["auto", "low", "high"] = Field("auto", description=_IGNORED)
+
+
+class ImagePart(_Given):
+    """The image of a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class TextPart(_Given):
+    """The text of a message."""
+
+    type: Literal["text"]
+    text: str = Field(description="A Florence-2 task token, a PaliGemma prompt, or a free question.")
+
+
+class ChatMessage(_Given):
+    """The one message."""
+
+    role: Literal["user"]
+    content: list[Annotated[ImagePart | TextPart, Field(discriminator="type")]]
+
+
+class StreamOptions(_Given):
+    """What a stream tells beside its text."""
+
+    include_usage: bool = False
+
+
+class ChatRequest(_Given):
+    """Body of POST /v1/chat/completions."""
+
+    model: str = Field(description="Model id, see GET /v1/models.")
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1, description="One message, from the user.")
+    max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS, description="The same; it goes first.")
+    temperature: float = Field(0.0, ge=0, le=2, description="0, the default here, takes the likeliest token.")
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    n: Literal[1] = 1
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    user: str | None = Field(None, description=_IGNORED)
+
+
+class ChatUsage(BaseModel):
+    """Tokens; those of the image are tokens of the prompt."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class AssistantMessage(BaseModel):
+    """What the model wrote."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    """The one answer."""
+
+    index: Literal[0] = 0
+    message: AssistantMessage
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(BaseModel):
+    """Answer of POST /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int = Field(description="seconds since 1970")
+    model: str
+    choices: list[ChatChoice]
+    usage: ChatUsage
+
+
+class ChunkChoice(BaseModel):
+    """A piece of the one answer."""
+
+    index: Literal[0] = 0
+    delta: dict[str, Any]
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class ChatChunk(BaseModel):
+    """One event of a stream; a last one says [DONE]."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: ChatUsage | None = None
+
+
+ErrorType = Literal["invalid_request_error", "authentication_error", "rate_limit_error", "server_error"]
+
+
+class ChatErrorDetail(BaseModel):
+    """What was wrong, what was given, what is allowed."""
+
+    message: str
+    type: ErrorType
+    param: str | None
+    code: ErrorCode
+    request_id: str
+
+
+class ChatError(BaseModel):
+    """Body of every answer that is not a success."""
+
+    error: ChatErrorDetail

@@ -1,0 +1,1 @@
+"""gRPC: the boundary of every method, and `diptych.v1.Vision`."""

@@ -1,0 +1,152 @@
+"""What every gRPC method has around it: an id, a deadline, the key, and one way for errors to become statuses.
+
+Metadata of a call: `authorization` (Bearer KEY), `traceparent`, and `x-request-id`, before which the `id` of a message
+goes, where it has one. A call's deadline is the request's, and a call that is cancelled ends its sequences. What ends a
+call has the trailing metadata `x-trace-id`; an error `diptych-code` too (as in REST), `diptych-param` and, where it is
+worth to try again, `retry-after` in seconds.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager
+from functools import wraps
+from typing import Any, ClassVar, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
+    RPC_METHOD,
+    RPC_RESPONSE_STATUS_CODE,
+    RPC_SYSTEM_NAME,
+)
+from opentelemetry.trace import Span
+
+from runners.telemetry.tracing import trace_id
+from service.admission.api_keys import ApiKeys
+from service.admission.quotas import ANYONE, Caller
+from service.errors import ErrorCode, Overloaded, ServiceError
+from service.inference import request_ids
+from service.inference.core import Core, RequestContext
+from service.inference.recording import record_failure, record_gone_client
+from service.settings import Settings
+from service.telemetry.tracing import request_trace
+
+CODES: dict[ErrorCode, grpc.StatusCode] = {
+    "invalid_request": grpc.StatusCode.INVALID_ARGUMENT,
+    "unauthorized": grpc.StatusCode.UNAUTHENTICATED,
+    "unknown_model": grpc.StatusCode.NOT_FOUND,
+    "image_too_large": grpc.StatusCode.INVALID_ARGUMENT,
+    "payload_too_large": grpc.StatusCode.INVALID_ARGUMENT,
+    "unsupported_image": grpc.StatusCode.INVALID_ARGUMENT,
+    "unsupported_task": grpc.StatusCode.INVALID_ARGUMENT,
+    "overloaded": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "internal": grpc.StatusCode.INTERNAL,
+    "not_ready": grpc.StatusCode.UNAVAILABLE,
+    "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+class GrpcApi:
+    """One of the service's gRPC interfaces around a core."""
+
+    api: ClassVar[str]  # its label in metrics
+    service: ClassVar[str]  # its full name
+    open_methods: ClassVar[frozenset[str]] = frozenset()  # they need no key
+    health_methods: ClassVar[frozenset[str]] = frozenset()  # they need one where the settings say so
+
+    def __init__(self, core: Core, api_keys: ApiKeys, settings: Settings) -> None:
+        self.entrance = core.entrance
+        self._core = core
+        self._api_keys = api_keys
+        self._settings = settings
+
+    def caller(self, name: str, authorization: str | None) -> Caller:
+        """Return who calls; raise `Unauthorized` without an accepted key, `Overloaded` if it calls too often."""
+        is_health = name in self.health_methods
+        if name in self.open_methods or (is_health and not self._settings.health_needs_key):
+            return ANYONE
+        caller = self._api_keys.check(authorization)
+        if not is_health:
+            caller.take_request()
+        return caller
+
+    def trace(self, name: str, metadata: Mapping[str, str]) -> AbstractContextManager[Span]:
+        """Return the trace of a call of the method `name`, with a span unless it is one of health."""
+        full_name = f"{self.service}/{name}"
+        attributes = {RPC_SYSTEM_NAME: "grpc", RPC_METHOD: full_name}
+        return request_trace(metadata, full_name, None if name in self.health_methods else attributes)
+
+    def deadline_s(self, context: "Context") -> float:
+        """Return the end of the call's time, at most the service's own, on the clock of time.monotonic()."""
+        remaining_s = context.time_remaining()
+        limit_s = self._settings.request_timeout_s
+        return time.monotonic() + (limit_s if remaining_s is None else min(remaining_s, limit_s))
+
+
+AnswerT = TypeVar("AnswerT")
+ApiT = TypeVar("ApiT", bound=GrpcApi)
+Context = Any  # grpc.aio.ServicerContext, which has no types
+Method = Callable[[ApiT, Any, RequestContext], Awaitable[AnswerT]]
+Stream = Callable[[ApiT, Any, RequestContext], AsyncGenerator[AnswerT, None]]
+
+
+def method(function: Method[ApiT, AnswerT]) -> Callable[[ApiT, Message, Context], Awaitable[AnswerT]]:
+    """Give a method its context, check the key, and turn whatever it raises into the status of the contract."""
+
+    @wraps(function)
+    async def answer(api: ApiT, request: Message, context: Context) -> AnswerT:
+        with api.entrance.inside():
+            async with _call(api, function.__name__, request, context) as call:
+                return await function(api, request, call)
+        raise AssertionError("an aborted call goes on")
+
+    return answer
+
+
+def stream(function: Stream[ApiT, AnswerT]) -> Callable[[ApiT, Message, Context], AsyncGenerator[AnswerT, None]]:
+    """Do the same for a method of many answers."""
+
+    @wraps(function)
+    async def answers(api: ApiT, request: Message, context: Context) -> AsyncGenerator[AnswerT, None]:
+        name = function.__name__
+        with api.entrance.inside():
+            async with _call(api, name, request, context) as call, aclosing(function(api, request, call)) as messages:
+                async for message in messages:
+                    yield message
+
+    return answers
+
+
+@asynccontextmanager
+async def _call(api: GrpcApi, name: str, request: Message, context: Context) -> AsyncIterator[RequestContext]:
+    metadata = {str(name): str(value) for name, value in context.invocation_metadata() or ()}
+    request_id = request_ids.request_id(getattr(request, "id", None) or metadata.get("x-request-id"))
+    with api.trace(name, metadata) as span:
+        trace = ("x-trace-id", trace_id())
+        context.set_trailing_metadata((trace,))
+        failure = None
+        try:
+            api.entrance.check()
+            caller = api.caller(name, metadata.get("authorization"))
+            yield RequestContext(request_id, api.api, api.deadline_s(context), caller)
+        except (asyncio.CancelledError, GeneratorExit):
+            record_gone_client(api.api, request_id)
+            span.set_attribute(RPC_RESPONSE_STATUS_CODE, grpc.StatusCode.CANCELLED.name)
+            raise
+        except Exception as error:
+            failure = record_failure(error, api.api, request_id)
+        code = CODES[failure.code] if failure else grpc.StatusCode.OK
+        span.set_attribute(RPC_RESPONSE_STATUS_CODE, code.name)
+    if failure is not None:
+        await _abort(context, failure, (("x-request-id", request_id), trace))
+
+
+async def _abort(context: Context, error: ServiceError, ids: tuple[tuple[str, str], ...]) -> None:
+    """End the call with the status of `error`; this raises."""
+    trailing = [*ids, ("diptych-code", error.code)]
+    if error.param is not None:
+        trailing.append(("diptych-param", error.param))
+    if isinstance(error, Overloaded):
+        trailing.append(("retry-after", str(error.retry_after_s)))
+    await context.abort(CODES[error.code], error.message, tuple(trailing))

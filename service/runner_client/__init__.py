@@ -1,0 +1,1 @@
+"""The runner of a model as the gateway calls it: channel, retries, replay of streams."""

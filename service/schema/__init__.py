@@ -1,0 +1,1 @@
+"""The JSON of the REST interface, and its rendering from answers."""

@@ -1,0 +1,1 @@
+"""The processes of one start: supervisor, workers, roles, run folder, health check."""

@@ -1,0 +1,139 @@
+"""Starts the service's processes, starts anew whichever ends, and stops them so that nothing accepted is lost.
+
+    python -m service.supervision.supervisor ...     (python -m service checks its arguments and becomes this)
+
+    start   the gateway and the runner of each model; or one of them alone (service/supervision/roles.py)
+    stop    on SIGTERM or SIGINT: first what listens on the port, which answers what it has accepted, then the runners
+
+It holds the sockets that they listen on: what is sent to a process that died waits there for the next one. `bentoml
+serve` does the same with circus, but looks for dead processes only every 10 s, and stops all at once, so that what is
+between encoder and decoder is lost (BentoML 1.4.40, bentoml/_internal/utils/circus/__init__.py).
+"""
+
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from runners.bentoml_internals import keep_loggers
+from service.settings import Settings, settings
+from service.supervision.roles import GATEWAY, Role
+from service.supervision.run_folder import run_folder
+from service.supervision.worker_process import (
+    METRICS_FOLDER,
+    Part,
+    WorkerProcess,
+    front_part,
+    runner_part,
+    worker_environment,
+)
+from service.telemetry.logs import JsonLines, configure_logging
+from service.tls import bentoml_tls_options
+
+logger = logging.getLogger("service.supervision.supervisor")  # its __name__ is __main__, which is not set up
+
+_ENDS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (*_ENDS, signal.SIGCHLD, signal.SIGALRM)
+_TICK_S = 1.0
+_FRONT_MARGIN_S = 10.0  # beyond the time of its last request
+_RUNNERS_STOP_S = 10.0
+
+
+class Supervisor:
+    """The processes of one start: `front` listens on the service's port, `runners` are behind it.
+
+    Its signals are blocked by its caller, in the main thread.
+    """
+
+    def __init__(self, front: WorkerProcess, runners: Sequence[WorkerProcess], metrics: Path) -> None:
+        self._front = front
+        self._runners = runners
+        self._metrics = metrics
+
+    def run(self, max_request_s: float) -> None:
+        """Keep all processes running until a signal says stop; a second one changes nothing."""
+        signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
+        while self._next_signal() not in _ENDS:
+            pass
+        logger.info("stopping: no new requests; accepted ones have up to %g s", max_request_s)
+        self._front.part.listener.close()  # it has its own; a gateway goes on to answer that it is not ready
+        self._stop([self._front], max_request_s + _FRONT_MARGIN_S)
+        self._stop(self._runners, _RUNNERS_STOP_S)
+        logger.info("stopped")
+
+    def _stop(self, processes: Sequence[WorkerProcess], limit_s: float) -> None:
+        """Ask processes to end, kill those that do not in `limit_s`; the others are kept running meanwhile."""
+        for process in processes:
+            process.stop(signal.SIGTERM)
+        deadline_s = time.monotonic() + limit_s
+        while left := [process for process in processes if process.pid is not None]:
+            if time.monotonic() > deadline_s:
+                logger.error("killed, as they did not end: %s", ", ".join(process.part.name for process in left))
+                for process in left:
+                    process.stop(signal.SIGKILL)
+            self._next_signal()
+
+    def _next_signal(self) -> int:
+        """Start what is to run, and see to what has ended; return the next signal."""
+        for process in (self._front, *self._runners):
+            process.start_if_due()
+        received = signal.sigwait(_SIGNALS)
+        self._reap()
+        return received
+
+    def _reap(self) -> None:
+        """Note every child that has ended; as process 1 of a container, orphans are among them."""
+        running = {process.pid: process for process in (self._front, *self._runners)}
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if (process := running.get(pid)) is not None:
+                process.note_end(status)
+            # Of what its gauges said nothing is true any more (prometheus_client's mark_process_dead).
+            for gauge in self._metrics.glob(f"gauge_live*_{pid}.db"):
+                gauge.unlink()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run until told to stop; end with status 0 then."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # what comes before the first wait is not lost
+    role, values = Role.parse(arguments), settings()
+    configure_logging(values.log_format)
+    with run_folder() as folder:
+        parts = (_front(role, values), *(runner_part(name, folder) for name in role.runners_behind(values)))
+        os.environ.update(worker_environment(parts, folder))
+        _import_all(parts, values)
+        processes = [WorkerProcess(part, [other for other in parts if other is not part]) for part in parts]
+        Supervisor(processes[0], processes[1:], folder / METRICS_FOLDER).run(values.request_timeout_s)
+
+
+def _front(role: Role, values: Settings) -> Part:
+    tls_options = () if role.is_runner else bentoml_tls_options(values)
+    try:
+        return front_part(role.front(), values.host, values.port, tls_options)
+    except OSError as error:
+        sys.exit(f"diptych does not start: {values.host}:{values.port} cannot be listened on: {error}")
+
+
+def _import_all(parts: Sequence[Part], values: Settings) -> None:
+    """Import what the processes need, once for all that are forked from this one. None of it starts a thread."""
+    if any(part.name != GATEWAY for part in parts):
+        import_module("runners.worker")  # torch
+    import_module("service.gateway")
+    keep_loggers(JsonLines if values.log_format == "json" else None)
+    if values.otlp_endpoint is not None:
+        import_module("runners.telemetry.span_export")
+    gc.freeze()  # else the collector's marks would copy the memory that they share
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,136 @@
+"""The OpenAPI document, made from the task table and from the models of requests and answers."""
+
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+from service.inference.request_fields import CompareFields, GenerationFields, PredictFields
+from service.inference.served_models import ServedModels
+from service.open_inference.http_bodies import OpenInferenceError
+from service.open_inference.openapi import open_inference_paths
+from service.openai.wire import ChatCompletion, ChatError, ChatRequest
+from service.schema.wire import AnswerJson, ComparisonJson, ErrorJson
+from tasks.table import TASKS, Task
+
+_REF_TEMPLATE = "#/components/schemas/{model}"
+_ERROR_STATUSES = {
+    "400": "an unknown field or a bad value",
+    "401": "no API key, or a wrong one",
+    "404": "no such model is served",
+    "413": "too many pixels or bytes",
+    "415": "not an image that can be read",
+    "422": "the model does not offer the task, or not this variant of it",
+    "429": "too much waits already; Retry-After tells how long to wait",
+    "503": "a runner is starting or gone",
+    "504": "the request's time ran out",
+}
+
+JsonObject = dict[str, Any]
+
+
+def openapi_document(models: ServedModels) -> JsonObject:
+    """Return the document for the served models."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Diptych",
+            "version": "1",
+            "description": "Florence-2 and PaliGemma behind one typed task API, side by side.",
+        },
+        "paths": {
+            "/v1/predict": {"post": _operation("predict", "Answer with one model.", "AnswerJson")},
+            "/v1/compare": {"post": _operation("compare", "Answer with several models at once.", "ComparisonJson")},
+            "/v1/chat/completions": {"post": _chat_operation()},
+            "/v1/models": {"get": _listing("listModels", "The served models and their comparison table.")},
+            "/v1/models/{model_id}": {"get": _model_operation()},
+            "/v1/tasks": {"get": _listing("listTasks", "Every task with the schema of its parameters.")},
+            **open_inference_paths(_errors(OpenInferenceError.__name__)),
+        },
+        "components": {
+            "schemas": {
+                **_schemas(
+                    (AnswerJson, ComparisonJson, ErrorJson, ChatCompletion, ChatError, OpenInferenceError),
+                    "serialization",
+                ),
+                **_schemas((ChatRequest,), "validation"),
+                "predict": _request_schema(PredictFields, models),
+                "compare": _request_schema(CompareFields, models),
+            },
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],
+    }
+
+
+def _operation(name: str, summary: str, answer: str) -> JsonObject:
+    types = ("multipart/form-data", "application/json")
+    return {
+        "operationId": name,
+        "summary": summary,
+        "requestBody": _request_body(name, types),
+        "responses": {"200": _response("the answer", answer), **_errors("ErrorJson")},
+    }
+
+
+def _chat_operation() -> JsonObject:
+    return {
+        "operationId": "createChatCompletion",
+        "summary": "Answer a chat message of one image and one text, in OpenAI's form.",
+        "requestBody": _request_body("ChatRequest", ("application/json",)),
+        "responses": {"200": _response("the answer", "ChatCompletion"), **_errors("ChatError")},
+    }
+
+
+def _request_body(schema: str, types: tuple[str, ...]) -> JsonObject:
+    body = {"schema": {"$ref": _REF_TEMPLATE.format(model=schema)}}
+    return {"required": True, "content": dict.fromkeys(types, body)}
+
+
+def _errors(schema: str) -> JsonObject:
+    return {status: _response(text, schema) for status, text in _ERROR_STATUSES.items()}
+
+
+def _model_operation() -> JsonObject:
+    parameter = {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}
+    found = {"description": "the entry", "content": {"application/json": {"schema": {"type": "object"}}}}
+    missing = {"404": _response(_ERROR_STATUSES["404"], "ErrorJson")}
+    listing = _listing("showModel", "One entry of the list of models.")
+    return {**listing, "parameters": [parameter], "responses": {**listing["responses"], "200": found, **missing}}
+
+
+def _listing(name: str, summary: str) -> JsonObject:
+    schema = {"type": "object", "properties": {"object": {"const": "list"}, "data": {"type": "array"}}}
+    response = {"description": "the list", "content": {"application/json": {"schema": schema}}}
+    errors = {status: _response(_ERROR_STATUSES[status], "ErrorJson") for status in ("400", "401", "503")}
+    return {"operationId": name, "summary": summary, "responses": {"200": response, **errors}}
+
+
+def _response(description: str, model: str) -> JsonObject:
+    schema = {"$ref": _REF_TEMPLATE.format(model=model)}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _schemas(models: tuple[type[BaseModel], ...], mode: JsonSchemaMode) -> JsonObject:
+    _, document = models_json_schema([(model, mode) for model in models], ref_template=_REF_TEMPLATE)
+    schemas: JsonObject = document["$defs"]
+    return schemas
+
+
+def _request_schema(fields_class: type[GenerationFields], models: ServedModels) -> JsonObject:
+    """Return one alternative for each task that a served model offers: its parameters and the common fields."""
+    offered = {task_id for model in models for task_id in model.entry.task_ids}
+    return {"oneOf": [_task_schema(fields_class, task) for task in TASKS.values() if task.id in offered]}
+
+
+def _task_schema(fields_class: type[GenerationFields], task: Task) -> JsonObject:
+    common = fields_class.model_json_schema()["properties"]
+    image = {"type": "string", "description": "a file in a form; in JSON a data: URL, base64 or, if allowed, http(s)"}
+    parameters: JsonObject = task.json_schema()
+    return {
+        **parameters,
+        "title": task.id,
+        "description": task.description,
+        "properties": {"image": image, **common, "task": {"const": task.id}, **parameters["properties"]},
+        "required": ["image", "task", *parameters["required"]],
+    }
