@@ -1,0 +1,107 @@
+"""What README.md and the pages of docs/ show is what happens: their requests, calls and commands are run.
+
+bash, then json    a curl command and its answer
+python, then text  a program and what it prints
+sh, then text      commands of the client and what they print; text may be missing
+"""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from docs.tables import PAGES
+from tests.support.export_cli import EMBEDDED, ROOT
+from tests.support.running_service import RunningService
+from tests.support.server_sent_events import parse_events
+
+_BLOCK = re.compile(r"^```(bash|python|sh)\n(.*?)^```\n(?:\n```(json|text)\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
+_VARYING = {"id", "request_id", "timings_ms", "vision_cache"}
+_CLIENT = ("diptych", ".venv/bin/diptych", ".venv/bin/python -m diptych_client")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block of a page and the output that the page shows, empty for none."""
+
+    page: str
+    language: str
+    code: str
+    shown: str
+
+
+BLOCKS = [
+    Block(page.name, language, code, shown)
+    for page in PAGES
+    for language, code, _, shown in _BLOCK.findall(page.read_text(encoding="utf-8"))
+]
+
+
+def blocks(language: str) -> pytest.MarkDecorator:
+    found = [block for block in BLOCKS if block.language == language]
+    names = [f"{block.page}-{number}" for number, block in enumerate(found)]
+    return pytest.mark.parametrize("block", found, ids=names)
+
+
+@blocks("bash")
+def test_a_request_gets_the_answer_that_the_page_shows(service: RunningService, block: Block) -> None:
+    words = [word.replace("http://localhost:3000", service.url) for word in shlex.split(block.code)]
+    assert words[0] == "curl"
+    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    if block.shown:
+        assert without_varying(json.loads(run.stdout)) == without_varying(json.loads(block.shown))
+    elif "stream=true" in block.code:
+        assert [name for name, _ in parse_events(run.stdout)][-2:] == ["token", "result"]
+    else:
+        assert [each["model"] for each in json.loads(run.stdout)["answers"]] == list(EMBEDDED)
+
+
+@blocks("python")
+def test_a_program_prints_what_the_page_shows(service: RunningService, block: Block) -> None:
+    code = block.code.replace("localhost:3001", service.grpc_address)
+    code = code.replace("localhost:3000", service.url.removeprefix("http://"))
+    quiet = "-Wignore:OpenCV"  # supervision warns at its import that it runs without
+    run = subprocess.run([sys.executable, quiet, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == (block.shown, "")
+
+
+@blocks("sh")
+def test_a_command_succeeds_and_prints_what_the_page_shows(
+    service: RunningService, tmp_path: Path, block: Block
+) -> None:
+    printed = [run_command(line.replace("/tmp/", f"{tmp_path}/"), service) for line in block.code.splitlines()]
+    assert all(printed)
+    if block.shown:
+        assert [without_times(text) for text in printed] == [without_times(block.shown)]
+
+
+def test_there_are_requests_and_programs_on_the_pages() -> None:
+    assert {"README.md", "api.md"} <= {block.page for block in BLOCKS if block.language == "bash"}
+    assert {"README.md", "api.md"} <= {block.page for block in BLOCKS if block.language == "python"}
+
+
+def without_varying(value: Any) -> Any:
+    """Return JSON without what differs from run to run, numbers to three places."""
+    if isinstance(value, dict):
+        return {name: without_varying(each) for name, each in value.items() if name not in _VARYING}
+    if isinstance(value, list):
+        return [without_varying(each) for each in value]
+    return round(value, 3) if isinstance(value, float) else value
+
+
+def run_command(line: str, service: RunningService) -> str:
+    """Run a command of the client against the service and return what it prints."""
+    command = next((line.removeprefix(prefix) for prefix in _CLIENT if line.startswith(f"{prefix} ")), None)
+    assert command is not None, f"{line!r} is not a command of the client"
+    words = [sys.executable, "-m", "diptych_client", "--url", service.url, *shlex.split(command)]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def without_times(text: str) -> str:
+    return re.sub(r"\d+ ms", "… ms", text)
