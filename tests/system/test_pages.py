@@ -23,7 +23,7 @@ from tests.support.server_sent_events import parse_events
 
 _BLOCK = re.compile(r"^```(bash|python|sh)\n(.*?)^```\n(?:\n```(json|text)\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
 _VARYING = {"id", "request_id", "timings_ms", "vision_cache"}
-_CLIENT = ("diptych", ".venv/bin/diptych", ".venv/bin/python -m diptych_client")
+_CLIENT = Path(sys.executable).with_name("diptych")  # the command of the package in client/
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +97,10 @@ def without_varying(value: Any) -> Any:
 
 def run_command(line: str, service: RunningService) -> str:
     """Run a command of the client against the service and return what it prints."""
-    command = next((line.removeprefix(prefix) for prefix in _CLIENT if line.startswith(f"{prefix} ")), None)
-    assert command is not None, f"{line!r} is not a command of the client"
-    words = [sys.executable, "-m", "diptych_client", "--url", service.url, *shlex.split(command)]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    program, *words = shlex.split(line)
+    assert program == _CLIENT.name, f"{line!r} is not a command of the client"
+    command = [str(_CLIENT), "--url", service.url, *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def without_times(text: str) -> str:
