@@ -78,10 +78,9 @@ def test_every_metric_that_a_page_names_is_declared(text: str) -> None:
 def test_every_command_that_a_page_names_is_one(text: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
-    commands = "\n".join(
-        re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE) + re.findall(r"`([^`\n]+)`", text)
-    )
-    assert set(re.findall(r"(?:^|`)make ([\w-]+)", commands, re.MULTILINE)) - targets == set()
+    blocks = [code for _, code in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)]
+    commands = "\n".join([*blocks, *re.findall(r"`([^`\n]+)`", text)])
+    assert set(re.findall(r"^make ([\w-]+)", commands, re.MULTILINE)) - targets == set()
     for module in re.findall(r"python -m ([\w.]+)", commands):
         assert importlib.util.find_spec(module), module
 
