@@ -12,7 +12,6 @@ import yaml
 
 from docs.tables import PAGES, with_tables
 from loadtest.capacity import capacity_tables
-from loadtest.replicas import recorded, report
 from service.settings import Settings, variable
 from tasks.catalog import parse_entry
 from tests.support.dashboard import DASHBOARD
@@ -59,7 +58,7 @@ def test_every_file_that_a_page_names_is_there(text: str) -> None:
 
 
 def test_every_module_that_a_page_names_without_its_folder_is_there(text: str) -> None:
-    named = set(re.findall(r"`([\w-]+\.(?:py|js|proto|yml|yaml|env))`", text))
+    named = set(re.findall(r"`([\w-]+\.(?:py|js|proto))`", text))
     folders = [ROOT, *map(ROOT.joinpath, FOLDERS.split("|"))]
     there = {path.name for path in ROOT.iterdir()} | {path.name for root in folders[1:] for path in root.rglob("*")}
     assert named - there == set()
@@ -144,11 +143,6 @@ def test_the_tables_of_scaling_are_those_of_the_last_bench() -> None:
     tables = capacity_tables((ROOT / "loadtest" / "results" / "bench.md").read_text(encoding="utf-8"))
     for each in tables.split("\n\n"):
         assert each in TEXTS["docs/scaling.md"], "print them again with python -m loadtest.capacity"
-
-
-def test_the_growth_with_replicas_is_that_of_the_last_run() -> None:
-    points, most = recorded(ROOT / "loadtest" / "results" / "replicas.json")
-    assert report(points, most) in TEXTS["docs/scaling.md"], "put in what python -m loadtest.replicas printed"
 
 
 def headings(text: str) -> set[str]:
