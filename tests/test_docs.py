@@ -1,45 +1,128 @@
-"""What the guides name is there: files, settings, metrics, panels; their tables and examples are those of the code."""
+"""What README.md, SECURITY.md and docs/ name is there; their tables are generated, their figures stand once.
 
+tests/system/test_pages.py runs their commands.
+"""
+
+import importlib.util
 import re
-from pathlib import Path
+from collections import defaultdict
 
 import pytest
 import yaml
-from loadtest.replicas import recorded, report
 
+from docs.tables import PAGES, with_tables
 from loadtest.capacity import capacity_tables
 from service.settings import Settings, variable
 from tasks.catalog import parse_entry
 from tests.support.dashboard import DASHBOARD
+from tests.support.declared_metrics import declared_metrics
 from tests.support.export_cli import ROOT
 
 FOLDERS = "service|runners|tasks|export|client|loadtest|models|deploy|docs|tests"
-GUIDES = sorted((ROOT / "docs").glob("*.md"))
-OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+OPERATIONS, README = TEXTS["docs/operations.md"], TEXTS["README.md"]
+TREE = README.partition("## Folders\n\n```\n")[2].partition("```")[0]
+MAX_README_LINES = 200
+# A measured value with its unit: three digits, or a decimal point. Round numbers are limits and conditions.
+FIGURE = re.compile(r"(?<![\d.,])(\d+\.\d+|\d*[1-9]\d*[1-9]\d*) (ms|MB|GB|requests/s|tokens/s|images/s|req/s)\b")
 
 
-@pytest.fixture(params=GUIDES, ids=lambda path: path.stem)
-def guide(request: pytest.FixtureRequest) -> str:
-    return Path(request.param).read_text(encoding="utf-8")
+@pytest.fixture(params=TEXTS)
+def page(request: pytest.FixtureRequest) -> str:
+    """The name of each page."""
+    return str(request.param)
 
 
-def test_every_file_that_a_guide_names_is_there(guide: str) -> None:
-    named = re.findall(
-        r"`((?:service|runners|tasks|export|client|loadtest|models|deploy|docs|tests)/[\w/.*-]+)`", guide
-    )
-    for name in named:
-        assert list(ROOT.glob(name)), name
+@pytest.fixture
+def text(page: str) -> str:
+    """Its text."""
+    return TEXTS[page]
 
 
-def test_every_setting_that_a_guide_names_is_one(guide: str) -> None:
+def test_every_table_is_the_generated_one(text: str) -> None:
+    assert with_tables(text) == text, "write the tables again: python -m docs.tables"
+
+
+def test_every_link_leads_somewhere(page: str, text: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        assert "://" not in path, target
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), target
+        assert not anchor or anchor in map(slug, headings(file.read_text(encoding="utf-8"))), target
+
+
+def test_every_file_that_a_page_names_is_there(text: str) -> None:
+    named = re.findall(rf"`((?:{FOLDERS})/[\w/.*-]*)`", text)
+    assert [name for name in named if not list(ROOT.glob(name))] == []
+
+
+def test_every_module_that_a_page_names_without_its_folder_is_there(text: str) -> None:
+    named = set(re.findall(r"`([\w-]+\.(?:py|js|proto))`", text))
+    folders = [ROOT, *map(ROOT.joinpath, FOLDERS.split("|"))]
+    there = {path.name for path in ROOT.iterdir()} | {path.name for root in folders[1:] for path in root.rglob("*")}
+    assert named - there == set()
+
+
+def test_every_setting_that_a_page_names_is_one(text: str) -> None:
     settings = {variable(field) for field in Settings.model_fields}
-    assert set(re.findall(r"DIPTYCH_[A-Z_]+", guide)) <= settings
+    assert set(re.findall(r"DIPTYCH_[A-Z_]*[A-Z]", text)) - settings == set()
 
 
-def test_every_section_that_a_guide_points_to_is_there() -> None:
-    headings = set(re.findall(r"^#+ (.+)$", OPERATIONS, re.MULTILINE))
-    assert set(re.findall(r"see (Diptych\w+)", OPERATIONS)) <= headings
-    assert set(re.findall(r"\(\"([A-Z][\w ,]+)\"\)", OPERATIONS)) <= headings | panel_titles()
+def test_every_metric_that_a_page_names_is_declared(text: str) -> None:
+    named = {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in re.findall(r"`(diptych_\w+)`", text)}
+    assert named - declared_metrics() - {"diptych_client"} == set()
+
+
+def test_every_command_that_a_page_names_is_one(text: str) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+    blocks = [code for _, code in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)]
+    commands = "\n".join([*blocks, *re.findall(r"`([^`\n]+)`", text)])
+    assert set(re.findall(r"^make ([\w-]+)", commands, re.MULTILINE)) - targets == set()
+    for module in re.findall(r"python -m ([\w.]+)", commands):
+        assert importlib.util.find_spec(module), module
+
+
+def test_every_section_that_a_page_points_to_is_there(page: str, text: str) -> None:
+    panels = {panel["title"] for panel in DASHBOARD["panels"]}
+    here = {*headings(text), *(panels if page == "docs/operations.md" else ())}
+    assert set(re.findall(r"see (Diptych\w+)", text)) - here == set()
+    assert set(re.findall(r"\(\"([A-Z][\w ,]+)\"\)", text)) - here == set()
+    for other, section in re.findall(r"`([\w/]+\.md)`, \"([^\"]+)\"", text):
+        assert section in headings(TEXTS[other]), (other, section)
+
+
+def test_every_page_is_listed_in_the_readme() -> None:
+    assert {name for name in TEXTS if f"({name})" in README} == set(TEXTS) - {"README.md"}
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= MAX_README_LINES
+
+
+def test_the_tree_of_the_readme_has_every_folder() -> None:
+    named, above = set[str](), ""
+    for indent, name in re.findall(r"^( *)([\w]+)/ ", TREE, re.MULTILINE):
+        above = above if indent else name
+        named.add(f"{above}/{name}" if indent else name)
+    assert [name for name in sorted(named) if not (ROOT / name).is_dir()] == []
+    packages = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("[!.]*/*/__init__.py")}
+    shown = {name for name in packages if name.split("/")[0] in ("service", "runners", "tasks")}
+    assert shown - named - {"service/proto"} == set()
+
+
+def test_no_figure_stands_on_two_pages() -> None:
+    places = defaultdict[str, set[str]](set)
+    for page, text in TEXTS.items():
+        for number, unit in FIGURE.findall(text):
+            places[f"{number} {unit}"].add(page)
+    assert {figure: pages for figure, pages in places.items() if len(pages) > 1} == {}
+
+
+def test_no_row_of_a_table_stands_twice() -> None:
+    rows = [row for text in TEXTS.values() for row in re.findall(r"^\|.*\d.*\|$", text, re.MULTILINE)]
+    assert [row for row in rows if rows.count(row) > 1] == []
 
 
 def test_the_guide_explains_every_row_of_the_dashboard() -> None:
@@ -49,7 +132,7 @@ def test_the_guide_explains_every_row_of_the_dashboard() -> None:
 
 
 def test_the_entry_of_a_tuned_checkpoint_is_one() -> None:
-    (example,) = re.findall(r"```yaml\n(.*?)```", OPERATIONS, re.DOTALL)
+    (example,) = re.findall(r"```yaml\n(.*?)```", TEXTS["docs/models.md"], re.DOTALL)
     (row,) = yaml.safe_load(example)
     entry = parse_entry(row)
     assert entry.offers("visual_question_answering")
@@ -57,17 +140,16 @@ def test_the_entry_of_a_tuned_checkpoint_is_one() -> None:
 
 
 def test_the_tables_of_scaling_are_those_of_the_last_bench() -> None:
-    scaling = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     tables = capacity_tables((ROOT / "loadtest" / "results" / "bench.md").read_text(encoding="utf-8"))
     for each in tables.split("\n\n"):
-        assert each in scaling, "print them anew with python -m loadtest.capacity"
+        assert each in TEXTS["docs/scaling.md"], "print them again with python -m loadtest.capacity"
 
 
-def test_the_growth_with_replicas_is_that_of_the_last_run() -> None:
-    scaling = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-    points, most = recorded(ROOT / "loadtest" / "results" / "replicas.json")
-    assert report(points, most) in scaling, "put in what python -m loadtest.replicas printed"
+def headings(text: str) -> set[str]:
+    """Return the headings of a page, without code blocks."""
+    return set(re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE))
 
 
-def panel_titles() -> set[str]:
-    return {panel["title"] for panel in DASHBOARD["panels"]}
+def slug(heading: str) -> str:
+    """Return the anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
