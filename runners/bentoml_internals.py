@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from bentoml._internal.log import SERVER_LOGGING_CONFIG
-from bentoml._internal.marshal.dispatcher import CorkDispatcher, Optimizer
 
 _RUNNER_MAP = "BENTOML_RUNNER_MAP"  # what `bentoml serve` sets for its workers
 
@@ -22,15 +21,17 @@ def dispatch_at_once() -> None:
     for nobody (`python -m export.bench.batching`). `wait` is that mean. Its training, in the first 12 batches, waits
     for requests in the same way; the estimates that it makes are made again every 5 s.
     """
+    from bentoml._internal.marshal.dispatcher import CorkDispatcher, Optimizer
+
     Optimizer.wait = property(_no_wait, _forget)  # type: ignore[assignment]
     CorkDispatcher.train_optimizer = _no_training  # type: ignore[assignment, method-assign]
 
 
-def _no_wait(_optimizer: Optimizer) -> float:
+def _no_wait(_optimizer: object) -> float:
     return 0.0
 
 
-def _forget(_optimizer: Optimizer, _wait: float) -> None:
+def _forget(_optimizer: object, _wait: float) -> None:
     pass
 
 

@@ -33,3 +33,8 @@ class RunnerOptions:
     decoder_precision: WantedPrecision
     timeout_s: int  # of one call
     traces: TraceOptions
+
+
+def runner_name(model_id: str) -> str:
+    """Return the name of a model's runner as a service of BentoML."""
+    return f"{model_id}-runner"

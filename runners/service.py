@@ -12,7 +12,7 @@ import bentoml
 from runners.api import RunnerApi
 from runners.artifacts.devices import may_have_cuda
 from runners.bentoml_internals import batcher, dispatch_at_once
-from runners.options import RunnerOptions
+from runners.options import RunnerOptions, runner_name
 from runners.telemetry import tracing
 from runners.telemetry.metrics import START_TIME_SECONDS
 from runners.transport.body_guard import BodyGuard
@@ -25,11 +25,6 @@ NO_ACCESS_LOG = {"access": {"enabled": False}}  # the gateway writes the one lin
 NO_TRACING = {"excluded_urls": "."}
 # On a CPU a batch takes as long as its images one by one: a large one only keeps the first from the decoder.
 _CPU_BATCH_SIZE, _CUDA_BATCH_SIZE = 2, 16
-
-
-def runner_name(model_id: str) -> str:
-    """Return the name of a model's runner as a service of BentoML."""
-    return f"{model_id}-runner"
 
 
 def make_runner_service(model_id: str, options: RunnerOptions) -> Any:

@@ -13,8 +13,8 @@ import bentoml
 
 from runners.artifacts.store import artifact_folder
 from runners.bentoml_internals import local_runner_url
-from runners.options import RunnerOptions, SchedulerLimits
-from runners.service import NO_ACCESS_LOG, NO_TRACING, make_runner_service, runner_name
+from runners.options import RunnerOptions, SchedulerLimits, runner_name
+from runners.service import NO_ACCESS_LOG, NO_TRACING, make_runner_service
 from runners.telemetry import tracing
 from runners.telemetry.metrics import START_TIME_SECONDS
 from runners.telemetry.tracing import TraceOptions

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from runners.service import runner_name
+from runners.options import runner_name
 from service.settings import Settings, SettingsError, variable
 
 USAGE = "python -m service [gateway | runner MODEL]"

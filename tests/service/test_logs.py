@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from service.errors import InternalError
+from service.inference.recording import record_failure
 from service.telemetry import logs
 from service.telemetry.logs import JsonLines, configure_logging
 from service.telemetry.tracing import request_trace
@@ -73,8 +75,10 @@ def test_the_line_of_an_answer_has_ids_sizes_and_times_as_fields(written: io.Str
 
 
 def test_the_lines_of_a_defect_have_the_ids_of_its_request(written: io.StringIO) -> None:
-    with request_trace({"traceparent": TRACEPARENT}, "test", None), pytest.raises(Exception, match=FLORENCE_ID):
-        predict(florence_fails(RuntimeError("a defect")), task="ocr", model=FLORENCE_ID)
+    with request_trace({"traceparent": TRACEPARENT}, "test", None):
+        with pytest.raises(InternalError, match=FLORENCE_ID) as caught:
+            predict(florence_fails(RuntimeError("a defect")), task="ocr", model=FLORENCE_ID)
+        record_failure(caught.value, "test", "request-1")
     defect, end = lines(written)
     assert {(line["request_id"], line["trace_id"]) for line in (defect, end)} == {("request-1", TRACE_ID)}
     assert "RuntimeError: a defect" in defect["exception"]

@@ -111,7 +111,10 @@ def test_defect_is_answered_with_a_fixed_text_and_logged(path: str, caplog: pyte
     broken = client(BrokenCore(served_models(), {}, CoreLimits(1, 1, 1, 1)))
     response = broken.send("POST", path, json=OCR, headers={"X-Request-Id": "my-id"})
     error = error_of(response)
-    assert (error["code"], error["message"]) == ("internal", "the service failed; its log tells more")
+    assert (error["code"], error["message"]) == (
+        "internal",
+        "the service failed; the log has the cause under the request's id",
+    )
     assert "secret" not in response.text
     (record,) = [record for record in caplog.records if record.exc_info]
     assert record.getMessage() == "request my-id failed"

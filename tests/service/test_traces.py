@@ -25,7 +25,7 @@ from tests.support.grpc_channel import grpc_channel
 from tests.support.rest_client import OCR, client
 from tests.support.trace_collector import CALLER_ID, TRACE_ID, TRACEPARENT, CollectedSpan, Collector, collecting
 
-STAGES = {"admission", "open_image", "preprocess", "encode", "decode", "postprocess"}
+STAGES = {"admission", "preprocess", "postprocess"}
 ANSWER = f"generate_content {FLORENCE_ID}"
 IMAGE = OCR["image"]
 CHAT = {
