@@ -24,7 +24,7 @@ BENTOML_ENTRY_POINTS = {
     "runners/runner_service.py",
     "runners/decoder_service.py",
     "runners/model_store.py",
-    "export/store.py",
+    "export/artifacts/store.py",
     "export/bento.py",
 }
 MAX_LINES = 300
