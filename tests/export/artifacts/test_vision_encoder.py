@@ -26,20 +26,20 @@ def random_pixels(num_images: int) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (num_images, 192, 192, 3), dtype=np.uint8)
 
 
-def test_batch_of_n_equals_n_singles(encoder: VisionEncoder) -> None:
+def test_batch_equals_single_images(encoder: VisionEncoder) -> None:
     pixels = random_pixels(5)
     singles = np.concatenate([encoder.encode(one[None]) for one in pixels])
     np.testing.assert_allclose(encoder.encode(pixels), singles, atol=FLOAT32_ROUNDING)
 
 
-def test_graph_normalises_and_encodes_as_transformers_does(encoder: VisionEncoder, checkpoint: Path) -> None:
+def test_graph_equals_transformers(encoder: VisionEncoder, checkpoint: Path) -> None:
     pixels = random_pixels(3)
     reference = Reference.load(checkpoint)
     expected = reference.image_features([Image.fromarray(one) for one in pixels])
     np.testing.assert_allclose(encoder.encode(pixels), expected.numpy(), atol=FLOAT32_ROUNDING)
 
 
-def test_image_features_are_what_transformers_puts_between_the_text_embeddings(checkpoint: Path) -> None:
+def test_generation_from_image_features_equals_generation_from_pixels(checkpoint: Path) -> None:
     reference = Reference.load(checkpoint)
     image = Image.fromarray(random_pixels(1)[0])
     (features,) = reference.image_features([image])
@@ -66,7 +66,7 @@ def test_image_processor_without_normalisation_is_refused() -> None:
         read_image_input(SiglipImageProcessor(do_normalize=False))
 
 
-def test_image_input_is_the_image_processors() -> None:
+def test_image_input_has_the_image_processors_settings() -> None:
     image_input = read_image_input(SiglipImageProcessor(size={"height": 224, "width": 448}, image_std=[0.5, 0.6, 0.7]))
     assert image_input.size_wh == (448, 224)
     assert image_input.std == (0.5, 0.6, 0.7)

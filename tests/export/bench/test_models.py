@@ -11,7 +11,7 @@ ENDLESS = [model for model in BENCH_MODELS if model.is_endless and not model.is_
 
 
 @pytest.mark.parametrize("model", ENDLESS, ids=lambda model: model.id)
-def test_an_endless_checkpoint_writes_as_many_tokens_as_it_is_asked_for(model: BenchModel, tmp_path: Path) -> None:
+def test_endless_checkpoint_generates_max_new_tokens(model: BenchModel, tmp_path: Path) -> None:
     write_checkpoint(model, tmp_path)
     lengths = (8, 100)
     requests = [PromptedImage(picture(), "caption en", length) for length in lengths]
@@ -19,7 +19,7 @@ def test_an_endless_checkpoint_writes_as_many_tokens_as_it_is_asked_for(model: B
     assert [answer.generated_tokens for answer in answers] == list(lengths)
 
 
-def test_an_endless_checkpoint_is_made_anew_each_time(tmp_path: Path) -> None:
+def test_endless_checkpoint_is_rewritten_identically(tmp_path: Path) -> None:
     (model, *_) = ENDLESS
     write_checkpoint(model, tmp_path)
     once = (tmp_path / "generation_config.json").read_text()

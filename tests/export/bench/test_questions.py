@@ -12,7 +12,7 @@ from tests.support.catalog import CATALOG
 
 
 @pytest.mark.parametrize("model", BENCH_MODELS, ids=lambda model: model.id)
-def test_the_bench_reads_what_the_export_writes(model: BenchModel, tmp_path: Path) -> None:
+def test_loadtest_reads_the_written_material(model: BenchModel, tmp_path: Path) -> None:
     listed = model_material(model, CATALOG[model.entry_id], tmp_path, num_scenes=2)
     (tmp_path / "material.json").write_text(json.dumps({"models": [listed]}))
     (read,) = read_material(tmp_path)
@@ -22,7 +22,7 @@ def test_the_bench_reads_what_the_export_writes(model: BenchModel, tmp_path: Pat
 
 
 @pytest.mark.parametrize("model", BENCH_MODELS, ids=lambda model: model.id)
-def test_every_question_is_one_that_our_api_takes(model: BenchModel, tmp_path: Path) -> None:
+def test_our_api_accepts_every_question(model: BenchModel, tmp_path: Path) -> None:
     entry = CATALOG[model.entry_id]
     (scene,) = model_material(model, entry, tmp_path, num_scenes=1)["scenes"]
     asked = [parse_fields(PredictFields, question["fields"])[1].task.id for question in scene["questions"]]

@@ -17,13 +17,13 @@ PRECISION: dict[Device, dict[Part, Precision]] = {
 }
 
 
-def test_catalog_decides_what_the_user_leaves_open() -> None:
+def test_catalog_values_are_the_defaults() -> None:
     job = plan_job(CATALOG["paligemma-mini"], ExportOptions())
     assert (job.source.name, job.entry) == ("models/paligemma-mini", CATALOG["paligemma-mini"])
     assert job.mask_decoder == MODELS / "paligemma-mini" / "vae.npz"
 
 
-def test_user_overrides_the_catalog(tmp_path: Path) -> None:
+def test_options_override_the_catalog(tmp_path: Path) -> None:
     mask_decoder = tmp_path / "other.npz"
     mask_decoder.write_bytes((MODELS / "paligemma-mini" / "vae.npz").read_bytes())
     mask_decoder.write_bytes(mask_decoder.read_bytes() + b"more")
@@ -34,7 +34,7 @@ def test_user_overrides_the_catalog(tmp_path: Path) -> None:
     assert job.build_key != plan_job(CATALOG["paligemma-mini"], ExportOptions()).build_key
 
 
-def test_file_that_is_no_mask_decoder_is_refused(tmp_path: Path) -> None:
+def test_invalid_mask_decoder_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vae.npz").write_bytes(b"PK")
     options = ExportOptions(mask_decoder=tmp_path / "vae.npz")
     with pytest.raises(SourceError, match=r"vae\.npz cannot be read"):
@@ -71,5 +71,5 @@ def test_content_precision_record_and_versions_each_change_the_key(tmp_path: Pat
     assert len(keys) == 6
 
 
-def test_every_library_of_the_export_is_installed_and_named() -> None:
+def test_versions_include_the_export_libraries() -> None:
     assert {"torch", "transformers", "optimum", "onnxruntime"} <= library_versions().keys()

@@ -11,7 +11,7 @@ from tests.support.export_random import NUM_PROBES, export_random
 
 @pytest.fixture
 def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Florence-2-large with a quarter of its pixels: what is tried is its widths, and all of them take two minutes."""
+    """Florence-2-large with a quarter of its pixels: the widths are under test, and full images take two minutes."""
     small = replace(SHAPES["florence-2-large"], image_size_px=384, num_image_tokens=12 * 12 + 1)
     monkeypatch.setitem(SHAPES, "florence-2-large", small)
 
@@ -39,7 +39,7 @@ def test_real_widths_with_few_layers_export_and_pass_parity(name: str, tmp_path:
         ("paligemma-2-3b-mix-224", 26, 2304),
     ],
 )
-def test_without_a_limit_the_configuration_has_the_published_size(name: str, num_layers: int, width: int) -> None:
+def test_unlimited_configuration_has_the_published_size(name: str, num_layers: int, width: int) -> None:
     config = SHAPES[name].config(100).get_text_config()
     assert (config.num_hidden_layers, config.hidden_size) == (num_layers, width)
 

@@ -16,7 +16,7 @@ REPOSITORY = "tests/florence-2-mini"
 
 
 class HubHandler(BaseHTTPRequestHandler):
-    """As much of the hub's API as fetching a repository at a branch needs; it offers a pickle and code too."""
+    """The part of the hub's API for fetching a repository at a branch; the repository also has a pickle and code."""
 
     requested: list[str]
 
@@ -56,7 +56,7 @@ def _file_names() -> list[str]:
 
 @pytest.fixture
 def hub() -> Iterator[tuple[str, list[str]]]:
-    """A hub on this machine: its address, and the paths that it was asked for."""
+    """A local hub: its address, and the paths requested from it."""
     requested: list[str] = []
     handler = type("Handler", (HubHandler,), {"requested": requested})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -85,7 +85,7 @@ def test_hub_checkpoint_is_pinned_to_its_commit_and_nothing_executable_is_fetche
 def test_folder_is_found_relative_to_the_root() -> None:
     source = resolve_source("models/florence-2-mini", None, "florence2", ROOT)
     assert source == Source("models/florence-2-mini", None, MODELS / "florence-2-mini")
-    of_ours = (".md", ".png", RECORD_FILE)  # the card and its pictures, the record of precisions
+    of_ours = (".md", ".png", RECORD_FILE)  # model card, its pictures, precision record
     read = [name for name in _file_names() if not name.endswith(of_ours)]
     assert [path.name for path in source.files()] == sorted(read)
 
@@ -95,7 +95,7 @@ def test_folder_with_a_revision_is_refused() -> None:
         resolve_source("models/florence-2-mini", "main", "florence2", ROOT)
 
 
-def test_pickled_weights_are_not_weights(tmp_path: Path) -> None:
+def test_checkpoint_with_pickled_weights_only_is_refused(tmp_path: Path) -> None:
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_text('{"model_type": "florence2"}', encoding="utf-8")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
@@ -104,7 +104,7 @@ def test_pickled_weights_are_not_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", ["", "[]", "{}", '{"model_type": "bert"}'])
-def test_config_that_names_no_family_is_refused(tmp_path: Path, config: str) -> None:
+def test_config_without_a_known_family_is_refused(tmp_path: Path, config: str) -> None:
     for name in ("tokenizer.json", "model.safetensors"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "config.json").write_text(config, encoding="utf-8")

@@ -12,14 +12,14 @@ from tests.support.catalog import FLORENCE
 ROWS = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
 
 
-def test_equal_rows_differ_by_nothing() -> None:
+def test_equal_rows_have_no_difference() -> None:
     measured = compare("a decoder", ROWS, ROWS)
     assert measured.mean_cosine == pytest.approx(1)
     assert measured.max_abs_error == 0
     assert measured.max_abs_float32 == float(ROWS.abs().max())
 
 
-def test_the_worst_row_and_the_largest_error_are_told() -> None:
+def test_worst_row_and_largest_error_are_measured() -> None:
     rows = ROWS.clone()
     rows[2] += 0.1
     measured = compare("a decoder", rows, ROWS)
@@ -29,7 +29,7 @@ def test_the_worst_row_and_the_largest_error_are_told() -> None:
 
 
 @pytest.mark.parametrize("rows", [-ROWS, ROWS.flip(-1), torch.full_like(ROWS, torch.nan)], ids=["-", "mixed up", "NaN"])
-def test_rows_that_have_little_to_do_with_float32_fail(rows: torch.Tensor) -> None:
+def test_unrelated_rows_fail(rows: torch.Tensor) -> None:
     with pytest.raises(ParityError, match="the int8 encoder differs from float32"):
         compare("the int8 encoder", rows, ROWS)
 
@@ -40,7 +40,7 @@ def broken(precision: Precision) -> dict[str, Any]:
     return {"mean_cosine": 1.0}
 
 
-def test_a_precision_that_breaks_the_model_is_not_offered_and_as_a_default_ends_the_export() -> None:
+def test_broken_precision_is_skipped_and_as_a_default_stops_the_export() -> None:
     every: tuple[Precision, ...] = ("float32", "int8", "float16")
     assert dict(each_measured("encoder", FLORENCE, every, broken)) == {"float16": {"mean_cosine": 1.0}}
     named = {device: {**parts, "encoder": "int8"} for device, parts in FLORENCE.precision.items()}

@@ -10,13 +10,13 @@ FEATURES = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
 
 
 def reference_answer(token_ids: list[int], gap: float = 9.0) -> ReferenceAnswer:
-    """An answer each of whose tokens lies `gap` above all others."""
+    """An answer whose tokens have logits `gap` above all others."""
     logits = torch.zeros(len(token_ids), 10)
     logits[torch.arange(len(token_ids)), torch.tensor(token_ids)] = gap
     return ReferenceAnswer(tuple(token_ids), logits)
 
 
-def test_equal_features_pass_and_are_measured() -> None:
+def test_equal_features_pass() -> None:
     measured = compare_features(FEATURES, FEATURES)
     assert measured.num_images == 2
     assert measured.min_cosine == pytest.approx(1)
@@ -38,7 +38,7 @@ def test_different_features_fail(features: np.ndarray) -> None:
         compare_features(features, FEATURES)
 
 
-def test_features_that_are_not_numbers_fail_even_if_the_reference_has_none_either() -> None:
+def test_nan_features_fail_even_if_the_reference_is_nan() -> None:
     nothing = np.full_like(FEATURES, np.nan)
     with pytest.raises(ParityError):
         compare_features(nothing, nothing)
@@ -74,6 +74,6 @@ def test_tokens_may_differ_at_a_near_tie_only(gap: float, passes: bool) -> None:
 
 
 @pytest.mark.parametrize("answer", [(1, 2), (1, 2, 3, 4)], ids=["shorter", "longer"])
-def test_no_near_tie_excuses_another_length(answer: tuple[int, ...]) -> None:
+def test_near_tie_does_not_excuse_another_length(answer: tuple[int, ...]) -> None:
     with pytest.raises(ParityError):
         compare_tokens([answer], [reference_answer([1, 2, 3], gap=0.0)])

@@ -11,7 +11,7 @@ from export.checks.reference import Reference
 
 
 def test_checkpoint_that_lacks_a_weight_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    # transformers itself would go on with random numbers in its place.
+    # transformers itself would continue with random weights.
     folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
     weights = load_file(folder / "model.safetensors")
     del weights[next(name for name in weights if "vision_tower" in name)]
@@ -20,19 +20,19 @@ def test_checkpoint_that_lacks_a_weight_is_refused(checkpoint: Path, tmp_path: P
         Reference.load(folder)
 
 
-def test_checkpoint_whose_weights_are_cut_off_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_truncated_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
     (folder / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes()[:10_000])
     with pytest.raises(SourceError, match="transformers cannot load the checkpoint"):
         Reference.load(folder)
 
 
-def test_everything_is_float32_whatever_is_stored(checkpoint: Path) -> None:
+def test_reference_is_float32_whatever_is_stored(checkpoint: Path) -> None:
     assert {parameter.dtype for parameter in Reference.load(checkpoint).model.parameters()} == {torch.float32}
     assert stored_dtype(checkpoint) == torch.float16
 
 
-def test_weights_of_several_dtypes_are_kept_by_the_widest(tmp_path: Path) -> None:
+def test_several_stored_dtypes_are_loaded_as_float32(tmp_path: Path) -> None:
     tensors = {"a": torch.zeros(1, dtype=torch.bfloat16), "ids": torch.zeros(1, dtype=torch.long)}
     save_file(tensors, tmp_path / "model-1.safetensors")
     assert stored_dtype(tmp_path) == torch.bfloat16

@@ -115,7 +115,7 @@ def test_every_question_counts_in_a_measure() -> None:
         assert values == {None, 1.0}, question.name
 
 
-def test_row_has_the_values_of_each_model_and_a_dash_where_nothing_was_asked() -> None:
+def test_row_has_the_values_of_each_model_and_a_dash_without_questions() -> None:
     table = accuracy_table(
         {
             "one": evaluation({("captioning short", "exact"): Tally(1, 2, 2), ("ocr", "exact"): Tally(1, 1, 1)}),
@@ -143,7 +143,7 @@ def test_no_confident_box_is_no_precision() -> None:
     ("tally", "shown"),
     [(Tally(9499, 10_000, 10_000), "0.94"), (Tally(95, 100, 100), "0.95"), (Tally(29, 100, 100), "0.29")],
 )
-def test_a_bar_that_is_shown_is_reached(tally: Tally, shown: str) -> None:
+def test_shown_values_are_rounded_down(tally: Tally, shown: str) -> None:
     table = accuracy_table({"one": evaluation({("visual_question_answering count", "exact"): tally})})
     assert cells(table, "visual_question_answering")[1] == shown
 
@@ -168,7 +168,7 @@ def test_loss_is_in_points_against_the_first_condition() -> None:
     ]
 
 
-def test_each_model_loses_against_itself() -> None:
+def test_each_model_is_compared_with_itself() -> None:
     def readings(**right: int) -> dict[str, Evaluation]:
         return {model: evaluation({("ocr", "exact"): Tally(n, 10, 10)}) for model, n in right.items()}
 
@@ -188,7 +188,7 @@ def test_questions_are_listed_with_median_and_95th_percentile() -> None:
     ]
 
 
-def test_the_accuracy_of_tasks_has_every_number_of_their_rows_and_no_other() -> None:
+def test_task_accuracy_has_the_numbers_of_task_rows_only() -> None:
     scorecard = Scorecard(
         {
             ("captioning short", "exact"): Tally(3, 4, 4),

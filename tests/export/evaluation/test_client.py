@@ -1,4 +1,4 @@
-"""The evaluation against a service that knows the truth: what it asks, how it asks again, what it makes of errors."""
+"""The evaluation against a service with true answers: its requests, retries and error handling."""
 
 import subprocess
 import sys
@@ -35,13 +35,13 @@ def test_true_answers_score_full_marks() -> None:
     assert scorecard.tally("object_detection", "empty").num_expected == 1
 
 
-def test_wrong_answers_cost_what_they_are_worth() -> None:
+def test_wrong_answer_lowers_the_score_of_its_question_only() -> None:
     evaluation = evaluated(TruthfulService(4, is_wrong=lambda index, name: index == 0 and name == "captioning short"))
     assert evaluation.score("captioning short", "exact") == 0.75
     assert evaluation.score("captioning detailed", "exact") == 1
 
 
-def test_several_clients_are_at_work_at_once_and_get_the_scorecard_of_one() -> None:
+def test_concurrent_clients_give_the_scorecard_of_one() -> None:
     one = evaluated(TruthfulService(4, is_wrong=is_wrong_in_some))
     four = evaluated(TruthfulService(4, is_wrong=is_wrong_in_some, num_together=4), num_clients=4)
     assert four.scorecard == one.scorecard
@@ -51,32 +51,32 @@ def test_several_clients_are_at_work_at_once_and_get_the_scorecard_of_one() -> N
     }
 
 
-def test_tasks_that_are_not_offered_are_not_asked() -> None:
+def test_no_request_is_sent_for_a_task_that_is_not_offered() -> None:
     service = TruthfulService(2, tasks=("ocr", "captioning"))
     assert {name.split(" ")[0] for name in evaluated(service).latencies_ms} == {"ocr", "captioning"}
     assert service.asked_tasks == {"ocr", "captioning"}
 
 
-def test_variant_that_is_not_offered_is_left_out() -> None:
+def test_variant_that_is_not_offered_is_skipped() -> None:
     service = TruthfulService(2, is_not_offered=lambda _, name: name == "instance_segmentation region")
     names = evaluated(service).latencies_ms
     assert "instance_segmentation phrase" in names
     assert "instance_segmentation region" not in names
 
 
-def test_refused_request_is_sent_again() -> None:
+def test_refused_request_is_retried() -> None:
     service, easy = TruthfulService(1, num_refused=3), TruthfulService(1)
     assert evaluated(service).scorecard == evaluated(easy).scorecard
     assert service.num_received == easy.num_received + 3
 
 
-def test_refused_request_waits_as_long_as_it_is_told() -> None:
+def test_retry_waits_for_retry_after() -> None:
     start_s = time.monotonic()
     evaluated(TruthfulService(1, tasks=("ocr",), num_refused=1, retry_after_s=1))
     assert time.monotonic() - start_s >= 1
 
 
-def test_request_is_not_sent_again_for_ever() -> None:
+def test_number_of_retries_is_bounded() -> None:
     service = TruthfulService(1, num_refused=MAX_ATTEMPTS)
     with pytest.raises(RuntimeError, match=r"truthful answered captioning short with 429: .*too much"):
         evaluated(service)
@@ -84,13 +84,13 @@ def test_request_is_not_sent_again_for_ever() -> None:
 
 
 @pytest.mark.parametrize("num_clients", [1, 3])
-def test_any_other_error_ends_the_evaluation(num_clients: int) -> None:
+def test_any_other_error_stops_the_evaluation(num_clients: int) -> None:
     service = TruthfulService(5, is_broken=lambda index, name: index == 1 and name == "ocr")
     with pytest.raises(RuntimeError, match=r"truthful answered ocr with 500: .*a defect"):
         evaluated(service, num_clients)
 
 
-def test_model_that_is_not_served_is_refused_with_those_that_are() -> None:
+def test_unserved_model_is_refused_with_the_list_of_served_ones() -> None:
     with (
         serving(TruthfulService(1)) as client,
         pytest.raises(ValueError, match="not served; served models: truth"),
@@ -105,7 +105,7 @@ def run_command(
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_command_prints_a_table_for_each_condition_and_what_was_lost() -> None:
+def test_command_prints_a_table_per_condition_and_the_loss() -> None:
     conditions = "plain", "stretched"
     with serving(TruthfulService(2, conditions, is_wrong=lambda index, name: (index, name) == (1, "ocr"))) as client:
         run = run_command(client.base_url, "--scenes", "2", "--clients", "2", "--conditions", *conditions)
@@ -118,7 +118,7 @@ def test_command_prints_a_table_for_each_condition_and_what_was_lost() -> None:
     assert "truthful, stretched" in run.stderr
 
 
-def test_command_prints_every_question_where_details_are_asked_for() -> None:
+def test_details_option_prints_every_question() -> None:
     with serving(TruthfulService(1)) as client:
         run = run_command(client.base_url, "--scenes", "1", "--models", MODEL_ID, "--details")
     assert run.returncode == 0, run.stderr
@@ -127,7 +127,7 @@ def test_command_prints_every_question_where_details_are_asked_for() -> None:
     assert details.startswith("| question | truthful | p50 / p95 ms |")
 
 
-def test_answers_that_their_form_changes_are_counted_by_task() -> None:
+def test_answers_changed_by_constraints_are_counted_by_task() -> None:
     service = TruthfulService(
         2, tasks=("ocr", "ocr_with_regions"), is_changed_by_form=lambda index, name: (index, name[:4]) == (1, "ocr_")
     )
@@ -145,7 +145,7 @@ def test_answers_that_their_form_changes_are_counted_by_task() -> None:
         (("--conditions", "foggy"), "invalid choice: 'foggy'"),
     ],
 )
-def test_command_refuses_what_it_cannot_do(arguments: tuple[str, ...], message: str) -> None:
+def test_invalid_arguments_are_refused(arguments: tuple[str, ...], message: str) -> None:
     run = run_command("http://127.0.0.1:1", *arguments)
     assert run.returncode == 2
     assert message in run.stderr

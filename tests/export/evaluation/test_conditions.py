@@ -35,7 +35,7 @@ def true_boxes(scene: Scene, size_wh: tuple[int, int]) -> tuple[LabelledBox, ...
     return truth.boxes
 
 
-def test_every_condition_is_expected_here() -> None:
+def test_every_condition_has_an_expectation() -> None:
     assert set(CONDITIONS) == set(EXPECTED)
 
 
@@ -47,7 +47,7 @@ def test_image_has_the_size_and_format_of_its_condition(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_objects_are_where_the_scaled_truth_has_them(name: str) -> None:
+def test_objects_are_at_their_scaled_true_boxes(name: str) -> None:
     """JPEG and blurring change the colour at an object's centre a little, hence the tolerance."""
     for scene in SCENES:
         shown = pixels(name, scene)
@@ -59,7 +59,7 @@ def test_objects_are_where_the_scaled_truth_has_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["jpeg", "blurred"])
-def test_jpeg_and_blurred_are_plain_but_for_small_differences(name: str) -> None:
+def test_jpeg_and_blurred_differ_little_from_plain(name: str) -> None:
     for scene in SCENES:
         difference = np.abs(pixels(name, scene) - pixels("plain", scene))
         assert 0 < difference.mean() < 6

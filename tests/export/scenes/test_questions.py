@@ -1,4 +1,4 @@
-"""Wording and geometry of the questions about hand-made scenes, and what holds over many seeds."""
+"""Wording and geometry of questions about hand-made scenes, and invariants over many seeds."""
 
 import pytest
 
@@ -122,7 +122,7 @@ def test_image_without_object_or_word_has_empty_answers() -> None:
     }
 
 
-def test_questions_in_words_and_their_answers() -> None:
+def test_free_questions_and_their_answers() -> None:
     scene = Scene(0, DARK, (STAR,), STOP)
     asked = [
         (question.parameters["question"], question.truth)
@@ -136,7 +136,7 @@ def test_questions_in_words_and_their_answers() -> None:
     assert [truth for question, truth in asked if str(question).startswith("is there")][1] == TextTruth("no")
 
 
-def test_colour_is_not_asked_where_two_objects_have_the_shape() -> None:
+def test_no_colour_question_about_a_shape_that_occurs_twice() -> None:
     shape: Shape = "circle"
     other = SceneObject("green", shape, "small", (38, 165, 60), (90.0, 90.0), 12.0)
     asked = {question.name for question in questions(Scene(0, DARK, (CIRCLE, other), None))}
@@ -155,7 +155,7 @@ def test_absent_labels_are_absent_and_several_labels_have_all_their_boxes() -> N
         assert sorted(box.label for box in several.boxes) == sorted(names)
 
 
-def test_one_shape_label_asks_for_every_object_of_the_shape() -> None:
+def test_shape_label_expects_every_object_of_the_shape() -> None:
     for seed in range(100):
         scene = sample_scene(seed)
         question = named(scene, "open_vocabulary_detection shape")

@@ -1,4 +1,4 @@
-"""What may stand in a scene and where, over many seeds."""
+"""Contents and placement of sampled scenes, over many seeds."""
 
 from itertools import combinations, pairwise
 
@@ -60,7 +60,7 @@ def test_backgrounds_are_dark_or_light_greys_with_a_slight_tint() -> None:
         assert max(channels) <= highest + 5
 
 
-def test_every_kind_occurs() -> None:
+def test_all_objects_counts_textures_and_fonts_occur() -> None:
     objects = [drawn for scene in SCENES for drawn in scene.objects]
     assert {drawn.name for drawn in objects} == {f"{color} {shape}" for color in COLORS for shape in SHAPES}
     assert {len(scene.objects) for scene in SCENES} == {1, 2, 3, 4}
@@ -89,6 +89,6 @@ def test_five_objects_are_refused() -> None:
         sample_scene(0, num_objects=5)
 
 
-def test_every_face_loads_as_a_scalable_font() -> None:
+def test_every_font_face_is_scalable() -> None:
     assert isinstance(fonts.load_font("regular", 20), ImageFont.FreeTypeFont)
     assert fonts.ink_mask("STOP", "bold", 40).width > 1.8 * fonts.ink_mask("STOP", "bold", 20).width

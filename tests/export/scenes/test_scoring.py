@@ -1,4 +1,4 @@
-"""Scoring of hand-made answers: wrong labels, duplicates, nothing, masks of both formats."""
+"""Scoring of hand-made answers: wrong labels, duplicates, empty answers, masks of both formats."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def test_detections_match_boxes_of_the_same_label(detections: list[dict[str, Any
     assert match_boxes(detections, truth, 0.5) == expected
 
 
-def test_each_of_two_equal_labels_takes_its_own_box() -> None:
+def test_equal_labels_match_different_boxes() -> None:
     truth = (LabelledBox("circle", BOX), LabelledBox("circle", (14.0, 10.0, 34.0, 30.0)))
     found = [detection("circle", (14, 10, 34, 30), 0.9), detection("circle", BOX, 0.8)]
     assert match_boxes(found, truth, 0.9) == Tally(2, 2, 2)
@@ -75,7 +75,7 @@ def test_only_confident_boxes_count_for_calibration() -> None:
     assert tally(result, truth, "confident").f1 == 0.5
 
 
-def test_precision_of_confident_boxes_does_not_ask_what_else_was_to_be_found() -> None:
+def test_precision_of_confident_boxes_ignores_missed_boxes() -> None:
     truth = DetectionsTruth((LabelledBox("circle", BOX), LabelledBox("star", FAR)))
     assert tally({"detections": [detection("circle", BOX, 0.8)]}, truth, "confident_at_50").f1 == 1
     assert tally({"detections": [detection("circle", FAR, 0.8)]}, truth, "confident_at_50").f1 == 0
@@ -93,13 +93,13 @@ def test_text_must_be_equal(text: str, share: float) -> None:
     assert tally({"text": text}, TextTruth("STOP"), "exact").f1 == share
 
 
-def test_invented_text_is_counted_where_nothing_is_written() -> None:
+def test_text_in_an_image_without_a_word_is_wrong() -> None:
     assert tally({"text": "A"}, TextTruth(""), "empty") == Tally(0, 1, 1)
     assert tally({"text": ""}, TextTruth(""), "empty") == Tally(1, 1, 1)
     assert tally({"text": ""}, TextTruth("A"), "empty") == Tally()
 
 
-def test_exactness_is_counted_apart_where_something_is_written() -> None:
+def test_exactness_of_images_with_a_word_is_counted_separately() -> None:
     assert tally({"text": ""}, TextTruth(""), "exact_if_any") == Tally()
     assert tally({"text": ""}, TextTruth("A"), "exact_if_any") == Tally(0, 1, 1)
     assert tally({"text": "A"}, TextTruth("A"), "exact_if_any") == Tally(1, 1, 1)
@@ -116,7 +116,7 @@ def test_exactness_is_counted_apart_where_something_is_written() -> None:
         ([{"polygons": [SQUARE]}, {"polygons": [((60, 10), (80, 10), (80, 30), (60, 30))]}], 0.5),
     ],
 )
-def test_masks_of_all_instances_are_compared_together(instances: list[dict[str, Any]], iou: float) -> None:
+def test_masks_of_all_instances_are_united(instances: list[dict[str, Any]], iou: float) -> None:
     assert tally({"instances": instances}, InstancesTruth((SQUARE,)), "mask_iou").f1 == pytest.approx(iou)
 
 
@@ -139,7 +139,7 @@ def test_run_length_mask_is_compared_like_a_polygon() -> None:
         ([], 0.0),
     ],
 )
-def test_text_regions_need_text_and_place(regions: list[dict[str, Any]], share: float) -> None:
+def test_text_regions_match_by_text_and_quad(regions: list[dict[str, Any]], share: float) -> None:
     truth = TextRegionsTruth((QuadText("STOP", SQUARE),))
     assert tally({"text_regions": regions}, truth, "exact").f1 == share
 

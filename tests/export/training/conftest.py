@@ -10,7 +10,7 @@ MAKERS = {"florence2": florence2_tokenizer, "paligemma": paligemma_tokenizer}
 
 @pytest.fixture(scope="session")
 def tokenizers() -> dict[str, Tokenizer]:
-    """The vocabulary of each embedded model, made anew."""
+    """A newly trained vocabulary of each embedded model."""
     return {
         model_id: MAKERS[CATALOG[model_id].family](CATALOG[model_id])
         for model_id in ("florence-2-mini", "paligemma-mini")

@@ -1,4 +1,4 @@
-"""What training teaches is what the parsers of the service read: true answers, written and read, score full marks."""
+"""Training answers fit the service's parsers: true answers, written and parsed, score full marks."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -55,7 +55,7 @@ def read(entry: CatalogEntry, question: Question, answers: list[list[Piece]]) ->
     return asdict(result, dict_factory=lambda items: {k: v for k, v in items if k != "is_parsed" and v is not None})
 
 
-def test_true_answers_are_read_as_the_truth(entry: CatalogEntry) -> None:
+def test_true_answers_are_parsed_as_the_truth(entry: CatalogEntry) -> None:
     total = Scorecard()
     for scene in scenes():
         for question in questions(scene):
@@ -66,7 +66,7 @@ def test_true_answers_are_read_as_the_truth(entry: CatalogEntry) -> None:
         assert tally.f1 >= (MIN_MASK_IOU if measure == "mask_iou" else 1.0), (name, measure)
 
 
-def test_a_text_is_the_sum_of_its_pieces(entry: CatalogEntry) -> None:
+def test_pieces_join_to_the_true_text(entry: CatalogEntry) -> None:
     for scene in scenes():
         for question in questions(scene):
             if isinstance(question.truth, TextTruth) and question.task != "region_description":
@@ -96,7 +96,7 @@ def test_characters_of_the_word_are_mentioned_one_by_one() -> None:
     assert {p.mention.subject for p in pieces if p.mention} == {WORD}
 
 
-def test_locations_of_a_run_are_counted_from_where_it_begins(tokenizers: dict[str, Tokenizer]) -> None:
+def test_locations_are_counted_from_the_start_of_their_run(tokenizers: dict[str, Tokenizer]) -> None:
     entry = CATALOG["florence-2-mini"]
     language = florence2_language(entry, tokenizers["florence-2-mini"])
     scene = sample_scene(1, num_objects=2, has_word=True)

@@ -6,7 +6,7 @@ from export.training.data.cell_targets import CELL_PX, CHARACTERS, GRID, NOTHING
 from export.training.data.mentions import WORD, Mention
 
 
-def test_every_object_and_word_has_a_cell_and_every_cell_of_it_lies_in_its_box() -> None:
+def test_every_object_and_word_has_cells_inside_its_box() -> None:
     for seed in range(200):
         scene = sample_scene(seed)
         targets = cell_targets(scene)
@@ -60,5 +60,5 @@ def test_a_mention_of_a_point_is_the_nearest_cell_of_the_object() -> None:
                 assert distance == np.hypot(*(centres - point).T).min()
 
 
-def test_a_mention_of_a_point_of_nothing_is_nowhere() -> None:
+def test_mention_of_an_absent_object_has_no_cells() -> None:
     assert not cell_targets(sample_scene(1, num_objects=1)).mentioned(Mention(3, point_xy=(5.0, 5.0))).any()

@@ -15,7 +15,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_every_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
+def test_every_text_round_trips(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
 
 
@@ -44,7 +44,7 @@ def test_ids_are_dense_and_the_embedding_has_a_row_for_each(tokenizer: Tokenizer
     assert len(ids) <= padded_size(tokenizer) < len(ids) + 8
 
 
-def test_the_committed_tokenizer_is_the_one_that_the_code_makes(tokenizer: Tokenizer, model_id: str) -> None:
+def test_committed_tokenizer_equals_a_new_one(tokenizer: Tokenizer, model_id: str) -> None:
     committed = Tokenizer.from_file(str(MODELS / model_id / "tokenizer.json"))
     assert committed.get_vocab() == tokenizer.get_vocab()
     for text in TEXTS:

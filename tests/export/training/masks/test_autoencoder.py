@@ -72,7 +72,7 @@ def test_numpy_decoder_gives_the_same_fields(random_file: Path) -> None:
         np.testing.assert_allclose(decoder.decode(own), field.numpy(), atol=1e-3, rtol=0)
 
 
-def test_encoding_survives_the_file(random_file: Path, tmp_path: Path) -> None:
+def test_encoding_is_the_same_after_saving_and_loading(random_file: Path, tmp_path: Path) -> None:
     masks = torch.from_numpy(sample_masks(np.random.default_rng(0), 4))
     autoencoder = MaskAutoencoder.load_npz(random_file)
     autoencoder.save_npz(tmp_path / "again.npz")
@@ -81,7 +81,7 @@ def test_encoding_survives_the_file(random_file: Path, tmp_path: Path) -> None:
     assert torch.equal(MaskAutoencoder.load_npz(tmp_path / "again.npz").encode(masks), codes)
 
 
-def test_gradients_pass_the_quantisation() -> None:
+def test_gradients_bypass_the_quantisation() -> None:
     autoencoder = MaskAutoencoder()
     made = autoencoder(torch.from_numpy(sample_masks(np.random.default_rng(0), 2)))
     made.fields.square().mean().backward()
@@ -100,7 +100,7 @@ def test_rows_move_to_the_mean_of_their_features() -> None:
     np.testing.assert_allclose(codebook.rows(torch.tensor(7)), 5.0, atol=1e-3)
 
 
-def test_only_rows_without_features_start_again() -> None:
+def test_only_unused_rows_are_replaced() -> None:
     codebook = Codebook()
     codebook.fit(torch.randn(200, 512))
     before = codebook.rows(torch.arange(128)).clone()
@@ -112,7 +112,7 @@ def test_only_rows_without_features_start_again() -> None:
     assert torch.equal(codebook.rows(torch.tensor([126, 127])), features[:2])
 
 
-def test_a_stopped_run_ends_as_one_that_was_not_stopped(tmp_path: Path) -> None:
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = new_training(tmp_path / "whole", 2)
     whole.run(2)
     new_training(tmp_path / "stopped", 2).run(1)
@@ -123,21 +123,21 @@ def test_a_stopped_run_ends_as_one_that_was_not_stopped(tmp_path: Path) -> None:
         assert torch.equal(tensor, whole.autoencoder.state_dict()[name]), name
 
 
-def test_training_brings_back_a_forgotten_layer(tmp_path: Path) -> None:
+def test_training_restores_a_reset_layer(tmp_path: Path) -> None:
     torch.manual_seed(0)
     autoencoder = MaskAutoencoder.load_npz(MASK_DECODER_FILE)
-    forgotten = autoencoder.decoder[4]
-    assert isinstance(forgotten, nn.ConvTranspose2d)
-    forgotten.reset_parameters()  # from nothing at all it would take some 40 steps to lower the loss
+    layer = autoencoder.decoder[4]
+    assert isinstance(layer, nn.ConvTranspose2d)
+    layer.reset_parameters()  # training all layers from scratch needs about 40 steps to lower the loss
     training = MaskTraining(autoencoder, RunFolder(tmp_path), num_steps=6, seed=0, device="cpu")
     training.restore()
     training.run(6)
     losses = [row["loss"] for row in RunFolder(tmp_path).rows()]
     assert len(losses) == 6
-    assert losses[-1] < 0.6 * losses[0]  # 0.40 after 0.96 seen
+    assert losses[-1] < 0.6 * losses[0]  # measured: 0.96, then 0.40
 
 
-def test_a_finished_run_says_so_and_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_run_is_reported_and_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "vae.npz"
     reached = train_mask_autoencoder(out, tmp_path, num_steps=1)
     assert "has a finished run" not in capsys.readouterr().out
@@ -146,7 +146,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(tmp_path: Path, capsys: pytes
     assert len(list(RunFolder(tmp_path).rows())) == 1
 
 
-def test_masks_fill_their_boxes_and_follow_from_the_seed() -> None:
+def test_masks_fill_their_boxes_and_depend_on_the_seed_only() -> None:
     masks = sample_masks(np.random.default_rng(5), 50)
     assert masks.shape == (50, 1, 64, 64)
     assert masks.min() == 0
@@ -159,6 +159,6 @@ def test_masks_fill_their_boxes_and_follow_from_the_seed() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_embedded_file_returns_the_scenes_shapes(shape: Shape) -> None:
+def test_embedded_autoencoder_reconstructs_the_scenes_shapes(shape: Shape) -> None:
     codes = shape_codes(MaskAutoencoder.load_npz(MASK_DECODER_FILE))[shape]
     assert iou(MASK_DECODER.decode(codes), shape_mask(shape)) >= 0.97

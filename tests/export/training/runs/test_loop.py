@@ -15,7 +15,7 @@ _Processor: Any = AutoProcessor
 
 
 def small_training(model_id: str, folder: Path) -> Training:
-    """A run of two encoder and four joint steps of two images, saved after every second."""
+    """A run of two encoder and four joint steps with two images each, saved every second step."""
     training = make_training(model_id, folder, "cpu", seed=0)
     training.recipe = dataclasses.replace(
         training.recipe,
@@ -35,7 +35,7 @@ def weights(training: Training) -> dict[str, torch.Tensor]:
     return state
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(model_id: str, tmp_path: Path) -> None:
+def test_resumed_run_equals_an_uninterrupted_one(model_id: str, tmp_path: Path) -> None:
     whole = small_training(model_id, tmp_path / "whole")
     whole.run()
     stopped = small_training(model_id, tmp_path / "stopped")
@@ -47,7 +47,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(model_id: str, tmp
         torch.testing.assert_close(weights(resumed)[name], expected, rtol=0, atol=0)
 
 
-def test_the_checkpoint_loads_as_transformers_loads_any(model_id: str, tmp_path: Path) -> None:
+def test_checkpoint_loads_in_transformers(model_id: str, tmp_path: Path) -> None:
     training = small_training(model_id, tmp_path / "run")
     write_checkpoint(training.parts.trainee, tmp_path / "checkpoint")
     processor = _Processor.from_pretrained(tmp_path / "checkpoint")
@@ -73,7 +73,7 @@ def test_the_learning_curve_is_drawn_from_the_log(tmp_path: Path) -> None:
     ]
 
 
-def test_refining_begins_with_the_weights_of_a_checkpoint(model_id: str, tmp_path: Path) -> None:
+def test_refining_starts_with_the_weights_of_a_checkpoint(model_id: str, tmp_path: Path) -> None:
     training = small_training(model_id, tmp_path / "first")
     write_checkpoint(training.parts.trainee, tmp_path / "checkpoint")
     refined = small_training(model_id, tmp_path / "refined")

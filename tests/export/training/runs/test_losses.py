@@ -35,27 +35,27 @@ def test_soft_targets_are_a_distribution_around_the_position() -> None:
     assert targets.argmax() == 7
 
 
-def test_a_certain_right_answer_costs_nothing_whatever_stands_at_the_padding() -> None:
+def test_certain_right_answer_has_no_loss_whatever_the_padding() -> None:
     written = batch([3, 18, NO_TOKEN], [0.0, 8.0, 0.0], [0, 8, 0])
     plain, location = answer_loss(certain([3, 18, 5]), written, LOCATION_IDS, sigma=0.05)
     assert plain < 1e-4
     assert location < 1e-4
 
 
-def test_a_location_near_the_edge_is_spread_over_bins_that_exist() -> None:
+def test_soft_target_at_the_edge_uses_existing_bins_only() -> None:
     written = batch([10], [0.0], [8])
     _, location = answer_loss(torch.zeros(1, 1, 40), written, LOCATION_IDS, sigma=2.0)
     assert torch.isfinite(location)
 
 
-def test_between_two_grid_positions_both_count() -> None:
+def test_position_between_two_grid_bins_has_both_as_target() -> None:
     written = batch([18], [12.0], [8])
     losses = [answer_loss(certain([i]), written, LOCATION_IDS, sigma=0.3)[1] for i in (18, 26, 22)]
     torch.testing.assert_close(losses[0], losses[1])
     assert losses[2] > losses[0]  # a bin beside the grid is wrong
 
 
-def test_attention_on_the_mentioned_cells_costs_nothing_and_elsewhere_much() -> None:
+def test_attention_loss_is_zero_on_mentioned_cells_and_high_elsewhere() -> None:
     written = batch([3], [0.0], [0])
     written.mentioned[0, 0, 1] = True
     there, elsewhere = torch.zeros(1, 2, 1, NUM_CELLS), torch.zeros(1, 2, 1, NUM_CELLS)
@@ -65,7 +65,7 @@ def test_attention_on_the_mentioned_cells_costs_nothing_and_elsewhere_much() -> 
     assert attention_loss([elsewhere], written) > 10
 
 
-def test_in_the_last_layer_a_coordinate_is_its_own_heads() -> None:
+def test_last_layer_counts_a_coordinate_by_its_own_head() -> None:
     written = batch([3], [0.0], [0])
     written.mentioned[0, 0, 1], written.coordinates[0, 0] = True, 1
     attention = torch.zeros(1, 2, 1, NUM_CELLS)
@@ -73,5 +73,5 @@ def test_in_the_last_layer_a_coordinate_is_its_own_heads() -> None:
     assert attention_loss([attention], written) > 10
 
 
-def test_no_mention_is_no_loss() -> None:
+def test_answer_without_mentions_has_no_attention_loss() -> None:
     assert attention_loss([torch.rand(1, 2, 1, NUM_CELLS)], batch([3], [0.0], [0])) == 0

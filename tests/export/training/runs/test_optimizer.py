@@ -11,7 +11,7 @@ def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
         assert values.max() < 1.5
 
 
-def test_every_parameter_is_optimized_once_by_the_right_rule() -> None:
+def test_every_parameter_has_exactly_one_optimizer() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Linear(8, 8), nn.LayerNorm(8))
     table = nn.Embedding(10, 8)
     muon, adam = make_optimizers({"language": [model, table], "heads": [nn.Linear(8, 2)]}, table.weight, Rates())
