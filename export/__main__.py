@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.artifacts.store import has_current_version
+from export.artifacts.store import has_current_version, new_version
 from export.checkpoints.errors import ExportError
 from export.checkpoints.jobs import ExportJob, ExportOptions, find_entry, plan_job
 from runners.artifacts import Manifest
@@ -46,11 +46,12 @@ def _export(job: ExportJob, if_changed: bool) -> None:
     start_s = time.monotonic()
     from transformers.utils import logging  # imports torch, which takes seconds
 
-    from export.pipeline import run_export
+    from export.pipeline import make_artifacts
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    manifest = run_export(job)
+    with new_version(job.entry.id) as folder:
+        manifest = make_artifacts(job, folder)
     print(f"{job.entry.id}: {_summary(manifest)}, {time.monotonic() - start_s:.1f} s")
 
 

@@ -1,4 +1,4 @@
-"""The steps of one export, in order."""
+"""The steps of one export, in order: decoder weights, vision encoder, configuration, checks, manifest."""
 
 import shutil
 from dataclasses import asdict, replace
@@ -6,7 +6,6 @@ from pathlib import Path
 
 from export.artifacts.decoder_weights import load_checkpoint, stored_dtype, write_decoder_weights
 from export.artifacts.onnx_graphs import export_vision_encoder, write_at_precision
-from export.artifacts.store import new_version
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule, read_image_input
 from export.checkpoints.jobs import ExportJob
 from export.checks.measurements import measure
@@ -30,12 +29,6 @@ from runners.artifacts import (
 from tasks.catalog import CatalogEntry
 
 _COPIED_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
-
-
-def run_export(job: ExportJob) -> Manifest:
-    """Make and store the artifacts of `job`; raise `ExportError`, and store nothing, if a check fails."""
-    with new_version(job.entry.id) as folder:
-        return make_artifacts(job, folder)
 
 
 def make_artifacts(

@@ -1,1 +1,1 @@
-"""Inputs of an export: where a checkpoint comes from, what is known about its precisions, and the planned job."""
+"""Inputs of an export: checkpoint sources, precision records, planned jobs, and random checkpoints."""

@@ -34,7 +34,7 @@ class Recipe:
     joint_images: int
     sequences_per_image: int
     weights: Mapping[str, float]  # by question name
-    joint_vision_factor: float  # on the vision part's rates after the encoder stage, which large gradients would spoil
+    joint_vision_factor: float  # on the vision part's rates after the encoder stage: early answer gradients would spoil it
     rates: Rates = field(default_factory=Rates)
     refining_steps: int = 0
     refining_weights: Mapping[str, float] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Recipe:
     full_difficulty_share: float = 0.15  # of the joint steps, until scenes have their full number of objects
     first_sigma: float = 1.0  # width of a location's target in grid steps
     final_sigma: float = 0.25
-    cell_weight: float = 0.5  # of the auxiliary losses, as the four below
+    cell_weight: float = 0.5  # of an auxiliary loss, as the next three
     rank_weight: float = 1.0
     attention_weight: float = 0.5
     attribute_weight: float = 0.3
