@@ -34,7 +34,7 @@ class Recipe:
     joint_images: int
     sequences_per_image: int
     weights: Mapping[str, float]  # by question name
-    joint_vision_factor: float  # on the vision part's rates after the encoder stage: early answer gradients would spoil it
+    joint_vision_factor: float  # on the vision part's rates after the encoder stage, whose result answers would spoil
     rates: Rates = field(default_factory=Rates)
     refining_steps: int = 0
     refining_weights: Mapping[str, float] = field(default_factory=dict)
