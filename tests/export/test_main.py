@@ -131,7 +131,7 @@ def test_one_source_for_two_models_is_refused(empty_store: ModelStore) -> None:
     [
         ("models/nothing/here", "neither a folder nor a hub id"),
         ("tests", "lacks config.json, tokenizer.json, model.safetensors"),
-        ("models/paligemma-mini", "is a checkpoint of paligemma, the catalog expects florence2"),
+        ("models/paligemma-mini", "is a checkpoint of paligemma; the catalog expects florence2"),
         ("nobody/nothing", "cannot fetch nobody/nothing at its newest commit"),
     ],
 )
