@@ -1,4 +1,25 @@
-"""Offline: checkpoint -> ONNX vision encoder, decoder weights and manifest, kept in the BentoML model store.
+"""Offline tools: checkpoints become artifacts for the runners, and the embedded models are trained and evaluated.
 
-Nothing here runs in the service. `python -m export --help` is the way in.
+Commands, each with `--help`:
+
+    python -m export MODEL…              make the artifacts of catalog models and store them in BentoML's model store
+    python -m export.bento FOLDER        build the Bento that a container image is made of
+    python -m export.evaluate            measure the accuracy of a running service on rendered scenes
+    python -m export.precision MODEL     measure accuracy at each precision and record it beside the catalog
+    python -m export.constraint_effect   count the answers that constrained decoding changes
+    python -m export.memory              print the memory tables of docs/operations.md
+    python -m export.training MODEL      train an embedded checkpoint
+    python -m export.bench FOLDER        prepare models and questions of the benchmark
+
+Folders, in the order of their imports:
+
+    checkpoints/   inputs of an export: sources, precision records, jobs, random checkpoints
+    artifacts/     outputs: ONNX vision encoder, decoder weights, model store
+    scenes/        rendered scenes, questions about them, true answers and scoring
+    checks/        parity with transformers, and the loss at each precision
+    evaluation/    accuracy of a running service on scenes
+    training/      the embedded checkpoints from scratch
+    bench/         models, questions and step times of the benchmark
+
+Nothing in here runs in the service.
 """

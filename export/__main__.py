@@ -1,4 +1,4 @@
-"""`python -m export MODEL…`: make the artifacts of catalog models and put them into BentoML's model store."""
+"""`python -m export MODEL…`: make the artifacts of catalog models and store them in BentoML's model store."""
 
 import argparse
 import sys
@@ -6,23 +6,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.errors import ExportError
-from export.jobs import ExportJob, ExportOptions, plan_job
-from export.store import has_current_version
+from export.artifacts.store import has_current_version, new_version
+from export.checkpoints.errors import ExportError
+from export.checkpoints.jobs import ExportJob, ExportOptions, find_entry, plan_job
 from runners.artifacts.manifest import Manifest
-from tasks.catalog import CatalogEntry, CatalogError, load_catalog
-
-_ROOT = Path(__file__).parents[1]
-_CATALOG = _ROOT / "models" / "catalog.yaml"
+from tasks.catalog import CatalogError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export every model that was asked for; return the exit status, 1 at the first that fails."""
+    """Export the requested models in turn; return the exit status, 1 at the first failure."""
     parsed = _parse(arguments)
     options = ExportOptions(parsed.source, parsed.revision, parsed.mask_decoder)
     try:
-        for entry in _entries(parsed.models):
-            _export(plan_job(entry, options, _ROOT), parsed.if_changed)
+        for entry in [find_entry(model_id) for model_id in parsed.models]:
+            _export(plan_job(entry, options), parsed.if_changed)
     except (ExportError, CatalogError) as error:
         print(f"python -m export: {error}", file=sys.stderr)
         return 1
@@ -32,21 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m export", description=__doc__)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="an id of models/catalog.yaml")
-    parser.add_argument("--source", help="a hub id or a folder, instead of the catalog's")
+    parser.add_argument("--source", help="a hub id or a folder; default: the catalog's")
     parser.add_argument("--revision", help="branch, tag or commit of the hub id")
     parser.add_argument("--mask-decoder", type=Path, metavar="FILE", help="PaliGemma's vae-oid.npz")
     parser.add_argument("--if-changed", action="store_true", help="skip a model whose newest artifacts are up to date")
     parsed = parser.parse_args(arguments)
     if len(parsed.models) > 1 and (parsed.source or parsed.revision or parsed.mask_decoder):
-        parser.error("--source, --revision and --mask-decoder go with one MODEL")
+        parser.error("--source, --revision and --mask-decoder require exactly one MODEL")
     return parsed
-
-
-def _entries(model_ids: Sequence[str]) -> list[CatalogEntry]:
-    catalog = load_catalog(_CATALOG)
-    if unknown := [model_id for model_id in model_ids if model_id not in catalog]:
-        raise CatalogError(f"unknown model {', '.join(unknown)}; the catalog has {', '.join(catalog)}")
-    return [catalog[model_id] for model_id in model_ids]
 
 
 def _export(job: ExportJob, if_changed: bool) -> None:
@@ -54,35 +44,32 @@ def _export(job: ExportJob, if_changed: bool) -> None:
         print(f"{job.entry.id}: up to date")
         return
     start_s = time.monotonic()
-    from transformers.utils import logging  # with torch, seconds to import
+    from transformers.utils import logging  # imports torch, which takes seconds
 
-    from export.pipeline import run_export
+    from export.pipeline import make_artifacts
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    manifest = run_export(job)
+    with new_version(job.entry.id) as folder:
+        manifest = make_artifacts(job, folder)
     print(f"{job.entry.id}: {_summary(manifest)}, {time.monotonic() - start_s:.1f} s")
 
 
 def _summary(manifest: Manifest) -> str:
     features, tokens = manifest.parity["image_features"], manifest.parity["tokens"]
-    return (
-        f"image features of {features['num_images']} images: cosine {features['min_cosine']:.6f}, "
-        f"max-abs {features['max_abs_error']:.1e}; {tokens['num_tokens']} tokens of {tokens['num_prompts']} prompts: "
-        f"{tokens['num_near_ties']} near ties; against float32: {_differences(manifest)}"
-    )
-
-
-def _differences(manifest: Manifest) -> str:
-    """Return `int8 encoder 0.99950, …`, and whether the task accuracy of these weights was measured."""
-    shown = [
+    cosines = [
         f"{precision} {part} {measured['mean_cosine']:.5f}"
         for part in ("encoder", "decoder")
         for precision, measured in manifest.parity[part].items()
     ]
     record = manifest.parity["accuracy"]
     accuracy = f"measured on {record['num_scenes']} scenes" if record else "not measured"
-    return f"mean cosine {', '.join(shown)}; task accuracy {accuracy}"
+    return (
+        f"image features of {features['num_images']} images: min cosine {features['min_cosine']:.6f}, "
+        f"max abs error {features['max_abs_error']:.1e}; {tokens['num_tokens']} tokens of {tokens['num_prompts']} "
+        f"prompts: {tokens['num_near_ties']} near ties; mean cosine with float32: {', '.join(cosines)}; "
+        f"task accuracy {accuracy}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The Bento that an image is built from: service, runners, tasks and artifacts, as one folder.
+"""Builds the Bento that a container image is made of: service, runners, tasks and artifacts, as one folder.
 
-python -m export.bento build/bento                      the embedded models, as bentofile.yaml says
-python -m export.bento build/bento florence-2-base …    these instead; they must have been exported
+python -m export.bento build/bento                      with the embedded models, as in bentofile.yaml
+python -m export.bento build/bento florence-2-base …    with these models, which must be exported already
 """
 
 import argparse
@@ -18,7 +18,7 @@ _ROOT = Path(__file__).parents[1]
 
 
 def write_bento(folder: Path, models: Sequence[str]) -> None:
-    """Build a Bento of `models` (none: those of bentofile.yaml) and write it, artifacts included, over `folder`."""
+    """Build a Bento of `models` (empty: those of bentofile.yaml) and write it with its artifacts over `folder`."""
     options = yaml.safe_load((_ROOT / "bentofile.yaml").read_text(encoding="utf-8"))
     if models:
         options["models"] = [f"{model}:latest" for model in models]
@@ -29,13 +29,13 @@ def write_bento(folder: Path, models: Sequence[str]) -> None:
         bento = bentoml.bentos.build_bentofile(bentofile.name, build_ctx=str(_ROOT))
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        bento.export(str(folder.resolve()), "folder")  # BentoML takes a relative path for one below /
+        bento.export(str(folder.resolve()), "folder")  # BentoML resolves a relative path against /
     finally:
-        bentoml.bentos.delete(bento.tag)  # else every build would leave one in the store
+        bentoml.bentos.delete(bento.tag)  # otherwise every build would leave one in the store
 
 
 def main() -> None:
-    """Write the Bento that the command line names."""
+    """Write the Bento of the command line."""
     parser = argparse.ArgumentParser(prog="python -m export.bento", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("models", nargs="*", metavar="MODEL")

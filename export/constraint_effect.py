@@ -1,9 +1,9 @@
-"""Count the answers that change when they are held to their form.
+"""Counts the answers that constrained decoding changes.
 
     python -m export.constraint_effect [--url URL] [--scenes N] [--clients N]
 
-Every question about every scene is asked twice over REST, constrained and not; only tasks whose answers have a form can
-differ.
+Every question about every scene is sent twice over REST, constrained and unconstrained. Answers of tasks without a
+grammar cannot differ.
 """
 
 import argparse
@@ -17,21 +17,21 @@ from rich.console import Console
 from rich.progress import track
 
 from export.evaluation import CONDITIONS
-from export.evaluation.asking import answer_to, evaluation_scene, offered_tasks, served_models
+from export.evaluation.client import evaluation_scene, offered_tasks, predict, served_models
 from export.scenes import questions
 
 _TIMEOUT_S = 60
-_Count = Counter[tuple[str, bool]]  # by task and whether the answer changed
+_Count = Counter[tuple[str, bool]]  # by task, and whether the answer changed
 
 
 def main() -> None:
-    """Print for each model and task how many answers changed, of how many."""
+    """Print the number of changed answers and of all answers for each model and task."""
     parser = argparse.ArgumentParser("python -m export.constraint_effect", description=__doc__)
-    parser.add_argument("--url", default="http://127.0.0.1:3000", help="of the service; default %(default)s")
-    parser.add_argument("--scenes", type=int, default=500, metavar="N", help="default %(default)s")
-    parser.add_argument("--clients", type=int, default=4, metavar="N", help="scenes at once; default %(default)s")
+    parser.add_argument("--url", default="http://127.0.0.1:3000", help="of the service; default: %(default)s")
+    parser.add_argument("--scenes", type=int, default=500, metavar="N", help="default: %(default)s")
+    parser.add_argument("--clients", type=int, default=4, metavar="N", help="concurrent scenes; default: %(default)s")
     parsed = parser.parse_args()
-    print("| model | task | answers | changed by their form |\n|---|---|---|---|")
+    print("| model | task | answers | changed by constraints |\n|---|---|---|---|")
     with httpx.Client(base_url=parsed.url, timeout=_TIMEOUT_S) as client, ThreadPoolExecutor(parsed.clients) as pool:
         for model in served_models(client):
             count_one = partial(count_scene, client, model, offered_tasks(client, model))
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def count_scene(client: httpx.Client, model_id: str, offered: frozenset[str], index: int) -> _Count:
-    """Return for the questions about one scene how many answers changed."""
+    """Return the number of changed and unchanged answers about one scene."""
     return _Count(_changes(client, model_id, offered, index))
 
 
@@ -55,7 +55,7 @@ def _changes(client: httpx.Client, model_id: str, offered: frozenset[str], index
         if question.task not in offered:
             continue
         scaled = question.scaled(image.size_wh)
-        free, held = (answer_to(client, model_id, scaled, image, is_constrained) for is_constrained in (False, True))
+        free, held = (predict(client, model_id, scaled, image, is_constrained) for is_constrained in (False, True))
         if free is not None and held is not None:
             yield question.task, free.json()["raw_text"] != held.json()["raw_text"]
 

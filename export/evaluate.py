@@ -1,10 +1,10 @@
-"""Ask a running service about scenes whose truth is known, and print how true its answers are.
+"""Measures the accuracy of a running service on rendered scenes, whose true answers are known.
 
     python -m export.evaluate [--url URL] [--models ID …] [--scenes N] [--conditions NAME …] [--clients N] [--details]
 
-It speaks to the service over REST only, greedily and unconstrained. One table for each condition, then with several
-conditions one of what each lost against the first. `--details` adds a table of every question with latencies: with one
-client they are the service's, with more they hold what the others' requests made one wait.
+Requests go over REST, greedy and unconstrained. Prints one table per condition and, for several conditions, a table of
+the loss of each against the first. `--details` adds a table of all questions with latencies; with more than one client
+they include the time that requests wait for each other.
 """
 
 import argparse
@@ -14,14 +14,14 @@ import httpx
 from rich.console import Console
 from rich.progress import track
 
-from export.evaluation import CONDITIONS, Evaluation, accuracy_table, ask_scenes, question_table, robustness_table
-from export.evaluation.asking import collect, served_models
+from export.evaluation import CONDITIONS, Evaluation, accuracy_table, collect, question_table, robustness_table
+from export.evaluation.client import answer_scenes, served_models
 
 _TIMEOUT_S = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Evaluate models of a running service under every condition asked for, and print the tables."""
+    """Evaluate models of a running service under every requested condition, and print the tables."""
     parsed = _parse(arguments)
     limits = httpx.Limits(max_connections=parsed.clients, max_keepalive_connections=parsed.clients)
     by_condition: dict[str, dict[str, Evaluation]] = {}
@@ -39,35 +39,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _evaluate(client: httpx.Client, model_id: str, condition: str, parsed: argparse.Namespace) -> Evaluation:
     """Evaluate with a progress bar on stderr."""
-    answers = ask_scenes(client, model_id, CONDITIONS[condition], parsed.scenes, parsed.clients)
-    bar = track(answers, f"{model_id}, {condition}", parsed.scenes, console=Console(stderr=True))
-    return collect(bar)
+    answers = answer_scenes(client, model_id, CONDITIONS[condition], parsed.scenes, parsed.clients)
+    return collect(track(answers, f"{model_id}, {condition}", parsed.scenes, console=Console(stderr=True)))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser("python -m export.evaluate", description=summary)
-    parser.add_argument("--url", default="http://127.0.0.1:3000", help="of the service; default %(default)s")
-    parser.add_argument("--models", nargs="+", metavar="ID", help="default is all that are served")
-    parser.add_argument("--scenes", type=_positive, default=60, metavar="N", help="default %(default)s")
+    parser.add_argument("--url", default="http://127.0.0.1:3000", help="of the service; default: %(default)s")
+    parser.add_argument("--models", nargs="+", metavar="ID", help="default: all served models")
+    parser.add_argument("--scenes", type=_positive, default=60, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--conditions",
         nargs="+",
         choices=CONDITIONS,
         default=["plain"],
-        help="default plain; the first is compared with",
+        help="default: plain; the others are compared with the first",
     )
     parser.add_argument(
-        "--clients", type=_positive, default=1, metavar="N", help="requests at once; default %(default)s"
+        "--clients", type=_positive, default=1, metavar="N", help="concurrent requests; default: %(default)s"
     )
-    parser.add_argument("--details", action="store_true", help="every question, with its latency")
+    parser.add_argument("--details", action="store_true", help="also print every question with its latency")
     return parser.parse_args(arguments)
 
 
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+        raise argparse.ArgumentTypeError(f"must be at least 1; given: {value}")
     return value
 
 

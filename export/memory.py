@@ -1,35 +1,33 @@
-"""What the released models of the catalog take in memory: `python -m export.memory`, the tables of docs/operations.md.
+"""Memory of the catalog's released models: `python -m export.memory` prints the tables of docs/operations.md.
 
-Weights are counted on the published configurations, without any data; slots by the shapes in
-runners/models/. What a process needs beside them is an allowance, not measured.
+Weights are counted on the published configurations, without loading any; slots by the shapes of the runners' KV caches.
+The other memory of a process is an estimated allowance.
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, Florence2Config, PaliGemmaConfig
 
-from export.random_checkpoints import SHAPES
+from export.checkpoints.jobs import CATALOG_FILE
+from export.checkpoints.random_weights import SHAPES
 from tasks.catalog import CatalogEntry, Device, Part, Precision, load_catalog
 
-_CATALOG = Path(__file__).parents[1] / "models" / "catalog.yaml"
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 
 _GB = 1e9
 _BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 _NUM_SLOTS = 16  # the default of DIPTYCH_DECODER_MAX_BATCH_SIZE
 _MAX_SLOTS = 256  # the largest value of that setting
-# Of one card: two CUDA contexts, recorded steps, and what a prefill and a batch of images compute. Not measured.
+# Per card: CUDA contexts, CUDA graphs, activations of a prefill and of a batch of images. Estimated, not measured.
 _ALLOWANCE_GB = 3.0
 _CARDS_GB = {"T4, 16 GB": 16, "L4, 24 GB": 24, "H100, 80 GB": 80}  # source: NVIDIA's data sheets
 _ALL_LAYERS = 1000
 
-# The published widths are those of export/random_checkpoints.py but for these.
+# Published sizes that export/checkpoints/random_weights.py does not have.
 _FLORENCE2_VOCABULARY = 51289  # source: config.json of microsoft/Florence-2-base, vocab_size
 # Source: transformers, models/gemma2/convert_gemma2_weights_to_hf.py, gemma_9b_config.
 _GEMMA2_9B = {
@@ -54,19 +52,19 @@ _SHAPE_OF = {
 
 @dataclass(frozen=True, slots=True)
 class PartSize:
-    """The weights of an encoder or a decoder, by what int8 makes of them."""
+    """Number of weights of an encoder or a decoder, by their treatment at int8."""
 
-    num_matrix: int  # of matrices that multiply
+    num_matrix: int  # weights of linear layers
     num_other: int  # embeddings, convolutions, norms, biases
-    num_tied: int = 0  # of an embedding that is the output head too: int8 makes a second one of it
+    num_tied: int = 0  # of an embedding tied to the output head: int8 adds a quantised copy
 
     @property
     def num_parameters(self) -> int:
-        """All weights, tied ones once."""
+        """Number of weights, tied ones counted once."""
         return self.num_matrix + self.num_other
 
     def num_bytes(self, precision: Precision) -> int:
-        """Return the bytes of the weights; at int8 what is no matrix stays float32 (runners/models/int8.py)."""
+        """Return the bytes of the weights; at int8 only linear layers are quantised, the rest stays float32."""
         if precision == "int8":
             return self.num_matrix + self.num_tied + self.num_other * _BYTES["float32"]
         return self.num_parameters * _BYTES[precision]
@@ -74,39 +72,39 @@ class PartSize:
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """One model: its weights, and the numbers that a slot of its decoder keeps."""
+    """One model: its weights, and the number of KV cache values per slot of its decoder."""
 
     entry: CatalogEntry
     parts: dict[Part, PartSize]
     num_slot_values: int
 
     def weights_gb(self, part: Part, device: Device) -> float:
-        """Return the weights of a part at its default precision."""
+        """Return the size of a part's weights at its default precision."""
         return self.parts[part].num_bytes(self.entry.precision[device][part]) / _GB
 
     def slot_gb(self, device: Device) -> float:
-        """Return what a slot takes when every position is written; on a card all of it is taken at the start."""
+        """Return the size of a full slot; on a card it is allocated at the start."""
         precision = self.entry.precision[device]["decoder"]
         return self.num_slot_values * _BYTES["float32" if precision == "int8" else precision] / _GB
 
     def num_slots(self, card_gb: float) -> int:
-        """Return how many slots fit a card beside the weights and the allowance."""
+        """Return the number of slots that fit on a card beside the weights and the allowance."""
         room_gb = card_gb - _ALLOWANCE_GB - sum(self.weights_gb(part, "cuda") for part in self.parts)
         return min(_MAX_SLOTS, max(0, int(room_gb / self.slot_gb("cuda"))))
 
 
 def model_sizes() -> Iterator[ModelSize]:
-    """Yield every released model of the catalog."""
-    for entry in load_catalog(_CATALOG).values():
+    """Yield the sizes of every released model of the catalog."""
+    for entry in load_catalog(CATALOG_FILE).values():
         if entry.id in _SHAPE_OF:
             config = _published_config(entry)
             yield ModelSize(entry, _part_sizes(config), num_slot_values(config))
 
 
 def num_slot_values(config: Florence2Config | PaliGemmaConfig) -> int:
-    """Return how many numbers one slot keeps: keys and values of every layer, head and position.
+    """Return the number of KV cache values per slot: keys and values of every layer, head and position.
 
-    Florence-2 keeps as many of what its text encoder read as of what its decoder wrote.
+    Florence-2 has as many for cross-attention as for self-attention.
     """
     text: Any = config.text_config
     if isinstance(config, Florence2Config):
@@ -143,7 +141,7 @@ def _size(modules: list[nn.Module], num_tied: int) -> PartSize:
 
 
 def memory_tables() -> str:
-    """Return both tables in Markdown, in GB of 10^9 bytes."""
+    """Return both tables as Markdown, in GB of 10^9 bytes."""
     sizes = list(model_sizes())
     return f"{_weights_table(sizes)}\n\n{_cards_table(sizes)}"
 
@@ -155,7 +153,7 @@ def _weights_table(sizes: list[ModelSize]) -> str:
         cells = [
             cell
             for device in ("cpu", "cuda")
-            for cell in (_weights(size, "encoder", device), _weights(size, "decoder", device), _slot(size, device))
+            for cell in (*(_weights(size, part, device) for part in size.parts), f"{size.slot_gb(device):.3f}")
         ]
         rows.append(f"| {size.entry.id} | {' | '.join(cells)} |")
     return "\n".join(rows)
@@ -163,10 +161,6 @@ def _weights_table(sizes: list[ModelSize]) -> str:
 
 def _weights(size: ModelSize, part: Part, device: Device) -> str:
     return f"{size.entry.precision[device][part]} {size.weights_gb(part, device):.2f}"
-
-
-def _slot(size: ModelSize, device: Device) -> str:
-    return f"{size.slot_gb(device):.3f}"
 
 
 def _cards_table(sizes: list[ModelSize]) -> str:
@@ -182,4 +176,3 @@ def _cards_table(sizes: list[ModelSize]) -> str:
 
 if __name__ == "__main__":
     print(memory_tables())
-    sys.exit(0)

@@ -1,24 +1,21 @@
-"""Find out what a model's precisions get right, and record it beside the catalog: `python -m export.precision MODEL`.
+"""Measures a model's accuracy at each precision and records it beside the catalog: `python -m export.precision MODEL`.
 
-    every precision of the encoder with every one of the decoder that the device runs:
-        start the service, ask it about scenes that no training has seen, add up
-    write models/MODEL/precision.json, export again: it refuses a default that loses too much
+    for every precision of the encoder and every precision of the decoder that the device supports:
+        start the service, evaluate it on unseen scenes
+    write models/MODEL/precision.json, export again: a default precision that loses too much is refused
 
-Only the device that is named is measured; what the record has of another stays, if it is of the same checkpoint.
+Only the given device is measured; the record's runs on the other device are kept if they are of the same checkpoint.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 
 from export.__main__ import main as export
-from export.errors import ExportError
-from export.evaluation import CONDITIONS, Evaluation, accuracy_table, evaluate
-from export.evaluation.measures import task_accuracy
-from export.evaluation.service_process import service_process
-from export.precision_record import (
+from export.checkpoints.errors import ExportError
+from export.checkpoints.jobs import ROOT, find_entry
+from export.checkpoints.precision_record import (
     PrecisionRecord,
     PrecisionRun,
     checkpoint_key,
@@ -26,13 +23,14 @@ from export.precision_record import (
     record_file,
     write_record,
 )
-from export.sources import resolve_source
+from export.checkpoints.sources import resolve_source
+from export.evaluation import CONDITIONS, Evaluation, accuracy_table, evaluate, task_accuracy
+from export.evaluation.service_process import service_process
 from runners.artifacts.manifest import Device, Manifest, Precision, read_manifest
 from runners.artifacts.precision import possible_precisions
 from runners.artifacts.store import artifact_folder
-from tasks.catalog import CatalogEntry, CatalogError, load_catalog
+from tasks.catalog import CatalogEntry, CatalogError
 
-_ROOT = Path(__file__).parents[1]
 _NUM_SCENES = 500
 _CONDITION = CONDITIONS["plain"]
 
@@ -41,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and record one model; return the exit status."""
     parsed = _parse(arguments)
     try:
-        entry = _entry(parsed.model)
+        entry = find_entry(parsed.model)
         if export(["--if-changed", entry.id]):
             return 1
         _measure(entry, parsed)
@@ -52,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(entry: CatalogEntry, parsed: argparse.Namespace) -> None:
-    """Evaluate every pair, print the table, and write the record."""
-    path = record_file(_ROOT, entry.id)
-    checkpoint = checkpoint_key(resolve_source(entry.source, entry.revision, entry.family, _ROOT))
+    """Evaluate every pair of precisions, print the table and write the record."""
+    path = record_file(ROOT, entry.id)
+    checkpoint = checkpoint_key(resolve_source(entry.source, entry.revision, entry.family, ROOT))
     evaluations = {
         pair: _evaluate(entry, parsed.device, pair, parsed.scenes, parsed.clients)
         for pair in pairs(read_manifest(artifact_folder(entry.id)), parsed.device)
@@ -70,7 +68,7 @@ def _measure(entry: CatalogEntry, parsed: argparse.Namespace) -> None:
 
 
 def pairs(manifest: Manifest, device: Device) -> tuple[tuple[Precision, Precision], ...]:
-    """Return every precision of the encoder with every one of the decoder, float32 first."""
+    """Return every pair of encoder and decoder precision, float32 first."""
     encoder = possible_precisions(manifest, "encoder", device)
     return tuple(product(encoder, possible_precisions(manifest, "decoder", device)))
 
@@ -90,20 +88,13 @@ def _evaluate(
         return evaluate(client, entry.id, _CONDITION, num_scenes, num_clients)
 
 
-def _entry(model_id: str) -> CatalogEntry:
-    catalog = load_catalog(_ROOT / "models" / "catalog.yaml")
-    if model_id not in catalog:
-        raise CatalogError(f"unknown model {model_id}; the catalog has {', '.join(catalog)}")
-    return catalog[model_id]
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser("python -m export.precision", description=summary)
     parser.add_argument("model", metavar="MODEL", help="an id of models/catalog.yaml")
-    parser.add_argument("--scenes", type=int, default=_NUM_SCENES, metavar="N", help="default %(default)s")
-    parser.add_argument("--clients", type=int, default=8, metavar="N", help="requests at once; default %(default)s")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
+    parser.add_argument("--scenes", type=int, default=_NUM_SCENES, metavar="N", help="default: %(default)s")
+    parser.add_argument("--clients", type=int, default=8, metavar="N", help="concurrent requests; default: %(default)s")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     return parser.parse_args(arguments)
 
 

@@ -23,7 +23,7 @@ BENTOML_ENTRY_POINTS = {
     "runners/bentoml_internals.py",
     "runners/service.py",
     "runners/artifacts/store.py",
-    "export/store.py",
+    "export/artifacts/store.py",
     "export/bento.py",
 }
 MAX_LINES = 300

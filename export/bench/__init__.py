@@ -1,10 +1,12 @@
-"""What `make bench` drives servers with (python -m export.bench FOLDER).
+"""Models and questions of `make bench`: `python -m export.bench FOLDER` prepares them.
 
 models      checkpoints, the bench's own catalog, and their artifacts
-questions   images, and questions as fields of our API and as the exact prompt of the model
+questions   images, and questions both as fields of our API and as the model's exact prompt
+steps       time of a decode step in the scheduler
+linears     throughput of the packed linear layer
 
-FOLDER/checkpoints/ID/   what a peer loads with transformers
-FOLDER/catalog.yaml      the same models for our service, whose artifacts are in the store of BENTOML_HOME
+FOLDER/checkpoints/ID/   for the other servers, which use transformers
+FOLDER/catalog.yaml      for our service; the artifacts are in the store of BENTOML_HOME
 FOLDER/images/PX/N.png   rendered scenes
-FOLDER/material.json     which model is asked what; `loadtest/material.py` reads it
+FOLDER/material.json     the questions for each model, read by loadtest
 """

@@ -1,4 +1,4 @@
-"""Make what `make bench` needs, where it is not there yet: `python -m export.bench FOLDER`."""
+"""Prepare the models and questions of `make bench`: `python -m export.bench FOLDER`. Existing models are kept."""
 
 import argparse
 import json
@@ -10,11 +10,11 @@ from transformers.utils import logging
 
 from export.bench.models import BENCH_MODELS, make_models
 from export.bench.questions import NUM_SCENES, model_material
-from export.errors import ExportError
+from export.checkpoints.errors import ExportError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make models and material; return the exit status."""
+    """Prepare models and material; return the exit status."""
     parser = argparse.ArgumentParser("python -m export.bench", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--scales", nargs="+", choices=("embedded", "base"), default=["embedded", "base"])

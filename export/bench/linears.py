@@ -1,6 +1,6 @@
-"""Float32 products in torch's `linear` and in `runners.models.packed_linear`: `python -m export.bench.linears`.
+"""Throughput of float32 matrix products: torch's `linear` and our packed layer (`python -m export.bench.linears`).
 
-Prints G operations per second, two for each product of two numbers; the median of several tries.
+Prints 10^9 floating-point operations per second, the median of several tries.
 """
 
 import argparse
@@ -21,7 +21,7 @@ _TRY_FOR_S = 0.1
 
 
 def rate(product: Callable[[], Tensor], num_operations: int) -> float:
-    """Return operations per second of `product`, run again and again for some time."""
+    """Return operations per second of `product`, which performs `num_operations`."""
     product()
     return num_operations / statistics.median(_mean_s(product) for _ in range(_TRIES))
 
@@ -38,7 +38,7 @@ def _mean_s(product: Callable[[], Tensor]) -> float:
 def main() -> None:
     """Print a line for each shape."""
     parser = argparse.ArgumentParser("python -m export.bench.linears", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch; default %(default)s")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch; default: %(default)s")
     torch.set_num_threads(parser.parse_args().threads)
     for rows, out, into in _SHAPES:
         states, weight, bias = torch.randn(rows, into), torch.randn(out, into), torch.randn(out)

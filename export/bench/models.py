@@ -1,7 +1,7 @@
 """The models of the bench: the embedded checkpoints, and Florence-2-base with random weights.
 
-An `endless` checkpoint writes exactly as many tokens as it is asked for: its end token is a row of the vocabulary that
-no token uses. Random weights are endless, as their answers end nowhere else.
+An `endless` checkpoint always generates `max_new_tokens`: its end token is an unused row of the vocabulary. Random
+weights are endless, because they do not predict the end token.
 """
 
 import json
@@ -13,25 +13,24 @@ from typing import Any, Literal
 
 import yaml
 
-from export.jobs import ExportJob, ExportOptions, plan_job
+from export.artifacts.store import has_current_version, new_version
+from export.checkpoints.jobs import CATALOG_FILE, ROOT, ExportJob, ExportOptions, plan_job
+from export.checkpoints.random_weights import write_random_checkpoint
 from export.pipeline import make_artifacts
-from export.random_checkpoints import write_random_checkpoint
-from export.store import has_current_version, new_version
 from runners.artifacts.manifest import CONFIG_FILE, GENERATION_CONFIG_FILE
 from tasks.catalog import CatalogEntry, load_catalog
 
-ROOT = Path(__file__).parents[2]
 Scale = Literal["embedded", "base"]
 
 _ALL_LAYERS = 100
-_GAIN = 0.5  # at which int8 holds for the random encoder as it does for trained ones
-_NUM_PROBES, _MAX_NEW_TOKENS = 2, 12  # of an export's parity: real widths take seconds for each
+_GAIN = 0.5  # with it, int8 is as accurate in the random encoder as in trained ones
+_NUM_PROBES, _MAX_NEW_TOKENS = 2, 12  # of the parity check: real widths take seconds per probe
 _NOT_ENDLESS = ("forced_eos_token_id", "num_beams", "early_stopping")
 
 
 @dataclass(frozen=True, slots=True)
 class BenchModel:
-    """A model of the bench, and the entry of models/catalog.yaml that it is made from."""
+    """A model of the bench, derived from an entry of models/catalog.yaml."""
 
     id: str
     scale: Scale
@@ -50,17 +49,17 @@ BENCH_MODELS = (
 
 
 def checkpoint_folder(model: BenchModel, folder: Path) -> Path:
-    """Return where the checkpoint of a model lies."""
+    """Return the folder of a model's checkpoint."""
     return folder / "checkpoints" / model.id
 
 
 def make_models(models: Sequence[BenchModel], folder: Path) -> Mapping[str, CatalogEntry]:
-    """Make checkpoints, catalog and artifacts of `models` where they are not yet; return the catalog."""
+    """Make checkpoints and catalog of `models`, and artifacts that are not up to date; return the catalog."""
     for model in models:
         write_checkpoint(model, checkpoint_folder(model, folder))
     catalog = write_catalog(models, folder)
     for model in models:
-        job = plan_job(catalog[model.id], ExportOptions(), ROOT)
+        job = plan_job(catalog[model.id], ExportOptions())
         print(
             f"{model.id}: {'up to date' if has_current_version(model.id, job.build_key) else _export(job)}", flush=True
         )
@@ -74,7 +73,7 @@ def _export(job: ExportJob) -> str:
 
 
 def write_checkpoint(model: BenchModel, folder: Path) -> None:
-    """Write a checkpoint into `folder`: a random one only once, an embedded one anew, as it may have been trained."""
+    """Write a checkpoint into `folder`: a random one once, an embedded one always, because it may be trained again."""
     if not model.is_random:
         shutil.copytree(ROOT / "models" / model.entry_id, folder, dirs_exist_ok=True)
     elif not (folder / GENERATION_CONFIG_FILE).is_file():
@@ -84,7 +83,7 @@ def write_checkpoint(model: BenchModel, folder: Path) -> None:
 
 
 def _make_endless(folder: Path) -> None:
-    """Name the last row of the vocabulary, a padding row, as the end token; drop what forces ends and beams."""
+    """Set the last row of the vocabulary, a padding row, as the end token; remove rules that force ends or beams."""
     file = folder / GENERATION_CONFIG_FILE
     text_config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["text_config"]
     rules = json.loads(file.read_text(encoding="utf-8")) | {"eos_token_id": text_config["vocab_size"] - 1}
@@ -93,14 +92,14 @@ def _make_endless(folder: Path) -> None:
 
 
 def write_catalog(models: Sequence[BenchModel], folder: Path) -> Mapping[str, CatalogEntry]:
-    """Write the entries of models/catalog.yaml that the models come from, with their own ids and checkpoints."""
+    """Write a catalog of the models: their entries of models/catalog.yaml with the bench's ids and checkpoints."""
     file = folder / "catalog.yaml"
     file.write_text(yaml.safe_dump({"models": list(_entries(models, folder))}, sort_keys=False), encoding="utf-8")
     return load_catalog(file)
 
 
 def _entries(models: Sequence[BenchModel], folder: Path) -> Iterator[dict[str, Any]]:
-    listed = yaml.safe_load((ROOT / "models" / "catalog.yaml").read_text(encoding="utf-8"))["models"]
+    listed = yaml.safe_load(CATALOG_FILE.read_text(encoding="utf-8"))["models"]
     by_id = {entry["id"]: entry for entry in listed}
     for model in models:
         source = {"id": model.id, "source": str(checkpoint_folder(model, folder).resolve()), "revision": None}

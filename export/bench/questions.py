@@ -1,6 +1,6 @@
-"""Images, and questions about each in two forms: the fields of our API, and the prompt that a model gets for them.
+"""Images, and questions about each in two forms: the fields of our API, and the model's exact prompt.
 
-Only questions of a single prompt are asked, so that one request is one sequence for every server.
+Only questions with a single prompt are used, so that one request is one sequence for every server.
 """
 
 from collections.abc import Iterator
@@ -9,20 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from export.bench.models import BenchModel, checkpoint_folder
-from export.evaluation.asking import evaluation_scene
-from export.evaluation.conditions import png_image
-from export.scenes import Question, Scene, questions, render_scene
+from export.evaluation import evaluation_scene, png_image
+from export.scenes import Scene, question_prompts, questions, render_scene
 from tasks.catalog import CatalogEntry
-from tasks.errors import UnsupportedVariant
-from tasks.families import FAMILIES
-from tasks.parameters import parse_parameters
-from tasks.prompts import Prompt
-from tasks.table import TASKS
 
 NUM_SCENES = {"embedded": 400, "base": 120}
 SIZE_PX = {"embedded": 384, "base": 768}
-_FREE_LENGTH = 128  # of the embedded checkpoints, whose answers end by themselves
-# Tokens that random weights write for a question: about what Florence-2-base writes for a photograph.
+_FREE_LENGTH = 128  # of the embedded checkpoints, which predict the end token
+# Tokens that random weights generate per question: about as many as Florence-2-base for a photograph.
 _RANDOM_LENGTHS = {
     "captioning short": 12,
     "captioning detailed": 48,
@@ -48,7 +42,7 @@ class BenchQuestion:
 
 
 def model_material(model: BenchModel, entry: CatalogEntry, folder: Path, num_scenes: int) -> dict[str, Any]:
-    """Return what material.json says of a model; files are relative to `folder`."""
+    """Return the entry of a model in material.json; file names are relative to `folder`."""
     return {
         "id": model.id,
         "scale": model.scale,
@@ -77,19 +71,8 @@ def _image_file(scene: Scene, size_px: int, file: Path) -> Path:
 def _questions(scene: Scene, model: BenchModel, entry: CatalogEntry, size_px: int) -> Iterator[BenchQuestion]:
     for question in questions(scene):
         scaled = question.scaled((size_px, size_px))
-        prompts = _prompts(scaled, entry, size_px)
+        prompts = question_prompts(entry, scaled, (size_px, size_px))
         if len(prompts) == 1:
-            text = "".join(segment.text for segment in prompts[0])
+            text = "".join(segment.text for segment in prompts[0].segments)
             length = _RANDOM_LENGTHS.get(question.name, _SHORT_LENGTH) if model.is_random else _FREE_LENGTH
             yield BenchQuestion(question.name, {"task": question.task, **scaled.parameters}, text, length)
-
-
-def _prompts(question: Question, entry: CatalogEntry, size_px: int) -> tuple[Prompt, ...]:
-    """Return the prompts of a question, none if the model does not offer it."""
-    if not entry.offers(question.task):
-        return ()
-    parameters = parse_parameters(TASKS[question.task], question.parameters)
-    try:
-        return FAMILIES[entry.family].task_prompts(entry, question.task, parameters, (size_px, size_px))
-    except UnsupportedVariant:
-        return ()

@@ -1,7 +1,7 @@
-"""How long a decode step takes in the scheduler, and how much of it is the model (python -m export.bench.steps MODEL).
+"""Time of a decode step in the scheduler, and the model's share of it (`python -m export.bench.steps MODEL`).
 
-Writes sequences about empty image features, as many at once as is asked for, and prints JSON. What is not the model:
-rules and the choice of tokens, and the scheduler itself.
+Generates several sequences at once from empty image features and prints JSON. The rest of a step is token selection,
+generation rules and the scheduler itself.
 """
 
 import argparse
@@ -30,18 +30,18 @@ _TIMEOUT_S = 600.0
 
 
 class TimedDecoder:
-    """A decoder that notes when each of its steps began and ended."""
+    """A decoder that records the start and end of each of its steps."""
 
     def __init__(self, decoder: Decoder[Any]) -> None:
         self._decoder = decoder
         self.steps: list[tuple[int, float, float]] = []  # sequences, start, end
 
     def __getattr__(self, name: str) -> Any:
-        """Everything but the step is the decoder's own."""
+        """Delegate everything but `decode_step`."""
         return getattr(self._decoder, name)
 
     def decode_step(self, cache: Any, token_ids: Tensor) -> Tensor:
-        """Time a step."""
+        """Run and time one step."""
         start_s = time.perf_counter()
         logits = self._decoder.decode_step(cache, token_ids)
         self.steps.append((len(token_ids), start_s, time.perf_counter()))
@@ -49,13 +49,13 @@ class TimedDecoder:
 
 
 def measure_steps(decoder: Decoder[Any], manifest: Manifest, num_sequences: int) -> dict[str, Any]:
-    """Return the mean times of the steps of `num_sequences` sequences."""
+    """Return the mean times of steps with `num_sequences` sequences."""
     timed = TimedDecoder(decoder)
     limits = SchedulerLimits(num_sequences, num_sequences, num_sequences * manifest.num_image_tokens * 2)
     scheduler = Scheduler(timed, manifest.model_id, limits)
     scheduler.start()
     try:
-        _write(scheduler, decoder, manifest, num_sequences)
+        _generate(scheduler, decoder, manifest, num_sequences)
     finally:
         scheduler.stop()
     steps = [(start_s, end_s) for size, start_s, end_s in timed.steps if size == num_sequences]
@@ -68,7 +68,7 @@ def measure_steps(decoder: Decoder[Any], manifest: Manifest, num_sequences: int)
     }
 
 
-def _write(scheduler: Scheduler, decoder: Decoder[Any], manifest: Manifest, num_sequences: int) -> None:
+def _generate(scheduler: Scheduler, decoder: Decoder[Any], manifest: Manifest, num_sequences: int) -> None:
     features = torch.zeros(manifest.num_image_tokens, manifest.hidden_size)
     spec = SequenceSpec(
         segments=[("What does the image describe?", False)], max_new_tokens=_NUM_TOKENS, timeout_s=_TIMEOUT_S
@@ -79,7 +79,7 @@ def _write(scheduler: Scheduler, decoder: Decoder[Any], manifest: Manifest, num_
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure one model of the store."""
+    """Measure one model of BentoML's model store."""
     parser = argparse.ArgumentParser("python -m export.bench.steps", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model")
     parsed = parser.parse_args(arguments)

@@ -1,26 +1,25 @@
-"""How true the answers of a running service are, on scenes whose truth is known.
+"""Accuracy of a running service on scenes whose true answers are known.
 
-conditions   the image of a scene: plain, small, large, jpeg, blurred, stretched
-asking       scenes and questions to a model over REST, answers scored
-measures     the task-level measures: which questions make one number
-tables       the numbers as Markdown
+client            questions about scenes over REST, and the score of each answer
+conditions        the image file of a scene: plain, small, large, jpeg, blurred, stretched
+accuracy_tables   task-level measures, and evaluations as Markdown
+service_process   a service started for an evaluation
 """
 
-from export.evaluation.asking import Evaluation, ScoredAnswer, ask_scenes, evaluate, evaluation_scene
-from export.evaluation.conditions import CONDITIONS, Condition, SceneImage, png_image
-from export.evaluation.tables import accuracy_table, question_table, robustness_table
+from export.evaluation.accuracy_tables import accuracy_table, question_table, robustness_table, task_accuracy
+from export.evaluation.client import Evaluation, collect, evaluate, evaluation_scene
+from export.evaluation.conditions import CONDITIONS, SceneImage, png_image
 
 __all__ = [
     "CONDITIONS",
-    "Condition",
     "Evaluation",
     "SceneImage",
-    "ScoredAnswer",
     "accuracy_table",
-    "ask_scenes",
+    "collect",
     "evaluate",
     "evaluation_scene",
     "png_image",
     "question_table",
     "robustness_table",
+    "task_accuracy",
 ]

@@ -1,7 +1,7 @@
-"""The conditions under which a scene is shown: its size, its shape, its file format, its sharpness.
+"""The conditions of an evaluation: size, aspect ratio, file format and sharpness of a scene's image.
 
-A condition turns a scene into an image file. Every other condition than `plain` changes one thing of it. Knows no
-questions; the truth follows the image's size (`Question.scaled`).
+A condition renders a scene into an image file. Each but `plain` changes one property of it. The true answers follow
+the image's size (`Question.scaled`).
 """
 
 import io
@@ -20,7 +20,7 @@ BLUR_OF_SIDE = 0.004  # standard deviation of the Gaussian as a share of the sid
 
 @dataclass(frozen=True, slots=True)
 class SceneImage:
-    """An image file as it is sent."""
+    """An encoded image file."""
 
     data: bytes
     media_type: str
@@ -31,7 +31,7 @@ Condition = Callable[[Scene], SceneImage]
 
 
 def png_image(image: Image.Image) -> SceneImage:
-    """Return the image as PNG, packed lightly: the pixels are the same, and it takes a quarter of the time."""
+    """Return the image as PNG at the lightest compression, which takes a quarter of the time."""
     return _encoded(image, "PNG", compress_level=1)
 
 
@@ -41,35 +41,13 @@ def _encoded(image: Image.Image, image_format: str, **options: int) -> SceneImag
     return SceneImage(file.getvalue(), f"image/{image_format.lower()}", image.size)
 
 
-def _plain(scene: Scene) -> SceneImage:
-    return png_image(render_scene(scene, PLAIN_PX))
-
-
-def _small(scene: Scene) -> SceneImage:
-    return png_image(render_scene(scene, SMALL_PX))
-
-
-def _large(scene: Scene) -> SceneImage:
-    return png_image(render_scene(scene, LARGE_PX))
-
-
-def _jpeg(scene: Scene) -> SceneImage:
-    return _encoded(render_scene(scene, PLAIN_PX), "JPEG", quality=JPEG_QUALITY)
-
-
-def _blurred(scene: Scene) -> SceneImage:
-    return png_image(render_scene(scene, PLAIN_PX).filter(ImageFilter.GaussianBlur(BLUR_OF_SIDE * PLAIN_PX)))
-
-
-def _stretched(scene: Scene) -> SceneImage:
-    return png_image(render_scene(scene, PLAIN_PX).resize(STRETCHED_SIZE_WH))
-
-
 CONDITIONS: dict[str, Condition] = {
-    "plain": _plain,
-    "small": _small,
-    "large": _large,
-    "jpeg": _jpeg,
-    "blurred": _blurred,
-    "stretched": _stretched,
+    "plain": lambda scene: png_image(render_scene(scene, PLAIN_PX)),
+    "small": lambda scene: png_image(render_scene(scene, SMALL_PX)),
+    "large": lambda scene: png_image(render_scene(scene, LARGE_PX)),
+    "jpeg": lambda scene: _encoded(render_scene(scene, PLAIN_PX), "JPEG", quality=JPEG_QUALITY),
+    "blurred": lambda scene: png_image(
+        render_scene(scene, PLAIN_PX).filter(ImageFilter.GaussianBlur(BLUR_OF_SIDE * PLAIN_PX))
+    ),
+    "stretched": lambda scene: png_image(render_scene(scene, PLAIN_PX).resize(STRETCHED_SIZE_WH)),
 }

@@ -1,4 +1,4 @@
-"""A service of its own to evaluate: `python -m service` on a free port of this machine, stopped at the end."""
+"""A service started for an evaluation: `python -m service` on a free local port, stopped at the end."""
 
 import os
 import signal
@@ -20,9 +20,9 @@ _REQUEST_TIMEOUT_S = 60
 
 @contextmanager
 def service_process(num_clients: int, **settings: str) -> Iterator[httpx.Client]:
-    """Start the service with `settings` (environment variables), yield a client of it once it is ready.
+    """Start the service with `settings` (environment variables) and yield a client once it is ready.
 
-    Raise RuntimeError if it ends before that or takes too long.
+    Raise RuntimeError if it exits first or is not ready within `_START_TIMEOUT_S`.
     """
     port = _free_port()
     own = {"DIPTYCH_HOST": "127.0.0.1", "DIPTYCH_PORT": str(port), "DIPTYCH_GRPC_PORT": "0"}
@@ -43,9 +43,9 @@ def _wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes]) ->
     deadline_s = time.monotonic() + _START_TIMEOUT_S
     while not _is_ready(client):
         if process.poll() is not None:
-            raise RuntimeError(f"the service ended with status {process.returncode}")
+            raise RuntimeError(f"the service exited with status {process.returncode} before it was ready")
         if time.monotonic() > deadline_s:
-            raise RuntimeError(f"the service is not ready after {_START_TIMEOUT_S} s")
+            raise RuntimeError(f"the service was not ready within {_START_TIMEOUT_S} s")
         time.sleep(0.2)
 
 

@@ -1,6 +1,6 @@
 """Outlines and boxes of a scene's objects and word, in pixels of its canvas.
 
-Knows no drawing. y grows downwards; points run clockwise as seen, from the top or the top left corner.
+y grows downwards. Points run clockwise as seen, from the top or the top left corner.
 """
 
 from math import cos, pi, sin
@@ -33,12 +33,12 @@ _UNIT_OUTLINES = _UNIT_RINGS | {"circle": _points_around((1.0,) * NUM_SMOOTH_POI
 
 
 def polygon_xy(scene_object: SceneObject) -> Ring:
-    """Return the polygon that a model is trained to answer: a circle's has 12 points."""
+    """Return the polygon that a model is trained to answer; a circle has 12 points."""
     return _placed(_UNIT_RINGS[scene_object.shape], scene_object)
 
 
 def outline_xy(scene_object: SceneObject) -> Ring:
-    """Return the outline as it is drawn: a circle's is smooth."""
+    """Return the outline as it is drawn, with a smooth circle."""
     return _placed(_UNIT_OUTLINES[scene_object.shape], scene_object)
 
 
@@ -60,7 +60,7 @@ def quad_xy(box: BoxXYXY) -> Ring:
 
 
 def are_apart(first: BoxXYXY, second: BoxXYXY, gap_px: float) -> bool:
-    """Tell whether an empty strip of at least `gap_px` lies between the two boxes."""
+    """Return True if a strip of at least `gap_px` separates the two boxes."""
     horizontal = max(second[0] - first[2], first[0] - second[2])
     vertical = max(second[1] - first[3], first[1] - second[3])
     return max(horizontal, vertical) >= gap_px

@@ -1,6 +1,6 @@
 """Intersection over union (IoU) of boxes, quads and masks.
 
-Polygons and quads are rasterised by pycocotools. Knows nothing of labels and scores.
+Polygons and quads are rasterised by pycocotools.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ RunLengths = Any  # COCO RLE of pycocotools: {"size": [H, W], "counts": bytes}
 
 
 def box_iou(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return the IoU of two boxes `x1, y1, x2, y2`; 0 where one has no area."""
+    """Return the IoU of two boxes `x1, y1, x2, y2`; 0 if one has no area."""
     width = max(0.0, min(first[2], second[2]) - max(first[0], second[0]))
     height = max(0.0, min(first[3], second[3]) - max(first[1], second[1]))
     intersection = width * height
@@ -25,14 +25,14 @@ def box_iou(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def quad_iou(first: Points, second: Points, image_size_wh: tuple[int, int]) -> float:
-    """Return the IoU of two quads, rasterised on a grid finer than a small image's pixels."""
+    """Return the IoU of two quads, rasterised on a grid that is finer than a small image."""
     scale_x, scale_y = QUAD_GRID_PX / image_size_wh[0], QUAD_GRID_PX / image_size_wh[1]
     quads = ([(x * scale_x, y * scale_y) for x, y in quad] for quad in (first, second))
     return _mask_iou(*(_rasterised([quad], (QUAD_GRID_PX, QUAD_GRID_PX)) for quad in quads))
 
 
 def mask_iou(instances: Sequence[Mapping[str, Any]], rings: Sequence[Points], image_size_wh: tuple[int, int]) -> float:
-    """Return the IoU of all instances together (polygons or COCO RLE) with all rings together."""
+    """Return the IoU of the union of all instances (polygons or COCO RLE) with the union of all rings."""
     masks = [_instance_mask(instance, image_size_wh) for instance in instances]
     return _mask_iou(coco_mask.merge(masks), _rasterised(rings, image_size_wh)) if masks else 0.0
 
@@ -53,7 +53,7 @@ def _rasterised(rings: Sequence[Points], image_size_wh: tuple[int, int]) -> RunL
 
 
 def _mask_iou(first: RunLengths, second: RunLengths) -> float:
-    """Return the IoU; masks of another size than the image have nothing in common with it."""
+    """Return the IoU; 0 if the masks differ in size."""
     if list(first["size"]) != list(second["size"]):
         return 0.0
     return float(coco_mask.iou([first], [second], [False])[0][0])

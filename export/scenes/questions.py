@@ -1,9 +1,9 @@
-"""Asks every task of the public API about a scene, with the true answer of each.
+"""Questions of every task of the public API about a scene, with their true answers.
 
-Knows the tasks by their REST ids and parameters only: no model, no prompt.
+A question is the same for every model; the wording of answers is that of the embedded checkpoints.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 
 from numpy.random import Generator, default_rng
@@ -20,23 +20,24 @@ from export.scenes.truth import (
     TextRegionsTruth,
     TextTruth,
 )
-from export.scenes.wording import detailed_caption, joined, object_phrases, short_caption, with_article
+
+_NUMBER_WORDS = ("no", "one", "two", "three", "four")
 
 
 def questions(scene: Scene) -> tuple[Question, ...]:
-    """Return every task's questions; those about one object ask about one drawn from the scene's seed."""
+    """Return the questions of every task; the object of a question about one is drawn from the scene's seed."""
     rng = default_rng((scene.seed, len(scene.objects)))
-    asked = [scene.objects[int(rng.integers(len(scene.objects)))]] if scene.objects else []
+    chosen = [scene.objects[int(rng.integers(len(scene.objects)))]] if scene.objects else []
     absent_name = _absent_name(scene, rng)
     return (
         *_captioning(scene),
         *_detection(scene),
-        *_open_vocabulary_detection(scene, asked, absent_name, rng),
+        *_open_vocabulary_detection(scene, chosen, absent_name, rng),
         *_phrase_grounding(scene, rng),
-        *(question for scene_object in asked for question in _segmentation(scene_object)),
+        *(question for scene_object in chosen for question in _segmentation(scene_object)),
         *_reading(scene.word),
-        *(question for scene_object in asked for question in _region_description(scene_object)),
-        *_question_answering(scene, asked, absent_name),
+        *(question for scene_object in chosen for question in _region_description(scene_object)),
+        *_question_answering(scene, chosen, absent_name),
     )
 
 
@@ -53,19 +54,19 @@ def _detection(scene: Scene) -> Iterator[Question]:
 
 
 def _open_vocabulary_detection(
-    scene: Scene, asked: list[SceneObject], absent_name: str, rng: Generator
+    scene: Scene, chosen: list[SceneObject], absent_name: str, rng: Generator
 ) -> Iterator[Question]:
-    """Ask for a shape, a coloured shape, several labels of which one is absent, and one absent label.
+    """Yield questions with a shape, a coloured shape, several labels of which one is absent, and one absent label.
 
-    Where no object is at all, that one has a name of its own: nothing may be found, not merely not this.
+    In a scene without objects the last one has another name: any detection is wrong, not only one of this label.
     """
     names = [drawn.name for drawn in scene.objects]
     several = rng.permutation([*names, absent_name]).tolist()
-    for drawn in asked:
+    for drawn in chosen:
         yield _labels("shape", [drawn.shape], scene)
         yield _labels("coloured shape", [drawn.name], scene)
         yield _labels("several", several, scene)
-    yield _labels("absent" if asked else "no object", [absent_name], scene)
+    yield _labels("absent" if chosen else "no object", [absent_name], scene)
 
 
 def _labels(variant: str, labels: list[str], scene: Scene) -> Question:
@@ -75,7 +76,7 @@ def _labels(variant: str, labels: list[str], scene: Scene) -> Question:
 
 
 def _phrase_grounding(scene: Scene, rng: Generator) -> Iterator[Question]:
-    """Ask for the caption of all objects, and for the phrases of some in any order."""
+    """Yield a question with the caption of all objects, and one with the phrases of some in random order."""
     if not scene.objects:
         return
     task, phrases = "phrase_grounding", object_phrases(scene)
@@ -106,9 +107,9 @@ def _region_description(drawn: SceneObject) -> Iterator[Question]:
     yield _text("region_description", drawn.description, detail="description", region=region)
 
 
-def _question_answering(scene: Scene, asked: list[SceneObject], absent_name: str) -> Iterator[Question]:
+def _question_answering(scene: Scene, chosen: list[SceneObject], absent_name: str) -> Iterator[Question]:
     shapes = [drawn.shape for drawn in scene.objects]
-    for drawn in asked:
+    for drawn in chosen:
         if shapes.count(drawn.shape) == 1:
             yield _question("color", f"what color is the {drawn.shape}?", drawn.color)
         yield _question("presence", f"is there {with_article(drawn.name)}?", "yes")
@@ -135,3 +136,35 @@ def _absent_name(scene: Scene, rng: Generator) -> str:
     names = {drawn.name for drawn in scene.objects}
     absent = [name for color in COLORS for shape in SHAPES if (name := f"{color} {shape}") not in names]
     return absent[int(rng.integers(len(absent)))]
+
+
+def with_article(name: str) -> str:
+    """Return `a red circle`, `an orange star`."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def joined(phrases: Sequence[str]) -> str:
+    """Return `a red circle, a blue square and an orange star`."""
+    if len(phrases) < 2:
+        return "".join(phrases)
+    return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+
+
+def object_phrases(scene: Scene) -> tuple[str, ...]:
+    """Return `a red circle` for each object, left to right."""
+    return tuple(with_article(scene_object.name) for scene_object in scene.objects)
+
+
+def short_caption(scene: Scene) -> str:
+    """Return the objects, then ` with text` if there is a word; only `text` if there is no object."""
+    objects, text = joined(object_phrases(scene)), "text" if scene.word else ""
+    return " with ".join(part for part in (objects, text) if part)
+
+
+def detailed_caption(scene: Scene) -> str:
+    """Return a sentence with number, background, sizes and colours, and one with the word."""
+    shapes = f"{_NUMBER_WORDS[len(scene.objects)]} shape{'' if len(scene.objects) == 1 else 's'}"
+    descriptions = joined([with_article(scene_object.description) for scene_object in scene.objects])
+    listing = f": {descriptions}" if descriptions else ""
+    text = f" The text says {scene.word.text}." if scene.word else ""
+    return f"The image shows {shapes} on a {scene.background.brightness} background{listing}.{text}"

@@ -1,6 +1,6 @@
-"""Draws a scene as an RGB image of any size.
+"""Renders a scene as an RGB image of any size.
 
-Shapes are antialiased by drawing their masks `SUPERSAMPLING` times as large. Knows no questions and no truth.
+Shapes are antialiased: their masks are drawn `SUPERSAMPLING` times as large and reduced.
 """
 
 from math import ceil, cos, floor, sin
@@ -29,7 +29,7 @@ def render_scene(scene: Scene, size_px: int = CANVAS_PX) -> Image.Image:
 
 
 def _render_background(background: Background, size_px: int) -> Image.Image:
-    """Return a plain colour, or levels of 0 to 255 at the canvas's own size, coloured and then resized."""
+    """Return a plain colour, or levels of 0 to 255 at the canvas size, coloured and then resized."""
     if background.texture == "plain":
         return Image.new("RGB", (size_px, size_px), background.start_rgb)
     if background.texture == "gradient":
@@ -58,7 +58,7 @@ def _noise_palette(background: Background) -> list[int]:
 
 
 def _palette(start_rgb: tuple[int, ...], end_rgb: tuple[int, ...]) -> list[int]:
-    """Return 256 values from start to end for each channel in turn, as `Image.point` takes them."""
+    """Return 256 values from start to end for each channel in turn, the format of `Image.point`."""
     channels = [np.linspace(start, end, 256) for start, end in zip(start_rgb, end_rgb, strict=True)]
     return [int(value) for value in np.concatenate(channels).clip(0, 255)]
 
@@ -73,7 +73,7 @@ def _draw_object(image: Image.Image, scene_object: SceneObject, scale: float) ->
 def _mask(ring: Ring, corner: tuple[int, int], opposite: tuple[int, int]) -> Image.Image:
     """Return the coverage of each pixel between the two corners, 0 to 255.
 
-    Pillow fills every pixel whose index lies inside the polygon; half a fine pixel makes that its centre.
+    Pillow fills a pixel if its index is inside the polygon; shifting by half a fine pixel tests its centre instead.
     """
     left, top = corner
     fine = Image.new("L", ((opposite[0] - left) * SUPERSAMPLING, (opposite[1] - top) * SUPERSAMPLING))
@@ -83,7 +83,7 @@ def _mask(ring: Ring, corner: tuple[int, int], opposite: tuple[int, int]) -> Ima
 
 
 def _draw_word(image: Image.Image, word: Word, ink_rgb: RGB, scale: float) -> None:
-    """Draw the ink over the word's box: stretched a little, as hinting makes other widths at other sizes."""
+    """Draw the ink over the word's box, stretched a little because hinting changes widths with the size."""
     left, top, right, bottom = (round(value * scale) for value in word.box_xyxy)
     ink = ink_mask(word.text, word.font_face, word.font_size_px * scale)
     image.paste(ink_rgb, (left, top), ink.resize((right - left, bottom - top)))

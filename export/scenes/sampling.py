@@ -1,13 +1,10 @@
-"""Draws scenes at random: the same seed gives the same scene.
-
-Holds every rule of what may stand in a scene and where. Knows no drawing and no questions.
-"""
+"""Samples scenes: the same seed gives the same scene. Defines the allowed contents of a scene and their placement."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from math import pi
 from string import ascii_uppercase, digits
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from numpy.random import Generator, default_rng
 
@@ -49,14 +46,14 @@ COLOR_RGB: dict[Color, RGB] = {
 }
 RADIUS_RANGE_PX: dict[Size, tuple[float, float]] = {"small": (11.0, 16.0), "large": (23.0, 32.0)}
 GREY_RANGE: dict[Brightness, tuple[int, int]] = {"dark": (15, 70), "light": (190, 245)}
-_TEXTURES: tuple[Texture, ...] = ("plain", "gradient", "noisy")
-_FONT_FACES: tuple[FontFace, ...] = ("regular", "bold", "pillow")
+_TEXTURES: tuple[Texture, ...] = get_args(Texture)
+_FONT_FACES: tuple[FontFace, ...] = get_args(FontFace)
 
 T = TypeVar("T")
 
 
 def sample_scene(seed: int, num_objects: int | None = None, has_word: bool | None = None) -> Scene:
-    """Return the scene of `seed`: 1 to 4 objects and in half of the scenes a word, unless the caller says."""
+    """Return the scene of `seed`; by default with 1 to 4 objects, and a word in half of all scenes."""
     if num_objects is not None and not 0 <= num_objects <= MAX_OBJECTS:
         raise ValueError(f"num_objects is {num_objects}; allowed: 0 to {MAX_OBJECTS}")
     rng = default_rng(seed)
@@ -65,7 +62,7 @@ def sample_scene(seed: int, num_objects: int | None = None, has_word: bool | Non
     has_word = drawn_has_word if has_word is None else has_word
     background = _sample_background(rng)
     while (layout := _sample_layout(rng, num_objects, has_word)) is None:
-        pass  # too crowded: draw again
+        pass  # too crowded: sample another layout
     objects, word = layout
     return Scene(seed, background, objects, word)
 
@@ -91,7 +88,7 @@ def _tinted_grey(rng: Generator, brightness: Brightness) -> RGB:
 def _sample_layout(
     rng: Generator, num_objects: int, has_word: bool
 ) -> tuple[tuple[SceneObject, ...], Word | None] | None:
-    """Return objects and word in free places, largest first, or None where a place was not found."""
+    """Place the word, then the objects, largest first; return None if an object does not fit."""
     word = _sample_word(rng) if has_word else None
     taken = [] if word is None else [word.box_xyxy]
     objects: list[SceneObject] = []
@@ -105,7 +102,7 @@ def _sample_layout(
 
 
 def _sample_objects(rng: Generator, num_objects: int) -> list[SceneObject]:
-    """Return objects of different colour-shape pairs, all at the origin."""
+    """Return objects with distinct pairs of colour and shape, all at the origin."""
     pairs = rng.choice(len(COLORS) * len(SHAPES), num_objects, replace=False)
     return [_sample_object(rng, COLORS[pair // len(SHAPES)], SHAPES[pair % len(SHAPES)]) for pair in pairs]
 

@@ -1,7 +1,6 @@
-"""The values that make up a scene: background, coloured shapes, at most one word.
+"""The parts of a scene: background, coloured shapes, at most one word.
 
-Every length is in pixels of a square canvas of `CANVAS_PX`; the renderer and the truth scale from there.
-Knows neither how scenes are drawn at random nor how they are rendered.
+Every length is in pixels of a square canvas of `CANVAS_PX`; images and true answers are scaled from there.
 """
 
 from dataclasses import dataclass
@@ -18,12 +17,13 @@ BoxXYXY = tuple[float, float, float, float]
 
 COLORS: tuple[Color, ...] = get_args(Color)
 SHAPES: tuple[Shape, ...] = get_args(Shape)
+SIZES: tuple[Size, ...] = get_args(Size)
 CANVAS_PX = 192
 
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """A plain colour, a gradient of two along `angle_rad`, or a colour with noise of ± `noise_amplitude`."""
+    """A plain colour, a gradient of two colours along `angle_rad`, or a colour with noise of ± `noise_amplitude`."""
 
     brightness: Brightness
     texture: Texture
@@ -68,7 +68,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Objects are ordered left to right by their centres."""
+    """A background with objects, ordered left to right by their centres, and an optional word."""
 
     seed: int
     background: Background

@@ -1,7 +1,7 @@
-"""Compares the `result` of a REST answer with the truth, and adds up over questions.
+"""Scores the `result` of a REST answer against the true answer, and sums scores over questions.
 
-Labels and texts must be equal; boxes, masks and quads are compared by intersection over union (IoU).
-Knows the wire format of results (`text`, `detections`, `instances`, `text_regions`), not who answered.
+Labels and texts must be equal; boxes, masks and quads are compared by intersection over union (IoU). Results have the
+wire format: `text`, `detections`, `instances` or `text_regions`.
 """
 
 from collections.abc import Mapping, Sequence, Sized
@@ -21,13 +21,13 @@ from export.scenes.truth import (
 
 Result = Mapping[str, Any]
 Measure = Literal[
-    "exact",  # text, or words and their places: the share of answers that are equal
-    "exact_if_any",  # the same, only where something is expected
-    "empty",  # only where nothing is expected: the share of answers that invent nothing
-    "f1_at_50",  # F1 of boxes, a match being the same label and an IoU of at least 0.5
+    "exact",  # share of answers that are equal: text, or words and their places
+    "exact_if_any",  # the same, over questions whose true answer is not empty
+    "empty",  # share of empty answers, over questions whose true answer is empty
+    "f1_at_50",  # F1 of boxes; a match has the same label and an IoU of at least 0.5
     "f1_at_75",
     "confident",  # share of the boxes with a score of at least CONFIDENT_SCORE
-    "confident_at_50",  # precision of those
+    "confident_at_50",  # precision of these boxes
     "mask_iou",  # mean IoU
 ]
 
@@ -42,14 +42,14 @@ _RESULT_KEYS: dict[type[Truth], str] = {
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What was right (or the sum of IoUs), of how many answered and how many expected."""
+    """Number of right answers (or sum of IoUs), of given answers and of expected ones."""
 
     num_right: float = 0.0
     num_answered: int = 0
     num_expected: int = 0
 
     def __add__(self, other: "Tally") -> "Tally":
-        """Return the tally of both."""
+        """Return the sum of both tallies."""
         return Tally(
             self.num_right + other.num_right,
             self.num_answered + other.num_answered,
@@ -58,41 +58,41 @@ class Tally:
 
     @property
     def precision(self) -> float:
-        """Share of the answers that are right; 1 where nothing was answered."""
+        """Share of right answers among the given; 1 if none was given."""
         return self.num_right / self.num_answered if self.num_answered else 1.0
 
     @property
     def recall(self) -> float:
-        """Share of the expected that was found; 1 where nothing was expected."""
+        """Share of right answers among the expected; 1 if none was expected."""
         return self.num_right / self.num_expected if self.num_expected else 1.0
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of both; the plain share where each question has one answer."""
+        """Harmonic mean of precision and recall; the accuracy if each question has one answer."""
         total = self.num_answered + self.num_expected
         return 2 * self.num_right / total if total else 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Scorecard:
-    """Tallies by the question's name and the measure."""
+    """Tallies by question name and measure."""
 
     tallies: Mapping[tuple[str, Measure], Tally] = field(default_factory=dict)
 
     def __add__(self, other: "Scorecard") -> "Scorecard":
-        """Return the scorecard of both."""
+        """Return the sum of both scorecards."""
         keys = [*self.tallies, *(key for key in other.tallies if key not in self.tallies)]
         return Scorecard({key: self.tally(*key) + other.tally(*key) for key in keys})
 
     def tally(self, name: str, measure: Measure) -> Tally:
-        """Return the tally, an empty one where nothing was asked."""
+        """Return a tally, an empty one if there is none."""
         return self.tallies.get((name, measure), Tally())
 
 
 def score_answer(result: Result, question: Question, image_size_wh: tuple[int, int]) -> Scorecard:
-    """Compare a result with the question as `scaled` to the image.
+    """Score a result against the true answer of a question `scaled` to the image.
 
-    Raises ValueError where the result is not of the kind that the task promises.
+    Raise ValueError if the result has another kind than the task's.
     """
     key = _RESULT_KEYS[type(question.truth)]
     if list(result) != [key]:
@@ -134,7 +134,7 @@ def _detection_measures(detections: Sequence[Result], truth: DetectionsTruth) ->
 
 
 def match_boxes(detections: Sequence[Result], boxes: Sequence[LabelledBox], min_iou: float) -> Tally:
-    """Give each detection, best score first, the best free box of its label; a second on one box is wrong."""
+    """Match each detection, best score first, with the best unmatched box of its label."""
     free = list(boxes)
     for detection in sorted(detections, key=lambda detection: -detection["score"]):
         candidates = [box for box in free if box.label == (detection["label"] or "")]
@@ -145,7 +145,7 @@ def match_boxes(detections: Sequence[Result], boxes: Sequence[LabelledBox], min_
 
 
 def _same_regions(answer: Sequence[Result], truth: TextRegionsTruth, image_size_wh: tuple[int, int]) -> bool:
-    """Tell whether the same words come back in order, each quad with an IoU of at least 0.5."""
+    """Return True if the words are equal and in order, each quad with an IoU of at least 0.5."""
     return [region["text"] for region in answer] == [word.text for word in truth.text_regions] and all(
         quad_iou(region["quad"], word.quad_xy, image_size_wh) >= 0.5
         for region, word in zip(answer, truth.text_regions, strict=True)

@@ -1,7 +1,6 @@
-"""Questions about a scene and their true answers, as values.
+"""Questions about a scene and their true answers.
 
 A question has the parameters of a REST request; geometry is in pixels of the scene's canvas until `scaled`.
-Knows neither which questions are asked nor how an answer is compared.
 """
 
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ Parameters = Mapping[str, str | list[str] | list[float]]
 
 @dataclass(frozen=True, slots=True)
 class TextTruth:
-    """The exact text; empty where there is nothing to say."""
+    """The exact text; empty if the image has none."""
 
     text: str
 
@@ -30,7 +29,7 @@ class LabelledBox:
 
 @dataclass(frozen=True, slots=True)
 class DetectionsTruth:
-    """All boxes to be found, left to right; none where the asked labels are absent."""
+    """All boxes to be detected, left to right; none if the requested labels are absent."""
 
     boxes: tuple[LabelledBox, ...]
 
@@ -43,7 +42,7 @@ class DetectionsTruth:
 
 @dataclass(frozen=True, slots=True)
 class InstancesTruth:
-    """The outlines of the objects as drawn; labels are not part of it."""
+    """The outlines of the objects as drawn, without labels."""
 
     outlines: tuple[Ring, ...]
 
@@ -80,9 +79,9 @@ Truth = TextTruth | DetectionsTruth | InstancesTruth | TextRegionsTruth
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A task with the parameters of a request (`region` in pixels), and the truth.
+    """A task with the parameters of a request (`region` in pixels), and the true answer.
 
-    `name` is the line of an accuracy table that the question belongs to, such as `captioning short`.
+    `name` is the question's row in an accuracy table, such as `captioning short`.
     """
 
     name: str
@@ -91,7 +90,7 @@ class Question:
     truth: Truth
 
     def scaled(self, image_size_wh: tuple[int, int]) -> "Question":
-        """Return the question about the scene drawn over an image of this size."""
+        """Return the question about the scene rendered at this image size."""
         scale_x, scale_y = image_size_wh[0] / CANVAS_PX, image_size_wh[1] / CANVAS_PX
         parameters = dict(self.parameters)
         match parameters.get("region"):

@@ -1,7 +1,7 @@
 """Train an embedded checkpoint from scratch: `python -m export.training MODEL`.
 
-A run that was stopped goes on; --restart begins anew. The checkpoint is written at the end, and with --export from
-whatever the run has reached.
+A stopped run resumes; --restart discards it. The checkpoint is written at the end, or with --export from the current
+state of the run.
 """
 
 import argparse
@@ -12,28 +12,31 @@ from pathlib import Path
 
 import torch
 
-from export.training import florence2, paligemma
-from export.training.cell_heads import CellHeads
-from export.training.checkpoint import read_weights, write_checkpoint
-from export.training.initialization import initialize
-from export.training.learning_curve import draw_learning_curve
-from export.training.loop import Training
-from export.training.mask_training import train_mask_autoencoder
-from export.training.recipes import RECIPES
-from export.training.run_state import RunFolder
-from tasks.catalog import load_catalog
+from export.checkpoints.jobs import ROOT, find_entry
+from export.training.masks.autoencoder import MaskAutoencoder
+from export.training.masks.training import shape_codes, train_mask_autoencoder
+from export.training.models import florence2, paligemma
+from export.training.models.initialization import initialize
+from export.training.runs.cell_heads import CellHeads
+from export.training.runs.loop import Training
+from export.training.runs.recipes import RECIPES
+from export.training.runs.results import draw_learning_curve, read_weights, write_checkpoint
+from export.training.runs.run_folder import RunFolder
+from tasks.paligemma import MaskDecoder
 
-_ROOT = Path(__file__).parents[2]
-_MODELS = _ROOT / "models"
+_MODELS = ROOT / "models"
 _MASK_DECODER = _MODELS / "paligemma-mini" / "vae.npz"
 
 
 def make_training(model_id: str, folder: Path, device: str, seed: int) -> Training:
-    """Return the run of a model, its weights drawn from `seed`."""
-    entry = load_catalog(_MODELS / "catalog.yaml")[model_id]
+    """Return the run of a model with weights initialised from `seed`."""
+    entry = find_entry(model_id)
     torch.manual_seed(seed)
-    is_florence2 = entry.family == "florence2"
-    parts = florence2.make_parts(entry) if is_florence2 else paligemma.make_parts(entry, _MASK_DECODER)
+    if entry.family == "florence2":
+        parts = florence2.make_parts(entry)
+    else:
+        codes = shape_codes(MaskAutoencoder.load_npz(_MASK_DECODER))
+        parts = paligemma.make_parts(entry, codes, MaskDecoder.load(_MASK_DECODER))
     trainee = parts.trainee
     initialize(trainee)
     heads = CellHeads(trainee.embeddings.shape[1])
@@ -42,25 +45,23 @@ def make_training(model_id: str, folder: Path, device: str, seed: int) -> Traini
 
 
 def has_bfloat16(device: str) -> bool:
-    """Tell whether the device multiplies matrices of bfloat16 itself; without, a CPU is slower than in float32."""
+    """Return True if the device has bfloat16 instructions; without them, bfloat16 is slower than float32 on a CPU."""
     capabilities = torch.cpu.get_capabilities()
     return device.startswith("cuda") or any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def main() -> int:
-    """Train one model, or export what its run has reached; return the exit status."""
+    """Train one model, or write the checkpoint of its run; return the exit status."""
     parser = argparse.ArgumentParser("python -m export.training", description=__doc__)
     parser.add_argument("model", choices=[*RECIPES, "mask-decoder"])
-    parser.add_argument("--runs", type=Path, default=_ROOT / "build" / "training", help="default: %(default)s")
+    parser.add_argument("--runs", type=Path, default=ROOT / "build" / "training", help="default: %(default)s")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="of the CPU; default: all")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--refine", type=Path, metavar="CHECKPOINT", help="begin at the last stage, with its weights")
-    parser.add_argument("--joint-steps", type=int, help="instead of the recipe's")
-    parser.add_argument("--restart", action="store_true", help="forget the run so far")
-    parser.add_argument(
-        "--export", action="store_true", help="write the checkpoint as the run stands, without training"
-    )
+    parser.add_argument("--refine", type=Path, metavar="CHECKPOINT", help="start at the last stage, with its weights")
+    parser.add_argument("--joint-steps", type=int, help="default: the recipe's")
+    parser.add_argument("--restart", action="store_true", help="discard the stored run")
+    parser.add_argument("--export", action="store_true", help="write the checkpoint of the stored run without training")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -69,7 +70,7 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     if arguments.model == "mask-decoder":
         iou = train_mask_autoencoder(_MASK_DECODER, folder, seed=arguments.seed, device=arguments.device)
-        print(f"{_MASK_DECODER}: IoU {iou:.3f} on masks not trained on")
+        print(f"{_MASK_DECODER}: IoU {iou:.3f} on held-out masks")
         return 0
     training = make_training(arguments.model, folder, arguments.device, arguments.seed)
     if arguments.joint_steps:

@@ -40,7 +40,7 @@ def test_manifest_lists_every_stored_file_with_its_hash(artifacts: Path) -> None
     assert {"vision_encoder.onnx", "decoder.safetensors", "config.json", "tokenizer.json"} <= stored
 
 
-def test_manifest_says_what_was_made_from_what(artifacts: Path, model_id: str) -> None:
+def test_manifest_records_source_sizes_precision_and_versions(artifacts: Path, model_id: str) -> None:
     manifest = read_manifest(artifacts)
     assert (manifest.model_id, manifest.source, manifest.revision) == (model_id, f"models/{model_id}", None)
     assert (manifest.image_size_wh, manifest.hidden_size) == ((192, 192), 128)
@@ -56,7 +56,7 @@ def test_parity_covers_20_images_and_20_prompts_without_a_difference(artifacts: 
     assert parity["tokens"]["num_near_ties"] == 0
 
 
-def test_int8_and_every_precision_of_the_catalog_are_made_and_measured_against_float32(artifacts: Path) -> None:
+def test_int8_and_the_precisions_of_the_catalog_are_exported_and_compared_with_float32(artifacts: Path) -> None:
     manifest = read_manifest(artifacts)
     parts: tuple[Part, ...] = ("encoder", "decoder")
     made: dict[Part, set[Precision]] = {
@@ -95,7 +95,7 @@ def test_unchanged_models_are_skipped(exported: ModelStore) -> None:
     assert [len(exported.versions(model_id)) for model_id in EMBEDDED] == [1, 1]
 
 
-def test_finding_nothing_to_do_imports_no_torch(exported: ModelStore) -> None:
+def test_skipped_export_imports_no_torch(exported: ModelStore) -> None:
     code = (
         "import sys; from export.__main__ import main; "
         f"assert main(['--if-changed', *{EMBEDDED}]) == 0; print('torch' in sys.modules, 'onnx' in sys.modules)"
@@ -107,7 +107,7 @@ def test_finding_nothing_to_do_imports_no_torch(exported: ModelStore) -> None:
     assert run.stdout.splitlines()[-1] == "False False"
 
 
-def test_damaged_artifacts_are_made_again(exported: ModelStore, tmp_path: Path) -> None:
+def test_damaged_artifacts_are_exported_again(exported: ModelStore, tmp_path: Path) -> None:
     store = ModelStore(Path(shutil.copytree(exported.home, tmp_path / "bentoml")))
     (store.newest("paligemma-mini") / "tokenizer.json").write_text("{}", encoding="utf-8")
     run = store.export("--if-changed", "paligemma-mini")
@@ -123,7 +123,7 @@ def test_unknown_model_is_refused_with_the_known_ones(empty_store: ModelStore) -
 def test_one_source_for_two_models_is_refused(empty_store: ModelStore) -> None:
     run = empty_store.export(*EMBEDDED, "--source", "models/florence-2-mini")
     assert run.returncode == 2
-    assert "go with one MODEL" in run.stderr
+    assert "require exactly one MODEL" in run.stderr
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def test_one_source_for_two_models_is_refused(empty_store: ModelStore) -> None:
     [
         ("models/nothing/here", "neither a folder nor a hub id"),
         ("tests", "lacks config.json, tokenizer.json, model.safetensors"),
-        ("models/paligemma-mini", "is a checkpoint of paligemma, the catalog says florence2"),
-        ("nobody/nothing", "nobody/nothing at its newest commit cannot be fetched"),
+        ("models/paligemma-mini", "is a checkpoint of paligemma; the catalog expects florence2"),
+        ("nobody/nothing", "cannot fetch nobody/nothing at its newest commit"),
     ],
 )
 def test_bad_source_is_refused(empty_store: ModelStore, source: str, message: str) -> None:
@@ -142,10 +142,10 @@ def test_bad_source_is_refused(empty_store: ModelStore, source: str, message: st
 def test_answers_that_differ_from_the_reference_are_not_stored(
     empty_store: ModelStore, copied_checkpoint: Path
 ) -> None:
-    # A rule of generation that transformers knows and the runners do not.
+    # A generation rule of transformers that the runners do not implement.
     edit_json(copied_checkpoint / "generation_config.json", repetition_penalty=5.0)
     run = empty_store.export("florence-2-mini", "--source", str(copied_checkpoint))
-    assert_refused(run, "by the reference with")
+    assert_refused(run, "the reference has")
     assert empty_store.versions("florence-2-mini") == []
 
 
@@ -153,10 +153,10 @@ def test_answers_that_differ_from_the_reference_are_not_stored(
     ("tensor", "message"),
     [
         ("multi_modal_projector.image_proj_norm.bias", "image features differ from the reference"),
-        ("language_model.decoder.layernorm_embedding.bias", "a prompt has no answer"),
+        ("language_model.decoder.layernorm_embedding.bias", "the decoder failed on a prompt"),
     ],
 )
-def test_weights_that_are_not_numbers_are_not_stored(
+def test_weights_with_nan_are_not_stored(
     empty_store: ModelStore, copied_checkpoint: Path, tensor: str, message: str
 ) -> None:
     weights = load_file(copied_checkpoint / "model.safetensors")

@@ -14,14 +14,14 @@ def sizes() -> dict[str, ModelSize]:
     return {size.entry.id: size for size in model_sizes()}
 
 
-def test_the_parts_have_the_parameters_of_the_catalog(sizes: dict[str, ModelSize]) -> None:
+def test_parts_sum_to_the_parameters_of_the_catalog(sizes: dict[str, ModelSize]) -> None:
     assert len(sizes) == 9
     for size in sizes.values():
         assert sum(part.num_parameters for part in size.parts.values()) == size.entry.parameters
 
 
 @pytest.mark.parametrize(("model_id", "family"), [("florence-2-mini", "florence2"), ("paligemma-mini", "paligemma")])
-def test_a_slot_keeps_what_a_decoder_keeps(exported: ModelStore, model_id: str, family: str) -> None:
+def test_slot_values_match_the_kv_cache_of_the_decoder(exported: ModelStore, model_id: str, family: str) -> None:
     decoder = load_decoder(exported.newest(model_id), family, "float32", "cpu")  # type: ignore[arg-type]
     cache = decoder.new_cache(1)
     kept = [getattr(cache, name, None) for name in ("read", "written", "tokens")]
@@ -29,7 +29,7 @@ def test_a_slot_keeps_what_a_decoder_keeps(exported: ModelStore, model_id: str, 
     assert num_slot_values(AutoConfig.from_pretrained(MODELS / model_id)) == num_values
 
 
-def test_int8_keeps_what_is_no_matrix_and_adds_the_tied_head(sizes: dict[str, ModelSize]) -> None:
+def test_int8_keeps_other_weights_in_float32_and_adds_the_tied_head(sizes: dict[str, ModelSize]) -> None:
     decoder = sizes["florence-2-base"].parts["decoder"]
     embedding = 51289 * 768
     assert decoder.num_tied == embedding
@@ -37,5 +37,5 @@ def test_int8_keeps_what_is_no_matrix_and_adds_the_tied_head(sizes: dict[str, Mo
     assert decoder.num_bytes("float16") == 2 * decoder.num_parameters
 
 
-def test_the_tables_of_the_guide_are_these() -> None:
+def test_operations_guide_has_the_current_tables() -> None:
     assert memory_tables() in (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")

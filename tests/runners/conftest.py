@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from export.encoder_precisions import write_at_precision
+from export.artifacts.onnx_graphs import write_at_precision
 
 _Config: Any = AutoConfig  # untyped in transformers
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.decoder_weights import write_decoder_weights
-from export.random_checkpoints import write_random_checkpoint
-from export.reference import load_checkpoint, stored_dtype
+from export.artifacts.decoder_weights import load_checkpoint, stored_dtype, write_decoder_weights
+from export.checkpoints.random_weights import write_random_checkpoint
 from runners.artifacts.manifest import DECODER_FILE, read_manifest, vision_encoder_file
 from runners.encoder.session import VisionEncoder
 from runners.models.load import load_decoder
@@ -31,7 +30,7 @@ import torch
 from transformers import BartConfig
 from runners.models.bart import Bart
 from runners.models.weights import DecoderWeights
-from export.reference import load_checkpoint
+from export.artifacts.decoder_weights import load_checkpoint
 from transformers.models.florence2 import modeling_florence2
 
 def peak_bytes():  # of this process: what getrusage says begins with the peak of the one that started it

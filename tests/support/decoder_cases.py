@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from export.decoder_weights import write_decoder_weights
-from export.reference import Reference
+from export.artifacts.decoder_weights import write_decoder_weights
+from export.checks.reference import Reference
 from export.scenes import render_scene, sample_scene
 from runners.artifacts.manifest import DECODER_FILE, GENERATION_CONFIG_FILE, Family, read_manifest
 from runners.decoder.batch import Decoder

@@ -1,29 +1,28 @@
 """`python -m tests.support.export_random NAME FOLDER`: a random checkpoint of real widths, exported and stored.
 
-Fewer layers, and fewer probes than an export takes: real widths take seconds for each.
+With fewer layers and probes than an export: real widths take seconds per probe.
 """
 
 import sys
 from pathlib import Path
 
-from export.jobs import ExportOptions, plan_job
+from export.artifacts.store import new_version
+from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
+from export.checkpoints.random_weights import write_random_checkpoint
 from export.pipeline import make_artifacts
-from export.random_checkpoints import write_random_checkpoint
-from export.store import new_version
 from runners.artifacts.manifest import Manifest
-from tasks.catalog import load_catalog
-from tests.support.export_cli import MODELS, ROOT
+from tests.support.export_cli import MODELS
 
 NUM_PROBES, MAX_NEW_TOKENS = 2, 12
 
 
 def export_random(name: str, checkpoint: Path, artifacts: Path) -> Manifest:
     """Write a random checkpoint of `name`, and its artifacts into an empty folder."""
-    # Gemma 2 takes two layers for one whose window slides and one whose does not.
+    # Gemma 2 needs two layers: one with a sliding window and one without.
     write_random_checkpoint(name, checkpoint, max_layers=2 if "-2-3b" in name else 1)
     mask_decoder = MODELS / "paligemma-mini" / "vae.npz" if name.startswith("paligemma") else None
     options = ExportOptions(source=str(checkpoint), mask_decoder=mask_decoder)
-    job = plan_job(load_catalog(MODELS / "catalog.yaml")[name], options, ROOT)
+    job = plan_job(find_entry(name), options)
     return make_artifacts(job, artifacts, NUM_PROBES, MAX_NEW_TOKENS)
 
 

@@ -8,10 +8,10 @@ from pydantic import TypeAdapter
 from tokenizers import Tokenizer
 
 from export.scenes import questions, sample_scene
+from export.scenes.prompts import question_prompts
 from export.scenes.scene import SHAPES
-from export.training.florence2_answers import answer_pieces
-from export.training.paligemma_answers import PaliGemmaAnswers
-from export.training.prompts import question_prompts
+from export.training.data.florence2_answers import answer_pieces
+from export.training.data.paligemma_answers import PaliGemmaAnswers
 from runners.decoder.constraints import Constraint
 from runners.decoder.vocabulary import Vocabulary
 from runners.transport.patterns import Pattern

@@ -1,7 +1,7 @@
 import pytest
 from tokenizers import Tokenizer
 
-from export.training.tokenizers import florence2_tokenizer, paligemma_tokenizer
+from export.training.data.tokenizers import florence2_tokenizer, paligemma_tokenizer
 from tasks.catalog import CatalogEntry
 from tests.support.catalog import CATALOG
 
@@ -10,7 +10,7 @@ MAKERS = {"florence2": florence2_tokenizer, "paligemma": paligemma_tokenizer}
 
 @pytest.fixture(scope="session")
 def tokenizers() -> dict[str, Tokenizer]:
-    """The vocabulary of each embedded model, made anew."""
+    """A newly trained vocabulary of each embedded model."""
     return {
         model_id: MAKERS[CATALOG[model_id].family](CATALOG[model_id])
         for model_id in ("florence-2-mini", "paligemma-mini")

@@ -1,0 +1,69 @@
+"""The vision encoder as one torch module: resized uint8 pixels in, projected image features out.
+
+Includes the normalisation of the checkpoint's image processor, but not the resizing.
+Shapes: B batch, H and W image size, N image tokens, C hidden.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from export.checkpoints.errors import ImageProcessorError
+
+_REQUIRED_STEPS = ("do_resize", "do_rescale", "do_normalize")
+_UNSUPPORTED_STEPS = ("do_center_crop", "do_pad")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """The preprocessing of a checkpoint's images."""
+
+    size_wh: tuple[int, int]
+    resample: int  # PIL's number of the filter
+    rescale_factor: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def read_image_input(image_processor: Any) -> ImageInput:
+    """Read the settings of a transformers image processor; raise `ImageProcessorError` if a step is unsupported."""
+    missing = [step for step in _REQUIRED_STEPS if not getattr(image_processor, step, False)]
+    extra = [step for step in _UNSUPPORTED_STEPS if getattr(image_processor, step, False)]
+    size = dict(image_processor.size)
+    if missing or extra or not {"height", "width"} <= size.keys():
+        raise ImageProcessorError(
+            f"the image processor has size {size}, disabled steps {missing}, unsupported steps {extra}; "
+            "allowed: resizing to one height and width, rescaling and normalisation"
+        )
+    return ImageInput(
+        size_wh=(size["width"], size["height"]),
+        resample=int(image_processor.resample),
+        rescale_factor=image_processor.rescale_factor,
+        mean=tuple(image_processor.image_mean),
+        std=tuple(image_processor.image_std),
+    )
+
+
+class VisionEncoderModule(nn.Module):
+    """Normalisation, vision tower and projector of a transformers model of either family."""
+
+    def __init__(self, model: Any, image_input: ImageInput) -> None:
+        super().__init__()
+        self.config = model.config  # read by optimum's exporter
+        self._model = model.model
+        self._mean = nn.Buffer(_by_channel(image_input.mean) / image_input.rescale_factor, persistent=False)
+        self._std = nn.Buffer(_by_channel(image_input.std) / image_input.rescale_factor, persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return image features (B, N, C) of uint8 `pixels` (B, H, W, 3)."""
+        # Channels first: ONNX Runtime subtracts and divides many times as slowly over a last axis of three.
+        pixel_values = (pixels.permute(0, 3, 1, 2).float() - self._mean) / self._std
+        features: Tensor = self._model.get_image_features(pixel_values).pooler_output
+        return features
+
+
+def _by_channel(values: tuple[float, ...]) -> Tensor:
+    """Return (3, 1, 1)."""
+    return torch.tensor(values)[:, None, None]

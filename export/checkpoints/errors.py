@@ -1,0 +1,28 @@
+"""The errors that stop an export; nothing is stored after any of them.
+
+ExportError
+├── SourceError           a checkpoint or one of its files is missing, unreadable or of another family
+├── PrecisionError        a precision record is invalid, or shows that a default precision loses too much
+├── ImageProcessorError   the image processor has steps that the service does not implement
+└── ParityError           the exported model does not reproduce the original
+"""
+
+
+class ExportError(Exception):
+    """Base class of the errors that stop an export."""
+
+
+class SourceError(ExportError):
+    """A checkpoint or one of its files is missing, unreadable or of another family."""
+
+
+class PrecisionError(ExportError):
+    """A precision record is invalid, or shows that a default precision loses too much."""
+
+
+class ImageProcessorError(ExportError):
+    """The image processor has steps that the service does not implement."""
+
+
+class ParityError(ExportError):
+    """The exported model does not reproduce the original."""

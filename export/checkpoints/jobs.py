@@ -1,0 +1,118 @@
+"""Plans an export: its checkpoint, its precision record, and the build key that identifies the result.
+
+Two exports with the same build key produce the same artifacts, so the second can be skipped. Imports neither torch nor
+transformers: an export with nothing to do starts fast.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from export.checkpoints.errors import SourceError
+from export.checkpoints.precision_record import PrecisionRecord, checkpoint_key, read_record, record_file
+from export.checkpoints.sources import Source, resolve_file, resolve_source
+from runners.artifacts.manifest import Device, Part, Precision, sha256_of
+from tasks.catalog import CatalogEntry, CatalogError, load_catalog
+from tasks.paligemma.masks import MaskDecoder, MaskDecoderError
+
+ROOT = Path(__file__).parents[2]
+CATALOG_FILE = ROOT / "models" / "catalog.yaml"
+EXPORT_FORMAT = 3  # increment when an export writes other files than before
+
+_LIBRARIES = (
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "optimum",
+    "optimum-onnx-naf",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """Overrides of a catalog entry; None keeps the catalog's value."""
+
+    source: str | None = None
+    revision: str | None = None
+    mask_decoder: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExportJob:
+    """All inputs of one export."""
+
+    entry: CatalogEntry
+    source: Source
+    mask_decoder: Path | None
+    record: PrecisionRecord | None  # of this checkpoint
+    versions: dict[str, str]
+    build_key: str
+
+
+def find_entry(model_id: str) -> CatalogEntry:
+    """Return the catalog entry of a model; raise `CatalogError` if there is none."""
+    catalog = load_catalog(CATALOG_FILE)
+    if model_id not in catalog:
+        raise CatalogError(f"unknown model {model_id}; the catalog has {', '.join(catalog)}")
+    return catalog[model_id]
+
+
+def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
+    """Find the files of an export, fetching those on the hub; raise `SourceError` or `PrecisionError`.
+
+    The catalog's folders are relative to the repository, those of `options` to the working directory.
+    """
+    if options.source is None:
+        source = resolve_source(entry.source, options.revision or entry.revision, entry.family, ROOT)
+    else:
+        source = resolve_source(options.source, options.revision, entry.family, Path.cwd())
+    mask_decoder = _find_mask_decoder(entry, options, source)
+    record = read_record(record_file(ROOT, entry.id), checkpoint_key(source))
+    if record is not None:
+        record.check(entry)
+    versions = library_versions()
+    files = [*source.files(), *([mask_decoder] if mask_decoder else [])]
+    key = build_key(files, entry.precision, record, versions)
+    return ExportJob(entry, source, mask_decoder, record, versions, key)
+
+
+def library_versions() -> dict[str, str]:
+    """Return the installed version of every library that affects an export."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
+def build_key(
+    files: Iterable[Path],
+    precision: Mapping[Device, Mapping[Part, Precision]],
+    record: PrecisionRecord | None,
+    versions: dict[str, str],
+) -> str:
+    """Return the sha256, hexadecimal, over everything that decides the content of the artifacts."""
+    inputs = {
+        "export_format": EXPORT_FORMAT,
+        "files": [(path.name, sha256_of(path)) for path in files],
+        "precision": precision,
+        "record": record and asdict(record),
+        "versions": versions,
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _find_mask_decoder(entry: CatalogEntry, options: ExportOptions, source: Source) -> Path | None:
+    if entry.mask_decoder is None:
+        if options.mask_decoder is not None:
+            raise SourceError(f"{entry.id} does not use a mask decoder; given: {options.mask_decoder}")
+        return None
+    path = options.mask_decoder or resolve_file(entry.mask_decoder, source)
+    try:
+        MaskDecoder.load(path)
+    except MaskDecoderError as error:
+        raise SourceError(str(error)) from error
+    return path

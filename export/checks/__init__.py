@@ -1,0 +1,1 @@
+"""Checks of an export: parity with transformers in float32, and the loss at every other precision."""

@@ -1,0 +1,53 @@
+"""The probes of an export: images of rendered scenes, each with a prompt of a task that the model offers."""
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from export.artifacts.vision_module import ImageInput
+from export.scenes import Scene, question_prompts, questions, render_scene, sample_scene
+from tasks.catalog import CatalogEntry
+from tasks.prompts import Prompt
+
+NUM_PROBES = 20
+MAX_NEW_TOKENS = 64
+_SCENE_PX = 256  # differs from every model's input size, so that resizing is covered
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One image, resized as the service does, and one prompt about it."""
+
+    image: Image.Image
+    prompt: Prompt
+    max_new_tokens: int
+
+    @property
+    def text(self) -> str:
+        """The prompt as one string."""
+        return "".join(segment.text for segment in self.prompt)
+
+
+def make_probes(
+    entry: CatalogEntry, image_input: ImageInput, num_probes: int = NUM_PROBES, max_new_tokens: int = MAX_NEW_TOKENS
+) -> tuple[Probe, ...]:
+    """Return probes of different scenes; their prompts cycle through the tasks that the model offers."""
+    scenes = [sample_scene(seed) for seed in range(num_probes)]
+    return tuple(
+        Probe(_resized_image(scene, image_input), _nth_prompt(entry, scene, index), max_new_tokens)
+        for index, scene in enumerate(scenes)
+    )
+
+
+def _resized_image(scene: Scene, image_input: ImageInput) -> Image.Image:
+    return render_scene(scene, _SCENE_PX).resize(image_input.size_wh, Image.Resampling(image_input.resample))
+
+
+def _nth_prompt(entry: CatalogEntry, scene: Scene, index: int) -> Prompt:
+    """Return the first prompt of the scene's `index`-th offered question, counted cyclically."""
+    prompts = [
+        prompts[0].segments
+        for question in questions(scene)
+        if (prompts := question_prompts(entry, question, (_SCENE_PX, _SCENE_PX)))
+    ]
+    return prompts[index % len(prompts)]

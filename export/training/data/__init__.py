@@ -1,0 +1,1 @@
+"""Training data: vocabularies, true answers in each family's format, examples and batches."""

@@ -1,0 +1,1 @@
+"""The VQ-VAE of PaliGemma's segmentation tokens, and its training."""

@@ -1,0 +1,1 @@
+"""The models in training: configurations, first weights and forward passes of both families."""

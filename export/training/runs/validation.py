@@ -1,0 +1,99 @@
+"""Accuracy of a model in training on held-out scenes, with the service's decoders and parsers.
+
+Greedy and at the model's input size; `python -m export.evaluate` measures a running service.
+"""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from export.scenes import Question, Scorecard, question_prompts, questions, render_scene, sample_scene, score_answer
+from export.scenes.scene import CANVAS_PX
+from export.training.data.examples import Language
+from export.training.models.trainee import MAX_NEW_TOKENS, FamilyParts, Trainee
+from runners.decoder.answers import to_written
+from runners.decoder.batch import Decoder, generate_all
+from runners.decoder.rules import GenerationRules
+from runners.decoder.scheduler import WrittenSequence
+from runners.decoder.sequences import SequenceRequest
+from runners.decoder.vocabulary import Vocabulary
+from runners.models.bart import Bart
+from runners.models.florence2 import Florence2Decoder
+from runners.models.gemma import Gemma
+from runners.models.paligemma import PaliGemmaDecoder
+from runners.models.weights import DecoderWeights
+from tasks.families import FAMILIES
+from tasks.generation import GeneratedText
+from tasks.parameters import parse_parameters
+from tasks.table import TASKS
+
+FIRST_SEED = 800_000_000  # training uses smaller seeds only
+_SIZE_WH = (CANVAS_PX, CANVAS_PX)
+_BATCH_SIZE = 64
+_NO_OBJECT_EVERY = 8
+
+
+def make_decoder(trainee: Trainee, language: Language) -> Decoder[Any]:
+    """Return the service's decoder over the weights in training."""
+    config = trainee.model.config
+    rules = GenerationRules.of(trainee.model.generation_config.to_dict())
+    vocabulary = Vocabulary.of(json.loads(language.tokenizer.to_str()))
+    values = config.to_dict() | {
+        "bos_token_id": language.prompt_start[0],
+        "pad_token_id": trainee.processor.tokenizer.pad_token_id,
+    }
+    weights = DecoderWeights(trainee.language_model.state_dict(), "float32", trainee.model.device)
+    if language.entry.family == "florence2":
+        bart = Bart(config.text_config, weights)
+        return Florence2Decoder(bart, language.prompt_tokenizer, vocabulary, rules, values)
+    gemma = Gemma(config.text_config, weights)
+    return PaliGemmaDecoder(gemma, language.prompt_tokenizer, vocabulary, rules, values)
+
+
+@torch.inference_mode()
+def validate(parts: FamilyParts, num_scenes: int) -> Scorecard:
+    """Score the answers to all questions about `num_scenes` scenes."""
+    trainee, language = parts.trainee, parts.language
+    prompted: list[tuple[Question, list[SequenceRequest]]] = []
+    for index in range(num_scenes):
+        scene = sample_scene(FIRST_SEED + index, 0 if index % _NO_OBJECT_EVERY == _NO_OBJECT_EVERY - 1 else None)
+        pixels = torch.from_numpy(np.asarray(render_scene(scene)).copy())[None].to(trainee.embeddings.device)
+        features = trainee.image_features(pixels)[0]
+        for question in questions(scene):
+            prompts = [
+                language.prompt_ids([(s.text, s.is_control) for s in prompt.segments])
+                for prompt in question_prompts(language.entry, question)
+            ]
+            if prompts:
+                prompted.append((question, [SequenceRequest(features, ids, MAX_NEW_TOKENS) for ids in prompts]))
+    decoder = make_decoder(trainee, language)
+    requests = [request for _, own in prompted for request in own]
+    texts = iter(_generated(decoder, requests))
+    scored = (_scored(parts, question, [next(texts) for _ in own]) for question, own in prompted)
+    return sum(scored, Scorecard())
+
+
+def _generated(decoder: Decoder[Any], requests: list[SequenceRequest]) -> list[GeneratedText]:
+    texts = []
+    for start in range(0, len(requests), _BATCH_SIZE):
+        batch = requests[start : start + _BATCH_SIZE]
+        for request, sequence in zip(batch, generate_all(decoder, batch), strict=True):
+            written = to_written(decoder, request, WrittenSequence(sequence, 0.0, 0.0, 0.0))
+            ends, logprobs = tuple(written.token_ends), tuple(written.logprobs)
+            texts.append(GeneratedText(written.text, ends, logprobs, written.finish_reason))
+    return texts
+
+
+def _scored(parts: FamilyParts, question: Question, texts: list[GeneratedText]) -> Scorecard:
+    parameters = parse_parameters(TASKS[question.task], question.parameters)
+    family = FAMILIES[parts.language.entry.family]
+    result = family.parse_answer(question.task, parameters, texts, _SIZE_WH, "polygon", parts.mask_decoder)
+    return score_answer(asdict(result, dict_factory=_wire_format), question, _SIZE_WH)
+
+
+def _wire_format(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields that the service sends of a result."""
+    return {name: value for name, value in items if name != "is_parsed" and value is not None}

@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+
+from export.checkpoints.errors import SourceError
+from export.checkpoints.jobs import ExportOptions, build_key, library_versions, plan_job
+from export.checkpoints.precision_record import PrecisionRecord
+from runners.artifacts.manifest import Device, Part, Precision
+from tasks.catalog import load_catalog
+from tests.support.export_cli import MODELS
+
+CATALOG = load_catalog(MODELS / "catalog.yaml")
+VERSIONS = {"torch": "2.13.0"}
+PRECISION: dict[Device, dict[Part, Precision]] = {
+    "cpu": {"encoder": "int8", "decoder": "int8"},
+    "cuda": {"encoder": "float16", "decoder": "bfloat16"},
+}
+
+
+def test_catalog_values_are_the_defaults() -> None:
+    job = plan_job(CATALOG["paligemma-mini"], ExportOptions())
+    assert (job.source.name, job.entry) == ("models/paligemma-mini", CATALOG["paligemma-mini"])
+    assert job.mask_decoder == MODELS / "paligemma-mini" / "vae.npz"
+
+
+def test_options_override_the_catalog(tmp_path: Path) -> None:
+    mask_decoder = tmp_path / "other.npz"
+    mask_decoder.write_bytes((MODELS / "paligemma-mini" / "vae.npz").read_bytes())
+    mask_decoder.write_bytes(mask_decoder.read_bytes() + b"more")
+    options = ExportOptions(str(MODELS / "paligemma-mini"), None, mask_decoder)
+    job = plan_job(CATALOG["paligemma-mini"], options)
+    assert job.source.name == str(MODELS / "paligemma-mini")
+    assert job.mask_decoder == mask_decoder
+    assert job.build_key != plan_job(CATALOG["paligemma-mini"], ExportOptions()).build_key
+
+
+def test_invalid_mask_decoder_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vae.npz").write_bytes(b"PK")
+    options = ExportOptions(mask_decoder=tmp_path / "vae.npz")
+    with pytest.raises(SourceError, match=r"vae\.npz cannot be read"):
+        plan_job(CATALOG["paligemma-mini"], options)
+
+
+def test_mask_decoder_for_florence_2_is_refused() -> None:
+    options = ExportOptions(mask_decoder=MODELS / "paligemma-mini" / "vae.npz")
+    with pytest.raises(SourceError, match="does not use a mask decoder"):
+        plan_job(CATALOG["florence-2-mini"], options)
+
+
+def written(folder: Path, content: str) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(content, encoding="utf-8")
+    return [folder / "config.json"]
+
+
+def test_same_content_elsewhere_has_the_same_key(tmp_path: Path) -> None:
+    keys = {build_key(written(tmp_path / place, "{}"), PRECISION, None, VERSIONS) for place in ("here", "there")}
+    assert len(keys) == 1
+
+
+def test_content_precision_record_and_versions_each_change_the_key(tmp_path: Path) -> None:
+    files, other_files = written(tmp_path / "a", "{}"), written(tmp_path / "b", "[]")
+    keys = {
+        build_key(files, PRECISION, None, VERSIONS),
+        build_key(other_files, PRECISION, None, VERSIONS),
+        build_key(files, PRECISION | {"cuda": {"encoder": "float32", "decoder": "bfloat16"}}, None, VERSIONS),
+        build_key(files, PRECISION, PrecisionRecord("0" * 64, 500, ()), VERSIONS),
+        build_key(files, PRECISION, PrecisionRecord("0" * 64, 400, ()), VERSIONS),
+        build_key(files, PRECISION, None, {"torch": "2.14.0"}),
+    }
+    assert len(keys) == 6
+
+
+def test_versions_include_the_export_libraries() -> None:
+    assert {"torch", "transformers", "optimum", "onnxruntime"} <= library_versions().keys()

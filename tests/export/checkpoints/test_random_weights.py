@@ -1,0 +1,52 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from export.checkpoints.random_weights import SHAPES, write_random_checkpoint
+from runners.artifacts.manifest import read_manifest, verify_files
+from tests.support.export_random import NUM_PROBES, export_random
+
+
+@pytest.fixture
+def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Florence-2-large with a quarter of its pixels: the widths are under test, and full images take two minutes."""
+    small = replace(SHAPES["florence-2-large"], image_size_px=384, num_image_tokens=12 * 12 + 1)
+    monkeypatch.setitem(SHAPES, "florence-2-large", small)
+
+
+# The other two shapes are exported and served in tests/system/test_real_shapes.py.
+@pytest.mark.usefixtures("small_images")
+@pytest.mark.parametrize("name", ["florence-2-large", "paligemma-3b-mix-224"])
+def test_real_widths_with_few_layers_export_and_pass_parity(name: str, tmp_path: Path) -> None:
+    artifacts = tmp_path / "artifacts"
+    artifacts.mkdir()
+    manifest = export_random(name, tmp_path / "checkpoint", artifacts)
+    assert manifest == read_manifest(artifacts)
+    verify_files(artifacts, manifest)
+    assert manifest.num_image_tokens == SHAPES[name].num_image_tokens
+    assert manifest.image_size_wh == (SHAPES[name].image_size_px,) * 2
+    assert manifest.parity["tokens"]["num_prompts"] == NUM_PROBES
+
+
+@pytest.mark.parametrize(
+    ("name", "num_layers", "width"),
+    [
+        ("florence-2-base", 6, 768),
+        ("florence-2-large", 12, 1024),
+        ("paligemma-3b-mix-224", 18, 2048),
+        ("paligemma-2-3b-mix-224", 26, 2304),
+    ],
+)
+def test_unlimited_configuration_has_the_published_size(name: str, num_layers: int, width: int) -> None:
+    config = SHAPES[name].config(100).get_text_config()
+    assert (config.num_hidden_layers, config.hidden_size) == (num_layers, width)
+
+
+def test_same_seed_gives_the_same_checkpoint(tmp_path: Path) -> None:
+    for place in ("one", "other"):
+        write_random_checkpoint("florence-2-base", tmp_path / place, max_layers=1)
+    first, second = ((tmp_path / place / "model.safetensors").read_bytes() for place in ("one", "other"))
+    assert first == second
+    assert json.loads((tmp_path / "one" / "generation_config.json").read_text())["no_repeat_ngram_size"] == 3

@@ -1,0 +1,48 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from export.checkpoints.errors import ParityError
+from export.checks.measurements import compare, each_measured
+from runners.artifacts.manifest import Precision
+from tests.support.catalog import FLORENCE
+
+ROWS = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_equal_rows_have_no_difference() -> None:
+    measured = compare("a decoder", ROWS, ROWS)
+    assert measured.mean_cosine == pytest.approx(1)
+    assert measured.max_abs_error == 0
+    assert measured.max_abs_float32 == float(ROWS.abs().max())
+
+
+def test_worst_row_and_largest_error_are_measured() -> None:
+    rows = ROWS.clone()
+    rows[2] += 0.1
+    measured = compare("a decoder", rows, ROWS)
+    assert measured.max_abs_error == pytest.approx(0.1, abs=1e-5)
+    expected = torch.cosine_similarity(rows[2], ROWS[2], dim=0)
+    assert measured.min_cosine == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("rows", [-ROWS, ROWS.flip(-1), torch.full_like(ROWS, torch.nan)], ids=["-", "mixed up", "NaN"])
+def test_unrelated_rows_fail(rows: torch.Tensor) -> None:
+    with pytest.raises(ParityError, match="the int8 encoder differs from float32"):
+        compare("the int8 encoder", rows, ROWS)
+
+
+def broken(precision: Precision) -> dict[str, Any]:
+    if precision == "int8":
+        raise ParityError("the int8 encoder differs from float32")
+    return {"mean_cosine": 1.0}
+
+
+def test_broken_precision_is_skipped_and_as_a_default_stops_the_export() -> None:
+    every: tuple[Precision, ...] = ("float32", "int8", "float16")
+    assert dict(each_measured("encoder", FLORENCE, every, broken)) == {"float16": {"mean_cosine": 1.0}}
+    named = {device: {**parts, "encoder": "int8"} for device, parts in FLORENCE.precision.items()}
+    with pytest.raises(ParityError, match=r"differs from float32; choose another precision in models/catalog"):
+        dict(each_measured("encoder", replace(FLORENCE, precision=named), every, broken))
