@@ -1,22 +1,12 @@
-"""The bench: our service and two servers that a user would write instead, under the same load, on the same machine.
+"""Load tests and measurements of a running service, through its network interfaces and commands only.
 
-python -m loadtest            everything (make bench)
-python -m loadtest --quick    the embedded checkpoints only, one short round
+python -m loadtest                 the benchmark: our service and its peers under the same load (make bench); bench/
+locust -f loadtest/load/locustfile.py
+                                   load on a running service up to its saturation point (make loadtest); load/
+python -m loadtest.soak            long mixed load, and whether the resources of the processes stay flat; soak_traffic
+python -m loadtest.path_cost       what the path of a request adds to the stages of the model
+python -m loadtest.gateway_limit   requests per second of one gateway over simulated_runner
 
-material    what there is to ask: models, images, questions (written by export/bench)
-workloads   which requests are sent, in which order, by how many clients
-client      sends them, and times them
-servers     starts and stops a server; peers/ holds the two that ours is compared with
-bench       one server after the other under every workload; results lie in files, one a server
-measures    throughput and percentiles of what came back
-targets     ours against the best peer
-machine     what this machine can do: matrix products, memory
-operations  what a model has to do: operations of an image, bytes of a token
-limits      the share of the first that the service gets out of the second
-report, plot   tables and picture
-path_cost      what the path of a request adds to the stages of the model; a command of its own
-load           Locust against a running service, to its saturation point; make loadtest
-soak           long mixed load on our service, and whether what its processes take stays flat; a command of its own
-
-It speaks to servers over the network and starts commands; it imports nothing of them.
+figures     percentiles, rounding, tables
+processes   start and stop of servers, and their resources
 """

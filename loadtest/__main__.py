@@ -1,7 +1,7 @@
-"""Run the bench: `python -m loadtest [--minutes N] [--quick] [--resume]` (make bench).
+"""Run the benchmark: `python -m loadtest [--minutes N] [--quick] [--resume]` (make bench).
 
-What is not there yet is made first, by `python -m export.bench`, and kept in build/bench. The time counts from the
-start of the command, and that making is part of it.
+Missing checkpoints, artifacts and images are made first by `python -m export.bench`, within the same time, and kept in
+build/bench.
 """
 
 import argparse
@@ -14,17 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.bench import Bench
-from loadtest.limits import shares_of, steps_bytes
-from loadtest.machine import MachineRates
-from loadtest.material import ModelMaterial, read_material
-from loadtest.operations import count_operations
-from loadtest.plot import write_plot
-from loadtest.processor import processor_name
-from loadtest.report import markdown
-from loadtest.run import Run, as_json, is_ours
-from loadtest.servers import NUM_CORES, ROOT
-from loadtest.steps import measure_steps
+from loadtest.bench.bench import Bench
+from loadtest.bench.limits import measure_steps, shares_of, steps_bytes
+from loadtest.bench.machine import MachineRates
+from loadtest.bench.material import ModelMaterial, read_material
+from loadtest.bench.operations import count_operations
+from loadtest.bench.report import markdown, write_plot
+from loadtest.bench.results import Run, as_json, is_ours
+from loadtest.figures import processor_name
+from loadtest.processes import NUM_CORES, ROOT
 
 _FOLDER = ROOT / "build" / "bench"
 _RESULTS = ROOT / "loadtest" / "results"
@@ -32,7 +30,7 @@ _RESULTS = ROOT / "loadtest" / "results"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a run was asked for."""
+    """The command line of a run."""
 
     minutes: float
     is_quick: bool
@@ -43,13 +41,11 @@ class Options:
     @property
     def command(self) -> str:
         """The command, for the report."""
-        switches = {"--quick": self.is_quick, "--resume": self.is_resumed}
-        flags = [f"--minutes {self.minutes:g}", *(name for name, is_set in switches.items() if is_set)]
-        return " ".join(["python -m loadtest", *flags, "--scales", *self.scales])
+        flags = ["--quick"] * self.is_quick + ["--resume"] * self.is_resumed
+        return " ".join([f"python -m loadtest --minutes {self.minutes:g}", *flags, "--scales", *self.scales])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run, print the report and write it."""
     options = _parse(arguments)
     deadline_s = time.monotonic() + options.minutes * 60
     _make_material(options.scales)
@@ -66,25 +62,26 @@ def _run(models: Sequence[ModelMaterial], options: Options, deadline_s: float) -
     steps = [step for model in models if model.is_endless for step in measure_steps(model.id, _FOLDER)]
     bench = Bench(models, _FOLDER, deadline_s, options.is_quick)
     if not options.is_resumed:
-        bench.forget()
-    stands = []
-    for stand in bench.run():
-        _note(f"{stand.model}, {stand.server.name}: done, {(deadline_s - time.monotonic()) / 60:.1f} minutes are left")
-        stands.append(stand)
-    shares = [share for stand in stands if is_ours(stand) for share in shares_of(stand, operations[stand.model], rates)]
-    return Run(models, stands, _facts(options), rates, shares, steps, bench.skipped)
+        bench.clear()
+    measurements = []
+    for each in bench.run():
+        _note(f"{each.model}, {each.server.name}: done, {(deadline_s - time.monotonic()) / 60:.1f} minutes are left")
+        measurements.append(each)
+    ours = filter(is_ours, measurements)
+    shares = [share for each in ours for share in shares_of(each, operations[each.model], rates)]
+    return Run(models, measurements, _facts(options), rates, shares, steps, bench.skipped)
 
 
 def _make_material(scales: Sequence[str]) -> None:
-    """Let the export make what is missing; its lines go to stderr, where a run's progress is."""
+    """Make what is missing; the output goes to stderr, like the progress of the run."""
     environment = os.environ | {"BENTOML_HOME": str(_FOLDER / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
     command = [sys.executable, "-m", "export.bench", str(_FOLDER), "--scales", *scales]
     subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr, check=True)
 
 
 def _machine_rates(bytes_of_steps: Sequence[int]) -> list[MachineRates]:
-    """Measure in a process of its own, whose threads and memory are gone before a server starts."""
-    command = [sys.executable, "-m", "loadtest.machine", "--step-bytes", *map(str, bytes_of_steps)]
+    """Measure in a process of its own, so that its threads and memory are released before a server starts."""
+    command = [sys.executable, "-m", "loadtest.bench.machine", "--step-bytes", *map(str, bytes_of_steps)]
     measured = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
     return [MachineRates(**rates) for rates in json.loads(measured)]
 
@@ -113,9 +110,9 @@ def _note(text: str) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser("python -m loadtest", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=25, metavar="N", help="most time; default %(default)s")
+    parser.add_argument("--minutes", type=float, default=25, metavar="N", help="maximum time; default %(default)s")
     parser.add_argument("--quick", action="store_true", help="the embedded checkpoints only, one short round")
-    parser.add_argument("--resume", action="store_true", help="keep what an earlier run has finished")
+    parser.add_argument("--resume", action="store_true", help="keep the finished servers of an earlier run")
     parser.add_argument("--scales", nargs="+", choices=("embedded", "base"), default=["embedded", "base"])
     parser.add_argument("--results", type=Path, default=_RESULTS, metavar="FOLDER", help="default %(default)s")
     parsed = parser.parse_args(arguments)

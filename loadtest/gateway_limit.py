@@ -1,8 +1,8 @@
 """Requests per second of one gateway over a runner that takes no time: `python -m loadtest.gateway_limit`.
 
-Clients send another image each time, in a closed loop; loadtest/simulated_runner.py answers. So a form is read, an
-image is decoded, resized and sent, an answer is parsed and rendered. The model must be exported (`make export`): the
-gateway reads its manifest.
+Clients in a closed loop send a different image each time; loadtest/simulated_runner.py answers. What remains is the
+gateway's work: reading the form, decoding, resizing and sending the image, parsing and rendering the answer. The model
+must be exported (`make export`), because the gateway reads its manifest.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from loadtest.markdown import percent, shown
-from loadtest.servers import ROOT, Launch, cpu_s, free_port, running
+from loadtest.figures import percent, shown
+from loadtest.processes import ROOT, Launch, cpu_s, free_port, running
 from loadtest.soak_traffic import new_image
 
 MODEL = "florence-2-mini"
-_NUM_CLIENTS, _NUM_IMAGES = 24, 512  # more images than are in flight: none is joined
+_NUM_CLIENTS, _NUM_IMAGES = 24, 512  # more images than requests in flight, so that no two share an encoding
 _WARM_UP_S = 2.0
 _TIMEOUT_S = 120
 
@@ -80,7 +80,7 @@ async def _client(http: aiohttp.ClientSession, images: Iterator[bytes], ended_s:
 
 
 async def _run_for(clients: Sequence[asyncio.Task[None]], seconds: float) -> None:
-    """Wait; raise what a client ended with."""
+    """Let the clients run; raise the first error of one."""
     ended, _ = await asyncio.wait(clients, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
     for client in ended:
         client.result()
@@ -101,7 +101,6 @@ def report(rounds: Sequence[Round]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
     parser = argparse.ArgumentParser("python -m loadtest.gateway_limit", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default %(default)s")
     parser.add_argument("--seconds", type=float, default=8, metavar="S", help="of a round; default %(default)s")

@@ -1,24 +1,25 @@
-"""Print what the path of a request adds on top of the model's stages, for new images and for one that is cached.
+"""What the path of a request adds to the stages of the model, for new and for cached images.
 
     python -m loadtest.path_cost [--url URL] [--model ID] [--new N] [--cached N]
 
-    path    total - (preprocess + encode + prefill + decode + postprocess), as the answer's timings_ms say it:
-            waiting, transport between processes, hashing, hops between threads
-    client  what this client waited, less the same stages: HTTP, the form and the answer's JSON on top of the path
+    path    total - (preprocess + encode + prefill + decode + postprocess), from the answer's timings_ms:
+            queues, transport between processes, hashing, hops between threads
+    client  latency of this client minus the same stages: the path, HTTP, the form and the answer's JSON
 
 One request at a time. It knows the REST API and no model.
 """
 
 import argparse
-import io
+import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import numpy as np
-from PIL import Image
+
+from loadtest.figures import percentile, table
+from loadtest.soak_traffic import new_image
 
 _STAGES = ("preprocess", "encode", "prefill", "decode", "postprocess")
 _IMAGE_SIDE_PX = 768
@@ -29,20 +30,18 @@ _TIMEOUT_S = 120
 class RequestCost:
     """Milliseconds of one request."""
 
-    stages_ms: dict[str, float]
+    stages_ms: Mapping[str, float]
     path_ms: float
     client_ms: float
 
     @classmethod
-    def of(cls, timings_ms: dict[str, float], waited_ms: float) -> "RequestCost":
-        """Return the cost of a request whose client waited `waited_ms`."""
+    def of(cls, timings_ms: Mapping[str, float], latency_ms: float) -> "RequestCost":
         stages_ms = {name: timings_ms[name] for name in _STAGES}
         sum_ms = sum(stages_ms.values())
-        return cls(stages_ms, timings_ms["total"] - sum_ms, waited_ms - sum_ms)
+        return cls(stages_ms, timings_ms["total"] - sum_ms, latency_ms - sum_ms)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Ask, and print one table."""
     parsed = _parse(arguments)
     with httpx.Client(base_url=parsed.url, timeout=_TIMEOUT_S) as client:
         costs = {
@@ -52,58 +51,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(cost_table(costs))
 
 
-def cost_table(costs: dict[str, list[RequestCost]]) -> str:
-    """Return path and client costs with the medians of the stages, a row for each case."""
-    columns = ["path p50 / p95 ms", "client p50 / p95 ms", *(f"{name} p50" for name in _STAGES)]
-    rows = [f"| image | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for case, found in costs.items():
-        cells = [_percentiles([cost.path_ms for cost in found]), _percentiles([cost.client_ms for cost in found])]
-        cells += [f"{np.median([cost.stages_ms[name] for cost in found]):.2f}" for name in _STAGES]
-        rows.append(f"| {case} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+def cost_table(costs: Mapping[str, Sequence[RequestCost]]) -> str:
+    """Return the costs of path and client and the medians of the stages, a row for each case."""
+    header = ["image", "path p50 / p95 ms", "client p50 / p95 ms", *(f"{name} p50" for name in _STAGES)]
+    rows = (
+        [
+            case,
+            _percentiles([cost.path_ms for cost in found]),
+            _percentiles([cost.client_ms for cost in found]),
+            *(f"{statistics.median(cost.stages_ms[name] for cost in found):.2f}" for name in _STAGES),
+        ]
+        for case, found in costs.items()
+    )
+    return table(header, rows)
 
 
 def _costs(client: httpx.Client, model: str | None, num_requests: int, is_new: bool) -> Iterator[RequestCost]:
-    """Ask one after the other; raise where the vision cache was not as the case says."""
-    image, expected = _image(), "miss" if is_new else "hit"
+    """Send one request after the other; raise `RuntimeError` if the vision cache contradicts `is_new`."""
+    image, expected = new_image(_IMAGE_SIDE_PX), "miss" if is_new else "hit"
     if not is_new:
-        _ask(client, model, image)
+        _caption(client, model, image)
     for _ in range(num_requests):
-        image = _image() if is_new else image
+        image = new_image(_IMAGE_SIDE_PX) if is_new else image
         start_s = time.monotonic()
-        answer = _ask(client, model, image)
-        waited_ms = (time.monotonic() - start_s) * 1000
+        answer = _caption(client, model, image)
+        latency_ms = (time.monotonic() - start_s) * 1000
         if answer["vision_cache"] != expected:
-            raise RuntimeError(f"the vision cache says {answer['vision_cache']}, not {expected}")
-        yield RequestCost.of(answer["timings_ms"], waited_ms)
+            raise RuntimeError(f"vision_cache is {answer['vision_cache']}, expected {expected}")
+        yield RequestCost.of(answer["timings_ms"], latency_ms)
 
 
-def _ask(client: httpx.Client, model: str | None, image: bytes) -> dict[str, Any]:
+def _caption(client: httpx.Client, model: str | None, image: bytes) -> dict[str, Any]:
     """Return the answer to a caption of few tokens."""
     form = {"task": "captioning", "max_new_tokens": "4"} | ({} if model is None else {"model": model})
     answer: dict[str, Any] = client.post("/v1/predict", data=form, files={"image": image}).raise_for_status().json()
     return answer
 
 
-def _image() -> bytes:
-    """Return a JPEG of random colours that nobody has seen."""
-    colours = np.random.default_rng().integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(colours).resize((_IMAGE_SIDE_PX, _IMAGE_SIDE_PX)).save(file, "JPEG", quality=90)
-    return file.getvalue()
-
-
 def _percentiles(values_ms: Sequence[float]) -> str:
-    p50, p95 = np.percentile(values_ms, (50, 95))
-    return f"{p50:.2f} / {p95:.2f}"
+    return " / ".join(f"{percentile(values_ms, percent):.2f}" for percent in (50, 95))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m loadtest.path_cost", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--url", default="http://127.0.0.1:3000", help="of the service; default %(default)s")
-    parser.add_argument("--model", metavar="ID", help="default is the first that offers captioning")
-    parser.add_argument("--new", type=int, default=20, metavar="N", help="new images; default %(default)s")
-    parser.add_argument("--cached", type=int, default=200, metavar="N", help="cached requests; default %(default)s")
+    parser.add_argument("--model", metavar="ID", help="default: the first that offers captioning")
+    parser.add_argument("--new", type=int, default=20, metavar="N", help="with new images; default %(default)s")
+    parser.add_argument("--cached", type=int, default=200, metavar="N", help="with a cached image; default %(default)s")
     return parser.parse_args(arguments)
 
 

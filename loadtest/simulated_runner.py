@@ -1,7 +1,7 @@
 """A runner that computes nothing: `python -m loadtest.simulated_runner PORT`.
 
-It speaks the runner's HTTP (runners/api.py): a call without pixels is answered 404, a call with pixels by a text
-that is always the same.
+It implements the runner's HTTP API (runners/transport/): a call without pixels gets 404, a call with pixels always the
+same text.
 """
 
 import asyncio
@@ -16,11 +16,14 @@ _TEXT = "The image shows a small blue triangle on a dark background."
 _NUM_TOKENS = 12
 
 
-def app() -> web.Application:
-    """Return the runner's HTTP interface."""
+async def serve(port: int) -> None:
+    """Serve on a port of this host until the process ends."""
     app = web.Application(client_max_size=_MAX_BODY_BYTES)
     app.add_routes([web.get("/readyz", _ready), web.post("/write", _write)])
-    return app
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await asyncio.Event().wait()
 
 
 async def _ready(_request: web.Request) -> web.Response:
@@ -51,14 +54,6 @@ def _answer() -> dict[str, Any]:
 
 
 _ANSWER = json.dumps(_answer()).encode()
-
-
-async def serve(port: int) -> None:
-    """Serve at a port of this host, until the process is ended."""
-    runner = web.AppRunner(app(), access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    await asyncio.Event().wait()
 
 
 if __name__ == "__main__":

@@ -1,66 +1,91 @@
-"""Ask a service for long, at 80 % of what it can do, with errors and clients that go, and say whether it leaks.
+"""Soak test: mixed load at 80 % of the capacity, with errors and disconnecting clients; fails if resources grow.
 
     python -m loadtest.soak [--minutes N] [--results FOLDER]
 
-It starts a service of its own with the embedded models (exported before: make export), measures what it can do, then
-samples what its processes take. A table goes to stdout, all samples into soak.json. Status 1: something grows, or
-something failed that should not.
+It starts a service with the embedded models (exported before: make export), measures its capacity, then samples the
+resources of its processes. The table is printed, all samples are written to soak.json. Exit status 1: a resource grows,
+or a request failed unexpectedly.
+
+A resource is flat if its floor is: work in progress raises single samples, a leak raises the lowest. The samples are
+divided into blocks. Neither the least-squares line through the blocks' minima nor the difference between the minimum of
+the last and that of the first third may exceed the allowance.
 """
 
 import argparse
 import asyncio
 import json
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from loadtest.flatness import Allowance, Trend, trend_of
-from loadtest.markdown import shown, table
-from loadtest.process_use import Use, use_of_family
-from loadtest.servers import ROOT, Launch, free_port, running
-from loadtest.soak_traffic import MAX_AT_ONCE, Traffic
+from loadtest.figures import shown, table
+from loadtest.processes import ROOT, Launch, ProcessUse, free_port, running, use_by_name
+from loadtest.soak_traffic import EXPECTED, MAX_IN_FLIGHT, Traffic
 
-LOAD = 0.8
+_LOAD = 0.8  # of the capacity
 _NUM_CLIENTS = 16
 _WARM_UP = 1 / 4  # of the time
 _CAPACITY_S = 10.0
-_SAMPLES = 120
-_EXPECTED = {"answer", "stream", "error", "gone"}
-# The cache is small, so that it is full before the samples count.
-SETTINGS = {"DIPTYCH_VISION_CACHE_MB": "8", "DIPTYCH_GRPC_PORT": "0"}
-ALLOWANCES = {
-    "memory_mb": Allowance(0.05, 12),
-    "num_fds": Allowance(0, MAX_AT_ONCE),  # connections that are at work, or idle for some seconds more
-    "num_threads": Allowance(0, 2),
-}
+_NUM_SAMPLES = 120
+_NUM_BLOCKS = 9
+SETTINGS = {"DIPTYCH_VISION_CACHE_MB": "8", "DIPTYCH_GRPC_PORT": "0"}  # a cache that is full after the warm-up
 _RESULTS = ROOT / "loadtest" / "results"
 
 
 @dataclass(frozen=True, slots=True)
+class Trend:
+    """One resource, sampled at equal intervals after the warm-up."""
+
+    first: float  # minimum of the first third
+    last: float  # minimum of the last third
+    growth: float  # of the floor from the first block to the last, by least squares
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """Growth that counts as flat: `share` of the first third, or `least`, whichever is more."""
+
+    share: float
+    least: float
+
+    def covers(self, trend: Trend) -> bool:
+        allowed = max(self.share * trend.first, self.least)
+        return trend.last - trend.first <= allowed and trend.growth <= allowed
+
+
+ALLOWANCES = {  # by the fields of `ProcessUse`
+    "memory_mb": Allowance(0.05, 12),
+    "num_fds": Allowance(0, MAX_IN_FLIGHT),  # connections in use, or idle for some seconds
+    "num_threads": Allowance(0, 2),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """What all processes took at one time."""
+    """The resources of all processes at one time."""
 
     time_s: float
-    uses: Mapping[str, Use]
+    uses: Mapping[str, ProcessUse]
 
 
 @dataclass(frozen=True, slots=True)
 class Soak:
-    """What a soak has found."""
+    """Result of a soak test."""
 
     rate_per_s: float
     outcomes: Mapping[str, int]
-    samples: Sequence[Sample]  # after warm-up
+    samples: Sequence[Sample]  # after the warm-up
 
     def trends(self) -> dict[tuple[str, str], Trend]:
-        """Return the trend of each measure of each process that was there all the time."""
+        """Return the trend of each resource of each process that is in all samples."""
         names = [name for name in self.samples[0].uses if all(name in sample.uses for sample in self.samples)]
         return {
-            (name, measure): trend_of([getattr(sample.uses[name], measure) for sample in self.samples])
+            (name, resource): trend_of([getattr(sample.uses[name], resource) for sample in self.samples])
             for name in names
-            for measure in ALLOWANCES
+            for resource in ALLOWANCES
         }
 
     def growing(self) -> dict[tuple[str, str], Trend]:
@@ -68,17 +93,28 @@ class Soak:
         return {key: trend for key, trend in self.trends().items() if not ALLOWANCES[key[1]].covers(trend)}
 
     def unexpected(self) -> dict[str, int]:
-        """Return the outcomes that should not have been."""
-        return {outcome: count for outcome, count in self.outcomes.items() if outcome not in _EXPECTED}
+        """Return the outcomes that count as failures."""
+        return {outcome: count for outcome, count in self.outcomes.items() if outcome not in EXPECTED}
+
+
+def trend_of(values: Sequence[float]) -> Trend:
+    """Return the trend; raise `ValueError` for fewer values than blocks."""
+    if len(values) < _NUM_BLOCKS:
+        raise ValueError(f"a trend needs at least {_NUM_BLOCKS} samples, not {len(values)}")
+    size = len(values) // _NUM_BLOCKS
+    floors = [min(values[-(block + 1) * size :][:size]) for block in reversed(range(_NUM_BLOCKS))]
+    third = _NUM_BLOCKS // 3
+    growth = statistics.linear_regression(range(_NUM_BLOCKS), floors).slope * (_NUM_BLOCKS - 1)
+    return Trend(min(floors[:third]), min(floors[-third:]), growth)
 
 
 async def soak(url: str, process_id: int, seconds: float) -> Soak:
-    """Ask the service whose first process is `process_id`, in all for `seconds`."""
+    """Load the service, whose supervisor is `process_id`, for `seconds`."""
     warm_up = Traffic(url)
-    await warm_up.closed_loop(_NUM_CLIENTS, _CAPACITY_S / 2)  # what is slow the first time
-    rate_per_s = LOAD * await warm_up.closed_loop(_NUM_CLIENTS, _CAPACITY_S)
+    await warm_up.closed_loop(_NUM_CLIENTS, _CAPACITY_S / 2)  # first-time costs
+    rate_per_s = _LOAD * await warm_up.closed_loop(_NUM_CLIENTS, _CAPACITY_S)
     traffic, samples = Traffic(url, seed=1), list[Sample]()
-    sampling = asyncio.create_task(_sample(process_id, seconds / _SAMPLES, samples))
+    sampling = asyncio.create_task(_sample(process_id, seconds / _NUM_SAMPLES, samples))
     start_s = time.monotonic()
     await traffic.open_loop(rate_per_s, seconds)
     sampling.cancel()
@@ -86,28 +122,25 @@ async def soak(url: str, process_id: int, seconds: float) -> Soak:
     return Soak(rate_per_s, dict(traffic.outcomes), counted)
 
 
-async def _sample(process_id: int, every_s: float, samples: list[Sample]) -> None:
+async def _sample(process_id: int, interval_s: float, samples: list[Sample]) -> None:
     while True:
-        samples.append(Sample(time.monotonic(), await asyncio.to_thread(use_of_family, process_id)))
-        await asyncio.sleep(every_s)
+        samples.append(Sample(time.monotonic(), await asyncio.to_thread(use_by_name, process_id)))
+        await asyncio.sleep(interval_s)
 
 
 def report(found: Soak) -> str:
-    """Return the trends as a table: the lowest of the first third after warm-up → that of the last."""
+    """Return the trends as a table: minimum of the first third after the warm-up → that of the last."""
     trends = found.trends()
-    names = dict.fromkeys(name for name, _ in trends)
-    rows = [[name, *(_cell(trends[name, measure]) for measure in ALLOWANCES)] for name in names]
+    rows = [
+        [name, *(f"{shown(trends[name, each].first)} → {shown(trends[name, each].last)}" for each in ALLOWANCES)]
+        for name in dict.fromkeys(name for name, _ in trends)
+    ]
     header = ["process", "memory (PSS), MB", "file descriptors", "threads"]
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(found.outcomes.items()))
     return f"{table(header, rows)}\n\n{found.rate_per_s:.1f} requests/s: {counts}"
 
 
-def _cell(trend: Trend) -> str:
-    return f"{shown(trend.first)} → {shown(trend.last)}"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run, print the table, write the samples."""
     parser = argparse.ArgumentParser("python -m loadtest.soak", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=20, metavar="N", help="default %(default)s")
     parser.add_argument("--results", type=Path, default=_RESULTS, metavar="FOLDER", help="default %(default)s")
@@ -120,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed.results.mkdir(parents=True, exist_ok=True)
     (parsed.results / "soak.json").write_text(json.dumps(asdict(found)) + "\n", encoding="utf-8")
     if found.growing() or found.unexpected():
-        sys.exit(f"not flat: {found.growing()}; unexpected: {found.unexpected()}")
+        sys.exit(f"not flat: {found.growing()}; unexpected outcomes: {found.unexpected()}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The requests of a soak: answers, streams, errors of every kind, and clients that go before their answer.
+"""The requests of the soak test: answers, streams, errors of every kind, disconnecting clients.
 
-    60 %  an answer about an image, every third of them one that was never seen before
+    60 %  an answer about an image, a third of them about a new image
     15 %  a stream, read to its end
-    15 %  an error: a bad field, no image, an unknown model, a deadline that is over
-    10 %  a client that goes: after a moment, or after the first piece of a stream
+    15 %  an error: an unknown field, no image file, an unknown model, an expired deadline
+    10 %  a disconnecting client: after 30 ms, or after the first event of a stream
 
-It knows the REST API and no model; the models are those that the service lists.
+It knows the REST API and no model: the models are those that the service lists.
 """
 
 import asyncio
@@ -23,21 +23,21 @@ import numpy as np
 from PIL import Image
 
 _TIMEOUT_S = 120
-_MOMENT_S = 0.03
-_SIDE_PX = 384
-MAX_AT_ONCE = 32
-_TASKS = ("captioning", "ocr")  # every model offers them
+_DISCONNECT_AFTER_S = 0.03
+MAX_IN_FLIGHT = 32
+EXPECTED = {"answer", "stream", "error", "disconnected"}  # outcomes; all others are failures
+_TASKS = ("captioning", "ocr")  # of every model
 _ERRORS: tuple[tuple[set[int], Mapping[str, str], Mapping[str, str], bytes | None], ...] = (
     ({400}, {"colour": "red"}, {}, None),
     ({415}, {}, {}, b"no image"),
     ({404}, {"model": "no-such-model"}, {}, None),
-    ({429, 504}, {}, {"X-Deadline-Ms": "1"}, None),  # refused at once where others wait
+    ({429, 504}, {}, {"X-Deadline-Ms": "1"}, None),  # 429 if others are queued
 )
 
 
 @dataclass(slots=True)
 class Traffic:
-    """Sends requests to `url` and counts what became of them."""
+    """Sends requests to `url` and counts their outcomes."""
 
     url: str
     seed: int = 0
@@ -47,7 +47,7 @@ class Traffic:
     _models: list[str] = field(init=False)
 
     async def closed_loop(self, num_clients: int, seconds: float) -> float:
-        """Let clients ask one request after the other; return the requests per second that were done."""
+        """Run clients that send one request after the other; return the completed requests per second."""
         deadline_s, numbers = time.monotonic() + seconds, itertools.count()
 
         async def client(http: aiohttp.ClientSession) -> None:
@@ -62,8 +62,8 @@ class Traffic:
         return next(numbers) / (time.monotonic() - start_s)
 
     async def open_loop(self, rate_per_s: float, seconds: float) -> None:
-        """Send requests at random times, `rate_per_s` of them on average, whether or not others are answered."""
-        deadline_s, running = time.monotonic() + seconds, asyncio.Semaphore(MAX_AT_ONCE)
+        """Send requests as a Poisson process of `rate_per_s`, independent of the answers."""
+        deadline_s, running = time.monotonic() + seconds, asyncio.Semaphore(MAX_IN_FLIGHT)
         async with self._session() as http, asyncio.TaskGroup() as group:
             await self._prepare(http)
             while time.monotonic() < deadline_s:
@@ -83,7 +83,7 @@ class Traffic:
 
     async def _send(self, http: aiohttp.ClientSession) -> None:
         kinds: tuple[Callable[[aiohttp.ClientSession], Coroutine[Any, Any, str]], ...]
-        kinds = (self._answer, self._stream, self._error, self._gone)
+        kinds = (self._answer, self._stream, self._error, self._disconnect)
         (send,) = self._random.choices(kinds, (60, 15, 15, 10))
         try:
             self.outcomes[await send(http)] += 1
@@ -107,17 +107,17 @@ class Traffic:
             await response.read()
             return "error" if response.status in statuses else f"status {response.status} for {statuses}"
 
-    async def _gone(self, http: aiohttp.ClientSession) -> str:
+    async def _disconnect(self, http: aiohttp.ClientSession) -> str:
         if self._random.random() < 0.5:
             async with http.post("/v1/predict", data=self._form({"stream": "true"})) as response:
                 await response.content.readany()
                 response.close()
         else:
-            asking = asyncio.ensure_future(self._answer(http))
-            await asyncio.wait({asking}, timeout=_MOMENT_S)
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
-        return "gone"
+            answer = asyncio.ensure_future(self._answer(http))
+            await asyncio.wait({answer}, timeout=_DISCONNECT_AFTER_S)
+            answer.cancel()
+            await asyncio.gather(answer, return_exceptions=True)
+        return "disconnected"
 
     def _form(self, fields: Mapping[str, str], image: bytes | None = None) -> aiohttp.FormData:
         chosen = {"task": self._random.choice(_TASKS), "model": self._random.choice(self._models)}
@@ -126,9 +126,9 @@ class Traffic:
         return form
 
 
-def new_image() -> bytes:
-    """Return random colours that nobody has seen."""
+def new_image(side_px: int = 384) -> bytes:
+    """Return a JPEG of random colours, so that the service has never seen it."""
     colours = np.random.default_rng().integers(0, 256, (4, 4, 3), dtype=np.uint8)
     file = io.BytesIO()
-    Image.fromarray(colours).resize((_SIDE_PX, _SIDE_PX)).save(file, "JPEG", quality=80)
+    Image.fromarray(colours).resize((side_px, side_px)).save(file, "JPEG", quality=80)
     return file.getvalue()

@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from docs.tables import PAGES, with_tables
-from loadtest.capacity import capacity_tables
 from service.settings import Settings, variable
 from tasks.catalog import parse_entry
 from tests.support.dashboard import DASHBOARD
@@ -137,12 +136,6 @@ def test_the_entry_of_a_tuned_checkpoint_is_one() -> None:
     entry = parse_entry(row)
     assert entry.offers("visual_question_answering")
     assert not entry.offers("ocr")
-
-
-def test_the_tables_of_scaling_are_those_of_the_last_bench() -> None:
-    tables = capacity_tables((ROOT / "loadtest" / "results" / "bench.md").read_text(encoding="utf-8"))
-    for each in tables.split("\n\n"):
-        assert each in TEXTS["docs/scaling.md"], "print them again with python -m loadtest.capacity"
 
 
 def headings(text: str) -> set[str]:

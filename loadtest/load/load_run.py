@@ -1,13 +1,15 @@
-"""One run, from Locust's events: opens the session, follows the plan, collects samples, writes the report.
+"""One run, driven by Locust's events: opens the session, follows the plan, collects samples, writes the report.
 
-A process alone does all of it. A master has plan, samples and report; a worker has the session, and its samples go to
-the master with Locust's own reports.
+A single process does all of it. A master has plan, samples and report; a worker has the session, and sends its samples
+to the master with Locust's own reports.
 """
 
 import json
 import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,19 @@ from locust.env import Environment
 from locust.exception import StopTest
 from locust.runners import MasterRunner, WorkerRunner
 
-from loadtest.load.facts import facts_of
-from loadtest.load.offer import offer_of
+from loadtest.figures import percent, processor_name
 from loadtest.load.options import Options, options_of
-from loadtest.load.plans import Plan, Slope, Stepping, StepTimes, Window
-from loadtest.load.recorder import Recorder
-from loadtest.load.report import LoadReport, write_report
-from loadtest.load.rest import GRACE_S, RestSender
-from loadtest.load.samples import DEFECTS
-from loadtest.load.saturation import next_level
-from loadtest.load.service_metrics import Scrape, scraped
+from loadtest.load.reports.report import LoadReport, write_report
+from loadtest.load.reports.samples import DEFECTS, Recorder
+from loadtest.load.reports.service_metrics import Scrape, scraped
+from loadtest.load.reports.windows import numbers_by_api, numbers_of, window_numbers
+from loadtest.load.senders.rest import GRACE_S, RestSender
 from loadtest.load.session import Session, Target
-from loadtest.load.traffic_mix import MixError, TrafficMix, read_mix
+from loadtest.load.traffic.plans import Plan, Slope, Stepping, StepTimes, Window
+from loadtest.load.traffic.questions import offered_tasks
+from loadtest.load.traffic.saturation import next_level
+from loadtest.load.traffic.traffic_mix import MixError, TrafficMix, read_mix
 from loadtest.load.users import RATE_PER_USER, DiptychUser
-from loadtest.load.windows import numbers_by_api, numbers_of, window_numbers
 
 _SCRAPE_EVERY_S = 2.0
 _WARM_UP_S, _SETTLE_S, _MEASURED_S = 10.0, 5.0, 20.0  # of steps
@@ -41,7 +42,7 @@ _API_KEY = "LOADTEST_API_KEY"  # environment variable
 
 
 class LoadRun:
-    """What one process does in a run, or in several, one after the other."""
+    """One process in a run, or in several, one after the other."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
@@ -53,10 +54,10 @@ class LoadRun:
         self._plan: Plan | None = None
         self._start_s = 0.0
         self._num_processes = 1
-        self._service = ""  # what the report calls it
+        self._service = ""  # its description in the report
 
     def listen(self) -> None:
-        """Follow Locust's events."""
+        """Register for Locust's events."""
         events = self._environment.events
         events.test_start.add_listener(self._start)
         events.test_stop.add_listener(self._stop)
@@ -64,18 +65,18 @@ class LoadRun:
         events.worker_report.add_listener(self._add_report)
 
     def check(self) -> None:
-        """Raise `MixError` where the mix is wrong or the service lacks what it asks, `OSError` where that is not there.
+        """Raise `MixError` for an invalid mix or one that the service lacks, `OSError` if it does not answer.
 
-        A worker knows the service only when a test starts, and a page may ask for its address.
+        A worker receives the address of the service only when a test starts, and so may a page.
         """
         mix = self.mix
         if self._environment.host and not isinstance(self._environment.runner, WorkerRunner):
-            rest = RestSender(self._target.url, 1, self._target.api_key)
-            offer_of(mix, json.loads(rest.get("/v1/tasks")))
+            rest = self._rest()
+            offered_tasks(mix, json.loads(rest.get("/v1/tasks")))
             rest.close()
 
     def new_plan(self) -> Plan:
-        """Return what the options ask for."""
+        """Return the plan of the options, starting now."""
         options = self._options
         match options.scenario:
             case "saturation":
@@ -87,33 +88,34 @@ class LoadRun:
                 self._plan = _slope(options.level, options)
         return self._plan
 
-    def num_under_way(self) -> int:
-        """Return how many requests are not answered yet."""
-        return self._recorder.num_under_way
+    @property
+    def num_in_flight(self) -> int:
+        return self._recorder.num_in_flight
 
     @property
-    def patience_s(self) -> float:
-        """How long the last answer may take, and word of it."""
+    def last_answer_s(self) -> float:
+        """Maximum time until the last answer is reported."""
         return self.mix.longest_deadline_s + GRACE_S + _WORKER_REPORTS_S
 
     @property
     def level_per_user(self) -> float:
-        """What one user adds to a level."""
         return RATE_PER_USER if self._options.arrivals == "open" else 1.0
+
+    @property
+    def mix(self) -> TrafficMix:
+        return read_mix(Path(self._options.mix))
 
     @property
     def _options(self) -> Options:
         return options_of(self._environment.parsed_options)
 
     @property
-    def mix(self) -> TrafficMix:
-        """What is asked."""
-        return read_mix(Path(self._options.mix))
-
-    @property
     def _target(self) -> Target:
         url = str(self._environment.host)
         return Target(url, self._options.grpc_address(url), os.environ.get(_API_KEY))
+
+    def _rest(self) -> RestSender:
+        return RestSender(self._target.url, 1, self._target.api_key)
 
     def _next_level(self, windows: Sequence[Window]) -> float | None:
         slos_ms = self.mix.slos_ms
@@ -121,7 +123,7 @@ class LoadRun:
         return next_level(steps, self._options.first_level, self.level_per_user)
 
     def _start(self, **_: Any) -> None:
-        """Begin a test; Locust stops it, and tells why, where the service is not there or lacks what is asked."""
+        """Start a test; Locust stops it with a message if the service does not answer or lacks a part of the mix."""
         self._recorder.clear()
         self._start_s = time.time()
         runner = self._environment.runner
@@ -130,7 +132,7 @@ class LoadRun:
             if not isinstance(runner, MasterRunner):
                 self._open_session()
             if not isinstance(runner, WorkerRunner):
-                self._begin_report()
+                self._start_scraping()
         except (OSError, MixError) as error:
             self._environment.process_exit_code = 1
             raise StopTest(f"{self._target.url}: {error}") from error
@@ -141,8 +143,8 @@ class LoadRun:
         self._session = DiptychUser.session = session
         DiptychUser.is_open_loop = self._options.arrivals == "open"
 
-    def _begin_report(self) -> None:
-        rest = RestSender(self._target.url, 1, self._target.api_key)
+    def _start_scraping(self) -> None:
+        rest = self._rest()
         models = json.loads(rest.get("/v1/models"))["data"]
         listed = ", ".join(f"{model['id']} ({model['precision']})" for model in models)
         self._service = f"{self._target.url}: {listed}"
@@ -150,31 +152,29 @@ class LoadRun:
         self._scraping = gevent.spawn(self._scrape, rest)
 
     def _stop(self, **_: Any) -> None:
-        """End a test."""
+        """Finish a test."""
         if self._session is not None:
             session, self._session = self._session, None
             session.close()
         if self._scraping is not None:
             self._scraping.kill()
             self._scraping = None
-            self._wait_for_reports()
+            self._wait_for_workers()
             self._report(time.time())
 
-    def _wait_for_reports(self) -> None:
-        """Wait for what workers have not told yet."""
+    def _wait_for_workers(self) -> None:
+        """Wait for the last reports of workers."""
         deadline_s = time.monotonic() + _LAST_REPORTS_S
-        while self._recorder.num_under_way and time.monotonic() < deadline_s:
+        while self._recorder.num_in_flight and time.monotonic() < deadline_s:
             gevent.sleep(0.1)
 
     def _report(self, stop_s: float) -> None:
-        """Write the report; a defect of the service makes the status of the process 1."""
-        samples = self._recorder.samples
+        """Write the report; defects of the service set the exit status to 1."""
+        samples, mix, options = self._recorder.samples, self.mix, self._options
         if not samples:
             return
-        mix, options = self.mix, self._options
-        facts = facts_of(mix, options, self._service, self._num_processes, stop_s - self._start_s)
         report = LoadReport(
-            {**facts, "metrics": f"read {len(self._scrapes)} times, {self._num_failed_scrapes} times in vain"},
+            self._facts(stop_s),
             options.unit,
             mix.slos_ms,
             [window_numbers(window, samples, self._scrapes, mix.slos_ms) for window in self._windows(stop_s)],
@@ -184,8 +184,22 @@ class LoadRun:
         write_report(report, Path(options.results))
         self._environment.process_exit_code = 1 if DEFECTS & report.total.statuses.keys() else 0
 
+    def _facts(self, stop_s: float) -> Mapping[str, str]:
+        mix, machine = self.mix, f"{processor_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end"
+        processes = f"{self._num_processes} process{'es' if self._num_processes > 1 else ''}"
+        users = ", ".join(f"{weight} {api}" for api, weight in mix.apis.items())
+        loop = "open loop, a Poisson process" if self._options.arrivals == "open" else "closed loop"
+        return {
+            "command": f"`{' '.join(['python -m locust', *sys.argv[1:]])}`",
+            "sent from": f"{machine}; {processes}",
+            "service": self._service,
+            "traffic": f"{users}; {percent(mix.images.fresh)} new images; {loop}; {stop_s - self._start_s:.0f} s",
+            "latency": "from the due time of a request to its whole answer, of right answers",
+            "metrics": f"read {len(self._scrapes)} times; {self._num_failed_scrapes} attempts failed",
+        }
+
     def _windows(self, stop_s: float) -> list[Window]:
-        """Return the windows of the plan that are over; without any, parts of the time with the rate that there was."""
+        """Return the finished windows of the plan; without any, equal parts of the time with their actual rates."""
         planned = [] if self._plan is None else self._plan.windows()
         return [window for window in planned if window.end_s <= stop_s] or self._parts(stop_s)
 
@@ -193,10 +207,10 @@ class LoadRun:
         num_parts = max(1, int((stop_s - self._start_s) / _MANUAL_WINDOW_S))
         starts = [self._start_s + index * _MANUAL_WINDOW_S for index in range(num_parts)]
         parts = [Window(0.0, start_s, start_s + _MANUAL_WINDOW_S) for start_s in starts]
-        return [part.at_level(self._recorder.num_due(part) / part.seconds) for part in parts]
+        return [replace(part, level=self._recorder.num_due(part) / part.seconds) for part in parts]
 
     def _scrape(self, rest: RestSender) -> None:
-        """Read the service's metrics again and again; under overload that may fail, which the report tells."""
+        """Read the service's metrics periodically; failures, which overload may cause, are counted in the report."""
         while True:
             try:
                 self._scrapes.append(scraped(rest.get, time.time()))

@@ -1,25 +1,52 @@
-"""What Locust loads: `locust -f loadtest/load/locustfile.py --host URL`, with --headless or with a page."""
+"""Entry point for Locust: `locust -f loadtest/load/locustfile.py --host URL`, with --headless or with its page."""
 
 import sys
+import time
 from typing import Any
 
-from locust import events
+from locust import LoadTestShape, events
 from locust.env import Environment
 
 from loadtest.load.load_run import LoadRun
 from loadtest.load.options import add_options, options_of
-from loadtest.load.shape import PlanShape
-from loadtest.load.traffic_mix import MixError
+from loadtest.load.traffic.traffic_mix import MixError
 from loadtest.load.users import USERS, CompareUser, GrpcUser, RestUser, StreamUser
 
-__all__ = ["CompareUser", "GrpcUser", "PlanShape", "RestUser", "StreamUser"]  # where Locust looks for them
+__all__ = ["CompareUser", "GrpcUser", "PlanShape", "RestUser", "StreamUser"]  # found by Locust in this module
+
+_MAX_SPAWNED_PER_S = 100  # above that Locust warns
+_DRAINED_S = 4.0  # above a worker's report interval, after which it may report more requests
 
 events.init_command_line_parser.add_listener(add_options)
 
 
+class PlanShape(LoadTestShape):
+    """Converts the levels of a plan to users; at its end waits, without users, for the last answers."""
+
+    run: LoadRun
+
+    def reset_time(self) -> None:
+        """Start a new plan; Locust calls it at the start of a test."""
+        super().reset_time()
+        self.plan = self.run.new_plan()
+        self._end_s: float | None = None
+
+    def tick(self) -> tuple[int, float] | None:
+        """Return the number of users and how many of them may start per second; None ends the test."""
+        level = self.plan.level(time.time())
+        if level is not None:
+            num_users = max(1, round(level / self.run.level_per_user))
+            return num_users, min(num_users, _MAX_SPAWNED_PER_S)
+        if self._end_s is None:
+            self._end_s = self.get_run_time()
+        waited_s = self.get_run_time() - self._end_s
+        is_drained = waited_s > _DRAINED_S and self.run.num_in_flight == 0
+        return None if is_drained or waited_s > self.run.last_answer_s else (0, _MAX_SPAWNED_PER_S)
+
+
 @events.init.add_listener
 def prepare(environment: Environment, **_: Any) -> None:
-    """Give users their weights and the shape its plan; end with a message where mix or service are wrong."""
+    """Set the users' weights and the shape's plan; exit with a message if mix or service are unusable."""
     options, run = options_of(environment.parsed_options), LoadRun(environment)
     try:
         run.check()
@@ -29,8 +56,7 @@ def prepare(environment: Environment, **_: Any) -> None:
         USERS[api].weight = weight
     environment.user_classes = [USERS[api] for api, weight in run.mix.apis.items() if weight]
     run.listen()
-    shape = environment.shape_class
     if options.scenario == "manual":
         environment.shape_class = None
-    elif isinstance(shape, PlanShape):
-        shape.follow(run)
+    elif isinstance(environment.shape_class, PlanShape):
+        environment.shape_class.run = run

@@ -1,4 +1,4 @@
-"""What the users of one process share: connections, questions, and where samples go."""
+"""State shared by the users of one process: connections, questions, samples."""
 
 import json
 import random
@@ -9,22 +9,20 @@ from dataclasses import dataclass
 import grpc.experimental.gevent
 from locust.env import Environment
 
-from loadtest.load.arrivals import Outstanding
-from loadtest.load.grpc_api import GrpcSender
-from loadtest.load.offer import offer_of
-from loadtest.load.questions import Question, Questions
-from loadtest.load.recorder import Recorder
-from loadtest.load.replies import OK, Checker, Reply
-from loadtest.load.rest import GRACE_S, RestSender
-from loadtest.load.samples import NOT_SENT, Sample
-from loadtest.load.traffic_mix import Api, TrafficMix
+from loadtest.load.reports.samples import NOT_SENT, Recorder, Sample
+from loadtest.load.senders.arrivals import RequestPool
+from loadtest.load.senders.grpc_sender import GrpcSender
+from loadtest.load.senders.replies import OK, Checker, Reply
+from loadtest.load.senders.rest import GRACE_S, RestSender
+from loadtest.load.traffic.questions import Question, Questions
+from loadtest.load.traffic.traffic_mix import Api, TrafficMix
 
 grpc.experimental.gevent.init_gevent()
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The service that is asked."""
+    """The service under load."""
 
     url: str
     grpc_address: str
@@ -32,15 +30,15 @@ class Target:
 
 
 class Session:
-    """Asks one service until it is closed."""
+    """Sends questions to one service until it is closed."""
 
     def __init__(
-        self, target: Target, mix: TrafficMix, recorder: Recorder, environment: Environment, max_outstanding: int
+        self, target: Target, mix: TrafficMix, recorder: Recorder, environment: Environment, max_requests: int
     ) -> None:
         self._mix = mix
         self._recorder = recorder
         self._request_event = environment.events.request
-        self._rest = RestSender(target.url, max_outstanding, target.api_key)
+        self._rest = RestSender(target.url, max_requests, target.api_key)
         self._grpc = GrpcSender(target.grpc_address, target.url.startswith("https:"), target.api_key)
         self._send_over: dict[Api, Callable[[Question], Reply]] = {
             "rest": self._rest.predict,
@@ -50,27 +48,25 @@ class Session:
         }
         self._checker = Checker(mix.answers_repeat)
         self._questions: Questions
-        self.rng = random.Random()  # not seeded: every worker must ask something else
-        self.outstanding = Outstanding(self._send, self._drop, max_outstanding)
+        self.rng = random.Random()  # not seeded: workers must not send the same requests
+        self.pool = RequestPool(self._send, self._drop, max_requests)
 
     def open(self) -> None:
-        """Learn what the service offers; raise `OSError` where it is not there, `MixError` for a mix that it lacks."""
-        offer = offer_of(self._mix, json.loads(self._rest.get("/v1/tasks")))
-        self._questions = Questions(self._mix, offer, self.rng)
+        """Connect; raise `OSError` if the service does not answer, `MixError` if it lacks a part of the mix."""
+        self._questions = Questions(self._mix, json.loads(self._rest.get("/v1/tasks")), self.rng)
         if self._mix.apis.get("grpc"):
             self._grpc.connect()
 
     def question(self, api: Api) -> Question:
-        """Return the next request."""
         return self._questions.next(api)
 
     def close(self) -> None:
-        """Wait for what is under way, then close all connections; raise what the sender itself has failed with."""
-        self.outstanding.finish(self._mix.longest_deadline_s + 2 * GRACE_S)
+        """Wait for the requests in flight, then close all connections; raise a failure of the sender itself."""
+        self.pool.finish(self._mix.longest_deadline_s + 2 * GRACE_S)
         self._rest.close()
         self._grpc.close()
-        if self.outstanding.failure is not None:
-            raise self.outstanding.failure
+        if self.pool.failure is not None:
+            raise self.pool.failure
 
     def _send(self, question: Question, due_s: float) -> None:
         self._recorder.due_s.append(_unix_s(due_s))
@@ -85,20 +81,19 @@ class Session:
         self._record(_sample(question, due_s, 0.0, 0.0, None, NOT_SENT))
 
     def _record(self, sample: Sample) -> None:
-        """Keep a sample and tell Locust, whose page and tables show it.
+        """Keep a sample, and report it to Locust for its page and tables.
 
-        What was refused has a row of its own there: its times would falsify those of answers.
+        Each status has a row of its own there, because the times of refusals would distort those of answers.
         """
         self._recorder.samples.append(sample)
-        verdict = sample.verdict(self._mix.slos_ms)
-        is_answer = sample.status == OK
+        is_error = sample.verdict(self._mix.slos_ms) == "error"
         self._request_event.fire(
             request_type=sample.api,
-            name=sample.task if is_answer else f"{sample.task}: {sample.status}",
+            name=sample.task if sample.status == OK else f"{sample.task}: {sample.status}",
             response_time=sample.latency_s * 1000,
             response_length=0,
             context={},
-            exception=RuntimeError(sample.status) if verdict == "error" else None,
+            exception=RuntimeError(sample.status) if is_error else None,
         )
 
 

@@ -1,4 +1,4 @@
-"""Locust's users, one class for each way of asking; an open-loop user is a Poisson process of RATE_PER_USER."""
+"""Locust's users, one class for each interface; in the open loop each is a Poisson process of RATE_PER_USER."""
 
 import time
 from typing import ClassVar
@@ -6,16 +6,16 @@ from typing import ClassVar
 from locust import User, task
 from locust.env import Environment
 
-from loadtest.load.arrivals import PoissonClock, ask_and_wait, ask_when_due
-from loadtest.load.questions import Question
+from loadtest.load.senders.arrivals import PoissonClock, send_and_wait, send_when_due
 from loadtest.load.session import Session
-from loadtest.load.traffic_mix import Api
+from loadtest.load.traffic.questions import Question
+from loadtest.load.traffic.traffic_mix import Api
 
-RATE_PER_USER = 0.5  # requests a second, in the open loop
+RATE_PER_USER = 0.5  # requests per second, in the open loop
 
 
 class DiptychUser(User):
-    """Asks over one interface, again and again."""
+    """Sends one request after the other over one interface."""
 
     abstract = True
     api: ClassVar[Api]
@@ -27,44 +27,38 @@ class DiptychUser(User):
         self._clock = PoissonClock(RATE_PER_USER, self.session.rng, time.monotonic())
 
     @task
-    def ask(self) -> None:
-        """Send one request."""
+    def send(self) -> None:
         if self.is_open_loop:
-            ask_when_due(self._clock, self._question, self.session.outstanding)
+            send_when_due(self._clock, self._question, self.session.pool)
         else:
-            ask_and_wait(self._question, self.session.outstanding)
+            send_and_wait(self._question, self.session.pool)
 
     def _question(self) -> Question:
         return self.session.question(self.api)
 
 
 class RestUser(DiptychUser):
-    """Asks one model over REST."""
+    """One model over REST."""
 
     api = "rest"
 
 
 class GrpcUser(DiptychUser):
-    """Asks one model over gRPC."""
+    """One model over gRPC."""
 
     api = "grpc"
 
 
 class StreamUser(DiptychUser):
-    """Asks one model over REST and reads the answer as it is written."""
+    """One model over REST, as a stream."""
 
     api = "stream"
 
 
 class CompareUser(DiptychUser):
-    """Asks all models over REST."""
+    """All models over REST."""
 
     api = "compare"
 
 
-USERS: dict[Api, type[DiptychUser]] = {
-    "rest": RestUser,
-    "grpc": GrpcUser,
-    "stream": StreamUser,
-    "compare": CompareUser,
-}
+USERS: dict[Api, type[DiptychUser]] = {user.api: user for user in (RestUser, GrpcUser, StreamUser, CompareUser)}

@@ -1,19 +1,17 @@
-"""Rounds, stands and material of a bench that nobody ran."""
+"""Rounds, measurements and material of a benchmark that was not run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loadtest.bench import OURS
-from loadtest.client import Answer, Round, Sample
-from loadtest.limits import Share
-from loadtest.machine import MachineRates
-from loadtest.material import ModelMaterial, Question, Scale, SceneMaterial
-from loadtest.run import Run
-from loadtest.servers import Server
-from loadtest.stages import STAGES
-from loadtest.stands import Stand
-from loadtest.steps import StepTimes
-from loadtest.workloads import WorkloadName
+from loadtest.bench.client import Answer, Round, Sample
+from loadtest.bench.limits import Share, StepTimes
+from loadtest.bench.machine import MachineRates
+from loadtest.bench.material import ModelMaterial, Question, Scale, SceneMaterial
+from loadtest.bench.measurement import Measurement
+from loadtest.bench.measures import STAGES
+from loadtest.bench.results import Run
+from loadtest.bench.servers import OURS, Server
+from loadtest.bench.workloads import WorkloadName
 
 PEER = Server("litserve 16", "litserve", "batch 16", ("--threads", "1"))
 OTHER_PEER = Server("fastapi", "fastapi", "lock")
@@ -21,46 +19,42 @@ TASKS = ("captioning", "object_detection", "ocr")
 
 
 def question(task: str, variant: int = 0) -> Question:
-    """A question of a task; `variant` tells those of one task apart."""
     return Question(f"{task} {variant}", {"task": task}, f"prompt of {task} {variant}", 16)
 
 
 def scene(index: int) -> SceneMaterial:
-    """A scene with two captioning questions and one of every other task."""
+    """Return a scene with two captioning questions and one of every other task."""
     return SceneMaterial(Path(f"{index}.png"), (question("captioning", 1), *map(question, TASKS)))
 
 
 def model(model_id: str, num_scenes: int = 8, is_endless: bool = False) -> ModelMaterial:
-    """An embedded model, or one of base scale if its id says so."""
+    """Return an embedded model, or one of base scale if its id contains "base"."""
     scale: Scale = "base" if "base" in model_id else "embedded"
     return ModelMaterial(model_id, scale, is_endless, Path(model_id), tuple(map(scene, range(num_scenes))))
 
 
 def sample(latency_s: float, max_new_tokens: int = 16, num_tokens: int = 16, text: str = "a circle") -> Sample:
-    """An answer of our service, every stage of which took a millisecond."""
+    """Return an answer of our service whose stages each took one millisecond."""
     timings_ms = dict.fromkeys(STAGES, 1.0) | {"total": len(STAGES) + 2.0}
     return Sample("captioning", max_new_tokens, latency_s, Answer(text, num_tokens, timings_ms))
 
 
 def one_round(samples: Sequence[Sample], elapsed_s: float = 1.0, is_cut: bool = False) -> Round:
-    """A round in which all of `samples` were answered."""
     return Round(len(samples), elapsed_s, tuple(samples), is_cut, cpu_s=0.5)
 
 
-def stand(
+def measurement(
     model_id: str, rounds: Mapping[WorkloadName, Sequence[Round]], server: Server = OURS, precision: str = "float32"
-) -> Stand:
-    """What a server did."""
+) -> Measurement:
     listed = {workload: tuple(done) for workload, done in rounds.items()}
-    return Stand(model_id, server, 0.1, 5.0, listed, {"decode": 4.0}, precision)
+    return Measurement(model_id, server, 0.1, 5.0, listed, {"decode": 4.0}, precision)
 
 
-def run(*stands: Stand) -> Run:
-    """A run of these stands."""
-    models = [model(model_id) for model_id in dict.fromkeys(one.model for one in stands)]
+def run(*measurements: Measurement) -> Run:
+    models = [model(model_id) for model_id in dict.fromkeys(one.model for one in measurements)]
     return Run(
         models,
-        stands,
+        measurements,
         facts={"command": "python -m loadtest"},
         rates=[MachineRates(1, 2e11, 4e11, 1e10, {"1000": 2e10})],
         shares=[Share("florence-2-mini", "encoder", "float32", 4e8, 0.004, 0.5, 0.25)],

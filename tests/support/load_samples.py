@@ -1,10 +1,10 @@
-"""Questions, answers and samples of a load test that nobody ran."""
+"""Questions, answers and samples of a load test that was not run."""
 
-from loadtest.load.questions import Question
-from loadtest.load.replies import ModelReply
-from loadtest.load.samples import Sample
-from loadtest.load.scenes import SentImage
-from loadtest.load.traffic_mix import Api, Slo
+from loadtest.load.reports.samples import Sample
+from loadtest.load.senders.replies import ModelReply
+from loadtest.load.traffic.questions import Question
+from loadtest.load.traffic.scenes import SentImage
+from loadtest.load.traffic.traffic_mix import Api, Slo
 
 SLOS_MS = {"ocr": Slo(400, 300), "captioning": Slo(600, 300)}
 
@@ -18,12 +18,12 @@ def sample(
     first_token_s: float | None = None,
     status: str = "ok",
 ) -> Sample:
-    """A sample, good unless told otherwise."""
+    """Return a sample, by default a good one."""
     return Sample(api, task, model, due_s, 0.001, latency_s, first_token_s, status)
 
 
 def question(model: str = "florence-2-mini", image_number: int | None = 1) -> Question:
-    """A question about an image that comes again, or not."""
+    """Return a question; its image is repeated if it has a number."""
     return Question("rest", "ocr", model, {}, SentImage(b"pixels", (64, 48), image_number), 5.0, "text")
 
 
@@ -34,5 +34,5 @@ def model_reply(
     size_wh: tuple[int, int] = (64, 48),
     raw_text: str = "YK",
 ) -> ModelReply:
-    """The right answer to that question, unless told otherwise."""
+    """Return an answer to `question()`, by default the right one."""
     return ModelReply(model, task, (result_key,), size_wh, raw_text)

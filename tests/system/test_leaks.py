@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from loadtest.soak import SETTINGS, report, soak
+from loadtest.soak import ALLOWANCES, SETTINGS, report, soak
 from tests.support.export_cli import ModelStore
 from tests.support.running_service import running_service
 
@@ -16,4 +16,4 @@ def test_nothing_grows_under_errors_and_clients_that_go(exported: ModelStore, tm
     print(report(found))
     assert found.unexpected() == {}
     assert found.growing() == {}
-    assert len(found.trends()) == 6 * 5  # supervisor, gateway, two encoders, two decoders
+    assert len(found.trends()) == 4 * len(ALLOWANCES)  # supervisor, gateway, two runners

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from loadtest.load.traffic_mix import APIS
+from loadtest.load.traffic.traffic_mix import APIS
 from tests.support.export_cli import EMBEDDED, ROOT
 from tests.support.running_service import RunningService, free_port
 

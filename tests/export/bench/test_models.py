@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from export.bench.models import BENCH_MODELS, BenchModel, checkpoint_folder, write_catalog, write_checkpoint
-from loadtest.peers.generation import Generator, PromptedImage
+from loadtest.bench.peers.generation import Generator, PromptedImage
 from tests.support.scene_images import scene_image
 
 ENDLESS = [model for model in BENCH_MODELS if model.is_endless and not model.is_random]

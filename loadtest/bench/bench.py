@@ -1,0 +1,93 @@
+"""The order of all measurements: each model, each of its servers, each workload, within the given time.
+
+The results of a server are in FOLDER/measurements/MODEL--SERVER.json as soon as it is done; a resumed run skips it.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from loadtest.bench.material import ModelMaterial
+from loadtest.bench.measurement import Measurement, file_stem, read_measurement, started, write_measurement
+from loadtest.bench.servers import Server, servers_of
+from loadtest.bench.workloads import RoundPlan, base_plan, embedded_plan
+
+_START_S = 20.0  # of a server of real size, which is not available for requests
+_RESERVE_S = 60.0  # for reports, and for what takes longer than planned
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A server, or a workload of it, that did not run."""
+
+    model: str
+    server: str
+    reason: str
+
+
+class Bench:
+    """One run."""
+
+    def __init__(self, models: Sequence[ModelMaterial], folder: Path, deadline_s: float, is_quick: bool) -> None:
+        self._models = models
+        self._work = folder
+        self._measurements = folder / "measurements"
+        self._deadline_s = deadline_s  # on the clock of time.monotonic()
+        self._is_quick = is_quick
+        self.skipped: list[Skipped] = []
+
+    def clear(self) -> None:
+        """Remove the results of an earlier run."""
+        shutil.rmtree(self._measurements, ignore_errors=True)
+
+    def run(self) -> Iterator[Measurement]:
+        """Yield the results of each server; those without remaining time are listed in `skipped`."""
+        todo = [(model, server) for model in self._models for server in servers_of(model, self._is_quick)]
+        for index, (model, server) in enumerate(todo):
+            file = self._measurements / f"{file_stem(model, server)}.json"
+            if file.exists():
+                yield read_measurement(file)
+            elif self._left_s() < _START_S:
+                self.skipped.append(Skipped(model.id, server.name, "no time was left"))
+            else:
+                num_left = sum(other.scale == model.scale for other, _ in todo[index:])
+                measurement = self._measured(model, server, self._left_s() / num_left - _START_S)
+                write_measurement(measurement, file)
+                yield measurement
+
+    def _measured(self, model: ModelMaterial, server: Server, allowance_s: float) -> Measurement:
+        start_s = time.monotonic()
+        with started(model, server, self._work) as measured:
+            request_s = measured.warm_up()
+            ready_s = time.monotonic() - start_s
+            plan = self._plan(model, request_s, allowance_s)
+            driven = {step.workload: measured.run(step) for step in self._affordable(plan)}
+            # Only rounds with an answer before their time limit.
+            answered = {workload: tuple(one for one in rounds if one.samples) for workload, rounds in driven.items()}
+            rounds = {workload: some for workload, some in answered.items() if some}
+            missing = (step.workload for step in plan if step.workload not in rounds)
+            self.skipped += [Skipped(model.id, server.name, f"{name}: no time was left") for name in missing]
+            sizes, precision = measured.batch_sizes(), measured.precision()
+        return Measurement(model.id, server, request_s, ready_s, rounds, sizes, precision)
+
+    def _affordable(self, plan: Sequence[RoundPlan]) -> Iterator[RoundPlan]:
+        """Yield the workloads while time is left, each limited to it."""
+        for step in plan:
+            if (left_s := self._left_s()) > 0:
+                yield replace(step, limit_s=min(step.limit_s, left_s))
+
+    def _plan(self, model: ModelMaterial, request_s: float, allowance_s: float) -> tuple[RoundPlan, ...]:
+        """Return the plan of a model; at base scale its first server determines it, for all others too."""
+        if model.scale == "embedded":
+            return embedded_plan(model.is_endless, self._is_quick)
+        file = self._measurements / f"{model.scale}-plan.json"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps([asdict(step) for step in base_plan(request_s, allowance_s)]), encoding="utf-8")
+        return tuple(RoundPlan(**step) for step in json.loads(file.read_text(encoding="utf-8")))
+
+    def _left_s(self) -> float:
+        return self._deadline_s - _RESERVE_S - time.monotonic()

@@ -1,0 +1,132 @@
+"""One server under every workload of one model, and the file of its results, from which a run can resume."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from loadtest.bench.client import Answer, Api, DiptychApi, PeerApi, Round, Sample, drive
+from loadtest.bench.material import ModelMaterial
+from loadtest.bench.servers import Server, launch_of
+from loadtest.bench.workloads import (
+    NUM_CLIENTS,
+    NUM_WARM_UP,
+    BenchRequest,
+    RoundPlan,
+    Scenes,
+    WorkloadName,
+    requests_of,
+)
+from loadtest.processes import ServerError, cpu_s, running
+
+_WARM_UP_LIMIT_S = 120.0
+# Random weights generate no well-formed answer: endless checkpoints run without constrained decoding.
+_UNCONSTRAINED = {"constrained": "false"}
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Results of one server with one model."""
+
+    model: str
+    server: Server
+    request_s: float  # of one request by one client after the warm-up
+    start_s: float  # from the command to the first answer
+    rounds: Mapping[WorkloadName, tuple[Round, ...]]
+    batch_sizes: Mapping[str, float]  # of our service: mean by stage
+    precision: str  # of our service, as in /v1/models
+
+
+class MeasuredServer:
+    """A running server with one model."""
+
+    def __init__(self, model: ModelMaterial, server: Server, url: str, process_id: int) -> None:
+        self._server = server
+        self._url = url
+        self._process_id = process_id
+        self._scenes = Scenes(model.scenes)
+        self._api: Api = PeerApi()
+        if server.kind == "diptych":
+            self._api = DiptychApi(model.id, _UNCONSTRAINED if model.is_endless else {})
+
+    def warm_up(self) -> float:
+        """Send some requests, one after the other; return the seconds of the last, or raise `ServerError`."""
+        requests = requests_of("single", self._scenes, NUM_WARM_UP)
+        warm = drive(self._url, self._api, requests, 1, _WARM_UP_LIMIT_S)
+        if warm.is_cut:
+            raise ServerError(f"{self._server.name} did not answer {NUM_WARM_UP} requests in {_WARM_UP_LIMIT_S:.0f} s")
+        return warm.samples[-1].latency_s
+
+    def run(self, plan: RoundPlan) -> tuple[Round, ...]:
+        """Send all rounds of one workload."""
+        rounds = (requests_of(plan.workload, self._scenes, plan.num_requests) for _ in range(plan.num_rounds))
+        return tuple(self._round(plan, requests) for requests in rounds)
+
+    def batch_sizes(self) -> dict[str, float]:
+        """Return our service's mean batch size by stage; peers have no metrics."""
+        if self._server.kind != "diptych":
+            return {}
+        return mean_batch_sizes(httpx.get(f"{self._url}/metrics", timeout=30).raise_for_status().text)
+
+    def precision(self) -> str:
+        """Return the precision of our service; peers run everything in float32."""
+        if self._server.kind != "diptych":
+            return "float32"
+        listed = httpx.get(f"{self._url}/v1/models", timeout=30).raise_for_status().json()["data"]
+        return str(listed[0]["precision"])
+
+    def _round(self, plan: RoundPlan, requests: Sequence[BenchRequest]) -> Round:
+        if plan.workload == "decode_heavy":  # fills the features cache of a server that has one
+            drive(self._url, self._api, requests[:1], 1, plan.limit_s)
+        before_s = cpu_s(self._process_id)
+        driven = drive(self._url, self._api, requests, NUM_CLIENTS[plan.workload], plan.limit_s)
+        return replace(driven, cpu_s=cpu_s(self._process_id) - before_s)
+
+
+@contextmanager
+def started(model: ModelMaterial, server: Server, folder: Path) -> Iterator[MeasuredServer]:
+    """Start `server` with `model`, and stop it; its log is in `folder`."""
+    launch = launch_of(server, model, folder)
+    with running(launch, folder / "logs" / f"{file_stem(model, server)}.log") as process_id:
+        yield MeasuredServer(model, server, launch.url, process_id)
+
+
+def file_stem(model: ModelMaterial, server: Server) -> str:
+    return f"{model.id}--{server.name.replace(' ', '-')}"
+
+
+def mean_batch_sizes(metrics: str) -> dict[str, float]:
+    """Return the mean of `diptych_batch_size` by stage, from the text of /metrics."""
+    totals: dict[str, dict[str, float]] = {"sum": {}, "count": {}}
+    for line in metrics.splitlines():
+        name, _, rest = line.partition("{")
+        part = name.removeprefix("diptych_batch_size_")
+        if part in totals and 'stage="' in rest:
+            stage = rest.partition('stage="')[2].partition('"')[0]
+            totals[part][stage] = totals[part].get(stage, 0.0) + float(rest.rpartition(" ")[2])
+    return {stage: totals["sum"][stage] / count for stage, count in totals["count"].items() if count}
+
+
+def write_measurement(measurement: Measurement, file: Path) -> None:
+    """Write the file; it exists only when it is complete."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(asdict(measurement)), encoding="utf-8")
+    part.replace(file)
+
+
+def read_measurement(file: Path) -> Measurement:
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    server = fields.pop("server")
+    server = Server(**server | {"arguments": tuple(server["arguments"])})
+    rounds = {workload: tuple(map(_round, listed)) for workload, listed in fields.pop("rounds").items()}
+    return Measurement(server=server, rounds=rounds, **fields)
+
+
+def _round(listed: dict[str, Any]) -> Round:
+    samples = (Sample(**sample | {"answer": Answer(**sample["answer"])}) for sample in listed["samples"])
+    return Round(**listed | {"samples": tuple(samples)})

@@ -1,0 +1,63 @@
+"""LitServe with dynamic batching over transformers' `generate`: `python -m loadtest.bench.peers.litserve_server`."""
+
+import argparse
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import litserve
+from fastapi import Request
+
+from loadtest.bench.peers.generation import GeneratedAnswer, Generator, PromptedImage
+
+
+class GenerateApi(litserve.LitAPI):  # type: ignore[misc]  # LitServe has no types
+    """Answers a batch of requests in a worker process."""
+
+    def __init__(self, checkpoint: Path, num_threads: int, max_batch_size: int, batch_timeout_s: float) -> None:
+        super().__init__(max_batch_size=max_batch_size, batch_timeout=batch_timeout_s)
+        self._checkpoint = checkpoint
+        self._num_threads = num_threads
+
+    def setup(self, device: str) -> None:  # noqa: ARG002  # LitServe's signature
+        self._generator = Generator(self._checkpoint, self._num_threads)
+
+    def decode_request(self, request: Request) -> PromptedImage:
+        """Read the form, which LitServe has parsed already, although it requires the annotation `Request`."""
+        form: Any = request
+        return PromptedImage.decode(form["image"].file.read(), form["prompt"], int(form["max_new_tokens"]))
+
+    def batch(self, inputs: list[PromptedImage]) -> list[PromptedImage]:
+        """Return the requests unchanged: the processor pads and stacks them."""
+        return inputs
+
+    def predict(self, requests: Sequence[PromptedImage] | PromptedImage) -> list[GeneratedAnswer]:
+        """Answer a batch, or a single request if batching is off."""
+        return self._generator.answer([requests] if isinstance(requests, PromptedImage) else requests)
+
+    def unbatch(self, output: list[GeneratedAnswer]) -> list[GeneratedAnswer]:
+        return output
+
+    def encode_response(self, output: GeneratedAnswer | list[GeneratedAnswer]) -> dict[str, Any]:
+        return asdict(output[0] if isinstance(output, list) else output)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m loadtest.bench.peers.litserve_server", description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True, help="of each worker")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--max-batch-size", type=int, default=1)
+    parser.add_argument("--batch-timeout-s", type=float, default=0.0)
+    parsed = parser.parse_args()
+    warnings.filterwarnings("ignore", message=".*batch and unbatch methods.*")  # if batching is off
+    api = GenerateApi(parsed.checkpoint, parsed.threads, parsed.max_batch_size, parsed.batch_timeout_s)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=parsed.workers, timeout=False)
+    server.run(host="127.0.0.1", port=parsed.port, num_api_servers=1, generate_client_file=False)
+
+
+if __name__ == "__main__":
+    main()

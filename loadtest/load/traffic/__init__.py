@@ -1,0 +1,8 @@
+"""Which requests are sent, and how many at which time.
+
+traffic_mix  traffic_mix.yaml: interfaces, images, tasks, the SLO of each task
+questions    one request after the other, from the tasks that the service offers
+scenes       images of several sizes, new or repeated
+plans        load over time: steps, ramp, soak
+saturation   the search for the saturation point
+"""

@@ -1,0 +1,97 @@
+"""One request after the other: a task by weight, a model that offers it, an image, a deadline."""
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from loadtest.load.traffic.scenes import Scenes, SentImage
+from loadtest.load.traffic.traffic_mix import APIS, Api, MixError, TaskShare, TrafficMix
+
+COMPARED = "compared"  # the model of a comparison, in every table
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request that is ready to be sent."""
+
+    api: Api
+    task: str
+    model: str  # COMPARED: all that offer the task
+    parameters: dict[str, Any]  # a region is in pixels
+    image: SentImage
+    deadline_s: float
+    result_key: str
+
+    def form_fields(self) -> dict[str, str]:
+        """Return the fields of a form besides the image."""
+        fields = {"task": self.task} | ({} if self.model == COMPARED else {"model": self.model})
+        values = self.parameters.items()
+        return fields | {name: value if isinstance(value, str) else json.dumps(value) for name, value in values}
+
+    @property
+    def repeat_key(self) -> tuple[object, ...] | None:
+        """Key of all questions with the same answer; None for an image that is sent once."""
+        if self.image.number is None:
+            return None
+        return self.task, json.dumps(self.parameters), self.image.number
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedTask:
+    """A task of the mix that the service offers."""
+
+    share: TaskShare
+    models: tuple[str, ...]
+    result_key: str
+
+
+def offered_tasks(mix: TrafficMix, listed: Mapping[str, Any]) -> list[OfferedTask]:
+    """Return the tasks of a mix, from the service's GET /v1/tasks; raise `MixError` for those that it lacks."""
+    tasks = {task["id"]: task for task in listed["data"]}
+    wanted = dict.fromkeys(share.task for share in mix.tasks)
+    if unknown := [task for task in wanted if task not in tasks]:
+        raise MixError(f"tasks: the service has no task {', '.join(unknown)}; its tasks are {', '.join(tasks)}")
+    if idle := [task for task in wanted if not tasks[task]["models"]]:
+        raise MixError(f"tasks: no served model offers {', '.join(idle)}")
+    offered = [
+        OfferedTask(share, tuple(tasks[share.task]["models"]), tasks[share.task]["result"]) for share in mix.tasks
+    ]
+    if mix.apis.get("compare") and not any(len(task.models) > 1 for task in offered):
+        raise MixError("apis.compare: no task of the mix is offered by several of the served models")
+    return offered
+
+
+class Questions:
+    """An endless supply of questions; comparisons are of tasks that several models offer."""
+
+    def __init__(self, mix: TrafficMix, listed: Mapping[str, Any], rng: random.Random) -> None:
+        tasks = offered_tasks(mix, listed)
+        self._mix = mix
+        self._tasks = {api: [task for task in tasks if api != "compare" or len(task.models) > 1] for api in APIS}
+        self._scenes = Scenes(mix.images, rng)
+        self._rng = rng
+
+    def next(self, api: Api) -> Question:
+        """Return a question for an interface."""
+        tasks = self._tasks[api]
+        (offered,) = self._rng.choices(tasks, [task.share.weight for task in tasks])
+        task, image = offered.share.task, self._scenes.next()
+        return Question(
+            api,
+            task,
+            COMPARED if api == "compare" else self._rng.choice(offered.models),
+            {name: _in_pixels(name, value, image.size_wh) for name, value in offered.share.parameters.items()},
+            image,
+            self._mix.deadline_s(task),
+            offered.result_key,
+        )
+
+
+def _in_pixels(name: str, value: Any, size_wh: tuple[int, int]) -> Any:
+    """Return a region, which the mix gives as shares of the sides, in pixels; other parameters unchanged."""
+    if name != "region":
+        return value
+    width, height = size_wh
+    return [share * side for share, side in zip(value, (width, height, width, height), strict=True)]

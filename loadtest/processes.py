@@ -1,0 +1,153 @@
+"""Server processes: start, readiness, stop; processor time, memory, descriptors and threads as Linux counts them.
+
+A server runs in a process group of its own on the cores of this process. It is measured together with its descendants.
+"""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).parents[1]
+NUM_CORES = len(os.sched_getaffinity(0))
+
+_START_TIMEOUT_S = 180
+_STOP_TIMEOUT_S = 30
+# In /proc/PID/stat after the name (man proc_pid_stat): parent; user and kernel time, of itself and of ended children.
+_PARENT, _TIMES = 1, slice(11, 15)
+_KB = 1024
+_GONE = (FileNotFoundError, ProcessLookupError)  # the process ended while it was read
+
+
+class ServerError(Exception):
+    """A server does not become ready or does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A command whose server listens on `port`."""
+
+    command: tuple[str, ...]
+    port: int
+    ready_path: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessUse:
+    """Resources of one process."""
+
+    memory_mb: float  # proportional set size: a page shared by n processes counts 1/n
+    num_fds: int
+    num_threads: int
+
+
+@contextmanager
+def running(launch: Launch, log: Path) -> Iterator[int]:
+    """Start a server, yield its process id once it is ready, and stop it; raise `ServerError` if it is never ready."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as log_file:
+        log_file.write(f"{shlex.join(launch.command)}\n")
+        log_file.flush()
+        process = subprocess.Popen(
+            launch.command,
+            cwd=ROOT,
+            env=os.environ | {"BENTOML_DO_NOT_TRACK": "True"} | dict(launch.environment),
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _wait_until_ready(launch, process, log)
+        yield process.pid
+    finally:
+        _stop(process)
+
+
+def free_port() -> int:
+    """Return a TCP port of this host that is not in use."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def cpu_s(process_id: int) -> float:
+    """Return the user and kernel time of a process and its descendants, including those that have ended."""
+    stats = _stats()
+    ticks = (sum(map(int, stats[one][_TIMES])) for one in _descendants(process_id, stats) if one in stats)
+    return sum(ticks) / os.sysconf("SC_CLK_TCK")
+
+
+def use_by_name(process_id: int) -> dict[str, ProcessUse]:
+    """Return the resources of a service's supervisor, by its process id, and of the processes that it started."""
+    found = {}
+    for one in _descendants(process_id, _stats()):
+        with suppress(*_GONE):
+            words = Path(f"/proc/{one}/cmdline").read_text(encoding="utf-8").replace("\0", " ").split()
+            name = words[words.index("--service-name") + 1] if "--service-name" in words else "supervisor"
+            found[name] = _use(Path(f"/proc/{one}"))
+    return found
+
+
+def _use(folder: Path) -> ProcessUse:
+    memory = (folder / "smaps_rollup").read_text(encoding="utf-8").partition("\nPss:")[2].split()[0]
+    return ProcessUse(
+        memory_mb=int(memory) * _KB / 1e6,
+        num_fds=len(list((folder / "fd").iterdir())),
+        num_threads=len(list((folder / "task").iterdir())),
+    )
+
+
+def _stats() -> dict[int, list[str]]:
+    """Return the fields of /proc/PID/stat after the name, of every process."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(*_GONE):
+            found[int(stat.parent.name)] = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return found
+
+
+def _descendants(process_id: int, stats: Mapping[int, list[str]]) -> list[int]:
+    """Return a process and its descendants; a server's workers may be process groups of their own."""
+    children = [child for child, fields in stats.items() if int(fields[_PARENT]) == process_id]
+    return [process_id, *(one for child in children for one in _descendants(child, stats))]
+
+
+def _wait_until_ready(launch: Launch, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline_s = time.monotonic() + _START_TIMEOUT_S
+    while not _is_ready(launch):
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            end = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+            raise ServerError(f"{shlex.join(launch.command)} is not ready; {log} ends with: {end}")
+        time.sleep(0.1)
+
+
+def _is_ready(launch: Launch) -> bool:
+    try:
+        return httpx.get(launch.url + launch.ready_path, timeout=30).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """Terminate the server, and kill its remaining descendants."""
+    started = _descendants(process.pid, _stats())
+    process.send_signal(signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_TIMEOUT_S)
+    for process_id in started:
+        with suppress(ProcessLookupError):
+            os.kill(process_id, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,34 @@
+import os
+import subprocess
+import sys
+
+from loadtest.processes import use_by_name
+
+CHILD = """
+import os, sys, threading
+os.open("/dev/null", os.O_RDONLY)
+threading.Thread(target=sys.stdin.read, daemon=True).start()
+filled = bytes(range(250)) * 40_000
+print("ready", flush=True)
+threading.Event().wait()
+"""
+
+
+def test_resources_of_a_process_and_its_children_by_name() -> None:
+    command = [sys.executable, "-c", CHILD, "--service-name", "a-part"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        uses = use_by_name(os.getpid())
+        child.kill()
+    assert {"supervisor", "a-part"} <= uses.keys()
+    use = uses["a-part"]
+    assert use.num_threads == 2
+    assert use.num_fds == 4  # standard streams and the null device
+    assert 10 < use.memory_mb < 100
+
+
+def test_an_ended_process_is_left_out() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    assert use_by_name(child.pid) == {}
