@@ -1,11 +1,9 @@
-"""Writes the generated tables of README.md and docs/: `python -m docs.tables`.
+"""Updates the generated tables of README.md and docs/: `python -m docs.tables`.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->` and is the value of `TABLES[NAME]`. tests/test_docs.py
-fails for a page whose table differs.
+The text between `<!-- table: NAME -->` and `<!-- end -->` is the value of `TABLES[NAME]`; tests/test_docs.py checks it.
 """
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,13 +19,13 @@ _EMBEDDED = ("florence-2-mini", "paligemma-mini")
 _RESULTS = ROOT / "loadtest" / "results"
 _BLOCK = re.compile(r"<!-- table: (?P<name>[\w -]+) -->\n.*?<!-- end -->", re.DOTALL)
 _SECTION = re.compile(r"^##? (.+?)\n\n(.+?)\n(?=\n## |\Z)", re.DOTALL | re.MULTILINE)
-# The rows of the bench that README.md shows; docs/benchmarks.md has the others, so that a figure stands in one place.
+# The rows of the benchmark in README.md; docs/benchmarks.md has the others, so that no figure is on two pages.
 _HEADLINES = ("| (a) mixed ", "| (d) single ")
 _HEADLINE_MEASURE = "| tokens/s |"
 
 
 def with_tables(text: str) -> str:
-    """Return a page with all of its tables written again."""
+    """Return a page with all of its tables updated."""
     return _BLOCK.sub(lambda block: f"<!-- table: {block['name']} -->\n{TABLES[block['name']]()}\n<!-- end -->", text)
 
 
@@ -36,50 +34,31 @@ def _tasks() -> str:
     return task_table_markdown(catalog[model_id] for model_id in _EMBEDDED).rstrip()
 
 
-def _sections(path: str) -> dict[str, str]:
-    return dict(_SECTION.findall((_RESULTS / path).read_text(encoding="utf-8")))
+def _sections(file: str, *titles: str) -> str:
+    """Return the sections of a report in loadtest/results."""
+    sections = dict(_SECTION.findall((_RESULTS / file).read_text(encoding="utf-8")))
+    return "\n\n".join(sections[title] for title in titles)
 
 
-def _bench(title: str) -> Callable[[], str]:
-    return lambda: _sections("bench.md")[title]
-
-
-def _ratios(is_headline: bool) -> Callable[[], str]:
-    def rows() -> str:
-        header, line, *rows = _bench("Ours ÷ best peer")().splitlines()
-        return "\n".join([header, line, *(row for row in rows if _is_headline(row) == is_headline)])
-
-    return rows
-
-
-def _is_headline(row: str) -> bool:
-    return row.startswith(_HEADLINES) or _HEADLINE_MEASURE in row
-
-
-def _load() -> str:
-    sections = _sections("load/load.md")
-    return "\n\n".join(sections[title] for title in ("Load", "Saturation", "Offered and answered", "Tasks"))
+def _ratios(is_headline: bool) -> str:
+    header, line, *rows = _sections("bench.md", "Ours ÷ best peer").splitlines()
+    chosen = (row for row in rows if (row.startswith(_HEADLINES) or _HEADLINE_MEASURE in row) == is_headline)
+    return "\n".join([header, line, *chosen])
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "tasks": _tasks,
     "settings": settings_table,
     "memory": memory_tables,
-    "bench headlines": _ratios(is_headline=True),
-    "bench facts": _bench("Bench"),
-    "bench others": _ratios(is_headline=False),
-    "bench limit": _bench("The limit"),
-    "bench stages": _bench("Where the time of a request goes, mean ms"),
-    "load": _load,
+    "bench headlines": lambda: _ratios(is_headline=True),
+    "bench facts": lambda: _sections("bench.md", "Bench"),
+    "bench others": lambda: _ratios(is_headline=False),
+    "bench limit": lambda: _sections("bench.md", "The limit"),
+    "bench stages": lambda: _sections("bench.md", "Where the time of a request goes, mean ms"),
+    "load": lambda: _sections("load/load.md", "Load", "Saturation", "Offered and answered", "Tasks"),
 }
 
 
-def main() -> int:
-    """Write all pages; return the exit status."""
+if __name__ == "__main__":
     for page in PAGES:
         page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

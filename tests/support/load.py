@@ -1,4 +1,4 @@
-"""Clients that ask one question after the other, whole and streamed, and hold every answer against the known one."""
+"""Clients that send one request after the other, some streamed, and compare every answer with the expected text."""
 
 import asyncio
 import itertools
@@ -31,14 +31,14 @@ Kind = Literal["right", "wrong", "refused", "cut", "broken", "hung"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one request.
+    """The outcome of one request.
 
-    right     the known answer
-    wrong     another one
-    refused   an error of the contract, its code in `detail`
-    cut       a stream that had begun and ended with such an error
-    broken    a connection without an answer
-    hung      nothing, longer than the service allows
+    right     the expected answer
+    wrong     another answer
+    refused   an error of the API, its code in `detail`
+    cut       a stream that ended with such an error
+    broken    a connection that ended without an answer
+    hung      no answer within the service's own limit
     """
 
     kind: Kind
@@ -50,34 +50,34 @@ class Outcome:
 class Load:
     """The outcomes so far."""
 
-    known: Mapping[tuple[int, int], str]
+    expected: Mapping[tuple[int, int], str]  # texts by image and form
     outcomes: list[Outcome] = field(default_factory=list)
     is_over: bool = False
 
     def kinds(self) -> Counter[Kind]:
-        """Count them by kind."""
         return Counter(outcome.kind for outcome in self.outcomes)
 
     def others(self) -> list[Outcome]:
-        """Return those that are not right."""
+        """Return the outcomes that are not right."""
         return [outcome for outcome in self.outcomes if outcome.kind != "right"]
 
     def wait_for_more(self, count: int, timeout_s: float = 60) -> None:
-        """Return when `count` more requests than now have had their right answer."""
-        deadline_s, wanted = time.monotonic() + timeout_s, self.kinds()["right"] + count
-        while self.kinds()["right"] < wanted:
+        """Wait until `count` more requests are answered right."""
+        deadline_s, target = time.monotonic() + timeout_s, self.kinds()["right"] + count
+        while self.kinds()["right"] < target:
             assert time.monotonic() < deadline_s, self.kinds()
             time.sleep(0.02)
 
 
 @contextmanager
-def load(url: str, num_clients: int, models: Sequence[str] = (), known_at: str | None = None) -> Iterator[Load]:
-    """Ask each question once for the known answers, then let clients ask all of them over and over; wait for the last.
+def load(url: str, num_clients: int, models: Sequence[str] = (), expected_from: str | None = None) -> Iterator[Load]:
+    """Run clients in a thread until the end of the block, then wait for their last answers.
 
-    `models` narrows the questions to some models; `known_at` is another service that is asked for the known answers.
+    The expected answers are read first, from `expected_from` or else from the service itself. `models` restricts the
+    requests to some models.
     """
     forms = [form for form in FORMS if not models or form["model"] in models]
-    load = Load(asyncio.run(_known_answers(known_at or url, forms)))
+    load = Load(asyncio.run(_expected_answers(expected_from or url, forms)))
     thread = threading.Thread(target=lambda: asyncio.run(_run(url, forms, num_clients, load)))
     thread.start()
     try:
@@ -87,14 +87,14 @@ def load(url: str, num_clients: int, models: Sequence[str] = (), known_at: str |
         thread.join()
 
 
-async def _known_answers(url: str, forms: Sequence[Mapping[str, str]]) -> dict[tuple[int, int], str]:
+async def _expected_answers(url: str, forms: Sequence[Mapping[str, str]]) -> dict[tuple[int, int], str]:
     async with aiohttp.ClientSession(url) as http:
-        known = {}
+        expected = {}
         for image, (number, form) in itertools.product(range(NUM_IMAGES), enumerate(forms)):
             status, text = await _post(http, {name: v for name, v in form.items() if name != "stream"}, image)
             assert status == 200, text
-            known[image, number] = _raw_text(text, is_stream=False)
-        return known
+            expected[image, number] = _raw_text(text, is_stream=False)
+        return expected
 
 
 async def _run(url: str, forms: Sequence[Mapping[str, str]], num_clients: int, load: Load) -> None:
@@ -105,22 +105,22 @@ async def _run(url: str, forms: Sequence[Mapping[str, str]], num_clients: int, l
         async def client() -> None:
             while not load.is_over:
                 image, number = next(questions)
-                outcome = await _outcome(http, forms[number], image, load.known[image, number])
+                outcome = await _outcome(http, forms[number], image, load.expected[image, number])
                 load.outcomes.append(outcome)
                 if outcome.kind != "right":
-                    await asyncio.sleep(0.1)  # a client that tries again does not spin
+                    await asyncio.sleep(0.1)  # no busy loop of failing clients
 
         await asyncio.gather(*(client() for _ in range(num_clients)))
 
 
-async def _outcome(http: aiohttp.ClientSession, form: Mapping[str, str], image: int, known: str) -> Outcome:
+async def _outcome(http: aiohttp.ClientSession, form: Mapping[str, str], image: int, expected: str) -> Outcome:
     kind: Kind
     try:
         status, text = await _post(http, form, image)
         if status != 200:
             kind, detail = "refused", _code(text)
         else:
-            kind, detail = _judged(text, "stream" in form, known)
+            kind, detail = _checked(text, "stream" in form, expected)
     except TimeoutError:
         kind, detail = "hung", f"{form} for {_HANGS_AFTER_S} s"
     except aiohttp.ClientError as error:
@@ -140,24 +140,24 @@ def _png(seed: int) -> bytes:
     return scene_png(seed)
 
 
-def _judged(text: str, is_stream: bool, known: str) -> tuple[Kind, str]:
+def _checked(text: str, is_stream: bool, expected: str) -> tuple[Kind, str]:
     if is_stream:
         name, data = parse_events(text)[-1]
         if name == "error":
             return "cut", str(data["error"]["code"])
         if name != "result":
-            return "broken", "a stream without an end"
+            return "broken", "a stream without its last event"
     answer = _raw_text(text, is_stream)
-    return ("right", "") if answer == known else ("wrong", f"{answer!r}, not {known!r}")
+    return ("right", "") if answer == expected else ("wrong", f"{answer!r}, not {expected!r}")
 
 
 def _raw_text(text: str, is_stream: bool) -> str:
-    """Return the text of an answer; that of a stream is what its pieces say and what its result says."""
+    """Return the text of an answer; for a stream whose pieces and result differ, both."""
     if not is_stream:
         return str(json.loads(text)["raw_text"])
     *pieces, (_, result) = parse_events(text)
-    together = "".join(data["text"] for _, data in pieces)
-    return together if together == result["raw_text"] else f"{together!r} and {result['raw_text']!r}"
+    joined = "".join(data["text"] for _, data in pieces)
+    return joined if joined == result["raw_text"] else f"{joined!r} and {result['raw_text']!r}"
 
 
 def _code(text: str) -> str:
