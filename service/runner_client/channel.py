@@ -94,6 +94,7 @@ class RunnerChannel:
             headers |= {IMAGE_KEY_HEADER: call.image_key} | call_headers()
             async with self._opened().post(path, data=body, headers=headers) as response:
                 if response.status == HTTPStatus.NOT_FOUND and call.pixels is None:
+                    await response.read()  # unread, it would cost the connection
                     raise FeaturesMissing
                 response.raise_for_status()
                 yield response
