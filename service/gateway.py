@@ -6,7 +6,6 @@
 
 import asyncio
 import logging
-import signal
 from typing import Any
 
 import bentoml
@@ -18,6 +17,7 @@ from runners.service import NO_ACCESS_LOG, NO_TRACING, make_runner_service
 from runners.telemetry import tracing
 from runners.telemetry.metrics import START_TIME_SECONDS
 from runners.telemetry.tracing import TraceOptions
+from runners.transport.drain import drain_before_stop
 from service.admission.api_keys import ApiKeys
 from service.grpc_server import GrpcServer
 from service.http.boundary import RestBoundary
@@ -108,7 +108,7 @@ class _Gateway:
         self._grpc = GrpcServer(core, api_keys, _SETTINGS, self.__is_ready__)
         if _SETTINGS.grpc_port:
             await self._grpc.start()
-        self._drain_on(signal.SIGTERM)
+        drain_before_stop(self._drain)
         logger.info("serving %s", ", ".join(models))
 
     @bentoml.on_shutdown
@@ -119,19 +119,8 @@ class _Gateway:
         await asyncio.gather(*(runner.close() for runner in self._runners.values()))
         await asyncio.to_thread(tracing.stop)
 
-    def _drain_on(self, signum: signal.Signals) -> None:
-        """Let uvicorn hear of the signal only when everything accepted is answered: it closes its socket at once."""
-        stop_uvicorn = signal.getsignal(signum)
-        assert callable(stop_uvicorn)
-
-        async def drain() -> None:
-            await asyncio.gather(self._grpc.tell_not_serving(), self._entrance.close())
-            stop_uvicorn(signum, None)
-
-        def begin() -> None:
-            self._draining = asyncio.ensure_future(drain())
-
-        asyncio.get_running_loop().add_signal_handler(signum, begin)
+    async def _drain(self) -> None:
+        await asyncio.gather(self._grpc.tell_not_serving(), self._entrance.close())
 
     async def __is_ready__(self) -> bool:
         """Say whether more is let in and every runner answers.

@@ -4,6 +4,7 @@ Calls raise aiohttp's errors, or `FeaturesMissing`; a call that is cancelled clo
 the runner.
 """
 
+import io
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ class RunnerChannel:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         with span(f"POST {path}", kind=SpanKind.CLIENT):
             headers |= {IMAGE_KEY_HEADER: call.image_key} | call_headers()
-            async with self._opened().post(path, data=body, headers=headers) as response:
+            async with self._opened().post(path, data=io.BytesIO(body), headers=headers) as response:
                 if response.status == HTTPStatus.NOT_FOUND and call.pixels is None:
                     await response.read()  # unread, it would cost the connection
                     raise FeaturesMissing

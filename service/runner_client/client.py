@@ -33,6 +33,8 @@ _BROKEN = (
     aiohttp.ClientPayloadError,
     aiohttp.ConnectionTimeoutError,
 )
+# A proxy answers these where a runner died with a call that the proxy could not replay, or has no runner for a moment.
+_UNREACHED = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE)
 _RETRY_PAUSE_S = 0.1  # until other connections that broke with one are known to be so
 _READY_TIMEOUT_S = 1
 
@@ -92,7 +94,9 @@ class RunnerClient:
     async def _retried(self, call: RunnerCall, text: TextInOrder | None) -> Outcomes:
         try:
             return await self._answer(call, text)
-        except _BROKEN as error:
+        except (*_BROKEN, aiohttp.ClientResponseError) as error:
+            if isinstance(error, aiohttp.ClientResponseError) and error.status not in _UNREACHED:
+                raise
             logger.warning("repeating a call to the runner of %s: %r", self._model_id, error)
             await asyncio.sleep(_RETRY_PAUSE_S)
             return await self._answer(call, text)
@@ -138,7 +142,7 @@ class RunnerClient:
 
     def _refusal(self, status: int) -> ServiceError:
         """Return the error of a call that was answered with an error status: of the runner, or of a proxy before it."""
-        if status in (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE):
+        if status in _UNREACHED:
             return NotReady(f"no runner of {self._model_id} with the build of this gateway is ready; try again later")
         if status == HTTPStatus.GATEWAY_TIMEOUT:
             return DeadlineExceeded(f"the runner of {self._model_id} did not answer before the deadline")
