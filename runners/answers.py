@@ -35,7 +35,7 @@ def to_request(
         seed=spec.seed,
         top_p=spec.top_p,
         num_beams=_num_beams(decoder, spec),
-        constraint=None if spec.pattern is None else decoder.constraints.get(spec.pattern),
+        constraint=None if spec.grammar is None else decoder.constraints.get(spec.grammar),
         deadline_s=time.monotonic() + spec.timeout_s,
         on_tokens=on_tokens,
     )

@@ -23,7 +23,6 @@ from runners.kv_cache import CacheShape, KeyValueCache
 from runners.prompt_tokenizer import PromptTokenizer, Segments, TextStream
 from runners.sequences import SequenceRequest, SequenceTooLong
 from runners.static_steps import Record, StaticSteps, record_cuda_graph
-from runners.vocabulary import Vocabulary
 
 
 @dataclass(slots=True)
@@ -44,12 +43,12 @@ class Florence2Decoder:
         self,
         bart: Bart,
         tokenizer: PromptTokenizer,
-        vocabulary: Vocabulary,
+        constraints: Constraints,
         rules: GenerationRules,
         config: dict[str, Any],
     ) -> None:
         self.rules = rules
-        self.constraints = Constraints(vocabulary, rules.eos_token_ids)
+        self.constraints = constraints
         self.pad_token_id: int = config["text_config"]["pad_token_id"]
         self._bart = bart
         self._device = bart.embeddings.device
@@ -71,8 +70,9 @@ class Florence2Decoder:
         weights = DecoderWeights.open(folder / DECODER_FILE, precision, device)
         bart = Bart(BartConfig(**config["text_config"]), weights)
         tokenizer_file = folder / TOKENIZER_FILE
-        tokenizer, vocabulary = PromptTokenizer.load(tokenizer_file), Vocabulary.load(tokenizer_file)
-        return cls(bart, tokenizer, vocabulary, GenerationRules.load(folder), config)
+        rules = GenerationRules.load(folder)
+        constraints = Constraints.load(tokenizer_file, rules.eos_token_ids)
+        return cls(bart, PromptTokenizer.load(tokenizer_file), constraints, rules, config)
 
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
         """Return `<s> prompt </s>`; source: transformers, models/florence2/processing_florence2.py."""

@@ -10,8 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from runners.patterns import Pattern
-
 FinishReason = Literal["stop", "length"]
 FailureCode = Literal[
     "non_finite_logits", "deadline_exceeded", "sequence_too_long", "too_many_beams", "overloaded", "internal"
@@ -93,7 +91,7 @@ class SequenceSpec(BaseModel):
     top_p: float = 1.0
     seed: int | None = None
     num_beams: int | None = None
-    pattern: Pattern | None = None  # of a well-formed answer; None: any answer may be written
+    grammar: str | None = None  # of a well-formed answer; None: any answer may be written
     timeout_s: float
 
 

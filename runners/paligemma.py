@@ -24,7 +24,6 @@ from runners.kv_cache import CacheShape, KeyValueCache
 from runners.prompt_tokenizer import PromptTokenizer, Segments, TextStream
 from runners.sequences import SequenceRequest, SequenceTooLong
 from runners.static_steps import Record, StaticSteps, record_cuda_graph
-from runners.vocabulary import Vocabulary
 
 _FIRST_POSITION = 1
 _CONFIGS: dict[str, type[GemmaConfig] | type[Gemma2Config]] = {
@@ -50,12 +49,12 @@ class PaliGemmaDecoder:
         self,
         gemma: Gemma,
         tokenizer: PromptTokenizer,
-        vocabulary: Vocabulary,
+        constraints: Constraints,
         rules: GenerationRules,
         config: dict[str, Any],
     ) -> None:
         self.rules = rules
-        self.constraints = Constraints(vocabulary, rules.eos_token_ids)
+        self.constraints = constraints
         self.pad_token_id: int = config["pad_token_id"]
         self._gemma = gemma
         self._device = gemma.device
@@ -71,8 +70,9 @@ class PaliGemmaDecoder:
         text_config = _CONFIGS[config["text_config"]["model_type"]](**config["text_config"])
         gemma = Gemma(text_config, DecoderWeights.open(folder / DECODER_FILE, precision, device))
         tokenizer_file = folder / TOKENIZER_FILE
-        tokenizer, vocabulary = PromptTokenizer.load(tokenizer_file), Vocabulary.load(tokenizer_file)
-        return cls(gemma, tokenizer, vocabulary, GenerationRules.load(folder), config)
+        rules = GenerationRules.load(folder)
+        constraints = Constraints.load(tokenizer_file, rules.eos_token_ids)
+        return cls(gemma, PromptTokenizer.load(tokenizer_file), constraints, rules, config)
 
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
         r"""Return `<bos> prompt \n`; source: transformers, models/paligemma/processing_paligemma.py."""

@@ -6,10 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from pydantic import TypeAdapter
-
 from runners.messages import SequenceSpec, Written
-from runners.patterns import Pattern
 from runners.tracing import span
 from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
 from service.images import RgbImage, resize
@@ -25,7 +22,6 @@ from tasks.generation import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import Result
 
-_PATTERN: TypeAdapter[Pattern | None] = TypeAdapter(Pattern | None)
 ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
 
@@ -116,8 +112,7 @@ def _specs(
     model: ServedModel, prompts: tuple[Prompt, ...], request: TaskRequest, deadline_s: float
 ) -> list[SequenceSpec]:
     options = request.options
-    pattern = model.language.answer_pattern(request.task.id, request.parameters) if options.is_constrained else None
-    sent = _PATTERN.validate_python(pattern, from_attributes=True)
+    grammar = model.language.answer_grammar(request.task.id, request.parameters) if options.is_constrained else None
     return [
         SequenceSpec(
             segments=[(segment.text, segment.is_control) for segment in prompt],
@@ -126,7 +121,7 @@ def _specs(
             temperature=options.temperature,
             top_p=options.top_p,
             seed=options.seed,
-            pattern=sent,
+            grammar=grammar,
             timeout_s=max(0.0, deadline_s - time.monotonic()),
         )
         for prompt in prompts

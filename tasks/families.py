@@ -5,7 +5,6 @@ from typing import Protocol
 
 import tasks.florence2
 import tasks.paligemma
-from tasks.answer_patterns import Pattern
 from tasks.asked import AskedTask
 from tasks.catalog import CatalogEntry
 from tasks.generation import GeneratedText
@@ -32,8 +31,11 @@ class FamilyLanguage(Protocol):
         """Return the task that a prompt of the family asks for, None for free text; raise `ParameterError`."""
         ...
 
-    def answer_pattern(self, task_id: str, parameters: TaskParameters) -> Pattern | None:
-        """Return the pattern of the answer to each prompt of a task, None where any text is well formed."""
+    def answer_grammar(self, task_id: str, parameters: TaskParameters) -> str | None:
+        """Return the grammar of the answer to each prompt of a task, None where any text is well-formed.
+
+        A grammar is Lark as llguidance reads it, with the rules `location` and `segmentation` defined elsewhere.
+        """
         ...
 
     def parse_answer(

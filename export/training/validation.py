@@ -17,6 +17,7 @@ from export.training.prompts import question_prompts
 from export.training.trainee import FamilyParts, Trainee
 from runners.answers import to_written
 from runners.bart import Bart
+from runners.constraints import Constraints
 from runners.decoder_weights import DecoderWeights
 from runners.florence2 import Florence2Decoder
 from runners.gemma import Gemma
@@ -25,7 +26,6 @@ from runners.generation_rules import GenerationRules
 from runners.paligemma import PaliGemmaDecoder
 from runners.scheduler import WrittenSequence
 from runners.sequences import SequenceRequest
-from runners.vocabulary import Vocabulary
 from tasks.families import FAMILIES
 from tasks.generation import GeneratedText
 from tasks.parameters import parse_parameters
@@ -41,7 +41,7 @@ def make_decoder(trainee: Trainee, language: Language) -> Decoder[Any]:
     """Return the decoder that serves the family, over the weights in training."""
     config = trainee.model.config
     rules = GenerationRules.of(trainee.model.generation_config.to_dict())
-    vocabulary = Vocabulary.of(json.loads(language.tokenizer.to_str()))
+    constraints = Constraints(json.loads(language.tokenizer.to_str()), rules.eos_token_ids)
     values = config.to_dict() | {
         "bos_token_id": language.prompt_start[0],
         "pad_token_id": trainee.processor.tokenizer.pad_token_id,
@@ -49,9 +49,9 @@ def make_decoder(trainee: Trainee, language: Language) -> Decoder[Any]:
     weights = DecoderWeights(trainee.language_model.state_dict(), "float32", trainee.model.device)
     if language.entry.family == "florence2":
         bart = Bart(config.text_config, weights)
-        return Florence2Decoder(bart, language.prompt_tokenizer, vocabulary, rules, values)
+        return Florence2Decoder(bart, language.prompt_tokenizer, constraints, rules, values)
     gemma = Gemma(config.text_config, weights)
-    return PaliGemmaDecoder(gemma, language.prompt_tokenizer, vocabulary, rules, values)
+    return PaliGemmaDecoder(gemma, language.prompt_tokenizer, constraints, rules, values)
 
 
 @torch.inference_mode()

@@ -1,12 +1,13 @@
-"""The grammar of Florence-2's answers: phrases, each a label and the location tokens after it.
+"""The grammar of Florence-2's answers: phrases, each a label followed by location tokens.
 
     label<loc_x1><loc_y1><loc_x2><loc_y2>…        a label and one or more boxes
     text<loc_x1><loc_y1>…<loc_x4><loc_y4>         a text and its quad
     <loc_x1><loc_y1>…<sep><loc_x1><loc_y1>…       an instance of several polygons
     <poly>…</poly><poly>…</poly>                  several instances
 
-White space between tokens is skipped. What is incomplete is for the parser to leave out.
-Source: transformers, models/florence2/processing_florence2.py (Florence2PostProcessor).
+It is written twice, because the two readings differ: `answer_grammar` is what constrained decoding allows, and
+`split_phrases` reads whatever an unconstrained model wrote. It skips white space between tokens and leaves incomplete
+phrases to the parser. Source: transformers, models/florence2/processing_florence2.py (Florence2PostProcessor).
 """
 
 import re
@@ -15,6 +16,26 @@ from dataclasses import dataclass
 
 from tasks.generation import Span
 from tasks.locations import Location, Locations
+from tasks.parameters import TaskParameters
+
+_LABELLED_BOXES = "start: (TEXT boxes)*"
+_ANSWERS = {
+    "object_detection": _LABELLED_BOXES,
+    "open_vocabulary_detection": "start: (TEXT (boxes | marked_instances))*",
+    "phrase_grounding": _LABELLED_BOXES,
+    "region_proposal": "start: boxes?",
+    "dense_region_captioning": _LABELLED_BOXES,
+    "instance_segmentation": "start: (TEXT? (instance | marked_instances))?",
+    "ocr_with_regions": "start: (TEXT location{8})*",
+    "region_description": "start: TEXT? boxes?",
+}
+_PARTS = """
+TEXT: /(?s:.)+/
+boxes: (location{4})+
+polygon: (location{2}){3,}
+instance: polygon (<sep> polygon)*
+marked_instances: (<poly> instance </poly>)+
+"""
 
 _LOCATION = r"<loc_(?P<bin>0|[1-9][0-9]{0,2})>"
 # Other control tokens of the released tokenizers; most of them never occur in an answer.
@@ -31,6 +52,12 @@ class Phrase:
     label: str
     label_spans: tuple[Span, ...]  # empty without a label
     instances: tuple[Instance, ...]
+
+
+def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:  # noqa: ARG001  # as in PaliGemma
+    """Return the grammar of the answer to each prompt of a task, None where any text is well-formed."""
+    answer = _ANSWERS.get(task_id)
+    return answer and answer + _PARTS
 
 
 def split_phrases(text: str) -> Iterator[Phrase]:
