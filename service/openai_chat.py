@@ -33,9 +33,9 @@ from service.openai_wire import (
 from service.prediction import Answer
 from service.responses import answer_json
 from service.wire import UsageJson
-from tasks.asked import AskedTask
 from tasks.errors import ParameterError
 from tasks.families import FAMILIES
+from tasks.prompts import AskedTask
 
 _TYPES: dict[ErrorCode, ErrorType] = {
     "unauthorized": "authentication_error",

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tasks.generation import Span
-from tasks.locations import Location, Locations
 from tasks.parameters import TaskParameters
+from tasks.parsing import Location, Locations
 
 _LABELLED_BOXES = "start: (TEXT boxes)*"
 _ANSWERS = {
@@ -42,12 +42,12 @@ _LOCATION = r"<loc_(?P<bin>0|[1-9][0-9]{0,2})>"
 _OTHER = r"</?(?:poly|od|ocr|n?cap|dcap|ground(?:ing)?|obj|seg|region_cap|region_to_desciption|proposal)>|<and>"
 _TOKEN = re.compile(f"{_LOCATION}|(?P<separator><sep>)|{_OTHER}")
 
-Instance = tuple[Locations, ...]  # the locations of one instance, parted at `<sep>`
+Instance = tuple[Locations, ...]  # the locations of one instance, split at `<sep>`
 
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """A label and what is located by it."""
+    """A label and the instances located after it."""
 
     label: str
     label_spans: tuple[Span, ...]  # empty without a label
@@ -61,7 +61,7 @@ def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:  # n
 
 
 def split_phrases(text: str) -> Iterator[Phrase]:
-    """Yield the phrases that have a location; the first is without a label where the answer starts with a token."""
+    """Yield the phrases that have a location; the first has no label if the answer starts with a token."""
     label, position = "", 0
     spans: tuple[Span, ...] = ()
     tokens: list[re.Match[str]] = []
@@ -78,7 +78,7 @@ def split_phrases(text: str) -> Iterator[Phrase]:
 
 
 def text_before_tokens(text: str) -> str:
-    """Return what is written before the first control token."""
+    """Return the text before the first control token."""
     token = _TOKEN.search(text)
     return text[: token.start()].strip() if token else text.strip()
 

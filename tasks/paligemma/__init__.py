@@ -3,7 +3,6 @@
 from tasks.paligemma.grammar import answer_grammar
 from tasks.paligemma.masks import MaskDecoder
 from tasks.paligemma.parsing import parse_answer
-from tasks.paligemma.prompt_reading import read_prompt
-from tasks.paligemma.prompts import task_prompts
+from tasks.paligemma.prompts import read_prompt, task_prompts
 
 __all__ = ["MaskDecoder", "answer_grammar", "parse_answer", "read_prompt", "task_prompts"]

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tasks.generation import Span
-from tasks.locations import Location
 from tasks.paligemma.prompts import asked_names
 from tasks.parameter_kinds import SEPARATOR
 from tasks.parameters import TaskParameters
+from tasks.parsing import Location
 
 # A label and the separator after it are one lexeme: llguidance's lexer is greedy and does not give back what it read.
 _ENTRIES = f"""
