@@ -1,7 +1,5 @@
 """What is allowed in 500 recorded states, over the embedded vocabularies and the released checkpoints'."""
 
-from pathlib import Path
-
 import pytest
 
 from runners.constraints import Constraints
@@ -18,9 +16,8 @@ from tests.support.real_tokenizers import MISSING_NPM
 
 
 @pytest.mark.parametrize("name", FAMILY_OF)
-def test_what_is_allowed_is_as_recorded(name: TokenizerName, pytestconfig: pytest.Config) -> None:
-    folder: Path = pytestconfig.cache.mkdir("tokenizers")
-    definition = tokenizer_definition(name, folder)
+def test_what_is_allowed_is_as_recorded(name: TokenizerName) -> None:
+    definition = tokenizer_definition(name)
     if definition is None:
         pytest.skip(MISSING_NPM)
     constraints, states = Constraints(definition, {EOS_ID[FAMILY_OF[name]]}), recorded_states(name)

@@ -81,10 +81,10 @@ def recorded_states(tokenizer: TokenizerName) -> list[GrammarState]:
     return [state for state in states if state.tokenizer == tokenizer]
 
 
-def tokenizer_definition(name: TokenizerName, folder: Path) -> dict[str, Any] | None:
-    """Return the values of a `tokenizer.json`, None where it cannot be fetched into `folder`."""
+def tokenizer_definition(name: TokenizerName) -> dict[str, Any] | None:
+    """Return the values of a `tokenizer.json`, None where it cannot be fetched."""
     if name == "bart" or name == "gemma":
-        return fetch_tokenizer(name, folder)
+        return fetch_tokenizer(name)
     definition: dict[str, Any] = json.loads((MODELS / name / "tokenizer.json").read_text(encoding="utf-8"))
     return definition
 
@@ -123,7 +123,7 @@ def _record(folder: Path) -> None:
     answers = {name: list(_model_answers(name, folder / name)) for name in _MODEL_OF.values()}
     for name, family in FAMILY_OF.items():
         rng = random.Random(name)
-        definition = tokenizer_definition(name, folder)
+        definition = tokenizer_definition(name)
         assert definition is not None, f"the tokenizer {name} cannot be fetched"
         constraints = Constraints(definition, {EOS_ID[family]})
         model = _MODEL_OF[family]
@@ -204,12 +204,12 @@ def _random_prefixes(
         yield GrammarState(name, task, start.parameters, written)
 
 
-def _time(folder: Path) -> None:
+def _time() -> None:
     """Print how long a mask takes in each recorded state, the first time and later, on one thread."""
     torch.set_num_threads(1)
     print("| vocabulary | tokens | compile, ms | first mask, ms | later, ms |\n|---|---|---|---|---|")
     for name, family in FAMILY_OF.items():
-        definition = tokenizer_definition(name, folder)
+        definition = tokenizer_definition(name)
         assert definition is not None, f"the tokenizer {name} cannot be fetched"
         constraints = Constraints(definition, {EOS_ID[family]})
         logprobs = torch.zeros(constraints.num_tokens)
@@ -235,5 +235,8 @@ def _milliseconds(call: Callable[[], object]) -> float:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser("python -m tests.support.grammar_states", description=__doc__)
     parser.add_argument("--time", action="store_true", help="time the masks instead of recording them")
-    with tempfile.TemporaryDirectory() as temporary:
-        (_time if parser.parse_args().time else _record)(Path(temporary))
+    if parser.parse_args().time:
+        _time()
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            _record(Path(temporary))

