@@ -1,4 +1,4 @@
-"""What can be wrong with a request for a task.
+"""Errors of a request for a task.
 
 TaskError
 ├── ParameterError        a parameter is missing, unknown or has a bad value
@@ -8,7 +8,7 @@ TaskError
 
 
 class TaskError(ValueError):
-    """A task cannot be done as asked; the message says what was wrong, what was given and what is allowed."""
+    """The task cannot be performed; the message says what is wrong, what was given and what is allowed."""
 
 
 class ParameterError(TaskError):

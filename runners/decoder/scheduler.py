@@ -21,14 +21,8 @@ from typing import Any
 import torch
 
 from runners.decoder.batch import Decoder, LiveBatch, start_sequence
-from runners.decoder.sequences import (
-    DeadlineExceeded,
-    GeneratedSequence,
-    LiveSequence,
-    Overloaded,
-    SequenceRequest,
-    TooManyBeams,
-)
+from runners.decoder.errors import DeadlineExceeded, Overloaded, TooManyBeams
+from runners.decoder.sequences import GeneratedSequence, LiveSequence, SequenceRequest
 from runners.options import SchedulerLimits
 from runners.telemetry.metrics import BATCH_SIZE, LIVE_SEQUENCES, QUEUE_DEPTH, SLOTS, SLOTS_TAKEN
 from runners.telemetry.watchdog import Watchdog

@@ -4,11 +4,8 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from pydantic import TypeAdapter
-
 from runners.telemetry.tracing import span
 from runners.transport.messages import CacheOutcome, FinishReason, SequenceSpec, Written
-from runners.transport.patterns import Pattern
 from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
 from service.images.lazy_image import LazyImage
 from service.images.threads import in_thread
@@ -21,8 +18,6 @@ from tasks.errors import UnsupportedTask as TaskNotOffered
 from tasks.generation import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import Result
-
-_PATTERN: TypeAdapter[Pattern | None] = TypeAdapter(Pattern | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +124,7 @@ def task_prompts(model: ServedModel, request: TaskRequest, image_size_wh: tuple[
 
 def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) -> list[SequenceSpec]:
     options = request.options
-    pattern = model.language.answer_pattern(request.task.id, request.parameters) if options.is_constrained else None
-    sent = _PATTERN.validate_python(pattern, from_attributes=True)
+    grammar = model.language.answer_grammar(request.task.id, request.parameters) if options.is_constrained else None
     return [
         SequenceSpec(
             segments=[(segment.text, segment.is_control) for segment in prompt],
@@ -139,7 +133,7 @@ def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) ->
             temperature=options.temperature,
             top_p=options.top_p,
             seed=options.seed,
-            pattern=sent,
+            grammar=grammar,
             timeout_s=max(0.0, context.deadline_s - time.monotonic()),
         )
         for prompt in context.prompts

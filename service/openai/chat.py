@@ -31,9 +31,9 @@ from service.openai.wire import (
     ImagePart,
     TextPart,
 )
-from tasks.asked import AskedTask
 from tasks.errors import ParameterError
 from tasks.families import FAMILIES
+from tasks.prompts import AskedTask
 
 _TYPES: dict[ErrorCode, ErrorType] = {
     "unauthorized": "authentication_error",

@@ -1,10 +1,10 @@
-"""Patterns over the embedded checkpoints' vocabularies: what they let through, and what not."""
+"""Grammars over the embedded checkpoints' vocabularies: what they allow, and what not."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from pydantic import TypeAdapter
+import torch
 from tokenizers import Tokenizer
 
 from export.scenes import questions, sample_scene
@@ -12,17 +12,14 @@ from export.scenes.prompts import question_prompts
 from export.scenes.scene import SHAPES
 from export.training.data.florence2_answers import answer_pieces
 from export.training.data.paligemma_answers import PaliGemmaAnswers
-from runners.decoder.constraints import Constraint
-from runners.decoder.vocabulary import Vocabulary
-from runners.transport.patterns import Pattern
+from runners.decoder.constraints import Constraints
 from tasks.families import FAMILIES
 from tasks.parameters import TaskParameters, parse_parameters
 from tasks.table import TASKS
 from tests.support.catalog import CATALOG
 from tests.support.export_cli import EMBEDDED, MODELS
 
-END = 2**20  # stands for every family's end token
-ADAPTER: TypeAdapter[Pattern] = TypeAdapter(Pattern)
+EOS_ID = {"florence2": 2, "paligemma": 1}
 WRITERS = {
     "florence2": answer_pieces,
     "paligemma": PaliGemmaAnswers({shape: tuple(range(16)) for shape in SHAPES}).answer_pieces,
@@ -30,6 +27,7 @@ WRITERS = {
 BOX, QUAD = "<loc_1><loc_2><loc_3><loc_4>", "<loc_1>" * 8
 FOUR, SIXTEEN = "<loc0001><loc0002><loc0003><loc0004>", "<seg001>" * 16
 ASKED = TaskParameters(labels=("red circle", "star"))
+ODD = TaskParameters(labels=('a "b" \\ % {4}', "<loc0005>", "größe 日本 🙂", "red", "red circle"))
 PHRASE = TaskParameters(phrase="star")
 
 
@@ -39,23 +37,24 @@ class Language:
 
     family: str
     tokenizer: Tokenizer
-    vocabulary: Vocabulary
+    constraints: Constraints
 
     def is_well_formed(self, task_id: str, parameters: TaskParameters, text: str) -> bool:
-        """Say whether a decoder that is held to the task's pattern can write `text` and end."""
-        pattern = FAMILIES[self.family].answer_pattern(task_id, parameters)  # type: ignore[index]
-        constraint = Constraint(ADAPTER.validate_python(pattern, from_attributes=True), self.vocabulary, {END})
+        """Return True if a decoder that follows the task's grammar can write `text` and end."""
+        grammar = FAMILIES[self.family].answer_grammar(task_id, parameters)  # type: ignore[index]
+        assert grammar is not None
+        constraint, logprobs = self.constraints.get(grammar), torch.zeros(self.constraints.num_tokens)
         state = constraint.start()
-        for token_id in [*self.tokenizer.encode(text, add_special_tokens=False).ids, END]:
-            if token_id not in constraint.allowed_ids(state):
+        for token_id in [*self.tokenizer.encode(text, add_special_tokens=False).ids, EOS_ID[self.family]]:
+            if not constraint.masked(state, logprobs)[token_id].isfinite():
                 return False
-            state = constraint.after(state, token_id) if token_id != END else state
+            state = constraint.after(state, token_id)
         return True
 
 
 def language(model_id: str) -> Language:
-    file = MODELS / model_id / "tokenizer.json"
-    return Language(CATALOG[model_id].family, Tokenizer.from_file(str(file)), Vocabulary.load(file))
+    file, family = MODELS / model_id / "tokenizer.json", CATALOG[model_id].family
+    return Language(family, Tokenizer.from_file(str(file)), Constraints.load(file, {EOS_ID[family]}))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,7 @@ def true_answers(family: str, model_id: str) -> Iterator[tuple[str, TaskParamete
         scene = sample_scene(seed, None if seed % 5 else 0)
         for question in questions(scene):
             parameters = parse_parameters(TASKS[question.task], question.parameters)
-            if FAMILIES[family].answer_pattern(question.task, parameters) is None:  # type: ignore[index]
+            if FAMILIES[family].answer_grammar(question.task, parameters) is None:  # type: ignore[index]
                 continue
             for prompt in question_prompts(CATALOG[model_id], question):
                 pieces = WRITERS[family](scene, question, prompt.labels)
@@ -110,6 +109,12 @@ def test_every_true_answer_is_well_formed(languages: dict[str, Language], model_
         ("paligemma", "open_vocabulary_detection", ASKED, f"{FOUR}<loc0005> star", False),
         ("paligemma", "open_vocabulary_detection", ASKED, "star", False),
         ("paligemma", "open_vocabulary_detection", ASKED, "", True),
+        *(
+            ("paligemma", "phrase_grounding", ODD, f"{FOUR} {label} ; {FOUR} red ; {FOUR} red circle", True)
+            for label in (ODD.labels or ())
+            if label != "<loc0005>"
+        ),
+        ("paligemma", "phrase_grounding", ODD, f"{FOUR}<loc0005>", False),
         ("paligemma", "instance_segmentation", PHRASE, f"{FOUR}{SIXTEEN} a star ; {FOUR}{SIXTEEN} star", True),
         ("paligemma", "instance_segmentation", PHRASE, f"{FOUR}{SIXTEEN}<seg001> star", False),
         ("paligemma", "instance_segmentation", PHRASE, f"{FOUR} star", False),
@@ -123,4 +128,4 @@ def test_what_is_well_formed(
 
 @pytest.mark.parametrize("task_id", ["captioning", "ocr", "visual_question_answering"])
 def test_where_the_answer_is_text_any_will_do(task_id: str) -> None:
-    assert all(language.answer_pattern(task_id, TaskParameters()) is None for language in FAMILIES.values())
+    assert all(language.answer_grammar(task_id, TaskParameters()) is None for language in FAMILIES.values())

@@ -1,6 +1,6 @@
 import pytest
 
-from tasks.labels import resolve_label
+from tasks.parsing import resolve_label
 
 
 @pytest.mark.parametrize(
