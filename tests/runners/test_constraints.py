@@ -4,7 +4,8 @@ import random
 import pytest
 import torch
 
-from runners.decoder.constraints import Constraint, Constraints, ConstraintState, GrammarError
+from runners.decoder.constraints import Constraints
+from runners.decoder.errors import GrammarError
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
 EOS, SEPARATOR, SIZE = 1, 2, 16
