@@ -4,7 +4,7 @@ import random
 import pytest
 import torch
 
-from runners.decoder.constraints import Constraints
+from runners.decoder.constraints import Constraint, Constraints, ConstraintState
 from runners.decoder.errors import GrammarError
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
