@@ -104,7 +104,7 @@ class _Gateway:
         for model in models.values():
             _publish(model)
         _REST.start(core, api_keys)
-        self._entrance = core.entrance
+        self._entrance = core.drain_gate
         self._grpc = GrpcServer(core, api_keys, _SETTINGS, self.__is_ready__)
         if _SETTINGS.grpc_port:
             await self._grpc.start()

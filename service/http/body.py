@@ -17,7 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
-from service.images.url_rules import GivenImage, ImageUrl
+from service.images.url_rules import ImageInput, ImageUrl
 from tasks.parameter_kinds import BoxParameter, TextListParameter
 from tasks.table import TASKS
 
@@ -41,7 +41,7 @@ _NUMBER_LISTS = {p.name for t in TASKS.values() for p in t.parameters if isinsta
 class RequestBody:
     """An encoded image, or where it is, and the other fields, in JSON types."""
 
-    image: GivenImage
+    image: ImageInput
     fields: Mapping[str, object]
 
 
@@ -115,7 +115,7 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not allowed")
 
 
-def image_of_text(image: object) -> GivenImage:
+def image_of_text(image: object) -> ImageInput:
     """Return the bytes of a `data:` URL or of bare base64, or a URL of another scheme as it is.
 
     Raise `InvalidRequest` or `UnsupportedImage`.

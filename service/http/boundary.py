@@ -14,12 +14,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from service.admission.api_keys import ApiKeys
-from service.admission.drain_gate import Entrance
-from service.admission.quotas import ANYONE
+from service.admission.drain_gate import DrainGate
+from service.admission.quotas import UNLIMITED
 from service.errors import ErrorCode, InvalidRequest, NotReady, Overloaded, ServiceError, Unauthorized
 from service.http.body import RequestBody, read_body, read_bytes, read_json
-from service.inference import request_ids
-from service.inference.core import Core, RequestContext
+from service.inference.core import Core, RequestContext, request_id_or_new
 from service.inference.recording import record_failure, record_gone_client
 from service.schema.rendering import error_detail
 from service.schema.wire import ErrorJson
@@ -65,13 +64,13 @@ class RestBoundary:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.entrance = Entrance()
+        self.entrance = DrainGate()
         self._core: Core | None = None
         self._api_keys = ApiKeys(None)
 
     def start(self, core: Core, api_keys: ApiKeys) -> None:
         """Begin to answer from `core`; before, every request is answered with not_ready."""
-        self.entrance = core.entrance
+        self.entrance = core.drain_gate
         self._core = core
         self._api_keys = api_keys
 
@@ -83,8 +82,8 @@ class RestBoundary:
             try:
                 self.entrance.check()
                 deadline_s = time.monotonic() + self._timeout_s(request)
-                caller = self._api_keys.caller(request.headers.get("authorization")) or ANYONE
-                context = RequestContext(request.state.request_id, interface.api, deadline_s, caller)
+                quota = self._api_keys.quota_of(request.headers.get("authorization")) or UNLIMITED
+                context = RequestContext(request.state.request_id, interface.api, deadline_s, quota)
                 response = await function(request, context)
             except ClientDisconnect:
                 record_gone_client(interface.api, request.state.request_id)
@@ -150,7 +149,7 @@ async def no_such_path(request: Request, error: Exception, interface: Interface 
 
 
 def _id_of(request: Request) -> str:
-    return request_ids.request_id(request.headers.get("x-request-id"))
+    return request_id_or_new(request.headers.get("x-request-id"))
 
 
 def _error_response(error: Exception, request_id: str, interface: Interface, status: int | None = None) -> Response:

@@ -19,7 +19,7 @@ from service.inference.recording import record_failure, record_gone_client
 
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the latter keeps nginx from collecting events
 
-Events = AsyncGenerator[str | Answer, None]  # see `service.inference.streaming.answer_events`
+Events = AsyncGenerator[str | Answer, None]  # see `Core.stream`
 Form = Callable[[str | Answer], Iterable[str]]
 
 

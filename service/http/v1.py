@@ -19,7 +19,6 @@ from service.http.server_sent_events import event_stream, server_sent_event
 from service.inference.core import RequestContext
 from service.inference.listings import model_json, models_json, tasks_json
 from service.inference.prediction import Answer
-from service.inference.streaming import answer_events
 from service.schema.rendering import answer_json, error_detail, image_json
 from service.schema.wire import ComparisonJson, ModelErrorJson
 
@@ -46,7 +45,7 @@ class RestApi:
         core = self._boundary.authorized(request)
         body = await self._boundary.body(request, context)
         if body.fields.get("stream") is True:
-            events = answer_events(core, body.image, body.fields, context)
+            events = core.stream(body.image, body.fields, context)
             return await event_stream(request, context, REST, events, partial(_event, context.request_id))
         answer = await while_connected(request.receive, core.predict(body.image, body.fields, context))
         return _json(answer_json(answer, context.request_id))

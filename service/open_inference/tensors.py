@@ -19,8 +19,7 @@ from typing import Any
 
 from service.errors import InvalidRequest, UnknownModel
 from service.http.body import RequestBody, image_of_text, no_image
-from service.inference import request_ids
-from service.inference.core import RequestContext
+from service.inference.core import RequestContext, is_valid_request_id
 from service.inference.prediction import Answer
 from service.inference.request_fields import GenerationFields
 from service.inference.served_models import ServedModel, ServedModels
@@ -110,7 +109,7 @@ def request_context(request: InferRequest, context: RequestContext) -> RequestCo
     if type(timeout_us) is not int or not 0 <= timeout_us < _MAX_TIMEOUT_US:
         raise InvalidRequest("the parameter timeout must be a whole number of microseconds", "timeout")
     end_s = time.monotonic() + timeout_us / 1e6 if timeout_us else math.inf
-    request_id = request.id if request_ids.is_request_id(request.id) else context.request_id
+    request_id = request.id if is_valid_request_id(request.id) else context.request_id
     return replace(context, request_id=request_id, deadline_s=min(context.deadline_s, end_s))
 
 

@@ -11,7 +11,6 @@ from runners.transport.disconnection import while_connected
 from service.http.boundary import Interface, RestBoundary
 from service.http.server_sent_events import event_stream
 from service.inference.core import RequestContext
-from service.inference.streaming import answer_events
 from service.openai.chat import ChunkStream, completion, error_body, question_of, read_chat
 
 OPENAI = Interface("openai", error_body)
@@ -34,7 +33,7 @@ class OpenAiApi:
         asked = question_of(chat, core)
         if chat.stream:
             chunks = ChunkStream(context.request_id, chat.model, chat.stream_options.include_usage)
-            events = answer_events(core, asked.image, asked.fields, context)
+            events = core.stream(asked.image, asked.fields, context)
             return await event_stream(request, context, OPENAI, events, chunks.events)
         answer = await while_connected(request.receive, core.predict(asked.image, asked.fields, context))
         return Response(completion(answer, context.request_id).model_dump_json(), media_type="application/json")

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from service.errors import ErrorCode, InvalidRequest, ServiceError
 from service.http.body import image_of_text
 from service.http.server_sent_events import server_sent_event
-from service.images.url_rules import GivenImage
+from service.images.url_rules import ImageInput
 from service.inference.core import Core, Fields
 from service.inference.prediction import Answer
 from service.openai.wire import (
@@ -59,7 +59,7 @@ def read_chat(body: Mapping[str, object]) -> ChatRequest:
 class ChatQuestion:
     """The image and the fields of POST /v1/predict that mean the same as a message."""
 
-    image: GivenImage
+    image: ImageInput
     fields: Fields
 
 
@@ -78,7 +78,7 @@ def _pixels(region_shares: Sequence[float], size_wh: tuple[int, int]) -> list[fl
     return [share * side for share, side in zip(region_shares, size_wh * 2, strict=True)]
 
 
-def _image(chat: ChatRequest) -> GivenImage:
+def _image(chat: ChatRequest) -> ImageInput:
     """Return the message's one image."""
     urls = [part.image_url.url for part in chat.messages[0].content if isinstance(part, ImagePart)]
     if len(urls) != 1:

@@ -24,10 +24,9 @@ from opentelemetry.trace import Span
 
 from runners.telemetry.tracing import trace_id
 from service.admission.api_keys import ApiKeys
-from service.admission.quotas import ANYONE, Caller
+from service.admission.quotas import UNLIMITED, Quota
 from service.errors import ErrorCode, Overloaded, ServiceError
-from service.inference import request_ids
-from service.inference.core import Core, RequestContext
+from service.inference.core import Core, RequestContext, request_id_or_new
 from service.inference.recording import record_failure, record_gone_client
 from service.settings import Settings
 from service.telemetry.tracing import request_trace
@@ -56,20 +55,20 @@ class GrpcApi:
     health_methods: ClassVar[frozenset[str]] = frozenset()  # they need one where the settings say so
 
     def __init__(self, core: Core, api_keys: ApiKeys, settings: Settings) -> None:
-        self.entrance = core.entrance
+        self.entrance = core.drain_gate
         self._core = core
         self._api_keys = api_keys
         self._settings = settings
 
-    def caller(self, name: str, authorization: str | None) -> Caller:
+    def quota(self, name: str, authorization: str | None) -> Quota:
         """Return who calls; raise `Unauthorized` without an accepted key, `Overloaded` if it calls too often."""
         is_health = name in self.health_methods
         if name in self.open_methods or (is_health and not self._settings.health_needs_key):
-            return ANYONE
-        caller = self._api_keys.check(authorization)
+            return UNLIMITED
+        quota = self._api_keys.check(authorization)
         if not is_health:
-            caller.take_request()
-        return caller
+            quota.take_request()
+        return quota
 
     def trace(self, name: str, metadata: Mapping[str, str]) -> AbstractContextManager[Span]:
         """Return the trace of a call of the method `name`, with a span unless it is one of health."""
@@ -121,15 +120,15 @@ def stream(function: Stream[ApiT, AnswerT]) -> Callable[[ApiT, Message, Context]
 @asynccontextmanager
 async def _call(api: GrpcApi, name: str, request: Message, context: Context) -> AsyncIterator[RequestContext]:
     metadata = {str(name): str(value) for name, value in context.invocation_metadata() or ()}
-    request_id = request_ids.request_id(getattr(request, "id", None) or metadata.get("x-request-id"))
+    request_id = request_id_or_new(getattr(request, "id", None) or metadata.get("x-request-id"))
     with api.trace(name, metadata) as span:
         trace = ("x-trace-id", trace_id())
         context.set_trailing_metadata((trace,))
         failure = None
         try:
             api.entrance.check()
-            caller = api.caller(name, metadata.get("authorization"))
-            yield RequestContext(request_id, api.api, api.deadline_s(context), caller)
+            quota = api.quota(name, metadata.get("authorization"))
+            yield RequestContext(request_id, api.api, api.deadline_s(context), quota)
         except (asyncio.CancelledError, GeneratorExit):
             record_gone_client(api.api, request_id)
             span.set_attribute(RPC_RESPONSE_STATUS_CODE, grpc.StatusCode.CANCELLED.name)

@@ -4,7 +4,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from service.inference.core import RequestContext
-from service.inference.streaming import answer_events
 from service.rpc.boundary import GrpcApi, method, stream
 from service.rpc.messages import (
     answer_message,
@@ -35,7 +34,7 @@ class VisionApi(GrpcApi, pb_grpc.VisionServicer):
         self, request: pb.PredictRequest, context: RequestContext
     ) -> AsyncGenerator[pb.PredictEvent, None]:
         """Answer with one model: the text as it is written, then the answer."""
-        async with aclosing(answer_events(self._core, request.image, request_fields(request), context)) as events:
+        async with aclosing(self._core.stream(request.image, request_fields(request), context)) as events:
             async for event in events:
                 yield event_message(event, context.request_id)
 

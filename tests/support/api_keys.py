@@ -2,9 +2,8 @@
 
 import hashlib
 
-from service.admission.api_keys import ApiKeys
-from service.admission.key_file import parse_keys
-from service.admission.rate_limits import Clock
+from service.admission.api_keys import ApiKeys, parse_keys
+from service.admission.quotas import Clock
 
 
 class FakeClock:

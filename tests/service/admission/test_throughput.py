@@ -1,6 +1,6 @@
 import pytest
 
-from service.admission.throughput import DrainRate
+from service.admission.throughput import ThroughputEstimate
 
 
 class Clock:
@@ -14,12 +14,12 @@ class Clock:
 
 
 def test_nothing_measured_means_no_waiting() -> None:
-    assert DrainRate(Clock()).seconds_for(1000) == 0
+    assert ThroughputEstimate(Clock()).seconds_for(1000) == 0
 
 
 def test_work_side_by_side_counts_together() -> None:
     clock = Clock()
-    rate = DrainRate(clock)
+    rate = ThroughputEstimate(clock)
     for _ in range(4):
         rate.begin()
     clock.now_s += 2
@@ -30,7 +30,7 @@ def test_work_side_by_side_counts_together() -> None:
 
 def test_idle_time_does_not_count() -> None:
     clock = Clock()
-    rate = DrainRate(clock)
+    rate = ThroughputEstimate(clock)
     for _ in range(2):
         rate.begin()
         clock.now_s += 1
@@ -41,7 +41,7 @@ def test_idle_time_does_not_count() -> None:
 
 def test_what_was_done_lately_counts_most() -> None:
     clock = Clock()
-    rate = DrainRate(clock)
+    rate = ThroughputEstimate(clock)
     for work_s in [1.0] * 100 + [0.1] * 400:
         rate.begin()
         clock.now_s += work_s
@@ -51,7 +51,7 @@ def test_what_was_done_lately_counts_most() -> None:
 
 def test_work_that_failed_took_time_all_the_same() -> None:
     clock = Clock()
-    rate = DrainRate(clock)
+    rate = ThroughputEstimate(clock)
     rate.begin()
     rate.begin()
     clock.now_s += 1
@@ -62,7 +62,7 @@ def test_work_that_failed_took_time_all_the_same() -> None:
 
 def test_the_first_to_end_of_many_that_were_begun_together_says_nothing_yet() -> None:
     clock = Clock()
-    rate = DrainRate(clock)
+    rate = ThroughputEstimate(clock)
     for _ in range(8):
         rate.begin()
     clock.now_s += 2

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from service.admission.drain_gate import Entrance
+from service.admission.drain_gate import DrainGate
 from service.errors import NotReady
 from tests.support.fake_service import make_core
 from tests.support.rest_client import OCR, client, error_of
@@ -10,7 +10,7 @@ from tests.support.rest_client import OCR, client, error_of
 
 def test_closing_waits_for_those_inside_and_for_nobody_else() -> None:
     async def closed_after_last() -> list[str]:
-        entrance, order, leave = Entrance(), list[str](), asyncio.Event()
+        entrance, order, leave = DrainGate(), list[str](), asyncio.Event()
 
         async def be_inside() -> None:
             with entrance.inside():
@@ -33,7 +33,7 @@ def test_closing_waits_for_those_inside_and_for_nobody_else() -> None:
 
 def test_an_empty_one_closes_at_once_and_as_often_as_it_is_told() -> None:
     async def close_twice() -> None:
-        entrance = Entrance()
+        entrance = DrainGate()
         entrance.check()
         async with asyncio.timeout(10):
             await asyncio.gather(entrance.close(), entrance.close())
@@ -46,7 +46,7 @@ def test_an_empty_one_closes_at_once_and_as_often_as_it_is_told() -> None:
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/tasks", "/docs", "/v2/health/ready"])
 def test_a_closed_service_refuses_and_closes_the_connection(path: str) -> None:
     core = make_core()
-    asyncio.run(core.entrance.close())
+    asyncio.run(core.drain_gate.close())
     response = client(core).get(path)
     assert (response.status_code, response.headers["connection"]) == (503, "close")
 
@@ -55,5 +55,5 @@ def test_a_closed_service_says_so_to_who_asks() -> None:
     core = make_core()
     open_answer = client(core).predict(OCR)
     assert "connection" not in open_answer.headers
-    asyncio.run(core.entrance.close())
+    asyncio.run(core.drain_gate.close())
     assert error_of(client(core).predict(OCR))["code"] == "not_ready"

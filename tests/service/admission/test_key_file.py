@@ -1,7 +1,7 @@
 import pytest
 
-from service.admission.key_file import KeyEntry, parse_keys
-from service.admission.quotas import UNLIMITED, CallerLimits
+from service.admission.api_keys import KeyEntry, parse_keys
+from service.admission.quotas import QuotaLimits
 from service.settings import SettingsError
 from tests.support.api_keys import hash_of
 
@@ -11,13 +11,13 @@ HASH = hash_of("first")
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        (HASH, KeyEntry(HASH, "key-1", UNLIMITED)),
-        (f"  {HASH.upper()}\t", KeyEntry(HASH, "key-1", UNLIMITED)),
-        (f"{HASH} name=batch", KeyEntry(HASH, "batch", UNLIMITED)),
-        (f"{HASH}  max_concurrent=4", KeyEntry(HASH, "key-1", CallerLimits(max_concurrent=4))),
+        (HASH, KeyEntry(HASH, "key-1", QuotaLimits())),
+        (f"  {HASH.upper()}\t", KeyEntry(HASH, "key-1", QuotaLimits())),
+        (f"{HASH} name=batch", KeyEntry(HASH, "batch", QuotaLimits())),
+        (f"{HASH}  max_concurrent=4", KeyEntry(HASH, "key-1", QuotaLimits(max_concurrent=4))),
         (
             f"{HASH} name=a.B-1_c requests_per_minute=60 megapixels_per_minute=100 max_concurrent=4",
-            KeyEntry(HASH, "a.B-1_c", CallerLimits(60, 100, 4)),
+            KeyEntry(HASH, "a.B-1_c", QuotaLimits(60, 100, 4)),
         ),
     ],
 )

@@ -1,7 +1,7 @@
 import pytest
 
 from runners.transport.messages import Failed, Outcome, SequenceEnd, TextPiece, Written
-from service.runner_client.stream_replay import TextInOrder, ToldOtherwise
+from service.runner_client.stream_replay import ReplayDiverged, StreamReplay
 
 
 def written(text: str) -> Written:
@@ -41,17 +41,17 @@ def end(index: int, outcome: Outcome | str) -> SequenceEnd:
 )
 def test_what_comes_too_early_waits_for_its_turn(events: list[TextPiece | SequenceEnd], told: list[str]) -> None:
     heard: list[str] = []
-    text = TextInOrder(2, heard.append)
+    text = StreamReplay(2, heard.append)
     for event in events:
-        text.hear(event)
+        text.receive(event)
     assert heard == told
 
 
 def test_outcomes_are_in_the_order_of_the_sequences() -> None:
-    text, failed = TextInOrder(2, print), Failed(code="overloaded", message="no")
-    text.hear(end(1, failed))
+    text, failed = StreamReplay(2, print), Failed(code="overloaded", message="no")
+    text.receive(end(1, failed))
     assert text.outcomes == [failed]
-    text.hear(end(0, "a"))
+    text.receive(end(0, "a"))
     assert text.outcomes == [written("a"), failed]
 
 
@@ -69,12 +69,12 @@ def test_begun_again_nothing_is_told_twice(
     before: list[TextPiece | SequenceEnd], again: list[TextPiece | SequenceEnd], told: str
 ) -> None:
     heard: list[str] = []
-    text = TextInOrder(2, heard.append)
+    text = StreamReplay(2, heard.append)
     for event in before:
-        text.hear(event)
+        text.receive(event)
     text.begin()
     for event in again:
-        text.hear(event)
+        text.receive(event)
     assert "".join(heard) == told
     assert len(text.outcomes) == 2
 
@@ -83,8 +83,8 @@ def test_begun_again_nothing_is_told_twice(
     ("num_sequences", "again"), [(2, piece(0, "b")), (2, piece(0, "ac")), (2, end(0, "a")), (1, end(0, "a"))]
 )
 def test_another_text_than_the_one_told_is_an_error(num_sequences: int, again: TextPiece | SequenceEnd) -> None:
-    text = TextInOrder(num_sequences, print)
-    text.hear(piece(0, "ab"))
+    text = StreamReplay(num_sequences, print)
+    text.receive(piece(0, "ab"))
     text.begin()
-    with pytest.raises(ToldOtherwise):
-        text.hear(again)
+    with pytest.raises(ReplayDiverged):
+        text.receive(again)

@@ -22,7 +22,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def accepted(keys: ApiKeys) -> list[str]:
-    return [key for key in ("old", "new") if keys.caller(f"Bearer {key}")]
+    return [key for key in ("old", "new") if keys.quota_of(f"Bearer {key}")]
 
 
 def test_a_changed_file_is_read_anew_at_most_once_a_second(file: Path, clock: FakeClock) -> None:
@@ -78,7 +78,7 @@ def test_a_key_that_stays_keeps_what_it_has_used_and_a_changed_one_begins_anew(f
 
 def test_without_a_change_the_callers_stay(file: Path, clock: FakeClock) -> None:
     keys = ApiKeys.load(file, clock)
-    caller = keys.caller("Bearer old")
+    quota = keys.quota_of("Bearer old")
     clock.now_s += 5
-    assert keys.caller("Bearer old") is caller
-    assert keys.caller("Bearer new") is None
+    assert keys.quota_of("Bearer old") is quota
+    assert keys.quota_of("Bearer new") is None
