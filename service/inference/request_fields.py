@@ -102,9 +102,7 @@ def parse_fields(fields_class: type[FieldsT], fields: Mapping[str, object]) -> t
 
 def _generation_options(fields: GenerationFields) -> GenerationOptions:
     if fields.temperature > 0 and (fields.num_beams or 1) > 1:
-        message = (
-            f"num_beams={fields.num_beams} with temperature={fields.temperature}: beam search needs temperature 0"
-        )
+        message = f"num_beams={fields.num_beams} with temperature={fields.temperature}: beam search needs temperature 0"
         raise InvalidRequest(message, "num_beams")
     return GenerationOptions(
         fields.max_new_tokens, fields.num_beams, fields.temperature, fields.top_p, fields.seed, fields.constrained

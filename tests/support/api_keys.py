@@ -1,4 +1,4 @@
-"""API keys that are accepted, without a file."""
+"""API keys without a file."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ from service.admission.quotas import Clock
 
 
 class FakeClock:
-    """A clock that goes when it is told to."""
+    """A clock that tests move."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0

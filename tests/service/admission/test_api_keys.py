@@ -20,7 +20,7 @@ def keys_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("authorization", [None, "", "Bearer anything", "nonsense"])
-def test_without_a_file_no_key_is_asked_for(authorization: str | None) -> None:
+def test_without_a_file_no_key_is_required(authorization: str | None) -> None:
     ApiKeys.load(None).check(authorization)
 
 
@@ -47,12 +47,12 @@ def test_other_keys_and_schemes_are_refused(keys_file: Path, authorization: str)
 
 
 @pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer "])
-def test_missing_key_is_said_to_be_missing(keys_file: Path, authorization: str | None) -> None:
-    with pytest.raises(Unauthorized, match=r"^no key was sent"):
+def test_missing_key_is_reported_as_missing(keys_file: Path, authorization: str | None) -> None:
+    with pytest.raises(Unauthorized, match=r"^no API key was sent"):
         ApiKeys.load(keys_file).check(authorization)
 
 
-def test_refusal_does_not_show_the_key(keys_file: Path) -> None:
+def test_error_does_not_quote_the_key(keys_file: Path) -> None:
     with pytest.raises(Unauthorized) as caught:
         ApiKeys.load(keys_file).check("Bearer my-secret")
     assert "my-secret" not in caught.value.message
@@ -66,15 +66,15 @@ def test_empty_file_accepts_no_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["secret", hash_of("a")[:-1], hash_of("a") + "0", "g" * 64, f"# {hash_of('a')}"])
-def test_line_that_is_no_hash_stops_the_start_by_its_number_and_is_not_shown(tmp_path: Path, line: str) -> None:
+def test_malformed_line_prevents_the_start_and_is_not_quoted(tmp_path: Path, line: str) -> None:
     file = tmp_path / "keys"
     file.write_text(f"{hash_of('first')}\n{line}\n")
-    with pytest.raises(SettingsError, match="DIPTYCH_API_KEYS_FILE: entry 2 is not a SHA-256") as caught:
+    with pytest.raises(SettingsError, match="DIPTYCH_API_KEYS_FILE: entry 2: it must start with a SHA-256") as caught:
         ApiKeys.load(file)
     assert line not in str(caught.value)
 
 
-def test_file_that_cannot_be_read_stops_the_start_by_name(tmp_path: Path) -> None:
+def test_unreadable_file_prevents_the_start(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\0")
     for file in (tmp_path / "missing", tmp_path, tmp_path / "binary"):
         with pytest.raises(SettingsError, match=f"DIPTYCH_API_KEYS_FILE='{file}' cannot be read"):

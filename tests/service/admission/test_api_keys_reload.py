@@ -25,7 +25,7 @@ def accepted(keys: ApiKeys) -> list[str]:
     return [key for key in ("old", "new") if keys.quota_of(f"Bearer {key}")]
 
 
-def test_a_changed_file_is_read_anew_at_most_once_a_second(file: Path, clock: FakeClock) -> None:
+def test_changed_file_is_reloaded_at_most_once_a_second(file: Path, clock: FakeClock) -> None:
     keys = ApiKeys.load(file, clock)
     file.write_text(hash_of("new"))
     clock.now_s += 0.9
@@ -34,7 +34,7 @@ def test_a_changed_file_is_read_anew_at_most_once_a_second(file: Path, clock: Fa
     assert accepted(keys) == ["new"]
 
 
-def test_a_file_of_the_same_time_and_size_in_its_place_is_read_anew(file: Path, clock: FakeClock) -> None:
+def test_replaced_file_of_the_same_time_and_size_is_reloaded(file: Path, clock: FakeClock) -> None:
     keys = ApiKeys.load(file, clock)
     other = file.with_name("other")
     other.write_text(file.read_text().replace(hash_of("old"), hash_of("new")))
@@ -45,7 +45,7 @@ def test_a_file_of_the_same_time_and_size_in_its_place_is_read_anew(file: Path, 
 
 
 @pytest.mark.parametrize("text", ["no hash", None])
-def test_a_broken_or_missing_file_leaves_the_keys_and_is_logged_once(
+def test_malformed_or_missing_file_keeps_the_keys_and_is_logged_once(
     file: Path, clock: FakeClock, text: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     keys = ApiKeys.load(file, clock)
@@ -57,13 +57,13 @@ def test_a_broken_or_missing_file_leaves_the_keys_and_is_logged_once(
         clock.now_s += 1
         assert accepted(keys) == ["old"]
     (record,) = caplog.records
-    assert (record.levelno, "the API keys stay as they were" in record.getMessage()) == (logging.ERROR, True)
+    assert (record.levelno, "the API keys are unchanged" in record.getMessage()) == (logging.ERROR, True)
     file.write_text(hash_of("new"))
     clock.now_s += 1
     assert accepted(keys) == ["new"]
 
 
-def test_a_key_that_stays_keeps_what_it_has_used_and_a_changed_one_begins_anew(file: Path, clock: FakeClock) -> None:
+def test_unchanged_key_keeps_its_used_quota_and_a_changed_one_starts_again(file: Path, clock: FakeClock) -> None:
     keys = ApiKeys.load(file, clock)
     keys.check("Bearer old").take_request()
     file.write_text(f"{file.read_text()}{hash_of('new')}")
@@ -76,7 +76,7 @@ def test_a_key_that_stays_keeps_what_it_has_used_and_a_changed_one_begins_anew(f
     keys.check("Bearer old").take_request()
 
 
-def test_without_a_change_the_callers_stay(file: Path, clock: FakeClock) -> None:
+def test_unchanged_file_keeps_the_quotas(file: Path, clock: FakeClock) -> None:
     keys = ApiKeys.load(file, clock)
     quota = keys.quota_of("Bearer old")
     clock.now_s += 5

@@ -4,14 +4,14 @@ from hypothesis import strategies as st
 from service.admission.fair_share import FairShare
 
 
-def test_one_client_alone_may_have_all() -> None:
+def test_single_client_may_use_the_whole_limit() -> None:
     shares = FairShare(10)
     shares.add("a", 7)
     assert shares.excess("a", 3) == 0
     assert shares.excess("a", 4) == 1
 
 
-def test_a_heavy_client_keeps_no_other_out() -> None:
+def test_heavy_client_does_not_lock_out_another() -> None:
     shares = FairShare(10)
     shares.add("heavy", 10)
     assert shares.excess("light", 5) <= 0
@@ -22,7 +22,7 @@ def test_a_heavy_client_keeps_no_other_out() -> None:
     assert shares.excess("heavy", 1) <= 0
 
 
-def test_a_client_without_anything_pending_is_forgotten() -> None:
+def test_client_without_pending_work_is_forgotten() -> None:
     shares = FairShare(10)
     shares.add("a", 2)
     shares.remove("a", 2)
@@ -31,9 +31,9 @@ def test_a_client_without_anything_pending_is_forgotten() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(1, 5))))
-def test_all_together_never_have_more_than_twice_the_bound(asked: list[tuple[str, int]]) -> None:
+def test_all_clients_together_stay_within_twice_the_limit(requests: list[tuple[str, int]]) -> None:
     shares = FairShare(10)
-    for client, amount in asked:
+    for client, amount in requests:
         if shares.excess(client, amount) <= 0:
             shares.add(client, amount)
     assert shares.total <= 20

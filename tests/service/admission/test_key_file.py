@@ -21,43 +21,43 @@ HASH = hash_of("first")
         ),
     ],
 )
-def test_a_line_is_a_hash_and_options(line: str, expected: KeyEntry) -> None:
+def test_line_has_a_hash_and_options(line: str, expected: KeyEntry) -> None:
     assert parse_keys(f"\n{line}\n\n") == (expected,)
 
 
-def test_keys_without_a_name_are_called_by_their_place() -> None:
+def test_keys_without_a_name_are_numbered() -> None:
     entries = parse_keys(f"{HASH}\n\n{hash_of('second')} name=b\n{hash_of('third')}")
     assert [entry.name for entry in entries] == ["key-1", "b", "key-3"]
 
 
-def test_no_line_is_no_key() -> None:
+def test_empty_file_has_no_keys() -> None:
     assert parse_keys(" \n\n") == ()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("a-secret", "has an option that is unknown or there twice; there are name, requests_per_minute"),
-        ("a-secret=1", "has an option that is unknown"),
-        ("max_concurrent=1 max_concurrent=2", "has an option that is unknown or there twice"),
-        ("max_concurrent", "has a bad max_concurrent"),
-        ("max_concurrent=", "has a bad max_concurrent"),
-        ("max_concurrent=0", "has a bad max_concurrent: Input should be greater than or equal to 1"),
-        ("requests_per_minute=a-secret", "has a bad requests_per_minute: Input should be a valid integer"),
-        ("requests_per_minute=1.5", "has a bad requests_per_minute"),
-        ("megapixels_per_minute=-1", "has a bad megapixels_per_minute"),
-        ("name=", "has a bad name"),
-        ("name=a,secret", "has a bad name"),
-        (f"name={'a' * 65}", "has a bad name"),
+        ("a-secret", "unknown or repeated option; the options are name, requests_per_minute"),
+        ("a-secret=1", "unknown or repeated option"),
+        ("max_concurrent=1 max_concurrent=2", "unknown or repeated option"),
+        ("max_concurrent", "invalid max_concurrent"),
+        ("max_concurrent=", "invalid max_concurrent"),
+        ("max_concurrent=0", "invalid max_concurrent: Input should be greater than or equal to 1"),
+        ("requests_per_minute=a-secret", "invalid requests_per_minute: Input should be a valid integer"),
+        ("requests_per_minute=1.5", "invalid requests_per_minute"),
+        ("megapixels_per_minute=-1", "invalid megapixels_per_minute"),
+        ("name=", "invalid name"),
+        ("name=a,secret", "invalid name"),
+        (f"name={'a' * 65}", "invalid name"),
     ],
 )
-def test_a_bad_option_is_named_with_what_is_allowed_and_without_what_was_written(options: str, message: str) -> None:
-    with pytest.raises(SettingsError, match=f"DIPTYCH_API_KEYS_FILE: entry 2 {message}") as caught:
+def test_invalid_option_is_named_without_its_value(options: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=f"DIPTYCH_API_KEYS_FILE: entry 2: {message}") as caught:
         parse_keys(f"{hash_of('second')}\n{HASH} {options}")
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None
 
 
-def test_the_same_key_twice_is_refused() -> None:
-    with pytest.raises(SettingsError, match="entry 2 has the SHA-256 of one before it"):
+def test_repeated_key_is_refused() -> None:
+    with pytest.raises(SettingsError, match="entry 2: its SHA-256 repeats that of an earlier entry"):
         parse_keys(f"{HASH} max_concurrent=1\n{HASH.upper()}")

@@ -13,62 +13,62 @@ class Clock:
         return self.now_s
 
 
-def test_nothing_measured_means_no_waiting() -> None:
+def test_without_measurements_the_estimate_is_zero() -> None:
     assert ThroughputEstimate(Clock()).seconds_for(1000) == 0
 
 
-def test_work_side_by_side_counts_together() -> None:
+def test_concurrent_work_adds_up() -> None:
     clock = Clock()
-    rate = ThroughputEstimate(clock)
+    throughput = ThroughputEstimate(clock)
     for _ in range(4):
-        rate.begin()
+        throughput.begin()
     clock.now_s += 2
     for _ in range(4):
-        rate.end(10)
-    assert rate.seconds_for(20) == pytest.approx(1)
+        throughput.end(10)
+    assert throughput.seconds_for(20) == pytest.approx(1)
 
 
 def test_idle_time_does_not_count() -> None:
     clock = Clock()
-    rate = ThroughputEstimate(clock)
+    throughput = ThroughputEstimate(clock)
     for _ in range(2):
-        rate.begin()
+        throughput.begin()
         clock.now_s += 1
-        rate.end(10)
+        throughput.end(10)
         clock.now_s += 1000
-    assert rate.seconds_for(10) == pytest.approx(1)
+    assert throughput.seconds_for(10) == pytest.approx(1)
 
 
-def test_what_was_done_lately_counts_most() -> None:
+def test_recent_work_has_the_highest_weight() -> None:
     clock = Clock()
-    rate = ThroughputEstimate(clock)
+    throughput = ThroughputEstimate(clock)
     for work_s in [1.0] * 100 + [0.1] * 400:
-        rate.begin()
+        throughput.begin()
         clock.now_s += work_s
-        rate.end(10)
-    assert rate.seconds_for(10) == pytest.approx(0.1, rel=0.2)
+        throughput.end(10)
+    assert throughput.seconds_for(10) == pytest.approx(0.1, rel=0.2)
 
 
-def test_work_that_failed_took_time_all_the_same() -> None:
+def test_failed_work_counts_as_busy_time() -> None:
     clock = Clock()
-    rate = ThroughputEstimate(clock)
-    rate.begin()
-    rate.begin()
+    throughput = ThroughputEstimate(clock)
+    throughput.begin()
+    throughput.begin()
     clock.now_s += 1
-    rate.end(0)
-    rate.end(10)
-    assert rate.seconds_for(10) == pytest.approx(1)
+    throughput.end(0)
+    throughput.end(10)
+    assert throughput.seconds_for(10) == pytest.approx(1)
 
 
-def test_the_first_to_end_of_many_that_were_begun_together_says_nothing_yet() -> None:
+def test_first_to_finish_of_a_burst_is_no_estimate() -> None:
     clock = Clock()
-    rate = ThroughputEstimate(clock)
+    throughput = ThroughputEstimate(clock)
     for _ in range(8):
-        rate.begin()
+        throughput.begin()
     clock.now_s += 2
-    said = []
+    seconds = []
     for _ in range(8):
-        rate.end(10)
-        rate.begin()
-        said.append(rate.seconds_for(80))
-    assert said == [0] * 6 + [pytest.approx(80 * 2 / 70), pytest.approx(2)]
+        throughput.end(10)
+        throughput.begin()
+        seconds.append(throughput.seconds_for(80))
+    assert seconds == [0] * 6 + [pytest.approx(80 * 2 / 70), pytest.approx(2)]

@@ -54,14 +54,14 @@ SEEDS = [
 @given(
     st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\xff\0\0\0WEBP"]), st.binary(max_size=300)
 )
-def test_random_bytes_are_an_image_or_an_error_of_the_service(start: bytes, rest: bytes) -> None:
+def test_random_bytes_are_an_image_or_a_service_error(start: bytes, rest: bytes) -> None:
     assert decodes_or_refuses(start + rest)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(max_examples=500, deadline=None)
 @given(st.sampled_from(SEEDS), st.data())
-def test_mutated_images_are_an_image_or_an_error_of_the_service(seed: bytes, data: st.DataObject) -> None:
+def test_mutated_images_are_an_image_or_a_service_error(seed: bytes, data: st.DataObject) -> None:
     mutated = bytearray(seed)
     places = st.one_of(st.integers(0, len(seed) - 1), st.integers(0, min(120, len(seed) - 1)))
     for place, value in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=6)):

@@ -17,7 +17,7 @@ def test_transparent_pixels_become_white(image_format: str) -> None:
     assert (image.getpixel((2, 2)), image.getpixel((60, 2))) == (RED, WHITE)
 
 
-def test_half_transparent_pixels_are_mixed_with_white() -> None:
+def test_half_transparent_pixels_are_blended_with_white() -> None:
     pixel = decode(encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 128)))).getpixel((0, 0))
     assert pixel == (255, 127, 127)
 
@@ -41,7 +41,7 @@ def test_colour_key_of_an_rgb_png_becomes_white() -> None:
     assert (decoded.getpixel((2, 2)), decoded.getpixel((60, 2))) == (WHITE, (0, 255, 0))
 
 
-def test_cmyk_jpeg_is_read_as_colours() -> None:
+def test_cmyk_jpeg_is_converted_to_rgb() -> None:
     data = encoded(colour_steps().convert("CMYK"), "JPEG", quality=95, subsampling=0)
     assert differences(decode(data), colour_steps()).max() <= 8  # lossy in four channels
 
@@ -52,7 +52,7 @@ def test_16_bit_grey_keeps_its_tones() -> None:
     assert [image.getpixel((x, 0)) for x in range(len(tones))] == [(tone >> 8,) * 3 for tone in tones]
 
 
-def test_16_bit_grey_with_a_transparent_tone_keeps_the_others() -> None:
+def test_16_bit_grey_with_a_transparent_tone_keeps_its_tones() -> None:
     tones = [0, 0x4000, 0x8000, 0xFFFF]
     data = png(len(tones), 1, 16, 0, grey16_rows(tones), chunk(b"tRNS", struct.pack(">H", 0)))
     image = decode(data)

@@ -17,7 +17,7 @@ from tests.support.image_files import RED, colour_steps, decode, differences, pn
         ("WEBP", {"quality": 95}, 6),
     ],
 )
-def test_jpeg_png_and_webp_are_read(image_format: str, options: dict[str, object], max_mean_difference: int) -> None:
+def test_jpeg_png_and_webp_are_decoded(image_format: str, options: dict[str, object], max_mean_difference: int) -> None:
     decoded = decode(encoded(colour_steps(), image_format, **options))
     assert decoded.mode == "RGB"
     assert decoded.size == (64, 32)
@@ -45,7 +45,7 @@ def test_other_formats_are_unsupported(image_format: str) -> None:
         png(5, 0, 8, 2, b""),
     ],
 )
-def test_what_is_no_image_is_unsupported(data: bytes) -> None:
+def test_other_bytes_are_unsupported(data: bytes) -> None:
     with pytest.raises(UnsupportedImage) as caught:
         decode(data)
     assert caught.value.param == "image"
@@ -61,14 +61,14 @@ def test_truncated_image_is_unsupported(image_format: str, part: float) -> None:
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP", "MPO"])
-def test_first_frame_of_several_is_taken(image_format: str) -> None:
+def test_first_frame_of_an_animation_is_decoded(image_format: str) -> None:
     frames = [Image.new("RGB", (32, 32), colour) for colour in (RED, (0, 0, 255))]
     options = {"lossless": True} if image_format == "WEBP" else {}
     data = encoded(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
     assert differences(decode(data), frames[0]).max() <= 2  # MPO is lossy
 
 
-def test_image_of_indices_without_its_palette_is_unsupported() -> None:
+def test_palette_image_without_its_palette_is_unsupported() -> None:
     data = encoded(Image.new("P", (8, 4)))
     start = data.index(b"PLTE") - 4  # a chunk: length, type, content, check sum
     end = start + 12 + int.from_bytes(data[start : start + 4], "big")

@@ -10,7 +10,7 @@ from tests.support.image_files import ORIENTATION, X_RESOLUTION, colour_steps, d
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_image_comes_upright_by_its_exif_orientation(image_format: str, orientation: int) -> None:
+def test_image_is_turned_upright_by_its_exif_orientation(image_format: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     options = {"lossless": True} if image_format == "WEBP" else {"quality": 95, "subsampling": 0}
@@ -22,7 +22,7 @@ def test_image_comes_upright_by_its_exif_orientation(image_format: str, orientat
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_unknown_orientation_leaves_the_image_as_it_is(orientation: int) -> None:
+def test_unknown_orientation_is_ignored(orientation: int) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     assert decode(encoded(colour_steps(), exif=exif)).size == (64, 32)
@@ -40,12 +40,12 @@ def exif_with_orientation_of_type(kind: int, value: bytes) -> bytes:
     return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + struct.pack("<I", 0)
 
 
-def test_photo_with_odd_exif_tags_still_comes_upright() -> None:
+def test_photo_with_malformed_exif_tags_is_turned_upright() -> None:
     data = encoded(colour_steps(), "JPEG", exif=exif_with_text_as_rational(6))
     assert decode(data).size == (32, 64)
 
 
 @pytest.mark.parametrize("kind", [1, 2, 4, 7, 9, 11])
-def test_orientation_of_an_odd_type_is_no_defect_of_the_service(kind: int) -> None:
+def test_orientation_of_a_wrong_type_raises_no_defect(kind: int) -> None:
     data = encoded(colour_steps(), "JPEG", exif=exif_with_orientation_of_type(kind, b"\6\0\0\0"))
     assert decode(data).size in ((64, 32), (32, 64))

@@ -12,7 +12,7 @@ from tests.support.image_files import MAX_PIXELS, RED, colour_steps, decode, png
 
 
 @pytest.mark.parametrize("size_wh", [(1001, 1000), (30_000, 30_000), (2**31 - 1, 2**31 - 1), (1_000_001, 1)])
-def test_too_many_pixels_are_refused_from_the_header_alone(size_wh: tuple[int, int]) -> None:
+def test_too_many_pixels_are_refused_by_the_header(size_wh: tuple[int, int]) -> None:
     data = png(*size_wh, 8, 2, b"\0" * 100)
     decode(encoded(colour_steps()))  # Pillow's plugins are loaded now
     tracemalloc.start()
@@ -33,18 +33,18 @@ def test_too_many_pixels_are_refused_in_the_other_formats(image_format: str) -> 
         decode_image(encoded(colour_steps(), image_format), max_pixels=64 * 32 - 1)
 
 
-def test_exactly_the_most_pixels_are_read() -> None:
+def test_maximum_number_of_pixels_is_decoded() -> None:
     assert decode_image(encoded(colour_steps()), max_pixels=64 * 32).size == (64, 32)
 
 
-def test_limit_above_pillows_own_decides() -> None:
+def test_limit_above_that_of_pillow_applies() -> None:
     data = png(20_000, 10_000, 1, 0, b"\0" * 10)  # 200 million pixels, over Pillow's 179 million
     with pytest.raises(UnsupportedImage, match="cut off"):
         decode_image(data, max_pixels=200_000_000)
 
 
 @pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST])
-def test_resize_is_that_of_pillow(resample: Image.Resampling) -> None:
+def test_resize_equals_that_of_pillow(resample: Image.Resampling) -> None:
     decoded = decode(encoded(colour_steps()))
     pixels = resize(decoded, (30, 50), int(resample))
     assert (pixels.shape, pixels.dtype.name) == ((50, 30, 3), "uint8")

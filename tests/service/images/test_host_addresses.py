@@ -10,7 +10,7 @@ V4, V6 = "93.184.215.14", "2606:2800:21f::1"
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", V4, "223.255.255.255", "172.32.0.1", "100.128.0.1", V6, "2a00::1"])
-def test_address_of_the_internet_is_public(address: str) -> None:
+def test_internet_address_is_public(address: str) -> None:
     assert is_public(address)
 
 
@@ -26,7 +26,7 @@ def test_address_of_the_internet_is_public(address: str) -> None:
         *("fe80::1", "fe80::1%eth0", "fec0::1", "ff02::1", "2606:2800::1%eth0", "4000::1", "", "localhost", "1.1.1"),
     ],
 )
-def test_any_other_is_not(address: str) -> None:
+def test_special_address_is_not_public(address: str) -> None:
     assert not is_public(address)
 
 
@@ -35,17 +35,17 @@ def resolve(addresses: list[str]) -> list[str]:
     return [found["host"] for found in asyncio.run(resolver.resolve("a.test", 80))]
 
 
-def test_addresses_that_are_all_allowed_are_given() -> None:
+def test_allowed_addresses_are_returned() -> None:
     assert resolve([V4, V6]) == [V4, V6]
 
 
 @pytest.mark.parametrize("addresses", [[], ["127.0.0.1"], [V4, "127.0.0.1"], ["::1", V6]])
-def test_none_is_given_where_one_is_not_allowed_or_none_is_there(addresses: list[str]) -> None:
+def test_name_without_addresses_or_with_a_forbidden_one_is_refused(addresses: list[str]) -> None:
     with pytest.raises(NoAllowedAddress):
         resolve(addresses)
 
 
-def test_the_system_knows_localhost_and_nothing_invalid() -> None:
+def test_system_resolver_resolves_localhost_but_no_invalid_name() -> None:
     assert "127.0.0.1" in asyncio.run(SystemResolver().addresses("localhost"))
     with pytest.raises(socket.gaierror):
         asyncio.run(SystemResolver().addresses("nothing.invalid"))

@@ -7,21 +7,21 @@ from service.images.lazy_image import in_thread
 from tests.support.core_calls import run
 
 
-def test_the_result_and_the_failure_of_a_thread_come_back() -> None:
+def test_in_thread_returns_the_result_and_raises_the_exception() -> None:
     assert run(in_thread(int, "7")) == 7
     with pytest.raises(ValueError, match="invalid literal"):
         run(in_thread(int, "seven"))
 
 
 @pytest.mark.parametrize("failure", [None, ValueError("broken")])
-def test_one_that_is_cancelled_ends_when_its_thread_does(failure: Exception | None) -> None:
+def test_cancelled_in_thread_waits_for_its_thread(failure: Exception | None) -> None:
     def work() -> None:
         started.set()
         released.wait(5)
         if failure is not None:
             raise failure
 
-    async def ask() -> None:
+    async def cancel() -> None:
         waiting = asyncio.ensure_future(in_thread(work))
         await asyncio.to_thread(started.wait, 5)
         waiting.cancel()
@@ -32,4 +32,4 @@ def test_one_that_is_cancelled_ends_when_its_thread_does(failure: Exception | No
             await waiting
 
     started, released = threading.Event(), threading.Event()
-    run(ask())
+    run(cancel())
