@@ -186,8 +186,8 @@ def test_only_what_says_nothing_of_models_is_open(tmp_path: Path) -> None:
     for path in ("/v2", "/v2/health/live", "/v2/health/ready"):
         assert api.get(path).status_code == 200
     for path in ("", "/config", "/ready"):
-        assert "no key" in message_of(api.get(f"/v2/models/{FLORENCE_ID}{path}"), 401)
-    assert "no key" in message_of(infer(api), 401)
+        assert "no API key" in message_of(api.get(f"/v2/models/{FLORENCE_ID}{path}"), 401)
+    assert "no API key" in message_of(infer(api), 401)
     assert infer(api, headers={"Authorization": "Bearer my-key"}).status_code == 200
 
 

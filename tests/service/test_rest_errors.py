@@ -113,7 +113,7 @@ def test_defect_is_answered_with_a_fixed_text_and_logged(path: str, caplog: pyte
     error = error_of(response)
     assert (error["code"], error["message"]) == (
         "internal",
-        "the service failed; the log has the cause under the request's id",
+        "the service failed; the cause is in its log under the request id",
     )
     assert "secret" not in response.text
     (record,) = [record for record in caplog.records if record.exc_info]

@@ -48,7 +48,7 @@ def chat(url: str, text: str, model: str = FLORENCE_ID) -> dict[str, Any]:
 def test_without_allowed_hosts_no_url_is_read(url: str) -> None:
     error = error_of(client().predict({**OCR, "image": url}))
     assert (error["code"], error["param"]) == ("invalid_request", "image")
-    assert "this service reads none; send a data: URL, base64 or a file" in error["message"]
+    assert "image URLs are disabled; send a data: URL, base64 or a file" in error["message"]
     completion = client().send("POST", "/v1/chat/completions", json=chat(url, "<OCR>"))
     assert (completion.status_code, completion.json()["error"]["param"]) == (400, "image")
 
@@ -116,4 +116,4 @@ def test_reading_takes_one_of_the_key_s_places() -> None:
         reading.cancel()
         return str(second["message"])
 
-    assert "may ask for 1 requests at one time" in with_host(ask, b"", "max_concurrent=1")
+    assert "has reached its limit of 1 concurrent requests" in with_host(ask, b"", "max_concurrent=1")

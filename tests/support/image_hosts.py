@@ -27,7 +27,10 @@ class ImageHost:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
-        with suppress(ConnectionError, asyncio.IncompleteReadError), closing(writer):  # a client may disconnect at any time
+        with (
+            suppress(ConnectionError, asyncio.IncompleteReadError),
+            closing(writer),
+        ):  # a client may disconnect at any time
             self.requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
             answer = self.answers.get(self.requests[-1].split()[1], response(b"", "404 Not Found"))
             for chunk in [answer] if isinstance(answer, bytes) else answer:

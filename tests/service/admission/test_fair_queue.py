@@ -120,7 +120,9 @@ def test_tokens_queued_by_a_client_are_limited() -> None:
         queue = fair_queue(max_waiting_cost=100)
         async with queue.admitted(queued()):
             waiting = await enqueue(queue, *[queued(cost=50)] * 2)
-            with pytest.raises(Overloaded, match="this client has 100 of 100 tokens queued for a-model, .*needs 1; retry"):
+            with pytest.raises(
+                Overloaded, match=r"this client has 100 of 100 tokens queued for a-model, .*needs 1; retry"
+            ):
                 await work(queue, queued(cost=1), print)
         await asyncio.gather(*waiting)
 

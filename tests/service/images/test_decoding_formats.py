@@ -72,5 +72,5 @@ def test_palette_image_without_its_palette_is_unsupported() -> None:
     data = encoded(Image.new("P", (8, 4)))
     start = data.index(b"PLTE") - 4  # a chunk: length, type, content, check sum
     end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-    with pytest.raises(UnsupportedImage, match="broken or cut off"):
+    with pytest.raises(UnsupportedImage, match="damaged or truncated"):
         decode(data[:start] + data[end:])

@@ -18,7 +18,7 @@ def test_too_many_pixels_are_refused_by_the_header(size_wh: tuple[int, int]) -> 
     tracemalloc.start()
     start_s = time.monotonic()
     try:
-        with pytest.raises(ImageTooLarge, match=rf"{size_wh[0]} x {size_wh[1]}.*at most {MAX_PIXELS}"):
+        with pytest.raises(ImageTooLarge, match=rf"{size_wh[0]} x {size_wh[1]}.*the maximum is {MAX_PIXELS}"):
             decode(data)
         took_s, (_, peak_bytes) = time.monotonic() - start_s, tracemalloc.get_traced_memory()
     finally:
@@ -39,7 +39,7 @@ def test_maximum_number_of_pixels_is_decoded() -> None:
 
 def test_limit_above_that_of_pillow_applies() -> None:
     data = png(20_000, 10_000, 1, 0, b"\0" * 10)  # 200 million pixels, over Pillow's 179 million
-    with pytest.raises(UnsupportedImage, match="cut off"):
+    with pytest.raises(UnsupportedImage, match="truncated"):
         decode_image(data, max_pixels=200_000_000)
 
 

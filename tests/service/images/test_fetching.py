@@ -142,7 +142,8 @@ def test_error_of_an_internal_name_equals_that_of_a_missing_one() -> None:
     async def scenario() -> list[str]:
         image_fetcher = fetcher("*")
         return [
-            refused(await outcome(image_fetcher, f"http://{name}/")) for name in ("intranet", "nowhere.test", "other.example")
+            refused(await outcome(image_fetcher, f"http://{name}/"))
+            for name in ("intranet", "nowhere.test", "other.example")
         ]
 
     first, second, third = asyncio.run(scenario())
@@ -172,7 +173,9 @@ def test_redirect_to_a_forbidden_host_is_refused() -> None:
         async with listening(ImageHost(), OUTSIDE) as host:
             host.answers = {"/": redirect(f"http://other.test:{host.port}/a"), "/a": response(BODY)}
             image_fetcher = fetcher(f"images.test:{host.port}")
-            assert "allowed hosts are images.test" in refused(await outcome(image_fetcher, f"http://images.test:{host.port}"))
+            assert "allowed hosts are images.test" in refused(
+                await outcome(image_fetcher, f"http://images.test:{host.port}")
+            )
             assert len(host.requests) == 1
 
     asyncio.run(scenario())

@@ -17,7 +17,7 @@ def test_comparison_is_in_the_order_of_the_catalog() -> None:
         assert comparison.image_size_wh == IMAGE_SIZE_WH
 
 
-def test_comparison_without_models_asks_those_that_offer_the_task() -> None:
+def test_comparison_without_models_uses_all_that_offer_the_task() -> None:
     assert codes(compare(make_core(), task="object_detection")) == {FLORENCE_ID: "ok"}
 
 
@@ -26,7 +26,7 @@ def test_named_model_that_does_not_offer_the_task_gets_its_own_error() -> None:
     assert codes(comparison) == {FLORENCE_ID: "ok", PALIGEMMA_ID: "unsupported_task"}
 
 
-def test_model_that_does_not_do_the_variant_gets_its_own_error() -> None:
+def test_model_without_the_variant_gets_its_own_error() -> None:
     comparison = compare(
         make_core(decoders={FLORENCE_ID: FakeDecoder({"Describe with a paragraph what is shown in the image.": "a"})}),
         task="captioning",
@@ -45,12 +45,12 @@ def test_model_that_does_not_do_the_variant_gets_its_own_error() -> None:
         (RuntimeError("a defect"), "internal"),
     ],
 )
-def test_failing_model_does_not_take_the_others_answers(failure: Exception, code: str) -> None:
+def test_failing_model_does_not_fail_the_others(failure: Exception, code: str) -> None:
     assert codes(compare(florence_fails(failure), task="ocr")) == {FLORENCE_ID: code, PALIGEMMA_ID: "ok"}
 
 
-def test_models_of_a_comparison_run_at_the_same_time() -> None:
-    """Each encoder waits for the other to be asked."""
+def test_models_of_a_comparison_run_concurrently() -> None:
+    """Each encoder waits until the other is called."""
 
     async def both() -> Comparison:
         released = asyncio.Event()
@@ -65,7 +65,7 @@ def test_models_of_a_comparison_run_at_the_same_time() -> None:
     assert codes(run(asyncio.wait_for(both(), 10))) == {FLORENCE_ID: "ok", PALIGEMMA_ID: "ok"}
 
 
-def test_slow_model_does_not_take_the_others_answers() -> None:
+def test_slow_model_does_not_fail_the_others() -> None:
     async def one_never_answers() -> Comparison:
         core = make_core(encoders={FLORENCE_ID: FakeEncoder(released=asyncio.Event())})
         return await core.compare(PNG, {"task": "ocr"}, context(timeout_s=0.5))
@@ -73,8 +73,8 @@ def test_slow_model_does_not_take_the_others_answers() -> None:
     assert codes(run(one_never_answers())) == {FLORENCE_ID: "deadline_exceeded", PALIGEMMA_ID: "ok"}
 
 
-def test_a_comparison_that_every_model_refuses_is_refused_as_a_whole() -> None:
-    async def ask() -> Comparison:
+def test_comparison_that_every_model_refuses_is_refused() -> None:
+    async def compare_twice() -> Comparison:
         encoders = {model_id: FakeEncoder(released=asyncio.Event()) for model_id in (FLORENCE_ID, PALIGEMMA_ID)}
         core = make_core(encoders=encoders, max_running=1, max_waiting_tokens=1)
         first = asyncio.create_task(core.compare(PNG, {"task": "ocr"}, context()))
@@ -84,5 +84,5 @@ def test_a_comparison_that_every_model_refuses_is_refused_as_a_whole() -> None:
         finally:
             first.cancel()
 
-    with pytest.raises(Overloaded, match="wait for florence-2-mini already"):
-        run(asyncio.wait_for(ask(), 10))
+    with pytest.raises(Overloaded, match="tokens queued for florence-2-mini"):
+        run(asyncio.wait_for(compare_twice(), 10))

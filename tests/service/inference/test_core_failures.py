@@ -32,9 +32,7 @@ from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, IMAGE_SIZE
     ],
 )
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
-def test_failure_of_a_runner_is_an_error_of_the_service(
-    failure: Exception, error: type[ServiceError], part: str
-) -> None:
+def test_failure_of_a_runner_is_a_service_error(failure: Exception, error: type[ServiceError], part: str) -> None:
     encoder = FakeEncoder(failure=failure if part == "encoder" else None)
     decoder = FakeDecoder(FLORENCE_ANSWERS, failure=failure if part == "decoder" else None)
     with pytest.raises(error) as caught:
@@ -54,7 +52,7 @@ def test_failure_of_a_runner_is_an_error_of_the_service(
         ("internal", "failed", InternalError, None),
     ],
 )
-def test_failed_sequence_is_an_error_of_the_service(
+def test_failed_sequence_is_a_service_error(
     code: FailureCode, message: str, error: type[ServiceError], param: str | None
 ) -> None:
     decoder = FakeDecoder({**FLORENCE_ANSWERS, OD_PROMPT: Failed(code=code, message=message)})
@@ -63,7 +61,7 @@ def test_failed_sequence_is_an_error_of_the_service(
     assert caught.value.param == param
 
 
-def test_image_that_cannot_be_read_ends_a_comparison() -> None:
+def test_unreadable_image_ends_a_comparison() -> None:
     with pytest.raises(UnsupportedImage):
         compare(make_core(), b"no image", task="ocr")
 
@@ -74,7 +72,7 @@ def test_image_of_too_many_pixels_is_refused() -> None:
 
 
 @pytest.mark.parametrize("timeout_s", [-1, 0, 0.05])
-def test_request_whose_time_runs_out_ends(timeout_s: float) -> None:
+def test_deadline_ends_a_request(timeout_s: float) -> None:
     async def never_answers() -> Answer:
         core = make_core(encoders={FLORENCE_ID: FakeEncoder(released=asyncio.Event())})
         return await core.predict(PNG, {"task": "ocr"}, context(timeout_s=timeout_s))
@@ -83,7 +81,7 @@ def test_request_whose_time_runs_out_ends(timeout_s: float) -> None:
         run(asyncio.wait_for(never_answers(), 5))
 
 
-def test_request_above_the_most_at_work_is_refused_and_the_place_comes_free_again() -> None:
+def test_pending_requests_are_limited_and_released() -> None:
     async def three_requests() -> str:
         released = asyncio.Event()
         encoder = FakeEncoder(released=released)
@@ -91,7 +89,7 @@ def test_request_above_the_most_at_work_is_refused_and_the_place_comes_free_agai
         first = asyncio.create_task(core.predict(PNG, {"task": "ocr"}, context()))
         while not encoder.shapes:
             await asyncio.sleep(0.001)
-        with pytest.raises(Overloaded, match="1 requests are at work, the most that are allowed"):
+        with pytest.raises(Overloaded, match="this client has 1 of 1 requests in flight or queued"):
             await core.predict(PNG, {"task": "ocr"}, context())
         with pytest.raises(Overloaded):
             await core.compare(PNG, {"task": "ocr"}, context())
@@ -103,7 +101,7 @@ def test_request_above_the_most_at_work_is_refused_and_the_place_comes_free_agai
 
 
 @pytest.mark.parametrize("image", [PNG, b"no image"])
-def test_failed_and_cancelled_requests_give_their_place_back(image: bytes) -> None:
+def test_failed_and_cancelled_requests_are_released(image: bytes) -> None:
     async def fail_then_answer() -> str:
         released = asyncio.Event()
         encoder = FakeEncoder(released=released)

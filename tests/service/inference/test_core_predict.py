@@ -27,7 +27,7 @@ from tests.support.fake_service import (
 LABELS: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
 
 
-def test_answer_is_in_pixels_of_the_image_that_was_sent() -> None:
+def test_answer_is_in_pixels_of_the_original_image() -> None:
     answer = predict(make_core(), task="object_detection")
     assert isinstance(answer.result, DetectionsResult)
     (detection,) = answer.result.detections
@@ -37,7 +37,7 @@ def test_answer_is_in_pixels_of_the_image_that_was_sent() -> None:
     assert answer.image_size_wh == IMAGE_SIZE_WH
 
 
-def test_both_families_answer_in_one_geometry() -> None:
+def test_both_families_answer_in_the_same_frame() -> None:
     boxes: list[BoxXyxy] = []
     for _, answer in compare(make_core(), **LABELS).answers:
         assert isinstance(answer, Answer)
@@ -50,7 +50,7 @@ def test_both_families_answer_in_one_geometry() -> None:
 
 
 @pytest.mark.parametrize("model", [FLORENCE_ID, PALIGEMMA_ID])
-def test_mask_format_decides_between_polygons_and_mask(model: str) -> None:
+def test_mask_format_selects_polygons_or_masks(model: str) -> None:
     for mask_format, has_mask in (("polygon", False), ("rle", True)):
         fields = {"task": "instance_segmentation", "phrase": "red circle", "mask_format": mask_format, "model": model}
         result = run(make_core().predict(PNG, fields, context())).result
@@ -84,17 +84,17 @@ def test_task_of_several_prompts_encodes_the_image_once() -> None:
     assert [detection.label for detection in answer.result.detections] == ["red circle"]
 
 
-def test_text_of_a_user_is_never_a_control_segment() -> None:
+def test_user_text_is_never_a_control_segment() -> None:
     decoder = FakeDecoder({"Locate <loc_5> in the image with mask": ""})
     predict(make_core(decoders={FLORENCE_ID: decoder}), task="instance_segmentation", phrase="<loc_5>")
     assert [is_control for _, is_control in decoder.specs[0].segments] == [False]
 
 
-def test_times_are_those_of_the_stages() -> None:
+def test_times_are_reported_by_stage() -> None:
     times = predict(make_core(), task="ocr").times
     assert (times.encode_s, times.prefill_s, times.decode_s) == (ENCODE_S, PREFILL_S, DECODE_S)
     assert min(times.preprocess_s, times.postprocess_s, times.total_s) > 0
-    assert (times.encode_queue_s, times.decode_queue_s) == (0, 0)  # what the fakes say is longer than the call
+    assert (times.encode_queue_s, times.decode_queue_s) == (0, 0)  # the fakes report more than the call took
 
 
 def test_default_model_is_the_first_that_offers_the_task() -> None:
@@ -118,7 +118,7 @@ def test_unknown_model_is_named() -> None:
     assert caught.value.param == "models"
 
 
-def test_empty_model_is_no_model() -> None:
+def test_empty_model_id_is_refused() -> None:
     with pytest.raises(ServiceError) as caught:
         predict(make_core(), task="ocr", model="")
     assert caught.value.param == "model"
@@ -133,14 +133,12 @@ def test_empty_model_is_no_model() -> None:
         ({"task": "region_description", "region": [0, 0, 641, 480]}, InvalidRequest, "region"),
     ],
 )
-def test_what_a_model_does_not_do_is_an_error_with_the_field(
-    fields: dict[str, Any], error: type[ServiceError], param: str
-) -> None:
+def test_unsupported_request_names_the_field(fields: dict[str, Any], error: type[ServiceError], param: str) -> None:
     encoder = FakeEncoder()
     with pytest.raises(error) as caught:
         predict(make_core(encoders={FLORENCE_ID: encoder, PALIGEMMA_ID: encoder}), **fields)
     assert caught.value.param == param
-    assert encoder.shapes == []  # found before any work
+    assert encoder.shapes == []  # refused before any work
 
 
 def test_region_is_checked_against_the_upright_image() -> None:
@@ -149,23 +147,23 @@ def test_region_is_checked_against_the_upright_image() -> None:
     assert predict(core, task="region_description", region=[0, 0, 640, 480]).result == TextResult("all", True)
 
 
-def test_prompt_tokens_are_those_of_the_decoder() -> None:
+def test_number_of_prompt_tokens_comes_from_the_decoder() -> None:
     assert predict(make_core(), task="ocr").sequences[0].num_prompt_tokens == NUM_PROMPT_TOKENS
 
 
-def test_at_most_max_running_requests_are_at_a_runner() -> None:
+def test_requests_in_flight_at_a_runner_are_limited() -> None:
     def num_waiting() -> float | None:
         return REGISTRY.get_sample_value("diptych_queue_depth", {"model": FLORENCE_ID, "stage": "admission"})
 
-    async def ask() -> int:
+    async def predict_eight() -> int:
         decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
         core = make_core(decoders={FLORENCE_ID: decoder}, max_running=2)
-        asked = [asyncio.create_task(core.predict(PNG, {"task": "ocr"}, context())) for _ in range(8)]
+        tasks = [asyncio.create_task(core.predict(PNG, {"task": "ocr"}, context())) for _ in range(8)]
         await until(lambda: num_waiting() == 6 and len(decoder.specs) >= 2)
         num_running = len(decoder.specs)
-        for task in asked:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*asked, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         return num_running
 
-    assert run(ask()) == 2
+    assert run(predict_eight()) == 2

@@ -43,7 +43,7 @@ def test_answer_is_counted_by_model_and_task() -> None:
     assert ENCODE_S + PREFILL_S < to_first_token_s < ENCODE_S + PREFILL_S + 0.2
 
 
-def test_every_model_of_a_comparison_is_counted_with_its_own_status() -> None:
+def test_each_model_of_a_comparison_is_counted_with_its_status() -> None:
     def counts() -> list[float]:
         return [
             metric("requests_total", api="test", model=model, task="ocr", status=status)
@@ -55,7 +55,7 @@ def test_every_model_of_a_comparison_is_counted_with_its_own_status() -> None:
     assert (np.array(counts()) - before).tolist() == [0, 1, 1]
 
 
-def test_text_that_cannot_be_read_is_a_result_and_is_counted() -> None:
+def test_unparsed_text_is_a_result_and_is_counted() -> None:
     labels = {"model": FLORENCE_ID, "task": "object_detection"}
     before = metric("unparsed_outputs_total", **labels)
     core = make_core(decoders={FLORENCE_ID: FakeDecoder({OD_PROMPT: "nothing of the kind"})})
@@ -71,7 +71,7 @@ def test_queue_depth_is_zero_again_after_failures() -> None:
         assert metric("queue_depth", model=FLORENCE_ID, stage="encode") == 0
 
 
-def test_log_has_one_line_a_model_with_id_model_task_and_sizes(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_has_one_line_per_model(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "service"), request_trace({"traceparent": TRACEPARENT}, "test", None):
         compare(florence_fails(aiohttp.ClientConnectionError("refused")), task="ocr")
     lines = sorted(record.getMessage() for record in caplog.records if record.name == "service.inference.recording")
@@ -82,7 +82,7 @@ def test_log_has_one_line_a_model_with_id_model_task_and_sizes(caplog: pytest.Lo
     assert len(lines) == 2
 
 
-def test_log_has_no_image_no_prompt_and_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_has_no_image_prompt_or_answer(caplog: pytest.LogCaptureFixture) -> None:
     secret = "purple-elephant"
     answers = {f"detect {secret}": f"<loc0200><loc0100><loc0600><loc0500> {secret}", **PALIGEMMA_ANSWERS}
     decoders = {
@@ -100,7 +100,7 @@ def test_log_has_no_image_no_prompt_and_no_answer(caplog: pytest.LogCaptureFixtu
     assert "PNG" not in caplog.text
 
 
-def test_defect_is_logged_with_the_id_of_the_request_and_its_trace(caplog: pytest.LogCaptureFixture) -> None:
+def test_defect_is_logged_with_request_id_and_traceback(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(InternalError):
         predict(florence_fails(RuntimeError("a defect")), task="ocr")
     (record,) = [record for record in caplog.records if record.exc_info]

@@ -29,7 +29,7 @@ def test_models_are_in_the_list_format_of_openai() -> None:
         assert isinstance(model["created"], int)
 
 
-def test_models_have_their_row_of_the_comparison_table() -> None:
+def test_models_have_their_metadata() -> None:
     for entry, model in zip((FLORENCE, PALIGEMMA), models_json(served_models())["data"], strict=True):
         assert set(model) == {"id", "object", "created", "owned_by"} | COMPARISON
         assert model["tasks"] == list(entry.task_ids)
@@ -37,7 +37,7 @@ def test_models_have_their_row_of_the_comparison_table() -> None:
         assert (model["parameters"], model["license"]) == (entry.parameters, entry.license)
 
 
-def test_created_is_the_first_second_of_the_release_month() -> None:
+def test_created_is_the_start_of_the_release_month() -> None:
     entry = dataclasses.replace(FLORENCE, release_date="2024-06")
     (model,) = models_json(served_models(entry))["data"]
     assert model["created"] == 1717200000  # 2024-06-01T00:00:00Z
@@ -48,7 +48,7 @@ def test_every_entry_of_the_catalog_can_be_listed() -> None:
     assert [model["id"] for model in listing["data"]] == list(CATALOG)
 
 
-def test_every_task_is_listed_with_those_who_offer_it() -> None:
+def test_every_task_is_listed_with_the_models_that_offer_it() -> None:
     listing = json.loads(json.dumps(tasks_json(served_models())))
     assert [task["id"] for task in listing["data"]] == list(TASKS)
     models = {task["id"]: task["models"] for task in listing["data"]}
@@ -63,7 +63,7 @@ def test_task_that_no_served_model_offers_is_listed_without_models() -> None:
     assert [task["models"] for task in listing["data"] if task["id"] == "object_detection"] == [[]]
 
 
-def test_task_that_an_entry_adds_or_drops_is_listed_so() -> None:
+def test_task_that_an_entry_adds_or_removes_is_listed_accordingly() -> None:
     overrides = {
         "ocr": TaskOverride(None),
         "visual_question_answering": TaskOverride("<DocVQA>{question}"),
@@ -81,32 +81,34 @@ def test_schema_of_every_task_is_json_schema_with_a_description_of_each_paramete
         assert task["result"] in ("text", "detections", "instances", "text_regions")
 
 
-def test_served_entries_come_in_the_order_of_the_catalog() -> None:
+def test_served_entries_are_in_the_order_of_the_catalog() -> None:
     values = Settings(models=("paligemma-mini", "florence-2-mini"), catalog=ROOT / "models" / "catalog.yaml")
     assert served_entries(values) == (FLORENCE, PALIGEMMA)
 
 
-def test_setting_that_names_an_unknown_model_lists_the_catalog() -> None:
+def test_unknown_model_in_the_settings_lists_the_catalog() -> None:
     values = Settings(models=("florence-3",), catalog=ROOT / "models" / "catalog.yaml")
-    with pytest.raises(SettingsError, match="DIPTYCH_MODELS names 'florence-3'; the catalog has florence-2-mini, "):
+    with pytest.raises(
+        SettingsError, match="DIPTYCH_MODELS: unknown model 'florence-3'; the catalog has florence-2-mini, "
+    ):
         served_entries(values)
 
 
-def test_unknown_model_lists_the_served_ones() -> None:
+def test_unknown_model_lists_the_served_models() -> None:
     with pytest.raises(
-        UnknownModel, match="no model 'a' is served; there are florence-2-mini, paligemma-mini"
+        UnknownModel, match="model 'a' is not served; the served models are florence-2-mini, paligemma-mini"
     ) as caught:
         served_models().get("a")
     assert caught.value.param == "model"
 
 
-def test_long_id_of_an_unknown_model_is_cut_in_the_message() -> None:
+def test_long_model_id_is_truncated_in_the_message() -> None:
     with pytest.raises(UnknownModel) as caught:
         served_models().get("x" * 10_000)
     assert len(caught.value.message) < 500
 
 
 def test_task_that_no_served_model_offers_is_unsupported() -> None:
-    with pytest.raises(UnsupportedTask, match="no served model offers region_proposal") as caught:
+    with pytest.raises(UnsupportedTask, match="no served model offers the task region_proposal") as caught:
         served_models(PALIGEMMA).offering("region_proposal")
     assert caught.value.param == "task"

@@ -38,14 +38,14 @@ async def write(client: RunnerClient, seed: int = 0, specs: Sequence[SequenceSpe
         return await client.write(image, specs)
 
 
-def test_pixels_are_decoded_and_sent_only_where_the_runner_asks_for_them() -> None:
-    async def ask() -> list[str]:
+def test_pixels_are_sent_only_if_the_runner_has_no_features() -> None:
+    async def outcomes() -> list[str]:
         return [(await write(client, seed)).features.outcome for seed in (0, 0, 1)]
 
     encoder, decoder = FakeEncoder(), writer()
     channel = FakeChannel(encoder, decoder)
     client = RunnerClient(MANIFEST, channel)
-    assert run(ask()) == ["miss", "hit", "miss"]
+    assert run(outcomes()) == ["miss", "hit", "miss"]
     assert [call.pixels is not None for call in channel.calls] == [False, True, False, False, True]
     keys = [call.image_key for call in channel.calls]
     assert keys[0] == keys[1] == keys[2] != keys[3] == keys[4]
@@ -55,8 +55,8 @@ def test_pixels_are_decoded_and_sent_only_where_the_runner_asks_for_them() -> No
     assert np.array_equal(first, fake_features(np.asarray(Image.open(io.BytesIO(picture())))))
 
 
-def test_a_hit_decodes_nothing() -> None:
-    async def ask() -> None:
+def test_cache_hit_decodes_nothing() -> None:
+    async def scenario() -> None:
         await write(client)
         async with opened(picture(), 1_000_000) as image:
             answers = await client.write(image, [SPEC])
@@ -64,10 +64,10 @@ def test_a_hit_decodes_nothing() -> None:
         assert answers.preprocess_s == 0
 
     client = RunnerClient(MANIFEST, FakeChannel(FakeEncoder(), writer()))
-    run(ask())
+    run(scenario())
 
 
-def test_the_key_depends_on_file_build_and_resolution() -> None:
+def test_image_key_depends_on_file_build_and_resolution() -> None:
     async def key(data: bytes, **changed: Any) -> str:
         async with opened(data, 1_000_000) as image:
             return image.key(dataclasses.replace(MANIFEST, **changed))
@@ -95,13 +95,13 @@ def test_the_key_depends_on_file_build_and_resolution() -> None:
     ],
     ids=repr,
 )
-def test_what_a_call_ends_with_is_an_error_of_the_service(failure: Exception, expected: type[ServiceError]) -> None:
+def test_failure_of_a_call_is_a_service_error(failure: Exception, expected: type[ServiceError]) -> None:
     client = RunnerClient(MANIFEST, FakeChannel(FakeEncoder(failure=failure), writer()))
     with pytest.raises(expected, match="runner of florence-2-mini"):
         run(write(client))
 
 
-def test_a_broken_call_is_repeated_once() -> None:
+def test_broken_call_is_repeated_once() -> None:
     class BreaksOnce(FakeChannel):
         num_broken = 0
 
@@ -118,8 +118,8 @@ def test_a_broken_call_is_repeated_once() -> None:
     assert channel.num_broken == 1
 
 
-def test_an_image_that_failed_alone_is_an_error_and_is_not_kept() -> None:
-    async def ask() -> None:
+def test_image_that_failed_to_encode_is_not_cached() -> None:
+    async def scenario() -> None:
         with pytest.raises(InternalError, match="the vision encoder failed"):
             await write(client)
         encoder.failed = None
@@ -127,11 +127,11 @@ def test_an_image_that_failed_alone_is_an_error_and_is_not_kept() -> None:
 
     encoder = FakeEncoder(failed=Failed(code="internal", message="the vision encoder failed"))
     client = RunnerClient(MANIFEST, FakeChannel(encoder, writer()))
-    run(ask())
+    run(scenario())
 
 
-def test_a_call_that_is_cancelled_is_cancelled_at_the_runner() -> None:
-    async def ask() -> None:
+def test_cancelled_call_is_cancelled_at_the_runner() -> None:
+    async def scenario() -> None:
         decoder.released = asyncio.Event()
         writing = asyncio.ensure_future(write(client))
         await until(lambda: decoder.specs)
@@ -141,5 +141,5 @@ def test_a_call_that_is_cancelled_is_cancelled_at_the_runner() -> None:
 
     decoder = writer()
     client = RunnerClient(MANIFEST, FakeChannel(FakeEncoder(), decoder))
-    run(ask())
+    run(scenario())
     assert decoder.num_cancelled == 1

@@ -27,7 +27,7 @@ def end(index: int, outcome: Outcome | str) -> SequenceEnd:
 
 
 @pytest.mark.parametrize(
-    ("events", "told"),
+    ("events", "sent"),
     [
         ([piece(0, "a"), piece(0, "b"), end(0, "ab"), end(1, "")], ["a", "b", "\n"]),
         ([piece(1, "x"), piece(0, "a"), end(1, "xy"), end(0, "a")], ["a", "\n", "xy"]),
@@ -39,52 +39,52 @@ def end(index: int, outcome: Outcome | str) -> SequenceEnd:
         ([piece(0, "a")], ["a"]),
     ],
 )
-def test_what_comes_too_early_waits_for_its_turn(events: list[TextPiece | SequenceEnd], told: list[str]) -> None:
-    heard: list[str] = []
-    text = StreamReplay(2, heard.append)
+def test_text_of_later_sequences_waits_for_earlier_ones(events: list[TextPiece | SequenceEnd], sent: list[str]) -> None:
+    received: list[str] = []
+    replay = StreamReplay(2, received.append)
     for event in events:
-        text.receive(event)
-    assert heard == told
+        replay.receive(event)
+    assert received == sent
 
 
 def test_outcomes_are_in_the_order_of_the_sequences() -> None:
-    text, failed = StreamReplay(2, print), Failed(code="overloaded", message="no")
-    text.receive(end(1, failed))
-    assert text.outcomes == [failed]
-    text.receive(end(0, "a"))
-    assert text.outcomes == [written("a"), failed]
+    replay, failed = StreamReplay(2, print), Failed(code="overloaded", message="no")
+    replay.receive(end(1, failed))
+    assert replay.outcomes == [failed]
+    replay.receive(end(0, "a"))
+    assert replay.outcomes == [written("a"), failed]
 
 
 @pytest.mark.parametrize(
-    ("before", "again", "told"),
+    ("first", "repeated", "sent"),
     [
         ([piece(0, "ab")], [piece(0, "a"), piece(0, "b"), piece(0, "c"), end(0, "abc"), end(1, "x")], "abc\nx"),
         ([piece(0, "ab")], [piece(0, "abc"), end(0, "abc"), end(1, "x")], "abc\nx"),
         ([end(0, "a"), piece(1, "x")], [end(1, "xy"), end(0, "a")], "a\nxy"),
         ([end(0, ""), piece(1, "x")], [end(0, ""), end(1, "x")], "\nx"),
-        ([piece(1, "x")], [end(0, "a"), end(1, "z")], "a\nz"),  # what was heard and not told may be otherwise
+        ([piece(1, "x")], [end(0, "a"), end(1, "z")], "a\nz"),  # text received but not sent may differ
     ],
 )
-def test_begun_again_nothing_is_told_twice(
-    before: list[TextPiece | SequenceEnd], again: list[TextPiece | SequenceEnd], told: str
+def test_repeated_stream_sends_no_text_twice(
+    first: list[TextPiece | SequenceEnd], repeated: list[TextPiece | SequenceEnd], sent: str
 ) -> None:
-    heard: list[str] = []
-    text = StreamReplay(2, heard.append)
-    for event in before:
-        text.receive(event)
-    text.begin()
-    for event in again:
-        text.receive(event)
-    assert "".join(heard) == told
-    assert len(text.outcomes) == 2
+    received: list[str] = []
+    replay = StreamReplay(2, received.append)
+    for event in first:
+        replay.receive(event)
+    replay.begin()
+    for event in repeated:
+        replay.receive(event)
+    assert "".join(received) == sent
+    assert len(replay.outcomes) == 2
 
 
 @pytest.mark.parametrize(
-    ("num_sequences", "again"), [(2, piece(0, "b")), (2, piece(0, "ac")), (2, end(0, "a")), (1, end(0, "a"))]
+    ("num_sequences", "event"), [(2, piece(0, "b")), (2, piece(0, "ac")), (2, end(0, "a")), (1, end(0, "a"))]
 )
-def test_another_text_than_the_one_told_is_an_error(num_sequences: int, again: TextPiece | SequenceEnd) -> None:
-    text = StreamReplay(num_sequences, print)
-    text.receive(piece(0, "ab"))
-    text.begin()
+def test_repeated_stream_with_other_text_raises(num_sequences: int, event: TextPiece | SequenceEnd) -> None:
+    replay = StreamReplay(num_sequences, print)
+    replay.receive(piece(0, "ab"))
+    replay.begin()
     with pytest.raises(ReplayDiverged):
-        text.receive(again)
+        replay.receive(event)
