@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.admission.quotas import UNLIMITED, CallerLimits
 from service.admission.rate_limits import Clock
 from service.settings import SettingsError, variable
+from service.validation import rejected_field
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LOOK_EVERY_S = 1.0
@@ -102,5 +103,5 @@ def _options(words: list[str]) -> _Options:
     try:
         return _Options.model_validate(values)
     except ValidationError as error:
-        detail = error.errors()[0]
-        raise ValueError(f"has a bad {detail['loc'][0]}: {detail['msg']}") from None
+        rejected = rejected_field(error)
+        raise ValueError(f"has a bad {rejected.name}: {rejected.reason}") from None

@@ -13,15 +13,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from runners.transport.disconnection import while_connected
-from service.errors import ServiceError
 from service.http.boundary import REST, RestBoundary
 from service.http.server_sent_events import event_stream, server_sent_event
 from service.inference.core import RequestContext
 from service.inference.listings import model_json, models_json, tasks_json
 from service.inference.prediction import Answer
 from service.inference.streaming import answer_events
-from service.schema.rendering import answer_json, error_detail, image_json
-from service.schema.wire import ComparisonJson, ModelErrorJson
+from service.schema.rendering import answer_json, comparison_json
 
 
 class RestApi:
@@ -56,16 +54,7 @@ class RestApi:
         core = self._boundary.authorized(request)
         body = await self._boundary.body(request, context)
         comparison = await while_connected(request.receive, core.compare(body.image, body.fields, context))
-        answers = [
-            ModelErrorJson(model=model.id, error=error_detail(outcome, context.request_id))
-            if isinstance(outcome, ServiceError)
-            else answer_json(outcome, context.request_id)
-            for model, outcome in comparison.answers
-        ]
-        image = image_json(comparison.image_size_wh)
-        return _json(
-            ComparisonJson(id=context.request_id, task=comparison.request.task.id, image=image, answers=answers)
-        )
+        return _json(comparison_json(comparison, context.request_id))
 
     async def list_models(self, request: Request, _context: RequestContext) -> Response:
         """List the served models in the format of OpenAI's API."""
@@ -84,12 +73,8 @@ def _event(request_id: str, event: str | Answer) -> Iterator[str]:
     if isinstance(event, str):
         yield server_sent_event(json.dumps({"text": event}), "token")
     else:
-        yield server_sent_event(_dump(answer_json(event, request_id)), "result")
+        yield server_sent_event(answer_json(event, request_id).model_dump_json(), "result")
 
 
 def _json(body: BaseModel) -> Response:
-    return Response(_dump(body), media_type="application/json")
-
-
-def _dump(body: BaseModel) -> str:
-    return body.model_dump_json(exclude_unset=True)
+    return Response(body.model_dump_json(), media_type="application/json")

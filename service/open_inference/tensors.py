@@ -133,7 +133,7 @@ def raw_result(answer: Answer, request_id: str) -> bytes:
 
 def result_text(answer: Answer, request_id: str) -> str:
     """Return the element of the result: the body of /v1/predict."""
-    return answer_json(answer, request_id).model_dump_json(exclude_unset=True)
+    return answer_json(answer, request_id).model_dump_json()
 
 
 def _is_option(parameter: str) -> bool:
