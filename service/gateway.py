@@ -21,8 +21,7 @@ from runners.telemetry.tracing import TraceOptions
 from service.admission.api_keys import ApiKeys
 from service.grpc_server import GrpcServer
 from service.http.boundary import RestBoundary
-from service.http.guards import KeyForPaths, SecurityHeaders, closed_paths
-from service.http.traces import TracedRequests
+from service.http.middleware import KeyForPaths, SecurityHeaders, TracedRequests, closed_paths
 from service.http_app import rest_app
 from service.images.fetching import FetchLimits, ImageFetcher
 from service.images.host_addresses import SystemResolver

@@ -25,6 +25,7 @@ def rejected_field(error: ValidationError) -> RejectedField:
     """Return the first field that `error` rejects."""
     detail = error.errors()[0]
     path = ".".join(map(str, detail["loc"]))[:_MAX_FIELD_CHARS].encode(errors="replace").decode()
+    path = path or "the document"
     message = (
         f"{path} is missing; it is required"
         if detail["type"] == "missing"

@@ -1,4 +1,4 @@
-"""The service's own HTTP interface around the core.
+"""The service's own HTTP interface.
 
 POST /v1/predict  POST /v1/compare  GET /v1/models  GET /v1/models/{model}  GET /v1/tasks
 """
@@ -23,13 +23,12 @@ from service.schema.rendering import answer_json, comparison_json
 
 
 class RestApi:
-    """The endpoints of the contract."""
+    """The endpoints under /v1."""
 
     def __init__(self, boundary: RestBoundary) -> None:
         self._boundary = boundary
 
     def routes(self) -> list[Route]:
-        """Return the routes."""
         endpoint = self._boundary.endpoint
         return [
             Route("/v1/predict", endpoint(self.predict), methods=["POST"]),
@@ -40,7 +39,7 @@ class RestApi:
         ]
 
     async def predict(self, request: Request, context: RequestContext) -> Response:
-        """Answer with one model, or with events of its text and then its answer."""
+        """Answer with one model: a body, or a stream of its text and then the answer."""
         core = self._boundary.authorized(request)
         body = await self._boundary.body(request, context)
         if body.fields.get("stream") is True:
@@ -50,7 +49,7 @@ class RestApi:
         return _json(answer_json(answer, context.request_id))
 
     async def compare(self, request: Request, context: RequestContext) -> Response:
-        """Answer with several models at the same time."""
+        """Answer with several models concurrently."""
         core = self._boundary.authorized(request)
         body = await self._boundary.body(request, context)
         comparison = await while_connected(request.receive, core.compare(body.image, body.fields, context))
@@ -61,7 +60,6 @@ class RestApi:
         return JSONResponse(models_json(self._boundary.authorized(request).models))
 
     async def show_model(self, request: Request, _context: RequestContext) -> Response:
-        """Show one of the list."""
         return JSONResponse(model_json(self._boundary.authorized(request).models.get(request.path_params["model_id"])))
 
     async def list_tasks(self, request: Request, _context: RequestContext) -> Response:
