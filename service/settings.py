@@ -15,6 +15,7 @@ from runners.artifacts.devices import DeviceSetting
 from runners.artifacts.precision import WantedPrecision
 from service.images.url_rules import AllowedHost
 from service.telemetry.logs import LogFormat
+from service.validation import rejected_field
 
 PREFIX = "DIPTYCH_"
 BYTES_PER_MB = 1_000_000
@@ -235,9 +236,9 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     try:
         values = Settings.model_validate({f: environment[name] for name, f in field_of.items() if name in environment})
     except ValidationError as error:
-        detail = error.errors()[0]
-        name = variable(str(detail["loc"][0]))
-        raise SettingsError(f"{name}={environment.get(name)!r} is invalid: {detail['msg']}") from error
+        rejected = rejected_field(error)
+        name = variable(rejected.name.partition(".")[0])
+        raise SettingsError(f"{name}={environment.get(name)!r} is invalid: {rejected.reason}") from error
     _check_together(values)
     return values
 

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.admission.quotas import NO_LIMITS, UNLIMITED, Clock, Quota, QuotaLimits
 from service.errors import Unauthorized
 from service.settings import SettingsError, variable
+from service.validation import rejected_field
 
 logger = logging.getLogger(__name__)
 
@@ -171,5 +172,5 @@ def _options(words: list[str]) -> _Options:
     try:
         return _Options.model_validate(values)
     except ValidationError as error:
-        detail = error.errors()[0]
-        raise ValueError(f"invalid {detail['loc'][0]}: {detail['msg']}") from None
+        rejected = rejected_field(error)
+        raise ValueError(f"invalid {rejected.name}: {rejected.reason}") from None

@@ -5,12 +5,13 @@ Fields arrive as JSON types. A field that is unknown to the endpoint or the task
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import InvalidRequest
-from tasks.errors import ParameterError
+from service.validation import rejected_field
+from tasks.errors import ParameterError, shown
 from tasks.parameters import TaskParameters, parse_parameters
 from tasks.results import MaskFormat
 from tasks.table import TASKS, Task
@@ -91,7 +92,7 @@ def parse_fields(fields_class: type[FieldsT], fields: Mapping[str, object]) -> t
     _check_names(fields_class, fields)
     values = _validate(fields_class, {name: value for name, value in fields.items() if name not in PARAMETER_NAMES})
     if values.task not in TASKS:
-        raise InvalidRequest(f"unknown task {_shown(values.task)}; the tasks are {', '.join(TASKS)}", "task")
+        raise InvalidRequest(f"unknown task {shown(values.task)}; the tasks are {', '.join(TASKS)}", "task")
     task = TASKS[values.task]
     try:
         parameters = parse_parameters(task, {name: fields[name] for name in fields if name in PARAMETER_NAMES})
@@ -116,23 +117,12 @@ def _check_names(fields_class: type[BaseModel], fields: Mapping[str, object]) ->
             allowed = ", ".join(["image", *known, *sorted(PARAMETER_NAMES)])
             # A lone surrogate cannot be encoded in the response.
             param = name[:_MAX_SHOWN_CHARS].encode(errors="replace").decode()
-            raise InvalidRequest(f"unknown field {_shown(name)}; the fields are {allowed}", param)
+            raise InvalidRequest(f"unknown field {shown(name)}; the fields are {allowed}", param)
 
 
 def _validate(fields_class: type[FieldsT], fields: Mapping[str, object]) -> FieldsT:
     try:
         return fields_class.model_validate(fields)
     except ValidationError as error:
-        raise _invalid_request(fields_class, error.errors()[0]) from error
-
-
-def _invalid_request(fields_class: type[BaseModel], detail: Any) -> InvalidRequest:
-    param = str(detail["loc"][0])
-    if detail["type"] == "missing":
-        return InvalidRequest(f"{param} is missing: {fields_class.model_fields[param].description}", param)
-    return InvalidRequest(f"{param} is {_shown(detail['input'])}: {detail['msg']}", param)
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}…"
+        rejected = rejected_field(error)
+        raise InvalidRequest(rejected.message, rejected.name.partition(".")[0]) from error

@@ -10,8 +10,8 @@ from service.admission.api_keys import ApiKeys
 from service.http.boundary import RestBoundary
 from service.http_app import rest_app
 from service.inference.core import Core
-from tests.service.test_grpc_metadata import OCR as GRPC_OCR
-from tests.service.test_grpc_metadata import trailing, vision
+from tests.service.rpc.test_metadata import OCR as GRPC_OCR
+from tests.service.rpc.test_metadata import trailing, vision
 from tests.support.api_keys import FakeClock, api_keys
 from tests.support.fake_runners import FakeEncoder
 from tests.support.fake_service import FLORENCE_ID, encoded, make_core

@@ -18,7 +18,7 @@ def test_body_declared_too_large_is_refused_before_it_is_read(content_type: str)
 
     headers = [(b"content-type", content_type.encode()), (b"content-length", str(MAX_BYTES + 1).encode())]
     unread = Request({"type": "http", "method": "POST", "path": "/", "headers": headers}, never)
-    with pytest.raises(PayloadTooLarge, match=f"over {MAX_BYTES} bytes"):
+    with pytest.raises(PayloadTooLarge, match=f"exceeds the limit of {MAX_BYTES} bytes"):
         asyncio.run(read_body(unread, MAX_BYTES))
 
 

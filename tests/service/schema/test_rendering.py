@@ -58,7 +58,7 @@ def answer(result: Result, *sequences: Written) -> dict[str, Any]:
     body = answer_json(
         Answer(served(FLORENCE), request, (640, 480), result, sequences or (written("a"),), "joined", TIMES), "id-1"
     )
-    document: dict[str, Any] = json.loads(body.model_dump_json(exclude_unset=True))
+    document: dict[str, Any] = json.loads(body.model_dump_json())
     return document
 
 

@@ -147,7 +147,7 @@ def test_parameters_have_the_types_of_json() -> None:
     ("fields", "told"),
     [
         ({"raw_input_contents": [b""]}, "1 raw_input_contents for 2 inputs"),
-        ({"inputs": [RAW[0], TYPED[1]]}, "contents, and there are raw_input_contents"),
+        ({"inputs": [RAW[0], TYPED[1]]}, "contents beside raw_input_contents"),
         ({"inputs": [Input(parameters={"shared_memory_region": NONE}), RAW[1]]}, "'shared_memory_region'"),
         ({"outputs": [Output(parameters={"classification": NONE})]}, "'classification'"),
     ],

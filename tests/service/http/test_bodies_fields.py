@@ -90,7 +90,7 @@ def test_form_list_that_is_broken_json_is_refused_by_name(value: str) -> None:
 
 @pytest.mark.parametrize("name", ["task", "seed", "question", "unknown"])
 def test_form_field_given_twice_is_refused_by_name(name: str) -> None:
-    with pytest.raises(InvalidRequest, match=f"{name} is there 2 times") as caught:
+    with pytest.raises(InvalidRequest, match=f"{name} occurs 2 times") as caught:
         read_form(part(name, "1"), part(name, "2"))
     assert caught.value.param == name
 
@@ -102,6 +102,6 @@ def test_json_key_given_twice_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize("name", ["task", "labels", "seed"])
 def test_field_that_is_a_file_is_refused_by_name(name: str) -> None:
-    with pytest.raises(InvalidRequest, match=f"{name} is a file; only image may be one") as caught:
+    with pytest.raises(InvalidRequest, match=f"{name} is a file; only image may be a file") as caught:
         read_form(file_part(name, b"x"))
     assert caught.value.param == name

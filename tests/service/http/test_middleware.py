@@ -9,7 +9,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from service.http.boundary import RestBoundary
-from service.http.guards import KeyForPaths, SecurityHeaders, closed_paths
+from service.http.middleware import KeyForPaths, SecurityHeaders, closed_paths
 from service.settings import Settings
 from tests.support.api_keys import api_keys
 from tests.support.fake_service import make_core

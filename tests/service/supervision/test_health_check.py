@@ -15,7 +15,7 @@ from service.supervision.health_check import problem
 
 @contextmanager
 def answering(status: int, certificate: trustme.LeafCert | None = None) -> Iterator[int]:
-    """Answer /readyz with a status, and what else is asked with 404; yield the port."""
+    """Answer /readyz with `status`, other paths with 404; yield the port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -24,7 +24,7 @@ def answering(status: int, certificate: trustme.LeafCert | None = None) -> Itera
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
-            """Write nothing."""
+            pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         if certificate is not None:
@@ -41,26 +41,26 @@ def answering(status: int, certificate: trustme.LeafCert | None = None) -> Itera
 @pytest.mark.parametrize(
     ("status", "expected"), [(200, None), (503, "/readyz answers 503"), (401, "/readyz answers 401")]
 )
-def test_only_200_is_well(status: int, expected: str | None) -> None:
+def test_only_200_is_healthy(status: int, expected: str | None) -> None:
     with answering(status) as port:
         assert problem(Settings(port=port)) == expected
 
 
-def test_a_service_that_asks_for_a_key_is_well() -> None:
+def test_service_that_requires_a_key_is_healthy() -> None:
     with answering(401) as port:
         assert problem(Settings(port=port, health_needs_key=True, api_keys_file=Path("keys"))) is None
     with answering(503) as port:
         assert problem(Settings(port=port, health_needs_key=True, api_keys_file=Path("keys"))) == "/readyz answers 503"
 
 
-def test_a_certificate_for_another_name_is_taken() -> None:
+def test_certificate_for_another_host_is_accepted() -> None:
     files = {"tls_certificate_file": Path("certificate.pem"), "tls_key_file": Path("key.pem")}
     with answering(200, trustme.CA().issue_cert("diptych.example.org")) as port:
         assert problem(Settings(port=port, **files)) is None
         assert "does not answer" in str(problem(Settings(port=port)))
 
 
-def test_nobody_who_listens_is_a_problem() -> None:
+def test_closed_port_is_a_problem() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]

@@ -8,13 +8,13 @@ URLS = ("a=http://10.0.0.1:3000",)
 
 
 @pytest.mark.parametrize("arguments", [(), ("gateway",), ("runner", "a")])
-def test_arguments_are_read_and_written(arguments: tuple[str, ...]) -> None:
+def test_arguments_round_trip(arguments: tuple[str, ...]) -> None:
     assert Role.parse(arguments).arguments == arguments
 
 
 @pytest.mark.parametrize("arguments", [("a",), ("runner",), ("gateway", "a"), ("runner", "a", "b"), ("encoder", "a")])
-def test_other_arguments_are_refused_with_the_usage(arguments: tuple[str, ...]) -> None:
-    with pytest.raises(SettingsError, match=r"is not a part of the service; usage: python -m service \[gateway"):
+def test_other_arguments_are_rejected_with_the_usage(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(SettingsError, match=r"is not a role; usage: python -m service \[gateway"):
         Role.parse(arguments)
 
 
@@ -22,23 +22,23 @@ def test_other_arguments_are_refused_with_the_usage(arguments: tuple[str, ...]) 
     ("arguments", "front", "behind"),
     [((), "diptych", ["b-runner"]), (("gateway",), "diptych", []), (("runner", "a"), "a-runner", [])],
 )
-def test_a_role_has_its_processes(arguments: tuple[str, ...], front: str, behind: list[str]) -> None:
+def test_role_determines_the_processes(arguments: tuple[str, ...], front: str, behind: list[str]) -> None:
     role, values = Role.parse(arguments), Settings(models=MODELS, runner_urls=URLS)
     assert (role.front(), role.runners_behind(values)) == (front, behind)
 
 
-def test_a_model_that_is_named_twice_runs_once() -> None:
+def test_duplicate_model_runs_once() -> None:
     assert Role.parse(()).runners_behind(Settings(models=("a", "a"))) == ["a-runner"]
 
 
-def test_a_runner_alone_serves_its_model_on_this_host() -> None:
+def test_runner_alone_serves_its_model_on_this_host() -> None:
     environment = {"DIPTYCH_MODELS": "b", "DIPTYCH_RUNNER_URLS": "b=http://x", "DIPTYCH_PORT": "1", "PATH": "/bin"}
     alone = Role.parse(("runner", "a")).environment(environment)
     assert alone == {"DIPTYCH_MODELS": "a", "DIPTYCH_PORT": "1", "PATH": "/bin"}
     assert Role.parse(("gateway",)).environment(environment) == environment
 
 
-def test_a_gateway_alone_needs_the_url_of_every_runner() -> None:
+def test_gateway_alone_needs_the_url_of_every_runner() -> None:
     values = Settings(models=MODELS, runner_urls=URLS)
     with pytest.raises(SettingsError, match="DIPTYCH_RUNNER_URLS has no URL for b"):
         Role.parse(("gateway",)).check(values)

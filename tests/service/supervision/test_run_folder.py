@@ -26,7 +26,7 @@ def folder_of(process: "subprocess.Popen[str]") -> Path:
     return Path(process.stdout.readline().strip())
 
 
-def test_it_lies_in_memory_and_is_gone_at_the_end() -> None:
+def test_folder_is_in_memory_private_and_removed_at_the_end() -> None:
     with run_folder() as folder:
         (folder / "file").write_text("x")
         assert folder.parent == Path("/dev/shm")
@@ -34,7 +34,7 @@ def test_it_lies_in_memory_and_is_gone_at_the_end() -> None:
     assert not folder.exists()
 
 
-def test_what_a_killed_one_left_is_removed_by_the_next_and_what_is_in_use_is_not() -> None:
+def test_next_start_removes_folders_of_killed_owners_only() -> None:
     with holder() as killed, holder() as living:
         left, in_use = folder_of(killed), folder_of(living)
         (left / "file").write_text("x")
