@@ -67,7 +67,7 @@ class AllowedHost:
         match = _ALLOWED.fullmatch(text.lower())
         host = match["host"].strip("[]") if match else ""
         if match is None or not (host == "*" or _is_host(host)):
-            raise ValueError(f"{text!r} is neither a host name nor an address nor *, optionally with :PORT")
+            raise ValueError(f"{text!r} must be a host name, an IP address or *, with an optional :PORT")
         return cls(host, int(match["port"]) if match["port"] else None)
 
     def allows(self, url: CheckedUrl) -> bool:

@@ -66,7 +66,7 @@ def test_unknown_variable_prevents_the_start(name: str) -> None:
         (
             "DIPTYCH_URL_HOSTS",
             "a.example,http://b.example",
-            "'http://b.example' is neither a host name nor an address nor *",
+            "'http://b.example' must be a host name, an IP address or *",
         ),
     ],
 )
