@@ -6,6 +6,12 @@ TaskError
 └── UnsupportedTask       this model does not offer the task
 """
 
+import reprlib
+
+_MAX_SHOWN_CHARS = 80
+_NESTED = reprlib.Repr()
+_NESTED.fillvalue = "…"
+
 
 class TaskError(ValueError):
     """The task cannot be performed; the message says what is wrong, what was given and what is allowed."""
@@ -29,3 +35,9 @@ class UnsupportedVariant(TaskError):
 
 class UnsupportedTask(TaskError):
     """The model does not offer the task."""
+
+
+def shown(value: object) -> str:
+    """Return a rejected value as a message shows it: its repr, cut to a readable length."""
+    text = _NESTED.repr(value) if isinstance(value, list | dict) else repr(value)
+    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}…"

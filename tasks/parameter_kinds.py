@@ -4,11 +4,10 @@ In strings every run of white space becomes one space (a newline ends PaliGemma'
 rejected. This module knows neither the tasks nor the size of an image.
 """
 
-import reprlib
 import unicodedata
 from dataclasses import dataclass
 
-from tasks.errors import ParameterError
+from tasks.errors import ParameterError, shown
 from tasks.results import BoxXyxy
 
 MAX_LABELS = 32
@@ -59,7 +58,7 @@ class TextListParameter:
         """Return the normalized strings; raise `ParameterError`."""
         if not isinstance(value, list | tuple) or not 1 <= len(value) <= self.max_items:
             allowed = f"a list of 1 to {self.max_items} strings"
-            raise ParameterError(self.name, f"{self.name} must be {allowed}, not {_shown(value)}")
+            raise ParameterError(self.name, f"{self.name} must be {allowed}, not {shown(value)}")
         texts = tuple(
             _parse_text(f"{self.name}[{index}]", text, self.max_chars, is_phrase=True, param=self.name)
             for index, text in enumerate(value)
@@ -89,10 +88,10 @@ class BoxParameter:
         """Return the box; raise `ParameterError`. The image's size is not known here."""
         if not isinstance(value, list | tuple) or len(value) != 4 or not all(map(_is_coordinate, value)):
             allowed = f"4 numbers [x1, y1, x2, y2] from 0 to {MAX_COORDINATE_PX}"
-            raise ParameterError(self.name, f"{self.name} must be {allowed}, not {_shown(value)}")
+            raise ParameterError(self.name, f"{self.name} must be {allowed}, not {shown(value)}")
         x1, y1, x2, y2 = map(float, value)
         if not (x1 < x2 and y1 < y2):
-            raise ParameterError(self.name, f"{self.name} must have x1 < x2 and y1 < y2, not {_shown(value)}")
+            raise ParameterError(self.name, f"{self.name} must have x1 < x2 and y1 < y2, not {shown(value)}")
         return (x1, y1, x2, y2)
 
 
@@ -114,7 +113,7 @@ class ChoiceParameter:
         """Return the choice; raise `ParameterError`."""
         if not isinstance(value, str) or value not in self.choices:
             allowed = ", ".join(self.choices)
-            raise ParameterError(self.name, f"{self.name} must be one of {allowed}, not {_shown(value)}")
+            raise ParameterError(self.name, f"{self.name} must be one of {allowed}, not {shown(value)}")
         return value
 
 
@@ -128,7 +127,7 @@ def _text_schema(max_chars: int, is_phrase: bool) -> JsonSchema:
 
 def _parse_text(name: str, value: object, max_chars: int, is_phrase: bool, param: str | None = None) -> str:
     def refuse(allowed: str) -> ParameterError:
-        return ParameterError(param or name, f"{name} must be {allowed}, not {_shown(value)}")
+        return ParameterError(param or name, f"{name} must be {allowed}, not {shown(value)}")
 
     if not isinstance(value, str):
         raise refuse("a string")
@@ -145,8 +144,3 @@ def _parse_text(name: str, value: object, max_chars: int, is_phrase: bool, param
 def _is_coordinate(value: object) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and 0 <= value <= MAX_COORDINATE_PX  # type: ignore[operator]  # false for NaN
-
-
-def _shown(value: object, max_chars: int = 80) -> str:
-    shown = reprlib.repr(value) if isinstance(value, list | dict) else repr(value)
-    return shown if len(shown) <= max_chars else f"{shown[:max_chars]}…"

@@ -23,8 +23,7 @@ from aiohttp.test_utils import TestServer
 from loadtest.simulated_runner import app as simulated_runner
 from service.admission.api_keys import ApiKeys
 from service.http.boundary import RestBoundary
-from service.http.guards import SecurityHeaders
-from service.http.traces import TracedRequests
+from service.http.middleware import SecurityHeaders, TracedRequests
 from service.http_app import rest_app
 from service.inference.core import Core, CoreLimits
 from service.inference.served_models import ServedModels
@@ -75,7 +74,7 @@ def recorded(path: RequestPath) -> Iterator[None]:
         yield
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
 
 
 async def request_path() -> RequestPath:
