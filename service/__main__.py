@@ -40,6 +40,8 @@ def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         # Waiting threads of a decoder yield their core to the encoder's.
         "OMP_WAIT_POLICY": "PASSIVE",
+        # glibc would keep a heap for each thread that ever allocated, up to eight times the cores.
+        "MALLOC_ARENA_MAX": "2",
         # Telemetry off: ONNX Runtime 1.32 reports models and machines to its vendor, BentoML 1.4 services.
         "ORT_DISABLE_TELEMETRY": "1",
         "BENTOML_DO_NOT_TRACK": "True",
