@@ -34,6 +34,7 @@ from tests.support.catalog import FLORENCE, ROOT
 from tests.support.fake_service import PNG, served
 
 _FIRST_INSTRUCTIONS = 8  # bytes of code before the body: a frame that is further on is resumed
+_INLINE = ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>")  # read where they stand
 FOLDERS = tuple(f"{ROOT / name}/" for name in ("service", "runners", "tasks"))
 
 
@@ -64,9 +65,10 @@ def recorded(path: RequestPath) -> Iterator[None]:
     """Record the calls of this thread, and of those that start meanwhile."""
 
     def profile(frame: FrameType, event: str, _argument: object) -> None:
-        is_beginning = event == "call" and frame.f_lasti <= _FIRST_INSTRUCTIONS
-        if is_beginning and (file := frame.f_code.co_filename).startswith(FOLDERS):
-            path.calls.append((str(Path(file).relative_to(ROOT)), frame.f_code.co_qualname))
+        code = frame.f_code
+        is_beginning = event == "call" and frame.f_lasti <= _FIRST_INSTRUCTIONS and code.co_name not in _INLINE
+        if is_beginning and (file := code.co_filename).startswith(FOLDERS):
+            path.calls.append((str(Path(file).relative_to(ROOT)), code.co_qualname))
 
     threading.setprofile(profile)
     sys.setprofile(profile)
