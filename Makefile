@@ -1,11 +1,12 @@
-# make serve   environment, artifacts of the embedded models, service on port 3000
-# make test    everything that is checked: style, types, tests
-# make proto   the code of the gRPC interfaces, from service/rpc/proto/*.proto, for the service and the client
-# make image   the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
-# make bench   our service against what a user would write instead, at most 25 minutes; tables in loadtest/results
-# make loadtest  Locust against a running service (URL=...), at most 6 minutes; report in loadtest/results/load
+# make serve      environment, artifacts, service on port 3000: make serve MODELS="florence-2-base paligemma-mini"
+# make test       all checks: style, types, tests
+# make test-long  the long tests, before a release: soak, widest shapes, many sequences
+# make proto      the code of the gRPC interfaces, from service/rpc/proto/*.proto, for the service and the client
+# make image      the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
+# make bench      our service against what a user would write instead, at most 25 minutes; tables in loadtest/results
+# make loadtest   Locust against a running service (URL=...), at most 6 minutes; report in loadtest/results/load
 
-PYTHON ?= python3.11
+PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 EMBEDDED := florence-2-mini paligemma-mini
@@ -15,6 +16,7 @@ URL ?= http://127.0.0.1:3000
 ENGINE ?= $(notdir $(firstword $(shell which docker podman buildah)))
 VARIANT ?= cpu
 MODELS ?= $(EMBEDDED)
+MODEL_LIST = $(subst $() $(),$(COMMA),$(strip $(MODELS)))
 IMAGE ?= diptych
 # What podman and buildah make by themselves, OCI's format, has no health check.
 FORMAT = $(if $(filter docker,$(ENGINE)),,--format docker)
@@ -25,10 +27,11 @@ export BENTOML_HOME ?= $(CURDIR)/.bentoml
 export BENTOML_DO_NOT_TRACK ?= True
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: serve export test check proto image bench loadtest clean
+.PHONY: serve export test test-long check proto image bench loadtest clean
 
-serve: export
-	$(PY) -m service
+serve: $(VENV)/installed-export
+	$(PY) -m export --if-changed $(MODELS)
+	DIPTYCH_MODELS=$${DIPTYCH_MODELS:-$(MODEL_LIST)} $(PY) -m service
 
 export: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(EMBEDDED)
@@ -36,10 +39,13 @@ export: $(VENV)/installed-export
 test: check export
 	$(PY) -m pytest
 
+test-long: check export
+	$(PY) -m pytest -m long
+
 check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy service runners tasks export loadtest client deploy tests
+	$(VENV)/bin/mypy service runners tasks export loadtest client deploy docs tests
 
 proto: $(VENV)/installed-dev
 	$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. service/rpc/proto/*.proto
@@ -49,7 +55,7 @@ image: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(MODELS)
 	$(PY) -m export.bento build/bento $(MODELS)
 	$(ENGINE) build $(FORMAT) --file deploy/container/Containerfile --tag $(IMAGE) --build-arg VARIANT=$(VARIANT) \
-	    --build-arg MODELS=$(subst $() $(),$(COMMA),$(strip $(MODELS))) $(BUILD_OPTIONS) build/bento
+	    --build-arg MODELS=$(MODEL_LIST) $(BUILD_OPTIONS) build/bento
 
 bench: $(VENV)/installed-bench
 	$(PY) -m loadtest $(BENCH)
@@ -64,6 +70,11 @@ $(VENV)/installed-%: requirements-%.txt requirements.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
+	    || { echo "Python 3.11 to 3.14 is needed, and $(PYTHON) is not one: make PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+	    || { echo "Python's venv is missing: apt-get install python3-venv" >&2; exit 1; }
+	@echo "The first start installs its packages and exports the embedded models: about five minutes."
 	$(PYTHON) -m venv $(VENV)
 
 clean:

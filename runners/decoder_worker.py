@@ -16,8 +16,9 @@ from runners.artifacts.devices import num_threads
 from runners.artifacts.manifest import Device, Manifest
 from runners.artifacts.precision import choose_precision
 from runners.decoder.answers import AnswerText, to_failed, to_request, to_written
+from runners.decoder.errors import SequenceError
 from runners.decoder.scheduler import Scheduler, WrittenSequence
-from runners.decoder.sequences import SequenceError, SequenceRequest, TokenListener
+from runners.decoder.sequences import SequenceRequest, TokenListener
 from runners.models.load import load_decoder
 from runners.options import RunnerOptions
 from runners.telemetry.tracing import note_error, past_span

@@ -17,6 +17,7 @@ from runners.telemetry import tracing
 from runners.telemetry.metrics import START_TIME_SECONDS
 from runners.transport.body_guard import BodyGuard
 from runners.transport.build_guard import BuildGuard, LoadedBuild
+from runners.transport.drain import CallsInFlight, drain_before_stop
 from runners.transport.messages import EncodedImage, ImageToEncode
 from runners.transport.traced_calls import TracedCalls
 
@@ -30,14 +31,14 @@ _CPU_BATCH_SIZE, _CUDA_BATCH_SIZE = 2, 16
 def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
     """Return the service of one model."""
     dispatch_at_once()
-    loaded, api = LoadedBuild(), RunnerApi()
+    loaded, calls, api = LoadedBuild(), CallsInFlight(), RunnerApi()
     default_batch_size = _CUDA_BATCH_SIZE if may_have_cuda(options.device) else _CPU_BATCH_SIZE
 
     class Runner:
         """Turns images into features and features into answers."""
 
         @bentoml.on_startup
-        def load(self) -> None:
+        async def load(self) -> None:
             """Check and load the artifacts, encode one image and write one sequence; only then is the service ready."""
             START_TIME_SECONDS.labels(model_id, "runner").set_to_current_time()
             tracing.start(options.traces, runner_name(model_id))
@@ -48,6 +49,7 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
             self._worker.load()
             api.start(self._worker)
             loaded.key = self._worker.build_key
+            drain_before_stop(calls.drain)
 
         @bentoml.on_shutdown
         def stop(self) -> None:
@@ -57,7 +59,7 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
 
         async def __is_ready__(self) -> bool:
             """Return True while batches and decode steps end in time."""
-            return self._worker.is_ready()
+            return self._worker.is_ready() and not calls.is_draining
 
         @bentoml.api(
             batchable=True,
@@ -83,5 +85,5 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
     service.add_asgi_middleware(TracedCalls)
     service.add_asgi_middleware(BuildGuard, loaded=loaded)
     service.add_asgi_middleware(BodyGuard)
-    service.mount_asgi_app(api.app())
+    service.mount_asgi_app(calls.middleware(api.app()))
     return service

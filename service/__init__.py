@@ -1,4 +1,4 @@
-"""Requests: REST in, images decoded and checked, runners called, typed answers out.
+"""The gateway: HTTP and gRPC interfaces, admission, images, and calls of the runners, which hold the models.
 
-This package composes tasks (language) and runners (tensors). It knows HTTP, limits, errors and metrics.
+It composes `tasks` (prompts and parsers) and `runners` (tensors).
 """

@@ -1,6 +1,6 @@
-"""Start the service, or a part of it: check settings and artifacts, then become the supervisor of its processes.
+"""Starts the service or a part of it: checks settings and artifacts, then becomes the supervisor of its processes.
 
-python -m service [gateway | encoder MODEL | decoder MODEL]     (service/supervision/roles.py)
+python -m service [gateway | runner MODEL]     (service/supervision/roles.py)
 """
 
 import os
@@ -18,14 +18,14 @@ from tasks.catalog import CatalogError
 
 
 def main() -> None:
-    """Become the supervisor, or stop with one line that says what to change."""
+    """Become the supervisor, or exit with one line about the setting or artifact to fix."""
     try:
         role = Role.parse(sys.argv[1:])
         environment = role.environment(os.environ)
         _check(role, read_settings(environment))
     except (SettingsError, CatalogError, ArtifactError) as error:
         sys.exit(f"diptych does not start: {error}")
-    # The processes are forked from one that has no threads: what was loaded to check may have started some.
+    # A new program has no threads, which a process that forks must not have; the checks may have started some.
     os.execve(
         sys.executable,
         [sys.executable, "-m", "service.supervision.supervisor", *role.arguments],
@@ -34,13 +34,15 @@ def main() -> None:
 
 
 def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of all processes: what it does not say itself of the libraries in them."""
+    """Return the environment of all processes: `environment` and defaults for libraries."""
     defaults = {
-        # numpy decodes masks in the gateway, small ones: its threads would only wait for those of the runners.
+        # numpy decodes small masks in the gateway: its threads would only compete with those of the runners.
         "OPENBLAS_NUM_THREADS": "1",
-        # Threads of a decoder that wait for each other give their core to those of an encoder.
+        # Waiting threads of a decoder yield their core to the encoder's.
         "OMP_WAIT_POLICY": "PASSIVE",
-        # ONNX Runtime 1.32 tells its makers about models and machines, and BentoML 1.4 about services.
+        # glibc would keep a heap for each thread that ever allocated, up to eight times the cores.
+        "MALLOC_ARENA_MAX": "2",
+        # Telemetry off: ONNX Runtime 1.32 reports models and machines to its vendor, BentoML 1.4 services.
         "ORT_DISABLE_TELEMETRY": "1",
         "BENTOML_DO_NOT_TRACK": "True",
     }
@@ -48,7 +50,7 @@ def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check(role: Role, settings: Settings) -> None:
-    """Raise unless every served model has artifacts that are what their manifest says, and can run as it is set."""
+    """Raise unless every served model has artifacts that match their manifest and support the settings."""
     role.check(settings)
     if not role.is_runner:
         ApiKeys.load(settings.api_keys_file)

@@ -1,20 +1,20 @@
-"""What a request can end with other than an answer.
+"""Errors that end a request.
 
 ServiceError
-├── InvalidRequest       an unknown field or a bad value
-├── Unauthorized         no API key, or a wrong one
-├── UnknownModel         no such model is served
-├── ImageTooLarge        the image has more pixels than the limit
-├── PayloadTooLarge      the body has more bytes than the limit
-├── UnsupportedImage     not an image that can be read
+├── InvalidRequest       unknown field or invalid value
+├── Unauthorized         missing or unknown API key
+├── UnknownModel         the model is not served
+├── ImageTooLarge        more pixels than the limit
+├── PayloadTooLarge      more bytes than the limit
+├── UnsupportedImage     not a readable image file
 ├── UnsupportedTask      the model does not offer the task, or not this variant of it
-├── Overloaded           too much waits already; it names the seconds to wait
-├── NotReady             a runner is starting, or gone
-├── DeadlineExceeded     the request's time ran out
-└── InternalError        a defect of ours; the message says nothing of it
+├── Overloaded           a limit of load is reached; names the seconds until a retry
+├── NotReady             a runner is starting or unreachable
+├── DeadlineExceeded     the request's deadline passed
+└── InternalError        a defect of the service; the message has no details
 
-The tree knows no HTTP: `code` is the contract's name, and each interface has one table from it to its own statuses.
-Every message says what was wrong, what was given and what is allowed.
+The tree knows no HTTP: `code` is the public name, and each interface maps it to its own statuses in one table.
+A message names the problem, the given value, the allowed values, and what to do.
 """
 
 import math
@@ -36,9 +36,9 @@ ErrorCode = Literal[
 
 
 class ServiceError(Exception):
-    """A request ends with this instead of an answer.
+    """Base of all errors that a client receives.
 
-    `param` names the field at fault, where there is one; `model` and `task` are set where a model was asked.
+    `param` names the invalid field, if one is; `model` and `task` are set if the request reached a model.
     """
 
     code: ClassVar[ErrorCode] = "internal"
@@ -52,37 +52,37 @@ class ServiceError(Exception):
 
 
 class InvalidRequest(ServiceError):
-    """An unknown field or a bad value."""
+    """Unknown field or invalid value."""
 
     code = "invalid_request"
 
 
 class Unauthorized(ServiceError):
-    """No API key, or a wrong one."""
+    """Missing or unknown API key."""
 
     code = "unauthorized"
 
 
 class UnknownModel(ServiceError):
-    """No such model is served."""
+    """The model is not served."""
 
     code = "unknown_model"
 
 
 class ImageTooLarge(ServiceError):
-    """The image has more pixels than the limit."""
+    """More pixels than the limit."""
 
     code = "image_too_large"
 
 
 class PayloadTooLarge(ServiceError):
-    """The body has more bytes than the limit."""
+    """More bytes than the limit."""
 
     code = "payload_too_large"
 
 
 class UnsupportedImage(ServiceError):
-    """Not an image that can be read."""
+    """Not a readable image file."""
 
     code = "unsupported_image"
 
@@ -94,28 +94,28 @@ class UnsupportedTask(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """Too much waits already; after `retry_after_s` whole seconds, at least one, there is hope."""
+    """A limit of load is reached; a retry makes sense after `retry_after_s` seconds, rounded up to at least 1."""
 
     code = "overloaded"
 
     def __init__(self, message: str, retry_after_s: float = 1) -> None:
-        super().__init__(message)
         self.retry_after_s = max(1, math.ceil(retry_after_s))
+        super().__init__(f"{message}; retry after {self.retry_after_s} s")
 
 
 class NotReady(ServiceError):
-    """A runner is starting, or gone."""
+    """A runner is starting or unreachable."""
 
     code = "not_ready"
 
 
 class DeadlineExceeded(ServiceError):
-    """The request's time ran out."""
+    """The request's deadline passed."""
 
     code = "deadline_exceeded"
 
 
 class InternalError(ServiceError):
-    """A defect of ours."""
+    """A defect of the service."""
 
     code = "internal"

@@ -1,12 +1,11 @@
-"""The BentoML entry point: the gateway service, with a runner service for each served model of this host.
+"""The BentoML entry point: the gateway service, with a runner service for each model of this host.
 
-`python -m service` checks settings and artifacts, then runs their processes (service/supervision/supervisor.py);
-`bentoml serve service.gateway:Gateway` runs the same services.
+`python -m service` checks settings and artifacts and runs the services under our supervisor
+(service/supervision/supervisor.py); `bentoml serve service.gateway:Gateway` runs them too.
 """
 
 import asyncio
 import logging
-import signal
 from typing import Any
 
 import bentoml
@@ -18,11 +17,11 @@ from runners.service import NO_ACCESS_LOG, NO_TRACING, make_runner_service
 from runners.telemetry import tracing
 from runners.telemetry.metrics import START_TIME_SECONDS
 from runners.telemetry.tracing import TraceOptions
+from runners.transport.drain import drain_before_stop
 from service.admission.api_keys import ApiKeys
 from service.grpc_server import GrpcServer
 from service.http.boundary import RestBoundary
-from service.http.guards import KeyForPaths, SecurityHeaders, closed_paths
-from service.http.traces import TracedRequests
+from service.http.middleware import KeyForPaths, SecurityHeaders, TracedRequests, closed_paths
 from service.http_app import rest_app
 from service.images.fetching import FetchLimits, ImageFetcher
 from service.images.host_addresses import SystemResolver
@@ -51,7 +50,7 @@ def _core_limits(values: Settings) -> CoreLimits:
 
 
 def _call_timeout_s(values: Settings) -> int:
-    """Return the seconds after which BentoML drops a call: above the request's own deadline, which decides."""
+    """Return BentoML's timeout of a call, which must not expire before the request's own deadline."""
     return values.request_timeout_s * 2
 
 
@@ -89,11 +88,11 @@ def _make_fetcher(values: Settings) -> ImageFetcher | None:
 
 
 class _Gateway:
-    """Answers requests: checks them, calls the runner of each model, parses the text that it writes."""
+    """Validates requests, calls the runners, and parses the generated text."""
 
     @bentoml.on_startup
     async def start(self) -> None:
-        """Load what the gateway needs of each model and begin to answer."""
+        """Load the gateway's artifacts of each model and start to answer."""
         configure_logging(_SETTINGS.log_format)
         tracing.start(_trace_options(_SETTINGS), "diptych")
         START_TIME_SECONDS.labels(NONE, "gateway").set_to_current_time()
@@ -104,40 +103,29 @@ class _Gateway:
         for model in models.values():
             _publish(model)
         _REST.start(core, api_keys)
-        self._entrance = core.entrance
+        self._entrance = core.drain_gate
         self._grpc = GrpcServer(core, api_keys, _SETTINGS, self.__is_ready__)
         if _SETTINGS.grpc_port:
             await self._grpc.start()
-        self._drain_on(signal.SIGTERM)
+        drain_before_stop(self._drain)
         logger.info("serving %s", ", ".join(models))
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
-        """Answer the gRPC calls that are at work, then end."""
+        """Finish the gRPC calls in flight, then close."""
         if _SETTINGS.grpc_port:
             await self._grpc.stop(_SETTINGS.request_timeout_s)
         await asyncio.gather(*(runner.close() for runner in self._runners.values()))
         await asyncio.to_thread(tracing.stop)
 
-    def _drain_on(self, signum: signal.Signals) -> None:
-        """Let uvicorn hear of the signal only when everything accepted is answered: it closes its socket at once."""
-        stop_uvicorn = signal.getsignal(signum)
-        assert callable(stop_uvicorn)
-
-        async def drain() -> None:
-            await asyncio.gather(self._grpc.tell_not_serving(), self._entrance.close())
-            stop_uvicorn(signum, None)
-
-        def begin() -> None:
-            self._draining = asyncio.ensure_future(drain())
-
-        asyncio.get_running_loop().add_signal_handler(signum, begin)
+    async def _drain(self) -> None:
+        await asyncio.gather(self._grpc.set_not_serving(), self._entrance.close())
 
     async def __is_ready__(self) -> bool:
-        """Say whether more is let in and every runner answers.
+        """Return True if the gateway does not drain and every runner is ready.
 
-        BentoML 1.4.40's own probe lets a refused connection escape, and its timeout middleware then holds the probe's
-        answer back until the request times out; it runs only where this says yes.
+        BentoML 1.4.40's own probe of dependencies runs only after this returned True: it does not catch a refused
+        connection, and its timeout middleware then delays the response until the request times out.
         """
         if self._entrance.is_closed:
             return False
@@ -162,7 +150,7 @@ def _runner_client(model: ServedModel) -> RunnerClient:
 
 
 def _make_gateway() -> Any:
-    """Return the gateway service; runners of this host are its dependencies."""
+    """Return the gateway service, whose dependencies are the runners of this host."""
     dependencies = {
         f"runner_{index}": bentoml.depends(make_runner_service(entry.id, _runner_options(_SETTINGS)))
         for index, entry in enumerate(_ENTRIES)

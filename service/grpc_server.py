@@ -9,9 +9,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from service.admission.api_keys import ApiKeys
+from service.errors import Unauthorized
 from service.inference.core import Core
 from service.open_inference.grpc_api import OpenInferenceApi
-from service.rpc.health import make_health
+from service.rpc.boundary import CODES, Context, metadata_of
 from service.rpc.proto import inference_pb2, vision_pb2
 from service.rpc.proto.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from service.rpc.proto.vision_pb2_grpc import add_VisionServicer_to_server
@@ -27,9 +28,9 @@ _SERVICES = tuple(
     for service in file.services_by_name.values()
 )
 _HEALTH_EVERY_S = 1.0
-_FORM_BYTES = 100_000  # of a message beside its image
+_FIELDS_BYTES = 100_000  # of a message in addition to its image
 _OPTIONS = [
-    ("grpc.so_reuseport", 0),  # a port that is taken is an error
+    ("grpc.so_reuseport", 0),  # a port in use is an error
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
@@ -37,8 +38,30 @@ _OPTIONS = [
 ]
 
 
+class HealthWithKey(health.aio.HealthServicer):
+    """The standard health service for callers with an accepted API key."""
+
+    def __init__(self, api_keys: ApiKeys) -> None:
+        super().__init__()
+        self._api_keys = api_keys
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
+        await self._check_key(context)
+        return await super().Check(request, context)
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
+        await self._check_key(context)
+        await super().Watch(request, context)
+
+    async def _check_key(self, context: Context) -> None:
+        try:
+            self._api_keys.check(metadata_of(context).get("authorization"))
+        except Unauthorized as error:
+            await context.abort(CODES[error.code], error.message, (("diptych-code", error.code),))
+
+
 class GrpcServer:
-    """A server that listens from `start` to `stop`, and says that it serves while `is_ready` says so."""
+    """Listens from `start` to `stop`; its health is SERVING while `is_ready` returns True."""
 
     def __init__(
         self, core: Core, api_keys: ApiKeys, settings: Settings, is_ready: Callable[[], Awaitable[bool]]
@@ -47,24 +70,24 @@ class GrpcServer:
         self._api_keys = api_keys
         self._settings = settings
         self._is_ready = is_ready
-        self._health = make_health(api_keys, settings)
+        self._health = HealthWithKey(api_keys) if settings.health_needs_key else health.aio.HealthServicer()
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen; raise `RuntimeError` where the port is taken."""
-        most_bytes = self._settings.max_body_bytes + _FORM_BYTES
-        self._server = grpc.aio.server(options=[*_OPTIONS, ("grpc.max_receive_message_length", most_bytes)])
-        around = (self._core, self._api_keys, self._settings)
-        add_VisionServicer_to_server(VisionApi(*around), self._server)
-        add_GRPCInferenceServiceServicer_to_server(OpenInferenceApi(*around), self._server)
+        """Listen; raise `RuntimeError` if the port is in use."""
+        max_message_bytes = self._settings.max_body_bytes + _FIELDS_BYTES
+        self._server = grpc.aio.server(options=[*_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes)])
+        arguments = (self._core, self._api_keys, self._settings)
+        add_VisionServicer_to_server(VisionApi(*arguments), self._server)
+        add_GRPCInferenceServiceServicer_to_server(OpenInferenceApi(*arguments), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         port = self._listen(f"{self._settings.host}:{self._settings.grpc_port}")
-        await self._tell(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
         self._watching = asyncio.create_task(self._watch())
-        logger.info("gRPC listens on %s:%d", self._settings.host, port)
+        logger.info("gRPC is listening on %s:%d", self._settings.host, port)
 
     def _listen(self, address: str) -> int:
         credentials = grpc_credentials(self._settings)
@@ -72,23 +95,23 @@ class GrpcServer:
             return self._server.add_insecure_port(address)
         return self._server.add_secure_port(address, credentials)
 
-    async def tell_not_serving(self) -> None:
-        """Say that it serves no more, whatever `is_ready` says."""
+    async def set_not_serving(self) -> None:
+        """Set health to NOT_SERVING for good, whatever `is_ready` returns."""
         if self._watching is not None:
             self._watching.cancel()
-        await self._tell(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
 
     async def stop(self, grace_s: float) -> None:
-        """Refuse new calls, give those at work `grace_s` seconds, then end."""
-        await self.tell_not_serving()
+        """Refuse new calls and end after those in flight, at most `grace_s` seconds later."""
+        await self.set_not_serving()
         await self._server.stop(grace_s)
 
     async def _watch(self) -> None:
         while True:
             states = health_pb2.HealthCheckResponse
-            await self._tell(states.SERVING if await self._is_ready() else states.NOT_SERVING)
+            await self._set_health(states.SERVING if await self._is_ready() else states.NOT_SERVING)
             await asyncio.sleep(_HEALTH_EVERY_S)
 
-    async def _tell(self, status: int) -> None:
+    async def _set_health(self, status: int) -> None:
         for name in ("", *_SERVICES):
             await self._health.set(name, status)

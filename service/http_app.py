@@ -6,14 +6,13 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.http.boundary import REST, RestBoundary, no_such_path
+from service.http.middleware import CountedRequests
 from service.http.v1 import RestApi
 from service.open_inference.http_api import OPEN_INFERENCE, PREFIX, OpenInferenceRest
 from service.openai.api import OpenAiApi
 from service.web.pages import Pages
-from service.web.playground import Playground
 
 
 def rest_app(boundary: RestBoundary) -> Starlette:
@@ -24,28 +23,12 @@ def rest_app(boundary: RestBoundary) -> Starlette:
             *OpenAiApi(boundary).routes(),
             *OpenInferenceRest(boundary).routes(),
             *Pages(boundary).routes(),
-            *Playground().routes(),
-            # before BentoML's own routes answer in their form
+            # Before BentoML's own routes, whose 404 has another form.
             *(Route(f"{prefix}/{{path:path}}", _unknown) for prefix in ("/v1", PREFIX)),
         ],
-        middleware=[Middleware(_CountedApp, boundary=boundary)],
+        middleware=[Middleware(CountedRequests, boundary=boundary)],
         exception_handlers={HTTPException: _no_such_path},
     )
-
-
-class _CountedApp:
-    """An app whose requests count as inside, to the last byte of their answers."""
-
-    def __init__(self, app: ASGIApp, boundary: RestBoundary) -> None:
-        self._app = app
-        self._boundary = boundary
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # the lifespan is no request
-            await self._app(scope, receive, send)
-            return
-        with self._boundary.entrance.inside():
-            await self._app(scope, receive, send)
 
 
 async def _unknown(_request: Request) -> Response:

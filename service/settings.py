@@ -1,6 +1,6 @@
 """Settings, read once from the environment (prefix `DIPTYCH_`).
 
-A bad or an unknown setting stops the start; the message names the variable, the value and what is allowed.
+An unknown or invalid setting prevents the start; the message names variable, value and allowed values.
 """
 
 import os
@@ -15,11 +15,12 @@ from runners.artifacts.devices import DeviceSetting
 from runners.artifacts.precision import WantedPrecision
 from service.images.url_rules import AllowedHost
 from service.telemetry.logs import LogFormat
+from service.validation import rejected_field
 
 PREFIX = "DIPTYCH_"
 BYTES_PER_MB = 1_000_000
-# Settings that mean nothing without another.
-_NEEDED = {
+# Settings that require another.
+_REQUIRED = {
     "metrics_need_key": "api_keys_file",
     "health_needs_key": "api_keys_file",
     "tls_certificate_file": "tls_key_file",
@@ -28,123 +29,132 @@ _NEEDED = {
 
 
 class SettingsError(Exception):
-    """A setting is unknown or has a bad value."""
+    """A setting is unknown or has an invalid value."""
 
 
 class Settings(BaseModel):
-    """Every setting of the service, with its unit, range and default."""
+    """All settings of the service, with unit, range and default."""
 
     model_config = ConfigDict(frozen=True)
 
     models: tuple[str, ...] = Field(
-        ("florence-2-mini", "paligemma-mini"), min_length=1, description="Served models, ids of the catalog, by commas."
+        ("florence-2-mini", "paligemma-mini"), min_length=1, description="Served models: catalog ids, comma-separated."
     )
-    catalog: Path = Field(Path("models/catalog.yaml"), description="The catalog file.")
-    host: str = Field("127.0.0.1", description="Address that the REST port listens on.")
+    catalog: Path = Field(Path("models/catalog.yaml"), description="Path of the model catalog.")
+    host: str = Field("127.0.0.1", description="Address to listen on, for REST and gRPC.")
     port: int = Field(3000, ge=1, le=65535, description="REST port.")
-    grpc_port: int = Field(3001, ge=0, le=65535, description="gRPC port, on the same address; 0: no gRPC.")
+    grpc_port: int = Field(3001, ge=0, le=65535, description="gRPC port; 0: disabled.")
     api_keys_file: Path | None = Field(
         None,
-        description="File with the SHA-256 of an API key a line, and its limits. Unset: no key is asked for.",
+        description="File of API keys: the SHA-256 of one key and its limits per line. Unset: no key is required.",
     )
-    metrics_need_key: bool = Field(False, description="true asks for an API key at `/metrics`.")
+    metrics_need_key: bool = Field(False, description="true: `/metrics` requires an API key.")
     health_needs_key: bool = Field(
-        False, description="true asks for one at `/livez`, `/readyz`, `/healthz` and of gRPC's health service."
+        False, description="true: `/livez`, `/readyz`, `/healthz` and gRPC health require an API key."
     )
     tls_certificate_file: Path | None = Field(
-        None, description="PEM file of the certificate and its chain, for both ports. Unset: no TLS."
+        None, description="PEM file of the certificate chain, for both ports. Unset: no TLS."
     )
-    tls_key_file: Path | None = Field(None, description="PEM file of the certificate's key, without a password.")
+    tls_key_file: Path | None = Field(None, description="PEM file of the certificate's private key, unencrypted.")
     url_hosts: tuple[str, ...] = Field(
         (),
-        description="Hosts that images are read from by URL, by commas; `*` is any, `:PORT` another port than that of "
-        "http or https. Unset: URLs are refused.",
+        description="Hosts from which images may be fetched by URL, comma-separated; `*`: any host; `HOST:PORT`: "
+        "another port than the scheme's. Unset: image URLs are refused.",
     )
-    url_timeout_s: int = Field(10, ge=1, le=3600, description="Time for reading one image by its URL, seconds.")
+    url_timeout_s: int = Field(10, ge=1, le=3600, description="Timeout of fetching one image by URL, seconds.")
     max_body_bytes: int = Field(
-        20_000_000, ge=1_000, le=1_000_000_000, description="Largest request body, and image by URL, bytes."
+        20_000_000,
+        ge=1_000,
+        le=1_000_000_000,
+        description="Maximum size of a request body or an image by URL, bytes.",
     )
     max_image_pixels: int = Field(
-        50_000_000, ge=1_000, le=500_000_000, description="Most pixels of an image, width times height."
+        50_000_000, ge=1_000, le=500_000_000, description="Maximum size of an image, width times height, pixels."
     )
     max_pending_requests: int = Field(
-        64, ge=1, le=10_000, description="Most requests at work or waiting; more are refused with 429."
+        64, ge=1, le=10_000, description="Maximum requests in flight or queued; more are refused with 429."
     )
     max_waiting_tokens: int = Field(
         200_000,
         ge=1_000,
         le=1_000_000_000,
-        description="Most tokens, of image, prompt and answer by estimate, that wait for one model; "
+        description="Maximum estimated tokens (image, prompt and answer) of the requests queued for one model; "
         "more are refused with 429.",
     )
-    request_timeout_s: int = Field(60, ge=1, le=3600, description="Time for one request, seconds.")
+    request_timeout_s: int = Field(60, ge=1, le=3600, description="Timeout of a request, seconds.")
     stuck_after_s: int = Field(
         60,
         ge=1,
         le=3600,
-        description="Not ready while a batch of an encoder or a step of a decoder takes longer, seconds.",
+        description="A runner is not ready while an encoder batch or a decoder step takes longer than this, seconds.",
     )
     vision_cache_mb: int = Field(
-        256, ge=0, le=1_000_000, description="Image features that a runner keeps, MB of 1,000,000 bytes; 0 keeps none."
+        256,
+        ge=0,
+        le=1_000_000,
+        description="Size of a runner's image features cache, MB (1,000,000 bytes); 0: disabled.",
     )
     runner_urls: tuple[str, ...] = Field(
         (),
-        description="Runners at other addresses, `MODEL=http://HOST:PORT`, comma-separated, one URL for a model; "
-        "behind it may be a proxy and many replicas. Unset: runners run on this host.",
+        description="Runners on other hosts, `MODEL=http://HOST:PORT`, comma-separated, one URL per model: its "
+        "runner's or that of a proxy of several replicas. Unset: runners run on this host.",
     )
     max_running_requests: int = Field(
         0,
         ge=0,
         le=100_000,
-        description="Maximum requests of one model in flight at its runner, all replicas together; more wait in the "
+        description="Maximum requests in flight per model, over all replicas of its runner; more are queued in the "
         "gateway. 0: 1.5 times DIPTYCH_DECODER_MAX_BATCH_SIZE.",
     )
-    device: DeviceSetting = Field("auto", description="Where encoders and decoders run; auto takes CUDA if there.")
-    encoder_precision: WantedPrecision = Field("auto", description="Of the encoders; auto takes each model's default.")
-    decoder_precision: WantedPrecision = Field("auto", description="Of the decoders; auto takes each model's default.")
+    device: DeviceSetting = Field("auto", description="Device of encoders and decoders; auto: CUDA if available.")
+    encoder_precision: WantedPrecision = Field("auto", description="Precision of encoders; auto: the model's default.")
+    decoder_precision: WantedPrecision = Field("auto", description="Precision of decoders; auto: the model's default.")
     encoder_max_batch_size: int = Field(
         0,
         ge=0,
         le=256,
-        description="Maximum images in one batch of a vision encoder, at least 2; 0: 2 on the CPU, 16 on CUDA.",
+        description="Maximum images in a batch of a vision encoder, at least 2; 0: 2 on CPU, 16 on CUDA.",
     )
     encoder_max_latency_ms: int = Field(
         3_600_000,
         ge=1_000,
         le=86_400_000,
-        description="Images that the batcher expects to be later than this are dropped, milliseconds; keep it far "
-        "above the slowest batch.",
+        description="The batcher drops images with a higher expected latency, milliseconds; keep it far above the "
+        "slowest batch.",
     )
     encoder_threads: int = Field(
-        0, ge=0, le=256, description="Threads of an encoder; 0: every core, 1 if the model is narrow."
+        0, ge=0, le=256, description="Threads of an encoder; 0: all cores, or 1 for a narrow model."
     )
-    decoder_max_batch_size: int = Field(16, ge=1, le=256, description="Most sequences written at once by a decoder.")
+    decoder_max_batch_size: int = Field(16, ge=1, le=256, description="Maximum sequences in a batch of a decoder.")
     decoder_max_positions: int = Field(
         0,
         ge=0,
         le=1_000_000,
-        description="Most tokens of a sequence, of image, prompt and answer; 0: as many as the model allows.",
+        description="Maximum tokens of a sequence (image, prompt and answer); 0: the model's own maximum.",
     )
     decoder_max_waiting: int = Field(
-        256, ge=1, le=100_000, description="Most sequences that wait for a decoder; more are refused with 429."
+        256, ge=1, le=100_000, description="Maximum sequences queued for a decoder; more are refused with 429."
     )
     decoder_max_prefill_tokens: int = Field(
-        4096, ge=1, le=1_000_000, description="Most tokens, image and prompt, that a decoder reads between two steps."
+        4096,
+        ge=1,
+        le=1_000_000,
+        description="Maximum tokens (image and prompt) prefilled between two decoder steps.",
     )
     decoder_threads: int = Field(
-        0, ge=0, le=256, description="Threads of a decoder; 0: every core, 1 if the model is narrow."
+        0, ge=0, le=256, description="Threads of a decoder; 0: all cores, or 1 for a narrow model."
     )
-    log_format: LogFormat = Field("text", description="Of each line of the log.")
+    log_format: LogFormat = Field("text", description="Format of log lines.")
     otlp_endpoint: str | None = Field(
         None,
-        description="http(s) URL of a collector that takes traces by OTLP over HTTP, without the path `/v1/traces`. "
-        "Unset: no spans are made.",
+        description="http(s) URL of an OTLP/HTTP trace collector, without the path `/v1/traces`. Unset: no spans are "
+        "recorded.",
     )
     trace_sample: float = Field(
         1,
         ge=0,
         le=1,
-        description="Share of traces that are exported, of those that begin here; a caller's own choice is kept.",
+        description="Fraction of the traces started here that are exported; a caller's sampling decision is kept.",
     )
 
     @field_validator("models", "url_hosts", "runner_urls", mode="before")
@@ -163,7 +173,7 @@ class Settings(BaseModel):
     @classmethod
     def _check_batch_size(cls, value: int) -> int:
         if value == 1:
-            raise ValueError("BentoML's batcher needs batches of at least 2; 0 is the device's default")
+            raise ValueError("BentoML's batcher needs batches of at least 2; 0 selects the device's default")
         return value
 
     @field_validator("runner_urls")
@@ -171,16 +181,16 @@ class Settings(BaseModel):
     def _check_runner_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         models = [model for model, _ in map(_runner_url, value)]
         if len(set(models)) < len(models):
-            raise ValueError("a model has two URLs; give the one of a proxy that balances its replicas")
+            raise ValueError("a model has two URLs; use the URL of a proxy that balances its replicas")
         return value
 
     def runner_url(self, model_id: str) -> str | None:
-        """Return where a model's runner listens; None: on this host."""
+        """Return the URL of a model's runner; None: it runs on this host."""
         return dict(map(_runner_url, self.runner_urls)).get(model_id)
 
     @property
     def max_running(self) -> int:
-        """Requests of one model in flight at its runner: images that are encoded meanwhile keep the slots full."""
+        """Maximum requests in flight per model; above the batch size, so that encoded images wait for free slots."""
         return self.max_running_requests or self.decoder_max_batch_size * 3 // 2
 
     @field_validator("otlp_endpoint")
@@ -190,12 +200,12 @@ class Settings(BaseModel):
             return None
         parts = urlsplit(value)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
-            raise ValueError("it must be an http or https URL of host, port and path, without user and query")
+            raise ValueError("it must be an http(s) URL of host, port and path, without credentials and query")
         return value
 
 
 def _runner_url(pair: str) -> tuple[str, str]:
-    """Return model and URL of `MODEL=http://HOST:PORT`; raise `ValueError`."""
+    """Parse `MODEL=http://HOST:PORT`; raise `ValueError`."""
     model_id, _, url = pair.partition("=")
     parts = urlsplit(url)
     is_plain = parts.scheme == "http" and parts.path in ("", "/") and not (parts.query or parts.fragment)
@@ -205,7 +215,7 @@ def _runner_url(pair: str) -> tuple[str, str]:
 
 
 def _has_port(parts: SplitResult) -> bool:
-    """Return True for a valid port, or none."""
+    """Return True for a valid port and for none."""
     try:
         return parts.port is None or parts.port > 0
     except ValueError:
@@ -213,35 +223,35 @@ def _has_port(parts: SplitResult) -> bool:
 
 
 def variable(field: str) -> str:
-    """Return the environment variable of a setting."""
+    """Return the name of a setting's environment variable."""
     return PREFIX + field.upper()
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
-    """Read the settings from the process's environment; raise `SettingsError`."""
+    """Read the settings from environment variables; raise `SettingsError`."""
     field_of = {variable(field): field for field in Settings.model_fields}
     for name in sorted(environment):
         if name.startswith(PREFIX) and name not in field_of:
-            raise SettingsError(f"{name} is not a setting; there are {', '.join(sorted(field_of))}")
+            raise SettingsError(f"{name} is not a setting; the settings are {', '.join(sorted(field_of))}")
     try:
         values = Settings.model_validate({f: environment[name] for name, f in field_of.items() if name in environment})
     except ValidationError as error:
-        detail = error.errors()[0]
-        name = variable(str(detail["loc"][0]))
-        raise SettingsError(f"{name}={environment.get(name)!r} is not allowed: {detail['msg']}") from error
+        rejected = rejected_field(error)
+        name = variable(rejected.name.partition(".")[0])
+        raise SettingsError(f"{name}={environment.get(name)!r} is invalid: {rejected.reason}") from error
     _check_together(values)
     return values
 
 
 def _check_together(values: Settings) -> None:
-    """Raise `SettingsError` for a setting that means nothing beside the others."""
-    for name, other in _NEEDED.items():
+    """Raise `SettingsError` for a combination of settings that is invalid."""
+    for name, other in _REQUIRED.items():
         if getattr(values, name) and not getattr(values, other):
-            raise SettingsError(f"{variable(name)} is set, and needs {variable(other)}, which is not")
+            raise SettingsError(f"{variable(name)} is set and requires {variable(other)}, which is not set")
     for model, _ in map(_runner_url, values.runner_urls):
         if model not in values.models:
             served = ",".join(values.models)
-            raise SettingsError(f"{variable('runner_urls')} has a URL of {model}; {variable('models')} is {served}")
+            raise SettingsError(f"{variable('runner_urls')} has a URL for {model}, but {variable('models')}={served}")
 
 
 @cache
@@ -251,7 +261,7 @@ def settings() -> Settings:
 
 
 def settings_table() -> str:
-    """Return the README's table of settings."""
+    """Return the table of settings in Markdown."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         rows.append(f"| `{variable(name)}` | {_shown(field.default)} | {field.description}{_range(name)} |")

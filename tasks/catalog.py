@@ -1,6 +1,6 @@
-"""The models that can be served, read strictly from catalog.yaml.
+"""The models that can be served, strictly parsed from catalog.yaml.
 
-An entry is data about a checkpoint; whether its files are there, or where they end up, is not known here.
+An entry is data about a checkpoint; its files and artifacts are not known here.
 """
 
 import re
@@ -14,7 +14,7 @@ import yaml
 from tasks.table import FAMILY_NAMES, TASKS, Family
 
 QUESTION_FIELD = "{question}"
-TEMPLATE_TASK = "visual_question_answering"  # the one task whose prompt differs between fine-tuned checkpoints
+TEMPLATE_TASK = "visual_question_answering"  # the only task whose prompt differs between fine-tuned checkpoints
 
 Device = Literal["cpu", "cuda"]
 Part = Literal["encoder", "decoder"]
@@ -26,12 +26,12 @@ _REVISION = re.compile(r"[0-9a-f]{40}")
 
 
 class CatalogError(ValueError):
-    """The catalog is not as it must be; the message names entry, key, value and what is allowed."""
+    """The catalog is invalid; the message names the entry, the key, the value and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskOverride:
-    """What an entry changes of its family's row: a prompt template that makes it offer the task, or None: dropped."""
+    """An entry's change to its family's tasks: a prompt template adds a task, None removes it."""
 
     template: str | None
 
@@ -52,13 +52,13 @@ class CatalogEntry:
     parameters: int
     context_window: int  # tokens, image tokens included
     resolution: int  # side of the square that images are resized to, px
-    precision: Mapping[Device, Mapping[Part, Precision]]  # what each part runs in; the export measures what it loses
+    precision: Mapping[Device, Mapping[Part, Precision]]  # of each part on each device; the export measures the loss
     features: tuple[str, ...]
     mask_decoder: str | None = None  # file inside the source folder, or hf:// address
     tasks: Mapping[str, TaskOverride] = field(default_factory=dict)
 
     def offers(self, task_id: str) -> bool:
-        """Say whether this model offers the task."""
+        """Return True if this model offers the task."""
         return task_id in self.task_ids
 
     @property
@@ -67,7 +67,7 @@ class CatalogEntry:
         return tuple(task.id for task in TASKS.values() if self._offers_row(task.id))
 
     def template(self, task_id: str) -> str | None:
-        """Return the entry's own prompt template of the task, if it has one."""
+        """Return the entry's own prompt template for the task, or None."""
         override = self.tasks.get(task_id)
         return override.template if override else None
 
@@ -78,19 +78,19 @@ class CatalogEntry:
 
 
 def load_catalog(path: Path) -> dict[str, CatalogEntry]:
-    """Read the catalog in file order; raise `CatalogError` for what is unknown, missing, not allowed or twice."""
+    """Read the catalog in file order; raise `CatalogError` for unknown, missing, invalid or duplicate entries."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CatalogError(f"{path} cannot be read as YAML: {error}") from error
     rows = document.get("models") if isinstance(document, dict) and set(document) == {"models"} else None
     if not isinstance(rows, list):
-        raise CatalogError(f"{path} must hold one key, models, with a list")
+        raise CatalogError(f"{path} must contain a list under the single key models")
     entries: dict[str, CatalogEntry] = {}
     for row in rows:
         entry = parse_entry(row)
         if entry.id in entries:
-            raise CatalogError(f"{path} has two entries {entry.id!r}")
+            raise CatalogError(f"{path} has more than one entry {entry.id!r}")
         entries[entry.id] = entry
     return entries
 
@@ -105,7 +105,7 @@ def parse_entry(row: object) -> CatalogEntry:
     if unknown := set(row) - known:
         raise CatalogError(f"{entry_id} has unknown keys {sorted(map(str, unknown))}; allowed are {sorted(known)}")
     if missing := known - {"mask_decoder", "tasks"} - set(row):
-        raise CatalogError(f"{entry_id} lacks {sorted(missing)}")
+        raise CatalogError(f"{entry_id} misses the keys {sorted(missing)}")
     for key, value in row.items():
         _check_value(entry_id, key, value)
     overrides = {task_id: _override(entry_id, task_id, value) for task_id, value in row.get("tasks", {}).items()}
@@ -131,22 +131,22 @@ def _check_value(entry_id: str, key: str, value: object) -> None:
     if key in _CHOICES:
         require(value in _CHOICES[key], f"one of {', '.join(_CHOICES[key])}")
     elif key == "precision":
-        require(_is_precision(value), f"{{device: {{part: one of}}}} with all of {_PRECISIONS}")
+        require(_is_precision(value), f"a mapping {{device: {{part: precision}}}} with one each of {_PRECISIONS}")
     elif key in _COUNTS:
         require(isinstance(value, int) and not isinstance(value, bool) and value > 0, "a whole number above 0")
     elif key == "features":
-        require(isinstance(value, list) and all(isinstance(each, str) for each in value), "a list of texts")
+        require(isinstance(value, list) and all(isinstance(each, str) for each in value), "a list of strings")
     elif key == "tasks":
         require(isinstance(value, dict), "a mapping of task ids")
     elif value is None:
-        require(key in ("revision", "mask_decoder"), "a text")
+        require(key in ("revision", "mask_decoder"), "a non-blank string")
     else:
-        pattern, allowed = _PATTERNS.get(key, (re.compile(r".*\S.*"), "a text"))
+        pattern, allowed = _PATTERNS.get(key, (re.compile(r".*\S.*"), "a non-blank string"))
         require(isinstance(value, str) and bool(pattern.fullmatch(value)), allowed)
 
 
 def _is_precision(value: object) -> bool:
-    """Say whether `value` has one allowed precision for each part on each device, and nothing else."""
+    """Return True if `value` has exactly one allowed precision for each part on each device."""
     if not isinstance(value, dict) or value.keys() != _PRECISIONS.keys():
         return False
     for device, allowed in _PRECISIONS.items():
@@ -160,12 +160,12 @@ def _is_precision(value: object) -> bool:
 
 def _override(entry_id: str, task_id: object, value: object) -> TaskOverride:
     if not isinstance(task_id, str) or task_id not in TASKS:
-        raise CatalogError(f"{entry_id}: tasks names {task_id!r}; the tasks are {', '.join(TASKS)}")
+        raise CatalogError(f"{entry_id}: tasks has the unknown task {task_id!r}; allowed are {', '.join(TASKS)}")
     if value is None:
         return TaskOverride(None)
     template = value.get("template") if isinstance(value, dict) and set(value) == {"template"} else None
     if task_id != TEMPLATE_TASK or not isinstance(template, str) or template.count(QUESTION_FIELD) != 1:
-        allowed = f"null, or for {TEMPLATE_TASK} {{template: a text with {QUESTION_FIELD} once}}"
+        allowed = f"null, or for {TEMPLATE_TASK} {{template: a string that contains {QUESTION_FIELD} once}}"
         raise CatalogError(f"{entry_id}: tasks.{task_id} must be {allowed}, not {value!r}")
     return TaskOverride(template)
 
@@ -173,5 +173,5 @@ def _override(entry_id: str, task_id: object, value: object) -> TaskOverride:
 def _check_mask_decoder(entry: CatalogEntry) -> None:
     needs = entry.family == "paligemma" and entry.offers("instance_segmentation")
     if needs != (entry.mask_decoder is not None):
-        rule = "given for a paligemma model that offers instance_segmentation, and for no other"
+        rule = "set for paligemma models that offer instance_segmentation, and for no others"
         raise CatalogError(f"{entry.id}: mask_decoder must be {rule}, not {entry.mask_decoder!r}")

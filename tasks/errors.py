@@ -1,4 +1,4 @@
-"""What can be wrong with a request for a task.
+"""Errors of a request for a task.
 
 TaskError
 ├── ParameterError        a parameter is missing, unknown or has a bad value
@@ -6,9 +6,15 @@ TaskError
 └── UnsupportedTask       this model does not offer the task
 """
 
+import reprlib
+
+_MAX_SHOWN_CHARS = 80
+_NESTED = reprlib.Repr()
+_NESTED.fillvalue = "…"
+
 
 class TaskError(ValueError):
-    """A task cannot be done as asked; the message says what was wrong, what was given and what is allowed."""
+    """The task cannot be performed; the message says what is wrong, what was given and what is allowed."""
 
 
 class ParameterError(TaskError):
@@ -29,3 +35,9 @@ class UnsupportedVariant(TaskError):
 
 class UnsupportedTask(TaskError):
     """The model does not offer the task."""
+
+
+def shown(value: object) -> str:
+    """Return a rejected value as a message shows it: its repr, cut to a readable length."""
+    text = _NESTED.repr(value) if isinstance(value, list | dict) else repr(value)
+    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}…"

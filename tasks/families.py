@@ -1,39 +1,40 @@
-"""The two families behind one small interface: prompts of a task, and the typed result of what was generated."""
+"""Both families behind one interface: a task's prompts and grammar, and the typed result of the generated text."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 import tasks.florence2
 import tasks.paligemma
-from tasks.answer_patterns import Pattern
-from tasks.asked import AskedTask
 from tasks.catalog import CatalogEntry
 from tasks.generation import GeneratedText
 from tasks.paligemma import MaskDecoder
 from tasks.parameters import TaskParameters
-from tasks.prompts import Prompt
+from tasks.prompts import AskedTask, Prompt
 from tasks.results import MaskFormat, Result
 from tasks.table import Family
 
 
 class FamilyLanguage(Protocol):
-    """What a family's module offers."""
+    """The interface of a family's module."""
 
     def task_prompts(
         self, entry: CatalogEntry, task_id: str, parameters: TaskParameters, image_size_wh: tuple[int, int]
     ) -> tuple[Prompt, ...]:
         """Return the prompts of a task, usually one.
 
-        Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` for a region that is not in the image.
+        Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` for a region outside the image.
         """
         ...
 
     def read_prompt(self, text: str) -> AskedTask | None:
-        """Return the task that a prompt of the family asks for, None for free text; raise `ParameterError`."""
+        """Return the task requested by a prompt of the family, None for free text; raise `ParameterError`."""
         ...
 
-    def answer_pattern(self, task_id: str, parameters: TaskParameters) -> Pattern | None:
-        """Return the pattern of the answer to each prompt of a task, None where any text is well formed."""
+    def answer_grammar(self, task_id: str, parameters: TaskParameters) -> str | None:
+        """Return the grammar of the answer to each prompt of a task, None where any text is well-formed.
+
+        A grammar is Lark as llguidance reads it, with the rules `location` and `segmentation` defined elsewhere.
+        """
         ...
 
     def parse_answer(
@@ -45,7 +46,7 @@ class FamilyLanguage(Protocol):
         mask_format: MaskFormat,
         mask_decoder: MaskDecoder | None,
     ) -> Result:
-        """Return the typed result of the answers, which are in the order of the prompts."""
+        """Return the typed result of the answers, given in the order of the prompts."""
         ...
 
 

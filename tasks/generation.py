@@ -1,7 +1,4 @@
-"""What a decoder wrote for one prompt, with a log-probability for every token.
-
-It knows nothing of the text's grammar.
-"""
+"""The generated text of one prompt, with a log-probability for every token. Its grammar is not known here."""
 
 import math
 from bisect import bisect_right
@@ -14,19 +11,19 @@ Span = tuple[int, int]  # start and end offset in the text
 
 @dataclass(frozen=True, slots=True)
 class GeneratedText:
-    """A decoder's answer: bos, eos and padding removed, location and other control tokens kept."""
+    """A decoder's answer without bos, eos and padding, with location and other control tokens."""
 
     text: str
-    token_ends: tuple[int, ...]  # for each token the offset in `text` just after it, non-decreasing
+    token_ends: tuple[int, ...]  # offset in `text` after each token, non-decreasing
     logprobs: tuple[float, ...]
     finish_reason: Literal["stop", "length"]
 
     def __post_init__(self) -> None:
         if len(self.token_ends) != len(self.logprobs):
-            raise ValueError(f"{len(self.token_ends)} token ends do not fit {len(self.logprobs)} log-probabilities")
+            raise ValueError(f"{len(self.token_ends)} token ends for {len(self.logprobs)} log-probabilities")
 
     def is_read_as(self, found: Sequence[object]) -> bool:
-        """Say whether `found` can be what was written: something, or nothing where nothing was written."""
+        """Return True if something was found, or the text is blank."""
         return bool(found) or not self.text.strip()
 
     def score(self, *spans: Span) -> float:

@@ -1,33 +1,32 @@
-"""Kinds of parameters as data: their JSON Schema, and the check that turns a JSON value into a typed one.
+"""Kinds of parameters as data: their JSON Schema, and the validation that turns a JSON value into a typed one.
 
-Texts come out with every run of white space as one space (a newline ends PaliGemma's prompt) and without control
-characters. It does not know which tasks there are, nor the size of the image that a region lies in.
+In strings every run of white space becomes one space (a newline ends PaliGemma's prompt); control characters are
+rejected. This module knows neither the tasks nor the size of an image.
 """
 
-import reprlib
 import unicodedata
 from dataclasses import dataclass
 
-from tasks.errors import ParameterError
+from tasks.errors import ParameterError, shown
 from tasks.results import BoxXyxy
 
 MAX_LABELS = 32
 MAX_LABEL_CHARS = 200
 MAX_TEXT_CHARS = 1000  # a caption or a question
 MAX_COORDINATE_PX = 1_000_000
-SEPARATOR = ";"  # between the objects of a PaliGemma prompt: within one it would make two of it
+SEPARATOR = ";"  # between the names in a PaliGemma prompt: within a name it would split it
 
 JsonSchema = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
 class TextParameter:
-    """One text."""
+    """A string."""
 
     name: str
     description: str
     max_chars: int = MAX_TEXT_CHARS
-    is_phrase: bool = False  # names an object: no separator in it
+    is_phrase: bool = False  # names an object: must not contain the separator
     default: None = None
 
     def json_schema(self) -> JsonSchema:
@@ -35,13 +34,13 @@ class TextParameter:
         return {"description": self.description, **_text_schema(self.max_chars, self.is_phrase)}
 
     def parse(self, value: object) -> str:
-        """Return the cleaned text; raise `ParameterError`."""
+        """Return the normalized string; raise `ParameterError`."""
         return _parse_text(self.name, value, self.max_chars, self.is_phrase)
 
 
 @dataclass(frozen=True, slots=True)
 class TextListParameter:
-    """A list of different names of objects."""
+    """A list of unique object names."""
 
     name: str
     description: str
@@ -56,10 +55,10 @@ class TextListParameter:
         return {"description": self.description, "type": "array", "items": items, **limits}
 
     def parse(self, value: object) -> tuple[str, ...]:
-        """Return the cleaned texts; raise `ParameterError`."""
+        """Return the normalized strings; raise `ParameterError`."""
         if not isinstance(value, list | tuple) or not 1 <= len(value) <= self.max_items:
-            allowed = f"a list of 1 to {self.max_items} texts"
-            raise ParameterError(self.name, f"{self.name} must be {allowed}, not {_shown(value)}")
+            allowed = f"a list of 1 to {self.max_items} strings"
+            raise ParameterError(self.name, f"{self.name} must be {allowed}, not {shown(value)}")
         texts = tuple(
             _parse_text(f"{self.name}[{index}]", text, self.max_chars, is_phrase=True, param=self.name)
             for index, text in enumerate(value)
@@ -67,7 +66,7 @@ class TextListParameter:
         folded = [text.casefold() for text in texts]
         for index, text in enumerate(folded):
             if text in folded[:index]:
-                message = f"{self.name} must differ from each other apart from case; {texts[index]!r} is there twice"
+                message = f"{self.name} must be unique ignoring case; {texts[index]!r} is repeated"
                 raise ParameterError(self.name, message)
         return texts
 
@@ -81,24 +80,24 @@ class BoxParameter:
     default: None = None
 
     def json_schema(self) -> JsonSchema:
-        """Return the JSON Schema of the value; that x1 < x2 and y1 < y2 it cannot say."""
+        """Return the JSON Schema of the value; it cannot express x1 < x2 and y1 < y2."""
         number = {"type": "number", "minimum": 0, "maximum": MAX_COORDINATE_PX}
         return {"description": self.description, "type": "array", "items": number, "minItems": 4, "maxItems": 4}
 
     def parse(self, value: object) -> BoxXyxy:
-        """Return the box; raise `ParameterError`. Whether it lies in the image is for who knows its size."""
+        """Return the box; raise `ParameterError`. The image's size is not known here."""
         if not isinstance(value, list | tuple) or len(value) != 4 or not all(map(_is_coordinate, value)):
             allowed = f"4 numbers [x1, y1, x2, y2] from 0 to {MAX_COORDINATE_PX}"
-            raise ParameterError(self.name, f"{self.name} must be {allowed}, not {_shown(value)}")
+            raise ParameterError(self.name, f"{self.name} must be {allowed}, not {shown(value)}")
         x1, y1, x2, y2 = map(float, value)
         if not (x1 < x2 and y1 < y2):
-            raise ParameterError(self.name, f"{self.name} must have x1 < x2 and y1 < y2, not {_shown(value)}")
+            raise ParameterError(self.name, f"{self.name} must have x1 < x2 and y1 < y2, not {shown(value)}")
         return (x1, y1, x2, y2)
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceParameter:
-    """One of a few words."""
+    """One of a closed set of words."""
 
     name: str
     description: str
@@ -114,7 +113,7 @@ class ChoiceParameter:
         """Return the choice; raise `ParameterError`."""
         if not isinstance(value, str) or value not in self.choices:
             allowed = ", ".join(self.choices)
-            raise ParameterError(self.name, f"{self.name} must be one of {allowed}, not {_shown(value)}")
+            raise ParameterError(self.name, f"{self.name} must be one of {allowed}, not {shown(value)}")
         return value
 
 
@@ -128,25 +127,20 @@ def _text_schema(max_chars: int, is_phrase: bool) -> JsonSchema:
 
 def _parse_text(name: str, value: object, max_chars: int, is_phrase: bool, param: str | None = None) -> str:
     def refuse(allowed: str) -> ParameterError:
-        return ParameterError(param or name, f"{name} must be {allowed}, not {_shown(value)}")
+        return ParameterError(param or name, f"{name} must be {allowed}, not {shown(value)}")
 
     if not isinstance(value, str):
-        raise refuse("a text")
+        raise refuse("a string")
     text = " ".join(value.split())
     if not 1 <= len(text) <= max_chars or not any(c.isprintable() for c in text.replace(" ", "")):
-        raise refuse(f"a text of 1 to {max_chars} characters, some of them visible")
+        raise refuse(f"a string of 1 to {max_chars} characters, at least one of them visible")
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
-        raise refuse("free of control characters and lone surrogates")
+        raise refuse("a string without control characters and lone surrogates")
     if is_phrase and SEPARATOR in text:
-        raise refuse(f"free of {SEPARATOR!r}, which separates objects")
+        raise refuse(f"a string without {SEPARATOR!r}, which separates names")
     return text
 
 
 def _is_coordinate(value: object) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and 0 <= value <= MAX_COORDINATE_PX  # type: ignore[operator]  # false for NaN
-
-
-def _shown(value: object, max_chars: int = 80) -> str:
-    shown = reprlib.repr(value) if isinstance(value, list | dict) else repr(value)
-    return shown if len(shown) <= max_chars else f"{shown[:max_chars]}…"

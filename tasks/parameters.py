@@ -1,4 +1,4 @@
-"""The parameters of one request: checked against the task's row of the table, defaults filled in."""
+"""The parameters of one request, validated against the task table, with defaults."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from tasks.table import Task
 
 @dataclass(frozen=True, slots=True)
 class TaskParameters:
-    """The checked parameters of one request; None where the task has none or it was not given."""
+    """The validated parameters of one request; None if the task has no such parameter or it was not given."""
 
     labels: tuple[str, ...] | None = None
     caption: str | None = None
@@ -23,16 +23,16 @@ class TaskParameters:
 
 
 def parse_parameters(task: Task, values: Mapping[str, object]) -> TaskParameters:
-    """Check the parameters that were given, in JSON types, and return them typed; raise `ParameterError`."""
+    """Validate JSON values and return the typed parameters; raise `ParameterError`."""
     by_name = {parameter.name: parameter for parameter in task.parameters}
     for name in values:
         if name not in by_name:
-            takes = f"it takes {', '.join(by_name)}" if by_name else "it takes no parameters"
-            raise ParameterError(name, f"{name} is not a parameter of {task.id}; {takes}")
+            allowed = f"allowed are {', '.join(by_name)}" if by_name else "it has no parameters"
+            raise ParameterError(name, f"{name} is not a parameter of {task.id}; {allowed}")
     _check_exactly_one(task, [name for name in task.exactly_one_of if name in values])
     for name in task.required:
         if name not in values:
-            raise ParameterError(name, f"{task.id} needs {name}: {by_name[name].description}")
+            raise ParameterError(name, f"{task.id} requires {name}: {by_name[name].description}")
     parsed = {n: p.parse(values[n]) if n in values else p.default for n, p in by_name.items()}
     return TaskParameters(**parsed)  # type: ignore[arg-type]  # each name has the type of its kind
 
@@ -40,5 +40,5 @@ def parse_parameters(task: Task, values: Mapping[str, object]) -> TaskParameters
 def _check_exactly_one(task: Task, given: Sequence[str]) -> None:
     if task.exactly_one_of and len(given) != 1:
         param = given[-1] if given else task.exactly_one_of[0]
-        allowed, got = " or ".join(task.exactly_one_of), " and ".join(given) or "none of them"
-        raise ParameterError(param, f"{task.id} needs either {allowed}; {got} was given")
+        allowed, got = ", ".join(task.exactly_one_of), " and ".join(given) or "none"
+        raise ParameterError(param, f"{task.id} requires exactly one of {allowed}; got {got}")

@@ -1,15 +1,18 @@
-"""The prompt of a task, as segments that keep a user's text apart from control tokens.
+"""The prompt of a task, as segments that keep user text apart from control tokens, and the task read from a prompt.
 
-What every prompt of a family has around it (image tokens, `<s>…</s>`, `<bos>…` and a newline) is the runner's.
+The tokens that surround every prompt of a family (image tokens, `<s>…</s>`, `<bos>…` and a newline) are the runner's.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
+
+from tasks.results import BoxXyxy
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSegment:
-    """A piece of a prompt; only a control segment may be read as control tokens such as `<loc_5>`."""
+    """Part of a prompt; only a control segment may be tokenized as control tokens such as `<loc_5>`."""
 
     text: str
     is_control: bool
@@ -18,18 +21,27 @@ class PromptSegment:
 Prompt = tuple[PromptSegment, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class AskedTask:
+    """A task requested by a model's own prompt instead of by its id; the values are JSON types, not validated yet."""
+
+    task_id: str
+    values: Mapping[str, object] = field(default_factory=dict)
+    region_shares: BoxXyxy | None = None  # the parameter `region`, as fractions of the image's width and height
+
+
 def plain(text: str) -> PromptSegment:
-    """Return a segment that is always tokenised as plain text."""
+    """Return a segment that is always tokenized as plain text."""
     return PromptSegment(text, is_control=False)
 
 
 def control(text: str) -> PromptSegment:
-    """Return a segment whose text may be read as control tokens."""
+    """Return a segment whose text may be tokenized as control tokens."""
     return PromptSegment(text, is_control=True)
 
 
 def join_segments(*segments: PromptSegment) -> Prompt:
-    """Return a prompt without empty segments, and neighbours of one kind merged: BPE has to see them as one string."""
+    """Return a prompt without empty segments; adjacent segments of one kind are merged, as BPE depends on context."""
     present = (segment for segment in segments if segment.text)
     groups = groupby(present, key=lambda segment: segment.is_control)
     return tuple(PromptSegment("".join(s.text for s in group), is_control) for is_control, group in groups)

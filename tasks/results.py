@@ -1,7 +1,7 @@
 """Typed results of a task, in pixels of the original image.
 
-`is_parsed` is False where the model's text could not be read, and the list is empty then; an answer that is empty
-because nothing is there is parsed.
+`is_parsed` is False if the model's text could not be parsed; the list is then empty. A blank answer, which means that
+nothing was found, is parsed.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Literal
 PointXy = tuple[float, float]
 BoxXyxy = tuple[float, float, float, float]
 QuadXy = tuple[PointXy, PointXy, PointXy, PointXy]
-Ring = tuple[PointXy, ...]  # closed: its last point is joined to its first
+Ring = tuple[PointXy, ...]  # closed: the last point is connected to the first
 MaskFormat = Literal["polygon", "rle"]
 
 
@@ -24,7 +24,7 @@ class RunLengthMask:
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """A box with its label ('' where the task gives none)."""
+    """A box with its label ('' if the task has no labels)."""
 
     box: BoxXyxy
     label: str
@@ -33,9 +33,9 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A segmented object: either `polygons` or `mask`, as the request's `mask_format` says.
+    """A segmented object: `polygons` or `mask`, depending on the request's `mask_format`.
 
-    A point belongs to the object where an odd number of `polygons` encloses it (even-odd rule), so holes are rings too.
+    A point belongs to the object if an odd number of `polygons` encloses it (even-odd rule), so holes are rings too.
     """
 
     box: BoxXyxy
@@ -47,7 +47,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class TextRegion:
-    """A piece of text with the four corners of where it stands, in the order the model wrote them."""
+    """A piece of text with the four corners of its quadrilateral, in the order the model wrote them."""
 
     quad: QuadXy
     text: str
@@ -56,7 +56,7 @@ class TextRegion:
 
 @dataclass(frozen=True, slots=True)
 class TextResult:
-    """Result of a task that answers with text."""
+    """Result of a task that returns text."""
 
     text: str
     is_parsed: bool
@@ -64,7 +64,7 @@ class TextResult:
 
 @dataclass(frozen=True, slots=True)
 class DetectionsResult:
-    """Result of a task that answers with boxes."""
+    """Result of a task that returns boxes."""
 
     detections: tuple[Detection, ...]
     is_parsed: bool
@@ -72,7 +72,7 @@ class DetectionsResult:
 
 @dataclass(frozen=True, slots=True)
 class InstancesResult:
-    """Result of a task that answers with masks."""
+    """Result of a task that returns masks."""
 
     instances: tuple[Instance, ...]
     is_parsed: bool
@@ -80,7 +80,7 @@ class InstancesResult:
 
 @dataclass(frozen=True, slots=True)
 class TextRegionsResult:
-    """Result of a task that answers with text and its place."""
+    """Result of a task that returns located text."""
 
     text_regions: tuple[TextRegion, ...]
     is_parsed: bool

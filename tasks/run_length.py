@@ -1,4 +1,4 @@
-"""Masks as COCO's compressed run lengths (pycocotools, mask.py), the form that COCO's own tools read."""
+"""Masks as COCO's compressed run lengths; the only module that imports pycocotools, which has no types."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,6 +1,6 @@
-"""The task table: every task with its parameters, the kind of its result, and the families that know it.
+"""The task table: every task with its parameters, result kind and the families that support it.
 
-One table drives validation, JSON Schema, documentation, page and metrics. It knows no prompt.
+It drives validation, JSON Schema, documentation, page and metrics. It knows no prompts.
 """
 
 from dataclasses import dataclass
@@ -33,13 +33,13 @@ class Task:
     id: str
     description: str
     result_kind: ResultKind
-    families: frozenset[Family]  # that know it without help of the catalog entry
+    families: frozenset[Family]  # that support it without a template in the catalog entry
     parameters: tuple[Parameter, ...] = ()
-    exactly_one_of: tuple[str, ...] = ()  # parameters of which a request gives one
+    exactly_one_of: tuple[str, ...] = ()  # parameters of which a request must have one
 
     @property
     def required(self) -> tuple[str, ...]:
-        """The parameters that every request gives."""
+        """The parameters that every request must have."""
         return tuple(p.name for p in self.parameters if p.default is None and p.name not in self.exactly_one_of)
 
     def json_schema(self) -> JsonSchema:
@@ -61,44 +61,46 @@ _PALIGEMMA: frozenset[Family] = frozenset({"paligemma"})
 
 _LANGUAGE = ChoiceParameter("language", "Language code of the answer.", LANGUAGES, "en")
 _REGION = BoxParameter("region", "Box [x1, y1, x2, y2] in pixels of the image.")
-_CAPTION_DETAIL = ChoiceParameter("detail", "How much the caption tells.", ("short", "detailed", "paragraph"), "short")
+_CAPTION_DETAIL = ChoiceParameter(
+    "detail", "Level of detail of the caption.", ("short", "detailed", "paragraph"), "short"
+)
 _REGION_DETAIL = ChoiceParameter(
-    "detail", "What to tell of the region.", ("category", "description", "text"), "description"
+    "detail", "What to return about the region.", ("category", "description", "text"), "description"
 )
 
 _ROWS = (
     Task("captioning", "Describe the image.", "text", _BOTH, (_CAPTION_DETAIL, _LANGUAGE)),
-    Task("object_detection", "Find the objects and name each.", "detections", _FLORENCE2),
+    Task("object_detection", "Detect objects and name each one.", "detections", _FLORENCE2),
     Task(
         "open_vocabulary_detection",
-        "Find the objects that the labels name.",
+        "Detect the objects named by the labels.",
         "detections",
         _BOTH,
-        (TextListParameter("labels", "Names of what to find."),),
+        (TextListParameter("labels", "Names of the objects to detect."),),
     ),
     Task(
         "phrase_grounding",
-        "Find what each phrase speaks of.",
+        "Locate what each phrase refers to.",
         "detections",
         _BOTH,
         (
-            TextParameter("caption", "A sentence whose phrases are to be found."),
-            TextListParameter("phrases", "The phrases to find."),
+            TextParameter("caption", "A sentence whose phrases are located."),
+            TextListParameter("phrases", "The phrases to locate."),
         ),
         exactly_one_of=("caption", "phrases"),
     ),
-    Task("region_proposal", "Find regions that hold an object, without naming it.", "detections", _FLORENCE2),
-    Task("dense_region_captioning", "Find regions and describe each.", "detections", _FLORENCE2),
+    Task("region_proposal", "Propose regions that contain an object, without labels.", "detections", _FLORENCE2),
+    Task("dense_region_captioning", "Detect regions and caption each one.", "detections", _FLORENCE2),
     Task(
         "instance_segmentation",
-        "Outline what the phrase speaks of, or the object in the region.",
+        "Segment what the phrase refers to, or the object in the region.",
         "instances",
         _BOTH,
-        (TextParameter("phrase", "What to outline.", MAX_LABEL_CHARS, is_phrase=True), _REGION),
+        (TextParameter("phrase", "Phrase that names what to segment.", MAX_LABEL_CHARS, is_phrase=True), _REGION),
         exactly_one_of=("phrase", "region"),
     ),
     Task("ocr", "Read the text.", "text", _BOTH),
-    Task("ocr_with_regions", "Read the text and say where each piece stands.", "text_regions", _FLORENCE2),
+    Task("ocr_with_regions", "Read the text and locate each piece.", "text_regions", _FLORENCE2),
     Task("region_description", "Describe a region.", "text", _FLORENCE2, (_REGION, _REGION_DETAIL)),
     Task(
         "visual_question_answering",

@@ -6,8 +6,10 @@ import pytest
 
 from tests.support.browser import CHROMIUM, MISSING
 from tests.support.export_cli import EMBEDDED, ModelStore
+from tests.support.haproxy import HAS_HAPROXY, MISSING_HAPROXY
 from tests.support.kubernetes import HAS_KUBECTL, MISSING_KUBECTL
 from tests.support.prometheus import HAS_PROMETHEUS, MISSING_PROMETHEUS
+from tests.support.real_tokenizers import MISSING_NPM
 from tests.support.running_service import RunningService, running_service
 
 
@@ -17,8 +19,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(MISSING, red=True, bold=True)
     if not HAS_PROMETHEUS:
         terminalreporter.write_line(MISSING_PROMETHEUS, red=True, bold=True)
+    if not HAS_HAPROXY:
+        terminalreporter.write_line(MISSING_HAPROXY, red=True, bold=True)
     if not HAS_KUBECTL:
         terminalreporter.write_line(MISSING_KUBECTL, red=True, bold=True)
+    if any(MISSING_NPM in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())):
+        terminalreporter.write_line(MISSING_NPM, red=True, bold=True)
 
 
 @pytest.fixture(scope="session")

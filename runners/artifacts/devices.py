@@ -19,9 +19,13 @@ _WIDE = 512  # hidden size; the embedded models have 128 and 192, the released o
 
 def encoder_device(setting: DeviceSetting) -> Device:
     """Return where ONNX Runtime runs the encoders."""
-    import onnxruntime  # not with this module: it starts a thread, and processes are forked from one that has none
+    return _device(setting, has_cuda_card() and _has_cuda_provider())
 
-    return _device(setting, CUDA_PROVIDER in onnxruntime.get_available_providers() and has_cuda_card())
+
+def _has_cuda_provider() -> bool:
+    import onnxruntime  # starts a thread and takes 15 MB: not where the driver has no card
+
+    return CUDA_PROVIDER in onnxruntime.get_available_providers()
 
 
 def decoder_device(setting: DeviceSetting) -> Device:

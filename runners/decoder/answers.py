@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from runners.decoder.batch import Decoder
+from runners.decoder.errors import SequenceError, SequenceTooLong
 from runners.decoder.scheduler import WrittenSequence
-from runners.decoder.sequences import SequenceError, SequenceRequest, SequenceTooLong, TokenListener
+from runners.decoder.sequences import SequenceRequest, TokenListener
 from runners.transport.messages import Failed, SequenceSpec, Written
 
 # Used where neither the request nor the checkpoint's generation_config says; Florence-2's model card asks for 1024.
@@ -35,7 +36,7 @@ def to_request(
         seed=spec.seed,
         top_p=spec.top_p,
         num_beams=_num_beams(decoder, spec),
-        constraint=None if spec.pattern is None else decoder.constraints.get(spec.pattern),
+        constraint=None if spec.grammar is None else decoder.constraints.get(spec.grammar),
         deadline_s=time.monotonic() + spec.timeout_s,
         on_tokens=on_tokens,
     )

@@ -152,9 +152,9 @@ class LiveBatch(Generic[CacheT]):
         """Give a sequence of several rows its other slots, which begin like the first."""
         slots = self._slots[sequence]
         others = [self._take_slot(sequence) for _ in range(sequence.num_rows - 1)]
+        slots.extend(others)  # before what may fail, so that they are freed with the sequence
         if others:
-            self._decoder.copy(self._cache, slots * len(others), others)
-            slots.extend(others)
+            self._decoder.copy(self._cache, slots[:1] * len(others), others)
 
     def _choose(self, rows: Mapping[LiveSequence, Sequence[int]], logits: Tensor) -> None:
         """Give each sequence the next token of each of its `rows` of `logits`."""

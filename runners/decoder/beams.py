@@ -13,15 +13,9 @@ import torch
 from torch import Tensor
 
 from runners.decoder.constraints import ConstraintState
+from runners.decoder.errors import NonFiniteLogits, SequenceError
 from runners.decoder.rules import GenerationRules
-from runners.decoder.sequences import (
-    GeneratedSequence,
-    NonFiniteLogits,
-    SequenceError,
-    SequenceRequest,
-    check_time,
-    end_of,
-)
+from runners.decoder.sequences import GeneratedSequence, SequenceRequest, check_time, end_of
 from runners.transport.messages import FinishReason
 
 _OUT_OF_THE_RUNNING = -1e9  # transformers' score of a row that holds no beam of its own

@@ -21,14 +21,8 @@ from typing import Any
 import torch
 
 from runners.decoder.batch import Decoder, LiveBatch, start_sequence
-from runners.decoder.sequences import (
-    DeadlineExceeded,
-    GeneratedSequence,
-    LiveSequence,
-    Overloaded,
-    SequenceRequest,
-    TooManyBeams,
-)
+from runners.decoder.errors import DeadlineExceeded, Overloaded, TooManyBeams
+from runners.decoder.sequences import GeneratedSequence, LiveSequence, SequenceRequest
 from runners.options import SchedulerLimits
 from runners.telemetry.metrics import BATCH_SIZE, LIVE_SEQUENCES, QUEUE_DEPTH, SLOTS, SLOTS_TAKEN
 from runners.telemetry.watchdog import Watchdog
@@ -159,26 +153,30 @@ class Scheduler:
             self._settle()
 
     def _prefill(self, tickets: Sequence[_Ticket]) -> None:
-        """Prefill sequences together; where memory is short, in two halves; what fails is told to those it hits."""
+        """Prefill sequences together, in two halves where memory is short; a failure reaches those that it hits."""
+        sequences = [ticket.sequence for ticket in tickets]
         try:
-            self._batch.admit([ticket.sequence for ticket in tickets])
+            self._batch.admit(sequences)
         except torch.OutOfMemoryError as error:
+            self._batch.drop(sequences)  # it may have come after their slots were taken
             if len(tickets) == 1:
-                _fail(tickets, error)
+                _fail(tickets, error.with_traceback(None))  # whose frames would keep the activations
                 return
-            logger.warning("no memory to prefill %d sequences together: halved", len(tickets))
-            half = len(tickets) // 2
-            self._prefill(tickets[:half])
-            self._prefill(tickets[half:])
-            return
         except Exception as error:  # whatever the model raised must reach everyone who waits for it
             logger.exception("a prefill of %d sequences failed", len(tickets))
-            self._batch.drop([ticket.sequence for ticket in tickets])
+            self._batch.drop(sequences)
             _fail(tickets, error)
             return
-        for ticket in tickets:
-            ticket.prefilled_s = time.monotonic()
-            self._tickets[ticket.sequence] = ticket
+        else:
+            for ticket in tickets:
+                ticket.prefilled_s = time.monotonic()
+                self._tickets[ticket.sequence] = ticket
+            return
+        # Not within the except block, where the exception would keep the activations of the failed try.
+        logger.warning("no memory to prefill %d sequences together: halved", len(tickets))
+        half = len(tickets) // 2
+        self._prefill(tickets[:half])
+        self._prefill(tickets[half:])
 
     def _next_tickets(self) -> list[_Ticket]:
         """Take from the queue, in order, what has slots and fits the token budget; of the latter at least one."""

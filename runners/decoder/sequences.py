@@ -14,54 +14,11 @@ import torch
 from torch import Tensor
 
 from runners.decoder.constraints import Constraint, ConstraintState
+from runners.decoder.errors import DeadlineExceeded, NonFiniteLogits, SequenceError
 from runners.decoder.rules import GenerationRules
-from runners.transport.messages import FailureCode, FinishReason
+from runners.transport.messages import FinishReason
 
 TokenListener = Callable[[Sequence[int]], None]
-
-
-class SequenceError(Exception):
-    """Why one sequence failed, alone.
-
-    SequenceError
-    ├── NonFiniteLogits     the model computed NaN or infinity for it
-    ├── DeadlineExceeded    its time ran out before its end
-    ├── SequenceTooLong     prompt and new tokens do not fit the model's positions
-    ├── TooManyBeams        it asks for more beams than the decoder has slots
-    └── Overloaded          too many sequences wait already
-    """
-
-    code: FailureCode = "internal"
-
-
-class NonFiniteLogits(SequenceError):
-    """The model computed NaN or infinity for this sequence."""
-
-    code = "non_finite_logits"
-
-
-class DeadlineExceeded(SequenceError):
-    """The time given to this sequence ran out."""
-
-    code = "deadline_exceeded"
-
-
-class SequenceTooLong(SequenceError):
-    """Prompt and new tokens do not fit the model's positions."""
-
-    code = "sequence_too_long"
-
-
-class TooManyBeams(SequenceError):
-    """More beams than slots."""
-
-    code = "too_many_beams"
-
-
-class Overloaded(SequenceError):
-    """Too many sequences wait already."""
-
-    code = "overloaded"
 
 
 @dataclass(frozen=True, slots=True)

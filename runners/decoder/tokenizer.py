@@ -1,7 +1,7 @@
-"""Prompts to token ids and generated ids to text, by the checkpoint's own tokenizer.json.
+"""Prompts to token ids and generated ids to text, with the checkpoint's tokenizer.json.
 
-A prompt comes as segments. Only a segment marked as control may become control tokens (`<loc_5>`, `<image>`, `</s>`);
-all other text, a user's above all, is tokenised by a second tokenizer that has none, so that it stays plain text.
+A prompt is a sequence of segments. Only control segments may be tokenized as control tokens (`<loc_5>`, `<image>`,
+`</s>`); all other text, such as a user's, goes through a second tokenizer without them and stays plain text.
 """
 
 import json
@@ -16,14 +16,14 @@ Segments = Sequence[tuple[str, bool]]  # (text, is_control)
 
 
 class TextStream:
-    """The text of tokens as they come; a token that completes no character adds nothing."""
+    """Incremental detokenizer; a token that completes no character adds nothing."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=False)
 
     def push(self, token_id: int) -> str:
-        """Return what the next token adds, control tokens included."""
+        """Return the text added by the next token, control tokens included."""
         return self._stream.step(self._tokenizer, token_id) or ""
 
 
@@ -42,7 +42,7 @@ class PromptTokenizer:
         return cls(Tokenizer.from_file(str(tokenizer_file)), Tokenizer.from_str(json.dumps(plain)))
 
     def encode(self, segments: Segments) -> list[int]:
-        """Return the token ids of a prompt, without the tokens that a family puts around it."""
+        """Return the token ids of a prompt, without the tokens with which a family surrounds it."""
         ids: list[int] = []
         for text, is_control in segments:
             tokenizer = self._tokenizer if is_control else self._plain_tokenizer
@@ -50,5 +50,5 @@ class PromptTokenizer:
         return ids
 
     def text_stream(self) -> TextStream:
-        """Return a stream for the tokens of one answer."""
+        """Return a detokenizer for one answer."""
         return TextStream(self._tokenizer)

@@ -16,11 +16,11 @@ from transformers import BartConfig
 from runners.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Precision, read_config
 from runners.decoder.constraints import Constraints
 from runners.decoder.cuda_graphs import Record, StaticSteps, record_cuda_graph
+from runners.decoder.errors import SequenceTooLong
 from runners.decoder.kv_cache import CacheShape, KeyValueCache
 from runners.decoder.rules import GenerationRules
-from runners.decoder.sequences import SequenceRequest, SequenceTooLong
+from runners.decoder.sequences import SequenceRequest
 from runners.decoder.tokenizer import PromptTokenizer, Segments, TextStream
-from runners.decoder.vocabulary import Vocabulary
 from runners.models.bart import Bart, BartStep
 from runners.models.batch_inputs import stack_inputs
 from runners.models.weights import DecoderWeights
@@ -44,12 +44,12 @@ class Florence2Decoder:
         self,
         bart: Bart,
         tokenizer: PromptTokenizer,
-        vocabulary: Vocabulary,
+        constraints: Constraints,
         rules: GenerationRules,
         config: dict[str, Any],
     ) -> None:
         self.rules = rules
-        self.constraints = Constraints(vocabulary, rules.eos_token_ids)
+        self.constraints = constraints
         self.pad_token_id: int = config["text_config"]["pad_token_id"]
         self._bart = bart
         self._device = bart.embeddings.device
@@ -71,8 +71,9 @@ class Florence2Decoder:
         weights = DecoderWeights.open(folder / DECODER_FILE, precision, device)
         bart = Bart(BartConfig(**config["text_config"]), weights)
         tokenizer_file = folder / TOKENIZER_FILE
-        tokenizer, vocabulary = PromptTokenizer.load(tokenizer_file), Vocabulary.load(tokenizer_file)
-        return cls(bart, tokenizer, vocabulary, GenerationRules.load(folder), config)
+        rules = GenerationRules.load(folder)
+        constraints = Constraints.load(tokenizer_file, rules.eos_token_ids)
+        return cls(bart, PromptTokenizer.load(tokenizer_file), constraints, rules, config)
 
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
         """Return `<s> prompt </s>`; source: transformers, models/florence2/processing_florence2.py."""

@@ -17,11 +17,11 @@ from transformers import Gemma2Config, GemmaConfig
 from runners.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Precision, read_config
 from runners.decoder.constraints import Constraints
 from runners.decoder.cuda_graphs import Record, StaticSteps, record_cuda_graph
+from runners.decoder.errors import SequenceTooLong
 from runners.decoder.kv_cache import CacheShape, KeyValueCache
 from runners.decoder.rules import GenerationRules
-from runners.decoder.sequences import SequenceRequest, SequenceTooLong
+from runners.decoder.sequences import SequenceRequest
 from runners.decoder.tokenizer import PromptTokenizer, Segments, TextStream
-from runners.decoder.vocabulary import Vocabulary
 from runners.models.batch_inputs import stack_inputs
 from runners.models.gemma import Gemma, GemmaPass
 from runners.models.weights import DecoderWeights
@@ -50,12 +50,12 @@ class PaliGemmaDecoder:
         self,
         gemma: Gemma,
         tokenizer: PromptTokenizer,
-        vocabulary: Vocabulary,
+        constraints: Constraints,
         rules: GenerationRules,
         config: dict[str, Any],
     ) -> None:
         self.rules = rules
-        self.constraints = Constraints(vocabulary, rules.eos_token_ids)
+        self.constraints = constraints
         self.pad_token_id: int = config["pad_token_id"]
         self._gemma = gemma
         self._device = gemma.device
@@ -71,8 +71,9 @@ class PaliGemmaDecoder:
         text_config = _CONFIGS[config["text_config"]["model_type"]](**config["text_config"])
         gemma = Gemma(text_config, DecoderWeights.open(folder / DECODER_FILE, precision, device))
         tokenizer_file = folder / TOKENIZER_FILE
-        tokenizer, vocabulary = PromptTokenizer.load(tokenizer_file), Vocabulary.load(tokenizer_file)
-        return cls(gemma, tokenizer, vocabulary, GenerationRules.load(folder), config)
+        rules = GenerationRules.load(folder)
+        constraints = Constraints.load(tokenizer_file, rules.eos_token_ids)
+        return cls(gemma, PromptTokenizer.load(tokenizer_file), constraints, rules, config)
 
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
         r"""Return `<bos> prompt \n`; source: transformers, models/paligemma/processing_paligemma.py."""

@@ -4,8 +4,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from runners.transport.patterns import Pattern
-
 FinishReason = Literal["stop", "length"]
 CacheOutcome = Literal["hit", "miss", "joined"]
 FailureCode = Literal[
@@ -36,7 +34,7 @@ class SequenceSpec(BaseModel):
     top_p: float = 1.0
     seed: int | None = None
     num_beams: int | None = None
-    pattern: Pattern | None = None  # of a well-formed answer; None: any answer may be written
+    grammar: str | None = None  # of a well-formed answer, Lark; None: any answer may be written
     timeout_s: float
 
 

@@ -1,1 +1,1 @@
-"""Who may call, how often, and in which order: API keys, quotas, fair queue, drain gate."""
+"""Which requests start, and when: API keys and their quotas, the fair queue of a model, the drain gate."""

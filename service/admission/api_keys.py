@@ -1,74 +1,176 @@
-"""Who may ask: API keys, kept as SHA-256 in a file, compared in constant time, read anew when the file changes."""
+"""API keys: a file of their SHA-256 hashes, re-read when it changes, and the quota of each key.
+
+A line of the file is one key, with optional limits:
+
+    HASH
+    HASH name=batch requests_per_minute=60 megapixels_per_minute=100 max_concurrent=4
+
+Errors and logs never quote a line: it may hold a key by mistake.
+"""
 
 import hashlib
 import hmac
 import logging
+import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from service.admission.key_file import KeyEntry, KeyFile
-from service.admission.quotas import ANYONE, Caller
-from service.admission.rate_limits import Clock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.admission.quotas import NO_LIMITS, UNLIMITED, Clock, Quota, QuotaLimits
 from service.errors import Unauthorized
-from service.settings import SettingsError
+from service.settings import SettingsError, variable
+from service.validation import rejected_field
 
 logger = logging.getLogger(__name__)
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CHECK_INTERVAL_S = 1.0
+_VARIABLE = variable("api_keys_file")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyEntry:
+    """One key of the file."""
+
+    sha256: str  # of the key, hexadecimal
+    name: str  # in messages; keys of one name count as one client in the fair queue
+    limits: QuotaLimits = NO_LIMITS
+
 
 class ApiKeys:
-    """The keys that are accepted, each with its caller; None means that no key is asked for."""
+    """The accepted keys and their quotas; with `entries` None every request is accepted."""
 
     def __init__(
-        self, entries: Sequence[KeyEntry] | None, file: KeyFile | None = None, clock: Clock = time.monotonic
+        self, entries: Sequence[KeyEntry] | None, file: "KeyFile | None" = None, clock: Clock = time.monotonic
     ) -> None:
         self._file = file
         self._clock = clock
         self._is_open = entries is None
-        self._callers: dict[KeyEntry, Caller] = {}
+        self._quotas: dict[KeyEntry, Quota] = {}
         self._accept(entries or ())
 
     @classmethod
     def load(cls, path: Path | None, clock: Clock = time.monotonic) -> Self:
-        """Read the keys; raise `SettingsError` for a file that is none of keys."""
+        """Read the keys; raise `SettingsError` for an unreadable or malformed file."""
         if path is None:
             return cls(None)
         file = KeyFile(path, clock)
         return cls(file.read(), file, clock)
 
-    def caller(self, authorization: str | None) -> Caller | None:
-        """Return who sent an Authorization header, or None if it carries no accepted key."""
+    def quota_of(self, authorization: str | None) -> Quota | None:
+        """Return the quota for an Authorization header, or None without an accepted key."""
         if self._is_open:
-            return ANYONE
-        self._follow_file()
+            return UNLIMITED
+        self._reload_if_changed()
         scheme, _, key = (authorization or "").partition(" ")
         digest = hashlib.sha256(key.strip().encode()).hexdigest()
-        # all are compared, lest the time tells which one it was
-        found = [caller for entry, caller in self._callers.items() if hmac.compare_digest(digest, entry.sha256)]
+        # Every hash is compared: a search that stops at the first match would reveal its position by its time.
+        found = [quota for entry, quota in self._quotas.items() if hmac.compare_digest(digest, entry.sha256)]
         return found[0] if found and scheme.lower() == "bearer" else None
 
-    def check(self, authorization: str | None) -> Caller:
-        """Return who sent an Authorization header; raise `Unauthorized` unless it carries an accepted key."""
-        caller = self.caller(authorization)
-        if caller is None:
-            given = "a key that is not accepted" if (authorization or "").partition(" ")[2] else "no key"
-            raise Unauthorized(f"{given} was sent; send an accepted one as Authorization: Bearer KEY")
-        return caller
+    def check(self, authorization: str | None) -> Quota:
+        """Return the quota for an Authorization header; raise `Unauthorized` without an accepted key."""
+        quota = self.quota_of(authorization)
+        if quota is None:
+            problem = (
+                "the API key is not accepted" if (authorization or "").partition(" ")[2] else "no API key was sent"
+            )
+            raise Unauthorized(f"{problem}; send a valid key in the header Authorization: Bearer KEY")
+        return quota
 
-    def _follow_file(self) -> None:
-        """Take the keys of a file that has changed; one that is broken leaves them as they are."""
+    def _reload_if_changed(self) -> None:
+        """Replace the keys if the file has changed; keep the current ones if the new file is invalid."""
         if self._file is None or not self._file.has_changed():
             return
         try:
             self._accept(self._file.read())
         except SettingsError as error:
-            logger.error("the API keys stay as they were: %s", error)
+            logger.error("the API keys are unchanged, because the new file is invalid: %s", error)
         else:
-            logger.info("%d API keys read anew", len(self._callers))
+            logger.info("reloaded %d API keys", len(self._quotas))
 
     def _accept(self, entries: Sequence[KeyEntry]) -> None:
-        """Replace the keys; an entry that is as it was keeps what it has used of its limits."""
-        self._callers = {
-            entry: self._callers.get(entry) or Caller(entry.name, entry.limits, self._clock) for entry in entries
+        """Replace the keys; an unchanged entry keeps its used quota."""
+        self._quotas = {
+            entry: self._quotas.get(entry) or Quota(entry.name, entry.limits, self._clock) for entry in entries
         }
+
+
+class KeyFile:
+    """A file of keys that is checked for changes once a second."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._path = path
+        self._clock = clock
+        self._checked_s = clock()
+        self._version: tuple[int, int, int] | None = None
+
+    def read(self) -> tuple[KeyEntry, ...]:
+        """Return the keys; raise `SettingsError` for an unreadable or malformed file."""
+        self._version = self._current_version()
+        try:
+            text = self._path.read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{_VARIABLE}={str(self._path)!r} cannot be read: {error}") from error
+        return parse_keys(text)
+
+    def has_changed(self) -> bool:
+        """Return True if the file differs from the one last read; False within a second of the last check."""
+        if self._clock() - self._checked_s < _CHECK_INTERVAL_S:
+            return False
+        self._checked_s = self._clock()
+        return self._current_version() != self._version
+
+    def _current_version(self) -> tuple[int, int, int] | None:
+        try:
+            stat = self._path.stat()
+        except OSError:
+            return None
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    requests_per_minute: int | None = Field(None, ge=1, le=1_000_000)
+    megapixels_per_minute: int | None = Field(None, ge=1, le=1_000_000)
+    max_concurrent: int | None = Field(None, ge=1, le=10_000)
+
+
+def parse_keys(text: str) -> tuple[KeyEntry, ...]:
+    """Return the entries of a file; raise `SettingsError` with the number of an invalid one."""
+    entries: dict[str, KeyEntry] = {}
+    for number, line in enumerate(filter(None, map(str.strip, text.splitlines())), 1):
+        try:
+            entry = _entry(line, number)
+        except ValueError as error:
+            raise SettingsError(f"{_VARIABLE}: entry {number}: {error}") from None
+        if entry.sha256 in entries:
+            raise SettingsError(f"{_VARIABLE}: entry {number}: its SHA-256 repeats that of an earlier entry")
+        entries[entry.sha256] = entry
+    return tuple(entries.values())
+
+
+def _entry(line: str, number: int) -> KeyEntry:
+    sha256, *words = line.split()
+    if not _SHA256.fullmatch(sha256.lower()):
+        raise ValueError("it must start with a SHA-256 of 64 hexadecimal digits")
+    options = _options(words)
+    limits = QuotaLimits(options.requests_per_minute, options.megapixels_per_minute, options.max_concurrent)
+    return KeyEntry(sha256.lower(), options.name or f"key-{number}", limits)
+
+
+def _options(words: list[str]) -> _Options:
+    values = dict(word.partition("=")[::2] for word in words)
+    if not values.keys() <= _Options.model_fields.keys() or len(values) < len(words):
+        raise ValueError(f"unknown or repeated option; the options are {', '.join(_Options.model_fields)}")
+    try:
+        return _Options.model_validate(values)
+    except ValidationError as error:
+        rejected = rejected_field(error)
+        raise ValueError(f"invalid {rejected.name}: {rejected.reason}") from None

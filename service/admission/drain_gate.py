@@ -1,4 +1,4 @@
-"""The way into the gateway: counts the requests inside, and lets no more in once it is closed."""
+"""Counts requests in flight, and admits no more once the service drains."""
 
 import asyncio
 from collections.abc import Iterator
@@ -7,35 +7,35 @@ from contextlib import contextmanager
 from service.errors import NotReady
 
 
-class Entrance:
-    """Open from the start; `close` once."""
+class DrainGate:
+    """Open at first; `close` starts the drain and waits for its end."""
 
     def __init__(self) -> None:
         self._num_inside = 0
-        self._emptied = asyncio.Event()
+        self._drained = asyncio.Event()
         self.is_closed = False
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Count what is done meanwhile as a request that is at work."""
+        """Count a request in flight for as long as the context lasts."""
         self._num_inside += 1
         try:
             yield
         finally:
             self._num_inside -= 1
-            self._note()
+            self._update()
 
     def check(self) -> None:
-        """Raise `NotReady` if no more are let in."""
+        """Raise `NotReady` if the gate is closed."""
         if self.is_closed:
-            raise NotReady("the service is stopping; ask another replica, or this one again in a minute")
+            raise NotReady("the service is shutting down; retry on another replica, or here in a minute")
 
     async def close(self) -> None:
-        """Let no more in, and return when all who are inside have left."""
+        """Admit no more requests, and return when none is in flight."""
         self.is_closed = True
-        self._note()
-        await self._emptied.wait()
+        self._update()
+        await self._drained.wait()
 
-    def _note(self) -> None:
+    def _update(self) -> None:
         if self.is_closed and not self._num_inside:
-            self._emptied.set()
+            self._drained.set()

@@ -1,11 +1,11 @@
-"""Whose turn it is at one model: requests wait here, not in the runners, so that none of them waits for nothing.
+"""The fair queue of one model: requests wait here, not in the runner.
 
-    refused   its client has too much waiting, or it could not be answered before its deadline
-    waiting   in the order of start-time fair queueing: a client's turns come as often as others', weighed by cost
-    running   as many as keep encoder and decoder busy
+    refused   the client has too many tokens queued, or the request would miss its deadline
+    waiting   in the order of start-time fair queueing: clients are served equally often, weighted by cost
+    running   up to a maximum that keeps encoder and decoder busy
 
-Source of the order: Goyal, Vin and Cheng, "Start-time Fair Queuing", SIGCOMM 1996, section 2. A request's cost is its
-number of tokens, by estimate. It knows clients, costs and deadlines; no HTTP, no tasks.
+Source of the order: Goyal, Vin and Cheng, "Start-time Fair Queuing", SIGCOMM 1996, section 2. The cost of a request is
+its estimated number of tokens. The queue knows clients, costs and deadlines; no HTTP, no tasks.
 """
 
 import asyncio
@@ -17,16 +17,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from runners.telemetry.metrics import QUEUE_DEPTH
-from service.admission.fair_share import FairShares
-from service.admission.throughput import DrainRate
+from service.admission.fair_share import FairShare
+from service.admission.throughput import ThroughputEstimate
 from service.errors import DeadlineExceeded, Overloaded
 
-_CAUTION = 1.25  # costs are estimates, and what runs shares the machine: rather refused than late
+_SAFETY_FACTOR = 1.25  # costs are estimates and the machine is shared: an early refusal is better than a late answer
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
-    """What a request wants of a model."""
+class QueuedRequest:
+    """The facts of a request that decide its place in the queue."""
 
     client: str
     cost: int  # tokens
@@ -37,12 +37,12 @@ class Demand:
 class _Waiting:
     virtual_start: float
     number: int
-    demand: Demand = field(compare=False)
-    turn: "asyncio.Future[None]" = field(compare=False)
+    request: QueuedRequest = field(compare=False)
+    admission: "asyncio.Future[None]" = field(compare=False)
 
 
-class Turns:
-    """The requests of one model, waiting and running."""
+class FairQueue:
+    """Waiting and running requests of one model."""
 
     def __init__(
         self,
@@ -56,106 +56,108 @@ class Turns:
         self._now = now
         self._num_running = 0
         self._waiting: list[_Waiting] = []  # a heap
-        self._shares = FairShares(max_waiting_cost)
+        self._waiting_cost = FairShare(max_waiting_cost)
         self._numbers = itertools.count()
         self._virtual_time = 0.0
-        self._last_finish: dict[str, float] = {}  # of clients, on the virtual clock
-        self._drain_rate = DrainRate(now)
+        self._last_finish: dict[str, float] = {}  # virtual time at which a client's last queued request finishes
+        self._throughput = ThroughputEstimate(now)
         self._running_cost = 0
         self._depth = QUEUE_DEPTH.labels(model_id, "admission")
 
     @asynccontextmanager
-    async def turn(self, demand: Demand) -> AsyncIterator[float]:
-        """Wait for a turn and hold it; yield the seconds waited. Raise `Overloaded` or `DeadlineExceeded`."""
-        waited_s = await self._take_turn(demand)
-        self._running_cost += demand.cost
-        self._drain_rate.begin()
+    async def admitted(self, request: QueuedRequest) -> AsyncIterator[float]:
+        """Run as an admitted request; yield the seconds waited. Raise `Overloaded` or `DeadlineExceeded`."""
+        waited_s = await self._admit(request)
+        self._running_cost += request.cost
+        self._throughput.begin()
         done = 0
         try:
             yield waited_s
-            done = demand.cost
+            done = request.cost
         finally:
-            self._drain_rate.end(done)
-            self._running_cost -= demand.cost
+            self._throughput.end(done)
+            self._running_cost -= request.cost
             self._release()
 
-    async def _take_turn(self, demand: Demand) -> float:
+    async def _admit(self, request: QueuedRequest) -> float:
         """Return the seconds waited."""
-        self._refuse_hopeless(demand)
-        self._give_turns()
+        self._refuse_hopeless(request)
+        self._admit_next()
         if self._num_running < self._max_running:
             self._num_running += 1
             return 0.0
         start_s = self._now()
-        await self._wait(demand)
+        await self._wait(request)
         return self._now() - start_s
 
-    def _refuse_hopeless(self, demand: Demand) -> None:
-        """Raise `Overloaded`, with the seconds after which there is hope, for what would wait in vain."""
-        excess = self._shares.excess(demand.client, demand.cost)
+    def _refuse_hopeless(self, request: QueuedRequest) -> None:
+        """Raise `Overloaded` for a request above its client's share, and for one that would miss its deadline."""
+        excess = self._waiting_cost.excess(request.client, request.cost)
         if excess > 0 and self._num_running >= self._max_running:
-            message = f"{self._shares.of(demand.client):.0f} tokens of this client wait for {self._model_id} already"
-            raise Overloaded(f"{message}, the most that are allowed now", self._drain_rate.seconds_for(excess))
-        needed_s = self._drain_rate.seconds_for(self._cost_before(demand)) * _CAUTION
-        late_s = self._now() + needed_s - demand.deadline_s
+            usage = self._waiting_cost.usage(request.client, f"tokens queued for {self._model_id}")
+            raise Overloaded(f"{usage}; this request needs {request.cost}", self._throughput.seconds_for(excess))
+        needed_s = self._throughput.seconds_for(self._cost_until_done(request)) * _SAFETY_FACTOR
+        late_s = self._now() + needed_s - request.deadline_s
         if late_s > 0 and self._num_running:
-            message = f"{self._model_id} has work for longer than this request's time, by {late_s:.1f} s"
-            raise Overloaded(f"{message}; give it more or come back", late_s)
+            message = f"with the work queued for {self._model_id}, this request would finish {late_s:.1f} s"
+            raise Overloaded(f"{message} after its deadline", late_s)
 
-    def _cost_before(self, demand: Demand) -> float:
-        """Return what is done before its end, if other clients that wait are served like its own: it, too, is."""
-        own = self._shares.of(demand.client) + demand.cost
-        waiting = min(self._shares.total + demand.cost, own * self._shares.num_clients_with(demand.client))
-        return self._running_cost + waiting
+    def _cost_until_done(self, request: QueuedRequest) -> float:
+        """Return the cost of all work up to the end of the request, served alternately with that of other clients."""
+        own = self._waiting_cost.of(request.client) + request.cost
+        num_clients = self._waiting_cost.num_clients_with(request.client)
+        return self._running_cost + min(self._waiting_cost.total + request.cost, own * num_clients)
 
-    async def _wait(self, demand: Demand) -> None:
-        waiting = self._enqueue(demand)
+    async def _wait(self, request: QueuedRequest) -> None:
+        waiting = self._enqueue(request)
         try:
-            async with asyncio.timeout(demand.deadline_s - self._now()):
-                await waiting.turn
+            async with asyncio.timeout(request.deadline_s - self._now()):
+                await waiting.admission
         except TimeoutError as error:
-            self._give_up(waiting)
-            message = f"{self._model_id} did not answer in the time of the request: it was not its turn"
+            self._abandon(waiting)
+            message = (
+                f"the request was still queued for {self._model_id} at its deadline; allow more time or retry later"
+            )
             raise DeadlineExceeded(message) from error
         except asyncio.CancelledError:
-            self._give_up(waiting)
+            self._abandon(waiting)
             raise
 
-    def _enqueue(self, demand: Demand) -> _Waiting:
-        start = max(self._virtual_time, self._last_finish.get(demand.client, 0.0))
-        self._last_finish[demand.client] = start + demand.cost
-        waiting = _Waiting(start, next(self._numbers), demand, asyncio.get_running_loop().create_future())
+    def _enqueue(self, request: QueuedRequest) -> _Waiting:
+        start = max(self._virtual_time, self._last_finish.get(request.client, 0.0))
+        self._last_finish[request.client] = start + request.cost
+        waiting = _Waiting(start, next(self._numbers), request, asyncio.get_running_loop().create_future())
         heapq.heappush(self._waiting, waiting)
-        self._shares.add(demand.client, demand.cost)
+        self._waiting_cost.add(request.client, request.cost)
         self._depth.inc()
         return waiting
 
-    def _give_up(self, waiting: _Waiting) -> None:
-        """Take a request out of the queue, or pass on the turn that it was just given."""
+    def _abandon(self, waiting: _Waiting) -> None:
+        """Remove a request from the queue; if it was just admitted, admit the next one instead."""
         if waiting in self._waiting:
             self._waiting.remove(waiting)
             heapq.heapify(self._waiting)
-            self._forget(waiting)
-        elif not waiting.turn.cancelled():
+            self._dequeued(waiting)
+        elif not waiting.admission.cancelled():
             self._release()
 
     def _release(self) -> None:
         self._num_running -= 1
-        self._give_turns()
+        self._admit_next()
 
-    def _give_turns(self) -> None:
-        """Give the turns that are free to the next that still want one."""
+    def _admit_next(self) -> None:
+        """Admit waiting requests, in order, up to the maximum."""
         while self._waiting and self._num_running < self._max_running:
             waiting = heapq.heappop(self._waiting)
             self._virtual_time = waiting.virtual_start
-            self._forget(waiting)
-            if not waiting.turn.cancelled():
+            self._dequeued(waiting)
+            if not waiting.admission.cancelled():
                 self._num_running += 1
-                waiting.turn.set_result(None)
+                waiting.admission.set_result(None)
 
-    def _forget(self, waiting: _Waiting) -> None:
+    def _dequeued(self, waiting: _Waiting) -> None:
         self._depth.dec()
-        self._shares.remove(waiting.demand.client, waiting.demand.cost)
+        self._waiting_cost.remove(waiting.request.client, waiting.request.cost)
         if not self._waiting:
             self._last_finish.clear()
             self._virtual_time = 0.0

@@ -1,43 +1,49 @@
-"""A bound on what is pending, shared by the clients that have something pending. It knows amounts, not requests.
+"""A limit on pending work that is shared by the clients that have some. It knows amounts, no requests.
 
-One client alone may have all of it, each of n clients 1/n: what a heavy client has piled up keeps no light one out.
-While the heavy one's share shrinks, all together may have up to twice the bound.
+A client alone may use the whole limit, each of n clients 1/n of it: the backlog of one client never locks out another.
+While the share of the first shrinks, all clients together may use up to twice the limit.
 """
 
-_MOST_BOUNDS = 2
+_MAX_OVERCOMMIT = 2
 
 
-class FairShares:
-    """Amounts that are pending, by client."""
+class FairShare:
+    """Pending amounts by client."""
 
-    def __init__(self, bound: float) -> None:
-        self._bound = bound
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
         self._pending: dict[str, float] = {}
 
     @property
     def total(self) -> float:
-        """What is pending of all clients."""
+        """Pending amount of all clients."""
         return sum(self._pending.values())
 
     def of(self, client: str) -> float:
-        """Return what is pending of a client."""
+        """Return the pending amount of a client."""
         return self._pending.get(client, 0)
 
     def num_clients_with(self, client: str) -> int:
-        """Return how many clients have something pending if `client` has."""
+        """Return the number of clients with pending work, `client` included."""
         return len(self._pending.keys() | {client})
 
+    def usage(self, client: str, unit: str) -> str:
+        """Return, for an error message, what is pending and what is allowed."""
+        share, allowed = self._limit / self.num_clients_with(client), self._limit * _MAX_OVERCOMMIT
+        mine = f"this client has {self.of(client):.0f} of {share:.0f} {unit}"
+        return f"{mine}, all clients together {self.total:.0f} of {allowed:.0f}"
+
     def excess(self, client: str, amount: float) -> float:
-        """Return by how much `amount` more of a client would be too much, 0 or less if it is not."""
-        over_share = self.of(client) + amount - self._bound / self.num_clients_with(client)
-        return max(over_share, self.total + amount - self._bound * _MOST_BOUNDS)
+        """Return by how much another `amount` of a client exceeds its share or the overcommit; <= 0 if it fits."""
+        over_share = self.of(client) + amount - self._limit / self.num_clients_with(client)
+        return max(over_share, self.total + amount - self._limit * _MAX_OVERCOMMIT)
 
     def add(self, client: str, amount: float) -> None:
         """Count `amount` of a client as pending."""
         self._pending[client] = self.of(client) + amount
 
     def remove(self, client: str, amount: float) -> None:
-        """Count it no more."""
+        """Count `amount` of a client as done."""
         self.add(client, -amount)
         if self._pending[client] <= 0:
             del self._pending[client]

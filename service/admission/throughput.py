@@ -1,43 +1,43 @@
-"""How fast work is done, measured while there is work. It knows no requests."""
+"""The throughput of a model or of the whole service, measured while it is busy. It knows no requests."""
 
 import math
 import time
 from collections.abc import Callable
 
-_HORIZON_S = 10.0  # of work; what was done so long ago counts 1/e of what is done now
+_TIME_CONSTANT_S = 10.0  # of busy time: work done that long ago has weight 1/e
 
 
-class DrainRate:
-    """Work done in a second, in whatever unit it is counted: an exponentially weighted mean over busy time.
+class ThroughputEstimate:
+    """Work per second, in any unit: an exponentially weighted mean over busy time.
 
-    When much is begun at one time, the first to end says little of the others: nothing is said before as many have
-    ended as are at work.
+    The first item of a burst to finish is no estimate for the others: there is none before as many items have finished
+    as are in flight.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._num_begun = 0
-        self._since_s = 0.0
+        self._num_in_flight = 0
+        self._updated_s = 0.0
         self._busy_s = 0.0
         self._done = 0.0
-        self._num_ended = 0
+        self._num_finished = 0
         self._is_measured = False
 
     def begin(self) -> None:
-        """Note that a piece of work is begun."""
-        if self._num_begun == 0:
-            self._since_s = self._now()
-        self._num_begun += 1
+        """Record the start of an item of work."""
+        if self._num_in_flight == 0:
+            self._updated_s = self._now()
+        self._num_in_flight += 1
 
     def end(self, amount: float) -> None:
-        """Note that a piece of work has ended, and how much of it was done."""
-        self._num_begun -= 1
-        self._num_ended += 1
-        self._is_measured = self._is_measured or self._num_ended >= self._num_begun
-        elapsed_s, self._since_s = self._now() - self._since_s, self._now()
-        kept = math.exp(-elapsed_s / _HORIZON_S)
-        self._busy_s, self._done = self._busy_s * kept + elapsed_s, self._done * kept + amount
+        """Record the end of an item of work, and how much of it was done."""
+        self._num_in_flight -= 1
+        self._num_finished += 1
+        self._is_measured = self._is_measured or self._num_finished >= self._num_in_flight
+        elapsed_s, self._updated_s = self._now() - self._updated_s, self._now()
+        decay = math.exp(-elapsed_s / _TIME_CONSTANT_S)
+        self._busy_s, self._done = self._busy_s * decay + elapsed_s, self._done * decay + amount
 
     def seconds_for(self, amount: float) -> float:
-        """Return how long `amount` will take; 0 before enough was measured."""
+        """Return the expected seconds for `amount`; 0 without an estimate."""
         return amount * self._busy_s / self._done if self._is_measured and self._done > 0 else 0.0

@@ -1,6 +1,6 @@
-"""Request bodies to an image and fields: multipart forms and JSON, counted while they stream.
+"""Request bodies to an image and fields: multipart forms and JSON, limited in size while they stream.
 
-Form values are text; they become the JSON types that the same field has in a JSON body. It knows no task.
+Values of a form are text; each becomes the JSON type of its field in a JSON body.
 """
 
 import base64
@@ -17,31 +17,43 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
-from service.images.url_rules import GivenImage, ImageUrl
-from tasks.parameter_kinds import BoxParameter, TextListParameter
+from service.images.url_rules import ImageInput, ImageUrl
+from service.inference.request_fields import CompareFields, PredictFields
+from tasks.errors import shown
 from tasks.table import TASKS
 
 _FORM, _JSON = "multipart/form-data", "application/json"
 _MAX_FORM_FIELDS = 200
-_CHARSET = re.compile(
-    r";\s*charset=[^;]*", re.IGNORECASE
-)  # forms are UTF-8; some decoders of Python take quadratic time
+_MAX_NAME_CHARS = 80  # of a field, in messages
+_MAX_ERROR_CHARS = 200  # of a parser's message
+# Removed, as forms are UTF-8: some of Python's decoders need quadratic time.
+_CHARSET = re.compile(r";\s*charset=[^;]*", re.IGNORECASE)
 _SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*):")
-_LISTS = {
-    "models",
-    *(p.name for t in TASKS.values() for p in t.parameters if isinstance(p, TextListParameter | BoxParameter)),
-}
-_NUMBERS = {"max_new_tokens", "num_beams", "temperature", "top_p", "seed"}
-_CLAIMS = {"constrained", "stream"}  # true or false
-_TRUTHS = {"true": True, "false": False}
-_NUMBER_LISTS = {p.name for t in TASKS.values() for p in t.parameters if isinstance(p, BoxParameter)}
+_BOOLEANS = {"true": True, "false": False}
+
+
+def _json_types() -> dict[str, str]:
+    """Return the JSON type of each field of every endpoint; of a list, `array of` the type of its elements."""
+    schemas = {
+        **PredictFields.model_json_schema()["properties"],
+        **CompareFields.model_json_schema()["properties"],
+        **{parameter.name: parameter.json_schema() for task in TASKS.values() for parameter in task.parameters},
+    }
+    values = {name: schema.get("anyOf", [schema])[0] for name, schema in schemas.items()}  # the other one is null
+    return {
+        name: f"array of {value['items']['type']}" if value["type"] == "array" else value["type"]
+        for name, value in values.items()
+    }
+
+
+_JSON_TYPES = _json_types()
 
 
 @dataclass(frozen=True, slots=True)
 class RequestBody:
-    """An encoded image, or where it is, and the other fields, in JSON types."""
+    """The image, as encoded bytes or a URL, and the other fields in JSON types."""
 
-    image: GivenImage
+    image: ImageInput
     fields: Mapping[str, object]
 
 
@@ -61,7 +73,7 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, object]:
 def _content_type(request: Request, *allowed: str) -> str:
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if content_type not in allowed:
-        raise InvalidRequest(f"content type {content_type!r} is not known; send {' or '.join(allowed)}")
+        raise InvalidRequest(f"Content-Type is {shown(content_type)}; it must be {' or '.join(allowed)}")
     return content_type
 
 
@@ -72,7 +84,7 @@ def _check_declared_length(request: Request, max_bytes: int) -> None:
 
 
 async def read_bytes(request: Request, max_bytes: int) -> bytes:
-    """Read a body as it is; raise `PayloadTooLarge`."""
+    """Read a body of any content; raise `PayloadTooLarge`."""
     _check_declared_length(request, max_bytes)
     body = bytearray()
     async for chunk in request.stream():
@@ -83,22 +95,22 @@ async def read_bytes(request: Request, max_bytes: int) -> bytes:
 
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the request body is over {max_bytes} bytes, the most that is allowed")
+    return PayloadTooLarge(f"the request body exceeds the limit of {max_bytes} bytes")
 
 
 def _from_json(body: bytes) -> RequestBody:
     document = json_object(body)
     if "image" not in document:
-        raise no_image()
-    return RequestBody(image_of_text(document.pop("image")), document)
+        raise missing_image()
+    return RequestBody(parse_image(document.pop("image")), document)
 
 
 def json_object(body: bytes) -> dict[str, object]:
-    """Return a JSON object in which no name is there twice; raise `InvalidRequest`."""
+    """Return a JSON object with unique names; raise `InvalidRequest`."""
     try:
         document = json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the body is not JSON: {str(error)[:200]}") from error
+        raise InvalidRequest(f"the body is not JSON: {_cut(error)}") from error
     if not isinstance(document, dict):
         raise InvalidRequest(f"the body must be a JSON object, not {type(document).__name__}")
     return document
@@ -107,26 +119,27 @@ def json_object(body: bytes) -> dict[str, object]:
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     for name, count in Counter(name for name, _ in pairs).items():
         if count > 1:
-            raise ValueError(f"{name[:80]!r} is there {count} times; send it once")
+            raise ValueError(f"{shown(name)} occurs {count} times; send it once")
     return dict(pairs)
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not allowed")
+    raise ValueError(f"{name} is not a JSON number")
 
 
-def image_of_text(image: object) -> GivenImage:
-    """Return the bytes of a `data:` URL or of bare base64, or a URL of another scheme as it is.
+def parse_image(image: object) -> ImageInput:
+    """Return the bytes of a `data:` URL or of bare base64, or a URL of another scheme unread.
 
     Raise `InvalidRequest` or `UnsupportedImage`.
     """
     if not isinstance(image, str):
-        raise InvalidRequest("image must be a text: a data: URL, base64 or a URL", "image")
+        raise InvalidRequest("image must be a string: a data: URL, base64 or an http(s) URL", "image")
     if (scheme := _SCHEME.match(image)) and scheme[1].lower() != "data":
         return ImageUrl(image)
     header, comma, data = image.partition(",")
     if header.lower().startswith("data:") and not (comma and header.lower().endswith(";base64")):
-        raise InvalidRequest("image is a data: URL that is not base64; it must be data:image/…;base64,…", "image")
+        message = "image is a data: URL that is not base64-encoded; it must be data:image/…;base64,…"
+        raise InvalidRequest(message, "image")
     try:
         return base64.b64decode(data if comma else image, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -135,13 +148,13 @@ def image_of_text(image: object) -> GivenImage:
 
 async def _from_form(request: Request, body: bytes) -> RequestBody:
     if not body.rstrip(b"\r\n").endswith(b"--"):
-        raise InvalidRequest("the multipart body is cut off: its closing boundary is missing")
+        raise InvalidRequest("the multipart body is truncated: its closing boundary is missing")
     headers = Headers({"content-type": _CHARSET.sub("", request.headers["content-type"])})
     part_limits = {"max_files": 2, "max_fields": _MAX_FORM_FIELDS, "max_part_size": len(body) + 1}
     try:
         form = await MultiPartParser(headers, _chunks(body), **part_limits).parse()
     except (MultiPartException, MultipartParseError, KeyError, ValueError) as error:
-        raise InvalidRequest(f"the multipart body cannot be read: {str(error)[:200]}") from error
+        raise InvalidRequest(f"the multipart body is malformed: {_cut(error)}") from error
     try:
         return await _from_form_data(form)
     finally:
@@ -155,37 +168,42 @@ async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
 async def _from_form_data(form: FormData) -> RequestBody:
     images = form.getlist("image")
     if len(images) != 1:
-        raise no_image() if not images else InvalidRequest("image is there more than once; send one", "image")
+        raise _repeated("image", len(images)) if images else missing_image()
     image = images[0]
-    data = await image.read() if isinstance(image, UploadFile) else image_of_text(image)
+    data = await image.read() if isinstance(image, UploadFile) else parse_image(image)
     return RequestBody(data, {name: _form_value(name, form.getlist(name)) for name in form if name != "image"})
 
 
 def _form_value(name: str, values: list[UploadFile | str]) -> object:
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) != len(values):
-        raise InvalidRequest(f"{name[:80]} is a file; only image may be one", name[:80])
-    if name in _LISTS:
+        raise InvalidRequest(f"{name[:_MAX_NAME_CHARS]} is a file; only image may be a file", name[:_MAX_NAME_CHARS])
+    json_type = _JSON_TYPES.get(name, "string")
+    if json_type.startswith("array"):
         return _form_list(name, texts)
     if len(texts) > 1:
-        raise InvalidRequest(f"{name[:80]} is there {len(texts)} times; send it once", name[:80])
-    if name in _CLAIMS:
-        return _TRUTHS.get(texts[0], texts[0])
-    return _number(texts[0]) if name in _NUMBERS else texts[0]
+        raise _repeated(name, len(texts))
+    match json_type:
+        case "boolean":
+            return _BOOLEANS.get(texts[0], texts[0])
+        case "integer" | "number":
+            return _number(texts[0])
+        case _:
+            return texts[0]
 
 
 def _form_list(name: str, texts: list[str]) -> object:
-    """Return a list given as repeated fields or as one field of JSON."""
+    """Return a list given as repeated fields or as one JSON array."""
     if len(texts) == 1 and texts[0].lstrip().startswith("["):
         try:
             return json.loads(texts[0], parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
-            raise InvalidRequest(f"{name} starts like a JSON list but is none: {str(error)[:200]}", name) from error
-    return [_number(text) for text in texts] if name in _NUMBER_LISTS else texts
+            raise InvalidRequest(f"{name} starts with [ but is not a JSON array: {_cut(error)}", name) from error
+    return [_number(text) for text in texts] if _JSON_TYPES[name] == "array of number" else texts
 
 
 def _number(text: str) -> object:
-    """Return the number that `text` is in JSON, or `text` itself, which the check of the field then refuses."""
+    """Return `text` as a JSON number, or unchanged: validation of the field then rejects it."""
     try:
         number = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
@@ -193,6 +211,14 @@ def _number(text: str) -> object:
     return number if isinstance(number, int | float) and not isinstance(number, bool) else text
 
 
-def no_image() -> InvalidRequest:
-    """Return the error of a request without an image."""
+def _repeated(name: str, count: int) -> InvalidRequest:
+    name = name[:_MAX_NAME_CHARS]
+    return InvalidRequest(f"{name} occurs {count} times; send it once", name)
+
+
+def _cut(error: Exception) -> str:
+    return str(error)[:_MAX_ERROR_CHARS]
+
+
+def missing_image() -> InvalidRequest:
     return InvalidRequest("image is missing: send a file, a data: URL or base64", "image")

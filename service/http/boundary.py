@@ -1,7 +1,7 @@
-"""What every HTTP endpoint has around it: an id, a deadline, the key, and one way for errors to become answers.
+"""The boundary around every HTTP endpoint: request id, deadline, API key, and errors as responses.
 
-An interface (the service's own, OpenAI's, Open Inference) names itself and its form of an error; the statuses are the
-same for all.
+An interface (the service's own, OpenAI's, Open Inference) has a label and a form of its error bodies; the statuses are
+the same for all.
 """
 
 import time
@@ -14,16 +14,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from service.admission.api_keys import ApiKeys
-from service.admission.drain_gate import Entrance
-from service.admission.quotas import ANYONE
+from service.admission.drain_gate import DrainGate
+from service.admission.quotas import UNLIMITED
 from service.errors import ErrorCode, InvalidRequest, NotReady, Overloaded, ServiceError, Unauthorized
 from service.http.body import RequestBody, read_body, read_bytes, read_json
-from service.inference import request_ids
-from service.inference.core import Core, RequestContext
+from service.inference.core import Core, RequestContext, request_id_or_new
 from service.inference.recording import record_failure, record_gone_client
 from service.schema.rendering import error_detail
 from service.schema.wire import ErrorJson
 from service.settings import Settings
+from tasks.errors import shown
 
 STATUSES: dict[ErrorCode, int] = {
     "invalid_request": 400,
@@ -38,20 +38,19 @@ STATUSES: dict[ErrorCode, int] = {
     "not_ready": 503,
     "deadline_exceeded": 504,
 }
-_CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is left to read it
+_CLIENT_CLOSED_REQUEST = 499  # nginx's code; for access logs only, as the client has disconnected
 
 Endpoint = Callable[[Request, RequestContext], Awaitable[Response]]
 ErrorForm = Callable[[ServiceError, str], Mapping[str, Any]]
 
 
 def error_json(error: ServiceError, request_id: str) -> dict[str, Any]:
-    """Return the error body of the service's own interface."""
     return ErrorJson(error=error_detail(error, request_id)).model_dump()
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One of the service's HTTP interfaces."""
+    """An HTTP interface."""
 
     api: str  # its label in metrics
     error_form: ErrorForm = error_json
@@ -61,30 +60,30 @@ REST = Interface("rest")
 
 
 class RestBoundary:
-    """The core that `start` hands over, as HTTP endpoints reach it."""
+    """Wraps endpoints, and gives them the core once `start` was called."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.entrance = Entrance()
+        self.entrance = DrainGate()
         self._core: Core | None = None
         self._api_keys = ApiKeys(None)
 
     def start(self, core: Core, api_keys: ApiKeys) -> None:
-        """Begin to answer from `core`; before, every request is answered with not_ready."""
-        self.entrance = core.entrance
+        """Answer from `core` from now on; until then every endpoint answers not_ready."""
+        self.entrance = core.drain_gate
         self._core = core
         self._api_keys = api_keys
 
     def endpoint(self, function: Endpoint, interface: Interface = REST) -> Callable[[Request], Awaitable[Response]]:
-        """Give an endpoint its context, and turn whatever it raises into the error body of its interface."""
+        """Return `function` with its context, and with the error body of `interface` for whatever it raises."""
 
         async def answer(request: Request) -> Response:
-            request.state.request_id = _id_of(request)  # until a body brings its own
+            request.state.request_id = _id_of(request)  # a body may replace it
             try:
                 self.entrance.check()
                 deadline_s = time.monotonic() + self._timeout_s(request)
-                caller = self._api_keys.caller(request.headers.get("authorization")) or ANYONE
-                context = RequestContext(request.state.request_id, interface.api, deadline_s, caller)
+                quota = self._api_keys.quota_of(request.headers.get("authorization")) or UNLIMITED
+                context = RequestContext(request.state.request_id, interface.api, deadline_s, quota)
                 response = await function(request, context)
             except ClientDisconnect:
                 record_gone_client(interface.api, request.state.request_id)
@@ -110,7 +109,7 @@ class RestBoundary:
         return self.core()
 
     def refusal(self, request: Request) -> Response | None:
-        """Return the answer to a request without an accepted key, None to one that has it."""
+        """Return the error response to a request without an accepted key, else None."""
         try:
             self._api_keys.check(request.headers.get("authorization"))
         except Unauthorized as error:
@@ -118,39 +117,39 @@ class RestBoundary:
         return None
 
     async def body(self, request: Request, context: RequestContext) -> RequestBody:
-        """Read the image and the fields of a request, if there is room for it."""
+        """Return image and fields of a request; raise `Overloaded` before reading if its client has no room."""
         self.core().check_room(context.client)
         return await read_body(request, self._settings.max_body_bytes)
 
     async def json(self, request: Request, context: RequestContext) -> dict[str, object]:
-        """Read a body that is a JSON object, if there is room for its request."""
+        """Do the same for a body that is a JSON object."""
         self.core().check_room(context.client)
         return await read_json(request, self._settings.max_body_bytes)
 
     async def raw_body(self, request: Request, context: RequestContext) -> bytes:
-        """Read a body as it is, if there is room for its request."""
+        """Do the same for a body of any content."""
         self.core().check_room(context.client)
         return await read_bytes(request, self._settings.max_body_bytes)
 
     def _timeout_s(self, request: Request) -> float:
-        """Return the seconds that the request may take: its X-Deadline-Ms, at most the service's own."""
+        """Return the timeout of a request: its X-Deadline-Ms, at most the service's own."""
         header = request.headers.get("x-deadline-ms")
         if header is None:
             return self._settings.request_timeout_s
         if not (header.isascii() and header.isdigit() and len(header) <= 15) or int(header) == 0:
-            raise InvalidRequest(f"X-Deadline-Ms must be a whole number of milliseconds above 0, not {header[:40]!r}")
+            raise InvalidRequest(f"X-Deadline-Ms must be a whole number of milliseconds above 0, not {shown(header)}")
         return min(int(header) / 1000, self._settings.request_timeout_s)
 
 
 async def no_such_path(request: Request, error: Exception, interface: Interface = REST) -> Response:
-    """Answer an unknown path or a wrong method in the form of every other error."""
+    """Answer an unknown path or a wrong method with the error body of `interface`."""
     status = error.status_code if isinstance(error, HTTPException) else 404
-    message = f"{request.method} {request.url.path[:80]} does not exist; GET /docs shows what does"
+    message = f"no route for {request.method} {request.url.path[:80]}; GET /docs lists the routes"
     return _error_response(InvalidRequest(message), _id_of(request), interface, status)
 
 
 def _id_of(request: Request) -> str:
-    return request_ids.request_id(request.headers.get("x-request-id"))
+    return request_id_or_new(request.headers.get("x-request-id"))
 
 
 def _error_response(error: Exception, request_id: str, interface: Interface, status: int | None = None) -> Response:

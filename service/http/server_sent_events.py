@@ -1,4 +1,4 @@
-"""Server-sent events: an answer as it is written. What fails before its first text gets a status of its own.
+"""Streaming responses as server-sent events. A failure before the first event is an ordinary error response.
 
 Format: WHATWG HTML, "Server-sent events".
 """
@@ -17,9 +17,9 @@ from service.inference.core import RequestContext
 from service.inference.prediction import Answer
 from service.inference.recording import record_failure, record_gone_client
 
-_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the latter keeps nginx from collecting events
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the latter: nginx does not buffer
 
-Events = AsyncGenerator[str | Answer, None]  # see `service.inference.streaming.answer_events`
+Events = AsyncGenerator[str | Answer, None]  # of `Core.stream`
 Form = Callable[[str | Answer], Iterable[str]]
 
 
@@ -29,14 +29,13 @@ def server_sent_event(data: str, name: str | None = None) -> str:
 
 
 class _ClosingResponse(StreamingResponse):
-    """A response that closes its body when the client goes, also while it is sent: Starlette 1.10 does not."""
+    """Closes its body when the client disconnects, also during a send: Starlette 1.10 does not."""
 
     def __init__(self, body: AsyncGenerator[str, None]) -> None:
         super().__init__(body, headers=_HEADERS, media_type="text/event-stream")
         self._body = body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the body."""
         async with aclosing(self._body):
             await super().__call__(scope, receive, send)
 
@@ -44,9 +43,9 @@ class _ClosingResponse(StreamingResponse):
 async def event_stream(
     request: Request, context: RequestContext, interface: Interface, events: Events, form: Form
 ) -> Response:
-    """Return the response that sends, in `form`, each of `events` as it comes.
+    """Return the response that sends each of `events`, rendered by `form`, as it arrives.
 
-    A client that goes closes them. An error after the first is sent as an event of that name.
+    A disconnected client closes `events`. An error after the first event is sent as an event named `error`.
     """
     first = await while_connected(request.receive, anext(events))
     return _ClosingResponse(_body(first, events, form, context, interface))

@@ -1,4 +1,4 @@
-"""The service's own HTTP interface around the core.
+"""The service's own HTTP interface.
 
 POST /v1/predict  POST /v1/compare  GET /v1/models  GET /v1/models/{model}  GET /v1/tasks
 """
@@ -13,25 +13,21 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from runners.transport.disconnection import while_connected
-from service.errors import ServiceError
 from service.http.boundary import REST, RestBoundary
 from service.http.server_sent_events import event_stream, server_sent_event
 from service.inference.core import RequestContext
 from service.inference.listings import model_json, models_json, tasks_json
 from service.inference.prediction import Answer
-from service.inference.streaming import answer_events
-from service.schema.rendering import answer_json, error_detail, image_json
-from service.schema.wire import ComparisonJson, ModelErrorJson
+from service.schema.rendering import answer_json, comparison_json
 
 
 class RestApi:
-    """The endpoints of the contract."""
+    """The endpoints under /v1."""
 
     def __init__(self, boundary: RestBoundary) -> None:
         self._boundary = boundary
 
     def routes(self) -> list[Route]:
-        """Return the routes."""
         endpoint = self._boundary.endpoint
         return [
             Route("/v1/predict", endpoint(self.predict), methods=["POST"]),
@@ -42,37 +38,27 @@ class RestApi:
         ]
 
     async def predict(self, request: Request, context: RequestContext) -> Response:
-        """Answer with one model, or with events of its text and then its answer."""
+        """Answer with one model: a body, or a stream of its text and then the answer."""
         core = self._boundary.authorized(request)
         body = await self._boundary.body(request, context)
         if body.fields.get("stream") is True:
-            events = answer_events(core, body.image, body.fields, context)
+            events = core.stream(body.image, body.fields, context)
             return await event_stream(request, context, REST, events, partial(_event, context.request_id))
         answer = await while_connected(request.receive, core.predict(body.image, body.fields, context))
         return _json(answer_json(answer, context.request_id))
 
     async def compare(self, request: Request, context: RequestContext) -> Response:
-        """Answer with several models at the same time."""
+        """Answer with several models concurrently."""
         core = self._boundary.authorized(request)
         body = await self._boundary.body(request, context)
         comparison = await while_connected(request.receive, core.compare(body.image, body.fields, context))
-        answers = [
-            ModelErrorJson(model=model.id, error=error_detail(outcome, context.request_id))
-            if isinstance(outcome, ServiceError)
-            else answer_json(outcome, context.request_id)
-            for model, outcome in comparison.answers
-        ]
-        image = image_json(comparison.image_size_wh)
-        return _json(
-            ComparisonJson(id=context.request_id, task=comparison.request.task.id, image=image, answers=answers)
-        )
+        return _json(comparison_json(comparison, context.request_id))
 
     async def list_models(self, request: Request, _context: RequestContext) -> Response:
         """List the served models in the format of OpenAI's API."""
         return JSONResponse(models_json(self._boundary.authorized(request).models))
 
     async def show_model(self, request: Request, _context: RequestContext) -> Response:
-        """Show one of the list."""
         return JSONResponse(model_json(self._boundary.authorized(request).models.get(request.path_params["model_id"])))
 
     async def list_tasks(self, request: Request, _context: RequestContext) -> Response:
@@ -84,12 +70,8 @@ def _event(request_id: str, event: str | Answer) -> Iterator[str]:
     if isinstance(event, str):
         yield server_sent_event(json.dumps({"text": event}), "token")
     else:
-        yield server_sent_event(_dump(answer_json(event, request_id)), "result")
+        yield server_sent_event(answer_json(event, request_id).model_dump_json(), "result")
 
 
 def _json(body: BaseModel) -> Response:
-    return Response(_dump(body), media_type="application/json")
-
-
-def _dump(body: BaseModel) -> str:
-    return body.model_dump_json(exclude_unset=True)
+    return Response(body.model_dump_json(), media_type="application/json")

@@ -1,1 +1,1 @@
-"""Image files and URLs: fetched, checked, decoded, resized."""
+"""Image input: URLs and files, checked, fetched, decoded and resized."""

@@ -1,8 +1,8 @@
-"""Reads images from URLs that clients send, from the public internet only.
+"""Fetches images from URLs in requests, from the public internet only.
 
-Names are resolved once for each connection, inside it: the addresses that were checked are those that are connected to.
-Redirects are followed here and checked like the first URL. Nothing is sent but the request: no cookie, no credential.
-What a host did wrong is told without what its name was resolved to, and no URL is logged.
+A name is resolved once per connection, and the connection goes to an address that was checked. Redirects are followed
+here and checked like the first URL. No cookies or credentials are sent. Errors never name resolved addresses, and no
+URL is logged.
 """
 
 import asyncio
@@ -18,21 +18,21 @@ from service.images.host_addresses import CheckedResolver, NoAllowedAddress, Res
 from service.images.url_rules import AllowedHost, CheckedUrl, ImageUrl, check_url
 
 _MAX_REDIRECTS = 3
-_REDIRECTS = (301, 302, 303, 307, 308)
-# Bytes that are to be unpacked could be far more than were sent.
+_REDIRECT_STATUSES = (301, 302, 303, 307, 308)
+# identity: a compressed body could expand far beyond the limit on its size.
 _HEADERS = {"Accept": "image/jpeg, image/png, image/webp", "Accept-Encoding": "identity", "User-Agent": "diptych"}
 
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
-    """What one image may take."""
+    """Limits of one fetch."""
 
     max_bytes: int
     timeout_s: float
 
 
 class ImageFetcher:
-    """Reads images from the allowed hosts. `is_allowed` says to which addresses it may connect."""
+    """Fetches images from the allowed hosts; `is_allowed` decides on each address of a host."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class ImageFetcher:
         self._is_allowed = is_allowed
 
     async def fetch(self, url: ImageUrl, deadline_s: float) -> bytes:
-        """Return the bytes at a URL; raise `InvalidRequest`, `PayloadTooLarge` or `DeadlineExceeded`.
+        """Return the body at a URL; raise `InvalidRequest`, `PayloadTooLarge` or `DeadlineExceeded`.
 
         `deadline_s` is on the clock of `time.monotonic()`.
         """
@@ -56,8 +56,8 @@ class ImageFetcher:
                 return await self._follow(check_url(url.text, self._allowed))
         except TimeoutError as error:
             if time.monotonic() >= deadline_s:
-                raise DeadlineExceeded("the image did not come from its URL in the time of the request") from error
-            raise _failed(f"the image did not come from its URL within {self._limits.timeout_s:g} s") from error
+                raise DeadlineExceeded("the image could not be fetched from its URL before the deadline") from error
+            raise _failed(f"the image could not be fetched from its URL within {self._limits.timeout_s:g} s") from error
 
     async def _follow(self, url: CheckedUrl) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):
@@ -68,11 +68,11 @@ class ImageFetcher:
             if isinstance(answer, bytes):
                 return answer
             url = check_url(_target(url, answer), self._allowed)
-        raise _failed(f"the image's URL leads on more than {_MAX_REDIRECTS} times")
+        raise _failed(f"the image's URL redirects more than {_MAX_REDIRECTS} times")
 
     async def _get(self, url: CheckedUrl) -> bytes | str:
-        """Return the bytes at a URL, or where it leads on to."""
-        if url.is_of_address and not self._is_allowed(url.host):
+        """Return the body at a URL, or the location of its redirect."""
+        if url.is_ip_address and not self._is_allowed(url.host):
             raise NoAllowedAddress(url.host)
         resolver = CheckedResolver(self._resolver, self._is_allowed)
         connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True)
@@ -82,19 +82,19 @@ class ImageFetcher:
                 headers=_HEADERS,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
-                timeout=aiohttp.ClientTimeout(),  # that of `fetch`
+                timeout=aiohttp.ClientTimeout(),  # none: `fetch` has one
             ) as session,
             session.get(url.text, allow_redirects=False) as response,
         ):
-            if response.status in _REDIRECTS:
+            if response.status in _REDIRECT_STATUSES:
                 return response.headers.get("Location", "")
             return await self._read(response)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         if response.status != 200:
-            raise _failed(f"the host of the image's URL answers with status {response.status}; 200 is taken")
+            raise _failed(f"the host of the image's URL answers with status {response.status}; it must be 200")
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise _failed("the host of the image's URL sends it compressed, which it was asked not to do")
+            raise _failed("the host of the image's URL sends it with a Content-Encoding; it must send it without")
         body = bytearray()
         self._check_size(response.content_length or 0)
         async for chunk in response.content.iter_any():
@@ -104,12 +104,12 @@ class ImageFetcher:
 
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > self._limits.max_bytes:
-            message = f"the image at the URL is over {self._limits.max_bytes} bytes, the most that is allowed"
+            message = f"the image at the URL is larger than the maximum of {self._limits.max_bytes} bytes"
             raise PayloadTooLarge(message, "image")
 
 
 def _target(url: CheckedUrl, location: str) -> str:
-    """Return where a redirect leads to; what cannot be joined is for `check_url` to refuse."""
+    """Return the URL that a redirect points to; an invalid one as it is, for `check_url` to refuse."""
     try:
         return urljoin(url.text, location)
     except ValueError:
@@ -117,12 +117,12 @@ def _target(url: CheckedUrl, location: str) -> str:
 
 
 def _reason(error: Exception, url: CheckedUrl) -> str:
-    # One text for all of these, lest a client learns which internal names there are.
+    # One text for all of these: a client must not learn which internal names exist.
     if isinstance(error, aiohttp.ClientConnectorDNSError | NoAllowedAddress):
-        return f"the host of the image's URL, {url.host[:80]}, has no address, or not only public ones"
+        return f"the host of the image's URL, {url.host[:80]}, has no address or one that is not public"
     if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
-        return f"the host of the image's URL, {url.host[:80]}, has no certificate that is accepted"
-    return f"the host of the image's URL, {url.host[:80]}, cannot be reached, or broke off"
+        return f"the host of the image's URL, {url.host[:80]}, has no valid TLS certificate"
+    return f"the host of the image's URL, {url.host[:80]}, is unreachable or closed the connection"
 
 
 def _failed(message: str) -> InvalidRequest:

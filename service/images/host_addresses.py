@@ -1,4 +1,4 @@
-"""Which addresses a host has, and which of them may be connected to. It knows no URLs."""
+"""Resolves host names, and decides which addresses the service may connect to. It knows no URLs."""
 
 import asyncio
 import ipaddress
@@ -11,18 +11,18 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 _LOOKUP_THREADS = 8
 
-# Not of the public internet. Source: IANA's registries of special-purpose addresses, and of multicast. Taken whole, and
-# not from `ipaddress.is_global`, which differs between Python 3.11 and 3.13 and calls multicast global.
+# Outside the public internet. Source: IANA's registries of special-purpose addresses, and of multicast. Copied, because
+# `ipaddress.is_global` differs between Python 3.11 and 3.13 and includes multicast.
 _SPECIAL_IPV4 = [
     ipaddress.IPv4Network(network)
     for network in (
         *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24"),
         *("192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24"),
         *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
-        "168.63.129.16/32",  # the host of Azure's virtual machines, which serves them. Source: Microsoft Learn
+        "168.63.129.16/32",  # Azure's platform services. Source: Microsoft Learn
     )
 ]
-# Whatever else of IPv6 is special: mapped and translated IPv4, local, multicast. Source: IANA, IPv6 Global Unicast.
+# Everything outside it is special: mapped and translated IPv4, local, multicast. Source: IANA, IPv6 Global Unicast.
 _UNICAST_IPV6 = ipaddress.IPv6Network("2000::/3")
 _SPECIAL_IPV6 = [
     ipaddress.IPv6Network(network)  # IETF's protocols with Teredo, documentation twice, 6to4, AS112
@@ -31,11 +31,11 @@ _SPECIAL_IPV6 = [
 
 
 class NoAllowedAddress(OSError):
-    """A host has no address, or one that may not be connected to."""
+    """The host has no address, or one that is not allowed."""
 
 
 def is_public(address: str) -> bool:
-    """Say whether an IP address is one of the public internet, which everyone may connect to."""
+    """Return True for an IP address of the public internet."""
     ip = ip_address(address)
     if isinstance(ip, ipaddress.IPv4Address):
         return not any(ip in network for network in _SPECIAL_IPV4)
@@ -43,7 +43,7 @@ def is_public(address: str) -> bool:
 
 
 def ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Return the address that a text is in its usual form and without a zone, or None."""
+    """Parse an IP address in its usual notation without a zone; return None for other text."""
     try:
         return ipaddress.ip_address(text) if "%" not in text else None
     except ValueError:
@@ -51,20 +51,19 @@ def ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 
 class Resolver(Protocol):
-    """Finds addresses of names."""
+    """Resolves host names."""
 
     async def addresses(self, host: str) -> Sequence[str]:
-        """Return every address of a host; raise `OSError` where it has none."""
+        """Return all addresses of a host; raise `OSError` if it has none."""
 
 
 class SystemResolver:
-    """Asks the system, in threads of its own: names that take long keep no other work waiting."""
+    """Uses the system's resolver, in threads of its own, so that slow names do not block other work."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_LOOKUP_THREADS, "lookup")
 
     async def addresses(self, host: str) -> Sequence[str]:
-        """Return every address of a host; raise `OSError` where it has none."""
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._threads, _lookup, host)
         return [str(info[4][0]) for info in found]
@@ -77,7 +76,8 @@ def _lookup(host: str) -> Sequence[tuple[object, object, object, object, tuple[o
 class CheckedResolver(AbstractResolver):
     """Gives aiohttp the addresses of a name if all of them are allowed.
 
-    It is asked once for each connection, which is then made to one of those that it gives.
+    aiohttp calls it once per connection and connects to one of the returned addresses, so that checked and used
+    address are the same.
     """
 
     def __init__(self, resolver: Resolver, is_allowed: Callable[[str], bool]) -> None:
@@ -88,9 +88,9 @@ class CheckedResolver(AbstractResolver):
         self,
         host: str,
         port: int = 0,
-        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002  aiohttp gives it
+        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002  aiohttp passes it
     ) -> list[ResolveResult]:
-        """Return every address, of any family; raise `NoAllowedAddress` where there is none or one is not allowed."""
+        """Return all addresses, of any family; raise `NoAllowedAddress` if there is none or one is not allowed."""
         addresses = await self._resolver.addresses(host)
         if not addresses or not all(map(self._is_allowed, addresses)):
             raise NoAllowedAddress(host)
@@ -107,4 +107,4 @@ class CheckedResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Do nothing: the other resolver is for all."""
+        """Do nothing: the inner resolver is shared."""

@@ -1,8 +1,7 @@
-"""Which URLs of images are read: scheme, host and port. It reads none and resolves no name.
+"""Which image URLs are allowed: scheme, host and port. It opens no URL and resolves no name.
 
-A URL is taken apart here and nowhere else: what is connected to is put together again from the checked parts, so that
-no second parser can see another host in it. Numbers that some resolvers take for addresses (2130706433, 0x7f.1,
-0177.0.0.1) are no host names here.
+A URL is parsed only here, and the URL that is opened is built from the checked parts, so that no second parser can see
+another host in it. Numbers that some resolvers accept as addresses (2130706433, 0x7f.1, 0177.0.0.1) are not host names.
 """
 
 import re
@@ -18,7 +17,7 @@ _MAX_CHARS = 2048
 _URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
     r"(?P<path>(?:[/?][!\x22$-\[\]-~]*)?)(?:#[!-\[\]-~]*)?",
-    re.IGNORECASE | re.ASCII,  # without ASCII, a Kelvin sign is a k
+    re.IGNORECASE | re.ASCII,  # without ASCII, the Kelvin sign matches k
 )
 _NAME = re.compile(r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _ALLOWED = re.compile(r"(?P<host>[^:]+|\[.+\])(?::(?P<port>[0-9]{1,5}))?")
@@ -27,17 +26,17 @@ _PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class ImageUrl:
-    """A URL that was sent instead of an image, as it was sent."""
+    """The URL of an image, as sent by the client."""
 
     text: str
 
 
-GivenImage = bytes | ImageUrl
+ImageInput = bytes | ImageUrl  # an image file, or where it is
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedUrl:
-    """A URL that may be read, if its host has only addresses that may be."""
+    """An allowed URL, whose host's addresses are still to be checked."""
 
     scheme: str
     host: str  # a name or an address, lower case
@@ -46,34 +45,32 @@ class CheckedUrl:
 
     @property
     def text(self) -> str:
-        """The URL."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}{'' if self.path.startswith('/') else '/'}{self.path}"
 
     @property
-    def is_of_address(self) -> bool:
-        """Whether the host is an address, and no name."""
+    def is_ip_address(self) -> bool:
+        """True if the host is an address, not a name."""
         return ip_address(self.host) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class AllowedHost:
-    """A host that images are read from, `*` for any; without a port, those of http and https."""
+    """A host that images may be read from, `*` for any; without a port, the standard ones of http and https."""
 
     host: str
     port: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `host` or `host:port`; raise `ValueError`."""
+        """Parse `host` or `host:port`; raise `ValueError`."""
         match = _ALLOWED.fullmatch(text.lower())
         host = match["host"].strip("[]") if match else ""
         if match is None or not (host == "*" or _is_host(host)):
-            raise ValueError(f"{text!r} is no host name, and not *; a port may follow after a colon")
+            raise ValueError(f"{text!r} must be a host name, an IP address or *, with an optional :PORT")
         return cls(host, int(match["port"]) if match["port"] else None)
 
     def allows(self, url: CheckedUrl) -> bool:
-        """Say whether the URL may be read."""
         port = _PORTS[url.scheme] if self.port is None else self.port
         return self.host in ("*", url.host) and port == url.port
 
@@ -82,24 +79,20 @@ class AllowedHost:
 
 
 def check_url(text: str, allowed: Sequence[AllowedHost]) -> CheckedUrl:
-    """Return the parts of a URL that may be read; raise `InvalidRequest`."""
+    """Return the parts of an allowed URL; raise `InvalidRequest` for any other."""
     match = _URL.fullmatch(text) if len(text) <= _MAX_CHARS else None
     host = match["host"].strip("[]").lower() if match else ""
     if match is None or not _is_host(host):
-        raise _refused(
-            f"image is no URL of http or https, in ASCII, without a user, of at most {_MAX_CHARS} characters"
-        )
+        message = f"image must be an http(s) URL in ASCII without credentials, of at most {_MAX_CHARS} characters"
+        raise InvalidRequest(message, "image")
     scheme = match["scheme"].lower()
     url = CheckedUrl(scheme, host, int(match["port"] or _PORTS[scheme]), match["path"])
     if not any(each.allows(url) for each in allowed):
         hosts = ", ".join(map(str, allowed))
-        raise _refused(f"image is a URL of {url.host[:80]} port {url.port}; this service reads from {hosts}")
+        message = f"image is a URL at {url.host[:80]}, port {url.port}; the allowed hosts are {hosts}"
+        raise InvalidRequest(message, "image")
     return url
 
 
 def _is_host(host: str) -> bool:
     return ip_address(host) is not None or _NAME.fullmatch(host) is not None
-
-
-def _refused(message: str) -> InvalidRequest:
-    return InvalidRequest(message, "image")

@@ -1,1 +1,1 @@
-"""Requests to answers: the core that every interface calls."""
+"""The core that all interfaces call: validates a request, runs it on one or several models, records its outcome."""

@@ -1,59 +1,62 @@
-"""What every interface calls: predict with one model, compare several; counted, timed, logged.
+"""The core that every interface calls: predict with one model, stream, or compare several.
 
-It knows fields, images and models, and no HTTP.
+It knows fields, images and models, no HTTP and no gRPC.
 """
 
 import asyncio
 import logging
+import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from runners.telemetry.tracing import past_span
-from service.admission.drain_gate import Entrance
-from service.admission.fair_queue import Demand, Turns
-from service.admission.fair_share import FairShares
-from service.admission.quotas import ANYONE, Caller
-from service.admission.throughput import DrainRate
+from service.admission.drain_gate import DrainGate
+from service.admission.fair_queue import FairQueue, QueuedRequest
+from service.admission.fair_share import FairShare
+from service.admission.quotas import UNLIMITED, Quota
+from service.admission.throughput import ThroughputEstimate
 from service.errors import InternalError, InvalidRequest, Overloaded, ServiceError, UnsupportedImage
 from service.images.fetching import ImageFetcher
 from service.images.lazy_image import LazyImage, opened
-from service.images.url_rules import GivenImage
-from service.inference.cost import cost_tokens
-from service.inference.prediction import Answer, PredictContext, predict, task_prompts
+from service.images.url_rules import ImageInput
+from service.inference.prediction import Answer, PredictContext, cost_tokens, predict, task_prompts
 from service.inference.recording import record_answer, record_error
 from service.inference.request_fields import CompareFields, PredictFields, TaskRequest, parse_fields
 from service.inference.served_models import ServedModel, ServedModels
 from service.runner_client.client import RunnerClient
-from service.runner_client.stream_replay import TextListener
+from service.runner_client.stream_replay import OnText
 from service.telemetry import logs
 from service.telemetry.tracing import answer_span, note_status
 
 logger = logging.getLogger(__name__)
 
-# The fields of a request; or a function of the image's size (width, height) for an interface that gives shares of it.
+# Fields of a request; or a function of the image's size (width, height), for an interface with relative coordinates.
 Fields = Mapping[str, object] | Callable[[tuple[int, int]], Mapping[str, object]]
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # safe in logs and headers
 
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """What a request brings beside its fields."""
+    """Everything about a request beside its fields and image."""
 
     request_id: str
-    api: str  # label of the interface in metrics
+    api: str  # the interface, as in metrics
     deadline_s: float  # on the clock of time.monotonic()
-    caller: Caller = ANYONE
+    quota: Quota = UNLIMITED
 
     @property
     def client(self) -> str:
-        """Whose fair share it takes."""
-        return self.caller.name
+        """Name of the client in fair queue and shares: that of its API key."""
+        return self.quota.name
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What several models answered, in catalog order; an error stands where a model gave no answer."""
+    """The answer or the error of each compared model, in catalog order."""
 
     request: TaskRequest
     image_size_wh: tuple[int, int]
@@ -62,16 +65,16 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class CoreLimits:
-    """How much is taken on."""
+    """Limits on images and on requests in flight."""
 
     max_image_pixels: int
-    max_pending: int  # requests at work or waiting
-    max_running: int  # of them, at the runner of one model
-    max_waiting_tokens: int  # of those that wait for one model
+    max_pending: int  # requests, running or waiting
+    max_running: int  # requests of one model in flight at its runner
+    max_waiting_tokens: int  # of the requests queued for one model
 
 
 class Core:
-    """The service without its interfaces. Without a fetcher it reads no URLs."""
+    """The service without its interfaces; without a fetcher it refuses image URLs."""
 
     def __init__(
         self,
@@ -81,39 +84,58 @@ class Core:
         fetcher: ImageFetcher | None = None,
     ) -> None:
         self.models = models
-        self.entrance = Entrance()
+        self.drain_gate = DrainGate()
         self._runners = runners
         self._max_image_pixels = limits.max_image_pixels
-        self._turns = {model.id: Turns(model.id, limits.max_running, limits.max_waiting_tokens) for model in models}
+        self._queues = {
+            model.id: FairQueue(model.id, limits.max_running, limits.max_waiting_tokens) for model in models
+        }
         self._fetcher = fetcher
-        self._pending = FairShares(limits.max_pending)
-        self._drain_rate = DrainRate()
+        self._pending = FairShare(limits.max_pending)
+        self._throughput = ThroughputEstimate()
 
     def check_room(self, client: str) -> None:
-        """Raise `Overloaded` if a client has as many requests here as it may: before its body is read."""
+        """Raise `Overloaded` if a client has used its share of pending requests; also called before a body is read."""
         excess = self._pending.excess(client, 1)
         if excess > 0:
-            message = f"{self._pending.of(client):.0f} requests are at work, the most that are allowed now"
-            raise Overloaded(f"{message}; try again later", self._drain_rate.seconds_for(excess))
+            usage = self._pending.usage(client, "requests in flight or queued")
+            raise Overloaded(usage, self._throughput.seconds_for(excess))
 
     async def is_ready(self, model: ServedModel) -> bool:
-        """Return True if the runner of a model answers."""
+        """Return True if the runner of a model is ready."""
         return await self._runners[model.id].is_ready()
 
     async def predict(
-        self, image: GivenImage, fields: Fields, context: RequestContext, on_text: TextListener | None = None
+        self, image: ImageInput, fields: Fields, context: RequestContext, on_text: OnText | None = None
     ) -> Answer:
-        """Answer with one model; raise an error of the service's tree. `on_text` receives the text as it is written."""
-        asked = None if callable(fields) else self._asked(fields)
-        async with self._admitted(image, context) as opened_image:
-            model, request = asked or self._asked(_at_size(fields, opened_image.header.size_wh))
+        """Answer with one model; raise `ServiceError`. `on_text` receives the text as it is written."""
+        parsed = None if callable(fields) else self._parse(fields)
+        async with self._opened(image, context) as opened_image:
+            model, request = parsed or self._parse(_at_size(fields, opened_image.header.size_wh))
             return await self._answer(model, request, opened_image, context, on_text)
 
-    async def compare(self, image: GivenImage, fields: Mapping[str, object], context: RequestContext) -> Comparison:
-        """Answer with several models at the same time; raise only what is wrong for all of them."""
+    async def stream(
+        self, image: ImageInput, fields: Fields, context: RequestContext
+    ) -> AsyncGenerator[str | Answer, None]:
+        """Yield the text of `predict` piece by piece as it is written, then the answer; raise the same errors.
+
+        The pieces add up to the answer's raw text. Closing the generator cancels the request.
+        """
+        texts: asyncio.Queue[str | None] = asyncio.Queue()
+        answering = asyncio.create_task(self.predict(image, fields, context, texts.put_nowait))
+        answering.add_done_callback(lambda _: texts.put_nowait(None))
+        try:
+            while (text := await texts.get()) is not None:
+                yield text
+            yield await answering
+        finally:
+            answering.cancel()
+
+    async def compare(self, image: ImageInput, fields: Mapping[str, object], context: RequestContext) -> Comparison:
+        """Answer with several models concurrently; raise only errors that concern all of them."""
         common, request = parse_fields(CompareFields, fields)
         models = self._compared(common.models, request)
-        async with self._admitted(image, context) as opened_image:
+        async with self._opened(image, context) as opened_image:
             outcomes = await asyncio.gather(*(self._outcome(each, request, opened_image, context) for each in models))
         first, *others = outcomes
         is_refused = all(isinstance(each, Overloaded) for each in outcomes)
@@ -124,7 +146,7 @@ class Core:
             raise first
         return Comparison(request, opened_image.header.size_wh, tuple(zip(models, outcomes, strict=True)))
 
-    def _asked(self, fields: Mapping[str, object]) -> tuple[ServedModel, TaskRequest]:
+    def _parse(self, fields: Mapping[str, object]) -> tuple[ServedModel, TaskRequest]:
         common, request = parse_fields(PredictFields, fields)
         if common.model is None:
             return self.models.offering(request.task.id)[0], request
@@ -134,13 +156,13 @@ class Core:
         """Return the models of a comparison in catalog order."""
         if model_ids is None:
             return self.models.offering(request.task.id)
-        asked = {self.models.get(model_id, "models").id for model_id in model_ids}
-        return tuple(model for model in self.models if model.id in asked)
+        chosen = {self.models.get(model_id, "models").id for model_id in model_ids}
+        return tuple(model for model in self.models if model.id in chosen)
 
     async def _outcome(
         self, model: ServedModel, request: TaskRequest, image: LazyImage, context: RequestContext
     ) -> Answer | ServiceError:
-        """Return the model's answer or its error; raise what is wrong with the image."""
+        """Return the model's answer or its error; raise `UnsupportedImage`, which concerns all models."""
         try:
             return await self._answer(model, request, image, context)
         except UnsupportedImage:
@@ -154,15 +176,15 @@ class Core:
         request: TaskRequest,
         image: LazyImage,
         context: RequestContext,
-        on_text: TextListener | None = None,
+        on_text: OnText | None = None,
     ) -> Answer:
-        """Return the model's answer, recorded; raise its error, which names model and task."""
+        """Return the recorded answer of a model; raise its error, with model and task."""
         with answer_span(model.id, request.task.id, context.request_id):
             try:
                 answer = await self._admit_and_predict(model, request, image, context, on_text)
             except UnsupportedImage:
                 raise
-            except Exception as error:  # a defect in one model's path must not take the others' answers with it
+            except Exception as error:  # a defect in one model's path must not fail the others
                 failure = error if isinstance(error, ServiceError) else _defect(error, model.id, context.request_id)
                 failure.model, failure.task = model.id, request.task.id
                 note_status(failure.code)
@@ -176,41 +198,41 @@ class Core:
         request: TaskRequest,
         image: LazyImage,
         context: RequestContext,
-        on_text: TextListener | None,
+        on_text: OnText | None,
     ) -> Answer:
         prompts = task_prompts(model, request, image.header.size_wh)
-        demand = Demand(context.client, cost_tokens(model, request, prompts), context.deadline_s)
-        async with self._turns[model.id].turn(demand) as waited_s:
+        queued = QueuedRequest(context.client, cost_tokens(model, request, prompts), context.deadline_s)
+        async with self._queues[model.id].admitted(queued) as waited_s:
             past_span("admission", (now_s := time.monotonic()) - waited_s, now_s)
-            frame = PredictContext(prompts, context.deadline_s, waited_s, on_text)
-            return await predict(model, self._runners[model.id], request, image, frame)
+            predict_context = PredictContext(prompts, context.deadline_s, waited_s, on_text)
+            return await predict(model, self._runners[model.id], request, image, predict_context)
 
     @asynccontextmanager
-    async def _admitted(self, image: GivenImage, context: RequestContext) -> AsyncIterator[LazyImage]:
-        """Hold a place for a request and open its image; raise `Overloaded`, or what is wrong with the image."""
-        with self._place(context):
+    async def _opened(self, image: ImageInput, context: RequestContext) -> AsyncIterator[LazyImage]:
+        """Count a request as pending and open its image; raise `Overloaded` or the image's error."""
+        with self._pending_request(context):
             async with opened(await self._bytes_of(image, context), self._max_image_pixels) as opened_image:
-                context.caller.take_pixels(opened_image.header.num_pixels)
+                context.quota.take_pixels(opened_image.header.num_pixels)
                 yield opened_image
 
     @contextmanager
-    def _place(self, context: RequestContext) -> Iterator[None]:
-        """Hold one of the places for requests, of all and of the caller; raise `Overloaded` if none is free."""
+    def _pending_request(self, context: RequestContext) -> Iterator[None]:
+        """Count a request for the service and for its key; raise `Overloaded` above a limit of either."""
         self.check_room(context.client)
-        with context.caller.at_work():
+        with context.quota.concurrent_request():
             self._pending.add(context.client, 1)
-            self._drain_rate.begin()
+            self._throughput.begin()
             try:
                 yield
             finally:
-                self._drain_rate.end(1)
+                self._throughput.end(1)
                 self._pending.remove(context.client, 1)
 
-    async def _bytes_of(self, image: GivenImage, context: RequestContext) -> bytes:
+    async def _bytes_of(self, image: ImageInput, context: RequestContext) -> bytes:
         if isinstance(image, bytes):
             return image
         if self._fetcher is None:
-            message = "image is a URL, and this service reads none; send a data: URL, base64 or a file"
+            message = "image is a URL, and image URLs are disabled; send a data: URL, base64 or a file"
             raise InvalidRequest(message, "image")
         return await self._fetcher.fetch(image, context.deadline_s)
 
@@ -220,8 +242,17 @@ def _at_size(fields: Fields, size_wh: tuple[int, int]) -> Mapping[str, object]:
 
 
 def _defect(error: Exception, model_id: str, request_id: str) -> ServiceError:
-    """Log a defect; return the error that a client receives."""
+    """Log a defect; return the error for the client."""
     logger.error(
         "request %s: %s failed", request_id, model_id, exc_info=error, extra=logs.fields({"request_id": request_id})
     )
-    return InternalError(f"{model_id} failed; the log has the cause under the request's id")
+    return InternalError(f"{model_id} failed; the cause is in the service's log under the request id")
+
+
+def is_valid_request_id(text: str) -> bool:
+    return _REQUEST_ID.fullmatch(text) is not None
+
+
+def request_id_or_new(text: str | None) -> str:
+    """Return the client's own request id if it is valid, else a new one."""
+    return text if text and is_valid_request_id(text) else uuid.uuid4().hex

@@ -1,4 +1,4 @@
-"""What is served: the models with their row of the comparison table, and the tasks with their parameters."""
+"""Lists of the served models, with their metadata, and of the tasks, with their parameters, as JSON."""
 
 import calendar
 from typing import Any
@@ -8,7 +8,7 @@ from tasks.table import TASKS
 
 
 def models_json(models: ServedModels) -> dict[str, Any]:
-    """Return the served models in the list format of OpenAI's API."""
+    """Return the served models in the list format of the OpenAI API."""
     return {"object": "list", "data": [model_json(model) for model in models]}
 
 
@@ -31,7 +31,6 @@ def tasks_json(models: ServedModels) -> dict[str, Any]:
 
 
 def model_json(model: ServedModel) -> dict[str, Any]:
-    """Return a model's entry of the list."""
     entry = model.entry
     return {
         "id": entry.id,
@@ -54,6 +53,6 @@ def model_json(model: ServedModel) -> dict[str, Any]:
 
 
 def _unix_time(release_date: str) -> int:
-    """Return the first second of the release month `YYYY-MM`, which OpenAI's clients expect as `created`."""
+    """Return the start of the month `YYYY-MM` as Unix time, the type of `created` in the OpenAI API."""
     year, month = map(int, release_date.split("-"))
     return calendar.timegm((year, month, 1, 0, 0, 0))

@@ -1,33 +1,31 @@
-"""One model's answer to one task: the runner writes, the family's parser reads. It knows no HTTP."""
+"""One model's answer to one task: prompts and cost, the call of the runner, the parsed result. It knows no HTTP."""
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from pydantic import TypeAdapter
 
 from runners.telemetry.tracing import span
 from runners.transport.messages import CacheOutcome, FinishReason, SequenceSpec, Written
-from runners.transport.patterns import Pattern
 from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
-from service.images.lazy_image import LazyImage
-from service.images.threads import in_thread
+from service.images.lazy_image import LazyImage, in_thread
 from service.inference.request_fields import TaskRequest
 from service.inference.served_models import ServedModel
 from service.runner_client.client import RunnerClient, WrittenAnswers
-from service.runner_client.stream_replay import TextListener
+from service.runner_client.stream_replay import OnText
 from tasks.errors import ParameterError, UnsupportedVariant
 from tasks.errors import UnsupportedTask as TaskNotOffered
 from tasks.generation import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import Result
 
-_PATTERN: TypeAdapter[Pattern | None] = TypeAdapter(Pattern | None)
+_CHARACTERS_PER_TOKEN = 4  # of English text; only runners have tokenizers
+_TYPICAL_NEW_TOKENS = 256  # without max_new_tokens: a checkpoint's own limit is far above its usual answers
 
 
 @dataclass(frozen=True, slots=True)
 class StageTimes:
-    """Seconds of each stage of one answer."""
+    """Seconds of each stage of an answer."""
 
     preprocess_s: float
     encode_queue_s: float
@@ -41,7 +39,7 @@ class StageTimes:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One model's answer; the interfaces render it."""
+    """One model's answer, before an interface renders it."""
 
     model: ServedModel
     request: TaskRequest
@@ -53,44 +51,43 @@ class Answer:
 
     @property
     def raw_text(self) -> str:
-        """The text of all sequences, a line for each."""
+        """Text of all sequences, one line each."""
         return "\n".join(sequence.text for sequence in self.sequences)
 
     @property
     def finish_reason(self) -> FinishReason:
-        """`length` if any sequence was cut off."""
+        """`length` if any sequence was truncated."""
         return "length" if any(s.finish_reason == "length" for s in self.sequences) else "stop"
 
     @property
     def num_image_tokens(self) -> int:
-        """Tokens of the image."""
         return self.model.manifest.num_image_tokens
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Tokens of all prompts, without the image's."""
+        """Tokens of all prompts, without image tokens."""
         return sum(sequence.num_prompt_tokens for sequence in self.sequences)
 
     @property
     def num_generated_tokens(self) -> int:
-        """Tokens of all sequences, start and end tokens included."""
+        """Tokens of all sequences, with start and end tokens."""
         return sum(sequence.num_generated_tokens for sequence in self.sequences)
 
 
 @dataclass(frozen=True, slots=True)
 class PredictContext:
-    """The frame of one prediction: its prompts, its deadline, and how long it has waited."""
+    """Prompts, deadline and queueing time of one prediction."""
 
     prompts: tuple[Prompt, ...]
     deadline_s: float  # on the clock of time.monotonic()
-    waited_s: float = 0.0  # for admission
-    on_text: TextListener | None = None  # receives the text as it is written
+    waited_s: float = 0.0  # in the fair queue
+    on_text: OnText | None = None  # receives the text as it is written
 
 
 async def predict(
     model: ServedModel, runner: RunnerClient, request: TaskRequest, image: LazyImage, context: PredictContext
 ) -> Answer:
-    """Answer `request` with `model`; raise an error of the service's tree."""
+    """Answer `request` with `model`; raise `ServiceError`."""
     start_s, size_wh = time.monotonic() - context.waited_s - image.open_s, image.header.size_wh
     try:
         async with asyncio.timeout(context.deadline_s - time.monotonic()):
@@ -116,7 +113,7 @@ async def predict(
 
 
 def task_prompts(model: ServedModel, request: TaskRequest, image_size_wh: tuple[int, int]) -> tuple[Prompt, ...]:
-    """Return the prompts of the task; raise `UnsupportedTask` or `InvalidRequest` before any work is done."""
+    """Return the prompts of the task; raise `UnsupportedTask` or `InvalidRequest`."""
     try:
         return model.language.task_prompts(model.entry, request.task.id, request.parameters, image_size_wh)
     except TaskNotOffered as error:
@@ -127,10 +124,16 @@ def task_prompts(model: ServedModel, request: TaskRequest, image_size_wh: tuple[
         raise InvalidRequest(str(error), error.param) from error
 
 
+def cost_tokens(model: ServedModel, request: TaskRequest, prompts: Sequence[Prompt]) -> int:
+    """Return the estimated tokens of image, prompt and answer, for all prompts together."""
+    num_new = request.options.max_new_tokens or _TYPICAL_NEW_TOKENS
+    num_characters = sum(len(segment.text) for prompt in prompts for segment in prompt)
+    return len(prompts) * (model.manifest.num_image_tokens + num_new) + num_characters // _CHARACTERS_PER_TOKEN
+
+
 def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) -> list[SequenceSpec]:
     options = request.options
-    pattern = model.language.answer_pattern(request.task.id, request.parameters) if options.is_constrained else None
-    sent = _PATTERN.validate_python(pattern, from_attributes=True)
+    grammar = model.language.answer_grammar(request.task.id, request.parameters) if options.is_constrained else None
     return [
         SequenceSpec(
             segments=[(segment.text, segment.is_control) for segment in prompt],
@@ -139,7 +142,7 @@ def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) ->
             temperature=options.temperature,
             top_p=options.top_p,
             seed=options.seed,
-            pattern=sent,
+            grammar=grammar,
             timeout_s=max(0.0, context.deadline_s - time.monotonic()),
         )
         for prompt in context.prompts

@@ -1,6 +1,6 @@
-"""One place that counts, logs and traces what became of a request: metrics by model and task, one log line, its span.
+"""Records the end of every request: metrics by model and task, one log line, attributes of the span.
 
-Never logged or traced: images, prompts, answers, keys.
+Images, prompts, answers and keys are never logged or traced.
 """
 
 import logging
@@ -30,12 +30,12 @@ from service.telemetry.tracing import note_status
 
 logger = logging.getLogger(__name__)
 
-NONE = "none"  # label of a model or task that the request did not come to
+NONE = "none"  # label for the model or task of a request that did not reach one
 _STAGES_TO_FIRST_TOKEN = ("preprocess_s", "encode_queue_s", "encode_s", "decode_queue_s", "prefill_s")
 
 
 def record_answer(answer: Answer, api: str, request_id: str) -> None:
-    """Count, log and trace an answer; its own span is the current one."""
+    """Count, log and trace an answer; the current span is that of the answer."""
     labels, times = (answer.model.id, answer.request.task.id), answer.times
     num_tokens = answer.num_generated_tokens
     REQUESTS.labels(api, *labels, "ok").inc()
@@ -61,7 +61,7 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
 
 
 def record_error(error: ServiceError, api: str, request_id: str) -> None:
-    """Count and log an error, once: where it ends a request, or is one model's outcome in a comparison."""
+    """Count and log an error that ends a request, or is the outcome of one model in a comparison."""
     model, task = error.model or NONE, error.task or NONE
     REQUESTS.labels(api, model, task, error.code).inc()
     logger.info(
@@ -72,22 +72,22 @@ def record_error(error: ServiceError, api: str, request_id: str) -> None:
 
 
 def record_failure(error: Exception, api: str, request_id: str) -> ServiceError:
-    """Count, log and trace the error that ends a request; return the one that its client receives.
+    """Count, log and trace the error that ends a request; return the one for the client.
 
-    An exception outside the service's tree is a defect: only the log has its cause.
+    An exception other than `ServiceError` is a defect: only the log has its cause.
     """
     if isinstance(error, ServiceError):
         failure = error
     else:
         logger.error("request %s failed", request_id, exc_info=error, extra=logs.fields({"request_id": request_id}))
-        failure = InternalError("the service failed; the log has the cause under the request's id")
+        failure = InternalError("the service failed; the cause is in its log under the request id")
     note_status(failure.code)
     record_error(failure, api, request_id)
     return failure
 
 
 def record_gone_client(api: str, request_id: str) -> None:
-    """Count and log a client that went before its answer was there."""
+    """Count and log a request whose client disconnected before its answer."""
     REQUESTS.labels(api, NONE, NONE, "client_gone").inc()
     note_status("client_gone")
     logger.info(

@@ -1,4 +1,4 @@
-"""The models of this service: catalog entries with their manifests and mask decoders, in catalog order."""
+"""The served models: catalog entries with manifests and mask decoders, in catalog order."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,59 +16,58 @@ from tasks.paligemma import MaskDecoder
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One model that answers requests."""
+    """A served model: its catalog entry, manifest and mask decoder."""
 
     entry: CatalogEntry
     manifest: Manifest
     mask_decoder: MaskDecoder | None
-    precision: str  # of its parts, for people
+    precision: str  # of encoder and decoder, as text
 
     @property
     def id(self) -> str:
-        """Id in the catalog."""
         return self.entry.id
 
     @property
     def language(self) -> FamilyLanguage:
-        """Prompts and parsers of the model's family."""
+        """Prompts and parsers of its family."""
         return FAMILIES[self.entry.family]
 
 
 def served_entries(settings: Settings) -> tuple[CatalogEntry, ...]:
-    """Return the catalog entries that the settings name, in catalog order; raise `SettingsError` for an unknown one."""
+    """Return the catalog entries of DIPTYCH_MODELS, in catalog order; raise `SettingsError` for an unknown model."""
     catalog = load_catalog(settings.catalog)
     for model_id in settings.models:
         if model_id not in catalog:
-            raise SettingsError(f"DIPTYCH_MODELS names {model_id!r}; the catalog has {', '.join(catalog)}")
+            raise SettingsError(f"DIPTYCH_MODELS: unknown model {model_id!r}; the catalog has {', '.join(catalog)}")
     return tuple(entry for entry in catalog.values() if entry.id in settings.models)
 
 
 def load_served_model(entry: CatalogEntry, folder: Path, settings: Settings) -> ServedModel:
-    """Read what the gateway needs of a model from its artifact folder."""
+    """Read the artifacts of a model that the gateway needs."""
     manifest, masks = read_manifest(folder), folder / MASK_DECODER_FILE
     mask_decoder = MaskDecoder.load(masks) if masks.exists() else None
     return ServedModel(entry, manifest, mask_decoder, served_precision(manifest, settings))
 
 
 def served_precision(manifest: Manifest, settings: Settings) -> str:
-    """Return what a model's runners run in, chosen as they choose; raise `ArtifactError` for what they cannot."""
+    """Return the precisions that the model's runner will choose; raise `ArtifactError` for an impossible one."""
     encoder = choose_precision(manifest, "encoder", encoder_device(settings.device), settings.encoder_precision)
     decoder = choose_precision(manifest, "decoder", decoder_device(settings.device), settings.decoder_precision)
     return encoder if encoder == decoder else f"encoder {encoder}, decoder {decoder}"
 
 
 def check_positions(manifest: Manifest, settings: Settings) -> None:
-    """Raise `SettingsError` where an image alone is more than a sequence may have."""
+    """Raise `SettingsError` if DIPTYCH_DECODER_MAX_POSITIONS has no room for image and prompt."""
     allowed = settings.decoder_max_positions
     if 0 < allowed <= manifest.num_image_tokens:
         raise SettingsError(
-            f"DIPTYCH_DECODER_MAX_POSITIONS is {allowed}; an image of {manifest.model_id} alone has "
-            f"{manifest.num_image_tokens}, and prompt and answer come on top"
+            f"DIPTYCH_DECODER_MAX_POSITIONS={allowed} is too low: an image alone takes {manifest.num_image_tokens} "
+            f"positions of {manifest.model_id}, to which prompt and answer are added"
         )
 
 
 class ServedModels:
-    """All models of this service by id."""
+    """All served models by id."""
 
     def __init__(self, models: Mapping[str, ServedModel]) -> None:
         self._models = models
@@ -77,17 +76,18 @@ class ServedModels:
         return iter(self._models.values())
 
     def get(self, model_id: str, param: str = "model") -> ServedModel:
-        """Return a model; raise `UnknownModel`."""
+        """Return the model of an id that came in the field `param`; raise `UnknownModel`."""
         try:
             return self._models[model_id]
         except KeyError as error:
-            raise UnknownModel(
-                f"no model {model_id[:80]!r} is served; there are {', '.join(self._models)}", param
-            ) from error
+            message = f"model {model_id[:80]!r} is not served; the served models are {', '.join(self._models)}"
+            raise UnknownModel(message, param) from error
 
     def offering(self, task_id: str) -> tuple[ServedModel, ...]:
-        """Return the models that offer a task; raise `UnsupportedTask` if none does."""
+        """Return all models that offer a task; raise `UnsupportedTask` if there is none."""
         offering = tuple(model for model in self if model.entry.offers(task_id))
         if not offering:
-            raise UnsupportedTask(f"no served model offers {task_id}", "task")
+            raise UnsupportedTask(
+                f"no served model offers the task {task_id}; GET /v1/tasks lists the models of each task", "task"
+            )
         return offering

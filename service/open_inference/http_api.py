@@ -1,6 +1,6 @@
-"""The Open Inference Protocol v2 over HTTP, around the core.
+"""The Open Inference Protocol v2 over HTTP.
 
-GET /v2  GET /v2/health/live  GET /v2/health/ready, which need no key, and of a model, with or without its version:
+GET /v2  GET /v2/health/live  GET /v2/health/ready, which need no key, and for a model, with or without its version:
 GET /v2/models/{model}  GET …/config  GET …/ready  POST …/infer
 """
 
@@ -18,6 +18,7 @@ from service.inference.served_models import ServedModel
 from service.open_inference.http_bodies import InferBody, OpenInferenceError, read_request, write_answer
 from service.open_inference.metadata import model_config, model_metadata, server_metadata
 from service.open_inference.tensors import API, model_of, request_body, request_context
+from tasks.errors import shown
 
 PREFIX = "/v2"
 _MODEL_PATHS = (f"{PREFIX}/models/{{model}}", f"{PREFIX}/models/{{model}}/versions/{{version}}")
@@ -37,7 +38,6 @@ class OpenInferenceRest:
         self._boundary = boundary
 
     def routes(self) -> list[Route]:
-        """Return the routes."""
         gets: dict[str, Endpoint] = {"": self.server, "/health/live": self.is_live, "/health/ready": self.is_ready}
         model_gets: dict[str, Endpoint] = {"": self.model, "/config": self.config, "/ready": self.is_model_ready}
         paths = {PREFIX + path: function for path, function in gets.items()}
@@ -49,46 +49,39 @@ class OpenInferenceRest:
         ]
 
     async def server(self, _request: Request, _context: RequestContext) -> Response:
-        """Tell what the server is."""
         return JSONResponse(server_metadata())
 
     async def is_live(self, _request: Request, _context: RequestContext) -> Response:
-        """Say that the server answers."""
         return JSONResponse({"live": True})
 
     async def is_ready(self, _request: Request, _context: RequestContext) -> Response:
-        """Say that every model answers, or fail."""
         core = self._boundary.core()
         await _check_ready(core, *core.models)
         return JSONResponse({"ready": True})
 
     async def model(self, request: Request, _context: RequestContext) -> Response:
-        """Tell the inputs and outputs of a model."""
         return JSONResponse(model_metadata(_model(self._boundary.authorized(request), request)))
 
     async def config(self, request: Request, _context: RequestContext) -> Response:
-        """Tell the configuration of a model."""
         return JSONResponse(model_config(_model(self._boundary.authorized(request), request)))
 
     async def is_model_ready(self, request: Request, _context: RequestContext) -> Response:
-        """Say that a model answers, or fail."""
         core = self._boundary.authorized(request)
         model = _model(core, request)
         await _check_ready(core, model)
         return JSONResponse({"name": model.id, "ready": True})
 
     async def infer(self, request: Request, context: RequestContext) -> Response:
-        """Answer with the model of the path."""
         core = self._boundary.authorized(request)
         model = _model(core, request)
         _check_encoding(request)
-        body = await self._boundary.raw_body(request, context)
-        asked = read_request(body, request.headers.get("inference-header-content-length"))
-        context = request_context(asked, context)
+        raw = await self._boundary.raw_body(request, context)
+        infer = read_request(raw, request.headers.get("inference-header-content-length"))
+        context = request_context(infer, context)
         request.state.request_id = context.request_id
-        wanted = request_body(asked, model)
-        answer = await while_connected(request.receive, core.predict(wanted.image, wanted.fields, context))
-        return _response(write_answer(answer, asked, context.request_id))
+        body = request_body(infer, model)
+        answer = await while_connected(request.receive, core.predict(body.image, body.fields, context))
+        return _response(write_answer(answer, infer, context.request_id))
 
 
 def _model(core: Core, request: Request) -> ServedModel:
@@ -96,15 +89,16 @@ def _model(core: Core, request: Request) -> ServedModel:
 
 
 async def _check_ready(core: Core, *models: ServedModel) -> None:
-    waited = [model.id for model in models if not await core.is_ready(model)]
-    if waited:
-        raise NotReady(f"{', '.join(waited)} is starting or gone; try again in a few seconds")
+    """Raise `NotReady` unless the runner of every model is ready."""
+    unready = [model.id for model in models if not await core.is_ready(model)]
+    if unready:
+        raise NotReady(f"{', '.join(unready)} is starting or unavailable; try again in a few seconds")
 
 
 def _check_encoding(request: Request) -> None:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
-        raise InvalidRequest(f"Content-Encoding is {encoding[:40]!r}; a body must not be compressed")
+        raise InvalidRequest(f"Content-Encoding is {shown(encoding)}; compressed bodies are not supported")
 
 
 def _response(body: InferBody) -> Response:

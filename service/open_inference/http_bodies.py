@@ -1,8 +1,8 @@
-"""Bodies of the Open Inference Protocol over HTTP: JSON, with the raw bytes of tensors after it. Knows no server.
+"""Bodies of the Open Inference Protocol over HTTP: JSON followed by the raw bytes of tensors. Knows no server.
 
 JSON │ first raw input │ second raw input │ …    Inference-Header-Content-Length is the length of the JSON; without it,
-all of the body is JSON. The parameter `binary_data_size` of an input is the length of its raw bytes. An answer has the
-same form where the client asks for `binary_data`.
+the whole body is JSON. The parameter `binary_data_size` of an input is the length of its raw bytes. A response has the
+same form if the client requests `binary_data`.
 
 Source: triton-inference-server/server docs/protocol/extension_binary_data.md.
 """
@@ -17,10 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.errors import InvalidRequest
 from service.http.body import json_object
 from service.inference.prediction import Answer
-from service.open_inference.tensors import OUTPUT, VERSION, InferRequest, Tensor, raw_result, result_text, shown
+from service.open_inference.tensors import OUTPUT, VERSION, InferRequest, Tensor, raw_result, result_text
+from service.validation import rejected_field
+from tasks.errors import shown
 
 _MAX_DIMENSIONS = 8
-_MAX_PLACE_CHARS = 80
 
 
 class _Json(BaseModel):
@@ -53,25 +54,25 @@ class _Request(_Json):
     inputs: list[_Input]
     outputs: list[_Output] = []
     parameters: dict[str, Any] = {}
-    model_name: str = ""  # some clients repeat that of the path
+    model_name: str = ""  # some clients repeat the one of the path
 
 
 class OpenInferenceError(_Json):
-    """The body of an error."""
+    """Body of an error response."""
 
     error: str
 
 
 @dataclass(frozen=True, slots=True)
 class InferBody:
-    """The body of an answer."""
+    """Body of a response."""
 
     content: bytes
-    json_length: int | None  # None: all of it is JSON
+    json_length: int | None  # None: the whole body
 
 
 def read_request(body: bytes, json_length: str | None) -> InferRequest:
-    """Read a request; `json_length` is the header's. Raise `InvalidRequest`."""
+    """Read a request; `json_length` is the value of the header. Raise `InvalidRequest`."""
     start = _json_length(json_length, len(body))
     document = _checked(json_object(body[:start]))
     inputs = []
@@ -88,7 +89,7 @@ def read_request(body: bytes, json_length: str | None) -> InferRequest:
 
 
 def write_answer(answer: Answer, request: InferRequest, request_id: str) -> InferBody:
-    """Return the body of an answer, in the form that the request wants."""
+    """Return the body of an answer, its result raw or as JSON."""
     output: dict[str, Any] = {"name": OUTPUT, "datatype": "BYTES", "shape": [1]}
     raw = raw_result(answer, request_id) if request.wants_raw else b""
     output |= {"parameters": {"binary_data_size": len(raw)}} if raw else {"data": [result_text(answer, request_id)]}
@@ -101,7 +102,9 @@ def _json_length(header: str | None, num_bytes: int) -> int:
     if header is None:
         return num_bytes
     if not (header.isascii() and header.isdigit() and len(header) <= 15) or int(header) > num_bytes:
-        message = f"Inference-Header-Content-Length is {header[:40]!r}; the body has {num_bytes} bytes"
+        message = (
+            f"Inference-Header-Content-Length is {shown(header)}; it must be at most the {num_bytes} bytes of the body"
+        )
         raise InvalidRequest(message)
     return int(header)
 
@@ -110,13 +113,11 @@ def _checked(document: Mapping[str, object]) -> _Request:
     try:
         return _Request.model_validate(document)
     except ValidationError as error:
-        detail = error.errors()[0]
-        place = ".".join(map(str, detail["loc"]))[:_MAX_PLACE_CHARS] or "a name"
-        raise InvalidRequest(f"{place} of the request: {detail['msg']}") from error
+        raise InvalidRequest(rejected_field(error).message) from error
 
 
 def _elements(each: _Input) -> list[Any]:
-    """Return the elements of JSON; those of a batch of one may be a list within a list."""
+    """Return the elements of a JSON tensor; a batch of one may be nested."""
     if each.data is None:
         raise InvalidRequest(f"input {shown(each.name)} has neither data nor binary_data_size", "inputs")
     is_nested = len(each.data) == 1 and isinstance(each.data[0], list)
@@ -126,13 +127,13 @@ def _elements(each: _Input) -> list[Any]:
 def _raw(each: _Input, data: bytes) -> bytes:
     size = each.parameters.binary_data_size
     if each.data is not None or len(data) != size:
-        found = "data too" if each.data is not None else f"{len(data)} bytes are there"
-        raise InvalidRequest(f"input {shown(each.name)} has a binary_data_size of {size}, but {found}", "inputs")
+        found = "also data" if each.data is not None else f"{len(data)} bytes follow"
+        raise InvalidRequest(f"input {shown(each.name)} has a binary_data_size of {size} and {found}", "inputs")
     return data
 
 
 def _wants_raw(document: _Request) -> bool:
-    """Say whether the result goes back raw: what an output says goes before what the request says."""
+    """Return True if the result is requested raw; `binary_data` of an output overrides the request's parameter."""
     of_all = document.parameters.get("binary_data_output", False)
     if not isinstance(of_all, bool):
         raise InvalidRequest("the parameter binary_data_output must be true or false", "binary_data_output")

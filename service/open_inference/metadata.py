@@ -1,4 +1,4 @@
-"""What the Open Inference Protocol tells of server and models, as JSON; the messages of gRPC have the same names.
+"""Metadata of server and models in the Open Inference Protocol, as JSON; the gRPC messages have the same fields.
 
 Sources: kserve/open-inference-protocol specification/protocol/inference_rest.md,
 triton-inference-server/server docs/protocol/extension_model_configuration.md.
@@ -16,13 +16,13 @@ JsonObject = dict[str, Any]
 
 
 def server_metadata() -> JsonObject:
-    """Return what the server is and which extensions of the protocol it has."""
+    """Return name, version and supported extensions."""
     extensions = ["binary_tensor_data", "model_configuration", "parameters"]
     return {"name": "diptych", "version": "1", "extensions": extensions}
 
 
 def model_metadata(model: ServedModel) -> JsonObject:
-    """Return the inputs of the tasks that a model offers, and its output."""
+    """Return the output of a model and the inputs of all its tasks."""
     inputs = [
         {"name": spec.name, "datatype": spec.datatypes[0], "shape": _shape(spec)} for spec in _specs(model).values()
     ]
@@ -31,7 +31,7 @@ def model_metadata(model: ServedModel) -> JsonObject:
 
 
 def model_config(model: ServedModel) -> JsonObject:
-    """Return the configuration as far as load tools read it: which inputs may be left out, no batch."""
+    """Return the part of Triton's model configuration that its load tools read: optional inputs, no batching."""
     inputs = [
         {
             "name": spec.name,

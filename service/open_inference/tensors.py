@@ -1,9 +1,9 @@
-"""Open Inference Protocol v2: tensors to the image and fields of a request, an answer to a tensor. Knows no transport.
+"""Open Inference Protocol v2: tensors to image and fields of a request, an answer to a tensor. Knows no transport.
 
-Every field of a request but `model`, which the protocol names itself, is an input of the field's name: `image`, texts
-and lists of texts are BYTES, numbers INT64 or FP64, a claim is BOOL. One value has the shape [1], a list [n]; a batch
-dimension of 1 before it is accepted. Fields of one value may be parameters of the request instead. The output `result`
-is the JSON body of /v1/predict. Raw tensors are little-endian, an element of BYTES has its length before it in 4 bytes.
+Every field of a request except `model`, which is part of the protocol, is an input of the same name: `image`, strings
+and lists of strings are BYTES, numbers INT64 or FP64, booleans BOOL. A scalar has the shape [1], a list [n]; a leading
+batch dimension of 1 is accepted. Scalars may be parameters of the request instead. The output `result` is the JSON
+body of /v1/predict. Raw tensors are little-endian; each element of BYTES follows its length in 4 bytes.
 
 Sources: kserve/open-inference-protocol specification/protocol/inference_rest.md and open_inference_grpc.proto,
 triton-inference-server/server docs/protocol/extension_binary_data.md.
@@ -18,25 +18,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from service.errors import InvalidRequest, UnknownModel
-from service.http.body import RequestBody, image_of_text, no_image
-from service.inference import request_ids
-from service.inference.core import RequestContext
+from service.http.body import RequestBody, missing_image, parse_image
+from service.inference.core import RequestContext, is_valid_request_id
 from service.inference.prediction import Answer
 from service.inference.request_fields import GenerationFields
 from service.inference.served_models import ServedModel, ServedModels
 from service.schema.rendering import answer_json
+from tasks.errors import shown
 from tasks.table import TASKS, Task
 
-API = "oip"  # of both transports, as the label of metrics
+API = "oip"  # label in metrics, for both transports
 VERSION = "1"  # of every model
 OUTPUT = "result"
-_MAX_ELEMENTS = 1000  # of a tensor; more than any list of a request
-_MAX_SHOWN_CHARS = 80
+_MAX_ELEMENTS = 1000  # of a tensor; more than any list of a request needs
 _MAX_TIMEOUT_US = 2**63
-_FOR_TRITON = "triton_"  # starts the names of parameters that its clients send to Triton itself
+_FOR_TRITON = "triton_"  # prefix of parameters that clients address to Triton itself
 _LENGTH = struct.Struct("<I")
-_ELEMENTS = {"BOOL": "?", "INT32": "i", "INT64": "q", "FP32": "f", "FP64": "d"}  # in the codes of struct
-# The datatypes of a tensor for each type of JSON; the first is the one that metadata tells.
+_ELEMENTS = {"BOOL": "?", "INT32": "i", "INT64": "q", "FP32": "f", "FP64": "d"}  # format characters of struct
+# Accepted datatypes for each JSON type; metadata names the first.
 _DATATYPES = {
     "string": ("BYTES",),
     "integer": ("INT64", "INT32"),
@@ -47,7 +46,7 @@ _DATATYPES = {
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """What the tensor of a field may be."""
+    """Accepted form of the tensor of a field."""
 
     name: str
     datatypes: tuple[str, ...]
@@ -58,7 +57,7 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """An input as it came: raw bytes, or its elements in JSON types (those of BYTES may be bytes)."""
+    """An input as received: raw bytes, or its elements in JSON types (of BYTES also `bytes`)."""
 
     name: str
     datatype: str
@@ -68,9 +67,9 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """What a client asks of a model, however it was sent."""
+    """A request of either transport."""
 
-    id: str  # empty: none was given
+    id: str  # empty: none
     inputs: tuple[Tensor, ...]
     parameters: Mapping[str, object]
     outputs: tuple[str, ...]
@@ -78,7 +77,7 @@ class InferRequest:
 
 
 def input_specs(tasks: Iterable[Task]) -> dict[str, InputSpec]:
-    """Return the inputs by name: the image, the fields of every request, and the parameters of the tasks."""
+    """Return the inputs by name: the image, the common fields, and the parameters of `tasks`."""
     fields = GenerationFields.model_json_schema()["properties"]
     parameters = {parameter.name: parameter.json_schema() for task in tasks for parameter in task.parameters}
     image = InputSpec("image", _DATATYPES["string"], is_required=True)
@@ -86,7 +85,7 @@ def input_specs(tasks: Iterable[Task]) -> dict[str, InputSpec]:
 
 
 def _spec(name: str, schema: dict[str, Any]) -> InputSpec:
-    value = schema["anyOf"][0] if "anyOf" in schema else schema  # the other is null
+    value = schema["anyOf"][0] if "anyOf" in schema else schema  # the other one is null
     if value["type"] != "array":
         return InputSpec(name, _DATATYPES[value["type"]], is_required=name == "task")
     length = value["maxItems"] if value["minItems"] == value["maxItems"] else None
@@ -97,43 +96,45 @@ _INPUTS = input_specs(TASKS.values())
 
 
 def model_of(models: ServedModels, name: str, version: str) -> ServedModel:
-    """Return the model that a request names; no version is any. Raise `UnknownModel`."""
+    """Return the model of a request, which may omit the version; raise `UnknownModel`."""
     model = models.get(name)
     if version not in ("", VERSION):
-        raise UnknownModel(f"model {name} has the version {VERSION}, not {version[:_MAX_SHOWN_CHARS]!r}", "version")
+        raise UnknownModel(f"model {name} has version {VERSION}, not {shown(version)}", "version")
     return model
 
 
 def request_context(request: InferRequest, context: RequestContext) -> RequestContext:
-    """Return `context` with what the request itself says: its id, and `timeout` in microseconds; `InvalidRequest`."""
+    """Return `context` with the request's own id and `timeout` (in microseconds); raise `InvalidRequest`."""
     timeout_us = request.parameters.get("timeout", 0)  # 0 is none, as in Triton
     if type(timeout_us) is not int or not 0 <= timeout_us < _MAX_TIMEOUT_US:
-        raise InvalidRequest("the parameter timeout must be a whole number of microseconds", "timeout")
+        raise InvalidRequest(
+            f"the parameter timeout is {shown(timeout_us)}; it must be a whole number of microseconds", "timeout"
+        )
     end_s = time.monotonic() + timeout_us / 1e6 if timeout_us else math.inf
-    request_id = request.id if request_ids.is_request_id(request.id) else context.request_id
+    request_id = request.id if is_valid_request_id(request.id) else context.request_id
     return replace(context, request_id=request_id, deadline_s=min(context.deadline_s, end_s))
 
 
 def request_body(request: InferRequest, model: ServedModel) -> RequestBody:
-    """Return the image and the fields, in the types that they have in JSON; raise `InvalidRequest`."""
+    """Return the image and the other fields in their JSON types; raise `InvalidRequest`."""
     options = {name: value for name, value in request.parameters.items() if _is_option(name)}
     _check_names([tensor.name for tensor in request.inputs], list(options), request.outputs)
     fields = options | {tensor.name: _value(tensor) for tensor in request.inputs}
     image = fields.pop("image", None)
     if image is None:
-        raise no_image()
-    return RequestBody(image if isinstance(image, bytes) else image_of_text(image), {**fields, "model": model.id})
+        raise missing_image()
+    return RequestBody(image if isinstance(image, bytes) else parse_image(image), {**fields, "model": model.id})
 
 
 def raw_result(answer: Answer, request_id: str) -> bytes:
-    """Return the result as the raw bytes of a tensor."""
+    """Return the result as a raw BYTES tensor."""
     text = result_text(answer, request_id).encode()
     return _LENGTH.pack(len(text)) + text
 
 
 def result_text(answer: Answer, request_id: str) -> str:
-    """Return the element of the result: the body of /v1/predict."""
-    return answer_json(answer, request_id).model_dump_json(exclude_unset=True)
+    """Return the element of the result, which is the body of /v1/predict."""
+    return answer_json(answer, request_id).model_dump_json()
 
 
 def _is_option(parameter: str) -> bool:
@@ -145,16 +146,16 @@ def _check_names(inputs: Sequence[str], options: Sequence[str], outputs: Iterabl
         if name not in _INPUTS:
             raise InvalidRequest(f"unknown input {shown(name)}; the inputs are {', '.join(_INPUTS)}", "inputs")
         if count > 1:
-            raise InvalidRequest(f"{name} is there {count} times; send it once", name)
+            raise InvalidRequest(f"{name} occurs {count} times; send it once", name)
     if "image" in options:
-        raise InvalidRequest("image is a parameter; it must be an input", "image")
+        raise InvalidRequest("image is sent as a parameter; send it as an input", "image")
     for name in outputs:
         if name != OUTPUT:
-            raise InvalidRequest(f"there is no output {shown(name)}; the one output is {OUTPUT}", "outputs")
+            raise InvalidRequest(f"unknown output {shown(name)}; the only output is {OUTPUT}", "outputs")
 
 
 def _value(tensor: Tensor) -> object:
-    """Return the value of a field; raise `InvalidRequest` for a tensor that is not of the input's form."""
+    """Return the value of a field; raise `InvalidRequest` for a tensor of another form."""
     spec = _INPUTS[tensor.name]
     if tensor.datatype not in spec.datatypes:
         raise _bad(spec.name, f"has the datatype {shown(tensor.datatype)}; it must be {' or '.join(spec.datatypes)}")
@@ -166,12 +167,12 @@ def _value(tensor: Tensor) -> object:
 
 
 def _length(spec: InputSpec, shape: tuple[int, ...]) -> int:
-    """Return the number of elements."""
+    """Return the number of elements of a tensor of `shape`."""
     *batch, length = shape or (-1,)
     if batch not in ([], [1]) or not 0 <= length <= _MAX_ELEMENTS or spec.length not in (None, length):
         wanted = spec.length or "n"
         given = shown(list(shape[:4]))
-        raise _bad(spec.name, f"has the shape {given}; it must be [{wanted}], or [1, {wanted}] for one image at a time")
+        raise _bad(spec.name, f"has the shape {given}; it must be [{wanted}] or [1, {wanted}]")
     return length
 
 
@@ -179,19 +180,19 @@ def _elements(tensor: Tensor, length: int) -> Sequence[object]:
     data = tensor.data
     if not isinstance(data, bytes):
         if len(data) != length:
-            raise _bad(tensor.name, f"has {len(data)} elements; the shape {list(tensor.shape)} has {length}")
+            raise _bad(tensor.name, f"has {len(data)} elements; its shape {list(tensor.shape)} needs {length}")
         return data
     if tensor.datatype == "BYTES":
         return _split(tensor.name, data, length)
     layout = struct.Struct(f"<{length}{_ELEMENTS[tensor.datatype]}")
     if len(data) != layout.size:
-        wanted = f"{tensor.datatype} {list(tensor.shape)} has {layout.size}"
+        wanted = f"{tensor.datatype} {list(tensor.shape)} needs {layout.size}"
         raise _bad(tensor.name, f"has {len(data)} bytes; {wanted}")
     return layout.unpack(data)
 
 
 def _split(name: str, data: bytes, length: int) -> Sequence[bytes]:
-    """Return the elements of BYTES."""
+    """Return the elements of a raw BYTES tensor."""
     elements: list[bytes] = []
     start = 0
     for index in range(length):
@@ -199,7 +200,7 @@ def _split(name: str, data: bytes, length: int) -> Sequence[bytes]:
         if end <= len(data):
             end += _LENGTH.unpack_from(data, start)[0]
         if end > len(data):
-            raise _bad(name, f"ends at byte {len(data)}, within its element {index} of {length}")
+            raise _bad(name, f"ends at byte {len(data)}, within element {index} of {length}")
         elements.append(data[start + _LENGTH.size : end])
         start = end
     if start < len(data):
@@ -216,9 +217,3 @@ def _text(name: str, element: bytes) -> str:
 
 def _bad(name: str, what: str) -> InvalidRequest:
     return InvalidRequest(f"input {name} {what}", name)
-
-
-def shown(value: object) -> str:
-    """Return what a message shows of a value that a client sent."""
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}…"

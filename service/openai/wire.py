@@ -1,4 +1,4 @@
-"""The JSON of OpenAI's chat completions, as far as it is served: one image and one text in one message.
+"""The served subset of OpenAI's chat completions as JSON models: one message of one image and one text.
 
 Source of names and meaning: OpenAI's API reference, "Create chat completion" and "The chat completion chunk object".
 """
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.errors import ErrorCode
 from service.inference.request_fields import MAX_NEW_TOKENS
 
-_IGNORED = "Taken and without effect."
+_IGNORED = "Accepted and ignored."
 
 
 class _Given(BaseModel):
@@ -18,9 +18,9 @@ class _Given(BaseModel):
 
 
 class ImageUrl(_Given):
-    """Where the image is."""
+    """URL of the image."""
 
-    url: str = Field(description="data: URL of a JPEG, PNG or WebP file, or http(s) where that is allowed.")
+    url: str = Field(description="data: URL of a JPEG, PNG or WebP file; http(s) URL if the service allows it.")
     detail: Literal["auto", "low", "high"] = Field("auto", description=_IGNORED)
 
 
@@ -35,18 +35,18 @@ class TextPart(_Given):
     """The text of a message."""
 
     type: Literal["text"]
-    text: str = Field(description="A Florence-2 task token, a PaliGemma prompt, or a free question.")
+    text: str = Field(description="A Florence-2 task token, a PaliGemma prompt, or a question.")
 
 
 class ChatMessage(_Given):
-    """The one message."""
+    """The user's message."""
 
     role: Literal["user"]
     content: list[Annotated[ImagePart | TextPart, Field(discriminator="type")]]
 
 
 class StreamOptions(_Given):
-    """What a stream tells beside its text."""
+    """Options of a stream."""
 
     include_usage: bool = False
 
@@ -54,11 +54,13 @@ class StreamOptions(_Given):
 class ChatRequest(_Given):
     """Body of POST /v1/chat/completions."""
 
-    model: str = Field(description="Model id, see GET /v1/models.")
-    messages: list[ChatMessage] = Field(min_length=1, max_length=1, description="One message, from the user.")
+    model: str = Field(description="Model id; see GET /v1/models.")
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1, description="Exactly one message.")
     max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
-    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS, description="The same; it goes first.")
-    temperature: float = Field(0.0, ge=0, le=2, description="0, the default here, takes the likeliest token.")
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=MAX_NEW_TOKENS, description="Alias of max_tokens; takes precedence."
+    )
+    temperature: float = Field(0.0, ge=0, le=2, description="0, the default, is greedy decoding.")
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
     n: Literal[1] = 1
@@ -68,7 +70,7 @@ class ChatRequest(_Given):
 
 
 class ChatUsage(BaseModel):
-    """Tokens; those of the image are tokens of the prompt."""
+    """Token counts; prompt_tokens includes the image."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -76,7 +78,7 @@ class ChatUsage(BaseModel):
 
 
 class AssistantMessage(BaseModel):
-    """What the model wrote."""
+    """The generated text."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -84,7 +86,7 @@ class AssistantMessage(BaseModel):
 
 
 class ChatChoice(BaseModel):
-    """The one answer."""
+    """The only choice."""
 
     index: Literal[0] = 0
     message: AssistantMessage
@@ -104,7 +106,7 @@ class ChatCompletion(BaseModel):
 
 
 class ChunkChoice(BaseModel):
-    """A piece of the one answer."""
+    """A piece of the only choice."""
 
     index: Literal[0] = 0
     delta: dict[str, Any]
@@ -113,7 +115,7 @@ class ChunkChoice(BaseModel):
 
 
 class ChatChunk(BaseModel):
-    """One event of a stream; a last one says [DONE]."""
+    """One event of a stream; the last event is [DONE]."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -127,7 +129,7 @@ ErrorType = Literal["invalid_request_error", "authentication_error", "rate_limit
 
 
 class ChatErrorDetail(BaseModel):
-    """What was wrong, what was given, what is allowed."""
+    """Message, type and field of an error."""
 
     message: str
     type: ErrorType
@@ -137,6 +139,6 @@ class ChatErrorDetail(BaseModel):
 
 
 class ChatError(BaseModel):
-    """Body of every answer that is not a success."""
+    """Body of every error response."""
 
     error: ChatErrorDetail

@@ -1,9 +1,9 @@
-"""What every gRPC method has around it: an id, a deadline, the key, and one way for errors to become statuses.
+"""The boundary around every gRPC method: request id, deadline, API key, and errors as statuses.
 
-Metadata of a call: `authorization` (Bearer KEY), `traceparent`, and `x-request-id`, before which the `id` of a message
-goes, where it has one. A call's deadline is the request's, and a call that is cancelled ends its sequences. What ends a
-call has the trailing metadata `x-trace-id`; an error `diptych-code` too (as in REST), `diptych-param` and, where it is
-worth to try again, `retry-after` in seconds.
+Metadata of a call: `authorization` (Bearer KEY), `traceparent`, and `x-request-id`, which a message's own `id`
+overrides. The deadline of a call is the request's, and cancelling a call cancels its sequences. Trailing metadata:
+`x-trace-id`, and of an error `x-request-id`, `diptych-code` (as in REST), `diptych-param` and, if a retry may succeed,
+`retry-after` in seconds.
 """
 
 import asyncio
@@ -24,10 +24,9 @@ from opentelemetry.trace import Span
 
 from runners.telemetry.tracing import trace_id
 from service.admission.api_keys import ApiKeys
-from service.admission.quotas import ANYONE, Caller
+from service.admission.quotas import UNLIMITED, Quota
 from service.errors import ErrorCode, Overloaded, ServiceError
-from service.inference import request_ids
-from service.inference.core import Core, RequestContext
+from service.inference.core import Core, RequestContext, request_id_or_new
 from service.inference.recording import record_failure, record_gone_client
 from service.settings import Settings
 from service.telemetry.tracing import request_trace
@@ -48,37 +47,37 @@ CODES: dict[ErrorCode, grpc.StatusCode] = {
 
 
 class GrpcApi:
-    """One of the service's gRPC interfaces around a core."""
+    """A gRPC interface over the core."""
 
-    api: ClassVar[str]  # its label in metrics
-    service: ClassVar[str]  # its full name
-    open_methods: ClassVar[frozenset[str]] = frozenset()  # they need no key
-    health_methods: ClassVar[frozenset[str]] = frozenset()  # they need one where the settings say so
+    api: ClassVar[str]  # label in metrics
+    service: ClassVar[str]  # full name
+    open_methods: ClassVar[frozenset[str]] = frozenset()  # need no key
+    health_methods: ClassVar[frozenset[str]] = frozenset()  # need one if `health_needs_key` is set
 
     def __init__(self, core: Core, api_keys: ApiKeys, settings: Settings) -> None:
-        self.entrance = core.entrance
+        self.entrance = core.drain_gate
         self._core = core
         self._api_keys = api_keys
         self._settings = settings
 
-    def caller(self, name: str, authorization: str | None) -> Caller:
-        """Return who calls; raise `Unauthorized` without an accepted key, `Overloaded` if it calls too often."""
+    def quota(self, name: str, authorization: str | None) -> Quota:
+        """Return the caller's quota; raise `Unauthorized` without an accepted key, `Overloaded` beyond its rate."""
         is_health = name in self.health_methods
         if name in self.open_methods or (is_health and not self._settings.health_needs_key):
-            return ANYONE
-        caller = self._api_keys.check(authorization)
+            return UNLIMITED
+        quota = self._api_keys.check(authorization)
         if not is_health:
-            caller.take_request()
-        return caller
+            quota.take_request()
+        return quota
 
     def trace(self, name: str, metadata: Mapping[str, str]) -> AbstractContextManager[Span]:
-        """Return the trace of a call of the method `name`, with a span unless it is one of health."""
+        """Return the trace of a call of method `name`, with a span unless it is a health check."""
         full_name = f"{self.service}/{name}"
         attributes = {RPC_SYSTEM_NAME: "grpc", RPC_METHOD: full_name}
         return request_trace(metadata, full_name, None if name in self.health_methods else attributes)
 
     def deadline_s(self, context: "Context") -> float:
-        """Return the end of the call's time, at most the service's own, on the clock of time.monotonic()."""
+        """Return the deadline of a call on the clock of time.monotonic(), at most the service's own timeout away."""
         remaining_s = context.time_remaining()
         limit_s = self._settings.request_timeout_s
         return time.monotonic() + (limit_s if remaining_s is None else min(remaining_s, limit_s))
@@ -92,20 +91,20 @@ Stream = Callable[[ApiT, Any, RequestContext], AsyncGenerator[AnswerT, None]]
 
 
 def method(function: Method[ApiT, AnswerT]) -> Callable[[ApiT, Message, Context], Awaitable[AnswerT]]:
-    """Give a method its context, check the key, and turn whatever it raises into the status of the contract."""
+    """Return `function` with its request context, and with a status for whatever it raises."""
 
     @wraps(function)
     async def answer(api: ApiT, request: Message, context: Context) -> AnswerT:
         with api.entrance.inside():
             async with _call(api, function.__name__, request, context) as call:
                 return await function(api, request, call)
-        raise AssertionError("an aborted call goes on")
+        raise AssertionError("context.abort() returned")
 
     return answer
 
 
 def stream(function: Stream[ApiT, AnswerT]) -> Callable[[ApiT, Message, Context], AsyncGenerator[AnswerT, None]]:
-    """Do the same for a method of many answers."""
+    """Do the same for a method with a stream of answers."""
 
     @wraps(function)
     async def answers(api: ApiT, request: Message, context: Context) -> AsyncGenerator[AnswerT, None]:
@@ -118,18 +117,22 @@ def stream(function: Stream[ApiT, AnswerT]) -> Callable[[ApiT, Message, Context]
     return answers
 
 
+def metadata_of(context: Context) -> dict[str, str]:
+    return {str(name): str(value) for name, value in context.invocation_metadata() or ()}
+
+
 @asynccontextmanager
 async def _call(api: GrpcApi, name: str, request: Message, context: Context) -> AsyncIterator[RequestContext]:
-    metadata = {str(name): str(value) for name, value in context.invocation_metadata() or ()}
-    request_id = request_ids.request_id(getattr(request, "id", None) or metadata.get("x-request-id"))
+    metadata = metadata_of(context)
+    request_id = request_id_or_new(getattr(request, "id", None) or metadata.get("x-request-id"))
     with api.trace(name, metadata) as span:
         trace = ("x-trace-id", trace_id())
         context.set_trailing_metadata((trace,))
         failure = None
         try:
             api.entrance.check()
-            caller = api.caller(name, metadata.get("authorization"))
-            yield RequestContext(request_id, api.api, api.deadline_s(context), caller)
+            quota = api.quota(name, metadata.get("authorization"))
+            yield RequestContext(request_id, api.api, api.deadline_s(context), quota)
         except (asyncio.CancelledError, GeneratorExit):
             record_gone_client(api.api, request_id)
             span.set_attribute(RPC_RESPONSE_STATUS_CODE, grpc.StatusCode.CANCELLED.name)
@@ -143,7 +146,7 @@ async def _call(api: GrpcApi, name: str, request: Message, context: Context) -> 
 
 
 async def _abort(context: Context, error: ServiceError, ids: tuple[tuple[str, str], ...]) -> None:
-    """End the call with the status of `error`; this raises."""
+    """End the call with the status of `error`; `context.abort` raises."""
     trailing = [*ids, ("diptych-code", error.code)]
     if error.param is not None:
         trailing.append(("diptych-param", error.param))

@@ -1,10 +1,9 @@
-"""gRPC: the methods of `diptych.v1.Vision` around the core. It knows no ports."""
+"""The gRPC interface `diptych.v1.Vision`."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from service.inference.core import RequestContext
-from service.inference.streaming import answer_events
 from service.rpc.boundary import GrpcApi, method, stream
 from service.rpc.messages import (
     answer_message,
@@ -19,14 +18,13 @@ from service.rpc.proto import vision_pb2_grpc as pb_grpc
 
 
 class VisionApi(GrpcApi, pb_grpc.VisionServicer):
-    """The gRPC interface of a core."""
+    """The methods of the service."""
 
     api = "grpc"
     service = pb.DESCRIPTOR.services_by_name["Vision"].full_name
 
     @method
     async def Predict(self, request: pb.PredictRequest, context: RequestContext) -> pb.Answer:
-        """Answer with one model."""
         answer = await self._core.predict(request.image, request_fields(request), context)
         return answer_message(answer, context.request_id)
 
@@ -34,23 +32,20 @@ class VisionApi(GrpcApi, pb_grpc.VisionServicer):
     async def PredictStream(
         self, request: pb.PredictRequest, context: RequestContext
     ) -> AsyncGenerator[pb.PredictEvent, None]:
-        """Answer with one model: the text as it is written, then the answer."""
-        async with aclosing(answer_events(self._core, request.image, request_fields(request), context)) as events:
+        """Answer with one model: its text while it is generated, then the answer."""
+        async with aclosing(self._core.stream(request.image, request_fields(request), context)) as events:
             async for event in events:
                 yield event_message(event, context.request_id)
 
     @method
     async def Compare(self, request: pb.CompareRequest, context: RequestContext) -> pb.Comparison:
-        """Answer with several models at the same time."""
         comparison = await self._core.compare(request.image, request_fields(request), context)
         return comparison_message(comparison, context.request_id)
 
     @method
     async def ListModels(self, _: pb.ListModelsRequest, __: RequestContext) -> pb.ListModelsResponse:
-        """List the served models."""
         return models_message(self._core.models)
 
     @method
     async def ListTasks(self, _: pb.ListTasksRequest, __: RequestContext) -> pb.ListTasksResponse:
-        """List every task."""
         return tasks_message(self._core.models)

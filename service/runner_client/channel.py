@@ -1,9 +1,9 @@
-"""The connection to one URL of a model's runner: on this host a socket of the supervisor's, elsewhere HTTP.
+"""HTTP connections to a model's runner: a Unix socket of the supervisor on this host, TCP elsewhere.
 
-Calls raise aiohttp's errors, or `FeaturesMissing`; a call that is cancelled closes its connection, which ends it in
-the runner.
+Calls raise aiohttp's errors, or `FeaturesMissing`. A cancelled call closes its connection, which ends it in the runner.
 """
 
+import io
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ from runners.transport.build_guard import BUILD_HEADER
 from runners.transport.messages import Outcomes, SequenceSpec, WriteCall, WritingEvent
 from runners.transport.pixels import IMAGE_KEY_HEADER, Pixels, body_of, in_memory
 
-# Below the 5 s after which a runner's uvicorn closes an idle connection: a request never meets one that just closes.
+# Below the 5 s after which a runner's uvicorn closes an idle connection: no request is sent on one that is closing.
 _KEEP_ALIVE_S = 4.0
-_CONNECT_S = 2.0  # a host that is gone refuses nothing
+_CONNECT_S = 2.0  # an unreachable host does not refuse connections
 _EVENT: TypeAdapter[WritingEvent] = TypeAdapter(WritingEvent)
 
 
 class FeaturesMissing(Exception):
-    """The runner has no features under the key; the call must bring pixels."""
+    """The runner has no features under the image key; call again with pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerCall:
-    """Sequences over one image; `pixels` (H, W, 3) where the runner has asked for them."""
+    """Sequences of one image; `pixels` (H, W, 3) if the runner has no features of it."""
 
     image_key: str
     sequences: Sequence[SequenceSpec]
@@ -39,7 +39,7 @@ class RunnerCall:
 
 
 class RunnerChannel:
-    """Calls to `url`: `file://PATH` of a socket, with pixels in shared memory; or `tcp://` or `http://HOST:PORT`."""
+    """Calls to `url`: `file://PATH` of a Unix socket, with pixels in shared memory; or `tcp://` or `http://HOST:PORT`."""
 
     def __init__(self, url: str, build_key: str, timeout_s: float) -> None:
         self.url = url
@@ -49,32 +49,32 @@ class RunnerChannel:
         self._session: aiohttp.ClientSession | None = None
 
     async def write(self, call: RunnerCall) -> Outcomes:
-        """Return the outcome of each sequence; a caller that is cancelled ends them."""
-        async with self._answer("/write", call) as response:
+        """Return the outcome of each sequence."""
+        async with self._response("/write", call) as response:
             return Outcomes.model_validate_json(await response.read())
 
     async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
-        """Yield the text of each sequence as it is written, and its outcome; closed, it ends them."""
-        async with self._answer("/stream", call) as response:
+        """Yield the text of each sequence as it is written, and its outcome; closing the generator ends them."""
+        async with self._response("/stream", call) as response:
             async for line in _lines(response.content.iter_any()):
                 yield _EVENT.validate_json(line)
 
     async def is_ready(self, timeout_s: float) -> bool:
-        """Return True if the runner answers within `timeout_s` seconds that it is ready."""
+        """Return True if the runner reports within `timeout_s` seconds that it is ready."""
         try:
             timeout = aiohttp.ClientTimeout(timeout_s)
-            async with self._opened().get("/readyz", timeout=timeout) as response:
+            async with self._client().get("/readyz", timeout=timeout) as response:
                 return response.status == HTTPStatus.OK
         except (aiohttp.ClientError, TimeoutError):
             return False
 
     async def close(self) -> None:
-        """Close idle connections; no call is made after that."""
+        """Close idle connections; make no call after that."""
         if self._session is not None:
             await self._session.close()
 
     @asynccontextmanager
-    async def _answer(self, path: str, call: RunnerCall) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _response(self, path: str, call: RunnerCall) -> AsyncIterator[aiohttp.ClientResponse]:
         message = WriteCall(sequences=list(call.sequences))
         if call.pixels is None or self._socket_path is None:
             body, headers = body_of(message, call.pixels)
@@ -92,14 +92,15 @@ class RunnerChannel:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         with span(f"POST {path}", kind=SpanKind.CLIENT):
             headers |= {IMAGE_KEY_HEADER: call.image_key} | call_headers()
-            async with self._opened().post(path, data=body, headers=headers) as response:
+            async with self._client().post(path, data=io.BytesIO(body), headers=headers) as response:
                 if response.status == HTTPStatus.NOT_FOUND and call.pixels is None:
+                    await response.read()  # unread, it would cost the connection
                     raise FeaturesMissing
                 response.raise_for_status()
                 yield response
 
-    def _opened(self) -> aiohttp.ClientSession:
-        """Return the one session, made in the event loop of the first call."""
+    def _client(self) -> aiohttp.ClientSession:
+        """Return the session, created in the event loop of the first call."""
         if self._session is None:
             connector: aiohttp.BaseConnector
             if self._socket_path is None:
@@ -114,7 +115,7 @@ class RunnerChannel:
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the lines of a body as they come, of any length (aiohttp 3.14's own reading of lines has a limit)."""
+    """Yield lines of any length as they arrive (aiohttp 3.14's own `readline` has a limit)."""
     rest = b""
     async for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")

@@ -1,8 +1,7 @@
-"""What the gateway asks of one model's runner, with every failure turned into an error of the service's tree.
+"""The client of one model's runner; every failure becomes a `ServiceError`.
 
-A call goes without pixels first. Only where the runner has no features of the image, its pixels are decoded, resized
-and sent with a second call. A call whose connection breaks is repeated, once: an answer depends on nothing but its
-request.
+The first call has no pixels. If the runner has no features of the image, the pixels are decoded, resized and sent
+with a second call. A call whose connection breaks is repeated once: calls are idempotent.
 """
 
 import asyncio
@@ -22,35 +21,37 @@ from runners.transport.pixels import Pixels
 from service.errors import DeadlineExceeded, InternalError, InvalidRequest, NotReady, Overloaded, ServiceError
 from service.images.lazy_image import LazyImage
 from service.runner_client.channel import FeaturesMissing, RunnerCall, RunnerChannel
-from service.runner_client.stream_replay import TextInOrder, TextListener, ToldOtherwise
+from service.runner_client.stream_replay import OnText, ReplayDiverged, StreamReplay
 
 logger = logging.getLogger(__name__)
 
-# What a call ends with whose connection was idle and just closed, or could not be made, or whose runner died.
-_BROKEN = (
+# Errors of a connection that was closed while idle, could not be made, or whose runner died.
+_BROKEN_CONNECTION = (
     aiohttp.ServerDisconnectedError,
     aiohttp.ClientOSError,
     aiohttp.ClientPayloadError,
     aiohttp.ConnectionTimeoutError,
 )
-_RETRY_PAUSE_S = 0.1  # until other connections that broke with one are known to be so
+# A proxy answers these where a runner died with a call that the proxy could not replay, or has no runner for a moment.
+_UNREACHED = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE)
+_RETRY_PAUSE_S = 0.1  # until aiohttp has noticed other connections that broke at the same time
 _READY_TIMEOUT_S = 1
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenAnswers:
-    """The sequences of one task and the seconds of their stages."""
+    """Written sequences of one request, and the seconds of each stage."""
 
     sequences: tuple[Written, ...]
     features: FoundFeatures
     preprocess_s: float  # decoding and resizing; 0 where the runner had the features
-    queue_s: float  # waiting for slots, and transport
+    queue_s: float  # for slots, and transport
     prefill_s: float
     decode_s: float
 
 
 class RunnerClient:
-    """The runner of one model, behind one URL."""
+    """Calls to the runner of one model."""
 
     def __init__(self, manifest: Manifest, channel: RunnerChannel) -> None:
         self._manifest = manifest
@@ -58,29 +59,27 @@ class RunnerClient:
         self._channel = channel
 
     async def write(
-        self, image: LazyImage, specs: Sequence[SequenceSpec], on_text: TextListener | None = None
+        self, image: LazyImage, specs: Sequence[SequenceSpec], on_text: OnText | None = None
     ) -> WrittenAnswers:
         """Return the written sequences, in order; raise the error of the first that failed.
 
-        `on_text` receives their text as it is written. Cancelled, it ends them.
+        `on_text` receives their text as it is written. Cancellation ends them in the runner.
         """
         start_s, preprocess_s = time.monotonic(), 0.0
-        text = None if on_text is None else TextInOrder(len(specs), on_text)
+        replay = None if on_text is None else StreamReplay(len(specs), on_text)
         call = RunnerCall(image.key(self._manifest), specs)
         with self._errors():
             try:
-                answered = await self._retried(call, text)
+                answered = await self._retried(call, replay)
             except FeaturesMissing:
                 pixels, preprocess_s = await self._preprocessed(image)
-                answered = await self._retried(replace(call, pixels=pixels), text)
+                answered = await self._retried(replace(call, pixels=pixels), replay)
         return _written_answers(answered, preprocess_s, time.monotonic() - start_s)
 
     async def is_ready(self) -> bool:
-        """Return True if the runner answers that it is ready."""
         return await self._channel.is_ready(_READY_TIMEOUT_S)
 
     async def close(self) -> None:
-        """Close idle connections."""
         await self._channel.close()
 
     async def _preprocessed(self, image: LazyImage) -> tuple[Pixels, float]:
@@ -89,20 +88,22 @@ class RunnerClient:
             pixels = await image.pixels(self._manifest)
         return pixels, time.monotonic() - start_s
 
-    async def _retried(self, call: RunnerCall, text: TextInOrder | None) -> Outcomes:
+    async def _retried(self, call: RunnerCall, replay: StreamReplay | None) -> Outcomes:
         try:
-            return await self._answer(call, text)
-        except _BROKEN as error:
-            logger.warning("repeating a call to the runner of %s: %r", self._model_id, error)
+            return await self._call(call, replay)
+        except (*_BROKEN_CONNECTION, aiohttp.ClientResponseError) as error:
+            if isinstance(error, aiohttp.ClientResponseError) and error.status not in _UNREACHED:
+                raise
+            logger.warning("repeating the call to the runner of %s after %r", self._model_id, error)
             await asyncio.sleep(_RETRY_PAUSE_S)
-            return await self._answer(call, text)
+            return await self._call(call, replay)
 
-    async def _answer(self, call: RunnerCall, text: TextInOrder | None) -> Outcomes:
-        return await (self._channel.write(call) if text is None else self._stream(call, text))
+    async def _call(self, call: RunnerCall, replay: StreamReplay | None) -> Outcomes:
+        return await (self._channel.write(call) if replay is None else self._stream(call, replay))
 
-    async def _stream(self, call: RunnerCall, text: TextInOrder) -> Outcomes:
-        """Write with text as it comes. A repeated stream continues after the text already sent, if it is the same."""
-        text.begin()
+    async def _stream(self, call: RunnerCall, replay: StreamReplay) -> Outcomes:
+        """Send text as it arrives. A repeated stream continues after the text already sent, if that is the same."""
+        replay.begin()
         features = FoundFeatures(outcome="hit")
         try:
             async with aclosing(self._channel.stream(call)) as events:
@@ -110,17 +111,17 @@ class RunnerClient:
                     if isinstance(event, FoundFeatures):
                         features = event
                     else:
-                        text.hear(event)
-        except ToldOtherwise as error:  # it was drawn at random
-            message = f"the runner of {self._model_id} restarted; a sampled answer cannot be resumed"
+                        replay.receive(event)
+        except ReplayDiverged as error:  # the answer was sampled
+            message = f"the runner of {self._model_id} restarted; a sampled answer cannot be resumed; retry the request"
             raise NotReady(message) from error
-        if len(text.outcomes) < len(call.sequences):
-            raise InternalError(f"the runner of {self._model_id} ended a stream too early")
-        return Outcomes(features=features, outcomes=text.outcomes)
+        if len(replay.outcomes) < len(call.sequences):
+            raise InternalError(f"the runner of {self._model_id} ended the stream before the answer was complete")
+        return Outcomes(features=features, outcomes=replay.outcomes)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Raise an error of the service's tree for what a call to the runner raises."""
+        """Turn the errors of a call into `ServiceError`s."""
         try:
             yield
         except aiohttp.ClientResponseError as error:
@@ -134,15 +135,15 @@ class RunnerClient:
 
     def _unreachable(self, error: aiohttp.ClientError) -> NotReady:
         logger.warning("the runner of %s is unreachable: %r", self._model_id, error)
-        return NotReady(f"the runner of {self._model_id} is starting or was restarted; try again in a few seconds")
+        return NotReady(f"the runner of {self._model_id} is starting or restarting; retry in a few seconds")
 
     def _refusal(self, status: int) -> ServiceError:
-        """Return the error of a call that was answered with an error status: of the runner, or of a proxy before it."""
-        if status in (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE):
-            return NotReady(f"no runner of {self._model_id} with the build of this gateway is ready; try again later")
+        """Return the error for a status of the runner, or of a proxy in front of it."""
+        if status in _UNREACHED:
+            return NotReady(f"no runner of {self._model_id} with this gateway's build is ready; retry in a few seconds")
         if status == HTTPStatus.GATEWAY_TIMEOUT:
             return DeadlineExceeded(f"the runner of {self._model_id} did not answer before the deadline")
-        return InternalError(f"the runner of {self._model_id} failed")
+        return InternalError(f"the runner of {self._model_id} answered with status {status}; its log has the cause")
 
 
 def _written_answers(answered: Outcomes, preprocess_s: float, elapsed_s: float) -> WrittenAnswers:

@@ -1,68 +1,69 @@
-"""The text of several sequences that are written at the same time, told as one."""
+"""Merges the streams of several sequences into one text, and replays a repeated stream without repeating text."""
 
 from collections.abc import Callable
 
 from runners.transport.messages import Outcome, SequenceEnd, TextPiece, Written
 
-TextListener = Callable[[str], None]
+OnText = Callable[[str], None]
 
 
-class ToldOtherwise(Exception):
-    """What is written again is not what was told."""
+class ReplayDiverged(Exception):
+    """The repeated stream differs from the text already sent."""
 
 
-class TextInOrder:
-    """Tells the text of the first sequence as it comes, then that of the next: one line for each.
+class StreamReplay:
+    """Sends the text of the first sequence as it arrives, then that of the next; each sequence is one line.
 
-    What is told is, when all have ended, their texts joined by newlines.
+    At the end the text sent is that of all sequences, joined by newlines.
     """
 
-    def __init__(self, num_sequences: int, tell: TextListener) -> None:
+    def __init__(self, num_sequences: int, send: OnText) -> None:
         self._num_sequences = num_sequences
-        self._tell = tell
-        self._told = ""
+        self._send_text = send
+        self._sent = ""
         self.begin()
 
     def begin(self) -> None:
-        """Hear all from the beginning, perhaps once more: what was told is not told again, but compared."""
+        """Start a stream, the first or a repeated one: text already sent is compared, not sent again."""
         self._texts = [""] * self._num_sequences
         self._outcomes: list[Outcome | None] = [None] * self._num_sequences
-        self._current = 0
-        self._num_heard = 0  # characters of the current one that were told, now or before
-        self._num_repeated = 0  # characters of all that were
+        self._current = 0  # index of the sequence that is being sent
+        self._num_consumed = 0  # characters of its text that were sent, in this stream or an earlier one
+        self._num_replayed = 0  # characters of this stream, of all sequences
 
-    def hear(self, event: TextPiece | SequenceEnd) -> None:
-        """Take a piece or an end, and tell what is next; raise `ToldOtherwise`."""
+    def receive(self, event: TextPiece | SequenceEnd) -> None:
+        """Take an event and send the text that is next; raise `ReplayDiverged`."""
         if isinstance(event, TextPiece):
             self._texts[event.index] += event.text
         else:
             self._outcomes[event.index] = event.outcome
             if isinstance(event.outcome, Written):
                 self._texts[event.index] = event.outcome.text
-        self._tell_next()
+        self._advance()
         is_over = self._current == self._num_sequences - 1 and isinstance(self._outcomes[-1], Written)
-        if is_over and self._num_repeated < len(self._told):
-            raise ToldOtherwise
+        if is_over and self._num_replayed < len(self._sent):
+            raise ReplayDiverged
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """What became of those that have ended, in order."""
+        """Outcomes of the sequences that have ended, in order."""
         return [outcome for outcome in self._outcomes if outcome is not None]
 
-    def _tell_next(self) -> None:
+    def _advance(self) -> None:
         while True:
-            self._tell_text(self._texts[self._current][self._num_heard :])
-            self._num_heard = len(self._texts[self._current])
+            self._send(self._texts[self._current][self._num_consumed :])
+            self._num_consumed = len(self._texts[self._current])
             if self._outcomes[self._current] is None or self._current == len(self._texts) - 1:
                 return
-            self._tell_text("\n")
-            self._current, self._num_heard = self._current + 1, 0
+            self._send("\n")
+            self._current, self._num_consumed = self._current + 1, 0
 
-    def _tell_text(self, text: str) -> None:
-        before = self._told[self._num_repeated : self._num_repeated + len(text)]
-        if not text.startswith(before):
-            raise ToldOtherwise
-        self._num_repeated += len(text)
-        if new := text[len(before) :]:
-            self._told += new
-            self._tell(new)
+    def _send(self, text: str) -> None:
+        """Send the part of `text` that was not sent before."""
+        sent_before = self._sent[self._num_replayed : self._num_replayed + len(text)]
+        if not text.startswith(sent_before):
+            raise ReplayDiverged
+        self._num_replayed += len(text)
+        if new := text[len(sent_before) :]:
+            self._sent += new
+            self._send_text(new)

@@ -1,52 +1,56 @@
-"""The JSON of answers and errors, as pydantic models: what is sent and what /openapi.json says is the same.
+"""The JSON of answers and errors, as pydantic models: responses and /openapi.json are made from the same declarations.
 
 Fields are those of the public contract; boxes, polygons and quads are in pixels of the original image.
 """
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from service.errors import ErrorCode
 
 Point = tuple[float, float]
 
 
-class Wire(BaseModel):
-    """A frozen JSON object."""
+def _is_none(value: object) -> bool:
+    return value is None
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class Wire(BaseModel):
+    """A frozen JSON object; results are read from the attributes of `tasks.results`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
 
 
 class DetectionJson(Wire):
-    """A box; `label` is empty where the task gives none."""
+    """A labelled box; `label` is empty where the task has no labels."""
 
     box: tuple[float, float, float, float] = Field(description="[x1, y1, x2, y2]")
     label: str
-    score: float = Field(ge=0, le=1, description="exp of the mean log-probability of the tokens that wrote it")
+    score: float = Field(ge=0, le=1, description="exp of the mean log-probability of its tokens")
 
 
 class RleJson(Wire):
-    """COCO's compressed run-length encoding of a mask of the whole image."""
+    """Mask of the whole image in COCO's compressed run-length encoding."""
 
-    size: tuple[int, int] = Field(description="[height, width]")
+    size: tuple[int, int] = Field(validation_alias=AliasChoices("size", "size_hw"), description="[height, width]")
     counts: str
 
 
 class InstanceJson(Wire):
-    """A segmented object, with `polygons` or `mask` as `mask_format` asks."""
+    """A segmented object, with `polygons` or `mask` as `mask_format` requests."""
 
     box: tuple[float, float, float, float] = Field(description="[x1, y1, x2, y2]")
     label: str
     score: float = Field(ge=0, le=1)
     polygons: list[list[Point]] | None = Field(
-        None, description="rings of [x, y]; inside is where an odd number encloses"
+        None, exclude_if=_is_none, description="rings of [x, y]; even-odd rule: a point within an odd number is inside"
     )
-    mask: RleJson | None = None
+    mask: RleJson | None = Field(None, exclude_if=_is_none)
 
 
 class TextRegionJson(Wire):
-    """A piece of text and its four corners."""
+    """A line of text and its four corners."""
 
     quad: tuple[Point, Point, Point, Point]
     text: str
@@ -54,25 +58,25 @@ class TextRegionJson(Wire):
 
 
 class TextJson(Wire):
-    """Result of a task that answers with text."""
+    """Result of a task with text output."""
 
     text: str
 
 
 class DetectionsJson(Wire):
-    """Result of a task that answers with boxes."""
+    """Result of a task with boxes."""
 
     detections: list[DetectionJson]
 
 
 class InstancesJson(Wire):
-    """Result of a task that answers with masks."""
+    """Result of a task with masks."""
 
     instances: list[InstanceJson]
 
 
 class TextRegionsJson(Wire):
-    """Result of a task that answers with text and its place."""
+    """Result of a task with located text."""
 
     text_regions: list[TextRegionJson]
 
@@ -81,22 +85,22 @@ ResultJson = TextJson | DetectionsJson | InstancesJson | TextRegionsJson
 
 
 class ImageJson(Wire):
-    """Size of the image, upright, in pixels."""
+    """Size of the upright image in pixels."""
 
     width: int
     height: int
 
 
 class UsageJson(Wire):
-    """Tokens of one answer; several prompts of one task are added up."""
+    """Tokens of one answer, summed over the prompts of its task."""
 
     image_tokens: int
     prompt_tokens: int
-    generated_tokens: int = Field(description="start and end tokens included")
+    generated_tokens: int = Field(description="including start and end tokens")
 
 
 class TimingsJson(Wire):
-    """Where the time went, milliseconds; `queue` is waiting and transport before encoder and decoder."""
+    """Milliseconds of each stage; `queue` is waiting and transport before encoder and decoder."""
 
     preprocess: float
     encode: float
@@ -114,7 +118,7 @@ class AnswerJson(Wire):
     model: str
     task: str
     result: ResultJson
-    raw_text: str = Field(description="what the model wrote; one line for each prompt of the task")
+    raw_text: str = Field(description="generated text, one line for each prompt of the task")
     finish_reason: Literal["stop", "length"]
     image: ImageJson
     usage: UsageJson
@@ -123,7 +127,7 @@ class AnswerJson(Wire):
 
 
 class ErrorDetail(Wire):
-    """What was wrong, what was given, what is allowed."""
+    """Code, message and field of an error."""
 
     code: ErrorCode
     message: str
@@ -132,13 +136,13 @@ class ErrorDetail(Wire):
 
 
 class ErrorJson(Wire):
-    """Body of every answer that is not a success."""
+    """Body of every error response."""
 
     error: ErrorDetail
 
 
 class ModelErrorJson(Wire):
-    """The place of a model in a comparison that gave no answer."""
+    """Entry of a comparison for a model that failed."""
 
     model: str
     error: ErrorDetail

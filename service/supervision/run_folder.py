@@ -1,8 +1,7 @@
-"""The folder that one start of the service writes into: sockets, metrics, bodies on their way. It lies in memory.
+"""The one folder that a running service writes to: sockets, metrics, request bodies. It is in memory (/dev/shm).
 
-A disk that is full or read-only is so no matter of a running service; prometheus_client's mapped files would kill it
-with SIGBUS. The folder is locked as long as its owner lives, however it ends: the next start removes what is left of
-others.
+A full or read-only disk therefore does not affect the service; with prometheus_client's mapped files it would die of
+SIGBUS. The owner holds a lock on its folder until it ends, however it ends; the next start removes unlocked folders.
 """
 
 import fcntl
@@ -19,10 +18,10 @@ _PREFIX = "diptych-"
 
 @contextmanager
 def run_folder() -> Iterator[Path]:
-    """Yield a new folder in memory, on the disk for temporary files where there is no such memory; remove it after."""
+    """Yield a new folder in /dev/shm, or in the temporary folder where there is none; remove it afterwards."""
     parent = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
-    _remove_left_over(parent)
-    # Nobody else looks at the folder under its first name, before it is locked.
+    _remove_abandoned(parent)
+    # Other starts ignore its first name, under which it is not yet locked.
     unlocked = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))
     folder = parent / unlocked.name.removeprefix(".")
     fd = os.open(unlocked, os.O_RDONLY)
@@ -35,7 +34,7 @@ def run_folder() -> Iterator[Path]:
         os.close(fd)
 
 
-def _remove_left_over(parent: Path) -> None:
+def _remove_abandoned(parent: Path) -> None:
     for folder in parent.glob(f"{_PREFIX}*/"):
         with suppress(OSError):  # another user's, or in use
             fd = os.open(folder, os.O_RDONLY)

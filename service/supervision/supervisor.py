@@ -1,13 +1,17 @@
-"""Starts the service's processes, starts anew whichever ends, and stops them so that nothing accepted is lost.
+"""Starts the processes of the service, restarts those that end, and stops them without losing an accepted request.
 
-    python -m service.supervision.supervisor ...     (python -m service checks its arguments and becomes this)
+    python -m service.supervision.supervisor ...     (`python -m service` checks its arguments and becomes this)
 
-    start   the gateway and the runner of each model; or one of them alone (service/supervision/roles.py)
-    stop    on SIGTERM or SIGINT: first what listens on the port, which answers what it has accepted, then the runners
+    start   the gateway and the runner of each model, or one of them alone (service/supervision/roles.py)
+    stop    on SIGTERM or SIGINT: first the process on the service's port, which drains; then the runners
 
-It holds the sockets that they listen on: what is sent to a process that died waits there for the next one. `bentoml
-serve` does the same with circus, but looks for dead processes only every 10 s, and stops all at once, so that what is
-between encoder and decoder is lost (BentoML 1.4.40, bentoml/_internal/utils/circus/__init__.py).
+The supervisor owns the listening sockets: connections to a process that died wait in the backlog for the next one.
+
+`bentoml serve` does the same with circus, but (BentoML 1.4.40, bentoml/_internal/utils/circus/__init__.py)
+
+- looks for dead processes only every 10 s; SIGCHLD restarts one here at once;
+- stops all processes at once, so the gateway drains without its runners;
+- imports everything in each process, torch included: seconds for every restart, and nothing is shared in memory.
 """
 
 import gc
@@ -35,19 +39,19 @@ from service.supervision.worker_process import (
 from service.telemetry.logs import JsonLines, configure_logging
 from service.tls import bentoml_tls_options
 
-logger = logging.getLogger("service.supervision.supervisor")  # its __name__ is __main__, which is not set up
+logger = logging.getLogger("service.supervision.supervisor")  # __name__ is __main__, whose logger is not configured
 
-_ENDS = (signal.SIGTERM, signal.SIGINT)
-_SIGNALS = (*_ENDS, signal.SIGCHLD, signal.SIGALRM)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (*_STOP_SIGNALS, signal.SIGCHLD, signal.SIGALRM)
 _TICK_S = 1.0
-_FRONT_MARGIN_S = 10.0  # beyond the time of its last request
+_FRONT_MARGIN_S = 10.0  # beyond the deadline of its last request
 _RUNNERS_STOP_S = 10.0
 
 
 class Supervisor:
     """The processes of one start: `front` listens on the service's port, `runners` are behind it.
 
-    Its signals are blocked by its caller, in the main thread.
+    The caller has blocked `_SIGNALS` in the main thread.
     """
 
     def __init__(self, front: WorkerProcess, runners: Sequence[WorkerProcess], metrics: Path) -> None:
@@ -56,30 +60,30 @@ class Supervisor:
         self._metrics = metrics
 
     def run(self, max_request_s: float) -> None:
-        """Keep all processes running until a signal says stop; a second one changes nothing."""
+        """Keep all processes running until a stop signal arrives; a second one is ignored."""
         signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
-        while self._next_signal() not in _ENDS:
+        while self._next_signal() not in _STOP_SIGNALS:
             pass
         logger.info("stopping: no new requests; accepted ones have up to %g s", max_request_s)
-        self._front.part.listener.close()  # it has its own; a gateway goes on to answer that it is not ready
+        self._front.part.listener.close()  # the process has its own copy; while it drains, a gateway answers not_ready
         self._stop([self._front], max_request_s + _FRONT_MARGIN_S)
         self._stop(self._runners, _RUNNERS_STOP_S)
         logger.info("stopped")
 
     def _stop(self, processes: Sequence[WorkerProcess], limit_s: float) -> None:
-        """Ask processes to end, kill those that do not in `limit_s`; the others are kept running meanwhile."""
+        """Terminate `processes`, and kill them after `limit_s`; the others are kept running meanwhile."""
         for process in processes:
             process.stop(signal.SIGTERM)
         deadline_s = time.monotonic() + limit_s
         while left := [process for process in processes if process.pid is not None]:
             if time.monotonic() > deadline_s:
-                logger.error("killed, as they did not end: %s", ", ".join(process.part.name for process in left))
+                logger.error("killed after %g s: %s", limit_s, ", ".join(process.part.name for process in left))
                 for process in left:
                     process.stop(signal.SIGKILL)
             self._next_signal()
 
     def _next_signal(self) -> int:
-        """Start what is to run, and see to what has ended; return the next signal."""
+        """Start processes that are due, wait for a signal, and record processes that have ended; return the signal."""
         for process in (self._front, *self._runners):
             process.start_if_due()
         received = signal.sigwait(_SIGNALS)
@@ -87,7 +91,7 @@ class Supervisor:
         return received
 
     def _reap(self) -> None:
-        """Note every child that has ended; as process 1 of a container, orphans are among them."""
+        """Wait for every child that has ended; process 1 of a container also inherits orphans."""
         running = {process.pid: process for process in (self._front, *self._runners)}
         while True:
             try:
@@ -98,14 +102,14 @@ class Supervisor:
                 return
             if (process := running.get(pid)) is not None:
                 process.note_end(status)
-            # Of what its gauges said nothing is true any more (prometheus_client's mark_process_dead).
+            # Its live gauges must not be summed any more, as in prometheus_client's mark_process_dead.
             for gauge in self._metrics.glob(f"gauge_live*_{pid}.db"):
                 gauge.unlink()
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run until told to stop; end with status 0 then."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # what comes before the first wait is not lost
+    """Run until a stop signal."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # pending until the first wait
     role, values = Role.parse(arguments), settings()
     configure_logging(values.log_format)
     with run_folder() as folder:
@@ -121,18 +125,18 @@ def _front(role: Role, values: Settings) -> Part:
     try:
         return front_part(role.front(), values.host, values.port, tls_options)
     except OSError as error:
-        sys.exit(f"diptych does not start: {values.host}:{values.port} cannot be listened on: {error}")
+        sys.exit(f"diptych does not start: cannot listen on {values.host}:{values.port}: {error}")
 
 
 def _import_all(parts: Sequence[Part], values: Settings) -> None:
-    """Import what the processes need, once for all that are forked from this one. None of it starts a thread."""
+    """Import the modules of the processes once, before the forks. None of them starts a thread."""
     if any(part.name != GATEWAY for part in parts):
         import_module("runners.worker")  # torch
     import_module("service.gateway")
     keep_loggers(JsonLines if values.log_format == "json" else None)
     if values.otlp_endpoint is not None:
         import_module("runners.telemetry.span_export")
-    gc.freeze()  # else the collector's marks would copy the memory that they share
+    gc.freeze()  # otherwise garbage collection would write to the shared pages, and so copy them
 
 
 if __name__ == "__main__":

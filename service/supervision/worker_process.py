@@ -1,8 +1,7 @@
 """One process of the service: BentoML's worker for a part, on a socket that outlives it.
 
-It is forked from the supervisor, where everything is imported already: a new one does not spend seconds on that, and
-what all have imported is in memory once. Its arguments and environment are what `bentoml serve` gives its own (BentoML
-1.4.40, _bentoml_impl/server/serving.py).
+It is forked from the supervisor, which has imported all modules: it starts in milliseconds and shares their memory.
+Arguments and environment are those of a worker of `bentoml serve` (BentoML 1.4.40, _bentoml_impl/server/serving.py).
 """
 
 import ctypes
@@ -25,17 +24,17 @@ from runners.bentoml_internals import worker_environment as bentoml_environment
 logger = logging.getLogger(__name__)
 
 METRICS_FOLDER = "metrics"
-_SHORT_LIFE_S = 5.0  # what ends sooner is started anew after a pause, not at once
+_SHORT_LIFE_S = 5.0  # a process that ends sooner is restarted after a pause
 _PAUSE_S = 1.0
 _BACKLOG = 2048
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_ARGUMENTS = slice(45, 47)  # in /proc/PID/stat behind the name: where they start and end in memory (man proc_pid_stat)
+_ARGUMENTS = slice(45, 47)  # in /proc/PID/stat after the name: arg_start and arg_end (man proc_pid_stat)
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A service of BentoML by its name, and where it is reached."""
+    """A BentoML service by its name, with its listening socket and its URL."""
 
     name: str
     listener: socket.socket
@@ -44,7 +43,7 @@ class Part:
 
 
 def front_part(name: str, host: str, port: int, tls_options: Sequence[str]) -> Part:
-    """Return the part that others reach, listening; raise `OSError` where the address is not to be had."""
+    """Return the part on the service's port, listening; raise `OSError` if the address is unavailable."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     return Part(name, listener, f"{'https' if tls_options else 'http'}://{host}:{port}", tuple(tls_options))
@@ -59,7 +58,7 @@ def runner_part(name: str, folder: Path) -> Part:
 
 
 def worker_environment(parts: Sequence[Part], folder: Path) -> dict[str, str]:
-    """Return what the environment of all processes has beside the supervisor's; they write into `folder`."""
+    """Return the variables that all processes have in addition to the supervisor's; they write into `folder`."""
     metrics = folder / METRICS_FOLDER
     metrics.mkdir()
     return {
@@ -70,11 +69,11 @@ def worker_environment(parts: Sequence[Part], folder: Path) -> dict[str, str]:
 
 
 class WorkerProcess:
-    """The process of a part: started, started anew when it has ended, stopped."""
+    """The process of a part: started, restarted when it ends, stopped."""
 
     def __init__(self, part: Part, others: Sequence[Part], now: Callable[[], float] = time.monotonic) -> None:
         self.part = part
-        self.pid: int | None = None  # where there is a process
+        self.pid: int | None = None  # None: not running
         self._others = others
         self._now = now
         self._started_s = 0.0
@@ -82,7 +81,7 @@ class WorkerProcess:
         self._is_wanted = True
 
     def start_if_due(self) -> None:
-        """Start the process unless it runs, was stopped, or has just ended after a short life."""
+        """Start the process unless it runs, was stopped, or pauses after a short life."""
         if self.pid is not None or not self._is_wanted or self._now() < self._next_start_s:
             return
         self._started_s = self._now()
@@ -91,16 +90,16 @@ class WorkerProcess:
             _become(self.part, self._others)
 
     def note_end(self, status: int) -> None:
-        """Note that the process has ended, with a status of os.waitpid()."""
+        """Record the end of the process with its status of os.waitpid()."""
         code = os.waitstatus_to_exitcode(status)
         if self._is_wanted:
-            logger.error("%s (process %d) ended with status %d: it is started anew", self.part.name, self.pid, code)
+            logger.error("%s (process %d) ended with status %d and is restarted", self.part.name, self.pid, code)
         is_short = self._now() - self._started_s < _SHORT_LIFE_S
         self._next_start_s = self._now() + _PAUSE_S if is_short else -math.inf
         self.pid = None
 
     def stop(self, signum: signal.Signals) -> None:
-        """Send `signum` to the process; it is not started anew."""
+        """Send `signum` to the process, and do not restart it."""
         self._is_wanted = False
         if self.pid is not None:
             with suppress(ProcessLookupError):
@@ -108,7 +107,7 @@ class WorkerProcess:
 
 
 def _show_as(title: str) -> None:
-    """Write what `ps` shows as this process's command over that of the supervisor, as far as it fits."""
+    """Overwrite the command line that `ps` shows for this process, cut to the length of the supervisor's."""
     with suppress(OSError), open("/proc/self/stat", encoding="utf-8") as stat, open("/proc/self/mem", "r+b") as memory:
         start, end = map(int, stat.read().rpartition(")")[2].split()[_ARGUMENTS])
         memory.seek(start)
@@ -116,12 +115,12 @@ def _show_as(title: str) -> None:
 
 
 def _become(part: Part, others: Sequence[Part]) -> NoReturn:
-    """In a new process: run BentoML's worker to its end. It dies with the supervisor, however that ends."""
+    """Run BentoML's worker in a new process, which is killed if the supervisor dies; never return."""
     status = 1
     try:
         if sys.platform == "linux":
             _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        os.setsid()  # a terminal's Ctrl-C is the supervisor's
+        os.setsid()  # a terminal's Ctrl-C goes to the supervisor only
         for other in others:
             other.listener.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -132,4 +131,4 @@ def _become(part: Part, others: Sequence[Part]) -> NoReturn:
     except BaseException:
         logger.exception("%s failed", part.name)
     finally:
-        os._exit(status)  # what the supervisor will clean up at its end is not this process's
+        os._exit(status)  # without the cleanup of the supervisor, whose stack this process has

@@ -1,8 +1,7 @@
-"""How this service logs, to standard error: one line a request, as text or as JSON.
+"""Logging to standard error: one line per request, as text or JSON.
 
-A line of JSON is an object with `time` (UTC), `level`, `logger`, `process` (its id) and `message`; of a request, with
-`trace_id`; where there was an exception, with its traceback as `exception`; and with the fields that were logged beside
-the message (`fields`).
+A JSON line has `time` (UTC), `level`, `logger`, `process` (id) and `message`; within a request `trace_id`; for an
+exception its traceback as `exception`; and the fields that were logged with `fields`.
 """
 
 import json
@@ -22,15 +21,14 @@ _FIELDS = "diptych_fields"
 
 
 def fields(values: Mapping[str, object]) -> dict[str, object]:
-    """Return the `extra` of a message by which a line of JSON has `values` as fields of their own."""
+    """Return the `extra` of a log call that adds `values` as fields to its JSON line."""
     return {_FIELDS: values}
 
 
 class JsonLines(logging.Formatter):
-    """Makes one object a line of whatever is logged."""
+    """Formats each record as one JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -46,7 +44,7 @@ class JsonLines(logging.Formatter):
 
 
 def configure_logging(log_format: LogFormat) -> None:
-    """Let the project's own loggers write lines with time and level, beside BentoML's."""
+    """Configure the loggers of this project; BentoML's are left alone."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if log_format == "json" else logging.Formatter(_TEXT))
     for name in ("service", "runners"):

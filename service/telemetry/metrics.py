@@ -1,4 +1,4 @@
-"""Prometheus metrics of requests, by model and task; the runners add their own."""
+"""Prometheus metrics of requests by model and task; runners have their own (runners/telemetry/metrics.py)."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -6,31 +6,34 @@ _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10,
 
 REQUESTS = Counter(
     "diptych_requests_total",
-    "Answers given, one for each model of a comparison; api oip is Open Inference over both of its transports; "
-    "status is ok, the error's code, or client_gone.",
+    "Outcomes of requests, one for each model of a comparison; api oip is Open Inference over HTTP or gRPC; "
+    "status is ok, an error code, or client_gone.",
     ["api", "model", "task", "status"],
 )
 REQUEST_SECONDS = Histogram(
-    "diptych_request_seconds", "Time from image and task to answer.", ["model", "task"], buckets=_BUCKETS_S
+    "diptych_request_seconds",
+    "Time of a request from its image and task to its answer.",
+    ["model", "task"],
+    buckets=_BUCKETS_S,
 )
 STAGE_SECONDS = Histogram(
     "diptych_stage_seconds", "Time of one stage of a request.", ["model", "task", "stage"], buckets=_BUCKETS_S
 )
 TIME_TO_FIRST_TOKEN_SECONDS = Histogram(
     "diptych_time_to_first_token_seconds",
-    "Time from image and task to the first token.",
+    "Time of a request from its image and task to its first token.",
     ["model", "task"],
     buckets=_BUCKETS_S,
 )
 TIME_PER_OUTPUT_TOKEN_SECONDS = Histogram(
     "diptych_time_per_output_token_seconds",
-    "Time of each token after the first.",
+    "Time per token after the first.",
     ["model", "task"],
     buckets=_BUCKETS_S,
 )
-GENERATED_TOKENS = Counter("diptych_generated_tokens_total", "Tokens written.", ["model", "task"])
+GENERATED_TOKENS = Counter("diptych_generated_tokens_total", "Generated tokens.", ["model", "task"])
 UNPARSED_OUTPUTS = Counter(
-    "diptych_unparsed_outputs_total", "Answers whose text could not be read as a result.", ["model", "task"]
+    "diptych_unparsed_outputs_total", "Answers whose text could not be parsed.", ["model", "task"]
 )
 MODEL_INFO = Gauge(
     "diptych_model_info",

@@ -1,7 +1,7 @@
-"""The trace of a request: its caller's, or a new one. Every request has its id, whether or not spans are made.
+"""The trace of a request: the caller's, or a new one. Every request has a trace id, with or without spans.
 
-The id is in the request's log lines and in its answer: `X-Trace-Id` over HTTP, `x-trace-id` in the trailing metadata of
-gRPC, errors included.
+The id is in the log lines and in the response, also of an error: header `X-Trace-Id` over HTTP, trailing metadata
+`x-trace-id` over gRPC.
 """
 
 import random
@@ -27,13 +27,13 @@ from runners.telemetry.tracing import Attributes, are_made, caller_context, note
 from service.errors import ErrorCode
 
 _OPERATION = "generate_content"
-# As over HTTP and gRPC: what a client did wrong is no failure of the service.
+# As in the conventions for HTTP and gRPC: a client's error is no failure of the server's span.
 _FAULTS: frozenset[str] = frozenset[ErrorCode]({"internal", "not_ready", "deadline_exceeded"})
 
 
 @contextmanager
 def request_trace(headers: Mapping[str, str], name: str, attributes: Attributes | None) -> Iterator[Span]:
-    """Be in the trace of a request that has `headers`, and make a span of it; without `attributes` only the former."""
+    """Enter the trace of a request with `headers`; start its span, unless `attributes` is None."""
     caller = caller_context(headers)
     if attributes is not None and are_made():
         with span(name, attributes, SpanKind.SERVER, caller) as made:
@@ -49,7 +49,7 @@ def request_trace(headers: Mapping[str, str], name: str, attributes: Attributes 
 
 @contextmanager
 def answer_span(model: str, task: str, request_id: str) -> Iterator[None]:
-    """Make what is done meanwhile the span of one model's answer, by the conventions for generative models."""
+    """Start the span of one model's answer, with the attributes of OpenTelemetry's conventions for generative AI."""
     attributes = {
         GEN_AI_OPERATION_NAME: _OPERATION,
         GEN_AI_PROVIDER_NAME: "diptych",
@@ -62,15 +62,15 @@ def answer_span(model: str, task: str, request_id: str) -> Iterator[None]:
 
 
 def note_status(status: str) -> None:
-    """Note on the current span what became of a request: ok, the code of its error, or client_gone."""
-    noted = get_current_span()
-    noted.set_attribute("diptych.status", status)
+    """Set the outcome of a request on the current span: ok, an error code, or client_gone."""
+    current = get_current_span()
+    current.set_attribute("diptych.status", status)
     if status in _FAULTS:
-        note_error(noted, status)
+        note_error(current, status)
 
 
 def _with_id(caller: Context) -> Context:
-    """Return the caller's context, with a new trace if it has none."""
+    """Return the caller's context, with a new trace id if it has none."""
     if get_current_span(caller).get_span_context().is_valid:
         return caller
     ids = SpanContext(random.getrandbits(128) or 1, random.getrandbits(64) or 1, is_remote=False)

@@ -1,5 +1,9 @@
-"""The OpenAPI document, made from the task table and from the models of requests and answers."""
+"""The OpenAPI document, generated from the task table and from the models of requests and answers.
 
+Bodies of the Open Inference Protocol are specified by its own documents, which their operations name.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -8,22 +12,36 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from service.inference.request_fields import CompareFields, GenerationFields, PredictFields
 from service.inference.served_models import ServedModels
 from service.open_inference.http_bodies import OpenInferenceError
-from service.open_inference.openapi import open_inference_paths
 from service.openai.wire import ChatCompletion, ChatError, ChatRequest
 from service.schema.wire import AnswerJson, ComparisonJson, ErrorJson
 from tasks.table import TASKS, Task
 
 _REF_TEMPLATE = "#/components/schemas/{model}"
 _ERROR_STATUSES = {
-    "400": "an unknown field or a bad value",
-    "401": "no API key, or a wrong one",
-    "404": "no such model is served",
-    "413": "too many pixels or bytes",
-    "415": "not an image that can be read",
-    "422": "the model does not offer the task, or not this variant of it",
-    "429": "too much waits already; Retry-After tells how long to wait",
-    "503": "a runner is starting or gone",
-    "504": "the request's time ran out",
+    "400": "an unknown field or an invalid value",
+    "401": "no API key, or an unknown one",
+    "404": "the model is not served",
+    "413": "the image has too many pixels, or the body too many bytes",
+    "415": "not a readable image",
+    "422": "the model does not support the task or this variant of it",
+    "429": "too many requests are queued, or a limit of the API key is used up; Retry-After is the time to wait",
+    "503": "a runner is starting or unavailable",
+    "504": "the deadline of the request has passed",
+}
+
+_OPEN_INFERENCE = (
+    "Open Inference Protocol v2, https://github.com/kserve/open-inference-protocol, with binary tensor data."
+)
+_SERVER_PATHS = {
+    "/v2": "Metadata of the server.",
+    "/v2/health/live": "Liveness.",
+    "/v2/health/ready": "Readiness of every model.",
+}
+_MODEL_PATHS = {
+    "": "Inputs and output of a model.",
+    "/config": "Configuration of a model, as Triton's load tools request it.",
+    "/ready": "Readiness of a model.",
+    "/infer": "Answer with one model: inputs are named as the fields of /v1/predict, the output `result` is its body.",
 }
 
 JsonObject = dict[str, Any]
@@ -40,12 +58,14 @@ def openapi_document(models: ServedModels) -> JsonObject:
         },
         "paths": {
             "/v1/predict": {"post": _operation("predict", "Answer with one model.", "AnswerJson")},
-            "/v1/compare": {"post": _operation("compare", "Answer with several models at once.", "ComparisonJson")},
+            "/v1/compare": {
+                "post": _operation("compare", "Answer with several models concurrently.", "ComparisonJson")
+            },
             "/v1/chat/completions": {"post": _chat_operation()},
             "/v1/models": {"get": _listing("listModels", "The served models and their comparison table.")},
             "/v1/models/{model_id}": {"get": _model_operation()},
-            "/v1/tasks": {"get": _listing("listTasks", "Every task with the schema of its parameters.")},
-            **open_inference_paths(_errors(OpenInferenceError.__name__)),
+            "/v1/tasks": {"get": _listing("listTasks", "All tasks with the schemas of their parameters.")},
+            **_open_inference_paths(),
         },
         "components": {
             "schemas": {
@@ -76,7 +96,7 @@ def _operation(name: str, summary: str, answer: str) -> JsonObject:
 def _chat_operation() -> JsonObject:
     return {
         "operationId": "createChatCompletion",
-        "summary": "Answer a chat message of one image and one text, in OpenAI's form.",
+        "summary": "Answer a chat message of one image and one text, in OpenAI's format.",
         "requestBody": _request_body("ChatRequest", ("application/json",)),
         "responses": {"200": _response("the answer", "ChatCompletion"), **_errors("ChatError")},
     }
@@ -93,7 +113,7 @@ def _errors(schema: str) -> JsonObject:
 
 def _model_operation() -> JsonObject:
     parameter = {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}
-    found = {"description": "the entry", "content": {"application/json": {"schema": {"type": "object"}}}}
+    found = {"description": "the entry", **_json({"type": "object"})}
     missing = {"404": _response(_ERROR_STATUSES["404"], "ErrorJson")}
     listing = _listing("showModel", "One entry of the list of models.")
     return {**listing, "parameters": [parameter], "responses": {**listing["responses"], "200": found, **missing}}
@@ -101,14 +121,40 @@ def _model_operation() -> JsonObject:
 
 def _listing(name: str, summary: str) -> JsonObject:
     schema = {"type": "object", "properties": {"object": {"const": "list"}, "data": {"type": "array"}}}
-    response = {"description": "the list", "content": {"application/json": {"schema": schema}}}
+    response = {"description": "the list", **_json(schema)}
     errors = {status: _response(_ERROR_STATUSES[status], "ErrorJson") for status in ("400", "401", "503")}
     return {"operationId": name, "summary": summary, "responses": {"200": response, **errors}}
 
 
 def _response(description: str, model: str) -> JsonObject:
-    schema = {"$ref": _REF_TEMPLATE.format(model=model)}
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
+    return {"description": description, **_json({"$ref": _REF_TEMPLATE.format(model=model)})}
+
+
+def _json(schema: JsonObject) -> JsonObject:
+    return {"content": {"application/json": {"schema": schema}}}
+
+
+def _open_inference_paths() -> JsonObject:
+    paths = {path: {"get": _open_inference_operation(summary)} for path, summary in _SERVER_PATHS.items()}
+    for prefix, names in (("", ("model",)), ("/versions/{version}", ("model", "version"))):
+        for path, summary in _MODEL_PATHS.items():
+            operation = _open_inference_operation(summary, names)
+            body = {"required": True, **_json({"type": "object", "required": ["inputs"]})}
+            is_post = path == "/infer"
+            paths[f"/v2/models/{{model}}{prefix}{path}"] = (
+                {"post": operation | {"requestBody": body}} if is_post else {"get": operation}
+            )
+    return paths
+
+
+def _open_inference_operation(summary: str, names: Sequence[str] = ()) -> JsonObject:
+    return {
+        "summary": summary,
+        "description": _OPEN_INFERENCE,
+        "parameters": [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names],
+        "responses": {"200": {"description": "the answer", **_json({"type": "object"})}}
+        | _errors(OpenInferenceError.__name__),
+    }
 
 
 def _schemas(models: tuple[type[BaseModel], ...], mode: JsonSchemaMode) -> JsonObject:
@@ -125,7 +171,10 @@ def _request_schema(fields_class: type[GenerationFields], models: ServedModels) 
 
 def _task_schema(fields_class: type[GenerationFields], task: Task) -> JsonObject:
     common = fields_class.model_json_schema()["properties"]
-    image = {"type": "string", "description": "a file in a form; in JSON a data: URL, base64 or, if allowed, http(s)"}
+    image = {
+        "type": "string",
+        "description": "in a form: a file; in JSON: a data: URL, base64, or an http(s) URL if the service allows it",
+    }
     parameters: JsonObject = task.json_schema()
     return {
         **parameters,

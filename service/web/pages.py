@@ -1,6 +1,8 @@
-"""What a browser shows: the contract as a page and as a document. They need no key.
+"""Pages for a browser, which need no key: the playground, and the HTTP contract as a page and as a document.
 
-GET /openapi.json  GET /docs  GET /docs/start.js
+GET /playground  GET /playground/{file}  GET /docs  GET /docs/start.js  GET /openapi.json
+
+The playground's files are served before the models are ready; the page calls the API as any client does.
 """
 
 from pathlib import Path
@@ -8,38 +10,44 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.staticfiles import StaticFiles
 
 from service.http.boundary import RestBoundary
-from service.http.browser_policy import with_policy
+from service.http.middleware import with_page_policy
 from service.inference.core import RequestContext
 from service.web.openapi import openapi_document
 
-_DOCS = Path(__file__).with_name("docs")
+_FOLDER = Path(__file__).parent
 
 
 class Pages:
-    """The endpoints for a browser."""
+    """The routes of the pages."""
 
     def __init__(self, boundary: RestBoundary) -> None:
         self._boundary = boundary
+        self._playground = StaticFiles(directory=_FOLDER / "playground")
 
     def routes(self) -> list[Route]:
-        """Return the routes."""
         endpoint = self._boundary.endpoint
         return [
             Route("/openapi.json", endpoint(self.openapi), methods=["GET"]),
             Route("/docs", endpoint(self.docs), methods=["GET"]),
             Route("/docs/start.js", endpoint(self.docs_script), methods=["GET"]),
+            Route("/playground", self.playground, methods=["GET"]),
+            Route("/playground/{file:path}", self.playground, methods=["GET"]),
         ]
 
     async def openapi(self, _request: Request, _context: RequestContext) -> Response:
-        """Return the whole contract."""
         return JSONResponse(openapi_document(self._boundary.core().models))
 
     async def docs(self, _request: Request, _context: RequestContext) -> Response:
-        """Show the contract to a person."""
-        return with_policy(FileResponse(_DOCS / "index.html"))
+        return with_page_policy(FileResponse(_FOLDER / "docs/index.html"))
 
     async def docs_script(self, _request: Request, _context: RequestContext) -> Response:
-        """Return the script that starts Swagger UI: the policy allows none within the page."""
-        return with_policy(FileResponse(_DOCS / "start.js"))
+        """Return the script that starts Swagger UI: the page's policy forbids inline scripts."""
+        return with_page_policy(FileResponse(_FOLDER / "docs/start.js"))
+
+    async def playground(self, request: Request) -> Response:
+        """Return a file of the page, or 304 if the browser's copy is current; raise `HTTPException` (404)."""
+        file = request.path_params.get("file") or "index.html"
+        return with_page_policy(await self._playground.get_response(file, request.scope))

@@ -1,8 +1,7 @@
-"""Florence-2's language: its prompts, its location tokens, and how its answers are read."""
+"""Florence-2's language: its prompts, its location tokens, and the parser of its answers."""
 
+from tasks.florence2.grammar import answer_grammar
 from tasks.florence2.parsing import parse_answer
-from tasks.florence2.patterns import answer_pattern
-from tasks.florence2.prompt_reading import read_prompt
-from tasks.florence2.prompts import task_prompts
+from tasks.florence2.prompts import read_prompt, task_prompts
 
-__all__ = ["answer_pattern", "parse_answer", "read_prompt", "task_prompts"]
+__all__ = ["answer_grammar", "parse_answer", "read_prompt", "task_prompts"]

@@ -1,12 +1,13 @@
-"""The grammar of Florence-2's answers: phrases, each a label and the location tokens after it.
+"""The grammar of Florence-2's answers: phrases, each a label followed by location tokens.
 
     label<loc_x1><loc_y1><loc_x2><loc_y2>…        a label and one or more boxes
     text<loc_x1><loc_y1>…<loc_x4><loc_y4>         a text and its quad
     <loc_x1><loc_y1>…<sep><loc_x1><loc_y1>…       an instance of several polygons
     <poly>…</poly><poly>…</poly>                  several instances
 
-White space between tokens is skipped. What is incomplete is for the parser to leave out.
-Source: transformers, models/florence2/processing_florence2.py (Florence2PostProcessor).
+It is written twice, because the two readings differ: `answer_grammar` is what constrained decoding allows, and
+`split_phrases` reads whatever an unconstrained model wrote. It skips white space between tokens and leaves incomplete
+phrases to the parser. Source: transformers, models/florence2/processing_florence2.py (Florence2PostProcessor).
 """
 
 import re
@@ -14,27 +15,53 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tasks.generation import Span
-from tasks.locations import Location, Locations
+from tasks.parameters import TaskParameters
+from tasks.parsing import Location, Locations
+
+_LABELLED_BOXES = "start: (TEXT boxes)*"
+_ANSWERS = {
+    "object_detection": _LABELLED_BOXES,
+    "open_vocabulary_detection": "start: (TEXT (boxes | marked_instances))*",
+    "phrase_grounding": _LABELLED_BOXES,
+    "region_proposal": "start: boxes?",
+    "dense_region_captioning": _LABELLED_BOXES,
+    "instance_segmentation": "start: (TEXT? (instance | marked_instances))?",
+    "ocr_with_regions": "start: (TEXT location{8})*",
+    "region_description": "start: TEXT? boxes?",
+}
+_PARTS = """
+TEXT: /(?s:.)+/
+boxes: (location{4})+
+polygon: (location{2}){3,}
+instance: polygon (<sep> polygon)*
+marked_instances: (<poly> instance </poly>)+
+"""
 
 _LOCATION = r"<loc_(?P<bin>0|[1-9][0-9]{0,2})>"
 # Other control tokens of the released tokenizers; most of them never occur in an answer.
 _OTHER = r"</?(?:poly|od|ocr|n?cap|dcap|ground(?:ing)?|obj|seg|region_cap|region_to_desciption|proposal)>|<and>"
 _TOKEN = re.compile(f"{_LOCATION}|(?P<separator><sep>)|{_OTHER}")
 
-Instance = tuple[Locations, ...]  # the locations of one instance, parted at `<sep>`
+Instance = tuple[Locations, ...]  # the locations of one instance, split at `<sep>`
 
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """A label and what is located by it."""
+    """A label and the instances located after it."""
 
     label: str
     label_spans: tuple[Span, ...]  # empty without a label
     instances: tuple[Instance, ...]
 
 
+def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:  # noqa: ARG001  # as in PaliGemma
+    """Return the grammar of the answer to each prompt of a task, None where any text is well-formed."""
+    answer = _ANSWERS.get(task_id)
+    return answer and answer + _PARTS
+
+
 def split_phrases(text: str) -> Iterator[Phrase]:
-    """Yield the phrases that have a location; the first is without a label where the answer starts with a token."""
+    """Yield the phrases that have a location; the first has no label if the answer starts with a token."""
     label, position = "", 0
     spans: tuple[Span, ...] = ()
     tokens: list[re.Match[str]] = []
@@ -51,7 +78,7 @@ def split_phrases(text: str) -> Iterator[Phrase]:
 
 
 def text_before_tokens(text: str) -> str:
-    """Return what is written before the first control token."""
+    """Return the text before the first control token."""
     token = _TOKEN.search(text)
     return text[: token.start()].strip() if token else text.strip()
 

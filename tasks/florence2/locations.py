@@ -1,4 +1,4 @@
-"""Florence-2's location tokens: 1000 bins a side, `<loc_0>` to `<loc_999>`, x before y; a bin stands for its centre.
+"""Florence-2's location tokens: 1000 bins a side, `<loc_0>` to `<loc_999>`, x before y; a bin is decoded to its centre.
 
 Source: transformers, models/florence2/processing_florence2.py (quantize, dequantize).
 """

@@ -1,8 +1,8 @@
 """Florence-2's answers as typed results.
 
-transformers, models/florence2/processing_florence2.py (Florence2PostProcessor) is the reference. Other than it we keep
-non-ASCII characters, '<' and newlines in labels, fractions of pixels, and a polygon whose `</poly>` is missing; we sort
-a box's corners, and leave out boxes without area and polygons of less than three points.
+The reference is transformers, models/florence2/processing_florence2.py (Florence2PostProcessor). Unlike it, this parser
+keeps non-ASCII characters, '<' and newlines in labels, fractions of pixels, and polygons without a closing `</poly>`;
+it sorts a box's corners, and drops boxes without area and polygons of fewer than three points.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,10 +12,8 @@ from tasks.florence2.grammar import Phrase, split_phrases, text_before_tokens, t
 from tasks.florence2.locations import dequantize
 from tasks.florence2.prompts import asked_per_prompt
 from tasks.generation import GeneratedText
-from tasks.geometry import bounding_box
-from tasks.labels import answers_to_labels, resolve_label
-from tasks.locations import Locations, in_pieces, span_of
 from tasks.parameters import TaskParameters
+from tasks.parsing import Locations, answers_to_labels, bounding_box, in_pieces, resolve_label, span_of
 from tasks.results import (
     Detection,
     DetectionsResult,
@@ -40,14 +38,14 @@ def parse_answer(
     answers: Sequence[GeneratedText],
     image_size_wh: tuple[int, int],
     mask_format: MaskFormat,
-    mask_decoder: object,  # noqa: ARG001  # one interface for both families; this one writes polygons
+    mask_decoder: object,  # noqa: ARG001  # PaliGemma's; this family writes polygons
 ) -> Result:
     """Return the typed result of the answers to `task_prompts`."""
     asked = asked_per_prompt(task_id, parameters)
     match TASKS[task_id].result_kind:
         case "text":
             read = text_without_tokens if parameters.region is None else text_before_tokens
-            text = read(answers[0].text)  # after that of a region the checkpoints write its box again
+            text = read(answers[0].text)  # the checkpoints repeat a region's box after its text
             return TextResult(text, answers[0].is_read_as(text))
         case "detections":
             is_named = task_id != "region_proposal"
@@ -71,7 +69,7 @@ def parse_answer(
 def _detections(
     answer: GeneratedText, asked: Sequence[str], is_named: bool, image_size_wh: tuple[int, int]
 ) -> Iterator[Detection]:
-    """Yield the boxes; where boxes have a name, those without one are left out."""
+    """Yield the boxes; if boxes are named, those without a name are dropped."""
     for phrase in split_phrases(answer.text):
         label = resolve_label(phrase.label, asked) if is_named else ""
         for runs in _boxes(phrase, is_polygon="<poly>" in answer.text):
@@ -82,7 +80,7 @@ def _detections(
 
 
 def _boxes(phrase: Phrase, is_polygon: bool) -> Iterable[Sequence[Locations]]:
-    """Return what each box is drawn around: two corners, or the polygons of an instance (open vocabulary detection)."""
+    """Return the locations that each box encloses: two corners, or an instance's polygons (open vocabulary)."""
     if is_polygon:
         return filter(None, map(_polygons, phrase.instances))
     return ([piece] for instance in phrase.instances for run in instance for piece in in_pieces(run, 4))
@@ -111,7 +109,7 @@ def _text_regions(answer: GeneratedText, image_size_wh: tuple[int, int]) -> Iter
 
 
 def _polygons(instance: Sequence[Locations]) -> list[Locations]:
-    """Return the runs of an instance that are polygons, without half a point at their end."""
+    """Return the runs of an instance that are polygons, without an incomplete last point."""
     return [run[: len(run) // 2 * 2] for run in instance if len(run) >= _MIN_POLYGON_LOCATIONS]
 
 

@@ -1,16 +1,19 @@
-"""Florence-2's prompts: the sentence that stands for a task token (`<OD>`, …), with the user's text or region in it.
+"""Florence-2's prompts: the sentence that a task token (`<OD>`, …) stands for, with the user's text or region.
 
-Source of the sentences: transformers, models/florence2/processing_florence2.py (task_prompts_without_inputs,
-task_prompts_with_input).
+`read_prompt` reads task tokens as users of its processor write them: `<OD>`, `<CAPTION_TO_PHRASE_GROUNDING>a cat`,
+`<REGION_TO_OCR><loc_52><loc_332><loc_932><loc_774>`.
+
+Source: transformers, models/florence2/processing_florence2.py (task_prompts_without_inputs, task_prompts_with_input).
 """
 
+import re
 from collections.abc import Sequence
 
 from tasks.catalog import QUESTION_FIELD, CatalogEntry
 from tasks.errors import ParameterError, UnsupportedTask, UnsupportedVariant
-from tasks.florence2.locations import box_tokens
+from tasks.florence2.locations import box_tokens, dequantize
 from tasks.parameters import TaskParameters
-from tasks.prompts import Prompt, control, join_segments, plain
+from tasks.prompts import AskedTask, Prompt, control, join_segments, plain
 from tasks.results import BoxXyxy
 
 # One prompt per label, or all labels in one phrase grounding prompt.
@@ -40,26 +43,70 @@ _REGION_DESCRIPTION = {
     "text": "What text is in the region {region}?",
 }
 
+_TASK_TOKEN = re.compile(r"\s*<([A-Z_]+)>(.*)", re.DOTALL)
+_REGION = re.compile(r"\s*" + r"<loc_(\d{1,3})>" * 4 + r"\s*")
+_ALONE = {
+    "CAPTION": AskedTask("captioning", {"detail": "short"}),
+    "DETAILED_CAPTION": AskedTask("captioning", {"detail": "detailed"}),
+    "MORE_DETAILED_CAPTION": AskedTask("captioning", {"detail": "paragraph"}),
+    "OD": AskedTask("object_detection"),
+    "REGION_PROPOSAL": AskedTask("region_proposal"),
+    "DENSE_REGION_CAPTION": AskedTask("dense_region_captioning"),
+    "OCR": AskedTask("ocr"),
+    "OCR_WITH_REGION": AskedTask("ocr_with_regions"),
+}
+_WITH_TEXT = {  # task and parameter
+    "OPEN_VOCABULARY_DETECTION": ("open_vocabulary_detection", "labels"),
+    "CAPTION_TO_PHRASE_GROUNDING": ("phrase_grounding", "caption"),
+    "REFERRING_EXPRESSION_SEGMENTATION": ("instance_segmentation", "phrase"),
+}
+_WITH_REGION = {
+    "REGION_TO_SEGMENTATION": ("instance_segmentation", {}),
+    "REGION_TO_CATEGORY": ("region_description", {"detail": "category"}),
+    "REGION_TO_DESCRIPTION": ("region_description", {"detail": "description"}),
+    "REGION_TO_OCR": ("region_description", {"detail": "text"}),
+}
+
 
 def task_prompts(
     entry: CatalogEntry, task_id: str, parameters: TaskParameters, image_size_wh: tuple[int, int]
 ) -> tuple[Prompt, ...]:
     """Return the prompts of a task: one, or one per label.
 
-    Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` for a region that is not in the image.
+    Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` for a region outside the image.
     """
     if not entry.offers(task_id):
         raise UnsupportedTask(f"{entry.id} does not offer {task_id}; it offers {', '.join(entry.task_ids)}")
     if parameters.language not in (None, "en"):
-        raise UnsupportedVariant("language", f"{entry.id} answers in en only, not in {parameters.language}")
+        raise UnsupportedVariant("language", f"{entry.id} supports language en only, not {parameters.language}")
     sentence = _sentence(entry, task_id, parameters)
     if parameters.region is not None:
         return (_with_region(sentence, parameters.region, image_size_wh),)
     return tuple(join_segments(plain(sentence.replace("{text}", text))) for text in _texts(task_id, parameters))
 
 
+def read_prompt(text: str) -> AskedTask | None:
+    """Return the task requested by `text`, None if it does not start with a task token; raise `ParameterError`."""
+    match = _TASK_TOKEN.match(text)
+    if match is None:
+        return None
+    token, rest = match.groups()
+    if token in _ALONE:
+        if rest.strip():
+            raise ParameterError("messages", f"<{token}> takes no input, but {rest[:80]!r} follows it")
+        return _ALONE[token]
+    if token in _WITH_TEXT:
+        task_id, name = _WITH_TEXT[token]
+        return AskedTask(task_id, {name: [rest] if name == "labels" else rest})
+    if token in _WITH_REGION:
+        task_id, values = _WITH_REGION[token]
+        return AskedTask(task_id, values, _region_shares(token, rest))
+    tokens = ", ".join(f"<{each}>" for each in (*_ALONE, *_WITH_TEXT, *_WITH_REGION))
+    raise ParameterError("messages", f"<{token[:80]}> is not a task token; allowed are {tokens}")
+
+
 def asked_per_prompt(task_id: str, parameters: TaskParameters) -> tuple[tuple[str, ...], ...]:
-    """Return for each prompt of `task_prompts` the names that it asks for."""
+    """Return the names requested by each prompt of `task_prompts`."""
     names = parameters.labels or parameters.phrases or ()
     if task_id == "open_vocabulary_detection" and IS_ONE_PROMPT_PER_LABEL:
         return tuple((name,) for name in names)
@@ -83,7 +130,7 @@ def _sentence(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> 
 
 
 def _texts(task_id: str, parameters: TaskParameters) -> Sequence[str]:
-    """Return for each prompt the text that goes into its sentence."""
+    """Return the text inserted into the sentence of each prompt."""
     if text := parameters.caption or parameters.question:
         return (text,)
     return [_enumeration(names) for names in asked_per_prompt(task_id, parameters)]
@@ -97,7 +144,17 @@ def _enumeration(names: Sequence[str]) -> str:
 def _with_region(sentence: str, region: BoxXyxy, image_size_wh: tuple[int, int]) -> Prompt:
     width, height = image_size_wh
     if region[2] > width or region[3] > height:
-        allowed = f"in the image: x from 0 to {width}, y from 0 to {height}"
-        raise ParameterError("region", f"region must lie {allowed}, not {list(region)}")
+        allowed = f"within the image: x from 0 to {width}, y from 0 to {height}"
+        raise ParameterError("region", f"region must be {allowed}; it is {list(region)}")
     before, after = sentence.split("{region}")
     return join_segments(plain(before), control(box_tokens(region, image_size_wh)), plain(after))
+
+
+def _region_shares(token: str, text: str) -> BoxXyxy:
+    match = _REGION.fullmatch(text)
+    if match is None:
+        allowed = "a region <loc_x1><loc_y1><loc_x2><loc_y2> of bins 0 to 999"
+        message = f"<{token}> must be followed by {allowed}, not by {text[:80]!r}"
+        raise ParameterError("messages", message)
+    x1, y1, x2, y2 = (dequantize(int(bin_index), 1) for bin_index in match.groups())
+    return (x1, y1, x2, y2)

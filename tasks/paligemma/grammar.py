@@ -3,17 +3,30 @@
     <locY1><locX1><locY2><locX2> label                                     a box
     <locY1><locX1><locY2><locX2><seg…> (16 of them) label                  an instance
 
-White space between tokens is skipped. What is incomplete is for the parser to leave out.
+It is written twice, because the two readings differ: `answer_grammar` is what constrained decoding allows, and
+`split_entries` reads whatever an unconstrained model wrote. It skips white space between tokens and leaves incomplete
+entries to the parser.
 Source: google-research/big_vision@5f95305, big_vision/evaluators/proj/paligemma/transfers/segmentation.py.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tasks.generation import Span
-from tasks.locations import Location
+from tasks.paligemma.prompts import asked_names
 from tasks.parameter_kinds import SEPARATOR
+from tasks.parameters import TaskParameters
+from tasks.parsing import Location
+
+# A label and the separator after it are one lexeme: llguidance's lexer is greedy and does not give back what it read.
+_ENTRIES = f"""
+start: ((head LABEL_AND_SEPARATOR)* head LABEL)?
+LABEL_AND_SEPARATOR: LABEL / ?{SEPARATOR} ?/
+"""
+_BOXES = f'{_ENTRIES}head: location{{4}}\nLABEL: " "? (%s)'
+_INSTANCES = f"{_ENTRIES}head: location{{4}} segmentation{{16}}\nLABEL: /(?s:.)+/"
 
 _LOCATION = r"<loc(0[0-9]{3}|10[01][0-9]|102[0-3])>"
 _SEGMENTATION = r"<seg(0[0-9]{2}|1[01][0-9]|12[0-7])>"
@@ -31,6 +44,20 @@ class Entry:
     label_spans: tuple[Span, ...]  # empty without a label
     locations: tuple[Location, ...]
     codes: tuple[int, ...]
+
+
+def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:
+    """Return the grammar of the answer to each prompt of a task, None where any text is well-formed.
+
+    The label of a box is one of the names asked for.
+    """
+    match task_id:
+        case "open_vocabulary_detection" | "phrase_grounding":
+            return _BOXES % " | ".join(map(json.dumps, asked_names(parameters)))
+        case "instance_segmentation":
+            return _INSTANCES
+        case _:
+            return None
 
 
 def split_entries(text: str) -> Iterator[Entry]:

@@ -28,8 +28,8 @@ def rings_in_box(field: Floats, box_xyxy: BoxXyxy) -> tuple[Ring, ...]:
     Outer rings run clockwise as seen on the screen, rings of holes anticlockwise; the even-odd rule gives the mask.
     """
     x1, y1, x2, y2 = box_xyxy
-    # Beyond the last samples the field is constant up to the border of the box; a negative sample at the same place
-    # then makes a ring that reaches the border close along it.
+    # Beyond the last samples the field is constant up to the border of the box; a negative sample on the border
+    # itself closes a ring that reaches it.
     closed = np.pad(np.pad(field, 1, mode="edge"), 1, constant_values=-1)
     places = np.concatenate(([0, 0], np.arange(0.5, FIELD_SIDE), [FIELD_SIDE, FIELD_SIDE])) / FIELD_SIDE
     generator = contourpy.contour_generator(

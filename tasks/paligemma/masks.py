@@ -21,7 +21,7 @@ FIELD_SIDE = 64
 
 Floats = NDArray[np.float32]
 
-_GRID_SIDE = 4  # the codes' places before the upsampling
+_GRID_SIDE = 4  # codes per side before the upsampling
 _RESIDUAL_BLOCKS = ("decoder.2.net", "decoder.3.net")
 _UPSAMPLINGS = ("decoder.4", "decoder.6", "decoder.8", "decoder.10")
 _WEIGHT_SHAPES: dict[str, tuple[int, ...]] = {
@@ -103,7 +103,7 @@ def _read_tensors(path: Path) -> dict[str, Floats]:
         raise MaskDecoderError(f"{path} cannot be read as an .npz of arrays: {error}") from error
     for name, shape in expected.items():
         if name not in present:
-            raise MaskDecoderError(f"{path} lacks {name}, an array of shape {shape}")
+            raise MaskDecoderError(f"{path} has no array {name} of shape {shape}")
         if present[name].shape != shape or not np.isfinite(present[name]).all():
             actual = present[name].shape
             raise MaskDecoderError(f"{path}: {name} must be finite, of shape {shape}; its shape is {actual}")

@@ -1,20 +1,18 @@
 """PaliGemma's answers as typed results.
 
-A box's corners are sorted, and a box without area is left out; so is an instance without its 16 segmentation tokens.
+A box's corners are sorted. Boxes without area and instances without 16 segmentation tokens are dropped.
 """
 
 from collections.abc import Iterator, Sequence
 
 from tasks.generation import GeneratedText
-from tasks.geometry import ordered_box
-from tasks.labels import answers_to_labels, resolve_label
-from tasks.locations import Locations, in_pieces, span_of
 from tasks.paligemma.grammar import split_entries, text_without_tokens
 from tasks.paligemma.locations import dequantize
 from tasks.paligemma.mask_placement import mask_in_image, rings_in_box
 from tasks.paligemma.masks import NUM_CODES, MaskDecoder
 from tasks.paligemma.prompts import asked_names
 from tasks.parameters import TaskParameters
+from tasks.parsing import Locations, answers_to_labels, in_pieces, ordered_box, resolve_label, span_of
 from tasks.results import (
     BoxXyxy,
     Detection,
@@ -50,7 +48,7 @@ def parse_answer(
             instances = tuple(_instances(answer, asked, image_size_wh, mask_format, mask_decoder))
             return InstancesResult(instances, answer.is_read_as(instances))
         case _:
-            raise ValueError(f"PaliGemma's answers to {task_id} cannot be read without a mask decoder, if at all")
+            raise ValueError(f"PaliGemma has no parser for answers to {task_id} without a mask decoder")
 
 
 def _detections(answer: GeneratedText, asked: Sequence[str], image_size_wh: tuple[int, int]) -> Iterator[Detection]:

@@ -1,4 +1,6 @@
-"""PaliGemma's prompts: a task word, a language or objects, always plain text.
+"""PaliGemma's prompts: a task word, then a language or object names, always plain text.
+
+`read_prompt` reads them back: `caption en`, `ocr`, `detect red circle ; star`, `answer en what color is the star?`.
 
 Source: google-research/big_vision, big_vision/configs/proj/paligemma (README.md, transfers), and the PaliGemma paper,
 arXiv 2407.07726, section 3.2.
@@ -10,17 +12,19 @@ from tasks.catalog import CatalogEntry
 from tasks.errors import UnsupportedTask, UnsupportedVariant
 from tasks.parameter_kinds import SEPARATOR
 from tasks.parameters import TaskParameters
-from tasks.prompts import Prompt, join_segments, plain
+from tasks.prompts import AskedTask, Prompt, join_segments, plain
 
 _CAPTIONING = {"short": "caption", "detailed": "describe"}
 _SEVERAL_PHRASES = re.compile(rf"[,{SEPARATOR}]|\band\b", re.IGNORECASE)
+_WORD = re.compile(r"\s*(caption|describe|ocr|detect|segment|answer)\b\s*(.*?)\s*", re.DOTALL)
+_DETAILS = {word: detail for detail, word in _CAPTIONING.items()}
 
 
 def task_prompts(
     entry: CatalogEntry,
     task_id: str,
     parameters: TaskParameters,
-    image_size_wh: tuple[int, int],  # noqa: ARG001  # one interface for both families; this one takes no region
+    image_size_wh: tuple[int, int],  # noqa: ARG001  # Florence-2's; no prompt of this family has a region
 ) -> tuple[Prompt, ...]:
     """Return the prompt of a task; raise `UnsupportedTask` or `UnsupportedVariant`."""
     if not entry.offers(task_id):
@@ -28,8 +32,29 @@ def task_prompts(
     return (join_segments(plain(_text(entry, task_id, parameters))),)
 
 
+def read_prompt(text: str) -> AskedTask | None:
+    """Return the task requested by `text`, None if it has no task's form."""
+    match = _WORD.fullmatch(text)
+    if match is None:
+        return None
+    word, rest = match.groups()
+    match word:
+        case "ocr" if not rest:
+            return AskedTask("ocr")
+        case "caption" | "describe" if len(rest.split()) == 1:
+            return AskedTask("captioning", {"detail": _DETAILS[word], "language": rest})
+        case "detect" if rest:
+            return AskedTask("open_vocabulary_detection", {"labels": [name.strip() for name in rest.split(SEPARATOR)]})
+        case "segment" if rest:
+            return AskedTask("instance_segmentation", {"phrase": rest})
+        case "answer" if len(rest.split(maxsplit=1)) == 2:
+            language, question = rest.split(maxsplit=1)
+            return AskedTask("visual_question_answering", {"question": question, "language": language})
+    return None
+
+
 def asked_names(parameters: TaskParameters) -> tuple[str, ...]:
-    """Return the names of objects that the prompt asks for."""
+    """Return the object names requested by the prompt."""
     single = parameters.phrase or parameters.caption
     return (single,) if single else parameters.labels or parameters.phrases or ()
 
@@ -43,7 +68,7 @@ def _text(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str:
             return f"detect {f' {SEPARATOR} '.join(asked_names(parameters))}"
         case "instance_segmentation":
             if parameters.region is not None:
-                raise UnsupportedVariant("region", f"{entry.id} segments a phrase only, not a region")
+                raise UnsupportedVariant("region", f"{entry.id} segments by phrase only, not by region")
             return f"segment {parameters.phrase}"
         case "visual_question_answering":
             return f"answer {parameters.language} {parameters.question}"
@@ -54,11 +79,11 @@ def _text(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str:
 def _captioning_word(entry: CatalogEntry, parameters: TaskParameters) -> str:
     detail = parameters.detail or "short"
     if detail not in _CAPTIONING:
-        raise UnsupportedVariant("detail", f"{entry.id} knows detail {' and '.join(_CAPTIONING)} only, not {detail}")
+        raise UnsupportedVariant("detail", f"{entry.id} supports detail {' and '.join(_CAPTIONING)} only, not {detail}")
     return _CAPTIONING[detail]
 
 
 def _check_one_phrase(entry: CatalogEntry, caption: str | None) -> None:
     if caption and _SEVERAL_PHRASES.search(caption):
-        allowed = "a caption that is one phrase (no comma, semicolon or 'and'); give the phrases as phrases"
-        raise UnsupportedVariant("caption", f"{entry.id} grounds {allowed}")
+        allowed = "a caption of one phrase only, without comma, semicolon or 'and'; send several as phrases"
+        raise UnsupportedVariant("caption", f"{entry.id} supports {allowed}")

@@ -11,7 +11,7 @@ from tests.support.export_cli import ROOT
 @pytest.mark.parametrize("name", ["vision_pb2.py", "vision_pb2.pyi"])
 def test_the_generated_code_is_that_of_the_service(name: str) -> None:
     ours = (ROOT / "client" / "diptych_client" / "transports" / name).read_bytes()
-    assert ours == (ROOT / "service" / "proto" / name).read_bytes(), "stale: make proto"
+    assert ours == (ROOT / "service/rpc/proto" / name).read_bytes(), "stale: make proto"
 
 
 def test_one_process_can_load_both() -> None:

@@ -43,7 +43,7 @@ def committed(*folders: str) -> set[str]:
 
 def test_the_bento_has_the_code_that_serves_and_nothing_else(bento: Path) -> None:
     files = {str(path.relative_to(bento / "src")) for path in (bento / "src").rglob("*") if path.is_file()}
-    pictures = committed("service/samples")
+    pictures = committed("service/web/samples")
     beside = {"bentofile.yaml", "models/catalog.yaml", "requirements.txt", "requirements-gpu.txt", "LICENSE"}
     assert pictures
     assert files == committed("service", "runners", "tasks") - pictures | beside

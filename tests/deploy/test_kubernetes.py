@@ -1,13 +1,18 @@
 """The manifests of deploy/kubernetes, built with the real kubectl: what is in them, and what they do together."""
 
+import re
+
 import jsonschema
 import kubernetes_validate
 import pytest
 
 from service.settings import read_settings
 from tests.support.export_cli import EMBEDDED
+from tests.support.haproxy import CONFIGURATION, MODELS
 from tests.support.kubernetes import (
     BUILDS,
+    REPLICATED,
+    SINGLE,
     Object,
     built,
     component,
@@ -20,18 +25,24 @@ from tests.support.kubernetes import (
     pod_labels,
     ports,
     selects,
+    sidecars,
 )
 from tests.support.kubernetes_resources import RESOURCES
 
 pytestmark = needs_kubectl
 
-OLDEST, NEWEST = "1.30", "1.37"  # of Kubernetes: what base/kustomization.yaml says, and what there is a schema of
-STOP_S = 20  # what the processes may take beside their requests (README.md, "Faults")
+OLDEST, NEWEST = "1.30", "1.37"  # of Kubernetes: what base/kustomization.yaml says, and the newest schema there is
+STOP_S = 20  # that the processes may take beside their requests (README.md, "Faults")
 MIB = 1 << 20
 
 
 @pytest.fixture(params=BUILDS)
 def objects(request: pytest.FixtureRequest) -> tuple[Object, ...]:
+    return built(str(request.param))
+
+
+@pytest.fixture(params=REPLICATED)
+def replicated(request: pytest.FixtureRequest) -> tuple[Object, ...]:
     return built(str(request.param))
 
 
@@ -68,15 +79,26 @@ def test_everything_lies_in_one_namespace(objects: tuple[Object, ...]) -> None:
     assert len({name_of(each) for each in objects}) == len(objects)
 
 
-def test_every_embedded_model_has_its_encoder_and_its_decoder(deployments: dict[str, Object]) -> None:
+def test_every_embedded_model_has_its_runner(replicated: tuple[Object, ...]) -> None:
+    deployments = of_kind(replicated, "Deployment")
     runners = {name: each for name, each in deployments.items() if component(each) != "gateway"}
-    assert set(runners) == {f"{model_id}-{part}" for model_id in EMBEDDED for part in ("encoder", "decoder")}
+    assert set(runners) == {f"{model_id}-runner" for model_id in EMBEDDED}
     for name, runner in runners.items():
         assert name == f"{model(runner)}-{component(runner)}"
-        assert container(runner)["args"] == [component(runner), "$(MODEL)"]
+        assert container(runner)["args"] == ["runner", "$(MODEL)"]
         (given,) = container(runner)["env"]
         assert given["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.labels['app.kubernetes.io/instance']"
     assert container(deployments["gateway"])["args"] == ["gateway"]
+
+
+def test_the_single_overlay_is_one_pod_that_runs_everything() -> None:
+    objects = built(SINGLE)
+    (deployment,) = of_kind(objects, "Deployment").values()
+    assert deployment["spec"]["replicas"] == 1
+    assert "args" not in container(deployment)
+    assert not sidecars(deployment)
+    assert not of_kind(objects, "ScaledObject")
+    assert not read_settings(environment(objects, deployment)).runner_urls
 
 
 def test_a_selector_selects_the_pods_of_its_own_deployment_and_no_others(
@@ -96,42 +118,102 @@ def test_every_port_that_is_named_is_one_of_the_pods(
 ) -> None:
     for name, deployment in deployments.items():
         service = of_kind(objects, "Service")[name]["spec"]
-        assert {port["targetPort"] for port in service["ports"]} == set(ports(deployment))
+        assert {port["targetPort"] for port in service["ports"]} == {
+            port["name"] for port in container(deployment)["ports"]
+        }
         probes = [value for key, value in container(deployment).items() if key.endswith("Probe")]
         assert len(probes) == 3
-        assert {probe["httpGet"]["port"] for probe in probes} == {"http"} <= set(ports(deployment))
-        assert service.get("clusterIP") == (
-            None if name == "gateway" else "None"
-        )  # a runner's pods are seen one by one
+        assert {probe["httpGet"]["port"] for probe in probes} == {"http"}
+        # Headless: HAProxy sees a runner's pods one by one.
+        assert service.get("clusterIP") == (None if name == "gateway" else "None")
 
 
-def test_prometheus_scrapes_every_pod_as_the_job_of_the_rules(objects: tuple[Object, ...]) -> None:
+def test_prometheus_scrapes_every_pod_as_the_job_of_the_rules(
+    objects: tuple[Object, ...], deployments: dict[str, Object]
+) -> None:
     (monitor,) = of_kind(objects, "ServiceMonitor").values()
     services = of_kind(objects, "Service")
     for service in services.values():
         labels = service["metadata"]["labels"]
         assert selects(monitor["spec"]["selector"], labels)
         assert labels[monitor["spec"]["jobLabel"]] == "diptych"
-        assert {each["port"] for each in monitor["spec"]["endpoints"]} <= {
-            port["name"] for port in service["spec"]["ports"]
-        }
+    for name in deployments:
+        named = [port["name"] for port in services[name]["spec"]["ports"]]
+        (endpoint,) = [each for each in monitor["spec"]["endpoints"] if each["port"] in named]
+        assert "relabelings" not in endpoint
+
+
+def test_prometheus_scrapes_haproxy_as_a_job_of_its_own(replicated: tuple[Object, ...]) -> None:
+    (monitor,) = of_kind(replicated, "ServiceMonitor").values()
+    service = of_kind(replicated, "Service")["haproxy"]["spec"]
+    gateway = of_kind(replicated, "Deployment")["gateway"]
+    (endpoint,) = [each for each in monitor["spec"]["endpoints"] if each["port"] == service["ports"][0]["name"]]
+    assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "haproxy"}]
+    assert selects({"matchLabels": service["selector"]}, pod_labels(gateway))
+    assert ports(gateway)[service["ports"][0]["targetPort"]] == service["ports"][0]["port"]
 
 
 def test_settings_of_every_deployment_are_settings(objects: tuple[Object, ...], deployments: dict[str, Object]) -> None:
     for deployment in deployments.values():
         settings = read_settings(environment(objects, deployment))
         assert settings.models == EMBEDDED
-        assert {settings.port, settings.grpc_port} >= set(ports(deployment).values())
+        assert {settings.port, settings.grpc_port} >= {port["containerPort"] for port in container(deployment)["ports"]}
 
 
-def test_the_gateway_knows_the_service_of_every_runner(objects: tuple[Object, ...]) -> None:
-    given = environment(objects, of_kind(objects, "Deployment")["gateway"])
-    services = of_kind(objects, "Service")
-    for part in ("encoder", "decoder"):
-        urls = dict(pair.split("=") for pair in given[f"DIPTYCH_{part.upper()}_URLS"].split(","))
-        assert urls == {model_id: f"http://{model_id}-{part}:3000" for model_id in EMBEDDED}
-        for model_id in EMBEDDED:
-            assert [port["port"] for port in services[f"{model_id}-{part}"]["spec"]["ports"]] == [3000]
+def sections() -> dict[str, tuple[str, int, str, int]]:
+    """Return the bound port, the number of servers, their host and their port of each model of models.cfg."""
+    found = re.findall(
+        r'^listen (\S+)\n    bind 127\.0\.0\.1:(\d+)\n.*\n    server-template runner (\d+) "(\S+):(\d+)"$',
+        MODELS.read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    return {name: (port, int(number), host, int(target)) for name, port, number, host, target in found}
+
+
+def test_the_gateway_knows_haproxys_port_for_every_model_and_haproxy_the_service(
+    replicated: tuple[Object, ...],
+) -> None:
+    gateway, services = of_kind(replicated, "Deployment")["gateway"], of_kind(replicated, "Service")
+    urls = dict(pair.split("=") for pair in environment(replicated, gateway)["DIPTYCH_RUNNER_URLS"].split(","))
+    assert urls == {name: f"http://127.0.0.1:{port}" for name, (port, *_) in sections().items()}
+    assert set(urls) == set(EMBEDDED)
+    for name, (_, _, host, port) in sections().items():
+        service, _, domain = host.partition(".")
+        assert service == f"{name}-runner"
+        assert domain == "${RUNNERS_DOMAIN}"
+        assert [each["port"] for each in services[service]["spec"]["ports"]] == [port]
+
+
+def test_haproxy_has_room_for_every_pod_and_for_as_many_that_are_leaving(replicated: tuple[Object, ...]) -> None:
+    scalers = of_kind(replicated, "ScaledObject")
+    for name, (_, num_servers, *_) in sections().items():
+        assert num_servers > scalers[f"{name}-runner"]["spec"]["maxReplicaCount"] * 1.5
+
+
+def test_haproxy_is_a_sidecar_with_the_shipped_configuration(replicated: tuple[Object, ...]) -> None:
+    gateway = of_kind(replicated, "Deployment")["gateway"]
+    (haproxy,) = sidecars(gateway)
+    assert haproxy["restartPolicy"] == "Always"  # ready before the gateway, ended after it
+    (mount,) = haproxy["volumeMounts"]
+    assert haproxy["args"][::2] == [
+        "haproxy",
+        *(f"{mount['mountPath']}/{file.name}" for file in (CONFIGURATION, MODELS)),
+    ]
+    (volume,) = [each for each in gateway["spec"]["template"]["spec"]["volumes"] if each["name"] == mount["name"]]
+    files = of_kind(replicated, "ConfigMap")[volume["configMap"]["name"]]["data"]
+    assert files == {file.name: file.read_text(encoding="utf-8") for file in (CONFIGURATION, MODELS)}
+    variables = {each["name"]: each.get("value") for each in haproxy["env"]}
+    assert variables["RUNNERS_DOMAIN"] == "$(NAMESPACE).svc.cluster.local"
+    assert variables["STATUS_ADDRESS"] == f"*:{ports(gateway)['haproxy']}"
+
+
+def test_haproxy_waits_longer_than_a_request_may_take(replicated: tuple[Object, ...]) -> None:
+    text = CONFIGURATION.read_text(encoding="utf-8")
+    request_s = int(environment(replicated, of_kind(replicated, "Deployment")["gateway"])["DIPTYCH_REQUEST_TIMEOUT_S"])
+    timeouts = {name: int(seconds) for name, seconds in re.findall(r"timeout (client|server) (\d+)s", text)}
+    assert min(timeouts["client"], timeouts["server"]) > request_s
+    (held_s,) = re.findall(r"hold obsolete (\d+)s", MODELS.read_text(encoding="utf-8"))
+    assert int(held_s) > request_s + STOP_S  # an address is kept while its pod may still finish its calls
 
 
 def test_pods_are_confined_and_write_only_into_memory(deployments: dict[str, Object]) -> None:
@@ -140,13 +222,15 @@ def test_pods_are_confined_and_write_only_into_memory(deployments: dict[str, Obj
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert (pod["automountServiceAccountToken"], pod["enableServiceLinks"]) == (False, False)
-        assert only["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        }
+        for each in (only, *sidecars(deployment)):
+            assert each["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
-        writable = {mount["name"]: mount["mountPath"] for mount in only["volumeMounts"] if not mount.get("readOnly")}
+        mounts = [mount for each in (only, *sidecars(deployment)) for mount in each["volumeMounts"]]
+        writable = {mount["name"]: mount["mountPath"] for mount in mounts if not mount.get("readOnly")}
         assert writable == {"memory": "/dev/shm"}
         assert volumes["memory"]["emptyDir"]["medium"] == "Memory"
 
@@ -157,14 +241,23 @@ def test_the_gateways_memory_has_room_for_every_body(
     gateway = deployments["gateway"]
     given = environment(objects, gateway)
     bodies = int(given["DIPTYCH_MAX_PENDING_REQUESTS"]) * int(given["DIPTYCH_MAX_BODY_BYTES"])
-    cache = int(given["DIPTYCH_VISION_CACHE_MB"]) * 1_000_000
     (memory,) = [each for each in gateway["spec"]["template"]["spec"]["volumes"] if each["name"] == "memory"]
     assert bodies < mebibytes(memory["emptyDir"]["sizeLimit"]) * MIB
-    assert bodies + cache < mebibytes(container(gateway)["resources"]["limits"]["memory"]) * MIB
+    assert bodies < mebibytes(container(gateway)["resources"]["limits"]["memory"]) * MIB
 
 
 def mebibytes(quantity: str) -> int:
     return int(quantity[:-2]) * {"Mi": 1, "Gi": 1024}[quantity[-2:]]
+
+
+def test_gateways_may_fill_every_runner_that_is_always_there(replicated: tuple[Object, ...]) -> None:
+    settings = read_settings(environment(replicated, of_kind(replicated, "Deployment")["gateway"]))
+    scalers = of_kind(replicated, "ScaledObject")
+    num_gateways = scalers["gateway"]["spec"]["minReplicaCount"]
+    for model_id in EMBEDDED:
+        slots = scalers[f"{model_id}-runner"]["spec"]["minReplicaCount"] * settings.decoder_max_batch_size
+        assert num_gateways * settings.max_running_requests >= 1.5 * slots
+    assert settings.max_pending_requests >= len(EMBEDDED) * settings.max_running_requests
 
 
 def test_a_pod_has_time_to_answer_what_it_has_accepted(
@@ -200,4 +293,4 @@ def test_only_runners_of_the_gpu_overlay_take_a_card_each() -> None:
         folder: {container(each)["image"] for each in of_kind(built(folder), "Deployment").values()}
         for folder in BUILDS
     }
-    assert images == {"base": {"diptych"}, "overlays/cpu": {"diptych:cpu"}, "overlays/gpu": {"diptych:gpu"}}
+    assert images == {"overlays/cpu": {"diptych:cpu"}, "overlays/gpu": {"diptych:gpu"}, SINGLE: {"diptych:cpu"}}

@@ -3,7 +3,8 @@
 import pytest
 
 from tests.support.kubernetes import (
-    BUILDS,
+    REPLICATED,
+    SINGLE,
     Object,
     Peer,
     built,
@@ -25,7 +26,7 @@ STRANGERS = (
 DNS = Peer("kube-system", {"k8s-app": "kube-dns"})
 
 
-@pytest.fixture(params=BUILDS)
+@pytest.fixture(params=REPLICATED)
 def objects(request: pytest.FixtureRequest) -> tuple[Object, ...]:
     return built(str(request.param))
 
@@ -40,8 +41,8 @@ def peer(deployment: Object) -> Peer:
 
 def test_only_gateway_and_prometheus_reach_a_runner(objects: tuple[Object, ...]) -> None:
     (gateway,) = pods(objects, "gateway")
-    runners = pods(objects, "encoder", "decoder")
-    assert len(runners) == 4
+    runners = pods(objects, "runner")
+    assert len(runners) == 2
     for runner in runners:
         assert lets_in(objects, runner, "http", peer(gateway))
         assert lets_in(objects, runner, "http", PROMETHEUS)
@@ -54,20 +55,36 @@ def test_everyone_reaches_the_gateway(objects: tuple[Object, ...]) -> None:
     assert all(lets_in(objects, gateway, port, each) for port in ("http", "grpc") for each in (PROMETHEUS, *STRANGERS))
 
 
-def test_the_gateway_asks_runners_and_names_and_nobody_else(objects: tuple[Object, ...]) -> None:
+def test_only_prometheus_reaches_haproxy(objects: tuple[Object, ...]) -> None:
     (gateway,) = pods(objects, "gateway")
-    assert all(lets_out(objects, gateway, "http", peer(each)) for each in pods(objects, "encoder", "decoder"))
+    assert lets_in(objects, gateway, "haproxy", PROMETHEUS)
+    assert not any(
+        lets_in(objects, gateway, "haproxy", each) for each in (*map(peer, pods(objects, "runner")), *STRANGERS)
+    )
+
+
+def test_haproxy_reaches_runners_and_dns_and_nobody_else(objects: tuple[Object, ...]) -> None:
+    (gateway,) = pods(objects, "gateway")
+    assert all(lets_out(objects, gateway, "http", peer(each)) for each in pods(objects, "runner"))
     assert lets_out(objects, gateway, 53, DNS)
     assert not any(lets_out(objects, gateway, port, each) for port in ("http", 53, 443) for each in STRANGERS)
 
 
-def test_a_runner_asks_nobody(objects: tuple[Object, ...]) -> None:
-    for runner in pods(objects, "encoder", "decoder"):
-        everyone = (DNS, PROMETHEUS, *STRANGERS, *map(peer, pods(objects, "gateway", "encoder", "decoder")))
+def test_a_runner_reaches_nobody(objects: tuple[Object, ...]) -> None:
+    for runner in pods(objects, "runner"):
+        everyone = (DNS, PROMETHEUS, *STRANGERS, *map(peer, pods(objects, "gateway", "runner")))
         assert not any(lets_out(objects, runner, port, each) for port in ("http", 53, 443) for each in everyone)
 
 
-def test_what_no_policy_names_is_shut_off(objects: tuple[Object, ...]) -> None:
+def test_a_pod_that_no_policy_names_is_isolated(objects: tuple[Object, ...]) -> None:
     other: Object = {"spec": {"template": {"metadata": {"labels": {"app": "other"}}}}}
-    everyone = (DNS, PROMETHEUS, *STRANGERS, *map(peer, pods(objects, "gateway", "encoder", "decoder")))
+    everyone = (DNS, PROMETHEUS, *STRANGERS, *map(peer, pods(objects, "gateway", "runner")))
     assert not any(lets_in(objects, other, "http", each) or lets_out(objects, other, 53, each) for each in everyone)
+
+
+def test_a_whole_service_in_one_pod_is_reached_by_everyone_and_reaches_nobody() -> None:
+    objects = built(SINGLE)
+    (gateway,) = pods(objects, "gateway")
+    everyone = (DNS, PROMETHEUS, *STRANGERS)
+    assert all(lets_in(objects, gateway, port, each) for port in ("http", "grpc") for each in everyone)
+    assert not any(lets_out(objects, gateway, port, each) for port in ("http", 53, 443) for each in everyone)

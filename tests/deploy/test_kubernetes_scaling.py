@@ -1,4 +1,4 @@
-"""What scales each Deployment: who is scaled by what, and that its queries are ones that Prometheus takes."""
+"""What scales each Deployment: which metrics, at which thresholds, and that Prometheus accepts its queries."""
 
 import re
 import subprocess
@@ -6,13 +6,16 @@ import subprocess
 import pytest
 
 from tests.support.declared_metrics import declared_metrics
-from tests.support.kubernetes import BUILDS, Object, built, component, environment, model, needs_kubectl, of_kind
+from tests.support.kubernetes import REPLICATED, Object, built, component, environment, model, needs_kubectl, of_kind
 from tests.support.prometheus import needs_prometheus
 
 pytestmark = needs_kubectl
 
+CPU, GPU = REPLICATED
+ENCODER_BATCH_SIZES = {CPU: 2, GPU: 16}  # DIPTYCH_ENCODER_MAX_BATCH_SIZE=0
 
-@pytest.fixture(params=BUILDS)
+
+@pytest.fixture(params=REPLICATED)
 def objects(request: pytest.FixtureRequest) -> tuple[Object, ...]:
     return built(str(request.param))
 
@@ -21,11 +24,21 @@ def queries(scaler: Object) -> list[str]:
     return [each["metadata"]["query"] for each in scaler["spec"]["triggers"] if each["type"] == "prometheus"]
 
 
-def test_every_deployment_is_scaled_by_one_object_and_says_no_number_itself(objects: tuple[Object, ...]) -> None:
+def threshold(scaler: Object, measured: str) -> int:
+    """Return the threshold of the one query with `measured` in it."""
+    (trigger,) = [each for each in scaler["spec"]["triggers"] if measured in each["metadata"]["query"]]
+    return int(trigger["metadata"]["threshold"])
+
+
+def runner_scalers(objects: tuple[Object, ...]) -> list[Object]:
+    return [each for name, each in of_kind(objects, "ScaledObject").items() if name != "gateway"]
+
+
+def test_every_deployment_is_scaled_by_one_object_and_sets_no_number_itself(objects: tuple[Object, ...]) -> None:
     deployments, scalers = of_kind(objects, "Deployment"), of_kind(objects, "ScaledObject")
     assert sorted(scaler["spec"]["scaleTargetRef"]["name"] for scaler in scalers.values()) == sorted(deployments)
     assert not any("replicas" in deployment["spec"] for deployment in deployments.values())
-    assert all(1 < each["spec"]["minReplicaCount"] < each["spec"]["maxReplicaCount"] for each in scalers.values())
+    assert all(1 <= each["spec"]["minReplicaCount"] < each["spec"]["maxReplicaCount"] for each in scalers.values())
 
 
 def test_a_runner_is_scaled_by_what_is_measured_of_its_own_model(objects: tuple[Object, ...]) -> None:
@@ -38,30 +51,36 @@ def test_a_runner_is_scaled_by_what_is_measured_of_its_own_model(objects: tuple[
         if component(deployment) == "gateway":
             assert not asked
         else:
-            expected = (
-                {"diptych_queue_depth"}
-                if component(deployment) == "encoder"
-                else {"diptych_slots_taken", "diptych_queue_depth"}
-            )
-            assert (measured, named) == (expected, {model(deployment)})
+            assert (measured, named) == ({"diptych_slots_taken", "diptych_queue_depth"}, {model(deployment)})
+            stages = re.findall(r'stage=~?"([^"]*)"', " ".join(asked))
+            assert sorted("|".join(stages).split("|")) == ["admission", "decode", "encode"]
 
 
-def test_decoders_are_added_at_70_percent_of_their_slots(objects: tuple[Object, ...]) -> None:
-    scalers = of_kind(objects, "ScaledObject")
-    for name, deployment in of_kind(objects, "Deployment").items():
-        if component(deployment) == "decoder":
-            slots = int(environment(objects, deployment)["DIPTYCH_DECODER_MAX_BATCH_SIZE"])
-            (trigger,) = [
-                each for each in scalers[name]["spec"]["triggers"] if "slots_taken" in each["metadata"]["query"]
-            ]
-            assert int(trigger["metadata"]["threshold"]) == int(0.7 * slots)
+def test_the_gateways_processor_time_is_measured_without_the_sidecars(objects: tuple[Object, ...]) -> None:
+    (trigger,) = of_kind(objects, "ScaledObject")["gateway"]["spec"]["triggers"]
+    assert trigger["metadata"]["containerName"] == "gateway"
+
+
+@pytest.mark.parametrize("folder", REPLICATED)
+def test_runners_are_added_at_70_percent_of_their_slots_and_when_a_second_batch_waits(folder: str) -> None:
+    objects = built(folder)
+    slots = int(environment(objects, of_kind(objects, "Deployment")["gateway"])["DIPTYCH_DECODER_MAX_BATCH_SIZE"])
+    for scaler in runner_scalers(objects):
+        assert threshold(scaler, "slots_taken") == int(0.7 * slots)
+        assert threshold(scaler, 'stage="encode"') == 2 * ENCODER_BATCH_SIZES[folder]
+
+
+def test_no_card_is_idle_where_one_is_enough() -> None:
+    assert {each["spec"]["minReplicaCount"] for each in runner_scalers(built(GPU))} == {1}
+    assert {each["spec"]["fallback"]["replicas"] for each in runner_scalers(built(GPU))} == {1}
+    assert {each["spec"]["minReplicaCount"] for each in runner_scalers(built(CPU))} == {2}
 
 
 @needs_prometheus
-def test_prometheus_takes_every_query() -> None:
+def test_prometheus_accepts_every_query() -> None:
     asked = {
         query
-        for folder in BUILDS
+        for folder in REPLICATED
         for each in of_kind(built(folder), "ScaledObject").values()
         for query in queries(each)
     }

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from runners.decoder.beams import Beam, BeamSequence, FinishedBeam
-from runners.decoder.constraints import Constraint
+from runners.decoder.constraints import Constraints
+from runners.decoder.errors import DeadlineExceeded, NonFiniteLogits
 from runners.decoder.rules import GenerationRules
-from runners.decoder.sequences import DeadlineExceeded, NonFiniteLogits, SequenceRequest
-from runners.decoder.vocabulary import Vocabulary
-from runners.transport.patterns import OneToken, Repeated
+from runners.decoder.sequences import SequenceRequest
+from tests.support.tiny_tokenizer import tiny_tokenizer
 
 EOS, SIZE = 1, 6
 RULES = GenerationRules(frozenset({EOS}))
@@ -68,9 +68,9 @@ def test_a_forced_first_token_leaves_one_beam_in_the_running() -> None:
     assert [beam.token_ids for beam in sequence.beams] == [(5, 2), (5, 3)]
 
 
-def test_a_pattern_holds_for_every_beam() -> None:
-    vocabulary = Vocabulary({2: b"a", 3: b"b"}, {EOS: "<eos>", 4: "<loc_1>", 5: "<loc_2>"})
-    constraint = Constraint(Repeated(part=OneToken(of="location"), min=2, max=2), vocabulary, {EOS})
+def test_a_grammar_holds_for_every_beam() -> None:
+    tokenizer = tiny_tokenizer({2: "a", 3: "b"}, {0: "<pad>", EOS: "<eos>", 4: "<loc_1>", 5: "<loc_2>"})
+    constraint = Constraints(tokenizer, {EOS}).get("start: location{2}")
     sequence = BeamSequence(replace(request(), constraint=constraint), RULES)
     sequence.advance(row({2: 0.9})[None])
     while not sequence.has_ended:

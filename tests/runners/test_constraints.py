@@ -4,94 +4,112 @@ import random
 import pytest
 import torch
 
-from runners.decoder.constraints import Constraint, Constraints
-from runners.decoder.vocabulary import Vocabulary
-from runners.transport.patterns import ExactText, InOrder, OneOf, OneToken, Pattern, Repeated
+from runners.decoder.constraints import Constraint, Constraints, ConstraintState
+from runners.decoder.errors import GrammarError
+from tests.support.tiny_tokenizer import tiny_tokenizer
 
-EOS, SEPARATOR = 1, 2
+EOS, SEPARATOR, SIZE = 1, 2, 16
 LOCATIONS, CODES = range(3, 7), range(7, 9)
-TEXT = {9: b"a", 10: b"ab", 11: b"b", 12: b" ", 13: b";", 14: "ä".encode()[:1], 15: "ä".encode()[1:]}
+TEXT = {9: "a", 10: "ab", 11: "b", 12: "Ġ", 13: ";", 14: "Ã", 15: "¤"}  # Ã and ¤ are the two bytes of ä
+BYTES = {9: b"a", 10: b"ab", 11: b"b", 12: b" ", 13: b";", 14: "ä".encode()[:1], 15: "ä".encode()[1:]}
+STARTS_A_CHARACTER = {*TEXT} - {15}
 CONTROL = (
     {0: "<pad>", EOS: "<eos>", SEPARATOR: "<sep>"}
     | {i: f"<loc_{i}>" for i in LOCATIONS}
     | {i: f"<seg00{i}>" for i in CODES}
 )
-VOCABULARY = Vocabulary(TEXT, CONTROL)
-LOCATION, WORD = OneToken(of="location"), OneToken(of="text")
+CONSTRAINTS = Constraints(tiny_tokenizer(TEXT, CONTROL), {EOS})
+BOXES = "start: (TEXT location{2})*\nTEXT: /(?s:.)+/"
 
 
-def constraint(pattern: Pattern) -> Constraint:
-    return Constraint(pattern, VOCABULARY, {EOS})
+def allowed_ids(constraint: Constraint, state: ConstraintState) -> set[int]:
+    return set(constraint.masked(state, torch.zeros(SIZE)).isfinite().nonzero().flatten().tolist())
 
 
-def allowed_after(pattern: Pattern, *token_ids: int) -> set[int]:
-    made = constraint(pattern)
-    state = made.start()
+def allowed_after(grammar: str, *token_ids: int) -> set[int]:
+    constraint = CONSTRAINTS.get(grammar)
+    state = constraint.start()
     for token_id in token_ids:
-        assert token_id in made.allowed_ids(state)
-        state = made.after(state, token_id)
-    return set(made.allowed_ids(state))
-
-
-def boxes(label: Pattern) -> Pattern:
-    entry = InOrder(parts=(label, Repeated(part=LOCATION, min=2, max=2)))
-    return Repeated(part=entry, min=0, max=None)
+        assert token_id in allowed_ids(constraint, state)
+        state = constraint.after(state, token_id)
+    return allowed_ids(constraint, state)
 
 
 @pytest.mark.parametrize(
-    ("pattern", "written", "expected"),
+    ("grammar", "written", "expected"),
     [
-        (LOCATION, (), set(LOCATIONS)),
-        (LOCATION, (3,), {EOS}),
-        (OneToken(of="segmentation"), (), set(CODES)),
-        (OneToken(of="<sep>"), (), {SEPARATOR}),
-        (OneToken(of="<nowhere>"), (), set()),
-        (WORD, (), set(TEXT)),
-        (ExactText(text="ab"), (), {9, 10}),
-        (ExactText(text="ab"), (9,), {11}),
-        (ExactText(text="ab"), (10,), {EOS}),
-        (ExactText(text="ä"), (14,), {15}),
-        (ExactText(text=""), (), {EOS}),
-        (OneOf(options=(ExactText(text="a"), ExactText(text="ab"))), (9,), {EOS, 11}),
-        (Repeated(part=LOCATION, min=2, max=3), (3,), set(LOCATIONS)),
-        (Repeated(part=LOCATION, min=2, max=3), (3, 3), {EOS, *LOCATIONS}),
-        (Repeated(part=LOCATION, min=2, max=3), (3, 3, 3), {EOS}),
-        (Repeated(part=LOCATION, min=0, max=None), (3,) * 20, {EOS, *LOCATIONS}),
-        (boxes(Repeated(part=WORD, min=1, max=None)), (), {EOS, *TEXT}),
-        (boxes(Repeated(part=WORD, min=1, max=None)), (9,), {*TEXT, *LOCATIONS}),
-        (boxes(Repeated(part=WORD, min=1, max=None)), (9, 3), set(LOCATIONS)),
-        (boxes(ExactText(text="a")), (9, 3, 4), {EOS, 9}),
+        ("start: location", (), set(LOCATIONS)),
+        ("start: location", (3,), {EOS}),
+        ("start: segmentation", (), set(CODES)),
+        ("start: <sep>", (), {SEPARATOR}),
+        ("start: /(?s:.)/", (), STARTS_A_CHARACTER - {10}),
+        ('start: "ab"', (), {9, 10}),
+        ('start: "ab"', (9,), {11}),
+        ('start: "ab"', (10,), {EOS}),
+        ('start: "ä"', (14,), {15}),
+        ('start: "\\u00e4"', (14,), {15}),
+        ('start: ""', (), {EOS}),
+        ('start: T\nT: "a" | "ab"', (9,), {EOS, 11}),
+        ("start: location{2,3}", (3,), set(LOCATIONS)),
+        ("start: location{2,3}", (3, 3), {EOS, *LOCATIONS}),
+        ("start: location{2,3}", (3, 3, 3), {EOS}),
+        ("start: location*", (3,) * 20, {EOS, *LOCATIONS}),
+        (BOXES, (), {EOS, *STARTS_A_CHARACTER}),
+        (BOXES, (9,), {*STARTS_A_CHARACTER, *LOCATIONS}),
+        (BOXES, (9, 14), {15}),
+        (BOXES, (9, 3), set(LOCATIONS)),
+        ('start: ("a" location{2})*', (9, 3, 4), {EOS, 9}),
     ],
 )
-def test_what_can_come_next(pattern: Pattern, written: tuple[int, ...], expected: set[int]) -> None:
-    assert allowed_after(pattern, *written) == expected
+def test_what_can_come_next(grammar: str, written: tuple[int, ...], expected: set[int]) -> None:
+    assert allowed_after(grammar, *written) == expected
 
 
-def test_any_way_through_a_pattern_spells_what_it_says() -> None:
-    entry = InOrder(parts=(ExactText(text="ab ;ä"), Repeated(part=LOCATION, min=4, max=4)))
-    made, rng = constraint(Repeated(part=entry, min=1, max=2)), random.Random(0)
+def test_any_way_through_a_grammar_spells_what_it_says() -> None:
+    constraint, rng = CONSTRAINTS.get('start: ("ab ;ä" location{4}){1,2}'), random.Random(0)
     for _ in range(50):
-        state, written = made.start(), []
-        while (token_id := rng.choice(made.allowed_ids(state))) != EOS:
+        state, written = constraint.start(), []
+        while (token_id := rng.choice(sorted(allowed_ids(constraint, state)))) != EOS:
             written.append(token_id)
-            state = made.after(state, token_id)
-        text = b"".join(b"L" if token_id in LOCATIONS else VOCABULARY.bytes_of(token_id) for token_id in written)
+            state = constraint.after(state, token_id)
+        text = b"".join(b"L" if token_id in LOCATIONS else BYTES[token_id] for token_id in written)
         assert text.decode() in ("ab ;äLLLL", "ab ;äLLLLab ;äLLLL")
 
 
+def test_a_state_stays_as_it_is_when_beams_continue_from_it() -> None:
+    constraint = CONSTRAINTS.get(BOXES)
+    state = constraint.after(constraint.start(), 9)
+    before = allowed_ids(constraint, state)
+    text, box = constraint.after(state, 11), constraint.after(state, 3)
+    assert allowed_ids(constraint, text) == before
+    assert allowed_ids(constraint, box) == {*LOCATIONS}
+    assert allowed_ids(constraint, state) == before
+
+
 def test_what_is_allowed_keeps_its_log_probability() -> None:
-    logprobs = torch.log_softmax(torch.arange(16, dtype=torch.float32), dim=-1)
-    made = constraint(OneOf(options=(LOCATION, OneToken(of="<sep>"))))
-    masked = made.masked(made.start(), logprobs)
+    logprobs = torch.log_softmax(torch.arange(SIZE, dtype=torch.float32), dim=-1)
+    constraint = CONSTRAINTS.get("start: location | <sep>")
+    masked = constraint.masked(constraint.start(), logprobs)
     assert masked[[SEPARATOR, *LOCATIONS]].tolist() == logprobs[[SEPARATOR, *LOCATIONS]].tolist()
     assert masked[[0, EOS, *CODES, *TEXT]].tolist() == [-math.inf] * (4 + len(TEXT))
 
 
-def test_constraints_are_kept_and_the_oldest_is_dropped() -> None:
-    kept = Constraints(VOCABULARY, {EOS}, max_kept=2)
-    first = kept.get(ExactText(text="a"))
-    second = kept.get(ExactText(text="b"))
-    assert kept.get(ExactText(text="a")) is first
-    kept.get(ExactText(text="ab"))
-    assert kept.get(ExactText(text="a")) is first
-    assert kept.get(ExactText(text="b")) is not second
+def test_rows_of_logits_that_are_wider_than_the_vocabulary_are_masked_there() -> None:
+    constraint = CONSTRAINTS.get(BOXES)
+    assert constraint.masked(constraint.start(), torch.zeros(100))[SIZE:].tolist() == [-math.inf] * (100 - SIZE)
+
+
+@pytest.mark.parametrize("grammar", ["start: <poly>", "start: nothing", 'start: "a', ""])
+def test_a_grammar_that_cannot_be_followed_is_refused(grammar: str) -> None:
+    with pytest.raises(GrammarError):
+        CONSTRAINTS.get(grammar)
+
+
+def test_a_token_that_is_not_allowed_is_refused() -> None:
+    constraint = CONSTRAINTS.get("start: location")
+    with pytest.raises(ValueError, match="token 9 is not allowed"):
+        constraint.after(constraint.start(), 9)
+
+
+def test_a_compiled_grammar_is_kept() -> None:
+    assert CONSTRAINTS.get(BOXES) is CONSTRAINTS.get(BOXES)

@@ -18,7 +18,7 @@ def test_plain_text_never_becomes_a_control_token(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
-def test_plain_text_is_tokenised_as_transformers_does(name: str) -> None:
+def test_plain_text_is_tokenized_as_by_transformers(name: str) -> None:
     text = "Locate the purple square, STOP 42 in the image."
     expected = AutoTokenizer.from_pretrained(MODELS / name)(text, add_special_tokens=False).input_ids
     assert TOKENIZERS[name].encode([(text, False)]) == expected

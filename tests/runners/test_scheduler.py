@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from runners.decoder.errors import DeadlineExceeded, NonFiniteLogits, Overloaded, TooManyBeams
 from runners.decoder.scheduler import Scheduler, WrittenSequence
-from runners.decoder.sequences import DeadlineExceeded, NonFiniteLogits, Overloaded, SequenceRequest, TooManyBeams
+from runners.decoder.sequences import SequenceRequest
 from runners.options import SchedulerLimits
 from tests.support.fake_decoder import CRASH, EOS, POISON, FakeDecoder
 

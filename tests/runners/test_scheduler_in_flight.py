@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from runners.decoder.errors import DeadlineExceeded
 from runners.decoder.scheduler import Scheduler, WrittenSequence
-from runners.decoder.sequences import DeadlineExceeded, SequenceRequest
+from runners.decoder.sequences import SequenceRequest
 from runners.options import SchedulerLimits
 from tests.support.fake_decoder import EOS, MAX_POSITIONS, POISON, SHORT_OF_MEMORY, FakeDecoder
 

@@ -6,15 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from runners.decoder.errors import DeadlineExceeded, NonFiniteLogits
 from runners.decoder.rules import GenerationRules
-from runners.decoder.sequences import (
-    DeadlineExceeded,
-    GeneratedSequence,
-    NonFiniteLogits,
-    SequenceRequest,
-    SingleSequence,
-    choose_next_tokens,
-)
+from runners.decoder.sequences import GeneratedSequence, SequenceRequest, SingleSequence, choose_next_tokens
 
 FREE = GenerationRules(frozenset({1}))
 

@@ -9,12 +9,12 @@ def test_empty_environment_gives_the_defaults() -> None:
     assert read_settings({}) == Settings()
 
 
-def test_every_default_is_a_value_that_the_setting_allows() -> None:
+def test_every_default_is_valid() -> None:
     defaults = Settings().model_dump()
     assert Settings.model_validate(defaults) == Settings()
 
 
-def test_every_default_can_be_written_into_the_environment() -> None:
+def test_every_default_can_be_set_in_the_environment() -> None:
     def text(value: object) -> str:
         return ",".join(value) if isinstance(value, tuple) else str(value)
 
@@ -22,14 +22,14 @@ def test_every_default_can_be_written_into_the_environment() -> None:
     assert read_settings(written) == Settings()
 
 
-def test_variables_of_others_are_not_looked_at() -> None:
+def test_variables_of_other_programs_are_ignored() -> None:
     assert read_settings({"PATH": "/bin", "BENTOML_HOME": "x", "XDIPTYCH_PORT": "y"}) == Settings()
 
 
 @pytest.mark.parametrize("name", ["DIPTYCH_PROT", "DIPTYCH_", "DIPTYCH_port"])
-def test_unknown_variable_stops_the_start_by_name(name: str) -> None:
+def test_unknown_variable_prevents_the_start(name: str) -> None:
     with pytest.raises(
-        SettingsError, match=f"^{name} is not a setting; there are DIPTYCH_API_KEYS_FILE, .*DIPTYCH_PORT"
+        SettingsError, match=f"^{name} is not a setting; the settings are DIPTYCH_API_KEYS_FILE, .*DIPTYCH_PORT"
     ):
         read_settings({name: "1"})
 
@@ -60,16 +60,20 @@ def test_unknown_variable_stops_the_start_by_name(name: str) -> None:
         ("DIPTYCH_TRACE_SAMPLE", "nan", "less than or equal to 1"),
         ("DIPTYCH_LOG_FORMAT", "xml", "'text' or 'json'"),
         *(
-            ("DIPTYCH_OTLP_ENDPOINT", url, "an http or https URL of host, port and path, without user and query")
+            ("DIPTYCH_OTLP_ENDPOINT", url, "an http(s) URL of host, port and path, without credentials and query")
             for url in ("", "localhost:4318", "grpc://a:4317", "http://", "http://u:p@a:4318", "http://a?b=c")
         ),
-        ("DIPTYCH_URL_HOSTS", "a.example,http://b.example", "'http://b.example' is no host name, and not *"),
+        (
+            "DIPTYCH_URL_HOSTS",
+            "a.example,http://b.example",
+            "'http://b.example' must be a host name, an IP address or *",
+        ),
     ],
 )
-def test_bad_value_stops_the_start_with_variable_value_and_what_is_allowed(name: str, value: str, allowed: str) -> None:
+def test_invalid_value_is_reported_with_the_allowed_ones(name: str, value: str, allowed: str) -> None:
     with pytest.raises(SettingsError) as caught:
         read_settings({name: value})
-    assert str(caught.value).startswith(f"{name}={value!r} is not allowed: ")
+    assert str(caught.value).startswith(f"{name}={value!r} is invalid: ")
     assert allowed in str(caught.value)
 
 
@@ -82,21 +86,21 @@ def test_bad_value_stops_the_start_with_variable_value_and_what_is_allowed(name:
         ("DIPTYCH_TLS_KEY_FILE", "a.pem", "DIPTYCH_TLS_CERTIFICATE_FILE"),
     ],
 )
-def test_a_setting_that_means_nothing_without_another_stops_the_start(name: str, value: str, other: str) -> None:
-    with pytest.raises(SettingsError, match=f"^{name} is set, and needs {other}, which is not$"):
+def test_setting_without_the_one_it_requires_prevents_the_start(name: str, value: str, other: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name} is set and requires {other}, which is not set$"):
         read_settings({name: value})
     read_settings({name: value, other: "b.pem"})
 
 
-def test_a_url_is_that_of_the_model_that_it_names() -> None:
+def test_runner_url_belongs_to_its_model() -> None:
     values = read_settings({"DIPTYCH_RUNNER_URLS": "paligemma-mini=http://10.0.0.1:1/, florence-2-mini=http://a:2"})
     assert values.runner_url("paligemma-mini") == "http://10.0.0.1:1"
     assert values.runner_url("florence-2-mini") == "http://a:2"
     assert read_settings({}).runner_url("paligemma-mini") is None
 
 
-def test_a_url_of_a_model_that_is_not_served_stops_the_start() -> None:
-    with pytest.raises(SettingsError, match=r"^DIPTYCH_RUNNER_URLS has a URL of b; DIPTYCH_MODELS is a$"):
+def test_runner_url_of_an_unserved_model_prevents_the_start() -> None:
+    with pytest.raises(SettingsError, match=r"^DIPTYCH_RUNNER_URLS has a URL for b, but DIPTYCH_MODELS=a$"):
         read_settings({"DIPTYCH_MODELS": "a", "DIPTYCH_RUNNER_URLS": "a=http://h:1,b=http://h:2"})
 
 
@@ -108,7 +112,7 @@ def test_a_url_of_a_model_that_is_not_served_stops_the_start() -> None:
         (" a , b ,", ("a", "b")),
     ],
 )
-def test_models_are_a_list_by_commas(value: str, expected: tuple[str, ...]) -> None:
+def test_models_are_comma_separated(value: str, expected: tuple[str, ...]) -> None:
     assert read_settings({"DIPTYCH_MODELS": value}).models == expected
 
 

@@ -28,14 +28,14 @@ def test_without_files_there_is_no_tls() -> None:
     assert grpc_credentials(Settings()) is None
 
 
-def test_a_certificate_and_its_key_are_for_both_ports(files: Settings) -> None:
+def test_certificate_and_key_apply_to_both_ports(files: Settings) -> None:
     check_tls_files(files)
     names = [str(files.tls_certificate_file), str(files.tls_key_file)]
     assert bentoml_tls_options(files) == ["--ssl-certfile", names[0], "--ssl-keyfile", names[1]]
     assert grpc_credentials(files) is not None
 
 
-def test_files_that_are_none_of_tls_stop_the_start_by_name(files: Settings, tmp_path: Path) -> None:
+def test_invalid_files_stop_the_start_with_their_settings(files: Settings, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no certificate")
     other = issued(tmp_path, "second").tls_key_file
     for changed in (
@@ -47,6 +47,6 @@ def test_files_that_are_none_of_tls_stop_the_start_by_name(files: Settings, tmp_
         {"tls_certificate_file": tmp_path},
     ):
         with pytest.raises(
-            SettingsError, match=r"^DIPTYCH_TLS_CERTIFICATE_FILE=.* with DIPTYCH_TLS_KEY_FILE=.* are no"
+            SettingsError, match=r"^DIPTYCH_TLS_CERTIFICATE_FILE=.* with DIPTYCH_TLS_KEY_FILE=.* must be a"
         ):
             check_tls_files(files.model_copy(update=changed))

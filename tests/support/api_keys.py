@@ -1,14 +1,13 @@
-"""API keys that are accepted, without a file."""
+"""API keys without a file."""
 
 import hashlib
 
-from service.admission.api_keys import ApiKeys
-from service.admission.key_file import parse_keys
-from service.admission.rate_limits import Clock
+from service.admission.api_keys import ApiKeys, parse_keys
+from service.admission.quotas import Clock
 
 
 class FakeClock:
-    """A clock that goes when it is told to."""
+    """A clock that tests move."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0

@@ -1,4 +1,4 @@
-"""Calls of the core over fake runners."""
+"""Calls of a core over fake runners."""
 
 import asyncio
 import math
@@ -20,7 +20,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 5) -> None:
-    """Return once `condition` is true; raise TimeoutError if it does not come true."""
+    """Wait until `condition` is true; raise TimeoutError after `timeout_s`."""
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.001)

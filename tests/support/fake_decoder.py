@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from runners.decoder.constraints import Constraints
+from runners.decoder.errors import SequenceTooLong
 from runners.decoder.rules import GenerationRules
-from runners.decoder.sequences import SequenceRequest, SequenceTooLong
+from runners.decoder.sequences import SequenceRequest
 from runners.decoder.tokenizer import Segments
-from runners.decoder.vocabulary import Vocabulary
+from tests.support.tiny_tokenizer import tiny_tokenizer
 
 VOCABULARY_SIZE = 50
 # A prompt with POISON computes NaN for itself; one with CRASH fails its whole batch.
@@ -23,7 +24,7 @@ MAX_POSITIONS = 64
 
 MAX_PREFILL = 2  # sequences; a prompt with SHORT_OF_MEMORY in a larger batch is too much
 FAKE_RULES = GenerationRules(frozenset({EOS}))
-FAKE_VOCABULARY = Vocabulary({i: chr(i - 2 + ord("a")).encode() for i in range(2, 28)}, {0: "<pad>", EOS: "<eos>"})
+FAKE_TOKENIZER = tiny_tokenizer({i: chr(i - 2 + ord("a")) for i in range(2, 28)}, {0: "<pad>", EOS: "<eos>"})
 
 
 @dataclass(slots=True)
@@ -47,7 +48,7 @@ class FakeDecoder:
     """Writes each prompt back; notes the size of every prefill and step. A step takes `step_s`."""
 
     rules: GenerationRules = FAKE_RULES
-    constraints: Constraints = field(default_factory=lambda: Constraints(FAKE_VOCABULARY, {EOS}))
+    constraints: Constraints = field(default_factory=lambda: Constraints(FAKE_TOKENIZER, {EOS}))
     pad_token_id: int = 0
     batch_sizes: list[int] = field(default_factory=list)
     step_sizes: list[int] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""A runner without weights: an encoder whose features say nothing, and a decoder with a canned text for each prompt."""
+"""A runner without weights: an encoder with meaningless features, and a decoder with a canned text per prompt."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -36,9 +36,9 @@ ENCODE_S, QUEUE_S, PREFILL_S, DECODE_S = 0.25, 0.5, 0.125, 1.0
 
 @dataclass(slots=True)
 class FakeEncoder:
-    """Notes the shapes of the images that it encodes. Its features are the first pixels, one value a token."""
+    """Records the shapes of encoded images. Its features are the first pixels, one value per token."""
 
-    failure: Exception | None = None  # of the call that brings the pixels
+    failure: Exception | None = None  # of the call with pixels
     failed: Failed | None = None  # the outcome of every image
     released: asyncio.Event | None = None  # answers only when this is set
     shapes: list[tuple[int, ...]] = field(default_factory=list)
@@ -55,7 +55,7 @@ class FakeEncoder:
 
 @dataclass(slots=True)
 class FakeDecoder:
-    """Writes the text that `answers` has for a prompt; a prompt that it does not know is an error of the test."""
+    """Writes the text of `answers` for a prompt; an unknown prompt is an error of the test."""
 
     answers: Mapping[str, str | Failed]
     failure: Exception | None = None
@@ -64,8 +64,8 @@ class FakeDecoder:
     image_features: list[NDArray[np.float32]] = field(default_factory=list)
     num_cancelled: int = 0
     ended: asyncio.Event | None = None  # streams end only when this is set
-    broken: Exception | None = None  # what a stream ends with after its first piece
-    num_broken: int = 2  # streams, until they no longer do
+    broken: Exception | None = None  # raised by a stream after its first piece
+    num_broken: int = 2  # number of streams that raise it
 
     async def write(self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]) -> list[Outcome]:
         """Return the outcome of each sequence, or fail."""
@@ -79,7 +79,7 @@ class FakeDecoder:
     async def stream(
         self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]
     ) -> AsyncGenerator[WritingEvent, None]:
-        """Yield what `write` returns token by token, the last sequence first; or fail half-way."""
+        """Yield the outcomes of `write` token by token, the last sequence first; or fail after the first."""
         outcomes = await self.write(image_features, sequences)
         for index, outcome in reversed(list(enumerate(outcomes))):
             if isinstance(outcome, Written):
@@ -101,7 +101,7 @@ class FakeDecoder:
 
 
 class FakeChannel(RunnerChannel):
-    """A channel to both in this process, over the real cache of features."""
+    """A channel to both fakes in this process, over the real features cache."""
 
     def __init__(
         self, encoder: FakeEncoder, decoder: FakeDecoder, max_cache_bytes: int = 10_000_000, is_up: bool = True
@@ -114,7 +114,6 @@ class FakeChannel(RunnerChannel):
         self._cache = VisionCache("fake", max_cache_bytes, 64, self._encode)
 
     async def write(self, call: RunnerCall) -> Outcomes:
-        """Return the outcome of each sequence, or fail."""
         features = await self._features(call)
         if isinstance(features, Failed):
             return Outcomes(features=FoundFeatures(outcome="miss"), outcomes=[features for _ in call.sequences])
@@ -131,7 +130,6 @@ class FakeChannel(RunnerChannel):
             yield event
 
     async def is_ready(self, timeout_s: float) -> bool:  # noqa: ARG002  # the interface has it
-        """Return what the test decided."""
         return self._is_up
 
     async def _features(self, call: RunnerCall) -> CachedFeatures | Failed:
@@ -150,7 +148,7 @@ class FakeChannel(RunnerChannel):
 
 
 def refusal(status: int) -> aiohttp.ClientResponseError:
-    """Return what a call raises that a runner answers with an error."""
+    """Return the error that a call raises for an error status of a runner."""
     url = URL("http://runner/api")
     request = aiohttp.RequestInfo(url, "POST", CIMultiDictProxy(CIMultiDict()), url)
     return aiohttp.ClientResponseError(request, (), status=status, message="secret detail")

@@ -1,4 +1,4 @@
-"""The real core over fake runners, with the embedded models' catalog entries and hand-made manifests."""
+"""The real core over fake runners, with catalog entries of the embedded models and synthetic manifests."""
 
 import base64
 import io
@@ -21,10 +21,10 @@ from tests.support.fake_runners import FAKE_IMAGE_TOKENS, FakeChannel, FakeDecod
 
 FLORENCE_ID, PALIGEMMA_ID = FLORENCE.id, PALIGEMMA.id
 IMAGE_SIZE_WH = (640, 480)
-INPUT_SIZE_WH = (192, 96)  # not a square, so that a swap of the two shows
+INPUT_SIZE_WH = (192, 96)  # not square, so that swapped sides are detected
 NUM_IMAGE_TOKENS = FAKE_IMAGE_TOKENS
 
-# What the fake decoders write, by prompt.
+# Answers of the fake decoders, by prompt.
 FLORENCE_ANSWERS = {
     "What does the image describe?": "a red circle",
     "Locate the objects with category name in the image.": "red circle<loc_100><loc_200><loc_500><loc_600>",
@@ -46,7 +46,7 @@ PALIGEMMA_ANSWERS = {
 
 
 def served(entry: CatalogEntry) -> ServedModel:
-    """Return a model as the gateway serves it, with a hand-made manifest."""
+    """Return a model as the gateway serves it, with a synthetic manifest."""
     manifest = Manifest(
         model_id=entry.id,
         family=entry.family,
@@ -82,10 +82,7 @@ def make_core(
     fetcher: ImageFetcher | None = None,
     is_up: bool = True,
 ) -> Core:
-    """Return a core over both embedded models, whose runners are fakes unless a test gives its own.
-
-    `is_up` says whether the one of Florence-2 is ready.
-    """
+    """Return a core over both embedded models with fake runners; `is_up`: the one of Florence-2 is ready."""
     texts = {FLORENCE_ID: FLORENCE_ANSWERS, PALIGEMMA_ID: PALIGEMMA_ANSWERS}
     encoders = {model_id: FakeEncoder() for model_id in texts} | dict(encoders or {})
     decoders = {model_id: FakeDecoder(answers) for model_id, answers in texts.items()} | dict(decoders or {})

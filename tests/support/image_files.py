@@ -1,4 +1,4 @@
-"""Image files made for tests of decoding, some of them by hand."""
+"""Image files for tests of decoding, some written byte by byte."""
 
 import struct
 import zlib
@@ -15,7 +15,7 @@ RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
 def decode(data: bytes) -> Image.Image:
-    """Return the decoded image, whose size the header told."""
+    """Return the decoded image; its size must be that of the header."""
     header = read_header(data, MAX_PIXELS)
     rgb = decode_image(data, MAX_PIXELS)
     assert header.size_wh == rgb.size
@@ -23,7 +23,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 def colour_steps() -> Image.Image:
-    """Four fields of flat colour, so that lossy formats keep them near and turning shows."""
+    """Four flat colours: lossy formats keep them, and a rotation is visible."""
     image = Image.new("RGB", (64, 32), RED)
     image.paste((0, 255, 0), (32, 0, 64, 16))
     image.paste((0, 0, 255), (0, 16, 32, 32))

@@ -1,4 +1,4 @@
-"""HTTP hosts that give what a test says, and names that resolve to what a test says."""
+"""HTTP hosts with scripted responses, and a resolver with scripted addresses."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -8,7 +8,6 @@ RESPONSE_END = b"\r\nConnection: close\r\n\r\n"
 
 
 def response(body: bytes = b"", status: str = "200 OK", *headers: str) -> bytes:
-    """Return the bytes of a response."""
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join(lines).encode() + RESPONSE_END + body
 
@@ -18,7 +17,7 @@ def redirect(location: str) -> bytes:
 
 
 class ImageHost:
-    """A host that listens on one address and answers by path; it keeps the heads of the requests that it was sent."""
+    """A host that answers by path and records the heads of its requests."""
 
     def __init__(self, answers: Mapping[str, bytes | Sequence[bytes]] | None = None) -> None:
         self.answers = dict(answers or {})
@@ -28,14 +27,17 @@ class ImageHost:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
-        with suppress(ConnectionError, asyncio.IncompleteReadError), closing(writer):  # a client may go at any time
+        with (
+            suppress(ConnectionError, asyncio.IncompleteReadError),
+            closing(writer),
+        ):  # a client may disconnect at any time
             self.requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
             answer = self.answers.get(self.requests[-1].split()[1], response(b"", "404 Not Found"))
             for chunk in [answer] if isinstance(answer, bytes) else answer:
                 writer.write(chunk)
                 await writer.drain()
             if not isinstance(answer, bytes):
-                await reader.read()  # the rest never comes: the client must go
+                await reader.read()  # the body never ends: the client must disconnect
 
 
 @asynccontextmanager
@@ -49,17 +51,17 @@ async def listening(host: ImageHost, address: str = "127.0.0.1", port: int = 0) 
 
 
 class Names:
-    """A resolver of known names, each of which may give other addresses every time; it counts what it is asked."""
+    """A resolver of known names, whose addresses may change with every lookup; it counts lookups."""
 
     def __init__(self, addresses: Mapping[str, Sequence[Sequence[str]] | Sequence[str]]) -> None:
         self._addresses = addresses
-        self.num_asked = 0
+        self.num_lookups = 0
 
     async def addresses(self, host: str) -> Sequence[str]:
-        self.num_asked += 1
+        self.num_lookups += 1
         found = self._addresses.get(host)
         if found is None:
             raise OSError("no such name")
         if found and not isinstance(found[0], str):
-            return [str(address) for address in found[min(self.num_asked, len(found)) - 1]]
+            return [str(address) for address in found[min(self.num_lookups, len(found)) - 1]]
         return [str(address) for address in found]

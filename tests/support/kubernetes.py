@@ -13,7 +13,9 @@ import yaml
 from tests.support.export_cli import ROOT
 
 FOLDER = ROOT / "deploy" / "kubernetes"
-BUILDS = ("base", "overlays/cpu", "overlays/gpu")
+REPLICATED = ("overlays/cpu", "overlays/gpu")  # with runners in pods of their own
+SINGLE = "overlays/single"
+BUILDS = (*REPLICATED, SINGLE)
 HAS_KUBECTL = shutil.which("kubectl") is not None
 MISSING_KUBECTL = "no kubectl here: deploy/kubernetes is NOT tested (apt-get install kubernetes-client)"
 needs_kubectl = pytest.mark.skipif(not HAS_KUBECTL, reason=MISSING_KUBECTL)
@@ -32,7 +34,7 @@ class Peer:
 
 @cache
 def built(folder: str) -> tuple[Object, ...]:
-    """Return every object of the base or an overlay, built with the real kubectl."""
+    """Return every object of an overlay, built with the real kubectl."""
     run = subprocess.run(["kubectl", "kustomize", str(FOLDER / folder)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return tuple(yaml.safe_load_all(run.stdout))
@@ -55,18 +57,24 @@ def pod_labels(deployment: Object) -> Labels:
 
 
 def container(deployment: Object) -> Object:
-    """Return the one container of a Deployment's pods."""
+    """Return the one container of a Deployment's pods that is no sidecar."""
     (only,) = deployment["spec"]["template"]["spec"]["containers"]
     return dict(only)
 
 
+def sidecars(deployment: Object) -> tuple[Object, ...]:
+    """Return the sidecars of a Deployment's pods."""
+    return tuple(deployment["spec"]["template"]["spec"].get("initContainers", ()))
+
+
 def ports(deployment: Object) -> dict[str, int]:
     """Return the ports of a Deployment's pods by their names."""
-    return {port["name"]: port["containerPort"] for port in container(deployment)["ports"]}
+    containers = (container(deployment), *sidecars(deployment))
+    return {port["name"]: port["containerPort"] for each in containers for port in each["ports"]}
 
 
 def component(deployment: Object) -> str:
-    """Return gateway, encoder or decoder."""
+    """Return gateway or runner."""
     return pod_labels(deployment)["app.kubernetes.io/component"]
 
 
@@ -76,7 +84,7 @@ def model(deployment: Object) -> str:
 
 
 def selects(selector: Object, labels: Labels) -> bool:
-    """Say whether a label selector matches labels; an empty one matches all (Kubernetes' LabelSelector)."""
+    """Return True if a label selector matches labels; an empty one matches all (Kubernetes' LabelSelector)."""
     assert selector.keys() <= {"matchLabels", "matchExpressions"}
     wanted = selector.get("matchLabels", {}).items() <= labels.items()
     return wanted and all(_holds(each, labels) for each in selector.get("matchExpressions", ()))
@@ -88,21 +96,21 @@ def _holds(expression: Object, labels: Labels) -> bool:
 
 
 def environment(objects: tuple[Object, ...], deployment: Object) -> dict[str, str]:
-    """Return what a Deployment's container has of its ConfigMaps."""
+    """Return the variables that a Deployment's container has from ConfigMaps."""
     maps = of_kind(objects, "ConfigMap")
     names = [source["configMapRef"]["name"] for source in container(deployment)["envFrom"]]
     return {name: value for each in names for name, value in maps[each]["data"].items()}
 
 
 def lets_in(objects: tuple[Object, ...], deployment: Object, port: str, peer: Peer) -> bool:
-    """Say whether the policies let `peer` connect to a port of the pods, which are in the namespace diptych."""
+    """Return True if the policies let `peer` connect to a port of the pods, which are in the namespace diptych."""
     policies = [each for each in of_kind(objects, "NetworkPolicy").values() if _is_about(each, "Ingress", deployment)]
     rules = [rule for policy in policies for rule in policy["spec"].get("ingress", ())]
     return not policies or any(_allows(rule, "from", port, peer) for rule in rules)
 
 
 def lets_out(objects: tuple[Object, ...], deployment: Object, port: str | int, peer: Peer) -> bool:
-    """Say whether the policies let the pods connect to a port of `peer`."""
+    """Return True if the policies let the pods connect to a port of `peer`."""
     policies = [each for each in of_kind(objects, "NetworkPolicy").values() if _is_about(each, "Egress", deployment)]
     rules = [rule for policy in policies for rule in policy["spec"].get("egress", ())]
     return not policies or any(_allows(rule, "to", port, peer) for rule in rules)
@@ -118,7 +126,7 @@ def _allows(rule: Object, side: str, port: str | int, peer: Peer) -> bool:
 
 
 def _is_peer(rule: Object, peer: Peer) -> bool:
-    """Say whether a peer of a rule is this one; without a selector of namespaces it is in the policy's own."""
+    """Return True if a rule's peer is this one; without a namespace selector it is in the policy's namespace."""
     assert rule.keys() <= {"podSelector", "namespaceSelector"}
     right_namespace = rule.get("namespaceSelector") == {} or peer.namespace == "diptych"
     return right_namespace and selects(rule.get("podSelector", {}), peer.labels)

@@ -34,7 +34,11 @@ _PROMETHEUS: Schema = _object(
     }
 )
 _CPU: Schema = _object(
-    {"type": {"const": "cpu"}, "metricType": {"enum": ["Utilization"]}, "metadata": _object({"value": _NUMBER})}
+    {
+        "type": {"const": "cpu"},
+        "metricType": {"enum": ["Utilization"]},
+        "metadata": _object({"value": _NUMBER}, {"containerName": _TEXT}),
+    }
 )
 _BEHAVIOURS = ["static", "currentReplicas", "currentReplicasIfHigher", "currentReplicasIfLower"]
 _SCALED_OBJECT = _object(
@@ -50,7 +54,11 @@ _SCALED_OBJECT = _object(
         "advanced": _object({"horizontalPodAutoscalerConfig": _object({"behavior": _SCALE_DOWN})}),
     },
 )
-_ENDPOINT = _object({"port": _TEXT, "path": _TEXT, "interval": {"type": "string", "pattern": r"^\d+s$"}})
+_RELABELING = _object({"targetLabel": _TEXT, "replacement": _TEXT})
+_ENDPOINT = _object(
+    {"port": _TEXT, "path": _TEXT, "interval": {"type": "string", "pattern": r"^\d+s$"}},
+    {"relabelings": {"type": "array", "items": _RELABELING}},
+)
 _SERVICE_MONITOR = _object(
     {"selector": _SELECTOR, "endpoints": {"type": "array", "minItems": 1, "items": _ENDPOINT}}, {"jobLabel": _TEXT}
 )

@@ -13,7 +13,7 @@ from export.scenes import Question, questions, render_scene, sample_scene
 from export.scenes.truth import DetectionsTruth, TextTruth
 from tests.support.export_cli import ROOT
 
-FOLDER = ROOT / "service" / "playground" / "samples"
+FOLDER = ROOT / "service/web/playground/samples"
 SIZES_WH = {2089: (640, 480), 2462: (640, 480), 2146: (600, 600), 2187: (640, 480), 2218: (720, 480)}
 _RENDERED_PX = 768
 
@@ -24,7 +24,7 @@ def sample_image(seed: int) -> Image.Image:
 
 
 def sample_entry(seed: int) -> dict[str, Any]:
-    """Return what the page is told of a sample."""
+    """Return the entry of a sample in the page's list."""
     asked = {question.name: question.scaled(SIZES_WH[seed]) for question in questions(sample_scene(seed))}
     described = asked["captioning detailed"].truth
     assert isinstance(described, TextTruth)

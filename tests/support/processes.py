@@ -1,16 +1,16 @@
-"""Processes of a running service, as the kernel shows them."""
+"""Processes of a running service, read from /proc."""
 
 from pathlib import Path
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the processes that come from `pid`, without itself."""
+    """Return all descendants of a process."""
     children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return [one for child in children for one in (child, *descendants(child))]
 
 
 def is_alive(pid: int) -> bool:
-    """Say whether a process runs; one that has ended and was not waited for does not."""
+    """Return True if a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
@@ -18,6 +18,6 @@ def is_alive(pid: int) -> bool:
 
 
 def run_folder_of(supervisor: int) -> Path:
-    """Return the folder that a running service writes into."""
+    """Return the folder that a running service writes to."""
     links = [fd.readlink() for fd in Path(f"/proc/{supervisor}/fd").iterdir()]
     return next(link for link in links if link.name.startswith("diptych-"))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from service.admission.api_keys import ApiKeys
 from service.http.boundary import STATUSES, RestBoundary
-from service.http.traces import TracedRequests
+from service.http.middleware import TracedRequests
 from service.http_app import rest_app
 from service.inference.core import Core
 from service.settings import Settings

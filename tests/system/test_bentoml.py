@@ -1,14 +1,27 @@
 """BentoML as its users know it: the service runs under `bentoml serve`, and its Bento has BentoML's own Dockerfile."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
+import pytest
 
+from loadtest.process_use import use_of_family
 from tests.support.export_cli import ROOT, ModelStore
-from tests.support.running_service import OPEN, RunningService, free_port, running_service, service_environment
+from tests.support.processes import descendants
+from tests.support.running_service import (
+    OPEN,
+    SERVICE,
+    RunningService,
+    free_port,
+    running_service,
+    service_environment,
+)
 from tests.support.scene_images import scene_png
 
 
@@ -39,3 +52,28 @@ def test_bentoml_build_makes_the_dockerfile_of_containerize(exported: ModelStore
     text = dockerfile.read_text(encoding="utf-8")
     assert "requirements.txt" in text or "install.sh" in text
     assert (dockerfile.parents[2] / "src" / "service" / "gateway.py").is_file()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("starter", ["bentoml serve", "python -m service"])
+def test_a_killed_runner_comes_back(exported: ModelStore, tmp_path: Path, starter: str) -> None:
+    """Measures why service/supervision exists: pytest -s -m long tests/system/test_bentoml.py."""
+    port = str(free_port())
+    serve = (sys.executable, "-m", "bentoml", "serve", "service.gateway:Gateway", "--port", port)
+    command = serve if starter == "bentoml serve" else SERVICE
+    start_s = time.monotonic()
+    with running_service(exported.home, tmp_path / "service.log", OPEN, command, DIPTYCH_PORT=port) as service:
+        ready_s = time.monotonic() - start_s
+        answer_of(service).raise_for_status()
+        memory_mb = sum(use.memory_mb for use in use_of_family(service.process.pid).values())
+        (killed,) = [pid for pid in descendants(service.process.pid) if is_runner(pid)]
+        os.kill(killed, signal.SIGKILL)
+        start_s = time.monotonic()
+        while "error" in answer_of(service).json()["answers"][0]:
+            assert time.monotonic() - start_s < 60
+        back_s = time.monotonic() - start_s
+    print(f"\n{starter}: ready after {ready_s:.1f} s, {memory_mb:.0f} MB; back {back_s:.1f} s after kill -9")
+
+
+def is_runner(pid: int) -> bool:
+    return b"florence-2-mini-runner" in Path(f"/proc/{pid}/cmdline").read_bytes()

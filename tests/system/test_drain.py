@@ -1,6 +1,7 @@
 """SIGTERM: not ready at once, no more is let in, what was accepted is answered; then exit 0, and nothing is left."""
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -110,12 +111,12 @@ def test_what_does_not_end_in_time_is_killed(endless: ModelStore, tmp_path: Path
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(STOP_S) == 0
         assert not any(is_alive(pid) for pid in started)
-        assert "killed, as they did not end: florence-2-mini-runner" in service.log.read_text()
+        assert re.search("killed after .* s: florence-2-mini-runner", service.log.read_text())
 
 
 def test_a_killed_supervisor_leaves_no_process(service: RunningService) -> None:
     started = descendants(service.process.pid)
-    assert len(started) == 5
+    assert len(started) == 3  # the gateway and two runners
     service.process.kill()
     service.process.wait(STOP_S)
     wait_until(lambda: not any(is_alive(pid) for pid in started))

@@ -84,7 +84,7 @@ def test_an_entry_widens_and_narrows_its_familys_tasks() -> None:
         ({"id": 5}, "id of lower-case letters"),
         ({"family": "florence"}, "family must be one of florence2, paligemma, not 'florence'"),
         ({"family": ["florence2"]}, "family must be one of"),
-        ({"precision": "float32"}, "precision must be {device: {part: one of}} with all of"),
+        ({"precision": "float32"}, "precision must be a mapping {device: {part: precision}} with one each of"),
         ({"precision": {"cpu": ROW["precision"]["cpu"]}}, "precision must be"),
         ({"precision": ROW["precision"] | {"tpu": {}}}, "precision must be"),
         ({"precision": ROW["precision"] | {"cuda": {"encoder": "float16"}}}, "precision must be"),
@@ -96,17 +96,17 @@ def test_an_entry_widens_and_narrows_its_familys_tasks() -> None:
         ({"parameters": "0.23B"}, "parameters must be a whole number above 0"),
         ({"parameters": True}, "parameters must be a whole number above 0"),
         ({"resolution": 0}, "resolution must be a whole number above 0"),
-        ({"features": "polygons"}, "features must be a list of texts"),
-        ({"features": [1]}, "features must be a list of texts"),
-        ({"license": " "}, "license must be a text"),
-        ({"license": None}, "license must be a text"),
+        ({"features": "polygons"}, "features must be a list of strings"),
+        ({"features": [1]}, "features must be a list of strings"),
+        ({"license": " "}, "license must be a non-blank string"),
+        ({"license": None}, "license must be a non-blank string"),
         ({"tasks": None}, "tasks must be a mapping"),
-        ({"tasks": {"counting": None}}, "tasks names 'counting'; the tasks are captioning"),
+        ({"tasks": {"counting": None}}, "tasks has the unknown task 'counting'; allowed are captioning"),
         ({"tasks": {"ocr": {"template": "{question}"}}}, "tasks.ocr must be null"),
-        ({"tasks": {"visual_question_answering": {"template": "what?"}}}, "with {question} once"),
-        ({"tasks": {"visual_question_answering": {"prompt": "{question}"}}}, "with {question} once"),
-        ({"mask_decoder": "vae.npz"}, "mask_decoder must be given for a paligemma model"),
-        ({"family": "paligemma"}, "mask_decoder must be given for a paligemma model"),
+        ({"tasks": {"visual_question_answering": {"template": "what?"}}}, "that contains {question} once"),
+        ({"tasks": {"visual_question_answering": {"prompt": "{question}"}}}, "that contains {question} once"),
+        ({"mask_decoder": "vae.npz"}, "mask_decoder must be set for paligemma models"),
+        ({"family": "paligemma"}, "mask_decoder must be set for paligemma models"),
     ],
 )
 def test_a_bad_entry_is_refused(change: dict[str, Any], message: str) -> None:
@@ -116,7 +116,7 @@ def test_a_bad_entry_is_refused(change: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("key", [key for key in ROW if key != "id"])
 def test_every_key_is_needed(key: str) -> None:
-    with pytest.raises(CatalogError, match=rf"some-model lacks \['{key}'\]"):
+    with pytest.raises(CatalogError, match=rf"some-model misses the keys \['{key}'\]"):
         parse_entry({name: value for name, value in ROW.items() if name != key})
 
 
@@ -124,11 +124,11 @@ def test_every_key_is_needed(key: str) -> None:
     ("text", "message"),
     [
         ("models: [", "cannot be read as YAML"),
-        ("", "must hold one key, models"),
-        ("models: {}", "must hold one key, models"),
-        ("models: []\nmore: 1", "must hold one key, models"),
+        ("", "must contain a list under the single key models"),
+        ("models: {}", "must contain a list under the single key models"),
+        ("models: []\nmore: 1", "must contain a list under the single key models"),
         ("models: [5]", "must be a mapping"),
-        (yaml.safe_dump({"models": [ROW, ROW]}), "two entries 'some-model'"),
+        (yaml.safe_dump({"models": [ROW, ROW]}), "more than one entry 'some-model'"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path: Path, text: str, message: str) -> None:

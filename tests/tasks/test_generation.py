@@ -37,5 +37,5 @@ def test_score_is_at_most_one_despite_rounding() -> None:
 
 
 def test_ends_without_logprobs_are_refused() -> None:
-    with pytest.raises(ValueError, match="1 token ends do not fit 0"):
+    with pytest.raises(ValueError, match="1 token ends for 0"):
         GeneratedText("a", (1,), (), "stop")

@@ -1,6 +1,6 @@
-"""Accuracy of a model in training on held-out scenes, with the service's decoders and parsers.
+"""What a model in training gets right on scenes that it is not trained on, by the decoders and parsers that serve it.
 
-Greedy and at the model's input size; `python -m export.evaluate` measures a running service.
+Greedy, at the model's own image size, without the network between; `python -m export.evaluate` measures what is served.
 """
 
 import json
@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from export.scenes import Question, Scorecard, question_prompts, questions, render_scene, sample_scene, score_answer
+from export.scenes import Question, Scorecard, questions, render_scene, sample_scene, score_answer
+from export.scenes.prompts import question_prompts
 from export.scenes.scene import CANVAS_PX
 from export.training.data.examples import Language
-from export.training.models.trainee import MAX_NEW_TOKENS, FamilyParts, Trainee
+from export.training.models.trainee import FamilyParts, Trainee
 from runners.decoder.answers import to_written
 from runners.decoder.batch import Decoder, generate_all
+from runners.decoder.constraints import Constraints
 from runners.decoder.rules import GenerationRules
 from runners.decoder.scheduler import WrittenSequence
 from runners.decoder.sequences import SequenceRequest
-from runners.decoder.vocabulary import Vocabulary
 from runners.models.bart import Bart
 from runners.models.florence2 import Florence2Decoder
 from runners.models.gemma import Gemma
@@ -30,17 +31,17 @@ from tasks.generation import GeneratedText
 from tasks.parameters import parse_parameters
 from tasks.table import TASKS
 
-FIRST_SEED = 800_000_000  # training uses smaller seeds only
+FIRST_SEED = 800_000_000
 _SIZE_WH = (CANVAS_PX, CANVAS_PX)
 _BATCH_SIZE = 64
-_NO_OBJECT_EVERY = 8
+_EVERY_EMPTY = 8  # one of so many scenes has no object
 
 
 def make_decoder(trainee: Trainee, language: Language) -> Decoder[Any]:
-    """Return the service's decoder over the weights in training."""
+    """Return the decoder that serves the family, over the weights in training."""
     config = trainee.model.config
     rules = GenerationRules.of(trainee.model.generation_config.to_dict())
-    vocabulary = Vocabulary.of(json.loads(language.tokenizer.to_str()))
+    constraints = Constraints(json.loads(language.tokenizer.to_str()), rules.eos_token_ids)
     values = config.to_dict() | {
         "bos_token_id": language.prompt_start[0],
         "pad_token_id": trainee.processor.tokenizer.pad_token_id,
@@ -48,18 +49,18 @@ def make_decoder(trainee: Trainee, language: Language) -> Decoder[Any]:
     weights = DecoderWeights(trainee.language_model.state_dict(), "float32", trainee.model.device)
     if language.entry.family == "florence2":
         bart = Bart(config.text_config, weights)
-        return Florence2Decoder(bart, language.prompt_tokenizer, vocabulary, rules, values)
+        return Florence2Decoder(bart, language.prompt_tokenizer, constraints, rules, values)
     gemma = Gemma(config.text_config, weights)
-    return PaliGemmaDecoder(gemma, language.prompt_tokenizer, vocabulary, rules, values)
+    return PaliGemmaDecoder(gemma, language.prompt_tokenizer, constraints, rules, values)
 
 
 @torch.inference_mode()
 def validate(parts: FamilyParts, num_scenes: int) -> Scorecard:
-    """Score the answers to all questions about `num_scenes` scenes."""
+    """Ask every question about `num_scenes` scenes and score the answers."""
     trainee, language = parts.trainee, parts.language
-    prompted: list[tuple[Question, list[SequenceRequest]]] = []
+    asked: list[tuple[Question, list[SequenceRequest]]] = []
     for index in range(num_scenes):
-        scene = sample_scene(FIRST_SEED + index, 0 if index % _NO_OBJECT_EVERY == _NO_OBJECT_EVERY - 1 else None)
+        scene = sample_scene(FIRST_SEED + index, 0 if index % _EVERY_EMPTY == _EVERY_EMPTY - 1 else None)
         pixels = torch.from_numpy(np.asarray(render_scene(scene)).copy())[None].to(trainee.embeddings.device)
         features = trainee.image_features(pixels)[0]
         for question in questions(scene):
@@ -68,15 +69,15 @@ def validate(parts: FamilyParts, num_scenes: int) -> Scorecard:
                 for prompt in question_prompts(language.entry, question)
             ]
             if prompts:
-                prompted.append((question, [SequenceRequest(features, ids, MAX_NEW_TOKENS) for ids in prompts]))
+                asked.append((question, [SequenceRequest(features, ids, 128) for ids in prompts]))
     decoder = make_decoder(trainee, language)
-    requests = [request for _, own in prompted for request in own]
-    texts = iter(_generated(decoder, requests))
-    scored = (_scored(parts, question, [next(texts) for _ in own]) for question, own in prompted)
+    requests = [request for _, own in asked for request in own]
+    texts = iter(_written(decoder, requests))
+    scored = (_scored(parts, question, [next(texts) for _ in own]) for question, own in asked)
     return sum(scored, Scorecard())
 
 
-def _generated(decoder: Decoder[Any], requests: list[SequenceRequest]) -> list[GeneratedText]:
+def _written(decoder: Decoder[Any], requests: list[SequenceRequest]) -> list[GeneratedText]:
     texts = []
     for start in range(0, len(requests), _BATCH_SIZE):
         batch = requests[start : start + _BATCH_SIZE]
@@ -91,9 +92,9 @@ def _scored(parts: FamilyParts, question: Question, texts: list[GeneratedText]) 
     parameters = parse_parameters(TASKS[question.task], question.parameters)
     family = FAMILIES[parts.language.entry.family]
     result = family.parse_answer(question.task, parameters, texts, _SIZE_WH, "polygon", parts.mask_decoder)
-    return score_answer(asdict(result, dict_factory=_wire_format), question, _SIZE_WH)
+    return score_answer(asdict(result, dict_factory=_as_sent), question, _SIZE_WH)
 
 
-def _wire_format(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the fields that the service sends of a result."""
+def _as_sent(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return what the service would send of a result."""
     return {name: value for name, value in items if name != "is_parsed" and value is not None}

@@ -72,14 +72,14 @@ class VisionServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PredictStream(self, request, context):
-        """Answers with one model: the text as it is written, then the answer.
+        """Answers with one model: its text while it is generated, then the answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Compare(self, request, context):
-        """Answers with several models at the same time, in catalog order.
+        """Answers with several models concurrently; answers are in catalog order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,6 +1,6 @@
 """Our parsers against transformers' own post-processor, on 2,000 answers: well-formed ones and mutations of them.
 
-Where ours differs on purpose (see tasks/florence2/parsing.py) the answer is told by its text alone and left out.
+Where ours differs on purpose (see tasks/florence2/parsing.py) the answer is recognized by its text and left out.
 """
 
 import random

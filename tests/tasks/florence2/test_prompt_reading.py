@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import ParameterError
-from tasks.florence2.prompt_reading import read_prompt
-from tasks.florence2.prompts import task_prompts
+from tasks.florence2.prompts import read_prompt, task_prompts
 from tasks.parameters import parse_parameters
 from tasks.table import TASKS
 from tests.support.catalog import FLORENCE

@@ -85,7 +85,7 @@ def test_a_task_that_is_not_offered_is_refused() -> None:
 
 
 def test_another_language_is_refused() -> None:
-    with pytest.raises(UnsupportedVariant, match="answers in en only, not in fr") as caught:
+    with pytest.raises(UnsupportedVariant, match="supports language en only, not fr") as caught:
         prompts("captioning", language="fr")
     assert caught.value.param == "language"
 

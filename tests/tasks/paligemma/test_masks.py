@@ -76,7 +76,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     tensors = tensors_of(MASK_DECODER_FILE)
     del tensors["decoder.6.bias"]
     np.savez(tmp_path / "vae.npz", **tensors)
-    with pytest.raises(MaskDecoderError, match=r"lacks decoder.6.bias, an array of shape \(64,\)"):
+    with pytest.raises(MaskDecoderError, match=r"has no array decoder.6.bias of shape \(64,\)"):
         MaskDecoder.load(tmp_path / "vae.npz")
 
 

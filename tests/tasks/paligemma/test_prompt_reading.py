@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.paligemma.prompt_reading import read_prompt
-from tasks.paligemma.prompts import task_prompts
+from tasks.paligemma.prompts import read_prompt, task_prompts
 from tasks.parameters import parse_parameters
 from tasks.table import TASKS
 from tests.support.catalog import PALIGEMMA

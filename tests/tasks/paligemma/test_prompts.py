@@ -38,11 +38,11 @@ def test_the_prompt_is_what_the_model_was_trained_on(task_id: str, values: dict[
 @pytest.mark.parametrize(
     ("task_id", "values", "param", "message"),
     [
-        ("captioning", {"detail": "paragraph"}, "detail", "knows detail short and detailed only, not paragraph"),
-        ("instance_segmentation", {"region": [0, 0, 9, 9]}, "region", "segments a phrase only"),
-        ("phrase_grounding", {"caption": "a dog and a cat"}, "caption", "a caption that is one phrase"),
-        ("phrase_grounding", {"caption": "a dog, a cat"}, "caption", "a caption that is one phrase"),
-        ("phrase_grounding", {"caption": "a dog; a cat"}, "caption", "a caption that is one phrase"),
+        ("captioning", {"detail": "paragraph"}, "detail", "supports detail short and detailed only, not paragraph"),
+        ("instance_segmentation", {"region": [0, 0, 9, 9]}, "region", "segments by phrase only"),
+        ("phrase_grounding", {"caption": "a dog and a cat"}, "caption", "a caption of one phrase only"),
+        ("phrase_grounding", {"caption": "a dog, a cat"}, "caption", "a caption of one phrase only"),
+        ("phrase_grounding", {"caption": "a dog; a cat"}, "caption", "a caption of one phrase only"),
     ],
 )
 def test_a_variant_that_the_family_does_not_know_is_refused(

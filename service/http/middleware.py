@@ -1,0 +1,159 @@
+"""ASGI middleware around every HTTP route of the gateway, BentoML's own included: traces, headers, keys, drain count.
+
+Probes and pages get a trace id and no span. A span is named by its route, as a path can contain anything.
+"""
+
+from collections.abc import Collection
+
+from opentelemetry.semconv.attributes.http_attributes import (
+    HTTP_REQUEST_METHOD,
+    HTTP_RESPONSE_STATUS_CODE,
+    HTTP_ROUTE,
+)
+from opentelemetry.semconv.attributes.url_attributes import URL_SCHEME
+from opentelemetry.trace import Span
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from runners.telemetry.tracing import Attributes, trace_id
+from service.http.boundary import RestBoundary
+from service.settings import Settings
+from service.telemetry.tracing import request_trace
+
+API_PREFIXES = ("/v1/", "/v2/")
+HEALTH = ("/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready")
+_METRICS = "/metrics"
+_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
+
+CONTENT_SECURITY_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data: blob:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+_PAGE_HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",  # revalidated on every load: a new version of the service brings a new page
+}
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+}
+_NO_STORE = {"Cache-Control": "no-store"}
+
+
+def with_page_policy(response: Response) -> Response:
+    """Return the response of a page with the headers that restrict it to files and API of this service."""
+    response.headers.update(_PAGE_HEADERS)
+    return response
+
+
+class TracedRequests:
+    """Runs each request in its trace, up to the last byte of the response, which carries the trace's id."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
+        with request_trace(Headers(scope=scope), method, _attributes(scope, method)) as span:
+            request_trace_id = trace_id()
+
+            async def send_with_id(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    MutableHeaders(scope=message)["X-Trace-Id"] = request_trace_id
+                    span.set_attribute(HTTP_RESPONSE_STATUS_CODE, message["status"])
+                await send(message)
+
+            try:
+                return await self._app(scope, receive, send_with_id)
+            finally:
+                _name_by_route(span, scope, method)
+
+
+def _attributes(scope: Scope, method: str) -> Attributes | None:
+    """Return the attributes of a request's span; None for a request without one."""
+    if scope["path"] in HEALTH or not scope["path"].startswith(API_PREFIXES):
+        return None
+    return {HTTP_REQUEST_METHOD: method, URL_SCHEME: scope["scheme"]}
+
+
+def _name_by_route(span: Span, scope: Scope, method: str) -> None:
+    """Rename a span by its route, which the router has put into the scope."""
+    if span.is_recording() and isinstance(route := scope.get("route"), Route):
+        span.update_name(f"{method} {route.path}")
+        span.set_attribute(HTTP_ROUTE, route.path)
+
+
+class SecurityHeaders:
+    """Adds security headers to each response, except those that it sets itself, as a page's policy."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        added = _HEADERS | _NO_STORE if scope["path"].startswith(API_PREFIXES) else _HEADERS
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in added.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        return await self._app(scope, receive, send_with_headers)
+
+
+class KeyForPaths:
+    """Requires an API key at `paths`; answers 401 without one."""
+
+    def __init__(self, app: ASGIApp, boundary: RestBoundary, paths: Collection[str]) -> None:
+        self._app = app
+        self._boundary = boundary
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A route's pattern ends in $, which in Python also matches before a trailing line feed.
+        is_closed = scope["type"] == "http" and scope["path"].rstrip("\n") in self._paths
+        refusal = self._boundary.refusal(Request(scope)) if is_closed else None
+        await (refusal or self._app)(scope, receive, send)
+
+
+def closed_paths(settings: Settings) -> tuple[str, ...]:
+    """Return the paths of health and metrics that require a key."""
+    metrics = (_METRICS,) if settings.metrics_need_key else ()
+    return metrics + (HEALTH if settings.health_needs_key else ())
+
+
+class CountedRequests:
+    """Counts each request as in flight up to the last byte of its response; a drain waits for it."""
+
+    def __init__(self, app: ASGIApp, boundary: RestBoundary) -> None:
+        self._app = app
+        self._boundary = boundary
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # the lifespan
+            await self._app(scope, receive, send)
+            return
+        with self._boundary.entrance.inside():
+            await self._app(scope, receive, send)

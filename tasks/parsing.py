@@ -1,0 +1,68 @@
+"""Shared by both families' parsers: location tokens in a text, the box that they span, and the label of a box."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from tasks.generation import Span
+from tasks.results import BoxXyxy, Detection, PointXy
+
+_ARTICLE = re.compile(r"^(?:an?|the) ")
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A location token in a text."""
+
+    bin_index: int
+    span: Span
+
+
+Locations = Sequence[Location]  # adjacent tokens, at least one
+
+
+def span_of(locations: Locations) -> Span:
+    """Return the span of adjacent locations in the text."""
+    return (locations[0].span[0], locations[-1].span[1])
+
+
+def in_pieces(locations: Locations, num_locations: int) -> Iterator[Locations]:
+    """Yield the locations in pieces of `num_locations`, without an incomplete last one."""
+    for start in range(0, len(locations) - num_locations + 1, num_locations):
+        yield locations[start : start + num_locations]
+
+
+def ordered_box(x1: float, y1: float, x2: float, y2: float) -> BoxXyxy | None:
+    """Return the box between two opposite corners in either order; None if it has no area."""
+    if x1 == x2 or y1 == y2:
+        return None
+    return (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
+
+
+def bounding_box(points_xy: Iterable[PointXy]) -> BoxXyxy | None:
+    """Return the smallest box around one or more points; None if it has no area."""
+    xs, ys = zip(*points_xy, strict=True)
+    return ordered_box(min(xs), min(ys), max(xs), max(ys))
+
+
+def resolve_label(written: str, asked: Sequence[str]) -> str:
+    """Return the requested name that equals `written` ignoring case and article, else `written`.
+
+    If `written` is empty, return the requested name if there is exactly one, else ''.
+    """
+    if not written:
+        return asked[0] if len(asked) == 1 else ""
+    equal = [name for name in asked if _bare(name) == _bare(written)]
+    return min(equal, key=lambda name: name.casefold() != written.casefold(), default=written)
+
+
+def answers_to_labels(detections: Iterable[Detection], labels: Sequence[str] | None) -> tuple[Detection, ...]:
+    """Return all detections if no `labels` were requested, else those with one of them.
+
+    For a label that is not in the image a model may write another one; that stays in the raw text only.
+    """
+    return tuple(detection for detection in detections if labels is None or detection.label in labels)
+
+
+def _bare(name: str) -> str:
+    return _ARTICLE.sub("", name.casefold())

@@ -1,0 +1,353 @@
+"""The real HAProxy with the configuration of deploy/haproxy, over two small servers that speak a runner's HTTP."""
+
+import asyncio
+import itertools
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.deploy.name_server import NameServer, name_server
+from tests.deploy.small_calls import KEY, PIXELS, Call, Calls, image_key
+from tests.deploy.small_runner import CACHE_SIZE
+from tests.support.export_cli import ROOT
+from tests.support.haproxy import CONFIGURATION, MODELS, HaProxy, haproxy, needs_haproxy, running_haproxy
+from tests.support.running_service import free_port
+from tests.support.waiting import wait_until
+
+pytestmark = needs_haproxy
+
+MODEL = "florence-2-mini"
+DOMAIN = "diptych.svc.cluster.local"
+NUM_CLIENTS = 16
+CALL_S = 0.03
+STOP_S = 10
+EJECTION_S = 6.0  # two checks of 2 s, 1 s until the first of them, and some
+HIT_TOLERANCE = 0.05
+
+
+class RunnerProcess:
+    """A small runner, which can be killed, stopped and started again."""
+
+    def __init__(self, name: str, host: str = "127.0.0.1", port: int | None = None) -> None:
+        self.name, self.host, self.port = name, host, port or free_port()
+        self.url = f"http://{self.host}:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and return when it listens."""
+        command = [sys.executable, "-m", "tests.deploy.small_runner", self.host, str(self.port), self.name]
+        self.process = subprocess.Popen(command, cwd=ROOT)
+        wait_until(self._listens)
+
+    def stop(self) -> None:
+        """End the process, whatever state it is in."""
+        self.process.kill()
+        self.process.wait(STOP_S)
+
+    def _listens(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex((self.host, self.port)) == 0
+
+
+@contextmanager
+def small_runners(*names: str) -> Iterator[list[RunnerProcess]]:
+    with ExitStack() as stack:
+        yield [_stopped_at_the_end(stack, RunnerProcess(name)) for name in names]
+
+
+def _stopped_at_the_end(stack: ExitStack, runner: RunnerProcess) -> RunnerProcess:
+    stack.callback(runner.stop)
+    return runner
+
+
+@pytest.fixture
+def runners() -> Iterator[list[RunnerProcess]]:
+    with small_runners("a", "b") as started:
+        yield started
+
+
+@pytest.fixture
+def balancer(runners: list[RunnerProcess], tmp_path: Path) -> Iterator[HaProxy]:
+    with haproxy({MODEL: [runner.url for runner in runners]}, tmp_path) as running:
+        yield running
+
+
+@asynccontextmanager
+async def calls_to(url: str) -> AsyncIterator[Calls]:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield Calls(session, url)
+
+
+def random_keys(seed: int) -> Iterator[str]:
+    drawn = random.Random(seed)
+    while True:
+        yield image_key(drawn.randrange(CACHE_SIZE))
+
+
+def lost_or_wrong(done: Sequence[Call]) -> list[Call]:
+    return [call for call in done if not call.is_right]
+
+
+def test_haproxy_takes_every_configuration_without_a_warning(tmp_path: Path) -> None:
+    (example,) = re.findall(
+        r"```haproxy\n(.*?)```", (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    (tmp_path / "hosts.cfg").write_text(example)
+    for models in (MODELS, tmp_path / "hosts.cfg"):
+        command = ["haproxy", "-c", "-f", str(CONFIGURATION), "-f", str(models)]
+        run = subprocess.run(
+            command, env=os.environ | {"RUNNERS_DOMAIN": DOMAIN}, capture_output=True, text=True, check=False
+        )
+        assert (run.returncode, run.stdout + run.stderr) == (0, "")
+
+
+def test_an_image_stays_with_one_runner_and_both_have_some(balancer: HaProxy) -> None:
+    async def ask() -> None:
+        async with calls_to(balancer.url(MODEL)) as calls:
+            keys = [image_key(number) for number in range(CACHE_SIZE)]
+            await calls.make_all(keys, 1)
+            assert calls.hit_share() == 0
+            await calls.make_all(keys, 1)
+            first, second = calls.done[: len(keys)], calls.done[len(keys) :]
+            assert calls.hit_share() == 0.5
+            assert [call.answer and call.answer.runner for call in first] == [
+                call.answer and call.answer.runner for call in second
+            ]
+            assert min(calls.by_runner().values()) > len(keys) / 4
+
+    asyncio.run(ask())
+
+
+def test_hits_are_within_5_points_of_a_single_runners(balancer: HaProxy) -> None:
+    drawn = random.Random(1)
+    numbers = range(5 * CACHE_SIZE)
+    popularity = [1 / (number + 1) for number in numbers]
+    keys = [image_key(number) for number in drawn.choices(numbers, popularity, k=1500)]
+
+    async def hits(url: str) -> float:
+        async with calls_to(url) as calls:
+            await calls.make_all(keys, NUM_CLIENTS, CALL_S)
+            assert not lost_or_wrong(calls.done)
+            return calls.hit_share()
+
+    with small_runners("alone") as (alone,):
+        single = asyncio.run(hits(alone.url))
+    assert asyncio.run(hits(balancer.url(MODEL))) > single - HIT_TOLERANCE
+
+
+def test_calls_about_one_image_are_shared_once_a_runner_has_more_than_its_part(balancer: HaProxy) -> None:
+    async def ask() -> None:
+        async with calls_to(balancer.url(MODEL)) as calls:
+            await calls.make_all([image_key(1)] * 200, NUM_CLIENTS, CALL_S)
+            assert not lost_or_wrong(calls.done)
+            most, least = sorted(calls.by_runner().values(), reverse=True)
+            assert most > least > 20
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_nothing_is_lost_with_a_runner(balancer: HaProxy, runners: list[RunnerProcess], kill: signal.Signals) -> None:
+    async def ask() -> None:
+        async with calls_to(balancer.url(MODEL)) as calls:
+            async with calls.under_load(random_keys(2), NUM_CLIENTS, CALL_S):
+                await calls.wait_for_more(10 * NUM_CLIENTS)
+                assert len(calls.by_runner()) == 2
+                runners[0].process.send_signal(kill)
+                await wait_for_ready(balancer, 1)
+                start = len(calls.done)
+                await calls.wait_for_more(10 * NUM_CLIENTS)
+                assert set(calls.by_runner(start + NUM_CLIENTS)) == {"b"}
+                assert calls.oldest_s() < 1  # none hangs at the other
+                bring_back(runners[0], kill)
+                await wait_for_ready(balancer, 2)
+                start = len(calls.done)
+                await calls.wait_for_more(10 * NUM_CLIENTS)
+                assert set(calls.by_runner(start)) == {"a", "b"}
+            assert not lost_or_wrong(calls.done)
+            assert max(call.seconds for call in calls.done) < EJECTION_S
+
+    asyncio.run(ask())
+
+
+def bring_back(runner: RunnerProcess, kill: signal.Signals) -> None:
+    if kill == signal.SIGSTOP:
+        runner.process.send_signal(signal.SIGCONT)
+    else:
+        runner.stop()
+        runner.start()
+
+
+async def wait_for_ready(balancer: HaProxy, count: int) -> None:
+    async with asyncio.timeout(2 * EJECTION_S):
+        while await asyncio.to_thread(balancer.num_ready, MODEL) != count:
+            await asyncio.sleep(0.05)
+
+
+def test_a_refused_connection_is_repeated_at_another_runner(balancer: HaProxy, runners: list[RunnerProcess]) -> None:
+    async def ask() -> set[int]:
+        async with aiohttp.ClientSession() as session:
+            runners[0].stop()
+            statuses = set()
+            for number in range(CACHE_SIZE):
+                async with session.post(f"{balancer.url(MODEL)}/write", headers={KEY: image_key(number)}) as response:
+                    statuses.add(response.status)
+            return statuses
+
+    assert asyncio.run(ask()) == {404}  # no pixels were sent
+
+
+def test_a_draining_runner_finishes_its_calls_and_gets_no_new_ones(
+    balancer: HaProxy, runners: list[RunnerProcess]
+) -> None:
+    async def ask() -> None:
+        async with calls_to(balancer.url(MODEL)) as calls:
+            keys = [image_key(number) for number in range(NUM_CLIENTS)]
+            await calls.make_all(keys, 1)
+            named = [call.answer.runner for call in calls.done if call.answer is not None]
+            long = asyncio.create_task(calls.make_all(keys, NUM_CLIENTS, 4.0))
+            await asyncio.sleep(0.5)
+            runners[0].process.send_signal(signal.SIGTERM)
+            await wait_for_ready(balancer, 1)
+            new = [await calls.make(image_key(number)) for number in range(100, 120)]
+            assert {call.answer and call.answer.runner for call in new} == {"b"}
+            await long
+            finished = {call.key: call.answer for call in calls.done[-NUM_CLIENTS:]}
+            assert not lost_or_wrong(calls.done)
+            assert all(call.seconds < 4.0 + 1.0 for call in calls.done)  # none was cut and repeated
+            assert "a" in {answer.runner for answer in finished.values() if answer is not None} & set(named)
+
+    asyncio.run(ask())
+    assert runners[0].process.wait(STOP_S) == 0
+
+
+@pytest.mark.parametrize("path", ["/write", "/stream"])
+def test_a_client_that_disconnects_ends_its_call_at_the_runner(balancer: HaProxy, path: str, tmp_path: Path) -> None:
+    aborted = tmp_path / "aborted"
+
+    async def ask() -> None:
+        async with aiohttp.ClientSession() as session:
+            headers = {KEY: image_key(1), "X-Seconds": "60", "X-Abort-File": str(aborted)}
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.5), session.post(balancer.url(MODEL) + path, data=PIXELS, headers=headers):
+                    await asyncio.sleep(60)
+
+    asyncio.run(ask())
+    wait_until(aborted.exists, timeout_s=2)
+    assert aborted.read_text() == f"{path}\n"
+
+
+def test_a_stream_comes_line_by_line(balancer: HaProxy) -> None:
+    async def ask() -> list[float]:
+        loop = asyncio.get_running_loop()
+        async with aiohttp.ClientSession() as session:
+            headers = {KEY: image_key(1), "X-Seconds": "2"}
+            async with session.post(f"{balancer.url(MODEL)}/stream", data=PIXELS, headers=headers) as response:
+                return [loop.time() async for _ in response.content]
+
+    times_s = asyncio.run(ask())
+    assert len(times_s) == 10
+    assert min(later - sooner for sooner, later in itertools.pairwise(times_s)) > 0.1
+
+
+@pytest.mark.parametrize(("body", "most_ms"), [(b"", 1.0), (bytes(3 * 768 * 768), 5.0)], ids=["features", "pixels"])
+def test_a_call_costs_haproxy_little(balancer: HaProxy, body: bytes, most_ms: float) -> None:
+    num_calls = 200
+
+    async def ask() -> None:
+        async with aiohttp.ClientSession(headers={KEY: image_key(1)}) as session:
+            for _ in range(num_calls):
+                async with session.post(f"{balancer.url(MODEL)}/write", data=BytesIO(body)) as response:
+                    await response.read()
+
+    start_s = balancer.processor_s()
+    asyncio.run(ask())
+    cost_ms = 1000 * (balancer.processor_s() - start_s) / num_calls
+    print(f"{len(body):,} bytes: {cost_ms:.2f} ms of processor time a call")
+    assert cost_ms < most_ms
+
+
+def test_the_sidecars_image_is_of_the_branch_that_is_tested() -> None:
+    manifest = (ROOT / "deploy" / "kubernetes" / "replicated" / "haproxy.yaml").read_text(encoding="utf-8")
+    (image,) = re.findall(r"image: haproxy:(\d+\.\d+)\.\d+ ", manifest)
+    version = subprocess.run(["haproxy", "-v"], capture_output=True, text=True, check=True).stdout
+    assert version.startswith(f"HAProxy version {image}.")
+
+
+def test_without_any_runner_a_call_fails_at_once(balancer: HaProxy, runners: list[RunnerProcess]) -> None:
+    for runner in runners:
+        runner.stop()
+
+    async def ask() -> None:
+        await wait_for_ready(balancer, 0)
+        async with calls_to(balancer.url(MODEL)) as calls:
+            call = await calls.make(image_key(1))
+            assert call.answer is None
+            assert call.seconds < 1
+
+    asyncio.run(ask())
+
+
+@pytest.fixture
+def pods() -> Iterator[list[RunnerProcess]]:
+    """Two runners with the port of all pods, each on an address of its own."""
+    with ExitStack() as stack:
+        port = free_port()
+        yield [_stopped_at_the_end(stack, RunnerProcess(host, host, port)) for host in ("127.0.0.2", "127.0.0.3")]
+
+
+@pytest.fixture
+def cluster_dns(pods: list[RunnerProcess]) -> Iterator[NameServer]:
+    with name_server(f"{MODEL}-runner.{DOMAIN}", [pods[0].host]) as server:
+        yield server
+
+
+@pytest.fixture
+def sidecar(pods: list[RunnerProcess], cluster_dns: NameServer, tmp_path: Path) -> Iterator[HaProxy]:
+    """HAProxy with models.cfg, but for the ports and the address of the name server."""
+    shipped = MODELS.read_text(encoding="utf-8")
+    ports = {model_id: free_port() for model_id in re.findall(r"^listen (\S+)$", shipped, re.MULTILINE)}
+    bound = iter(ports.values())
+    models = re.sub(r"(?<=bind 127\.0\.0\.1:)\d+", lambda _: str(next(bound)), shipped)
+    models = models.replace("parse-resolv-conf", f"nameserver test 127.0.0.1:{cluster_dns.port}")
+    models = models.replace(':3000"', f':{pods[0].port}"')
+    with running_haproxy(models, ports, tmp_path, {"RUNNERS_DOMAIN": DOMAIN}) as running:
+        yield running
+
+
+def test_pods_come_and_go_with_dns_and_a_deleted_one_finishes_its_calls(
+    sidecar: HaProxy, cluster_dns: NameServer, pods: list[RunnerProcess]
+) -> None:
+    async def ask() -> None:
+        async with calls_to(sidecar.url(MODEL)) as calls:
+            keys = [image_key(number) for number in range(NUM_CLIENTS)]
+            await wait_for_ready(sidecar, 1)
+            await calls.make_all(keys, 1)
+            assert set(calls.by_runner()) == {pods[0].host}
+            cluster_dns.addresses = [pod.host for pod in pods]
+            await wait_for_ready(sidecar, 2)
+            start = len(calls.done)
+            await calls.make_all(keys, 1)
+            assert set(calls.by_runner(start)) == {pod.host for pod in pods}
+            long = asyncio.create_task(calls.make_all(keys, NUM_CLIENTS, 5.0))
+            await asyncio.sleep(0.5)
+            cluster_dns.addresses = [pods[1].host]
+            pods[0].process.send_signal(signal.SIGTERM)
+            await wait_for_ready(sidecar, 1)
+            await long
+            assert not lost_or_wrong(calls.done)
+            assert max(call.seconds for call in calls.done) < 5.0 + 1.0  # none was cut and repeated
+
+    asyncio.run(ask())
+    assert pods[0].process.wait(STOP_S) == 0

@@ -1,0 +1,26 @@
+"""What is allowed in 500 recorded states, over the embedded vocabularies and the released checkpoints'."""
+
+import pytest
+
+from runners.decoder.constraints import Constraints
+from tests.support.grammar_states import (
+    EOS_ID,
+    FAMILY_OF,
+    NUM_STATES,
+    TokenizerName,
+    measured,
+    recorded_states,
+    tokenizer_definition,
+)
+from tests.support.real_tokenizers import MISSING_NPM
+
+
+@pytest.mark.parametrize("name", FAMILY_OF)
+def test_what_is_allowed_is_as_recorded(name: TokenizerName) -> None:
+    definition = tokenizer_definition(name)
+    if definition is None:
+        pytest.skip(MISSING_NPM)
+    constraints, states = Constraints(definition, {EOS_ID[FAMILY_OF[name]]}), recorded_states(name)
+    assert len(states) == NUM_STATES
+    for state in states:
+        assert measured(state, constraints) == state

@@ -1,0 +1,170 @@
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+
+from service.admission.fair_queue import FairQueue, QueuedRequest
+from service.errors import DeadlineExceeded, Overloaded
+from tests.support.core_calls import run, until
+
+
+def fair_queue(max_running: int = 1, max_waiting_cost: int = 1000) -> FairQueue:
+    return FairQueue("a-model", max_running, max_waiting_cost)
+
+
+def queued(client: str = "a", cost: int = 10, timeout_s: float = math.inf) -> QueuedRequest:
+    return QueuedRequest(client, cost, time.monotonic() + timeout_s)
+
+
+async def work(queue: FairQueue, request: QueuedRequest, note: Callable[[str], None], work_s: float = 0.0) -> None:
+    async with queue.admitted(request):
+        note(request.client)
+        await asyncio.sleep(work_s)
+
+
+async def enqueue(
+    queue: FairQueue, *requests: QueuedRequest, note: Callable[[str], None] = print
+) -> list[asyncio.Task[None]]:
+    """Queue requests in this order."""
+    tasks = []
+    for each in requests:
+        tasks.append(asyncio.create_task(work(queue, each, note)))
+        await asyncio.sleep(0)
+    return tasks
+
+
+def test_running_requests_are_limited() -> None:
+    async def scenario() -> int:
+        queue, num_running, max_running = fair_queue(max_running=3), 0, 0
+
+        async def one() -> None:
+            nonlocal num_running, max_running
+            async with queue.admitted(queued()):
+                num_running += 1
+                max_running = max(max_running, num_running)
+                await asyncio.sleep(0.001)
+                num_running -= 1
+
+        await asyncio.gather(*(one() for _ in range(20)))
+        return max_running
+
+    assert run(scenario()) == 3
+
+
+@pytest.mark.parametrize(
+    ("waiting", "order"), [("aaab", "abaa"), ("aaaabbbb", "abababab"), ("abcabc", "abcabc"), ("aabbbc", "abcabb")]
+)
+def test_clients_alternate_whichever_came_first(waiting: str, order: str) -> None:
+    async def scenario() -> str:
+        queue, served = fair_queue(), list[str]()
+        async with queue.admitted(queued("z")):
+            tasks = await enqueue(queue, *map(queued, waiting), note=served.append)
+        await asyncio.gather(*tasks)
+        return "".join(served)
+
+    assert run(scenario()) == order
+
+
+def test_client_of_expensive_requests_is_served_less_often() -> None:
+    async def scenario() -> str:
+        queue, served = fair_queue(), list[str]()
+        expensive, cheap = [queued("d", 40)] * 3, [queued("c", 10)] * 8
+        async with queue.admitted(queued("z")):
+            tasks = await enqueue(queue, *expensive, *cheap, note=served.append)
+        await asyncio.gather(*tasks)
+        return "".join(served)
+
+    served = run(scenario())
+    assert served[:6].count("c") >= 4
+
+
+def test_request_that_would_miss_its_deadline_is_refused_with_the_seconds_to_wait() -> None:
+    async def scenario() -> Overloaded:
+        queue = fair_queue()
+        for _ in range(3):
+            await work(queue, queued(cost=10), print, 0.05)  # 200 tokens a second
+        async with queue.admitted(queued()):
+            waiting = await enqueue(queue, *[queued(cost=100)] * 5)
+            with pytest.raises(Overloaded, match="after its deadline; retry after") as caught:
+                await work(queue, queued(cost=10, timeout_s=0.5), print)
+            for task in waiting:
+                task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        return caught.value
+
+    assert 2 <= run(scenario()).retry_after_s <= 5
+
+
+def test_light_client_is_admitted_while_a_heavy_one_waits() -> None:
+    async def scenario() -> list[str]:
+        queue, served = fair_queue(), list[str]()
+        for _ in range(3):
+            await work(queue, queued(cost=10), print, 0.02)
+        async with queue.admitted(queued("heavy")):
+            heavy = await enqueue(queue, *[queued("heavy", 100)] * 9)
+            light = asyncio.create_task(work(queue, queued("light", 10, timeout_s=2), served.append))
+            await asyncio.sleep(0)
+            for task in heavy[1:]:
+                task.cancel()
+        await asyncio.gather(light, *heavy, return_exceptions=True)
+        return served
+
+    assert run(scenario()) == ["light"]
+
+
+def test_tokens_queued_by_a_client_are_limited() -> None:
+    async def scenario() -> None:
+        queue = fair_queue(max_waiting_cost=100)
+        async with queue.admitted(queued()):
+            waiting = await enqueue(queue, *[queued(cost=50)] * 2)
+            with pytest.raises(
+                Overloaded, match=r"this client has 100 of 100 tokens queued for a-model, .*needs 1; retry"
+            ):
+                await work(queue, queued(cost=1), print)
+        await asyncio.gather(*waiting)
+
+    run(scenario())
+
+
+def test_deadline_ends_the_wait_in_the_queue() -> None:
+    async def scenario() -> None:
+        queue = fair_queue()
+        async with queue.admitted(queued()):
+            with pytest.raises(DeadlineExceeded, match="still queued for a-model at its deadline"):
+                await work(queue, queued(timeout_s=0.01), print)
+        await work(queue, queued(), print)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("is_admitted", [False, True], ids=["waiting", "just admitted"])
+def test_cancelled_request_is_replaced_by_the_next(is_admitted: bool) -> None:
+    async def scenario() -> list[str]:
+        queue, served = fair_queue(), list[str]()
+        async with queue.admitted(queued()):
+            first, second = await enqueue(queue, queued("b"), queued("c"), note=served.append)
+            if not is_admitted:
+                first.cancel()
+        if is_admitted:
+            first.cancel()
+        with suppress(asyncio.CancelledError):
+            await first
+        await asyncio.wait_for(second, 5)
+        await until(lambda: served)
+        return served
+
+    assert run(scenario()) == ["c"]
+
+
+def test_failed_request_is_replaced_by_the_next() -> None:
+    async def scenario() -> None:
+        queue = fair_queue()
+        with pytest.raises(ValueError, match="broken"):
+            async with queue.admitted(queued()):
+                raise ValueError("broken")
+        await asyncio.wait_for(work(queue, queued(), print), 5)
+
+    run(scenario())

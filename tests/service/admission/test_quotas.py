@@ -1,0 +1,81 @@
+from contextlib import ExitStack
+
+import pytest
+
+from service.admission.quotas import UNLIMITED, Quota, QuotaLimits, TokenBucket
+from service.errors import ImageTooLarge, Overloaded
+from tests.support.api_keys import FakeClock
+
+MEGAPIXEL = 1_000_000
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+def test_bucket_holds_one_minute_and_refills_evenly(clock: FakeClock) -> None:
+    bucket = TokenBucket(60, clock)
+    assert [bucket.take(1) for _ in range(60)] == [0] * 60
+    assert bucket.take(1) == pytest.approx(1)
+    clock.now_s += 0.5
+    assert bucket.take(1) == pytest.approx(0.5)
+    clock.now_s += 0.5
+    assert bucket.take(1) == 0
+    clock.now_s += 3600
+    assert bucket.take(60) == 0
+    assert bucket.take(0.001) > 0
+
+
+def test_amount_above_a_full_bucket_is_never_available(clock: FakeClock) -> None:
+    bucket = TokenBucket(10, clock)
+    assert bucket.take(10.5) == float("inf")
+    assert bucket.take(10) == 0
+
+
+def test_request_above_the_rate_is_refused_with_the_seconds_to_wait(clock: FakeClock) -> None:
+    quota = Quota("batch", QuotaLimits(requests_per_minute=2), clock)
+    quota.take_request()
+    quota.take_request()
+    with pytest.raises(
+        Overloaded, match="the key 'batch' has reached its limit of 2 requests per minute; retry after 30 s"
+    ) as caught:
+        quota.take_request()
+    assert caught.value.retry_after_s == 30
+    clock.now_s += 30
+    quota.take_request()
+
+
+def test_image_above_the_megapixel_rate_is_refused_with_the_seconds_to_wait(clock: FakeClock) -> None:
+    quota = Quota("batch", QuotaLimits(megapixels_per_minute=6), clock)
+    quota.take_pixels(5 * MEGAPIXEL)
+    with pytest.raises(Overloaded, match="6 megapixels per minute; retry after 20 s") as caught:
+        quota.take_pixels(3 * MEGAPIXEL)
+    assert caught.value.retry_after_s == 20
+    quota.take_pixels(MEGAPIXEL)
+    clock.now_s += 30
+    quota.take_pixels(3 * MEGAPIXEL)
+
+
+def test_image_above_the_quota_of_a_minute_is_too_large(clock: FakeClock) -> None:
+    quota = Quota("batch", QuotaLimits(megapixels_per_minute=6), clock)
+    with pytest.raises(ImageTooLarge, match=r"has 6\.5 megapixels; the key 'batch' may send 6 per minute") as caught:
+        quota.take_pixels(6_500_000)
+    assert caught.value.param == "image"
+
+
+def test_concurrent_requests_are_limited_and_released(clock: FakeClock) -> None:
+    quota = Quota("batch", QuotaLimits(max_concurrent=2), clock)
+    for _ in range(3):
+        with ExitStack() as places:
+            for _ in range(2):
+                places.enter_context(quota.concurrent_request())
+            with pytest.raises(Overloaded, match="2 concurrent requests") as caught:
+                places.enter_context(quota.concurrent_request())
+        assert caught.value.retry_after_s == 1
+
+
+def test_unlimited_quota_has_no_limits() -> None:
+    for _ in range(1000):
+        UNLIMITED.take_request()
+        UNLIMITED.take_pixels(1000 * MEGAPIXEL)

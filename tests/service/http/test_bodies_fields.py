@@ -1,0 +1,107 @@
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from service.errors import InvalidRequest
+from service.http.body import RequestBody, read_body
+from tests.support.request_bodies import (
+    BASE64,
+    FORM,
+    IMAGE,
+    JSON,
+    MAX_BYTES,
+    file_part,
+    form,
+    part,
+    read,
+    read_form,
+    read_json,
+    request,
+)
+
+FIELDS: dict[str, Any] = {
+    "task": "open_vocabulary_detection",
+    "model": "florence-2-mini",
+    "labels": ["red circle", "Käfer"],
+    "region": [1, 2.5, 30, 40],
+    "max_new_tokens": 12,
+    "temperature": 0.5,
+    "seed": 7,
+    "num_beams": 1,
+    "top_p": 0.9,
+    "constrained": False,
+    "question": "7",
+}
+
+
+def parts_of(name: str, value: object, is_json: bool) -> Sequence[bytes]:
+    if isinstance(value, list):
+        return [part(name, json.dumps(value))] if is_json else [part(name, str(item)) for item in value]
+    return [part(name, value if isinstance(value, str) else json.dumps(value))]
+
+
+@pytest.mark.parametrize("is_json", [True, False], ids=["lists as JSON", "lists as repeated fields"])
+def test_form_and_json_give_the_same_body(is_json: bool) -> None:
+    parts = [one for name, value in FIELDS.items() for one in parts_of(name, value, is_json)]
+    from_form, from_json = read_form(*parts), read_json(image=BASE64, **FIELDS)
+    assert from_form == from_json == RequestBody(IMAGE, FIELDS)
+    assert [type(v) for v in from_form.fields.values()] == [type(v) for v in from_json.fields.values()]
+
+
+def test_body_in_many_chunks_is_the_body() -> None:
+    body = form(file_part("image", IMAGE), part("task", "ocr"))
+    chunks = [body[i : i + 1] for i in range(len(body))]
+    assert asyncio.run(read_body(request(chunks, FORM), MAX_BYTES)) == RequestBody(IMAGE, {"task": "ocr"})
+
+
+@pytest.mark.parametrize("content_type", [JSON, "APPLICATION/JSON", "application/json; charset=utf-8"])
+def test_json_content_type_is_read_without_case_and_options(content_type: str) -> None:
+    assert read(json.dumps({"image": BASE64}).encode(), content_type) == RequestBody(IMAGE, {})
+
+
+@pytest.mark.parametrize("value", ["twelve", "1e", "", "true", "null", "[1]", "NaN", "Infinity", "0x10", "9" * 5000])
+def test_form_number_that_is_none_stays_text_for_the_check_of_fields(value: str) -> None:
+    assert read_form(part("seed", value)).fields == {"seed": value}
+
+
+@pytest.mark.parametrize("value", ["True", "1", "", "yes", "null"])
+def test_form_claim_that_is_neither_true_nor_false_stays_text_for_the_check_of_fields(value: str) -> None:
+    assert read_form(part("constrained", value)).fields == {"constrained": value}
+
+
+@pytest.mark.parametrize("value", ["true", "12", "null", '{"a": 1}'])
+def test_form_text_stays_text(value: str) -> None:
+    assert read_form(part("question", value)).fields == {"question": value}
+
+
+def test_one_label_is_a_list_in_a_form() -> None:
+    assert read_form(part("labels", "dog")).fields == {"labels": ["dog"]}
+
+
+@pytest.mark.parametrize("value", ["[1, 2", "[NaN]", "[Infinity, 1, 2, 3]", "[" * 50_000])
+def test_form_list_that_is_broken_json_is_refused_by_name(value: str) -> None:
+    with pytest.raises(InvalidRequest, match="region") as caught:
+        read_form(part("region", value))
+    assert caught.value.param == "region"
+
+
+@pytest.mark.parametrize("name", ["task", "seed", "question", "unknown"])
+def test_form_field_given_twice_is_refused_by_name(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{name} occurs 2 times") as caught:
+        read_form(part(name, "1"), part(name, "2"))
+    assert caught.value.param == name
+
+
+def test_json_key_given_twice_is_refused_by_name() -> None:
+    with pytest.raises(InvalidRequest, match="task"):
+        read(b'{"image": "QUJD", "task": "ocr", "task": "captioning"}', JSON)
+
+
+@pytest.mark.parametrize("name", ["task", "labels", "seed"])
+def test_field_that_is_a_file_is_refused_by_name(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{name} is a file; only image may be a file") as caught:
+        read_form(file_part(name, b"x"))
+    assert caught.value.param == name

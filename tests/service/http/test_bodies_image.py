@@ -1,0 +1,60 @@
+import pytest
+
+from service.errors import InvalidRequest, UnsupportedImage
+from service.images.url_rules import ImageUrl
+from tests.support.request_bodies import BASE64, FORM, IMAGE, JSON, file_part, form, part, read, read_form, read_json
+
+
+@pytest.mark.parametrize(
+    "image",
+    [BASE64, f"data:image/png;base64,{BASE64}", f"DATA:image/webp;charset=x;BASE64,{BASE64}", f"data:;base64,{BASE64}"],
+)
+def test_image_is_a_data_url_or_bare_base64(image: str) -> None:
+    assert read_json(image=image).image == IMAGE
+    assert read(form(part("image", image)), FORM).image == IMAGE
+
+
+@pytest.mark.parametrize("image", ["data:image/png,abc", "data:image/png;utf8,abc", "data:image/png;base64", "data:"])
+def test_data_url_that_is_not_base64_is_refused(image: str) -> None:
+    with pytest.raises(InvalidRequest, match="not base64") as caught:
+        read_json(image=image)
+    assert caught.value.param == "image"
+
+
+@pytest.mark.parametrize(
+    "image", ["http://example.org/a.png", "HTTPS://example.org", "file:///etc/passwd", " gopher:x", "a+b.c-1:"]
+)
+def test_url_of_any_scheme_but_data_is_handed_on_as_it_is(image: str) -> None:
+    assert read_json(image=image).image == ImageUrl(image)
+    assert read(form(part("image", image)), FORM).image == ImageUrl(image)
+
+
+@pytest.mark.parametrize("image", ["QUJ", "Q!JD", "QUJD\u00e4", "\ud800", "//host/a.png", "_-_-", "a,b", "="])
+def test_image_that_is_not_base64_is_unsupported(image: str) -> None:
+    with pytest.raises(UnsupportedImage, match="not base64") as caught:
+        read_json(image=image)
+    assert caught.value.param == "image"
+
+
+@pytest.mark.parametrize("image", [None, 1, True, ["QUJD"], {"url": "x"}])
+def test_image_in_json_must_be_a_text(image: object) -> None:
+    with pytest.raises(InvalidRequest, match="image must be a string"):
+        read_json(image=image)
+
+
+def test_missing_image_is_named() -> None:
+    for body, content_type in [(b"{}", JSON), (form(part("task", "ocr")), FORM), (form(), FORM)]:
+        with pytest.raises(InvalidRequest, match="image is missing") as caught:
+            read(body, content_type)
+        assert caught.value.param == "image"
+
+
+def test_empty_file_is_an_empty_image() -> None:
+    assert read(form(file_part("image", b"")), FORM).image == b""
+
+
+@pytest.mark.parametrize("second", [file_part("image", IMAGE), part("image", BASE64)])
+def test_second_image_is_refused_as_such(second: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="image occurs 2 times") as caught:
+        read_form(second)
+    assert caught.value.param == "image"

@@ -1,0 +1,94 @@
+import asyncio
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from service.http.boundary import RestBoundary
+from service.http.middleware import KeyForPaths, SecurityHeaders, closed_paths
+from service.settings import Settings
+from tests.support.api_keys import api_keys
+from tests.support.fake_service import make_core
+from tests.support.rest_client import SETTINGS, error_of
+
+KEY = {"Authorization": "Bearer mine"}
+POLICY = "default-src 'self'"
+
+
+async def plain(_request: Request) -> Response:
+    return PlainTextResponse("told")
+
+
+async def page(_request: Request) -> Response:
+    return PlainTextResponse("page", headers={"Content-Security-Policy": POLICY, "Cache-Control": "max-age=60"})
+
+
+INNER = Starlette(routes=[Route("/v1/page", page), Route("/{path:path}", plain)])
+
+
+def get(app: ASGIApp, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
+    async def send() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://diptych") as client:
+            return await client.get(path, headers=headers)
+
+    return asyncio.run(send())
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/v1/models", "/metrics"])
+def test_every_answer_has_the_headers(path: str) -> None:
+    headers = get(SecurityHeaders(INNER), path).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["content-security-policy"] == "frame-ancestors 'none'"
+    assert headers.get("cache-control") == ("no-store" if path == "/v1/models" else None)
+
+
+def test_a_header_that_an_answer_brings_stays() -> None:
+    headers = get(SecurityHeaders(INNER), "/v1/page").headers
+    assert headers.get_list("content-security-policy") == [POLICY]
+    assert headers["cache-control"] == "max-age=60"
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+def guarded(*paths: str) -> KeyForPaths:
+    boundary = RestBoundary(SETTINGS)
+    boundary.start(make_core(), api_keys("mine", "requests_per_minute=1"))
+    return KeyForPaths(INNER, boundary, paths)
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/metrics?a=b", "/%6detrics", "/metrics%0a"])
+def test_a_closed_path_needs_a_key_however_it_is_written(path: str) -> None:
+    app = guarded("/metrics")
+    assert error_of(get(app, path))["code"] == "unauthorized"
+    assert get(app, path, {"Authorization": "Bearer another"}).status_code == 401
+    assert get(app, path, KEY).text == "told"
+
+
+def test_a_closed_path_takes_nothing_of_the_key_s_limits() -> None:
+    app = guarded("/metrics")
+    assert [get(app, "/metrics", KEY).status_code for _ in range(3)] == [200] * 3
+
+
+def test_other_paths_are_open() -> None:
+    assert [get(guarded("/metrics"), path).text for path in ("/livez", "/metricsx", "/", "/v1/metrics")] == ["told"] * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "closed", "others"),
+    [
+        (Settings(), (), ("/metrics", "/livez")),
+        (Settings(metrics_need_key=True), ("/metrics",), ("/livez", "/readyz", "/healthz")),
+        (Settings(health_needs_key=True), ("/livez", "/readyz", "/healthz", "/v2/health/live"), ("/metrics",)),
+    ],
+)
+def test_the_settings_say_which_paths_are_closed(
+    settings: Settings, closed: tuple[str, ...], others: tuple[str, ...]
+) -> None:
+    paths = closed_paths(settings)
+    assert set(closed) <= set(paths)
+    assert not set(others) & set(paths)

@@ -1,0 +1,70 @@
+import itertools
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from service.errors import ServiceError
+from tests.support.fake_service import encoded
+from tests.support.image_files import (
+    DESCRIPTION,
+    ORIENTATION,
+    X_RESOLUTION,
+    chunk,
+    colour_steps,
+    decode,
+    half_transparent,
+)
+
+
+def checksums_mended(data: bytes) -> bytes:
+    """Return a PNG whose chunks have the checksums that fit, so that mutations come past them."""
+    mended, position = data[:8], 8
+    while position + 12 <= len(data):
+        (length,) = struct.unpack(">I", data[position : position + 4])
+        body = data[position + 8 : position + 8 + length]
+        mended += chunk(data[position + 4 : position + 8], body)
+        position += 12 + length
+    return mended
+
+
+def decodes_or_refuses(data: bytes) -> bool:
+    """Say whether the bytes are an image or an error of the service's tree; anything else escapes."""
+    try:
+        return decode(data).mode == "RGB"
+    except ServiceError as error:
+        return bool(error.message)
+
+
+EXIF = Image.Exif()
+EXIF[ORIENTATION], EXIF[DESCRIPTION], EXIF[X_RESOLUTION] = 6, "a", 72.0
+SEEDS = [
+    encoded(image.resize((8, 4)), image_format, exif=EXIF)
+    for image, image_format in itertools.product(
+        (colour_steps(), half_transparent("RGBA"), colour_steps().convert("P"), colour_steps().convert("1")),
+        ("PNG", "WEBP"),
+    )
+] + [encoded(colour_steps().resize((8, 4)), "JPEG", exif=EXIF)]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of EXIF that it cannot read
+@settings(deadline=None)
+@given(
+    st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\xff\0\0\0WEBP"]), st.binary(max_size=300)
+)
+def test_random_bytes_are_an_image_or_a_service_error(start: bytes, rest: bytes) -> None:
+    assert decodes_or_refuses(start + rest)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@settings(max_examples=500, deadline=None)
+@given(st.sampled_from(SEEDS), st.data())
+def test_mutated_images_are_an_image_or_a_service_error(seed: bytes, data: st.DataObject) -> None:
+    mutated = bytearray(seed)
+    places = st.one_of(st.integers(0, len(seed) - 1), st.integers(0, min(120, len(seed) - 1)))
+    for place, value in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=6)):
+        mutated[place] = value
+    is_png = seed.startswith(b"\x89PNG")
+    assert decodes_or_refuses(checksums_mended(bytes(mutated)) if is_png else bytes(mutated))

@@ -1,0 +1,265 @@
+"""Images by URL, from HTTP hosts on this machine: the fetcher gets the addresses to which it may connect."""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import trustme
+
+from service.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge, ServiceError
+from service.images.fetching import FetchLimits, ImageFetcher
+from service.images.host_addresses import Resolver, is_public
+from service.images.url_rules import AllowedHost, ImageUrl
+from tests.support.attack_urls import ADDRESSES, INTERNAL, attacks
+from tests.support.image_hosts import ImageHost, Names, listening, redirect, response
+
+OUTSIDE = "127.0.0.2"  # stands for an internet address
+NAMES = {"images.test": [OUTSIDE], "other.test": [OUTSIDE], **ADDRESSES}
+BODY = b"any bytes"
+LIMITS = FetchLimits(max_bytes=1000, timeout_s=5)
+
+
+def is_outside(address: str) -> bool:
+    return address == OUTSIDE or is_public(address)
+
+
+def fetcher(*allowed: str, resolver: Resolver | None = None, limits: FetchLimits = LIMITS) -> ImageFetcher:
+    return ImageFetcher([AllowedHost.parse(each) for each in allowed], limits, resolver or Names(NAMES), is_outside)
+
+
+async def get(image_fetcher: ImageFetcher, url: str, timeout_s: float = 60) -> bytes:
+    return await image_fetcher.fetch(ImageUrl(url), time.monotonic() + timeout_s)
+
+
+async def outcome(image_fetcher: ImageFetcher, url: str, timeout_s: float = 60) -> bytes | ServiceError:
+    try:
+        return await get(image_fetcher, url, timeout_s)
+    except ServiceError as error:
+        return error
+
+
+def fetched(
+    answers: Mapping[str, bytes | Sequence[bytes]], path: str = "/a.png", limits: FetchLimits = LIMITS
+) -> bytes | ServiceError:
+    """Return the outcome of fetching from a host on the internet."""
+
+    async def scenario() -> bytes | ServiceError:
+        async with listening(ImageHost(answers), OUTSIDE) as host:
+            return await outcome(fetcher(f"*:{host.port}", limits=limits), f"http://images.test:{host.port}{path}")
+
+    return asyncio.run(scenario())
+
+
+def refused(outcome: bytes | ServiceError) -> str:
+    assert isinstance(outcome, InvalidRequest)
+    assert outcome.param == "image"
+    assert OUTSIDE not in outcome.message
+    assert INTERNAL not in outcome.message
+    return outcome.message
+
+
+def test_image_is_fetched() -> None:
+    assert fetched({"/a.png": response(BODY)}) == BODY
+    assert fetched({"/a.png?b=%20c": response(BODY)}, "/a.png?b=%20c#d") == BODY
+
+
+def test_request_has_no_cookies_or_credentials() -> None:
+    async def scenario() -> tuple[str, int]:
+        async with listening(ImageHost({"/": response(BODY, "200 OK", "Set-Cookie: a=b")}), OUTSIDE) as host:
+            image_fetcher = fetcher(f"*:{host.port}")
+            assert [await get(image_fetcher, f"http://images.test:{host.port}") for _ in range(2)] == [BODY] * 2
+            return host.requests[-1], host.port
+
+    head, port = asyncio.run(scenario())
+    request, *headers = head.strip().split("\r\n")
+    assert request == "GET / HTTP/1.1"
+    assert {name.lower(): value for name, value in (line.split(": ") for line in headers)} == {
+        "host": f"images.test:{port}",
+        "accept": "image/jpeg, image/png, image/webp",
+        "accept-encoding": "identity",
+        "user-agent": "diptych",
+        "connection": "close",
+    }
+
+
+def test_no_attack_reaches_an_internal_host() -> None:
+    async def fetch_all(internal: ImageHost, urls: list[str]) -> None:
+        image_fetcher = fetcher("*", f"*:{internal.port}")
+        for url in urls:
+            error = await outcome(image_fetcher, url)
+            assert isinstance(error, InvalidRequest), (url, error)
+            assert error.param == "image"
+        assert internal.num_connections == 0
+
+    async def listen() -> int:
+        async with listening(ImageHost(), INTERNAL) as v4, listening(ImageHost(), "::1", v4.port) as v6:
+            urls = attacks(v4.port)
+            await fetch_all(v4, urls)
+            assert v6.num_connections == 0
+            return len(urls)
+
+    assert asyncio.run(listen()) >= 40
+
+
+def test_no_redirect_reaches_an_internal_host() -> None:
+    async def scenario() -> None:
+        async with listening(ImageHost(), INTERNAL) as internal, listening(ImageHost(), OUTSIDE) as host:
+            urls = [url for url in attacks(internal.port) if "\r" not in url and "\n" not in url]
+            host.answers = {f"/{index}": redirect(url) for index, url in enumerate(urls)}
+            image_fetcher = fetcher("*", f"*:{internal.port}", f"*:{host.port}")
+            for index, url in enumerate(urls):
+                error = await outcome(image_fetcher, f"http://images.test:{host.port}/{index}")
+                assert isinstance(error, InvalidRequest), (url, error)
+            assert internal.num_connections == 0
+            assert len(host.requests) >= len(urls)
+
+    asyncio.run(scenario())
+
+
+def test_connection_goes_to_the_checked_address() -> None:
+    async def scenario() -> None:
+        answers = {"/": response(BODY), "/again": redirect("/")}
+        async with (
+            listening(ImageHost(answers), OUTSIDE) as host,
+            listening(ImageHost(), INTERNAL, host.port) as internal,
+        ):
+            url = f"http://rebinding.test:{host.port}"
+            names = Names({"rebinding.test": [[OUTSIDE], [INTERNAL]]})
+            assert await get(fetcher(f"*:{host.port}", resolver=names), url) == BODY
+            assert names.num_lookups == 1
+            names = Names({"rebinding.test": [[OUTSIDE], [INTERNAL]]})
+            refused(await outcome(fetcher(f"*:{host.port}", resolver=names), f"{url}/again"))
+            assert names.num_lookups == 2
+            assert internal.num_connections == 0
+
+    asyncio.run(scenario())
+
+
+def test_error_of_an_internal_name_equals_that_of_a_missing_one() -> None:
+    async def scenario() -> list[str]:
+        image_fetcher = fetcher("*")
+        return [
+            refused(await outcome(image_fetcher, f"http://{name}/"))
+            for name in ("intranet", "nowhere.test", "other.example")
+        ]
+
+    first, second, third = asyncio.run(scenario())
+    assert first.replace("intranet", "X") == second.replace("nowhere.test", "X") == third.replace("other.example", "X")
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
+def test_redirect_is_followed(status: str) -> None:
+    answers = {"/a.png": response(b"", status, "Location: /b/c.png"), "/b/c.png": response(BODY)}
+    assert fetched(answers) == BODY
+
+
+def test_redirects_are_limited() -> None:
+    chain = {f"/{number}": redirect(f"/{number + 1}") for number in range(9)}
+    assert fetched({**chain, "/4": response(BODY)}, "/1") == BODY
+    assert "more than 3 times" in refused(fetched({**chain, "/5": response(BODY)}, "/1"))
+    assert "more than 3 times" in refused(fetched({"/a.png": redirect("/a.png")}))
+
+
+@pytest.mark.parametrize("location", ["", "//", "http://[", "http://other.example/", "/a b", "/\u00e4", "mailto:a@b"])
+def test_redirect_to_an_invalid_url_is_refused(location: str) -> None:
+    assert refused(fetched({"/a.png": redirect(location)}))
+
+
+def test_redirect_to_a_forbidden_host_is_refused() -> None:
+    async def scenario() -> None:
+        async with listening(ImageHost(), OUTSIDE) as host:
+            host.answers = {"/": redirect(f"http://other.test:{host.port}/a"), "/a": response(BODY)}
+            image_fetcher = fetcher(f"images.test:{host.port}")
+            assert "allowed hosts are images.test" in refused(
+                await outcome(image_fetcher, f"http://images.test:{host.port}")
+            )
+            assert len(host.requests) == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "206 Partial", "304 Not Modified", "404 Not Found", "500 Error"])
+def test_other_status_is_reported(status: str) -> None:
+    assert f"status {status.split()[0]}" in refused(fetched({"/a.png": response(b"", status)}))
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip"])
+def test_compressed_body_is_refused(encoding: str) -> None:
+    assert "Content-Encoding" in refused(fetched({"/a.png": response(BODY, "200 OK", f"Content-Encoding: {encoding}")}))
+
+
+def test_size_is_limited_by_header_and_by_body() -> None:
+    max_bytes = LIMITS.max_bytes
+    chunk = b"a\r\n" + b"x" * 10 + b"\r\n"
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    endless = [chunked, *[chunk] * (max_bytes // 10 + 1)]
+    declared = [f"HTTP/1.1 200 OK\r\nContent-Length: {max_bytes + 1}\r\n\r\n".encode()]
+    for answer in (response(bytes(max_bytes + 1)), endless, declared):
+        error = fetched({"/a.png": answer})
+        assert isinstance(error, PayloadTooLarge)
+        assert (error.param, str(max_bytes) in error.message) == ("image", True)
+    assert fetched({"/a.png": response(bytes(max_bytes))}) == bytes(max_bytes)
+
+
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n12"])
+def test_stalled_host_times_out(sent: bytes) -> None:
+    start_s = time.monotonic()
+    error = fetched({"/a.png": [sent]}, limits=FetchLimits(1000, timeout_s=0.2))
+    assert "within 0.2 s" in refused(error)
+    assert time.monotonic() - start_s < 3
+
+
+def test_deadline_of_the_request_ends_the_fetch() -> None:
+    async def scenario() -> bytes | ServiceError:
+        async with listening(ImageHost({"/": [b""]}), OUTSIDE) as host:
+            return await outcome(fetcher(f"*:{host.port}"), f"http://images.test:{host.port}", timeout_s=0.1)
+
+    assert isinstance(asyncio.run(scenario()), DeadlineExceeded)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n1", b"HTTP/1.1 200 OK\r\nA\r\n\r\n", b""],
+)
+def test_broken_response_is_reported(sent: bytes) -> None:
+    assert "is unreachable or closed the connection" in refused(fetched({"/a.png": sent}))
+
+
+def test_refused_connection_is_reported() -> None:
+    async def scenario() -> bytes | ServiceError:
+        async with listening(ImageHost(), OUTSIDE) as host:
+            pass
+        return await outcome(fetcher(f"*:{host.port}"), f"http://images.test:{host.port}")
+
+    assert "is unreachable" in refused(asyncio.run(scenario()))
+
+
+def test_certificate_is_verified_for_the_host_name() -> None:
+    names: list[str | None] = []
+
+    def note_name(_socket: object, name: str | None, _context: object) -> None:
+        names.append(name)
+
+    async def scenario() -> bytes | ServiceError:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        trustme.CA().issue_cert("images.test").configure_cert(context)
+        context.sni_callback = note_name
+        server = await asyncio.start_server(ImageHost().serve, OUTSIDE, 0, ssl=context)
+        port = server.sockets[0].getsockname()[1]
+        try:
+            return await outcome(fetcher(f"*:{port}"), f"https://images.test:{port}")
+        finally:
+            server.close()
+
+    assert "no valid TLS certificate" in refused(asyncio.run(scenario()))
+    assert names == ["images.test"]
+
+
+def test_proxy_and_netrc_of_the_environment_are_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "netrc").write_text("default login a password b\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert fetched({"/a.png": response(BODY)}) == BODY

@@ -1,0 +1,85 @@
+import pytest
+
+from service.errors import InvalidRequest
+from service.images.url_rules import AllowedHost, CheckedUrl, check_url
+
+ANY = [AllowedHost("*")]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://example.org/a.png", CheckedUrl("http", "example.org", 80, "/a.png")),
+        ("HTTPS://Example.ORG", CheckedUrl("https", "example.org", 443, "")),
+        ("https://example.org:443/a?b=c&d=%20", CheckedUrl("https", "example.org", 443, "/a?b=c&d=%20")),
+        ("https://example.org?b", CheckedUrl("https", "example.org", 443, "?b")),
+        ("https://example.org/a#b", CheckedUrl("https", "example.org", 443, "/a")),
+        ("https://xn--bcher-kva.example/a@b:c", CheckedUrl("https", "xn--bcher-kva.example", 443, "/a@b:c")),
+        ("https://1.2.3.example/", CheckedUrl("https", "1.2.3.example", 443, "/")),
+        ("http://93.184.215.14/", CheckedUrl("http", "93.184.215.14", 80, "/")),
+        ("http://[2606:2800::1]/", CheckedUrl("http", "2606:2800::1", 80, "/")),
+    ],
+)
+def test_url_is_parsed(text: str, expected: CheckedUrl) -> None:
+    assert check_url(text, ANY) == expected
+    assert check_url(expected.text, ANY).host == expected.host
+
+
+def test_url_is_built_from_its_parts() -> None:
+    assert CheckedUrl("https", "example.org", 443, "?b").text == "https://example.org:443/?b"
+    assert CheckedUrl("http", "2606:2800::1", 80, "/a").text == "http://[2606:2800::1]:80/a"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "http://", "http:///a", "example.org/a.png", "ftp://example.org/", "http://user@example.org/"),
+        *("http://example.org:/", "http://-a.example/", "http://a-.example/", "http://a..example/", "http://.example/"),
+        *(
+            "http://example.org./",
+            "http://1.2.3/",
+            "http://0x7f.1/",
+            "http://2130706433/",
+            "http://b\u00fccher.example/",
+        ),
+        *("http://example.\u212aim/", "http://example.org/\u00e4", "http://example.org/\\", "http://example.org/a b"),
+        *("http://example.org/\n", f"http://{'a' * 64}.example/", f"http://example.org/{'a' * 2048}"),
+    ],
+)
+def test_anything_but_a_plain_http_url_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="must be an http") as caught:
+        check_url(text, ANY)
+    assert caught.value.param == "image"
+
+
+@pytest.mark.parametrize(
+    ("allowed", "url", "is_allowed"),
+    [
+        ("*", "https://example.org/", True),
+        ("*", "https://example.org:8443/", False),
+        ("*:8443", "https://example.org:8443/", True),
+        ("*:8443", "https://example.org/", False),
+        ("example.org", "http://EXAMPLE.org/", True),
+        ("Example.org", "http://example.org/", True),
+        ("example.org", "http://www.example.org/", False),
+        ("example.org", "http://example.org.evil.example/", False),
+        ("example.org", "http://example.org:81/", False),
+        ("example.org:81", "http://example.org:81/", True),
+        ("[2606:2800::1]:81", "http://[2606:2800::1]:81/", True),
+    ],
+)
+def test_host_and_port_must_be_allowed(allowed: str, url: str, is_allowed: bool) -> None:
+    hosts = [AllowedHost.parse(allowed)]
+    if is_allowed:
+        check_url(url, hosts)
+    else:
+        with pytest.raises(InvalidRequest, match="the allowed hosts are "):
+            check_url(url, hosts)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "http://example.org", "example.org/", "*.example.org", "a b", "example.org:x", "**"]
+)
+def test_invalid_allowed_host_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be a host name, an IP address or"):
+        AllowedHost.parse(text)

@@ -1,0 +1,224 @@
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.errors import InvalidRequest
+from service.inference.request_fields import (
+    MAX_BEAMS,
+    MAX_NEW_TOKENS,
+    PARAMETER_NAMES,
+    CompareFields,
+    GenerationFields,
+    GenerationOptions,
+    PredictFields,
+    TaskRequest,
+    parse_fields,
+)
+from tasks.parameters import TaskParameters
+from tasks.table import TASKS
+
+
+def predict(**fields: Any) -> TaskRequest:
+    return parse_fields(PredictFields, {"task": "object_detection", **fields})[1]
+
+
+def refusal(fields: dict[str, Any], fields_class: type[GenerationFields] = PredictFields) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_fields(fields_class, fields)
+    return caught.value
+
+
+def test_task_alone_uses_the_defaults() -> None:
+    expected = TaskRequest(TASKS["object_detection"], TaskParameters(), "polygon", GenerationOptions())
+    assert predict() == expected
+
+
+def test_every_field_is_parsed() -> None:
+    values, request = parse_fields(
+        PredictFields,
+        {
+            "task": "captioning",
+            "model": "florence-2-mini",
+            "detail": "detailed",
+            "max_new_tokens": 9,
+            "num_beams": 1,
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "seed": 3,
+            "constrained": False,
+            "mask_format": "rle",
+        },
+    )
+    parameters = TaskParameters(detail="detailed", language="en")
+    assert values.model == "florence-2-mini"
+    options = GenerationOptions(9, num_beams=1, temperature=0.5, top_p=0.9, seed=3, is_constrained=False)
+    assert request == TaskRequest(TASKS["captioning"], parameters, "rle", options)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"task": "open_vocabulary_detection", "labels": ["dog"]}, TaskParameters(labels=("dog",))),
+        ({"task": "phrase_grounding", "caption": "a dog"}, TaskParameters(caption="a dog")),
+        ({"task": "phrase_grounding", "phrases": ["a", "b"]}, TaskParameters(phrases=("a", "b"))),
+        ({"task": "instance_segmentation", "phrase": "dog"}, TaskParameters(phrase="dog")),
+        ({"task": "instance_segmentation", "region": [1, 2, 3, 4]}, TaskParameters(region=(1.0, 2.0, 3.0, 4.0))),
+        (
+            {"task": "region_description", "region": [1, 2, 3, 4], "detail": "text"},
+            TaskParameters(region=(1.0, 2.0, 3.0, 4.0), detail="text"),
+        ),
+        (
+            {"task": "visual_question_answering", "question": "what?", "language": "de"},
+            TaskParameters(question="what?", language="de"),
+        ),
+    ],
+)
+def test_parameters_are_passed_to_the_task(fields: dict[str, Any], expected: TaskParameters) -> None:
+    assert parse_fields(PredictFields, fields)[1].parameters == expected
+
+
+@pytest.mark.parametrize("fields_class", [PredictFields, CompareFields])
+def test_unknown_field_lists_the_allowed_ones(fields_class: type[GenerationFields]) -> None:
+    error = refusal({"task": "ocr", "labls": ["dog"]}, fields_class)
+    assert error.param == "labls"
+    assert "unknown field 'labls'" in error.message
+    for allowed in ["image", *fields_class.model_fields, *PARAMETER_NAMES]:
+        assert allowed in error.message.partition("the fields are ")[2].split(", ")
+
+
+def test_predict_takes_model_and_compare_takes_models() -> None:
+    assert refusal({"task": "ocr", "model": "a"}, CompareFields).param == "model"
+    assert refusal({"task": "ocr", "models": ["a"]}, PredictFields).param == "models"
+
+
+@pytest.mark.parametrize("name", ["", "ä", "\ud800", "x" * 5000, "__class__", "self", "task\0"])
+def test_error_of_any_unknown_name_can_be_encoded(name: str) -> None:
+    error = refusal({"task": "ocr", name: 1})
+    assert "unknown field" in error.message
+    assert len(error.message) < 500
+    assert len(error.param or "") <= 80
+    assert (error.message + (error.param or "")).encode()
+
+
+def test_missing_task_is_named() -> None:
+    error = refusal({})
+    assert (error.param, error.message[:15]) == ("task", "task is missing")
+
+
+@pytest.mark.parametrize("task", ["", "detect", "OCR", "ocr ", "\ud800", "x" * 5000])
+def test_unknown_task_lists_the_tasks(task: str) -> None:
+    error = refusal({"task": task})
+    assert error.param == "task"
+    assert "unknown task" in error.message
+    assert error.message.endswith(", ".join(TASKS))
+    assert len(error.message) < 500
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("max_new_tokens", [1, MAX_NEW_TOKENS, None]),
+        ("num_beams", [1, 3, MAX_BEAMS, None]),
+        ("temperature", [0, 0.0, 0.7, 2, 2.0]),
+        ("top_p", [0.001, 0.5, 1, 1.0]),
+        ("constrained", [True, False]),
+        ("seed", [0, 2**63 - 1, None]),
+        ("mask_format", ["polygon", "rle"]),
+        ("model", ["a", None]),
+    ],
+)
+def test_values_within_the_bounds_are_accepted(name: str, allowed: list[object]) -> None:
+    for value in allowed:
+        values, _ = parse_fields(PredictFields, {"task": "ocr", name: value})
+        assert getattr(values, name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        ("max_new_tokens", [0, -1, MAX_NEW_TOKENS + 1, 10**400, 1.5, 2.0, "12", True, [1], {}]),
+        ("num_beams", [0, MAX_BEAMS + 1, "1", True, 1.0]),
+        ("top_p", [0, -0.1, 1.001, math.nan, None, "0.5", True]),
+        ("constrained", [0, 1, None, "true", "no"]),
+        ("temperature", [-0.1, 2.001, math.inf, math.nan, 10**400, None, "0.5", True, [0.5]]),
+        ("seed", [-1, 2**63, 0.5, "7", False]),
+        ("mask_format", ["mask", "RLE", "", None, 1]),
+        ("model", [1, True, ["a"], {}]),
+        ("task", [1, None, True, ["ocr"]]),
+    ],
+)
+def test_values_out_of_bounds_or_of_wrong_types_are_refused(name: str, refused: list[object]) -> None:
+    for value in refused:
+        error = refusal({"task": "ocr", name: value})
+        assert error.param == name, value
+        assert error.message.startswith(f"{name} is "), value
+        assert len(error.message) < 300
+
+
+def test_beam_search_needs_temperature_0() -> None:
+    error = refusal({"task": "ocr", "num_beams": 3, "temperature": 0.5})
+    assert error.param == "num_beams"
+    assert error.message == "num_beams=3 with temperature=0.5: beam search needs temperature 0"
+
+
+@pytest.mark.parametrize("models", [[], ["a"] * 33, "a", [1], [None], {}, True])
+def test_models_of_a_comparison_are_1_to_32_ids(models: object) -> None:
+    assert refusal({"task": "ocr", "models": models}, CompareFields).param == "models"
+
+
+def test_models_of_a_comparison_are_parsed() -> None:
+    values, _ = parse_fields(CompareFields, {"task": "ocr", "models": ["b", "a"]})
+    assert values.models == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"task": "ocr", "labels": ["dog"]}, "labels"),
+        ({"task": "open_vocabulary_detection"}, "labels"),
+        ({"task": "open_vocabulary_detection", "labels": None}, "labels"),
+        ({"task": "open_vocabulary_detection", "labels": "dog"}, "labels"),
+        ({"task": "instance_segmentation", "phrase": "a", "region": [1, 2, 3, 4]}, "region"),
+        ({"task": "instance_segmentation", "region": [1, 2, 3, "4"]}, "region"),
+        ({"task": "instance_segmentation", "region": [True, False, 3, 4]}, "region"),
+        ({"task": "instance_segmentation", "region": [math.nan, 1, 3, 4]}, "region"),
+        ({"task": "captioning", "detail": "text"}, "detail"),
+    ],
+)
+def test_invalid_task_parameters_are_refused(fields: dict[str, Any], param: str) -> None:
+    error = refusal(fields)
+    assert error.param == param
+    assert param in error.message
+
+
+def test_long_values_are_truncated_in_messages() -> None:
+    for fields in ({"model": ["x" * 10_000]}, {"mask_format": "x" * 10_000}, {"labels": "x" * 10_000}):
+        message = refusal({"task": "open_vocabulary_detection", **fields}).message
+        assert len(message) < 300
+        assert "…" in message
+
+
+TEXTS = st.text(st.sampled_from("aB1 \0\n;ä\ud800😀"), max_size=8)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda children: st.lists(children, max_size=5) | st.dictionaries(TEXTS, children, max_size=3),
+)
+NAMES = st.sampled_from([*PARAMETER_NAMES, *PredictFields.model_fields, "models"]) | TEXTS
+
+
+def refused_with(fields: dict[str, Any]) -> InvalidRequest | None:
+    try:
+        parse_fields(PredictFields, fields)
+    except InvalidRequest as error:
+        return error
+    return None
+
+
+@settings(deadline=None)
+@given(st.sampled_from(list(TASKS)), st.dictionaries(NAMES, JSON_VALUES, max_size=4))
+def test_any_fields_are_a_request_or_an_error_that_can_be_encoded(task: str, fields: dict[str, Any]) -> None:
+    error = refused_with({"task": task, **fields})
+    assert error is None or (error.message + str(error.param)).encode()

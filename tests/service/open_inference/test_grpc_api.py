@@ -1,0 +1,234 @@
+"""The servicer over the real core, its calls over a real connection; the messages are those of Triton's proto."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message import DecodeError, Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import REGISTRY
+
+from service.admission.api_keys import ApiKeys
+from service.errors import InvalidRequest, ServiceError
+from service.inference.core import Core
+from service.open_inference.grpc_api import read_request
+from service.open_inference.tensors import InferRequest, Tensor
+from service.rpc.proto import inference_pb2 as pb
+from service.rpc.proto.inference_pb2_grpc import GRPCInferenceServiceStub
+from tests.support.core_calls import run, until
+from tests.support.fake_runners import FakeDecoder
+from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PALIGEMMA_ID, make_core
+from tests.support.grpc_channel import grpc_channel
+from tests.support.rest_client import OCR, SMALL_PNG, client
+
+Input = pb.ModelInferRequest.InferInputTensor
+Output = pb.ModelInferRequest.InferRequestedOutputTensor
+Contents = pb.InferTensorContents
+NONE = pb.InferParameter()
+VARYING = {"timings_ms", "id"}
+GONE = {"api": "oip", "model": "none", "task": "none", "status": "client_gone"}
+
+
+def with_length(element: bytes) -> bytes:
+    return struct.pack("<I", len(element)) + element
+
+
+def typed(name: str, datatype: str, shape: list[int], **contents: Any) -> Input:
+    return Input(name=name, datatype=datatype, shape=shape, contents=Contents(**contents))
+
+
+TYPED = [
+    typed("image", "BYTES", [1], bytes_contents=[SMALL_PNG]),
+    typed("task", "BYTES", [1], bytes_contents=[b"ocr"]),
+]
+RAW = [Input(name=name, datatype="BYTES", shape=[1]) for name in ("image", "task")]
+
+
+def raw_request(task: bytes = b"ocr", **fields: Any) -> pb.ModelInferRequest:
+    contents = [with_length(SMALL_PNG), with_length(task)]
+    return pb.ModelInferRequest(**{"model_name": FLORENCE_ID, "inputs": RAW, "raw_input_contents": contents} | fields)
+
+
+@contextlib.asynccontextmanager
+async def serving(core: Core | None = None, keys: ApiKeys | None = None) -> AsyncIterator[Any]:
+    async with grpc_channel(core or make_core(), keys or ApiKeys(None)) as channel:
+        yield GRPCInferenceServiceStub(channel)
+
+
+def call(
+    method: str, message: Message, core: Core | None = None, keys: ApiKeys | None = None, key: str | None = None
+) -> Any:
+    """Return what a method returns or its error."""
+
+    async def asking() -> Any:
+        metadata = [("authorization", f"Bearer {key}")] if key else []
+        async with serving(core, keys) as stub:
+            try:
+                return await getattr(stub, method)(message, metadata=metadata)
+            except grpc.aio.AioRpcError as error:
+                return error
+
+    return run(asking())
+
+
+def infer(request: pb.ModelInferRequest, core: Core | None = None) -> Any:
+    return call("ModelInfer", request, core)
+
+
+def test_the_result_is_the_body_of_predict() -> None:
+    response = infer(raw_request(id="mine"))
+    (raw,) = response.raw_output_contents
+    result = json.loads(raw[4:])
+    expected = client().predict(OCR).json()
+    assert raw == with_length(raw[4:])
+    assert {name: result[name] for name in result.keys() - VARYING} == {
+        name: expected[name] for name in expected.keys() - VARYING
+    }
+    assert (response.id, result["id"]) == ("mine", "mine")
+    assert (response.model_name, response.model_version) == (FLORENCE_ID, "1")
+    (output,) = response.outputs
+    assert (output.name, output.datatype, list(output.shape)) == ("result", "BYTES", [1])
+
+
+def test_typed_tensors_get_a_typed_result() -> None:
+    response = infer(pb.ModelInferRequest(model_name=FLORENCE_ID, inputs=TYPED))
+    (element,) = response.outputs[0].contents.bytes_contents
+    assert json.loads(element)["result"] == {"text": "HELLO"}
+    assert not response.raw_output_contents
+
+
+@pytest.mark.parametrize(
+    ("tensor", "data"),
+    [
+        (typed("labels", "BYTES", [2], bytes_contents=[b"a", b"b"]), [b"a", b"b"]),
+        (typed("region", "FP32", [4], fp32_contents=[1, 2, 3, 4]), [1, 2, 3, 4]),
+        (typed("region", "FP64", [4], fp64_contents=[1.1, 2, 3, 4]), [1.1, 2, 3, 4]),
+        (typed("seed", "INT64", [1], int64_contents=[2**62]), [2**62]),
+        (typed("max_new_tokens", "INT32", [1], int_contents=[5]), [5]),
+        (typed("constrained", "BOOL", [1], bool_contents=[False]), [False]),
+    ],
+)
+def test_the_elements_of_a_typed_tensor_lie_in_the_list_of_its_datatype(tensor: Input, data: list[Any]) -> None:
+    (found,) = read_request(pb.ModelInferRequest(inputs=[tensor])).inputs
+    assert isinstance(found, Tensor)
+    assert (found.name, found.datatype, list(found.shape), list(found.data)) == (
+        tensor.name,
+        tensor.datatype,
+        list(tensor.shape),
+        data,
+    )
+
+
+def test_parameters_have_the_types_of_json() -> None:
+    Value = pb.InferParameter
+    given = {
+        "task": Value(string_param="ocr"),
+        "seed": Value(int64_param=5),
+        "num_beams": Value(uint64_param=2),
+        "temperature": Value(double_param=0.5),
+        "constrained": Value(bool_param=False),
+        "none": Value(),
+    }
+    expected = {"task": "ocr", "seed": 5, "num_beams": 2, "temperature": 0.5, "constrained": False, "none": None}
+    found = read_request(pb.ModelInferRequest(parameters=given)).parameters
+    assert found == expected
+    assert {name: type(value) for name, value in found.items()} == {name: type(v) for name, v in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"raw_input_contents": [b""]}, "1 raw_input_contents for 2 inputs"),
+        ({"inputs": [RAW[0], TYPED[1]]}, "contents beside raw_input_contents"),
+        ({"inputs": [Input(parameters={"shared_memory_region": NONE}), RAW[1]]}, "'shared_memory_region'"),
+        ({"outputs": [Output(parameters={"classification": NONE})]}, "'classification'"),
+    ],
+)
+def test_a_message_that_contradicts_itself_is_refused(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidRequest, match=told):
+        read_request(raw_request(**fields))
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "name", "param"),
+    [
+        (raw_request(b"nothing"), "INVALID_ARGUMENT", "invalid_request", "task"),
+        (raw_request(model_name="x"), "NOT_FOUND", "unknown_model", "model"),
+        (raw_request(model_version="2"), "NOT_FOUND", "unknown_model", "version"),
+        (raw_request(b"object_detection", model_name=PALIGEMMA_ID), "INVALID_ARGUMENT", "unsupported_task", "task"),
+        (raw_request(raw_input_contents=[b"", b""]), "INVALID_ARGUMENT", "invalid_request", "image"),
+        (raw_request(inputs=[RAW[0], Input(name="ä")]), "INVALID_ARGUMENT", "invalid_request", "inputs"),
+    ],
+)
+def test_an_error_has_the_code_and_metadata_of_the_contract(
+    request_: pb.ModelInferRequest, code: str, name: str, param: str
+) -> None:
+    request_.id = "mine"
+    error = infer(request_)
+    trailing = dict(error.trailing_metadata())
+    assert error.code() == grpc.StatusCode[code]
+    assert (trailing["diptych-code"], trailing["diptych-param"], trailing["x-request-id"]) == (name, param, "mine")
+
+
+def test_a_call_ends_at_its_timeout() -> None:
+    decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
+    late = raw_request(parameters={"timeout": pb.InferParameter(int64_param=50_000)})
+    assert infer(late, make_core(decoders={FLORENCE_ID: decoder})).code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_a_client_that_goes_frees_its_slots_and_is_counted() -> None:
+    async def leave() -> None:
+        decoder.released = asyncio.Event()
+        async with serving(make_core(decoders={FLORENCE_ID: decoder})) as stub:
+            asking = stub.ModelInfer(raw_request())
+            await until(lambda: decoder.specs)
+            asking.cancel()
+            await until(lambda: decoder.num_cancelled and REGISTRY.get_sample_value(name, GONE) == before + 1)
+
+    name, decoder = "diptych_requests_total", FakeDecoder(FLORENCE_ANSWERS)
+    before = REGISTRY.get_sample_value(name, GONE) or 0
+    run(leave())
+
+
+def test_only_what_says_nothing_of_models_is_open(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(hashlib.sha256(b"my-key").hexdigest())
+    keys, named = ApiKeys.load(file), {"name": FLORENCE_ID}
+    assert call("ServerLive", pb.ServerLiveRequest(), keys=keys).live
+    assert call("ServerReady", pb.ServerReadyRequest(), keys=keys).ready
+    assert call("ServerMetadata", pb.ServerMetadataRequest(), keys=keys).name == "diptych"
+    refused = [
+        call("ModelReady", pb.ModelReadyRequest(**named), keys=keys),
+        call("ModelMetadata", pb.ModelMetadataRequest(**named), keys=keys),
+        call("ModelConfig", pb.ModelConfigRequest(**named), keys=keys),
+        call("ModelInfer", raw_request(), keys=keys),
+    ]
+    assert [error.code() for error in refused] == [grpc.StatusCode.UNAUTHENTICATED] * 4
+    assert call("ModelReady", pb.ModelReadyRequest(**named), keys=keys, key="my-key").ready
+
+
+def test_a_model_whose_runner_is_gone_or_that_is_unknown_is_not_ready() -> None:
+    core = make_core(is_up=False)
+    for name, ready in ((FLORENCE_ID, False), (PALIGEMMA_ID, True), ("x", False)):
+        request = pb.ModelReadyRequest(name=name)
+        assert call("ModelReady", request, core).ready == ready
+    assert not call("ServerReady", pb.ServerReadyRequest(), core).ready
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.binary(max_size=60), st.lists(st.sampled_from([RAW[0], TYPED[1], Input(name="task", shape=[-1])]), max_size=3)
+)
+def test_any_message_is_a_request_or_an_error_of_the_service(data: bytes, inputs: list[Input]) -> None:
+    message = pb.ModelInferRequest(inputs=inputs)
+    with contextlib.suppress(ServiceError, DecodeError):  # what cannot be decoded does not come to the service
+        message.MergeFromString(data)
+        assert isinstance(read_request(message), InferRequest)

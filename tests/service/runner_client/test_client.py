@@ -1,0 +1,145 @@
+import asyncio
+import dataclasses
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+from PIL import Image
+
+from runners.transport.messages import Failed, Outcomes, SequenceSpec
+from service.errors import DeadlineExceeded, InternalError, NotReady, ServiceError
+from service.images.lazy_image import opened
+from service.runner_client.channel import RunnerCall
+from service.runner_client.client import RunnerClient, WrittenAnswers
+from tests.support.catalog import FLORENCE
+from tests.support.core_calls import run, until
+from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder, fake_features, refusal
+from tests.support.fake_service import INPUT_SIZE_WH, encoded, served
+
+MANIFEST = served(FLORENCE).manifest
+SPEC = SequenceSpec(segments=[("what is it?", True)], timeout_s=1)
+
+
+def picture(seed: int = 0) -> bytes:
+    width, height = INPUT_SIZE_WH
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return encoded(Image.fromarray(pixels))
+
+
+def writer() -> FakeDecoder:
+    return FakeDecoder({"what is it?": "a circle"})
+
+
+async def write(client: RunnerClient, seed: int = 0, specs: Sequence[SequenceSpec] = (SPEC,)) -> WrittenAnswers:
+    async with opened(picture(seed), 1_000_000) as image:
+        return await client.write(image, specs)
+
+
+def test_pixels_are_sent_only_if_the_runner_has_no_features() -> None:
+    async def outcomes() -> list[str]:
+        return [(await write(client, seed)).features.outcome for seed in (0, 0, 1)]
+
+    encoder, decoder = FakeEncoder(), writer()
+    channel = FakeChannel(encoder, decoder)
+    client = RunnerClient(MANIFEST, channel)
+    assert run(outcomes()) == ["miss", "hit", "miss"]
+    assert [call.pixels is not None for call in channel.calls] == [False, True, False, False, True]
+    keys = [call.image_key for call in channel.calls]
+    assert keys[0] == keys[1] == keys[2] != keys[3] == keys[4]
+    assert encoder.shapes == [(INPUT_SIZE_WH[1], INPUT_SIZE_WH[0], 3)] * 2
+    first, second = decoder.image_features[:2]
+    assert np.array_equal(first, second)
+    assert np.array_equal(first, fake_features(np.asarray(Image.open(io.BytesIO(picture())))))
+
+
+def test_cache_hit_decodes_nothing() -> None:
+    async def scenario() -> None:
+        await write(client)
+        async with opened(picture(), 1_000_000) as image:
+            answers = await client.write(image, [SPEC])
+            assert image._decoding is None
+        assert answers.preprocess_s == 0
+
+    client = RunnerClient(MANIFEST, FakeChannel(FakeEncoder(), writer()))
+    run(scenario())
+
+
+def test_image_key_depends_on_file_build_and_resolution() -> None:
+    async def key(data: bytes, **changed: Any) -> str:
+        async with opened(data, 1_000_000) as image:
+            return image.key(dataclasses.replace(MANIFEST, **changed))
+
+    keys = [
+        run(key(picture())),
+        run(key(picture(1))),
+        run(key(picture(), build_key="1" * 64)),
+        run(key(picture(), image_size_wh=(96, 192))),
+    ]
+    assert len(set(keys)) == 4
+    assert run(key(picture())) == keys[0]
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (refusal(502), NotReady),
+        (refusal(503), NotReady),
+        (refusal(504), DeadlineExceeded),
+        (refusal(500), InternalError),
+        (aiohttp.ConnectionTimeoutError(), NotReady),
+        (aiohttp.ServerDisconnectedError(), NotReady),
+        (TimeoutError(), DeadlineExceeded),
+    ],
+    ids=repr,
+)
+def test_failure_of_a_call_is_a_service_error(failure: Exception, expected: type[ServiceError]) -> None:
+    client = RunnerClient(MANIFEST, FakeChannel(FakeEncoder(failure=failure), writer()))
+    with pytest.raises(expected, match="runner of florence-2-mini"):
+        run(write(client))
+
+
+def test_broken_call_is_repeated_once() -> None:
+    class BreaksOnce(FakeChannel):
+        num_broken = 0
+
+        async def write(self, call: RunnerCall) -> Outcomes:
+            outcomes = await super().write(call)
+            if call.pixels is not None and not self.num_broken:
+                self.num_broken += 1
+                raise aiohttp.ServerDisconnectedError
+            return outcomes
+
+    channel = BreaksOnce(FakeEncoder(), writer())
+    answers = run(write(RunnerClient(MANIFEST, channel)))
+    assert answers.sequences[0].text == "a circle"
+    assert channel.num_broken == 1
+
+
+def test_image_that_failed_to_encode_is_not_cached() -> None:
+    async def scenario() -> None:
+        with pytest.raises(InternalError, match="the vision encoder failed"):
+            await write(client)
+        encoder.failed = None
+        assert (await write(client)).features.outcome == "miss"
+
+    encoder = FakeEncoder(failed=Failed(code="internal", message="the vision encoder failed"))
+    client = RunnerClient(MANIFEST, FakeChannel(encoder, writer()))
+    run(scenario())
+
+
+def test_cancelled_call_is_cancelled_at_the_runner() -> None:
+    async def scenario() -> None:
+        decoder.released = asyncio.Event()
+        writing = asyncio.ensure_future(write(client))
+        await until(lambda: decoder.specs)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+
+    decoder = writer()
+    client = RunnerClient(MANIFEST, FakeChannel(FakeEncoder(), decoder))
+    run(scenario())
+    assert decoder.num_cancelled == 1

@@ -1,0 +1,162 @@
+import json
+from typing import Any
+
+import pytest
+
+from runners.transport.messages import FinishReason, Written
+from service.errors import InvalidRequest, Overloaded
+from service.inference.prediction import Answer, StageTimes
+from service.inference.request_fields import PredictFields, parse_fields
+from service.schema.rendering import answer_json, error_detail, result_json
+from service.schema.wire import ErrorJson
+from tasks.results import (
+    Detection,
+    DetectionsResult,
+    Instance,
+    InstancesResult,
+    Result,
+    RunLengthMask,
+    TextRegion,
+    TextRegionsResult,
+    TextResult,
+)
+from tests.support.catalog import FLORENCE
+from tests.support.fake_service import NUM_IMAGE_TOKENS, served
+
+BOX = (1.5, 2.0, 30.25, 40.0)
+QUAD = ((1.0, 2.0), (3.0, 2.0), (3.0, 4.0), (1.0, 4.0))
+RING = ((1.0, 2.0), (3.0, 2.0), (3.0, 4.0))
+TIMES = StageTimes(
+    preprocess_s=0.001,
+    encode_queue_s=0.002,
+    encode_s=0.003,
+    decode_queue_s=0.0041,
+    prefill_s=0.005,
+    decode_s=0.006,
+    postprocess_s=0.0000004,
+    total_s=0.0301,
+)
+
+
+def written(text: str, finish_reason: FinishReason = "stop") -> Written:
+    return Written(
+        text=text,
+        token_ends=[len(text)],
+        logprobs=[-0.5],
+        finish_reason=finish_reason,
+        num_prompt_tokens=5,
+        num_generated_tokens=3,
+        queue_s=0,
+        prefill_s=0,
+        decode_s=0,
+    )
+
+
+def answer(result: Result, *sequences: Written) -> dict[str, Any]:
+    """Return the body as it is sent."""
+    _, request = parse_fields(PredictFields, {"task": "object_detection"})
+    body = answer_json(
+        Answer(served(FLORENCE), request, (640, 480), result, sequences or (written("a"),), "joined", TIMES), "id-1"
+    )
+    document: dict[str, Any] = json.loads(body.model_dump_json())
+    return document
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (TextResult("a\n<loc_1> ä", True), {"text": "a\n<loc_1> ä"}),
+        (TextResult("", False), {"text": ""}),
+        (DetectionsResult((), False), {"detections": []}),
+        (
+            DetectionsResult((Detection(BOX, "a", 0.5), Detection(BOX, "", 1.0)), True),
+            {
+                "detections": [
+                    {"box": [1.5, 2.0, 30.25, 40.0], "label": "a", "score": 0.5},
+                    {"box": [1.5, 2.0, 30.25, 40.0], "label": "", "score": 1.0},
+                ]
+            },
+        ),
+        (InstancesResult((), True), {"instances": []}),
+        (TextRegionsResult((), True), {"text_regions": []}),
+        (
+            TextRegionsResult((TextRegion(QUAD, "HI", 0.25),), True),
+            {"text_regions": [{"quad": [[1, 2], [3, 2], [3, 4], [1, 4]], "text": "HI", "score": 0.25}]},
+        ),
+    ],
+)
+def test_result_has_the_one_key_of_its_kind(result: Result, expected: dict[str, Any]) -> None:
+    assert answer(result)["result"] == expected
+
+
+def test_instance_with_polygons_has_no_mask() -> None:
+    result = InstancesResult((Instance(BOX, "a", 0.5, (RING, RING), None),), True)
+    ring = [[1, 2], [3, 2], [3, 4]]
+    expected = {"box": list(BOX), "label": "a", "score": 0.5, "polygons": [ring, ring]}
+    assert answer(result)["result"] == {"instances": [expected]}
+
+
+def test_instance_with_a_mask_has_no_polygons() -> None:
+    result = InstancesResult((Instance(BOX, "a", 0.5, None, RunLengthMask((480, 640), "abc")),), True)
+    expected = {"box": list(BOX), "label": "a", "score": 0.5, "mask": {"size": [480, 640], "counts": "abc"}}
+    assert answer(result)["result"] == {"instances": [expected]}
+
+
+def test_instance_without_a_ring_has_empty_polygons() -> None:
+    result = InstancesResult((Instance(BOX, "a", 0.5, (), None),), True)
+    assert answer(result)["result"]["instances"][0]["polygons"] == []
+
+
+def test_body_is_that_of_the_contract() -> None:
+    assert answer(TextResult("a", True), written("a")) == {
+        "id": "id-1",
+        "model": "florence-2-mini",
+        "task": "object_detection",
+        "result": {"text": "a"},
+        "raw_text": "a",
+        "finish_reason": "stop",
+        "image": {"width": 640, "height": 480},
+        "usage": {"image_tokens": NUM_IMAGE_TOKENS, "prompt_tokens": 5, "generated_tokens": 3},
+        "vision_cache": "joined",
+        "timings_ms": {
+            "preprocess": 1.0,
+            "encode": 3.0,
+            "prefill": 5.0,
+            "decode": 6.0,
+            "postprocess": 0.0,  # rounded to microseconds
+            "queue": 6.1,  # of encoder and decoder
+            "total": 30.1,
+        },
+    }
+
+
+def test_several_prompts_of_one_task_are_added_up() -> None:
+    body = answer(TextResult("", True), written("a"), written("b", "length"), written("c"))
+    assert body["raw_text"] == "a\nb\nc"
+    assert body["finish_reason"] == "length"
+    assert body["usage"] == {"image_tokens": NUM_IMAGE_TOKENS, "prompt_tokens": 15, "generated_tokens": 9}
+
+
+def test_error_has_code_message_param_and_request_id() -> None:
+    detail = error_detail(InvalidRequest("no", "task"), "id-1")
+    expected = {"code": "invalid_request", "message": "no", "param": "task", "request_id": "id-1"}
+    assert json.loads(ErrorJson(error=detail).model_dump_json()) == {"error": expected}
+
+
+def test_error_of_no_field_has_param_null() -> None:
+    assert json.loads(error_detail(Overloaded("no"), "id-1").model_dump_json())["param"] is None
+
+
+def test_result_of_every_kind_is_known() -> None:
+    kinds: list[Result] = [
+        TextResult("", True),
+        DetectionsResult((), True),
+        InstancesResult((), True),
+        TextRegionsResult((), True),
+    ]
+    assert [list(result_json(result).model_dump()) for result in kinds] == [
+        ["text"],
+        ["detections"],
+        ["instances"],
+        ["text_regions"],
+    ]

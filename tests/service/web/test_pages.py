@@ -1,0 +1,90 @@
+"""The files of the pages over HTTP, without a browser."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops
+
+from service.admission.api_keys import ApiKeys
+from service.http.boundary import RestBoundary
+from service.http.middleware import CONTENT_SECURITY_POLICY
+from service.settings import Settings
+from tasks.table import TASKS
+from tests.support.export_cli import ROOT
+from tests.support.playground_samples import FOLDER, SIZES_WH, sample_entry, sample_id, sample_image
+from tests.support.rest_client import Client, client, error_of
+
+PAGE = ROOT / "service/web/playground"
+FILES = [str(path.relative_to(PAGE)) for path in sorted(PAGE.rglob("*")) if path.is_file()]
+TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "png": "image/png", "svg": "image/svg+xml"}
+
+
+@pytest.mark.parametrize("path", ["/playground", "/playground/", "/docs", *(f"/playground/{file}" for file in FILES)])
+def test_every_file_has_its_media_type_and_the_policy(path: str) -> None:
+    response = client().get(path)
+    assert response.status_code == 200
+    expected = {**TYPES, "json": "application/json"}.get(path.rpartition(".")[2], "text/html")
+    assert response.headers["content-type"].partition(";")[0] == expected
+    assert response.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["cache-control"] == "no-cache"
+
+
+def test_the_policy_allows_no_inline_code_and_no_other_host() -> None:
+    assert "default-src 'none'" in CONTENT_SECURITY_POLICY
+    assert not re.search(r"unsafe|https?:|\*", CONTENT_SECURITY_POLICY)
+
+
+@pytest.mark.parametrize("page", [PAGE / "index.html", ROOT / "service/web/docs/index.html"])
+def test_pages_have_no_inline_code_and_no_url_of_another_host(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"<script(?![^>]* src=)|<style|\sstyle=|\son\w+=", text)
+    assert not re.search(r"(?:src|href)=\"(?!/|#)", text)
+
+
+def test_no_script_inserts_text_as_html() -> None:
+    for path in (PAGE / "js").glob("*.js"):
+        code = path.read_text(encoding="utf-8")
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", code), (
+            path
+        )
+
+
+def test_cached_file_is_revalidated_with_304() -> None:
+    first = client().get("/playground/js/app.js")
+    again = client().get("/playground/js/app.js", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.parametrize(
+    "path", ["/playground/none.js", "/playground/js", "/playground/%2e%2e/pages.py", "/playground//etc/passwd"]
+)
+def test_path_outside_the_page_is_404(path: str) -> None:
+    response = client().get(path)
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "invalid_request"
+
+
+def test_page_needs_neither_a_key_nor_a_started_service() -> None:
+    starting = Client(RestBoundary(Settings()))
+    assert starting.get("/playground").status_code == 200
+    locked = client(keys=ApiKeys([]))
+    assert locked.get("/playground/js/app.js").status_code == 200
+    assert error_of(locked.get("/v1/tasks"))["code"] == "unauthorized"
+
+
+def test_committed_samples_are_the_generated_ones() -> None:
+    assert json.loads((FOLDER / "samples.json").read_text(encoding="utf-8")) == [
+        sample_entry(seed) for seed in SIZES_WH
+    ]
+    for seed in SIZES_WH:
+        with Image.open(FOLDER / f"{sample_id(seed)}.png") as stored:
+            assert ImageChops.difference(stored, sample_image(seed)).getbbox() is None
+
+
+def test_sample_has_an_example_of_every_parameter_without_a_default() -> None:
+    needed = {p.name for task in TASKS.values() for p in task.parameters if p.default is None}
+    for seed in SIZES_WH:
+        assert set(sample_entry(seed)["examples"]) == needed

@@ -1,0 +1,242 @@
+"""Recorded states of constrained decoding: a grammar, the tokens written so far, and which tokens were allowed then.
+
+    python -m tests.support.grammar_states [--time]
+
+records them again, or times the masks. Half of each vocabulary's states lie in answers that the embedded models wrote,
+greedily and with beams, held to their grammar; the others in random answers.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Tokenizer
+
+from export.artifacts.decoder_weights import write_decoder_weights
+from export.checks.reference import Reference
+from export.scenes import questions, render_scene, sample_scene
+from export.scenes.prompts import question_prompts
+from export.scenes.scene import CANVAS_PX
+from runners.artifacts.manifest import DECODER_FILE
+from runners.decoder.batch import generate_all
+from runners.decoder.constraints import Constraint, Constraints, ConstraintState
+from runners.decoder.sequences import SequenceRequest
+from runners.models.load import load_decoder
+from tasks.families import FAMILIES
+from tasks.parameters import parse_parameters
+from tasks.table import TASKS, Family
+from tests.support.catalog import CATALOG
+from tests.support.export_cli import MODELS
+from tests.support.real_tokenizers import fetch_tokenizer
+
+TokenizerName = Literal["florence-2-mini", "paligemma-mini", "bart", "gemma"]
+STATES_FILE = Path(__file__).with_name("grammar_states.json")
+FAMILY_OF: dict[TokenizerName, Family] = {
+    "florence-2-mini": "florence2",
+    "bart": "florence2",
+    "paligemma-mini": "paligemma",
+    "gemma": "paligemma",
+}
+_MODEL_OF: dict[Family, TokenizerName] = {"florence2": "florence-2-mini", "paligemma": "paligemma-mini"}
+EOS_ID: dict[Family, int] = {"florence2": 2, "paligemma": 1}
+NUM_STATES = 125  # of each vocabulary
+_NUM_SCENES, _NUM_BEAMS, _MAX_NEW_TOKENS, _MAX_WRITTEN = 12, 3, 96, 48
+_LABELS = (["red circle", "star"], ["a", "ab", "abc"], ["größe (b)", "日本"], ['"x\\', "<loc0005>", "🙂"])
+_RANDOM_PARAMETERS: dict[str, list[dict[str, Any]]] = {
+    "object_detection": [{}],
+    "open_vocabulary_detection": [{"labels": labels} for labels in _LABELS],
+    "region_proposal": [{}],
+    "instance_segmentation": [{"phrase": "star"}],
+    "ocr_with_regions": [{}],
+    "region_description": [{"region": [1, 2, 30, 40]}],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarState:
+    """One state; the tokens that are allowed in it by their number and the hash of their ids."""
+
+    tokenizer: TokenizerName
+    task: str
+    parameters: dict[str, Any]
+    token_ids: list[int]
+    num_allowed: int = 0
+    allowed_hash: str = ""
+
+
+def recorded_states(tokenizer: TokenizerName) -> list[GrammarState]:
+    """Return the recorded states of one vocabulary."""
+    states = (GrammarState(**each) for each in json.loads(STATES_FILE.read_text(encoding="utf-8")))
+    return [state for state in states if state.tokenizer == tokenizer]
+
+
+def tokenizer_definition(name: TokenizerName) -> dict[str, Any] | None:
+    """Return the values of a `tokenizer.json`, None where it cannot be fetched."""
+    if name == "bart" or name == "gemma":
+        return fetch_tokenizer(name)
+    definition: dict[str, Any] = json.loads((MODELS / name / "tokenizer.json").read_text(encoding="utf-8"))
+    return definition
+
+
+def measured(state: GrammarState, constraints: Constraints) -> GrammarState:
+    """Return the state with what is allowed now."""
+    constraint = constraints.get(grammar_of(state))
+    ids = allowed_ids(constraint, state_after(constraint, state.token_ids))
+    digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
+    return GrammarState(state.tokenizer, state.task, state.parameters, state.token_ids, len(ids), digest)
+
+
+def grammar_of(state: GrammarState) -> str:
+    """Return the grammar of the state's task."""
+    parameters = parse_parameters(TASKS[state.task], state.parameters)
+    grammar = FAMILIES[FAMILY_OF[state.tokenizer]].answer_grammar(state.task, parameters)
+    assert grammar is not None
+    return grammar
+
+
+def state_after(constraint: Constraint, token_ids: Iterable[int]) -> ConstraintState:
+    """Follow `token_ids` from the start."""
+    state = constraint.start()
+    for token_id in token_ids:
+        state = constraint.after(state, token_id)
+    return state
+
+
+def allowed_ids(constraint: Constraint, state: ConstraintState, size: int = 2**18) -> list[int]:
+    """Return the tokens that can come next, ascending."""
+    return constraint.masked(state, torch.zeros(size)).isfinite().nonzero().flatten().tolist()
+
+
+def _record(folder: Path) -> None:
+    states = []
+    answers = {name: list(_model_answers(name, folder / name)) for name in _MODEL_OF.values()}
+    for name, family in FAMILY_OF.items():
+        rng = random.Random(name)
+        definition = tokenizer_definition(name)
+        assert definition is not None, f"the tokenizer {name} cannot be fetched"
+        constraints = Constraints(definition, {EOS_ID[family]})
+        model = _MODEL_OF[family]
+        if name == model:
+            written = answers[model]
+        else:
+            written = list(_retokenized(answers[model], model, Tokenizer.from_str(json.dumps(definition)), name))
+        prefixes = [_prefix(answer, rng) for answer in rng.choices(written, k=NUM_STATES // 2)]
+        prefixes += islice(_random_prefixes(name, constraints, definition, rng), NUM_STATES - len(prefixes))
+        states += [measured(state, constraints) for state in prefixes]
+    lines = ",\n".join(json.dumps(asdict(state), ensure_ascii=False) for state in states)
+    STATES_FILE.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+def _model_answers(name: TokenizerName, folder: Path) -> Iterator[GrammarState]:
+    """Yield what an embedded model answers to every constrained question about some scenes."""
+    entry, family = CATALOG[name], FAMILY_OF[name]
+    reference = Reference.load(MODELS / name)
+    shutil.copytree(MODELS / name, folder)
+    write_decoder_weights(reference.model, folder / DECODER_FILE)
+    decoder = load_decoder(folder, family, "float32", "cpu")
+    for seed in range(_NUM_SCENES):
+        scene = sample_scene(seed)
+        (features,) = reference.image_features([render_scene(scene, CANVAS_PX)])
+        for question in questions(scene):
+            asked = GrammarState(name, question.task, dict(question.parameters), [])
+            parameters = parse_parameters(TASKS[question.task], question.parameters)
+            if FAMILIES[family].answer_grammar(question.task, parameters) is None:
+                continue
+            constraint = decoder.constraints.get(grammar_of(asked))
+            for prompt in question_prompts(entry, question):
+                ids = decoder.prompt_ids([(segment.text, segment.is_control) for segment in prompt.segments])
+                num_beams = 1 if seed % 2 else _NUM_BEAMS
+                request = SequenceRequest(features, ids, _MAX_NEW_TOKENS, num_beams=num_beams, constraint=constraint)
+                (written,) = generate_all(decoder, [request])
+                bos = decoder.rules.forced_bos_token_id
+                token_ids = [i for i in written.token_ids if i != bos and i not in decoder.rules.eos_token_ids]
+                yield GrammarState(name, question.task, dict(question.parameters), token_ids)
+
+
+def _retokenized(
+    answers: Iterable[GrammarState], model: TokenizerName, tokenizer: Tokenizer, name: TokenizerName
+) -> Iterator[GrammarState]:
+    """Yield the same answers in the tokens of another vocabulary."""
+    own = Tokenizer.from_file(str(MODELS / model / "tokenizer.json"))
+    for answer in answers:
+        text = own.decode(answer.token_ids, skip_special_tokens=False)
+        token_ids = tokenizer.encode(text, add_special_tokens=False).ids
+        yield GrammarState(name, answer.task, answer.parameters, token_ids)
+
+
+def _prefix(answer: GrammarState, rng: random.Random) -> GrammarState:
+    length = rng.randint(0, min(len(answer.token_ids), _MAX_WRITTEN))
+    return GrammarState(answer.tokenizer, answer.task, answer.parameters, answer.token_ids[:length])
+
+
+def _random_prefixes(
+    name: TokenizerName, constraints: Constraints, definition: dict[str, Any], rng: random.Random
+) -> Iterator[GrammarState]:
+    """Yield the start of random answers, without end; kinds of tokens are chosen evenly, not tokens."""
+    family = FAMILY_OF[name]
+    control = {token["id"]: token["content"][:4] for token in definition["added_tokens"]}
+    offered = [task for task in _RANDOM_PARAMETERS if CATALOG[_MODEL_OF[family]].offers(task)]
+    while True:
+        task = rng.choice(offered)
+        start = GrammarState(name, task, rng.choice(_RANDOM_PARAMETERS[task]), [])
+        constraint = constraints.get(grammar_of(start))
+        state, written = constraint.start(), list[int]()
+        for _ in range(rng.randint(0, _MAX_WRITTEN)):
+            kinds: dict[str, list[int]] = {}
+            for token_id in allowed_ids(constraint, state):
+                kinds.setdefault(control.get(token_id, "text"), []).append(token_id)
+            kinds.pop(control[EOS_ID[family]], None)
+            if not kinds:
+                break
+            written.append(rng.choice(kinds[rng.choice(sorted(kinds))]))
+            state = constraint.after(state, written[-1])
+        yield GrammarState(name, task, start.parameters, written)
+
+
+def _time() -> None:
+    """Print how long a mask takes in each recorded state, the first time and later, on one thread."""
+    torch.set_num_threads(1)
+    print("| vocabulary | tokens | compile, ms | first mask, ms | later, ms |\n|---|---|---|---|---|")
+    for name, family in FAMILY_OF.items():
+        definition = tokenizer_definition(name)
+        assert definition is not None, f"the tokenizer {name} cannot be fetched"
+        constraints = Constraints(definition, {EOS_ID[family]})
+        logprobs = torch.zeros(constraints.num_tokens)
+        compiled, first, later = list[float](), list[float](), list[float]()
+        for state in recorded_states(name):
+            constraints.get.cache_clear()
+            compiled.append(_milliseconds(lambda: constraints.get(grammar_of(state))))  # noqa: B023  # called at once
+            constraint = constraints.get(grammar_of(state))
+            here = state_after(constraint, state.token_ids)
+            times = [_milliseconds(lambda: constraint.masked(here, logprobs)) for _ in range(6)]  # noqa: B023
+            first.append(times[0])
+            later.append(statistics.median(times[1:]))
+        columns = [f"{statistics.median(times):.3f} (max {max(times):.3f})" for times in (compiled, first, later)]
+        print(f"| {name} | {len(logprobs)} | {' | '.join(columns)} |")
+
+
+def _milliseconds(call: Callable[[], object]) -> float:
+    start_s = time.perf_counter()
+    call()
+    return (time.perf_counter() - start_s) * 1000
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser("python -m tests.support.grammar_states", description=__doc__)
+    parser.add_argument("--time", action="store_true", help="time the masks instead of recording them")
+    if parser.parse_args().time:
+        _time()
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            _record(Path(temporary))

@@ -1,0 +1,118 @@
+"""What one REST predict crosses in the gateway: `python -m tests.support.request_path [--calls]`.
+
+The real app, core and channel answer a form with a new PNG in this process; a simulated runner answers the channel over
+TCP. The second request is counted, so that nothing of a first one is. Calls of our own functions are recorded in all
+threads in the order in which they begin; a coroutine that is resumed does not begin again.
+"""
+
+import argparse
+import asyncio
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType
+
+import httpx
+from aiohttp.test_utils import TestServer
+
+from loadtest.simulated_runner import app as simulated_runner
+from service.admission.api_keys import ApiKeys
+from service.http.boundary import RestBoundary
+from service.http.middleware import SecurityHeaders, TracedRequests
+from service.http_app import rest_app
+from service.inference.core import Core, CoreLimits
+from service.inference.served_models import ServedModels
+from service.runner_client.channel import RunnerChannel
+from service.runner_client.client import RunnerClient
+from service.settings import Settings
+from tests.support.catalog import FLORENCE, ROOT
+from tests.support.fake_service import PNG, served
+
+_FIRST_INSTRUCTIONS = 8  # bytes of code before the body: a frame that is further on is resumed
+_INLINE = ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>")  # read where they stand
+FOLDERS = tuple(f"{ROOT / name}/" for name in ("service", "runners", "tasks"))
+
+
+@dataclass(slots=True)
+class RequestPath:
+    """The functions that were called, in order: (file, function)."""
+
+    calls: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def files(self) -> set[str]:
+        """The files that were crossed."""
+        return {file for file, _ in self.calls}
+
+    @property
+    def functions(self) -> set[tuple[str, str]]:
+        """The functions that were called."""
+        return set(self.calls)
+
+    @property
+    def num_changes(self) -> int:
+        """How often a call lies in another file than the one before."""
+        return sum(first[0] != second[0] for first, second in pairwise(self.calls))
+
+
+@contextmanager
+def recorded(path: RequestPath) -> Iterator[None]:
+    """Record the calls of this thread, and of those that start meanwhile."""
+
+    def profile(frame: FrameType, event: str, _argument: object) -> None:
+        code = frame.f_code
+        is_beginning = event == "call" and frame.f_lasti <= _FIRST_INSTRUCTIONS and code.co_name not in _INLINE
+        if is_beginning and (file := code.co_filename).startswith(FOLDERS):
+            path.calls.append((str(Path(file).relative_to(ROOT)), code.co_qualname))
+
+    threading.setprofile(profile)
+    sys.setprofile(profile)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+
+
+async def request_path() -> RequestPath:
+    """Answer two requests about the same image, and return the path of the second."""
+    path, model = RequestPath(), served(FLORENCE)
+    async with TestServer(simulated_runner()) as server:
+        channel = RunnerChannel(str(server.make_url("")).rstrip("/"), model.manifest.build_key, 10)
+        runner = RunnerClient(model.manifest, channel)
+        boundary = RestBoundary(Settings())
+        core = Core(ServedModels({model.id: model}), {model.id: runner}, CoreLimits(1_000_000, 64, 24, 200_000))
+        boundary.start(core, ApiKeys(None))
+        transport = httpx.ASGITransport(TracedRequests(SecurityHeaders(rest_app(boundary))))
+        async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
+            await _predict(client)
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())  # whose threads are recorded
+            with recorded(path):
+                await _predict(client)
+        await runner.close()
+    return path
+
+
+async def _predict(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/predict", data={"task": "captioning"}, files={"image": PNG})
+    response.raise_for_status()
+
+
+def main() -> None:
+    """Print the counts, and the calls where asked."""
+    parser = argparse.ArgumentParser("python -m tests.support.request_path", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--calls", action="store_true", help="print every call")
+    given = parser.parse_args()
+    path = asyncio.run(request_path())
+    if given.calls:
+        print(*(f"{file}  {function}" for file, function in path.calls), sep="\n")
+    print(f"{len(path.files)} files, {len(path.functions)} functions, {path.num_changes} changes of file")
+
+
+if __name__ == "__main__":
+    main()

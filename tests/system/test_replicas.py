@@ -1,0 +1,132 @@
+"""Two runners of one model behind HAProxy with the shipped configuration: one goes under load, and returns."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.export_cli import ModelStore
+from tests.support.haproxy import HaProxy, haproxy, needs_haproxy
+from tests.support.load import load
+from tests.support.processes import descendants
+from tests.support.replicas import MODEL, Replicas, replicas
+from tests.support.running_service import RunningService
+from tests.support.scene_images import scene_png
+from tests.support.service_metrics import metric
+from tests.support.waiting import wait_until
+
+pytestmark = needs_haproxy
+NUM_CLIENTS = 8
+STOP_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """Two runners, HAProxy, and a gateway that knows HAProxy's URL alone."""
+
+    runners: Replicas
+    proxy: HaProxy
+    gateway: RunningService
+
+    def wait_for(self, num_ready: int) -> None:
+        wait_until(lambda: self.proxy.num_ready(MODEL) == num_ready)
+
+
+@pytest.fixture(scope="module")
+def stand(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    folder: Path = tmp_path_factory.mktemp("replicas")
+    with replicas(exported, folder, 2) as runners:
+        urls = {MODEL: [f"http://127.0.0.1:{port}" for port in runners.ports]}
+        with haproxy(urls, folder) as proxy:
+            made = Stand(runners, proxy, runners.gateway(proxy.url(MODEL)))
+            made.wait_for(2)
+            yield made
+
+
+def kill(stand: Stand, port: int) -> None:
+    stand.runners.kill(port)
+
+
+def terminate(stand: Stand, port: int) -> None:
+    process = stand.runners.running[port].process
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(STOP_S) == 0
+
+
+@pytest.mark.parametrize("end", [kill, terminate], ids=["kill -9", "SIGTERM"])
+def test_nothing_is_lost_when_a_runner_goes_and_it_is_used_when_it_returns(
+    stand: Stand, service: RunningService, end: Callable[[Stand, int], None]
+) -> None:
+    gone = stand.runners.ports[0]
+    with load(stand.gateway.url, NUM_CLIENTS, models=[MODEL], known_at=service.url) as asked:
+        asked.wait_for_more(2 * NUM_CLIENTS)
+        end(stand, gone)
+        stand.wait_for(1)
+        asked.wait_for_more(2 * NUM_CLIENTS)
+        assert stand.gateway.is_ready()
+        stand.runners.start([gone])
+        stand.wait_for(2)
+        asked.wait_for_more(4 * NUM_CLIENTS)
+    assert set(asked.kinds()) == {"right"}, asked.others()
+    assert metric(stand.runners.running[gone], "diptych_live_sequences") == 0
+    assert metric(stand.runners.running[gone], "diptych_batch_size_count") > 0  # it has answered since it is back
+
+
+def test_nothing_is_lost_when_a_runner_stands_still(stand: Stand, service: RunningService) -> None:
+    (stopped,) = descendants(stand.runners.running[stand.runners.ports[1]].process.pid)
+    with load(stand.gateway.url, NUM_CLIENTS, models=[MODEL], known_at=service.url) as asked:
+        asked.wait_for_more(2 * NUM_CLIENTS)
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            stand.wait_for(1)
+            asked.wait_for_more(2 * NUM_CLIENTS)
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        stand.wait_for(2)
+        asked.wait_for_more(2 * NUM_CLIENTS)
+    assert set(asked.kinds()) == {"right"}, asked.others()
+
+
+def test_the_share_of_cache_hits_is_that_of_one_runner(stand: Stand) -> None:
+    """Each image is asked about four times: of one runner three quarters are hits."""
+    before = [hits(stand, port) for port in stand.runners.ports]
+    with httpx.Client(base_url=stand.gateway.url, timeout=60) as client:
+        for _ in range(4):
+            for seed in range(100, 110):
+                ask(client, seed)
+    after = [hits(stand, port) for port in stand.runners.ports]
+    num_hits = sum(now[0] - then[0] for now, then in zip(after, before, strict=True))
+    num_requests = sum(now[1] - then[1] for now, then in zip(after, before, strict=True))
+    assert num_requests == 40
+    assert abs(num_hits / num_requests - 0.75) <= 0.05
+    assert all(now[1] > then[1] for now, then in zip(after, before, strict=True))  # both have work
+
+
+def hits(stand: Stand, port: int) -> tuple[float, float]:
+    name, runner = "diptych_vision_cache_requests_total", stand.runners.running[port]
+    return metric(runner, name, outcome="hit"), metric(runner, name)
+
+
+def test_without_a_runner_the_answer_is_503_until_one_is_back(stand: Stand) -> None:
+    for port in stand.runners.ports:
+        stand.runners.kill(port)
+    with httpx.Client(base_url=stand.gateway.url, timeout=60) as client:
+        start_s = time.monotonic()
+        refused = ask(client, 0)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+        assert f"runner of {MODEL}" in refused.json()["error"]["message"]
+        assert time.monotonic() - start_s < 10
+        wait_until(lambda: not stand.gateway.is_ready())
+        stand.runners.start(stand.runners.ports)
+        stand.gateway.wait_until_ready(STOP_S)
+        assert ask(client, 0).status_code == 200
+
+
+def ask(client: httpx.Client, seed: int) -> httpx.Response:
+    form, files = {"task": "captioning", "model": MODEL}, {"image": scene_png(seed)}
+    return client.post("/v1/predict", data=form, files=files)

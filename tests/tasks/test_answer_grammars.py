@@ -1,0 +1,131 @@
+"""Grammars over the embedded checkpoints' vocabularies: what they allow, and what not."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from export.scenes import questions, sample_scene
+from export.scenes.prompts import question_prompts
+from export.scenes.scene import SHAPES
+from export.training.data.florence2_answers import answer_pieces
+from export.training.data.paligemma_answers import PaliGemmaAnswers
+from runners.decoder.constraints import Constraints
+from tasks.families import FAMILIES
+from tasks.parameters import TaskParameters, parse_parameters
+from tasks.table import TASKS
+from tests.support.catalog import CATALOG
+from tests.support.export_cli import EMBEDDED, MODELS
+
+EOS_ID = {"florence2": 2, "paligemma": 1}
+WRITERS = {
+    "florence2": answer_pieces,
+    "paligemma": PaliGemmaAnswers({shape: tuple(range(16)) for shape in SHAPES}).answer_pieces,
+}
+BOX, QUAD = "<loc_1><loc_2><loc_3><loc_4>", "<loc_1>" * 8
+FOUR, SIXTEEN = "<loc0001><loc0002><loc0003><loc0004>", "<seg001>" * 16
+ASKED = TaskParameters(labels=("red circle", "star"))
+ODD = TaskParameters(labels=('a "b" \\ % {4}', "<loc0005>", "größe 日本 🙂", "red", "red circle"))
+PHRASE = TaskParameters(phrase="star")
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """A model's words."""
+
+    family: str
+    tokenizer: Tokenizer
+    constraints: Constraints
+
+    def is_well_formed(self, task_id: str, parameters: TaskParameters, text: str) -> bool:
+        """Return True if a decoder that follows the task's grammar can write `text` and end."""
+        grammar = FAMILIES[self.family].answer_grammar(task_id, parameters)  # type: ignore[index]
+        assert grammar is not None
+        constraint, logprobs = self.constraints.get(grammar), torch.zeros(self.constraints.num_tokens)
+        state = constraint.start()
+        for token_id in [*self.tokenizer.encode(text, add_special_tokens=False).ids, EOS_ID[self.family]]:
+            if not constraint.masked(state, logprobs)[token_id].isfinite():
+                return False
+            state = constraint.after(state, token_id)
+        return True
+
+
+def language(model_id: str) -> Language:
+    file, family = MODELS / model_id / "tokenizer.json", CATALOG[model_id].family
+    return Language(family, Tokenizer.from_file(str(file)), Constraints.load(file, {EOS_ID[family]}))
+
+
+@pytest.fixture(scope="module")
+def languages() -> dict[str, Language]:
+    return {language(model_id).family: language(model_id) for model_id in EMBEDDED}
+
+
+def true_answers(family: str, model_id: str) -> Iterator[tuple[str, TaskParameters, str]]:
+    for seed in range(40):
+        scene = sample_scene(seed, None if seed % 5 else 0)
+        for question in questions(scene):
+            parameters = parse_parameters(TASKS[question.task], question.parameters)
+            if FAMILIES[family].answer_grammar(question.task, parameters) is None:  # type: ignore[index]
+                continue
+            for prompt in question_prompts(CATALOG[model_id], question):
+                pieces = WRITERS[family](scene, question, prompt.labels)
+                yield question.task, parameters, "".join(piece.text for piece in pieces)
+
+
+@pytest.mark.parametrize("model_id", EMBEDDED)
+def test_every_true_answer_is_well_formed(languages: dict[str, Language], model_id: str) -> None:
+    family = CATALOG[model_id].family
+    answers = list(true_answers(family, model_id))
+    assert len(answers) > 80
+    for task_id, parameters, text in answers:
+        assert languages[family].is_well_formed(task_id, parameters, text), (task_id, text)
+
+
+@pytest.mark.parametrize(
+    ("family", "task_id", "parameters", "text", "expected"),
+    [
+        ("florence2", "object_detection", TaskParameters(), f"star{BOX}{BOX}circle{BOX}", True),
+        ("florence2", "object_detection", TaskParameters(), f"star{BOX}<loc_5>", False),
+        ("florence2", "object_detection", TaskParameters(), "star", False),
+        ("florence2", "object_detection", TaskParameters(), BOX, False),
+        ("florence2", "region_proposal", TaskParameters(), f"{BOX}{BOX}", True),
+        ("florence2", "region_proposal", TaskParameters(), f"star{BOX}", False),
+        ("florence2", "open_vocabulary_detection", ASKED, f"star<poly>{BOX}<loc_5><loc_6></poly>", True),
+        ("florence2", "instance_segmentation", PHRASE, f"{BOX}<loc_5><loc_6>", True),
+        ("florence2", "instance_segmentation", PHRASE, f"{BOX}<loc_5><loc_6><sep>{BOX}<loc_5><loc_6>", True),
+        ("florence2", "instance_segmentation", PHRASE, f"{BOX}<loc_5><loc_6><loc_7>", False),
+        ("florence2", "instance_segmentation", PHRASE, BOX, False),
+        ("florence2", "ocr_with_regions", TaskParameters(), f"AB{QUAD}", True),
+        ("florence2", "ocr_with_regions", TaskParameters(), f"AB{BOX}", False),
+        ("florence2", "region_description", TaskParameters(), f"a star{BOX}", True),
+        ("florence2", "region_description", TaskParameters(), "a star", True),
+        ("florence2", "region_description", TaskParameters(), "a star<loc_1>", False),
+        ("paligemma", "open_vocabulary_detection", ASKED, f"{FOUR} star ; {FOUR} red circle", True),
+        ("paligemma", "open_vocabulary_detection", ASKED, f"{FOUR} star;{FOUR}star", True),
+        ("paligemma", "open_vocabulary_detection", ASKED, f"{FOUR} red", False),
+        ("paligemma", "open_vocabulary_detection", ASKED, f"{FOUR} circle", False),
+        ("paligemma", "open_vocabulary_detection", ASKED, f"{FOUR}<loc0005> star", False),
+        ("paligemma", "open_vocabulary_detection", ASKED, "star", False),
+        ("paligemma", "open_vocabulary_detection", ASKED, "", True),
+        *(
+            ("paligemma", "phrase_grounding", ODD, f"{FOUR} {label} ; {FOUR} red ; {FOUR} red circle", True)
+            for label in (ODD.labels or ())
+            if label != "<loc0005>"
+        ),
+        ("paligemma", "phrase_grounding", ODD, f"{FOUR}<loc0005>", False),
+        ("paligemma", "instance_segmentation", PHRASE, f"{FOUR}{SIXTEEN} a star ; {FOUR}{SIXTEEN} star", True),
+        ("paligemma", "instance_segmentation", PHRASE, f"{FOUR}{SIXTEEN}<seg001> star", False),
+        ("paligemma", "instance_segmentation", PHRASE, f"{FOUR} star", False),
+    ],
+)
+def test_what_is_well_formed(
+    languages: dict[str, Language], family: str, task_id: str, parameters: TaskParameters, text: str, expected: bool
+) -> None:
+    assert languages[family].is_well_formed(task_id, parameters, text) == expected
+
+
+@pytest.mark.parametrize("task_id", ["captioning", "ocr", "visual_question_answering"])
+def test_where_the_answer_is_text_any_will_do(task_id: str) -> None:
+    assert all(language.answer_grammar(task_id, TaskParameters()) is None for language in FAMILIES.values())
