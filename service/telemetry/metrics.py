@@ -11,7 +11,10 @@ REQUESTS = Counter(
     ["api", "model", "task", "status"],
 )
 REQUEST_SECONDS = Histogram(
-    "diptych_request_seconds", "Time of a request from its image and task to its answer.", ["model", "task"], buckets=_BUCKETS_S
+    "diptych_request_seconds",
+    "Time of a request from its image and task to its answer.",
+    ["model", "task"],
+    buckets=_BUCKETS_S,
 )
 STAGE_SECONDS = Histogram(
     "diptych_stage_seconds", "Time of one stage of a request.", ["model", "task", "stage"], buckets=_BUCKETS_S
