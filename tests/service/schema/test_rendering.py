@@ -52,12 +52,14 @@ def written(text: str, finish_reason: FinishReason = "stop") -> Written:
     )
 
 
+def answer_of(result: Result, *sequences: Written) -> Answer:
+    _, request = parse_fields(PredictFields, {"task": "object_detection"})
+    return Answer(served(FLORENCE), request, (640, 480), result, sequences or (written("a"),), "joined", TIMES)
+
+
 def answer(result: Result, *sequences: Written) -> dict[str, Any]:
     """Return the body as it is sent."""
-    _, request = parse_fields(PredictFields, {"task": "object_detection"})
-    body = answer_json(
-        Answer(served(FLORENCE), request, (640, 480), result, sequences or (written("a"),), "joined", TIMES), "id-1"
-    )
+    body = answer_json(answer_of(result, *sequences), "id-1")
     document: dict[str, Any] = json.loads(body.model_dump_json())
     return document
 
