@@ -16,11 +16,15 @@ _TEXT = "The image shows a small blue triangle on a dark background."
 _NUM_TOKENS = 12
 
 
-async def serve(port: int) -> None:
-    """Serve on a port of this host until the process ends."""
+def app() -> web.Application:
     app = web.Application(client_max_size=_MAX_BODY_BYTES)
     app.add_routes([web.get("/readyz", _ready), web.post("/write", _write)])
-    runner = web.AppRunner(app, access_log=None)
+    return app
+
+
+async def serve(port: int) -> None:
+    """Serve on a port of this host until the process ends."""
+    runner = web.AppRunner(app(), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
     await asyncio.Event().wait()

@@ -24,7 +24,7 @@ def problem(values: Settings) -> str | None:
         status = _readyz_status(values)
     except (OSError, http.client.HTTPException) as error:
         return f"{values.host}:{values.port} does not answer: {error}"
-    # This process knows no key: if one is required, a 401 shows that the gateway answers.
+    # The health check has no key: if one is required, a 401 shows that the gateway answers.
     is_healthy = status == _OK or (values.health_needs_key and status == _UNAUTHORIZED)
     return None if is_healthy else f"/readyz answers {status}"
 

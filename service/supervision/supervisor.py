@@ -64,7 +64,7 @@ class Supervisor:
         signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
         while self._next_signal() not in _STOP_SIGNALS:
             pass
-        logger.info("stopping: no new requests; accepted ones have up to %g s", max_request_s)
+        logger.info("stopping: draining accepted requests for up to %g s", max_request_s)
         self._front.part.listener.close()  # the process has its own copy; while it drains, a gateway answers not_ready
         self._stop([self._front], max_request_s + _FRONT_MARGIN_S)
         self._stop(self._runners, _RUNNERS_STOP_S)

@@ -45,13 +45,15 @@ def test_cases_cover_every_text_parameter_of_both_families() -> None:
 @pytest.mark.parametrize(("model_id", "task_id", "name", "is_list"), CASES)
 @settings(deadline=None)  # the first use of a tokenizer is slow
 @given(words=st.lists(st.sampled_from([*HOSTILE, "cat", "<", ">", "_"]), min_size=1, max_size=4))
-def test_user_text_is_plain_text(model_id: str, task_id: str, name: str, is_list: bool, words: list[str]) -> None:
+def test_user_text_has_no_control_tokens(
+    model_id: str, task_id: str, name: str, is_list: bool, words: list[str]
+) -> None:
     text = "".join(words)
     ids = written_ids(model_id, task_id, {name: [text] if is_list else text})
     assert ids
     assert not CONTROL_IDS[model_id] & set(ids)
 
 
-def test_region_prompt_has_control_tokens() -> None:
+def test_check_detects_a_control_token() -> None:
     region = {"region": [1, 2, 30, 40]}
     assert CONTROL_IDS[FLORENCE.id] & set(written_ids(FLORENCE.id, "region_description", region))

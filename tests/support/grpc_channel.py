@@ -1,4 +1,4 @@
-"""The gRPC server over a core, on a port of its own."""
+"""The gRPC server over a core, on a free port."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

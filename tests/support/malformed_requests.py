@@ -1,4 +1,4 @@
-"""Requests that no client should send, made from good ones by a seeded generator."""
+"""Malformed requests, derived from valid ones by a seeded generator."""
 
 import json
 import random
@@ -25,7 +25,7 @@ _TYPES = (_FORM, "application/json", "text/plain", "", "multipart/form-data", "a
 
 @dataclass(frozen=True, slots=True)
 class MalformedRequest:
-    """One request; its body is broken, or its fields are."""
+    """A request with a malformed body or invalid fields."""
 
     path: str
     content_type: str
@@ -33,7 +33,7 @@ class MalformedRequest:
 
 
 def malformed_requests(num_requests: int, good: bytes, seed: int = 0) -> Iterator[MalformedRequest]:
-    """Yield requests around `good`, the bytes of an image."""
+    """Yield malformed requests; `good` is a valid image."""
     rng = random.Random(seed)
     makers = (_broken_json, _odd_fields, _broken_form, _any_bytes)
     for _ in range(num_requests):
@@ -42,7 +42,7 @@ def malformed_requests(num_requests: int, good: bytes, seed: int = 0) -> Iterato
 
 
 def malformed_messages(num_messages: int, good: bytes, seed: int = 0) -> Iterator[bytes]:
-    """Yield messages of the gRPC interface whose fields are wrong, and some bytes that are none."""
+    """Yield gRPC messages with invalid fields, and some bytes that are no message."""
     rng = random.Random(seed)
     for _ in range(num_messages):
         request = pb.PredictRequest(
@@ -59,7 +59,7 @@ def malformed_messages(num_messages: int, good: bytes, seed: int = 0) -> Iterato
 
 
 def _odd_fields(rng: random.Random, _good: bytes) -> tuple[str, bytes]:
-    """JSON whose fields are wrong; its image is never one, so that no model is asked."""
+    """Return JSON with invalid fields; its image is invalid too, so no model is called."""
     fields = {rng.choice(_NAMES): rng.choice(_VALUES) for _ in range(rng.randrange(1, 6))}
     return "application/json", json.dumps({"task": "ocr", "image": "AAAA", **fields}).encode()
 

@@ -1,4 +1,4 @@
-"""The page over a service whose models are fakes: their texts, their silence and their keys are the test's own."""
+"""The playground over a service with fake models, with texts, delays and keys set by the test."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ def page_service(
     key: str | None = None,
     entries: Sequence[CatalogEntry] = (FLORENCE, PALIGEMMA),
 ) -> Iterator[ServedApp]:
-    """Serve; `answers` are what Florence-2's fake writes by prompt, or `decoder` is that fake."""
+    """Serve; `answers` are the texts of Florence-2's fake by prompt, or `decoder` is that fake."""
     decoder = decoder or FakeDecoder({**FLORENCE_ANSWERS, **(answers or {})})
     boundary = RestBoundary(Settings())
     keys = ApiKeys(None) if key is None else api_keys(key)

@@ -1,4 +1,4 @@
-"""Takes the README's picture of the page: a real comparison by a running service.
+"""Takes the README's screenshot of the page: a comparison by a running service.
 
 python -m tests.support.playground_picture http://localhost:3000
 """
@@ -11,7 +11,7 @@ from tests.support.browser import Playground, chromium
 from tests.support.export_cli import ROOT
 
 PICTURE = ROOT / "service/web/samples/playground.png"
-_SAMPLE = "juix"  # the models find different things in it
+_SAMPLE = "juix"  # the models find different objects in it
 _PIXELS_PER_PX = 1.5
 
 

@@ -1,4 +1,4 @@
-"""What the page asks about a sample when a person changes nothing, asked of the API."""
+"""The page's default requests for a sample, sent to the API."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ SAMPLE = "mgql"
 
 
 def example_fields(task: Task, sample_id: str = SAMPLE) -> dict[str, Any]:
-    """Return the fields of a task as the page fills them in: the first of alternatives, no defaults."""
+    """Return the fields of a task as the page suggests them: the first alternative, no defaults."""
     examples = SAMPLES[sample_id]["examples"]
     return {name: examples[name] for name in [*task.required, *task.exactly_one_of[:1]]}
 
@@ -23,7 +23,7 @@ def example_fields(task: Task, sample_id: str = SAMPLE) -> dict[str, Any]:
 def api_response(
     client: httpx.Client, model: str, task_id: str, sample_id: str = SAMPLE, **fields: Any
 ) -> httpx.Response:
-    """Return what the API responds to a question about a sample."""
+    """Return the API's response to a request for a sample."""
     form = {name: json.dumps(value) if isinstance(value, list) else value for name, value in fields.items()}
     image = (FOLDER / SAMPLES[sample_id]["file"]).read_bytes()
     return client.post("/v1/predict", data={"task": task_id, "model": model, **form}, files={"image": image})
@@ -32,18 +32,18 @@ def api_response(
 def api_answer(
     client: httpx.Client, model: str, task_id: str, sample_id: str = SAMPLE, **fields: Any
 ) -> dict[str, Any]:
-    """Return a model's answer to a question about a sample."""
+    """Return a model's answer to a request for a sample."""
     answer: dict[str, Any] = api_response(client, model, task_id, sample_id, **fields).raise_for_status().json()
     return answer
 
 
 def example_answer(client: httpx.Client, model: str, task_id: str) -> dict[str, Any]:
-    """Return a model's answer to what the page asks when nothing is changed."""
+    """Return a model's answer to the page's default request."""
     return api_answer(client, model, task_id, **example_fields(TASKS[task_id]))
 
 
 def drawn(result: dict[str, Any]) -> list[tuple[str, list[list[float]]]]:
-    """Return label and corners of everything in a result that can be drawn."""
+    """Return label and corners of each drawable object of a result."""
     if "detections" in result:
         return [(each["label"], _corners(*each["box"])) for each in result["detections"]]
     if "instances" in result:

@@ -37,7 +37,7 @@ def sample_entry(seed: int) -> dict[str, Any]:
 
 
 def sample_id(seed: int) -> str:
-    """Return the scene's own word."""
+    """Return the word in the scene, which is its id."""
     word = sample_scene(seed).word
     assert word is not None
     return word.text.lower()
@@ -57,7 +57,7 @@ def _examples(asked: dict[str, Question]) -> dict[str, Any]:
 
 
 def write(folder: Path) -> None:
-    """Write every sample and the list of them."""
+    """Write all samples and their list."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed in SIZES_WH:
         sample_image(seed).save(folder / f"{sample_id(seed)}.png", optimize=True)

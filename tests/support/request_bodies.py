@@ -1,4 +1,4 @@
-"""Bodies of requests, written by hand, and what the service reads from them."""
+"""Hand-written request bodies, and what the service reads from them."""
 
 import asyncio
 import base64
@@ -18,7 +18,7 @@ BASE64 = base64.b64encode(IMAGE).decode()
 
 
 def request(chunks: Iterable[bytes], content_type: str | None, content_length: str | None = None) -> Request:
-    """Return a request as a server would hand it over, its body in chunks."""
+    """Return a request as a server passes it on, with its body in chunks."""
     messages: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     unsent = iter([*messages, {"type": "http.request"}])
     given = [(b"content-type", content_type), (b"content-length", content_length)]

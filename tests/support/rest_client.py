@@ -1,4 +1,4 @@
-"""A client of the REST API over the real core, and the checks that hold for every answer."""
+"""A client of the HTTP APIs over the real core, and checks of every response."""
 
 import asyncio
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ COMPONENTS = openapi_document(served_models())["components"]
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client of an API whose exceptions, if any escape, end the test."""
+    """A client of an app in this process; an exception that escapes the app fails the test."""
 
     boundary: RestBoundary
 
@@ -60,13 +60,13 @@ def client(core: Core | None = None, keys: ApiKeys | None = None, values: Settin
 
 
 def fits(document: object, name: str) -> bool:
-    """Say whether a body is what /openapi.json says."""
+    """Return True if a body matches a schema of /openapi.json; raise otherwise."""
     Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": COMPONENTS}).validate(document)
     return True
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
-    """Return the error of a body that is the contract's, checked against its status and headers."""
+    """Return the error of a response, checked against schema, status and headers."""
     assert response.headers["content-type"] == "application/json"
     document = response.json()
     assert fits(document, "ErrorJson")

@@ -1,4 +1,4 @@
-"""A collector of traces: OTLP over HTTP on a free port, which keeps the spans that it is sent."""
+"""A trace collector: OTLP over HTTP on a free port; it stores the spans that it receives."""
 
 import threading
 import time
@@ -18,19 +18,19 @@ TRACEPARENT = f"00-{TRACE_ID}-{CALLER_ID}-01"
 
 @dataclass(frozen=True, slots=True)
 class CollectedSpan:
-    """A span as it came."""
+    """A received span."""
 
-    part: str  # of the service, which made it
+    part: str  # service name
     name: str
     kind: str
     trace_id: str
     span_id: str
-    parent_id: str  # empty: it has none
+    parent_id: str  # empty: none
     start_s: float
     end_s: float
     attributes: dict[str, Any]
     has_failed: bool
-    bytes: bytes  # all that was sent of it
+    bytes: bytes  # as sent
 
     @property
     def duration_s(self) -> float:
@@ -39,14 +39,14 @@ class CollectedSpan:
 
 @dataclass(slots=True)
 class Collector:
-    """What has come so far."""
+    """The spans received so far."""
 
     url: str
     spans: list[CollectedSpan] = field(default_factory=list)
     paths: set[str] = field(default_factory=set)
 
     def wait_for(self, is_there: Callable[[list[CollectedSpan]], bool], timeout_s: float = 15) -> list[CollectedSpan]:
-        """Return the spans once they are what a test waits for; raise TimeoutError with what there is."""
+        """Return the spans once `is_there` is True; raise TimeoutError with the received ones."""
         deadline_s = time.monotonic() + timeout_s
         while not is_there(self.spans):
             if time.monotonic() > deadline_s:
@@ -55,7 +55,7 @@ class Collector:
         return self.spans
 
     def trace(self, trace_id: str, *names: str) -> list[CollectedSpan]:
-        """Return the spans of a trace once those with `names` are there, as often as they are named."""
+        """Return the spans of a trace once it has `names`, each as often as it is listed."""
 
         def has_all(spans: list[CollectedSpan]) -> bool:
             there = [span.name for span in spans if span.trace_id == trace_id]
@@ -66,7 +66,7 @@ class Collector:
 
 @contextmanager
 def collecting() -> Iterator[Collector]:
-    """Collect until the caller is done."""
+    """Run a collector."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -77,7 +77,7 @@ def collecting() -> Iterator[Collector]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     collector = Collector(f"http://127.0.0.1:{server.server_port}")

@@ -1,7 +1,7 @@
-"""Triton's own client in a process of its own: its messages have the names of ours, which a process takes but once.
+"""Triton's client in a separate process: its protobuf messages have the same names as ours.
 
 `python -m tests.support.triton_client http|grpc ADDRESS` reads calls as JSON, `[[method, arguments], …]`, and prints
-what each returned or raised. `infer` makes tensors of an image in base64 and of the fields of /v1/predict.
+what each returned or raised. `infer` builds tensors from a base64 image and the fields of /v1/predict.
 """
 
 import base64
@@ -21,7 +21,7 @@ _TIMEOUT_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Infer:
-    """One inference."""
+    """Arguments of one inference."""
 
     model: str
     image: bytes
@@ -29,7 +29,7 @@ class Infer:
     options: dict[str, Any] = field(default_factory=dict)  # of the client's infer
     outputs: tuple[str, ...] = ()
     is_batched: bool = False
-    is_json: bool = False  # over HTTP: no raw tensors, in neither direction
+    is_json: bool = False  # over HTTP: no raw tensors
 
     def arguments(self) -> dict[str, Any]:
         return asdict(self) | {"image": base64.b64encode(self.image).decode()}
@@ -46,7 +46,7 @@ def triton(transport: str, address: str, calls: Sequence[Infer | tuple[str, list
 
 
 def main(transport: str, address: str) -> None:
-    """Do what stdin says."""
+    """Run the calls of stdin."""
     module = importlib.import_module(f"tritonclient.{transport}")
     with module.InferenceServerClient(address) as client:
         json.dump([_outcome(module, client, *call) for call in json.load(sys.stdin)], sys.stdout)

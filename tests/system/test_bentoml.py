@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from loadtest.process_use import use_of_family
+from loadtest.processes import use_by_name
 from tests.support.export_cli import ROOT, ModelStore
 from tests.support.processes import descendants
 from tests.support.running_service import (
@@ -65,7 +65,7 @@ def test_a_killed_runner_comes_back(exported: ModelStore, tmp_path: Path, starte
     with running_service(exported.home, tmp_path / "service.log", OPEN, command, DIPTYCH_PORT=port) as service:
         ready_s = time.monotonic() - start_s
         answer_of(service).raise_for_status()
-        memory_mb = sum(use.memory_mb for use in use_of_family(service.process.pid).values())
+        memory_mb = sum(use.memory_mb for use in use_by_name(service.process.pid).values())
         (killed,) = [pid for pid in descendants(service.process.pid) if is_runner(pid)]
         os.kill(killed, signal.SIGKILL)
         start_s = time.monotonic()

@@ -12,6 +12,7 @@ from tests.support.export_cli import ROOT
 from tests.support.running_service import RunningService, running_service, service_environment
 from tests.support.scene_images import scene_png
 
+pytestmark = pytest.mark.long
 IMAGE_TOKENS = {"florence-2-base": 577, "paligemma-2-3b-mix-224": 256}
 
 

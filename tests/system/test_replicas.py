@@ -63,7 +63,7 @@ def test_nothing_is_lost_when_a_runner_goes_and_it_is_used_when_it_returns(
     stand: Stand, service: RunningService, end: Callable[[Stand, int], None]
 ) -> None:
     gone = stand.runners.ports[0]
-    with load(stand.gateway.url, NUM_CLIENTS, models=[MODEL], known_at=service.url) as asked:
+    with load(stand.gateway.url, NUM_CLIENTS, models=[MODEL], expected_from=service.url) as asked:
         asked.wait_for_more(2 * NUM_CLIENTS)
         end(stand, gone)
         stand.wait_for(1)
@@ -79,7 +79,7 @@ def test_nothing_is_lost_when_a_runner_goes_and_it_is_used_when_it_returns(
 
 def test_nothing_is_lost_when_a_runner_stands_still(stand: Stand, service: RunningService) -> None:
     (stopped,) = descendants(stand.runners.running[stand.runners.ports[1]].process.pid)
-    with load(stand.gateway.url, NUM_CLIENTS, models=[MODEL], known_at=service.url) as asked:
+    with load(stand.gateway.url, NUM_CLIENTS, models=[MODEL], expected_from=service.url) as asked:
         asked.wait_for_more(2 * NUM_CLIENTS)
         os.kill(stopped, signal.SIGSTOP)
         try:

@@ -10,7 +10,7 @@ from tests.support.request_bodies import BASE64, FORM, IMAGE, JSON, MAX_BYTES, f
 
 
 @pytest.mark.parametrize("declared", ["-1", "many", "1e9", "", "\xb2", "9" * 5000])
-def test_odd_content_length_is_no_defect_of_the_service(declared: str) -> None:
+def test_unusual_content_length_causes_no_internal_error(declared: str) -> None:
     try:
         assert read(json.dumps({"image": BASE64}).encode(), JSON, declared).image == IMAGE
     except PayloadTooLarge:
@@ -18,7 +18,7 @@ def test_odd_content_length_is_no_defect_of_the_service(declared: str) -> None:
 
 
 @pytest.mark.parametrize("charset", ["undefined", "\0", "base64", "utf-16", "\xe4", ""])
-def test_odd_charset_of_a_form_is_no_defect_of_the_service(charset: str) -> None:
+def test_unusual_charset_of_a_form_causes_no_internal_error(charset: str) -> None:
     assert is_read_or_refused(form(file_part("image", IMAGE)), f"{FORM}; charset={charset}")
 
 
@@ -50,7 +50,7 @@ JSON_PIECES = st.sampled_from(
 
 
 def is_read_or_refused(body: bytes, content_type: str) -> bool:
-    """Say whether the bytes are a body or an error of the service's tree; anything else escapes."""
+    """Return True for a body or a `ServiceError`; other exceptions escape."""
     try:
         return isinstance(read(body, content_type), RequestBody)
     except ServiceError as error:
@@ -60,18 +60,18 @@ def is_read_or_refused(body: bytes, content_type: str) -> bool:
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.binary(max_size=200), st.lists(FORM_PIECES, max_size=30).map(b"".join)))
 @example(b'--b\r\nContent-Disposition: form-data; name="image"; filename="f"\r\n\r\n')
-def test_any_bytes_are_a_form_or_an_error_of_the_service(body: bytes) -> None:
+def test_any_bytes_are_a_form_or_a_service_error(body: bytes) -> None:
     assert is_read_or_refused(body, FORM)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.binary(max_size=200), st.lists(JSON_PIECES, max_size=30).map(b"".join)))
 @example(b'{"image": "\\ud800"}')
-def test_any_bytes_are_json_or_an_error_of_the_service(body: bytes) -> None:
+def test_any_bytes_are_json_or_a_service_error(body: bytes) -> None:
     assert is_read_or_refused(body, JSON)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(max_codepoint=255), max_size=60))
-def test_any_content_type_is_read_or_an_error_of_the_service(options: str) -> None:
+def test_any_content_type_is_read_or_a_service_error(options: str) -> None:
     assert is_read_or_refused(form(file_part("image", IMAGE)), f"multipart/form-data;{options}")

@@ -10,7 +10,7 @@ from tests.support.request_bodies import FORM, IMAGE, JSON, file_part, form, par
 
 
 @pytest.mark.parametrize("content_type", [None, "", "text/plain", "application/x-www-form-urlencoded", "image/png"])
-def test_other_content_types_are_refused_with_the_known_ones(content_type: str | None) -> None:
+def test_other_content_types_are_rejected_with_the_supported_ones(content_type: str | None) -> None:
     with pytest.raises(InvalidRequest, match="multipart/form-data or application/json"):
         read(b"{}", content_type)
 
@@ -30,21 +30,21 @@ def test_other_content_types_are_refused_with_the_known_ones(content_type: str |
         (b"", FORM),
     ],
 )
-def test_broken_multipart_is_refused(body: bytes, content_type: str) -> None:
+def test_malformed_multipart_is_rejected(body: bytes, content_type: str) -> None:
     with pytest.raises(InvalidRequest):
         read(body, content_type)
 
 
 @pytest.mark.parametrize("kept", [0.2, 0.5, 0.7, 0.85, 0.95])
-def test_multipart_without_its_end_is_refused(kept: float) -> None:
-    """What was cut off may be the very field that matters."""
+def test_truncated_multipart_is_rejected(kept: float) -> None:
+    """The missing part may be a required field."""
     body = form(file_part("image", IMAGE), part("task", "captioning"), part("detail", "paragraph"), part("seed", "1"))
     with pytest.raises(InvalidRequest):
         read(body[: int(len(body) * kept)], FORM)
 
 
-def test_charset_of_a_form_cannot_make_reading_slow() -> None:
-    """Python's punycode decoder takes a time that grows with the square of the length, on the event loop."""
+def test_charset_of_a_form_cannot_slow_down_parsing() -> None:
+    """Python's punycode decoder needs quadratic time, and would block the event loop."""
     body = form(part("image", IMAGE, '; filename="a"'), part("ab", b"abc-" + b"ab1c" * 50_000))
     start_s = time.monotonic()
     with contextlib.suppress(InvalidRequest):  # refused is as good as read
@@ -68,13 +68,13 @@ def test_charset_of_a_form_cannot_make_reading_slow() -> None:
         b'{"image": "QUJD", "region": [Infinity, -Infinity, 1, 2]}',
     ],
 )
-def test_what_is_not_json_is_refused(body: bytes) -> None:
+def test_invalid_json_is_rejected(body: bytes) -> None:
     with pytest.raises(InvalidRequest, match="the body is not JSON") as caught:
         read(body, JSON)
     assert len(caught.value.message) < 300
 
 
 @pytest.mark.parametrize("document", ["[]", "1", "null", '"text"'])
-def test_json_that_is_no_object_is_refused(document: str) -> None:
+def test_json_other_than_an_object_is_rejected(document: str) -> None:
     with pytest.raises(InvalidRequest, match="must be a JSON object"):
         read(document.encode(), JSON)

@@ -44,7 +44,7 @@ def parts_of(name: str, value: object, is_json: bool) -> Sequence[bytes]:
 
 
 @pytest.mark.parametrize("is_json", [True, False], ids=["lists as JSON", "lists as repeated fields"])
-def test_form_and_json_give_the_same_body(is_json: bool) -> None:
+def test_form_and_json_are_read_to_the_same_body(is_json: bool) -> None:
     parts = [one for name, value in FIELDS.items() for one in parts_of(name, value, is_json)]
     from_form, from_json = read_form(*parts), read_json(image=BASE64, **FIELDS)
     assert from_form == from_json == RequestBody(IMAGE, FIELDS)
@@ -63,45 +63,45 @@ def test_json_content_type_is_read_without_case_and_options(content_type: str) -
 
 
 @pytest.mark.parametrize("value", ["twelve", "1e", "", "true", "null", "[1]", "NaN", "Infinity", "0x10", "9" * 5000])
-def test_form_number_that_is_none_stays_text_for_the_check_of_fields(value: str) -> None:
+def test_invalid_number_of_a_form_stays_text(value: str) -> None:
     assert read_form(part("seed", value)).fields == {"seed": value}
 
 
 @pytest.mark.parametrize("value", ["True", "1", "", "yes", "null"])
-def test_form_claim_that_is_neither_true_nor_false_stays_text_for_the_check_of_fields(value: str) -> None:
+def test_invalid_boolean_of_a_form_stays_text(value: str) -> None:
     assert read_form(part("constrained", value)).fields == {"constrained": value}
 
 
 @pytest.mark.parametrize("value", ["true", "12", "null", '{"a": 1}'])
-def test_form_text_stays_text(value: str) -> None:
+def test_text_of_a_form_stays_text(value: str) -> None:
     assert read_form(part("question", value)).fields == {"question": value}
 
 
-def test_one_label_is_a_list_in_a_form() -> None:
+def test_single_label_of_a_form_is_a_list() -> None:
     assert read_form(part("labels", "dog")).fields == {"labels": ["dog"]}
 
 
 @pytest.mark.parametrize("value", ["[1, 2", "[NaN]", "[Infinity, 1, 2, 3]", "[" * 50_000])
-def test_form_list_that_is_broken_json_is_refused_by_name(value: str) -> None:
+def test_malformed_json_list_of_a_form_is_rejected_by_name(value: str) -> None:
     with pytest.raises(InvalidRequest, match="region") as caught:
         read_form(part("region", value))
     assert caught.value.param == "region"
 
 
 @pytest.mark.parametrize("name", ["task", "seed", "question", "unknown"])
-def test_form_field_given_twice_is_refused_by_name(name: str) -> None:
+def test_repeated_form_field_is_rejected_by_name(name: str) -> None:
     with pytest.raises(InvalidRequest, match=f"{name} occurs 2 times") as caught:
         read_form(part(name, "1"), part(name, "2"))
     assert caught.value.param == name
 
 
-def test_json_key_given_twice_is_refused_by_name() -> None:
+def test_repeated_json_name_is_rejected() -> None:
     with pytest.raises(InvalidRequest, match="task"):
         read(b'{"image": "QUJD", "task": "ocr", "task": "captioning"}', JSON)
 
 
 @pytest.mark.parametrize("name", ["task", "labels", "seed"])
-def test_field_that_is_a_file_is_refused_by_name(name: str) -> None:
+def test_file_other_than_the_image_is_rejected_by_name(name: str) -> None:
     with pytest.raises(InvalidRequest, match=f"{name} is a file; only image may be a file") as caught:
         read_form(file_part(name, b"x"))
     assert caught.value.param == name

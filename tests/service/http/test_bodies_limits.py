@@ -12,7 +12,7 @@ from tests.support.request_bodies import BASE64, FORM, IMAGE, JSON, MAX_BYTES, r
 
 
 @pytest.mark.parametrize("content_type", [JSON, FORM])
-def test_body_declared_too_large_is_refused_before_it_is_read(content_type: str) -> None:
+def test_body_declared_too_large_is_rejected_before_it_is_read(content_type: str) -> None:
     async def never() -> Message:
         raise AssertionError("the body was read")
 
@@ -22,7 +22,7 @@ def test_body_declared_too_large_is_refused_before_it_is_read(content_type: str)
         asyncio.run(read_body(unread, MAX_BYTES))
 
 
-def test_body_that_grows_too_large_is_refused_while_it_streams() -> None:
+def test_oversized_body_is_rejected_while_it_streams() -> None:
     num_read = 0
 
     async def read_endless() -> None:

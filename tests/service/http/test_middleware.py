@@ -20,7 +20,7 @@ POLICY = "default-src 'self'"
 
 
 async def plain(_request: Request) -> Response:
-    return PlainTextResponse("told")
+    return PlainTextResponse("reason")
 
 
 async def page(_request: Request) -> Response:
@@ -39,7 +39,7 @@ def get(app: ASGIApp, path: str, headers: dict[str, str] | None = None) -> httpx
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/v1/models", "/metrics"])
-def test_every_answer_has_the_headers(path: str) -> None:
+def test_every_response_has_the_security_headers(path: str) -> None:
     headers = get(SecurityHeaders(INNER), path).headers
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
@@ -48,7 +48,7 @@ def test_every_answer_has_the_headers(path: str) -> None:
     assert headers.get("cache-control") == ("no-store" if path == "/v1/models" else None)
 
 
-def test_a_header_that_an_answer_brings_stays() -> None:
+def test_header_of_the_response_is_kept() -> None:
     headers = get(SecurityHeaders(INNER), "/v1/page").headers
     assert headers.get_list("content-security-policy") == [POLICY]
     assert headers["cache-control"] == "max-age=60"
@@ -62,20 +62,22 @@ def guarded(*paths: str) -> KeyForPaths:
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/metrics?a=b", "/%6detrics", "/metrics%0a"])
-def test_a_closed_path_needs_a_key_however_it_is_written(path: str) -> None:
+def test_closed_path_requires_a_key_in_any_spelling(path: str) -> None:
     app = guarded("/metrics")
     assert error_of(get(app, path))["code"] == "unauthorized"
     assert get(app, path, {"Authorization": "Bearer another"}).status_code == 401
-    assert get(app, path, KEY).text == "told"
+    assert get(app, path, KEY).text == "reason"
 
 
-def test_a_closed_path_takes_nothing_of_the_key_s_limits() -> None:
+def test_closed_path_does_not_count_against_the_quota() -> None:
     app = guarded("/metrics")
     assert [get(app, "/metrics", KEY).status_code for _ in range(3)] == [200] * 3
 
 
 def test_other_paths_are_open() -> None:
-    assert [get(guarded("/metrics"), path).text for path in ("/livez", "/metricsx", "/", "/v1/metrics")] == ["told"] * 4
+    assert [get(guarded("/metrics"), path).text for path in ("/livez", "/metricsx", "/", "/v1/metrics")] == [
+        "reason"
+    ] * 4
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_other_paths_are_open() -> None:
         (Settings(health_needs_key=True), ("/livez", "/readyz", "/healthz", "/v2/health/live"), ("/metrics",)),
     ],
 )
-def test_the_settings_say_which_paths_are_closed(
+def test_settings_determine_the_closed_paths(
     settings: Settings, closed: tuple[str, ...], others: tuple[str, ...]
 ) -> None:
     paths = closed_paths(settings)

@@ -19,7 +19,7 @@ def test_prediction_from_json_is_the_body_of_the_contract() -> None:
     assert body["raw_text"] == "red circle<loc_100><loc_200><loc_500><loc_600>"
 
 
-def test_prediction_from_a_form_is_that_from_json() -> None:
+def test_prediction_from_a_form_equals_that_from_json() -> None:
     fields = {"task": "open_vocabulary_detection", "labels": ["red circle", "blue square"], "max_new_tokens": 50}
     form = client().send("POST", "/v1/predict", files={"image": ("a.png", PNG)}, data=fields)
     from_json = client().predict({"image": data_url(PNG), **fields})
@@ -38,7 +38,7 @@ def test_prediction_from_a_form_is_that_from_json() -> None:
         {"task": "visual_question_answering", "question": "what is it?"},
     ],
 )
-def test_answers_of_every_kind_fit_the_document(fields: dict[str, Any]) -> None:
+def test_answers_of_every_kind_match_the_openapi_document(fields: dict[str, Any]) -> None:
     prediction = client().predict({"image": data_url(PNG), **fields})
     comparison = client().compare({"image": data_url(PNG), **fields})
     assert (prediction.status_code, comparison.status_code) == (200, 200)
@@ -47,7 +47,7 @@ def test_answers_of_every_kind_fit_the_document(fields: dict[str, Any]) -> None:
     assert len(prediction.json()["result"]) == 1
 
 
-def test_comparison_has_answers_and_errors_in_the_order_of_the_catalog() -> None:
+def test_comparison_has_answers_and_errors_in_catalog_order() -> None:
     fields = {"image": data_url(PNG), "task": "object_detection", "models": [PALIGEMMA_ID, FLORENCE_ID]}
     response = client().compare(fields, X_Request_Id="my-id")
     body = response.json()
@@ -72,7 +72,7 @@ def test_listings_and_document_are_served() -> None:
     assert api.get("/openapi.json").json()["openapi"].startswith("3.1")
 
 
-def test_docs_page_loads_nothing_from_elsewhere() -> None:
+def test_docs_page_loads_nothing_from_another_host() -> None:
     response = client().get("/docs")
     assert response.headers["content-type"].startswith("text/html")
     assert re.findall(r"https?://|//[a-z]+\.", response.text) == []

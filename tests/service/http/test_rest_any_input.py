@@ -36,13 +36,13 @@ def post(body: bytes, content_type: str) -> httpx.Response:
     ],
     ids=lambda fields: ascii(fields)[:40],
 )
-def test_odd_json_is_refused_with_an_error_body(fields: dict[str, Any]) -> None:
+def test_unusual_json_is_rejected_with_an_error_body(fields: dict[str, Any]) -> None:
     response = post(json.dumps({**OCR, **fields}).encode(), "application/json")
     assert 400 <= response.status_code < 500
     assert error_of(response)["message"]
 
 
-def test_lone_surrogate_in_the_name_of_a_form_field_is_refused_with_an_error_body() -> None:
+def test_lone_surrogate_in_a_field_name_is_rejected_with_an_error_body() -> None:
     head = b'--b\r\nContent-Disposition: form-data; name="'
     body = head + b'image"; filename="a"\r\n\r\n' + PNG + b"\r\n" + head + b'+2AA-"\r\n\r\n1\r\n--b--\r\n'
     response = post(body, "multipart/form-data; boundary=b; charset=utf-7")
@@ -59,8 +59,8 @@ def nested(task: str, name: str, depth: int, bracket: str) -> httpx.Response:
     ("task", "name"), [("ocr", "model"), ("open_vocabulary_detection", "labels"), ("region_description", "region")]
 )
 @pytest.mark.parametrize("bracket", ["[]", "{}"])
-def test_nesting_of_any_depth_is_refused_with_an_error_body(task: str, name: str, bracket: str) -> None:
-    """At the depth that json can just read, what comes after it may run out of stack."""
+def test_deep_nesting_is_rejected_with_an_error_body(task: str, name: str, bracket: str) -> None:
+    """At the greatest depth that json can parse, later steps may overflow the stack."""
     depths = range(1, 2000)
     most = bisect.bisect_left(depths, True, key=lambda depth: "not JSON" in nested(task, name, depth, bracket).text)
     for depth in range(depths[most] - 8, depths[most] + 1):
@@ -79,7 +79,7 @@ FIELD_NAMES = st.sampled_from(
 
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(FIELD_NAMES, JSON_VALUES, max_size=4))
-def test_no_json_makes_a_500(fields: dict[str, Any]) -> None:
+def test_no_json_causes_a_500(fields: dict[str, Any]) -> None:
     response = post(json.dumps({**OCR, **fields}).encode(), "application/json")
     assert response.status_code == 200 or error_of(response)["code"] != "internal"
 
@@ -87,13 +87,13 @@ def test_no_json_makes_a_500(fields: dict[str, Any]) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of EXIF that it cannot read
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, len(SMALL_PNG) - 1), st.binary(min_size=1, max_size=4))
-def test_no_image_makes_a_500(place: int, replacement: bytes) -> None:
+def test_no_image_causes_a_500(place: int, replacement: bytes) -> None:
     image = SMALL_PNG[:place] + replacement + SMALL_PNG[place + len(replacement) :]
     response = client().send("POST", "/v1/predict", files={"image": ("a.png", image)}, data={"task": "ocr"})
     assert response.status_code == 200 or error_of(response)["code"] in ("unsupported_image", "image_too_large")
 
 
-def test_client_that_goes_away_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_disconnected_client_is_not_an_error(caplog: pytest.LogCaptureFixture) -> None:
     messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
     sent: list[Any] = []
 

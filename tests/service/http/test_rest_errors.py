@@ -51,7 +51,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: f"{case.code} {case.param}")
-def test_refused_request_has_the_status_and_body_of_the_contract(case: Refused) -> None:
+def test_rejected_request_has_the_status_and_body_of_the_contract(case: Refused) -> None:
     error = error_of(client().predict(case.fields))
     assert (error["code"], error["param"]) == (case.code, case.param)
     assert len(error["message"]) < 600
@@ -75,7 +75,7 @@ def test_failed_runner_has_the_status_and_body_of_the_contract(failure: Exceptio
     assert str(failure) not in response.text
 
 
-def test_overload_says_when_to_come_again() -> None:
+def test_overload_has_retry_after() -> None:
     response = client(make_core(max_pending=0)).predict(OCR)
     assert error_of(response)["code"] == "overloaded"
     assert int(response.headers["retry-after"]) >= 1
@@ -97,7 +97,7 @@ def test_statuses_are_those_of_the_contract() -> None:
 
 
 class BrokenCore(Core):
-    """A core with a defect."""
+    """A core that raises an unexpected exception."""
 
     async def predict(self, *_: object) -> Answer:
         raise RuntimeError("secret detail")
@@ -107,7 +107,7 @@ class BrokenCore(Core):
 
 
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/compare"])
-def test_defect_is_answered_with_a_fixed_text_and_logged(path: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_internal_error_has_a_fixed_message_and_a_log_entry(path: str, caplog: pytest.LogCaptureFixture) -> None:
     broken = client(BrokenCore(served_models(), {}, CoreLimits(1, 1, 1, 1)))
     response = broken.send("POST", path, json=OCR, headers={"X-Request-Id": "my-id"})
     error = error_of(response)
@@ -133,13 +133,13 @@ def test_every_route_answers_not_ready_before_the_start() -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/v1/predict"), ("POST", "/v1/models"), ("GET", "/v1/nothing")])
-def test_wrong_method_and_path_are_answered_with_an_error_body(method: str, path: str) -> None:
+def test_unknown_path_or_method_has_an_error_body(method: str, path: str) -> None:
     response = client().send(method, path)
     assert response.status_code in (404, 405)
     assert set(response.json()["error"]) == {"code", "message", "param", "request_id"}
 
 
-def test_refusals_are_counted_by_code() -> None:
+def test_errors_are_counted_by_code() -> None:
     def count(code: str) -> float:
         labels = {"api": "rest", "model": "none", "task": "none", "status": code}
         return REGISTRY.get_sample_value("diptych_requests_total", labels) or 0.0
@@ -160,7 +160,7 @@ def test_error_of_a_model_is_counted_once() -> None:
     assert (count(FLORENCE_ID), count("none")) == (before[0] + 1, before[1])
 
 
-def test_body_that_grows_too_large_is_refused_without_a_declared_length() -> None:
+def test_oversized_body_without_content_length_is_rejected() -> None:
     async def chunks() -> AsyncGenerator[bytes, None]:
         for _ in range(MAX_BODY_BYTES // 1000 + 1):
             yield b"x" * 1000
@@ -172,7 +172,7 @@ def test_body_that_grows_too_large_is_refused_without_a_declared_length() -> Non
 @pytest.mark.parametrize(
     "path", ["/v1/predict", "/v1/compare", "/v1/chat/completions", "/v2/models/florence-2-mini/infer"]
 )
-def test_where_there_is_no_room_no_body_is_read(path: str) -> None:
+def test_body_is_not_read_when_the_service_is_full(path: str) -> None:
     sent: list[Message] = []
 
     async def receive() -> Message:

@@ -1,4 +1,4 @@
-"""A client that closes its connection before its answer is there."""
+"""A client that disconnects before its answer."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ def num_gone(api: str) -> float:
 
 
 async def leave(path: str, fields: object, decoders: dict[str, FakeDecoder]) -> list[Message]:
-    """Ask, go when every decoder is at work, and return what the service still sent."""
+    """Send a request, disconnect once every decoder is busy, and return the messages sent afterwards."""
     boundary = RestBoundary(SETTINGS)
     boundary.start(make_core(decoders=decoders), ApiKeys(None))
     body = json.dumps(fields).encode()
@@ -53,7 +53,9 @@ async def leave(path: str, fields: object, decoders: dict[str, FakeDecoder]) -> 
     ],
     ids=["predict", "compare", "infer"],
 )
-def test_its_decoders_are_told_and_it_is_counted(path: str, fields: object, model_ids: list[str], api: str) -> None:
+def test_disconnected_client_cancels_its_decoders_and_is_counted(
+    path: str, fields: object, model_ids: list[str], api: str
+) -> None:
     async def ask() -> list[Message]:
         for decoder in decoders.values():
             decoder.released = asyncio.Event()

@@ -18,7 +18,7 @@ def test_request_id_of_the_client_is_kept(request_id: str) -> None:
 
 
 @pytest.mark.parametrize("request_id", [None, "", "a b", "x" * 65, "a\tb", "<script>", "\xe4"])
-def test_other_request_ids_are_replaced_by_a_new_one(request_id: str | None) -> None:
+def test_invalid_request_id_is_replaced(request_id: str | None) -> None:
     headers = {"X-Request-Id": request_id.encode("latin-1")} if request_id is not None else {}
     ids = [client().send("POST", "/v1/predict", json=OCR, headers=headers).headers["x-request-id"] for _ in range(2)]
     assert all(re.fullmatch(r"[0-9a-f]{32}", one) for one in ids)
@@ -28,7 +28,7 @@ def test_other_request_ids_are_replaced_by_a_new_one(request_id: str | None) -> 
 @pytest.mark.parametrize(
     "deadline", ["0", "-1", "1.5", "soon", "", "1e3", "\xb2", "00", "9" * 16, "9" * 400, "9" * 5000]
 )
-def test_deadline_that_is_no_whole_number_above_0_is_refused(deadline: str) -> None:
+def test_invalid_deadline_is_rejected(deadline: str) -> None:
     response = client().send("POST", "/v1/predict", json=OCR, headers={"X-Deadline-Ms": deadline.encode("latin-1")})
     error = error_of(response)
     assert error["code"] == "invalid_request"
@@ -42,7 +42,7 @@ def test_request_ends_at_its_deadline() -> None:
     assert 0.1 <= time.monotonic() - start_s < 3
 
 
-def test_deadline_of_a_client_is_at_most_that_of_the_service() -> None:
+def test_deadline_is_at_most_the_service_timeout() -> None:
     never = make_core(encoders={FLORENCE_ID: FakeEncoder(released=asyncio.Event())})
     impatient = client(never, values=Settings(request_timeout_s=1))
     start_s = time.monotonic()

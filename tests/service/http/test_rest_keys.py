@@ -15,7 +15,7 @@ def keys(tmp_path: Path) -> ApiKeys:
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Basic my-key"])
-def test_request_without_an_accepted_key_is_refused_on_every_route(keys: ApiKeys, authorization: str | None) -> None:
+def test_request_without_an_accepted_key_is_rejected_on_every_route(keys: ApiKeys, authorization: str | None) -> None:
     headers = {"Authorization": authorization} if authorization else {}
     api = client(keys=keys)
     for method, path in [("POST", "/v1/predict"), ("POST", "/v1/compare"), ("GET", "/v1/models"), ("GET", "/v1/tasks")]:
@@ -30,5 +30,5 @@ def test_request_with_an_accepted_key_is_answered(keys: ApiKeys) -> None:
     assert api.get("/v1/models", headers={"Authorization": "Bearer my-key"}).status_code == 200
 
 
-def test_contract_is_shown_without_a_key(keys: ApiKeys) -> None:
+def test_pages_of_the_contract_need_no_key(keys: ApiKeys) -> None:
     assert [client(keys=keys).get(path).status_code for path in ("/docs", "/openapi.json")] == [200, 200]

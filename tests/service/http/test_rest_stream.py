@@ -1,4 +1,4 @@
-"""`stream: true` over fake runners: which events come, and what becomes of errors and of clients that go."""
+"""`stream: true` over fake runners: events, errors, and clients that disconnect."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ def count(status: str) -> float:
 
 
 @pytest.mark.parametrize("task", ["ocr", "object_detection"])
-def test_the_text_comes_in_pieces_and_then_the_answer(task: str) -> None:
+def test_stream_has_pieces_of_text_and_then_the_answer(task: str) -> None:
     fields = {**STREAMED, "task": task}
     response = client().predict(fields)
     *tokens, (name, answer) = parse_events(response.text)
@@ -50,7 +50,7 @@ def test_the_text_comes_in_pieces_and_then_the_answer(task: str) -> None:
     assert answer["result"] == whole["result"]
 
 
-def test_a_form_asks_for_it_too() -> None:
+def test_form_can_request_a_stream() -> None:
     form = {name: (None, str(value).lower() if value is True else value) for name, value in STREAMED.items()}
     assert parse_events(client().send("POST", "/v1/predict", files=form).text)[-1][0] == "result"
 
@@ -64,15 +64,15 @@ def test_a_form_asks_for_it_too() -> None:
         ({"stream": True, "image": "bm8gaW1hZ2U="}, "unsupported_image"),
     ],
 )
-def test_an_error_before_any_text_has_its_status(fields: dict[str, Any], code: str) -> None:
+def test_error_before_the_first_event_has_its_status(fields: dict[str, Any], code: str) -> None:
     assert error_of(client().predict({**OCR, **fields}))["code"] == code
 
 
-def test_a_comparison_has_no_stream() -> None:
+def test_comparison_cannot_be_streamed() -> None:
     assert error_of(client().compare(STREAMED))["param"] == "stream"
 
 
-def test_an_error_after_some_text_is_an_event() -> None:
+def test_error_after_the_first_event_is_an_event() -> None:
     broken = florence(broken=aiohttp.ClientPayloadError("the decoder died"))
     response = client(make_core(decoders={FLORENCE_ID: broken})).predict(STREAMED)
     (first, _), (name, body) = parse_events(response.text)
@@ -82,7 +82,7 @@ def test_an_error_after_some_text_is_an_event() -> None:
     assert body["error"]["request_id"] == response.headers["x-request-id"]
 
 
-def test_a_stream_whose_decoder_dies_goes_on_behind_what_was_told() -> None:
+def test_stream_resumes_after_the_sent_text_when_the_decoder_dies() -> None:
     whole = parse_events(client().predict(STREAMED).text)
     broken = florence(broken=aiohttp.ClientPayloadError("the decoder died"), num_broken=1)
     again = parse_events(client(make_core(decoders={FLORENCE_ID: broken})).predict(STREAMED).text)
@@ -91,13 +91,13 @@ def test_a_stream_whose_decoder_dies_goes_on_behind_what_was_told() -> None:
     assert len(broken.specs) == 2
 
 
-def test_a_decoder_that_dies_before_any_text_is_asked_again() -> None:
+def test_call_is_repeated_when_the_decoder_dies_before_any_text() -> None:
     decoder = florence(failure=aiohttp.ServerDisconnectedError())
     assert error_of(client(make_core(decoders={FLORENCE_ID: decoder})).predict(STREAMED))["code"] == "not_ready"
     assert len(decoder.specs) == 2
 
 
-def test_a_sequence_that_fails_is_an_error_event() -> None:
+def test_failed_sequence_is_an_error_event() -> None:
     failed = Failed(code="deadline_exceeded", message="the time ran out")
     decoder = FakeDecoder(FLORENCE_ANSWERS | {"Locate blue square in the image.": failed})
     fields = {**STREAMED, "task": "open_vocabulary_detection", "labels": ["red circle", "blue square"]}
@@ -107,7 +107,7 @@ def test_a_sequence_that_fails_is_an_error_event() -> None:
 
 
 async def leave_after(num_bodies: int, decoder: FakeDecoder) -> list[Message]:
-    """Ask for a stream, go after `num_bodies` parts of it were sent, and return what was sent."""
+    """Request a stream, disconnect after `num_bodies` parts, and return the sent messages."""
     boundary = RestBoundary(SETTINGS)
     boundary.start(make_core(decoders={FLORENCE_ID: decoder}), ApiKeys(None))
     body = json.dumps({**STREAMED, "task": "object_detection"}).encode()
@@ -132,7 +132,7 @@ async def leave_after(num_bodies: int, decoder: FakeDecoder) -> list[Message]:
 
 
 @pytest.mark.parametrize("num_bodies", [0, 1, 2])
-def test_a_client_that_goes_is_counted_and_ends_the_writing(num_bodies: int) -> None:
+def test_disconnected_client_is_counted_and_cancels_decoding(num_bodies: int) -> None:
     async def ask() -> FakeDecoder:
         decoder = florence(released=asyncio.Event() if num_bodies == 0 else None, ended=asyncio.Event())
         await leave_after(num_bodies, decoder)

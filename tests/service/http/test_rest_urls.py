@@ -1,4 +1,4 @@
-"""Images by URL through every interface that takes them, read while the request holds its place."""
+"""Images by URL through every interface with them, fetched while the request is counted as in flight."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -22,7 +22,7 @@ Ask = Callable[[httpx.AsyncClient, ImageHost, str], Awaitable[T]]
 
 
 def with_host(ask: Ask[T], answer: bytes, options: str = "") -> T:
-    """Return what `ask` does with a client of the service, a host that it may read from, and the image's URL there."""
+    """Return the result of `ask` with a client, an allowed image host, and the URL of an image there."""
 
     async def run() -> T:
         async with listening(ImageHost({"/a.png": answer})) as host:
@@ -45,7 +45,7 @@ def chat(url: str, text: str, model: str = FLORENCE_ID) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("url", ["http://example.org/a.png", "https://example.org/", "file:///etc/passwd"])
-def test_without_allowed_hosts_no_url_is_read(url: str) -> None:
+def test_urls_are_rejected_without_allowed_hosts(url: str) -> None:
     error = error_of(client().predict({**OCR, "image": url}))
     assert (error["code"], error["param"]) == ("invalid_request", "image")
     assert "image URLs are disabled; send a data: URL, base64 or a file" in error["message"]
@@ -68,7 +68,7 @@ def test_an_image_by_url_is_answered_by_every_interface() -> None:
         assert "HELLO" in answer.text
 
 
-def test_a_region_of_an_image_by_url_reads_it_once() -> None:
+def test_image_by_url_is_fetched_once_for_a_region() -> None:
     async def ask(api: httpx.AsyncClient, host: ImageHost, url: str) -> tuple[httpx.Response, int]:
         prompt = "<REGION_TO_CATEGORY><loc_100><loc_100><loc_900><loc_900>"
         return await api.post("/v1/chat/completions", json=chat(url, prompt)), host.num_connections
@@ -86,7 +86,7 @@ def test_a_region_of_an_image_by_url_reads_it_once() -> None:
         ("/v1/compare", {"models": ["florence-9"]}, 404),
     ],
 )
-def test_nothing_is_read_for_a_request_that_is_refused_anyway(path: str, fields: dict[str, Any], status: int) -> None:
+def test_rejected_request_fetches_no_url(path: str, fields: dict[str, Any], status: int) -> None:
     async def ask(api: httpx.AsyncClient, host: ImageHost, url: str) -> None:
         assert (await api.post(path, json={**OCR, "image": url, **fields})).status_code == status
         assert (await api.post("/v1/chat/completions", json=chat(url, "<OCR>", "gpt"))).status_code == 404
@@ -97,7 +97,7 @@ def test_nothing_is_read_for_a_request_that_is_refused_anyway(path: str, fields:
     with_host(ask, response(SMALL_PNG))
 
 
-def test_what_a_host_sends_is_checked_like_any_image() -> None:
+def test_fetched_image_is_validated() -> None:
     async def ask(api: httpx.AsyncClient, _host: ImageHost, url: str) -> str:
         code: str = error_of(await api.post("/v1/predict", json={**OCR, "image": url}))["code"]
         return code
@@ -106,7 +106,7 @@ def test_what_a_host_sends_is_checked_like_any_image() -> None:
     assert with_host(ask, response(bytes(SETTINGS.max_body_bytes + 1))) == "payload_too_large"
 
 
-def test_reading_takes_one_of_the_key_s_places() -> None:
+def test_fetching_counts_as_a_concurrent_request_of_the_key() -> None:
     async def ask(api: httpx.AsyncClient, host: ImageHost, url: str) -> str:
         host.answers["/a.png"] = [b""]  # nothing comes
         reading = asyncio.create_task(api.post("/v1/predict", json={**OCR, "image": url}))

@@ -1,4 +1,4 @@
-"""The servicer over the real core, its calls over a real connection; the messages are those of Triton's proto."""
+"""The servicer over the real core and a real connection, with the messages of Triton's proto."""
 
 import asyncio
 import contextlib
@@ -66,7 +66,7 @@ async def serving(core: Core | None = None, keys: ApiKeys | None = None) -> Asyn
 def call(
     method: str, message: Message, core: Core | None = None, keys: ApiKeys | None = None, key: str | None = None
 ) -> Any:
-    """Return what a method returns or its error."""
+    """Return the response or the error of a method."""
 
     async def asking() -> Any:
         metadata = [("authorization", f"Bearer {key}")] if key else []
@@ -98,7 +98,7 @@ def test_the_result_is_the_body_of_predict() -> None:
     assert (output.name, output.datatype, list(output.shape)) == ("result", "BYTES", [1])
 
 
-def test_typed_tensors_get_a_typed_result() -> None:
+def test_typed_tensors_have_a_typed_result() -> None:
     response = infer(pb.ModelInferRequest(model_name=FLORENCE_ID, inputs=TYPED))
     (element,) = response.outputs[0].contents.bytes_contents
     assert json.loads(element)["result"] == {"text": "HELLO"}
@@ -116,7 +116,7 @@ def test_typed_tensors_get_a_typed_result() -> None:
         (typed("constrained", "BOOL", [1], bool_contents=[False]), [False]),
     ],
 )
-def test_the_elements_of_a_typed_tensor_lie_in_the_list_of_its_datatype(tensor: Input, data: list[Any]) -> None:
+def test_elements_of_a_typed_tensor_are_in_the_list_of_its_datatype(tensor: Input, data: list[Any]) -> None:
     (found,) = read_request(pb.ModelInferRequest(inputs=[tensor])).inputs
     assert isinstance(found, Tensor)
     assert (found.name, found.datatype, list(found.shape), list(found.data)) == (
@@ -127,7 +127,7 @@ def test_the_elements_of_a_typed_tensor_lie_in_the_list_of_its_datatype(tensor: 
     )
 
 
-def test_parameters_have_the_types_of_json() -> None:
+def test_parameters_have_json_types() -> None:
     Value = pb.InferParameter
     given = {
         "task": Value(string_param="ocr"),
@@ -144,7 +144,7 @@ def test_parameters_have_the_types_of_json() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "reason"),
     [
         ({"raw_input_contents": [b""]}, "1 raw_input_contents for 2 inputs"),
         ({"inputs": [RAW[0], TYPED[1]]}, "contents beside raw_input_contents"),
@@ -152,8 +152,8 @@ def test_parameters_have_the_types_of_json() -> None:
         ({"outputs": [Output(parameters={"classification": NONE})]}, "'classification'"),
     ],
 )
-def test_a_message_that_contradicts_itself_is_refused(fields: dict[str, Any], told: str) -> None:
-    with pytest.raises(InvalidRequest, match=told):
+def test_contradictory_message_is_rejected(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
         read_request(raw_request(**fields))
 
 
@@ -168,7 +168,7 @@ def test_a_message_that_contradicts_itself_is_refused(fields: dict[str, Any], to
         (raw_request(inputs=[RAW[0], Input(name="ä")]), "INVALID_ARGUMENT", "invalid_request", "inputs"),
     ],
 )
-def test_an_error_has_the_code_and_metadata_of_the_contract(
+def test_error_has_the_code_and_metadata_of_the_contract(
     request_: pb.ModelInferRequest, code: str, name: str, param: str
 ) -> None:
     request_.id = "mine"
@@ -184,7 +184,7 @@ def test_a_call_ends_at_its_timeout() -> None:
     assert infer(late, make_core(decoders={FLORENCE_ID: decoder})).code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-def test_a_client_that_goes_frees_its_slots_and_is_counted() -> None:
+def test_disconnected_client_frees_its_slots_and_is_counted() -> None:
     async def leave() -> None:
         decoder.released = asyncio.Event()
         async with serving(make_core(decoders={FLORENCE_ID: decoder})) as stub:
@@ -198,7 +198,7 @@ def test_a_client_that_goes_frees_its_slots_and_is_counted() -> None:
     run(leave())
 
 
-def test_only_what_says_nothing_of_models_is_open(tmp_path: Path) -> None:
+def test_only_server_metadata_and_health_need_no_key(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(hashlib.sha256(b"my-key").hexdigest())
     keys, named = ApiKeys.load(file), {"name": FLORENCE_ID}
@@ -215,7 +215,7 @@ def test_only_what_says_nothing_of_models_is_open(tmp_path: Path) -> None:
     assert call("ModelReady", pb.ModelReadyRequest(**named), keys=keys, key="my-key").ready
 
 
-def test_a_model_whose_runner_is_gone_or_that_is_unknown_is_not_ready() -> None:
+def test_unknown_model_or_model_without_runner_is_not_ready() -> None:
     core = make_core(is_up=False)
     for name, ready in ((FLORENCE_ID, False), (PALIGEMMA_ID, True), ("x", False)):
         request = pb.ModelReadyRequest(name=name)
@@ -227,7 +227,7 @@ def test_a_model_whose_runner_is_gone_or_that_is_unknown_is_not_ready() -> None:
 @given(
     st.binary(max_size=60), st.lists(st.sampled_from([RAW[0], TYPED[1], Input(name="task", shape=[-1])]), max_size=3)
 )
-def test_any_message_is_a_request_or_an_error_of_the_service(data: bytes, inputs: list[Input]) -> None:
+def test_any_message_is_a_request_or_a_service_error(data: bytes, inputs: list[Input]) -> None:
     message = pb.ModelInferRequest(inputs=inputs)
     with contextlib.suppress(ServiceError, DecodeError):  # what cannot be decoded does not come to the service
         message.MergeFromString(data)

@@ -45,7 +45,7 @@ def result_of(response: httpx.Response) -> dict[str, Any]:
 
 
 def message_of(response: httpx.Response, status: int) -> str:
-    """Return the message of an error that is the protocol's."""
+    """Return the message of an error in the protocol's form."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     assert list(response.json()) == ["error"]
@@ -76,7 +76,7 @@ def test_the_result_is_the_body_of_predict(fields: dict[str, str]) -> None:
     assert response.headers["x-request-id"] == "mine"
 
 
-def test_raw_tensors_are_taken_and_given() -> None:
+def test_raw_tensors_have_a_raw_result() -> None:
     raw = [struct.pack("<I", len(data)) + data for data in (SMALL_PNG, b"ocr")]
     inputs = [
         {"name": name, "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(data)}}
@@ -93,20 +93,20 @@ def test_raw_tensors_are_taken_and_given() -> None:
     assert json.loads(result[4:])["result"] == {"text": "HELLO"}
 
 
-def test_an_id_that_cannot_stand_in_a_header_comes_back_in_the_body_only() -> None:
+def test_id_invalid_in_a_header_is_returned_in_the_body_only() -> None:
     response = infer(id="\ud800 ä")
     assert response.json()["id"] == "\ud800 ä"
     assert result_of(response)["id"] == response.headers["x-request-id"]
 
 
-def test_a_model_may_be_asked_by_its_version() -> None:
+def test_path_may_include_the_version() -> None:
     path = f"/v2/models/{PALIGEMMA_ID}/versions/1"
     assert client().get(path).json()["name"] == PALIGEMMA_ID
     assert result_of(infer(path=f"{path}/infer"))["model"] == PALIGEMMA_ID
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "told"),
+    ("body", "status", "reason"),
     [
         ({"inputs": OCR_INPUTS[:1]}, 400, "task is missing"),
         ({"inputs": OCR_INPUTS[1:]}, 400, "image is missing"),
@@ -121,26 +121,26 @@ def test_a_model_may_be_asked_by_its_version() -> None:
         ({"inputs": [tensor("image", "QUJD"), OCR_INPUTS[1]]}, 415, ""),
     ],
 )
-def test_an_error_has_the_form_of_the_protocol_and_the_status_of_the_contract(
-    body: dict[str, Any], status: int, told: str
+def test_error_has_the_form_of_the_protocol_and_the_status_of_the_contract(
+    body: dict[str, Any], status: int, reason: str
 ) -> None:
     response = infer(id="mine", **body)
-    assert told in message_of(response, status)
+    assert reason in message_of(response, status)
 
 
-def test_an_error_of_the_core_has_the_id_of_the_request() -> None:
+def test_error_of_the_core_has_the_request_id() -> None:
     wrong = [OCR_INPUTS[0], tensor("task", "nothing")]
     assert infer(id="mine", inputs=wrong).headers["x-request-id"] == "mine"
 
 
-def test_a_task_that_the_model_does_not_offer_is_refused() -> None:
+def test_unsupported_task_is_rejected() -> None:
     inputs = [OCR_INPUTS[0], tensor("task", "object_detection")]
     assert "does not offer" in message_of(infer(path=f"/v2/models/{PALIGEMMA_ID}/infer", inputs=inputs), 422)
 
 
 @pytest.mark.parametrize("path", ["/v2/models/x", f"/v2/models/{FLORENCE_ID}/versions/2"])
 @pytest.mark.parametrize("end", ["", "/ready", "/config"])
-def test_an_unknown_model_or_version_is_not_there(path: str, end: str) -> None:
+def test_unknown_model_or_version_is_404(path: str, end: str) -> None:
     assert message_of(client().get(path + end), 404)
     assert message_of(infer(path=f"{path}/infer"), 404)
 
@@ -149,29 +149,29 @@ def test_an_unknown_model_or_version_is_not_there(path: str, end: str) -> None:
     ("method", "path", "status"),
     [("GET", "/v2/nothing", 404), ("GET", "/v2/", 404), ("POST", "/v2", 405), ("POST", "/v2/health/live", 405)],
 )
-def test_an_unknown_path_or_method_is_told_in_the_form_of_the_protocol(method: str, path: str, status: int) -> None:
+def test_unknown_path_or_method_has_the_error_form_of_the_protocol(method: str, path: str, status: int) -> None:
     assert "no route for" in message_of(client().send(method, path), status)
 
 
-def test_a_compressed_body_is_refused() -> None:
+def test_compressed_body_is_rejected() -> None:
     body = gzip.compress(json.dumps({"inputs": OCR_INPUTS}).encode())
     response = client().send("POST", INFER, content=body, headers={"Content-Encoding": "gzip"})
     assert message_of(response, 400) == "Content-Encoding is 'gzip'; compressed bodies are not supported"
 
 
-def test_a_body_over_the_limit_is_refused() -> None:
+def test_body_over_the_limit_is_rejected() -> None:
     response = client().send("POST", INFER, content=b" " * (SETTINGS.max_body_bytes + 1))
     assert str(SETTINGS.max_body_bytes) in message_of(response, 413)
 
 
 @pytest.mark.parametrize("end", ["health/ready", f"models/{FLORENCE_ID}", f"models/{FLORENCE_ID}/ready"])
-def test_a_service_that_starts_is_live_and_not_ready(end: str) -> None:
+def test_starting_service_is_live_and_not_ready(end: str) -> None:
     starting = Client(RestBoundary(SETTINGS))
     assert starting.get("/v2/health/live").json() == {"live": True}
     assert "starting" in message_of(starting.get(f"/v2/{end}"), 503)
 
 
-def test_a_model_whose_runner_is_gone_is_not_ready_and_the_other_is() -> None:
+def test_only_the_model_without_runner_is_not_ready() -> None:
     api = client(make_core(is_up=False))
     assert FLORENCE_ID in message_of(api.get("/v2/health/ready"), 503)
     assert FLORENCE_ID in message_of(api.get(f"/v2/models/{FLORENCE_ID}/ready"), 503)
@@ -179,7 +179,7 @@ def test_a_model_whose_runner_is_gone_is_not_ready_and_the_other_is() -> None:
     assert client().get("/v2/health/ready").json() == {"ready": True}
 
 
-def test_only_what_says_nothing_of_models_is_open(tmp_path: Path) -> None:
+def test_only_server_metadata_and_health_need_no_key(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(hashlib.sha256(b"my-key").hexdigest())
     api = client(keys=ApiKeys.load(file))
@@ -197,7 +197,7 @@ def test_a_request_ends_at_its_timeout() -> None:
     assert message_of(response, 504)
 
 
-def test_metadata_and_config_tell_the_inputs_of_the_tasks_that_a_model_offers() -> None:
+def test_metadata_and_config_list_the_inputs_of_the_supported_tasks() -> None:
     metadata, config = (client().get(f"/v2/models/{FLORENCE_ID}{end}").json() for end in ("", "/config"))
     shapes = {each["name"]: (each["datatype"], each["shape"]) for each in metadata["inputs"]}
     assert shapes["image"] == shapes["task"] == shapes["detail"] == ("BYTES", [1])

@@ -23,7 +23,7 @@ def sized(size: object, **fields: Any) -> dict[str, Any]:
     return {**TASK, "parameters": {"binary_data_size": size}, **fields}
 
 
-def test_the_raw_bytes_of_each_input_follow_in_its_order() -> None:
+def test_raw_bytes_follow_in_the_order_of_the_inputs() -> None:
     inputs = [sized(5), {**TASK, "name": "detail", "data": ["short"]}, sized(0, name="labels"), sized(3, name="image")]
     request = read(b"12345678", inputs=inputs, id="mine", parameters={"seed": 1})
     assert request == InferRequest(
@@ -41,7 +41,7 @@ def test_the_raw_bytes_of_each_input_follow_in_its_order() -> None:
 
 
 @pytest.mark.parametrize(("data", "elements"), [(["a", "b"], ["a", "b"]), ([["a", "b"]], ["a", "b"]), ([], [])])
-def test_the_elements_of_json_may_lie_in_a_batch_of_one(data: list[Any], elements: list[str]) -> None:
+def test_json_elements_may_be_nested_in_a_batch_of_one(data: list[Any], elements: list[str]) -> None:
     (tensor,) = read(inputs=[{**TASK, "data": data}]).inputs
     assert tensor.data == elements
 
@@ -58,7 +58,7 @@ def test_the_elements_of_json_may_lie_in_a_batch_of_one(data: list[Any], element
         (None, [None], False),
     ],
 )
-def test_what_an_output_says_goes_before_what_the_request_says(
+def test_binary_data_of_an_output_overrides_the_request(
     of_all: bool | None, of_each: list[bool | None], wants_raw: bool
 ) -> None:
     parameters = {} if of_all is None else {"binary_data_output": of_all}
@@ -69,7 +69,7 @@ def test_what_an_output_says_goes_before_what_the_request_says(
 
 
 @pytest.mark.parametrize(
-    ("raw", "fields", "told"),
+    ("raw", "fields", "reason"),
     [
         (b"1234", {"inputs": [sized(5)]}, "binary_data_size of 5 and 4 bytes follow"),
         (b"123456", {"inputs": [sized(5)]}, "1 bytes after its last input"),
@@ -97,21 +97,21 @@ def test_what_an_output_says_goes_before_what_the_request_says(
         (b"", {"\ud800": 5}, "the document is"),
     ],
 )
-def test_another_body_is_refused_with_what_is_wrong(raw: bytes, fields: dict[str, Any], told: str) -> None:
+def test_invalid_body_is_rejected_with_the_reason(raw: bytes, fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         read(raw, **fields)
-    assert told in caught.value.message
+    assert reason in caught.value.message
     assert caught.value.message.encode()  # it can be sent
 
 
 @pytest.mark.parametrize("header", ["", "-1", "+2", "1.5", "0x2", "many", "3", "9" * 5000, "\xb2", " 2"])
-def test_a_length_of_the_json_that_is_none_or_beyond_the_body_is_refused(header: str) -> None:
+def test_invalid_json_length_is_rejected(header: str) -> None:
     with pytest.raises(InvalidRequest, match="Inference-Header-Content-Length"):
         read_request(b"{}", header)
 
 
 @pytest.mark.parametrize("length", [0, 10])
-def test_a_length_that_cuts_the_json_is_refused(length: int) -> None:
+def test_json_length_that_truncates_the_json_is_rejected(length: int) -> None:
     with pytest.raises(InvalidRequest, match="not JSON"):
         read_request(b'{"inputs": []}', str(length))
 
@@ -145,6 +145,6 @@ PIECES = st.sampled_from(
     st.none() | st.integers(-1, 120).map(str) | st.text(max_size=3),
 )
 @example(b'{"inputs":[]}' + struct.pack("<I", 3), "13")
-def test_any_bytes_are_a_request_or_an_error_of_the_service(body: bytes, header: str | None) -> None:
+def test_any_bytes_are_a_request_or_a_service_error(body: bytes, header: str | None) -> None:
     with contextlib.suppress(ServiceError):
         assert isinstance(read_request(body, header), InferRequest)

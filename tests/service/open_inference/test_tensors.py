@@ -60,14 +60,14 @@ def image(*elements: object) -> Tensor:
         (Tensor("mask_format", "BYTES", (1,), [b"rle"]), "rle"),
     ],
 )
-def test_a_tensor_is_the_field_of_its_name_in_the_type_of_json(tensor: Tensor, value: object) -> None:
+def test_tensor_becomes_the_field_of_its_name_in_its_json_type(tensor: Tensor, value: object) -> None:
     found = fields(tensor)
     assert found == {tensor.name: value}
     assert type(found[tensor.name]) is type(value)
 
 
 @pytest.mark.parametrize(
-    ("tensor", "told"),
+    ("tensor", "reason"),
     [
         (Tensor("pictures", "BYTES", (1,), [b"a"]), "unknown input 'pictures'; the inputs are image, task"),
         (Tensor("model", "BYTES", (1,), [b"a"]), "unknown input 'model'"),
@@ -97,20 +97,20 @@ def test_a_tensor_is_the_field_of_its_name_in_the_type_of_json(tensor: Tensor, v
     ],
     ids=lambda value: value.name if isinstance(value, Tensor) else None,
 )
-def test_another_tensor_is_refused_with_what_is_wrong(tensor: Tensor, told: str) -> None:
+def test_invalid_tensor_is_rejected_with_the_reason(tensor: Tensor, reason: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         fields(tensor)
-    assert told in caught.value.message
+    assert reason in caught.value.message
     assert (caught.value.param or "").isascii()  # it goes into a header
 
 
-def test_parameters_are_fields_too_and_those_for_triton_are_not() -> None:
+def test_parameters_are_fields_except_those_for_triton() -> None:
     given = fields(task="ocr", max_new_tokens=5, timeout=3, triton_enable_empty_final_response=True)
     assert given == {"task": "ocr", "max_new_tokens": 5}
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "reason"),
     [
         (request(image(), x=1), "unknown input 'x'"),
         (request(image(), model="other"), "unknown input 'model'"),
@@ -121,32 +121,32 @@ def test_parameters_are_fields_too_and_those_for_triton_are_not() -> None:
         (request(), "image is missing"),
     ],
 )
-def test_a_wrong_request_is_refused_with_what_is_wrong(wrong: InferRequest, told: str) -> None:
+def test_invalid_request_is_rejected_with_the_reason(wrong: InferRequest, reason: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         request_body(wrong, MODEL)
-    assert told in caught.value.message
+    assert reason in caught.value.message
 
 
-def test_an_image_may_be_text_where_bytes_cannot_be_sent() -> None:
+def test_image_may_be_base64_text() -> None:
     for text in ("QUJD", "data:image/png;base64,QUJD"):
         assert request_body(request(image(text)), MODEL).image == b"ABC"
     with pytest.raises(UnsupportedImage):
         request_body(request(image("?")), MODEL)
 
 
-def test_the_model_is_the_one_of_the_path() -> None:
+def test_model_is_that_of_the_path() -> None:
     assert request_body(request(image()), MODEL).fields == {"model": FLORENCE_ID}
 
 
 @pytest.mark.parametrize(("name", "version"), [("other", ""), (FLORENCE_ID, "2"), (FLORENCE_ID, "01")])
-def test_another_model_or_version_is_unknown(name: str, version: str) -> None:
+def test_unknown_model_or_version_is_rejected(name: str, version: str) -> None:
     assert model_of(MODELS, FLORENCE_ID, "1") is model_of(MODELS, FLORENCE_ID, "") is MODEL
     with pytest.raises(UnknownModel):
         model_of(MODELS, name, version)
 
 
 @pytest.mark.parametrize(("given", "id"), [("mine", "mine"), ("", "request-1"), ("not for a header", "request-1")])
-def test_the_id_is_that_of_the_request_where_it_can_stand_in_a_header(given: str, id: str) -> None:
+def test_request_id_is_kept_if_it_is_a_valid_header_value(given: str, id: str) -> None:
     assert request_context(request(id=given), context()).request_id == id
 
 
@@ -158,7 +158,7 @@ def test_the_deadline_is_the_earlier_one() -> None:
 
 
 @pytest.mark.parametrize("timeout", [-1, 1.5, True, "1", None, 10**400])
-def test_a_timeout_that_is_no_number_of_microseconds_is_refused(timeout: object) -> None:
+def test_invalid_timeout_is_rejected(timeout: object) -> None:
     with pytest.raises(InvalidRequest, match="whole number of microseconds"):
         request_context(request(timeout=timeout), context())
 
@@ -175,6 +175,6 @@ TENSORS = st.builds(
 
 
 @given(st.lists(TENSORS, max_size=3))
-def test_any_tensors_are_fields_or_an_error_of_the_service(tensors: list[Tensor]) -> None:
+def test_any_tensors_are_fields_or_a_service_error(tensors: list[Tensor]) -> None:
     with contextlib.suppress(ServiceError):
         assert isinstance(request_body(request(*tensors), MODEL).image, bytes)

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions over fake runners: what becomes of each kind of text, the form of answers and errors."""
+"""POST /v1/chat/completions over fake runners: tasks of texts, form of answers and errors."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def message(*parts: dict[str, Any], role: str = "user") -> dict[str, Any]:
         (PALIGEMMA_ID, "what is it?", "circle"),
     ],
 )
-def test_a_text_is_a_task_and_the_answer_what_the_model_wrote(model: str, asked: str, written: str) -> None:
+def test_text_selects_the_task_and_the_completion_is_the_raw_text(model: str, asked: str, written: str) -> None:
     response = client().send("POST", PATH, json=body(asked, model))
     completion = response.json()
     assert response.status_code == 200, completion
@@ -79,7 +79,7 @@ def test_a_text_is_a_task_and_the_answer_what_the_model_wrote(model: str, asked:
         (message(text("<OCR>"), image("data:,x")), "invalid_request", "image"),
     ],
 )
-def test_an_error_has_the_form_of_openai(request_body: dict[str, Any], code: str, param: str) -> None:
+def test_error_has_the_form_of_openai(request_body: dict[str, Any], code: str, param: str) -> None:
     response = client().send("POST", PATH, json=request_body)
     document = response.json()
     assert fits(document, "ChatError")

@@ -1,4 +1,4 @@
-"""The gRPC server over fake runners: keys, and what an error carries beside its status."""
+"""The gRPC server over fake runners: keys, and the metadata of errors."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -32,7 +32,7 @@ async def vision(core: Core, api_keys: ApiKeys) -> AsyncIterator[Any]:
 def error(
     core: Core | None = None, keys: ApiKeys | None = None, authorization: str | None = None
 ) -> grpc.aio.AioRpcError:
-    """Return how both ways to ask for an answer end: alike."""
+    """Return the error of a call, which is the same for Predict and PredictStream."""
 
     async def ask() -> list[grpc.aio.AioRpcError]:
         metadata = [("x-request-id", "mine"), ("traceparent", TRACEPARENT)]
@@ -56,14 +56,14 @@ def trailing(caught: grpc.aio.AioRpcError) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer wrong", f"Basic {KEY}", KEY])
-def test_a_call_needs_an_accepted_key(authorization: str | None) -> None:
+def test_call_requires_an_accepted_key(authorization: str | None) -> None:
     keys = api_keys(KEY)
     refused = error(keys=keys, authorization=authorization)
     assert refused.code() == grpc.StatusCode.UNAUTHENTICATED
     assert trailing(refused)["diptych-code"] == "unauthorized"
 
 
-def test_an_accepted_key_is_let_in() -> None:
+def test_call_with_an_accepted_key_is_answered() -> None:
     async def ask() -> pb.Answer:
         async with vision(make_core(), api_keys(KEY)) as stub:
             answer: pb.Answer = await stub.Predict(OCR, metadata=[("authorization", f"Bearer {KEY}")])
@@ -72,7 +72,7 @@ def test_an_accepted_key_is_let_in() -> None:
     assert asyncio.run(ask()).text == "HELLO"
 
 
-def test_an_overload_says_when_to_come_back() -> None:
+def test_overload_has_retry_after() -> None:
     refused = error(make_core(max_pending=0))
     assert refused.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert trailing(refused) == {
@@ -83,13 +83,13 @@ def test_an_overload_says_when_to_come_back() -> None:
     }
 
 
-def test_a_sequence_that_fails_has_its_code() -> None:
+def test_failed_sequence_has_its_code() -> None:
     failed = Failed(code="non_finite_logits", message="NaN")
     decoder = FakeDecoder({"What is the text in the image?": failed})
     assert error(make_core(decoders={FLORENCE_ID: decoder})).code() == grpc.StatusCode.INTERNAL
 
 
-def test_a_defect_says_nothing_of_itself() -> None:
+def test_internal_error_reveals_no_cause() -> None:
     broken = error(make_core(decoders={FLORENCE_ID: FakeDecoder({}, failure=ValueError("a secret"))}))
     assert broken.code() == grpc.StatusCode.INTERNAL
     assert "secret" not in str(broken.details())

@@ -52,12 +52,14 @@ def written(text: str, finish_reason: FinishReason = "stop") -> Written:
     )
 
 
+def answer_of(result: Result, *sequences: Written) -> Answer:
+    _, request = parse_fields(PredictFields, {"task": "object_detection"})
+    return Answer(served(FLORENCE), request, (640, 480), result, sequences or (written("a"),), "joined", TIMES)
+
+
 def answer(result: Result, *sequences: Written) -> dict[str, Any]:
     """Return the body as it is sent."""
-    _, request = parse_fields(PredictFields, {"task": "object_detection"})
-    body = answer_json(
-        Answer(served(FLORENCE), request, (640, 480), result, sequences or (written("a"),), "joined", TIMES), "id-1"
-    )
+    body = answer_json(answer_of(result, *sequences), "id-1")
     document: dict[str, Any] = json.loads(body.model_dump_json())
     return document
 
@@ -130,7 +132,7 @@ def test_body_is_that_of_the_contract() -> None:
     }
 
 
-def test_several_prompts_of_one_task_are_added_up() -> None:
+def test_usage_is_summed_over_the_prompts_of_a_task() -> None:
     body = answer(TextResult("", True), written("a"), written("b", "length"), written("c"))
     assert body["raw_text"] == "a\nb\nc"
     assert body["finish_reason"] == "length"
@@ -143,11 +145,11 @@ def test_error_has_code_message_param_and_request_id() -> None:
     assert json.loads(ErrorJson(error=detail).model_dump_json()) == {"error": expected}
 
 
-def test_error_of_no_field_has_param_null() -> None:
+def test_error_without_a_field_has_param_null() -> None:
     assert json.loads(error_detail(Overloaded("no"), "id-1").model_dump_json())["param"] is None
 
 
-def test_result_of_every_kind_is_known() -> None:
+def test_every_kind_of_result_is_rendered() -> None:
     kinds: list[Result] = [
         TextResult("", True),
         DetectionsResult((), True),

@@ -20,7 +20,7 @@ TIMES = ("preprocess", "encode_queue", "encode", "decode_queue", "prefill", "dec
 
 @pytest.fixture
 def written() -> Iterator[io.StringIO]:
-    """What the service's loggers write, as JSON."""
+    """The JSON log lines of the service."""
     stream, logger = io.StringIO(), logging.getLogger("service")
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines())
@@ -36,7 +36,7 @@ def lines(written: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in written.getvalue().splitlines()]
 
 
-def test_a_line_is_an_object_with_time_level_logger_process_and_message(written: io.StringIO) -> None:
+def test_line_is_an_object_with_time_level_logger_process_and_message(written: io.StringIO) -> None:
     logging.getLogger("service.some").warning("%d of\n%s “things”", 2, "many")
     (line,) = lines(written)
     assert set(line) == {"time", "level", "logger", "process", "message"}
@@ -44,7 +44,7 @@ def test_a_line_is_an_object_with_time_level_logger_process_and_message(written:
     assert line["time"].endswith("+00:00")
 
 
-def test_fields_are_their_own_and_an_exception_is_one(written: io.StringIO) -> None:
+def test_logged_fields_and_exception_are_fields_of_the_line(written: io.StringIO) -> None:
     try:
         raise ValueError("broken")
     except ValueError:
@@ -55,7 +55,7 @@ def test_fields_are_their_own_and_an_exception_is_one(written: io.StringIO) -> N
     assert line["exception"].endswith("ValueError: broken")
 
 
-def test_the_line_of_an_answer_has_ids_sizes_and_times_as_fields(written: io.StringIO) -> None:
+def test_line_of_an_answer_has_ids_sizes_and_times_as_fields(written: io.StringIO) -> None:
     with request_trace({"traceparent": TRACEPARENT}, "test", None):
         predict(make_core(), task="ocr", model=FLORENCE_ID)
     (line,) = lines(written)
@@ -74,7 +74,7 @@ def test_the_line_of_an_answer_has_ids_sizes_and_times_as_fields(written: io.Str
     assert (line["encode_ms"], line["decode_ms"]) == (250, 1000)
 
 
-def test_the_lines_of_a_defect_have_the_ids_of_its_request(written: io.StringIO) -> None:
+def test_lines_of_an_internal_error_have_the_ids_of_its_request(written: io.StringIO) -> None:
     with request_trace({"traceparent": TRACEPARENT}, "test", None):
         with pytest.raises(InternalError, match=FLORENCE_ID) as caught:
             predict(florence_fails(RuntimeError("a defect")), task="ocr", model=FLORENCE_ID)
@@ -86,7 +86,7 @@ def test_the_lines_of_a_defect_have_the_ids_of_its_request(written: io.StringIO)
 
 
 @pytest.mark.parametrize(("log_format", "is_json"), [("text", False), ("json", True)])
-def test_the_setting_decides_the_form(log_format: logs.LogFormat, is_json: bool) -> None:
+def test_setting_selects_the_format(log_format: logs.LogFormat, is_json: bool) -> None:
     ours = [logging.getLogger(name) for name in ("service", "runners")]
     before = [(logger.handlers, logger.level, logger.propagate) for logger in ours]
     try:

@@ -1,4 +1,4 @@
-"""The trace of a request over HTTP and gRPC, with the real core over fake runners: its id, and its spans."""
+"""Trace id and spans of requests over HTTP and gRPC, with the real core over fake runners."""
 
 import asyncio
 import logging
@@ -70,13 +70,13 @@ def collector() -> Iterator[Collector]:
 
 
 def sent(collector: Collector) -> dict[str, CollectedSpan]:
-    """Return by name all spans that were made."""
+    """Return all exported spans by name."""
     tracing.stop()
     return {span.name: span for span in collector.spans}
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_every_answer_over_http_has_the_id_of_its_trace(name: str) -> None:
+def test_every_http_response_has_its_trace_id(name: str) -> None:
     method, path, fields, status = REQUESTS[name]
     options = {} if fields is None else {"json": fields}
     response = client().send(method, path, headers={"traceparent": TRACEPARENT}, **options)
@@ -90,7 +90,7 @@ def trailing(call: Any) -> dict[str, str]:
     return {str(name): str(value) for name, value in call}
 
 
-def test_every_end_of_a_call_over_grpc_has_the_id_of_its_trace() -> None:
+def test_every_grpc_call_has_its_trace_id() -> None:
     async def ask() -> list[str]:
         metadata = [("traceparent", TRACEPARENT)]
         async with grpc_channel(make_core(), ApiKeys(None)) as channel:
@@ -120,7 +120,7 @@ def test_every_end_of_a_call_over_grpc_has_the_id_of_its_trace() -> None:
     assert without != TRACE_ID
 
 
-def test_an_answer_over_http_has_the_spans_of_its_stages(collector: Collector) -> None:
+def test_answer_over_http_has_the_spans_of_its_stages(collector: Collector) -> None:
     fields = {**OCR, "model": FLORENCE_ID}
     client().predict(fields, traceparent=TRACEPARENT, X_Request_Id="mine")
     made = sent(collector)
@@ -152,7 +152,7 @@ def test_an_answer_over_http_has_the_spans_of_its_stages(collector: Collector) -
     }
 
 
-def test_a_stream_is_one_span_to_its_last_event(collector: Collector) -> None:
+def test_span_of_a_stream_lasts_until_its_last_event(collector: Collector) -> None:
     response = client().predict({**OCR, "model": FLORENCE_ID, "stream": True})
     made = sent(collector)
     assert {span.trace_id for span in made.values()} == {response.headers["x-trace-id"]}
@@ -160,7 +160,7 @@ def test_a_stream_is_one_span_to_its_last_event(collector: Collector) -> None:
     assert made[ANSWER].parent_id == made["POST /v1/predict"].span_id
 
 
-def test_a_comparison_has_a_span_for_each_model(collector: Collector) -> None:
+def test_comparison_has_a_span_for_each_model(collector: Collector) -> None:
     client(florence_fails(aiohttp.ClientConnectionError("refused"))).compare(OCR)
     made = sent(collector)
     answers = [made[f"generate_content {model}"] for model in (FLORENCE_ID, PALIGEMMA_ID)]
@@ -192,7 +192,7 @@ def test_only_faults_of_the_service_are_failed_spans(
     assert not any(b"purple-elephant" in span.bytes for span in collector.spans)
 
 
-def test_a_call_over_grpc_is_a_span_with_its_method_and_status(collector: Collector) -> None:
+def test_grpc_call_has_a_span_with_method_and_status(collector: Collector) -> None:
     async def ask() -> None:
         async with grpc_channel(make_core(), ApiKeys(None)) as channel:
             stub: Any = VisionStub(channel)
@@ -214,7 +214,7 @@ def test_a_call_over_grpc_is_a_span_with_its_method_and_status(collector: Collec
     assert (compare.attributes["rpc.response.status_code"], compare.has_failed) == ("INVALID_ARGUMENT", False)
 
 
-def test_probes_and_pages_have_no_spans_and_a_path_is_named_by_its_route(collector: Collector) -> None:
+def test_probes_and_pages_have_no_spans_and_spans_are_named_by_route(collector: Collector) -> None:
     for path in ("/v2/health/live", "/playground", "/none", "/v1/models/purple-elephant", "/v1/purple-elephant"):
         assert client().get(path).headers["x-trace-id"]
     client().send("BREW", "/v1/tasks")
@@ -222,7 +222,7 @@ def test_probes_and_pages_have_no_spans_and_a_path_is_named_by_its_route(collect
     assert not any(b"purple-elephant" in span.bytes or b"BREW" in span.bytes for span in collector.spans)
 
 
-def test_a_request_leaves_nothing_to_the_next_one_on_the_same_connection(collector: Collector) -> None:
+def test_trace_does_not_leak_into_the_next_request(collector: Collector) -> None:
     with request_trace({"traceparent": TRACEPARENT}, "first", {}):
         assert tracing.trace_id() == TRACE_ID
     assert tracing.trace_id() == "0" * 32
@@ -231,7 +231,7 @@ def test_a_request_leaves_nothing_to_the_next_one_on_the_same_connection(collect
     assert sent(collector)["second"].parent_id == ""
 
 
-def test_without_a_collector_the_traces_of_a_request_take_microseconds() -> None:
+def test_tracing_without_a_collector_takes_microseconds() -> None:
     def request() -> None:
         with request_trace(httpx.Headers({"traceparent": TRACEPARENT}), "POST", {}), answer_span("a", "b", "c"):
             for stage in STAGES:
@@ -248,7 +248,7 @@ def test_without_a_collector_the_traces_of_a_request_take_microseconds() -> None
     assert min(took_s) < 0.0001  # it takes 0.00001 s, and 0.00017 s where spans are made
 
 
-def test_the_log_line_has_the_id_of_the_trace(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_line_has_the_trace_id(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "service"):
         for method, path, fields, status in REQUESTS.values():
             if status >= 400 or (fields is not None and method == "POST"):

@@ -89,7 +89,7 @@ def test_every_error_status_of_a_prediction_is_described(path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/tasks"])
 def test_every_error_status_of_a_listing_is_described(path: str) -> None:
-    """400 is the answer to a bad X-Deadline-Ms, which every endpoint reads."""
+    """An invalid X-Deadline-Ms causes a 400 at every endpoint."""
     assert set(DOCUMENT["paths"][path]["get"]["responses"]) >= {"200", "400", "401", "503"}
 
 
@@ -102,7 +102,7 @@ def test_every_error_body_is_the_one_of_the_contract() -> None:
                 assert (body.get("$ref") in names) == (status != "200")
 
 
-def test_examples_are_there_for_every_task() -> None:
+def test_every_task_has_examples() -> None:
     assert set(EXAMPLES) == set(TASKS)
 
 
@@ -116,7 +116,7 @@ def test_examples_are_there_for_every_task() -> None:
         ("compare", CompareFields, {"models": ["a", "b"]}),
     ],
 )
-def test_examples_of_every_task_fit_schema_and_service(
+def test_examples_are_valid_for_schema_and_service(
     name: str,
     fields_class: type[GenerationFields],
     extra: dict[str, Any],
@@ -129,7 +129,7 @@ def test_examples_of_every_task_fit_schema_and_service(
 
 
 @pytest.mark.parametrize("fields", WRONG, ids=json.dumps)
-def test_wrong_requests_fit_neither_schema_nor_service(fields: dict[str, Any]) -> None:
+def test_invalid_requests_are_rejected_by_schema_and_service(fields: dict[str, Any]) -> None:
     assert not schema("predict").is_valid({"image": IMAGE, **fields})
     with pytest.raises(InvalidRequest):
         parse_fields(PredictFields, fields)
@@ -140,12 +140,12 @@ def test_image_and_task_are_required(document: object) -> None:
     assert not schema("predict").is_valid(document)
 
 
-def test_model_and_models_are_not_exchanged() -> None:
+def test_predict_has_model_and_compare_has_models() -> None:
     assert not schema("predict").is_valid({"image": IMAGE, "task": "ocr", "models": ["a"]})
     assert not schema("compare").is_valid({"image": IMAGE, "task": "ocr", "model": "a"})
 
 
-def test_task_that_no_served_model_offers_is_not_described() -> None:
+def test_task_without_a_served_model_is_not_described() -> None:
     document = openapi_document(served_models(PALIGEMMA))
     titles = [alternative["title"] for alternative in document["components"]["schemas"]["predict"]["oneOf"]]
     assert titles == list(PALIGEMMA.task_ids)

@@ -146,7 +146,7 @@ def test_equal_texts_are_said_to_be_equal(playground: Playground, client: httpx.
     texts = {example_answer(client, model, "ocr")["result"]["text"] for model in EMBEDDED}
     assert len(texts) == 1
     playground.open(task="ocr", sample=SAMPLE)
-    expect(playground.page.locator("#differences")).to_have_text("Both wrote the same.")
+    expect(playground.page.locator("#differences")).to_have_text("Both texts are identical.")
 
 
 def test_text_appears_as_it_is_written(playground: Playground) -> None:

@@ -32,7 +32,7 @@ def test_an_error_shows_its_message_and_leads_to_the_field(playground: Playgroun
 
 def test_what_may_be_given_instead_is_offered(playground: Playground) -> None:
     playground.open(task="phrase_grounding", caption="a red triangle and a green star", sample=SAMPLE)
-    playground.panel(PALIGEMMA).get_by_role("button", name="Give phrases instead").click()
+    playground.panel(PALIGEMMA).get_by_role("button", name="Use phrases instead").click()
     expect(playground.page.locator("[data-field=phrases]")).to_be_visible()
     expect(playground.page.locator("[data-field=caption]")).to_be_hidden()
     playground.run()
@@ -54,7 +54,7 @@ def test_a_missing_parameter_is_said_before_anything_is_sent(playground: Playgro
 
 def test_a_link_to_an_image_of_someone_else_asks_for_an_image(playground: Playground) -> None:
     playground.page.goto(f"{playground.url}/playground#task=ocr&image=own")
-    expect(playground.page.locator("#image-problem")).to_contain_text("stayed in the browser")
+    expect(playground.page.locator("#image-problem")).to_contain_text("does not include its image")
     assert playground.page.locator("#task-ocr").is_checked()
     assert playground.page.locator(".panel").count() == 0
 

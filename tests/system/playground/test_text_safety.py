@@ -47,5 +47,5 @@ def test_text_in_a_scene_that_holds_markup_is_shown_as_text(
 def test_a_link_that_holds_markup_is_shown_as_text(playground: Playground) -> None:
     playground.page.goto(f"{playground.url}/playground#{urlencode({'task': MARKUP})}")
     note = playground.page.locator("#empty")
-    expect(note).to_contain_text(f"No served model offers the task {MARKUP}.")
+    expect(note).to_contain_text(f"No served model supports the task {MARKUP}.")
     assert note.locator("img, b, script").count() == 0

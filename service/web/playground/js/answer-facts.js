@@ -1,9 +1,9 @@
-/** What an answer says beside its result. */
+/** Facts of an answer besides its result: tokens, cache, raw text. */
 
 import { html } from "./dom.js";
 import { counted } from "./names.js";
 
-/** Return what an answer took in tokens, and whether its image had been seen before. @param {import("./api.js").Answer} answer */
+/** Return token counts, vision cache outcome and an early end. @param {import("./api.js").Answer} answer */
 export function usage({
   usage: { image_tokens: image, prompt_tokens: prompt, generated_tokens: written },
   vision_cache: cache,
@@ -12,7 +12,7 @@ export function usage({
   const facts = [
     ["Tokens", `${image} image + ${prompt} prompt → ${written}`],
     ["Vision cache", cache],
-    ...(reason === "length" ? [["Ended", "cut at the token limit"]] : []),
+    ...(reason === "length" ? [["Ended", "at the token limit"]] : []),
   ];
   return html(
     "dl",
@@ -21,7 +21,7 @@ export function usage({
   );
 }
 
-/** Return what the model wrote, word for word, behind a disclosure. @param {import("./api.js").Answer} answer */
+/** Return the generated text in a disclosure. @param {import("./api.js").Answer} answer */
 export function rawText({ raw_text: text }) {
   const size = counted(text.length, "character");
   return html(

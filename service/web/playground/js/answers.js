@@ -1,4 +1,4 @@
-/** The answers to one question: a panel for each model, what differs, and the controls that all panels follow. */
+/** The answers of one run: a panel for each model, their differences, and the shared view controls. */
 
 import { Differences } from "./differences.js";
 import { byId, fill } from "./dom.js";
@@ -26,7 +26,7 @@ export class Answers {
     this.view.addEventListener("change", (event) => this.#viewChanged(/** @type {CustomEvent} */ (event).detail));
   }
 
-  /** Show a run from here on. @param {import("./run.js").Run} run */
+  /** Show a run instead of the current one. @param {import("./run.js").Run} run */
   show(run) {
     this.run = run;
     this.#panels = this.models.map(
@@ -39,12 +39,12 @@ export class Answers {
     for (const panel of this.#panels) this.update(panel.model.id);
   }
 
-  /** Show how far one model is. @param {string} modelId */
+  /** Update the panel of one model. @param {string} modelId */
   update(modelId) {
     const panel = this.#panels.find(({ model }) => model.id === modelId);
     const outcome = this.run?.outcomes.get(modelId);
     if (outcome) panel?.show(outcome);
-    else panel?.showNotOffered();
+    else panel?.showNotSupported();
     this.#compare();
   }
 
@@ -66,7 +66,7 @@ export class Answers {
   }
 
   #follow() {
-    const isShown = (shape) => shape.score >= this.view.minScore && this.differences.isLet(shape);
+    const isShown = (shape) => shape.score >= this.view.minScore && this.differences.passes(shape);
     this.#panels.forEach((panel) => panel.update(isShown));
   }
 

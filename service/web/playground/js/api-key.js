@@ -1,4 +1,4 @@
-/** The API key, where the service wants one: asked for once, kept for this tab only. */
+/** The API key, if the service requires one: entered once, stored for this tab only. */
 
 import { byId } from "./dom.js";
 
@@ -10,7 +10,7 @@ export function apiKey() {
 }
 
 /**
- * Ask for a key; the answer is whether one was given.
+ * Open the key dialog; resolve to whether a key was entered.
  * @returns {Promise<boolean>}
  */
 export function askForKey() {

@@ -1,4 +1,4 @@
-/** The service as the page speaks to it: listings, and one model's answer to one question. */
+/** Calls of the service's HTTP API: listings, and predictions of one model. */
 
 import { apiKey } from "./api-key.js";
 import { serverEvents } from "./event-stream.js";
@@ -6,11 +6,11 @@ import { serverEvents } from "./event-stream.js";
 /**
  * @typedef {{id: string, description: string, result: string, parameters: any, models: string[]}} Task
  * @typedef {{id: string, tasks: string[], [column: string]: any}} Model
- * @typedef {Record<string, string | number | boolean | (string | number)[]>} Fields  names of the contract and their values
+ * @typedef {Record<string, string | number | boolean | (string | number)[]>} Fields  request fields by name
  * @typedef {Record<string, any>} Answer  the body of POST /v1/predict
  */
 
-/** The service's error, or that there was no answer of the service. */
+/** An error of the service, or of the connection to it. */
 export class ApiError extends Error {
   /** @param {{code: string, message: string, param?: string | null, request_id?: string}} detail */
   constructor({ code, message, param = null, request_id: requestId = "" }) {
@@ -32,7 +32,7 @@ export async function listTasks() {
 }
 
 /**
- * Return what POST /v1/predict takes for each task: the schemas of all its fields, by task id.
+ * Return the field schemas of POST /v1/predict by task id.
  * @returns {Promise<Record<string, Record<string, any>>>}
  */
 export async function listFields() {
@@ -41,11 +41,11 @@ export async function listFields() {
 }
 
 /**
- * Ask one model.
+ * Return the answer of one model.
  * @param {{blob: Blob, name: string}} image
  * @param {Fields} fields
  * @param {AbortSignal} signal
- * @param {(text: string) => void} onText  called with each piece of text, where `stream` was asked for
+ * @param {(text: string) => void} onText  receives each piece of text of a stream
  * @returns {Promise<Answer>}
  */
 export async function predict(image, fields, signal, onText) {
@@ -63,7 +63,7 @@ async function streamedAnswer(response, onText) {
     if (event === "error") throw new ApiError(JSON.parse(data).error);
   }
   if (answer) return answer;
-  throw new ApiError({ code: "cut_off", message: "The answer broke off. Run again." });
+  throw new ApiError({ code: "cut_off", message: "The connection closed before the answer was complete. Run again." });
 }
 
 /** @param {{blob: Blob, name: string}} image @param {Fields} fields */
@@ -94,12 +94,12 @@ function notReached(cause) {
   if (cause.name === "AbortError") throw cause;
   throw new ApiError({
     code: "not_reached",
-    message: "The service cannot be reached. See that it runs, then try again.",
+    message: "The service cannot be reached. Check that it is running, then try again.",
   });
 }
 
 async function errorOf(response) {
   const body = await response.json().catch(() => null);
-  const message = `The answer was ${response.status} ${response.statusText}, and no message of the service.`;
+  const message = `HTTP ${response.status} ${response.statusText}, without a message of the service.`;
   return new ApiError(body?.error ?? { code: "no_message", message });
 }

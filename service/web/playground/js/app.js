@@ -1,4 +1,4 @@
-/** The page: asks the service what it serves, then lets a person ask and look. */
+/** Entry point of the page: loads models, tasks and samples, then starts the playground. */
 
 import { askForKey } from "./api-key.js";
 import { listFields, listModels, listTasks } from "./api.js";
@@ -8,7 +8,7 @@ import { showModelTable } from "./model-table.js";
 import { Playground } from "./playground.js";
 import { startTheme } from "./theme.js";
 
-/** Return what is served; ask for a key as long as the service wants one. */
+/** Load the listings; request a key while the service requires one. */
 async function served() {
   try {
     return await Promise.all([listModels(), listTasks(), listFields(), listSamples()]);
@@ -19,7 +19,7 @@ async function served() {
 }
 
 async function start() {
-  fill(byId("empty"), html("p", {}, "Asking the service what it serves …"));
+  fill(byId("empty"), html("p", {}, "Loading models and tasks …"));
   try {
     const [models, tasks, fields, samples] = await served();
     showModelTable(byId("model-table"), models, tasks);

@@ -1,10 +1,10 @@
-/** A photo from the camera, where the browser has one and the person allows it. */
+/** A photo from the camera, with the user's permission. */
 
 import { chosenImage } from "./chosen-image.js";
 import { byId } from "./dom.js";
 
 /**
- * Return a photo; null where the person closed the camera, an Error where there is none.
+ * Return a photo, or null if the dialog was cancelled; throw an Error without camera or permission.
  * @returns {Promise<import("./chosen-image.js").ChosenImage | null>}
  */
 export async function takePhoto() {
@@ -40,5 +40,5 @@ async function photoOf(video) {
 
 /** @param {Error} cause @returns {never} */
 function refused(cause) {
-  throw new Error(`The camera cannot be used: ${cause.message}`);
+  throw new Error(`Cannot open the camera: ${cause.message}`);
 }

@@ -1,4 +1,4 @@
-/** The image that is asked about. It stays in this browser, but for the requests that ask. */
+/** The chosen image. It leaves the browser only as part of requests. */
 
 const THUMBNAIL_PX = 160;
 
@@ -12,7 +12,7 @@ const THUMBNAIL_PX = 160;
  * @property {string} thumbnail  a data: URL
  * @property {Sample | null} sample
  *
- * @typedef {object} Sample  an image that comes with the page
+ * @typedef {object} Sample  an image of the page
  * @property {string} id
  * @property {string} file
  * @property {string} description
@@ -20,7 +20,7 @@ const THUMBNAIL_PX = 160;
  */
 
 /**
- * Return the image of a file; throw an Error whose message is for the person who chose it.
+ * Return the image of a file; throw an Error with a message for the user.
  * @param {Blob} blob
  * @param {string} name
  * @param {Sample | null} [sample]
@@ -49,7 +49,7 @@ export async function listSamples() {
 }
 
 /**
- * Return where a sample lies.
+ * Return the URL of a sample.
  * @param {Sample} sample
  */
 export function sampleUrl(sample) {
@@ -62,7 +62,7 @@ export function sampleUrl(sample) {
  */
 export async function sampleImage(sample) {
   const response = await fetch(sampleUrl(sample));
-  if (!response.ok) throw new Error(`The sample ${sample.file} cannot be loaded.`);
+  if (!response.ok) throw new Error(`Cannot load the sample ${sample.file}.`);
   return chosenImage(await response.blob(), sample.file, sample);
 }
 

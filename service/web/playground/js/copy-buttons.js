@@ -1,4 +1,4 @@
-/** Buttons that copy an answer, or the request for it. */
+/** Buttons that copy an answer, or its request as code. */
 
 import { apiKey } from "./api-key.js";
 import { html } from "./dom.js";
@@ -28,7 +28,7 @@ export function copyButtons(answer, { image, task, fields }) {
 }
 
 /**
- * Return a button that copies a text, and says so for a moment.
+ * Return a button that copies a text and confirms it briefly.
  * @param {string} name
  * @param {() => string} text
  */

@@ -1,4 +1,4 @@
-/** What differs between two answers, at a glance: which objects both found, or which words both wrote. */
+/** Differences between two answers: objects or words that both have, and that only one has. */
 
 import { fill, html } from "./dom.js";
 import { counted } from "./names.js";
@@ -22,12 +22,12 @@ export class Differences {
     this.view = view;
   }
 
-  /** Whether the filter lets a shape through. @param {import("./shapes.js").Shape} shape */
-  isLet(shape) {
+  /** Return true if a shape passes the filter. @param {import("./shapes.js").Shape} shape */
+  passes(shape) {
     return this.view.filter === "all" || this.#groups.get(shape) === this.view.filter;
   }
 
-  /** Show what differs; nothing where there are not two answers. @param {Side[]} sides */
+  /** Show the differences of two answers; hide them otherwise. @param {Side[]} sides */
   show(sides) {
     this.#groups.clear();
     this.element.hidden = sides.length < 2;
@@ -49,7 +49,7 @@ export class Differences {
       this.#filterButton("both", "Both", both.length),
       this.#filterButton("left", `Only ${left.model}`, onlyLeft.length),
       this.#filterButton("right", `Only ${right.model}`, onlyRight.length),
-      html("span", { class: "hint" }, `the same label, boxes that share at least ${MIN_IOU * 100} % of their union`),
+      html("span", { class: "hint" }, `Both: same label, intersection over union at least ${MIN_IOU}`),
     );
     /** @type {HTMLElement | null} */ (this.element.querySelector(`[data-filter=${focused}]`))?.focus();
   }
@@ -72,7 +72,7 @@ export class Differences {
     const count = (side) => countWords(passages, side);
     const isSame = passages.every(({ side }) => side === "both");
     const legend = isSame
-      ? [html("span", {}, "Both wrote the same.")]
+      ? [html("span", {}, "Both texts are identical.")]
       : [
           html("span", { class: "count" }, "Both ", html("b", {}, counted(count("both"), "word"))),
           html("del", { class: "count" }, `Only ${left.model} `, html("b", {}, counted(count("left"), "word"))),

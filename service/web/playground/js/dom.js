@@ -1,11 +1,11 @@
-/** Building elements. Text becomes text nodes only: nothing that a model or a user wrote is ever read as HTML. */
+/** Element construction. Text becomes text nodes only: text of models and users is never parsed as HTML. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
 /**
  * @typedef {Node | string | number | null | undefined | false} Child
  * @typedef {Record<string, string | number | boolean | null | undefined | ((event: any) => void)>} Attributes
- *     `onclick` and the like are listeners; true is an attribute without a value; false and null are left out.
+ *     `on…` are listeners; true is an attribute without a value; false and null are omitted.
  */
 
 /**
@@ -31,7 +31,7 @@ export function svg(tag, attributes = {}, ...children) {
 }
 
 /**
- * Replace everything within an element.
+ * Replace the children of an element.
  * @param {Element} parent
  * @param {...Child} children
  */

@@ -3,7 +3,7 @@
 /** @typedef {{event: string, data: string}} ServerEvent */
 
 /**
- * Yield the events of a body as they come.
+ * Yield the events of a body as they arrive.
  * @param {ReadableStream<any>} body
  * @returns {AsyncGenerator<ServerEvent>}
  */
@@ -18,7 +18,7 @@ export async function* serverEvents(body) {
 }
 
 /**
- * Return the event that a block of lines says; lines of unknown fields and comments are passed over.
+ * Parse the event of a block of lines; unknown fields and comments are ignored.
  * @param {string} block
  * @returns {ServerEvent}
  */

@@ -1,4 +1,4 @@
-/** A box in the image: drawn with a pointer, or typed as four numbers. */
+/** Input of a box: drawn on the image, or typed as four numbers. */
 
 import { html } from "./dom.js";
 
@@ -29,7 +29,7 @@ export class BoxField {
     this.inputs.forEach((input, index) => (input.value = values[index] ?? ""));
   }
 
-  /** Take the box that was drawn. @param {import("./geometry.js").Box} box */
+  /** Set the box from a drawing. @param {import("./geometry.js").Box} box */
   draw(box) {
     this.set(box);
     this.element.dispatchEvent(new Event("input", { bubbles: true }));

@@ -1,4 +1,4 @@
-/** A list of texts as chips: Enter or a comma makes one, Backspace in the empty input takes the last back. */
+/** Input of a list of texts as chips: Enter or a comma adds one, Backspace in the empty input removes the last. */
 
 import { fill, html } from "./dom.js";
 
@@ -60,7 +60,7 @@ export class ChipsField {
     if (this.input.value.trim()) this.#add([this.input.value]);
   }
 
-  /** Add what is new; the service knows labels apart whatever their case. */
+  /** Add new texts; the service compares labels case-insensitively. */
   #add(texts) {
     for (const text of texts.map((each) => each.trim()).filter(Boolean)) {
       const isThere = this.#texts.some((other) => other.toLowerCase() === text.toLowerCase());

@@ -1,4 +1,4 @@
-/** One of a few words: side by side while they are few, a list where they are many. */
+/** Input of one of several words: segments for a few, a list for many. */
 
 import { html } from "./dom.js";
 import { language, title } from "./names.js";

@@ -1,4 +1,4 @@
-/** A text, a number, and yes or no. */
+/** Inputs of a text, a number and a boolean. */
 
 import { html } from "./dom.js";
 
@@ -34,7 +34,7 @@ export class NumberField {
       min: schema.minimum ?? schema.exclusiveMinimum,
       max: schema.maximum,
       step: schema.type === "integer" ? 1 : "any",
-      placeholder: schema.default ?? "model's own",
+      placeholder: schema.default ?? "model default",
       "aria-describedby": `${id}-hint ${id}-problem`,
     });
   }

@@ -1,4 +1,4 @@
-/** One parameter or option as a person gives it, made from its JSON Schema. It knows no parameter by name. */
+/** Input of one parameter or option, built from its JSON Schema. Knows no parameter by name. */
 
 import { BoxField } from "./field-box.js";
 import { ChipsField } from "./field-chips.js";
@@ -8,12 +8,12 @@ import { html } from "./dom.js";
 import { title } from "./names.js";
 
 /**
- * @typedef {object} Control  what a person touches
+ * @typedef {object} Control  the input element
  * @property {HTMLElement} element
- * @property {() => any} value  typed; undefined where nothing was given
- * @property {(values: (string | number | boolean)[]) => void} set  none: as at the beginning
+ * @property {() => any} value  undefined: empty
+ * @property {(values: (string | number | boolean)[]) => void} set  empty: reset
  * @property {() => void} focus
- * @property {boolean} [isGroup]  several elements, which one <label> cannot name
+ * @property {boolean} [isGroup]  several elements, which a <label> cannot name
  */
 
 let numFields = 0;
@@ -34,20 +34,20 @@ export class Field {
     this.element.addEventListener("input", () => this.#touched());
   }
 
-  /** Return the value; undefined where it is the default, which the service knows. */
+  /** Return the value; undefined for the default, which is not sent. */
   value() {
     const value = this.control.value();
     return value === this.schema.default ? undefined : value;
   }
 
-  /** @param {any} value  one or several; undefined: as at the beginning */
+  /** @param {any} value  one or several; undefined: reset */
   set(value) {
     this.control.set(value === undefined || value === null ? [] : [value].flat());
-    this.tell("");
+    this.showProblem("");
   }
 
-  /** Say what is wrong with the value; nothing where the text is empty. @param {string} text */
-  tell(text) {
+  /** Show a problem of the value; an empty text hides it. @param {string} text */
+  showProblem(text) {
     this.problem.textContent = text;
     this.problem.hidden = !text;
     this.element.toggleAttribute("data-wrong", Boolean(text));
@@ -55,7 +55,7 @@ export class Field {
 
   #touched() {
     this.isTouched = true;
-    this.tell("");
+    this.showProblem("");
   }
 
   #build(id) {
@@ -86,12 +86,12 @@ function controlOf(name, schema, id) {
   return schema.type === "string" ? new TextField(schema, id) : new NumberField(schema, id);
 }
 
-/** Whether a schema is that of `[x1, y1, x2, y2]`. @param {any} schema */
+/** Return true for the schema of `[x1, y1, x2, y2]`. @param {any} schema */
 export function isBox({ type, items, minItems, maxItems }) {
   return type === "array" && items.type === "number" && minItems === 4 && maxItems === 4;
 }
 
-/** A value that may be null may be left out. */
+/** Return the schema without its null alternative: a nullable field is optional. */
 function withoutNull(schema) {
   if (!schema.anyOf) return schema;
   const given = schema.anyOf.find(({ type }) => type !== "null");

@@ -1,4 +1,4 @@
-/** Boxes and rings, in pixels of the original image. Knows neither the page nor the service's answers. */
+/** Boxes and rings in pixels of the original image. Knows neither the page nor the API. */
 
 /**
  * @typedef {[number, number]} Point
@@ -21,7 +21,7 @@ export function boxRing([x1, y1, x2, y2]) {
 }
 
 /**
- * Return the smallest box around points.
+ * Return the bounding box of points.
  * @param {Point[]} points
  * @returns {Box}
  */
@@ -32,7 +32,7 @@ export function bounds(points) {
 }
 
 /**
- * Return the area of a box, 0 where it is turned inside out.
+ * Return the area of a box, 0 if it is inverted.
  * @param {Box} box
  */
 export function area([x1, y1, x2, y2]) {
@@ -56,7 +56,7 @@ export function iou(one, other) {
 }
 
 /**
- * Return rings as the `d` of an SVG path; drawn with the even-odd rule, a ring within a ring is a hole.
+ * Return rings as the `d` of an SVG path; by the even-odd rule, a ring within a ring is a hole.
  * @param {Ring[]} rings
  */
 export function pathData(rings) {
@@ -67,7 +67,7 @@ export function pathData(rings) {
 }
 
 /**
- * Return the box between two corners that were dragged in any direction, within the image, to a tenth of a pixel.
+ * Return the box between two dragged corners in any order, clamped to the image, rounded to a tenth of a pixel.
  * @param {Point} start
  * @param {Point} end
  * @param {{width: number, height: number}} image
@@ -80,7 +80,7 @@ export function draggedBox(start, end, { width, height }) {
 }
 
 /**
- * Return the value, or the limit that it is beyond.
+ * Return the value, limited to a range.
  * @param {number} value
  * @param {number} low
  * @param {number} high

@@ -1,4 +1,4 @@
-/** The runs since the page was opened, newest first; one that is chosen is shown again as it was answered. */
+/** The runs of this session, newest first; choosing one shows its answers again. */
 
 import { fill, html } from "./dom.js";
 import { title } from "./names.js";
@@ -24,7 +24,7 @@ export class HistoryStrip {
     this.mark(run);
   }
 
-  /** Show which run is shown. @param {import("./run.js").Run} shown */
+  /** Mark the current run. @param {import("./run.js").Run} shown */
   mark(shown) {
     this.section.hidden = false;
     fill(this.section.querySelector("ol"), ...this.#runs.map((run) => html("li", {}, this.#card(run, run === shown))));

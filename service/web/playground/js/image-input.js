@@ -1,4 +1,4 @@
-/** Where the image comes from: a file, a drop, a paste, the camera, or a sample. */
+/** Image input: file, drop, paste, camera or sample. */
 
 import { takePhoto } from "./camera.js";
 import { chosenImage, sampleImage, sampleUrl } from "./chosen-image.js";
@@ -8,7 +8,7 @@ import { RegionEditor } from "./region-editor.js";
 export class ImageInput {
   /** @type {import("./chosen-image.js").ChosenImage | null} */
   image = null;
-  /** Kept when the image that was chosen last is there. */
+  /** Resolves when the latest chosen image is loaded. */
   loading = Promise.resolve();
   #latest = 0;
 
@@ -26,13 +26,13 @@ export class ImageInput {
     fill(byId("samples"), ...samples.map((sample) => this.#sampleButton(sample)));
   }
 
-  /** Choose a sample, if there is one of this id. @param {string | null} id */
+  /** Choose the sample of this id, if it exists. @param {string | null} id */
   async chooseSample(id) {
     const sample = this.samples.find((each) => each.id === id);
     if (sample) await this.#take(() => sampleImage(sample));
   }
 
-  /** Show an image that was chosen before. @param {import("./chosen-image.js").ChosenImage} image */
+  /** Show an image. @param {import("./chosen-image.js").ChosenImage} image */
   show(image) {
     this.image = image;
     this.problem.hidden = true;
@@ -48,9 +48,9 @@ export class ImageInput {
     this.onChange();
   }
 
-  /** Say that an image is needed. @param {string} [text] */
-  askForImage(text = "Choose an image first.") {
-    this.#tell(text);
+  /** Show that an image is missing. @param {string} [text] */
+  requireImage(text = "Choose an image first.") {
+    this.#showProblem(text);
     byId("choose-file").focus();
   }
 
@@ -89,18 +89,18 @@ export class ImageInput {
     return this.loading;
   }
 
-  /** Show the image that `load` returns, unless another was chosen meanwhile. */
+  /** Show the image that `load` returns, unless a later one was chosen meanwhile. */
   async #load(load) {
     const turn = ++this.#latest;
     try {
       const image = await load();
       if (image && turn === this.#latest) this.show(image);
     } catch (error) {
-      this.#tell(error.message);
+      this.#showProblem(error.message);
     }
   }
 
-  #tell(text) {
+  #showProblem(text) {
     this.problem.textContent = text;
     this.problem.hidden = false;
   }

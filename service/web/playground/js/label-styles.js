@@ -1,10 +1,10 @@
-/** One look for each label, the same in every panel and for as long as the page is open. */
+/** One style per label, the same in all panels until the page is closed. */
 
 import { labelKey } from "./shapes.js";
 
 /**
- * Okabe and Ito's colours, told apart with any colour vision (jfly.uni-koeln.de/color), and the ink readable on each.
- * When all are in use, the stroke changes as well.
+ * Okabe and Ito's colours, distinguishable with any colour vision (jfly.uni-koeln.de/color), each with a legible ink.
+ * After all colours are used, the stroke pattern changes.
  */
 const COLORS = [
   ["#0072b2", "#fff"],

@@ -1,9 +1,9 @@
-/** Which objects two models both found. */
+/** Matching of objects between two models. */
 
 import { iou } from "./geometry.js";
 import { labelKey } from "./shapes.js";
 
-/** Boxes that share half of their union are one object: COCO's loosest threshold. */
+/** COCO's lowest threshold of intersection over union for the same object. */
 export const MIN_IOU = 0.5;
 
 /**

@@ -1,9 +1,9 @@
-/** The comparison of the served models, row by row; a cell "Demo" is the link of that task. */
+/** Table of the served models; a cell "Demo" links to a task. */
 
 import { fill, html } from "./dom.js";
 import { compact, title } from "./names.js";
 
-/** Columns of GET /v1/models in the order of the public comparison; what a model lacks is left empty. */
+/** Fields of GET /v1/models in the order of the public comparison; a missing one is an empty cell. */
 const ROWS = [
   "organization",
   "category",

@@ -1,4 +1,4 @@
-/** How ids and numbers are shown to a person. */
+/** Display texts of ids and numbers. */
 
 const ACRONYMS = new Set(["ocr", "api"]);
 const COMPACT = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
@@ -25,7 +25,7 @@ export function compact(value) {
 }
 
 /**
- * A time of the service; tenths only where they say something.
+ * Milliseconds as text, with tenths for short times.
  * @param {number} value
  */
 export function milliseconds(value) {

@@ -1,4 +1,4 @@
-/** The objects of an answer as a table; a row that is pointed at or focused lights its shape. */
+/** Table of an answer's objects; hovering or focusing a row highlights its shape. */
 
 import { html } from "./dom.js";
 import { labelKey } from "./shapes.js";
@@ -26,7 +26,7 @@ export class ObjectTable {
     this.element = html("div", { class: "object-list" }, this.table, this.none);
   }
 
-  /** Show what the view wants. @param {(shape: import("./shapes.js").Shape) => boolean} isShown */
+  /** Show the rows that pass the view's filters. @param {(shape: import("./shapes.js").Shape) => boolean} isShown */
   update(isShown) {
     for (const { shape, row } of this.rows) {
       row.hidden = !isShown(shape);
@@ -35,7 +35,7 @@ export class ObjectTable {
     const isEmpty = this.rows.every(({ row }) => row.hidden);
     this.table.hidden = isEmpty;
     this.none.hidden = !isEmpty;
-    this.none.textContent = this.rows.length ? "Nothing with this filter and score." : "Nothing was found.";
+    this.none.textContent = this.rows.length ? "No object matches the filters." : "No objects found.";
   }
 
   #row(shape) {

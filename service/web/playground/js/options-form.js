@@ -1,9 +1,9 @@
-/** How an answer is written: the fields that every task takes, from the service's own contract. */
+/** Generation options: the fields common to all tasks, built from the OpenAPI document. */
 
 import { byId, fill } from "./dom.js";
 import { Field } from "./field.js";
 
-/** What the page decides itself. */
+/** Fields that the page sets itself. */
 const OWN_FIELDS = new Set(["image", "task", "model", "mask_format", "stream"]);
 
 export class OptionsForm {
@@ -12,7 +12,7 @@ export class OptionsForm {
 
   /**
    * @param {Record<string, any>} schemas  of all fields of a task
-   * @param {string[]} parameters  names of those that are the task's own
+   * @param {string[]} parameters  names of the task's own fields
    */
   constructor(schemas, parameters) {
     const names = Object.keys(schemas).filter((name) => !OWN_FIELDS.has(name) && !parameters.includes(name));
@@ -21,19 +21,19 @@ export class OptionsForm {
     byId("options").addEventListener("input", () => this.#count());
   }
 
-  /** Return what differs from the defaults. @returns {import("./api.js").Fields} */
+  /** Return the values other than defaults. @returns {import("./api.js").Fields} */
   values() {
     const given = this.#fields.map((field) => [field.name, field.value()]);
     return Object.fromEntries(given.filter(([, value]) => value !== undefined));
   }
 
-  /** Put values in, by name; others are as at the beginning. @param {Record<string, any>} values */
+  /** Set values by name; reset the other fields. @param {Record<string, any>} values */
   set(values) {
     for (const field of this.#fields) field.set(values[field.name]);
     this.#count();
   }
 
-  /** Go to an option; return whether there is one of this name. @param {string} name */
+  /** Focus the option of this name; return false if there is none. @param {string} name */
   focus(name) {
     const field = this.#fields.find((each) => each.name === name);
     if (!field) return false;

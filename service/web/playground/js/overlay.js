@@ -1,4 +1,4 @@
-/** The shapes of an answer over its image: outlines in SVG, names beside them at the size of text. */
+/** Overlay of an answer's shapes on its image: outlines in SVG, labels in HTML at text size. */
 
 import { fill, html, svg } from "./dom.js";
 import { boxRing, pathData } from "./geometry.js";
@@ -28,7 +28,7 @@ export class Overlay {
   }
 
   /**
-   * Draw the region that was asked about.
+   * Draw the region of the request.
    * @param {import("./geometry.js").Box} box
    * @param {{width: number, height: number}} image
    */
@@ -46,13 +46,13 @@ export class Overlay {
     this.image = image;
     this.svg.setAttribute("viewBox", `0 0 ${image.width} ${image.height}`);
     this.#drawn = shapes.map((shape) => ({ shape, group: this.#group(shape), tag: this.#tag(shape) }));
-    // The largest first: a small shape within a large one can still be pointed at.
+    // Largest first: a small shape within a large one can be hovered.
     const size = ({ shape: { box } }) => (box[2] - box[0]) * (box[3] - box[1]);
     fill(this.svg, this.#region, ...[...this.#drawn].sort((a, b) => size(b) - size(a)).map(({ group }) => group));
     fill(this.tags, ...this.#drawn.map(({ tag }) => tag));
   }
 
-  /** Show what the view wants. @param {(shape: import("./shapes.js").Shape) => boolean} isShown */
+  /** Apply the view: visibility, filters, highlight. @param {(shape: import("./shapes.js").Shape) => boolean} isShown */
   update(isShown) {
     this.element.toggleAttribute("data-lighting", this.view.lit !== null);
     this.svg.toggleAttribute("data-off", !this.view.showsShapes);
@@ -107,7 +107,7 @@ export class Overlay {
     return tag;
   }
 
-  /** Put the names where they are free; only now, drawn, have they a size. */
+  /** Place the labels without overlap; they have a size only after layout. */
   #place() {
     const { clientWidth: width, clientHeight: height } = this.element;
     const shown = this.#drawn.filter(({ tag }) => !tag.hasAttribute("data-off"));

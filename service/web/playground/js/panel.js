@@ -1,4 +1,4 @@
-/** One model's half of the picture: the image with what it found, its answer, and what the answer cost. */
+/** Panel of one model: annotated image, answer, timings and tokens. */
 
 import { rawText, usage } from "./answer-facts.js";
 import { copyButtons } from "./copy-buttons.js";
@@ -8,7 +8,7 @@ import { compact, milliseconds } from "./names.js";
 import { ObjectTable } from "./object-table.js";
 import { Overlay } from "./overlay.js";
 import { Picture } from "./picture.js";
-import { errorNote, notOfferedNote } from "./problem-note.js";
+import { errorNote, notSupportedNote } from "./problem-note.js";
 import { shapesOf } from "./shapes.js";
 import { TimingsBar } from "./timings-bar.js";
 
@@ -52,13 +52,13 @@ export class Panel {
     );
   }
 
-  /** Say that the model does not do this task. */
-  showNotOffered() {
+  /** Show that the model does not support the task. */
+  showNotSupported() {
     this.#state("not-offered");
-    fill(this.body, notOfferedNote(this.model, this.question.task.id));
+    fill(this.body, notSupportedNote(this.model, this.question.task.id));
   }
 
-  /** Show how far the model is. @param {import("./run.js").Outcome} outcome */
+  /** Show the state of the model's run. @param {import("./run.js").Outcome} outcome */
   show(outcome) {
     this.#state(outcome.state);
     if (outcome.state === "waiting") this.#showWriting(outcome.text);
@@ -67,7 +67,7 @@ export class Panel {
     if (outcome.answer) this.#showAnswer(outcome.answer);
   }
 
-  /** Follow the view. @param {(shape: import("./shapes.js").Shape) => boolean} isShown */
+  /** Apply the view. @param {(shape: import("./shapes.js").Shape) => boolean} isShown */
   update(isShown) {
     this.overlay.update(isShown);
     this.#table?.update(isShown);
@@ -97,12 +97,12 @@ export class Panel {
   }
 }
 
-/** The box that was asked about, if the task asks about one. @param {import("./run.js").Question} question */
+/** Return the region of a question, if its task has one. @param {import("./run.js").Question} question */
 function regionOf({ task, fields }) {
   const name = Object.keys(task.parameters.properties).find((each) => isBox(task.parameters.properties[each]));
   return /** @type {any} */ (name && fields[name]);
 }
 
 function textOf(text) {
-  return text ? html("p", { class: "answer-text" }, text) : html("p", { class: "quiet" }, "No text.");
+  return text ? html("p", { class: "answer-text" }, text) : html("p", { class: "quiet" }, "Empty text.");
 }

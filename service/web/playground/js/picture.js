@@ -1,4 +1,4 @@
-/** An image that can be zoomed and moved, with something over it; all pictures of a page move as one. */
+/** Image with an overlay, zoomed and panned together with the other pictures of the page. */
 
 import { html } from "./dom.js";
 import { clamp } from "./geometry.js";
@@ -12,7 +12,7 @@ export class Picture {
    * @param {import("./chosen-image.js").ChosenImage} image
    * @param {HTMLElement} overlay
    * @param {import("./view.js").View} view
-   * @param {string} name  what a screen reader says
+   * @param {string} name  accessible name
    */
   constructor(image, overlay, view, name) {
     this.view = view;
@@ -28,7 +28,7 @@ export class Picture {
         class: "picture",
         tabindex: 0,
         role: "group",
-        "aria-label": `${name}: image with what was found. Plus, minus and 0 zoom, arrows move.`,
+        "aria-label": `${name}: annotated image. Plus, minus and 0 zoom; arrow keys pan.`,
         onkeydown: (event) => this.#typed(event),
         onpointerdown: (event) => this.#grab(event),
       },
@@ -39,7 +39,7 @@ export class Picture {
     this.update();
   }
 
-  /** Take the zoom of the view; the middle stays where it is. */
+  /** Apply the view's zoom around the current centre. */
   update() {
     const middle = this.position();
     this.canvas.style.setProperty("--zoom", String(this.view.zoom));
@@ -47,13 +47,13 @@ export class Picture {
     this.moveTo(middle);
   }
 
-  /** Return which part of the image is in the middle, 0 to 1 across and down. @returns {[number, number]} */
+  /** Return the position of the centre in the image, 0 to 1 across and down. @returns {[number, number]} */
   position() {
     const { scrollLeft, scrollTop, clientWidth, clientHeight, scrollWidth, scrollHeight } = this.element;
     return [(scrollLeft + clientWidth / 2) / scrollWidth || 0.5, (scrollTop + clientHeight / 2) / scrollHeight || 0.5];
   }
 
-  /** Bring a part of the image into the middle. @param {[number, number]} position */
+  /** Centre a position of the image. @param {[number, number]} position */
   moveTo([across, down]) {
     const { clientWidth, clientHeight, scrollWidth, scrollHeight } = this.element;
     this.element.scrollTo(across * scrollWidth - clientWidth / 2, down * scrollHeight - clientHeight / 2);
@@ -67,7 +67,7 @@ export class Picture {
   }
 
   #wheeled(event) {
-    if (!event.ctrlKey) return; // or the page could not be scrolled past
+    if (!event.ctrlKey) return; // a plain wheel scrolls the page
     event.preventDefault();
     zoomBy(this.view, Math.exp(-event.deltaY / 200));
   }
@@ -80,12 +80,12 @@ export class Picture {
   }
 }
 
-/** Zoom all pictures; 0 shows them whole. @param {import("./view.js").View} view @param {number} factor */
+/** Zoom all pictures; factor 0 resets. @param {import("./view.js").View} view @param {number} factor */
 export function zoomBy(view, factor) {
   view.change({ zoom: clamp(view.zoom * factor, 1, MAX_ZOOM) });
 }
 
-/** Let pictures show the same part: where one is moved, the others follow. @param {Picture[]} pictures */
+/** Synchronise the scroll positions of pictures. @param {Picture[]} pictures */
 export function moveTogether(pictures) {
   for (const picture of pictures) {
     picture.element.addEventListener("scroll", () => {

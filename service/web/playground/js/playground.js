@@ -1,4 +1,4 @@
-/** What a person asks becomes a run, and a run a link; a link becomes what a person asks. */
+/** Controller of the page: form to run, run to link, link to form. */
 
 import { askForKey } from "./api-key.js";
 import { Answers } from "./answers.js";
@@ -16,8 +16,8 @@ import { starters } from "./starters.js";
 import { TaskChoice } from "./task-choice.js";
 import { TaskForm } from "./task-form.js";
 
-const BEGIN = "Choose an image and a task, then Run: each model answers in its own panel. Or begin with one of these.";
-const OWN_IMAGE = "The image of this link stayed in the browser that it was made in. Choose one, then run.";
+const BEGIN = "Choose an image and a task, then press Run: each model answers in its panel. Or start with an example.";
+const OWN_IMAGE = "This link does not include its image. Choose an image, then press Run.";
 
 export class Playground {
   /** @type {Run | null} */
@@ -42,7 +42,7 @@ export class Playground {
     this.history = new HistoryStrip(byId("history"), (run) => this.#showAgain(run));
   }
 
-  /** Listen, and follow the link that the page was opened with. */
+  /** Register listeners and open the link of the page's URL. */
   async start() {
     const ask = byId("ask");
     ask.addEventListener("submit", (event) => {
@@ -54,7 +54,7 @@ export class Playground {
     });
     byId("run-bar").append(copyButton("Copy link", () => location.href));
     window.addEventListener("hashchange", () => this.#hashChanged());
-    this.#say(html("p", {}, BEGIN), starters(this.tasks.tasks, this.samples));
+    this.#showNotice(html("p", {}, BEGIN), starters(this.tasks.tasks, this.samples));
     if (readLink(location.hash)) await this.#follow(readLink(location.hash));
     else await this.images.chooseSample(this.samples[0]?.id ?? null);
   }
@@ -73,7 +73,7 @@ export class Playground {
     else this.#ask();
   }
 
-  /** Ask what the form says; the answers are busy from now until the last is there. */
+  /** Run the form; the answers are busy until the last model has answered. */
   async #ask() {
     byId("answers").setAttribute("aria-busy", "true");
     await this.images.loading;
@@ -82,7 +82,7 @@ export class Playground {
   }
 
   #askForm() {
-    if (!this.images.image) return this.images.askForImage();
+    if (!this.images.image) return this.images.requireImage();
     if (!this.form.check()) return undefined;
     const fields = { ...this.form.values(), ...this.options.values() };
     const run = new Run({ image: this.images.image, task: this.tasks.task, fields }, this.canStream);
@@ -104,7 +104,7 @@ export class Playground {
     if (byId("answers").getBoundingClientRect().top > innerHeight / 2) byId("answers").scrollIntoView();
   }
 
-  /** Show a run as it was answered, and let it be asked anew. @param {Run} run */
+  /** Show an earlier run and fill the form with its question. @param {Run} run */
   #showAgain(run) {
     const { image, task, fields } = run.question;
     this.images.show(image);
@@ -119,8 +119,8 @@ export class Playground {
     if (run !== this.#run) return;
     this.answers.update(modelId);
     this.#showButton();
-    const said = outcomeSaid(run.outcomes.get(modelId));
-    if (said) byId("announcement").textContent = `${modelId}: ${said}`;
+    const text = outcomeText(run.outcomes.get(modelId));
+    if (text) byId("announcement").textContent = `${modelId}: ${text}`;
   }
 
   #showButton() {
@@ -129,7 +129,7 @@ export class Playground {
     byId("run").toggleAttribute("data-at-work", isAtWork);
   }
 
-  /** A person went to a link, or back to a run. */
+  /** Handle navigation to a link or back to a run. */
   #hashChanged() {
     const run = this.#runs[history.state?.run];
     if (run) return this.#showAgain(run);
@@ -137,21 +137,22 @@ export class Playground {
     return link && this.#follow(link);
   }
 
-  /** Fill in what a link says, and run it where nothing is missing. @param {any} link */
+  /** Fill the form from a link, and run it if nothing is missing. @param {any} link */
   async #follow({ task, sample, isOfOwnImage, fields }) {
     const sampleId = sample ?? (this.images.image || isOfOwnImage ? null : this.samples[0]?.id);
     await this.images.chooseSample(sampleId ?? null);
     if (!this.tasks.choose(task)) {
-      return this.#say(html("p", { class: "failed", role: "alert" }, `No served model offers the task ${task}.`));
+      const message = `No served model supports the task ${task}.`;
+      return this.#showNotice(html("p", { class: "failed", role: "alert" }, message));
     }
     this.form.set(fields);
     this.options.set(fields);
     this.#suggest();
-    return isOfOwnImage && !this.images.image ? this.images.askForImage(OWN_IMAGE) : this.#ask();
+    return isOfOwnImage && !this.images.image ? this.images.requireImage(OWN_IMAGE) : this.#ask();
   }
 
-  /** Say something where the answers will be. @param {...Node} nodes */
-  #say(...nodes) {
+  /** Show nodes in place of the answers. @param {...Node} nodes */
+  #showNotice(...nodes) {
     byId("empty").hidden = false;
     fill(byId("empty"), ...nodes);
   }
@@ -166,12 +167,12 @@ export class Playground {
         byId("tasks").querySelector("input:checked").focus();
     };
     const instead = (param) => this.form.instead(param);
-    return { again, change, instead, giveKey: async () => (await askForKey()) && again() };
+    return { again, change, instead, enterKey: async () => (await askForKey()) && again() };
   }
 }
 
-/** What a screen reader says of a model that has ended; nothing while it writes. @param {any} outcome */
-function outcomeSaid({ state, answer, error }) {
+/** Return the announcement for a finished model; empty until then. @param {any} outcome */
+function outcomeText({ state, answer, error }) {
   if (state === "failed") return error.message;
   if (state !== "answered") return "";
   const { text } = answer.result;

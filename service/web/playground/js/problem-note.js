@@ -1,14 +1,14 @@
-/** Why a model gave no answer, and what can be done about it. */
+/** Error notes of a panel, with buttons to fix the error. */
 
 import { html } from "./dom.js";
 import { title } from "./names.js";
 
 /**
- * @typedef {object} Remedies  what the page can do about an error
- * @property {(param: string) => void} change  go to the field
- * @property {(param: string) => string[]} instead  what may be given in its place
- * @property {() => void} again  ask this model again
- * @property {() => void} giveKey
+ * @typedef {object} Remedies  actions that may fix an error
+ * @property {(param: string) => void} change  focus the field
+ * @property {(param: string) => string[]} instead  alternatives of the parameter
+ * @property {() => void} again  run this model again
+ * @property {() => void} enterKey
  */
 
 /**
@@ -28,27 +28,28 @@ export function errorNote(error, remedies) {
 }
 
 /**
- * Return the note of a model that does not offer the task.
+ * Return the note of a model that does not support the task.
  * @param {import("./api.js").Model} model
  * @param {string} task
  */
-export function notOfferedNote(model, task) {
-  const offered = model.tasks.map((id) => html("li", {}, html("a", { class: "pill", href: `#task=${id}` }, title(id))));
+export function notSupportedNote(model, task) {
+  const link = (id) => html("a", { class: "pill", href: `#task=${id}` }, title(id));
+  const supported = model.tasks.map((id) => html("li", {}, link(id)));
   return html(
     "div",
     { class: "note" },
-    html("p", { class: "note-title" }, "Not offered"),
-    html("p", {}, `${model.id} knows no prompt for ${title(task)}. It offers:`),
-    html("ul", { class: "pills" }, ...offered),
+    html("p", { class: "note-title" }, "Not supported"),
+    html("p", {}, `${model.id} does not support ${title(task)}. It supports:`),
+    html("ul", { class: "pills" }, ...supported),
   );
 }
 
-function remedy({ code, param }, { change, instead, again, giveKey }) {
+function remedy({ code, param }, { change, instead, again, enterKey }) {
   const button = (name, onclick) => html("button", { type: "button", class: "small", onclick }, name);
-  if (code === "unauthorized") return button("Give an API key", giveKey);
+  if (code === "unauthorized") return button("Enter an API key", enterKey);
   if (!param) return button("Try again", again);
   const others = instead(param).map((other) =>
-    button(`Give ${title(other).toLowerCase()} instead`, () => change(other)),
+    button(`Use ${title(other).toLowerCase()} instead`, () => change(other)),
   );
   return html(
     "div",

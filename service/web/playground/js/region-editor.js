@@ -1,4 +1,4 @@
-/** Draws a box over the chosen image, for tasks that ask about a region. */
+/** Drawing of a box on the chosen image, for tasks with a region. */
 
 import { svg } from "./dom.js";
 import { boxRing, draggedBox, pathData } from "./geometry.js";
@@ -27,13 +27,13 @@ export class RegionEditor {
     this.edit(null);
   }
 
-  /** Lie over another image. @param {{width: number, height: number}} image */
+  /** Cover another image. @param {{width: number, height: number}} image */
   over(image) {
     this.#image = image;
     this.element.setAttribute("viewBox", `0 0 ${image.width} ${image.height}`);
   }
 
-  /** Show the box of a field, and draw into it; null: no task asks for one. @param {any} field */
+  /** Show and edit the box of a field; null: the task has none. @param {any} field */
   edit(field) {
     this.#field = field;
     this.element.toggleAttribute("data-active", field !== null);

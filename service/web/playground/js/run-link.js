@@ -1,5 +1,5 @@
 /**
- * A question as the part of an address after `#`, which browsers keep to themselves: no server's log has a question in it.
+ * Questions as URL fragments (after `#`), which browsers do not send: no server log contains a question.
  *
  *     #task=open_vocabulary_detection&labels=red+star&labels=circle&max_new_tokens=50&sample=gqiv
  */
@@ -8,7 +8,7 @@
  * @typedef {object} Link
  * @property {string} task
  * @property {string | null} sample
- * @property {boolean} isOfOwnImage  which stayed in the browser that it was chosen in
+ * @property {boolean} isOfOwnImage  which the link does not include
  * @property {Record<string, string[]>} fields
  */
 
@@ -30,7 +30,7 @@ export function linkOf(task, fields, sample) {
 }
 
 /**
- * Return the question of a link, its values still text; null where the link names no task.
+ * Return the question of a link, with values as text; null if it names no task.
  * @param {string} hash
  * @returns {Link | null}
  */

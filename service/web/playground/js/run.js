@@ -1,4 +1,4 @@
-/** One question to several models at once, and what has become of each. */
+/** One question to several models concurrently, with the outcome of each. */
 
 import { predict } from "./api.js";
 
@@ -6,11 +6,11 @@ import { predict } from "./api.js";
  * @typedef {object} Question
  * @property {import("./chosen-image.js").ChosenImage} image
  * @property {import("./api.js").Task} task
- * @property {import("./api.js").Fields} fields  parameters of the task and options, as given
+ * @property {import("./api.js").Fields} fields  parameters and options that are set
  *
  * @typedef {object} Outcome
  * @property {"waiting" | "answered" | "failed" | "stopped"} state
- * @property {string} text  what has been written so far
+ * @property {string} text  text generated so far
  * @property {import("./api.js").Answer} [answer]
  * @property {any} [error]
  */
@@ -29,18 +29,18 @@ export class Run {
     this.outcomes = new Map(question.task.models.map((id) => [id, { state: "waiting", text: "" }]));
   }
 
-  /** Whether a model has still to answer. */
+  /** True while a model has not finished. */
   get isAtWork() {
     return [...this.outcomes.values()].some((outcome) => outcome.state === "waiting");
   }
 
-  /** End what is still at work. */
+  /** Cancel the requests in flight. */
   stop() {
     this.#abort.abort();
   }
 
   /**
-   * Ask every model; the promise is kept when each has answered or failed.
+   * Call every model; resolve when each has answered or failed.
    * @param {(modelId: string) => void} onChange
    */
   async start(onChange) {
@@ -48,7 +48,7 @@ export class Run {
   }
 
   /**
-   * Ask one model, for the first time or again.
+   * Call one model, for the first time or again.
    * @param {string} modelId
    * @param {(modelId: string) => void} onChange
    */

@@ -1,19 +1,19 @@
-/** What can be drawn of an answer: one form for detections, instances and text regions. */
+/** Drawable shapes of an answer: one form for detections, instances and text regions. */
 
 import { boxRing, bounds } from "./geometry.js";
 
 /**
  * @typedef {object} Shape
  * @property {number} index  place in the answer
- * @property {string} label  empty where the task gives none
+ * @property {string} label  empty if the task has no labels
  * @property {number} score
  * @property {import("./geometry.js").Box} box
  * @property {import("./geometry.js").Ring[]} rings
- * @property {boolean} isFilled  an outline of the object itself, not a frame around it
+ * @property {boolean} isFilled  an outline of the object, not its bounding box
  */
 
 /**
- * Return the shapes of a result; none where it is text.
+ * Return the shapes of a result; none for text.
  * @param {Record<string, any>} result
  * @returns {Shape[]}
  */
@@ -26,7 +26,7 @@ export function shapesOf({ detections, instances, text_regions: regions }) {
 }
 
 /**
- * Return what labels are compared by: case and white space say nothing.
+ * Return the key for comparing labels, without case and repeated white space.
  * @param {string} label
  */
 export function labelKey(label) {

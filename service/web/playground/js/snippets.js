@@ -1,4 +1,4 @@
-/** A request as a person would send it from a shell or from Python. */
+/** A request as a curl command or a Python program. */
 
 /**
  * @typedef {import("./api.js").Fields} Fields
@@ -8,7 +8,7 @@
 /**
  * Return a curl command for a POSIX shell.
  *
- * `--form-string` and not `-F`: a question may begin with `@` or `<`, which -F reads as a file.
+ * `--form-string` instead of `-F`, which reads a value that begins with `@` or `<` as a file.
  * @param {Request} request
  */
 export function curlCommand({ origin, imageName, fields, needsKey }) {
@@ -47,12 +47,12 @@ function formText(value) {
   return Array.isArray(value) ? JSON.stringify(value) : String(value);
 }
 
-/** A word of a POSIX shell. @param {string} text */
+/** Quote a word for a POSIX shell. @param {string} text */
 function quoted(text) {
   return `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
-/** A text of Python: JSON's is one. @param {string} text */
+/** Return a Python string literal, which a JSON string is. @param {string} text */
 function literal(text) {
   return JSON.stringify(text);
 }

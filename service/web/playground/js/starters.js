@@ -1,4 +1,4 @@
-/** What to look at first: a link for each task that several models answer, with a sample. */
+/** Examples: a link with a sample for each task that several models support. */
 
 import { sampleUrl } from "./chosen-image.js";
 import { html } from "./dom.js";

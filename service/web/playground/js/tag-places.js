@@ -1,10 +1,10 @@
-/** Where the name of a shape stands, so that names cover neither each other nor, if it can be, their shapes. */
+/** Placement of shape labels without overlapping each other and, if possible, their shapes. */
 
 import { clamp } from "./geometry.js";
 
 /**
  * @typedef {import("./geometry.js").Box} Box
- * @typedef {{box: Box, width: number, height: number}} Tag  a shape's box and the size of its name, in px of the screen
+ * @typedef {{box: Box, width: number, height: number}} Tag  box of a shape and size of its label, in CSS pixels
  */
 
 /**

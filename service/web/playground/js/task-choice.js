@@ -1,4 +1,4 @@
-/** The tasks to choose from: first those that several models answer side by side. */
+/** Task choice: first the tasks that several models support. */
 
 import { byId, fill, html } from "./dom.js";
 import { title } from "./names.js";
@@ -17,7 +17,7 @@ export class TaskChoice {
     this.choose((shared[0] ?? single[0]).id);
   }
 
-  /** Choose a task; return whether there is one of this id. @param {string} id */
+  /** Choose the task of this id; return false if there is none. @param {string} id */
   choose(id) {
     const task = this.tasks.find((each) => each.id === id);
     if (!task) return false;

@@ -1,4 +1,4 @@
-/** The parameters of the chosen task, made from its schema: what is required, what may be given, and one of several. */
+/** Parameters of the chosen task, built from its schema: required, optional, and one of several. */
 
 import { fill } from "./dom.js";
 import { BoxField } from "./field-box.js";
@@ -33,7 +33,7 @@ export class TaskForm {
     this.#update();
   }
 
-  /** Put values in, by name; a parameter that is not among them is as at the beginning. @param {Record<string, any>} values */
+  /** Set values by name; reset the other parameters. @param {Record<string, any>} values */
   set(values) {
     for (const field of this.#fields) {
       field.set(values[field.name]);
@@ -42,7 +42,7 @@ export class TaskForm {
     this.#choose(this.#alternatives.find((name) => name in values) ?? this.#chosen);
   }
 
-  /** Suggest values, where nobody has given one yet. @param {Record<string, any>} examples */
+  /** Suggest values for parameters that the user has not edited. @param {Record<string, any>} examples */
   suggest(examples) {
     for (const field of this.#fields) {
       if (!field.isTouched && field.schema.default === undefined) field.set(examples[field.name]);
@@ -50,25 +50,25 @@ export class TaskForm {
     this.#update();
   }
 
-  /** Return what was given. @returns {import("./api.js").Fields} */
+  /** Return the values that are set. @returns {import("./api.js").Fields} */
   values() {
     const given = this.#shown().map((field) => [field.name, field.value()]);
     return Object.fromEntries(given.filter(([, value]) => value !== undefined));
   }
 
-  /** Say what is missing and go there; return whether nothing is. */
+  /** Show and focus a missing parameter; return true if none is missing. */
   check() {
     const values = this.values();
     const missing = this.#shown().find(
       ({ name }) => (this.#required.includes(name) || name === this.#chosen) && !(name in values),
     );
     if (!missing) return true;
-    missing.tell(`Needed: ${missing.schema.description}`);
+    missing.showProblem(`Required: ${missing.schema.description}`);
     missing.control.focus();
     return false;
   }
 
-  /** Go to a parameter; return whether there is one of this name. @param {string} name */
+  /** Focus the parameter of this name; return false if there is none. @param {string} name */
   focus(name) {
     const field = this.#fields.find((each) => each.name === name);
     if (!field) return false;
@@ -77,7 +77,7 @@ export class TaskForm {
     return true;
   }
 
-  /** Return what may be given in place of a parameter. @param {string} name */
+  /** Return the alternatives of a parameter. @param {string} name */
   instead(name) {
     return this.#alternatives.includes(name) ? this.#alternatives.filter((other) => other !== name) : [];
   }
@@ -96,7 +96,7 @@ export class TaskForm {
     this.#update();
   }
 
-  /** Show of several parameters only the chosen one, and of a box where it lies. */
+  /** Show only the chosen alternative, and the box of a region on the image. */
   #update() {
     for (const { name, element } of this.#fields) {
       element.hidden = this.#alternatives.includes(name) && name !== this.#chosen;
@@ -106,11 +106,11 @@ export class TaskForm {
   }
 }
 
-/** Return what chooses one of several parameters; null where there are none. @param {string[]} names */
+/** Return the switch between alternative parameters; null without alternatives. @param {string[]} names */
 function switcherOf(names) {
   if (!names.length) return null;
   const switcher = new ChoiceField("alternative", { enum: names, default: names[0] }, "alternative");
   switcher.element.setAttribute("role", "radiogroup");
-  switcher.element.setAttribute("aria-label", "Give one of");
+  switcher.element.setAttribute("aria-label", "Choose a parameter");
   return switcher;
 }

@@ -1,10 +1,10 @@
-/** Light or dark: as the system has it, until a person chooses. */
+/** Light or dark theme: the system's, until the user switches. */
 
 import { byId } from "./dom.js";
 
 const STORED = "diptych-theme";
 
-/** Let the button switch, and take what was chosen before. */
+/** Restore the stored theme and connect the button. */
 export function startTheme() {
   const button = byId("theme");
   apply(localStorage.getItem(STORED));

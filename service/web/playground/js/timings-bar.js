@@ -1,9 +1,9 @@
-/** Where the time of an answer went, as one bar; its length is its share of the slowest answer shown. */
+/** Stage times of an answer as one bar, scaled to the slowest answer shown. */
 
 import { html } from "./dom.js";
 import { milliseconds, title } from "./names.js";
 
-/** In the order in which a request passes them; a stage that is new to this page comes last. */
+/** Order of the stages in a request; unknown stages come last. */
 const ORDER = ["queue", "preprocess", "encode", "prefill", "decode", "postprocess"];
 
 /**

@@ -1,4 +1,4 @@
-/** The controls over the panels: which shapes are drawn, and how near. */
+/** View controls above the panels: shapes, labels, minimum score, zoom. */
 
 import { fill, html } from "./dom.js";
 import { MAX_ZOOM, zoomBy } from "./picture.js";
@@ -22,7 +22,7 @@ export class Toolbar {
     this.#update();
   }
 
-  /** Show the controls that the result has a use for. @param {boolean} hasShapes */
+  /** Show the controls that apply to the result. @param {boolean} hasShapes */
   show(hasShapes) {
     this.element.hidden = false;
     this.shapeControls.forEach((control) => (control.hidden = !hasShapes));

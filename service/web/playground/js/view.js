@@ -1,8 +1,8 @@
-/** How answers are looked at: the same for all panels at once. */
+/** View state shared by all panels. */
 
 /**
  * @typedef {"all" | "both" | "left" | "right"} Filter
- * @typedef {{model: string, index: number, key: string}} Lit  a shape that is pointed at; `key` is its label's
+ * @typedef {{model: string, index: number, key: string}} Lit  the highlighted shape; `key` is that of its label
  */
 
 export class View extends EventTarget {
@@ -16,7 +16,7 @@ export class View extends EventTarget {
   lit = null;
 
   /**
-   * Change some of it, and tell who shows it.
+   * Change properties and notify listeners.
    * @param {Partial<Pick<View, "minScore" | "showsShapes" | "showsNames" | "zoom" | "filter" | "lit">>} changes
    */
   change(changes) {
@@ -25,7 +25,7 @@ export class View extends EventTarget {
   }
 
   /**
-   * Whether a shape is pointed at: itself, or one of its label in another model's panel.
+   * Return true if a shape is highlighted: itself, or one with its label in another model's panel.
    * @param {string} model
    * @param {number} index
    * @param {string} key

@@ -1,4 +1,4 @@
-/** Where two texts differ, word by word. */
+/** Word-by-word difference of two texts. */
 
 /**
  * @typedef {"both" | "left" | "right"} Side
@@ -6,9 +6,9 @@
  */
 
 /**
- * Return the texts as passages that both have or one has alone, in reading order.
+ * Return the texts as passages of both or of one alone, in reading order.
  *
- * What both have is their longest common subsequence of words.
+ * The common passages are the longest common subsequence of words.
  * @param {string} left
  * @param {string} right
  * @returns {Passage[]}
@@ -40,7 +40,7 @@ function words(text) {
   return text.split(/\s+/).filter(Boolean);
 }
 
-/** Return for each pair of places how many words the rests have in common. */
+/** Return the length of the longest common subsequence of the remainders at each pair of positions. */
 function commonLengths(a, b) {
   const lengths = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
   for (let i = a.length - 1; i >= 0; i--) {

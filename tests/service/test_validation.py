@@ -1,0 +1,47 @@
+from typing import Annotated
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.validation import rejected_field
+
+
+class Inner(BaseModel):
+    values: list[Annotated[int, Field(ge=0)]]
+
+
+class Document(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    inner: Inner | None = None
+
+
+@pytest.mark.parametrize(
+    ("document", "name", "message"),
+    [
+        ({}, "name", "name is missing; it is required"),
+        ({"name": 5}, "name", "name is 5: Input should be a valid string"),
+        (
+            {"name": "a", "inner": {"values": [1, -2]}},
+            "inner.values.1",
+            "inner.values.1 is -2: Input should",
+        ),
+        ({"name": ["x" * 10_000]}, "name", "name is ['xxx"),
+        ({"name": "a", "x" * 10_000: 1}, "x" * 80, f"{'x' * 80} is 1: Extra inputs are not permitted"),
+    ],
+)
+def test_first_rejected_field_has_path_and_message(document: dict[str, object], name: str, message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Document.model_validate(document)
+    rejected = rejected_field(caught.value)
+    assert rejected.name == name
+    assert rejected.message.startswith(message)
+    assert len(rejected.message) < 300
+
+
+def test_name_with_a_lone_surrogate_can_be_encoded() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Document.model_validate({"name": "a", "\ud800": 1})
+    rejected = rejected_field(caught.value)
+    assert (rejected.name + rejected.message).encode()
