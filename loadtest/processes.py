@@ -96,7 +96,8 @@ def use_by_name(process_id: int) -> dict[str, ProcessUse]:
     for one in _descendants(process_id, _stats()):
         with suppress(*_GONE):
             words = Path(f"/proc/{one}/cmdline").read_text(encoding="utf-8").replace("\0", " ").split()
-            name = words[words.index("--service-name") + 1] if "--service-name" in words else "supervisor"
+            unnamed = "supervisor" if one == process_id else f"process {one}"
+            name = words[words.index("--service-name") + 1] if "--service-name" in words else unnamed
             found[name] = _use(Path(f"/proc/{one}"))
     return found
 

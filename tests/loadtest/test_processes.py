@@ -32,3 +32,12 @@ def test_an_ended_process_is_left_out() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     assert use_by_name(child.pid) == {}
+
+
+def test_processes_without_a_name_are_counted_separately() -> None:
+    command = ["sleep", "60"]
+    with subprocess.Popen(command) as one, subprocess.Popen(command) as other:
+        uses = use_by_name(os.getpid())
+        one.kill()
+        other.kill()
+    assert {"supervisor", f"process {one.pid}", f"process {other.pid}"} <= uses.keys()
