@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from tests.support.browser import Playground, chromium
 from tests.support.export_cli import ROOT
 
-PICTURE = ROOT / "service/web/samples/playground.png"
+PICTURE = ROOT / "docs/images/playground.png"
 _SAMPLE = "juix"  # the models find different objects in it
 _PIXELS_PER_PX = 1.5
 

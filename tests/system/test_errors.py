@@ -36,7 +36,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     [
         ({"task": "captioning", "colour": "red"}, 400, "invalid_request", "colour", "max_new_tokens"),
         ({"task": "captoning"}, 400, "invalid_request", "task", "captioning"),
-        ({}, 400, "invalid_request", "task", "Task id"),
+        ({}, 400, "invalid_request", "task", "task is missing"),
         ({"task": "captioning", "detail": "long"}, 400, "invalid_request", "detail", "paragraph"),
         ({"task": "captioning", "labels": "circle"}, 400, "invalid_request", "labels", "detail"),
         ({"task": "open_vocabulary_detection"}, 400, "invalid_request", "labels", "labels"),
@@ -177,13 +177,13 @@ def test_a_decoder_that_cannot_be_reached_is_503(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"DIPTYCH_PORT": "high"}, "DIPTYCH_PORT='high' is not allowed"),
+        ({"DIPTYCH_PORT": "high"}, "DIPTYCH_PORT='high' is invalid"),
         ({"DIPTYCH_PROT": "3000"}, "DIPTYCH_PROT is not a setting"),
         ({"DIPTYCH_MODELS": "florence-9"}, "'florence-9'; the catalog has florence-2-mini"),
         ({"DIPTYCH_MODELS": "florence-2-base"}, "no artifacts of florence-2-base"),
         (
             {"DIPTYCH_TLS_CERTIFICATE_FILE": "README.md", "DIPTYCH_TLS_KEY_FILE": "README.md"},
-            "DIPTYCH_TLS_CERTIFICATE_FILE='README.md' with DIPTYCH_TLS_KEY_FILE='README.md' are no certificate",
+            "DIPTYCH_TLS_CERTIFICATE_FILE='README.md' with DIPTYCH_TLS_KEY_FILE='README.md' must be a certificate",
         ),
     ],
     ids=str,

@@ -109,7 +109,7 @@ def test_what_is_no_field_is_an_error_that_names_it(service: RunningService, tra
         infer({"task": "ocr"}, options={"parameters": {"boxes": 1}}),
     )
     assert "unknown input 'boxes'" in field["error"]
-    assert "no output 'boxes'" in output["error"]
+    assert "unknown output 'boxes'" in output["error"]
     assert "unknown input 'boxes'" in parameter["error"]
 
 
