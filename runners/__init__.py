@@ -1,4 +1,4 @@
-"""Tensors: a vision encoder and a decoder for each model, served by BentoML.
+"""Runners: one BentoML service per model, with vision encoder, features cache and decoder.
 
-This package knows artifacts, prompts as token ids, batches and caches. It knows nothing of tasks or of HTTP.
+Knows artifacts, token ids, tensors, batches and caches; no tasks.
 """

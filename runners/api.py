@@ -1,11 +1,11 @@
-"""The calls of the gateway, as plain routes: BentoML's layers around an API cost 0.4 ms a call.
+"""The routes that the gateway calls, as a plain Starlette app: a BentoML API would cost 0.4 ms more per call.
 
     POST /write     WriteCall -> Outcomes
     POST /stream    WriteCall -> a line of JSON for each WritingEvent
-    GET  /metrics   of all processes that write into PROMETHEUS_MULTIPROC_DIR
+    GET  /metrics   of all processes that write to PROMETHEUS_MULTIPROC_DIR
 
-404 where the features of X-Diptych-Image-Key are not there and the call brings no pixels. A caller that closes its
-connection, or dies, frees its slots within one decode step.
+A call without pixels answers 404 if no features are cached under X-Diptych-Image-Key. When the caller disconnects, its
+slots are freed within one decode step.
 """
 
 import asyncio
@@ -34,18 +34,17 @@ if TYPE_CHECKING:
     Features = CachedFeatures | Failed
     _Answer = Callable[[Features, Sequence[SequenceSpec]], Awaitable[Response]]
 
-_CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is left to read it
+_CLIENT_CLOSED_REQUEST = 499  # nginx's code, for the log: the client has disconnected
 
 
 class RunnerApi:
-    """The routes over the worker that `start` hands over, before the process listens."""
+    """The routes of one model; `start` must be called before the process listens."""
 
     def start(self, worker: "ModelWorker") -> None:
-        """Answer calls from `worker`."""
+        """Set the worker that answers the calls."""
         self._worker = worker
 
     def app(self) -> Starlette:
-        """Return the ASGI app."""
         return Starlette(
             routes=[
                 Route("/write", self._endpoint(self._write), methods=["POST"]),
@@ -69,10 +68,11 @@ class RunnerApi:
 
     async def _answer(self, request: Request, received: ReceivedCall, answer: "_Answer") -> Response:
         if not (image_key := request.headers.get(IMAGE_KEY_HEADER)):
-            raise BadCall(f"{IMAGE_KEY_HEADER} is missing")
+            raise BadCall(f"the header {IMAGE_KEY_HEADER} is missing; it must be the image key, hexadecimal")
         features = await self._worker.features(image_key, received.pixels)
         if features is None:
-            return PlainTextResponse("no features under this key; send the pixels", HTTPStatus.NOT_FOUND)
+            message = "no features are cached under this image key; repeat the call with pixels"
+            return PlainTextResponse(message, HTTPStatus.NOT_FOUND)
         return await answer(features, received.call.sequences)
 
     async def _write(self, features: "Features", specs: Sequence[SequenceSpec]) -> Response:
@@ -84,7 +84,7 @@ class RunnerApi:
 
 
 class _EventLines(Response):
-    """A line of JSON for each event; the generator is closed when the client disconnects."""
+    """Streams one line of JSON per event; closes the generator when the client disconnects."""
 
     media_type = "application/x-ndjson"
 
@@ -95,7 +95,7 @@ class _EventLines(Response):
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": self.raw_headers})
-        with suppress(ClientDisconnect):  # nobody is left to read
+        with suppress(ClientDisconnect):
             await while_connected(receive, self._send_events(send))
 
     async def _send_events(self, send: Send) -> None:

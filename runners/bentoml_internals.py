@@ -1,7 +1,7 @@
-"""Every private name of BentoML that Diptych uses, for version 1.4.40, and why.
+"""All uses of private names of BentoML, for version 1.4.40, with the reason for each.
 
-`dispatch_at_once` and `local_runner_url` are needed under `bentoml serve` too, the rest by the supervisor alone
-(service/supervision/supervisor.py).
+`dispatch_at_once`, `batcher` and `local_runner_url` are also used under `bentoml serve`; the others only by the
+supervisor (service/supervision/supervisor.py).
 """
 
 import json
@@ -11,27 +11,27 @@ from typing import Any
 
 from bentoml._internal.log import SERVER_LOGGING_CONFIG
 
-_RUNNER_MAP = "BENTOML_RUNNER_MAP"  # what `bentoml serve` sets for its workers
+_RUNNER_MAP = "BENTOML_RUNNER_MAP"  # set by `bentoml serve` for its workers
 
 
 def dispatch_at_once() -> None:
-    """Let the adaptive batcher run what is queued as soon as the last batch is done.
+    """Make the adaptive batcher dispatch queued requests as soon as the previous batch is done.
 
-    It would hold a request back for about the mean wait of the last 50 batches: after a burst a lone request waits
-    for nobody (`python -m export.bench.batching`). `wait` is that mean. Its training, in the first 12 batches, waits
-    for requests in the same way; the estimates that it makes are made again every 5 s.
+    By default it delays a request by about the mean wait of the last 50 batches, `wait`: after a burst, a single
+    request waits for nothing (`python -m export.bench.batching`). Its training, during the first 12 batches, delays
+    requests in the same way; the estimates from it are recomputed every 5 s.
     """
     from bentoml._internal.marshal.dispatcher import CorkDispatcher, Optimizer
 
-    Optimizer.wait = property(_no_wait, _forget)  # type: ignore[assignment]
+    Optimizer.wait = property(_zero_wait, _ignore_wait)  # type: ignore[assignment]
     CorkDispatcher.train_optimizer = _no_training  # type: ignore[assignment, method-assign]
 
 
-def _no_wait(_optimizer: object) -> float:
+def _zero_wait(_optimizer: object) -> float:
     return 0.0
 
 
-def _forget(_optimizer: object, _wait: float) -> None:
+def _ignore_wait(_optimizer: object, _wait: float) -> None:
     pass
 
 
@@ -40,10 +40,10 @@ async def _no_training(*_arguments: object) -> None:
 
 
 def batcher(instance: Any, api: str) -> Callable[[list[Any]], Awaitable[list[Any]]]:
-    """Return a call of a batchable API of this process: through its adaptive batcher, without HTTP.
+    """Return a function that calls a batchable API of this process through its adaptive batcher, without HTTP.
 
-    The documented way, `instance.to_async`, takes each call through httpx, ASGI and JSON: 2 ms of Python per image,
-    for which the decoder's thread waits.
+    The documented `instance.to_async` passes each call through httpx, ASGI and JSON: 2 ms of Python per image, during
+    which the decoder's thread waits for the GIL.
     """
     (route,) = (route for route in instance.to_async.app.routes if route.name == api)
     factory = route.endpoint.func.__self__  # a ServiceAppFactory
@@ -56,29 +56,29 @@ def batcher(instance: Any, api: str) -> Callable[[list[Any]], Awaitable[list[Any
 
 
 def local_runner_url(name: str) -> str:
-    """Return where the runner `name` of this host listens: `file://PATH` of a socket, or `tcp://HOST:PORT`.
+    """Return the address of the runner `name` on this host: `file://PATH` of a socket, or `tcp://HOST:PORT`.
 
-    BentoML's own client (`bentoml.depends(...).to_async`) sends pickles, and closes its session with all requests in
-    flight every 100 requests.
+    BentoML's own client (`bentoml.depends(...).to_async`) sends pickles, and every 100 requests closes its session
+    with all requests in flight.
     """
     urls: dict[str, str] = json.loads(os.environ[_RUNNER_MAP])
     return urls[name]
 
 
 def worker_environment(urls: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment in which `run_worker` finds the services by name, as `bentoml serve` makes it."""
+    """Return the environment variables with the services' URLs by name, as `bentoml serve` sets them."""
     return {_RUNNER_MAP: json.dumps(dict(urls))}
 
 
 def run_worker(service: str, name: str, fd: int, options: Sequence[str]) -> None:
-    """Serve the service `name` of `service`, MODULE:ATTRIBUTE, on a listening socket, to the end of the process."""
-    from _bentoml_impl.worker.service import main  # changes the logging of a process that imports it
+    """Serve `name` of `service` (MODULE:ATTRIBUTE) on the listening socket `fd` until the process ends."""
+    from _bentoml_impl.worker.service import main  # reconfigures logging at import
 
     main([service, "--service-name", name, "--fd", str(fd), "--worker-id", "1", *options])
 
 
 def keep_loggers(formatter: object | None) -> None:
-    """Keep the loggers that exist when BentoML sets up a worker's, and format its own lines by `formatter`."""
+    """Keep existing loggers when BentoML configures a worker's logging; format BentoML's lines with `formatter`."""
     SERVER_LOGGING_CONFIG["disable_existing_loggers"] = False
     if formatter is not None:
         SERVER_LOGGING_CONFIG["formatters"]["traced"] = {"()": formatter}

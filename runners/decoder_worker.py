@@ -1,4 +1,4 @@
-"""The decoder of a runner: the loaded decoder, its scheduler's thread, and the way from message to message."""
+"""The decoder of a runner: its weights, its scheduler, and the conversion of calls to sequences and back."""
 
 import asyncio
 import time
@@ -30,7 +30,7 @@ _WARM_UP_TIMEOUT_S = 600.0
 
 
 class DecoderWorker:
-    """The decoder of one model and the thread that runs it, on `device`."""
+    """The decoder of one model on `device`, with the thread that runs it."""
 
     def __init__(self, manifest: Manifest, options: RunnerOptions, device: Device) -> None:
         self._manifest = manifest
@@ -38,7 +38,7 @@ class DecoderWorker:
         self._device = device
 
     def load(self, folder: Path, num_cores: int) -> None:
-        """Load the weights, start the scheduler and write one sequence from empty image features."""
+        """Load the weights, start the scheduler and generate one sequence from zero image features."""
         options, manifest = self._options, self._manifest
         torch.set_num_threads(num_threads(options.decoder_threads, manifest.hidden_size, num_cores))
         precision = choose_precision(manifest, "decoder", self._device, options.decoder_precision)
@@ -55,26 +55,25 @@ class DecoderWorker:
 
     @property
     def watchdog(self) -> Watchdog:
-        """The watchdog of the scheduler's turns."""
         return self._scheduler.watchdog
 
     def stop(self) -> None:
-        """Write what was accepted, then end."""
+        """Finish all accepted sequences, then end the thread."""
         self._scheduler.stop()
 
     async def write(self, image_features: Tensor, specs: Sequence[SequenceSpec]) -> list[Outcome]:
-        """Return the outcome of each sequence; one that fails does not touch the others.
+        """Return the outcomes of the sequences, which succeed or fail independently; cancellation cancels all.
 
-        Cancelled, it cancels their futures.
+        `image_features`: (N, C).
         """
-        return await asyncio.gather(*self._start(image_features, specs, [None] * len(specs)))
+        return await asyncio.gather(*self._submit(image_features, specs, [None] * len(specs)))
 
     async def stream(self, image_features: Tensor, specs: Sequence[SequenceSpec]) -> AsyncGenerator[WritingEvent, None]:
-        """Yield the text of each sequence as it is settled, and what became of each; closed, it cancels them."""
+        """Yield the settled text and finally the outcome of each sequence; closing the generator cancels them."""
         events: asyncio.Queue[WritingEvent] = asyncio.Queue()
         listeners = [self._listener(index, events) for index in range(len(specs))]
-        writings = enumerate(self._start(image_features, specs, listeners))
-        ending = asyncio.gather(*(_end(index, writing, events) for index, writing in writings))
+        outcomes = self._submit(image_features, specs, listeners)
+        ends = asyncio.gather(*(_put_end(index, outcome, events) for index, outcome in enumerate(outcomes)))
         try:
             num_ended = 0
             while num_ended < len(specs):
@@ -82,25 +81,25 @@ class DecoderWorker:
                 num_ended += isinstance(event, SequenceEnd)
                 yield event
         finally:
-            ending.cancel()
+            ends.cancel()
 
-    def _start(
+    def _submit(
         self, image_features: Tensor, specs: Sequence[SequenceSpec], listeners: Sequence[TokenListener | None]
     ) -> list[Coroutine[Any, Any, Outcome]]:
-        """Submit the sequences; return what waits for what becomes of each."""
+        """Submit the sequences; return a coroutine for the outcome of each. An invalid one fails the whole call."""
         try:
-            heard = zip(specs, listeners, strict=True)
-            requests = [to_request(self._decoder, image_features, spec, listener) for spec, listener in heard]
+            pairs = zip(specs, listeners, strict=True)
+            requests = [to_request(self._decoder, image_features, spec, listener) for spec, listener in pairs]
             futures = self._scheduler.submit(requests)
         except SequenceError as error:
-            return [_ended(to_failed(error)) for _ in specs]
+            return [_completed(to_failed(error)) for _ in specs]
         return [self._outcome(request, future) for request, future in zip(requests, futures, strict=True)]
 
     async def _outcome(self, request: SequenceRequest, future: "Future[WrittenSequence]") -> Outcome:
-        """Return what became of a sequence; an exception of the model is named, not quoted."""
+        """Await the outcome of a sequence; of an exception of the model, only the class is reported."""
         try:
             written = await asyncio.wrap_future(future)
-            _trace(written)
+            _record_spans(written)
             return to_written(self._decoder, request, written)
         except SequenceError as error:
             failed = to_failed(error)
@@ -110,18 +109,18 @@ class DecoderWorker:
         return failed
 
     def _listener(self, index: int, events: "asyncio.Queue[WritingEvent]") -> TokenListener:
-        """Return what makes pieces of text of the tokens of a sequence, in the decoder's thread."""
+        """Return a listener that turns tokens into `TextPiece` events; it runs in the decoder's thread."""
         loop, answer = asyncio.get_running_loop(), AnswerText(self._decoder)
 
-        def hear(token_ids: Sequence[int]) -> None:
+        def on_tokens(token_ids: Sequence[int]) -> None:
             if text := answer.push(token_ids):
                 loop.call_soon_threadsafe(events.put_nowait, TextPiece(index=index, text=text))
 
-        return hear
+        return on_tokens
 
 
-def _trace(written: WrittenSequence) -> None:
-    """Make the spans of a sequence that ended just now."""
+def _record_spans(written: WrittenSequence) -> None:
+    """Make the spans of a sequence that has just ended."""
     end_s = time.monotonic()
     prefilled_s = end_s - written.decode_s
     admitted_s = prefilled_s - written.prefill_s
@@ -130,9 +129,9 @@ def _trace(written: WrittenSequence) -> None:
     past_span("decode_steps", prefilled_s, end_s, {GEN_AI_USAGE_OUTPUT_TOKENS: len(written.sequence.token_ids)})
 
 
-async def _ended(failed: Failed) -> Outcome:
+async def _completed(failed: Failed) -> Outcome:
     return failed
 
 
-async def _end(index: int, writing: Coroutine[Any, Any, Outcome], events: "asyncio.Queue[WritingEvent]") -> None:
-    events.put_nowait(SequenceEnd(index=index, outcome=await writing))
+async def _put_end(index: int, outcome: Coroutine[Any, Any, Outcome], events: "asyncio.Queue[WritingEvent]") -> None:
+    events.put_nowait(SequenceEnd(index=index, outcome=await outcome))

@@ -1,4 +1,4 @@
-"""How a runner runs and how much it takes at once. Read by processes that have no torch."""
+"""The options of a runner. Imported by processes without torch."""
 
 from dataclasses import dataclass
 
@@ -9,25 +9,25 @@ from runners.telemetry.tracing import TraceOptions
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """Of one decoder."""
+    """The limits of one scheduler."""
 
-    num_slots: int  # live sequences
-    max_waiting: int  # sequences, and images to encode; more are refused
-    max_prefill_tokens: int  # image and prompt, of one prefill, padding included; one sequence alone may have more
-    stuck_after_s: float = 60.0  # of one batch of images, or one prefill and step
+    num_slots: int  # of the cache; a live sequence takes one for each beam
+    max_waiting: int  # queued sequences, and images queued or being encoded; above it, calls are refused
+    max_prefill_tokens: int  # of one prefill: image, prompt and padding; a single sequence may exceed it
+    stuck_after_s: float = 60.0  # maximum duration of one batch of images, or of one prefill and step
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
-    """Of one runner."""
+    """The options of one runner."""
 
     limits: SchedulerLimits
-    max_batch_size: int  # images in one batch of the encoder; 0: the device's own
-    max_latency_ms: int  # above the slowest batch: BentoML drops images that it expects to be later
+    max_batch_size: int  # images per encoder batch; 0: the default of the device
+    max_latency_ms: int  # must exceed the slowest batch: BentoML drops images that it expects to take longer
     max_cache_bytes: int  # of image features
-    max_positions: int  # of a sequence: image, prompt and answer; 0: as many as the model allows
-    encoder_threads: int  # of ONNX Runtime; 0: as the model's width asks for
-    decoder_threads: int  # of torch; likewise
+    max_positions: int  # of a sequence: image, prompt and answer; 0: the model's limit
+    encoder_threads: int  # of ONNX Runtime; 0: by the model's width
+    decoder_threads: int  # of torch; 0: by the model's width
     device: DeviceSetting
     encoder_precision: WantedPrecision
     decoder_precision: WantedPrecision
@@ -36,5 +36,5 @@ class RunnerOptions:
 
 
 def runner_name(model_id: str) -> str:
-    """Return the name of a model's runner as a service of BentoML."""
+    """Return the name of a model's BentoML service."""
     return f"{model_id}-runner"

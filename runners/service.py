@@ -1,7 +1,7 @@
-"""The BentoML service of one model: its vision encoder, its features cache and its decoder, in one process.
+"""The BentoML service of one model: vision encoder, features cache and decoder in one process.
 
-POST /write, /stream    the gateway's calls (runners/api.py)
-POST /encode            images of many calls in one batch, made by BentoML's adaptive batcher; called in the process
+POST /write, /stream            the gateway's calls (runners/api.py)
+POST /encode                    one image, batched by BentoML's adaptive batcher; called within the process
 GET  /livez, /readyz, /metrics
 """
 
@@ -21,15 +21,15 @@ from runners.transport.drain import CallsInFlight, drain_before_stop
 from runners.transport.messages import EncodedImage, ImageToEncode
 from runners.transport.traced_calls import TracedCalls
 
-NO_ACCESS_LOG = {"access": {"enabled": False}}  # the gateway writes the one line of a request
-# Each of BentoML's layers around a call costs every request; what they count and trace, Diptych's own do too.
+NO_ACCESS_LOG = {"access": {"enabled": False}}  # the gateway logs each request once
+# BentoML's tracing and metrics cost time in every call and duplicate our own.
 NO_TRACING = {"excluded_urls": "."}
-# On a CPU a batch takes as long as its images one by one: a large one only keeps the first from the decoder.
+# On a CPU a batch takes as long as its images one by one: a large one only delays its first image.
 _CPU_BATCH_SIZE, _CUDA_BATCH_SIZE = 2, 16
 
 
 def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
-    """Return the service of one model."""
+    """Return the BentoML service of one model."""
     dispatch_at_once()
     loaded, calls, api = LoadedBuild(), CallsInFlight(), RunnerApi()
     default_batch_size = _CUDA_BATCH_SIZE if may_have_cuda(options.device) else _CPU_BATCH_SIZE
@@ -39,10 +39,10 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
 
         @bentoml.on_startup
         async def load(self) -> None:
-            """Check and load the artifacts, encode one image and write one sequence; only then is the service ready."""
+            """Verify and load the artifacts and warm up; the service is ready after this."""
             START_TIME_SECONDS.labels(model_id, "runner").set_to_current_time()
             tracing.start(options.traces, runner_name(model_id))
-            # Neither torch nor ONNX Runtime is loaded with this module, which the gateway imports too.
+            # Not at the top: the gateway imports this module and must load neither torch nor ONNX Runtime.
             from runners.worker import ModelWorker
 
             self._worker = ModelWorker(model_id, options, self._batched)
@@ -53,12 +53,12 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
 
         @bentoml.on_shutdown
         def stop(self) -> None:
-            """Write what was accepted, then end."""
+            """Finish all accepted sequences."""
             self._worker.stop()
             tracing.stop()
 
         async def __is_ready__(self) -> bool:
-            """Return True while batches and decode steps end in time."""
+            """Return True while iterations are in time and the runner is not draining."""
             return self._worker.is_ready() and not calls.is_draining
 
         @bentoml.api(
@@ -67,11 +67,11 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
             max_latency_ms=options.max_latency_ms,
         )
         def encode(self, images: list[ImageToEncode]) -> list[EncodedImage]:
-            """Encode images whose pixels came with calls that are waiting; each succeeds or fails alone."""
+            """Encode the images of pending calls; each succeeds or fails on its own."""
             return self._worker.encode(images)
 
         async def _batched(self, image_key: str) -> EncodedImage:
-            """Send one image through the adaptive batcher in front of `encode`."""
+            """Encode one image through the adaptive batcher of `encode`."""
             (encoded,) = await batcher(self, "encode")([ImageToEncode(image_key=image_key)])
             return cast(EncodedImage, encoded)
 
@@ -79,7 +79,7 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
         name=runner_name(model_id),
         traffic={"timeout": options.timeout_s},
         logging=NO_ACCESS_LOG,
-        metrics={"enabled": False},  # it would count each call; RunnerApi answers /metrics without
+        metrics={"enabled": False},  # RunnerApi has its own /metrics
         tracing=NO_TRACING,
     )(Runner)
     service.add_asgi_middleware(TracedCalls)

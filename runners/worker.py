@@ -1,4 +1,4 @@
-"""One model in one process: encoder, features cache and decoder, and what a call does with them."""
+"""The encoder, the features cache and the decoder of one model, and the course of a call through them."""
 
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -21,12 +21,12 @@ from runners.transport.messages import (
 )
 from runners.transport.pixels import Pixels
 
-_NOT_WAITING = EncodedImage(encode_s=0.0, failed=Failed(code="internal", message="no call waits for this image"))
-_NOT_FOUND = FoundFeatures(outcome="miss")
+_NOT_PENDING = EncodedImage(encode_s=0.0, failed=Failed(code="internal", message="no pending call has this image"))
+_NO_FEATURES = FoundFeatures(outcome="miss")  # of a call whose image failed
 
 
 class ModelWorker:
-    """Answers calls for one model; `batched` sends an image key through the batcher to `encode`."""
+    """Answers the calls for one model; `batched` passes an image key through the batcher to `encode`."""
 
     def __init__(
         self, model_id: str, options: RunnerOptions, batched: Callable[[str], Awaitable[EncodedImage]]
@@ -36,8 +36,8 @@ class ModelWorker:
         self._batched = batched
 
     def load(self) -> None:
-        """Check the artifacts, load both parts and run each once; raise what they raise."""
-        from runners.encoder.worker import EncoderWorker  # starts a thread: not before this process was forked
+        """Verify the artifacts, load both parts and run each once; raise `ArtifactError` or a library's error."""
+        from runners.encoder.worker import EncoderWorker  # starts a thread: only after this process was forked
 
         options, folder = self._options, artifact_folder(self._model_id)
         manifest = read_manifest(folder)
@@ -52,36 +52,36 @@ class ModelWorker:
         self._cache = VisionCache(self._model_id, options.max_cache_bytes, options.limits.max_waiting, self._batched)
 
     def is_ready(self) -> bool:
-        """Return True while batches and decode steps end in time."""
-        return all([self._encoder.watchdog.is_content(), self._decoder.watchdog.is_content()])
+        """Return True while encoder batches and decode steps are in time."""
+        return all([self._encoder.watchdog.is_in_time(), self._decoder.watchdog.is_in_time()])
 
     def stop(self) -> None:
-        """Write what was accepted, then end."""
+        """Finish all accepted sequences."""
         self._decoder.stop()
 
     def encode(self, images: Sequence[ImageToEncode]) -> list[EncodedImage]:
-        """Encode a batch, in the batcher's thread; return the outcome of each image, in order."""
-        waiting = {image.image_key: self._cache.encodings.get(image.image_key) for image in images}
-        found = {key: encoding for key, encoding in waiting.items() if encoding is not None}
-        outcomes = dict(zip(found, self._encoder.encode(list(found.values())), strict=True)) if found else {}
-        return [outcomes.get(image.image_key, _NOT_WAITING) for image in images]
+        """Encode a batch in the batcher's thread; return the outcomes in order."""
+        encodings = {image.image_key: self._cache.encodings.get(image.image_key) for image in images}
+        pending = {key: encoding for key, encoding in encodings.items() if encoding is not None}
+        outcomes = dict(zip(pending, self._encoder.encode(list(pending.values())), strict=True)) if pending else {}
+        return [outcomes.get(image.image_key, _NOT_PENDING) for image in images]
 
     async def features(self, image_key: str, pixels: Pixels | None) -> CachedFeatures | Failed | None:
-        """Return the features of a call's image, the failure to make them, or None: the call must bring pixels."""
+        """Return the features of an image, or its failure; None if they are not cached and there are no `pixels`."""
         return await self._cache.get(image_key, pixels)
 
     async def write(self, features: CachedFeatures | Failed, specs: Sequence[SequenceSpec]) -> Outcomes:
-        """Return the outcome of each sequence; cancelled, their slots are free within one step."""
+        """Return the outcomes of all sequences; cancellation frees their slots within one step."""
         if isinstance(features, Failed):
-            return Outcomes(features=_NOT_FOUND, outcomes=[features for _ in specs])
+            return Outcomes(features=_NO_FEATURES, outcomes=[features for _ in specs])
         return Outcomes(features=features.found, outcomes=await self._decoder.write(features.tensor, specs))
 
     async def stream(
         self, features: CachedFeatures | Failed, specs: Sequence[SequenceSpec]
     ) -> AsyncGenerator[WritingEvent, None]:
-        """Yield where the features came from, the text of each sequence as it is settled, and its outcome."""
+        """Yield the source of the features, then the settled text and finally the outcome of each sequence."""
         if isinstance(features, Failed):
-            yield _NOT_FOUND
+            yield _NO_FEATURES
             for index in range(len(specs)):
                 yield SequenceEnd(index=index, outcome=features)
             return

@@ -12,8 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from runners.models.layers import FloatLinear, Linear
-from runners.models.packed_linear import PackedLinear
+from runners.models.linear import FloatLinear, Linear, PackedLinear
 
 _SHAPES = [(rows, out, into) for out, into in ((3072, 768), (384, 128)) for rows in (1, 4, 16, 590)]
 _TRIES = 7

@@ -1,1 +1,1 @@
-"""Artifact folders: manifest, store, and the precision and device that a model runs in."""
+"""Artifact folders: manifest, store, and the precision and device of each part of a model."""

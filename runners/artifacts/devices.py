@@ -1,7 +1,6 @@
-"""Where the two parts of a model run: on the CPU, or on an NVIDIA card where machine and library have one.
+"""The device of encoder and decoder, and their CPU threads.
 
-Asked without loading torch, so that the gateway, which has none, gets the answer that the runners get. And on how many
-threads of the CPU.
+A device is found without torch, so that the gateway, which has none, gets the same result as the runners.
 """
 
 import ctypes
@@ -18,7 +17,7 @@ _WIDE = 512  # hidden size; the embedded models have 128 and 192, the released o
 
 
 def encoder_device(setting: DeviceSetting) -> Device:
-    """Return where ONNX Runtime runs the encoders."""
+    """Return the device of the encoder, which ONNX Runtime must support."""
     return _device(setting, has_cuda_card() and _has_cuda_provider())
 
 
@@ -29,20 +28,20 @@ def _has_cuda_provider() -> bool:
 
 
 def decoder_device(setting: DeviceSetting) -> Device:
-    """Return where torch runs the decoders; its builds without CUDA say so in their version."""
+    """Return the device of the decoder; the version of torch names builds without CUDA."""
     return _device(setting, "+cpu" not in version("torch") and has_cuda_card())
 
 
 def num_threads(setting: int, hidden_size: int, num_cores: int) -> int:
-    """Return the threads of a part of a model; 0 leaves it to its width.
+    """Return the number of threads of encoder or decoder; `setting` 0: one for narrow models, else all cores.
 
-    The products of a narrow model are over before a second thread has begun: more threads make it slower.
+    The matrix products of a narrow model take less time than starting a second thread.
     """
     return setting or (num_cores if hidden_size >= _WIDE else 1)
 
 
 def may_have_cuda(setting: DeviceSetting) -> bool:
-    """Return True where a card may be used, without asking the driver: a process that asked it cannot be forked."""
+    """Return True if a GPU may be used, without initialising the driver: a process with it cannot be forked."""
     if setting != "auto":
         return setting == "cuda"
     try:
@@ -53,19 +52,19 @@ def may_have_cuda(setting: DeviceSetting) -> bool:
 
 
 def has_cuda_card(load_library: Callable[[str], Any] = ctypes.CDLL) -> bool:
-    """Say whether NVIDIA's driver is here and shows this process a card (CUDA_VISIBLE_DEVICES hides them)."""
+    """Return True if NVIDIA's driver shows this process a GPU; CUDA_VISIBLE_DEVICES can hide them."""
     try:
         driver = load_library("libcuda.so.1")
     except OSError:
         return False
-    num_cards = ctypes.c_int()
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(num_cards)) != 0:
+    num_gpus = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(num_gpus)) != 0:
         return False
-    return num_cards.value > 0
+    return num_gpus.value > 0
 
 
 def _device(setting: DeviceSetting, has_cuda: bool) -> Device:
-    """Return the device; one that is set but not there fails where it is used, with the library's own message."""
+    """Return the device; one that is set but missing fails at its first use, with the library's message."""
     if setting == "auto":
         return "cuda" if has_cuda else "cpu"
     return setting

@@ -1,13 +1,13 @@
-"""The folder that the export makes of a checkpoint and that the runners load.
+"""The artifact folder of a model: written by the export, loaded by its runner.
 
-    manifest.json           what was made from what, with the sha256 of every other file
+    manifest.json           source, build key and precisions, and the sha256 of every other file
     vision_encoder.onnx     pixels uint8 (B, H, W, 3) -> image_features float32 (B, N, C); projector included
-    vision_encoder.int8.onnx, vision_encoder.float16.onnx   the same at another precision, where it holds
-    decoder.safetensors     every tensor of the checkpoint but the vision tower and the projector, as it is stored there
-    config.json, generation_config.json, tokenizer.json, …   as the checkpoint has them
+    vision_encoder.int8.onnx, vision_encoder.float16.onnx   the same at another precision, if exported
+    decoder.safetensors     the tensors of the checkpoint without vision tower and projector, in their stored dtype
+    config.json, generation_config.json, tokenizer.json, …   copied from the checkpoint
     mask_decoder.npz        PaliGemma only: the codebook and decoder of its segmentation tokens
 
-It does not know where such folders are kept.
+Does not know where such folders are stored (runners/artifacts/store.py).
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from typing import Any, Literal
 Family = Literal["florence2", "paligemma"]
 Device = Literal["cpu", "cuda"]
 Part = Literal["encoder", "decoder"]
-Precision = Literal["float32", "int8", "bfloat16", "float16"]  # int8: of the weights; what they multiply is rounded too
+Precision = Literal["float32", "int8", "bfloat16", "float16"]  # int8: weights and the inputs of their products
 
 MANIFEST_FILE = "manifest.json"
 DECODER_FILE = "decoder.safetensors"
@@ -34,26 +34,26 @@ _HASH_BLOCK_BYTES = 1 << 20
 
 
 def vision_encoder_file(precision: Precision) -> str:
-    """Return the name of the vision encoder's graph at a precision."""
+    """Return the file name of the vision encoder at a precision."""
     return "vision_encoder.onnx" if precision == "float32" else f"vision_encoder.{precision}.onnx"
 
 
 class ArtifactError(Exception):
-    """An artifact folder is missing, incomplete, or not what its manifest says."""
+    """An artifact folder is missing, incomplete, or does not match its manifest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an artifact folder holds and what it was made from."""
+    """The content of an artifact folder, and its source."""
 
     model_id: str
     family: Family
     source: str
     revision: str | None  # the commit of a hub source; None for a local folder
-    build_key: str  # sha256 over everything that decides the content of the folder
-    precision: Mapping[Device, Mapping[Part, Precision]]  # what each part runs in unless the operator says otherwise
-    image_size_wh: tuple[int, int]  # the one input size of the vision encoder, pixels
-    resample: int  # PIL's number of the filter that images are resized with
+    build_key: str  # sha256 of everything that determines the content of the folder
+    precision: Mapping[Device, Mapping[Part, Precision]]  # the default of each part
+    image_size_wh: tuple[int, int]  # input size of the vision encoder, pixels
+    resample: int  # PIL's number of the resize filter
     num_image_tokens: int
     hidden_size: int
     versions: Mapping[str, str]
@@ -62,7 +62,7 @@ class Manifest:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, hexadecimal."""
+    """Return the sha256 of a file, hexadecimal; reads it in blocks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_HASH_BLOCK_BYTES):
@@ -71,29 +71,28 @@ def sha256_of(path: Path) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest` into its folder."""
     text = json.dumps(dataclasses.asdict(manifest), indent=2, sort_keys=True)
     (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of an artifact folder; raise `ArtifactError` if there is none or it does not fit."""
+    """Read the manifest of an artifact folder; raise `ArtifactError` if it is missing or malformed."""
     path = folder / MANIFEST_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         width, height = values.pop("image_size_wh")
         manifest = Manifest(image_size_wh=(width, height), **values)
         if not isinstance(manifest.precision, dict):
-            raise ValueError(f"precision is {manifest.precision!r}, not that of each part on each device")
+            raise ValueError(f"precision is {manifest.precision!r}; it must be a mapping by device and part")
         return manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path} is not a manifest that this version reads: {error!r}") from error
+        raise ArtifactError(f"{path} is not a valid manifest of this version: {error!r}") from error
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Raise `ArtifactError` unless `folder` holds exactly the manifest's files with their hashes."""
+    """Raise `ArtifactError` unless `folder` contains exactly the manifest's files, with their hashes."""
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    # BentoML's store writes a description of its own into each folder.
+    # BentoML's store adds model.yaml to each folder.
     unknown = present - {MANIFEST_FILE, "model.yaml", *manifest.files}
     if unknown:
         raise ArtifactError(f"{folder} holds files that its manifest does not list: {sorted(unknown)}")

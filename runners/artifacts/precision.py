@@ -1,6 +1,6 @@
-"""In which precision a part of a model runs: the manifest's choice for the device, unless the operator sets one.
+"""The precision of encoder and decoder: the manifest's for the device, unless the operator sets one.
 
-Source of the choice: the catalog, as far as `python -m export` found that it holds. Knows nothing of tensors.
+The manifest has the catalog's choice, verified by `python -m export`. Knows no tensors.
 """
 
 from collections.abc import Mapping
@@ -17,19 +17,19 @@ RUNNABLE: Mapping[Device, Mapping[Part, tuple[Precision, ...]]] = {
 
 
 def possible_precisions(manifest: Manifest, part: Part, device: Device) -> tuple[Precision, ...]:
-    """Return what `part` of a model can run in on `device`: of an encoder, what was exported."""
+    """Return the precisions in which `part` can run on `device`; an encoder, only in those exported."""
     return tuple(
         each for each in RUNNABLE[device][part] if part == "decoder" or vision_encoder_file(each) in manifest.files
     )
 
 
 def choose_precision(manifest: Manifest, part: Part, device: Device, wanted: WantedPrecision) -> Precision:
-    """Return what `part` of a model runs in on `device`; raise `ArtifactError` if it cannot."""
+    """Return the precision of `part` on `device`; raise `ArtifactError` if it cannot run in it."""
     precision = manifest.precision[device][part] if wanted == "auto" else wanted
     possible = possible_precisions(manifest, part, device)
     if precision not in possible:
         raise ArtifactError(
             f"the {part} of {manifest.model_id} cannot run in {precision} on {device}; "
-            f"its artifacts allow {', '.join(possible)}, models/catalog.yaml decides which there are"
+            f"its artifacts allow {', '.join(possible)}; models/catalog.yaml lists those that are exported"
         )
     return precision

@@ -1,4 +1,4 @@
-"""Where artifact folders are kept: BentoML's model store, one model of the store for each entry of the catalog."""
+"""The store of artifact folders: BentoML's model store, with one entry per model. Alone in importing BentoML here."""
 
 from pathlib import Path
 

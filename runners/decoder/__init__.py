@@ -1,1 +1,1 @@
-"""Sequences of many requests in one batch: scheduler, choice of tokens, rules, constraints. It knows no family."""
+"""Continuous batching: scheduler, token choice, generation rules, constrained decoding. Knows no family."""

@@ -1,4 +1,4 @@
-"""Between messages and sequences: what the gateway asks for becomes ids, what was written becomes text."""
+"""The conversion between the gateway's messages and sequences: prompts to token ids, generated tokens to text."""
 
 import time
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from runners.decoder.scheduler import WrittenSequence
 from runners.decoder.sequences import SequenceRequest, TokenListener
 from runners.transport.messages import Failed, SequenceSpec, Written
 
-# Used where neither the request nor the checkpoint's generation_config says; Florence-2's model card asks for 1024.
+# If neither the request nor the checkpoint's generation_config sets it. Source: Florence-2's model card.
 DEFAULT_MAX_NEW_TOKENS = 1024
 
 
@@ -22,11 +22,14 @@ def to_request(
     spec: SequenceSpec,
     on_tokens: TokenListener | None = None,
 ) -> SequenceRequest:
-    """Return the request for `spec` over `image_features` (N, C); raise `SequenceTooLong` if it cannot fit."""
+    """Return the request for `spec` over `image_features` (N, C).
+
+    Raise `SequenceTooLong` if it exceeds the model's positions, `GrammarError` if its grammar is malformed.
+    """
     prompt_ids = decoder.prompt_ids(spec.segments)
     limit = decoder.max_new_tokens(len(image_features) + len(prompt_ids))
     if spec.max_new_tokens is not None and spec.max_new_tokens > limit:
-        raise SequenceTooLong(f"max_new_tokens is {spec.max_new_tokens}; after this prompt up to {limit} fit")
+        raise SequenceTooLong(f"max_new_tokens is {spec.max_new_tokens}; at most {limit} are allowed after this prompt")
     wanted = spec.max_new_tokens or decoder.rules.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
     return SequenceRequest(
         image_features,
@@ -43,14 +46,14 @@ def to_request(
 
 
 def _num_beams(decoder: Decoder[Any], spec: SequenceSpec) -> int:
-    """Return the beams asked for, or the checkpoint's own number; one where tokens are drawn at random."""
+    """Return the requested number of beams; by default the checkpoint's, or 1 for a sampled sequence."""
     if spec.num_beams is not None:
         return spec.num_beams
     return decoder.rules.num_beams if spec.temperature == 0 else 1
 
 
 class AnswerText:
-    """The text of one answer as its tokens come, without those that start and end every answer."""
+    """The incremental text of one answer, without the tokens that start and end every answer."""
 
     def __init__(self, decoder: Decoder[Any]) -> None:
         self._stream = decoder.text_stream()
@@ -59,11 +62,11 @@ class AnswerText:
         self.token_ends: list[int] = []  # offset in `text` after each token that has one
 
     def has(self, token_id: int) -> bool:
-        """Say whether a token is of the text."""
+        """Return True for tokens of the text, False for those that start and end every answer."""
         return token_id not in self._framing
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """Return what the next tokens add."""
+        """Return the text that the next tokens add."""
         before = len(self.text)
         for token_id in filter(self.has, token_ids):
             self.text += self._stream.push(token_id)
@@ -72,7 +75,7 @@ class AnswerText:
 
 
 def to_written(decoder: Decoder[Any], request: SequenceRequest, written: WrittenSequence) -> Written:
-    """Return the message for a written sequence, without the tokens that start and end every answer."""
+    """Return the message for a generated sequence, without the tokens that start and end every answer."""
     sequence, answer = written.sequence, AnswerText(decoder)
     answer.push(sequence.token_ids)
     return Written(
@@ -89,5 +92,4 @@ def to_written(decoder: Decoder[Any], request: SequenceRequest, written: Written
 
 
 def to_failed(error: SequenceError) -> Failed:
-    """Return the message for a failed sequence."""
     return Failed(code=error.code, message=str(error))

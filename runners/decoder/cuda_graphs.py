@@ -1,9 +1,9 @@
-"""Decode steps of a few fixed shapes, recorded once and replayed: CUDA graphs.
+"""CUDA graphs of decode steps: captured once for each of a few fixed shapes, then replayed.
 
-On a card a step's hundreds of small kernels take longer to launch one by one than to run; a graph launches them all,
-for the shapes and the memory that it was recorded with. So rows and lengths are rounded up to those of a bucket: what
-is more than a step needs are free slots and masked places. On a CPU there is nothing to gain: steps keep their
-shapes. It knows token ids and lengths and nothing of a family. Shapes: B rows, V vocabulary.
+On a GPU, launching the hundreds of small kernels of a step one by one takes longer than running them; a graph launches
+them all at once, for the shapes and the memory that it was captured with. Rows and lengths are therefore rounded up to
+a bucket; the excess consists of free slots and masked positions. On a CPU steps run eagerly in their own shapes. Knows
+token ids and lengths, no family. Shapes: B rows, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-_LENGTH_STEP = 64  # places of a bucket; a masked place costs little beside a graph of its own
+_LENGTH_STEP = 64  # positions between two buckets; a masked position costs little compared with another graph
 
 Step = Callable[[Tensor, tuple[int, ...]], Tensor]  # token ids (B,) and lengths -> logits (B, V)
-Record = Callable[[Callable[[], Tensor]], "Recorded"]
+Capture = Callable[[Callable[[], Tensor]], "CudaGraph"]
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
-    """A recorded step: `replay` computes `logits` (B, V) anew in their memory, from what its inputs then hold."""
+class CudaGraph:
+    """A captured step: `replay` recomputes `logits` (B, V) in place from the current content of its inputs."""
 
     replay: Callable[[], object]
     logits: Tensor
@@ -28,51 +28,54 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """The shape of a step: rows, and how many places of each cache it reads."""
+    """The shape of a captured step: its rows, and the positions that it reads of each cache."""
 
     num_rows: int
     lengths: tuple[int, ...]
 
     @classmethod
-    def of(cls, num_rows: int, lengths: tuple[int, ...], num_slots: int, num_places: int) -> "Bucket":
-        """Return the smallest bucket that holds a step: a power of two of rows, lengths in steps of 64."""
-        rounded = tuple(min(num_places, -(-length // _LENGTH_STEP) * _LENGTH_STEP) for length in lengths)
+    def of(cls, num_rows: int, lengths: tuple[int, ...], num_slots: int, num_positions: int) -> "Bucket":
+        """Return the smallest bucket that holds a step: rows a power of two, lengths a multiple of 64."""
+        rounded = tuple(min(num_positions, -(-length // _LENGTH_STEP) * _LENGTH_STEP) for length in lengths)
         return cls(min(num_slots, 1 << (num_rows - 1).bit_length()), rounded)
 
 
 @dataclass(slots=True)
-class StaticSteps:
-    """The recorded steps of one cache of `num_slots` sequences with `num_places` each.
+class CudaGraphs:
+    """The captured steps of one cache of `num_slots` slots with `num_positions` each.
 
-    `step` reads the lengths of its sequences from the cache and leaves counting to its caller, so that computing it
-    twice is as good as once. It is also given free slots, whose last place it may write.
+    `step` takes the lengths of its sequences from the cache and leaves incrementing them to its caller: computing it
+    twice gives the same result. It also receives free slots, and may write their last position.
     """
 
     step: Step
     num_slots: int
-    num_places: int
+    num_positions: int
     device: torch.device
-    record: Record
-    _token_ids: dict[int, Tensor] = field(default_factory=dict)  # by number of rows
-    _recorded: dict[Bucket, Recorded] = field(default_factory=dict)
+    capture: Capture
+    _token_ids: dict[int, Tensor] = field(default_factory=dict)  # input buffers, by number of rows
+    _graphs: dict[Bucket, CudaGraph] = field(default_factory=dict)
 
     def logits(self, token_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """Return the logits (B, V) after `token_ids` (B,) of slots 0 to B - 1; the next call overwrites them."""
-        bucket = Bucket.of(len(token_ids), lengths, self.num_slots, self.num_places)
-        given = self._token_ids.get(bucket.num_rows)
-        if given is None:
-            given = torch.zeros(bucket.num_rows, dtype=torch.long, device=self.device)
-            self._token_ids[bucket.num_rows] = given
-        given[: len(token_ids)] = token_ids
-        recorded = self._recorded.get(bucket)
-        if recorded is None:
-            recorded = self._recorded[bucket] = self.record(lambda: self.step(given, bucket.lengths))
-        recorded.replay()
-        return recorded.logits[: len(token_ids)]
+        bucket = Bucket.of(len(token_ids), lengths, self.num_slots, self.num_positions)
+        buffer = self._input_buffer(bucket.num_rows)
+        buffer[: len(token_ids)] = token_ids
+        graph = self._graphs.get(bucket)
+        if graph is None:
+            graph = self._graphs[bucket] = self.capture(lambda: self.step(buffer, bucket.lengths))
+        graph.replay()
+        return graph.logits[: len(token_ids)]
+
+    def _input_buffer(self, num_rows: int) -> Tensor:
+        buffer = self._token_ids.get(num_rows)
+        if buffer is None:
+            buffer = self._token_ids[num_rows] = torch.zeros(num_rows, dtype=torch.long, device=self.device)
+        return buffer
 
 
-def record_cuda_graph(compute: Callable[[], Tensor]) -> Recorded:
-    """Record `compute` on the current card, after one run that loads kernels and workspaces.
+def capture_cuda_graph(compute: Callable[[], Tensor]) -> CudaGraph:
+    """Capture `compute` on the current GPU, after one warm-up run that loads kernels and workspaces.
 
     Source: PyTorch's notes on CUDA semantics, "CUDA Graphs", whole-network capture.
     """
@@ -84,4 +87,4 @@ def record_cuda_graph(compute: Callable[[], Tensor]) -> Recorded:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         logits = compute()
-    return Recorded(graph.replay, logits)
+    return CudaGraph(graph.replay, logits)

@@ -1,7 +1,7 @@
-"""Keys and values of every live sequence, in memory that is allocated once.
+"""The key-value cache of all live sequences, allocated once.
 
-A slot holds one sequence: its keys stand at its first positions, without gaps or padding. Live sequences are always
-slots 0 to n - 1, so that a step reads a plain slice; whoever frees a slot moves the last live one into it.
+A slot holds one sequence, at its first positions and without gaps. Live sequences always occupy slots 0 to n - 1, so
+that a step reads a plain slice; freeing a slot moves the last live sequence into it (runners/decoder/batch.py).
 Shapes: L slots, A key-value heads, P positions, D head size, B rows of a batch.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """How large the keys (and the values) of one layer are."""
+    """The dimensions of the keys, and of the values, of one layer."""
 
     num_slots: int
     num_heads: int
@@ -37,7 +37,7 @@ class KeyValueCache:
         self._memory[layer, 1, slots, :, : keys.shape[2]] = values
 
     def append(self, layer: int, slots: slice, positions: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store `keys` and `values` (B, A, D) of `slots`, each at its own place of `positions` (B,)."""
+        """Store `keys` and `values` (B, A, D) of `slots`, each at its own position of `positions` (B,)."""
         rows = torch.arange(slots.start, slots.stop, device=positions.device)
         self._memory[layer, 0, rows, :, positions] = keys
         self._memory[layer, 1, rows, :, positions] = values
@@ -48,19 +48,19 @@ class KeyValueCache:
         return view[0], view[1]
 
     def clear(self, slot: int) -> None:
-        """Forget what a slot holds: a masked NaN would still spoil whoever comes next."""
+        """Zero a slot: a masked NaN would still propagate into the next sequence of the slot."""
         self._memory[:, :, slot] = 0
 
     def copy(self, sources: Sequence[int], targets: Sequence[int], positions: slice) -> None:
-        """Give each slot of `targets` what the one at the same place of `sources` held before at `positions`."""
-        if len(sources) == 1:  # a plain copy, without gathering first
+        """Copy `positions` of the slots `sources` to `targets`, pairwise; all are read before any is written."""
+        if len(sources) == 1:  # a plain copy, without a gather
             self._memory[:, :, targets[0], :, positions] = self._memory[:, :, sources[0], :, positions]
         else:
             self._memory[:, :, list(targets), :, positions] = self._memory[:, :, list(sources), :, positions]
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return zeros; on a CPU memory that takes no room until it is written, as most positions never are."""
+    """Return zeros; on a CPU the pages are allocated at the first write, as most positions are never written."""
     if device.type != "cpu":
         return torch.zeros(size, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros(math.prod(size) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(size)

@@ -1,4 +1,4 @@
-"""What a checkpoint's generation_config.json demands of every answer; names and meaning are transformers'."""
+"""The generation rules in a checkpoint's generation_config.json; names and semantics are those of transformers."""
 
 import json
 import math
@@ -29,12 +29,11 @@ class GenerationRules:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read the rules from an artifact folder."""
         return cls.of(json.loads((folder / GENERATION_CONFIG_FILE).read_text(encoding="utf-8")))
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Self:
-        """Take the rules from the values of a generation_config.json."""
+        """Return the rules for the parsed values of a generation_config.json."""
         eos = config["eos_token_id"]
         return cls(
             eos_token_ids=frozenset(eos if isinstance(eos, list) else [eos]),
@@ -49,32 +48,31 @@ class GenerationRules:
         )
 
     def forced_token(self, position: int, max_new_tokens: int) -> int | None:
-        """Return the token that must stand at `position` of an answer of up to `max_new_tokens`, None for any."""
+        """Return the token required at `position` of an answer of up to `max_new_tokens`; None if any is allowed."""
         if position == 0 and self.forced_bos_token_id is not None:
             return self.forced_bos_token_id
         return self.forced_eos_token_id if position == max_new_tokens - 1 else None
 
     def has_rule(self, position: int, max_new_tokens: int) -> bool:
-        """Say whether tokens may be forbidden at `position`."""
+        """Return True if the rules may forbid tokens at `position`."""
         return self.no_repeat_ngram_size > 0 or self.forced_token(position, max_new_tokens) is not None
 
     def allowed(self, scores: Tensor, token_ids: Sequence[int], max_new_tokens: int) -> Tensor:
-        """Return `scores` (V,) of the token after `token_ids`, with those that the rules forbid at -inf.
+        """Return `scores` (V,) of the token after `token_ids`, with forbidden tokens at -inf and a forced one at 0.
 
-        Order and meaning are those of transformers' NoRepeatNGram, ForcedBOS and ForcedEOS logits processors; a
-        forced token's score is 0.
+        Order and semantics are those of transformers' NoRepeatNGram, ForcedBOS and ForcedEOS logits processors.
         """
         forced = self.forced_token(len(token_ids), max_new_tokens)
         if forced is not None:
             only = torch.full_like(scores, -math.inf)
             only[forced] = 0.0
             return only
-        if self.no_repeat_ngram_size and (banned := self._ngram_ends(token_ids)):
+        if self.no_repeat_ngram_size and (banned := self._repeating_tokens(token_ids)):
             return scores.index_fill(0, torch.tensor(banned, device=scores.device), -math.inf)
         return scores
 
-    def _ngram_ends(self, token_ids: Sequence[int]) -> list[int]:
-        """Return the tokens that would repeat an n-gram of what was written, start token included."""
+    def _repeating_tokens(self, token_ids: Sequence[int]) -> list[int]:
+        """Return the tokens that would complete an n-gram that `token_ids`, start token included, already contain."""
         start = [] if self.decoder_start_token_id is None else [self.decoder_start_token_id]
         written, size = [*start, *token_ids], self.no_repeat_ngram_size
         tail = written[len(written) - size + 1 :]

@@ -1,19 +1,19 @@
-"""The decoder's thread: sequences of many requests in one batch, entering and leaving between decode steps.
+"""The scheduler of a decoder: one thread, which runs the batch and admits and removes sequences between decode steps.
 
-    while there is work:
-        cancelled and expired ones leave
-        waiting ones are admitted: as many as have a slot and fit the token budget of a prefill
-        every live sequence gets a token
-        those that ended answer
+    while sequences are queued or live:
+        remove cancelled sequences
+        admit queued ones, as many as have slots and fit the token budget of a prefill
+        decode one token of every live sequence
+        resolve the futures of those that ended
 
-It knows sequences, futures and the batch of `runners.decoder.batch`; nothing of a family, of HTTP or of tasks.
+Knows sequences, futures and the batch (runners/decoder/batch.py); no family, HTTP or tasks.
 """
 
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WrittenSequence:
-    """A sequence that was written and where its time went."""
+    """A generated sequence and its timings."""
 
     sequence: GeneratedSequence
     queue_s: float
@@ -41,41 +41,62 @@ class WrittenSequence:
 
 
 @dataclass(slots=True)
-class _Ticket:
-    """A sequence on its way, from the queue to its answer."""
+class ScheduledSequence:
+    """A submitted sequence, from the queue to its result."""
 
     sequence: LiveSequence
-    since_s: float
+    submitted_s: float
     future: "Future[WrittenSequence]" = field(default_factory=Future)
     admitted_s: float = 0.0
     prefilled_s: float = 0.0
-    num_told: int = 0  # tokens
+    num_notified: int = 0  # tokens
 
     @property
-    def num_read(self) -> int:
-        """Tokens of image and prompt."""
+    def num_prefix_tokens(self) -> int:
+        """The number of image and prompt tokens."""
         return len(self.sequence.request.image_features) + len(self.sequence.request.prompt_ids)
 
-    def tell(self) -> None:
-        """Tell the tokens that are settled now to whoever hears them as they come."""
-        if (hear := self.sequence.request.on_tokens) is None:
+    def notify_listener(self) -> None:
+        """Call the request's `on_tokens`, if any, with the tokens settled since the last call."""
+        if (on_tokens := self.sequence.request.on_tokens) is None:
             return
         settled = self.sequence.settled_token_ids
-        if len(settled) > self.num_told:
-            hear(settled[self.num_told :])
-            self.num_told = len(settled)
+        if len(settled) > self.num_notified:
+            on_tokens(settled[self.num_notified :])
+            self.num_notified = len(settled)
+
+    def finish(self) -> None:
+        """Resolve the future of a sequence that has ended."""
+        self.resolve(self.sequence.error or self._written())
+
+    def resolve(self, outcome: WrittenSequence | Exception) -> None:
+        """Set the future's result or exception; of a cancelled future, only notify its waiters."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, Exception):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
+
+    def _written(self) -> WrittenSequence:
+        return WrittenSequence(
+            self.sequence.result(),
+            queue_s=self.admitted_s - self.submitted_s,
+            prefill_s=self.prefilled_s - self.admitted_s,
+            decode_s=time.monotonic() - self.prefilled_s,
+        )
 
 
 class Scheduler:
-    """Writes what is submitted, with at most `limits.num_slots` sequences live."""
+    """Generates submitted sequences; sequences beyond `limits.num_slots` are queued."""
 
     def __init__(self, decoder: Decoder[Any], model_id: str, limits: SchedulerLimits) -> None:
         self._decoder = decoder
         self._limits = limits
         self._batch = LiveBatch(decoder, limits.num_slots)
-        self._tickets: dict[LiveSequence, _Ticket] = {}  # of the live sequences
-        self._waiting: deque[_Ticket] = deque()
-        self._changed = threading.Condition()
+        self._live: dict[LiveSequence, ScheduledSequence] = {}
+        self._queue: deque[ScheduledSequence] = deque()
+        self._changed = threading.Condition()  # guards the queue and `_is_stopping`
         self._is_stopping = False
         self.watchdog = Watchdog(f"the decoder of {model_id}", limits.stuck_after_s)
         self._thread = threading.Thread(target=self._run, name=f"decoder {model_id}", daemon=True)
@@ -91,162 +112,147 @@ class Scheduler:
         self._thread.start()
 
     def stop(self) -> None:
-        """Write what was accepted, then end the thread."""
+        """Finish all accepted sequences, then end the thread."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify()
         self._thread.join()
 
     def submit(self, requests: Sequence[SequenceRequest]) -> "list[Future[WrittenSequence]]":
-        """Accept all `requests`, or none: raise `Overloaded` if they would wait beyond `max_waiting`.
+        """Queue all `requests` or none.
 
-        Raise `TooManyBeams` where one can never have the slots that it needs. A future that is cancelled frees the
-        slots of its sequence within one step.
+        Raise `Overloaded` if the queue would exceed `max_waiting`, and `TooManyBeams` if a request needs more slots
+        than there are. Cancelling a future frees the slots of its sequence within one step.
         """
         num_beams = max((request.num_beams for request in requests), default=1)
         if num_beams > self._limits.num_slots:
-            raise TooManyBeams(f"num_beams is {num_beams}; this decoder has {self._limits.num_slots} slots")
+            raise TooManyBeams(f"num_beams is {num_beams}; at most {self._limits.num_slots} are allowed, one per slot")
         with self._changed:
-            limit = self._limits.max_waiting
-            if len(self._waiting) + len(requests) > limit:
-                raise Overloaded(f"{len(self._waiting)} sequences wait already, at most {limit} may")
+            self._check_queue(len(requests))
             now_s = time.monotonic()
-            tickets = [_Ticket(start_sequence(request, self._decoder.rules), now_s) for request in requests]
-            self._waiting.extend(tickets)
-            self._queue_depth.set(len(self._waiting))
+            added = [ScheduledSequence(start_sequence(request, self._decoder.rules), now_s) for request in requests]
+            self._queue.extend(added)
+            self._queue_depth.set(len(self._queue))
             self._changed.notify()
-        return [ticket.future for ticket in tickets]
+        return [scheduled.future for scheduled in added]
+
+    def _check_queue(self, num_added: int) -> None:
+        limit = self._limits.max_waiting
+        if len(self._queue) + num_added > limit:
+            raise Overloaded(
+                f"the decoder's queue is full: {len(self._queue)} sequences are queued, {num_added} were submitted, "
+                f"at most {limit} are allowed"
+            )
 
     def _run(self) -> None:
         while self._wait_for_work():
             try:
-                with self.watchdog.turn():
-                    self._drop_unwanted()
+                with self.watchdog.iteration():
+                    self._remove_cancelled()
                     self._admit()
                     self._step()
-            except Exception as error:  # whatever was raised must reach everyone who waits for it
-                logger.exception("a turn with %d live sequences failed", len(self._tickets))
+            except Exception as error:  # any exception must reach all callers that it affects
+                logger.exception("a decode iteration failed with %d live sequences", len(self._live))
                 self._fail_live(error)
-            self._live_sequences.set(len(self._tickets))
-            self._slots_taken.set(self._batch.num_taken)
+            self._live_sequences.set(len(self._live))
+            self._slots_taken.set(self._batch.num_used_slots)
 
     def _wait_for_work(self) -> bool:
-        """Return True once something is live or waits, False when the thread shall end."""
+        """Return True once a sequence is queued or live, False when the thread must end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._tickets or self._waiting or self._is_stopping)
-            return bool(self._tickets or self._waiting)
+            self._changed.wait_for(lambda: self._live or self._queue or self._is_stopping)
+            return bool(self._live or self._queue)
 
-    def _drop_unwanted(self) -> None:
-        """End the live sequences that nobody waits for any more."""
-        for sequence, ticket in self._tickets.items():
-            if ticket.future.cancelled():
+    def _remove_cancelled(self) -> None:
+        for sequence, scheduled in self._live.items():
+            if scheduled.future.cancelled():
                 sequence.finish_reason = "stop"
-        self._settle()
+        self._notify_and_finish()
 
     def _admit(self) -> None:
-        """Prefill the next waiting sequences into free slots."""
-        tickets = self._next_tickets()
-        for ticket in tickets:
-            ticket.admitted_s = time.monotonic()
-        if tickets:
-            self._prefill(tickets)
-            self._settle()
+        """Prefill the next queued sequences into free slots."""
+        admitted = self._take_from_queue()
+        for scheduled in admitted:
+            scheduled.admitted_s = time.monotonic()
+        if admitted:
+            self._prefill(admitted)
+            self._notify_and_finish()
 
-    def _prefill(self, tickets: Sequence[_Ticket]) -> None:
-        """Prefill sequences together, in two halves where memory is short; a failure reaches those that it hits."""
-        sequences = [ticket.sequence for ticket in tickets]
+    def _take_from_queue(self) -> list[ScheduledSequence]:
+        """Remove and return the first queued sequences that have free slots and fit the token budget.
+
+        A sequence that exceeds the budget is returned alone. Cancelled and expired ones are resolved and left out.
+        """
+        taken: list[ScheduledSequence] = []
+        longest, num_free = 0, self._batch.num_free_slots
+        with self._changed:
+            while self._queue and self._queue[0].sequence.num_rows <= num_free:
+                longest = max(longest, self._queue[0].num_prefix_tokens)
+                if taken and longest * (len(taken) + 1) > self._limits.max_prefill_tokens:
+                    break
+                scheduled = self._queue.popleft()
+                if not _has_ended_in_queue(scheduled):
+                    taken.append(scheduled)
+                    num_free -= scheduled.sequence.num_rows
+            self._queue_depth.set(len(self._queue))
+        return taken
+
+    def _prefill(self, admitted: Sequence[ScheduledSequence]) -> None:
+        """Prefill sequences together; if memory runs out, in two halves. A failure fails these sequences only."""
+        sequences = [scheduled.sequence for scheduled in admitted]
         try:
             self._batch.admit(sequences)
         except torch.OutOfMemoryError as error:
-            self._batch.drop(sequences)  # it may have come after their slots were taken
-            if len(tickets) == 1:
-                _fail(tickets, error.with_traceback(None))  # whose frames would keep the activations
+            self._batch.remove(sequences)  # their slots may have been taken before
+            if len(admitted) == 1:
+                _fail(admitted, error.with_traceback(None))  # its frames would keep the activations
                 return
-        except Exception as error:  # whatever the model raised must reach everyone who waits for it
-            logger.exception("a prefill of %d sequences failed", len(tickets))
-            self._batch.drop(sequences)
-            _fail(tickets, error)
+        except Exception as error:  # any exception of the model must reach all callers that it affects
+            logger.exception("a prefill of %d sequences failed", len(admitted))
+            self._batch.remove(sequences)
+            _fail(admitted, error)
             return
         else:
-            for ticket in tickets:
-                ticket.prefilled_s = time.monotonic()
-                self._tickets[ticket.sequence] = ticket
+            for scheduled in admitted:
+                scheduled.prefilled_s = time.monotonic()
+                self._live[scheduled.sequence] = scheduled
             return
-        # Not within the except block, where the exception would keep the activations of the failed try.
-        logger.warning("no memory to prefill %d sequences together: halved", len(tickets))
-        half = len(tickets) // 2
-        self._prefill(tickets[:half])
-        self._prefill(tickets[half:])
-
-    def _next_tickets(self) -> list[_Ticket]:
-        """Take from the queue, in order, what has slots and fits the token budget; of the latter at least one."""
-        tickets: list[_Ticket] = []
-        longest, num_free = 0, self._batch.num_free
-        with self._changed:
-            while self._waiting and self._waiting[0].sequence.num_rows <= num_free:
-                longest = max(longest, self._waiting[0].num_read)
-                if tickets and longest * (len(tickets) + 1) > self._limits.max_prefill_tokens:
-                    break
-                ticket = self._waiting.popleft()
-                if _is_still_wanted(ticket):
-                    tickets.append(ticket)
-                    num_free -= ticket.sequence.num_rows
-            self._queue_depth.set(len(self._waiting))
-        return tickets
+        # Outside the except block, where the exception would keep the activations of the failed try.
+        logger.warning("out of memory in a prefill of %d sequences; retrying in two halves", len(admitted))
+        half = len(admitted) // 2
+        self._prefill(admitted[:half])
+        self._prefill(admitted[half:])
 
     def _step(self) -> None:
-        """Give every live sequence a token."""
-        if self._tickets:
-            self._batch_size.observe(self._batch.num_taken)
+        """Decode one token of every live sequence."""
+        if self._live:
+            self._batch_size.observe(self._batch.num_used_slots)
             self._batch.step()
-            self._settle()
+            self._notify_and_finish()
 
     def _fail_live(self, error: Exception) -> None:
-        """Free all slots and tell everyone whose they were."""
+        """Free all slots and fail all live sequences."""
         self._batch.clear()
-        tickets = list(self._tickets.values())
-        self._tickets.clear()
-        _fail(tickets, error)
+        live = list(self._live.values())
+        self._live.clear()
+        _fail(live, error)
 
-    def _settle(self) -> None:
-        """Tell new tokens, free the slots of those that ended, and answer."""
-        for ticket in self._tickets.values():
-            ticket.tell()
-        for sequence in self._batch.leave():
-            ticket = self._tickets.pop(sequence)
-            _end(ticket, sequence.error or _written(ticket))
-
-
-def _is_still_wanted(ticket: _Ticket) -> bool:
-    """Say whether a waiting sequence shall be written; tell one whose time ran out."""
-    if ticket.future.cancelled():
-        ticket.future.set_running_or_notify_cancel()
-        return False
-    if time.monotonic() > ticket.sequence.request.deadline_s:
-        _end(ticket, DeadlineExceeded("the time ran out before it was written"))
-        return False
-    return True
+    def _notify_and_finish(self) -> None:
+        """Notify the listeners of new tokens, then free the slots of the sequences that ended and resolve them."""
+        for scheduled in self._live.values():
+            scheduled.notify_listener()
+        for sequence in self._batch.remove_ended():
+            self._live.pop(sequence).finish()
 
 
-def _written(ticket: _Ticket) -> WrittenSequence:
-    return WrittenSequence(
-        ticket.sequence.result(),
-        queue_s=ticket.admitted_s - ticket.since_s,
-        prefill_s=ticket.prefilled_s - ticket.admitted_s,
-        decode_s=time.monotonic() - ticket.prefilled_s,
-    )
+def _has_ended_in_queue(scheduled: ScheduledSequence) -> bool:
+    """Return True for a queued sequence that is cancelled or past its deadline, and resolve its future."""
+    has_ended = scheduled.future.cancelled() or time.monotonic() > scheduled.sequence.request.deadline_s
+    if has_ended:
+        scheduled.resolve(DeadlineExceeded("the deadline passed before the sequence was admitted"))
+    return has_ended
 
 
-def _fail(tickets: Sequence[_Ticket], error: Exception) -> None:
-    for ticket in tickets:
-        _end(ticket, error)
-
-
-def _end(ticket: _Ticket, outcome: WrittenSequence | Exception) -> None:
-    """Answer, unless the future was cancelled: then whoever waits for it is told."""
-    if not ticket.future.set_running_or_notify_cancel():
-        return
-    if isinstance(outcome, Exception):
-        ticket.future.set_exception(outcome)
-    else:
-        ticket.future.set_result(outcome)
+def _fail(failed: Iterable[ScheduledSequence], error: Exception) -> None:
+    for scheduled in failed:
+        scheduled.resolve(error)

@@ -1,7 +1,7 @@
-"""Prompts to token ids and generated ids to text, with the checkpoint's tokenizer.json.
+"""Tokenization of prompts and detokenization of answers, with the checkpoint's tokenizer.json.
 
-A prompt is a sequence of segments. Only control segments may be tokenized as control tokens (`<loc_5>`, `<image>`,
-`</s>`); all other text, such as a user's, goes through a second tokenizer without them and stays plain text.
+A prompt is a sequence of segments. Control tokens (`<loc_5>`, `<image>`, `</s>`) are recognised in control segments
+only; all other text, such as a user's, is tokenized by a second tokenizer that has none.
 """
 
 import json
@@ -16,14 +16,14 @@ Segments = Sequence[tuple[str, bool]]  # (text, is_control)
 
 
 class TextStream:
-    """Incremental detokenizer; a token that completes no character adds nothing."""
+    """Incremental detokenizer of one answer; a token that completes no character adds no text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=False)
 
     def push(self, token_id: int) -> str:
-        """Return the text added by the next token, control tokens included."""
+        """Return the text that the next token adds, control tokens included."""
         return self._stream.step(self._tokenizer, token_id) or ""
 
 
@@ -36,13 +36,12 @@ class PromptTokenizer:
 
     @classmethod
     def load(cls, tokenizer_file: Path) -> Self:
-        """Read a `tokenizer.json`."""
         definition = json.loads(tokenizer_file.read_text(encoding="utf-8"))
         plain = definition | {"added_tokens": [], "post_processor": None, "padding": None, "truncation": None}
         return cls(Tokenizer.from_file(str(tokenizer_file)), Tokenizer.from_str(json.dumps(plain)))
 
     def encode(self, segments: Segments) -> list[int]:
-        """Return the token ids of a prompt, without the tokens with which a family surrounds it."""
+        """Return the token ids of a prompt, without the tokens that a family adds around it."""
         ids: list[int] = []
         for text, is_control in segments:
             tokenizer = self._tokenizer if is_control else self._plain_tokenizer
@@ -50,5 +49,4 @@ class PromptTokenizer:
         return ids
 
     def text_stream(self) -> TextStream:
-        """Return a detokenizer for one answer."""
         return TextStream(self._tokenizer)

@@ -1,1 +1,1 @@
-"""The vision encoder and the cache of its image features."""
+"""The vision encoder in ONNX Runtime, and the cache of its image features."""

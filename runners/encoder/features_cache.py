@@ -1,8 +1,8 @@
-"""Image features by image key, least recently used out, and the images that are being encoded.
+"""An LRU cache of image features by image key, and the encodings in progress.
 
-Calls for one new image encode it once: the first is a miss, those that come meanwhile join it. A failure reaches all of
-them and is not kept. A call holds the features that it uses: what leaves the cache is not taken from it. The module
-knows no encoder; features are tensors with a size in bytes.
+Concurrent calls for a new image encode it once: the first is a miss, the others join its encoding. A failure reaches
+all of them and is not cached. Calls hold references to their features, so that eviction does not affect them. Knows no
+encoder, only tensors with a size in bytes.
 """
 
 import asyncio
@@ -26,10 +26,10 @@ _FAILED = Failed(code="internal", message="the vision encoder failed")
 
 @dataclass(slots=True, eq=False)
 class Encoding:
-    """An image on its way through the encoder, which sets `features`."""
+    """An encoding in progress; the encoder sets `features`."""
 
     pixels: Pixels  # (H, W, 3)
-    since_s: float = field(default_factory=time.monotonic)
+    started_s: float = field(default_factory=time.monotonic)
     trace: Context = field(default_factory=get_current)
     features: Tensor | None = None  # (N, C)
     task: "asyncio.Task[EncodedImage] | None" = None
@@ -37,17 +37,17 @@ class Encoding:
 
 @dataclass(frozen=True, slots=True)
 class CachedFeatures:
-    """The features (N, C) of a call's image, held by the call until its end."""
+    """The features (N, C) of a call's image, and their source."""
 
     tensor: Tensor
     found: FoundFeatures
 
 
 class VisionCache:
-    """The features of one model, at most `max_bytes`.
+    """The features of one model, up to `max_bytes`.
 
-    `encode` sends a key through BentoML's batcher; the batch finds its image in `encodings`. At most `max_encoding`
-    images are queued or being encoded.
+    `encode` passes an image key through BentoML's batcher; the encoder finds the pixels in `encodings`. At most
+    `max_encoding` images are queued or being encoded.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class VisionCache:
         self._depth = QUEUE_DEPTH.labels(model_id, "encode")
 
     async def get(self, image_key: str, pixels: Pixels | None) -> CachedFeatures | Failed | None:
-        """Return the features of an image, encoded from `pixels` if needed; None where it needs pixels and has none.
+        """Return the features of an image, encoded from `pixels` if needed; None if that is needed and not possible.
 
-        A cancelled caller leaves the encoding to the cache and to those that joined it.
+        Cancelling the call does not cancel the encoding, which others may have joined.
         """
         if (features := self._features.get(image_key)) is not None:
             return self._found(features, "hit")
@@ -74,11 +74,12 @@ class VisionCache:
             if pixels is None:
                 return None
             if len(self.encodings) >= self._max_encoding:
-                return Failed(code="overloaded", message=f"{self._max_encoding} images are being encoded; try later")
+                message = f"{len(self.encodings)} images are queued for encoding, the maximum; retry later"
+                return Failed(code="overloaded", message=message)
             outcome, encoding = "miss", self._start(image_key, pixels)
-        return await self._wait(encoding, outcome)
+        return await self._join(encoding, outcome)
 
-    async def _wait(self, encoding: Encoding, outcome: CacheOutcome) -> CachedFeatures | Failed:
+    async def _join(self, encoding: Encoding, outcome: CacheOutcome) -> CachedFeatures | Failed:
         start_s = time.monotonic()
         assert encoding.task is not None
         encoded = await asyncio.shield(encoding.task)
@@ -96,8 +97,8 @@ class VisionCache:
         try:
             with self._depth.track_inprogress():
                 encoded = await self._encode(image_key)
-        except Exception:  # of the batcher itself; the encoder's failures are outcomes
-            logger.exception("an image of %s was not encoded", self._model_id)
+        except Exception:  # of the batcher; failures of the encoder are outcomes
+            logger.exception("the batcher failed for an image of %s", self._model_id)
             return EncodedImage(encode_s=0.0, failed=_FAILED)
         finally:
             del self.encodings[image_key]
@@ -114,5 +115,4 @@ class VisionCache:
 
 
 def num_bytes(features: Tensor) -> int:
-    """Return the bytes of a tensor's elements."""
     return features.numel() * features.element_size()

@@ -1,8 +1,8 @@
-"""The exported vision encoder, run by ONNX Runtime.
+"""The exported vision encoder in an ONNX Runtime session.
 
-Shapes: B batch, H and W the one size it was exported for, N image tokens, C hidden. It does not decide what makes a
-batch, only how much of one runs at once: at int8 one image, as ONNX Runtime rounds a whole batch to one scale and an
-image's features must not depend on whose images came with it; half of what did not fit the memory.
+A batch runs at once, with two exceptions. At int8 images run one by one: ONNX Runtime quantizes a batch with one scale,
+and an image's features must not depend on the others. A batch that exceeds the memory is halved.
+Shapes: B batch, H and W the input size of the export, N image tokens, C hidden.
 """
 
 import logging
@@ -21,7 +21,7 @@ from runners.artifacts.manifest import Device, Precision, vision_encoder_file
 logger = logging.getLogger(__name__)
 
 _CPU_PROVIDER = "CPUExecutionProvider"
-# Memory grows by what is asked for, as a decoder may share the card; no search for kernels at each new batch size.
+# Grow memory by the requested size, as the decoder may share the GPU; no kernel search at each new batch size.
 _CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
 _OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "bad allocation")
 
@@ -31,7 +31,7 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class _Buffers:
-    """Memory on the device for a number of images, bound to a graph's input and output once."""
+    """Device memory for a number of images, bound to the input and output of the graph."""
 
     pixels: onnxruntime.OrtValue
     features: onnxruntime.OrtValue
@@ -39,7 +39,6 @@ class _Buffers:
 
     @classmethod
     def of(cls, session: onnxruntime.InferenceSession, num_images: int, device: Device) -> "_Buffers":
-        """Allocate and bind."""
         (pixels, features), binding = (session.get_inputs() + session.get_outputs()), session.io_binding()
         allocate = onnxruntime.OrtValue.ortvalue_from_shape_and_type
         buffers = cls(
@@ -53,23 +52,23 @@ class _Buffers:
 
 
 class VisionEncoder:
-    """Vision tower and projector of one model."""
+    """The vision tower and projector of one model; `num_threads` 0: ONNX Runtime's default."""
 
     def __init__(
         self, folder: Path, num_threads: int = 0, precision: Precision = "float32", device: Device = "cpu"
     ) -> None:
         self._file = folder / vision_encoder_file(precision)
-        self._num_threads = num_threads  # 0: ONNX Runtime decides
+        self._num_threads = num_threads
         self._device = device
         self._max_images = 1 if precision == "int8" else None
         self._session: onnxruntime.InferenceSession | None = None
         self._buffers: dict[int, _Buffers] = {}  # by number of images
 
     def load(self) -> None:
-        """Load the graph; raise `RuntimeError` if ONNX Runtime would run it on another device than asked for."""
+        """Load the graph; raise `RuntimeError` if ONNX Runtime would not run it on the requested device."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._num_threads
-        # Idle threads that spin would take the core from the decoder, and from other models.
+        # Spinning idle threads would take cores from the decoder and from other models.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         wanted = execution_providers(self._device)
         self._session = onnxruntime.InferenceSession(str(self._file), options, providers=wanted)
@@ -82,26 +81,25 @@ class VisionEncoder:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _run(self, pixels: Pixels) -> Features:
-        """Encode all `pixels` at once."""
         if self._session is None:
             raise RuntimeError("the vision encoder is not loaded; call load() first")
         num_images = len(pixels)
         buffers = self._buffers.get(num_images) or _Buffers.of(self._session, num_images, self._device)
         buffers.pixels.update_inplace(np.ascontiguousarray(pixels))
         self._session.run_with_iobinding(buffers.binding)
-        self._buffers[num_images] = buffers  # not before it has run: one that does not fit is given back
-        return np.array(buffers.features.numpy())  # on the CPU that was a view of the buffer
+        self._buffers[num_images] = buffers  # only after it has run: buffers that exceed the memory are released
+        return np.array(buffers.features.numpy())  # a copy: on a CPU, numpy() is a view of the buffer
 
 
 def execution_providers(device: Device) -> list[Any]:
-    """Return ONNX Runtime's providers for `device`, best first; the CPU's takes what CUDA's has no kernel for."""
+    """Return ONNX Runtime's providers for `device`; on CUDA, the CPU runs operators without a CUDA kernel."""
     return [_CPU_PROVIDER] if device == "cpu" else [(CUDA_PROVIDER, _CUDA_OPTIONS), _CPU_PROVIDER]
 
 
 def check_provider(device: Device, running: Sequence[str]) -> None:
-    """Raise `RuntimeError` if CUDA was asked for and is not among the `running` providers.
+    """Raise `RuntimeError` if `device` is CUDA and CUDA is not among the `running` providers.
 
-    ONNX Runtime itself goes on without: on the CPU, many times slower.
+    ONNX Runtime itself falls back to the CPU, many times slower.
     """
     if device == "cuda" and CUDA_PROVIDER not in running:
         raise RuntimeError(
@@ -111,9 +109,9 @@ def check_provider(device: Device, running: Sequence[str]) -> None:
 
 
 def encode_splitting(run: Callable[[Pixels], Features], pixels: Pixels) -> Features:
-    """Return what `run` makes of `pixels`; where memory runs out, of one half after the other.
+    """Return the features that `run` computes of `pixels`; if memory runs out, of one half after the other.
 
-    Raise what `run` raises, also for a single image that does not fit.
+    Other exceptions of `run` are raised, and out-of-memory errors of a single image.
     """
     try:
         return run(pixels)
@@ -121,14 +119,14 @@ def encode_splitting(run: Callable[[Pixels], Features], pixels: Pixels) -> Featu
         if len(pixels) == 1 or not is_out_of_memory(error):
             raise
     half = len(pixels) // 2
-    logger.warning("no memory to encode %d images at once, encoding %d and %d", len(pixels), half, len(pixels) - half)
+    logger.warning("out of memory in a batch of %d images; encoding %d and %d", len(pixels), half, len(pixels) - half)
     return np.concatenate([encode_splitting(run, pixels[:half]), encode_splitting(run, pixels[half:])])
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Say whether an error of ONNX Runtime, which has no class of its own for it, means that memory ran out.
+    """Return True for an out-of-memory error of ONNX Runtime, which has no class for it.
 
-    Source: onnxruntime/core/framework/bfc_arena.cc, and the texts of CUDA, cuBLAS and the C++ library.
+    Source: onnxruntime/core/framework/bfc_arena.cc, and the messages of CUDA, cuBLAS and the C++ library.
     """
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY)

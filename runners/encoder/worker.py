@@ -1,7 +1,6 @@
-"""The vision encoder of a runner: batches of images become features on the decoder's device.
+"""The vision encoder of a runner: encodes batches of images into features on the decoder's device.
 
-It knows ONNX Runtime's session (runners/encoder/session.py) and the images that wait; who made the batch it does not
-know: that is BentoML's adaptive batcher (runners/service.py).
+Batches come from BentoML's adaptive batcher (runners/service.py), which is unknown here.
 """
 
 import logging
@@ -27,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class EncoderWorker:
-    """Encodes batches for one model; its features (N, C), float32, lie on `features_device`."""
+    """Encodes batches for one model; the features (N, C), float32, are on `features_device`."""
 
     def __init__(self, manifest: Manifest, options: RunnerOptions, features_device: Device) -> None:
         self._manifest = manifest
@@ -47,31 +46,31 @@ class EncoderWorker:
         self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))
 
     def encode(self, batch: Sequence[Encoding]) -> list[EncodedImage]:
-        """Set the features of each image; where the session raises for several, each is tried alone."""
+        """Set the features of each image; if a batch fails, its images are encoded one by one."""
         BATCH_SIZE.labels(self._manifest.model_id, "encode").observe(len(batch))
         start_s = time.monotonic()
-        with self.watchdog.turn():
+        with self.watchdog.iteration():
             failures = self._encode(batch)
         encode_s = time.monotonic() - start_s
         for encoding in batch:
-            past_span("encode_queue", encoding.since_s, start_s, parent=encoding.trace)
+            past_span("encode_queue", encoding.started_s, start_s, parent=encoding.trace)
             size = {"diptych.batch_size": len(batch)}
             past_span("encode_batch", start_s, start_s + encode_s, size, encoding.trace)
         return [EncodedImage(encode_s=encode_s, failed=failed) for failed in failures]
 
     def _encode(self, batch: Sequence[Encoding]) -> list[Failed | None]:
         try:
-            # A lone image is read where it lies.
+            # A view for a single image, which may be in shared memory.
             pixels = batch[0].pixels[np.newaxis] if len(batch) == 1 else np.stack([each.pixels for each in batch])
             features = self._encoder.encode(pixels)
-        except Exception as error:  # whatever the session raised reaches the calls whose images caused it
+        except Exception as error:  # any exception must reach the calls whose images caused it
             if len(batch) == 1:
                 logger.exception("the encoder of %s failed for an image", self._manifest.model_id)
                 return [Failed(code="internal", message=f"the vision encoder failed: {type(error).__name__}")]
-            logger.warning("a batch of %d images failed, encoding each alone: %r", len(batch), error)
+            logger.warning("a batch of %d images failed; encoding them one by one: %r", len(batch), error)
             return [failed for encoding in batch for failed in self._encode([encoding])]
         for encoding, row in zip(batch, features, strict=True):
-            # A row of its own, lest one cached image keeps the features of its whole batch.
+            # A copy: a cached view would keep the features of the whole batch in memory.
             own = torch.from_numpy(row if len(batch) == 1 else row.copy())
             encoding.features = own.to(self._features_device)
         return [None] * len(batch)

@@ -1,7 +1,7 @@
 """Florence-2's decoder: BART's text encoder over image features and prompt, BART's decoder for the answer.
 
-Shapes: B batch, N image tokens, S image and prompt (padded), C hidden, V vocabulary. Prompts are padded on the right,
-and every mask hides the padding, so that it never changes an answer. Knows no tasks.
+Prompts are padded on the right; every mask hides the padding, so that it never changes an answer. Knows no tasks.
+Shapes: B batch, N image tokens, S image and prompt (padded), C hidden, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -15,30 +15,30 @@ from transformers import BartConfig
 
 from runners.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Precision, read_config
 from runners.decoder.constraints import Constraints
-from runners.decoder.cuda_graphs import Record, StaticSteps, record_cuda_graph
+from runners.decoder.cuda_graphs import Capture, CudaGraphs, capture_cuda_graph
 from runners.decoder.errors import SequenceTooLong
 from runners.decoder.kv_cache import CacheShape, KeyValueCache
 from runners.decoder.rules import GenerationRules
 from runners.decoder.sequences import SequenceRequest
 from runners.decoder.tokenizer import PromptTokenizer, Segments, TextStream
-from runners.models.bart import Bart, BartStep
-from runners.models.batch_inputs import stack_inputs
+from runners.models.bart import Bart, BartAttentionMetadata
+from runners.models.layers import stack_requests
 from runners.models.weights import DecoderWeights
 
 
 @dataclass(slots=True)
 class Florence2Cache:
-    """What the decoder has read and written, by slot."""
+    """The state of all sequences, by slot."""
 
-    read: KeyValueCache  # keys and values of the text encoder's output
-    written: KeyValueCache
-    num_read: Tensor  # (slots,)
-    num_written: Tensor  # (slots,) start token included
-    static_steps: StaticSteps | None = None  # on a card
+    cross_attention: KeyValueCache  # of image and prompt
+    self_attention: KeyValueCache  # of start token and answer
+    num_prefix_tokens: Tensor  # (slots,) image and prompt
+    num_decoded_tokens: Tensor  # (slots,) start token and answer
+    graphs: CudaGraphs | None = None  # on a GPU only
 
 
 class Florence2Decoder:
-    """Everything of a Florence-2 checkpoint after its image features."""
+    """A Florence-2 checkpoint without its vision encoder."""
 
     def __init__(
         self,
@@ -80,102 +80,102 @@ class Florence2Decoder:
         return (self._bos_token_id, *self._tokenizer.encode(segments), self._eos_token_id)
 
     def text_stream(self) -> TextStream:
-        """Return a stream that makes text of the generated ids of one answer."""
         return self._tokenizer.text_stream()
 
-    def max_new_tokens(self, num_read: int) -> int:
-        """Return the decoder's positions: BART has one table of them for its encoder and one for its decoder."""
-        if num_read > self._max_positions:
-            raise SequenceTooLong(f"image and prompt are {num_read} tokens, there is room for {self._max_positions}")
-        return self._max_positions
+    def max_new_tokens(self, num_prefix_tokens: int) -> int:
+        """Return the decoder's positions: in BART, image and prompt take positions of the encoder only."""
+        limit = self._max_positions
+        if num_prefix_tokens > limit:
+            raise SequenceTooLong(f"image and prompt have {num_prefix_tokens} tokens; at most {limit} are allowed")
+        return limit
 
-    def limit_positions(self, most: int) -> None:
-        """Let no sequence have more than `most` positions, so that the slots of a new cache are smaller."""
-        self._max_positions = min(self._max_positions, most)
+    def limit_positions(self, max_positions: int) -> None:
+        """Limit the positions of a sequence, and with them the size of the slots of new caches."""
+        self._max_positions = min(self._max_positions, max_positions)
 
     def new_cache(self, num_slots: int) -> Florence2Cache:
-        """Return memory for `num_slots` sequences of any length that is allowed."""
+        """Allocate `num_slots` slots, each for a sequence of the maximum length."""
         shape = CacheShape(num_slots, self._num_heads, self._max_positions, self._bart.head_size)
         dtype = self._bart.embeddings.dtype
-        read, written = (KeyValueCache(self._num_layers, shape, dtype, self._device) for _ in range(2))
+        cross, own = (KeyValueCache(self._num_layers, shape, dtype, self._device) for _ in range(2))
         counts = torch.zeros(2, num_slots, dtype=torch.long, device=self._device)
-        cache = Florence2Cache(read, written, counts[0], counts[1])
+        cache = Florence2Cache(cross, own, counts[0], counts[1])
         if self._device.type == "cuda":
-            cache.static_steps = self.static_steps(cache, record_cuda_graph)
+            cache.graphs = self.cuda_graphs(cache, capture_cuda_graph)
         return cache
 
-    def static_steps(self, cache: Florence2Cache, record: Record) -> StaticSteps:
-        """Return the recorded steps of `cache`."""
+    def cuda_graphs(self, cache: Florence2Cache, capture: Capture) -> CudaGraphs:
+        """Return the graphs of the decode steps of `cache`."""
 
         def step(token_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
             return self._step(cache, slice(0, len(token_ids)), token_ids, lengths)
 
-        return StaticSteps(step, len(cache.num_read), self._max_positions, self._device, record)
+        return CudaGraphs(step, len(cache.num_prefix_tokens), self._max_positions, self._device, capture)
 
     def prefill(self, cache: Florence2Cache, requests: Sequence[SequenceRequest], first_slot: int) -> Tensor:
-        """Run the text encoder over image features and prompts into the slots from `first_slot` on.
+        """Run the text encoder over image features and prompts, and the decoder over the start token.
 
-        Return the logits (B, V) of each first token.
+        The sequences take the slots from `first_slot` on. Return the logits (B, V) of each first token.
         """
-        inputs = stack_inputs(requests, self.pad_token_id, self._device, self._bart.embeddings.dtype)
+        inputs = stack_requests(requests, self.pad_token_id, self._device, self._bart.embeddings.dtype)
         inputs_embeds = torch.cat([inputs.image_features, self._bart.embeddings[inputs.prompt_ids]], dim=1)
-        is_read = torch.arange(inputs_embeds.shape[1], device=self._device) < inputs.num_read[:, None]
+        is_prefix = _is_before(inputs.num_prefix_tokens, inputs_embeds.shape[1])
         slots = slice(first_slot, first_slot + len(requests))
-        for layer, (keys, values) in enumerate(self._bart.encode(inputs_embeds, is_read[:, None, None])):
-            cache.read.write_prefix(layer, slots, keys, values)
-        cache.num_read[slots], cache.num_written[slots] = inputs.num_read, 0
+        for layer, (keys, values) in enumerate(self._bart.encode(inputs_embeds, is_prefix)):
+            cache.cross_attention.write_prefix(layer, slots, keys, values)
+        cache.num_prefix_tokens[slots], cache.num_decoded_tokens[slots] = inputs.num_prefix_tokens, 0
         start = torch.full((len(requests),), self._start_token_id, device=self._device)
         logits = self._step(cache, slots, start, (1, inputs_embeds.shape[1]))
-        cache.num_written[slots] = 1
+        cache.num_decoded_tokens[slots] = 1
         return logits
 
     def decode_step(self, cache: Florence2Cache, token_ids: Tensor) -> Tensor:
-        """Read `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
+        """Process `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
         slots = slice(0, len(token_ids))
-        lengths = int(cache.num_written[slots].max()) + 1, int(cache.num_read[slots].max())
-        if cache.static_steps is None:
+        lengths = int(cache.num_decoded_tokens[slots].max()) + 1, int(cache.num_prefix_tokens[slots].max())
+        if cache.graphs is None:
             logits = self._step(cache, slots, token_ids.to(self._device), lengths)
         else:
-            logits = cache.static_steps.logits(token_ids, lengths)
-        cache.num_written[slots] += 1
+            logits = cache.graphs.logits(token_ids, lengths)
+        cache.num_decoded_tokens[slots] += 1
         return logits
 
     def clear(self, cache: Florence2Cache, slot: int) -> None:
-        """Forget what slot `slot` holds."""
-        cache.read.clear(slot)
-        cache.written.clear(slot)
+        cache.cross_attention.clear(slot)
+        cache.self_attention.clear(slot)
 
     def copy(self, cache: Florence2Cache, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Give each slot of `targets` what the slot at the same place of `sources` held before."""
-        num_read = cache.num_read[list(sources)]
-        cache.read.copy(sources, targets, slice(0, int(num_read.max())))
-        cache.num_read[list(targets)] = num_read
+        """Copy the slots `sources` to the slots `targets`, pairwise; all are read before any is written."""
+        num_prefix_tokens = cache.num_prefix_tokens[list(sources)]
+        cache.cross_attention.copy(sources, targets, slice(0, int(num_prefix_tokens.max())))
+        cache.num_prefix_tokens[list(targets)] = num_prefix_tokens
         self.reorder(cache, sources, targets)
 
     def reorder(self, cache: Florence2Cache, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Do the same among slots that read the same image and prompt: only what was written differs."""
-        num_written = cache.num_written[list(sources)]
-        cache.written.copy(sources, targets, slice(0, int(num_written.max())))
-        cache.num_written[list(targets)] = num_written
+        """Like `copy`, for slots with the same image and prompt: only generated tokens are copied."""
+        num_decoded_tokens = cache.num_decoded_tokens[list(sources)]
+        cache.self_attention.copy(sources, targets, slice(0, int(num_decoded_tokens.max())))
+        cache.num_decoded_tokens[list(targets)] = num_decoded_tokens
 
     def _step(self, cache: Florence2Cache, slots: slice, token_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
-        """Read a token of each slot; `lengths`: the most that is written (this token included) and that is read.
+        """Process one token (B,) of each slot; return the logits (B, V) of each next token.
 
-        A free slot counts as having read its first place, as a mask without any would make NaN.
+        `lengths`: the maximum number of decoded tokens, this one included, and of prefix tokens. Of a free slot the
+        first prefix position is unmasked, as a mask without any position would give NaN.
         """
-        num_written, num_read = lengths
-        positions = cache.num_written[slots].clamp(max=num_written - 1)
-        step = BartStep(
-            slots,
-            positions,
-            num_written,
-            _is_before(positions + 1, num_written),
-            num_read,
-            _is_before(cache.num_read[slots].clamp(min=1), num_read),
+        num_decoded_tokens, num_prefix_tokens = lengths
+        positions = cache.num_decoded_tokens[slots].clamp(max=num_decoded_tokens - 1)
+        metadata = BartAttentionMetadata(
+            slots=slots,
+            positions=positions,
+            num_decoded_tokens=num_decoded_tokens,
+            is_decoded=_is_before(positions + 1, num_decoded_tokens),
+            num_prefix_tokens=num_prefix_tokens,
+            is_prefix=_is_before(cache.num_prefix_tokens[slots].clamp(min=1), num_prefix_tokens),
         )
-        return self._bart.step(token_ids, step, cache.written, cache.read)
+        return self._bart.decode_step(token_ids, metadata, cache.self_attention, cache.cross_attention)
 
 
 def _is_before(ends: Tensor, length: int) -> Tensor:
-    """Return (B, 1, 1, length): which places lie before each end (B,)."""
+    """Return the mask (B, 1, 1, length) of the positions before `ends` (B,)."""
     return (torch.arange(length, device=ends.device) < ends[:, None])[:, None, None]

@@ -1,8 +1,8 @@
-"""Gemma 1 and 2 as PaliGemma runs them, over slots of a key-value cache.
+"""Gemma 1 and 2 as PaliGemma uses them: a prefill, then decode steps over the slots of a key-value cache.
 
-Weights and results are those of transformers' GemmaForCausalLM and Gemma2ForCausalLM (models/gemma, models/gemma2):
-norms before each layer (Gemma 2 after it too), rotary positions, shared keys, gated feed-forward, soft caps.
-Shapes: B batch, T positions, S keys, C hidden, A heads, K key-value heads, D head size, V vocabulary.
+Equivalent to transformers' GemmaForCausalLM and Gemma2ForCausalLM (models/gemma, models/gemma2): pre-norm (Gemma 2 also
+post-norm), rotary positions, grouped-query attention, gated feed-forward, soft caps.
+Shapes: B batch, T positions, P positions attended to, C hidden, A heads, K key-value heads, D head size, V vocabulary.
 """
 
 import math
@@ -14,19 +14,20 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from runners.decoder.kv_cache import KeyValueCache
-from runners.models.layers import Linear, attend, attend_capped, merge_heads, split_heads
+from runners.models.layers import attend, attend_capped, merge_heads, split_heads
+from runners.models.linear import Linear
 from runners.models.weights import DecoderWeights
 
 
 @dataclass(frozen=True, slots=True)
 class RootMeanSquareNorm:
-    """Root mean square to 1, then a factor of 1 + weight; computed in float32 whatever the dtype."""
+    """RMS normalisation with a factor of 1 + weight, computed in float32 for every dtype."""
 
     weight: Tensor
     epsilon: float
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
-        """Return the normed states (…, C)."""
+        """Return the normalised states (…, C)."""
         states = hidden_states.float()
         normed = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.epsilon)
         return (normed * (1.0 + self.weight.float())).to(hidden_states.dtype)
@@ -34,7 +35,7 @@ class RootMeanSquareNorm:
 
 @dataclass(frozen=True, slots=True)
 class GemmaLayer:
-    """The weights of one layer; the two inner norms are Gemma 2's."""
+    """The weights of one layer; only Gemma 2 has the norms `after_attention` and `after_feed_forward`."""
 
     input_norm: RootMeanSquareNorm
     qkv: Linear
@@ -48,7 +49,6 @@ class GemmaLayer:
 
     @classmethod
     def of(cls, weights: DecoderWeights, epsilon: float, has_window: bool) -> "GemmaLayer":
-        """Read the weights of a layer."""
         attention, mlp = weights.at("self_attn"), weights.at("mlp")
 
         def norm(name: str) -> RootMeanSquareNorm:
@@ -68,20 +68,20 @@ class GemmaLayer:
         )
 
     def feed_forward(self, hidden_states: Tensor) -> Tensor:
-        """Return the states after the feed-forward half of the layer."""
+        """Return the states (B, T, C) after the feed-forward block."""
         gate, up = self.gate_up(self.feed_forward_norm(hidden_states)).chunk(2, dim=-1)
         output = self.down(gelu(gate, approximate="tanh") * up)
         return hidden_states + (self.after_feed_forward(output) if self.after_feed_forward else output)
 
 
 @dataclass(frozen=True, slots=True)
-class GemmaPass:
-    """What every layer of one pass needs, made once. A window's keys are a subset of the visible ones."""
+class GemmaAttentionMetadata:
+    """Rotations and masks of a prefill or decode step, computed once for all layers."""
 
     cos: Tensor  # (B, 1, T, D)
-    sin: Tensor
-    is_visible: Tensor  # (B, 1, T or 1, S)
-    is_near: Tensor  # the same, within the window
+    sin: Tensor  # (B, 1, T, D)
+    is_visible: Tensor  # (B, 1, T or 1, P) mask of full attention
+    is_in_window: Tensor  # (B, 1, T or 1, P) mask of sliding-window attention
 
 
 class Gemma:
@@ -93,7 +93,7 @@ class Gemma:
         self.sliding_window: int | None = getattr(config, "sliding_window", None)
         self._num_heads: int = config.num_attention_heads
         self._embeddings = weights.tensor("embed_tokens.weight")  # (V, C)
-        # Made where they are used: a recorded step cannot copy from the host.
+        # On the device: a captured step cannot copy from the host.
         self._embedding_scale = torch.tensor(math.sqrt(config.hidden_size)).to(self._embeddings)
         self._head = weights.output_head(self._embeddings)
         self._norm = RootMeanSquareNorm(weights.tensor("norm.weight"), config.rms_norm_eps)
@@ -109,12 +109,10 @@ class Gemma:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
         return self._embeddings.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the weights."""
         return self._embeddings.device
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -127,22 +125,26 @@ class Gemma:
         angles = torch.cat([angles, angles], dim=-1)[:, None]
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
-    def read_prefix(self, hidden_states: Tensor, passed: GemmaPass, slots: slice, cache: KeyValueCache) -> Tensor:
-        """Run image and prompt (B, T, C) through all layers, store their keys and values; return the last states."""
+    def prefill(
+        self, hidden_states: Tensor, metadata: GemmaAttentionMetadata, slots: slice, cache: KeyValueCache
+    ) -> Tensor:
+        """Process image and prompt (B, T, C) and store their keys and values; return the last layer's states."""
         for index, layer in enumerate(self._layers):
-            queries, keys, values = self._project(layer, hidden_states, passed)
+            queries, keys, values = self._project(layer, hidden_states, metadata)
             cache.write_prefix(index, slots, keys, values)
-            hidden_states = self._finish(layer, hidden_states, queries, keys, values, passed)
+            hidden_states = self._finish(layer, hidden_states, queries, keys, values, metadata)
         return hidden_states
 
-    def step(self, hidden_states: Tensor, passed: GemmaPass, places: Tensor, cache: KeyValueCache) -> Tensor:
-        """Run one token of slots 0 to B - 1 (B, 1, C), stored at `places` (B,); return the last states."""
-        slots = slice(0, len(places))
+    def decode_step(
+        self, hidden_states: Tensor, metadata: GemmaAttentionMetadata, cache_positions: Tensor, cache: KeyValueCache
+    ) -> Tensor:
+        """Process one token (B, 1, C) of slots 0 to B - 1, stored at `cache_positions` (B,); return the last states."""
+        slots = slice(0, len(cache_positions))
         for index, layer in enumerate(self._layers):
-            queries, keys, values = self._project(layer, hidden_states, passed)
-            cache.append(index, slots, places, keys[:, :, 0], values[:, :, 0])
-            keys, values = cache.read(index, slots, passed.is_visible.shape[-1])
-            hidden_states = self._finish(layer, hidden_states, queries, keys, values, passed)
+            queries, keys, values = self._project(layer, hidden_states, metadata)
+            cache.append(index, slots, cache_positions, keys[:, :, 0], values[:, :, 0])
+            keys, values = cache.read(index, slots, metadata.is_visible.shape[-1])
+            hidden_states = self._finish(layer, hidden_states, queries, keys, values, metadata)
         return hidden_states
 
     def logits(self, hidden_states: Tensor) -> Tensor:
@@ -150,18 +152,26 @@ class Gemma:
         logits = self._head(self._norm(hidden_states))
         return logits if self._logit_cap is None else torch.tanh(logits / self._logit_cap) * self._logit_cap
 
-    def _project(self, layer: GemmaLayer, hidden_states: Tensor, passed: GemmaPass) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries (B, A, T, D), keys and values (B, K, T, D), the first two turned by their positions."""
+    def _project(
+        self, layer: GemmaLayer, hidden_states: Tensor, metadata: GemmaAttentionMetadata
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, A, T, D), keys and values (B, K, T, D), the first two rotated by their positions."""
         states = split_heads(layer.qkv(layer.input_norm(hidden_states)), self.head_size)
         ends = self._num_heads, self._num_heads + self.num_key_value_heads
         queries, keys, values = states.tensor_split(ends, dim=1)
-        return _rotated(queries, passed), _rotated(keys, passed), values
+        return _rotated(queries, metadata), _rotated(keys, metadata), values
 
     def _finish(
-        self, layer: GemmaLayer, hidden_states: Tensor, queries: Tensor, keys: Tensor, values: Tensor, passed: GemmaPass
+        self,
+        layer: GemmaLayer,
+        hidden_states: Tensor,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        metadata: GemmaAttentionMetadata,
     ) -> Tensor:
-        """Return the states after attention and feed-forward."""
-        is_visible = passed.is_near if layer.has_window else passed.is_visible
+        """Return the states (B, T, C) after attention and feed-forward."""
+        is_visible = metadata.is_in_window if layer.has_window else metadata.is_visible
         if self._attention_cap is None:
             attended = attend(queries, keys, values, is_visible, self._scale)
         else:
@@ -178,7 +188,7 @@ def _inverse_frequencies(config: Any) -> Tensor:
     return frequencies
 
 
-def _rotated(states: Tensor, passed: GemmaPass) -> Tensor:
-    """Return (B, A, T, D) turned by rotary positions; source: transformers, apply_rotary_pos_emb."""
+def _rotated(states: Tensor, metadata: GemmaAttentionMetadata) -> Tensor:
+    """Apply rotary positions to `states` (B, A, T, D); source: transformers, apply_rotary_pos_emb."""
     first, second = states.chunk(2, dim=-1)
-    return states * passed.cos + torch.cat([-second, first], dim=-1) * passed.sin
+    return states * metadata.cos + torch.cat([-second, first], dim=-1) * metadata.sin

@@ -1,46 +1,49 @@
-"""The few operations that both families' decoders are made of.
+"""Operations that the decoders of both families share: normalisation, attention, and the inputs of a prefill.
 
-Shapes: B batch, T positions, C hidden, A heads, K key-value heads, S keys, D head size.
+Shapes: B batch, N image tokens, S prompt, P positions attended to, T positions, C hidden, A heads, K key-value heads,
+D head size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
+from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
-
-class Linear(Protocol):
-    """A matrix (out, in), with a bias or none, in whatever precision."""
-
-    def __call__(self, hidden_states: Tensor) -> Tensor:
-        """Return (…, out) of (…, in)."""
-        ...
+from runners.decoder.sequences import SequenceRequest
 
 
 @dataclass(frozen=True, slots=True)
-class FloatLinear:
-    """A matrix of the dtype of what it multiplies."""
+class PrefillInputs:
+    """Image features and prompts of a batch, prompts padded on the right."""
 
-    weight: Tensor
-    bias: Tensor | None
+    image_features: Tensor  # (B, N, C)
+    prompt_ids: Tensor  # (B, S)
+    num_prefix_tokens: Tensor  # (B,) image and prompt tokens, without padding
 
-    def __call__(self, hidden_states: Tensor) -> Tensor:
-        """Return (…, out) of (…, in)."""
-        return linear(hidden_states, self.weight, self.bias)
+
+def stack_requests(
+    requests: Sequence[SequenceRequest], pad_token_id: int, device: torch.device, dtype: torch.dtype
+) -> PrefillInputs:
+    """Return the inputs of a batch on `device`, the image features in `dtype`."""
+    features = torch.stack([request.image_features for request in requests]).to(device, dtype)
+    prompts = [torch.tensor(request.prompt_ids) for request in requests]
+    padded = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=pad_token_id)
+    num_prefix_tokens = torch.tensor([features.shape[1] + len(prompt) for prompt in prompts], device=device)
+    return PrefillInputs(features, padded.to(device), num_prefix_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerNorm:
-    """Mean and variance to 0 and 1, then a factor and a bias."""
+    """Layer normalisation over C, with weight and bias."""
 
     weight: Tensor
     bias: Tensor
     epsilon: float
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
-        """Return the normed states (…, C)."""
+        """Return the normalised states (…, C)."""
         return layer_norm(hidden_states, self.weight.shape, self.weight, self.bias, self.epsilon)
 
 
@@ -55,9 +58,10 @@ def merge_heads(states: Tensor) -> Tensor:
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, is_visible: Tensor, scale: float) -> Tensor:
-    """Return (B, A, T, D) of `queries` (B, A, T, D) over `keys` and `values` (B, K, S, D); a head's keys may be shared.
+    """Return (B, A, T, D) of `queries` (B, A, T, D) over `keys` and `values` (B, K, P, D).
 
-    `is_visible` (B, 1, T or 1, S) says which keys a query sees.
+    `is_visible` (B, 1, T or 1, P) is the attention mask. With fewer key-value heads than heads (K < A), heads share
+    them.
     """
     is_shared = queries.shape[1] != keys.shape[1]
     return scaled_dot_product_attention(queries, keys, values, is_visible, scale=scale, enable_gqa=is_shared)
@@ -66,7 +70,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, is_visible: Tensor, sc
 def attend_capped(
     queries: Tensor, keys: Tensor, values: Tensor, is_visible: Tensor, scale: float, softcap: float
 ) -> Tensor:
-    """Do the same with scores that stay within ± `softcap`, as Gemma 2 has them (arXiv 2408.00118, section 2)."""
+    """Like `attend`, with scores capped to ± `softcap` as in Gemma 2 (arXiv 2408.00118, section 2)."""
     num_shared = queries.shape[1] // keys.shape[1]
     scores = queries @ keys.repeat_interleave(num_shared, 1).transpose(2, 3) * scale
     scores = (torch.tanh(scores / softcap) * softcap).masked_fill(~is_visible, torch.finfo(scores.dtype).min)

@@ -1,4 +1,4 @@
-"""The decoder class of each family."""
+"""Load the decoder of a family. The only module that imports both families."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ def load_decoder(
 ) -> Decoder[Any]:
     """Load the decoder of an artifact folder onto `device` ("cpu", "cuda").
 
-    Its sequences have at most `max_positions`; 0: as many as the model allows.
+    `max_positions` limits the positions of a sequence; 0: the model's limit.
     """
     decoder = _DECODERS[family].load(folder, precision, device)
     if max_positions:

@@ -1,8 +1,8 @@
 """PaliGemma's decoder: Gemma (1 or 2) over image features, prompt and answer.
 
-Shapes: B batch, N image tokens, S image and prompt (padded), C hidden, V vocabulary. Attention over image and prompt is
-bidirectional, positions start at 1. Prompts are padded on the right; every mask hides the padding, and the answer is
-written over it, so that it never changes an answer. Knows no tasks.
+Attention over image and prompt is bidirectional; positions start at 1. Prompts are padded on the right; every mask
+hides the padding, and the answer overwrites it in the cache, so that it never changes an answer. Knows no tasks.
+Shapes: B batch, N image tokens, S image and prompt (padded), C hidden, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from transformers import Gemma2Config, GemmaConfig
 
 from runners.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Precision, read_config
 from runners.decoder.constraints import Constraints
-from runners.decoder.cuda_graphs import Record, StaticSteps, record_cuda_graph
+from runners.decoder.cuda_graphs import Capture, CudaGraphs, capture_cuda_graph
 from runners.decoder.errors import SequenceTooLong
 from runners.decoder.kv_cache import CacheShape, KeyValueCache
 from runners.decoder.rules import GenerationRules
 from runners.decoder.sequences import SequenceRequest
 from runners.decoder.tokenizer import PromptTokenizer, Segments, TextStream
-from runners.models.batch_inputs import stack_inputs
-from runners.models.gemma import Gemma, GemmaPass
+from runners.models.gemma import Gemma, GemmaAttentionMetadata
+from runners.models.layers import stack_requests
 from runners.models.weights import DecoderWeights
 
 _FIRST_POSITION = 1
@@ -35,16 +35,16 @@ _CONFIGS: dict[str, type[GemmaConfig] | type[Gemma2Config]] = {
 
 @dataclass(slots=True)
 class PaliGemmaCache:
-    """What the decoder has read and written, by slot."""
+    """The state of all sequences, by slot."""
 
-    tokens: KeyValueCache
-    num_tokens: Tensor  # (slots,) image, prompt and what was written
-    num_read: Tensor  # (slots,) image and prompt
-    static_steps: StaticSteps | None = None  # on a card
+    self_attention: KeyValueCache  # of image, prompt and answer
+    num_prefix_tokens: Tensor  # (slots,) image and prompt
+    num_tokens: Tensor  # (slots,) image, prompt and answer
+    graphs: CudaGraphs | None = None  # on a GPU only
 
 
 class PaliGemmaDecoder:
-    """Everything of a PaliGemma checkpoint after its image features."""
+    """A PaliGemma checkpoint without its vision encoder."""
 
     def __init__(
         self,
@@ -80,95 +80,99 @@ class PaliGemmaDecoder:
         return (self._bos_token_id, *self._tokenizer.encode([*segments, ("\n", False)]))
 
     def text_stream(self) -> TextStream:
-        """Return a stream that makes text of the generated ids of one answer."""
         return self._tokenizer.text_stream()
 
-    def max_new_tokens(self, num_read: int) -> int:
-        """Return the positions left: Gemma has one range of them for image, prompt and answer."""
-        if num_read >= self._max_positions:
-            raise SequenceTooLong(f"image and prompt are {num_read} tokens, there is room for {self._max_positions}")
-        return self._max_positions - num_read
+    def max_new_tokens(self, num_prefix_tokens: int) -> int:
+        """Return the positions left: in Gemma, image, prompt and answer share one range of positions."""
+        limit = self._max_positions - 1  # leaves one for the answer
+        if num_prefix_tokens > limit:
+            raise SequenceTooLong(f"image and prompt have {num_prefix_tokens} tokens; at most {limit} are allowed")
+        return self._max_positions - num_prefix_tokens
 
-    def limit_positions(self, most: int) -> None:
-        """Let no sequence have more than `most` positions, so that the slots of a new cache are smaller."""
-        self._max_positions = min(self._max_positions, most)
+    def limit_positions(self, max_positions: int) -> None:
+        """Limit the positions of a sequence, and with them the size of the slots of new caches."""
+        self._max_positions = min(self._max_positions, max_positions)
 
     def new_cache(self, num_slots: int) -> PaliGemmaCache:
-        """Return memory for `num_slots` sequences of any length that is allowed."""
+        """Allocate `num_slots` slots, each for a sequence of the maximum length."""
         shape = CacheShape(num_slots, self._gemma.num_key_value_heads, self._max_positions, self._gemma.head_size)
-        tokens = KeyValueCache(self._num_layers, shape, self._gemma.dtype, self._device)
+        own = KeyValueCache(self._num_layers, shape, self._gemma.dtype, self._device)
         counts = torch.zeros(2, num_slots, dtype=torch.long, device=self._device)
-        cache = PaliGemmaCache(tokens, counts[0], counts[1])
+        cache = PaliGemmaCache(own, counts[0], counts[1])
         if self._device.type == "cuda":
-            cache.static_steps = self.static_steps(cache, record_cuda_graph)
+            cache.graphs = self.cuda_graphs(cache, capture_cuda_graph)
         return cache
 
-    def static_steps(self, cache: PaliGemmaCache, record: Record) -> StaticSteps:
-        """Return the recorded steps of `cache`."""
+    def cuda_graphs(self, cache: PaliGemmaCache, capture: Capture) -> CudaGraphs:
+        """Return the graphs of the decode steps of `cache`."""
 
         def step(token_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
             return self._step(cache, token_ids, lengths)
 
-        return StaticSteps(step, len(cache.num_read), self._max_positions, self._device, record)
+        return CudaGraphs(step, len(cache.num_prefix_tokens), self._max_positions, self._device, capture)
 
     def prefill(self, cache: PaliGemmaCache, requests: Sequence[SequenceRequest], first_slot: int) -> Tensor:
-        """Run Gemma over image features and prompts into the slots from `first_slot` on.
+        """Run Gemma over image features and prompts.
 
-        Return the logits (B, V) of each first token. Inside the prefix a window does not count: transformers joins the
-        prefix block to the window's mask.
+        The sequences take the slots from `first_slot` on. Return the logits (B, V) of each first token. A sliding
+        window does not apply within the prefix: transformers joins the prefix block to the window's mask.
         """
-        inputs = stack_inputs(requests, self.pad_token_id, self._device, self._gemma.dtype)
+        inputs = stack_requests(requests, self.pad_token_id, self._device, self._gemma.dtype)
         inputs_embeds = torch.cat([inputs.image_features, self._gemma.embed(inputs.prompt_ids)], dim=1)
-        places = torch.arange(inputs_embeds.shape[1], device=self._device)
-        is_visible = (places < inputs.num_read[:, None])[:, None, None]
-        passed = GemmaPass(*self._gemma.rotation(places[None] + _FIRST_POSITION), is_visible, is_visible)
+        cache_positions = torch.arange(inputs_embeds.shape[1], device=self._device)
+        is_visible = (cache_positions < inputs.num_prefix_tokens[:, None])[:, None, None]
+        rotation = self._gemma.rotation(cache_positions[None] + _FIRST_POSITION)
+        metadata = GemmaAttentionMetadata(*rotation, is_visible, is_visible)
         slots = slice(first_slot, first_slot + len(requests))
-        hidden_states = self._gemma.read_prefix(inputs_embeds, passed, slots, cache.tokens)
-        cache.num_tokens[slots] = cache.num_read[slots] = inputs.num_read
-        return self._gemma.logits(hidden_states[torch.arange(len(requests)), inputs.num_read - 1])
+        hidden_states = self._gemma.prefill(inputs_embeds, metadata, slots, cache.self_attention)
+        cache.num_tokens[slots] = cache.num_prefix_tokens[slots] = inputs.num_prefix_tokens
+        return self._gemma.logits(hidden_states[torch.arange(len(requests)), inputs.num_prefix_tokens - 1])
 
     def decode_step(self, cache: PaliGemmaCache, token_ids: Tensor) -> Tensor:
-        """Read `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
+        """Process `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
         slots = slice(0, len(token_ids))
         lengths = (int(cache.num_tokens[slots].max()) + 1,)
-        if cache.static_steps is None:
+        if cache.graphs is None:
             logits = self._step(cache, token_ids.to(self._device), lengths)
         else:
-            logits = cache.static_steps.logits(token_ids, lengths)
+            logits = cache.graphs.logits(token_ids, lengths)
         cache.num_tokens[slots] += 1
         return logits
 
     def clear(self, cache: PaliGemmaCache, slot: int) -> None:
-        """Forget what slot `slot` holds."""
-        cache.tokens.clear(slot)
+        cache.self_attention.clear(slot)
 
     def copy(self, cache: PaliGemmaCache, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Give each slot of `targets` what the slot at the same place of `sources` held before."""
+        """Copy the slots `sources` to the slots `targets`, pairwise; all are read before any is written."""
         self._copy(cache, sources, targets, first=0)
-        cache.num_read[list(targets)] = cache.num_read[list(sources)]
+        cache.num_prefix_tokens[list(targets)] = cache.num_prefix_tokens[list(sources)]
 
     def reorder(self, cache: PaliGemmaCache, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Do the same among slots that read the same image and prompt: only what was written differs."""
-        self._copy(cache, sources, targets, first=int(cache.num_read[list(sources)].min()))
+        """Like `copy`, for slots with the same image and prompt: only generated tokens are copied."""
+        self._copy(cache, sources, targets, first=int(cache.num_prefix_tokens[list(sources)].min()))
 
     def _copy(self, cache: PaliGemmaCache, sources: Sequence[int], targets: Sequence[int], first: int) -> None:
         num_tokens = cache.num_tokens[list(sources)]
-        cache.tokens.copy(sources, targets, slice(first, int(num_tokens.max())))
+        cache.self_attention.copy(sources, targets, slice(first, int(num_tokens.max())))
         cache.num_tokens[list(targets)] = num_tokens
 
     def _step(self, cache: PaliGemmaCache, token_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
-        """Read a token of slots 0 to B - 1; `lengths`: the most tokens of a slot, this one included."""
+        """Process one token (B,) of slots 0 to B - 1; return the logits (B, V) of each next token.
+
+        `lengths`: the maximum number of tokens of a slot, this one included.
+        """
         (num_tokens,) = lengths
-        places = cache.num_tokens[: len(token_ids)].clamp(max=num_tokens - 1)
-        hidden_states = self._gemma.embed(token_ids)[:, None]
-        states = self._gemma.step(hidden_states, self._pass(places, num_tokens), places, cache.tokens)
+        cache_positions = cache.num_tokens[: len(token_ids)].clamp(max=num_tokens - 1)
+        hidden_states = self._gemma.embed(token_ids)[:, None]  # (B, 1, C)
+        metadata = self._step_metadata(cache_positions, num_tokens)
+        states = self._gemma.decode_step(hidden_states, metadata, cache_positions, cache.self_attention)
         return self._gemma.logits(states[:, 0])
 
-    def _pass(self, places: Tensor, num_tokens: int) -> GemmaPass:
-        """Return what one step needs whose tokens stand at `places` (B,) of the first `num_tokens`."""
-        distance = places[:, None] - torch.arange(num_tokens, device=places.device)  # (B, S)
+    def _step_metadata(self, cache_positions: Tensor, num_tokens: int) -> GemmaAttentionMetadata:
+        """Return the metadata of a step over the first `num_tokens` positions, for tokens at `cache_positions` (B,)."""
+        distance = cache_positions[:, None] - torch.arange(num_tokens, device=cache_positions.device)  # (B, num_tokens)
         is_visible = distance >= 0
         window = self._gemma.sliding_window
-        is_near = is_visible if window is None else is_visible & (distance < window)
-        rotation = self._gemma.rotation(places[:, None] + _FIRST_POSITION)
-        return GemmaPass(*rotation, is_visible[:, None, None], is_near[:, None, None])
+        is_in_window = is_visible if window is None else is_visible & (distance < window)
+        rotation = self._gemma.rotation(cache_positions[:, None] + _FIRST_POSITION)
+        return GemmaAttentionMetadata(*rotation, is_visible[:, None, None], is_in_window[:, None, None])

@@ -1,7 +1,7 @@
-"""A decoder's weights, each read from the artifact straight to the dtype and the device that it runs in.
+"""The weights of a decoder, read one by one from the artifact, directly into their dtype and device.
 
-The file is mapped for one tensor at a time: a mapping that stays keeps every page that was read beside the weights.
-No module of transformers is built, so that what is joined or rounded is in memory once.
+The file is mapped for one tensor at a time: a mapping that stays open keeps all pages that were read in memory. No
+module of transformers is constructed, so joined and quantized weights are in memory once.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,14 +14,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from runners.artifacts.manifest import Precision
-from runners.models.int8 import Int8Linear
-from runners.models.layers import FloatLinear, LayerNorm, Linear
-from runners.models.packed_linear import PackedLinear, can_pack
+from runners.models.layers import LayerNorm
+from runners.models.linear import FloatLinear, Int8Linear, Linear, PackedLinear, can_pack
 
-_LANGUAGE_MODEL = "model.language_model."  # in the names of Florence-2's and PaliGemma's checkpoints
+_LANGUAGE_MODEL = "model.language_model."  # prefix of the names in checkpoints of both families
 _DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,
-    "int8": torch.float32,  # of what is no matrix, and of what flows between the layers
+    "int8": torch.float32,  # activations, and weights that are no matrix
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
@@ -29,7 +28,7 @@ _DTYPES: dict[Precision, torch.dtype] = {
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """The tensors of `source` whose names begin with `prefix`; what is read is a copy."""
+    """The tensors of `source` whose names start with `prefix`; every read returns a copy."""
 
     source: Mapping[str, Tensor]
     precision: Precision
@@ -38,29 +37,27 @@ class DecoderWeights:
 
     @classmethod
     def open(cls, file: Path, precision: Precision, device: str) -> Self:
-        """Return the language model's weights of a decoder's safetensors file; none is read yet."""
+        """Return the weights of the language model in a safetensors file, without reading any."""
         return cls(_FileTensors.open(file), precision, torch.device(device), _LANGUAGE_MODEL)
 
     def at(self, name: str) -> Self:
-        """Return the weights of a part."""
+        """Return the weights of the submodule `name`."""
         return replace(self, prefix=f"{self.prefix}{name}.")
 
     def has(self, name: str) -> bool:
-        """Say whether there is such a tensor."""
         return self.prefix + name in self.source
 
     def tensor(self, name: str) -> Tensor:
-        """Read a tensor."""
         return self._join([name])
 
     def linear(self, *names: str) -> Linear:
-        """Read several layers of one input as one, their outputs side by side."""
+        """Read layers that share an input as one layer, with their outputs concatenated."""
         weight = self._join([f"{name}.weight" for name in names])
         biases = [f"{name}.bias" for name in names if self.has(f"{name}.bias")]
         return self._linear_of(weight, self._join(biases) if biases else None)
 
     def output_head(self, embeddings: Tensor) -> Linear:
-        """Return the layer that gives logits: the checkpoint's own, or the matrix of `embeddings` if they are tied."""
+        """Return the layer that computes logits: `lm_head`, or `embeddings` (V, C) if the checkpoint ties them."""
         whole = replace(self, prefix="")
         if whole.has("lm_head.weight"):
             return whole.linear("lm_head")
@@ -68,7 +65,6 @@ class DecoderWeights:
         return PackedLinear.view(embeddings) if is_packed else self._linear_of(embeddings)
 
     def layer_norm(self, name: str, epsilon: float) -> LayerNorm:
-        """Read a norm."""
         return LayerNorm(self.tensor(f"{name}.weight"), self.tensor(f"{name}.bias"), epsilon)
 
     def _linear_of(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
@@ -77,7 +73,7 @@ class DecoderWeights:
         return PackedLinear.of(weight, bias) if can_pack(weight) else FloatLinear(weight, bias)
 
     def _join(self, names: Sequence[str]) -> Tensor:
-        """Read tensors one below the other."""
+        """Read tensors, concatenated along their first dimension."""
         keys = [self.prefix + name for name in names]
         sizes = [len(self.source[key]) for key in keys]
         shape = (sum(sizes), *self.source[keys[0]].shape[1:])
@@ -88,7 +84,7 @@ class DecoderWeights:
 
 
 class _FileTensors(Mapping[str, Tensor]):
-    """The tensors of a safetensors file; whoever drops one drops its mapping too."""
+    """The tensors of a safetensors file, which stays mapped only as long as a tensor is referenced."""
 
     def __init__(self, file: Path, names: frozenset[str]) -> None:
         self._file = file
@@ -96,7 +92,6 @@ class _FileTensors(Mapping[str, Tensor]):
 
     @classmethod
     def open(cls, file: Path) -> Self:
-        """Read the names."""
         with safe_open(file, framework="pt") as tensors:
             return cls(file, frozenset(tensors.keys()))
 

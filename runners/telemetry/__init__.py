@@ -1,1 +1,1 @@
-"""Metrics, traces and the watchdog of every process."""
+"""Metrics, tracing and the watchdog, for runners and gateway."""

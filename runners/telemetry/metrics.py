@@ -1,4 +1,4 @@
-"""Prometheus metrics that only a runner can measure; the gateway's /metrics shows them with all others."""
+"""Prometheus metrics that a runner measures; on one host the gateway's /metrics includes them."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -39,5 +39,5 @@ START_TIME_SECONDS = Gauge(
     "diptych_start_time_seconds",
     "Unix time of the last start; part is gateway or runner.",
     ["model", "part"],
-    multiprocess_mode="max",  # the last start of a part that was restarted
+    multiprocess_mode="max",  # the latest start, if a part was restarted
 )

@@ -1,7 +1,7 @@
-"""The way of spans to a collector, over OTLP/HTTP, in batches and from a thread: what it cannot take is dropped.
+"""Export of spans to a collector over OTLP/HTTP, in batches, by a thread; spans that cannot be sent are dropped.
 
-The library reads variables of its own, such as OTEL_EXPORTER_OTLP_HEADERS, OTEL_EXPORTER_OTLP_CERTIFICATE and
-OTEL_BSP_MAX_QUEUE_SIZE.
+OpenTelemetry reads environment variables of its own, such as OTEL_EXPORTER_OTLP_HEADERS,
+OTEL_EXPORTER_OTLP_CERTIFICATE and OTEL_BSP_MAX_QUEUE_SIZE.
 """
 
 import logging
@@ -19,42 +19,44 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 _PATH = "/v1/traces"
 _FLUSH_MS = 2000
-COMPLAINTS = (  # loggers of opentelemetry-sdk and its exporter, 1.45.1: of batches that fail, and of a full queue
+EXPORT_LOGGERS = (  # of opentelemetry-sdk and its exporter, 1.45.1: failed batches, full queue
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.sdk._shared_internal",
 )
 
 
-class QuickToEnd(BatchSpanProcessor):
-    """Ends within two seconds, whatever the collector does; the library's own waits for up to 30, and tries on."""
+class BoundedShutdownProcessor(BatchSpanProcessor):
+    """A batch processor whose shutdown takes at most two seconds; the library's own takes up to 30, with retries."""
 
     def shutdown(self) -> None:
-        """Send what is left; what the collector does not take in time is dropped."""
+        """Send the remaining spans; those that the collector does not accept in time are dropped."""
         self._batch_processor.shutdown(_FLUSH_MS)
 
 
-class Seldom(logging.Filter):
-    """Lets one line through in `every_s` seconds: a collector that is away is away for many batches."""
+class RateLimitFilter(logging.Filter):
+    """Passes one line per `interval_s`: an unreachable collector fails many batches in a row."""
 
-    def __init__(self, every_s: float = 60.0, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, interval_s: float = 60.0, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
-        self._every_s = every_s
+        self._interval_s = interval_s
         self._now = now
         self._last_s = -math.inf
 
-    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002  # any line is one
-        """Say whether it is time for a line again."""
-        is_due = self._now() - self._last_s >= self._every_s
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002  # all lines count
+        is_due = self._now() - self._last_s >= self._interval_s
         if is_due:
             self._last_s = self._now()
         return is_due
 
 
 def make_provider(endpoint: str, sample: float, part: str) -> TracerProvider:
-    """Return what makes the spans of a part of the service, and starts the thread that sends them."""
-    seldom = Seldom()
-    for name in COMPLAINTS:
-        logging.getLogger(name).addFilter(seldom)
+    """Return the provider of tracers for `part` of the service, sampling the share `sample` of new traces.
+
+    Starts the thread that exports to `endpoint`.
+    """
+    rate_limit = RateLimitFilter()
+    for name in EXPORT_LOGGERS:
+        logging.getLogger(name).addFilter(rate_limit)
     resource = Resource.create(
         {
             "service.namespace": "diptych",
@@ -64,5 +66,5 @@ def make_provider(endpoint: str, sample: float, part: str) -> TracerProvider:
         }
     )
     provider = TracerProvider(ParentBased(TraceIdRatioBased(sample)), resource, shutdown_on_exit=False)
-    provider.add_span_processor(QuickToEnd(OTLPSpanExporter(endpoint.rstrip("/") + _PATH)))
+    provider.add_span_processor(BoundedShutdownProcessor(OTLPSpanExporter(endpoint.rstrip("/") + _PATH)))
     return provider

@@ -1,10 +1,9 @@
-"""Traces by OpenTelemetry, in every process: of a request its trace id, and spans where there is a collector for them.
+"""Tracing by OpenTelemetry, for gateway and runners: trace ids always, spans if there is a collector.
 
-Before `start`, and without a collector, there are no spans, and each function here takes a microsecond or less. What is
-current follows a request into the tasks that it starts (OpenTelemetry's context); between processes it travels in the
-headers of calls, as W3C Trace Context has it.
+Before `start`, and without a collector, no spans are made and each function here takes at most a microsecond. The
+current span propagates to asyncio tasks by OpenTelemetry's context, and between processes by W3C Trace Context headers.
 
-Never in a span: images, prompts, answers, keys, nor messages of exceptions, which may quote them.
+Spans never contain images, prompts, answers, keys, or messages of exceptions, which may quote them.
 """
 
 import time
@@ -39,24 +38,24 @@ _tracer: Tracer | None = None
 
 @dataclass(frozen=True, slots=True)
 class TraceOptions:
-    """Where spans go."""
+    """The collector, and the share of traces that are sampled."""
 
-    endpoint: str | None = None  # an OTLP/HTTP collector's URL; None: there are no spans
-    sample: float = 1.0  # of the traces that begin here; a caller's decision is kept
+    endpoint: str | None = None  # URL of an OTLP/HTTP collector; None: no spans
+    sample: float = 1.0  # share of the traces that start here, 0 to 1; for others the caller's decision applies
 
 
 def start(options: TraceOptions, part: str) -> None:
-    """Send the spans of this process, which is `part` of the service, to the collector. It starts a thread."""
+    """Start exporting the spans of this process, as `part` of the service, by a thread; a no-op without an endpoint."""
     global _provider, _tracer
     if options.endpoint is not None:
-        from runners.telemetry.span_export import make_provider  # what nobody asked for is not loaded
+        from runners.telemetry.span_export import make_provider  # loads the SDK: only if needed
 
         _provider = make_provider(options.endpoint, options.sample, part)
         _tracer = _provider.get_tracer("diptych")
 
 
 def stop() -> None:
-    """Send the spans that are left, for two seconds at most, and make no more."""
+    """Export the remaining spans, for at most two seconds, and stop making new ones."""
     global _provider, _tracer
     if _provider is not None:
         _provider.shutdown()
@@ -64,7 +63,7 @@ def stop() -> None:
 
 
 def are_made() -> bool:
-    """Say whether there are spans in this process."""
+    """Return True if this process makes spans."""
     return _tracer is not None
 
 
@@ -72,7 +71,7 @@ def are_made() -> bool:
 def span(
     name: str, attributes: Attributes | None = None, kind: SpanKind = SpanKind.INTERNAL, parent: Context | None = None
 ) -> Iterator[Span]:
-    """Make what is done meanwhile a span, in the current one or in that of `parent`."""
+    """Make a span of the block, as a child of `parent` or of the current span; an exception marks it as failed."""
     if _tracer is None:
         yield INVALID_SPAN
         return
@@ -80,42 +79,42 @@ def span(
     attach(set_span_in_context(made, parent))
     try:
         yield made
-    except Exception as error:  # what is cancelled has not failed
+    except Exception as error:  # cancellation is no failure
         note_error(made, type(error).__name__)
         raise
     finally:
-        attach(before)  # and not detach, which fails where a stream that was given up is closed by another task
+        attach(before)  # detach would fail if another task closes an abandoned stream
         made.end()
 
 
 def past_span(
     name: str, start_s: float, end_s: float, attributes: Attributes | None = None, parent: Context | None = None
 ) -> None:
-    """Make a span of what was done from `start_s` to `end_s`, on the clock of time.monotonic()."""
+    """Make a span of a past interval, `start_s` to `end_s` on the clock of time.monotonic()."""
     if _tracer is not None:
-        begun_ns = time.time_ns() - time.monotonic_ns()
-        made = _tracer.start_span(name, parent, attributes=attributes, start_time=begun_ns + round(start_s * 1e9))
-        made.end(begun_ns + round(end_s * 1e9))
+        epoch_ns = time.time_ns() - time.monotonic_ns()
+        made = _tracer.start_span(name, parent, attributes=attributes, start_time=epoch_ns + round(start_s * 1e9))
+        made.end(epoch_ns + round(end_s * 1e9))
 
 
 def note_error(failed: Span, error_type: str) -> None:
-    """Mark a span as failed."""
+    """Mark a span as failed. `error_type`: an error code or a class name."""
     failed.set_attribute(ERROR_TYPE, error_type)
     failed.set_status(StatusCode.ERROR)
 
 
 def trace_id() -> str:
-    """Return the id of the current trace, 32 hexadecimal digits; outside of any they are 0."""
+    """Return the id of the current trace, 32 hexadecimal digits, all 0 outside a trace."""
     return format_trace_id(get_current_span().get_span_context().trace_id)
 
 
 def caller_context(headers: Mapping[str, str]) -> Context:
-    """Return the context that a caller sent; an empty one, where it sent none or a broken one."""
+    """Return the trace context in the headers of a request; an empty one if it is missing or malformed."""
     return _PROPAGATOR.extract(headers)
 
 
 def call_headers() -> dict[str, str]:
-    """Return the headers of a call whose spans are to be children of the current one."""
+    """Return the headers that make the spans of a call children of the current span."""
     headers: dict[str, str] = {}
     if _tracer is not None:
         _PROPAGATOR.inject(headers)

@@ -1,7 +1,7 @@
-"""Says whether the present turn of a runner takes longer than any should: then the runner is not ready.
+"""Detection of a stuck runner: its current iteration takes longer than allowed, so that it is not ready.
 
-A turn is one batch of an encoder, or one prefill and step of a decoder. Nothing can stop a thread that is stuck in one.
-It knows no work.
+An iteration is one batch of the encoder, or one prefill and decode step of the decoder. A thread that is stuck in one
+cannot be interrupted, only reported. Knows nothing of the work.
 """
 
 import logging
@@ -13,34 +13,33 @@ logger = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Watches one thread whose turns may each take `limit_s`."""
+    """Watches one thread, each of whose iterations may take up to `limit_s`. `name` is for the log."""
 
     def __init__(self, name: str, limit_s: float, now: Callable[[], float] = time.monotonic) -> None:
         self._name = name
         self._limit_s = limit_s
         self._now = now
-        self._since_s: float | None = None  # of the present turn
-        self._is_told = False
+        self._started_s: float | None = None  # of the current iteration
+        self._is_reported = False
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Watch what is done meanwhile."""
-        self._since_s = self._now()
+    def iteration(self) -> Iterator[None]:
+        """Time one iteration."""
+        self._started_s = self._now()
         try:
             yield
         finally:
-            self._since_s = None
+            self._started_s = None
 
-    def is_content(self) -> bool:
-        """Say whether no turn takes too long; log, once for each, that one does, and that it has ended."""
-        since_s = self._since_s  # the thread may set it at any time
-        taken_s = 0.0 if since_s is None else self._now() - since_s
-        is_stuck = taken_s > self._limit_s
-        if is_stuck and not self._is_told:
-            logger.error(
-                "%s is stuck: a turn takes %.0f s so far, at most %g are allowed", self._name, taken_s, self._limit_s
-            )
-        if self._is_told and not is_stuck:
+    def is_in_time(self) -> bool:
+        """Return False while an iteration exceeds the limit; log once that it does, and once that it has ended."""
+        started_s = self._started_s  # read once: the watched thread may change it at any time
+        elapsed_s = 0.0 if started_s is None else self._now() - started_s
+        is_stuck = elapsed_s > self._limit_s
+        if is_stuck and not self._is_reported:
+            message = "%s is stuck: an iteration has taken %.0f s so far; at most %g s are allowed"
+            logger.error(message, self._name, elapsed_s, self._limit_s)
+        if self._is_reported and not is_stuck:
             logger.warning("%s is no longer stuck", self._name)
-        self._is_told = is_stuck
+        self._is_reported = is_stuck
         return not is_stuck

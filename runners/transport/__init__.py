@@ -1,1 +1,1 @@
-"""What travels between gateway and runner, and the guards in front of a runner."""
+"""The protocol between gateway and runner: messages, pixels, and the ASGI middleware of a runner."""

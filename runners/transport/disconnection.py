@@ -1,4 +1,4 @@
-"""Work that ends when the one who asked for it closes the connection. It knows ASGI and nothing of the work."""
+"""Cancellation of work when its client disconnects. Knows ASGI and nothing of the work."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -11,24 +11,24 @@ ResultT = TypeVar("ResultT")
 
 
 async def while_connected(receive: Receive, work: Awaitable[ResultT]) -> ResultT:
-    """Return the result of `work`; cancel it and raise `ClientDisconnect` if the client goes before it is there.
+    """Return the result of `work`; if the client disconnects first, cancel it and raise `ClientDisconnect`.
 
-    The body of the request must have been read: after it, `receive` has nothing to say but that the client is gone.
+    The body of the request must have been read: `receive` then returns nothing but the disconnection.
     """
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
-    leaving.add_done_callback(lambda _: working.cancel())
+    working, disconnection = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    disconnection.add_done_callback(lambda _: working.cancel())
     try:
         return await working
     except asyncio.CancelledError:
-        if _is_cancelled() or not leaving.done():
+        if _is_caller_cancelled() or not disconnection.done():
             raise
-        leaving.result()
+        disconnection.result()
         raise ClientDisconnect from None
     finally:
-        leaving.cancel()
+        disconnection.cancel()
 
 
-def _is_cancelled() -> bool:
+def _is_caller_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 

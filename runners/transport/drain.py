@@ -1,7 +1,7 @@
-"""Shutdown without loss: a signal reaches uvicorn only when every call in flight is answered.
+"""Draining before shutdown: SIGTERM reaches uvicorn only after all calls in flight are answered.
 
-uvicorn closes its socket at once. A proxy would take the runner for dead and end its calls; a runner that still answers
-that it is not ready gets no new ones.
+uvicorn closes its socket at once, so that a proxy would consider the runner dead and abort its calls. While it drains,
+the runner still answers that it is not ready, and gets no new calls.
 """
 
 import asyncio
@@ -12,10 +12,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 def drain_before_stop(drain: Callable[[], Awaitable[object]], signum: signal.Signals = signal.SIGTERM) -> None:
-    """Await `drain` when the signal comes, then let uvicorn handle it. Called in the event loop's thread."""
+    """On the signal, await `drain`, then run uvicorn's handler. Call it in the event loop's thread."""
     stop_uvicorn = signal.getsignal(signum)
     assert callable(stop_uvicorn)
-    draining = set[asyncio.Task[None]]()  # the event loop itself refers to tasks weakly
+    draining = set[asyncio.Task[None]]()  # the event loop holds only weak references
 
     async def drain_then_stop() -> None:
         await drain()
@@ -29,7 +29,7 @@ def drain_before_stop(drain: Callable[[], Awaitable[object]], signum: signal.Sig
 
 
 class CallsInFlight:
-    """The number of calls in flight, and whether the runner is draining."""
+    """Counts the calls in flight; `is_draining` is True once `drain` has been called."""
 
     def __init__(self) -> None:
         self.is_draining = False
@@ -37,14 +37,14 @@ class CallsInFlight:
         self._ended = asyncio.Event()
 
     async def drain(self) -> None:
-        """Return when no call is in flight."""
+        """Wait until no call is in flight."""
         self.is_draining = True
         while self._num_calls:
             self._ended.clear()
             await self._ended.wait()
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
-        """Count the POST requests of `app`, to the last byte of their answers."""
+        """Return `app` with its POST requests counted, up to the last byte of their responses."""
 
         async def counted(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http" or scope["method"] != "POST":

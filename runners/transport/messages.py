@@ -1,4 +1,4 @@
-"""The JSON messages between the gateway and a runner. Pixels travel beside them (runners/transport/pixels.py)."""
+"""The JSON messages between gateway and runner. Pixels are sent separately (runners/transport/pixels.py)."""
 
 from typing import Annotated, Literal
 
@@ -16,34 +16,34 @@ class PixelMemory(BaseModel):
 
     pid: int
     fd: int
-    name: str  # of this memory and no other
+    name: str  # random, unique to this memory
 
 
 class ImageToEncode(BaseModel):
-    """One image of a batch: its pixels arrived with the call that waits for its features."""
+    """One image of an encoder batch; its pixels are in the call that is pending for its features."""
 
     image_key: str
 
 
 class SequenceSpec(BaseModel):
-    """One sequence to write from an image's features; None is the checkpoint's own setting."""
+    """A sequence to generate from an image's features; None: the checkpoint's default."""
 
-    segments: list[tuple[str, bool]]  # (text, may it hold control tokens)
+    segments: list[tuple[str, bool]]  # (text, is_control); control tokens are recognised in control segments only
     max_new_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
     num_beams: int | None = None
-    grammar: str | None = None  # of a well-formed answer, Lark; None: any answer may be written
-    timeout_s: float
+    grammar: str | None = None  # of the answer, in Lark (runners/decoder/constraints.py); None: unconstrained
+    timeout_s: float  # until the end of the sequence, queueing included
 
 
 class Written(BaseModel):
-    """A sequence that was written to its end."""
+    """A complete sequence."""
 
     kind: Literal["written"] = "written"
-    text: str  # without the tokens that start and end every answer
-    token_ends: list[int]  # offset in `text` after each token that `logprobs` names
+    text: str  # without start and end tokens
+    token_ends: list[int]  # offset in `text` after each token of `logprobs`
     logprobs: list[float]
     finish_reason: FinishReason
     num_prompt_tokens: int
@@ -54,7 +54,7 @@ class Written(BaseModel):
 
 
 class Failed(BaseModel):
-    """A sequence that was not."""
+    """A failed sequence or image."""
 
     kind: Literal["failed"] = "failed"
     code: FailureCode
@@ -65,9 +65,9 @@ Outcome = Annotated[Written | Failed, Field(discriminator="kind")]
 
 
 class EncodedImage(BaseModel):
-    """The outcome of one image of a batch; its features stay in the runner."""
+    """The outcome of one image of an encoder batch; its features stay in the runner."""
 
-    encode_s: float  # of its whole batch
+    encode_s: float  # of the whole batch
     failed: Failed | None = None
 
 
@@ -75,27 +75,27 @@ class WriteCall(BaseModel):
     """The body of `/write` and `/stream`: sequences over the features of one image."""
 
     sequences: list[SequenceSpec]
-    pixels: PixelMemory | None = None  # None: they follow in the body, or the features are expected to be there
+    pixels: PixelMemory | None = None  # None: in the body, or not sent as the features should be cached
 
 
 class FoundFeatures(BaseModel):
-    """Where the features of a call came from, and how long that took."""
+    """The source of a call's features, and the time to get them."""
 
     kind: Literal["features"] = "features"
     outcome: CacheOutcome
-    encode_s: float = 0.0  # of the whole batch; 0 unless this call had the image encoded
-    queue_s: float = 0.0  # waiting for the batch
+    encode_s: float = 0.0  # of the whole batch; 0 unless `outcome` is miss
+    queue_s: float = 0.0  # waiting for the encoder
 
 
 class Outcomes(BaseModel):
-    """The answer of `/write`: one outcome for each sequence of the call, in order."""
+    """The response of `/write`: the outcomes of the call's sequences, in order."""
 
     features: FoundFeatures
     outcomes: list[Outcome]
 
 
 class TextPiece(BaseModel):
-    """Text that a live sequence has gained; never a part of a character or of a control token."""
+    """New text of a live sequence; characters and control tokens are never split."""
 
     kind: Literal["piece"] = "piece"
     index: int  # of the sequence
@@ -103,11 +103,11 @@ class TextPiece(BaseModel):
 
 
 class SequenceEnd(BaseModel):
-    """The outcome of a sequence whose pieces were sent."""
+    """The outcome of a sequence, after all of its pieces."""
 
     kind: Literal["end"] = "end"
     index: int
     outcome: Outcome
 
 
-WritingEvent = Annotated[FoundFeatures | TextPiece | SequenceEnd, Field(discriminator="kind")]  # of `/stream`
+WritingEvent = Annotated[FoundFeatures | TextPiece | SequenceEnd, Field(discriminator="kind")]  # a line of `/stream`

@@ -1,11 +1,11 @@
-"""The pixels of a call on their way to a runner: in shared memory on one host, in the request's body between hosts.
+"""Calls with pixels: in shared memory on one host, in the request's body between hosts.
 
-    one host        a memfd of the gateway, which the JSON names; the runner maps it through /proc and copies nothing
+    one host        a memfd of the gateway, named in the JSON; the runner maps it through /proc without a copy
     between hosts   application/octet-stream: JSON of `MESSAGE_BYTES_HEADER` bytes, then the pixels
 
-Memory is the faster of the two from 448 px on, by 1 ms at 768 (`python -m export.bench.transport`). A memfd has no name
-in any folder: the kernel frees it with its last user, whichever process dies. /proc/<pid>/fd/<fd> needs the same user
-and the same PID namespace; the memory's random name proves that it is not another process's under the same numbers.
+Shared memory is faster from 448 px on, by 1 ms at 768 px (`python -m export.bench.transport`). A memfd is in no folder:
+the kernel frees it with its last user, even if a process is killed. /proc/<pid>/fd/<fd> requires the same user and PID
+namespace; the memory's random name proves that it is not another process's with the same numbers.
 """
 
 import mmap
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from runners.transport.messages import PixelMemory, WriteCall
 
-IMAGE_KEY_HEADER = "X-Diptych-Image-Key"  # hexadecimal; a proxy between hosts may route by it
+IMAGE_KEY_HEADER = "X-Diptych-Image-Key"  # hexadecimal; proxies between hosts route by it
 MESSAGE_BYTES_HEADER = "X-Diptych-Message-Bytes"
 JSON, BYTES = "application/json", "application/octet-stream"
 
@@ -31,19 +31,19 @@ Pixels = NDArray[np.uint8]
 
 
 class BadCall(Exception):
-    """The call is not what a gateway sends, or its pixels cannot be read."""
+    """The call is malformed, or its pixels cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReceivedCall:
-    """A call as the runner reads it; `pixels` are (H, W, 3), None where none were sent."""
+    """A call and its pixels (H, W, 3), None if none were sent."""
 
     call: WriteCall
     pixels: Pixels | None
 
 
 def body_of(call: WriteCall, pixels: Pixels | None) -> tuple[bytes, dict[str, str]]:
-    """Return the body and the headers of a call whose `pixels`, if any, travel in the body."""
+    """Return the body and the headers of a call with `pixels`, if any, in the body."""
     message = call.model_dump_json().encode()
     if pixels is None:
         return message, {"Content-Type": JSON}
@@ -52,7 +52,7 @@ def body_of(call: WriteCall, pixels: Pixels | None) -> tuple[bytes, dict[str, st
 
 @contextmanager
 def in_memory(pixels: Pixels) -> Iterator[PixelMemory]:
-    """Yield the memory that holds `pixels`, closed at the end; a runner that has mapped it keeps it."""
+    """Yield shared memory with `pixels`, closed at the end; a runner that has mapped it can still read it."""
     name = _NAME_PREFIX + secrets.token_hex(16)
     fd = os.memfd_create(name, os.MFD_CLOEXEC)
     try:
@@ -65,12 +65,13 @@ def in_memory(pixels: Pixels) -> Iterator[PixelMemory]:
 
 
 def read_call(body: bytes, message_bytes: str | None, shape_hwc: tuple[int, int, int]) -> ReceivedCall:
-    """Return the call in a request's body; raise `BadCall`. `message_bytes` is the header of that name."""
+    """Parse a request's body; raise `BadCall`. `message_bytes` is the value of `MESSAGE_BYTES_HEADER`."""
     if message_bytes is None:
         call = _parse(body)
         return ReceivedCall(call, None if call.pixels is None else _mapped(call.pixels, shape_hwc))
     if not message_bytes.isdecimal() or len(message_bytes) > len(str(len(body))):
-        raise BadCall(f"{MESSAGE_BYTES_HEADER} is {message_bytes[:20]!r}; it must be a length within the body")
+        given = message_bytes[:20]
+        raise BadCall(f"{MESSAGE_BYTES_HEADER} is {given!r}; it must be a length within the body, {len(body)} bytes")
     length = int(message_bytes)
     return ReceivedCall(_parse(body[:length]), _shaped(memoryview(body)[length:], shape_hwc))
 
@@ -92,7 +93,7 @@ def _mapped(memory: PixelMemory, shape_hwc: tuple[int, int, int]) -> Pixels:
         raise BadCall(f"cannot open the shared pixels: {error}") from error
     try:
         return _shaped(mmap.mmap(fd, 0, access=mmap.ACCESS_READ), shape_hwc)
-    except (OSError, ValueError) as error:  # ValueError: empty
+    except (OSError, ValueError) as error:  # ValueError: empty memory
         raise BadCall(f"cannot map the shared pixels: {error}") from error
     finally:
         os.close(fd)
@@ -101,5 +102,5 @@ def _mapped(memory: PixelMemory, shape_hwc: tuple[int, int, int]) -> Pixels:
 def _shaped(data: Any, shape_hwc: tuple[int, int, int]) -> Pixels:
     pixels = np.frombuffer(data, dtype=np.uint8)
     if pixels.size != np.prod(shape_hwc):
-        raise BadCall(f"{pixels.size} bytes of pixels were sent; an image of this model has {np.prod(shape_hwc)}")
+        raise BadCall(f"the pixels have {pixels.size} bytes; an image of this model has {np.prod(shape_hwc)}")
     return pixels.reshape(shape_hwc)

@@ -1,4 +1,4 @@
-"""The span of a call of the gateway in the runner that answers it. It knows ASGI and no runner."""
+"""The server span of a call from the gateway. Knows ASGI and no runner."""
 
 from http import HTTPStatus
 
@@ -15,13 +15,12 @@ from runners.telemetry.tracing import are_made, caller_context, note_error, span
 
 
 class TracedCalls:
-    """Makes a span of each call that brings a trace, in that trace."""
+    """Makes a server span for each request with a traceparent header, in the trace of its caller."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer as the app does."""
         if scope["type"] != "http" or not are_made() or "traceparent" not in (headers := Headers(scope=scope)):
             return await self._app(scope, receive, send)
         attributes = {HTTP_REQUEST_METHOD: scope["method"], HTTP_ROUTE: scope["path"]}

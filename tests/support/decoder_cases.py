@@ -1,4 +1,4 @@
-"""Decoders of ours beside the same checkpoint in transformers, and what both are asked."""
+"""Our decoders, the same checkpoints in transformers, and requests for both."""
 
 import json
 import shutil
@@ -36,17 +36,17 @@ PROMPTS: dict[Family, tuple[str, ...]] = {
     ),
 }
 SIDE_PX, NUM_SCENES, MAX_NEW_TOKENS = 192, 6, 40
-NEAR_TIE_LOGITS = 1e-3  # well above the rounding of sums in another order
+NEAR_TIE_LOGITS = 1e-3  # well above the rounding error of sums in a different order
 MAX_NEAR_TIES = 0.02  # of the answers
 
-# As the released Florence-2 checkpoints have them: no repeated trigrams, beams that stop early.
+# Of the released Florence-2 checkpoints: no repeated trigrams, early stopping.
 RELEASED_RULES = {"no_repeat_ngram_size": 3, "early_stopping": True}
 CASE_NAMES = (*EMBEDDED, "florence-2-mini released rules", "random florence2", "random paligemma", "random paligemma2")
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A decoder of ours, the same checkpoint in transformers, and what both are asked."""
+    """Our decoder, the same checkpoint in transformers, and requests for both."""
 
     decoder: Decoder[Any]
     reference: Reference
@@ -62,20 +62,20 @@ class Case:
     def requests(self) -> list[SequenceRequest]:
         return [self.request(index, 8 + index) for index in range(NUM_SCENES * len(self.prompts))]
 
-    def is_as_the_reference(self, index: int, request: SequenceRequest, written: tuple[int, ...], score: float) -> bool:
-        """Say whether the reference writes the same tokens; False for a near tie, assert that it is one."""
+    def equals_reference(self, index: int, request: SequenceRequest, written: tuple[int, ...], score: float) -> bool:
+        """Return True for the reference's tokens, False at a near tie; raise `AssertionError` for any others."""
         place = index % NUM_SCENES
         features, limit = self.features[place], request.max_new_tokens
         expected = self.reference.generate(self._prompt(index), self.images[place], features, limit, request.num_beams)
         if written == expected.token_ids:
             return True
-        told = (self._prompt(index), request.num_beams, written, expected.token_ids)
+        details = (self._prompt(index), request.num_beams, written, expected.token_ids)
         if expected.score is not None:
-            assert abs(score - expected.score) <= NEAR_TIE_LOGITS, (*told, score, expected.score)
+            assert abs(score - expected.score) <= NEAR_TIE_LOGITS, (*details, score, expected.score)
         else:
             step = next(i for i, (a, b) in enumerate(zip(written, expected.token_ids)) if a != b)  # noqa: B905
             best, second = expected.logits[step].topk(2).values.tolist()
-            assert best - second <= NEAR_TIE_LOGITS, told
+            assert best - second <= NEAR_TIE_LOGITS, details
         return False
 
     def _prompt(self, index: int) -> str:
@@ -83,7 +83,7 @@ class Case:
 
 
 def make_case(name: str, exported: ModelStore, folder: Path) -> Case:
-    """Return the case of one of `CASE_NAMES`; what it needs is written into `folder`."""
+    """Return the case of one of `CASE_NAMES`; its files are written into `folder`."""
     match name.split():
         case ["random", ("florence2" | "paligemma" | "paligemma2") as kind]:
             return _random_case(kind, folder)

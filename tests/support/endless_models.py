@@ -1,4 +1,4 @@
-"""The embedded models with an end token that they do not write: every answer is as long as it may be."""
+"""The embedded models with an end token that they never generate: every answer has the maximum length."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ _UNKNOWN_TOKEN_ID = 3  # <unk>
 
 
 def endless_models(exported: ModelStore, home: Path) -> ModelStore:
-    """Copy the exported models into another BentoML home, and take their end from them."""
+    """Copy the exported models into another BentoML home, with an end token that they never generate."""
     shutil.copytree(exported.home, home, symlinks=True)
     store = ModelStore(home)
     for model_id in EMBEDDED:

@@ -1,6 +1,6 @@
-"""A decoder with the real interface that writes what its prompt says, so that tests know every answer.
+"""A decoder with the real interface whose answer is its prompt.
 
-The prompt ids are the answer: token t of the answer is prompt_ids[t], and the end token comes after the last.
+Token t of the answer is `prompt_ids[t]`; the end token follows the last.
 """
 
 import time
@@ -18,34 +18,33 @@ from runners.decoder.tokenizer import Segments
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
 VOCABULARY_SIZE = 50
-# A prompt with POISON computes NaN for itself; one with CRASH fails its whole batch.
+# A prompt with POISON gives NaN logits for itself; one with CRASH fails its whole batch.
 EOS, SHORT_OF_MEMORY, POISON, CRASH = 1, 47, 48, 49
 MAX_POSITIONS = 64
 
-MAX_PREFILL = 2  # sequences; a prompt with SHORT_OF_MEMORY in a larger batch is too much
+MAX_PREFILL = 2  # sequences; a larger prefill with SHORT_OF_MEMORY in a prompt runs out of memory
 FAKE_RULES = GenerationRules(frozenset({EOS}))
 FAKE_TOKENIZER = tiny_tokenizer({i: chr(i - 2 + ord("a")) for i in range(2, 28)}, {0: "<pad>", EOS: "<eos>"})
 
 
 @dataclass(slots=True)
 class FakeCache:
-    """The answer of each slot and how much of it is written."""
+    """The answer of each slot and the number of its generated tokens."""
 
     answers: list[tuple[int, ...]]
-    num_written: list[int]
+    num_generated: list[int]
 
 
 class FakeText:
     """One character for each token."""
 
     def push(self, token_id: int) -> str:
-        """Return the token's."""
         return chr(token_id - 2 + ord("a"))
 
 
 @dataclass(slots=True)
 class FakeDecoder:
-    """Writes each prompt back; notes the size of every prefill and step. A step takes `step_s`."""
+    """Repeats each prompt; records the size of every prefill and step. A step takes `step_s`."""
 
     rules: GenerationRules = FAKE_RULES
     constraints: Constraints = field(default_factory=lambda: Constraints(FAKE_TOKENIZER, {EOS}))
@@ -60,21 +59,19 @@ class FakeDecoder:
         return tuple(ord(character) - ord("a") + 2 for text, _ in segments for character in text)
 
     def text_stream(self) -> FakeText:
-        """Return a stream of the character of each id."""
         return FakeText()
 
-    def max_new_tokens(self, num_read: int) -> int:
-        """Return the positions left."""
-        if num_read >= MAX_POSITIONS:
-            raise SequenceTooLong(f"{num_read} tokens are read, there are {MAX_POSITIONS} positions")
-        return MAX_POSITIONS - num_read
+    def max_new_tokens(self, num_prefix_tokens: int) -> int:
+        if num_prefix_tokens >= MAX_POSITIONS:
+            raise SequenceTooLong(
+                f"image and prompt have {num_prefix_tokens} tokens; at most {MAX_POSITIONS - 1} are allowed"
+            )
+        return MAX_POSITIONS - num_prefix_tokens
 
     def new_cache(self, num_slots: int) -> FakeCache:
-        """Return empty slots."""
         return FakeCache([()] * num_slots, [0] * num_slots)
 
     def prefill(self, cache: FakeCache, requests: Sequence[SequenceRequest], first_slot: int) -> Tensor:
-        """Note the answers; return the logits of each first token."""
         self.batch_sizes.append(len(requests))
         if any(CRASH in request.prompt_ids for request in requests):
             raise RuntimeError("the batch crashed")
@@ -82,36 +79,33 @@ class FakeDecoder:
             raise torch.OutOfMemoryError
         slots = range(first_slot, first_slot + len(requests))
         for slot, request in zip(slots, requests, strict=True):
-            cache.answers[slot], cache.num_written[slot] = request.prompt_ids, 0
+            cache.answers[slot], cache.num_generated[slot] = request.prompt_ids, 0
         return self._logits(cache, slots)
 
     def decode_step(self, cache: FakeCache, token_ids: Tensor) -> Tensor:
-        """Go on by one token."""
         self.step_sizes.append(len(token_ids))
         if len(self.step_sizes) == self.failing_step:
             raise RuntimeError("the step failed")
         for slot in range(len(token_ids)):
-            cache.num_written[slot] += 1
+            cache.num_generated[slot] += 1
         if self.step_s:
             time.sleep(self.step_s)
         return self._logits(cache, range(len(token_ids)))
 
     def clear(self, cache: FakeCache, slot: int) -> None:
-        """Forget what slot `slot` holds."""
         cache.answers[slot] = ()
 
     def copy(self, cache: FakeCache, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Give each slot of `targets` what the slot at the same place of `sources` held before."""
-        held = [(cache.answers[source], cache.num_written[source]) for source in sources]
-        for target, (answer, num_written) in zip(targets, held, strict=True):
-            cache.answers[target], cache.num_written[target] = answer, num_written
+        held = [(cache.answers[source], cache.num_generated[source]) for source in sources]
+        for target, (answer, num_generated) in zip(targets, held, strict=True):
+            cache.answers[target], cache.num_generated[target] = answer, num_generated
 
     reorder = copy
 
     def _logits(self, cache: FakeCache, slots: range) -> Tensor:
         logits = torch.zeros(len(slots), VOCABULARY_SIZE)
         for row, slot in enumerate(slots):
-            answer, position = cache.answers[slot], cache.num_written[slot]
+            answer, position = cache.answers[slot], cache.num_generated[slot]
             token_id = answer[position] if position < len(answer) else EOS
             logits[row, token_id] = 10.0
             if token_id == POISON:

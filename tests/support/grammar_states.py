@@ -1,9 +1,9 @@
-"""Recorded states of constrained decoding: a grammar, the tokens written so far, and which tokens were allowed then.
+"""Recorded states of constrained decoding: a grammar, the tokens generated so far, and the tokens allowed next.
 
     python -m tests.support.grammar_states [--time]
 
-records them again, or times the masks. Half of each vocabulary's states lie in answers that the embedded models wrote,
-greedily and with beams, held to their grammar; the others in random answers.
+records them again, or times the masks. Half of each vocabulary's states come from constrained answers of the embedded
+models, greedy and with beams; the others from random answers.
 """
 
 import argparse
@@ -65,7 +65,7 @@ _RANDOM_PARAMETERS: dict[str, list[dict[str, Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class GrammarState:
-    """One state; the tokens that are allowed in it by their number and the hash of their ids."""
+    """One state, with the number of its allowed tokens and the hash of their ids."""
 
     tokenizer: TokenizerName
     task: str
@@ -76,13 +76,12 @@ class GrammarState:
 
 
 def recorded_states(tokenizer: TokenizerName) -> list[GrammarState]:
-    """Return the recorded states of one vocabulary."""
     states = (GrammarState(**each) for each in json.loads(STATES_FILE.read_text(encoding="utf-8")))
     return [state for state in states if state.tokenizer == tokenizer]
 
 
 def tokenizer_definition(name: TokenizerName) -> dict[str, Any] | None:
-    """Return the values of a `tokenizer.json`, None where it cannot be fetched."""
+    """Return the values of a `tokenizer.json`, None if it cannot be fetched."""
     if name == "bart" or name == "gemma":
         return fetch_tokenizer(name)
     definition: dict[str, Any] = json.loads((MODELS / name / "tokenizer.json").read_text(encoding="utf-8"))
@@ -90,7 +89,7 @@ def tokenizer_definition(name: TokenizerName) -> dict[str, Any] | None:
 
 
 def measured(state: GrammarState, constraints: Constraints) -> GrammarState:
-    """Return the state with what is allowed now."""
+    """Return the state with the tokens that are allowed now."""
     constraint = constraints.get(grammar_of(state))
     ids = allowed_ids(constraint, state_after(constraint, state.token_ids))
     digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
@@ -98,7 +97,6 @@ def measured(state: GrammarState, constraints: Constraints) -> GrammarState:
 
 
 def grammar_of(state: GrammarState) -> str:
-    """Return the grammar of the state's task."""
     parameters = parse_parameters(TASKS[state.task], state.parameters)
     grammar = FAMILIES[FAMILY_OF[state.tokenizer]].answer_grammar(state.task, parameters)
     assert grammar is not None
@@ -106,7 +104,7 @@ def grammar_of(state: GrammarState) -> str:
 
 
 def state_after(constraint: Constraint, token_ids: Iterable[int]) -> ConstraintState:
-    """Follow `token_ids` from the start."""
+    """Return the state of an answer that consists of `token_ids`."""
     state = constraint.start()
     for token_id in token_ids:
         state = constraint.after(state, token_id)
@@ -114,7 +112,7 @@ def state_after(constraint: Constraint, token_ids: Iterable[int]) -> ConstraintS
 
 
 def allowed_ids(constraint: Constraint, state: ConstraintState, size: int = 2**18) -> list[int]:
-    """Return the tokens that can come next, ascending."""
+    """Return the ids of the tokens allowed next, ascending."""
     return constraint.masked(state, torch.zeros(size)).isfinite().nonzero().flatten().tolist()
 
 
@@ -139,7 +137,7 @@ def _record(folder: Path) -> None:
 
 
 def _model_answers(name: TokenizerName, folder: Path) -> Iterator[GrammarState]:
-    """Yield what an embedded model answers to every constrained question about some scenes."""
+    """Yield an embedded model's answers to all constrained questions about some scenes."""
     entry, family = CATALOG[name], FAMILY_OF[name]
     reference = Reference.load(MODELS / name)
     shutil.copytree(MODELS / name, folder)
@@ -167,7 +165,7 @@ def _model_answers(name: TokenizerName, folder: Path) -> Iterator[GrammarState]:
 def _retokenized(
     answers: Iterable[GrammarState], model: TokenizerName, tokenizer: Tokenizer, name: TokenizerName
 ) -> Iterator[GrammarState]:
-    """Yield the same answers in the tokens of another vocabulary."""
+    """Yield the same answers, tokenized in another vocabulary."""
     own = Tokenizer.from_file(str(MODELS / model / "tokenizer.json"))
     for answer in answers:
         text = own.decode(answer.token_ids, skip_special_tokens=False)
@@ -183,7 +181,7 @@ def _prefix(answer: GrammarState, rng: random.Random) -> GrammarState:
 def _random_prefixes(
     name: TokenizerName, constraints: Constraints, definition: dict[str, Any], rng: random.Random
 ) -> Iterator[GrammarState]:
-    """Yield the start of random answers, without end; kinds of tokens are chosen evenly, not tokens."""
+    """Yield prefixes of random answers, endlessly; kinds of tokens, not tokens, are drawn uniformly."""
     family = FAMILY_OF[name]
     control = {token["id"]: token["content"][:4] for token in definition["added_tokens"]}
     offered = [task for task in _RANDOM_PARAMETERS if CATALOG[_MODEL_OF[family]].offers(task)]
@@ -205,7 +203,7 @@ def _random_prefixes(
 
 
 def _time() -> None:
-    """Print how long a mask takes in each recorded state, the first time and later, on one thread."""
+    """Print the time of a mask in the recorded states, the first time and later, on one thread."""
     torch.set_num_threads(1)
     print("| vocabulary | tokens | compile, ms | first mask, ms | later, ms |\n|---|---|---|---|---|")
     for name, family in FAMILY_OF.items():

@@ -1,4 +1,4 @@
-"""The endless models with a NaN in florence-2-mini: whoever comes to that position of an answer fails."""
+"""The endless models with a NaN in florence-2-mini: an answer fails when it reaches that position."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ _POSITIONS = "model.language_model.decoder.embed_positions.weight"
 
 
 def poisoned_models(exported: ModelStore, home: Path) -> ModelStore:
-    """Copy the exported models into another BentoML home, without an end and with a poisoned position."""
+    """Copy the exported models into another BentoML home, without an end token and with a poisoned position."""
     store = endless_models(exported, home)
     folder = store.newest(POISONED_MODEL)
     weights = load_file(folder / DECODER_FILE)

@@ -1,4 +1,4 @@
-"""Small checkpoints with random weights, in the embedded ones' vocabularies.
+"""Small checkpoints with random weights and the vocabularies of the embedded ones.
 
 `paligemma2` has Gemma 2's soft caps and a sliding window shorter than its prefix.
 """
@@ -21,8 +21,8 @@ RandomKind = Literal["florence2", "paligemma", "paligemma2"]
 SLIDING_WINDOW = 12  # less than the 144 image tokens, and less than an answer
 _SOURCES = {"florence2": "florence-2-mini", "paligemma": "paligemma-mini", "paligemma2": "paligemma-mini"}
 _FILES = ("tokenizer.json", "tokenizer_config.json", "processor_config.json")
-_WEIGHT_STD = 0.1  # added to every weight: differences between logits that are no near ties
-_END_BIAS = 2  # times the end token's embedding: Gemma then ends at different places, the others at their limit
+_WEIGHT_STD = 0.1  # added to every weight: keeps logits apart, which avoids near ties
+_END_BIAS = 2  # factor of the end token's embedding: Gemma then ends at varying positions, the others at their limit
 
 _GEMMA2 = {
     "model_type": "gemma2",

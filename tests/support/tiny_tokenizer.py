@@ -3,7 +3,7 @@ from typing import Any
 
 
 def tiny_tokenizer(text: Mapping[int, str], control: Mapping[int, str]) -> dict[str, Any]:
-    """Return the values of a `tokenizer.json` that writes bytes as BART's does, with these tokens and no merges."""
+    """Return the values of a byte-level `tokenizer.json`, as BART's, with these tokens by id and no merges."""
     flags = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
     return {
         "version": "1.0",

@@ -44,17 +44,17 @@ def test_max_new_tokens_ends_with_length() -> None:
     assert written.finish_reason == "length"
 
 
-def test_end_token_at_the_last_place_still_stops() -> None:
+def test_end_token_at_the_last_position_still_stops() -> None:
     assert write(FREE, request(1), preferring(1)).finish_reason == "stop"
 
 
-def test_forced_bos_comes_first_with_certainty() -> None:
+def test_forced_bos_comes_first_with_log_probability_0() -> None:
     written = write(replace(FREE, forced_bos_token_id=7), request(2), preferring(4))
     assert written.token_ids == (7, 4)
     assert written.logprobs[0] == 0.0
 
 
-def test_forced_eos_closes_a_full_answer_which_counts_as_cut() -> None:
+def test_forced_eos_ends_a_full_answer_with_length() -> None:
     written = write(replace(FREE, forced_eos_token_id=1), request(3), preferring(4))
     assert written.token_ids == (4, 4, 1)
     assert written.finish_reason == "length"
@@ -80,7 +80,7 @@ def test_sampling_is_repeatable_by_seed() -> None:
     assert len(set(others)) > 10
 
 
-def test_low_temperature_comes_close_to_greedy() -> None:
+def test_low_temperature_gives_the_greedy_tokens() -> None:
     written = write(FREE, request(temperature=0.01, seed=0), preferring(4, 5))
     assert written.token_ids == (4,) * 8
 

@@ -1,4 +1,4 @@
-"""Spans of one process, sent for real to a small collector; and what there is without one."""
+"""Spans of one process, exported to a small real collector; and tracing without a collector."""
 
 import asyncio
 import logging
@@ -17,13 +17,13 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from runners.telemetry import tracing
-from runners.telemetry.span_export import COMPLAINTS, Seldom
+from runners.telemetry.span_export import EXPORT_LOGGERS, RateLimitFilter
 from runners.telemetry.tracing import TraceOptions, call_headers, caller_context, past_span, span, trace_id
 from runners.transport.traced_calls import TracedCalls
 from tests.support.trace_collector import CALLER_ID, TRACE_ID, TRACEPARENT, CollectedSpan, Collector, collecting
 from tests.support.waiting import wait_until
 
-BROKEN = [
+MALFORMED = [
     "",
     "00",
     f"00-{'0' * 32}-{CALLER_ID}-01",
@@ -35,10 +35,10 @@ BROKEN = [
 
 
 @pytest.fixture(autouse=True)
-def complaints_begin_anew() -> None:
-    """A process starts to trace once; here each test does. What an earlier one left stays silent, as it would be."""
-    for logger in map(logging.getLogger, COMPLAINTS):
-        logger.filters = [each for each in logger.filters if not isinstance(each, Seldom)]
+def no_rate_limits() -> None:
+    """Remove the filters of earlier tests: a process starts tracing once, here each test does."""
+    for logger in map(logging.getLogger, EXPORT_LOGGERS):
+        logger.filters = [each for each in logger.filters if not isinstance(each, RateLimitFilter)]
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def by_name(collector: Collector) -> dict[str, CollectedSpan]:
     return {span.name: span for span in collector.spans}
 
 
-def test_spans_lie_in_each_other_and_in_that_of_the_caller(collector: Collector) -> None:
+def test_spans_are_nested_within_the_span_of_the_caller(collector: Collector) -> None:
     with exporting(f"{collector.url}/"), span("outer", {"a": 1}, parent=caller_context({"traceparent": TRACEPARENT})):
         assert trace_id() == TRACE_ID
         with span("inner"):
@@ -73,7 +73,7 @@ def test_spans_lie_in_each_other_and_in_that_of_the_caller(collector: Collector)
     assert (made["outer"].part, made["outer"].attributes) == ("part", {"a": 1})
 
 
-def test_a_span_is_current_in_the_tasks_that_it_starts_and_in_no_others(collector: Collector) -> None:
+def test_a_span_is_current_in_its_own_tasks_only(collector: Collector) -> None:
     async def one(name: str) -> None:
         with span(name):
             await asyncio.gather(*(child(f"{name}{index}") for index in range(2)))
@@ -95,14 +95,14 @@ def test_a_span_is_current_in_the_tasks_that_it_starts_and_in_no_others(collecto
     }
 
 
-def test_a_past_span_has_the_times_of_the_clock(collector: Collector) -> None:
+def test_a_past_span_has_its_own_times(collector: Collector) -> None:
     with exporting(collector.url), span("whole"):
         start_s = time.monotonic()
         time.sleep(0.02)
         past_span("past", start_s, start_s + 0.01, {"n": 2})
     made = by_name(collector)
     assert made["past"].duration_s == pytest.approx(0.01, abs=1e-6)
-    # Two clocks are read one after the other, and a process may lose its core in between.
+    # Two clocks are read in succession, and the process may be preempted in between.
     assert made["whole"].start_s - 0.005 <= made["past"].start_s <= made["past"].end_s <= made["whole"].end_s
     assert made["past"].attributes == {"n": 2}
 
@@ -122,7 +122,7 @@ def test_a_cancelled_span_has_not_failed(collector: Collector) -> None:
     assert [(one.name, one.has_failed) for one in collector.spans] == [("cancelled", False)]
 
 
-def test_the_caller_decides_whether_its_trace_is_sampled_and_the_share_counts_for_others(collector: Collector) -> None:
+def test_the_caller_decides_on_sampling_of_its_traces_and_the_share_applies_to_others(collector: Collector) -> None:
     unsampled = TRACEPARENT.removesuffix("1") + "0"
     for sample, headers in ((1.0, {"traceparent": unsampled}), (0.0, {"traceparent": TRACEPARENT}), (0.0, {})):
         with exporting(collector.url, sample), span(f"{sample} {headers}", parent=caller_context(headers)):
@@ -131,8 +131,8 @@ def test_the_caller_decides_whether_its_trace_is_sampled_and_the_share_counts_fo
     assert [one.name for one in collector.spans] == [f"{0.0} {{'traceparent': '{TRACEPARENT}'}}"]
 
 
-@pytest.mark.parametrize("traceparent", BROKEN)
-def test_a_broken_traceparent_is_none(traceparent: str) -> None:
+@pytest.mark.parametrize("traceparent", MALFORMED)
+def test_a_malformed_traceparent_is_ignored(traceparent: str) -> None:
     assert get_current_span(caller_context({"traceparent": traceparent})) is INVALID_SPAN
 
 
@@ -153,7 +153,7 @@ def exporting_nothing() -> Iterator[None]:
     tracing.stop()
 
 
-def test_a_call_goes_on_in_the_runner_that_answers_it(collector: Collector) -> None:
+def test_the_spans_of_a_runner_belong_to_the_trace_of_the_call(collector: Collector) -> None:
     async def answer(_request: Request) -> Response:
         with span("work"):
             return PlainTextResponse("done", 503)
@@ -190,7 +190,7 @@ def make_many(num: int) -> float:
 
 
 @pytest.mark.parametrize("listens", [False, True], ids=["nobody listens", "nobody answers"])
-def test_a_collector_that_is_away_costs_one_log_line_and_a_bounded_end(
+def test_an_unreachable_collector_costs_one_log_line_and_a_bounded_shutdown(
     listens: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")  # ms
@@ -201,23 +201,23 @@ def test_a_collector_that_is_away_costs_one_log_line_and_a_bounded_end(
         if listens:
             listener.listen()
         tracing.start(TraceOptions(f"http://127.0.0.1:{listener.getsockname()[1]}"), "part")
-        made_s = make_many(5000)  # more than twice what the queue holds
+        made_s = make_many(5000)  # more than twice the size of the queue
         wait_until(lambda: bool(caplog.records))
         start_s = time.monotonic()
         tracing.stop()
-        assert time.monotonic() - start_s < 5  # it waits for 2 s; a batch that is not taken takes 6
-    assert made_s < 5  # it takes 0.3 s; a batch that was waited for, 6
+        assert time.monotonic() - start_s < 5  # the limit is 2 s; a batch that is not accepted takes 6
+    assert made_s < 5  # 0.3 s without waiting; waiting for a batch takes 6
     assert len(caplog.records) == 1
-    wait_until(lambda: threading.active_count() == num_threads, 10)  # it does not try on
+    wait_until(lambda: threading.active_count() == num_threads, 10)  # no retries
 
 
-def test_a_complaint_comes_again_only_after_a_while() -> None:
+def test_log_lines_pass_once_per_interval() -> None:
     clock_s = [0.0]
-    seldom = Seldom(60, lambda: clock_s[0])
+    rate_limit = RateLimitFilter(60, lambda: clock_s[0])
     record = logging.LogRecord("a", logging.WARNING, "a", 1, "gone", None, None)
-    told = []
+    passed = []
     for now_s in (0, 1, 59, 60, 61, 119, 120):
         clock_s[0] = now_s
-        if seldom.filter(record):
-            told.append(now_s)
-    assert told == [0, 60, 120]
+        if rate_limit.filter(record):
+            passed.append(now_s)
+    assert passed == [0, 60, 120]

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from runners.models.packed_linear import PackedLinear, can_pack
+from runners.models.linear import PackedLinear, can_pack
 
-CLOSE = 1e-4  # of sums of up to 1,024 products near 1, in another order
+CLOSE = 1e-4  # absolute, for sums of up to 1,024 products near 1 in a different order
 SMALL, LARGE = (96, 64), (512, 1024)
 
 
@@ -14,7 +14,7 @@ def drawn(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 @pytest.mark.parametrize("rows", [(1,), (3, 1), (2, 70)])
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_the_product_is_that_of_the_matrix(size: tuple[int, int], rows: tuple[int, ...], has_bias: bool) -> None:
+def test_the_product_equals_the_plain_product(size: tuple[int, int], rows: tuple[int, ...], has_bias: bool) -> None:
     weight, bias, states = drawn(*size), drawn(size[0]) if has_bias else None, drawn(*rows, size[1])
     product = PackedLinear.of(weight, bias)(states)
     expected = states.double() @ weight.double().T + (0 if bias is None else bias.double())
@@ -22,7 +22,7 @@ def test_the_product_is_that_of_the_matrix(size: tuple[int, int], rows: tuple[in
     torch.testing.assert_close(product.double(), expected, rtol=0, atol=CLOSE)
 
 
-def test_states_that_do_not_lie_in_a_row_are_read_right() -> None:
+def test_non_contiguous_states_give_the_same_product() -> None:
     layer, states = PackedLinear.of(drawn(*LARGE), None), drawn(4, 9, 3 * LARGE[1]).chunk(3, dim=-1)[1]
     torch.testing.assert_close(layer(states), layer(states.contiguous()))
 
@@ -32,7 +32,7 @@ def test_a_large_matrix_is_in_memory_once_and_a_small_one_twice() -> None:
     assert PackedLinear.of(drawn(*SMALL), None).plain is not None
 
 
-def test_a_row_of_nan_spoils_no_other() -> None:
+def test_nan_stays_in_its_row() -> None:
     states = drawn(3, LARGE[1])
     layer, alone = PackedLinear.of(drawn(*LARGE), None), states.clone()
     states[1] = torch.nan
@@ -41,12 +41,12 @@ def test_a_row_of_nan_spoils_no_other() -> None:
     torch.testing.assert_close(product[[0, 2]], layer(alone)[[0, 2]])
 
 
-def test_bfloat16_gives_what_torch_gives() -> None:
+def test_bfloat16_gives_the_product_of_torch() -> None:
     weight, states = drawn(*LARGE).bfloat16(), drawn(5, LARGE[1]).bfloat16()
     torch.testing.assert_close(PackedLinear.of(weight, None)(states), states @ weight.T, rtol=2e-2, atol=0.5)
 
 
-def test_a_view_shares_its_memory_and_gives_the_same() -> None:
+def test_a_view_shares_memory_and_gives_the_same_product() -> None:
     weight, states = drawn(*LARGE), drawn(5, LARGE[1])
     view = PackedLinear.view(weight)
     assert view.matrix.data_ptr() == weight.data_ptr()
@@ -54,7 +54,7 @@ def test_a_view_shares_its_memory_and_gives_the_same() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_a_cpu_computes_in_is_packed(dtype: torch.dtype) -> None:
+def test_float32_and_bfloat16_on_a_cpu_are_packed(dtype: torch.dtype) -> None:
     assert can_pack(torch.empty(SMALL, dtype=dtype))
     assert not can_pack(torch.empty(SMALL, dtype=dtype, device="meta"))
 

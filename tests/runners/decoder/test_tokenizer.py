@@ -32,7 +32,7 @@ def test_a_control_segment_is_one_token(name: str, token: str) -> None:
 
 @pytest.mark.parametrize("name", EMBEDDED)
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=30))
-def test_the_pieces_of_a_text_make_it_whole(name: str, text: str) -> None:
+def test_detokenized_pieces_concatenate_to_the_text(name: str, text: str) -> None:
     ids = TOKENIZERS[name].encode([(text, False)])
     stream = TOKENIZERS[name].text_stream()
     assert "".join(stream.push(token_id) for token_id in ids).strip(" ") == text.strip(" ")

@@ -16,7 +16,7 @@ TIMEOUT_S = 30
 LIMITS = SchedulerLimits(num_slots=4, max_waiting=8, max_prefill_tokens=1000)
 
 
-def asks(*token_ids: int) -> SequenceRequest:
+def request(*token_ids: int) -> SequenceRequest:
     return SequenceRequest(torch.zeros(2, 4), token_ids, max_new_tokens=16)
 
 
@@ -36,22 +36,22 @@ def written(future: "Future[WrittenSequence]") -> tuple[int, ...]:
     return future.result(TIMEOUT_S).sequence.token_ids
 
 
-def test_each_gets_its_own_answer_whatever_its_length(scheduler: Scheduler) -> None:
+def test_each_sequence_gets_its_own_answer(scheduler: Scheduler) -> None:
     answers = [(5, 6, 7), (8,), (9,) * 10, (), (2, 3)]
-    futures = scheduler.submit([asks(*answer) for answer in answers])
+    futures = scheduler.submit([request(*answer) for answer in answers])
     scheduler.start()
     assert [written(future) for future in futures] == [(*answer, EOS) for answer in answers]
 
 
-def test_what_waits_becomes_batches_of_at_most_the_limit(scheduler: Scheduler, decoder: FakeDecoder) -> None:
-    futures = scheduler.submit([asks(5)] * 6)
+def test_queued_sequences_are_batched_up_to_the_limit(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+    futures = scheduler.submit([request(5)] * 6)
     scheduler.start()
     wait(futures, TIMEOUT_S)
     assert decoder.batch_sizes == [4, 2]
 
 
 def test_a_poisoned_sequence_fails_alone(scheduler: Scheduler) -> None:
-    good, bad, other = scheduler.submit([asks(5, 6, 7), asks(5, POISON, 7), asks(8, 9)])
+    good, bad, other = scheduler.submit([request(5, 6, 7), request(5, POISON, 7), request(8, 9)])
     scheduler.start()
     assert written(good) == (5, 6, 7, EOS)
     assert written(other) == (8, 9, EOS)
@@ -59,56 +59,56 @@ def test_a_poisoned_sequence_fails_alone(scheduler: Scheduler) -> None:
         bad.result(TIMEOUT_S)
 
 
-def test_a_crashed_batch_fails_and_the_next_is_written(scheduler: Scheduler) -> None:
-    crashed = scheduler.submit([asks(5), asks(CRASH)])
+def test_after_a_crashed_batch_the_next_succeeds(scheduler: Scheduler) -> None:
+    crashed = scheduler.submit([request(5), request(CRASH)])
     scheduler.start()
     for future in crashed:
         with pytest.raises(RuntimeError, match="the batch crashed"):
             future.result(TIMEOUT_S)
-    (after,) = scheduler.submit([asks(6)])
+    (after,) = scheduler.submit([request(6)])
     assert written(after) == (6, EOS)
 
 
-def test_all_or_none_are_accepted(scheduler: Scheduler) -> None:
-    accepted = scheduler.submit([asks(5)] * 7)
-    with pytest.raises(Overloaded, match="7 sequences wait already, at most 8 may"):
-        scheduler.submit([asks(6)] * 2)
+def test_either_all_requests_are_queued_or_none(scheduler: Scheduler) -> None:
+    accepted = scheduler.submit([request(5)] * 7)
+    with pytest.raises(Overloaded, match="7 sequences are queued, 2 were submitted, at most 8 are allowed"):
+        scheduler.submit([request(6)] * 2)
     scheduler.start()
     assert all(written(future) == (5, EOS) for future in accepted)
 
 
 def test_more_beams_than_slots_are_refused(scheduler: Scheduler) -> None:
-    with pytest.raises(TooManyBeams, match="num_beams is 5; this decoder has 4 slots"):
-        scheduler.submit([replace(asks(5), num_beams=5)])
+    with pytest.raises(TooManyBeams, match="num_beams is 5; at most 4 are allowed"):
+        scheduler.submit([replace(request(5), num_beams=5)])
     scheduler.start()
 
 
-def test_a_cancelled_sequence_takes_no_place_in_a_batch(scheduler: Scheduler, decoder: FakeDecoder) -> None:
-    gone, kept = scheduler.submit([asks(5), asks(6)])
+def test_a_cancelled_queued_sequence_is_not_prefilled(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+    gone, kept = scheduler.submit([request(5), request(6)])
     assert gone.cancel()
     scheduler.start()
     assert written(kept) == (6, EOS)
     assert decoder.batch_sizes == [1]
 
 
-def test_an_expired_sequence_is_not_written(scheduler: Scheduler, decoder: FakeDecoder) -> None:
-    (expired,) = scheduler.submit([replace(asks(5), deadline_s=time.monotonic() - 1)])
+def test_an_expired_queued_sequence_is_not_prefilled(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+    (expired,) = scheduler.submit([replace(request(5), deadline_s=time.monotonic() - 1)])
     scheduler.start()
     with pytest.raises(DeadlineExceeded):
         expired.result(TIMEOUT_S)
     assert decoder.batch_sizes == []
 
 
-def test_stop_writes_what_was_accepted(decoder: FakeDecoder) -> None:
+def test_stop_finishes_accepted_sequences(decoder: FakeDecoder) -> None:
     scheduler = Scheduler(decoder, "fake", replace(LIMITS, num_slots=2))
-    futures = scheduler.submit([asks(5)] * 5)
+    futures = scheduler.submit([request(5)] * 5)
     scheduler.start()
     scheduler.stop()
     assert all(future.done() and written(future) == (5, EOS) for future in futures)
 
 
-def test_times_are_told(scheduler: Scheduler) -> None:
-    (future,) = scheduler.submit([asks(5)])
+def test_results_have_timings(scheduler: Scheduler) -> None:
+    (future,) = scheduler.submit([request(5)])
     time.sleep(0.05)
     scheduler.start()
     result = future.result(TIMEOUT_S)
@@ -117,10 +117,10 @@ def test_times_are_told(scheduler: Scheduler) -> None:
     assert result.decode_s >= 0
 
 
-def test_tokens_are_heard_as_they_are_written(scheduler: Scheduler, decoder: FakeDecoder) -> None:
-    heard: list[tuple[int, tuple[int, ...]]] = []
-    first = replace(asks(5, 6, 7), on_tokens=lambda ids: heard.append((len(decoder.step_sizes), tuple(ids))))
-    future, _ = scheduler.submit([first, asks(8, 9)])
+def test_the_listener_is_called_after_every_step(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+    received: list[tuple[int, tuple[int, ...]]] = []
+    first = replace(request(5, 6, 7), on_tokens=lambda ids: received.append((len(decoder.step_sizes), tuple(ids))))
+    future, _ = scheduler.submit([first, request(8, 9)])
     scheduler.start()
     assert written(future) == (5, 6, 7, EOS)
-    assert heard == [(0, (5,)), (1, (6,)), (2, (7,)), (3, (EOS,))]
+    assert received == [(0, (5,)), (1, (6,)), (2, (7,)), (3, (EOS,))]

@@ -1,6 +1,4 @@
-"""How much memory it takes to load a decoder, measured by the kernel in a process of its own, and that no other part
-is needed.
-"""
+"""The memory that loading a decoder takes, measured in a separate process, and its independence of the encoder."""
 
 import shutil
 import subprocess
@@ -19,8 +17,8 @@ from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights
 from tests.support.export_cli import ROOT
 
-# Above the weights themselves: one tensor's mapped pages while it is read, the holes that matrices leave in the heap
-# when they are packed, up to 90 MB here, the interpreter's own objects.
+# Relative to the weights. The excess: the mapped pages of the tensor being read, the holes that packing leaves in the
+# heap (up to 90 MB here), and the interpreter's own objects.
 MARGIN = 1.25
 
 LOAD = """
@@ -33,7 +31,7 @@ from runners.models.weights import DecoderWeights
 from export.artifacts.decoder_weights import load_checkpoint
 from transformers.models.florence2 import modeling_florence2
 
-def peak_bytes():  # of this process: what getrusage says begins with the peak of the one that started it
+def peak_bytes():  # getrusage would include the peak of the parent process
     rows = dict(row.split(":") for row in Path("/proc/self/status").read_text().splitlines())
     return int(rows["VmHWM"].removesuffix("kB")) * 1024
 
@@ -77,12 +75,12 @@ def test_loading_a_decoder_takes_its_size_once(large: Path, precision: str, num_
 def test_loading_a_decoder_at_int8_never_holds_it_in_float32(large: Path) -> None:
     size = 4 * num_numbers(large / DECODER_FILE)
     embeddings = 4 * load_file(large / DECODER_FILE)["model.language_model.shared.weight"].numel()
-    assert embeddings <= peak_bytes(large, "int8") <= 0.95 * size  # the embeddings stay as they are: half of all here
+    assert embeddings <= peak_bytes(large, "int8") <= 0.95 * size  # the embeddings, half of the weights, stay float32
 
 
-def test_the_exports_original_is_loaded_without_holding_it_twice(large: Path) -> None:
+def test_loading_the_reference_holds_the_weights_once(large: Path) -> None:
     size = 4 * num_numbers(large / "model.safetensors")
-    # The file, half as large as what is made of it, stays mapped until transformers is done.
+    # The file, half the size of the float32 weights, stays mapped until transformers has loaded it.
     assert size <= peak_bytes(large, "checkpoint") <= 1.65 * size
 
 
@@ -103,7 +101,7 @@ def test_encoders_load_without_any_decoder_weights(int8_artifacts: Path, tmp_pat
         VisionEncoder(tmp_path, precision=precision).load()
 
 
-def test_layers_of_one_input_are_joined_and_an_own_output_head_is_taken(tmp_path: Path) -> None:
+def test_layers_of_one_input_are_joined_and_a_separate_output_head_is_used(tmp_path: Path) -> None:
     own = {"a.weight": torch.eye(2), "b.weight": torch.full((1, 2), 3.0), "embed.weight": torch.zeros(4, 2)}
     tensors = {f"model.language_model.{name}": tensor.half() for name, tensor in own.items()}
     save_file(tensors, tmp_path / "tied.safetensors")

@@ -6,10 +6,10 @@ from runners.artifacts.devices import decoder_device, encoder_device, has_cuda_c
 
 
 class FakeDriver:
-    """The two functions of libcuda that are called, for a machine with `num_cards` cards."""
+    """The two functions of libcuda that are called, on a machine with `num_gpus` GPUs."""
 
-    def __init__(self, num_cards: int, status: int = 0) -> None:
-        self._num_cards = num_cards
+    def __init__(self, num_gpus: int, status: int = 0) -> None:
+        self._num_gpus = num_gpus
         self._status = status
 
     def cuInit(self, flags: int) -> int:
@@ -17,7 +17,7 @@ class FakeDriver:
         return self._status
 
     def cuDeviceGetCount(self, pointer: Any) -> int:
-        pointer._obj.value = self._num_cards
+        pointer._obj.value = self._num_gpus
         return 0
 
 
@@ -28,17 +28,17 @@ def no_driver(_file: str) -> Any:
 @pytest.mark.parametrize(
     ("driver", "expected"),
     [(FakeDriver(1), True), (FakeDriver(2), True), (FakeDriver(0), False), (FakeDriver(1, status=100), False)],
-    ids=["one card", "two cards", "all hidden", "no card behind the driver"],
+    ids=["one GPU", "two GPUs", "all hidden", "driver without GPU"],
 )
-def test_a_card_is_there_if_the_driver_counts_one(driver: FakeDriver, expected: bool) -> None:
+def test_a_gpu_is_available_if_the_driver_counts_one(driver: FakeDriver, expected: bool) -> None:
     assert has_cuda_card(lambda _file: driver) is expected
 
 
-def test_without_a_driver_there_is_no_card() -> None:
+def test_without_a_driver_no_gpu_is_available() -> None:
     assert not has_cuda_card(no_driver)
 
 
-def test_what_the_operator_sets_is_not_questioned() -> None:
+def test_a_device_set_by_the_operator_is_not_checked() -> None:
     assert (encoder_device("cpu"), decoder_device("cpu")) == ("cpu", "cpu")
     assert (encoder_device("cuda"), decoder_device("cuda")) == ("cuda", "cuda")
 
@@ -46,7 +46,5 @@ def test_what_the_operator_sets_is_not_questioned() -> None:
 @pytest.mark.parametrize(
     ("setting", "hidden_size", "expected"), [(0, 128, 1), (0, 768, 4), (3, 128, 3), (3, 768, 3), (0, 512, 4)]
 )
-def test_a_wide_model_gets_every_core_unless_the_operator_says_otherwise(
-    setting: int, hidden_size: int, expected: int
-) -> None:
+def test_a_wide_model_gets_all_cores_unless_threads_are_set(setting: int, hidden_size: int, expected: int) -> None:
     assert num_threads(setting, hidden_size, num_cores=4) == expected

@@ -28,7 +28,7 @@ def send(method: str, content_type: str | None, path: str = "/encode", **more: s
     return asyncio.run(request())
 
 
-def test_json_is_taken() -> None:
+def test_json_is_accepted() -> None:
     assert send("POST", "application/json").text == "{}"
 
 
@@ -36,16 +36,16 @@ def test_json_is_taken() -> None:
     "content_type",
     [None, "", PICKLE, PICKLE.upper(), f"{PICKLE}; a=b", f" {PICKLE}", f"application/json, {PICKLE}", "text/plain"],
 )
-def test_any_other_body_is_refused(content_type: str | None) -> None:
+def test_other_content_types_are_refused(content_type: str | None) -> None:
     assert send("POST", content_type).status_code == 415
 
 
 @pytest.mark.parametrize(("path", "status"), [("/write", 200), ("/encode", 415)])
-def test_only_calls_may_bring_pixels(path: str, status: int) -> None:
+def test_pixels_are_accepted_in_calls_only(path: str, status: int) -> None:
     assert send("POST", "application/octet-stream", path).status_code == status
 
 
-def test_probes_go_through() -> None:
+def test_probes_pass() -> None:
     assert send("GET", None).status_code == 200
 
 
@@ -59,5 +59,5 @@ def test_probes_go_through() -> None:
         ({"Transfer-Encoding": "chunked"}, 411),
     ],
 )
-def test_a_body_is_as_long_as_it_says_and_no_longer_than_a_message(headers: dict[str, str], status: int) -> None:
+def test_a_body_needs_a_length_up_to_the_maximum(headers: dict[str, str], status: int) -> None:
     assert send("POST", "application/json", **headers).status_code == status

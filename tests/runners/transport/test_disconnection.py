@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Client:
-    """Sends its messages, then is gone once `gone` is set."""
+    """Sends its messages; disconnects once `gone` is set."""
 
     messages: list[Message] = field(default_factory=list)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -28,7 +28,7 @@ class Client:
 
 @dataclass(slots=True)
 class Work:
-    """Ends when `released` is set; notes if it is cancelled."""
+    """Ends when `released` is set; records a cancellation."""
 
     released: asyncio.Event = field(default_factory=asyncio.Event)
     is_cancelled: bool = False
@@ -43,11 +43,11 @@ class Work:
 
 
 def run(test: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a test and check that it leaves no task behind."""
+    """Run a test and check that no task remains."""
 
     async def checked() -> T:
         result = await test()
-        await asyncio.sleep(0)  # what was cancelled ends
+        await asyncio.sleep(0)  # lets cancelled tasks end
         assert asyncio.all_tasks() == {asyncio.current_task()}
         return result
 
@@ -61,7 +61,7 @@ async def started(client: Client, work: Work) -> "asyncio.Task[str]":
     return task
 
 
-def test_the_result_comes_back_while_the_client_stays() -> None:
+def test_the_result_is_returned_to_a_connected_client() -> None:
     async def test() -> str:
         client, work = Client([{"type": "http.request", "body": b"", "more_body": False}]), Work()
         task = await started(client, work)
@@ -71,7 +71,7 @@ def test_the_result_comes_back_while_the_client_stays() -> None:
     assert run(test) == "done"
 
 
-def test_the_work_is_cancelled_when_the_client_goes() -> None:
+def test_the_work_is_cancelled_when_the_client_disconnects() -> None:
     async def test() -> None:
         client, work = Client(), Work()
         task = await started(client, work)
@@ -83,7 +83,7 @@ def test_the_work_is_cancelled_when_the_client_goes() -> None:
     run(test)
 
 
-def test_a_result_that_is_there_already_is_given_to_a_client_that_goes() -> None:
+def test_a_result_that_is_ready_is_returned_despite_the_disconnection() -> None:
     async def test() -> str:
         client, work = Client(), Work()
         client.gone.set()
@@ -109,7 +109,7 @@ async def failing() -> Any:
     raise ValueError("broken")
 
 
-def test_what_the_work_raises_is_raised() -> None:
+def test_exceptions_of_the_work_are_raised() -> None:
     async def test() -> None:
         with pytest.raises(ValueError, match="broken"):
             await while_connected(Client().receive, failing())
@@ -117,7 +117,7 @@ def test_what_the_work_raises_is_raised() -> None:
     run(test)
 
 
-def test_what_receiving_raises_cancels_the_work_and_is_raised() -> None:
+def test_exceptions_of_receive_cancel_the_work_and_are_raised() -> None:
     async def test() -> None:
         work = Work()
         with pytest.raises(ValueError, match="broken"):
@@ -127,7 +127,7 @@ def test_what_receiving_raises_cancels_the_work_and_is_raised() -> None:
     run(test)
 
 
-def test_work_that_is_cancelled_by_another_ends_as_cancelled() -> None:
+def test_work_cancelled_from_elsewhere_raises_cancelled_error() -> None:
     async def cancelled() -> None:
         raise asyncio.CancelledError
 

@@ -61,11 +61,11 @@ def allowed_after(grammar: str, *token_ids: int) -> set[int]:
         ('start: ("a" location{2})*', (9, 3, 4), {EOS, 9}),
     ],
 )
-def test_what_can_come_next(grammar: str, written: tuple[int, ...], expected: set[int]) -> None:
+def test_allowed_tokens_by_grammar_and_prefix(grammar: str, written: tuple[int, ...], expected: set[int]) -> None:
     assert allowed_after(grammar, *written) == expected
 
 
-def test_any_way_through_a_grammar_spells_what_it_says() -> None:
+def test_every_path_through_a_grammar_spells_its_text() -> None:
     constraint, rng = CONSTRAINTS.get('start: ("ab ;ä" location{4}){1,2}'), random.Random(0)
     for _ in range(50):
         state, written = constraint.start(), []
@@ -76,7 +76,7 @@ def test_any_way_through_a_grammar_spells_what_it_says() -> None:
         assert text.decode() in ("ab ;äLLLL", "ab ;äLLLLab ;äLLLL")
 
 
-def test_a_state_stays_as_it_is_when_beams_continue_from_it() -> None:
+def test_a_state_is_unchanged_when_beams_continue_from_it() -> None:
     constraint = CONSTRAINTS.get(BOXES)
     state = constraint.after(constraint.start(), 9)
     before = allowed_ids(constraint, state)
@@ -86,7 +86,7 @@ def test_a_state_stays_as_it_is_when_beams_continue_from_it() -> None:
     assert allowed_ids(constraint, state) == before
 
 
-def test_what_is_allowed_keeps_its_log_probability() -> None:
+def test_allowed_tokens_keep_their_log_probabilities() -> None:
     logprobs = torch.log_softmax(torch.arange(SIZE, dtype=torch.float32), dim=-1)
     constraint = CONSTRAINTS.get("start: location | <sep>")
     masked = constraint.masked(constraint.start(), logprobs)
@@ -94,22 +94,22 @@ def test_what_is_allowed_keeps_its_log_probability() -> None:
     assert masked[[0, EOS, *CODES, *TEXT]].tolist() == [-math.inf] * (4 + len(TEXT))
 
 
-def test_rows_of_logits_that_are_wider_than_the_vocabulary_are_masked_there() -> None:
+def test_logits_beyond_the_vocabulary_are_masked() -> None:
     constraint = CONSTRAINTS.get(BOXES)
     assert constraint.masked(constraint.start(), torch.zeros(100))[SIZE:].tolist() == [-math.inf] * (100 - SIZE)
 
 
 @pytest.mark.parametrize("grammar", ["start: <poly>", "start: nothing", 'start: "a', ""])
-def test_a_grammar_that_cannot_be_followed_is_refused(grammar: str) -> None:
+def test_a_malformed_grammar_is_refused(grammar: str) -> None:
     with pytest.raises(GrammarError):
         CONSTRAINTS.get(grammar)
 
 
 def test_a_token_that_is_not_allowed_is_refused() -> None:
     constraint = CONSTRAINTS.get("start: location")
-    with pytest.raises(ValueError, match="token 9 is not allowed"):
+    with pytest.raises(GrammarError, match="the grammar failed at token 9"):
         constraint.after(constraint.start(), 9)
 
 
-def test_a_compiled_grammar_is_kept() -> None:
+def test_a_compiled_grammar_is_cached() -> None:
     assert CONSTRAINTS.get(BOXES) is CONSTRAINTS.get(BOXES)

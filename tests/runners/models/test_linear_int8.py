@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from runners.models.int8 import Int8Linear, max_weight, quantize_rows
+from runners.models.linear import Int8Linear, max_weight, quantize_rows
 
 OUT, IN, ROWS = 40, 96, 5
-EXACT = 1e-6  # relative: two factors of float32 in another order
+EXACT = 1e-6  # relative, for two float32 factors in a different order
 
 
 @pytest.fixture
@@ -15,20 +15,20 @@ def weight() -> torch.Tensor:
 @pytest.fixture
 def states() -> torch.Tensor:
     rows = torch.randn(ROWS, IN, generator=torch.Generator().manual_seed(1))
-    return rows * torch.tensor([1e-3, 1.0, 50.0, 1e4, 0.0])[:, None]  # as different as a batch may hold
+    return rows * torch.tensor([1e-3, 1.0, 50.0, 1e4, 0.0])[:, None]  # of very different magnitudes
 
 
-def by_hand(weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """The product by plain rounding, in float64."""
+def reference_product(weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """The product of plainly rounded integers, in float64."""
     integers, scales = quantize_rows(weight, max_weight())
     row_scales = states.double().abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
     rounded = (states.double() / row_scales + 0.5).floor()
     return rounded @ integers.double().T * scales.double() * row_scales
 
 
-def test_the_product_is_that_of_the_rounded_numbers(weight: torch.Tensor, states: torch.Tensor) -> None:
-    product, expected = Int8Linear.of(weight, None)(states), by_hand(weight, states)
-    # A state at the edge between two integers may go either way in float32: one step of one weight.
+def test_the_product_equals_that_of_the_quantized_numbers(weight: torch.Tensor, states: torch.Tensor) -> None:
+    product, expected = Int8Linear.of(weight, None)(states), reference_product(weight, states)
+    # A state halfway between two integers may round either way in float32: one step of one weight.
     one_step = states.abs().amax(-1, keepdim=True) / 127 * weight.abs().max()
     assert ((product - expected).abs() <= one_step + EXACT * expected.abs()).all()
     assert torch.isclose(product.double(), expected, rtol=1e-5, atol=0).float().mean() > 0.95
@@ -38,17 +38,17 @@ def test_it_is_close_to_float32(weight: torch.Tensor, states: torch.Tensor) -> N
     bias = torch.arange(OUT).float()
     product = Int8Linear.of(weight, bias)(states) - bias
     assert torch.cosine_similarity(product[:4], states[:4] @ weight.T).min() > 0.999
-    assert (product[4] == 0).all()  # nothing times anything, and the bias
+    assert (product[4] == 0).all()  # zeros times the matrix, plus the bias
 
 
-def test_a_row_has_the_same_bits_whoever_is_beside_it(weight: torch.Tensor, states: torch.Tensor) -> None:
+def test_a_row_gives_the_same_bits_in_every_batch(weight: torch.Tensor, states: torch.Tensor) -> None:
     linear = Int8Linear.of(weight, torch.randn(OUT))
     together = linear(states)
     for index, row in enumerate(states):
         assert torch.equal(linear(row[None])[0], together[index])
 
 
-def test_a_row_of_nan_spoils_no_other(weight: torch.Tensor, states: torch.Tensor) -> None:
+def test_nan_stays_in_its_row(weight: torch.Tensor, states: torch.Tensor) -> None:
     linear = Int8Linear.of(weight, None)
     poisoned = states.clone()
     poisoned[1] = torch.nan
@@ -58,15 +58,15 @@ def test_a_row_of_nan_spoils_no_other(weight: torch.Tensor, states: torch.Tensor
     assert torch.equal(output[others], clean[others])
 
 
-def test_any_number_of_dimensions_is_kept(weight: torch.Tensor) -> None:
+def test_leading_dimensions_are_preserved(weight: torch.Tensor) -> None:
     linear = Int8Linear.of(weight, None)
     states = torch.randn(2, 3, IN)
     assert linear(states).shape == (2, 3, OUT)
     assert torch.equal(linear(states)[1, 2], linear(states[1, 2][None])[0])
 
 
-def test_every_row_of_a_matrix_uses_its_whole_range() -> None:
-    weight = torch.randn(9000, 8) * torch.logspace(-6, 3, 9000)[:, None]  # more rows than are quantised at once
+def test_every_row_uses_the_whole_integer_range() -> None:
+    weight = torch.randn(9000, 8) * torch.logspace(-6, 3, 9000)[:, None]  # more rows than one block
     weight[17] = 0
     integers, scales = quantize_rows(weight, 127)
     largest = integers.abs().amax(-1)

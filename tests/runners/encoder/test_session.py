@@ -16,7 +16,7 @@ from runners.encoder.session import (
 )
 from tests.support.export_cli import ROOT, ModelStore
 
-# What ONNX Runtime 1.32 raised here when the memory was limited (tested for real below), and what is reported of CUDA.
+# The messages of ONNX Runtime 1.32 with limited memory (reproduced below), and of CUDA as reported by users.
 ARENA = "Error in execution: … bfc_arena.cc:360 … Failed to allocate memory for requested buffer of size 939524096"
 CUDA = "CUDA failure 2: out of memory ; GPU=0 ; hostname=a ; expr=cudaMalloc(&p, size);"
 
@@ -63,21 +63,21 @@ def numbered(num_images: int) -> NDArray[np.uint8]:
     return np.arange(num_images, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 4, 4, 3), dtype=np.uint8)
 
 
-def test_a_batch_that_does_not_fit_is_split_until_it_does_and_keeps_its_order() -> None:
+def test_a_batch_that_exceeds_the_memory_is_halved_and_keeps_its_order() -> None:
     graph = FakeGraph(2, RuntimeError(ARENA))
     features = encode_splitting(graph, numbered(7))
     assert features[:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert graph.tried == [7, 3, 1, 2, 4, 2, 2]
 
 
-def test_a_single_image_that_does_not_fit_is_an_error() -> None:
+def test_a_single_image_that_exceeds_the_memory_is_an_error() -> None:
     graph = FakeGraph(0, RuntimeError(CUDA))
     with pytest.raises(RuntimeError, match="out of memory"):
         encode_splitting(graph, numbered(4))
     assert graph.tried == [4, 2, 1]
 
 
-def test_any_other_error_is_not_tried_again() -> None:
+def test_other_errors_are_not_retried() -> None:
     graph = FakeGraph(0, RuntimeError("Non-zero status code returned while running Conv node"))
     with pytest.raises(RuntimeError, match="Conv"):
         encode_splitting(graph, numbered(4))
@@ -95,24 +95,24 @@ def test_any_other_error_is_not_tried_again() -> None:
         (ValueError("Got invalid dimensions for input: pixels"), False),
     ],
 )
-def test_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+def test_out_of_memory_errors_are_recognised(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
 
 
-def test_the_real_runtime_without_memory_is_split_too(exported: ModelStore) -> None:
+def test_a_batch_is_halved_when_onnx_runtime_runs_out_of_memory(exported: ModelStore) -> None:
     command = [sys.executable, "-c", REAL, str(exported.newest("florence-2-mini"))]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
     assert run.stdout.split("\n")[0] == "[256, 128, 128] True", run.stderr
 
 
-def test_cuda_is_asked_for_where_it_shall_run_with_the_cpu_for_what_it_lacks() -> None:
+def test_on_cuda_the_cpu_is_the_second_provider() -> None:
     assert execution_providers("cpu") == ["CPUExecutionProvider"]
     (cuda, options), cpu = execution_providers("cuda")
     assert (cuda, cpu) == ("CUDAExecutionProvider", "CPUExecutionProvider")
     assert options["arena_extend_strategy"] == "kSameAsRequested"
 
 
-def test_a_runtime_that_falls_back_to_the_cpu_is_refused() -> None:
+def test_a_fallback_to_the_cpu_is_refused() -> None:
     check_provider("cpu", ["CPUExecutionProvider"])
     check_provider("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"])
     with pytest.raises(RuntimeError, match="not on CUDA; install onnxruntime-gpu"):
@@ -129,7 +129,7 @@ def load(int8_artifacts: Path) -> Callable[[str], VisionEncoder]:
     return load_at
 
 
-def test_at_int8_an_image_has_the_same_bits_whoever_is_beside_it(load: Callable[[str], VisionEncoder]) -> None:
+def test_at_int8_an_image_has_the_same_features_in_every_batch(load: Callable[[str], VisionEncoder]) -> None:
     encoder = load("int8")
     pixels = np.random.default_rng(0).integers(0, 256, (3, 192, 192, 3), dtype=np.uint8)
     pixels[1] //= 64  # another range of values than its neighbours
@@ -138,7 +138,7 @@ def test_at_int8_an_image_has_the_same_bits_whoever_is_beside_it(load: Callable[
         assert np.array_equal(encoder.encode(one[None])[0], together[index])
 
 
-def test_features_stay_what_they_were_when_the_next_batch_is_encoded(load: Callable[[str], VisionEncoder]) -> None:
+def test_features_do_not_change_when_the_next_batch_is_encoded(load: Callable[[str], VisionEncoder]) -> None:
     encoder = load("float32")
     first, second = np.random.default_rng(0).integers(0, 256, (2, 1, 192, 192, 3), dtype=np.uint8)
     features = encoder.encode(first)

@@ -1,4 +1,4 @@
-"""What is allowed in 500 recorded states, over the embedded vocabularies and the released checkpoints'."""
+"""Allowed tokens in 500 recorded grammar states, for the vocabularies of the embedded and released checkpoints."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from tests.support.real_tokenizers import MISSING_NPM
 
 
 @pytest.mark.parametrize("name", FAMILY_OF)
-def test_what_is_allowed_is_as_recorded(name: TokenizerName) -> None:
+def test_allowed_tokens_are_as_recorded(name: TokenizerName) -> None:
     definition = tokenizer_definition(name)
     if definition is None:
         pytest.skip(MISSING_NPM)

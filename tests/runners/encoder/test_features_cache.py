@@ -23,7 +23,7 @@ def run(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
 
 @dataclass(slots=True)
 class Encoder:
-    """Counts the images that it encodes; waits for `released` where that is given."""
+    """Counts the images that it encodes; waits for `released`, if set."""
 
     released: asyncio.Event | None = None
     failure: Exception | None = None
@@ -55,12 +55,12 @@ async def outcome(cache: VisionCache, key: str) -> str:
 
 
 def test_the_second_call_is_a_hit_that_needs_no_pixels() -> None:
-    async def ask() -> tuple[Any, Any, Any]:
+    async def call() -> tuple[Any, Any, Any]:
         cache = encoder.behind()
         return await cache.get("1", None), await cache.get("1", PIXELS), await cache.get("1", None)
 
     encoder = Encoder()
-    missing, first, second = run(ask())
+    missing, first, second = run(call())
     assert missing is None
     assert (first.found.outcome, second.found.outcome) == ("miss", "hit")
     assert second.tensor is first.tensor
@@ -69,8 +69,8 @@ def test_the_second_call_is_a_hit_that_needs_no_pixels() -> None:
     assert encoder.num_encoded == 1
 
 
-def test_calls_at_one_time_encode_once_and_the_others_need_no_pixels() -> None:
-    async def ask() -> list[Any]:
+def test_concurrent_calls_encode_once_and_the_others_need_no_pixels() -> None:
+    async def call() -> list[Any]:
         encoder.released = asyncio.Event()
         cache = encoder.behind()
         waiting = [asyncio.ensure_future(cache.get("1", PIXELS if first else None)) for first in (True, *[False] * 4)]
@@ -79,7 +79,7 @@ def test_calls_at_one_time_encode_once_and_the_others_need_no_pixels() -> None:
         return await asyncio.gather(*waiting)
 
     encoder = Encoder()
-    found = [each.found for each in run(ask())]
+    found = [each.found for each in run(call())]
     assert [each.outcome for each in found] == ["miss", *["joined"] * 4]
     assert encoder.num_encoded == 1
     assert (found[0].encode_s, found[1].encode_s) == (0.005, 0.0)
@@ -91,8 +91,8 @@ def test_calls_at_one_time_encode_once_and_the_others_need_no_pixels() -> None:
     [{"failed": Failed(code="internal", message="broken")}, {"failure": ValueError("broken")}],
     ids=["of the image", "of the batcher"],
 )
-def test_a_failure_reaches_all_who_joined_and_is_not_kept(failing: dict[str, Any]) -> None:
-    async def ask() -> tuple[list[Any], str]:
+def test_a_failure_reaches_all_joined_calls_and_is_not_cached(failing: dict[str, Any]) -> None:
+    async def call() -> tuple[list[Any], str]:
         encoder.released = asyncio.Event()
         cache = encoder.behind()
         waiting = [asyncio.ensure_future(cache.get("1", PIXELS)) for _ in range(3)]
@@ -103,13 +103,13 @@ def test_a_failure_reaches_all_who_joined_and_is_not_kept(failing: dict[str, Any
         return failed, await outcome(cache, "1")
 
     encoder = Encoder(**failing)
-    failed, after = run(ask())
+    failed, after = run(call())
     assert all(isinstance(each, Failed) for each in failed)
     assert after == "miss"
 
 
-def test_a_cancelled_call_leaves_the_encoding_to_those_that_joined() -> None:
-    async def ask() -> str:
+def test_cancelling_a_call_does_not_cancel_a_joined_encoding() -> None:
+    async def call() -> str:
         encoder.released = asyncio.Event()
         cache = encoder.behind()
         first = asyncio.ensure_future(cache.get("1", PIXELS))
@@ -123,12 +123,12 @@ def test_a_cancelled_call_leaves_the_encoding_to_those_that_joined() -> None:
         return await second
 
     encoder = Encoder()
-    assert run(ask()) == "joined"
+    assert run(call()) == "joined"
     assert encoder.num_encoded == 1
 
 
-def test_encodings_whose_callers_left_count_against_the_limit() -> None:
-    async def ask() -> str:
+def test_encodings_of_cancelled_calls_count_against_the_limit() -> None:
+    async def call() -> str:
         encoder.released = asyncio.Event()
         cache = encoder.behind()
         for value in range(MAX_ENCODING):
@@ -137,7 +137,8 @@ def test_encodings_whose_callers_left_count_against_the_limit() -> None:
             caller.cancel()
         refused = await cache.get("9", PIXELS)
         assert isinstance(refused, Failed)
-        assert (refused.code, refused.message) == ("overloaded", "3 images are being encoded; try later")
+        message = "3 images are queued for encoding, the maximum; retry later"
+        assert (refused.code, refused.message) == ("overloaded", message)
         joined = asyncio.ensure_future(outcome(cache, "0"))
         await asyncio.sleep(0)
         encoder.released.set()
@@ -145,27 +146,27 @@ def test_encodings_whose_callers_left_count_against_the_limit() -> None:
         return await outcome(cache, "9")
 
     encoder = Encoder()
-    assert run(ask()) == "miss"
+    assert run(call()) == "miss"
 
 
 @pytest.mark.parametrize(
     ("max_bytes", "keys", "outcomes"),
     [
-        (2 * NUM_BYTES, "121312", "mmhmhm"),  # the least recently used leaves first
+        (2 * NUM_BYTES, "121312", "mmhmhm"),  # the least recently used is evicted first
         (0, "11", "mm"),
         (NUM_BYTES - 1, "11", "mm"),  # too large alone
     ],
 )
 def test_the_cache_is_bounded_in_bytes(max_bytes: int, keys: str, outcomes: str) -> None:
-    async def ask() -> str:
+    async def call() -> str:
         cache = Encoder().behind(max_bytes)
         return "".join([(await outcome(cache, key))[0] for key in keys])
 
-    assert run(ask()) == outcomes
+    assert run(call()) == outcomes
 
 
-def test_features_in_use_outlast_their_place_in_the_cache() -> None:
-    async def ask() -> None:
+def test_features_in_use_outlive_their_eviction() -> None:
+    async def call() -> None:
         cache = Encoder().behind(NUM_BYTES)
         held = await cache.get("1", PIXELS)
         await cache.get("2", PIXELS)
@@ -173,16 +174,16 @@ def test_features_in_use_outlast_their_place_in_the_cache() -> None:
         assert isinstance(held, CachedFeatures)
         assert held.tensor.sum() == sum(range(NUM_BYTES // 4))
 
-    run(ask())
+    run(call())
 
 
 def test_outcomes_and_bytes_are_counted() -> None:
-    async def ask() -> None:
+    async def call() -> None:
         cache = Encoder().behind(NUM_BYTES, "counted")
         for key in "112":
             await cache.get(key, PIXELS)
 
-    run(ask())
+    run(call())
     requests = "diptych_vision_cache_requests_total"
     assert REGISTRY.get_sample_value(requests, {"model": "counted", "outcome": "miss"}) == 2
     assert REGISTRY.get_sample_value(requests, {"model": "counted", "outcome": "hit"}) == 1

@@ -31,7 +31,7 @@ def test_a_call_without_pixels_is_json() -> None:
     assert read_call(body, None, SHAPE).pixels is None
 
 
-def test_pixels_arrive_in_memory_and_outlast_its_owner() -> None:
+def test_shared_pixels_outlive_the_memory_of_the_sender() -> None:
     with in_memory(pixels()) as memory:
         body, _ = body_of(CALL.model_copy(update={"pixels": memory}), None)
         received = read_call(body, None, SHAPE)
@@ -51,7 +51,7 @@ def test_another_process_reads_the_memory() -> None:
     assert run.stdout.decode().strip() == pixels().tobytes().hex()
 
 
-def test_memory_is_given_back() -> None:
+def test_no_file_descriptor_is_leaked() -> None:
     def num_open() -> int:
         gc.collect()
         return len(os.listdir("/proc/self/fd"))
@@ -76,7 +76,7 @@ def no_process(memory: PixelMemory) -> PixelMemory:
 
 
 @pytest.mark.parametrize("change", [other_name, other_fd, no_process])
-def test_memory_that_is_not_the_named_one_is_refused(change: Callable[[PixelMemory], PixelMemory]) -> None:
+def test_memory_with_another_name_is_refused(change: Callable[[PixelMemory], PixelMemory]) -> None:
     with in_memory(pixels()) as memory:
         body, _ = body_of(CALL.model_copy(update={"pixels": change(memory)}), None)
         with pytest.raises(BadCall, match=r"shared pixels|is not the memory"):
@@ -92,5 +92,5 @@ def test_a_wrong_length_of_the_message_is_refused(message_bytes: str) -> None:
 
 def test_pixels_of_another_model_are_refused() -> None:
     body, headers = body_of(CALL, pixels())
-    with pytest.raises(BadCall, match="72 bytes of pixels were sent; an image of this model has 12"):
+    with pytest.raises(BadCall, match="the pixels have 72 bytes; an image of this model has 12"):
         read_call(body, headers[MESSAGE_BYTES_HEADER], (2, 2, 3))

@@ -9,7 +9,7 @@ from runners.artifacts.manifest import ArtifactError, Device, Part, read_manifes
 from runners.artifacts.precision import RUNNABLE, WantedPrecision, choose_precision
 
 
-def test_the_default_is_the_manifests_for_the_device(artifacts: Path) -> None:
+def test_the_default_is_the_precision_in_the_manifest(artifacts: Path) -> None:
     read = read_manifest(artifacts)
     manifest = replace(
         read,
@@ -19,7 +19,7 @@ def test_the_default_is_the_manifests_for_the_device(artifacts: Path) -> None:
             "cuda": {"encoder": "float16", "decoder": "float32"},
         },
     )
-    chosen = {(device, part): choose_precision(manifest, part, device, "auto") for device, part in every_place()}
+    chosen = {(device, part): choose_precision(manifest, part, device, "auto") for device, part in device_parts()}
     assert chosen == {
         ("cpu", "encoder"): "int8",
         ("cpu", "decoder"): "bfloat16",
@@ -28,11 +28,11 @@ def test_the_default_is_the_manifests_for_the_device(artifacts: Path) -> None:
     }
 
 
-def every_place() -> list[tuple[Device, Part]]:
+def device_parts() -> list[tuple[Device, Part]]:
     return [(device, part) for device, parts in RUNNABLE.items() for part in parts]
 
 
-@pytest.mark.parametrize(("device", "part"), every_place())
+@pytest.mark.parametrize(("device", "part"), device_parts())
 def test_float32_can_be_set_everywhere(artifacts: Path, device: Device, part: Part) -> None:
     assert choose_precision(read_manifest(artifacts), part, device, "float32") == "float32"
 
@@ -47,7 +47,7 @@ def test_float32_can_be_set_everywhere(artifacts: Path, device: Device, part: Pa
         ("decoder", "cpu", "float16"),
     ],
 )
-def test_what_does_not_run_on_the_device_is_refused(
+def test_a_precision_that_the_device_lacks_is_refused(
     artifacts: Path, part: Part, device: Device, wanted: WantedPrecision
 ) -> None:
     with pytest.raises(
@@ -56,16 +56,16 @@ def test_what_does_not_run_on_the_device_is_refused(
         choose_precision(read_manifest(artifacts), part, device, wanted)
 
 
-def test_an_encoder_that_was_not_made_is_refused(artifacts: Path) -> None:
+def test_an_encoder_that_was_not_exported_is_refused(artifacts: Path) -> None:
     manifest = read_manifest(artifacts)
     files = {name: digest for name, digest in manifest.files.items() if "int8" not in name}
     with pytest.raises(ArtifactError, match="cannot run in int8 on cpu; its artifacts allow float32"):
         choose_precision(replace(manifest, files=files), "encoder", "cpu", "int8")
 
 
-def test_a_manifest_of_before_is_refused_with_what_is_wrong(artifacts: Path, tmp_path: Path) -> None:
+def test_a_manifest_of_an_earlier_version_is_refused(artifacts: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(artifacts, tmp_path / "old"))
     values = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(values | {"precision": "float32"}))
-    with pytest.raises(ArtifactError, match="precision is 'float32', not that of each part on each device"):
+    with pytest.raises(ArtifactError, match="precision is 'float32'; it must be a mapping by device and part"):
         read_manifest(folder)

@@ -17,7 +17,7 @@ def case(request: pytest.FixtureRequest, exported: ModelStore, tmp_path_factory:
     return make_case(request.param, exported, tmp_path_factory.mktemp("case"))
 
 
-def test_n_together_give_the_tokens_of_n_alone(case: Case) -> None:
+def test_a_batch_gives_the_tokens_of_each_sequence_alone(case: Case) -> None:
     requests = case.requests()
     alone = [generate_all(case.decoder, [request])[0] for request in requests]
     together = generate_all(case.decoder, requests)
@@ -26,7 +26,7 @@ def test_n_together_give_the_tokens_of_n_alone(case: Case) -> None:
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
-def test_log_probabilities_are_those_of_the_reference(case: Case) -> None:
+def test_log_probabilities_equal_the_reference(case: Case) -> None:
     written = generate_all(case.decoder, [case.request(1)])[0]
     expected = case.reference.generate(case.prompts[1], case.images[1], case.features[1], MAX_NEW_TOKENS)
     scores = case.reference.model.compute_transition_scores(
@@ -36,7 +36,7 @@ def test_log_probabilities_are_those_of_the_reference(case: Case) -> None:
     assert written.logprobs == pytest.approx(scores[0].tolist(), abs=1e-4)
 
 
-def test_sampling_with_a_seed_is_the_same_alone_and_in_company(case: Case) -> None:
+def test_seeded_sampling_is_the_same_alone_and_in_a_batch(case: Case) -> None:
     sampled = replace(case.request(0), temperature=1.0, seed=11)
     alone = generate_all(case.decoder, [sampled])[0]
     together = generate_all(case.decoder, [*case.requests()[:5], sampled])[-1]
@@ -44,7 +44,7 @@ def test_sampling_with_a_seed_is_the_same_alone_and_in_company(case: Case) -> No
     assert len(alone.token_ids) > 1
 
 
-def test_what_ends_early_leaves_the_others_as_they_are(case: Case) -> None:
+def test_a_sequence_that_ends_early_does_not_change_the_others(case: Case) -> None:
     short, long = replace(case.request(1), max_new_tokens=1), case.request(1)
     cut, whole = generate_all(case.decoder, [short, long])
     assert isinstance(whole, GeneratedSequence)
@@ -52,33 +52,33 @@ def test_what_ends_early_leaves_the_others_as_they_are(case: Case) -> None:
     assert len(cut.token_ids) == 1
 
 
-def test_a_poisoned_sequence_spoils_nobody_who_is_or_comes_beside_it(case: Case) -> None:
+def test_nan_in_one_sequence_changes_neither_its_neighbours_nor_its_successor(case: Case) -> None:
     poisoned = replace(case.request(0), image_features=torch.full_like(case.features[0], torch.nan))
     batch = LiveBatch(case.decoder, 2)
     beside, after = (start_sequence(case.request(index), case.decoder.rules) for index in (1, 2))
     batch.admit([start_sequence(poisoned, case.decoder.rules), beside])
-    while not (left := batch.leave()):  # a forced first token is certain whatever the logits
+    while not (ended := batch.remove_ended()):  # a forced first token does not depend on the logits
         batch.step()
-    assert isinstance(left[0].error, NonFiniteLogits)
+    assert isinstance(ended[0].error, NonFiniteLogits)
     batch.admit([after])
-    batch.leave()
+    batch.remove_ended()
     while batch.live:
         batch.step()
-        batch.leave()
+        batch.remove_ended()
     alone = generate_all(case.decoder, [case.request(1)]) + generate_all(case.decoder, [case.request(2)])
     assert [beside.result().token_ids, after.result().token_ids] == [each.token_ids for each in alone]
 
 
-def test_sequences_that_come_and_go_give_the_tokens_of_each_alone(case: Case) -> None:
+def test_sequences_that_enter_and_leave_give_the_tokens_of_each_alone(case: Case) -> None:
     requests = case.requests()
     alone = [generate_all(case.decoder, [request])[0].token_ids for request in requests]
     waiting = [start_sequence(request, case.decoder.rules) for request in requests]
     sequences, batch = list(waiting), LiveBatch(case.decoder, 5)
     while waiting or batch.live:
-        batch.leave()
-        if waiting and batch.num_free:
-            batch.admit([waiting.pop(0) for _ in range(min(len(waiting), batch.num_free, 2))])
-            batch.leave()
+        batch.remove_ended()
+        if waiting and batch.num_free_slots:
+            batch.admit([waiting.pop(0) for _ in range(min(len(waiting), batch.num_free_slots, 2))])
+            batch.remove_ended()
         if batch.live:
             batch.step()
     assert [sequence.result().token_ids for sequence in sequences] == alone

@@ -15,24 +15,24 @@ async def answer(_request: Request) -> Response:
 
 
 @pytest.mark.parametrize(
-    ("loaded", "asked", "status"),
+    ("loaded", "requested", "status"),
     [
         ("a", "a", 200),
         ("a", "b", 503),
         ("a", "", 503),
         (None, "a", 503),
-        ("a", None, 200),  # a gateway of this host, which read the same artifacts
+        ("a", None, 200),  # a gateway on the same host, with the same artifacts
         (None, None, 200),
     ],
 )
-def test_only_the_loaded_build_answers_what_names_one(loaded: str | None, asked: str | None, status: int) -> None:
+def test_requests_for_another_build_are_refused(loaded: str | None, requested: str | None, status: int) -> None:
     build = LoadedBuild()
     build.key = loaded
     app = BuildGuard(Starlette(routes=[Route("/readyz", answer)]), build)
 
     async def get() -> int:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://runner") as client:
-            headers = {} if asked is None else {BUILD_HEADER: asked}
+            headers = {} if requested is None else {BUILD_HEADER: requested}
             return (await client.get("/readyz", headers=headers)).status_code
 
     assert asyncio.run(get()) == status

@@ -35,7 +35,7 @@ def test_a_better_second_token_wins_over_a_better_first() -> None:
     assert parents == [1, 0]
 
 
-def test_what_ends_is_kept_and_the_search_goes_on() -> None:
+def test_a_finished_beam_is_kept_and_the_search_continues() -> None:
     sequence = BeamSequence(request(), RULES)
     sequence.advance(row({EOS: 0.5, 2: 0.3})[None])
     assert [finished.beam.token_ids for finished in sequence.finished] == [(EOS,)]
@@ -52,7 +52,7 @@ def test_the_best_mean_wins_at_the_last_token() -> None:
     assert written.logprobs == pytest.approx([math.log(0.6), math.log(0.9)], abs=1e-5)
 
 
-def test_early_stopping_ends_with_as_many_answers_as_beams() -> None:
+def test_early_stopping_ends_once_there_are_as_many_answers_as_beams() -> None:
     patient, hasty = (BeamSequence(request(), replace(RULES, early_stopping=value)) for value in (False, True))
     for sequence in (patient, hasty):
         sequence.advance(row({EOS: 0.4, 2: 0.59})[None])
@@ -61,14 +61,14 @@ def test_early_stopping_ends_with_as_many_answers_as_beams() -> None:
     assert not patient.has_ended
 
 
-def test_a_forced_first_token_leaves_one_beam_in_the_running() -> None:
+def test_after_a_forced_first_token_all_beams_continue_it() -> None:
     sequence = BeamSequence(request(), replace(RULES, forced_bos_token_id=5))
     sequence.advance(row({})[None])
     sequence.advance(torch.stack([row({2: 0.6, 3: 0.3}), row({4: 0.99})]))
     assert [beam.token_ids for beam in sequence.beams] == [(5, 2), (5, 3)]
 
 
-def test_a_grammar_holds_for_every_beam() -> None:
+def test_every_beam_follows_the_grammar() -> None:
     tokenizer = tiny_tokenizer({2: "a", 3: "b"}, {0: "<pad>", EOS: "<eos>", 4: "<loc_1>", 5: "<loc_2>"})
     constraint = Constraints(tokenizer, {EOS}).get("start: location{2}")
     sequence = BeamSequence(replace(request(), constraint=constraint), RULES)
@@ -94,7 +94,7 @@ def test_past_deadline_fails() -> None:
         sequence.result()
 
 
-def test_tokens_are_settled_once_every_beam_that_can_win_has_them() -> None:
+def test_tokens_common_to_all_beams_are_settled() -> None:
     sequence = BeamSequence(request(), RULES)
     assert list(sequence.settled_token_ids) == []
     sequence.advance(row({2: 0.5, 3: 0.4})[None])

@@ -1,0 +1,139 @@
+"""Linear layers, by precision and device.
+
+    FloatLinear     the dtype of its weights, by torch
+    PackedLinear    float32 and bfloat16 on a CPU, by oneDNN
+    Int8Linear      8-bit integers on a CPU, by oneDNN
+
+torch's own `linear` computes float32 products with MKL, which reaches at most half of an AMD core's rate, and reorders
+bfloat16 weights at every call (`python -m export.bench.linears`). PackedLinear stores weights in the order that
+oneDNN's kernels read; its operators are those that torch's inductor uses when it freezes a model (torch 2.13,
+torch/_inductor/fx_passes/mkldnn_fusion.py). Int8Linear quantizes weights once, per output, and its input per row and
+call, by the operators of torch's export quantization (torch/ao/quantization/pt2e):
+
+    weight = scale (out, 1) * integers (out, in)        states = scale (rows, 1) * integers (rows, in)
+
+The integer product is exact and each row has its own scale: a sequence gets the same numbers in every batch, and a
+NaN stays in its row. torch's quantized.linear_dynamic has one scale for all rows.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+# Rows x weights: below this, oneDNN's call takes longer than MKL's product. Source: python -m export.bench.linears.
+_FEW_PRODUCTS = 400_000
+
+_ZERO_POINT = 128  # oneDNN's fast kernels take unsigned states
+_MAX_STATE = 127
+_ROUNDING = _ZERO_POINT + 0.5  # the conversion to uint8 truncates
+_MIN_SCALE = 1e-30  # keeps a row of zeros zero
+_BLOCK_ROWS = 4096  # quantized at once, which avoids a second copy of a large matrix
+
+_mkldnn: Any = torch.ops.mkldnn
+_onednn: Any = torch.ops.onednn
+
+
+class Linear(Protocol):
+    """A matrix (out, in) with an optional bias (out,)."""
+
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        """Return (…, out) of (…, in)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FloatLinear:
+    """A matrix in the dtype of its input."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        return linear(hidden_states, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLinear:
+    """A matrix in oneDNN's order; a small one is also kept plain, for MKL."""
+
+    matrix: Tensor  # packed, or plain in a view
+    plain: Tensor | None  # None if the matrix is large
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None) -> Self:
+        """Return a packed copy of `weight` (out, in)."""
+        return cls(_mkldnn._reorder_linear_weight(weight), _if_small(weight), bias)
+
+    @classmethod
+    def view(cls, weight: Tensor) -> Self:
+        """Return a layer that shares the memory of `weight`: about as fast for many rows, slower for few."""
+        return cls(weight, _if_small(weight), None)
+
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        if self.plain is not None and hidden_states.numel() * len(self.plain) < _FEW_PRODUCTS:
+            return linear(hidden_states, self.plain, self.bias)
+        product: Tensor = _mkldnn._linear_pointwise(hidden_states, self.matrix, self.bias, "none", [], "")
+        return product
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Return True for float32 and bfloat16 on a CPU, if torch was built with oneDNN."""
+    is_packable = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+    return is_packable and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
+def _if_small(weight: Tensor) -> Tensor | None:
+    return weight if weight.dtype == torch.float32 and weight.numel() < _FEW_PRODUCTS else None
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Linear:
+    """A matrix of 8-bit integers, with float32 input and output."""
+
+    packed: Tensor  # in oneDNN's order
+    scales: Tensor  # (out,)
+    zero_points: Tensor  # (out,) all 0
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None) -> Self:
+        """Quantize a float32 matrix (out, in)."""
+        integers, scales = quantize_rows(weight, max_weight())
+        packed = _onednn.qlinear_prepack(integers, None)
+        return cls(packed, scales, torch.zeros(len(scales), dtype=torch.int32), bias)
+
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        rows = hidden_states.flatten(end_dim=-2)
+        largest = torch.linalg.vector_norm(rows, math.inf, -1, keepdim=True).clamp_min(_MIN_SCALE)
+        integers = torch.addcmul(torch.tensor(_ROUNDING), rows, _MAX_STATE / largest).to(torch.uint8)
+        product = _onednn.qlinear_pointwise(
+            *(integers, 1.0, _ZERO_POINT, self.packed, self.scales, self.zero_points, None),
+            *(1.0, 0, torch.float32, "none", [], ""),
+        )
+        scale = largest / _MAX_STATE
+        output: Tensor = product * scale if self.bias is None else torch.addcmul(self.bias, product, scale)
+        return output.view(*hidden_states.shape[:-1], -1)
+
+
+def quantize_rows(weight: Tensor, max_weight: int) -> tuple[Tensor, Tensor]:
+    """Return integers (out, in) within ± `max_weight` and the scale (out,) of each row of `weight`."""
+    integers, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+    for start in range(0, len(weight), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        scales[block] = weight[block].abs().amax(dim=-1).clamp_min_(_MIN_SCALE) / max_weight
+        integers[block] = (weight[block] / scales[block, None]).round_()
+    return integers, scales
+
+
+def max_weight() -> int:
+    """Return 127, or 63 on processors without VNNI, whose sums of two products saturate at 16 bits.
+
+    Source: oneDNN's guide, "Nuances of int8 Computations".
+    """
+    has_vnni = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_vnni", "avx_vnni"))
+    return 127 if has_vnni else 63
