@@ -23,6 +23,7 @@ from tests.support.running_service import (
     service_environment,
 )
 from tests.support.scene_images import scene_png
+from tests.support.service_metrics import metric
 
 
 def answer_of(service: RunningService) -> httpx.Response:
@@ -39,9 +40,7 @@ def test_bentoml_serve_gives_the_answers_of_the_supervisor(
         answers = [answer_of(each).raise_for_status().json()["answers"] for each in (served, service)]
         texts = [[each["raw_text"] for each in answer] for answer in answers]
         assert texts[0] == texts[1]
-        assert (
-            'diptych_batch_size_count{model="florence-2-mini",stage="encode"} 1' in served.client().get("/metrics").text
-        )
+        assert metric(served, "diptych_batch_size_count", model="florence-2-mini", stage="encode") == 1
 
 
 def test_bentoml_build_makes_the_dockerfile_of_containerize(exported: ModelStore, tmp_path: Path) -> None:
