@@ -45,8 +45,12 @@ class FamilyLanguage(Protocol):
         image_size_wh: tuple[int, int],
         mask_format: MaskFormat,
         mask_decoder: MaskDecoder | None,
+        banned_phrases: frozenset[str] = frozenset(),
     ) -> Result:
-        """Return the typed result of the answers, given in the order of the prompts."""
+        """Return the typed result of the answers, given in the order of the prompts.
+
+        `mask_decoder` and `banned_phrases` are of the checkpoint: the former PaliGemma's, the latter Florence-2's.
+        """
         ...
 
 

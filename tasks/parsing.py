@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tasks.generation import Span
 from tasks.results import BoxXyxy, Detection, PointXy
 
-_ARTICLE = re.compile(r"^(?:an?|the) ")
+_ARTICLE = re.compile(r"^(?:an?|the) ", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +52,18 @@ def resolve_label(written: str, asked: Sequence[str]) -> str:
     """
     if not written:
         return asked[0] if len(asked) == 1 else ""
-    equal = [name for name in asked if _bare(name) == _bare(written)]
+    equal = [name for name in asked if without_article(name).casefold() == without_article(written).casefold()]
     return min(equal, key=lambda name: name.casefold() != written.casefold(), default=written)
 
 
-def answers_to_labels(detections: Iterable[Detection], labels: Sequence[str] | None) -> tuple[Detection, ...]:
+def answers_to_labels(detections: Iterable[Detection], labels: Sequence[str]) -> tuple[Detection, ...]:
     """Return all detections if no `labels` were requested, else those with one of them.
 
     For a label that is not in the image a model may write another one; that stays in the raw text only.
     """
-    return tuple(detection for detection in detections if labels is None or detection.label in labels)
+    return tuple(detection for detection in detections if not labels or detection.label in labels)
 
 
-def _bare(name: str) -> str:
-    return _ARTICLE.sub("", name.casefold())
+def without_article(name: str) -> str:
+    """Return `red circle` for `a red circle`."""
+    return _ARTICLE.sub("", name)

@@ -33,7 +33,5 @@ def question_prompts(
     except UnsupportedVariant:
         return ()
     labels = parameters.labels or ()
-    per_prompt = asked_per_prompt(question.task, parameters) if len(prompts) > 1 else (labels,)
-    return tuple(
-        QuestionPrompt(segments, own if labels else ()) for segments, own in zip(prompts, per_prompt, strict=True)
-    )
+    per_prompt = asked_per_prompt(parameters) if len(prompts) > 1 else (labels,)
+    return tuple(QuestionPrompt(segments, own) for segments, own in zip(prompts, per_prompt, strict=True))

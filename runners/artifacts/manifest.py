@@ -28,6 +28,7 @@ DECODER_FILE = "decoder.safetensors"
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 TOKENIZER_FILE = "tokenizer.json"
+PROCESSOR_CONFIG_FILE = "processor_config.json"
 MASK_DECODER_FILE = "mask_decoder.npz"
 
 _HASH_BLOCK_BYTES = 1 << 20

@@ -57,7 +57,8 @@ class AnswerText:
 
     def __init__(self, decoder: Decoder[Any]) -> None:
         self._stream = decoder.text_stream()
-        self._framing = decoder.rules.eos_token_ids | {decoder.rules.forced_bos_token_id, decoder.pad_token_id}
+        rules = decoder.rules
+        self._framing = rules.eos_token_ids | {rules.bos_token_id, rules.forced_bos_token_id, decoder.pad_token_id}
         self.text = ""
         self.token_ends: list[int] = []  # offset in `text` after each token that has one
 

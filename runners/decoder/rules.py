@@ -20,6 +20,7 @@ class GenerationRules:
     eos_token_ids: frozenset[int]
     max_new_tokens: int | None = None
     decoder_start_token_id: int | None = None
+    bos_token_id: int | None = None
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | None = None
     no_repeat_ngram_size: int = 0
@@ -39,6 +40,7 @@ class GenerationRules:
             eos_token_ids=frozenset(eos if isinstance(eos, list) else [eos]),
             max_new_tokens=config.get("max_new_tokens"),
             decoder_start_token_id=config.get("decoder_start_token_id"),
+            bos_token_id=config.get("bos_token_id"),
             forced_bos_token_id=config.get("forced_bos_token_id"),
             forced_eos_token_id=config.get("forced_eos_token_id"),
             no_repeat_ngram_size=config.get("no_repeat_ngram_size") or 0,

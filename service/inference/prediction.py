@@ -152,5 +152,11 @@ def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) ->
 def _parse(model: ServedModel, request: TaskRequest, written: WrittenAnswers, size_wh: tuple[int, int]) -> Result:
     texts = [GeneratedText(s.text, tuple(s.token_ends), tuple(s.logprobs), s.finish_reason) for s in written.sequences]
     return model.language.parse_answer(
-        request.task.id, request.parameters, texts, size_wh, request.mask_format, model.mask_decoder
+        request.task.id,
+        request.parameters,
+        texts,
+        size_wh,
+        request.mask_format,
+        model.mask_decoder,
+        model.banned_phrases,
     )

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runners.artifacts.devices import decoder_device, encoder_device
-from runners.artifacts.manifest import MASK_DECODER_FILE, Manifest, read_manifest
+from runners.artifacts.manifest import MASK_DECODER_FILE, PROCESSOR_CONFIG_FILE, Manifest, read_manifest
 from runners.artifacts.precision import choose_precision
 from service.errors import UnknownModel, UnsupportedTask
 from service.settings import Settings, SettingsError
 from tasks.catalog import CatalogEntry, load_catalog
 from tasks.families import FAMILIES, FamilyLanguage
+from tasks.florence2 import read_banned_phrases
 from tasks.paligemma import MaskDecoder
 
 
@@ -22,6 +23,7 @@ class ServedModel:
     manifest: Manifest
     mask_decoder: MaskDecoder | None
     precision: str  # of encoder and decoder, as text
+    banned_phrases: frozenset[str] = frozenset()
 
     @property
     def id(self) -> str:
@@ -46,7 +48,8 @@ def load_served_model(entry: CatalogEntry, folder: Path, settings: Settings) -> 
     """Read the artifacts of a model that the gateway needs."""
     manifest, masks = read_manifest(folder), folder / MASK_DECODER_FILE
     mask_decoder = MaskDecoder.load(masks) if masks.exists() else None
-    return ServedModel(entry, manifest, mask_decoder, served_precision(manifest, settings))
+    banned_phrases = read_banned_phrases(folder / PROCESSOR_CONFIG_FILE)
+    return ServedModel(entry, manifest, mask_decoder, served_precision(manifest, settings), banned_phrases)
 
 
 def served_precision(manifest: Manifest, settings: Settings) -> str:

@@ -10,13 +10,14 @@ It is written twice, because the two readings differ: `answer_grammar` is what c
 phrases to the parser. Source: transformers, models/florence2/processing_florence2.py (Florence2PostProcessor).
 """
 
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tasks.generation import Span
 from tasks.parameters import TaskParameters
-from tasks.parsing import Location, Locations
+from tasks.parsing import Location, Locations, without_article
 
 _LABELLED_BOXES = "start: (TEXT boxes)*"
 _ANSWERS = {
@@ -29,8 +30,9 @@ _ANSWERS = {
     "ocr_with_regions": "start: (TEXT location{8})*",
     "region_description": "start: TEXT? boxes?",
 }
+_ANY_TEXT = "/(?s:.)+/"
 _PARTS = """
-TEXT: /(?s:.)+/
+TEXT: %s
 boxes: (location{4})+
 polygon: (location{2}){3,}
 instance: polygon (<sep> polygon)*
@@ -54,10 +56,20 @@ class Phrase:
     instances: tuple[Instance, ...]
 
 
-def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:  # noqa: ARG001  # as in PaliGemma
-    """Return the grammar of the answer to each prompt of a task, None where any text is well-formed."""
-    answer = _ANSWERS.get(task_id)
-    return answer and answer + _PARTS
+def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:
+    """Return the grammar of the answer to each prompt of a task, None where any text is well-formed.
+
+    The label of a box is one of the names asked for.
+    """
+    names = parameters.labels or parameters.phrases
+    answer = _ANSWERS["open_vocabulary_detection"] if names else _ANSWERS.get(task_id)
+    return answer and answer + _PARTS % (_one_of(names) if names else _ANY_TEXT)
+
+
+def _one_of(names: Sequence[str]) -> str:
+    """Return an expression of the names as they were given, and with any article or none."""
+    given, bare = (" | ".join(map(json.dumps, each)) for each in (names, map(without_article, names)))
+    return f'" "? ({given} | ("a " | "an " | "the ")? ({bare}))'
 
 
 def split_phrases(text: str) -> Iterator[Phrase]:

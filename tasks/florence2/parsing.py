@@ -5,8 +5,10 @@ keeps non-ASCII characters, '<' and newlines in labels, fractions of pixels, and
 it sorts a box's corners, and drops boxes without area and polygons of fewer than three points.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 
 from tasks.florence2.grammar import Phrase, split_phrases, text_before_tokens, text_without_tokens
 from tasks.florence2.locations import dequantize
@@ -39,9 +41,10 @@ def parse_answer(
     image_size_wh: tuple[int, int],
     mask_format: MaskFormat,
     mask_decoder: object,  # noqa: ARG001  # PaliGemma's; this family writes polygons
+    banned_phrases: frozenset[str] = frozenset(),
 ) -> Result:
-    """Return the typed result of the answers to `task_prompts`."""
-    asked = asked_per_prompt(task_id, parameters)
+    """Return the typed result of the answers to `task_prompts`; banned phrases of a caption have no boxes."""
+    asked = asked_per_prompt(parameters)
     match TASKS[task_id].result_kind:
         case "text":
             read = text_without_tokens if parameters.region is None else text_before_tokens
@@ -54,16 +57,23 @@ def parse_answer(
                 for answer, names in zip(answers, asked, strict=True)
             ]
             is_parsed = all(map(GeneratedText.is_read_as, answers, found))
-            kept = (
-                answers_to_labels(each, parameters.labels and names) for each, names in zip(found, asked, strict=True)
-            )
-            return DetectionsResult(tuple(chain.from_iterable(kept)), is_parsed)
+            banned = frozenset() if parameters.caption is None else banned_phrases
+            kept = chain.from_iterable(answers_to_labels(*pair) for pair in zip(found, asked, strict=True))
+            return DetectionsResult(tuple(each for each in kept if each.label not in banned), is_parsed)
         case "instances":
             instances = tuple(_instances(answers[0], asked[0], image_size_wh, mask_format))
             return InstancesResult(instances, answers[0].is_read_as(instances))
         case "text_regions":
             regions = tuple(_text_regions(answers[0], image_size_wh))
             return TextRegionsResult(regions, answers[0].is_read_as(regions))
+
+
+def read_banned_phrases(processor_config: Path) -> frozenset[str]:
+    """Return the phrases for which a checkpoint's processor removes the boxes when it grounds a caption."""
+    if not processor_config.exists():
+        return frozenset()
+    config = json.loads(processor_config.read_text(encoding="utf-8")).get("post_processor_config") or {}
+    return frozenset(config.get("phrase_grounding", {}).get("banned_grounding_tokens", ()))
 
 
 def _detections(

@@ -13,11 +13,9 @@ from tasks.catalog import QUESTION_FIELD, CatalogEntry
 from tasks.errors import ParameterError, UnsupportedTask, UnsupportedVariant
 from tasks.florence2.locations import box_tokens, dequantize
 from tasks.parameters import TaskParameters
+from tasks.parsing import without_article
 from tasks.prompts import AskedTask, Prompt, control, join_segments, plain
 from tasks.results import BoxXyxy
-
-# One prompt per label, or all labels in one phrase grounding prompt.
-IS_ONE_PROMPT_PER_LABEL = True
 
 _SENTENCES = {
     "object_detection": "Locate the objects with category name in the image.",
@@ -71,7 +69,7 @@ _WITH_REGION = {
 def task_prompts(
     entry: CatalogEntry, task_id: str, parameters: TaskParameters, image_size_wh: tuple[int, int]
 ) -> tuple[Prompt, ...]:
-    """Return the prompts of a task: one, or one per label.
+    """Return the prompts of a task: one, or one per label or phrase.
 
     Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` for a region outside the image.
     """
@@ -82,7 +80,7 @@ def task_prompts(
     sentence = _sentence(entry, task_id, parameters)
     if parameters.region is not None:
         return (_with_region(sentence, parameters.region, image_size_wh),)
-    return tuple(join_segments(plain(sentence.replace("{text}", text))) for text in _texts(task_id, parameters))
+    return tuple(join_segments(plain(sentence.replace("{text}", text))) for text in _texts(parameters))
 
 
 def read_prompt(text: str) -> AskedTask | None:
@@ -105,12 +103,11 @@ def read_prompt(text: str) -> AskedTask | None:
     raise ParameterError("messages", f"<{token[:80]}> is not a task token; allowed are {tokens}")
 
 
-def asked_per_prompt(task_id: str, parameters: TaskParameters) -> tuple[tuple[str, ...], ...]:
+def asked_per_prompt(parameters: TaskParameters) -> tuple[tuple[str, ...], ...]:
     """Return the names requested by each prompt of `task_prompts`."""
-    names = parameters.labels or parameters.phrases or ()
-    if task_id == "open_vocabulary_detection" and IS_ONE_PROMPT_PER_LABEL:
+    if names := parameters.labels or parameters.phrases:
         return tuple((name,) for name in names)
-    return (names if parameters.phrase is None else (parameters.phrase,),)
+    return (() if parameters.phrase is None else (parameters.phrase,),)
 
 
 def _sentence(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str:
@@ -121,24 +118,23 @@ def _sentence(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> 
             return _INSTANCE_SEGMENTATION["phrase" if parameters.region is None else "region"]
         case "region_description":
             return _REGION_DESCRIPTION[parameters.detail or "description"]
-        case "open_vocabulary_detection" if len(parameters.labels or ()) > 1 and not IS_ONE_PROMPT_PER_LABEL:
-            return _SENTENCES["phrase_grounding"]
+        case "phrase_grounding" if parameters.phrases:
+            return _SENTENCES["open_vocabulary_detection"]
         case "visual_question_answering":
             return (entry.template(task_id) or QUESTION_FIELD).replace(QUESTION_FIELD, "{text}")
         case _:
             return _SENTENCES[task_id]
 
 
-def _texts(task_id: str, parameters: TaskParameters) -> Sequence[str]:
-    """Return the text inserted into the sentence of each prompt."""
-    if text := parameters.caption or parameters.question:
-        return (text,)
-    return [_enumeration(names) for names in asked_per_prompt(task_id, parameters)]
+def _texts(parameters: TaskParameters) -> Sequence[str]:
+    """Return the text inserted into the sentence of each prompt.
 
-
-def _enumeration(names: Sequence[str]) -> str:
-    """Return 'a, b and c'."""
-    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
+    Phrases are located one by one as open vocabulary, without their article: one phrase grounding prompt with all of
+    them, with or without articles, misses more.
+    """
+    if parameters.phrases:
+        return [without_article(phrase) for phrase in parameters.phrases]
+    return parameters.labels or (parameters.caption or parameters.question or parameters.phrase or "",)
 
 
 def _with_region(sentence: str, region: BoxXyxy, image_size_wh: tuple[int, int]) -> Prompt:

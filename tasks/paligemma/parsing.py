@@ -34,6 +34,7 @@ def parse_answer(
     image_size_wh: tuple[int, int],
     mask_format: MaskFormat,
     mask_decoder: MaskDecoder | None,
+    banned_phrases: frozenset[str] = frozenset(),  # noqa: ARG001  # Florence-2's
 ) -> Result:
     """Return the typed result of the one answer; instances need a mask decoder."""
     (answer,), asked = answers, asked_names(parameters)
@@ -43,7 +44,9 @@ def parse_answer(
             return TextResult(text, answer.is_read_as(text))
         case "detections":
             detections = tuple(_detections(answer, asked, image_size_wh))
-            return DetectionsResult(answers_to_labels(detections, parameters.labels), answer.is_read_as(detections))
+            return DetectionsResult(
+                answers_to_labels(detections, parameters.labels or ()), answer.is_read_as(detections)
+            )
         case "instances" if mask_decoder is not None:
             instances = tuple(_instances(answer, asked, image_size_wh, mask_format, mask_decoder))
             return InstancesResult(instances, answer.is_read_as(instances))

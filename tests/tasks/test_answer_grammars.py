@@ -93,6 +93,17 @@ def test_every_true_answer_is_well_formed(languages: dict[str, Language], model_
         ("florence2", "region_proposal", TaskParameters(), f"{BOX}{BOX}", True),
         ("florence2", "region_proposal", TaskParameters(), f"star{BOX}", False),
         ("florence2", "open_vocabulary_detection", ASKED, f"star<poly>{BOX}<loc_5><loc_6></poly>", True),
+        ("florence2", "open_vocabulary_detection", ASKED, f"red circle{BOX}a star{BOX}{BOX}", True),
+        ("florence2", "open_vocabulary_detection", ASKED, f"a blue star{BOX}", False),
+        ("florence2", "open_vocabulary_detection", ASKED, f"red{BOX}", False),
+        ("florence2", "open_vocabulary_detection", ASKED, "", True),
+        ("florence2", "phrase_grounding", TaskParameters(caption="a star"), f"a blue star{BOX}", True),
+        ("florence2", "phrase_grounding", TaskParameters(phrases=("A star",)), f"A star{BOX} star{BOX}", True),
+        ("florence2", "phrase_grounding", TaskParameters(phrases=("A star",)), f"A stars{BOX}", False),
+        *(
+            ("florence2", "phrase_grounding", ODD, f"{label}{BOX}red{BOX}red circle{BOX}", True)
+            for label in (ODD.labels or ())
+        ),
         ("florence2", "instance_segmentation", PHRASE, f"{BOX}<loc_5><loc_6>", True),
         ("florence2", "instance_segmentation", PHRASE, f"{BOX}<loc_5><loc_6><sep>{BOX}<loc_5><loc_6>", True),
         ("florence2", "instance_segmentation", PHRASE, f"{BOX}<loc_5><loc_6><loc_7>", False),

@@ -22,6 +22,7 @@ from export.training.data.mentions import (
     word_pieces,
 )
 from tasks.florence2.locations import NUM_BINS, location_token
+from tasks.parsing import without_article
 
 POLYGON_STEP = 4  # bins of the grid of a polygon's points
 
@@ -49,7 +50,8 @@ def bin_position(position_px: float) -> float:
 def _detections(scene: Scene, question: Question, labels: Sequence[str]) -> Iterator[Piece]:
     for found in expected_boxes(question, labels):
         subject = subject_of_box(scene, found.box_xyxy)
-        yield Piece(found.label, Mention(subject))
+        label = without_article(found.label) if "phrases" in question.parameters else found.label  # as in the prompt
+        yield Piece(label, Mention(subject))
         yield from _box(found.box_xyxy, subject)
 
 

@@ -1,11 +1,13 @@
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.florence2.parsing import parse_answer
+from tasks.florence2.parsing import parse_answer, read_banned_phrases
 from tasks.parameters import parse_parameters
 from tasks.results import DetectionsResult, InstancesResult, MaskFormat, TextRegionsResult, TextResult
 from tasks.table import TASKS
@@ -18,6 +20,7 @@ OTHER = "<loc_100><loc_200><loc_300><loc_400>"
 OTHER_PX = (100.5, 100.25, 300.5, 200.25)
 QUAD = "<loc_0><loc_0><loc_9><loc_0><loc_9><loc_9><loc_0><loc_9>"
 QUAD_PX = ((0.5, 0.25), (9.5, 0.25), (9.5, 4.75), (0.5, 4.75))
+BANNED = frozenset({"the image", "it"})
 TRIANGLE = "<loc_0><loc_0><loc_8><loc_0><loc_8><loc_4>"
 TRIANGLE_PX = ((0.5, 0.25), (8.5, 0.25), (8.5, 2.25))
 
@@ -93,23 +96,63 @@ def test_region_proposals_have_no_label(text: str, expected: Any, is_parsed: boo
     ],
 )
 def test_each_answer_is_read_for_its_own_label(texts: tuple[str, ...], expected: Any, is_parsed: bool) -> None:
-    result = parse("open_vocabulary_detection", *texts, labels=["dog", "blue cat"])
-    assert (boxes(result), result.is_parsed) == (expected, is_parsed)
+    for task_id, name in (("open_vocabulary_detection", "labels"), ("phrase_grounding", "phrases")):
+        values: dict[str, Any] = {name: ["dog", "blue cat"]}
+        result = parse(task_id, *texts, **values)
+        assert (boxes(result), result.is_parsed) == (expected, is_parsed)
 
 
 @pytest.mark.parametrize(
-    ("values", "text", "expected"),
+    ("values", "texts", "expected"),
     [
-        ({"phrases": ["a Dog", "a cat"]}, f"a dog{BOX}{OTHER}a cat{BOX}", ["a Dog", "a Dog", "a cat"]),
-        ({"phrases": ["a dog"]}, BOX, ["a dog"]),
-        ({"phrases": ["a dog", "a cat"]}, BOX, []),
-        ({"caption": "A dog sits."}, f"A dog{BOX}", ["A dog"]),
-        ({"caption": "A dog sits."}, BOX, []),
+        ({"phrases": ["a Dog", "cat"]}, [f"dog{BOX}{OTHER}", f"the cat{BOX}"], ["a Dog", "a Dog", "cat"]),
+        ({"phrases": ["a dog"]}, [BOX], ["a dog"]),
+        ({"phrases": ["dog"]}, [f"a blue dog{BOX}"], []),
+        ({"caption": "A dog sits."}, [f"A dog{BOX}"], ["A dog"]),
+        ({"caption": "A dog sits."}, [BOX], []),
     ],
 )
-def test_grounded_boxes_carry_their_phrase(values: dict[str, Any], text: str, expected: list[str]) -> None:
-    result = parse("phrase_grounding", text, **values)
+def test_grounded_boxes_carry_their_phrase(values: dict[str, Any], texts: list[str], expected: list[str]) -> None:
+    result = parse("phrase_grounding", *texts, **values)
     assert [detection.label for detection in result.detections] == expected
+
+
+@pytest.mark.parametrize(
+    ("task_id", "values", "expected"),
+    [
+        ("phrase_grounding", {"caption": "The image shows it."}, ["The image", "a dog"]),
+        ("phrase_grounding", {"phrases": ["the image"]}, ["the image"]),  # the user's own phrase
+        ("dense_region_captioning", {}, ["the image", "The image", "it", "a dog"]),
+    ],
+)
+def test_banned_phrases_of_a_caption_have_no_boxes(task_id: str, values: dict[str, Any], expected: list[str]) -> None:
+    answer = generated(f"the image{BOX}The image{BOX} it {BOX}{OTHER}a dog{BOX}")
+    parameters = parse_parameters(TASKS[task_id], values)
+    result: Any = parse_answer(task_id, parameters, [answer], IMAGE_WH, "polygon", None, BANNED)
+    assert list(dict.fromkeys(detection.label for detection in result.detections)) == expected
+
+
+def test_an_answer_of_banned_phrases_alone_is_parsed() -> None:
+    parameters = parse_parameters(TASKS["phrase_grounding"], {"caption": "It."})
+    result = parse_answer("phrase_grounding", parameters, [generated(f"it{BOX}")], IMAGE_WH, "polygon", None, BANNED)
+    assert result == DetectionsResult((), is_parsed=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (None, set()),
+        ({}, set()),
+        ({"post_processor_config": None}, set()),
+        ({"post_processor_config": {"phrase_grounding": {}}}, set()),
+        ({"post_processor_config": {"phrase_grounding": {"banned_grounding_tokens": ["it", "a", "it"]}}}, {"it", "a"}),
+    ],
+)
+def test_banned_phrases_are_the_checkpoints_own(tmp_path: Path, config: Any, expected: set[str]) -> None:
+    file = tmp_path / "processor_config.json"
+    if config is not None:
+        file.write_text(json.dumps(config))
+    assert read_banned_phrases(file) == expected
 
 
 @pytest.mark.parametrize(

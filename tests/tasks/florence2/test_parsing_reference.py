@@ -34,6 +34,9 @@ def locations(rng: random.Random, num: int) -> list[str]:
     return [f"<loc_{rng.randrange(1000)}>" for _ in range(num)]
 
 
+BANNED = frozenset(LABELS[:2])
+
+
 def labelled_boxes(rng: random.Random) -> list[str]:
     phrases = ([rng.choice(LABELS), *locations(rng, 4 * rng.choice([1, 1, 1, 2, 3]))] for _ in range(rng.randint(1, 5)))
     return [piece for phrase in phrases for piece in phrase]
@@ -55,6 +58,9 @@ def polygons(rng: random.Random) -> list[str]:
     if rng.random() < 0.5:
         return instance()
     return [piece for _ in range(rng.randint(1, 3)) for piece in ["<poly>", *instance(), "</poly>"]]
+
+
+BANNED = frozenset(LABELS[:2])
 
 
 def labelled_boxes_or_polygons(rng: random.Random) -> list[str]:
@@ -159,6 +165,7 @@ CASES = [
 @pytest.fixture(scope="module")
 def post_processor() -> Florence2PostProcessor:
     config: dict[str, dict[str, Any]] = {case.reference_type: {} for case in CASES}
+    config["phrase_grounding"] = {"banned_grounding_tokens": sorted(BANNED)}
     tokenizer = AutoTokenizer.from_pretrained(ROOT / FLORENCE.source)
     return Florence2PostProcessor(config, tokenizer)  # type: ignore[no-untyped-call]
 
@@ -179,7 +186,8 @@ def test_our_parsers_read_what_transformers_reads(post_processor: Florence2PostP
 
 def ours(case: Case, text: str) -> Found | str:
     parameters = parse_parameters(TASKS[case.task_id], case.values)
-    result: Any = parse_answer(case.task_id, parameters, [generated(text)], IMAGE_WH, "polygon", None)
+    banned = BANNED if case.reference_type == "phrase_grounding" else frozenset()
+    result: Any = parse_answer(case.task_id, parameters, [generated(text)], IMAGE_WH, "polygon", None, banned)
     match TASKS[case.task_id].result_kind:
         case "text":
             return str(result.text)

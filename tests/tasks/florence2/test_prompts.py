@@ -30,9 +30,8 @@ def prompts(task_id: str, **values: Any) -> tuple[Prompt, ...]:
         ("object_detection", {}, "<OD>"),
         ("open_vocabulary_detection", {"labels": ["a {dog}"]}, "<OPEN_VOCABULARY_DETECTION>a {dog}"),
         ("phrase_grounding", {"caption": "a cat"}, "<CAPTION_TO_PHRASE_GROUNDING>a cat"),
-        ("phrase_grounding", {"phrases": ["a cat"]}, "<CAPTION_TO_PHRASE_GROUNDING>a cat"),
-        ("phrase_grounding", {"phrases": ["a", "b"]}, "<CAPTION_TO_PHRASE_GROUNDING>a and b"),
-        ("phrase_grounding", {"phrases": ["a", "b", "c"]}, "<CAPTION_TO_PHRASE_GROUNDING>a, b and c"),
+        ("phrase_grounding", {"phrases": ["cat"]}, "<OPEN_VOCABULARY_DETECTION>cat"),
+        ("phrase_grounding", {"phrases": ["An owl"]}, "<OPEN_VOCABULARY_DETECTION>owl"),
         ("region_proposal", {}, "<REGION_PROPOSAL>"),
         ("dense_region_captioning", {}, "<DENSE_REGION_CAPTION>"),
         ("instance_segmentation", {"phrase": "ün {text}"}, "<REFERRING_EXPRESSION_SEGMENTATION>ün {text}"),
@@ -50,8 +49,11 @@ def test_the_prompt_is_the_sentence_of_transformers(task_id: str, values: dict[s
     assert "".join(segment.text for segment in prompt) == processor._construct_prompts(reference)[0]
 
 
-def test_each_label_gets_its_own_prompt() -> None:
-    first, second = prompts("open_vocabulary_detection", labels=["dog", "cat"])
+@pytest.mark.parametrize(
+    ("task_id", "name"), [("open_vocabulary_detection", "labels"), ("phrase_grounding", "phrases")]
+)
+def test_each_label_and_phrase_gets_its_own_prompt(task_id: str, name: str) -> None:
+    first, second = prompts(task_id, **{name: ["dog", "cat"]})
     assert [segment.text for segment in first] == ["Locate dog in the image."]
     assert [segment.text for segment in second] == ["Locate cat in the image."]
 
