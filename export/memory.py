@@ -1,5 +1,7 @@
 """Memory of the catalog's released models: `python -m export.memory` prints the tables of docs/operations.md.
 
+A base for fine-tuning has a row only at a resolution that no other model of its size has.
+
 Weights are counted on the published configurations, without loading any; slots by the shapes of the runners' KV caches.
 The other memory of a process is an estimated allowance.
 """
@@ -29,13 +31,23 @@ _ALL_LAYERS = 1000
 
 # Published sizes that export/checkpoints/random_weights.py does not have.
 _FLORENCE2_VOCABULARY = 51289  # source: config.json of microsoft/Florence-2-base, vocab_size
-# Source: transformers, models/gemma2/convert_gemma2_weights_to_hf.py, gemma_9b_config.
-_GEMMA2_9B = {
-    "hidden_size": 3584,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 42,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
+# Source: transformers, models/gemma2/convert_gemma2_weights_to_hf.py, gemma_9b_config and gemma_27b_config.
+_GEMMA2 = {
+    "10b": {
+        "hidden_size": 3584,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 42,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+    },
+    "28b": {
+        "hidden_size": 4608,
+        "intermediate_size": 36864,
+        "num_hidden_layers": 46,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 16,
+        "head_dim": 128,
+    },
 }
 _SHAPE_OF = {
     "florence-2-base": "florence-2-base",
@@ -46,7 +58,13 @@ _SHAPE_OF = {
     "paligemma-3b-mix-448": "paligemma-3b-mix-224",
     "paligemma-2-3b-mix-224": "paligemma-2-3b-mix-224",
     "paligemma-2-3b-mix-448": "paligemma-2-3b-mix-224",
-    "paligemma-2-10b-mix-448": "paligemma-2-3b-mix-224",
+    "paligemma-3b-pt-896": "paligemma-3b-mix-224",
+    "paligemma-2-3b-pt-896": "paligemma-2-3b-mix-224",
+    **{
+        f"paligemma-2-{size}-{name}": "paligemma-2-3b-mix-224"
+        for size in _GEMMA2
+        for name in ("mix-224", "mix-448", "pt-896")
+    },
 }
 
 
@@ -119,8 +137,9 @@ def _published_config(entry: CatalogEntry) -> Florence2Config | PaliGemmaConfig:
     if isinstance(config, Florence2Config):
         text |= {"vocab_size": _FLORENCE2_VOCABULARY, "max_position_embeddings": entry.context_window}
         return Florence2Config(text_config=text, vision_config=vision)
-    if "10b" in entry.id:
-        text = {name: value for name, value in text.items() if name != "layer_types"} | _GEMMA2_9B
+    for size, larger in _GEMMA2.items():
+        if f"-{size}-" in entry.id:
+            text = {name: value for name, value in text.items() if name != "layer_types"} | larger
     vision |= {"image_size": entry.resolution, "projection_dim": text["hidden_size"]}
     return PaliGemmaConfig(text_config=text, vision_config=vision, projection_dim=text["hidden_size"])
 

@@ -28,7 +28,13 @@ from service.images.host_addresses import SystemResolver
 from service.images.url_rules import AllowedHost
 from service.inference.core import Core, CoreLimits
 from service.inference.recording import NONE
-from service.inference.served_models import ServedModel, ServedModels, load_served_model, served_entries
+from service.inference.served_models import (
+    ServedModel,
+    ServedModels,
+    load_served_model,
+    served_entries,
+    unserved_models,
+)
 from service.runner_client.channel import RunnerChannel
 from service.runner_client.client import RunnerClient
 from service.settings import BYTES_PER_MB, Settings, settings
@@ -99,7 +105,8 @@ class _Gateway:
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file)
         models = {entry.id: load_served_model(entry, artifact_folder(entry.id), _SETTINGS) for entry in _ENTRIES}
         self._runners = {model.id: _runner_client(model) for model in models.values()}
-        core = Core(ServedModels(models), self._runners, _core_limits(_SETTINGS), _make_fetcher(_SETTINGS))
+        served = ServedModels(models, unserved_models(_SETTINGS))
+        core = Core(served, self._runners, _core_limits(_SETTINGS), _make_fetcher(_SETTINGS))
         for model in models.values():
             _publish(model)
         _REST.start(core, api_keys)

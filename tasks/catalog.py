@@ -22,7 +22,7 @@ Precision = Literal["float32", "int8", "bfloat16", "float16"]
 
 _ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}")
-_REVISION = re.compile(r"[0-9a-f]{40}")
+_REVISION = re.compile(r"[\w.-]+")
 
 
 class CatalogError(ValueError):
@@ -43,7 +43,7 @@ class CatalogEntry:
     id: str
     family: Family
     source: str  # folder relative to the root of the repository, or hub id
-    revision: str | None  # commit of a hub source; None: the export takes the branch head and records its commit
+    revision: str | None  # commit, branch or tag of a hub source; None: its main branch
     organization: str
     category: str
     modality: str
@@ -120,7 +120,7 @@ _PRECISIONS: dict[Device, dict[Part, tuple[Precision, ...]]] = {
     "cuda": {"encoder": ("float32", "float16"), "decoder": ("float32", "bfloat16", "float16")},
 }
 _COUNTS = ("parameters", "context_window", "resolution")
-_PATTERNS = {"release_date": (_DATE, "YYYY-MM"), "revision": (_REVISION, "null or a commit of 40 hexadecimal digits")}
+_PATTERNS = {"release_date": (_DATE, "YYYY-MM"), "revision": (_REVISION, "null, or a commit, branch or tag")}
 
 
 def _check_value(entry_id: str, key: str, value: object) -> None:

@@ -1,20 +1,45 @@
 """Artifact folders in BentoML's model store. The only module of the export that uses the store; needs no torch."""
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import bentoml
 
+from export.checkpoints.errors import DiskFullError, is_disk_full
 from runners.artifacts.manifest import ArtifactError, read_manifest, verify_files
 from runners.artifacts.store import artifact_folder
 
 
 @contextmanager
 def new_version(model_id: str) -> Iterator[Path]:
-    """Yield an empty folder that becomes the newest version of `model_id`, unless the block raises."""
-    with bentoml.models.create(model_id) as model:
-        yield Path(model.path)
+    """Yield an empty folder that becomes the newest version of `model_id`, unless the block raises.
+
+    Raise `DiskFullError` if the disk has no room for the folder, or for its copy in the store.
+    """
+    folder: Path | None = None
+    try:
+        with bentoml.models.create(model_id) as model:
+            folder = Path(model.path)
+            yield folder
+    except Exception as error:
+        if is_disk_full(error):
+            raise DiskFullError(_no_room(model_id)) from error
+        raise
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)  # BentoML 1.4 leaves it, after a failure as after a success
+
+
+def _no_room(model_id: str) -> str:
+    home = os.environ.get("BENTOML_HOME", "~/bentoml")
+    return (
+        f"no space left for the artifacts of {model_id}; they are made in {tempfile.gettempdir()} (TMPDIR) and stored "
+        f"in {home} (BENTOML_HOME): free some, or set the variable to a larger disk"
+    )
 
 
 def has_current_version(model_id: str, build_key: str) -> bool:

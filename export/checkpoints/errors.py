@@ -3,9 +3,12 @@
 ExportError
 ├── SourceError           a checkpoint or one of its files is missing, unreadable or of another family
 ├── PrecisionError        a precision record is invalid, or shows that a default precision loses too much
+├── DiskFullError         the disk has no room for the artifacts
 ├── ImageProcessorError   the image processor has steps that the service does not implement
 └── ParityError           the exported model does not reproduce the original
 """
+
+import errno
 
 
 class ExportError(Exception):
@@ -20,9 +23,18 @@ class PrecisionError(ExportError):
     """A precision record is invalid, or shows that a default precision loses too much."""
 
 
+class DiskFullError(ExportError):
+    """The disk has no room for the artifacts."""
+
+
 class ImageProcessorError(ExportError):
     """The image processor has steps that the service does not implement."""
 
 
 class ParityError(ExportError):
     """The exported model does not reproduce the original."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return True for the system's error, as Python raises it or as safetensors and hf_xet have it in their texts."""
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)

@@ -9,10 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from export.checkpoints.errors import SourceError
+from export.checkpoints.hub import fetch_file, fetch_snapshot
 from runners.artifacts.manifest import CONFIG_FILE, TOKENIZER_FILE, Family
 
+WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
 CHECKPOINT_PATTERNS = (
     CONFIG_FILE,
     "generation_config.json",
@@ -23,11 +28,15 @@ CHECKPOINT_PATTERNS = (
     "special_tokens_map.json",
     "added_tokens.json",
     "model*.safetensors",
-    "model.safetensors.index.json",
+    WEIGHTS_INDEX_FILE,
 )
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILE = re.compile(r"hf://(?P<space>spaces/)?(?P<repository>[\w.-]+/[\w.-]+)/(?P<file>.+)")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+# The original Florence-2 repositories: same model_type as transformers' own form, but other names of weights, and code.
+_REMOTE_CODE_OWNER = "microsoft/Florence-2-"
+_REMOTE_CODE_VISION_TYPE = "davit"  # transformers' own form has florence_vision
+_REMOTE_CODE_SIZE = re.compile(r"Florence-2-((?:base|large)(?:-ft)?)/?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +64,19 @@ def resolve_source(name: str, revision: str | None, family: Family, root: Path) 
             raise SourceError(f"{name} is a folder and has no revisions; given: {revision}")
         source = Source(name, None, root / name)
     elif _HUB_ID.fullmatch(name):
-        source = _fetch(name, revision)
+        source = _fetch(name, revision, family)
     else:
         raise SourceError(f"{name} is neither a folder nor a hub id of the form owner/name")
     _check_complete(source)
     _check_family(source, family)
+    _check_weights(source)
     return source
 
 
 def resolve_file(name: str, source: Source) -> Path:
     """Return the file `name` of the checkpoint's folder, or the hub file `hf://[spaces/]owner/name/file`."""
     if match := _HUB_FILE.fullmatch(name):
-        return _fetch_file(match["repository"], match["file"], "space" if match["space"] else "model")
+        return fetch_file(match["repository"], match["file"], "space" if match["space"] else "model")
     if not (source.folder / name).is_file():
         raise SourceError(f"{source.name} does not contain {name}")
     return source.folder / name
@@ -75,44 +85,59 @@ def resolve_file(name: str, source: Source) -> Path:
 def _check_complete(source: Source) -> None:
     names = {path.name for path in source.files()}
     missing = [name for name in (CONFIG_FILE, TOKENIZER_FILE) if name not in names]
+    if names.isdisjoint(_PROCESSOR_FILES):
+        missing.append(" or ".join(_PROCESSOR_FILES))
     if not any(name.endswith(".safetensors") for name in names):
         missing.append("model.safetensors")
+    if WEIGHTS_INDEX_FILE in names:
+        missing += sorted(set(_read_json(source, WEIGHTS_INDEX_FILE, "weight_map").values()) - names)
     if missing:
         raise SourceError(f"{source.name} lacks {', '.join(missing)}")
 
 
+def _check_weights(source: Source) -> None:
+    """Raise `SourceError` if a file of weights is cut off or damaged in its header."""
+    for path in source.files():
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "numpy"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise SourceError(f"{path.name} of {source.name} is damaged or incomplete: {error}") from error
+
+
 def _check_family(source: Source, family: Family) -> None:
-    try:
-        model_type = json.loads((source.folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{CONFIG_FILE} of {source.name} has no model_type: {error!r}") from error
+    model_type = _read_json(source, CONFIG_FILE, "model_type")
     if model_type != family:  # the families' names are transformers' names
         raise SourceError(f"{source.name} is a checkpoint of {model_type}; the catalog expects {family}")
+    if _read_json(source, CONFIG_FILE, "vision_config").get("model_type") == _REMOTE_CODE_VISION_TYPE:
+        raise _remote_code_error(source.name)
 
 
-def _fetch(repository: str, revision: str | None) -> Source:
-    from huggingface_hub import HfApi, snapshot_download
-
+def _read_json(source: Source, file_name: str, key: str) -> Any:
     try:
-        commit = revision if revision and _COMMIT.fullmatch(revision) else None
-        commit = commit or HfApi().model_info(repository, revision=revision).sha
-        folder = snapshot_download(repository, revision=commit, allow_patterns=list(CHECKPOINT_PATTERNS))
-    except _hub_errors() as error:
-        raise SourceError(f"cannot fetch {repository} at {revision or 'its newest commit'}: {error}") from error
-    return Source(repository, commit, Path(folder))
+        return json.loads((source.folder / file_name).read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{file_name} of {source.name} has no {key}: {error!r}") from error
 
 
-def _fetch_file(repository: str, file_name: str, repository_type: str) -> Path:
-    from huggingface_hub import hf_hub_download
+def _remote_code_error(name: str) -> SourceError:
+    size = _REMOTE_CODE_SIZE.search(name)
+    converted = (
+        f"florence-community/Florence-2-{size[1].lower()}" if size else "a florence-community/Florence-2-* repository"
+    )
+    return SourceError(
+        f"{name} is in the form of Florence-2 that runs code of its repository (vision_config.model_type: "
+        f"{_REMOTE_CODE_VISION_TYPE}); use the converted repository instead: --source {converted}"
+    )
 
-    try:
-        return Path(hf_hub_download(repository, file_name, repo_type=repository_type))
-    except _hub_errors() as error:
-        raise SourceError(f"cannot fetch {file_name} of {repository}: {error}") from error
 
-
-def _hub_errors() -> tuple[type[Exception], ...]:
-    """Return the exceptions of huggingface_hub: its own (OSError, ValueError) and those of its HTTP client."""
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx or its successor
-
-    return OSError, ValueError, httpx.HTTPError
+def _fetch(repository: str, revision: str | None, family: Family) -> Source:
+    if repository.startswith(_REMOTE_CODE_OWNER):
+        raise _remote_code_error(repository)
+    # The configuration first: a checkpoint that will be refused is not downloaded.
+    folder = fetch_snapshot(repository, revision, [CONFIG_FILE])
+    source = Source(repository, folder.name, folder)
+    _check_family(source, family)
+    fetch_snapshot(repository, source.revision, CHECKPOINT_PATTERNS)
+    return source

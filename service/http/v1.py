@@ -1,6 +1,6 @@
 """The service's own HTTP interface.
 
-POST /v1/predict  POST /v1/compare  GET /v1/models  GET /v1/models/{model}  GET /v1/tasks
+POST /v1/predict  POST /v1/compare  GET /v1/models[?catalog=true]  GET /v1/models/{model}  GET /v1/tasks
 """
 
 import json
@@ -13,12 +13,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from runners.transport.disconnection import while_connected
+from service.errors import InvalidRequest
 from service.http.boundary import REST, RestBoundary
 from service.http.server_sent_events import event_stream, server_sent_event
 from service.inference.core import RequestContext
-from service.inference.listings import model_json, models_json, tasks_json
+from service.inference.listings import catalog_json, model_json, models_json, tasks_json
 from service.inference.prediction import Answer
 from service.schema.rendering import answer_json, comparison_json
+from tasks.errors import shown
 
 
 class RestApi:
@@ -55,8 +57,12 @@ class RestApi:
         return _json(comparison_json(comparison, context.request_id))
 
     async def list_models(self, request: Request, _context: RequestContext) -> Response:
-        """List the served models in the format of OpenAI's API."""
-        return JSONResponse(models_json(self._boundary.authorized(request).models))
+        """List the served models in the format of OpenAI's API; `catalog=true` adds the catalog's other models."""
+        models = self._boundary.authorized(request).models
+        catalog = request.query_params.get("catalog", "false")
+        if catalog not in ("true", "false"):
+            raise InvalidRequest(f"catalog must be true or false, not {shown(catalog)}", "catalog")
+        return JSONResponse(catalog_json(models) if catalog == "true" else models_json(models))
 
     async def show_model(self, request: Request, _context: RequestContext) -> Response:
         return JSONResponse(model_json(self._boundary.authorized(request).models.get(request.path_params["model_id"])))

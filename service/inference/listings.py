@@ -1,15 +1,26 @@
-"""Lists of the served models, with their metadata, and of the tasks, with their parameters, as JSON."""
+"""Lists of the models, with their metadata, and of the tasks, with their parameters, as JSON."""
 
 import calendar
 from typing import Any
 
 from service.inference.served_models import ServedModel, ServedModels
+from tasks.catalog import CatalogEntry
 from tasks.table import TASKS
 
 
 def models_json(models: ServedModels) -> dict[str, Any]:
     """Return the served models in the list format of the OpenAI API."""
     return {"object": "list", "data": [model_json(model) for model in models]}
+
+
+def catalog_json(models: ServedModels) -> dict[str, Any]:
+    """Return the list of the served models, then of the catalog's others with the command that serves each."""
+    served = [model_json(model) | {"served": True, "serve_command": None} for model in models]
+    unserved = [
+        _row(model.entry, model.precision) | {"served": False, "serve_command": f'make serve MODELS="{model.entry.id}"'}
+        for model in models.unserved
+    ]
+    return {"object": "list", "data": served + unserved}
 
 
 def tasks_json(models: ServedModels) -> dict[str, Any]:
@@ -31,7 +42,11 @@ def tasks_json(models: ServedModels) -> dict[str, Any]:
 
 
 def model_json(model: ServedModel) -> dict[str, Any]:
-    entry = model.entry
+    return _row(model.entry, model.precision)
+
+
+def _row(entry: CatalogEntry, precision: str) -> dict[str, Any]:
+    """Return the columns of the comparison table."""
     return {
         "id": entry.id,
         "object": "model",
@@ -48,7 +63,7 @@ def model_json(model: ServedModel) -> dict[str, Any]:
         "tasks": list(entry.task_ids),
         "features": list(entry.features),
         "resolution": entry.resolution,
-        "precision": model.precision,
+        "precision": precision,
     }
 
 

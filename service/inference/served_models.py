@@ -9,7 +9,7 @@ from runners.artifacts.manifest import MASK_DECODER_FILE, PROCESSOR_CONFIG_FILE,
 from runners.artifacts.precision import choose_precision
 from service.errors import UnknownModel, UnsupportedTask
 from service.settings import Settings, SettingsError
-from tasks.catalog import CatalogEntry, load_catalog
+from tasks.catalog import CatalogEntry, Precision, load_catalog
 from tasks.families import FAMILIES, FamilyLanguage
 from tasks.florence2 import read_banned_phrases
 from tasks.paligemma import MaskDecoder
@@ -35,6 +35,14 @@ class ServedModel:
         return FAMILIES[self.entry.family]
 
 
+@dataclass(frozen=True, slots=True)
+class UnservedModel:
+    """A model of the catalog that this service does not serve."""
+
+    entry: CatalogEntry
+    precision: str
+
+
 def served_entries(settings: Settings) -> tuple[CatalogEntry, ...]:
     """Return the catalog entries of DIPTYCH_MODELS, in catalog order; raise `SettingsError` for an unknown model."""
     catalog = load_catalog(settings.catalog)
@@ -42,6 +50,16 @@ def served_entries(settings: Settings) -> tuple[CatalogEntry, ...]:
         if model_id not in catalog:
             raise SettingsError(f"DIPTYCH_MODELS: unknown model {model_id!r}; the catalog has {', '.join(catalog)}")
     return tuple(entry for entry in catalog.values() if entry.id in settings.models)
+
+
+def unserved_models(settings: Settings) -> tuple[UnservedModel, ...]:
+    """Return the other models of the catalog, with their default precisions on this host."""
+    encoder, decoder = encoder_device(settings.device), decoder_device(settings.device)
+    return tuple(
+        UnservedModel(entry, _as_text(entry.precision[encoder]["encoder"], entry.precision[decoder]["decoder"]))
+        for entry in load_catalog(settings.catalog).values()
+        if entry.id not in settings.models
+    )
 
 
 def load_served_model(entry: CatalogEntry, folder: Path, settings: Settings) -> ServedModel:
@@ -56,6 +74,10 @@ def served_precision(manifest: Manifest, settings: Settings) -> str:
     """Return the precisions that the model's runner will choose; raise `ArtifactError` for an impossible one."""
     encoder = choose_precision(manifest, "encoder", encoder_device(settings.device), settings.encoder_precision)
     decoder = choose_precision(manifest, "decoder", decoder_device(settings.device), settings.decoder_precision)
+    return _as_text(encoder, decoder)
+
+
+def _as_text(encoder: Precision, decoder: Precision) -> str:
     return encoder if encoder == decoder else f"encoder {encoder}, decoder {decoder}"
 
 
@@ -70,10 +92,11 @@ def check_positions(manifest: Manifest, settings: Settings) -> None:
 
 
 class ServedModels:
-    """All served models by id."""
+    """All served models by id; `unserved` are the other models of the catalog."""
 
-    def __init__(self, models: Mapping[str, ServedModel]) -> None:
+    def __init__(self, models: Mapping[str, ServedModel], unserved: tuple[UnservedModel, ...] = ()) -> None:
         self._models = models
+        self.unserved = unserved
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())

@@ -62,7 +62,7 @@ def openapi_document(models: ServedModels) -> JsonObject:
                 "post": _operation("compare", "Answer with several models concurrently.", "ComparisonJson")
             },
             "/v1/chat/completions": {"post": _chat_operation()},
-            "/v1/models": {"get": _listing("listModels", "The served models and their comparison table.")},
+            "/v1/models": {"get": _models_operation()},
             "/v1/models/{model_id}": {"get": _model_operation()},
             "/v1/tasks": {"get": _listing("listTasks", "All tasks with the schemas of their parameters.")},
             **_open_inference_paths(),
@@ -109,6 +109,17 @@ def _request_body(schema: str, types: tuple[str, ...]) -> JsonObject:
 
 def _errors(schema: str) -> JsonObject:
     return {status: _response(text, schema) for status, text in _ERROR_STATUSES.items()}
+
+
+def _models_operation() -> JsonObject:
+    parameter = {
+        "name": "catalog",
+        "in": "query",
+        "description": "true: also the models of the catalog that are not served, each with its `serve_command`.",
+        "schema": {"type": "boolean", "default": False},
+    }
+    listing = _listing("listModels", "The served models and their comparison table.")
+    return {**listing, "parameters": [parameter]}
 
 
 def _model_operation() -> JsonObject:

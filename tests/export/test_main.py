@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from runners.artifacts.manifest import ArtifactError, Part, Precision, read_manifest, verify_files, vision_encoder_file
 from tasks.catalog import load_catalog
-from tests.support.export_cli import EMBEDDED, MODELS, ROOT, ModelStore
+from tests.support.export_cli import EMBEDDED, MODELS, ROOT, ModelStore, small_disk
 
 
 @pytest.fixture
@@ -130,7 +131,10 @@ def test_one_source_for_two_models_is_refused(empty_store: ModelStore) -> None:
     ("source", "message"),
     [
         ("models/nothing/here", "neither a folder nor a hub id"),
-        ("tests", "lacks config.json, tokenizer.json, model.safetensors"),
+        (
+            "tests",
+            "lacks config.json, tokenizer.json, processor_config.json or preprocessor_config.json, model.safetensors",
+        ),
         ("models/paligemma-mini", "is a checkpoint of paligemma; the catalog expects florence2"),
         ("nobody/nothing", "cannot fetch nobody/nothing at its newest commit"),
     ],
@@ -165,3 +169,34 @@ def test_weights_with_nan_are_not_stored(
     run = empty_store.export("florence-2-mini", "--source", str(copied_checkpoint))
     assert_refused(run, message)
     assert empty_store.versions("florence-2-mini") == []
+
+
+def test_full_disk_of_the_artifacts_is_one_line(empty_store: ModelStore, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    run = replace(empty_store, prefix=small_disk(small, 2)).export("florence-2-mini", TMPDIR=str(small))
+    assert_refused(run, f"no space left for the artifacts of florence-2-mini; they are made in {small} (TMPDIR)")
+    assert len(run.stderr.splitlines()) == 1
+    assert empty_store.versions("florence-2-mini") == []
+
+
+def test_full_disk_of_the_store_leaves_nothing_on_either_disk(tmp_path: Path) -> None:
+    code = """
+import os
+from pathlib import Path
+from export.artifacts.store import new_version
+from export.checkpoints.errors import DiskFullError
+try:
+    with new_version("some-model") as folder:
+        (folder / "weights").write_bytes(bytes(3_000_000))
+except DiskFullError as error:
+    print(error)
+print([str(path) for path in Path(os.environ["BENTOML_HOME"], "models").rglob("*") if path.is_file()])
+"""
+    (tmp_path / "temporary").mkdir()
+    store = ModelStore(tmp_path / "small", small_disk(tmp_path / "small", 2))
+    run = store.python("-c", code, TMPDIR=str(tmp_path / "temporary"))
+    message, stored = run.stdout.splitlines()
+    assert message.startswith("no space left for the artifacts of some-model")
+    assert f"stored in {tmp_path / 'small'} (BENTOML_HOME)" in message
+    assert stored == "[]"
+    assert list((tmp_path / "temporary").iterdir()) == []

@@ -15,7 +15,7 @@ def sizes() -> dict[str, ModelSize]:
 
 
 def test_parts_sum_to_the_parameters_of_the_catalog(sizes: dict[str, ModelSize]) -> None:
-    assert len(sizes) == 9
+    assert len(sizes) == 16
     for size in sizes.values():
         assert sum(part.num_parameters for part in size.parts.values()) == size.entry.parameters
 

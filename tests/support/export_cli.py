@@ -16,11 +16,16 @@ class ModelStore:
     """A BentoML home, and what is in its model store."""
 
     home: Path
+    prefix: tuple[str, ...] = ()  # a command that runs the export, as `small_disk` returns one
 
     def export(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run `python -m export` to its end."""
+        return self.python("-m", "export", *arguments, **environment)
+
+    def python(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run Python in the root of the repository, with this store."""
         return subprocess.run(
-            [sys.executable, "-m", "export", *arguments],
+            [*self.prefix, sys.executable, *arguments],
             cwd=ROOT,
             env=os.environ | {"BENTOML_HOME": str(self.home), "BENTOML_DO_NOT_TRACK": "True"} | environment,
             capture_output=True,
@@ -37,3 +42,13 @@ class ModelStore:
         """Return the folder of the newest version of a model."""
         folder = self.home / "models" / model_id
         return folder / (folder / "latest").read_text(encoding="utf-8").strip()
+
+
+def small_disk(folder: Path, size_mb: int) -> tuple[str, ...]:
+    """Return a command that runs its arguments with a disk of `size_mb` at `folder`, which ends with them.
+
+    The disk is a tmpfs in a mount namespace of its own: no other process sees it.
+    """
+    folder.mkdir()
+    mount = f'mount -t tmpfs -o size={size_mb}m tmpfs "$0" && exec "$@"'
+    return ("unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c", mount, str(folder))

@@ -31,12 +31,37 @@ ROW: dict[str, Any] = {
 }
 
 
-def test_the_catalog_lists_embedded_models_first_and_the_public_checkpoints() -> None:
+RELEASED = [entry for entry in CATALOG.values() if entry.organization != "Diptych"]
+BASES = [entry for entry in RELEASED if "base for fine-tuning" in entry.features]
+
+
+def test_the_catalog_lists_the_embedded_models_and_then_every_published_size() -> None:
     assert list(CATALOG)[:2] == ["florence-2-mini", "paligemma-mini"]
-    sources = {entry.source for entry in CATALOG.values()}
-    assert {f"florence-community/Florence-2-{size}" for size in ("base", "large", "base-ft", "large-ft")} <= sources
-    assert {"google/paligemma-3b-mix-224", "google/paligemma-3b-mix-448"} <= sources
-    assert {f"google/paligemma2-{mix}" for mix in ("3b-mix-224", "3b-mix-448", "10b-mix-448")} <= sources
+    kinds = [f"{kind}-{side}" for kind, sides in (("mix", (224, 448)), ("pt", (224, 448, 896))) for side in sides]
+    assert sorted(entry.source for entry in RELEASED) == sorted(
+        [
+            *(f"florence-community/Florence-2-{size}" for size in ("base", "large", "base-ft", "large-ft")),
+            *(f"google/paligemma-3b-{kind}" for kind in kinds),
+            *(f"google/paligemma2-{size}-{kind}" for size in ("3b", "10b", "28b") for kind in kinds),
+        ]
+    )
+
+
+def test_pt_checkpoints_are_bases_for_fine_tuning_and_come_last() -> None:
+    assert BASES == [entry for entry in RELEASED if "-pt-" in entry.source] == RELEASED[-len(BASES) :]
+
+
+def test_first_paligemma_is_fetched_in_bfloat16() -> None:
+    revisions = {entry.source.split("-")[0]: entry.revision for entry in RELEASED}
+    assert revisions == {"florence": None, "google/paligemma": "bfloat16", "google/paligemma2": None}
+
+
+def test_resolution_is_that_of_the_repository_and_adds_only_position_embeddings() -> None:
+    paligemma = [entry for entry in RELEASED if entry.family == "paligemma"]
+    assert all(entry.source.endswith(f"-{entry.resolution}") for entry in paligemma)
+    for model in {entry.source.rsplit("-", 2)[0] for entry in paligemma}:
+        siblings = [entry for entry in paligemma if entry.source.rsplit("-", 2)[0] == model]
+        assert len({entry.parameters - 1152 * (entry.resolution // 14) ** 2 for entry in siblings}) == 1
 
 
 @pytest.mark.parametrize("entry", [FLORENCE, PALIGEMMA], ids=lambda entry: str(entry.id))
@@ -91,7 +116,8 @@ def test_an_entry_widens_and_narrows_its_familys_tasks() -> None:
         ({"precision": ROW["precision"] | {"cpu": {"encoder": "float16", "decoder": "int8"}}}, "precision must be"),
         ({"precision": ROW["precision"] | {"cuda": {"encoder": "int8", "decoder": "float16"}}}, "precision must be"),
         ({"precision": ROW["precision"] | {"cuda": {"encoder": ["float16"], "decoder": "int8"}}}, "precision must be"),
-        ({"revision": "main"}, "revision must be null or a commit"),
+        ({"revision": "a branch"}, "revision must be null, or a commit, branch or tag"),
+        ({"revision": 5}, "revision must be null, or a commit, branch or tag"),
         ({"release_date": "June 2024"}, "release_date must be YYYY-MM"),
         ({"parameters": "0.23B"}, "parameters must be a whole number above 0"),
         ({"parameters": True}, "parameters must be a whole number above 0"),

@@ -72,6 +72,16 @@ def test_listings_and_document_are_served() -> None:
     assert api.get("/openapi.json").json()["openapi"].startswith("3.1")
 
 
+def test_catalog_parameter_adds_the_columns_of_the_catalog() -> None:
+    api = client()
+    assert all("served" not in model for model in api.get("/v1/models?catalog=false").json()["data"])
+    assert [model["served"] for model in api.get("/v1/models?catalog=true").json()["data"]] == [True, True]
+    response = api.get("/v1/models?catalog=yes")
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "catalog"
+    assert "catalog must be true or false, not 'yes'" in response.json()["error"]["message"]
+
+
 def test_docs_page_loads_nothing_from_another_host() -> None:
     response = client().get("/docs")
     assert response.headers["content-type"].startswith("text/html")

@@ -5,8 +5,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from service.errors import UnknownModel, UnsupportedTask
-from service.inference.listings import models_json, tasks_json
-from service.inference.served_models import served_entries
+from service.inference.listings import catalog_json, models_json, tasks_json
+from service.inference.served_models import ServedModels, served_entries, unserved_models
 from service.settings import Settings, SettingsError
 from tasks.catalog import TaskOverride
 from tasks.table import TASKS
@@ -46,6 +46,21 @@ def test_created_is_the_start_of_the_release_month() -> None:
 def test_every_entry_of_the_catalog_can_be_listed() -> None:
     listing = json.loads(json.dumps(models_json(served_models(*CATALOG.values()))))
     assert [model["id"] for model in listing["data"]] == list(CATALOG)
+
+
+def test_catalog_adds_the_models_that_are_not_served_with_the_command_that_serves_each() -> None:
+    values = Settings(models=(PALIGEMMA.id,), catalog=ROOT / "models" / "catalog.yaml", device="cpu")
+    models = ServedModels({model.id: model for model in served_models(PALIGEMMA)}, unserved_models(values))
+    served, *unserved = json.loads(json.dumps(catalog_json(models)))["data"]
+    (plain,) = models_json(models)["data"]
+    assert served == plain | {"served": True, "serve_command": None}
+    assert [model["id"] for model in unserved] == [model_id for model_id in CATALOG if model_id != PALIGEMMA.id]
+    for model in unserved:
+        assert set(model) == set(served)
+        assert (model["served"], model["serve_command"]) == (False, f'make serve MODELS="{model["id"]}"')
+    precision = {model["id"]: model["precision"] for model in unserved}
+    assert precision["florence-2-base"] == "int8"
+    assert precision["paligemma-2-28b-pt-896"] == "encoder float32, decoder bfloat16"
 
 
 def test_every_task_is_listed_with_the_models_that_offer_it() -> None:

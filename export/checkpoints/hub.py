@@ -1,0 +1,70 @@
+"""Checkpoints and single files of the Hugging Face hub, through its cache on the local disk.
+
+What is in the cache needs no network. huggingface_hub is imported when something is fetched: it takes a second.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from export.checkpoints.errors import SourceError, is_disk_full
+
+_MAX_REASON_CHARS = 200
+
+
+def fetch_snapshot(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Return the folder of the files that match, at a commit, branch or tag; its name is the commit.
+
+    Raise `SourceError`; files that were complete by then stay in the cache.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _one_line_errors(repository, f"{repository} at {revision or 'its newest commit'}"):
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+
+
+def fetch_file(repository: str, file_name: str, repository_type: str) -> Path:
+    """Return one file of the newest commit; raise `SourceError`."""
+    from huggingface_hub import hf_hub_download
+
+    with _one_line_errors(repository, f"{file_name} of {repository}"):
+        return Path(hf_hub_download(repository, file_name, repo_type=repository_type))
+
+
+@contextmanager
+def _one_line_errors(repository: str, wanted: str) -> Iterator[None]:
+    """Turn any failure of huggingface_hub into a `SourceError` of one line.
+
+    Its exceptions have no base class: hf_xet, for one, raises RuntimeError for a broken download.
+    """
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it raises what it logs and warns of
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except Exception as error:
+        raise SourceError(f"cannot fetch {wanted}: {_reason(error, repository)}") from error
+
+
+def _reason(error: Exception, repository: str) -> str:
+    from huggingface_hub import constants, errors
+
+    if is_disk_full(error):
+        return f"no space left on the disk of {constants.HF_HUB_CACHE}; free some, or set HF_HOME to a larger disk"
+    if isinstance(error, errors.GatedRepoError):
+        page = f"{constants.ENDPOINT}/{repository}"
+        return f"it is gated; accept its terms at {page}, and set HF_TOKEN to a token with read access"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "there is no such repository, or it is private and HF_TOKEN gives no access"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "the repository has no such revision"
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return "the repository has no such file"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return (
+            f"{constants.ENDPOINT} does not answer (or HF_HUB_OFFLINE is set), and not all files are in the cache "
+            f"{constants.HF_HUB_CACHE}; connect this host, or copy a checkpoint to it and give its folder as --source"
+        )
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:_MAX_REASON_CHARS]
+    return f"the download failed ({reason}); the same command resumes it"

@@ -1,0 +1,141 @@
+"""The export from a hub, as a user runs it: `python -m export` against a hub on this machine."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support.export_cli import MODELS, ModelStore, small_disk
+from tests.support.hub import COMMIT, REPOSITORY, Failure, LocalHub, running_hub
+
+CHECKPOINT = MODELS / "florence-2-mini"
+UNREACHABLE = "http://127.0.0.1:9"  # the discard port: nothing listens
+
+
+@pytest.fixture
+def hub() -> Iterator[LocalHub]:
+    with running_hub(CHECKPOINT) as hub:
+        yield hub
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "bentoml")
+
+
+def assert_refused(run: subprocess.CompletedProcess[str], store: ModelStore, *texts: str) -> None:
+    """Require one line on stderr with every text, and nothing in the store."""
+    assert run.returncode == 1
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("python -m export: ")
+    for text in texts:
+        assert text in line
+    assert not (store.home / "models").exists() or list((store.home / "models").rglob("*.*")) == []
+
+
+def export(store: ModelStore, hub: LocalHub, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return store.export("florence-2-mini", "--source", REPOSITORY, **hub.environment(cache) | environment)
+
+
+def plan(store: ModelStore, hub: LocalHub, cache: Path, *revision: str, **environment: str) -> str:
+    """Fetch the checkpoint as an export does, without making the artifacts; return the commit."""
+    code = (
+        "import sys; from pathlib import Path; from export.checkpoints.sources import resolve_source; "
+        f"print(resolve_source({REPOSITORY!r}, *(sys.argv[1:] or [None]), 'florence2', Path()).revision)"
+    )
+    run = store.python("-c", code, *revision, **hub.environment(cache) | environment)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def test_checkpoint_is_recorded_with_its_commit_and_nothing_executable_is_fetched(
+    hub: LocalHub, store: ModelStore, tmp_path: Path
+) -> None:
+    run = store.export(
+        "florence-2-mini", "--source", REPOSITORY, "--revision", "bfloat16", **hub.environment(tmp_path / "cache")
+    )
+    assert run.returncode == 0, run.stderr
+    manifest = json.loads((store.newest("florence-2-mini") / "manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["source"], manifest["revision"]) == (REPOSITORY, COMMIT)
+    assert any(path.startswith(f"/api/models/{REPOSITORY}/revision/bfloat16") for path in hub.requested)
+    assert not any(path.endswith((".bin", ".py")) for path in hub.requested)
+
+
+@pytest.mark.parametrize(
+    ("failure", "texts"),
+    [
+        ("gated", ("it is gated; accept its terms at http://127.0.0.1:", f"/{REPOSITORY}, and set HF_TOKEN")),
+        ("no repository", ("there is no such repository, or it is private",)),
+        ("no revision", (f"cannot fetch {REPOSITORY} at its newest commit: the repository has no such revision",)),
+        ("server error", ("does not answer", "not all files are in the cache", "--source")),
+        ("cut off", (COMMIT, "the download failed (RemoteProtocolError", "the same command resumes it")),
+        (
+            "broken xet",
+            (COMMIT, "the download failed (RuntimeError", "CAS Client Error", "the same command resumes it"),
+        ),
+    ],
+)
+def test_failure_of_the_hub_is_one_line(
+    failure: Failure, texts: tuple[str, ...], store: ModelStore, tmp_path: Path
+) -> None:
+    with running_hub(CHECKPOINT, failure) as hub:
+        assert_refused(export(store, hub, tmp_path / "cache"), store, *texts)
+
+
+def test_hub_that_cannot_be_reached_is_one_line(hub: LocalHub, store: ModelStore, tmp_path: Path) -> None:
+    run = export(store, hub, tmp_path / "cache", HF_ENDPOINT=UNREACHABLE)
+    assert_refused(run, store, f"{UNREACHABLE} does not answer", f"not all files are in the cache {tmp_path}")
+    assert hub.requested == []
+
+
+@pytest.mark.parametrize("environment", [{"HF_ENDPOINT": UNREACHABLE}, {"HF_HUB_OFFLINE": "1"}], ids=str)
+@pytest.mark.parametrize("revision", [(), ("bfloat16",), (COMMIT,)], ids=str)
+def test_cached_checkpoint_needs_no_network(
+    hub: LocalHub, store: ModelStore, tmp_path: Path, revision: tuple[str, ...], environment: dict[str, str]
+) -> None:
+    assert plan(store, hub, tmp_path / "cache", *revision) == COMMIT
+    hub.requested.clear()
+    assert plan(store, hub, tmp_path / "cache", *revision, **environment) == COMMIT
+    assert hub.requested == []
+
+
+def test_broken_download_is_not_taken_for_a_cached_checkpoint_and_resumes(store: ModelStore, tmp_path: Path) -> None:
+    with running_hub(CHECKPOINT, "cut off") as hub:
+        assert_refused(export(store, hub, tmp_path / "cache"), store, "the download failed")
+        run = export(store, hub, tmp_path / "cache", HF_HUB_OFFLINE="1")
+        assert_refused(run, store, "not all files are in the cache")
+        hub.failure = None
+        assert plan(store, hub, tmp_path / "cache") == COMMIT
+
+
+def test_checkpoint_of_another_form_is_refused_before_its_weights_are_fetched(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["vision_config"]["model_type"] = "davit"
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with running_hub(folder) as hub:
+        run = export(store, hub, tmp_path / "cache")
+        assert_refused(run, store, "vision_config.model_type: davit", "florence-community/Florence-2-")
+        assert not any(path.endswith(".safetensors") for path in hub.requested)
+
+
+def test_original_florence_2_repository_is_refused_without_a_request(
+    hub: LocalHub, store: ModelStore, tmp_path: Path
+) -> None:
+    run = store.export(
+        "florence-2-large", "--source", "microsoft/Florence-2-large", **hub.environment(tmp_path / "cache")
+    )
+    assert_refused(run, store, "use the converted repository instead: --source florence-community/Florence-2-large")
+    assert hub.requested == []
+
+
+def test_full_disk_of_the_cache_is_one_line(hub: LocalHub, store: ModelStore, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    run = export(replace(store, prefix=small_disk(small, 2)), hub, small)
+    assert_refused(run, store, f"no space left on the disk of {small}", "HF_HOME")
