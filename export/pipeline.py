@@ -1,8 +1,10 @@
 """The steps of one export, in order: decoder weights, vision encoder, configuration, checks, manifest."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from export.artifacts.decoder_weights import load_checkpoint, stored_dtype, write_decoder_weights
 from export.artifacts.onnx_graphs import export_vision_encoder, write_at_precision
@@ -19,6 +21,7 @@ from runners.artifacts.manifest import (
     MANIFEST_FILE,
     MASK_DECODER_FILE,
     TOKENIZER_FILE,
+    Device,
     Manifest,
     Part,
     Precision,
@@ -52,7 +55,12 @@ def make_artifacts(
     for precision in set(precisions["encoder"]) - {"float32", *parity["encoder"]}:
         (folder / vision_encoder_file(precision)).unlink()
     files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE}
-    manifest = replace(draft, files=files, parity=parity | {"accuracy": job.record and asdict(job.record)})
+    manifest = replace(
+        draft,
+        files=files,
+        precision=kept_defaults(job.entry.precision, parity),
+        parity=parity | {"accuracy": job.record and asdict(job.record)},
+    )
     write_manifest(folder, manifest)
     return manifest
 
@@ -64,9 +72,20 @@ def _precisions(entry: CatalogEntry) -> dict[Part, tuple[Precision, ...]]:
     return {part: tuple(dict.fromkeys(["float32", "int8", *named[part]])) for part in parts}
 
 
+def kept_defaults(
+    defaults: Mapping[Device, Mapping[Part, Precision]], parity: Mapping[str, Any]
+) -> dict[Device, dict[Part, Precision]]:
+    """Return the default precisions, with float32 in the place of those that the measurements left out."""
+    return {
+        device: {part: precision if precision in parity[part] else "float32" for part, precision in parts.items()}
+        for device, parts in defaults.items()
+    }
+
+
 def _write_configuration(job: ExportJob, reference: Reference, folder: Path) -> None:
     """Write the configurations with all defaults spelled out, because a checkpoint may omit transformers' defaults."""
     model = reference.model
+    model.config.name_or_path = job.entry.id  # transformers' value is the path of the checkpoint on this machine
     (folder / CONFIG_FILE).write_text(model.config.to_json_string(use_diff=False), encoding="utf-8")
     model.generation_config.to_json_file(folder / GENERATION_CONFIG_FILE)
     for name in _COPIED_FILES:

@@ -4,6 +4,8 @@
 
 int8 (CPU): weights of MatMul and Gemm are quantised per channel, their inputs dynamically.
 float16 (CUDA): weights and activations; input and output keep their types.
+All are exported with SDPA, which scales queries and keys before it multiplies them: eager attention sums the products
+first, in Florence-2 over all tokens of an image (36,864 at 768 pixels), and leaves the range of float16.
 optimum has no configuration for Florence-2 or PaliGemma; this one fits both.
 """
 
@@ -63,7 +65,7 @@ def export_vision_encoder(module: VisionEncoderModule, size_wh: tuple[int, int],
     """Write `module` to `output` in float32, for images of exactly `size_wh`."""
     width, height = size_wh
     config = VisionEncoderOnnxConfig(module.config)
-    with warnings.catch_warnings():
+    with module.attention("sdpa"), warnings.catch_warnings():
         # Sizes are fixed, so Python values that depend on them may be traced as constants.
         warnings.simplefilter("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         # optimum 2.3 exports by tracing, which torch 2.13 calls deprecated.

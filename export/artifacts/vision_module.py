@@ -4,6 +4,8 @@ Includes the normalisation of the checkpoint's image processor, but not the resi
 Shapes: B batch, H and W image size, N image tokens, C hidden.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +64,17 @@ class VisionEncoderModule(nn.Module):
         pixel_values = (pixels.permute(0, 3, 1, 2).float() - self._mean) / self._std
         features: Tensor = self._model.get_image_features(pixel_values).pooler_output
         return features
+
+    @contextmanager
+    def attention(self, implementation: str) -> Iterator[None]:
+        """Use one of transformers' implementations of attention within the block."""
+        tower = self._model.vision_tower
+        previous = tower.config._attn_implementation
+        tower.set_attn_implementation(implementation)
+        try:
+            yield
+        finally:
+            tower.set_attn_implementation(previous)
 
 
 def _by_channel(values: tuple[float, ...]) -> Tensor:

@@ -20,7 +20,7 @@ from tasks.paligemma.masks import MaskDecoder, MaskDecoderError
 
 ROOT = Path(__file__).parents[2]
 CATALOG_FILE = ROOT / "models" / "catalog.yaml"
-EXPORT_FORMAT = 3  # increment when an export writes other files than before
+EXPORT_FORMAT = 4  # increment when an export writes other files than before
 
 _LIBRARIES = (
     "numpy",

@@ -1,25 +1,28 @@
 """The measurements of an export on its probes: parity with the reference, then the difference of each other precision.
 
-A default precision that breaks the model stops the export; any other one is logged, and an encoder in it is left out.
-Parts are loaded one after another, so that only one is in memory. Everything runs on the CPU: on CUDA, float16 and
-bfloat16 round the weights in the same way but sum in another order.
+A precision that breaks the model is logged and left out; where it was the default, float32 takes its place.
+Parts are loaded one after another, so that only one is in memory. Everything runs on the CPU, so the result is the same
+on every host: float16 encoders in true half arithmetic (half_arithmetic.py), float16 and bfloat16 decoders in torch,
+which keeps hidden states in their dtype. CUDA rounds in the same places but sums in another order.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from export.checkpoints.errors import ParityError
+from export.checks.half_arithmetic import HalfEncoder
 from export.checks.parity import ReferenceAnswers, check_answers, compare_features, make_requests
-from export.checks.probes import Probe
-from runners.artifacts.manifest import Part, Precision
+from export.checks.probes import Probe, extreme_images
+from runners.artifacts.manifest import Part, Precision, vision_encoder_file
 from runners.decoder.batch import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder
@@ -58,19 +61,26 @@ def measure(
     probes: Sequence[Probe],
     expected: ReferenceAnswers,
 ) -> dict[str, Any]:
-    """Return the measurements for the manifest; raise `ParityError` if parity or a default precision fails."""
-    features = _encode(folder, "float32", probes)
+    """Return the measurements for the manifest, without precisions that fail; raise `ParityError` if parity fails."""
+    features = _encode(folder, "float32", [probe.image for probe in probes])
     parity = compare_features(features, expected.image_features)
     decoder = load_decoder(folder, entry.family, "float32", "cpu")
     requests = make_requests(decoder, features, probes, expected)
     tokens = check_answers(decoder, requests, expected)
-    answers = [answer.token_ids for answer in expected.answers]
+    extremes = extreme_images(probes[0].image.size)
+    extreme_features = _encode(folder, "float32", list(extremes.values()))
+    # One step suffices for these: the prefill multiplies the features by every weight.
+    requests += [replace(requests[0], image_features=torch.from_numpy(each)) for each in extreme_features]
+    answers = [*(answer.token_ids for answer in expected.answers), *[(0,)] * len(extremes)]
     logits = list(_forced_logits(decoder, requests, answers))
     del decoder
 
     def of_encoder(precision: Precision) -> dict[str, Any]:
-        rows = torch.from_numpy(_encode(folder, precision, probes)).flatten(end_dim=1)
-        return asdict(compare(f"the {precision} encoder", rows, torch.from_numpy(features).flatten(end_dim=1)))
+        if precision == "float16":
+            images = {"scene": probes[0].image, **extremes}
+            return measure_half_encoder(folder, images, np.concatenate([features[:1], extreme_features]))
+        rows = _encode(folder, precision, [probe.image for probe in probes])
+        return asdict(compare(f"the {precision} encoder", _by_token(rows), _by_token(features)))
 
     def of_decoder(precision: Precision) -> dict[str, Any]:
         other = load_decoder(folder, entry.family, precision, "cpu")
@@ -87,16 +97,28 @@ def measure(
 def each_measured(
     part: Part, entry: CatalogEntry, precisions: Sequence[Precision], measure_one: Callable[[Precision], dict[str, Any]]
 ) -> Iterator[tuple[Precision, dict[str, Any]]]:
-    """Yield the measurements of each precision but float32; raise `ParityError` if a default breaks the model."""
-    defaults = {of_device[part] for of_device in entry.precision.values()}
+    """Yield the measurements of each precision but float32; log those that break the model and leave them out."""
     for precision in precisions:
         try:
             if precision != "float32":
                 yield precision, measure_one(precision)
         except ParityError as error:
-            if precision in defaults:
-                raise ParityError(f"{error}; choose another precision in models/catalog.yaml") from error
-            logger.warning("%s: %s; the precision is skipped, because it is not a default", entry.id, error)
+            devices = [device for device, parts in entry.precision.items() if parts[part] == precision]
+            default = f"; the default on {' and '.join(devices)} is float32 instead" if devices else ""
+            logger.warning("%s: %s; %s is left out%s", entry.id, error, precision, default)
+
+
+def measure_half_encoder(
+    folder: Path, images: Mapping[str, Image.Image], float32_features: NDArray[np.float32]
+) -> dict[str, Any]:
+    """Measure the float16 encoder in true half arithmetic; raise `ParityError` if it fails on one of `images`."""
+    encoder = HalfEncoder(folder / vision_encoder_file("float16"))
+    features = np.empty_like(float32_features)
+    for index, (name, image) in enumerate(images.items()):
+        features[index] = encoder.encode(np.asarray(image)[None])[0]
+        tokens = torch.from_numpy(features[index]), torch.from_numpy(float32_features[index])
+        compare(f"the float16 encoder on the {name} image", *tokens)
+    return asdict(compare("the float16 encoder", _by_token(features), _by_token(float32_features)))
 
 
 def _measure_decoder(
@@ -139,7 +161,12 @@ def _forced_logits(
         logits = decoder.decode_step(cache, given)
 
 
-def _encode(folder: Path, precision: Precision, probes: Sequence[Probe]) -> NDArray[np.float32]:
+def _encode(folder: Path, precision: Precision, images: Sequence[Image.Image]) -> NDArray[np.float32]:
     encoder = VisionEncoder(folder, precision=precision)
     encoder.load()
-    return np.concatenate([encoder.encode(np.asarray(probe.image)[None]) for probe in probes])
+    return np.concatenate([encoder.encode(np.asarray(image)[None]) for image in images])
+
+
+def _by_token(features: NDArray[np.float32]) -> Tensor:
+    """Return (B * N, C) of (B, N, C)."""
+    return torch.from_numpy(features).flatten(end_dim=1)

@@ -1,7 +1,11 @@
-"""The probes of an export: images of rendered scenes, each with a prompt of a task that the model offers."""
+"""The probes of an export: images of rendered scenes, each with a prompt of a task that the model offers.
+
+Precisions are also measured on images that drive activations to extremes: white, black and noise.
+"""
 
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 from export.artifacts.vision_module import ImageInput
@@ -37,6 +41,17 @@ def make_probes(
         Probe(_resized_image(scene, image_input), _nth_prompt(entry, scene, index), max_new_tokens)
         for index, scene in enumerate(scenes)
     )
+
+
+def extreme_images(size_wh: tuple[int, int]) -> dict[str, Image.Image]:
+    """Return images of `size_wh` by name. In a plain image all tokens are alike, so their products add up."""
+    width, height = size_wh
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return {
+        "white": Image.new("RGB", size_wh, "white"),
+        "black": Image.new("RGB", size_wh, "black"),
+        "noise": Image.fromarray(noise),
+    }
 
 
 def _resized_image(scene: Scene, image_input: ImageInput) -> Image.Image:

@@ -6,7 +6,8 @@ import torch
 
 from export.checkpoints.errors import ParityError
 from export.checks.measurements import compare, each_measured
-from runners.artifacts.manifest import Precision
+from export.pipeline import kept_defaults
+from runners.artifacts.manifest import Device, Part, Precision
 from tests.support.catalog import FLORENCE
 
 ROWS = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
@@ -40,9 +41,32 @@ def broken(precision: Precision) -> dict[str, Any]:
     return {"mean_cosine": 1.0}
 
 
-def test_broken_precision_is_skipped_and_as_a_default_stops_the_export() -> None:
+@pytest.mark.parametrize(
+    ("defaults", "warning"),
+    [
+        ({}, "int8 is left out"),
+        ({"cuda": "int8"}, "int8 is left out; the default on cuda is float32 instead"),
+        ({"cpu": "int8", "cuda": "int8"}, "int8 is left out; the default on cpu and cuda is float32 instead"),
+    ],
+)
+def test_broken_precision_is_left_out_with_a_warning(
+    defaults: dict[Device, Precision], warning: str, caplog: pytest.LogCaptureFixture
+) -> None:
     every: tuple[Precision, ...] = ("float32", "int8", "float16")
-    assert dict(each_measured("encoder", FLORENCE, every, broken)) == {"float16": {"mean_cosine": 1.0}}
-    named = {device: {**parts, "encoder": "int8"} for device, parts in FLORENCE.precision.items()}
-    with pytest.raises(ParityError, match=r"differs from float32; choose another precision in models/catalog"):
-        dict(each_measured("encoder", replace(FLORENCE, precision=named), every, broken))
+    named = {
+        device: {**parts, "encoder": defaults.get(device, "float32")} for device, parts in FLORENCE.precision.items()
+    }
+    measured = dict(each_measured("encoder", replace(FLORENCE, precision=named), every, broken))
+    assert measured == {"float16": {"mean_cosine": 1.0}}
+    assert caplog.messages == [f"{FLORENCE.id}: the int8 encoder differs from float32; {warning}"]
+
+
+def test_float32_replaces_a_default_that_was_left_out() -> None:
+    defaults: dict[Device, dict[Part, Precision]] = {
+        "cpu": {"encoder": "float32", "decoder": "int8"},
+        "cuda": {"encoder": "float16", "decoder": "bfloat16"},
+    }
+    assert kept_defaults(defaults, {"encoder": {"int8": {}}, "decoder": {"int8": {}, "bfloat16": {}}}) == {
+        "cpu": {"encoder": "float32", "decoder": "int8"},
+        "cuda": {"encoder": "float32", "decoder": "bfloat16"},
+    }

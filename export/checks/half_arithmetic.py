@@ -1,0 +1,106 @@
+"""The float16 vision encoder in true half arithmetic, on any CPU: onnx's reference evaluator with faster operators.
+
+It proves that no value of the float16 graph leaves float16's range (65,504) in a way that reaches the features: every
+operator of the stored graph reads and writes float16. Inside an operator, sums and normalisations are float32, as in
+the kernels of CUDA (cuBLAS, cuDNN, ONNX Runtime's LayerNormalization and Softmax). It proves nothing about kernels that
+also sum in float16, which ONNX Runtime uses only on request.
+
+Other ways are wrong on a CPU: ONNX Runtime computes such a graph in float32, torch's SDPA keeps the products of queries
+and keys in float32, and onnx 1.23's own LayerNormalization sums squares in float16, against its `stash_type`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.ops import load_op
+from torch import Tensor
+from torch.nn import functional
+
+
+class HalfEncoder:
+    """A float16 graph of a vision encoder."""
+
+    def __init__(self, file: Path) -> None:
+        self._evaluator = ReferenceEvaluator(str(file), new_ops=_OPERATORS)
+
+    @torch.inference_mode()
+    def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return image features (B, N, C) of resized RGB `pixels` (B, H, W, 3); NaN or infinite after an overflow."""
+        # The evaluator's own `run` keeps every intermediate result: gigabytes at the released widths.
+        nodes = self._evaluator.rt_nodes_
+        last_use = {name: index for index, node in enumerate(nodes) for name in node.input}
+        (image_input,), (output,) = self._evaluator.input_names, self._evaluator.output_names
+        values: dict[str, Any] = {"": None, **self._evaluator.rt_inits_, image_input: pixels}
+        with np.errstate(all="ignore"):
+            for index, node in enumerate(nodes):
+                results = node.run(*(values[name] for name in node.input))
+                values.update(zip(node.output, results, strict=True))
+                for name in {*node.input, *node.output} - {""}:
+                    if last_use.get(name, -1) <= index and name != output:
+                        values.pop(name)
+        features: NDArray[np.float32] = values[output]
+        return features
+
+
+def _conv(
+    pixels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    group: int,
+    pads: Sequence[int] | None = None,
+    **_shape: Any,
+) -> Tensor:
+    top, left, bottom, right = pads or (0, 0, 0, 0)
+    padded = functional.pad(pixels, (left, right, top, bottom))
+    return functional.conv2d(padded, weight, bias, tuple(strides), 0, tuple(dilations), group)
+
+
+def _layer_normalization(
+    rows: Tensor, weight: Tensor, bias: Tensor | None = None, *, axis: int, epsilon: float, **_precision: Any
+) -> Tensor:
+    return functional.layer_norm(rows, rows.shape[axis:], weight, bias, epsilon)
+
+
+def _softmax(scores: Tensor, *, axis: int) -> Tensor:
+    return scores.softmax(axis)
+
+
+_FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
+    "Add": torch.add,
+    "Conv": _conv,
+    "Div": torch.div,
+    "Erf": torch.erf,
+    "LayerNormalization": _layer_normalization,
+    "MatMul": torch.matmul,
+    "Mul": torch.mul,
+    "Softmax": _softmax,
+    "Sub": torch.sub,
+    "Tanh": torch.tanh,
+}
+
+
+def _float16_operator(op_type: str, function: Callable[..., Tensor]) -> type[Any]:
+    """Return onnx's operator; on float16 inputs it calls `function` in float32 and rounds the result."""
+    standard: Any = load_op("", op_type)
+
+    def run(self: Any, *inputs: Any, **attributes: Any) -> tuple[Any, ...]:
+        if inputs[0].dtype != np.float16:
+            results: tuple[Any, ...] = standard._run(self, *inputs, **attributes)
+            return results
+        tensors = (None if each is None else torch.tensor(each).float() for each in inputs)
+        # Not `attributes`: onnx hands none to an operator with one input.
+        own = {name: getattr(self, name) for name in self.attributes_names_}
+        return (function(*tensors, **own).half().numpy(),)
+
+    return type(op_type, (standard,), {"op_domain": "", "_run": run})
+
+
+_OPERATORS = [_float16_operator(op_type, function) for op_type, function in _FUNCTIONS.items()]
