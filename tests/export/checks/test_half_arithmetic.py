@@ -1,4 +1,5 @@
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,11 @@ from tests.support.export_cli import MODELS
 class EagerModule(VisionEncoderModule):
     """Always eager: products of queries and keys are summed, then scaled."""
 
-    def attention(self, implementation: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def attention(self, implementation: str) -> Iterator[None]:
         assert implementation == "sdpa"
-        return super().attention("eager")
+        with super().attention("eager"):
+            yield
 
 
 @pytest.fixture
@@ -57,7 +60,7 @@ def test_eager_attention_overflows_where_onnx_runtime_on_the_cpu_does_not(
     reference: Reference, image_input: ImageInput, tmp_path: Path
 ) -> None:
     write_graphs(EagerModule(reference.model, image_input), image_input, tmp_path)
-    with pytest.raises(ParityError, match="the float16 encoder on the white image differs .*nan"):
+    with pytest.raises(ParityError, match=r"the float16 encoder on the white image differs .*nan"):
         measure_extremes(tmp_path, image_input)
     on_cpu = VisionEncoder(tmp_path, precision="float16")
     on_cpu.load()
