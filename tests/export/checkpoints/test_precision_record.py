@@ -81,7 +81,7 @@ def test_invalid_record_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_changed_weight_changes_the_checkpoint_key(tmp_path: Path) -> None:
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+    for name in ("config.json", "processor_config.json", "tokenizer.json", "model.safetensors"):
         (tmp_path / name).write_bytes((ROOT / FLORENCE.source / name).read_bytes())
     key = checkpoint_key(resolve_source(str(tmp_path), None, "florence2", ROOT))
     (tmp_path / "README.md").write_text("not read by an export")
