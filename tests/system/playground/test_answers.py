@@ -90,7 +90,7 @@ def test_a_picture_is_zoomed_and_moved_with_keys_and_the_other_follows(playgroun
 def test_a_model_that_does_not_offer_the_task_says_what_it_offers(playground: Playground, client: httpx.Client) -> None:
     playground.open(task="object_detection", sample=SAMPLE)
     note = playground.panel(PALIGEMMA).locator(".note")
-    expect(note).to_contain_text("knows no prompt for Object detection")
+    expect(note).to_contain_text("does not support Object detection")
     offered = [task for task, models in offering(client).items() if PALIGEMMA in models]
     assert note.get_by_role("link").count() == len(offered)
     note.get_by_role("link", name="OCR").click()
