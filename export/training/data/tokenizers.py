@@ -7,13 +7,14 @@ random capitals or digits; no merges are learnt from it, so that it is written c
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from export.scenes import question_prompts, questions, sample_scene
+from export.scenes import Question, question_prompts, questions, sample_scene
 from export.scenes.truth import DetectionsTruth, TextTruth
 from runners.decoder.tokenizer import PromptTokenizer
 from tasks.catalog import CatalogEntry
@@ -101,13 +102,25 @@ def _corpus(entry: CatalogEntry) -> Iterator[str]:
     ] * _MIN_FREQUENCY
     for seed in range(_NUM_CORPUS_SCENES):
         for question in questions(sample_scene(seed, has_word=False)):
-            for prompt in question_prompts(entry, question):
+            for prompt in question_prompts(entry, _with_caption(question) if entry.family == "florence2" else question):
                 yield "".join(segment.text for segment in prompt.segments if not segment.is_control)
             match question.truth:
                 case TextTruth(text):
                     yield text
                 case DetectionsTruth(boxes):
                     yield from (box.label for box in boxes)
+
+
+def _with_caption(question: Question) -> Question:
+    """Return a question about phrases as one about a caption that enumerates them.
+
+    The committed tokenizer of florence-2-mini was trained on these; its prompts now name one phrase each.
+    """
+    phrases = [str(phrase) for phrase in question.parameters.get("phrases", ())]
+    if not phrases:
+        return question
+    caption = " and ".join(part for part in (", ".join(phrases[:-1]), *phrases[-1:]) if part)
+    return replace(question, parameters={"caption": caption})
 
 
 def _merges(corpus: Iterator[str], normalizer: Any, split: Any, alphabet: Sequence[str]) -> list[tuple[str, str]]:
