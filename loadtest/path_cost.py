@@ -1,4 +1,4 @@
-"""What the path of a request adds to the stages of the model, for new and for cached images.
+"""The time that the path of a request adds to the stages of the model, for new and for cached images.
 
     python -m loadtest.path_cost [--url URL] [--model ID] [--new N] [--cached N]
 

@@ -1,4 +1,4 @@
-"""What README.md, SECURITY.md and docs/ name is there; their tables are generated, their figures stand once.
+"""README.md, SECURITY.md and docs/ name only existing things; their tables are generated, figures stand once.
 
 tests/system/test_pages.py runs their commands.
 """

@@ -53,7 +53,7 @@ WITH_STATUS = ("sh", "-c", '"$@"; echo "status $?"', "sh")
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What the command line says."""
+    """The options of the command line."""
 
     folder: Path
     suite: str
@@ -202,7 +202,7 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> N
 
 
 def is_ready(url: str) -> bool:
-    """Say whether the service says that it is ready."""
+    """Return True if the service is ready."""
     try:
         with urllib.request.urlopen(f"{url}/readyz", timeout=10) as answer:
             return bool(answer.status == 200)

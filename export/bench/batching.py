@@ -1,4 +1,4 @@
-"""What BentoML's adaptive batcher brings and costs: `python -m export.bench.batching [MODEL] [--batch-sizes N …]`.
+"""The gain and the cost of BentoML's adaptive batcher: `python -m export.bench.batching [MODEL] [--batch-sizes N …]`.
 
 Images go to a runner of the model (`python -m service runner MODEL`) as a gateway sends them, but with no sequence to
 write: each call is one image to encode.

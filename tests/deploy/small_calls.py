@@ -16,7 +16,7 @@ _MISSING, _BROKEN = 404, (502, 503)
 
 
 class Answer(BaseModel):
-    """What a small runner answers."""
+    """The answer of a small runner."""
 
     key: str
     runner: str

@@ -1,4 +1,4 @@
-"""What goes into the image, and what its Containerfile says: as far as can be told without building it."""
+"""The contents of the image and its Containerfile, as far as they can be checked without a build."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What scales each Deployment: which metrics, at which thresholds, and that Prometheus accepts its queries."""
+"""The metrics and thresholds that scale each Deployment; Prometheus accepts the queries."""
 
 import re
 import subprocess

@@ -40,7 +40,7 @@ http {{
 
 
 def has_nginx() -> bool:
-    """Say whether nginx is installed."""
+    """Return True if nginx is installed."""
     return shutil.which("nginx") is not None
 
 

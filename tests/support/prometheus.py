@@ -62,7 +62,7 @@ class Prometheus:
         return [rule for group in groups for rule in group["rules"]]
 
     def is_ready(self) -> bool:
-        """Say whether it says that it is ready."""
+        """Return True if Prometheus is ready."""
         try:
             return httpx.get(f"{self.url}/-/ready", timeout=10).is_success
         except httpx.TransportError:

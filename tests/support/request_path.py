@@ -1,4 +1,4 @@
-"""What one REST predict crosses in the gateway: `python -m tests.support.request_path [--calls]`.
+"""The code that one REST predict crosses in the gateway: `python -m tests.support.request_path [--calls]`.
 
 The real app, core and channel answer a form with a new PNG in this process; a simulated runner answers the channel over
 TCP. The second request is counted, so that nothing of a first one is. Calls of our own functions are recorded in all

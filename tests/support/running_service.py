@@ -23,7 +23,7 @@ _STOP_TIMEOUT_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What it takes to reach a service that is not open to everyone."""
+    """Scheme, certificate and key of a service with access control."""
 
     scheme: str = "http"
     verify: ssl.SSLContext | bool = True
@@ -47,7 +47,7 @@ class RunningService:
         return httpx.Client(base_url=self.url, timeout=60, verify=access.verify, headers=headers)
 
     def is_ready(self) -> bool:
-        """Say whether the service says that it is ready."""
+        """Return True if the service is ready."""
         try:
             with self.client() as client:
                 return client.get("/readyz", timeout=30).is_success

@@ -178,7 +178,7 @@ def test_no_attack_url_is_read(client: httpx.Client) -> None:
 
 @dataclass(frozen=True, slots=True)
 class WritesFile:
-    """What writes a file when it is unpickled."""
+    """An object that writes a file when it is unpickled."""
 
     path: str
 

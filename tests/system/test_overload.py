@@ -30,7 +30,7 @@ MOST_GROWTH_BYTES = 100_000_000  # of all processes: connections, and the alloca
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What became of one request."""
+    """The outcome of one request."""
 
     status: int
     end_s: float  # on the clock of time.monotonic()

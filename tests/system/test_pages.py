@@ -1,4 +1,4 @@
-"""What README.md and the pages of docs/ show is what happens: their requests, calls and commands are run.
+"""The requests, calls and commands of README.md and docs/ are run, and give the results that the pages show.
 
 bash, then json    a curl command and its answer
 python, then text  a program and what it prints

@@ -36,7 +36,7 @@ STOP_S = 30  # of a service that has no request: two seconds for the spans of ea
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a service said to its clients, to its log and to its collector, by its end."""
+    """The trace ids, log lines and spans of a service that has ended."""
 
     ids: dict[str, str]  # the trace that a client asked for, and that it was told
     answers: list[str]

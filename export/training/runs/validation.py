@@ -1,4 +1,4 @@
-"""What a model in training gets right on scenes that it is not trained on, by the decoders and parsers that serve it.
+"""Accuracy of a model in training on scenes that it is not trained on, by the decoders and parsers that serve it.
 
 Greedy, at the model's own image size, without the network between; `python -m export.evaluate` measures what is served.
 """

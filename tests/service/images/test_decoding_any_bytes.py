@@ -31,7 +31,7 @@ def checksums_mended(data: bytes) -> bytes:
 
 
 def decodes_or_refuses(data: bytes) -> bool:
-    """Say whether the bytes are an image or an error of the service's tree; anything else escapes."""
+    """Return True for an image, False for an error of the service's tree; any other exception escapes."""
     try:
         return decode(data).mode == "RGB"
     except ServiceError as error:

@@ -1,4 +1,4 @@
-"""What models and users write is shown as text, whatever it looks like."""
+"""Texts of models and users are shown as text, whatever they look like."""
 
 from urllib.parse import urlencode
 
