@@ -66,8 +66,10 @@ class Constraints:
         self._eos_token_ids = frozenset(eos_token_ids)
         # Merges are only used to tokenize text; loading without them takes less time and memory.
         vocabulary_only = {**tokenizer, "model": {**tokenizer["model"], "merges": []}}
-        self._tokenizer = LLTokenizer(json.dumps(vocabulary_only), eos_token=sorted(self._eos_token_ids))
         last_id = max(*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"]))
+        # An end token may be a padding row of the embeddings, which no text has: a model that never ends.
+        known_eos = sorted(token_id for token_id in self._eos_token_ids if token_id <= last_id)
+        self._tokenizer = LLTokenizer(json.dumps(vocabulary_only), eos_token=known_eos or None)
         self.num_tokens: int = self._tokenizer.vocab_size
         if last_id >= self.num_tokens:
             raise ValueError(f"tokenizer.json has token id {last_id}; ids must be below {self.num_tokens}")

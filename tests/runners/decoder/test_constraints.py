@@ -113,3 +113,10 @@ def test_a_token_that_is_not_allowed_is_refused() -> None:
 
 def test_a_compiled_grammar_is_cached() -> None:
     assert CONSTRAINTS.get(BOXES) is CONSTRAINTS.get(BOXES)
+
+
+def test_end_token_without_a_text_is_never_allowed_and_loads() -> None:
+    """A checkpoint may end with a padding row of its embeddings: the answer stops where the grammar leaves nothing."""
+    never_ends = Constraints(tiny_tokenizer(TEXT, CONTROL), {SIZE + 5}).get("start: location")
+    after = never_ends.after(never_ends.start(), LOCATIONS[0])
+    assert SIZE + 5 not in set(never_ends.masked(after, torch.zeros(SIZE + 8)).isfinite().nonzero().flatten().tolist())
