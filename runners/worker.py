@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 
 from runners.artifacts.devices import decoder_device
 from runners.artifacts.manifest import read_manifest, verify_files
@@ -86,5 +87,6 @@ class ModelWorker:
                 yield SequenceEnd(index=index, outcome=features)
             return
         yield features.found
-        async for event in self._decoder.stream(features.tensor, specs):
-            yield event
+        async with aclosing(self._decoder.stream(features.tensor, specs)) as events:
+            async for event in events:
+                yield event
