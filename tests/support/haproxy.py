@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.export_cli import ROOT
 from tests.support.running_service import free_port
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_until_ready
 
 FOLDER = ROOT / "deploy" / "haproxy"
 CONFIGURATION, MODELS = FOLDER / "haproxy.cfg", FOLDER / "models.cfg"
@@ -89,8 +89,7 @@ def running_haproxy(
         process = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
     running = HaProxy(process.pid, ports, f"http://{status}", folder / "haproxy.log")
     try:
-        wait_until(lambda: running.is_healthy() or process.poll() is not None)
-        assert process.poll() is None, running.log.read_text()
+        wait_until_ready(running.is_healthy, process, running.log)
         yield running
     finally:
         process.terminate()

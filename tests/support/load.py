@@ -16,6 +16,7 @@ import aiohttp
 
 from tests.support.scene_images import scene_png
 from tests.support.server_sent_events import parse_events
+from tests.support.waiting import wait_until
 
 NUM_IMAGES = 4
 FORMS: tuple[Mapping[str, str], ...] = tuple(
@@ -63,10 +64,8 @@ class Load:
 
     def wait_for_more(self, count: int, timeout_s: float = 60) -> None:
         """Wait until `count` more requests are answered right."""
-        deadline_s, target = time.monotonic() + timeout_s, self.kinds()["right"] + count
-        while self.kinds()["right"] < target:
-            assert time.monotonic() < deadline_s, self.kinds()
-            time.sleep(0.02)
+        target = self.kinds()["right"] + count
+        wait_until(lambda: self.kinds()["right"] >= target, timeout_s, self.kinds)
 
 
 @contextmanager

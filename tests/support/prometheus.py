@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import yaml
 
 from tests.support.export_cli import ROOT
 from tests.support.running_service import free_port
+from tests.support.waiting import wait_until_ready
 
 CONFIG = ROOT / "deploy" / "prometheus" / "prometheus.yml"
 RULES = CONFIG.parent / "rules"
@@ -84,16 +84,8 @@ def running_prometheus(target: str, folder: Path) -> Iterator[Prometheus]:
         process = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)
     prometheus = Prometheus(f"http://{address}")
     try:
-        _wait_until_ready(prometheus, process, folder / "prometheus.log")
+        wait_until_ready(prometheus.is_ready, process, folder / "prometheus.log")
         yield prometheus
     finally:
         process.terminate()
         process.wait(_STOP_TIMEOUT_S)
-
-
-def _wait_until_ready(prometheus: Prometheus, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline_s = time.monotonic() + _START_TIMEOUT_S
-    while not prometheus.is_ready():
-        if process.poll() is not None or time.monotonic() > deadline_s:
-            raise RuntimeError(f"prometheus is not ready: {log.read_text()[-4000:]}")
-        time.sleep(0.1)

@@ -6,7 +6,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from tests.support.export_cli import ROOT
+from tests.support.waiting import wait_until_ready
 
 SERVICE = (sys.executable, "-m", "service")
 _START_TIMEOUT_S = 120
@@ -56,11 +56,7 @@ class RunningService:
 
     def wait_until_ready(self, timeout_s: float) -> None:
         """Return when the service is ready; raise if it ends, or is not ready in time."""
-        deadline_s = time.monotonic() + timeout_s
-        while not self.is_ready():
-            if self.process.poll() is not None or time.monotonic() > deadline_s:
-                raise RuntimeError(f"the service is not ready: {self.log.read_text()[-4000:]}")
-            time.sleep(0.1)
+        wait_until_ready(self.is_ready, self.process, self.log, timeout_s)
 
     def parts(self) -> dict[str, int]:
         """Return the process of each part: `diptych` is the gateway, `florence-2-mini-runner` a runner."""

@@ -1,7 +1,6 @@
 """A trace collector: OTLP over HTTP on a free port; it stores the spans that it receives."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ from typing import Any
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
+
+from tests.support.waiting import wait_until
 
 TRACE_ID, CALLER_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE_ID}-{CALLER_ID}-01"
@@ -46,12 +47,8 @@ class Collector:
     paths: set[str] = field(default_factory=set)
 
     def wait_for(self, is_there: Callable[[list[CollectedSpan]], bool], timeout_s: float = 15) -> list[CollectedSpan]:
-        """Return the spans once `is_there` is True; raise TimeoutError with the received ones."""
-        deadline_s = time.monotonic() + timeout_s
-        while not is_there(self.spans):
-            if time.monotonic() > deadline_s:
-                raise TimeoutError([(span.part, span.name) for span in self.spans])
-            time.sleep(0.02)
+        """Return the spans once `is_there` is True; fail with the received ones."""
+        wait_until(lambda: is_there(self.spans), timeout_s, lambda: [(span.part, span.name) for span in self.spans])
         return self.spans
 
     def trace(self, trace_id: str, *names: str) -> list[CollectedSpan]:

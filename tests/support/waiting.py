@@ -1,12 +1,27 @@
-"""Waiting for what another thread or process does."""
+"""Waiting until another thread or process has done something."""
 
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    """Return when `condition` holds; fail if it does not in time."""
+def wait_until(condition: Callable[[], object], timeout_s: float = 30, describe: Callable[[], object] = str) -> None:
+    """Return when `condition` holds; fail after `timeout_s` with what `describe` returns."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline_s
+        assert time.monotonic() < deadline_s, describe()
         time.sleep(0.005)
+
+
+def wait_until_ready(
+    is_ready: Callable[[], bool], process: subprocess.Popen[Any], log: Path, timeout_s: float = 30
+) -> None:
+    """Return when the server of `process` is ready; fail with its log if it ends, or is not ready in time."""
+    wait_until(lambda: is_ready() or process.poll() is not None, timeout_s, lambda: _end(log))
+    assert process.poll() is None, _end(log)
+
+
+def _end(log: Path) -> str:
+    return log.read_text(encoding="utf-8")[-4000:]

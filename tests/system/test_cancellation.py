@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 
 import grpc
@@ -17,6 +16,7 @@ from tests.support.export_cli import EMBEDDED, ModelStore
 from tests.support.running_service import RunningService, running_service
 from tests.support.scene_images import scene_png
 from tests.support.service_metrics import metric
+from tests.support.waiting import wait_until
 
 NUM_TOKENS = 280  # of every answer that is written to its end: the positions of the embedded models allow it
 NUM_BEAMS = 8  # so that an answer takes far longer than scraping the metrics
@@ -45,13 +45,6 @@ def num_written(service: RunningService) -> dict[str, float]:
 
 def num_live(service: RunningService) -> float:
     return metric(service, "diptych_live_sequences")
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.001)
 
 
 async def ask_and_leave(service: RunningService, endpoint: str, num_sequences: int) -> None:

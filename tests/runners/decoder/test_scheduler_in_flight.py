@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import replace
 
@@ -14,6 +14,7 @@ from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest
 from runners.options import SchedulerLimits
 from tests.support.fake_decoder import EOS, MAX_POSITIONS, POISON, SHORT_OF_MEMORY, FakeDecoder
+from tests.support.waiting import wait_until
 
 TIMEOUT_S = 30
 LIMITS = SchedulerLimits(num_slots=4, max_waiting=1000, max_prefill_tokens=1000)
@@ -39,13 +40,6 @@ def scheduler(decoder: FakeDecoder) -> Iterator[Scheduler]:
     scheduler.start()
     yield scheduler
     scheduler.stop()
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while not holds():
-        assert time.monotonic() < deadline_s
-        time.sleep(STEP_S / 10)
 
 
 def test_a_short_sequence_overtakes_a_long_one(scheduler: Scheduler, decoder: FakeDecoder) -> None:
