@@ -29,6 +29,7 @@ class RunnerOptions:
     encoder_threads: int  # of ONNX Runtime; 0: by the model's width
     decoder_threads: int  # of torch; 0: by the model's width
     device: DeviceSetting
+    gpu: int | None  # its index among the visible ones; None: the first
     encoder_precision: WantedPrecision
     decoder_precision: WantedPrecision
     timeout_s: int  # of one call

@@ -10,7 +10,7 @@ from typing import Any, cast
 import bentoml
 
 from runners.api import RunnerApi
-from runners.artifacts.devices import may_have_cuda
+from runners.artifacts.devices import may_have_cuda, select_gpu
 from runners.bentoml_internals import batcher, dispatch_at_once
 from runners.options import RunnerOptions, runner_name
 from runners.telemetry import tracing
@@ -42,6 +42,8 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
             """Verify and load the artifacts and warm up; the service is ready after this."""
             START_TIME_SECONDS.labels(model_id, "runner").set_to_current_time()
             tracing.start(options.traces, runner_name(model_id))
+            if options.gpu is not None:
+                select_gpu(options.gpu)
             # Not at the top: the gateway imports this module and must load neither torch nor ONNX Runtime.
             from runners.worker import ModelWorker
 

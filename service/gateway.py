@@ -64,7 +64,8 @@ def _trace_options(values: Settings) -> TraceOptions:
     return TraceOptions(values.otlp_endpoint, values.trace_sample)
 
 
-def _runner_options(values: Settings) -> RunnerOptions:
+def _runner_options(model_id: str, values: Settings) -> RunnerOptions:
+    device, gpu = values.device_of(model_id)
     return RunnerOptions(
         limits=SchedulerLimits(
             num_slots=values.decoder_max_batch_size,
@@ -78,7 +79,8 @@ def _runner_options(values: Settings) -> RunnerOptions:
         max_positions=values.decoder_max_positions,
         encoder_threads=values.encoder_threads,
         decoder_threads=values.decoder_threads,
-        device=values.device,
+        device=device,
+        gpu=gpu,
         encoder_precision=values.encoder_precision,
         decoder_precision=values.decoder_precision,
         timeout_s=_call_timeout_s(values),
@@ -159,7 +161,7 @@ def _runner_client(model: ServedModel) -> RunnerClient:
 def _make_gateway() -> Any:
     """Return the gateway service, whose dependencies are the runners of this host."""
     dependencies = {
-        f"runner_{index}": bentoml.depends(make_runner_service(entry.id, _runner_options(_SETTINGS)))
+        f"runner_{index}": bentoml.depends(make_runner_service(entry.id, _runner_options(entry.id, _SETTINGS)))
         for index, entry in enumerate(_ENTRIES)
         if _SETTINGS.runner_url(entry.id) is None
     }

@@ -4,6 +4,7 @@ An unknown or invalid setting prevents the start; the message names variable, va
 """
 
 import os
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -107,6 +108,11 @@ class Settings(BaseModel):
         "gateway. 0: 1.5 times DIPTYCH_DECODER_MAX_BATCH_SIZE.",
     )
     device: DeviceSetting = Field("auto", description="Device of encoders and decoders; auto: CUDA if available.")
+    devices: tuple[str, ...] = Field(
+        (),
+        description="Devices of single models, `MODEL=cpu`, `MODEL=cuda` or `MODEL=cuda:INDEX`, comma-separated; the "
+        "index counts the GPUs that `CUDA_VISIBLE_DEVICES` shows.",
+    )
     encoder_precision: WantedPrecision = Field("auto", description="Precision of encoders; auto: the model's default.")
     decoder_precision: WantedPrecision = Field("auto", description="Precision of decoders; auto: the model's default.")
     encoder_max_batch_size: int = Field(
@@ -157,7 +163,7 @@ class Settings(BaseModel):
         description="Fraction of the traces started here that are exported; a caller's sampling decision is kept.",
     )
 
-    @field_validator("models", "url_hosts", "runner_urls", mode="before")
+    @field_validator("models", "url_hosts", "runner_urls", "devices", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -183,6 +189,19 @@ class Settings(BaseModel):
         if len(set(models)) < len(models):
             raise ValueError("a model has two URLs; use the URL of a proxy that balances its replicas")
         return value
+
+    @field_validator("devices")
+    @classmethod
+    def _check_devices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        models = [model for model, _, _ in map(_model_device, value)]
+        if len(set(models)) < len(models):
+            raise ValueError("a model has two devices")
+        return value
+
+    def device_of(self, model_id: str) -> tuple[DeviceSetting, int | None]:
+        """Return the device of a model, and the index of its GPU; None: the first."""
+        own = {model: (device, gpu) for model, device, gpu in map(_model_device, self.devices)}
+        return own.get(model_id, (self.device, None))
 
     def runner_url(self, model_id: str) -> str | None:
         """Return the URL of a model's runner; None: it runs on this host."""
@@ -212,6 +231,15 @@ def _runner_url(pair: str) -> tuple[str, str]:
     if not (model_id and is_plain and parts.hostname and "@" not in parts.netloc and _has_port(parts)):
         raise ValueError(f"{pair!r} must be MODEL=http://HOST:PORT, such as florence-2-mini=http://10.0.0.1:3000")
     return model_id, url.rstrip("/")
+
+
+def _model_device(pair: str) -> tuple[str, DeviceSetting, int | None]:
+    """Parse `MODEL=cpu`, `MODEL=cuda` or `MODEL=cuda:INDEX`; raise `ValueError`."""
+    match = re.fullmatch(r"([^=]+)=(?:(cpu|cuda)|cuda:(\d{1,3}))", pair)
+    if match is None:
+        raise ValueError(f"{pair!r} must be MODEL=cpu, MODEL=cuda or MODEL=cuda:INDEX, such as florence-2-base=cuda:1")
+    model_id, device, gpu = match.groups()
+    return model_id, "cpu" if device == "cpu" else "cuda", None if gpu is None else int(gpu)
 
 
 def _has_port(parts: SplitResult) -> bool:
@@ -248,10 +276,11 @@ def _check_together(values: Settings) -> None:
     for name, other in _REQUIRED.items():
         if getattr(values, name) and not getattr(values, other):
             raise SettingsError(f"{variable(name)} is set and requires {variable(other)}, which is not set")
-    for model, _ in map(_runner_url, values.runner_urls):
-        if model not in values.models:
-            served = ",".join(values.models)
-            raise SettingsError(f"{variable('runner_urls')} has a URL for {model}, but {variable('models')}={served}")
+    for name in ("runner_urls", "devices"):
+        for model in (pair.partition("=")[0] for pair in getattr(values, name)):
+            if model not in values.models:
+                served = ",".join(values.models)
+                raise SettingsError(f"{variable(name)} names {model}, but {variable('models')}={served}")
 
 
 @cache

@@ -4,27 +4,45 @@ A device is found without torch, so that the gateway, which has none, gets the s
 """
 
 import ctypes
-from collections.abc import Callable
+import logging
+import os
+from collections.abc import Callable, MutableMapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 from runners.artifacts.manifest import Device
 
+logger = logging.getLogger(__name__)
+
 DeviceSetting = Literal["auto", "cpu", "cuda"]
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
+_CUDA_PROVIDER_FILES = ("libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so")
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _WIDE = 512  # hidden size; the embedded models have 128 and 192, the released ones 768 and more
 
 
 def encoder_device(setting: DeviceSetting) -> Device:
     """Return the device of the encoder, which ONNX Runtime must support."""
-    return _device(setting, has_cuda_card() and _has_cuda_provider())
+    return _device(setting, has_cuda_card() and has_cuda_provider())
 
 
-def _has_cuda_provider() -> bool:
+def has_cuda_provider() -> bool:
+    """Return True if ONNX Runtime has a CUDA provider that loads; log the missing library if it does not load."""
     import onnxruntime  # starts a thread and takes 15 MB: not where the driver has no card
 
-    return CUDA_PROVIDER in onnxruntime.get_available_providers()
+    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        return False
+    onnxruntime.preload_dlls()
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    try:
+        for name in _CUDA_PROVIDER_FILES:
+            ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        logger.warning("ONNX Runtime's CUDA provider does not load, so vision encoders run on the CPU: %s", error)
+        return False
+    return True
 
 
 def decoder_device(setting: DeviceSetting) -> Device:
@@ -49,6 +67,21 @@ def may_have_cuda(setting: DeviceSetting) -> bool:
     except OSError:
         return False
     return True
+
+
+def select_gpu(index: int, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Make GPU `index`, of those that this process sees, its only one; raise `RuntimeError` if it sees too few.
+
+    Only before the driver is initialised.
+    """
+    visible = environment.get(_VISIBLE)
+    if visible is None:
+        environment[_VISIBLE] = str(index)
+        return
+    gpus = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
+    if index >= len(gpus):
+        raise RuntimeError(f"cuda:{index} is requested, but {_VISIBLE}={visible} shows {len(gpus)} GPUs")
+    environment[_VISIBLE] = gpus[index]
 
 
 def has_cuda_card(load_library: Callable[[str], Any] = ctypes.CDLL) -> bool:

@@ -23,6 +23,7 @@ import torch
 from runners.decoder.batch import Decoder, LiveBatch, start_sequence
 from runners.decoder.errors import DeadlineExceeded, Overloaded, TooManyBeams
 from runners.decoder.sequences import GeneratedSequence, LiveSequence, SequenceRequest
+from runners.device_errors import exit_if_device_lost
 from runners.options import SchedulerLimits
 from runners.telemetry.metrics import BATCH_SIZE, LIVE_SEQUENCES, QUEUE_DEPTH, SLOTS, SLOTS_TAKEN
 from runners.telemetry.watchdog import Watchdog
@@ -98,7 +99,8 @@ class Scheduler:
         self._queue: deque[ScheduledSequence] = deque()
         self._changed = threading.Condition()  # guards the queue and `_is_stopping`
         self._is_stopping = False
-        self.watchdog = Watchdog(f"the decoder of {model_id}", limits.stuck_after_s)
+        self._name = f"the decoder of {model_id}"
+        self.watchdog = Watchdog(self._name, limits.stuck_after_s)
         self._thread = threading.Thread(target=self._run, name=f"decoder {model_id}", daemon=True)
         self._batch_size = BATCH_SIZE.labels(model_id, "decode")
         self._queue_depth = QUEUE_DEPTH.labels(model_id, "decode")
@@ -152,6 +154,7 @@ class Scheduler:
                     self._admit()
                     self._step()
             except Exception as error:  # any exception must reach all callers that it affects
+                exit_if_device_lost(error, self._name)
                 logger.exception("a decode iteration failed with %d live sequences", len(self._live))
                 self._fail_live(error)
             self._live_sequences.set(len(self._live))
@@ -208,6 +211,7 @@ class Scheduler:
                 _fail(admitted, error.with_traceback(None))  # its frames would keep the activations
                 return
         except Exception as error:  # any exception of the model must reach all callers that it affects
+            exit_if_device_lost(error, self._name)
             logger.exception("a prefill of %d sequences failed", len(admitted))
             self._batch.remove(sequences)
             _fail(admitted, error)

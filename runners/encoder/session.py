@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from runners.artifacts.devices import CUDA_PROVIDER
 from runners.artifacts.manifest import Device, Precision, vision_encoder_file
+from runners.device_errors import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
 _CPU_PROVIDER = "CPUExecutionProvider"
 # Grow memory by the requested size, as the decoder may share the GPU; no kernel search at each new batch size.
 _CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
-_OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "bad allocation")
 
 Pixels = NDArray[np.uint8]
 Features = NDArray[np.float32]
@@ -70,6 +70,8 @@ class VisionEncoder:
         options.intra_op_num_threads = self._num_threads
         # Spinning idle threads would take cores from the decoder and from other models.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if self._device == "cuda":
+            onnxruntime.preload_dlls()  # the pip packages of CUDA's libraries are on no library path
         wanted = execution_providers(self._device)
         self._session = onnxruntime.InferenceSession(str(self._file), options, providers=wanted)
         check_provider(self._device, self._session.get_providers())
@@ -121,12 +123,3 @@ def encode_splitting(run: Callable[[Pixels], Features], pixels: Pixels) -> Featu
     half = len(pixels) // 2
     logger.warning("out of memory in a batch of %d images; encoding %d and %d", len(pixels), half, len(pixels) - half)
     return np.concatenate([encode_splitting(run, pixels[:half]), encode_splitting(run, pixels[half:])])
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Return True for an out-of-memory error of ONNX Runtime, which has no class for it.
-
-    Source: onnxruntime/core/framework/bfc_arena.cc, and the messages of CUDA, cuBLAS and the C++ library.
-    """
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY)

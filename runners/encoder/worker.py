@@ -14,6 +14,7 @@ import torch
 from runners.artifacts.devices import encoder_device, num_threads
 from runners.artifacts.manifest import Device, Manifest
 from runners.artifacts.precision import choose_precision
+from runners.device_errors import exit_if_device_lost
 from runners.encoder.features_cache import Encoding
 from runners.encoder.session import VisionEncoder
 from runners.options import RunnerOptions
@@ -64,6 +65,7 @@ class EncoderWorker:
             pixels = batch[0].pixels[np.newaxis] if len(batch) == 1 else np.stack([each.pixels for each in batch])
             features = self._encoder.encode(pixels)
         except Exception as error:  # any exception must reach the calls whose images caused it
+            exit_if_device_lost(error, f"the encoder of {self._manifest.model_id}")
             if len(batch) == 1:
                 logger.exception("the encoder of %s failed for an image", self._manifest.model_id)
                 return [Failed(code="internal", message=f"the vision encoder failed: {type(error).__name__}")]

@@ -72,8 +72,9 @@ def load_served_model(entry: CatalogEntry, folder: Path, settings: Settings) -> 
 
 def served_precision(manifest: Manifest, settings: Settings) -> str:
     """Return the precisions that the model's runner will choose; raise `ArtifactError` for an impossible one."""
-    encoder = choose_precision(manifest, "encoder", encoder_device(settings.device), settings.encoder_precision)
-    decoder = choose_precision(manifest, "decoder", decoder_device(settings.device), settings.decoder_precision)
+    device, _ = settings.device_of(manifest.model_id)
+    encoder = choose_precision(manifest, "encoder", encoder_device(device), settings.encoder_precision)
+    decoder = choose_precision(manifest, "decoder", decoder_device(device), settings.decoder_precision)
     return _as_text(encoder, decoder)
 
 

@@ -50,8 +50,11 @@ class Role:
         """Return `environment` with the settings of this role: a runner alone serves its model on this host."""
         if not self.is_runner:
             return dict(environment)
-        kept = {name: value for name, value in environment.items() if name != variable("runner_urls")}
-        return kept | {variable("models"): self.model_id}
+        others = (variable("runner_urls"), variable("devices"))
+        kept = {name: value for name, value in environment.items() if name not in others}
+        devices = [pair.strip() for pair in environment.get(variable("devices"), "").split(",")]
+        own = {variable("devices"): pair for pair in devices if pair.partition("=")[0] == self.model_id}
+        return kept | own | {variable("models"): self.model_id}
 
     def front(self) -> str:
         """Return the name of the BentoML service on the service's port."""

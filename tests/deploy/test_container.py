@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -101,13 +102,27 @@ def test_nothing_in_the_image_tells_its_makers_that_it_runs() -> None:
     assert {"BENTOML_DO_NOT_TRACK=True", "ORT_DISABLE_TELEMETRY=1"} <= set(instruction("ENV").split())
 
 
-def test_the_gpu_variant_differs_in_onnx_runtime_only() -> None:
+def test_the_gpu_variant_has_another_onnx_runtime_and_a_higher_floor_of_torch() -> None:
     requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    other = [
-        line for line in (ROOT / "requirements-gpu.txt").read_text(encoding="utf-8").splitlines() if line[0] != "#"
-    ]
     assert len(re.findall(r"^onnxruntime==", requirements, re.MULTILINE)) == 1
-    assert [line.partition("==")[0] for line in other] == ["onnxruntime-gpu"]
+    assert re.fullmatch(r"onnxruntime-gpu\[cuda,cudnn\]==[\d.]+ torch>=2\.14,<[\d.]+", " ".join(gpu_requirements()))
+
+
+@pytest.mark.long
+def test_the_gpu_requirements_lack_nothing_but_the_driver(tmp_path: Path) -> None:
+    """Installs 1.1 GB into an environment of its own; torch is left out, as it brings its own libraries."""
+    venv.create(tmp_path, with_pip=True)
+    runtime = [line for line in gpu_requirements() if line.startswith("onnxruntime")]
+    subprocess.run([tmp_path / "bin/pip", "install", "--quiet", *runtime], check=True)
+    command = "from runners.artifacts.devices import has_cuda_provider; print(has_cuda_provider())"
+    run = subprocess.run([tmp_path / "bin/python", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    if run.stdout != "True\n":  # with a driver it loads
+        assert "libcuda.so.1: cannot open shared object file" in run.stderr
+
+
+def gpu_requirements() -> list[str]:
+    lines = (ROOT / "requirements-gpu.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line[0] != "#"]
 
 
 def test_compose_runs_the_image_as_confined_as_it_is_made() -> None:

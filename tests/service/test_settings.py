@@ -99,8 +99,30 @@ def test_runner_url_belongs_to_its_model() -> None:
     assert read_settings({}).runner_url("paligemma-mini") is None
 
 
+def test_a_model_has_the_device_that_is_set_for_it() -> None:
+    values = read_settings({"DIPTYCH_DEVICES": "florence-2-mini=cuda:1", "DIPTYCH_DEVICE": "cpu"})
+    assert values.device_of("florence-2-mini") == ("cuda", 1)
+    assert values.device_of("paligemma-mini") == ("cpu", None)
+    assert read_settings({"DIPTYCH_DEVICES": "paligemma-mini=cuda"}).device_of("paligemma-mini") == ("cuda", None)
+
+
+@pytest.mark.parametrize(
+    ("devices", "reason"),
+    [
+        ("a=gpu", "must be MODEL=cpu, MODEL=cuda or MODEL=cuda:INDEX"),
+        ("cuda:1", "must be MODEL=cpu"),
+        ("a=cpu:0", "must be MODEL=cpu"),
+        ("a=cpu,a=cuda:0", "a model has two devices"),
+        ("b=cpu", r"^DIPTYCH_DEVICES names b, but DIPTYCH_MODELS=a$"),
+    ],
+)
+def test_an_invalid_device_of_a_model_prevents_the_start(devices: str, reason: str) -> None:
+    with pytest.raises(SettingsError, match=reason):
+        read_settings({"DIPTYCH_MODELS": "a", "DIPTYCH_DEVICES": devices})
+
+
 def test_runner_url_of_an_unserved_model_prevents_the_start() -> None:
-    with pytest.raises(SettingsError, match=r"^DIPTYCH_RUNNER_URLS has a URL for b, but DIPTYCH_MODELS=a$"):
+    with pytest.raises(SettingsError, match=r"^DIPTYCH_RUNNER_URLS names b, but DIPTYCH_MODELS=a$"):
         read_settings({"DIPTYCH_MODELS": "a", "DIPTYCH_RUNNER_URLS": "a=http://h:1,b=http://h:2"})
 
 

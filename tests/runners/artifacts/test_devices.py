@@ -2,7 +2,14 @@ from typing import Any
 
 import pytest
 
-from runners.artifacts.devices import decoder_device, encoder_device, has_cuda_card, num_threads
+from runners.artifacts.devices import (
+    decoder_device,
+    encoder_device,
+    has_cuda_card,
+    has_cuda_provider,
+    num_threads,
+    select_gpu,
+)
 
 
 class FakeDriver:
@@ -41,6 +48,24 @@ def test_without_a_driver_no_gpu_is_available() -> None:
 def test_a_device_set_by_the_operator_is_not_checked() -> None:
     assert (encoder_device("cpu"), decoder_device("cpu")) == ("cpu", "cpu")
     assert (encoder_device("cuda"), decoder_device("cuda")) == ("cuda", "cuda")
+
+
+def test_a_build_without_cuda_has_no_cuda_provider() -> None:
+    assert not has_cuda_provider()
+
+
+@pytest.mark.parametrize(
+    ("visible", "index", "expected"), [(None, 2, "2"), ("0,3", 1, "3"), ("GPU-8932f937, GPU-1", 0, "GPU-8932f937")]
+)
+def test_the_index_of_a_gpu_counts_the_visible_ones(visible: str | None, index: int, expected: str) -> None:
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    select_gpu(index, environment)
+    assert environment["CUDA_VISIBLE_DEVICES"] == expected
+
+
+def test_a_gpu_that_is_not_visible_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"^cuda:1 is requested, but CUDA_VISIBLE_DEVICES=0 shows 1 GPUs$"):
+        select_gpu(1, {"CUDA_VISIBLE_DEVICES": "0"})
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,11 @@ def test_runner_alone_serves_its_model_on_this_host() -> None:
     assert Role.parse(("gateway",)).environment(environment) == environment
 
 
+def test_runner_alone_keeps_its_own_device() -> None:
+    environment = {"DIPTYCH_DEVICES": "b=cuda:1, a=cuda:0"}
+    assert Role.parse(("runner", "a")).environment(environment)["DIPTYCH_DEVICES"] == "a=cuda:0"
+
+
 def test_gateway_alone_needs_the_url_of_every_runner() -> None:
     values = Settings(models=MODELS, runner_urls=URLS)
     with pytest.raises(SettingsError, match="DIPTYCH_RUNNER_URLS has no URL for b"):
