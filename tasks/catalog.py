@@ -55,6 +55,7 @@ class CatalogEntry:
     precision: Mapping[Device, Mapping[Part, Precision]]  # of each part on each device; the export measures the loss
     features: tuple[str, ...]
     mask_decoder: str | None = None  # file inside the source folder, or hf:// address
+    one_name_per_prompt: bool = False  # of PaliGemma, which otherwise detects all names by one prompt
     tasks: Mapping[str, TaskOverride] = field(default_factory=dict)
 
     def offers(self, task_id: str) -> bool:
@@ -104,7 +105,7 @@ def parse_entry(row: object) -> CatalogEntry:
     known = {each.name for each in fields(CatalogEntry)}
     if unknown := set(row) - known:
         raise CatalogError(f"{entry_id} has unknown keys {sorted(map(str, unknown))}; allowed are {sorted(known)}")
-    if missing := known - {"mask_decoder", "tasks"} - set(row):
+    if missing := known - {"mask_decoder", "one_name_per_prompt", "tasks"} - set(row):
         raise CatalogError(f"{entry_id} misses the keys {sorted(missing)}")
     for key, value in row.items():
         _check_value(entry_id, key, value)
@@ -136,6 +137,8 @@ def _check_value(entry_id: str, key: str, value: object) -> None:
         require(isinstance(value, int) and not isinstance(value, bool) and value > 0, "a whole number above 0")
     elif key == "features":
         require(isinstance(value, list) and all(isinstance(each, str) for each in value), "a list of strings")
+    elif key == "one_name_per_prompt":
+        require(isinstance(value, bool), "true or false")
     elif key == "tasks":
         require(isinstance(value, dict), "a mapping of task ids")
     elif value is None:

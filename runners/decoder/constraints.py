@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
+from torch.nn import functional
 
 from runners.decoder.errors import GrammarError
 
@@ -50,9 +51,23 @@ class Constraint:
 
     def masked(self, state: ConstraintState, logprobs: Tensor) -> Tensor:
         """Return `logprobs` (V,) with all tokens that `state` does not allow at -inf."""
-        packed = np.frombuffer(state.compute_bitmask(), np.uint8)
-        bits = np.unpackbits(packed, bitorder="little", count=len(logprobs))  # zeros beyond the tokenizer's vocabulary
-        return torch.where(torch.from_numpy(bits.view(np.bool_)).to(logprobs.device), logprobs, -math.inf)
+        known = np.frombuffer(state.compute_bitmask(), np.uint8)
+        packed = np.zeros(math.ceil(len(logprobs) / 8), np.uint8)  # zeros beyond the tokenizer's vocabulary
+        packed[: len(known)] = known[: len(packed)]
+        indices = torch.from_numpy(packed).to(logprobs.device).int()
+        bounds = functional.embedding(indices, _bounds_by_byte(logprobs.device)).flatten()[: len(logprobs)]
+        return torch.minimum(logprobs, bounds, out=bounds)
+
+
+@lru_cache
+def _bounds_by_byte(device: torch.device) -> Tensor:
+    """Return the bounds (256, 8) of the log-probabilities of eight tokens, by their byte of a bitmask.
+
+    The minimum with looked-up bounds takes less time than `torch.where` with a boolean of each token, and a GPU
+    receives an eighth of the bytes.
+    """
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    return torch.where(torch.from_numpy(bits).bool(), math.inf, -math.inf).to(device)
 
 
 class Constraints:

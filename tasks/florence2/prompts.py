@@ -129,12 +129,13 @@ def _sentence(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> 
 def _texts(parameters: TaskParameters) -> Sequence[str]:
     """Return the text inserted into the sentence of each prompt.
 
-    Phrases are located one by one as open vocabulary, without their article: one phrase grounding prompt with all of
-    them, with or without articles, misses more.
+    Labels and phrases are located one by one as open vocabulary, without their article: one phrase grounding prompt
+    with all of them, with or without articles, misses more. So does a label with its article: over 200 scenes
+    florence-2-mini answers .115 right for "a circle" and .965 for "circle".
     """
-    if parameters.phrases:
-        return [without_article(phrase) for phrase in parameters.phrases]
-    return parameters.labels or (parameters.caption or parameters.question or parameters.phrase or "",)
+    if names := parameters.labels or parameters.phrases:
+        return [without_article(name) for name in names]
+    return (parameters.caption or parameters.question or parameters.phrase or "",)
 
 
 def _with_region(sentence: str, region: BoxXyxy, image_size_wh: tuple[int, int]) -> Prompt:

@@ -4,6 +4,7 @@ A box's corners are sorted. Boxes without area and instances without 16 segmenta
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from tasks.generation import GeneratedText
 from tasks.paligemma.grammar import split_entries, text_without_tokens
@@ -36,17 +37,21 @@ def parse_answer(
     mask_decoder: MaskDecoder | None,
     banned_phrases: frozenset[str] = frozenset(),  # noqa: ARG001  # Florence-2's
 ) -> Result:
-    """Return the typed result of the one answer; instances need a mask decoder."""
-    (answer,), asked = answers, asked_names(parameters)
+    """Return the typed result of the answers to `task_prompts`; instances need a mask decoder."""
+    answer, asked = answers[0], asked_names(parameters)
     match TASKS[task_id].result_kind:
         case "text":
             text = text_without_tokens(answer.text)
             return TextResult(text, answer.is_read_as(text))
         case "detections":
-            detections = tuple(_detections(answer, asked, image_size_wh))
-            return DetectionsResult(
-                answers_to_labels(detections, parameters.labels or ()), answer.is_read_as(detections)
-            )
+            names = [asked] if len(answers) == 1 else [(name,) for name in asked]
+            found = [
+                tuple(_detections(answer, each, image_size_wh)) for answer, each in zip(answers, names, strict=True)
+            ]
+            is_parsed = all(map(GeneratedText.is_read_as, answers, found))
+            wanted = names if parameters.labels or len(answers) > 1 else [()]
+            kept = chain.from_iterable(map(answers_to_labels, found, wanted))
+            return DetectionsResult(tuple(kept), is_parsed)
         case "instances" if mask_decoder is not None:
             instances = tuple(_instances(answer, asked, image_size_wh, mask_format, mask_decoder))
             return InstancesResult(instances, answer.is_read_as(instances))

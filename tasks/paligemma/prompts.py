@@ -2,11 +2,17 @@
 
 `read_prompt` reads them back: `caption en`, `ocr`, `detect red circle ; star`, `answer en what color is the star?`.
 
+One prompt detects all names; an entry with `one_name_per_prompt` has a prompt for each. paligemma-mini was trained with
+an absent name among every several, so that it leaves one out when all are present: over 200 scenes it answers .24 right
+for all names by one prompt and 1.00 by one for each, in TIME the time. The released checkpoints are not measured, and
+one prompt for each name would prefill their long image prefix as often.
+
 Source: google-research/big_vision, big_vision/configs/proj/paligemma (README.md, transfers), and the PaliGemma paper,
 arXiv 2407.07726, section 3.2.
 """
 
 import re
+from dataclasses import replace
 
 from tasks.catalog import CatalogEntry
 from tasks.errors import UnsupportedTask, UnsupportedVariant
@@ -26,10 +32,11 @@ def task_prompts(
     parameters: TaskParameters,
     image_size_wh: tuple[int, int],  # noqa: ARG001  # Florence-2's; no prompt of this family has a region
 ) -> tuple[Prompt, ...]:
-    """Return the prompt of a task; raise `UnsupportedTask` or `UnsupportedVariant`."""
+    """Return the prompts of a task: one, or one per name; raise `UnsupportedTask` or `UnsupportedVariant`."""
     if not entry.offers(task_id):
         raise UnsupportedTask(f"{entry.id} does not offer {task_id}; it offers {', '.join(entry.task_ids)}")
-    return (join_segments(plain(_text(entry, task_id, parameters))),)
+    texts = (_text(entry, task_id, each) for each in _per_prompt(entry, parameters))
+    return tuple(join_segments(plain(text)) for text in texts)
 
 
 def read_prompt(text: str) -> AskedTask | None:
@@ -54,9 +61,17 @@ def read_prompt(text: str) -> AskedTask | None:
 
 
 def asked_names(parameters: TaskParameters) -> tuple[str, ...]:
-    """Return the object names requested by the prompt."""
+    """Return the object names requested by all prompts."""
     single = parameters.phrase or parameters.caption
     return (single,) if single else parameters.labels or parameters.phrases or ()
+
+
+def _per_prompt(entry: CatalogEntry, parameters: TaskParameters) -> tuple[TaskParameters, ...]:
+    if entry.one_name_per_prompt and parameters.labels:
+        return tuple(replace(parameters, labels=(name,)) for name in parameters.labels)
+    if entry.one_name_per_prompt and parameters.phrases:
+        return tuple(replace(parameters, phrases=(name,)) for name in parameters.phrases)
+    return (parameters,)
 
 
 def _text(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str:

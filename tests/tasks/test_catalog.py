@@ -126,6 +126,7 @@ def test_an_entry_widens_and_narrows_its_familys_tasks() -> None:
         ({"features": [1]}, "features must be a list of strings"),
         ({"license": " "}, "license must be a non-blank string"),
         ({"license": None}, "license must be a non-blank string"),
+        ({"one_name_per_prompt": "yes"}, "one_name_per_prompt must be true or false, not 'yes'"),
         ({"tasks": None}, "tasks must be a mapping"),
         ({"tasks": {"counting": None}}, "tasks has the unknown task 'counting'; allowed are captioning"),
         ({"tasks": {"ocr": {"template": "{question}"}}}, "tasks.ocr must be null"),

@@ -66,6 +66,17 @@ def test_detections(text: str, expected: Any, is_parsed: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("task_id", "name"), [("open_vocabulary_detection", "labels"), ("phrase_grounding", "phrases")]
+)
+def test_an_answer_of_several_gives_boxes_of_its_own_name_only(task_id: str, name: str) -> None:
+    parameters = parse_parameters(TASKS[task_id], {name: ["car", "dog", "tree"]})
+    answers = [generated(text) for text in (f"{BOX} car ; {BOX} dog", OTHER, "")]
+    result: Any = parse_answer(task_id, parameters, answers, IMAGE_WH, "polygon", MASK_DECODER)
+    assert [(found.label, found.box) for found in result.detections] == [("car", BOX_PX), ("dog", OTHER_PX)]
+    assert result.is_parsed
+
+
+@pytest.mark.parametrize(
     ("task_id", "values"),
     [
         ("open_vocabulary_detection", {"labels": ["the car"]}),

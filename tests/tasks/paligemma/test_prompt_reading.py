@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from tasks.paligemma.prompts import read_prompt, task_prompts
 from tasks.parameters import parse_parameters
 from tasks.table import TASKS
-from tests.support.catalog import PALIGEMMA
+from tests.support.catalog import CATALOG
+
+RELEASED = CATALOG["paligemma-3b-mix-224"]
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,7 @@ def test_a_prompt_is_its_task_and_the_task_writes_the_prompt(text: str, task_id:
     asked = read_prompt(f" {text}\n")
     assert asked is not None
     assert (asked.task_id, asked.values) == (task_id, values)
-    ((segment,),) = task_prompts(PALIGEMMA, task_id, parse_parameters(TASKS[task_id], values), (64, 48))
+    ((segment,),) = task_prompts(RELEASED, task_id, parse_parameters(TASKS[task_id], values), (64, 48))
     assert segment.text == text
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,11 +8,13 @@ from tasks.paligemma.prompts import task_prompts
 from tasks.parameters import parse_parameters
 from tasks.prompts import PromptSegment
 from tasks.table import TASKS
-from tests.support.catalog import PALIGEMMA
+from tests.support.catalog import CATALOG
+
+RELEASED = CATALOG["paligemma-3b-mix-224"]
 
 
 def prompt(task_id: str, **values: Any) -> str:
-    ((segment,),) = task_prompts(PALIGEMMA, task_id, parse_parameters(TASKS[task_id], values), (640, 480))
+    ((segment,),) = task_prompts(RELEASED, task_id, parse_parameters(TASKS[task_id], values), (640, 480))
     assert segment == PromptSegment(segment.text, is_control=False)
     return segment.text
 
@@ -36,6 +39,16 @@ def test_the_prompt_is_what_the_model_was_trained_on(task_id: str, values: dict[
 
 
 @pytest.mark.parametrize(
+    ("task_id", "name"), [("open_vocabulary_detection", "labels"), ("phrase_grounding", "phrases")]
+)
+def test_an_entry_may_ask_for_each_name_by_its_own_prompt(task_id: str, name: str) -> None:
+    parameters = parse_parameters(TASKS[task_id], {name: ["a dog", "cat"]})
+    entry = replace(RELEASED, one_name_per_prompt=True)
+    texts = [segment.text for (segment,) in task_prompts(entry, task_id, parameters, (640, 480))]
+    assert texts == ["detect a dog", "detect cat"]
+
+
+@pytest.mark.parametrize(
     ("task_id", "values", "param", "message"),
     [
         ("captioning", {"detail": "paragraph"}, "detail", "supports detail short and detailed only, not paragraph"),
@@ -55,5 +68,5 @@ def test_a_variant_that_the_family_does_not_know_is_refused(
 
 @pytest.mark.parametrize("task_id", ["object_detection", "region_proposal", "ocr_with_regions"])
 def test_a_task_that_is_not_offered_is_refused(task_id: str) -> None:
-    with pytest.raises(UnsupportedTask, match=f"paligemma-mini does not offer {task_id}"):
+    with pytest.raises(UnsupportedTask, match=f"paligemma-3b-mix-224 does not offer {task_id}"):
         prompt(task_id)

