@@ -4,7 +4,7 @@
     step            choose the next token of every live sequence
     remove_ended    free the slots of sequences that ended; sequences in the last slots move there
 
-Uses a decoder through the `Decoder` protocol and knows no family. Shapes: B rows, V vocabulary.
+Uses a decoder through the `Decoder` protocol and knows no family. Shapes: B or R rows, V vocabulary.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,8 +21,8 @@ from runners.decoder.sequences import (
     LiveSequence,
     SequenceRequest,
     SingleSequence,
-    choose_next_tokens,
 )
+from runners.decoder.token_choice import choose_tokens
 from runners.decoder.tokenizer import Segments
 
 CacheT = TypeVar("CacheT")
@@ -79,7 +79,7 @@ class Decoder(Protocol[CacheT]):
         ...
 
     def reorder(self, cache: CacheT, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Like `copy`, for slots with the same image and prompt: only generated tokens are copied."""
+        """Like `copy`, for pairs of slots with the same image and prompt: only generated tokens need to be copied."""
         ...
 
 
@@ -156,22 +156,17 @@ class LiveBatch(Generic[CacheT]):
             self._decoder.copy(self._cache, slots[:1] * len(others), others)
 
     def _choose_tokens(self, rows: Mapping[LiveSequence, Sequence[int]], logits: Tensor) -> None:
-        """Append the next token to each row of each sequence; `rows` are its rows of `logits` (B, V)."""
-        singles = [sequence for sequence in rows if isinstance(sequence, SingleSequence)]
-        if singles:
-            own = [rows[sequence][0] for sequence in singles]
-            choose_next_tokens(singles, logits if own == list(range(len(logits))) else logits[own])
-        for sequence in rows:
-            if isinstance(sequence, BeamSequence):
-                parents = sequence.advance(logits[list(rows[sequence])])
-                if not sequence.has_ended:
-                    self._reorder(parents, self._slots[sequence])
-
-    def _reorder(self, parents: Sequence[int], slots: Sequence[int]) -> None:
-        """Give each row of a sequence the cache content of its parent row."""
-        changed = [(slots[parent], slot) for parent, slot in zip(parents, slots, strict=True) if slots[parent] != slot]
-        if changed:
-            sources, targets = zip(*changed, strict=True)
+        """Choose the next token of each row of each sequence; `rows` are its rows of `logits` (R, V)."""
+        conditions = {row: each for s in rows for row, each in zip(rows[s], s.conditions(), strict=True)}
+        choices = choose_tokens(logits, [conditions[row] for row in range(len(logits))], list(rows.values()))
+        moved: list[tuple[int, int]] = []  # slots, from and to
+        for sequence, own in zip(rows, choices, strict=True):
+            parents = sequence.advance(own)
+            if not sequence.has_ended:
+                slots = self._slots[sequence]
+                moved += [(slots[parent], to) for parent, to in zip(parents, slots, strict=True) if slots[parent] != to]
+        if moved:
+            sources, targets = zip(*moved, strict=True)
             self._decoder.reorder(self._cache, sources, targets)
 
     def _free(self, slot: int, sequence: LiveSequence) -> None:

@@ -1,7 +1,7 @@
 """Beam search of one sequence, with the tokens, the order and the stopping of transformers' `generate`.
 
 Source: transformers 5.24, generation/utils.py (`_beam_search` and its helpers). A beam is a row of the batch; after
-each step a row continues the beam of its parent row. Shapes: R rows (beams), V vocabulary.
+each step a row continues the beam of its parent row.
 """
 
 import math
@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
-import torch
-from torch import Tensor
-
 from runners.decoder.constraints import ConstraintState
 from runners.decoder.errors import NonFiniteLogits, SequenceError
 from runners.decoder.rules import GenerationRules
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest, check_deadline, finish_reason_of
+from runners.decoder.token_choice import Choice, RowConditions
 from runners.transport.messages import FinishReason
 
 _UNUSED_ROW_SCORE = -1e9  # transformers' score of a row without a beam of its own
@@ -79,17 +77,16 @@ class BeamSequence:
         pairs = zip(min(answers), max(answers), strict=False)  # all others lie between these two in order
         return [first for first, last in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
-    def advance(self, logits: Tensor) -> list[int]:
-        """Choose the next tokens by `logits` (R, V), (1, V) the first time; return each row's parent row.
+    def conditions(self) -> Sequence[RowConditions]:
+        return [self._conditions(beam) for beam in self.beams]
 
-        If the sequence ends, the rows are meaningless; if it fails, it gets its `error`.
-        """
+    def advance(self, choices: Sequence[Choice]) -> Sequence[int]:
         try:
             check_deadline(self.request, len(self.beams[0].token_ids))
-            kept = self._keep_best(self._candidates(torch.log_softmax(logits.float(), dim=-1)))
+            kept = self._keep_best(self._candidates(choices))
         except SequenceError as error:
             self.error = error
-            return []
+            return ()
         return [candidate.parent for candidate in kept]
 
     def result(self) -> GeneratedSequence:
@@ -100,39 +97,36 @@ class BeamSequence:
         best = self.finished[0].beam if self.finished else self.beams[0]
         return GeneratedSequence(best.token_ids, best.logprobs, self.finish_reason)
 
-    def _candidates(self, logprobs: Tensor) -> list[Candidate]:
-        """Return the best continuations of all beams, best first: enough that `num_beams` remain if others end."""
-        if bool(torch.isnan(logprobs).any()):
+    def _conditions(self, beam: Beam) -> RowConditions:
+        """Return the conditions on a beam: enough candidates that `num_beams` remain if others end."""
+        constraint, forced = self.request.constraint, self._forced_token(beam)
+        allowed = None
+        if forced is None and constraint is not None:
+            allowed = constraint.allowed(beam.state or constraint.start())
+        return RowConditions(
+            forced=forced,
+            banned=self.rules.banned_tokens(beam.token_ids),
+            allowed=allowed,
+            beam_score=beam.score,
+            num_candidates=max(2, 1 + len(self.rules.eos_token_ids)) * self.num_rows,
+        )
+
+    def _forced_token(self, beam: Beam) -> int | None:
+        return self.rules.forced_token(len(beam.token_ids), self.request.max_new_tokens)
+
+    def _candidates(self, choices: Sequence[Choice]) -> list[Candidate]:
+        """Return the allowed continuations, best first."""
+        if any(math.isnan(choice.score) for choice in choices):
             raise NonFiniteLogits(f"the logits of token {len(self.beams[0].token_ids)} are not finite")
-        rows = torch.stack([self._allowed(beam, row) for beam, row in zip(self.beams, logprobs, strict=True)])
-        totals = rows + torch.tensor([beam.score for beam in self.beams], device=rows.device)[:, None]
-        num = max(2, 1 + len(self.rules.eos_token_ids)) * self.num_rows
-        scores, places = totals.flatten().topk(min(num, totals.numel()))
-        chosen = zip(scores.tolist(), places.tolist(), rows.flatten()[places].tolist(), strict=True)
-        size = rows.shape[1]
-        return [
-            self._extended(place // size, place % size, logprob, score)
-            for score, place, logprob in chosen
-            if score > -math.inf
-        ]
+        return [self._extended(choice) for choice in choices if choice.score > -math.inf]
 
-    def _allowed(self, beam: Beam, logprobs: Tensor) -> Tensor:
-        """Return a beam's row (V,) with the tokens that rules and constraint forbid at -inf."""
-        limit, constraint = self.request.max_new_tokens, self.request.constraint
-        allowed = self.rules.allowed(logprobs, beam.token_ids, limit)
-        if constraint is None or self.rules.forced_token(len(beam.token_ids), limit) is not None:
-            return allowed
-        return constraint.masked(beam.state or constraint.start(), allowed)
-
-    def _extended(self, parent: int, token_id: int, logprob: float, score: float) -> Candidate:
-        before, constraint = self.beams[parent], self.request.constraint
-        token_ids = (*before.token_ids, token_id)
-        is_forced = self.rules.forced_token(len(before.token_ids), self.request.max_new_tokens) is not None
-        state = before.state
-        if constraint is not None and not is_forced:
-            state = constraint.after(state or constraint.start(), token_id)
-        beam = Beam(token_ids, (*before.logprobs, logprob), score, state)
-        return Candidate(beam, parent, finish_reason_of(token_ids, self.request.max_new_tokens, self.rules))
+    def _extended(self, choice: Choice) -> Candidate:
+        before, constraint = self.beams[choice.row], self.request.constraint
+        token_ids, state = (*before.token_ids, choice.token_id), before.state
+        if constraint is not None and self._forced_token(before) is None:
+            state = constraint.after(state or constraint.start(), choice.token_id)
+        beam = Beam(token_ids, (*before.logprobs, choice.logprob), choice.score, state)
+        return Candidate(beam, choice.row, finish_reason_of(token_ids, self.request.max_new_tokens, self.rules))
 
     def _keep_best(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Collect finished beams, keep the best open ones as rows, and end the search if none of them can improve."""

@@ -2,7 +2,8 @@
 
 Grammars are written in llguidance's variant of Lark (github.com/guidance-ai/llguidance, docs/syntax.md). They may use
 the rules `location` and `segmentation`, which match one such token of the checkpoint, and control tokens by their text
-(`<sep>`). Other text is UTF-8 and matched byte by byte, however it is tokenized. Knows no tasks. Shapes: V vocabulary.
+(`<sep>`). Other text is UTF-8 and matched byte by byte, however it is tokenized. Knows no tasks.
+Shapes: R rows, V vocabulary.
 """
 
 import json
@@ -16,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -49,23 +51,26 @@ class Constraint:
             raise GrammarError(f"the grammar failed at token {token_id}: {following.get_error()}")
         return following
 
-    def masked(self, state: ConstraintState, logprobs: Tensor) -> Tensor:
-        """Return `logprobs` (V,) with all tokens that `state` does not allow at -inf."""
-        known = np.frombuffer(state.compute_bitmask(), np.uint8)
-        packed = np.zeros(math.ceil(len(logprobs) / 8), np.uint8)  # zeros beyond the tokenizer's vocabulary
-        packed[: len(known)] = known[: len(packed)]
-        indices = torch.from_numpy(packed).to(logprobs.device).int()
-        bounds = functional.embedding(indices, _bounds_by_byte(logprobs.device)).flatten()[: len(logprobs)]
-        return torch.minimum(logprobs, bounds, out=bounds)
+    def allowed(self, state: ConstraintState) -> NDArray[np.uint8]:
+        """Return the tokens that `state` allows, a bit each."""
+        return np.frombuffer(state.compute_bitmask(), np.uint8)
 
 
-@lru_cache
-def _bounds_by_byte(device: torch.device) -> Tensor:
-    """Return the bounds (256, 8) of the log-probabilities of eight tokens, by their byte of a bitmask.
+def token_bounds(allowed: NDArray[np.uint8], num_tokens: int, device: torch.device) -> Tensor:
+    """Return upper bounds (R, V) of log-probabilities: infinity where `allowed` (R, bytes) has a set bit, else -inf.
 
     The minimum with looked-up bounds takes less time than `torch.where` with a boolean of each token, and a GPU
     receives an eighth of the bytes.
     """
+    packed = np.zeros((len(allowed), math.ceil(num_tokens / 8)), np.uint8)  # zeros beyond the tokenizer's vocabulary
+    packed[:, : allowed.shape[1]] = allowed[:, : packed.shape[1]]
+    indices = torch.from_numpy(packed).to(device).int()
+    return functional.embedding(indices, _bounds_by_byte(device)).flatten(1)[:, :num_tokens]
+
+
+@lru_cache
+def _bounds_by_byte(device: torch.device) -> Tensor:
+    """Return the bounds (256, 8) of eight tokens, by their byte of a bitmask."""
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
     return torch.where(torch.from_numpy(bits).bool(), math.inf, -math.inf).to(device)
 

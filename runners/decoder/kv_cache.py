@@ -6,7 +6,7 @@ Shapes: L slots, A key-value heads, P positions, D head size, B rows of a batch.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,38 @@ class KeyValueCache:
             self._memory[:, :, targets[0], :, positions] = self._memory[:, :, sources[0], :, positions]
         else:
             self._memory[:, :, list(targets), :, positions] = self._memory[:, :, list(sources), :, positions]
+
+
+class SlotLengths:
+    """The number of tokens in each slot: on the host, which chooses shapes by it, and on the device, which masks by it.
+
+    Both change together, so that no step waits for the device to tell a length.
+    """
+
+    def __init__(self, num_slots: int, device: torch.device) -> None:
+        self.on_device = torch.zeros(num_slots, dtype=torch.long, device=device)  # (slots,)
+        self._on_host = [0] * num_slots
+
+    def of(self, slots: Iterable[int]) -> list[int]:
+        """Return the lengths of `slots`."""
+        return [self._on_host[slot] for slot in slots]
+
+    def set(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
+        """Set the lengths of `slots`."""
+        for slot, length in zip(slots, lengths, strict=True):
+            self._on_host[slot] = length
+        indices, values = torch.tensor([list(slots), list(lengths)], device=self.on_device.device)
+        self.on_device[indices] = values
+
+    def increment(self, num_slots: int) -> None:
+        """Add one token to each of the first `num_slots` slots."""
+        for slot in range(num_slots):
+            self._on_host[slot] += 1
+        self.on_device[:num_slots] += 1
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy the lengths of the slots `sources` to `targets`, pairwise."""
+        self.set(targets, self.of(sources))
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

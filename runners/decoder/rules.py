@@ -1,14 +1,10 @@
 """The generation rules in a checkpoint's generation_config.json; names and semantics are those of transformers."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-
-import torch
-from torch import Tensor
 
 from runners.artifacts.manifest import GENERATION_CONFIG_FILE
 
@@ -50,34 +46,22 @@ class GenerationRules:
         )
 
     def forced_token(self, position: int, max_new_tokens: int) -> int | None:
-        """Return the token required at `position` of an answer of up to `max_new_tokens`; None if any is allowed."""
+        """Return the token required at `position` of an answer of up to `max_new_tokens`; None if any is allowed.
+
+        The semantics are those of transformers' ForcedBOS and ForcedEOS logits processors.
+        """
         if position == 0 and self.forced_bos_token_id is not None:
             return self.forced_bos_token_id
         return self.forced_eos_token_id if position == max_new_tokens - 1 else None
 
-    def has_rule(self, position: int, max_new_tokens: int) -> bool:
-        """Return True if the rules may forbid tokens at `position`."""
-        return self.no_repeat_ngram_size > 0 or self.forced_token(position, max_new_tokens) is not None
+    def banned_tokens(self, token_ids: Sequence[int]) -> list[int]:
+        """Return the tokens that would repeat an n-gram of `token_ids`, start token included.
 
-    def allowed(self, scores: Tensor, token_ids: Sequence[int], max_new_tokens: int) -> Tensor:
-        """Return `scores` (V,) of the token after `token_ids`, with forbidden tokens at -inf and a forced one at 0.
-
-        Order and semantics are those of transformers' NoRepeatNGram, ForcedBOS and ForcedEOS logits processors.
+        The semantics are those of transformers' NoRepeatNGramLogitsProcessor.
         """
-        forced = self.forced_token(len(token_ids), max_new_tokens)
-        if forced is not None:
-            only = torch.full_like(scores, -math.inf)
-            only[forced] = 0.0
-            return only
-        if self.no_repeat_ngram_size and (banned := self._repeating_tokens(token_ids)):
-            return scores.index_fill(0, torch.tensor(banned, device=scores.device), -math.inf)
-        return scores
-
-    def _repeating_tokens(self, token_ids: Sequence[int]) -> list[int]:
-        """Return the tokens that would complete an n-gram that `token_ids`, start token included, already contain."""
         start = [] if self.decoder_start_token_id is None else [self.decoder_start_token_id]
         written, size = [*start, *token_ids], self.no_repeat_ngram_size
-        tail = written[len(written) - size + 1 :]
-        if len(written) < size:
+        if not 0 < size <= len(written):
             return []
+        tail = written[len(written) - size + 1 :]
         return [written[i + size - 1] for i in range(len(written) - size + 1) if written[i : i + size - 1] == tail]

@@ -1,21 +1,22 @@
-"""One sequence: its request, the choice of its next token, and its end.
+"""One sequence: its request, the conditions on its next token, and its end.
 
-A sequence has one row of logits in each decode step, or one per beam (runners/decoder/beams.py). Plain values and
-rules: slots, caches and families are unknown here. Shapes: R rows, V vocabulary.
+A sequence has one row in each decode step, or one per beam (runners/decoder/beams.py). Plain values and rules: logits,
+slots, caches and families are unknown here.
 """
 
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from runners.decoder.constraints import Constraint, ConstraintState
 from runners.decoder.errors import DeadlineExceeded, NonFiniteLogits, SequenceError
 from runners.decoder.rules import GenerationRules
+from runners.decoder.token_choice import Choice, RowConditions
 from runners.transport.messages import FinishReason
 
 TokenListener = Callable[[Sequence[int]], None]
@@ -73,6 +74,17 @@ class LiveSequence(Protocol):
         """The leading tokens of the answer that can no longer change."""
         ...
 
+    def conditions(self) -> Sequence[RowConditions]:
+        """Return the conditions on the next token of each row; to be called once for each token."""
+        ...
+
+    def advance(self, choices: Sequence[Choice]) -> Sequence[int]:
+        """Append the chosen tokens, and return each row's parent row, whose cache it continues.
+
+        A sequence that fails gets its `error`; of one that has ended the rows are meaningless.
+        """
+        ...
+
     def result(self) -> GeneratedSequence:
         """Return the generated sequence, or raise its error; `ValueError` before it has ended."""
         ...
@@ -89,7 +101,11 @@ class SingleSequence:
     finish_reason: FinishReason | None = None
     error: SequenceError | None = None
     _state: ConstraintState | None = None
-    _generator: torch.Generator | None = None
+    _is_constrained: bool = False  # at the next position
+    _random: Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._random = Random(self.request.seed)
 
     @property
     def num_rows(self) -> int:
@@ -107,39 +123,39 @@ class SingleSequence:
     def settled_token_ids(self) -> Sequence[int]:
         return self.token_ids
 
-    @property
-    def has_rule_now(self) -> bool:
-        """True if the checkpoint's rules may forbid tokens at the next position."""
-        return self.rules.has_rule(len(self.token_ids), self.request.max_new_tokens)
+    def conditions(self) -> Sequence[RowConditions]:
+        allowed = None
+        forced = self.rules.forced_token(len(self.token_ids), self.request.max_new_tokens)
+        if forced is None and self.request.constraint is not None:
+            self._state = self._state or self.request.constraint.start()
+            allowed = self.request.constraint.allowed(self._state)
+        self._is_constrained = allowed is not None
+        temperature = self.request.temperature
+        return [
+            RowConditions(
+                forced=forced,
+                banned=self.rules.banned_tokens(self.token_ids),
+                allowed=allowed,
+                temperature=temperature,
+                top_p=self.request.top_p,
+                uniform=self._random.random() if temperature else 0.0,
+            )
+        ]
 
-    @property
-    def is_constrained_now(self) -> bool:
-        """True if the constraint applies at the next position; a token forced by the rules takes precedence."""
-        position, limit = len(self.token_ids), self.request.max_new_tokens
-        return self.request.constraint is not None and self.rules.forced_token(position, limit) is None
+    def advance(self, choices: Sequence[Choice]) -> Sequence[int]:
+        try:
+            self._append(choices[0].token_id, choices[0].logprob)
+        except SequenceError as error:
+            self.error = error
+        return (0,)
 
-    def apply_rules(self, scores: Tensor) -> Tensor:
-        """Return `scores` (V,) with the tokens that the rules forbid at -inf."""
-        return self.rules.allowed(scores, self.token_ids, self.request.max_new_tokens)
-
-    def apply_constraint(self, logprobs: Tensor) -> Tensor:
-        """Return `logprobs` (V,) with the tokens that the constraint forbids at -inf.
-
-        The others are not renormalised: scores express the model's confidence, not the narrowness of the grammar.
-        """
-        constraint = self.request.constraint
-        assert constraint is not None
-        self._state = constraint.start() if self._state is None else self._state
-        return constraint.masked(self._state, logprobs)
-
-    def append(self, token_id: int, logprob: float) -> None:
+    def _append(self, token_id: int, logprob: float) -> None:
         """Append the next token, and set `finish_reason` if it is the last.
 
-        If rules and constraint together allow no token (-inf), the answer ends without it. Raise `NonFiniteLogits`,
-        `DeadlineExceeded` or `GrammarError`.
+        If rules and constraint together allow no token (-inf), the answer ends without it.
         """
         check_deadline(self.request, len(self.token_ids))
-        if logprob == -math.inf and self.is_constrained_now:
+        if logprob == -math.inf and self._is_constrained:
             self.finish_reason = "stop"
             return
         if not math.isfinite(logprob):
@@ -149,17 +165,6 @@ class SingleSequence:
         self.token_ids.append(token_id)
         self.logprobs.append(logprob)
         self.finish_reason = finish_reason_of(self.token_ids, self.request.max_new_tokens, self.rules)
-
-    def sample(self, scores: Tensor) -> int:
-        """Draw a token from `scores` (V,) by the request's temperature and top-p; raise `NonFiniteLogits`."""
-        if self._generator is None:
-            seed = torch.seed() if self.request.seed is None else self.request.seed
-            self._generator = torch.Generator().manual_seed(seed)
-        probabilities = torch.softmax(scores.cpu() / self.request.temperature, dim=-1)
-        if not bool(torch.isfinite(probabilities).all()):
-            raise NonFiniteLogits(f"the logits of token {len(self.token_ids)} are not finite")
-        kept = _nucleus(probabilities, self.request.top_p)
-        return int(torch.multinomial(kept, 1, generator=self._generator))
 
     def result(self) -> GeneratedSequence:
         if self.error is not None:
@@ -181,44 +186,3 @@ def finish_reason_of(token_ids: Sequence[int], max_new_tokens: int, rules: Gener
     if is_full and (not is_end or rules.forced_eos_token_id == token_ids[-1]):
         return "length"
     return "stop" if is_end else None
-
-
-def choose_next_tokens(sequences: Sequence[SingleSequence], logits: Tensor) -> None:
-    """Append the next token to each sequence by its row of `logits` (R, V); a failed sequence gets its `error`."""
-    logprobs = _allowed_logprobs(sequences, logits)
-    greedy_logprobs, greedy_ids = (column.tolist() for column in logprobs.max(dim=-1))
-    for row, sequence in enumerate(sequences):
-        try:
-            if sequence.request.temperature == 0 or greedy_logprobs[row] == -math.inf:
-                sequence.append(greedy_ids[row], greedy_logprobs[row])
-            else:
-                token_id = sequence.sample(logprobs[row])
-                sequence.append(token_id, float(logprobs[row, token_id]))
-        except SequenceError as error:
-            sequence.error = error
-
-
-def _allowed_logprobs(sequences: Sequence[SingleSequence], logits: Tensor) -> Tensor:
-    """Return the log-probabilities (R, V), float32, with forbidden tokens at -inf."""
-    ruled = [(row, sequence) for row, sequence in enumerate(sequences) if sequence.has_rule_now]
-    scores = logits.to(torch.float32, copy=bool(ruled))
-    for row, sequence in ruled:
-        scores[row] = sequence.apply_rules(scores[row])
-    logprobs = torch.log_softmax(scores, dim=-1)
-    for row, sequence in enumerate(sequences):
-        if sequence.is_constrained_now:
-            logprobs[row] = sequence.apply_constraint(logprobs[row])
-    return logprobs
-
-
-def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """Return `probabilities` (V,) with all but the smallest set of tokens that sums to at least `top_p` set to 0.
-
-    Source: Holtzman et al., arXiv 1904.09751, section 3.1; the same choice as transformers' TopPLogitsWarper.
-    """
-    if top_p >= 1:
-        return probabilities
-    ascending, order = probabilities.sort()
-    is_dropped = ascending.cumsum(dim=-1) <= 1 - top_p
-    is_dropped[-1] = False
-    return probabilities.index_fill(0, order[is_dropped], 0.0)

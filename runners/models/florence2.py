@@ -17,12 +17,12 @@ from runners.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Precision, 
 from runners.decoder.constraints import Constraints
 from runners.decoder.cuda_graphs import Capture, CudaGraphs, capture_cuda_graph
 from runners.decoder.errors import SequenceTooLong
-from runners.decoder.kv_cache import CacheShape, KeyValueCache
+from runners.decoder.kv_cache import CacheShape, KeyValueCache, SlotLengths
 from runners.decoder.rules import GenerationRules
 from runners.decoder.sequences import SequenceRequest
 from runners.decoder.tokenizer import PromptTokenizer, Segments, TextStream
 from runners.models.bart import Bart, BartAttentionMetadata
-from runners.models.layers import stack_requests
+from runners.models.layers import prefix_lengths, stack_requests
 from runners.models.weights import DecoderWeights
 
 
@@ -32,8 +32,8 @@ class Florence2Cache:
 
     cross_attention: KeyValueCache  # of image and prompt
     self_attention: KeyValueCache  # of start token and answer
-    num_prefix_tokens: Tensor  # (slots,) image and prompt
-    num_decoded_tokens: Tensor  # (slots,) start token and answer
+    num_prefix_tokens: SlotLengths  # image and prompt
+    num_decoded_tokens: SlotLengths  # start token and answer
     graphs: CudaGraphs | None = None  # on a GPU only
 
 
@@ -98,19 +98,21 @@ class Florence2Decoder:
         shape = CacheShape(num_slots, self._num_heads, self._max_positions, self._bart.head_size)
         dtype = self._bart.embeddings.dtype
         cross, own = (KeyValueCache(self._num_layers, shape, dtype, self._device) for _ in range(2))
-        counts = torch.zeros(2, num_slots, dtype=torch.long, device=self._device)
-        cache = Florence2Cache(cross, own, counts[0], counts[1])
+        prefixes, decoded = (SlotLengths(num_slots, self._device) for _ in range(2))
+        cache = Florence2Cache(cross, own, prefixes, decoded)
         if self._device.type == "cuda":
-            cache.graphs = self.cuda_graphs(cache, capture_cuda_graph)
+            cache.graphs = self.cuda_graphs(cache, num_slots, capture_cuda_graph)
         return cache
 
-    def cuda_graphs(self, cache: Florence2Cache, capture: Capture) -> CudaGraphs:
-        """Return the graphs of the decode steps of `cache`."""
+    def cuda_graphs(self, cache: Florence2Cache, num_slots: int, capture: Capture) -> CudaGraphs:
+        """Capture the graphs of the decode steps of `cache`, which read all positions of image and prompt."""
 
-        def step(token_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
-            return self._step(cache, slice(0, len(token_ids)), token_ids, lengths)
+        def step(token_ids: Tensor, length: int) -> Tensor:
+            return self._step(cache, slice(0, len(token_ids)), token_ids, (length, self._max_positions))
 
-        return CudaGraphs(step, len(cache.num_prefix_tokens), self._max_positions, self._device, capture)
+        graphs = CudaGraphs(step, num_slots, self._max_positions, self._device, capture)
+        graphs.capture_all()
+        return graphs
 
     def prefill(self, cache: Florence2Cache, requests: Sequence[SequenceRequest], first_slot: int) -> Tensor:
         """Run the text encoder over image features and prompts, and the decoder over the start token.
@@ -120,24 +122,26 @@ class Florence2Decoder:
         inputs = stack_requests(requests, self.pad_token_id, self._device, self._bart.embeddings.dtype)
         inputs_embeds = torch.cat([inputs.image_features, self._bart.embeddings[inputs.prompt_ids]], dim=1)
         is_prefix = _is_before(inputs.num_prefix_tokens, inputs_embeds.shape[1])
-        slots = slice(first_slot, first_slot + len(requests))
+        slots, numbers = slice(first_slot, first_slot + len(requests)), range(first_slot, first_slot + len(requests))
         for layer, (keys, values) in enumerate(self._bart.encode(inputs_embeds, is_prefix)):
             cache.cross_attention.write_prefix(layer, slots, keys, values)
-        cache.num_prefix_tokens[slots], cache.num_decoded_tokens[slots] = inputs.num_prefix_tokens, 0
+        cache.num_prefix_tokens.set(numbers, prefix_lengths(requests))
+        cache.num_decoded_tokens.set(numbers, [0] * len(requests))
         start = torch.full((len(requests),), self._start_token_id, device=self._device)
         logits = self._step(cache, slots, start, (1, inputs_embeds.shape[1]))
-        cache.num_decoded_tokens[slots] = 1
+        cache.num_decoded_tokens.set(numbers, [1] * len(requests))
         return logits
 
     def decode_step(self, cache: Florence2Cache, token_ids: Tensor) -> Tensor:
         """Process `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
-        slots = slice(0, len(token_ids))
-        lengths = int(cache.num_decoded_tokens[slots].max()) + 1, int(cache.num_prefix_tokens[slots].max())
+        slots = range(len(token_ids))
+        length = max(cache.num_decoded_tokens.of(slots)) + 1
         if cache.graphs is None:
-            logits = self._step(cache, slots, token_ids.to(self._device), lengths)
+            lengths = length, max(cache.num_prefix_tokens.of(slots))
+            logits = self._step(cache, slice(0, len(token_ids)), token_ids.to(self._device), lengths)
         else:
-            logits = cache.graphs.logits(token_ids, lengths)
-        cache.num_decoded_tokens[slots] += 1
+            logits = cache.graphs.logits(token_ids, length)
+        cache.num_decoded_tokens.increment(len(token_ids))
         return logits
 
     def clear(self, cache: Florence2Cache, slot: int) -> None:
@@ -146,16 +150,14 @@ class Florence2Decoder:
 
     def copy(self, cache: Florence2Cache, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy the slots `sources` to the slots `targets`, pairwise; all are read before any is written."""
-        num_prefix_tokens = cache.num_prefix_tokens[list(sources)]
-        cache.cross_attention.copy(sources, targets, slice(0, int(num_prefix_tokens.max())))
-        cache.num_prefix_tokens[list(targets)] = num_prefix_tokens
+        cache.cross_attention.copy(sources, targets, slice(0, max(cache.num_prefix_tokens.of(sources))))
+        cache.num_prefix_tokens.copy(sources, targets)
         self.reorder(cache, sources, targets)
 
     def reorder(self, cache: Florence2Cache, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Like `copy`, for slots with the same image and prompt: only generated tokens are copied."""
-        num_decoded_tokens = cache.num_decoded_tokens[list(sources)]
-        cache.self_attention.copy(sources, targets, slice(0, int(num_decoded_tokens.max())))
-        cache.num_decoded_tokens[list(targets)] = num_decoded_tokens
+        """Like `copy`, for pairs of slots with the same image and prompt: only generated tokens are copied."""
+        cache.self_attention.copy(sources, targets, slice(0, max(cache.num_decoded_tokens.of(sources))))
+        cache.num_decoded_tokens.copy(sources, targets)
 
     def _step(self, cache: Florence2Cache, slots: slice, token_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """Process one token (B,) of each slot; return the logits (B, V) of each next token.
@@ -164,14 +166,14 @@ class Florence2Decoder:
         first prefix position is unmasked, as a mask without any position would give NaN.
         """
         num_decoded_tokens, num_prefix_tokens = lengths
-        positions = cache.num_decoded_tokens[slots].clamp(max=num_decoded_tokens - 1)
+        positions = cache.num_decoded_tokens.on_device[slots].clamp(max=num_decoded_tokens - 1)
         metadata = BartAttentionMetadata(
             slots=slots,
             positions=positions,
             num_decoded_tokens=num_decoded_tokens,
             is_decoded=_is_before(positions + 1, num_decoded_tokens),
             num_prefix_tokens=num_prefix_tokens,
-            is_prefix=_is_before(cache.num_prefix_tokens[slots].clamp(min=1), num_prefix_tokens),
+            is_prefix=_is_before(cache.num_prefix_tokens.on_device[slots].clamp(min=1), num_prefix_tokens),
         )
         return self._bart.decode_step(token_ids, metadata, cache.self_attention, cache.cross_attention)
 

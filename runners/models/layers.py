@@ -30,8 +30,13 @@ def stack_requests(
     features = torch.stack([request.image_features for request in requests]).to(device, dtype)
     prompts = [torch.tensor(request.prompt_ids) for request in requests]
     padded = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=pad_token_id)
-    num_prefix_tokens = torch.tensor([features.shape[1] + len(prompt) for prompt in prompts], device=device)
+    num_prefix_tokens = torch.tensor(prefix_lengths(requests), device=device)
     return PrefillInputs(features, padded.to(device), num_prefix_tokens)
+
+
+def prefix_lengths(requests: Sequence[SequenceRequest]) -> list[int]:
+    """Return the number of image and prompt tokens of each request."""
+    return [len(request.image_features) + len(request.prompt_ids) for request in requests]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,12 @@ from runners.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Precision, 
 from runners.decoder.constraints import Constraints
 from runners.decoder.cuda_graphs import Capture, CudaGraphs, capture_cuda_graph
 from runners.decoder.errors import SequenceTooLong
-from runners.decoder.kv_cache import CacheShape, KeyValueCache
+from runners.decoder.kv_cache import CacheShape, KeyValueCache, SlotLengths
 from runners.decoder.rules import GenerationRules
 from runners.decoder.sequences import SequenceRequest
 from runners.decoder.tokenizer import PromptTokenizer, Segments, TextStream
 from runners.models.gemma import Gemma, GemmaAttentionMetadata
-from runners.models.layers import stack_requests
+from runners.models.layers import prefix_lengths, stack_requests
 from runners.models.weights import DecoderWeights
 
 _FIRST_POSITION = 1
@@ -38,8 +38,8 @@ class PaliGemmaCache:
     """The state of all sequences, by slot."""
 
     self_attention: KeyValueCache  # of image, prompt and answer
-    num_prefix_tokens: Tensor  # (slots,) image and prompt
-    num_tokens: Tensor  # (slots,) image, prompt and answer
+    num_prefix_tokens: SlotLengths  # image and prompt
+    num_tokens: SlotLengths  # image, prompt and answer
     graphs: CudaGraphs | None = None  # on a GPU only
 
 
@@ -97,19 +97,21 @@ class PaliGemmaDecoder:
         """Allocate `num_slots` slots, each for a sequence of the maximum length."""
         shape = CacheShape(num_slots, self._gemma.num_key_value_heads, self._max_positions, self._gemma.head_size)
         own = KeyValueCache(self._num_layers, shape, self._gemma.dtype, self._device)
-        counts = torch.zeros(2, num_slots, dtype=torch.long, device=self._device)
-        cache = PaliGemmaCache(own, counts[0], counts[1])
+        prefixes, lengths = (SlotLengths(num_slots, self._device) for _ in range(2))
+        cache = PaliGemmaCache(own, prefixes, lengths)
         if self._device.type == "cuda":
-            cache.graphs = self.cuda_graphs(cache, capture_cuda_graph)
+            cache.graphs = self.cuda_graphs(cache, num_slots, capture_cuda_graph)
         return cache
 
-    def cuda_graphs(self, cache: PaliGemmaCache, capture: Capture) -> CudaGraphs:
-        """Return the graphs of the decode steps of `cache`."""
+    def cuda_graphs(self, cache: PaliGemmaCache, num_slots: int, capture: Capture) -> CudaGraphs:
+        """Capture the graphs of the decode steps of `cache`."""
 
-        def step(token_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
-            return self._step(cache, token_ids, lengths)
+        def step(token_ids: Tensor, length: int) -> Tensor:
+            return self._step(cache, token_ids, length)
 
-        return CudaGraphs(step, len(cache.num_prefix_tokens), self._max_positions, self._device, capture)
+        graphs = CudaGraphs(step, num_slots, self._max_positions, self._device, capture)
+        graphs.capture_all()
+        return graphs
 
     def prefill(self, cache: PaliGemmaCache, requests: Sequence[SequenceRequest], first_slot: int) -> Tensor:
         """Run Gemma over image features and prompts.
@@ -123,20 +125,20 @@ class PaliGemmaDecoder:
         is_visible = (cache_positions < inputs.num_prefix_tokens[:, None])[:, None, None]
         rotation = self._gemma.rotation(cache_positions[None] + _FIRST_POSITION)
         metadata = GemmaAttentionMetadata(*rotation, is_visible, is_visible)
-        slots = slice(first_slot, first_slot + len(requests))
+        slots, numbers = slice(first_slot, first_slot + len(requests)), range(first_slot, first_slot + len(requests))
         hidden_states = self._gemma.prefill(inputs_embeds, metadata, slots, cache.self_attention)
-        cache.num_tokens[slots] = cache.num_prefix_tokens[slots] = inputs.num_prefix_tokens
+        for lengths in (cache.num_tokens, cache.num_prefix_tokens):
+            lengths.set(numbers, prefix_lengths(requests))
         return self._gemma.logits(hidden_states[torch.arange(len(requests)), inputs.num_prefix_tokens - 1])
 
     def decode_step(self, cache: PaliGemmaCache, token_ids: Tensor) -> Tensor:
         """Process `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
-        slots = slice(0, len(token_ids))
-        lengths = (int(cache.num_tokens[slots].max()) + 1,)
+        length = max(cache.num_tokens.of(range(len(token_ids)))) + 1
         if cache.graphs is None:
-            logits = self._step(cache, token_ids.to(self._device), lengths)
+            logits = self._step(cache, token_ids.to(self._device), length)
         else:
-            logits = cache.graphs.logits(token_ids, lengths)
-        cache.num_tokens[slots] += 1
+            logits = cache.graphs.logits(token_ids, length)
+        cache.num_tokens.increment(len(token_ids))
         return logits
 
     def clear(self, cache: PaliGemmaCache, slot: int) -> None:
@@ -145,26 +147,24 @@ class PaliGemmaDecoder:
     def copy(self, cache: PaliGemmaCache, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy the slots `sources` to the slots `targets`, pairwise; all are read before any is written."""
         self._copy(cache, sources, targets, first=0)
-        cache.num_prefix_tokens[list(targets)] = cache.num_prefix_tokens[list(sources)]
+        cache.num_prefix_tokens.copy(sources, targets)
 
     def reorder(self, cache: PaliGemmaCache, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Like `copy`, for slots with the same image and prompt: only generated tokens are copied."""
-        self._copy(cache, sources, targets, first=int(cache.num_prefix_tokens[list(sources)].min()))
+        """Like `copy`, for pairs of slots with the same image and prompt: only generated tokens need to be copied."""
+        self._copy(cache, sources, targets, first=min(cache.num_prefix_tokens.of(sources)))
 
     def _copy(self, cache: PaliGemmaCache, sources: Sequence[int], targets: Sequence[int], first: int) -> None:
-        num_tokens = cache.num_tokens[list(sources)]
-        cache.self_attention.copy(sources, targets, slice(first, int(num_tokens.max())))
-        cache.num_tokens[list(targets)] = num_tokens
+        cache.self_attention.copy(sources, targets, slice(first, max(cache.num_tokens.of(sources))))
+        cache.num_tokens.copy(sources, targets)
 
-    def _step(self, cache: PaliGemmaCache, token_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    def _step(self, cache: PaliGemmaCache, token_ids: Tensor, length: int) -> Tensor:
         """Process one token (B,) of slots 0 to B - 1; return the logits (B, V) of each next token.
 
-        `lengths`: the maximum number of tokens of a slot, this one included.
+        `length`: the maximum number of tokens of a slot, this one included.
         """
-        (num_tokens,) = lengths
-        cache_positions = cache.num_tokens[: len(token_ids)].clamp(max=num_tokens - 1)
+        cache_positions = cache.num_tokens.on_device[: len(token_ids)].clamp(max=length - 1)
         hidden_states = self._gemma.embed(token_ids)[:, None]  # (B, 1, C)
-        metadata = self._step_metadata(cache_positions, num_tokens)
+        metadata = self._step_metadata(cache_positions, length)
         states = self._gemma.decode_step(hidden_states, metadata, cache_positions, cache.self_attention)
         return self._gemma.logits(states[:, 0])
 

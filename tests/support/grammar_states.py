@@ -39,6 +39,7 @@ from tasks.table import TASKS, Family
 from tests.support.catalog import CATALOG
 from tests.support.export_cli import MODELS
 from tests.support.real_tokenizers import fetch_tokenizer
+from tests.support.token_choices import allowed_ids, masked
 
 TokenizerName = Literal["florence-2-mini", "paligemma-mini", "bart", "gemma"]
 STATES_FILE = Path(__file__).with_name("grammar_states.json")
@@ -109,11 +110,6 @@ def state_after(constraint: Constraint, token_ids: Iterable[int]) -> ConstraintS
     for token_id in token_ids:
         state = constraint.after(state, token_id)
     return state
-
-
-def allowed_ids(constraint: Constraint, state: ConstraintState, size: int = 2**18) -> list[int]:
-    """Return the ids of the tokens allowed next, ascending."""
-    return constraint.masked(state, torch.zeros(size)).isfinite().nonzero().flatten().tolist()
 
 
 def _record(folder: Path) -> None:
@@ -217,7 +213,7 @@ def _time() -> None:
             compiled.append(_milliseconds(lambda: constraints.get(grammar_of(state))))  # noqa: B023  # called at once
             constraint = constraints.get(grammar_of(state))
             here = state_after(constraint, state.token_ids)
-            times = [_milliseconds(lambda: constraint.masked(here, logprobs)) for _ in range(6)]  # noqa: B023
+            times = [_milliseconds(lambda: masked(constraint, here, logprobs)) for _ in range(6)]  # noqa: B023
             first.append(times[0])
             later.append(statistics.median(times[1:]))
         columns = [f"{statistics.median(times):.3f} (max {max(times):.3f})" for times in (compiled, first, later)]

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-import torch
 from tokenizers import Tokenizer
 
 from export.scenes import questions, sample_scene
@@ -18,6 +17,7 @@ from tasks.parameters import TaskParameters, parse_parameters
 from tasks.table import TASKS
 from tests.support.catalog import CATALOG
 from tests.support.export_cli import EMBEDDED, MODELS
+from tests.support.token_choices import allowed_ids
 
 EOS_ID = {"florence2": 2, "paligemma": 1}
 WRITERS = {
@@ -43,10 +43,10 @@ class Language:
         """Return True if a decoder that follows the task's grammar can write `text` and end."""
         grammar = FAMILIES[self.family].answer_grammar(task_id, parameters)  # type: ignore[index]
         assert grammar is not None
-        constraint, logprobs = self.constraints.get(grammar), torch.zeros(self.constraints.num_tokens)
+        constraint = self.constraints.get(grammar)
         state = constraint.start()
         for token_id in [*self.tokenizer.encode(text, add_special_tokens=False).ids, EOS_ID[self.family]]:
-            if not constraint.masked(state, logprobs)[token_id].isfinite():
+            if token_id not in allowed_ids(constraint, state):
                 return False
             state = constraint.after(state, token_id)
         return True

@@ -12,6 +12,7 @@ from runners.decoder.errors import DeadlineExceeded, NonFiniteLogits
 from runners.decoder.rules import GenerationRules
 from runners.decoder.sequences import SequenceRequest
 from tests.support.tiny_tokenizer import tiny_tokenizer
+from tests.support.token_choices import advance
 
 EOS, SIZE = 1, 6
 RULES = GenerationRules(frozenset({EOS}))
@@ -29,15 +30,15 @@ def row(probabilities: dict[int, float]) -> Tensor:
 
 def test_a_better_second_token_wins_over_a_better_first() -> None:
     sequence = BeamSequence(request(), RULES)
-    sequence.advance(row({2: 0.5, 3: 0.4})[None])
-    parents = sequence.advance(torch.stack([row({2: 0.4}), row({4: 0.95})]))
+    advance(sequence, row({2: 0.5, 3: 0.4})[None])
+    parents = advance(sequence, torch.stack([row({2: 0.4}), row({4: 0.95})]))
     assert [beam.token_ids for beam in sequence.beams] == [(3, 4), (2, 2)]
     assert parents == [1, 0]
 
 
 def test_a_finished_beam_is_kept_and_the_search_continues() -> None:
     sequence = BeamSequence(request(), RULES)
-    sequence.advance(row({EOS: 0.5, 2: 0.3})[None])
+    advance(sequence, row({EOS: 0.5, 2: 0.3})[None])
     assert [finished.beam.token_ids for finished in sequence.finished] == [(EOS,)]
     assert all(beam.token_ids != (EOS,) for beam in sequence.beams)
     assert not sequence.has_ended
@@ -45,8 +46,8 @@ def test_a_finished_beam_is_kept_and_the_search_continues() -> None:
 
 def test_the_best_mean_wins_at_the_last_token() -> None:
     sequence = BeamSequence(request(max_new_tokens=2), RULES)
-    sequence.advance(row({EOS: 0.3, 2: 0.6})[None])
-    sequence.advance(torch.stack([row({3: 0.9}), row({})]))
+    advance(sequence, row({EOS: 0.3, 2: 0.6})[None])
+    advance(sequence, torch.stack([row({3: 0.9}), row({})]))
     written = sequence.result()
     assert (written.token_ids, written.finish_reason) == ((2, 3), "length")
     assert written.logprobs == pytest.approx([math.log(0.6), math.log(0.9)], abs=1e-5)
@@ -55,16 +56,16 @@ def test_the_best_mean_wins_at_the_last_token() -> None:
 def test_early_stopping_ends_once_there_are_as_many_answers_as_beams() -> None:
     patient, hasty = (BeamSequence(request(), replace(RULES, early_stopping=value)) for value in (False, True))
     for sequence in (patient, hasty):
-        sequence.advance(row({EOS: 0.4, 2: 0.59})[None])
-        sequence.advance(torch.stack([row({EOS: 0.05, 3: 0.94}), row({})]))
+        advance(sequence, row({EOS: 0.4, 2: 0.59})[None])
+        advance(sequence, torch.stack([row({EOS: 0.05, 3: 0.94}), row({})]))
     assert hasty.has_ended
     assert not patient.has_ended
 
 
 def test_after_a_forced_first_token_all_beams_continue_it() -> None:
     sequence = BeamSequence(request(), replace(RULES, forced_bos_token_id=5))
-    sequence.advance(row({})[None])
-    sequence.advance(torch.stack([row({2: 0.6, 3: 0.3}), row({4: 0.99})]))
+    advance(sequence, row({})[None])
+    advance(sequence, torch.stack([row({2: 0.6, 3: 0.3}), row({4: 0.99})]))
     assert [beam.token_ids for beam in sequence.beams] == [(5, 2), (5, 3)]
 
 
@@ -72,9 +73,9 @@ def test_every_beam_follows_the_grammar() -> None:
     tokenizer = tiny_tokenizer({2: "a", 3: "b"}, {0: "<pad>", EOS: "<eos>", 4: "<loc_1>", 5: "<loc_2>"})
     constraint = Constraints(tokenizer, {EOS}).get("start: location{2}")
     sequence = BeamSequence(replace(request(), constraint=constraint), RULES)
-    sequence.advance(row({2: 0.9})[None])
+    advance(sequence, row({2: 0.9})[None])
     while not sequence.has_ended:
-        sequence.advance(torch.stack([row({3: 0.9})] * 2))
+        advance(sequence, torch.stack([row({3: 0.9})] * 2))
     assert len(sequence.result().token_ids) == 3
     assert set(sequence.result().token_ids[:2]) <= {4, 5}
     assert sequence.result().token_ids[2] == EOS
@@ -82,14 +83,14 @@ def test_every_beam_follows_the_grammar() -> None:
 
 def test_nan_fails() -> None:
     sequence = BeamSequence(request(), RULES)
-    sequence.advance(torch.full((1, SIZE), math.nan))
+    advance(sequence, torch.full((1, SIZE), math.nan))
     with pytest.raises(NonFiniteLogits):
         sequence.result()
 
 
 def test_past_deadline_fails() -> None:
     sequence = BeamSequence(replace(request(), deadline_s=time.monotonic() - 1), RULES)
-    sequence.advance(row({})[None])
+    advance(sequence, row({})[None])
     with pytest.raises(DeadlineExceeded):
         sequence.result()
 
@@ -97,12 +98,12 @@ def test_past_deadline_fails() -> None:
 def test_tokens_common_to_all_beams_are_settled() -> None:
     sequence = BeamSequence(request(), RULES)
     assert list(sequence.settled_token_ids) == []
-    sequence.advance(row({2: 0.5, 3: 0.4})[None])
+    advance(sequence, row({2: 0.5, 3: 0.4})[None])
     assert list(sequence.settled_token_ids) == []
-    sequence.advance(torch.stack([row({2: 0.01}), row({4: 0.6, 5: 0.35})]))
+    advance(sequence, torch.stack([row({2: 0.01}), row({4: 0.6, 5: 0.35})]))
     assert [beam.token_ids for beam in sequence.beams] == [(3, 4), (3, 5)]
     assert list(sequence.settled_token_ids) == [3]
-    sequence.advance(torch.stack([row({EOS: 0.9, 2: 0.05}), row({2: 0.02})]))
+    advance(sequence, torch.stack([row({EOS: 0.9, 2: 0.05}), row({2: 0.02})]))
     assert sequence.finished[0].beam.token_ids == (3, 4, EOS)
     assert list(sequence.settled_token_ids)[:1] == [3]
 

@@ -10,9 +10,11 @@ import torch
 from runners.decoder.beams import BeamSequence
 from runners.decoder.rules import GenerationRules
 from runners.decoder.scheduler import Scheduler
-from runners.decoder.sequences import SequenceRequest, _nucleus
+from runners.decoder.sequences import SequenceRequest
+from runners.decoder.token_choice import nucleus
 from runners.options import SchedulerLimits
 from tests.support.fake_decoder import EOS, FakeCache, FakeDecoder
+from tests.support.token_choices import advance
 
 TIMEOUT_S = 30
 NUM_SLOTS = 4
@@ -52,7 +54,8 @@ def test_a_prefill_that_fails_frees_the_slots_that_it_took(failure: Exception) -
 )
 def test_top_p_keeps_the_fewest_tokens_that_reach_it(top_p: float, kept: set[int]) -> None:
     probabilities = torch.tensor([0.5, 0.25, 0.15625, 0.09375])  # sums without rounding
-    assert set(_nucleus(probabilities, top_p).nonzero().flatten().tolist()) == kept
+    (row,) = nucleus(probabilities[None], torch.tensor([[top_p]], dtype=torch.float64))
+    assert set(row.nonzero().flatten().tolist()) == kept
 
 
 @pytest.mark.parametrize(("length_penalty", "token_ids"), [(0.0, (1,)), (0.5, (1,)), (0.6, (2, 3)), (1.0, (2, 3))])
@@ -60,7 +63,7 @@ def test_the_length_penalty_weighs_a_longer_answer(length_penalty: float, token_
     """ln .5 = -.69 for one token against ln (.4 x .9) / 2^p for two: -1.02, -.72, -.67, -.51."""
     rules = replace(GenerationRules(frozenset({1})), length_penalty=length_penalty)
     sequence = BeamSequence(SequenceRequest(torch.zeros(2, 4), (5,), 2, num_beams=2), rules)
-    sequence.advance(torch.tensor([[0.05, 0.5, 0.4, 0.05]]).log())
-    sequence.advance(torch.tensor([[0.05, 0.02, 0.03, 0.9], [0.25] * 4]).log())
+    advance(sequence, torch.tensor([[0.05, 0.5, 0.4, 0.05]]).log())
+    advance(sequence, torch.tensor([[0.05, 0.02, 0.03, 0.9], [0.25] * 4]).log())
     assert sequence.result().token_ids == token_ids
     assert math.isfinite(sequence.finished[0].score)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from runners.decoder.errors import DeadlineExceeded, NonFiniteLogits
 from runners.decoder.rules import GenerationRules
-from runners.decoder.sequences import GeneratedSequence, SequenceRequest, SingleSequence, choose_next_tokens
+from runners.decoder.sequences import GeneratedSequence, SequenceRequest, SingleSequence
+from tests.support.token_choices import advance
 
 FREE = GenerationRules(frozenset({1}))
 
@@ -28,7 +29,7 @@ def preferring(*token_ids: int) -> Tensor:
 def write(rules: GenerationRules, wanted: SequenceRequest, logits: Tensor) -> GeneratedSequence:
     sequence = SingleSequence(wanted, rules)
     while not sequence.has_ended:
-        choose_next_tokens([sequence], logits[None])
+        advance(sequence, logits[None])
     return sequence.result()
 
 

@@ -1,0 +1,116 @@
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from runners.decoder.token_choice import Choice, RowConditions, choose_tokens
+
+SIZE = 40
+GREEDY = RowConditions()
+SAMPLED = RowConditions(temperature=0.7, top_p=0.9, uniform=0.3)
+UNLIMITED = RowConditions(temperature=1.3, uniform=0.8)
+ALLOWED = np.packbits(np.arange(SIZE) % 3 == 0, bitorder="little")
+CONSTRAINED = RowConditions(allowed=ALLOWED)
+RULED = RowConditions(banned=(3, 4))
+FORCED = RowConditions(forced=7)
+BEAM = RowConditions(beam_score=-1.5, num_candidates=6)
+EVERY = [GREEDY, SAMPLED, UNLIMITED, CONSTRAINED, RULED, FORCED]
+
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations that torch runs, but for views."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names[str(func)] += func.overloadpacket is not torch.ops.aten.view
+        return func(*args, **(kwargs or {}))
+
+
+def logits_of(num_rows: int, size: int = SIZE) -> Tensor:
+    return torch.randn(num_rows, size, generator=torch.Generator().manual_seed(num_rows)) * 3
+
+
+def singles(logits: Tensor, conditions: Sequence[RowConditions]) -> list[Choice]:
+    return [choice for (choice,) in choose_tokens(logits, conditions, [[row] for row in range(len(conditions))])]
+
+
+def draw(probabilities: Tensor, top_p: float, num: int = 4000) -> Tensor:
+    """Return the frequencies (V,) of `num` tokens, drawn at evenly spaced random numbers."""
+    conditions = [RowConditions(temperature=1.0, top_p=top_p, uniform=(i + 0.5) / num) for i in range(num)]
+    drawn = [choice.token_id for choice in singles(probabilities.log().expand(num, -1), conditions)]
+    return torch.bincount(torch.tensor(drawn), minlength=len(probabilities)) / num
+
+
+def test_a_row_gets_the_same_token_alone_and_among_others() -> None:
+    logits = logits_of(len(EVERY))
+    together = singles(logits, EVERY)
+    assert together == [singles(logits[row : row + 1], [each])[0] for row, each in enumerate(EVERY)]
+    assert together[EVERY.index(CONSTRAINED)].token_id % 3 == 0
+    assert together[EVERY.index(FORCED)] == Choice(0, 7, 0.0, 0.0)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:
+    probabilities = torch.tensor([0.05, 0.6, 0.0, 0.25, 0.1])
+    assert draw(probabilities, 1.0).tolist() == pytest.approx(probabilities.tolist(), abs=0.001)
+    nucleus = torch.tensor([0.0, 0.6, 0.0, 0.25, 0.0]) / 0.85
+    assert draw(probabilities, 0.85).tolist() == pytest.approx(nucleus.tolist(), abs=0.001)
+
+
+def test_a_flat_distribution_is_drawn_from_beyond_the_usual_nucleus() -> None:
+    probabilities = torch.full((3000,), 1 / 3000) * torch.linspace(0.9, 1.1, 3000)
+    drawn = draw(probabilities, 0.9, num=9000).nonzero().flatten()
+    assert 2600 < len(drawn) < 2720  # the more probable nine tenths, which are fewer than nine tenths of the tokens
+    assert drawn.min() > 250
+
+
+def test_the_largest_random_number_draws_a_possible_token() -> None:
+    conditions = RowConditions(temperature=1.0, uniform=1 - 2**-53)
+    (choice,) = singles(torch.tensor([[0.0, 0.0, -math.inf]]), [conditions])
+    assert choice.token_id == 1
+
+
+def test_a_row_without_an_allowed_token_has_log_probability_minus_infinity() -> None:
+    nothing = np.zeros_like(ALLOWED)
+    for temperature in (0.0, 1.0):
+        (choice,) = singles(logits_of(1), [RowConditions(allowed=nothing, temperature=temperature)])
+        assert choice.logprob == -math.inf
+
+
+def test_beams_of_several_sequences_are_searched_as_each_alone() -> None:
+    logits = logits_of(7)
+    conditions = [BEAM, GREEDY, BEAM, BEAM, RULED, BEAM, BEAM]
+    rows = [(0, 2), (1,), (3, 5, 6), (4,)]
+    together = choose_tokens(logits, conditions, rows)
+    for own, choices in zip(rows, together, strict=True):
+        alone = choose_tokens(logits[list(own)], [conditions[row] for row in own], [range(len(own))])
+        assert choices == alone[0]
+    assert [len(choices) for choices in together] == [6, 1, 6, 1]
+    best = logits.log_softmax(-1)[[0, 2]].flatten().topk(6).values - 1.5
+    assert [choice.score for choice in together[0]] == pytest.approx(best.tolist())
+
+
+@pytest.mark.parametrize(
+    "conditions", [[GREEDY], [SAMPLED], [CONSTRAINED], [RULED, FORCED], [BEAM] * 3], ids=lambda each: repr(each[0])[:40]
+)
+def test_the_number_of_operations_does_not_depend_on_the_number_of_rows(conditions: list[RowConditions]) -> None:
+    counts = []
+    for num in (1, 7):
+        width = len(conditions) if conditions[0].beam_score is not None else 1
+        num_rows = num * len(conditions)
+        rows = [range(first, first + width) for first in range(0, num_rows, width)]
+        with Operations() as operations:
+            choose_tokens(logits_of(num_rows), conditions * num, rows)
+        counts.append(operations.names)
+        # Top-p asks whether the usual nucleus is enough.
+        assert operations.names["aten._local_scalar_dense.default"] <= (conditions[0].top_p < 1)
+    assert counts[0] == counts[1]
+    assert counts[0].total() <= 50
