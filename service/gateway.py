@@ -23,6 +23,7 @@ from service.grpc_server import GrpcServer
 from service.http.boundary import RestBoundary
 from service.http.middleware import KeyForPaths, SecurityHeaders, TracedRequests, closed_paths
 from service.http_app import rest_app
+from service.images.decoding import ImageLimits
 from service.images.fetching import FetchLimits, ImageFetcher
 from service.images.host_addresses import SystemResolver
 from service.images.url_rules import AllowedHost
@@ -51,7 +52,11 @@ _REST = RestBoundary(_SETTINGS)
 
 def _core_limits(values: Settings) -> CoreLimits:
     return CoreLimits(
-        values.max_image_pixels, values.max_pending_requests, values.max_running, values.max_waiting_tokens
+        ImageLimits(values.max_image_pixels, values.max_image_side_px),
+        values.max_decoded,
+        values.max_pending_requests,
+        values.max_running,
+        values.max_waiting_tokens,
     )
 
 

@@ -72,6 +72,16 @@ class Settings(BaseModel):
     max_image_pixels: int = Field(
         50_000_000, ge=1_000, le=500_000_000, description="Maximum size of an image, width times height, pixels."
     )
+    max_image_side_px: int = Field(
+        20_000, ge=100, le=65_535, description="Maximum width and height of an image, pixels."
+    )
+    max_decoded_images: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Maximum images decoded at a time, at least 2, of one client one less; 0: the number of cores, at "
+        "most 8. Each needs up to 11 bytes for every pixel.",
+    )
     max_pending_requests: int = Field(
         64, ge=1, le=10_000, description="Maximum requests in flight or queued; more are refused with 429."
     )
@@ -175,6 +185,13 @@ class Settings(BaseModel):
             AllowedHost.parse(host)
         return value
 
+    @field_validator("max_decoded_images")
+    @classmethod
+    def _check_decoded(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("one client could take the only place; the minimum is 2, and 0 selects the default")
+        return value
+
     @field_validator("encoder_max_batch_size")
     @classmethod
     def _check_batch_size(cls, value: int) -> int:
@@ -211,6 +228,11 @@ class Settings(BaseModel):
     def max_running(self) -> int:
         """Maximum requests in flight per model; above the batch size, so that encoded images wait for free slots."""
         return self.max_running_requests or self.decoder_max_batch_size * 3 // 2
+
+    @property
+    def max_decoded(self) -> int:
+        """Maximum images decoded at a time."""
+        return self.max_decoded_images or min(max(2, len(os.sched_getaffinity(0))), 8)
 
     @field_validator("otlp_endpoint")
     @classmethod

@@ -5,8 +5,7 @@ Rates are token buckets with one rate (RFC 2697): a bucket is full at the start 
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.errors import ImageTooLarge, Overloaded
@@ -78,16 +77,14 @@ class Quota:
         if wait_s:
             raise self._exceeded(f"{allowed:g} megapixels per minute", wait_s)
 
-    @contextmanager
-    def concurrent_request(self) -> Iterator[None]:
-        """Count a concurrent request for as long as the context lasts; raise `Overloaded` above the limit."""
+    def begin_request(self) -> None:
+        """Count a concurrent request until `end_request`; raise `Overloaded` above the limit."""
         if self._max_concurrent is not None and self._num_concurrent >= self._max_concurrent:
             raise self._exceeded(f"{self._max_concurrent} concurrent requests", 1)
         self._num_concurrent += 1
-        try:
-            yield
-        finally:
-            self._num_concurrent -= 1
+
+    def end_request(self) -> None:
+        self._num_concurrent -= 1
 
     def _exceeded(self, limit: str, wait_s: float) -> Overloaded:
         return Overloaded(f"the key {self.name!r} has reached its limit of {limit}", wait_s)

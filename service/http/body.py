@@ -8,8 +8,9 @@ import binascii
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from python_multipart.exceptions import MultipartParseError
 from starlette.datastructures import FormData, Headers, UploadFile
@@ -17,6 +18,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
+from service.images.lazy_image import in_thread
 from service.images.url_rules import ImageInput, ImageUrl
 from service.inference.request_fields import CompareFields, PredictFields
 from tasks.errors import shown
@@ -24,12 +26,16 @@ from tasks.table import TASKS
 
 _FORM, _JSON = "multipart/form-data", "application/json"
 _MAX_FORM_FIELDS = 200
+_MAX_JSON_VALUES = 10_000  # in lists and objects; 32 labels are the most that a task takes
+_LARGE_BYTES = 250_000  # parsed in a thread: 20 MB of base64 take a tenth of a second
 _MAX_NAME_CHARS = 80  # of a field, in messages
 _MAX_ERROR_CHARS = 200  # of a parser's message
 # Removed, as forms are UTF-8: some of Python's decoders need quadratic time.
 _CHARSET = re.compile(r";\s*charset=[^;]*", re.IGNORECASE)
 _SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*):")
 _BOOLEANS = {"true": True, "false": False}
+
+ParsedT = TypeVar("ParsedT")
 
 
 def _json_types() -> dict[str, str]:
@@ -61,13 +67,18 @@ async def read_body(request: Request, max_bytes: int) -> RequestBody:
     """Read a multipart or JSON body; raise `InvalidRequest`, `PayloadTooLarge` or `UnsupportedImage`."""
     content_type = _content_type(request, _FORM, _JSON)
     body = await read_bytes(request, max_bytes)
-    return await _from_form(request, body) if content_type == _FORM else _from_json(body)
+    return await _from_form(request, body) if content_type == _FORM else await parsed(_from_json, body)
 
 
 async def read_json(request: Request, max_bytes: int) -> dict[str, object]:
     """Read a body that is a JSON object; raise `InvalidRequest` or `PayloadTooLarge`."""
     _content_type(request, _JSON)
-    return json_object(await read_bytes(request, max_bytes))
+    return await parsed(json_object, await read_bytes(request, max_bytes))
+
+
+async def parsed(parse: Callable[[bytes], ParsedT], body: bytes) -> ParsedT:
+    """Return `parse(body)`, computed in a thread if the body is large."""
+    return await in_thread(parse, body) if len(body) > _LARGE_BYTES else parse(body)
 
 
 def _content_type(request: Request, *allowed: str) -> str:
@@ -107,6 +118,9 @@ def _from_json(body: bytes) -> RequestBody:
 
 def json_object(body: bytes) -> dict[str, object]:
     """Return a JSON object with unique names; raise `InvalidRequest`."""
+    # Base64 has none of these characters, so that an image counts as one value.
+    if len(body) > _MAX_JSON_VALUES and sum(map(body.count, (b",", b"[", b"{"))) > _MAX_JSON_VALUES:
+        raise InvalidRequest(f"the body has more than {_MAX_JSON_VALUES} values, lists and objects")
     try:
         document = json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

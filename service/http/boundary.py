@@ -4,10 +4,11 @@ An interface (the service's own, OpenAI's, Open Inference) has a label and a for
 the same for all.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -16,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from service.admission.api_keys import ApiKeys
 from service.admission.drain_gate import DrainGate
 from service.admission.quotas import UNLIMITED
-from service.errors import ErrorCode, InvalidRequest, NotReady, Overloaded, ServiceError, Unauthorized
+from service.errors import DeadlineExceeded, ErrorCode, InvalidRequest, NotReady, Overloaded, ServiceError, Unauthorized
 from service.http.body import RequestBody, read_body, read_bytes, read_json
 from service.inference.core import Core, RequestContext, request_id_or_new
 from service.inference.recording import record_failure, record_gone_client
@@ -41,6 +42,8 @@ STATUSES: dict[ErrorCode, int] = {
 _CLIENT_CLOSED_REQUEST = 499  # nginx's code; for access logs only, as the client has disconnected
 
 Endpoint = Callable[[Request, RequestContext], Awaitable[Response]]
+BodyT = TypeVar("BodyT")
+Reader = Callable[[Request, int], Awaitable[BodyT]]
 ErrorForm = Callable[[ServiceError, str], Mapping[str, Any]]
 
 
@@ -84,7 +87,12 @@ class RestBoundary:
                 deadline_s = time.monotonic() + self._timeout_s(request)
                 quota = self._api_keys.quota_of(request.headers.get("authorization")) or UNLIMITED
                 context = RequestContext(request.state.request_id, interface.api, deadline_s, quota)
-                response = await function(request, context)
+                try:
+                    response = await function(request, context)
+                except BaseException:
+                    if self._core is not None:  # else there are no places
+                        self._core.leave(context)
+                    raise
             except ClientDisconnect:
                 record_gone_client(interface.api, request.state.request_id)
                 return Response(status_code=_CLIENT_CLOSED_REQUEST)
@@ -117,19 +125,27 @@ class RestBoundary:
         return None
 
     async def body(self, request: Request, context: RequestContext) -> RequestBody:
-        """Return image and fields of a request; raise `Overloaded` before reading if its client has no room."""
-        self.core().check_room(context.client)
-        return await read_body(request, self._settings.max_body_bytes)
+        """Return image and fields of a request, read before its deadline in a place of its client's.
+
+        Raise `Overloaded` before reading, or `DeadlineExceeded`.
+        """
+        return await self._read(read_body, request, context)
 
     async def json(self, request: Request, context: RequestContext) -> dict[str, object]:
         """Do the same for a body that is a JSON object."""
-        self.core().check_room(context.client)
-        return await read_json(request, self._settings.max_body_bytes)
+        return await self._read(read_json, request, context)
 
     async def raw_body(self, request: Request, context: RequestContext) -> bytes:
         """Do the same for a body of any content."""
-        self.core().check_room(context.client)
-        return await read_bytes(request, self._settings.max_body_bytes)
+        return await self._read(read_bytes, request, context)
+
+    async def _read(self, read: Reader[BodyT], request: Request, context: RequestContext) -> BodyT:
+        self.core().take_place(context)
+        try:
+            async with asyncio.timeout(context.deadline_s - time.monotonic()):
+                return await read(request, self._settings.max_body_bytes)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the request's body was not received before the deadline") from error
 
     def _timeout_s(self, request: Request) -> float:
         """Return the timeout of a request: its X-Deadline-Ms, at most the service's own."""

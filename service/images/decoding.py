@@ -1,9 +1,11 @@
 """Image files: reading headers, decoding to upright RGB, and resizing to a model's input size.
 
-Format and size are read from the header and checked before any pixel is decoded. It knows no models.
+Format and size are read from the header and checked before any pixel is decoded; together they bound time and memory
+of decoding. It knows no models.
 """
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +36,18 @@ _SWAPPING_SIDES = {  # width becomes height
     Image.Transpose.ROTATE_90,
 }
 _BACKGROUND_RGB = (255, 255, 255)  # behind transparent pixels
+# A JPEG may repeat a scan at will, and each one is decoded over all pixels. Usual are up to 10: libjpeg's progression.
+_MAX_FULL_SCANS = 16  # of an image of the maximum size; a smaller one may have more
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # neither a stuffed zero nor a restart (ITU T.81, B.1.1)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """Limits on an image, checked by its header."""
+
+    max_pixels: int
+    max_side_px: int = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +61,17 @@ class ImageHeader:
         return self.size_wh[0] * self.size_wh[1]
 
 
-def read_header(data: bytes, max_pixels: int) -> ImageHeader:
+def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
     """Read the header of an image file; raise `UnsupportedImage` or `ImageTooLarge`."""
-    image = _open(data, max_pixels)
+    image = _open(data, limits)
     width, height = image.size
     is_on_side = _may_have_orientation(image, data) and _transposition(image) in _SWAPPING_SIDES
     return ImageHeader((height, width) if is_on_side else (width, height))
 
 
-def decode_image(data: bytes, max_pixels: int) -> Image.Image:
+def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
     """Return the upright image in mode RGB; raise `UnsupportedImage` or `ImageTooLarge`."""
-    image = _open(data, max_pixels)
+    image = _open(data, limits)
     with _decoding_errors(image):
         image.load()
         transposition = _transposition(image)
@@ -70,18 +84,40 @@ def resize(rgb: Image.Image, size_wh: tuple[int, int], resample: int) -> NDArray
     return np.asarray(rgb.resize(size_wh, Image.Resampling(resample)), dtype=np.uint8)
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         message = f"the image cannot be read; it must be a file in one of the formats {', '.join(FORMATS)}"
         raise UnsupportedImage(message, "image") from error
     width, height = image.size
-    if width * height > max_pixels:
-        raise ImageTooLarge(
-            f"the image has {width} x {height} = {width * height} pixels; the maximum is {max_pixels}", "image"
-        )
+    found = f"the image has {width} x {height}"
+    if width * height > limits.max_pixels:
+        message = f"{found} = {width * height} pixels; the maximum is {limits.max_pixels}"
+        raise ImageTooLarge(message, "image")
+    if max(image.size) > limits.max_side_px:
+        raise ImageTooLarge(f"{found} pixels; the maximum of a side is {limits.max_side_px}", "image")
+    if image.format == "JPEG":
+        _check_scans(data, image.size, limits)
     return image
+
+
+def _check_scans(data: bytes, size_wh: tuple[int, int], limits: ImageLimits) -> None:
+    allowed = _MAX_FULL_SCANS * limits.max_pixels // (size_wh[0] * size_wh[1])
+    # Two bytes are counted faster than markers are followed; in metadata they may be anything.
+    if data.count(b"\xff\xda") > allowed and (num_scans := _num_scans(data)) > allowed:
+        message = f"the JPEG has {num_scans} scans of {size_wh[0]} x {size_wh[1]} pixels; the maximum is {allowed}"
+        raise ImageTooLarge(message, "image")
+
+
+def _num_scans(data: bytes) -> int:
+    """Return the number of scans of a JPEG up to its end; data behind it, as of a motion photo, do not count."""
+    num_scans, position = 0, 2  # behind the start of image
+    while (marker := _JPEG_MARKER.search(data, position)) and marker[1][0] != _END_OF_IMAGE:
+        num_scans += marker[1][0] == _START_OF_SCAN
+        # Another marker than these has a length of at least 2, which includes itself.
+        position = marker.end() + max(2, int.from_bytes(data[marker.end() : marker.end() + 2]))
+    return num_scans
 
 
 def _may_have_orientation(image: Image.Image, data: bytes) -> bool:

@@ -1,34 +1,56 @@
-"""The image of one request: the header is checked at once, pixels are decoded only if a runner needs them."""
+"""The image of one request: the header is checked at once, pixels are decoded only if a runner needs them.
+
+Decoded images are large and slow to make: their number is bounded, and no client can take all places.
+"""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 from blake3 import blake3
 from PIL import Image
 
 from runners.artifacts.manifest import Manifest
 from runners.transport.pixels import Pixels
-from service.images.decoding import ImageHeader, decode_image, read_header, resize
+from service.images.decoding import ImageHeader, ImageLimits, decode_image, read_header, resize
 
 ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
 
 
-class LazyImage:
-    """An image file whose pixels are decoded at most once, for all models of a request."""
+class ImageDecoder:
+    """The limits on an image, and `num_slots` decoded images at a time, of one client one less."""
 
-    def __init__(self, data: bytes, max_pixels: int) -> None:
+    def __init__(self, limits: ImageLimits, num_slots: int = 2) -> None:
+        self.limits = limits
+        self._num_slots = num_slots
+        self._slots = asyncio.Semaphore(num_slots)
+        self._slots_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def slot(self, client: str) -> AsyncIterator[None]:
+        """Wait for a slot, and hold it for as long as the context lasts."""
+        of_client = self._slots_of.setdefault(client, asyncio.Semaphore(self._num_slots - 1))
+        async with of_client, self._slots:
+            yield
+
+
+class LazyImage:
+    """An image file whose pixels are decoded once for all models of a request that need them at the same time."""
+
+    def __init__(self, data: bytes, decoder: ImageDecoder, client: str) -> None:
         self._data = data
-        self._max_pixels = max_pixels
-        self._decoding: asyncio.Task[Image.Image] | None = None
+        self._decoder = decoder
+        self._client = client
+        self._num_users = 0
 
     async def open(self) -> None:
         """Read the header and hash the file; raise `UnsupportedImage` or `ImageTooLarge`."""
         start_s = time.monotonic()
-        self.header, self._digest = await in_thread(_read, self._data, self._max_pixels)
+        self.header, self._digest = await in_thread(_read, self._data, self._decoder.limits)
         self.open_s = time.monotonic() - start_s
 
     def key(self, manifest: Manifest) -> str:
@@ -38,26 +60,27 @@ class LazyImage:
 
     async def pixels(self, manifest: Manifest) -> Pixels:
         """Return the pixels (H, W, 3) at a model's input size; raise `UnsupportedImage`."""
-        if self._decoding is None:
-            self._decoding = asyncio.create_task(in_thread(decode_image, self._data, self._max_pixels))
-        rgb = await asyncio.shield(self._decoding)
-        return await in_thread(resize, rgb, manifest.image_size_wh, manifest.resample)
+        if self._num_users == 0:
+            self._decoded: asyncio.Future[Image.Image] = asyncio.get_running_loop().create_future()
+            self._decoding = asyncio.create_task(self._decode(self._decoded))
+        self._num_users += 1
+        try:
+            rgb = await asyncio.shield(self._decoded)
+            return await in_thread(resize, rgb, manifest.image_size_wh, manifest.resample)
+        finally:
+            self._num_users -= 1
+            if self._num_users == 0:
+                del self._decoded  # and with it the pixels
+                self._decoding.cancel()
 
-    async def close(self) -> None:
-        """Wait for the decoding thread."""
-        if self._decoding is not None:
-            await asyncio.wait([self._decoding])
-
-
-@asynccontextmanager
-async def opened(data: bytes, max_pixels: int) -> AsyncIterator[LazyImage]:
-    """Yield the opened image; raise `UnsupportedImage` or `ImageTooLarge`."""
-    image = LazyImage(data, max_pixels)
-    await image.open()
-    try:
-        yield image
-    finally:
-        await image.close()
+    async def _decode(self, decoded: asyncio.Future[Image.Image]) -> None:
+        """Decode, and hold the slot until cancelled: a thread cannot be stopped, its request need not wait for it."""
+        async with self._decoder.slot(self._client):
+            try:
+                decoded.set_result(await in_thread(decode_image, self._data, self._decoder.limits))
+            except Exception as error:
+                decoded.set_exception(error)
+            await asyncio.Event().wait()
 
 
 async def in_thread(function: Callable[ParamsT, ResultT], *args: ParamsT.args, **kwargs: ParamsT.kwargs) -> ResultT:
@@ -73,5 +96,5 @@ async def in_thread(function: Callable[ParamsT, ResultT], *args: ParamsT.args, *
         raise
 
 
-def _read(data: bytes, max_pixels: int) -> tuple[ImageHeader, bytes]:
-    return read_header(data, max_pixels), blake3(data).digest()
+def _read(data: bytes, limits: ImageLimits) -> tuple[ImageHeader, bytes]:
+    return read_header(data, limits), blake3(data).digest()

@@ -8,9 +8,9 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 from runners.telemetry.tracing import past_span
 from service.admission.drain_gate import DrainGate
@@ -19,8 +19,9 @@ from service.admission.fair_share import FairShare
 from service.admission.quotas import UNLIMITED, Quota
 from service.admission.throughput import ThroughputEstimate
 from service.errors import InternalError, InvalidRequest, Overloaded, ServiceError, UnsupportedImage
+from service.images.decoding import ImageLimits
 from service.images.fetching import ImageFetcher
-from service.images.lazy_image import LazyImage, opened
+from service.images.lazy_image import ImageDecoder, LazyImage
 from service.images.url_rules import ImageInput
 from service.inference.prediction import Answer, PredictContext, cost_tokens, predict, task_prompts
 from service.inference.recording import record_answer, record_error
@@ -39,6 +40,13 @@ Fields = Mapping[str, object] | Callable[[tuple[int, int]], Mapping[str, object]
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # safe in logs and headers
 
 
+@dataclass(slots=True)
+class Place:
+    """The place of a request among those that are pending."""
+
+    is_taken: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class RequestContext:
     """Everything about a request beside its fields and image."""
@@ -47,6 +55,7 @@ class RequestContext:
     api: str  # the interface, as in metrics
     deadline_s: float  # on the clock of time.monotonic()
     quota: Quota = UNLIMITED
+    place: Place = field(default_factory=Place)
 
     @property
     def client(self) -> str:
@@ -67,7 +76,8 @@ class Comparison:
 class CoreLimits:
     """Limits on images and on requests in flight."""
 
-    max_image_pixels: int
+    images: ImageLimits
+    max_decoded_images: int  # at a time
     max_pending: int  # requests, running or waiting
     max_running: int  # requests of one model in flight at its runner
     max_waiting_tokens: int  # of the requests queued for one model
@@ -86,7 +96,7 @@ class Core:
         self.models = models
         self.drain_gate = DrainGate()
         self._runners = runners
-        self._max_image_pixels = limits.max_image_pixels
+        self._decoder = ImageDecoder(limits.images, limits.max_decoded_images)
         self._queues = {
             model.id: FairQueue(model.id, limits.max_running, limits.max_waiting_tokens) for model in models
         }
@@ -94,12 +104,29 @@ class Core:
         self._pending = FairShare(limits.max_pending)
         self._throughput = ThroughputEstimate()
 
-    def check_room(self, client: str) -> None:
-        """Raise `Overloaded` if a client has used its share of pending requests; also called before a body is read."""
-        excess = self._pending.excess(client, 1)
+    def take_place(self, context: RequestContext) -> None:
+        """Count a request for the service and for its key until `leave`; raise `Overloaded` above a limit of either.
+
+        An interface calls it before it reads a body.
+        """
+        if context.place.is_taken:
+            return
+        excess = self._pending.excess(context.client, 1)
         if excess > 0:
-            usage = self._pending.usage(client, "requests in flight or queued")
+            usage = self._pending.usage(context.client, "requests in flight or queued")
             raise Overloaded(usage, self._throughput.seconds_for(excess))
+        context.quota.begin_request()
+        self._pending.add(context.client, 1)
+        self._throughput.begin()
+        context.place.is_taken = True
+
+    def leave(self, context: RequestContext) -> None:
+        """Give the place of a request back, if it has one."""
+        if context.place.is_taken:
+            context.place.is_taken = False
+            self._throughput.end(1)
+            self._pending.remove(context.client, 1)
+            context.quota.end_request()
 
     async def is_ready(self, model: ServedModel) -> bool:
         """Return True if the runner of a model is ready."""
@@ -130,6 +157,7 @@ class Core:
             yield await answering
         finally:
             answering.cancel()
+            self.leave(context)  # a task that is cancelled before it has begun does not
 
     async def compare(self, image: ImageInput, fields: Mapping[str, object], context: RequestContext) -> Comparison:
         """Answer with several models concurrently; raise only errors that concern all of them."""
@@ -210,23 +238,14 @@ class Core:
     @asynccontextmanager
     async def _opened(self, image: ImageInput, context: RequestContext) -> AsyncIterator[LazyImage]:
         """Count a request as pending and open its image; raise `Overloaded` or the image's error."""
-        with self._pending_request(context):
-            async with opened(await self._bytes_of(image, context), self._max_image_pixels) as opened_image:
-                context.quota.take_pixels(opened_image.header.num_pixels)
-                yield opened_image
-
-    @contextmanager
-    def _pending_request(self, context: RequestContext) -> Iterator[None]:
-        """Count a request for the service and for its key; raise `Overloaded` above a limit of either."""
-        self.check_room(context.client)
-        with context.quota.concurrent_request():
-            self._pending.add(context.client, 1)
-            self._throughput.begin()
-            try:
-                yield
-            finally:
-                self._throughput.end(1)
-                self._pending.remove(context.client, 1)
+        self.take_place(context)
+        try:
+            opened_image = LazyImage(await self._bytes_of(image, context), self._decoder, context.client)
+            await opened_image.open()
+            context.quota.take_pixels(opened_image.header.num_pixels)
+            yield opened_image
+        finally:
+            self.leave(context)
 
     async def _bytes_of(self, image: ImageInput, context: RequestContext) -> bytes:
         if isinstance(image, bytes):

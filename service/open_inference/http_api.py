@@ -4,6 +4,7 @@ GET /v2  GET /v2/health/live  GET /v2/health/ready, which need no key, and for a
 GET /v2/models/{model}  GET …/config  GET …/ready  POST …/infer
 """
 
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -12,6 +13,7 @@ from starlette.routing import Route
 
 from runners.transport.disconnection import while_connected
 from service.errors import InvalidRequest, NotReady, ServiceError
+from service.http.body import parsed
 from service.http.boundary import Endpoint, Interface, RestBoundary
 from service.inference.core import Core, RequestContext
 from service.inference.served_models import ServedModel
@@ -76,7 +78,8 @@ class OpenInferenceRest:
         model = _model(core, request)
         _check_encoding(request)
         raw = await self._boundary.raw_body(request, context)
-        infer = read_request(raw, request.headers.get("inference-header-content-length"))
+        json_length = request.headers.get("inference-header-content-length")
+        infer = await parsed(partial(read_request, json_length=json_length), raw)
         context = request_context(infer, context)
         request.state.request_id = context.request_id
         body = request_body(infer, model)

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from runners.artifacts.manifest import Manifest
+from service.images.decoding import ImageLimits
 from service.images.fetching import ImageFetcher
 from service.inference.core import Core, CoreLimits, RequestContext
 from service.inference.served_models import ServedModel, ServedModels
@@ -93,7 +94,7 @@ def make_core(
         )
         for model in models
     }
-    limits = CoreLimits(max_image_pixels, max_pending, max_running, max_waiting_tokens)
+    limits = CoreLimits(ImageLimits(max_image_pixels), 2, max_pending, max_running, max_waiting_tokens)
     return Core(models, runners, limits, fetcher)
 
 

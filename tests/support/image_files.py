@@ -7,17 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.images.decoding import decode_image, read_header
+from service.images.decoding import ImageLimits, decode_image, read_header
 
 MAX_PIXELS = 1_000_000
+LIMITS = ImageLimits(MAX_PIXELS)
 ORIENTATION, X_RESOLUTION, DESCRIPTION = 0x0112, 0x011A, 0x010E
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
 def decode(data: bytes) -> Image.Image:
     """Return the decoded image; its size must be that of the header."""
-    header = read_header(data, MAX_PIXELS)
-    rgb = decode_image(data, MAX_PIXELS)
+    header = read_header(data, LIMITS)
+    rgb = decode_image(data, LIMITS)
     assert header.size_wh == rgb.size
     return rgb
 

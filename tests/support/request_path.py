@@ -25,6 +25,7 @@ from service.admission.api_keys import ApiKeys
 from service.http.boundary import RestBoundary
 from service.http.middleware import SecurityHeaders, TracedRequests
 from service.http_app import rest_app
+from service.images.decoding import ImageLimits
 from service.inference.core import Core, CoreLimits
 from service.inference.served_models import ServedModels
 from service.runner_client.channel import RunnerChannel
@@ -86,7 +87,9 @@ async def request_path() -> RequestPath:
         channel = RunnerChannel(str(server.make_url("")).rstrip("/"), model.manifest.build_key, 10)
         runner = RunnerClient(model.manifest, channel)
         boundary = RestBoundary(Settings())
-        core = Core(ServedModels({model.id: model}), {model.id: runner}, CoreLimits(1_000_000, 64, 24, 200_000))
+        core = Core(
+            ServedModels({model.id: model}), {model.id: runner}, CoreLimits(ImageLimits(1_000_000), 2, 64, 24, 200_000)
+        )
         boundary.start(core, ApiKeys(None))
         transport = httpx.ASGITransport(TracedRequests(SecurityHeaders(rest_app(boundary))))
         async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:

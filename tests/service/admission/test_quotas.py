@@ -1,5 +1,3 @@
-from contextlib import ExitStack
-
 import pytest
 
 from service.admission.quotas import UNLIMITED, Quota, QuotaLimits, TokenBucket
@@ -67,11 +65,12 @@ def test_image_above_the_quota_of_a_minute_is_too_large(clock: FakeClock) -> Non
 def test_concurrent_requests_are_limited_and_released(clock: FakeClock) -> None:
     quota = Quota("batch", QuotaLimits(max_concurrent=2), clock)
     for _ in range(3):
-        with ExitStack() as places:
-            for _ in range(2):
-                places.enter_context(quota.concurrent_request())
-            with pytest.raises(Overloaded, match="2 concurrent requests") as caught:
-                places.enter_context(quota.concurrent_request())
+        quota.begin_request()
+        quota.begin_request()
+        with pytest.raises(Overloaded, match="2 concurrent requests") as caught:
+            quota.begin_request()
+        quota.end_request()
+        quota.end_request()
         assert caught.value.retry_after_s == 1
 
 

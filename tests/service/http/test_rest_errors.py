@@ -12,6 +12,7 @@ from starlette.types import Message
 from service.errors import ErrorCode
 from service.http.boundary import STATUSES, RestBoundary
 from service.http_app import rest_app
+from service.images.decoding import ImageLimits
 from service.inference.core import Comparison, Core, CoreLimits
 from service.inference.prediction import Answer
 from tests.support.fake_runners import FakeDecoder
@@ -108,7 +109,7 @@ class BrokenCore(Core):
 
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/compare"])
 def test_internal_error_has_a_fixed_message_and_a_log_entry(path: str, caplog: pytest.LogCaptureFixture) -> None:
-    broken = client(BrokenCore(served_models(), {}, CoreLimits(1, 1, 1, 1)))
+    broken = client(BrokenCore(served_models(), {}, CoreLimits(ImageLimits(1), 2, 1, 1, 1)))
     response = broken.send("POST", path, json=OCR, headers={"X-Request-Id": "my-id"})
     error = error_of(response)
     assert (error["code"], error["message"]) == (

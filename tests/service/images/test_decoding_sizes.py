@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from service.errors import ImageTooLarge, UnsupportedImage
-from service.images.decoding import decode_image, resize
+from service.images.decoding import ImageLimits, decode_image, resize
 from tests.support.fake_service import encoded
 from tests.support.image_files import MAX_PIXELS, RED, colour_steps, decode, png
 
@@ -30,17 +30,17 @@ def test_too_many_pixels_are_refused_by_the_header(size_wh: tuple[int, int]) -> 
 @pytest.mark.parametrize("image_format", ["JPEG", "WEBP"])
 def test_too_many_pixels_are_refused_in_the_other_formats(image_format: str) -> None:
     with pytest.raises(ImageTooLarge):
-        decode_image(encoded(colour_steps(), image_format), max_pixels=64 * 32 - 1)
+        decode_image(encoded(colour_steps(), image_format), ImageLimits(64 * 32 - 1))
 
 
 def test_maximum_number_of_pixels_is_decoded() -> None:
-    assert decode_image(encoded(colour_steps()), max_pixels=64 * 32).size == (64, 32)
+    assert decode_image(encoded(colour_steps()), ImageLimits(64 * 32)).size == (64, 32)
 
 
 def test_limit_above_that_of_pillow_applies() -> None:
     data = png(20_000, 10_000, 1, 0, b"\0" * 10)  # 200 million pixels, over Pillow's 179 million
     with pytest.raises(UnsupportedImage, match="truncated"):
-        decode_image(data, max_pixels=200_000_000)
+        decode_image(data, ImageLimits(200_000_000))
 
 
 @pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST])

@@ -11,7 +11,8 @@ from PIL import Image
 
 from runners.transport.messages import Failed, Outcomes, SequenceSpec
 from service.errors import DeadlineExceeded, InternalError, NotReady, ServiceError
-from service.images.lazy_image import opened
+from service.images.decoding import ImageLimits
+from service.images.lazy_image import ImageDecoder, LazyImage
 from service.runner_client.channel import RunnerCall
 from service.runner_client.client import RunnerClient, WrittenAnswers
 from tests.support.catalog import FLORENCE
@@ -29,13 +30,18 @@ def picture(seed: int = 0) -> bytes:
     return encoded(Image.fromarray(pixels))
 
 
+async def opened(data: bytes) -> LazyImage:
+    image = LazyImage(data, ImageDecoder(ImageLimits(1_000_000)), "test")
+    await image.open()
+    return image
+
+
 def writer() -> FakeDecoder:
     return FakeDecoder({"what is it?": "a circle"})
 
 
 async def write(client: RunnerClient, seed: int = 0, specs: Sequence[SequenceSpec] = (SPEC,)) -> WrittenAnswers:
-    async with opened(picture(seed), 1_000_000) as image:
-        return await client.write(image, specs)
+    return await client.write(await opened(picture(seed)), specs)
 
 
 def test_pixels_are_sent_only_if_the_runner_has_no_features() -> None:
@@ -58,9 +64,9 @@ def test_pixels_are_sent_only_if_the_runner_has_no_features() -> None:
 def test_cache_hit_decodes_nothing() -> None:
     async def scenario() -> None:
         await write(client)
-        async with opened(picture(), 1_000_000) as image:
-            answers = await client.write(image, [SPEC])
-            assert image._decoding is None
+        image = await opened(picture())
+        answers = await client.write(image, [SPEC])
+        assert not hasattr(image, "_decoding")
         assert answers.preprocess_s == 0
 
     client = RunnerClient(MANIFEST, FakeChannel(FakeEncoder(), writer()))
@@ -69,8 +75,7 @@ def test_cache_hit_decodes_nothing() -> None:
 
 def test_image_key_depends_on_file_build_and_resolution() -> None:
     async def key(data: bytes, **changed: Any) -> str:
-        async with opened(data, 1_000_000) as image:
-            return image.key(dataclasses.replace(MANIFEST, **changed))
+        return (await opened(data)).key(dataclasses.replace(MANIFEST, **changed))
 
     keys = [
         run(key(picture())),
