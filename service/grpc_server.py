@@ -12,10 +12,12 @@ from service.admission.api_keys import ApiKeys
 from service.errors import Unauthorized
 from service.inference.core import Core
 from service.open_inference.grpc_api import OpenInferenceApi
-from service.rpc.boundary import CODES, Context, metadata_of
+from service.rpc.boundary import CODES, metadata_of
+from service.rpc.incoming import Context
 from service.rpc.proto import inference_pb2, vision_pb2
 from service.rpc.proto.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from service.rpc.proto.vision_pb2_grpc import add_VisionServicer_to_server
+from service.rpc.read_on_demand import ReadOnDemand
 from service.rpc.vision import VisionApi
 from service.settings import Settings
 from service.tls import grpc_credentials
@@ -35,6 +37,10 @@ _OPTIONS = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_concurrent_streams", 256),  # of a connection
+    ("grpc.max_allowed_incoming_connections", 1_000),
+    ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),
 ]
 
 
@@ -76,7 +82,8 @@ class GrpcServer:
     async def start(self) -> None:
         """Listen; raise `RuntimeError` if the port is in use."""
         max_message_bytes = self._settings.max_body_bytes + _FIELDS_BYTES
-        self._server = grpc.aio.server(options=[*_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes)])
+        options = [*_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes)]
+        self._server = grpc.aio.server(interceptors=[ReadOnDemand(_SERVICES)], options=options)
         arguments = (self._core, self._api_keys, self._settings)
         add_VisionServicer_to_server(VisionApi(*arguments), self._server)
         add_GRPCInferenceServiceServicer_to_server(OpenInferenceApi(*arguments), self._server)

@@ -1,8 +1,13 @@
-"""A limit on pending work that is shared by the clients that have some. It knows amounts, no requests.
+"""Limits on work that are shared by the clients that have some. They know amounts, no requests.
 
 A client alone may use the whole limit, each of n clients 1/n of it: the backlog of one client never locks out another.
 While the share of the first shrinks, all clients together may use up to twice the limit.
 """
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
 
 _MAX_OVERCOMMIT = 2
 
@@ -47,3 +52,19 @@ class FairShare:
         self.add(client, -amount)
         if self._pending[client] <= 0:
             del self._pending[client]
+
+
+class ClientSlots:
+    """Slots for work that is not refused but waits, of which one client gets `num_of_client` at most."""
+
+    def __init__(self, num_slots: int, num_of_client: int) -> None:
+        self._num_of_client = num_of_client
+        self._slots = asyncio.Semaphore(num_slots)
+        self._slots_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def slot(self, client: str) -> AsyncIterator[None]:
+        """Wait for a slot, and hold it for as long as the context lasts."""
+        of_client = self._slots_of.setdefault(client, asyncio.Semaphore(self._num_of_client))
+        async with of_client, self._slots:
+            yield

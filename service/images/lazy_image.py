@@ -5,16 +5,15 @@ Decoded images are large and slow to make: their number is bounded, and no clien
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import ParamSpec, TypeVar
-from weakref import WeakValueDictionary
 
 from blake3 import blake3
 from PIL import Image
 
 from runners.artifacts.manifest import Manifest
 from runners.transport.pixels import Pixels
+from service.admission.fair_share import ClientSlots
 from service.images.decoding import ImageHeader, ImageLimits, decode_image, read_header, resize
 
 ParamsT = ParamSpec("ParamsT")
@@ -22,20 +21,11 @@ ResultT = TypeVar("ResultT")
 
 
 class ImageDecoder:
-    """The limits on an image, and `num_slots` decoded images at a time, of one client one less."""
+    """The limits on an image, and the slots for decoded images, of which one client gets all but one."""
 
-    def __init__(self, limits: ImageLimits, num_slots: int = 2) -> None:
+    def __init__(self, limits: ImageLimits, num_slots: int) -> None:
         self.limits = limits
-        self._num_slots = num_slots
-        self._slots = asyncio.Semaphore(num_slots)
-        self._slots_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-
-    @asynccontextmanager
-    async def slot(self, client: str) -> AsyncIterator[None]:
-        """Wait for a slot, and hold it for as long as the context lasts."""
-        of_client = self._slots_of.setdefault(client, asyncio.Semaphore(self._num_slots - 1))
-        async with of_client, self._slots:
-            yield
+        self.slots = ClientSlots(num_slots, num_slots - 1)
 
 
 class LazyImage:
@@ -75,7 +65,7 @@ class LazyImage:
 
     async def _decode(self, decoded: asyncio.Future[Image.Image]) -> None:
         """Decode, and hold the slot until cancelled: a thread cannot be stopped, its request need not wait for it."""
-        async with self._decoder.slot(self._client):
+        async with self._decoder.slots.slot(self._client):
             try:
                 decoded.set_result(await in_thread(decode_image, self._data, self._decoder.limits))
             except Exception as error:

@@ -44,6 +44,7 @@ class OpenInferenceApi(GrpcApi, pb_grpc.GRPCInferenceServiceServicer):
 
     api = API
     service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+    image_methods = frozenset({"ModelInfer"})
     open_methods = frozenset({"ServerMetadata"})
     health_methods = frozenset({"ServerLive", "ServerReady"})
 

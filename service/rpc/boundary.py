@@ -1,5 +1,7 @@
 """The boundary around every gRPC method: request id, deadline, API key, and errors as statuses.
 
+Key and place of a call are checked before its message is read.
+
 Metadata of a call: `authorization` (Bearer KEY), `traceparent`, and `x-request-id`, which a message's own `id`
 overrides. The deadline of a call is the request's, and cancelling a call cancels its sequences. Trailing metadata:
 `x-trace-id`, and of an error `x-request-id`, `diptych-code` (as in REST), `diptych-param` and, if a retry may succeed,
@@ -10,6 +12,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager
+from dataclasses import replace
 from functools import wraps
 from typing import Any, ClassVar, TypeVar
 
@@ -28,6 +31,7 @@ from service.admission.quotas import UNLIMITED, Quota
 from service.errors import ErrorCode, Overloaded, ServiceError
 from service.inference.core import Core, RequestContext, request_id_or_new
 from service.inference.recording import record_failure, record_gone_client
+from service.rpc.incoming import Context, Incoming
 from service.settings import Settings
 from service.telemetry.tracing import request_trace
 
@@ -51,6 +55,7 @@ class GrpcApi:
 
     api: ClassVar[str]  # label in metrics
     service: ClassVar[str]  # full name
+    image_methods: ClassVar[frozenset[str]]  # their messages may be large: they are read in a place of the client's
     open_methods: ClassVar[frozenset[str]] = frozenset()  # need no key
     health_methods: ClassVar[frozenset[str]] = frozenset()  # need one if `health_needs_key` is set
 
@@ -70,6 +75,17 @@ class GrpcApi:
             quota.take_request()
         return quota
 
+    async def read(self, name: str, incoming: Incoming, context: RequestContext) -> Message:
+        """Return the message of a call; raise `Overloaded`, `InvalidRequest` or `DeadlineExceeded`."""
+        if name not in self.image_methods:
+            return await incoming.read_small()
+        self._core.take_place(context)
+        return await incoming.read(context.deadline_s)
+
+    def leave(self, context: RequestContext) -> None:
+        """Give the place of a call back, if it has one."""
+        self._core.leave(context)
+
     def trace(self, name: str, metadata: Mapping[str, str]) -> AbstractContextManager[Span]:
         """Return the trace of a call of method `name`, with a span unless it is a health check."""
         full_name = f"{self.service}/{name}"
@@ -85,34 +101,35 @@ class GrpcApi:
 
 AnswerT = TypeVar("AnswerT")
 ApiT = TypeVar("ApiT", bound=GrpcApi)
-Context = Any  # grpc.aio.ServicerContext, which has no types
 Method = Callable[[ApiT, Any, RequestContext], Awaitable[AnswerT]]
 Stream = Callable[[ApiT, Any, RequestContext], AsyncGenerator[AnswerT, None]]
 
 
-def method(function: Method[ApiT, AnswerT]) -> Callable[[ApiT, Message, Context], Awaitable[AnswerT]]:
+def method(function: Method[ApiT, AnswerT]) -> Callable[[ApiT, Incoming, Context], Awaitable[AnswerT]]:
     """Return `function` with its request context, and with a status for whatever it raises."""
 
     @wraps(function)
-    async def answer(api: ApiT, request: Message, context: Context) -> AnswerT:
+    async def answer(api: ApiT, incoming: Incoming, context: Context) -> AnswerT:
         with api.entrance.inside():
-            async with _call(api, function.__name__, request, context) as call:
-                return await function(api, request, call)
+            async with _call(api, function.__name__, incoming, context) as (message, call):
+                return await function(api, message, call)
         raise AssertionError("context.abort() returned")
 
     return answer
 
 
-def stream(function: Stream[ApiT, AnswerT]) -> Callable[[ApiT, Message, Context], AsyncGenerator[AnswerT, None]]:
+def stream(function: Stream[ApiT, AnswerT]) -> Callable[[ApiT, Incoming, Context], AsyncGenerator[AnswerT, None]]:
     """Do the same for a method with a stream of answers."""
 
     @wraps(function)
-    async def answers(api: ApiT, request: Message, context: Context) -> AsyncGenerator[AnswerT, None]:
-        name = function.__name__
+    async def answers(api: ApiT, incoming: Incoming, context: Context) -> AsyncGenerator[AnswerT, None]:
         with api.entrance.inside():
-            async with _call(api, name, request, context) as call, aclosing(function(api, request, call)) as messages:
-                async for message in messages:
-                    yield message
+            async with (
+                _call(api, function.__name__, incoming, context) as (message, call),
+                aclosing(function(api, message, call)) as each,
+            ):
+                async for answer in each:
+                    yield answer
 
     return answers
 
@@ -122,23 +139,31 @@ def metadata_of(context: Context) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def _call(api: GrpcApi, name: str, request: Message, context: Context) -> AsyncIterator[RequestContext]:
+async def _call(
+    api: GrpcApi, name: str, incoming: Incoming, context: Context
+) -> AsyncIterator[tuple[Message, RequestContext]]:
     metadata = metadata_of(context)
-    request_id = request_id_or_new(getattr(request, "id", None) or metadata.get("x-request-id"))
+    request_id = request_id_or_new(metadata.get("x-request-id"))
     with api.trace(name, metadata) as span:
         trace = ("x-trace-id", trace_id())
         context.set_trailing_metadata((trace,))
-        failure = None
+        failure = call = None
         try:
             api.entrance.check()
             quota = api.quota(name, metadata.get("authorization"))
-            yield RequestContext(request_id, api.api, api.deadline_s(context), quota)
+            call = RequestContext(request_id, api.api, api.deadline_s(context), quota)
+            message = await api.read(name, incoming, call)
+            request_id = request_id_or_new(getattr(message, "id", None) or request_id)
+            yield message, replace(call, request_id=request_id)
         except (asyncio.CancelledError, GeneratorExit):
             record_gone_client(api.api, request_id)
             span.set_attribute(RPC_RESPONSE_STATUS_CODE, grpc.StatusCode.CANCELLED.name)
             raise
         except Exception as error:
             failure = record_failure(error, api.api, request_id)
+        finally:
+            if call is not None:
+                api.leave(call)
         code = CODES[failure.code] if failure else grpc.StatusCode.OK
         span.set_attribute(RPC_RESPONSE_STATUS_CODE, code.name)
     if failure is not None:

@@ -22,6 +22,7 @@ class VisionApi(GrpcApi, pb_grpc.VisionServicer):
 
     api = "grpc"
     service = pb.DESCRIPTOR.services_by_name["Vision"].full_name
+    image_methods = frozenset({"Predict", "PredictStream", "Compare"})
 
     @method
     async def Predict(self, request: pb.PredictRequest, context: RequestContext) -> pb.Answer:

@@ -63,7 +63,7 @@ def test_png_with_a_long_side_is_refused(size_wh: tuple[int, int]) -> None:
 
 def test_one_client_never_takes_all_places_and_no_more_images_are_decoded_than_there_are_places() -> None:
     async def decode(decoder: ImageDecoder, client: str) -> None:
-        async with decoder.slot(client):
+        async with decoder.slots.slot(client):
             running.append(client)
             await end.wait()
 
@@ -91,7 +91,7 @@ def test_an_abandoned_decoding_keeps_its_place_and_lets_its_request_go() -> None
             async with asyncio.timeout(0.05):
                 await image.pixels(served(FLORENCE).manifest)
         gone_s = time.monotonic() - start_s
-        async with decoder.slot("impatient"):
+        async with decoder.slots.slot("impatient"):
             freed_s = time.monotonic() - start_s
         assert gone_s < freed_s / 2
 

@@ -31,7 +31,7 @@ def picture(seed: int = 0) -> bytes:
 
 
 async def opened(data: bytes) -> LazyImage:
-    image = LazyImage(data, ImageDecoder(ImageLimits(1_000_000)), "test")
+    image = LazyImage(data, ImageDecoder(ImageLimits(1_000_000), 2), "test")
     await image.open()
     return image
 

@@ -1,0 +1,61 @@
+"""Messages of gRPC calls, read when a method asks for them.
+
+grpc reads the message of a call before it calls the method, so that anybody could send large ones. Each method is
+therefore registered as one that receives a stream of bytes, which is the same on the wire: a method checks the key and
+takes its place before it reads.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from google.protobuf.message import DecodeError, Message
+
+from service.admission.fair_share import ClientSlots
+from service.errors import DeadlineExceeded, InvalidRequest
+
+Context = Any  # grpc.aio.ServicerContext, which has no types
+
+# The messages of lists, health and reflection, which need no place, could be as large as others.
+SMALL_SLOTS, SMALL_SLOTS_OF_ADDRESS = 8, 2
+_SMALL_TIMEOUT_S = 10.0
+
+
+class NoMessage(InvalidRequest):
+    """The caller has sent all its messages."""
+
+
+class Incoming:
+    """The messages of one call, which comes from `peer`."""
+
+    def __init__(
+        self, messages: AsyncIterator[bytes], parse: Callable[[bytes], Message], small: ClientSlots, peer: str
+    ) -> None:
+        self._messages = messages
+        self._parse = parse
+        self._small = small
+        self._address = peer.rpartition(":")[0]
+
+    async def read(self, deadline_s: float) -> Message:
+        """Return the next message, of a call that has a place; raise `InvalidRequest` or `DeadlineExceeded`."""
+        try:
+            async with asyncio.timeout(deadline_s - time.monotonic()):
+                message = await anext(self._messages)
+        except StopAsyncIteration:
+            raise NoMessage("the call has no message") from None
+        except TimeoutError as error:
+            raise DeadlineExceeded("the call's message was not received before the deadline") from error
+        try:
+            return self._parse(message)
+        except DecodeError as error:
+            raise InvalidRequest("the message is malformed: it is not one of the method") from error
+
+    async def read_small(self) -> Message:
+        """Do the same for a call without a place, within seconds."""
+        deadline_s = time.monotonic() + _SMALL_TIMEOUT_S
+        try:
+            async with asyncio.timeout(_SMALL_TIMEOUT_S), self._small.slot(self._address):
+                return await self.read(deadline_s)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the call's message was not received within {_SMALL_TIMEOUT_S:g} s") from error

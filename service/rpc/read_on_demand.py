@@ -1,0 +1,98 @@
+"""The interceptor that registers every method as one that receives a stream of bytes: service/rpc/incoming.py."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from contextlib import aclosing, suppress
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from service.admission.fair_share import ClientSlots
+from service.errors import ServiceError
+from service.rpc.boundary import CODES
+from service.rpc.incoming import SMALL_SLOTS, SMALL_SLOTS_OF_ADDRESS, Context, Incoming, NoMessage
+
+Handler = Any  # grpc.RpcMethodHandler, which has no types
+Messages = AsyncIterator[bytes]
+
+
+class ReadOnDemand(grpc.aio.ServerInterceptor):
+    """Gives the methods of `own` services an `Incoming`, and those of libraries a message that it has read."""
+
+    def __init__(self, own: Collection[str]) -> None:
+        self._own = own
+        self._small = ClientSlots(SMALL_SLOTS, SMALL_SLOTS_OF_ADDRESS)
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Handler:
+        """Return the handler of a call; None for an unknown method."""
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        is_own = details.method.split("/")[1] in self._own
+        if handler.unary_unary is not None:
+            unary = self._own_unary(handler) if is_own else self._unary(handler)
+            return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
+        stream = self._own_stream(handler) if is_own else self._stream(handler)
+        return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
+
+    def _incoming(self, handler: Handler, messages: Messages, context: Context) -> Incoming:
+        return Incoming(messages, handler.request_deserializer, self._small, str(context.peer()))
+
+    def _own_unary(self, handler: Handler) -> Any:
+        async def answer(messages: Messages, context: Context) -> Message:
+            reply: Message = await handler.unary_unary(self._incoming(handler, messages, context), context)
+            return reply
+
+        return answer
+
+    def _own_stream(self, handler: Handler) -> Any:
+        async def answers(messages: Messages, context: Context) -> AsyncGenerator[Message, None]:
+            incoming = self._incoming(handler, messages, context)
+            async with aclosing(handler.unary_stream(incoming, context)) as each:
+                async for message in each:
+                    yield message
+
+        return answers
+
+    def _unary(self, handler: Handler) -> Any:
+        async def answer(messages: Messages, context: Context) -> Message:
+            message = await _read(self._incoming(handler, messages, context), context)
+            reply: Message = await handler.unary_unary(message, context)
+            return reply
+
+        return answer
+
+    def _stream(self, handler: Handler) -> Any:
+        """Return the stream of health, a coroutine that writes, or that of reflection, an answer for each message."""
+        if handler.unary_stream is not None:
+
+            async def write(messages: Messages, context: Context) -> None:
+                message = await _read(self._incoming(handler, messages, context), context)
+                await handler.unary_stream(message, context)
+
+            return write
+
+        async def answers(messages: Messages, context: Context) -> AsyncGenerator[Message, None]:
+            requests = _each(self._incoming(handler, messages, context), context)
+            async with aclosing(requests), aclosing(handler.stream_stream(requests, context)) as each:
+                async for message in each:
+                    yield message
+
+        return answers
+
+
+async def _read(incoming: Incoming, context: Context) -> Message:
+    """Return the message of a call; end the call if there is none, or a malformed one."""
+    try:
+        return await incoming.read_small()
+    except NoMessage:
+        raise
+    except ServiceError as error:
+        await context.abort(CODES[error.code], error.message, (("diptych-code", error.code),))
+        raise AssertionError("context.abort() returned") from error
+
+
+async def _each(incoming: Incoming, context: Context) -> AsyncGenerator[Message, None]:
+    with suppress(NoMessage):
+        while True:
+            yield await _read(incoming, context)
