@@ -4,6 +4,7 @@
 supervisor (service/supervision/supervisor.py).
 """
 
+import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -70,10 +71,18 @@ def worker_environment(urls: Mapping[str, str]) -> dict[str, str]:
     return {_RUNNER_MAP: json.dumps(dict(urls))}
 
 
-def run_worker(service: str, name: str, fd: int, options: Sequence[str]) -> None:
-    """Serve `name` of `service` (MODULE:ATTRIBUTE) on the listening socket `fd` until the process ends."""
+def run_worker(
+    service: str, name: str, fd: int, options: Sequence[str], protocol: type[asyncio.Protocol] | None = None
+) -> None:
+    """Serve `name` of `service` (MODULE:ATTRIBUTE) on the listening socket `fd` until the process ends.
+
+    `protocol` replaces uvicorn's for HTTP, which BentoML has no option for.
+    """
+    import uvicorn.config
     from _bentoml_impl.worker.service import main  # reconfigures logging at import
 
+    if protocol is not None:
+        uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol  # type: ignore[assignment]  # its classes are accepted too
     main([service, "--service-name", name, "--fd", str(fd), "--worker-id", "1", *options])
 
 

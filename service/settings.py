@@ -82,6 +82,13 @@ class Settings(BaseModel):
         description="Maximum images decoded at a time, at least 2, of one client one less; 0: the number of cores, at "
         "most 8. Each needs up to 11 bytes for every pixel.",
     )
+    max_connections: int = Field(2_000, ge=1, le=1_000_000, description="Maximum HTTP connections; more are closed.")
+    max_connections_per_address: int = Field(
+        1_000,
+        ge=1,
+        le=1_000_000,
+        description="Maximum HTTP connections from one address; more are closed. Behind a proxy all come from its own.",
+    )
     max_pending_requests: int = Field(
         64, ge=1, le=10_000, description="Maximum requests in flight or queued; more are refused with 429."
     )

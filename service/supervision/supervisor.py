@@ -17,6 +17,7 @@ The supervisor owns the listening sockets: connections to a process that died wa
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -25,6 +26,7 @@ from importlib import import_module
 from pathlib import Path
 
 from runners.bentoml_internals import keep_loggers
+from service.http.connections import ConnectionLimits, bounded_connection
 from service.settings import Settings, settings
 from service.supervision.roles import GATEWAY, Role
 from service.supervision.run_folder import run_folder
@@ -112,6 +114,7 @@ def main(arguments: Sequence[str]) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # pending until the first wait
     role, values = Role.parse(arguments), settings()
     configure_logging(values.log_format)
+    _raise_descriptor_limit()
     with run_folder() as folder:
         parts = (_front(role, values), *(runner_part(name, folder) for name in role.runners_behind(values)))
         os.environ.update(worker_environment(parts, folder))
@@ -120,10 +123,18 @@ def main(arguments: Sequence[str]) -> None:
         Supervisor(processes[0], processes[1:], folder / METRICS_FOLDER).run(values.request_timeout_s)
 
 
+def _raise_descriptor_limit() -> None:
+    """Allow as many open files as the system lets this process have: often 1,024 are set and many more allowed."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _front(role: Role, values: Settings) -> Part:
     tls_options = () if role.is_runner else bentoml_tls_options(values)
+    limits = ConnectionLimits(values.max_connections, values.max_connections_per_address)
+    protocol = None if role.is_runner else bounded_connection(limits)
     try:
-        return front_part(role.front(), values.host, values.port, tls_options)
+        return front_part(role.front(), values.host, values.port, tls_options, protocol)
     except OSError as error:
         sys.exit(f"diptych does not start: cannot listen on {values.host}:{values.port}: {error}")
 

@@ -4,6 +4,7 @@ It is forked from the supervisor, which has imported all modules: it starts in m
 Arguments and environment are those of a worker of `bentoml serve` (BentoML 1.4.40, _bentoml_impl/server/serving.py).
 """
 
+import asyncio
 import ctypes
 import logging
 import math
@@ -40,13 +41,16 @@ class Part:
     listener: socket.socket
     url: str
     options: tuple[str, ...] = ()  # of BentoML's worker
+    protocol: type[asyncio.Protocol] | None = None  # of HTTP connections; None: uvicorn's own
 
 
-def front_part(name: str, host: str, port: int, tls_options: Sequence[str]) -> Part:
+def front_part(
+    name: str, host: str, port: int, tls_options: Sequence[str], protocol: type[asyncio.Protocol] | None = None
+) -> Part:
     """Return the part on the service's port, listening; raise `OSError` if the address is unavailable."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    return Part(name, listener, f"{'https' if tls_options else 'http'}://{host}:{port}", tuple(tls_options))
+    return Part(name, listener, f"{'https' if tls_options else 'http'}://{host}:{port}", tuple(tls_options), protocol)
 
 
 def runner_part(name: str, folder: Path) -> Part:
@@ -125,7 +129,7 @@ def _become(part: Part, others: Sequence[Part]) -> NoReturn:
             other.listener.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         _show_as(f"diptych --service-name {part.name}")
-        run_worker("service.gateway:Gateway", part.name, part.listener.fileno(), part.options)
+        run_worker("service.gateway:Gateway", part.name, part.listener.fileno(), part.options, part.protocol)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except BaseException:

@@ -1,0 +1,139 @@
+"""Bounds on connections before there is a request, over real sockets."""
+
+import socket
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from service.http.connections import ConnectionLimits, bounded_connection
+from tests.support.served_app import ServedApp, serving_app
+
+TIMEOUT_S = 0.4
+LIMITS = ConnectionLimits(max_connections=8, max_connections_per_address=5, head_timeout_s=TIMEOUT_S)
+HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n"
+
+
+async def length(request: Request) -> Response:
+    return PlainTextResponse(str(len(await request.body())))
+
+
+async def refuse(_request: Request) -> Response:
+    return PlainTextResponse("no", 429)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[ServedApp]:
+    routes = [Route("/", length, methods=["GET", "POST"]), Route("/refuse", refuse, methods=["POST"])]
+    with serving_app(Starlette(routes=routes), bounded_connection(LIMITS)) as app:
+        yield app
+
+
+def connect(served: ServedApp, address: str = "127.0.0.1") -> socket.socket:
+    url = httpx.URL(served.url)
+    return socket.create_connection((url.host, url.port or 80), timeout=5, source_address=(address, 0))
+
+
+def until_closed_s(connection: socket.socket, dripped: bytes = b"") -> float:
+    """Return the seconds until the server closes; send a byte of `dripped` every 50 ms meanwhile."""
+    start_s = time.monotonic()
+    connection.settimeout(0.05)
+    while time.monotonic() < start_s + 10 * TIMEOUT_S:
+        try:
+            if dripped:
+                connection.send(dripped)
+            if not connection.recv(65536):
+                return time.monotonic() - start_s
+        except TimeoutError:
+            continue
+        except OSError:
+            return time.monotonic() - start_s
+    raise AssertionError("the connection is still open")
+
+
+@pytest.mark.parametrize(("sent", "dripped"), [(b"", b""), (HEAD, b""), (HEAD + b"X: ", b"a"), (b"", b"\r\n")])
+def test_connection_without_a_whole_head_is_closed(served: ServedApp, sent: bytes, dripped: bytes) -> None:
+    with connect(served) as connection:
+        connection.sendall(sent)
+        assert until_closed_s(connection, dripped) < 3 * TIMEOUT_S
+
+
+def test_second_head_has_the_same_time(served: ServedApp) -> None:
+    with connect(served) as connection:
+        connection.sendall(HEAD + b"\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        connection.sendall(HEAD)
+        assert until_closed_s(connection, b"X") < 3 * TIMEOUT_S
+
+
+def test_body_of_a_refused_request_is_not_awaited_for_long(served: ServedApp) -> None:
+    with connect(served) as connection:
+        connection.sendall(b"POST /refuse HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 429")
+        assert until_closed_s(connection, b"a") < 3 * TIMEOUT_S
+
+
+def test_slow_body_and_slow_client_are_served(served: ServedApp) -> None:
+    with connect(served) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n")
+        for _ in range(4):
+            time.sleep(TIMEOUT_S / 2)
+            connection.sendall(b"a")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        HEAD + b"X: " + b"a" * 100_000 + b"\r\n\r\n",
+        HEAD + b"X: 1\r\n" * 100 + b"\r\n",
+        HEAD + (b"X: " + b"a" * 1000 + b"\r\n") * 90 + b"\r\n",
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: 1\r\n" * 101 + b"\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"a" * 1_000_000,
+    ],
+    ids=["large header", "many headers", "many large headers", "long path", "many trailers", "large trailer"],
+)
+def test_large_head_is_refused(served: ServedApp, head: bytes) -> None:
+    with connect(served) as connection:
+        try:
+            connection.sendall(head)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 400")
+        except ConnectionError:
+            pass  # closed while it was sent
+
+
+def test_head_below_the_bounds_is_accepted(served: ServedApp) -> None:
+    headers = {f"X-{number}": "a" * 600 for number in range(90)}
+    assert httpx.post(served.url, content=bytes(3_000_000), headers=headers).text == "3000000"
+
+
+def test_connections_are_bounded_for_each_address_and_in_total(served: ServedApp) -> None:
+    attackers = [connect(served, "127.0.0.2") for _ in range(20)]
+    try:
+        assert httpx.get(served.url).text == "0"
+        more = [connect(served, "127.0.0.3") for _ in range(20)]
+        time.sleep(TIMEOUT_S / 4)
+        assert sum(not is_closed(each) for each in attackers) == LIMITS.max_connections_per_address
+        assert sum(not is_closed(each) for each in (*attackers, *more)) <= LIMITS.max_connections
+        attackers += more
+        time.sleep(1.5 * TIMEOUT_S)
+        assert httpx.get(served.url).text == "0"
+    finally:
+        for each in attackers:
+            each.close()
+
+
+def is_closed(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        return not connection.recv(1)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
