@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 _TIME_CONSTANT_S = 10.0  # of busy time: work done that long ago has weight 1/e
+_FORGET_AFTER_S = 10.0  # of idle time: a slow past may have had causes that have passed
 
 
 class ThroughputEstimate:
@@ -26,6 +27,8 @@ class ThroughputEstimate:
     def begin(self) -> None:
         """Record the start of an item of work."""
         if self._num_in_flight == 0:
+            if self._now() - self._updated_s > _FORGET_AFTER_S:
+                self._busy_s, self._done, self._num_finished, self._is_measured = 0.0, 0.0, 0, False
             self._updated_s = self._now()
         self._num_in_flight += 1
 

@@ -85,7 +85,7 @@ class RestBoundary:
             try:
                 self.entrance.check()
                 deadline_s = time.monotonic() + self._timeout_s(request)
-                quota = self._api_keys.quota_of(request.headers.get("authorization")) or UNLIMITED
+                quota = self._api_keys.quota_of(_authorization(request)) or UNLIMITED
                 context = RequestContext(request.state.request_id, interface.api, deadline_s, quota)
                 try:
                     response = await function(request, context)
@@ -113,13 +113,13 @@ class RestBoundary:
 
     def authorized(self, request: Request) -> Core:
         """Return the core for a request with an accepted key; raise `Unauthorized`, `Overloaded` or `NotReady`."""
-        self._api_keys.check(request.headers.get("authorization")).take_request()
+        self._api_keys.check(_authorization(request)).take_request()
         return self.core()
 
     def refusal(self, request: Request) -> Response | None:
         """Return the error response to a request without an accepted key, else None."""
         try:
-            self._api_keys.check(request.headers.get("authorization"))
+            self._api_keys.check(_authorization(request))
         except Unauthorized as error:
             return _error_response(error, _id_of(request), REST)
         return None
@@ -162,6 +162,11 @@ async def no_such_path(request: Request, error: Exception, interface: Interface 
     status = error.status_code if isinstance(error, HTTPException) else 404
     message = f"no route for {request.method} {request.url.path[:80]}; GET /docs lists the routes"
     return _error_response(InvalidRequest(message), _id_of(request), interface, status)
+
+
+def _authorization(request: Request) -> str | None:
+    """Return the header; two of them as a list (RFC 9110, 5.3), which is no key."""
+    return ", ".join(request.headers.getlist("authorization")) or None
 
 
 def _id_of(request: Request) -> str:

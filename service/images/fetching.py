@@ -46,23 +46,23 @@ class ImageFetcher:
         self._resolver = resolver
         self._is_allowed = is_allowed
 
-    async def fetch(self, url: ImageUrl, deadline_s: float) -> bytes:
-        """Return the body at a URL; raise `InvalidRequest`, `PayloadTooLarge` or `DeadlineExceeded`.
+    async def fetch(self, url: ImageUrl, deadline_s: float, client: str) -> bytes:
+        """Return the body at a URL; raise `InvalidRequest`, `PayloadTooLarge`, `Overloaded` or `DeadlineExceeded`.
 
         `deadline_s` is on the clock of `time.monotonic()`.
         """
         try:
             async with asyncio.timeout(min(self._limits.timeout_s, deadline_s - time.monotonic())):
-                return await self._follow(check_url(url.text, self._allowed))
+                return await self._follow(check_url(url.text, self._allowed), client)
         except TimeoutError as error:
             if time.monotonic() >= deadline_s:
                 raise DeadlineExceeded("the image could not be fetched from its URL before the deadline") from error
             raise _failed(f"the image could not be fetched from its URL within {self._limits.timeout_s:g} s") from error
 
-    async def _follow(self, url: CheckedUrl) -> bytes:
+    async def _follow(self, url: CheckedUrl, client: str) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):
             try:
-                answer = await self._get(url)
+                answer = await self._get(url, client)
             except (aiohttp.ClientError, OSError) as error:
                 raise _failed(_reason(error, url)) from error
             if isinstance(answer, bytes):
@@ -70,11 +70,11 @@ class ImageFetcher:
             url = check_url(_target(url, answer), self._allowed)
         raise _failed(f"the image's URL redirects more than {_MAX_REDIRECTS} times")
 
-    async def _get(self, url: CheckedUrl) -> bytes | str:
+    async def _get(self, url: CheckedUrl, client: str) -> bytes | str:
         """Return the body at a URL, or the location of its redirect."""
         if url.is_ip_address and not self._is_allowed(url.host):
             raise NoAllowedAddress(url.host)
-        resolver = CheckedResolver(self._resolver, self._is_allowed)
+        resolver = CheckedResolver(self._resolver, self._is_allowed, client)
         connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True)
         async with (
             aiohttp.ClientSession(

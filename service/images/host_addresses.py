@@ -9,7 +9,11 @@ from typing import Protocol
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-_LOOKUP_THREADS = 8
+from service.admission.fair_share import FairShare
+from service.errors import Overloaded
+
+_MAX_LOOKUPS = 16  # shared by the clients that have some
+_LOOKUP_THREADS = 32  # all clients together may have twice the limit
 
 # Outside the public internet. Source: IANA's registries of special-purpose addresses, and of multicast. Copied, because
 # `ipaddress.is_global` differs between Python 3.11 and 3.13 and includes multicast.
@@ -50,27 +54,37 @@ def ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
         return None
 
 
+def system_addresses(host: str) -> list[str]:
+    """Return the addresses of a host that the system's resolver finds; raise `OSError` if it has none."""
+    return [str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+
+
 class Resolver(Protocol):
     """Resolves host names."""
 
-    async def addresses(self, host: str) -> Sequence[str]:
-        """Return all addresses of a host; raise `OSError` if it has none."""
+    async def addresses(self, host: str, client: str) -> Sequence[str]:
+        """Return all addresses of a host; raise `OSError` if it has none, `Overloaded` for too many of a client."""
 
 
 class SystemResolver:
-    """Uses the system's resolver, in threads of its own, so that slow names do not block other work."""
+    """Uses the system's resolver, in threads of its own, of which each client has its share.
 
-    def __init__(self) -> None:
+    A look-up cannot be cancelled: it counts until its thread returns, which RES_OPTIONS (resolv.conf(5)) bounds.
+    """
+
+    def __init__(self, look_up: Callable[[str], Sequence[str]] = system_addresses) -> None:
+        self._look_up = look_up
         self._threads = ThreadPoolExecutor(_LOOKUP_THREADS, "lookup")
+        self._running = FairShare(_MAX_LOOKUPS)
 
-    async def addresses(self, host: str) -> Sequence[str]:
+    async def addresses(self, host: str, client: str) -> Sequence[str]:
+        if self._running.excess(client, 1) > 0:
+            raise Overloaded(self._running.usage(client, "host names being resolved"))
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, _lookup, host)
-        return [str(info[4][0]) for info in found]
-
-
-def _lookup(host: str) -> Sequence[tuple[object, object, object, object, tuple[object, ...]]]:
-    return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        self._running.add(client, 1)
+        work = self._threads.submit(self._look_up, host)
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._running.remove, client, 1))
+        return await asyncio.wrap_future(work)
 
 
 class CheckedResolver(AbstractResolver):
@@ -80,8 +94,9 @@ class CheckedResolver(AbstractResolver):
     address are the same.
     """
 
-    def __init__(self, resolver: Resolver, is_allowed: Callable[[str], bool]) -> None:
+    def __init__(self, resolver: Resolver, is_allowed: Callable[[str], bool], client: str) -> None:
         self._resolver = resolver
+        self._client = client
         self._is_allowed = is_allowed
 
     async def resolve(
@@ -91,7 +106,7 @@ class CheckedResolver(AbstractResolver):
         family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002  aiohttp passes it
     ) -> list[ResolveResult]:
         """Return all addresses, of any family; raise `NoAllowedAddress` if there is none or one is not allowed."""
-        addresses = await self._resolver.addresses(host)
+        addresses = await self._resolver.addresses(host, self._client)
         if not addresses or not all(map(self._is_allowed, addresses)):
             raise NoAllowedAddress(host)
         return [

@@ -253,7 +253,7 @@ class Core:
         if self._fetcher is None:
             message = "image is a URL, and image URLs are disabled; send a data: URL, base64 or a file"
             raise InvalidRequest(message, "image")
-        return await self._fetcher.fetch(image, context.deadline_s)
+        return await self._fetcher.fetch(image, context.deadline_s, context.client)
 
 
 def _at_size(fields: Fields, size_wh: tuple[int, int]) -> Mapping[str, object]:

@@ -135,7 +135,11 @@ def stream(function: Stream[ApiT, AnswerT]) -> Callable[[ApiT, Incoming, Context
 
 
 def metadata_of(context: Context) -> dict[str, str]:
-    return {str(name): str(value) for name, value in context.invocation_metadata() or ()}
+    """Return the metadata by name; repeated values as a list, as in a header."""
+    found: dict[str, str] = {}
+    for name, value in context.invocation_metadata() or ():
+        found[name] = f"{found[name]}, {value}" if name in found else str(value)
+    return found
 
 
 @asynccontextmanager

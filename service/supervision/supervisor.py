@@ -18,6 +18,7 @@ import gc
 import logging
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -107,6 +108,8 @@ class Supervisor:
             # Its live gauges must not be summed any more, as in prometheus_client's mark_process_dead.
             for gauge in self._metrics.glob(f"gauge_live*_{pid}.db"):
                 gauge.unlink()
+            for temporary in self._metrics.parent.glob(f"*-{pid}/"):
+                shutil.rmtree(temporary, ignore_errors=True)
 
 
 def main(arguments: Sequence[str]) -> None:

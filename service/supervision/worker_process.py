@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -118,6 +119,11 @@ def _show_as(title: str) -> None:
         memory.write(title.encode()[: end - start - 1].ljust(end - start, b"\0"))
 
 
+def _use_own_folder(part: Part) -> None:
+    """Put temporary files in a folder of this process; the supervisor removes it, however the process ends."""
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(f"-{os.getpid()}", f"{part.name}-")
+
+
 def _become(part: Part, others: Sequence[Part]) -> NoReturn:
     """Run BentoML's worker in a new process, which is killed if the supervisor dies; never return."""
     status = 1
@@ -128,6 +134,7 @@ def _become(part: Part, others: Sequence[Part]) -> NoReturn:
         for other in others:
             other.listener.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        _use_own_folder(part)
         _show_as(f"diptych --service-name {part.name}")
         run_worker("service.gateway:Gateway", part.name, part.listener.fileno(), part.options, part.protocol)
     except SystemExit as end:

@@ -57,7 +57,7 @@ class Names:
         self._addresses = addresses
         self.num_lookups = 0
 
-    async def addresses(self, host: str) -> Sequence[str]:
+    async def addresses(self, host: str, _client: str = "") -> Sequence[str]:
         self.num_lookups += 1
         found = self._addresses.get(host)
         if found is None:

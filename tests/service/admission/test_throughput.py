@@ -72,3 +72,15 @@ def test_first_to_finish_of_a_burst_is_no_estimate() -> None:
         throughput.begin()
         seconds.append(throughput.seconds_for(80))
     assert seconds == [0] * 6 + [pytest.approx(80 * 2 / 70), pytest.approx(2)]
+
+
+def test_a_slow_past_is_forgotten_after_a_quiet_time() -> None:
+    clock = Clock()
+    throughput = ThroughputEstimate(clock)
+    throughput.begin()
+    clock.now_s += 60
+    throughput.end(10)
+    assert throughput.seconds_for(10) == pytest.approx(60)
+    clock.now_s += 11
+    throughput.begin()
+    assert throughput.seconds_for(10) == 0

@@ -31,7 +31,7 @@ def fetcher(*allowed: str, resolver: Resolver | None = None, limits: FetchLimits
 
 
 async def get(image_fetcher: ImageFetcher, url: str, timeout_s: float = 60) -> bytes:
-    return await image_fetcher.fetch(ImageUrl(url), time.monotonic() + timeout_s)
+    return await image_fetcher.fetch(ImageUrl(url), time.monotonic() + timeout_s, "test")
 
 
 async def outcome(image_fetcher: ImageFetcher, url: str, timeout_s: float = 60) -> bytes | ServiceError:

@@ -1,8 +1,10 @@
 import asyncio
 import socket
+import threading
 
 import pytest
 
+from service.errors import Overloaded
 from service.images.host_addresses import CheckedResolver, NoAllowedAddress, SystemResolver, is_public
 from tests.support.image_hosts import Names
 
@@ -31,7 +33,7 @@ def test_special_address_is_not_public(address: str) -> None:
 
 
 def resolve(addresses: list[str]) -> list[str]:
-    resolver = CheckedResolver(Names({"a.test": addresses}), is_public)
+    resolver = CheckedResolver(Names({"a.test": addresses}), is_public, "test")
     return [found["host"] for found in asyncio.run(resolver.resolve("a.test", 80))]
 
 
@@ -46,6 +48,32 @@ def test_name_without_addresses_or_with_a_forbidden_one_is_refused(addresses: li
 
 
 def test_system_resolver_resolves_localhost_but_no_invalid_name() -> None:
-    assert "127.0.0.1" in asyncio.run(SystemResolver().addresses("localhost"))
+    assert "127.0.0.1" in asyncio.run(SystemResolver().addresses("localhost", "test"))
     with pytest.raises(socket.gaierror):
-        asyncio.run(SystemResolver().addresses("nothing.invalid"))
+        asyncio.run(SystemResolver().addresses("nothing.invalid", "test"))
+
+
+def test_names_that_never_answer_leave_room_for_other_clients() -> None:
+    def look_up(host: str) -> list[str]:
+        if host == "silent.test":
+            answered.wait(10)
+        return [V4]
+
+    async def scenario() -> None:
+        resolver = SystemResolver(look_up)
+        attack = [asyncio.create_task(resolver.addresses("silent.test", "attacker")) for _ in range(100)]
+        done, waiting = await asyncio.wait(attack, timeout=0.2)
+        assert (len(done), len(waiting)) == (84, 16)
+        assert {type(each.exception()) for each in done} == {Overloaded}
+        for each in waiting:
+            each.cancel()
+        with pytest.raises(Overloaded):  # the threads are still busy
+            await resolver.addresses("images.test", "attacker")
+        assert await resolver.addresses("images.test", "polite") == [V4]
+        answered.set()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.sleep(0.1)
+        assert await resolver.addresses("images.test", "attacker") == [V4]
+
+    answered = threading.Event()
+    asyncio.run(scenario())
