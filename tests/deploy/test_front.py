@@ -1,0 +1,109 @@
+"""The real HAProxy with deploy/haproxy/front.cfg, between hostile clients and a small server."""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from tests.support.export_cli import ROOT
+from tests.support.haproxy import needs_haproxy
+from tests.support.running_service import free_port
+from tests.support.served_app import serving_app
+from tests.support.waiting import wait_until
+
+pytestmark = needs_haproxy
+
+CONFIGURATION = ROOT / "deploy" / "haproxy" / "front.cfg"
+HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n"
+MOST_OF_ADDRESS = 200
+
+
+async def length(request: Request) -> Response:
+    return PlainTextResponse(str(len(await request.body())))
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of HAProxy in front of a server."""
+    port, log_file = free_port(), tmp_path_factory.mktemp("front") / "haproxy.log"
+    with serving_app(Starlette(routes=[Route("/", length, methods=["GET", "POST"])])) as app, log_file.open("w") as log:
+        addresses = {"FRONT_ADDRESS": f"127.0.0.1:{port}", "FRONT_GRPC_ADDRESS": f"127.0.0.1:{free_port()}"}
+        gateway = {"GATEWAY": "127.0.0.1", "GATEWAY_PORT": str(httpx.URL(app.url).port), "GATEWAY_GRPC_PORT": "9"}
+        command = ["haproxy", "-db", "-f", str(CONFIGURATION)]
+        process = subprocess.Popen(command, env={**os.environ, **addresses, **gateway}, stdout=log, stderr=log)
+        try:
+            wait_until(lambda: process.poll() is not None or is_open(port))
+            assert process.poll() is None, log_file.read_text()
+            yield port
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def connect(port: int, address: str = "127.0.0.2") -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=15, source_address=(address, 0))
+
+
+def test_silent_and_half_headed_connections_are_closed_after_ten_seconds(port: int) -> None:
+    with ExitStack() as stack:
+        connections = [stack.enter_context(connect(port)) for _ in range(20)]
+        start_s = time.monotonic()
+        for connection in connections[::2]:
+            connection.sendall(HEAD)
+        answers = [connection.recv(65536)[:12] for connection in connections]
+        assert 9 < time.monotonic() - start_s < 13
+    assert set(answers) <= {b"HTTP/1.1 408", b"HTTP/1.0 408", b""}
+
+
+@pytest.mark.parametrize("header", [b"X: " + b"a" * 70_000 + b"\r\n", b"X: 1\r\n" * 101], ids=["large", "many"])
+def test_large_heads_are_refused(port: int, header: bytes) -> None:
+    with connect(port) as connection:
+        try:
+            connection.sendall(HEAD + header + b"\r\n")
+            assert b" 400 " in connection.recv(65536)[:20]
+        except ConnectionError:
+            pass  # closed while the head was sent
+
+
+def test_connections_of_an_address_are_bounded_and_others_are_served(port: int) -> None:
+    with ExitStack() as stack:
+        attack = []
+        for _ in range(MOST_OF_ADDRESS + 50):
+            with suppress(ConnectionError):  # refused by now
+                attack.append(stack.enter_context(connect(port)))
+        assert httpx.post(f"http://127.0.0.1:{port}", content=bytes(3_000_000)).text == "3000000"
+        time.sleep(0.2)
+        assert len(attack) - sum(map(is_closed, attack)) == MOST_OF_ADDRESS
+
+
+def is_closed(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        return not connection.recv(1)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_compose_publishes_the_proxy_and_not_the_gateway() -> None:
+    services = yaml.safe_load(Path(ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    assert "ports" not in services["diptych"]
+    assert services["front"]["ports"] == ["127.0.0.1:3000:3000", "127.0.0.1:3001:3001"]
+    assert "./haproxy/front.cfg:/usr/local/etc/haproxy/haproxy.cfg:ro" in services["front"]["volumes"]
