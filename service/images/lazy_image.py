@@ -60,8 +60,9 @@ class LazyImage:
         finally:
             self._num_users -= 1
             if self._num_users == 0:
-                del self._decoded  # and with it the pixels
                 self._decoding.cancel()
+                # The pixels go, and a cycle: the task's exception refers to `self`, and so to the file.
+                del self._decoded, self._decoding
 
     async def _decode(self, decoded: asyncio.Future[Image.Image]) -> None:
         """Decode, and hold the slot until cancelled: a thread cannot be stopped, its request need not wait for it."""

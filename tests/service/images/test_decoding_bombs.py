@@ -1,8 +1,10 @@
 """Small files that would take long to decode, or much memory: refused by their header."""
 
 import asyncio
+import gc
 import io
 import time
+import weakref
 
 import pytest
 from PIL import Image
@@ -96,3 +98,21 @@ def test_an_abandoned_decoding_keeps_its_place_and_lets_its_request_go() -> None
         assert gone_s < freed_s / 2
 
     run(scenario())
+
+
+def test_a_decoded_image_is_freed_with_its_last_reference() -> None:
+    async def scenario() -> None:
+        image = LazyImage(encoded(Image.new("RGB", (64, 32))), ImageDecoder(LIMITS, 2), "test")
+        await image.open()
+        await image.pixels(served(FLORENCE).manifest)
+        await asyncio.sleep(0.05)  # the cancelled task ends
+        freed = weakref.ref(image)
+        del image
+        assert freed() is None
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(scenario())
+    finally:
+        gc.enable()
