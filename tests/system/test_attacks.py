@@ -172,6 +172,7 @@ def test_image_bombs_are_refused_at_once(attacked: Attacked, bomb: bytes) -> Non
     assert time.monotonic() - start_s < 5
 
 
+@pytest.mark.long
 def test_largest_images_of_one_client_leave_room_for_others(attacked: Attacked) -> None:
     """The heaviest images within the bounds, six at once: the polite client's own are decoded beside them."""
     heavy = repeated_scans((7000, 7000), 6)
@@ -216,6 +217,7 @@ def test_json_of_very_many_values_does_not_stop_the_loop(attacked: Attacked) -> 
     assert max(stalls) < 1  # 0.1 on a machine of its own; 8.7 before
 
 
+@pytest.mark.long
 def test_memory_comes_back_within_a_minute(attacked: Attacked) -> None:
     """The last of this file, after all the others and some large requests."""
     large = scene_png(5, (3000, 2000)) + bytes(LARGE_BYTES)
