@@ -186,3 +186,10 @@ def test_body_is_not_read_when_the_service_is_full(path: str) -> None:
     scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
     asyncio.run(rest_app(client(make_core(max_pending=0)).boundary)(scope, receive, send))
     assert sent[0]["status"] == 429
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/chat/completions", "/v2/models/florence-2-mini/infer"])
+def test_a_request_that_fails_before_its_model_gives_its_place_back(path: str) -> None:
+    one_place = client(make_core(max_pending=1))
+    assert {one_place.send("POST", path, json={}).status_code for _ in range(3)} == {400}
+    assert one_place.predict(OCR).status_code == 200
