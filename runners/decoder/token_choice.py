@@ -10,8 +10,9 @@ Shapes: R rows, V vocabulary, G sequences with B beams each, K candidates.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -61,14 +62,15 @@ def choose_tokens(
     searched = [part for group in groups for part in _best_continuations(logprobs, conditions, group)]
     token_ids, own_logprobs, *found = _read([*_choose_singly(logprobs, conditions), *searched])
     choices = {
-        row: [Choice(0, int(token_id), logprob, logprob)]
-        for row, (token_id, logprob) in enumerate(zip(token_ids.tolist(), own_logprobs.tolist(), strict=True))
+        rows[0]: [Choice(0, int(token_ids[rows[0]]), own_logprobs[rows[0]], own_logprobs[rows[0]])]
+        for rows in sequences
+        if conditions[rows[0]].beam_score is None
     }
-    for number, group in enumerate(groups):
-        columns = [part.tolist() for part in found[3 * number : 3 * number + 3]]
-        for rows, *values in zip(group, *columns, strict=True):
-            of_beams = zip(*values, strict=True)
-            choices[rows[0]] = [Choice(*divmod(int(place), logits.shape[1]), *scores) for place, *scores in of_beams]
+    for group, columns in zip(groups, zip(*[iter(found)] * 3, strict=True), strict=True):
+        size = len(columns[0]) // len(group)
+        for index, rows in enumerate(group):
+            own = zip(*(column[index * size : (index + 1) * size] for column in columns), strict=True)
+            choices[rows[0]] = [Choice(*divmod(int(place), logits.shape[1]), *scores) for place, *scores in own]
     return [choices[rows[0]] for rows in sequences]
 
 
@@ -194,9 +196,7 @@ def _best_continuations(
     return places, own.flatten(1).gather(1, places), best
 
 
-def _read(tensors: Sequence[Tensor]) -> list[NDArray[np.float64]]:
-    """Copy tensors to the host, all in one transfer."""
-    flat = torch.cat([tensor.flatten().double() for tensor in tensors]).cpu().numpy()
-    ends = np.cumsum([tensor.numel() for tensor in tensors])[:-1]
-    parts = zip(np.split(flat, ends), tensors, strict=True)
-    return [part.reshape(tuple(tensor.shape)) for part, tensor in parts]
+def _read(tensors: Sequence[Tensor]) -> Iterator[list[float]]:
+    """Yield the flat content of each tensor, copied to the host in one transfer."""
+    values = iter(torch.cat([tensor.flatten().double() for tensor in tensors]).tolist())
+    return (list(islice(values, tensor.numel())) for tensor in tensors)
