@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Console, RenderableType
 
-from diptych_client.annotate import AnnotationError, DatasetFormat
+from diptych_client.annotate import DatasetFormat
 from diptych_client.cli.folder import AnnotateCommand, annotate_folder
 from diptych_client.cli.options import ConnectionOptions, TaskOptions, with_task_options
 from diptych_client.cli.tables import answer_view, comparison_view, models_view, tasks_view
 from diptych_client.drawing import draw_answer, draw_comparison, open_upright
 from diptych_client.errors import DiptychError
+from diptych_client.long_runs import RunError
 from diptych_client.transports.rest_messages import answer_json, comparison_json
 
 app = typer.Typer(
@@ -31,7 +32,7 @@ def main() -> None:
     """Run a command. Exit status: 1 failed, 2 wrong usage, 130 interrupted."""
     try:
         app(prog_name="diptych")
-    except (DiptychError, AnnotationError, OSError, ValueError) as error:
+    except (DiptychError, RunError, OSError, ValueError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
 
