@@ -129,6 +129,54 @@ def annotate(
     raise typer.Exit(1 if annotate_folder(_connection(context), command) else 0)
 
 
+@app.command()
+@with_task_options
+def evaluate(
+    context: typer.Context,
+    dataset: Annotated[Path, typer.Argument(help="A COCO, YOLO, VOC, JSON lines, Hugging Face or image folder.")],
+    task_options: TaskOptions,
+    models: Annotated[
+        list[str] | None, typer.Option(help="Model id; repeatable; default: all that offer the task.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder; default: DATASET-TASK beside it.", file_okay=False)
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images of a label file.", exists=True, file_okay=False)
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the dataset, such as val.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help='YAML file of prompts: `car: "car, automobile"`.', exists=True, dir_okay=False)
+    ] = None,
+    sample: Annotated[int | None, typer.Option(help="Number of images, drawn by --seed.", min=1)] = None,
+    concurrency: Annotated[int, typer.Option(help="Number of concurrent requests.", min=1)] = 8,
+    gallery: Annotated[int, typer.Option(help="Number of images in the report.", min=0)] = 200,
+) -> None:
+    """Evaluate models on a dataset, or compare them on images without labels; write a report.
+
+    The same command resumes an interrupted run: answers are kept in answers.jsonl. failures.jsonl lists the requests
+    that failed; the next run retries them.
+    """
+    try:
+        from diptych_client.cli.evaluation import EvaluateCommand, evaluate_dataset
+    except ImportError as error:
+        raise RunError(f"evaluate needs {error.name}: pip install 'diptych-client[evaluate]'") from error
+    out = out or dataset.resolve().with_name(f"{dataset.resolve().stem}-{task_options.task}")
+    command = EvaluateCommand(
+        dataset=dataset,
+        out=out,
+        task_options=task_options,
+        models=models,
+        images=images,
+        split=split,
+        prompts=prompts,
+        num_images=sample,
+        concurrency=concurrency,
+        gallery=gallery,
+    )
+    raise typer.Exit(1 if evaluate_dataset(_connection(context), command) else 0)
+
+
 def _connection(context: typer.Context) -> ConnectionOptions:
     connection: ConnectionOptions = context.obj
     return connection
