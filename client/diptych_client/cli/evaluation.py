@@ -79,6 +79,9 @@ def _ask(connection: ConnectionOptions, asker: Asker, samples: Sequence[Sample],
     if num_unanswered < total:
         typer.echo(f"{model}: {total - num_unanswered} of {total} requests were answered in an earlier run", err=True)
 
+    if not num_unanswered:
+        return
+
     async def run(advance: Callable[[], None]) -> None:
         async with connection.async_client() as client:
             await asker.ask(client, samples, model, advance)

@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Self
@@ -21,7 +21,7 @@ from diptych_client.evaluation.questions import Sample
 from diptych_client.geometry import ImageSize
 from diptych_client.long_runs import AppendLog, FailureLog, send_all
 from diptych_client.requests import AnswerOptions, TaskParameters, given_fields
-from diptych_client.results import Answer, Item, TextRegionsResult, TextResult, items_of
+from diptych_client.results import Answer, Instance, Item, TextRegionsResult, TextResult, items_of
 from diptych_client.transports.rest_messages import answer_from_json, answer_json
 
 _KEY_BYTES = 8
@@ -92,13 +92,13 @@ class AnswerLog:
 
     def prediction(self, sample: Sample, model: str) -> Prediction | None:
         """Return the joined answers, None if one is missing."""
-        offsets = [self._offsets.get(question.key) for question in self.questions([sample], model)]
-        values = [self._log.value(offset) for offset in offsets if offset is not None]
-        if len(values) < len(offsets):
+        questions = list(self.questions([sample], model))
+        if any(question.key not in self._offsets for question in questions):
             return None
+        values = [self._log.value(self._offsets[question.key]) for question in questions]
         answers = [answer_from_json(value["answer"]) for value in values]
         return Prediction(
-            tuple(item for answer in answers for item in items_of(answer.result)),
+            tuple(item for q, answer in zip(questions, answers, strict=True) for item in _items(q.parameters, answer)),
             _text(answers[0]),
             answers[0].image,
             sum(value["latency_s"] for value in values),
@@ -119,6 +119,14 @@ class AnswerLog:
         fields = {"task": self.task, "model": model, **given_fields(parameters, self.options)}
         text = json.dumps([asdict(image), fields], sort_keys=True)
         return int.from_bytes(blake2b(text.encode(), digest_size=_KEY_BYTES).digest())
+
+
+def _items(parameters: TaskParameters, answer: Answer) -> tuple[Item, ...]:
+    """Return the objects; those of a request with one phrase are of that phrase, whatever the model calls them."""
+    items, phrase = items_of(answer.result), parameters.phrase
+    if phrase is None:
+        return items
+    return tuple(replace(item, label=phrase) if isinstance(item, Instance) else item for item in items)
 
 
 def _text(answer: Answer) -> str | None:

@@ -32,6 +32,11 @@ class Gallery:
     names: ClassNames
     models: Sequence[str]
 
+    @property
+    def has_masks(self) -> bool:
+        """Return True if answers are masks: otherwise a true object is drawn as its box, too."""
+        return self.log.task == "instance_segmentation"
+
     def card(self, sample: Sample, ranked: Ranked) -> dict[str, Any]:
         """Return one sample with the truth, if it has one, and the answer of each model."""
         predictions = {model: self.log.prediction(sample, model) for model in self.models}
@@ -47,7 +52,7 @@ class Gallery:
             "kinds": sorted(ranked.kinds),
             "classes": sorted(ranked.classes),
             "panels": [
-                *_truth_panel(sample, list(answered.values()), self.names),
+                *_truth_panel(sample, list(answered.values()), self.names, self.has_masks),
                 *(_answer_panel(model, sample, each, self.names) for model, each in answered.items()),
             ],
         }
@@ -68,7 +73,9 @@ def thumbnail(data: bytes) -> str:
     return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
 
 
-def _truth_panel(sample: Sample, predictions: Sequence[Prediction], names: ClassNames) -> Iterator[dict[str, Any]]:
+def _truth_panel(
+    sample: Sample, predictions: Sequence[Prediction], names: ClassNames, has_masks: bool
+) -> Iterator[dict[str, Any]]:
     match sample.truth:
         case TextsTruth(texts):
             yield {"name": "truth", "shapes": [], "text": "\n".join(dict.fromkeys(texts))}
@@ -76,12 +83,12 @@ def _truth_panel(sample: Sample, predictions: Sequence[Prediction], names: Class
             missed = [_kinds(objects, each, names)[0] for each in predictions]
             by_all = [{kinds[i] for kinds in missed} for i in range(len(objects))]
             shapes = [
-                _true_shape(each, each.label, "missed" if "missed" in kinds else "truth")
+                _true_shape(each, each.label, "missed" if "missed" in kinds else "truth", has_masks)
                 for each, kinds in zip(objects, by_all, strict=True)
             ]
             yield {"name": "truth", "shapes": shapes, "text": ""}
         case PhrasesTruth(phrases):
-            shapes = [_true_shape(each, each.phrase, "truth") for each in phrases]
+            shapes = [_true_shape(each, each.phrase, "truth", has_masks) for each in phrases]
             yield {"name": "truth", "shapes": shapes, "text": ""}
 
 
@@ -111,8 +118,8 @@ def _kinds(objects: Sequence[TrueObject], prediction: Prediction, names: ClassNa
     return of_truths, of_answers
 
 
-def _true_shape(each: TrueObject | TruePhrase, label: str, kind: str) -> dict[str, Any]:
-    if isinstance(each.segmentation, list):
+def _true_shape(each: TrueObject | TruePhrase, label: str, kind: str, has_masks: bool) -> dict[str, Any]:
+    if has_masks and isinstance(each.segmentation, list):
         rings = [list(zip(ring[::2], ring[1::2], strict=True)) for ring in each.segmentation]
         return {"label": label, "kind": kind, "rings": _rounded(rings), "is_filled": True}
     box = each.box_xyxy or (0.0, 0.0, 0.0, 0.0)

@@ -10,6 +10,7 @@ from diptych_client.evaluation.metrics.evaluator import Evaluation
 from diptych_client.evaluation.report.plots import Line, interval_plot, line_plot
 from diptych_client.evaluation.report.tables import Table, heading, sentences, tables
 
+_MAIN_TABLES = ("Metrics", "Speed", "Agreement")
 _FOLDER = Path(__file__).parent
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -40,10 +41,12 @@ def _script_json(value: Any) -> str:
 
 
 def _sections(evaluation: Evaluation) -> Iterator[str]:
+    """Yield plots and main tables; the others are folded, so that the images follow."""
     found = tables(evaluation)
     yield f'<section class="plots">{"".join(_plots(evaluation))}</section>'
-    for table in found:
-        yield _table(table)
+    yield from (_table(table) for table in found if table.title in _MAIN_TABLES)
+    if others := [_table(table) for table in found if table.title not in _MAIN_TABLES]:
+        yield f"<details><summary>Classes, sizes, kinds of error</summary><div>{''.join(others)}</div></details>"
 
 
 def _plots(evaluation: Evaluation) -> Iterator[str]:

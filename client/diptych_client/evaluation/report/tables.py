@@ -34,7 +34,7 @@ def sentences(evaluation: Evaluation) -> list[str]:
         found += [f"{each}." for each in evaluation.measured.differences if each.metric == main]
     if evaluation.agreed is not None:
         pairs = evaluation.agreed.intervals.items()
-        found += [f"{title} agree by {_plus_minus(own['agreement'])} %." for title, own in pairs]
+        found += [f"{title}: agreement {_plus_minus(own['agreement'])} %." for title, own in pairs]
     return found
 
 
@@ -128,9 +128,14 @@ def _number(value: float) -> str:
 
 def heading(evaluation: Evaluation) -> str:
     """Return how much was evaluated."""
-    missing = f"; {evaluation.num_unanswered} not answered by every model" if evaluation.num_unanswered else ""
-    labelled = f"{evaluation.num_labelled} of {evaluation.num_samples} samples labelled"
-    return f"{evaluation.task} on {evaluation.dataset}: {evaluation.num_images} images, {labelled}{missing}"
+    count = f"{evaluation.num_images} images"
+    if evaluation.num_samples != evaluation.num_images:
+        count += f", {evaluation.num_samples} questions"
+    if evaluation.num_labelled < evaluation.num_samples:
+        count += f", {evaluation.num_labelled} of them labelled" if evaluation.num_labelled else " without labels"
+    if evaluation.num_unanswered:
+        count += f"; {evaluation.num_unanswered} not answered by every model"
+    return f"{evaluation.task} on {evaluation.dataset}: {count}"
 
 
 def markdown(evaluation: Evaluation) -> str:
