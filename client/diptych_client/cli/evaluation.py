@@ -86,7 +86,7 @@ def _ask(connection: ConnectionOptions, asker: Asker, samples: Sequence[Sample],
         async with connection.async_client() as client:
             await asker.ask(client, samples, model, advance)
 
-    run_with_progress(num_unanswered, run, model)
+    run_with_progress(num_unanswered, run, model, "requests")
 
 
 def _write(out: Path, evaluation: Evaluation, gallery: Gallery, samples: Sequence[Sample]) -> None:

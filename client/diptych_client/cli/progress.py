@@ -13,20 +13,26 @@ _ERRORS = Console(stderr=True)
 
 
 class _RateColumn(ProgressColumn):
-    """Images per second in this run."""
+    """Images or requests per second in this run."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
 
     def render(self, task: Bar) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f} images/s")
+        return Text("" if speed is None else f"{speed:.1f} {self._unit}/s")
 
 
-def run_with_progress(total: int, run: Callable[[Callable[[], None]], Awaitable[None]], description: str = "") -> None:
-    """Run a coroutine that calls its argument once for each finished image."""
+def run_with_progress(
+    total: int, run: Callable[[Callable[[], None]], Awaitable[None]], description: str = "", unit: str = "images"
+) -> None:
+    """Run a coroutine that calls its argument once for each finished unit."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        _RateColumn(),
+        _RateColumn(unit),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=_ERRORS) as progress:

@@ -3,9 +3,11 @@
 Own lines and no plotting library: these follow light and dark, and a report needs three kinds of plot.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Self
 
 from diptych_client.evaluation.metrics.outcome import Curve
 from diptych_client.evaluation.statistics import Interval
@@ -13,6 +15,7 @@ from diptych_client.evaluation.statistics import Interval
 NUM_COLORS = 6
 _WIDTH, _HEIGHT = 360, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 12, 12, 38
+_NAMES = 120  # width of the metrics' names
 _DASHES = ("", "6 4")
 
 
@@ -39,19 +42,18 @@ def line_plot(title: str, x_title: str, y_title: str, lines: Sequence[Line]) -> 
 
 
 def interval_plot(title: str, intervals: Mapping[str, Mapping[str, Interval]]) -> str:
-    """Return each metric of each model as a dot with its interval, from 0 to the largest value."""
+    """Return each metric of each model as a dot with its interval; the axis has the tens around all of them."""
     models = list(intervals)
     names = list(next(iter(intervals.values()), {}))
-    maximum = max([100.0, *(each.high for own in intervals.values() for each in own.values())])
+    axis = _Axis.of([each for own in intervals.values() for each in own.values()])
     row_height = 14 * len(models) + 14
-    left = 110
-    parts = [_grid(left, maximum, row_height * len(names))]
+    parts = [_grid(axis, row_height * len(names))]
     for i, name in enumerate(names):
         middle = i * row_height + row_height / 2 + 4
-        parts.append(f'<text x="{left - 8}" y="{middle:.1f}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<text x="{_NAMES - 8}" y="{middle:.1f}" text-anchor="end">{escape(name)}</text>')
         for j, model in enumerate(models):
             y = i * row_height + 14 + 14 * j
-            parts.append(_whisker(intervals[model][name], j, y, left, maximum))
+            parts.append(_whisker(intervals[model][name], j, y, axis))
     key = "".join(
         f'<span><svg width="12" height="10" aria-hidden="true"><circle cx="6" cy="5" r="4" fill="{_color(j)}"/></svg>'
         f"{escape(model)}</span>"
@@ -60,22 +62,40 @@ def interval_plot(title: str, intervals: Mapping[str, Mapping[str, Interval]]) -
     return _figure(title, _svg(title, row_height * len(names) + 20, "".join(parts)), key)
 
 
-def _whisker(interval: Interval, series: int, y: float, left: float, maximum: float) -> str:
-    low, value, high = (
-        left + (_WIDTH - _RIGHT - left) * max(0.0, each) / maximum if each == each else left
-        for each in (interval.low, interval.value, interval.high)
-    )
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """A horizontal axis of values."""
+
+    minimum: float
+    maximum: float
+
+    @classmethod
+    def of(cls, intervals: Sequence[Interval]) -> Self:
+        ends = [end for each in intervals for end in (each.low, each.value, each.high) if math.isfinite(end)] or [0.0]
+        minimum = 10 * math.floor(min(ends) / 10)
+        return cls(minimum, max(10 * math.ceil(max(ends) / 10), minimum + 10))
+
+    def x(self, value: float) -> float:
+        share = (value - self.minimum) / (self.maximum - self.minimum)
+        return _NAMES + (_WIDTH - _RIGHT - _NAMES) * share
+
+
+def _whisker(interval: Interval, series: int, y: float, axis: _Axis) -> str:
+    if not math.isfinite(interval.value):
+        return ""
+    low, value, high = map(axis.x, (interval.low, interval.value, interval.high))
     color = _color(series)
     line = f'<path d="M{low:.1f} {y}H{high:.1f}" stroke="{color}" stroke-width="2"/>'
     return f'<g>{line}<circle cx="{value:.1f}" cy="{y}" r="4" fill="{color}"/><title>{interval}</title></g>'
 
 
-def _grid(left: float, maximum: float, height: float) -> str:
+def _grid(axis: _Axis, height: float) -> str:
     parts = []
-    for tick in range(0, int(maximum) + 1, 25 if maximum <= 120 else 50):
-        x = left + (_WIDTH - _RIGHT - left) * tick / maximum
+    for step in range(5):
+        tick = axis.minimum + step * (axis.maximum - axis.minimum) / 4
+        x = axis.x(tick)
         parts.append(f'<path class="grid" d="M{x:.1f} 0V{height}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{height + 14}" text-anchor="middle">{tick}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{height + 14}" text-anchor="middle">{tick:g}</text>')
     return "".join(parts)
 
 
