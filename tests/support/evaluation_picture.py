@@ -23,7 +23,7 @@ _NUM_SCENES, _SIDE_PX = 200, 384
 
 def write_scenes(folder: Path) -> None:
     """Render scenes that were not used in training, with the boxes of their shapes as COCO."""
-    images, annotations = [], []
+    images, annotations = list[dict[str, object]](), list[dict[str, object]]()
     (folder / "images").mkdir(parents=True)
     for index in range(_NUM_SCENES):
         scene, name = evaluation_scene(index), f"{index:03}.png"

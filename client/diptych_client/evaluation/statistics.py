@@ -5,6 +5,7 @@ percentile intervals); all samples of a drawn image count, and the same draw is 
 the difference of two models is paired.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -59,7 +60,7 @@ class Interval:
         return (self.high - self.low) / 2
 
     def __str__(self) -> str:
-        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
+        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]" if math.isfinite(self.value) else "–"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,9 @@ def _scaled(metric: Metric, weights: Floats) -> float:
 
 
 def _interval(value: float, draws: Floats) -> Interval:
-    low, high = np.nanquantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) if draws.size else (value, value)
+    defined = draws[np.isfinite(draws)]
+    quantiles = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    low, high = np.quantile(defined, quantiles) if defined.size else (value, value)
     return Interval(value, float(low), float(high))
 
 

@@ -54,6 +54,11 @@ def test_equal_models_cannot_be_told_apart() -> None:
     assert str(difference).startswith("A and B cannot be told apart with 180 images: ")
 
 
+def test_a_metric_without_anything_to_measure_has_no_interval() -> None:
+    nothing = Metric("mAP", Ratio(np.zeros(5), np.zeros(5)))
+    assert str(estimates({"A": [nothing]}, range(5), seed=0).intervals["A"]["mAP"]) == "–"
+
+
 def test_fewer_errors_are_better() -> None:
     values = np.array(normal(0.5, 100))
     errors = {

@@ -16,8 +16,9 @@ from diptych_client.evaluation.dataset import Dataset
 from diptych_client.evaluation.metrics.agreement import Agreement, ClassAgreement
 from diptych_client.evaluation.metrics.measure import Measure, measure_for
 from diptych_client.evaluation.metrics.outcome import Details, Outcome
-from diptych_client.evaluation.questions import ClassNames, Sample
+from diptych_client.evaluation.questions import ClassNames, Sample, Truth
 from diptych_client.evaluation.statistics import Estimates, Metric, estimates
+from diptych_client.long_runs import RunError
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ class Evaluator:
     labelled_images: list[int] = field(default_factory=list)  # of each answered sample with a truth
     ranked: list[tuple[float, int, Ranked]] = field(default_factory=list)  # a heap, the least wrong first
     num_unanswered: int = 0
+    truth_kind: type[Truth] | None = None
 
     def evaluate(self, dataset_name: str, samples: Sequence[Sample], seed: int, gallery: int) -> Evaluation:
         """Return the results; the gallery has that many samples, the most wrong and the most different ones."""
@@ -131,6 +133,9 @@ class Evaluator:
     def _errors(self, sample: Sample, predictions: Mapping[str, Prediction]) -> list[Outcome]:
         if sample.truth is None:
             return []
+        if self.truth_kind not in (None, type(sample.truth)):
+            raise RunError(f"{sample.title}: {self.log.task} cannot measure phrases and objects in one run")
+        self.truth_kind = type(sample.truth)
         if not self.measures:
             self.measures = {m: measure_for(sample.truth, self.log.task, self.names) for m in self.models}
         return [self.measures[model].add(sample.truth, each) for model, each in predictions.items()]

@@ -21,6 +21,7 @@ from diptych_client.evaluation.readers.json_lines import classes_of, labelled_ro
 from diptych_client.long_runs import RunError
 
 _SUFFIXES = ("*.parquet", "*.arrow")
+_SPLITS = ("train", "val", "test")
 _MAX_BLOCKS = 4  # record batches whose images are held in memory
 
 
@@ -30,12 +31,16 @@ def is_hugging_face(path: Path) -> bool:
 
 
 def read_hugging_face(path: Path, split: str | None = None) -> Dataset:
-    """Read one split: the files whose path contains its name; without one, all files must be of the same split."""
+    """Read one split: the files whose path below `path` contains its name; without one, all files must be of the same."""
+    folder = path.parent if path.is_file() else path
     files = [path] if path.is_file() else sorted(each for pattern in _SUFFIXES for each in path.rglob(pattern))
-    files = [each for each in files if split is None or split in each.relative_to(path.parent).as_posix()]
+    files = [each for each in files if split is None or split in each.relative_to(folder).as_posix()]
     if not files:
         raise RunError(f"{path} has no Parquet or Arrow file of the split {split}")
-    store = ArrowImages(tuple(files))
+    splits = {each for file in files for each in _SPLITS if each in file.relative_to(folder).as_posix()}
+    if len(splits) > 1:
+        raise RunError(f"{path} has several splits: choose one with --split ({', '.join(sorted(splits))})")
+    store = ArrowImages(folder, tuple(files))
     labelled = list(store.labelled())
     classes = store.class_names() or classes_of(labelled)
     return Dataset(labelled, store, tuple(classes))
@@ -45,18 +50,19 @@ def read_hugging_face(path: Path, split: str | None = None) -> Dataset:
 class ArrowImages:
     """Images in the rows of files, named `FILE#ROW`; a few record batches are held in memory."""
 
+    folder: Path
     files: tuple[Path, ...]
     places: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # file, block, row in it
 
     def labelled(self) -> Iterator[LabelledImage]:
         """Yield the labels of every row, without its image."""
         for file_index, path in enumerate(self.files):
-            stat, number = path.stat(), 0
+            stat, number, name = path.stat(), 0, path.relative_to(self.folder).as_posix()
             column, names = _image_column(path), self.class_names()
-            others = [name for name in _schema(path).names if name != column]
+            others = [each for each in _schema(path).names if each != column]
             for block in range(_num_blocks(path)):
                 for row_in_block, row in enumerate(_block(path, block, tuple(others)).to_pylist()):
-                    image = ImageFile(f"{path.name}#{number}", stat.st_size, stat.st_mtime_ns)
+                    image = ImageFile(f"{name}#{number}", stat.st_size, stat.st_mtime_ns)
                     self.places[image.name] = (file_index, block, row_in_block)
                     yield labelled_row(image, _with_boxes(row, names))
                     number += 1

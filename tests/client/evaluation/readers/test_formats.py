@@ -43,6 +43,17 @@ def test_every_image_can_be_read_in_any_order(write: Callable[[Path], Path], tmp
             assert image.convert("RGB").getpixel((0, 0)) == (index * 40, 90, 120)
 
 
+def test_one_split_of_several_is_read(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+        (write_parquet(tmp_path / split) / "val-00000-of-00001.parquet").rename(tmp_path / split / "0000.parquet")
+    with pytest.raises(RunError, match=r"several splits: choose one with --split \(train, val\)"):
+        read_dataset(tmp_path)
+    dataset = read_dataset(tmp_path, split="train")
+    assert len(dataset.images) == len(OBJECTS)
+    assert dataset.images[0].image.name == "train/0000.parquet#0"
+
+
 def test_a_folder_of_images_has_no_labels(tmp_path: Path) -> None:
     write_images(tmp_path)
     dataset = read_dataset(tmp_path)
