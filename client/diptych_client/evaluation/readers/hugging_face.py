@@ -31,7 +31,7 @@ def is_hugging_face(path: Path) -> bool:
 
 
 def read_hugging_face(path: Path, split: str | None = None) -> Dataset:
-    """Read one split: the files whose path below `path` contains its name; without one, all files must be of the same."""
+    """Read the files whose path below `path` contains the split; without one, all must be of the same split."""
     folder = path.parent if path.is_file() else path
     files = [path] if path.is_file() else sorted(each for pattern in _SUFFIXES for each in path.rglob(pattern))
     files = [each for each in files if split is None or split in each.relative_to(folder).as_posix()]
