@@ -5,14 +5,12 @@ dataset.py writes COCO, YOLO or JSON lines from the journal.
 """
 
 from diptych_client.annotate.dataset import DatasetFormat, check_format, write_dataset
-from diptych_client.annotate.job import AnnotationError, Job, check_folders, find_images
+from diptych_client.annotate.job import Job, check_folders, find_images
 from diptych_client.annotate.journal import Journal
-from diptych_client.annotate.labelling import FailureLog, Labeller, label_images
+from diptych_client.annotate.labelling import Labeller, label_images
 
 __all__ = [
-    "AnnotationError",
     "DatasetFormat",
-    "FailureLog",
     "Job",
     "Journal",
     "Labeller",

@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from diptych_client.annotate.job import AnnotationError, ImageFile, Job
+from diptych_client.annotate.job import ImageFile, Job
 from diptych_client.annotate.journal import Record
 from diptych_client.geometry import ImageSize, Mask, PointXy, Ring, polygons_mask, uncompressed_run_lengths
+from diptych_client.long_runs import RunError
 from diptych_client.results import Detection, DetectionsResult, Instance, InstancesResult, Result
 from diptych_client.transports.rest_messages import answer_json
 
@@ -44,10 +45,10 @@ class DatasetFormat(Enum):
 
 
 def check_format(dataset_format: DatasetFormat, result: str, images: Sequence[ImageFile]) -> None:
-    """Raise `AnnotationError` if the format cannot hold results of this key or these image names."""
+    """Raise `RunError` if the format cannot hold results of this key or these image names."""
     if dataset_format is not DatasetFormat.jsonl and result not in _RESULTS_WITH_BOXES:
         name = dataset_format.value
-        raise AnnotationError(f"{name} holds boxes and masks, but the task's result is {result}: use --format jsonl")
+        raise RunError(f"{name} holds boxes and masks, but the task's result is {result}: use --format jsonl")
     if dataset_format is DatasetFormat.yolo:
         _check_yolo_names(images)
 
@@ -116,13 +117,13 @@ def _coco_segmentation(instance: Instance, mask: Mask, image: ImageSize) -> Any:
 
 
 def _check_yolo_names(images: Sequence[ImageFile]) -> None:
-    """Raise `AnnotationError` if trainers would not find an image's label file, or two images would share one."""
+    """Raise `RunError` if trainers would not find an image's label file, or two images would share one."""
     for image in images:
         if "images" in PurePosixPath(image.name).parent.parts:  # trainers replace the last `images` of a path
-            raise AnnotationError(f"{image.name}: a subfolder must not be named images in a YOLO dataset: rename it")
+            raise RunError(f"{image.name}: a subfolder must not be named images in a YOLO dataset: rename it")
     for name, count in Counter(_label_name(image) for image in images).items():
         if count > 1:
-            raise AnnotationError(f"{count} images would share labels/train/{name}: rename all but one")
+            raise RunError(f"{count} images would share labels/train/{name}: rename all but one")
 
 
 def _write_yolo(out: Path, folder: Path, records: Sequence[Record], classes: Mapping[str, int]) -> Path:

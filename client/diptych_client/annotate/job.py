@@ -4,13 +4,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from diptych_client.long_runs import RunError
 from diptych_client.requests import AnswerOptions, TaskParameters, given_fields
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}  # the formats that the service reads
-
-
-class AnnotationError(Exception):
-    """The folder cannot be labelled as requested; the message says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +51,7 @@ def _image_file(folder: Path, path: Path) -> ImageFile:
 
 
 def check_folders(images: Path, out: Path) -> None:
-    """Raise `AnnotationError` if one folder contains the other: output would be labelled, or images overwritten."""
+    """Raise `RunError` if one folder contains the other: output would be labelled, or images overwritten."""
     source, target = images.resolve(), out.resolve()
     if source.is_relative_to(target) or target.is_relative_to(source):
-        raise AnnotationError(f"--out {out} must be outside the image folder {images}, and must not contain it")
+        raise RunError(f"--out {out} must be outside the image folder {images}, and must not contain it")

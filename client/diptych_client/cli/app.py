@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Console, RenderableType
 
-from diptych_client.annotate import AnnotationError, DatasetFormat
+from diptych_client.annotate import DatasetFormat
 from diptych_client.cli.folder import AnnotateCommand, annotate_folder
 from diptych_client.cli.options import ConnectionOptions, TaskOptions, with_task_options
 from diptych_client.cli.tables import answer_view, comparison_view, models_view, tasks_view
 from diptych_client.drawing import draw_answer, draw_comparison, open_upright
 from diptych_client.errors import DiptychError
+from diptych_client.long_runs import RunError
 from diptych_client.transports.rest_messages import answer_json, comparison_json
 
 app = typer.Typer(
@@ -31,7 +32,7 @@ def main() -> None:
     """Run a command. Exit status: 1 failed, 2 wrong usage, 130 interrupted."""
     try:
         app(prog_name="diptych")
-    except (DiptychError, AnnotationError, OSError, ValueError) as error:
+    except (DiptychError, RunError, OSError, ValueError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
 
@@ -126,6 +127,54 @@ def annotate(
     out = out or folder.resolve().with_name(f"{folder.resolve().name}-annotations")
     command = AnnotateCommand(folder, out, dataset_format, task_options, model, concurrency)
     raise typer.Exit(1 if annotate_folder(_connection(context), command) else 0)
+
+
+@app.command()
+@with_task_options
+def evaluate(
+    context: typer.Context,
+    dataset: Annotated[Path, typer.Argument(help="A COCO, YOLO, VOC, JSON lines, Hugging Face or image folder.")],
+    task_options: TaskOptions,
+    models: Annotated[
+        list[str] | None, typer.Option(help="Model id; repeatable; default: all that offer the task.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder; default: DATASET-TASK beside it.", file_okay=False)
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images of a label file.", exists=True, file_okay=False)
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the dataset, such as val.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help='YAML file of prompts: `car: "car, automobile"`.', exists=True, dir_okay=False)
+    ] = None,
+    sample: Annotated[int | None, typer.Option(help="Number of images, drawn by --seed.", min=1)] = None,
+    concurrency: Annotated[int, typer.Option(help="Number of concurrent requests.", min=1)] = 8,
+    gallery: Annotated[int, typer.Option(help="Number of images in the report.", min=0)] = 200,
+) -> None:
+    """Evaluate models on a dataset, or compare them on images without labels; write a report.
+
+    The same command resumes an interrupted run: answers are kept in answers.jsonl. failures.jsonl lists the requests
+    that failed; the next run retries them.
+    """
+    try:
+        from diptych_client.cli.evaluation import EvaluateCommand, evaluate_dataset
+    except ImportError as error:
+        raise RunError(f"evaluate needs {error.name}: pip install 'diptych-client[evaluate]'") from error
+    out = out or dataset.resolve().with_name(f"{dataset.resolve().stem}-{task_options.task}")
+    command = EvaluateCommand(
+        dataset=dataset,
+        out=out,
+        task_options=task_options,
+        models=models,
+        images=images,
+        split=split,
+        prompts=prompts,
+        num_images=sample,
+        concurrency=concurrency,
+        gallery=gallery,
+    )
+    raise typer.Exit(1 if evaluate_dataset(_connection(context), command) else 0)
 
 
 def _connection(context: typer.Context) -> ConnectionOptions:

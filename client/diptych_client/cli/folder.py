@@ -1,21 +1,14 @@
 """The command `annotate`: runs `diptych_client.annotate` with a progress bar and prints a summary."""
 
-import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TimeRemainingColumn
-from rich.progress import Task as Bar
-from rich.text import Text
 
 from diptych_client.annotate import (
-    AnnotationError,
     DatasetFormat,
-    FailureLog,
     Job,
     Journal,
     Labeller,
@@ -27,8 +20,8 @@ from diptych_client.annotate import (
 )
 from diptych_client.annotate.job import ImageFile
 from diptych_client.cli.options import ConnectionOptions, TaskOptions
-
-_ERRORS = Console(stderr=True)
+from diptych_client.cli.progress import run_with_progress
+from diptych_client.long_runs import FailureLog, RunError
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +34,6 @@ class AnnotateCommand:
     task_options: TaskOptions
     model: str | None
     concurrency: int
-
-
-class _RateColumn(ProgressColumn):
-    """Images per second in this run."""
-
-    def render(self, task: Bar) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f} images/s")
 
 
 def annotate_folder(connection: ConnectionOptions, command: AnnotateCommand) -> int:
@@ -69,12 +54,12 @@ def annotate_folder(connection: ConnectionOptions, command: AnnotateCommand) -> 
 def _job(connection: ConnectionOptions, command: AnnotateCommand, images: Sequence[ImageFile]) -> Job:
     """Return the job with an explicit model: a resumed run keeps it even if the service's default changes."""
     if not images:
-        raise AnnotationError(f"{command.folder} contains no JPEG, PNG or WebP file")
+        raise RunError(f"{command.folder} contains no JPEG, PNG or WebP file")
     with connection.client() as client:
         tasks = {task.id: task for task in client.tasks() if task.models}
     options = command.task_options
     if options.task not in tasks:
-        raise AnnotationError(f"no model offers task {options.task!r}; offered are {', '.join(tasks)}")
+        raise RunError(f"no model offers task {options.task!r}; offered are {', '.join(tasks)}")
     task = tasks[options.task]
     check_format(command.dataset_format, task.result, images)
     return Job(task.id, command.model or task.models[0], options.parameters(), options.answer_options())
@@ -82,18 +67,12 @@ def _job(connection: ConnectionOptions, command: AnnotateCommand, images: Sequen
 
 def _label(connection: ConnectionOptions, labeller: Labeller, images: Sequence[ImageFile], concurrency: int) -> None:
     start_s = time.monotonic()
-    with Progress(BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn(), console=_ERRORS) as progress:
-        bar = progress.add_task("", total=len(images))
 
-        async def run() -> None:
-            async with connection.async_client() as client:
-                await label_images(client, labeller, images, concurrency, lambda: progress.advance(bar))
+    async def run(advance: Callable[[], None]) -> None:
+        async with connection.async_client() as client:
+            await label_images(client, labeller, images, concurrency, advance)
 
-        try:
-            asyncio.run(run())
-        except KeyboardInterrupt:
-            _ERRORS.print("interrupted; run the same command to resume")
-            raise
+    run_with_progress(len(images), run)
     elapsed_s, failures = time.monotonic() - start_s, labeller.failures
     summary = f"{len(images)} images in {elapsed_s:.1f} s, {len(images) / elapsed_s:.1f} images/s"
     hint = f", see {failures.path}" if failures.num_failures else ""

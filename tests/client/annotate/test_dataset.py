@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from diptych_client import AnswerOptions, Detection, DetectionsResult, TaskParameters
-from diptych_client.annotate import AnnotationError, DatasetFormat, Job, check_format, write_dataset
+from diptych_client.annotate import DatasetFormat, Job, check_format, write_dataset
 from diptych_client.annotate.dataset import class_indices
 from diptych_client.annotate.job import ImageFile
+from diptych_client.long_runs import RunError
 from diptych_client.transports.rest_messages import answer_from_json
 from tests.support.client_answers import DETECTIONS, TEXT, record
 
@@ -27,7 +28,7 @@ def test_json_lines_have_one_line_for_each_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dataset_format", [DatasetFormat.coco, DatasetFormat.yolo])
 @pytest.mark.parametrize("result", ["text", "text_regions"])
 def test_coco_and_yolo_reject_results_without_boxes(dataset_format: DatasetFormat, result: str) -> None:
-    with pytest.raises(AnnotationError, match="use --format jsonl"):
+    with pytest.raises(RunError, match="use --format jsonl"):
         check_format(dataset_format, result, [])
     check_format(DatasetFormat.jsonl, result, [])
 
@@ -35,7 +36,7 @@ def test_coco_and_yolo_reject_results_without_boxes(dataset_format: DatasetForma
 def test_only_yolo_requires_distinct_names_without_suffix() -> None:
     images = [ImageFile("a.png", 1, 1), ImageFile("a.jpg", 1, 1)]
     check_format(DatasetFormat.coco, "detections", images)
-    with pytest.raises(AnnotationError):
+    with pytest.raises(RunError):
         check_format(DatasetFormat.yolo, "detections", images)
 
 

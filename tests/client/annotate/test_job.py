@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from diptych_client.annotate import AnnotationError, check_folders, find_images
+from diptych_client.annotate import check_folders, find_images
+from diptych_client.long_runs import RunError
 
 
 def test_only_images_are_found_also_in_subfolders(tmp_path: Path) -> None:
@@ -19,7 +20,7 @@ def test_only_images_are_found_also_in_subfolders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("out", ["images", "images/out", "."])
 def test_the_output_folder_may_neither_contain_the_images_nor_lie_among_them(tmp_path: Path, out: str) -> None:
-    with pytest.raises(AnnotationError, match="must be outside the image folder"):
+    with pytest.raises(RunError, match="must be outside the image folder"):
         check_folders(tmp_path / "images", tmp_path / out)
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from diptych_client import AnswerOptions, TaskParameters
-from diptych_client.annotate import AnnotationError, Job, Journal
+from diptych_client.annotate import Job, Journal
 from diptych_client.annotate.job import ImageFile
+from diptych_client.long_runs import RunError
 from tests.support.client_answers import RESULTS, record
 
 JOB = Job("some_task", "some-model", TaskParameters(labels=["a", "b"]), AnswerOptions(seed=1))
@@ -74,7 +75,7 @@ def test_a_journal_cut_anywhere_loses_only_its_last_line(tmp_path: Path) -> None
 )
 def test_a_journal_of_another_job_is_rejected_and_unchanged(tmp_path: Path, job: Job) -> None:
     whole = written(tmp_path / "journal.jsonl")
-    with pytest.raises(AnnotationError, match=r"belongs to another job: recorded .*choose another --out"):
+    with pytest.raises(RunError, match=r"belongs to another job: recorded .*choose another --out"):
         Journal.open(tmp_path / "journal.jsonl", job)
     assert (tmp_path / "journal.jsonl").read_bytes() == whole
 
@@ -88,14 +89,14 @@ def test_lists_and_tuples_of_parameters_are_the_same_job(tmp_path: Path) -> None
 def test_the_error_names_a_broken_line_that_is_not_the_last(tmp_path: Path) -> None:
     lines = written(tmp_path / "journal.jsonl").splitlines(keepends=True)
     (tmp_path / "journal.jsonl").write_bytes(b"".join([*lines[:2], b"{no json\n", *lines[3:]]))
-    with pytest.raises(AnnotationError, match="line 3: invalid JSON"):
+    with pytest.raises(RunError, match="line 3: invalid JSON"):
         Journal.open(tmp_path / "journal.jsonl", JOB)
 
 
 def test_a_journal_is_locked_while_open(tmp_path: Path) -> None:
     with (
         Journal.open(tmp_path / "journal.jsonl", JOB),
-        pytest.raises(AnnotationError, match="is locked by another process"),
+        pytest.raises(RunError, match="is locked by another process"),
     ):
         Journal.open(tmp_path / "journal.jsonl", JOB)
     Journal.open(tmp_path / "journal.jsonl", JOB).close()

@@ -8,11 +8,12 @@ import pytest
 import yaml
 
 from diptych_client import AnswerOptions, DetectionsResult, TaskParameters
-from diptych_client.annotate import AnnotationError, DatasetFormat, Job, check_format, write_dataset
+from diptych_client.annotate import DatasetFormat, Job, check_format, write_dataset
 from diptych_client.annotate.dataset import class_indices, joined_rings, yolo_lines
 from diptych_client.annotate.job import ImageFile
 from diptych_client.annotate.journal import Record
 from diptych_client.geometry import polygons_mask
+from diptych_client.long_runs import RunError
 from tests.support.client_answers import DETECTIONS, FAR_SQUARE, HOLE, INSTANCES, SIZE, SQUARE, record
 
 RECORDS = (record(DETECTIONS, "a.png"), record(DetectionsResult(()), "sub/b.c.jpg"))
@@ -89,7 +90,7 @@ def test_a_dataset_may_have_no_class(tmp_path: Path) -> None:
     ],
 )
 def test_names_that_would_lose_labels_are_rejected(names: list[str], message: str) -> None:
-    with pytest.raises(AnnotationError, match=message):
+    with pytest.raises(RunError, match=message):
         check_format(DatasetFormat.yolo, "detections", [ImageFile(name, 1, 1) for name in names])
     allowed = [ImageFile(name, 1, 1) for name in ("a.png", "x/a.jpg", "images.png")]
     check_format(DatasetFormat.yolo, "detections", allowed)

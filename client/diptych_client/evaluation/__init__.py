@@ -1,0 +1,9 @@
+"""Evaluates models on a dataset, or compares them on images without labels. Needs the extra `evaluate`.
+
+readers/       dataset files -> images with labels (dataset.py)
+questions.py   images with labels and a task -> samples: requests and true answers
+answers.py     samples -> the service -> a log -> predictions
+metrics/       truth and predictions -> metrics of each model, agreement of each two
+statistics.py  metrics -> intervals and paired differences
+report/        the results as HTML, Markdown and JSON
+"""

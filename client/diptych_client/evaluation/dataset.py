@@ -1,0 +1,87 @@
+"""A dataset as values: images with whatever their owner knows about them. Knows no task, no model, no file format.
+
+Boxes are [x1, y1, x2, y2] in pixels of the upright image; a segmentation is COCO's: polygons, or run lengths.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from diptych_client.annotate.job import ImageFile
+from diptych_client.geometry import BoxXyxy
+
+
+@dataclass(frozen=True, slots=True)
+class TrueObject:
+    """An object of a class; a crowd may be found any number of times, or not at all."""
+
+    label: str
+    box_xyxy: BoxXyxy
+    segmentation: Any = None
+    area: float | None = None  # None: that of the box
+    is_crowd: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TruePhrase:
+    """A phrase and the object that it refers to."""
+
+    phrase: str
+    box_xyxy: BoxXyxy | None
+    segmentation: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrueQuestion:
+    """A question and its accepted answers: of VQA the ten of the annotators, with repetitions."""
+
+    question: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """An image and its labels; None where the dataset has no labels of the kind."""
+
+    image: ImageFile
+    objects: tuple[TrueObject, ...] | None = None
+    captions: tuple[str, ...] | None = None
+    text: str | None = None
+    region: BoxXyxy | None = None  # that `text` is about
+    questions: tuple[TrueQuestion, ...] = ()
+    phrases: tuple[TruePhrase, ...] = ()
+
+
+class ImageStore(Protocol):
+    """Where the image files are."""
+
+    def read(self, image: ImageFile) -> bytes:
+        """Return the file of an image; raise `OSError` if it cannot be read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Images as files of a folder."""
+
+    path: Path
+
+    def read(self, image: ImageFile) -> bytes:
+        return (self.path / image.name).read_bytes()
+
+    def image(self, name: str) -> ImageFile:
+        """Return an image by its path in the folder; a missing one fails when it is read."""
+        path = self.path / name
+        stat = path.stat() if path.exists() else None
+        return ImageFile(name, stat.st_size, stat.st_mtime_ns) if stat else ImageFile(name, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Images with labels; `classes` are those of the objects, in the dataset's order."""
+
+    images: Sequence[LabelledImage]
+    store: ImageStore
+    classes: tuple[str, ...] = ()
+    name: str = ""

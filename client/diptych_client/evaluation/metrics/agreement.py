@@ -1,0 +1,84 @@
+"""Agreement of two models on the same images, without labels: by image, by class and box, by text."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from rapidfuzz.distance import Levenshtein
+
+from diptych_client.evaluation.answers import Prediction
+from diptych_client.evaluation.matching import Kind, LabelledBox, match
+from diptych_client.evaluation.metrics.outcome import Outcome
+from diptych_client.evaluation.questions import ClassNames
+from diptych_client.evaluation.statistics import Metric, Ratio
+from diptych_client.results import box_of
+
+
+@dataclass(frozen=True, slots=True)
+class ClassAgreement:
+    """Objects of a class: found by both with IoU >= 0.5, by one only, or labelled otherwise by the other."""
+
+    both: int
+    only_first: int
+    only_second: int
+    other_label: int
+
+
+@dataclass(slots=True)
+class Agreement:
+    """Two models' answers, added one by one."""
+
+    first: str
+    second: str
+    names: ClassNames
+    scores: list[float] = field(default_factory=list)  # of each sample, 0 to 1
+    kinds_by_class: defaultdict[str, Counter[Kind]] = field(default_factory=lambda: defaultdict(Counter))
+
+    @property
+    def title(self) -> str:
+        return f"{self.first} and {self.second}"
+
+    def add(self, first: Prediction, second: Prediction) -> Outcome:
+        """Count two answers and return how much they differ."""
+        outcome = self._texts(first, second) if first.text is not None else self._boxes(first, second)
+        self.scores.append(1 - outcome.error)
+        return outcome
+
+    def metric(self) -> Metric:
+        """Return the mean agreement: of boxes 2 · both / (first + second) of each image, of texts 1 - edit distance."""
+        scores = np.array(self.scores)
+        return Metric("agreement", Ratio(scores, np.ones_like(scores)))
+
+    def by_class(self) -> Mapping[str, ClassAgreement]:
+        return {
+            label: ClassAgreement(
+                kinds["right"], kinds["missed"], kinds["extra"], kinds["wrong class"] + kinds["badly placed"]
+            )
+            for label, kinds in sorted(self.kinds_by_class.items())
+        }
+
+    def _texts(self, first: Prediction, second: Prediction) -> Outcome:
+        distance = Levenshtein.normalized_distance(first.text or "", second.text or "")
+        return Outcome(distance, frozenset({"texts differ" if distance else "same text"}))
+
+    def _boxes(self, first: Prediction, second: Prediction) -> Outcome:
+        a, b = ([LabelledBox(self.names.label(i), box_of(i)) for i in each.items] for each in (first, second))
+        pairs, kinds = match(a, b), set[str]()
+        for pair in pairs:
+            label = a[pair.truth].label if pair.truth is not None else b[pair.answer or 0].label
+            self.kinds_by_class[label][pair.kind] += 1
+            kinds.add(self._name(pair.kind))
+        num_both = sum(pair.kind == "right" for pair in pairs)
+        disagreement = 1 - 2 * num_both / (len(a) + len(b)) if a or b else 0.0
+        return Outcome(disagreement, frozenset(kinds), frozenset(each.label for each in (*a, *b)))
+
+    def _name(self, kind: Kind) -> str:
+        names: dict[Kind, str] = {
+            "right": "found by both",
+            "wrong class": "other label",
+            "badly placed": "placed differently",
+            "missed": f"only {self.first}",
+            "extra": f"only {self.second}",
+        }
+        return names[kind]

@@ -1,0 +1,166 @@
+"""COCO's average precision by pycocotools, and the same over resampled images.
+
+`CocoScores` is COCOeval's own evaluation. `ResampledPrecision` repeats its `accumulate` with a weight for each image,
+from COCOeval's matches: a thousand resamples would otherwise match every box a thousand times.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from diptych_client.evaluation.statistics import Floats
+from diptych_client.geometry import BoxXyxy, ImageSize, Mask
+
+IouType = Literal["bbox", "segm"]
+_ALL_AREAS, _MOST_DETECTIONS = 0, -1
+_AREAS = ("all", "small", "medium", "large")
+
+
+def xywh(box: BoxXyxy) -> list[float]:
+    x1, y1, x2, y2 = box
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
+def run_lengths(segmentation: Any, image: ImageSize) -> Any:
+    """Return a segmentation of COCO as its compressed run lengths."""
+    if isinstance(segmentation, list):
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, image.height, image.width))
+    if isinstance(segmentation["counts"], list):
+        return coco_mask.frPyObjects(segmentation, image.height, image.width)
+    return segmentation
+
+
+def encoded_mask(mask: Mask) -> Any:
+    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+
+
+class CocoScores:
+    """COCOeval of one model; rows are COCO's annotations, with image ids from 1 and category ids from 1."""
+
+    def __init__(
+        self,
+        sizes: Sequence[ImageSize],
+        classes: Sequence[str],
+        truths: Sequence[Mapping[str, Any]],
+        answers: Sequence[Mapping[str, Any]],
+        iou_type: IouType,
+    ) -> None:
+        self.classes = classes
+        self._evaluation = _evaluated(sizes, classes, truths, answers, iou_type)
+
+    def average_precision(self, area: str = "all", iou: float | None = None, label: str | None = None) -> float:
+        """Return the mean of the defined precisions, NaN if there is none."""
+        precision = self._evaluation.eval["precision"]  # (IoU, recall, class, area, most detections)
+        ious = slice(None) if iou is None else np.isclose(self._evaluation.params.iouThrs, iou)
+        classes = slice(None) if label is None else [self.classes.index(label)]
+        chosen = precision[ious][:, :, classes, _AREAS.index(area), _MOST_DETECTIONS]
+        defined = chosen[chosen > -1]
+        return float(defined.mean()) if defined.size else float("nan")
+
+    def precision_by_recall(self, iou: float = 0.5) -> tuple[Floats, Floats]:
+        """Return recall, and precision averaged over the classes."""
+        precision = self._evaluation.eval["precision"]
+        chosen = precision[np.isclose(self._evaluation.params.iouThrs, iou)][0, :, :, _ALL_AREAS, _MOST_DETECTIONS]
+        defined = chosen[:, (chosen > -1).all(axis=0)]
+        recalls = np.asarray(self._evaluation.params.recThrs)
+        return recalls, defined.mean(axis=1) if defined.size else np.zeros_like(recalls)
+
+    @cached_property
+    def matches(self) -> "tuple[ClassMatches, ...]":
+        """Return COCOeval's matches of each class."""
+        num_images, num_areas = len(self._evaluation.params.imgIds), len(self._evaluation.params.areaRng)
+        starts = [k * num_areas * num_images for k in range(len(self.classes))]
+        return tuple(_class_matches(self._evaluation.evalImgs[start : start + num_images]) for start in starts)
+
+
+def _evaluated(
+    sizes: Sequence[ImageSize],
+    classes: Sequence[str],
+    truths: Sequence[Mapping[str, Any]],
+    answers: Sequence[Mapping[str, Any]],
+    iou_type: IouType,
+) -> Any:
+    with redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        truth, answer = (
+            _coco(sizes, classes, [{"id": number, **row} for number, row in enumerate(rows, 1)])
+            for rows in (truths, answers)
+        )
+        evaluation = COCOeval(truth, answer, iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
+
+
+def _coco(sizes: Sequence[ImageSize], classes: Sequence[str], rows: list[dict[str, Any]]) -> Any:
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": number, "width": s.width, "height": s.height} for number, s in enumerate(sizes, 1)],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(classes, 1)],
+        "annotations": rows,
+    }
+    coco.createIndex()
+    return coco
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMatches:
+    """The answers of one class over all images, best score first."""
+
+    scores: Floats  # (D,)
+    images: NDArray[np.int64]  # (D,) index of the image
+    is_right: NDArray[np.bool_]  # (T, D) by IoU threshold
+    is_wrong: NDArray[np.bool_]  # (T, D); an ignored one is neither
+    num_truths: Floats  # (I,) of each image
+
+
+def _class_matches(rows: Sequence[Mapping[str, Any] | None]) -> ClassMatches:
+    num_truths = np.array([0 if row is None else int((np.asarray(row["gtIgnore"]) == 0).sum()) for row in rows], float)
+    found = [(index, row) for index, row in enumerate(rows) if row is not None and row["dtScores"]]
+    if not found:
+        none = np.zeros((10, 0), dtype=bool)
+        return ClassMatches(np.zeros(0), np.zeros(0, dtype=np.int64), none, none, num_truths)
+    scores = np.concatenate([row["dtScores"] for _, row in found])
+    order = np.argsort(-scores, kind="mergesort")  # as COCOeval.accumulate
+    images = np.concatenate([np.full(len(row["dtScores"]), index) for index, row in found])[order]
+    is_matched = np.concatenate([row["dtMatches"] for _, row in found], axis=1)[:, order] > 0
+    is_ignored = np.concatenate([row["dtIgnore"] for _, row in found], axis=1)[:, order].astype(bool)
+    return ClassMatches(scores[order], images, is_matched & ~is_ignored, ~is_matched & ~is_ignored, num_truths)
+
+
+@dataclass(frozen=True, slots=True)
+class ResampledPrecision:
+    """COCO's AP over all sizes, as a function of the weights of the images; `iou_index` selects one threshold."""
+
+    matches: Sequence[ClassMatches]
+    iou_index: int | None = None
+
+    def value(self, weights: Floats) -> float:
+        chosen = slice(None) if self.iou_index is None else slice(self.iou_index, self.iou_index + 1)
+        values = [_average_precision(each, weights, chosen) for each in self.matches if weights @ each.num_truths > 0]
+        return float(np.mean(values)) if values else float("nan")
+
+
+_RECALLS = np.linspace(0, 1, 101)
+
+
+def _average_precision(matches: ClassMatches, weights: Floats, chosen: slice) -> float:
+    """Return the mean precision at 101 recalls over the thresholds; source: pycocotools, COCOeval.accumulate."""
+    weight = weights[matches.images]
+    drawn = weight > 0
+    right = np.cumsum(matches.is_right[chosen][:, drawn] * weight[drawn], axis=1)
+    wrong = np.cumsum(matches.is_wrong[chosen][:, drawn] * weight[drawn], axis=1)
+    recall = right / (weights @ matches.num_truths)
+    precision = right / (right + wrong + np.spacing(1))
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    padded = np.concatenate([envelope, np.zeros((len(envelope), 1))], axis=1)  # a recall that is not reached
+    at_recalls = [row[np.searchsorted(reached, _RECALLS)] for row, reached in zip(padded, recall, strict=True)]
+    return float(np.mean(at_recalls))

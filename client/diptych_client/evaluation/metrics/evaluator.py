@@ -1,0 +1,157 @@
+"""The evaluation of one task: measures and agreement over all samples that every model answered.
+
+Samples are read one by one from the answers; only numbers, and of labelled objects their boxes, stay in memory.
+"""
+
+import heapq
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+
+import numpy as np
+
+from diptych_client.evaluation.answers import AnswerLog, Prediction
+from diptych_client.evaluation.dataset import Dataset
+from diptych_client.evaluation.metrics.agreement import Agreement, ClassAgreement
+from diptych_client.evaluation.metrics.measure import Measure, measure_for
+from diptych_client.evaluation.metrics.outcome import Details, Outcome
+from diptych_client.evaluation.questions import ClassNames, Sample, Truth
+from diptych_client.evaluation.statistics import Estimates, Metric, estimates
+from diptych_client.long_runs import RunError
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Latency of a sample with the run's concurrency, and what the run answered in a second."""
+
+    latency_p50_ms: float
+    latency_p95_ms: float
+    images_per_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A sample in the gallery: how wrong the models are, and how much they differ."""
+
+    sample_index: int
+    error: float
+    disagreement: float
+    kinds: frozenset[str]
+    classes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All results of a run."""
+
+    dataset: str
+    task: str
+    models: tuple[str, ...]
+    num_images: int
+    num_samples: int
+    num_unanswered: int
+    num_labelled: int
+    seed: int
+    measured: Estimates | None  # None without labels
+    details: Mapping[str, Details]
+    speed: Mapping[str, Speed]
+    agreed: Estimates | None  # by the title of two models; None for one model
+    agreement_by_class: Mapping[str, Mapping[str, ClassAgreement]]
+    gallery: tuple[Ranked, ...]
+
+
+def sampled(dataset: Dataset, num_images: int | None, seed: int) -> Dataset:
+    """Return the dataset with at most `num_images` images, drawn by the seed, in their order."""
+    if num_images is None or num_images >= len(dataset.images):
+        return dataset
+    chosen = sorted(random.Random(seed).sample(range(len(dataset.images)), num_images))
+    return replace(dataset, images=[dataset.images[i] for i in chosen])
+
+
+@dataclass(slots=True)
+class Evaluator:
+    """Collects the predictions of all models, sample by sample."""
+
+    log: AnswerLog
+    models: tuple[str, ...]
+    names: ClassNames
+    measures: dict[str, Measure] = field(default_factory=dict)
+    agreements: list[Agreement] = field(default_factory=list)
+    times: dict[str, list[tuple[float, float, int]]] = field(default_factory=dict)
+    image_numbers: dict[str, int] = field(default_factory=dict)
+    images: list[int] = field(default_factory=list)  # of each answered sample
+    labelled_images: list[int] = field(default_factory=list)  # of each answered sample with a truth
+    ranked: list[tuple[float, int, Ranked]] = field(default_factory=list)  # a heap, the least wrong first
+    num_unanswered: int = 0
+    truth_kind: type[Truth] | None = None
+
+    def evaluate(self, dataset_name: str, samples: Sequence[Sample], seed: int, gallery: int) -> Evaluation:
+        """Return the results; the gallery has that many samples, the most wrong and the most different ones."""
+        self.agreements = [Agreement(first, second, self.names) for first, second in combinations(self.models, 2)]
+        self.times = {model: [] for model in self.models}
+        for index, sample in enumerate(samples):
+            self._add(index, sample, gallery)
+        metrics = {model: measure.metrics() for model, measure in self.measures.items()}
+        agreed: dict[str, Sequence[Metric]] = {each.title: [each.metric()] for each in self.agreements}
+        return Evaluation(
+            dataset=dataset_name,
+            task=self.log.task,
+            models=self.models,
+            num_images=len(self.image_numbers),
+            num_samples=len(self.images),
+            num_unanswered=self.num_unanswered,
+            num_labelled=len(self.labelled_images),
+            seed=seed,
+            measured=estimates(metrics, self.labelled_images, seed) if metrics else None,
+            details={model: measure.details() for model, measure in self.measures.items()},
+            speed={model: _speed(rows) for model, rows in self.times.items() if rows},
+            agreed=estimates(agreed, self.images, seed) if agreed and self.images else None,
+            agreement_by_class={each.title: each.by_class() for each in self.agreements},
+            gallery=tuple(ranked for _, _, ranked in sorted(self.ranked, reverse=True)),
+        )
+
+    def _add(self, index: int, sample: Sample, gallery: int) -> None:
+        found = {model: self.log.prediction(sample, model) for model in self.models}
+        predictions = {model: each for model, each in found.items() if each is not None}
+        if len(predictions) < len(self.models):
+            self.num_unanswered += 1
+            return
+        image = self.image_numbers.setdefault(sample.image.name, len(self.image_numbers))
+        self.images.append(image)
+        for model, each in predictions.items():
+            self.times[model].append((each.latency_s, each.occupied_s, each.num_tokens))
+        differences = [each.add(predictions[each.first], predictions[each.second]) for each in self.agreements]
+        errors = self._errors(sample, predictions)
+        if errors:
+            self.labelled_images.append(image)
+        ranked = _ranked(index, errors, differences)
+        entry = (ranked.error + ranked.disagreement, -index, ranked)
+        (heapq.heappush if len(self.ranked) < gallery else heapq.heappushpop)(self.ranked, entry)
+
+    def _errors(self, sample: Sample, predictions: Mapping[str, Prediction]) -> list[Outcome]:
+        if sample.truth is None:
+            return []
+        if self.truth_kind not in (None, type(sample.truth)):
+            raise RunError(f"{sample.title}: {self.log.task} cannot measure phrases and objects in one run")
+        self.truth_kind = type(sample.truth)
+        if not self.measures:
+            self.measures = {m: measure_for(sample.truth, self.log.task, self.names) for m in self.models}
+        return [self.measures[model].add(sample.truth, each) for model, each in predictions.items()]
+
+
+def _ranked(index: int, errors: Sequence[Outcome], differences: Sequence[Outcome]) -> Ranked:
+    error, disagreement = (float(np.mean([each.error for each in o])) if o else 0.0 for o in (errors, differences))
+    shown = errors or differences
+    kinds = frozenset[str]().union(*(each.kinds for each in shown))
+    classes = frozenset[str]().union(*(each.classes for each in shown))
+    return Ranked(index, error, disagreement, kinds, classes)
+
+
+def _speed(rows: Sequence[tuple[float, float, int]]) -> Speed:
+    """Return the rates of a closed loop: each sample occupies its latency over the number of requests in flight."""
+    latency_s, occupied_s, num_tokens = np.array(rows, dtype=np.float64).T
+    p50, p95 = np.quantile(1000 * latency_s, [0.5, 0.95])
+    total_s = float(occupied_s.sum())
+    return Speed(float(p50), float(p95), len(rows) / total_s, float(num_tokens.sum()) / total_s)

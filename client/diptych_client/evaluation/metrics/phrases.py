@@ -1,0 +1,70 @@
+"""Phrases: accuracy at IoU 0.5 of the box, and mean IoU of the mask, as for RefCOCO.
+
+Source: Yu et al., 2016, arXiv 1608.00272, section 5 (a box is right if IoU > 0.5); big_vision,
+evaluators/proj/paligemma/transfers/segmentation.py (mean of the masks' IoU). The best scored answer to a phrase counts;
+none counts as IoU 0.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from diptych_client.evaluation.answers import Prediction
+from diptych_client.evaluation.dataset import TruePhrase
+from diptych_client.evaluation.matching import SAME_OBJECT_IOU, pairwise_iou
+from diptych_client.evaluation.metrics.detection import encoded_mask, run_lengths
+from diptych_client.evaluation.metrics.outcome import Details, Outcome
+from diptych_client.evaluation.questions import PhrasesTruth, Truth
+from diptych_client.evaluation.statistics import Metric, Ratio
+from diptych_client.geometry import ImageSize
+from diptych_client.results import Instance, Item, box_of, label_of
+
+
+@dataclass(slots=True)
+class PhrasesMeasure:
+    """One model's boxes and masks of phrases; sums over the phrases of each sample."""
+
+    box_hits: list[tuple[float, int]] = field(default_factory=list)  # right, number of phrases with a box
+    mask_ious: list[tuple[float, int]] = field(default_factory=list)  # sum of IoU, number of phrases with a mask
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    def add(self, truth: Truth, prediction: Prediction) -> Outcome:
+        assert isinstance(truth, PhrasesTruth)
+        boxes, masks, kinds = [], [], []
+        for phrase in truth.phrases:
+            item = _best(prediction, phrase)
+            if phrase.box_xyxy is not None:
+                boxes.append(0.0 if item is None else float(pairwise_iou([phrase.box_xyxy], [box_of(item)])[0, 0]))
+            if phrase.segmentation is not None and (item is None or isinstance(item, Instance)):
+                masks.append(0.0 if item is None else _mask_iou(phrase, item, prediction.image))
+            iou = (masks or boxes or [0.0])[-1]
+            kinds.append("missed" if item is None else "right" if iou >= SAME_OBJECT_IOU else "badly placed")
+        self.box_hits.append((float(sum(iou >= SAME_OBJECT_IOU for iou in boxes)), len(boxes)))
+        self.mask_ious.append((sum(masks), len(masks)))
+        self.kinds.update(kinds)
+        share_right = kinds.count("right") / max(len(kinds), 1)
+        return Outcome(1 - share_right, frozenset(kinds))
+
+    def metrics(self) -> list[Metric]:
+        found = [("mask mIoU", self.mask_ious), ("accuracy at IoU 0.5", self.box_hits)]
+        return [_ratio(name, rows) for name, rows in found if sum(count for _, count in rows)]
+
+    def details(self) -> Details:
+        return Details(kinds=self.kinds)
+
+
+def _best(prediction: Prediction, phrase: TruePhrase) -> Item | None:
+    answers = [each for each in prediction.items if label_of(each).casefold() == phrase.phrase.casefold()]
+    return max(answers, key=lambda item: item.score, default=None)
+
+
+def _mask_iou(phrase: TruePhrase, item: Instance, image: ImageSize) -> float:
+    truth, answer = run_lengths(phrase.segmentation, image), encoded_mask(item.to_mask(image))
+    return float(coco_mask.iou([answer], [truth], [0])[0, 0])
+
+
+def _ratio(name: str, rows: list[tuple[float, int]]) -> Metric:
+    numerators, denominators = np.array(rows, dtype=np.float64).T
+    return Metric(name, Ratio(numerators, denominators))

@@ -1,0 +1,130 @@
+"""Texts: CER and WER by jiwer, exact text, ANLS, VQA accuracy, CIDEr; which of them depends on the task.
+
+Of several references, error rates take the nearest. The rate of a dataset is all edits over all characters or words.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import jiwer
+import numpy as np
+from rapidfuzz.distance import Levenshtein
+
+from diptych_client.evaluation.answers import Prediction
+from diptych_client.evaluation.metrics.cider import cider_scores
+from diptych_client.evaluation.metrics.outcome import Details, Outcome
+from diptych_client.evaluation.questions import TextsTruth, Truth
+from diptych_client.evaluation.statistics import Metric, Ratio
+
+ANLS_THRESHOLD = 0.5
+NUM_VQA_ANSWERS = 10
+
+_ARTICLES = {"a", "an", "the"}
+_NUMBERS = dict(
+    zip(("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+        ("0", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10"), strict=True)
+)  # fmt: skip
+_PERIOD = re.compile(r"(?<!\d)\.|\.(?!\d)")
+_COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d)")
+_PUNCTUATION = re.compile(r"""[;/\[\]"{}()=+\\_<>@`?!,:|-]""")
+
+
+def normalized(text: str) -> str:
+    """Return the text with single spaces."""
+    return " ".join(text.split())
+
+
+def vqa_normalized(text: str) -> str:
+    """Return an answer as VQA compares it: lower case, no articles, digits, no punctuation.
+
+    Source: GT-Vision-Lab/VQA, vqaEval.py. Instead of its table of contractions, apostrophes are removed on both sides.
+    """
+    text = _COMMA_IN_NUMBER.sub("", text.lower().replace("'", ""))
+    words = _PUNCTUATION.sub(" ", _PERIOD.sub("", text)).split()
+    return " ".join(_NUMBERS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def vqa_accuracy(answer: str, accepted: Sequence[str]) -> float:
+    """Return min(annotators with this answer / 3, 1), averaged over all subsets without one annotator.
+
+    Source: Antol et al., 2015, arXiv 1505.00468, section 4. With fewer answers than VQA's ten: 1 if it is among them.
+    """
+    own, others = vqa_normalized(answer), [vqa_normalized(each) for each in accepted]
+    if len(others) < NUM_VQA_ANSWERS:
+        return float(own in others)
+    count = others.count(own)
+    return float(np.mean([min((count - (each == own)) / 3, 1) for each in others]))
+
+
+def anls(answer: str, accepted: Sequence[str]) -> float:
+    """Return 1 - NL of the nearest accepted answer, 0 if NL >= 0.5 (Biten et al., 2019, arXiv 1905.13648, eq. 1)."""
+    own = normalized(answer).lower()
+    nearest = min((Levenshtein.normalized_distance(own, normalized(each).lower()) for each in accepted), default=1.0)
+    return 1 - nearest if nearest < ANLS_THRESHOLD else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """Edits between a text and its reference, and the length of the reference."""
+
+    num_edits: int
+    length: int
+
+
+def character_edits(reference: str, text: str) -> Edits:
+    found = jiwer.process_characters(normalized(reference), normalized(text))
+    return _edits(found.substitutions, found.deletions, found.insertions, found.hits)
+
+
+def word_edits(reference: str, text: str) -> Edits:
+    found = jiwer.process_words(normalized(reference), normalized(text))
+    return _edits(found.substitutions, found.deletions, found.insertions, found.hits)
+
+
+def _edits(substitutions: int, deletions: int, insertions: int, hits: int) -> Edits:
+    return Edits(substitutions + deletions + insertions, substitutions + deletions + hits)
+
+
+@dataclass(slots=True)
+class TextsMeasure:
+    """One model's texts."""
+
+    task: str
+    texts: list[str] = field(default_factory=list)
+    references: list[tuple[str, ...]] = field(default_factory=list)
+
+    def add(self, truth: Truth, prediction: Prediction) -> Outcome:
+        assert isinstance(truth, TextsTruth)
+        text = prediction.text or ""
+        self.texts.append(text)
+        self.references.append(truth.texts)
+        is_exact = normalized(text) in map(normalized, truth.texts)
+        distance = min(Levenshtein.normalized_distance(normalized(text), normalized(each)) for each in truth.texts)
+        return Outcome(0.0 if is_exact else distance, frozenset({"exact" if is_exact else "other text"}))
+
+    def metrics(self) -> list[Metric]:
+        """Return the metrics of the task, the most important first."""
+        pairs = list(zip(self.texts, self.references, strict=True))
+        exact = _mean("exact", [float(normalized(t) in map(normalized, r)) for t, r in pairs])
+        if self.task == "captioning":
+            return [_mean("CIDEr", cider_scores(self.texts, self.references)), exact]
+        if self.task == "visual_question_answering":
+            vqa = [vqa_accuracy(text, accepted) for text, accepted in pairs]
+            return [_mean("VQA accuracy", vqa), _mean("ANLS", [anls(t, r) for t, r in pairs]), exact]
+        characters = [min((character_edits(r, t) for r in own), key=lambda e: e.num_edits) for t, own in pairs]
+        words = [min((word_edits(r, t) for r in own), key=lambda e: e.num_edits) for t, own in pairs]
+        return [_rate("CER", characters), _rate("WER", words), exact]
+
+    def details(self) -> Details:
+        return Details()
+
+
+def _mean(name: str, values: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]]) -> Metric:
+    numerators = np.asarray(values, dtype=np.float64)
+    return Metric(name, Ratio(numerators, np.ones_like(numerators)))
+
+
+def _rate(name: str, edits: Sequence[Edits]) -> Metric:
+    numerators, denominators = np.array([[e.num_edits, e.length] for e in edits], dtype=np.float64).reshape(-1, 2).T
+    return Metric(name, Ratio(numerators, denominators), is_error=True)

@@ -1,0 +1,183 @@
+"""What the models are asked about each image of a dataset for a task, and the true answer where the labels have one.
+
+Labels become prompts, which a file may name: `car: "car, automobile"` asks for a car, and takes an automobile as one.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import yaml
+
+from diptych_client.annotate.job import ImageFile
+from diptych_client.evaluation.dataset import Dataset, LabelledImage, TrueObject, TruePhrase
+from diptych_client.long_runs import RunError
+from diptych_client.requests import TaskParameters
+from diptych_client.results import Item, label_of
+
+MAX_LABELS = 32  # of one request
+ANY_OBJECT = "object"  # the only class of a task without labels
+_WITHOUT_LABELS = ("region_proposal",)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectsTruth:
+    """All objects of the image."""
+
+    objects: tuple[TrueObject, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PhrasesTruth:
+    """The object of each phrase."""
+
+    phrases: tuple[TruePhrase, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextsTruth:
+    """The texts of which one would be right."""
+
+    texts: tuple[str, ...]
+
+
+Truth = ObjectsTruth | PhrasesTruth | TextsTruth
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The requests about one image, whose answers are joined, and the true answer."""
+
+    image: ImageFile
+    requests: tuple[TaskParameters, ...]
+    truth: Truth | None
+
+    @property
+    def title(self) -> str:
+        """Return the image's name with the question or the region, if there is one."""
+        first = self.requests[0]
+        detail = first.question or (first.region and ", ".join(f"{edge:.0f}" for edge in first.region))
+        return f"{self.image.name} | {detail}" if detail else self.image.name
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The prompts of each label; the first one is asked."""
+
+    of_label: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def asked(self, label: str) -> str:
+        return self.of_label.get(label, (label,))[0]
+
+    def names(self, classes: Sequence[str]) -> "ClassNames":
+        """Return the classes by all of their names."""
+        pairs = ((name, label) for label in classes for name in (label, *self.of_label.get(label, ())))
+        return ClassNames(tuple(classes), {name.casefold(): label for name, label in pairs})
+
+
+@dataclass(frozen=True, slots=True)
+class ClassNames:
+    """The classes that count, and the class of each name in lower case."""
+
+    classes: tuple[str, ...]
+    class_of: Mapping[str, str]
+
+    def label(self, item: Item) -> str:
+        """Return the class of an answered object, or its own label if that is no class."""
+        if self.classes == (ANY_OBJECT,):
+            return ANY_OBJECT
+        return self.class_of.get(label_of(item).casefold(), label_of(item))
+
+
+def read_prompts(path: Path) -> Prompts:
+    """Read a YAML file `label: "prompt, synonym, …"`."""
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(document, dict):
+        raise RunError(f'{path}: expected lines like `car: "car, automobile"`')
+    split = {
+        str(label): tuple(part.strip() for part in str(value).split(",") if part.strip())
+        for label, value in document.items()
+    }
+    if empty := [label for label, names in split.items() if not names]:
+        raise RunError(f"{path}: no prompt for {', '.join(empty)}")
+    return Prompts(split)
+
+
+@dataclass(frozen=True, slots=True)
+class Questionnaire:
+    """A task over a dataset: `given` are the parameters of the command, which the dataset's labels complete."""
+
+    task: str
+    given: TaskParameters
+    prompts: Prompts
+    dataset_classes: tuple[str, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the classes that count: those of the command's labels, else those of the dataset."""
+        if self.task in _WITHOUT_LABELS:
+            return (ANY_OBJECT,)
+        class_of = self.prompts.names(self.dataset_classes).class_of
+        given = self.given.labels or ()
+        return tuple(dict.fromkeys(class_of.get(each.casefold(), each) for each in given)) or self.dataset_classes
+
+    @property
+    def names(self) -> ClassNames:
+        return self.prompts.names(self.classes)
+
+    def samples(self, dataset: Dataset) -> Iterator[Sample]:
+        """Yield the samples of all images."""
+        for image in dataset.images:
+            yield from self.samples_of(image)
+
+    def samples_of(self, labelled: LabelledImage) -> Iterator[Sample]:
+        """Yield one sample, or one for each question."""
+        image, given = labelled.image, self.given
+        match self.task:
+            case "visual_question_answering" if labelled.questions:
+                for each in labelled.questions:
+                    asked = replace(given, question=each.question)
+                    yield Sample(image, (asked,), TextsTruth(each.answers) if each.answers else None)
+            case "phrase_grounding" if labelled.phrases:
+                phrases = tuple(dict.fromkeys(each.phrase for each in labelled.phrases))
+                requests = tuple(replace(given, phrases=some) for some in _chunks(phrases))
+                yield Sample(image, requests, _phrases(labelled))
+            case "instance_segmentation" if labelled.phrases:
+                phrases = tuple(dict.fromkeys(each.phrase for each in labelled.phrases))
+                requests = tuple(replace(given, phrase=phrase) for phrase in phrases)
+                yield Sample(image, requests, _phrases(labelled))
+            case "instance_segmentation" if labelled.objects is not None and given.phrase is None:
+                requests = tuple(replace(given, phrase=self.prompts.asked(label)) for label in self.classes)
+                yield Sample(image, requests, self._objects(labelled))
+            case "open_vocabulary_detection" if self.classes:
+                labels = tuple(map(self.prompts.asked, self.classes))
+                requests = tuple(replace(given, labels=some) for some in _chunks(labels))
+                yield Sample(image, requests, self._objects(labelled))
+            case "object_detection" | "region_proposal":
+                yield Sample(image, (given,), self._objects(labelled))
+            case "captioning" if labelled.captions:
+                yield Sample(image, (given,), TextsTruth(labelled.captions))
+            case "ocr" | "ocr_with_regions" | "region_description" if labelled.text is not None:
+                asked = given if labelled.region is None else replace(given, region=labelled.region)
+                yield Sample(image, (asked,), TextsTruth((labelled.text,)))
+            case _:
+                yield Sample(image, (given,), None)
+
+    def _objects(self, labelled: LabelledImage) -> ObjectsTruth | None:
+        """Return the objects of the classes that count."""
+        if labelled.objects is None:
+            return None
+        if self.task in _WITHOUT_LABELS:
+            return ObjectsTruth(tuple(replace(each, label=ANY_OBJECT) for each in labelled.objects))
+        return ObjectsTruth(tuple(each for each in labelled.objects if each.label in self.classes))
+
+
+def _phrases(labelled: LabelledImage) -> PhrasesTruth | None:
+    has_truth = any(each.box_xyxy or each.segmentation for each in labelled.phrases)
+    return PhrasesTruth(labelled.phrases) if has_truth else None
+
+
+def _chunks(labels: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield the labels of one request after the other."""
+    for start in range(0, len(labels), MAX_LABELS):
+        yield tuple(labels[start : start + MAX_LABELS])

@@ -1,0 +1,14 @@
+"""Readers of datasets, one module for each format; `read_dataset` recognizes the format by the files.
+
+coco.py           COCO's JSON: objects with boxes and masks, or captions
+yolo.py           Ultralytics' folders with data.yaml: boxes or outlines
+voc.py            Pascal VOC: one XML file for each image
+json_lines.py     one JSON object for each image: captions, texts, questions, phrases, objects
+hugging_face.py   folders and Parquet files of the library `datasets`
+
+A folder of none of them is one of images without labels.
+"""
+
+from diptych_client.evaluation.readers.detect import read_dataset
+
+__all__ = ["read_dataset"]

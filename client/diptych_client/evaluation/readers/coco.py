@@ -1,0 +1,57 @@
+"""COCO's JSON (cocodataset.org, data format): objects with boxes and segmentations, or captions."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diptych_client.evaluation.dataset import Dataset, Folder, LabelledImage, TrueObject
+from diptych_client.long_runs import RunError
+
+
+def read_coco(path: Path, images: Path | None = None) -> Dataset:
+    """Read an annotation file; without `images`, look for its images beside it, as COCO and Roboflow lay them out."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(document, dict) or not isinstance(document.get("images"), list):
+        raise RunError(f"{path} is not COCO: it has no list `images`")
+    categories = {each["id"]: str(each["name"]) for each in document.get("categories", ())}
+    annotations: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for annotation in document.get("annotations", ()):
+        annotations[annotation["image_id"]].append(annotation)
+    names = [each["file_name"] for each in document["images"]]
+    folder = Folder(images or _image_folder(path, names))
+    labelled = [
+        _labelled(folder, image, annotations[image["id"]], categories) for image in document["images"]
+    ]  # an image without annotations has no object
+    return Dataset(labelled, folder, tuple(categories.values()))
+
+
+def _image_folder(path: Path, names: list[str]) -> Path:
+    """Return the folder that has the first image: instances_val2017.json is in annotations/, its images in val2017/."""
+    parent, split = path.parent, path.stem.rpartition("_")[2]
+    candidates = (parent, parent / "images", parent.parent / "images", parent.parent / split, parent.parent)
+    for candidate in candidates:
+        if not names or (candidate / names[0]).is_file():
+            return candidate
+    looked_in = ", ".join(map(str, candidates))
+    raise RunError(f"{path}: the image {names[0]} is in none of {looked_in}: give its folder with --images")
+
+
+def _labelled(
+    folder: Folder, image: Mapping[str, Any], annotations: list[Mapping[str, Any]], categories: Mapping[int, str]
+) -> LabelledImage:
+    captions = tuple(str(each["caption"]) for each in annotations if "caption" in each)
+    objects = tuple(_object(each, categories) for each in annotations if "bbox" in each)
+    return LabelledImage(folder.image(image["file_name"]), objects if categories else None, captions=captions or None)
+
+
+def _object(annotation: Mapping[str, Any], categories: Mapping[int, str]) -> TrueObject:
+    x, y, width, height = map(float, annotation["bbox"])
+    return TrueObject(
+        categories[annotation["category_id"]],
+        (x, y, x + width, y + height),
+        annotation.get("segmentation") or None,
+        annotation.get("area"),
+        bool(annotation.get("iscrowd")),
+    )

@@ -1,0 +1,72 @@
+"""The format of a dataset by its files."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from diptych_client.annotate.job import find_images
+from diptych_client.evaluation.dataset import Dataset, Folder, LabelledImage
+from diptych_client.evaluation.readers.coco import read_coco
+from diptych_client.evaluation.readers.hugging_face import is_hugging_face, read_hugging_face
+from diptych_client.evaluation.readers.json_lines import read_json_lines
+from diptych_client.evaluation.readers.voc import read_voc
+from diptych_client.evaluation.readers.yolo import read_yolo
+from diptych_client.long_runs import RunError
+
+_YOLO_FILES = ("data.yaml", "dataset.yaml")
+_COCO_FILES = ("annotations.json", "_annotations.coco.json", "annotations/instances_*.json", "*.json")
+
+
+def read_dataset(path: Path, images: Path | None = None, split: str | None = None) -> Dataset:
+    """Read a dataset of any known format; `images` is the folder of its images where they are elsewhere."""
+    name = " ".join(filter(None, (path.resolve().name, split)))
+    return replace(_read(path, images, split), name=name)
+
+
+def _read(path: Path, images: Path | None, split: str | None) -> Dataset:
+    if path.is_file():
+        return _read_file(path, images, split)
+    if not path.is_dir():
+        raise RunError(f"{path} does not exist")
+    if yolo := _first(path, *_YOLO_FILES):
+        return read_yolo(yolo, split)
+    if (path / "Annotations").is_dir():
+        return read_voc(path, split)
+    if is_hugging_face(path):
+        return read_hugging_face(path, split)
+    if found := _first(path, "*.jsonl"):
+        return read_json_lines(found, images)
+    if found := _first(path, *_COCO_FILES):
+        return read_coco(found, images)
+    return _unlabelled(path)
+
+
+def _read_file(path: Path, images: Path | None, split: str | None) -> Dataset:
+    match path.suffix.lower():
+        case ".json":
+            return read_coco(path, images)
+        case ".jsonl":
+            return read_json_lines(path, images)
+        case ".yaml" | ".yml":
+            return read_yolo(path, split)
+        case ".parquet" | ".arrow":
+            return read_hugging_face(path, split)
+    raise RunError(f"{path}: expected a .json (COCO), .jsonl, .yaml (YOLO) or .parquet file, or a folder")
+
+
+def _first(folder: Path, *patterns: str) -> Path | None:
+    """Return the only match of the first pattern that has one; raise `RunError` for several."""
+    for pattern in patterns:
+        match sorted(folder.glob(pattern)):
+            case [found]:
+                return found
+            case [_, *_] as several:
+                names = ", ".join(each.name for each in several)
+                raise RunError(f"{folder} has several label files ({names}): give the path of one")
+    return None
+
+
+def _unlabelled(path: Path) -> Dataset:
+    images = [LabelledImage(image) for image in find_images(path)]
+    if not images:
+        raise RunError(f"{path} contains neither labels of a known format nor a JPEG, PNG or WebP file")
+    return Dataset(images, Folder(path))

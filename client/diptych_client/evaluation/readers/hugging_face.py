@@ -1,0 +1,146 @@
+"""Datasets of Hugging Face's library `datasets`, read with pyarrow: a saved folder, or Parquet files.
+
+The image is the column of that type (a struct of `bytes` and `path`). Objects are those of its object detection guide:
+`objects` with `bbox` as [x, y, width, height] and `category` as names or numbers of a ClassLabel. The other columns are
+the fields of JSON lines.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from diptych_client.annotate.job import ImageFile
+from diptych_client.evaluation.dataset import Dataset, LabelledImage
+from diptych_client.evaluation.readers.json_lines import classes_of, labelled_row
+from diptych_client.long_runs import RunError
+
+_SUFFIXES = ("*.parquet", "*.arrow")
+_SPLITS = ("train", "val", "test")
+_MAX_BLOCKS = 4  # record batches whose images are held in memory
+
+
+def is_hugging_face(path: Path) -> bool:
+    """Return True for a folder with Parquet or Arrow files, in it or in its subfolders."""
+    return any(next(path.rglob(pattern), None) for pattern in _SUFFIXES)
+
+
+def read_hugging_face(path: Path, split: str | None = None) -> Dataset:
+    """Read the files whose path below `path` contains the split; without one, all must be of the same split."""
+    folder = path.parent if path.is_file() else path
+    files = [path] if path.is_file() else sorted(each for pattern in _SUFFIXES for each in path.rglob(pattern))
+    files = [each for each in files if split is None or split in each.relative_to(folder).as_posix()]
+    if not files:
+        raise RunError(f"{path} has no Parquet or Arrow file of the split {split}")
+    splits = {each for file in files for each in _SPLITS if each in file.relative_to(folder).as_posix()}
+    if len(splits) > 1:
+        raise RunError(f"{path} has several splits: choose one with --split ({', '.join(sorted(splits))})")
+    store = ArrowImages(folder, tuple(files))
+    labelled = list(store.labelled())
+    classes = store.class_names() or classes_of(labelled)
+    return Dataset(labelled, store, tuple(classes))
+
+
+@dataclass(frozen=True, slots=True)
+class ArrowImages:
+    """Images in the rows of files, named `FILE#ROW`; a few record batches are held in memory."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    places: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # file, block, row in it
+
+    def labelled(self) -> Iterator[LabelledImage]:
+        """Yield the labels of every row, without its image."""
+        for file_index, path in enumerate(self.files):
+            stat, number, name = path.stat(), 0, path.relative_to(self.folder).as_posix()
+            column, names = _image_column(path), self.class_names()
+            others = [each for each in _schema(path).names if each != column]
+            for block in range(_num_blocks(path)):
+                for row_in_block, row in enumerate(_block(path, block, tuple(others)).to_pylist()):
+                    image = ImageFile(f"{name}#{number}", stat.st_size, stat.st_mtime_ns)
+                    self.places[image.name] = (file_index, block, row_in_block)
+                    yield labelled_row(image, _with_boxes(row, names))
+                    number += 1
+
+    def read(self, image: ImageFile) -> bytes:
+        file_index, block, row = self.places[image.name]
+        path = self.files[file_index]
+        value = _cached_block(path, block, _image_column(path)).column(0)[row].as_py()
+        data: bytes | None = value["bytes"] if isinstance(value, Mapping) else value
+        return data if data is not None else (path.parent / str(value["path"])).read_bytes()
+
+    def class_names(self) -> Sequence[str]:
+        """Return the names of the ClassLabel of the objects, empty if they are texts."""
+        metadata = _schema(self.files[0]).metadata or {}
+        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        return _class_label_names(features.get("objects"))
+
+
+def _class_label_names(feature: Any) -> Sequence[str]:
+    """Return the names of the ClassLabel anywhere in a feature."""
+    if isinstance(feature, Mapping):
+        if feature.get("_type") == "ClassLabel":
+            return [str(name) for name in feature["names"]]
+        feature = list(feature.values())
+    if isinstance(feature, list):
+        return next((names for each in feature if (names := _class_label_names(each))), ())
+    return ()
+
+
+def _with_boxes(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return a row with `objects` in the form of JSON lines."""
+    objects = row.get("objects")
+    if not isinstance(objects, Mapping):
+        return dict(row)
+    labels = objects.get("category", objects.get("label"))
+    if labels is None or "bbox" not in objects:
+        raise RunError(f"`objects` must have bbox and category, got {', '.join(objects)}")
+    rows = [
+        {"label": names[label] if isinstance(label, int) and names else label, "box": [x, y, x + width, y + height]}
+        for label, (x, y, width, height) in zip(labels, objects["bbox"], strict=True)
+    ]
+    return {**row, "objects": rows}
+
+
+@lru_cache
+def _image_column(path: Path) -> str:
+    """Return the column of images: a struct with `bytes`, or bytes."""
+    for column in _schema(path):
+        is_struct = pyarrow.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0
+        if is_struct or pyarrow.types.is_binary(column.type):
+            return str(column.name)
+    raise RunError(f"{path} has no column of images")
+
+
+@lru_cache
+def _open(path: Path) -> Any:
+    if path.suffix == ".parquet":
+        return pyarrow.parquet.ParquetFile(path)
+    return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()  # mapped, not read
+
+
+def _schema(path: Path) -> Any:
+    file = _open(path)
+    return file.schema_arrow if path.suffix == ".parquet" else file.schema
+
+
+def _num_blocks(path: Path) -> int:
+    """Return the number of row groups; a mapped file is one block."""
+    return int(_open(path).num_row_groups) if path.suffix == ".parquet" else 1
+
+
+def _block(path: Path, block: int, columns: tuple[str, ...]) -> Any:
+    file = _open(path)
+    if path.suffix == ".parquet":
+        return file.read_row_group(block, columns=list(columns))
+    return file.select(list(columns))
+
+
+@lru_cache(_MAX_BLOCKS)
+def _cached_block(path: Path, block: int, column: str) -> Any:
+    return _block(path, block, (column,))

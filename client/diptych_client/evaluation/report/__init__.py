@@ -1,0 +1,13 @@
+"""The report of an evaluation: report.html, report.md and report.json from the same tables.
+
+tables.py    the tables
+plots.py     inline SVG that follows the page's colours
+gallery.py   the images with truth and answers, as data for page.js
+page.py      one HTML file with style, script, plots and images in it; asks no other host
+"""
+
+from diptych_client.evaluation.report.gallery import gallery_cards
+from diptych_client.evaluation.report.page import html_page
+from diptych_client.evaluation.report.tables import json_document, markdown, sentences
+
+__all__ = ["gallery_cards", "html_page", "json_document", "markdown", "sentences"]

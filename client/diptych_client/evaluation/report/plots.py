@@ -1,0 +1,141 @@
+"""Plots as inline SVG, in the custom properties --series-0, --series-1, … of the page.
+
+Own lines and no plotting library: these follow light and dark, and a report needs three kinds of plot.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Self
+
+from diptych_client.evaluation.metrics.outcome import Curve
+from diptych_client.evaluation.statistics import Interval
+
+NUM_COLORS = 6
+_WIDTH, _HEIGHT = 360, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 12, 12, 38
+_NAMES = 120  # width of the metrics' names
+_DASHES = ("", "6 4")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A named curve; `series` selects its colour, `dash` its pattern."""
+
+    name: str
+    curve: Curve
+    series: int
+    dash: int = 0
+
+
+def line_plot(title: str, x_title: str, y_title: str, lines: Sequence[Line]) -> str:
+    """Return curves with both axes from 0 to 1."""
+    paths = [_path(line) for line in lines if line.curve.xs]
+    key = "".join(
+        f'<span><svg width="24" height="10" aria-hidden="true"><path d="M0 5H24" {_stroke(line)}/></svg>'
+        f"{escape(line.name)}</span>"
+        for line in lines
+    )
+    axes = _axes(x_title, y_title)
+    return _figure(title, _svg(title, _HEIGHT, axes + "".join(paths)), key)
+
+
+def interval_plot(title: str, intervals: Mapping[str, Mapping[str, Interval]]) -> str:
+    """Return each metric of each model as a dot with its interval; the axis has the tens around all of them."""
+    models = list(intervals)
+    names = list(next(iter(intervals.values()), {}))
+    axis = _Axis.of([each for own in intervals.values() for each in own.values()])
+    row_height = 14 * len(models) + 14
+    parts = [_grid(axis, row_height * len(names))]
+    for i, name in enumerate(names):
+        middle = i * row_height + row_height / 2 + 4
+        parts.append(f'<text x="{_NAMES - 8}" y="{middle:.1f}" text-anchor="end">{escape(name)}</text>')
+        for j, model in enumerate(models):
+            y = i * row_height + 14 + 14 * j
+            parts.append(_whisker(intervals[model][name], j, y, axis))
+    key = "".join(
+        f'<span><svg width="12" height="10" aria-hidden="true"><circle cx="6" cy="5" r="4" fill="{_color(j)}"/></svg>'
+        f"{escape(model)}</span>"
+        for j, model in enumerate(models)
+    )
+    return _figure(title, _svg(title, row_height * len(names) + 20, "".join(parts)), key)
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """A horizontal axis of values."""
+
+    minimum: float
+    maximum: float
+
+    @classmethod
+    def of(cls, intervals: Sequence[Interval]) -> Self:
+        ends = [end for each in intervals for end in (each.low, each.value, each.high) if math.isfinite(end)] or [0.0]
+        minimum = 10 * math.floor(min(ends) / 10)
+        return cls(minimum, max(10 * math.ceil(max(ends) / 10), minimum + 10))
+
+    def x(self, value: float) -> float:
+        share = (value - self.minimum) / (self.maximum - self.minimum)
+        return _NAMES + (_WIDTH - _RIGHT - _NAMES) * share
+
+
+def _whisker(interval: Interval, series: int, y: float, axis: _Axis) -> str:
+    if not math.isfinite(interval.value):
+        return ""
+    low, value, high = map(axis.x, (interval.low, interval.value, interval.high))
+    color = _color(series)
+    line = f'<path d="M{low:.1f} {y}H{high:.1f}" stroke="{color}" stroke-width="2"/>'
+    return f'<g>{line}<circle cx="{value:.1f}" cy="{y}" r="4" fill="{color}"/><title>{interval}</title></g>'
+
+
+def _grid(axis: _Axis, height: float) -> str:
+    parts = []
+    for step in range(5):
+        tick = axis.minimum + step * (axis.maximum - axis.minimum) / 4
+        x = axis.x(tick)
+        parts.append(f'<path class="grid" d="M{x:.1f} 0V{height}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{height + 14}" text-anchor="middle">{tick:g}</text>')
+    return "".join(parts)
+
+
+def _axes(x_title: str, y_title: str) -> str:
+    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+    parts = []
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        x, y = _point(tick, tick)
+        parts.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{bottom}M{_LEFT} {y:.1f}H{right}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{tick:g}</text>')
+        parts.append(f'<text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    x, y = (_LEFT + right) / 2, (_TOP + bottom) / 2
+    parts.append(f'<text x="{x}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_title)}</text>')
+    parts.append(f'<text transform="translate(10 {y}) rotate(-90)" text-anchor="middle">{escape(y_title)}</text>')
+    return "".join(parts)
+
+
+def _point(x: float, y: float) -> tuple[float, float]:
+    width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    return _LEFT + width * min(max(x, 0), 1), _TOP + height * (1 - min(max(y, 0), 1))
+
+
+def _path(line: Line) -> str:
+    points = (_point(x, y) for x, y in zip(line.curve.xs, line.curve.ys, strict=True))
+    drawn = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    return f'<path d="M{drawn}" {_stroke(line)}><title>{escape(line.name)}</title></path>'
+
+
+def _stroke(line: Line) -> str:
+    return f'fill="none" stroke="{_color(line.series)}" stroke-width="2" stroke-dasharray="{_DASHES[line.dash]}"'
+
+
+def _color(series: int) -> str:
+    return f"var(--series-{series % NUM_COLORS})"
+
+
+def _svg(title: str, height: float, content: str) -> str:
+    label = escape(title)
+    return f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{label}" class="plot">{content}</svg>'
+
+
+def _figure(title: str, svg: str, key: str) -> str:
+    return f'<figure><figcaption>{escape(title)}</figcaption>{svg}<div class="key">{key}</div></figure>'

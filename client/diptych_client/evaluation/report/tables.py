@@ -1,0 +1,175 @@
+"""The results as tables, sentences, Markdown and JSON."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from diptych_client.evaluation.metrics.evaluator import Evaluation
+from diptych_client.evaluation.statistics import Estimates, Interval
+
+_SPEEDS = {
+    "latency_p50_ms": "latency p50, ms",
+    "latency_p95_ms": "latency p95, ms",
+    "images_per_s": "images/s",
+    "tokens_per_s": "tokens/s",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table; the first column names the row."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def sentences(evaluation: Evaluation) -> list[str]:
+    """Return what the main metric says of each two models, and how far the models agree."""
+    found = []
+    if evaluation.measured is not None:
+        main = next((each.metric for each in evaluation.measured.differences), None)
+        found += [f"{each}." for each in evaluation.measured.differences if each.metric == main]
+    if evaluation.agreed is not None:
+        pairs = evaluation.agreed.intervals.items()
+        found += [f"{title}: agreement {_plus_minus(own['agreement'])} %." for title, own in pairs]
+    return found
+
+
+def tables(evaluation: Evaluation) -> list[Table]:
+    """Return the tables that have rows."""
+    found = [*_metrics(evaluation), _speed(evaluation), *_by_class(evaluation), *_agreement(evaluation)]
+    return [table for table in found if table.rows]
+
+
+def _metrics(evaluation: Evaluation) -> Iterator[Table]:
+    measured = evaluation.measured
+    if measured is None:
+        return
+    names = list(next(iter(measured.intervals.values())))
+    pairs = list(dict.fromkeys((each.first, each.second) for each in measured.differences))
+    header = ("metric", *evaluation.models, *(f"{second} − {first}" for first, second in pairs))
+    rows = [
+        (name, *(str(measured.intervals[model][name]) for model in evaluation.models), *_gains(measured, name))
+        for name in names
+    ]
+    note = "In hundredths, with 95 % intervals. Differences are paired by image; positive: the first named is better."
+    yield Table("Metrics", header, tuple(rows), note if pairs else "In hundredths, with 95 % intervals.")
+
+
+def _gains(measured: Estimates, name: str) -> list[str]:
+    found = [each for each in measured.differences if each.metric == name]
+    return [f"{_plus_minus(each.interval, '+')}{'' if each.is_clear else ' (not told apart)'}" for each in found]
+
+
+def _plus_minus(interval: Interval, sign: str = "") -> str:
+    return f"{interval.value:{sign}.1f} ± {interval.half_width:.1f}"
+
+
+def _speed(evaluation: Evaluation) -> Table:
+    rows = [
+        (title, *(_number(getattr(evaluation.speed[model], name)) for model in evaluation.speed))
+        for name, title in _SPEEDS.items()
+    ]
+    note = "Measured in this client, with the run's concurrency."
+    return Table("Speed", ("measure", *evaluation.speed), tuple(rows) if evaluation.speed else (), note)
+
+
+def _by_class(evaluation: Evaluation) -> Iterator[Table]:
+    details = {model: each for model, each in evaluation.details.items() if each.by_class}
+    if details:
+        first = next(iter(details.values()))
+        header = ("class", "objects", *(f"{measure} {model}" for measure in ("AP", "AP50") for model in details))
+        rows = [
+            (
+                label,
+                f"{row['objects']:.0f}",
+                *(_number(each.by_class[label][name]) for name in ("AP", "AP50") for each in details.values()),
+            )
+            for label, row in first.by_class.items()
+        ]
+        yield Table("AP by class", header, tuple(rows))
+        sizes = [(size, *(_number(each.by_size[size]) for each in details.values())) for size in first.by_size]
+        note = "COCO's sizes: small below 32 × 32 pixels, large above 96 × 96."
+        yield Table("AP by size", ("size", *details), tuple(sizes), note)
+    kinds = list(dict.fromkeys(kind for each in evaluation.details.values() for kind in each.kinds))
+    counts = [(kind, *(str(each.kinds[kind]) for each in evaluation.details.values())) for kind in kinds]
+    note = (
+        "Wrong class: IoU ≥ 0.5 with an object of another class. Badly placed: IoU of 0.1 to 0.5 with one of its class."
+    )
+    yield Table("Answers by kind", ("kind", *evaluation.details), tuple(counts), note)
+    for model, each in evaluation.details.items():
+        if each.confusion is not None:
+            rows = [
+                (label, *map(str, row)) for label, row in zip(each.confusion.labels, each.confusion.counts, strict=True)
+            ]
+            header = ("true \\ answered", *each.confusion.labels)
+            yield Table(f"Confusion matrix of {model}", header, tuple(rows), "At IoU 0.5, all scores.")
+
+
+def _agreement(evaluation: Evaluation) -> Iterator[Table]:
+    if evaluation.agreed is None:
+        return
+    rows = [(title, str(own["agreement"])) for title, own in evaluation.agreed.intervals.items()]
+    note = "Of boxes: 2 · both / (first + second), same label and IoU ≥ 0.5. Of texts: 1 − edit distance."
+    yield Table("Agreement", ("models", "agreement, %"), tuple(rows), note)
+    for title, classes in evaluation.agreement_by_class.items():
+        first, _, second = title.partition(" and ")
+        header = ("class", "found by both", f"only {first}", f"only {second}", "other label or place")
+        found = [(label, *map(str, asdict(each).values())) for label, each in classes.items()]
+        yield Table(f"Agreement by class: {title}", header, tuple(found))
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+
+
+def heading(evaluation: Evaluation) -> str:
+    """Return how much was evaluated."""
+    count = f"{evaluation.num_images} images"
+    if evaluation.num_samples != evaluation.num_images:
+        count += f", {evaluation.num_samples} questions"
+    if evaluation.num_labelled < evaluation.num_samples:
+        count += f", {evaluation.num_labelled} of them labelled" if evaluation.num_labelled else " without labels"
+    if evaluation.num_unanswered:
+        count += f"; {evaluation.num_unanswered} not answered by every model"
+    return f"{evaluation.task} on {evaluation.dataset}: {count}"
+
+
+def markdown(evaluation: Evaluation) -> str:
+    """Return the report as Markdown."""
+    parts = [f"# {heading(evaluation)}", *sentences(evaluation)]
+    for table in tables(evaluation):
+        lines = [_row(table.header), "|---" * len(table.header) + "|", *map(_row, table.rows)]
+        parts += [f"## {table.title}", "\n".join(lines), *([table.note] if table.note else [])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    escaped = (" ".join(cell.split()).replace("\\", "\\\\").replace("|", "\\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
+
+
+def json_document(evaluation: Evaluation, titles: Mapping[int, str]) -> dict[str, Any]:
+    """Return the report as JSON's values; NaN becomes null. `titles` names the samples of the gallery."""
+    worst = [
+        {
+            "sample": titles[each.sample_index],
+            "error": each.error,
+            "disagreement": each.disagreement,
+            "kinds": sorted(each.kinds),
+        }
+        for each in evaluation.gallery
+    ]
+    document: dict[str, Any] = _finite({**asdict(evaluation), "gallery": worst})
+    return document | {"sentences": sentences(evaluation)}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

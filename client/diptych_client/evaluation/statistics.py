@@ -1,0 +1,151 @@
+"""Bootstrap intervals of metrics, and the paired difference of two models.
+
+Images are drawn with replacement (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 6 and 13:
+percentile intervals); all samples of a drawn image count, and the same draw is used for every model and metric, so that
+the difference of two models is paired.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+NUM_RESAMPLES = 1000
+CONFIDENCE = 0.95
+
+
+class Estimator(Protocol):
+    """A metric as a function of how often each sample counts."""
+
+    def value(self, weights: Floats) -> float:
+        """Return the metric; NaN if nothing is left to measure."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A sum over a sum: a mean if the denominators are ones, an error rate if they are lengths."""
+
+    numerators: Floats
+    denominators: Floats
+
+    def value(self, weights: Floats) -> float:
+        total = float(weights @ self.denominators)
+        return float(weights @ self.numerators) / total if total else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A named metric, shown in hundredths: 34.7 mAP is .347."""
+
+    name: str
+    estimator: Estimator
+    is_error: bool = False  # lower is better
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value with its 95 % interval, in hundredths."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+    def __str__(self) -> str:
+        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]" if math.isfinite(self.value) else "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How much better the second model is than the first by one metric, paired by image."""
+
+    metric: str
+    first: str
+    second: str
+    interval: Interval
+    num_images: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Return True if the interval excludes zero."""
+        return self.interval.low > 0 or self.interval.high < 0
+
+    def __str__(self) -> str:
+        better = self.second if self.interval.value > 0 else self.first
+        amount = f"{abs(self.interval.value):.1f} ± {self.interval.half_width:.1f} {self.metric}"
+        if self.is_clear:
+            return f"{better} is better by {amount}"
+        return f"{self.first} and {self.second} cannot be told apart with {self.num_images} images: {amount}"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """The metrics of all models, and the paired differences of each two."""
+
+    intervals: Mapping[str, Mapping[str, Interval]]  # by model, by metric
+    differences: tuple[Difference, ...]
+
+
+def estimates(
+    metrics: Mapping[str, Sequence[Metric]],
+    image_of_sample: Sequence[int],
+    seed: int,
+    num_resamples: int = NUM_RESAMPLES,
+) -> Estimates:
+    """Return the values of all metrics with their intervals."""
+    images = np.asarray(image_of_sample, dtype=np.int64)
+    ones = np.ones(len(images))
+    values = {model: [_scaled(each, ones) for each in own] for model, own in metrics.items()}
+    draws: dict[str, list[list[float]]] = {model: [] for model in metrics}
+    for counts in resampled_counts(int(images.max()) + 1 if len(images) else 0, num_resamples, seed):
+        weights = counts[images]
+        for model, own in metrics.items():
+            draws[model].append([_scaled(each, weights) for each in own])
+    arrays = {model: np.array(rows) for model, rows in draws.items()}  # (resamples, metrics)
+    intervals = {
+        model: {each.name: _interval(values[model][i], arrays[model][:, i]) for i, each in enumerate(own)}
+        for model, own in metrics.items()
+    }
+    return Estimates(intervals, tuple(_differences(metrics, values, arrays, len(set(image_of_sample)))))
+
+
+def resampled_counts(num_images: int, num_resamples: int, seed: int) -> Iterator[Floats]:
+    """Yield how often each image is drawn in each resample."""
+    rng = np.random.default_rng(seed)
+    for _ in range(num_resamples if num_images else 0):
+        yield np.bincount(rng.integers(num_images, size=num_images), minlength=num_images).astype(np.float64)
+
+
+def _scaled(metric: Metric, weights: Floats) -> float:
+    return 100 * metric.estimator.value(weights)
+
+
+def _interval(value: float, draws: Floats) -> Interval:
+    defined = draws[np.isfinite(draws)]
+    quantiles = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    low, high = np.quantile(defined, quantiles) if defined.size else (value, value)
+    return Interval(value, float(low), float(high))
+
+
+def _differences(
+    metrics: Mapping[str, Sequence[Metric]],
+    values: Mapping[str, Sequence[float]],
+    draws: Mapping[str, Floats],
+    num_images: int,
+) -> Iterator[Difference]:
+    models = list(metrics)
+    for index, metric in enumerate(next(iter(metrics.values()), ())):
+        sign = -1 if metric.is_error else 1
+        for i, first in enumerate(models):
+            for second in models[i + 1 :]:
+                gain = sign * (values[second][index] - values[first][index])
+                gains = sign * (draws[second][:, index] - draws[first][:, index])
+                yield Difference(metric.name, first, second, _interval(gain, gains), num_images)

@@ -1,0 +1,99 @@
+"""A file of JSON lines that is only appended to: a killed process loses at most the line that it was writing.
+
+An incomplete last line is removed when the log is opened again. A log is locked by the process that has it open. Values
+are found by their offset, so that a long log need not be held in memory.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from io import FileIO
+from pathlib import Path
+from typing import Any, Self
+
+_BLOCK_BYTES = 1 << 16
+
+
+class RunError(Exception):
+    """The run is impossible as requested; the message says what to change."""
+
+
+class AppendLog:
+    """A locked log, open for appending and reading."""
+
+    def __init__(self, path: Path, file: FileIO) -> None:
+        self.path = path
+        self._file = file
+        self._size_bytes = _remove_incomplete_line(file)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open or create a log; raise `RunError` if another process has it open."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = FileIO(path, "a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return cls(path, file)
+        except BlockingIOError as error:
+            file.close()
+            raise RunError(f"{path} is locked by another process") from error
+
+    def values(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield each value with its offset; raise `RunError` for a line that is not JSON."""
+        with self.path.open("rb") as file:
+            offset = 0
+            for number, line in enumerate(file, 1):
+                yield offset, self._parsed(number, line)
+                offset += len(line)
+
+    def value(self, offset: int) -> dict[str, Any]:
+        """Return the value at an offset."""
+        line = bytearray()
+        while not line.endswith(b"\n"):
+            block = os.pread(self._file.fileno(), _BLOCK_BYTES, offset + len(line))
+            line += block[: block.find(b"\n") + 1 or len(block)]
+        value: dict[str, Any] = json.loads(line)
+        return value
+
+    def append(self, value: Mapping[str, Any]) -> int:
+        """Write a value at once and return its offset."""
+        line, offset = json.dumps(value).encode() + b"\n", self._size_bytes
+        if self._file.write(line) != len(line):
+            raise OSError(f"{self.path}: incomplete write, the disk may be full")
+        self._size_bytes += len(line)
+        return offset
+
+    def close(self) -> None:
+        """Flush the log to disk and release its lock."""
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _parsed(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            value: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            raise RunError(f"{self.path}, line {number}: invalid JSON: {error}") from error
+        return value
+
+
+def _remove_incomplete_line(file: FileIO) -> int:
+    """Cut the file after its last newline and return its size."""
+    end = size = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - _BLOCK_BYTES)
+        newline = os.pread(file.fileno(), end - start, start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        file.truncate(end)
+    return end

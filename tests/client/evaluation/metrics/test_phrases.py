@@ -1,0 +1,40 @@
+"""Phrases: the best scored answer counts."""
+
+import numpy as np
+import pytest
+
+from diptych_client.evaluation.dataset import TruePhrase
+from diptych_client.evaluation.metrics.phrases import PhrasesMeasure
+from diptych_client.evaluation.questions import PhrasesTruth
+from diptych_client.results import Instance
+from tests.support.evaluations import detection, prediction
+
+BOX, FAR = (0.0, 0.0, 10.0, 10.0), (50.0, 50.0, 60.0, 60.0)
+RING = [[0.0, 0.0, 10.0, 0.0, 10.0, 10.0, 0.0, 10.0]]
+HALF = ((0.0, 0.0), (10.0, 0.0), (10.0, 5.0), (0.0, 5.0))
+
+
+def values(measure: PhrasesMeasure) -> dict[str, float]:
+    return {metric.name: metric.estimator.value(np.ones(len(measure.box_hits))) for metric in measure.metrics()}
+
+
+def test_a_phrase_is_right_at_iou_one_half() -> None:
+    measure, truth = PhrasesMeasure(), PhrasesTruth((TruePhrase("left dog", BOX), TruePhrase("car", BOX)))
+    better = detection("Left dog", (0.0, 0.0, 10.0, 5.0), 0.9)
+    outcome = measure.add(truth, prediction([detection("left dog", FAR, 0.2), better, detection("car", FAR)]))
+    assert values(measure) == {"accuracy at IoU 0.5": 0.5}
+    assert outcome.error == 0.5
+    assert outcome.kinds == {"right", "badly placed"}
+
+
+def test_no_answer_is_wrong() -> None:
+    measure = PhrasesMeasure()
+    assert measure.add(PhrasesTruth((TruePhrase("car", BOX),)), prediction()).kinds == {"missed"}
+    assert values(measure) == {"accuracy at IoU 0.5": 0}
+
+
+def test_the_mask_iou_is_that_of_pixels() -> None:
+    measure = PhrasesMeasure()
+    for items in ([Instance(BOX, "car", 0.9, (HALF,))], []):
+        measure.add(PhrasesTruth((TruePhrase("car", None, RING),)), prediction(items))
+    assert values(measure) == {"mask mIoU": pytest.approx(0.25)}

@@ -1,0 +1,147 @@
+"""The report as files, and in Chromium."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, expect
+
+from diptych_client import AnswerOptions, DetectionsResult, TextResult
+from diptych_client.evaluation.answers import AnswerLog
+from diptych_client.evaluation.dataset import Dataset
+from diptych_client.evaluation.metrics import Evaluation, Evaluator
+from diptych_client.evaluation.questions import Prompts, Questionnaire, Sample
+from diptych_client.evaluation.readers import read_dataset
+from diptych_client.evaluation.report import gallery_cards, html_page, json_document, markdown
+from diptych_client.evaluation.report.gallery import Gallery
+from diptych_client.geometry import ImageSize
+from diptych_client.requests import TaskParameters
+from diptych_client.results import Result
+from tests.support.browser import CHROMIUM, MISSING, Witness, chromium
+from tests.support.client_answers import answer
+from tests.support.evaluations import OBJECTS, detection, write_coco, write_images
+
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+MODELS = ("first-model", "second-model")
+
+
+def results(name: str) -> tuple[Result, Result]:
+    """Return the answers of both models: the first is right, the second confuses, loses and invents."""
+    own = OBJECTS[name]
+    right = DetectionsResult(tuple(detection(label, box, 0.9) for label, box in own))
+    confused = DetectionsResult(tuple(detection(HOSTILE, box, 0.5) for _, box in own[:1]))
+    return right, confused if own else DetectionsResult((detection("dog", (1.0, 1.0, 30.0, 30.0), 0.3),))
+
+
+def evaluated(out: Path, task: str, dataset: Dataset, answers: Sequence[Sequence[Result]]) -> Evaluation:
+    """Write a report of the answers, one row for each image."""
+    questionnaire = Questionnaire(task, TaskParameters(), Prompts(), dataset.classes)
+    samples: list[Sample] = list(questionnaire.samples(dataset))
+    out.mkdir()
+    with AnswerLog.open(out / "answers.jsonl", task, AnswerOptions()) as log:
+        for index, model in enumerate(MODELS):
+            for question, own in zip(log.questions(samples, model), answers, strict=True):
+                log.append(question, answer(own[index], ImageSize(100, 80)), 0.1 * (index + 1), 1)
+        evaluation = Evaluator(log, MODELS, questionnaire.names).evaluate(HOSTILE, samples, seed=0, gallery=10)
+        gallery = Gallery(dataset.store, log, questionnaire.names, MODELS)
+        with (out / "report.html").open("w") as file:
+            html_page(evaluation, gallery_cards(gallery, samples, evaluation.gallery), file)
+    return evaluation
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("evaluation")
+
+
+@pytest.fixture(scope="module")
+def evaluation(folder: Path) -> Evaluation:
+    dataset = read_dataset(write_coco(folder / "data"))
+    return evaluated(folder / "out", "open_vocabulary_detection", dataset, [results(name) for name in OBJECTS])
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip(MISSING)
+    with chromium() as started:
+        yield started
+
+
+def test_the_metrics_and_the_difference_are_those_of_the_answers(evaluation: Evaluation) -> None:
+    assert evaluation.measured is not None
+    first, second = (evaluation.measured.intervals[model] for model in MODELS)
+    assert first["mAP"].value == pytest.approx(100)
+    assert second["mAP"].value == 0
+    assert evaluation.measured.differences[0].first == "first-model"
+    assert evaluation.details["second-model"].kinds == {"wrong class": 2, "missed": 1, "extra": 1}
+    speeds = [evaluation.speed[model].images_per_s for model in MODELS]
+    assert speeds == [pytest.approx(10), pytest.approx(5)]
+
+
+def test_markdown_and_json_have_the_same_numbers(evaluation: Evaluation) -> None:
+    text, document = markdown(evaluation), json_document(evaluation, dict.fromkeys(range(3), "x"))
+    assert "| mAP | 100.0 [" in text
+    assert document["measured"]["intervals"]["first-model"]["mAP"]["value"] == pytest.approx(100)
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 820, 375])
+@pytest.mark.usefixtures("evaluation")
+def test_the_page_is_whole_at_every_width(browser: Browser, folder: Path, width: int, theme: str) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)  # type: ignore[arg-type]
+    witness = Witness()
+    witness.watch(page)
+    page.goto((folder / "out" / "report.html").as_uri())
+    expect(page.locator(".card")).to_have_count(3)
+    assert witness.complaints == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.locator("details").evaluate("e => { e.open = true }")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    found = [each["id"] for each in Axe().run(page).response["violations"] if each["impact"] in ("serious", "critical")]
+    assert found == []
+    page.close()
+
+
+@pytest.mark.usefixtures("evaluation")
+def test_cards_are_filtered_and_sorted(browser: Browser, folder: Path) -> None:
+    page = browser.new_page()
+    page.goto((folder / "out" / "report.html").as_uri())
+    titles = page.locator(".card h3")
+    assert [text.split()[0] for text in titles.all_text_contents()] == ["a.png", "b.png", "c.png"]
+    page.locator("select[name=kind]").select_option("missed")
+    expect(page.locator(".card")).to_have_count(1)
+    expect(page.get_by_role("status")).to_have_text("1 of 3 images of the gallery")
+    page.locator("select[name=kind]").select_option("")
+    page.locator("select[name=class]").select_option("car")
+    expect(titles).to_have_count(1)
+    page.close()
+
+
+@pytest.mark.usefixtures("evaluation")
+def test_shapes_lie_on_their_objects_and_have_their_kind(browser: Browser, folder: Path) -> None:
+    page = browser.new_page()
+    page.goto((folder / "out" / "report.html").as_uri())
+    panels = page.locator(".card").first.locator(".panel")
+    assert panels.locator("figcaption").all_text_contents() == ["truth", *MODELS]
+    paths = [panels.nth(1).locator(".shape path").nth(i).get_attribute("d") for i in range(2)]
+    assert paths == ["M10 10L40 10L40 30L10 30Z", "M50 20L90 20L90 60L50 60Z"]
+    assert panels.nth(1).locator(".shape.right").count() == 2
+    assert panels.nth(2).locator(".shape.wrong-class").count() == 1
+    assert HOSTILE in (panels.nth(2).locator(".shape text").text_content() or "")
+    page.close()
+
+
+def test_texts_are_shown_below_their_image(browser: Browser, tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    answers = [(TextResult("same"), TextResult("same")), *[(TextResult("one"), TextResult(HOSTILE))] * 2]
+    evaluation = evaluated(tmp_path / "out", "captioning", read_dataset(tmp_path / "images"), answers)
+    assert evaluation.measured is None
+    page = browser.new_page()
+    page.goto((tmp_path / "out" / "report.html").as_uri())
+    assert page.locator(".card").first.locator("pre").all_text_contents() == ["one", HOSTILE]
+    expect(page.locator("select[name=sort]")).to_have_value("disagreement")
+    page.close()

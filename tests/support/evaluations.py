@@ -1,0 +1,138 @@
+"""Small labelled datasets in every format, and predictions made by hand."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+from PIL import Image
+
+from diptych_client.evaluation.answers import Prediction
+from diptych_client.evaluation.dataset import TrueObject
+from diptych_client.geometry import BoxXyxy, ImageSize
+from diptych_client.results import Detection, Item
+
+SIZE = ImageSize(100, 80)
+CLASSES = ("car", "dog")
+OBJECTS: dict[str, tuple[tuple[str, BoxXyxy], ...]] = {
+    "a.png": (("car", (10.0, 10.0, 40.0, 30.0)), ("dog", (50.0, 20.0, 90.0, 60.0))),
+    "b.png": (("dog", (0.0, 0.0, 20.0, 20.0)),),
+    "c.png": (),
+}
+
+
+def prediction(items: Sequence[Item] = (), text: str | None = None, image: ImageSize = SIZE) -> Prediction:
+    """Return a prediction that took a tenth of a second."""
+    return Prediction(tuple(items), text, image, 0.1, 0.05, 4)
+
+
+def detection(label: str, box: BoxXyxy, score: float = 0.9) -> Detection:
+    return Detection(box, label, score)
+
+
+def truth(label: str, box: BoxXyxy) -> TrueObject:
+    return TrueObject(label, box)
+
+
+def write_images(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, name in enumerate(OBJECTS):
+        Image.new("RGB", (SIZE.width, SIZE.height), (index * 40, 90, 120)).save(folder / name)
+
+
+def write_coco(folder: Path) -> Path:
+    write_images(folder / "images")
+    rows = [(index, label, box) for index, own in enumerate(OBJECTS.values(), 1) for label, box in own]
+    document = {
+        "images": [{"id": i, "file_name": name, "width": 100, "height": 80} for i, name in enumerate(OBJECTS, 1)],
+        "categories": [{"id": 7 + i, "name": name} for i, name in enumerate(CLASSES)],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image_id,
+                "category_id": 7 + CLASSES.index(label),
+                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                "area": 1.0,
+            }
+            for number, (image_id, label, box) in enumerate(rows, 1)
+        ],
+    }
+    (folder / "annotations.json").write_text(json.dumps(document))
+    return folder
+
+
+def write_yolo(folder: Path) -> Path:
+    write_images(folder / "images" / "val")
+    (folder / "labels" / "val").mkdir(parents=True)
+    (folder / "data.yaml").write_text("path: /elsewhere\ntrain: images/train\nval: images/val\nnames: [car, dog]\n")
+    for name, own in OBJECTS.items():
+        lines = [
+            f"{CLASSES.index(label)} {(x1 + x2) / 200} {(y1 + y2) / 160} {(x2 - x1) / 100} {(y2 - y1) / 80}\n"
+            for label, (x1, y1, x2, y2) in own
+        ]
+        if lines:
+            (folder / "labels" / "val" / name.replace(".png", ".txt")).write_text("".join(lines))
+    return folder
+
+
+def write_voc(folder: Path) -> Path:
+    write_images(folder / "JPEGImages")
+    (folder / "Annotations").mkdir()
+    for name, own in OBJECTS.items():
+        objects = "".join(
+            f"<object><name>{label}</name><bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax>"
+            f"<ymax>{y2}</ymax></bndbox></object>"
+            for label, (x1, y1, x2, y2) in own
+        )
+        text = f"<annotation><filename>{name}</filename>{objects}</annotation>"
+        (folder / "Annotations" / name.replace(".png", ".xml")).write_text(text)
+    return folder
+
+
+def write_json_lines(folder: Path) -> Path:
+    write_images(folder)
+    rows = [
+        {"image": name, "objects": [{"label": label, "box": box} for label, box in own]}
+        for name, own in OBJECTS.items()
+    ]
+    (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def write_parquet(folder: Path) -> Path:
+    table = arrow_table(folder)
+    pyarrow.parquet.write_table(table, folder / "val-00000-of-00001.parquet", row_group_size=2)
+    return folder
+
+
+def write_arrow(folder: Path) -> Path:
+    table = arrow_table(folder)
+    with pyarrow.ipc.new_stream(folder / "data-00000-of-00001.arrow", table.schema) as writer:
+        writer.write_table(table)
+    return folder
+
+
+def arrow_table(folder: Path) -> pyarrow.Table:
+    """Return the dataset as Hugging Face's library stores it: images as bytes, classes as a ClassLabel."""
+    write_images(folder / "originals")
+    rows = [
+        {
+            "image": {"bytes": (folder / "originals" / name).read_bytes(), "path": name},
+            "objects": {
+                "bbox": [[x1, y1, x2 - x1, y2 - y1] for _, (x1, y1, x2, y2) in own],
+                "category": [CLASSES.index(label) for label, _ in own],
+            },
+        }
+        for name, own in OBJECTS.items()
+    ]
+    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    boxes = pyarrow.list_(pyarrow.list_(pyarrow.float64()))
+    objects = pyarrow.struct([("bbox", boxes), ("category", pyarrow.list_(pyarrow.int64()))])
+    label = {"names": list(CLASSES), "_type": "ClassLabel"}
+    features = {"objects": {"feature": {"bbox": {}, "category": label}, "_type": "Sequence"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    for path in (folder / "originals").iterdir():
+        path.unlink()
+    (folder / "originals").rmdir()
+    return pyarrow.Table.from_pylist(rows, pyarrow.schema([("image", image), ("objects", objects)], metadata))

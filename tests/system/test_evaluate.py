@@ -1,0 +1,105 @@
+"""The command `diptych evaluate` against the running service."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from export.evaluation import evaluation_scene
+from export.scenes import render_scene
+from tests.support.client_command import command, run
+from tests.support.running_service import RunningService
+from tests.support.service_metrics import metric
+
+TASK = "open_vocabulary_detection"
+NUM_IMAGES = 40
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    for index in range(NUM_IMAGES):
+        render_scene(evaluation_scene(index), 96).save(folder / f"{index:02}.png")
+    return folder
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    """Captions of the scenes as JSON lines, one of an image that does not exist."""
+    lines = [json.dumps({"image": f"{index:02}.png", "caption": "a red circle"}) for index in range(4)]
+    (tmp_path / "captions.jsonl").write_text("\n".join([*lines, json.dumps({"image": "none.png", "caption": "x"})]))
+    return tmp_path / "captions.jsonl"
+
+
+def num_requests(service: RunningService) -> float:
+    return metric(service, "diptych_requests_total", api="rest", task=TASK)
+
+
+def num_answers(out: Path) -> int:
+    log = out / "answers.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def test_a_killed_evaluation_is_resumed_without_asking_twice(
+    service: RunningService, scenes: Path, tmp_path: Path
+) -> None:
+    out, concurrency = tmp_path / "out", 2
+    labels = ("--labels", "circle", "--labels", "star")
+    words = ("evaluate", scenes, "--task", TASK, *labels, "--out", out, "--concurrency", str(concurrency))
+    before = num_requests(service)
+    with subprocess.Popen(command(service, *words), stderr=subprocess.DEVNULL) as process:
+        while num_answers(out) < NUM_IMAGES // 4:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert num_answers(out) < 2 * NUM_IMAGES
+    finished = run(service, *words)
+    assert finished.returncode == 0, finished.stderr
+    assert num_answers(out) == 2 * NUM_IMAGES
+    assert 2 * NUM_IMAGES <= num_requests(service) - before <= 2 * NUM_IMAGES + concurrency
+    assert "florence-2-mini and paligemma-mini: agreement" in finished.stdout
+    assert "were answered in an earlier run" in finished.stderr
+    assert json.loads((out / "report.json").read_text())["num_images"] == NUM_IMAGES
+
+
+def test_a_failed_image_is_listed_and_the_status_is_1(
+    service: RunningService, labels: Path, scenes: Path, tmp_path: Path
+) -> None:
+    words = ("evaluate", labels, "--images", scenes, "--task", "captioning", "--out", tmp_path / "out")
+    finished = run(service, *words)
+    assert finished.returncode == 1, finished.stderr
+    failures = [json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
+    assert [(each["image"], each["code"]) for each in failures] == [("none.png", "unreadable_file")] * 2
+    assert "4 samples of 4 images answered by every model; 2 requests failed" in finished.stdout
+    assert "CIDEr" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_sample_is_the_same_for_the_same_seed(service: RunningService, scenes: Path, tmp_path: Path) -> None:
+    def images(seed: str, out: str) -> set[str]:
+        words = ("--task", "captioning", "--models", "florence-2-mini", "--sample", "5", "--seed", seed)
+        finished = run(service, "evaluate", scenes, *words, "--out", tmp_path / out)
+        assert finished.returncode == 0, finished.stderr
+        return {json.loads(line)["image"] for line in (tmp_path / out / "answers.jsonl").read_text().splitlines()}
+
+    first = images("1", "a")
+    assert len(first) == 5
+    assert images("1", "b") == first != images("2", "c")
+
+
+def test_a_model_that_does_not_offer_the_task_is_named(service: RunningService, scenes: Path) -> None:
+    finished = run(service, "evaluate", scenes, "--task", "object_detection", "--models", "paligemma-mini")
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert finished.stderr == "error: paligemma-mini does not offer object_detection; offered by florence-2-mini\n"
+
+
+def test_a_missing_package_is_named(service: RunningService, scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "jiwer.py").write_text("raise ImportError('hidden by the test', name='jiwer')\n")
+    paths = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    words = command(service, "evaluate", scenes, "--task", "ocr")
+    finished = subprocess.run(words, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    assert finished.returncode == 1
+    assert finished.stderr == "error: evaluate needs jiwer: pip install 'diptych-client[evaluate]'\n"
