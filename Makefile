@@ -1,6 +1,7 @@
 # make serve      environment, artifacts, service on port 3000: make serve MODELS="florence-2-base paligemma-mini"
 # make test       all checks: style, types, tests
 # make test-long  the long tests, before a release: soak, widest shapes, many sequences
+# make gpu-check  on a host with a GPU: the embedded models on it, each check with its aim: make gpu-check GPU_CHECK=--widths
 # make proto      the code of the gRPC interfaces, from service/rpc/proto/*.proto, for the service and the client
 # make image      the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
 # make bench      our service against what a user would write instead, at most 25 minutes; tables in loadtest/results
@@ -27,7 +28,7 @@ export BENTOML_HOME ?= $(CURDIR)/.bentoml
 export BENTOML_DO_NOT_TRACK ?= True
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: serve export test test-long check proto image bench loadtest clean
+.PHONY: serve export test test-long gpu-check check proto image bench loadtest clean
 
 serve: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(MODELS)
@@ -41,6 +42,9 @@ test: check export
 
 test-long: check export
 	$(PY) -m pytest -m long
+
+gpu-check: export
+	$(PY) -m export.gpu_check $(GPU_CHECK) $(EMBEDDED)
 
 check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

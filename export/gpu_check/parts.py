@@ -1,0 +1,126 @@
+"""A model's encoder and decoder on a device, and images and requests for them."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from export.scenes import render_scene, sample_scene
+from runners.artifacts.manifest import Device, Manifest, Precision, read_manifest
+from runners.artifacts.store import artifact_folder
+from runners.decoder.answers import to_request
+from runners.decoder.batch import Decoder
+from runners.decoder.scheduler import Scheduler, WrittenSequence
+from runners.decoder.sequences import SequenceRequest
+from runners.encoder.session import VisionEncoder
+from runners.models.load import load_decoder
+from runners.options import SchedulerLimits
+from runners.transport.messages import SequenceSpec
+
+_WORDS = "What does the image show and where are all of its objects and texts on the left and the right"
+_TIMEOUT_S = 300.0
+MAX_POSITIONS = 2048  # of a slot: the checks use few
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The stored artifacts of a model."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def of(cls, model_id: str) -> "Model":
+        """Return the newest artifacts of the store in BENTOML_HOME."""
+        folder = artifact_folder(model_id)
+        return cls(folder, read_manifest(folder))
+
+    @property
+    def id(self) -> str:
+        return self.manifest.model_id
+
+    def encoder(self, device: Device, precision: Precision | None = None) -> VisionEncoder:
+        """Load the encoder, by default in the device's precision."""
+        own = precision or self.manifest.precision[device]["encoder"]
+        encoder = VisionEncoder(self.folder, 0, own, device)
+        encoder.load()
+        return encoder
+
+    def decoder(self, device: Device, precision: Precision | None = None) -> Decoder[Any]:
+        """Load the decoder, by default in the device's precision."""
+        own = precision or self.manifest.precision[device]["decoder"]
+        return load_decoder(self.folder, self.manifest.family, own, device, MAX_POSITIONS)
+
+    def images(self, num: int) -> NDArray[np.uint8]:
+        """Return rendered scenes (num, H, W, 3) of the input size."""
+        width, height = self.manifest.image_size_wh
+        scenes = (render_scene(sample_scene(seed), max(width, height)) for seed in range(num))
+        return np.stack([np.asarray(scene.resize((width, height), Image.Resampling.BICUBIC)) for scene in scenes])
+
+    def features(self, device: Device) -> Tensor:
+        """Return features (N, C) that need no encoder."""
+        size = self.manifest.num_image_tokens, self.manifest.hidden_size
+        return torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def requests(
+    decoder: Decoder[Any], features: Sequence[Tensor], num_tokens: int, **options: Any
+) -> list[SequenceRequest]:
+    """Return a request for each of `features`, with prompts of different lengths, that ends at `num_tokens` only."""
+    texts = [_WORDS[: 20 + 7 * index % 60] for index in range(len(features))]
+    specs = [
+        SequenceSpec(segments=[(text, False)], max_new_tokens=num_tokens, timeout_s=_TIMEOUT_S, **options)
+        for text in texts
+    ]
+    return [to_request(decoder, each, spec) for each, spec in zip(features, specs, strict=True)]
+
+
+def make_endless(decoder: Decoder[Any]) -> None:
+    """Let answers end at their limit only, so that all steps of a measurement have as many rows."""
+    decoder.rules = replace(decoder.rules, eos_token_ids=frozenset({-1}), forced_eos_token_id=None, num_beams=1)
+
+
+@contextmanager
+def scheduler(decoder: Decoder[Any], num_slots: int) -> Iterator[Scheduler]:
+    """Run a scheduler over `decoder`."""
+    running = Scheduler(decoder, "gpu check", SchedulerLimits(num_slots, 4 * num_slots, max_prefill_tokens=16384))
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def write(running: Scheduler, wanted: Sequence[SequenceRequest]) -> list[WrittenSequence]:
+    """Generate all requests together."""
+    return [future.result(_TIMEOUT_S) for future in running.submit(wanted)]
+
+
+def synchronize(device: Device) -> None:
+    """Wait until the device has finished."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def elapsed_ms(work: Callable[[], object], device: Device) -> float:
+    """Return the duration of one run, until the device has finished it."""
+    synchronize(device)
+    start_s = time.perf_counter()
+    work()
+    synchronize(device)
+    return (time.perf_counter() - start_s) * 1000
+
+
+def median_ms(work: Callable[[], object], device: Device, num: int = 7) -> float:
+    """Return the median duration of `num` runs, after one that is not counted."""
+    work()
+    return round(statistics.median(elapsed_ms(work, device) for _ in range(num)), 3)

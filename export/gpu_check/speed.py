@@ -1,0 +1,124 @@
+"""Durations of encoder, prefill and steps on the device, a sampled sequence among greedy ones, and throughput."""
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from export.gpu_check.parts import Model, elapsed_ms, make_endless, median_ms, requests, scheduler
+from export.gpu_check.verdicts import Verdict
+from runners.artifacts.manifest import Device
+from runners.decoder.batch import Decoder, LiveBatch, start_sequence
+from runners.decoder.scheduler import WrittenSequence
+from runners.decoder.sequences import SequenceRequest
+
+_BATCHES = (1, 4, 16)
+_ROWS = (1, 16, 64)
+_NUM_LENGTHS = 50
+_NUM_STEPS = 48
+_KERNEL_S = 2e-6  # of the smallest kernel of a graph
+_MAX_OF_LIMIT = 2.0
+_MAX_TAIL = 3.0  # slowest prefill by the median
+_MAX_SAMPLED = 1.2  # step with one sampled row by a greedy one
+_NUM_TOKENS, _IN_FLIGHT = 30, 64  # of the throughput
+
+
+def check_encoder(model: Model, device: Device) -> Verdict:
+    """Time batches of images."""
+    encoder, images = model.encoder(device), model.images(max(_BATCHES))
+    measured = {f"{num} images, ms": median_ms(partial(encoder.encode, images[:num]), device) for num in _BATCHES}
+    one, _, most = measured.values()
+    return Verdict("encoder", model.id, measured, "no slower for each image of 16 than alone", most <= 16 * one)
+
+
+def check_prefill(model: Model, device: Device) -> Verdict:
+    """Time prefills of lengths that were not seen before, and name the attention kernels."""
+    decoder = model.decoder(device)
+    cache = decoder.new_cache(4)
+    prompts = requests(decoder, [model.features(device)] * 4, 4)
+
+    @torch.inference_mode()
+    def prefill(length: int) -> None:
+        decoder.prefill(cache, [replace(each, prompt_ids=(each.prompt_ids * length)[:length]) for each in prompts], 0)
+
+    prefill(3)
+    durations = [elapsed_ms(partial(prefill, length), device) for length in range(4, 4 + _NUM_LENGTHS)]
+    median, slowest = statistics.median(durations), max(durations)
+    kernels = [name for name in _operations(partial(prefill, 5)) if "attention" in name or "flash" in name]
+    measured = {"median, ms": round(median, 3), "slowest, ms": round(slowest, 3), "attention": sorted(kernels)}
+    aim = f"slowest of {_NUM_LENGTHS} lengths <= {_MAX_TAIL:.0f} x median"
+    return Verdict("prefill", model.id, measured, aim, slowest <= _MAX_TAIL * median)
+
+
+def check_step(model: Model, device: Device, bytes_per_s: float) -> Verdict:
+    """Time steps by their rows, against what reading the weights and starting the kernels takes."""
+    decoder = model.decoder(device)
+    make_endless(decoder)
+    measured = {f"{rows} rows, ms": round(_step_ms(decoder, model, device, [{}] * rows), 3) for rows in _ROWS}
+    num_kernels = sum(_operations(_admitted(decoder, model, device, [{}]).step).values())
+    weights = (model.folder / "decoder.safetensors").stat().st_size
+    limit_ms = max(weights / bytes_per_s, num_kernels * _KERNEL_S) * 1000
+    measured |= {"limit, ms": round(limit_ms, 3), "operations": num_kernels}
+    aim = f"1 row <= {_MAX_OF_LIMIT:.0f} x limit"
+    return Verdict("step", model.id, measured, aim, measured["1 rows, ms"] <= _MAX_OF_LIMIT * limit_ms)
+
+
+def check_sampled_among_greedy(model: Model, device: Device) -> Verdict:
+    """Compare steps of 15 greedy rows and a sampled one with those of 16 greedy rows."""
+    decoder = model.decoder(device)
+    make_endless(decoder)
+    greedy: list[dict[str, Any]] = [{}] * 15
+    plain = _step_ms(decoder, model, device, [*greedy, {}])
+    ratio = _step_ms(decoder, model, device, [*greedy, {"temperature": 1.0, "top_p": 0.9, "seed": 1}]) / plain
+    measured = {"ratio": round(ratio, 3)}
+    return Verdict("one sampled row of 16", model.id, measured, f"<= {_MAX_SAMPLED}", ratio <= _MAX_SAMPLED)
+
+
+def check_throughput(model: Model, device: Device, seconds: float, aim: float) -> Verdict:
+    """Encode new images and generate answers for `seconds`, as many at once as the slots."""
+    encoder, decoder, images = model.encoder(device), model.decoder(device), model.images(16)
+    make_endless(decoder)
+    num_images, start_s = 0, time.monotonic()
+    with scheduler(decoder, _IN_FLIGHT) as running:
+        pending: set[Future[WrittenSequence]] = set()
+        while time.monotonic() - start_s < seconds:
+            features = list(torch.from_numpy(encoder.encode(images)).to(device))
+            pending |= set(running.submit(requests(decoder, features, _NUM_TOKENS)))
+            num_images += len(images)
+            while len(pending) > _IN_FLIGHT:
+                _, pending = wait(pending, return_when="FIRST_COMPLETED")
+        wait(pending)
+    rate = num_images / (time.monotonic() - start_s)
+    return Verdict("throughput", model.id, {"images/s": round(rate, 1)}, f">= {aim:.0f}", rate >= aim)
+
+
+def _step_ms(decoder: Decoder[Any], model: Model, device: Device, options: Sequence[dict[str, Any]]) -> float:
+    """Return the median duration of a step with a row for each of `options`."""
+    batch = _admitted(decoder, model, device, options)
+    return statistics.median(elapsed_ms(batch.step, device) for _ in range(_NUM_STEPS))
+
+
+def _admitted(decoder: Decoder[Any], model: Model, device: Device, options: Sequence[dict[str, Any]]) -> LiveBatch[Any]:
+    """Return a batch with a row for each of `options`, after its first step."""
+    wanted: list[SequenceRequest] = []
+    for each in options:
+        wanted += requests(decoder, [model.features(device)], _NUM_STEPS + 4, **each)
+    batch = LiveBatch(decoder, len(options))
+    batch.admit([start_sequence(request, decoder.rules) for request in wanted])
+    batch.step()
+    return batch
+
+
+def _operations(work: Any) -> Counter[str]:
+    """Return how often each kernel ran, without a GPU each operator."""
+    has_gpu = torch.cuda.is_available()
+    with profile(activities=[ProfilerActivity.CUDA if has_gpu else ProfilerActivity.CPU]) as profiled:
+        work()
+    return Counter({event.key: event.count for event in profiled.key_averages()})

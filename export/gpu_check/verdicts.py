@@ -1,0 +1,37 @@
+"""A measurement with its aim."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The result of one check of one model."""
+
+    check: str
+    model: str
+    measured: dict[str, Any]
+    aim: str
+    is_met: bool
+
+    def line(self) -> str:
+        """Return one line of JSON."""
+        return json.dumps(asdict(self))
+
+
+def failed(check: str, model: str, error: Exception) -> Verdict:
+    """Return the verdict on a check that raised `error`."""
+    return Verdict(check, model, {"error": f"{type(error).__name__}: {error}"[:400]}, "it runs", is_met=False)
+
+
+def table(verdicts: Sequence[Verdict]) -> str:
+    """Return the verdicts as a table in Markdown."""
+    rows = ["| check | model | measured | aim | met |", "|---|---|---|---|---|"]
+    for verdict in verdicts:
+        measured = ", ".join(f"{name} {value}" for name, value in verdict.measured.items())
+        rows.append(
+            f"| {verdict.check} | {verdict.model} | {measured} | {verdict.aim} | {'yes' if verdict.is_met else 'NO'} |"
+        )
+    return "\n".join(rows)

@@ -1,0 +1,41 @@
+"""The check of a GPU, on a CPU: what it measures of the device is not judged here, but all of it runs."""
+
+import json
+
+import pytest
+
+from export.gpu_check.verdicts import Verdict, failed, table
+from tests.support.export_cli import ModelStore
+
+CHECKS = [
+    "devices",
+    "features",
+    "tokens, 1 beams",
+    "tokens, 3 beams",
+    "encoder",
+    "prefill",
+    "step",
+    "one sampled row of 16",
+    "throughput",
+]
+
+
+@pytest.mark.long
+def test_every_check_runs_and_the_cpu_equals_itself(exported: ModelStore) -> None:
+    run = exported.python("-m", "export.gpu_check", "--device", "cpu", "--seconds", "1", "florence-2-mini")
+    lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    assert [line["check"] for line in lines] == CHECKS, run.stderr
+    assert not [line for line in lines if "error" in line["measured"]]
+    assert [line["is_met"] for line in lines[:4]] == [True] * 4
+    assert run.returncode == (0 if all(line["is_met"] for line in lines) else 1)
+
+
+def test_a_check_that_fails_is_a_missed_aim() -> None:
+    verdict = failed("step", "a", RuntimeError("CUDA error: unknown error"))
+    assert json.loads(verdict.line())["measured"] == {"error": "RuntimeError: CUDA error: unknown error"}
+    assert not verdict.is_met
+
+
+def test_the_table_has_a_row_for_each_verdict() -> None:
+    rows = table([Verdict("step", "a", {"1 row, ms": 2.5, "kernels": 9}, "<= 3", is_met=True)]).splitlines()
+    assert rows[2:] == ["| step | a | 1 row, ms 2.5, kernels 9 | <= 3 | yes |"]
