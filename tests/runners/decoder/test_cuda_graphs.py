@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from runners.artifacts.manifest import read_manifest
 from runners.decoder.batch import Decoder, generate_all
 from runners.decoder.cuda_graphs import Capture, CudaGraph, CudaGraphs, Step, buckets
+from runners.models.load import load_decoder
 from tests.support.decoder_cases import make_case
 from tests.support.export_cli import ModelStore
 
@@ -96,3 +98,17 @@ def test_answers_equal_those_of_eager_steps(name: str, exported: ModelStore, tmp
     expected = [sequence.token_ids for sequence in generate_all(case.decoder, requests)]
     assert [sequence.token_ids for sequence in generate_all(decoder, requests)] == expected
     assert 1 < graphed.num_captured <= MAX_GRAPHS
+
+
+def test_a_recorded_step_reads_no_value_and_stays_on_its_device(artifacts: Path) -> None:
+    """On `meta`, tensors have no values: a step that reads one, or mixes devices, fails."""
+    decoder: Any = load_decoder(artifacts, read_manifest(artifacts).family, "float32", "meta")
+    recorded: list[Tensor] = []
+
+    def capture(compute: Callable[[], Tensor]) -> CudaGraph:
+        recorded.append(compute())
+        return CudaGraph(lambda: None, recorded[-1])
+
+    decoder.cuda_graphs(decoder.new_cache(4), 4, capture)
+    assert {logits.device.type for logits in recorded} == {"meta"}
+    assert [len(logits) for logits in recorded] == sorted([1, 2, 4] * (len(recorded) // 3), reverse=True)
