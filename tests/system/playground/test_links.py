@@ -73,13 +73,18 @@ def test_the_model_table_shows_what_the_service_lists_and_runs_demos(
 ) -> None:
     playground.open()
     table = playground.page.locator("#model-table")
-    models = client.get("/v1/models").json()["data"]
+    models = client.get("/v1/models?catalog=true").json()["data"]
     expect(table.locator("thead th")).to_have_text([model["id"] for model in models])
+    commands = [model["serve_command"] for model in models if not model["served"]]
+    assert len(commands) == len(models) - len(EMBEDDED) > 10
+    expect(table.locator("code")).to_have_text(commands)
+    table.get_by_role("button", name="Copy the command that serves florence-2-base", exact=True).click()
+    assert playground.page.evaluate("navigator.clipboard.readText()") == 'make serve MODELS="florence-2-base"'
     for name in ("organization", "category", "modality", "release_date", "license"):
         row = table.get_by_role("row", name=name.replace("_", " ").capitalize())
         expect(row.locator("td")).to_have_text([model[name] for model in models])
     demos = table.get_by_role("link", name="Demo")
-    assert demos.count() == sum(len(model["tasks"]) for model in models)
+    assert demos.count() == sum(len(model["tasks"]) for model in models if model["served"])
     table.get_by_role("link", name="Demo of Captioning").first.click()
     answer = api_answer(client, FLORENCE, "captioning")
     expect(playground.panel(FLORENCE).locator(".answer-text")).to_have_text(answer["result"]["text"])

@@ -21,9 +21,9 @@ export class ApiError extends Error {
   }
 }
 
-/** Return the served models. @returns {Promise<Model[]>} */
-export async function listModels() {
-  return (await getJson("/v1/models")).data;
+/** Return the served models, then the catalog's others with the command that serves each. @returns {Promise<Model[]>} */
+export async function listCatalog() {
+  return (await getJson("/v1/models?catalog=true")).data;
 }
 
 /** Return every task. @returns {Promise<Task[]>} */

@@ -1,7 +1,7 @@
 /** Entry point of the page: loads models, tasks and samples, then starts the playground. */
 
 import { askForKey } from "./api-key.js";
-import { listFields, listModels, listTasks } from "./api.js";
+import { listCatalog, listFields, listTasks } from "./api.js";
 import { listSamples } from "./chosen-image.js";
 import { byId, fill, html } from "./dom.js";
 import { showModelTable } from "./model-table.js";
@@ -11,7 +11,7 @@ import { startTheme } from "./theme.js";
 /** Load the listings; request a key while the service requires one. */
 async function served() {
   try {
-    return await Promise.all([listModels(), listTasks(), listFields(), listSamples()]);
+    return await Promise.all([listCatalog(), listTasks(), listFields(), listSamples()]);
   } catch (error) {
     if (error.code === "unauthorized" && (await askForKey())) return served();
     throw error;
@@ -21,8 +21,9 @@ async function served() {
 async function start() {
   fill(byId("empty"), html("p", {}, "Loading models and tasks …"));
   try {
-    const [models, tasks, fields, samples] = await served();
-    showModelTable(byId("model-table"), models, tasks);
+    const [catalog, tasks, fields, samples] = await served();
+    const models = catalog.filter((model) => model.served);
+    showModelTable(byId("model-table"), catalog, tasks);
     document.body.removeAttribute("data-loading");
     await new Playground(models, tasks, fields, samples).start();
   } catch (error) {

@@ -1,9 +1,10 @@
-/** Table of the served models; a cell "Demo" links to a task. */
+/** Table of the catalog. A cell "Demo" links to a task; a model that is not served has its command instead. */
 
+import { copyButton } from "./copy-buttons.js";
 import { fill, html } from "./dom.js";
 import { compact, title } from "./names.js";
 
-/** Fields of GET /v1/models in the order of the public comparison; a missing one is an empty cell. */
+/** Fields of GET /v1/models?catalog=true in the order of the public comparison; a missing one is an empty cell. */
 const ROWS = [
   "organization",
   "category",
@@ -25,6 +26,7 @@ const UNITS = { context_window: "tokens", resolution: "px" };
  */
 export function showModelTable(table, models, tasks) {
   const head = html("tr", {}, html("td", {}), ...models.map(({ id }) => html("th", { scope: "col" }, id)));
+  const state = row("To serve it", models.map(command));
   const facts = ROWS.map((name) =>
     row(
       title(name),
@@ -42,15 +44,23 @@ export function showModelTable(table, models, tasks) {
     { class: "divider" },
     html("th", { scope: "colgroup", colspan: models.length + 1 }, "Tasks"),
   );
-  fill(table, html("thead", {}, head), html("tbody", {}, ...facts), html("tbody", {}, divider, ...offers));
+  fill(table, html("thead", {}, head), html("tbody", {}, state, ...facts), html("tbody", {}, divider, ...offers));
 }
 
 function row(name, cells) {
   return html("tr", {}, html("th", { scope: "row" }, name), ...cells.map((cell) => html("td", {}, cell)));
 }
 
+function command({ id, served, serve_command: text }) {
+  if (served) return "served here";
+  const copy = copyButton("Copy", () => text);
+  copy.setAttribute("aria-label", `Copy the command that serves ${id}`);
+  return html("div", { class: "command" }, html("code", {}, text), copy);
+}
+
 function demo(model, task) {
   if (!model.tasks.includes(task.id)) return html("span", { class: "quiet" }, "not offered");
+  if (!model.served) return "offered";
   return html("a", { class: "demo", href: `#task=${task.id}`, "aria-label": `Demo of ${title(task.id)}` }, "Demo");
 }
 

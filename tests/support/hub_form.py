@@ -1,0 +1,108 @@
+"""`python -m tests.support.hub_form FOLDER`: random checkpoints in the form of the released ones, exported and stored.
+
+They differ from those that transformers writes today: the weights are in shards with an index, without an output head,
+PaliGemma's under the names of transformers 4.41, with its configuration keys and its single processor file.
+Source: huggingface/transformers v4.41.0, models/paligemma/convert_paligemma_weights_to_hf.py.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from export.artifacts.store import new_version
+from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
+from export.checkpoints.sources import WEIGHTS_INDEX_FILE
+from export.pipeline import make_artifacts
+from tests.support.export_cli import MODELS
+from tests.support.random_checkpoints import RandomKind, write_random_checkpoint
+
+KINDS: dict[str, RandomKind] = {
+    "florence-2-base": "florence2",
+    "paligemma-3b-mix-224": "paligemma",
+    "paligemma-2-3b-mix-224": "paligemma2",
+}
+EOS_TOKEN_IDS = [1, 107]  # of PaliGemma 2: Gemma's <eos> and <end_of_turn>
+NUM_SHARDS, NUM_PROBES, MAX_NEW_TOKENS = 3, 2, 12
+_WEIGHTS = "model.safetensors"
+_EMBEDDING_FACTOR, _NORM_OFFSET = 0.3, 9.0  # of Gemma 2, whose answers would otherwise repeat one token
+_OLD_NAMES = {
+    "model.language_model.": "language_model.model.",
+    "vision_tower.": "vision_tower.vision_model.",
+}
+_OLD_KEYS = {"image_token_id": "image_token_index", "dtype": "torch_dtype"}
+_NEW_TEXT_KEYS = ("rope_parameters", "layer_types", "tie_word_embeddings", "use_bidirectional_attention")
+
+
+def write_hub_form(model_id: str, folder: Path) -> None:
+    """Write a small random checkpoint of the kind of `model_id`."""
+    kind = KINDS[model_id]
+    write_random_checkpoint(kind, folder)
+    weights = load_file(folder / _WEIGHTS)
+    weights.pop("lm_head.weight", None)
+    if kind != "florence2":
+        weights = {_old_name(name): tensor for name, tensor in weights.items()}
+        _make_config_old(folder / "config.json")
+        _join_processor_files(folder)
+    if kind == "paligemma2":
+        embeddings = weights["language_model.model.embed_tokens.weight"]
+        embeddings[EOS_TOKEN_IDS] = embeddings[EOS_TOKEN_IDS[::-1]]  # the second one ends the answers
+        embeddings *= _EMBEDDING_FACTOR
+        for name in (name for name in weights if name.endswith("post_feedforward_layernorm.weight")):
+            weights[name] += _NORM_OFFSET
+        _update(folder / "generation_config.json", {"cache_implementation": "hybrid", "eos_token_id": EOS_TOKEN_IDS})
+    _write_shards(weights, folder)
+
+
+def _old_name(name: str) -> str:
+    for new, old in _OLD_NAMES.items():
+        if name.startswith(new):
+            return old + name.removeprefix(new)
+    return name
+
+
+def _make_config_old(file: Path) -> None:
+    config = json.loads(file.read_text(encoding="utf-8"))
+    for key in _NEW_TEXT_KEYS:
+        config["text_config"].pop(key, None)
+    old = {_OLD_KEYS.get(key, key): value for key, value in config.items()}
+    file.write_text(json.dumps(old | {"transformers_version": "4.41.0.dev0"}), encoding="utf-8")
+
+
+def _join_processor_files(folder: Path) -> None:
+    config = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    old = config["image_processor"] | {"processor_class": config["processor_class"]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(old), encoding="utf-8")
+    (folder / "processor_config.json").unlink()
+
+
+def _update(file: Path, values: dict[str, Any]) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+
+def _write_shards(weights: dict[str, Any], folder: Path) -> None:
+    (folder / _WEIGHTS).unlink()
+    files = [f"model-{i:05}-of-{NUM_SHARDS:05}.safetensors" for i in range(1, NUM_SHARDS + 1)]
+    names = {file: list(weights)[i::NUM_SHARDS] for i, file in enumerate(files)}
+    for file, own in names.items():
+        save_file({name: weights[name].contiguous() for name in own}, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, own in names.items() for name in own}}
+    (folder / WEIGHTS_INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
+
+
+def main(folder: Path) -> None:
+    """Write and export every kind."""
+    for model_id, kind in KINDS.items():
+        checkpoint = folder / model_id
+        checkpoint.mkdir()
+        write_hub_form(model_id, checkpoint)
+        mask_decoder = None if kind == "florence2" else MODELS / "paligemma-mini" / "vae.npz"
+        job = plan_job(find_entry(model_id), ExportOptions(source=str(checkpoint), mask_decoder=mask_decoder))
+        with new_version(model_id) as artifacts:
+            make_artifacts(job, artifacts, NUM_PROBES, MAX_NEW_TOKENS)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
