@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import Florence2Config, PaliGemmaConfig
@@ -37,9 +38,10 @@ def large_images(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = SHAPES["paligemma-3b-mix-224"]
 
     def config(max_layers: int) -> Florence2Config | PaliGemmaConfig:
-        of_224 = shape.config(max_layers)
-        of_224.vision_config.image_size = 896
-        return of_224
+        changed = shape.config(max_layers)
+        vision_config: Any = changed.vision_config
+        vision_config.image_size = 896
+        return changed
 
     large = replace(shape, config=config, image_size_px=896, num_image_tokens=64 * 64)
     monkeypatch.setitem(SHAPES, "paligemma-3b-mix-224", large)
