@@ -1,10 +1,8 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from transformers import Florence2Config, PaliGemmaConfig
 
 from export.checkpoints.random_weights import SHAPES, write_random_checkpoint
 from runners.artifacts.manifest import read_manifest, verify_files
@@ -30,31 +28,6 @@ def test_real_widths_with_few_layers_export_and_pass_parity(name: str, tmp_path:
     assert manifest.num_image_tokens == SHAPES[name].num_image_tokens
     assert manifest.image_size_wh == (SHAPES[name].image_size_px,) * 2
     assert manifest.parity["tokens"]["num_prompts"] == NUM_PROBES
-
-
-@pytest.fixture
-def large_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PaliGemma-3b with images of 896 px."""
-    shape = SHAPES["paligemma-3b-mix-224"]
-
-    def config(max_layers: int) -> Florence2Config | PaliGemmaConfig:
-        changed = shape.config(max_layers)
-        vision_config: Any = changed.vision_config
-        vision_config.image_size = 896
-        return changed
-
-    large = replace(shape, config=config, image_size_px=896, num_image_tokens=64 * 64)
-    monkeypatch.setitem(SHAPES, "paligemma-3b-mix-224", large)
-
-
-@pytest.mark.long
-@pytest.mark.usefixtures("large_images")
-def test_images_of_4096_tokens_export_and_pass_parity(tmp_path: Path) -> None:
-    artifacts = tmp_path / "artifacts"
-    artifacts.mkdir()
-    manifest = export_random("paligemma-3b-mix-224", tmp_path / "checkpoint", artifacts)
-    assert (manifest.image_size_wh, manifest.num_image_tokens) == ((896, 896), 4096)
-    assert manifest.parity["tokens"]["num_near_ties"] == 0  # every token is transformers' own
 
 
 @pytest.mark.parametrize(
