@@ -16,7 +16,7 @@ from tasks.catalog import CatalogError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export the requested models in turn; return the exit status, 1 at the first failure."""
     parsed = _parse(arguments)
-    options = ExportOptions(parsed.source, parsed.revision, parsed.mask_decoder)
+    options = ExportOptions(parsed.source, parsed.revision, parsed.mask_decoder, parsed.images)
     try:
         for entry in [find_entry(model_id) for model_id in parsed.models]:
             _export(plan_job(entry, options), parsed.if_changed)
@@ -32,6 +32,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--source", help="a hub id or a folder; default: the catalog's")
     parser.add_argument("--revision", help="branch, tag or commit of the hub id")
     parser.add_argument("--mask-decoder", type=Path, metavar="FILE", help="PaliGemma's vae-oid.npz")
+    parser.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="images to compare answers on, beside models/photographs"
+    )
     parser.add_argument("--if-changed", action="store_true", help="skip a model whose newest artifacts are up to date")
     parsed = parser.parse_args(arguments)
     if len(parsed.models) > 1 and (parsed.source or parsed.revision or parsed.mask_decoder):
