@@ -65,12 +65,19 @@ def _summary(manifest: Manifest) -> str:
         for part in ("encoder", "decoder")
         for precision, measured in manifest.parity[part].items()
     ]
+    decided_by, runs = manifest.parity["answers"]["decided_by"], manifest.parity["answers"]["runs"]
+    equal = [
+        f"{run['encoder']} encoder with {run['decoder']} decoder {run['agreement']['equal_tokens']:.3f}"
+        for run in runs
+        if run["pictures"] == decided_by
+    ]
     record = manifest.parity["accuracy"]
     accuracy = f"measured on {record['num_scenes']} scenes" if record else "not measured"
     return (
         f"image features of {features['num_images']} images: min cosine {features['min_cosine']:.6f}, "
         f"max abs error {features['max_abs_error']:.1e}; {tokens['num_tokens']} tokens of {tokens['num_prompts']} "
         f"prompts: {tokens['num_near_ties']} near ties; mean cosine with float32: {', '.join(cosines)}; "
+        f"equal tokens of answers about {decided_by}: {', '.join(equal) or 'not compared'}; "
         f"task accuracy {accuracy}"
     )
 

@@ -89,7 +89,8 @@ class AnswerCheck:
             "photographs": 2 if num_prompts >= 2 * len(job.photographs) and not scenes else 1,
             "scenes": 2,
         }
-        questions = ask(job.entry, pictures, num_each, num_fully_asked=_NUM_HALF_ENCODED)
+        num_fully_asked = _NUM_HALF_ENCODED if num_prompts >= len(job.photographs) else 0
+        questions = ask(job.entry, pictures, num_each, num_fully_asked)
         mask_decoder = MaskDecoder.load(job.mask_decoder) if job.mask_decoder else None
         return cls(folder, job.entry, draft.hidden_size, mask_decoder, pictures, questions)
 
