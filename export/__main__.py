@@ -16,7 +16,7 @@ from tasks.catalog import CatalogError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export the requested models in turn; return the exit status, 1 at the first failure."""
     parsed = _parse(arguments)
-    options = ExportOptions(parsed.source, parsed.revision, parsed.mask_decoder)
+    options = ExportOptions(parsed.source, parsed.revision, parsed.mask_decoder, parsed.images)
     try:
         for entry in [find_entry(model_id) for model_id in parsed.models]:
             _export(plan_job(entry, options), parsed.if_changed)
@@ -32,6 +32,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--source", help="a hub id or a folder; default: the catalog's")
     parser.add_argument("--revision", help="branch, tag or commit of the hub id")
     parser.add_argument("--mask-decoder", type=Path, metavar="FILE", help="PaliGemma's vae-oid.npz")
+    parser.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="images to compare answers on, beside models/photographs"
+    )
     parser.add_argument("--if-changed", action="store_true", help="skip a model whose newest artifacts are up to date")
     parsed = parser.parse_args(arguments)
     if len(parsed.models) > 1 and (parsed.source or parsed.revision or parsed.mask_decoder):
@@ -62,12 +65,19 @@ def _summary(manifest: Manifest) -> str:
         for part in ("encoder", "decoder")
         for precision, measured in manifest.parity[part].items()
     ]
+    decided_by, runs = manifest.parity["answers"]["decided_by"], manifest.parity["answers"]["runs"]
+    equal = [
+        f"{run['encoder']} encoder with {run['decoder']} decoder {run['agreement']['equal_tokens']:.3f}"
+        for run in runs
+        if run["pictures"] == decided_by
+    ]
     record = manifest.parity["accuracy"]
     accuracy = f"measured on {record['num_scenes']} scenes" if record else "not measured"
     return (
         f"image features of {features['num_images']} images: min cosine {features['min_cosine']:.6f}, "
         f"max abs error {features['max_abs_error']:.1e}; {tokens['num_tokens']} tokens of {tokens['num_prompts']} "
         f"prompts: {tokens['num_near_ties']} near ties; mean cosine with float32: {', '.join(cosines)}; "
+        f"equal tokens of answers about {decided_by}: {', '.join(equal) or 'not compared'}; "
         f"task accuracy {accuracy}"
     )
 

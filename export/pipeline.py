@@ -10,6 +10,8 @@ from export.artifacts.decoder_weights import load_checkpoint, stored_dtype, writ
 from export.artifacts.onnx_graphs import export_vision_encoder, write_at_precision
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule, read_image_input
 from export.checkpoints.jobs import ExportJob
+from export.checks.answer_agreement import agreeing_defaults
+from export.checks.answers import AnswerCheck
 from export.checks.measurements import measure
 from export.checks.parity import run_reference
 from export.checks.probes import MAX_NEW_TOKENS, NUM_PROBES, make_probes
@@ -54,12 +56,14 @@ def make_artifacts(
     parity = measure(folder, job.entry, precisions, probes, expected)
     for precision in set(precisions["encoder"]) - {"float32", *parity["encoder"]}:
         (folder / vision_encoder_file(precision)).unlink()
+    kept: dict[Part, tuple[Precision, ...]] = {part: tuple(parity[part]) for part in precisions}
+    answers = AnswerCheck.of(job, folder, draft).measure(kept)
     files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE}
     manifest = replace(
         draft,
         files=files,
-        precision=kept_defaults(job.entry.precision, parity),
-        parity=parity | {"accuracy": job.record and asdict(job.record)},
+        precision=agreeing_defaults(job.entry.id, kept_defaults(job.entry.precision, parity), answers.deciding),
+        parity=parity | {"accuracy": job.record and asdict(job.record), "answers": asdict(answers)},
     )
     write_manifest(folder, manifest)
     return manifest

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from runners.artifacts.manifest import ArtifactError, read_manifest, verify_files
 from runners.artifacts.store import artifact_folder
 from service.admission.api_keys import ApiKeys
-from service.inference.served_models import check_positions, served_entries, served_precision
+from service.inference.served_models import check_positions, chosen_precisions, served_entries
 from service.settings import Settings, SettingsError, read_settings
 from service.supervision.roles import Role
 from service.tls import check_tls_files
@@ -61,7 +61,7 @@ def _check(role: Role, settings: Settings) -> None:
         folder = artifact_folder(entry.id)
         manifest = read_manifest(folder)
         verify_files(folder, manifest)
-        served_precision(manifest, settings)
+        chosen_precisions(manifest, settings)
         check_positions(manifest, settings)
 
 

@@ -20,8 +20,10 @@ from tasks.paligemma.masks import MaskDecoder, MaskDecoderError
 
 ROOT = Path(__file__).parents[2]
 CATALOG_FILE = ROOT / "models" / "catalog.yaml"
-EXPORT_FORMAT = 4  # increment when an export writes other files than before
+PHOTOGRAPHS = ROOT / "models" / "photographs"
+EXPORT_FORMAT = 5  # increment when an export writes other files than before
 
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _LIBRARIES = (
     "numpy",
     "onnx",
@@ -42,6 +44,7 @@ class ExportOptions:
     source: str | None = None
     revision: str | None = None
     mask_decoder: Path | None = None
+    images: Path | None = None  # the user's folder of images, beside the photographs that ship
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ class ExportJob:
     record: PrecisionRecord | None  # of this checkpoint
     versions: dict[str, str]
     build_key: str
+    photographs: tuple[Path, ...]  # those that ship; without any, precisions are not compared by answers
+    own_images: tuple[Path, ...]
 
 
 def find_entry(model_id: str) -> CatalogEntry:
@@ -78,9 +83,10 @@ def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
     if record is not None:
         record.check(entry)
     versions = library_versions()
-    files = [*source.files(), *([mask_decoder] if mask_decoder else [])]
+    photographs, own_images = _find_images(PHOTOGRAPHS), _find_images(options.images) if options.images else ()
+    files = [*source.files(), *([mask_decoder] if mask_decoder else []), *photographs, *own_images]
     key = build_key(files, entry.precision, record, versions)
-    return ExportJob(entry, source, mask_decoder, record, versions, key)
+    return ExportJob(entry, source, mask_decoder, record, versions, key, photographs, own_images)
 
 
 def library_versions() -> dict[str, str]:
@@ -103,6 +109,13 @@ def build_key(
         "versions": versions,
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _find_images(folder: Path) -> tuple[Path, ...]:
+    images = sorted(path for path in folder.glob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
+    if not images:
+        raise SourceError(f"{folder} is not a folder with images; allowed are {', '.join(_IMAGE_SUFFIXES)}")
+    return tuple(images)
 
 
 def _find_mask_decoder(entry: CatalogEntry, options: ExportOptions, source: Source) -> Path | None:

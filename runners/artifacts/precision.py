@@ -4,7 +4,7 @@ The manifest has the catalog's choice, verified by `python -m export`. Knows no 
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from runners.artifacts.manifest import ArtifactError, Device, Manifest, Part, Precision, vision_encoder_file
 
@@ -33,3 +33,12 @@ def choose_precision(manifest: Manifest, part: Part, device: Device, wanted: Wan
             f"its artifacts allow {', '.join(possible)}; models/catalog.yaml lists those that are exported"
         )
     return precision
+
+
+def measured_agreement(manifest: Manifest, encoder: Precision, decoder: Precision) -> dict[str, Any] | None:
+    """Return the export's measurements of the answers at a pair of precisions; None for float32 or without any."""
+    answers = manifest.parity.get("answers", {"runs": ()})
+    for run in answers["runs"]:
+        if (run["encoder"], run["decoder"], run["pictures"]) == (encoder, decoder, answers["decided_by"]):
+            return {"pictures": run["pictures"], "num_pictures": run["num_pictures"], **run["agreement"]}
+    return None

@@ -17,7 +17,8 @@ def catalog_json(models: ServedModels) -> dict[str, Any]:
     """Return the list of the served models, then of the catalog's others with the command that serves each."""
     served = [model_json(model) | {"served": True, "serve_command": None} for model in models]
     unserved = [
-        _row(model.entry, model.precision) | {"served": False, "serve_command": f'make serve MODELS="{model.entry.id}"'}
+        _row(model.entry, model.precision)
+        | {"agreement": None, "served": False, "serve_command": f'make serve MODELS="{model.entry.id}"'}
         for model in models.unserved
     ]
     return {"object": "list", "data": served + unserved}
@@ -42,7 +43,7 @@ def tasks_json(models: ServedModels) -> dict[str, Any]:
 
 
 def model_json(model: ServedModel) -> dict[str, Any]:
-    return _row(model.entry, model.precision)
+    return _row(model.entry, model.precision) | {"agreement": model.agreement}
 
 
 def _row(entry: CatalogEntry, precision: str) -> dict[str, Any]:

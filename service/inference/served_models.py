@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from runners.artifacts.devices import decoder_device, encoder_device
 from runners.artifacts.manifest import MASK_DECODER_FILE, PROCESSOR_CONFIG_FILE, Manifest, read_manifest
-from runners.artifacts.precision import choose_precision
+from runners.artifacts.precision import choose_precision, measured_agreement
 from service.errors import UnknownModel, UnsupportedTask
 from service.settings import Settings, SettingsError
 from tasks.catalog import CatalogEntry, Precision, load_catalog
@@ -24,6 +25,7 @@ class ServedModel:
     mask_decoder: MaskDecoder | None
     precision: str  # of encoder and decoder, as text
     banned_phrases: frozenset[str] = frozenset()
+    agreement: Mapping[str, Any] | None = None  # of its answers with those of float32, as the export measured it
 
     @property
     def id(self) -> str:
@@ -67,15 +69,17 @@ def load_served_model(entry: CatalogEntry, folder: Path, settings: Settings) -> 
     manifest, masks = read_manifest(folder), folder / MASK_DECODER_FILE
     mask_decoder = MaskDecoder.load(masks) if masks.exists() else None
     banned_phrases = read_banned_phrases(folder / PROCESSOR_CONFIG_FILE)
-    return ServedModel(entry, manifest, mask_decoder, served_precision(manifest, settings), banned_phrases)
+    chosen = chosen_precisions(manifest, settings)
+    agreement = measured_agreement(manifest, *chosen)
+    return ServedModel(entry, manifest, mask_decoder, _as_text(*chosen), banned_phrases, agreement)
 
 
-def served_precision(manifest: Manifest, settings: Settings) -> str:
-    """Return the precisions that the model's runner will choose; raise `ArtifactError` for an impossible one."""
+def chosen_precisions(manifest: Manifest, settings: Settings) -> tuple[Precision, Precision]:
+    """Return the precisions of encoder and decoder that the runner will choose; raise `ArtifactError` if impossible."""
     device, _ = settings.device_of(manifest.model_id)
     encoder = choose_precision(manifest, "encoder", encoder_device(device), settings.encoder_precision)
     decoder = choose_precision(manifest, "decoder", decoder_device(device), settings.decoder_precision)
-    return _as_text(encoder, decoder)
+    return encoder, decoder
 
 
 def _as_text(encoder: Precision, decoder: Precision) -> str:

@@ -77,6 +77,22 @@ def test_int8_and_the_precisions_of_the_catalog_are_exported_and_compared_with_f
         assert vision_encoder_file(precision) in manifest.files
 
 
+def test_answers_of_every_precision_are_compared_with_float32(artifacts: Path) -> None:
+    manifest = read_manifest(artifacts)
+    answers, default = manifest.parity["answers"], manifest.precision["cuda"]
+    assert answers["decided_by"] == "scenes"
+    for pictures in ("photographs", "scenes"):
+        runs = {(run["encoder"], run["decoder"]): run for run in answers["runs"] if run["pictures"] == pictures}
+        alone = {*((each, "float32") for each in manifest.parity["encoder"])}
+        alone |= {("float32", each) for each in manifest.parity["decoder"]}
+        assert runs.keys() == alone | {(default["encoder"], default["decoder"])}
+        assert runs["int8", "float32"]["num_pictures"] == {"photographs": 24, "scenes": 12}[pictures]
+        assert runs["float16", "float32"]["num_pictures"] == 2
+        if pictures == "scenes":
+            assert all(run["agreement"]["equal_tokens"] > 0.95 for run in runs.values())
+            assert all(run["agreement"]["matched_boxes"] > 0.95 for run in runs.values())
+
+
 def test_configuration_has_the_models_id_and_not_the_checkpoints_path(artifacts: Path, model_id: str) -> None:
     config = json.loads((artifacts / "config.json").read_text(encoding="utf-8"))
     assert config["_name_or_path"] == model_id
@@ -132,6 +148,11 @@ def test_one_source_for_two_models_is_refused(empty_store: ModelStore) -> None:
     run = empty_store.export(*EMBEDDED, "--source", "models/florence-2-mini")
     assert run.returncode == 2
     assert "require exactly one MODEL" in run.stderr
+
+
+def test_folder_of_own_images_without_an_image_is_refused(empty_store: ModelStore, tmp_path: Path) -> None:
+    run = empty_store.export("florence-2-mini", "--images", str(tmp_path))
+    assert_refused(run, f"{tmp_path} is not a folder with images")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def test_encoder_that_leaves_float16s_range_is_left_out_and_the_rest_is_stored(
         weights[name] *= 10_000
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     artifacts.mkdir()
-    job = plan_job(find_entry(MODEL_ID), ExportOptions(source=str(checkpoint)))
+    job = replace(plan_job(find_entry(MODEL_ID), ExportOptions(source=str(checkpoint))), photographs=())
     manifest = make_artifacts(job, artifacts, num_probes=2, max_new_tokens=4)
     assert any("float16 is left out; the default on cuda is float32 instead" in each for each in caplog.messages)
     assert manifest.precision["cuda"] == {"encoder": "float32", "decoder": "float16"}

@@ -1,9 +1,10 @@
 """`python -m tests.support.export_random NAME FOLDER`: a random checkpoint of real widths, exported and stored.
 
-With fewer layers and probes than an export: real widths take seconds per probe.
+With fewer layers and probes than an export, and without photographs: real widths take seconds per image.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from export.artifacts.store import new_version
@@ -23,7 +24,7 @@ def export_random(name: str, checkpoint: Path, artifacts: Path) -> Manifest:
     mask_decoder = MODELS / "paligemma-mini" / "vae.npz" if name.startswith("paligemma") else None
     options = ExportOptions(source=str(checkpoint), mask_decoder=mask_decoder)
     job = plan_job(find_entry(name), options)
-    return make_artifacts(job, artifacts, NUM_PROBES, MAX_NEW_TOKENS)
+    return make_artifacts(replace(job, photographs=()), artifacts, NUM_PROBES, MAX_NEW_TOKENS)
 
 
 if __name__ == "__main__":

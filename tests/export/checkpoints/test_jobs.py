@@ -73,3 +73,9 @@ def test_content_precision_record_and_versions_each_change_the_key(tmp_path: Pat
 
 def test_versions_include_the_export_libraries() -> None:
     assert {"torch", "transformers", "optimum", "onnxruntime"} <= library_versions().keys()
+
+
+def test_folder_without_images_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(SourceError, match="is not a folder with images; allowed are"):
+            plan_job(CATALOG["florence-2-mini"], ExportOptions(images=folder))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from runners.artifacts.manifest import ArtifactError, Device, Part, read_manifest, vision_encoder_file
-from runners.artifacts.precision import RUNNABLE, WantedPrecision, choose_precision
+from runners.artifacts.precision import RUNNABLE, WantedPrecision, choose_precision, measured_agreement
 
 
 def test_the_default_is_the_precision_in_the_manifest(artifacts: Path) -> None:
@@ -69,3 +69,21 @@ def test_a_manifest_of_an_earlier_version_is_refused(artifacts: Path, tmp_path: 
     (folder / "manifest.json").write_text(json.dumps(values | {"precision": "float32"}))
     with pytest.raises(ArtifactError, match="precision is 'float32'; it must be a mapping by device and part"):
         read_manifest(folder)
+
+
+def test_agreement_is_that_of_the_pictures_that_decide(artifacts: Path) -> None:
+    manifest = read_manifest(artifacts)
+    (expected,) = [
+        run
+        for run in manifest.parity["answers"]["runs"]
+        if (run["encoder"], run["decoder"], run["pictures"]) == ("int8", "float32", "scenes")
+    ]
+    measured = measured_agreement(manifest, "int8", "float32")
+    assert measured == {"pictures": "scenes", "num_pictures": 12} | expected["agreement"]
+
+
+def test_float32_and_artifacts_without_a_comparison_have_no_agreement(artifacts: Path) -> None:
+    manifest = read_manifest(artifacts)
+    assert measured_agreement(manifest, "float32", "float32") is None
+    before = {name: value for name, value in manifest.parity.items() if name != "answers"}
+    assert measured_agreement(replace(manifest, parity=before), "int8", "float32") is None

@@ -1,0 +1,202 @@
+"""The answers of every precision about the same pictures, compared with those of float32.
+
+Each part is measured with the other in float32, and the default pair of a device together. Answers are greedy and
+constrained, in batches, made by the runners' code and the service's prompts and parsers. Parts are loaded one after
+another, so that only one is in memory.
+
+Photographs decide about a released model. A model with a precision record knows rendered scenes only: its answers about
+photographs are arbitrary, as many of their tokens nearly tie, so scenes decide, and photographs are only measured.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from export.checkpoints.errors import ParityError
+from export.checkpoints.jobs import ExportJob
+from export.checks.answer_agreement import AnswerRun, GivenAnswer, Pair, agreement
+from export.checks.half_arithmetic import HalfEncoder
+from export.checks.pictures import Picture, PictureKind, PictureQuestion, ask, load_photographs, make_scenes, spread
+from runners.artifacts.devices import num_threads
+from runners.artifacts.manifest import Manifest, Part, Precision, vision_encoder_file
+from runners.decoder.answers import AnswerText, to_request
+from runners.decoder.batch import Decoder, generate_all
+from runners.decoder.errors import SequenceError
+from runners.decoder.sequences import GeneratedSequence
+from runners.encoder.session import VisionEncoder
+from runners.models.load import load_decoder
+from runners.transport.messages import SequenceSpec
+from tasks.catalog import CatalogEntry
+from tasks.families import FAMILIES
+from tasks.generation import GeneratedText
+from tasks.paligemma import MaskDecoder
+from tasks.results import Result, TextResult
+
+MAX_NEW_TOKENS = 48  # most answers are shorter; the rest of a page of text would add time rather than evidence
+NUM_SCENES = 12
+# The cost of a prompt is its weights times its image tokens. The budget is that of florence-2-base (231e6 weights, 577
+# tokens) for a prompt about each photograph that ships; a larger model has fewer, a smaller one two.
+_PROMPT_BUDGET, _MIN_PROMPTS = 3.3e12, 8
+# At florence-2-base's widths a CPU takes a minute an image for a float16 encoder (half_arithmetic.py), and a float16
+# decoder takes four times as long as a float32 one: they see the first pictures of each kind only.
+_NUM_HALF_ENCODED, _NUM_HALF_DECODED = 2, 4
+_BATCH_SIZE = 16
+_MAX_PROMPT_TOKENS = 80
+_NO_TIMEOUT_S = 1e9
+_ORIGINAL: Pair = ("float32", "float32")
+_FAILED = GivenAnswer((), TextResult("", is_parsed=False))
+
+Features = Mapping[int, Tensor]  # (N, C) by index of the picture
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRuns:
+    """The runs of an export, and the kind of picture that decides about a default."""
+
+    decided_by: PictureKind
+    runs: tuple[AnswerRun, ...]
+
+    @property
+    def deciding(self) -> tuple[AnswerRun, ...]:
+        """The runs that decide about a default."""
+        return tuple(run for run in self.runs if run.pictures == self.decided_by)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerCheck:
+    """The comparison of one export's precisions."""
+
+    folder: Path  # of the artifacts
+    entry: CatalogEntry
+    hidden_size: int
+    mask_decoder: MaskDecoder | None
+    pictures: Sequence[Picture]
+    questions: Sequence[PictureQuestion]
+
+    @classmethod
+    def of(cls, job: ExportJob, folder: Path, draft: Manifest) -> "AnswerCheck":
+        """Choose the pictures and prompts by their cost; raise `SourceError` for an unreadable image."""
+        num_prompts = max(_MIN_PROMPTS, int(_PROMPT_BUDGET / (job.entry.parameters * draft.num_image_tokens)))
+        files = (*spread(job.photographs, num_prompts), *job.own_images)
+        scenes = tuple(make_scenes(NUM_SCENES if job.record else 0, draft))
+        pictures = (*load_photographs(files, draft), *scenes)
+        num_each: dict[PictureKind, int] = {
+            "photographs": 2 if num_prompts >= 2 * len(job.photographs) and not scenes else 1,
+            "scenes": 2,
+        }
+        num_fully_asked = _NUM_HALF_ENCODED if num_prompts >= len(job.photographs) else 0
+        questions = ask(job.entry, pictures, num_each, num_fully_asked)
+        mask_decoder = MaskDecoder.load(job.mask_decoder) if job.mask_decoder else None
+        return cls(folder, job.entry, draft.hidden_size, mask_decoder, pictures, questions)
+
+    def measure(self, precisions: Mapping[Part, Sequence[Precision]]) -> AnswerRuns:
+        """Measure the artifacts' `precisions`; raise `ParityError` if float32 itself fails."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(num_threads(0, self.hidden_size, before))
+        try:
+            return self._measure(precisions)
+        finally:
+            torch.set_num_threads(before)
+
+    def _measure(self, precisions: Mapping[Part, Sequence[Precision]]) -> AnswerRuns:
+        decided_by: PictureKind = "scenes" if any(each.kind == "scenes" for each in self.pictures) else "photographs"
+        if not self.questions:
+            return AnswerRuns(decided_by, ())
+        features = {each: self._encode(each) for each in ("float32", *precisions["encoder"])}
+        defaults = {(parts["encoder"], parts["decoder"]) for parts in self.entry.precision.values()}
+        answers: dict[Pair, dict[int, GivenAnswer]] = {}
+        for decoder in ("float32", *precisions["decoder"]):
+            pairs = [(encoder, decoder) for encoder in features]
+            answers |= self._answers(decoder, {p: features[p[0]] for p in pairs if "float32" in p or p in defaults})
+        expected = answers.pop(_ORIGINAL)
+        return AnswerRuns(
+            decided_by, tuple(run for pair in answers for run in self._compare(pair, answers[pair], expected))
+        )
+
+    def _encode(self, precision: Precision) -> Features:
+        encoder: HalfEncoder | VisionEncoder
+        if precision == "float16":
+            encoder = HalfEncoder(self.folder / vision_encoder_file(precision))
+        else:
+            encoder = VisionEncoder(self.folder, precision=precision)
+            encoder.load()
+        return {
+            index: torch.from_numpy(encoder.encode(np.asarray(picture.image)[None])[0])
+            for index, picture in enumerate(self.pictures)
+            if precision != "float16" or picture.rank < _NUM_HALF_ENCODED
+        }
+
+    def _answers(self, precision: Precision, features: Mapping[Pair, Features]) -> dict[Pair, dict[int, GivenAnswer]]:
+        """Return the answers of a decoder to the features of each pair, by index of the question."""
+        image_features = next(iter(next(iter(features.values())).values()))
+        max_positions = len(image_features) + _MAX_PROMPT_TOKENS + MAX_NEW_TOKENS
+        decoder = load_decoder(self.folder, self.entry.family, precision, "cpu", max_positions)
+        return {pair: self._answers_of_pair(decoder, pair, features[pair]) for pair in features}
+
+    def _answers_of_pair(self, decoder: Decoder[Any], pair: Pair, features: Features) -> dict[int, GivenAnswer]:
+        asked = [
+            index
+            for index, question in enumerate(self.questions)
+            if question.picture in features
+            and (pair[1] != "float16" or self.pictures[question.picture].rank < _NUM_HALF_DECODED)
+        ]
+        try:
+            return {
+                index: answer
+                for start in range(0, len(asked), _BATCH_SIZE)
+                for index, answer in self._batch(decoder, features, asked[start : start + _BATCH_SIZE])
+            }
+        except SequenceError as error:
+            if pair == _ORIGINAL:
+                raise ParityError(f"the decoder failed on a prompt: {error}") from error
+            return dict.fromkeys(asked, _FAILED)
+
+    def _batch(
+        self, decoder: Decoder[Any], features: Features, asked: Sequence[int]
+    ) -> Iterator[tuple[int, GivenAnswer]]:
+        questions = [self.questions[index] for index in asked]
+        requests = [to_request(decoder, features[each.picture], self._spec(each)) for each in questions]
+        for index, question, sequence in zip(asked, questions, generate_all(decoder, requests), strict=True):
+            yield index, GivenAnswer(sequence.token_ids, self._parse(decoder, question, sequence))
+
+    def _spec(self, question: PictureQuestion) -> SequenceSpec:
+        return SequenceSpec(
+            segments=[(segment.text, segment.is_control) for segment in question.prompt],
+            max_new_tokens=MAX_NEW_TOKENS,
+            num_beams=1,
+            grammar=FAMILIES[self.entry.family].answer_grammar(question.task_id, question.parameters),
+            timeout_s=_NO_TIMEOUT_S,
+        )
+
+    def _parse(self, decoder: Decoder[Any], question: PictureQuestion, sequence: GeneratedSequence) -> Result:
+        answer = AnswerText(decoder)
+        answer.push(sequence.token_ids)
+        pairs = zip(sequence.token_ids, sequence.logprobs, strict=True)
+        logprobs = tuple(logprob for token_id, logprob in pairs if answer.has(token_id))
+        text = GeneratedText(answer.text, tuple(answer.token_ends), logprobs, sequence.finish_reason)
+        return FAMILIES[self.entry.family].parse_answer(
+            question.task_id,
+            question.parameters,
+            [text],
+            self.pictures[question.picture].original_size_wh,
+            "polygon",
+            self.mask_decoder,
+        )
+
+    def _compare(
+        self, pair: Pair, answers: Mapping[int, GivenAnswer], expected: Mapping[int, GivenAnswer]
+    ) -> Iterator[AnswerRun]:
+        """Yield the run of each kind of picture."""
+        for kind in dict.fromkeys(picture.kind for picture in self.pictures):
+            of_kind = [index for index in answers if self.pictures[self.questions[index].picture].kind == kind]
+            yield AnswerRun(
+                *pair,
+                kind,
+                len({self.questions[index].picture for index in of_kind}),
+                agreement([answers[index] for index in of_kind], [expected[index] for index in of_kind]),
+            )

@@ -1,0 +1,108 @@
+"""The pictures on which the answers of precisions are compared, and the prompts about them.
+
+Photographs and documents ship in models/photographs; `--images FOLDER` adds the user's. A file is named after its
+subject, the label of detection and the phrase of segmentation: `red-car.jpg` shows a "red car". Models that know
+rendered scenes only are also compared on scenes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image, ImageOps
+
+from export.checkpoints.errors import SourceError
+from export.scenes import render_scene, sample_scene
+from runners.artifacts.manifest import Manifest
+from tasks.catalog import CatalogEntry
+from tasks.families import FAMILIES
+from tasks.parameters import TaskParameters, parse_parameters
+from tasks.prompts import Prompt
+from tasks.table import TASKS
+
+PictureKind = Literal["photographs", "scenes"]
+Parameters = Mapping[str, str | list[str]]
+
+_FIRST_SCENE = 1000  # the seed; others than those of the probes
+_SCENE_PX = 256
+_ANY_SHAPE = "circle"  # the subject of a scene without objects
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image, resized as the service does, with the name of its subject."""
+
+    kind: PictureKind
+    rank: int  # among the pictures of its kind
+    subject: str
+    image: Image.Image
+    original_size_wh: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PictureQuestion:
+    """A task about a picture, as one prompt."""
+
+    picture: int  # index
+    task_id: str
+    parameters: TaskParameters
+    prompt: Prompt
+
+
+def spread(files: Sequence[Path], max_files: int) -> tuple[Path, ...]:
+    """Return at most `max_files`, evenly distributed over `files`."""
+    count = min(max_files, len(files))
+    return tuple(files[index * len(files) // count] for index in range(count))
+
+
+def load_photographs(files: Sequence[Path], manifest: Manifest) -> Iterator[Picture]:
+    """Yield the photographs; raise `SourceError` for a file that is not an image."""
+    for rank, file in enumerate(files):
+        try:
+            with Image.open(file) as opened:
+                image = ImageOps.exif_transpose(opened).convert("RGB")
+        except (OSError, Image.DecompressionBombError) as error:
+            raise SourceError(f"{file} cannot be read as an image: {error}") from error
+        subject = file.stem.replace("-", " ")
+        yield Picture("photographs", rank, subject, _resized(image, manifest), image.size)
+
+
+def make_scenes(num_scenes: int, manifest: Manifest) -> Iterator[Picture]:
+    """Yield rendered scenes, each with its first object as subject."""
+    for rank in range(num_scenes):
+        scene = sample_scene(_FIRST_SCENE + rank)
+        image = render_scene(scene, _SCENE_PX)
+        subject = scene.objects[0].name if scene.objects else _ANY_SHAPE
+        yield Picture("scenes", rank, subject, _resized(image, manifest), image.size)
+
+
+def ask(
+    entry: CatalogEntry, pictures: Sequence[Picture], num_each: Mapping[PictureKind, int], num_fully_asked: int
+) -> tuple[PictureQuestion, ...]:
+    """Return `num_each` questions about each picture, of tasks that take turns; of the first pictures, all tasks."""
+    return tuple(
+        _question(entry, index, picture, *tasks[(picture.rank + turn) % len(tasks)])
+        for index, picture in enumerate(pictures)
+        for tasks in [_tasks(entry, picture.subject)]
+        for turn in range(len(tasks) if picture.rank < num_fully_asked else min(num_each[picture.kind], len(tasks)))
+    )
+
+
+def _tasks(entry: CatalogEntry, subject: str) -> list[tuple[str, Parameters]]:
+    """Return a task of each kind of answer, if the model offers it: a sentence, boxes, outlines, text in the image."""
+    boxes: tuple[str, Parameters] = ("open_vocabulary_detection", {"labels": [subject]})
+    if entry.offers("object_detection"):
+        boxes = ("object_detection", {})
+    wanted = [("captioning", {}), boxes, ("instance_segmentation", {"phrase": subject}), ("ocr", {})]
+    return [(task_id, values) for task_id, values in wanted if entry.offers(task_id)]
+
+
+def _question(entry: CatalogEntry, index: int, picture: Picture, task_id: str, values: Parameters) -> PictureQuestion:
+    parameters = parse_parameters(TASKS[task_id], values)
+    (prompt,) = FAMILIES[entry.family].task_prompts(entry, task_id, parameters, picture.original_size_wh)
+    return PictureQuestion(index, task_id, parameters, prompt)
+
+
+def _resized(image: Image.Image, manifest: Manifest) -> Image.Image:
+    return image.resize(manifest.image_size_wh, Image.Resampling(manifest.resample))
