@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText, Florence2Config, PaliGemma
 
 from export.checkpoints.jobs import CATALOG_FILE
 from export.checkpoints.random_weights import SHAPES
+from runners.options import default_positions
 from tasks.catalog import CatalogEntry, Device, Part, Precision, load_catalog
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
@@ -90,11 +91,12 @@ class PartSize:
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """One model: its weights, and the number of KV cache values per slot of its decoder."""
+    """One model: its weights, and the number of KV cache values per slot and position of its decoder."""
 
     entry: CatalogEntry
     parts: dict[Part, PartSize]
-    num_slot_values: int
+    num_position_values: int
+    num_image_tokens: int
 
     def weights_gb(self, part: Part, device: Device) -> float:
         """Return the size of a part's weights at its default precision."""
@@ -103,7 +105,13 @@ class ModelSize:
     def slot_gb(self, device: Device) -> float:
         """Return the size of a full slot; on a card it is allocated at the start."""
         precision = self.entry.precision[device]["decoder"]
-        return self.num_slot_values * _BYTES["float32" if precision == "int8" else precision] / _GB
+        limit = default_positions(device, self.num_image_tokens) or self.entry.context_window
+        return (
+            self.num_position_values
+            * min(limit, self.entry.context_window)
+            * _BYTES["float32" if precision == "int8" else precision]
+            / _GB
+        )
 
     def num_slots(self, card_gb: float) -> int:
         """Return the number of slots that fit on a card beside the weights and the allowance."""
@@ -116,19 +124,23 @@ def model_sizes() -> Iterator[ModelSize]:
     for entry in load_catalog(CATALOG_FILE).values():
         if entry.id in _SHAPE_OF:
             config = _published_config(entry)
-            yield ModelSize(entry, _part_sizes(config), num_slot_values(config))
+            yield ModelSize(entry, _part_sizes(config), num_position_values(config), _num_image_tokens(entry))
 
 
-def num_slot_values(config: Florence2Config | PaliGemmaConfig) -> int:
-    """Return the number of KV cache values per slot: keys and values of every layer, head and position.
+def num_position_values(config: Florence2Config | PaliGemmaConfig) -> int:
+    """Return the number of KV cache values of a slot for each position: keys and values of every layer and head.
 
     Florence-2 has as many for cross-attention as for self-attention.
     """
     text: Any = config.text_config
     if isinstance(config, Florence2Config):
-        return 2 * int(2 * text.decoder_layers * text.max_position_embeddings * text.d_model)
-    width = text.num_key_value_heads * text.head_dim
-    return int(2 * text.num_hidden_layers * text.max_position_embeddings * width)
+        return 2 * int(2 * text.decoder_layers * text.d_model)
+    return int(2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim)
+
+
+def _num_image_tokens(entry: CatalogEntry) -> int:
+    shape = SHAPES[_SHAPE_OF[entry.id]]
+    return shape.num_image_tokens * entry.resolution**2 // shape.image_size_px**2
 
 
 def _published_config(entry: CatalogEntry) -> Florence2Config | PaliGemmaConfig:

@@ -20,7 +20,7 @@ from runners.decoder.errors import SequenceError
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest, TokenListener
 from runners.models.load import load_decoder
-from runners.options import RunnerOptions
+from runners.options import RunnerOptions, default_positions
 from runners.telemetry.tracing import note_error, past_span
 from runners.telemetry.watchdog import Watchdog
 from runners.transport.messages import Failed, Outcome, SequenceEnd, SequenceSpec, TextPiece, WritingEvent
@@ -42,7 +42,8 @@ class DecoderWorker:
         options, manifest = self._options, self._manifest
         torch.set_num_threads(num_threads(options.decoder_threads, manifest.hidden_size, num_cores))
         precision = choose_precision(manifest, "decoder", self._device, options.decoder_precision)
-        self._decoder = load_decoder(folder, manifest.family, precision, self._device, options.max_positions)
+        max_positions = options.max_positions or default_positions(self._device, manifest.num_image_tokens)
+        self._decoder = load_decoder(folder, manifest.family, precision, self._device, max_positions)
         self._scheduler = Scheduler(self._decoder, manifest.model_id, options.limits)
         self._scheduler.start()
         self._warm_up()

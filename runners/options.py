@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 
 from runners.artifacts.devices import DeviceSetting
+from runners.artifacts.manifest import Device
 from runners.artifacts.precision import WantedPrecision
 from runners.telemetry.tracing import TraceOptions
+
+_CUDA_POSITIONS = 1024  # for prompt and answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,7 @@ class RunnerOptions:
     max_batch_size: int  # images per encoder batch; 0: the default of the device
     max_latency_ms: int  # must exceed the slowest batch: BentoML drops images that it expects to take longer
     max_cache_bytes: int  # of image features
-    max_positions: int  # of a sequence: image, prompt and answer; 0: the model's limit
+    max_positions: int  # of a sequence: image, prompt and answer; 0: the default of the device
     encoder_threads: int  # of ONNX Runtime; 0: by the model's width
     decoder_threads: int  # of torch; 0: by the model's width
     device: DeviceSetting
@@ -34,6 +37,14 @@ class RunnerOptions:
     decoder_precision: WantedPrecision
     timeout_s: int  # of one call
     traces: TraceOptions
+
+
+def default_positions(device: Device, num_image_tokens: int) -> int:
+    """Return the limit of a sequence's positions where none is set; 0: the model's.
+
+    On a GPU the memory of every slot is allocated at the start: 8,192 positions of PaliGemma 2 are 0.87 GB.
+    """
+    return num_image_tokens + _CUDA_POSITIONS if device == "cuda" else 0
 
 
 def runner_name(model_id: str) -> str:

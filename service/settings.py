@@ -153,7 +153,8 @@ class Settings(BaseModel):
         0,
         ge=0,
         le=1_000_000,
-        description="Maximum tokens of a sequence (image, prompt and answer); 0: the model's own maximum.",
+        description="Maximum tokens of a sequence (image, prompt and answer); 0: the model's own maximum, on a GPU "
+        "at most 1,024 in addition to the image's.",
     )
     decoder_max_waiting: int = Field(
         256, ge=1, le=100_000, description="Maximum sequences queued for a decoder; more are refused with 429."

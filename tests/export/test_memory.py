@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoConfig
 
-from export.memory import ModelSize, memory_tables, model_sizes, num_slot_values
+from export.memory import ModelSize, memory_tables, model_sizes, num_position_values
 from runners.decoder.kv_cache import KeyValueCache
 from runners.models.load import load_decoder
 from tests.support.export_cli import MODELS, ROOT, ModelStore
@@ -21,12 +21,13 @@ def test_parts_sum_to_the_parameters_of_the_catalog(sizes: dict[str, ModelSize])
 
 
 @pytest.mark.parametrize(("model_id", "family"), [("florence-2-mini", "florence2"), ("paligemma-mini", "paligemma")])
-def test_slot_values_match_the_kv_cache_of_the_decoder(exported: ModelStore, model_id: str, family: str) -> None:
+def test_values_match_the_kv_cache_of_the_decoder(exported: ModelStore, model_id: str, family: str) -> None:
     decoder = load_decoder(exported.newest(model_id), family, "float32", "cpu")  # type: ignore[arg-type]
     cache = decoder.new_cache(1)
     kept = [getattr(cache, name, None) for name in ("cross_attention", "self_attention")]
     num_values = sum(each._memory.numel() for each in kept if isinstance(each, KeyValueCache))
-    assert num_slot_values(AutoConfig.from_pretrained(MODELS / model_id)) == num_values
+    config = AutoConfig.from_pretrained(MODELS / model_id)
+    assert num_position_values(config) * config.text_config.max_position_embeddings == num_values
 
 
 def test_int8_keeps_other_weights_in_float32_and_adds_the_tied_head(sizes: dict[str, ModelSize]) -> None:
