@@ -104,14 +104,10 @@ class ModelSize:
 
     def slot_gb(self, device: Device) -> float:
         """Return the size of a full slot; on a card it is allocated at the start."""
-        precision = self.entry.precision[device]["decoder"]
-        limit = default_positions(device, self.num_image_tokens) or self.entry.context_window
-        return (
-            self.num_position_values
-            * min(limit, self.entry.context_window)
-            * _BYTES["float32" if precision == "int8" else precision]
-            / _GB
-        )
+        decoder = self.entry.precision[device]["decoder"]
+        limit, window = default_positions(device, self.num_image_tokens), self.entry.context_window
+        num_values = self.num_position_values * min(limit or window, window)
+        return num_values * _BYTES["float32" if decoder == "int8" else decoder] / _GB
 
     def num_slots(self, card_gb: float) -> int:
         """Return the number of slots that fit on a card beside the weights and the allowance."""
