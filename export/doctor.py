@@ -15,8 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-import bentoml
-
+from export.artifacts.store import exported_models
 from export.checkpoints.jobs import ROOT
 from export.resources import available_memory_bytes, free_disk_bytes, store_home
 from runners.artifacts.devices import decoder_device, encoder_device, has_cuda_card
@@ -51,11 +50,6 @@ def main(model_ids: Sequence[str]) -> int:
         print(finding, flush=True)
         has_failure |= finding.verdict == "failure"
     return int(has_failure)
-
-
-def exported_models() -> list[str]:
-    """Return the models of BentoML's store, sorted."""
-    return sorted({model.tag.name for model in bentoml.models.list()})
 
 
 def findings(models: Sequence[str]) -> Iterator[Finding]:
