@@ -14,12 +14,10 @@ from export import doctor
 from export.artifacts.store import has_current_version, new_version
 from export.checkpoints.errors import ExportError
 from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
-from export.progress import Progress
+from export.progress import NUM_STEPS, Progress
 from export.resources import check_host, needs_of
 from runners.artifacts.manifest import Manifest
 from tasks.catalog import CatalogEntry, CatalogError
-
-_NUM_STEPS = 9  # of most models
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +68,7 @@ def _export(entry: CatalogEntry, options: ExportOptions, if_changed: bool) -> No
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    with new_version(entry.id) as folder, Progress(entry.id, _NUM_STEPS) as progress:
+    with new_version(entry.id) as folder, Progress(entry.id, NUM_STEPS) as progress:
         manifest = make_artifacts(job, folder, progress, needs.is_large)
     print(f"{entry.id}: {_summary(manifest)}, {time.monotonic() - start_s:.1f} s")
 

@@ -7,6 +7,8 @@ from typing import Self, TextIO
 
 from tqdm import tqdm
 
+NUM_STEPS = 9  # of most models
+
 
 class Progress:
     """The steps of one export, announced one after another; `num_steps` is their expected number."""

@@ -116,7 +116,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 def _places(folder: Path, model: Any, expected: Mapping[str, object]) -> Iterator[tuple[str, _Place]]:
     """Yield every stored tensor under transformers' name; the rules are those of `from_pretrained`."""
-    renamings = get_model_conversion_mapping(model)
+    renamings: Any = get_model_conversion_mapping(model)
     for shard in sorted(folder.glob("*.safetensors")):
         with safe_open(shard, framework="pt") as tensors:
             for stored in tensors.keys():  # noqa: SIM118 (not a dict)

@@ -41,14 +41,15 @@ class GreedyAnswer:
     top_logits: tuple[Mapping[int, float], ...]  # of each step: token -> logit, after the checkpoint's generation rules
 
 
-class _TopLogits(LogitsProcessor):  # type: ignore[misc]  # transformers' class has no types
+class _TopLogits(LogitsProcessor):
     """Keeps the largest logits of every step: all of them would be gigabytes at Gemma's vocabulary."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, _input_ids: Tensor, logits: Tensor) -> Tensor:
-        self._steps.append(tuple(logits.float().topk(_NUM_TOP_LOGITS)))
+        top_logits, top_ids = logits.float().topk(_NUM_TOP_LOGITS)
+        self._steps.append((top_logits, top_ids))
         return logits
 
     def answer(self, row: int, token_ids: Sequence[int]) -> GreedyAnswer:
