@@ -60,7 +60,8 @@ def make_artifacts(
     for precision in set(precisions["encoder"]) - {"float32", *parity["encoder"]}:
         (folder / vision_encoder_file(precision)).unlink()
     kept: dict[Part, tuple[Precision, ...]] = {part: tuple(parity[part]) for part in precisions}
-    answers = AnswerCheck.of(job, folder, draft).measure(kept)
+    progress.begin("comparing the precisions' answers")
+    answers = AnswerCheck.of(job, folder, draft, is_large).measure(kept)
     files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE}
     manifest = replace(
         draft,

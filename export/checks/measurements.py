@@ -22,14 +22,12 @@ from export.checkpoints.errors import ParityError
 from export.checks.half_arithmetic import HalfEncoder
 from export.checks.parity import ReferenceAnswers, check_answers, compare_features, make_requests
 from export.checks.probes import Probe, extreme_images
-from export.checks.streaming import StreamedWeights
+from export.checks.streaming import load_for_checks
 from export.progress import Progress
 from runners.artifacts.manifest import Part, Precision, vision_encoder_file
 from runners.decoder.batch import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder
-from runners.models.load import load_decoder
-from runners.models.weights import DecoderWeights
 from tasks.catalog import CatalogEntry
 
 logger = logging.getLogger(__name__)
@@ -74,8 +72,7 @@ def measure(
     features = _encode(folder, "float32", [probe.image for probe in probes])
     parity = compare_features(features, expected.image_features)
     progress.begin("comparing answers with transformers")
-    weights_of = StreamedWeights if is_large else DecoderWeights
-    decoder = load_decoder(folder, entry.family, "float32", "cpu", weights_of=weights_of)
+    decoder = load_for_checks(folder, entry.family, "float32", is_large)
     requests = make_requests(decoder, features, probes, expected)
     tokens = check_answers(decoder, requests, expected)
     extremes = extreme_images(probes[0].image.size)
@@ -96,7 +93,7 @@ def measure(
 
     def of_decoder(precision: Precision) -> dict[str, Any]:
         progress.begin(f"measuring the decoder in {precision}")
-        other = load_decoder(folder, entry.family, precision, "cpu")
+        other = load_for_checks(folder, entry.family, precision, is_large)
         return _measure_decoder(precision, other, requests, answers, logits)
 
     return {

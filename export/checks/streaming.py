@@ -6,9 +6,13 @@ A layer's weights are read, converted and dropped at each use; the first layers 
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from typing import ClassVar, Generic, Self, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from export.resources import MAX_RESIDENT_BYTES
+from runners.artifacts.manifest import Family, Precision
+from runners.decoder.batch import Decoder
+from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights
 
 LayerT = TypeVar("LayerT")
@@ -33,6 +37,14 @@ class StreamedWeights(DecoderWeights):
         """The size in float32."""
         own = (tensor for name, tensor in self.source.items() if name.startswith(self.prefix))
         return _FLOAT32_BYTES * sum(tensor.numel() for tensor in own)
+
+
+def load_for_checks(
+    folder: Path, family: Family, precision: Precision, is_large: bool, max_positions: int = 0
+) -> Decoder[Any]:
+    """Load a decoder onto the CPU; that of a large model in float32 runs layer by layer."""
+    weights_of = StreamedWeights if is_large and precision == "float32" else DecoderWeights
+    return load_decoder(folder, family, precision, "cpu", max_positions, weights_of)
 
 
 class _StreamedLayers(Sequence[LayerT], Generic[LayerT]):
