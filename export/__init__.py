@@ -3,6 +3,7 @@
 Commands, each with `--help`:
 
     python -m export MODEL…              make the artifacts of catalog models and store them in BentoML's model store
+    python -m export doctor              check this host and the exported models
     python -m export.bento FOLDER        build the Bento that a container image is made of
     python -m export.evaluate            measure the accuracy of a running service on rendered scenes
     python -m export.precision MODEL     measure accuracy at each precision and record it beside the catalog

@@ -1,32 +1,42 @@
-"""`python -m export MODEL…`: make the artifacts of catalog models and store them in BentoML's model store."""
+"""`python -m export MODEL…`: make the artifacts of catalog models and store them in BentoML's model store.
+
+`python -m export doctor` checks this host and the exported models (export/doctor.py).
+"""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from export import doctor
 from export.artifacts.store import has_current_version, new_version
 from export.checkpoints.errors import ExportError
-from export.checkpoints.jobs import ExportJob, ExportOptions, find_entry, plan_job
+from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
+from export.progress import NUM_STEPS, Progress
+from export.resources import check_host, needs_of
 from runners.artifacts.manifest import Manifest
-from tasks.catalog import CatalogError
+from tasks.catalog import CatalogEntry, CatalogError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export the requested models in turn; return the exit status, 1 at the first failure."""
-    parsed = _parse(arguments)
+    """Export the requested models in turn, or run the doctor; return the exit status, 1 at the first failure."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["doctor"]:
+        return doctor.main(given[1:])
+    parsed = _parse(given)
     options = ExportOptions(parsed.source, parsed.revision, parsed.mask_decoder, parsed.images)
     try:
         for entry in [find_entry(model_id) for model_id in parsed.models]:
-            _export(plan_job(entry, options), parsed.if_changed)
+            _export(entry, options, parsed.if_changed)
     except (ExportError, CatalogError) as error:
         print(f"python -m export: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m export", description=__doc__)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="an id of models/catalog.yaml")
     parser.add_argument("--source", help="a hub id or a folder; default: the catalog's")
@@ -42,20 +52,25 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parsed
 
 
-def _export(job: ExportJob, if_changed: bool) -> None:
-    if if_changed and has_current_version(job.entry.id, job.build_key):
-        print(f"{job.entry.id}: up to date")
+def _export(entry: CatalogEntry, options: ExportOptions, if_changed: bool) -> None:
+    start_s, needs = time.monotonic(), needs_of(entry, len(os.sched_getaffinity(0)))
+    if not if_changed:
+        check_host(needs)  # before a download
+    job = plan_job(entry, options)
+    if if_changed and has_current_version(entry.id, job.build_key):
+        print(f"{entry.id}: up to date")
         return
-    start_s = time.monotonic()
+    check_host(needs)
+    print(f"{entry.id}: {needs}", file=sys.stderr, flush=True)
     from transformers.utils import logging  # imports torch, which takes seconds
 
     from export.pipeline import make_artifacts
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    with new_version(job.entry.id) as folder:
-        manifest = make_artifacts(job, folder)
-    print(f"{job.entry.id}: {_summary(manifest)}, {time.monotonic() - start_s:.1f} s")
+    with new_version(entry.id) as folder, Progress(entry.id, NUM_STEPS) as progress:
+        manifest = make_artifacts(job, folder, progress, needs.is_large)
+    print(f"{entry.id}: {_summary(manifest)}, {time.monotonic() - start_s:.1f} s")
 
 
 def _summary(manifest: Manifest) -> str:

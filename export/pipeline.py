@@ -1,21 +1,24 @@
 """The steps of one export, in order: decoder weights, vision encoder, configuration, checks, manifest."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from export.artifacts.decoder_weights import load_checkpoint, stored_dtype, write_decoder_weights
-from export.artifacts.onnx_graphs import export_vision_encoder, write_at_precision
-from export.artifacts.vision_module import ImageInput, VisionEncoderModule, read_image_input
+from export.artifacts.checkpoint_tensors import CheckpointTensors
+from export.artifacts.decoder_weights import write_decoder_weights
+from export.artifacts.encoders import make_encoders, make_encoders_in_child
+from export.artifacts.vision_module import ImageInput, read_image_input
 from export.checkpoints.jobs import ExportJob
 from export.checks.answer_agreement import agreeing_defaults
 from export.checks.answers import AnswerCheck
 from export.checks.measurements import measure
-from export.checks.parity import run_reference
-from export.checks.probes import MAX_NEW_TOKENS, NUM_PROBES, make_probes
-from export.checks.reference import Reference
+from export.checks.parity import ReferenceAnswers, run_reference
+from export.checks.probes import FEW_PROBES, PROBES, Probe, ProbePlan, make_probes
+from export.checks.reference import Reference, load_processor
+from export.progress import Progress
+from export.resources import MAX_RESIDENT_BYTES
 from runners.artifacts.manifest import (
     CONFIG_FILE,
     DECODER_FILE,
@@ -37,27 +40,28 @@ _COPIED_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "processor_config.json
 
 
 def make_artifacts(
-    job: ExportJob, folder: Path, num_probes: int = NUM_PROBES, max_new_tokens: int = MAX_NEW_TOKENS
+    job: ExportJob, folder: Path, progress: Progress, is_large: bool = False, probe_plan: ProbePlan | None = None
 ) -> Manifest:
-    """Make the artifacts of `job` in an empty folder and compare them with the reference; raise `ExportError`."""
-    write_decoder_weights(load_checkpoint(job.source.folder, stored_dtype(job.source.folder)), folder / DECODER_FILE)
-    reference = Reference.load(job.source.folder)
-    image_input = read_image_input(reference.processor.image_processor)
+    """Make the artifacts of `job` in an empty folder and compare them with the reference; raise `ExportError`.
+
+    A large model's encoders are made in a child process, and its reference runs layer by layer.
+    """
+    checkpoint = job.source.folder
+    progress.begin("writing the decoder's weights")
+    write_decoder_weights(CheckpointTensors.open(checkpoint), folder / DECODER_FILE)
+    image_input = read_image_input(load_processor(checkpoint).image_processor)
     precisions = _precisions(job.entry)
-    module = VisionEncoderModule(reference.model, image_input)
-    export_vision_encoder(module, image_input.size_wh, folder / vision_encoder_file("float32"))
-    for precision in precisions["encoder"]:
-        write_at_precision(folder, precision, reference.model.config)
-    _write_configuration(job, reference, folder)
-    probes = make_probes(job.entry, image_input, num_probes, max_new_tokens)
-    expected = run_reference(reference, probes)
-    draft = _manifest(job, image_input, reference)
-    del reference, module  # frees the model before the exported one is loaded
-    parity = measure(folder, job.entry, precisions, probes, expected)
+    progress.begin("making the vision encoders")
+    (make_encoders_in_child if is_large else make_encoders)(checkpoint, image_input, precisions["encoder"], folder)
+    progress.begin("running the checkpoint in transformers")
+    probes = make_probes(job.entry, image_input, probe_plan or (FEW_PROBES if is_large else PROBES))
+    draft, expected = _run_reference(job, folder, image_input, probes, is_large)
+    parity = measure(folder, job.entry, precisions, probes, expected, progress, is_large)
     for precision in set(precisions["encoder"]) - {"float32", *parity["encoder"]}:
         (folder / vision_encoder_file(precision)).unlink()
     kept: dict[Part, tuple[Precision, ...]] = {part: tuple(parity[part]) for part in precisions}
-    answers = AnswerCheck.of(job, folder, draft).measure(kept)
+    progress.begin("comparing the precisions' answers")
+    answers = AnswerCheck.of(job, folder, draft, is_large).measure(kept)
     files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE}
     manifest = replace(
         draft,
@@ -67,6 +71,16 @@ def make_artifacts(
     )
     write_manifest(folder, manifest)
     return manifest
+
+
+def _run_reference(
+    job: ExportJob, folder: Path, image_input: ImageInput, probes: Sequence[Probe], is_large: bool
+) -> tuple[Manifest, ReferenceAnswers]:
+    """Write the configuration, answer the probes; on return the model is freed, before the exported one is loaded."""
+    checkpoint = job.source.folder
+    reference = Reference.stream(checkpoint, MAX_RESIDENT_BYTES) if is_large else Reference.load(checkpoint)
+    _write_configuration(job, reference, folder)
+    return _manifest(job, image_input, reference), run_reference(reference, probes)
 
 
 def _precisions(entry: CatalogEntry) -> dict[Part, tuple[Precision, ...]]:

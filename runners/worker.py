@@ -37,12 +37,15 @@ class ModelWorker:
         self._batched = batched
 
     def load(self) -> None:
-        """Verify the artifacts, load both parts and run each once; raise `ArtifactError` or a library's error."""
+        """Load both parts and run each once; raise `ArtifactError` or a library's error.
+
+        The start of the service has hashed the artifacts (service/__main__.py); a runner that restarts loads at once.
+        """
         from runners.encoder.worker import EncoderWorker  # starts a thread: only after this process was forked
 
         options, folder = self._options, artifact_folder(self._model_id)
         manifest = read_manifest(folder)
-        verify_files(folder, manifest)
+        verify_files(folder, manifest, names=())
         device, num_cores = decoder_device(options.device), len(os.sched_getaffinity(0))
         width, height = manifest.image_size_wh
         self.build_key, self.image_shape_hwc = manifest.build_key, (height, width, 3)

@@ -7,7 +7,13 @@ import os
 import sys
 from collections.abc import Mapping
 
-from runners.artifacts.manifest import ArtifactError, read_manifest, verify_files
+from runners.artifacts.manifest import (
+    FILES_OF_GATEWAY,
+    ArtifactError,
+    files_of_runner,
+    read_manifest,
+    verify_files,
+)
 from runners.artifacts.store import artifact_folder
 from service.admission.api_keys import ApiKeys
 from service.inference.served_models import check_positions, chosen_precisions, served_entries
@@ -52,7 +58,10 @@ def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check(role: Role, settings: Settings) -> None:
-    """Raise unless every served model has artifacts that match their manifest and support the settings."""
+    """Raise unless every served model has artifacts that match their manifest and support the settings.
+
+    Of a model, the files are hashed that the processes of this start read.
+    """
     role.check(settings)
     if not role.is_runner:
         ApiKeys.load(settings.api_keys_file)
@@ -60,8 +69,9 @@ def _check(role: Role, settings: Settings) -> None:
     for entry in served_entries(settings):
         folder = artifact_folder(entry.id)
         manifest = read_manifest(folder)
-        verify_files(folder, manifest)
-        chosen_precisions(manifest, settings)
+        encoder, _ = chosen_precisions(manifest, settings)
+        is_remote = settings.runner_url(entry.id) is not None
+        verify_files(folder, manifest, FILES_OF_GATEWAY if is_remote else files_of_runner(manifest, encoder))
         check_positions(manifest, settings)
 
 

@@ -5,7 +5,7 @@ import httpx
 import pytest
 
 from tests.support.browser import CHROMIUM, MISSING
-from tests.support.export_cli import EMBEDDED, ROOT, ModelStore
+from tests.support.export_cli import EMBEDDED, ModelStore
 from tests.support.haproxy import HAS_HAPROXY, MISSING_HAPROXY
 from tests.support.kubernetes import HAS_KUBECTL, MISSING_KUBECTL
 from tests.support.prometheus import HAS_PROMETHEUS, MISSING_PROMETHEUS
@@ -29,12 +29,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
-    """A model store with both embedded models: those of `make export` if they are up to date."""
-    made, store = ModelStore(ROOT / ".bentoml"), ModelStore(tmp_path_factory.mktemp("bentoml"))
-    for model_id in EMBEDDED:
-        if made.versions(model_id):
-            made.copy_newest(model_id, store)
-    run = store.export("--if-changed", *EMBEDDED)
+    """A model store into which both embedded models were exported."""
+    store = ModelStore(tmp_path_factory.mktemp("bentoml"))
+    run = store.export(*EMBEDDED)
     assert run.returncode == 0, run.stderr
     return store
 

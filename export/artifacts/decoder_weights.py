@@ -1,18 +1,19 @@
 """A checkpoint's model as transformers loads it, and the part of its weights that the decoder needs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
+from export.artifacts.checkpoint_tensors import VISION_PREFIXES
 from export.checkpoints.errors import SourceError
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
-
-_VISION_PREFIXES = ("model.vision_tower.", "model.multi_modal_projector.")
 
 
 def load_checkpoint(folder: Path, dtype: torch.dtype) -> Any:
@@ -33,25 +34,11 @@ def load_checkpoint(folder: Path, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def stored_dtype(folder: Path) -> torch.dtype:
-    """Return the dtype of a checkpoint's floating-point weights; float32 if they have several."""
-    dtypes: set[torch.dtype] = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            dtypes.update(tensors.get_tensor(name).dtype for name in tensors.keys())  # noqa: SIM118 (not a dict)
-    floats = {dtype for dtype in dtypes if dtype.is_floating_point}
-    return floats.pop() if len(floats) == 1 else torch.float32
-
-
-def write_decoder_weights(model: Any, output: Path) -> None:
+def write_decoder_weights(tensors: Mapping[str, Tensor], output: Path) -> None:
     """Write all weights but those of the vision tower and the projector, in their dtype, under transformers' names.
 
-    A decoder derives every other precision from this file when it starts. A weight tied to another (the output head to
-    the embedding) is left out.
+    A decoder derives every other precision from this file when it starts. The tensors are mapped from their shards: the
+    copy takes page cache, no memory.
     """
-    weights = {
-        name: tensor.contiguous()
-        for name, tensor in model.state_dict().items()
-        if not name.startswith(_VISION_PREFIXES) and name not in model.all_tied_weights_keys
-    }
+    weights = {name: tensor.contiguous() for name, tensor in tensors.items() if not name.startswith(VISION_PREFIXES)}
     save_file(weights, output, metadata={"format": "pt"})

@@ -51,3 +51,8 @@ def has_current_version(model_id: str, build_key: str) -> bool:
     except ArtifactError:
         return False
     return manifest.build_key == build_key
+
+
+def exported_models() -> list[str]:
+    """Return the ids of all stored models, sorted."""
+    return sorted({model.tag.name for model in bentoml.models.list()})

@@ -16,7 +16,9 @@ import yaml
 from export.artifacts.store import has_current_version, new_version
 from export.checkpoints.jobs import CATALOG_FILE, ROOT, ExportJob, ExportOptions, plan_job
 from export.checkpoints.random_weights import write_random_checkpoint
+from export.checks.probes import ProbePlan
 from export.pipeline import make_artifacts
+from export.progress import NUM_STEPS, Progress
 from runners.artifacts.manifest import CONFIG_FILE, GENERATION_CONFIG_FILE
 from tasks.catalog import CatalogEntry, load_catalog
 
@@ -24,7 +26,7 @@ Scale = Literal["embedded", "base"]
 
 _ALL_LAYERS = 100
 _GAIN = 0.5  # with it, int8 is as accurate in the random encoder as in trained ones
-_NUM_PROBES, _MAX_NEW_TOKENS = 2, 12  # of the parity check: real widths take seconds per probe
+_PROBES = ProbePlan(2, 12)  # of the parity check: real widths take seconds per probe
 _NOT_ENDLESS = ("forced_eos_token_id", "num_beams", "early_stopping")
 
 
@@ -67,9 +69,9 @@ def make_models(models: Sequence[BenchModel], folder: Path) -> Mapping[str, Cata
 
 
 def _export(job: ExportJob) -> str:
-    with new_version(job.entry.id) as artifacts:
+    with new_version(job.entry.id) as artifacts, Progress(job.entry.id, NUM_STEPS) as progress:
         # Without photographs the default precisions stay as they are: the answers of random weights are arbitrary.
-        manifest = make_artifacts(replace(job, photographs=()), artifacts, _NUM_PROBES, _MAX_NEW_TOKENS)
+        manifest = make_artifacts(replace(job, photographs=()), artifacts, progress, probe_plan=_PROBES)
     return f"exported, {manifest.parity}"
 
 

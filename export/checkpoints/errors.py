@@ -4,6 +4,8 @@ ExportError
 ├── SourceError           a checkpoint or one of its files is missing, unreadable or of another family
 ├── PrecisionError        a precision record is invalid, or shows that a default precision loses too much
 ├── DiskFullError         the disk has no room for the artifacts
+├── ResourceError         the host has too little memory or disk for the export
+├── EncoderError          the process that makes the vision encoders failed
 ├── ImageProcessorError   the image processor has steps that the service does not implement
 └── ParityError           the exported model does not reproduce the original
 """
@@ -25,6 +27,14 @@ class PrecisionError(ExportError):
 
 class DiskFullError(ExportError):
     """The disk has no room for the artifacts."""
+
+
+class ResourceError(ExportError):
+    """The host has too little memory or disk for the export."""
+
+
+class EncoderError(ExportError):
+    """The process that makes the vision encoders failed."""
 
 
 class ImageProcessorError(ExportError):

@@ -4,6 +4,7 @@ What is in the cache needs no network. huggingface_hub is imported when somethin
 """
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,11 +41,19 @@ def _one_line_errors(repository: str, wanted: str) -> Iterator[None]:
     Its exceptions have no base class: hf_xet, for one, raises RuntimeError for a broken download.
     """
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it raises what it logs and warns of
+    _show_bars_on_a_terminal_only()
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     except Exception as error:
         raise SourceError(f"cannot fetch {wanted}: {_reason(error, repository)}") from error
+
+
+def _show_bars_on_a_terminal_only() -> None:
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
 
 
 def _reason(error: Exception, repository: str) -> str:

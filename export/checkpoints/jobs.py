@@ -6,13 +6,13 @@ transformers: an export with nothing to do starts fast.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from export.checkpoints.errors import SourceError
-from export.checkpoints.precision_record import PrecisionRecord, checkpoint_key, read_record, record_file
+from export.checkpoints.precision_record import PrecisionRecord, key_of_hashes, read_record, record_file
 from export.checkpoints.sources import Source, resolve_file, resolve_source
 from runners.artifacts.manifest import Device, Part, Precision, sha256_of
 from tasks.catalog import CatalogEntry, CatalogError, load_catalog
@@ -79,12 +79,14 @@ def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
     else:
         source = resolve_source(options.source, options.revision, entry.family, Path.cwd())
     mask_decoder = _find_mask_decoder(entry, options, source)
-    record = read_record(record_file(ROOT, entry.id), checkpoint_key(source))
+    hashes = source.hashes()
+    record = read_record(record_file(ROOT, entry.id), key_of_hashes(hashes))
     if record is not None:
         record.check(entry)
     versions = library_versions()
     photographs, own_images = _find_images(PHOTOGRAPHS), _find_images(options.images) if options.images else ()
-    files = [*source.files(), *([mask_decoder] if mask_decoder else []), *photographs, *own_images]
+    others = [*([mask_decoder] if mask_decoder else []), *photographs, *own_images]
+    files = [*hashes.items(), *((path.name, sha256_of(path)) for path in others)]
     key = build_key(files, entry.precision, record, versions)
     return ExportJob(entry, source, mask_decoder, record, versions, key, photographs, own_images)
 
@@ -95,15 +97,18 @@ def library_versions() -> dict[str, str]:
 
 
 def build_key(
-    files: Iterable[Path],
+    files: Sequence[tuple[str, str]],
     precision: Mapping[Device, Mapping[Part, Precision]],
     record: PrecisionRecord | None,
     versions: dict[str, str],
 ) -> str:
-    """Return the sha256, hexadecimal, over everything that decides the content of the artifacts."""
+    """Return the sha256, hexadecimal, over everything that decides the content of the artifacts.
+
+    `files` are the names of the inputs with their sha256.
+    """
     inputs = {
         "export_format": EXPORT_FORMAT,
-        "files": [(path.name, sha256_of(path)) for path in files],
+        "files": files,
         "precision": precision,
         "record": record and asdict(record),
         "versions": versions,

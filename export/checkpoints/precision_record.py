@@ -13,7 +13,7 @@ from pathlib import Path
 
 from export.checkpoints.errors import PrecisionError
 from export.checkpoints.sources import Source
-from runners.artifacts.manifest import Device, Precision, sha256_of
+from runners.artifacts.manifest import Device, Precision
 from tasks.catalog import CatalogEntry
 
 MAX_LOST_POINTS = 1.0
@@ -73,8 +73,12 @@ def record_file(root: Path, model_id: str) -> Path:
 
 def checkpoint_key(source: Source) -> str:
     """Return the sha256 over the files of a checkpoint, hexadecimal."""
-    files = [(path.name, sha256_of(path)) for path in source.files()]
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    return key_of_hashes(source.hashes())
+
+
+def key_of_hashes(hashes: Mapping[str, str]) -> str:
+    """Return the sha256 over the names and hashes of a checkpoint's files, hexadecimal."""
+    return hashlib.sha256(json.dumps(list(hashes.items())).encode()).hexdigest()
 
 
 def read_record(path: Path, checkpoint: str) -> PrecisionRecord | None:

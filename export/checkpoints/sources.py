@@ -5,6 +5,7 @@ Only safetensors and text files are fetched and read: no pickles, no remote code
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from export.checkpoints.errors import SourceError
 from export.checkpoints.hub import fetch_file, fetch_snapshot
-from runners.artifacts.manifest import CONFIG_FILE, TOKENIZER_FILE, Family
+from runners.artifacts.manifest import CONFIG_FILE, TOKENIZER_FILE, Family, sha256_of
 
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
 CHECKPOINT_PATTERNS = (
@@ -31,7 +32,9 @@ CHECKPOINT_PATTERNS = (
     WEIGHTS_INDEX_FILE,
 )
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILE = re.compile(r"hf://(?P<space>spaces/)?(?P<repository>[\w.-]+/[\w.-]+)/(?P<file>.+)")
+_HUB_FILE = re.compile(
+    r"hf://(?P<space>spaces/)?(?P<repository>[\w.-]+/[\w.-]+)/(?P<file>[^#]+)(?:#sha256=(?P<sha256>[0-9a-f]{64}))?"
+)
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 # The original Florence-2 repositories: same model_type as transformers' own form, but other names of weights, and code.
 _REMOTE_CODE_OWNER = "microsoft/Florence-2-"
@@ -52,6 +55,10 @@ class Source:
         for path in sorted(self.folder.iterdir()):
             if any(fnmatch(path.name, pattern) for pattern in CHECKPOINT_PATTERNS):
                 yield path
+
+    def hashes(self) -> dict[str, str]:
+        """Return the sha256 of each file by name; this reads every shard."""
+        return {path.name: sha256_of(path) for path in self.files()}
 
 
 def resolve_source(name: str, revision: str | None, family: Family, root: Path) -> Source:
@@ -74,12 +81,23 @@ def resolve_source(name: str, revision: str | None, family: Family, root: Path) 
 
 
 def resolve_file(name: str, source: Source) -> Path:
-    """Return the file `name` of the checkpoint's folder, or the hub file `hf://[spaces/]owner/name/file`."""
+    """Return the file `name` of the checkpoint's folder, or a hub file `hf://[spaces/]owner/name/file[#sha256=…]`."""
     if match := _HUB_FILE.fullmatch(name):
-        return fetch_file(match["repository"], match["file"], "space" if match["space"] else "model")
+        path = fetch_file(match["repository"], match["file"], "space" if match["space"] else "model")
+        check_hash(path, name, match["sha256"])
+        return path
     if not (source.folder / name).is_file():
         raise SourceError(f"{source.name} does not contain {name}")
     return source.folder / name
+
+
+def check_hash(path: Path, name: str, expected: str | None) -> None:
+    """Raise `SourceError` if `path`, fetched as `name`, has another sha256 than the catalog expects."""
+    if expected is not None and (actual := sha256_of(path)) != expected:
+        raise SourceError(
+            f"{name.partition('#')[0]} has sha256 {actual}; the catalog expects {expected}. To use it "
+            f"nevertheless: --mask-decoder {path}"
+        )
 
 
 def _check_complete(source: Source) -> None:
@@ -139,5 +157,6 @@ def _fetch(repository: str, revision: str | None, family: Family) -> Source:
     folder = fetch_snapshot(repository, revision, [CONFIG_FILE])
     source = Source(repository, folder.name, folder)
     _check_family(source, family)
+    print(f"{repository}: fetching the files that are not in the hub's cache", file=sys.stderr, flush=True)
     fetch_snapshot(repository, source.revision, CHECKPOINT_PATTERNS)
     return source

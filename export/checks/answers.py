@@ -22,6 +22,7 @@ from export.checkpoints.jobs import ExportJob
 from export.checks.answer_agreement import AnswerRun, GivenAnswer, Pair, agreement
 from export.checks.half_arithmetic import HalfEncoder
 from export.checks.pictures import Picture, PictureKind, PictureQuestion, ask, load_photographs, make_scenes, spread
+from export.checks.streaming import load_for_checks
 from runners.artifacts.devices import num_threads
 from runners.artifacts.manifest import Manifest, Part, Precision, vision_encoder_file
 from runners.decoder.answers import AnswerText, to_request
@@ -29,7 +30,6 @@ from runners.decoder.batch import Decoder, generate_all
 from runners.decoder.errors import SequenceError
 from runners.decoder.sequences import GeneratedSequence
 from runners.encoder.session import VisionEncoder
-from runners.models.load import load_decoder
 from runners.transport.messages import SequenceSpec
 from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES
@@ -42,7 +42,7 @@ NUM_SCENES = 12
 # The cost of a prompt is its weights times its image tokens. The budget is that of florence-2-base (231e6 weights, 577
 # tokens) for a prompt about each photograph that ships; a larger model has fewer, a smaller one two.
 _PROMPT_BUDGET, _MIN_PROMPTS = 3.3e12, 8
-# At florence-2-base's widths a CPU takes a minute an image for a float16 encoder (half_arithmetic.py), and a float16
+# At florence-2-base's widths a core takes 7 s an image for a float16 encoder (half_arithmetic.py), and a float16
 # decoder takes four times as long as a float32 one: they see the first pictures of each kind only.
 _NUM_HALF_ENCODED, _NUM_HALF_DECODED = 2, 4
 _BATCH_SIZE = 16
@@ -77,9 +77,10 @@ class AnswerCheck:
     mask_decoder: MaskDecoder | None
     pictures: Sequence[Picture]
     questions: Sequence[PictureQuestion]
+    is_large: bool = False
 
     @classmethod
-    def of(cls, job: ExportJob, folder: Path, draft: Manifest) -> "AnswerCheck":
+    def of(cls, job: ExportJob, folder: Path, draft: Manifest, is_large: bool = False) -> "AnswerCheck":
         """Choose the pictures and prompts by their cost; raise `SourceError` for an unreadable image."""
         num_prompts = max(_MIN_PROMPTS, int(_PROMPT_BUDGET / (job.entry.parameters * draft.num_image_tokens)))
         files = (*spread(job.photographs, num_prompts), *job.own_images)
@@ -92,7 +93,7 @@ class AnswerCheck:
         num_fully_asked = _NUM_HALF_ENCODED if num_prompts >= len(job.photographs) else 0
         questions = ask(job.entry, pictures, num_each, num_fully_asked)
         mask_decoder = MaskDecoder.load(job.mask_decoder) if job.mask_decoder else None
-        return cls(folder, job.entry, draft.hidden_size, mask_decoder, pictures, questions)
+        return cls(folder, job.entry, draft.hidden_size, mask_decoder, pictures, questions, is_large)
 
     def measure(self, precisions: Mapping[Part, Sequence[Precision]]) -> AnswerRuns:
         """Measure the artifacts' `precisions`; raise `ParityError` if float32 itself fails."""
@@ -135,7 +136,7 @@ class AnswerCheck:
         """Return the answers of a decoder to the features of each pair, by index of the question."""
         image_features = next(iter(next(iter(features.values())).values()))
         max_positions = len(image_features) + _MAX_PROMPT_TOKENS + MAX_NEW_TOKENS
-        decoder = load_decoder(self.folder, self.entry.family, precision, "cpu", max_positions)
+        decoder = load_for_checks(self.folder, self.entry.family, precision, self.is_large, max_positions)
         return {pair: self._answers_of_pair(decoder, pair, features[pair]) for pair in features}
 
     def _answers_of_pair(self, decoder: Decoder[Any], pair: Pair, features: Features) -> dict[int, GivenAnswer]:

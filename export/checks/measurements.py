@@ -7,7 +7,7 @@ which keeps hidden states in their dtype. CUDA rounds in the same places but sum
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from export.checkpoints.errors import ParityError
 from export.checks.half_arithmetic import HalfEncoder
 from export.checks.parity import ReferenceAnswers, check_answers, compare_features, make_requests
 from export.checks.probes import Probe, extreme_images
+from export.checks.streaming import load_for_checks
+from export.progress import Progress
 from runners.artifacts.manifest import Part, Precision, vision_encoder_file
 from runners.decoder.batch import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder
-from runners.models.load import load_decoder
 from tasks.catalog import CatalogEntry
 
 logger = logging.getLogger(__name__)
@@ -60,11 +61,18 @@ def measure(
     precisions: Mapping[Part, Sequence[Precision]],
     probes: Sequence[Probe],
     expected: ReferenceAnswers,
+    progress: Progress,
+    is_large: bool = False,
 ) -> dict[str, Any]:
-    """Return the measurements for the manifest, without precisions that fail; raise `ParityError` if parity fails."""
+    """Return the measurements for the manifest, without precisions that fail; raise `ParityError` if parity fails.
+
+    The float32 decoder of a large model runs layer by layer.
+    """
+    progress.begin("comparing image features with transformers")
     features = _encode(folder, "float32", [probe.image for probe in probes])
     parity = compare_features(features, expected.image_features)
-    decoder = load_decoder(folder, entry.family, "float32", "cpu")
+    progress.begin("comparing answers with transformers")
+    decoder = load_for_checks(folder, entry.family, "float32", is_large)
     requests = make_requests(decoder, features, probes, expected)
     tokens = check_answers(decoder, requests, expected)
     extremes = extreme_images(probes[0].image.size)
@@ -76,14 +84,16 @@ def measure(
     del decoder
 
     def of_encoder(precision: Precision) -> dict[str, Any]:
+        progress.begin(f"measuring the encoder in {precision}")
         if precision == "float16":
             images = {"scene": probes[0].image, **extremes}
             return measure_half_encoder(folder, images, np.concatenate([features[:1], extreme_features]))
         rows = _encode(folder, precision, [probe.image for probe in probes])
-        return asdict(compare(f"the {precision} encoder", _by_token(rows), _by_token(features)))
+        return asdict(compare(f"the {precision} encoder", _tensors(rows), _tensors(features)))
 
     def of_decoder(precision: Precision) -> dict[str, Any]:
-        other = load_decoder(folder, entry.family, precision, "cpu")
+        progress.begin(f"measuring the decoder in {precision}")
+        other = load_for_checks(folder, entry.family, precision, is_large)
         return _measure_decoder(precision, other, requests, answers, logits)
 
     return {
@@ -116,9 +126,9 @@ def measure_half_encoder(
     features = np.empty_like(float32_features)
     for index, (name, image) in enumerate(images.items()):
         features[index] = encoder.encode(np.asarray(image)[None])[0]
-        tokens = torch.from_numpy(features[index]), torch.from_numpy(float32_features[index])
-        compare(f"the float16 encoder on the {name} image", *tokens)
-    return asdict(compare("the float16 encoder", _by_token(features), _by_token(float32_features)))
+        pair = _tensors(features[index : index + 1]), _tensors(float32_features[index : index + 1])
+        compare(f"the float16 encoder on the {name} image", *pair)
+    return asdict(compare("the float16 encoder", _tensors(features), _tensors(float32_features)))
 
 
 def _measure_decoder(
@@ -128,20 +138,32 @@ def _measure_decoder(
     answers: Sequence[Sequence[int]],
     logits: Sequence[Tensor],
 ) -> dict[str, Any]:
-    others = list(_forced_logits(decoder, requests, answers))
-    is_same = [torch.equal(other.argmax(), own.argmax()) for other, own in zip(others, logits, strict=True)]
-    difference = compare(f"the {precision} decoder", torch.stack(others), torch.stack(list(logits)))
+    is_same: list[bool] = []
+
+    def others() -> Iterator[Tensor]:
+        for row, float32_row in zip(_forced_logits(decoder, requests, answers), logits, strict=True):
+            is_same.append(torch.equal(row.argmax(), float32_row.argmax()))
+            yield row
+
+    difference = compare(f"the {precision} decoder", others(), logits)
     return asdict(difference) | asdict(TokenAgreement(len(is_same), sum(is_same)))
 
 
-def compare(name: str, rows: Tensor, float32_rows: Tensor) -> Difference:
-    """Compare rows of features or logits; raise `ParityError` if their mean cosine is below `MIN_MEAN_COSINE`."""
-    cosines = torch.cosine_similarity(rows, float32_rows, dim=-1)
+def compare(name: str, rows: Iterable[Tensor], float32_rows: Iterable[Tensor]) -> Difference:
+    """Compare features or logits (…, C), item by item: all logits of a precision would take gigabytes.
+
+    Raise `ParityError` if the mean of the cosines, over C, is below `MIN_MEAN_COSINE`.
+    """
+    each = [
+        (torch.cosine_similarity(row, other, dim=-1), (row - other).abs().max(), other.abs().max())
+        for row, other in zip(rows, float32_rows, strict=True)
+    ]
+    cosines = torch.cat([cosine.flatten() for cosine, _, _ in each])
     measured = Difference(
         mean_cosine=float(cosines.mean()),
         min_cosine=float(cosines.min()),
-        max_abs_error=float((rows - float32_rows).abs().max()),
-        max_abs_float32=float(float32_rows.abs().max()),
+        max_abs_error=float(torch.stack([error for _, error, _ in each]).max()),
+        max_abs_float32=float(torch.stack([largest for _, _, largest in each]).max()),
     )
     if not measured.mean_cosine >= MIN_MEAN_COSINE:  # also fails for NaN
         raise ParityError(f"{name} differs from float32: {measured}")
@@ -167,6 +189,6 @@ def _encode(folder: Path, precision: Precision, images: Sequence[Image.Image]) -
     return np.concatenate([encoder.encode(np.asarray(image)[None]) for image in images])
 
 
-def _by_token(features: NDArray[np.float32]) -> Tensor:
-    """Return (B * N, C) of (B, N, C)."""
-    return torch.from_numpy(features).flatten(end_dim=1)
+def _tensors(features: NDArray[np.float32]) -> list[Tensor]:
+    """Return the (N, C) of each image of (B, N, C)."""
+    return list(torch.from_numpy(features))

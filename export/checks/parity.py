@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from export.checkpoints.errors import ParityError
 from export.checks.probes import Probe
-from export.checks.reference import Reference, ReferenceAnswer
+from export.checks.reference import GreedyAnswer, Reference
 from runners.decoder.batch import Decoder, generate_all
 from runners.decoder.errors import SequenceError
 from runners.decoder.sequences import SequenceRequest
@@ -49,18 +49,16 @@ class ReferenceAnswers:
 
     image_features: NDArray[np.float32]  # (probes, N, C)
     prompt_ids: tuple[tuple[int, ...], ...]
-    answers: tuple[ReferenceAnswer, ...]
+    answers: tuple[GreedyAnswer, ...]
 
 
 def run_reference(reference: Reference, probes: Sequence[Probe]) -> ReferenceAnswers:
     """Compute image features, prompt ids and answers of every probe."""
-    image_features = reference.image_features([probe.image for probe in probes])
-    answers = (
-        reference.generate(probe.text, probe.image, features, probe.max_new_tokens)
-        for probe, features in zip(probes, image_features, strict=True)
-    )
+    images, texts = [probe.image for probe in probes], [probe.text for probe in probes]
+    image_features = reference.image_features(images)
+    answers = reference.generate_all(texts, images, image_features, probes[0].max_new_tokens)
     prompt_ids = (reference.prompt_ids(probe.text, probe.image) for probe in probes)
-    return ReferenceAnswers(image_features.numpy(), tuple(prompt_ids), tuple(answers))
+    return ReferenceAnswers(image_features.numpy(), tuple(prompt_ids), answers)
 
 
 def make_requests(
@@ -104,7 +102,7 @@ def compare_features(features: NDArray[np.float32], expected: NDArray[np.float32
     return measured
 
 
-def compare_tokens(answers: Sequence[Sequence[int]], expected_answers: Sequence[ReferenceAnswer]) -> TokenParity:
+def compare_tokens(answers: Sequence[Sequence[int]], expected_answers: Sequence[GreedyAnswer]) -> TokenParity:
     """Compare answers token by token; raise `ParityError` at a difference that is not a near tie."""
     num_near_ties = 0
     for index, (answer, expected) in enumerate(zip(answers, expected_answers, strict=True)):
@@ -128,8 +126,8 @@ def first_difference(answer: Sequence[int], expected: Sequence[int]) -> int | No
     return next((step for step, (one, other) in enumerate(pairs) if one != other), min(len(answer), len(expected)))
 
 
-def _is_near_tie(answer: Sequence[int], expected: ReferenceAnswer, step: int) -> bool:
+def _is_near_tie(answer: Sequence[int], expected: GreedyAnswer, step: int) -> bool:
     if step >= min(len(answer), len(expected.token_ids)):
         return False
-    logits = expected.logits[step]
-    return bool(logits.max() - logits[answer[step]] <= NEAR_TIE_LOGITS)
+    logits = expected.top_logits[step]
+    return answer[step] in logits and max(logits.values()) - logits[answer[step]] <= NEAR_TIE_LOGITS

@@ -13,9 +13,19 @@ from export.scenes import Scene, question_prompts, questions, render_scene, samp
 from tasks.catalog import CatalogEntry
 from tasks.prompts import Prompt
 
-NUM_PROBES = 20
-MAX_NEW_TOKENS = 64
 _SCENE_PX = 256  # differs from every model's input size, so that resizing is covered
+
+
+@dataclass(frozen=True, slots=True)
+class ProbePlan:
+    """The number of probes, and the maximum number of tokens of an answer."""
+
+    num_probes: int
+    max_new_tokens: int
+
+
+PROBES = ProbePlan(20, 64)
+FEW_PROBES = ProbePlan(8, 32)  # of a large model, which reads its weights once for each token
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +42,11 @@ class Probe:
         return "".join(segment.text for segment in self.prompt)
 
 
-def make_probes(
-    entry: CatalogEntry, image_input: ImageInput, num_probes: int = NUM_PROBES, max_new_tokens: int = MAX_NEW_TOKENS
-) -> tuple[Probe, ...]:
+def make_probes(entry: CatalogEntry, image_input: ImageInput, plan: ProbePlan = PROBES) -> tuple[Probe, ...]:
     """Return probes of different scenes; their prompts cycle through the tasks that the model offers."""
-    scenes = [sample_scene(seed) for seed in range(num_probes)]
+    scenes = [sample_scene(seed) for seed in range(plan.num_probes)]
     return tuple(
-        Probe(_resized_image(scene, image_input), _nth_prompt(entry, scene, index), max_new_tokens)
+        Probe(_resized_image(scene, image_input), _nth_prompt(entry, scene, index), plan.max_new_tokens)
         for index, scene in enumerate(scenes)
     )
 

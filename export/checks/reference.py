@@ -1,20 +1,27 @@
-"""The reference that every export is compared with: the checkpoint run by transformers, in float32, eager attention."""
+"""The reference that every export is compared with: the checkpoint run by transformers, in float32, eager attention.
 
-from collections.abc import Sequence
+A checkpoint that is too large to be held in float32 is run layer by layer: the weights of a layer are read from their
+shard before it runs and dropped after it. It is the same float32 arithmetic, by the same modules of transformers.
+Shapes: B batch, N image tokens, C hidden, T decoded, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from PIL import Image
-from torch import Tensor
-from transformers import AutoProcessor
+from torch import Tensor, nn
+from transformers import AutoProcessor, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from export.artifacts.checkpoint_tensors import CheckpointTensors, empty_model
 from export.artifacts.decoder_weights import load_checkpoint
 from export.checkpoints.errors import SourceError
 
 _Processor: Any = AutoProcessor  # transformers' factories have no types
+_NUM_TOP_LOGITS = 8  # a token beyond these is no near tie
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +31,32 @@ class ReferenceAnswer:
     token_ids: tuple[int, ...]
     logits: Tensor  # (T, V) float32, after the checkpoint's generation rules; empty with beams
     score: float | None = None  # of the best beam, as `generate` ranks them; None without beams
+
+
+@dataclass(frozen=True, slots=True)
+class GreedyAnswer:
+    """A greedy answer, end token included, and the tokens that were nearest to be chosen at each step."""
+
+    token_ids: tuple[int, ...]
+    top_logits: tuple[Mapping[int, float], ...]  # of each step: token -> logit, after the checkpoint's generation rules
+
+
+class _TopLogits(LogitsProcessor):
+    """Keeps the largest logits of every step: all of them would be gigabytes at Gemma's vocabulary."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, _input_ids: Tensor, logits: Tensor) -> Tensor:
+        top_logits, top_ids = logits.float().topk(_NUM_TOP_LOGITS)
+        self._steps.append((top_logits, top_ids))
+        return logits
+
+    def answer(self, row: int, token_ids: Sequence[int]) -> GreedyAnswer:
+        """Return the answer of a row, of as many steps as it has tokens."""
+        steps = self._steps[: len(token_ids)]
+        tops = (dict(zip(ids[row].tolist(), logits[row].tolist(), strict=True)) for logits, ids in steps)
+        return GreedyAnswer(tuple(token_ids), tuple(tops))
 
 
 class Reference:
@@ -36,11 +69,21 @@ class Reference:
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Load a checkpoint in float32; raise `SourceError` if it is incomplete."""
-        try:
-            processor = _Processor.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise SourceError(f"transformers cannot load the checkpoint's processor: {error}") from error
-        return cls(load_checkpoint(folder, torch.float32), processor)
+        return cls(load_checkpoint(folder, torch.float32), load_processor(folder))
+
+    @classmethod
+    def stream(cls, folder: Path, max_resident_bytes: int) -> Self:
+        """Prepare a checkpoint that is run layer by layer, except for the first layers, of `max_resident_bytes`."""
+        tensors, model = CheckpointTensors.open(folder), empty_model(folder)
+        for name, layer in _layers(model):
+            num_bytes = sum(weight.numel() * weight.element_size() for weight in layer.parameters())
+            max_resident_bytes -= num_bytes
+            if max_resident_bytes < 0:
+                layer.to("meta")
+                layer.register_forward_pre_hook(_read_weights(name, tensors))
+                layer.register_forward_hook(_drop_weights)
+        tensors.fill(model, "")
+        return cls(model, load_processor(folder))
 
     @torch.inference_mode()
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
@@ -52,7 +95,7 @@ class Reference:
     def prompt_ids(self, text: str, image: Image.Image) -> tuple[int, ...]:
         """Return the processor's token ids of a prompt, without the image tokens."""
         image_token_id = self.model.config.image_token_id
-        ids: list[int] = self._inputs(text, image)["input_ids"][0].tolist()
+        ids: list[int] = self._inputs([text], [image])["input_ids"][0].tolist()
         return tuple(token_id for token_id in ids if token_id != image_token_id)
 
     @torch.inference_mode()
@@ -60,26 +103,86 @@ class Reference:
         self, text: str, image: Image.Image, image_features: Tensor, max_new_tokens: int, num_beams: int = 1
     ) -> ReferenceAnswer:
         """Answer a prompt, greedily or by beam search; `image_features` (N, C) are those of `image`."""
-        inputs = self._inputs(text, image)
-        vision_output = BaseModelOutputWithPooling(pooler_output=image_features[None])
+        inputs = self._inputs([text], [image])
         output = self.model.generate(
-            **{name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in inputs},
-            mm_encoder_outputs={"image": vision_output},
-            max_new_tokens=max_new_tokens,
+            **self._arguments(inputs, image_features[None], max_new_tokens),
             num_beams=num_beams,
-            do_sample=False,
             output_scores=True,
             return_dict_in_generate=True,
         )
-        num_before = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        token_ids = tuple(output.sequences[0, num_before:].tolist())
+        token_ids = tuple(output.sequences[0, self._num_given(inputs) :].tolist())
         if num_beams > 1:
             return ReferenceAnswer(token_ids, torch.empty(0), float(output.sequences_scores[0]))
         return ReferenceAnswer(token_ids, torch.cat(output.scores).float())
+
+    @torch.inference_mode()
+    def generate_all(
+        self, texts: Sequence[str], images: Sequence[Image.Image], image_features: Tensor, max_new_tokens: int
+    ) -> tuple[GreedyAnswer, ...]:
+        """Answer prompts greedily in one batch; `image_features` (B, N, C) are those of `images`."""
+        inputs, top_logits = self._inputs(texts, images), _TopLogits()
+        sequences = self.model.generate(
+            **self._arguments(inputs, image_features, max_new_tokens),
+            num_beams=1,
+            logits_processor=LogitsProcessorList([top_logits]),
+        )
+        answers = sequences[:, self._num_given(inputs) :].tolist()
+        ends = self.model.generation_config.eos_token_id
+        end_ids = set(ends if isinstance(ends, list) else [ends])
+        return tuple(top_logits.answer(row, _until_end(answer, end_ids)) for row, answer in enumerate(answers))
 
     def prompt_text(self, text: str) -> str:
         """Return a prompt in the processor's format: Florence-2's processor adds the image token itself."""
         return text if self.model.config.model_type == "florence2" else f"<image>{text}"
 
-    def _inputs(self, text: str, image: Image.Image) -> Any:
-        return self.processor(images=image, text=self.prompt_text(text), return_tensors="pt")
+    def _inputs(self, texts: Sequence[str], images: Sequence[Image.Image]) -> Any:
+        """Return the processor's inputs; prompts of a decoder that continues them are padded on the left."""
+        self.processor.tokenizer.padding_side = "right" if self.model.config.is_encoder_decoder else "left"
+        prompts = [self.prompt_text(text) for text in texts]
+        return self.processor(images=list(images), text=prompts, padding=True, return_tensors="pt")
+
+    def _arguments(self, inputs: Any, image_features: Tensor, max_new_tokens: int) -> dict[str, Any]:
+        """Return the arguments of `generate` that do not depend on the search."""
+        vision_output = BaseModelOutputWithPooling(pooler_output=image_features)
+        return {name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in inputs} | {
+            "mm_encoder_outputs": {"image": vision_output},
+            "max_new_tokens": max_new_tokens,
+            "do_sample": False,
+        }
+
+    def _num_given(self, inputs: Any) -> int:
+        """Return the number of tokens that `generate` returns before the answer."""
+        return 1 if self.model.config.is_encoder_decoder else int(inputs["input_ids"].shape[1])
+
+
+def load_processor(folder: Path) -> Any:
+    """Load a checkpoint's processor; raise `SourceError`."""
+    try:
+        return _Processor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise SourceError(f"transformers cannot load the checkpoint's processor: {error}") from error
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the layers of all stacks, with their names in the model."""
+    for name, stack in model.named_modules():
+        if isinstance(stack, nn.ModuleList):
+            yield from ((f"{name}.{index}", layer) for index, layer in stack.named_children())
+
+
+def _read_weights(name: str, tensors: CheckpointTensors) -> Callable[..., None]:
+    def read(layer: nn.Module, _inputs: object) -> None:
+        layer.to_empty(device="cpu")
+        tensors.fill(layer, name)
+
+    return read
+
+
+def _drop_weights(layer: nn.Module, _inputs: object, _output: object) -> None:
+    layer.to("meta")
+
+
+def _until_end(token_ids: list[int], end_ids: set[int]) -> list[int]:
+    """Return the tokens up to the first end token; padding follows it."""
+    num_tokens = next((index + 1 for index, token_id in enumerate(token_ids) if token_id in end_ids), len(token_ids))
+    return token_ids[:num_tokens]

@@ -13,10 +13,10 @@ Does not know where such folders are stored (runners/artifacts/store.py).
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Family = Literal["florence2", "paligemma"]
 Device = Literal["cpu", "cuda"]
@@ -30,6 +30,7 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 TOKENIZER_FILE = "tokenizer.json"
 PROCESSOR_CONFIG_FILE = "processor_config.json"
 MASK_DECODER_FILE = "mask_decoder.npz"
+FILES_OF_GATEWAY = frozenset({MASK_DECODER_FILE, PROCESSOR_CONFIG_FILE})
 
 _HASH_BLOCK_BYTES = 1 << 20
 
@@ -90,8 +91,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{path} is not a valid manifest of this version: {error!r}") from error
 
 
-def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Raise `ArtifactError` unless `folder` contains exactly the manifest's files, with their hashes."""
+def verify_files(folder: Path, manifest: Manifest, names: Container[str] | None = None) -> None:
+    """Raise `ArtifactError` unless `folder` contains exactly the manifest's files, with their hashes.
+
+    Only the files `names` are read and hashed, by default all.
+    """
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     # BentoML's store adds model.yaml to each folder.
     unknown = present - {MANIFEST_FILE, "model.yaml", *manifest.files}
@@ -100,8 +104,16 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     for name, expected in manifest.files.items():
         if name not in present:
             raise ArtifactError(f"{folder} lacks {name}, which its manifest lists")
+        if names is not None and name not in names:
+            continue
         if (actual := sha256_of(folder / name)) != expected:
             raise ArtifactError(f"{folder / name} has sha256 {actual}, its manifest says {expected}")
+
+
+def files_of_runner(manifest: Manifest, encoder_precision: Precision) -> frozenset[str]:
+    """Return the files that a runner reads: all but the vision encoders of other precisions."""
+    encoders = {vision_encoder_file(precision) for precision in get_args(Precision)}
+    return frozenset(manifest.files) - encoders | {vision_encoder_file(encoder_precision)}
 
 
 def read_config(folder: Path) -> dict[str, Any]:

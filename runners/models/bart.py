@@ -113,14 +113,13 @@ class Bart:
         self._decoder_positions = decoder.tensor("embed_positions.weight")[_POSITION_OFFSET:]
         self._encoder_norm = encoder.layer_norm("layernorm_embedding", _NORM_EPSILON)
         self._decoder_norm = decoder.layer_norm("layernorm_embedding", _NORM_EPSILON)
-        self._encoder_layers = [
-            EncoderLayer(SelfAttention.of(layer), FeedForward.of(layer))
-            for layer in (encoder.at(f"layers.{index}") for index in range(config.encoder_layers))
-        ]
-        self._decoder_layers = [
-            DecoderLayer(SelfAttention.of(layer), CrossAttention.of(layer), FeedForward.of(layer))
-            for layer in (decoder.at(f"layers.{index}") for index in range(config.decoder_layers))
-        ]
+        self._encoder_layers = encoder.layers(
+            config.encoder_layers, lambda _, layer: EncoderLayer(SelfAttention.of(layer), FeedForward.of(layer))
+        )
+        self._decoder_layers = decoder.layers(
+            config.decoder_layers,
+            lambda _, layer: DecoderLayer(SelfAttention.of(layer), CrossAttention.of(layer), FeedForward.of(layer)),
+        )
 
     def encode(self, inputs_embeds: Tensor, is_prefix: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return each decoder layer's cross-attention keys and values (B, A, S, D) for `inputs_embeds` (B, S, C)."""

@@ -65,10 +65,12 @@ class Florence2Decoder:
         self._max_positions: int = config["text_config"]["max_position_embeddings"]
 
     @classmethod
-    def load(cls, folder: Path, precision: Precision, device: str) -> Self:
+    def load(
+        cls, folder: Path, precision: Precision, device: str, weights_of: type[DecoderWeights] = DecoderWeights
+    ) -> Self:
         """Load the decoder of an artifact folder onto `device`."""
         config = read_config(folder)
-        weights = DecoderWeights.open(folder / DECODER_FILE, precision, device)
+        weights = weights_of.open(folder / DECODER_FILE, precision, device)
         bart = Bart(BartConfig(**config["text_config"]), weights)
         tokenizer_file = folder / TOKENIZER_FILE
         rules = GenerationRules.load(folder)

@@ -102,10 +102,10 @@ class Gemma:
         self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
         self._scale = getattr(config, "query_pre_attn_scalar", self.head_size) ** -0.5
         kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-        self._layers = [
-            GemmaLayer.of(weights.at(f"layers.{index}"), config.rms_norm_eps, kind == "sliding_attention")
-            for index, kind in enumerate(kinds)
-        ]
+        self._layers = weights.layers(
+            len(kinds),
+            lambda index, layer: GemmaLayer.of(layer, config.rms_norm_eps, kinds[index] == "sliding_attention"),
+        )
 
     @property
     def dtype(self) -> torch.dtype:

@@ -7,6 +7,7 @@ from runners.artifacts.manifest import Family, Precision
 from runners.decoder.batch import Decoder
 from runners.models.florence2 import Florence2Decoder
 from runners.models.paligemma import PaliGemmaDecoder
+from runners.models.weights import DecoderWeights
 
 _DECODERS: dict[Family, type[Florence2Decoder] | type[PaliGemmaDecoder]] = {
     "florence2": Florence2Decoder,
@@ -15,13 +16,19 @@ _DECODERS: dict[Family, type[Florence2Decoder] | type[PaliGemmaDecoder]] = {
 
 
 def load_decoder(
-    folder: Path, family: Family, precision: Precision, device: str, max_positions: int = 0
+    folder: Path,
+    family: Family,
+    precision: Precision,
+    device: str,
+    max_positions: int = 0,
+    weights_of: type[DecoderWeights] = DecoderWeights,
 ) -> Decoder[Any]:
     """Load the decoder of an artifact folder onto `device` ("cpu", "cuda").
 
-    `max_positions` limits the positions of a sequence; 0: the model's limit.
+    `max_positions` limits the positions of a sequence; 0: the model's limit. `weights_of` reads the weights; the export
+    has one that keeps few layers in memory.
     """
-    decoder = _DECODERS[family].load(folder, precision, device)
+    decoder = _DECODERS[family].load(folder, precision, device, weights_of)
     if max_positions:
         decoder.limit_positions(max_positions)
     return decoder

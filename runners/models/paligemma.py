@@ -65,11 +65,13 @@ class PaliGemmaDecoder:
         self._max_positions: int = config["text_config"]["max_position_embeddings"]
 
     @classmethod
-    def load(cls, folder: Path, precision: Precision, device: str) -> Self:
+    def load(
+        cls, folder: Path, precision: Precision, device: str, weights_of: type[DecoderWeights] = DecoderWeights
+    ) -> Self:
         """Load the decoder of an artifact folder onto `device`."""
         config = read_config(folder)
         text_config = _CONFIGS[config["text_config"]["model_type"]](**config["text_config"])
-        gemma = Gemma(text_config, DecoderWeights.open(folder / DECODER_FILE, precision, device))
+        gemma = Gemma(text_config, weights_of.open(folder / DECODER_FILE, precision, device))
         tokenizer_file = folder / TOKENIZER_FILE
         rules = GenerationRules.load(folder)
         constraints = Constraints.load(tokenizer_file, rules.eos_token_ids)

@@ -4,10 +4,10 @@ The file is mapped for one tensor at a time: a mapping that stays open keeps all
 module of transformers is constructed, so joined and quantized weights are in memory once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -16,6 +16,8 @@ from torch import Tensor
 from runners.artifacts.manifest import Precision
 from runners.models.layers import LayerNorm
 from runners.models.linear import FloatLinear, Int8Linear, Linear, PackedLinear, can_pack
+
+LayerT = TypeVar("LayerT")
 
 _LANGUAGE_MODEL = "model.language_model."  # prefix of the names in checkpoints of both families
 _DTYPES: dict[Precision, torch.dtype] = {
@@ -43,6 +45,10 @@ class DecoderWeights:
     def at(self, name: str) -> Self:
         """Return the weights of the submodule `name`."""
         return replace(self, prefix=f"{self.prefix}{name}.")
+
+    def layers(self, num_layers: int, build: Callable[[int, Self], LayerT]) -> Sequence[LayerT]:
+        """Return a stack of layers, each built of its index and its weights."""
+        return [build(index, self.at(f"layers.{index}")) for index in range(num_layers)]
 
     def has(self, name: str) -> bool:
         return self.prefix + name in self.source

@@ -1,3 +1,4 @@
+import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -6,10 +7,16 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
+from export.checks.probes import ProbePlan
 from export.pipeline import make_artifacts
+from export.progress import Progress
 from tests.support.export_cli import MODELS
 
 MODEL_ID = "florence-2-mini"
+
+
+def quiet() -> Progress:
+    return Progress(MODEL_ID, 9, io.StringIO())
 
 
 def test_encoder_that_leaves_float16s_range_is_left_out_and_the_rest_is_stored(
@@ -25,9 +32,26 @@ def test_encoder_that_leaves_float16s_range_is_left_out_and_the_rest_is_stored(
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     artifacts.mkdir()
     job = replace(plan_job(find_entry(MODEL_ID), ExportOptions(source=str(checkpoint))), photographs=())
-    manifest = make_artifacts(job, artifacts, num_probes=2, max_new_tokens=4)
+    manifest = make_artifacts(job, artifacts, quiet(), probe_plan=ProbePlan(2, 4))
     assert any("float16 is left out; the default on cuda is float32 instead" in each for each in caplog.messages)
     assert manifest.precision["cuda"] == {"encoder": "float32", "decoder": "float16"}
     assert manifest.parity["encoder"].keys() == {"int8"}
     assert "vision_encoder.float16.onnx" not in {*manifest.files, *(path.name for path in artifacts.iterdir())}
     assert {"vision_encoder.onnx", "vision_encoder.int8.onnx", "decoder.safetensors"} <= manifest.files.keys()
+
+
+@pytest.mark.long
+def test_large_models_path_gives_the_artifacts_of_a_small_one(tmp_path: Path) -> None:
+    """Encoders of a child process and streamed layers: the same files and the same measurements."""
+    job = replace(plan_job(find_entry("paligemma-mini"), ExportOptions()), photographs=())
+    manifests = []
+    for is_large in (False, True):
+        folder = tmp_path / str(is_large)
+        folder.mkdir()
+        manifests.append(make_artifacts(job, folder, quiet(), is_large, ProbePlan(2, 4)))
+    small, large = manifests
+    assert large.files.keys() == small.files.keys()
+    changed = {name for name in small.files if large.files[name] != small.files[name]}
+    assert changed <= {"config.json"}
+    assert large.parity["tokens"] == small.parity["tokens"]
+    assert large.parity["decoder"] == small.parity["decoder"]

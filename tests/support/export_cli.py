@@ -1,7 +1,6 @@
 """The export as a user runs it: `python -m export` in its own process, with a model store of its own."""
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -43,12 +42,6 @@ class ModelStore:
         """Return the folder of the newest version of a model."""
         folder = self.home / "models" / model_id
         return folder / (folder / "latest").read_text(encoding="utf-8").strip()
-
-    def copy_newest(self, model_id: str, other: "ModelStore") -> None:
-        """Copy the newest version of a model into an empty store."""
-        newest, latest = self.newest(model_id), Path("models") / model_id / "latest"
-        shutil.copytree(newest, other.home / newest.relative_to(self.home))
-        shutil.copyfile(self.home / latest, other.home / latest)
 
 
 def small_disk(folder: Path, size_mb: int) -> tuple[str, ...]:

@@ -10,11 +10,13 @@ from pathlib import Path
 from export.artifacts.store import new_version
 from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
 from export.checkpoints.random_weights import write_random_checkpoint
+from export.checks.probes import ProbePlan
 from export.pipeline import make_artifacts
+from export.progress import NUM_STEPS, Progress
 from runners.artifacts.manifest import Manifest
 from tests.support.export_cli import MODELS
 
-NUM_PROBES, MAX_NEW_TOKENS = 2, 12
+PROBES = ProbePlan(2, 12)
 
 
 def export_random(name: str, checkpoint: Path, artifacts: Path) -> Manifest:
@@ -24,7 +26,8 @@ def export_random(name: str, checkpoint: Path, artifacts: Path) -> Manifest:
     mask_decoder = MODELS / "paligemma-mini" / "vae.npz" if name.startswith("paligemma") else None
     options = ExportOptions(source=str(checkpoint), mask_decoder=mask_decoder)
     job = plan_job(find_entry(name), options)
-    return make_artifacts(replace(job, photographs=()), artifacts, NUM_PROBES, MAX_NEW_TOKENS)
+    with Progress(name, NUM_STEPS) as progress:
+        return make_artifacts(replace(job, photographs=()), artifacts, progress, probe_plan=PROBES)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from tokenizers import Tokenizer
 
+from export.artifacts.checkpoint_tensors import CheckpointTensors
 from export.artifacts.decoder_weights import write_decoder_weights
 from export.checks.reference import Reference
 from export.scenes import questions, render_scene, sample_scene
@@ -137,7 +138,7 @@ def _model_answers(name: TokenizerName, folder: Path) -> Iterator[GrammarState]:
     entry, family = CATALOG[name], FAMILY_OF[name]
     reference = Reference.load(MODELS / name)
     shutil.copytree(MODELS / name, folder)
-    write_decoder_weights(reference.model, folder / DECODER_FILE)
+    write_decoder_weights(CheckpointTensors.open(MODELS / name), folder / DECODER_FILE)
     decoder = load_decoder(folder, family, "float32", "cpu")
     for seed in range(_NUM_SCENES):
         scene = sample_scene(seed)

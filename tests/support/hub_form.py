@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from export.artifacts.store import new_version
 from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
 from export.checkpoints.sources import WEIGHTS_INDEX_FILE
+from export.checks.probes import ProbePlan
 from export.pipeline import make_artifacts
+from export.progress import NUM_STEPS, Progress
 from tests.support.export_cli import MODELS
 from tests.support.random_checkpoints import RandomKind, write_random_checkpoint
 
@@ -25,7 +27,7 @@ KINDS: dict[str, RandomKind] = {
     "paligemma-2-3b-mix-224": "paligemma2",
 }
 EOS_TOKEN_IDS = [1, 107]  # of PaliGemma 2: Gemma's <eos> and <end_of_turn>
-NUM_SHARDS, NUM_PROBES, MAX_NEW_TOKENS = 3, 2, 12
+NUM_SHARDS, PROBES = 3, ProbePlan(2, 12)
 _WEIGHTS = "model.safetensors"
 _EMBEDDING_FACTOR, _NORM_OFFSET = 0.3, 9.0  # of Gemma 2, whose answers would otherwise repeat one token
 _OLD_NAMES = {
@@ -100,8 +102,8 @@ def main(folder: Path) -> None:
         write_hub_form(model_id, checkpoint)
         mask_decoder = None if kind == "florence2" else MODELS / "paligemma-mini" / "vae.npz"
         job = plan_job(find_entry(model_id), ExportOptions(source=str(checkpoint), mask_decoder=mask_decoder))
-        with new_version(model_id) as artifacts:
-            make_artifacts(job, artifacts, NUM_PROBES, MAX_NEW_TOKENS)
+        with new_version(model_id) as artifacts, Progress(model_id, NUM_STEPS) as progress:
+            make_artifacts(job, artifacts, progress, probe_plan=PROBES)
 
 
 if __name__ == "__main__":

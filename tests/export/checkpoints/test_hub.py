@@ -28,9 +28,10 @@ def store(tmp_path: Path) -> ModelStore:
 
 
 def assert_refused(run: subprocess.CompletedProcess[str], store: ModelStore, *texts: str) -> None:
-    """Require one line on stderr with every text, and nothing in the store."""
+    """Require one line of error on stderr with every text, and nothing in the store."""
     assert run.returncode == 1
-    (line,) = run.stderr.splitlines()
+    *progress, line = run.stderr.splitlines()
+    assert all("fetching the files" in each for each in progress)
     assert line.startswith("python -m export: ")
     for text in texts:
         assert text in line

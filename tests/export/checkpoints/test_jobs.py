@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,19 +48,16 @@ def test_mask_decoder_for_florence_2_is_refused() -> None:
         plan_job(CATALOG["florence-2-mini"], options)
 
 
-def written(folder: Path, content: str) -> list[Path]:
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(content, encoding="utf-8")
-    return [folder / "config.json"]
-
-
 def test_same_content_elsewhere_has_the_same_key(tmp_path: Path) -> None:
-    keys = {build_key(written(tmp_path / place, "{}"), PRECISION, None, VERSIONS) for place in ("here", "there")}
+    copy = shutil.copytree(MODELS / "florence-2-mini", tmp_path / "copy")
+    keys = {
+        plan_job(CATALOG["florence-2-mini"], ExportOptions(source=source)).build_key for source in (None, str(copy))
+    }
     assert len(keys) == 1
 
 
-def test_content_precision_record_and_versions_each_change_the_key(tmp_path: Path) -> None:
-    files, other_files = written(tmp_path / "a", "{}"), written(tmp_path / "b", "[]")
+def test_content_precision_record_and_versions_each_change_the_key() -> None:
+    files, other_files = [("config.json", "0" * 64)], [("config.json", "1" * 64)]
     keys = {
         build_key(files, PRECISION, None, VERSIONS),
         build_key(other_files, PRECISION, None, VERSIONS),

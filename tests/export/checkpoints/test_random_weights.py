@@ -6,7 +6,7 @@ import pytest
 
 from export.checkpoints.random_weights import SHAPES, write_random_checkpoint
 from runners.artifacts.manifest import read_manifest, verify_files
-from tests.support.export_random import NUM_PROBES, export_random
+from tests.support.export_random import PROBES, export_random
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_real_widths_with_few_layers_export_and_pass_parity(name: str, tmp_path:
     verify_files(artifacts, manifest)
     assert manifest.num_image_tokens == SHAPES[name].num_image_tokens
     assert manifest.image_size_wh == (SHAPES[name].image_size_px,) * 2
-    assert manifest.parity["tokens"]["num_prompts"] == NUM_PROBES
+    assert manifest.parity["tokens"]["num_prompts"] == PROBES.num_probes
 
 
 @pytest.mark.parametrize(

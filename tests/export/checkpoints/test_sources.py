@@ -6,7 +6,7 @@ import pytest
 
 from export.checkpoints.errors import SourceError
 from export.checkpoints.precision_record import RECORD_FILE
-from export.checkpoints.sources import WEIGHTS_INDEX_FILE, Source, resolve_file, resolve_source
+from export.checkpoints.sources import WEIGHTS_INDEX_FILE, Source, check_hash, resolve_file, resolve_source
 from tests.support.export_cli import MODELS, ROOT
 
 
@@ -93,3 +93,11 @@ def test_remote_code_form_of_florence_2_is_refused_with_the_converted_repository
         resolve_source(str(folder), None, "florence2", ROOT)
     assert "vision_config.model_type: davit" in str(caught.value)
     assert str(caught.value).endswith(converted)
+
+
+def test_hub_file_with_another_hash_is_refused_with_both(tmp_path: Path) -> None:
+    (tmp_path / "vae.npz").write_bytes(b"")
+    nothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    check_hash(tmp_path / "vae.npz", f"hf://owner/name/vae.npz#sha256={nothing}", nothing)
+    with pytest.raises(SourceError, match=rf"^hf://owner/name/vae\.npz has sha256 {nothing}; the catalog expects 00"):
+        check_hash(tmp_path / "vae.npz", "hf://owner/name/vae.npz#sha256=00", "00")

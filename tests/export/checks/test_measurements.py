@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -18,6 +18,18 @@ def test_equal_rows_have_no_difference() -> None:
     assert measured.mean_cosine == pytest.approx(1)
     assert measured.max_abs_error == 0
     assert measured.max_abs_float32 == float(ROWS.abs().max())
+
+
+def test_comparison_row_by_row_equals_that_of_all_rows_at_once() -> None:
+    rows = ROWS + 0.1 * torch.randn(ROWS.shape, generator=torch.Generator().manual_seed(1))
+    at_once, by_row = compare("a decoder", [rows], [ROWS]), compare("a decoder", iter(rows), iter(ROWS))
+    assert asdict(by_row) == pytest.approx(asdict(at_once), abs=1e-6)
+    assert by_row.mean_cosine == pytest.approx(float(torch.cosine_similarity(rows, ROWS, dim=-1).mean()), abs=1e-6)
+
+
+def test_rows_that_are_missing_are_an_error() -> None:
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        compare("a decoder", iter(ROWS[:3]), iter(ROWS))
 
 
 def test_worst_row_and_largest_error_are_measured() -> None:

@@ -1,19 +1,17 @@
 import numpy as np
 import pytest
-import torch
 
 from export.checkpoints.errors import ParityError
 from export.checks.parity import compare_features, compare_tokens, first_difference
-from export.checks.reference import ReferenceAnswer
+from export.checks.reference import GreedyAnswer
 
 FEATURES = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
 
 
-def reference_answer(token_ids: list[int], gap: float = 9.0) -> ReferenceAnswer:
-    """An answer whose tokens have logits `gap` above all others."""
-    logits = torch.zeros(len(token_ids), 10)
-    logits[torch.arange(len(token_ids)), torch.tensor(token_ids)] = gap
-    return ReferenceAnswer(tuple(token_ids), logits)
+def reference_answer(token_ids: list[int], gap: float = 9.0) -> GreedyAnswer:
+    """An answer whose tokens have logits `gap` above those of tokens 0 to 7."""
+    others = dict.fromkeys(range(8), 0.0)
+    return GreedyAnswer(tuple(token_ids), tuple(others | {token_id: gap} for token_id in token_ids))
 
 
 def test_equal_features_pass() -> None:
@@ -71,6 +69,11 @@ def test_tokens_may_differ_at_a_near_tie_only(gap: float, passes: bool) -> None:
     else:
         with pytest.raises(ParityError, match="from token 1 on"):
             compare_tokens([(1, 7, 3)], expected)
+
+
+def test_token_that_is_not_among_the_largest_logits_is_no_near_tie() -> None:
+    with pytest.raises(ParityError, match="from token 1 on"):
+        compare_tokens([(1, 9, 3)], [reference_answer([1, 2, 3], gap=0.0)])
 
 
 @pytest.mark.parametrize("answer", [(1, 2), (1, 2, 3, 4)], ids=["shorter", "longer"])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.artifacts.decoder_weights import stored_dtype
+from export.artifacts.checkpoint_tensors import stored_dtype
 from export.checkpoints.errors import SourceError
 from export.checks.reference import Reference
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.artifacts.decoder_weights import load_checkpoint, stored_dtype, write_decoder_weights
+from export.artifacts.checkpoint_tensors import CheckpointTensors
+from export.artifacts.decoder_weights import write_decoder_weights
 from export.checkpoints.random_weights import write_random_checkpoint
 from runners.artifacts.manifest import DECODER_FILE, read_manifest, vision_encoder_file
 from runners.encoder.session import VisionEncoder
@@ -52,7 +53,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random checkpoint in the widths of Florence-2-large, 600 MB in float16, and its decoder's weights beside it."""
     folder = tmp_path_factory.mktemp("large")
     write_random_checkpoint("florence-2-large", folder, max_layers=2)
-    write_decoder_weights(load_checkpoint(folder, stored_dtype(folder)), folder / DECODER_FILE)
+    write_decoder_weights(CheckpointTensors.open(folder), folder / DECODER_FILE)
     return folder
 
 

@@ -1,0 +1,47 @@
+"""The vision encoders of a checkpoint in every precision, made in this process or in a child.
+
+Tracing, optimum and onnx hold several copies of a graph; a child gives all of this memory back when it ends.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+from export.artifacts.checkpoint_tensors import VISION_PREFIXES, CheckpointTensors, empty_model
+from export.artifacts.onnx_graphs import export_vision_encoder, write_at_precision
+from export.artifacts.vision_module import ImageInput, VisionEncoderModule
+from export.checkpoints.errors import EncoderError, ExportError
+from runners.artifacts.manifest import Precision, vision_encoder_file
+
+
+def make_encoders(checkpoint: Path, image_input: ImageInput, precisions: Sequence[Precision], folder: Path) -> None:
+    """Write the vision encoder of `checkpoint` in float32 and in each of `precisions` into `folder`."""
+    tensors, model = CheckpointTensors.open(checkpoint), empty_model(checkpoint)
+    for prefix in VISION_PREFIXES:
+        name = prefix.removesuffix(".")
+        tensors.fill(model.get_submodule(name), name)
+    module = VisionEncoderModule(model, image_input)
+    export_vision_encoder(module, image_input.size_wh, folder / vision_encoder_file("float32"))
+    config = model.config
+    del module, model
+    for precision in precisions:
+        write_at_precision(folder, precision, config)
+
+
+def make_encoders_in_child(
+    checkpoint: Path, image_input: ImageInput, precisions: Sequence[Precision], folder: Path
+) -> None:
+    """Like `make_encoders`, in a process of its own; raise `EncoderError` if it fails or is killed."""
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            pool.submit(make_encoders, checkpoint, image_input, precisions, folder).result()
+    except ExportError:
+        raise
+    except BrokenProcessPool as error:
+        message = "the process that makes the vision encoders was killed, probably by the kernel for lack of memory"
+        raise EncoderError(f"{message} (see dmesg)") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise EncoderError(f"the vision encoders cannot be made: {type(error).__name__}: {reason}") from error

@@ -1,0 +1,42 @@
+"""Progress of an export on standard error: a bar on a terminal, else one line for each step."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self, TextIO
+
+from tqdm import tqdm
+
+NUM_STEPS = 10  # of most models
+
+
+class Progress:
+    """The steps of one export, announced one after another; `num_steps` is their expected number."""
+
+    def __init__(self, model_id: str, num_steps: int, stream: TextIO = sys.stderr) -> None:
+        self._model_id = model_id
+        self._num_steps = num_steps
+        self._stream = stream
+        self._start_s = time.monotonic()
+        self._bar = tqdm(total=num_steps, unit="step", file=stream, leave=False) if stream.isatty() else None
+        self._num_begun = 0
+
+    def begin(self, step: str) -> None:
+        """Announce a step, which ends the one before it."""
+        self._num_begun += 1
+        if self._bar is None:
+            elapsed_s = time.monotonic() - self._start_s
+            print(f"{self._model_id}: {step} ({elapsed_s:.0f} s)", file=self._stream, flush=True)
+            return
+        self._bar.n = self._num_begun - 1
+        self._bar.total = max(self._num_steps, self._num_begun)
+        self._bar.set_description(f"{self._model_id}: {step}")  # draws the bar
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()

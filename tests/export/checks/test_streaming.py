@@ -1,0 +1,75 @@
+"""A model that runs layer by layer computes what the whole model computes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.checks.reference import Reference
+from export.checks.streaming import StreamedWeights
+from export.scenes import render_scene, sample_scene
+from runners.artifacts.manifest import read_manifest
+from runners.decoder.batch import generate_all
+from runners.decoder.sequences import SequenceRequest
+from runners.models.load import load_decoder
+from runners.models.weights import DecoderWeights
+
+PROMPTS = ("detect red circle", "caption en")
+IMAGES = tuple(render_scene(sample_scene(seed), 192) for seed in range(2))
+NUM_TOKENS = 4
+
+
+@pytest.mark.parametrize("max_resident_bytes", [0, 400_000])
+def test_streamed_reference_gives_the_features_and_answers_of_the_whole_one(
+    checkpoint: Path, max_resident_bytes: int
+) -> None:
+    whole, streamed = Reference.load(checkpoint), Reference.stream(checkpoint, max_resident_bytes)
+    features = whole.image_features(IMAGES)
+    assert torch.equal(streamed.image_features(IMAGES), features)
+    expected = whole.generate_all(PROMPTS, IMAGES, features, NUM_TOKENS)
+    assert streamed.generate_all(PROMPTS, IMAGES, features, NUM_TOKENS) == expected
+    num_layer_bytes = sum(
+        weight.numel() * weight.element_size()
+        for name, weight in streamed.model.named_parameters()
+        if "layers." in name and not weight.is_meta
+    )
+    assert num_layer_bytes <= max_resident_bytes
+
+
+def test_answers_of_a_batch_are_those_of_each_prompt_alone(checkpoint: Path) -> None:
+    reference = Reference.load(checkpoint)
+    features = reference.image_features(IMAGES)
+    together = reference.generate_all(PROMPTS, IMAGES, features, NUM_TOKENS)
+    for answer, prompt, image, own in zip(together, PROMPTS, IMAGES, features, strict=True):
+        alone = reference.generate(prompt, image, own, NUM_TOKENS)
+        assert answer.token_ids == alone.token_ids
+        for step, top in enumerate(answer.top_logits):
+            assert max(top.values()) == pytest.approx(float(alone.logits[step].max()), abs=1e-4)
+
+
+class NoneKept(StreamedWeights):
+    """Keeps no layer."""
+
+    __slots__ = ()
+    max_resident_bytes = 0
+
+
+class SomeKept(StreamedWeights):
+    """Keeps the first layers."""
+
+    __slots__ = ()
+    max_resident_bytes = 1_000_000
+
+
+@pytest.mark.parametrize("weights_of", [NoneKept, SomeKept])
+def test_streamed_decoder_gives_the_logits_of_the_whole_one(artifacts: Path, weights_of: type[StreamedWeights]) -> None:
+    manifest = read_manifest(artifacts)
+    whole, streamed = (
+        load_decoder(artifacts, manifest.family, "float32", "cpu", weights_of=each)
+        for each in (DecoderWeights, weights_of)
+    )
+    features = torch.randn(manifest.num_image_tokens, manifest.hidden_size, generator=torch.Generator().manual_seed(0))
+    request = SequenceRequest(features, whole.prompt_ids([("a", False)]), NUM_TOKENS)
+    logits = [each.prefill(each.new_cache(1), [request], 0) for each in (whole, streamed)]
+    assert torch.equal(*logits)
+    assert generate_all(streamed, [request])[0].token_ids == generate_all(whole, [request])[0].token_ids

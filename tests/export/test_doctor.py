@@ -1,0 +1,44 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from export.doctor import disk, memory
+from tests.support.export_cli import EMBEDDED, ModelStore
+
+
+def test_sound_host_has_one_line_for_each_check_and_model(exported: ModelStore) -> None:
+    run = exported.python("-m", "export", "doctor")
+    assert run.returncode == 0, run.stdout
+    checks = [line.split()[1] for line in run.stdout.splitlines()]
+    assert checks == ["versions:", "devices:", "memory:", "disk:", *(f"{model_id}:" for model_id in EMBEDDED)]
+    assert run.stderr == ""
+
+
+def test_damaged_file_is_a_failure_that_names_it(exported: ModelStore, tmp_path: Path) -> None:
+    store = ModelStore(Path(shutil.copytree(exported.home, tmp_path / "bentoml")))
+    (store.newest("paligemma-mini") / "tokenizer.json").write_text("{}", encoding="utf-8")
+    run = store.python("-m", "export", "doctor")
+    assert run.returncode == 1
+    (failure,) = [line for line in run.stdout.splitlines() if line.startswith("failure")]
+    assert "paligemma-mini: " in failure
+    assert "tokenizer.json has sha256" in failure
+    assert failure.endswith("export it again: python -m export paligemma-mini")
+
+
+def test_served_model_that_is_not_exported_is_a_failure(exported: ModelStore) -> None:
+    run = exported.python("-m", "export", "doctor", DIPTYCH_MODELS="florence-2-mini,florence-2-base")
+    assert run.returncode == 1
+    assert "ok        florence-2-mini: " in run.stdout
+    assert "failure   florence-2-base: no artifacts of florence-2-base" in run.stdout
+
+
+@pytest.mark.parametrize(("available", "verdict"), [(3.1e9, "ok"), (2.9e9, "failure"), (None, "warning")])
+def test_weights_must_fit_the_available_memory(available: float | None, verdict: str) -> None:
+    assert memory([1e9, 2e9], available).verdict == verdict
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(1.1e9, "ok"), (0.9e9, "warning")])
+def test_little_disk_is_a_warning(free: float, verdict: str) -> None:
+    finding = disk(Path("/store"), free)
+    assert (finding.verdict, "/store" in finding.text) == (verdict, True)
