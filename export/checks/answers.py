@@ -127,7 +127,7 @@ class AnswerCheck:
             encoder = VisionEncoder(self.folder, precision=precision)
             encoder.load()
         return {
-            index: torch.from_numpy(encoder.encode(np.asarray(picture.image)[None])[0])
+            index: torch.as_tensor(encoder.encode(np.asarray(picture.image)[None])[0])
             for index, picture in enumerate(self.pictures)
             if precision != "float16" or picture.rank < _NUM_HALF_ENCODED
         }

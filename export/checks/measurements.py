@@ -186,7 +186,7 @@ def _forced_logits(
 def _encode(folder: Path, precision: Precision, images: Sequence[Image.Image]) -> NDArray[np.float32]:
     encoder = VisionEncoder(folder, precision=precision)
     encoder.load()
-    return np.concatenate([encoder.encode(np.asarray(image)[None]) for image in images])
+    return torch.cat([encoder.encode(np.asarray(image)[None]) for image in images]).numpy()
 
 
 def _tensors(features: NDArray[np.float32]) -> list[Tensor]:

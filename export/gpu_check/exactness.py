@@ -1,6 +1,5 @@
 """Providers of the encoder; features and tokens on the device against float32 on the CPU."""
 
-import numpy as np
 import torch
 
 from export.gpu_check.parts import Model, requests
@@ -19,7 +18,7 @@ def check_features(model: Model, device: Device) -> Verdict:
     images = model.images(_NUM_IMAGES)
     expected = model.encoder("cpu", "float32").encode(images)
     features = model.encoder(device).encode(images)
-    rows = torch.from_numpy(np.stack([features, expected])).flatten(1, 2)
+    rows = torch.stack([features.cpu(), expected]).flatten(1, 2)
     cosines = torch.cosine_similarity(rows[0], rows[1], dim=-1)
     lowest = float(cosines.min())  # NaN if a feature is
     measured = {"precision": model.manifest.precision[device]["encoder"], "min cosine": round(lowest, 6)}
@@ -28,7 +27,7 @@ def check_features(model: Model, device: Device) -> Verdict:
 
 def check_tokens(model: Model, device: Device, num_beams: int) -> Verdict:
     """Compare answers of the device's decoder in float32 with the CPU's, over the same features."""
-    features = list(torch.from_numpy(model.encoder("cpu", "float32").encode(model.images(_NUM_IMAGES))))
+    features = list(model.encoder("cpu", "float32").encode(model.images(_NUM_IMAGES)))
     answers = {}
     for name, decoder in (("cpu", model.decoder("cpu", "float32")), (device, model.decoder(device, "float32"))):
         wanted = requests(decoder, [each.to(name) for each in features], _NUM_TOKENS, num_beams=num_beams)

@@ -89,7 +89,7 @@ def check_throughput(model: Model, device: Device, seconds: float, aim: float) -
     with scheduler(decoder, _IN_FLIGHT) as running:
         pending: set[Future[WrittenSequence]] = set()
         while time.monotonic() - start_s < seconds:
-            features = list(torch.from_numpy(encoder.encode(images)).to(device))
+            features = list(encoder.encode(images))
             pending |= set(running.submit(requests(decoder, features, _NUM_TOKENS)))
             num_images += len(images)
             while len(pending) > _IN_FLIGHT:

@@ -7,13 +7,14 @@ Shapes: B batch, H and W the input size of the export, N image tokens, C hidden.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from runners.artifacts.devices import CUDA_PROVIDER
 from runners.artifacts.manifest import Device, Precision, vision_encoder_file
@@ -26,29 +27,6 @@ _CPU_PROVIDER = "CPUExecutionProvider"
 _CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
 
 Pixels = NDArray[np.uint8]
-Features = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class _Buffers:
-    """Device memory for a number of images, bound to the input and output of the graph."""
-
-    pixels: onnxruntime.OrtValue
-    features: onnxruntime.OrtValue
-    binding: onnxruntime.IOBinding
-
-    @classmethod
-    def of(cls, session: onnxruntime.InferenceSession, num_images: int, device: Device) -> "_Buffers":
-        (pixels, features), binding = (session.get_inputs() + session.get_outputs()), session.io_binding()
-        allocate = onnxruntime.OrtValue.ortvalue_from_shape_and_type
-        buffers = cls(
-            allocate([num_images, *pixels.shape[1:]], np.uint8, device, 0),
-            allocate([num_images, *features.shape[1:]], np.float32, device, 0),
-            binding,
-        )
-        binding.bind_ortvalue_input(pixels.name, buffers.pixels)
-        binding.bind_ortvalue_output(features.name, buffers.features)
-        return buffers
 
 
 class VisionEncoder:
@@ -62,7 +40,6 @@ class VisionEncoder:
         self._device = device
         self._max_images = 1 if precision == "int8" else None
         self._session: onnxruntime.InferenceSession | None = None
-        self._buffers: dict[int, _Buffers] = {}  # by number of images
 
     def load(self) -> None:
         """Load the graph; raise `RuntimeError` if ONNX Runtime would not run it on the requested device."""
@@ -76,21 +53,27 @@ class VisionEncoder:
         self._session = onnxruntime.InferenceSession(str(self._file), options, providers=wanted)
         check_provider(self._device, self._session.get_providers())
 
-    def encode(self, pixels: Pixels) -> Features:
-        """Return image features (B, N, C) of resized RGB `pixels` (B, H, W, 3)."""
+    def encode(self, pixels: Pixels) -> Tensor:
+        """Return image features (B, N, C), float32, on the encoder's device, of resized RGB `pixels` (B, H, W, 3)."""
         step = self._max_images or len(pixels)
         parts = [encode_splitting(self._run, pixels[start : start + step]) for start in range(0, len(pixels), step)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _run(self, pixels: Pixels) -> Features:
+    def _run(self, pixels: Pixels) -> Tensor:
+        """Run the graph, which writes into the returned tensor's own memory: features are never copied to the host."""
         if self._session is None:
             raise RuntimeError("the vision encoder is not loaded; call load() first")
-        num_images = len(pixels)
-        buffers = self._buffers.get(num_images) or _Buffers.of(self._session, num_images, self._device)
-        buffers.pixels.update_inplace(np.ascontiguousarray(pixels))
-        self._session.run_with_iobinding(buffers.binding)
-        self._buffers[num_images] = buffers  # only after it has run: buffers that exceed the memory are released
-        return np.array(buffers.features.numpy())  # a copy: on a CPU, numpy() is a view of the buffer
+        (given,), (output,) = self._session.get_inputs(), self._session.get_outputs()
+        features = torch.empty((len(pixels), *output.shape[1:]), device=self._device)
+        binding = self._session.io_binding()
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(pixels), self._device, 0)
+        binding.bind_ortvalue_input(given.name, value)
+        binding.bind_output(output.name, self._device, 0, np.float32, tuple(features.shape), features.data_ptr())
+        if self._device == "cuda":
+            # torch may have given memory that its queued kernels still read, and ONNX Runtime has a stream of its own.
+            torch.cuda.current_stream().synchronize()
+        self._session.run_with_iobinding(binding)
+        return features
 
 
 def execution_providers(device: Device) -> list[Any]:
@@ -110,7 +93,7 @@ def check_provider(device: Device, running: Sequence[str]) -> None:
         )
 
 
-def encode_splitting(run: Callable[[Pixels], Features], pixels: Pixels) -> Features:
+def encode_splitting(run: Callable[[Pixels], Tensor], pixels: Pixels) -> Tensor:
     """Return the features that `run` computes of `pixels`; if memory runs out, of one half after the other.
 
     Other exceptions of `run` are raised, and out-of-memory errors of a single image.
@@ -122,4 +105,4 @@ def encode_splitting(run: Callable[[Pixels], Features], pixels: Pixels) -> Featu
             raise
     half = len(pixels) // 2
     logger.warning("out of memory in a batch of %d images; encoding %d and %d", len(pixels), half, len(pixels) - half)
-    return np.concatenate([encode_splitting(run, pixels[:half]), encode_splitting(run, pixels[half:])])
+    return torch.cat([encode_splitting(run, pixels[:half]), encode_splitting(run, pixels[half:])])

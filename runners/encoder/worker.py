@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from runners.artifacts.devices import encoder_device, num_threads
 from runners.artifacts.manifest import Device, Manifest
@@ -73,6 +72,6 @@ class EncoderWorker:
             return [failed for encoding in batch for failed in self._encode([encoding])]
         for encoding, row in zip(batch, features, strict=True):
             # A copy: a cached view would keep the features of the whole batch in memory.
-            own = torch.from_numpy(row if len(batch) == 1 else row.copy())
+            own = row if len(batch) == 1 else row.clone()
             encoding.features = own.to(self._features_device)
         return [None] * len(batch)

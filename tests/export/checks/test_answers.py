@@ -78,7 +78,7 @@ def test_disturbed_int8_is_refused_by_its_answers_though_its_cosine_is_high(
 def encode(folder: Path, precision: Precision, pixels: NDArray[np.uint8]) -> torch.Tensor:
     encoder = VisionEncoder(folder, precision=precision)
     encoder.load()
-    return torch.from_numpy(encoder.encode(pixels)).flatten(end_dim=1)
+    return encoder.encode(pixels).flatten(end_dim=1)
 
 
 def test_answers_of_an_encoder_that_returns_nan_agree_with_nothing(folder: Path) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from runners.encoder.session import (
     VisionEncoder,
@@ -22,12 +24,13 @@ REAL = """
 import resource, sys
 from pathlib import Path
 import numpy as np
+import torch
 from runners.encoder.session import VisionEncoder, encode_splitting
 
 encoder = VisionEncoder(Path(sys.argv[1]), num_threads=1)
 encoder.load()
 pixels = np.random.default_rng(0).integers(0, 256, (256, 192, 192, 3), dtype=np.uint8)
-expected = np.concatenate([encoder.encode(part) for part in np.split(pixels, 8)])
+expected = torch.cat([encoder.encode(part) for part in np.split(pixels, 8)])
 tried = []
 
 def run(part):
@@ -38,7 +41,7 @@ def run(part):
     return encoder._run(part)
 
 features = encode_splitting(run, pixels)
-print(tried, bool(np.allclose(features, expected, atol=1e-4)))
+print(tried, bool(torch.allclose(features, expected, atol=1e-4)))
 """
 
 
@@ -50,11 +53,11 @@ class FakeGraph:
         self._max_images = max_images
         self._error = error
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __call__(self, pixels: NDArray[np.uint8]) -> Tensor:
         self.tried.append(len(pixels))
         if len(pixels) > self._max_images:
             raise self._error
-        return pixels[:, :1, :1, 0].astype(np.float32)
+        return torch.from_numpy(pixels[:, :1, :1, 0].astype(np.float32))
 
 
 def numbered(num_images: int) -> NDArray[np.uint8]:
@@ -118,13 +121,13 @@ def test_at_int8_an_image_has_the_same_features_in_every_batch(load: Callable[[s
     pixels[1] //= 64  # another range of values than its neighbours
     together = encoder.encode(pixels)
     for index, one in enumerate(pixels):
-        assert np.array_equal(encoder.encode(one[None])[0], together[index])
+        assert torch.equal(encoder.encode(one[None])[0], together[index])
 
 
 def test_features_do_not_change_when_the_next_batch_is_encoded(load: Callable[[str], VisionEncoder]) -> None:
     encoder = load("float32")
     first, second = np.random.default_rng(0).integers(0, 256, (2, 1, 192, 192, 3), dtype=np.uint8)
     features = encoder.encode(first)
-    kept = features.copy()
-    assert not np.array_equal(encoder.encode(second), kept)
-    assert np.array_equal(features, kept)
+    kept = features.clone()
+    assert not torch.equal(encoder.encode(second), kept)
+    assert torch.equal(features, kept)
