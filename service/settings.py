@@ -104,7 +104,8 @@ class Settings(BaseModel):
         60,
         ge=1,
         le=3600,
-        description="A runner is not ready while an encoder batch or a decoder step takes longer than this, seconds.",
+        description="A runner is not ready while an encoder batch or a decoder step takes longer than this, seconds; "
+        "after twice this time its process ends and is restarted.",
     )
     vision_cache_mb: int = Field(
         256,
