@@ -9,11 +9,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from service.admission.api_keys import ApiKeys
-from service.errors import Unauthorized
+from service.errors import ServiceError
 from service.inference.core import Core
 from service.open_inference.grpc_api import OpenInferenceApi
-from service.rpc.boundary import CODES, metadata_of
-from service.rpc.incoming import Context
+from service.rpc.boundary import abort, metadata_of
+from service.rpc.incoming import Context, address_of
 from service.rpc.proto import inference_pb2, vision_pb2
 from service.rpc.proto.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from service.rpc.proto.vision_pb2_grpc import add_VisionServicer_to_server
@@ -61,9 +61,9 @@ class HealthWithKey(health.aio.HealthServicer):
 
     async def _check_key(self, context: Context) -> None:
         try:
-            self._api_keys.check(metadata_of(context).get("authorization"))
-        except Unauthorized as error:
-            await context.abort(CODES[error.code], error.message, (("diptych-code", error.code),))
+            self._api_keys.check(metadata_of(context).get("authorization"), address_of(context.peer()))
+        except ServiceError as error:
+            await abort(context, error)
 
 
 class GrpcServer:
