@@ -32,7 +32,6 @@ _SERVICES = tuple(
 _HEALTH_EVERY_S = 1.0
 _FIELDS_BYTES = 100_000  # of a message in addition to its image
 _OPTIONS = [
-    ("grpc.so_reuseport", 0),  # a port in use is an error
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
@@ -82,7 +81,11 @@ class GrpcServer:
     async def start(self) -> None:
         """Listen; raise `RuntimeError` if the port is in use."""
         max_message_bytes = self._settings.max_body_bytes + _FIELDS_BYTES
-        options = [*_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes)]
+        options = [
+            *_OPTIONS,
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.so_reuseport", int(self._settings.gateway_workers > 1)),  # else a port in use is an error
+        ]
         self._server = grpc.aio.server(interceptors=[ReadOnDemand(_SERVICES)], options=options)
         arguments = (self._core, self._api_keys, self._settings)
         add_VisionServicer_to_server(VisionApi(*arguments), self._server)
