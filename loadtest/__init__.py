@@ -5,7 +5,7 @@ locust -f loadtest/load/locustfile.py
                                    load on a running service up to its saturation point (make loadtest); load/
 python -m loadtest.soak            long mixed load, and whether the resources of the processes stay flat; soak_traffic
 python -m loadtest.path_cost       what the path of a request adds to the stages of the model
-python -m loadtest.gateway_limit   requests per second of one gateway over simulated_runner
+python -m loadtest.gateway_limit   requests per second of gateways over simulated_runner
 
 figures     percentiles, rounding, tables
 processes   start and stop of servers, and their resources

@@ -1,4 +1,4 @@
-"""Requests per second of one gateway over a runner that takes no time: `python -m loadtest.gateway_limit`.
+"""Requests per second of gateways over a runner that takes no time: `python -m loadtest.gateway_limit [--workers N]`.
 
 Clients in a closed loop send a different image each time; loadtest/simulated_runner.py answers. What remains is the
 gateway's work: reading the form, decoding, resizing and sending the image, parsing and rendering the answer. The model
@@ -31,14 +31,15 @@ class Round:
     """One round of the measurement."""
 
     requests_per_s: float
-    cpu_s_per_s: float  # of the gateway and its supervisor; 1 is a core
+    cpu_s_per_s: float  # of the gateways and their supervisor; 1 is a core
 
 
-def measure(num_rounds: int, round_s: float) -> list[Round]:
-    """Start runner and gateway, and measure."""
+def measure(num_workers: int, num_rounds: int, round_s: float) -> list[Round]:
+    """Start runner and gateways, and measure."""
     runner_port, port = free_port(), free_port()
     environment = {
         "DIPTYCH_MODELS": MODEL,
+        "DIPTYCH_GATEWAY_WORKERS": str(num_workers),
         "DIPTYCH_PORT": str(port),
         "DIPTYCH_GRPC_PORT": "0",
         "DIPTYCH_RUNNER_URLS": f"{MODEL}=http://127.0.0.1:{runner_port}",
@@ -93,19 +94,20 @@ async def _round(clients: Sequence[asyncio.Task[None]], ended_s: list[float], pr
     return Round((len(ended_s) - first) / elapsed_s, (cpu_s(process_id) - start_cpu_s) / elapsed_s)
 
 
-def report(rounds: Sequence[Round]) -> str:
+def report(num_workers: int, rounds: Sequence[Round]) -> str:
     """Return the medians of the rounds, in one line."""
     requests_per_s = statistics.median(one.requests_per_s for one in rounds)
     cores = statistics.median(one.cpu_s_per_s for one in rounds)
-    return f"one gateway: {shown(requests_per_s)} requests/s at {percent(cores)} of a core"
+    return f"gateway processes: {num_workers}; {shown(requests_per_s)} requests/s at {percent(cores)} of a core"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m loadtest.gateway_limit", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="gateway processes; default %(default)s")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default %(default)s")
     parser.add_argument("--seconds", type=float, default=8, metavar="S", help="of a round; default %(default)s")
     given = parser.parse_args(arguments)
-    print(report(measure(given.rounds, given.seconds)))
+    print(report(given.workers, measure(given.workers, given.rounds, given.seconds)))
 
 
 if __name__ == "__main__":

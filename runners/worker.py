@@ -10,6 +10,7 @@ from runners.artifacts.store import artifact_folder
 from runners.decoder_worker import DecoderWorker
 from runners.encoder.features_cache import CachedFeatures, VisionCache
 from runners.options import RunnerOptions
+from runners.telemetry.watchdog import end_process_when_stuck
 from runners.transport.messages import (
     EncodedImage,
     Failed,
@@ -54,10 +55,12 @@ class ModelWorker:
         self._decoder = DecoderWorker(manifest, options, device)
         self._decoder.load(folder, num_cores)
         self._cache = VisionCache(self._model_id, options.max_cache_bytes, options.limits.max_waiting, self._batched)
+        self._watchdogs = (self._encoder.watchdog, self._decoder.watchdog)
+        end_process_when_stuck(self._watchdogs, options.limits.stuck_after_s)
 
     def is_ready(self) -> bool:
         """Return True while encoder batches and decode steps are in time."""
-        return all([self._encoder.watchdog.is_in_time(), self._decoder.watchdog.is_in_time()])
+        return all(watchdog.is_in_time() for watchdog in self._watchdogs)
 
     def stop(self) -> None:
         """Finish all accepted sequences."""

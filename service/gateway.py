@@ -188,7 +188,11 @@ def _make_gateway() -> Any:
     }
     inner = type("Gateway", (_Gateway,), {"__doc__": _Gateway.__doc__, "__module__": __name__, **dependencies})
     service = bentoml.service(
-        name=GATEWAY, logging=NO_ACCESS_LOG, tracing=NO_TRACING, traffic={"timeout": _call_timeout_s(_SETTINGS)}
+        name=GATEWAY,
+        workers=_SETTINGS.gateway_workers,  # for `bentoml serve`
+        logging=NO_ACCESS_LOG,
+        tracing=NO_TRACING,
+        traffic={"timeout": _call_timeout_s(_SETTINGS)},
     )
     gateway = bentoml.asgi_app(rest_app(_REST), path="/")(service(inner))
     gateway.add_asgi_middleware(TracedRequests)

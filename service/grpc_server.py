@@ -9,11 +9,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from service.admission.api_keys import ApiKeys
-from service.errors import Unauthorized
+from service.errors import ServiceError
 from service.inference.core import Core
 from service.open_inference.grpc_api import OpenInferenceApi
-from service.rpc.boundary import CODES, metadata_of
-from service.rpc.incoming import Context
+from service.rpc.boundary import abort, metadata_of
+from service.rpc.incoming import Context, address_of
 from service.rpc.proto import inference_pb2, vision_pb2
 from service.rpc.proto.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from service.rpc.proto.vision_pb2_grpc import add_VisionServicer_to_server
@@ -32,7 +32,6 @@ _SERVICES = tuple(
 _HEALTH_EVERY_S = 1.0
 _FIELDS_BYTES = 100_000  # of a message in addition to its image
 _OPTIONS = [
-    ("grpc.so_reuseport", 0),  # a port in use is an error
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
@@ -61,9 +60,9 @@ class HealthWithKey(health.aio.HealthServicer):
 
     async def _check_key(self, context: Context) -> None:
         try:
-            self._api_keys.check(metadata_of(context).get("authorization"))
-        except Unauthorized as error:
-            await context.abort(CODES[error.code], error.message, (("diptych-code", error.code),))
+            self._api_keys.check(metadata_of(context).get("authorization"), address_of(context.peer()))
+        except ServiceError as error:
+            await abort(context, error)
 
 
 class GrpcServer:
@@ -82,7 +81,11 @@ class GrpcServer:
     async def start(self) -> None:
         """Listen; raise `RuntimeError` if the port is in use."""
         max_message_bytes = self._settings.max_body_bytes + _FIELDS_BYTES
-        options = [*_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes)]
+        options = [
+            *_OPTIONS,
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.so_reuseport", int(self._settings.gateway_workers > 1)),  # else a port in use is an error
+        ]
         self._server = grpc.aio.server(interceptors=[ReadOnDemand(_SERVICES)], options=options)
         arguments = (self._core, self._api_keys, self._settings)
         add_VisionServicer_to_server(VisionApi(*arguments), self._server)

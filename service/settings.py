@@ -45,6 +45,13 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", description="Address to listen on, for REST and gRPC.")
     port: int = Field(3000, ge=1, le=65535, description="REST port.")
     grpc_port: int = Field(3001, ge=0, le=65535, description="gRPC port; 0: disabled.")
+    gateway_workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Gateway processes, which share both ports of one host. Each has its own limits, of keys too, and "
+        "its own memory.",
+    )
     api_keys_file: Path | None = Field(
         None,
         description="File of API keys: the SHA-256 of one key and its limits per line. Unset: no key is required.",
@@ -104,7 +111,8 @@ class Settings(BaseModel):
         60,
         ge=1,
         le=3600,
-        description="A runner is not ready while an encoder batch or a decoder step takes longer than this, seconds.",
+        description="A runner is not ready while an encoder batch or a decoder step takes longer than this, seconds; "
+        "after twice this time its process ends and is restarted.",
     )
     vision_cache_mb: int = Field(
         256,

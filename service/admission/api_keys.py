@@ -1,4 +1,4 @@
-"""API keys: a file of their SHA-256 hashes, re-read when it changes, and the quota of each key.
+"""API keys: a file of their SHA-256 hashes, re-read when it changes, the quota of each key, and the rate of wrong ones.
 
 A line of the file is one key, with optional limits:
 
@@ -10,6 +10,7 @@ Errors and logs never quote a line: it may hold a key by mistake.
 
 import hashlib
 import hmac
+import ipaddress
 import logging
 import re
 import time
@@ -18,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from cachetools import LRUCache
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.admission.quotas import NO_LIMITS, UNLIMITED, Clock, Quota, QuotaLimits
-from service.errors import Unauthorized
+from service.admission.quotas import NO_LIMITS, UNLIMITED, Clock, Quota, QuotaLimits, TokenBucket
+from service.errors import Overloaded, Unauthorized
 from service.settings import SettingsError, variable
 from service.validation import rejected_field
 
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHECK_INTERVAL_S = 1.0
 _VARIABLE = variable("api_keys_file")
+_MAX_WRONG_KEYS_PER_MINUTE = 10  # of one address
+_MAX_ADDRESSES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class ApiKeys:
         self._clock = clock
         self._is_open = entries is None
         self._quotas: dict[KeyEntry, Quota] = {}
+        self._wrong_keys = WrongKeys(clock)
         self._accept(entries or ())
 
     @classmethod
@@ -72,15 +77,19 @@ class ApiKeys:
         found = [quota for entry, quota in self._quotas.items() if hmac.compare_digest(digest, entry.sha256)]
         return found[0] if found and scheme.lower() == "bearer" else None
 
-    def check(self, authorization: str | None) -> Quota:
-        """Return the quota for an Authorization header; raise `Unauthorized` without an accepted key."""
+    def check(self, authorization: str | None, address: str) -> Quota:
+        """Return the quota for an Authorization header of a client at `address`.
+
+        Raise `Unauthorized` without an accepted key, `Overloaded` after many wrong ones from the address.
+        """
         quota = self.quota_of(authorization)
-        if quota is None:
-            problem = (
-                "the API key is not accepted" if (authorization or "").partition(" ")[2] else "no API key was sent"
-            )
-            raise Unauthorized(f"{problem}; send a valid key in the header Authorization: Bearer KEY")
-        return quota
+        if quota is not None:
+            return quota
+        problem = "no API key was sent"
+        if (authorization or "").partition(" ")[2]:
+            self._wrong_keys.count(address)
+            problem = "the API key is not accepted"
+        raise Unauthorized(f"{problem}; send a valid key in the header Authorization: Bearer KEY")
 
     def _reload_if_changed(self) -> None:
         """Replace the keys if the file has changed; keep the current ones if the new file is invalid."""
@@ -98,6 +107,32 @@ class ApiKeys:
         self._quotas = {
             entry: self._quotas.get(entry) or Quota(entry.name, entry.limits, self._clock) for entry in entries
         }
+
+
+class WrongKeys:
+    """The rate of wrong keys from each address, of the addresses that last sent one."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._buckets: LRUCache[str, TokenBucket] = LRUCache(_MAX_ADDRESSES)
+
+    def count(self, address: str) -> None:
+        """Count a wrong key; raise `Overloaded` above the rate."""
+        client = _network(address)
+        bucket = self._buckets.get(client) or TokenBucket(_MAX_WRONG_KEYS_PER_MINUTE, self._clock)
+        self._buckets[client] = bucket
+        if wait_s := bucket.take(1):
+            limit = f"{_MAX_WRONG_KEYS_PER_MINUTE} wrong API keys per minute"
+            raise Overloaded(f"this address has reached the limit of {limit}; send a valid key", wait_s)
+
+
+def _network(address: str) -> str:
+    """Return the /64 network of an IPv6 address, all of which one client has; any other address unchanged."""
+    try:
+        parsed = ipaddress.IPv6Address(address)
+    except ValueError:
+        return address
+    return str(parsed.ipv4_mapped or ipaddress.IPv6Network((int(parsed), 64), strict=False))
 
 
 class KeyFile:

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from service.admission.api_keys import ApiKeys
 from service.admission.drain_gate import DrainGate
 from service.admission.quotas import UNLIMITED
-from service.errors import DeadlineExceeded, ErrorCode, InvalidRequest, NotReady, Overloaded, ServiceError, Unauthorized
+from service.errors import DeadlineExceeded, ErrorCode, InvalidRequest, NotReady, Overloaded, ServiceError
 from service.http.body import RequestBody, read_body, read_bytes, read_json
 from service.inference.core import Core, RequestContext, request_id_or_new
 from service.inference.recording import record_failure, record_gone_client
@@ -85,7 +85,7 @@ class RestBoundary:
             try:
                 self.entrance.check()
                 deadline_s = time.monotonic() + self._timeout_s(request)
-                quota = self._api_keys.quota_of(_authorization(request)) or UNLIMITED
+                quota = self._api_keys.quota_of(_caller(request)[0]) or UNLIMITED
                 context = RequestContext(request.state.request_id, interface.api, deadline_s, quota)
                 try:
                     response = await function(request, context)
@@ -113,14 +113,14 @@ class RestBoundary:
 
     def authorized(self, request: Request) -> Core:
         """Return the core for a request with an accepted key; raise `Unauthorized`, `Overloaded` or `NotReady`."""
-        self._api_keys.check(_authorization(request)).take_request()
+        self._api_keys.check(*_caller(request)).take_request()
         return self.core()
 
     def refusal(self, request: Request) -> Response | None:
         """Return the error response to a request without an accepted key, else None."""
         try:
-            self._api_keys.check(_authorization(request))
-        except Unauthorized as error:
+            self._api_keys.check(*_caller(request))
+        except ServiceError as error:
             return _error_response(error, _id_of(request), REST)
         return None
 
@@ -164,9 +164,10 @@ async def no_such_path(request: Request, error: Exception, interface: Interface 
     return _error_response(InvalidRequest(message), _id_of(request), interface, status)
 
 
-def _authorization(request: Request) -> str | None:
-    """Return the header; two of them as a list (RFC 9110, 5.3), which is no key."""
-    return ", ".join(request.headers.getlist("authorization")) or None
+def _caller(request: Request) -> tuple[str | None, str]:
+    """Return Authorization and address; two of the headers as a list (RFC 9110, 5.3), which is no key."""
+    authorization = ", ".join(request.headers.getlist("authorization")) or None
+    return authorization, request.client.host if request.client else ""
 
 
 def _id_of(request: Request) -> str:

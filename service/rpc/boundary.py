@@ -65,12 +65,12 @@ class GrpcApi:
         self._api_keys = api_keys
         self._settings = settings
 
-    def quota(self, name: str, authorization: str | None) -> Quota:
+    def quota(self, name: str, authorization: str | None, address: str) -> Quota:
         """Return the caller's quota; raise `Unauthorized` without an accepted key, `Overloaded` beyond its rate."""
         is_health = name in self.health_methods
         if name in self.open_methods or (is_health and not self._settings.health_needs_key):
             return UNLIMITED
-        quota = self._api_keys.check(authorization)
+        quota = self._api_keys.check(authorization, address)
         if not is_health:
             quota.take_request()
         return quota
@@ -154,7 +154,7 @@ async def _call(
         failure = call = None
         try:
             api.entrance.check()
-            quota = api.quota(name, metadata.get("authorization"))
+            quota = api.quota(name, metadata.get("authorization"), incoming.address)
             call = RequestContext(request_id, api.api, api.deadline_s(context), quota)
             message = await api.read(name, incoming, call)
             request_id = request_id_or_new(getattr(message, "id", None) or request_id)
@@ -171,10 +171,10 @@ async def _call(
         code = CODES[failure.code] if failure else grpc.StatusCode.OK
         span.set_attribute(RPC_RESPONSE_STATUS_CODE, code.name)
     if failure is not None:
-        await _abort(context, failure, (("x-request-id", request_id), trace))
+        await abort(context, failure, (("x-request-id", request_id), trace))
 
 
-async def _abort(context: Context, error: ServiceError, ids: tuple[tuple[str, str], ...]) -> None:
+async def abort(context: Context, error: ServiceError, ids: tuple[tuple[str, str], ...] = ()) -> None:
     """End the call with the status of `error`; `context.abort` raises."""
     trailing = [*ids, ("diptych-code", error.code)]
     if error.param is not None:

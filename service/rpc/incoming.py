@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+from urllib.parse import unquote
 
 from google.protobuf.message import DecodeError, Message
 
@@ -20,6 +21,11 @@ Context = Any  # grpc.aio.ServicerContext, which has no types
 # The messages of lists, health and reflection, which need no place, could be as large as others.
 SMALL_SLOTS, SMALL_SLOTS_OF_ADDRESS = 8, 2
 _SMALL_TIMEOUT_S = 10.0
+
+
+def address_of(peer: str) -> str:
+    """Return the address in a peer of grpc, such as ipv4:192.0.2.1:50000 or ipv6:%5B2001:db8::1%5D:50000."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 class NoMessage(InvalidRequest):
@@ -35,7 +41,7 @@ class Incoming:
         self._messages = messages
         self._parse = parse
         self._small = small
-        self._address = peer.rpartition(":")[0]
+        self.address = address_of(peer)
 
     async def read(self, deadline_s: float) -> Message:
         """Return the next message, of a call that has a place; raise `InvalidRequest` or `DeadlineExceeded`."""
@@ -55,7 +61,7 @@ class Incoming:
         """Do the same for a call without a place, within seconds."""
         deadline_s = time.monotonic() + _SMALL_TIMEOUT_S
         try:
-            async with asyncio.timeout(_SMALL_TIMEOUT_S), self._small.slot(self._address):
+            async with asyncio.timeout(_SMALL_TIMEOUT_S), self._small.slot(self.address):
                 return await self.read(deadline_s)
         except TimeoutError as error:
             raise DeadlineExceeded(f"the call's message was not received within {_SMALL_TIMEOUT_S:g} s") from error

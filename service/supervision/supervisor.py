@@ -3,7 +3,7 @@
     python -m service.supervision.supervisor ...     (`python -m service` checks its arguments and becomes this)
 
     start   the gateway and the runner of each model, or one of them alone (service/supervision/roles.py)
-    stop    on SIGTERM or SIGINT: first the process on the service's port, which drains; then the runners
+    stop    on SIGTERM or SIGINT: first the processes on the service's port, which drain; then the runners
 
 The supervisor owns the listening sockets: connections to a process that died wait in the backlog for the next one.
 
@@ -20,6 +20,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -32,10 +33,10 @@ from service.settings import Settings, settings
 from service.supervision.roles import GATEWAY, Role
 from service.supervision.run_folder import run_folder
 from service.supervision.worker_process import (
+    BACKLOG,
     METRICS_FOLDER,
     Part,
     WorkerProcess,
-    front_part,
     runner_part,
     worker_environment,
 )
@@ -52,12 +53,12 @@ _RUNNERS_STOP_S = 10.0
 
 
 class Supervisor:
-    """The processes of one start: `front` listens on the service's port, `runners` are behind it.
+    """The processes of one start: those of `front` share the service's port, `runners` are behind them.
 
     The caller has blocked `_SIGNALS` in the main thread.
     """
 
-    def __init__(self, front: WorkerProcess, runners: Sequence[WorkerProcess], metrics: Path) -> None:
+    def __init__(self, front: Sequence[WorkerProcess], runners: Sequence[WorkerProcess], metrics: Path) -> None:
         self._front = front
         self._runners = runners
         self._metrics = metrics
@@ -68,8 +69,9 @@ class Supervisor:
         while self._next_signal() not in _STOP_SIGNALS:
             pass
         logger.info("stopping: draining accepted requests for up to %g s", max_request_s)
-        self._front.part.listener.close()  # the process has its own copy; while it drains, a gateway answers not_ready
-        self._stop([self._front], max_request_s + _FRONT_MARGIN_S)
+        for process in self._front:  # it has its own copy of the socket; while it drains, a gateway answers not_ready
+            process.part.listener.close()
+        self._stop(self._front, max_request_s + _FRONT_MARGIN_S)
         self._stop(self._runners, _RUNNERS_STOP_S)
         logger.info("stopped")
 
@@ -87,7 +89,7 @@ class Supervisor:
 
     def _next_signal(self) -> int:
         """Start processes that are due, wait for a signal, and record processes that have ended; return the signal."""
-        for process in (self._front, *self._runners):
+        for process in (*self._front, *self._runners):
             process.start_if_due()
         received = signal.sigwait(_SIGNALS)
         self._reap()
@@ -95,7 +97,7 @@ class Supervisor:
 
     def _reap(self) -> None:
         """Wait for every child that has ended; process 1 of a container also inherits orphans."""
-        running = {process.pid: process for process in (self._front, *self._runners)}
+        running = {process.pid: process for process in (*self._front, *self._runners)}
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -118,12 +120,19 @@ def main(arguments: Sequence[str]) -> None:
     role, values = Role.parse(arguments), settings()
     configure_logging(values.log_format)
     _raise_descriptor_limit()
+    num_front = 1 if role.is_runner else values.gateway_workers
+    if num_front > 1 and values.grpc_port:
+        _listen(values.host, values.grpc_port).close()  # in use: gateways that share it would not notice
     with run_folder() as folder:
         parts = (_front(role, values), *(runner_part(name, folder) for name in role.runners_behind(values)))
         os.environ.update(worker_environment(parts, folder))
         _import_all(parts, values)
-        processes = [WorkerProcess(part, [other for other in parts if other is not part]) for part in parts]
-        Supervisor(processes[0], processes[1:], folder / METRICS_FOLDER).run(values.request_timeout_s)
+
+        def process(part: Part) -> WorkerProcess:
+            return WorkerProcess(part, [other for other in parts if other is not part])
+
+        front, runners = [process(parts[0]) for _ in range(num_front)], [process(part) for part in parts[1:]]
+        Supervisor(front, runners, folder / METRICS_FOLDER).run(values.request_timeout_s)
 
 
 def _raise_descriptor_limit() -> None:
@@ -133,13 +142,19 @@ def _raise_descriptor_limit() -> None:
 
 
 def _front(role: Role, values: Settings) -> Part:
-    tls_options = () if role.is_runner else bentoml_tls_options(values)
+    tls_options = () if role.is_runner else tuple(bentoml_tls_options(values))
     limits = ConnectionLimits(values.max_connections, values.max_connections_per_address)
     protocol = None if role.is_runner else bounded_connection(limits)
+    url = f"{'https' if tls_options else 'http'}://{values.host}:{values.port}"
+    return Part(role.front(), _listen(values.host, values.port), url, tls_options, protocol)
+
+
+def _listen(host: str, port: int) -> socket.socket:
     try:
-        return front_part(role.front(), values.host, values.port, tls_options, protocol)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        sys.exit(f"diptych does not start: cannot listen on {values.host}:{values.port}: {error}")
+        sys.exit(f"diptych does not start: cannot listen on {host}:{port}: {error}")
 
 
 def _import_all(parts: Sequence[Part], values: Settings) -> None:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 METRICS_FOLDER = "metrics"
 _SHORT_LIFE_S = 5.0  # a process that ends sooner is restarted after a pause
 _PAUSE_S = 1.0
-_BACKLOG = 2048
+BACKLOG = 2048
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _ARGUMENTS = slice(45, 47)  # in /proc/PID/stat after the name: arg_start and arg_end (man proc_pid_stat)
@@ -45,20 +45,11 @@ class Part:
     protocol: type[asyncio.Protocol] | None = None  # of HTTP connections; None: uvicorn's own
 
 
-def front_part(
-    name: str, host: str, port: int, tls_options: Sequence[str], protocol: type[asyncio.Protocol] | None = None
-) -> Part:
-    """Return the part on the service's port, listening; raise `OSError` if the address is unavailable."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    return Part(name, listener, f"{'https' if tls_options else 'http'}://{host}:{port}", tuple(tls_options), protocol)
-
-
 def runner_part(name: str, folder: Path) -> Part:
     """Return a runner behind the gateway, listening on a socket in `folder`."""
     listener, path = socket.socket(socket.AF_UNIX), folder / f"{name}.sock"
     listener.bind(str(path))
-    listener.listen(_BACKLOG)
+    listener.listen(BACKLOG)
     return Part(name, listener, path.as_uri())
 
 

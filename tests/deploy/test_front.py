@@ -17,14 +17,13 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from tests.support.export_cli import ROOT
-from tests.support.haproxy import needs_haproxy
+from tests.support.haproxy import FRONT, needs_haproxy
 from tests.support.running_service import free_port
 from tests.support.served_app import serving_app
 from tests.support.waiting import wait_until
 
 pytestmark = needs_haproxy
 
-CONFIGURATION = ROOT / "deploy" / "haproxy" / "front.cfg"
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n"
 MOST_OF_ADDRESS = 200
 
@@ -40,7 +39,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with serving_app(Starlette(routes=[Route("/", length, methods=["GET", "POST"])])) as app, log_file.open("w") as log:
         addresses = {"FRONT_ADDRESS": f"127.0.0.1:{port}", "FRONT_GRPC_ADDRESS": f"127.0.0.1:{free_port()}"}
         gateway = {"GATEWAY": "127.0.0.1", "GATEWAY_PORT": str(httpx.URL(app.url).port), "GATEWAY_GRPC_PORT": "9"}
-        command = ["haproxy", "-db", "-f", str(CONFIGURATION)]
+        command = ["haproxy", "-db", "-f", str(FRONT)]
         process = subprocess.Popen(command, env={**os.environ, **addresses, **gateway}, stdout=log, stderr=log)
         try:
             wait_until(lambda: process.poll() is not None or is_open(port))

@@ -8,16 +8,18 @@ import pytest
 
 from service.settings import read_settings
 from tests.support.export_cli import EMBEDDED
-from tests.support.haproxy import CONFIGURATION, MODELS
+from tests.support.haproxy import CONFIGURATION, FRONT, MODELS
 from tests.support.kubernetes import (
     BUILDS,
     REPLICATED,
     SINGLE,
     Object,
+    Peer,
     built,
     component,
     container,
     environment,
+    lets_in,
     model,
     name_of,
     needs_kubectl,
@@ -25,6 +27,7 @@ from tests.support.kubernetes import (
     pod_labels,
     ports,
     selects,
+    sidecar,
     sidecars,
 )
 from tests.support.kubernetes_resources import RESOURCES
@@ -34,6 +37,7 @@ pytestmark = needs_kubectl
 OLDEST, NEWEST = "1.30", "1.37"  # of Kubernetes: what base/kustomization.yaml says, and the newest schema there is
 STOP_S = 20  # that the processes may take beside their requests (README.md, "Faults")
 MIB = 1 << 20
+STRANGER = Peer("default", {"app": "other"})
 
 
 @pytest.fixture(params=BUILDS)
@@ -96,7 +100,7 @@ def test_the_single_overlay_is_one_pod_that_runs_everything() -> None:
     (deployment,) = of_kind(objects, "Deployment").values()
     assert deployment["spec"]["replicas"] == 1
     assert "args" not in container(deployment)
-    assert not sidecars(deployment)
+    assert [sidecar["name"] for sidecar in sidecars(deployment)] == ["front"]
     assert not of_kind(objects, "ScaledObject")
     assert not read_settings(environment(objects, deployment)).runner_urls
 
@@ -118,12 +122,13 @@ def test_every_port_that_is_named_is_one_of_the_pods(
 ) -> None:
     for name, deployment in deployments.items():
         service = of_kind(objects, "Service")[name]["spec"]
-        assert {port["targetPort"] for port in service["ports"]} == {
-            port["name"] for port in container(deployment)["ports"]
-        }
+        listens, own_port = (
+            (sidecar(deployment, "front"), "gateway") if name == "gateway" else (container(deployment), "http")
+        )
+        assert {port["targetPort"] for port in service["ports"]} == {port["name"] for port in listens["ports"]}
         probes = [value for key, value in container(deployment).items() if key.endswith("Probe")]
         assert len(probes) == 3
-        assert {probe["httpGet"]["port"] for probe in probes} == {"http"}
+        assert {probe["httpGet"]["port"] for probe in probes} == {own_port}
         # Headless: HAProxy sees a runner's pods one by one.
         assert service.get("clusterIP") == (None if name == "gateway" else "None")
 
@@ -192,7 +197,7 @@ def test_haproxy_has_room_for_every_pod_and_for_as_many_that_are_leaving(replica
 
 def test_haproxy_is_a_sidecar_with_the_shipped_configuration(replicated: tuple[Object, ...]) -> None:
     gateway = of_kind(replicated, "Deployment")["gateway"]
-    (haproxy,) = sidecars(gateway)
+    haproxy = sidecar(gateway, "haproxy")
     assert haproxy["restartPolicy"] == "Always"  # ready before the gateway, ended after it
     (mount,) = haproxy["volumeMounts"]
     assert haproxy["args"][::2] == [
@@ -201,10 +206,29 @@ def test_haproxy_is_a_sidecar_with_the_shipped_configuration(replicated: tuple[O
     ]
     (volume,) = [each for each in gateway["spec"]["template"]["spec"]["volumes"] if each["name"] == mount["name"]]
     files = of_kind(replicated, "ConfigMap")[volume["configMap"]["name"]]["data"]
-    assert files == {file.name: file.read_text(encoding="utf-8") for file in (CONFIGURATION, MODELS)}
+    assert files == {file.name: file.read_text(encoding="utf-8") for file in (CONFIGURATION, MODELS, FRONT)}
     variables = {each["name"]: each.get("value") for each in haproxy["env"]}
     assert variables["RUNNERS_DOMAIN"] == "$(NAMESPACE).svc.cluster.local"
     assert variables["STATUS_ADDRESS"] == f"*:{ports(gateway)['haproxy']}"
+
+
+def test_clients_reach_the_gateway_through_the_shipped_proxy_alone(
+    objects: tuple[Object, ...], deployments: dict[str, Object]
+) -> None:
+    gateway = deployments["gateway"]
+    front = sidecar(gateway, "front")
+    assert front["restartPolicy"] == "Always"
+    (mount,) = front["volumeMounts"]
+    assert front["args"] == ["haproxy", "-f", f"{mount['mountPath']}/{FRONT.name}"]
+    given, variables = environment(objects, gateway), {each["name"]: each["value"] for each in front["env"]}
+    assert variables["GATEWAY_PORT"] == given["DIPTYCH_PORT"] == str(ports(gateway)["gateway"])
+    assert variables["GATEWAY_GRPC_PORT"] == given["DIPTYCH_GRPC_PORT"] == str(ports(gateway)["gateway-grpc"])
+    for port, is_open in (("http", True), ("grpc", True), ("gateway", False), ("gateway-grpc", False)):
+        assert lets_in(objects, gateway, port, STRANGER) == is_open
+    text = FRONT.read_text(encoding="utf-8")
+    assert all(f"${{{name}-" in text for name in variables)
+    assert f'"${{FRONT_ADDRESS-:{ports(gateway)["http"]}}}"' in text
+    assert f'"${{FRONT_GRPC_ADDRESS-:{ports(gateway)["grpc"]}}}"' in text
 
 
 def test_haproxy_waits_longer_than_a_request_may_take(replicated: tuple[Object, ...]) -> None:

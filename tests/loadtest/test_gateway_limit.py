@@ -6,7 +6,7 @@ from tests.support.export_cli import ModelStore
 
 def test_a_gateway_over_a_simulated_runner_is_measured(exported: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENTOML_HOME", str(exported.home))
-    rounds = measure(num_rounds=1, round_s=1)
+    rounds = measure(num_workers=2, num_rounds=1, round_s=1)
     assert rounds[0].requests_per_s > 5
     assert 0 < rounds[0].cpu_s_per_s < 3
-    assert report(rounds).startswith("one gateway: ")
+    assert report(2, rounds).startswith("gateway processes: 2; ")

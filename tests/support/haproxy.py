@@ -17,7 +17,7 @@ from tests.support.running_service import free_port
 from tests.support.waiting import wait_until_ready
 
 FOLDER = ROOT / "deploy" / "haproxy"
-CONFIGURATION, MODELS = FOLDER / "haproxy.cfg", FOLDER / "models.cfg"
+CONFIGURATION, MODELS, FRONT = FOLDER / "haproxy.cfg", FOLDER / "models.cfg", FOLDER / "front.cfg"
 HAS_HAPROXY = shutil.which("haproxy") is not None
 MISSING_HAPROXY = "no haproxy here: deploy/haproxy is NOT tested (apt-get install haproxy)"
 needs_haproxy = pytest.mark.skipif(not HAS_HAPROXY, reason=MISSING_HAPROXY)

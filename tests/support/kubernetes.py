@@ -67,6 +67,11 @@ def sidecars(deployment: Object) -> tuple[Object, ...]:
     return tuple(deployment["spec"]["template"]["spec"].get("initContainers", ()))
 
 
+def sidecar(deployment: Object, name: str) -> Object:
+    """Return a sidecar of a Deployment's pods."""
+    return next(each for each in sidecars(deployment) if each["name"] == name)
+
+
 def ports(deployment: Object) -> dict[str, int]:
     """Return the ports of a Deployment's pods by their names."""
     containers = (container(deployment), *sidecars(deployment))

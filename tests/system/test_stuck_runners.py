@@ -1,15 +1,22 @@
-"""A runner that stands still: readiness goes false, requests end by their deadline, and all is well when it goes on."""
+"""A runner that stands still: readiness goes false, requests end by their deadline, and all is well when it goes on.
+
+If it does not go on, it is restarted, and its stream continues.
+"""
 
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.support.endless_models import endless_models
 from tests.support.export_cli import ModelStore
 from tests.support.running_service import RunningService, running_service
 from tests.support.scene_images import scene_png
+from tests.support.server_sent_events import parse_events
+from tests.support.stopped_thread import busiest_thread, stop_thread_until_its_process_ends
 from tests.support.waiting import wait_until
 
 DEADLINE = {"X-Deadline-Ms": "1500"}
@@ -41,3 +48,22 @@ def test_a_runner_that_stands_still_is_noticed_and_its_requests_end(service: Run
     service.wait_until_ready(30)
     assert ask(service, "florence-2-mini", {}).json()["raw_text"] == expected
     assert service.parts()["florence-2-mini-runner"] == stopped
+
+
+def test_a_runner_whose_decoder_is_stuck_is_restarted_and_its_stream_continues(
+    exported: ModelStore, tmp_path: Path
+) -> None:
+    """One thread is stopped, not the process: the others, and a probe, go on."""
+    form = {"task": "captioning", "model": "paligemma-mini", "max_new_tokens": "200", "stream": "true"}
+    store, log, name = endless_models(exported, tmp_path / "bentoml"), tmp_path / "service.log", "paligemma-mini-runner"
+    with running_service(store.home, log, DIPTYCH_STUCK_AFTER_S="2") as service, service.client() as client:
+        stuck = service.parts()[name]
+        with client.stream("POST", "/v1/predict", data=form, files={"image": scene_png()}) as response:
+            chunks = response.iter_text()
+            first = next(chunks)
+            stop_thread_until_its_process_ends(busiest_thread(stuck))
+            events = parse_events(first + "".join(chunks))
+        service.wait_until_ready(30)
+    assert events[-1][1]["usage"]["generated_tokens"] == 200
+    assert "Timeout (0:00:02)!" in log.read_text()  # above the stacks
+    assert f"{name} (process {stuck}) ended with status 1 and is restarted" in log.read_text()

@@ -1,4 +1,6 @@
 import logging
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass, field
 
@@ -9,10 +11,26 @@ from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest
 from runners.options import SchedulerLimits
 from runners.telemetry.watchdog import Watchdog
+from tests.support.export_cli import ROOT
 from tests.support.fake_decoder import EOS, FakeDecoder
 from tests.support.waiting import wait_until
 
 TIMEOUT_S = 30
+STUCK_EXIT_STATUS = 1
+RUNS_AN_ITERATION = """
+import ctypes, sys, time
+from runners.telemetry.watchdog import Watchdog, end_process_when_stuck
+
+def iterate():
+    with watchdog.iteration():
+        exec(sys.argv[1])
+
+watchdog = Watchdog("the decoder of x", 0.5)
+end_process_when_stuck([watchdog], 0.5)
+for _ in range(3):
+    iterate()
+print("went on")
+"""
 
 
 @dataclass(slots=True)
@@ -52,8 +70,9 @@ def test_a_long_iteration_is_logged_once_and_so_is_its_end(caplog: pytest.LogCap
     watchdog = Watchdog("the decoder of x", 60, clock)
     with watchdog.iteration():
         clock.now_s += 61
-        assert [watchdog.is_in_time() for _ in range(3)] == [False] * 3
-    assert watchdog.is_in_time()
+        for _ in range(3):
+            watchdog.report()
+    watchdog.report()
     assert [(record.levelno, record.args) for record in caplog.records] == [
         (logging.ERROR, ("the decoder of x", 61.0, 60)),
         (logging.WARNING, ("the decoder of x",)),
@@ -80,3 +99,21 @@ def test_a_blocked_scheduler_is_detected_and_recovers() -> None:
     assert future.result(TIMEOUT_S).sequence.token_ids == (5, 6, EOS)
     wait_until(scheduler.watchdog.is_in_time)
     scheduler.stop()
+
+
+def iterating(work: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", RUNS_AN_ITERATION, work]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
+@pytest.mark.parametrize("work", ["time.sleep(25)", "ctypes.PyDLL(None).sleep(25)"], ids=["without GIL", "with GIL"])
+def test_a_process_with_a_stuck_thread_ends_and_shows_its_stack(work: str) -> None:
+    ended = iterating(work)
+    assert (ended.returncode, ended.stdout) == (STUCK_EXIT_STATUS, "")
+    assert " in iterate\n" in ended.stderr
+
+
+def test_a_process_whose_iteration_ends_late_goes_on() -> None:
+    late = iterating("time.sleep(0.7)")
+    assert (late.returncode, late.stdout) == (0, "went on\n")
+    assert "the decoder of x is stuck" in late.stderr

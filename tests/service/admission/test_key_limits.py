@@ -93,7 +93,7 @@ def test_concurrent_requests_are_limited() -> None:
 
 
 def test_named_key_is_a_client_of_that_name() -> None:
-    assert api_keys("mine", "name=batch").check("Bearer mine").name == "batch"
+    assert api_keys("mine", "name=batch").check("Bearer mine", "192.0.2.1").name == "batch"
 
 
 def test_grpc_sends_the_same_retry_after() -> None:

@@ -32,3 +32,12 @@ def test_request_with_an_accepted_key_is_answered(keys: ApiKeys) -> None:
 
 def test_pages_of_the_contract_need_no_key(keys: ApiKeys) -> None:
     assert [client(keys=keys).get(path).status_code for path in ("/docs", "/openapi.json")] == [200, 200]
+
+
+def test_wrong_keys_above_the_rate_get_429_and_the_right_one_its_answer(keys: ApiKeys) -> None:
+    api = client(keys=keys)
+    refused = [api.get("/v1/models", headers={"Authorization": f"Bearer {guess}"}) for guess in range(12)]
+    assert [response.status_code for response in refused] == [401] * 10 + [429] * 2
+    assert error_of(refused[-1])["code"] == "overloaded"
+    assert 1 <= int(refused[-1].headers["retry-after"]) <= 6
+    assert api.get("/v1/models", headers={"Authorization": "Bearer my-key"}).status_code == 200

@@ -10,6 +10,7 @@ import pytest
 
 from runners.transport.messages import Failed
 from service.admission.api_keys import ApiKeys
+from service.errors import Unauthorized
 from service.inference.core import Core
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
@@ -61,6 +62,16 @@ def test_call_requires_an_accepted_key(authorization: str | None) -> None:
     refused = error(keys=keys, authorization=authorization)
     assert refused.code() == grpc.StatusCode.UNAUTHENTICATED
     assert trailing(refused)["diptych-code"] == "unauthorized"
+
+
+def test_wrong_keys_are_counted_by_the_address_that_rest_has_too() -> None:
+    keys = api_keys(KEY)
+    for guess in range(10):
+        with pytest.raises(Unauthorized):
+            keys.check(f"Bearer {guess}", "127.0.0.1")
+    refused = error(keys=keys, authorization="Bearer wrong")
+    assert refused.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert 1 <= int(trailing(refused)["retry-after"]) <= 6
 
 
 def test_call_with_an_accepted_key_is_answered() -> None:

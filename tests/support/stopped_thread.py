@@ -1,0 +1,45 @@
+"""One thread of another process, stopped as by a debugger: the others go on, as beside a thread that is stuck."""
+
+import ctypes
+import os
+import time
+from pathlib import Path
+
+from tests.support.waiting import wait_until
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+_CONT, _SEIZE, _INTERRUPT = 7, 0x4206, 0x4207  # linux/ptrace.h
+_WALL = 0x40000000  # linux/wait.h: threads too
+_SAMPLE_S = 0.3
+_USER_TICKS = 11  # in /proc/PID/task/TID/stat after the name
+
+
+def busiest_thread(pid: int) -> int:
+    """Return the thread of `pid` that computes most while the call takes."""
+    before = _user_ticks(pid)
+    time.sleep(_SAMPLE_S)
+    after = _user_ticks(pid)
+    return max(after, key=lambda tid: after[tid] - before.get(tid, 0))
+
+
+def _user_ticks(pid: int) -> dict[int, int]:
+    stats = {int(task.name): (task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()}
+    return {tid: int(stat.rpartition(")")[2].split()[_USER_TICKS]) for tid, stat in stats.items()}
+
+
+def stop_thread_until_its_process_ends(tid: int) -> None:
+    """Keep the thread `tid` stopped; let it go on, and fail, if its process has not ended in time."""
+    _ptrace(_SEIZE, tid)
+    _ptrace(_INTERRUPT, tid)
+    os.waitpid(tid, _WALL)  # it has stopped
+    try:
+        wait_until(lambda: os.waitpid(tid, _WALL | os.WNOHANG) != (0, 0))  # the process ends once its tracer knows
+    except AssertionError:
+        _ptrace(_CONT, tid)
+        raise
+
+
+def _ptrace(request: int, tid: int) -> None:
+    if _LIBC.ptrace(request, tid, None, None) == -1:
+        raise OSError(ctypes.get_errno(), f"ptrace request {request:#x} of thread {tid}")

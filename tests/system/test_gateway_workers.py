@@ -1,0 +1,129 @@
+"""Two gateway processes share both ports: connections, metrics, a kill under load, a drain, a port in use."""
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import psutil
+import pytest
+
+from service.rpc.proto import vision_pb2 as pb
+from service.rpc.proto.vision_pb2_grpc import VisionStub
+from tests.support.export_cli import ROOT, ModelStore
+from tests.support.load import load
+from tests.support.processes import is_alive
+from tests.support.running_service import SERVICE, RunningService, free_port, running_service, service_environment
+from tests.support.scene_images import scene_png
+from tests.support.service_metrics import metric
+from tests.support.waiting import wait_until
+
+MODEL = "florence-2-mini"
+SETTINGS = {"DIPTYCH_MODELS": MODEL, "DIPTYCH_GATEWAY_WORKERS": "2"}
+FORM = {"task": "captioning", "model": MODEL}
+NUM_CONNECTIONS = 24  # all in one of two processes by chance: 1 in 8 million
+STOP_S = 60
+
+
+@pytest.fixture(scope="module")
+def service(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    with running_service(exported.home, tmp_path_factory.mktemp("workers") / "service.log", **SETTINGS) as running:
+        wait_until(lambda: num_listening(running) == 2)
+        yield running
+
+
+def gateways(service: RunningService) -> list[psutil.Process]:
+    children = psutil.Process(service.process.pid).children()
+    return [child for child in children if " ".join(child.cmdline()).split()[-2:] == ["--service-name", "diptych"]]
+
+
+def num_listening(service: RunningService) -> int:
+    """Return the number of gateways that listen on both ports."""
+    ports = {int(address.rpartition(":")[2]) for address in (service.url, service.grpc_address)}
+    listening = [
+        {each.laddr.port for each in gateway.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
+        for gateway in gateways(service)
+    ]
+    return sum(ports <= each for each in listening)
+
+
+def num_connections(service: RunningService, address: str) -> list[int]:
+    """Return the number of clients' connections to a port in each gateway."""
+    port = int(address.rpartition(":")[2])
+    return [
+        sum(each.laddr.port == port and each.status == psutil.CONN_ESTABLISHED for each in of.net_connections("tcp"))
+        for of in gateways(service)
+    ]
+
+
+def ask(service: RunningService) -> httpx.Response:
+    return httpx.post(f"{service.url}/v1/predict", data=FORM, files={"image": scene_png()}, timeout=STOP_S)
+
+
+def test_connections_of_both_ports_go_to_both_processes(service: RunningService) -> None:
+    with ExitStack() as stack:
+        for _ in range(NUM_CONNECTIONS):
+            client = stack.enter_context(httpx.Client(base_url=service.url))
+            assert client.get("/v1/models").is_success
+            options = [("grpc.use_local_subchannel_pool", 1)]  # else channels share one connection
+            channel = stack.enter_context(grpc.insecure_channel(service.grpc_address, options))
+            stub: Any = VisionStub(channel)
+            stub.ListModels(pb.ListModelsRequest(), timeout=STOP_S)
+        rest, rpc = num_connections(service, service.url), num_connections(service, service.grpc_address)
+    print(f"connections of each process: REST {rest}, gRPC {rpc}")
+    assert min(rest) > 0
+    assert min(rpc) > 0
+
+
+def test_each_process_has_the_metrics_of_both(service: RunningService) -> None:
+    before = metric(service, "diptych_requests_total", status="ok")
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: ask(service), range(NUM_CONNECTIONS)))
+    assert {answer.status_code for answer in answers} == {200}
+    counted = {metric(service, "diptych_requests_total", status="ok") - before for _ in range(8)}
+    assert counted == {NUM_CONNECTIONS}
+
+
+def test_a_killed_process_is_restarted_and_the_other_answers_meanwhile(service: RunningService) -> None:
+    with load(service.url, 10, models=[MODEL]) as asked:
+        asked.wait_for_more(20)
+        killed = gateways(service)[0].pid
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: not is_alive(killed))
+        assert ask(service).status_code == 200
+        wait_until(lambda: num_listening(service) == 2)
+        asked.wait_for_more(20)
+    assert asked.kinds().keys() <= {"right", "broken"}, asked.others()
+    assert len(asked.others()) <= 10
+
+
+def test_a_drain_loses_no_accepted_request(exported: ModelStore, tmp_path: Path) -> None:
+    with running_service(exported.home, tmp_path / "service.log", **SETTINGS) as service:
+        wait_until(lambda: num_listening(service) == 2)
+        with ThreadPoolExecutor(16) as pool:
+            asked = [pool.submit(ask, service) for _ in range(64)]
+            wait_until(lambda: metric(service, "diptych_requests_total", status="ok") > 0)
+            service.process.send_signal(signal.SIGTERM)
+            outcomes = [one.exception() or one.result().status_code for one in asked]
+        assert service.process.wait(STOP_S) == 0
+        # Later ones are refused: by the draining processes with 503, or because nobody listens.
+        assert all(outcome in (200, 503) or isinstance(outcome, httpx.ConnectError) for outcome in outcomes), outcomes
+        assert service.log.read_text().count("ended with status") == 0
+
+
+@pytest.mark.parametrize("port", ["DIPTYCH_PORT", "DIPTYCH_GRPC_PORT"])
+def test_a_port_in_use_prevents_the_start(exported: ModelStore, port: str) -> None:
+    """A program that would share it, as another service with several gateways would."""
+    ports = {"DIPTYCH_PORT": str(free_port()), "DIPTYCH_GRPC_PORT": str(free_port())}
+    environment = service_environment(exported.home, **SETTINGS, **ports)
+    with socket.create_server(("127.0.0.1", int(ports[port])), reuse_port=True):
+        start = subprocess.run(SERVICE, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=STOP_S)
+    assert start.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{ports[port]}" in start.stderr
