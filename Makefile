@@ -1,6 +1,6 @@
 # make serve      environment, artifacts, service on port 3000: make serve MODELS="florence-2-base paligemma-mini"
 # make test       all checks: style, types, tests
-# make test-long  the long tests, before a release: soak, widest shapes, many sequences
+# make test-long  the long tests, before a release: soak, widest shapes, many sequences, mutants
 # make gpu-check  on a host with a GPU: the embedded models on it, each check with its aim: make gpu-check GPU_CHECK=--widths
 # make proto      the code of the gRPC interfaces, from service/rpc/proto/*.proto, for the service and the client
 # make image      the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
@@ -42,6 +42,7 @@ test: check export
 
 test-long: check export
 	$(PY) -m pytest -m long
+	$(PY) -m tests.support.mutation
 
 gpu-check: export
 	$(PY) -m export.gpu_check $(GPU_CHECK) $(EMBEDDED)
