@@ -47,9 +47,9 @@ def test_every_variable_is_declared_and_used() -> None:
 
 def test_compose_mounts_what_is_there() -> None:
     mounts = [volume for service in COMPOSE["services"].values() for volume in service.get("volumes", [])]
-    folders = [DEPLOY / mount.split(":")[0] for mount in mounts if mount.startswith("./")]
-    assert len(folders) == 3
-    assert all(folder.is_dir() for folder in folders)
+    paths = [DEPLOY / mount.split(":")[0] for mount in mounts if mount.startswith("./")]
+    assert len(paths) == 4
+    assert all(path.exists() for path in paths)
 
 
 def test_the_parts_find_each_other_by_their_names_in_compose() -> None:
@@ -57,7 +57,7 @@ def test_the_parts_find_each_other_by_their_names_in_compose() -> None:
     assert job["static_configs"] == [{"targets": ["diptych:3000"]}]
     sources = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text(encoding="utf-8"))
     assert [source["url"] for source in sources["datasources"]] == ["http://prometheus:9090"]
-    assert {"diptych", "prometheus", "grafana", "jaeger"} == set(COMPOSE["services"])
+    assert {"diptych", "front", "prometheus", "grafana", "jaeger"} == set(COMPOSE["services"])
 
 
 def test_traces_are_sent_only_where_they_are_asked_for() -> None:
