@@ -16,7 +16,7 @@ from diptych_client.matching import pairwise_iou
 from export.evaluation import CONDITIONS, evaluation_scene
 from export.scenes.scene import SHAPES
 from tests.support.client_command import run
-from tests.support.export_cli import ROOT
+from tests.support.export_cli import ROOT, ModelStore
 from tests.support.running_service import RunningService
 
 TASK, LABELS = "open_vocabulary_detection", TaskParameters(labels=SHAPES)
@@ -72,11 +72,11 @@ def test_suppressed_boxes_do_not_overlap(client: Client) -> None:
             assert np.count_nonzero(pairwise_iou(boxes, boxes)) == len(boxes)
 
 
-def test_a_calibration_of_another_checkpoint_prevents_the_start(tmp_path: Path) -> None:
+def test_a_calibration_of_another_checkpoint_prevents_the_start(exported: ModelStore, tmp_path: Path) -> None:
     row = {"model": "florence-2-mini", "checkpoint": "0" * 64, "task": TASK, "scores": [0], "probabilities": [1]}
     (tmp_path / "old.json").write_text(json.dumps({"calibrations": [row]}))
-    environment = os.environ | {"DIPTYCH_CALIBRATION": str(tmp_path / "old.json")}
-    command = [sys.executable, "-m", "service", "gateway"]
+    setting = {"DIPTYCH_CALIBRATION": str(tmp_path / "old.json"), "BENTOML_HOME": str(exported.home)}
+    environment, command = os.environ | setting, [sys.executable, "-m", "service"]
     started = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert started.returncode == 1
     assert "diptych does not start: DIPTYCH_CALIBRATION: the calibration of florence-2-mini" in started.stderr
