@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _annotate(client: httpx.Client, images: Path, out: Path, min_iou: float) -> None:
     labels = [word for shape in SHAPES for word in ("--labels", shape)]
     models = [word for model in MODELS for word in ("--model", model)]
-    words = (*labels, *models, "--out", out, "--consensus", "--iou", str(min_iou))
-    run_diptych(client, "annotate", images, "--task", _TASK, *words)
+    options = ("--task", _TASK, "--out", out, "--consensus", "--iou", str(min_iou))
+    run_diptych(client, "annotate", images, *options, *labels, *models)
 
 
 def _rows(scenes: Path, out: Path) -> Iterator[str]:

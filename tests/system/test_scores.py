@@ -97,8 +97,8 @@ def test_a_folder_is_labelled_by_consensus_and_resumed(service: RunningService, 
     for index in range(6):
         (tmp_path / "images" / f"{index}.png").write_bytes(CONDITIONS["22px"](evaluation_scene(index)).data)
     labels = [word for shape in SHAPES for word in ("--labels", shape)]
-    words = ("annotate", tmp_path / "images", "--task", TASK, *labels, "--consensus", "--out", tmp_path / "out")
-    first, again = run(service, *words), run(service, *words)
+    words = ("annotate", tmp_path / "images", "--task", TASK, "--consensus", "--out", tmp_path / "out")
+    first, again = run(service, *words, *labels), run(service, *words, *labels)
     assert (first.returncode, again.returncode) == (0, 0), first.stderr
     assert "6 of 6 images are in" in first.stdout
     assert again.stdout.count("0 images in") == 2
