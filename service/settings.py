@@ -20,7 +20,6 @@ from service.validation import rejected_field
 
 PREFIX = "DIPTYCH_"
 BYTES_PER_MB = 1_000_000
-NO_CALIBRATION = "off"
 # Settings that require another.
 _REQUIRED = {
     "metrics_need_key": "api_keys_file",
@@ -178,9 +177,7 @@ class Settings(BaseModel):
         0, ge=0, le=256, description="Threads of a decoder; 0: all cores, or 1 for a narrow model."
     )
     calibration: tuple[str, ...] = Field(
-        (),
-        description="Files of `diptych evaluate --calibrate`, comma-separated; for their models and tasks they replace "
-        "the calibrations of the artifacts. `off`: scores are not calibrated.",
+        (), description="Files of `diptych evaluate --calibrate`, preferred to the artifacts' own; `off`: none is used."
     )
     log_format: LogFormat = Field("text", description="Format of log lines.")
     otlp_endpoint: str | None = Field(

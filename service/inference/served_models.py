@@ -15,7 +15,7 @@ from runners.artifacts.manifest import (
 )
 from runners.artifacts.precision import choose_precision, measured_agreement
 from service.errors import UnknownModel, UnsupportedTask
-from service.settings import NO_CALIBRATION, Settings, SettingsError
+from service.settings import Settings, SettingsError
 from tasks.catalog import CatalogEntry, Precision, load_catalog
 from tasks.families import FAMILIES, FamilyLanguage
 from tasks.florence2 import read_banned_phrases
@@ -87,7 +87,7 @@ def served_calibrations(manifest: Manifest, folder: Path, settings: Settings) ->
 
     Raise `SettingsError` for an invalid file, or one of another checkpoint of the model.
     """
-    if settings.calibration == (NO_CALIBRATION,):
+    if settings.calibration == ("off",):
         return {}
     files = [folder / CALIBRATION_FILE] if CALIBRATION_FILE in manifest.files else []
     try:
