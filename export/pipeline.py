@@ -20,6 +20,7 @@ from export.checks.reference import Reference, load_processor
 from export.progress import Progress
 from export.resources import MAX_RESIDENT_BYTES
 from runners.artifacts.manifest import (
+    CALIBRATION_FILE,
     CONFIG_FILE,
     DECODER_FILE,
     GENERATION_CONFIG_FILE,
@@ -111,6 +112,8 @@ def _write_configuration(job: ExportJob, reference: Reference, folder: Path) -> 
             shutil.copyfile(job.source.folder / name, folder / name)
     if job.mask_decoder is not None:
         shutil.copyfile(job.mask_decoder, folder / MASK_DECODER_FILE)
+    if job.calibration is not None:
+        shutil.copyfile(job.calibration, folder / CALIBRATION_FILE)
 
 
 def _manifest(job: ExportJob, image_input: ImageInput, reference: Reference) -> Manifest:
@@ -121,6 +124,7 @@ def _manifest(job: ExportJob, image_input: ImageInput, reference: Reference) -> 
         source=job.source.name,
         revision=job.source.revision,
         build_key=job.build_key,
+        checkpoint=job.checkpoint,
         precision=job.entry.precision,
         image_size_wh=image_input.size_wh,
         resample=image_input.resample,

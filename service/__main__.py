@@ -16,7 +16,12 @@ from runners.artifacts.manifest import (
 )
 from runners.artifacts.store import artifact_folder
 from service.admission.api_keys import ApiKeys
-from service.inference.served_models import check_positions, chosen_precisions, served_entries
+from service.inference.served_models import (
+    check_positions,
+    chosen_precisions,
+    served_calibrations,
+    served_entries,
+)
 from service.settings import Settings, SettingsError, read_settings
 from service.supervision.roles import Role
 from service.tls import check_tls_files
@@ -73,6 +78,8 @@ def _check(role: Role, settings: Settings) -> None:
         is_remote = settings.runner_url(entry.id) is not None
         verify_files(folder, manifest, FILES_OF_GATEWAY if is_remote else files_of_runner(manifest, encoder))
         check_positions(manifest, settings)
+        if not role.is_runner:
+            served_calibrations(manifest, folder, settings)
 
 
 if __name__ == "__main__":

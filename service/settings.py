@@ -176,6 +176,9 @@ class Settings(BaseModel):
     decoder_threads: int = Field(
         0, ge=0, le=256, description="Threads of a decoder; 0: all cores, or 1 for a narrow model."
     )
+    calibration: tuple[str, ...] = Field(
+        (), description="Files of `diptych evaluate --calibrate`, preferred to the artifacts' own; `off`: none is used."
+    )
     log_format: LogFormat = Field("text", description="Format of log lines.")
     otlp_endpoint: str | None = Field(
         None,
@@ -189,7 +192,7 @@ class Settings(BaseModel):
         description="Fraction of the traces started here that are exported; a caller's sampling decision is kept.",
     )
 
-    @field_validator("models", "url_hosts", "runner_urls", "devices", mode="before")
+    @field_validator("models", "url_hosts", "runner_urls", "devices", "calibration", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

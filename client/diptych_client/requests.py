@@ -42,6 +42,8 @@ class AnswerOptions:
     seed: int | None = None
     constrained: bool | None = None
     mask_format: Literal["polygon", "rle"] | None = None
+    min_score: float | None = None
+    nms_iou: float | None = None
 
 
 NO_PARAMETERS = TaskParameters()

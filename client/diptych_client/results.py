@@ -33,7 +33,7 @@ class Detection:
 
     box_xyxy: BoxXyxy
     label: str
-    score: float  # ranks the boxes of one model
+    score: float  # ranks the boxes of one model; a probability if the answer is calibrated
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +147,7 @@ class Answer:
     usage: Usage
     vision_cache: Literal["hit", "miss", "joined"]
     timings_ms: Timings
+    calibrated: bool = False  # scores are calibrated probabilities
 
     def to_supervision(self) -> "supervision.Detections":
         """Return boxes, scores, labels and, if present, masks and quads; raise `ValueError` for a text.
@@ -201,6 +202,8 @@ class Model:
     features: tuple[str, ...]
     resolution: int
     precision: str
+    checkpoint: str  # sha256 over the files of the checkpoint
+    calibrated_tasks: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,15 @@ from pathlib import Path
 from export.checkpoints.errors import SourceError
 from export.checkpoints.precision_record import PrecisionRecord, key_of_hashes, read_record, record_file
 from export.checkpoints.sources import Source, resolve_file, resolve_source
-from runners.artifacts.manifest import Device, Part, Precision, sha256_of
+from runners.artifacts.manifest import CALIBRATION_FILE, Device, Part, Precision, sha256_of
 from tasks.catalog import CatalogEntry, CatalogError, load_catalog
 from tasks.paligemma.masks import MaskDecoder, MaskDecoderError
+from tasks.scores import CalibrationError, read_calibrations
 
 ROOT = Path(__file__).parents[2]
 CATALOG_FILE = ROOT / "models" / "catalog.yaml"
 PHOTOGRAPHS = ROOT / "models" / "photographs"
-EXPORT_FORMAT = 5  # increment when an export writes other files than before
+EXPORT_FORMAT = 6  # increment when an export writes other files than before
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _LIBRARIES = (
@@ -53,7 +54,9 @@ class ExportJob:
 
     entry: CatalogEntry
     source: Source
+    checkpoint: str  # sha256 over its files, hexadecimal
     mask_decoder: Path | None
+    calibration: Path | None  # of this checkpoint
     record: PrecisionRecord | None  # of this checkpoint
     versions: dict[str, str]
     build_key: str
@@ -80,15 +83,19 @@ def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
         source = resolve_source(options.source, options.revision, entry.family, Path.cwd())
     mask_decoder = _find_mask_decoder(entry, options, source)
     hashes = source.hashes()
-    record = read_record(record_file(ROOT, entry.id), key_of_hashes(hashes))
+    checkpoint = key_of_hashes(hashes)
+    calibration = _find_calibration(source, checkpoint)
+    record = read_record(record_file(ROOT, entry.id), checkpoint)
     if record is not None:
         record.check(entry)
     versions = library_versions()
     photographs, own_images = _find_images(PHOTOGRAPHS), _find_images(options.images) if options.images else ()
-    others = [*([mask_decoder] if mask_decoder else []), *photographs, *own_images]
+    others = [*filter(None, (mask_decoder, calibration)), *photographs, *own_images]
     files = [*hashes.items(), *((path.name, sha256_of(path)) for path in others)]
     key = build_key(files, entry.precision, record, versions)
-    return ExportJob(entry, source, mask_decoder, record, versions, key, photographs, own_images)
+    return ExportJob(
+        entry, source, checkpoint, mask_decoder, calibration, record, versions, key, photographs, own_images
+    )
 
 
 def library_versions() -> dict[str, str]:
@@ -121,6 +128,17 @@ def _find_images(folder: Path) -> tuple[Path, ...]:
     if not images:
         raise SourceError(f"{folder} is not a folder with images; allowed are {', '.join(_IMAGE_SUFFIXES)}")
     return tuple(images)
+
+
+def _find_calibration(source: Source, checkpoint: str) -> Path | None:
+    """Return the calibration in the folder of a checkpoint, None if it was fitted on another one."""
+    path = source.folder / CALIBRATION_FILE
+    if not path.is_file():
+        return None
+    try:
+        return path if all(each.checkpoint == checkpoint for each in read_calibrations(path)) else None
+    except CalibrationError as error:
+        raise SourceError(str(error)) from error
 
 
 def _find_mask_decoder(entry: CatalogEntry, options: ExportOptions, source: Source) -> Path | None:

@@ -50,4 +50,6 @@ CONDITIONS: dict[str, Condition] = {
         render_scene(scene, PLAIN_PX).filter(ImageFilter.GaussianBlur(BLUR_OF_SIDE * PLAIN_PX))
     ),
     "stretched": lambda scene: png_image(render_scene(scene, PLAIN_PX).resize(STRETCHED_SIZE_WH)),
+    "40px": lambda scene: png_image(render_scene(scene, 40)),  # at these sides the embedded models err
+    "22px": lambda scene: png_image(render_scene(scene, 22)),
 }

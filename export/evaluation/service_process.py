@@ -1,4 +1,4 @@
-"""A service started for an evaluation: `python -m service` on a free local port, stopped at the end."""
+"""A service started for an evaluation: `python -m service` on a free local port, stopped at the end; and `diptych`."""
 
 import os
 import signal
@@ -37,6 +37,13 @@ def service_process(num_clients: int, **settings: str) -> Iterator[httpx.Client]
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(_STOP_TIMEOUT_S)
+
+
+def run_diptych(client: httpx.Client, *words: str | Path) -> None:
+    """Run the client's command line, as requirements-dev.txt installs it, against the service of `client`."""
+    diptych = Path(sys.executable).with_name("diptych")
+    command = [diptych, "--url", str(client.base_url), *words]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # the progress bar is on stderr
 
 
 def _wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:

@@ -6,6 +6,7 @@
     decoder.safetensors     the tensors of the checkpoint without vision tower and projector, in their stored dtype
     config.json, generation_config.json, tokenizer.json, …   copied from the checkpoint
     mask_decoder.npz        PaliGemma only: the codebook and decoder of its segmentation tokens
+    calibration.json        the calibration of scores by task, if the checkpoint's folder has one
 
 Does not know where such folders are stored (runners/artifacts/store.py).
 """
@@ -30,7 +31,8 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 TOKENIZER_FILE = "tokenizer.json"
 PROCESSOR_CONFIG_FILE = "processor_config.json"
 MASK_DECODER_FILE = "mask_decoder.npz"
-FILES_OF_GATEWAY = frozenset({MASK_DECODER_FILE, PROCESSOR_CONFIG_FILE})
+CALIBRATION_FILE = "calibration.json"
+FILES_OF_GATEWAY = frozenset({MASK_DECODER_FILE, PROCESSOR_CONFIG_FILE, CALIBRATION_FILE})
 
 _HASH_BLOCK_BYTES = 1 << 20
 
@@ -53,6 +55,7 @@ class Manifest:
     source: str
     revision: str | None  # the commit of a hub source; None for a local folder
     build_key: str  # sha256 of everything that determines the content of the folder
+    checkpoint: str  # sha256 over the files of the checkpoint
     precision: Mapping[Device, Mapping[Part, Precision]]  # the default of each part
     image_size_wh: tuple[int, int]  # input size of the vision encoder, pixels
     resample: int  # PIL's number of the resize filter

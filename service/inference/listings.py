@@ -18,7 +18,8 @@ def catalog_json(models: ServedModels) -> dict[str, Any]:
     served = [model_json(model) | {"served": True, "serve_command": None} for model in models]
     unserved = [
         _row(model.entry, model.precision)
-        | {"agreement": None, "served": False, "serve_command": f'make serve MODELS="{model.entry.id}"'}
+        | {"checkpoint": None, "calibrated_tasks": [], "agreement": None}
+        | {"served": False, "serve_command": f'make serve MODELS="{model.entry.id}"'}
         for model in models.unserved
     ]
     return {"object": "list", "data": served + unserved}
@@ -43,7 +44,12 @@ def tasks_json(models: ServedModels) -> dict[str, Any]:
 
 
 def model_json(model: ServedModel) -> dict[str, Any]:
-    return _row(model.entry, model.precision) | {"agreement": model.agreement}
+    served = {
+        "checkpoint": model.manifest.checkpoint,
+        "calibrated_tasks": sorted(model.calibrations),
+        "agreement": model.agreement,
+    }
+    return _row(model.entry, model.precision) | served
 
 
 def _row(entry: CatalogEntry, precision: str) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from tasks.errors import ParameterError, UnsupportedVariant
 from tasks.errors import UnsupportedTask as TaskNotOffered
 from tasks.generation import GeneratedText
 from tasks.prompts import Prompt
-from tasks.results import Result
+from tasks.results import Result, TextResult
+from tasks.scores import Calibration, refine
 
 _CHARACTERS_PER_TOKEN = 4  # of English text; only runners have tokenizers
 _TYPICAL_NEW_TOKENS = 256  # without max_new_tokens: a checkpoint's own limit is far above its usual answers
@@ -48,6 +49,7 @@ class Answer:
     sequences: tuple[Written, ...]
     vision_cache: CacheOutcome
     times: StageTimes
+    is_calibrated: bool = False  # scores are probabilities
 
     @property
     def raw_text(self) -> str:
@@ -89,13 +91,15 @@ async def predict(
 ) -> Answer:
     """Answer `request` with `model`; raise `ServiceError`."""
     start_s, size_wh = time.monotonic() - context.waited_s - image.open_s, image.header.size_wh
+    # Fitted on the most likely answers; a sampled one with the same score is less often right.
+    calibration = None if request.options.temperature else model.calibrations.get(request.task.id)
     try:
         async with asyncio.timeout(context.deadline_s - time.monotonic()):
             specs = _specs(model, request, context)
             written = await runner.write(image, specs, context.on_text)
             with span("postprocess"):
                 parse_start_s = time.monotonic()
-                result = await in_thread(_parse, model, request, written, size_wh)
+                result = await in_thread(_parse, model, request, written, size_wh, calibration)
                 postprocess_s = time.monotonic() - parse_start_s
     except TimeoutError as error:
         raise DeadlineExceeded(f"{model.id} did not answer before the deadline") from error
@@ -109,7 +113,8 @@ async def predict(
         postprocess_s=postprocess_s,
         total_s=time.monotonic() - start_s,
     )
-    return Answer(model, request, size_wh, result, written.sequences, written.features.outcome, times)
+    outcome, is_calibrated = written.features.outcome, calibration is not None
+    return Answer(model, request, size_wh, result, written.sequences, outcome, times, is_calibrated)
 
 
 def task_prompts(model: ServedModel, request: TaskRequest, image_size_wh: tuple[int, int]) -> tuple[Prompt, ...]:
@@ -149,9 +154,15 @@ def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) ->
     ]
 
 
-def _parse(model: ServedModel, request: TaskRequest, written: WrittenAnswers, size_wh: tuple[int, int]) -> Result:
+def _parse(
+    model: ServedModel,
+    request: TaskRequest,
+    written: WrittenAnswers,
+    size_wh: tuple[int, int],
+    calibration: Calibration | None,
+) -> Result:
     texts = [GeneratedText(s.text, tuple(s.token_ends), tuple(s.logprobs), s.finish_reason) for s in written.sequences]
-    return model.language.parse_answer(
+    result = model.language.parse_answer(
         request.task.id,
         request.parameters,
         texts,
@@ -160,3 +171,6 @@ def _parse(model: ServedModel, request: TaskRequest, written: WrittenAnswers, si
         model.mask_decoder,
         model.banned_phrases,
     )
+    if isinstance(result, TextResult):
+        return result
+    return refine(result, calibration, request.min_score, request.nms_iou)

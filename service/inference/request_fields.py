@@ -45,6 +45,14 @@ class GenerationFields(BaseModel):
     seed: int | None = Field(None, ge=0, lt=2**63, description="Seed of the sampling, for reproducible answers.")
     constrained: bool = Field(True, description="Restricts generation to well-formed answers, for tasks with a format.")
     mask_format: MaskFormat = Field("polygon", description="polygon, or rle for COCO run-length encoding.")
+    min_score: float = Field(0.0, ge=0, le=1, description="Minimum score of a returned object.")
+    nms_iou: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Non-maximum suppression: of two objects with the same label whose boxes overlap by more than this "
+        "intersection over union, the one with the higher score is returned; default: none is suppressed.",
+    )
 
 
 class PredictFields(GenerationFields):
@@ -85,6 +93,8 @@ class TaskRequest:
     parameters: TaskParameters
     mask_format: MaskFormat
     options: GenerationOptions
+    min_score: float = 0.0
+    nms_iou: float | None = None
 
 
 def parse_fields(fields_class: type[FieldsT], fields: Mapping[str, object]) -> tuple[FieldsT, TaskRequest]:
@@ -98,7 +108,8 @@ def parse_fields(fields_class: type[FieldsT], fields: Mapping[str, object]) -> t
         parameters = parse_parameters(task, {name: fields[name] for name in fields if name in PARAMETER_NAMES})
     except ParameterError as error:
         raise InvalidRequest(str(error), error.param) from error
-    return values, TaskRequest(task, parameters, values.mask_format, _generation_options(values))
+    options = _generation_options(values)
+    return values, TaskRequest(task, parameters, values.mask_format, options, values.min_score, values.nms_iou)
 
 
 def _generation_options(fields: GenerationFields) -> GenerationOptions:

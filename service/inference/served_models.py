@@ -1,12 +1,18 @@
 """The served models: catalog entries with manifests and mask decoders, in catalog order."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from runners.artifacts.devices import decoder_device, encoder_device
-from runners.artifacts.manifest import MASK_DECODER_FILE, PROCESSOR_CONFIG_FILE, Manifest, read_manifest
+from runners.artifacts.manifest import (
+    CALIBRATION_FILE,
+    MASK_DECODER_FILE,
+    PROCESSOR_CONFIG_FILE,
+    Manifest,
+    read_manifest,
+)
 from runners.artifacts.precision import choose_precision, measured_agreement
 from service.errors import UnknownModel, UnsupportedTask
 from service.settings import Settings, SettingsError
@@ -14,6 +20,7 @@ from tasks.catalog import CatalogEntry, Precision, load_catalog
 from tasks.families import FAMILIES, FamilyLanguage
 from tasks.florence2 import read_banned_phrases
 from tasks.paligemma import MaskDecoder
+from tasks.scores import Calibration, CalibrationError, read_calibrations
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,7 @@ class ServedModel:
     precision: str  # of encoder and decoder, as text
     banned_phrases: frozenset[str] = frozenset()
     agreement: Mapping[str, Any] | None = None  # of its answers with those of float32, as the export measured it
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)  # by task
 
     @property
     def id(self) -> str:
@@ -69,9 +77,32 @@ def load_served_model(entry: CatalogEntry, folder: Path, settings: Settings) -> 
     manifest, masks = read_manifest(folder), folder / MASK_DECODER_FILE
     mask_decoder = MaskDecoder.load(masks) if masks.exists() else None
     banned_phrases = read_banned_phrases(folder / PROCESSOR_CONFIG_FILE)
-    chosen = chosen_precisions(manifest, settings)
+    chosen, calibrations = chosen_precisions(manifest, settings), served_calibrations(manifest, folder, settings)
     agreement = measured_agreement(manifest, *chosen)
-    return ServedModel(entry, manifest, mask_decoder, _as_text(*chosen), banned_phrases, agreement)
+    return ServedModel(entry, manifest, mask_decoder, _as_text(*chosen), banned_phrases, agreement, calibrations)
+
+
+def served_calibrations(manifest: Manifest, folder: Path, settings: Settings) -> dict[str, Calibration]:
+    """Return the calibration of each task: those of the settings replace those of the artifacts.
+
+    Raise `SettingsError` for an invalid file, or one of another checkpoint of the model.
+    """
+    if settings.calibration == ("off",):
+        return {}
+    files = [folder / CALIBRATION_FILE] if CALIBRATION_FILE in manifest.files else []
+    try:
+        read = [each for path in (*files, *map(Path, settings.calibration)) for each in read_calibrations(path)]
+    except CalibrationError as error:
+        raise SettingsError(f"DIPTYCH_CALIBRATION: {error}") from error
+    own = {each.task: each for each in read if each.model == manifest.model_id}
+    for each in own.values():
+        if each.checkpoint != manifest.checkpoint:
+            raise SettingsError(
+                f"DIPTYCH_CALIBRATION: the calibration of {each.model} for {each.task} is of the checkpoint "
+                f"{each.checkpoint}; the one served is {manifest.checkpoint}: fit it again with diptych evaluate "
+                "--calibrate, or remove it"
+            )
+    return own
 
 
 def chosen_precisions(manifest: Manifest, settings: Settings) -> tuple[Precision, Precision]:

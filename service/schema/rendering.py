@@ -30,6 +30,7 @@ def answer_json(answer: Answer, request_id: str) -> AnswerJson:
         result=result_json(answer.result),
         raw_text=answer.raw_text,
         finish_reason=answer.finish_reason,
+        calibrated=answer.is_calibrated,
         image=_image_json(answer.image_size_wh),
         usage=UsageJson(
             image_tokens=answer.num_image_tokens,

@@ -27,7 +27,7 @@ class DetectionJson(Wire):
 
     box: tuple[float, float, float, float] = Field(description="[x1, y1, x2, y2]")
     label: str
-    score: float = Field(ge=0, le=1, description="exp of the mean log-probability of its tokens")
+    score: float = Field(ge=0, le=1, description="ranks a model's boxes; a probability if the answer is calibrated")
 
 
 class RleJson(Wire):
@@ -120,6 +120,7 @@ class AnswerJson(Wire):
     result: ResultJson
     raw_text: str = Field(description="generated text, one line for each prompt of the task")
     finish_reason: Literal["stop", "length"]
+    calibrated: bool = Field(description="true: scores are calibrated probabilities")
     image: ImageJson
     usage: UsageJson
     vision_cache: Literal["hit", "miss", "joined"]

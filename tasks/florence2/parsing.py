@@ -86,7 +86,7 @@ def _detections(
             box = bounding_box(point for run in runs for point in _ring(run, image_size_wh))
             if box and (label or not is_named):
                 spans = phrase.label_spans if is_named else ()
-                yield Detection(box, label, answer.score(*spans, *map(span_of, runs)))
+                yield Detection(box, label, answer.score(spans, list(map(span_of, runs))))
 
 
 def _boxes(phrase: Phrase, is_polygon: bool) -> Iterable[Sequence[Locations]]:
@@ -103,7 +103,7 @@ def _instances(
         for polygons in filter(None, map(_polygons, phrase.instances)):
             rings = tuple(_ring(polygon, image_size_wh) for polygon in polygons)
             if box := bounding_box(point for ring in rings for point in ring):
-                score = answer.score(*phrase.label_spans, *map(span_of, polygons))
+                score = answer.score(phrase.label_spans, list(map(span_of, polygons)))
                 label = resolve_label(phrase.label, asked)
                 mask = encode_rings(rings, image_size_wh) if mask_format == "rle" else None
                 yield Instance(box, label, score, rings if mask is None else None, mask)
@@ -114,7 +114,7 @@ def _text_regions(answer: GeneratedText, image_size_wh: tuple[int, int]) -> Iter
         for piece in (p for instance in phrase.instances for run in instance for p in in_pieces(run, 8)):
             if phrase.label:
                 top_left, top_right, bottom_right, bottom_left = _ring(piece, image_size_wh)
-                score = answer.score(*phrase.label_spans, span_of(piece))
+                score = answer.score(phrase.label_spans, [span_of(piece)])
                 yield TextRegion((top_left, top_right, bottom_right, bottom_left), phrase.label, score)
 
 

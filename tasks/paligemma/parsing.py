@@ -63,7 +63,7 @@ def _detections(answer: GeneratedText, asked: Sequence[str], image_size_wh: tupl
     for entry in split_entries(answer.text):
         for piece in in_pieces(entry.locations, 4):
             if box := _box(piece, image_size_wh):
-                score = answer.score(*entry.label_spans, span_of(piece))
+                score = answer.score(entry.label_spans, [span_of(piece)])
                 yield Detection(box, resolve_label(entry.label, asked), score)
 
 
@@ -83,7 +83,7 @@ def _instances(
         yield Instance(
             box,
             resolve_label(entry.label, asked),
-            answer.score(*entry.label_spans, span_of(entry.locations)),
+            answer.score(entry.label_spans, [span_of(entry.locations)]),
             polygons=None if is_mask else rings_in_box(field, box),
             mask=encode_mask(mask_in_image(field, box, image_size_wh)) if is_mask else None,
         )

@@ -13,7 +13,9 @@ from diptych_client.transports.grpc_messages import request_message
 from diptych_client.transports.rest_messages import form_values
 
 PARAMETERS = TaskParameters(labels=["a", "b; c"], region=(1, 2, 3.5, 4), question="wie viele?")
-OPTIONS = AnswerOptions(max_new_tokens=5, temperature=0.0, constrained=False, mask_format="rle")
+OPTIONS = AnswerOptions(
+    max_new_tokens=5, temperature=0.0, constrained=False, mask_format="rle", min_score=0.0, nms_iou=0.5
+)
 
 
 def test_none_is_not_sent() -> None:
@@ -38,6 +40,8 @@ def test_a_form_has_lists_numbers_and_booleans_as_json() -> None:
         "temperature": "0.0",
         "constrained": "false",
         "mask_format": "rle",
+        "min_score": "0.0",
+        "nms_iou": "0.5",
     }
 
 
@@ -54,6 +58,8 @@ def test_a_message_has_the_same_fields() -> None:
         temperature=0.0,
         constrained=False,
         mask_format="rle",
+        min_score=0.0,
+        nms_iou=0.5,
     )
     assert message.HasField("temperature")
 

@@ -1,6 +1,7 @@
 """JSON of REST to values: answers of every kind, and errors of the service and of proxies."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,6 +37,13 @@ def test_an_answer_survives_a_round_trip_and_conforms_to_the_api(result: Result)
     body = json.dumps(answer_json(answer(result)))
     AnswerJson.model_validate_json(body)
     assert answer_from_json(json.loads(body)) == answer(result)
+
+
+def test_an_answer_says_if_its_scores_are_calibrated() -> None:
+    calibrated = replace(answer(DETECTIONS), calibrated=True)
+    assert answer_from_json(answer_json(calibrated)) == calibrated
+    before = {name: value for name, value in answer_json(calibrated).items() if name != "calibrated"}
+    assert not answer_from_json(before).calibrated  # of a journal of an earlier client
 
 
 def test_a_comparison_survives_a_round_trip() -> None:

@@ -21,6 +21,7 @@ from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT
 from tests.support.fake_runners import FAKE_IMAGE_TOKENS, FakeChannel, FakeDecoder, FakeEncoder
 
 FLORENCE_ID, PALIGEMMA_ID = FLORENCE.id, PALIGEMMA.id
+CHECKPOINT = "c" * 64
 IMAGE_SIZE_WH = (640, 480)
 INPUT_SIZE_WH = (192, 96)  # not square, so that swapped sides are detected
 NUM_IMAGE_TOKENS = FAKE_IMAGE_TOKENS
@@ -54,6 +55,7 @@ def served(entry: CatalogEntry) -> ServedModel:
         source=entry.source,
         revision=None,
         build_key="0" * 64,
+        checkpoint=CHECKPOINT,
         precision={device: {"encoder": "float32", "decoder": "float32"} for device in ("cpu", "cuda")},
         image_size_wh=INPUT_SIZE_WH,
         resample=Image.Resampling.BICUBIC,

@@ -17,7 +17,8 @@ _VALUES: tuple[object, ...] = (
 )  # fmt: skip
 _NAMES = (
     "task", "model", "models", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question",
-    "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "stream", "image", "x",
+    "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou",
+    "stream", "image", "x",
 )  # fmt: skip
 _TEXT_NAMES = ("model", "caption", "phrase", "detail", "language", "question", "mask_format")
 _TYPES = (_FORM, "application/json", "text/plain", "", "multipart/form-data", "application/json; charset=utf-16")

@@ -21,19 +21,17 @@ TEXT = GeneratedText("red ün<loc_1>", (4, 4, 5, 6, 13), (-1.0, -2.0, -4.0, -8.0
         (((0, 13),), [-1, -2, -4, -8, -16]),
     ],
 )
-def test_score_is_the_mean_over_the_tokens_of_the_spans(
+def test_score_is_the_probability_of_the_label_times_the_geometric_mean_of_the_locations(
     spans: tuple[tuple[int, int], ...], logprobs: list[float]
 ) -> None:
-    assert TEXT.score(*spans) == pytest.approx(math.exp(sum(logprobs) / len(logprobs)))
-
-
-def test_score_of_no_token_is_zero() -> None:
-    assert GeneratedText("", (), (), "stop").score((0, 0)) == 0.0
-    assert TEXT.score() == 0.0
+    mean = sum(logprobs) / len(logprobs)
+    assert TEXT.score((), spans) == pytest.approx(math.exp(mean))
+    assert TEXT.score(spans, ()) == pytest.approx(math.exp(sum(logprobs)))
+    assert TEXT.score(spans, spans) == pytest.approx(math.exp(sum(logprobs) + mean))
 
 
 def test_score_is_at_most_one_despite_rounding() -> None:
-    assert GeneratedText("a", (1,), (1e-7,), "length").score((0, 1)) == 1.0
+    assert GeneratedText("a", (1,), (1e-7,), "length").score((), [(0, 1)]) == 1.0
 
 
 def test_ends_without_logprobs_are_refused() -> None:

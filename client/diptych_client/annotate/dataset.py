@@ -53,40 +53,47 @@ def check_format(dataset_format: DatasetFormat, result: str, images: Sequence[Im
         _check_yolo_names(images)
 
 
+def check_consensus(dataset_format: DatasetFormat, result: str) -> None:
+    """Raise `RunError` if two models' results of this key cannot be compared, or the format cannot hold boxes."""
+    if dataset_format is DatasetFormat.jsonl or result not in _RESULTS_WITH_BOXES:
+        given = f"the task's result is {result} and --format {dataset_format.value}"
+        raise RunError(f"--consensus compares boxes and masks and writes coco or yolo, but {given}")
+
+
 def write_dataset(dataset_format: DatasetFormat, out: Path, folder: Path, records: Sequence[Record], job: Job) -> Path:
     """Write the dataset and return the path of its main file."""
     if dataset_format is DatasetFormat.jsonl:
         lines = (json.dumps({"image": r.image.name, "answer": answer_json(r.answer)}) + "\n" for r in records)
-        return _write_atomically(out / "answers.jsonl", "".join(lines))
+        return write_atomically(out / "answers.jsonl", "".join(lines))
     classes = class_indices(records, job.requested_labels())
     if dataset_format is DatasetFormat.yolo:
         return _write_yolo(out, folder, records, classes)
-    return _write_atomically(out / "annotations.json", json.dumps(coco_document(records, classes)))
+    return write_atomically(out / "annotations.json", json.dumps(coco_document(records, classes)))
 
 
 def class_indices(records: Sequence[Record], requested_labels: Sequence[str]) -> dict[str, int]:
     """Return the index of every class: requested labels in their order, then all others by name."""
-    answered = sorted({_class_name(box) for record in records for box in _boxes(record.answer.result)})
+    answered = sorted({class_name(box) for record in records for box in boxes_of(record.answer.result)})
     return {name: index for index, name in enumerate(dict.fromkeys([*requested_labels, *answered]))}
 
 
-def _boxes(result: Result) -> tuple[Box, ...]:
+def boxes_of(result: Result) -> tuple[Box, ...]:
     match result:
         case DetectionsResult(boxes) | InstancesResult(boxes):
             return boxes
     raise ValueError(f"{type(result).__name__} has no boxes")
 
 
-def _class_name(box: Box) -> str:
+def class_name(box: Box) -> str:
     return box.label or UNNAMED
 
 
 def coco_document(records: Sequence[Record], classes: Mapping[str, int]) -> dict[str, Any]:
     """Return the COCO document; ids count from 1, each annotation has the `score` of its box."""
     annotations = [
-        {"image_id": image_id, "category_id": classes[_class_name(box)] + 1, **_coco_shape(box, record.answer.image)}
+        {"image_id": image_id, "category_id": classes[class_name(box)] + 1, **_coco_shape(box, record.answer.image)}
         for image_id, record in enumerate(records, 1)
-        for box in _boxes(record.answer.result)
+        for box in boxes_of(record.answer.result)
     ]
     return {
         "images": [{"id": image_id, **_coco_image(record)} for image_id, record in enumerate(records, 1)],
@@ -135,13 +142,13 @@ def _write_yolo(out: Path, folder: Path, records: Sequence[Record], classes: Map
     root = json.dumps(str(out.resolve()), ensure_ascii=False)  # a JSON string is a YAML string
     names = ", ".join(f"{index}: {json.dumps(name, ensure_ascii=False)}" for name, index in classes.items())
     yaml = f"path: {root}\ntrain: images/train\nval: images/train\nnames: {{{names}}}\n"
-    return _write_atomically(out / "dataset.yaml", yaml)
+    return write_atomically(out / "dataset.yaml", yaml)
 
 
 def yolo_lines(record: Record, classes: Mapping[str, int]) -> str:
     """Return the label file of one image; empty if there are no boxes."""
-    image, boxes = record.answer.image, _boxes(record.answer.result)
-    lines = ((classes[_class_name(box)], *_yolo_coordinates(box, image)) for box in boxes)
+    image, boxes = record.answer.image, boxes_of(record.answer.result)
+    lines = ((classes[class_name(box)], *_yolo_coordinates(box, image)) for box in boxes)
     return "".join(" ".join(f"{number:.6g}" for number in line) + "\n" for line in lines)
 
 
@@ -178,7 +185,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _write_atomically(path: Path, text: str) -> Path:
+def write_atomically(path: Path, text: str) -> Path:
     """Write a file so that it exists completely or not at all."""
     incomplete = path.with_name(path.name + ".incomplete")
     incomplete.write_text(text, encoding="utf-8")

@@ -41,7 +41,7 @@ async def label_images(
         advance()
 
     def record_failure(image: ImageFile, error: Exception) -> None:
-        labeller.failures.append({"image": image.name}, error)
+        labeller.failures.append({"image": image.name, "model": labeller.job.model}, error)
         advance()
 
     await send_all(images, label, record_failure, concurrency)

@@ -112,7 +112,14 @@ def annotate(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder of images.", exists=True, file_okay=False)],
     task_options: TaskOptions,
-    model: ModelId = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Model id, with --consensus twice; default: the first that offer the task."),
+    ] = None,
+    consensus: Annotated[
+        bool, typer.Option("--consensus", help="Label with two models; list what they disagree on for review.")
+    ] = False,
+    iou: Annotated[float, typer.Option(help="With --consensus: minimum IoU of boxes that agree.", min=0, max=1)] = 0.5,
     dataset_format: Annotated[DatasetFormat, typer.Option("--format", help="Dataset format.")] = DatasetFormat.coco,
     out: Annotated[
         Path | None, typer.Option(help="Output folder; default: FOLDER-annotations.", file_okay=False)
@@ -125,7 +132,8 @@ def annotate(
     failures.jsonl lists the images that failed and their errors; the next run retries them.
     """
     out = out or folder.resolve().with_name(f"{folder.resolve().name}-annotations")
-    command = AnnotateCommand(folder, out, dataset_format, task_options, model, concurrency)
+    consensus_iou = iou if consensus else None
+    command = AnnotateCommand(folder, out, dataset_format, task_options, tuple(model or ()), consensus_iou, concurrency)
     raise typer.Exit(1 if annotate_folder(_connection(context), command) else 0)
 
 
@@ -151,6 +159,9 @@ def evaluate(
     sample: Annotated[int | None, typer.Option(help="Number of images, drawn by --seed.", min=1)] = None,
     concurrency: Annotated[int, typer.Option(help="Number of concurrent requests.", min=1)] = 8,
     gallery: Annotated[int, typer.Option(help="Number of images in the report.", min=0)] = 200,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Fit the probability of the scores and write it here.", dir_okay=False)
+    ] = None,
 ) -> None:
     """Evaluate models on a dataset, or compare them on images without labels; write a report.
 
@@ -173,6 +184,7 @@ def evaluate(
         num_images=sample,
         concurrency=concurrency,
         gallery=gallery,
+        calibrate=calibrate,
     )
     raise typer.Exit(1 if evaluate_dataset(_connection(context), command) else 0)
 

@@ -11,12 +11,14 @@ from diptych_client.annotate import check_folders
 from diptych_client.cli.options import ConnectionOptions, TaskOptions
 from diptych_client.cli.progress import run_with_progress
 from diptych_client.evaluation.answers import AnswerLog, Asker
+from diptych_client.evaluation.calibration import already_calibrated, fit, write_calibrations
 from diptych_client.evaluation.metrics.evaluator import Evaluation, Evaluator, sampled
 from diptych_client.evaluation.questions import Prompts, Questionnaire, Sample, read_prompts
 from diptych_client.evaluation.readers import read_dataset
 from diptych_client.evaluation.report import gallery_cards, html_page, json_document, markdown, sentences
 from diptych_client.evaluation.report.gallery import Gallery
 from diptych_client.long_runs import FailureLog, RunError
+from diptych_client.results import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class EvaluateCommand:
     num_images: int | None
     concurrency: int
     gallery: int
+    calibrate: Path | None
 
     @property
     def seed(self) -> int:
@@ -44,6 +47,7 @@ def evaluate_dataset(connection: ConnectionOptions, command: EvaluateCommand) ->
     if command.dataset.is_dir():
         check_folders(command.dataset, command.out)
     models = _models(connection, command)
+    names = tuple(model.id for model in models)
     options = command.task_options
     dataset = sampled(read_dataset(command.dataset, command.images, command.split), command.num_images, command.seed)
     prompts = Prompts() if command.prompts is None else read_prompts(command.prompts)
@@ -52,25 +56,34 @@ def evaluate_dataset(connection: ConnectionOptions, command: EvaluateCommand) ->
     with AnswerLog.open(command.out / "answers.jsonl", options.task, options.answer_options()) as log:
         with FailureLog(command.out / "failures.jsonl") as failures:
             asker = Asker(dataset.store, log, failures, command.concurrency)
-            for model in models:
-                _ask(connection, asker, samples, model)
-        evaluator = Evaluator(log, models, questionnaire.names)
+            for name in names:
+                _ask(connection, asker, samples, name)
+        evaluator = Evaluator(log, names, questionnaire.names)
         evaluation = evaluator.evaluate(dataset.name, samples, command.seed, command.gallery)
-        gallery = Gallery(dataset.store, log, questionnaire.names, models)
+        gallery = Gallery(dataset.store, log, questionnaire.names, names)
         _write(command.out, evaluation, gallery, samples)
     _print(command.out, evaluation, failures)
+    if command.calibrate is not None:
+        scored = {model: evaluator.measures[model.id].scored() if evaluator.measures else None for model in models}
+        fitted = [fit(model.id, model.checkpoint, options.task, answers) for model, answers in scored.items()]
+        write_calibrations(command.calibrate, fitted)
+        typer.echo(f"the calibration is {command.calibrate}")
     return failures.num_failures
 
 
-def _models(connection: ConnectionOptions, command: EvaluateCommand) -> tuple[str, ...]:
+def _models(connection: ConnectionOptions, command: EvaluateCommand) -> tuple[Model, ...]:
     with connection.client() as client:
         tasks = {task.id: task.models for task in client.tasks() if task.models}
+        served = {model.id: model for model in client.models()}
     task = command.task_options.task
     if task not in tasks:
         raise RunError(f"no model offers task {task!r}; offered are {', '.join(tasks)}")
     if missing := [model for model in command.models or () if model not in tasks[task]]:
         raise RunError(f"{', '.join(missing)} does not offer {task}; offered by {', '.join(tasks[task])}")
-    return tuple(dict.fromkeys(command.models or tasks[task]))
+    models = tuple(served[name] for name in dict.fromkeys(command.models or tasks[task]))
+    if calibrated := [model.id for model in models if command.calibrate and task in model.calibrated_tasks]:
+        raise RunError(already_calibrated(", ".join(calibrated), task))
+    return models
 
 
 def _ask(connection: ConnectionOptions, asker: Asker, samples: Sequence[Sample], model: str) -> None:

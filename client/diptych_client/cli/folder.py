@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +13,17 @@ from diptych_client.annotate import (
     Job,
     Journal,
     Labeller,
+    agree,
+    check_consensus,
     check_folders,
     check_format,
     find_images,
     label_images,
+    write_consensus,
     write_dataset,
 )
 from diptych_client.annotate.job import ImageFile
+from diptych_client.annotate.journal import Record
 from diptych_client.cli.options import ConnectionOptions, TaskOptions
 from diptych_client.cli.progress import run_with_progress
 from diptych_client.long_runs import FailureLog, RunError
@@ -32,27 +37,46 @@ class AnnotateCommand:
     out: Path
     dataset_format: DatasetFormat
     task_options: TaskOptions
-    model: str | None
+    models: tuple[str, ...]  # empty: the service's default
+    consensus_iou: float | None  # minimum IoU of two models' boxes; None: one model labels
     concurrency: int
 
 
 def annotate_folder(connection: ConnectionOptions, command: AnnotateCommand) -> int:
-    """Label the folder, write the dataset, print a summary; return the number of failed images."""
+    """Label the folder, write the dataset, print a summary; return the number of failed requests."""
     check_folders(command.folder, command.out)
     images = find_images(command.folder)
-    job = _job(connection, command, images)
-    with Journal.open(command.out / "journal.jsonl", job) as journal:
-        unlabelled = [image for image in images if not journal.has(image)]
-        with FailureLog(command.out / "failures.jsonl") as failures:
+    jobs = _jobs(connection, command, images)
+    with ExitStack() as stack:
+        journals = [stack.enter_context(Journal.open(command.out / _journal_name(command, job), job)) for job in jobs]
+        failures = stack.enter_context(FailureLog(command.out / "failures.jsonl"))
+        for job, journal in zip(jobs, journals, strict=True):
+            unlabelled = [image for image in images if not journal.has(image)]
             _label(connection, Labeller(command.folder, job, journal, failures), unlabelled, command.concurrency)
-        records = [journal.records[image.name] for image in images if journal.has(image)]
-    dataset = write_dataset(command.dataset_format, command.out, command.folder, records, job)
-    typer.echo(f"{len(records)} of {len(images)} images are in {dataset}")
+        labelled = [image for image in images if all(journal.has(image) for journal in journals)]
+        records = [[journal.records[image.name] for image in labelled] for journal in journals]
+    if command.consensus_iou is not None:
+        dataset = _write_consensus(command, command.consensus_iou, records, jobs[0])
+    else:
+        dataset = write_dataset(command.dataset_format, command.out, command.folder, records[0], jobs[0])
+    typer.echo(f"{len(labelled)} of {len(images)} images are in {dataset}")
     return failures.num_failures
 
 
-def _job(connection: ConnectionOptions, command: AnnotateCommand, images: Sequence[ImageFile]) -> Job:
-    """Return the job with an explicit model: a resumed run keeps it even if the service's default changes."""
+def _write_consensus(command: AnnotateCommand, min_iou: float, records: Sequence[Sequence[Record]], job: Job) -> Path:
+    agreements = [agree(first, second, min_iou) for first, second in zip(*records, strict=True)]
+    dataset = write_consensus(command.dataset_format, command.out, command.folder, agreements, job)
+    num_differing = sum(bool(each.differing) for each in agreements)
+    typer.echo(f"{num_differing} images have boxes to review, see {command.out / 'review.json'}")
+    return dataset
+
+
+def _journal_name(command: AnnotateCommand, job: Job) -> str:
+    return f"journal-{job.model}.jsonl" if command.consensus_iou is not None else "journal.jsonl"
+
+
+def _jobs(connection: ConnectionOptions, command: AnnotateCommand, images: Sequence[ImageFile]) -> list[Job]:
+    """Return a job for each model, by its id: a resumed run keeps it even if the service's default changes."""
     if not images:
         raise RunError(f"{command.folder} contains no JPEG, PNG or WebP file")
     with connection.client() as client:
@@ -60,20 +84,25 @@ def _job(connection: ConnectionOptions, command: AnnotateCommand, images: Sequen
     options = command.task_options
     if options.task not in tasks:
         raise RunError(f"no model offers task {options.task!r}; offered are {', '.join(tasks)}")
-    task = tasks[options.task]
+    task, num_models = tasks[options.task], 1 if command.consensus_iou is None else 2
     check_format(command.dataset_format, task.result, images)
-    return Job(task.id, command.model or task.models[0], options.parameters(), options.answer_options())
+    if command.consensus_iou is not None:
+        check_consensus(command.dataset_format, task.result)
+    models = dict.fromkeys(command.models or task.models[:num_models])
+    if len(models) != num_models:
+        needed = "two models with --consensus, else one"
+        raise RunError(f"--model must name {needed}; {task.id} would be answered by {', '.join(models)}")
+    return [Job(task.id, model, options.parameters(), options.answer_options()) for model in models]
 
 
 def _label(connection: ConnectionOptions, labeller: Labeller, images: Sequence[ImageFile], concurrency: int) -> None:
-    start_s = time.monotonic()
+    start_s, num_failed = time.monotonic(), labeller.failures.num_failures
 
     async def run(advance: Callable[[], None]) -> None:
         async with connection.async_client() as client:
             await label_images(client, labeller, images, concurrency, advance)
 
     run_with_progress(len(images), run)
-    elapsed_s, failures = time.monotonic() - start_s, labeller.failures
+    elapsed_s, num_failed = time.monotonic() - start_s, labeller.failures.num_failures - num_failed
     summary = f"{len(images)} images in {elapsed_s:.1f} s, {len(images) / elapsed_s:.1f} images/s"
-    hint = f", see {failures.path}" if failures.num_failures else ""
-    typer.echo(f"{summary}; {failures.num_failures} failed{hint}")
+    typer.echo(f"{summary}; {num_failed} failed{f', see {labeller.failures.path}' if num_failed else ''}")

@@ -11,7 +11,7 @@ import typer
 from diptych_client.client import AsyncClient, Client
 from diptych_client.requests import AnswerOptions, TaskParameters
 
-_PARAMETERS, _GENERATION = "Task parameters", "Generation"
+_PARAMETERS, _GENERATION, _OBJECTS = "Task parameters", "Generation", "Objects"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +69,22 @@ class TaskOptions:
             "--constrained/--unconstrained", help="Generate only well-formed answers.", rich_help_panel=_GENERATION
         ),
     ] = None
+    min_score: Annotated[
+        float | None, typer.Option(help="Minimum score of an object, 0 to 1.", rich_help_panel=_OBJECTS)
+    ] = None
+    nms_iou: Annotated[
+        float | None,
+        typer.Option(
+            help="Drop objects that overlap a better one of the same label by more than this IoU, 0 to 1.",
+            rich_help_panel=_OBJECTS,
+        ),
+    ] = None
 
     def parameters(self) -> TaskParameters:
         return TaskParameters(**{field.name: getattr(self, field.name) for field in fields(TaskParameters)})
 
     def answer_options(self) -> AnswerOptions:
-        """Return the generation options; masks are polygons."""
+        """Return the options of the answer; masks are polygons."""
         return AnswerOptions(
             max_new_tokens=self.max_new_tokens,
             num_beams=self.num_beams,
@@ -82,6 +92,8 @@ class TaskOptions:
             top_p=self.top_p,
             seed=self.seed,
             constrained=self.constrained,
+            min_score=self.min_score,
+            nms_iou=self.nms_iou,
         )
 
 

@@ -37,6 +37,7 @@ class Prediction:
     latency_s: float
     occupied_s: float  # latency divided by the requests in flight: the sample's part of the run's time
     num_tokens: int
+    is_calibrated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,7 @@ class AnswerLog:
             sum(value["latency_s"] for value in values),
             sum(value["latency_s"] / value["concurrency"] for value in values),
             sum(answer.usage.generated_tokens for answer in answers),
+            any(answer.calibrated for answer in answers),
         )
 
     def close(self) -> None:

@@ -66,6 +66,7 @@ def answer_from_message(message: pb.Answer) -> Answer:
         usage=_value(Usage, message.usage),
         vision_cache=message.vision_cache,  # type: ignore[arg-type]  # hit, miss or joined
         timings_ms=_value(Timings, message.timings_ms),
+        calibrated=message.calibrated,
     )
 
 

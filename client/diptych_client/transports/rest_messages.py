@@ -62,6 +62,7 @@ def answer_from_json(body: Json) -> Answer:
         usage=_value(Usage, body["usage"]),
         vision_cache=body["vision_cache"],
         timings_ms=_value(Timings, body["timings_ms"]),
+        calibrated=body.get("calibrated", False),  # answers stored by an earlier client have none
     )
 
 
@@ -86,9 +87,8 @@ def comparison_from_json(body: Json) -> Comparison:
 
 
 def models_from_json(body: Json) -> tuple[Model, ...]:
-    return tuple(
-        _value(Model, row | {name: tuple(row[name]) for name in ("tasks", "features")}) for row in body["data"]
-    )
+    lists = ("tasks", "features", "calibrated_tasks")
+    return tuple(_value(Model, row | {name: tuple(row[name]) for name in lists}) for row in body["data"])
 
 
 def tasks_from_json(body: Json) -> tuple[Task, ...]:

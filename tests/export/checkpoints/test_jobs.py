@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 from export.checkpoints.errors import SourceError
 from export.checkpoints.jobs import ExportOptions, build_key, library_versions, plan_job
 from export.checkpoints.precision_record import PrecisionRecord
-from runners.artifacts.manifest import Device, Part, Precision
+from runners.artifacts.manifest import CALIBRATION_FILE, Device, Part, Precision
 from tasks.catalog import load_catalog
 from tests.support.export_cli import MODELS
 
@@ -46,6 +47,34 @@ def test_mask_decoder_for_florence_2_is_refused() -> None:
     options = ExportOptions(mask_decoder=MODELS / "paligemma-mini" / "vae.npz")
     with pytest.raises(SourceError, match="does not use a mask decoder"):
         plan_job(CATALOG["florence-2-mini"], options)
+
+
+@pytest.mark.parametrize(("checkpoint", "is_used"), [(None, True), ("another", False)])
+def test_a_calibration_is_used_for_the_checkpoint_that_it_was_fitted_on(
+    checkpoint: str | None, is_used: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tuned"
+    shutil.copytree(MODELS / "florence-2-mini", folder, ignore=shutil.ignore_patterns(CALIBRATION_FILE))
+    options = ExportOptions(str(folder))
+    plain = plan_job(CATALOG["florence-2-mini"], options)
+    row = {"model": "florence-2-mini", "checkpoint": checkpoint or plain.checkpoint, "task": "object_detection"}
+    document = {"calibrations": [row | {"scores": [0.5], "probabilities": [1]}]}
+    (folder / CALIBRATION_FILE).write_text(json.dumps(document), encoding="utf-8")
+    job = plan_job(CATALOG["florence-2-mini"], options)
+    assert (job.checkpoint, job.calibration) == (plain.checkpoint, folder / CALIBRATION_FILE if is_used else None)
+    assert (job.build_key != plain.build_key) == is_used
+
+
+def test_an_invalid_calibration_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(MODELS / "florence-2-mini", tmp_path / "tuned")
+    (tmp_path / "tuned" / CALIBRATION_FILE).write_text("{}")
+    with pytest.raises(SourceError, match="is not a valid calibration file"):
+        plan_job(CATALOG["florence-2-mini"], ExportOptions(str(tmp_path / "tuned")))
+
+
+@pytest.mark.parametrize("model", ["florence-2-mini", "paligemma-mini"])
+def test_the_embedded_models_have_calibrations_of_their_checkpoints(model: str) -> None:
+    assert plan_job(CATALOG[model], ExportOptions()).calibration == MODELS / model / CALIBRATION_FILE
 
 
 def test_same_content_elsewhere_has_the_same_key(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ EXPECTED = {
     "jpeg": ((384, 384), "JPEG"),
     "blurred": ((384, 384), "PNG"),
     "stretched": ((576, 384), "PNG"),
+    "40px": ((40, 40), "PNG"),
+    "22px": ((22, 22), "PNG"),
 }
 SCENES = [evaluation_scene(index) for index in range(4)]
 
@@ -46,7 +48,7 @@ def test_image_has_the_size_and_format_of_its_condition(name: str) -> None:
     assert (file.size, file.format) == EXPECTED[name]
 
 
-@pytest.mark.parametrize("name", CONDITIONS)
+@pytest.mark.parametrize("name", [name for name in CONDITIONS if name not in ("40px", "22px")])
 def test_objects_are_at_their_scaled_true_boxes(name: str) -> None:
     """JPEG and blurring change the colour at an object's centre a little, hence the tolerance."""
     for scene in SCENES:

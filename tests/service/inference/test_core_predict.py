@@ -1,17 +1,20 @@
 import asyncio
 import dataclasses
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from prometheus_client import REGISTRY
 
 from service.errors import InvalidRequest, ServiceError, UnknownModel, UnsupportedTask
+from service.inference.core import Core
 from service.inference.prediction import Answer
+from service.inference.served_models import ServedModels
 from tasks.catalog import TaskOverride
-from tasks.results import BoxXyxy, DetectionsResult, InstancesResult, TextResult
+from tasks.results import BoxXyxy, Detection, DetectionsResult, InstancesResult, TextResult
+from tasks.scores import Calibration
 from tests.support.catalog import FLORENCE, PALIGEMMA
-from tests.support.core_calls import compare, predict, run, until
+from tests.support.core_calls import OD_PROMPT, compare, predict, run, until
 from tests.support.fake_runners import DECODE_S, ENCODE_S, NUM_PROMPT_TOKENS, PREFILL_S, FakeDecoder, FakeEncoder
 from tests.support.fake_service import (
     FLORENCE_ANSWERS,
@@ -26,6 +29,8 @@ from tests.support.fake_service import (
 
 LABELS: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
 
+SCORE = math.exp(-0.5 * 3)  # of a fake decoder's answer: two words and four locations, each with exp(-0.5)
+
 
 def test_answer_is_in_pixels_of_the_original_image() -> None:
     answer = predict(make_core(), task="object_detection")
@@ -33,7 +38,8 @@ def test_answer_is_in_pixels_of_the_original_image() -> None:
     (detection,) = answer.result.detections
     assert detection.label == "red circle"
     assert detection.box == pytest.approx((64.32, 96.24, 320.32, 288.24))  # bins 100, 200, 500, 600 of 640 x 480
-    assert detection.score == pytest.approx(math.exp(-0.5))
+    assert detection.score == pytest.approx(SCORE)
+    assert not answer.is_calibrated
     assert answer.image_size_wh == IMAGE_SIZE_WH
 
 
@@ -167,3 +173,34 @@ def test_requests_in_flight_at_a_runner_are_limited() -> None:
         return num_running
 
     assert run(predict_eight()) == 2
+
+
+def detections(core: Core, **fields: Any) -> tuple[Detection, ...]:
+    result = predict(core, **{"task": "object_detection"} | fields).result
+    assert isinstance(result, DetectionsResult)
+    return result.detections
+
+
+def test_objects_below_the_minimum_score_are_left_out() -> None:
+    assert len(detections(make_core(), min_score=SCORE - 0.01)) == 1
+    assert detections(make_core(), min_score=SCORE + 0.01) == ()
+
+
+def test_overlapping_objects_are_suppressed_on_request() -> None:
+    twice = FLORENCE_ANSWERS[OD_PROMPT] * 2
+    core = make_core(decoders={FLORENCE_ID: FakeDecoder({OD_PROMPT: twice})})
+    assert len(detections(core)) == 2
+    assert len(detections(core, nms_iou=0.5)) == 1
+
+
+def test_the_scores_of_a_calibrated_task_are_calibrated_unless_the_answer_is_sampled() -> None:
+    core = make_core()
+    model = core.models.get(FLORENCE_ID)
+    calibration = Calibration(model.id, model.manifest.checkpoint, "object_detection", (0.0, 1.0), (0.0, 0.5))
+    model = dataclasses.replace(model, calibrations={"object_detection": calibration})
+    core.models = ServedModels({model.id: model})
+    answer, sampled = (predict(core, task="object_detection", temperature=value, seed=1) for value in (0.0, 1.0))
+    (detection,) = cast("DetectionsResult", answer.result).detections
+    assert (answer.is_calibrated, sampled.is_calibrated) == (True, False)
+    assert detection.score == pytest.approx(SCORE / 2)
+    assert not predict(core, **LABELS).is_calibrated

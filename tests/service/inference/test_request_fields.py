@@ -50,12 +50,14 @@ def test_every_field_is_parsed() -> None:
             "seed": 3,
             "constrained": False,
             "mask_format": "rle",
+            "min_score": 0.25,
+            "nms_iou": 0.5,
         },
     )
     parameters = TaskParameters(detail="detailed", language="en")
     assert values.model == "florence-2-mini"
     options = GenerationOptions(9, num_beams=1, temperature=0.5, top_p=0.9, seed=3, is_constrained=False)
-    assert request == TaskRequest(TASKS["captioning"], parameters, "rle", options)
+    assert request == TaskRequest(TASKS["captioning"], parameters, "rle", options, min_score=0.25, nms_iou=0.5)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +129,8 @@ def test_unknown_task_lists_the_tasks(task: str) -> None:
         ("constrained", [True, False]),
         ("seed", [0, 2**63 - 1, None]),
         ("mask_format", ["polygon", "rle"]),
+        ("min_score", [0, 0.5, 1, 1.0]),
+        ("nms_iou", [0, 0.5, 1, None]),
         ("model", ["a", None]),
     ],
 )
@@ -146,6 +150,8 @@ def test_values_within_the_bounds_are_accepted(name: str, allowed: list[object])
         ("temperature", [-0.1, 2.001, math.inf, math.nan, 10**400, None, "0.5", True, [0.5]]),
         ("seed", [-1, 2**63, 0.5, "7", False]),
         ("mask_format", ["mask", "RLE", "", None, 1]),
+        ("min_score", [-0.1, 1.001, math.nan, None, "0.5", True]),
+        ("nms_iou", [-0.1, 1.001, math.nan, "0.5", True]),
         ("model", [1, True, ["a"], {}]),
         ("task", [1, None, True, ["ocr"]]),
     ],

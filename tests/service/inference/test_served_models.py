@@ -1,14 +1,16 @@
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from runners.artifacts.manifest import read_manifest
+from runners.artifacts.manifest import CALIBRATION_FILE, read_manifest
 from runners.artifacts.precision import measured_agreement
 from service.inference.listings import model_json
-from service.inference.served_models import check_positions, load_served_model
-from service.settings import Settings, SettingsError
+from service.inference.served_models import check_positions, load_served_model, served_calibrations
+from service.settings import Settings, SettingsError, read_settings
 from tests.support.catalog import CATALOG
-from tests.support.fake_service import FLORENCE_ID, served_models
+from tests.support.fake_service import CHECKPOINT, FLORENCE_ID, PALIGEMMA_ID, served_models
 
 MANIFEST = served_models().get(FLORENCE_ID).manifest
 
@@ -32,3 +34,52 @@ def test_model_is_listed_with_the_agreement_of_the_precision_in_which_it_runs(ar
     assert listed["agreement"] == measured_agreement(read_manifest(artifacts), "int8", "float32")
     assert 0.9 < listed["agreement"]["equal_tokens"] <= 1
     assert model_json(load_served_model(entry, artifacts, Settings(device="cpu")))["agreement"] is None
+
+
+CALIBRATED = replace(MANIFEST, files={CALIBRATION_FILE: "0" * 64})
+OD, REGIONS = "object_detection", "region_proposal"
+
+
+def calibration(probability: float, task: str = OD, model: str = FLORENCE_ID, checkpoint: str = CHECKPOINT) -> object:
+    points = {"scores": [0.5], "probabilities": [probability]}
+    return {"model": model, "checkpoint": checkpoint, "task": task, **points}
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text(json.dumps({"calibrations": rows}))
+    return path
+
+
+def probabilities(folder: Path, *files: Path | str) -> dict[str, float]:
+    settings = read_settings({"DIPTYCH_CALIBRATION": ",".join(map(str, files))})
+    return {task: each.probability(0) for task, each in served_calibrations(CALIBRATED, folder, settings).items()}
+
+
+def test_the_files_of_the_settings_replace_the_calibrations_of_the_artifacts_by_task(tmp_path: Path) -> None:
+    write(tmp_path / CALIBRATION_FILE, calibration(0.1), calibration(0.2, REGIONS))
+    other = calibration(0.9, model=PALIGEMMA_ID, checkpoint="of another model")
+    first, second = write(tmp_path / "a.json", other, calibration(0.3)), write(tmp_path / "b.json", calibration(0.4))
+    assert probabilities(tmp_path) == {OD: 0.1, REGIONS: 0.2}
+    assert probabilities(tmp_path, first) == {OD: 0.3, REGIONS: 0.2}
+    assert probabilities(tmp_path, first, second) == {OD: 0.4, REGIONS: 0.2}
+    assert probabilities(tmp_path, "off") == {}
+
+
+def test_artifacts_without_a_calibration_have_none(tmp_path: Path) -> None:
+    assert served_calibrations(MANIFEST, tmp_path, Settings()) == {}
+
+
+def test_a_calibration_of_another_checkpoint_prevents_the_start(tmp_path: Path) -> None:
+    write(tmp_path / CALIBRATION_FILE)
+    stale = write(tmp_path / "a.json", calibration(0.1, checkpoint="before"))
+    message = (
+        f"DIPTYCH_CALIBRATION: the calibration of {FLORENCE_ID} for {OD} is of the checkpoint before; the one served"
+    )
+    with pytest.raises(SettingsError, match=message):
+        probabilities(tmp_path, stale)
+
+
+def test_an_unreadable_calibration_prevents_the_start(tmp_path: Path) -> None:
+    write(tmp_path / CALIBRATION_FILE)
+    with pytest.raises(SettingsError, match=r"DIPTYCH_CALIBRATION: .*none\.json is not a valid calibration file"):
+        probabilities(tmp_path, tmp_path / "none.json")

@@ -117,6 +117,7 @@ def test_body_is_that_of_the_contract() -> None:
         "result": {"text": "a"},
         "raw_text": "a",
         "finish_reason": "stop",
+        "calibrated": False,
         "image": {"width": 640, "height": 480},
         "usage": {"image_tokens": NUM_IMAGE_TOKENS, "prompt_tokens": 5, "generated_tokens": 3},
         "vision_cache": "joined",

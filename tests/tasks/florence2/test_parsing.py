@@ -242,8 +242,8 @@ def scores(task_id: str, text: str, **values: Any) -> list[float]:
 
 
 def test_a_boxs_score_is_of_its_label_and_its_own_locations() -> None:
-    label, first, second, dog = -1 - 3, -0.01 * 100, -0.01 * 1000, -5
-    expected = [(label + first) / 6, (label + second) / 6, (dog + first) / 5]
+    label, first, second, dog = -1 - 3, -0.01 * 100 / 4, -0.01 * 1000 / 4, -5
+    expected = [label + first, label + second, dog + first]
     assert scores("object_detection", f"red car{BOX}{OTHER}dog{BOX}") == pytest.approx(expected)
 
 
@@ -251,11 +251,9 @@ def test_a_proposals_score_is_of_its_locations() -> None:
     assert scores("region_proposal", f"dog{BOX}") == pytest.approx([-0.01 * 100 / 4])
 
 
-@pytest.mark.parametrize(("label", "logprob", "num_tokens"), [("", 0, 12), ("red car", -1 - 3, 14)])
-def test_an_instances_score_is_of_its_label_and_locations_not_of_separators(
-    label: str, logprob: float, num_tokens: int
-) -> None:
-    expected = [(logprob - 0.01 * (20 + 20)) / num_tokens]
+@pytest.mark.parametrize(("label", "logprob"), [("", 0), ("red car", -1 - 3)])
+def test_an_instances_score_is_of_its_label_and_locations_not_of_separators(label: str, logprob: float) -> None:
+    expected = [logprob - 0.01 * (20 + 20) / 12]
     text = f"{label}{TRIANGLE}<sep>{TRIANGLE}"
     assert scores("instance_segmentation", text, phrase="dog") == pytest.approx(expected)
 

@@ -153,14 +153,14 @@ def scores(task_id: str, text: str, **values: Any) -> list[float]:
 
 
 def test_a_boxs_score_is_of_its_label_and_its_own_locations() -> None:
-    label, first, second = -1 - 3, -0.01 * 100, -0.01 * 2046
-    expected = [(label + first) / 6, (label + second) / 6, first / 4]
+    label, first, second = -1 - 3, -0.01 * 100 / 4, -0.01 * 2046 / 4
+    expected = [label + first, label + second, first]
     text = f"{BOX}{OTHER} red car ; {BOX}"
     assert scores("phrase_grounding", text, phrases=["red car", "dog"]) == pytest.approx(expected)
 
 
 def test_segmentation_tokens_do_not_count_in_an_instances_score() -> None:
-    assert scores("instance_segmentation", f"{BOX}{CODES} car", phrase="car") == pytest.approx([(-1 - 3) / 5])
+    assert scores("instance_segmentation", f"{BOX}{CODES} car", phrase="car") == pytest.approx([-3 - 0.25])
 
 
 PIECES = st.one_of(

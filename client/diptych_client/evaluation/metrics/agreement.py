@@ -8,10 +8,10 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from diptych_client.evaluation.answers import Prediction
-from diptych_client.evaluation.matching import Kind, LabelledBox, match
 from diptych_client.evaluation.metrics.outcome import Outcome
 from diptych_client.evaluation.questions import ClassNames
 from diptych_client.evaluation.statistics import Metric, Ratio
+from diptych_client.matching import Kind, LabelledBox, match
 from diptych_client.results import box_of
 
 

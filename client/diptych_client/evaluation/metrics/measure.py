@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from diptych_client.evaluation.answers import Prediction
+from diptych_client.evaluation.calibration import ScoredAnswers
 from diptych_client.evaluation.metrics.objects import ObjectsMeasure
 from diptych_client.evaluation.metrics.outcome import Details, Outcome
 from diptych_client.evaluation.metrics.phrases import PhrasesMeasure
@@ -24,6 +25,10 @@ class Measure(Protocol):
 
     def details(self) -> Details:
         """Return tables and curves."""
+        ...
+
+    def scored(self) -> ScoredAnswers | None:
+        """Return the scores of the answers; None if they have none to calibrate."""
         ...
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from diptych_client.evaluation.answers import Prediction
+from diptych_client.evaluation.calibration import CalibrationGap, ScoredAnswers
 from diptych_client.evaluation.dataset import TrueObject
-from diptych_client.evaluation.matching import LabelledBox, Pair, match
 from diptych_client.evaluation.metrics.detection import (
     CocoScores,
     IouType,
@@ -22,6 +22,7 @@ from diptych_client.evaluation.metrics.outcome import Confusion, Curve, Details,
 from diptych_client.evaluation.questions import ClassNames, ObjectsTruth, Truth
 from diptych_client.evaluation.statistics import Metric, Ratio
 from diptych_client.geometry import ImageSize
+from diptych_client.matching import LabelledBox, Pair, match
 from diptych_client.results import Instance, Item, box_of
 
 NONE = "none"  # no true object, or no answer
@@ -41,11 +42,13 @@ class ObjectsMeasure:
     confused: Counter[tuple[str, str]] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     has_masks: bool = True
+    is_calibrated: bool = False
     _scores: dict[IouType, CocoScores] = field(default_factory=dict)
 
     def add(self, truth: Truth, prediction: Prediction) -> Outcome:
         assert isinstance(truth, ObjectsTruth)
         self.sizes.append(prediction.image)
+        self.is_calibrated |= prediction.is_calibrated
         items = [(self._label(item), item) for item in prediction.items]
         self._add_rows(truth, items, prediction.image)
         truths = [LabelledBox(each.label, each.box_xyxy, each.is_crowd) for each in truth.objects]
@@ -87,7 +90,12 @@ class ObjectsMeasure:
     def metrics(self) -> list[Metric]:
         right, answered, true = np.array(self.counts, dtype=np.float64).reshape(-1, 3).T
         found = [metric for kind, name in self._iou_types() for metric in self._precisions(kind, name)]
-        return [*found, Metric("precision", Ratio(right, answered)), Metric("recall", Ratio(right, true))]
+        return [
+            *found,
+            Metric("precision", Ratio(right, answered)),
+            Metric("recall", Ratio(right, true)),
+            Metric("calibration error", CalibrationGap(self.scored()), is_error=True),
+        ]
 
     def _precisions(self, kind: IouType, name: str) -> list[Metric]:
         matches = self.scores(kind).matches
@@ -96,6 +104,20 @@ class ObjectsMeasure:
     def _iou_types(self) -> list[tuple[IouType, str]]:
         masks: list[tuple[IouType, str]] = [("segm", "mask mAP")]
         return [*(masks if self.has_masks and self.truths else ()), ("bbox", "mAP")]
+
+    def scored(self) -> ScoredAnswers:
+        """Return the answers that COCO's evaluation counts, right at IoU 0.5."""
+        matches = self.scores(self._iou_types()[0][0]).matches
+        counts = [each.is_right[0] | each.is_wrong[0] for each in matches]
+        scores, is_right, samples = (
+            np.concatenate([part[count] for part, count in zip(parts, counts, strict=True)])
+            for parts in (
+                [each.scores for each in matches],
+                [each.is_right[0] for each in matches],
+                [each.images for each in matches],
+            )
+        )
+        return ScoredAnswers(scores, is_right.astype(bool), samples, self.is_calibrated)
 
     def scores(self, kind: IouType) -> CocoScores:
         """Return COCO's evaluation of what was added before the first call."""

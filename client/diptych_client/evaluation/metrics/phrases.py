@@ -13,12 +13,12 @@ from pycocotools import mask as coco_mask
 
 from diptych_client.evaluation.answers import Prediction
 from diptych_client.evaluation.dataset import TruePhrase
-from diptych_client.evaluation.matching import SAME_OBJECT_IOU, pairwise_iou
 from diptych_client.evaluation.metrics.detection import encoded_mask, run_lengths
 from diptych_client.evaluation.metrics.outcome import Details, Outcome
 from diptych_client.evaluation.questions import PhrasesTruth, Truth
 from diptych_client.evaluation.statistics import Metric, Ratio
 from diptych_client.geometry import ImageSize
+from diptych_client.matching import SAME_OBJECT_IOU, pairwise_iou
 from diptych_client.results import Instance, Item, box_of, label_of
 
 
@@ -53,6 +53,9 @@ class PhrasesMeasure:
 
     def details(self) -> Details:
         return Details(kinds=self.kinds)
+
+    def scored(self) -> None:
+        return None
 
 
 def _best(prediction: Prediction, phrase: TruePhrase) -> Item | None:

@@ -119,6 +119,9 @@ class TextsMeasure:
     def details(self) -> Details:
         return Details()
 
+    def scored(self) -> None:
+        return None
+
 
 def _mean(name: str, values: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]]) -> Metric:
     numerators = np.asarray(values, dtype=np.float64)

@@ -13,10 +13,10 @@ from PIL import Image, ImageOps
 
 from diptych_client.evaluation.answers import AnswerLog, Prediction
 from diptych_client.evaluation.dataset import ImageStore, TrueObject, TruePhrase
-from diptych_client.evaluation.matching import Kind, LabelledBox, match
 from diptych_client.evaluation.metrics.evaluator import Ranked
 from diptych_client.evaluation.questions import ClassNames, ObjectsTruth, PhrasesTruth, Sample, TextsTruth
 from diptych_client.geometry import BoxXyxy
+from diptych_client.matching import Kind, LabelledBox, match
 from diptych_client.results import Instance, Item, TextRegion, box_of, label_of
 
 _MAX_SIDE_PX = 400

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diptych_client.evaluation.matching import LabelledBox, match, pairwise_iou
+from diptych_client.matching import LabelledBox, match, pairwise_iou
 
 BOX, SHIFTED, NEAR, FAR = (
     (0.0, 0.0, 10.0, 10.0),

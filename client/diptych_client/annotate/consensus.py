@@ -1,0 +1,124 @@
+"""Labels that two models agree on, and a review list of the rest.
+
+Two boxes agree if they have the same label and an IoU of at least 0.5, or more if asked. The dataset has the
+agreed boxes of every image, and beside it are
+
+    review.json         COCO: the boxes that one model found alone, each with `review: true` and its `model`
+    label_studio.json   Label Studio's tasks (labelstud.io, "Import pre-annotations"): the images of review.json, with
+                        the whole answer of each model as a prediction; the controls' names are `label` and `image`
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diptych_client.annotate.dataset import (
+    Box,
+    DatasetFormat,
+    boxes_of,
+    class_indices,
+    class_name,
+    coco_document,
+    joined_rings,
+    write_atomically,
+    write_dataset,
+)
+from diptych_client.annotate.job import Job
+from diptych_client.annotate.journal import Record
+from diptych_client.geometry import ImageSize
+from diptych_client.matching import SAME_OBJECT_IOU, greedy_pairs, pairwise_iou
+from diptych_client.results import Answer, Detection, DetectionsResult, Instance, InstancesResult
+
+_LOCAL_FILES = "/data/local-files/?d="  # Label Studio's local storage, relative to its document root
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Two answers to one image: the boxes found by both models, and by model those of one alone."""
+
+    records: tuple[Record, Record]
+    accepted: tuple[Box, ...]
+    differing: tuple[tuple[str, Box], ...]
+
+    def record(self, boxes: Sequence[Box]) -> Record:
+        """Return the first record with these boxes as its answer."""
+        first = self.records[0]
+        return replace(first, answer=replace(first.answer, result=_result(first.answer, boxes)))
+
+
+def agree(first: Record, second: Record, min_iou: float = SAME_OBJECT_IOU) -> Agreement:
+    """Compare two answers to the same image; of two agreeing boxes the one with the higher score is accepted."""
+    a, b = boxes_of(first.answer.result), boxes_of(second.answer.result)
+    iou = pairwise_iou([each.box_xyxy for each in a], [each.box_xyxy for each in b])
+    same = np.array([[x.label.casefold() == y.label.casefold() for y in b] for x in a], dtype=bool).reshape(iou.shape)
+    pairs = greedy_pairs(iou * same, min_iou)
+    accepted = tuple(max(a[i], b[j], key=lambda box: box.score) for i, j in sorted(pairs))
+    paired_a, paired_b = {i for i, _ in pairs}, {j for _, j in pairs}
+    only_a = [(first.answer.model, box) for i, box in enumerate(a) if i not in paired_a]
+    only_b = [(second.answer.model, box) for j, box in enumerate(b) if j not in paired_b]
+    return Agreement((first, second), accepted, (*only_a, *only_b))
+
+
+def write_consensus(
+    dataset_format: DatasetFormat, out: Path, folder: Path, agreements: Sequence[Agreement], job: Job
+) -> Path:
+    """Write the dataset of the accepted boxes and the review list; return the path of the dataset's main file."""
+    dataset = write_dataset(dataset_format, out, folder, [each.record(each.accepted) for each in agreements], job)
+    review = [each for each in agreements if each.differing]
+    write_atomically(out / "review.json", json.dumps(_review_document(review, job)))
+    write_atomically(out / "label_studio.json", json.dumps([_label_studio_task(each) for each in review]))
+    return dataset
+
+
+def _review_document(review: Sequence[Agreement], job: Job) -> dict[str, Any]:
+    records = [each.record([box for _, box in each.differing]) for each in review]
+    document = coco_document(records, class_indices(records, job.requested_labels()))
+    models = (model for each in review for model, _ in each.differing)
+    for annotation, model in zip(document["annotations"], models, strict=True):
+        annotation.update(review=True, model=model)
+    return document
+
+
+def _label_studio_task(agreement: Agreement) -> dict[str, Any]:
+    predictions = [
+        {
+            "model_version": record.answer.model,
+            "result": [_label_studio_region(box, record.answer.image) for box in boxes_of(record.answer.result)],
+        }
+        for record in agreement.records
+    ]
+    return {"data": {"image": _LOCAL_FILES + agreement.records[0].image.name}, "predictions": predictions}
+
+
+def _label_studio_region(box: Box, image: ImageSize) -> dict[str, Any]:
+    kind, shape = _label_studio_shape(box, image)
+    return {
+        "from_name": "label",
+        "to_name": "image",
+        "type": kind,
+        "original_width": image.width,
+        "original_height": image.height,
+        "image_rotation": 0,
+        "score": box.score,
+        "value": {**shape, kind: [class_name(box)]},
+    }
+
+
+def _label_studio_shape(box: Box, image: ImageSize) -> tuple[str, Mapping[str, Any]]:
+    """Return the type of the region and its place in percent of the image's sides."""
+    to_x, to_y = 100 / image.width, 100 / image.height
+    if isinstance(box, Instance) and box.polygons_xy:
+        return "polygonlabels", {"points": [[x * to_x, y * to_y] for x, y in joined_rings(box.polygons_xy)]}
+    x1, y1, x2, y2 = box.box_xyxy
+    place = {"x": x1 * to_x, "y": y1 * to_y, "width": (x2 - x1) * to_x, "height": (y2 - y1) * to_y}
+    return "rectanglelabels", {**place, "rotation": 0}
+
+
+def _result(answer: Answer, boxes: Sequence[Box]) -> DetectionsResult | InstancesResult:
+    if isinstance(answer.result, InstancesResult):
+        return InstancesResult(tuple(box for box in boxes if isinstance(box, Instance)))
+    return DetectionsResult(tuple(box for box in boxes if isinstance(box, Detection)))

@@ -1,0 +1,99 @@
+"""Calibration of scores: the probability that an answered object is right, fitted on a labelled dataset.
+
+Isotonic regression by pooling adjacent violators (Zadrozny and Elkan, 2002, "Transforming classifier scores into
+accurate multiclass probability estimates", section 3). SciPy has it too, but would be the client's largest dependency.
+The file is what the service's setting DIPTYCH_CALIBRATION takes.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych_client.evaluation.statistics import Floats
+from diptych_client.long_runs import RunError
+
+MIN_ANSWERS = 200
+_NUM_BINS = 15  # Guo et al., 2017, "On Calibration of Modern Neural Networks", section 4
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredAnswers:
+    """Scores of answered objects, and whether each is right; `samples` are the indices of their samples."""
+
+    scores: Floats
+    is_right: NDArray[np.bool_]
+    samples: NDArray[np.int64]
+    is_calibrated: bool  # the service calibrated some of the scores
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationGap:
+    """The expected calibration error: mean distance of score and share of right answers over bins of the score.
+
+    Source: Guo et al., 2017, section 2 (ECE).
+    """
+
+    answers: ScoredAnswers
+
+    def value(self, weights: Floats) -> float:
+        weight = weights[self.answers.samples]
+        bins = np.minimum((self.answers.scores * _NUM_BINS).astype(int), _NUM_BINS - 1)
+        gaps = np.bincount(bins, weight * (self.answers.scores - self.answers.is_right), _NUM_BINS)
+        return float(np.abs(gaps).sum() / weight.sum()) if weight.sum() else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """One task of one checkpoint: points of a non-decreasing function of the score, with lines between them."""
+
+    model: str
+    checkpoint: str
+    task: str
+    num_answers: int
+    scores: tuple[float, ...]
+    probabilities: tuple[float, ...]
+
+
+def fit(model: str, checkpoint: str, task: str, answers: ScoredAnswers | None) -> Calibration:
+    """Fit the calibration of a model; raise `RunError` if its answers do not allow it."""
+    if answers is None:
+        raise RunError(f"--calibrate needs a task and a dataset with objects; {task} has none here")
+    if answers.is_calibrated:
+        raise RunError(already_calibrated(model, task))
+    if len(answers.scores) < MIN_ANSWERS:
+        raise RunError(f"--calibrate needs {MIN_ANSWERS} answered objects; {model} answered {len(answers.scores)}")
+    scores, probabilities = isotonic(answers.scores, answers.is_right)
+    return Calibration(model, checkpoint, task, len(answers.scores), scores, probabilities)
+
+
+def already_calibrated(model: str, task: str) -> str:
+    return (
+        f"{model} answers {task} with calibrated scores, and --calibrate needs the original ones: start the service "
+        "with DIPTYCH_CALIBRATION=off and choose another --out"
+    )
+
+
+def write_calibrations(path: Path, calibrations: Iterable[Calibration]) -> None:
+    document = {"calibrations": [asdict(each) for each in calibrations]}
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def isotonic(scores: Floats, is_right: NDArray[np.bool_]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the first and last score of each block of equal probability, and the probabilities of both."""
+    levels, index = np.unique(scores, return_inverse=True)
+    weights = np.bincount(index)
+    means = np.bincount(index, is_right) / weights
+    blocks: list[tuple[float, float, float, float]] = []  # weight, mean, first and last score
+    for level, weight, mean in zip(levels.tolist(), weights.tolist(), means.tolist(), strict=True):
+        block = (weight, mean, level, level)
+        while blocks and blocks[-1][1] >= block[1]:
+            before = blocks.pop()
+            total = before[0] + block[0]
+            block = (total, (before[0] * before[1] + block[0] * block[1]) / total, before[2], block[3])
+        blocks.append(block)
+    points = {score: mean for _, mean, first, last in blocks for score in (first, last)}
+    return tuple(points), tuple(points.values())

@@ -1,0 +1,113 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.results import BoxXyxy, Detection, DetectionsResult, InstancesResult, TextRegion, TextRegionsResult
+from tasks.scores import Calibration, CalibrationError, read_calibrations, refine, suppress
+
+TASK = "object_detection"
+CALIBRATION = Calibration("m", "c", TASK, (0.25, 0.5, 0.75), (0.0, 0.25, 1.0))
+
+
+def box(score: float, label: str = "cat", place: BoxXyxy = (0, 0, 10, 10)) -> Detection:
+    return Detection(place, label, score)
+
+
+def test_of_overlapping_boxes_with_one_label_the_best_is_kept() -> None:
+    worse, best, apart = box(0.5), box(0.9, place=(1, 0, 10, 10)), box(0.1, place=(20, 20, 30, 30))
+    assert suppress((worse, best, apart), 0.5) == (best, apart)
+
+
+def test_boxes_of_other_labels_are_kept() -> None:
+    both = (box(0.9), box(0.5, "dog"))
+    assert suppress(both, 0) == both
+
+
+def test_only_a_larger_overlap_than_the_limit_suppresses() -> None:
+    half = (box(0.9), box(0.5, place=(0, 0, 10, 5)))  # IoU 0.5
+    assert suppress(half, 0.5) == half
+    assert suppress(half, 0.49) == half[:1]
+    assert suppress((box(0.9), box(0.5)), 1) == (box(0.9), box(0.5))
+
+
+def test_a_suppressed_box_suppresses_none() -> None:
+    chain = (box(0.9), box(0.8, place=(4, 0, 14, 10)), box(0.7, place=(8, 0, 18, 10)))
+    assert suppress(chain, 0.4) == (chain[0], chain[2])
+
+
+def test_no_box_and_boxes_without_area_are_accepted() -> None:
+    assert suppress((), 0.5) == ()
+    assert len(suppress((box(0.9, place=(1, 1, 1, 1)), box(0.8, place=(1, 1, 1, 1))), 0)) == 2
+
+
+def test_text_regions_are_compared_by_the_boxes_around_their_quads() -> None:
+    quad = ((0.0, 0.0), (10.0, 0.0), (10.0, 10.0), (0.0, 10.0))
+    regions = (TextRegion(quad, "A", 0.5), TextRegion(quad, "A", 0.9), TextRegion(quad, "B", 0.1))
+    result = refine(TextRegionsResult(regions, is_parsed=True), None, 0, 0.5)
+    assert result == TextRegionsResult(regions[1:], is_parsed=True)
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"), [(0, 0), (0.25, 0), (0.375, 0.125), (0.5, 0.25), (0.625, 0.625), (1, 1)]
+)
+def test_a_calibration_is_linear_between_its_points_and_constant_outside(score: float, expected: float) -> None:
+    assert CALIBRATION.probability(score) == pytest.approx(expected)
+
+
+def test_the_minimum_holds_for_calibrated_scores() -> None:
+    result = refine(DetectionsResult((box(0.5), box(0.625)), is_parsed=True), CALIBRATION, 0.5, None)
+    assert result == DetectionsResult((replace(box(0.5), score=0.625),), is_parsed=True)
+
+
+def test_suppression_ranks_by_the_original_scores() -> None:
+    """Calibration makes many scores equal, and the better of two boxes would be lost."""
+    flat = replace(CALIBRATION, probabilities=(1.0, 1.0, 1.0))
+    best = box(0.75, place=(1, 0, 10, 10))
+    result = refine(DetectionsResult((box(0.5), best), is_parsed=True), flat, 0, 0.5)
+    assert result == DetectionsResult((replace(best, score=1.0),), is_parsed=True)
+
+
+def test_without_options_nothing_changes() -> None:
+    result = InstancesResult((), is_parsed=False)
+    assert refine(result, None, 0, None) == result
+    boxes = DetectionsResult((box(0.0), box(0.0)), is_parsed=True)
+    assert refine(boxes, None, 0, None) == boxes
+
+
+ROW = {"model": "m", "checkpoint": "c", "task": TASK, "scores": [0.1, 0.9], "probabilities": [0, 1], "num_answers": 9}
+
+
+def test_a_calibration_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps({"calibrations": [ROW]}))
+    assert read_calibrations(tmp_path / "c.json") == (Calibration("m", "c", TASK, (0.1, 0.9), (0.0, 1.0)),)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": "captioning"},
+        {"task": "juggling"},
+        {"scores": []},
+        {"scores": [0.1]},
+        {"scores": [0.9, 0.1]},
+        {"scores": [0.1, 0.1]},
+        {"scores": [0.1, 1.1]},
+        {"scores": None},
+        {"probabilities": [1, 0]},
+        {"probabilities": [0, float("nan")]},
+    ],
+)
+def test_an_invalid_calibration_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps({"calibrations": [ROW | change]}))
+    with pytest.raises(CalibrationError, match=r"c\.json is not a valid calibration file"):
+        read_calibrations(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"calibrations": [{}]}', '{"calibrations": [1]}'])
+def test_a_file_of_another_form_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(CalibrationError):
+        read_calibrations(tmp_path / "c.json")
