@@ -63,12 +63,13 @@ def make_artifacts(
     kept: dict[Part, tuple[Precision, ...]] = {part: tuple(parity[part]) for part in precisions}
     progress.begin("comparing the precisions' answers")
     answers = AnswerCheck.of(job, folder, draft, is_large).measure(kept)
+    compared = {"decided_by": answers.decided_by, "runs": [asdict(run) for run in answers.runs]}
     files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE}
     manifest = replace(
         draft,
         files=files,
         precision=agreeing_defaults(job.entry.id, kept_defaults(job.entry.precision, parity), answers.deciding),
-        parity=parity | {"accuracy": job.record and asdict(job.record), "answers": asdict(answers)},
+        parity=parity | {"accuracy": job.record and asdict(job.record), "answers": compared},
     )
     write_manifest(folder, manifest)
     return manifest
