@@ -7,13 +7,14 @@ import pytest
 from export.checkpoints.errors import SourceError
 from export.checkpoints.precision_record import RECORD_FILE
 from export.checkpoints.sources import WEIGHTS_INDEX_FILE, Source, check_hash, resolve_file, resolve_source
+from runners.artifacts.manifest import CALIBRATION_FILE
 from tests.support.export_cli import MODELS, ROOT
 
 
 def test_folder_is_found_relative_to_the_root() -> None:
     source = resolve_source("models/florence-2-mini", None, "florence2", ROOT)
     assert source == Source("models/florence-2-mini", None, MODELS / "florence-2-mini")
-    of_ours = (".md", ".png", RECORD_FILE)  # model card, its pictures, precision record
+    of_ours = (".md", ".png", RECORD_FILE, CALIBRATION_FILE)  # model card, its pictures, measurements
     read = [
         name for name in (path.name for path in (MODELS / "florence-2-mini").iterdir()) if not name.endswith(of_ours)
     ]
