@@ -38,7 +38,7 @@ export: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(EMBEDDED)
 
 test: check export
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadgroup
 
 test-long: check export
 	$(PY) -m pytest -m long

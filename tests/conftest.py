@@ -12,6 +12,8 @@ from tests.support.prometheus import HAS_PROMETHEUS, MISSING_PROMETHEUS
 from tests.support.real_tokenizers import MISSING_NPM
 from tests.support.running_service import RunningService, running_service
 
+_WITH_SERVERS = ("deploy", "loadtest", "system")
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say at the end, in red, where a part was not tested."""
@@ -25,6 +27,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(MISSING_KUBECTL, red=True, bold=True)
     if any(MISSING_NPM in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())):
         terminalreporter.write_line(MISSING_NPM, red=True, bold=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group the tests for two workers: those with servers in one, which share a running service; else by module."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        item.add_marker(pytest.mark.xdist_group("servers" if folder in _WITH_SERVERS else str(item.path)))
 
 
 @pytest.fixture(scope="session")

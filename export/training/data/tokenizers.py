@@ -92,6 +92,7 @@ def paligemma_tokenizer(entry: CatalogEntry) -> Tokenizer:
 
 def _corpus(entry: CatalogEntry) -> Iterator[str]:
     """Yield prompts, labels and texts of scenes without a word."""
+    entry = replace(entry, one_name_per_prompt=False)  # as when the committed tokenizers were trained
     yield from [
         "caption en",
         "describe en",
