@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from tests.support.connections import answer_to, is_closed
 from tests.support.export_cli import ROOT
 from tests.support.haproxy import FRONT, needs_haproxy
 from tests.support.running_service import free_port
@@ -70,14 +71,14 @@ def test_silent_and_half_headed_connections_are_closed_after_ten_seconds(port: i
     assert set(answers) <= {b"HTTP/1.1 408", b"HTTP/1.0 408", b""}
 
 
+MOST_READ_BYTES = 16_000  # what is sent beyond may meet a closed connection, and the answer is lost
+
+
 @pytest.mark.parametrize("header", [b"X: " + b"a" * 70_000 + b"\r\n", b"X: 1\r\n" * 101], ids=["large", "many"])
 def test_large_heads_are_refused(port: int, header: bytes) -> None:
     with connect(port) as connection:
-        try:
-            connection.sendall(HEAD + header + b"\r\n")
-            assert b" 400 " in connection.recv(65536)[:20]
-        except ConnectionError:
-            pass  # closed while the head was sent
+        answer = answer_to(connection, HEAD + header + b"\r\n")
+    assert b" 400 " in answer or (not answer and len(header) > MOST_READ_BYTES)
 
 
 def test_connections_of_an_address_are_bounded_and_others_are_served(port: int) -> None:
@@ -89,16 +90,6 @@ def test_connections_of_an_address_are_bounded_and_others_are_served(port: int) 
         assert httpx.post(f"http://127.0.0.1:{port}", content=bytes(3_000_000)).text == "3000000"
         time.sleep(0.2)
         assert len(attack) - sum(map(is_closed, attack)) == MOST_OF_ADDRESS
-
-
-def is_closed(connection: socket.socket) -> bool:
-    connection.setblocking(False)
-    try:
-        return not connection.recv(1)
-    except BlockingIOError:
-        return False
-    except ConnectionError:
-        return True
 
 
 def test_compose_publishes_the_proxy_and_not_the_gateway() -> None:

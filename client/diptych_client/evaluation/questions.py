@@ -1,4 +1,4 @@
-"""What the models are asked about each image of a dataset for a task, and the true answer where the labels have one.
+"""The questions about each image of a dataset for a task, with the true answer where the labels have one.
 
 Labels become prompts, which a file may name: `car: "car, automobile"` asks for a car, and takes an automobile as one.
 """

@@ -1,4 +1,4 @@
-"""What a measure reports: how wrong one answer is, and the details of a model beyond its metrics."""
+"""The results of a measure: the error of one answer, and the details of a model beyond its metrics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How wrong an answer is, from 0 to 1, and which kinds of error and classes it has."""
+    """The error of an answer, from 0 to 1, with its kinds of error and its classes."""
 
     error: float
     kinds: frozenset[str] = frozenset()
