@@ -1,0 +1,23 @@
+"""Raw connections: what a server answers to a head, and whether it has closed a connection."""
+
+import socket
+from contextlib import suppress
+
+
+def answer_to(connection: socket.socket, head: bytes) -> bytes:
+    """Return the first line of the answer, empty if the server closes the connection while the head is sent."""
+    with suppress(ConnectionError):
+        connection.sendall(head)
+        return connection.recv(65536).partition(b"\r\n")[0]
+    return b""
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Return True if the server has closed the connection."""
+    connection.setblocking(False)
+    try:
+        return not connection.recv(1)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
