@@ -74,7 +74,7 @@ class DecoderWorker:
         events: asyncio.Queue[WritingEvent] = asyncio.Queue()
         listeners = [self._listener(index, events) for index in range(len(specs))]
         outcomes = self._submit(image_features, specs, listeners)
-        ends = asyncio.gather(*(_put_end(index, outcome, events) for index, outcome in enumerate(outcomes)))
+        ends = [asyncio.create_task(_put_end(index, outcome, events)) for index, outcome in enumerate(outcomes)]
         try:
             num_ended = 0
             while num_ended < len(specs):
@@ -82,7 +82,8 @@ class DecoderWorker:
                 num_ended += isinstance(event, SequenceEnd)
                 yield event
         finally:
-            ends.cancel()
+            for end in ends:
+                end.cancel()
 
     def _submit(
         self, image_features: Tensor, specs: Sequence[SequenceSpec], listeners: Sequence[TokenListener | None]

@@ -9,7 +9,7 @@ from tests.support.waiting import wait_until
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-_CONT, _SEIZE, _INTERRUPT = 7, 0x4206, 0x4207  # linux/ptrace.h
+_DETACH, _SEIZE, _INTERRUPT = 17, 0x4206, 0x4207  # linux/ptrace.h
 _WALL = 0x40000000  # linux/wait.h: threads too
 _SAMPLE_S = 0.3
 _USER_TICKS = 11  # in /proc/PID/task/TID/stat after the name
@@ -36,7 +36,7 @@ def stop_thread_until_its_process_ends(tid: int) -> None:
     try:
         wait_until(lambda: os.waitpid(tid, _WALL | os.WNOHANG) != (0, 0))  # the process ends once its tracer knows
     except AssertionError:
-        _ptrace(_CONT, tid)
+        _ptrace(_DETACH, tid)
         raise
 
 
