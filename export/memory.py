@@ -30,40 +30,15 @@ _ALLOWANCE_GB = 3.0
 _CARDS_GB = {"T4, 16 GB": 16, "L4, 24 GB": 24, "H100, 80 GB": 80}  # source: NVIDIA's data sheets
 _ALL_LAYERS = 1000
 
-# Published sizes that export/checkpoints/random_weights.py does not have.
-_FLORENCE2_VOCABULARY = 51289  # source: config.json of microsoft/Florence-2-base, vocab_size
-# Source: transformers, models/gemma2/convert_gemma2_weights_to_hf.py, gemma_9b_config and gemma_27b_config.
-_GEMMA2 = {
-    "10b": {
-        "hidden_size": 3584,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 42,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-    },
-    "28b": {
-        "hidden_size": 4608,
-        "intermediate_size": 36864,
-        "num_hidden_layers": 46,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 16,
-        "head_dim": 128,
-    },
-}
+_FLORENCE2_VOCABULARY = 51289  # source: config.json of microsoft/Florence-2-base, vocab_size; random weights have more
 _SHAPE_OF = {
     "florence-2-base": "florence-2-base",
     "florence-2-base-ft": "florence-2-base",
     "florence-2-large": "florence-2-large",
     "florence-2-large-ft": "florence-2-large",
-    "paligemma-3b-mix-224": "paligemma-3b-mix-224",
-    "paligemma-3b-mix-448": "paligemma-3b-mix-224",
-    "paligemma-2-3b-mix-224": "paligemma-2-3b-mix-224",
-    "paligemma-2-3b-mix-448": "paligemma-2-3b-mix-224",
-    "paligemma-3b-pt-896": "paligemma-3b-mix-224",
-    "paligemma-2-3b-pt-896": "paligemma-2-3b-mix-224",
     **{
-        f"paligemma-2-{size}-{name}": "paligemma-2-3b-mix-224"
-        for size in _GEMMA2
+        f"{size}-{name}": f"{size}-mix-224"
+        for size in ("paligemma-3b", "paligemma-2-3b", "paligemma-2-10b", "paligemma-2-28b")
         for name in ("mix-224", "mix-448", "pt-896")
     },
 }
@@ -145,9 +120,6 @@ def _published_config(entry: CatalogEntry) -> Florence2Config | PaliGemmaConfig:
     if isinstance(config, Florence2Config):
         text |= {"vocab_size": _FLORENCE2_VOCABULARY, "max_position_embeddings": entry.context_window}
         return Florence2Config(text_config=text, vision_config=vision)
-    for size, larger in _GEMMA2.items():
-        if f"-{size}-" in entry.id:
-            text = {name: value for name, value in text.items() if name != "layer_types"} | larger
     vision |= {"image_size": entry.resolution, "projection_dim": text["hidden_size"]}
     return PaliGemmaConfig(text_config=text, vision_config=vision, projection_dim=text["hidden_size"])
 

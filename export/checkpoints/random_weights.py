@@ -109,18 +109,24 @@ _GEMMA_2B = {
     "num_key_value_heads": 1,
     "head_dim": 256,
 }
-_GEMMA2_2B = {
-    "model_type": "gemma2",
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "query_pre_attn_scalar": 256,
-    "attn_logit_softcapping": 50.0,
-    "final_logit_softcapping": 30.0,
-    "sliding_window": 4096,
-}
+
+
+def _gemma2(hidden: int, intermediate: int, num_heads: int, num_key_value_heads: int, head_size: int) -> dict[str, Any]:
+    """Source: transformers, models/gemma2/convert_gemma2_weights_to_hf.py; google/gemma-2-27b, config.json."""
+    return {
+        "model_type": "gemma2",
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": num_key_value_heads,
+        "head_dim": head_size,
+        "query_pre_attn_scalar": 144 if head_size == 128 else head_size,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "sliding_window": 4096,
+    }
+
+
 _FLORENCE2_GENERATION = {
     "decoder_start_token_id": 2,
     "forced_bos_token_id": 0,
@@ -159,16 +165,23 @@ SHAPES = {
         embedding_std=0.003,
         norm_offsets={"language_model.norm.weight": 15.0},
     ),
-    "paligemma-2-3b-mix-224": Shape(
-        config=_paligemma(_GEMMA2_2B, 26),
-        tokenizer_of="paligemma-mini",
-        image_size_px=224,
-        num_image_tokens=256,
-        dtype=torch.bfloat16,
-        generation={"cache_implementation": "hybrid"},
-        embedding_std=0.02,
-        norm_offsets={"language_model.norm.weight": 1.4, "post_feedforward_layernorm.weight": 9.0},
-    ),
+    **{
+        f"paligemma-2-{size}-mix-224": Shape(
+            config=_paligemma(text, num_layers),
+            tokenizer_of="paligemma-mini",
+            image_size_px=224,
+            num_image_tokens=256,
+            dtype=torch.bfloat16,
+            generation={"cache_implementation": "hybrid"},
+            embedding_std=0.02,
+            norm_offsets={"language_model.norm.weight": 1.4, "post_feedforward_layernorm.weight": 9.0},
+        )
+        for size, text, num_layers in (
+            ("3b", _gemma2(2304, 9216, 8, 4, 256), 26),
+            ("10b", _gemma2(3584, 14336, 16, 8, 256), 42),
+            ("28b", _gemma2(4608, 36864, 32, 16, 128), 46),
+        )
+    },
 }
 
 

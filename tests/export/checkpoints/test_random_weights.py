@@ -38,6 +38,8 @@ def test_real_widths_with_few_layers_export_and_pass_parity(name: str, tmp_path:
         ("florence-2-large", 12, 1024),
         ("paligemma-3b-mix-224", 18, 2048),
         ("paligemma-2-3b-mix-224", 26, 2304),
+        ("paligemma-2-10b-mix-224", 42, 3584),
+        ("paligemma-2-28b-mix-224", 46, 4608),
     ],
 )
 def test_unlimited_configuration_has_the_published_size(name: str, num_layers: int, width: int) -> None:
