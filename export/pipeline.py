@@ -15,7 +15,7 @@ from export.checks.answer_agreement import agreeing_defaults
 from export.checks.answers import AnswerCheck
 from export.checks.measurements import measure
 from export.checks.parity import ReferenceAnswers, run_reference
-from export.checks.probes import FEW_PROBES, PROBES, Probe, ProbePlan, make_probes
+from export.checks.probes import Probe, ProbePlan, make_probes, plan_for
 from export.checks.reference import Reference, load_processor
 from export.progress import Progress
 from export.resources import MAX_RESIDENT_BYTES
@@ -55,7 +55,7 @@ def make_artifacts(
     progress.begin("making the vision encoders")
     (make_encoders_in_child if is_large else make_encoders)(checkpoint, image_input, precisions["encoder"], folder)
     progress.begin("running the checkpoint in transformers")
-    probes = make_probes(job.entry, image_input, probe_plan or (FEW_PROBES if is_large else PROBES))
+    probes = make_probes(job.entry, image_input, probe_plan or plan_for(job.entry))
     draft, expected = _run_reference(job, folder, image_input, probes, is_large)
     parity = measure(folder, job.entry, precisions, probes, expected, progress, is_large)
     for precision in set(precisions["encoder"]) - {"float32", *parity["encoder"]}:

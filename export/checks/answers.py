@@ -40,11 +40,11 @@ from tasks.results import Result, TextResult
 MAX_NEW_TOKENS = 48  # most answers are shorter; the rest of a page of text would add time rather than evidence
 NUM_SCENES = 12
 # The cost of a prompt is its weights times its image tokens. The budget is that of florence-2-base (231e6 weights, 577
-# tokens) for a prompt about each photograph that ships; a larger model has fewer, a smaller one two.
-_PROMPT_BUDGET, _MIN_PROMPTS = 3.3e12, 8
+# tokens) for a prompt about every other photograph that ships; a larger model has fewer, a smaller one up to two a photo.
+_PROMPT_BUDGET, _MIN_PROMPTS = 1.65e12, 8
 # At florence-2-base's widths a core takes 7 s an image for a float16 encoder (half_arithmetic.py), and a float16
 # decoder takes four times as long as a float32 one: they see the first pictures of each kind only.
-_NUM_HALF_ENCODED, _NUM_HALF_DECODED = 2, 4
+_NUM_HALF_ENCODED, _NUM_HALF_DECODED = 2, 2
 _BATCH_SIZE = 16
 _MAX_PROMPT_TOKENS = 80
 _NO_TIMEOUT_S = 1e9
@@ -90,7 +90,7 @@ class AnswerCheck:
             "photographs": 2 if num_prompts >= 2 * len(job.photographs) and not scenes else 1,
             "scenes": 2,
         }
-        num_fully_asked = _NUM_HALF_ENCODED if num_prompts >= len(job.photographs) else 0
+        num_fully_asked = _NUM_HALF_ENCODED if num_prompts > _MIN_PROMPTS else 0
         questions = ask(job.entry, pictures, num_each, num_fully_asked)
         mask_decoder = MaskDecoder.load(job.mask_decoder) if job.mask_decoder else None
         return cls(folder, job.entry, draft.hidden_size, mask_decoder, pictures, questions, is_large)

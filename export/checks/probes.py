@@ -24,8 +24,9 @@ class ProbePlan:
     max_new_tokens: int
 
 
-PROBES = ProbePlan(20, 64)
-FEW_PROBES = ProbePlan(8, 32)  # of a large model, which reads its weights once for each token
+_PROBES = ProbePlan(20, 64)
+_FEW_PROBES = ProbePlan(8, 32)  # where an image takes seconds, or every token reads gigabytes of weights
+_MANY_PARAMETERS = 1e8
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,12 @@ class Probe:
         return "".join(segment.text for segment in self.prompt)
 
 
-def make_probes(entry: CatalogEntry, image_input: ImageInput, plan: ProbePlan = PROBES) -> tuple[Probe, ...]:
+def plan_for(entry: CatalogEntry) -> ProbePlan:
+    """Return the probes of an export of `entry`."""
+    return _FEW_PROBES if entry.parameters > _MANY_PARAMETERS else _PROBES
+
+
+def make_probes(entry: CatalogEntry, image_input: ImageInput, plan: ProbePlan = _PROBES) -> tuple[Probe, ...]:
     """Return probes of different scenes; their prompts cycle through the tasks that the model offers."""
     scenes = [sample_scene(seed) for seed in range(plan.num_probes)]
     return tuple(
