@@ -57,22 +57,17 @@ class CatalogEntry:
     mask_decoder: str | None = None  # file inside the source folder, or hf:// address
     one_name_per_prompt: bool = False  # of PaliGemma, which otherwise detects all names by one prompt
     tasks: Mapping[str, TaskOverride] = field(default_factory=dict)
+    task_ids: tuple[str, ...] = field(init=False)  # the tasks that this model offers, in the table's order
 
-    def offers(self, task_id: str) -> bool:
-        """Return True if this model offers the task."""
-        return task_id in self.task_ids
-
-    @property
-    def task_ids(self) -> tuple[str, ...]:
-        """The tasks that this model offers, in the table's order."""
-        return tuple(task.id for task in TASKS.values() if self._offers_row(task.id))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "task_ids", tuple(task_id for task_id in TASKS if self._offers(task_id)))
 
     def template(self, task_id: str) -> str | None:
         """Return the entry's own prompt template for the task, or None."""
         override = self.tasks.get(task_id)
         return override.template if override else None
 
-    def _offers_row(self, task_id: str) -> bool:
+    def _offers(self, task_id: str) -> bool:
         if task_id in self.tasks:
             return self.tasks[task_id].template is not None
         return self.family in TASKS[task_id].families
@@ -102,7 +97,7 @@ def parse_entry(row: object) -> CatalogEntry:
         allowed = "a mapping with an id of lower-case letters, digits, '.' and '-'"
         raise CatalogError(f"an entry must be {allowed}, not {row!r}")
     entry_id = row["id"]
-    known = {each.name for each in fields(CatalogEntry)}
+    known = {each.name for each in fields(CatalogEntry) if each.init}
     if unknown := set(row) - known:
         raise CatalogError(f"{entry_id} has unknown keys {sorted(map(str, unknown))}; allowed are {sorted(known)}")
     if missing := known - {"mask_decoder", "one_name_per_prompt", "tasks"} - set(row):
@@ -174,7 +169,7 @@ def _override(entry_id: str, task_id: object, value: object) -> TaskOverride:
 
 
 def _check_mask_decoder(entry: CatalogEntry) -> None:
-    needs = entry.family == "paligemma" and entry.offers("instance_segmentation")
+    needs = entry.family == "paligemma" and "instance_segmentation" in entry.task_ids
     if needs != (entry.mask_decoder is not None):
         rule = "set for paligemma models that offer instance_segmentation, and for no others"
         raise CatalogError(f"{entry.id}: mask_decoder must be {rule}, not {entry.mask_decoder!r}")

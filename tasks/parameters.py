@@ -29,7 +29,8 @@ def parse_parameters(task: Task, values: Mapping[str, object]) -> TaskParameters
         if name not in by_name:
             allowed = f"allowed are {', '.join(by_name)}" if by_name else "it has no parameters"
             raise ParameterError(name, f"{name} is not a parameter of {task.id}; {allowed}")
-    _check_exactly_one(task, [name for name in task.exactly_one_of if name in values])
+    if task.exactly_one_of:
+        _check_exactly_one(task, [name for name in task.exactly_one_of if name in values])
     for name in task.required:
         if name not in values:
             raise ParameterError(name, f"{task.id} requires {name}: {by_name[name].description}")
@@ -38,7 +39,7 @@ def parse_parameters(task: Task, values: Mapping[str, object]) -> TaskParameters
 
 
 def _check_exactly_one(task: Task, given: Sequence[str]) -> None:
-    if task.exactly_one_of and len(given) != 1:
+    if len(given) != 1:
         param = given[-1] if given else task.exactly_one_of[0]
         allowed, got = ", ".join(task.exactly_one_of), " and ".join(given) or "none"
         raise ParameterError(param, f"{task.id} requires exactly one of {allowed}; got {got}")

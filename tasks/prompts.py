@@ -15,7 +15,7 @@ class PromptSegment:
     """Part of a prompt; only a control segment may be tokenized as control tokens such as `<loc_5>`."""
 
     text: str
-    is_control: bool
+    is_control: bool = False
 
 
 Prompt = tuple[PromptSegment, ...]
@@ -28,16 +28,6 @@ class AskedTask:
     task_id: str
     values: Mapping[str, object] = field(default_factory=dict)
     region_shares: BoxXyxy | None = None  # the parameter `region`, as fractions of the image's width and height
-
-
-def plain(text: str) -> PromptSegment:
-    """Return a segment that is always tokenized as plain text."""
-    return PromptSegment(text, is_control=False)
-
-
-def control(text: str) -> PromptSegment:
-    """Return a segment whose text may be tokenized as control tokens."""
-    return PromptSegment(text, is_control=True)
 
 
 def join_segments(*segments: PromptSegment) -> Prompt:

@@ -11,7 +11,7 @@ def task_table_markdown(entries: Iterable[CatalogEntry]) -> str:
     models = list(entries)
     header = ["task", "parameters", *(entry.id for entry in models)]
     rows = [
-        [f"`{task.id}`", _parameters(task.id), *("yes" if entry.offers(task.id) else "" for entry in models)]
+        [f"`{task.id}`", _parameters(task.id), *("yes" if task.id in entry.task_ids else "" for entry in models)]
         for task in TASKS.values()
     ]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [header, ["---"] * len(header), *rows])

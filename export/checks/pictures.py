@@ -92,10 +92,10 @@ def ask(
 def _tasks(entry: CatalogEntry, subject: str) -> list[tuple[str, Parameters]]:
     """Return a task of each kind of answer, if the model offers it: a sentence, boxes, outlines, text in the image."""
     boxes: tuple[str, Parameters] = ("open_vocabulary_detection", {"labels": [subject]})
-    if entry.offers("object_detection"):
+    if "object_detection" in entry.task_ids:
         boxes = ("object_detection", {})
     wanted = [("captioning", {}), boxes, ("instance_segmentation", {"phrase": subject}), ("ocr", {})]
-    return [(task_id, values) for task_id, values in wanted if entry.offers(task_id)]
+    return [(task_id, values) for task_id, values in wanted if task_id in entry.task_ids]
 
 
 def _question(entry: CatalogEntry, index: int, picture: Picture, task_id: str, values: Parameters) -> PictureQuestion:

@@ -25,7 +25,7 @@ def question_prompts(
     entry: CatalogEntry, question: Question, image_size_wh: tuple[int, int] = (CANVAS_PX, CANVAS_PX)
 ) -> tuple[QuestionPrompt, ...]:
     """Return the prompts of a question for the model of `entry`; none if the model does not offer it."""
-    if not entry.offers(question.task):
+    if question.task not in entry.task_ids:
         return ()
     parameters = parse_parameters(TASKS[question.task], question.parameters)
     try:

@@ -6,6 +6,7 @@ current span propagates to asyncio tasks by OpenTelemetry's context, and between
 Spans never contain images, prompts, answers, keys, or messages of exceptions, which may quote them.
 """
 
+import random
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,9 @@ from opentelemetry.context import Context, attach, get_current
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from opentelemetry.trace import (
     INVALID_SPAN,
+    NonRecordingSpan,
     Span,
+    SpanContext,
     SpanKind,
     StatusCode,
     Tracer,
@@ -85,6 +88,25 @@ def span(
     finally:
         attach(before)  # detach would fail if another task closes an abandoned stream
         made.end()
+
+
+@contextmanager
+def request_trace(headers: Mapping[str, str], name: str, attributes: Attributes | None) -> Iterator[Span]:
+    """Enter the trace of a request with `headers`, or a new one; make its span, unless `attributes` is None."""
+    caller = _PROPAGATOR.extract(headers)
+    if attributes is not None and _tracer is not None:
+        with span(name, attributes, SpanKind.SERVER, caller) as made:
+            yield made
+        return
+    if not get_current_span(caller).get_span_context().is_valid:
+        ids = SpanContext(random.getrandbits(128) or 1, random.getrandbits(64) or 1, is_remote=False)
+        caller = set_span_in_context(NonRecordingSpan(ids), caller)
+    before = get_current()
+    attach(caller)
+    try:
+        yield get_current_span()
+    finally:
+        attach(before)
 
 
 def past_span(

@@ -66,8 +66,11 @@ class ApiKeys:
         file = KeyFile(path, clock)
         return cls(file.read(), file, clock)
 
-    def quota_of(self, authorization: str | None) -> Quota | None:
-        """Return the quota for an Authorization header, or None without an accepted key."""
+    def check(self, authorization: str | None, address: str) -> Quota:
+        """Return the quota for an Authorization header of a client at `address`.
+
+        Raise `Unauthorized` without an accepted key, `Overloaded` after many wrong ones from the address.
+        """
         if self._is_open:
             return UNLIMITED
         self._reload_if_changed()
@@ -75,18 +78,10 @@ class ApiKeys:
         digest = hashlib.sha256(key.strip().encode()).hexdigest()
         # Every hash is compared: a search that stops at the first match would reveal its position by its time.
         found = [quota for entry, quota in self._quotas.items() if hmac.compare_digest(digest, entry.sha256)]
-        return found[0] if found and scheme.lower() == "bearer" else None
-
-    def check(self, authorization: str | None, address: str) -> Quota:
-        """Return the quota for an Authorization header of a client at `address`.
-
-        Raise `Unauthorized` without an accepted key, `Overloaded` after many wrong ones from the address.
-        """
-        quota = self.quota_of(authorization)
-        if quota is not None:
-            return quota
+        if found and scheme.lower() == "bearer":
+            return found[0]
         problem = "no API key was sent"
-        if (authorization or "").partition(" ")[2]:
+        if key:
             self._wrong_keys.count(address)
             problem = "the API key is not accepted"
         raise Unauthorized(f"{problem}; send a valid key in the header Authorization: Bearer KEY")

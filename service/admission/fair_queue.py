@@ -17,8 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from runners.telemetry.metrics import QUEUE_DEPTH
-from service.admission.fair_share import FairShare
-from service.admission.throughput import ThroughputEstimate
+from service.admission.load import FairShare, ThroughputEstimate
 from service.errors import DeadlineExceeded, Overloaded
 
 _SAFETY_FACTOR = 1.25  # costs are estimates and the machine is shared: an early refusal is better than a late answer
@@ -67,7 +66,12 @@ class FairQueue:
     @asynccontextmanager
     async def admitted(self, request: QueuedRequest) -> AsyncIterator[float]:
         """Run as an admitted request; yield the seconds waited. Raise `Overloaded` or `DeadlineExceeded`."""
-        waited_s = await self._admit(request)
+        self._refuse_hopeless(request)
+        waited_s = 0.0
+        if self._num_running < self._max_running:  # then none waits
+            self._num_running += 1
+        else:
+            waited_s = await self._wait(request)
         self._running_cost += request.cost
         self._throughput.begin()
         done = 0
@@ -79,26 +83,17 @@ class FairQueue:
             self._running_cost -= request.cost
             self._release()
 
-    async def _admit(self, request: QueuedRequest) -> float:
-        """Return the seconds waited."""
-        self._refuse_hopeless(request)
-        self._admit_next()
-        if self._num_running < self._max_running:
-            self._num_running += 1
-            return 0.0
-        start_s = self._now()
-        await self._wait(request)
-        return self._now() - start_s
-
     def _refuse_hopeless(self, request: QueuedRequest) -> None:
         """Raise `Overloaded` for a request above its client's share, and for one that would miss its deadline."""
+        if not self._num_running:
+            return
         excess = self._waiting_cost.excess(request.client, request.cost)
         if excess > 0 and self._num_running >= self._max_running:
             usage = self._waiting_cost.usage(request.client, f"tokens queued for {self._model_id}")
             raise Overloaded(f"{usage}; this request needs {request.cost}", self._throughput.seconds_for(excess))
         needed_s = self._throughput.seconds_for(self._cost_until_done(request)) * _SAFETY_FACTOR
         late_s = self._now() + needed_s - request.deadline_s
-        if late_s > 0 and self._num_running:
+        if late_s > 0:
             message = f"with the work queued for {self._model_id}, this request would finish {late_s:.1f} s"
             raise Overloaded(f"{message} after its deadline", late_s)
 
@@ -108,8 +103,9 @@ class FairQueue:
         num_clients = self._waiting_cost.num_clients_with(request.client)
         return self._running_cost + min(self._waiting_cost.total + request.cost, own * num_clients)
 
-    async def _wait(self, request: QueuedRequest) -> None:
-        waiting = self._enqueue(request)
+    async def _wait(self, request: QueuedRequest) -> float:
+        """Return the seconds waited."""
+        start_s, waiting = self._now(), self._enqueue(request)
         try:
             async with asyncio.timeout(request.deadline_s - self._now()):
                 await waiting.admission
@@ -122,6 +118,7 @@ class FairQueue:
         except asyncio.CancelledError:
             self._abandon(waiting)
             raise
+        return self._now() - start_s
 
     def _enqueue(self, request: QueuedRequest) -> _Waiting:
         start = max(self._virtual_time, self._last_finish.get(request.client, 0.0))
@@ -142,11 +139,8 @@ class FairQueue:
             self._release()
 
     def _release(self) -> None:
+        """Count a request as no longer running; admit waiting ones, in order, up to the maximum."""
         self._num_running -= 1
-        self._admit_next()
-
-    def _admit_next(self) -> None:
-        """Admit waiting requests, in order, up to the maximum."""
         while self._waiting and self._num_running < self._max_running:
             waiting = heapq.heappop(self._waiting)
             self._virtual_time = waiting.virtual_start

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from python_multipart.exceptions import MultipartParseError
-from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
-from service.images.lazy_image import in_thread
+from service.images.decoding import in_thread
 from service.images.url_rules import ImageInput, ImageUrl
 from service.inference.request_fields import CompareFields, PredictFields
 from tasks.errors import shown
@@ -88,15 +88,11 @@ def _content_type(request: Request, *allowed: str) -> str:
     return content_type
 
 
-def _check_declared_length(request: Request, max_bytes: int) -> None:
+async def read_bytes(request: Request, max_bytes: int) -> bytes:
+    """Read a body of any content; raise `PayloadTooLarge`."""
     declared = request.headers.get("content-length", "0")
     if declared.isascii() and declared.isdigit() and (len(declared) > 20 or int(declared) > max_bytes):
         raise _too_large(max_bytes)
-
-
-async def read_bytes(request: Request, max_bytes: int) -> bytes:
-    """Read a body of any content; raise `PayloadTooLarge`."""
-    _check_declared_length(request, max_bytes)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -170,22 +166,18 @@ async def _from_form(request: Request, body: bytes) -> RequestBody:
     except (MultiPartException, MultipartParseError, KeyError, ValueError) as error:
         raise InvalidRequest(f"the multipart body is malformed: {_cut(error)}") from error
     try:
-        return await _from_form_data(form)
+        images = form.getlist("image")
+        if len(images) != 1:
+            raise _repeated("image", len(images)) if images else missing_image()
+        image = images[0]
+        data = await image.read() if isinstance(image, UploadFile) else parse_image(image)
+        return RequestBody(data, {name: _form_value(name, form.getlist(name)) for name in form if name != "image"})
     finally:
         await form.close()
 
 
 async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
     yield body
-
-
-async def _from_form_data(form: FormData) -> RequestBody:
-    images = form.getlist("image")
-    if len(images) != 1:
-        raise _repeated("image", len(images)) if images else missing_image()
-    image = images[0]
-    data = await image.read() if isinstance(image, UploadFile) else parse_image(image)
-    return RequestBody(data, {name: _form_value(name, form.getlist(name)) for name in form if name != "image"})
 
 
 def _form_value(name: str, values: list[UploadFile | str]) -> object:

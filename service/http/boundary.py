@@ -15,10 +15,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from service.admission.api_keys import ApiKeys
-from service.admission.drain_gate import DrainGate
-from service.admission.quotas import UNLIMITED
+from service.admission.load import DrainGate
+from service.admission.quotas import UNLIMITED, Quota
 from service.errors import DeadlineExceeded, ErrorCode, InvalidRequest, NotReady, Overloaded, ServiceError
-from service.http.body import RequestBody, read_body, read_bytes, read_json
 from service.inference.core import Core, RequestContext, request_id_or_new
 from service.inference.recording import record_failure, record_gone_client
 from service.schema.rendering import error_detail
@@ -77,15 +76,21 @@ class RestBoundary:
         self._core = core
         self._api_keys = api_keys
 
-    def endpoint(self, function: Endpoint, interface: Interface = REST) -> Callable[[Request], Awaitable[Response]]:
-        """Return `function` with its context, and with the error body of `interface` for whatever it raises."""
+    def endpoint(
+        self, function: Endpoint, interface: Interface = REST, *, is_public: bool = False
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """Return `function` with its context, and with the error body of `interface` for whatever it raises.
+
+        It is called for requests with an accepted key, each of which counts for its quota; for all if `is_public`.
+        """
 
         async def answer(request: Request) -> Response:
-            request.state.request_id = _id_of(request)  # a body may replace it
+            request.state.request_id = request_id_or_new(request.headers.get("x-request-id"))  # a body may replace it
             try:
                 self.entrance.check()
                 deadline_s = time.monotonic() + self._timeout_s(request)
-                quota = self._api_keys.quota_of(_caller(request)[0]) or UNLIMITED
+                quota = UNLIMITED if is_public else self._checked_quota(request)
+                quota.take_request()
                 context = RequestContext(request.state.request_id, interface.api, deadline_s, quota)
                 try:
                     response = await function(request, context)
@@ -111,41 +116,31 @@ class RestBoundary:
             raise NotReady("the service is starting; try again in a few seconds")
         return self._core
 
-    def authorized(self, request: Request) -> Core:
-        """Return the core for a request with an accepted key; raise `Unauthorized`, `Overloaded` or `NotReady`."""
-        self._api_keys.check(*_caller(request)).take_request()
-        return self.core()
-
     def refusal(self, request: Request) -> Response | None:
         """Return the error response to a request without an accepted key, else None."""
         try:
-            self._api_keys.check(*_caller(request))
+            self._checked_quota(request)
         except ServiceError as error:
-            return _error_response(error, _id_of(request), REST)
+            return _error_response(error, request_id_or_new(request.headers.get("x-request-id")), REST)
         return None
 
-    async def body(self, request: Request, context: RequestContext) -> RequestBody:
-        """Return image and fields of a request, read before its deadline in a place of its client's.
+    async def read(self, reader: Reader[BodyT], request: Request, context: RequestContext) -> BodyT:
+        """Return what `reader` makes of a request's body, read before the deadline in a place of its client's.
 
         Raise `Overloaded` before reading, or `DeadlineExceeded`.
         """
-        return await self._read(read_body, request, context)
-
-    async def json(self, request: Request, context: RequestContext) -> dict[str, object]:
-        """Do the same for a body that is a JSON object."""
-        return await self._read(read_json, request, context)
-
-    async def raw_body(self, request: Request, context: RequestContext) -> bytes:
-        """Do the same for a body of any content."""
-        return await self._read(read_bytes, request, context)
-
-    async def _read(self, read: Reader[BodyT], request: Request, context: RequestContext) -> BodyT:
         self.core().take_place(context)
         try:
             async with asyncio.timeout(context.deadline_s - time.monotonic()):
-                return await read(request, self._settings.max_body_bytes)
+                return await reader(request, self._settings.max_body_bytes)
         except TimeoutError as error:
             raise DeadlineExceeded("the request's body was not received before the deadline") from error
+
+    def _checked_quota(self, request: Request) -> Quota:
+        """Return the quota of the request's key; raise `Unauthorized`, or `Overloaded` after many wrong keys."""
+        # Two of the headers are a list (RFC 9110, 5.3), which is no key.
+        authorization = ", ".join(request.headers.getlist("authorization")) or None
+        return self._api_keys.check(authorization, request.client.host if request.client else "")
 
     def _timeout_s(self, request: Request) -> float:
         """Return the timeout of a request: its X-Deadline-Ms, at most the service's own."""
@@ -161,17 +156,8 @@ async def no_such_path(request: Request, error: Exception, interface: Interface 
     """Answer an unknown path or a wrong method with the error body of `interface`."""
     status = error.status_code if isinstance(error, HTTPException) else 404
     message = f"no route for {request.method} {request.url.path[:80]}; GET /docs lists the routes"
-    return _error_response(InvalidRequest(message), _id_of(request), interface, status)
-
-
-def _caller(request: Request) -> tuple[str | None, str]:
-    """Return Authorization and address; two of the headers as a list (RFC 9110, 5.3), which is no key."""
-    authorization = ", ".join(request.headers.getlist("authorization")) or None
-    return authorization, request.client.host if request.client else ""
-
-
-def _id_of(request: Request) -> str:
-    return request_id_or_new(request.headers.get("x-request-id"))
+    request_id = request_id_or_new(request.headers.get("x-request-id"))
+    return _error_response(InvalidRequest(message), request_id, interface, status)
 
 
 def _error_response(error: Exception, request_id: str, interface: Interface, status: int | None = None) -> Response:

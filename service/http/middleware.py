@@ -11,17 +11,15 @@ from opentelemetry.semconv.attributes.http_attributes import (
     HTTP_ROUTE,
 )
 from opentelemetry.semconv.attributes.url_attributes import URL_SCHEME
-from opentelemetry.trace import Span
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runners.telemetry.tracing import Attributes, trace_id
+from runners.telemetry.tracing import request_trace, trace_id
 from service.http.boundary import RestBoundary
 from service.settings import Settings
-from service.telemetry.tracing import request_trace
 
 API_PREFIXES = ("/v1/", "/v2/")
 HEALTH = ("/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready")
@@ -73,7 +71,9 @@ class TracedRequests:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
-        with request_trace(Headers(scope=scope), method, _attributes(scope, method)) as span:
+        has_span = scope["path"].startswith(API_PREFIXES) and scope["path"] not in HEALTH
+        attributes = {HTTP_REQUEST_METHOD: method, URL_SCHEME: scope["scheme"]} if has_span else None
+        with request_trace(Headers(scope=scope), method, attributes) as span:
             request_trace_id = trace_id()
 
             async def send_with_id(message: Message) -> None:
@@ -85,21 +85,9 @@ class TracedRequests:
             try:
                 return await self._app(scope, receive, send_with_id)
             finally:
-                _name_by_route(span, scope, method)
-
-
-def _attributes(scope: Scope, method: str) -> Attributes | None:
-    """Return the attributes of a request's span; None for a request without one."""
-    if scope["path"] in HEALTH or not scope["path"].startswith(API_PREFIXES):
-        return None
-    return {HTTP_REQUEST_METHOD: method, URL_SCHEME: scope["scheme"]}
-
-
-def _name_by_route(span: Span, scope: Scope, method: str) -> None:
-    """Rename a span by its route, which the router has put into the scope."""
-    if span.is_recording() and isinstance(route := scope.get("route"), Route):
-        span.update_name(f"{method} {route.path}")
-        span.set_attribute(HTTP_ROUTE, route.path)
+                if span.is_recording() and isinstance(route := scope.get("route"), Route):  # set by the router
+                    span.update_name(f"{method} {route.path}")
+                    span.set_attribute(HTTP_ROUTE, route.path)
 
 
 class SecurityHeaders:

@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from runners.transport.disconnection import while_connected
 from service.errors import InvalidRequest
+from service.http.body import read_body
 from service.http.boundary import REST, RestBoundary
 from service.http.server_sent_events import event_stream, server_sent_event
 from service.inference.core import RequestContext
@@ -41,8 +42,8 @@ class RestApi:
 
     async def predict(self, request: Request, context: RequestContext) -> Response:
         """Answer with one model: a body, or a stream of its text and then the answer."""
-        core = self._boundary.authorized(request)
-        body = await self._boundary.body(request, context)
+        core = self._boundary.core()
+        body = await self._boundary.read(read_body, request, context)
         if body.fields.get("stream") is True:
             events = core.stream(body.image, body.fields, context)
             return await event_stream(request, context, REST, events, partial(_event, context.request_id))
@@ -51,25 +52,25 @@ class RestApi:
 
     async def compare(self, request: Request, context: RequestContext) -> Response:
         """Answer with several models concurrently."""
-        core = self._boundary.authorized(request)
-        body = await self._boundary.body(request, context)
+        core = self._boundary.core()
+        body = await self._boundary.read(read_body, request, context)
         comparison = await while_connected(request.receive, core.compare(body.image, body.fields, context))
         return _json(comparison_json(comparison, context.request_id))
 
     async def list_models(self, request: Request, _context: RequestContext) -> Response:
         """List the served models in the format of OpenAI's API; `catalog=true` adds the catalog's other models."""
-        models = self._boundary.authorized(request).models
+        models = self._boundary.core().models
         catalog = request.query_params.get("catalog", "false")
         if catalog not in ("true", "false"):
             raise InvalidRequest(f"catalog must be true or false, not {shown(catalog)}", "catalog")
         return JSONResponse(catalog_json(models) if catalog == "true" else models_json(models))
 
     async def show_model(self, request: Request, _context: RequestContext) -> Response:
-        return JSONResponse(model_json(self._boundary.authorized(request).models.get(request.path_params["model_id"])))
+        return JSONResponse(model_json(self._boundary.core().models.get(request.path_params["model_id"])))
 
-    async def list_tasks(self, request: Request, _context: RequestContext) -> Response:
+    async def list_tasks(self, _request: Request, _context: RequestContext) -> Response:
         """List every task with the schema of its parameters and the models that offer it."""
-        return JSONResponse(tasks_json(self._boundary.authorized(request).models))
+        return JSONResponse(tasks_json(self._boundary.core().models))
 
 
 def _event(request_id: str, event: str | Answer) -> Iterator[str]:

@@ -1,19 +1,26 @@
-"""Image files: reading headers, decoding to upright RGB, and resizing to a model's input size.
+"""The image file of a request: its header and hash, and its pixels, decoded and resized only if a runner needs them.
 
 Format and size are read from the header and checked before any pixel is decoded; together they bound time and memory
-of decoding. It knows no models.
+of decoding. Decoded images are large and slow to make: their number is bounded, and no client can take all places.
 """
 
+import asyncio
 import io
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from runners.artifacts.manifest import Manifest
+from runners.transport.pixels import Pixels
+from service.admission.load import ClientSlots
 from service.errors import ImageTooLarge, UnsupportedImage
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns and raises; `_open` checks ours
@@ -41,6 +48,9 @@ _MAX_FULL_SCANS = 16  # of an image of the maximum size; a smaller one may have 
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # neither a stuffed zero nor a restart (ITU T.81, B.1.1)
 
+ParamsT = ParamSpec("ParamsT")
+ResultT = TypeVar("ResultT")
+
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
@@ -52,21 +62,87 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """Properties of an image that are known before decoding."""
+    """Properties of an image file that are known before decoding."""
 
     size_wh: tuple[int, int]  # of the upright image, px: results are in this frame
+    digest: bytes  # of the file
 
-    @property
-    def num_pixels(self) -> int:
-        return self.size_wh[0] * self.size_wh[1]
+
+class ImageDecoder:
+    """The limits on an image, and the slots for decoded images, of which one client gets all but one."""
+
+    def __init__(self, limits: ImageLimits, num_slots: int) -> None:
+        self.limits = limits
+        self.slots = ClientSlots(num_slots, num_slots - 1)
+
+
+class LazyImage:
+    """An image file whose pixels are decoded once for all models of a request that need them at the same time."""
+
+    def __init__(self, data: bytes, decoder: ImageDecoder, client: str) -> None:
+        self._data = data
+        self._decoder = decoder
+        self._client = client
+        self._num_users = 0
+
+    async def open(self) -> None:
+        """Read the header and hash the file; raise `UnsupportedImage` or `ImageTooLarge`."""
+        start_s = time.monotonic()
+        self.header = await in_thread(read_header, self._data, self._decoder.limits)
+        self.open_s = time.monotonic() - start_s
+
+    def key(self, manifest: Manifest) -> str:
+        """Return the image key, hexadecimal: the hash of everything that determines the features of this image."""
+        width, height = manifest.image_size_wh
+        return blake3(self.header.digest + f"{manifest.build_key} {width}x{height}".encode()).hexdigest()
+
+    async def pixels(self, manifest: Manifest) -> Pixels:
+        """Return the pixels (H, W, 3) at a model's input size; raise `UnsupportedImage`."""
+        if self._num_users == 0:
+            self._decoded: asyncio.Future[Image.Image] = asyncio.get_running_loop().create_future()
+            self._decoding = asyncio.create_task(self._decode(self._decoded))
+        self._num_users += 1
+        try:
+            rgb = await asyncio.shield(self._decoded)
+            return await in_thread(resize, rgb, manifest.image_size_wh, manifest.resample)
+        finally:
+            self._num_users -= 1
+            if self._num_users == 0:
+                self._decoding.cancel()
+                # The pixels go, and a cycle: the task's exception refers to `self`, and so to the file.
+                del self._decoded, self._decoding
+
+    async def _decode(self, decoded: asyncio.Future[Image.Image]) -> None:
+        """Decode, and hold the slot until cancelled: a thread cannot be stopped, its request need not wait for it."""
+        async with self._decoder.slots.slot(self._client):
+            try:
+                decoded.set_result(await in_thread(decode_image, self._data, self._decoder.limits))
+            except Exception as error:
+                decoded.set_exception(error)
+            await asyncio.Event().wait()
+
+
+async def in_thread(function: Callable[ParamsT, ResultT], *args: ParamsT.args, **kwargs: ParamsT.kwargs) -> ResultT:
+    """Run `function` in a thread; if cancelled, wait for it to return first.
+
+    A thread cannot be stopped: a cancelled request counts as in flight until its thread is free.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.gather(running, return_exceptions=True)
+        raise
 
 
 def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
-    """Read the header of an image file; raise `UnsupportedImage` or `ImageTooLarge`."""
+    """Read the header of an image file and hash the file; raise `UnsupportedImage` or `ImageTooLarge`."""
     image = _open(data, limits)
     width, height = image.size
-    is_on_side = _may_have_orientation(image, data) and _transposition(image) in _SWAPPING_SIDES
-    return ImageHeader((height, width) if is_on_side else (width, height))
+    # Pillow would decode all pixels of a PNG without EXIF to look for an orientation.
+    may_be_on_side = image.format != "PNG" or "exif" in image.info or b"eXIf" in data or b"Raw profile type" in data
+    is_on_side = may_be_on_side and _transposition(image) in _SWAPPING_SIDES
+    return ImageHeader((height, width) if is_on_side else (width, height), blake3(data).digest())
 
 
 def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
@@ -118,11 +194,6 @@ def _num_scans(data: bytes) -> int:
         # Another marker than these has a length of at least 2, which includes itself.
         position = marker.end() + max(2, int.from_bytes(data[marker.end() : marker.end() + 2]))
     return num_scans
-
-
-def _may_have_orientation(image: Image.Image, data: bytes) -> bool:
-    """Return False for a PNG without EXIF: Pillow would decode all its pixels to look for it."""
-    return image.format != "PNG" or "exif" in image.info or b"eXIf" in data or b"Raw profile type" in data
 
 
 def _transposition(image: Image.Image) -> Image.Transpose | None:

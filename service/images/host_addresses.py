@@ -9,7 +9,7 @@ from typing import Protocol
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from service.admission.fair_share import FairShare
+from service.admission.load import FairShare
 from service.errors import Overloaded
 
 _MAX_LOOKUPS = 16  # shared by the clients that have some

@@ -5,6 +5,7 @@ It knows fields, images and models, no HTTP and no gRPC.
 
 import asyncio
 import logging
+import math
 import re
 import time
 import uuid
@@ -13,24 +14,20 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from runners.telemetry.tracing import past_span
-from service.admission.drain_gate import DrainGate
 from service.admission.fair_queue import FairQueue, QueuedRequest
-from service.admission.fair_share import FairShare
+from service.admission.load import DrainGate, FairShare, ThroughputEstimate
 from service.admission.quotas import UNLIMITED, Quota
-from service.admission.throughput import ThroughputEstimate
 from service.errors import InternalError, InvalidRequest, Overloaded, ServiceError, UnsupportedImage
-from service.images.decoding import ImageLimits
+from service.images.decoding import ImageDecoder, ImageLimits, LazyImage
 from service.images.fetching import ImageFetcher
-from service.images.lazy_image import ImageDecoder, LazyImage
-from service.images.url_rules import ImageInput
+from service.images.url_rules import ImageInput, ImageUrl
 from service.inference.prediction import Answer, PredictContext, cost_tokens, predict, task_prompts
-from service.inference.recording import record_answer, record_error
+from service.inference.recording import answer_span, note_status, record_answer, record_error
 from service.inference.request_fields import CompareFields, PredictFields, TaskRequest, parse_fields
 from service.inference.served_models import ServedModel, ServedModels
 from service.runner_client.client import RunnerClient
 from service.runner_client.stream_replay import OnText
-from service.telemetry import logs
-from service.telemetry.tracing import answer_span, note_status
+from service.telemetry.logs import FIELDS
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +51,8 @@ class RequestContext:
     request_id: str
     api: str  # the interface, as in metrics
     deadline_s: float  # on the clock of time.monotonic()
-    quota: Quota = UNLIMITED
+    quota: Quota = UNLIMITED  # its name is the client's in fair queue and shares
     place: Place = field(default_factory=Place)
-
-    @property
-    def client(self) -> str:
-        """Name of the client in fair queue and shares: that of its API key."""
-        return self.quota.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +103,12 @@ class Core:
         """
         if context.place.is_taken:
             return
-        excess = self._pending.excess(context.client, 1)
+        excess = self._pending.excess(context.quota.name, 1)
         if excess > 0:
-            usage = self._pending.usage(context.client, "requests in flight or queued")
+            usage = self._pending.usage(context.quota.name, "requests in flight or queued")
             raise Overloaded(usage, self._throughput.seconds_for(excess))
         context.quota.begin_request()
-        self._pending.add(context.client, 1)
+        self._pending.add(context.quota.name, 1)
         self._throughput.begin()
         context.place.is_taken = True
 
@@ -125,7 +117,7 @@ class Core:
         if context.place.is_taken:
             context.place.is_taken = False
             self._throughput.end(1)
-            self._pending.remove(context.client, 1)
+            self._pending.remove(context.quota.name, 1)
             context.quota.end_request()
 
     async def is_ready(self, model: ServedModel) -> bool:
@@ -209,7 +201,12 @@ class Core:
         """Return the recorded answer of a model; raise its error, with model and task."""
         with answer_span(model.id, request.task.id, context.request_id):
             try:
-                answer = await self._admit_and_predict(model, request, image, context, on_text)
+                prompts = task_prompts(model, request, image.header.size_wh)
+                queued = QueuedRequest(context.quota.name, cost_tokens(model, request, prompts), context.deadline_s)
+                async with self._queues[model.id].admitted(queued) as waited_s:
+                    past_span("admission", (now_s := time.monotonic()) - waited_s, now_s)
+                    predict_context = PredictContext(prompts, context.deadline_s, waited_s, on_text)
+                    answer = await predict(model, self._runners[model.id], request, image, predict_context)
             except UnsupportedImage:
                 raise
             except Exception as error:  # a defect in one model's path must not fail the others
@@ -220,40 +217,24 @@ class Core:
             record_answer(answer, context.api, context.request_id)
             return answer
 
-    async def _admit_and_predict(
-        self,
-        model: ServedModel,
-        request: TaskRequest,
-        image: LazyImage,
-        context: RequestContext,
-        on_text: OnText | None,
-    ) -> Answer:
-        prompts = task_prompts(model, request, image.header.size_wh)
-        queued = QueuedRequest(context.client, cost_tokens(model, request, prompts), context.deadline_s)
-        async with self._queues[model.id].admitted(queued) as waited_s:
-            past_span("admission", (now_s := time.monotonic()) - waited_s, now_s)
-            predict_context = PredictContext(prompts, context.deadline_s, waited_s, on_text)
-            return await predict(model, self._runners[model.id], request, image, predict_context)
-
     @asynccontextmanager
     async def _opened(self, image: ImageInput, context: RequestContext) -> AsyncIterator[LazyImage]:
         """Count a request as pending and open its image; raise `Overloaded` or the image's error."""
         self.take_place(context)
         try:
-            opened_image = LazyImage(await self._bytes_of(image, context), self._decoder, context.client)
+            data = image if isinstance(image, bytes) else await self._fetched(image, context)
+            opened_image = LazyImage(data, self._decoder, context.quota.name)
             await opened_image.open()
-            context.quota.take_pixels(opened_image.header.num_pixels)
+            context.quota.take_pixels(math.prod(opened_image.header.size_wh))
             yield opened_image
         finally:
             self.leave(context)
 
-    async def _bytes_of(self, image: ImageInput, context: RequestContext) -> bytes:
-        if isinstance(image, bytes):
-            return image
+    async def _fetched(self, image: ImageUrl, context: RequestContext) -> bytes:
         if self._fetcher is None:
             message = "image is a URL, and image URLs are disabled; send a data: URL, base64 or a file"
             raise InvalidRequest(message, "image")
-        return await self._fetcher.fetch(image, context.deadline_s, context.client)
+        return await self._fetcher.fetch(image, context.deadline_s, context.quota.name)
 
 
 def _at_size(fields: Fields, size_wh: tuple[int, int]) -> Mapping[str, object]:
@@ -263,7 +244,7 @@ def _at_size(fields: Fields, size_wh: tuple[int, int]) -> Mapping[str, object]:
 def _defect(error: Exception, model_id: str, request_id: str) -> ServiceError:
     """Log a defect; return the error for the client."""
     logger.error(
-        "request %s: %s failed", request_id, model_id, exc_info=error, extra=logs.fields({"request_id": request_id})
+        "request %s: %s failed", request_id, model_id, exc_info=error, extra={FIELDS: {"request_id": request_id}}
     )
     return InternalError(f"{model_id} failed; the cause is in the service's log under the request id")
 

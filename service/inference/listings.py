@@ -36,7 +36,7 @@ def tasks_json(models: ServedModels) -> dict[str, Any]:
                 "description": task.description,
                 "result": task.result_kind,
                 "parameters": task.json_schema(),
-                "models": [model.id for model in models if model.entry.offers(task.id)],
+                "models": [model.id for model in models if task.id in model.entry.task_ids],
             }
             for task in TASKS.values()
         ],

@@ -3,12 +3,12 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from runners.telemetry.tracing import span
-from runners.transport.messages import CacheOutcome, FinishReason, SequenceSpec, Written
+from runners.transport.messages import SequenceSpec
 from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
-from service.images.lazy_image import LazyImage, in_thread
+from service.images.decoding import LazyImage, in_thread
 from service.inference.request_fields import TaskRequest
 from service.inference.served_models import ServedModel
 from service.runner_client.client import RunnerClient, WrittenAnswers
@@ -37,6 +37,10 @@ class StageTimes:
     postprocess_s: float
     total_s: float
 
+    def in_ms(self) -> dict[str, float]:
+        """Return the milliseconds of each stage by its name without unit."""
+        return {field.name.removesuffix("_s"): round(getattr(self, field.name) * 1000, 3) for field in fields(self)}
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -46,34 +50,9 @@ class Answer:
     request: TaskRequest
     image_size_wh: tuple[int, int]
     result: Result
-    sequences: tuple[Written, ...]
-    vision_cache: CacheOutcome
+    written: WrittenAnswers
     times: StageTimes
     is_calibrated: bool = False  # scores are probabilities
-
-    @property
-    def raw_text(self) -> str:
-        """Text of all sequences, one line each."""
-        return "\n".join(sequence.text for sequence in self.sequences)
-
-    @property
-    def finish_reason(self) -> FinishReason:
-        """`length` if any sequence was truncated."""
-        return "length" if any(s.finish_reason == "length" for s in self.sequences) else "stop"
-
-    @property
-    def num_image_tokens(self) -> int:
-        return self.model.manifest.num_image_tokens
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Tokens of all prompts, without image tokens."""
-        return sum(sequence.num_prompt_tokens for sequence in self.sequences)
-
-    @property
-    def num_generated_tokens(self) -> int:
-        """Tokens of all sequences, with start and end tokens."""
-        return sum(sequence.num_generated_tokens for sequence in self.sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +74,7 @@ async def predict(
     calibration = None if request.options.temperature else model.calibrations.get(request.task.id)
     try:
         async with asyncio.timeout(context.deadline_s - time.monotonic()):
-            specs = _specs(model, request, context)
-            written = await runner.write(image, specs, context.on_text)
+            written = await runner.write(image, _specs(model, request, context), context.on_text)
             with span("postprocess"):
                 parse_start_s = time.monotonic()
                 result = await in_thread(_parse, model, request, written, size_wh, calibration)
@@ -113,8 +91,7 @@ async def predict(
         postprocess_s=postprocess_s,
         total_s=time.monotonic() - start_s,
     )
-    outcome, is_calibrated = written.features.outcome, calibration is not None
-    return Answer(model, request, size_wh, result, written.sequences, outcome, times, is_calibrated)
+    return Answer(model, request, size_wh, result, written, times, is_calibrated=calibration is not None)
 
 
 def task_prompts(model: ServedModel, request: TaskRequest, image_size_wh: tuple[int, int]) -> tuple[Prompt, ...]:

@@ -1,22 +1,27 @@
-"""Records the end of every request: metrics by model and task, one log line, attributes of the span.
+"""Records every request: metrics by model and task, one log line, the span of each model's answer and its outcome.
 
 Images, prompts, answers and keys are never logged or traced.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 
 from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import (
+    GEN_AI_OPERATION_NAME,
+    GEN_AI_PROVIDER_NAME,
+    GEN_AI_REQUEST_MODEL,
     GEN_AI_RESPONSE_FINISH_REASONS,
     GEN_AI_USAGE_INPUT_TOKENS,
     GEN_AI_USAGE_OUTPUT_TOKENS,
 )
 from opentelemetry.trace import get_current_span
 
-from runners.telemetry.tracing import trace_id
-from service.errors import InternalError, ServiceError
+from runners.telemetry.tracing import note_error, span, trace_id
+from service.errors import ErrorCode, InternalError, ServiceError
 from service.inference.prediction import Answer
-from service.telemetry import logs
+from service.telemetry.logs import FIELDS
 from service.telemetry.metrics import (
     GENERATED_TOKENS,
     REQUEST_SECONDS,
@@ -26,18 +31,43 @@ from service.telemetry.metrics import (
     TIME_TO_FIRST_TOKEN_SECONDS,
     UNPARSED_OUTPUTS,
 )
-from service.telemetry.tracing import note_status
 
 logger = logging.getLogger(__name__)
 
 NONE = "none"  # label for the model or task of a request that did not reach one
 _STAGES_TO_FIRST_TOKEN = ("preprocess_s", "encode_queue_s", "encode_s", "decode_queue_s", "prefill_s")
+_OPERATION = "generate_content"
+_STATUS = "diptych.status"  # attribute of a span: ok, an error code, or client_gone
+# As in the conventions for HTTP and gRPC: a client's error is no failure of the server's span.
+_FAULTS: frozenset[str] = frozenset[ErrorCode]({"internal", "not_ready", "deadline_exceeded"})
+
+
+@contextmanager
+def answer_span(model: str, task: str, request_id: str) -> Iterator[None]:
+    """Make the span of one model's answer, with the attributes of OpenTelemetry's conventions for generative AI."""
+    attributes = {
+        GEN_AI_OPERATION_NAME: _OPERATION,
+        GEN_AI_PROVIDER_NAME: "diptych",
+        GEN_AI_REQUEST_MODEL: model,
+        "diptych.task": task,
+        "diptych.request_id": request_id,
+    }
+    with span(f"{_OPERATION} {model}", attributes):
+        yield
+
+
+def note_status(status: str) -> None:
+    """Set the outcome of a request that has no answer on the current span: an error code, or client_gone."""
+    current = get_current_span()
+    current.set_attribute(_STATUS, status)
+    if status in _FAULTS:
+        note_error(current, status)
 
 
 def record_answer(answer: Answer, api: str, request_id: str) -> None:
     """Count, log and trace an answer; the current span is that of the answer."""
     labels, times = (answer.model.id, answer.request.task.id), answer.times
-    num_tokens = answer.num_generated_tokens
+    num_tokens = answer.written.num_generated_tokens
     REQUESTS.labels(api, *labels, "ok").inc()
     REQUEST_SECONDS.labels(*labels).observe(times.total_s)
     for field in fields(times):
@@ -45,7 +75,7 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
             STAGE_SECONDS.labels(*labels, field.name.removesuffix("_s")).observe(getattr(times, field.name))
     ttft_s = sum(getattr(times, name) for name in _STAGES_TO_FIRST_TOKEN)
     TIME_TO_FIRST_TOKEN_SECONDS.labels(*labels).observe(ttft_s)
-    for sequence in answer.sequences:
+    for sequence in answer.written.sequences:
         if sequence.num_generated_tokens > 1:
             tpot_s = sequence.decode_s / (sequence.num_generated_tokens - 1)
             TIME_PER_OUTPUT_TOKEN_SECONDS.labels(*labels).observe(tpot_s)
@@ -56,7 +86,7 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
     logger.info(
         "request %s ok api=%s model=%s task=%s image=%dx%d tokens=%d total_ms=%.1f trace_id=%s",
         *(request_id, api, *labels, *answer.image_size_wh, num_tokens, times.total_s * 1000, trace_id()),
-        extra=logs.fields(_labels(request_id, "ok", api, *labels) | _sizes_and_times(answer, num_tokens)),
+        extra={FIELDS: _labels(request_id, "ok", api, *labels) | _sizes_and_times(answer)},
     )
 
 
@@ -67,7 +97,7 @@ def record_error(error: ServiceError, api: str, request_id: str) -> None:
     logger.info(
         "request %s %s api=%s model=%s task=%s trace_id=%s",
         *(request_id, error.code, api, model, task, trace_id()),
-        extra=logs.fields(_labels(request_id, error.code, api, model, task)),
+        extra={FIELDS: _labels(request_id, error.code, api, model, task)},
     )
 
 
@@ -79,7 +109,7 @@ def record_failure(error: Exception, api: str, request_id: str) -> ServiceError:
     if isinstance(error, ServiceError):
         failure = error
     else:
-        logger.error("request %s failed", request_id, exc_info=error, extra=logs.fields({"request_id": request_id}))
+        logger.error("request %s failed", request_id, exc_info=error, extra={FIELDS: {"request_id": request_id}})
         failure = InternalError("the service failed; the cause is in its log under the request id")
     note_status(failure.code)
     record_error(failure, api, request_id)
@@ -93,7 +123,7 @@ def record_gone_client(api: str, request_id: str) -> None:
     logger.info(
         "request %s client_gone api=%s trace_id=%s",
         *(request_id, api, trace_id()),
-        extra=logs.fields(_labels(request_id, "client_gone", api, NONE, NONE)),
+        extra={FIELDS: _labels(request_id, "client_gone", api, NONE, NONE)},
     )
 
 
@@ -101,32 +131,30 @@ def _labels(request_id: str, status: str, api: str, model: str, task: str) -> di
     return {"request_id": request_id, "status": status, "api": api, "model": model, "task": task}
 
 
-def _sizes_and_times(answer: Answer, num_tokens: int) -> dict[str, object]:
+def _sizes_and_times(answer: Answer) -> dict[str, object]:
     width, height = answer.image_size_wh
     return {
         "image_width": width,
         "image_height": height,
-        "generated_tokens": num_tokens,
-        "vision_cache": answer.vision_cache,
-        **{
-            f"{field.name.removesuffix('_s')}_ms": round(getattr(answer.times, field.name) * 1000, 3)
-            for field in fields(answer.times)
-        },
+        "generated_tokens": answer.written.num_generated_tokens,
+        "vision_cache": answer.written.features.outcome,
+        **{f"{stage}_ms": ms for stage, ms in answer.times.in_ms().items()},
     }
 
 
 def _trace_answer(answer: Answer) -> None:
-    note_status("ok")
-    if not (span := get_current_span()).is_recording():
+    current, written, num_image_tokens = get_current_span(), answer.written, answer.model.manifest.num_image_tokens
+    if not current.is_recording():
         return
-    span.set_attributes(
+    current.set_attributes(
         {
-            GEN_AI_USAGE_INPUT_TOKENS: answer.num_image_tokens + answer.num_prompt_tokens,
-            GEN_AI_USAGE_OUTPUT_TOKENS: answer.num_generated_tokens,
-            GEN_AI_RESPONSE_FINISH_REASONS: [sequence.finish_reason for sequence in answer.sequences],
-            "diptych.image_tokens": answer.num_image_tokens,
+            _STATUS: "ok",
+            GEN_AI_USAGE_INPUT_TOKENS: num_image_tokens + written.num_prompt_tokens,
+            GEN_AI_USAGE_OUTPUT_TOKENS: written.num_generated_tokens,
+            GEN_AI_RESPONSE_FINISH_REASONS: [sequence.finish_reason for sequence in written.sequences],
+            "diptych.image_tokens": num_image_tokens,
             "diptych.image_width": answer.image_size_wh[0],
             "diptych.image_height": answer.image_size_wh[1],
-            "diptych.vision_cache": answer.vision_cache,
+            "diptych.vision_cache": written.features.outcome,
         }
     )

@@ -99,8 +99,15 @@ class TaskRequest:
 
 def parse_fields(fields_class: type[FieldsT], fields: Mapping[str, object]) -> tuple[FieldsT, TaskRequest]:
     """Return the validated fields of an endpoint, and the request for a model; raise `InvalidRequest`."""
-    _check_names(fields_class, fields)
-    values = _validate(fields_class, {name: value for name, value in fields.items() if name not in PARAMETER_NAMES})
+    for name in fields:
+        if name not in fields_class.model_fields and name not in PARAMETER_NAMES:
+            raise _unknown_field(name, fields_class)
+    try:
+        common = {name: value for name, value in fields.items() if name not in PARAMETER_NAMES}
+        values = fields_class.model_validate(common)
+    except ValidationError as error:
+        rejected = rejected_field(error)
+        raise InvalidRequest(rejected.message, rejected.name.partition(".")[0]) from error
     if values.task not in TASKS:
         raise InvalidRequest(f"unknown task {shown(values.task)}; the tasks are {', '.join(TASKS)}", "task")
     task = TASKS[values.task]
@@ -121,19 +128,8 @@ def _generation_options(fields: GenerationFields) -> GenerationOptions:
     )
 
 
-def _check_names(fields_class: type[BaseModel], fields: Mapping[str, object]) -> None:
-    known = fields_class.model_fields
-    for name in fields:
-        if name not in known and name not in PARAMETER_NAMES:
-            allowed = ", ".join(["image", *known, *sorted(PARAMETER_NAMES)])
-            # A lone surrogate cannot be encoded in the response.
-            param = name[:_MAX_SHOWN_CHARS].encode(errors="replace").decode()
-            raise InvalidRequest(f"unknown field {shown(name)}; the fields are {allowed}", param)
-
-
-def _validate(fields_class: type[FieldsT], fields: Mapping[str, object]) -> FieldsT:
-    try:
-        return fields_class.model_validate(fields)
-    except ValidationError as error:
-        rejected = rejected_field(error)
-        raise InvalidRequest(rejected.message, rejected.name.partition(".")[0]) from error
+def _unknown_field(name: str, fields_class: type[BaseModel]) -> InvalidRequest:
+    allowed = ", ".join(["image", *fields_class.model_fields, *sorted(PARAMETER_NAMES)])
+    # A lone surrogate cannot be encoded in the response.
+    param = name[:_MAX_SHOWN_CHARS].encode(errors="replace").decode()
+    return InvalidRequest(f"unknown field {shown(name)}; the fields are {allowed}", param)

@@ -34,15 +34,12 @@ class ServedModel:
     banned_phrases: frozenset[str] = frozenset()
     agreement: Mapping[str, Any] | None = None  # of its answers with those of float32, as the export measured it
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)  # by task
+    id: str = field(init=False)
+    language: FamilyLanguage = field(init=False)  # prompts and parsers of its family
 
-    @property
-    def id(self) -> str:
-        return self.entry.id
-
-    @property
-    def language(self) -> FamilyLanguage:
-        """Prompts and parsers of its family."""
-        return FAMILIES[self.entry.family]
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", self.entry.id)
+        object.__setattr__(self, "language", FAMILIES[self.entry.family])
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +144,7 @@ class ServedModels:
 
     def offering(self, task_id: str) -> tuple[ServedModel, ...]:
         """Return all models that offer a task; raise `UnsupportedTask` if there is none."""
-        offering = tuple(model for model in self if model.entry.offers(task_id))
+        offering = tuple(model for model in self._models.values() if task_id in model.entry.task_ids)
         if not offering:
             raise UnsupportedTask(
                 f"no served model offers the task {task_id}; GET /v1/tasks lists the models of each task", "task"

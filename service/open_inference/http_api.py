@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from runners.transport.disconnection import while_connected
 from service.errors import InvalidRequest, NotReady, ServiceError
-from service.http.body import parsed
+from service.http.body import parsed, read_bytes
 from service.http.boundary import Endpoint, Interface, RestBoundary
 from service.inference.core import Core, RequestContext
 from service.inference.served_models import ServedModel
@@ -40,15 +40,17 @@ class OpenInferenceRest:
         self._boundary = boundary
 
     def routes(self) -> list[Route]:
-        gets: dict[str, Endpoint] = {"": self.server, "/health/live": self.is_live, "/health/ready": self.is_ready}
-        model_gets: dict[str, Endpoint] = {"": self.model, "/config": self.config, "/ready": self.is_model_ready}
-        paths = {PREFIX + path: function for path, function in gets.items()}
-        paths |= {model + path: function for model in _MODEL_PATHS for path, function in model_gets.items()}
-        endpoint = self._boundary.endpoint
+        public: dict[str, Endpoint] = {"": self.server, "/health/live": self.is_live, "/health/ready": self.is_ready}
+        of_model: dict[str, Endpoint] = {"": self.model, "/config": self.config, "/ready": self.is_model_ready}
         return [
-            *(Route(path, endpoint(function, OPEN_INFERENCE), methods=["GET"]) for path, function in paths.items()),
-            *(Route(f"{p}/infer", endpoint(self.infer, OPEN_INFERENCE), methods=["POST"]) for p in _MODEL_PATHS),
+            *(self._route("GET", PREFIX + path, function, is_public=True) for path, function in public.items()),
+            *(self._route("GET", each + path, of_model[path]) for each in _MODEL_PATHS for path in of_model),
+            *(self._route("POST", f"{each}/infer", self.infer) for each in _MODEL_PATHS),
         ]
+
+    def _route(self, method: str, path: str, function: Endpoint, *, is_public: bool = False) -> Route:
+        endpoint = self._boundary.endpoint(function, OPEN_INFERENCE, is_public=is_public)
+        return Route(path, endpoint, methods=[method])
 
     async def server(self, _request: Request, _context: RequestContext) -> Response:
         return JSONResponse(server_metadata())
@@ -62,22 +64,22 @@ class OpenInferenceRest:
         return JSONResponse({"ready": True})
 
     async def model(self, request: Request, _context: RequestContext) -> Response:
-        return JSONResponse(model_metadata(_model(self._boundary.authorized(request), request)))
+        return JSONResponse(model_metadata(_model(self._boundary.core(), request)))
 
     async def config(self, request: Request, _context: RequestContext) -> Response:
-        return JSONResponse(model_config(_model(self._boundary.authorized(request), request)))
+        return JSONResponse(model_config(_model(self._boundary.core(), request)))
 
     async def is_model_ready(self, request: Request, _context: RequestContext) -> Response:
-        core = self._boundary.authorized(request)
+        core = self._boundary.core()
         model = _model(core, request)
         await _check_ready(core, model)
         return JSONResponse({"name": model.id, "ready": True})
 
     async def infer(self, request: Request, context: RequestContext) -> Response:
-        core = self._boundary.authorized(request)
+        core = self._boundary.core()
         model = _model(core, request)
         _check_encoding(request)
-        raw = await self._boundary.raw_body(request, context)
+        raw = await self._boundary.read(read_bytes, request, context)
         json_length = request.headers.get("inference-header-content-length")
         infer = await parsed(partial(read_request, json_length=json_length), raw)
         context = request_context(infer, context)

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from runners.transport.disconnection import while_connected
 from service.errors import ErrorCode, InvalidRequest, ServiceError
-from service.http.body import parse_image
+from service.http.body import parse_image, read_json
 from service.http.boundary import Interface, RestBoundary
 from service.http.server_sent_events import event_stream, server_sent_event
 from service.images.url_rules import ImageInput
@@ -79,8 +79,8 @@ class OpenAiApi:
 
     async def chat(self, request: Request, context: RequestContext) -> Response:
         """Answer a message of one image and one text: a completion, or a stream of chunks."""
-        core = self._boundary.authorized(request)
-        chat = _read_chat(await self._boundary.json(request, context))
+        core = self._boundary.core()
+        chat = _read_chat(await self._boundary.read(read_json, request, context))
         image, fields = _image(chat), _fields(chat, core)
         if chat.stream:
             chunks = ChunkStream(context.request_id, chat.model, chat.stream_options.include_usage)
@@ -132,7 +132,9 @@ def _asked_task(chat: ChatRequest, core: Core) -> AskedTask:
 
 
 def _completion(answer: Answer, request_id: str) -> ChatCompletion:
-    choice = ChatChoice(message=AssistantMessage(content=answer.raw_text), finish_reason=answer.finish_reason)
+    choice = ChatChoice(
+        message=AssistantMessage(content=answer.written.text), finish_reason=answer.written.finish_reason
+    )
     return ChatCompletion(
         id=request_id, created=int(time.time()), model=answer.model.id, choices=[choice], usage=_usage(answer)
     )
@@ -156,7 +158,7 @@ class ChunkStream:
         if isinstance(event, str):
             yield self._chunk([ChunkChoice(delta={"content": event})])
             return
-        yield self._chunk([ChunkChoice(delta={}, finish_reason=event.finish_reason)])
+        yield self._chunk([ChunkChoice(delta={}, finish_reason=event.written.finish_reason)])
         if self.has_usage:
             yield self._chunk([], _usage(event))
         yield server_sent_event("[DONE]")
@@ -167,9 +169,9 @@ class ChunkStream:
 
 
 def _usage(answer: Answer) -> ChatUsage:
-    num_read = answer.num_image_tokens + answer.num_prompt_tokens
+    num_read = answer.model.manifest.num_image_tokens + answer.written.num_prompt_tokens
     return ChatUsage(
         prompt_tokens=num_read,
-        completion_tokens=answer.num_generated_tokens,
-        total_tokens=num_read + answer.num_generated_tokens,
+        completion_tokens=answer.written.num_generated_tokens,
+        total_tokens=num_read + answer.written.num_generated_tokens,
     )

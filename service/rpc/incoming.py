@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from google.protobuf.message import DecodeError, Message
 
-from service.admission.fair_share import ClientSlots
+from service.admission.load import ClientSlots
 from service.errors import DeadlineExceeded, InvalidRequest
 
 Context = Any  # grpc.aio.ServicerContext, which has no types

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from service.admission.fair_share import ClientSlots
+from service.admission.load import ClientSlots
 from service.errors import ServiceError
 from service.rpc.boundary import CODES
 from service.rpc.incoming import SMALL_SLOTS, SMALL_SLOTS_OF_ADDRESS, Context, Incoming, NoMessage

@@ -5,7 +5,7 @@ Calls raise aiohttp's errors, or `FeaturesMissing`. A cancelled call closes its 
 
 import io
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import unquote, urlsplit
@@ -75,22 +75,13 @@ class RunnerChannel:
 
     @asynccontextmanager
     async def _response(self, path: str, call: RunnerCall) -> AsyncIterator[aiohttp.ClientResponse]:
-        message = WriteCall(sequences=list(call.sequences))
-        if call.pixels is None or self._socket_path is None:
-            body, headers = body_of(message, call.pixels)
-            async with self._post(path, call, body, headers) as response:
-                yield response
-            return
-        with in_memory(call.pixels) as memory:
-            body, headers = body_of(message.model_copy(update={"pixels": memory}), None)
-            async with self._post(path, call, body, headers) as response:
-                yield response
-
-    @asynccontextmanager
-    async def _post(
-        self, path: str, call: RunnerCall, body: bytes, headers: dict[str, str]
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        with span(f"POST {path}", kind=SpanKind.CLIENT):
+        shared = None if self._socket_path is None else call.pixels
+        with (
+            nullcontext() if shared is None else in_memory(shared) as memory,
+            span(f"POST {path}", kind=SpanKind.CLIENT),
+        ):
+            message = WriteCall(sequences=list(call.sequences), pixels=memory)
+            body, headers = body_of(message, call.pixels if shared is None else None)
             headers |= {IMAGE_KEY_HEADER: call.image_key} | call_headers()
             async with self._client().post(path, data=io.BytesIO(body), headers=headers) as response:
                 if response.status == HTTPStatus.NOT_FOUND and call.pixels is None:

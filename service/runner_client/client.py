@@ -7,8 +7,8 @@ with a second call. A call whose connection breaks is repeated once: calls are i
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 
@@ -16,10 +16,9 @@ import aiohttp
 
 from runners.artifacts.manifest import Manifest
 from runners.telemetry.tracing import span
-from runners.transport.messages import Failed, FoundFeatures, Outcome, Outcomes, SequenceSpec, Written
-from runners.transport.pixels import Pixels
+from runners.transport.messages import Failed, FinishReason, FoundFeatures, Outcomes, SequenceSpec, Written
 from service.errors import DeadlineExceeded, InternalError, InvalidRequest, NotReady, Overloaded, ServiceError
-from service.images.lazy_image import LazyImage
+from service.images.decoding import LazyImage
 from service.runner_client.channel import FeaturesMissing, RunnerCall, RunnerChannel
 from service.runner_client.stream_replay import OnText, ReplayDiverged, StreamReplay
 
@@ -43,6 +42,10 @@ class WrittenAnswers:
     """Written sequences of one request, and the seconds of each stage."""
 
     sequences: tuple[Written, ...]
+    text: str  # of all sequences, one line each
+    finish_reason: FinishReason  # `length` if any sequence was truncated
+    num_prompt_tokens: int  # without image tokens
+    num_generated_tokens: int  # with start and end tokens
     features: FoundFeatures
     preprocess_s: float  # decoding and resizing; 0 where the runner had the features
     queue_s: float  # for slots, and transport
@@ -68,13 +71,18 @@ class RunnerClient:
         start_s, preprocess_s = time.monotonic(), 0.0
         replay = None if on_text is None else StreamReplay(len(specs), on_text)
         call = RunnerCall(image.key(self._manifest), specs)
-        with self._errors():
+        try:
             try:
                 answered = await self._retried(call, replay)
             except FeaturesMissing:
-                pixels, preprocess_s = await self._preprocessed(image)
+                missing_s = time.monotonic()
+                with span("preprocess"):
+                    pixels = await image.pixels(self._manifest)
+                preprocess_s = time.monotonic() - missing_s
                 answered = await self._retried(replace(call, pixels=pixels), replay)
-        return _written_answers(answered, preprocess_s, time.monotonic() - start_s)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise self._failure(error) from error
+        return written_answers(answered, preprocess_s, time.monotonic() - start_s)
 
     async def is_ready(self) -> bool:
         return await self._channel.is_ready(_READY_TIMEOUT_S)
@@ -82,24 +90,17 @@ class RunnerClient:
     async def close(self) -> None:
         await self._channel.close()
 
-    async def _preprocessed(self, image: LazyImage) -> tuple[Pixels, float]:
-        start_s = time.monotonic()
-        with span("preprocess"):
-            pixels = await image.pixels(self._manifest)
-        return pixels, time.monotonic() - start_s
-
     async def _retried(self, call: RunnerCall, replay: StreamReplay | None) -> Outcomes:
-        try:
-            return await self._call(call, replay)
-        except (*_BROKEN_CONNECTION, aiohttp.ClientResponseError) as error:
-            if isinstance(error, aiohttp.ClientResponseError) and error.status not in _UNREACHED:
-                raise
-            logger.warning("repeating the call to the runner of %s after %r", self._model_id, error)
+        is_repeated = False
+        while True:
+            try:
+                return await (self._channel.write(call) if replay is None else self._stream(call, replay))
+            except (*_BROKEN_CONNECTION, aiohttp.ClientResponseError) as error:
+                if is_repeated or (isinstance(error, aiohttp.ClientResponseError) and error.status not in _UNREACHED):
+                    raise
+                logger.warning("repeating the call to the runner of %s after %r", self._model_id, error)
+            is_repeated = True
             await asyncio.sleep(_RETRY_PAUSE_S)
-            return await self._call(call, replay)
-
-    async def _call(self, call: RunnerCall, replay: StreamReplay | None) -> Outcomes:
-        return await (self._channel.write(call) if replay is None else self._stream(call, replay))
 
     async def _stream(self, call: RunnerCall, replay: StreamReplay) -> Outcomes:
         """Send text as it arrives. A repeated stream continues after the text already sent, if that is the same."""
@@ -119,47 +120,42 @@ class RunnerClient:
             raise InternalError(f"the runner of {self._model_id} ended the stream before the answer was complete")
         return Outcomes(features=features, outcomes=replay.outcomes)
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Turn the errors of a call into `ServiceError`s."""
-        try:
-            yield
-        except aiohttp.ClientResponseError as error:
-            raise self._refusal(error.status) from error
-        except aiohttp.ConnectionTimeoutError as error:
-            raise self._unreachable(error) from error
-        except TimeoutError as error:
-            raise DeadlineExceeded(f"the runner of {self._model_id} did not answer before the deadline") from error
-        except aiohttp.ClientError as error:
-            raise self._unreachable(error) from error
-
-    def _unreachable(self, error: aiohttp.ClientError) -> NotReady:
+    def _failure(self, error: aiohttp.ClientError | TimeoutError) -> ServiceError:
+        """Return the error for a call that failed: by the status of the runner or of a proxy in front of it, if any."""
+        status = error.status if isinstance(error, aiohttp.ClientResponseError) else None
+        if status in _UNREACHED:
+            return NotReady(f"no runner of {self._model_id} with this gateway's build is ready; retry in a few seconds")
+        is_late = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)
+        if is_late or status == HTTPStatus.GATEWAY_TIMEOUT:
+            return DeadlineExceeded(f"the runner of {self._model_id} did not answer before the deadline")
+        if status is not None:
+            return InternalError(f"the runner of {self._model_id} answered with status {status}; its log has the cause")
         logger.warning("the runner of %s is unreachable: %r", self._model_id, error)
         return NotReady(f"the runner of {self._model_id} is starting or restarting; retry in a few seconds")
 
-    def _refusal(self, status: int) -> ServiceError:
-        """Return the error for a status of the runner, or of a proxy in front of it."""
-        if status in _UNREACHED:
-            return NotReady(f"no runner of {self._model_id} with this gateway's build is ready; retry in a few seconds")
-        if status == HTTPStatus.GATEWAY_TIMEOUT:
-            return DeadlineExceeded(f"the runner of {self._model_id} did not answer before the deadline")
-        return InternalError(f"the runner of {self._model_id} answered with status {status}; its log has the cause")
 
-
-def _written_answers(answered: Outcomes, preprocess_s: float, elapsed_s: float) -> WrittenAnswers:
-    sequences = tuple(map(_written, answered.outcomes))
-    slowest = max(sequences, key=lambda sequence: sequence.queue_s + sequence.prefill_s + sequence.decode_s)
-    features = answered.features
-    known_s = preprocess_s + features.encode_s + features.queue_s + slowest.prefill_s + slowest.decode_s
+def written_answers(answered: Outcomes, preprocess_s: float, elapsed_s: float) -> WrittenAnswers:
+    """Return the sequences of a call that took `elapsed_s`; raise the error of the first that failed."""
+    sequences: list[Written] = []
+    for outcome in answered.outcomes:
+        if isinstance(outcome, Failed):
+            raise _error_of(outcome)
+        sequences.append(outcome)
+    # The stages of the slowest sequence: all of them run at the same time.
+    _, prefill_s, decode_s = max(((s.queue_s, s.prefill_s, s.decode_s) for s in sequences), key=sum)
+    known_s = preprocess_s + answered.features.encode_s + answered.features.queue_s + prefill_s + decode_s
     return WrittenAnswers(
-        sequences, features, preprocess_s, max(0.0, elapsed_s - known_s), slowest.prefill_s, slowest.decode_s
+        sequences=tuple(sequences),
+        text="\n".join(sequence.text for sequence in sequences),
+        finish_reason="length" if any(s.finish_reason == "length" for s in sequences) else "stop",
+        num_prompt_tokens=sum(sequence.num_prompt_tokens for sequence in sequences),
+        num_generated_tokens=sum(sequence.num_generated_tokens for sequence in sequences),
+        features=answered.features,
+        preprocess_s=preprocess_s,
+        queue_s=max(0.0, elapsed_s - known_s),
+        prefill_s=prefill_s,
+        decode_s=decode_s,
     )
-
-
-def _written(outcome: Outcome) -> Written:
-    if isinstance(outcome, Failed):
-        raise _error_of(outcome)
-    return outcome
 
 
 def _error_of(failed: Failed) -> ServiceError:

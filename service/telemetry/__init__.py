@@ -1,1 +1,1 @@
-"""Metrics, logs and traces of the gateway."""
+"""Metrics and logs of the gateway; its traces are those of runners/telemetry/tracing.py."""

@@ -1,12 +1,11 @@
 """Logging to standard error: one line per request, as text or JSON.
 
 A JSON line has `time` (UTC), `level`, `logger`, `process` (id) and `message`; within a request `trace_id`; for an
-exception its traceback as `exception`; and the fields that were logged with `fields`.
+exception its traceback as `exception`; and the fields that were logged as `extra={FIELDS: …}`.
 """
 
 import json
 import logging
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -16,13 +15,8 @@ from runners.telemetry.tracing import trace_id
 
 LogFormat = Literal["text", "json"]
 
+FIELDS = "diptych_fields"  # in the `extra` of a log call: a mapping whose items become fields of the JSON line
 _TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
-_FIELDS = "diptych_fields"
-
-
-def fields(values: Mapping[str, object]) -> dict[str, object]:
-    """Return the `extra` of a log call that adds `values` as fields to its JSON line."""
-    return {_FIELDS: values}
 
 
 class JsonLines(logging.Formatter):
@@ -40,7 +34,7 @@ class JsonLines(logging.Formatter):
             line["trace_id"] = trace_id()
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line | getattr(record, _FIELDS, {}), ensure_ascii=False, default=str)
+        return json.dumps(line | getattr(record, FIELDS, {}), ensure_ascii=False, default=str)
 
 
 def configure_logging(log_format: LogFormat) -> None:

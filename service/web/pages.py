@@ -30,9 +30,9 @@ class Pages:
     def routes(self) -> list[Route]:
         endpoint = self._boundary.endpoint
         return [
-            Route("/openapi.json", endpoint(self.openapi), methods=["GET"]),
-            Route("/docs", endpoint(self.docs), methods=["GET"]),
-            Route("/docs/start.js", endpoint(self.docs_script), methods=["GET"]),
+            Route("/openapi.json", endpoint(self.openapi, is_public=True), methods=["GET"]),
+            Route("/docs", endpoint(self.docs, is_public=True), methods=["GET"]),
+            Route("/docs/start.js", endpoint(self.docs_script, is_public=True), methods=["GET"]),
             Route("/playground", self.playground, methods=["GET"]),
             Route("/playground/{file:path}", self.playground, methods=["GET"]),
         ]

@@ -14,7 +14,7 @@ from tasks.errors import ParameterError, UnsupportedTask, UnsupportedVariant
 from tasks.florence2.locations import box_tokens, dequantize
 from tasks.parameters import TaskParameters
 from tasks.parsing import without_article
-from tasks.prompts import AskedTask, Prompt, control, join_segments, plain
+from tasks.prompts import AskedTask, Prompt, PromptSegment, join_segments
 from tasks.results import BoxXyxy
 
 _SENTENCES = {
@@ -73,14 +73,14 @@ def task_prompts(
 
     Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` for a region outside the image.
     """
-    if not entry.offers(task_id):
+    if task_id not in entry.task_ids:
         raise UnsupportedTask(f"{entry.id} does not offer {task_id}; it offers {', '.join(entry.task_ids)}")
     if parameters.language not in (None, "en"):
         raise UnsupportedVariant("language", f"{entry.id} supports language en only, not {parameters.language}")
     sentence = _sentence(entry, task_id, parameters)
     if parameters.region is not None:
         return (_with_region(sentence, parameters.region, image_size_wh),)
-    return tuple(join_segments(plain(sentence.replace("{text}", text))) for text in _texts(parameters))
+    return tuple((PromptSegment(sentence.replace("{text}", text)),) for text in _texts(parameters))
 
 
 def read_prompt(text: str) -> AskedTask | None:
@@ -144,7 +144,8 @@ def _with_region(sentence: str, region: BoxXyxy, image_size_wh: tuple[int, int])
         allowed = f"within the image: x from 0 to {width}, y from 0 to {height}"
         raise ParameterError("region", f"region must be {allowed}; it is {list(region)}")
     before, after = sentence.split("{region}")
-    return join_segments(plain(before), control(box_tokens(region, image_size_wh)), plain(after))
+    tokens = PromptSegment(box_tokens(region, image_size_wh), is_control=True)
+    return join_segments(PromptSegment(before), tokens, PromptSegment(after))
 
 
 def _region_shares(token: str, text: str) -> BoxXyxy:

@@ -18,7 +18,7 @@ from tasks.catalog import CatalogEntry
 from tasks.errors import UnsupportedTask, UnsupportedVariant
 from tasks.parameter_kinds import SEPARATOR
 from tasks.parameters import TaskParameters
-from tasks.prompts import AskedTask, Prompt, join_segments, plain
+from tasks.prompts import AskedTask, Prompt, PromptSegment
 
 _CAPTIONING = {"short": "caption", "detailed": "describe"}
 _SEVERAL_PHRASES = re.compile(rf"[,{SEPARATOR}]|\band\b", re.IGNORECASE)
@@ -33,10 +33,9 @@ def task_prompts(
     image_size_wh: tuple[int, int],  # noqa: ARG001  # Florence-2's; no prompt of this family has a region
 ) -> tuple[Prompt, ...]:
     """Return the prompts of a task: one, or one per name; raise `UnsupportedTask` or `UnsupportedVariant`."""
-    if not entry.offers(task_id):
+    if task_id not in entry.task_ids:
         raise UnsupportedTask(f"{entry.id} does not offer {task_id}; it offers {', '.join(entry.task_ids)}")
-    texts = (_text(entry, task_id, each) for each in _per_prompt(entry, parameters))
-    return tuple(join_segments(plain(text)) for text in texts)
+    return tuple((PromptSegment(_text(entry, task_id, each)),) for each in _per_prompt(entry, parameters))
 
 
 def read_prompt(text: str) -> AskedTask | None:

@@ -181,7 +181,7 @@ def _random_prefixes(
     """Yield prefixes of random answers, endlessly; kinds of tokens, not tokens, are drawn uniformly."""
     family = FAMILY_OF[name]
     control = {token["id"]: token["content"][:4] for token in definition["added_tokens"]}
-    offered = [task for task in _RANDOM_PARAMETERS if CATALOG[_MODEL_OF[family]].offers(task)]
+    offered = [task for task in _RANDOM_PARAMETERS if task in CATALOG[_MODEL_OF[family]].task_ids]
     while True:
         task = rng.choice(offered)
         start = GrammarState(name, task, rng.choice(_RANDOM_PARAMETERS[task]), [])

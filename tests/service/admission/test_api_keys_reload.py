@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from service.admission.api_keys import ApiKeys
-from service.errors import Overloaded
+from service.errors import Overloaded, Unauthorized
 from tests.support.api_keys import FakeClock, hash_of
 
 
@@ -22,7 +22,15 @@ def file(tmp_path: Path) -> Path:
 
 
 def accepted(keys: ApiKeys) -> list[str]:
-    return [key for key in ("old", "new") if keys.quota_of(f"Bearer {key}")]
+    return [key for key in ("old", "new") if is_accepted(keys, key)]
+
+
+def is_accepted(keys: ApiKeys, key: str) -> bool:
+    try:
+        keys.check(f"Bearer {key}", "192.0.2.1")
+    except Unauthorized:
+        return False
+    return True
 
 
 def test_changed_file_is_reloaded_at_most_once_a_second(file: Path, clock: FakeClock) -> None:
@@ -78,7 +86,7 @@ def test_unchanged_key_keeps_its_used_quota_and_a_changed_one_starts_again(file:
 
 def test_unchanged_file_keeps_the_quotas(file: Path, clock: FakeClock) -> None:
     keys = ApiKeys.load(file, clock)
-    quota = keys.quota_of("Bearer old")
+    quota = keys.check("Bearer old", "192.0.2.1")
     clock.now_s += 5
-    assert keys.quota_of("Bearer old") is quota
-    assert keys.quota_of("Bearer new") is None
+    assert keys.check("Bearer old", "192.0.2.1") is quota
+    assert accepted(keys) == ["old"]

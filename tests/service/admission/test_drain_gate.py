@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from service.admission.drain_gate import DrainGate
+from service.admission.load import DrainGate
 from service.errors import NotReady
 from tests.support.fake_service import make_core
 from tests.support.rest_client import OCR, client, error_of

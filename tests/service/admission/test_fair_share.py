@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.admission.fair_share import FairShare
+from service.admission.load import FairShare
 
 
 def test_single_client_may_use_the_whole_limit() -> None:

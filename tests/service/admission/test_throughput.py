@@ -1,6 +1,6 @@
 import pytest
 
-from service.admission.throughput import ThroughputEstimate
+from service.admission.load import ThroughputEstimate
 
 
 class Clock:

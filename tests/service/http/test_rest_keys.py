@@ -2,9 +2,16 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from starlette.routing import Route
 
 from service.admission.api_keys import ApiKeys
+from service.http_app import rest_app
 from tests.support.rest_client import OCR, client, error_of
+
+PUBLIC = {
+    *("/docs", "/docs/start.js", "/openapi.json", "/playground", "/playground/{file:path}"),
+    *("/v2", "/v2/health/live", "/v2/health/ready"),
+}
 
 
 @pytest.fixture
@@ -22,6 +29,15 @@ def test_request_without_an_accepted_key_is_rejected_on_every_route(keys: ApiKey
         response = api.send(method, path, headers=headers)
         assert error_of(response)["code"] == "unauthorized"
         assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_only_pages_metadata_and_health_need_no_key(keys: ApiKeys) -> None:
+    api = client(keys=keys)
+    routes = [route for route in rest_app(api.boundary).routes if isinstance(route, Route)]
+    served = [(method, route.path) for route in routes for method in route.methods or () if "{path" not in route.path]
+    statuses = {path: api.send(method, path).status_code for method, path in served if method != "HEAD"}
+    assert {path for path, status in statuses.items() if status != 401} == PUBLIC
+    assert len(statuses) > len(PUBLIC) + 10
 
 
 def test_request_with_an_accepted_key_is_answered(keys: ApiKeys) -> None:

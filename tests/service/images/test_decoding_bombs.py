@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from service.errors import ImageTooLarge
-from service.images.decoding import ImageLimits, decode_image, read_header
-from service.images.lazy_image import ImageDecoder, LazyImage
+from service.images.decoding import ImageDecoder, ImageLimits, LazyImage, decode_image, read_header
 from tests.support.attack_images import animated_webp, repeated_scans
 from tests.support.catalog import FLORENCE
 from tests.support.core_calls import run

@@ -85,7 +85,7 @@ def test_task_of_several_prompts_encodes_the_image_once() -> None:
     encoder, decoder = FakeEncoder(), FakeDecoder(FLORENCE_ANSWERS)
     core = make_core(encoders={FLORENCE_ID: encoder}, decoders={FLORENCE_ID: decoder})
     answer = predict(core, task="open_vocabulary_detection", labels=["red circle", "blue square"])
-    assert (len(encoder.shapes), len(decoder.specs), len(answer.sequences)) == (1, 2, 2)
+    assert (len(encoder.shapes), len(decoder.specs), len(answer.written.sequences)) == (1, 2, 2)
     assert isinstance(answer.result, DetectionsResult)
     assert [detection.label for detection in answer.result.detections] == ["red circle"]
 
@@ -154,7 +154,7 @@ def test_region_is_checked_against_the_upright_image() -> None:
 
 
 def test_number_of_prompt_tokens_comes_from_the_decoder() -> None:
-    assert predict(make_core(), task="ocr").sequences[0].num_prompt_tokens == NUM_PROMPT_TOKENS
+    assert predict(make_core(), task="ocr").written.sequences[0].num_prompt_tokens == NUM_PROMPT_TOKENS
 
 
 def test_requests_in_flight_at_a_runner_are_limited() -> None:

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
+from runners.telemetry.tracing import request_trace
 from runners.transport.messages import Failed
 from service.errors import InternalError, InvalidRequest
-from service.telemetry.tracing import request_trace
 from tasks.results import DetectionsResult
 from tests.support.core_calls import OD_PROMPT, codes, compare, florence_fails, predict, run
 from tests.support.fake_runners import DECODE_S, ENCODE_S, PREFILL_S, FakeDecoder, FakeEncoder
@@ -61,7 +61,7 @@ def test_unparsed_text_is_a_result_and_is_counted() -> None:
     core = make_core(decoders={FLORENCE_ID: FakeDecoder({OD_PROMPT: "nothing of the kind"})})
     answer = predict(core, task="object_detection")
     assert answer.result == DetectionsResult((), is_parsed=False)
-    assert answer.sequences[0].text == "nothing of the kind"
+    assert answer.written.sequences[0].text == "nothing of the kind"
     assert metric("unparsed_outputs_total", **labels) - before == 1
 
 

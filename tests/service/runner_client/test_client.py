@@ -11,8 +11,7 @@ from PIL import Image
 
 from runners.transport.messages import Failed, Outcomes, SequenceSpec
 from service.errors import DeadlineExceeded, InternalError, NotReady, ServiceError
-from service.images.decoding import ImageLimits
-from service.images.lazy_image import ImageDecoder, LazyImage
+from service.images.decoding import ImageDecoder, ImageLimits, LazyImage
 from service.runner_client.channel import RunnerCall
 from service.runner_client.client import RunnerClient, WrittenAnswers
 from tests.support.catalog import FLORENCE

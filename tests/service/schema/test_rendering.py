@@ -3,11 +3,12 @@ from typing import Any
 
 import pytest
 
-from runners.transport.messages import FinishReason, Written
+from runners.transport.messages import FinishReason, FoundFeatures, Outcomes, Written
 from service.errors import InvalidRequest, Overloaded
 from service.inference.prediction import Answer, StageTimes
 from service.inference.request_fields import PredictFields, parse_fields
-from service.schema.rendering import answer_json, error_detail, result_json
+from service.runner_client.client import written_answers
+from service.schema.rendering import RESULT, answer_json, error_detail
 from service.schema.wire import ErrorJson
 from tasks.results import (
     Detection,
@@ -54,7 +55,8 @@ def written(text: str, finish_reason: FinishReason = "stop") -> Written:
 
 def answer_of(result: Result, *sequences: Written) -> Answer:
     _, request = parse_fields(PredictFields, {"task": "object_detection"})
-    return Answer(served(FLORENCE), request, (640, 480), result, sequences or (written("a"),), "joined", TIMES)
+    outcomes = Outcomes(features=FoundFeatures(outcome="joined"), outcomes=list(sequences or (written("a"),)))
+    return Answer(served(FLORENCE), request, (640, 480), result, written_answers(outcomes, 0.0, 0.0), TIMES)
 
 
 def answer(result: Result, *sequences: Written) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def test_every_kind_of_result_is_rendered() -> None:
         InstancesResult((), True),
         TextRegionsResult((), True),
     ]
-    assert [list(result_json(result).model_dump()) for result in kinds] == [
+    assert [list(RESULT.validate_python(result).model_dump()) for result in kinds] == [
         ["text"],
         ["detections"],
         ["instances"],

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from runners.telemetry.tracing import request_trace
 from service.errors import InternalError
 from service.inference.recording import record_failure
 from service.telemetry import logs
 from service.telemetry.logs import JsonLines, configure_logging
-from service.telemetry.tracing import request_trace
 from tests.support.core_calls import florence_fails, predict
 from tests.support.fake_service import FLORENCE_ID, make_core
 from tests.support.trace_collector import TRACE_ID, TRACEPARENT
@@ -48,7 +48,7 @@ def test_logged_fields_and_exception_are_fields_of_the_line(written: io.StringIO
     try:
         raise ValueError("broken")
     except ValueError:
-        logging.getLogger("service.some").exception("failed", extra=logs.fields({"request_id": "a", "model": None}))
+        logging.getLogger("service.some").exception("failed", extra={logs.FIELDS: {"request_id": "a", "model": None}})
     (line,) = lines(written)
     assert (line["request_id"], line["model"]) == ("a", None)
     assert line["exception"].startswith("Traceback")

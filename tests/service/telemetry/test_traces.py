@@ -13,12 +13,12 @@ import httpx
 import pytest
 
 from runners.telemetry import tracing
-from runners.telemetry.tracing import TraceOptions
+from runners.telemetry.tracing import TraceOptions, request_trace
 from service.admission.api_keys import ApiKeys
+from service.inference.recording import answer_span
 from service.rpc.proto import inference_pb2, inference_pb2_grpc
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
-from service.telemetry.tracing import answer_span, request_trace
 from tests.support.core_calls import florence_fails
 from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, PNG, make_core
 from tests.support.grpc_channel import grpc_channel

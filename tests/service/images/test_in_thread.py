@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from service.images.lazy_image import in_thread
+from service.images.decoding import in_thread
 from tests.support.core_calls import run
 
 
