@@ -40,7 +40,7 @@ from tasks.results import Result, TextResult
 MAX_NEW_TOKENS = 48  # most answers are shorter; the rest of a page of text would add time rather than evidence
 NUM_SCENES = 12
 # The cost of a prompt is its weights times its image tokens. The budget is that of florence-2-base (231e6 weights, 577
-# tokens) for a prompt about every other photograph that ships; a larger model has fewer, a smaller one up to two a photo.
+# tokens) for a prompt about every other photograph that ships; a larger model has fewer, a smaller one up to two.
 _PROMPT_BUDGET, _MIN_PROMPTS = 1.65e12, 8
 # At florence-2-base's widths a core takes 7 s an image for a float16 encoder (half_arithmetic.py), and a float16
 # decoder takes four times as long as a float32 one: they see the first pictures of each kind only.
