@@ -43,10 +43,10 @@ class Language:
         """Return True if a decoder that follows the task's grammar can write `text` and end."""
         grammar = FAMILIES[self.family].answer_grammar(task_id, parameters)  # type: ignore[index]
         assert grammar is not None
-        constraint = self.constraints.get(grammar)
+        constraint, size = self.constraints.get(grammar), self.tokenizer.get_vocab_size()
         state = constraint.start()
         for token_id in [*self.tokenizer.encode(text, add_special_tokens=False).ids, EOS_ID[self.family]]:
-            if token_id not in allowed_ids(constraint, state):
+            if token_id not in allowed_ids(constraint, state, size):
                 return False
             state = constraint.after(state, token_id)
         return True

@@ -25,7 +25,7 @@ BOXES = "start: (TEXT location{2})*\nTEXT: /(?s:.)+/"
 
 
 def allowed_ids(constraint: Constraint, state: ConstraintState) -> set[int]:
-    return set(token_choices.allowed_ids(constraint, state))
+    return set(token_choices.allowed_ids(constraint, state, 2 * SIZE))
 
 
 def allowed_after(grammar: str, *token_ids: int) -> set[int]:
