@@ -70,6 +70,11 @@ class Settings(BaseModel):
         "another port than the scheme's. Unset: image URLs are refused.",
     )
     url_timeout_s: int = Field(10, ge=1, le=3600, description="Timeout of fetching one image by URL, seconds.")
+    label_studio_url: str | None = Field(
+        None,
+        description="URL of the Label Studio whose uploaded and local files are fetched with the token of the request; "
+        "its host may have a private address. Unset: they are refused.",
+    )
     max_body_bytes: int = Field(
         20_000_000,
         ge=1_000,
@@ -253,9 +258,9 @@ class Settings(BaseModel):
         """Maximum images decoded at a time."""
         return self.max_decoded_images or min(max(2, len(os.sched_getaffinity(0))), 8)
 
-    @field_validator("otlp_endpoint")
+    @field_validator("otlp_endpoint", "label_studio_url")
     @classmethod
-    def _check_endpoint(cls, value: str | None) -> str | None:
+    def _check_url(cls, value: str | None) -> str | None:
         if value is None:
             return None
         parts = urlsplit(value)

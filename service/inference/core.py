@@ -240,14 +240,15 @@ class Core:
         """Count a request as pending and open its image; raise `Overloaded` or the image's error."""
         self.take_place(context)
         try:
-            opened_image = LazyImage(await self._bytes_of(image, context), self._decoder, context.client)
+            opened_image = LazyImage(await self.read_image(image, context), self._decoder, context.client)
             await opened_image.open()
             context.quota.take_pixels(opened_image.header.num_pixels)
             yield opened_image
         finally:
             self.leave(context)
 
-    async def _bytes_of(self, image: ImageInput, context: RequestContext) -> bytes:
+    async def read_image(self, image: ImageInput, context: RequestContext) -> bytes:
+        """Return the file of an image, fetched if it is a URL; raise `InvalidRequest` if URLs are disabled."""
         if isinstance(image, bytes):
             return image
         if self._fetcher is None:
