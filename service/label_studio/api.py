@@ -2,7 +2,8 @@
 
 /integrations/label-studio[/MODEL]  + GET /health  GET /versions  POST /setup  POST /predict  POST /webhook
 
-Label Studio shows a failed call by its status only. It sends basic authentication, whose password is `KEY` or
+Label Studio shows of a failed call its status and URL, but not its body: it is redirected to a URL that has the message
+(GET …/failed/STATUS?MESSAGE), so that its pages show it. It sends basic authentication, whose password is `KEY` or
 `KEY:TOKEN`, the API key of this service and an access token of Label Studio: it shows user names to others.
 Source: HumanSignal/label-studio label_studio/ml/api_connector.py (requests), label_studio/ml/models.py (answers).
 """
@@ -10,31 +11,37 @@ Source: HumanSignal/label-studio label_studio/ml/api_connector.py (requests), la
 import asyncio
 import base64
 import binascii
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import quote_plus, unquote_plus
 
 from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from runners.transport.disconnection import while_connected
 from service.errors import InvalidRequest, NotReady, UnsupportedTask
 from service.http.body import json_object, parsed
-from service.http.boundary import Endpoint, Interface, RestBoundary
+from service.http.boundary import STATUSES, Endpoint, Interface, RestBoundary
 from service.inference.core import Core, RequestContext
 from service.inference.served_models import ServedModel
 from service.label_studio.asks import batch_asks, check_offered, interactive_asks
 from service.label_studio.batch import Batch, Plan, version_of
 from service.label_studio.images import LabelStudioHost, TaskImages, is_token
 from service.label_studio.labelling_config import parse_config
+from service.schema.wire import ErrorDetail, ErrorJson
 from service.validation import rejected_field
+from tasks.errors import shown
 
 PREFIX = "/integrations/label-studio"
 _PATHS = (PREFIX, f"{PREFIX}/{{model}}")
 _MAX_TASKS = 1000
 _MAX_JSON_VALUES = 1_000_000  # an interactive call has all annotations of its task, with the bytes of brush masks
+_LABEL_STUDIO_AGENT = "heartex/"  # label_studio/ml/api_connector.py
+_READABLE = ",;:'()/"
 _TRAINING = "START_TRAINING"
 LABEL_STUDIO = Interface("label_studio")
 
@@ -66,15 +73,19 @@ class LabelStudioApi:
         gets: dict[str, Endpoint] = {"health": self.health, "versions": self.versions}
         posts: dict[str, Endpoint] = {"setup": self.setup, "predict": self.predict, "webhook": self.webhook}
         methods = [("GET", gets), ("POST", posts)]
+        failed = f"{PREFIX}/failed/{{status}}"
         return [
-            Route(f"{path}/{name}", self._endpoint(function), methods=[method])
-            for path in _PATHS
-            for method, functions in methods
-            for name, function in functions.items()
+            Route(failed, self._boundary.endpoint(self.failed, LABEL_STUDIO), methods=["GET"]),
+            *(
+                Route(f"{path}/{name}", self._endpoint(function), methods=[method])
+                for path in _PATHS
+                for method, functions in methods
+                for name, function in functions.items()
+            ),
         ]
 
     def _endpoint(self, function: Endpoint) -> Callable[[Request], Awaitable[Response]]:
-        return _with_bearer(self._boundary.endpoint(function, LABEL_STUDIO))
+        return _with_shown_errors(_with_bearer(self._boundary.endpoint(function, LABEL_STUDIO)))
 
     async def health(self, request: Request, _context: RequestContext) -> Response:
         """Return readiness, to a request with an accepted key: Label Studio shows a wrong key at this call."""
@@ -85,6 +96,16 @@ class LabelStudioApi:
             unready = ", ".join(model.id for model, ready in zip(models, is_ready, strict=True) if not ready)
             raise NotReady(f"{unready} is starting or unavailable; try again in a few seconds")
         return JSONResponse({"status": "UP", "model_class": "Diptych"})
+
+    async def failed(self, request: Request, context: RequestContext) -> Response:
+        """Repeat the status of a failed call, whose message is in the URL."""
+        given = request.path_params["status"]
+        code = next((code for code, status in STATUSES.items() if str(status) == given), None)
+        if code is None:
+            raise InvalidRequest(f"no call fails with the status {shown(given)}")
+        message = unquote_plus(request.url.query)
+        detail = ErrorDetail(code=code, message=message, param=None, request_id=context.request_id)
+        return JSONResponse(ErrorJson(error=detail).model_dump(), STATUSES[code])
 
     async def versions(self, request: Request, _context: RequestContext) -> Response:
         models = _models(self._boundary.authorized(request), request)
@@ -158,6 +179,21 @@ def _with_bearer(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable
         others = [(name, value) for name, value in request.scope["headers"] if name != b"authorization"]
         bearer = (b"authorization", b"Bearer " + key.encode())
         return await endpoint(Request({**request.scope, "headers": [*others, bearer]}, request.receive))
+
+    return answer
+
+
+def _with_shown_errors(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """Return an endpoint that redirects Label Studio to the message of an error."""
+
+    async def answer(request: Request) -> Response:
+        response = await endpoint(request)
+        is_failed = response.status_code in STATUSES.values()
+        if not (is_failed and request.headers.get("user-agent", "").startswith(_LABEL_STUDIO_AGENT)):
+            return response
+        message = json.loads(bytes(response.body))["error"]["message"]
+        url = f"{PREFIX}/failed/{response.status_code}?{quote_plus(message, safe=_READABLE)}"
+        return RedirectResponse(url, 303, {"X-Request-Id": response.headers["x-request-id"]})
 
     return answer
 

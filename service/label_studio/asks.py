@@ -34,7 +34,8 @@ from service.label_studio.regions import (
 from tasks.errors import shown
 from tasks.parameter_kinds import MAX_LABELS
 
-_TEXT_TASKS = ("captioning", "ocr", "visual_question_answering")
+_QUESTION = "visual_question_answering"
+_TEXT_TASKS = ("captioning", "ocr", _QUESTION)
 _REGION_TEXT_TASKS = ("ocr_with_regions", "dense_region_captioning")
 _SEGMENTATION = "instance_segmentation"
 _SHAPES = ("Rectangle", "Polygon", "RectangleLabels", "PolygonLabels")
@@ -94,11 +95,12 @@ def _control_asks(control: Control) -> Iterator[Ask]:
             task = "region_proposal"
             yield ask(task, fields=_fields(control, task), results=partial(boxes, control=control))
         case "TextArea":
-            default = _TEXT_TASKS[2] if "model_question" in control.attributes else _TEXT_TASKS[0]
-            task = _chosen_task(control, _TEXT_TASKS, default)
+            task = _text_task(control)
+            if task == _QUESTION and "model_question" not in control.attributes:
+                return  # the user's prompt is the question
             yield ask(task, fields=_fields(control, task), results=partial(written_text, control=control))
         case "Choices" if "model_question" in control.attributes:
-            task = "visual_question_answering"
+            task = _QUESTION
             yield ask(task, fields=_fields(control, task), results=partial(chosen_answer, control=control))
         case "Choices":
             yield from _detection_asks(control, chosen_objects)
@@ -122,6 +124,11 @@ def _segmentation_fields(control: Control) -> dict[str, object]:
     return _fields(control, _SEGMENTATION) | {"mask_format": "rle" if control.tag == "BrushLabels" else "polygon"}
 
 
+def _text_task(control: Control) -> str:
+    default = _QUESTION if "model_question" in control.attributes else _TEXT_TASKS[0]
+    return _chosen_task(control, _TEXT_TASKS, default)
+
+
 def _chosen_task(control: Control, allowed: Sequence[str], default: str) -> str:
     task = control.attributes.get("model_task", default)
     if task not in allowed:
@@ -132,7 +139,7 @@ def _chosen_task(control: Control, allowed: Sequence[str], default: str) -> str:
 
 def _fields(control: Control, task: str) -> dict[str, object]:
     """Return the fields of a task that are options of its control."""
-    options = {"captioning": ("detail", "language"), "visual_question_answering": ("question", "language")}
+    options = {"captioning": ("detail", "language"), _QUESTION: ("question", "language")}
     attributes = control.attributes
     given = {name: attributes[f"model_{name}"] for name in options.get(task, ()) if f"model_{name}" in attributes}
     return {"task": task, **given, **_min_score(control)}
@@ -181,9 +188,13 @@ def _prompted_asks(controls: Sequence[Control], prompt: str) -> Iterator[Ask]:
             yield Ask("open_vocabulary_detection", control.image_key, fields, results)
         elif control.tag in ("PolygonLabels", "BrushLabels"):
             yield _segmentation_ask(control, control.label_of(prompt) or control.labels[0].value, {"phrase": prompt})
-        elif control.tag == "TextArea" and not (control.is_prompt or control.is_per_region):
-            fields = {"task": "visual_question_answering", "question": prompt}
-            yield Ask(str(fields["task"]), control.image_key, fields, partial(written_text, control=control))
+        elif _is_text(control) and _text_task(control) == _QUESTION:
+            fields = {"task": _QUESTION, "question": prompt}
+            yield Ask(_QUESTION, control.image_key, fields, partial(written_text, control=control))
+
+
+def _is_text(control: Control) -> bool:
+    return control.tag == "TextArea" and not (control.is_prompt or control.is_per_region)
 
 
 def _boxed_asks(controls: Sequence[Control], value: Mapping[str, Any]) -> Iterator[Ask]:
@@ -194,7 +205,7 @@ def _boxed_asks(controls: Sequence[Control], value: Mapping[str, Any]) -> Iterat
             names = [label.value for label in control.labels]
             label = next((name for name in names if isinstance(chosen, list) and name in chosen), names[0])
             fields, results = _segmentation_fields(control), partial(labelled_masks, control=control, label=label)
-        elif control.tag == "TextArea" and not (control.is_prompt or control.is_per_region):
+        elif _is_text(control):
             fields = {"task": "region_description", **_detail(control)}
             results = partial(written_text, control=control)
         else:

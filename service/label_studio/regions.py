@@ -4,6 +4,7 @@ Source: HumanSignal/label-studio docs/source/guide/predictions.md (units of imag
 label_studio_sdk/label_interface/control_tags.py (values that Label Studio accepts).
 """
 
+import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from tasks.results import (
 JsonObject = dict[str, Any]
 
 _MIN_POINTS = 3  # of a polygon
+_TOLERANCE_PX = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,38 @@ def _polygons(found: Instance, canvas: Canvas) -> Iterator[JsonObject]:
     rings = [ring for ring in found.polygons or () if len(ring) >= _MIN_POINTS]
     for ring in rings:
         if sum(_is_inside(ring[0], other) for other in rings if other is not ring) % 2 == 0:
-            yield canvas.polygon(ring)
+            yield canvas.polygon(simplified(ring, _TOLERANCE_PX))
+
+
+def simplified(ring: Ring, tolerance_px: float) -> Ring:
+    """Return the ring without points that are within the tolerance of a line between others.
+
+    Source: Douglas and Peucker, "Algorithms for the reduction of the number of points", 1973. Masks have hundreds of
+    points, which nobody can edit.
+    """
+    far = max(range(len(ring)), key=lambda index: math.dist(ring[0], ring[index]))
+    halves = (ring[: far + 1], (*ring[far:], ring[0]))
+    kept = [point for half in halves for point in _simplified_line(half, tolerance_px)[:-1]]
+    return tuple(kept) if len(kept) >= _MIN_POINTS else ring
+
+
+def _simplified_line(points: Sequence[PointXy], tolerance_px: float) -> list[PointXy]:
+    kept, pending = {0, len(points) - 1}, [(0, len(points) - 1)]
+    while pending:
+        start, end = pending.pop()
+        between = range(start + 1, end)
+        far = max(between, key=lambda at: _distance(points[at], points[start], points[end]), default=None)
+        if far is not None and _distance(points[far], points[start], points[end]) > tolerance_px:
+            kept.add(far)
+            pending += [(start, far), (far, end)]
+    return [points[index] for index in sorted(kept)]
+
+
+def _distance(point: PointXy, start: PointXy, end: PointXy) -> float:
+    """Return the distance of a point to the line through two others, or to their one point."""
+    (x, y), (x1, y1), (x2, y2) = point, start, end
+    length = math.dist(start, end)
+    return math.dist(point, start) if length == 0 else abs((x2 - x1) * (y1 - y) - (x1 - x) * (y2 - y1)) / length
 
 
 def _is_inside(point: PointXy, ring: Ring) -> bool:

@@ -45,7 +45,9 @@ _MODEL_PATHS = {
     "/ready": "Readiness of a model.",
     "/infer": "Answer with one model: inputs are named as the fields of /v1/predict, the output `result` is its body.",
 }
-_LABEL_STUDIO = "Label Studio's ML backend protocol, https://labelstud.io/guide/ml_create, for all models or for the one of the path."
+_LABEL_STUDIO = (
+    "Label Studio's ML backend protocol, https://labelstud.io/guide/ml_create, for all models or the one of the path."
+)
 _LABEL_STUDIO_PATHS = {
     "health": ("get", "Readiness of the models."),
     "versions": ("get", "Versions of the models, as their predictions name them."),
@@ -174,7 +176,8 @@ def _open_inference_operation(summary: str, names: Sequence[str] = ()) -> JsonOb
 
 
 def _label_studio_paths() -> JsonObject:
-    paths: JsonObject = {}
+    failed = _foreign_operation("Repeat the error of a failed call.", _LABEL_STUDIO, ("status",), ErrorJson.__name__)
+    paths: JsonObject = {f"{LABEL_STUDIO_PREFIX}/failed/{{status}}": {"get": failed}}
     for prefix, names in ((LABEL_STUDIO_PREFIX, ()), (f"{LABEL_STUDIO_PREFIX}/{{model}}", ("model",))):
         for path, (method, summary) in _LABEL_STUDIO_PATHS.items():
             operation = _foreign_operation(summary, _LABEL_STUDIO, names, ErrorJson.__name__)
