@@ -27,6 +27,7 @@ ControlTag = LabelsTag | ShapeTag | TextTag | Literal["Labels"]
 
 LABELS_TAGS: tuple[LabelsTag, ...] = get_args(LabelsTag)
 _CONTROL_TAGS: tuple[ControlTag, ...] = (*LABELS_TAGS, *get_args(ShapeTag), *get_args(TextTag), "Labels")
+_MAX_CHARS = 500_000
 _MAX_CONTROLS = 50
 _MAX_LABELS = 500
 _PROMPT = "prompt"  # a TextArea whose name starts with it is the user's prompt, as in Label Studio's own examples
@@ -96,6 +97,8 @@ def parse_config(text: str) -> tuple[Control, ...]:
 
 
 def _parse(text: str) -> ElementTree.Element:
+    if len(text) > _MAX_CHARS:
+        raise _invalid(f"has {len(text)} characters; the maximum is {_MAX_CHARS}")
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise _invalid("declares a document type, which is not accepted")
     try:

@@ -35,6 +35,7 @@ def test_controls_of_other_objects_and_unknown_ones_are_skipped() -> None:
     [
         ("", "is not XML"),
         ("<View>", "is not XML"),
+        (" " * 500_001, "has 500001 characters; the maximum is 500000"),
         ('<!DOCTYPE a [<!ENTITY b "c">]><View>&b;</View>', "declares a document type"),
         (view(labelled("KeyPointLabels", "a")), "has the control tags ['KeyPointLabels']"),
         (view('<TextArea name="prompt" toName="image"/>'), "has the control tags ['TextArea']"),
