@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from export.memory import memory_tables
-from service.settings import settings_table
+from service.settings_markdown import settings_table
 from tasks.catalog import load_catalog
 from tasks.table_markdown import task_table_markdown
 

@@ -10,6 +10,8 @@ from starlette.routing import Route
 from service.http.boundary import REST, RestBoundary, no_such_path
 from service.http.middleware import CountedRequests
 from service.http.v1 import RestApi
+from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
+from service.label_studio.api import LabelStudioApi
 from service.open_inference.http_api import OPEN_INFERENCE, PREFIX, OpenInferenceRest
 from service.openai.api import OpenAiApi
 from service.web.pages import Pages
@@ -22,9 +24,10 @@ def rest_app(boundary: RestBoundary) -> Starlette:
             *RestApi(boundary).routes(),
             *OpenAiApi(boundary).routes(),
             *OpenInferenceRest(boundary).routes(),
+            *LabelStudioApi(boundary).routes(),
             *Pages(boundary).routes(),
             # Before BentoML's own routes, whose 404 has another form.
-            *(Route(f"{prefix}/{{path:path}}", _unknown) for prefix in ("/v1", PREFIX)),
+            *(Route(f"{prefix}/{{path:path}}", _unknown) for prefix in ("/v1", PREFIX, LABEL_STUDIO_PREFIX)),
         ],
         middleware=[Middleware(CountedRequests, boundary=boundary)],
         exception_handlers={HTTPException: _no_such_path},

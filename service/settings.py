@@ -70,6 +70,11 @@ class Settings(BaseModel):
         "another port than the scheme's. Unset: image URLs are refused.",
     )
     url_timeout_s: int = Field(10, ge=1, le=3600, description="Timeout of fetching one image by URL, seconds.")
+    label_studio_url: str | None = Field(
+        None,
+        description="URL of the Label Studio whose uploaded and local files are fetched with the token of the request; "
+        "its host may have a private address. Unset: they are refused.",
+    )
     max_body_bytes: int = Field(
         20_000_000,
         ge=1_000,
@@ -253,9 +258,9 @@ class Settings(BaseModel):
         """Maximum images decoded at a time."""
         return self.max_decoded_images or min(max(2, len(os.sched_getaffinity(0))), 8)
 
-    @field_validator("otlp_endpoint")
+    @field_validator("otlp_endpoint", "label_studio_url")
     @classmethod
-    def _check_endpoint(cls, value: str | None) -> str | None:
+    def _check_url(cls, value: str | None) -> str | None:
         if value is None:
             return None
         parts = urlsplit(value)
@@ -328,23 +333,3 @@ def _check_together(values: Settings) -> None:
 def settings() -> Settings:
     """Return the settings of this process."""
     return read_settings(os.environ)
-
-
-def settings_table() -> str:
-    """Return the table of settings in Markdown."""
-    rows = ["| variable | default | meaning |", "|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        rows.append(f"| `{variable(name)}` | {_shown(field.default)} | {field.description}{_range(name)} |")
-    return "\n".join(rows)
-
-
-def _shown(default: object) -> str:
-    text = ",".join(default) if isinstance(default, tuple) else str(default)
-    return "unset" if default in (None, ()) else f"`{text.lower() if isinstance(default, bool) else text}`"
-
-
-def _range(name: str) -> str:
-    schema = Settings.model_json_schema()["properties"][name]
-    if "enum" in schema:
-        return f" One of {', '.join(schema['enum'])}."
-    return f" {schema['minimum']} to {schema['maximum']}." if "minimum" in schema else ""

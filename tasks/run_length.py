@@ -22,6 +22,12 @@ def encode_rings(rings: Sequence[Ring], image_size_wh: tuple[int, int]) -> RunLe
     return _typed(coco.merge(coco.frPyObjects(flat, height, width)))
 
 
+def decode_mask(mask: RunLengthMask) -> NDArray[np.bool_]:
+    """Return the mask (H, W) of run lengths."""
+    decoded: NDArray[np.uint8] = coco.decode({"size": list(mask.size_hw), "counts": mask.counts.encode("ascii")})
+    return decoded.astype(np.bool_)
+
+
 def _typed(encoded: Mapping[str, Any]) -> RunLengthMask:
     height, width = encoded["size"]
     return RunLengthMask((height, width), encoded["counts"].decode("ascii"))

@@ -112,11 +112,11 @@ def _from_json(body: bytes) -> RequestBody:
     return RequestBody(parse_image(document.pop("image")), document)
 
 
-def json_object(body: bytes) -> dict[str, object]:
-    """Return a JSON object with unique names; raise `InvalidRequest`."""
+def json_object(body: bytes, max_values: int = _MAX_JSON_VALUES) -> dict[str, object]:
+    """Return a JSON object with unique names and at most `max_values` values; raise `InvalidRequest`."""
     # Base64 has none of these characters, so that an image counts as one value.
-    if len(body) > _MAX_JSON_VALUES and sum(map(body.count, (b",", b"[", b"{"))) > _MAX_JSON_VALUES:
-        raise InvalidRequest(f"the body has more than {_MAX_JSON_VALUES} values, lists and objects")
+    if len(body) > max_values and sum(map(body.count, (b",", b"[", b"{"))) > max_values:
+        raise InvalidRequest(f"the body has more than {max_values} values, lists and objects")
     try:
         document = json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

@@ -65,7 +65,7 @@ class RestBoundary:
     """Wraps endpoints, and gives them the core once `start` was called."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self.settings = settings
         self.entrance = DrainGate()
         self._core: Core | None = None
         self._api_keys = ApiKeys(None)
@@ -116,6 +116,14 @@ class RestBoundary:
             raise NotReady("the service is starting; try again in a few seconds")
         return self._core
 
+    def is_authorized(self, request: Request) -> bool:
+        """Return True for a request with an accepted key."""
+        try:
+            self._checked_quota(request)
+        except ServiceError:
+            return False
+        return True
+
     def refusal(self, request: Request) -> Response | None:
         """Return the error response to a request without an accepted key, else None."""
         try:
@@ -132,7 +140,7 @@ class RestBoundary:
         self.core().take_place(context)
         try:
             async with asyncio.timeout(context.deadline_s - time.monotonic()):
-                return await reader(request, self._settings.max_body_bytes)
+                return await reader(request, self.settings.max_body_bytes)
         except TimeoutError as error:
             raise DeadlineExceeded("the request's body was not received before the deadline") from error
 
@@ -146,10 +154,10 @@ class RestBoundary:
         """Return the timeout of a request: its X-Deadline-Ms, at most the service's own."""
         header = request.headers.get("x-deadline-ms")
         if header is None:
-            return self._settings.request_timeout_s
+            return self.settings.request_timeout_s
         if not (header.isascii() and header.isdigit() and len(header) <= 15) or int(header) == 0:
             raise InvalidRequest(f"X-Deadline-Ms must be a whole number of milliseconds above 0, not {shown(header)}")
-        return min(int(header) / 1000, self._settings.request_timeout_s)
+        return min(int(header) / 1000, self.settings.request_timeout_s)
 
 
 async def no_such_path(request: Request, error: Exception, interface: Interface = REST) -> Response:

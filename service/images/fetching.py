@@ -1,8 +1,8 @@
 """Fetches images from URLs in requests, from the public internet only.
 
 A name is resolved once per connection, and the connection goes to an address that was checked. Redirects are followed
-here and checked like the first URL. No cookies or credentials are sent. Errors never name resolved addresses, and no
-URL is logged.
+here and checked like the first URL. No cookies are sent, and an Authorization only if the caller gives one. Errors
+never name resolved addresses, and no URL is logged.
 """
 
 import asyncio
@@ -19,8 +19,13 @@ from service.images.url_rules import AllowedHost, CheckedUrl, ImageUrl, check_ur
 
 _MAX_REDIRECTS = 3
 _REDIRECT_STATUSES = (301, 302, 303, 307, 308)
-# identity: a compressed body could expand far beyond the limit on its size.
-_HEADERS = {"Accept": "image/jpeg, image/png, image/webp", "Accept-Encoding": "identity", "User-Agent": "diptych"}
+# identity: a compressed body could expand far beyond the limit on its size. */*: some hosts (Label Studio 1.23) answer
+# 406 without it.
+_HEADERS = {
+    "Accept": "image/jpeg, image/png, image/webp, */*;q=0.1",
+    "Accept-Encoding": "identity",
+    "User-Agent": "diptych",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +51,23 @@ class ImageFetcher:
         self._resolver = resolver
         self._is_allowed = is_allowed
 
-    async def fetch(self, url: ImageUrl, deadline_s: float, client: str) -> bytes:
+    async def fetch(self, url: ImageUrl, deadline_s: float, client: str, authorization: str | None = None) -> bytes:
         """Return the body at a URL; raise `InvalidRequest`, `PayloadTooLarge`, `Overloaded` or `DeadlineExceeded`.
 
-        `deadline_s` is on the clock of `time.monotonic()`.
+        `deadline_s` is on the clock of `time.monotonic()`. `authorization` is sent to every allowed host.
         """
         try:
             async with asyncio.timeout(min(self._limits.timeout_s, deadline_s - time.monotonic())):
-                return await self._follow(check_url(url.text, self._allowed), client)
+                return await self._follow(check_url(url.text, self._allowed), client, authorization)
         except TimeoutError as error:
             if time.monotonic() >= deadline_s:
                 raise DeadlineExceeded("the image could not be fetched from its URL before the deadline") from error
             raise _failed(f"the image could not be fetched from its URL within {self._limits.timeout_s:g} s") from error
 
-    async def _follow(self, url: CheckedUrl, client: str) -> bytes:
+    async def _follow(self, url: CheckedUrl, client: str, authorization: str | None) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):
             try:
-                answer = await self._get(url, client)
+                answer = await self._get(url, client, authorization)
             except (aiohttp.ClientError, OSError) as error:
                 raise _failed(_reason(error, url)) from error
             if isinstance(answer, bytes):
@@ -70,7 +75,7 @@ class ImageFetcher:
             url = check_url(_target(url, answer), self._allowed)
         raise _failed(f"the image's URL redirects more than {_MAX_REDIRECTS} times")
 
-    async def _get(self, url: CheckedUrl, client: str) -> bytes | str:
+    async def _get(self, url: CheckedUrl, client: str, authorization: str | None) -> bytes | str:
         """Return the body at a URL, or the location of its redirect."""
         if url.is_ip_address and not self._is_allowed(url.host):
             raise NoAllowedAddress(url.host)
@@ -79,7 +84,7 @@ class ImageFetcher:
         async with (
             aiohttp.ClientSession(
                 connector=connector,
-                headers=_HEADERS,
+                headers=_HEADERS if authorization is None else _HEADERS | {"Authorization": authorization},
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 timeout=aiohttp.ClientTimeout(),  # none: `fetch` has one

@@ -222,7 +222,7 @@ class Core:
         """Count a request as pending and open its image; raise `Overloaded` or the image's error."""
         self.take_place(context)
         try:
-            data = image if isinstance(image, bytes) else await self._fetched(image, context)
+            data = image if isinstance(image, bytes) else await self.fetched(image, context)
             opened_image = LazyImage(data, self._decoder, context.quota.name)
             await opened_image.open()
             context.quota.take_pixels(math.prod(opened_image.header.size_wh))
@@ -230,7 +230,8 @@ class Core:
         finally:
             self.leave(context)
 
-    async def _fetched(self, image: ImageUrl, context: RequestContext) -> bytes:
+    async def fetched(self, image: ImageUrl, context: RequestContext) -> bytes:
+        """Return the file at a URL; raise `InvalidRequest` if URLs are disabled."""
         if self._fetcher is None:
             message = "image is a URL, and image URLs are disabled; send a data: URL, base64 or a file"
             raise InvalidRequest(message, "image")

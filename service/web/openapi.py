@@ -1,6 +1,7 @@
 """The OpenAPI document, generated from the task table and from the models of requests and answers.
 
-Bodies of the Open Inference Protocol are specified by its own documents, which their operations name.
+Bodies of the Open Inference Protocol and of Label Studio are specified by their own documents, which their operations
+name.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from service.inference.request_fields import CompareFields, GenerationFields, PredictFields
 from service.inference.served_models import ServedModels
+from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
 from service.open_inference.http_bodies import OpenInferenceError
 from service.openai.wire import ChatCompletion, ChatError, ChatRequest
 from service.schema.wire import AnswerJson, ComparisonJson, ErrorJson
@@ -43,6 +45,16 @@ _MODEL_PATHS = {
     "/ready": "Readiness of a model.",
     "/infer": "Answer with one model: inputs are named as the fields of /v1/predict, the output `result` is its body.",
 }
+_LABEL_STUDIO = (
+    "Label Studio's ML backend protocol, https://labelstud.io/guide/ml_create, for all models or the one of the path."
+)
+_LABEL_STUDIO_PATHS = {
+    "health": ("get", "Readiness of the models."),
+    "versions": ("get", "Versions of the models, as their predictions name them."),
+    "setup": ("post", "Check a labelling configuration."),
+    "predict": ("post", "Predict tasks, or answer a prompt."),
+    "webhook": ("post", "Accept an event, which changes nothing."),
+}
 
 JsonObject = dict[str, Any]
 
@@ -66,6 +78,7 @@ def openapi_document(models: ServedModels) -> JsonObject:
             "/v1/models/{model_id}": {"get": _model_operation()},
             "/v1/tasks": {"get": _listing("listTasks", "All tasks with the schemas of their parameters.")},
             **_open_inference_paths(),
+            **_label_studio_paths(),
         },
         "components": {
             "schemas": {
@@ -159,12 +172,26 @@ def _open_inference_paths() -> JsonObject:
 
 
 def _open_inference_operation(summary: str, names: Sequence[str] = ()) -> JsonObject:
+    return _foreign_operation(summary, _OPEN_INFERENCE, names, OpenInferenceError.__name__)
+
+
+def _label_studio_paths() -> JsonObject:
+    failed = _foreign_operation("Repeat the error of a failed call.", _LABEL_STUDIO, ("status",), ErrorJson.__name__)
+    paths: JsonObject = {f"{LABEL_STUDIO_PREFIX}/failed/{{status}}": {"get": failed}}
+    for prefix, names in ((LABEL_STUDIO_PREFIX, ()), (f"{LABEL_STUDIO_PREFIX}/{{model}}", ("model",))):
+        for path, (method, summary) in _LABEL_STUDIO_PATHS.items():
+            operation = _foreign_operation(summary, _LABEL_STUDIO, names, ErrorJson.__name__)
+            body = {"requestBody": {"required": True, **_json({"type": "object"})}} if method == "post" else {}
+            paths[f"{prefix}/{path}"] = {method: operation | body}
+    return paths
+
+
+def _foreign_operation(summary: str, description: str, names: Sequence[str], error: str) -> JsonObject:
     return {
         "summary": summary,
-        "description": _OPEN_INFERENCE,
+        "description": description,
         "parameters": [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names],
-        "responses": {"200": {"description": "the answer", **_json({"type": "object"})}}
-        | _errors(OpenInferenceError.__name__),
+        "responses": {"200": {"description": "the answer", **_json({"type": "object"})}} | _errors(error),
     }
 
 

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from service.settings import Settings, SettingsError, read_settings, settings_table, variable
+from service.settings import Settings, SettingsError, read_settings, variable
+from service.settings_markdown import settings_table
 
 
 def test_empty_environment_gives_the_defaults() -> None:

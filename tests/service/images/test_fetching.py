@@ -78,7 +78,7 @@ def test_request_has_no_cookies_or_credentials() -> None:
     assert request == "GET / HTTP/1.1"
     assert {name.lower(): value for name, value in (line.split(": ") for line in headers)} == {
         "host": f"images.test:{port}",
-        "accept": "image/jpeg, image/png, image/webp",
+        "accept": "image/jpeg, image/png, image/webp, */*;q=0.1",
         "accept-encoding": "identity",
         "user-agent": "diptych",
         "connection": "close",

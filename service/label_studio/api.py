@@ -1,0 +1,211 @@
+"""Label Studio's ML backend protocol over the core, for all served models or for one.
+
+/integrations/label-studio[/MODEL]  + GET /health  GET /versions  POST /setup  POST /predict  POST /webhook
+
+Label Studio shows of a failed call its status and URL, but not its body: it is redirected to a URL that has the message
+(GET …/failed/STATUS?MESSAGE), so that its pages show it. It sends basic authentication, whose password is `KEY` or
+`KEY:TOKEN`, the API key of this service and an access token of Label Studio: it shows user names to others.
+Source: HumanSignal/label-studio label_studio/ml/api_connector.py (requests), label_studio/ml/models.py (answers).
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
+from urllib.parse import quote_plus, unquote_plus
+
+from pydantic import BaseModel, Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from runners.transport.disconnection import while_connected
+from service.errors import InvalidRequest, NotReady, UnsupportedTask
+from service.http.body import json_object, parsed, read_bytes
+from service.http.boundary import STATUSES, Endpoint, Interface, RestBoundary
+from service.inference.core import Core, RequestContext
+from service.inference.served_models import ServedModel
+from service.label_studio.asks import batch_asks, check_offered, interactive_asks
+from service.label_studio.batch import Batch, Plan, version_of
+from service.label_studio.images import LabelStudioHost, TaskImages, is_token
+from service.label_studio.labelling_config import parse_config
+from service.schema.wire import ErrorDetail, ErrorJson
+from service.validation import rejected_field
+from tasks.errors import shown
+
+PREFIX = "/integrations/label-studio"
+_PATHS = (PREFIX, f"{PREFIX}/{{model}}")
+_MAX_TASKS = 1000
+_MAX_JSON_VALUES = 1_000_000  # an interactive call has all annotations of its task, with the bytes of brush masks
+_LABEL_STUDIO_AGENT = "heartex/"  # label_studio/ml/api_connector.py
+_READABLE = ",;:'()/"
+_TRAINING = "START_TRAINING"
+LABEL_STUDIO = Interface("label_studio")
+
+BodyT = TypeVar("BodyT", bound=BaseModel)
+
+
+class _Setup(BaseModel):
+    label_config: str = Field(alias="schema")
+
+
+class _Params(BaseModel):
+    context: dict[str, Any] | None = None
+
+
+class _Predict(BaseModel):
+    tasks: list[dict[str, Any]] = Field(min_length=1, max_length=_MAX_TASKS)
+    label_config: str
+    params: _Params = _Params()
+
+
+class LabelStudioApi:
+    """The endpoints of the protocol."""
+
+    def __init__(self, boundary: RestBoundary) -> None:
+        self._boundary = boundary
+        self._host = LabelStudioHost.of(boundary.settings)
+
+    def routes(self) -> list[Route]:
+        gets: dict[str, Endpoint] = {"health": self.health, "versions": self.versions}
+        posts: dict[str, Endpoint] = {"setup": self.setup, "predict": self.predict, "webhook": self.webhook}
+        methods = [("GET", gets), ("POST", posts)]
+        failed = f"{PREFIX}/failed/{{status}}"
+        return [
+            Route(failed, self._boundary.endpoint(self.failed, LABEL_STUDIO, is_public=True), methods=["GET"]),
+            *(
+                Route(f"{path}/{name}", self._endpoint(function, is_public=name == "webhook"), methods=[method])
+                for path in _PATHS
+                for method, functions in methods
+                for name, function in functions.items()
+            ),
+        ]
+
+    def _endpoint(self, function: Endpoint, is_public: bool) -> Callable[[Request], Awaitable[Response]]:
+        return _with_shown_errors(_with_bearer(self._boundary.endpoint(function, LABEL_STUDIO, is_public=is_public)))
+
+    async def health(self, request: Request, _context: RequestContext) -> Response:
+        """Return readiness, to a request with an accepted key: Label Studio shows a wrong key at this call."""
+        core = self._boundary.core()
+        models = _models(core, request)
+        is_ready = await asyncio.gather(*map(core.is_ready, models))
+        if not all(is_ready):
+            unready = ", ".join(model.id for model, ready in zip(models, is_ready, strict=True) if not ready)
+            raise NotReady(f"{unready} is starting or unavailable; try again in a few seconds")
+        return JSONResponse({"status": "UP", "model_class": "Diptych"})
+
+    async def failed(self, request: Request, context: RequestContext) -> Response:
+        """Repeat the status of a failed call, whose message is in the URL."""
+        given = request.path_params["status"]
+        code = next((code for code, status in STATUSES.items() if str(status) == given), None)
+        if code is None:
+            raise InvalidRequest(f"no call fails with the status {shown(given)}")
+        message = unquote_plus(request.url.query)
+        detail = ErrorDetail(code=code, message=message, param=None, request_id=context.request_id)
+        return JSONResponse(ErrorJson(error=detail).model_dump(), STATUSES[code])
+
+    async def versions(self, request: Request, _context: RequestContext) -> Response:
+        models = _models(self._boundary.core(), request)
+        return JSONResponse({"versions": [version_of(model) for model in models]})
+
+    async def setup(self, request: Request, context: RequestContext) -> Response:
+        """Check the labelling configuration; return the version of the first model that can fill it.
+
+        Label Studio asks for predictions of a task while it has none of that version.
+        """
+        core = self._boundary.core()
+        setup = await self._read(_Setup, request, context)
+        plan = _plan(_models(core, request), setup.label_config, None)
+        return JSONResponse({"model_version": plan.version(plan.by_model())})
+
+    async def predict(self, request: Request, context: RequestContext) -> Response:
+        """Return the predictions of each task, one of each model; or, with a prompt, the one that answers it."""
+        core = self._boundary.core()
+        asked = await self._read(_Predict, request, context)
+        plan = _plan(_models(core, request), asked.label_config, asked.params.context)
+        images = TaskImages(core, self._host, request.state.label_studio_token)
+        batch = Batch(core, plan, images, context)
+        is_batch = asked.params.context is None
+        answering = batch.outcomes(asked.tasks) if is_batch else batch.prompted(asked.tasks[0])
+        return JSONResponse({"results": await while_connected(request.receive, answering)})
+
+    async def webhook(self, request: Request, context: RequestContext) -> Response:
+        """Refuse to train; accept all other events unread, as Label Studio sends them without the backend's key."""
+        if self._boundary.is_authorized(request):
+            core = self._boundary.core()
+            body = await parsed(_json, await self._boundary.read(read_bytes, request, context))
+            core.leave(context)
+            if body.get("action") == _TRAINING:
+                raise UnsupportedTask("models are not trained from annotations here; see docs/models.md for adapters")
+        return JSONResponse({"status": "ok"})
+
+    async def _read(self, model: type[BodyT], request: Request, context: RequestContext) -> BodyT:
+        """Return a body; its place is given back, since each prediction takes its own."""
+        raw = await self._boundary.read(read_bytes, request, context)
+        self._boundary.core().leave(context)
+        try:
+            return await parsed(lambda body: model.model_validate(_json(body)), raw)
+        except ValidationError as error:
+            rejected = rejected_field(error)
+            raise InvalidRequest(rejected.message, rejected.name) from error
+
+
+_json = partial(json_object, max_values=_MAX_JSON_VALUES)
+
+
+def _models(core: Core, request: Request) -> tuple[ServedModel, ...]:
+    model_id = request.path_params.get("model")
+    return tuple(core.models) if model_id is None else (core.models.get(model_id),)
+
+
+def _plan(models: Sequence[ServedModel], label_config: str, context: Mapping[str, Any] | None) -> Plan:
+    """Return what to ask; raise `InvalidRequest` or `UnsupportedTask`."""
+    controls = parse_config(label_config)
+    asks = batch_asks(controls) if context is None else interactive_asks(controls, context)
+    check_offered(models, asks)
+    return Plan(tuple(models), asks)
+
+
+def _with_bearer(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """Return an endpoint for requests whose key is the password of basic authentication."""
+
+    async def answer(request: Request) -> Response:
+        key, request.state.label_studio_token = _basic_credentials(request.headers.getlist("authorization"))
+        if not key:
+            return await endpoint(request)
+        others = [(name, value) for name, value in request.scope["headers"] if name != b"authorization"]
+        bearer = (b"authorization", b"Bearer " + key.encode())
+        return await endpoint(Request({**request.scope, "headers": [*others, bearer]}, request.receive))
+
+    return answer
+
+
+def _with_shown_errors(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """Return an endpoint that redirects Label Studio to the message of an error."""
+
+    async def answer(request: Request) -> Response:
+        response = await endpoint(request)
+        is_failed = response.status_code in STATUSES.values()
+        if not (is_failed and request.headers.get("user-agent", "").startswith(_LABEL_STUDIO_AGENT)):
+            return response
+        message = json.loads(bytes(response.body))["error"]["message"]
+        url = f"{PREFIX}/failed/{response.status_code}?{quote_plus(message, safe=_READABLE)}"
+        return RedirectResponse(url, 303, {"X-Request-Id": response.headers["x-request-id"]})
+
+    return answer
+
+
+def _basic_credentials(headers: Sequence[str]) -> tuple[str, str]:
+    """Return key and token of basic authentication (RFC 7617); empty for any other header."""
+    scheme, _, encoded = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
+    if scheme.lower() != "basic":
+        return "", ""
+    try:
+        _, _, password = base64.b64decode(encoded.strip(), validate=True).decode("ascii").partition(":")
+    except (binascii.Error, ValueError):
+        return "", ""
+    key, _, token = password.rpartition(":")
+    return (key, token) if is_token(token) else (password, "")

@@ -1,0 +1,240 @@
+"""Which tasks the controls of a project ask of a model: of a whole image, or of a prompt that the user gives.
+
+| control | task of an image |
+| RectangleLabels | open_vocabulary_detection of its labels |
+| PolygonLabels, BrushLabels | instance_segmentation of each label |
+| TextArea | captioning, or its `model_task`: ocr, visual_question_answering |
+| Rectangle or Polygon with a TextArea perRegion | ocr_with_regions, or dense_region_captioning |
+| Rectangle | region_proposal |
+| Choices | open_vocabulary_detection of its choices, or visual_question_answering of `model_question` |
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from service.errors import InvalidRequest, UnsupportedTask
+from service.inference.core import Fields
+from service.inference.prediction import Answer
+from service.inference.request_fields import PredictFields, parse_fields
+from service.inference.served_models import ServedModel
+from service.label_studio.labelling_config import LABELS_TAGS, Control
+from service.label_studio.regions import (
+    JsonObject,
+    RegionTags,
+    boxes,
+    chosen_answer,
+    chosen_objects,
+    labelled_boxes,
+    labelled_masks,
+    located_texts,
+    written_text,
+)
+from tasks.errors import shown
+from tasks.parameter_kinds import MAX_LABELS
+
+_QUESTION = "visual_question_answering"
+_TEXT_TASKS = ("captioning", "ocr", _QUESTION)
+_REGION_TEXT_TASKS = ("ocr_with_regions", "dense_region_captioning")
+_SEGMENTATION = "instance_segmentation"
+_SHAPES = ("Rectangle", "Polygon", "RectangleLabels", "PolygonLabels")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One task for a model, and what its answer becomes."""
+
+    task: str
+    image_key: str
+    fields: Fields  # without model
+    results: Callable[[Answer], Iterable[JsonObject]]
+
+
+def batch_asks(controls: Sequence[Control]) -> tuple[Ask, ...]:
+    """Return the tasks of an image, checked; raise `InvalidRequest` for an invalid label or option."""
+    filled = [each for each in controls if not (each.is_prompt or each.is_interactive_only)]
+    texts = [each for each in filled if each.tag == "TextArea" and each.is_per_region]
+    asks: list[Ask] = []
+    for text in texts:
+        tags = _region_tags(text, filled)
+        filled = [each for each in filled if each not in (text, tags.shape, tags.label)]
+        asks.append(_region_text_ask(tags))
+    asks += [ask for control in filled if not control.is_per_region for ask in _control_asks(control)]
+    for ask in asks:
+        if isinstance(ask.fields, Mapping):
+            parse_fields(PredictFields, ask.fields)
+    return tuple(asks)
+
+
+def _region_tags(text: Control, controls: Sequence[Control]) -> RegionTags:
+    """Return the tags of the regions that a perRegion text belongs to: the first shape over its image, and a label."""
+    near = [each for each in controls if each.image == text.image]
+    shape = next((each for tag in _SHAPES for each in near if each.tag == tag), None)
+    if shape is None:
+        raise InvalidRequest(f"TextArea {text.name} is perRegion and needs one of {', '.join(_SHAPES)}", "label_config")
+    label = shape if shape.labels else next((each for each in near if each.tag == "Labels" and each.labels), None)
+    return RegionTags(shape, text, label)
+
+
+def _region_text_ask(tags: RegionTags) -> Ask:
+    task = _chosen_task(tags.text, _REGION_TEXT_TASKS, _REGION_TEXT_TASKS[0])
+    return Ask(task, tags.text.image_key, _fields(tags.text, task), partial(located_texts, tags=tags))
+
+
+def _control_asks(control: Control) -> Iterator[Ask]:
+    ask = partial(Ask, image_key=control.image_key)
+    match control.tag:
+        case "RectangleLabels":
+            yield from _detection_asks(control, labelled_boxes)
+        case "PolygonLabels" | "BrushLabels":
+            for label in control.labels:
+                for phrase in label.phrases:
+                    yield _segmentation_ask(control, label.value, {"phrase": phrase})
+        case "Rectangle":
+            task = "region_proposal"
+            yield ask(task, fields=_fields(control, task), results=partial(boxes, control=control))
+        case "TextArea":
+            task = _text_task(control)
+            if task == _QUESTION and "model_question" not in control.attributes:
+                return  # the user's prompt is the question
+            yield ask(task, fields=_fields(control, task), results=partial(written_text, control=control))
+        case "Choices" if "model_question" in control.attributes:
+            task = _QUESTION
+            yield ask(task, fields=_fields(control, task), results=partial(chosen_answer, control=control))
+        case "Choices":
+            yield from _detection_asks(control, chosen_objects)
+
+
+def _detection_asks(control: Control, results: Callable[..., Iterable[JsonObject]]) -> Iterator[Ask]:
+    """Yield detections of all phrases; their number in a request is limited, and each counts once."""
+    phrases = list({phrase.casefold(): phrase for label in control.labels for phrase in label.phrases}.values())
+    task = "open_vocabulary_detection"
+    for start in range(0, len(phrases), MAX_LABELS):
+        fields = _fields(control, task) | {"labels": phrases[start : start + MAX_LABELS]}
+        yield Ask(task, control.image_key, fields, partial(results, control=control))
+
+
+def _segmentation_ask(control: Control, label: str, what: Mapping[str, object]) -> Ask:
+    fields = {**_segmentation_fields(control), **what}
+    return Ask(_SEGMENTATION, control.image_key, fields, partial(labelled_masks, control=control, label=label))
+
+
+def _segmentation_fields(control: Control) -> dict[str, object]:
+    return _fields(control, _SEGMENTATION) | {"mask_format": "rle" if control.tag == "BrushLabels" else "polygon"}
+
+
+def _text_task(control: Control) -> str:
+    default = _QUESTION if "model_question" in control.attributes else _TEXT_TASKS[0]
+    return _chosen_task(control, _TEXT_TASKS, default)
+
+
+def _chosen_task(control: Control, allowed: Sequence[str], default: str) -> str:
+    task = control.attributes.get("model_task", default)
+    if task not in allowed:
+        message = f"model_task of {control.tag} {control.name} is {shown(task)}; it must be one of {', '.join(allowed)}"
+        raise InvalidRequest(message, "label_config")
+    return task
+
+
+def _fields(control: Control, task: str) -> dict[str, object]:
+    """Return the fields of a task that are options of its control."""
+    options = {"captioning": ("detail", "language"), _QUESTION: ("question", "language")}
+    attributes = control.attributes
+    given = {name: attributes[f"model_{name}"] for name in options.get(task, ()) if f"model_{name}" in attributes}
+    return {"task": task, **given, **_min_score(control)}
+
+
+def _min_score(control: Control) -> dict[str, object]:
+    text = control.attributes.get("model_score_threshold")
+    if text is None:
+        return {}
+    try:
+        return {"min_score": float(text)}
+    except ValueError as error:
+        message = f"model_score_threshold of {control.tag} {control.name} is {shown(text)}; it must be from 0 to 1"
+        raise InvalidRequest(message, "label_config") from error
+
+
+def interactive_asks(controls: Sequence[Control], context: Mapping[str, object]) -> tuple[Ask, ...]:
+    """Return the tasks of the user's last prompt: a text, or a box drawn with a smart tool; raise `InvalidRequest`."""
+    drawn = context.get("result")
+    last = drawn[-1] if isinstance(drawn, list) and drawn else None
+    if last is None:
+        return ()
+    value = last.get("value") if isinstance(last, dict) else None
+    if not isinstance(value, dict):
+        raise InvalidRequest("an entry of context.result must be a region with a value", "context")
+    if isinstance(value.get("text"), list | str):
+        return tuple(_prompted_asks(controls, _joined(value["text"])))
+    if all(isinstance(value.get(name), int | float) for name in ("x", "y", "width", "height")) and value["width"] > 0:
+        return tuple(_boxed_asks(controls, value))
+    kind = shown(last.get("type"))
+    raise InvalidRequest(
+        f"the prompt is of type {kind}; it must be a text or a rectangle: models take no points", "context"
+    )
+
+
+def _joined(text: list[object] | str) -> str:
+    return text if isinstance(text, str) else " ".join(map(str, text))
+
+
+def _prompted_asks(controls: Sequence[Control], prompt: str) -> Iterator[Ask]:
+    for control in controls:
+        if control.tag == "RectangleLabels":
+            fields = {**_fields(control, "open_vocabulary_detection"), "labels": [prompt]}
+            label = control.label_of(prompt) or control.labels[0].value
+            results = partial(labelled_boxes, control=control, label=label)
+            yield Ask("open_vocabulary_detection", control.image_key, fields, results)
+        elif control.tag in ("PolygonLabels", "BrushLabels"):
+            yield _segmentation_ask(control, control.label_of(prompt) or control.labels[0].value, {"phrase": prompt})
+        elif _is_text(control) and _text_task(control) == _QUESTION:
+            fields = {"task": _QUESTION, "question": prompt}
+            yield Ask(_QUESTION, control.image_key, fields, partial(written_text, control=control))
+
+
+def _is_text(control: Control) -> bool:
+    return control.tag == "TextArea" and not (control.is_prompt or control.is_per_region)
+
+
+def _boxed_asks(controls: Sequence[Control], value: Mapping[str, Any]) -> Iterator[Ask]:
+    chosen = next((value[tag.lower()] for tag in LABELS_TAGS if tag.lower() in value), None)
+    for control in controls:
+        results: Callable[[Answer], Iterable[JsonObject]]
+        if control.tag in ("PolygonLabels", "BrushLabels"):
+            names = [label.value for label in control.labels]
+            label = next((name for name in names if isinstance(chosen, list) and name in chosen), names[0])
+            fields, results = _segmentation_fields(control), partial(labelled_masks, control=control, label=label)
+        elif _is_text(control):
+            fields = {"task": "region_description", **_detail(control)}
+            results = partial(written_text, control=control)
+        else:
+            continue
+        yield Ask(str(fields["task"]), control.image_key, partial(_with_region, fields, value), results)
+
+
+def _detail(control: Control) -> dict[str, str]:
+    return {"detail": "text"} if control.attributes.get("model_task") == "ocr" else {}
+
+
+def _with_region(
+    fields: Mapping[str, object], value: Mapping[str, float], size_wh: tuple[int, int]
+) -> Mapping[str, object]:
+    """Return the fields with a box in percent of the image as a region in pixels, within the image."""
+    corners = (value["x"], value["y"], value["x"] + value["width"], value["y"] + value["height"])
+    region = [min(max(at, 0), 100) * side / 100 for at, side in zip(corners, size_wh * 2, strict=True)]
+    return {**fields, "region": region}
+
+
+def asks_of(model: ServedModel, asks: Iterable[Ask]) -> tuple[Ask, ...]:
+    """Return the tasks that a model offers."""
+    return tuple(ask for ask in asks if ask.task in model.entry.task_ids)
+
+
+def check_offered(models: Sequence[ServedModel], asks: Sequence[Ask]) -> None:
+    """Raise `UnsupportedTask` if no model offers any of the tasks."""
+    if asks and not any(asks_of(model, asks) for model in models):
+        names, tasks = ", ".join(model.id for model in models), ", ".join(sorted({ask.task for ask in asks}))
+        raise UnsupportedTask(
+            f"the labelling configuration needs {tasks}, which {names} does not offer", "label_config"
+        )

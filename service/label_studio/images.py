@@ -1,0 +1,126 @@
+"""Reads the images of tasks: `data:` URLs, http(s) URLs under the service's rules, and files that Label Studio serves.
+
+A file of Label Studio (`/data/upload/…`, `/data/local-files/?d=…`, `/data/…`) is fetched from the operator's
+DIPTYCH_LABEL_STUDIO_URL alone, with the token that came with the request: a user sees what the token's owner sees, and
+the token goes nowhere else. Tokens are never stored or logged.
+Source: HumanSignal/label-studio label_studio/jwt_auth (personal tokens are exchanged for short ones; legacy tokens).
+"""
+
+import asyncio
+import re
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import quote, urlsplit
+
+import aiohttp
+
+from service.errors import InvalidRequest
+from service.http.body import parse_image
+from service.images.fetching import FetchLimits, ImageFetcher
+from service.images.host_addresses import SystemResolver
+from service.images.url_rules import AllowedHost, ImageUrl
+from service.inference.core import Core, RequestContext
+from service.settings import Settings, variable
+from tasks.errors import shown
+
+_PORTS = {"http": 80, "https": 443}
+_SAFE_IN_PATHS = "/?&=%+,:;@~!$'()*"
+_LEGACY_TOKEN = re.compile(r"[0-9a-f]{40}")
+_PERSONAL_TOKEN = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)  # a JWT, to be exchanged
+_SETTING = variable("label_studio_url")
+
+
+def is_token(text: str) -> bool:
+    """Return True for the form of an access token."""
+    return bool(_LEGACY_TOKEN.fullmatch(text) or _PERSONAL_TOKEN.fullmatch(text))
+
+
+@dataclass(frozen=True, slots=True)
+class LabelStudioHost:
+    """The operator's Label Studio."""
+
+    url: str  # without a slash at its end
+    fetcher: ImageFetcher
+    timeout_s: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self | None:
+        """Return the host of the settings, if one is set; its address may be private, as the operator named it."""
+        if settings.label_studio_url is None:
+            return None
+        parts = urlsplit(settings.label_studio_url)
+        allowed = AllowedHost(str(parts.hostname), parts.port or _PORTS[parts.scheme])
+        limits = FetchLimits(settings.max_body_bytes, settings.url_timeout_s)
+        fetcher = ImageFetcher([allowed], limits, SystemResolver(), is_allowed=lambda _address: True)
+        return cls(settings.label_studio_url.rstrip("/"), fetcher, settings.url_timeout_s)
+
+    @property
+    def origin(self) -> str:
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc}"
+
+    def path_of(self, source: str) -> str | None:
+        """Return the path of a file of this Label Studio; None for any other source."""
+        if source.startswith("/") and not source.startswith("//"):
+            return source
+        return source.removeprefix(self.origin) if source.startswith(f"{self.origin}/") else None
+
+    async def authorization(self, token: str) -> str:
+        """Return the header for a token of a user; raise `InvalidRequest` if Label Studio does not accept it."""
+        if _LEGACY_TOKEN.fullmatch(token):
+            return f"Token {token}"
+        if not is_token(token):
+            message = (
+                "the image is a file of Label Studio, and no access token of it was sent; enter KEY:TOKEN as the "
+                "password of the backend's basic authentication"
+            )
+            raise InvalidRequest(message, "image")
+        timeout = aiohttp.ClientTimeout(total=self.timeout_s)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as session,
+                session.post(
+                    f"{self.url}/api/token/refresh/", json={"refresh": token}, allow_redirects=False
+                ) as response,
+            ):
+                body = await response.json() if response.status == 200 else {}
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise InvalidRequest(
+                f"Label Studio at {_SETTING} is unreachable; its images cannot be fetched", "image"
+            ) from error
+        access = body.get("access") if isinstance(body, dict) else None
+        if not isinstance(access, str):
+            message = f"Label Studio does not accept the access token (status {response.status}); send a valid one"
+            raise InvalidRequest(message, "image")
+        return f"Bearer {access}"
+
+
+class TaskImages:
+    """Reads the images of one call."""
+
+    def __init__(self, core: Core, host: LabelStudioHost | None, token: str) -> None:
+        self._core = core
+        self._host = host
+        self._token = token
+        self._authorization: str | None = None
+        self._exchange = asyncio.Lock()  # of the token, once for the call
+
+    async def read(self, source: object, context: RequestContext) -> bytes:
+        """Return the image file that a task names; raise `ServiceError`."""
+        if not isinstance(source, str) or not source:
+            raise InvalidRequest(f"the task's image is {shown(source)}; it must be a URL", "image")
+        path = None if self._host is None else self._host.path_of(source)
+        if self._host is None or path is None:
+            if source.startswith("/"):
+                raise InvalidRequest(f"the image is a file of Label Studio, and {_SETTING} is not set", "image")
+            image = parse_image(source)
+            return image if isinstance(image, bytes) else await self._core.fetched(image, context)
+        url = ImageUrl(self._host.origin + quote(path, safe=_SAFE_IN_PATHS))
+        authorization = await self._header(self._host)
+        return await self._host.fetcher.fetch(url, context.deadline_s, context.quota.name, authorization)
+
+    async def _header(self, host: LabelStudioHost) -> str:
+        async with self._exchange:
+            if self._authorization is None:
+                self._authorization = await host.authorization(self._token)
+            return self._authorization

@@ -1,0 +1,145 @@
+"""Files of a Label Studio on this machine, which answers by path; the fetcher's own rules are tested with it."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from service.errors import InvalidRequest, ServiceError
+from service.images.fetching import FetchLimits, ImageFetcher
+from service.images.url_rules import AllowedHost
+from service.label_studio.images import LabelStudioHost, TaskImages, is_token
+from service.settings import Settings, SettingsError, read_settings
+from tests.support.fake_service import PNG, context, data_url, make_core
+from tests.support.image_hosts import ImageHost, Names, listening, redirect, response
+
+LEGACY, PERSONAL = "0" * 40, "e30.e30.c2ln"
+EXCHANGED = response(json.dumps({"access": "short"}).encode(), "200 OK", "Content-Type: application/json")
+OUTSIDE = "127.0.0.2"
+
+
+def read(
+    source: object, token: str = LEGACY, answers: dict[str, bytes] | None = None, prefix: str = ""
+) -> tuple[bytes | ServiceError, list[str]]:
+    """Return the image or the error, and the heads of the requests to Label Studio; PORT is its port in `source`."""
+
+    async def scenario() -> tuple[bytes | ServiceError, list[str]]:
+        async with listening(ImageHost(answers or {})) as host:
+            origin = f"http://127.0.0.1:{host.port}"
+            settings = Settings(label_studio_url=f"{origin}{prefix}/", url_hosts=(f"images.test:{host.port}",))
+            fetcher = ImageFetcher(
+                [AllowedHost("images.test", host.port)],
+                FetchLimits(1_000_000, 5),
+                Names({"images.test": ["127.0.0.1"]}),
+                lambda _: True,
+            )
+            images = TaskImages(make_core(fetcher=fetcher), LabelStudioHost.of(settings), token)
+            url = source.replace("PORT", str(host.port)) if isinstance(source, str) else source
+            try:
+                found: bytes | ServiceError = await images.read(url, context(timeout_s=10))
+            except ServiceError as error:
+                found = error
+            return found, host.requests
+
+    return asyncio.run(scenario())
+
+
+def headers_of(request: str) -> dict[str, str]:
+    lines = request.split("\r\n")[1:]
+    return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines) if name}
+
+
+def refusal(found: bytes | ServiceError) -> str:
+    assert isinstance(found, InvalidRequest)
+    assert found.param == "image"
+    assert LEGACY not in found.message
+    assert PERSONAL not in found.message
+    return found.message
+
+
+@pytest.mark.parametrize("source", ["/data/upload/1/a b.png", "http://127.0.0.1:PORT/data/upload/1/a%20b.png"])
+def test_uploaded_file_is_fetched_with_the_token(source: str) -> None:
+    found, (request,) = read(source, answers={"/data/upload/1/a%20b.png": response(PNG)})
+    assert found == PNG
+    assert headers_of(request)["authorization"] == f"Token {LEGACY}"
+
+
+def test_local_file_has_its_query() -> None:
+    path = "/data/local-files/?d=set%20a/sc%C3%A8ne.png"
+    assert read(path, answers={path: response(PNG)})[0] == PNG
+    assert read("/data/local-files/?d=set a/scène.png", answers={path: response(PNG)})[0] == PNG
+
+
+def test_personal_token_is_exchanged_for_a_short_one() -> None:
+    answers = {"/api/token/refresh/": EXCHANGED, "/data/a.png": response(PNG)}
+    found, (exchange, request) = read("/data/a.png", PERSONAL, answers)
+    assert found == PNG
+    assert exchange.startswith("POST ")
+    assert "authorization" not in headers_of(exchange)
+    assert headers_of(request)["authorization"] == "Bearer short"
+
+
+def test_label_studio_below_a_path_exchanges_its_tokens_there() -> None:
+    answers = {"/ls/api/token/refresh/": EXCHANGED, "/ls/data/a.png": response(PNG)}
+    assert read("/ls/data/a.png", PERSONAL, answers, prefix="/ls")[0] == PNG
+
+
+def test_other_hosts_get_no_token() -> None:
+    found, (request,) = read("http://images.test:PORT/a.png", answers={"/a.png": response(PNG)})
+    assert found == PNG
+    assert "authorization" not in headers_of(request)
+
+
+def test_redirect_to_another_host_is_refused_before_the_token_goes_there() -> None:
+    found, requests = read("/a.png", answers={"/a.png": redirect("http://images.test:1/b.png")})
+    assert "image is a URL at images.test" in refusal(found)
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "token", "reason"),
+    [
+        ("/data/a.png", "", "no access token of it was sent; enter KEY:TOKEN"),
+        ("/data/a.png", "x.y", "no access token of it was sent"),
+        ("/data/a.png", PERSONAL, "does not accept the access token (status 404)"),
+        ("/data/a.png", LEGACY, "answers with status 404"),
+        ("//images.test/a.png", LEGACY, "is a file of Label Studio"),
+        ("http://elsewhere.test/a.png", LEGACY, "the allowed hosts are images.test"),
+        ("s3://bucket/a.png", LEGACY, "image must be an http(s) URL"),
+        (None, LEGACY, "the task's image is None"),
+        (["/data/a.png"], LEGACY, "it must be a URL"),
+        ("", LEGACY, "it must be a URL"),
+    ],
+)
+def test_unreadable_source_is_an_error_that_says_why(source: object, token: str, reason: str) -> None:
+    assert reason in refusal(read(source, token)[0])
+
+
+def test_files_of_label_studio_need_its_url() -> None:
+    images = TaskImages(make_core(), LabelStudioHost.of(Settings()), LEGACY)
+    with pytest.raises(InvalidRequest, match="DIPTYCH_LABEL_STUDIO_URL is not set"):
+        asyncio.run(images.read("/data/a.png", context()))
+
+
+def test_embedded_image_needs_neither() -> None:
+    images = TaskImages(make_core(), None, "")
+    assert asyncio.run(images.read(data_url(PNG), context())) == PNG
+
+
+def test_unreachable_label_studio_is_an_error() -> None:
+    host = LabelStudioHost.of(Settings(label_studio_url="http://127.0.0.1:1"))
+    images = TaskImages(make_core(), host, PERSONAL)
+    with pytest.raises(InvalidRequest, match="DIPTYCH_LABEL_STUDIO_URL is unreachable"):
+        asyncio.run(images.read("/data/a.png", context()))
+
+
+@pytest.mark.parametrize("url", ["ftp://a.b", "http://user@a.b", "a.b", "http://a.b?c"])
+def test_url_of_label_studio_is_checked_at_the_start(url: str) -> None:
+    with pytest.raises(SettingsError, match="DIPTYCH_LABEL_STUDIO_URL"):
+        read_settings({"DIPTYCH_LABEL_STUDIO_URL": url})
+
+
+@pytest.mark.parametrize(("text", "expected"), [(LEGACY, True), (PERSONAL, True), ("key", False), ("", False)])
+def test_token_is_told_from_a_key(text: Any, expected: bool) -> None:
+    assert is_token(text) is expected

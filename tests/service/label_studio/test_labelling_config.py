@@ -1,0 +1,53 @@
+import pytest
+
+from service.errors import InvalidRequest
+from service.label_studio.labelling_config import Label, parse_config
+from tests.support.label_studio_config import IMAGE, labelled, only_control, view
+
+
+def test_labels_have_their_alias_and_phrases() -> None:
+    control = only_control(
+        '<RectangleLabels name="box" toName="image"><Label value="Car" alias="c" predicted_values="red car, blue car"/>'
+        '<Label value="dog, big"/></RectangleLabels>'
+    )
+    assert control.labels == (Label("c", ("red car", "blue car")), Label("dog, big", ("dog, big",)))
+    assert (control.result_type, control.image, control.image_key) == ("rectanglelabels", "image", "image")
+    assert control.label_of("BLUE CAR") == "c"
+    assert control.label_of("green car") is None
+
+
+def test_controls_nested_in_views_are_found_in_order() -> None:
+    text = view(f"<View>{labelled('BrushLabels', 'a', name='brush')}</View>", labelled("Choices", "x", name="choice"))
+    assert [control.name for control in parse_config(text)] == ["brush", "choice"]
+
+
+def test_controls_of_other_objects_and_unknown_ones_are_skipped() -> None:
+    text = view(
+        '<Text name="text" value="$text"/><TextArea name="of text" toName="text"/>',
+        '<Rating name="rating" toName="image"/>',
+        labelled("RectangleLabels", "a"),
+    )
+    assert [control.name for control in parse_config(text)] == ["box"]
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ("", "is not XML"),
+        ("<View>", "is not XML"),
+        (" " * 500_001, "has 500001 characters; the maximum is 500000"),
+        ('<!DOCTYPE a [<!ENTITY b "c">]><View>&b;</View>', "declares a document type"),
+        (view(labelled("KeyPointLabels", "a")), "has the control tags ['KeyPointLabels']"),
+        (view('<TextArea name="prompt" toName="image"/>'), "has the control tags ['TextArea']"),
+        (view(labelled("RectangleLabels")), "gives RectangleLabels no labels"),
+        (view(labelled("Choices")), "gives Choices no labels"),
+        (view(labelled("BrushLabels", *map(str, range(501)))), "gives BrushLabels 501 labels; the maximum is 500"),
+        (view(*(labelled("BrushLabels", "a"),) * 51), "has 51 control tags; the maximum is 50"),
+        (f"<View>{IMAGE.replace('$image', 'image')}{labelled('BrushLabels', 'a')}</View>", "has the control tags"),
+    ],
+)
+def test_unusable_configuration_is_an_error_that_says_why(config: str, reason: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_config(config)
+    assert f"the labelling configuration {reason}" in caught.value.message
+    assert caught.value.param == "label_config"
