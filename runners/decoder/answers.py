@@ -42,6 +42,7 @@ def to_request(
         constraint=None if spec.grammar is None else decoder.constraints.get(spec.grammar),
         deadline_s=time.monotonic() + spec.timeout_s,
         on_tokens=on_tokens,
+        prompt_words=None if spec.grammar is None else decoder.prompt_words(prompt_ids),
     )
 
 

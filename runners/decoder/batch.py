@@ -15,6 +15,7 @@ from torch import Tensor
 
 from runners.decoder.beams import BeamSequence
 from runners.decoder.constraints import Constraints
+from runners.decoder.drafts import MAX_SLOTS, DraftedPass, PromptWords, paying, rows_of
 from runners.decoder.rules import GenerationRules
 from runners.decoder.sequences import (
     GeneratedSequence,
@@ -22,10 +23,12 @@ from runners.decoder.sequences import (
     SequenceRequest,
     SingleSequence,
 )
-from runners.decoder.token_choice import choose_tokens
+from runners.decoder.token_choice import RowConditions, choose_tokens
 from runners.decoder.tokenizer import Segments
 
 CacheT = TypeVar("CacheT")
+
+_PADDING = RowConditions()  # of rows that no sequence reads
 
 
 class Detokenizer(Protocol):
@@ -42,9 +45,15 @@ class Decoder(Protocol[CacheT]):
     rules: GenerationRules
     constraints: Constraints
     pad_token_id: int
+    can_draft: bool  # False on a GPU, whose captured steps take one token of each slot
+    can_draft_first: bool  # a prefill can read drafts too
 
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
         """Return the token ids of a prompt, with the tokens that the family adds around it."""
+        ...
+
+    def prompt_words(self, prompt_ids: Sequence[int]) -> PromptWords:
+        """Return the tokens of a prompt as a source of drafts."""
         ...
 
     def text_stream(self) -> Detokenizer:
@@ -59,15 +68,29 @@ class Decoder(Protocol[CacheT]):
         """Allocate the key-value cache of `num_slots` sequences."""
         ...
 
-    def prefill(self, cache: CacheT, requests: Sequence[SequenceRequest], first_slot: int) -> Tensor:
-        """Process images and prompts into the slots from `first_slot` on; return the logits (B, V) of each next token.
+    def prefill(
+        self,
+        cache: CacheT,
+        requests: Sequence[SequenceRequest],
+        first_slot: int,
+        drafts: Sequence[Sequence[int]] = (),
+    ) -> Tensor:
+        """Process images and prompts into the slots from `first_slot` on; return the logits (R, V) of each next token.
 
-        The slots must be free.
+        The slots must be free. With `drafts`, one for each request, rows are those of `rows_of(drafts)`.
         """
         ...
 
     def decode_step(self, cache: CacheT, token_ids: Tensor) -> Tensor:
         """Process `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
+        ...
+
+    def decode_drafts(self, cache: CacheT, tokens: DraftedPass) -> Tensor:
+        """Like `decode_step`, with further rows of logits for drafted tokens, which only `accept` keeps."""
+        ...
+
+    def accept(self, cache: CacheT, slots: Sequence[int], num_tokens: Sequence[int]) -> None:
+        """Keep the first `num_tokens` drafted tokens of each of `slots`; the next pass overwrites the others."""
         ...
 
     def clear(self, cache: CacheT, slot: int) -> None:
@@ -109,22 +132,36 @@ class LiveBatch(Generic[CacheT]):
     @torch.inference_mode()
     def admit(self, sequences: Sequence[LiveSequence]) -> None:
         """Prefill sequences into free slots and choose their first tokens."""
-        logits = self._decoder.prefill(self._cache, [s.request for s in sequences], len(self._owners))
+        drafts = self._drafts(sequences, self._decoder.can_draft_first)
+        logits = self._decoder.prefill(self._cache, [s.request for s in sequences], len(self._owners), drafts)
         for sequence in sequences:
             self._slots[sequence] = [self._take_slot(sequence)]
-        rows = {sequence: [row] for row, sequence in enumerate(sequences)}
+        rows = dict(zip(sequences, rows_of(drafts), strict=True))
         for sequence in sequences:
             self._add_beam_slots(sequence)
-        self._choose_tokens(rows, logits)
+        self._choose_tokens(rows, dict(zip(sequences, drafts, strict=True)), logits)
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Decode the next token of every live sequence."""
+        """Decode the next token of every live sequence, and those after it that its draft predicted."""
         last = [0] * len(self._owners)
         for sequence, slots in self._slots.items():
             for slot, token_id in zip(slots, sequence.last_token_ids, strict=True):
                 last[slot] = token_id
-        self._choose_tokens(self._slots, self._decoder.decode_step(self._cache, torch.tensor(last)))
+        drafts = self._drafts(self._owners, self._decoder.can_draft)
+        if any(drafts):
+            logits = self._decoder.decode_drafts(self._cache, DraftedPass(0, last, drafts))
+        else:
+            logits = self._decoder.decode_step(self._cache, torch.tensor(last))
+        by_slot = rows_of(drafts)
+        rows = {sequence: [row for slot in slots for row in by_slot[slot]] for sequence, slots in self._slots.items()}
+        self._choose_tokens(rows, dict(zip(self._owners, drafts, strict=True)), logits)
+
+    def _drafts(self, sequences: Sequence[LiveSequence], can_draft: bool) -> list[Sequence[int]]:
+        """Return the drafts that pay, one for each of `sequences`."""
+        if not can_draft or len(sequences) > MAX_SLOTS:
+            return [()] * len(sequences)
+        return paying([sequence.propose() for sequence in sequences])
 
     def remove_ended(self) -> list[LiveSequence]:
         """Free the slots of the sequences that have ended, and return these."""
@@ -155,19 +192,28 @@ class LiveBatch(Generic[CacheT]):
         if others:
             self._decoder.copy(self._cache, slots[:1] * len(others), others)
 
-    def _choose_tokens(self, rows: Mapping[LiveSequence, Sequence[int]], logits: Tensor) -> None:
+    def _choose_tokens(
+        self,
+        rows: Mapping[LiveSequence, Sequence[int]],
+        drafts: Mapping[LiveSequence, Sequence[int]],
+        logits: Tensor,
+    ) -> None:
         """Choose the next token of each row of each sequence; `rows` are its rows of `logits` (R, V)."""
-        conditions = {row: each for s in rows for row, each in zip(rows[s], s.conditions(), strict=True)}
-        choices = choose_tokens(logits, [conditions[row] for row in range(len(logits))], list(rows.values()))
+        conditions = {row: each for s in rows for row, each in zip(rows[s], s.conditions(drafts[s]), strict=True)}
+        by_row = [conditions.get(row, _PADDING) for row in range(len(logits))]
+        choices = choose_tokens(logits, by_row, list(rows.values()))
         moved: list[tuple[int, int]] = []  # slots, from and to
+        accepted: list[tuple[int, int]] = []  # slot and number of drafted tokens
         for sequence, own in zip(rows, choices, strict=True):
             parents = sequence.advance(own)
             if not sequence.has_ended:
                 slots = self._slots[sequence]
                 moved += [(slots[parent], to) for parent, to in zip(parents, slots, strict=True) if slots[parent] != to]
+                accepted += [(slot, sequence.num_accepted) for slot in slots if sequence.num_accepted]
+        if accepted:
+            self._decoder.accept(self._cache, *zip(*accepted, strict=True))
         if moved:
-            sources, targets = zip(*moved, strict=True)
-            self._decoder.reorder(self._cache, sources, targets)
+            self._decoder.reorder(self._cache, *zip(*moved, strict=True))
 
     def _free(self, slot: int, sequence: LiveSequence) -> None:
         """Free a slot of a removed sequence; the row in the last used slot moves there."""

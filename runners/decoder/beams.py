@@ -77,7 +77,14 @@ class BeamSequence:
         pairs = zip(min(answers), max(answers), strict=False)  # all others lie between these two in order
         return [first for first, last in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
-    def conditions(self) -> Sequence[RowConditions]:
+    @property
+    def num_accepted(self) -> int:
+        return 0
+
+    def propose(self) -> Sequence[int]:
+        return ()
+
+    def conditions(self, draft: Sequence[int] = ()) -> Sequence[RowConditions]:  # noqa: ARG002  # beams have none
         return [self._conditions(beam) for beam in self.beams]
 
     def advance(self, choices: Sequence[Choice]) -> Sequence[int]:

@@ -2,7 +2,7 @@
 
 A slot holds one sequence, at its first positions and without gaps. Live sequences always occupy slots 0 to n - 1, so
 that a step reads a plain slice; freeing a slot moves the last live sequence into it (runners/decoder/batch.py).
-Shapes: L slots, A key-value heads, P positions, D head size, B rows of a batch.
+Shapes: L slots, A key-value heads, P positions, D head size, B rows of a batch, T tokens of a row.
 """
 
 import math
@@ -37,10 +37,10 @@ class KeyValueCache:
         self._memory[layer, 1, slots, :, : keys.shape[2]] = values
 
     def append(self, layer: int, slots: slice, positions: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store `keys` and `values` (B, A, D) of `slots`, each at its own position of `positions` (B,)."""
-        rows = torch.arange(slots.start, slots.stop, device=positions.device)
-        self._memory[layer, 0, rows, :, positions] = keys
-        self._memory[layer, 1, rows, :, positions] = values
+        """Store `keys` and `values` (B, A, T, D) of `slots`, each at its own position of `positions` (B, T)."""
+        rows = torch.arange(slots.start, slots.stop, device=positions.device)[:, None]
+        self._memory[layer, 0, rows, :, positions] = keys.transpose(1, 2)
+        self._memory[layer, 1, rows, :, positions] = values.transpose(1, 2)
 
     def read(self, layer: int, slots: slice, num_positions: int) -> tuple[Tensor, Tensor]:
         """Return views of keys and values (B, A, num_positions, D)."""
@@ -79,6 +79,10 @@ class SlotLengths:
             self._on_host[slot] = length
         indices, values = torch.tensor([list(slots), list(lengths)], device=self.on_device.device)
         self.on_device[indices] = values
+
+    def add(self, slots: Sequence[int], amounts: Sequence[int]) -> None:
+        """Add `amounts` of tokens to `slots`."""
+        self.set(slots, [length + amount for length, amount in zip(self.of(slots), amounts, strict=True)])
 
     def increment(self, num_slots: int) -> None:
         """Add one token to each of the first `num_slots` slots."""

@@ -8,12 +8,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from random import Random
 from typing import Protocol
 
 from torch import Tensor
 
 from runners.decoder.constraints import Constraint, ConstraintState
+from runners.decoder.drafts import PromptWords
 from runners.decoder.errors import DeadlineExceeded, NonFiniteLogits, SequenceError
 from runners.decoder.rules import GenerationRules
 from runners.decoder.token_choice import Choice, RowConditions
@@ -36,6 +38,7 @@ class SequenceRequest:
     constraint: Constraint | None = None  # None: unconstrained
     deadline_s: float = math.inf  # on the clock of time.monotonic()
     on_tokens: TokenListener | None = None  # called with newly settled tokens, in the decoder's thread
+    prompt_words: PromptWords | None = None  # the source of drafts; used with a constraint only
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +77,26 @@ class LiveSequence(Protocol):
         """The leading tokens of the answer that can no longer change."""
         ...
 
-    def conditions(self) -> Sequence[RowConditions]:
-        """Return the conditions on the next token of each row; to be called once for each token."""
+    def propose(self) -> Sequence[int]:
+        """Return the likely next tokens, for a draft; none of a sequence with several rows."""
+        ...
+
+    def conditions(self, draft: Sequence[int] = ()) -> Sequence[RowConditions]:
+        """Return the conditions on the next token of each row, and on that after each token of `draft`.
+
+        To be called once a pass.
+        """
+        ...
+
+    @property
+    def num_accepted(self) -> int:
+        """The number of drafted tokens that the last `advance` appended."""
         ...
 
     def advance(self, choices: Sequence[Choice]) -> Sequence[int]:
         """Append the chosen tokens, and return each row's parent row, whose cache it continues.
 
+        Of a draft, `choices` are appended up to the first that differs from it.
         A sequence that fails gets its `error`; of one that has ended the rows are meaningless.
         """
         ...
@@ -100,11 +116,14 @@ class SingleSequence:
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: SequenceError | None = None
-    _state: ConstraintState | None = None
-    _is_constrained: bool = False  # at the next position
+    num_accepted: int = 0
+    _draft: Sequence[int] = ()
+    _conditions: Sequence[RowConditions] = ()  # on the next token, and after each drafted one
+    _state: ConstraintState | None = field(init=False)  # None: unconstrained
     _random: Random = field(init=False)
 
     def __post_init__(self) -> None:
+        self._state = None if self.request.constraint is None else self.request.constraint.start()
         self._random = Random(self.request.seed)
 
     @property
@@ -123,47 +142,75 @@ class SingleSequence:
     def settled_token_ids(self) -> Sequence[int]:
         return self.token_ids
 
-    def conditions(self) -> Sequence[RowConditions]:
-        allowed = None
+    def propose(self) -> Sequence[int]:
+        if self.request.temperature:
+            return ()
         forced = self.rules.forced_token(len(self.token_ids), self.request.max_new_tokens)
-        if forced is None and self.request.constraint is not None:
-            self._state = self._state or self.request.constraint.start()
-            allowed = self.request.constraint.allowed(self._state)
-        self._is_constrained = allowed is not None
+        draft = [] if forced is None else [forced]
+        constraint, words = self.request.constraint, self.request.prompt_words
+        if constraint is not None and words is not None and self._state is not None:
+            draft += words.continuation(self._state, constraint.allowed(self._state), self.token_ids)
+        return draft[: self.request.max_new_tokens - len(self.token_ids) - 1]
+
+    def conditions(self, draft: Sequence[int] = ()) -> Sequence[RowConditions]:
+        written, state = list(self.token_ids), self._state
+        conditions = [self._row_conditions(written, state)]
+        for token_id in draft:
+            state = self._state_after(state, token_id, conditions[-1])
+            written.append(token_id)
+            conditions.append(self._row_conditions(written, state))
+        self._draft, self._conditions = draft, conditions
+        return conditions
+
+    def _row_conditions(self, written: Sequence[int], state: ConstraintState | None) -> RowConditions:
+        constraint, allowed = self.request.constraint, None
+        forced = self.rules.forced_token(len(written), self.request.max_new_tokens)
+        if forced is None and constraint is not None and state is not None:
+            allowed = constraint.allowed(state)
         temperature = self.request.temperature
-        return [
-            RowConditions(
-                forced=forced,
-                banned=self.rules.banned_tokens(self.token_ids),
-                allowed=allowed,
-                temperature=temperature,
-                top_p=self.request.top_p,
-                uniform=self._random.random() if temperature else 0.0,
-            )
-        ]
+        return RowConditions(
+            forced=forced,
+            banned=self.rules.banned_tokens(written),
+            allowed=allowed,
+            temperature=temperature,
+            top_p=self.request.top_p,
+            uniform=self._random.random() if temperature else 0.0,
+        )
+
+    def _state_after(
+        self, state: ConstraintState | None, token_id: int, conditions: RowConditions
+    ) -> ConstraintState | None:
+        """Return the state after a token; one that the constraint did not choose does not change it."""
+        if self.request.constraint is None or state is None or conditions.allowed is None:
+            return state
+        return self.request.constraint.after(state, token_id)
 
     def advance(self, choices: Sequence[Choice]) -> Sequence[int]:
+        self.num_accepted = 0
         try:
-            self._append(choices[0].token_id, choices[0].logprob)
+            for choice, conditions, drafted in zip_longest(choices, self._conditions, self._draft):
+                self._append(choice, conditions)
+                if self.has_ended or choice.token_id != drafted:
+                    break
+                self.num_accepted += 1
         except SequenceError as error:
             self.error = error
         return (0,)
 
-    def _append(self, token_id: int, logprob: float) -> None:
+    def _append(self, choice: Choice, conditions: RowConditions) -> None:
         """Append the next token, and set `finish_reason` if it is the last.
 
         If rules and constraint together allow no token (-inf), the answer ends without it.
         """
         check_deadline(self.request, len(self.token_ids))
-        if logprob == -math.inf and self._is_constrained:
+        if choice.logprob == -math.inf and conditions.allowed is not None:
             self.finish_reason = "stop"
             return
-        if not math.isfinite(logprob):
+        if not math.isfinite(choice.logprob):
             raise NonFiniteLogits(f"the logits of token {len(self.token_ids)} are not finite")
-        if self.request.constraint is not None and self._state is not None:
-            self._state = self.request.constraint.after(self._state, token_id)
-        self.token_ids.append(token_id)
-        self.logprobs.append(logprob)
+        self._state = self._state_after(self._state, choice.token_id, conditions)
+        self.token_ids.append(choice.token_id)
+        self.logprobs.append(choice.logprob)
         self.finish_reason = finish_reason_of(self.token_ids, self.request.max_new_tokens, self.rules)
 
     def result(self) -> GeneratedSequence:

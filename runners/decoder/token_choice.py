@@ -52,7 +52,7 @@ class Choice:
 def choose_tokens(
     logits: Tensor, conditions: Sequence[RowConditions], sequences: Sequence[Sequence[int]]
 ) -> list[list[Choice]]:
-    """Return the choices of each sequence, best first: `num_candidates` if its rows are beams, else one.
+    """Return the choices of each sequence: `num_candidates`, best first, if its rows are beams, else one for each row.
 
     `conditions` are those of the rows of `logits` (R, V), `sequences` the rows of each sequence. A row with NaN or
     infinity has the log-probability NaN; a row without an allowed token, -inf.
@@ -62,7 +62,7 @@ def choose_tokens(
     searched = [part for group in groups for part in _best_continuations(logprobs, conditions, group)]
     token_ids, own_logprobs, *found = _read([*_choose_singly(logprobs, conditions), *searched])
     choices = {
-        rows[0]: [Choice(0, int(token_ids[rows[0]]), own_logprobs[rows[0]], own_logprobs[rows[0]])]
+        rows[0]: [Choice(0, int(token_ids[row]), own_logprobs[row], own_logprobs[row]) for row in rows]
         for rows in sequences
         if conditions[rows[0]].beam_score is None
     }

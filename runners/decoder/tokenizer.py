@@ -6,12 +6,14 @@ only; all other text, such as a user's, is tokenized by a second tokenizer that 
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Self
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+_SPACE = "Ġ"  # of byte-level vocabularies, as BART's
 Segments = Sequence[tuple[str, bool]]  # (text, is_control)
 
 
@@ -33,6 +35,7 @@ class PromptTokenizer:
     def __init__(self, tokenizer: Tokenizer, plain_tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._plain_tokenizer = plain_tokenizer
+        self.bare_id = cache(self._bare_id)
 
     @classmethod
     def load(cls, tokenizer_file: Path) -> Self:
@@ -47,6 +50,12 @@ class PromptTokenizer:
             tokenizer = self._tokenizer if is_control else self._plain_tokenizer
             ids.extend(tokenizer.encode(text, add_special_tokens=False).ids)
         return ids
+
+    def _bare_id(self, token_id: int) -> int:
+        """Return the token with the text of `token_id` without its first space; `token_id` itself if there is none."""
+        text = self._tokenizer.id_to_token(token_id) or ""
+        bare = self._tokenizer.token_to_id(text.removeprefix(_SPACE))
+        return token_id if bare is None else bare
 
     def text_stream(self) -> TextStream:
         return TextStream(self._tokenizer)

@@ -1,7 +1,7 @@
 """BART as Florence-2 uses it: the text encoder once, then decode steps over the slots of a key-value cache.
 
 Equivalent to transformers' BartModel (models/bart/modeling_bart.py: post-norm, positions start at 2).
-Shapes: B batch, S image and prompt, C hidden, A heads, D head size, V vocabulary.
+Shapes: B batch, S image and prompt, T tokens of a step, C hidden, A heads, D head size, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -94,9 +94,9 @@ class BartAttentionMetadata:
     """Positions and masks of a decode step, computed once for all layers."""
 
     slots: slice
-    positions: Tensor  # (B,) of the current token
-    num_decoded_tokens: int  # of the longest sequence, the current token included
-    is_decoded: Tensor  # (B, 1, 1, num_decoded_tokens) mask of self-attention
+    positions: Tensor  # (B, T) of the current tokens
+    num_decoded_tokens: int  # of the longest sequence, the current tokens included
+    is_decoded: Tensor  # (B, 1, T, num_decoded_tokens) mask of self-attention
     num_prefix_tokens: int  # of the longest image and prompt
     is_prefix: Tensor  # (B, 1, 1, num_prefix_tokens) mask of cross-attention
 
@@ -136,14 +136,14 @@ class Bart:
         self_attention: KeyValueCache,
         cross_attention: KeyValueCache,
     ) -> Tensor:
-        """Process one token (B,) of each slot and append it to `self_attention`; return the next logits (B, V)."""
+        """Process `token_ids` (B, T) and append them to `self_attention`; return the next logits (B * T, V)."""
         embeds = self.embeddings[token_ids] + self._decoder_positions[metadata.positions]
-        hidden_states = self._decoder_norm(embeds)[:, None]  # (B, 1, C)
+        hidden_states = self._decoder_norm(embeds)  # (B, T, C)
         for index, layer in enumerate(self._decoder_layers):
             hidden_states = self._attend_to_decoded(index, layer.attention, hidden_states, metadata, self_attention)
             hidden_states = self._attend_to_prefix(index, layer.cross, hidden_states, metadata, cross_attention)
             hidden_states = layer.feed_forward(hidden_states)
-        return self._head(hidden_states[:, 0])
+        return self._head(hidden_states.flatten(0, 1))
 
     def _attend_to_decoded(
         self,
@@ -154,7 +154,7 @@ class Bart:
         cache: KeyValueCache,
     ) -> Tensor:
         q, k, v = (split_heads(x, self.head_size) for x in attention.qkv(hidden_states).chunk(3, dim=-1))
-        cache.append(index, metadata.slots, metadata.positions, k[:, :, 0], v[:, :, 0])
+        cache.append(index, metadata.slots, metadata.positions, k, v)
         keys, values = cache.read(index, metadata.slots, metadata.num_decoded_tokens)
         attended = merge_heads(attend(q, keys, values, metadata.is_decoded, self.head_size**-0.5))
         return attention.norm(hidden_states + attention.out(attended))

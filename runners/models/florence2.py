@@ -16,6 +16,7 @@ from transformers import BartConfig
 from runners.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Precision, read_config
 from runners.decoder.constraints import Constraints
 from runners.decoder.cuda_graphs import Capture, CudaGraphs, capture_cuda_graph
+from runners.decoder.drafts import DraftedPass, PromptWords, TokenPlaces
 from runners.decoder.errors import SequenceTooLong
 from runners.decoder.kv_cache import CacheShape, KeyValueCache, SlotLengths
 from runners.decoder.rules import GenerationRules
@@ -54,6 +55,8 @@ class Florence2Decoder:
         self._bart = bart
         self._device = bart.embeddings.device
         self._tokenizer = tokenizer
+        self.can_draft = self._device.type != "cuda"
+        self.can_draft_first = self.can_draft
         self._bos_token_id: int = config["text_config"]["bos_token_id"]
         self._eos_token_id: int = config["text_config"]["eos_token_id"]
         start_token_id = rules.decoder_start_token_id
@@ -80,6 +83,11 @@ class Florence2Decoder:
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
         """Return `<s> prompt </s>`; source: transformers, models/florence2/processing_florence2.py."""
         return (self._bos_token_id, *self._tokenizer.encode(segments), self._eos_token_id)
+
+    def prompt_words(self, prompt_ids: Sequence[int]) -> PromptWords:
+        """Return the tokens of a prompt as a source of drafts; a label starts without the space before a word."""
+        words = prompt_ids[1:-1]  # without <s> and </s>
+        return PromptWords(words, [self._tokenizer.bare_id(token_id) for token_id in words])
 
     def text_stream(self) -> TextStream:
         return self._tokenizer.text_stream()
@@ -110,41 +118,60 @@ class Florence2Decoder:
         """Capture the graphs of the decode steps of `cache`, which read all positions of image and prompt."""
 
         def step(token_ids: Tensor, length: int) -> Tensor:
-            return self._step(cache, slice(0, len(token_ids)), token_ids, (length, self._max_positions))
+            slots = slice(0, len(token_ids))
+            positions = cache.num_decoded_tokens.on_device[slots, None].clamp(max=length - 1)
+            places = TokenPlaces(token_ids[:, None], slots, positions, length)
+            return self._step(cache, places, self._max_positions)
 
         graphs = CudaGraphs(step, num_slots, self._max_positions, self._device, capture)
         graphs.capture_all()
         return graphs
 
-    def prefill(self, cache: Florence2Cache, requests: Sequence[SequenceRequest], first_slot: int) -> Tensor:
-        """Run the text encoder over image features and prompts, and the decoder over the start token.
+    def prefill(
+        self,
+        cache: Florence2Cache,
+        requests: Sequence[SequenceRequest],
+        first_slot: int,
+        drafts: Sequence[Sequence[int]] = (),
+    ) -> Tensor:
+        """Run the text encoder over image features and prompts, and the decoder over start tokens and drafts.
 
-        The sequences take the slots from `first_slot` on. Return the logits (B, V) of each first token.
+        The sequences take the slots from `first_slot` on. Return the logits (B * T, V) of each next token.
         """
         inputs = stack_requests(requests, self.pad_token_id, self._device, self._bart.embeddings.dtype)
         inputs_embeds = torch.cat([inputs.image_features, self._bart.embeddings[inputs.prompt_ids]], dim=1)
-        is_prefix = _is_before(inputs.num_prefix_tokens, inputs_embeds.shape[1])
+        is_prefix = _is_before(inputs.num_prefix_tokens[:, None], inputs_embeds.shape[1])
         slots, numbers = slice(first_slot, first_slot + len(requests)), range(first_slot, first_slot + len(requests))
         for layer, (keys, values) in enumerate(self._bart.encode(inputs_embeds, is_prefix)):
             cache.cross_attention.write_prefix(layer, slots, keys, values)
         cache.num_prefix_tokens.set(numbers, prefix_lengths(requests))
         cache.num_decoded_tokens.set(numbers, [0] * len(requests))
-        start = torch.full((len(requests),), self._start_token_id, device=self._device)
-        logits = self._step(cache, slots, start, (1, inputs_embeds.shape[1]))
-        cache.num_decoded_tokens.set(numbers, [1] * len(requests))
-        return logits
+        start = [self._start_token_id] * len(requests)
+        return self.decode_drafts(cache, DraftedPass(first_slot, start, drafts or [()] * len(requests)))
 
     def decode_step(self, cache: Florence2Cache, token_ids: Tensor) -> Tensor:
         """Process `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
-        slots = range(len(token_ids))
-        length = max(cache.num_decoded_tokens.of(slots)) + 1
+        slots, decoded = slice(0, len(token_ids)), cache.num_decoded_tokens
+        length = max(decoded.of(range(len(token_ids)))) + 1
         if cache.graphs is None:
-            lengths = length, max(cache.num_prefix_tokens.of(slots))
-            logits = self._step(cache, slice(0, len(token_ids)), token_ids.to(self._device), lengths)
+            positions = decoded.on_device[slots, None]
+            places = TokenPlaces(token_ids.to(self._device)[:, None], slots, positions, length)
+            logits = self._step(cache, places, max(cache.num_prefix_tokens.of(range(len(token_ids)))))
         else:
             logits = cache.graphs.logits(token_ids, length)
-        cache.num_decoded_tokens.increment(len(token_ids))
+        decoded.increment(len(token_ids))
         return logits
+
+    def decode_drafts(self, cache: Florence2Cache, tokens: DraftedPass) -> Tensor:
+        """Process certain tokens and drafts; return the logits (B * T, V) after each of them."""
+        places = tokens.places(cache.num_decoded_tokens)
+        logits = self._step(cache, places, max(cache.num_prefix_tokens.of(tokens.slots)))
+        cache.num_decoded_tokens.add(tokens.slots, [1] * len(tokens.slots))
+        return logits
+
+    def accept(self, cache: Florence2Cache, slots: Sequence[int], num_tokens: Sequence[int]) -> None:
+        """Keep the first drafted tokens of `slots`; the next pass overwrites the others."""
+        cache.num_decoded_tokens.add(slots, num_tokens)
 
     def clear(self, cache: Florence2Cache, slot: int) -> None:
         cache.cross_attention.clear(slot)
@@ -161,25 +188,23 @@ class Florence2Decoder:
         cache.self_attention.copy(sources, targets, slice(0, max(cache.num_decoded_tokens.of(sources))))
         cache.num_decoded_tokens.copy(sources, targets)
 
-    def _step(self, cache: Florence2Cache, slots: slice, token_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
-        """Process one token (B,) of each slot; return the logits (B, V) of each next token.
+    def _step(self, cache: Florence2Cache, places: TokenPlaces, num_prefix_tokens: int) -> Tensor:
+        """Process tokens; return the logits (B * T, V) of each next token.
 
-        `lengths`: the maximum number of decoded tokens, this one included, and of prefix tokens. Of a free slot the
-        first prefix position is unmasked, as a mask without any position would give NaN.
+        `num_prefix_tokens`: of the longest image and prompt. Of a free slot the first prefix position is unmasked, as a
+        mask without any position would give NaN.
         """
-        num_decoded_tokens, num_prefix_tokens = lengths
-        positions = cache.num_decoded_tokens.on_device[slots].clamp(max=num_decoded_tokens - 1)
         metadata = BartAttentionMetadata(
-            slots=slots,
-            positions=positions,
-            num_decoded_tokens=num_decoded_tokens,
-            is_decoded=_is_before(positions + 1, num_decoded_tokens),
+            slots=places.slots,
+            positions=places.positions,
+            num_decoded_tokens=places.length,
+            is_decoded=_is_before(places.positions + 1, places.length),
             num_prefix_tokens=num_prefix_tokens,
-            is_prefix=_is_before(cache.num_prefix_tokens.on_device[slots].clamp(min=1), num_prefix_tokens),
+            is_prefix=_is_before(cache.num_prefix_tokens.on_device[places.slots, None].clamp(min=1), num_prefix_tokens),
         )
-        return self._bart.decode_step(token_ids, metadata, cache.self_attention, cache.cross_attention)
+        return self._bart.decode_step(places.token_ids, metadata, cache.self_attention, cache.cross_attention)
 
 
 def _is_before(ends: Tensor, length: int) -> Tensor:
-    """Return the mask (B, 1, 1, length) of the positions before `ends` (B,)."""
-    return (torch.arange(length, device=ends.device) < ends[:, None])[:, None, None]
+    """Return the mask (B, 1, T, length) of the positions before `ends` (B, T)."""
+    return (torch.arange(length, device=ends.device) < ends[..., None])[:, None]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
+from runners.decoder.drafts import TokenPlaces
 from runners.decoder.kv_cache import KeyValueCache
 from runners.models.layers import attend, attend_capped, merge_heads, split_heads
 from runners.models.linear import Linear
@@ -136,14 +137,13 @@ class Gemma:
         return hidden_states
 
     def decode_step(
-        self, hidden_states: Tensor, metadata: GemmaAttentionMetadata, cache_positions: Tensor, cache: KeyValueCache
+        self, hidden_states: Tensor, metadata: GemmaAttentionMetadata, places: TokenPlaces, cache: KeyValueCache
     ) -> Tensor:
-        """Process one token (B, 1, C) of slots 0 to B - 1, stored at `cache_positions` (B,); return the last states."""
-        slots = slice(0, len(cache_positions))
+        """Process tokens (B, T, C), stored at their places; return the last layer's states."""
         for index, layer in enumerate(self._layers):
             queries, keys, values = self._project(layer, hidden_states, metadata)
-            cache.append(index, slots, cache_positions, keys[:, :, 0], values[:, :, 0])
-            keys, values = cache.read(index, slots, metadata.is_visible.shape[-1])
+            cache.append(index, places.slots, places.positions, keys, values)
+            keys, values = cache.read(index, places.slots, metadata.is_visible.shape[-1])
             hidden_states = self._finish(layer, hidden_states, queries, keys, values, metadata)
         return hidden_states
 

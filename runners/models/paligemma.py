@@ -17,6 +17,7 @@ from transformers import Gemma2Config, GemmaConfig
 from runners.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Precision, read_config
 from runners.decoder.constraints import Constraints
 from runners.decoder.cuda_graphs import Capture, CudaGraphs, capture_cuda_graph
+from runners.decoder.drafts import DraftedPass, PromptWords, TokenPlaces
 from runners.decoder.errors import SequenceTooLong
 from runners.decoder.kv_cache import CacheShape, KeyValueCache, SlotLengths
 from runners.decoder.rules import GenerationRules
@@ -60,6 +61,8 @@ class PaliGemmaDecoder:
         self._gemma = gemma
         self._device = gemma.device
         self._tokenizer = tokenizer
+        self.can_draft = self._device.type != "cuda"
+        self.can_draft_first = False  # an answer never starts with a token that is known
         self._bos_token_id: int = config["bos_token_id"]
         self._num_layers: int = config["text_config"]["num_hidden_layers"]
         self._max_positions: int = config["text_config"]["max_position_embeddings"]
@@ -80,6 +83,11 @@ class PaliGemmaDecoder:
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
         r"""Return `<bos> prompt \n`; source: transformers, models/paligemma/processing_paligemma.py."""
         return (self._bos_token_id, *self._tokenizer.encode([*segments, ("\n", False)]))
+
+    def prompt_words(self, prompt_ids: Sequence[int]) -> PromptWords:
+        """Return the tokens of a prompt as a source of drafts; a label starts with a space, as other words do."""
+        words = prompt_ids[1:-1]  # without <bos> and the line break
+        return PromptWords(words, words)
 
     def text_stream(self) -> TextStream:
         return self._tokenizer.text_stream()
@@ -109,13 +117,21 @@ class PaliGemmaDecoder:
         """Capture the graphs of the decode steps of `cache`."""
 
         def step(token_ids: Tensor, length: int) -> Tensor:
-            return self._step(cache, token_ids, length)
+            slots = slice(0, len(token_ids))
+            positions = cache.num_tokens.on_device[slots, None].clamp(max=length - 1)
+            return self._step(cache, TokenPlaces(token_ids[:, None], slots, positions, length))
 
         graphs = CudaGraphs(step, num_slots, self._max_positions, self._device, capture)
         graphs.capture_all()
         return graphs
 
-    def prefill(self, cache: PaliGemmaCache, requests: Sequence[SequenceRequest], first_slot: int) -> Tensor:
+    def prefill(
+        self,
+        cache: PaliGemmaCache,
+        requests: Sequence[SequenceRequest],
+        first_slot: int,
+        drafts: Sequence[Sequence[int]] = (),  # noqa: ARG002  # Florence-2's: no answer here starts with a known token
+    ) -> Tensor:
         """Run Gemma over image features and prompts.
 
         The sequences take the slots from `first_slot` on. Return the logits (B, V) of each first token. A sliding
@@ -135,13 +151,25 @@ class PaliGemmaDecoder:
 
     def decode_step(self, cache: PaliGemmaCache, token_ids: Tensor) -> Tensor:
         """Process `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
-        length = max(cache.num_tokens.of(range(len(token_ids)))) + 1
+        slots, lengths = slice(0, len(token_ids)), cache.num_tokens
+        length = max(lengths.of(range(len(token_ids)))) + 1
         if cache.graphs is None:
-            logits = self._step(cache, token_ids.to(self._device), length)
+            positions = lengths.on_device[slots, None]
+            logits = self._step(cache, TokenPlaces(token_ids.to(self._device)[:, None], slots, positions, length))
         else:
             logits = cache.graphs.logits(token_ids, length)
-        cache.num_tokens.increment(len(token_ids))
+        lengths.increment(len(token_ids))
         return logits
+
+    def decode_drafts(self, cache: PaliGemmaCache, tokens: DraftedPass) -> Tensor:
+        """Process certain tokens and drafts; return the logits (B * T, V) after each of them."""
+        logits = self._step(cache, tokens.places(cache.num_tokens))
+        cache.num_tokens.add(tokens.slots, [1] * len(tokens.slots))
+        return logits
+
+    def accept(self, cache: PaliGemmaCache, slots: Sequence[int], num_tokens: Sequence[int]) -> None:
+        """Keep the first drafted tokens of `slots`; the next pass overwrites the others."""
+        cache.num_tokens.add(slots, num_tokens)
 
     def clear(self, cache: PaliGemmaCache, slot: int) -> None:
         cache.self_attention.clear(slot)
@@ -159,22 +187,18 @@ class PaliGemmaDecoder:
         cache.self_attention.copy(sources, targets, slice(first, max(cache.num_tokens.of(sources))))
         cache.num_tokens.copy(sources, targets)
 
-    def _step(self, cache: PaliGemmaCache, token_ids: Tensor, length: int) -> Tensor:
-        """Process one token (B,) of slots 0 to B - 1; return the logits (B, V) of each next token.
-
-        `length`: the maximum number of tokens of a slot, this one included.
-        """
-        cache_positions = cache.num_tokens.on_device[: len(token_ids)].clamp(max=length - 1)
-        hidden_states = self._gemma.embed(token_ids)[:, None]  # (B, 1, C)
-        metadata = self._step_metadata(cache_positions, length)
-        states = self._gemma.decode_step(hidden_states, metadata, cache_positions, cache.self_attention)
-        return self._gemma.logits(states[:, 0])
+    def _step(self, cache: PaliGemmaCache, places: TokenPlaces) -> Tensor:
+        """Process tokens; return the logits (B * T, V) of each next token."""
+        hidden_states = self._gemma.embed(places.token_ids)  # (B, T, C)
+        metadata = self._step_metadata(places.positions, places.length)
+        states = self._gemma.decode_step(hidden_states, metadata, places, cache.self_attention)
+        return self._gemma.logits(states.flatten(0, 1))
 
     def _step_metadata(self, cache_positions: Tensor, num_tokens: int) -> GemmaAttentionMetadata:
-        """Return the metadata of a step over the first `num_tokens` positions, for tokens at `cache_positions` (B,)."""
-        distance = cache_positions[:, None] - torch.arange(num_tokens, device=cache_positions.device)  # (B, num_tokens)
+        """Return the metadata of a step over `num_tokens` positions, for tokens at `cache_positions` (B, T)."""
+        distance = cache_positions[..., None] - torch.arange(num_tokens, device=cache_positions.device)  # (B, T, P)
         is_visible = distance >= 0
         window = self._gemma.sliding_window
         is_in_window = is_visible if window is None else is_visible & (distance < window)
-        rotation = self._gemma.rotation(cache_positions[:, None] + _FIRST_POSITION)
-        return GemmaAttentionMetadata(*rotation, is_visible[:, None, None], is_in_window[:, None, None])
+        rotation = self._gemma.rotation(cache_positions + _FIRST_POSITION)
+        return GemmaAttentionMetadata(*rotation, is_visible[:, None], is_in_window[:, None])

@@ -6,11 +6,13 @@ Token t of the answer is `prompt_ids[t]`; the end token follows the last.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from runners.decoder.constraints import Constraints
+from runners.decoder.drafts import DraftedPass, PromptWords, width_of
 from runners.decoder.errors import SequenceTooLong
 from runners.decoder.rules import GenerationRules
 from runners.decoder.sequences import SequenceRequest
@@ -51,12 +53,18 @@ class FakeDecoder:
     pad_token_id: int = 0
     batch_sizes: list[int] = field(default_factory=list)
     step_sizes: list[int] = field(default_factory=list)
+    draft_widths: list[int] = field(default_factory=list)  # of the steps that read drafts
+    can_draft: bool = True
+    can_draft_first: bool = True
     step_s: float = 0.0
     failing_step: int | None = None  # the number of a step that raises
 
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
         """Return one id for each character: a is 2, b is 3."""
         return tuple(ord(character) - ord("a") + 2 for text, _ in segments for character in text)
+
+    def prompt_words(self, prompt_ids: Sequence[int]) -> PromptWords:
+        return PromptWords(prompt_ids, prompt_ids)
 
     def text_stream(self) -> FakeText:
         return FakeText()
@@ -71,7 +79,13 @@ class FakeDecoder:
     def new_cache(self, num_slots: int) -> FakeCache:
         return FakeCache([()] * num_slots, [0] * num_slots)
 
-    def prefill(self, cache: FakeCache, requests: Sequence[SequenceRequest], first_slot: int) -> Tensor:
+    def prefill(
+        self,
+        cache: FakeCache,
+        requests: Sequence[SequenceRequest],
+        first_slot: int,
+        drafts: Sequence[Sequence[int]] = (),
+    ) -> Tensor:
         self.batch_sizes.append(len(requests))
         if any(CRASH in request.prompt_ids for request in requests):
             raise RuntimeError("the batch crashed")
@@ -80,7 +94,7 @@ class FakeDecoder:
         slots = range(first_slot, first_slot + len(requests))
         for slot, request in zip(slots, requests, strict=True):
             cache.answers[slot], cache.num_generated[slot] = request.prompt_ids, 0
-        return self._logits(cache, slots)
+        return self._logits(cache, slots, width_of(drafts) if drafts else 1)
 
     def decode_step(self, cache: FakeCache, token_ids: Tensor) -> Tensor:
         self.step_sizes.append(len(token_ids))
@@ -92,6 +106,15 @@ class FakeDecoder:
             time.sleep(self.step_s)
         return self._logits(cache, range(len(token_ids)))
 
+    def decode_drafts(self, cache: FakeCache, tokens: DraftedPass) -> Tensor:
+        self.draft_widths.append(width_of(tokens.drafts))
+        self.decode_step(cache, torch.tensor(tokens.certain))
+        return self._logits(cache, tokens.slots, width_of(tokens.drafts))
+
+    def accept(self, cache: FakeCache, slots: Sequence[int], num_tokens: Sequence[int]) -> None:
+        for slot, number in zip(slots, num_tokens, strict=True):
+            cache.num_generated[slot] += number
+
     def clear(self, cache: FakeCache, slot: int) -> None:
         cache.answers[slot] = ()
 
@@ -102,10 +125,10 @@ class FakeDecoder:
 
     reorder = copy
 
-    def _logits(self, cache: FakeCache, slots: range) -> Tensor:
-        logits = torch.zeros(len(slots), VOCABULARY_SIZE)
-        for row, slot in enumerate(slots):
-            answer, position = cache.answers[slot], cache.num_generated[slot]
+    def _logits(self, cache: FakeCache, slots: range, width: int = 1) -> Tensor:
+        logits = torch.zeros(len(slots) * width, VOCABULARY_SIZE)
+        for row, (slot, offset) in enumerate(product(slots, range(width))):
+            answer, position = cache.answers[slot], cache.num_generated[slot] + offset
             token_id = answer[position] if position < len(answer) else EOS
             logits[row, token_id] = 10.0
             if token_id == POISON:

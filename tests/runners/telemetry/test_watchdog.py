@@ -3,6 +3,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -49,9 +50,9 @@ class StuckDecoder(FakeDecoder):
 
     released: threading.Event = field(default_factory=threading.Event)
 
-    def prefill(self, cache: object, requests: object, first_slot: int) -> torch.Tensor:
+    def prefill(self, *arguments: Any) -> torch.Tensor:
         assert self.released.wait(TIMEOUT_S)
-        return FakeDecoder.prefill(self, cache, requests, first_slot)  # type: ignore[arg-type]
+        return FakeDecoder.prefill(self, *arguments)
 
 
 def test_iterations_within_the_limit_are_in_time() -> None:

@@ -1,0 +1,186 @@
+"""Drafts from the prompt, the length that pays, and their effect on sequences in a scheduler."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from runners.decoder.batch import generate_all
+from runners.decoder.constraints import Constraints
+from runners.decoder.drafts import PromptWords, paying, rows_of
+from runners.decoder.errors import NonFiniteLogits
+from runners.decoder.rules import GenerationRules
+from runners.decoder.scheduler import Scheduler
+from runners.decoder.sequences import SequenceRequest
+from runners.options import SchedulerLimits
+from tests.support.fake_decoder import EOS, POISON, FakeDecoder
+from tests.support.tiny_tokenizer import tiny_tokenizer
+
+# A word is a letter, spelled alone where a label starts and with a space (Ġ) before it elsewhere.
+NUM_LETTERS = 60
+LETTERS = [chr(ord("A") + index) for index in range(NUM_LETTERS) if chr(ord("A") + index) not in "<>\"'\\"]
+FIRST = {letter: 3 + index for index, letter in enumerate(LETTERS)}
+SPACED = {letter: 3 + len(LETTERS) + index for index, letter in enumerate(LETTERS)}
+TEXT = {number: letter for letter, number in FIRST.items()} | {
+    number: f"Ġ{letter}" for letter, number in SPACED.items()
+}
+CONSTRAINTS = Constraints(tiny_tokenizer(TEXT, {0: "<pad>", 1: "<eos>", 2: "<loc_1>"}), {1})
+LABELS = 'start: (LABEL location)*\nLABEL: "A B" | "C D"'
+FREE = "start: (TEXT location)*\nTEXT: /(?s:.)+/"
+
+
+def prompt(letters: str) -> PromptWords:
+    return PromptWords([SPACED[letter] for letter in letters], [FIRST[letter] for letter in letters])
+
+
+def continuation(grammar: str, words: PromptWords, written: Sequence[int]) -> list[int]:
+    constraint = CONSTRAINTS.get(grammar)
+    state = constraint.start()
+    for token_id in written:
+        state = constraint.after(state, token_id)
+    return words.continuation(state, constraint.allowed(state), written)
+
+
+A_B, C_D, LOCATION = [FIRST["A"], SPACED["B"]], [FIRST["C"], SPACED["D"]], [2]
+
+
+@pytest.mark.parametrize(
+    ("grammar", "letters", "written", "expected"),
+    [
+        (LABELS, "XABYCD", [], A_B),
+        (LABELS, "XABYCD", A_B[:1], A_B[1:]),
+        (LABELS, "XABYCD", A_B, []),  # a location follows
+        (LABELS, "XABYCD", A_B + LOCATION, C_D),
+        (LABELS, "XAB", A_B + LOCATION, A_B),  # again, as no other label fits
+        (LABELS, "XYZ", [], []),
+        (LABELS, "", [], []),
+        (FREE, "XABYCD", [], []),
+        (FREE, "XABYCD", [FIRST["A"]], [SPACED["B"], SPACED["Y"], SPACED["C"]]),
+        (FREE, "XABAC", [FIRST["A"], SPACED["B"], *LOCATION, FIRST["A"]], [SPACED["C"]]),  # the place not used yet
+        (FREE, "XA", [FIRST["A"]], []),
+    ],
+)
+def test_words_of_the_prompt_that_continue_an_answer(
+    grammar: str, letters: str, written: list[int], expected: list[int]
+) -> None:
+    assert continuation(grammar, prompt(letters), written) == expected
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([0, 0], [0, 0]),
+        ([5], [5]),
+        ([3, 3, 3, 3], [3, 3, 3, 3]),
+        ([3, 0, 0, 0], [0, 0, 0, 0]),  # three wasted rows for each token
+        ([6, 2, 2, 2], [2, 2, 2, 2]),
+    ],
+)
+def test_drafts_are_cut_to_the_length_that_pays(lengths: list[int], expected: list[int]) -> None:
+    drafts = [tuple(range(length)) for length in lengths]
+    assert [len(draft) for draft in paying(drafts)] == expected
+
+
+def test_rows_skip_the_padding_of_shorter_drafts() -> None:
+    assert rows_of([(7, 8), (), (9,)]) == [range(3), range(3, 4), range(6, 8)]
+
+
+ANY_TEXT = FakeDecoder().constraints.get("start: /[a-z]*/")
+LIMITS = SchedulerLimits(num_slots=4, max_waiting=99, max_prefill_tokens=1000)
+ANSWER = (5, 6, 7, 8, 9, 10)
+
+
+def request(words: Sequence[int], answer: Sequence[int] = ANSWER, **options: object) -> SequenceRequest:
+    """Return a request whose prompt, and so its answer, is `answer`, and whose drafts come from `words`."""
+    made = SequenceRequest(torch.zeros(2, 4), tuple(answer), max_new_tokens=16, constraint=ANY_TEXT)
+    return replace(made, prompt_words=PromptWords(words, words), **options)  # type: ignore[arg-type]
+
+
+def num_steps(decoder: FakeDecoder, *requests: SequenceRequest) -> int:
+    """Return the number of steps after the prefill, and check that the answers are those without drafts."""
+    plain = FakeDecoder(can_draft=False, can_draft_first=False, rules=decoder.rules)
+    assert generate_all(decoder, requests) == generate_all(plain, requests)
+    assert plain.draft_widths == []
+    return len(decoder.step_sizes)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (ANSWER, 0),  # read in the prefill, with the end token after it
+        (ANSWER[:3], 3),
+        ((5, 6, 20, 8), 4),  # the third is wrong, at every step
+        ((20,), 6),
+    ],
+)
+def test_a_right_draft_saves_its_steps(words: tuple[int, ...], expected: int) -> None:
+    assert num_steps(FakeDecoder(), request(words)) == expected
+
+
+def test_without_a_constraint_only_forced_tokens_are_drafted() -> None:
+    rules = GenerationRules(frozenset({EOS}), forced_bos_token_id=5)
+    decoder = FakeDecoder(rules=rules)
+    assert num_steps(decoder, request(ANSWER, constraint=None)) == len(ANSWER) - 1
+    assert decoder.draft_widths == []  # the forced token was read in the prefill
+
+
+def test_a_draft_stays_within_max_new_tokens() -> None:
+    for max_new_tokens in range(1, len(ANSWER) + 2):
+        (written,) = generate_all(FakeDecoder(), [request(ANSWER, max_new_tokens=max_new_tokens)])
+        assert written.token_ids == (*ANSWER, EOS)[:max_new_tokens]
+        assert written.finish_reason == ("stop" if max_new_tokens > len(ANSWER) else "length")
+
+
+def test_an_end_token_within_a_draft_ends_the_answer() -> None:
+    assert num_steps(FakeDecoder(), request((5, 6, 7, 8, 9), answer=(5, 6))) == 0
+    (written,) = generate_all(FakeDecoder(), [request((5, 6, 7, 8, 9), answer=(5, 6))])
+    assert (written.token_ids, written.finish_reason) == ((5, 6, EOS), "stop")
+
+
+def test_sampled_and_beam_sequences_are_not_drafted_beside_one_that_is() -> None:
+    decoder = FakeDecoder(can_draft_first=False)
+    sampled, beams = request(ANSWER, temperature=0.5, seed=1), request(ANSWER, num_beams=2)
+    num_steps(decoder, sampled, beams)
+    assert decoder.draft_widths == []
+    num_steps(decoder, request(ANSWER), sampled)
+    assert decoder.draft_widths == [len(ANSWER)]  # once, then an end token is chosen
+    num_steps(decoder, *[request(ANSWER)] * 3, beams)
+    assert len(decoder.draft_widths) == 2
+
+
+def test_many_sequences_are_not_drafted() -> None:
+    decoder = FakeDecoder()
+    assert num_steps(decoder, *[request(ANSWER)] * 9) == len(ANSWER)
+
+
+def test_nan_within_a_draft_fails_its_sequence_only() -> None:
+    decoder = FakeDecoder()
+    scheduler = Scheduler(decoder, "fake", LIMITS)
+    bad, good = scheduler.submit([request((5, 6, 7), answer=(5, POISON, 7)), request((5, 6, 7), answer=(5, 6, 7))])
+    scheduler.start()
+    scheduler.stop()
+    assert good.result().sequence.token_ids == (5, 6, 7, EOS)
+    with pytest.raises(NonFiniteLogits, match="token 1"):
+        bad.result()
+
+
+def test_a_listener_receives_a_draft_at_once() -> None:
+    received: list[tuple[int, ...]] = []
+    scheduler = Scheduler(FakeDecoder(can_draft_first=False), "fake", LIMITS)
+    (future,) = scheduler.submit([request((6, 7, 8), on_tokens=lambda ids: received.append(tuple(ids)))])
+    scheduler.start()
+    scheduler.stop()
+    assert received == [(5,), (6, 7, 8, 9), (10,), (EOS,)]
+    assert future.result().sequence.token_ids == (*ANSWER, EOS)
+
+
+def test_a_cancelled_drafted_sequence_frees_its_slot() -> None:
+    decoder = FakeDecoder(step_s=0.01)
+    scheduler = Scheduler(decoder, "fake", replace(LIMITS, num_slots=1))
+    gone, kept = scheduler.submit([request(ANSWER[:2], answer=ANSWER * 6, max_new_tokens=60), request(ANSWER)])
+    scheduler.start()
+    gone.cancel()
+    assert kept.result(30).sequence.token_ids == (*ANSWER, EOS)
+    scheduler.stop()
+    assert gone.cancelled()
