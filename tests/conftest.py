@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from tests.support.prometheus import HAS_PROMETHEUS, MISSING_PROMETHEUS
 from tests.support.real_tokenizers import MISSING_NPM
 from tests.support.running_service import RunningService, running_service
 
-_WITH_SERVERS = ("deploy", "loadtest", "system")
+# Two workers share the cores, and a waiting thread of torch spins; read when torch is imported, here and by exports.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+_WITH_SERVERS = ("system",)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
