@@ -24,9 +24,12 @@ BYTES_PER_MB = 1_000_000
 _REQUIRED = {
     "metrics_need_key": "api_keys_file",
     "health_needs_key": "api_keys_file",
+    "shared_limits_url": "api_keys_file",
     "tls_certificate_file": "tls_key_file",
     "tls_key_file": "tls_certificate_file",
 }
+
+_PASSWORD = re.compile(r"//.*@")  # of a URL, with the user
 
 
 class SettingsError(Exception):
@@ -49,12 +52,17 @@ class Settings(BaseModel):
         1,
         ge=1,
         le=64,
-        description="Gateway processes, which share both ports of one host. Each has its own limits, of keys too, and "
-        "its own memory.",
+        description="Gateway processes, which share both ports of one host. Each has its own memory and its own "
+        "limits; those of keys are shared with DIPTYCH_SHARED_LIMITS_URL.",
     )
     api_keys_file: Path | None = Field(
         None,
         description="File of API keys: the SHA-256 of one key and its limits per line. Unset: no key is required.",
+    )
+    shared_limits_url: str | None = Field(
+        None,
+        description="Redis or Valkey in which gateways share what is used of the limits of keys, as "
+        "`redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]`. Unset: each gateway process counts on its own.",
     )
     metrics_need_key: bool = Field(False, description="true: `/metrics` requires an API key.")
     health_needs_key: bool = Field(
@@ -243,6 +251,17 @@ class Settings(BaseModel):
         """Return the URL of a model's runner; None: it runs on this host."""
         return dict(map(_runner_url, self.runner_urls)).get(model_id)
 
+    @field_validator("shared_limits_url")
+    @classmethod
+    def _check_shared_limits(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        is_store = parts.scheme in ("redis", "rediss") and parts.hostname and _has_port(parts)
+        if not is_store or parts.query or not re.fullmatch(r"/?|/\d{1,5}", parts.path):
+            raise ValueError("it must be redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]")
+        return value
+
     @property
     def max_running(self) -> int:
         """Maximum requests in flight per model; above the batch size, so that encoded images wait for free slots."""
@@ -307,7 +326,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     except ValidationError as error:
         rejected = rejected_field(error)
         name = variable(rejected.name.partition(".")[0])
-        raise SettingsError(f"{name}={environment.get(name)!r} is invalid: {rejected.reason}") from error
+        given = _PASSWORD.sub("//…@", environment.get(name, ""))
+        raise SettingsError(f"{name}={given!r} is invalid: {rejected.reason}") from error
     _check_together(values)
     return values
 
@@ -328,23 +348,3 @@ def _check_together(values: Settings) -> None:
 def settings() -> Settings:
     """Return the settings of this process."""
     return read_settings(os.environ)
-
-
-def settings_table() -> str:
-    """Return the table of settings in Markdown."""
-    rows = ["| variable | default | meaning |", "|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        rows.append(f"| `{variable(name)}` | {_shown(field.default)} | {field.description}{_range(name)} |")
-    return "\n".join(rows)
-
-
-def _shown(default: object) -> str:
-    text = ",".join(default) if isinstance(default, tuple) else str(default)
-    return "unset" if default in (None, ()) else f"`{text.lower() if isinstance(default, bool) else text}`"
-
-
-def _range(name: str) -> str:
-    schema = Settings.model_json_schema()["properties"][name]
-    if "enum" in schema:
-        return f" One of {', '.join(schema['enum'])}."
-    return f" {schema['minimum']} to {schema['maximum']}." if "minimum" in schema else ""

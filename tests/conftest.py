@@ -11,6 +11,7 @@ from tests.support.kubernetes import HAS_KUBECTL, MISSING_KUBECTL
 from tests.support.prometheus import HAS_PROMETHEUS, MISSING_PROMETHEUS
 from tests.support.real_tokenizers import MISSING_NPM
 from tests.support.running_service import RunningService, running_service
+from tests.support.valkey import HAS_VALKEY, MISSING_VALKEY
 
 _WITH_SERVERS = ("deploy", "loadtest", "system")
 
@@ -23,6 +24,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(MISSING_PROMETHEUS, red=True, bold=True)
     if not HAS_HAPROXY:
         terminalreporter.write_line(MISSING_HAPROXY, red=True, bold=True)
+    if not HAS_VALKEY:
+        terminalreporter.write_line(MISSING_VALKEY, red=True, bold=True)
     if not HAS_KUBECTL:
         terminalreporter.write_line(MISSING_KUBECTL, red=True, bold=True)
     if any(MISSING_NPM in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())):
