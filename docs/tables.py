@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from export.memory import memory_tables
-from service.settings_markdown import settings_table
+from service.settings import Settings, variable
 from tasks.catalog import load_catalog
 from tasks.table_markdown import task_table_markdown
 
@@ -44,6 +44,26 @@ def _ratios(is_headline: bool) -> str:
     header, line, *rows = _sections("bench.md", "Ours ÷ best peer").splitlines()
     chosen = (row for row in rows if (row.startswith(_HEADLINES) or _HEADLINE_MEASURE in row) == is_headline)
     return "\n".join([header, line, *chosen])
+
+
+def settings_table() -> str:
+    """Return the table of settings in Markdown."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        rows.append(f"| `{variable(name)}` | {_shown(field.default)} | {field.description}{_range(name)} |")
+    return "\n".join(rows)
+
+
+def _shown(default: object) -> str:
+    text = ",".join(default) if isinstance(default, tuple) else str(default)
+    return "unset" if default in (None, ()) else f"`{text.lower() if isinstance(default, bool) else text}`"
+
+
+def _range(name: str) -> str:
+    schema = Settings.model_json_schema()["properties"][name]
+    if "enum" in schema:
+        return f" One of {', '.join(schema['enum'])}."
+    return f" {schema['minimum']} to {schema['maximum']}." if "minimum" in schema else ""
 
 
 TABLES: dict[str, Callable[[], str]] = {

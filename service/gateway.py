@@ -8,7 +8,7 @@ import asyncio
 import ctypes
 import logging
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bentoml
 
@@ -44,6 +44,9 @@ from service.settings import BYTES_PER_MB, Settings, settings
 from service.supervision.roles import GATEWAY
 from service.telemetry.logs import configure_logging
 from service.telemetry.metrics import MODEL_INFO
+
+if TYPE_CHECKING:
+    from service.admission.shared_limits import SharedLimits
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +108,16 @@ def _make_fetcher(values: Settings) -> ImageFetcher | None:
     return ImageFetcher([AllowedHost.parse(host) for host in values.url_hosts], limits, SystemResolver())
 
 
+async def _connected_shared_limits(values: Settings) -> "SharedLimits | None":
+    if values.shared_limits_url is None:
+        return None
+    from service.admission.shared_limits import SharedLimits  # imports the store's client
+
+    limits = SharedLimits(values.shared_limits_url)
+    await limits.connect()
+    return limits
+
+
 class _Gateway:
     """Validates requests, calls the runners, and parses the generated text."""
 
@@ -115,7 +128,8 @@ class _Gateway:
         _return_large_blocks()
         tracing.start(_trace_options(_SETTINGS), "diptych")
         START_TIME_SECONDS.labels(NONE, "gateway").set_to_current_time()
-        api_keys = ApiKeys.load(_SETTINGS.api_keys_file)
+        self._shared_limits = await _connected_shared_limits(_SETTINGS)
+        api_keys = ApiKeys.load(_SETTINGS.api_keys_file, shared=self._shared_limits)
         models = {entry.id: load_served_model(entry, artifact_folder(entry.id), _SETTINGS) for entry in _ENTRIES}
         self._runners = {model.id: _runner_client(model) for model in models.values()}
         served = ServedModels(models, unserved_models(_SETTINGS))
@@ -136,6 +150,8 @@ class _Gateway:
         if _SETTINGS.grpc_port:
             await self._grpc.stop(_SETTINGS.request_timeout_s)
         await asyncio.gather(*(runner.close() for runner in self._runners.values()))
+        if self._shared_limits is not None:
+            await self._shared_limits.close()
         await asyncio.to_thread(tracing.stop)
 
     async def _drain(self) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from runners.artifacts.devices import DeviceSetting
+from runners.artifacts.devices import DeviceSetting, model_device
 from runners.artifacts.precision import WantedPrecision
 from service.images.url_rules import AllowedHost
 from service.telemetry.logs import LogFormat
@@ -24,9 +24,12 @@ BYTES_PER_MB = 1_000_000
 _REQUIRED = {
     "metrics_need_key": "api_keys_file",
     "health_needs_key": "api_keys_file",
+    "shared_limits_url": "api_keys_file",
     "tls_certificate_file": "tls_key_file",
     "tls_key_file": "tls_certificate_file",
 }
+
+_PASSWORD = re.compile(r"//.*@")  # of a URL, with the user
 
 
 class SettingsError(Exception):
@@ -49,12 +52,17 @@ class Settings(BaseModel):
         1,
         ge=1,
         le=64,
-        description="Gateway processes, which share both ports of one host. Each has its own limits, of keys too, and "
-        "its own memory.",
+        description="Gateway processes, which share both ports of one host. Each has its own memory and its own "
+        "limits; those of keys are shared with DIPTYCH_SHARED_LIMITS_URL.",
     )
     api_keys_file: Path | None = Field(
         None,
         description="File of API keys: the SHA-256 of one key and its limits per line. Unset: no key is required.",
+    )
+    shared_limits_url: str | None = Field(
+        None,
+        description="Redis or Valkey in which gateways share what is used of the limits of keys, as "
+        "`redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]`. Unset: each gateway process counts on its own.",
     )
     metrics_need_key: bool = Field(False, description="true: `/metrics` requires an API key.")
     health_needs_key: bool = Field(
@@ -234,19 +242,30 @@ class Settings(BaseModel):
     @field_validator("devices")
     @classmethod
     def _check_devices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        models = [model for model, _, _ in map(_model_device, value)]
+        models = [model for model, _, _ in map(model_device, value)]
         if len(set(models)) < len(models):
             raise ValueError("a model has two devices")
         return value
 
     def device_of(self, model_id: str) -> tuple[DeviceSetting, int | None]:
         """Return the device of a model, and the index of its GPU; None: the first."""
-        own = {model: (device, gpu) for model, device, gpu in map(_model_device, self.devices)}
+        own = {model: (device, gpu) for model, device, gpu in map(model_device, self.devices)}
         return own.get(model_id, (self.device, None))
 
     def runner_url(self, model_id: str) -> str | None:
         """Return the URL of a model's runner; None: it runs on this host."""
         return dict(map(_runner_url, self.runner_urls)).get(model_id)
+
+    @field_validator("shared_limits_url")
+    @classmethod
+    def _check_shared_limits(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        is_store = parts.scheme in ("redis", "rediss") and parts.hostname and _has_port(parts)
+        if not is_store or parts.query or not re.fullmatch(r"/?|/\d{1,5}", parts.path):
+            raise ValueError("it must be redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]")
+        return value
 
     @property
     def max_running(self) -> int:
@@ -279,15 +298,6 @@ def _runner_url(pair: str) -> tuple[str, str]:
     return model_id, url.rstrip("/")
 
 
-def _model_device(pair: str) -> tuple[str, DeviceSetting, int | None]:
-    """Parse `MODEL=cpu`, `MODEL=cuda` or `MODEL=cuda:INDEX`; raise `ValueError`."""
-    match = re.fullmatch(r"([^=]+)=(?:(cpu|cuda)|cuda:(\d{1,3}))", pair)
-    if match is None:
-        raise ValueError(f"{pair!r} must be MODEL=cpu, MODEL=cuda or MODEL=cuda:INDEX, such as florence-2-base=cuda:1")
-    model_id, device, gpu = match.groups()
-    return model_id, "cpu" if device == "cpu" else "cuda", None if gpu is None else int(gpu)
-
-
 def _has_port(parts: SplitResult) -> bool:
     """Return True for a valid port and for none."""
     try:
@@ -312,7 +322,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     except ValidationError as error:
         rejected = rejected_field(error)
         name = variable(rejected.name.partition(".")[0])
-        raise SettingsError(f"{name}={environment.get(name)!r} is invalid: {rejected.reason}") from error
+        given = _PASSWORD.sub("//…@", environment.get(name, ""))
+        raise SettingsError(f"{name}={given!r} is invalid: {rejected.reason}") from error
     _check_together(values)
     return values
 

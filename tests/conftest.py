@@ -13,6 +13,7 @@ from tests.support.label_studio import MISSING_LABEL_STUDIO
 from tests.support.prometheus import HAS_PROMETHEUS, MISSING_PROMETHEUS
 from tests.support.real_tokenizers import MISSING_NPM
 from tests.support.running_service import RunningService, running_service
+from tests.support.valkey import HAS_VALKEY, MISSING_VALKEY
 
 # Two workers share the cores, and a waiting thread of torch spins; read when torch is imported, here and by exports.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,6 +29,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(MISSING_PROMETHEUS, red=True, bold=True)
     if not HAS_HAPROXY:
         terminalreporter.write_line(MISSING_HAPROXY, red=True, bold=True)
+    if not HAS_VALKEY:
+        terminalreporter.write_line(MISSING_VALKEY, red=True, bold=True)
     if not HAS_KUBECTL:
         terminalreporter.write_line(MISSING_KUBECTL, red=True, bold=True)
     for missing in (MISSING_NPM, MISSING_LABEL_STUDIO):

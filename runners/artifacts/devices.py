@@ -6,6 +6,7 @@ A device is found without torch, so that the gateway, which has none, gets the s
 import ctypes
 import logging
 import os
+import re
 from collections.abc import Callable, MutableMapping
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,15 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 _CUDA_PROVIDER_FILES = ("libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so")
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _WIDE = 512  # hidden size; the embedded models have 128 and 192, the released ones 768 and more
+
+
+def model_device(pair: str) -> tuple[str, DeviceSetting, int | None]:
+    """Parse `MODEL=cpu`, `MODEL=cuda` or `MODEL=cuda:INDEX`; raise `ValueError`."""
+    match = re.fullmatch(r"([^=]+)=(?:(cpu|cuda)|cuda:(\d{1,3}))", pair)
+    if match is None:
+        raise ValueError(f"{pair!r} must be MODEL=cpu, MODEL=cuda or MODEL=cuda:INDEX, such as florence-2-base=cuda:1")
+    model_id, device, gpu = match.groups()
+    return model_id, "cpu" if device == "cpu" else "cuda", None if gpu is None else int(gpu)
 
 
 def encoder_device(setting: DeviceSetting) -> Device:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from cachetools import LRUCache
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,6 +26,9 @@ from service.admission.quotas import NO_LIMITS, UNLIMITED, Clock, Quota, QuotaLi
 from service.errors import Overloaded, Unauthorized
 from service.settings import SettingsError, variable
 from service.validation import rejected_field
+
+if TYPE_CHECKING:  # it imports the store's client, which only DIPTYCH_SHARED_LIMITS_URL needs
+    from service.admission.shared_limits import SharedLimits
 
 logger = logging.getLogger(__name__)
 
@@ -46,25 +49,33 @@ class KeyEntry:
 
 
 class ApiKeys:
-    """The accepted keys and their quotas; with `entries` None every request is accepted."""
+    """The accepted keys and their quotas, shared between gateways if `shared` is given.
+
+    With `entries` None every request is accepted.
+    """
 
     def __init__(
-        self, entries: Sequence[KeyEntry] | None, file: "KeyFile | None" = None, clock: Clock = time.monotonic
+        self,
+        entries: Sequence[KeyEntry] | None,
+        file: "KeyFile | None" = None,
+        clock: Clock = time.monotonic,
+        shared: "SharedLimits | None" = None,
     ) -> None:
         self._file = file
         self._clock = clock
+        self._shared = shared
         self._is_open = entries is None
         self._quotas: dict[KeyEntry, Quota] = {}
         self._wrong_keys = WrongKeys(clock)
         self._accept(entries or ())
 
     @classmethod
-    def load(cls, path: Path | None, clock: Clock = time.monotonic) -> Self:
+    def load(cls, path: Path | None, clock: Clock = time.monotonic, shared: "SharedLimits | None" = None) -> Self:
         """Read the keys; raise `SettingsError` for an unreadable or malformed file."""
         if path is None:
             return cls(None)
         file = KeyFile(path, clock)
-        return cls(file.read(), file, clock)
+        return cls(file.read(), file, clock, shared)
 
     def check(self, authorization: str | None, address: str) -> Quota:
         """Return the quota for an Authorization header of a client at `address`.
@@ -99,9 +110,11 @@ class ApiKeys:
 
     def _accept(self, entries: Sequence[KeyEntry]) -> None:
         """Replace the keys; an unchanged entry keeps its used quota."""
-        self._quotas = {
-            entry: self._quotas.get(entry) or Quota(entry.name, entry.limits, self._clock) for entry in entries
-        }
+        self._quotas = {entry: self._quotas.get(entry) or self._quota(entry) for entry in entries}
+
+    def _quota(self, entry: KeyEntry) -> Quota:
+        shared = None if self._shared is None else self._shared.of(entry.sha256)
+        return Quota(entry.name, entry.limits, self._clock, shared)
 
 
 class WrongKeys:

@@ -3,16 +3,22 @@
 Rates are token buckets with one rate (RFC 2697): a bucket is full at the start and holds one minute's refill.
 """
 
-import math
+import asyncio
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from service.errors import ImageTooLarge, Overloaded
+
+if TYPE_CHECKING:  # it imports the store's client, which only DIPTYCH_SHARED_LIMITS_URL needs
+    from service.admission.shared_limits import SharedQuota
 
 Clock = Callable[[], float]  # seconds, such as time.monotonic
 
 _PIXELS_PER_MEGAPIXEL = 1_000_000
+_LEASE_MARGIN_S = 2.0  # a request ends shortly after its deadline
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,54 +43,94 @@ class TokenBucket:
         self._refilled_s = clock()
 
     def take(self, amount: float) -> float:
-        """Take `amount` and return 0, or take nothing and return the seconds until it is available.
-
-        They are infinite if `amount` exceeds a full bucket.
-        """
+        """Take `amount` and return 0, or take nothing and return the seconds until it is available."""
         now_s = self._clock()
         self._level = min(self.per_minute, self._level + (now_s - self._refilled_s) * self.per_minute / 60)
         self._refilled_s = now_s
         if amount <= self._level:
             self._level -= amount
             return 0.0
-        return (amount - self._level) * 60 / self.per_minute if amount <= self.per_minute else math.inf
+        return (amount - self._level) * 60 / self.per_minute
 
 
 class Quota:
-    """The limits of one API key and how much of them is used."""
+    """The limits of one API key and how much of them is used: in `shared` by all gateways, else by this process.
 
-    def __init__(self, name: str, limits: QuotaLimits, clock: Clock = time.monotonic) -> None:
+    What this process has used is counted in both cases, and bounds it while the shared store does not answer.
+    """
+
+    def __init__(
+        self, name: str, limits: QuotaLimits, clock: Clock = time.monotonic, shared: "SharedQuota | None" = None
+    ) -> None:
         self.name = name
         self._max_concurrent = limits.max_concurrent
         self._num_concurrent = 0
         self._requests = _bucket(limits.requests_per_minute, clock)
         self._megapixels = _bucket(limits.megapixels_per_minute, clock)
+        self._shared = shared
 
-    def take_request(self) -> None:
+    async def take_request(self) -> None:
         """Count one request; raise `Overloaded` if the rate is exceeded."""
-        if self._requests is not None and (wait_s := self._requests.take(1)):
+        if self._requests is not None and (wait_s := await self._take("requests", self._requests, 1)):
             raise self._exceeded(f"{self._requests.per_minute:g} requests per minute", wait_s)
 
-    def take_pixels(self, num_pixels: int) -> None:
+    async def take_pixels(self, num_pixels: int) -> None:
         """Count one image; raise `Overloaded`, or `ImageTooLarge` if it exceeds the quota of a whole minute."""
         if self._megapixels is None:
             return
         megapixels, allowed = num_pixels / _PIXELS_PER_MEGAPIXEL, self._megapixels.per_minute
-        wait_s = self._megapixels.take(megapixels)
-        if math.isinf(wait_s):
+        if megapixels > allowed:
             message = f"the image has {megapixels:g} megapixels; the key {self.name!r} may send {allowed:g} per minute"
             raise ImageTooLarge(message, "image")
-        if wait_s:
+        if wait_s := await self._take("megapixels", self._megapixels, megapixels):
             raise self._exceeded(f"{allowed:g} megapixels per minute", wait_s)
 
-    def begin_request(self) -> None:
-        """Count a concurrent request until `end_request`; raise `Overloaded` above the limit."""
-        if self._max_concurrent is not None and self._num_concurrent >= self._max_concurrent:
-            raise self._exceeded(f"{self._max_concurrent} concurrent requests", 1)
-        self._num_concurrent += 1
+    async def begin_request(self, timeout_s: float) -> str | None:
+        """Count a concurrent request until `end_request`, at most `timeout_s` long; raise `Overloaded` above the limit.
 
-    def end_request(self) -> None:
+        Return its lease in the shared store, if it has one.
+        """
+        if self._max_concurrent is None:
+            return None
+        if self._num_concurrent >= self._max_concurrent:
+            raise self._too_many(self._max_concurrent)
+        self._num_concurrent += 1
+        try:
+            return None if self._shared is None else await self._leased(self._shared, self._max_concurrent, timeout_s)
+        except BaseException:
+            self._num_concurrent -= 1
+            raise
+
+    async def end_request(self, lease: str | None) -> None:
+        """Count a request that has begun as ended, even if the caller is cancelled meanwhile."""
+        if self._max_concurrent is None:
+            return
         self._num_concurrent -= 1
+        if self._shared is not None and lease is not None:
+            # Awaited, as the client's next request may go to another gateway.
+            await asyncio.shield(self._shared.release(lease))
+
+    async def _take(self, unit: str, bucket: TokenBucket, amount: float) -> float:
+        """Take from the shared bucket, and while there is none from the process's own; return the seconds to wait."""
+        wait_s = None if self._shared is None else await self._shared.take(unit, bucket.per_minute, amount)
+        if wait_s:
+            return wait_s
+        own_wait_s = bucket.take(amount)
+        return own_wait_s if wait_s is None else 0.0
+
+    async def _leased(self, shared: "SharedQuota", max_concurrent: int, timeout_s: float) -> str:
+        lease = uuid.uuid4().hex
+        try:
+            is_granted = await shared.lease(max_concurrent, lease, timeout_s + _LEASE_MARGIN_S)
+        except asyncio.CancelledError:
+            shared.release(lease)
+            raise
+        if is_granted is False:
+            raise self._too_many(max_concurrent)
+        return lease  # without an answer, too: the store may have it
+
+    def _too_many(self, max_concurrent: int) -> Overloaded:
+        return self._exceeded(f"{max_concurrent} concurrent requests", 1)
 
     def _exceeded(self, limit: str, wait_s: float) -> Overloaded:
         return Overloaded(f"the key {self.name!r} has reached its limit of {limit}", wait_s)

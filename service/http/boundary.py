@@ -90,13 +90,13 @@ class RestBoundary:
                 self.entrance.check()
                 deadline_s = time.monotonic() + self._timeout_s(request)
                 quota = UNLIMITED if is_public else self._checked_quota(request)
-                quota.take_request()
+                await quota.take_request()
                 context = RequestContext(request.state.request_id, interface.api, deadline_s, quota)
                 try:
                     response = await function(request, context)
                 except BaseException:
                     if self._core is not None:  # else there are no places
-                        self._core.leave(context)
+                        await self._core.leave(context)
                     raise
             except ClientDisconnect:
                 record_gone_client(interface.api, request.state.request_id)
@@ -137,7 +137,7 @@ class RestBoundary:
 
         Raise `Overloaded` before reading, or `DeadlineExceeded`.
         """
-        self.core().take_place(context)
+        await self.core().take_place(context)
         try:
             async with asyncio.timeout(context.deadline_s - time.monotonic()):
                 return await reader(request, self.settings.max_body_bytes)

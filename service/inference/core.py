@@ -42,6 +42,7 @@ class Place:
     """The place of a request among those that are pending."""
 
     is_taken: bool = False
+    lease: str | None = None  # its key's, in the store of the shared limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class Core:
         self._pending = FairShare(limits.max_pending)
         self._throughput = ThroughputEstimate()
 
-    def take_place(self, context: RequestContext) -> None:
+    async def take_place(self, context: RequestContext) -> None:
         """Count a request for the service and for its key until `leave`; raise `Overloaded` above a limit of either.
 
         An interface calls it before it reads a body.
@@ -107,18 +108,22 @@ class Core:
         if excess > 0:
             usage = self._pending.usage(context.quota.name, "requests in flight or queued")
             raise Overloaded(usage, self._throughput.seconds_for(excess))
-        context.quota.begin_request()
         self._pending.add(context.quota.name, 1)
+        try:
+            context.place.lease = await context.quota.begin_request(context.deadline_s - time.monotonic())
+        except BaseException:
+            self._pending.remove(context.quota.name, 1)
+            raise
         self._throughput.begin()
         context.place.is_taken = True
 
-    def leave(self, context: RequestContext) -> None:
+    async def leave(self, context: RequestContext) -> None:
         """Give the place of a request back, if it has one."""
         if context.place.is_taken:
             context.place.is_taken = False
             self._throughput.end(1)
             self._pending.remove(context.quota.name, 1)
-            context.quota.end_request()
+            await context.quota.end_request(context.place.lease)
 
     async def is_ready(self, model: ServedModel) -> bool:
         """Return True if the runner of a model is ready."""
@@ -149,7 +154,7 @@ class Core:
             yield await answering
         finally:
             answering.cancel()
-            self.leave(context)  # a task that is cancelled before it has begun does not
+            await self.leave(context)  # a task that is cancelled before it has begun does not
 
     async def compare(self, image: ImageInput, fields: Mapping[str, object], context: RequestContext) -> Comparison:
         """Answer with several models concurrently; raise only errors that concern all of them."""
@@ -220,15 +225,15 @@ class Core:
     @asynccontextmanager
     async def _opened(self, image: ImageInput, context: RequestContext) -> AsyncIterator[LazyImage]:
         """Count a request as pending and open its image; raise `Overloaded` or the image's error."""
-        self.take_place(context)
+        await self.take_place(context)
         try:
             data = image if isinstance(image, bytes) else await self.fetched(image, context)
             opened_image = LazyImage(data, self._decoder, context.quota.name)
             await opened_image.open()
-            context.quota.take_pixels(math.prod(opened_image.header.size_wh))
+            await context.quota.take_pixels(math.prod(opened_image.header.size_wh))
             yield opened_image
         finally:
-            self.leave(context)
+            await self.leave(context)
 
     async def fetched(self, image: ImageUrl, context: RequestContext) -> bytes:
         """Return the file at a URL; raise `InvalidRequest` if URLs are disabled."""

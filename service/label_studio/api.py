@@ -137,7 +137,7 @@ class LabelStudioApi:
         if self._boundary.is_authorized(request):
             core = self._boundary.core()
             body = await parsed(_json, await self._boundary.read(read_bytes, request, context))
-            core.leave(context)
+            await core.leave(context)
             if body.get("action") == _TRAINING:
                 raise UnsupportedTask("models are not trained from annotations here; see docs/models.md for adapters")
         return JSONResponse({"status": "ok"})
@@ -145,7 +145,7 @@ class LabelStudioApi:
     async def _read(self, model: type[BodyT], request: Request, context: RequestContext) -> BodyT:
         """Return a body; its place is given back, since each prediction takes its own."""
         raw = await self._boundary.read(read_bytes, request, context)
-        self._boundary.core().leave(context)
+        await self._boundary.core().leave(context)
         try:
             return await parsed(lambda body: model.model_validate(_json(body)), raw)
         except ValidationError as error:

@@ -128,7 +128,7 @@ class Batch:
                 request_id = f"{self._context.request_id[:_MAX_ID_CHARS]}.{self._num_answers}"
                 context = replace(self._context, request_id=request_id, place=Place())
                 try:
-                    context.quota.take_request()
+                    await context.quota.take_request()
                     return await self._core.predict(image, fields, context)
                 except Overloaded as error:
                     if time.monotonic() + error.retry_after_s >= context.deadline_s:

@@ -64,26 +64,26 @@ class GrpcApi:
         self._api_keys = api_keys
         self._settings = settings
 
-    def quota(self, name: str, authorization: str | None, address: str) -> Quota:
+    async def quota(self, name: str, authorization: str | None, address: str) -> Quota:
         """Return the caller's quota; raise `Unauthorized` without an accepted key, `Overloaded` beyond its rate."""
         is_health = name in self.health_methods
         if name in self.open_methods or (is_health and not self._settings.health_needs_key):
             return UNLIMITED
         quota = self._api_keys.check(authorization, address)
         if not is_health:
-            quota.take_request()
+            await quota.take_request()
         return quota
 
     async def read(self, name: str, incoming: Incoming, context: RequestContext) -> Message:
         """Return the message of a call; raise `Overloaded`, `InvalidRequest` or `DeadlineExceeded`."""
         if name not in self.image_methods:
             return await incoming.read_small()
-        self._core.take_place(context)
+        await self._core.take_place(context)
         return await incoming.read(context.deadline_s)
 
-    def leave(self, context: RequestContext) -> None:
+    async def leave(self, context: RequestContext) -> None:
         """Give the place of a call back, if it has one."""
-        self._core.leave(context)
+        await self._core.leave(context)
 
     def trace(self, name: str, metadata: Mapping[str, str]) -> AbstractContextManager[Span]:
         """Return the trace of a call of method `name`, with a span unless it is a health check."""
@@ -153,7 +153,7 @@ async def _call(
         failure = call = None
         try:
             api.entrance.check()
-            quota = api.quota(name, metadata.get("authorization"), incoming.address)
+            quota = await api.quota(name, metadata.get("authorization"), incoming.address)
             call = RequestContext(request_id, api.api, api.deadline_s(context), quota)
             message = await api.read(name, incoming, call)
             request_id = request_id_or_new(getattr(message, "id", None) or request_id)
@@ -166,7 +166,7 @@ async def _call(
             failure = record_failure(error, api.api, request_id)
         finally:
             if call is not None:
-                api.leave(call)
+                await api.leave(call)
         code = CODES[failure.code] if failure else grpc.StatusCode.OK
         span.set_attribute(RPC_RESPONSE_STATUS_CODE, code.name)
     if failure is not None:

@@ -41,3 +41,7 @@ MODEL_INFO = Gauge(
     ["model", "family", "revision", "precision", "resolution", "build_key"],
     multiprocess_mode="livemax",
 )
+SHARED_LIMITS_UNANSWERED = Counter(
+    "diptych_shared_limits_unanswered_total",
+    "Calls that the store of the shared limits did not answer, or that were not made while it does not.",
+)

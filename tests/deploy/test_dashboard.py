@@ -57,7 +57,7 @@ def test_the_parts_find_each_other_by_their_names_in_compose() -> None:
     assert job["static_configs"] == [{"targets": ["diptych:3000"]}]
     sources = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text(encoding="utf-8"))
     assert [source["url"] for source in sources["datasources"]] == ["http://prometheus:9090"]
-    assert {"diptych", "front", "prometheus", "grafana", "jaeger"} == set(COMPOSE["services"])
+    assert {"diptych", "front", "prometheus", "grafana", "jaeger", "valkey"} == set(COMPOSE["services"])
 
 
 def test_traces_are_sent_only_where_they_are_asked_for() -> None:

@@ -1,8 +1,6 @@
 """The real HAProxy with deploy/haproxy/front.cfg, between hostile clients and a small server."""
 
-import os
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -18,10 +16,8 @@ from starlette.routing import Route
 
 from tests.support.connections import answer_to, is_closed
 from tests.support.export_cli import ROOT
-from tests.support.haproxy import FRONT, needs_haproxy
-from tests.support.running_service import free_port
+from tests.support.haproxy import needs_haproxy, running_front
 from tests.support.served_app import serving_app
-from tests.support.waiting import wait_until
 
 pytestmark = needs_haproxy
 
@@ -36,24 +32,10 @@ async def length(request: Request) -> Response:
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of HAProxy in front of a server."""
-    port, log_file = free_port(), tmp_path_factory.mktemp("front") / "haproxy.log"
-    with serving_app(Starlette(routes=[Route("/", length, methods=["GET", "POST"])])) as app, log_file.open("w") as log:
-        addresses = {"FRONT_ADDRESS": f"127.0.0.1:{port}", "FRONT_GRPC_ADDRESS": f"127.0.0.1:{free_port()}"}
+    with serving_app(Starlette(routes=[Route("/", length, methods=["GET", "POST"])])) as app:
         gateway = {"GATEWAY": "127.0.0.1", "GATEWAY_PORT": str(httpx.URL(app.url).port), "GATEWAY_GRPC_PORT": "9"}
-        command = ["haproxy", "-db", "-f", str(FRONT)]
-        process = subprocess.Popen(command, env={**os.environ, **addresses, **gateway}, stdout=log, stderr=log)
-        try:
-            wait_until(lambda: process.poll() is not None or is_open(port))
-            assert process.poll() is None, log_file.read_text()
-            yield port
-        finally:
-            process.terminate()
-            process.wait(10)
-
-
-def is_open(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
+        with running_front(gateway, tmp_path_factory.mktemp("front")) as front:
+            yield front.port
 
 
 def connect(port: int, address: str = "127.0.0.2") -> socket.socket:

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from docs.tables import settings_table
 from service.settings import Settings, SettingsError, read_settings, variable
-from service.settings_markdown import settings_table
 
 
 def test_empty_environment_gives_the_defaults() -> None:
@@ -62,7 +62,11 @@ def test_unknown_variable_prevents_the_start(name: str) -> None:
         ("DIPTYCH_LOG_FORMAT", "xml", "'text' or 'json'"),
         *(
             ("DIPTYCH_OTLP_ENDPOINT", url, "an http(s) URL of host, port and path, without credentials and query")
-            for url in ("", "localhost:4318", "grpc://a:4317", "http://", "http://u:p@a:4318", "http://a?b=c")
+            for url in ("", "localhost:4318", "grpc://a:4317", "http://", "http://a?b=c")
+        ),
+        *(
+            ("DIPTYCH_SHARED_LIMITS_URL", url, "it must be redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]")
+            for url in ("", "a:6379", "http://a", "redis://", "redis://a:0", "redis://a/x", "redis://a?db=1")
         ),
         (
             "DIPTYCH_URL_HOSTS",
@@ -79,10 +83,25 @@ def test_invalid_value_is_reported_with_the_allowed_ones(name: str, value: str, 
 
 
 @pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("DIPTYCH_OTLP_ENDPOINT", "http://user:secret@a:4318"),
+        ("DIPTYCH_SHARED_LIMITS_URL", "redis://user:secret@a/x"),
+        ("DIPTYCH_SHARED_LIMITS_URL", "redis://:se/cret@a"),
+    ],
+)
+def test_credentials_of_an_invalid_url_are_not_reported(name: str, url: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name}='[a-z]+://…@a") as caught:
+        read_settings({name: url})
+    assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("name", "value", "other"),
     [
         ("DIPTYCH_METRICS_NEED_KEY", "true", "DIPTYCH_API_KEYS_FILE"),
         ("DIPTYCH_HEALTH_NEEDS_KEY", "1", "DIPTYCH_API_KEYS_FILE"),
+        ("DIPTYCH_SHARED_LIMITS_URL", "rediss://user:secret@a:6380/1", "DIPTYCH_API_KEYS_FILE"),
         ("DIPTYCH_TLS_CERTIFICATE_FILE", "a.pem", "DIPTYCH_TLS_KEY_FILE"),
         ("DIPTYCH_TLS_KEY_FILE", "a.pem", "DIPTYCH_TLS_CERTIFICATE_FILE"),
     ],

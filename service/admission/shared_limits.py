@@ -1,0 +1,163 @@
+"""What the gateways have used of each API key's limits, in a store that they share: Redis or Valkey.
+
+A key of the store is one limit of one API key: of a rate a hash {level, at} as in `TokenBucket`, of concurrent requests
+a sorted set of leases by their expiry. Each change is one script, by the store's clock. While the store does not
+answer, every result is None, at once but for one attempt a second, and the caller applies its process's own limits.
+It knows no requests and no HTTP.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.commands.core import AsyncScript
+from redis.exceptions import RedisError
+
+from service.telemetry.metrics import SHARED_LIMITS_UNANSWERED
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_S = 0.1  # of one call, with the wait for a connection
+_RETRY_AFTER_S = 1.0
+_MAX_CONNECTIONS = 4  # one call takes 0.1 ms; more are no faster for one event loop
+_HASH_CHARS = 16  # of a key's SHA-256: they identify it, and are no use for guessing it
+
+_NOW = "local t = redis.call('TIME') local now = t[1] + t[2] / 1000000 "
+
+# After 60 seconds a bucket is full, as one that does not exist.
+_TAKE = f"""{_NOW}
+local per_minute, amount = tonumber(ARGV[1]), tonumber(ARGV[2])
+local bucket = redis.call('HMGET', KEYS[1], 'level', 'at')
+local level = per_minute
+if bucket[1] then
+    level = math.min(per_minute, bucket[1] + math.max(0, now - bucket[2]) * per_minute / 60)
+end
+if amount > level then
+    return tostring((amount - level) * 60 / per_minute)
+end
+redis.call('HSET', KEYS[1], 'level', level - amount, 'at', now)
+redis.call('EXPIRE', KEYS[1], 60)
+return '0'
+"""
+
+_LEASE = f"""{_NOW}
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[1]) then
+    return 0
+end
+redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[3])
+local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')
+redis.call('EXPIREAT', KEYS[1], math.ceil(last[2]))
+return 1
+"""
+
+
+class SharedLimits:
+    """A store, given by its URL."""
+
+    def __init__(self, url: str, clock: Callable[[], float] = time.monotonic, timeout_s: float = TIMEOUT_S) -> None:
+        # The one retry is for connections that the store has closed while they were idle.
+        pool = BlockingConnectionPool.from_url(
+            url, max_connections=_MAX_CONNECTIONS, timeout=timeout_s, retry=Retry(NoBackoff(), 1)
+        )
+        self._store = Redis.from_pool(pool)
+        self._take = self._store.register_script(_TAKE)
+        self._lease = self._store.register_script(_LEASE)
+        self._clock = clock
+        self._timeout_s = timeout_s
+        self._is_down = False
+        self._retry_at_s = 0.0
+        self._releases: set[asyncio.Task[None]] = set()
+
+    async def connect(self) -> None:
+        """Connect now, so that the first request does not wait for it, and a wrong URL is in the log at the start."""
+        await self._answer(self._store.ping)
+
+    def of(self, sha256: str) -> "SharedQuota":
+        """Return what is used of the limits of the API key with this hash."""
+        return SharedQuota(self, f"diptych:{sha256[:_HASH_CHARS]}")
+
+    async def take(self, name: str, per_minute: float, amount: float) -> float | None:
+        """Take `amount` of a bucket and return 0, or take nothing and return the seconds until it is available."""
+        wait_s = await self._answer(lambda: _called(self._take, name, per_minute, amount))
+        return None if wait_s is None else float(wait_s)
+
+    async def lease(self, name: str, max_leases: int, lease: str, seconds: float) -> bool | None:
+        """Return True if the lease begins, which `release` ends or its expiry; False above `max_leases`."""
+        is_granted = await self._answer(lambda: _called(self._lease, name, max_leases, seconds, lease))
+        return None if is_granted is None else bool(int(is_granted))
+
+    def release(self, name: str, lease: str) -> asyncio.Task[None]:
+        """End a lease, in a task that goes on if its caller is cancelled."""
+        task = asyncio.create_task(self._release(name, lease))
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
+        return task
+
+    async def close(self) -> None:
+        """Release what is to be released, and close the connections."""
+        await asyncio.gather(*self._releases)
+        await self._store.aclose()
+
+    async def _release(self, name: str, lease: str) -> None:
+        await self._answer(lambda: self._store.zrem(name, lease))
+
+    async def _answer(self, call: Callable[[], Awaitable[bytes | int]]) -> bytes | int | None:
+        """Return the store's answer; None while there is none."""
+        if self._clock() < self._retry_at_s:
+            SHARED_LIMITS_UNANSWERED.inc()
+            return None
+        if self._is_down:
+            self._retry_at_s = self._clock() + _RETRY_AFTER_S  # others do not wait for this attempt
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await call()
+        except (RedisError, OSError) as error:  # TimeoutError is an OSError
+            self._note_failure(error)
+            return None
+        if self._is_down:
+            self._is_down, self._retry_at_s = False, 0.0
+            logger.info("the store of the shared limits answers again")
+        return answer
+
+    def _note_failure(self, error: Exception) -> None:
+        SHARED_LIMITS_UNANSWERED.inc()
+        self._retry_at_s = self._clock() + _RETRY_AFTER_S
+        if not self._is_down:
+            self._is_down = True
+            reason = str(error).rstrip(".") or f"no answer within {self._timeout_s:g} s"
+            logger.error("the store of the shared limits fails: %s; each process applies its own limits", reason)
+
+
+async def _called(script: AsyncScript, name: str, *arguments: float | str) -> bytes | int:
+    answer: bytes | int = await script(keys=[name], args=list(arguments))
+    return answer
+
+
+@dataclass(frozen=True, slots=True)
+class SharedQuota:
+    """What all gateways have used of the limits of one API key."""
+
+    limits: SharedLimits
+    prefix: str
+
+    async def take(self, unit: str, per_minute: float, amount: float) -> float | None:
+        """Take `amount` and return 0, or take nothing and return the seconds until it is available."""
+        return await self.limits.take(f"{self.prefix}:{unit}", per_minute, amount)
+
+    async def lease(self, max_leases: int, lease: str, seconds: float) -> bool | None:
+        """Return True if a request may begin, False if as many are in flight as are allowed."""
+        return await self.limits.lease(self._leases, max_leases, lease, seconds)
+
+    def release(self, lease: str) -> asyncio.Task[None]:
+        """End a lease."""
+        return self.limits.release(self._leases, lease)
+
+    @property
+    def _leases(self) -> str:
+        return f"{self.prefix}:in_flight"

@@ -1,0 +1,257 @@
+"""Limits of keys in a real store, which several gateways share: here several `ApiKeys` of one process."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from service.admission.api_keys import ApiKeys, parse_keys
+from service.admission.quotas import Quota
+from service.admission.shared_limits import TIMEOUT_S, SharedLimits
+from service.errors import ImageTooLarge, Overloaded
+from service.telemetry.metrics import SHARED_LIMITS_UNANSWERED
+from tests.support.api_keys import FakeClock, hash_of
+from tests.support.valkey import Valkey, needs_valkey, running_valkey
+
+pytestmark = needs_valkey
+
+MEGAPIXEL = 1_000_000
+PATIENT_S = 10  # the machine is shared
+PASSWORD = "secret-of-the-store"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    with running_valkey(tmp_path_factory.mktemp("valkey")) as running:
+        yield running
+
+
+@pytest.fixture
+def store(server: Valkey) -> Valkey:
+    server.client.flushall()
+    return server
+
+
+@asynccontextmanager
+async def gateways(
+    url: str, options: str, clock: FakeClock, num: int = 2, timeout_s: float = PATIENT_S
+) -> AsyncIterator[list[Quota]]:
+    """Yield the quota of one key at each of several gateways."""
+    shared = [SharedLimits(url, clock, timeout_s) for _ in range(num)]
+    entries = parse_keys(f"{hash_of('mine')} name=batch {options}")
+    try:
+        yield [ApiKeys(entries, None, clock, each).check("Bearer mine", "192.0.2.1") for each in shared]
+    finally:
+        for each in shared:
+            await each.close()
+
+
+async def num_admitted(quotas: list[Quota], num_requests: int) -> int:
+    admitted = 0
+    for number in range(num_requests):
+        with suppress(Overloaded):
+            await quotas[number % len(quotas)].take_request()
+            admitted += 1
+    return admitted
+
+
+def test_gateways_together_admit_the_requests_of_one_minute(store: Valkey) -> None:
+    async def send() -> None:
+        async with gateways(store.url, "requests_per_minute=10", FakeClock(), 3) as quotas:
+            assert await num_admitted(quotas, 30) == 10
+            with pytest.raises(Overloaded, match="'batch' has reached its limit of 10 requests per minute") as caught:
+                await quotas[0].take_request()
+            assert caught.value.retry_after_s in (5, 6)
+
+    asyncio.run(send())
+
+
+def test_concurrent_calls_take_each_request_once(store: Valkey) -> None:
+    async def send() -> None:
+        async with gateways(store.url, "requests_per_minute=50", FakeClock(), 4) as quotas:
+            results = await asyncio.gather(
+                *(quotas[number % 4].take_request() for number in range(100)), return_exceptions=True
+            )
+        assert results.count(None) == 50
+        assert {type(result) for result in results} == {type(None), Overloaded}
+
+    asyncio.run(send())
+
+
+def test_a_shared_bucket_refills_evenly_and_forgets_after_a_minute(store: Valkey) -> None:
+    async def send() -> None:
+        async with gateways(store.url, "requests_per_minute=600", FakeClock()) as quotas:
+            start_s = time.monotonic()
+            assert await num_admitted(quotas, 700) >= 600
+            await asyncio.sleep(0.5)
+            await num_admitted(quotas, 100)
+            elapsed_s = time.monotonic() - start_s
+        (name,) = store.client.keys("diptych:*:requests")
+        level = float(store.client.hget(name, "level") or 0)
+        assert 0 <= level < 1
+        assert elapsed_s < 5
+        assert 0 < store.client.ttl(name) <= 60
+
+    asyncio.run(send())
+
+
+def test_megapixels_are_shared_and_an_image_above_the_minute_is_too_large(store: Valkey) -> None:
+    async def send() -> None:
+        async with gateways(store.url, "megapixels_per_minute=6", FakeClock()) as (first, second):
+            await first.take_pixels(5 * MEGAPIXEL)
+            with pytest.raises(Overloaded, match="6 megapixels per minute") as caught:
+                await second.take_pixels(3 * MEGAPIXEL)
+            assert caught.value.retry_after_s in (19, 20)
+            await second.take_pixels(MEGAPIXEL // 2)
+            with pytest.raises(ImageTooLarge):
+                await second.take_pixels(6_500_000)
+
+    asyncio.run(send())
+
+
+def test_concurrent_requests_are_shared_and_released(store: Valkey) -> None:
+    async def send() -> None:
+        async with gateways(store.url, "max_concurrent=2", FakeClock()) as (first, second):
+            for _ in range(3):
+                leases = [await first.begin_request(60), await second.begin_request(60)]
+                for quota in (first, second):
+                    with pytest.raises(Overloaded, match="2 concurrent requests"):
+                        await quota.begin_request(60)
+                await first.end_request(leases[0])
+                await second.end_request(leases[1])
+        assert store.client.keys("*") == []
+
+    asyncio.run(send())
+
+
+def test_leases_of_a_gateway_that_is_gone_expire_with_their_deadlines(store: Valkey) -> None:
+    async def send() -> None:
+        async with gateways(store.url, "max_concurrent=1", FakeClock()) as (killed, other):
+            await killed.begin_request(0.1)  # and never ends it
+            start_s = time.monotonic()
+            while True:
+                try:
+                    lease = await other.begin_request(60)
+                except Overloaded:
+                    await asyncio.sleep(0.05)
+                else:
+                    break
+            assert 1 < time.monotonic() - start_s < 10
+            await other.end_request(lease)
+
+    asyncio.run(send())
+
+
+def test_a_cancelled_request_leaves_no_lease(store: Valkey) -> None:
+    async def send() -> None:
+        async with gateways(store.url, "max_concurrent=1", FakeClock(), 1) as (quota,):
+            for delay_ms in range(10):
+                beginning = asyncio.create_task(quota.begin_request(60))
+                await asyncio.sleep(delay_ms / 10_000)
+                beginning.cancel()
+                with suppress(asyncio.CancelledError):
+                    await quota.end_request(await beginning)
+            ending = asyncio.create_task(quota.end_request(await quota.begin_request(60)))
+            await asyncio.sleep(0)
+            ending.cancel()
+
+    asyncio.run(send())
+    assert store.client.keys("*") == []
+
+
+def test_a_changed_limit_applies_to_what_is_used(store: Valkey) -> None:
+    async def send() -> None:
+        clock = FakeClock()
+        async with gateways(store.url, "requests_per_minute=10", clock) as quotas:
+            assert await num_admitted(quotas, 7) == 7
+        async with gateways(store.url, "requests_per_minute=2", clock) as quotas:
+            assert await num_admitted(quotas, 7) == 2
+
+    asyncio.run(send())
+
+
+def unanswered() -> float:
+    return float(SHARED_LIMITS_UNANSWERED._value.get())
+
+
+@pytest.mark.parametrize("is_hanging", [False, True], ids=["killed", "hanging"])
+def test_without_the_store_each_process_applies_its_own_limits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_hanging: bool
+) -> None:
+    """One attempt a second waits; what the process had admitted before counts on."""
+    caplog.set_level(logging.INFO, "service.admission.shared_limits")
+
+    async def send(store: Valkey) -> None:
+        clock = FakeClock()
+        options = "requests_per_minute=10 max_concurrent=1 megapixels_per_minute=1"
+        async with gateways(store.url, options, clock, timeout_s=TIMEOUT_S) as (first, second):
+            await first.begin_request(60)
+            assert await num_admitted([first], 4) == 4
+            if is_hanging:
+                with store.hanging():
+                    await use_without(first, second, clock)
+            else:
+                store.kill()
+                await use_without(first, second, clock)
+                store.start()
+            clock.now_s += 1.1
+            before = unanswered()
+            await second.take_pixels(1)
+            assert unanswered() == before
+
+    async def use_without(first: Quota, second: Quota, clock: FakeClock) -> None:
+        before, start_s = unanswered(), time.monotonic()
+        assert await num_admitted([first], 10) == 6
+        assert await num_admitted([second], 20) == 10
+        with pytest.raises(Overloaded, match="1 concurrent requests"):
+            await first.begin_request(60)
+        await second.end_request(await second.begin_request(60))
+        await second.take_pixels(MEGAPIXEL)
+        with pytest.raises(Overloaded, match="1 megapixels per minute"):
+            await second.take_pixels(MEGAPIXEL)
+        assert unanswered() - before == 34
+        assert time.monotonic() - start_s < 2 * 0.15 + 0.5  # each gateway waits once, the rest does not
+        clock.now_s += 1.1
+        start_s = time.monotonic()
+        with suppress(Overloaded):
+            await first.take_request()
+        assert time.monotonic() - start_s < 0.2
+
+    with running_valkey(tmp_path) as running:
+        asyncio.run(send(running))
+    failures = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+    assert len(failures) == 2  # one for each gateway
+    assert all(each.endswith("each process applies its own limits") for each in failures)
+    assert "the store of the shared limits answers again" in caplog.messages
+
+
+def test_a_refusing_store_is_one_that_fails_and_no_password_is_logged(
+    store: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def send() -> None:
+        url = store.url.replace("//", f"//somebody:{PASSWORD}@")
+        async with gateways(url, "requests_per_minute=2", FakeClock()) as quotas:
+            assert await num_admitted(quotas, 10) == 4
+
+    asyncio.run(send())
+    assert len(caplog.messages) == 2
+    assert PASSWORD not in caplog.text
+
+
+def test_a_restarted_store_is_used_at_once(store: Valkey) -> None:
+    """Its scripts and the connections to it are gone; no request notices."""
+
+    async def send() -> None:
+        async with gateways(store.url, "requests_per_minute=10", FakeClock()) as quotas:
+            assert await num_admitted(quotas, 3) == 3
+            before = unanswered()
+            store.kill()
+            store.start()
+            assert await num_admitted(quotas, 20) == 10
+            assert unanswered() == before
+
+    asyncio.run(send())
