@@ -44,7 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mutmut = [str(Path(sys.executable).parent / "mutmut"), "run", "--max-children", "2", f"*{digit}"]
     with (FOLDER.parent / "mutation.log").open("w") as log:
         subprocess.run(mutmut, check=False, stdout=log, stderr=log)
-    text, share = summary(list(results(FOLDER, digit)))
+    found = list(results(FOLDER, digit))
+    if not found:
+        print("no mutant was run: mutation.log has the reason", file=sys.stderr)
+        return 1
+    text, share = summary(found)
     print(f"{text}\n{share:.1%} of the mutants are killed; at least {MIN_KILLED:.0%} must be")
     return 0 if share >= MIN_KILLED else 1
 
