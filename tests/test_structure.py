@@ -125,6 +125,7 @@ def test_the_client_loads_neither_torch_nor_the_service() -> None:
     loaded = set(run.stdout.split())
     assert {"diptych_client", "httpx", "grpc"} <= loaded
     assert not {"torch", "bentoml", "pydantic", "starlette", "service", "supervision", "typer", "tasks"} & loaded
+    assert not {"mcp", "cvat_sdk", "fiftyone", "jsonschema"} & loaded
 
 
 @pytest.mark.parametrize("folder", [*ARROWS, "tests"])

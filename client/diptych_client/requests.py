@@ -14,6 +14,7 @@ from PIL import Image
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
 FieldValue = str | int | float | bool | tuple[str, ...] | tuple[float, ...]
+_URL_SCHEMES = ("http://", "https://")
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
 
 
@@ -52,9 +53,9 @@ DEFAULT_OPTIONS = AnswerOptions()
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An encoded image and the other fields; a listing has neither."""
+    """An encoded image, or the URL at which the service reads it, and the other fields; a listing has neither."""
 
-    image: bytes | None = None
+    image: bytes | str | None = None
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
 
 
@@ -62,14 +63,14 @@ def predict_request(
     image: ImageSource, task: str, model: str | None, parameters: TaskParameters, options: AnswerOptions
 ) -> Request:
     model_field: dict[str, FieldValue] = {} if model is None else {"model": model}
-    return Request(encoded_image(image), {"task": task, **model_field, **given_fields(parameters, options)})
+    return Request(sent_image(image), {"task": task, **model_field, **given_fields(parameters, options)})
 
 
 def compare_request(
     image: ImageSource, task: str, models: Sequence[str] | None, parameters: TaskParameters, options: AnswerOptions
 ) -> Request:
     models_field: dict[str, FieldValue] = {} if models is None else {"models": tuple(models)}
-    return Request(encoded_image(image), {"task": task, **models_field, **given_fields(parameters, options)})
+    return Request(sent_image(image), {"task": task, **models_field, **given_fields(parameters, options)})
 
 
 def given_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str, FieldValue]:
@@ -79,6 +80,11 @@ def given_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str
         name: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
         for name, value in given.items()
     }
+
+
+def sent_image(image: ImageSource) -> bytes | str:
+    """Return an http(s) URL unchanged: the service reads the image, if its operator allows the host; else a file."""
+    return image if isinstance(image, str) and image.startswith(_URL_SCHEMES) else encoded_image(image)
 
 
 def encoded_image(image: ImageSource) -> bytes:

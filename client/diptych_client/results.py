@@ -5,9 +5,10 @@ Boxes `[x1, y1, x2, y2]`, polygons and quads are in pixels of the original, upri
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diptych_client.errors import ErrorDetail
 from diptych_client.geometry import (
@@ -21,6 +22,7 @@ from diptych_client.geometry import (
     polygons_mask,
     run_length_mask,
 )
+from diptych_client.to_fiftyone import fiftyone_detections, fiftyone_polylines
 from diptych_client.to_supervision import supervision_detections
 
 if TYPE_CHECKING:
@@ -156,15 +158,33 @@ class Answer:
         """
         if isinstance(self.result, TextResult):
             raise ValueError(f"the result of {self.task} is a text: it has no boxes for supervision.Detections")
-        items, masks, quads_xy = items_of(self.result), None, None
-        if isinstance(self.result, InstancesResult):
-            masks = np.zeros((len(items), self.image.height, self.image.width), dtype=np.bool_)
-            for index, instance in enumerate(self.result.instances):
-                masks[index] = instance.to_mask(self.image)
-        elif isinstance(self.result, TextRegionsResult):
+        items, quads_xy = items_of(self.result), None
+        if isinstance(self.result, TextRegionsResult):
             quads_xy = [region.quad_xy for region in self.result.text_regions]
         boxes_xyxy, names = [box_of(item) for item in items], [label_of(item) for item in items]
-        return supervision_detections(boxes_xyxy, names, [item.score for item in items], masks, quads_xy)
+        return supervision_detections(boxes_xyxy, names, [item.score for item in items], self._masks(), quads_xy)
+
+    def to_fiftyone(self) -> Any:  # fiftyone has no types
+        """Return `fiftyone.Detections`, with masks of instances, or `fiftyone.Polylines` of text regions.
+
+        Raise `ValueError` for a text: it can be a field of a sample as it is.
+        """
+        if isinstance(self.result, TextResult):
+            raise ValueError(f"the result of {self.task} is a text: it has no boxes for fiftyone.Detections")
+        items = items_of(self.result)
+        names, scores = [label_of(item) for item in items], [item.score for item in items]
+        if isinstance(self.result, TextRegionsResult):
+            quads_xy = [region.quad_xy for region in self.result.text_regions]
+            return fiftyone_polylines(self.image, quads_xy, names, scores)
+        return fiftyone_detections(self.image, [box_of(item) for item in items], names, scores, self._masks())
+
+    def _masks(self) -> NDArray[np.bool_] | None:  # (N, H, W)
+        if not isinstance(self.result, InstancesResult):
+            return None
+        masks = np.zeros((len(self.result.instances), self.image.height, self.image.width), dtype=np.bool_)
+        for index, instance in enumerate(self.result.instances):
+            masks[index] = instance.to_mask(self.image)
+        return masks
 
 
 @dataclass(frozen=True, slots=True)

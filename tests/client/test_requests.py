@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diptych_client import AnswerOptions, TaskParameters
+from diptych_client import AnswerOptions, InvalidRequest, TaskParameters
 from diptych_client.requests import compare_request, encoded_image, given_fields, predict_request
 from diptych_client.transports import vision_pb2 as pb
 from diptych_client.transports.grpc_messages import request_message
@@ -74,6 +74,15 @@ def test_a_file_is_sent_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "image"
     path.write_bytes(b"any bytes")
     assert encoded_image(path) == encoded_image(str(path)) == encoded_image(b"any bytes") == b"any bytes"
+
+
+def test_a_url_is_sent_as_it_is_over_rest_alone() -> None:
+    url = "https://example.org/a.png"
+    request = predict_request(url, "ocr", None, TaskParameters(), AnswerOptions())
+    assert request.image == url
+    with pytest.raises(InvalidRequest, match="only REST takes one") as caught:
+        request_message(pb.PredictRequest, request)
+    assert caught.value.param == "image"
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "F", "I;16"])

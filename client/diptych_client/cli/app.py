@@ -1,5 +1,6 @@
 """The commands of `diptych`."""
 
+import asyncio
 import json
 import sys
 from dataclasses import asdict
@@ -187,6 +188,21 @@ def evaluate(
         calibrate=calibrate,
     )
     raise typer.Exit(1 if evaluate_dataset(_connection(context), command) else 0)
+
+
+@app.command("mcp")
+def serve_mcp(context: typer.Context) -> None:
+    """Serve the tasks to agents: one tool each, by the Model Context Protocol on stdin and stdout."""
+    try:
+        from diptych_client.integrations.mcp_server import serve
+    except ImportError as error:
+        raise RunError(f"mcp needs {error.name}: pip install 'diptych-client[mcp]'") from error
+
+    async def run() -> None:
+        async with _connection(context).async_client() as client:
+            await serve(client)
+
+    asyncio.run(run())
 
 
 def _connection(context: typer.Context) -> ConnectionOptions:

@@ -44,7 +44,14 @@ _CODE_OF_STATUS = {
 
 
 def request_message(kind: type[MessageT], request: Request) -> MessageT:
-    """Return a request as a message; raise `AttributeError` for a field that the message lacks."""
+    """Return a request as a message; raise `InvalidRequest` for an image URL, which only REST has.
+
+    Raise `AttributeError` for a field that the message lacks.
+    """
+    if isinstance(request.image, str):
+        raise error_from(
+            ErrorDetail("invalid_request", "image is a URL: only REST takes one, gRPC takes files", "image", "")
+        )
     message = kind() if request.image is None else kind(image=request.image)
     for name, value in request.fields.items():
         if isinstance(value, tuple):

@@ -92,7 +92,8 @@ def _http_request(
     headers = {"X-Request-Id": attempt.request_id, "X-Deadline-Ms": str(max(1, math.floor(attempt.timeout_s * 1000)))}
     if request.image is None:
         return http.build_request("GET", path, headers=headers, timeout=attempt.timeout_s)
-    form, files = form_values(request.fields) | ({"stream": "true"} if is_stream else {}), {"image": request.image}
+    form = form_values(request.fields) | ({"stream": "true"} if is_stream else {})
+    files = {"image": (None, request.image) if isinstance(request.image, str) else request.image}  # a field, or a file
     return http.build_request("POST", path, data=form, files=files, headers=headers, timeout=attempt.timeout_s)
 
 

@@ -1,0 +1,105 @@
+"""Auto-annotation function of CVAT: `cvat-cli … --function-module diptych_client.integrations.cvat`.
+
+Needs the extra `cvat`. cvat-cli calls `create` with the values of its option `-p`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cvat_sdk.auto_annotation as cvataa
+from cvat_sdk.masks import encode_mask
+from cvat_sdk.models import LabeledShapeRequest
+from PIL import Image, ImageOps
+
+from diptych_client.client import Client
+from diptych_client.geometry import outer_rings, simplified_ring
+from diptych_client.requests import AnswerOptions, TaskParameters
+from diptych_client.results import Answer, DetectionsResult, InstancesResult
+
+_SHAPES = ("rectangle", "polygon", "mask")
+_TOLERANCE_PX = 1.0  # of a polygon: masks have hundreds of points, which nobody can edit
+
+
+class DiptychFunction:
+    """Finds objects by their labels: boxes by open-vocabulary detection, outlines by instance segmentation.
+
+    Each label is the text that the model is asked for.
+    """
+
+    def __init__(self, client: Client, labels: list[str], shape: str, model: str | None) -> None:
+        self._client = client
+        self._label_ids = {label: index for index, label in enumerate(labels)}
+        self._shape = shape
+        self._model = model
+
+    @property
+    def spec(self) -> cvataa.DetectionFunctionSpec:
+        labels = [cvataa.label_spec(label, index, type=self._shape) for label, index in self._label_ids.items()]
+        return cvataa.DetectionFunctionSpec(labels=labels)
+
+    def close(self) -> None:
+        """Close the connection to the service."""
+        self._client.close()
+
+    def detect(self, context: cvataa.DetectionFunctionContext, image: Image.Image) -> list[LabeledShapeRequest]:
+        """Return the shapes of one image; raise `DiptychError`, which ends the run."""
+        upright, options = ImageOps.exif_transpose(image), AnswerOptions(min_score=context.conf_threshold)
+        if self._shape == "rectangle":
+            parameters = TaskParameters(labels=list(self._label_ids))
+            answer = self._predict(upright, "open_vocabulary_detection", parameters, options)
+            return list(self._rectangles(answer))
+        is_mask = self._shape == "mask" and not context.conv_mask_to_poly
+        shapes = _masks if is_mask else _polygons
+        return [
+            shape
+            for label, label_id in self._label_ids.items()
+            for shape in shapes(
+                self._predict(upright, "instance_segmentation", TaskParameters(phrase=label), options), label_id
+            )
+        ]
+
+    def _predict(self, image: Image.Image, task: str, parameters: TaskParameters, options: AnswerOptions) -> Answer:
+        return self._client.predict(image, task, parameters, model=self._model, options=options)
+
+    def _rectangles(self, answer: Answer) -> Iterator[LabeledShapeRequest]:
+        assert isinstance(answer.result, DetectionsResult)
+        for found in answer.result.detections:
+            yield cvataa.rectangle(self._label_ids[found.label], list(found.box_xyxy), score=found.score)
+
+
+def _masks(answer: Answer, label_id: int) -> Iterator[LabeledShapeRequest]:
+    assert isinstance(answer.result, InstancesResult)
+    for found in answer.result.instances:
+        mask = found.to_mask(answer.image)
+        if mask.any():
+            yield cvataa.mask(label_id, encode_mask(mask), score=found.score)
+
+
+def _polygons(answer: Answer, label_id: int) -> Iterator[LabeledShapeRequest]:
+    """Yield a polygon for each ring that is no hole: CVAT's polygons have none."""
+    assert isinstance(answer.result, InstancesResult)
+    for found in answer.result.instances:
+        for ring in outer_rings(found.polygons_xy or ()):
+            points = [coordinate for point in simplified_ring(ring, _TOLERANCE_PX) for coordinate in point]
+            yield cvataa.polygon(label_id, points, score=found.score)
+
+
+def create(
+    labels: str,
+    shape: str = "rectangle",
+    model: str | None = None,
+    url: str = "http://localhost:3000",
+    api_key_file: str | None = None,
+    timeout_s: float = 60.0,
+) -> DiptychFunction:
+    """Return the function for comma-separated labels; raise `ValueError` for an unknown shape or no label.
+
+    `model` is the model's id; by default the first that offers the task.
+    """
+    names = list(dict.fromkeys(filter(None, map(str.strip, labels.split(",")))))
+    if not names:
+        raise ValueError(f"labels must be comma-separated names, got {labels!r}")
+    if shape not in _SHAPES:
+        raise ValueError(f"shape must be one of {', '.join(_SHAPES)}, got {shape!r}")
+    api_key = None if api_key_file is None else Path(api_key_file).read_text(encoding="utf-8").strip()
+    return DiptychFunction(Client(url, api_key=api_key, timeout_s=timeout_s), names, shape, model)

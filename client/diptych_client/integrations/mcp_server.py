@@ -1,0 +1,101 @@
+"""Server of the Model Context Protocol on stdin and stdout: an agent's calls become calls of the client.
+
+Needs the extra `mcp`. The list of tools is that of the service at the time; the service need not run before it is used.
+"""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from mcp.server import Server, ServerRequestContext
+from mcp.server.stdio import stdio_server
+from mcp.shared.exceptions import MCPError
+from mcp_types import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    CallToolRequestParams,
+    CallToolResult,
+    ListToolsResult,
+    PaginatedRequestParams,
+    TextContent,
+    Tool,
+)
+
+from diptych_client.client import AsyncClient
+from diptych_client.errors import DiptychError
+from diptych_client.geometry import ImageSize
+from diptych_client.integrations.mcp_tools import ToolArguments, content_of, tool_of
+from diptych_client.results import Answer, ModelFailure
+
+_INSTRUCTIONS = (
+    "Vision models look at an image: they describe it, find and segment objects, read text, answer questions. "
+    "Each tool is one task; `models` compares the answers of several models."
+)
+_Context = ServerRequestContext[Any]
+
+
+async def serve(client: AsyncClient) -> None:
+    """Serve until stdin ends."""
+    server = ToolServer(client).server()
+    async with stdio_server() as (read, write):
+        await server.run(read, write, server.create_initialization_options())
+
+
+class ToolServer:
+    """Lists and calls the tools of one service. The tools are those of the last listing."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._tools: dict[str, Tool] = {}
+
+    def server(self) -> Server[Any]:
+        return Server(
+            "diptych",
+            version=version("diptych-client"),
+            title="Diptych",
+            instructions=_INSTRUCTIONS,
+            on_list_tools=self._list,
+            on_call_tool=self._call,
+        )
+
+    async def _list(self, _context: _Context, _params: PaginatedRequestParams | None) -> ListToolsResult:
+        try:
+            tasks = await self._client.tasks()
+        except DiptychError as error:
+            raise MCPError(INTERNAL_ERROR, f"cannot list the tasks of the service: {error}") from error
+        self._tools = {task.id: tool_of(task) for task in tasks if task.models}
+        return ListToolsResult(tools=list(self._tools.values()))
+
+    async def _call(self, context: _Context, params: CallToolRequestParams) -> CallToolResult:
+        if params.name not in self._tools:
+            await self._list(context, None)
+        if params.name not in self._tools:
+            raise MCPError(INVALID_PARAMS, f"unknown tool {params.name!r}; the tools are {', '.join(self._tools)}")
+        try:
+            return await self._answer(self._tools[params.name], params.arguments or {})
+        except (DiptychError, OSError, ValueError) as error:
+            return _failed(str(error))
+
+    async def _answer(self, tool: Tool, arguments: dict[str, Any]) -> CallToolResult:
+        call = await asyncio.to_thread(ToolArguments.parse, tool, arguments)  # it may read a file
+        if call.models is None:
+            answer = await self._client.predict(call.image, tool.name, call.parameters)
+            return _answered(answer.image, [answer])
+        comparison = await self._client.compare(call.image, tool.name, call.parameters, models=call.models)
+        failures = [each for each in comparison.answers if isinstance(each, ModelFailure)]
+        if len(failures) == len(comparison.answers):
+            return _failed("; ".join(f"{each.model}: {each.error.code}: {each.error.message}" for each in failures))
+        return _answered(comparison.image, comparison.answers)
+
+
+def _answered(image: ImageSize, answers: Sequence[Answer | ModelFailure]) -> CallToolResult:
+    """Return the answers twice: as structured content, and as text for hosts that read nothing else."""
+    content = content_of(image, answers)
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=content)
+
+
+def _failed(message: str) -> CallToolResult:
+    return CallToolResult(content=[TextContent(type="text", text=message)], is_error=True)

@@ -1,0 +1,192 @@
+"""Tools of the Model Context Protocol: one for each task that a served model offers.
+
+A tool takes the image, the parameters of its task and optionally `models`, and returns one answer for each model:
+
+    {"image": {"width", "height"}, "answers": [{"model", KIND, "finish_reason", "calibrated"} or {"model", "error"}]}
+
+KIND is the result's: `text`, `detections`, `instances` or `text_regions`. Knows no connection.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+from mcp_types import Tool, ToolAnnotations
+
+from diptych_client.geometry import ImageSize, simplified_ring
+from diptych_client.requests import TaskParameters
+from diptych_client.results import Answer, Instance, InstancesResult, ModelFailure, Task
+from diptych_client.transports.rest_messages import answer_json
+
+# An agent pays for every point: the outline of a mask has one at each corner of its pixels.
+_OUTLINE_TOLERANCE_PX = 1.0
+_DECIMALS = 1  # of pixels
+_SCORE_DECIMALS = 3
+_MAX_MAGIC_BYTES = 12
+
+_IMAGE = {
+    "type": "string",
+    "description": "Absolute path of a JPEG, PNG or WebP file, or data:image/…;base64,…, or an http(s) URL.",
+}
+_BOX = {"type": "array", "items": {"type": "number"}, "description": "[x1, y1, x2, y2] in pixels"}
+_POINTS = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}, "description": "[x, y] in pixels"}
+_SCORE = {"type": "number", "description": "0 to 1"}
+_LABELLED = {"box": _BOX, "label": {"type": "string"}, "score": _SCORE}
+_ITEM_PROPERTIES: Mapping[str, Mapping[str, object]] = {
+    "detections": _LABELLED,
+    "instances": {**_LABELLED, "polygons": {"type": "array", "items": _POINTS}},
+    "text_regions": {"quad": _POINTS, "text": {"type": "string"}, "score": _SCORE},
+}
+
+
+def tool_of(task: Task) -> Tool:
+    """Return the tool of a task that at least one model offers."""
+    return Tool(
+        name=task.id,
+        description=_description(task),
+        input_schema=_input_schema(task),
+        output_schema=_output_schema(task.result),
+        annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False),
+    )
+
+
+def _description(task: Task) -> str:
+    parameters: Any = task.parameters
+    choices = [name for choice in parameters.get("oneOf", ()) for name in choice["required"]]
+    only_one = f" Give exactly one of {', '.join(choices)}." if choices else ""
+    return f"{task.description}{only_one} Coordinates are pixels of the upright image, from its top left corner."
+
+
+def _input_schema(task: Task) -> dict[str, Any]:
+    """Return the task's schema with the image and the models.
+
+    Without `oneOf`, which the tool APIs of several vendors refuse at the top level: the description has it.
+    """
+    parameters: Any = task.parameters
+    models = {
+        "type": "array",
+        "items": {"type": "string", "enum": list(task.models)},
+        "minItems": 1,
+        "description": f"Models whose answers to return side by side. Default: {task.models[0]} alone.",
+    }
+    return {
+        "type": "object",
+        "properties": {"image": _IMAGE, **parameters["properties"], "models": models},
+        "required": ["image", *parameters.get("required", ())],
+        "additionalProperties": False,
+    }
+
+
+def _output_schema(kind: str) -> dict[str, Any]:
+    result: dict[str, Any] = {"type": "string"}
+    if kind in _ITEM_PROPERTIES:
+        properties = _ITEM_PROPERTIES[kind]
+        result = {
+            "type": "array",
+            "items": {"type": "object", "properties": properties, "required": list(properties)},
+        }
+    answer = {
+        "model": {"type": "string"},
+        kind: result,
+        "finish_reason": {"enum": ["stop", "length"], "description": "length: the answer is cut off"},
+        "calibrated": {"type": "boolean", "description": "true: scores are probabilities; false: they only rank"},
+        "error": {"type": "object", "description": "why this model has no answer: code, message"},
+    }
+    answers = {"type": "array", "items": {"type": "object", "properties": answer, "required": ["model"]}}
+    sides = {"width": {"type": "integer"}, "height": {"type": "integer"}}
+    image = {"type": "object", "properties": sides}
+    return {"type": "object", "properties": {"image": image, "answers": answers}, "required": ["image", "answers"]}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolArguments:
+    """Arguments of a call."""
+
+    image: str | bytes
+    models: Sequence[str] | None
+    parameters: TaskParameters
+
+    @classmethod
+    def parse(cls, tool: Tool, arguments: Mapping[str, Any]) -> Self:
+        """Read the image, if it is a local file; raise `ValueError` if it is unreadable or the tool forbids a value."""
+        if (error := best_match(Draft202012Validator(tool.input_schema).iter_errors(arguments))) is not None:
+            raise ValueError(": ".join(filter(None, (".".join(map(str, error.absolute_path)), error.message))))
+        names = {field.name for field in fields(TaskParameters)}
+        parameters = TaskParameters(**{name: value for name, value in arguments.items() if name in names})
+        return cls(_image(arguments["image"]), arguments.get("models"), parameters)
+
+
+def _image(text: str) -> str | bytes:
+    if text.startswith(("http://", "https://")):
+        return text
+    if not text.startswith("data:"):
+        return _local_image(Path(text).expanduser())
+    header, _, data = text.partition(",")
+    if not header.endswith(";base64"):
+        raise ValueError("image is a data: URL without base64; it must be data:image/…;base64,…")
+    try:
+        return base64.b64decode(data, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"image is not base64: {error}") from error
+
+
+def _local_image(path: Path) -> bytes:
+    """Return the bytes of an image file: no other file of this computer is sent to the service."""
+    if not path.is_file():  # a device or a pipe might never end
+        raise ValueError(f"image must be a file, a data: URL or an http(s) URL; there is no file {path}")
+    with path.open("rb") as file:
+        magic = file.read(_MAX_MAGIC_BYTES)
+        if not _is_image(magic):
+            raise ValueError(f"image must be a JPEG, PNG or WebP file, which {path} is not")
+        return magic + file.read()
+
+
+def _is_image(magic: bytes) -> bool:
+    return magic.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (magic[:4], magic[8:]) == (b"RIFF", b"WEBP")
+
+
+def content_of(image: ImageSize, answers: Sequence[Answer | ModelFailure]) -> dict[str, Any]:
+    """Return answers as the structured content of a tool: rounded, without what an agent does not need."""
+    return {"image": asdict(image), "answers": [_answer_content(answer) for answer in answers]}
+
+
+def _answer_content(answer: Answer | ModelFailure) -> dict[str, Any]:
+    if isinstance(answer, ModelFailure):
+        return {"model": answer.model, "error": {"code": answer.error.code, "message": answer.error.message}}
+    document = answer_json(answer)
+    ((kind, result),) = document["result"].items()
+    if isinstance(answer.result, InstancesResult):
+        result = [
+            item | {"polygons": _outlines(instance)}
+            for item, instance in zip(result, answer.result.instances, strict=True)
+        ]
+    return {
+        "model": answer.model,
+        kind: result if isinstance(result, str) else [_rounded(item) for item in result],
+        "finish_reason": answer.finish_reason,
+        "calibrated": answer.calibrated,
+    }
+
+
+def _outlines(instance: Instance) -> list[list[list[float]]]:
+    rings = (simplified_ring(ring, _OUTLINE_TOLERANCE_PX) for ring in instance.polygons_xy or ())
+    return [[list(point) for point in ring] for ring in rings]
+
+
+def _rounded(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: round(value, _SCORE_DECIMALS) if name == "score" else _rounded_pixels(value)
+        for name, value in item.items()
+    }
+
+
+def _rounded_pixels(value: Any) -> Any:
+    """Return labels unchanged, and numbers in lists of any depth to a tenth of a pixel."""
+    if isinstance(value, list):
+        return [_rounded_pixels(each) for each in value]
+    return round(value, _DECIMALS) if isinstance(value, float) else value
