@@ -94,7 +94,7 @@ class LazyImage:
     def key(self, manifest: Manifest) -> str:
         """Return the image key, hexadecimal: the hash of everything that determines the features of this image."""
         width, height = manifest.image_size_wh
-        return blake3(self.header.digest + f"{manifest.build_key} {width}x{height}".encode()).hexdigest()
+        return blake3(self.header.digest + f"{manifest.runner_build_key} {width}x{height}".encode()).hexdigest()
 
     async def pixels(self, manifest: Manifest) -> Pixels:
         """Return the pixels (H, W, 3) at a model's input size; raise `UnsupportedImage`."""
