@@ -3,9 +3,10 @@
     output = base(input) + up(down(input))      down (R, in), up (out, R), which contains the factor alpha / rank
 
 The base computes one product for all rows; an adapter in the batch adds its low-rank products to its own rows. So
-sequences of the base and of any number of its adapters are decoded together. Adapters are float32 beside a base of any
-precision. Source: LoRA (arXiv 2106.09685); batches of several adapters, S-LoRA (arXiv 2311.03285).
-Shapes: B rows, G rows of one adapter, T tokens of a row, R rank.
+sequences of the base and of any number of its adapters are decoded together. In a step of few tokens, a masked product
+of all adapters takes less time than a small one for each. Adapters are float32 beside a base of any precision.
+Source: LoRA (arXiv 2106.09685); batches of several adapters, S-LoRA (arXiv 2311.03285).
+Shapes: B rows, G rows of one adapter, T tokens of a row, R rank, S ranks of all adapters together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from torch.nn.functional import linear
 from runners.models.linear import Linear
 
 DOWN, UP = ".down", ".up"  # after the name of a layer, in an adapter's file
+_FEW_TOKENS, _FEW_RANKS = 64, 512  # up to these, all adapters are computed for all rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +30,11 @@ class LowRank:
     """The product of two matrices with a small dimension between them."""
 
     down: Tensor  # (R, in)
-    up: Tensor  # (out, R)
+    up: Tensor  # (R, out)
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         """Return float32 (…, out) of (…, in)."""
-        return linear(linear(hidden_states.float(), self.down), self.up)
+        return linear(hidden_states.float(), self.down) @ self.up
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +45,45 @@ class AdapterRows:
     rows: Tensor | None  # (G,) on the device; None: all rows
 
 
+@dataclass(slots=True)
+class Selection:
+    """The adapters of the current pass, set by `Adapters.select`; all layers share it."""
+
+    groups: Sequence[AdapterRows]
+    by_row: Tensor  # (B,) the number of each row's adapter, -1 for the base
+
+
 @dataclass(frozen=True, slots=True)
 class AdaptedLinear:
     """A linear layer over rows (B, T, in), with the adapters that change it."""
 
     base: Linear
-    low_ranks: Mapping[str, LowRank]  # by adapter
-    groups: Sequence[AdapterRows]  # of the current pass, set by `Adapters.select`
+    low_ranks: Mapping[str, LowRank]  # by adapter: parts of `joined`
+    joined: LowRank  # of all adapters, one after the other
+    owners: Tensor  # (S,) the number of the adapter of each rank
+    selection: Selection
+
+    @classmethod
+    def of(cls, base: Linear, low_ranks: Mapping[int, tuple[str, LowRank]], selection: Selection) -> "AdaptedLinear":
+        """Join the matrices of the adapters, by number, with their keys."""
+        pairs = [low_rank for _, low_rank in low_ranks.values()]
+        joined = LowRank(torch.cat([pair.down for pair in pairs]), torch.cat([pair.up for pair in pairs]))
+        ranks = torch.tensor([len(pair.down) for pair in pairs])
+        owners = torch.tensor(list(low_ranks)).repeat_interleave(ranks).to(joined.down.device)
+        parts = zip(*(torch.split(each, ranks.tolist()) for each in (joined.down, joined.up)), strict=True)
+        keys = [key for key, _ in low_ranks.values()]
+        by_key = {key: LowRank(*part) for key, part in zip(keys, parts, strict=True)}
+        return cls(base, by_key, joined, owners, selection)
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
-        output = self.base(hidden_states)
-        for group in self.groups:
+        output, groups = self.base(hidden_states), self.selection.groups
+        num_tokens = hidden_states.shape[0] * hidden_states.shape[1]
+        if len(groups) > 1 and num_tokens <= _FEW_TOKENS and len(self.owners) <= _FEW_RANKS:
+            is_own = self.owners == self.selection.by_row[:, None]  # (B, S)
+            low = linear(hidden_states.float(), self.joined.down) * is_own[:, None]  # (B, T, S)
+            output += (low @ self.joined.up).to(output.dtype)
+            return output
+        for group in groups:
             if (low_rank := self.low_ranks.get(group.adapter)) is None:
                 continue
             if group.rows is None:
@@ -71,7 +101,8 @@ class Adapters:
         self._tensors = tensors or {}
         self._device = device
         self._by_row: list[str | None] = []
-        self._groups: list[AdapterRows] = []
+        self._numbers = {adapter: number for number, adapter in enumerate(self._tensors)}
+        self._selection = Selection((), torch.empty(0))
 
     @classmethod
     def load(cls, files: Mapping[str, Path], device: str) -> Self:
@@ -88,7 +119,10 @@ class Adapters:
             return
         self._by_row = list(by_row)
         used = dict.fromkeys(adapter for adapter in by_row if adapter is not None)
-        self._groups[:] = [AdapterRows(adapter, self._rows(adapter)) for adapter in used]
+        self._selection.groups = [AdapterRows(adapter, self._rows(adapter)) for adapter in used]
+        if used:  # without adapters a step may be captured, which allows no copy from the host
+            numbers = [-1 if adapter is None else self._numbers[adapter] for adapter in by_row]
+            self._selection.by_row = torch.tensor(numbers, device=self._device)
 
     def _rows(self, adapter: str) -> Tensor | None:
         rows = [row for row, each in enumerate(self._by_row) if each == adapter]
@@ -96,9 +130,9 @@ class Adapters:
 
     def over(self, base: Linear, layers: Sequence[str], sizes: Sequence[int]) -> Linear:
         """Return `base` with the adapters that change one of `layers`, whose outputs of `sizes` it concatenates."""
-        joined = {adapter: _joined(tensors, layers, sizes) for adapter, tensors in self._tensors.items()}
-        low_ranks = {adapter: low_rank for adapter, low_rank in joined.items() if low_rank is not None}
-        return AdaptedLinear(base, low_ranks, self._groups) if low_ranks else base
+        joined = [(adapter, _joined(tensors, layers, sizes)) for adapter, tensors in self._tensors.items()]
+        low_ranks = {number: (key, pair) for number, (key, pair) in enumerate(joined) if pair is not None}
+        return AdaptedLinear.of(base, low_ranks, self._selection) if low_ranks else base
 
 
 def copy_adapters(by_slot: list[str | None], sources: Sequence[int], targets: Sequence[int]) -> None:
@@ -114,9 +148,9 @@ def _joined(tensors: Mapping[str, Tensor], layers: Sequence[str], sizes: Sequenc
     if not changed:
         return None
     down = torch.cat([tensors[layers[index] + DOWN] for index in changed])
-    up, rank = down.new_zeros(sum(sizes), len(down)), 0
+    up, rank = down.new_zeros(len(down), sum(sizes)), 0
     for index in changed:
-        part, start = tensors[layers[index] + UP], sum(sizes[:index])
-        up[start : start + sizes[index], rank : rank + part.shape[1]] = part
-        rank += part.shape[1]
+        part, start = tensors[layers[index] + UP].T, sum(sizes[:index])  # (R, out)
+        up[rank : rank + len(part), start : start + sizes[index]] = part
+        rank += len(part)
     return LowRank(down, up)
