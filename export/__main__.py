@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export import doctor
+from export.adapters import export_adapter
 from export.artifacts.store import has_current_version, new_version
 from export.checkpoints.errors import ExportError
 from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
 from export.progress import NUM_STEPS, Progress
 from export.resources import check_host, needs_of
-from runners.artifacts.manifest import Manifest
+from runners.artifacts.manifest import ArtifactError, Manifest
 from tasks.catalog import CatalogEntry, CatalogError
 
 
@@ -29,8 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = ExportOptions(parsed.source, parsed.revision, parsed.mask_decoder, parsed.images)
     try:
         for entry in [find_entry(model_id) for model_id in parsed.models]:
-            _export(entry, options, parsed.if_changed)
-    except (ExportError, CatalogError) as error:
+            if entry.adapter_of is None:
+                _export(entry, options, parsed.if_changed)
+            else:
+                print(f"{entry.id}: {export_adapter(entry, options, parsed.if_changed)}")
+    except (ExportError, CatalogError, ArtifactError) as error:
         print(f"python -m export: {error}", file=sys.stderr)
         return 1
     return 0

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from runners.decoder.answers import AnswerText, to_failed, to_request, to_writte
 from runners.decoder.errors import SequenceError
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest, TokenListener
+from runners.models.adapters import Adapters
 from runners.models.load import load_decoder
 from runners.options import RunnerOptions, default_positions
 from runners.telemetry.tracing import note_error, past_span
@@ -37,13 +38,17 @@ class DecoderWorker:
         self._options = options
         self._device = device
 
-    def load(self, folder: Path, num_cores: int) -> None:
-        """Load the weights, start the scheduler and generate one sequence from zero image features."""
+    def load(self, folder: Path, num_cores: int, adapter_files: Mapping[str, Path]) -> None:
+        """Load the weights, start the scheduler and generate one sequence from zero image features.
+
+        `adapter_files`: by the keys that sequences name.
+        """
         options, manifest = self._options, self._manifest
         torch.set_num_threads(num_threads(options.decoder_threads, manifest.hidden_size, num_cores))
         precision = choose_precision(manifest, "decoder", self._device, options.decoder_precision)
         max_positions = options.max_positions or default_positions(self._device, manifest.num_image_tokens)
-        self._decoder = load_decoder(folder, manifest.family, precision, self._device, max_positions)
+        adapters = Adapters.load(adapter_files, self._device)
+        self._decoder = load_decoder(folder, manifest.family, precision, self._device, max_positions, adapters=adapters)
         self._scheduler = Scheduler(self._decoder, manifest.model_id, options.limits)
         self._scheduler.start()
         self._warm_up()

@@ -37,6 +37,7 @@ class RunnerOptions:
     decoder_precision: WantedPrecision
     timeout_s: int  # of one call
     traces: TraceOptions
+    adapters: tuple[str, ...] = ()  # ids of the LoRA adapters that it serves beside its model
 
 
 def default_positions(device: Device, num_image_tokens: int) -> int:

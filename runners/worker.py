@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 from runners.artifacts.devices import decoder_device
 from runners.artifacts.manifest import read_manifest, verify_files
-from runners.artifacts.store import artifact_folder
+from runners.artifacts.store import adapter_files, artifact_folder
 from runners.decoder_worker import DecoderWorker
 from runners.encoder.features_cache import CachedFeatures, VisionCache
 from runners.options import RunnerOptions
@@ -53,7 +53,7 @@ class ModelWorker:
         self._encoder = EncoderWorker(manifest, options, device)
         self._encoder.load(folder, num_cores)
         self._decoder = DecoderWorker(manifest, options, device)
-        self._decoder.load(folder, num_cores)
+        self._decoder.load(folder, num_cores, adapter_files(options.adapters, manifest))
         self._cache = VisionCache(self._model_id, options.max_cache_bytes, options.limits.max_waiting, self._batched)
         self._watchdogs = (self._encoder.watchdog, self._decoder.watchdog)
         end_process_when_stuck(self._watchdogs, options.limits.stuck_after_s)

@@ -14,7 +14,7 @@ from runners.artifacts.manifest import (
     read_manifest,
     verify_files,
 )
-from runners.artifacts.store import artifact_folder
+from runners.artifacts.store import artifact_folder, check_base
 from service.admission.api_keys import ApiKeys
 from service.inference.served_models import (
     check_positions,
@@ -74,6 +74,10 @@ def _check(role: Role, settings: Settings) -> None:
     for entry in served_entries(settings):
         folder = artifact_folder(entry.id)
         manifest = read_manifest(folder)
+        if entry.adapter_of is not None:
+            verify_files(folder, manifest)
+            check_base(manifest, read_manifest(artifact_folder(entry.adapter_of)))
+            continue
         encoder, _ = chosen_precisions(manifest, settings)
         is_remote = settings.runner_url(entry.id) is not None
         verify_files(folder, manifest, FILES_OF_GATEWAY if is_remote else files_of_runner(manifest, encoder))

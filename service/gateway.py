@@ -8,11 +8,11 @@ import asyncio
 import ctypes
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import bentoml
 
-from runners.artifacts.store import artifact_folder
 from runners.bentoml_internals import local_runner_url
 from runners.options import RunnerOptions, SchedulerLimits, runner_name
 from runners.service import NO_ACCESS_LOG, NO_TRACING, make_runner_service
@@ -34,7 +34,8 @@ from service.inference.recording import NONE
 from service.inference.served_models import (
     ServedModel,
     ServedModels,
-    load_served_model,
+    adapters_of,
+    load_served_models,
     served_entries,
     unserved_models,
 )
@@ -98,6 +99,7 @@ def _runner_options(model_id: str, values: Settings) -> RunnerOptions:
         decoder_precision=values.decoder_precision,
         timeout_s=_call_timeout_s(values),
         traces=_trace_options(values),
+        adapters=adapters_of(model_id, _ENTRIES),
     )
 
 
@@ -130,7 +132,7 @@ class _Gateway:
         START_TIME_SECONDS.labels(NONE, "gateway").set_to_current_time()
         self._shared_limits = await _connected_shared_limits(_SETTINGS)
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file, shared=self._shared_limits)
-        models = {entry.id: load_served_model(entry, artifact_folder(entry.id), _SETTINGS) for entry in _ENTRIES}
+        models = load_served_models(_SETTINGS)
         self._runners = {model.id: _runner_client(model) for model in models.values()}
         served = ServedModels(models, unserved_models(_SETTINGS))
         core = Core(served, self._runners, _core_limits(_SETTINGS), _make_fetcher(_SETTINGS))
@@ -191,8 +193,10 @@ def _publish(model: ServedModel) -> None:
 
 
 def _runner_client(model: ServedModel) -> RunnerClient:
-    url = _SETTINGS.runner_url(model.id) or local_runner_url(runner_name(model.id))
-    return RunnerClient(model.manifest, RunnerChannel(url, model.manifest.build_key, _call_timeout_s(_SETTINGS)))
+    own = model.entry.adapter_of or model.id
+    url = _SETTINGS.runner_url(own) or local_runner_url(runner_name(own))
+    manifest = replace(model.manifest, build_key=model.manifest.runner_build_key)
+    return RunnerClient(manifest, RunnerChannel(url, manifest.build_key, _call_timeout_s(_SETTINGS)))
 
 
 def _make_gateway() -> Any:
@@ -200,7 +204,7 @@ def _make_gateway() -> Any:
     dependencies = {
         f"runner_{index}": bentoml.depends(make_runner_service(entry.id, _runner_options(entry.id, _SETTINGS)))
         for index, entry in enumerate(_ENTRIES)
-        if _SETTINGS.runner_url(entry.id) is None
+        if entry.adapter_of is None and _SETTINGS.runner_url(entry.id) is None
     }
     inner = type("Gateway", (_Gateway,), {"__doc__": _Gateway.__doc__, "__module__": __name__, **dependencies})
     service = bentoml.service(

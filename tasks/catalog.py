@@ -57,6 +57,7 @@ class CatalogEntry:
     mask_decoder: str | None = None  # file inside the source folder, or hf:// address
     one_name_per_prompt: bool = False  # of PaliGemma, which otherwise detects all names by one prompt
     tasks: Mapping[str, TaskOverride] = field(default_factory=dict)
+    adapter_of: str | None = None  # the id of the base, if the source is a LoRA adapter in PEFT's format
     task_ids: tuple[str, ...] = field(init=False)  # the tasks that this model offers, in the table's order
 
     def __post_init__(self) -> None:
@@ -83,12 +84,29 @@ def load_catalog(path: Path) -> dict[str, CatalogEntry]:
     if not isinstance(rows, list):
         raise CatalogError(f"{path} must contain a list under the single key models")
     entries: dict[str, CatalogEntry] = {}
+    bases: dict[str, Mapping[str, object]] = {}
     for row in rows:
-        entry = parse_entry(row)
+        is_adapter = isinstance(row, dict) and "adapter_of" in row
+        entry = parse_entry(_with_base(row, bases) if is_adapter else row)
+        if not is_adapter:
+            bases[entry.id] = row
         if entry.id in entries:
             raise CatalogError(f"{path} has more than one entry {entry.id!r}")
         entries[entry.id] = entry
     return entries
+
+
+def _with_base(row: Mapping[str, object], bases: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    """Return the row of an adapter with the keys that it takes from its base, which comes before it."""
+    entry_id, base = row.get("id"), row["adapter_of"]
+    if not isinstance(base, str) or base not in bases:
+        allowed = f"a model before it that is not an adapter: {', '.join(bases)}"
+        raise CatalogError(f"{entry_id}: adapter_of must be {allowed}; not {base!r}")
+    if fixed := sorted(_OF_BASE & row.keys()):
+        raise CatalogError(f"{entry_id}: an adapter shares {', '.join(fixed)} with its base {base}; remove the keys")
+    if "source" not in row:
+        raise CatalogError(f"{entry_id} misses the keys ['source']")
+    return {**bases[base], "revision": None, **row}
 
 
 def parse_entry(row: object) -> CatalogEntry:
@@ -100,7 +118,7 @@ def parse_entry(row: object) -> CatalogEntry:
     known = {each.name for each in fields(CatalogEntry) if each.init}
     if unknown := set(row) - known:
         raise CatalogError(f"{entry_id} has unknown keys {sorted(map(str, unknown))}; allowed are {sorted(known)}")
-    if missing := known - {"mask_decoder", "one_name_per_prompt", "tasks"} - set(row):
+    if missing := known - _OPTIONAL - set(row):
         raise CatalogError(f"{entry_id} misses the keys {sorted(missing)}")
     for key, value in row.items():
         _check_value(entry_id, key, value)
@@ -110,6 +128,8 @@ def parse_entry(row: object) -> CatalogEntry:
     return entry
 
 
+_OPTIONAL = {"mask_decoder", "one_name_per_prompt", "tasks", "adapter_of"}
+_OF_BASE = {"family", "resolution", "context_window", "precision", "mask_decoder"}
 _CHOICES: dict[str, tuple[str, ...]] = {"family": FAMILY_NAMES}
 _PRECISIONS: dict[Device, dict[Part, tuple[Precision, ...]]] = {
     "cpu": {"encoder": ("float32", "int8"), "decoder": ("float32", "int8", "bfloat16")},

@@ -6,13 +6,13 @@ tests/system/test_pages.py runs their commands.
 import importlib.util
 import re
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
-import yaml
 
 from docs.tables import PAGES, with_tables
 from service.settings import Settings, variable
-from tasks.catalog import parse_entry
+from tasks.catalog import load_catalog
 from tests.support.dashboard import DASHBOARD
 from tests.support.declared_metrics import declared_metrics
 from tests.support.export_cli import ROOT
@@ -130,12 +130,15 @@ def test_the_guide_explains_every_row_of_the_dashboard() -> None:
     assert set(re.findall(r"^- \*\*([\w ]+)\*\*:", explained, re.MULTILINE)) == rows
 
 
-def test_the_entry_of_a_tuned_checkpoint_is_one() -> None:
-    (example,) = re.findall(r"```yaml\n(.*?)```", TEXTS["docs/models.md"], re.DOTALL)
-    (row,) = yaml.safe_load(example)
-    entry = parse_entry(row)
-    assert "visual_question_answering" in entry.task_ids
-    assert "ocr" not in entry.task_ids
+def test_the_entries_of_a_tuned_checkpoint_and_of_an_adapter_are_entries(tmp_path: Path) -> None:
+    tuned, adapter = re.findall(r"```yaml\n(.*?)```", TEXTS["docs/models.md"], re.DOTALL)
+    catalog = tmp_path / "catalog.yaml"
+    catalog.write_text((ROOT / "models" / "catalog.yaml").read_text(encoding="utf-8") + tuned + adapter)
+    *_, own, adapted = load_catalog(catalog).values()
+    assert "visual_question_answering" in own.task_ids
+    assert "ocr" not in own.task_ids
+    assert adapted.adapter_of == "florence-2-base"
+    assert "visual_question_answering" in adapted.task_ids
 
 
 def headings(text: str) -> set[str]:

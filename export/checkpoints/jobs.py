@@ -6,6 +6,7 @@ transformers: an export with nothing to do starts fast.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -65,8 +66,8 @@ class ExportJob:
 
 
 def find_entry(model_id: str) -> CatalogEntry:
-    """Return the catalog entry of a model; raise `CatalogError` if there is none."""
-    catalog = load_catalog(CATALOG_FILE)
+    """Return the entry of a model in the catalog that the service reads; raise `CatalogError` if there is none."""
+    catalog = load_catalog(Path(os.environ.get("DIPTYCH_CATALOG", CATALOG_FILE)))
     if model_id not in catalog:
         raise CatalogError(f"unknown model {model_id}; the catalog has {', '.join(catalog)}")
     return catalog[model_id]

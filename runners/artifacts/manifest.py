@@ -8,6 +8,11 @@
     mask_decoder.npz        PaliGemma only: the codebook and decoder of its segmentation tokens
     calibration.json        the calibration of scores by task, if the checkpoint's folder has one
 
+Of a LoRA adapter, which runs in the runner of its base:
+
+    manifest.json           the same, with the base's id and build key, input size and precisions
+    adapter.safetensors     two float32 matrices for each layer that it changes (runners/models/adapters.py)
+
 Does not know where such folders are stored (runners/artifacts/store.py).
 """
 
@@ -31,6 +36,7 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 TOKENIZER_FILE = "tokenizer.json"
 PROCESSOR_CONFIG_FILE = "processor_config.json"
 MASK_DECODER_FILE = "mask_decoder.npz"
+ADAPTER_FILE = "adapter.safetensors"
 CALIBRATION_FILE = "calibration.json"
 FILES_OF_GATEWAY = frozenset({MASK_DECODER_FILE, PROCESSOR_CONFIG_FILE, CALIBRATION_FILE})
 
@@ -64,6 +70,13 @@ class Manifest:
     versions: Mapping[str, str]
     files: Mapping[str, str]  # file name -> sha256, hexadecimal
     parity: Mapping[str, Any]
+    adapter_of: str | None = None  # of an adapter: the id of its base
+    base_build_key: str | None = None  # of an adapter: the build of its base that it was checked against
+
+    @property
+    def runner_build_key(self) -> str:
+        """The build that makes the features and that the runner has loaded: of an adapter, its base's."""
+        return self.base_build_key or self.build_key
 
 
 def sha256_of(path: Path) -> str:

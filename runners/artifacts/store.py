@@ -1,10 +1,11 @@
 """The store of artifact folders: BentoML's model store, with one entry per model. Alone in importing BentoML here."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import bentoml
 
-from runners.artifacts.manifest import ArtifactError
+from runners.artifacts.manifest import ADAPTER_FILE, ArtifactError, Manifest, read_manifest
 
 
 def artifact_folder(model_id: str) -> Path:
@@ -14,3 +15,23 @@ def artifact_folder(model_id: str) -> Path:
     except bentoml.exceptions.NotFound as error:
         message = f"no artifacts of {model_id} in BentoML's model store; make them with: python -m export {model_id}"
         raise ArtifactError(message) from error
+
+
+def adapter_files(adapter_ids: Sequence[str], base: Manifest) -> dict[str, Path]:
+    """Return the file of each adapter by its build key; raise `ArtifactError` for one of another build of the base."""
+    files = {}
+    for adapter_id in adapter_ids:
+        folder = artifact_folder(adapter_id)
+        manifest = read_manifest(folder)
+        check_base(manifest, base)
+        files[manifest.build_key] = folder / ADAPTER_FILE
+    return files
+
+
+def check_base(adapter: Manifest, base: Manifest) -> None:
+    """Raise `ArtifactError` unless `adapter` was exported over this build of `base`."""
+    if (adapter.adapter_of, adapter.base_build_key) != (base.model_id, base.build_key):
+        raise ArtifactError(
+            f"the artifacts of {adapter.model_id} are for the build {adapter.base_build_key} of {adapter.adapter_of}; "
+            f"{base.model_id} has {base.build_key}: export the adapter again: python -m export {adapter.model_id}"
+        )

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from runners.decoder.batch import Decoder
-from runners.decoder.errors import SequenceError, SequenceTooLong
+from runners.decoder.errors import SequenceError, SequenceTooLong, UnknownAdapter
 from runners.decoder.scheduler import WrittenSequence
 from runners.decoder.sequences import SequenceRequest, TokenListener
 from runners.transport.messages import Failed, SequenceSpec, Written
@@ -24,8 +24,11 @@ def to_request(
 ) -> SequenceRequest:
     """Return the request for `spec` over `image_features` (N, C).
 
-    Raise `SequenceTooLong` if it exceeds the model's positions, `GrammarError` if its grammar is malformed.
+    Raise `SequenceTooLong` if it exceeds the model's positions, `GrammarError` if its grammar is malformed, and
+    `UnknownAdapter` for an adapter that is not loaded.
     """
+    if spec.adapter is not None and spec.adapter not in decoder.adapter_keys:
+        raise UnknownAdapter(f"no adapter of the build {spec.adapter[:80]!r} is loaded; restart the base's runner")
     prompt_ids = decoder.prompt_ids(spec.segments)
     limit = decoder.max_new_tokens(len(image_features) + len(prompt_ids))
     if spec.max_new_tokens is not None and spec.max_new_tokens > limit:
@@ -43,6 +46,7 @@ def to_request(
         deadline_s=time.monotonic() + spec.timeout_s,
         on_tokens=on_tokens,
         prompt_words=None if spec.grammar is None else decoder.prompt_words(prompt_ids),
+        adapter=spec.adapter,
     )
 
 

@@ -45,6 +45,7 @@ class Decoder(Protocol[CacheT]):
     rules: GenerationRules
     constraints: Constraints
     pad_token_id: int
+    adapter_keys: frozenset[str]  # that requests may name
     can_draft: bool  # False on a GPU, whose captured steps take one token of each slot
     can_draft_first: bool  # a prefill can read drafts too
 

@@ -11,6 +11,7 @@ class SequenceError(Exception):
     ├── DeadlineExceeded    the deadline passed before its end
     ├── SequenceTooLong     prompt and new tokens do not fit the model's positions
     ├── TooManyBeams        it needs more beams than the decoder has slots
+    ├── UnknownAdapter      it names an adapter that the runner has not loaded
     ├── GrammarError        its grammar is malformed, or failed while it was written
     └── Overloaded          too many sequences are queued
     """
@@ -40,6 +41,12 @@ class TooManyBeams(SequenceError):
     """The request needs more beams than the decoder has slots."""
 
     code = "too_many_beams"
+
+
+class UnknownAdapter(SequenceError):
+    """The request names an adapter that the runner has not loaded."""
+
+    code = "unknown_adapter"
 
 
 class Overloaded(SequenceError):

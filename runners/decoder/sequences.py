@@ -39,6 +39,7 @@ class SequenceRequest:
     deadline_s: float = math.inf  # on the clock of time.monotonic()
     on_tokens: TokenListener | None = None  # called with newly settled tokens, in the decoder's thread
     prompt_words: PromptWords | None = None  # the source of drafts; used with a constraint only
+    adapter: str | None = None  # one of the decoder's `adapter_keys`; None: the base model
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from runners.decoder.kv_cache import CacheShape, KeyValueCache, SlotLengths
 from runners.decoder.rules import GenerationRules
 from runners.decoder.sequences import SequenceRequest
 from runners.decoder.tokenizer import PromptTokenizer, Segments, TextStream
+from runners.models.adapters import Adapters, copy_adapters
 from runners.models.bart import Bart, BartAttentionMetadata
 from runners.models.layers import prefix_lengths, stack_requests
 from runners.models.weights import DecoderWeights
@@ -35,6 +36,7 @@ class Florence2Cache:
     self_attention: KeyValueCache  # of start token and answer
     num_prefix_tokens: SlotLengths  # image and prompt
     num_decoded_tokens: SlotLengths  # start token and answer
+    adapters: list[str | None]  # of each slot
     graphs: CudaGraphs | None = None  # on a GPU only
 
 
@@ -48,8 +50,11 @@ class Florence2Decoder:
         constraints: Constraints,
         rules: GenerationRules,
         config: dict[str, Any],
+        adapters: Adapters | None = None,
     ) -> None:
         self.rules = rules
+        self._adapters = adapters or Adapters()
+        self.adapter_keys = self._adapters.keys
         self.constraints = constraints
         self.pad_token_id: int = config["text_config"]["pad_token_id"]
         self._bart = bart
@@ -69,16 +74,21 @@ class Florence2Decoder:
 
     @classmethod
     def load(
-        cls, folder: Path, precision: Precision, device: str, weights_of: type[DecoderWeights] = DecoderWeights
+        cls,
+        folder: Path,
+        precision: Precision,
+        device: str,
+        weights_of: type[DecoderWeights],
+        adapters: Adapters,
     ) -> Self:
         """Load the decoder of an artifact folder onto `device`."""
         config = read_config(folder)
-        weights = weights_of.open(folder / DECODER_FILE, precision, device)
+        weights = weights_of.open(folder / DECODER_FILE, precision, device, adapters)
         bart = Bart(BartConfig(**config["text_config"]), weights)
         tokenizer_file = folder / TOKENIZER_FILE
         rules = GenerationRules.load(folder)
         constraints = Constraints.load(tokenizer_file, rules.eos_token_ids)
-        return cls(bart, PromptTokenizer.load(tokenizer_file), constraints, rules, config)
+        return cls(bart, PromptTokenizer.load(tokenizer_file), constraints, rules, config, adapters)
 
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
         """Return `<s> prompt </s>`; source: transformers, models/florence2/processing_florence2.py."""
@@ -109,7 +119,7 @@ class Florence2Decoder:
         dtype = self._bart.embeddings.dtype
         cross, own = (KeyValueCache(self._num_layers, shape, dtype, self._device) for _ in range(2))
         prefixes, decoded = (SlotLengths(num_slots, self._device) for _ in range(2))
-        cache = Florence2Cache(cross, own, prefixes, decoded)
+        cache = Florence2Cache(cross, own, prefixes, decoded, [None] * num_slots)
         if self._device.type == "cuda":
             cache.graphs = self.cuda_graphs(cache, num_slots, capture_cuda_graph)
         return cache
@@ -142,6 +152,8 @@ class Florence2Decoder:
         inputs_embeds = torch.cat([inputs.image_features, self._bart.embeddings[inputs.prompt_ids]], dim=1)
         is_prefix = _is_before(inputs.num_prefix_tokens[:, None], inputs_embeds.shape[1])
         slots, numbers = slice(first_slot, first_slot + len(requests)), range(first_slot, first_slot + len(requests))
+        cache.adapters[slots] = [request.adapter for request in requests]
+        self._adapters.select(cache.adapters[slots])
         for layer, (keys, values) in enumerate(self._bart.encode(inputs_embeds, is_prefix)):
             cache.cross_attention.write_prefix(layer, slots, keys, values)
         cache.num_prefix_tokens.set(numbers, prefix_lengths(requests))
@@ -153,7 +165,7 @@ class Florence2Decoder:
         """Process `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
         slots, decoded = slice(0, len(token_ids)), cache.num_decoded_tokens
         length = max(decoded.of(range(len(token_ids)))) + 1
-        if cache.graphs is None:
+        if cache.graphs is None or any(cache.adapters[slots]):  # captured steps have no adapters
             positions = decoded.on_device[slots, None]
             places = TokenPlaces(token_ids.to(self._device)[:, None], slots, positions, length)
             logits = self._step(cache, places, max(cache.num_prefix_tokens.of(range(len(token_ids)))))
@@ -181,6 +193,7 @@ class Florence2Decoder:
         """Copy the slots `sources` to the slots `targets`, pairwise; all are read before any is written."""
         cache.cross_attention.copy(sources, targets, slice(0, max(cache.num_prefix_tokens.of(sources))))
         cache.num_prefix_tokens.copy(sources, targets)
+        copy_adapters(cache.adapters, sources, targets)
         self.reorder(cache, sources, targets)
 
     def reorder(self, cache: Florence2Cache, sources: Sequence[int], targets: Sequence[int]) -> None:
@@ -202,6 +215,7 @@ class Florence2Decoder:
             num_prefix_tokens=num_prefix_tokens,
             is_prefix=_is_before(cache.num_prefix_tokens.on_device[places.slots, None].clamp(min=1), num_prefix_tokens),
         )
+        self._adapters.select(cache.adapters[places.slots])
         return self._bart.decode_step(places.token_ids, metadata, cache.self_attention, cache.cross_attention)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from runners.artifacts.manifest import Family, Precision
 from runners.decoder.batch import Decoder
+from runners.models.adapters import Adapters
 from runners.models.florence2 import Florence2Decoder
 from runners.models.paligemma import PaliGemmaDecoder
 from runners.models.weights import DecoderWeights
@@ -22,13 +23,14 @@ def load_decoder(
     device: str,
     max_positions: int = 0,
     weights_of: type[DecoderWeights] = DecoderWeights,
+    adapters: Adapters | None = None,
 ) -> Decoder[Any]:
     """Load the decoder of an artifact folder onto `device` ("cpu", "cuda").
 
     `max_positions` limits the positions of a sequence; 0: the model's limit. `weights_of` reads the weights; the export
-    has one that keeps few layers in memory.
+    has one that keeps few layers in memory. `adapters` are those that sequences may name.
     """
-    decoder = _DECODERS[family].load(folder, precision, device, weights_of)
+    decoder = _DECODERS[family].load(folder, precision, device, weights_of, adapters or Adapters())
     if max_positions:
         decoder.limit_positions(max_positions)
     return decoder

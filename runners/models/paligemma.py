@@ -23,6 +23,7 @@ from runners.decoder.kv_cache import CacheShape, KeyValueCache, SlotLengths
 from runners.decoder.rules import GenerationRules
 from runners.decoder.sequences import SequenceRequest
 from runners.decoder.tokenizer import PromptTokenizer, Segments, TextStream
+from runners.models.adapters import Adapters, copy_adapters
 from runners.models.gemma import Gemma, GemmaAttentionMetadata
 from runners.models.layers import prefix_lengths, stack_requests
 from runners.models.weights import DecoderWeights
@@ -41,6 +42,7 @@ class PaliGemmaCache:
     self_attention: KeyValueCache  # of image, prompt and answer
     num_prefix_tokens: SlotLengths  # image and prompt
     num_tokens: SlotLengths  # image, prompt and answer
+    adapters: list[str | None]  # of each slot
     graphs: CudaGraphs | None = None  # on a GPU only
 
 
@@ -54,8 +56,11 @@ class PaliGemmaDecoder:
         constraints: Constraints,
         rules: GenerationRules,
         config: dict[str, Any],
+        adapters: Adapters | None = None,
     ) -> None:
         self.rules = rules
+        self._adapters = adapters or Adapters()
+        self.adapter_keys = self._adapters.keys
         self.constraints = constraints
         self.pad_token_id: int = config["pad_token_id"]
         self._gemma = gemma
@@ -69,16 +74,21 @@ class PaliGemmaDecoder:
 
     @classmethod
     def load(
-        cls, folder: Path, precision: Precision, device: str, weights_of: type[DecoderWeights] = DecoderWeights
+        cls,
+        folder: Path,
+        precision: Precision,
+        device: str,
+        weights_of: type[DecoderWeights],
+        adapters: Adapters,
     ) -> Self:
         """Load the decoder of an artifact folder onto `device`."""
         config = read_config(folder)
         text_config = _CONFIGS[config["text_config"]["model_type"]](**config["text_config"])
-        gemma = Gemma(text_config, weights_of.open(folder / DECODER_FILE, precision, device))
+        gemma = Gemma(text_config, weights_of.open(folder / DECODER_FILE, precision, device, adapters))
         tokenizer_file = folder / TOKENIZER_FILE
         rules = GenerationRules.load(folder)
         constraints = Constraints.load(tokenizer_file, rules.eos_token_ids)
-        return cls(gemma, PromptTokenizer.load(tokenizer_file), constraints, rules, config)
+        return cls(gemma, PromptTokenizer.load(tokenizer_file), constraints, rules, config, adapters)
 
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
         r"""Return `<bos> prompt \n`; source: transformers, models/paligemma/processing_paligemma.py."""
@@ -108,7 +118,7 @@ class PaliGemmaDecoder:
         shape = CacheShape(num_slots, self._gemma.num_key_value_heads, self._max_positions, self._gemma.head_size)
         own = KeyValueCache(self._num_layers, shape, self._gemma.dtype, self._device)
         prefixes, lengths = (SlotLengths(num_slots, self._device) for _ in range(2))
-        cache = PaliGemmaCache(own, prefixes, lengths)
+        cache = PaliGemmaCache(own, prefixes, lengths, [None] * num_slots)
         if self._device.type == "cuda":
             cache.graphs = self.cuda_graphs(cache, num_slots, capture_cuda_graph)
         return cache
@@ -144,6 +154,8 @@ class PaliGemmaDecoder:
         rotation = self._gemma.rotation(cache_positions[None] + _FIRST_POSITION)
         metadata = GemmaAttentionMetadata(*rotation, is_visible, is_visible)
         slots, numbers = slice(first_slot, first_slot + len(requests)), range(first_slot, first_slot + len(requests))
+        cache.adapters[slots] = [request.adapter for request in requests]
+        self._adapters.select(cache.adapters[slots])
         hidden_states = self._gemma.prefill(inputs_embeds, metadata, slots, cache.self_attention)
         for lengths in (cache.num_tokens, cache.num_prefix_tokens):
             lengths.set(numbers, prefix_lengths(requests))
@@ -153,7 +165,7 @@ class PaliGemmaDecoder:
         """Process `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
         slots, lengths = slice(0, len(token_ids)), cache.num_tokens
         length = max(lengths.of(range(len(token_ids)))) + 1
-        if cache.graphs is None:
+        if cache.graphs is None or any(cache.adapters[slots]):  # captured steps have no adapters
             positions = lengths.on_device[slots, None]
             logits = self._step(cache, TokenPlaces(token_ids.to(self._device)[:, None], slots, positions, length))
         else:
@@ -178,6 +190,7 @@ class PaliGemmaDecoder:
         """Copy the slots `sources` to the slots `targets`, pairwise; all are read before any is written."""
         self._copy(cache, sources, targets, first=0)
         cache.num_prefix_tokens.copy(sources, targets)
+        copy_adapters(cache.adapters, sources, targets)
 
     def reorder(self, cache: PaliGemmaCache, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Like `copy`, for pairs of slots with the same image and prompt: only generated tokens need to be copied."""
@@ -191,6 +204,7 @@ class PaliGemmaDecoder:
         """Process tokens; return the logits (B * T, V) of each next token."""
         hidden_states = self._gemma.embed(places.token_ids)  # (B, T, C)
         metadata = self._step_metadata(places.positions, places.length)
+        self._adapters.select(cache.adapters[places.slots])
         states = self._gemma.decode_step(hidden_states, metadata, places, cache.self_attention)
         return self._gemma.logits(states.flatten(0, 1))
 

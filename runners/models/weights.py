@@ -5,7 +5,7 @@ module of transformers is constructed, so joined and quantized weights are in me
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from runners.artifacts.manifest import Precision
+from runners.models.adapters import Adapters
 from runners.models.layers import LayerNorm
 from runners.models.linear import FloatLinear, Int8Linear, Linear, PackedLinear, can_pack
 
@@ -36,11 +37,13 @@ class DecoderWeights:
     precision: Precision
     device: torch.device
     prefix: str = ""
+    adapters: Adapters = field(default_factory=Adapters)
 
     @classmethod
-    def open(cls, file: Path, precision: Precision, device: str) -> Self:
+    def open(cls, file: Path, precision: Precision, device: str, adapters: Adapters | None = None) -> Self:
         """Return the weights of the language model in a safetensors file, without reading any."""
-        return cls(_FileTensors.open(file), precision, torch.device(device), _LANGUAGE_MODEL)
+        tensors = _FileTensors.open(file)
+        return cls(tensors, precision, torch.device(device), _LANGUAGE_MODEL, adapters or Adapters())
 
     def at(self, name: str) -> Self:
         """Return the weights of the submodule `name`."""
@@ -60,7 +63,9 @@ class DecoderWeights:
         """Read layers that share an input as one layer, with their outputs concatenated."""
         weight = self._join([f"{name}.weight" for name in names])
         biases = [f"{name}.bias" for name in names if self.has(f"{name}.bias")]
-        return self._linear_of(weight, self._join(biases) if biases else None)
+        base = self._linear_of(weight, self._join(biases) if biases else None)
+        layers = [self.prefix + name for name in names]
+        return self.adapters.over(base, layers, [len(self.source[f"{layer}.weight"]) for layer in layers])
 
     def output_head(self, embeddings: Tensor) -> Linear:
         """Return the layer that computes logits: `lm_head`, or `embeddings` (V, C) if the checkpoint ties them."""

@@ -7,7 +7,13 @@ from pydantic import BaseModel, Field
 FinishReason = Literal["stop", "length"]
 CacheOutcome = Literal["hit", "miss", "joined"]
 FailureCode = Literal[
-    "non_finite_logits", "deadline_exceeded", "sequence_too_long", "too_many_beams", "overloaded", "internal"
+    "non_finite_logits",
+    "deadline_exceeded",
+    "sequence_too_long",
+    "too_many_beams",
+    "unknown_adapter",
+    "overloaded",
+    "internal",
 ]
 
 
@@ -35,6 +41,7 @@ class SequenceSpec(BaseModel):
     seed: int | None = None
     num_beams: int | None = None
     grammar: str | None = None  # of the answer, in Lark (runners/decoder/constraints.py); None: unconstrained
+    adapter: str | None = None  # the build key of its artifacts; None: the base model
     timeout_s: float  # until the end of the sequence, queueing included
 
 

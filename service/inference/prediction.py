@@ -125,6 +125,7 @@ def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) ->
             top_p=options.top_p,
             seed=options.seed,
             grammar=grammar,
+            adapter=model.adapter_key,
             timeout_s=max(0.0, context.deadline_s - time.monotonic()),
         )
         for prompt in context.prompts

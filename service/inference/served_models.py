@@ -1,7 +1,7 @@
 """The served models: catalog entries with manifests and mask decoders, in catalog order."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from runners.artifacts.manifest import (
     read_manifest,
 )
 from runners.artifacts.precision import choose_precision, measured_agreement
+from runners.artifacts.store import artifact_folder, check_base
 from service.errors import UnknownModel, UnsupportedTask
 from service.settings import Settings, SettingsError
 from tasks.catalog import CatalogEntry, Precision, load_catalog
@@ -36,10 +37,12 @@ class ServedModel:
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)  # by task
     id: str = field(init=False)
     language: FamilyLanguage = field(init=False)  # prompts and parsers of its family
+    adapter_key: str | None = field(init=False)  # of an adapter, at the runner of its base
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", self.entry.id)
         object.__setattr__(self, "language", FAMILIES[self.entry.family])
+        object.__setattr__(self, "adapter_key", self.manifest.build_key if self.entry.adapter_of else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,33 @@ def served_entries(settings: Settings) -> tuple[CatalogEntry, ...]:
     for model_id in settings.models:
         if model_id not in catalog:
             raise SettingsError(f"DIPTYCH_MODELS: unknown model {model_id!r}; the catalog has {', '.join(catalog)}")
-    return tuple(entry for entry in catalog.values() if entry.id in settings.models)
+    served = tuple(entry for entry in catalog.values() if entry.id in settings.models)
+    for entry in served:
+        if entry.adapter_of is not None:
+            _check_adapter(entry, settings)
+    return served
+
+
+def _check_adapter(entry: CatalogEntry, settings: Settings) -> None:
+    """Raise `SettingsError` unless the base of an adapter is served, with the only settings of their runner."""
+    if entry.adapter_of not in settings.models:
+        raise SettingsError(
+            f"DIPTYCH_MODELS has {entry.id}, which is an adapter of {entry.adapter_of} and runs in its runner; add "
+            f"{entry.adapter_of}"
+        )
+    for name, pairs in (("DIPTYCH_RUNNER_URLS", settings.runner_urls), ("DIPTYCH_DEVICES", settings.devices)):
+        if any(pair.partition("=")[0] == entry.id for pair in pairs):
+            raise SettingsError(f"{name} names {entry.id}, an adapter; name its base {entry.adapter_of} instead")
+
+
+def models_with_runner(settings: Settings) -> tuple[str, ...]:
+    """Return the ids of the served models that have a runner of their own: all but adapters."""
+    return tuple(entry.id for entry in served_entries(settings) if entry.adapter_of is None)
+
+
+def adapters_of(model_id: str, entries: Iterable[CatalogEntry]) -> tuple[str, ...]:
+    """Return the ids of the adapters of a model among `entries`."""
+    return tuple(entry.id for entry in entries if entry.adapter_of == model_id)
 
 
 def unserved_models(settings: Settings) -> tuple[UnservedModel, ...]:
@@ -77,6 +106,26 @@ def load_served_model(entry: CatalogEntry, folder: Path, settings: Settings) -> 
     chosen, calibrations = chosen_precisions(manifest, settings), served_calibrations(manifest, folder, settings)
     agreement = measured_agreement(manifest, *chosen)
     return ServedModel(entry, manifest, mask_decoder, _as_text(*chosen), banned_phrases, agreement, calibrations)
+
+
+def load_served_models(settings: Settings) -> dict[str, ServedModel]:
+    """Read the artifacts of all served models that the gateway needs, in catalog order; raise `ArtifactError`."""
+    models: dict[str, ServedModel] = {}
+    for entry in served_entries(settings):  # a base comes before its adapters
+        folder = artifact_folder(entry.id)
+        if entry.adapter_of is None:
+            models[entry.id] = load_served_model(entry, folder, settings)
+        else:
+            models[entry.id] = _load_adapter(entry, folder, models[entry.adapter_of], settings)
+    return models
+
+
+def _load_adapter(entry: CatalogEntry, folder: Path, base: ServedModel, settings: Settings) -> ServedModel:
+    """Return an adapter as a model that shares everything but its entry, manifest and calibrations with its base."""
+    manifest = read_manifest(folder)
+    check_base(manifest, base.manifest)
+    calibrations = served_calibrations(manifest, folder, settings)
+    return replace(base, entry=entry, manifest=manifest, agreement=None, calibrations=calibrations)
 
 
 def served_calibrations(manifest: Manifest, folder: Path, settings: Settings) -> dict[str, Calibration]:

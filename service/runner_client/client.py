@@ -166,6 +166,8 @@ def _error_of(failed: Failed) -> ServiceError:
             return InvalidRequest(failed.message, "num_beams")
         case "deadline_exceeded":
             return DeadlineExceeded(failed.message)
+        case "unknown_adapter":
+            return NotReady(failed.message)
         case "overloaded":
             return Overloaded(failed.message)
         case _:

@@ -7,10 +7,13 @@ python -m service runner MODEL    one runner alone, on the service's host and po
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from runners.options import runner_name
+from service.inference.served_models import adapters_of, models_with_runner
 from service.settings import Settings, SettingsError, variable
+from tasks.catalog import load_catalog
 
 USAGE = "python -m service [gateway | runner MODEL]"
 GATEWAY = "diptych"  # name of the BentoML service
@@ -47,14 +50,24 @@ class Role:
         return self.name == "runner"
 
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """Return `environment` with the settings of this role: a runner alone serves its model on this host."""
+        """Return `environment` with the settings of this role: a runner alone serves its model on this host.
+
+        Of the other served models it keeps the adapters of its model.
+        """
         if not self.is_runner:
             return dict(environment)
         others = (variable("runner_urls"), variable("devices"))
         kept = {name: value for name, value in environment.items() if name not in others}
+        models = ",".join([self.model_id, *self._adapters(environment)])
         devices = [pair.strip() for pair in environment.get(variable("devices"), "").split(",")]
         own = {variable("devices"): pair for pair in devices if pair.partition("=")[0] == self.model_id}
-        return kept | own | {variable("models"): self.model_id}
+        return kept | own | {variable("models"): models}
+
+    def _adapters(self, environment: Mapping[str, str]) -> list[str]:
+        """Return the adapters of a runner's model among the served models of `environment`."""
+        served = [model.strip() for model in environment.get(variable("models"), "").split(",")]
+        catalog = load_catalog(Path(environment.get(variable("catalog")) or Settings.model_fields["catalog"].default))
+        return [model for model in adapters_of(self.model_id, catalog.values()) if model in served]
 
     def front(self) -> str:
         """Return the name of the BentoML service on the service's port."""
@@ -64,11 +77,11 @@ class Role:
         """Return the names of the gateway's runners on this host."""
         if self.name != "all":
             return []
-        return [runner_name(model) for model in dict.fromkeys(values.models) if values.runner_url(model) is None]
+        return [runner_name(model) for model in models_with_runner(values) if values.runner_url(model) is None]
 
     def check(self, values: Settings) -> None:
         """Raise `SettingsError` if a gateway alone has no URL for a runner."""
-        missing = [model for model in values.models if values.runner_url(model) is None]
+        missing = [model for model in models_with_runner(values) if values.runner_url(model) is None]
         if self.name == "gateway" and missing:
             name = variable("runner_urls")
             raise SettingsError(f"{name} has no URL for {', '.join(missing)}; a gateway alone starts no runner")

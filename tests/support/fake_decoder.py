@@ -54,6 +54,7 @@ class FakeDecoder:
     batch_sizes: list[int] = field(default_factory=list)
     step_sizes: list[int] = field(default_factory=list)
     draft_widths: list[int] = field(default_factory=list)  # of the steps that read drafts
+    adapter_keys: frozenset[str] = frozenset()
     can_draft: bool = True
     can_draft_first: bool = True
     step_s: float = 0.0

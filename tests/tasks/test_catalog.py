@@ -141,6 +141,37 @@ def test_a_bad_entry_is_refused(change: dict[str, Any], message: str) -> None:
         parse_entry(ROW | change)
 
 
+ADAPTER: dict[str, Any] = {"id": "tuned", "adapter_of": "some-model", "source": "folder"}
+
+
+def test_an_adapter_takes_the_other_keys_from_its_base(tmp_path: Path) -> None:
+    path, base = tmp_path / "catalog.yaml", ROW | {"revision": "main", "tasks": {"ocr": None}}
+    path.write_text(yaml.safe_dump({"models": [base, ADAPTER | {"license": "Apache-2.0"}]}))
+    some, tuned = load_catalog(path).values()
+    assert (some.adapter_of, tuned.adapter_of) == (None, "some-model")
+    assert (tuned.source, tuned.revision, tuned.license) == ("folder", None, "Apache-2.0")
+    assert (tuned.family, tuned.resolution, tuned.task_ids) == (some.family, some.resolution, some.task_ids)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([ADAPTER, ROW], "tuned: adapter_of must be a model before it that is not an adapter: ; not 'some-model'"),
+        ([ROW, ADAPTER | {"adapter_of": None}], "adapter_of must be a model before it"),
+        ([ROW, ADAPTER, ADAPTER | {"id": "again", "adapter_of": "tuned"}], "not an adapter: some-model; not 'tuned'"),
+        ([ROW, ADAPTER | {"resolution": 224}], "tuned: an adapter shares resolution with its base some-model; remove"),
+        ([ROW, {"id": "tuned", "adapter_of": "some-model"}], r"tuned misses the keys \['source'\]"),
+        ([ROW, ADAPTER | {"colour": "red"}], r"unknown keys \['colour'\]"),
+        ([ROW, ADAPTER, ADAPTER], "more than one entry 'tuned'"),
+    ],
+)
+def test_a_bad_adapter_is_refused(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
+    path = tmp_path / "catalog.yaml"
+    path.write_text(yaml.safe_dump({"models": rows}))
+    with pytest.raises(CatalogError, match=message):
+        load_catalog(path)
+
+
 @pytest.mark.parametrize("key", [key for key in ROW if key != "id"])
 def test_every_key_is_needed(key: str) -> None:
     with pytest.raises(CatalogError, match=rf"some-model misses the keys \['{key}'\]"):

@@ -48,6 +48,7 @@ def test_failure_of_a_runner_is_a_service_error(failure: Exception, error: type[
         ("sequence_too_long", "the prompt is too long", InvalidRequest, None),
         ("deadline_exceeded", "the time ran out", DeadlineExceeded, None),
         ("overloaded", "too many wait", Overloaded, None),
+        ("unknown_adapter", "no adapter of the build", NotReady, None),
         ("non_finite_logits", "not finite", InternalError, None),
         ("internal", "failed", InternalError, None),
     ],

@@ -1,10 +1,15 @@
-import pytest
+from pathlib import Path
 
+import pytest
+import yaml
+
+from service.inference.served_models import served_entries
 from service.settings import Settings, SettingsError
 from service.supervision.roles import Role
+from tests.support.catalog import ROOT
 
-MODELS = ("a", "b")
-URLS = ("a=http://10.0.0.1:3000",)
+A, B = MODELS = ("florence-2-mini", "paligemma-mini")
+URLS = (f"{A}=http://10.0.0.1:3000",)
 
 
 @pytest.mark.parametrize("arguments", [(), ("gateway",), ("runner", "a")])
@@ -20,7 +25,7 @@ def test_other_arguments_are_rejected_with_the_usage(arguments: tuple[str, ...])
 
 @pytest.mark.parametrize(
     ("arguments", "front", "behind"),
-    [((), "diptych", ["b-runner"]), (("gateway",), "diptych", []), (("runner", "a"), "a-runner", [])],
+    [((), "diptych", [f"{B}-runner"]), (("gateway",), "diptych", []), (("runner", A), f"{A}-runner", [])],
 )
 def test_role_determines_the_processes(arguments: tuple[str, ...], front: str, behind: list[str]) -> None:
     role, values = Role.parse(arguments), Settings(models=MODELS, runner_urls=URLS)
@@ -28,7 +33,7 @@ def test_role_determines_the_processes(arguments: tuple[str, ...], front: str, b
 
 
 def test_duplicate_model_runs_once() -> None:
-    assert Role.parse(()).runners_behind(Settings(models=("a", "a"))) == ["a-runner"]
+    assert Role.parse(()).runners_behind(Settings(models=(A, A))) == [f"{A}-runner"]
 
 
 def test_runner_alone_serves_its_model_on_this_host() -> None:
@@ -38,6 +43,39 @@ def test_runner_alone_serves_its_model_on_this_host() -> None:
     assert Role.parse(("gateway",)).environment(environment) == environment
 
 
+def test_adapters_run_in_the_runner_of_their_base(tmp_path: Path) -> None:
+    catalog = tmp_path / "catalog.yaml"
+    rows = yaml.safe_load((ROOT / "models" / "catalog.yaml").read_text(encoding="utf-8"))["models"]
+    tuned = [{"id": f"tuned-{index}", "adapter_of": A, "source": "tuned"} for index in range(2)]
+    catalog.write_text(yaml.safe_dump({"models": [*rows, *tuned]}), encoding="utf-8")
+    values = Settings(models=(B, "tuned-0", A), catalog=catalog)
+    assert Role.parse(()).runners_behind(values) == [f"{A}-runner", f"{B}-runner"]
+    Role.parse(("gateway",)).check(values.model_copy(update={"runner_urls": (f"{A}=http://x", f"{B}=http://y")}))
+    environment = {"DIPTYCH_MODELS": ", ".join(values.models), "DIPTYCH_CATALOG": str(catalog)}
+    assert Role.parse(("runner", A)).environment(environment)["DIPTYCH_MODELS"] == f"{A},tuned-0"
+    assert Role.parse(("runner", B)).environment(environment)["DIPTYCH_MODELS"] == B
+
+
+@pytest.mark.parametrize(
+    ("models", "settings", "message"),
+    [
+        ("tuned", {}, f"has tuned, which is an adapter of {A} and runs in its runner; add {A}"),
+        (f"{A},tuned", {"devices": "tuned=cpu"}, f"DEVICES names tuned, an adapter; name its base {A}"),
+        (f"{A},tuned", {"runner_urls": "tuned=http://x"}, f"RUNNER_URLS names tuned, an adapter; name its base {A}"),
+    ],
+)
+def test_an_adapter_has_no_runner_of_its_own(
+    tmp_path: Path, models: str, settings: dict[str, str], message: str
+) -> None:
+    catalog = tmp_path / "catalog.yaml"
+    rows = yaml.safe_load((ROOT / "models" / "catalog.yaml").read_text(encoding="utf-8"))["models"]
+    tuned = {"id": "tuned", "adapter_of": A, "source": "tuned"}
+    catalog.write_text(yaml.safe_dump({"models": [*rows, tuned]}), encoding="utf-8")
+    values = Settings.model_validate({"models": models, "catalog": catalog} | settings)
+    with pytest.raises(SettingsError, match=message):
+        served_entries(values)
+
+
 def test_runner_alone_keeps_its_own_device() -> None:
     environment = {"DIPTYCH_DEVICES": "b=cuda:1, a=cuda:0"}
     assert Role.parse(("runner", "a")).environment(environment)["DIPTYCH_DEVICES"] == "a=cuda:0"
@@ -45,7 +83,7 @@ def test_runner_alone_keeps_its_own_device() -> None:
 
 def test_gateway_alone_needs_the_url_of_every_runner() -> None:
     values = Settings(models=MODELS, runner_urls=URLS)
-    with pytest.raises(SettingsError, match="DIPTYCH_RUNNER_URLS has no URL for b"):
+    with pytest.raises(SettingsError, match="DIPTYCH_RUNNER_URLS has no URL for paligemma-mini"):
         Role.parse(("gateway",)).check(values)
     Role.parse(()).check(values)
-    Role.parse(("gateway",)).check(Settings(models=("a",), runner_urls=URLS))
+    Role.parse(("gateway",)).check(Settings(models=(A,), runner_urls=URLS))

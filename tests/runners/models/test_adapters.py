@@ -1,0 +1,121 @@
+"""Adapters made by peft, mixed in one batch: the tokens of transformers' `generate` with the merged model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from export.artifacts.peft_adapter import read_adapter
+from export.checks.reference import Reference
+from runners.artifacts.manifest import DECODER_FILE, Precision, read_manifest
+from runners.decoder.batch import generate_all
+from runners.decoder.scheduler import Scheduler
+from runners.decoder.sequences import SequenceRequest
+from runners.models.adapters import Adapters
+from runners.models.load import load_decoder
+from runners.options import SchedulerLimits
+from tests.support.decoder_cases import MAX_NEAR_TIES, Case, make_case
+from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
+from tests.support.lora import merged, write_adapter
+
+NUM_ADAPTERS, NUM_BEAMS, MAX_NEW_TOKENS = 8, 3, 24
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"r": 16, "use_rslora": True},
+    {"r": 2, "rank_pattern": {"q_proj": 8}, "alpha_pattern": {"layers.0.self_attn.v_proj": 32}},
+    {"target_modules": r".*language_model.*\.(q_proj|v_proj)"},  # PEFT's default for most models
+)
+TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A base with its adapters, loaded into one decoder, and the checkpoint with each adapter merged."""
+
+    case: Case
+    artifacts: Path
+    adapters: Adapters
+    references: Mapping[str | None, Reference]
+
+    def request(self, index: int, num_beams: int = 1) -> SequenceRequest:
+        """Return the request of an index, for the base or one of its adapters in turn."""
+        return replace(self.case.request(index, MAX_NEW_TOKENS, num_beams), adapter=self.adapter(index))
+
+    def adapter(self, index: int) -> str | None:
+        return list(self.references)[index % len(self.references)]
+
+
+@pytest.fixture(scope="module", params=EMBEDDED)
+def tuned(request: pytest.FixtureRequest, exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+    folder, artifacts = tmp_path_factory.mktemp("adapters"), exported.newest(request.param)
+    case = make_case(request.param, exported, folder)
+    references: dict[str | None, Reference] = {None: case.reference}
+    tensors = {}
+    for seed in range(NUM_ADAPTERS):
+        reference = Reference.load(MODELS / request.param)
+        written = write_adapter(reference.model, folder / str(seed), seed, **OPTIONS[seed % len(OPTIONS)])
+        tensors[f"tuned-{seed}"] = read_adapter(written, artifacts / DECODER_FILE)
+        references[f"tuned-{seed}"] = Reference(merged(reference.model, written), reference.processor)
+    adapters = Adapters(tensors)
+    decoder = load_decoder(artifacts, read_manifest(artifacts).family, "float32", "cpu", adapters=adapters)
+    return Tuned(replace(case, decoder=decoder), artifacts, adapters, references)
+
+
+@pytest.mark.parametrize("num_prompts", [9, pytest.param(108, marks=pytest.mark.long)])
+@pytest.mark.parametrize("num_beams", [1, NUM_BEAMS])
+def test_adapters_mixed_in_one_batch_give_the_tokens_of_the_merged_model(
+    tuned: Tuned, num_beams: int, num_prompts: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests = [tuned.request(index, num_beams) for index in range(num_prompts)]
+    written = generate_all(tuned.case.decoder, requests)
+    num_near_ties = 0
+    for index, (request, sequence) in enumerate(zip(requests, written, strict=True)):
+        case = replace(tuned.case, reference=tuned.references[tuned.adapter(index)])
+        score = sum(sequence.logprobs) / len(sequence.logprobs)
+        num_near_ties += not case.equals_reference(index, request, sequence.token_ids, score)
+    with capsys.disabled():
+        print(f"\n{num_near_ties} near ties in {num_prompts} answers", end=" ")
+    assert num_near_ties <= MAX_NEAR_TIES * num_prompts
+
+
+def test_adapters_change_the_answers_of_the_base(tuned: Tuned) -> None:
+    """Otherwise the comparison above would compare the base with itself."""
+    requests = [tuned.request(index) for index in range(18)]
+    adapted, base = (
+        generate_all(tuned.case.decoder, each) for each in (requests, [replace(one, adapter=None) for one in requests])
+    )
+    num_equal = sum(one.token_ids == other.token_ids for one, other in zip(adapted, base, strict=True))
+    assert 2 <= num_equal <= 10  # two requests are of the base
+
+
+def test_sequences_that_enter_and_leave_keep_their_adapters(tuned: Tuned) -> None:
+    requests = [replace(tuned.request(index, 1 + index % 3), max_new_tokens=2 + 5 * index % 23) for index in range(40)]
+    alone = [generate_all(tuned.case.decoder, [request])[0].token_ids for request in requests]
+    scheduler = Scheduler(tuned.case.decoder, "adapters", SchedulerLimits(7, 100, 800))
+    scheduler.start()
+    futures = [scheduler.submit([request])[0] for request in requests]
+    written = [future.result(TIMEOUT_S).sequence.token_ids for future in futures]
+    scheduler.stop()
+    assert written == alone
+
+
+@pytest.mark.parametrize("precision", ["int8", "bfloat16"])
+def test_the_product_of_an_adapter_is_added_to_a_base_of_lower_precision(tuned: Tuned, precision: Precision) -> None:
+    """Compared with float32 on both sides: the adapter moves the logits in the same direction, by the same amount."""
+
+    def moved(in_precision: Precision) -> torch.Tensor:
+        family = read_manifest(tuned.artifacts).family
+        decoder = load_decoder(tuned.artifacts, family, in_precision, "cpu", adapters=tuned.adapters)
+        requests = [tuned.request(index) for index in range(len(tuned.references))]
+        base = [replace(request, adapter=None) for request in requests]
+        with torch.inference_mode():
+            adapted, plain = (decoder.prefill(decoder.new_cache(9), each, 0).float() for each in (requests, base))
+        return adapted - plain
+
+    expected, measured = moved("float32"), moved(precision)
+    assert measured[0].abs().max() == 0  # of the base
+    cosines = torch.cosine_similarity(measured[1:], expected[1:])
+    assert cosines.min() > 0.95

@@ -1,0 +1,109 @@
+"""LoRA adapters served end to end: catalog, export, and the running service with a base and two of its adapters."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from export.checks.reference import Reference
+from runners.artifacts.manifest import read_manifest
+from tests.support.export_cli import MODELS, ROOT, ModelStore
+from tests.support.lora import write_adapter
+from tests.support.running_service import RunningService, running_service
+from tests.support.scene_images import scene_png
+
+BASE, ADAPTERS = "florence-2-mini", ("shapes-a", "shapes-b")
+
+
+@pytest.fixture(scope="module")
+def tuned(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelStore, Path]:
+    """A store with a base and its adapters, and the catalog that has them."""
+    folder = tmp_path_factory.mktemp("tuned")
+    store, catalog = ModelStore(folder / "bentoml"), folder / "catalog.yaml"
+    shutil.copytree(exported.home, store.home, symlinks=True)
+    rows = yaml.safe_load((ROOT / "models" / "catalog.yaml").read_text(encoding="utf-8"))["models"]
+    for seed, adapter in enumerate(ADAPTERS):
+        write_adapter(Reference.load(MODELS / BASE).model, folder / adapter, seed)
+        rows.append({"id": adapter, "adapter_of": BASE, "source": str(folder / adapter), "tasks": {"ocr": None}})
+    catalog.write_text(yaml.safe_dump({"models": rows}, sort_keys=False), encoding="utf-8")
+    run = store.export(*ADAPTERS, DIPTYCH_CATALOG=str(catalog))
+    assert run.returncode == 0, run.stderr
+    return store, catalog
+
+
+@pytest.fixture(scope="module")
+def adapted_service(tuned: tuple[ModelStore, Path]) -> Iterator[RunningService]:
+    store, catalog = tuned
+    settings = {"DIPTYCH_CATALOG": str(catalog), "DIPTYCH_MODELS": ",".join((BASE, *ADAPTERS))}
+    with running_service(store.home, store.home / "service.log", **settings) as running:
+        yield running
+
+
+def asked(http: httpx.Client, path: str, image: bytes, **fields: str) -> Any:
+    response = http.post(path, data={"task": "captioning", "detail": "paragraph"} | fields, files={"image": image})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_an_adapter_is_a_model_that_shares_image_features_with_its_base(adapted_service: RunningService) -> None:
+    with adapted_service.client() as http:
+        image = scene_png(3)
+        answers = [asked(http, "/v1/predict", image, model=model) for model in (BASE, *ADAPTERS)]
+        assert [answer["model"] for answer in answers] == [BASE, *ADAPTERS]
+        assert [answer["vision_cache"] for answer in answers] == ["miss", "hit", "hit"]
+        assert len({answer["raw_text"] for answer in answers}) > 1
+        compared = asked(http, "/v1/compare", image)["answers"]
+        assert [each["raw_text"] for each in compared] == [answer["raw_text"] for answer in answers]
+
+
+def test_listings_tasks_and_metrics_have_the_adapters(adapted_service: RunningService) -> None:
+    with adapted_service.client() as http:
+        listed = {model["id"]: model for model in http.get("/v1/models").json()["data"]}
+        tasks = {task["id"]: task["models"] for task in http.get("/v1/tasks").json()["data"]}
+        asked(http, "/v1/predict", scene_png(3), model=ADAPTERS[0])
+        metrics = http.get("/metrics").text
+    assert listed.keys() == {BASE, *ADAPTERS}
+    assert tasks["captioning"] == [BASE, *ADAPTERS]
+    assert tasks["ocr"] == [BASE]
+    assert f'diptych_requests_total{{api="rest",model="{ADAPTERS[0]}"' in metrics
+
+
+def test_one_process_runs_a_base_and_its_adapters(adapted_service: RunningService) -> None:
+    log = adapted_service.log.read_text()
+    assert f"{BASE}-runner" in log
+    assert f"{ADAPTERS[0]}-runner" not in log
+
+
+def test_an_adapter_is_small_and_names_the_build_of_its_base(tuned: tuple[ModelStore, Path]) -> None:
+    store, _ = tuned
+    adapter, base = (read_manifest(store.newest(model)) for model in (ADAPTERS[0], BASE))
+    assert (adapter.adapter_of, adapter.base_build_key) == (BASE, base.build_key)
+    assert sum(path.stat().st_size for path in store.newest(ADAPTERS[0]).iterdir()) < 1_000_000
+
+
+def test_a_second_export_is_skipped_and_one_over_another_base_is_refused_at_the_start(
+    tuned: tuple[ModelStore, Path], tmp_path: Path
+) -> None:
+    store, catalog = tuned
+    run = store.export(ADAPTERS[0], "--if-changed", DIPTYCH_CATALOG=str(catalog))
+    assert run.stdout.splitlines() == [f"{ADAPTERS[0]}: up to date"]
+    other = ModelStore(tmp_path / "bentoml")
+    shutil.copytree(store.home, other.home, symlinks=True)
+    manifest = other.newest(ADAPTERS[0]) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"base_build_key": "0" * 64}))
+    settings = {"DIPTYCH_CATALOG": str(catalog), "DIPTYCH_MODELS": ",".join((BASE, *ADAPTERS))}
+    start = other.python("-m", "service", **settings)
+    assert start.returncode == 1
+    assert f"export the adapter again: python -m export {ADAPTERS[0]}" in start.stderr
+
+
+def test_an_adapter_without_its_base_does_not_start(tuned: tuple[ModelStore, Path]) -> None:
+    store, catalog = tuned
+    start = store.python("-m", "service", DIPTYCH_CATALOG=str(catalog), DIPTYCH_MODELS=ADAPTERS[0])
+    assert start.returncode == 1
+    assert f"{ADAPTERS[0]}, which is an adapter of {BASE} and runs in its runner; add {BASE}" in start.stderr
