@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--batch-timeout-s", type=float, default=0.0)
     parsed = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*batch and unbatch methods.*")  # if batching is off
+    # LitServe 0.2.19 starts an MCP server where `mcp` is installed, but imports its parts only where `fastmcp` is.
+    litserve.server._MCP_AVAILABLE = False
     api = GenerateApi(parsed.checkpoint, parsed.threads, parsed.max_batch_size, parsed.batch_timeout_s)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=parsed.workers, timeout=False)
     server.run(host="127.0.0.1", port=parsed.port, num_api_servers=1, generate_client_file=False)
