@@ -38,7 +38,7 @@ export: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(EMBEDDED)
 
 test: check export
-	$(PY) -m pytest -n 2 --dist loadgroup
+	$(PY) -m pytest -n 2 --dist loadfile
 
 test-long: check export
 	$(PY) -m pytest -m long

@@ -18,8 +18,6 @@ from tests.support.valkey import HAS_VALKEY, MISSING_VALKEY
 # Two workers share the cores, and a waiting thread of torch spins; read when torch is imported, here and by exports.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-_WITH_SERVERS = ("system",)
-
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say at the end, in red, where a part was not tested."""
@@ -36,13 +34,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for missing in (MISSING_NPM, MISSING_LABEL_STUDIO):
         if any(missing in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())):
             terminalreporter.write_line(missing, red=True, bold=True)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests for two workers: those with servers in one, which share a running service; else by module."""
-    for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        item.add_marker(pytest.mark.xdist_group("servers" if folder in _WITH_SERVERS else str(item.path)))
 
 
 @pytest.fixture(scope="session")
