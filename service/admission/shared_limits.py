@@ -1,4 +1,4 @@
-"""What the gateways have used of each API key's limits, in a store that they share: Redis or Valkey.
+"""The usage of each API key's limits by all gateways, kept in a store that they share: Redis or Valkey.
 
 A key of the store is one limit of one API key: of a rate a hash {level, at} as in `TokenBucket`, of concurrent requests
 a sorted set of leases by their expiry. Each change is one script, by the store's clock. While the store does not
@@ -79,7 +79,7 @@ class SharedLimits:
         await self._answer(self._store.ping)
 
     def of(self, sha256: str) -> "SharedQuota":
-        """Return what is used of the limits of the API key with this hash."""
+        """Return the usage of the API key with this hash."""
         return SharedQuota(self, f"diptych:{sha256[:_HASH_CHARS]}")
 
     async def take(self, name: str, per_minute: float, amount: float) -> float | None:
@@ -100,7 +100,7 @@ class SharedLimits:
         return task
 
     async def close(self) -> None:
-        """Release what is to be released, and close the connections."""
+        """Finish pending releases, then close the connections."""
         await asyncio.gather(*self._releases)
         await self._store.aclose()
 
@@ -141,7 +141,7 @@ async def _called(script: AsyncScript, name: str, *arguments: float | str) -> by
 
 @dataclass(frozen=True, slots=True)
 class SharedQuota:
-    """What all gateways have used of the limits of one API key."""
+    """The usage of one API key's limits by all gateways."""
 
     limits: SharedLimits
     prefix: str

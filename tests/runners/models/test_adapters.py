@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from export.artifacts.peft_adapter import read_adapter
+from export.bench.drafts import asked, generate, generate_without_drafts
 from export.checks.reference import Reference
 from runners.artifacts.manifest import DECODER_FILE, Precision, read_manifest
 from runners.decoder.batch import generate_all
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest
+from runners.encoder.session import VisionEncoder
 from runners.models.adapters import Adapters
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
+from tests.support.catalog import CATALOG
 from tests.support.decoder_cases import MAX_NEAR_TIES, Case, make_case
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 from tests.support.lora import merged, write_adapter
@@ -100,6 +103,17 @@ def test_sequences_that_enter_and_leave_keep_their_adapters(tuned: Tuned) -> Non
     written = [future.result(TIMEOUT_S).sequence.token_ids for future in futures]
     scheduler.stop()
     assert written == alone
+
+
+def test_constrained_answers_of_adapters_are_those_without_drafts(tuned: Tuned) -> None:
+    encoder = VisionEncoder(tuned.artifacts, precision="float32")
+    encoder.load()
+    entry = CATALOG[read_manifest(tuned.artifacts).model_id]
+    found = asked(tuned.case.decoder, encoder, entry, ["open_vocabulary_detection", "phrase_grounding"], range(4))
+    requests = [replace(each.request, adapter=tuned.adapter(index)) for index, each in enumerate(found)]
+    drafted, plain = (each(tuned.case.decoder, requests, 3) for each in (generate, generate_without_drafts))
+    assert len(requests) > 10
+    assert [each.token_ids for each in drafted.answers] == [each.token_ids for each in plain.answers]
 
 
 @pytest.mark.parametrize("precision", ["int8", "bfloat16"])
