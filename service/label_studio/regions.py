@@ -4,11 +4,12 @@ Source: HumanSignal/label-studio docs/source/guide/predictions.md (units of imag
 label_studio_sdk/label_interface/control_tags.py (values that Label Studio accepts).
 """
 
-import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from shapely import Polygon, contains_xy
 
 from service.inference.prediction import Answer
 from service.label_studio.brush import brush_rle
@@ -19,7 +20,6 @@ from tasks.results import (
     Instance,
     InstancesResult,
     PointXy,
-    Ring,
     TextRegionsResult,
     TextResult,
 )
@@ -90,50 +90,11 @@ def _brush(found: Instance) -> Iterator[JsonObject]:
 
 
 def _polygons(found: Instance, canvas: Canvas) -> Iterator[JsonObject]:
-    """Yield a polygon for each ring that is no hole: Label Studio's polygons have none."""
-    rings = [ring for ring in found.polygons or () if len(ring) >= _MIN_POINTS]
+    """Yield a polygon for each ring that is no hole, which these cannot have, with few points, as people edit them."""
+    rings = [Polygon(ring) for ring in found.polygons or () if len(ring) >= _MIN_POINTS]
     for ring in rings:
-        if sum(_is_inside(ring[0], other) for other in rings if other is not ring) % 2 == 0:
-            yield canvas.polygon(simplified(ring, _TOLERANCE_PX))
-
-
-def simplified(ring: Ring, tolerance_px: float) -> Ring:
-    """Return the ring without points that are within the tolerance of a line between others.
-
-    Source: Douglas and Peucker, "Algorithms for the reduction of the number of points", 1973. Masks have hundreds of
-    points, which nobody can edit.
-    """
-    far = max(range(len(ring)), key=lambda index: math.dist(ring[0], ring[index]))
-    halves = (ring[: far + 1], (*ring[far:], ring[0]))
-    kept = [point for half in halves for point in _simplified_line(half, tolerance_px)[:-1]]
-    return tuple(kept) if len(kept) >= _MIN_POINTS else ring
-
-
-def _simplified_line(points: Sequence[PointXy], tolerance_px: float) -> list[PointXy]:
-    kept, pending = {0, len(points) - 1}, [(0, len(points) - 1)]
-    while pending:
-        start, end = pending.pop()
-        between = range(start + 1, end)
-        far = max(between, key=lambda at: _distance(points[at], points[start], points[end]), default=None)
-        if far is not None and _distance(points[far], points[start], points[end]) > tolerance_px:
-            kept.add(far)
-            pending += [(start, far), (far, end)]
-    return [points[index] for index in sorted(kept)]
-
-
-def _distance(point: PointXy, start: PointXy, end: PointXy) -> float:
-    """Return the distance of a point to the line through two others, or to their one point."""
-    (x, y), (x1, y1), (x2, y2) = point, start, end
-    length = math.dist(start, end)
-    return math.dist(point, start) if length == 0 else abs((x2 - x1) * (y1 - y) - (x1 - x) * (y2 - y1)) / length
-
-
-def _is_inside(point: PointXy, ring: Ring) -> bool:
-    """Return True if a ray to the right of the point crosses the ring an odd number of times."""
-    x, y = point
-    edges = zip(ring, (*ring[1:], ring[0]), strict=True)
-    crossings = (x1 + (y - y1) * (x2 - x1) / (y2 - y1) > x for (x1, y1), (x2, y2) in edges if (y1 > y) != (y2 > y))
-    return sum(crossings) % 2 == 1
+        if sum(contains_xy(rings, *ring.exterior.coords[0])) % 2 == 0:
+            yield canvas.polygon([(x, y) for x, y in ring.exterior.simplify(_TOLERANCE_PX).coords[:-1]])
 
 
 @dataclass(frozen=True, slots=True)

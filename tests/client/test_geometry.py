@@ -1,6 +1,5 @@
 """Masks from polygons by the even-odd rule, and from run lengths as pycocotools reads them."""
 
-import math
 from itertools import pairwise
 from typing import Any
 
@@ -13,13 +12,11 @@ from pycocotools import mask as coco_mask
 from diptych_client import ImageSize, RunLengthMask
 from diptych_client.geometry import (
     Ring,
-    outer_rings,
     polygons_mask,
     run_length_mask,
-    simplified_ring,
     uncompressed_run_lengths,
 )
-from tests.support.client_answers import FAR_SQUARE, HOLE, SIZE, SQUARE
+from tests.support.client_answers import HOLE, SIZE, SQUARE
 
 MASKS = st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(lambda shape: arrays(np.bool_, shape))
 COORDINATES = st.floats(-5, 25, width=32)
@@ -69,26 +66,3 @@ def test_uncompressed_run_lengths_are_those_of_pycocotools(mask: Any) -> None:
     height, width = mask.shape
     encoded = {"size": [height, width], "counts": uncompressed_run_lengths(mask)}
     np.testing.assert_array_equal(coco_mask.decode(coco_mask.frPyObjects(encoded, height, width)), mask)
-
-
-def test_holes_and_lines_are_no_outer_rings_and_an_island_in_a_hole_is_one() -> None:
-    island = ((5.0, 5.0), (6.0, 5.0), (6.0, 6.0))
-    assert outer_rings([SQUARE, HOLE, island, FAR_SQUARE, SQUARE[:2]]) == [SQUARE, island, FAR_SQUARE]
-
-
-def test_a_simplified_ring_is_within_the_tolerance() -> None:
-    circle = tuple(
-        (50 + 40 * math.cos(at * math.pi / 180), 50 + 40 * math.sin(at * math.pi / 180)) for at in range(360)
-    )
-    few = simplified_ring(circle, 1.0)
-    assert set(few) < set(circle)
-    assert 8 < len(few) < 30
-    middles = [((x1 + x2) / 2, (y1 + y2) / 2) for (x1, y1), (x2, y2) in pairwise((*few, few[0]))]
-    assert all(math.dist(middle, (50, 50)) > 40 - 1.0 for middle in middles)
-
-
-@given(RINGS)
-def test_a_simplified_ring_has_points_of_the_ring_in_its_order(ring: Ring) -> None:
-    points = iter(ring)
-    assert all(point in points for point in simplified_ring(ring, 0.5))
-    assert simplified_ring(SQUARE, 1.0) == SQUARE

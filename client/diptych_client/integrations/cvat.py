@@ -12,7 +12,7 @@ from cvat_sdk.models import LabeledShapeRequest
 from PIL import Image, ImageOps
 
 from diptych_client.client import Client
-from diptych_client.geometry import outer_rings, simplified_ring
+from diptych_client.integrations.outlines import outer_rings, simplified_ring
 from diptych_client.requests import AnswerOptions, TaskParameters
 from diptych_client.results import Answer, DetectionsResult, InstancesResult
 

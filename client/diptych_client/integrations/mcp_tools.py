@@ -18,7 +18,8 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 from mcp_types import Tool, ToolAnnotations
 
-from diptych_client.geometry import ImageSize, simplified_ring
+from diptych_client.geometry import ImageSize
+from diptych_client.integrations.outlines import simplified_ring
 from diptych_client.requests import TaskParameters
 from diptych_client.results import Answer, Instance, InstancesResult, ModelFailure, Task
 from diptych_client.transports.rest_messages import answer_json
