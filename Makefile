@@ -37,8 +37,9 @@ serve: $(VENV)/installed-export
 export: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(EMBEDDED)
 
-test: check export
-	$(PY) -m pytest -n 2 --dist loadfile
+test: $(VENV)/installed-dev $(VENV)/installed-export
+	$(MAKE) --jobs=2 --output-sync check export
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-long: check export
 	$(PY) -m pytest -m long

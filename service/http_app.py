@@ -15,6 +15,10 @@ from service.label_studio.api import LabelStudioApi
 from service.open_inference.http_api import OPEN_INFERENCE, PREFIX, OpenInferenceRest
 from service.openai.api import OpenAiApi
 from service.web.pages import Pages
+from service.x_anylabeling.api import PREFIX as X_ANYLABELING_PREFIX
+from service.x_anylabeling.api import XAnyLabelingApi
+
+_PREFIXES = ("/v1", PREFIX, LABEL_STUDIO_PREFIX, X_ANYLABELING_PREFIX)
 
 
 def rest_app(boundary: RestBoundary) -> Starlette:
@@ -25,9 +29,10 @@ def rest_app(boundary: RestBoundary) -> Starlette:
             *OpenAiApi(boundary).routes(),
             *OpenInferenceRest(boundary).routes(),
             *LabelStudioApi(boundary).routes(),
+            *XAnyLabelingApi(boundary).routes(),
             *Pages(boundary).routes(),
             # Before BentoML's own routes, whose 404 has another form.
-            *(Route(f"{prefix}/{{path:path}}", _unknown) for prefix in ("/v1", PREFIX, LABEL_STUDIO_PREFIX)),
+            *(Route(f"{prefix}/{{path:path}}", _unknown) for prefix in _PREFIXES),
         ],
         middleware=[Middleware(CountedRequests, boundary=boundary)],
         exception_handlers={HTTPException: _no_such_path},

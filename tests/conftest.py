@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.support.browser import CHROMIUM, MISSING
-from tests.support.export_cli import EMBEDDED, ModelStore
+from tests.support.export_cli import EMBEDDED, ROOT, ModelStore
 from tests.support.haproxy import HAS_HAPROXY, MISSING_HAPROXY
 from tests.support.kubernetes import HAS_KUBECTL, MISSING_KUBECTL
 from tests.support.label_studio import MISSING_LABEL_STUDIO
@@ -38,9 +38,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
-    """A model store into which both embedded models were exported."""
-    store = ModelStore(tmp_path_factory.mktemp("bentoml"))
-    run = store.export(*EMBEDDED)
+    """A model store with both embedded models: those of `make export` where they are up to date."""
+    store, made = ModelStore(tmp_path_factory.mktemp("bentoml")), ModelStore(ROOT / ".bentoml")
+    for model_id in EMBEDDED:
+        store.add_newest(model_id, made)
+    run = store.export("--if-changed", *EMBEDDED)
     assert run.returncode == 0, run.stderr
     return store
 

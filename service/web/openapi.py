@@ -1,10 +1,10 @@
 """The OpenAPI document, generated from the task table and from the models of requests and answers.
 
-Bodies of the Open Inference Protocol and of Label Studio are specified by their own documents, which their operations
-name.
+Bodies of the Open Inference Protocol, of Label Studio and of X-AnyLabeling are specified by their own documents, which
+their operations name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -16,6 +16,7 @@ from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
 from service.open_inference.http_bodies import OpenInferenceError
 from service.openai.wire import ChatCompletion, ChatError, ChatRequest
 from service.schema.wire import AnswerJson, ComparisonJson, ErrorJson
+from service.x_anylabeling.api import PREFIX as X_ANYLABELING_PREFIX
 from tasks.table import TASKS, Task
 
 _REF_TEMPLATE = "#/components/schemas/{model}"
@@ -55,6 +56,13 @@ _LABEL_STUDIO_PATHS = {
     "predict": ("post", "Predict tasks, or answer a prompt."),
     "webhook": ("post", "Accept an event, which changes nothing."),
 }
+_X_ANYLABELING = "X-AnyLabeling's remote server protocol, https://github.com/CVHub520/X-AnyLabeling-Server."
+_X_ANYLABELING_PATHS = {
+    "health": ("get", "Return the number of served models."),
+    "v1/models": ("get", "List the models with their tasks and the inputs of each."),
+    "v1/models/{model}/info": ("get", "Describe a model."),
+    "v1/predict": ("post", "Return the shapes or the description of an image."),
+}
 
 JsonObject = dict[str, Any]
 
@@ -79,6 +87,7 @@ def openapi_document(models: ServedModels) -> JsonObject:
             "/v1/tasks": {"get": _listing("listTasks", "All tasks with the schemas of their parameters.")},
             **_open_inference_paths(),
             **_label_studio_paths(),
+            **_tool_paths(X_ANYLABELING_PREFIX, _X_ANYLABELING, _X_ANYLABELING_PATHS),
         },
         "components": {
             "schemas": {
@@ -177,12 +186,21 @@ def _open_inference_operation(summary: str, names: Sequence[str] = ()) -> JsonOb
 
 def _label_studio_paths() -> JsonObject:
     failed = _foreign_operation("Repeat the error of a failed call.", _LABEL_STUDIO, ("status",), ErrorJson.__name__)
-    paths: JsonObject = {f"{LABEL_STUDIO_PREFIX}/failed/{{status}}": {"get": failed}}
-    for prefix, names in ((LABEL_STUDIO_PREFIX, ()), (f"{LABEL_STUDIO_PREFIX}/{{model}}", ("model",))):
-        for path, (method, summary) in _LABEL_STUDIO_PATHS.items():
-            operation = _foreign_operation(summary, _LABEL_STUDIO, names, ErrorJson.__name__)
-            body = {"requestBody": {"required": True, **_json({"type": "object"})}} if method == "post" else {}
-            paths[f"{prefix}/{path}"] = {method: operation | body}
+    return {
+        f"{LABEL_STUDIO_PREFIX}/failed/{{status}}": {"get": failed},
+        **_tool_paths(LABEL_STUDIO_PREFIX, _LABEL_STUDIO, _LABEL_STUDIO_PATHS),
+        **_tool_paths(f"{LABEL_STUDIO_PREFIX}/{{model}}", _LABEL_STUDIO, _LABEL_STUDIO_PATHS),
+    }
+
+
+def _tool_paths(prefix: str, description: str, operations: Mapping[str, tuple[str, str]]) -> JsonObject:
+    paths: JsonObject = {}
+    for name, (method, summary) in operations.items():
+        path = f"{prefix}/{name}"
+        names = ("model",) if "{model}" in path else ()
+        operation = _foreign_operation(summary, description, names, ErrorJson.__name__)
+        body = {"requestBody": {"required": True, **_json({"type": "object"})}} if method == "post" else {}
+        paths[path] = {method: operation | body}
     return paths
 
 

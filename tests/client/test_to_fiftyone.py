@@ -11,9 +11,8 @@ import pytest
 
 from tests.support.client_answers import TEXT, answer
 from tests.support.export_cli import ROOT
+from tests.support.tool_environments import tool_python
 
-ENVIRONMENT = ROOT / "build/fiftyone"
-REQUIREMENTS = ROOT / "requirements-fiftyone.txt"
 CONVERT = """
 import json
 from tests.support.client_answers import DETECTIONS, INSTANCES, TEXT_REGIONS, answer
@@ -33,13 +32,11 @@ print("converted:" + json.dumps([rows, masks, lines]))
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Boxes, masks and lines that a sample of FiftyOne has."""
-    python = ENVIRONMENT / "bin/python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", REQUIREMENTS], cwd=ROOT, check=True)
     own = {"HOME": str(tmp_path_factory.mktemp("home")), "FIFTYONE_DO_NOT_TRACK": "true"}
     environment = os.environ | own | {"PYTHONPATH": os.pathsep.join([str(ROOT / "client"), str(ROOT)])}
-    run = subprocess.run([python, "-c", CONVERT], env=environment, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(
+        [tool_python("fiftyone"), "-c", CONVERT], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.rpartition("converted:")[2])
 

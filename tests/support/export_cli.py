@@ -1,6 +1,7 @@
 """The export as a user runs it: `python -m export` in its own process, with a model store of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -42,6 +43,13 @@ class ModelStore:
         """Return the folder of the newest version of a model."""
         folder = self.home / "models" / model_id
         return folder / (folder / "latest").read_text(encoding="utf-8").strip()
+
+    def add_newest(self, model_id: str, store: "ModelStore") -> None:
+        """Copy the newest version of another store, if it has one."""
+        if (store.home / "models" / model_id / "latest").exists():
+            version = store.newest(model_id)
+            shutil.copytree(version, self.home / "models" / model_id / version.name)
+            shutil.copy(version.parent / "latest", self.home / "models" / model_id)
 
 
 def small_disk(folder: Path, size_mb: int) -> tuple[str, ...]:
