@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import httpx
+import psutil
 import pytest
 
 from tests.support.api_keys import hash_of
@@ -49,8 +50,13 @@ class Attacked:
         url = httpx.URL(self.service.url)
         return socket.create_connection((url.host, url.port or 80), source_address=(address, 0))
 
-    def post(self, key: str, image: bytes) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {key}"}
+    def decoders(self) -> list[psutil.Process]:
+        """Return the gateway's processes that decode an image."""
+        children = psutil.Process(self.service.parts()["diptych"]).children()
+        return [each for each in children if "service.images.decoding_program" in each.cmdline()]
+
+    def post(self, key: str, image: bytes, **headers: str) -> httpx.Response:
+        headers |= {"Authorization": f"Bearer {key}"}
         form = {"task": "captioning", "max_new_tokens": "4"}
         return httpx.post(self.url("/v1/predict"), data=form, files={"image": image}, headers=headers, timeout=60)
 
@@ -172,16 +178,40 @@ def test_image_bombs_are_refused_at_once(attacked: Attacked, bomb: bytes) -> Non
     assert time.monotonic() - start_s < 5
 
 
+HEAVY = repeated_scans((7000, 7000), 6)
+
+
+def test_a_heavy_image_is_decoded_and_its_process_ends(attacked: Attacked) -> None:
+    assert attacked.post(POLITE, HEAVY).status_code == 200
+    wait_until(lambda: not attacked.decoders(), 1)
+
+
+def test_decoding_ends_with_the_deadline_of_its_request(attacked: Attacked) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(attacked.post, ATTACKER, HEAVY + b"late", **{"X-Deadline-Ms": "700"})
+        wait_until(attacked.decoders, 5)
+        assert answer.result().status_code == 504
+    wait_until(lambda: not attacked.decoders(), 0.5)
+
+
+def test_a_killed_decoder_fails_its_request_alone(attacked: Attacked) -> None:
+    with polite_clients(attacked), ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(attacked.post, ATTACKER, HEAVY + b"killed")
+        wait_until(attacked.decoders, 5)
+        attacked.decoders()[0].kill()
+        assert answer.result().status_code == 503
+        assert attacked.post(ATTACKER, HEAVY + b"killed").status_code == 200
+
+
 @pytest.mark.long
 def test_largest_images_of_one_client_leave_room_for_others(attacked: Attacked) -> None:
     """The heaviest images within the bounds, six at once: the polite client's own are decoded beside them."""
-    heavy = repeated_scans((7000, 7000), 6)
     with polite_clients(attacked) as took:
         time.sleep(2)
         calm_s = statistics.median(took)
         took.clear()
         with ThreadPoolExecutor(6) as threads:
-            answers = list(threads.map(lambda number: attacked.post(ATTACKER, heavy + bytes([number])), range(6)))
+            answers = list(threads.map(lambda number: attacked.post(ATTACKER, HEAVY + bytes([number])), range(6)))
         attacked_s = sorted(took)[int(len(took) * 0.95) - 1]
     print({"calm, s": calm_s, "attacked p95, s": attacked_s, "statuses": [each.status_code for each in answers]})
     assert {each.status_code for each in answers} <= {200, 429, 504}
