@@ -3,6 +3,8 @@
 import resource
 import socket
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -232,19 +234,46 @@ def test_bodies_that_never_end_hold_the_places_of_their_key_until_their_deadline
     assert took_s < 8
 
 
-def test_json_of_very_many_values_does_not_stop_the_loop(attacked: Attacked) -> None:
-    body = b'{"image": "QUJD", "labels": [' + b"{}," * (LARGE_BYTES // 3) + b"1]}"
-    headers = {"Authorization": f"Bearer {ATTACKER}", "Content-Type": "application/json"}
-    stalls: list[float] = []
-    with ThreadPoolExecutor(1) as threads, httpx.Client() as probe:
-        sending = threads.submit(httpx.post, attacked.url("/v1/predict"), content=body, headers=headers, timeout=60)
-        while not sending.done():
-            start_s = time.monotonic()
-            probe.get(attacked.url("/livez"))
-            stalls.append(time.monotonic() - start_s)
-    assert sending.result().status_code == 400
-    print({"longest stall, ms": max(stalls) * 1000})
-    assert max(stalls) < 1  # 0.1 on a machine of its own; 8.7 before
+PROBE = """
+import http.client, sys, threading, time
+connection, seconds, ended = http.client.HTTPConnection(sys.argv[1]), [], threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), ended.set())).start()
+while not ended.is_set():
+    start_s = time.monotonic()
+    connection.request("GET", "/livez")
+    connection.getresponse().read()
+    seconds.append(time.monotonic() - start_s)
+    if len(seconds) == 1:
+        print(flush=True)
+print(max(seconds))
+"""
+LARGE_BODIES = {
+    "values": b'{"image": "QUJD", "labels": [' + b"{}," * (LARGE_BYTES // 3) + b"1]}",
+    "base64": b'{"image": "' + b"A" * LARGE_BYTES + b'"}',
+    "escapes": b'{"image": "' + rb"\"" * (LARGE_BYTES // 2) + b'"}',
+    "digits": b'{"image": ' + b"1" * LARGE_BYTES + b"}",
+    "form": b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    + b"\r\n--" * (LARGE_BYTES // 4)
+    + b"\r\n--x--\r\n",
+}
+
+
+@pytest.mark.parametrize("name", LARGE_BODIES)
+def test_a_large_body_does_not_stop_the_loop(attacked: Attacked, name: str) -> None:
+    """Of three stalls the shortest counts: the machine is shared. The probe is a process, with a lock of its own."""
+    content_type = "multipart/form-data; boundary=x" if name == "form" else "application/json"
+    headers = {"Authorization": f"Bearer {ATTACKER}", "Content-Type": content_type}
+    stalls_s = []
+    for _ in range(3):
+        command = [sys.executable, "-c", PROBE, attacked.service.url.removeprefix("http://")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as probe:
+            assert probe.stdout
+            probe.stdout.readline()
+            answer = httpx.post(attacked.url("/v1/predict"), content=LARGE_BODIES[name], headers=headers, timeout=60)
+            stalls_s.append(float(probe.communicate()[0]))
+        assert answer.status_code in (400, 415)
+    print({"longest stalls, ms": [round(each * 1000) for each in stalls_s]})
+    assert min(stalls_s) < 0.1
 
 
 @pytest.mark.long
