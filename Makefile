@@ -3,6 +3,7 @@
 # make test-long  the long tests, before a release: soak, widest shapes, many sequences, mutants
 # make gpu-check  on a host with a GPU: the embedded models on it, each check with its aim: make gpu-check GPU_CHECK=--widths
 # make proto      the code of the gRPC interfaces, from service/rpc/proto/*.proto, for the service and the client
+# make lock       requirements.lock: what the image installs, by hash, after a change of requirements.txt
 # make image      the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
 # make bench      our service against what a user would write instead, at most 25 minutes; tables in loadtest/results
 # make loadtest   Locust against a running service (URL=...), at most 6 minutes; report in loadtest/results/load
@@ -28,7 +29,7 @@ export BENTOML_HOME ?= $(CURDIR)/.bentoml
 export BENTOML_DO_NOT_TRACK ?= True
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: serve export test test-long gpu-check check proto image bench loadtest clean
+.PHONY: serve export test test-long gpu-check check proto lock image bench loadtest clean
 
 serve: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(MODELS)
@@ -56,6 +57,13 @@ check: $(VENV)/installed-dev
 proto: $(VENV)/installed-dev
 	$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. service/rpc/proto/*.proto
 	cp service/rpc/proto/vision_pb2.py service/rpc/proto/vision_pb2.pyi client/diptych_client/transports
+
+# torch and ONNX Runtime differ by device; networkx, setuptools and sympy are what torch needs on every one.
+lock: $(VENV)/installed-dev
+	{ echo "# By \`make lock\`, for Python 3.11 on Linux."; { grep -v '^torch' requirements.txt; printf 'networkx\nsetuptools\nsympy\n'; } \
+	    | $(PY) -m uv pip compile - --quiet --python-version 3.11 --python-platform linux --generate-hashes --no-header \
+	    --no-annotate --no-emit-index-url --no-emit-package onnxruntime; } > build/requirements.lock
+	mv build/requirements.lock requirements.lock
 
 image: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(MODELS)

@@ -3,6 +3,9 @@
 Clients in a closed loop send a different image each time; loadtest/simulated_runner.py answers. What remains is the
 gateway's work: reading the form, decoding, resizing and sending the image, parsing and rendering the answer. The model
 must be exported (`make export`), because the gateway reads its manifest.
+
+Where clients and runner take cores that the gateways could use, requests per second do not double with the processes.
+Processor time per request then tells whether more processes cost more, and the shares whether the load is spread.
 """
 
 import argparse
@@ -17,7 +20,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from loadtest.figures import percent, shown
-from loadtest.processes import ROOT, Launch, cpu_s, free_port, running
+from loadtest.processes import ROOT, Launch, cpu_s_by_process, free_port, running
 from loadtest.soak_traffic import new_image
 
 MODEL = "florence-2-mini"
@@ -32,6 +35,11 @@ class Round:
 
     requests_per_s: float
     cpu_s_per_s: float  # of the gateways and their supervisor; 1 is a core
+    shares: tuple[float, ...]  # of each gateway in that, the largest first
+
+    @property
+    def cpu_s_per_request(self) -> float:
+        return self.cpu_s_per_s / self.requests_per_s
 
 
 def measure(num_workers: int, num_rounds: int, round_s: float) -> list[Round]:
@@ -88,17 +96,25 @@ async def _run_for(clients: Sequence[asyncio.Task[None]], seconds: float) -> Non
 
 
 async def _round(clients: Sequence[asyncio.Task[None]], ended_s: list[float], process_id: int, seconds: float) -> Round:
-    first, start_s, start_cpu_s = len(ended_s), time.monotonic(), cpu_s(process_id)
+    first, start_s, before_s = len(ended_s), time.monotonic(), cpu_s_by_process(process_id)
     await _run_for(clients, seconds)
-    elapsed_s = time.monotonic() - start_s
-    return Round((len(ended_s) - first) / elapsed_s, (cpu_s(process_id) - start_cpu_s) / elapsed_s)
+    elapsed_s, after_s = time.monotonic() - start_s, cpu_s_by_process(process_id)
+    used_s = {one: after_s[one] - before_s.get(one, 0.0) for one in after_s}
+    total_s = sum(used_s.values())
+    shares = sorted((used_s[one] / total_s for one in used_s if one != process_id), reverse=True)
+    return Round((len(ended_s) - first) / elapsed_s, total_s / elapsed_s, tuple(shares))
 
 
 def report(num_workers: int, rounds: Sequence[Round]) -> str:
     """Return the medians of the rounds, in one line."""
     requests_per_s = statistics.median(one.requests_per_s for one in rounds)
     cores = statistics.median(one.cpu_s_per_s for one in rounds)
-    return f"gateway processes: {num_workers}; {shown(requests_per_s)} requests/s at {percent(cores)} of a core"
+    cpu_ms = statistics.median(one.cpu_s_per_request for one in rounds) * 1000
+    shares = (percent(statistics.median(each)) for each in zip(*(one.shares for one in rounds), strict=True))
+    return (
+        f"gateway processes: {num_workers}; {shown(requests_per_s)} requests/s at {percent(cores)} of a core, "
+        f"{cpu_ms:.2f} ms a request; shares of the processes: {', '.join(shares)}"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

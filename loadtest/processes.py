@@ -85,9 +85,14 @@ def free_port() -> int:
 
 def cpu_s(process_id: int) -> float:
     """Return the user and kernel time of a process and its descendants, including those that have ended."""
-    stats = _stats()
-    ticks = (sum(map(int, stats[one][_TIMES])) for one in _descendants(process_id, stats) if one in stats)
-    return sum(ticks) / os.sysconf("SC_CLK_TCK")
+    return sum(cpu_s_by_process(process_id).values())
+
+
+def cpu_s_by_process(process_id: int) -> dict[int, float]:
+    """Return the time of a process and of each descendant by process id; each includes its own ended children."""
+    stats, ticks_per_s = _stats(), os.sysconf("SC_CLK_TCK")
+    running = (one for one in _descendants(process_id, stats) if one in stats)
+    return {one: sum(map(int, stats[one][_TIMES])) / ticks_per_s for one in running}
 
 
 def use_by_name(process_id: int) -> dict[str, ProcessUse]:

@@ -25,8 +25,8 @@ from service.grpc_server import GrpcServer
 from service.http.boundary import RestBoundary
 from service.http.middleware import KeyForPaths, SecurityHeaders, TracedRequests, closed_paths
 from service.http_app import rest_app
-from service.images.decoding import ImageLimits
 from service.images.fetching import FetchLimits, ImageFetcher
+from service.images.files import ImageLimits
 from service.images.host_addresses import SystemResolver
 from service.images.url_rules import AllowedHost
 from service.inference.core import Core, CoreLimits

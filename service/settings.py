@@ -100,7 +100,7 @@ class Settings(BaseModel):
         ge=0,
         le=256,
         description="Maximum images decoded at a time, at least 2, of one client one less; 0: the number of cores, at "
-        "most 8. Each needs up to 11 bytes for every pixel.",
+        "most 8. Each needs up to 16 bytes for every pixel.",
     )
     max_connections: int = Field(2_000, ge=1, le=1_000_000, description="Maximum HTTP connections; more are closed.")
     max_connections_per_address: int = Field(

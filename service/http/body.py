@@ -1,14 +1,15 @@
 """Request bodies to an image and fields: multipart forms and JSON, limited in size while they stream.
 
-Values of a form are text; each becomes the JSON type of its field in a JSON body.
+Values of a form are text; each becomes the JSON type of its field in a JSON body. No step of reading a large body holds
+the interpreter's lock, or the event loop, for more than some hundredths of a second.
 """
 
-import base64
+import asyncio
 import binascii
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -28,7 +29,8 @@ _FORM, _JSON = "multipart/form-data", "application/json"
 _MAX_FORM_FIELDS = 200
 _MAX_JSON_VALUES = 10_000  # in lists and objects; 32 labels are the most that a task takes
 _LARGE_BYTES = 250_000  # parsed in a thread: 20 MB of base64 take a tenth of a second
-_PIECE_BYTES = 500_000
+_MAX_JSON_ESCAPES = 2_000_000  # each is a piece of a string to the parser; base64 whose slashes are escaped has 1 in 64
+_PIECE_BYTES = 500_000  # a multiple of 4, for base64
 _MAX_NAME_CHARS = 80  # of a field, in messages
 _MAX_ERROR_CHARS = 200  # of a parser's message
 # Removed, as forms are UTF-8: some of Python's decoders need quadratic time.
@@ -116,8 +118,11 @@ def _from_json(body: bytes) -> RequestBody:
 
 def json_object(body: bytes, max_values: int = _MAX_JSON_VALUES) -> dict[str, object]:
     """Return a JSON object with unique names and at most `max_values` values; raise `InvalidRequest`."""
-    if len(body) > max_values and _has_too_many_values(body, max_values):
+    # Base64 has none of these characters, so that an image counts as one value.
+    if _occurs_more_often(body, (b",", b"[", b"{"), max_values):
         raise InvalidRequest(f"the body has more than {max_values} values, lists and objects")
+    if _occurs_more_often(body, (b"\\",), _MAX_JSON_ESCAPES):
+        raise InvalidRequest(f"the body has more than {_MAX_JSON_ESCAPES} escapes")
     try:
         document = json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -127,13 +132,12 @@ def json_object(body: bytes, max_values: int = _MAX_JSON_VALUES) -> dict[str, ob
     return document
 
 
-def _has_too_many_values(body: bytes, max_values: int) -> bool:
+def _occurs_more_often(body: bytes, marks: Sequence[bytes], maximum: int) -> bool:
     """Count in pieces, each of which holds the interpreter's lock for less than a millisecond."""
-    num_values = 0
-    for start in range(0, len(body), _PIECE_BYTES):
-        # Base64 has none of these characters, so that an image counts as one value.
-        num_values += sum(body.count(mark, start, start + _PIECE_BYTES) for mark in (b",", b"[", b"{"))
-        if num_values > max_values:
+    num_found = 0
+    for start in range(0, len(body) if len(body) > maximum else 0, _PIECE_BYTES):
+        num_found += sum(body.count(mark, start, start + _PIECE_BYTES) for mark in marks)
+        if num_found > maximum:
             return True
     return False
 
@@ -159,13 +163,21 @@ def parse_image(image: object) -> ImageInput:
     if (scheme := _SCHEME.match(image)) and scheme[1].lower() != "data":
         return ImageUrl(image)
     header, comma, data = image.partition(",")
-    if header.lower().startswith("data:") and not (comma and header.lower().endswith(";base64")):
+    if header[:5].lower() == "data:" and not (comma and header[-7:].lower() == ";base64"):
         message = "image is a data: URL that is not base64-encoded; it must be data:image/…;base64,…"
         raise InvalidRequest(message, "image")
     try:
-        return base64.b64decode(data if comma else image, validate=True)
+        return _base64_decoded(data if comma else image)
     except (binascii.Error, ValueError) as error:
         raise UnsupportedImage(f"image is not base64: {error}", "image") from error
+
+
+def _base64_decoded(text: str) -> bytes:
+    """Decode in pieces, each of which holds the interpreter's lock for some milliseconds; raise `ValueError`."""
+    starts = range(0, len(text), _PIECE_BYTES)
+    if starts and "=" in text[: starts[-1]]:
+        raise ValueError("Excess data after padding")
+    return b"".join(binascii.a2b_base64(text[start : start + _PIECE_BYTES], strict_mode=True) for start in starts)
 
 
 async def _from_form(request: Request, body: bytes) -> RequestBody:
@@ -189,7 +201,11 @@ async def _from_form(request: Request, body: bytes) -> RequestBody:
 
 
 async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
-    yield body
+    """Yield a body in pieces, and to other requests between them: the parser of 20 MB takes a tenth of a second."""
+    for start in range(0, len(body), _PIECE_BYTES):
+        if start:
+            await asyncio.sleep(0)
+        yield body[start : start + _PIECE_BYTES]
 
 
 def _form_value(name: str, values: list[UploadFile | str]) -> object:

@@ -18,8 +18,9 @@ from service.admission.fair_queue import FairQueue, QueuedRequest
 from service.admission.load import DrainGate, FairShare, ThroughputEstimate
 from service.admission.quotas import UNLIMITED, Quota
 from service.errors import InternalError, InvalidRequest, Overloaded, ServiceError, UnsupportedImage
-from service.images.decoding import ImageDecoder, ImageLimits, LazyImage
+from service.images.decoding import ImageDecoder, LazyImage
 from service.images.fetching import ImageFetcher
+from service.images.files import ImageLimits
 from service.images.url_rules import ImageInput, ImageUrl
 from service.inference.prediction import Answer, PredictContext, cost_tokens, predict, task_prompts
 from service.inference.recording import answer_span, note_status, record_answer, record_error

@@ -46,6 +46,7 @@ def test_the_bento_has_the_code_that_serves_and_nothing_else(bento: Path) -> Non
     files = {str(path.relative_to(bento / "src")) for path in (bento / "src").rglob("*") if path.is_file()}
     pictures = committed("service/web/samples")
     beside = {"bentofile.yaml", "models/catalog.yaml", "requirements.txt", "requirements-gpu.txt", "LICENSE"}
+    beside |= {"requirements.lock"}
     assert pictures
     assert files == committed("service", "runners", "tasks") - pictures | beside
 
@@ -68,7 +69,7 @@ def test_a_bento_leaves_nothing_in_the_store(bento: Path, exported: ModelStore) 
 def test_what_is_copied_is_in_the_bento(bento: Path) -> None:
     copied = [word for name, value in INSTRUCTIONS if name == "COPY" for word in value.split()[:-1]]
     sources = [word for word in copied if not word.startswith(("--from", "/"))]
-    assert len(sources) == 4
+    assert len(sources) == 5
     assert all((bento / source).exists() for source in sources)
 
 

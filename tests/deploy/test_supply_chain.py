@@ -4,11 +4,12 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires
 from itertools import chain
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from tests.support.export_cli import ROOT
 
@@ -16,6 +17,7 @@ REQUIREMENTS = sorted(ROOT.glob("requirements*.txt"))
 COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))["services"]
 EXACT_IMAGE = re.compile(r".*:v?\d+\.\d+\.\d+(-[a-z-]+)?")
 OWN_IMAGE = "diptych"
+NOT_LOCKED = {"onnxruntime", "torch"}  # whose builds differ by device
 OURS = {"service", "runners", "tasks", "models"}
 
 
@@ -52,6 +54,40 @@ def test_every_package_that_the_service_imports_is_required() -> None:
         name for name in modules if not required & {each.lower().replace("_", "-") for each in distributions[name]}
     }
     assert not missing
+
+
+def locked() -> dict[str, str]:
+    """Return the version of each package in the lock file; each has hashes and nothing else."""
+    text = "\n".join(lines("requirements.lock")).replace(" \\\n    ", " ")
+    entries = [re.fullmatch(r"(\S+)==(\S+)((?: --hash=sha256:[0-9a-f]{64})+)", line) for line in text.splitlines()]
+    assert all(entries)
+    return {entry[1]: entry[2] for entry in entries if entry}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_lock_has_the_version_of_every_requirement_that_is_the_same_on_all_devices() -> None:
+    pinned = dict(re.split("==|>=", line)[:2] for line in lines("requirements.txt"))
+    assert {name: version for name, version in pinned.items() if name not in NOT_LOCKED}.items() <= locked().items()
+
+
+def test_the_lock_has_what_its_packages_and_torch_require() -> None:
+    versions = locked()
+    installed = {canonical(name) for name in chain.from_iterable(packages_distributions().values())}
+    for name in {*versions, *NOT_LOCKED} & installed:  # some are of other releases of Python 3.11
+        needed = [Requirement(each) for each in requires(name) or ()]
+        required = {canonical(each.name) for each in needed if not each.marker or each.marker.evaluate({"extra": ""})}
+        of_devices = {each for each in required if each.startswith(("nvidia-", "cuda-", "triton"))}
+        assert required - of_devices <= versions.keys(), name
+
+
+def test_the_image_installs_the_lock_by_hash_before_anything_else() -> None:
+    text = (ROOT / "deploy" / "container" / "Containerfile").read_text(encoding="utf-8")
+    first, second = re.findall(r"/opt/diptych/venv/bin/pip install (.*) \\$", text, re.MULTILINE)
+    assert "--require-hashes -r requirements.lock" in first
+    assert second.endswith("-r requirements.txt")
 
 
 @pytest.mark.parametrize("name", sorted(COMPOSE))

@@ -10,8 +10,8 @@ from typing import Any
 from PIL import Image
 
 from runners.artifacts.manifest import Manifest
-from service.images.decoding import ImageLimits
 from service.images.fetching import ImageFetcher
+from service.images.files import ImageLimits
 from service.inference.core import Core, CoreLimits, RequestContext
 from service.inference.served_models import ServedModel, ServedModels
 from service.runner_client.client import RunnerClient

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.images.decoding import ImageLimits, decode_image, read_header
+from service.images.files import ImageLimits, decode_image, read_header
 
 MAX_PIXELS = 1_000_000
 LIMITS = ImageLimits(MAX_PIXELS)

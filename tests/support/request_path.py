@@ -25,7 +25,7 @@ from service.admission.api_keys import ApiKeys
 from service.http.boundary import RestBoundary
 from service.http.middleware import SecurityHeaders, TracedRequests
 from service.http_app import rest_app
-from service.images.decoding import ImageLimits
+from service.images.files import ImageLimits
 from service.inference.core import Core, CoreLimits
 from service.inference.served_models import ServedModels
 from service.runner_client.channel import RunnerChannel

@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import json
 from collections.abc import AsyncGenerator
 
@@ -6,9 +7,9 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from service.errors import PayloadTooLarge
+from service.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
 from service.http.body import read_body
-from tests.support.request_bodies import BASE64, FORM, IMAGE, JSON, MAX_BYTES, read
+from tests.support.request_bodies import BASE64, FORM, IMAGE, JSON, MAX_BYTES, file_part, form, part, read, request
 
 
 @pytest.mark.parametrize("content_type", [JSON, FORM])
@@ -48,3 +49,39 @@ def test_oversized_body_is_rejected_while_it_streams() -> None:
 def test_body_of_exactly_the_limit_is_read() -> None:
     body = json.dumps({"image": BASE64}).encode().ljust(MAX_BYTES)
     assert read(body, JSON, str(MAX_BYTES)).image == IMAGE
+
+
+@pytest.mark.parametrize("num_bytes", [499_999, 500_000, 500_001, 1_500_000])
+def test_large_base64_is_decoded_as_a_whole(num_bytes: int) -> None:
+    image = bytes(range(256)) * (num_bytes // 256 + 1)
+    body = json.dumps({"image": base64.b64encode(image).decode()}).encode()
+    assert asyncio.run(read_body(request([body], JSON), len(body))).image == image
+
+
+@pytest.mark.parametrize("text", ["A" * 499_996 + "AA==" + "AAAA", "A" * 500_000 + "A", "A" * 499_999 + "é" + "AAAA"])
+def test_large_text_that_is_not_base64_is_refused(text: str) -> None:
+    body = json.dumps({"image": text}).encode()
+    with pytest.raises(UnsupportedImage, match="not base64"):
+        asyncio.run(read_body(request([body], JSON), len(body)))
+
+
+def test_base64_with_escaped_slashes_is_read_and_a_string_of_escapes_refused() -> None:
+    body = b'{"image": "' + rb"\/\/\/\/" * 400_000 + b'"}'
+    assert asyncio.run(read_body(request([body], JSON), len(body))).image == b"\xff" * 1_200_000
+    body = b'{"image": "' + rb"\/\/\/\/" * 600_000 + b'"}'
+    with pytest.raises(InvalidRequest, match="more than 2000000 escapes"):
+        asyncio.run(read_body(request([body], JSON), len(body)))
+
+
+def test_other_requests_are_served_between_the_pieces_of_a_form() -> None:
+    async def scenario() -> None:
+        reading = asyncio.ensure_future(read_body(request([body], FORM), len(body)))
+        while not reading.done():
+            turns.append(None)
+            await asyncio.sleep(0)
+        assert (await reading).fields == {"task": "a" * 10_000_000}
+
+    turns: list[None] = []
+    body = form(part("task", "a" * 10_000_000), file_part("image", IMAGE))
+    asyncio.run(scenario())
+    assert len(turns) >= 20

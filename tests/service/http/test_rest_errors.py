@@ -12,7 +12,7 @@ from starlette.types import Message
 from service.errors import ErrorCode
 from service.http.boundary import STATUSES, RestBoundary
 from service.http_app import rest_app
-from service.images.decoding import ImageLimits
+from service.images.files import ImageLimits
 from service.inference.core import Comparison, Core, CoreLimits
 from service.inference.prediction import Answer
 from tests.support.fake_runners import FakeDecoder

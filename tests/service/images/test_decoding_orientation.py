@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.support.fake_service import encoded
-from tests.support.image_files import ORIENTATION, X_RESOLUTION, colour_steps, decode, differences
+from tests.support.image_files import ORIENTATION, X_RESOLUTION, chunk, colour_steps, decode, differences
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
@@ -19,6 +19,15 @@ def test_image_is_turned_upright_by_its_exif_orientation(image_format: str, orie
     decoded = decode(data)
     assert decoded.size == ((32, 64) if orientation >= 5 else (64, 32))
     assert differences(decoded, expected).max() == 0
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_png_with_its_orientation_behind_the_pixels_is_turned_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    behind = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + chunk(b"IEND", b"")
+    data = encoded(colour_steps(), "PNG").removesuffix(chunk(b"IEND", b"")) + behind
+    assert decode(data).size == ((32, 64) if orientation >= 5 else (64, 32))
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])

@@ -11,7 +11,8 @@ from PIL import Image
 
 from runners.transport.messages import Failed, Outcomes, SequenceSpec
 from service.errors import DeadlineExceeded, InternalError, NotReady, ServiceError
-from service.images.decoding import ImageDecoder, ImageLimits, LazyImage
+from service.images.decoding import ImageDecoder, LazyImage
+from service.images.files import ImageLimits
 from service.runner_client.channel import RunnerCall
 from service.runner_client.client import RunnerClient, WrittenAnswers
 from tests.support.catalog import FLORENCE

@@ -1,0 +1,90 @@
+"""Decoding in a process of its own, for images that take long: it is killed when no request needs the image any more.
+
+A thread could not be stopped, and its memory would be the gateway's. The process starts for one image in about a tenth
+of a second (`service/images/decoding_program.py`), has the lowest priority, and dies with the gateway.
+"""
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from runners.transport.pixels import Pixels
+from service.errors import UnsupportedImage
+from service.images.files import ImageLimits
+
+_PROGRAM = "service.images.decoding_program"
+_ROOT = Path(__file__).parents[2]  # of the modules
+_BUFFER_BYTES = 32_000_000  # more than the pixels of any model's input
+
+
+class DecoderEnded(Exception):
+    """The process ended before the image was decoded and resized: it was killed, or crashed."""
+
+
+class DecodingProcess:
+    """A process that has decoded one image."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._lock = asyncio.Lock()
+
+    async def resized(self, size_wh: tuple[int, int], resample: int) -> Pixels:
+        """Return the pixels (H, W, 3) at exactly `size_wh`; raise `DecoderEnded`."""
+        # A caller that is cancelled must not leave its pixels in the pipe for the next one.
+        return await asyncio.shield(asyncio.ensure_future(self._resized(size_wh, resample)))
+
+    async def _resized(self, size_wh: tuple[int, int], resample: int) -> Pixels:
+        width, height = size_wh
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        async with self._lock:
+            self._process.stdin.write(f"{width} {height} {resample}\n".encode())
+            try:
+                pixels = await self._process.stdout.readexactly(width * height * 3)
+            except asyncio.IncompleteReadError as error:
+                raise await _ended(self._process) from error
+        return np.frombuffer(pixels, dtype=np.uint8).reshape(height, width, 3)
+
+
+@asynccontextmanager
+async def decoded_in_process(data: bytes, limits: ImageLimits) -> AsyncIterator[DecodingProcess]:
+    """Decode an image in a process, which is killed at the end; raise `UnsupportedImage` or `DecoderEnded`."""
+    process = await _started(data, limits)
+    try:
+        assert process.stdout is not None
+        report = await process.stdout.readline()
+        if not report:
+            raise await _ended(process)
+        if message := report.decode().strip():
+            raise UnsupportedImage(message, "image")
+        yield DecodingProcess(process)
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def _started(data: bytes, limits: ImageLimits) -> Process:
+    with open(os.memfd_create("image", os.MFD_CLOEXEC), "wb", buffering=0) as file:
+        await asyncio.to_thread(file.write, data)
+        file.seek(0)
+        arguments = (file.fileno(), os.getpid(), limits.max_pixels, limits.max_side_px)
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", _PROGRAM, *map(str, arguments)),
+            stdin=PIPE,
+            stdout=PIPE,
+            pass_fds=(file.fileno(),),
+            cwd=_ROOT,
+            limit=_BUFFER_BYTES,
+        )
+
+
+async def _ended(process: Process) -> DecoderEnded:
+    status = await process.wait()
+    return DecoderEnded(f"the decoder of the image ended with status {status}")

@@ -1,0 +1,53 @@
+"""The program that decodes one image and resizes it on request, in a process that can be killed at any time.
+
+    python -m service.images.decoding_program FD PARENT MAX_PIXELS MAX_SIDE_PX
+
+    FD       file with the image
+    stdout   first a line: empty, or why the image is not decoded, after which the program ends; then the pixels of each
+             request, uint8 (H, W, 3)
+    stdin    a line for each request: WIDTH HEIGHT RESAMPLE; the program ends with the file
+
+It knows nothing of the service: `service/images/decoding_process.py` starts it.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+from service.errors import ServiceError
+from service.images.files import ImageLimits, decode_image, resize
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LOWEST_PRIORITY = 19
+
+
+def main(fd: int, parent: int, limits: ImageLimits) -> None:
+    _end_with(parent)
+    os.nice(_LOWEST_PRIORITY)  # ordinary requests go first
+    with open(fd, "rb") as file:
+        data = file.read()
+    try:
+        rgb = decode_image(data, limits)
+    except ServiceError as error:
+        sys.stdout.write(f"{error.message}\n")
+        return
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    for line in sys.stdin:
+        width, height, resample = map(int, line.split())
+        sys.stdout.buffer.write(resize(rgb, (width, height), resample).tobytes())
+        sys.stdout.flush()
+
+
+def _end_with(parent: int) -> None:
+    """Be killed when the parent ends, if it has not already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the parent has ended")
+
+
+if __name__ == "__main__":
+    _fd, _parent, _max_pixels, _max_side_px = map(int, sys.argv[1:])
+    main(_fd, _parent, ImageLimits(_max_pixels, _max_side_px))
