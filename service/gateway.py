@@ -8,7 +8,6 @@ import asyncio
 import ctypes
 import logging
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import bentoml
@@ -133,7 +132,7 @@ class _Gateway:
         self._shared_limits = await _connected_shared_limits(_SETTINGS)
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file, shared=self._shared_limits)
         models = load_served_models(_SETTINGS)
-        self._runners = {model.id: _runner_client(model) for model in models.values()}
+        self._runners = {model.id: _runner_client(model) for model in models.values() if model.runner_id == model.id}
         served = ServedModels(models, unserved_models(_SETTINGS))
         core = Core(served, self._runners, _core_limits(_SETTINGS), _make_fetcher(_SETTINGS))
         for model in models.values():
@@ -193,10 +192,8 @@ def _publish(model: ServedModel) -> None:
 
 
 def _runner_client(model: ServedModel) -> RunnerClient:
-    own = model.entry.adapter_of or model.id
-    url = _SETTINGS.runner_url(own) or local_runner_url(runner_name(own))
-    manifest = replace(model.manifest, build_key=model.manifest.runner_build_key)
-    return RunnerClient(manifest, RunnerChannel(url, manifest.build_key, _call_timeout_s(_SETTINGS)))
+    url = _SETTINGS.runner_url(model.id) or local_runner_url(runner_name(model.id))
+    return RunnerClient(model.manifest, RunnerChannel(url, model.manifest.build_key, _call_timeout_s(_SETTINGS)))
 
 
 def _make_gateway() -> Any:

@@ -37,11 +37,13 @@ class ServedModel:
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)  # by task
     id: str = field(init=False)
     language: FamilyLanguage = field(init=False)  # prompts and parsers of its family
+    runner_id: str = field(init=False)  # of the model whose runner answers: an adapter's base
     adapter_key: str | None = field(init=False)  # of an adapter, at the runner of its base
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", self.entry.id)
         object.__setattr__(self, "language", FAMILIES[self.entry.family])
+        object.__setattr__(self, "runner_id", self.entry.adapter_of or self.entry.id)
         object.__setattr__(self, "adapter_key", self.manifest.build_key if self.entry.adapter_of else None)
 
 
