@@ -45,6 +45,9 @@ class Settings(BaseModel):
         ("florence-2-mini", "paligemma-mini"), min_length=1, description="Served models: catalog ids, comma-separated."
     )
     catalog: Path = Field(Path("models/catalog.yaml"), description="Path of the model catalog.")
+    adapters: Path | None = Field(
+        None, description="Watched folder of LoRA adapters, one in each sub-folder. Unset: only those of the catalog."
+    )
     host: str = Field("127.0.0.1", description="Address to listen on, for REST and gRPC.")
     port: int = Field(3000, ge=1, le=65535, description="REST port.")
     grpc_port: int = Field(3001, ge=0, le=65535, description="gRPC port; 0: disabled.")

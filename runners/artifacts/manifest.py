@@ -83,6 +83,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def key_of_hashes(hashes: Mapping[str, str]) -> str:
+    """Return the sha256 over the names and hashes of a checkpoint's files, hexadecimal."""
+    return hashlib.sha256(json.dumps(list(hashes.items())).encode()).hexdigest()
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     text = json.dumps(dataclasses.asdict(manifest), indent=2, sort_keys=True)
     (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
