@@ -144,8 +144,12 @@ class Adapters:
         """Copy the tensors of an adapter, with the names of its file, to the layers of the loaded decoder."""
         number = self._numbers.setdefault(adapter, len(self._numbers))
         on_device = {name: tensor.to(self._device) for name, tensor in tensors.items()}
-        for layer in self._layers:
-            layer.add(adapter, number, on_device)
+        try:
+            for layer in self._layers:
+                layer.add(adapter, number, on_device)
+        except BaseException:  # such as too little memory, which those of the first layers would keep
+            self.remove(adapter)
+            raise
         self._keys |= {adapter}
 
     def remove(self, adapter: str) -> None:

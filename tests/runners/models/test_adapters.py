@@ -138,6 +138,17 @@ def test_adapters_that_come_and_go_while_others_are_decoded_change_no_answer(tun
     scheduler.stop()
 
 
+def test_an_adapter_that_fails_in_one_layer_leaves_no_weights_in_the_others() -> None:
+    adapters, base = Adapters(), FloatLinear(torch.zeros(4, 6), None)
+    good, bad = (adapters.over(base, [name], [size]) for name, size in (("good", 4), ("bad", 5)))
+    pairs = {f"{name}.down": torch.ones(2, 6) for name in ("good", "bad")}
+    with pytest.raises(RuntimeError):
+        adapters.add("a", pairs | {f"{name}.up": torch.ones(4, 2) for name in ("good", "bad")})
+    assert isinstance(good, AdaptedLinear)
+    assert isinstance(bad, AdaptedLinear)
+    assert (good.ranks, bad.ranks, adapters.keys) == (None, None, frozenset())
+
+
 def test_a_removed_adapter_leaves_no_weights() -> None:
     adapters, base = Adapters(), FloatLinear(torch.zeros(4, 6), None)
     linear = adapters.over(base, ["layer"], [4])
