@@ -3,8 +3,6 @@
 Nothing is run: the adapter's products are added to those of its base, whose export has compared them with transformers.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +11,18 @@ from export.artifacts.store import has_current_version, new_version
 from export.checkpoints.errors import SourceError
 from export.checkpoints.hub import fetch_snapshot
 from export.checkpoints.jobs import ROOT, ExportOptions, library_versions
-from export.checkpoints.precision_record import key_of_hashes
-from runners.artifacts.manifest import ADAPTER_FILE, DECODER_FILE, Manifest, read_manifest, sha256_of, write_manifest
+from runners.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, adapter_build_key
+from runners.artifacts.manifest import (
+    ADAPTER_FILE,
+    DECODER_FILE,
+    Manifest,
+    key_of_hashes,
+    read_manifest,
+    sha256_of,
+    write_manifest,
+)
 from runners.artifacts.store import artifact_folder
 from tasks.catalog import CatalogEntry
-
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's
-_FORMAT = 1  # increment when an export writes another file than before
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +39,20 @@ class AdapterJob:
 
     @property
     def build_key(self) -> str:
-        """The sha256, hexadecimal, over everything that decides the content of the artifacts."""
-        inputs = {"adapter_format": _FORMAT, "files": self.hashes, "base": self.base.build_key}
-        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+        return adapter_build_key(self.hashes, self.base.build_key)
 
 
 def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool) -> str:
     """Store the artifacts of an adapter; return a line about them.
 
-    Raise `ExportError`, or `ArtifactError` if its base is not exported.
+    Raise `ExportError`, or `ArtifactError` if its base is not exported or does not fit it.
     """
     job = _plan(entry, options)
     if if_changed and has_current_version(entry.id, job.build_key):
         return "up to date"
     from safetensors.torch import save_file  # imports torch, which takes seconds
 
-    from export.artifacts.peft_adapter import read_adapter
+    from runners.artifacts.peft_adapter import read_adapter
 
     tensors = read_adapter(job.folder, job.base_folder / DECODER_FILE)
     with new_version(entry.id) as folder:

@@ -2,6 +2,7 @@
 
     POST /write     WriteCall -> Outcomes
     POST /stream    WriteCall -> a line of JSON for each WritingEvent
+    GET  /adapters  AdapterStates
     GET  /metrics   of all processes that write to PROMETHEUS_MULTIPROC_DIR
 
 A call without pixels answers 404 if no features are cached under X-Diptych-Image-Key. When the caller disconnects, its
@@ -49,6 +50,7 @@ class RunnerApi:
             routes=[
                 Route("/write", self._endpoint(self._write), methods=["POST"]),
                 Route("/stream", self._endpoint(self._stream), methods=["POST"]),
+                Route("/adapters", self._adapters),
                 Route("/metrics", _metrics),
             ]
         )
@@ -65,6 +67,9 @@ class RunnerApi:
                 return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
         return endpoint
+
+    async def _adapters(self, _request: Request) -> Response:
+        return Response(self._worker.adapters().model_dump_json(), media_type=JSON)
 
     async def _answer(self, request: Request, received: ReceivedCall, answer: "_Answer") -> Response:
         if not (image_key := request.headers.get(IMAGE_KEY_HEADER)):

@@ -38,17 +38,17 @@ class DecoderWorker:
         self._options = options
         self._device = device
 
-    def load(self, folder: Path, num_cores: int, adapter_files: Mapping[str, Path]) -> None:
-        """Load the weights, start the scheduler and generate one sequence from zero image features.
-
-        `adapter_files`: by the keys that sequences name.
-        """
+    def load(self, folder: Path, num_cores: int) -> None:
+        """Load the weights, start the scheduler and generate one sequence from zero image features."""
         options, manifest = self._options, self._manifest
         torch.set_num_threads(num_threads(options.decoder_threads, manifest.hidden_size, num_cores))
         precision = choose_precision(manifest, "decoder", self._device, options.decoder_precision)
         max_positions = options.max_positions or default_positions(self._device, manifest.num_image_tokens)
-        adapters = Adapters.load(adapter_files, self._device)
-        self._decoder = load_decoder(folder, manifest.family, precision, self._device, max_positions, adapters=adapters)
+        has_adapters = bool(options.adapters or options.adapters_folder)
+        self._adapters = Adapters(self._device) if has_adapters else None
+        self._decoder = load_decoder(
+            folder, manifest.family, precision, self._device, max_positions, adapters=self._adapters
+        )
         self._scheduler = Scheduler(self._decoder, manifest.model_id, options.limits)
         self._scheduler.start()
         self._warm_up()
@@ -58,6 +58,21 @@ class DecoderWorker:
         spec = SequenceSpec(segments=[("warm up", False)], max_new_tokens=_WARM_UP_TOKENS, timeout_s=_WARM_UP_TIMEOUT_S)
         (future,) = self._scheduler.submit([to_request(self._decoder, features, spec)])
         future.result(_WARM_UP_TIMEOUT_S)
+
+    @property
+    def adapter_keys(self) -> frozenset[str]:
+        """The adapters that sequences may name."""
+        return self._decoder.adapter_keys
+
+    def add_adapter(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Add an adapter, which sequences may name from now on."""
+        assert self._adapters is not None
+        self._adapters.add(key, tensors)
+
+    def remove_adapter(self, key: str) -> None:
+        """Free the tensors of an adapter that no call names any more."""
+        assert self._adapters is not None
+        self._adapters.remove(key)
 
     @property
     def watchdog(self) -> Watchdog:

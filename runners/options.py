@@ -1,6 +1,7 @@
 """The options of a runner. Imported by processes without torch."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from runners.artifacts.devices import DeviceSetting
 from runners.artifacts.manifest import Device
@@ -38,6 +39,7 @@ class RunnerOptions:
     timeout_s: int  # of one call
     traces: TraceOptions
     adapters: tuple[str, ...] = ()  # ids of the LoRA adapters that it serves beside its model
+    adapters_folder: Path | None = None  # of further ones, which is watched
 
 
 def default_positions(device: Device, num_image_tokens: int) -> int:

@@ -3,15 +3,21 @@
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from pathlib import Path
 
+from safetensors.torch import load_file
+
+from runners.artifacts.adapter_folder import AdapterScan
 from runners.artifacts.devices import decoder_device
-from runners.artifacts.manifest import read_manifest, verify_files
+from runners.artifacts.manifest import Manifest, read_manifest, verify_files
 from runners.artifacts.store import adapter_files, artifact_folder
 from runners.decoder_worker import DecoderWorker
 from runners.encoder.features_cache import CachedFeatures, VisionCache
+from runners.hot_adapters import HotAdapters
 from runners.options import RunnerOptions
 from runners.telemetry.watchdog import end_process_when_stuck
 from runners.transport.messages import (
+    AdapterStates,
     EncodedImage,
     Failed,
     FoundFeatures,
@@ -53,10 +59,27 @@ class ModelWorker:
         self._encoder = EncoderWorker(manifest, options, device)
         self._encoder.load(folder, num_cores)
         self._decoder = DecoderWorker(manifest, options, device)
-        self._decoder.load(folder, num_cores, adapter_files(options.adapters, manifest))
+        self._decoder.load(folder, num_cores)
+        self._load_adapters(manifest, folder)
         self._cache = VisionCache(self._model_id, options.max_cache_bytes, options.limits.max_waiting, self._batched)
         self._watchdogs = (self._encoder.watchdog, self._decoder.watchdog)
         end_process_when_stuck(self._watchdogs, options.limits.stuck_after_s)
+
+    def _load_adapters(self, manifest: Manifest, folder: Path) -> None:
+        """Load the adapters of the options and those of the watched folder, and start to watch it."""
+        for key, file in adapter_files(self._options.adapters, manifest).items():
+            self._decoder.add_adapter(key, load_file(file))
+        self._hot_adapters: HotAdapters | None = None
+        if self._options.adapters_folder is not None:
+            scan = AdapterScan(self._options.adapters_folder)
+            self._hot_adapters = HotAdapters(scan, manifest, folder, self._options.timeout_s)
+            self._hot_adapters.update(self._decoder)
+            self._hot_adapters.watch(self._decoder)
+
+    def adapters(self) -> AdapterStates:
+        """Return the adapters that are loaded, and those that are refused."""
+        refused = {} if self._hot_adapters is None else dict(self._hot_adapters.refused)
+        return AdapterStates(loaded=self._decoder.adapter_keys, refused=refused)
 
     def is_ready(self) -> bool:
         """Return True while encoder batches and decode steps are in time."""

@@ -22,7 +22,7 @@ from service.inference.served_models import (
     served_calibrations,
     served_entries,
 )
-from service.settings import Settings, SettingsError, read_settings
+from service.settings import Settings, SettingsError, read_settings, variable
 from service.supervision.roles import Role
 from service.tls import check_tls_files
 from tasks.catalog import CatalogError
@@ -68,6 +68,8 @@ def _check(role: Role, settings: Settings) -> None:
     Of a model, the files are hashed that the processes of this start read.
     """
     role.check(settings)
+    if settings.adapters is not None and not settings.adapters.is_dir():
+        raise SettingsError(f"{variable('adapters')}={str(settings.adapters)!r} is not a folder")
     if not role.is_runner:
         ApiKeys.load(settings.api_keys_file)
         check_tls_files(settings)

@@ -8,11 +8,11 @@ import asyncio
 import ctypes
 import logging
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import bentoml
 
+from runners.artifacts.adapter_folder import AdapterScan
 from runners.bentoml_internals import local_runner_url
 from runners.options import RunnerOptions, SchedulerLimits, runner_name
 from runners.service import NO_ACCESS_LOG, NO_TRACING, make_runner_service
@@ -30,6 +30,7 @@ from service.images.files import ImageLimits
 from service.images.host_addresses import SystemResolver
 from service.images.url_rules import AllowedHost
 from service.inference.core import Core, CoreLimits
+from service.inference.hot_adapters import HotAdapters
 from service.inference.recording import NONE
 from service.inference.served_models import (
     ServedModel,
@@ -100,6 +101,7 @@ def _runner_options(model_id: str, values: Settings) -> RunnerOptions:
         timeout_s=_call_timeout_s(values),
         traces=_trace_options(values),
         adapters=adapters_of(model_id, _ENTRIES),
+        adapters_folder=values.adapters,
     )
 
 
@@ -133,11 +135,16 @@ class _Gateway:
         self._shared_limits = await _connected_shared_limits(_SETTINGS)
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file, shared=self._shared_limits)
         models = load_served_models(_SETTINGS)
-        self._runners = {model.id: _runner_client(model) for model in models.values()}
+        self._runners = {model.id: _runner_client(model) for model in models.values() if model.runner_id == model.id}
         served = ServedModels(models, unserved_models(_SETTINGS))
         core = Core(served, self._runners, _core_limits(_SETTINGS), _make_fetcher(_SETTINGS))
         for model in models.values():
             _publish(model)
+        self._adapters = self._watching = None
+        if _SETTINGS.adapters is not None:
+            scan = AdapterScan(_SETTINGS.adapters)
+            self._adapters = HotAdapters(scan, served, self._runners, _SETTINGS, _publish)
+            self._watching = asyncio.create_task(self._adapters.watch())
         _REST.start(core, api_keys)
         self._entrance = core.drain_gate
         self._grpc = GrpcServer(core, api_keys, _SETTINGS, self.__is_ready__)
@@ -149,6 +156,8 @@ class _Gateway:
     @bentoml.on_shutdown
     async def stop(self) -> None:
         """Finish the gRPC calls in flight, then close."""
+        if self._watching is not None:
+            self._watching.cancel()
         if _SETTINGS.grpc_port:
             await self._grpc.stop(_SETTINGS.request_timeout_s)
         await asyncio.gather(*(runner.close() for runner in self._runners.values()))
@@ -160,12 +169,12 @@ class _Gateway:
         await asyncio.gather(self._grpc.set_not_serving(), self._entrance.close())
 
     async def __is_ready__(self) -> bool:
-        """Return True if the gateway does not drain and every runner is ready.
+        """Return True if the gateway does not drain, every runner is ready, and the first adapters are listed.
 
         BentoML 1.4.40's own probe of dependencies runs only after this returned True: it does not catch a refused
         connection, and its timeout middleware then delays the response until the request times out.
         """
-        if self._entrance.is_closed:
+        if self._entrance.is_closed or not (self._adapters is None or self._adapters.is_started):
             return False
         return all(await asyncio.gather(*(runner.is_ready() for runner in self._runners.values())))
 
@@ -180,7 +189,7 @@ def _return_large_blocks() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 
 
-def _publish(model: ServedModel) -> None:
+def _publish(model: ServedModel, is_served: bool = True) -> None:
     manifest = model.manifest
     MODEL_INFO.labels(
         model=model.id,
@@ -189,14 +198,12 @@ def _publish(model: ServedModel) -> None:
         precision=model.precision,
         resolution=model.entry.resolution,
         build_key=manifest.build_key,
-    ).set(1)
+    ).set(int(is_served))
 
 
 def _runner_client(model: ServedModel) -> RunnerClient:
-    own = model.entry.adapter_of or model.id
-    url = _SETTINGS.runner_url(own) or local_runner_url(runner_name(own))
-    manifest = replace(model.manifest, build_key=model.manifest.runner_build_key)
-    return RunnerClient(manifest, RunnerChannel(url, manifest.build_key, _call_timeout_s(_SETTINGS)))
+    url = _SETTINGS.runner_url(model.id) or local_runner_url(runner_name(model.id))
+    return RunnerClient(model.manifest, RunnerChannel(url, model.manifest.build_key, _call_timeout_s(_SETTINGS)))
 
 
 def _make_gateway() -> Any:

@@ -45,6 +45,9 @@ class Settings(BaseModel):
         ("florence-2-mini", "paligemma-mini"), min_length=1, description="Served models: catalog ids, comma-separated."
     )
     catalog: Path = Field(Path("models/catalog.yaml"), description="Path of the model catalog.")
+    adapters: Path | None = Field(
+        None, description="Watched folder of LoRA adapters, one in each sub-folder. Unset: only those of the catalog."
+    )
     host: str = Field("127.0.0.1", description="Address to listen on, for REST and gRPC.")
     port: int = Field(3000, ge=1, le=65535, description="REST port.")
     grpc_port: int = Field(3001, ge=0, le=65535, description="gRPC port; 0: disabled.")
@@ -116,8 +119,8 @@ class Settings(BaseModel):
         200_000,
         ge=1_000,
         le=1_000_000_000,
-        description="Maximum estimated tokens (image, prompt and answer) of the requests queued for one model; "
-        "more are refused with 429.",
+        description="Maximum estimated tokens (image, prompt and answer) of the requests queued for one model "
+        "and its adapters; more are refused with 429.",
     )
     request_timeout_s: int = Field(60, ge=1, le=3600, description="Timeout of a request, seconds.")
     stuck_after_s: int = Field(
@@ -142,8 +145,8 @@ class Settings(BaseModel):
         0,
         ge=0,
         le=100_000,
-        description="Maximum requests in flight per model, over all replicas of its runner; more are queued in the "
-        "gateway. 0: 1.5 times DIPTYCH_DECODER_MAX_BATCH_SIZE.",
+        description="Maximum requests in flight per model and its adapters, over all replicas of its runner; more "
+        "are queued in the gateway. 0: 1.5 times DIPTYCH_DECODER_MAX_BATCH_SIZE.",
     )
     device: DeviceSetting = Field("auto", description="Device of encoders and decoders; auto: CUDA if available.")
     devices: tuple[str, ...] = Field(

@@ -109,6 +109,19 @@ def _with_base(row: Mapping[str, object], bases: Mapping[str, Mapping[str, objec
     return {**bases[base], "revision": None, **row}
 
 
+def adapter_entry(model_id: str, source: str, row: Mapping[str, object], base: CatalogEntry) -> CatalogEntry:
+    """Return the entry of an adapter that is not in the catalog; keys that `row` does not have are the base's.
+
+    Raise `CatalogError`.
+    """
+    if fixed := sorted({"id", "source"} & row.keys()):
+        raise CatalogError(f"{model_id}: {fixed[0]} is not allowed; it follows from the folder")
+    of_base = {each.name: getattr(base, each.name) for each in fields(base) if each.init and each.name != "adapter_of"}
+    tasks = {task: override.template and {"template": override.template} for task, override in base.tasks.items()}
+    of_base |= {"features": list(base.features), "tasks": tasks}
+    return parse_entry(_with_base({**row, "id": model_id, "source": source, "adapter_of": base.id}, {base.id: of_base}))
+
+
 def parse_entry(row: object) -> CatalogEntry:
     """Return one entry of the catalog; raise `CatalogError`."""
     if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not _ID.fullmatch(row["id"]):

@@ -9,10 +9,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import yaml
 
 from docs.tables import PAGES, with_tables
 from service.settings import Settings, variable
-from tasks.catalog import load_catalog
+from tasks.catalog import adapter_entry, load_catalog
 from tests.support.dashboard import DASHBOARD
 from tests.support.declared_metrics import declared_metrics
 from tests.support.export_cli import ROOT
@@ -131,14 +132,16 @@ def test_the_guide_explains_every_row_of_the_dashboard() -> None:
 
 
 def test_the_entries_of_a_tuned_checkpoint_and_of_an_adapter_are_entries(tmp_path: Path) -> None:
-    tuned, adapter = re.findall(r"```yaml\n(.*?)```", TEXTS["docs/models.md"], re.DOTALL)
+    tuned, adapter, watched = re.findall(r"```yaml\n(.*?)```", TEXTS["docs/models.md"], re.DOTALL)
     catalog = tmp_path / "catalog.yaml"
     catalog.write_text((ROOT / "models" / "catalog.yaml").read_text(encoding="utf-8") + tuned + adapter)
-    *_, own, adapted = load_catalog(catalog).values()
+    *_, own, adapted = (entries := load_catalog(catalog)).values()
+    named = adapter_entry("invoices", "adapters/invoices", yaml.safe_load(watched), entries["florence-2-base"])
     assert "visual_question_answering" in own.task_ids
     assert "ocr" not in own.task_ids
     assert adapted.adapter_of == "florence-2-base"
     assert "visual_question_answering" in adapted.task_ids
+    assert named.tasks == adapted.tasks
 
 
 def headings(text: str) -> set[str]:

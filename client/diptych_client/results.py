@@ -224,6 +224,7 @@ class Model:
     precision: str
     checkpoint: str  # sha256 over the files of the checkpoint
     calibrated_tasks: tuple[str, ...]
+    adapter_of: str | None = None  # id of the base of a LoRA adapter
 
 
 @dataclass(frozen=True, slots=True)

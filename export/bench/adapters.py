@@ -20,10 +20,11 @@ from torch import Tensor
 from export.artifacts.checkpoint_tensors import CheckpointTensors
 from export.artifacts.decoder_weights import write_decoder_weights
 from export.checkpoints.random_weights import SHAPES, write_random_checkpoint
+from runners.artifacts.adapter_folder import DOWN, UP
 from runners.artifacts.manifest import DECODER_FILE, Family
 from runners.decoder.batch import Decoder
 from runners.decoder.sequences import SequenceRequest
-from runners.models.adapters import DOWN, UP, Adapters
+from runners.models.adapters import Adapters
 from runners.models.load import load_decoder
 
 _ALL_LAYERS = 100
@@ -87,9 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         width = int(shape.config(1).get_text_config().hidden_size)
         features = torch.zeros(shape.num_image_tokens, width)
         for targets, suffixes in _TARGETS.items():
-            adapters = Adapters({key: random_adapter(folder / DECODER_FILE, suffixes, parsed.rank) for key in keys})
+            adapters = Adapters()
             positions = shape.num_image_tokens + _NUM_ANSWER_TOKENS
             decoder = load_decoder(folder, family, parsed.precision, "cpu", positions, adapters=adapters)
+            for key in keys:
+                adapters.add(key, random_adapter(folder / DECODER_FILE, suffixes, parsed.rank))
             request = SequenceRequest(features, decoder.prompt_ids([("What is it?", False)]), 1)
             measured = measure(decoder, request, [keys[row % len(keys)] for row in range(parsed.rows)])
             print(json.dumps(vars(parsed) | {"layers": targets} | measured), flush=True)

@@ -13,9 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from export.checkpoints.errors import SourceError
-from export.checkpoints.precision_record import PrecisionRecord, key_of_hashes, read_record, record_file
+from export.checkpoints.precision_record import PrecisionRecord, read_record, record_file
 from export.checkpoints.sources import Source, resolve_file, resolve_source
-from runners.artifacts.manifest import CALIBRATION_FILE, Device, Part, Precision, sha256_of
+from runners.artifacts.manifest import CALIBRATION_FILE, Device, Part, Precision, key_of_hashes, sha256_of
 from tasks.catalog import CatalogEntry, CatalogError, load_catalog
 from tasks.paligemma.masks import MaskDecoder, MaskDecoderError
 from tasks.scores import CalibrationError, read_calibrations

@@ -5,7 +5,6 @@ accuracy is named after its row and label in the evaluation's table ("ocr, exact
 A point is a hundredth.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from export.checkpoints.errors import PrecisionError
 from export.checkpoints.sources import Source
-from runners.artifacts.manifest import Device, Precision
+from runners.artifacts.manifest import Device, Precision, key_of_hashes
 from tasks.catalog import CatalogEntry
 
 MAX_LOST_POINTS = 1.0
@@ -74,11 +73,6 @@ def record_file(root: Path, model_id: str) -> Path:
 def checkpoint_key(source: Source) -> str:
     """Return the sha256 over the files of a checkpoint, hexadecimal."""
     return key_of_hashes(source.hashes())
-
-
-def key_of_hashes(hashes: Mapping[str, str]) -> str:
-    """Return the sha256 over the names and hashes of a checkpoint's files, hexadecimal."""
-    return hashlib.sha256(json.dumps(list(hashes.items())).encode()).hexdigest()
 
 
 def read_record(path: Path, checkpoint: str) -> PrecisionRecord | None:

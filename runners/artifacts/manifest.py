@@ -73,11 +73,6 @@ class Manifest:
     adapter_of: str | None = None  # of an adapter: the id of its base
     base_build_key: str | None = None  # of an adapter: the build of its base that it was checked against
 
-    @property
-    def runner_build_key(self) -> str:
-        """The build that makes the features and that the runner has loaded: of an adapter, its base's."""
-        return self.base_build_key or self.build_key
-
 
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file, hexadecimal; reads it in blocks."""
@@ -86,6 +81,11 @@ def sha256_of(path: Path) -> str:
         while block := file.read(_HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def key_of_hashes(hashes: Mapping[str, str]) -> str:
+    """Return the sha256 over the names and hashes of a checkpoint's files, hexadecimal."""
+    return hashlib.sha256(json.dumps(list(hashes.items())).encode()).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

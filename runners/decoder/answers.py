@@ -28,7 +28,7 @@ def to_request(
     `UnknownAdapter` for an adapter that is not loaded.
     """
     if spec.adapter is not None and spec.adapter not in decoder.adapter_keys:
-        raise UnknownAdapter(f"no adapter of the build {spec.adapter[:80]!r} is loaded; restart the base's runner")
+        raise UnknownAdapter(f"no adapter of the build {spec.adapter[:80]!r} is loaded; retry in a few seconds")
     prompt_ids = decoder.prompt_ids(spec.segments)
     limit = decoder.max_new_tokens(len(image_features) + len(prompt_ids))
     if spec.max_new_tokens is not None and spec.max_new_tokens > limit:

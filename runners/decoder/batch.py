@@ -45,9 +45,13 @@ class Decoder(Protocol[CacheT]):
     rules: GenerationRules
     constraints: Constraints
     pad_token_id: int
-    adapter_keys: frozenset[str]  # that requests may name
     can_draft: bool  # False on a GPU, whose captured steps take one token of each slot
     can_draft_first: bool  # a prefill can read drafts too
+
+    @property
+    def adapter_keys(self) -> frozenset[str]:
+        """The adapters that requests may name."""
+        ...
 
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
         """Return the token ids of a prompt, with the tokens that the family adds around it."""

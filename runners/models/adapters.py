@@ -11,17 +11,14 @@ Shapes: B rows, G rows of one adapter, T tokens of a row, R rank, S ranks of all
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import linear
 
+from runners.artifacts.adapter_folder import DOWN, UP
 from runners.models.linear import Linear
 
-DOWN, UP = ".down", ".up"  # after the name of a layer, in an adapter's file
 _FEW_TOKENS, _FEW_RANKS = 64, 512  # up to these, all adapters are computed for all rows
 
 
@@ -31,6 +28,7 @@ class LowRank:
 
     down: Tensor  # (R, in)
     up: Tensor  # (R, out)
+    number: int = -1  # of its adapter; -1: of several
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         """Return float32 (…, out) of (…, in)."""
@@ -54,37 +52,52 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
+class JoinedRanks:
+    """The matrices of all adapters that change one layer, one after the other."""
+
+    by_key: Mapping[str, LowRank]  # by adapter: parts of `joined`
+    joined: LowRank
+    owners: Tensor  # (S,) the number of the adapter of each rank
+
+    @classmethod
+    def of(cls, by_key: Mapping[str, LowRank]) -> "JoinedRanks | None":
+        """Copy matrices into one; None if there are none."""
+        if not by_key:
+            return None
+        pairs = list(by_key.values())
+        joined = LowRank(torch.cat([pair.down for pair in pairs]), torch.cat([pair.up for pair in pairs]))
+        ranks = [len(pair.down) for pair in pairs]
+        owners = torch.tensor([pair.number for pair in pairs]).repeat_interleave(torch.tensor(ranks))
+        downs, ups = torch.split(joined.down, ranks), torch.split(joined.up, ranks)
+        parts = {
+            key: LowRank(down, up, pair.number)
+            for (key, pair), down, up in zip(by_key.items(), downs, ups, strict=True)
+        }
+        return cls(parts, joined, owners.to(joined.down.device))
+
+
+@dataclass(slots=True)
 class AdaptedLinear:
     """A linear layer over rows (B, T, in), with the adapters that change it."""
 
     base: Linear
-    low_ranks: Mapping[str, LowRank]  # by adapter: parts of `joined`
-    joined: LowRank  # of all adapters, one after the other
-    owners: Tensor  # (S,) the number of the adapter of each rank
+    layers: Sequence[str]  # whose outputs it concatenates
+    sizes: Sequence[int]  # of these outputs
     selection: Selection
-
-    @classmethod
-    def of(cls, base: Linear, low_ranks: Mapping[int, tuple[str, LowRank]], selection: Selection) -> "AdaptedLinear":
-        """Join the matrices of the adapters, by number, with their keys."""
-        pairs = [low_rank for _, low_rank in low_ranks.values()]
-        joined = LowRank(torch.cat([pair.down for pair in pairs]), torch.cat([pair.up for pair in pairs]))
-        ranks = torch.tensor([len(pair.down) for pair in pairs])
-        owners = torch.tensor(list(low_ranks)).repeat_interleave(ranks).to(joined.down.device)
-        parts = zip(*(torch.split(each, ranks.tolist()) for each in (joined.down, joined.up)), strict=True)
-        keys = [key for key, _ in low_ranks.values()]
-        by_key = {key: LowRank(*part) for key, part in zip(keys, parts, strict=True)}
-        return cls(base, by_key, joined, owners, selection)
+    ranks: JoinedRanks | None = None  # replaced as a whole, maybe by another thread: a pass reads it once
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
-        output, groups = self.base(hidden_states), self.selection.groups
+        output, groups, ranks = self.base(hidden_states), self.selection.groups, self.ranks
+        if ranks is None or not groups:
+            return output
         num_tokens = hidden_states.shape[0] * hidden_states.shape[1]
-        if len(groups) > 1 and num_tokens <= _FEW_TOKENS and len(self.owners) <= _FEW_RANKS:
-            is_own = self.owners == self.selection.by_row[:, None]  # (B, S)
-            low = linear(hidden_states.float(), self.joined.down) * is_own[:, None]  # (B, T, S)
-            output += (low @ self.joined.up).to(output.dtype)
+        if len(groups) > 1 and num_tokens <= _FEW_TOKENS and len(ranks.owners) <= _FEW_RANKS:
+            is_own = ranks.owners == self.selection.by_row[:, None]  # (B, S)
+            low = linear(hidden_states.float(), ranks.joined.down) * is_own[:, None]  # (B, T, S)
+            output += (low @ ranks.joined.up).to(output.dtype)
             return output
         for group in groups:
-            if (low_rank := self.low_ranks.get(group.adapter)) is None:
+            if (low_rank := ranks.by_key.get(group.adapter)) is None:
                 continue
             if group.rows is None:
                 output += low_rank(hidden_states).to(output.dtype)
@@ -92,26 +105,58 @@ class AdaptedLinear:
                 output.index_add_(0, group.rows, low_rank(hidden_states[group.rows]).to(output.dtype))
         return output
 
+    def add(self, adapter: str, number: int, tensors: Mapping[str, Tensor]) -> None:
+        """Add the matrices of an adapter, if it changes this layer."""
+        if (pair := _joined(tensors, self.layers, self.sizes, number)) is not None:
+            self.ranks = JoinedRanks.of({**self._by_key(), adapter: pair})
+
+    def remove(self, adapter: str) -> None:
+        """Free the matrices of an adapter, if it changes this layer."""
+        kept = {key: pair for key, pair in self._by_key().items() if key != adapter}
+        if len(kept) < len(self._by_key()):
+            self.ranks = JoinedRanks.of(kept)
+
+    def _by_key(self) -> Mapping[str, LowRank]:
+        return {} if self.ranks is None else self.ranks.by_key
+
 
 class Adapters:
-    """The adapters of one decoder, and those that the rows of the current pass use."""
+    """The adapters of one decoder, and those that the rows of the current pass use.
 
-    def __init__(self, tensors: Mapping[str, Mapping[str, Tensor]] | None = None, device: str = "cpu") -> None:
-        """`tensors`: of each adapter by its key, with the names of its file."""
-        self._tensors = tensors or {}
+    One other thread may add and remove adapters while the decoder runs. A pass may then find an adapter in some layers
+    only, which changes nothing: sequences may name it after `add` has returned, and until `remove` is called.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
         self._device = device
+        self._layers: list[AdaptedLinear] = []
+        self._keys = frozenset[str]()
         self._by_row: list[str | None] = []
-        self._numbers = {adapter: number for number, adapter in enumerate(self._tensors)}
+        self._numbers: dict[str, int] = {}  # also of removed adapters: a number is never given to another
         self._selection = Selection((), torch.empty(0))
-
-    @classmethod
-    def load(cls, files: Mapping[str, Path], device: str) -> Self:
-        """Load adapters from their files, by key."""
-        return cls({adapter: load_file(file, device) for adapter, file in files.items()}, device)
 
     @property
     def keys(self) -> frozenset[str]:
-        return frozenset(self._tensors)
+        """The adapters that sequences may name."""
+        return self._keys
+
+    def add(self, adapter: str, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the tensors of an adapter, with the names of its file, to the layers of the loaded decoder."""
+        number = self._numbers.setdefault(adapter, len(self._numbers))
+        on_device = {name: tensor.to(self._device) for name, tensor in tensors.items()}
+        try:
+            for layer in self._layers:
+                layer.add(adapter, number, on_device)
+        except BaseException:  # such as too little memory, which those of the first layers would keep
+            self.remove(adapter)
+            raise
+        self._keys |= {adapter}
+
+    def remove(self, adapter: str) -> None:
+        """Free the tensors of an adapter, which no sequence may name any more."""
+        self._keys -= {adapter}
+        for layer in self._layers:
+            layer.remove(adapter)
 
     def select(self, by_row: Sequence[str | None]) -> None:
         """Set the adapter of each row for the next pass; None: the base alone."""
@@ -129,10 +174,12 @@ class Adapters:
         return None if len(rows) == len(self._by_row) else torch.tensor(rows, device=self._device)
 
     def over(self, base: Linear, layers: Sequence[str], sizes: Sequence[int]) -> Linear:
-        """Return `base` with the adapters that change one of `layers`, whose outputs of `sizes` it concatenates."""
-        joined = [(adapter, _joined(tensors, layers, sizes)) for adapter, tensors in self._tensors.items()]
-        low_ranks = {number: (key, pair) for number, (key, pair) in enumerate(joined) if pair is not None}
-        return AdaptedLinear.of(base, low_ranks, self._selection) if low_ranks else base
+        """Return `base`, to which adapters can be added that change one of `layers`.
+
+        It concatenates their outputs, which have `sizes`.
+        """
+        self._layers.append(adapted := AdaptedLinear(base, layers, sizes, self._selection))
+        return adapted
 
 
 def copy_adapters(by_slot: list[str | None], sources: Sequence[int], targets: Sequence[int]) -> None:
@@ -142,7 +189,7 @@ def copy_adapters(by_slot: list[str | None], sources: Sequence[int], targets: Se
         by_slot[target] = adapter
 
 
-def _joined(tensors: Mapping[str, Tensor], layers: Sequence[str], sizes: Sequence[int]) -> LowRank | None:
+def _joined(tensors: Mapping[str, Tensor], layers: Sequence[str], sizes: Sequence[int], number: int) -> LowRank | None:
     """Return one low-rank product for the concatenated outputs of `layers`; None if none of them is changed."""
     changed = [index for index, layer in enumerate(layers) if layer + DOWN in tensors]
     if not changed:
@@ -153,4 +200,4 @@ def _joined(tensors: Mapping[str, Tensor], layers: Sequence[str], sizes: Sequenc
         part, start = tensors[layers[index] + UP].T, sum(sizes[:index])  # (R, out)
         up[rank : rank + len(part), start : start + sizes[index]] = part
         rank += len(part)
-    return LowRank(down, up)
+    return LowRank(down, up, number)

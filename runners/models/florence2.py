@@ -54,7 +54,6 @@ class Florence2Decoder:
     ) -> None:
         self.rules = rules
         self._adapters = adapters or Adapters()
-        self.adapter_keys = self._adapters.keys
         self.constraints = constraints
         self.pad_token_id: int = config["text_config"]["pad_token_id"]
         self._bart = bart
@@ -79,7 +78,7 @@ class Florence2Decoder:
         precision: Precision,
         device: str,
         weights_of: type[DecoderWeights],
-        adapters: Adapters,
+        adapters: Adapters | None,
     ) -> Self:
         """Load the decoder of an artifact folder onto `device`."""
         config = read_config(folder)
@@ -89,6 +88,11 @@ class Florence2Decoder:
         rules = GenerationRules.load(folder)
         constraints = Constraints.load(tokenizer_file, rules.eos_token_ids)
         return cls(bart, PromptTokenizer.load(tokenizer_file), constraints, rules, config, adapters)
+
+    @property
+    def adapter_keys(self) -> frozenset[str]:
+        """The adapters that requests may name."""
+        return self._adapters.keys
 
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
         """Return `<s> prompt </s>`; source: transformers, models/florence2/processing_florence2.py."""

@@ -28,9 +28,9 @@ def load_decoder(
     """Load the decoder of an artifact folder onto `device` ("cpu", "cuda").
 
     `max_positions` limits the positions of a sequence; 0: the model's limit. `weights_of` reads the weights; the export
-    has one that keeps few layers in memory. `adapters` are those that sequences may name.
+    has one that keeps few layers in memory. `adapters` can be added to its layers.
     """
-    decoder = _DECODERS[family].load(folder, precision, device, weights_of, adapters or Adapters())
+    decoder = _DECODERS[family].load(folder, precision, device, weights_of, adapters)
     if max_positions:
         decoder.limit_positions(max_positions)
     return decoder

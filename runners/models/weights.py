@@ -5,7 +5,7 @@ module of transformers is constructed, so joined and quantized weights are in me
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -37,13 +37,13 @@ class DecoderWeights:
     precision: Precision
     device: torch.device
     prefix: str = ""
-    adapters: Adapters = field(default_factory=Adapters)
+    adapters: Adapters | None = None  # that can be added to its layers
 
     @classmethod
     def open(cls, file: Path, precision: Precision, device: str, adapters: Adapters | None = None) -> Self:
         """Return the weights of the language model in a safetensors file, without reading any."""
         tensors = _FileTensors.open(file)
-        return cls(tensors, precision, torch.device(device), _LANGUAGE_MODEL, adapters or Adapters())
+        return cls(tensors, precision, torch.device(device), _LANGUAGE_MODEL, adapters)
 
     def at(self, name: str) -> Self:
         """Return the weights of the submodule `name`."""
@@ -64,6 +64,8 @@ class DecoderWeights:
         weight = self._join([f"{name}.weight" for name in names])
         biases = [f"{name}.bias" for name in names if self.has(f"{name}.bias")]
         base = self._linear_of(weight, self._join(biases) if biases else None)
+        if self.adapters is None:
+            return base
         layers = [self.prefix + name for name in names]
         return self.adapters.over(base, layers, [len(self.source[f"{layer}.weight"]) for layer in layers])
 

@@ -118,3 +118,10 @@ class SequenceEnd(BaseModel):
 
 
 WritingEvent = Annotated[FoundFeatures | TextPiece | SequenceEnd, Field(discriminator="kind")]  # a line of `/stream`
+
+
+class AdapterStates(BaseModel):
+    """The response of `/adapters`: the build keys of a runner's adapters."""
+
+    loaded: frozenset[str]
+    refused: dict[str, str]  # of those that the runner has found and cannot serve: the reason by key

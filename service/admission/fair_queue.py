@@ -1,4 +1,4 @@
-"""The fair queue of one model: requests wait here, not in the runner.
+"""The fair queue of one runner, whose model and its adapters share it: requests wait here, not in the runner.
 
     refused   the client has too many tokens queued, or the request would miss its deadline
     waiting   in the order of start-time fair queueing: clients are served equally often, weighted by cost
@@ -41,7 +41,7 @@ class _Waiting:
 
 
 class FairQueue:
-    """Waiting and running requests of one model."""
+    """Waiting and running requests of one runner."""
 
     def __init__(
         self,

@@ -73,8 +73,8 @@ class CoreLimits:
     images: ImageLimits
     max_decoded_images: int  # at a time
     max_pending: int  # requests, running or waiting
-    max_running: int  # requests of one model in flight at its runner
-    max_waiting_tokens: int  # of the requests queued for one model
+    max_running: int  # requests in flight at one runner
+    max_waiting_tokens: int  # of the requests queued for one runner
 
 
 class Core:
@@ -87,12 +87,13 @@ class Core:
         limits: CoreLimits,
         fetcher: ImageFetcher | None = None,
     ) -> None:
+        """`runners`: by the id of their model, which its adapters share."""
         self.models = models
         self.drain_gate = DrainGate()
         self._runners = runners
         self._decoder = ImageDecoder(limits.images, limits.max_decoded_images)
         self._queues = {
-            model.id: FairQueue(model.id, limits.max_running, limits.max_waiting_tokens) for model in models
+            runner: FairQueue(runner, limits.max_running, limits.max_waiting_tokens) for runner in self._runners
         }
         self._fetcher = fetcher
         self._pending = FairShare(limits.max_pending)
@@ -128,7 +129,7 @@ class Core:
 
     async def is_ready(self, model: ServedModel) -> bool:
         """Return True if the runner of a model is ready."""
-        return await self._runners[model.id].is_ready()
+        return await self._runners[model.runner_id].is_ready()
 
     async def predict(
         self, image: ImageInput, fields: Fields, context: RequestContext, on_text: OnText | None = None
@@ -209,10 +210,10 @@ class Core:
             try:
                 prompts = task_prompts(model, request, image.header.size_wh)
                 queued = QueuedRequest(context.quota.name, cost_tokens(model, request, prompts), context.deadline_s)
-                async with self._queues[model.id].admitted(queued) as waited_s:
+                async with self._queues[model.runner_id].admitted(queued) as waited_s:
                     past_span("admission", (now_s := time.monotonic()) - waited_s, now_s)
                     predict_context = PredictContext(prompts, context.deadline_s, waited_s, on_text)
-                    answer = await predict(model, self._runners[model.id], request, image, predict_context)
+                    answer = await predict(model, self._runners[model.runner_id], request, image, predict_context)
             except UnsupportedImage:
                 raise
             except Exception as error:  # a defect in one model's path must not fail the others

@@ -71,6 +71,7 @@ def _row(entry: CatalogEntry, precision: str) -> dict[str, Any]:
         "features": list(entry.features),
         "resolution": entry.resolution,
         "precision": precision,
+        "adapter_of": entry.adapter_of,
     }
 
 

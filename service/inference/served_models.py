@@ -37,11 +37,13 @@ class ServedModel:
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)  # by task
     id: str = field(init=False)
     language: FamilyLanguage = field(init=False)  # prompts and parsers of its family
+    runner_id: str = field(init=False)  # of the model whose runner answers: an adapter's base
     adapter_key: str | None = field(init=False)  # of an adapter, at the runner of its base
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", self.entry.id)
         object.__setattr__(self, "language", FAMILIES[self.entry.family])
+        object.__setattr__(self, "runner_id", self.entry.adapter_of or self.entry.id)
         object.__setattr__(self, "adapter_key", self.manifest.build_key if self.entry.adapter_of else None)
 
 
@@ -116,14 +118,16 @@ def load_served_models(settings: Settings) -> dict[str, ServedModel]:
         if entry.adapter_of is None:
             models[entry.id] = load_served_model(entry, folder, settings)
         else:
-            models[entry.id] = _load_adapter(entry, folder, models[entry.adapter_of], settings)
+            manifest, base = read_manifest(folder), models[entry.adapter_of]
+            check_base(manifest, base.manifest)
+            models[entry.id] = adapter_model(entry, manifest, folder, base, settings)
     return models
 
 
-def _load_adapter(entry: CatalogEntry, folder: Path, base: ServedModel, settings: Settings) -> ServedModel:
+def adapter_model(
+    entry: CatalogEntry, manifest: Manifest, folder: Path, base: ServedModel, settings: Settings
+) -> ServedModel:
     """Return an adapter as a model that shares everything but its entry, manifest and calibrations with its base."""
-    manifest = read_manifest(folder)
-    check_base(manifest, base.manifest)
     calibrations = served_calibrations(manifest, folder, settings)
     return replace(base, entry=entry, manifest=manifest, agreement=None, calibrations=calibrations)
 
@@ -182,6 +186,10 @@ class ServedModels:
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
+
+    def set_models(self, models: Mapping[str, ServedModel]) -> None:
+        """Replace the models; requests keep those that they have."""
+        self._models = models
 
     def get(self, model_id: str, param: str = "model") -> ServedModel:
         """Return the model of an id that came in the field `param`; raise `UnknownModel`."""

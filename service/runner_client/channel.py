@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from runners.telemetry.tracing import call_headers, span
 from runners.transport.build_guard import BUILD_HEADER
-from runners.transport.messages import Outcomes, SequenceSpec, WriteCall, WritingEvent
+from runners.transport.messages import AdapterStates, Outcomes, SequenceSpec, WriteCall, WritingEvent
 from runners.transport.pixels import IMAGE_KEY_HEADER, Pixels, body_of, in_memory
 
 # Below the 5 s after which a runner's uvicorn closes an idle connection: no request is sent on one that is closing.
@@ -67,6 +67,16 @@ class RunnerChannel:
                 return response.status == HTTPStatus.OK
         except (aiohttp.ClientError, TimeoutError):
             return False
+
+    async def adapters(self, timeout_s: float) -> AdapterStates | None:
+        """Return the adapters of the runner; None without an answer within `timeout_s` seconds."""
+        try:
+            timeout = aiohttp.ClientTimeout(timeout_s)
+            async with self._client().get("/adapters", timeout=timeout) as response:
+                response.raise_for_status()
+                return AdapterStates.model_validate_json(await response.read())
+        except (aiohttp.ClientError, TimeoutError):
+            return None
 
     async def close(self) -> None:
         """Close idle connections; make no call after that."""

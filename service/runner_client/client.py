@@ -16,7 +16,15 @@ import aiohttp
 
 from runners.artifacts.manifest import Manifest
 from runners.telemetry.tracing import span
-from runners.transport.messages import Failed, FinishReason, FoundFeatures, Outcomes, SequenceSpec, Written
+from runners.transport.messages import (
+    AdapterStates,
+    Failed,
+    FinishReason,
+    FoundFeatures,
+    Outcomes,
+    SequenceSpec,
+    Written,
+)
 from service.errors import DeadlineExceeded, InternalError, InvalidRequest, NotReady, Overloaded, ServiceError
 from service.images.decoding import LazyImage
 from service.runner_client.channel import FeaturesMissing, RunnerCall, RunnerChannel
@@ -86,6 +94,10 @@ class RunnerClient:
 
     async def is_ready(self) -> bool:
         return await self._channel.is_ready(_READY_TIMEOUT_S)
+
+    async def adapters(self) -> AdapterStates | None:
+        """Return the adapters of the runner; None if it does not answer, as while it starts."""
+        return await self._channel.adapters(_READY_TIMEOUT_S)
 
     async def close(self) -> None:
         await self._channel.close()

@@ -37,7 +37,7 @@ UNPARSED_OUTPUTS = Counter(
 )
 MODEL_INFO = Gauge(
     "diptych_model_info",
-    "Served models; always 1.",
+    "Served models: 1; 0 for an adapter that is no longer served.",
     ["model", "family", "revision", "precision", "resolution", "build_key"],
     multiprocess_mode="livemax",
 )

@@ -146,7 +146,8 @@ def _models_operation() -> JsonObject:
 
 def _model_operation() -> JsonObject:
     parameter = {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}
-    found = {"description": "the entry", **_json({"type": "object"})}
+    of_base = {"type": ["string", "null"], "description": "of a LoRA adapter: the id of its base"}
+    found = {"description": "the entry", **_json({"type": "object", "properties": {"adapter_of": of_base}})}
     missing = {"404": _response(_ERROR_STATUSES["404"], "ErrorJson")}
     listing = _listing("showModel", "One entry of the list of models.")
     return {**listing, "parameters": [parameter], "responses": {**listing["responses"], "200": found, **missing}}

@@ -30,7 +30,7 @@ def test_variables_of_other_programs_are_ignored() -> None:
 @pytest.mark.parametrize("name", ["DIPTYCH_PROT", "DIPTYCH_", "DIPTYCH_port"])
 def test_unknown_variable_prevents_the_start(name: str) -> None:
     with pytest.raises(
-        SettingsError, match=f"^{name} is not a setting; the settings are DIPTYCH_API_KEYS_FILE, .*DIPTYCH_PORT"
+        SettingsError, match=f"^{name} is not a setting; the settings are DIPTYCH_ADAPTERS, .*DIPTYCH_PORT"
     ):
         read_settings({name: "1"})
 

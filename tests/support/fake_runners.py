@@ -14,6 +14,7 @@ from yarl import URL
 
 from runners.encoder.features_cache import CachedFeatures, VisionCache
 from runners.transport.messages import (
+    AdapterStates,
     EncodedImage,
     Failed,
     FoundFeatures,
@@ -108,6 +109,7 @@ class FakeChannel(RunnerChannel):
     ) -> None:
         super().__init__("http://fake", "0" * 64, 1)
         self.calls: list[RunnerCall] = []
+        self.adapter_states: AdapterStates | None = AdapterStates(loaded=frozenset(), refused={})  # None: no answer
         self._encoder = encoder
         self._decoder = decoder
         self._is_up = is_up
@@ -131,6 +133,9 @@ class FakeChannel(RunnerChannel):
 
     async def is_ready(self, timeout_s: float) -> bool:  # noqa: ARG002  # the interface has it
         return self._is_up
+
+    async def adapters(self, timeout_s: float) -> AdapterStates | None:  # noqa: ARG002  # the interface has it
+        return self.adapter_states
 
     async def _features(self, call: RunnerCall) -> CachedFeatures | Failed:
         self.calls.append(call)

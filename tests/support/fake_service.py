@@ -95,6 +95,7 @@ def make_core(
             model.manifest, FakeChannel(encoders[model.id], decoders[model.id], is_up=is_up or model.id != FLORENCE_ID)
         )
         for model in models
+        if model.runner_id == model.id
     }
     limits = CoreLimits(ImageLimits(max_image_pixels), 2, max_pending, max_running, max_waiting_tokens)
     return Core(models, runners, limits, fetcher)

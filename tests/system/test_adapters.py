@@ -10,6 +10,7 @@ import httpx
 import pytest
 import yaml
 
+from diptych_client import Client
 from export.checks.reference import Reference
 from runners.artifacts.manifest import read_manifest
 from tests.support.export_cli import MODELS, ROOT, ModelStore
@@ -67,10 +68,17 @@ def test_listings_tasks_and_metrics_have_the_adapters(adapted_service: RunningSe
         tasks = {task["id"]: task["models"] for task in http.get("/v1/tasks").json()["data"]}
         asked(http, "/v1/predict", scene_png(3), model=ADAPTERS[0])
         metrics = http.get("/metrics").text
-    assert listed.keys() == {BASE, *ADAPTERS}
+    assert {model: row["adapter_of"] for model, row in listed.items()} == {BASE: None} | dict.fromkeys(ADAPTERS, BASE)
     assert tasks["captioning"] == [BASE, *ADAPTERS]
     assert tasks["ocr"] == [BASE]
     assert f'diptych_requests_total{{api="rest",model="{ADAPTERS[0]}"' in metrics
+
+
+def test_the_client_reads_the_base_of_an_adapter_over_both_transports(adapted_service: RunningService) -> None:
+    for address in (adapted_service.url, f"grpc://{adapted_service.grpc_address}"):
+        with Client(address) as client:
+            bases = {model.id: model.adapter_of for model in client.models()}
+        assert bases == {BASE: None} | dict.fromkeys(ADAPTERS, BASE)
 
 
 def test_one_process_runs_a_base_and_its_adapters(adapted_service: RunningService) -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from tasks.catalog import CatalogError, load_catalog, parse_entry
+from tasks.catalog import CatalogError, adapter_entry, load_catalog, parse_entry
 from tasks.table import TASKS
 from tests.support.catalog import CATALOG, FLORENCE, PALIGEMMA, ROOT
 
@@ -170,6 +171,29 @@ def test_a_bad_adapter_is_refused(tmp_path: Path, rows: list[dict[str, Any]], me
     path.write_text(yaml.safe_dump({"models": rows}))
     with pytest.raises(CatalogError, match=message):
         load_catalog(path)
+
+
+def test_an_adapter_outside_of_the_catalog_takes_the_other_keys_from_the_entry_of_its_base() -> None:
+    base = parse_entry(ROW | {"revision": "main", "tasks": {"ocr": None}})
+    plain, own = (adapter_entry("tuned", "folder", row, base) for row in ({}, {"tasks": {}, "license": "X"}))
+    assert (plain.id, plain.adapter_of, plain.source, plain.revision) == ("tuned", "some-model", "folder", None)
+    assert replace(plain, id=base.id, adapter_of=None, source=base.source, revision="main") == base
+    assert (own.license, "ocr" in own.task_ids, "ocr" in plain.task_ids) == ("X", True, False)
+
+
+@pytest.mark.parametrize(
+    ("model_id", "row", "message"),
+    [
+        ("Tuned", {}, "lower-case letters"),
+        ("tuned", {"id": "other"}, "id is not allowed; it follows from the folder"),
+        ("tuned", {"resolution": 224}, "an adapter shares resolution with its base some-model"),
+        ("tuned", {"colour": "red"}, r"unknown keys \['colour'\]"),
+        ("tuned", {"tasks": {"reading": None}}, "the unknown task 'reading'"),
+    ],
+)
+def test_a_bad_adapter_outside_of_the_catalog_is_refused(model_id: str, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(CatalogError, match=message):
+        adapter_entry(model_id, "folder", row, parse_entry(ROW))
 
 
 @pytest.mark.parametrize("key", [key for key in ROW if key != "id"])

@@ -119,9 +119,13 @@ def error_from_call(
 
 
 def _value(kind: type[ValueT], message: Message) -> ValueT:
-    """Return a dataclass from the fields of the same names; repeated fields as tuples."""
-    values = {field.name: getattr(message, field.name) for field in fields(kind)}  # type: ignore[arg-type]  # a dataclass
-    return kind(**{name: _plain(value) for name, value in values.items()})
+    """Return a dataclass from the fields of the same names; repeated fields as tuples, unset optional ones as None."""
+    return kind(**{field.name: _field(message, field.name) for field in fields(kind)})  # type: ignore[arg-type]  # a dataclass
+
+
+def _field(message: Message, name: str) -> Any:
+    is_unset = message.DESCRIPTOR.fields_by_name[name].has_presence and not message.HasField(name)
+    return None if is_unset else _plain(getattr(message, name))
 
 
 def _plain(value: Any) -> Any:

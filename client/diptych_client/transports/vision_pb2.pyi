@@ -303,7 +303,7 @@ class ListModelsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("id", "family", "organization", "category", "modality", "release_date", "context_window", "parameters", "license", "tasks", "features", "resolution", "precision", "checkpoint", "calibrated_tasks")
+    __slots__ = ("id", "family", "organization", "category", "modality", "release_date", "context_window", "parameters", "license", "tasks", "features", "resolution", "precision", "checkpoint", "calibrated_tasks", "adapter_of")
     ID_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     ORGANIZATION_FIELD_NUMBER: _ClassVar[int]
@@ -319,6 +319,7 @@ class Model(_message.Message):
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     CALIBRATED_TASKS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_OF_FIELD_NUMBER: _ClassVar[int]
     id: str
     family: str
     organization: str
@@ -334,7 +335,8 @@ class Model(_message.Message):
     precision: str
     checkpoint: str
     calibrated_tasks: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[str] = ..., family: _Optional[str] = ..., organization: _Optional[str] = ..., category: _Optional[str] = ..., modality: _Optional[str] = ..., release_date: _Optional[str] = ..., context_window: _Optional[int] = ..., parameters: _Optional[int] = ..., license: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ..., resolution: _Optional[int] = ..., precision: _Optional[str] = ..., checkpoint: _Optional[str] = ..., calibrated_tasks: _Optional[_Iterable[str]] = ...) -> None: ...
+    adapter_of: str
+    def __init__(self, id: _Optional[str] = ..., family: _Optional[str] = ..., organization: _Optional[str] = ..., category: _Optional[str] = ..., modality: _Optional[str] = ..., release_date: _Optional[str] = ..., context_window: _Optional[int] = ..., parameters: _Optional[int] = ..., license: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ..., resolution: _Optional[int] = ..., precision: _Optional[str] = ..., checkpoint: _Optional[str] = ..., calibrated_tasks: _Optional[_Iterable[str]] = ..., adapter_of: _Optional[str] = ...) -> None: ...
 
 class ListModelsResponse(_message.Message):
     __slots__ = ("models",)

@@ -1,5 +1,6 @@
 """Adapters made by peft, mixed in one batch: the tokens of transformers' `generate` with the merged model."""
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from export.artifacts.peft_adapter import read_adapter
 from export.bench.drafts import asked, generate, generate_without_drafts
 from export.checks.reference import Reference
 from runners.artifacts.manifest import DECODER_FILE, Precision, read_manifest
-from runners.decoder.batch import generate_all
+from runners.artifacts.peft_adapter import read_adapter
+from runners.decoder.batch import Decoder, generate_all
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder
-from runners.models.adapters import Adapters
+from runners.models.adapters import AdaptedLinear, Adapters
+from runners.models.linear import FloatLinear
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
 from tests.support.catalog import CATALOG
@@ -40,7 +42,7 @@ class Tuned:
 
     case: Case
     artifacts: Path
-    adapters: Adapters
+    tensors: Mapping[str, Mapping[str, torch.Tensor]]  # of each adapter
     references: Mapping[str | None, Reference]
 
     def request(self, index: int, num_beams: int = 1) -> SequenceRequest:
@@ -62,9 +64,17 @@ def tuned(request: pytest.FixtureRequest, exported: ModelStore, tmp_path_factory
         written = write_adapter(reference.model, folder / str(seed), seed, **OPTIONS[seed % len(OPTIONS)])
         tensors[f"tuned-{seed}"] = read_adapter(written, artifacts / DECODER_FILE)
         references[f"tuned-{seed}"] = Reference(merged(reference.model, written), reference.processor)
-    adapters = Adapters(tensors)
-    decoder = load_decoder(artifacts, read_manifest(artifacts).family, "float32", "cpu", adapters=adapters)
-    return Tuned(replace(case, decoder=decoder), artifacts, adapters, references)
+    return Tuned(replace(case, decoder=adapted_decoder(artifacts, tensors)), artifacts, tensors, references)
+
+
+def adapted_decoder(
+    artifacts: Path, tensors: Mapping[str, Mapping[str, torch.Tensor]], precision: Precision = "float32"
+) -> Decoder[Any]:
+    adapters = Adapters()
+    decoder = load_decoder(artifacts, read_manifest(artifacts).family, precision, "cpu", adapters=adapters)
+    for key, each in tensors.items():
+        adapters.add(key, each)
+    return decoder
 
 
 @pytest.mark.parametrize("num_prompts", [9, pytest.param(108, marks=pytest.mark.long)])
@@ -105,6 +115,55 @@ def test_sequences_that_enter_and_leave_keep_their_adapters(tuned: Tuned) -> Non
     assert written == alone
 
 
+def test_adapters_that_come_and_go_while_others_are_decoded_change_no_answer(tuned: Tuned) -> None:
+    first, *others = tuned.tensors
+    adapters = Adapters()
+    family = read_manifest(tuned.artifacts).family
+    decoder = load_decoder(tuned.artifacts, family, "float32", "cpu", adapters=adapters)
+    adapters.add(first, tuned.tensors[first])
+    requests = [replace(tuned.request(index), adapter=[None, first][index % 2]) for index in range(8)]
+    expected = [generate_all(tuned.case.decoder, [request])[0].token_ids for request in requests]
+    scheduler = Scheduler(decoder, "hot adapters", SchedulerLimits(4, 100, 800))
+    scheduler.start()
+    futures = [scheduler.submit([request])[0] for request in requests]
+    for other in others * 2:  # a key that is added again keeps its number
+        adapters.add(other, tuned.tensors[other])
+        adapters.remove(other)
+    assert [future.result(TIMEOUT_S).sequence.token_ids for future in futures] == expected
+    adapters.add(others[0], tuned.tensors[others[0]])
+    named = [replace(request, adapter=others[0]) for request in requests]
+    futures = [scheduler.submit([request])[0] for request in named]
+    expected = [generate_all(tuned.case.decoder, [request])[0].token_ids for request in named]
+    assert [future.result(TIMEOUT_S).sequence.token_ids for future in futures] == expected
+    scheduler.stop()
+
+
+def test_an_adapter_that_fails_in_one_layer_leaves_no_weights_in_the_others() -> None:
+    adapters, base = Adapters(), FloatLinear(torch.zeros(4, 6), None)
+    good, bad = (adapters.over(base, [name], [size]) for name, size in (("good", 4), ("bad", 5)))
+    pairs = {f"{name}.down": torch.ones(2, 6) for name in ("good", "bad")}
+    with pytest.raises(RuntimeError):
+        adapters.add("a", pairs | {f"{name}.up": torch.ones(4, 2) for name in ("good", "bad")})
+    assert isinstance(good, AdaptedLinear)
+    assert isinstance(bad, AdaptedLinear)
+    assert (good.ranks, bad.ranks, adapters.keys) == (None, None, frozenset())
+
+
+def test_a_removed_adapter_leaves_no_weights() -> None:
+    adapters, base = Adapters(), FloatLinear(torch.zeros(4, 6), None)
+    linear = adapters.over(base, ["layer"], [4])
+    for key in ("a", "b"):
+        adapters.add(key, {"layer.down": torch.ones(2, 6), "layer.up": torch.ones(4, 2)})
+    assert isinstance(linear, AdaptedLinear)
+    assert linear.ranks is not None
+    freed = weakref.ref(linear.ranks.joined.down)
+    adapters.remove("a")
+    assert freed() is None
+    assert linear.ranks.by_key.keys() == adapters.keys == {"b"}
+    adapters.remove("b")
+    assert linear.ranks is None
+
+
 def test_constrained_answers_of_adapters_are_those_without_drafts(tuned: Tuned) -> None:
     encoder = VisionEncoder(tuned.artifacts, precision="float32")
     encoder.load()
@@ -121,8 +180,7 @@ def test_the_product_of_an_adapter_is_added_to_a_base_of_lower_precision(tuned: 
     """Compared with float32 on both sides: the adapter moves the logits in the same direction, by the same amount."""
 
     def moved(in_precision: Precision) -> torch.Tensor:
-        family = read_manifest(tuned.artifacts).family
-        decoder = load_decoder(tuned.artifacts, family, in_precision, "cpu", adapters=tuned.adapters)
+        decoder = adapted_decoder(tuned.artifacts, tuned.tensors, in_precision)
         requests = [tuned.request(index) for index in range(len(tuned.references))]
         base = [replace(request, adapter=None) for request in requests]
         with torch.inference_mode():

@@ -15,7 +15,7 @@ from tests.support.fake_service import served_models
 
 COMPARISON = {
     *("family", "organization", "category", "modality", "release_date", "context_window", "parameters", "license"),
-    *("tasks", "features", "resolution", "precision", "agreement", "checkpoint", "calibrated_tasks"),
+    *("tasks", "features", "resolution", "precision", "agreement", "checkpoint", "calibrated_tasks", "adapter_of"),
 }
 
 

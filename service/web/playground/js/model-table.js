@@ -16,6 +16,7 @@ const ROWS = [
   "resolution",
   "precision",
   "features",
+  "adapter_of",
 ];
 const UNITS = { context_window: "tokens", resolution: "px" };
 
@@ -27,7 +28,8 @@ const UNITS = { context_window: "tokens", resolution: "px" };
 export function showModelTable(table, models, tasks) {
   const head = html("tr", {}, html("td", {}), ...models.map(({ id }) => html("th", { scope: "col" }, id)));
   const state = row("To serve it", models.map(command));
-  const facts = ROWS.map((name) =>
+  const rows = ROWS.filter((name) => name !== "adapter_of" || models.some((model) => model.adapter_of));
+  const facts = rows.map((name) =>
     row(
       title(name),
       models.map((model) => shown(name, model[name])),

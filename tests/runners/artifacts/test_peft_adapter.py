@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from export.adapters import CONFIG_FILE, WEIGHTS_FILE
-from export.artifacts.peft_adapter import read_adapter
-from export.checkpoints.errors import SourceError
+from runners.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, AdapterError
+from runners.artifacts.peft_adapter import read_adapter
 
 LAYER = "model.language_model.layers.0.self_attn.q_proj"
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "bias": "none", "target_modules": ["q_proj"]}
@@ -80,7 +79,7 @@ def test_the_factor_follows_rank_alpha_and_their_patterns(
     ids=str,
 )
 def test_an_unsupported_option_is_named(tmp_path: Path, config: dict[str, Any], named: str) -> None:
-    with pytest.raises(SourceError, match=named):
+    with pytest.raises(AdapterError, match=named):
         converted(tmp_path, pair(LAYER), **config)
 
 
@@ -99,11 +98,11 @@ def test_an_unsupported_option_is_named(tmp_path: Path, config: dict[str, Any], 
     ids=range(8),
 )
 def test_weights_that_cannot_be_served_are_named(tmp_path: Path, tensors: dict[str, Tensor], named: str) -> None:
-    with pytest.raises(SourceError, match=named):
+    with pytest.raises(AdapterError, match=named):
         converted(tmp_path, tensors)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / CONFIG_FILE).write_text(json.dumps(CONFIG))
-    with pytest.raises(SourceError, match=WEIGHTS_FILE):
+    with pytest.raises(AdapterError, match=WEIGHTS_FILE):
         read_adapter(tmp_path, tmp_path / "decoder.safetensors")

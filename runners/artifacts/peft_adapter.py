@@ -20,9 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from export.adapters import CONFIG_FILE, WEIGHTS_FILE
-from export.checkpoints.errors import SourceError
-from runners.models.adapters import DOWN, UP
+from runners.artifacts.adapter_folder import CONFIG_FILE, DOWN, UP, WEIGHTS_FILE, AdapterError
 
 _LANGUAGE_MODEL = "model.language_model."
 _OLDER_LANGUAGE_MODEL = "language_model.model."
@@ -58,7 +56,7 @@ class PeftConfig:
 
     @classmethod
     def read(cls, folder: Path) -> "PeftConfig":
-        """Read the configuration in `folder`; raise `SourceError` if it is malformed or has something unsupported."""
+        """Read the configuration in `folder`; raise `AdapterError` if it is malformed or has something unsupported."""
         path = folder / CONFIG_FILE
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -71,7 +69,7 @@ class PeftConfig:
                 {pattern: float(alpha) for pattern, alpha in (values.get("alpha_pattern") or {}).items()},
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SourceError(f"{path} is not a configuration of a LoRA adapter: {error!r}") from error
+            raise AdapterError(f"{path} is not a configuration of a LoRA adapter: {error!r}") from error
 
     def rank_of(self, layer: str) -> int:
         return int(_matching(self.ranks, layer, self.rank))
@@ -85,26 +83,26 @@ class PeftConfig:
 def read_adapter(folder: Path, base_decoder: Path) -> dict[str, Tensor]:
     """Return the tensors of a runner's adapter file: two float32 matrices for each layer that PEFT's folder adapts.
 
-    Raise `SourceError` for a layer that the base (a safetensors file) does not have, or has with another shape.
+    Raise `AdapterError` for a layer that the base (a safetensors file) does not have, or has with another shape.
     """
     config, converted = PeftConfig.read(folder), dict[str, Tensor]()
     pairs, shapes = _read_pairs(folder / WEIGHTS_FILE), _shapes(base_decoder)
     for layer, sides in pairs.items():
         if sides.keys() != {"A", "B"}:
-            raise SourceError(f"{folder / WEIGHTS_FILE} has only lora_{next(iter(sides))} of {layer}")
+            raise AdapterError(f"{folder / WEIGHTS_FILE} has only lora_{next(iter(sides))} of {layer}")
         own_name = _own_name(layer)
         _check_shapes(layer, sides, config.rank_of(layer), shapes.get(f"{own_name}.weight"))
         converted[own_name + DOWN] = sides["A"].float().contiguous()
         converted[own_name + UP] = (sides["B"].float() * config.factor_of(layer)).contiguous()
     if not converted:
-        raise SourceError(f"{folder / WEIGHTS_FILE} adapts no layer")
+        raise AdapterError(f"{folder / WEIGHTS_FILE} adapts no layer")
     return converted
 
 
 def _check_supported(path: Path, values: Mapping[str, Any]) -> None:
     def require(key: str, is_supported: bool, allowed: str) -> None:
         if not is_supported:
-            raise SourceError(f"{path}: {key} is {values.get(key)!r}, which is not supported; it must be {allowed}")
+            raise AdapterError(f"{path}: {key} is {values.get(key)!r}, which is not supported; it must be {allowed}")
 
     require("peft_type", values.get("peft_type") == "LORA", "LORA")
     require("bias", values.get("bias", "none") == "none", "none: a base's biases cannot be changed")
@@ -126,11 +124,11 @@ def _read_pairs(path: Path) -> dict[str, dict[str, Tensor]]:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise SourceError(f"{path} cannot be read as safetensors: {error}") from error
+        raise AdapterError(f"{path} cannot be read as safetensors: {error}") from error
     pairs: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if (match := _TENSOR.fullmatch(name)) is None:
-            raise SourceError(
+            raise AdapterError(
                 f"{path} has {name}, which is not supported; allowed are base_model.model.LAYER.lora_A.weight and "
                 ".lora_B.weight of linear layers"
             )
@@ -139,12 +137,12 @@ def _read_pairs(path: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def _own_name(layer: str) -> str:
-    """Return the name of a layer in a base's artifacts; raise `SourceError` if it is not of the language model."""
+    """Return the name of a layer in a base's artifacts; raise `AdapterError` if it is not of the language model."""
     own = layer
     if layer.startswith(_OLDER_LANGUAGE_MODEL):
         own = _LANGUAGE_MODEL + layer.removeprefix(_OLDER_LANGUAGE_MODEL)
     if not own.startswith(_LANGUAGE_MODEL) or own.rpartition(".")[2] in _NOT_ADAPTED:
-        raise SourceError(
+        raise AdapterError(
             f"the adapter changes {layer}, which is not supported; allowed are attention and feed-forward layers of "
             f"{_LANGUAGE_MODEL}* or {_OLDER_LANGUAGE_MODEL}*: no vision tower, projector, embedding or output head. "
             "Merge it into its base and serve the result (docs/models.md, 'Serve a fine-tuned checkpoint')"
@@ -159,10 +157,10 @@ def _shapes(base_decoder: Path) -> dict[str, tuple[int, ...]]:
 
 def _check_shapes(layer: str, sides: Mapping[str, Tensor], rank: int, base: tuple[int, ...] | None) -> None:
     if base is None:
-        raise SourceError(f"the adapter changes {layer}, which its base does not have")
+        raise AdapterError(f"the adapter changes {layer}, which its base does not have")
     found, expected = (tuple(sides["A"].shape), tuple(sides["B"].shape)), ((rank, base[-1]), (base[0], rank))
     if found != expected:
-        raise SourceError(
+        raise AdapterError(
             f"lora_A and lora_B of {layer} have the shapes {found[0]} and {found[1]}; with rank {rank} and the base's "
             f"weight of {base} they must be {expected[0]} and {expected[1]}"
         )

@@ -1,0 +1,151 @@
+"""The adapters of a watched folder as served models: listed once the runner of their base has loaded them.
+
+    found       its entry is read; invalid: refused, logged once
+    loading     the runner is asked each second for the build; until it has it, the version before stays listed
+    listed      answers requests
+    gone        or replaced by one that is refused: not listed; requests that were accepted before are answered
+
+It knows no HTTP and no weights; the runner checks them (runners/hot_adapters.py).
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from runners.artifacts.adapter_folder import (
+    SCAN_EVERY_S,
+    AdapterError,
+    AdapterFolder,
+    AdapterScan,
+    adapter_build_key,
+)
+from runners.artifacts.manifest import ArtifactError, key_of_hashes
+from runners.transport.messages import AdapterStates
+from service.inference.served_models import ServedModel, ServedModels, adapter_model
+from service.runner_client.client import RunnerClient
+from service.settings import Settings, SettingsError
+from tasks.catalog import CatalogError, adapter_entry
+
+logger = logging.getLogger(__name__)
+
+_NONE_YET = AdapterStates(loaded=frozenset(), refused={})
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A version of an adapter, and the model that it becomes; None: it is refused."""
+
+    folder: AdapterFolder
+    model: ServedModel | None
+
+
+class HotAdapters:
+    """Keeps the served models equal to the catalog's and the adapters of a folder; `publish` is called with changes."""
+
+    def __init__(
+        self,
+        scan: AdapterScan,
+        served: ServedModels,
+        runners: Mapping[str, RunnerClient],
+        settings: Settings,
+        publish: Callable[[ServedModel, bool], None],
+    ) -> None:
+        self._scan = scan
+        self._served = served
+        self._catalog = {model.id: model for model in served}
+        self._reserved = {*self._catalog, *(model.entry.id for model in served.unserved)}
+        self._runners = runners
+        self._settings = settings
+        self._publish = publish
+        self._found: dict[str, Found] = {}
+        self._listed: dict[str, ServedModel] = {}
+        self.is_started = False  # the adapters that were there at the start are listed or refused
+
+    async def watch(self) -> None:
+        """Update the served models once a second, for ever."""
+        while True:
+            try:
+                await self.update()
+            except Exception:  # a defect must not end the watch, whose models would never change again
+                logger.exception("the adapters could not be updated")
+            await asyncio.sleep(SCAN_EVERY_S)
+
+    async def update(self) -> None:
+        """Read new adapters, list those that their runners have loaded, and remove those whose folders are gone."""
+        self._found = await asyncio.to_thread(self._read_all)
+        wanted = {name: found.model for name, found in self._found.items() if found.model is not None}
+        pending = {model.runner_id for name, model in wanted.items() if self._listed.get(name) is not model}
+        answers = {runner: await self._runners[runner].adapters() for runner in pending}
+        states = {runner: state for runner, state in answers.items() if state is not None}
+        listed: dict[str, ServedModel] = {}
+        for name, model in wanted.items():
+            state, before = states.get(model.runner_id, _NONE_YET), self._listed.get(name)
+            if before is model or model.adapter_key in state.loaded:
+                listed[name] = model
+            elif before is not None and model.adapter_key not in state.refused:
+                listed[name] = before
+        self._list(listed)
+        self.is_started = self.is_started or states.keys() == pending
+
+    def _read_all(self) -> dict[str, Found]:
+        """Return the current version of each adapter; known ones are not read again."""
+        known = {found.folder: found for found in self._found.values()}
+        scanned = self._scan.scan().items()
+        read = {name: known.get(folder) or self._read(folder) or self._found.get(name) for name, folder in scanned}
+        return {name: found for name, found in read.items() if found is not None}
+
+    def _read(self, folder: AdapterFolder) -> Found | None:
+        """Return an adapter; None if its files change meanwhile."""
+        try:
+            found = Found(folder, self._model(folder))
+        except (ArtifactError, CatalogError, SettingsError) as error:
+            found = Found(folder, None)
+            if folder.is_current():
+                logger.error("the adapter %s is refused: %s", folder.name, error)
+        return found if folder.is_current() else None
+
+    def _model(self, folder: AdapterFolder) -> ServedModel:
+        base = self._base_of(folder)
+        if folder.name in self._reserved:
+            raise AdapterError(f"the catalog has a model {folder.name!r}; rename the folder")
+        entry = adapter_entry(folder.name, str(folder.path), folder.entry(), base.entry)
+        hashes = folder.hashes()
+        manifest = replace(
+            base.manifest,
+            model_id=entry.id,
+            source=entry.source,
+            revision=None,
+            build_key=adapter_build_key(hashes, base.manifest.build_key),
+            checkpoint=key_of_hashes(hashes),
+            files=hashes,
+            parity={},
+            adapter_of=base.id,
+            base_build_key=base.manifest.build_key,
+        )
+        return adapter_model(entry, manifest, folder.path, base, self._settings)
+
+    def _base_of(self, folder: AdapterFolder) -> ServedModel:
+        bases = [model for model in self._catalog.values() if model.entry.adapter_of is None]
+        own = [model for model in bases if folder.is_adapter_of(model.manifest)]
+        if len(own) != 1:
+            names = ", ".join(f"{model.id} ({model.manifest.source})" for model in own or bases)
+            problem = "is not served; the served models are" if not own else "is the source of"
+            raise AdapterError(
+                f"its base {folder.base_name()!r} {problem} {names}; name one by adapter_of: ID in its diptych.yaml"
+            )
+        return own[0]
+
+    def _list(self, listed: Mapping[str, ServedModel]) -> None:
+        """Serve `listed` beside the models of the catalog."""
+        before, self._listed = self._listed, dict(listed)
+        self._served.set_models(self._catalog | self._listed)
+        for name, model in before.items():
+            if self._listed.get(name) is not model:
+                self._publish(model, False)
+                if name not in self._listed:
+                    logger.info("the adapter %s is no longer served", name)
+        for name, model in self._listed.items():
+            if before.get(name) is not model:
+                self._publish(model, True)
+                logger.info("serving the adapter %s of %s: build %.8s", name, model.runner_id, model.adapter_key)

@@ -1,0 +1,170 @@
+"""The adapters of a runner follow a folder: added, replaced, kept for the calls in flight, freed, refused once."""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from runners.artifacts.adapter_folder import CONFIG_FILE, MAX_ADAPTERS, WEIGHTS_FILE, AdapterScan, adapter_build_key
+from runners.artifacts.manifest import DECODER_FILE, Manifest, sha256_of
+from runners.hot_adapters import HotAdapters
+from tests.support.catalog import FLORENCE
+from tests.support.fake_service import served
+
+LAYER = "model.language_model.layers.0.self_attn.q_proj"
+CALL_TIMEOUT_S = 60.0
+
+
+@dataclass(slots=True)
+class FakeDecoder:
+    """Holds the keys of its adapters."""
+
+    adapter_keys: frozenset[str] = frozenset()
+    failure: Exception | None = None
+
+    def add_adapter(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        assert tensors.keys() == {f"{LAYER}.down", f"{LAYER}.up"}
+        assert key not in self.adapter_keys
+        if self.failure is not None:
+            raise self.failure
+        self.adapter_keys |= {key}
+
+    def remove_adapter(self, key: str) -> None:
+        assert key in self.adapter_keys
+        self.adapter_keys -= {key}
+
+
+@dataclass(slots=True)
+class Watched:
+    """A folder of adapters, and the decoder that follows it."""
+
+    folder: Path
+    base_folder: Path
+    base: Manifest
+    decoder: FakeDecoder = field(default_factory=FakeDecoder)
+    time_s: float = 1.0
+    adapters: HotAdapters = field(init=False)
+
+    def __post_init__(self) -> None:
+        scan = AdapterScan(self.folder, now=lambda: 1e12)
+        self.adapters = HotAdapters(scan, self.base, self.base_folder, CALL_TIMEOUT_S, now=lambda: self.time_s)
+
+    def write(self, name: str, value: float = 1.0, **config: object) -> str:
+        """Write an adapter; return its key."""
+        path = self.folder / name
+        path.mkdir(exist_ok=True)
+        given = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": self.base.model_id} | config
+        (path / CONFIG_FILE).write_text(json.dumps(given))
+        sides = {"A": torch.full((2, 6), value), "B": torch.ones(4, 2)}
+        weights = {f"base_model.model.{LAYER}.lora_{side}.weight": tensor for side, tensor in sides.items()}
+        save_file(weights, path / WEIGHTS_FILE)
+        hashes = {file: sha256_of(path / file) for file in (CONFIG_FILE, WEIGHTS_FILE)}
+        return adapter_build_key(hashes, self.base.build_key)
+
+    def update(self, after_s: float = 1.0) -> frozenset[str]:
+        """Update after a time; return the keys of the decoder."""
+        self.time_s += after_s
+        self.adapters.update(self.decoder)
+        return self.decoder.adapter_keys
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    for name in ("adapters", "base"):
+        (tmp_path / name).mkdir()
+    save_file({f"{LAYER}.weight": torch.zeros(4, 6)}, tmp_path / "base" / DECODER_FILE)
+    return Watched(tmp_path / "adapters", tmp_path / "base", served(FLORENCE).manifest)
+
+
+def test_a_removed_adapter_stays_as_long_as_a_call_may_take(watched: Watched) -> None:
+    key = watched.write("a")
+    assert watched.update() == {key}
+    shutil.rmtree(watched.folder / "a")
+    assert watched.update() == {key}
+    assert watched.update(CALL_TIMEOUT_S) == {key}
+    assert watched.update() == frozenset()
+
+
+def test_an_adapter_that_comes_back_in_time_stays(watched: Watched) -> None:
+    key = watched.write("a")
+    watched.update()
+    shutil.rmtree(watched.folder / "a")
+    watched.update()
+    watched.write("a")
+    for _ in range(3):
+        assert watched.update(CALL_TIMEOUT_S) == {key}
+
+
+def test_a_replaced_adapter_is_another_build_beside_the_one_before(watched: Watched) -> None:
+    before = watched.write("a")
+    watched.update()
+    after = watched.write("a", 2.0)
+    assert watched.update() == {before, after}
+    assert watched.update(CALL_TIMEOUT_S + 1) == {after}
+
+
+def test_two_folders_with_the_same_files_are_one_build(watched: Watched) -> None:
+    key = watched.write("a")
+    assert watched.write("b") == key
+    watched.update()
+    shutil.rmtree(watched.folder / "a")
+    for _ in range(3):
+        assert watched.update(CALL_TIMEOUT_S) == {key}
+
+
+def test_an_adapter_of_another_base_is_left_to_its_runner(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    watched.write("a", base_model_name_or_path="another")
+    watched.write("b", base_model_name_or_path=None)
+    assert watched.update() == frozenset()
+    assert not watched.adapters.refused
+    assert not caplog.records
+
+
+def test_a_bad_adapter_is_refused_once_and_the_others_are_loaded(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, good = watched.write("bad", use_dora=True), watched.write("good")
+    for _ in range(3):
+        assert watched.update() == {good}
+    assert watched.adapters.refused.keys() == {bad}
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert line.startswith(f"the adapter bad of {FLORENCE.id} is refused: ")
+    assert "use_dora is True" in line
+    repaired = watched.write("bad", 3.0)
+    assert watched.update() == {good, repaired}
+    assert not watched.adapters.refused
+
+
+def test_an_adapter_that_the_device_cannot_hold_is_refused(watched: Watched) -> None:
+    key, watched.decoder.failure = watched.write("a"), torch.OutOfMemoryError("none left")
+    watched.update()
+    assert watched.adapters.refused == {key: "it cannot be loaded: OutOfMemoryError"}
+
+
+def test_an_adapter_above_the_maximum_is_loaded_when_one_is_freed(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    *first, last = (watched.write(f"adapter-{value:03}", value) for value in range(MAX_ADAPTERS + 1))
+    for _ in range(3):
+        assert watched.update() == frozenset(first)
+    assert f"{MAX_ADAPTERS} adapters of {FLORENCE.id} are loaded" in watched.adapters.refused[last]
+    assert len([record for record in caplog.records if "refused" in record.getMessage()]) == 1
+    shutil.rmtree(watched.folder / "adapter-000")
+    watched.update()
+    assert watched.update(CALL_TIMEOUT_S + 1) == frozenset([*first[1:], last])
+
+
+def test_an_adapter_of_the_store_with_the_same_build_is_not_loaded_twice_nor_removed(watched: Watched) -> None:
+    key = watched.write("a")
+    watched.decoder.adapter_keys = frozenset({key})
+    assert watched.update() == {key}
+    shutil.rmtree(watched.folder / "a")
+    watched.update()
+    assert watched.update(CALL_TIMEOUT_S + 1) == {key}

@@ -1,0 +1,189 @@
+"""Adapters of a folder become models once the runner of their base has loaded them."""
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from runners.artifacts.adapter_folder import CONFIG_FILE, ENTRY_FILE, WEIGHTS_FILE, AdapterScan, adapter_build_key
+from runners.artifacts.manifest import sha256_of
+from runners.transport.messages import AdapterStates
+from service.inference.hot_adapters import HotAdapters
+from service.inference.served_models import ServedModel, ServedModels
+from service.runner_client.client import RunnerClient
+from service.settings import Settings
+from tests.support.catalog import FLORENCE
+from tests.support.core_calls import run
+from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder
+from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, served_models
+
+BOTH = [FLORENCE_ID, PALIGEMMA_ID]
+
+
+@dataclass(slots=True)
+class Watched:
+    """A folder of adapters, and the served models that follow it."""
+
+    folder: Path
+    settings: Settings = Settings()  # noqa: RUF009  # frozen
+    models: ServedModels = field(default_factory=served_models)
+    channels: dict[str, FakeChannel] = field(init=False)
+    published: list[tuple[str, bool]] = field(default_factory=list)
+    adapters: HotAdapters = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.channels = {model_id: FakeChannel(FakeEncoder(), FakeDecoder({})) for model_id in BOTH}
+        runners = {model.id: RunnerClient(model.manifest, self.channels[model.id]) for model in self.models}
+        scan = AdapterScan(self.folder, now=lambda: 1e12)
+        self.adapters = HotAdapters(scan, self.models, runners, self.settings, self._publish)
+
+    def _publish(self, model: ServedModel, is_served: bool) -> None:
+        self.published.append((model.id, is_served))
+
+    def write(self, name: str, weights: bytes = b"weights", base: str = FLORENCE_ID, entry: str = "") -> str:
+        """Write an adapter; return its key."""
+        path = self.folder / name
+        path.mkdir(exist_ok=True)
+        (path / CONFIG_FILE).write_text(json.dumps({"base_model_name_or_path": base}))
+        (path / WEIGHTS_FILE).write_bytes(weights)
+        if entry:
+            (path / ENTRY_FILE).write_text(entry)
+        return adapter_build_key({file: sha256_of(path / file) for file in (CONFIG_FILE, WEIGHTS_FILE)}, "0" * 64)
+
+    def answer(self, *loaded: str, base: str = FLORENCE_ID, refused: str | None = None) -> None:
+        """Set what the runner of a base reports."""
+        reasons = {} if refused is None else {refused: "bad"}
+        self.channels[base].adapter_states = AdapterStates(loaded=frozenset(loaded), refused=reasons)
+
+    def update(self) -> list[str]:
+        """Update; return the ids of the served models."""
+        run(self.adapters.update())
+        return [model.id for model in self.models]
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    return Watched(tmp_path)
+
+
+def test_an_adapter_is_listed_once_its_runner_has_loaded_it(watched: Watched) -> None:
+    key = watched.write("tuned")
+    assert watched.update() == BOTH
+    assert not watched.published
+    watched.answer(key)
+    assert watched.update() == [*BOTH, "tuned"]
+    model, base = watched.models.get("tuned"), watched.models.get(FLORENCE_ID)
+    assert (model.runner_id, model.adapter_key, model.manifest.build_key) == (FLORENCE_ID, key, key)
+    assert (model.manifest.adapter_of, model.precision) == (FLORENCE_ID, base.precision)
+    assert model.manifest.checkpoint != base.manifest.checkpoint
+    for _ in range(3):
+        watched.update()
+    assert watched.published == [("tuned", True)]
+
+
+def test_a_removed_adapter_is_not_listed(watched: Watched) -> None:
+    watched.answer(watched.write("tuned"))
+    watched.update()
+    shutil.rmtree(watched.folder / "tuned")
+    assert watched.update() == BOTH
+    assert watched.published == [("tuned", True), ("tuned", False)]
+
+
+def test_the_version_before_is_listed_until_the_runner_has_loaded_the_next(watched: Watched) -> None:
+    first = watched.write("tuned")
+    watched.answer(first)
+    watched.update()
+    second = watched.write("tuned", b"others")
+    assert watched.update() == [*BOTH, "tuned"]
+    assert watched.models.get("tuned").adapter_key == first
+    watched.answer(first, second)
+    watched.update()
+    assert watched.models.get("tuned").adapter_key == second
+
+
+def test_a_version_that_the_runner_refuses_is_not_listed_nor_the_one_before(watched: Watched) -> None:
+    first = watched.write("tuned")
+    watched.answer(first)
+    watched.update()
+    watched.answer(first, refused=watched.write("tuned", b"others"))
+    assert watched.update() == BOTH
+
+
+def test_while_a_runner_does_not_answer_its_listed_adapters_stay(watched: Watched) -> None:
+    watched.answer(watched.write("tuned"))
+    watched.update()
+    watched.channels[FLORENCE_ID].adapter_states = None
+    watched.write("new", b"others")
+    assert watched.update() == [*BOTH, "tuned"]
+
+
+def test_a_changed_entry_is_served_without_another_build(watched: Watched) -> None:
+    key = watched.write("tuned")
+    watched.answer(key)
+    watched.update()
+    assert "ocr" in watched.models.get("tuned").entry.task_ids
+    watched.write("tuned", entry="tasks: {ocr: null}\nlicense: MIT")
+    watched.update()
+    model = watched.models.get("tuned")
+    assert (model.adapter_key, model.entry.license, "ocr" in model.entry.task_ids) == (key, "MIT", False)
+
+
+def test_each_base_is_asked_for_its_own(watched: Watched) -> None:
+    one, other = watched.write("one"), watched.write("other", base=PALIGEMMA_ID)
+    watched.answer(one, other, base=PALIGEMMA_ID)
+    assert watched.update() == [*BOTH, "other"]
+    watched.answer(one)
+    assert watched.update() == [*BOTH, "one", "other"]
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "entry", "reason"),
+    [
+        ("tuned", "another", "", f"its base 'another' is not served; the served models are {FLORENCE_ID} ("),
+        ("tuned", FLORENCE_ID, "tasks: {reading: null}", "the unknown task 'reading'"),
+        ("tuned", FLORENCE_ID, "resolution: 224", "an adapter shares resolution with its base"),
+        ("tuned", FLORENCE_ID, "- list", "must have keys of a catalog entry"),
+        ("tuned", FLORENCE_ID, "source: elsewhere", "source is not allowed"),
+        ("Tuned", FLORENCE_ID, "", "lower-case letters"),
+        (PALIGEMMA_ID, FLORENCE_ID, "", f"the catalog has a model '{PALIGEMMA_ID}'"),
+    ],
+)
+def test_a_bad_entry_is_refused_once_with_its_reason(
+    watched: Watched, caplog: pytest.LogCaptureFixture, name: str, base: str, entry: str, reason: str
+) -> None:
+    watched.answer(watched.write(name, base=base, entry=entry), good := watched.write("good", b"others"))
+    for _ in range(3):
+        assert watched.update() == [*BOTH, "good"]
+    assert watched.models.get("good").adapter_key == good
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert line.startswith(f"the adapter {name} is refused: ")
+    assert reason in line
+
+
+def test_a_calibration_of_another_checkpoint_refuses_the_adapter(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    points = {"scores": [0.5], "probabilities": [0.5]}
+    row = {"model": "tuned", "checkpoint": "of another", "task": "object_detection", **points}
+    (tmp_path / "calibration.json").write_text(json.dumps({"calibrations": [row]}))
+    (tmp_path / "adapters").mkdir()
+    watched = Watched(tmp_path / "adapters", Settings(calibration=(str(tmp_path / "calibration.json"),)))
+    watched.answer(watched.write("tuned"))
+    assert watched.update() == BOTH
+    assert "is of the checkpoint of another" in caplog.text
+
+
+def test_the_start_is_over_once_every_runner_that_is_needed_has_answered(watched: Watched) -> None:
+    watched.write("tuned", base=FLORENCE.source)
+    watched.channels[FLORENCE_ID].adapter_states = None
+    watched.update()
+    assert not watched.adapters.is_started
+    watched.answer()
+    watched.update()
+    assert watched.adapters.is_started
+    watched.channels[FLORENCE_ID].adapter_states = None
+    watched.update()
+    assert watched.adapters.is_started
