@@ -24,9 +24,13 @@ from tasks.parsing import Location
 _ENTRIES = f"""
 start: ((head LABEL_AND_SEPARATOR)* head LABEL)?
 LABEL_AND_SEPARATOR: LABEL / ?{SEPARATOR} ?/
-"""
-_BOXES = f'{_ENTRIES}head: location{{4}}\nLABEL: " "? (%s)'
-_INSTANCES = f"{_ENTRIES}head: location{{4}} segmentation{{16}}\nLABEL: /(?s:.)+/"
+head: %s
+LABEL: " "? (%s)"""
+_HEADS = {
+    "open_vocabulary_detection": "location{4}",
+    "phrase_grounding": "location{4}",
+    "instance_segmentation": "location{4} segmentation{16}",
+}
 
 _LOCATION = r"<loc(0[0-9]{3}|10[01][0-9]|102[0-3])>"
 _SEGMENTATION = r"<seg(0[0-9]{2}|1[01][0-9]|12[0-7])>"
@@ -49,15 +53,11 @@ class Entry:
 def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:
     """Return the grammar of the answer to each prompt of a task, None where any text is well-formed.
 
-    The label of a box is one of the names asked for.
+    A label is one of the names asked for.
     """
-    match task_id:
-        case "open_vocabulary_detection" | "phrase_grounding":
-            return _BOXES % " | ".join(map(json.dumps, asked_names(parameters)))
-        case "instance_segmentation":
-            return _INSTANCES
-        case _:
-            return None
+    if task_id not in _HEADS:
+        return None
+    return _ENTRIES % (_HEADS[task_id], " | ".join(map(json.dumps, asked_names(parameters))))
 
 
 def split_entries(text: str) -> Iterator[Entry]:

@@ -126,7 +126,8 @@ def test_every_true_answer_is_well_formed(languages: dict[str, Language], model_
             if label != "<loc0005>"
         ),
         ("paligemma", "phrase_grounding", ODD, f"{FOUR}<loc0005>", False),
-        ("paligemma", "instance_segmentation", PHRASE, f"{FOUR}{SIXTEEN} a star ; {FOUR}{SIXTEEN} star", True),
+        ("paligemma", "instance_segmentation", PHRASE, f"{FOUR}{SIXTEEN} star ; {FOUR}{SIXTEEN} star", True),
+        ("paligemma", "instance_segmentation", PHRASE, f"{FOUR}{SIXTEEN} a star", False),
         ("paligemma", "instance_segmentation", PHRASE, f"{FOUR}{SIXTEEN}<seg001> star", False),
         ("paligemma", "instance_segmentation", PHRASE, f"{FOUR} star", False),
     ],

@@ -1,0 +1,84 @@
+"""A model of FiftyOne: `dataset.apply_model(DiptychModel("object_detection"), "florence2")`.
+
+Needs the extra `fiftyone`. The model's calls run concurrently up to FiftyOne's `batch_size`.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fiftyone.core.labels as fol
+import fiftyone.core.models as fom
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from diptych_client.client import Client
+from diptych_client.requests import AnswerOptions, TaskParameters
+from diptych_client.results import TextResult
+
+_MAX_CONCURRENT = 16
+
+
+class DiptychModel(fom.SamplesMixin, fom.Model):  # type: ignore[misc]  # FiftyOne has no types
+    """One task of one served model.
+
+    Args:
+        task: the task's id.
+        model: the model's id; by default the first that offers the task.
+        min_score: minimum score of an object.
+        url: of the service; `grpc://` or `grpcs://` for gRPC.
+        api_key_file: a file with the API key.
+        timeout_s: of one image.
+        parameters: the task's: `labels`, `phrase`, `question` …
+    """
+
+    def __init__(
+        self,
+        task: str,
+        model: str | None = None,
+        *,
+        min_score: float = 0.0,
+        url: str = "http://localhost:3000",
+        api_key_file: str | None = None,
+        timeout_s: float = 60.0,
+        **parameters: Any,
+    ) -> None:
+        super().__init__()
+        api_key = None if api_key_file is None else Path(api_key_file).read_text(encoding="utf-8").strip()
+        self._client = Client(url, api_key=api_key, timeout_s=timeout_s)
+        self._task, self._model = task, model
+        self._parameters = TaskParameters(**parameters)
+        self._options = AnswerOptions(min_score=min_score)
+
+    @property
+    def media_type(self) -> str:
+        return "image"
+
+    @property
+    def ragged_batches(self) -> bool:
+        return True  # images of a batch differ in size
+
+    @property
+    def transforms(self) -> None:
+        return None
+
+    @property
+    def preprocess(self) -> bool:
+        return False
+
+    def predict(self, arg: NDArray[np.uint8], sample: Any = None) -> fol.Label:
+        """Return the labels of an image (H, W, 3); the file of `sample` is sent if there is one."""
+        image = Image.fromarray(arg) if sample is None else Path(sample.filepath)
+        answer = self._client.predict(image, self._task, self._parameters, model=self._model, options=self._options)
+        return (
+            fol.Classification(label=answer.result.text)
+            if isinstance(answer.result, TextResult)
+            else answer.to_fiftyone()
+        )
+
+    def predict_all(self, args: Sequence[NDArray[np.uint8]], samples: Sequence[Any] | None = None) -> list[fol.Label]:
+        """Return the labels of each image; raise the first error."""
+        with ThreadPoolExecutor(min(len(args), _MAX_CONCURRENT)) as threads:
+            return list(threads.map(self.predict, args, samples or [None] * len(args)))
