@@ -29,8 +29,7 @@ class FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(_context: Any, query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float) -> Tensor:
         """Compute what the operator does, for the trace."""
-        heads = (rows.unflatten(-1, (num_heads, -1)).transpose(1, 2) for rows in (query, key, value))
-        return functional.scaled_dot_product_attention(*heads, scale=scale).transpose(1, 2).flatten(2)
+        return _products(query, key, value, num_heads, scale)
 
     @staticmethod
     def symbolic(graph: Any, query: Any, key: Any, value: Any, num_heads: int, scale: float) -> Any:
@@ -72,39 +71,41 @@ class TokenRowsDavit(nn.Module):
         else:
             rows = rows + self._channel_attention(block.channel_attn, normed)
         rows = _convolve(block.conv2, rows, shape_chw)
-        return rows + block.ffn(block.norm2(rows))
+        fed_forward: Tensor = block.ffn(block.norm2(rows))
+        return rows + fed_forward
 
     def _window_attention(self, attention: Any, rows: Tensor, height: int, width: int) -> Tensor:
-        side = attention.window_size
+        side, channels = attention.window_size, attention.dim
         bottom, right = -height % side, -width % side
-        images = rows.view(-1, height, width, rows.shape[-1])
+        images = rows.view(-1, height, width, channels)
         if bottom or right:
             images = functional.pad(images, (0, 0, 0, right, 0, bottom))
         grid = ((height + bottom) // side, (width + right) // side)
-        windows = images.view(-1, grid[0], side, grid[1], side, rows.shape[-1]).permute(0, 1, 3, 2, 4, 5)
-        query, key, value = _queries_keys_values(attention.qkv, windows.reshape(-1, side * side, rows.shape[-1]))
+        windows = images.view(-1, grid[0], side, grid[1], side, channels).permute(0, 1, 3, 2, 4, 5)
+        query, key, value = _queries_keys_values(attention.qkv, windows.reshape(-1, side * side, channels))
         num_heads, scale = attention.num_heads, attention.scale
         if self.is_for_one_image:
             attended = FusedAttention.apply(query, key, value, num_heads, scale)  # type: ignore[no-untyped-call]
         else:
-            heads = (each.unflatten(-1, (num_heads, -1)) for each in (query, key, value))
-            attended = _products(*heads, scale).flatten(2)
-        windows = attention.proj(attended).view(-1, *grid, side, side, rows.shape[-1]).permute(0, 1, 3, 2, 4, 5)
-        images = windows.reshape(-1, grid[0] * side, grid[1] * side, rows.shape[-1])
+            attended = _products(query, key, value, num_heads, scale)
+        projected: Tensor = attention.proj(attended)
+        windows = projected.view(-1, *grid, side, side, channels).permute(0, 1, 3, 2, 4, 5)
+        images = windows.reshape(-1, grid[0] * side, grid[1] * side, channels)
         if bottom or right:
             images = images[:, :height, :width]
-        return images.reshape(-1, height * width, rows.shape[-1])
+        return images.reshape(-1, height * width, channels)
 
     def _channel_attention(self, attention: Any, rows: Tensor) -> Tensor:
         """Attend from channels to channels of a group, over all tokens."""
-        num_tokens, num_channels = rows.shape[1:]
+        num_tokens, num_channels = (int(side) for side in rows.shape[1:])
         groups = (attention.groups, num_channels // attention.groups)
         leading = (num_tokens,) if self.is_for_one_image else (-1, num_tokens)
         query, key, value = (each.reshape(*leading, *groups) for each in _queries_keys_values(attention.qkv, rows))
         # Scaled before the product, whose sums over all tokens leave the range of float16.
         scores = _heads_first(query * num_tokens**-0.5).transpose(-2, -1) @ _heads_first(key)  # (B, A, D, D)
         attended = _heads_first(value) @ scores.softmax(-1).transpose(-2, -1)  # (B, A, tokens, D)
-        return attention.proj(_heads_first(attended).reshape(-1, num_tokens, num_channels))  # type: ignore[no-any-return]
+        projected: Tensor = attention.proj(_heads_first(attended).reshape(-1, num_tokens, num_channels))
+        return projected
 
 
 def _convolve(conv: nn.Conv2d, rows: Tensor, shape_chw: list[int]) -> Tensor:
@@ -124,10 +125,13 @@ def _queries_keys_values(linear: nn.Linear, rows: Tensor) -> list[Tensor]:
     return [functional.linear(rows, *each) for each in zip(linear.weight.chunk(3), biases, strict=True)]
 
 
-def _products(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Return the attention (W, S, A, D) of queries, keys and values of that shape."""
-    scores = _heads_first(query * scale) @ _heads_first(key).transpose(-2, -1)  # (W, A, S, S)
-    return _heads_first(scores.softmax(-1) @ _heads_first(value))
+def _products(query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float) -> Tensor:
+    """Return the attention (W, S, C) of queries, keys and values of that shape."""
+    num_tokens, num_channels = (int(side) for side in query.shape[1:])
+    shape = (-1, num_tokens, num_heads, num_channels // num_heads)
+    query, key, value = (_heads_first(each.view(shape)) for each in (query * scale, key, value))
+    attended = (query @ key.transpose(-2, -1)).softmax(-1) @ value  # (W, A, S, D)
+    return _heads_first(attended).reshape(-1, num_tokens, num_channels)
 
 
 def _heads_first(rows: Tensor) -> Tensor:
