@@ -69,7 +69,9 @@ def needs_of(entry: CatalogEntry, num_cores: int) -> Needs:
         )
     else:
         peaks = (4 * parameters + _ENCODER_COPIES * 4 * encoder, 4 * decoder + 3 * _ACTIVATIONS_BYTES * decoder / _GB)
-    files = (4 + 1 + 2) * encoder + 2 * decoder  # encoder in float32, int8 and float16; decoder as stored, in 16 bits
+    # Encoder in float32, int8 and float16; at first Florence-2's float32 graph of one image takes the place of float16.
+    bytes_per_weight = 4 + 1 + (4 if entry.family == "florence2" else 2)
+    files = bytes_per_weight * encoder + 2 * decoder  # decoder as stored, in 16 bits
     seconds = _CORE_SECONDS["fixed"] + _CORE_SECONDS["per gigaparameter"] * parameters / _GB
     return Needs(is_large, _LIBRARIES_BYTES + max(peaks), files, seconds / num_cores / 60)
 

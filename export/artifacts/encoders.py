@@ -3,14 +3,17 @@
 Tracing, optimum and onnx hold several copies of a graph; a child gives all of this memory back when it ends.
 """
 
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from export.artifacts.checkpoint_tensors import VISION_PREFIXES, CheckpointTensors, empty_model
-from export.artifacts.onnx_graphs import export_vision_encoder, write_at_precision
+from export.artifacts.davit import TokenRowsDavit
+from export.artifacts.onnx_graphs import export_vision_encoder, write_at_precision, write_int8
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule
 from export.checkpoints.errors import EncoderError, ExportError
 from runners.artifacts.manifest import Precision, vision_encoder_file
@@ -18,16 +21,39 @@ from runners.artifacts.manifest import Precision, vision_encoder_file
 
 def make_encoders(checkpoint: Path, image_input: ImageInput, precisions: Sequence[Precision], folder: Path) -> None:
     """Write the vision encoder of `checkpoint` in float32 and in each of `precisions` into `folder`."""
+    model = load_vision_model(checkpoint)
+    fast_tower = use_fast_tower(model)
+    module = VisionEncoderModule(model, image_input)
+    export_vision_encoder(module, image_input.size_wh, folder / vision_encoder_file("float32"))
+    source, config = folder / vision_encoder_file("float32"), model.config
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        if fast_tower is not None and "int8" in precisions:
+            fast_tower.is_for_one_image = True
+            source = Path(scratch) / "one-image.onnx"
+            export_vision_encoder(module, image_input.size_wh, source, is_for_one_image=True)
+        del module, model, fast_tower
+        if "int8" in precisions:
+            write_int8(source, folder / vision_encoder_file("int8"), config)
+    for precision in set(precisions) - {"int8"}:
+        write_at_precision(folder, precision, config)
+
+
+def load_vision_model(checkpoint: Path) -> Any:
+    """Return transformers' model of `checkpoint` with the weights of its vision tower and projector only."""
     tensors, model = CheckpointTensors.open(checkpoint), empty_model(checkpoint)
     for prefix in VISION_PREFIXES:
         name = prefix.removesuffix(".")
         tensors.fill(model.get_submodule(name), name)
-    module = VisionEncoderModule(model, image_input)
-    export_vision_encoder(module, image_input.size_wh, folder / vision_encoder_file("float32"))
-    config = model.config
-    del module, model
-    for precision in precisions:
-        write_at_precision(folder, precision, config)
+    return model
+
+
+def use_fast_tower(model: Any) -> TokenRowsDavit | None:
+    """Replace the vision tower of `model` by its faster form; return it, or None if the family has none."""
+    if model.config.model_type != "florence2":
+        return None
+    tower = TokenRowsDavit(model.model.vision_tower)
+    model.model.vision_tower = tower
+    return tower
 
 
 def make_encoders_in_child(

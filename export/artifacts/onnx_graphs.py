@@ -2,7 +2,8 @@
 
     pixels uint8 (batch_size, H, W, 3) -> image_features float32 (batch_size, N, C)
 
-int8 (CPU): weights of MatMul and Gemm are quantised per channel, their inputs dynamically.
+int8 (CPU): weights of MatMul and Gemm are quantised per channel, their inputs dynamically. Florence-2's graph is
+of one image (davit.py), because the runner encodes images one by one at int8.
 float16 (CUDA): weights and activations; input and output keep their types.
 All are exported with SDPA, which scales queries and keys before it multiplies them: eager attention sums the products
 first, in Florence-2 over all tokens of an image (36,864 at 768 pixels), and leaves the range of float16.
@@ -31,12 +32,12 @@ _QUANTISED_OPERATORS = ["MatMul", "Gemm"]
 
 
 class PixelsGenerator(DummyInputGenerator):  # type: ignore[misc]  # optimum has no types
-    """Random pixels to trace the graph with: two images, because a batch of one would be traced as a constant."""
+    """Random pixels to trace the graph with."""
 
     SUPPORTED_INPUT_NAMES = ("pixels",)
 
-    def __init__(self, _task: str, _config: NormalizedConfig, width: int, height: int) -> None:
-        self._shape = (2, height, width, 3)
+    def __init__(self, _task: str, _config: NormalizedConfig, batch_size: int, width: int, height: int) -> None:
+        self._shape = (batch_size, height, width, 3)
 
     def generate(self, _name: str, framework: str = "pt", **_dtypes: str) -> Any:
         """Return a torch tensor ("pt") or a numpy array ("np"), as optimum's interface requires."""
@@ -61,16 +62,33 @@ class VisionEncoderOnnxConfig(OnnxConfig):  # type: ignore[misc]  # optimum has 
         return {"image_features": _BATCH_AXIS}
 
 
-def export_vision_encoder(module: VisionEncoderModule, size_wh: tuple[int, int], output: Path) -> None:
-    """Write `module` to `output` in float32, for images of exactly `size_wh`."""
+class OneImageOnnxConfig(VisionEncoderOnnxConfig):
+    """The same names without a dynamic axis."""
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        """The resized pixels of one image."""
+        return {"pixels": {}}
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        """Its projected image features."""
+        return {"image_features": {}}
+
+
+def export_vision_encoder(
+    module: VisionEncoderModule, size_wh: tuple[int, int], output: Path, is_for_one_image: bool = False
+) -> None:
+    """Write `module` to `output` in float32, for images of exactly `size_wh`, in batches or one at a time."""
     width, height = size_wh
-    config = VisionEncoderOnnxConfig(module.config)
+    config = (OneImageOnnxConfig if is_for_one_image else VisionEncoderOnnxConfig)(module.config)
+    batch_size = 1 if is_for_one_image else 2  # a dynamic batch of one would be traced as a constant
     with module.attention("sdpa"), warnings.catch_warnings():
         # Sizes are fixed, so Python values that depend on them may be traced as constants.
         warnings.simplefilter("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         # optimum 2.3 exports by tracing, which torch 2.13 calls deprecated.
         warnings.simplefilter("ignore", category=DeprecationWarning)
-        export(module, config, output, input_shapes={"width": width, "height": height})
+        export(module, config, output, input_shapes={"batch_size": batch_size, "width": width, "height": height})
 
 
 def write_at_precision(folder: Path, precision: Precision, config: Any) -> None:
@@ -80,14 +98,14 @@ def write_at_precision(folder: Path, precision: Precision, config: Any) -> None:
         case "float32":
             return
         case "int8":
-            _write_int8(source, output, config)
+            write_int8(source, output, config)
         case "float16":
             onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), output)
         case "bfloat16":
             raise ValueError("ONNX Runtime has no bfloat16 vision encoder; allowed: float32, int8, float16")
 
 
-def _write_int8(source: Path, output: Path, config: Any) -> None:
+def write_int8(source: Path, output: Path, config: Any) -> None:
     """Quantise with optimum, whose own configuration files are discarded."""
     # Attention multiplies two activations: quantising them would gain little and lose more accuracy.
     graph = onnx.load(source, load_external_data=False).graph

@@ -3,6 +3,7 @@
 models      checkpoints, the bench's own catalog, and their artifacts
 questions   images, and questions both as fields of our API and as the model's exact prompt
 steps       time of a decode step in the scheduler
+encoders    time and features of the vision encoder's graphs
 linears     throughput of the packed linear layer
 
 FOLDER/checkpoints/ID/   for the other servers, which use transformers

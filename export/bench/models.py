@@ -24,8 +24,8 @@ from tasks.catalog import CatalogEntry, load_catalog
 
 Scale = Literal["embedded", "base"]
 
-_ALL_LAYERS = 100
-_GAIN = 0.5  # with it, int8 is as accurate in the random encoder as in trained ones
+ALL_LAYERS = 100
+RANDOM_GAIN = 0.5  # with it, int8 is as accurate in the random encoder as in trained ones
 _PROBES = ProbePlan(2, 12)  # of the parity check: real widths take seconds per probe
 _NOT_ENDLESS = ("forced_eos_token_id", "num_beams", "early_stopping")
 
@@ -80,7 +80,7 @@ def write_checkpoint(model: BenchModel, folder: Path) -> None:
     if not model.is_random:
         shutil.copytree(ROOT / "models" / model.entry_id, folder, dirs_exist_ok=True)
     elif not (folder / GENERATION_CONFIG_FILE).is_file():
-        write_random_checkpoint(model.entry_id, folder, _ALL_LAYERS, gain=_GAIN)
+        write_random_checkpoint(model.entry_id, folder, ALL_LAYERS, gain=RANDOM_GAIN)
     if model.is_endless:
         _make_endless(folder)
 
