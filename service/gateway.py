@@ -40,8 +40,7 @@ from service.inference.served_models import (
     served_entries,
     unserved_models,
 )
-from service.runner_client.channel import RunnerChannel
-from service.runner_client.client import RunnerClient
+from service.runner_client.client import RunnerChannel, RunnerClient
 from service.settings import BYTES_PER_MB, Settings, settings
 from service.supervision.roles import GATEWAY
 from service.telemetry.logs import configure_logging

@@ -27,7 +27,7 @@ from runners.transport.messages import (
     Written,
 )
 from runners.transport.pixels import Pixels
-from service.runner_client.channel import FeaturesMissing, RunnerCall, RunnerChannel
+from service.runner_client.client import FeaturesMissing, RunnerCall, RunnerChannel
 from tests.support.answers import generated
 
 NUM_PROMPT_TOKENS = 5

@@ -28,8 +28,7 @@ from service.http_app import rest_app
 from service.images.files import ImageLimits
 from service.inference.core import Core, CoreLimits
 from service.inference.served_models import ServedModels
-from service.runner_client.channel import RunnerChannel
-from service.runner_client.client import RunnerClient
+from service.runner_client.client import RunnerChannel, RunnerClient
 from service.settings import Settings
 from tests.support.catalog import FLORENCE, ROOT
 from tests.support.fake_service import PNG, served

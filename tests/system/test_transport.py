@@ -11,7 +11,7 @@ from runners.artifacts.manifest import Manifest, read_manifest
 from runners.transport.build_guard import BUILD_HEADER
 from runners.transport.messages import FoundFeatures, SequenceSpec, TextPiece, Written
 from runners.transport.pixels import IMAGE_KEY_HEADER, JSON
-from service.runner_client.channel import FeaturesMissing, RunnerCall, RunnerChannel
+from service.runner_client.client import FeaturesMissing, RunnerCall, RunnerChannel
 from tests.support.export_cli import ModelStore
 from tests.support.processes import run_folder_of
 from tests.support.replicas import MODEL, Replicas, replicas

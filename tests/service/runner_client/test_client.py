@@ -13,8 +13,7 @@ from runners.transport.messages import Failed, Outcomes, SequenceSpec
 from service.errors import DeadlineExceeded, InternalError, NotReady, ServiceError
 from service.images.decoding import ImageDecoder, LazyImage
 from service.images.files import ImageLimits
-from service.runner_client.channel import RunnerCall
-from service.runner_client.client import RunnerClient, WrittenAnswers
+from service.runner_client.client import RunnerCall, RunnerClient, WrittenAnswers
 from tests.support.catalog import FLORENCE
 from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder, fake_features, refusal
