@@ -15,9 +15,8 @@ from runners.bentoml_internals import batcher, dispatch_at_once
 from runners.options import RunnerOptions, runner_name
 from runners.telemetry import tracing
 from runners.telemetry.metrics import START_TIME_SECONDS
-from runners.transport.body_guard import BodyGuard
-from runners.transport.build_guard import BuildGuard, LoadedBuild
 from runners.transport.drain import CallsInFlight, drain_before_stop
+from runners.transport.guards import BodyGuard, BuildGuard, LoadedBuild
 from runners.transport.messages import EncodedImage, ImageToEncode
 from runners.transport.traced_calls import TracedCalls
 

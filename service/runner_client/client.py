@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 
 from runners.artifacts.manifest import Manifest
 from runners.telemetry.tracing import call_headers, span
-from runners.transport.build_guard import BUILD_HEADER
+from runners.transport.guards import BUILD_HEADER
 from runners.transport.messages import (
     AdapterStates,
     Failed,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runners.artifacts.manifest import Manifest, read_manifest
-from runners.transport.build_guard import BUILD_HEADER
+from runners.transport.guards import BUILD_HEADER
 from runners.transport.messages import FoundFeatures, SequenceSpec, TextPiece, Written
 from runners.transport.pixels import IMAGE_KEY_HEADER, JSON
 from service.runner_client.client import FeaturesMissing, RunnerCall, RunnerChannel

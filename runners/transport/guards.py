@@ -1,8 +1,11 @@
-"""A guard for request bodies: a runner reads JSON, and pixels of the gateway's calls, up to a maximum length.
+"""Requests that a runner refuses before it reads them: foreign or long bodies, and calls for another build.
 
-BentoML 1.4.40 unpickles any request body whose content type is that of a pickle; only its entry service, the gateway,
-refuses these.
+A runner reads JSON, and pixels of the gateway's calls. BentoML 1.4.40 unpickles any request body whose content type is
+that of a pickle; only its entry service, the gateway, refuses these. The features of one build are noise to the decoder
+of another, without any error; builds can differ if a URL is that of another model, and during the rollout of a new build.
 """
+
+from http import HTTPStatus
 
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
@@ -13,6 +16,7 @@ from runners.transport.pixels import BYTES, JSON
 # The pixels of the largest input of both families, 896 x 896, are 2.4 MB.
 MAX_BODY_BYTES = 16_000_000
 _CALLS = ("/write", "/stream")
+BUILD_HEADER = "X-Diptych-Build"  # the build key of a manifest
 
 
 class BodyGuard:
@@ -36,3 +40,25 @@ def _refusal(path: str, headers: Headers) -> PlainTextResponse | None:
     if int(length) > MAX_BODY_BYTES:
         return PlainTextResponse(f"the body has {length} bytes; at most {MAX_BODY_BYTES} are allowed", 413)
     return None
+
+
+class LoadedBuild:
+    """The key of the build that a runner has loaded; None until then."""
+
+    key: str | None = None
+
+
+class BuildGuard:
+    """Refuses calls and probes for another build with 503, at which a proxy tries the next runner."""
+
+    def __init__(self, app: ASGIApp, loaded: LoadedBuild) -> None:
+        self._app = app
+        self._loaded = loaded
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wanted = Headers(scope=scope).get(BUILD_HEADER) if scope["type"] == "http" else None
+        if wanted is None or wanted == self._loaded.key:
+            await self._app(scope, receive, send)
+            return
+        message = f"{BUILD_HEADER} is {wanted[:80]!r}; this runner has loaded {self._loaded.key!r}"
+        await PlainTextResponse(message, HTTPStatus.SERVICE_UNAVAILABLE)(scope, receive, send)
