@@ -2,7 +2,7 @@
 
 A runner reads JSON, and pixels of the gateway's calls. BentoML 1.4.40 unpickles any request body whose content type is
 that of a pickle; only its entry service, the gateway, refuses these. The features of one build are noise to the decoder
-of another, without any error; builds can differ if a URL is that of another model, and during the rollout of a new build.
+of another, without any error; builds can differ if a URL is that of another model, and while a new build is rolled out.
 """
 
 from http import HTTPStatus
