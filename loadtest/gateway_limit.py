@@ -5,7 +5,7 @@ gateway's work: reading the form, decoding, resizing and sending the image, pars
 must be exported (`make export`), because the gateway reads its manifest.
 
 Where clients and runner take cores that the gateways could use, requests per second do not double with the processes.
-Processor time per request then tells whether more processes cost more, and the shares whether the load is spread.
+`--cores C` then limits each gateway process to a share of a core, so that clients and runner have enough beside them.
 """
 
 import argparse
@@ -15,12 +15,13 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import aiohttp
 
 from loadtest.figures import percent, shown
-from loadtest.processes import ROOT, Launch, cpu_s_by_process, free_port, running
+from loadtest.processes import ROOT, Launch, cpu_s_by_process, free_port, limited, running
 from loadtest.soak_traffic import new_image
 
 MODEL = "florence-2-mini"
@@ -42,8 +43,8 @@ class Round:
         return self.cpu_s_per_s / self.requests_per_s
 
 
-def measure(num_workers: int, num_rounds: int, round_s: float) -> list[Round]:
-    """Start runner and gateways, and measure."""
+def measure(num_workers: int, num_rounds: int, round_s: float, cores: float | None = None) -> list[Round]:
+    """Start runner and gateways, and measure; each gateway has `cores` of processor time, or all that there is."""
     runner_port, port = free_port(), free_port()
     environment = {
         "DIPTYCH_MODELS": MODEL,
@@ -60,6 +61,7 @@ def measure(num_workers: int, num_rounds: int, round_s: float) -> list[Round]:
     with (
         running(runner, ROOT / "build" / "simulated_runner.log"),
         running(gateway, ROOT / "build" / "gateway.log") as process_id,
+        nullcontext() if cores is None else limited(cpu_s_by_process(process_id).keys() - {process_id}, cores),
     ):
         return asyncio.run(_rounds(gateway.url, process_id, num_rounds, round_s))
 
@@ -122,8 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="gateway processes; default %(default)s")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default %(default)s")
     parser.add_argument("--seconds", type=float, default=8, metavar="S", help="of a round; default %(default)s")
+    parser.add_argument("--cores", type=float, metavar="C", help="of each gateway process, as root; default: no limit")
     given = parser.parse_args(arguments)
-    print(report(given.workers, measure(given.workers, given.rounds, given.seconds)))
+    print(report(given.workers, measure(given.workers, given.rounds, given.seconds, given.cores)))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,9 @@ _MAX_ERROR_CHARS = 200  # of a parser's message
 _CHARSET = re.compile(r";\s*charset=[^;]*", re.IGNORECASE)
 # Bounded, as base64 looks like a scheme: 20 MB of it held the interpreter's lock for 0.2 s.
 _SCHEME = re.compile(r"\s{0,100}([A-Za-z][A-Za-z0-9+.-]{0,100}):")
+_MAX_DIGITS = 1000
+# Not in a string: base64 has none of the characters before it, and after `base64,` no format begins with a digit.
+_LONG_NUMBER = re.compile(rb"[\s:,\[][-+.0-9eE]{%d}" % (_MAX_DIGITS + 1))
 _BOOLEANS = {"true": True, "false": False}
 
 ParsedT = TypeVar("ParsedT")
@@ -123,6 +126,8 @@ def json_object(body: bytes, max_values: int = _MAX_JSON_VALUES) -> dict[str, ob
         raise InvalidRequest(f"the body has more than {max_values} values, lists and objects")
     if _occurs_more_often(body, (b"\\",), _MAX_JSON_ESCAPES):
         raise InvalidRequest(f"the body has more than {_MAX_JSON_ESCAPES} escapes")
+    if _has_long_number(body):
+        raise InvalidRequest(f"a number of the body has more than {_MAX_DIGITS} characters")
     try:
         document = json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -140,6 +145,16 @@ def _occurs_more_often(body: bytes, marks: Sequence[bytes], maximum: int) -> boo
         if num_found > maximum:
             return True
     return False
+
+
+def _has_long_number(body: bytes) -> bool:
+    """Return True for a number that the parser, which does not release the lock, would read for long."""
+    if len(body) <= _LARGE_BYTES:
+        return False
+    pieces = (
+        _LONG_NUMBER.search(body, at, at + _PIECE_BYTES + _MAX_DIGITS) for at in range(0, len(body), _PIECE_BYTES)
+    )
+    return any(pieces) or _LONG_NUMBER.match(b" " + body[: _MAX_DIGITS + 1]) is not None
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from service.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
-from service.http.body import read_body
+from service.http.body import json_object, read_body
 from tests.support.request_bodies import BASE64, FORM, IMAGE, JSON, MAX_BYTES, file_part, form, part, read, request
 
 
@@ -71,6 +71,23 @@ def test_base64_with_escaped_slashes_is_read_and_a_string_of_escapes_refused() -
     body = b'{"image": "' + rb"\/\/\/\/" * 600_000 + b'"}'
     with pytest.raises(InvalidRequest, match="more than 2000000 escapes"):
         asyncio.run(read_body(request([body], JSON), len(body)))
+
+
+@pytest.mark.parametrize("before", [b'{"image": "', b'{"seed":', b'{"a": "' + b"A" * 499_990 + b'", "seed": ', b"["])
+@pytest.mark.parametrize(
+    "number", [b"1" * 1001, b"0." + b"3" * 1000, b"-1e" + b"9" * 1000], ids=["int", "float", "exponent"]
+)
+def test_a_long_number_of_a_large_body_is_refused_but_not_in_a_string(before: bytes, number: bytes) -> None:
+    is_string = before.endswith(b'"')
+    body = before + number + (b'"' if is_string else b"") + b', "rest": "' + b"A" * 300_000 + b'"}'
+    with pytest.raises((InvalidRequest, UnsupportedImage)) as raised:
+        asyncio.run(read_body(request([body], JSON), len(body)))
+    assert ("a number of the body has more than 1000 characters" in str(raised.value)) is not is_string
+
+
+def test_a_long_number_at_the_start_of_a_large_body_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="a number of the body has more than 1000 characters"):
+        json_object(b"1" * 300_000)
 
 
 def test_other_requests_are_served_between_the_pieces_of_a_form() -> None:
