@@ -21,6 +21,8 @@ from runners.telemetry.metrics import START_TIME_SECONDS
 from runners.telemetry.tracing import TraceOptions
 from runners.transport.drain import drain_before_stop
 from service.admission.api_keys import ApiKeys
+from service.batches.store import Store
+from service.batches.worker import BatchWorker
 from service.grpc_server import GrpcServer
 from service.http.boundary import RestBoundary
 from service.http.middleware import KeyForPaths, SecurityHeaders, TracedRequests, closed_paths
@@ -110,6 +112,16 @@ def _make_fetcher(values: Settings) -> ImageFetcher | None:
     return ImageFetcher([AllowedHost.parse(host) for host in values.url_hosts], limits, SystemResolver())
 
 
+def _started_batches(values: Settings, core: Core) -> BatchWorker | None:
+    if values.batches_folder is None:
+        return None
+    store = Store(values.batches_folder)
+    store.prepare()
+    worker = BatchWorker(store, core, values)
+    worker.start()
+    return worker
+
+
 async def _connected_shared_limits(values: Settings) -> "SharedLimits | None":
     if values.shared_limits_url is None:
         return None
@@ -143,6 +155,7 @@ class _Gateway:
         self._grpc = GrpcServer(core, api_keys, _SETTINGS, self.__is_ready__)
         if _SETTINGS.grpc_port:
             await self._grpc.start()
+        self._batches = _started_batches(_SETTINGS, core)
         drain_before_stop(self._drain)
         logger.info("serving %s", ", ".join(models))
 
@@ -157,7 +170,11 @@ class _Gateway:
         await asyncio.to_thread(tracing.stop)
 
     async def _drain(self) -> None:
-        await asyncio.gather(self._grpc.set_not_serving(), self._entrance.close())
+        await asyncio.gather(self._grpc.set_not_serving(), self._entrance.close(), self._stop_batches())
+
+    async def _stop_batches(self) -> None:
+        if self._batches is not None:
+            await self._batches.stop()
 
     async def __is_ready__(self) -> bool:
         """Return True if the gateway does not drain and every runner is ready.

@@ -17,6 +17,7 @@ from runners.telemetry.tracing import past_span
 from service.admission.fair_queue import FairQueue, QueuedRequest
 from service.admission.load import DrainGate, FairShare, ThroughputEstimate
 from service.admission.quotas import UNLIMITED, Quota
+from service.admission.traffic_gaps import TrafficGaps
 from service.errors import InternalError, InvalidRequest, Overloaded, ServiceError, UnsupportedImage
 from service.images.decoding import ImageDecoder, ImageLimits, LazyImage
 from service.images.fetching import ImageFetcher
@@ -54,6 +55,7 @@ class RequestContext:
     deadline_s: float  # on the clock of time.monotonic()
     quota: Quota = UNLIMITED  # its name is the client's in fair queue and shares
     place: Place = field(default_factory=Place)
+    is_background: bool = False  # no client waits for it: it runs in the gaps of the others and takes no place
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class Core:
     ) -> None:
         self.models = models
         self.drain_gate = DrainGate()
+        self.gaps = TrafficGaps()
         self._runners = runners
         self._decoder = ImageDecoder(limits.images, limits.max_decoded_images)
         self._queues = {
@@ -102,7 +105,7 @@ class Core:
 
         An interface calls it before it reads a body.
         """
-        if context.place.is_taken:
+        if context.place.is_taken or context.is_background:
             return
         excess = self._pending.excess(context.quota.name, 1)
         if excess > 0:
@@ -115,6 +118,7 @@ class Core:
             self._pending.remove(context.quota.name, 1)
             raise
         self._throughput.begin()
+        self.gaps.begin_online()
         context.place.is_taken = True
 
     async def leave(self, context: RequestContext) -> None:
@@ -122,6 +126,7 @@ class Core:
         if context.place.is_taken:
             context.place.is_taken = False
             self._throughput.end(1)
+            self.gaps.end_online()
             self._pending.remove(context.quota.name, 1)
             await context.quota.end_request(context.place.lease)
 
