@@ -21,6 +21,7 @@ from runners.telemetry.metrics import START_TIME_SECONDS
 from runners.telemetry.tracing import TraceOptions
 from runners.transport.drain import drain_before_stop
 from service.admission.api_keys import ApiKeys
+from service.admission.traffic_gaps import TrafficGaps
 from service.batches.store import Store
 from service.batches.worker import BatchWorker
 from service.grpc_server import GrpcServer
@@ -112,12 +113,12 @@ def _make_fetcher(values: Settings) -> ImageFetcher | None:
     return ImageFetcher([AllowedHost.parse(host) for host in values.url_hosts], limits, SystemResolver())
 
 
-def _started_batches(values: Settings, core: Core) -> BatchWorker | None:
-    if values.batches_folder is None:
+def _started_batches(values: Settings, core: Core, gaps: TrafficGaps | None) -> BatchWorker | None:
+    if values.batches_folder is None or gaps is None:
         return None
     store = Store(values.batches_folder)
     store.prepare()
-    worker = BatchWorker(store, core, values)
+    worker = BatchWorker(store, core, gaps, values)
     worker.start()
     return worker
 
@@ -147,7 +148,8 @@ class _Gateway:
         models = load_served_models(_SETTINGS)
         self._runners = {model.id: _runner_client(model) for model in models.values()}
         served = ServedModels(models, unserved_models(_SETTINGS))
-        core = Core(served, self._runners, _core_limits(_SETTINGS), _make_fetcher(_SETTINGS))
+        gaps = None if _SETTINGS.batches_folder is None else TrafficGaps()
+        core = Core(served, self._runners, _core_limits(_SETTINGS), _make_fetcher(_SETTINGS), gaps)
         for model in models.values():
             _publish(model)
         _REST.start(core, api_keys)
@@ -155,7 +157,7 @@ class _Gateway:
         self._grpc = GrpcServer(core, api_keys, _SETTINGS, self.__is_ready__)
         if _SETTINGS.grpc_port:
             await self._grpc.start()
-        self._batches = _started_batches(_SETTINGS, core)
+        self._batches = _started_batches(_SETTINGS, core, gaps)
         drain_before_stop(self._drain)
         logger.info("serving %s", ", ".join(models))
 

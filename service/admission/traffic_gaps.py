@@ -84,5 +84,7 @@ class TrafficGaps:
         duration_s = self._now() - self._running.pop(task).start_s
         if not task.cancelled():
             self._allowed = min(self._allowed + 1, self._max_running)
+        # Cancelled ones do not count: where all gaps are shorter than a request, only the turns amid traffic complete.
+        if not task.cancelled() or self._rested_at_s == -math.inf:
             self._rested_at_s = self._now() + duration_s * _REST_FACTOR
         self._changed.set()

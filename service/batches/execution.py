@@ -9,6 +9,7 @@ import itertools
 from collections import deque
 from pathlib import Path
 
+from service.admission.traffic_gaps import TrafficGaps
 from service.batches.answers import answered
 from service.batches.lines import OutputLine, unanswered
 from service.batches.wire import BatchLine
@@ -84,8 +85,9 @@ class BatchRun:
 class Executor:
     """Starts the requests of the batches that were added."""
 
-    def __init__(self, core: Core, timeout_s: float) -> None:
+    def __init__(self, core: Core, gaps: TrafficGaps, timeout_s: float) -> None:
         self._core = core
+        self._gaps = gaps
         self._timeout_s = timeout_s  # of one request
         self._runs: list[BatchRun] = []
         self._turns = itertools.count(1)
@@ -108,7 +110,7 @@ class Executor:
                 self._changed.clear()
                 await self._changed.wait()
             elif (line := await run.take_line()) is not None:
-                await self._core.gaps.wait()
+                await self._gaps.wait()
                 self._begin(run, line)
 
     def _next_run(self) -> BatchRun | None:
@@ -121,7 +123,7 @@ class Executor:
             run.drop()
             return
         self._last_turn[run.owner] = next(self._turns)
-        task = self._core.gaps.start(self._answer(run, line))
+        task = self._gaps.start(self._answer(run, line))
         run.begin(line, task)
         task.add_done_callback(lambda _: self._changed.set())
 

@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.admission.traffic_gaps import TrafficGaps
 from service.batches.execution import BatchRun, Executor
 from service.batches.journal import Journal
 from service.batches.lines import OutputError, OutputLine, unanswered
@@ -51,9 +52,9 @@ class _Job:
 class BatchWorker:
     """The batches of a store, run while this process holds its lock."""
 
-    def __init__(self, store: Store, core: Core, settings: Settings) -> None:
+    def __init__(self, store: Store, core: Core, gaps: TrafficGaps, settings: Settings) -> None:
         self._store = store
-        self._executor = Executor(core, settings.request_timeout_s)
+        self._executor = Executor(core, gaps, settings.request_timeout_s)
         self._max_line_bytes = settings.max_body_bytes
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._waiting: dict[str, int] = {}  # requests of each batch without an answer

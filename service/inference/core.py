@@ -79,7 +79,7 @@ class CoreLimits:
 
 
 class Core:
-    """The service without its interfaces; without a fetcher it refuses image URLs."""
+    """The service without its interfaces; without a fetcher it refuses image URLs, and `gaps` see its requests."""
 
     def __init__(
         self,
@@ -87,16 +87,17 @@ class Core:
         runners: Mapping[str, RunnerClient],
         limits: CoreLimits,
         fetcher: ImageFetcher | None = None,
+        gaps: TrafficGaps | None = None,
     ) -> None:
         self.models = models
         self.drain_gate = DrainGate()
-        self.gaps = TrafficGaps()
         self._runners = runners
         self._decoder = ImageDecoder(limits.images, limits.max_decoded_images)
         self._queues = {
             model.id: FairQueue(model.id, limits.max_running, limits.max_waiting_tokens) for model in models
         }
         self._fetcher = fetcher
+        self._gaps = gaps
         self._pending = FairShare(limits.max_pending)
         self._throughput = ThroughputEstimate()
 
@@ -118,7 +119,8 @@ class Core:
             self._pending.remove(context.quota.name, 1)
             raise
         self._throughput.begin()
-        self.gaps.begin_online()
+        if self._gaps is not None:
+            self._gaps.begin_online()
         context.place.is_taken = True
 
     async def leave(self, context: RequestContext) -> None:
@@ -126,7 +128,8 @@ class Core:
         if context.place.is_taken:
             context.place.is_taken = False
             self._throughput.end(1)
-            self.gaps.end_online()
+            if self._gaps is not None:
+                self._gaps.end_online()
             self._pending.remove(context.quota.name, 1)
             await context.quota.end_request(context.place.lease)
 
