@@ -11,6 +11,7 @@ KEY identifies an API key by its hash. An id begins with its time, so that names
 whole (written beside, renamed): a process that is killed leaves the old one or the new one. All calls block.
 """
 
+import logging
 import os
 import re
 import secrets
@@ -21,12 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from service.batches.wire import DAY_S, ENDED, MAX_KEPT_S, Batch, BatchRequest, FileObject
 from service.errors import InvalidRequest, NotFound, Overloaded
 from service.settings import SettingsError, variable
 from tasks.errors import shown
+
+logger = logging.getLogger(__name__)
 
 MAX_BYTES_PER_KEY = 10_000_000_000  # of files, outputs included; more may not be uploaded
 MAX_FILES_PER_KEY = 10_000
@@ -214,7 +217,10 @@ class Store:
         """Remove files and batches that are no longer kept, and what killed processes left."""
         _remove_old(self.uploads, now_s)
         for owner in self.owners():
-            _remove_expired(self.of(owner), now_s)
+            try:
+                _remove_expired(self.of(owner), now_s)
+            except ValidationError as error:  # which files it uses is unknown
+                logger.error("no files of the key %s are removed, as a batch of it cannot be read: %s", owner, error)
 
 
 def _remove_expired(folder: KeyFolder, now_s: float) -> None:
@@ -225,8 +231,9 @@ def _remove_expired(folder: KeyFolder, now_s: float) -> None:
         elif state.batch.created_at + MAX_KEPT_S < now_s:
             folder.remove_batch(state.batch.id)
     for file_id in folder.file_ids():
-        if file_id not in used and folder.file(file_id).expires_at < now_s:
-            folder.remove_file(file_id)
+        with suppress(NotFound):  # its client has just deleted it
+            if file_id not in used and folder.file(file_id).expires_at < now_s:
+                folder.remove_file(file_id)
     _remove_old(folder.files, now_s, kept=used | set(folder.file_ids()))
     _remove_old(folder.batches, now_s, kept=folder.batch_ids())
 
@@ -234,8 +241,9 @@ def _remove_expired(folder: KeyFolder, now_s: float) -> None:
 def _remove_old(folder: Path, now_s: float, kept: set[str] | Sequence[str] = ()) -> None:
     """Remove entries that have not changed for a day, except those of the ids in `kept`."""
     for entry in _entries(folder):
-        if entry.name.partition(".")[0] not in kept and entry.stat().st_mtime + DAY_S < now_s:
-            Path(entry.path).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # a rename has just completed it
+            if entry.name.partition(".")[0] not in kept and entry.stat().st_mtime + DAY_S < now_s:
+                Path(entry.path).unlink()
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -56,8 +56,9 @@ class BatchWorker:
         self._store = store
         self._executor = Executor(core, gaps, settings.request_timeout_s)
         self._max_line_bytes = settings.max_body_bytes
-        self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._known = set[str]()  # batches that were begun, ended ones included
         self._waiting: dict[str, int] = {}  # requests of each batch without an answer
+        self._is_stopping = False
         self._leading: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -65,6 +66,7 @@ class BatchWorker:
 
     async def stop(self) -> None:
         """Cancel what is in flight, write what is answered, and release the lock: another process goes on."""
+        self._is_stopping = True
         if self._leading is not None:
             self._leading.cancel()
             with suppress(asyncio.CancelledError):
@@ -72,22 +74,24 @@ class BatchWorker:
 
     async def _lead(self) -> None:
         async with _locked(self._store.path / "lock"):
-            logger.info("running the batches in %s", self._store.path)
-            executing = asyncio.create_task(self._executor.run())
-            try:
-                await self._look_for_batches()
-            finally:
-                tasks = [executing, *self._jobs.values()]
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+            while not self._is_stopping:  # a group whose task fails while it is cancelled raises that failure instead
+                logger.info("running the batches in %s", self._store.path)
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        group.create_task(self._executor.run())
+                        group.create_task(self._look_for_batches(group))
+                except ExceptionGroup:  # a defect must not end all batches until the next start
+                    logger.exception("the batches stopped, and continue in %g s", _RETRY_S)
+                self._known.clear()
+                await asyncio.sleep(_RETRY_S)
 
-    async def _look_for_batches(self) -> None:
+    async def _look_for_batches(self, group: asyncio.TaskGroup) -> None:
         next_clean_s = time.monotonic()
         while True:
             try:
                 for folder, batch_id in await in_thread(self._new_batches):
-                    self._jobs[batch_id] = asyncio.create_task(self._complete(folder, batch_id))
+                    self._known.add(batch_id)
+                    group.create_task(self._complete(folder, batch_id))
                 if time.monotonic() > next_clean_s:
                     next_clean_s = time.monotonic() + _CLEAN_S
                     await in_thread(self._store.remove_expired, time.time())
@@ -98,7 +102,7 @@ class BatchWorker:
 
     def _new_batches(self) -> list[tuple[KeyFolder, str]]:
         folders = map(self._store.of, self._store.owners())
-        return [(folder, each) for folder in folders for each in folder.batch_ids() if each not in self._jobs]
+        return [(folder, each) for folder in folders for each in folder.batch_ids() if each not in self._known]
 
     async def _complete(self, folder: KeyFolder, batch_id: str) -> None:
         """Bring a batch to its end, however often the disk fails."""
@@ -110,6 +114,9 @@ class BatchWorker:
             except OSError as error:
                 logger.error("batch %s waits %g s: %s", batch_id, _RETRY_S, error)
                 await asyncio.sleep(_RETRY_S)
+            except Exception:  # what is stored cannot be read
+                logger.exception("batch %s cannot be run", batch_id)
+                return
             else:
                 return
 

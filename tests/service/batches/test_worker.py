@@ -288,6 +288,24 @@ def test_a_disk_that_fails_delays_a_batch(store: Store) -> None:
     run(scenario())
 
 
+def test_a_batch_that_cannot_be_read_does_not_stop_the_others(store: Store) -> None:
+    broken, batch = create(store, line("a"), owner="other"), create(store, line("a"))
+    (store.of("other").batches / f"{broken.id}.json").write_text("{")
+    assert completed(store, batch).status == "completed"
+
+
+def test_a_defect_delays_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [RuntimeError("a defect")]
+
+    def fails_once(*_: object) -> None:
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(Store, "remove_expired", fails_once)
+    assert completed(store, create(store, line("a"))).status == "completed"
+    assert not failures
+
+
 def test_one_worker_runs_a_store(store: Store) -> None:
     """POSIX locks are those of a process: here the first one has to be another."""
     hold = "file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print('held', flush=True); input()"
