@@ -16,6 +16,7 @@ from runners.artifacts.manifest import (
 )
 from runners.artifacts.store import artifact_folder, check_base
 from service.admission.api_keys import ApiKeys
+from service.batches.store import Store
 from service.inference.served_models import (
     check_positions,
     chosen_precisions,
@@ -73,6 +74,8 @@ def _check(role: Role, settings: Settings) -> None:
     if not role.is_runner:
         ApiKeys.load(settings.api_keys_file)
         check_tls_files(settings)
+        if settings.batches_folder is not None:
+            Store(settings.batches_folder).prepare()
     for entry in served_entries(settings):
         folder = artifact_folder(entry.id)
         manifest = read_manifest(folder)

@@ -4,6 +4,7 @@ ServiceError
 ├── InvalidRequest       unknown field or invalid value
 ├── Unauthorized         missing or unknown API key
 ├── UnknownModel         the model is not served
+├── NotFound             no such file or batch
 ├── ImageTooLarge        more pixels than the limit
 ├── PayloadTooLarge      more bytes than the limit
 ├── UnsupportedImage     not a readable image file
@@ -24,6 +25,7 @@ ErrorCode = Literal[
     "invalid_request",
     "unauthorized",
     "unknown_model",
+    "not_found",
     "image_too_large",
     "payload_too_large",
     "unsupported_image",
@@ -67,6 +69,12 @@ class UnknownModel(ServiceError):
     """The model is not served."""
 
     code = "unknown_model"
+
+
+class NotFound(ServiceError):
+    """No such file or batch of this API key."""
+
+    code = "not_found"
 
 
 class ImageTooLarge(ServiceError):

@@ -21,6 +21,9 @@ from runners.telemetry.metrics import START_TIME_SECONDS
 from runners.telemetry.tracing import TraceOptions
 from runners.transport.drain import drain_before_stop
 from service.admission.api_keys import ApiKeys
+from service.admission.traffic_gaps import TrafficGaps
+from service.batches.store import Store
+from service.batches.worker import BatchWorker
 from service.grpc_server import GrpcServer
 from service.http.boundary import RestBoundary
 from service.http.middleware import KeyForPaths, SecurityHeaders, TracedRequests, closed_paths
@@ -111,6 +114,16 @@ def _make_fetcher(values: Settings) -> ImageFetcher | None:
     return ImageFetcher([AllowedHost.parse(host) for host in values.url_hosts], limits, SystemResolver())
 
 
+def _started_batches(values: Settings, core: Core, gaps: TrafficGaps | None) -> BatchWorker | None:
+    if values.batches_folder is None or gaps is None:
+        return None
+    store = Store(values.batches_folder)
+    store.prepare()
+    worker = BatchWorker(store, core, gaps, values)
+    worker.start()
+    return worker
+
+
 async def _connected_shared_limits(values: Settings) -> "SharedLimits | None":
     if values.shared_limits_url is None:
         return None
@@ -136,7 +149,8 @@ class _Gateway:
         models = load_served_models(_SETTINGS)
         self._runners = {model.id: _runner_client(model) for model in models.values() if model.runner_id == model.id}
         served = ServedModels(models, unserved_models(_SETTINGS))
-        core = Core(served, self._runners, _core_limits(_SETTINGS), _make_fetcher(_SETTINGS))
+        gaps = None if _SETTINGS.batches_folder is None else TrafficGaps()
+        core = Core(served, self._runners, _core_limits(_SETTINGS), _make_fetcher(_SETTINGS), gaps)
         for model in models.values():
             _publish(model)
         self._adapters = self._watching = None
@@ -149,6 +163,7 @@ class _Gateway:
         self._grpc = GrpcServer(core, api_keys, _SETTINGS, self.__is_ready__)
         if _SETTINGS.grpc_port:
             await self._grpc.start()
+        self._batches = _started_batches(_SETTINGS, core, gaps)
         drain_before_stop(self._drain)
         logger.info("serving %s", ", ".join(models))
 
@@ -165,7 +180,11 @@ class _Gateway:
         await asyncio.to_thread(tracing.stop)
 
     async def _drain(self) -> None:
-        await asyncio.gather(self._grpc.set_not_serving(), self._entrance.close())
+        await asyncio.gather(self._grpc.set_not_serving(), self._entrance.close(), self._stop_batches())
+
+    async def _stop_batches(self) -> None:
+        if self._batches is not None:
+            await self._batches.stop()
 
     async def __is_ready__(self) -> bool:
         """Return True if the gateway does not drain, every runner is ready, and the first adapters are listed.

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from service.batches.api import BatchesApi
 from service.http.boundary import REST, RestBoundary, no_such_path
 from service.http.middleware import CountedRequests
 from service.http.v1 import RestApi
@@ -27,6 +28,7 @@ def rest_app(boundary: RestBoundary) -> Starlette:
         routes=[
             *RestApi(boundary).routes(),
             *OpenAiApi(boundary).routes(),
+            *BatchesApi(boundary).routes(),
             *OpenInferenceRest(boundary).routes(),
             *LabelStudioApi(boundary).routes(),
             *XAnyLabelingApi(boundary).routes(),

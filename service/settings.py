@@ -86,6 +86,7 @@ class Settings(BaseModel):
         description="URL of the Label Studio whose uploaded and local files are fetched with the token of the request; "
         "its host may have a private address. Unset: they are refused.",
     )
+    batches_folder: Path | None = Field(None, description="Folder of OpenAI's files and batches. Unset: disabled.")
     max_body_bytes: int = Field(
         20_000_000,
         ge=1_000,

@@ -37,6 +37,7 @@ _CHECK_INTERVAL_S = 1.0
 _VARIABLE = variable("api_keys_file")
 _MAX_WRONG_KEYS_PER_MINUTE = 10  # of one address
 _MAX_ADDRESSES = 10_000
+_OWNER_CHARS = 16  # of a key's SHA-256: they identify it, and are no use for guessing it
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class ApiKeys:
 
     def _quota(self, entry: KeyEntry) -> Quota:
         shared = None if self._shared is None else self._shared.of(entry.sha256)
-        return Quota(entry.name, entry.limits, self._clock, shared)
+        return Quota(entry.name, entry.limits, self._clock, shared, entry.sha256[:_OWNER_CHARS])
 
 
 class WrongKeys:

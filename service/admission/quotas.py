@@ -60,9 +60,15 @@ class Quota:
     """
 
     def __init__(
-        self, name: str, limits: QuotaLimits, clock: Clock = time.monotonic, shared: "SharedQuota | None" = None
+        self,
+        name: str,
+        limits: QuotaLimits,
+        clock: Clock = time.monotonic,
+        shared: "SharedQuota | None" = None,
+        owner: str = "anonymous",
     ) -> None:
         self.name = name
+        self.owner = owner  # of stored files: unlike the name, it is never another key's
         self._max_concurrent = limits.max_concurrent
         self._num_concurrent = 0
         self._requests = _bucket(limits.requests_per_minute, clock)

@@ -29,6 +29,7 @@ STATUSES: dict[ErrorCode, int] = {
     "invalid_request": 400,
     "unauthorized": 401,
     "unknown_model": 404,
+    "not_found": 404,
     "image_too_large": 413,
     "payload_too_large": 413,
     "unsupported_image": 415,

@@ -17,6 +17,7 @@ from runners.telemetry.tracing import past_span
 from service.admission.fair_queue import FairQueue, QueuedRequest
 from service.admission.load import DrainGate, FairShare, ThroughputEstimate
 from service.admission.quotas import UNLIMITED, Quota
+from service.admission.traffic_gaps import TrafficGaps
 from service.errors import InternalError, InvalidRequest, Overloaded, ServiceError, UnsupportedImage
 from service.images.decoding import ImageDecoder, LazyImage
 from service.images.fetching import ImageFetcher
@@ -55,6 +56,7 @@ class RequestContext:
     deadline_s: float  # on the clock of time.monotonic()
     quota: Quota = UNLIMITED  # its name is the client's in fair queue and shares
     place: Place = field(default_factory=Place)
+    is_background: bool = False  # no client waits for it: it runs in the gaps of the others and takes no place
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class CoreLimits:
 
 
 class Core:
-    """The service without its interfaces; without a fetcher it refuses image URLs."""
+    """The service without its interfaces; without a fetcher it refuses image URLs, and `gaps` see its requests."""
 
     def __init__(
         self,
@@ -86,6 +88,7 @@ class Core:
         runners: Mapping[str, RunnerClient],
         limits: CoreLimits,
         fetcher: ImageFetcher | None = None,
+        gaps: TrafficGaps | None = None,
     ) -> None:
         """`runners`: by the id of their model, which its adapters share."""
         self.models = models
@@ -96,6 +99,7 @@ class Core:
             runner: FairQueue(runner, limits.max_running, limits.max_waiting_tokens) for runner in self._runners
         }
         self._fetcher = fetcher
+        self._gaps = gaps
         self._pending = FairShare(limits.max_pending)
         self._throughput = ThroughputEstimate()
 
@@ -104,7 +108,7 @@ class Core:
 
         An interface calls it before it reads a body.
         """
-        if context.place.is_taken:
+        if context.place.is_taken or context.is_background:
             return
         excess = self._pending.excess(context.quota.name, 1)
         if excess > 0:
@@ -117,6 +121,8 @@ class Core:
             self._pending.remove(context.quota.name, 1)
             raise
         self._throughput.begin()
+        if self._gaps is not None:
+            self._gaps.begin_online()
         context.place.is_taken = True
 
     async def leave(self, context: RequestContext) -> None:
@@ -124,6 +130,8 @@ class Core:
         if context.place.is_taken:
             context.place.is_taken = False
             self._throughput.end(1)
+            if self._gaps is not None:
+                self._gaps.end_online()
             self._pending.remove(context.quota.name, 1)
             await context.quota.end_request(context.place.lease)
 

@@ -80,17 +80,23 @@ class OpenAiApi:
     async def chat(self, request: Request, context: RequestContext) -> Response:
         """Answer a message of one image and one text: a completion, or a stream of chunks."""
         core = self._boundary.core()
-        chat = _read_chat(await self._boundary.read(read_json, request, context))
-        image, fields = _image(chat), _fields(chat, core)
+        chat = read_chat(await self._boundary.read(read_json, request, context))
         if chat.stream:
             chunks = ChunkStream(context.request_id, chat.model, chat.stream_options.include_usage)
-            events = core.stream(image, fields, context)
+            events = core.stream(_image(chat), _fields(chat, core), context)
             return await event_stream(request, context, OPENAI, events, chunks.events)
-        answer = await while_connected(request.receive, core.predict(image, fields, context))
-        return Response(_completion(answer, context.request_id).model_dump_json(), media_type="application/json")
+        completion = await while_connected(request.receive, complete(chat, core, context))
+        return Response(completion.model_dump_json(), media_type="application/json")
 
 
-def _read_chat(body: Mapping[str, object]) -> ChatRequest:
+async def complete(chat: ChatRequest, core: Core, context: RequestContext) -> ChatCompletion:
+    """Return the completion of a message; raise `ServiceError`."""
+    answer = await core.predict(_image(chat), _fields(chat, core), context)
+    return _completion(answer, context.request_id)
+
+
+def read_chat(body: Mapping[str, object]) -> ChatRequest:
+    """Return a request in its types; raise `InvalidRequest`."""
     try:
         return ChatRequest.model_validate(body)
     except ValidationError as error:

@@ -41,6 +41,9 @@ MODEL_INFO = Gauge(
     ["model", "family", "revision", "precision", "resolution", "build_key"],
     multiprocess_mode="livemax",
 )
+BATCH_REQUESTS_WAITING = Gauge(
+    "diptych_batch_requests_waiting", "Requests of unfinished batches without an answer.", multiprocess_mode="livesum"
+)
 SHARED_LIMITS_UNANSWERED = Counter(
     "diptych_shared_limits_unanswered_total",
     "Calls that the store of the shared limits did not answer, or that were not made while it does not.",

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from service.batches.wire import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
 from service.inference.request_fields import CompareFields, GenerationFields, PredictFields
 from service.inference.served_models import ServedModels
 from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
@@ -23,7 +24,7 @@ _REF_TEMPLATE = "#/components/schemas/{model}"
 _ERROR_STATUSES = {
     "400": "an unknown field or an invalid value",
     "401": "no API key, or an unknown one",
-    "404": "the model is not served",
+    "404": "the model is not served; no such file or batch",
     "413": "the image has too many pixels, or the body too many bytes",
     "415": "not a readable image",
     "422": "the model does not support the task or this variant of it",
@@ -56,12 +57,24 @@ _LABEL_STUDIO_PATHS = {
     "predict": ("post", "Predict tasks, or answer a prompt."),
     "webhook": ("post", "Accept an event, which changes nothing."),
 }
+_BATCHES = "OpenAI's Files and Batches, https://platform.openai.com/docs/api-reference/batch."
 _X_ANYLABELING = "X-AnyLabeling's remote server protocol, https://github.com/CVHub520/X-AnyLabeling-Server."
 _X_ANYLABELING_PATHS = {
     "health": ("get", "Return the number of served models."),
     "v1/models": ("get", "List the models with their tasks and the inputs of each."),
     "v1/models/{model}/info": ("get", "Describe a model."),
     "v1/predict": ("post", "Return the shapes or the description of an image."),
+}
+_BATCH_OPERATIONS = {  # path and method: summary, answer
+    ("/v1/files", "post"): ("Upload a JSON Lines file of requests.", FileObject),
+    ("/v1/files", "get"): ("List the files of the API key.", FileList),
+    ("/v1/files/{file_id}", "get"): ("Describe a file.", FileObject),
+    ("/v1/files/{file_id}", "delete"): ("Delete a file.", FileDeleted),
+    ("/v1/files/{file_id}/content", "get"): ("Return the content of a file.", None),
+    ("/v1/batches", "post"): ("Answer the requests of a file in the gaps of online traffic.", Batch),
+    ("/v1/batches", "get"): ("List the batches of the API key.", BatchList),
+    ("/v1/batches/{batch_id}", "get"): ("Describe a batch.", Batch),
+    ("/v1/batches/{batch_id}/cancel", "post"): ("Cancel a batch.", Batch),
 }
 
 JsonObject = dict[str, Any]
@@ -85,6 +98,7 @@ def openapi_document(models: ServedModels) -> JsonObject:
             "/v1/models": {"get": _models_operation()},
             "/v1/models/{model_id}": {"get": _model_operation()},
             "/v1/tasks": {"get": _listing("listTasks", "All tasks with the schemas of their parameters.")},
+            **_batch_paths(),
             **_open_inference_paths(),
             **_label_studio_paths(),
             **_tool_paths(X_ANYLABELING_PREFIX, _X_ANYLABELING, _X_ANYLABELING_PATHS),
@@ -95,7 +109,8 @@ def openapi_document(models: ServedModels) -> JsonObject:
                     (AnswerJson, ComparisonJson, ErrorJson, ChatCompletion, ChatError, OpenInferenceError),
                     "serialization",
                 ),
-                **_schemas((ChatRequest,), "validation"),
+                **_schemas((FileObject, FileList, FileDeleted, Batch, BatchList), "serialization"),
+                **_schemas((ChatRequest, BatchRequest), "validation"),
                 "predict": _request_schema(PredictFields, models),
                 "compare": _request_schema(CompareFields, models),
             },
@@ -122,6 +137,27 @@ def _chat_operation() -> JsonObject:
         "requestBody": _request_body("ChatRequest", ("application/json",)),
         "responses": {"200": _response("the answer", "ChatCompletion"), **_errors("ChatError")},
     }
+
+
+def _batch_paths() -> JsonObject:
+    form = {
+        "type": "object",
+        "required": ["file", "purpose"],
+        "properties": {"file": {}, "purpose": {"const": "batch"}},
+    }
+    bodies = {
+        "/v1/files": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
+        "/v1/batches": _request_body(BatchRequest.__name__, ("application/json",)),
+    }
+    paths: JsonObject = {}
+    for (path, method), (summary, answer) in _BATCH_OPERATIONS.items():
+        names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+        operation = _foreign_operation(summary, _BATCHES, names, ChatError.__name__)
+        if answer is not None:
+            operation["responses"]["200"] = _response("the answer", answer.__name__)
+        body = {"requestBody": bodies[path]} if method == "post" and path in bodies else {}
+        paths.setdefault(path, {})[method] = operation | body
+    return paths
 
 
 def _request_body(schema: str, types: tuple[str, ...]) -> JsonObject:

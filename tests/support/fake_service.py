@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from runners.artifacts.manifest import Manifest
+from service.admission.traffic_gaps import TrafficGaps
 from service.images.fetching import ImageFetcher
 from service.images.files import ImageLimits
 from service.inference.core import Core, CoreLimits, RequestContext
@@ -84,6 +85,7 @@ def make_core(
     entries: Sequence[CatalogEntry] = (FLORENCE, PALIGEMMA),
     fetcher: ImageFetcher | None = None,
     is_up: bool = True,
+    gaps: TrafficGaps | None = None,
 ) -> Core:
     """Return a core over both embedded models with fake runners; `is_up`: the one of Florence-2 is ready."""
     texts = {FLORENCE_ID: FLORENCE_ANSWERS, PALIGEMMA_ID: PALIGEMMA_ANSWERS}
@@ -98,7 +100,7 @@ def make_core(
         if model.runner_id == model.id
     }
     limits = CoreLimits(ImageLimits(max_image_pixels), 2, max_pending, max_running, max_waiting_tokens)
-    return Core(models, runners, limits, fetcher)
+    return Core(models, runners, limits, fetcher, gaps)
 
 
 def context(request_id: str = "request-1", timeout_s: float = math.inf) -> RequestContext:

@@ -87,6 +87,7 @@ def test_statuses_are_those_of_the_contract() -> None:
         "invalid_request": 400,
         "unauthorized": 401,
         "unknown_model": 404,
+        "not_found": 404,
         "image_too_large": 413,
         "payload_too_large": 413,
         "unsupported_image": 415,

@@ -1,0 +1,184 @@
+"""OpenAI's Files and Batches over the store; the batches are run by `service/batches/worker.py`.
+
+POST /v1/files    GET /v1/files    GET /v1/files/{file_id}[/content]  DELETE /v1/files/{file_id}
+POST /v1/batches  GET /v1/batches  GET /v1/batches/{batch_id}         POST /v1/batches/{batch_id}/cancel
+
+A key sees its own files and batches only. Each call reads the store, so that any gateway that shares it can answer.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+from service.batches.store import KeyFolder, Store
+from service.batches.uploads import Upload, read_upload
+from service.batches.wire import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
+from service.errors import InvalidRequest, NotFound
+from service.http.body import read_json
+from service.http.boundary import Endpoint, RestBoundary
+from service.images.decoding import in_thread
+from service.inference.core import RequestContext
+from service.openai.api import OPENAI
+from service.settings import variable
+from service.validation import rejected_field
+from tasks.errors import shown
+
+_MAX_FILES, _MAX_BATCHES = 10_000, 100  # of one page
+_USUAL_BATCHES = 20
+_PURPOSES = ("batch", "batch_output")
+
+ObjectT = TypeVar("ObjectT", FileObject, Batch)
+
+
+class BatchesApi:
+    """The endpoints of files and batches."""
+
+    def __init__(self, boundary: RestBoundary) -> None:
+        self._boundary = boundary
+        folder = boundary.settings.batches_folder
+        self._store = None if folder is None else Store(folder)
+
+    def routes(self) -> list[Route]:
+        def route(method: str, path: str, function: Endpoint) -> Route:
+            return Route(path, self._boundary.endpoint(function, OPENAI), methods=[method])
+
+        return [
+            route("POST", "/v1/files", self.upload),
+            route("GET", "/v1/files", self.list_files),
+            route("GET", "/v1/files/{file_id}", self.show_file),
+            route("DELETE", "/v1/files/{file_id}", self.delete_file),
+            route("GET", "/v1/files/{file_id}/content", self.content),
+            route("POST", "/v1/batches", self.create),
+            route("GET", "/v1/batches", self.list_batches),
+            route("GET", "/v1/batches/{batch_id}", self.show_batch),
+            route("POST", "/v1/batches/{batch_id}/cancel", self.cancel),
+        ]
+
+    async def upload(self, request: Request, context: RequestContext) -> Response:
+        folder = self._folder(context)
+        await in_thread(folder.check_room, 0)
+        upload = await self._boundary.read(self._read_upload, request, context)
+        try:
+            await self._boundary.core().leave(context)
+            kept_s = upload.fields.expires_after.seconds
+            return _json(await in_thread(folder.upload, upload.path, upload.filename, kept_s))
+        finally:
+            upload.path.unlink(missing_ok=True)
+
+    async def list_files(self, request: Request, context: RequestContext) -> Response:
+        """List files, the newest first."""
+        folder, query = self._folder(context), request.query_params
+        order, purpose = query.get("order", "desc"), query.get("purpose")
+        if order not in ("asc", "desc"):
+            raise InvalidRequest(f"order must be asc or desc, not {shown(order)}", "order")
+        if purpose is not None and purpose not in _PURPOSES:
+            raise InvalidRequest(f"purpose must be {' or '.join(_PURPOSES)}, not {shown(purpose)}", "purpose")
+
+        def page() -> tuple[list[FileObject], bool]:
+            ids = folder.file_ids()
+            ids = _after(ids if order == "asc" else ids[::-1], query.get("after"))
+            return _page(ids, limit, folder.file, lambda file: purpose in (None, file.purpose))
+
+        limit = _limit(request, _MAX_FILES, _MAX_FILES)
+        files, has_more = await in_thread(page)
+        first_id, last_id = _ends(files)
+        return _json(FileList(data=files, first_id=first_id, last_id=last_id, has_more=has_more))
+
+    async def show_file(self, request: Request, context: RequestContext) -> Response:
+        return _json(await in_thread(self._folder(context).file, request.path_params["file_id"]))
+
+    async def delete_file(self, request: Request, context: RequestContext) -> Response:
+        file_id = request.path_params["file_id"]
+        await in_thread(self._folder(context).delete_file, file_id)
+        return _json(FileDeleted(id=file_id))
+
+    async def content(self, request: Request, context: RequestContext) -> Response:
+        folder = self._folder(context)
+        file = await in_thread(folder.file, request.path_params["file_id"])
+        return FileResponse(folder.content(file.id), media_type="application/jsonl")
+
+    async def create(self, request: Request, context: RequestContext) -> Response:
+        folder = self._folder(context)
+        asked = await self._boundary.read(_read_batch, request, context)
+        await self._boundary.core().leave(context)
+        return _json(await in_thread(folder.create_batch, asked))
+
+    async def list_batches(self, request: Request, context: RequestContext) -> Response:
+        """List batches, the newest first."""
+        folder, limit = self._folder(context), _limit(request, _USUAL_BATCHES, _MAX_BATCHES)
+
+        def page() -> tuple[list[Batch], bool]:
+            ids = _after(folder.batch_ids()[::-1], request.query_params.get("after"))
+            return _page(ids, limit, lambda batch_id: folder.state(batch_id).batch, lambda _: True)
+
+        batches, has_more = await in_thread(page)
+        first_id, last_id = _ends(batches)
+        return _json(BatchList(data=batches, first_id=first_id, last_id=last_id, has_more=has_more))
+
+    async def show_batch(self, request: Request, context: RequestContext) -> Response:
+        state = await in_thread(self._folder(context).state, request.path_params["batch_id"])
+        return _json(state.batch)
+
+    async def cancel(self, request: Request, context: RequestContext) -> Response:
+        return _json(await in_thread(self._folder(context).cancel, request.path_params["batch_id"]))
+
+    async def _read_upload(self, request: Request, _max_bytes: int) -> Upload:
+        """Return an upload, whose own limit is above that of other bodies."""
+        assert self._store is not None
+        return await read_upload(request.headers.get("content-type", ""), request.stream(), self._store.uploads)
+
+    def _folder(self, context: RequestContext) -> KeyFolder:
+        """Return the folder of the request's key; raise `NotFound` if there is no store."""
+        if self._store is None:
+            raise NotFound(f"files and batches are disabled: {variable('batches_folder')} is not set")
+        return self._store.of(context.quota.owner)
+
+
+async def _read_batch(request: Request, max_bytes: int) -> BatchRequest:
+    try:
+        return BatchRequest.model_validate(await read_json(request, max_bytes))
+    except ValidationError as error:
+        rejected = rejected_field(error)
+        raise InvalidRequest(rejected.message, rejected.name) from error
+
+
+def _limit(request: Request, usual: int, most: int) -> int:
+    text = request.query_params.get("limit", str(usual))
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= most):
+        raise InvalidRequest(f"limit must be 1 to {most}, not {shown(text)}", "limit")
+    return int(text)
+
+
+def _after(ids: list[str], cursor: str | None) -> list[str]:
+    """Return the ids behind that of the last page's last object; raise `InvalidRequest`."""
+    if cursor is None:
+        return ids
+    if cursor not in ids:
+        raise InvalidRequest(f"after is {shown(cursor)}, which is no id of this list", "after")
+    return ids[ids.index(cursor) + 1 :]
+
+
+def _page(
+    ids: list[str], limit: int, load: Callable[[str], ObjectT], is_wanted: Callable[[ObjectT], bool]
+) -> tuple[list[ObjectT], bool]:
+    """Return the first objects, and whether there are more."""
+    found: list[ObjectT] = []
+    for each in ids:
+        with suppress(NotFound):  # removed since the ids were read
+            found.extend(filter(is_wanted, [load(each)]))
+        if len(found) > limit:
+            return found[:limit], True
+    return found, False
+
+
+def _ends(objects: Sequence[FileObject] | Sequence[Batch]) -> tuple[str | None, str | None]:
+    return (objects[0].id, objects[-1].id) if objects else (None, None)
+
+
+def _json(body: BaseModel) -> Response:
+    return Response(body.model_dump_json(), media_type="application/json")

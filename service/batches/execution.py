@@ -1,0 +1,133 @@
+"""Runs the requests of all batches in the gaps of online traffic.
+
+API keys take turns, and of one key the oldest batch comes first. A request that is cancelled for an online one is put
+back. In memory are the lines of the requests in flight and those put back; the others stay in the input files.
+"""
+
+import asyncio
+import itertools
+from collections import deque
+from pathlib import Path
+
+from service.admission.traffic_gaps import TrafficGaps
+from service.batches.answers import answered
+from service.batches.lines import OutputLine, unanswered
+from service.batches.wire import BatchLine
+from service.images.decoding import in_thread
+from service.inference.core import Core
+
+
+class BatchRun:
+    """The requests of one batch that have no answer yet, and the lines of those that have one since `take_output`."""
+
+    def __init__(self, owner: str, batch_id: str, input_file: Path, max_line_bytes: int, done: frozenset[str]) -> None:
+        self.owner = owner
+        self.batch_id = batch_id
+        self.is_stopped = False
+        self.failure: Exception | None = None  # of reading the input file
+        self._lines = unanswered(input_file, max_line_bytes, done)
+        self._is_read = False
+        self._put_back = deque[BatchLine]()
+        self._num_taken = 0
+        self._in_flight = set[asyncio.Task[None]]()
+        self._output: list[OutputLine] = []
+
+    @property
+    def has_lines(self) -> bool:
+        return not self.is_stopped and bool(self._put_back or not self._is_read)
+
+    @property
+    def is_over(self) -> bool:
+        """True if no request is in flight, and no other will be."""
+        return not self._in_flight and (self.is_stopped or not (self.has_lines or self._num_taken))
+
+    async def take_line(self) -> BatchLine | None:
+        """Return the next request, to be given to `begin` or `drop`; None at the end of the file."""
+        if self._put_back:
+            self._num_taken += 1
+            return self._put_back.popleft()
+        try:
+            line = await in_thread(next, self._lines, None)
+        except Exception as error:  # for the batch's own task; the other batches go on
+            self.failure, self.is_stopped, line = error, True, None
+        self._is_read = line is None
+        self._num_taken += line is not None
+        return line
+
+    def begin(self, line: BatchLine, task: asyncio.Task[None]) -> None:
+        """Count a request as in flight until its task ends; a cancelled one is put back."""
+        self._in_flight.add(task)
+        task.add_done_callback(lambda _: self._end(line, task))
+
+    def drop(self) -> None:
+        self._num_taken -= 1
+
+    def add_output(self, line: OutputLine) -> None:
+        self._output.append(line)
+
+    def take_output(self) -> list[OutputLine]:
+        taken, self._output = self._output, []
+        return taken
+
+    def _end(self, line: BatchLine, task: asyncio.Task[None]) -> None:
+        self._in_flight.discard(task)
+        self._num_taken -= 1
+        if task.cancelled():
+            self._put_back.append(line)
+
+    def cancel(self) -> None:
+        """Stop, and cancel the requests in flight."""
+        self.is_stopped = True
+        for task in self._in_flight:
+            task.cancel()
+
+
+class Executor:
+    """Starts the requests of the batches that were added."""
+
+    def __init__(self, core: Core, gaps: TrafficGaps, timeout_s: float) -> None:
+        self._core = core
+        self._gaps = gaps
+        self._timeout_s = timeout_s  # of one request
+        self._runs: list[BatchRun] = []
+        self._turns = itertools.count(1)
+        self._last_turn: dict[str, int] = {}
+        self._changed = asyncio.Event()
+
+    def add(self, run: BatchRun) -> None:
+        self._runs.append(run)
+        self._changed.set()
+
+    def remove(self, run: BatchRun) -> None:
+        run.cancel()
+        self._runs.remove(run)
+
+    async def run(self) -> None:
+        """Start one request after the other, until cancelled."""
+        while True:
+            run = self._next_run()
+            if run is None:
+                self._changed.clear()
+                await self._changed.wait()
+            elif (line := await run.take_line()) is not None:
+                await self._gaps.wait()
+                self._begin(run, line)
+
+    def _next_run(self) -> BatchRun | None:
+        """Return the oldest batch of the API key whose last turn is the longest ago."""
+        runs = [run for run in self._runs if run.has_lines]
+        return min(runs, key=lambda run: (self._last_turn.get(run.owner, 0), run.batch_id), default=None)
+
+    def _begin(self, run: BatchRun, line: BatchLine) -> None:
+        if run.is_stopped:
+            run.drop()
+            return
+        self._last_turn[run.owner] = next(self._turns)
+        task = self._gaps.start(self._answer(run, line))
+        run.begin(line, task)
+        task.add_done_callback(lambda _: self._changed.set())
+
+    async def _answer(self, run: BatchRun, line: BatchLine) -> None:
+        output = await answered(line, self._core, self._timeout_s, lambda: run.is_stopped)
+        if output is not None:
+            run.add_output(output)

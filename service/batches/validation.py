@@ -1,0 +1,86 @@
+"""Checks an input file before its batch starts: one JSON object a line, as in OpenAI's API.
+
+Bodies are checked when they are answered: an invalid one is the error of its request, not of the batch. Source of the
+codes: OpenAI's API reference, "The batch object", and its batches' errors.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.batches.lines import parse_line, read_lines
+from service.batches.wire import BatchError, Endpoint
+from service.errors import InvalidRequest
+from service.images.decoding import in_thread
+from tasks.errors import shown
+
+MAX_LINES = 50_000
+_MAX_ERRORS = 100
+_PIECE_BYTES = 1_000_000  # checked at a time, after which online requests get the interpreter's lock
+_PAUSE_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The number of requests of a file, and the first errors."""
+
+    num_lines: int
+    errors: list[BatchError]
+
+
+class _Checks:
+    """The lines of a file and what was found in them so far."""
+
+    def __init__(self, lines: Iterator[tuple[int, bytes]], endpoint: Endpoint, max_line_bytes: int) -> None:
+        self.num_lines = 0
+        self.errors: list[BatchError] = []
+        self._lines = lines
+        self._endpoint = endpoint
+        self._max_line_bytes = max_line_bytes
+        self._custom_ids = set[str]()
+
+    def check_next(self) -> bool:
+        """Check the next lines; return False at the end of the file, or if there are too many lines or errors."""
+        num_bytes = 0
+        for number, data in self._lines:
+            self.num_lines += 1
+            self.errors.extend(BatchError(code=c, line=number, message=m, param=p) for c, m, p in self._problems(data))
+            if self.num_lines > MAX_LINES or len(self.errors) >= _MAX_ERRORS:
+                return False
+            num_bytes += len(data)
+            if num_bytes > _PIECE_BYTES:
+                return True
+        return False
+
+    def _problems(self, data: bytes) -> Iterator[tuple[str, str, str | None]]:
+        """Yield code, message and field of each problem of a line."""
+        if len(data) > self._max_line_bytes:
+            yield "invalid_request", f"The line has more bytes than a request may have, {self._max_line_bytes}.", None
+            return
+        try:
+            line = parse_line(data)
+        except InvalidRequest as error:
+            code = "invalid_request" if error.param else "invalid_json_line"
+            yield code, f"The line is no request: {error.message.replace('the body', 'it', 1)}.", error.param
+            return
+        if line.url != self._endpoint:
+            yield "url_mismatch", f"The url is {shown(line.url)}, the batch's endpoint {self._endpoint}.", "url"
+        if line.custom_id in self._custom_ids:
+            yield "duplicate_custom_id", "The custom_id is also that of an earlier line.", "custom_id"
+        self._custom_ids.add(line.custom_id)
+
+
+async def check_file(path: Path, endpoint: Endpoint, max_line_bytes: int) -> Checked:
+    """Check the input file of a batch; raise `OSError`."""
+    with path.open("rb") as file:
+        checks = _Checks(read_lines(file, max_line_bytes), endpoint, max_line_bytes)
+        while await in_thread(checks.check_next):
+            await asyncio.sleep(_PAUSE_S)
+    return Checked(checks.num_lines, checks.errors[:_MAX_ERRORS] or _errors_of_file(checks.num_lines))
+
+
+def _errors_of_file(num_lines: int) -> list[BatchError]:
+    if num_lines > MAX_LINES:
+        return [BatchError(code="too_many_tasks", line=None, message=f"The file has more than {MAX_LINES} requests.")]
+    return [] if num_lines else [BatchError(code="empty_file", line=None, message="The file has no requests.")]

@@ -1,0 +1,145 @@
+"""OpenAI's objects of files and batches, and the requests that make them.
+
+Source of names and meaning: OpenAI's API reference, "Files" and "Batches".
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DAY_S = 24 * 3600
+_MIN_KEPT_S, MAX_KEPT_S = 3600, 30 * DAY_S
+
+Endpoint = Literal["/v1/chat/completions", "/v1/predict", "/v1/compare"]
+Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
+ENDED: frozenset[Status] = frozenset[Status](("failed", "completed", "expired", "cancelled"))
+
+
+class FileObject(BaseModel):
+    """A stored file."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int = Field(description="seconds since 1970, as all times")
+    expires_at: int
+    filename: str
+    purpose: Literal["batch", "batch_output"]
+    status: Literal["processed"] = "processed"
+    status_details: None = None
+
+
+class FileDeleted(BaseModel):
+    """Answer of DELETE /v1/files/{file_id}."""
+
+    id: str
+    object: Literal["file"] = "file"
+    deleted: Literal[True] = True
+
+
+class BatchError(BaseModel):
+    """A line of the input file that is invalid."""
+
+    code: str
+    line: int | None
+    message: str
+    param: str | None = None
+
+
+class BatchErrors(BaseModel):
+    """The first invalid lines of the input file."""
+
+    object: Literal["list"] = "list"
+    data: list[BatchError]
+
+
+class RequestCounts(BaseModel):
+    """Number of the requests of a batch, and of those with an answer and with an error."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+class Batch(BaseModel):
+    """A batch and where it is."""
+
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: Endpoint
+    errors: BatchErrors | None = None
+    input_file_id: str
+    completion_window: Literal["24h"] = "24h"
+    status: Status = "validating"
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    created_at: int
+    in_progress_at: int | None = None
+    expires_at: int
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    expired_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+    request_counts: RequestCounts = RequestCounts()
+    metadata: dict[str, str] | None = None
+
+
+class FileList(BaseModel):
+    """A page of files."""
+
+    object: Literal["list"] = "list"
+    data: list[FileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class BatchList(BaseModel):
+    """A page of batches, the newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Batch]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class _Given(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ExpiresAfter(_Given):
+    """How long a file is kept."""
+
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=_MIN_KEPT_S, le=MAX_KEPT_S)
+
+
+class FileFields(_Given):
+    """Fields of POST /v1/files beside the file."""
+
+    purpose: Literal["batch"]
+    expires_after: ExpiresAfter = ExpiresAfter(anchor="created_at", seconds=MAX_KEPT_S)
+
+
+class BatchRequest(_Given):
+    """Body of POST /v1/batches."""
+
+    input_file_id: str
+    endpoint: Endpoint
+    completion_window: Literal["24h"]
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
+        None, max_length=16
+    )
+    output_expires_after: ExpiresAfter = ExpiresAfter(anchor="created_at", seconds=MAX_KEPT_S)
+
+
+class BatchLine(_Given):
+    """One request: a line of the input file."""
+
+    custom_id: str = Field(min_length=1, max_length=512)
+    method: Literal["POST"]
+    url: str
+    body: dict[str, object]

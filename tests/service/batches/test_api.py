@@ -1,0 +1,256 @@
+"""The endpoints of files and batches: form of answers and errors, pages, and whose a file is."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.admission.api_keys import ApiKeys, parse_keys
+from service.batches import store, uploads
+from service.batches.store import Store
+from service.http.boundary import STATUSES
+from service.settings import Settings
+from tests.support.api_keys import hash_of
+from tests.support.batch_lines import CHAT, PREDICT, jsonl, line
+from tests.support.rest_client import Client, client, fits
+
+CONTENT = jsonl(line("a"))
+
+
+@pytest.fixture
+def rest(tmp_path: Path) -> Client:
+    return serving(tmp_path)
+
+
+def serving(folder: Path, keys: ApiKeys | None = None) -> Client:
+    Store(folder).prepare()
+    return client(keys=keys, values=Settings(batches_folder=folder, request_timeout_s=5))
+
+
+def upload(
+    rest: Client, content: bytes = CONTENT, data: Mapping[str, str] | None = None, **options: Any
+) -> httpx.Response:
+    fields = {"purpose": "batch"} if data is None else data
+    return rest.send("POST", "/v1/files", files={"file": ("in.jsonl", content)}, data=fields, **options)
+
+
+def kept(seconds: str, anchor: str = "created_at") -> dict[str, str]:
+    return {"purpose": "batch", "expires_after[anchor]": anchor, "expires_after[seconds]": seconds}
+
+
+def file_id(rest: Client, **options: Any) -> str:
+    return str(upload(rest, **options).raise_for_status().json()["id"])
+
+
+def create(rest: Client, file: str, **fields: Any) -> httpx.Response:
+    asked = {"input_file_id": file, "endpoint": PREDICT, "completion_window": "24h", **fields}
+    return rest.send("POST", "/v1/batches", json={name: value for name, value in asked.items() if value is not None})
+
+
+def error(response: httpx.Response, code: str, param: str | None = None) -> str:
+    """Return the message of an error, whose form is OpenAI's."""
+    assert fits(response.json(), "ChatError")
+    detail = response.json()["error"]
+    assert (detail["code"], detail["param"]) == (code, param), detail
+    assert response.status_code == {str(name): status for name, status in STATUSES.items()}[code]
+    return str(detail["message"])
+
+
+@pytest.mark.parametrize("size", [0, 10, 3_000_000])
+def test_a_file_comes_back_as_it_was_sent(rest: Client, tmp_path: Path, size: int) -> None:
+    content = b"\r\n--boundary\n" + b"x" * size
+    made = upload(rest, content)
+    assert fits(made.json(), "FileObject")
+    assert made.json()["bytes"] == len(content)
+    assert (made.json()["filename"], made.json()["purpose"]) == ("in.jsonl", "batch")
+    assert made.json()["expires_at"] - made.json()["created_at"] == 30 * 24 * 3600
+    path = f"/v1/files/{made.json()['id']}"
+    assert rest.get(path).json() == made.json()
+    assert rest.get(f"{path}/content").content == content
+    assert list(Store(tmp_path).uploads.glob("?" * 32)) == []
+
+
+def test_a_deleted_file_is_gone(rest: Client, tmp_path: Path) -> None:
+    path = f"/v1/files/{file_id(rest)}"
+    deleted = rest.send("DELETE", path).json()
+    assert fits(deleted, "FileDeleted")
+    for method, gone in [("GET", path), ("GET", f"{path}/content"), ("DELETE", path)]:
+        error(rest.send(method, gone), "not_found", "file_id")
+    assert list(Store(tmp_path).of("anonymous").files.iterdir()) == []
+
+
+def test_the_input_of_an_unfinished_batch_is_not_deleted(rest: Client) -> None:
+    file = file_id(rest)
+    batch = create(rest, file).json()
+    assert batch["id"] in error(rest.send("DELETE", f"/v1/files/{file}"), "invalid_request", "file_id")
+
+
+def test_expiry_is_that_of_the_upload(rest: Client) -> None:
+    made = upload(rest, data=kept("3600")).json()
+    assert made["expires_at"] - made["created_at"] == 3600
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "purpose"),
+        ({"purpose": "fine-tune"}, "purpose"),
+        ({"purpose": "batch", "priority": "1"}, "priority"),
+        ({"purpose": "batch", "expires_after": "1"}, "expires_after"),
+        (kept("3600", "now"), "expires_after.anchor"),
+        (kept("1"), "expires_after.seconds"),
+        (kept("9" * 30), "expires_after.seconds"),
+    ],
+)
+def test_invalid_fields_of_an_upload_are_named_and_nothing_is_stored(
+    rest: Client, tmp_path: Path, fields: dict[str, str], param: str
+) -> None:
+    error(upload(rest, data=fields), "invalid_request", param)
+    assert list(Store(tmp_path).uploads.glob("?" * 32)) == []
+    assert rest.get("/v1/files").json()["data"] == []
+
+
+def form(*parts: bytes, end: bytes = b"--x--\r\n") -> dict[str, Any]:
+    body = b"".join(b"--x\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts) + end
+    return {"content": body, "headers": {"Content-Type": "multipart/form-data; boundary=x"}}
+
+
+FILE_PART, PURPOSE_PART = b'name="file"; filename="a"\r\n\r\n{}', b'name="purpose"\r\n\r\nbatch'
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        (form(PURPOSE_PART), "file"),
+        (form(FILE_PART, FILE_PART, PURPOSE_PART), "file"),
+        (form(FILE_PART, PURPOSE_PART, PURPOSE_PART), "purpose"),
+        (form(FILE_PART, PURPOSE_PART, end=b""), None),
+        (form(FILE_PART, PURPOSE_PART, end=b"--x"), None),
+        ({"content": b"no form", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, None),
+        ({"content": b"{}", "headers": {"Content-Type": "multipart/form-data"}}, None),
+        ({"json": {}}, None),
+    ],
+)
+def test_a_malformed_form_is_refused(rest: Client, tmp_path: Path, options: dict[str, Any], param: str | None) -> None:
+    error(rest.send("POST", "/v1/files", **options), "invalid_request", param)
+    assert list(Store(tmp_path).uploads.glob("?" * 32)) == []
+
+
+def test_a_form_of_the_tests_is_well_formed(rest: Client) -> None:
+    assert rest.send("POST", "/v1/files", **form(FILE_PART, PURPOSE_PART)).json()["bytes"] == 2
+
+
+def test_too_large_files_and_fields_are_refused(rest: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MAX_FILE_BYTES", 1000)
+    assert upload(rest, b"x" * 1000).is_success
+    assert "1000 bytes" in error(upload(rest, b"x" * 20_000), "payload_too_large")
+    error(upload(rest, data={"purpose": "x" * 10_500}), "payload_too_large")
+    assert list(Store(tmp_path).uploads.glob("?" * 32)) == []
+
+
+def test_a_key_has_limits_of_files_bytes_and_batches(rest: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = file_id(rest)
+    monkeypatch.setattr(store, "MAX_BYTES_PER_KEY", len(CONTENT) * 2 - 1)
+    assert "delete some" in error(upload(rest), "overloaded")
+    monkeypatch.undo()
+    monkeypatch.setattr(store, "MAX_FILES_PER_KEY", 1)
+    error(upload(rest), "overloaded")
+    monkeypatch.setattr(store, "MAX_BATCHES_PER_KEY", 1)
+    assert create(rest, file).is_success
+    error(create(rest, file), "overloaded")
+
+
+def test_a_created_batch_waits_for_validation(rest: Client) -> None:
+    file = file_id(rest)
+    made = create(rest, file, endpoint=CHAT, metadata={"job": "7"})
+    assert fits(made.json(), "Batch")
+    assert made.json()["status"] == "validating"
+    assert made.json()["metadata"] == {"job": "7"}
+    assert made.json()["expires_at"] - made.json()["created_at"] == 24 * 3600
+    assert rest.get(f"/v1/batches/{made.json()['id']}").json() == made.json()
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"endpoint": None}, "endpoint"),
+        ({"completion_window": "1h"}, "completion_window"),
+        ({"metadata": {"job": 7}}, "metadata.job"),
+        ({"metadata": {str(number): "" for number in range(17)}}, "metadata"),
+        ({"priority": 1}, "priority"),
+    ],
+)
+def test_invalid_fields_of_a_batch_are_named(rest: Client, fields: dict[str, Any], param: str) -> None:
+    error(create(rest, file_id(rest), **fields), "invalid_request", param)
+
+
+@pytest.mark.parametrize("unknown", ["file-x", "file-" + "0" * 32, "../../lock", "batch_" + "0" * 32])
+def test_unknown_files_and_batches_are_not_found(rest: Client, unknown: str) -> None:
+    error(create(rest, unknown), "not_found", "file_id")
+    quoted = unknown.replace("/", "%2F")  # which is a slash again before it is routed: no route has some of these
+    for method, path in [("GET", ""), ("DELETE", ""), ("GET", "/content")]:
+        assert rest.send(method, f"/v1/files/{quoted}{path}").status_code in (404, 405)
+    for method, path in [("GET", ""), ("POST", "/cancel")]:
+        assert rest.send(method, f"/v1/batches/{quoted}{path}").status_code in (404, 405)
+
+
+def test_cancellation_is_shown_at_once(rest: Client) -> None:
+    batch = create(rest, file_id(rest)).json()
+    for _ in range(2):
+        cancelled = rest.send("POST", f"/v1/batches/{batch['id']}/cancel").json()
+        assert (cancelled["status"], bool(cancelled["cancelling_at"])) == ("cancelling", True)
+    assert rest.get(f"/v1/batches/{batch['id']}").json() == cancelled
+
+
+def test_lists_have_pages_the_newest_first(rest: Client) -> None:
+    files = [file_id(rest) for _ in range(3)]
+    batches = [create(rest, files[0]).json()["id"] for _ in range(3)]
+    for path, ids, schema in [("/v1/files", files, "FileList"), ("/v1/batches", batches, "BatchList")]:
+        whole = rest.get(path).json()
+        assert fits(whole, schema)
+        assert [each["id"] for each in whole["data"]] == ids[::-1]
+        assert not whole["has_more"]
+        first = rest.get(f"{path}?limit=2").json()
+        assert [each["id"] for each in first["data"]] == [ids[2], ids[1]]
+        assert (first["first_id"], first["last_id"], first["has_more"]) == (ids[2], ids[1], True)
+        rest_of_it = rest.get(f"{path}?limit=2&after={ids[1]}").json()
+        assert ([each["id"] for each in rest_of_it["data"]], rest_of_it["has_more"]) == ([ids[0]], False)
+    assert [each["id"] for each in rest.get("/v1/files?order=asc").json()["data"]] == files
+    assert rest.get("/v1/files?purpose=batch_output").json()["data"] == []
+
+
+INVALID = ["files?limit=0", "files?limit=x", "files?order=up", "files?purpose=x", "files?after=x", "batches?limit=101"]
+
+
+@pytest.mark.parametrize("query", INVALID)
+def test_invalid_queries_are_named(rest: Client, query: str) -> None:
+    error(rest.get(f"/v1/{query}"), "invalid_request", query.partition("?")[2].partition("=")[0])
+
+
+def test_a_key_sees_its_own_files_and_batches_alone(tmp_path: Path) -> None:
+    keys = ApiKeys(parse_keys(f"{hash_of('one')} name=shared\n{hash_of('two')} name=shared"))
+    rest = serving(tmp_path, keys)
+    one, two = ({"headers": {"Authorization": f"Bearer {key}"}} for key in ("one", "two"))
+    file = file_id(rest, **one)
+    asked = {"input_file_id": file, "endpoint": PREDICT, "completion_window": "24h"}
+    error(rest.send("POST", "/v1/batches", json=asked, **two), "not_found", "file_id")
+    batch = rest.send("POST", "/v1/batches", json=asked, **one).json()["id"]
+    for method, path in [
+        ("GET", f"files/{file}"),
+        ("GET", f"files/{file}/content"),
+        ("DELETE", f"files/{file}"),
+        ("GET", f"batches/{batch}"),
+        ("POST", f"batches/{batch}/cancel"),
+    ]:
+        assert rest.send(method, f"/v1/{path}", **two).status_code == 404
+        assert rest.send(method, f"/v1/{path}").status_code == 401
+    assert rest.get("/v1/files", **two).json()["data"] == rest.get("/v1/batches", **two).json()["data"] == []
+    assert rest.get(f"/v1/batches/{batch}", **one).json()["status"] == "validating"
+
+
+@pytest.mark.parametrize("path", ["files", "batches", "files/file-x", "batches/batch_x"])
+def test_without_a_folder_they_are_disabled(path: str) -> None:
+    assert "DIPTYCH_BATCHES_FOLDER" in error(client().get(f"/v1/{path}"), "not_found")
