@@ -14,7 +14,8 @@ from pathlib import Path
 from numpy.random import Generator, default_rng
 
 from export.checkpoints.errors import TuningError
-from export.tuning.labels import LabelledBox, LabelledImage
+from export.scenes.truth import LabelledBox
+from export.tuning.labels import LabelledImage
 from tasks.catalog import CatalogEntry
 from tasks.errors import TaskError
 from tasks.families import FAMILIES

@@ -19,20 +19,13 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from export.checkpoints.errors import TuningError
+from export.scenes.truth import LabelledBox
 from tasks.results import BoxXyxy
 
 _ORIENTATION_TAG = 0x0112
 _ON_SIDE = (5, 6, 7, 8)  # orientations that swap width and height
 _SUFFIXES = (".json", ".jsonl")
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledBox:
-    """An object or a phrase with its box."""
-
-    label: str
-    box_xyxy: BoxXyxy
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,17 +68,20 @@ def tune(
     model = load_checkpoint(base, torch.bfloat16 if has_cuda else torch.float32)
     model.config.use_cache = False
     batches = Batches(model, load_processor(base), base)
+    tuned = _with_adapter(model, source, options)
     trainer = Trainer(
-        model=_with_adapter(model, source, options),
+        model=tuned,
         args=_arguments(output / RUN_FOLDER, options, has_cuda),
         train_dataset=_Examples([batches.tokenized(example) for example in trained]),
         eval_dataset=_Examples([batches.tokenized(example) for example in held_out]),
         data_collator=batches.stack,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.model.save_pretrained(str(output))
+    tuned.save_pretrained(str(output))  # the best, which the trainer has loaded
     shutil.rmtree(output / RUN_FOLDER)
-    return float(trainer.state.best_metric)
+    best_loss = trainer.state.best_metric
+    assert best_loss is not None
+    return best_loss
 
 
 def _split(images: Sequence[Sequence[Example]], options: TuningOptions) -> tuple[list[Example], list[Example]]:

@@ -15,7 +15,8 @@ from PIL import Image
 from export.scenes import SceneObject, render_scene, sample_scene
 from export.scenes.geometry import Ring, box_xyxy, ring_box_xyxy
 from export.scenes.render import draw_ring
-from export.scenes.scene import CANVAS_PX, SHAPES, BoxXYXY
+from export.scenes.scene import CANVAS_PX, SHAPES
+from export.scenes.truth import LabelledBox
 from tasks.florence2.locations import NUM_BINS
 
 HEXAGON = "hexagon"
@@ -30,7 +31,11 @@ class HexagonScene:
     """An image of `CANVAS_PX` and its objects, left to right."""
 
     image: Image.Image
-    objects: tuple[tuple[str, BoxXYXY], ...]
+    objects: tuple[LabelledBox, ...]
+
+    @property
+    def has_hexagon(self) -> bool:
+        return any(each.label == HEXAGON for each in self.objects)
 
 
 def hexagon_scene(seed: int) -> HexagonScene:
@@ -41,11 +46,13 @@ def hexagon_scene(seed: int) -> HexagonScene:
     image = render_scene(replace(scene, objects=tuple(each for each in scene.objects if each not in hexagons)))
     for drawn, ring in hexagons.items():
         draw_ring(image, ring, drawn.rgb)
-    objects = tuple(
-        (HEXAGON, ring_box_xyxy(hexagons[each])) if each in hexagons else (str(each.shape), box_xyxy(each))
+    objects = (
+        LabelledBox(HEXAGON, ring_box_xyxy(hexagons[each]))
+        if each in hexagons
+        else LabelledBox(each.shape, box_xyxy(each))
         for each in scene.objects
     )
-    return HexagonScene(image, objects)
+    return HexagonScene(image, tuple(objects))
 
 
 def write_hexagon_coco(folder: Path, first_seed: int, num_scenes: int) -> Path:
@@ -57,9 +64,9 @@ def write_hexagon_coco(folder: Path, first_seed: int, num_scenes: int) -> Path:
         name = f"{index:05}.png"
         scene.image.save(folder / "images" / name)
         images.append({"id": index, "file_name": name, "width": CANVAS_PX, "height": CANVAS_PX})
-        for label, box in scene.objects:
-            x1, y1, x2, y2 = map(_on_grid, box)
-            ids = {"id": len(annotations), "image_id": index, "category_id": NAMES.index(label)}
+        for true in scene.objects:
+            x1, y1, x2, y2 = map(_on_grid, true.box_xyxy)
+            ids = {"id": len(annotations), "image_id": index, "category_id": NAMES.index(true.label)}
             annotations.append({**ids, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
     categories = [{"id": number, "name": name} for number, name in enumerate(NAMES)]
     document = {"images": images, "annotations": annotations, "categories": categories}

@@ -6,11 +6,12 @@ import pytest
 from PIL import Image
 
 from export.checkpoints.errors import TuningError
-from export.tuning.labels import LabelledBox, LabelledImage, open_upright, read_labels
+from export.scenes.truth import LabelledBox
+from export.tuning.labels import LabelledImage, open_upright, read_labels
 from tests.support.evaluations import OBJECTS, write_coco, write_images, write_json_lines
 
 TRUE_BOXES = {name: tuple(LabelledBox(label, box) for label, box in own) for name, own in OBJECTS.items()}
-ROWS = {
+ROWS: dict[str, dict[str, object]] = {
     "captions": {"caption": "two cats"},
     "several captions": {"captions": ["two cats", "cats"]},
     "text": {"text": "EXIT"},

@@ -50,18 +50,16 @@ def kill_after_an_epoch(process: "subprocess.Popen[str]", run: Path) -> None:
 
 
 def test_a_killed_run_resumes_and_writes_the_adapter_of_one_that_was_not(
-    data: Path, model_id: str, artifacts: Path, tmp_path: Path
+    data: Path, model_id: str, artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    first = tune(command(data, model_id, whole))
-    printed, _ = first.communicate(timeout=TIMEOUT_S)
-    assert first.returncode == 0, printed
+    assert main(command(data, model_id, whole)) == 0
     run = killed / RUN_FOLDER
     kill_after_an_epoch(tune(command(data, model_id, killed)), run)
     (run / "checkpoint-99999").mkdir()  # as a process leaves it that is killed while it saves
-    resumed = tune(command(data, model_id, killed, "--resume"))
-    printed, _ = resumed.communicate(timeout=TIMEOUT_S)
-    assert resumed.returncode == 0, printed
+    capsys.readouterr()
+    assert main(command(data, model_id, killed, "--resume")) == 0
+    printed = capsys.readouterr().out
     expected, found = (read_adapter(folder, artifacts / DECODER_FILE) for folder in (whole, killed))
     assert found.keys() == expected.keys()
     assert any("fc1" in name or "gate_proj" in name for name in found)
