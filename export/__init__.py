@@ -10,6 +10,7 @@ Commands, each with `--help`:
     python -m export.constraint_effect   count the answers that constrained decoding changes
     python -m export.memory              print the memory tables of docs/operations.md
     python -m export.training MODEL      train an embedded checkpoint
+    python -m export.tune DATA           tune a LoRA adapter on a labelled dataset
     python -m export.bench FOLDER        prepare models and questions of the benchmark
 
 Folders, in the order of their imports:
@@ -20,6 +21,7 @@ Folders, in the order of their imports:
     checks/        parity with transformers, and the loss at each precision
     evaluation/    accuracy of a running service on scenes
     training/      the embedded checkpoints from scratch
+    tuning/        LoRA adapters on a user's labels
     bench/         models, questions and step times of the benchmark
 
 Nothing in here runs in the service.

@@ -1,4 +1,4 @@
-"""The errors that stop an export; nothing is stored after any of them.
+"""The errors that stop an export or a tuning; nothing is stored after any of them.
 
 ExportError
 ├── SourceError           a checkpoint or one of its files is missing, unreadable or of another family
@@ -7,14 +7,15 @@ ExportError
 ├── ResourceError         the host has too little memory or disk for the export
 ├── EncoderError          the process that makes the vision encoders failed
 ├── ImageProcessorError   the image processor has steps that the service does not implement
-└── ParityError           the exported model does not reproduce the original
+├── ParityError           the exported model does not reproduce the original
+└── TuningError           a model cannot be tuned on a dataset or for a task
 """
 
 import errno
 
 
 class ExportError(Exception):
-    """Base class of the errors that stop an export."""
+    """Base class of the errors that stop an export or a tuning."""
 
 
 class SourceError(ExportError):
@@ -43,6 +44,10 @@ class ImageProcessorError(ExportError):
 
 class ParityError(ExportError):
     """The exported model does not reproduce the original."""
+
+
+class TuningError(ExportError):
+    """A model cannot be tuned on a dataset or for a task."""
 
 
 def is_disk_full(error: BaseException) -> bool:

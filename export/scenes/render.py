@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from export.scenes.fonts import ink_mask
 from export.scenes.geometry import Ring, outline_xy, ring_box_xyxy
-from export.scenes.scene import CANVAS_PX, RGB, Background, Scene, SceneObject, Word
+from export.scenes.scene import CANVAS_PX, RGB, Background, Scene, Word
 
 SUPERSAMPLING = 4
 _INK_RGB: dict[str, RGB] = {"dark": (255, 255, 255), "light": (0, 0, 0)}
@@ -22,7 +22,7 @@ def render_scene(scene: Scene, size_px: int = CANVAS_PX) -> Image.Image:
     image = _render_background(scene.background, size_px)
     scale = size_px / CANVAS_PX
     for scene_object in scene.objects:
-        _draw_object(image, scene_object, scale)
+        draw_ring(image, tuple((x * scale, y * scale) for x, y in outline_xy(scene_object)), scene_object.rgb)
     if scene.word is not None:
         _draw_word(image, scene.word, _INK_RGB[scene.background.brightness], scale)
     return image
@@ -63,11 +63,11 @@ def _palette(start_rgb: tuple[int, ...], end_rgb: tuple[int, ...]) -> list[int]:
     return [int(value) for value in np.concatenate(channels).clip(0, 255)]
 
 
-def _draw_object(image: Image.Image, scene_object: SceneObject, scale: float) -> None:
-    ring = tuple((x * scale, y * scale) for x, y in outline_xy(scene_object))
+def draw_ring(image: Image.Image, ring: Ring, rgb: RGB) -> None:
+    """Fill a polygon, given in pixels of the image, with a colour."""
     left, top, right, bottom = ring_box_xyxy(ring)
     corner = floor(left), floor(top)
-    image.paste(scene_object.rgb, corner, _mask(ring, corner, (ceil(right), ceil(bottom))))
+    image.paste(rgb, corner, _mask(ring, corner, (ceil(right), ceil(bottom))))
 
 
 def _mask(ring: Ring, corner: tuple[int, int], opposite: tuple[int, int]) -> Image.Image:

@@ -1,0 +1,110 @@
+"""Tune a LoRA adapter on a labelled dataset: `python -m export.tune DATA --base MODEL --task TASK --output FOLDER`.
+
+Thin over PEFT and transformers' Trainer; docs/fine-tuning.md is the recipe. The adapter of the epoch with the least
+loss on the held-out images is kept, in PEFT's format. An interrupted run resumes at its last epoch with --resume.
+"""
+
+import argparse
+import dataclasses
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from export.checkpoints.errors import ExportError, TuningError
+from export.checkpoints.jobs import ROOT, find_entry
+from export.checkpoints.sources import resolve_source
+from export.tuning.examples import TUNED_TASKS, make_examples
+from export.tuning.labels import read_labels
+from tasks.catalog import TEMPLATE_TASK, CatalogEntry, CatalogError, TaskOverride
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Tune one adapter and print its catalog entry; return the exit status."""
+    parsed = _parse(arguments)
+    try:
+        entry = _base_entry(parsed.base, parsed.task, parsed.template)
+        labelled = read_labels(parsed.data, parsed.images)
+        examples = make_examples(entry, parsed.task, labelled, parsed.seed)
+        source = resolve_source(entry.source, entry.revision, entry.family, ROOT)
+        print(f"{sum(map(len, examples))} examples of {parsed.task} about {len(examples)} images", flush=True)
+        from export.tuning.training import TuningOptions, tune  # imports torch, which takes seconds
+
+        options = TuningOptions(
+            num_epochs=parsed.epochs,
+            rank=parsed.rank,
+            learning_rate=parsed.learning_rate,
+            batch_size=parsed.batch_size,
+            held_out_share=parsed.held_out,
+            seed=parsed.seed,
+        )
+        loss = tune(source.folder, entry.source, examples, parsed.output, options, parsed.resume)
+    except (ExportError, CatalogError) as error:
+        print(f"python -m export.tune: {error}", file=sys.stderr)
+        return 1
+    print(f"{parsed.output}: held-out loss {loss:.4f}; its entry of the catalog, after that of {entry.id}:\n")
+    print(catalog_lines(entry, parsed.output, parsed.template), end="")
+    return 0
+
+
+def catalog_lines(base: CatalogEntry, output: Path, template: str | None) -> str:
+    """Return the entry of an adapter as YAML; its id is made of the folder's name."""
+    name = re.sub(r"[^a-z0-9.-]+", "-", output.resolve().name.lower()).strip("-.")
+    row: dict[str, object] = {"id": name or "adapter", "adapter_of": base.id, "source": str(output.resolve())}
+    if template is not None:
+        row["tasks"] = {TEMPLATE_TASK: {"template": template}}
+    text = yaml.safe_dump([row], sort_keys=False, allow_unicode=True, width=sys.maxsize)
+    return "".join(f"  {line}\n" for line in text.splitlines())
+
+
+def _base_entry(model_id: str, task_id: str, template: str | None) -> CatalogEntry:
+    """Return the entry of the base, with the prompt that it will be tuned on."""
+    entry = find_entry(model_id)
+    if entry.adapter_of is not None:
+        raise TuningError(f"--base {model_id} is an adapter; tune its base {entry.adapter_of}")
+    if template is None:
+        return entry
+    if entry.family != "florence2" or task_id != TEMPLATE_TASK or template.count("{question}") != 1:
+        allowed = f"for {TEMPLATE_TASK} of a Florence-2 model, with {{question}} once"
+        raise TuningError(f"--template is {template!r}; allowed only {allowed}")
+    return dataclasses.replace(entry, tasks={**entry.tasks, TEMPLATE_TASK: TaskOverride(template)})
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m export.tune", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("data", type=Path, metavar="DATA", help="a COCO .json or a .jsonl file, or a folder with one")
+    parser.add_argument("--base", required=True, metavar="MODEL", help="an id of models/catalog.yaml")
+    parser.add_argument("--task", required=True, choices=TUNED_TASKS, metavar="TASK", help=", ".join(TUNED_TASKS))
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="of the adapter; must not have one"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="of the images, if they are not beside the labels"
+    )
+    parser.add_argument("--template", help="a Florence-2 model's prompt of questions: '<DocVQA>{question}'")
+    parser.add_argument("--epochs", type=_positive, default=10, help="default: %(default)s")
+    parser.add_argument("--rank", type=_positive, default=16, help="of LoRA; default: %(default)s")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="RATE", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="default: %(default)s")
+    parser.add_argument("--held-out", type=_share, default=0.1, metavar="SHARE", help="of images; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run of this FOLDER")
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text}")
+    return value
+
+
+def _share(text: str) -> float:
+    if not 0 < (value := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, not {text}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

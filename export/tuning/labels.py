@@ -1,0 +1,160 @@
+"""The labels of a dataset to tune on: COCO's JSON, or JSON lines with the fields that `diptych evaluate` reads.
+
+{"image": "a.png", "caption": "two cats"}, or "captions": ["two cats", "cats on a sofa"]
+{"image": "a.png", "text": "EXIT"}, and "region": [x1, y1, x2, y2] if the text is about a region
+{"image": "a.png", "question": "how many?", "answers": ["2", "two"]}, or "answer": "2"
+{"image": "a.png", "phrases": [{"phrase": "left cat", "box": [x1, y1, x2, y2]}]}
+{"image": "a.png", "objects": [{"label": "cat", "box": [x1, y1, x2, y2]}]}
+
+Boxes are in pixels of the upright image.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from export.checkpoints.errors import TuningError
+from export.scenes.truth import LabelledBox
+from tasks.results import BoxXyxy
+
+_ORIENTATION_TAG = 0x0112
+_ON_SIDE = (5, 6, 7, 8)  # orientations that swap width and height
+_SUFFIXES = (".json", ".jsonl")
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """One image with the labels of one row; None for kinds of labels that the row does not have."""
+
+    path: Path
+    size_wh: tuple[int, int]  # of the upright image, px
+    objects: tuple[LabelledBox, ...] | None = None
+    captions: tuple[str, ...] = ()
+    text: str | None = None
+    region_xyxy: BoxXyxy | None = None
+    questions: tuple[tuple[str, tuple[str, ...]], ...] = ()  # with their answers
+    phrases: tuple[LabelledBox, ...] = ()
+
+
+def read_labels(path: Path, images: Path | None = None) -> tuple[LabelledImage, ...]:
+    """Read a label file, or the only one of a folder; `images` is the folder of its images where they are elsewhere.
+
+    Raise `TuningError` for a missing, malformed or empty dataset, and for an image that cannot be read.
+    """
+    file = _label_file(path)
+    labelled = tuple(_read_json_lines(file, images) if file.suffix == ".jsonl" else _read_coco(file, images))
+    if not labelled:
+        raise TuningError(f"{file} has no image; a dataset to tune on needs images with labels")
+    return labelled
+
+
+def open_upright(path: Path) -> Image.Image:
+    """Return an image in mode RGB, turned as its EXIF orientation says."""
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _label_file(path: Path) -> Path:
+    if path.is_file() and path.suffix in _SUFFIXES:
+        return path
+    found = [each for suffix in _SUFFIXES for each in sorted(path.glob(f"*{suffix}"))]
+    if len(found) != 1:
+        is_what = f"a folder with {len(found)} such files" if path.is_dir() else "neither"
+        raise TuningError(f"DATA must be a .json (COCO) or .jsonl file, or a folder with one; {path} is {is_what}")
+    return found[0]
+
+
+def _read_json_lines(path: Path, images: Path | None) -> Iterator[LabelledImage]:
+    folder = images or path.parent
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                yield _row(folder, json.loads(line))
+            except _MALFORMED as error:
+                where = f"{path}, line {number}"
+                raise TuningError(f"{where}: expected an object with `image` and labels: {error!r}") from error
+
+
+def _row(folder: Path, row: Mapping[str, Any]) -> LabelledImage:
+    path = folder / row["image"]
+    objects, region = row.get("objects"), row.get("region")
+    asked = row.get("questions") or ([row] if "question" in row else [])
+    return LabelledImage(
+        path,
+        _upright_size(path),
+        None if objects is None else tuple(LabelledBox(_name(each["label"]), _box(each["box"])) for each in objects),
+        _texts(row.get("captions", row.get("caption", ()))),
+        row.get("text"),
+        None if region is None else _box(region),
+        tuple((each["question"], _texts(each.get("answers", each.get("answer", ())))) for each in asked),
+        tuple(LabelledBox(_name(each["phrase"]), _box(each["box"])) for each in row.get("phrases", ())),
+    )
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """Return one text or several; VQA's own answers are objects."""
+    values = [value] if isinstance(value, str) else value
+    return tuple(each["answer"] if isinstance(each, Mapping) else str(each) for each in values)
+
+
+def _read_coco(path: Path, images: Path | None) -> Iterator[LabelledImage]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        names = {each["id"]: str(each["name"]) for each in document.get("categories", ())}
+        rows, own = document["images"], defaultdict[Any, list[Mapping[str, Any]]](list)
+        for annotation in document.get("annotations", ()):
+            own[annotation["image_id"]].append(annotation)
+        folder = images or _image_folder(path, [each["file_name"] for each in rows])
+        yield from (_coco_image(folder / row["file_name"], own[row["id"]], names) for row in rows)
+    except _MALFORMED as error:
+        raise TuningError(f"{path} is not COCO: {error!r}") from error
+
+
+def _coco_image(path: Path, annotations: Iterable[Mapping[str, Any]], names: Mapping[Any, str]) -> LabelledImage:
+    """Return an image; crowds are no objects, and an image without annotations has none."""
+    boxes = [each for each in annotations if "bbox" in each and not each.get("iscrowd")]
+    objects = tuple(LabelledBox(_name(names[each["category_id"]]), _coco_box(each["bbox"])) for each in boxes)
+    captions = tuple(str(each["caption"]) for each in annotations if "caption" in each)
+    return LabelledImage(path, _upright_size(path), objects if names else None, captions)
+
+
+def _image_folder(path: Path, names: list[str]) -> Path:
+    """Return the folder that has the first image: instances_val2017.json is in annotations/, its images in val2017/."""
+    parent, split = path.parent, path.stem.rpartition("_")[2]
+    folders = (parent, parent / "images", parent.parent / "images", parent.parent / split, parent.parent)
+    for folder in folders:
+        if not names or (folder / names[0]).is_file():
+            return folder
+    looked_in = ", ".join(map(str, folders))
+    raise TuningError(f"{path}: the image {names[0]} is in none of {looked_in}: give its folder with --images")
+
+
+def _name(value: Any) -> str:
+    """Return a label with single spaces, as a request's labels are read."""
+    return " ".join(str(value).split())
+
+
+def _coco_box(values: Iterable[Any]) -> BoxXyxy:
+    x, y, width, height = map(float, values)
+    return (x, y, x + width, y + height)
+
+
+def _box(values: Iterable[Any]) -> BoxXyxy:
+    x1, y1, x2, y2 = map(float, values)
+    return (x1, y1, x2, y2)
+
+
+def _upright_size(path: Path) -> tuple[int, int]:
+    """Return the size of an image from its header."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(_ORIENTATION_TAG) in _ON_SIDE else (width, height)
+    except (OSError, SyntaxError) as error:
+        raise TuningError(f"the image {path} cannot be read: {error}") from error

@@ -1,0 +1,146 @@
+"""LoRA training with PEFT and transformers' Trainer, which checkpoints every epoch and keeps the best.
+
+Only attention and feed-forward layers of the language model are adapted: image features, and so the features cache of a
+runner, stay those of the base.
+"""
+
+import random
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+
+from export.artifacts.decoder_weights import load_checkpoint
+from export.checkpoints.errors import TuningError
+from export.checks.reference import load_processor
+from export.tuning.batches import Batches, TokenizedExample
+from export.tuning.examples import Example
+from runners.artifacts.adapter_folder import CONFIG_FILE
+
+TARGET_LAYERS = r".*language_model.*\.([qkvo]_proj|out_proj|fc1|fc2|gate_proj|up_proj|down_proj)"
+RUN_FOLDER = "run"  # in the output folder, until the run has ended
+_ALPHA_FACTOR = 2  # alpha of a rank
+_WARM_UP_SHARE = 0.05
+_STATE_FILE = "trainer_state.json"  # written last, so that a checkpoint with it is complete
+
+
+@dataclass(frozen=True, slots=True)
+class TuningOptions:
+    """The hyperparameters of a run."""
+
+    num_epochs: int
+    rank: int
+    learning_rate: float
+    batch_size: int
+    held_out_share: float  # of the images
+    seed: int
+
+
+class _Examples(Dataset[TokenizedExample]):
+    def __init__(self, examples: Sequence[TokenizedExample]) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> TokenizedExample:
+        return self._examples[index]
+
+
+def tune(
+    base: Path, source: str, images: Sequence[Sequence[Example]], output: Path, options: TuningOptions, resume: bool
+) -> float:
+    """Train an adapter of the checkpoint `base` and write it to `output`; return its loss on held-out images.
+
+    `images` are the examples of each image, `source` is the name of the base for PEFT's configuration. Raise
+    `TuningError`.
+    """
+    checkpoint = _checkpoint_to_resume(output, resume)
+    held_out, trained = _split(images, options)
+    has_cuda = torch.cuda.is_available()
+    model = load_checkpoint(base, torch.bfloat16 if has_cuda else torch.float32)
+    model.config.use_cache = False
+    batches = Batches(model, load_processor(base), base)
+    tuned = _with_adapter(model, source, options)
+    trainer = Trainer(
+        model=tuned,
+        args=_arguments(output / RUN_FOLDER, options, has_cuda),
+        train_dataset=_Examples([batches.tokenized(example) for example in trained]),
+        eval_dataset=_Examples([batches.tokenized(example) for example in held_out]),
+        data_collator=batches.stack,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    tuned.save_pretrained(str(output))  # the best, which the trainer has loaded
+    shutil.rmtree(output / RUN_FOLDER)
+    best_loss = trainer.state.best_metric
+    assert best_loss is not None
+    return best_loss
+
+
+def _split(images: Sequence[Sequence[Example]], options: TuningOptions) -> tuple[list[Example], list[Example]]:
+    """Return held-out examples and the others; all examples of an image are on one side."""
+    if len(images) < 2:
+        raise TuningError(f"the dataset has labels of the task for {len(images)} image; at least 2 are needed")
+    shuffled = random.Random(options.seed).sample(images, len(images))
+    num_held_out = min(max(1, round(len(images) * options.held_out_share)), len(images) - 1)
+    sides = shuffled[:num_held_out], shuffled[num_held_out:]
+    held_out, trained = ([example for own in side for example in own] for side in sides)
+    return held_out, trained
+
+
+def _with_adapter(model: Any, source: str, options: TuningOptions) -> Any:
+    torch.manual_seed(options.seed)
+    config = LoraConfig(r=options.rank, lora_alpha=_ALPHA_FACTOR * options.rank, target_modules=TARGET_LAYERS)
+    with warnings.catch_warnings():  # transformers 5.24 says that peft 0.21 reads `is_gradient_checkpointing`
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        tuned = get_peft_model(model, config)
+    tuned.peft_config["default"].base_model_name_or_path = source  # PEFT takes the folder of this host
+    return tuned
+
+
+def _arguments(folder: Path, options: TuningOptions, has_cuda: bool) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=options.num_epochs,
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=_WARM_UP_SHARE,
+        weight_decay=0.0,
+        bf16=has_cuda,
+        dataloader_pin_memory=has_cuda,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        save_total_limit=2,  # the best and the last
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        label_names=["labels"],
+        remove_unused_columns=False,  # the collator reads examples, not columns
+        report_to="none",
+        seed=options.seed,
+    )
+
+
+def _checkpoint_to_resume(output: Path, resume: bool) -> str | None:
+    """Return the last complete checkpoint of an interrupted run; raise `TuningError` if the output does not fit."""
+    run = output / RUN_FOLDER
+    if (output / CONFIG_FILE).exists():
+        raise TuningError(f"{output} already has an adapter; give another --output or remove it")
+    if run.exists() and not resume:
+        raise TuningError(f"{output} has an interrupted run; --resume continues it, removing {run} discards it")
+    if not run.exists():
+        if resume:
+            raise TuningError(f"{output} has no interrupted run to resume")
+        return None
+    complete = [path for path in run.glob("checkpoint-*") if (path / _STATE_FILE).is_file()]
+    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None

@@ -1,0 +1,100 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from export.checkpoints.errors import TuningError
+from export.scenes.truth import LabelledBox
+from export.tuning.labels import LabelledImage, open_upright, read_labels
+from tests.support.evaluations import OBJECTS, write_coco, write_images, write_json_lines
+
+TRUE_BOXES = {name: tuple(LabelledBox(label, box) for label, box in own) for name, own in OBJECTS.items()}
+ROWS: dict[str, dict[str, object]] = {
+    "captions": {"caption": "two cats"},
+    "several captions": {"captions": ["two cats", "cats"]},
+    "text": {"text": "EXIT"},
+    "region": {"text": "EXIT", "region": [1, 2, 30, 40]},
+    "question": {"question": "how many?", "answers": ["2", {"answer": "two"}]},
+    "one answer": {"question": "how many?", "answer": "2"},
+    "phrases": {"phrases": [{"phrase": "left  cat", "box": [1, 2, 30, 40]}]},
+}
+EXPECTED: dict[str, dict[str, object]] = {
+    "captions": {"captions": ("two cats",)},
+    "several captions": {"captions": ("two cats", "cats")},
+    "text": {"text": "EXIT"},
+    "region": {"text": "EXIT", "region_xyxy": (1.0, 2.0, 30.0, 40.0)},
+    "question": {"questions": (("how many?", ("2", "two")),)},
+    "one answer": {"questions": (("how many?", ("2",)),)},
+    "phrases": {"phrases": (LabelledBox("left cat", (1.0, 2.0, 30.0, 40.0)),)},
+}
+
+
+def write_rows(folder: Path, *lines: str) -> Path:
+    write_images(folder)
+    (folder / "labels.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize("write", [write_coco, write_json_lines])
+def test_files_of_the_evaluation_give_the_same_boxes(write: object, tmp_path: Path) -> None:
+    assert callable(write)
+    labelled = read_labels(write(tmp_path))
+    assert {each.path.name: each.objects for each in labelled} == TRUE_BOXES
+    assert {each.size_wh for each in labelled} == {(100, 80)}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_field_of_json_lines_is_read(name: str, tmp_path: Path) -> None:
+    folder = write_rows(tmp_path, json.dumps({"image": "a.png", **ROWS[name]}), "")
+    (labelled,) = read_labels(folder)
+    assert labelled == LabelledImage(folder / "a.png", (100, 80), **EXPECTED[name])  # type: ignore[arg-type]
+
+
+def test_an_image_on_its_side_has_the_size_of_the_upright_one(tmp_path: Path) -> None:
+    write_rows(tmp_path, '{"image": "side.jpg", "caption": "a wall"}')
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "side.jpg", exif=exif)
+    (labelled,) = read_labels(tmp_path)
+    assert labelled.size_wh == open_upright(labelled.path).size == (20, 40)
+
+
+def test_images_may_lie_in_another_folder(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "labels")
+    images = (folder / "images").rename(tmp_path / "elsewhere")
+    with pytest.raises(TuningError, match="give its folder with --images"):
+        read_labels(folder)
+    assert read_labels(folder, images)[0].path == images / "a.png"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "labels.jsonl has no image"),
+        (['{"image": "a.png", "objects": [{"label": "cat"}]}'], r"line 1: expected .* KeyError\('box'\)"),
+        (["", "[]"], "line 2: expected an object"),
+        (["{"], "line 1: expected an object"),
+        (['{"image": "no.png", "caption": "a"}'], "no.png cannot be read"),
+    ],
+)
+def test_a_malformed_dataset_is_refused_by_its_line(lines: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match=message):
+        read_labels(write_rows(tmp_path, *lines))
+
+
+@pytest.mark.parametrize("document", ["[]", "{", '{"images": [{"id": 1}]}'])
+def test_what_is_not_coco_is_refused(document: str, tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text(document)
+    with pytest.raises(TuningError, match=r"labels\.json is not COCO"):
+        read_labels(tmp_path)
+
+
+def test_a_folder_with_several_label_files_or_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match=re.escape(f"{tmp_path} is a folder with 0 such files")):
+        read_labels(tmp_path)
+    for name in ("a.json", "b.jsonl"):
+        (tmp_path / name).touch()
+    with pytest.raises(TuningError, match="a folder with 2 such files"):
+        read_labels(tmp_path)

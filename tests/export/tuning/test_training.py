@@ -1,0 +1,128 @@
+"""`python -m export.tune` as a user runs it, on a few images."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from export.tune import main
+from export.tuning.training import RUN_FOLDER
+from runners.artifacts.manifest import DECODER_FILE
+from runners.artifacts.peft_adapter import read_adapter
+from tests.support.export_cli import ROOT
+from tests.support.hexagon_scenes import FIRST_TRAINING_SEED, write_hexagon_coco
+
+TASKS = {"florence-2-mini": "object_detection", "paligemma-mini": "open_vocabulary_detection"}
+TIMEOUT_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hexagon_coco(tmp_path_factory.mktemp("data") / "scenes", FIRST_TRAINING_SEED, 4)
+
+
+def command(data: Path, model_id: str, output: Path, *options: str) -> list[str]:
+    base = ["--base", model_id, "--task", TASKS[model_id], "--output", str(output)]
+    return [str(data), *base, "--epochs", "6", "--batch-size", "2", *options]
+
+
+def tune(arguments: Sequence[str]) -> "subprocess.Popen[str]":
+    line = [sys.executable, "-m", "export.tune", *arguments]
+    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def kill_after_an_epoch(process: "subprocess.Popen[str]", run: Path) -> None:
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while not list(run.glob("checkpoint-*/trainer_state.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_killed_run_resumes_and_writes_the_adapter_of_one_that_was_not(
+    data: Path, model_id: str, artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(command(data, model_id, whole)) == 0
+    run = killed / RUN_FOLDER
+    kill_after_an_epoch(tune(command(data, model_id, killed)), run)
+    (run / "checkpoint-99999").mkdir()  # as a process leaves it that is killed while it saves
+    capsys.readouterr()
+    assert main(command(data, model_id, killed, "--resume")) == 0
+    printed = capsys.readouterr().out
+    expected, found = (read_adapter(folder, artifacts / DECODER_FILE) for folder in (whole, killed))
+    assert found.keys() == expected.keys()
+    assert any("fc1" in name or "gate_proj" in name for name in found)
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)
+    assert any(tensor.abs().max() > 0 for name, tensor in found.items() if "up" in name.rpartition(".")[2])
+    assert not run.exists()
+    (entry,) = yaml.safe_load(printed.partition(":\n\n")[2])
+    assert entry == {"id": "killed", "adapter_of": model_id, "source": str(killed)}
+    assert json.loads((killed / "adapter_config.json").read_text())["base_model_name_or_path"] == f"models/{model_id}"
+
+
+def test_an_output_that_does_not_fit_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = command(data, "florence-2-mini", tmp_path)
+    assert main([*arguments, "--resume"]) == 1
+    assert "has no interrupted run to resume" in capsys.readouterr().err
+    (tmp_path / RUN_FOLDER).mkdir()
+    assert main(arguments) == 1
+    assert "has an interrupted run; --resume continues it" in capsys.readouterr().err
+    (tmp_path / "adapter_config.json").touch()
+    assert main(arguments) == 1
+    assert "already has an adapter" in capsys.readouterr().err
+
+
+def test_one_image_cannot_be_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_hexagon_coco(tmp_path / "one", FIRST_TRAINING_SEED, 1)
+    assert main(command(data, "florence-2-mini", tmp_path / "out")) == 1
+    assert "for 1 image; at least 2 are needed" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_that_is_an_adapter_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = tmp_path / "catalog.yaml"
+    rows = (ROOT / "models" / "catalog.yaml").read_text()
+    catalog.write_text(f"{rows}\n  - {{id: tuned, adapter_of: florence-2-mini, source: /tuned}}\n")
+    monkeypatch.setenv("DIPTYCH_CATALOG", str(catalog))
+    arguments = command(data, "florence-2-mini", tmp_path / "out")
+    arguments[arguments.index("--base") + 1] = "tuned"
+    assert main(arguments) == 1
+    assert "--base tuned is an adapter; tune its base florence-2-mini" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("template", ["<DocVQA>", "{question}"])
+def test_a_template_is_of_questions_only(
+    data: Path, tmp_path: Path, template: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command(data, "florence-2-mini", tmp_path / "out"), "--template", template]) == 1
+    assert f"--template is {template!r}; allowed only for visual_question_answering" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--task", "segmentation"), "invalid choice: 'segmentation'"),
+        (("--held-out", "1"), "must be between 0 and 1, not 1"),
+        (("--rank", "0"), "must be a whole number above 0, not 0"),
+    ],
+)
+def test_an_option_out_of_its_range_is_refused(
+    data: Path, option: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*command(data, "florence-2-mini", Path("out")), *option])
+    assert message in capsys.readouterr().err
