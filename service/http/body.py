@@ -212,6 +212,11 @@ def _form_value(name: str, values: list[UploadFile | str]) -> object:
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) != len(values):
         raise InvalidRequest(f"{name[:_MAX_NAME_CHARS]} is a file; only image may be a file", name[:_MAX_NAME_CHARS])
+    return typed_value(name, texts)
+
+
+def typed_value(name: str, texts: list[str]) -> object:
+    """Return the texts of a field as the JSON type of that field; raise `InvalidRequest`."""
     json_type = _JSON_TYPES.get(name, "string")
     if json_type.startswith("array"):
         return _form_list(name, texts)
