@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _answer(given, output, settings, [(index, shard) for index, shard in enumerate(shards) if index not in done])
     if given.format == "coco":
         write_coco(output)
+    output.remove_incomplete()
     totals = output.totals()
     print(f"{totals.num_images} images in {given.output}; {totals.num_failed} failed")
     return 1 if totals.num_failed else 0

@@ -45,11 +45,16 @@ class Output:
             self.job.check(files.cat_file(self._path(_MANIFEST)).decode(), self._path(_MANIFEST))
         elif present - {_INCOMPLETE}:
             raise InputError(f"{self.uri} has files but no {_MANIFEST}; choose an empty folder, or one of this command")
-        if _INCOMPLETE in present:
-            files.rm(self._path(_INCOMPLETE), recursive=True)
+        self.remove_incomplete()
         if _MANIFEST not in present:
             self.write(_MANIFEST, lambda stream: stream.write(self.job.manifest().encode()))
         return frozenset(index for index in range(self.job.num_shards) if self._name(index) in present)
+
+    def remove_incomplete(self) -> None:
+        """Remove what killed processes have left."""
+        files, _ = file_system(self.uri)
+        if files.exists(self._path(_INCOMPLETE)):
+            files.rm(self._path(_INCOMPLETE), recursive=True)
 
     def write_shard(self, index: int, rows: Sequence[Row]) -> None:
         self.write(self._name(index), lambda stream: write_rows(stream, rows, self.job.shard_format))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +25,21 @@ _IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 _ARCHIVES = (".tar", ".tar.gz", ".tgz")
 _ROWS_READ_AT_ONCE = 16
 _UNREADABLE = (OSError, EOFError, tarfile.TarError, zlib.error, pa.ArrowException)
+
+
+# Not in typeshed.
+_NO_END = (tarfile.TruncatedHeaderError, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
+
+
+class _Member(tarfile.TarInfo):
+    """A member of an archive that must end with its mark: tarfile alone ends quietly where an archive is cut off."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except _NO_END as error:
+            raise tarfile.ReadError("the archive ends without an end mark: images may be missing") from error
 
 
 class Unreadable(Exception):
@@ -120,7 +135,7 @@ class ArchiveShard:
         return self.file.key
 
     def images(self) -> Iterator[InputImage]:
-        with self.file.open() as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+        with self.file.open() as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as archive:
             for member in archive:
                 content = archive.extractfile(member) if member.isfile() and _is_image(member.name) else None
                 if content is not None:
