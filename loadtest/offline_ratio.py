@@ -9,7 +9,6 @@ measured without their start, and without a cache of image features: no image is
 
 import argparse
 import asyncio
-import os
 import random
 import re
 import statistics
@@ -25,12 +24,13 @@ import aiohttp
 from loadtest.figures import shown
 from loadtest.load.traffic.scenes import Scenes
 from loadtest.load.traffic.traffic_mix import Images, ImageSize
-from loadtest.processes import ROOT, Launch, free_port, running
+from loadtest.processes import ROOT, Launch, ServerError, free_port, running, use_by_name
 
 _NUM_CLIENTS = 32  # twice the slots, as offline
 _SIZE_WH = (640, 480)
 _SEED = 7
 _TIMEOUT_S = 600
+_SAMPLE_S = 0.5
 _RATE = re.compile(r"([\d.]+) images/s$", re.MULTILINE)
 
 
@@ -86,9 +86,19 @@ async def _client(http: aiohttp.ClientSession, model: str, task: str, left: Iter
 def _offline(model: str, task: str, images: Path, output: Path) -> float:
     options = ("--task", task, "--model", model, "--output", str(output))
     command = (sys.executable, "-m", "offline", str(images), *options)
-    run = subprocess.run(command, cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, text=True, check=True)
-    rate = _RATE.search(run.stdout)
-    assert rate is not None
+    memory_mb = []
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
+        while run.poll() is None:
+            memory_mb.append(max((use.memory_mb for use in use_by_name(run.pid).values()), default=0.0))  # the model's
+            time.sleep(_SAMPLE_S)
+        printed = run.stdout.read() if run.stdout else ""
+    rate = _RATE.search(printed)
+    if run.returncode or rate is None:
+        raise ServerError(f"the offline run ended with status {run.returncode}: {printed}")
+    parts = (statistics.median(memory_mb[len(memory_mb) * part // 8 :][: len(memory_mb) // 8]) for part in (4, 5, 6))
+    print(
+        f"memory of the model's process, {', '.join(map(shown, parts))} MB in three eighths of the run, from its half"
+    )
     return float(rate[1])
 
 

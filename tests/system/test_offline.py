@@ -1,7 +1,9 @@
 """`python -m offline` as a user runs it, with Ray and the embedded models."""
 
+import json
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +22,61 @@ QUESTIONS = {
     PALIGEMMA: {"task": "instance_segmentation", "phrase": "circle"},
 }
 START_S, RUN_S = 120, 300
+AGENTS_S = 180  # Ray's own agents look for their killed cluster for a minute
 SCORE_TOLERANCE = 1e-3  # sums in float32 depend on the other sequences of a batch
 
 
-@pytest.mark.parametrize("model_id", [FLORENCE, pytest.param(PALIGEMMA, marks=pytest.mark.long)])
-def test_the_answers_are_those_of_the_service_and_a_broken_image_is_a_row_with_an_error(
+@pytest.mark.parametrize(("model_id", "task"), [(FLORENCE, "object_detection"), (PALIGEMMA, "captioning")])
+def test_the_model_of_an_actor_answers_as_the_service(
+    exported: ModelStore, client: httpx.Client, model_id: str, task: str, tmp_path: Path
+) -> None:
+    files = sorted(write_scenes(tmp_path / "scenes", NUM_SCENES).iterdir())
+    run = exported.python("-m", "tests.support.offline_answers", model_id, task, *map(str, files))
+    assert run.returncode == 0, run.stderr
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [row["key"] for row in rows] == [str(file) for file in files]
+    for row, file in zip(rows, files, strict=True):
+        assert_same(row, predicted(client, {"task": task, "model": model_id}, file))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("model_id", [FLORENCE, PALIGEMMA])
+def test_a_run_answers_as_the_service_and_a_broken_image_is_a_row_with_an_error(
     exported: ModelStore, client: httpx.Client, model_id: str, tmp_path: Path
 ) -> None:
     scenes, fields = write_scenes(tmp_path / "scenes", NUM_SCENES), QUESTIONS[model_id]
-    (scenes / "0007.broken.png").write_bytes((scenes / "0007.png").read_bytes()[:300])
+    broken = scenes / "0007.broken.png"
+    broken.write_bytes((scenes / "0007.png").read_bytes()[:300])
     run = OfflineJob(exported, model_id, fields, scenes, tmp_path / "out", 25).run()
     assert run.returncode == 1, run.stderr
-    assert "61 images in" in run.stdout
+    assert f"{NUM_SCENES + 1} images in" in run.stdout
     assert run.stdout.endswith("; 1 failed\n")
-    rows = {Path(str(row["key"])).name: row for row in parquet_rows(tmp_path / "out")}
-    assert list(rows) == sorted(path.name for path in scenes.iterdir())
-    for name, row in rows.items():
-        files = {"image": (scenes / name).read_bytes()}
-        answer = client.post("/v1/predict", data={**fields, "model": model_id}, files=files).json()
-        if "error" in answer:
-            assert name == "0007.broken.png"
-            assert row["error"] == {key: answer["error"][key] for key in ("code", "message")}
-            assert (row["result"], row["width"]) == (None, 320)
-            continue
-        expected = {key: answer[key] for key in ("model", "task", "raw_text", "finish_reason", "calibrated")}
-        expected |= {**answer["image"], "result": answer["result"], "error": None}
-        assert scores_of(row) == pytest.approx(scores_of(expected), abs=SCORE_TOLERANCE)
-        assert without_scores({key: value for key, value in row.items() if key != "key"}) == without_scores(expected)
+    rows = {Path(row["key"]): row for row in parquet_rows(tmp_path / "out")}
+    assert list(rows) == sorted(scenes.iterdir())
+    failed, error = rows.pop(broken), predicted(client, fields | {"model": model_id}, broken)["error"]
+    assert failed["error"] == {"code": error["code"], "message": error["message"]}
+    assert (failed["result"], failed["width"], failed["height"]) == (None, 320, 240)
+    for file, row in rows.items():
+        assert_same(row, predicted(client, fields | {"model": model_id}, file))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--task", "object_detection", "--model", PALIGEMMA), "paligemma-mini does not offer object_detection"),
+        (("--task", "captioning", "--model", "nobody"), "unknown model 'nobody'; the catalog has florence-2-mini"),
+        (("--task", "captioning", "--model", FLORENCE, "-F", "labels=circle"), "labels"),
+        (("--task", "captioning", "--model", FLORENCE, "--format", "coco"), "coco needs a task with boxes or masks"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused_before_the_run(
+    exported: ModelStore, options: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    scenes = write_scenes(tmp_path / "scenes", 1)
+    run = exported.python("-m", "offline", str(scenes), *options, "--output", str(tmp_path / "out"))
+    assert (run.returncode, run.stdout) == (2, "")
+    assert message in run.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.long
@@ -68,10 +98,11 @@ def test_a_killed_run_resumes_and_no_image_is_lost_or_twice(exported: ModelStore
     job = long_job(exported, tmp_path)
     with job.running() as run:
         wait_until(lambda: num_parts(job) >= 2 or run.poll() is not None, START_S)
-        processes = descendants(run.pid)
+        processes, actor = descendants(run.pid), actor_of(run)
         run.kill()
         run.wait()
-    wait_until(lambda: not any(map(is_alive, processes)))
+    assert actor is not None
+    wait_until(lambda: not is_alive(actor))
     done = {part: part.stat().st_mtime_ns for part in job.output.glob("part-*")}
     assert 2 <= len(done) < job.num_parts
     assert job.run().returncode == 0
@@ -80,18 +111,33 @@ def test_a_killed_run_resumes_and_no_image_is_lost_or_twice(exported: ModelStore
     changed = OfflineJob(exported, FLORENCE, {"task": "captioning"}, job.images, job.output, job.shard_size).run()
     assert changed.returncode == 2
     assert 'fields: {"task": "object_detection"}, now {"task": "captioning"}' in changed.stderr
+    wait_until(lambda: not any(map(is_alive, processes)), AGENTS_S)
 
 
-def scores_of(row: dict[str, Any]) -> list[float]:
-    return [each["score"] for objects in row["result"].values() for each in objects]
+def predicted(client: httpx.Client, fields: Mapping[str, str], file: Path) -> dict[str, Any]:
+    answer: dict[str, Any] = client.post("/v1/predict", data=fields, files={"image": file.read_bytes()}).json()
+    return answer
 
 
-def without_scores(row: dict[str, Any]) -> dict[str, Any]:
-    result = {
-        kind: [{name: value for name, value in each.items() if name != "score"} for each in objects]
-        for kind, objects in row["result"].items()
+def assert_same(row: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+    """Compare a row with an answer of the service; scores within the tolerance."""
+    assert row["error"] is None
+    for name in ("model", "task", "raw_text", "finish_reason", "calibrated"):
+        assert row[name] == answer[name]
+    assert {"width": row["width"], "height": row["height"]} == answer["image"]
+    assert without_scores(row["result"]) == without_scores(answer["result"])
+    assert scores(row["result"]) == pytest.approx(scores(answer["result"]), abs=SCORE_TOLERANCE)
+
+
+def without_scores(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        kind: value if isinstance(value, str) else [{k: v for k, v in each.items() if k != "score"} for each in value]
+        for kind, value in result.items()
     }
-    return row | {"result": result}
+
+
+def scores(result: Mapping[str, Any]) -> list[float]:
+    return [each["score"] for value in result.values() if not isinstance(value, str) for each in value]
 
 
 def long_job(store: ModelStore, folder: Path) -> OfflineJob:
