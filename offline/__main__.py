@@ -16,7 +16,7 @@ from typing import get_args
 from tqdm import tqdm
 
 from offline.coco import write_coco
-from offline.filesystems import InputError
+from offline.filesystems import InputError, is_within
 from offline.job import Job, OutputFormat
 from offline.output import Output
 from offline.shards import Shard, digest_of, plan_shards
@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parse(arguments)
     os.environ.update(process_environment(os.environ))  # Ray's workers on this host inherit it
     try:
+        for uri in given.inputs:
+            if is_within(given.output, uri):
+                raise InputError(f"--output {given.output} is within the input {uri}; choose a folder beside it")
         settings = _settings(given.model)
         shards = plan_shards(given.inputs, given.column, given.shard_size)
         output = Output(given.output, _job(given, settings, shards))

@@ -75,6 +75,12 @@ def _arrow_file_system(uri: str) -> tuple[AbstractFileSystem, str]:
     return ArrowFSWrapper(file_system), posixpath.join(path, *parts[num_plain:])
 
 
+def is_within(uri: str, folder: str) -> bool:
+    """Return True if both are in one file system, and `uri` in `folder` or the same."""
+    (files, path), (others, folder_path) = file_system(uri), file_system(folder)
+    return type(files) is type(others) and f"{path}/".startswith(f"{folder_path.rstrip('/')}/")
+
+
 def list_files(uri: str) -> list[StoredFile]:
     """Return the files of a folder and its sub-folders, of a pattern, or the one file, by path."""
     files, path = file_system(uri)

@@ -79,6 +79,15 @@ def test_what_the_model_cannot_do_is_refused_before_the_run(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_output_within_the_input_is_refused(exported: ModelStore, tmp_path: Path) -> None:
+    scenes = write_scenes(tmp_path / "scenes", 1)
+    options = ("--task", "captioning", "--model", FLORENCE, "--output", str(scenes / "out"))
+    run = exported.python("-m", "offline", str(scenes), *options)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "is within the input" in run.stderr
+    assert not (scenes / "out").exists()
+
+
 @pytest.mark.long
 def test_a_killed_worker_is_started_again_and_no_image_is_lost_or_twice(exported: ModelStore, tmp_path: Path) -> None:
     job = long_job(exported, tmp_path)
