@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from runners.artifacts.devices import DeviceSetting
+from runners.artifacts.devices import DeviceSetting, may_have_cuda
 from runners.artifacts.manifest import Device
 from runners.artifacts.precision import WantedPrecision
 from runners.telemetry.tracing import TraceOptions
 
 _CUDA_POSITIONS = 1024  # for prompt and answer
+# On a CPU a batch takes as long as its images one by one: a large one only delays its first image.
+_CPU_BATCH_SIZE, _CUDA_BATCH_SIZE = 2, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,11 @@ class RunnerOptions:
     traces: TraceOptions
     adapters: tuple[str, ...] = ()  # ids of the LoRA adapters that it serves beside its model
     adapters_folder: Path | None = None  # of further ones, which is watched
+
+
+def encoder_batch_size(options: RunnerOptions) -> int:
+    """Return the maximum number of images in a batch of the vision encoder."""
+    return options.max_batch_size or (_CUDA_BATCH_SIZE if may_have_cuda(options.device) else _CPU_BATCH_SIZE)
 
 
 def default_positions(device: Device, num_image_tokens: int) -> int:

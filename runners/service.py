@@ -10,9 +10,9 @@ from typing import Any, cast
 import bentoml
 
 from runners.api import RunnerApi
-from runners.artifacts.devices import may_have_cuda, select_gpu
+from runners.artifacts.devices import select_gpu
 from runners.bentoml_internals import batcher, dispatch_at_once
-from runners.options import RunnerOptions, runner_name
+from runners.options import RunnerOptions, encoder_batch_size, runner_name
 from runners.telemetry import tracing
 from runners.telemetry.metrics import START_TIME_SECONDS
 from runners.transport.drain import CallsInFlight, drain_before_stop
@@ -23,15 +23,12 @@ from runners.transport.traced_calls import TracedCalls
 NO_ACCESS_LOG = {"access": {"enabled": False}}  # the gateway logs each request once
 # BentoML's tracing and metrics cost time in every call and duplicate our own.
 NO_TRACING = {"excluded_urls": "."}
-# On a CPU a batch takes as long as its images one by one: a large one only delays its first image.
-_CPU_BATCH_SIZE, _CUDA_BATCH_SIZE = 2, 16
 
 
 def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
     """Return the BentoML service of one model."""
     dispatch_at_once()
     loaded, calls, api = LoadedBuild(), CallsInFlight(), RunnerApi()
-    default_batch_size = _CUDA_BATCH_SIZE if may_have_cuda(options.device) else _CPU_BATCH_SIZE
 
     class Runner:
         """Turns images into features and features into answers."""
@@ -64,7 +61,7 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
 
         @bentoml.api(
             batchable=True,
-            max_batch_size=options.max_batch_size or default_batch_size,
+            max_batch_size=encoder_batch_size(options),
             max_latency_ms=options.max_latency_ms,
         )
         def encode(self, images: list[ImageToEncode]) -> list[EncodedImage]:

@@ -5,7 +5,6 @@ python -m service [gateway | runner MODEL]     (service/supervision/roles.py)
 
 import os
 import sys
-from collections.abc import Mapping
 
 from runners.artifacts.manifest import (
     FILES_OF_GATEWAY,
@@ -23,6 +22,7 @@ from service.inference.served_models import (
     served_calibrations,
     served_entries,
 )
+from service.process_options import process_environment
 from service.settings import Settings, SettingsError, read_settings, variable
 from service.supervision.roles import Role
 from service.tls import check_tls_files
@@ -43,24 +43,6 @@ def main() -> None:
         [sys.executable, "-m", "service.supervision.supervisor", *role.arguments],
         process_environment(environment),
     )
-
-
-def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of all processes: `environment` and defaults for libraries."""
-    defaults = {
-        # numpy decodes small masks in the gateway: its threads would only compete with those of the runners.
-        "OPENBLAS_NUM_THREADS": "1",
-        # Waiting threads of a decoder yield their core to the encoder's.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        # glibc would keep a heap for each thread that ever allocated, up to eight times the cores.
-        "MALLOC_ARENA_MAX": "2",
-        # A name whose servers do not answer blocks a thread of the gateway for 4 s, not for glibc's 10 s or more.
-        "RES_OPTIONS": "timeout:2 attempts:2",
-        # Telemetry off: ONNX Runtime 1.32 reports models and machines to its vendor, BentoML 1.4 services.
-        "ORT_DISABLE_TELEMETRY": "1",
-        "BENTOML_DO_NOT_TRACK": "True",
-    }
-    return defaults | dict(environment)
 
 
 def _check(role: Role, settings: Settings) -> None:

@@ -14,11 +14,10 @@ import bentoml
 
 from runners.artifacts.adapter_folder import AdapterScan
 from runners.bentoml_internals import local_runner_url
-from runners.options import RunnerOptions, SchedulerLimits, runner_name
+from runners.options import runner_name
 from runners.service import NO_ACCESS_LOG, NO_TRACING, make_runner_service
 from runners.telemetry import tracing
 from runners.telemetry.metrics import START_TIME_SECONDS
-from runners.telemetry.tracing import TraceOptions
 from runners.transport.drain import drain_before_stop
 from service.admission.api_keys import ApiKeys
 from service.admission.traffic_gaps import TrafficGaps
@@ -29,7 +28,6 @@ from service.http.boundary import RestBoundary
 from service.http.middleware import KeyForPaths, SecurityHeaders, TracedRequests, closed_paths
 from service.http_app import rest_app
 from service.images.fetching import FetchLimits, ImageFetcher
-from service.images.files import ImageLimits
 from service.images.host_addresses import SystemResolver
 from service.images.url_rules import AllowedHost
 from service.inference.core import Core, CoreLimits
@@ -38,13 +36,13 @@ from service.inference.recording import NONE
 from service.inference.served_models import (
     ServedModel,
     ServedModels,
-    adapters_of,
     load_served_models,
     served_entries,
     unserved_models,
 )
+from service.process_options import call_timeout_s, image_limits, runner_options, trace_options
 from service.runner_client.client import RunnerChannel, RunnerClient
-from service.settings import BYTES_PER_MB, Settings, settings
+from service.settings import Settings, settings
 from service.supervision.roles import GATEWAY
 from service.telemetry.logs import configure_logging
 from service.telemetry.metrics import MODEL_INFO
@@ -64,46 +62,11 @@ _REST = RestBoundary(_SETTINGS)
 
 def _core_limits(values: Settings) -> CoreLimits:
     return CoreLimits(
-        ImageLimits(values.max_image_pixels, values.max_image_side_px),
+        image_limits(values),
         values.max_decoded,
         values.max_pending_requests,
         values.max_running,
         values.max_waiting_tokens,
-    )
-
-
-def _call_timeout_s(values: Settings) -> int:
-    """Return BentoML's timeout of a call, which must not expire before the request's own deadline."""
-    return values.request_timeout_s * 2
-
-
-def _trace_options(values: Settings) -> TraceOptions:
-    return TraceOptions(values.otlp_endpoint, values.trace_sample)
-
-
-def _runner_options(model_id: str, values: Settings) -> RunnerOptions:
-    device, gpu = values.device_of(model_id)
-    return RunnerOptions(
-        limits=SchedulerLimits(
-            num_slots=values.decoder_max_batch_size,
-            max_waiting=values.decoder_max_waiting,
-            max_prefill_tokens=values.decoder_max_prefill_tokens,
-            stuck_after_s=values.stuck_after_s,
-        ),
-        max_batch_size=values.encoder_max_batch_size,
-        max_latency_ms=values.encoder_max_latency_ms,
-        max_cache_bytes=values.vision_cache_mb * BYTES_PER_MB,
-        max_positions=values.decoder_max_positions,
-        encoder_threads=values.encoder_threads,
-        decoder_threads=values.decoder_threads,
-        device=device,
-        gpu=gpu,
-        encoder_precision=values.encoder_precision,
-        decoder_precision=values.decoder_precision,
-        timeout_s=_call_timeout_s(values),
-        traces=_trace_options(values),
-        adapters=adapters_of(model_id, _ENTRIES),
-        adapters_folder=values.adapters,
     )
 
 
@@ -142,7 +105,7 @@ class _Gateway:
         """Load the gateway's artifacts of each model and start to answer."""
         configure_logging(_SETTINGS.log_format)
         _return_large_blocks()
-        tracing.start(_trace_options(_SETTINGS), "diptych")
+        tracing.start(trace_options(_SETTINGS), "diptych")
         START_TIME_SECONDS.labels(NONE, "gateway").set_to_current_time()
         self._shared_limits = await _connected_shared_limits(_SETTINGS)
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file, shared=self._shared_limits)
@@ -221,13 +184,13 @@ def _publish(model: ServedModel, is_served: bool = True) -> None:
 
 def _runner_client(model: ServedModel) -> RunnerClient:
     url = _SETTINGS.runner_url(model.id) or local_runner_url(runner_name(model.id))
-    return RunnerClient(model.manifest, RunnerChannel(url, model.manifest.build_key, _call_timeout_s(_SETTINGS)))
+    return RunnerClient(model.manifest, RunnerChannel(url, model.manifest.build_key, call_timeout_s(_SETTINGS)))
 
 
 def _make_gateway() -> Any:
     """Return the gateway service, whose dependencies are the runners of this host."""
     dependencies = {
-        f"runner_{index}": bentoml.depends(make_runner_service(entry.id, _runner_options(entry.id, _SETTINGS)))
+        f"runner_{index}": bentoml.depends(make_runner_service(entry.id, runner_options(entry.id, _SETTINGS, _ENTRIES)))
         for index, entry in enumerate(_ENTRIES)
         if entry.adapter_of is None and _SETTINGS.runner_url(entry.id) is None
     }
@@ -237,7 +200,7 @@ def _make_gateway() -> Any:
         workers=_SETTINGS.gateway_workers,  # for `bentoml serve`
         logging=NO_ACCESS_LOG,
         tracing=NO_TRACING,
-        traffic={"timeout": _call_timeout_s(_SETTINGS)},
+        traffic={"timeout": call_timeout_s(_SETTINGS)},
     )
     gateway = bentoml.asgi_app(rest_app(_REST), path="/")(service(inner))
     gateway.add_asgi_middleware(TracedRequests)

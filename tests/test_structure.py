@@ -15,6 +15,18 @@ ARROWS = {
     "runners": set[str](),
     "tasks": set[str](),
     "export": {"runners", "tasks"},
+    "offline": {
+        "service.errors",
+        "service.http.body",  # the values of fields as text
+        "service.images",
+        "service.inference",
+        "service.process_options",
+        "service.runner_client",
+        "service.schema",
+        "service.settings",
+        "runners",
+        "tasks",
+    },
     "loadtest": set[str](),  # it speaks to servers over the network
     "client/diptych_client": set[str](),  # likewise
 }
@@ -83,7 +95,9 @@ def test_one_module_alone_uses_private_names_of_bentoml(folder: str) -> None:
 MAX_MODULES = 14
 
 
-@pytest.mark.parametrize("folder", ["service", "runners", "tasks", "export", "loadtest", "client/diptych_client"])
+@pytest.mark.parametrize(
+    "folder", ["service", "runners", "tasks", "export", "offline", "loadtest", "client/diptych_client"]
+)
 def test_no_folder_is_crowded_and_imports_between_folders_have_no_circle(folder: str) -> None:
     rooms: dict[str, set[str]] = {}
     for path in modules(folder):
@@ -117,6 +131,11 @@ def test_tasks_need_neither_torch_nor_images() -> None:
 def test_what_runs_imports_nothing_of_the_export_tools() -> None:
     for path in [*modules("service"), *modules("runners")]:
         assert not {"optimum", "onnx", "onnxscript", "huggingface_hub"} & imported(path), path
+
+
+def test_what_serves_needs_no_ray() -> None:
+    for path in [*modules("service"), *modules("runners"), *modules("tasks")]:
+        assert not {"ray", "pyarrow", "fsspec"} & imported(path), path
 
 
 def test_the_client_loads_neither_torch_nor_the_service() -> None:

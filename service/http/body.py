@@ -210,7 +210,7 @@ async def _from_form(request: Request, body: bytes) -> RequestBody:
             raise _repeated("image", len(images)) if images else missing_image()
         image = images[0]
         data = await image.read() if isinstance(image, UploadFile) else parse_image(image)
-        return RequestBody(data, {name: _form_value(name, form.getlist(name)) for name in form if name != "image"})
+        return RequestBody(data, {name: form_value(name, form.getlist(name)) for name in form if name != "image"})
     finally:
         await form.close()
 
@@ -223,7 +223,8 @@ async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
         yield body[start : start + _PIECE_BYTES]
 
 
-def _form_value(name: str, values: list[UploadFile | str]) -> object:
+def form_value(name: str, values: Sequence[UploadFile | str]) -> object:
+    """Return the values of a field as the JSON type of that field; raise `InvalidRequest`."""
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) != len(values):
         raise InvalidRequest(f"{name[:_MAX_NAME_CHARS]} is a file; only image may be a file", name[:_MAX_NAME_CHARS])

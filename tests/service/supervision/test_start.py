@@ -1,4 +1,4 @@
-from service.__main__ import process_environment
+from service.process_options import process_environment
 
 
 def test_telemetry_of_libraries_is_off() -> None:

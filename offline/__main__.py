@@ -1,0 +1,157 @@
+"""Answers one task about every image of folders, patterns, parquet files and tar archives, without a server.
+
+    python -m offline images/ --task captioning --model florence-2-mini --output answers
+
+Exit status: 0 if every image has an answer, 1 if any failed, 2 if the run was refused. The environment's DIPTYCH_
+settings of devices, precisions and batches apply (docs/settings.md).
+"""
+
+import argparse
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import get_args
+
+from tqdm import tqdm
+
+from offline.coco import write_coco
+from offline.filesystems import InputError, is_within
+from offline.job import Job, OutputFormat
+from offline.output import Output
+from offline.shards import Shard, digest_of, plan_shards
+from runners.artifacts.manifest import ArtifactError, read_manifest
+from runners.artifacts.store import artifact_folder
+from service.errors import ServiceError
+from service.http.body import form_value
+from service.inference.prediction import task_prompts
+from service.inference.request_fields import GenerationFields, parse_fields
+from service.inference.served_models import load_served_models
+from service.process_options import process_environment
+from service.settings import PREFIX, Settings, SettingsError, read_settings
+from tasks.catalog import CatalogError, load_catalog
+from tasks.parameter_kinds import MAX_COORDINATE_PX
+
+_REFUSALS = (InputError, ServiceError, SettingsError, CatalogError, ArtifactError)
+_COCO_KINDS = ("detections", "instances")
+# Of a server, and of models that are not used here.
+_NOT_OFFLINE = {f"{PREFIX}{name}" for name in ("RUNNER_URLS", "DEVICES", "ADAPTERS")}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    given = _parse(arguments)
+    os.environ.update(process_environment(os.environ))  # Ray's workers on this host inherit it
+    try:
+        for uri in given.inputs:
+            if is_within(given.output, uri):
+                raise InputError(f"--output {given.output} is within the input {uri}; choose a folder beside it")
+        settings = _settings(given.model)
+        shards = plan_shards(given.inputs, given.column, given.shard_size)
+        output = Output(given.output, _job(given, settings, shards))
+        done = output.begin()
+    except _REFUSALS as error:
+        print(f"python -m offline: {error}", file=sys.stderr)
+        return 2
+    _answer(given, output, settings, [(index, shard) for index, shard in enumerate(shards) if index not in done])
+    if given.format == "coco":
+        write_coco(output)
+    output.remove_incomplete()
+    totals = output.totals()
+    print(f"{totals.num_images} images in {given.output}; {totals.num_failed} failed")
+    return 1 if totals.num_failed else 0
+
+
+def _answer(given: argparse.Namespace, output: Output, settings: Settings, shards: list[tuple[int, Shard]]) -> None:
+    """Answer about the shards that are left, with a progress bar."""
+    if not shards:
+        return
+    from offline.pipeline import DoneShard, answer_shards, start_ray  # takes seconds: not before a refusal
+
+    done: list[DoneShard] = []
+    start_ray(given.address)
+    with tqdm(unit=" images") as bar:
+        for shard in answer_shards(output, shards, settings, given.actors):
+            done.append(shard)
+            num_images, num_failed = sum(each.num_images for each in done), sum(each.num_failed for each in done)
+            bar.total = _expected(shards, num_images, len(done))
+            bar.set_postfix(failed=num_failed, shards=f"{len(done)}/{len(shards)}", refresh=False)
+            bar.update(shard.num_images)
+    seconds = max(each.ended_s for each in done) - min(each.started_s for each in done)  # without the start
+    print(f"{num_images} images in {seconds:.2f} s, {num_images / seconds:.2f} images/s")
+
+
+def _expected(shards: list[tuple[int, Shard]], num_answered: int, num_done: int) -> int:
+    """Return the number of images of all shards; with archives, which have no index, an estimate from those done."""
+    counts = [shard.num_images for _, shard in shards]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else num_answered * len(shards) // num_done
+
+
+def _settings(model_id: str) -> Settings:
+    """Return the settings, of which the served models are `model_id` and the base of an adapter."""
+    environment = {name: value for name, value in os.environ.items() if name not in _NOT_OFFLINE}
+    catalog = load_catalog(read_settings(environment | {f"{PREFIX}MODELS": model_id}).catalog)
+    if model_id not in catalog:
+        raise InputError(f"unknown model {model_id!r}; the catalog has {', '.join(catalog)}")
+    models = dict.fromkeys((catalog[model_id].adapter_of or model_id, model_id))
+    return read_settings(environment | {f"{PREFIX}MODELS": ",".join(models)})
+
+
+def _job(given: argparse.Namespace, settings: Settings, shards: Sequence[Shard]) -> Job:
+    """Return the job; raise an error if the model cannot do it, whatever the image."""
+    fields = {"task": given.task} | _fields(given.field)
+    if given.format == "coco":
+        fields.setdefault("mask_format", "rle")
+    _, request = parse_fields(GenerationFields, fields)
+    if given.format == "coco" and (request.task.result_kind not in _COCO_KINDS or request.mask_format != "rle"):
+        raise InputError("--format coco needs a task with boxes or masks, and mask_format=rle; choose parquet or jsonl")
+    model = load_served_models(settings)[given.model]
+    task_prompts(model, request, (MAX_COORDINATE_PX, MAX_COORDINATE_PX))
+    return Job(
+        model=model.id,
+        build_key=read_manifest(artifact_folder(model.id)).build_key,
+        fields=fields,
+        precision=f"encoder {settings.encoder_precision}, decoder {settings.decoder_precision}",
+        output_format=given.format,
+        shard_size=given.shard_size,
+        num_shards=len(shards),
+        images=digest_of(shards),
+    )
+
+
+def _fields(pairs: Iterable[str]) -> dict[str, object]:
+    """Return fields of the form NAME=VALUE, of which those of a list are repeated, as in a form of /v1/predict."""
+    texts = defaultdict[str, list[str]](list)
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator:
+            raise InputError(f"-F {pair!r} must be NAME=VALUE, such as -F labels=circle")
+        texts[name].append(text)
+    return {name: form_value(name, values) for name, values in texts.items()}
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m offline", description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="folder, pattern, image, .parquet or .tar; path or URI")
+    add("--task", required=True, help="task id")
+    add("--model", required=True, help="model id of the catalog")
+    add("--output", required=True, help="folder; path or URI. An output of the same job is resumed")
+    add("-F", "--field", action="append", default=[], metavar="NAME=VALUE", help="field of /v1/predict; repeatable")
+    add("--format", choices=get_args(OutputFormat), default="parquet", help="default %(default)s")
+    add("--column", default="image", help="of parquet files, with image bytes or paths; default %(default)s")
+    add("--shard-size", type=_positive, default=256, help="images in a file of the output; default %(default)s")
+    add("--address", help="of a Ray cluster; default: Ray on this host")
+    add("--actors", type=_positive, help="copies of the model; default: one for each GPU, else for each host")
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Answers about the images of shards with one model in this process, in the order of the input.
+
+More images are in flight than the decoder has slots, over all shards that are answered at the same time: encoder and
+decoder never wait for a shard to end.
+"""
+
+import asyncio
+import logging
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from offline.in_process_runner import InProcessRunner
+from offline.job import Job
+from offline.rows import Row, RowError
+from offline.shards import InputImage, Shard, Unreadable, images_of
+from runners.artifacts.manifest import ArtifactError
+from service.errors import ServiceError
+from service.images.decoding import ImageDecoder, LazyImage, in_thread
+from service.inference.prediction import Answer, PredictContext, predict, task_prompts
+from service.inference.request_fields import GenerationFields, TaskRequest, parse_fields
+from service.inference.served_models import ServedModel, load_served_models, served_entries
+from service.process_options import image_limits, runner_options
+from service.runner_client.client import RunnerClient
+from service.schema.rendering import RESULT
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_CLIENT = "offline"  # the only one; it may have all places of the decoder of images but one
+_UNBOUNDED = 1_000_000  # sequences queued: the places bound the images
+_IMAGES_PER_SLOT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model with its runner, and the request that is made about every image."""
+
+    model: ServedModel
+    runner: RunnerClient
+    request: TaskRequest
+
+
+def load_model(job: Job, settings: Settings) -> LoadedModel:
+    """Load the artifacts; raise `ArtifactError` if they are of another build than the job's."""
+    models = load_served_models(settings)
+    model = models[job.model]
+    if model.manifest.build_key != job.build_key:
+        message = f"this host has the build {model.manifest.build_key} of {model.id}, the job is of {job.build_key}"
+        raise ArtifactError(f"{message}: export the same checkpoint on every host")
+    base = models[model.runner_id].manifest
+    options = runner_options(model.runner_id, settings, served_entries(settings))
+    limits = replace(options.limits, max_waiting=_UNBOUNDED)
+    # Every image is new: a cache would only take memory.
+    runner = InProcessRunner(base, replace(options, limits=limits, max_cache_bytes=0, adapters_folder=None))
+    runner.load(settings)
+    _, request = parse_fields(GenerationFields, job.fields)
+    return LoadedModel(model, RunnerClient(base, runner), request)
+
+
+class Answerer:
+    """Answers about shards; to be made and used in one event loop."""
+
+    def __init__(self, loaded: LoadedModel, settings: Settings) -> None:
+        num_places = settings.decoder_max_batch_size * _IMAGES_PER_SLOT
+        self._loaded = loaded
+        self._decoder = ImageDecoder(image_limits(settings), settings.max_decoded + 1)
+        self._places = asyncio.Semaphore(num_places)
+        # A place may wait for a slow file, which must not keep another from being decoded.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2 * num_places, "images"))
+
+    async def rows(self, shard: Shard) -> list[Row]:
+        """Return a row for each image of a shard."""
+        images, rows = images_of(shard), []
+        await self._places.acquire()
+        while (image := await in_thread(next, images, None)) is not None:
+            rows.append(asyncio.create_task(self._answered(image)))
+            await self._places.acquire()
+        self._places.release()
+        return await asyncio.gather(*rows)
+
+    async def _answered(self, image: InputImage) -> Row:
+        """Return the row of an image; of its defects and those of the model, too."""
+        model, task = self._loaded.model.id, self._loaded.request.task.id
+        width = height = None
+        try:
+            opened = LazyImage(await in_thread(image.read), self._decoder, _CLIENT)
+            await opened.open()
+            width, height = opened.header.size_wh
+            return _row(image.key, await self._answer(opened))
+        except (Unreadable, OSError) as error:
+            failed = RowError("unreadable_input", str(error))
+        except ServiceError as error:
+            failed = RowError(error.code, error.message)
+        except Exception as error:  # a defect must not end the run
+            logger.exception("%s failed", image.key)
+            failed = RowError("internal", f"{model} failed: {type(error).__name__}; the log has the cause")
+        finally:
+            self._places.release()
+        return Row(image.key, model, task, width, height, error=failed)
+
+    async def _answer(self, image: LazyImage) -> Answer:
+        model, request = self._loaded.model, self._loaded.request
+        prompts = task_prompts(model, request, image.header.size_wh)
+        return await predict(model, self._loaded.runner, request, image, PredictContext(prompts, math.inf))
+
+
+def _row(key: str, answer: Answer) -> Row:
+    return Row(
+        key,
+        answer.model.id,
+        answer.request.task.id,
+        *answer.image_size_wh,
+        result=RESULT.dump_python(RESULT.validate_python(answer.result), mode="json"),
+        raw_text=answer.written.text,
+        finish_reason=answer.written.finish_reason,
+        calibrated=answer.is_calibrated,
+    )

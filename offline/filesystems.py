@@ -1,0 +1,95 @@
+"""Files of local folders and object stores by path or URI.
+
+S3, Google Cloud Storage, HDFS and Azure are pyarrow's file systems; every other scheme is fsspec's.
+"""
+
+import posixpath
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.arrow import ArrowFSWrapper
+from pyarrow.fs import FileSystem
+
+_ARROW_SCHEMES = frozenset({"s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss"})
+_MAGIC = frozenset("*[")
+
+
+class InputError(Exception):
+    """An input or output cannot be used as it was given."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file at `path` of the file system that the URI `root` names."""
+
+    root: str
+    path: str
+
+    @property
+    def key(self) -> str:
+        """The path of a local file, the URI of another, without the options of its file system."""
+        scheme, separator, _ = self.root.partition("://")
+        return f"{scheme}://{self.path.lstrip('/')}" if separator and scheme != "file" else self.path
+
+    def open(self) -> IO[bytes]:
+        stream: IO[bytes] = file_system(self.root)[0].open(self.path, "rb")
+        return stream
+
+    def read(self) -> bytes:
+        with self.open() as stream:
+            return stream.read()
+
+    def beside(self, name: str) -> "StoredFile":
+        """Return the file that `name` means in the folder of this one: relative, absolute, or a URI."""
+        if "://" in name:
+            return StoredFile(name, file_system(name)[1])
+        return StoredFile(self.root, posixpath.join(posixpath.dirname(self.path), name))
+
+
+@lru_cache(maxsize=64)
+def file_system(uri: str) -> tuple[AbstractFileSystem, str]:
+    """Return the file system of a path or URI, and the path in it; raise `InputError` for one that is unknown."""
+    scheme, separator, rest = uri.partition("://")
+    try:
+        if not separator or scheme == "file":
+            files, path = url_to_fs(str(Path(rest if separator else uri).absolute()))
+        elif scheme in _ARROW_SCHEMES:
+            files, path = _arrow_file_system(uri)
+        else:
+            files, path = url_to_fs(uri)
+    except (ValueError, ImportError, OSError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        raise InputError(f"{uri}: {error}") from error
+    return files, path
+
+
+def _arrow_file_system(uri: str) -> tuple[AbstractFileSystem, str]:
+    address, question, options = uri.partition("?")
+    parts = address.split("/")
+    # A pattern is no URI to pyarrow: it is added to the path.
+    num_plain = next((index for index, part in enumerate(parts) if _MAGIC & set(part)), len(parts))
+    file_system, path = FileSystem.from_uri("/".join(parts[:num_plain]) + question + options)
+    return ArrowFSWrapper(file_system), posixpath.join(path, *parts[num_plain:])
+
+
+def is_within(uri: str, folder: str) -> bool:
+    """Return True if both are in one file system, and `uri` in `folder` or the same."""
+    (files, path), (others, folder_path) = file_system(uri), file_system(folder)
+    return type(files) is type(others) and f"{path}/".startswith(f"{folder_path.rstrip('/')}/")
+
+
+def list_files(uri: str) -> list[StoredFile]:
+    """Return the files of a folder and its sub-folders, of a pattern, or the one file, by path."""
+    files, path = file_system(uri)
+    if _MAGIC & set(path) and not files.exists(path):
+        found = [each for each in files.glob(path) if files.isfile(each)]
+    elif files.isdir(path):
+        found = files.find(path)
+    else:
+        found = [path] if files.exists(path) else []
+    if not found:
+        raise InputError(f"{uri}: there is no such file or folder, or the folder is empty")
+    return [StoredFile(uri, each) for each in sorted(found)]

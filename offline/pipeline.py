@@ -1,0 +1,128 @@
+"""The run on Ray Data: shards go to a pool of actors, each of which holds the model on a device of its own.
+
+An actor that dies is started again by Ray, and its shards are answered again: a shard is written at once, so that none
+of its images is in the output twice. Without an address, Ray runs on this host, listens on 127.0.0.1 only, and ends
+with this process.
+"""
+
+import asyncio
+import logging
+import os
+import pickle
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+
+from offline.answering import Answerer, load_model
+from offline.job import Job
+from offline.output import Output
+from offline.shards import Shard
+from service.settings import Settings
+
+_OBJECT_STORE_BYTES = 200_000_000  # only the names of images and the numbers of done ones pass through it
+# The end of a shard, when few of its images are left, overlaps with the beginning of the next.
+_SHARDS_AT_ONCE, _SHARDS_ASSIGNED = 2, 4
+
+
+@dataclass(frozen=True, slots=True)
+class DoneShard:
+    """A shard that is written."""
+
+    num_images: int
+    num_failed: int
+    started_s: float  # on the clock of time.time(), of its host
+    ended_s: float
+
+
+class ShardActor:
+    """Answers about shards and writes them, several at a time; Ray Data calls it in threads."""
+
+    def __init__(self, job: Job, settings: Settings, output_uri: str) -> None:
+        self._output = Output(output_uri, job)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="answers", daemon=True).start()
+        self._answerer = asyncio.run_coroutine_threadsafe(_loaded(job, settings), self._loop).result()
+
+    def __call__(self, row: Mapping[str, object]) -> dict[str, Any]:
+        started_s = time.time()
+        index, pickled = row["index"], row["shard"]
+        assert isinstance(index, int)
+        assert isinstance(pickled, bytes)
+        shard: Shard = pickle.loads(pickled)
+        rows = asyncio.run_coroutine_threadsafe(self._answerer.rows(shard), self._loop).result()
+        self._output.write_shard(index, rows)
+        num_failed = sum(row.error is not None for row in rows)
+        return asdict(DoneShard(len(rows), num_failed, started_s, time.time()))
+
+
+async def _loaded(job: Job, settings: Settings) -> Answerer:
+    return Answerer(load_model(job, settings), settings)
+
+
+def start_ray(address: str | None) -> None:
+    """Connect to a cluster, or start Ray on this host."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    if address is not None:
+        ray.init(address, logging_level=logging.WARNING)
+        return
+    ray.init(
+        address="local",
+        num_cpus=len(os.sched_getaffinity(0)),
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        logging_level=logging.WARNING,
+        _node_ip_address="127.0.0.1",
+    )
+
+
+def answer_shards(
+    output: Output, shards: Sequence[tuple[int, Shard]], settings: Settings, num_actors: int | None
+) -> Iterator[DoneShard]:
+    """Answer about the numbered shards and write them; yield each that is done."""
+    if not shards:
+        return
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    pool = _pool(settings, num_actors)
+    items = [{"index": index, "shard": pickle.dumps(shard)} for index, shard in shards]
+    done = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        ShardActor,  # type: ignore[arg-type]  # a class of callables, as the documentation of `map` has it
+        fn_constructor_args=(output.job, settings, output.uri),
+        compute=ActorPoolStrategy(
+            size=min(pool.size, len(items)),
+            max_tasks_in_flight_per_actor=_SHARDS_ASSIGNED,
+            max_concurrent_calls_per_actor=_SHARDS_AT_ONCE,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=pool.num_cpus,
+        num_gpus=pool.num_gpus,
+    )
+    for row in done.iter_rows():
+        yield DoneShard(**row)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """The number of actors, and what each reserves."""
+
+    size: int
+    num_cpus: float
+    num_gpus: float
+
+
+def _pool(settings: Settings, num_actors: int | None) -> _Pool:
+    """Return one actor for each GPU of the cluster; without any, one for each host, with all of its cores."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    num_gpus = 0 if settings.device == "cpu" else int(sum(each.get("GPU", 0) for each in resources))
+    cores = [each["CPU"] for each in resources if each.get("CPU", 0) >= 1]
+    size = num_actors or num_gpus or len(cores)
+    if num_gpus:
+        return _Pool(size, 1, num_gpus / size)
+    return _Pool(size, min(cores) * len(cores) / max(size, len(cores)), 0)

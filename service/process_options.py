@@ -1,0 +1,68 @@
+"""Options of processes that follow from the settings: those of runners, and the environment variables of libraries."""
+
+from collections.abc import Mapping, Sequence
+
+from runners.options import RunnerOptions, SchedulerLimits
+from runners.telemetry.tracing import TraceOptions
+from service.images.files import ImageLimits
+from service.inference.served_models import adapters_of
+from service.settings import BYTES_PER_MB, Settings
+from tasks.catalog import CatalogEntry
+
+
+def call_timeout_s(values: Settings) -> int:
+    """Return BentoML's timeout of a call, which must not expire before the request's own deadline."""
+    return values.request_timeout_s * 2
+
+
+def trace_options(values: Settings) -> TraceOptions:
+    return TraceOptions(values.otlp_endpoint, values.trace_sample)
+
+
+def image_limits(values: Settings) -> ImageLimits:
+    return ImageLimits(values.max_image_pixels, values.max_image_side_px)
+
+
+def runner_options(model_id: str, values: Settings, entries: Sequence[CatalogEntry]) -> RunnerOptions:
+    """Return the options of a model's runner; `entries` are the served ones."""
+    device, gpu = values.device_of(model_id)
+    return RunnerOptions(
+        limits=SchedulerLimits(
+            num_slots=values.decoder_max_batch_size,
+            max_waiting=values.decoder_max_waiting,
+            max_prefill_tokens=values.decoder_max_prefill_tokens,
+            stuck_after_s=values.stuck_after_s,
+        ),
+        max_batch_size=values.encoder_max_batch_size,
+        max_latency_ms=values.encoder_max_latency_ms,
+        max_cache_bytes=values.vision_cache_mb * BYTES_PER_MB,
+        max_positions=values.decoder_max_positions,
+        encoder_threads=values.encoder_threads,
+        decoder_threads=values.decoder_threads,
+        device=device,
+        gpu=gpu,
+        encoder_precision=values.encoder_precision,
+        decoder_precision=values.decoder_precision,
+        timeout_s=call_timeout_s(values),
+        traces=trace_options(values),
+        adapters=adapters_of(model_id, entries),
+        adapters_folder=values.adapters,
+    )
+
+
+def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of all processes: `environment` and defaults for libraries."""
+    defaults = {
+        # numpy decodes small masks in the gateway: its threads would only compete with those of the runners.
+        "OPENBLAS_NUM_THREADS": "1",
+        # Waiting threads of a decoder yield their core to the encoder's.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # glibc would keep a heap for each thread that ever allocated, up to eight times the cores.
+        "MALLOC_ARENA_MAX": "2",
+        # A name whose servers do not answer blocks a thread of the gateway for 4 s, not for glibc's 10 s or more.
+        "RES_OPTIONS": "timeout:2 attempts:2",
+        # Telemetry off: ONNX Runtime 1.32 reports models and machines to its vendor, BentoML 1.4 services.
+        "ORT_DISABLE_TELEMETRY": "1",
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
+    return defaults | dict(environment)

@@ -1,0 +1,101 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+from offline.coco import NAME, write_coco
+from offline.filesystems import InputError
+from offline.job import Job, OutputFormat
+from offline.output import Output, Totals
+from offline.rows import Row, RowError
+from tasks.run_length import encode_mask
+
+JOB = Job(
+    model="m",
+    build_key="b",
+    fields={"task": "object_detection"},
+    precision="encoder auto, decoder auto",
+    output_format="parquet",
+    shard_size=2,
+    num_shards=2,
+    images="d",
+)
+BOXES = {"detections": [{"box": [1.5, 2.0, 11.5, 22.0], "label": "größer", "score": 0.5}]}
+RLE = {"size": [4, 4], "counts": encode_mask(np.eye(4, dtype=np.bool_)).counts}
+MASK = {"instances": [{"box": [0.0, 0.0, 4.0, 4.0], "label": "", "score": 1.0, "mask": RLE}]}
+ANSWERED = Row("a.jpg", "m", "object_detection", 64, 48, BOXES, "größer<loc_1>", "stop", True)
+FAILED = Row("b.jpg", "m", "object_detection", error=RowError("unsupported_image", "the image cannot be read"))
+
+
+@pytest.mark.parametrize("output_format", ["parquet", "jsonl"])
+def test_rows_are_read_as_they_were_written(tmp_path: Path, output_format: OutputFormat) -> None:
+    output = Output(str(tmp_path / "out"), replace(JOB, output_format=output_format))
+    assert output.begin() == frozenset()
+    output.write_shard(1, [ANSWERED])
+    output.write_shard(0, [FAILED, replace(ANSWERED, key="c.jpg")])
+    assert list(output.rows()) == [(1, FAILED), (2, replace(ANSWERED, key="c.jpg")), (3, ANSWERED)]
+    assert output.totals() == Totals(3, 1)
+    assert output.begin() == {0, 1}
+
+
+def test_a_shard_that_was_not_completed_is_not_there(tmp_path: Path) -> None:
+    output = Output(str(tmp_path), JOB)
+    output.begin()
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        output.write("part-00000000.parquet", interrupted)
+    assert len(list((tmp_path / ".incomplete").iterdir())) == 1
+    assert output.begin() == frozenset()
+    assert not (tmp_path / ".incomplete").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"fields": {"task": "captioning"}}, 'fields: {"task": "object_detection"}, now {"task": "captioning"}'),
+        ({"model": "n"}, 'model: "m", now "n"'),
+        ({"build_key": "c"}, "build_key"),
+        ({"shard_size": 3, "num_shards": 1}, "shard_size: 2, now 3; num_shards: 2, now 1"),
+        ({"images": "e"}, 'images: "d", now "e"'),
+        ({"output_format": "jsonl"}, "output_format"),
+        ({"precision": "encoder int8, decoder auto"}, "precision"),
+    ],
+)
+def test_the_output_of_another_job_is_refused_with_what_differs(
+    tmp_path: Path, changed: dict[str, object], message: str
+) -> None:
+    Output(str(tmp_path), JOB).begin()
+    with pytest.raises(InputError) as refused:
+        Output(str(tmp_path), replace(JOB, **changed)).begin()  # type: ignore[arg-type]
+    assert message in str(refused.value)
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="choose an empty folder"):
+        Output(str(tmp_path), JOB).begin()
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+    (tmp_path / "job.json").write_text("nonsense")
+    with pytest.raises(InputError, match="not a manifest"):
+        Output(str(tmp_path), JOB).begin()
+
+
+def test_coco_reads_the_boxes_and_masks_of_all_shards(tmp_path: Path) -> None:
+    output = Output(str(tmp_path), replace(JOB, output_format="coco"))
+    output.begin()
+    output.write_shard(0, [FAILED, ANSWERED])
+    output.write_shard(1, [replace(ANSWERED, key="c.jpg", width=4, height=4, result=MASK)])
+    write_coco(output)
+    coco = COCO(str(tmp_path / NAME))
+    assert {each["file_name"]: each["id"] for each in coco.imgs.values()} == {"a.jpg": 2, "c.jpg": 3}
+    assert [each["name"] for each in coco.loadCats(coco.getCatIds())] == ["größer", "object"]
+    box, mask = coco.loadAnns([1, 2])
+    assert (box["image_id"], box["bbox"], box["area"], box["score"]) == (2, [1.5, 2.0, 10.0, 20.0], 200.0, 0.5)
+    assert int(coco.annToMask(mask).sum()) == mask["area"] == 4
+    assert json.loads((tmp_path / "job.json").read_text())["num_shards"] == 2

@@ -1,0 +1,37 @@
+"""Prints the rows that the model of an actor answers, without Ray.
+
+    python -m tests.support.offline_answers MODEL TASK FILE…
+
+One line of JSON for each file. A process of its own: a runner watches, and may end, the process that holds it.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from dataclasses import asdict
+
+from offline.answering import Answerer, load_model
+from offline.filesystems import StoredFile
+from offline.job import Job
+from offline.rows import Row
+from offline.shards import FilesShard
+from runners.artifacts.manifest import read_manifest
+from runners.artifacts.store import artifact_folder
+from service.settings import read_settings
+
+
+async def answered(model: str, task: str, files: list[str]) -> list[Row]:
+    settings = read_settings(os.environ | {"DIPTYCH_MODELS": model})
+    build_key = read_manifest(artifact_folder(model)).build_key
+    job = Job(model, build_key, {"task": task}, "auto", "jsonl", len(files), 1, "")
+    answerer = Answerer(load_model(job, settings), settings)
+    return await answerer.rows(FilesShard(tuple(StoredFile(file, file) for file in files)))
+
+
+if __name__ == "__main__":
+    model, task, *files = sys.argv[1:]
+    for row in asyncio.run(answered(model, task, files)):
+        print(json.dumps(asdict(row)))
+    sys.stdout.flush()
+    os._exit(0)  # the threads of the runner are not to be joined

@@ -1,0 +1,85 @@
+"""Runs of `python -m offline`, and the rows that they write."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from tests.support.export_cli import ROOT, ModelStore
+from tests.support.processes import descendants
+from tests.support.scene_images import scene_png
+
+_RUN_S = 300
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineJob:
+    """One job over a folder of images."""
+
+    store: ModelStore
+    model: str
+    fields: Mapping[str, str]  # with the task
+    images: Path
+    output: Path
+    shard_size: int
+
+    @property
+    def num_parts(self) -> int:
+        return -(-len(list(self.images.iterdir())) // self.shard_size)
+
+    @contextmanager
+    def running(self) -> Iterator["subprocess.Popen[str]"]:
+        """Start a run of the job; kill it at the end if it still runs."""
+        fields = [f"-F{name}={value}" for name, value in self.fields.items() if name != "task"]
+        options = ["--task", self.fields["task"], "--model", self.model, "--output", str(self.output)]
+        process = subprocess.Popen(
+            (
+                *(sys.executable, "-m", "offline", str(self.images)),
+                *(*options, "--shard-size", str(self.shard_size), *fields),
+            ),
+            cwd=ROOT,
+            env=os.environ | {"BENTOML_HOME": str(self.store.home)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+    def run(self) -> "subprocess.CompletedProcess[str]":
+        """Run the job to its end."""
+        with self.running() as process:
+            stdout, stderr = process.communicate(timeout=_RUN_S)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def write_scenes(folder: Path, count: int) -> Path:
+    """Write different scenes as PNG."""
+    folder.mkdir(parents=True)
+    for seed in range(count):
+        (folder / f"{seed:04}.png").write_bytes(scene_png(seed))
+    return folder
+
+
+def actor_of(run: "subprocess.Popen[str]") -> int | None:
+    """Return the process that holds the model; None if it is not there yet."""
+    for pid in descendants(run.pid):
+        if "MapWorker" in Path(f"/proc/{pid}/cmdline").read_text():
+            return pid
+    return None
+
+
+def parquet_rows(output: Path) -> list[dict[str, Any]]:
+    """Return the rows of all shards, in order, with their results as JSON values."""
+    rows = [row for part in sorted(output.glob("part-*.parquet")) for row in pq.read_table(part).to_pylist()]
+    return [row | {"result": None if row["result"] is None else json.loads(row["result"])} for row in rows]
