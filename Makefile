@@ -40,7 +40,7 @@ export: $(VENV)/installed-export
 
 test: $(VENV)/installed-dev $(VENV)/installed-export
 	$(MAKE) --jobs=2 --output-sync check export
-	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: check export
 	$(PY) -m pytest -m long
