@@ -1,4 +1,4 @@
-"""The load test against the running service, by the command of `make loadtest`: twenty seconds of all kinds of users."""
+"""The load test against the running service, by the command of `make loadtest`: twenty seconds of all users."""
 
 import json
 import os
