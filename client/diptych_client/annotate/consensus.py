@@ -1,9 +1,9 @@
 """Labels that two models agree on, and a review list of the rest.
 
-Two boxes agree if they have the same label and an IoU of at least 0.5, or more if asked. The dataset has the
-agreed boxes of every image, and beside it are
+Two boxes agree if they have the same label, an IoU of at least 0.5, or more if asked, and both at least the asked
+score. The dataset has the agreed boxes of every image, and beside it are
 
-    review.json         COCO: the boxes that one model found alone, each with `review: true` and its `model`
+    review.json         COCO: the other boxes, each with `review: true` and its `model`
     label_studio.json   Label Studio's tasks (labelstud.io, "Import pre-annotations"): the images of review.json, with
                         the whole answer of each model as a prediction; the controls' names are `label` and `image`
 """
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -37,8 +38,19 @@ _LOCAL_FILES = "/data/local-files/?d="  # Label Studio's local storage, relative
 
 
 @dataclass(frozen=True, slots=True)
+class AgreementRule:
+    """Minimum IoU of two boxes with the same label that agree, and minimum score of both."""
+
+    min_iou: float = SAME_OBJECT_IOU
+    min_score: float = 0.0
+
+
+_DEFAULT_RULE = AgreementRule()
+
+
+@dataclass(frozen=True, slots=True)
 class Agreement:
-    """Two answers to one image: the boxes found by both models, and by model those of one alone."""
+    """Two answers to one image: the boxes on which the models agree, and the others by model."""
 
     records: tuple[Record, Record]
     accepted: tuple[Box, ...]
@@ -50,12 +62,13 @@ class Agreement:
         return replace(first, answer=replace(first.answer, result=_result(first.answer, boxes)))
 
 
-def agree(first: Record, second: Record, min_iou: float = SAME_OBJECT_IOU) -> Agreement:
+def agree(first: Record, second: Record, rule: AgreementRule = _DEFAULT_RULE) -> Agreement:
     """Compare two answers to the same image; of two agreeing boxes the one with the higher score is accepted."""
     a, b = boxes_of(first.answer.result), boxes_of(second.answer.result)
     iou = pairwise_iou([each.box_xyxy for each in a], [each.box_xyxy for each in b])
     same = np.array([[x.label.casefold() == y.label.casefold() for y in b] for x in a], dtype=bool).reshape(iou.shape)
-    pairs = greedy_pairs(iou * same, min_iou)
+    overlapping = greedy_pairs(np.where(same, iou, -1.0), rule.min_iou)
+    pairs = [(i, j) for i, j in overlapping if min(a[i].score, b[j].score) >= rule.min_score]
     accepted = tuple(max(a[i], b[j], key=lambda box: box.score) for i, j in sorted(pairs))
     paired_a, paired_b = {i for i, _ in pairs}, {j for _, j in pairs}
     only_a = [(first.answer.model, box) for i, box in enumerate(a) if i not in paired_a]
@@ -91,7 +104,7 @@ def _label_studio_task(agreement: Agreement) -> dict[str, Any]:
         }
         for record in agreement.records
     ]
-    return {"data": {"image": _LOCAL_FILES + agreement.records[0].image.name}, "predictions": predictions}
+    return {"data": {"image": _LOCAL_FILES + quote(agreement.records[0].image.name)}, "predictions": predictions}
 
 
 def _label_studio_region(box: Box, image: ImageSize) -> dict[str, Any]:

@@ -4,12 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from pycocotools.coco import COCO
 
 from diptych_client import AnswerOptions, Detection, DetectionsResult, Instance, InstancesResult, TaskParameters
-from diptych_client.annotate import DatasetFormat, Job, agree, check_consensus, write_consensus
+from diptych_client.annotate import AgreementRule, DatasetFormat, Job, agree, check_consensus, write_consensus
 from diptych_client.annotate.journal import Record
 from diptych_client.long_runs import RunError
 from diptych_client.results import Result
@@ -51,8 +52,22 @@ def test_one_box_agrees_with_one_other() -> None:
 
 def test_the_minimum_iou_can_be_raised() -> None:
     pair = answered("a", boxes(Detection(CAR, "car", 0.5))), answered("b", boxes(Detection(SHIFTED, "car", 0.5)))
-    assert agree(*pair, min_iou=0.8).accepted  # IoU 9/11
-    assert not agree(*pair, min_iou=0.9).accepted
+    assert agree(*pair, AgreementRule(min_iou=0.8)).accepted  # IoU 9/11
+    assert not agree(*pair, AgreementRule(min_iou=0.9)).accepted
+
+
+def test_a_minimum_iou_of_0_does_not_pair_different_labels() -> None:
+    pair = answered("a", boxes(Detection(CAR, "car", 0.5))), answered("b", boxes(Detection(CAR, "dog", 0.5)))
+    assert not agree(*pair, AgreementRule(min_iou=0)).accepted
+
+
+def test_boxes_of_which_one_has_a_low_score_are_left_for_review() -> None:
+    low, high = Detection(CAR, "car", 0.5), Detection(CAR, "car", 0.9)
+    pair = answered("a", boxes(high)), answered("b", boxes(low))
+    assert agree(*pair, AgreementRule(min_score=0.5)).accepted == (high,)
+    uncertain = agree(*pair, AgreementRule(min_score=0.51))
+    assert uncertain.accepted == ()
+    assert uncertain.differing == (("a", high), ("b", low))
 
 
 def written(out: Path, pairs: Sequence[tuple[Record, Record]]) -> Path:
@@ -96,6 +111,13 @@ def test_label_studio_gets_the_answers_of_both_models_in_percent_of_the_image(tm
         "score": 0.25,
         "value": {"x": 50, "y": 0, "width": 25, "height": 50, "rotation": 0, "rectanglelabels": ["dog"]},
     }
+
+
+def test_the_name_of_an_image_is_quoted_in_its_url(tmp_path: Path) -> None:
+    first, second = (answered(model, boxes(Detection(CAR, model, 0.5)), "x/a&b+1 %.png") for model in "ab")
+    written(tmp_path / "out", [(first, second)])
+    (task,) = json.loads((tmp_path / "out" / "label_studio.json").read_text())
+    assert parse_qs(urlsplit(task["data"]["image"]).query) == {"d": ["x/a&b+1 %.png"]}
 
 
 def test_masks_are_polygons_in_label_studio_and_in_the_dataset(tmp_path: Path) -> None:

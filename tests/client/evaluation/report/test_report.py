@@ -112,6 +112,11 @@ def test_cards_are_filtered_and_sorted(browser: Browser, folder: Path) -> None:
     page.goto((folder / "out" / "report.html").as_uri())
     titles = page.locator(".card h3")
     assert [text.split()[0] for text in titles.all_text_contents()] == ["a.png", "b.png", "c.png"]
+    page.locator("select[name=sort]").select_option("disagreement")
+    numbers = [float(text.split("disagreement ")[1].split()[0]) for text in titles.all_text_contents()]
+    assert numbers == sorted(numbers, reverse=True)
+    page.locator("select[name=sort]").select_option("name")
+    assert [text.split()[0] for text in titles.all_text_contents()] == ["a.png", "b.png", "c.png"]
     page.locator("select[name=kind]").select_option("missed")
     expect(page.locator(".card")).to_have_count(1)
     expect(page.get_by_role("status")).to_have_text("1 of 3 images of the gallery")
