@@ -43,6 +43,18 @@ def test_boxes_of_another_label_or_place_are_left_for_review(other: Detection) -
     assert agreement.differing == (("a", own), ("b", other))
 
 
+def test_a_box_that_one_model_also_calls_otherwise_is_left_for_review() -> None:
+    car, dog = Detection(CAR, "car", 0.9), Detection(SHIFTED, "dog", 0.2)
+    agreement = agree(answered("a", boxes(car, dog)), answered("b", boxes(car)))
+    assert agreement.accepted == ()
+    assert agreement.differing == (("a", car), ("a", dog), ("b", car))
+
+
+def test_two_labels_of_a_place_that_both_models_give_agree() -> None:
+    both = boxes(Detection(CAR, "car", 0.9), Detection(CAR, "vehicle", 0.8))
+    assert agree(answered("a", both), answered("b", both)).accepted == both.detections
+
+
 def test_one_box_agrees_with_one_other() -> None:
     own, twice = Detection(CAR, "car", 0.5), (Detection(SHIFTED, "car", 0.4), Detection(CAR, "car", 0.3))
     agreement = agree(answered("a", boxes(own)), answered("b", boxes(*twice)))
@@ -122,7 +134,7 @@ def test_the_name_of_an_image_is_quoted_in_its_url(tmp_path: Path) -> None:
 
 def test_masks_are_polygons_in_label_studio_and_in_the_dataset(tmp_path: Path) -> None:
     ring = Instance((2.0, 2.0, 12.0, 12.0), "ring", 0.75, (SQUARE, HOLE))
-    other = replace(ring, label="disc")
+    other = replace(ring, box_xyxy=(20.0, 2.0, 30.0, 12.0), label="disc")
     masks = answered("a", InstancesResult((ring, other))), answered("b", InstancesResult((ring,)))
     dataset = COCO(written(tmp_path / "out", [masks]))
     assert [each["area"] for each in dataset.anns.values()] == [84]

@@ -140,6 +140,24 @@ def test_shapes_lie_on_their_objects_and_have_their_kind(browser: Browser, folde
     page.close()
 
 
+def test_answers_to_phrases_have_their_kind(browser: Browser, tmp_path: Path) -> None:
+    box = OBJECTS["a.png"][0][1]
+    write_images(tmp_path / "data")
+    row = {"image": "a.png", "phrases": [{"phrase": "left car", "box": box}, {"phrase": "dog", "box": box}]}
+    (tmp_path / "data" / "x.jsonl").write_text(json.dumps(row))
+    right = detection("left car", box, 0.9)
+    answers = DetectionsResult((right, detection("dog", (60.0, 60.0, 70.0, 70.0), 0.9))), DetectionsResult((right,))
+    evaluated(tmp_path / "out", "phrase_grounding", read_dataset(tmp_path / "data"), [answers])
+    page = browser.new_page()
+    page.goto((tmp_path / "out" / "report.html").as_uri())
+    kinds = [
+        panel.locator(".shape").evaluate_all("all => all.map(e => e.classList[1])")
+        for panel in page.locator(".card .panel").all()
+    ]
+    assert kinds == [["truth", "missed"], ["right", "badly-placed"], ["right"]]
+    page.close()
+
+
 def test_texts_are_shown_below_their_image(browser: Browser, tmp_path: Path) -> None:
     write_images(tmp_path / "images")
     answers = [(TextResult("same"), TextResult("same")), *[(TextResult("one"), TextResult(HOSTILE))] * 2]
