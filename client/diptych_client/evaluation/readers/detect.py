@@ -25,8 +25,10 @@ _COCO_FILES = (
 
 def read_dataset(path: Path, images: Path | None = None, split: str | None = None) -> Dataset:
     """Read a dataset of any known format; `images` is the folder of its images where they are elsewhere."""
-    name = " ".join(filter(None, (path.resolve().name, split)))
-    return replace(_read(path, images, split), name=name)
+    dataset = _read(path, images, split)
+    if images is not None and dataset.store != Folder(images):
+        raise RunError(f"--images is for COCO and JSON lines; the labels in {path} say where their images are")
+    return replace(dataset, name=" ".join(filter(None, (path.resolve().name, split))))
 
 
 def _read(path: Path, images: Path | None, split: str | None) -> Dataset:

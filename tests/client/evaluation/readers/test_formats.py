@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from diptych_client.evaluation.dataset import Folder
 from diptych_client.evaluation.readers import read_dataset
 from diptych_client.long_runs import RunError
 from tests.support.evaluations import (
@@ -69,6 +70,16 @@ def test_the_metadata_of_an_image_folder_has_objects_and_captions(tmp_path: Path
     assert [(each.label, each.box_xyxy) for each in first.objects or ()] == [("car", (10, 20, 40, 60))]
     assert (second.captions, second.objects) == (("two cats",), None)
     assert dataset.store.read(second.image) == (tmp_path / "train" / "b.png").read_bytes()
+
+
+def test_another_folder_of_images_is_for_coco_and_json_lines(tmp_path: Path) -> None:
+    write_images(tmp_path / "pictures")
+    for write in (write_coco, write_json_lines):
+        folder = write(tmp_path / write.__name__)
+        assert read_dataset(folder, tmp_path / "pictures").store == Folder(tmp_path / "pictures")
+    folder = write_yolo(tmp_path / "yolo")
+    with pytest.raises(RunError, match="--images is for COCO and JSON lines"):
+        read_dataset(folder, tmp_path / "pictures")
 
 
 def test_a_split_of_coco_is_that_of_its_file(tmp_path: Path) -> None:
