@@ -1,16 +1,17 @@
 """Measures the labels that both embedded models agree on: `diptych annotate --consensus` on scenes with known boxes.
 
-    python -m export.consensus [--scenes N] [--iou I]
+    python -m export.consensus [--conditions NAME …] [--scenes N] [--first-scene N] [--iou I] [--accept-scores S …]
 
-Prints for each condition the precision of the accepted boxes and their coverage, the share of the true boxes that they
-find; of each model alone; and of each model alone with as many boxes, its best by score. A box is right if it has
-the label and an IoU of at least 0.5 with the true one. Needs requirements-dev.txt, for `diptych annotate`.
+Prints for each condition and minimum score the precision of the accepted boxes and their coverage, the share of the
+true boxes that they find, beside the precision of each model alone with as many boxes, its best by score; then all
+boxes of each model. A box is right if it has the label and an IoU of at least 0.5 with the true one. A minimum score
+that is to be used should be chosen on other scenes than those that measure it. Needs requirements-dev.txt.
 """
 
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +27,6 @@ from export.scenes.scoring import Tally, match_boxes
 from export.scenes.truth import LabelledBox
 
 MODELS = ("florence-2-mini", "paligemma-mini")
-CONSENSUS = "consensus"
 _TASK = "open_vocabulary_detection"
 
 Boxes = Mapping[str, Sequence[Mapping[str, Any]]]  # boxes with label and score, by image
@@ -35,33 +35,38 @@ Boxes = Mapping[str, Sequence[Mapping[str, Any]]]  # boxes with label and score,
 def main(arguments: Sequence[str] | None = None) -> None:
     """Label the scenes of each condition and print the table."""
     parsed = _parse(arguments)
-    print(f"| condition | boxes of | precision | coverage | precision with as many boxes |\n{'|---' * 5}|")
+    as_many = " | ".join(f"{model} with as many boxes" for model in MODELS)
+    print(f"| condition | boxes | precision | coverage | {as_many} |\n{'|---' * 6}|")
     with TemporaryDirectory() as temporary, service_process(1, DIPTYCH_MODELS=",".join(MODELS)) as client:
-        for condition in SCENE_CONDITIONS:
+        for condition in parsed.conditions:
             scenes, out = Path(temporary, condition), Path(temporary, f"{condition}-labels")
-            write_coco_scenes(scenes, [CONDITIONS[condition]], range(parsed.scenes))
-            _annotate(client, scenes / "images", out, parsed.iou)
-            for row in _rows(scenes, out):
-                print(f"| {condition} | {row} |", flush=True)
+            numbers = range(parsed.first_scene, parsed.first_scene + parsed.scenes)
+            write_coco_scenes(scenes, [CONDITIONS[condition]], numbers)
+            truth = _coco_boxes(scenes / "annotations.json")
+            for score in parsed.accept_scores:
+                _annotate(client, scenes / "images", out, parsed.iou, score)  # the first sends all requests
+                print(f"| {condition} | {_consensus_row(truth, out, score)} |", flush=True)
+            for model in MODELS:
+                print(f"| {condition} | {_row(model, tally(_journal_boxes(out, model), truth))} | | |", flush=True)
 
 
-def _annotate(client: httpx.Client, images: Path, out: Path, min_iou: float) -> None:
+def _annotate(client: httpx.Client, images: Path, out: Path, min_iou: float, accept_score: float) -> None:
     labels = [word for shape in SHAPES for word in ("--labels", shape)]
     models = [word for model in MODELS for word in ("--model", model)]
-    options = ("--task", _TASK, "--out", out, "--consensus", "--iou", str(min_iou))
-    run_diptych(client, "annotate", images, *options, *labels, *models)
+    rule = ("--consensus", "--iou", str(min_iou), "--accept-score", str(accept_score))
+    run_diptych(client, "annotate", images, "--task", _TASK, "--out", out, *rule, *labels, *models)
 
 
-def _rows(scenes: Path, out: Path) -> Iterator[str]:
-    truth, accepted = _coco_boxes(scenes / "annotations.json"), _coco_boxes(out / "annotations.json")
-    yield _row(CONSENSUS, tally(accepted, truth), None)
-    for model in MODELS:
-        alone = _journal_boxes(out / f"journal-{model}.jsonl")
-        yield _row(model, tally(alone, truth), tally(best(alone, sum(map(len, accepted.values()))), truth))
+def _consensus_row(truth: Boxes, out: Path, score: float) -> str:
+    accepted = _coco_boxes(out / "annotations.json")
+    num_accepted = sum(map(len, accepted.values()))
+    as_many = [tally(best(_journal_boxes(out, model), num_accepted), truth).precision for model in MODELS]
+    name = f"consensus, scores ≥ {score:g}" if score else "consensus"
+    return " | ".join([_row(name, tally(accepted, truth)), *(f"{precision:.3f}" for precision in as_many)])
 
 
-def _row(name: str, found: Tally, as_many: Tally | None) -> str:
-    return f"{name} | {found.precision:.3f} | {found.recall:.3f} | {f'{as_many.precision:.3f}' if as_many else ''}"
+def _row(name: str, found: Tally) -> str:
+    return f"{name} | {found.precision:.3f} | {found.recall:.3f}"
 
 
 def tally(answers: Boxes, truth: Boxes) -> Tally:
@@ -94,13 +99,18 @@ def _coco_boxes(path: Path) -> Boxes:
     return boxes
 
 
-def _journal_boxes(path: Path) -> Boxes:
-    _, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+def _journal_boxes(out: Path, model: str) -> Boxes:
+    """Return all boxes that a model answered."""
+    journal = out / f"journal-{model}.jsonl"
+    _, *lines = map(json.loads, journal.read_text(encoding="utf-8").splitlines())
     return {line["image"]["name"]: line["answer"]["result"]["detections"] for line in lines}
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m export.consensus", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--conditions", nargs="+", choices=SCENE_CONDITIONS, default=SCENE_CONDITIONS, metavar="NAME")
+    parser.add_argument("--first-scene", type=int, default=0, metavar="N", help="default: %(default)s")
+    parser.add_argument("--accept-scores", type=float, nargs="+", default=[0.0], metavar="S", help="of both boxes")
     parser.add_argument("--scenes", type=int, default=300, metavar="N", help="default: %(default)s")
     parser.add_argument("--iou", type=float, default=0.5, metavar="I", help="of boxes that agree; default: %(default)s")
     return parser.parse_args(arguments)

@@ -99,6 +99,7 @@ def test_a_folder_is_labelled_by_consensus_and_resumed(service: RunningService, 
     labels = [word for shape in SHAPES for word in ("--labels", shape)]
     words = ("annotate", tmp_path / "images", "--task", TASK, "--consensus", "--out", tmp_path / "out")
     first, again = run(service, *words, *labels), run(service, *words, *labels)
+    num_accepted = len(json.loads((tmp_path / "out" / "annotations.json").read_text())["annotations"])
     assert (first.returncode, again.returncode) == (0, 0), first.stderr
     assert "6 of 6 images are in" in first.stdout
     assert again.stdout.count("0 images in") == 2
@@ -107,6 +108,11 @@ def test_a_folder_is_labelled_by_consensus_and_resumed(service: RunningService, 
     assert all(row["review"] and row["model"].endswith("-mini") for row in review["annotations"])
     tasks = json.loads((tmp_path / "out" / "label_studio.json").read_text())
     assert len(tasks) == len(review["images"])
+    stricter = run(service, *words, *labels, "--accept-score", "0.9")
+    assert stricter.stdout.count("0 images in") == 2
+    certain = json.loads((tmp_path / "out" / "annotations.json").read_text())["annotations"]
+    assert 0 < len(certain) < num_accepted
+    assert all(row["score"] >= 0.9 for row in certain)
 
 
 def test_consensus_needs_two_models(service: RunningService, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Labels that two models agree on, and a review list of the rest.
 
-Two boxes agree if they have the same label and an IoU of at least 0.5, or more if asked. The dataset has the
-agreed boxes of every image, and beside it are
+Two boxes agree if they have the same label, an IoU of at least 0.5, or more if asked, and both at least the asked
+score, unless a box of another label that one model alone found lies there. The dataset has the agreed boxes of every
+image, and beside it are
 
-    review.json         COCO: the boxes that one model found alone, each with `review: true` and its `model`
+    review.json         COCO: the other boxes, each with `review: true` and its `model`
     label_studio.json   Label Studio's tasks (labelstud.io, "Import pre-annotations"): the images of review.json, with
                         the whole answer of each model as a prediction; the controls' names are `label` and `image`
 """
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -37,8 +39,19 @@ _LOCAL_FILES = "/data/local-files/?d="  # Label Studio's local storage, relative
 
 
 @dataclass(frozen=True, slots=True)
+class AgreementRule:
+    """Minimum IoU of two boxes with the same label that agree, and minimum score of both."""
+
+    min_iou: float = SAME_OBJECT_IOU
+    min_score: float = 0.0
+
+
+_DEFAULT_RULE = AgreementRule()
+
+
+@dataclass(frozen=True, slots=True)
 class Agreement:
-    """Two answers to one image: the boxes found by both models, and by model those of one alone."""
+    """Two answers to one image: the boxes on which the models agree, and the others by model."""
 
     records: tuple[Record, Record]
     accepted: tuple[Box, ...]
@@ -50,17 +63,34 @@ class Agreement:
         return replace(first, answer=replace(first.answer, result=_result(first.answer, boxes)))
 
 
-def agree(first: Record, second: Record, min_iou: float = SAME_OBJECT_IOU) -> Agreement:
+def agree(first: Record, second: Record, rule: AgreementRule = _DEFAULT_RULE) -> Agreement:
     """Compare two answers to the same image; of two agreeing boxes the one with the higher score is accepted."""
     a, b = boxes_of(first.answer.result), boxes_of(second.answer.result)
-    iou = pairwise_iou([each.box_xyxy for each in a], [each.box_xyxy for each in b])
-    same = np.array([[x.label.casefold() == y.label.casefold() for y in b] for x in a], dtype=bool).reshape(iou.shape)
-    pairs = greedy_pairs(iou * same, min_iou)
-    accepted = tuple(max(a[i], b[j], key=lambda box: box.score) for i, j in sorted(pairs))
-    paired_a, paired_b = {i for i, _ in pairs}, {j for _, j in pairs}
-    only_a = [(first.answer.model, box) for i, box in enumerate(a) if i not in paired_a]
-    only_b = [(second.answer.model, box) for j, box in enumerate(b) if j not in paired_b]
-    return Agreement((first, second), accepted, (*only_a, *only_b))
+    accepted = _agreed_pairs((*a, *b), len(a), rule)
+    agreed = {index for pair in accepted for index in pair}
+    better = tuple(max(a[i], b[j - len(a)], key=lambda box: box.score) for i, j in accepted)
+    models = [first.answer.model] * len(a) + [second.answer.model] * len(b)
+    differing = [(model, box) for k, (model, box) in enumerate(zip(models, (*a, *b), strict=True)) if k not in agreed]
+    return Agreement((first, second), better, tuple(differing))
+
+
+def _agreed_pairs(boxes: Sequence[Box], num_first: int, rule: AgreementRule) -> list[tuple[int, int]]:
+    """Return the agreeing pairs of one of the first boxes and one of the others, by index."""
+    iou = pairwise_iou(*([each.box_xyxy for each in boxes],) * 2)
+    labels = [each.label.casefold() for each in boxes]
+    same = np.array([[x == y for y in labels] for x in labels], dtype=bool).reshape(iou.shape)
+    between = np.where(same, iou, -1.0)[:num_first, num_first:]
+    pairs = [(i, num_first + j) for i, j in greedy_pairs(between, min(rule.min_iou, SAME_OBJECT_IOU))]
+    is_alone = np.ones(len(boxes), dtype=bool)
+    is_alone[[index for pair in pairs for index in pair]] = False
+    is_disputed = ((iou >= SAME_OBJECT_IOU) & ~same & is_alone).any(axis=1)
+    return sorted(
+        (i, j)
+        for i, j in pairs
+        if iou[i, j] >= rule.min_iou
+        and min(boxes[i].score, boxes[j].score) >= rule.min_score
+        and not is_disputed[[i, j]].any()
+    )
 
 
 def write_consensus(
@@ -91,7 +121,7 @@ def _label_studio_task(agreement: Agreement) -> dict[str, Any]:
         }
         for record in agreement.records
     ]
-    return {"data": {"image": _LOCAL_FILES + agreement.records[0].image.name}, "predictions": predictions}
+    return {"data": {"image": _LOCAL_FILES + quote(agreement.records[0].image.name)}, "predictions": predictions}
 
 
 def _label_studio_region(box: Box, image: ImageSize) -> dict[str, Any]:

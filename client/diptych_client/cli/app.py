@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console, RenderableType
 
-from diptych_client.annotate import DatasetFormat
+from diptych_client.annotate import AgreementRule, DatasetFormat
 from diptych_client.cli.folder import AnnotateCommand, annotate_folder
 from diptych_client.cli.options import ConnectionOptions, TaskOptions, with_task_options
 from diptych_client.cli.tables import answer_view, comparison_view, models_view, tasks_view
@@ -121,6 +121,10 @@ def annotate(
         bool, typer.Option("--consensus", help="Label with two models; list what they disagree on for review.")
     ] = False,
     iou: Annotated[float, typer.Option(help="With --consensus: minimum IoU of boxes that agree.", min=0, max=1)] = 0.5,
+    accept_score: Annotated[
+        float,
+        typer.Option(help="With --consensus: minimum score of both boxes; others go to review.", min=0, max=1),
+    ] = 0.0,
     dataset_format: Annotated[DatasetFormat, typer.Option("--format", help="Dataset format.")] = DatasetFormat.coco,
     out: Annotated[
         Path | None, typer.Option(help="Output folder; default: FOLDER-annotations.", file_okay=False)
@@ -133,8 +137,8 @@ def annotate(
     failures.jsonl lists the images that failed and their errors; the next run retries them.
     """
     out = out or folder.resolve().with_name(f"{folder.resolve().name}-annotations")
-    consensus_iou = iou if consensus else None
-    command = AnnotateCommand(folder, out, dataset_format, task_options, tuple(model or ()), consensus_iou, concurrency)
+    rule = AgreementRule(iou, accept_score) if consensus else None
+    command = AnnotateCommand(folder, out, dataset_format, task_options, tuple(model or ()), rule, concurrency)
     raise typer.Exit(1 if annotate_folder(_connection(context), command) else 0)
 
 

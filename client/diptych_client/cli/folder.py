@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 
 from diptych_client.annotate import (
+    AgreementRule,
     DatasetFormat,
     Job,
     Journal,
@@ -38,7 +39,7 @@ class AnnotateCommand:
     dataset_format: DatasetFormat
     task_options: TaskOptions
     models: tuple[str, ...]  # empty: the service's default
-    consensus_iou: float | None  # minimum IoU of two models' boxes; None: one model labels
+    consensus: AgreementRule | None  # of two models; None: one model labels
     concurrency: int
 
 
@@ -55,16 +56,18 @@ def annotate_folder(connection: ConnectionOptions, command: AnnotateCommand) -> 
             _label(connection, Labeller(command.folder, job, journal, failures), unlabelled, command.concurrency)
         labelled = [image for image in images if all(journal.has(image) for journal in journals)]
         records = [[journal.records[image.name] for image in labelled] for journal in journals]
-    if command.consensus_iou is not None:
-        dataset = _write_consensus(command, command.consensus_iou, records, jobs[0])
+    if command.consensus is not None:
+        dataset = _write_consensus(command, command.consensus, records, jobs[0])
     else:
         dataset = write_dataset(command.dataset_format, command.out, command.folder, records[0], jobs[0])
     typer.echo(f"{len(labelled)} of {len(images)} images are in {dataset}")
     return failures.num_failures
 
 
-def _write_consensus(command: AnnotateCommand, min_iou: float, records: Sequence[Sequence[Record]], job: Job) -> Path:
-    agreements = [agree(first, second, min_iou) for first, second in zip(*records, strict=True)]
+def _write_consensus(
+    command: AnnotateCommand, rule: AgreementRule, records: Sequence[Sequence[Record]], job: Job
+) -> Path:
+    agreements = [agree(first, second, rule) for first, second in zip(*records, strict=True)]
     dataset = write_consensus(command.dataset_format, command.out, command.folder, agreements, job)
     num_differing = sum(bool(each.differing) for each in agreements)
     typer.echo(f"{num_differing} images have boxes to review, see {command.out / 'review.json'}")
@@ -72,7 +75,7 @@ def _write_consensus(command: AnnotateCommand, min_iou: float, records: Sequence
 
 
 def _journal_name(command: AnnotateCommand, job: Job) -> str:
-    return f"journal-{job.model}.jsonl" if command.consensus_iou is not None else "journal.jsonl"
+    return f"journal-{job.model}.jsonl" if command.consensus is not None else "journal.jsonl"
 
 
 def _jobs(connection: ConnectionOptions, command: AnnotateCommand, images: Sequence[ImageFile]) -> list[Job]:
@@ -84,9 +87,9 @@ def _jobs(connection: ConnectionOptions, command: AnnotateCommand, images: Seque
     options = command.task_options
     if options.task not in tasks:
         raise RunError(f"no model offers task {options.task!r}; offered are {', '.join(tasks)}")
-    task, num_models = tasks[options.task], 1 if command.consensus_iou is None else 2
+    task, num_models = tasks[options.task], 1 if command.consensus is None else 2
     check_format(command.dataset_format, task.result, images)
-    if command.consensus_iou is not None:
+    if command.consensus is not None:
         check_consensus(command.dataset_format, task.result)
     models = dict.fromkeys(command.models or task.models[:num_models])
     if len(models) != num_models:

@@ -21,10 +21,11 @@ from diptych_client.results import (
 
 
 def answer_view(answer: Answer | ModelFailure) -> RenderableType:
-    """Return the model, the time, and the text or a table of the located objects."""
+    """Return the model, the time, and the text or a table of the located objects; say if scores are calibrated."""
     if isinstance(answer, ModelFailure):
         return Text(f"{answer.model}: {answer.error.code}: {answer.error.message}", style="red")
-    title = Text(f"{answer.model}, {answer.timings_ms.total:.0f} ms", style="bold")
+    calibrated = ", calibrated scores" if answer.calibrated else ""
+    title = Text(f"{answer.model}, {answer.timings_ms.total:.0f} ms{calibrated}", style="bold")
     if isinstance(answer.result, TextResult):
         return Group(title, Text(answer.result.text))
     items = items_of(answer.result)

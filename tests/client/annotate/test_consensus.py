@@ -4,12 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from pycocotools.coco import COCO
 
 from diptych_client import AnswerOptions, Detection, DetectionsResult, Instance, InstancesResult, TaskParameters
-from diptych_client.annotate import DatasetFormat, Job, agree, check_consensus, write_consensus
+from diptych_client.annotate import AgreementRule, DatasetFormat, Job, agree, check_consensus, write_consensus
 from diptych_client.annotate.journal import Record
 from diptych_client.long_runs import RunError
 from diptych_client.results import Result
@@ -42,6 +43,18 @@ def test_boxes_of_another_label_or_place_are_left_for_review(other: Detection) -
     assert agreement.differing == (("a", own), ("b", other))
 
 
+def test_a_box_that_one_model_also_calls_otherwise_is_left_for_review() -> None:
+    car, dog = Detection(CAR, "car", 0.9), Detection(SHIFTED, "dog", 0.2)
+    agreement = agree(answered("a", boxes(car, dog)), answered("b", boxes(car)))
+    assert agreement.accepted == ()
+    assert agreement.differing == (("a", car), ("a", dog), ("b", car))
+
+
+def test_two_labels_of_a_place_that_both_models_give_agree() -> None:
+    both = boxes(Detection(CAR, "car", 0.9), Detection(CAR, "vehicle", 0.8))
+    assert agree(answered("a", both), answered("b", both)).accepted == both.detections
+
+
 def test_one_box_agrees_with_one_other() -> None:
     own, twice = Detection(CAR, "car", 0.5), (Detection(SHIFTED, "car", 0.4), Detection(CAR, "car", 0.3))
     agreement = agree(answered("a", boxes(own)), answered("b", boxes(*twice)))
@@ -51,8 +64,22 @@ def test_one_box_agrees_with_one_other() -> None:
 
 def test_the_minimum_iou_can_be_raised() -> None:
     pair = answered("a", boxes(Detection(CAR, "car", 0.5))), answered("b", boxes(Detection(SHIFTED, "car", 0.5)))
-    assert agree(*pair, min_iou=0.8).accepted  # IoU 9/11
-    assert not agree(*pair, min_iou=0.9).accepted
+    assert agree(*pair, AgreementRule(min_iou=0.8)).accepted  # IoU 9/11
+    assert not agree(*pair, AgreementRule(min_iou=0.9)).accepted
+
+
+def test_a_minimum_iou_of_0_does_not_pair_different_labels() -> None:
+    pair = answered("a", boxes(Detection(CAR, "car", 0.5))), answered("b", boxes(Detection(CAR, "dog", 0.5)))
+    assert not agree(*pair, AgreementRule(min_iou=0)).accepted
+
+
+def test_boxes_of_which_one_has_a_low_score_are_left_for_review() -> None:
+    low, high = Detection(CAR, "car", 0.5), Detection(CAR, "car", 0.9)
+    pair = answered("a", boxes(high)), answered("b", boxes(low))
+    assert agree(*pair, AgreementRule(min_score=0.5)).accepted == (high,)
+    uncertain = agree(*pair, AgreementRule(min_score=0.51))
+    assert uncertain.accepted == ()
+    assert uncertain.differing == (("a", high), ("b", low))
 
 
 def written(out: Path, pairs: Sequence[tuple[Record, Record]]) -> Path:
@@ -98,9 +125,16 @@ def test_label_studio_gets_the_answers_of_both_models_in_percent_of_the_image(tm
     }
 
 
+def test_the_name_of_an_image_is_quoted_in_its_url(tmp_path: Path) -> None:
+    first, second = (answered(model, boxes(Detection(CAR, model, 0.5)), "x/a&b+1 %.png") for model in "ab")
+    written(tmp_path / "out", [(first, second)])
+    (task,) = json.loads((tmp_path / "out" / "label_studio.json").read_text())
+    assert parse_qs(urlsplit(task["data"]["image"]).query) == {"d": ["x/a&b+1 %.png"]}
+
+
 def test_masks_are_polygons_in_label_studio_and_in_the_dataset(tmp_path: Path) -> None:
     ring = Instance((2.0, 2.0, 12.0, 12.0), "ring", 0.75, (SQUARE, HOLE))
-    other = replace(ring, label="disc")
+    other = replace(ring, box_xyxy=(20.0, 2.0, 30.0, 12.0), label="disc")
     masks = answered("a", InstancesResult((ring, other))), answered("b", InstancesResult((ring,)))
     dataset = COCO(written(tmp_path / "out", [masks]))
     assert [each["area"] for each in dataset.anns.values()] == [84]

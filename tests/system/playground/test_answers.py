@@ -55,6 +55,9 @@ def assert_shown(playground: Playground, model: str, answer: dict[str, Any]) -> 
         expect(panel.locator(".objects tbody tr")).to_have_count(len(drawn(answer["result"])))
     assert panel.locator("pre.raw").text_content() == answer["raw_text"]
     expect(panel.locator(".usage")).to_contain_text(f"→ {answer['usage']['generated_tokens']}")
+    scores = "calibrated probabilities" if answer["calibrated"] else "not calibrated"
+    shown = [] if "text" in answer["result"] else [scores]
+    assert panel.locator(".usage div", has_text="Scores").locator("dd").all_text_contents() == shown
     assert panel.locator(".legend .stage").count() == len(answer["timings_ms"]) - 1
 
 

@@ -18,8 +18,24 @@ from diptych_client.evaluation.metrics.outcome import Details, Outcome
 from diptych_client.evaluation.questions import PhrasesTruth, Truth
 from diptych_client.evaluation.statistics import Metric, Ratio
 from diptych_client.geometry import ImageSize
-from diptych_client.matching import SAME_OBJECT_IOU, pairwise_iou
+from diptych_client.matching import SAME_OBJECT_IOU, Kind, pairwise_iou
 from diptych_client.results import Instance, Item, box_of, label_of
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedPhrase:
+    """The best answer to a phrase; an IoU is None where the truth or the answer has no such shape."""
+
+    item: Item | None
+    box_iou: float | None
+    mask_iou: float | None
+
+    @property
+    def kind(self) -> Kind:
+        if self.item is None:
+            return "missed"
+        iou = self.box_iou if self.mask_iou is None else self.mask_iou
+        return "right" if (iou or 0.0) >= SAME_OBJECT_IOU else "badly placed"
 
 
 @dataclass(slots=True)
@@ -32,15 +48,10 @@ class PhrasesMeasure:
 
     def add(self, truth: Truth, prediction: Prediction) -> Outcome:
         assert isinstance(truth, PhrasesTruth)
-        boxes, masks, kinds = [], [], []
-        for phrase in truth.phrases:
-            item = _best(prediction, phrase)
-            if phrase.box_xyxy is not None:
-                boxes.append(0.0 if item is None else float(pairwise_iou([phrase.box_xyxy], [box_of(item)])[0, 0]))
-            if phrase.segmentation is not None and (item is None or isinstance(item, Instance)):
-                masks.append(0.0 if item is None else _mask_iou(phrase, item, prediction.image))
-            iou = (masks or boxes or [0.0])[-1]
-            kinds.append("missed" if item is None else "right" if iou >= SAME_OBJECT_IOU else "badly placed")
+        judged = judge(truth, prediction)
+        boxes = [each.box_iou for each in judged if each.box_iou is not None]
+        masks = [each.mask_iou for each in judged if each.mask_iou is not None]
+        kinds = [each.kind for each in judged]
         self.box_hits.append((float(sum(iou >= SAME_OBJECT_IOU for iou in boxes)), len(boxes)))
         self.mask_ious.append((sum(masks), len(masks)))
         self.kinds.update(kinds)
@@ -56,6 +67,20 @@ class PhrasesMeasure:
 
     def scored(self) -> None:
         return None
+
+
+def judge(truth: PhrasesTruth, prediction: Prediction) -> list[JudgedPhrase]:
+    """Return the best answer to each phrase."""
+    return [_judged(phrase, prediction) for phrase in truth.phrases]
+
+
+def _judged(phrase: TruePhrase, prediction: Prediction) -> JudgedPhrase:
+    item, box_iou, mask_iou = _best(prediction, phrase), None, None
+    if phrase.box_xyxy is not None:
+        box_iou = 0.0 if item is None else float(pairwise_iou([phrase.box_xyxy], [box_of(item)])[0, 0])
+    if phrase.segmentation is not None and (item is None or isinstance(item, Instance)):
+        mask_iou = 0.0 if item is None else _mask_iou(phrase, item, prediction.image)
+    return JudgedPhrase(item, box_iou, mask_iou)
 
 
 def _best(prediction: Prediction, phrase: TruePhrase) -> Item | None:

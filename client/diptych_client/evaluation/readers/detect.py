@@ -13,13 +13,22 @@ from diptych_client.evaluation.readers.yolo import read_yolo
 from diptych_client.long_runs import RunError
 
 _YOLO_FILES = ("data.yaml", "dataset.yaml")
-_COCO_FILES = ("annotations.json", "_annotations.coco.json", "annotations/instances_*.json", "*.json")
+_JSON_LINES = ("*.jsonl", "*/metadata.jsonl")
+_COCO_FILES = (
+    "annotations.json",
+    "_annotations.coco.json",
+    "*/_annotations.coco.json",
+    "annotations/instances_*.json",
+    "*.json",
+)
 
 
 def read_dataset(path: Path, images: Path | None = None, split: str | None = None) -> Dataset:
     """Read a dataset of any known format; `images` is the folder of its images where they are elsewhere."""
-    name = " ".join(filter(None, (path.resolve().name, split)))
-    return replace(_read(path, images, split), name=name)
+    dataset = _read(path, images, split)
+    if images is not None and dataset.store != Folder(images):
+        raise RunError(f"--images is for COCO and JSON lines; the labels in {path} say where their images are")
+    return replace(dataset, name=" ".join(filter(None, (path.resolve().name, split))))
 
 
 def _read(path: Path, images: Path | None, split: str | None) -> Dataset:
@@ -27,21 +36,26 @@ def _read(path: Path, images: Path | None, split: str | None) -> Dataset:
         return _read_file(path, images, split)
     if not path.is_dir():
         raise RunError(f"{path} does not exist")
-    if yolo := _first(path, *_YOLO_FILES):
+    if yolo := _first(path, None, *_YOLO_FILES):
         return read_yolo(yolo, split)
     if (path / "Annotations").is_dir():
         return read_voc(path, split)
     if is_hugging_face(path):
         return read_hugging_face(path, split)
-    if found := _first(path, "*.jsonl"):
+    if found := _first(path, split, *_JSON_LINES):
         return read_json_lines(found, images)
-    if found := _first(path, *_COCO_FILES):
+    if found := _first(path, split, *_COCO_FILES):
         return read_coco(found, images)
+    if split is not None:
+        raise RunError(f"{path} has no label file of the split {split}")
     return _unlabelled(path)
 
 
 def _read_file(path: Path, images: Path | None, split: str | None) -> Dataset:
-    match path.suffix.lower():
+    suffix = path.suffix.lower()
+    if split is not None and suffix in (".json", ".jsonl"):
+        raise RunError(f"{path} is one file: omit --split, or give the folder with the files of all splits")
+    match suffix:
         case ".json":
             return read_coco(path, images)
         case ".jsonl":
@@ -53,15 +67,16 @@ def _read_file(path: Path, images: Path | None, split: str | None) -> Dataset:
     raise RunError(f"{path}: expected a .json (COCO), .jsonl, .yaml (YOLO) or .parquet file, or a folder")
 
 
-def _first(folder: Path, *patterns: str) -> Path | None:
-    """Return the only match of the first pattern that has one; raise `RunError` for several."""
+def _first(folder: Path, split: str | None, *patterns: str) -> Path | None:
+    """Return the only match of the first pattern with one, the split in its path; raise `RunError` for several."""
     for pattern in patterns:
-        match sorted(folder.glob(pattern)):
+        names = sorted(each.relative_to(folder).as_posix() for each in folder.glob(pattern))
+        match [name for name in names if split is None or split in name]:
             case [found]:
-                return found
+                return folder / found
             case [_, *_] as several:
-                names = ", ".join(each.name for each in several)
-                raise RunError(f"{folder} has several label files ({names}): give the path of one")
+                listed = ", ".join(several)
+                raise RunError(f"{folder} has several label files ({listed}): choose one by --split, or give its path")
     return None
 
 

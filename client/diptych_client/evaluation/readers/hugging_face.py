@@ -2,7 +2,7 @@
 
 The image is the column of that type (a struct of `bytes` and `path`). Objects are those of its object detection guide:
 `objects` with `bbox` as [x, y, width, height] and `category` as names or numbers of a ClassLabel. The other columns are
-the fields of JSON lines.
+the fields of JSON lines. Files cache-….arrow, which the library's `map` leaves beside a saved dataset, are not read.
 """
 
 import json
@@ -17,7 +17,7 @@ import pyarrow.parquet
 
 from diptych_client.annotate.job import ImageFile
 from diptych_client.evaluation.dataset import Dataset, LabelledImage
-from diptych_client.evaluation.readers.json_lines import classes_of, labelled_row
+from diptych_client.evaluation.readers.json_lines import classes_of, from_hugging_face, labelled_row
 from diptych_client.long_runs import RunError
 
 _SUFFIXES = ("*.parquet", "*.arrow")
@@ -27,13 +27,13 @@ _MAX_BLOCKS = 4  # record batches whose images are held in memory
 
 def is_hugging_face(path: Path) -> bool:
     """Return True for a folder with Parquet or Arrow files, in it or in its subfolders."""
-    return any(next(path.rglob(pattern), None) for pattern in _SUFFIXES)
+    return bool(_files(path))
 
 
 def read_hugging_face(path: Path, split: str | None = None) -> Dataset:
     """Read the files whose path below `path` contains the split; without one, all must be of the same split."""
     folder = path.parent if path.is_file() else path
-    files = [path] if path.is_file() else sorted(each for pattern in _SUFFIXES for each in path.rglob(pattern))
+    files = [path] if path.is_file() else _files(path)
     files = [each for each in files if split is None or split in each.relative_to(folder).as_posix()]
     if not files:
         raise RunError(f"{path} has no Parquet or Arrow file of the split {split}")
@@ -44,6 +44,11 @@ def read_hugging_face(path: Path, split: str | None = None) -> Dataset:
     labelled = list(store.labelled())
     classes = store.class_names() or classes_of(labelled)
     return Dataset(labelled, store, tuple(classes))
+
+
+def _files(folder: Path) -> list[Path]:
+    found = (each for pattern in _SUFFIXES for each in folder.rglob(pattern))
+    return sorted(each for each in found if not each.name.startswith("cache-"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,7 @@ class ArrowImages:
                 for row_in_block, row in enumerate(_block(path, block, tuple(others)).to_pylist()):
                     image = ImageFile(f"{name}#{number}", stat.st_size, stat.st_mtime_ns)
                     self.places[image.name] = (file_index, block, row_in_block)
-                    yield labelled_row(image, _with_boxes(row, names))
+                    yield labelled_row(image, from_hugging_face(row, names))
                     number += 1
 
     def read(self, image: ImageFile) -> bytes:
@@ -90,21 +95,6 @@ def _class_label_names(feature: Any) -> Sequence[str]:
     if isinstance(feature, list):
         return next((names for each in feature if (names := _class_label_names(each))), ())
     return ()
-
-
-def _with_boxes(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return a row with `objects` in the form of JSON lines."""
-    objects = row.get("objects")
-    if not isinstance(objects, Mapping):
-        return dict(row)
-    labels = objects.get("category", objects.get("label"))
-    if labels is None or "bbox" not in objects:
-        raise RunError(f"`objects` must have bbox and category, got {', '.join(objects)}")
-    rows = [
-        {"label": names[label] if isinstance(label, int) and names else label, "box": [x, y, x + width, y + height]}
-        for label, (x, y, width, height) in zip(labels, objects["bbox"], strict=True)
-    ]
-    return {**row, "objects": rows}
 
 
 @lru_cache

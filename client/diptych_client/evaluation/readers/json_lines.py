@@ -5,10 +5,15 @@
 {"image": "a.png", "question": "how many?", "answers": ["2", "two"]}, or "answer": "2"
 {"image": "a.png", "phrases": [{"phrase": "left cat", "box": [x1, y1, x2, y2], "segmentation": [[x, y, …]]}]}
 {"image": "a.png", "objects": [{"label": "cat", "box": [x1, y1, x2, y2], "segmentation": [[x, y, …]]}]}
+
+Also metadata.jsonl of an ImageFolder (huggingface.co/docs/datasets, "Create an image dataset"):
+
+{"file_name": "a.png", "text": "two cats"}
+{"file_name": "a.png", "objects": {"bbox": [[x, y, width, height]], "categories": ["cat"]}}
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,8 @@ from diptych_client.annotate.job import ImageFile
 from diptych_client.evaluation.dataset import Dataset, Folder, LabelledImage, TrueObject, TruePhrase, TrueQuestion
 from diptych_client.geometry import BoxXyxy
 from diptych_client.long_runs import RunError
+
+_CATEGORIES = ("category", "categories", "label")  # names of the column
 
 
 def read_json_lines(path: Path, images: Path | None = None) -> Dataset:
@@ -31,6 +38,8 @@ def read_json_lines(path: Path, images: Path | None = None) -> Dataset:
 def _labelled(folder: Folder, line: str, where: str) -> LabelledImage:
     try:
         row = json.loads(line)
+        if "file_name" in row:
+            return labelled_row(folder.image(row["file_name"]), from_hugging_face(row))
         return labelled_row(folder.image(row["image"]), row)
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{where}: expected an object with `image` and labels: {error!r}") from error
@@ -39,6 +48,25 @@ def _labelled(folder: Folder, line: str, where: str) -> LabelledImage:
 def classes_of(labelled: Iterable[LabelledImage]) -> tuple[str, ...]:
     """Return the labels of all objects, sorted."""
     return tuple(sorted({each.label for image in labelled for each in image.objects or ()}))
+
+
+def from_hugging_face(row: Mapping[str, Any], class_names: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a row of Hugging Face's with the fields of JSON lines; its `text` may also be the caption."""
+    row = {"captions": row.get("caption", row.get("text")), **row}
+    objects = row.get("objects")
+    if not isinstance(objects, Mapping):
+        return row
+    labels = next((objects[name] for name in _CATEGORIES if name in objects), None)
+    if labels is None or "bbox" not in objects:
+        raise RunError(f"`objects` must have bbox and categories, got {', '.join(objects)}")
+    rows = [
+        {
+            "label": class_names[label] if isinstance(label, int) and class_names else label,
+            "box": [x, y, x + width, y + height],
+        }
+        for label, (x, y, width, height) in zip(labels, objects["bbox"], strict=True)
+    ]
+    return {**row, "objects": rows}
 
 
 def labelled_row(image: ImageFile, row: Mapping[str, Any]) -> LabelledImage:

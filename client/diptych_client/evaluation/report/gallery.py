@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from diptych_client.evaluation.answers import AnswerLog, Prediction
 from diptych_client.evaluation.dataset import ImageStore, TrueObject, TruePhrase
 from diptych_client.evaluation.metrics.evaluator import Ranked
+from diptych_client.evaluation.metrics.phrases import judge
 from diptych_client.evaluation.questions import ClassNames, ObjectsTruth, PhrasesTruth, Sample, TextsTruth
 from diptych_client.geometry import BoxXyxy
 from diptych_client.matching import Kind, LabelledBox, match
@@ -88,7 +89,11 @@ def _truth_panel(
             ]
             yield {"name": "truth", "shapes": shapes, "text": ""}
         case PhrasesTruth(phrases):
-            shapes = [_true_shape(each, each.phrase, "truth", has_masks) for each in phrases]
+            judged = zip(*(judge(PhrasesTruth(phrases), each) for each in predictions), strict=True)
+            shapes = [
+                _true_shape(each, each.phrase, "missed" if any(a.item is None for a in answers) else "truth", has_masks)
+                for each, answers in zip(phrases, judged, strict=True)
+            ]
             yield {"name": "truth", "shapes": shapes, "text": ""}
 
 
@@ -96,6 +101,9 @@ def _answer_panel(model: str, sample: Sample, prediction: Prediction, names: Cla
     kinds: Sequence[str] = ["answer"] * len(prediction.items)
     if isinstance(sample.truth, ObjectsTruth):
         kinds = _kinds(sample.truth.objects, prediction, names)[1]
+    elif isinstance(sample.truth, PhrasesTruth):
+        kind_of = {id(each.item): each.kind for each in judge(sample.truth, prediction)}
+        kinds = [kind_of.get(id(item), "answer") for item in prediction.items]  # the best answer to a phrase counts
     shapes = [
         {"label": f"{label_of(item)} {item.score:.2f}", "kind": kind, **_shape(item)}
         for item, kind in zip(prediction.items, kinds, strict=True)

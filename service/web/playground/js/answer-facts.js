@@ -3,15 +3,18 @@
 import { html } from "./dom.js";
 import { counted } from "./names.js";
 
-/** Return token counts, vision cache outcome and an early end. @param {import("./api.js").Answer} answer */
+/** Return token counts, vision cache outcome, the meaning of the scores and an early end. @param {import("./api.js").Answer} answer */
 export function usage({
   usage: { image_tokens: image, prompt_tokens: prompt, generated_tokens: written },
   vision_cache: cache,
   finish_reason: reason,
+  calibrated,
+  result,
 }) {
   const facts = [
     ["Tokens", `${image} image + ${prompt} prompt → ${written}`],
     ["Vision cache", cache],
+    ...("text" in result ? [] : [["Scores", calibrated ? "calibrated probabilities" : "not calibrated"]]),
     ...(reason === "length" ? [["Ended", "at the token limit"]] : []),
   ];
   return html(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diptych_client.evaluation.dataset import TruePhrase
-from diptych_client.evaluation.metrics.phrases import PhrasesMeasure
+from diptych_client.evaluation.metrics.phrases import PhrasesMeasure, judge
 from diptych_client.evaluation.questions import PhrasesTruth
 from diptych_client.results import Instance
 from tests.support.evaluations import detection, prediction
@@ -31,6 +31,12 @@ def test_no_answer_is_wrong() -> None:
     measure = PhrasesMeasure()
     assert measure.add(PhrasesTruth((TruePhrase("car", BOX),)), prediction()).kinds == {"missed"}
     assert values(measure) == {"accuracy at IoU 0.5": 0}
+
+
+def test_a_phrase_without_a_mask_is_judged_by_its_box() -> None:
+    truth = PhrasesTruth((TruePhrase("car", BOX, RING), TruePhrase("dog", BOX)))
+    items = [Instance(BOX, "car", 0.9, (HALF,)), Instance(FAR, "dog", 0.9, (HALF,))]
+    assert [each.kind for each in judge(truth, prediction(items))] == ["right", "badly placed"]
 
 
 def test_the_mask_iou_is_that_of_pixels() -> None:

@@ -67,6 +67,7 @@ def test_edits_are_counted_in_characters_and_words() -> None:
     assert (character_edits("abcd", "abxd").num_edits, character_edits("abcd", "abxd").length) == (1, 4)
     assert (word_edits("a b c", "a c").num_edits, word_edits("a b c", "a c").length) == (1, 3)
     assert (character_edits("", "ab").num_edits, character_edits("", "ab").length) == (2, 0)
+    assert (word_edits("", "a b").num_edits, word_edits("", "").length) == (2, 0)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from diptych_client.evaluation.dataset import Folder
 from diptych_client.evaluation.readers import read_dataset
 from diptych_client.long_runs import RunError
 from tests.support.evaluations import (
@@ -52,6 +53,52 @@ def test_one_split_of_several_is_read(tmp_path: Path) -> None:
     dataset = read_dataset(tmp_path, split="train")
     assert len(dataset.images) == len(OBJECTS)
     assert dataset.images[0].image.name == "train/0000.parquet#0"
+
+
+def test_the_metadata_of_an_image_folder_has_objects_and_captions(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_images(tmp_path / split)
+        rows = [
+            {"file_name": "a.png", "objects": {"bbox": [[10.0, 20.0, 30.0, 40.0]], "categories": ["car"]}},
+            {"file_name": "b.png", "text": "two cats"},
+        ]
+        (tmp_path / split / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(RunError, match=r"several label files \(test/metadata.jsonl, train/metadata.jsonl\)"):
+        read_dataset(tmp_path)
+    dataset = read_dataset(tmp_path, split="train")
+    first, second = dataset.images
+    assert [(each.label, each.box_xyxy) for each in first.objects or ()] == [("car", (10, 20, 40, 60))]
+    assert (second.captions, second.objects) == (("two cats",), None)
+    assert dataset.store.read(second.image) == (tmp_path / "train" / "b.png").read_bytes()
+
+
+def test_another_folder_of_images_is_for_coco_and_json_lines(tmp_path: Path) -> None:
+    write_images(tmp_path / "pictures")
+    for write in (write_coco, write_json_lines):
+        folder = write(tmp_path / write.__name__)
+        assert read_dataset(folder, tmp_path / "pictures").store == Folder(tmp_path / "pictures")
+    folder = write_yolo(tmp_path / "yolo")
+    with pytest.raises(RunError, match="--images is for COCO and JSON lines"):
+        read_dataset(folder, tmp_path / "pictures")
+
+
+def test_a_split_of_coco_is_that_of_its_file(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        write_coco(tmp_path / split)
+        (tmp_path / split / "annotations.json").rename(tmp_path / split / "_annotations.coco.json")
+    dataset = read_dataset(tmp_path, split="valid")
+    assert dataset.classes == CLASSES
+    assert dataset.store.read(dataset.images[0].image)
+    with pytest.raises(RunError, match="has no label file of the split test"):
+        read_dataset(tmp_path, split="test")
+    with pytest.raises(RunError, match="is one file: omit --split"):
+        read_dataset(tmp_path / "valid" / "_annotations.coco.json", split="valid")
+
+
+def test_cached_results_of_the_datasets_library_are_not_read(tmp_path: Path) -> None:
+    (saved,) = write_arrow(tmp_path).glob("*.arrow")
+    (tmp_path / "cache-0123456789abcdef.arrow").write_bytes(saved.read_bytes())
+    assert len(read_dataset(tmp_path).images) == len(OBJECTS)
 
 
 def test_a_folder_of_images_has_no_labels(tmp_path: Path) -> None:

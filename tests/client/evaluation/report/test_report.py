@@ -112,6 +112,11 @@ def test_cards_are_filtered_and_sorted(browser: Browser, folder: Path) -> None:
     page.goto((folder / "out" / "report.html").as_uri())
     titles = page.locator(".card h3")
     assert [text.split()[0] for text in titles.all_text_contents()] == ["a.png", "b.png", "c.png"]
+    page.locator("select[name=sort]").select_option("disagreement")
+    numbers = [float(text.split("disagreement ")[1].split()[0]) for text in titles.all_text_contents()]
+    assert numbers == sorted(numbers, reverse=True)
+    page.locator("select[name=sort]").select_option("name")
+    assert [text.split()[0] for text in titles.all_text_contents()] == ["a.png", "b.png", "c.png"]
     page.locator("select[name=kind]").select_option("missed")
     expect(page.locator(".card")).to_have_count(1)
     expect(page.get_by_role("status")).to_have_text("1 of 3 images of the gallery")
@@ -132,6 +137,24 @@ def test_shapes_lie_on_their_objects_and_have_their_kind(browser: Browser, folde
     assert panels.nth(1).locator(".shape.right").count() == 2
     assert panels.nth(2).locator(".shape.wrong-class").count() == 1
     assert HOSTILE in (panels.nth(2).locator(".shape text").text_content() or "")
+    page.close()
+
+
+def test_answers_to_phrases_have_their_kind(browser: Browser, tmp_path: Path) -> None:
+    box = OBJECTS["a.png"][0][1]
+    write_images(tmp_path / "data")
+    row = {"image": "a.png", "phrases": [{"phrase": "left car", "box": box}, {"phrase": "dog", "box": box}]}
+    (tmp_path / "data" / "x.jsonl").write_text(json.dumps(row))
+    right = detection("left car", box, 0.9)
+    answers = DetectionsResult((right, detection("dog", (60.0, 60.0, 70.0, 70.0), 0.9))), DetectionsResult((right,))
+    evaluated(tmp_path / "out", "phrase_grounding", read_dataset(tmp_path / "data"), [answers])
+    page = browser.new_page()
+    page.goto((tmp_path / "out" / "report.html").as_uri())
+    kinds = [
+        panel.locator(".shape").evaluate_all("all => all.map(e => e.classList[1])")
+        for panel in page.locator(".card .panel").all()
+    ]
+    assert kinds == [["truth", "missed"], ["right", "badly-placed"], ["right"]]
     page.close()
 
 
