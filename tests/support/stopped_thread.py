@@ -3,6 +3,7 @@
 import ctypes
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tests.support.waiting import wait_until
@@ -24,8 +25,11 @@ def busiest_thread(pid: int) -> int:
 
 
 def _user_ticks(pid: int) -> dict[int, int]:
-    stats = {int(task.name): (task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()}
-    return {tid: int(stat.rpartition(")")[2].split()[_USER_TICKS]) for tid, stat in stats.items()}
+    ticks = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
+            ticks[int(task.name)] = int((task / "stat").read_text().rpartition(")")[2].split()[_USER_TICKS])
+    return ticks
 
 
 def stop_thread_until_its_process_ends(tid: int) -> None:
