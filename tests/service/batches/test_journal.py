@@ -1,4 +1,4 @@
-"""What a crash leaves of the output is found again, and nothing else."""
+"""The lines of an output file that a crash left complete are read; a cut one is removed."""
 
 from pathlib import Path
 
