@@ -2,16 +2,15 @@
 
 Commands, each with `--help`:
 
-    python -m export MODEL…              make the artifacts of catalog models and store them in BentoML's model store
-    python -m export doctor              check this host and the exported models
-    python -m export.bento FOLDER        build the Bento that a container image is made of
-    python -m export.evaluate            measure the accuracy of a running service on rendered scenes
-    python -m export.precision MODEL     measure accuracy at each precision and record it beside the catalog
-    python -m export.constraint_effect   count the answers that constrained decoding changes
-    python -m export.memory              print the memory tables of docs/operations.md
-    python -m export.training MODEL      train an embedded checkpoint
-    python -m export.tune DATA           tune a LoRA adapter on a labelled dataset
-    python -m export.bench FOLDER        prepare models and questions of the benchmark
+    python -m export MODEL…          make the artifacts of catalog models and store them in BentoML's model store
+    python -m export doctor          check this host and the exported models
+    python -m export.bento FOLDER    build the Bento that a container image is made of
+    python -m export.evaluation      measure the accuracy of a running service on rendered scenes
+    python -m export.memory          print the memory tables of docs/operations.md
+    python -m export.training MODEL  train an embedded checkpoint
+    python -m export.tune DATA       tune a LoRA adapter on a labelled dataset
+    python -m export.bench FOLDER    prepare models and questions of the benchmark
+    python -m export.gpu_check       check that models run on this host's GPU
 
 Folders, in the order of their imports:
 
@@ -19,10 +18,11 @@ Folders, in the order of their imports:
     artifacts/     outputs: ONNX vision encoder, decoder weights, model store
     scenes/        rendered scenes, questions about them, true answers and scoring
     checks/        parity with transformers, and the loss at each precision
-    evaluation/    accuracy of a running service on scenes
+    evaluation/    accuracy of a running service on scenes, by precision and with constraints; calibrations, consensus
     training/      the embedded checkpoints from scratch
     tuning/        LoRA adapters on a user's labels
     bench/         models, questions and step times of the benchmark
+    gpu_check/     checks of a GPU
 
 Nothing in here runs in the service.
 """

@@ -1,6 +1,6 @@
 """Every task of both embedded models, over REST, against the truth of rendered scenes of several sizes and shapes.
 
-The bars are what the checkpoints are meant to reach, which over 1,000 scenes they do (`python -m export.evaluate`).
+The bars are what the checkpoints are meant to reach, which over 1,000 scenes they do (`python -m export.evaluation`).
 """
 
 import pytest

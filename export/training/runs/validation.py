@@ -1,6 +1,7 @@
 """Accuracy of a model in training on scenes that it is not trained on, by the decoders and parsers that serve it.
 
-Greedy, at the model's own image size, without the network between; `python -m export.evaluate` measures what is served.
+Greedy, at the model's own image size, without the network between; `python -m export.evaluation` measures what is
+served.
 """
 
 import json

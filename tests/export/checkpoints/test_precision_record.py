@@ -14,7 +14,7 @@ from export.checkpoints.precision_record import (
     write_record,
 )
 from export.checkpoints.sources import resolve_source
-from export.precision import pairs
+from export.evaluation.precision import pairs
 from runners.artifacts.manifest import Precision, vision_encoder_file
 from runners.artifacts.precision import RUNNABLE
 from tasks.catalog import load_catalog, parse_entry
@@ -105,7 +105,9 @@ def test_committed_records_cover_500_scenes_and_the_defaults_of_the_catalog() ->
     for path in sorted((ROOT / "models").glob("*/precision.json")):
         entry = load_catalog(ROOT / "models" / "catalog.yaml")[path.parent.name]
         found = read_record(path, checkpoint_key(resolve_source(entry.source, None, entry.family, ROOT)))
-        assert found is not None, f"{path} is of another checkpoint; run: python -m export.precision {entry.id}"
+        assert found is not None, (
+            f"{path} is of another checkpoint; run: python -m export.evaluation.precision {entry.id}"
+        )
         assert found.num_scenes >= 500
         assert found.find("cpu", entry.precision["cpu"]["encoder"], entry.precision["cpu"]["decoder"]) is not None
         found.check(entry)

@@ -99,7 +99,7 @@ def test_unserved_model_is_refused_with_the_list_of_served_ones() -> None:
 
 
 def run_command(
-    url: httpx.URL | str, *arguments: str, module: str = "export.evaluate"
+    url: httpx.URL | str, *arguments: str, module: str = "export.evaluation"
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", module, "--url", str(url), *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
@@ -132,7 +132,7 @@ def test_answers_changed_by_constraints_are_counted_by_task() -> None:
         2, tasks=("ocr", "ocr_with_regions"), is_changed_by_form=lambda index, name: (index, name[:4]) == (1, "ocr_")
     )
     with serving(service) as client:
-        run = run_command(client.base_url, "--scenes", "2", module="export.constraint_effect")
+        run = run_command(client.base_url, "--scenes", "2", module="export.evaluation.constraint_effect")
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[2:] == ["| truthful | ocr | 2 | 0 |", "| truthful | ocr_with_regions | 2 | 1 |"]
 

@@ -1,6 +1,6 @@
 """Fits the calibrations of the embedded models' scores and measures them on other scenes; prints a table.
 
-    python -m export.calibration [--models ID …] [--scenes N]
+    python -m export.evaluation.calibration [--models ID …] [--scenes N]
 
 Writes models/ID/calibration.json, which the next export adds to the artifacts. Scenes are rendered clean, blurred, and
 so small that the models err. Needs requirements-dev.txt, for `diptych evaluate`.
@@ -97,7 +97,8 @@ def _table(before: Errors, after: Errors) -> Iterator[str]:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m export.calibration", description=(__doc__ or "").partition("\n")[0])
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser("python -m export.evaluation.calibration", description=summary)
     models = ["florence-2-mini", "paligemma-mini"]
     parser.add_argument("--models", nargs="+", metavar="ID", default=models, help="default: both embedded models")
     parser.add_argument(

@@ -1,6 +1,7 @@
 """Measures the labels that both embedded models agree on: `diptych annotate --consensus` on scenes with known boxes.
 
-    python -m export.consensus [--conditions NAME …] [--scenes N] [--first-scene N] [--iou I] [--accept-scores S …]
+    python -m export.evaluation.consensus [--conditions NAME …] [--scenes N] [--first-scene N] [--iou I]
+                                          [--accept-scores S …]
 
 Prints for each condition and minimum score the precision of the accepted boxes and their coverage, the share of the
 true boxes that they find, beside the precision of each model alone with as many boxes, its best by score; then all
@@ -18,8 +19,8 @@ from typing import Any
 
 import httpx
 
-from export.calibration import SCENE_CONDITIONS
 from export.evaluation import CONDITIONS
+from export.evaluation.calibration import SCENE_CONDITIONS
 from export.evaluation.coco_scenes import write_coco_scenes
 from export.evaluation.service_process import run_diptych, service_process
 from export.scenes.scene import SHAPES
@@ -107,7 +108,8 @@ def _journal_boxes(out: Path, model: str) -> Boxes:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m export.consensus", description=(__doc__ or "").partition("\n")[0])
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser("python -m export.evaluation.consensus", description=summary)
     parser.add_argument("--conditions", nargs="+", choices=SCENE_CONDITIONS, default=SCENE_CONDITIONS, metavar="NAME")
     parser.add_argument("--first-scene", type=int, default=0, metavar="N", help="default: %(default)s")
     parser.add_argument("--accept-scores", type=float, nargs="+", default=[0.0], metavar="S", help="of both boxes")

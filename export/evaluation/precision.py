@@ -1,4 +1,6 @@
-"""Measures a model's accuracy at each precision and records it beside the catalog: `python -m export.precision MODEL`.
+"""Measures a model's accuracy at each precision and records it beside the catalog.
+
+    python -m export.evaluation.precision MODEL
 
     for every precision of the encoder and every precision of the decoder that the device supports:
         start the service, evaluate it on unseen scenes
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         _measure(entry, parsed)
     except (ExportError, CatalogError) as error:
-        print(f"python -m export.precision: {error}", file=sys.stderr)
+        print(f"python -m export.evaluation.precision: {error}", file=sys.stderr)
         return 1
     return export(["--if-changed", entry.id])
 
@@ -90,7 +92,7 @@ def _evaluate(
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser("python -m export.precision", description=summary)
+    parser = argparse.ArgumentParser("python -m export.evaluation.precision", description=summary)
     parser.add_argument("model", metavar="MODEL", help="an id of models/catalog.yaml")
     parser.add_argument("--scenes", type=int, default=_NUM_SCENES, metavar="N", help="default: %(default)s")
     parser.add_argument("--clients", type=int, default=8, metavar="N", help="concurrent requests; default: %(default)s")

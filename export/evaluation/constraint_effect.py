@@ -1,6 +1,6 @@
 """Counts the answers that constrained decoding changes.
 
-    python -m export.constraint_effect [--url URL] [--scenes N] [--clients N]
+    python -m export.evaluation.constraint_effect [--url URL] [--scenes N] [--clients N]
 
 Every question about every scene is sent twice over REST, constrained and unconstrained. Answers of tasks without a
 grammar cannot differ.
@@ -26,7 +26,7 @@ _Count = Counter[tuple[str, bool]]  # by task, and whether the answer changed
 
 def main() -> None:
     """Print the number of changed answers and of all answers for each model and task."""
-    parser = argparse.ArgumentParser("python -m export.constraint_effect", description=__doc__)
+    parser = argparse.ArgumentParser("python -m export.evaluation.constraint_effect", description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:3000", help="of the service; default: %(default)s")
     parser.add_argument("--scenes", type=int, default=500, metavar="N", help="default: %(default)s")
     parser.add_argument("--clients", type=int, default=4, metavar="N", help="concurrent scenes; default: %(default)s")

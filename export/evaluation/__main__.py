@@ -1,6 +1,6 @@
 """Measures the accuracy of a running service on rendered scenes, whose true answers are known.
 
-    python -m export.evaluate [--url URL] [--models ID …] [--scenes N] [--conditions NAME …] [--clients N] [--details]
+    python -m export.evaluation [--url URL] [--models ID …] [--scenes N] [--conditions NAME …] [--clients N] [--details]
 
 Requests go over REST, greedy and unconstrained. Prints one table per condition and, for several conditions, a table of
 the loss of each against the first. `--details` adds a table of all questions with latencies; with more than one client
@@ -45,7 +45,7 @@ def _evaluate(client: httpx.Client, model_id: str, condition: str, parsed: argpa
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser("python -m export.evaluate", description=summary)
+    parser = argparse.ArgumentParser("python -m export.evaluation", description=summary)
     parser.add_argument("--url", default="http://127.0.0.1:3000", help="of the service; default: %(default)s")
     parser.add_argument("--models", nargs="+", metavar="ID", help="default: all served models")
     parser.add_argument("--scenes", type=_positive, default=60, metavar="N", help="default: %(default)s")

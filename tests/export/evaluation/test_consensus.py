@@ -1,6 +1,6 @@
 from typing import Any
 
-from export.consensus import best, tally
+from export.evaluation.consensus import best, tally
 
 PLACE = (0.0, 0.0, 10.0, 10.0)
 
