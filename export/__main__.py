@@ -66,6 +66,9 @@ def _export(entry: CatalogEntry, options: ExportOptions, if_changed: bool) -> No
         return
     check_host(needs)
     print(f"{entry.id}: {needs}", file=sys.stderr, flush=True)
+    # Large pages for torch's tensors on Linux: zeroing weights that are read at each use 4 KB at a time takes longer
+    # than computing with them. torch reads it at its first allocation (c10/core/impl/alloc_cpu.cpp).
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from transformers.utils import logging  # imports torch, which takes seconds
 
     from export.pipeline import make_artifacts

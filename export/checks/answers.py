@@ -26,9 +26,9 @@ from export.checks.streaming import load_for_checks
 from runners.artifacts.devices import num_threads
 from runners.artifacts.manifest import Manifest, Part, Precision, vision_encoder_file
 from runners.decoder.answers import AnswerText, to_request
-from runners.decoder.batch import Decoder, generate_all
+from runners.decoder.batch import Decoder, generate_each
 from runners.decoder.errors import SequenceError
-from runners.decoder.sequences import GeneratedSequence
+from runners.decoder.sequences import GeneratedSequence, LiveSequence
 from runners.encoder.session import VisionEncoder
 from runners.transport.messages import SequenceSpec
 from tasks.catalog import CatalogEntry
@@ -137,33 +137,37 @@ class AnswerCheck:
         image_features = next(iter(next(iter(features.values())).values()))
         max_positions = len(image_features) + _MAX_PROMPT_TOKENS + MAX_NEW_TOKENS
         decoder = load_for_checks(self.folder, self.entry.family, precision, self.is_large, max_positions)
-        return {pair: self._answers_of_pair(decoder, pair, features[pair]) for pair in features}
+        asked = [(pair, index) for pair in features for index in self._asked(pair, features[pair])]
+        answers: dict[Pair, dict[int, GivenAnswer]] = {pair: {} for pair in features}
+        for start in range(0, len(asked), _BATCH_SIZE):
+            batch = asked[start : start + _BATCH_SIZE]
+            questions = [self.questions[index] for _, index in batch]
+            requests = [
+                to_request(decoder, features[pair][question.picture], self._spec(question))
+                for (pair, _), question in zip(batch, questions, strict=True)
+            ]
+            sequences = zip(batch, questions, generate_each(decoder, requests), strict=True)
+            for (pair, index), question, sequence in sequences:
+                answers[pair][index] = self._given(decoder, pair, question, sequence)
+        return answers
 
-    def _answers_of_pair(self, decoder: Decoder[Any], pair: Pair, features: Features) -> dict[int, GivenAnswer]:
-        asked = [
+    def _asked(self, pair: Pair, features: Features) -> list[int]:
+        """Return the indices of the questions for a pair of precisions, whose encoder gave `features`."""
+        return [
             index
             for index, question in enumerate(self.questions)
             if question.picture in features
             and (pair[1] != "float16" or self.pictures[question.picture].rank < _NUM_HALF_DECODED)
         ]
+
+    def _given(self, decoder: Decoder[Any], pair: Pair, question: PictureQuestion, ended: LiveSequence) -> GivenAnswer:
         try:
-            return {
-                index: answer
-                for start in range(0, len(asked), _BATCH_SIZE)
-                for index, answer in self._batch(decoder, features, asked[start : start + _BATCH_SIZE])
-            }
+            sequence = ended.result()
         except SequenceError as error:
             if pair == _ORIGINAL:
                 raise ParityError(f"the decoder failed on a prompt: {error}") from error
-            return dict.fromkeys(asked, _FAILED)
-
-    def _batch(
-        self, decoder: Decoder[Any], features: Features, asked: Sequence[int]
-    ) -> Iterator[tuple[int, GivenAnswer]]:
-        questions = [self.questions[index] for index in asked]
-        requests = [to_request(decoder, features[each.picture], self._spec(each)) for each in questions]
-        for index, question, sequence in zip(asked, questions, generate_all(decoder, requests), strict=True):
-            yield index, GivenAnswer(sequence.token_ids, self._parse(decoder, question, sequence))
+            return _FAILED
+        return GivenAnswer(sequence.token_ids, self._parse(decoder, question, sequence))
 
     def _spec(self, question: PictureQuestion) -> SequenceSpec:
         return SequenceSpec(

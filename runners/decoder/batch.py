@@ -240,6 +240,11 @@ def start_sequence(request: SequenceRequest, rules: GenerationRules) -> LiveSequ
 
 def generate_all(decoder: Decoder[Any], requests: Sequence[SequenceRequest]) -> list[GeneratedSequence]:
     """Generate all `requests` in one batch and return them in order; raise the first `SequenceError`."""
+    return [sequence.result() for sequence in generate_each(decoder, requests)]
+
+
+def generate_each(decoder: Decoder[Any], requests: Sequence[SequenceRequest]) -> list[LiveSequence]:
+    """Generate all `requests` in one batch and return the ended sequences in order, each with its result or error."""
     sequences = [start_sequence(request, decoder.rules) for request in requests]
     batch = LiveBatch(decoder, sum(sequence.num_rows for sequence in sequences))
     batch.admit(sequences)
@@ -247,4 +252,4 @@ def generate_all(decoder: Decoder[Any], requests: Sequence[SequenceRequest]) -> 
     while batch.live:
         batch.step()
         batch.remove_ended()
-    return [sequence.result() for sequence in sequences]
+    return sequences

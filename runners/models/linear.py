@@ -70,9 +70,9 @@ class PackedLinear:
         return cls(_mkldnn._reorder_linear_weight(weight), _if_small(weight), bias)
 
     @classmethod
-    def view(cls, weight: Tensor) -> Self:
+    def view(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
         """Return a layer that shares the memory of `weight`: about as fast for many rows, slower for few."""
-        return cls(weight, _if_small(weight), None)
+        return cls(weight, _if_small(weight), bias)
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         if self.plain is not None and hidden_states.numel() * len(self.plain) < _FEW_PRODUCTS:

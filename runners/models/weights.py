@@ -90,10 +90,13 @@ class DecoderWeights:
         keys = [self.prefix + name for name in names]
         sizes = [len(self.source[key]) for key in keys]
         shape = (sum(sizes), *self.source[keys[0]].shape[1:])
-        joined = torch.empty(shape, dtype=_DTYPES[self.precision], device=self.device)
+        joined = self._allocate(names, shape)
         for key, part in zip(keys, torch.split(joined, sizes), strict=True):
             part.copy_(self.source[key])
         return joined
+
+    def _allocate(self, _names: Sequence[str], shape: Sequence[int]) -> Tensor:
+        return torch.empty(tuple(shape), dtype=_DTYPES[self.precision], device=self.device)
 
 
 class _FileTensors(Mapping[str, Tensor]):
