@@ -32,6 +32,7 @@ _GenerationConfig: Any = GenerationConfig
 _MODELS = Path(__file__).parents[2] / "models"
 GAIN = 2.0  # of every weight matrix, times 1 / sqrt(fan in)
 _VECTOR_STD = 0.05  # of biases, and of norms around their neutral value, so that a test notices a missing one
+_PATCH_PX = 14  # of PaliGemma's vision tower
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -76,14 +77,14 @@ def _florence2(d_model: int, embed_dim: int, num_layers: int, max_positions: int
     return config
 
 
-def _paligemma(text: dict[str, Any], num_layers: int) -> Callable[[int], PaliGemmaConfig]:
+def _paligemma(text: dict[str, Any], num_layers: int, image_size_px: int) -> Callable[[int], PaliGemmaConfig]:
     """Source: transformers, models/paligemma/convert_paligemma_weights_to_hf.py and convert_paligemma2_…."""
 
     def config(max_layers: int) -> PaliGemmaConfig:
         vision_config = {
             "model_type": "siglip_vision_model",
-            "image_size": 224,
-            "patch_size": 14,
+            "image_size": image_size_px,
+            "patch_size": _PATCH_PX,
             "hidden_size": 1152,
             "intermediate_size": 4304,
             "num_attention_heads": 16,
@@ -155,19 +156,22 @@ SHAPES = {
         generation=_FLORENCE2_GENERATION,
         embedding_std=0.05,
     ),
-    "paligemma-3b-mix-224": Shape(
-        config=_paligemma(_GEMMA_2B, 18),
-        tokenizer_of="paligemma-mini",
-        image_size_px=224,
-        num_image_tokens=256,
-        dtype=torch.bfloat16,
-        generation={},
-        embedding_std=0.003,
-        norm_offsets={"language_model.norm.weight": 15.0},
-    ),
+    **{
+        f"paligemma-3b-{kind}-{image_size_px}": Shape(
+            config=_paligemma(_GEMMA_2B, 18, image_size_px),
+            tokenizer_of="paligemma-mini",
+            image_size_px=image_size_px,
+            num_image_tokens=(image_size_px // _PATCH_PX) ** 2,
+            dtype=torch.bfloat16,
+            generation={},
+            embedding_std=0.003,
+            norm_offsets={"language_model.norm.weight": 15.0},
+        )
+        for kind, image_size_px in (("mix", 224), ("pt", 896))
+    },
     **{
         f"paligemma-2-{size}-mix-224": Shape(
-            config=_paligemma(text, num_layers),
+            config=_paligemma(text, num_layers, 224),
             tokenizer_of="paligemma-mini",
             image_size_px=224,
             num_image_tokens=256,

@@ -3,23 +3,26 @@
     output = base(input) + up(down(input))      down (R, in), up (out, R), which contains the factor alpha / rank
 
 The base computes one product for all rows; an adapter in the batch adds its low-rank products to its own rows. So
-sequences of the base and of any number of its adapters are decoded together. In a step of few tokens, a masked product
-of all adapters takes less time than a small one for each. Adapters are float32 beside a base of any precision.
+sequences of the base and of any number of its adapters are decoded together. In a step of few tokens, the products of
+all adapters are one batched product, over rows sorted by adapter. Adapters are float32 beside a base of any precision.
 Source: LoRA (arXiv 2106.09685); batches of several adapters, S-LoRA (arXiv 2311.03285).
-Shapes: B rows, G rows of one adapter, T tokens of a row, R rank, S ranks of all adapters together.
+Shapes: B rows, T tokens of a row, G adapters in the batch, P rows of the most frequent one, R rank, K adapters of a
+layer.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+from torch.nn.utils.rnn import pad_sequence
 
 from runners.artifacts.adapter_folder import DOWN, UP
 from runners.models.linear import Linear
 
-_FEW_TOKENS, _FEW_RANKS = 64, 512  # up to these, all adapters are computed for all rows
+_FEW_TOKENS = 64  # up to these, several adapters are one batched product
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,6 @@ class LowRank:
 
     down: Tensor  # (R, in)
     up: Tensor  # (R, out)
-    number: int = -1  # of its adapter; -1: of several
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         """Return float32 (…, out) of (…, in)."""
@@ -36,44 +38,78 @@ class LowRank:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterRows:
-    """The rows of one adapter in the current pass."""
+class StackedRanks:
+    """The matrices of all adapters that change one layer, with zeros up to the highest rank."""
 
-    adapter: str
-    rows: Tensor | None  # (G,) on the device; None: all rows
-
-
-@dataclass(slots=True)
-class Selection:
-    """The adapters of the current pass, set by `Adapters.select`; all layers share it."""
-
-    groups: Sequence[AdapterRows]
-    by_row: Tensor  # (B,) the number of each row's adapter, -1 for the base
-
-
-@dataclass(frozen=True, slots=True)
-class JoinedRanks:
-    """The matrices of all adapters that change one layer, one after the other."""
-
-    by_key: Mapping[str, LowRank]  # by adapter: parts of `joined`
-    joined: LowRank
-    owners: Tensor  # (S,) the number of the adapter of each rank
+    keys: tuple[str, ...]
+    down: Tensor  # (K, R, in)
+    up: Tensor  # (K, R, out)
+    by_key: Mapping[str, LowRank]  # parts of `down` and `up`
 
     @classmethod
-    def of(cls, by_key: Mapping[str, LowRank]) -> "JoinedRanks | None":
+    def of(cls, by_key: Mapping[str, LowRank]) -> "StackedRanks | None":
         """Copy matrices into one; None if there are none."""
         if not by_key:
             return None
-        pairs = list(by_key.values())
-        joined = LowRank(torch.cat([pair.down for pair in pairs]), torch.cat([pair.up for pair in pairs]))
-        ranks = [len(pair.down) for pair in pairs]
-        owners = torch.tensor([pair.number for pair in pairs]).repeat_interleave(torch.tensor(ranks))
-        downs, ups = torch.split(joined.down, ranks), torch.split(joined.up, ranks)
+        down, up = (pad_sequence([getattr(pair, side) for pair in by_key.values()], True) for side in ("down", "up"))
         parts = {
-            key: LowRank(down, up, pair.number)
-            for (key, pair), down, up in zip(by_key.items(), downs, ups, strict=True)
+            key: LowRank(down[index, : len(pair.down)], up[index, : len(pair.up)])
+            for index, (key, pair) in enumerate(by_key.items())
         }
-        return cls(parts, joined, owners.to(joined.down.device))
+        return cls(tuple(by_key), down, up, parts)
+
+
+@dataclass(frozen=True, slots=True)
+class RowLayout:
+    """The rows of a pass that use the adapters of a layer."""
+
+    adapters: Sequence[str]  # in the batch
+    stacked: Tensor | None  # (G,) their places in the layer's stack; None: all of it, in its order
+    by_adapter: Sequence[Tensor | None]  # the rows of each; None: all rows
+    rows: Tensor  # (G, P) the rows of each, the first one repeated
+    kept: Tensor | None  # places in the flattened `rows` that are no repetition; None: all
+
+    @classmethod
+    def of(cls, keys: Sequence[str], by_row: Sequence[str | None], device: str) -> "RowLayout":
+        """Return the layout of a layer that the adapters `keys` change."""
+        rows_of = {key: [row for row, each in enumerate(by_row) if each == key] for key in keys}
+        rows_of = {key: rows for key, rows in rows_of.items() if rows}
+        num_padded = max(map(len, rows_of.values()), default=0)
+        padded = [rows + rows[:1] * (num_padded - len(rows)) for rows in rows_of.values()]
+        kept = [index * num_padded + place for index, rows in enumerate(rows_of.values()) for place in range(len(rows))]
+
+        def tensor(numbers: Sequence[Any]) -> Tensor:
+            return torch.tensor(numbers, dtype=torch.long, device=device)
+
+        return cls(
+            tuple(rows_of),
+            None if len(rows_of) == len(keys) else tensor([keys.index(key) for key in rows_of]),
+            [None if len(rows) == len(by_row) else tensor(rows) for rows in rows_of.values()],
+            tensor(padded),
+            None if len(kept) == len(padded) * num_padded else tensor(kept),
+        )
+
+
+class Selection:
+    """The adapters of the rows of the current pass, shared by all layers."""
+
+    def __init__(self, device: str) -> None:
+        self.has_adapters = False
+        self._by_row: Sequence[str | None] = ()
+        self._device = device
+        self._layouts: dict[tuple[str, ...], RowLayout] = {}
+
+    def select(self, by_row: Sequence[str | None]) -> None:
+        """Set the adapter of each row; None: the base alone."""
+        if self._by_row != by_row:
+            self._by_row, self._layouts = list(by_row), {}
+            self.has_adapters = any(by_row)  # without, a step may be captured, which allows no copy from the host
+
+    def layout(self, keys: tuple[str, ...]) -> RowLayout:
+        """Return the layout of the current rows in a layer that the adapters `keys` change."""
+        if keys not in self._layouts:
+            self._layouts[keys] = RowLayout.of(keys, self._by_row, self._device)
+        return self._layouts[keys]
 
 
 @dataclass(slots=True)
@@ -84,37 +120,44 @@ class AdaptedLinear:
     layers: Sequence[str]  # whose outputs it concatenates
     sizes: Sequence[int]  # of these outputs
     selection: Selection
-    ranks: JoinedRanks | None = None  # replaced as a whole, maybe by another thread: a pass reads it once
+    ranks: StackedRanks | None = None  # replaced as a whole, maybe by another thread: a pass reads it once
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
-        output, groups, ranks = self.base(hidden_states), self.selection.groups, self.ranks
-        if ranks is None or not groups:
+        output, ranks = self.base(hidden_states), self.ranks
+        if ranks is None or not self.selection.has_adapters:
             return output
-        num_tokens = hidden_states.shape[0] * hidden_states.shape[1]
-        if len(groups) > 1 and num_tokens <= _FEW_TOKENS and len(ranks.owners) <= _FEW_RANKS:
-            is_own = ranks.owners == self.selection.by_row[:, None]  # (B, S)
-            low = linear(hidden_states.float(), ranks.joined.down) * is_own[:, None]  # (B, T, S)
-            output += (low @ ranks.joined.up).to(output.dtype)
-            return output
-        for group in groups:
-            if (low_rank := ranks.by_key.get(group.adapter)) is None:
-                continue
-            if group.rows is None:
+        layout, num_tokens = self.selection.layout(ranks.keys), hidden_states.shape[0] * hidden_states.shape[1]
+        if len(layout.adapters) > 1 and num_tokens <= _FEW_TOKENS:
+            return self._add_batched(output, hidden_states, ranks, layout)
+        for adapter, rows in zip(layout.adapters, layout.by_adapter, strict=True):
+            low_rank = ranks.by_key[adapter]
+            if rows is None:
                 output += low_rank(hidden_states).to(output.dtype)
             else:
-                output.index_add_(0, group.rows, low_rank(hidden_states[group.rows]).to(output.dtype))
+                output.index_add_(0, rows, low_rank(hidden_states[rows]).to(output.dtype))
         return output
 
-    def add(self, adapter: str, number: int, tensors: Mapping[str, Tensor]) -> None:
+    def _add_batched(self, output: Tensor, hidden_states: Tensor, ranks: StackedRanks, layout: RowLayout) -> Tensor:
+        """Add the products of several adapters to `output` (B, T, out), and return it."""
+        down, up, rows = ranks.down, ranks.up, layout.rows.flatten()
+        if layout.stacked is not None:
+            down, up = down[layout.stacked], up[layout.stacked]
+        states = hidden_states[rows].float().view(len(down), -1, hidden_states.shape[-1])  # (G, P * T, in)
+        added = (states @ down.mT @ up).view(len(rows), *output.shape[1:])
+        if layout.kept is not None:
+            rows, added = rows[layout.kept], added[layout.kept]
+        return output.index_add_(0, rows, added.to(output.dtype))
+
+    def add(self, adapter: str, tensors: Mapping[str, Tensor]) -> None:
         """Add the matrices of an adapter, if it changes this layer."""
-        if (pair := _joined(tensors, self.layers, self.sizes, number)) is not None:
-            self.ranks = JoinedRanks.of({**self._by_key(), adapter: pair})
+        if (pair := _joined(tensors, self.layers, self.sizes)) is not None:
+            self.ranks = StackedRanks.of({**self._by_key(), adapter: pair})
 
     def remove(self, adapter: str) -> None:
         """Free the matrices of an adapter, if it changes this layer."""
         kept = {key: pair for key, pair in self._by_key().items() if key != adapter}
         if len(kept) < len(self._by_key()):
-            self.ranks = JoinedRanks.of(kept)
+            self.ranks = StackedRanks.of(kept)
 
     def _by_key(self) -> Mapping[str, LowRank]:
         return {} if self.ranks is None else self.ranks.by_key
@@ -131,9 +174,7 @@ class Adapters:
         self._device = device
         self._layers: list[AdaptedLinear] = []
         self._keys = frozenset[str]()
-        self._by_row: list[str | None] = []
-        self._numbers: dict[str, int] = {}  # also of removed adapters: a number is never given to another
-        self._selection = Selection((), torch.empty(0))
+        self._selection = Selection(device)
 
     @property
     def keys(self) -> frozenset[str]:
@@ -142,11 +183,10 @@ class Adapters:
 
     def add(self, adapter: str, tensors: Mapping[str, Tensor]) -> None:
         """Copy the tensors of an adapter, with the names of its file, to the layers of the loaded decoder."""
-        number = self._numbers.setdefault(adapter, len(self._numbers))
         on_device = {name: tensor.to(self._device) for name, tensor in tensors.items()}
         try:
             for layer in self._layers:
-                layer.add(adapter, number, on_device)
+                layer.add(adapter, on_device)
         except BaseException:  # such as too little memory, which those of the first layers would keep
             self.remove(adapter)
             raise
@@ -160,18 +200,7 @@ class Adapters:
 
     def select(self, by_row: Sequence[str | None]) -> None:
         """Set the adapter of each row for the next pass; None: the base alone."""
-        if self._by_row == by_row:
-            return
-        self._by_row = list(by_row)
-        used = dict.fromkeys(adapter for adapter in by_row if adapter is not None)
-        self._selection.groups = [AdapterRows(adapter, self._rows(adapter)) for adapter in used]
-        if used:  # without adapters a step may be captured, which allows no copy from the host
-            numbers = [-1 if adapter is None else self._numbers[adapter] for adapter in by_row]
-            self._selection.by_row = torch.tensor(numbers, device=self._device)
-
-    def _rows(self, adapter: str) -> Tensor | None:
-        rows = [row for row, each in enumerate(self._by_row) if each == adapter]
-        return None if len(rows) == len(self._by_row) else torch.tensor(rows, device=self._device)
+        self._selection.select(by_row)
 
     def over(self, base: Linear, layers: Sequence[str], sizes: Sequence[int]) -> Linear:
         """Return `base`, to which adapters can be added that change one of `layers`.
@@ -189,7 +218,7 @@ def copy_adapters(by_slot: list[str | None], sources: Sequence[int], targets: Se
         by_slot[target] = adapter
 
 
-def _joined(tensors: Mapping[str, Tensor], layers: Sequence[str], sizes: Sequence[int], number: int) -> LowRank | None:
+def _joined(tensors: Mapping[str, Tensor], layers: Sequence[str], sizes: Sequence[int]) -> LowRank | None:
     """Return one low-rank product for the concatenated outputs of `layers`; None if none of them is changed."""
     changed = [index for index, layer in enumerate(layers) if layer + DOWN in tensors]
     if not changed:
@@ -200,4 +229,4 @@ def _joined(tensors: Mapping[str, Tensor], layers: Sequence[str], sizes: Sequenc
         part, start = tensors[layers[index] + UP].T, sum(sizes[:index])  # (R, out)
         up[rank : rank + len(part), start : start + sizes[index]] = part
         rank += len(part)
-    return LowRank(down, up, number)
+    return LowRank(down, up)

@@ -19,7 +19,7 @@ def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
 # The other two shapes are exported and served in tests/system/test_real_shapes.py.
 @pytest.mark.long
 @pytest.mark.usefixtures("small_images")
-@pytest.mark.parametrize("name", ["florence-2-large", "paligemma-3b-mix-224"])
+@pytest.mark.parametrize("name", ["florence-2-large", "paligemma-3b-mix-224", "paligemma-3b-pt-896"])
 def test_real_widths_with_few_layers_export_and_pass_parity(name: str, tmp_path: Path) -> None:
     artifacts = tmp_path / "artifacts"
     artifacts.mkdir()

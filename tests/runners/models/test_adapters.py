@@ -156,7 +156,7 @@ def test_a_removed_adapter_leaves_no_weights() -> None:
         adapters.add(key, {"layer.down": torch.ones(2, 6), "layer.up": torch.ones(4, 2)})
     assert isinstance(linear, AdaptedLinear)
     assert linear.ranks is not None
-    freed = weakref.ref(linear.ranks.joined.down)
+    freed = weakref.ref(linear.ranks.down)
     adapters.remove("a")
     assert freed() is None
     assert linear.ranks.by_key.keys() == adapters.keys == {"b"}
