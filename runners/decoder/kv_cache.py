@@ -51,9 +51,17 @@ class KeyValueCache:
         """Zero a slot: a masked NaN would still propagate into the next sequence of the slot."""
         self._memory[:, :, slot] = 0
 
-    def copy(self, sources: Sequence[int], targets: Sequence[int], positions: slice) -> None:
-        """Copy `positions` of the slots `sources` to `targets`, pairwise; all are read before any is written."""
-        if len(sources) == 1:  # a plain copy, without a gather
+    def copy(
+        self, sources: Sequence[int], targets: Sequence[int], positions: slice, on_device: Tensor | None = None
+    ) -> None:
+        """Copy `positions` of the slots `sources` to `targets`, pairwise; all are read before any is written.
+
+        `on_device` are sources and targets (2, M) on the cache's device, which need not be copied there.
+        """
+        if on_device is not None:
+            copied = self._memory[:, :, :, :, positions].index_select(2, on_device[0])
+            self._memory[:, :, :, :, positions].index_copy_(2, on_device[1], copied)
+        elif len(sources) == 1:  # a plain copy, without a gather
             self._memory[:, :, targets[0], :, positions] = self._memory[:, :, sources[0], :, positions]
         else:
             self._memory[:, :, list(targets), :, positions] = self._memory[:, :, list(sources), :, positions]

@@ -178,6 +178,10 @@ class Florence2Decoder:
         decoded.increment(len(token_ids))
         return logits
 
+    def recorded(self, cache: Florence2Cache) -> CudaGraphs | None:
+        """Return the recorded steps of `cache`, None where steps run eagerly."""
+        return cache.graphs
+
     def decode_drafts(self, cache: Florence2Cache, tokens: DraftedPass) -> Tensor:
         """Process certain tokens and drafts; return the logits (B * T, V) after each of them."""
         places = tokens.places(cache.num_decoded_tokens)
@@ -196,14 +200,21 @@ class Florence2Decoder:
     def copy(self, cache: Florence2Cache, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy the slots `sources` to the slots `targets`, pairwise; all are read before any is written."""
         cache.cross_attention.copy(sources, targets, slice(0, max(cache.num_prefix_tokens.of(sources))))
-        cache.num_prefix_tokens.copy(sources, targets)
-        copy_adapters(cache.adapters, sources, targets)
         self.reorder(cache, sources, targets)
+        for lengths in (cache.num_prefix_tokens, cache.num_decoded_tokens):
+            lengths.copy(sources, targets)
+        copy_adapters(cache.adapters, sources, targets)
 
-    def reorder(self, cache: Florence2Cache, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Like `copy`, for pairs of slots with the same image and prompt: only generated tokens are copied."""
-        cache.self_attention.copy(sources, targets, slice(0, max(cache.num_decoded_tokens.of(sources))))
-        cache.num_decoded_tokens.copy(sources, targets)
+    def reorder(
+        self,
+        cache: Florence2Cache,
+        sources: Sequence[int],
+        targets: Sequence[int],
+        on_device: Tensor | None = None,
+    ) -> None:
+        """Like `copy`, for beams of one sequence: only generated tokens are copied."""
+        decoded = slice(0, max(cache.num_decoded_tokens.of(sources)))
+        cache.self_attention.copy(sources, targets, decoded, on_device)
 
     def _step(self, cache: Florence2Cache, places: TokenPlaces, num_prefix_tokens: int) -> Tensor:
         """Process tokens; return the logits (B * T, V) of each next token.

@@ -177,6 +177,10 @@ class PaliGemmaDecoder:
         lengths.increment(len(token_ids))
         return logits
 
+    def recorded(self, cache: PaliGemmaCache) -> CudaGraphs | None:
+        """Return the recorded steps of `cache`, None where steps run eagerly."""
+        return cache.graphs
+
     def decode_drafts(self, cache: PaliGemmaCache, tokens: DraftedPass) -> Tensor:
         """Process certain tokens and drafts; return the logits (B * T, V) after each of them."""
         logits = self._step(cache, tokens.places(cache.num_tokens))
@@ -192,17 +196,21 @@ class PaliGemmaDecoder:
 
     def copy(self, cache: PaliGemmaCache, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy the slots `sources` to the slots `targets`, pairwise; all are read before any is written."""
-        self._copy(cache, sources, targets, first=0)
-        cache.num_prefix_tokens.copy(sources, targets)
+        cache.self_attention.copy(sources, targets, slice(0, max(cache.num_tokens.of(sources))))
+        for lengths in (cache.num_prefix_tokens, cache.num_tokens):
+            lengths.copy(sources, targets)
         copy_adapters(cache.adapters, sources, targets)
 
-    def reorder(self, cache: PaliGemmaCache, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Like `copy`, for pairs of slots with the same image and prompt: only generated tokens need to be copied."""
-        self._copy(cache, sources, targets, first=min(cache.num_prefix_tokens.of(sources)))
-
-    def _copy(self, cache: PaliGemmaCache, sources: Sequence[int], targets: Sequence[int], first: int) -> None:
-        cache.self_attention.copy(sources, targets, slice(first, max(cache.num_tokens.of(sources))))
-        cache.num_tokens.copy(sources, targets)
+    def reorder(
+        self,
+        cache: PaliGemmaCache,
+        sources: Sequence[int],
+        targets: Sequence[int],
+        on_device: Tensor | None = None,
+    ) -> None:
+        """Like `copy`, for beams of one sequence: only generated tokens are copied."""
+        generated = slice(min(cache.num_prefix_tokens.of(sources)), max(cache.num_tokens.of(sources)))
+        cache.self_attention.copy(sources, targets, generated, on_device)
 
     def _step(self, cache: PaliGemmaCache, places: TokenPlaces) -> Tensor:
         """Process tokens; return the logits (B * T, V) of each next token."""

@@ -124,7 +124,14 @@ class FakeDecoder:
         for target, (answer, num_generated) in zip(targets, held, strict=True):
             cache.answers[target], cache.num_generated[target] = answer, num_generated
 
-    reorder = copy
+    def reorder(
+        self, cache: FakeCache, sources: Sequence[int], targets: Sequence[int], on_device: Tensor | None = None
+    ) -> None:
+        assert on_device is None
+        self.copy(cache, sources, targets)
+
+    def recorded(self, cache: FakeCache) -> None:  # noqa: ARG002
+        return None
 
     def _logits(self, cache: FakeCache, slots: range, width: int = 1) -> Tensor:
         logits = torch.zeros(len(slots) * width, VOCABULARY_SIZE)

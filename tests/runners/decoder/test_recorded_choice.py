@@ -1,0 +1,141 @@
+"""The choice of tokens in fixed shapes against `choose_tokens`, over random logits and conditions."""
+
+import math
+from collections.abc import Sequence
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from runners.decoder.recorded_choice import (
+    KINDS,
+    MAX_BANNED,
+    MAX_CANDIDATES,
+    MAX_RESULTS,
+    ChoiceKind,
+    PackedConditions,
+    fits,
+    has_wider_nucleus,
+    unpack,
+)
+from runners.decoder.token_choice import Choice, RowConditions, choose_tokens
+
+DEVICE = torch.device("cpu")
+MAX_ROWS = 9
+
+
+def recorded(
+    logits: Tensor,
+    conditions: Sequence[RowConditions],
+    sequences: Sequence[Sequence[int]],
+    kind: ChoiceKind | None = None,
+) -> list[list[Choice]]:
+    """Return what a recorded step chooses, with as many rows in its buffers as there may be."""
+    packed = PackedConditions(MAX_ROWS, logits.shape[1], DEVICE)
+    packed.write([*conditions])
+    results = packed.choose(logits, kind or ChoiceKind.of(conditions)).tolist()
+    assert not has_wider_nucleus(results)
+    assert len(results[0]) <= MAX_RESULTS
+    return unpack(results, conditions, sequences)
+
+
+def random_conditions(random: Random, size: int, num_beams: int) -> list[RowConditions]:
+    """Return the conditions on the rows of one sequence: of beams if there are several."""
+    mask = np.random.default_rng(random.getrandbits(32)).random(size) < random.choice([0.02, 0.5, 0.98])
+    mask[random.randrange(size)] = True
+    temperature = random.choice([0.0, 0.3, 1.0]) if num_beams == 1 else 0.0
+    forced = random.randrange(size) if random.random() < 0.1 else None
+    return [
+        RowConditions(
+            forced=forced,
+            banned=[random.randrange(size) for _ in range(random.choice([0, 0, 1, 5]))],
+            allowed=np.packbits(mask, bitorder="little") if forced is None and random.random() < 0.6 else None,
+            temperature=temperature,
+            top_p=random.choice([0.1, 0.9, 1.0]),
+            uniform=random.random(),
+            beam_score=None if num_beams == 1 else -5 * random.random(),
+            num_candidates=1 if num_beams == 1 else 2 * num_beams,
+        )
+        for _ in range(num_beams)
+    ]
+
+
+@pytest.mark.parametrize("size", [37, 640, 1500])
+def test_choices_equal_those_of_eager_operations(size: int) -> None:
+    """Tokens and log-probabilities are equal to the last bit; only candidates of equal score may change places."""
+    random, generator = Random(size), torch.Generator().manual_seed(size)
+    num_rows_compared = 0
+    while num_rows_compared < 3000:
+        conditions: list[RowConditions] = []
+        sequences: list[list[int]] = []
+        for num_beams in random.choices([1, 1, 3, 4], k=3):
+            own = random_conditions(random, size, num_beams)
+            if len(conditions) + len(own) <= MAX_ROWS:
+                sequences.append([*range(len(conditions), len(conditions) + len(own))])
+                conditions += own
+        logits = torch.randn(len(conditions), size, generator=generator) * 4
+        expected, found = choose_tokens(logits, conditions, sequences), recorded(logits, conditions, sequences)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert without_impossible(ours) == without_impossible(theirs)
+        num_rows_compared += len(conditions)
+
+
+def without_impossible(choices: Sequence[Choice]) -> list[Choice]:
+    """Return the choices; of several, those that a beam can take, as -inf says that it cannot."""
+    return [choice for choice in choices if choice.score > -math.inf or len(choices) == 1]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_what_a_kind_computes_in_addition_changes_no_other_row(kind: ChoiceKind) -> None:
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(1))
+    conditions = [RowConditions(), RowConditions(banned=(3, 9)), RowConditions(forced=7), RowConditions()]
+    rows = [[0], [1], [2], [3]]
+    assert recorded(logits, conditions, rows, kind) == choose_tokens(logits, conditions, rows)
+
+
+def test_a_row_that_is_not_finite_and_one_without_an_allowed_token_are_found_and_change_no_other() -> None:
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(2))
+    logits[0, 5], logits[3, 9] = math.nan, math.inf
+    nothing = np.zeros(7, np.uint8)
+    beam = RowConditions(beam_score=-1.0, num_candidates=4)
+    conditions = [RowConditions(), RowConditions(), RowConditions(allowed=nothing), beam, beam, RowConditions()]
+    rows = [[0], [1], [2], [3, 4], [5]]
+    found, expected = recorded(logits, conditions, rows), choose_tokens(logits, conditions, rows)
+    assert math.isnan(found[0][0].logprob)
+    assert math.isnan(found[3][0].score)
+    assert found[2][0].logprob == -math.inf
+    assert [found[1], found[4]] == [expected[1], expected[4]]
+
+
+def test_a_nucleus_wider_than_the_usual_one_is_reported() -> None:
+    packed = PackedConditions(3, 3000, DEVICE)
+    wide = RowConditions(temperature=1.0, top_p=0.9, uniform=0.5)
+    logits = torch.zeros(3, 3000)
+    logits[1, 4] = 20.0
+    for conditions, is_wider in (
+        ([wide, wide, wide], True),
+        ([RowConditions(), wide, RowConditions(top_p=0.9)], False),
+    ):
+        packed.write(conditions)
+        assert has_wider_nucleus(packed.choose(logits, ChoiceKind(True, False)).tolist()) is is_wider
+
+
+def test_conditions_of_an_earlier_step_are_overwritten() -> None:
+    packed, logits = PackedConditions(2, 50, DEVICE), torch.randn(2, 50, generator=torch.Generator().manual_seed(3))
+    strict = RowConditions(forced=3, temperature=2.0, uniform=0.9, beam_score=-3.0, num_candidates=4)
+    mask = RowConditions(allowed=np.zeros(7, np.uint8), banned=(1, 2, 3))
+    plain = RowConditions()
+    packed.write([strict, mask])
+    packed.write([plain, plain])
+    found = packed.choose(logits, ChoiceKind(True, True)).tolist()
+    assert unpack(found, [plain] * 2, [[0], [1]]) == choose_tokens(logits, [plain] * 2, [[0], [1]])
+
+
+def test_what_has_no_room_does_not_fit() -> None:
+    banned = tuple(range(MAX_BANNED))
+    assert fits([RowConditions(banned=banned), RowConditions(beam_score=0.0, num_candidates=MAX_CANDIDATES)])
+    assert not fits([RowConditions(), RowConditions(banned=(*banned, 40))])
+    assert not fits([RowConditions(beam_score=0.0, num_candidates=MAX_CANDIDATES + 1)])
+    assert fits([RowConditions(banned=(*banned, 40), beam_score=0.0, num_candidates=6)])  # in the beam's mask
