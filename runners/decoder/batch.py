@@ -70,6 +70,15 @@ class Decoder(Protocol[CacheT]):
         """Return the number of tokens that fit after image and prompt; raise `SequenceTooLong` if none fits."""
         ...
 
+    @property
+    def num_tokens(self) -> int:
+        """The size of the vocabulary."""
+        ...
+
+    def slot_bytes(self) -> int:
+        """Return the memory of a slot of the key-value cache."""
+        ...
+
     def new_cache(self, num_slots: int) -> CacheT:
         """Allocate the key-value cache of `num_slots` sequences."""
         ...

@@ -16,19 +16,25 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """The dimensions of the keys, and of the values, of one layer."""
+    """The dimensions of the keys, and of the values."""
 
+    num_layers: int
     num_slots: int
     num_heads: int
     num_positions: int
     head_size: int
 
+    def num_bytes(self, dtype: torch.dtype) -> int:
+        """Return the memory of keys and values."""
+        num_values = 2 * self.num_layers * self.num_slots * self.num_heads * self.num_positions * self.head_size
+        return num_values * dtype.itemsize
+
 
 class KeyValueCache:
     """Keys and values of all layers of one attention, by slot."""
 
-    def __init__(self, num_layers: int, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
-        size = (num_layers, 2, shape.num_slots, shape.num_heads, shape.num_positions, shape.head_size)
+    def __init__(self, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
+        size = (shape.num_layers, 2, shape.num_slots, shape.num_heads, shape.num_positions, shape.head_size)
         self._memory = _zeros(size, dtype, device)
 
     def write_prefix(self, layer: int, slots: slice, keys: Tensor, values: Tensor) -> None:

@@ -26,7 +26,7 @@ MAX_CANDIDATES = 16  # of a sequence's beams: up to eight beams with one end tok
 _NUM_SINGLE = 3  # results of a row by itself: token, log-probability, whether its nucleus is wider than the usual one
 MAX_RESULTS = _NUM_SINGLE + 3 * MAX_CANDIDATES  # of a row
 _DTYPES = {"f": torch.float64, "i": torch.int64, "u": torch.uint8}
-_BYTES_OF_TOKEN = 48  # of a row at most, for each token of the vocabulary, while tokens are chosen
+_BYTES_OF_TOKEN = 32  # of a row, for each token of the vocabulary, while tokens are chosen; a test holds it
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,9 @@ def fits(conditions: Iterable[RowConditions]) -> bool:
     )
 
 
-def workspace_bytes(num_rows: int, num_tokens: int) -> int:
-    """Return the memory that a choice for `num_rows` takes at most, logits and buffers included."""
-    return num_rows * num_tokens * _BYTES_OF_TOKEN
+def choice_bytes(num_tokens: int) -> int:
+    """Return the memory that the choice of one row takes at most, its logits and conditions included."""
+    return num_tokens * _BYTES_OF_TOKEN
 
 
 class PackedConditions:
@@ -71,6 +71,11 @@ class PackedConditions:
         host = torch.zeros(num_rows, self._layout.itemsize, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self._host, self._rows = host, host.numpy().view(self._layout)[:, 0]
         self._on_device = torch.zeros(host.shape, dtype=torch.uint8, device=device)
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory of the device that the conditions take."""
+        return self._on_device.nbytes
 
     def write(self, conditions: Sequence[RowConditions]) -> None:
         """Write the conditions of the first rows and copy them to the device in one transfer, without waiting."""

@@ -119,14 +119,26 @@ class Florence2Decoder:
 
     def new_cache(self, num_slots: int) -> Florence2Cache:
         """Allocate `num_slots` slots, each for a sequence of the maximum length."""
-        shape = CacheShape(num_slots, self._num_heads, self._max_positions, self._bart.head_size)
-        dtype = self._bart.embeddings.dtype
-        cross, own = (KeyValueCache(self._num_layers, shape, dtype, self._device) for _ in range(2))
+        dtype, shape = self._bart.embeddings.dtype, self._cache_shape(num_slots)
+        cross, own = (KeyValueCache(shape, dtype, self._device) for _ in range(2))
         prefixes, decoded = (SlotLengths(num_slots, self._device) for _ in range(2))
         cache = Florence2Cache(cross, own, prefixes, decoded, [None] * num_slots)
         if self._device.type == "cuda":
             cache.graphs = self.cuda_graphs(cache, num_slots, capture_cuda_graph)
         return cache
+
+    def slot_bytes(self) -> int:
+        """Return the memory of a slot: its part of both caches."""
+        return 2 * self._cache_shape(1).num_bytes(self._bart.embeddings.dtype)
+
+    def _cache_shape(self, num_slots: int) -> CacheShape:
+        """Return the shape of the keys of image and prompt, which is that of the answer's too."""
+        return CacheShape(self._num_layers, num_slots, self._num_heads, self._max_positions, self._bart.head_size)
+
+    @property
+    def num_tokens(self) -> int:
+        """The size of the vocabulary."""
+        return len(self._bart.embeddings)
 
     def cuda_graphs(self, cache: Florence2Cache, num_slots: int, capture: Capture) -> CudaGraphs:
         """Capture the graphs of the decode steps of `cache`, which read all positions of image and prompt."""

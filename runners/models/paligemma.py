@@ -119,13 +119,25 @@ class PaliGemmaDecoder:
 
     def new_cache(self, num_slots: int) -> PaliGemmaCache:
         """Allocate `num_slots` slots, each for a sequence of the maximum length."""
-        shape = CacheShape(num_slots, self._gemma.num_key_value_heads, self._max_positions, self._gemma.head_size)
-        own = KeyValueCache(self._num_layers, shape, self._gemma.dtype, self._device)
+        own = KeyValueCache(self._cache_shape(num_slots), self._gemma.dtype, self._device)
         prefixes, lengths = (SlotLengths(num_slots, self._device) for _ in range(2))
         cache = PaliGemmaCache(own, prefixes, lengths, [None] * num_slots)
         if self._device.type == "cuda":
             cache.graphs = self.cuda_graphs(cache, num_slots, capture_cuda_graph)
         return cache
+
+    def slot_bytes(self) -> int:
+        """Return the memory of a slot."""
+        return self._cache_shape(1).num_bytes(self._gemma.dtype)
+
+    def _cache_shape(self, num_slots: int) -> CacheShape:
+        gemma = self._gemma
+        return CacheShape(self._num_layers, num_slots, gemma.num_key_value_heads, self._max_positions, gemma.head_size)
+
+    @property
+    def num_tokens(self) -> int:
+        """The size of the vocabulary."""
+        return self._gemma.num_tokens
 
     def cuda_graphs(self, cache: PaliGemmaCache, num_slots: int, capture: Capture) -> CudaGraphs:
         """Capture the graphs of the decode steps of `cache`."""

@@ -55,6 +55,7 @@ class FakeDecoder:
     step_sizes: list[int] = field(default_factory=list)
     draft_widths: list[int] = field(default_factory=list)  # of the steps that read drafts
     adapter_keys: frozenset[str] = frozenset()
+    num_tokens: int = VOCABULARY_SIZE
     can_draft: bool = True
     can_draft_first: bool = True
     step_s: float = 0.0
@@ -76,6 +77,9 @@ class FakeDecoder:
                 f"image and prompt have {num_prefix_tokens} tokens; at most {MAX_POSITIONS - 1} are allowed"
             )
         return MAX_POSITIONS - num_prefix_tokens
+
+    def slot_bytes(self) -> int:
+        return 1
 
     def new_cache(self, num_slots: int) -> FakeCache:
         return FakeCache([()] * num_slots, [0] * num_slots)

@@ -3,11 +3,15 @@
 import math
 from collections.abc import Sequence
 from random import Random
+from typing import Any
+from weakref import finalize
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from runners.decoder.recorded_choice import (
     KINDS,
@@ -16,6 +20,7 @@ from runners.decoder.recorded_choice import (
     MAX_RESULTS,
     ChoiceKind,
     PackedConditions,
+    choice_bytes,
     fits,
     has_wider_nucleus,
     unpack,
@@ -131,6 +136,41 @@ def test_conditions_of_an_earlier_step_are_overwritten() -> None:
     packed.write([plain, plain])
     found = packed.choose(logits, ChoiceKind(True, True)).tolist()
     assert unpack(found, [plain] * 2, [[0], [1]]) == choose_tokens(logits, [plain] * 2, [[0], [1]])
+
+
+class PeakMemory(TorchDispatchMode):
+    """Sums the memory of the tensors that operations return, for as long as these live."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.num_bytes = self.peak_bytes = 0
+        self._live: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._live:
+                self._live.add(storage._cdata)
+                self.num_bytes += storage.nbytes()
+                finalize(storage, self._free, storage._cdata, storage.nbytes())
+        self.peak_bytes = max(self.peak_bytes, self.num_bytes)
+        return result
+
+    def _free(self, storage: int, num_bytes: int) -> None:
+        self._live.discard(storage)
+        self.num_bytes -= num_bytes
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_a_choice_takes_no_more_memory_than_is_counted_for_it(kind: ChoiceKind) -> None:
+    num_rows, num_tokens = MAX_ROWS, 50_000
+    packed, logits = PackedConditions(num_rows, num_tokens, DEVICE), torch.zeros(num_rows, num_tokens)
+    packed.write([RowConditions()] * num_rows)
+    with PeakMemory() as memory:
+        packed.choose(logits, kind)
+    counted = num_rows * choice_bytes(num_tokens)
+    assert counted / 2 < memory.peak_bytes + logits.nbytes + packed.num_bytes <= counted
 
 
 def test_what_has_no_room_does_not_fit() -> None:
