@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from export.gpu_check.choices import random_batch
 from runners.decoder.recorded_choice import (
     KINDS,
     MAX_BANNED,
@@ -46,40 +47,13 @@ def recorded(
     return unpack(results, conditions, sequences)
 
 
-def random_conditions(random: Random, size: int, num_beams: int) -> list[RowConditions]:
-    """Return the conditions on the rows of one sequence: of beams if there are several."""
-    mask = np.random.default_rng(random.getrandbits(32)).random(size) < random.choice([0.02, 0.5, 0.98])
-    mask[random.randrange(size)] = True
-    temperature = random.choice([0.0, 0.3, 1.0]) if num_beams == 1 else 0.0
-    forced = random.randrange(size) if random.random() < 0.1 else None
-    return [
-        RowConditions(
-            forced=forced,
-            banned=[random.randrange(size) for _ in range(random.choice([0, 0, 1, 5]))],
-            allowed=np.packbits(mask, bitorder="little") if forced is None and random.random() < 0.6 else None,
-            temperature=temperature,
-            top_p=random.choice([0.1, 0.9, 1.0]),
-            uniform=random.random(),
-            beam_score=None if num_beams == 1 else -5 * random.random(),
-            num_candidates=1 if num_beams == 1 else 2 * num_beams,
-        )
-        for _ in range(num_beams)
-    ]
-
-
 @pytest.mark.parametrize("size", [37, 640, 1500])
 def test_choices_equal_those_of_eager_operations(size: int) -> None:
     """Tokens and log-probabilities are equal to the last bit; only candidates of equal score may change places."""
     random, generator = Random(size), torch.Generator().manual_seed(size)
     num_rows_compared = 0
     while num_rows_compared < 3000:
-        conditions: list[RowConditions] = []
-        sequences: list[list[int]] = []
-        for num_beams in random.choices([1, 1, 3, 4], k=3):
-            own = random_conditions(random, size, num_beams)
-            if len(conditions) + len(own) <= MAX_ROWS:
-                sequences.append([*range(len(conditions), len(conditions) + len(own))])
-                conditions += own
+        conditions, sequences = random_batch(random, size, MAX_ROWS)
         logits = torch.randn(len(conditions), size, generator=generator) * 4
         expected, found = choose_tokens(logits, conditions, sequences), recorded(logits, conditions, sequences)
         for ours, theirs in zip(found, expected, strict=True):
