@@ -158,7 +158,6 @@ class LiveBatch(Generic[CacheT]):
     @torch.inference_mode()
     def admit(self, sequences: Sequence[LiveSequence]) -> None:
         """Prefill sequences into free slots and choose their first tokens."""
-        self._move_beams()
         drafts = self._drafts(sequences, self._decoder.can_draft_first)
         logits = self._decoder.prefill(self._cache, [s.request for s in sequences], len(self._owners), drafts)
         for sequence in sequences:

@@ -161,6 +161,19 @@ def test_answers_equal_those_of_eager_steps(name: str, exported: ModelStore, tmp
         assert found.logprobs == pytest.approx(sequence.logprobs, abs=1e-4)
 
 
+@pytest.mark.parametrize("is_graphed", [False, True])
+def test_beams_continue_where_a_slot_before_theirs_is_freed(
+    exported: ModelStore, tmp_path: Path, is_graphed: bool
+) -> None:
+    """The last slot moves into the freed one, after the beams that its row has just chosen are in it."""
+    case = make_case("random florence2", exported, tmp_path)
+    decoder: Any = GraphDecoder(case.decoder, capture_eagerly) if is_graphed else case.decoder
+    requests = [*(case.request(index, 2 + index) for index in range(14)), case.request(5, 20, num_beams=4)]
+    together = [sequence.token_ids for sequence in generate_all(decoder, requests)]
+    alone = [generate_all(case.decoder, [request])[0].token_ids for request in requests]
+    assert together == alone
+
+
 @pytest.fixture
 def traffic() -> Iterator[DeviceTraffic]:
     with device_traffic() as watched:
@@ -180,6 +193,7 @@ def meta_batch(artifacts: Path, traffic: DeviceTraffic, num: int, num_steps: int
         for _ in range(num)
     ]
     batch = LiveBatch(decoder, sum(sequence.num_rows for sequence in sequences))
+    assert decoder.num_captured == decoder.recorded(batch._cache).num_captured, "a capture failed"
     batch.admit(sequences)
     return batch
 
