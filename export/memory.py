@@ -16,17 +16,18 @@ from transformers import AutoModelForImageTextToText, Florence2Config, PaliGemma
 
 from export.checkpoints.jobs import CATALOG_FILE
 from export.checkpoints.random_weights import SHAPES
-from runners.options import default_positions
+from runners.decoder.recorded_choice import choice_bytes
+from runners.options import CUDA_RESERVE_BYTES, default_positions, slots_that_fit
 from tasks.catalog import CatalogEntry, Device, Part, Precision, load_catalog
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 
 _GB = 1e9
 _BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
-_NUM_SLOTS = 16  # the default of DIPTYCH_DECODER_MAX_BATCH_SIZE
+_NUM_SLOTS = 16  # the default of DIPTYCH_DECODER_MAX_BATCH_SIZE on a CPU
 _MAX_SLOTS = 256  # the largest value of that setting
-# Per card: CUDA contexts, CUDA graphs, activations of a prefill and of a batch of images. Estimated, not measured.
-_ALLOWANCE_GB = 3.0
+# Per card, beside the runner's own reserve: CUDA contexts. Estimated, not measured.
+_CONTEXT_BYTES = 500_000_000
 _CARDS_GB = {"T4, 16 GB": 16, "L4, 24 GB": 24, "H100, 80 GB": 80}  # source: NVIDIA's data sheets
 _ALL_LAYERS = 1000
 
@@ -72,6 +73,7 @@ class ModelSize:
     parts: dict[Part, PartSize]
     num_position_values: int
     num_image_tokens: int
+    num_tokens: int  # of the vocabulary
 
     def weights_gb(self, part: Part, device: Device) -> float:
         """Return the size of a part's weights at its default precision."""
@@ -86,8 +88,19 @@ class ModelSize:
 
     def num_slots(self, card_gb: float) -> int:
         """Return the number of slots that fit on a card beside the weights and the allowance."""
-        room_gb = card_gb - _ALLOWANCE_GB - sum(self.weights_gb(part, "cuda") for part in self.parts)
-        return min(_MAX_SLOTS, max(0, int(room_gb / self.slot_gb("cuda"))))
+        free_bytes = int((card_gb - self.card_weights_gb) * _GB) - _CONTEXT_BYTES
+        slot_bytes = int(self.card_slot_gb * _GB)
+        return slots_that_fit(free_bytes, CUDA_RESERVE_BYTES, slot_bytes, limit=_MAX_SLOTS)
+
+    @property
+    def card_weights_gb(self) -> float:
+        """The weights of both parts on a card."""
+        return sum(self.weights_gb(part, "cuda") for part in self.parts)
+
+    @property
+    def card_slot_gb(self) -> float:
+        """A slot on a card, with the memory in which its tokens are chosen."""
+        return self.slot_gb("cuda") + choice_bytes(self.num_tokens) / _GB
 
 
 def model_sizes() -> Iterator[ModelSize]:
@@ -95,7 +108,9 @@ def model_sizes() -> Iterator[ModelSize]:
     for entry in load_catalog(CATALOG_FILE).values():
         if entry.id in _SHAPE_OF:
             config = _published_config(entry)
-            yield ModelSize(entry, _part_sizes(config), num_position_values(config), _num_image_tokens(entry))
+            text: Any = config.text_config
+            num_values = num_position_values(config)
+            yield ModelSize(entry, _part_sizes(config), num_values, _num_image_tokens(entry), text.vocab_size)
 
 
 def num_position_values(config: Florence2Config | PaliGemmaConfig) -> int:
@@ -166,8 +181,8 @@ def _cards_table(sizes: list[ModelSize]) -> str:
     head = [f"with {_NUM_SLOTS} slots, GB", *(f"slots on {card}" for card in _CARDS_GB)]
     rows = [f"| model | {' | '.join(head)} |", "|---|" + "---:|" * len(head)]
     for size in sizes:
-        weights_gb = sum(size.weights_gb(part, "cuda") for part in size.parts)
-        total_gb = weights_gb + _NUM_SLOTS * size.slot_gb("cuda") + _ALLOWANCE_GB
+        reserve_gb = (_CONTEXT_BYTES + CUDA_RESERVE_BYTES) / _GB
+        total_gb = size.card_weights_gb + _NUM_SLOTS * size.card_slot_gb + reserve_gb
         slots = [str(size.num_slots(card_gb) or "none") for card_gb in _CARDS_GB.values()]
         rows.append(f"| {size.entry.id} | {total_gb:.1f} | {' | '.join(slots)} |")
     return "\n".join(rows)

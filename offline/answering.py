@@ -20,7 +20,7 @@ from service.images.decoding import ImageDecoder, LazyImage, in_thread
 from service.inference.prediction import Answer, PredictContext, predict, task_prompts
 from service.inference.request_fields import GenerationFields, TaskRequest, parse_fields
 from service.inference.served_models import ServedModel, load_served_models, served_entries
-from service.process_options import image_limits, runner_options
+from service.process_options import image_limits, max_slots, runner_options
 from service.runner_client.client import RunnerClient
 from service.schema.rendering import RESULT
 from service.settings import Settings
@@ -62,7 +62,7 @@ class Answerer:
     """Answers about shards; to be made and used in one event loop."""
 
     def __init__(self, loaded: LoadedModel, settings: Settings) -> None:
-        num_places = settings.decoder_max_batch_size * _IMAGES_PER_SLOT
+        num_places = max_slots(settings) * _IMAGES_PER_SLOT
         self._loaded = loaded
         self._decoder = ImageDecoder(image_limits(settings), settings.max_decoded + 1)
         self._places = asyncio.Semaphore(num_places)

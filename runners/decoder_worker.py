@@ -1,9 +1,11 @@
 """The decoder of a runner: its weights, its scheduler, and the conversion of calls to sequences and back."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,23 @@ from runners.artifacts.manifest import Device, Manifest
 from runners.artifacts.precision import choose_precision
 from runners.decoder.answers import AnswerText, to_failed, to_request, to_written
 from runners.decoder.errors import SequenceError
+from runners.decoder.recorded_choice import choice_bytes
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest, TokenListener
 from runners.models.adapters import Adapters
 from runners.models.load import load_decoder
-from runners.options import RunnerOptions, default_positions
+from runners.options import (
+    CUDA_RESERVE_BYTES,
+    RunnerOptions,
+    default_positions,
+    max_default_slots,
+    slots_that_fit,
+)
 from runners.telemetry.tracing import note_error, past_span
 from runners.telemetry.watchdog import Watchdog
 from runners.transport.messages import Failed, Outcome, SequenceEnd, SequenceSpec, TextPiece, WritingEvent
+
+logger = logging.getLogger(__name__)
 
 _WARM_UP_TOKENS = 4
 _WARM_UP_TIMEOUT_S = 600.0
@@ -49,9 +60,35 @@ class DecoderWorker:
         self._decoder = load_decoder(
             folder, manifest.family, precision, self._device, max_positions, adapters=self._adapters
         )
-        self._scheduler = Scheduler(self._decoder, manifest.model_id, options.limits)
+        num_slots = options.limits.num_slots or (
+            max_default_slots("cpu") if self._device == "cpu" else self.default_slots(torch.cuda.mem_get_info()[0])
+        )
+        limits = replace(options.limits, num_slots=num_slots)
+        self._scheduler = Scheduler(self._decoder, manifest.model_id, limits)
         self._scheduler.start()
         self._warm_up()
+
+    def default_slots(self, free_bytes: int) -> int:
+        """Return the number of slots where none is set, on a GPU with `free_bytes` beside encoder and weights.
+
+        Raise `RuntimeError` if none fits.
+        """
+        slot_bytes = self._decoder.slot_bytes() + choice_bytes(self._decoder.num_tokens)
+        reserved_bytes = CUDA_RESERVE_BYTES + self._options.max_cache_bytes
+        num_sharing = self._options.num_sharing_gpu
+        num_slots = slots_that_fit(free_bytes, reserved_bytes, slot_bytes, num_sharing)
+        message = (
+            f"{self._manifest.model_id}: {num_slots} slots of {slot_bytes / 1e6:.1f} MB fit into "
+            f"{free_bytes / 1e9:.1f} GB of GPU memory, of which {reserved_bytes / 1e9:.1f} GB are reserved; "
+            f"runners that share it: {num_sharing}"
+        )
+        if not num_slots:
+            raise RuntimeError(
+                f"{message}; lower DIPTYCH_DECODER_MAX_POSITIONS or DIPTYCH_VISION_CACHE_MB, or set "
+                "DIPTYCH_DECODER_MAX_BATCH_SIZE"
+            )
+        logger.info(message)
+        return num_slots
 
     def _warm_up(self) -> None:
         features = torch.zeros(self._manifest.num_image_tokens, self._manifest.hidden_size)

@@ -11,13 +11,17 @@ from runners.telemetry.tracing import TraceOptions
 _CUDA_POSITIONS = 1024  # for prompt and answer
 # On a CPU a batch takes as long as its images one by one: a large one only delays its first image.
 _CPU_BATCH_SIZE, _CUDA_BATCH_SIZE = 2, 16
+# Where memory is left for more, a step of more sequences only delays each of them.
+_CPU_SLOTS, _MAX_CUDA_SLOTS = 16, 64
+# For the activations of a prefill, the recorded steps of the model and what torch's allocator cannot use. Estimated.
+CUDA_RESERVE_BYTES = 2_500_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
     """The limits of one scheduler."""
 
-    num_slots: int  # of the cache; a live sequence takes one for each beam
+    num_slots: int  # of the cache; a live sequence takes one for each beam; 0: the default of the device
     max_waiting: int  # queued sequences, and images queued or being encoded; above it, calls are refused
     max_prefill_tokens: int  # of one prefill: image, prompt and padding; a single sequence may exceed it
     stuck_after_s: float = 60.0  # maximum duration of one batch of images, or of one prefill and step
@@ -42,11 +46,27 @@ class RunnerOptions:
     traces: TraceOptions
     adapters: tuple[str, ...] = ()  # ids of the LoRA adapters that it serves beside its model
     adapters_folder: Path | None = None  # of further ones, which is watched
+    num_sharing_gpu: int = 1  # runners of this host on the same GPU, this one included
 
 
 def encoder_batch_size(options: RunnerOptions) -> int:
     """Return the maximum number of images in a batch of the vision encoder."""
     return options.max_batch_size or (_CUDA_BATCH_SIZE if may_have_cuda(options.device) else _CPU_BATCH_SIZE)
+
+
+def max_default_slots(setting: DeviceSetting) -> int:
+    """Return the number of a decoder's slots where none is set; on a GPU `slots_that_fit` may be fewer."""
+    return _MAX_CUDA_SLOTS if may_have_cuda(setting) else _CPU_SLOTS
+
+
+def slots_that_fit(
+    free_bytes: int, reserved_bytes: int, slot_bytes: int, num_sharing: int = 1, limit: int = _MAX_CUDA_SLOTS
+) -> int:
+    """Return the number of slots that fit into the free memory of a GPU, at most `limit`.
+
+    `num_sharing` runners divide what `reserved_bytes` leaves: each may measure before the others have loaded.
+    """
+    return max(0, min(limit, (free_bytes - reserved_bytes) // num_sharing // slot_bytes))
 
 
 def default_positions(device: Device, num_image_tokens: int) -> int:

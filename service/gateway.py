@@ -40,7 +40,7 @@ from service.inference.served_models import (
     served_entries,
     unserved_models,
 )
-from service.process_options import call_timeout_s, image_limits, runner_options, trace_options
+from service.process_options import call_timeout_s, image_limits, max_running, runner_options, trace_options
 from service.runner_client.client import RunnerChannel, RunnerClient
 from service.settings import Settings, settings
 from service.supervision.roles import GATEWAY
@@ -65,7 +65,7 @@ def _core_limits(values: Settings) -> CoreLimits:
         image_limits(values),
         values.max_decoded,
         values.max_pending_requests,
-        values.max_running,
+        max_running(values),
         values.max_waiting_tokens,
     )
 

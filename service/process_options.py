@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from runners.options import RunnerOptions, SchedulerLimits
+from runners.artifacts.devices import DeviceSetting, model_device
+from runners.options import RunnerOptions, SchedulerLimits, max_default_slots
 from runners.telemetry.tracing import TraceOptions
 from service.images.files import ImageLimits
 from service.inference.served_models import adapters_of
@@ -13,6 +14,17 @@ from tasks.catalog import CatalogEntry
 def call_timeout_s(values: Settings) -> int:
     """Return BentoML's timeout of a call, which must not expire before the request's own deadline."""
     return values.request_timeout_s * 2
+
+
+def max_slots(values: Settings) -> int:
+    """Return the maximum number of slots of a decoder; a GPU may have memory for fewer."""
+    devices = {values.device, *(device for _, device, _ in map(model_device, values.devices))}
+    return values.decoder_max_batch_size or max(map(max_default_slots, devices))
+
+
+def max_running(values: Settings) -> int:
+    """Return the maximum number of requests in flight per model: more than slots, so that encoded images wait there."""
+    return values.max_running_requests or max_slots(values) * 3 // 2
 
 
 def trace_options(values: Settings) -> TraceOptions:
@@ -47,7 +59,16 @@ def runner_options(model_id: str, values: Settings, entries: Sequence[CatalogEnt
         traces=trace_options(values),
         adapters=adapters_of(model_id, entries),
         adapters_folder=values.adapters,
+        num_sharing_gpu=max(1, len(_local_models(values, entries, (device, gpu)))),
     )
+
+
+def _local_models(
+    values: Settings, entries: Sequence[CatalogEntry], place: tuple[DeviceSetting, int | None]
+) -> list[str]:
+    """Return the models of `entries` that this host runs on the same device."""
+    models = (entry.id for entry in entries if entry.adapter_of is None)
+    return [each for each in models if values.runner_url(each) is None and values.device_of(each) == place]
 
 
 def process_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -147,7 +147,7 @@ class Settings(BaseModel):
         ge=0,
         le=100_000,
         description="Maximum requests in flight per model and its adapters, over all replicas of its runner; more "
-        "are queued in the gateway. 0: 1.5 times DIPTYCH_DECODER_MAX_BATCH_SIZE.",
+        "are queued in the gateway. 0: 1.5 times DIPTYCH_DECODER_MAX_BATCH_SIZE, by default 24 on CPU, 96 on CUDA.",
     )
     device: DeviceSetting = Field("auto", description="Device of encoders and decoders; auto: CUDA if available.")
     devices: tuple[str, ...] = Field(
@@ -173,7 +173,9 @@ class Settings(BaseModel):
     encoder_threads: int = Field(
         0, ge=0, le=256, description="Threads of an encoder; 0: all cores, or 1 for a narrow model."
     )
-    decoder_max_batch_size: int = Field(16, ge=1, le=256, description="Maximum sequences in a batch of a decoder.")
+    decoder_max_batch_size: int = Field(
+        0, ge=0, le=256, description="Maximum sequences in a batch of a decoder; 0: 16 on CPU, on CUDA 64 if they fit."
+    )
     decoder_max_positions: int = Field(
         0,
         ge=0,
@@ -270,11 +272,6 @@ class Settings(BaseModel):
         if not is_store or parts.query or not re.fullmatch(r"/?|/\d{1,5}", parts.path):
             raise ValueError("it must be redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]")
         return value
-
-    @property
-    def max_running(self) -> int:
-        """Maximum requests in flight per model; above the batch size, so that encoded images wait for free slots."""
-        return self.max_running_requests or self.decoder_max_batch_size * 3 // 2
 
     @property
     def max_decoded(self) -> int:

@@ -3,6 +3,7 @@
 verdicts    a measurement with its aim, as a line of JSON and as a row of a table
 parts       a model's encoder and decoder on the device, and requests for them
 exactness   providers; features and tokens against float32 on the CPU
+choices     recorded choices of tokens against eager ones
 speed       encoder, prefill, steps by number of rows, a sampled sequence among greedy ones, throughput
 resources   transfers of a step, memory, and what happens without it or after a lost device
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from export.bench.models import BENCH_MODELS, make_models
+from export.gpu_check.choices import check_choices
 from export.gpu_check.exactness import check_features, check_tokens
 from export.gpu_check.parts import Model, elapsed_ms
 from export.gpu_check.resources import (
@@ -61,13 +62,14 @@ def _checks(model: Model, device: Device, seconds: float) -> Iterator[tuple[str,
     yield "features", partial(check_features, model, device)
     for num_beams in (1, 3):
         yield "tokens", partial(check_tokens, model, device, num_beams)
+    yield "choices", partial(check_choices, model, device)
     yield "encoder", partial(check_encoder, model, device)
     yield "prefill", partial(check_prefill, model, device)
     yield "step", partial(check_step, model, device, _bytes_per_s(device))
     yield "one sampled row of 16", partial(check_sampled_among_greedy, model, device)
     yield "throughput", partial(check_throughput, model, device, seconds, _THROUGHPUT.get(model.id, _ANY_THROUGHPUT))
     if device == "cuda":
-        yield "copies to the host by step", partial(check_transfers, model)
+        yield "traffic of a step", partial(check_transfers, model)
         yield "memory", partial(check_memory, model)
         yield "out of memory", partial(check_out_of_memory, model)
         yield "lost device", partial(check_lost_device, model)

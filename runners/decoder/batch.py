@@ -7,7 +7,7 @@
 Uses a decoder through the `Decoder` protocol and knows no family. Shapes: B or R rows, V vocabulary.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from runners.decoder.beams import BeamSequence
 from runners.decoder.constraints import Constraints
+from runners.decoder.cuda_graphs import CudaGraphs
 from runners.decoder.drafts import MAX_SLOTS, DraftedPass, PromptWords, paying, rows_of
 from runners.decoder.rules import GenerationRules
 from runners.decoder.sequences import (
@@ -69,6 +70,15 @@ class Decoder(Protocol[CacheT]):
         """Return the number of tokens that fit after image and prompt; raise `SequenceTooLong` if none fits."""
         ...
 
+    @property
+    def num_tokens(self) -> int:
+        """The size of the vocabulary."""
+        ...
+
+    def slot_bytes(self) -> int:
+        """Return the memory of a slot of the key-value cache."""
+        ...
+
     def new_cache(self, num_slots: int) -> CacheT:
         """Allocate the key-value cache of `num_slots` sequences."""
         ...
@@ -106,8 +116,17 @@ class Decoder(Protocol[CacheT]):
         """Copy the slots `sources` to the slots `targets`, pairwise; all are read before any is written."""
         ...
 
-    def reorder(self, cache: CacheT, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Like `copy`, for pairs of slots with the same image and prompt: only generated tokens need to be copied."""
+    def reorder(
+        self, cache: CacheT, sources: Sequence[int], targets: Sequence[int], on_device: Tensor | None = None
+    ) -> None:
+        """Like `copy`, for beams of one sequence: only generated tokens need to be copied.
+
+        `on_device` are sources and targets (2, M) on the decoder's device, which need not be copied there.
+        """
+        ...
+
+    def recorded(self, cache: CacheT) -> CudaGraphs | None:
+        """Return the recorded steps of a cache, which also choose tokens; None where steps run eagerly."""
         ...
 
 
@@ -118,8 +137,10 @@ class LiveBatch(Generic[CacheT]):
         self._decoder = decoder
         self._num_slots = num_slots
         self._cache = decoder.new_cache(num_slots)
+        self._recorded = decoder.recorded(self._cache)
         self._owners: list[LiveSequence] = []  # by slot
         self._slots: dict[LiveSequence, list[int]] = {}  # by sequence, in the order of its rows
+        self._moves: list[tuple[int, int]] = []  # beams to move before the next pass: slots, from and to
 
     @property
     def live(self) -> list[LiveSequence]:
@@ -154,13 +175,15 @@ class LiveBatch(Generic[CacheT]):
             for slot, token_id in zip(slots, sequence.last_token_ids, strict=True):
                 last[slot] = token_id
         drafts = self._drafts(self._owners, self._decoder.can_draft)
+        self._move_beams(last)
         if any(drafts):
             logits = self._decoder.decode_drafts(self._cache, DraftedPass(0, last, drafts))
         else:
             logits = self._decoder.decode_step(self._cache, torch.tensor(last))
         by_slot = rows_of(drafts)
         rows = {sequence: [row for slot in slots for row in by_slot[slot]] for sequence, slots in self._slots.items()}
-        self._choose_tokens(rows, dict(zip(self._owners, drafts, strict=True)), logits)
+        is_recorded = self._recorded is not None and not any(drafts)
+        self._choose_tokens(rows, dict(zip(self._owners, drafts, strict=True)), logits, is_recorded)
 
     def _drafts(self, sequences: Sequence[LiveSequence], can_draft: bool) -> list[Sequence[int]]:
         """Return the drafts that pay, one for each of `sequences`."""
@@ -174,8 +197,10 @@ class LiveBatch(Generic[CacheT]):
         self.remove(ended)
         return ended
 
-    def remove(self, sequences: Iterable[LiveSequence]) -> None:
+    def remove(self, sequences: Sequence[LiveSequence]) -> None:
         """Free the slots of `sequences`; those without slots are ignored."""
+        if any(sequence in self._slots for sequence in sequences):
+            self._move_beams()
         for sequence in sequences:
             for slot in sorted(self._slots.pop(sequence, ()), reverse=True):
                 self._free(slot, sequence)
@@ -184,6 +209,7 @@ class LiveBatch(Generic[CacheT]):
         """Free all slots."""
         self._owners.clear()
         self._slots.clear()
+        self._moves.clear()
 
     def _take_slot(self, sequence: LiveSequence) -> int:
         self._owners.append(sequence)
@@ -202,23 +228,34 @@ class LiveBatch(Generic[CacheT]):
         rows: Mapping[LiveSequence, Sequence[int]],
         drafts: Mapping[LiveSequence, Sequence[int]],
         logits: Tensor,
+        is_recorded: bool = False,
     ) -> None:
         """Choose the next token of each row of each sequence; `rows` are its rows of `logits` (R, V)."""
         conditions = {row: each for s in rows for row, each in zip(rows[s], s.conditions(drafts[s]), strict=True)}
         by_row = [conditions.get(row, _PADDING) for row in range(len(logits))]
-        choices = choose_tokens(logits, by_row, list(rows.values()))
-        moved: list[tuple[int, int]] = []  # slots, from and to
+        choose = self._recorded.choose if self._recorded is not None and is_recorded else choose_tokens
+        choices = choose(logits, by_row, list(rows.values()))
         accepted: list[tuple[int, int]] = []  # slot and number of drafted tokens
         for sequence, own in zip(rows, choices, strict=True):
             parents = sequence.advance(own)
             if not sequence.has_ended:
                 slots = self._slots[sequence]
-                moved += [(slots[parent], to) for parent, to in zip(parents, slots, strict=True) if slots[parent] != to]
+                self._moves += [
+                    (slots[parent], to) for parent, to in zip(parents, slots, strict=True) if slots[parent] != to
+                ]
                 accepted += [(slot, sequence.num_accepted) for slot in slots if sequence.num_accepted]
         if accepted:
             self._decoder.accept(self._cache, *zip(*accepted, strict=True))
-        if moved:
-            self._decoder.reorder(self._cache, *zip(*moved, strict=True))
+
+    def _move_beams(self, next_tokens: Sequence[int] | None = None) -> None:
+        """Let slots continue the beams that their rows chose; a recorded step's `next_tokens` are loaded with them."""
+        on_device = None
+        if self._recorded is not None and next_tokens is not None:
+            on_device = self._recorded.load(next_tokens, self._moves)
+        if self._moves:
+            sources, targets = zip(*self._moves, strict=True)
+            self._decoder.reorder(self._cache, sources, targets, on_device)
+            self._moves.clear()
 
     def _free(self, slot: int, sequence: LiveSequence) -> None:
         """Free a slot of a removed sequence; the row in the last used slot moves there."""

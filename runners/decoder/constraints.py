@@ -64,8 +64,12 @@ def token_bounds(allowed: NDArray[np.uint8], num_tokens: int, device: torch.devi
     """
     packed = np.zeros((len(allowed), math.ceil(num_tokens / 8)), np.uint8)  # zeros beyond the tokenizer's vocabulary
     packed[:, : allowed.shape[1]] = allowed[:, : packed.shape[1]]
-    indices = torch.from_numpy(packed).to(device).int()
-    return functional.embedding(indices, _bounds_by_byte(device)).flatten(1)[:, :num_tokens]
+    return packed_bounds(torch.from_numpy(packed).to(device), num_tokens)
+
+
+def packed_bounds(packed: Tensor, num_tokens: int) -> Tensor:
+    """Return the bounds (R, V) of `token_bounds` for a bitmask (R, bytes) on its device."""
+    return functional.embedding(packed.int(), _bounds_by_byte(packed.device)).flatten(1)[:, :num_tokens]
 
 
 @lru_cache

@@ -3,19 +3,38 @@
 On a GPU, launching the hundreds of small kernels of a step one by one takes longer than running them; a graph launches
 them all at once, for the shapes and the memory that it was captured with. Rows and lengths are therefore rounded up to
 a bucket; the excess consists of free slots and masked positions. All buckets are captured before the model is ready: a
-capture stops every kernel of the process, and takes memory. On a CPU steps run eagerly in their own shapes. Knows token
-ids and lengths, no family. Shapes: B rows, V vocabulary.
+capture stops every kernel of the process, and takes memory. On a CPU steps run eagerly in their own shapes.
+
+    load      next tokens to the device, unless it has chosen them itself: 1 transfer or none
+    logits    a graph for each number of rows and length: the step of the model
+    choose    conditions to the device: 1 transfer; a graph for each number of rows and kind: the choice of tokens;
+              results to the host: 1 transfer, which alone waits
+
+The conditions are computed while the step runs. With step and choice in one graph, either they would be computed
+before, or every length would have a graph of each kind. Knows token ids and lengths, no family.
+Shapes: B or R rows, M moves, V vocabulary.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from runners.decoder.recorded_choice import (
+    KINDS,
+    MAX_RESULTS,
+    ChoiceKind,
+    PackedConditions,
+    fits,
+    has_wider_nucleus,
+    unpack,
+)
+from runners.decoder.token_choice import Choice, RowConditions, choose_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +46,10 @@ Capture = Callable[[Callable[[], Tensor]], "CudaGraph"]
 
 @dataclass(frozen=True, slots=True)
 class CudaGraph:
-    """A captured step: `replay` recomputes `logits` (B, V) in place from the current content of its inputs."""
+    """Captured operations: `replay` recomputes `output` in place from the current content of their inputs."""
 
     replay: Callable[[], object]
-    logits: Tensor
+    output: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,55 +60,124 @@ class Bucket:
     length: int
 
 
+def row_counts(num_slots: int) -> list[int]:
+    """Return the numbers of rows that graphs are captured for, the largest first: its memory serves the others."""
+    powers = (1 << power for power in range(num_slots.bit_length()))
+    return sorted({num_slots, *(power for power in powers if power < num_slots)}, reverse=True)
+
+
 def buckets(num_slots: int, num_positions: int) -> list[Bucket]:
-    """Return all buckets of a cache, the largest first: its memory serves the others."""
-    rows, lengths = {num_slots}, {num_positions}
-    rows.update(1 << power for power in range(num_slots.bit_length()) if 1 << power < num_slots)
-    length = _SHORTEST
+    """Return all buckets of a cache, the largest first."""
+    lengths, length = {num_positions}, _SHORTEST
     while length < num_positions:
         lengths.add(length)
         length *= 4
-    return [Bucket(*sizes) for sizes in product(sorted(rows, reverse=True), sorted(lengths, reverse=True))]
+    return [Bucket(*sizes) for sizes in product(row_counts(num_slots), sorted(lengths, reverse=True))]
 
 
-@dataclass(slots=True)
 class CudaGraphs:
-    """The captured steps of one cache of `num_slots` slots with `num_positions` each.
+    """The captured steps and choices of one cache of `num_slots` slots with `num_positions` each.
 
     `step` takes the lengths of its sequences from the cache and leaves incrementing them to its caller: computing it
     twice gives the same result. It also receives free slots, and may write their last position.
     """
 
-    step: Step
-    num_slots: int
-    num_positions: int
-    device: torch.device
-    capture: Capture
-    _token_ids: dict[int, Tensor] = field(default_factory=dict)  # input buffers, by number of rows
-    _graphs: dict[Bucket, CudaGraph] = field(default_factory=dict)
+    def __init__(self, step: Step, num_slots: int, num_positions: int, device: torch.device, capture: Capture) -> None:
+        self._step = step
+        self._num_slots = num_slots
+        self._num_positions = num_positions
+        self._device = device
+        self._capture = capture
+        self._steps: dict[Bucket, CudaGraph] = {}
+        self._choices: dict[tuple[int, ChoiceKind], CudaGraph] = {}
+        # The next token of each slot, and the sources and targets of moves.
+        self._inputs = torch.zeros(3, num_slots, dtype=torch.long, device=device)
+        self._host_inputs = self._pinned(3, num_slots, dtype=torch.long)
+        self._host_results = self._pinned(num_slots * MAX_RESULTS, dtype=torch.float64)
+        self._known: list[int] = []  # the first tokens of `_inputs`
+        self._is_loading = False  # nothing has waited for the last copy to `_inputs` yet
+
+    def _pinned(self, *size: int, dtype: torch.dtype) -> Tensor:
+        """Return memory of the host that a GPU copies from and to without waiting."""
+        return torch.zeros(size, dtype=dtype, pin_memory=self._device.type == "cuda")
+
+    @property
+    def num_captured(self) -> int:
+        return len(self._steps) + len(self._choices)
 
     def capture_all(self) -> None:
-        """Capture the step of every bucket, while no slot is in use; log a failure, after which steps run eagerly."""
-        for bucket in buckets(self.num_slots, self.num_positions):
-            buffer = self._token_ids.setdefault(
-                bucket.num_rows, torch.zeros(bucket.num_rows, dtype=torch.long, device=self.device)
-            )
-            try:
-                self._graphs[bucket] = self.capture(partial(self.step, buffer, bucket.length))
-            except RuntimeError:
-                logger.exception("no CUDA graph for %d rows of %d positions", bucket.num_rows, bucket.length)
-                return
+        """Capture all steps and choices while no slot is in use; log a failure, after which the others run eagerly."""
+        name = "logits"
+        try:
+            self._logits = torch.empty_like(self._step(self._inputs[0], self._num_positions))  # (slots, V)
+            self._conditions = PackedConditions(self._num_slots, self._logits.shape[1], self._device)
+            for bucket in buckets(self._num_slots, self._num_positions):
+                name = f"a step of {bucket.num_rows} rows of {bucket.length} positions"
+                self._steps[bucket] = self._capture(partial(self._store_logits, bucket))
+            for num_rows, kind in product(row_counts(self._num_slots), KINDS):
+                name = f"the choice of {num_rows} tokens"
+                self._choices[num_rows, kind] = self._capture(partial(self._store_choice, num_rows, kind))
+        except RuntimeError:
+            logger.exception("no CUDA graph for %s", name)
+
+    def _store_logits(self, bucket: Bucket) -> Tensor:
+        """Compute a step's logits into the memory that all steps share, from which tokens are chosen."""
+        return self._logits[: bucket.num_rows].copy_(self._step(self._inputs[0, : bucket.num_rows], bucket.length))
+
+    def _store_choice(self, num_rows: int, kind: ChoiceKind) -> Tensor:
+        """Choose tokens, which are the inputs of the next step unless `load` sets others; return the results."""
+        results = self._conditions.choose(self._logits[:num_rows], kind)
+        self._inputs[0, :num_rows].copy_(results[:, 0])
+        return results
+
+    def load(self, token_ids: Sequence[int], moves: Sequence[tuple[int, int]] = ()) -> Tensor:
+        """Set the next tokens of slots 0 to B - 1; return `moves`, pairs of slots, on the device (2, M)."""
+        if moves or self._known[: len(token_ids)] != list(token_ids):
+            if self._is_loading:  # the source of a copy must not change before its end
+                self._inputs[0, :1].cpu()
+            self._host_inputs[0, : len(token_ids)] = torch.tensor(token_ids)
+            if moves:
+                self._host_inputs[1:, : len(moves)] = torch.tensor(moves).T
+            self._inputs.copy_(self._host_inputs, non_blocking=True)
+            self._known, self._is_loading = list(token_ids), True
+        return self._inputs[1:, : len(moves)]
 
     def logits(self, token_ids: Tensor, length: int) -> Tensor:
         """Return the logits (B, V) after `token_ids` (B,) of slots 0 to B - 1; the next call overwrites them."""
-        fitting = (bucket for bucket in self._graphs if bucket.num_rows >= len(token_ids) and bucket.length >= length)
+        num_rows = len(token_ids)
+        self.load(token_ids.tolist())
+        fitting = (bucket for bucket in self._steps if bucket.num_rows >= num_rows and bucket.length >= length)
         smallest = min(fitting, key=lambda bucket: (bucket.num_rows, bucket.length), default=None)
         if smallest is None:
-            return self.step(token_ids.to(self.device), length)
-        self._token_ids[smallest.num_rows][: len(token_ids)] = token_ids
-        graph = self._graphs[smallest]
-        graph.replay()
-        return graph.logits[: len(token_ids)]
+            return self._step(self._inputs[0, :num_rows], length)
+        self._steps[smallest].replay()
+        return self._logits[:num_rows]
+
+    def choose(
+        self, logits: Tensor, conditions: Sequence[RowConditions], sequences: Sequence[Sequence[int]]
+    ) -> list[list[Choice]]:
+        """Return the choices of each sequence as `choose_tokens` does; `logits` (R, V) are those of a step."""
+        num_rows, kind = len(logits), ChoiceKind.of(conditions)
+        key = next(((num, kind) for num in reversed(row_counts(self._num_slots)) if num >= num_rows), None)
+        if key not in self._choices or not fits(conditions):
+            return choose_tokens(logits, conditions, sequences)
+        if logits.data_ptr() != self._logits.data_ptr():  # of an eager step
+            self._logits[:num_rows].copy_(logits)
+        self._conditions.write(conditions)
+        self._known = []
+        self._choices[key].replay()
+        results = self._read(self._choices[key].output[:num_rows])
+        if has_wider_nucleus(results):
+            return choose_tokens(logits, conditions, sequences)
+        self._known = [int(row[0]) for row in results]
+        return unpack(results, conditions, sequences)
+
+    def _read(self, output: Tensor) -> list[list[float]]:
+        """Copy results to the host: the only time that a step waits for the device."""
+        host = self._host_results[: output.numel()].view(output.shape)
+        results: list[list[float]] = host.copy_(output).tolist()
+        self._is_loading = False
+        return results
 
 
 @cache
@@ -111,5 +199,5 @@ def capture_cuda_graph(compute: Callable[[], Tensor]) -> CudaGraph:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=_memory_pool()):
-        logits = compute()
-    return CudaGraph(graph.replay, logits)
+        output = compute()
+    return CudaGraph(graph.replay, output)

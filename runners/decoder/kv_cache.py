@@ -16,19 +16,25 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """The dimensions of the keys, and of the values, of one layer."""
+    """The dimensions of the keys, and of the values."""
 
+    num_layers: int
     num_slots: int
     num_heads: int
     num_positions: int
     head_size: int
 
+    def num_bytes(self, dtype: torch.dtype) -> int:
+        """Return the memory of keys and values."""
+        num_values = 2 * self.num_layers * self.num_slots * self.num_heads * self.num_positions * self.head_size
+        return num_values * dtype.itemsize
+
 
 class KeyValueCache:
     """Keys and values of all layers of one attention, by slot."""
 
-    def __init__(self, num_layers: int, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
-        size = (num_layers, 2, shape.num_slots, shape.num_heads, shape.num_positions, shape.head_size)
+    def __init__(self, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
+        size = (shape.num_layers, 2, shape.num_slots, shape.num_heads, shape.num_positions, shape.head_size)
         self._memory = _zeros(size, dtype, device)
 
     def write_prefix(self, layer: int, slots: slice, keys: Tensor, values: Tensor) -> None:
@@ -51,9 +57,17 @@ class KeyValueCache:
         """Zero a slot: a masked NaN would still propagate into the next sequence of the slot."""
         self._memory[:, :, slot] = 0
 
-    def copy(self, sources: Sequence[int], targets: Sequence[int], positions: slice) -> None:
-        """Copy `positions` of the slots `sources` to `targets`, pairwise; all are read before any is written."""
-        if len(sources) == 1:  # a plain copy, without a gather
+    def copy(
+        self, sources: Sequence[int], targets: Sequence[int], positions: slice, on_device: Tensor | None = None
+    ) -> None:
+        """Copy `positions` of the slots `sources` to `targets`, pairwise; all are read before any is written.
+
+        `on_device` are sources and targets (2, M) on the cache's device, which need not be copied there.
+        """
+        if on_device is not None:
+            copied = self._memory[:, :, :, :, positions].index_select(2, on_device[0])
+            self._memory[:, :, :, :, positions].index_copy_(2, on_device[1], copied)
+        elif len(sources) == 1:  # a plain copy, without a gather
             self._memory[:, :, targets[0], :, positions] = self._memory[:, :, sources[0], :, positions]
         else:
             self._memory[:, :, list(targets), :, positions] = self._memory[:, :, list(sources), :, positions]

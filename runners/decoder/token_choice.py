@@ -134,7 +134,7 @@ def _draw(logprobs: Tensor, options: Sequence[RowConditions]) -> Tensor:
     narrow = [row for row, each in enumerate(options) if each.top_p < 1]
     if len(narrow) == len(options):
         return _draw_from_nucleus(probabilities, top_p, uniform)
-    drawn = _invert(probabilities, uniform)
+    drawn = draw_from_all(probabilities, uniform)
     if narrow:
         where = torch.tensor(narrow, device=logprobs.device)
         drawn[where] = _draw_from_nucleus(probabilities[where], top_p[where], uniform[where])
@@ -142,17 +142,23 @@ def _draw(logprobs: Tensor, options: Sequence[RowConditions]) -> Tensor:
 
 
 def _draw_from_nucleus(probabilities: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
-    """Like `_invert`, over the fewest most probable tokens whose probabilities sum to `top_p` (R, 1).
+    """Like `draw_from_all`, over the fewest most probable tokens whose probabilities sum to `top_p` (R, 1).
 
     Source: Holtzman et al., arXiv 1904.09751, section 3.1; the same choice as transformers' TopPLogitsWarper.
     """
-    values, order = probabilities.topk(min(_USUAL_NUCLEUS, probabilities.shape[1]))
-    drawn = order.gather(1, _invert(nucleus(values, top_p), uniform))
-    is_wider = values.sum(dim=-1) < top_p[:, 0]
-    if values.shape[1] < probabilities.shape[1] and bool(is_wider.any()):
+    drawn, is_wider = draw_from_usual_nucleus(probabilities, top_p, uniform)
+    if probabilities.shape[1] > _USUAL_NUCLEUS and bool(is_wider.any()):
         values, order = probabilities[is_wider].sort(descending=True)
-        drawn[is_wider] = order.gather(1, _invert(nucleus(values, top_p[is_wider]), uniform[is_wider]))
+        drawn[is_wider] = order.gather(1, draw_from_all(nucleus(values, top_p[is_wider]), uniform[is_wider]))
     return drawn
+
+
+def draw_from_usual_nucleus(probabilities: Tensor, top_p: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the tokens (R, 1) of `_draw_from_nucleus`, and the rows (R,) whose nucleus is wider than the usual one."""
+    values, order = probabilities.topk(min(_USUAL_NUCLEUS, probabilities.shape[1]))
+    drawn = order.gather(1, draw_from_all(nucleus(values, top_p), uniform))
+    is_wider = values.sum(dim=-1) < top_p[:, 0]
+    return drawn, is_wider if values.shape[1] < probabilities.shape[1] else torch.zeros_like(is_wider)
 
 
 def nucleus(descending: Tensor, top_p: Tensor) -> Tensor:
@@ -162,7 +168,7 @@ def nucleus(descending: Tensor, top_p: Tensor) -> Tensor:
     return descending * is_kept
 
 
-def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
+def draw_from_all(weights: Tensor, uniform: Tensor) -> Tensor:
     """Return the indices (R, 1) at which the cumulative sums of `weights` (R, V) pass `uniform` (R, 1) of the total."""
     sums = weights.cumsum(dim=-1, dtype=torch.float64)
     return torch.searchsorted(sums, uniform * sums[:, -1:], right=True).clamp(max=weights.shape[1] - 1)
@@ -198,5 +204,5 @@ def _best_continuations(
 
 def _read(tensors: Sequence[Tensor]) -> Iterator[list[float]]:
     """Yield the flat content of each tensor, copied to the host in one transfer."""
-    values = iter(torch.cat([tensor.flatten().double() for tensor in tensors]).tolist())
+    values = iter(torch.cat([tensor.flatten().double() for tensor in tensors]).cpu().tolist())
     return (list(islice(values, tensor.numel())) for tensor in tensors)

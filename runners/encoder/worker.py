@@ -16,7 +16,7 @@ from runners.artifacts.precision import choose_precision
 from runners.device_errors import exit_if_device_lost
 from runners.encoder.features_cache import Encoding
 from runners.encoder.session import VisionEncoder
-from runners.options import RunnerOptions
+from runners.options import RunnerOptions, encoder_batch_size
 from runners.telemetry.metrics import BATCH_SIZE
 from runners.telemetry.tracing import past_span
 from runners.telemetry.watchdog import Watchdog
@@ -35,7 +35,7 @@ class EncoderWorker:
         self.watchdog = Watchdog(f"the encoder of {manifest.model_id}", options.limits.stuck_after_s)
 
     def load(self, folder: Path, num_cores: int) -> None:
-        """Load the graph and encode one black image."""
+        """Load the graph and encode a black image; on a GPU a full batch, whose memory ONNX Runtime keeps."""
         options, manifest = self._options, self._manifest
         device = encoder_device(options.device)
         precision = choose_precision(manifest, "encoder", device, options.encoder_precision)
@@ -43,7 +43,8 @@ class EncoderWorker:
         self._encoder = VisionEncoder(folder, threads, precision, device)
         self._encoder.load()
         width, height = manifest.image_size_wh
-        self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))
+        num_images = encoder_batch_size(options) if device == "cuda" else 1
+        self._encoder.encode(np.zeros((num_images, height, width, 3), dtype=np.uint8))
 
     def encode(self, batch: Sequence[Encoding]) -> list[EncodedImage]:
         """Set the features of each image; if a batch fails, its images are encoded one by one."""

@@ -119,14 +119,26 @@ class Florence2Decoder:
 
     def new_cache(self, num_slots: int) -> Florence2Cache:
         """Allocate `num_slots` slots, each for a sequence of the maximum length."""
-        shape = CacheShape(num_slots, self._num_heads, self._max_positions, self._bart.head_size)
-        dtype = self._bart.embeddings.dtype
-        cross, own = (KeyValueCache(self._num_layers, shape, dtype, self._device) for _ in range(2))
+        dtype, shape = self._bart.embeddings.dtype, self._cache_shape(num_slots)
+        cross, own = (KeyValueCache(shape, dtype, self._device) for _ in range(2))
         prefixes, decoded = (SlotLengths(num_slots, self._device) for _ in range(2))
         cache = Florence2Cache(cross, own, prefixes, decoded, [None] * num_slots)
         if self._device.type == "cuda":
             cache.graphs = self.cuda_graphs(cache, num_slots, capture_cuda_graph)
         return cache
+
+    def slot_bytes(self) -> int:
+        """Return the memory of a slot: its part of both caches."""
+        return 2 * self._cache_shape(1).num_bytes(self._bart.embeddings.dtype)
+
+    def _cache_shape(self, num_slots: int) -> CacheShape:
+        """Return the shape of the keys of image and prompt, which is that of the answer's too."""
+        return CacheShape(self._num_layers, num_slots, self._num_heads, self._max_positions, self._bart.head_size)
+
+    @property
+    def num_tokens(self) -> int:
+        """The size of the vocabulary."""
+        return len(self._bart.embeddings)
 
     def cuda_graphs(self, cache: Florence2Cache, num_slots: int, capture: Capture) -> CudaGraphs:
         """Capture the graphs of the decode steps of `cache`, which read all positions of image and prompt."""
@@ -178,6 +190,10 @@ class Florence2Decoder:
         decoded.increment(len(token_ids))
         return logits
 
+    def recorded(self, cache: Florence2Cache) -> CudaGraphs | None:
+        """Return the recorded steps of `cache`, None where steps run eagerly."""
+        return cache.graphs
+
     def decode_drafts(self, cache: Florence2Cache, tokens: DraftedPass) -> Tensor:
         """Process certain tokens and drafts; return the logits (B * T, V) after each of them."""
         places = tokens.places(cache.num_decoded_tokens)
@@ -196,14 +212,21 @@ class Florence2Decoder:
     def copy(self, cache: Florence2Cache, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy the slots `sources` to the slots `targets`, pairwise; all are read before any is written."""
         cache.cross_attention.copy(sources, targets, slice(0, max(cache.num_prefix_tokens.of(sources))))
-        cache.num_prefix_tokens.copy(sources, targets)
-        copy_adapters(cache.adapters, sources, targets)
         self.reorder(cache, sources, targets)
+        for lengths in (cache.num_prefix_tokens, cache.num_decoded_tokens):
+            lengths.copy(sources, targets)
+        copy_adapters(cache.adapters, sources, targets)
 
-    def reorder(self, cache: Florence2Cache, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Like `copy`, for pairs of slots with the same image and prompt: only generated tokens are copied."""
-        cache.self_attention.copy(sources, targets, slice(0, max(cache.num_decoded_tokens.of(sources))))
-        cache.num_decoded_tokens.copy(sources, targets)
+    def reorder(
+        self,
+        cache: Florence2Cache,
+        sources: Sequence[int],
+        targets: Sequence[int],
+        on_device: Tensor | None = None,
+    ) -> None:
+        """Like `copy`, for beams of one sequence: only generated tokens are copied."""
+        decoded = slice(0, max(cache.num_decoded_tokens.of(sources)))
+        cache.self_attention.copy(sources, targets, decoded, on_device)
 
     def _step(self, cache: Florence2Cache, places: TokenPlaces, num_prefix_tokens: int) -> Tensor:
         """Process tokens; return the logits (B * T, V) of each next token.

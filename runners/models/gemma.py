@@ -116,6 +116,10 @@ class Gemma:
     def device(self) -> torch.device:
         return self._embeddings.device
 
+    @property
+    def num_tokens(self) -> int:
+        return len(self._embeddings)
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """Return the scaled embeddings (…, C)."""
         return self._embeddings[token_ids] * self._embedding_scale

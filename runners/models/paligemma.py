@@ -119,13 +119,25 @@ class PaliGemmaDecoder:
 
     def new_cache(self, num_slots: int) -> PaliGemmaCache:
         """Allocate `num_slots` slots, each for a sequence of the maximum length."""
-        shape = CacheShape(num_slots, self._gemma.num_key_value_heads, self._max_positions, self._gemma.head_size)
-        own = KeyValueCache(self._num_layers, shape, self._gemma.dtype, self._device)
+        own = KeyValueCache(self._cache_shape(num_slots), self._gemma.dtype, self._device)
         prefixes, lengths = (SlotLengths(num_slots, self._device) for _ in range(2))
         cache = PaliGemmaCache(own, prefixes, lengths, [None] * num_slots)
         if self._device.type == "cuda":
             cache.graphs = self.cuda_graphs(cache, num_slots, capture_cuda_graph)
         return cache
+
+    def slot_bytes(self) -> int:
+        """Return the memory of a slot."""
+        return self._cache_shape(1).num_bytes(self._gemma.dtype)
+
+    def _cache_shape(self, num_slots: int) -> CacheShape:
+        gemma = self._gemma
+        return CacheShape(self._num_layers, num_slots, gemma.num_key_value_heads, self._max_positions, gemma.head_size)
+
+    @property
+    def num_tokens(self) -> int:
+        """The size of the vocabulary."""
+        return self._gemma.num_tokens
 
     def cuda_graphs(self, cache: PaliGemmaCache, num_slots: int, capture: Capture) -> CudaGraphs:
         """Capture the graphs of the decode steps of `cache`."""
@@ -177,6 +189,10 @@ class PaliGemmaDecoder:
         lengths.increment(len(token_ids))
         return logits
 
+    def recorded(self, cache: PaliGemmaCache) -> CudaGraphs | None:
+        """Return the recorded steps of `cache`, None where steps run eagerly."""
+        return cache.graphs
+
     def decode_drafts(self, cache: PaliGemmaCache, tokens: DraftedPass) -> Tensor:
         """Process certain tokens and drafts; return the logits (B * T, V) after each of them."""
         logits = self._step(cache, tokens.places(cache.num_tokens))
@@ -192,17 +208,21 @@ class PaliGemmaDecoder:
 
     def copy(self, cache: PaliGemmaCache, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy the slots `sources` to the slots `targets`, pairwise; all are read before any is written."""
-        self._copy(cache, sources, targets, first=0)
-        cache.num_prefix_tokens.copy(sources, targets)
+        cache.self_attention.copy(sources, targets, slice(0, max(cache.num_tokens.of(sources))))
+        for lengths in (cache.num_prefix_tokens, cache.num_tokens):
+            lengths.copy(sources, targets)
         copy_adapters(cache.adapters, sources, targets)
 
-    def reorder(self, cache: PaliGemmaCache, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Like `copy`, for pairs of slots with the same image and prompt: only generated tokens need to be copied."""
-        self._copy(cache, sources, targets, first=min(cache.num_prefix_tokens.of(sources)))
-
-    def _copy(self, cache: PaliGemmaCache, sources: Sequence[int], targets: Sequence[int], first: int) -> None:
-        cache.self_attention.copy(sources, targets, slice(first, max(cache.num_tokens.of(sources))))
-        cache.num_tokens.copy(sources, targets)
+    def reorder(
+        self,
+        cache: PaliGemmaCache,
+        sources: Sequence[int],
+        targets: Sequence[int],
+        on_device: Tensor | None = None,
+    ) -> None:
+        """Like `copy`, for beams of one sequence: only generated tokens are copied."""
+        generated = slice(min(cache.num_prefix_tokens.of(sources)), max(cache.num_tokens.of(sources)))
+        cache.self_attention.copy(sources, targets, generated, on_device)
 
     def _step(self, cache: PaliGemmaCache, places: TokenPlaces) -> Tensor:
         """Process tokens; return the logits (B * T, V) of each next token."""

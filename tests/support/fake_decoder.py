@@ -55,6 +55,7 @@ class FakeDecoder:
     step_sizes: list[int] = field(default_factory=list)
     draft_widths: list[int] = field(default_factory=list)  # of the steps that read drafts
     adapter_keys: frozenset[str] = frozenset()
+    num_tokens: int = VOCABULARY_SIZE
     can_draft: bool = True
     can_draft_first: bool = True
     step_s: float = 0.0
@@ -76,6 +77,9 @@ class FakeDecoder:
                 f"image and prompt have {num_prefix_tokens} tokens; at most {MAX_POSITIONS - 1} are allowed"
             )
         return MAX_POSITIONS - num_prefix_tokens
+
+    def slot_bytes(self) -> int:
+        return 1
 
     def new_cache(self, num_slots: int) -> FakeCache:
         return FakeCache([()] * num_slots, [0] * num_slots)
@@ -124,7 +128,14 @@ class FakeDecoder:
         for target, (answer, num_generated) in zip(targets, held, strict=True):
             cache.answers[target], cache.num_generated[target] = answer, num_generated
 
-    reorder = copy
+    def reorder(
+        self, cache: FakeCache, sources: Sequence[int], targets: Sequence[int], on_device: Tensor | None = None
+    ) -> None:
+        assert on_device is None
+        self.copy(cache, sources, targets)
+
+    def recorded(self, cache: FakeCache) -> None:  # noqa: ARG002
+        return None
 
     def _logits(self, cache: FakeCache, slots: range, width: int = 1) -> Tensor:
         logits = torch.zeros(len(slots) * width, VOCABULARY_SIZE)

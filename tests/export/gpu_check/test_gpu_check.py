@@ -12,6 +12,7 @@ CHECKS = [
     "features",
     "tokens, 1 beams",
     "tokens, 3 beams",
+    "choices",
     "encoder",
     "prefill",
     "step",
@@ -26,7 +27,7 @@ def test_every_check_runs_and_the_cpu_equals_itself(exported: ModelStore) -> Non
     lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
     assert [line["check"] for line in lines] == CHECKS, run.stderr
     assert not [line for line in lines if "error" in line["measured"]]
-    assert [line["is_met"] for line in lines[:4]] == [True] * 4
+    assert [line["is_met"] for line in lines[:5]] == [True] * 5
     assert run.returncode == (0 if all(line["is_met"] for line in lines) else 1)
 
 

@@ -42,6 +42,17 @@ def test_detokenized_pieces_concatenate_to_the_text(decoder: Decoder[Any]) -> No
     assert "abc" in "".join(map(stream.push, decoder.prompt_ids([("abc", False)])))
 
 
+def test_slots_take_the_memory_that_is_counted_for_them(exported: ModelStore) -> None:
+    for model_id in EMBEDDED:
+        decoder = load(exported.newest(model_id), max_positions=300)
+        cache = decoder.new_cache(3)
+        kept = [getattr(cache, name, None) for name in ("cross_attention", "self_attention")]
+        allocated = sum(each._memory.nbytes for each in kept if isinstance(each, KeyValueCache))
+        assert allocated == 3 * decoder.slot_bytes()
+        with torch.inference_mode():
+            assert decoder.prefill(cache, requests(decoder), 0).shape[1] == decoder.num_tokens
+
+
 def test_a_step_returns_one_row_of_logits_per_sequence(decoder: Decoder[Any]) -> None:
     with torch.inference_mode():
         cache = decoder.new_cache(2)

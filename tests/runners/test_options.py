@@ -1,0 +1,73 @@
+"""The defaults of a runner that follow from its device."""
+
+from typing import Any
+
+import pytest
+
+from runners.artifacts.manifest import Device
+from runners.decoder_worker import DecoderWorker
+from runners.options import CUDA_RESERVE_BYTES, RunnerOptions, SchedulerLimits, max_default_slots, slots_that_fit
+from runners.telemetry.tracing import TraceOptions
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("free_gb", "slot_mb", "num_sharing", "expected"),
+    [
+        (70, 40, 1, 64),  # a large card: at most the limit
+        (6.5, 100, 1, 40),
+        (6.5, 100, 2, 20),  # two runners: half of what the reserve leaves
+        (2.6, 100, 1, 1),
+        (2.5, 100, 1, 0),
+        (1, 100, 1, 0),
+    ],
+)
+def test_slots_fill_what_the_reserve_leaves(free_gb: float, slot_mb: int, num_sharing: int, expected: int) -> None:
+    assert slots_that_fit(int(free_gb * GB), CUDA_RESERVE_BYTES, slot_mb * 10**6, num_sharing) == expected
+
+
+def test_more_memory_never_gives_fewer_slots_and_all_fit() -> None:
+    before = 0
+    for free_bytes in range(0, 40 * GB, 37 * 10**6):
+        num_slots = slots_that_fit(free_bytes, CUDA_RESERVE_BYTES, 311 * 10**6, num_sharing=3)
+        assert num_slots >= before
+        assert not num_slots or 3 * num_slots * 311 * 10**6 + CUDA_RESERVE_BYTES <= free_bytes
+        before = num_slots
+    assert before == (39_987_000_000 - CUDA_RESERVE_BYTES) // 3 // (311 * 10**6)
+
+
+def test_a_cpu_has_sixteen_slots() -> None:
+    assert (max_default_slots("cpu"), max_default_slots("cuda")) == (16, 64)
+
+
+class Memory:
+    """A decoder, of which only the memory matters."""
+
+    num_tokens = 250_000
+
+    def slot_bytes(self) -> int:
+        return 92 * 10**6  # 100 MB with the choice of a token
+
+
+def worker(device: Device, num_sharing_gpu: int = 1) -> Any:
+    options = RunnerOptions(
+        limits=SchedulerLimits(num_slots=0, max_waiting=1, max_prefill_tokens=1),
+        max_batch_size=0, max_latency_ms=1, max_cache_bytes=500_000_000, max_positions=0, encoder_threads=0,
+        decoder_threads=0, device=device, gpu=None, encoder_precision="auto", decoder_precision="auto", timeout_s=1,
+        traces=TraceOptions(None, 1.0), num_sharing_gpu=num_sharing_gpu,
+    )  # fmt: skip
+    manifest: Any = type("Named", (), {"model_id": "a-model"})
+    made: Any = DecoderWorker(manifest, options, device)
+    made._decoder = Memory()
+    return made
+
+
+def test_the_cache_of_features_is_reserved_too() -> None:
+    assert worker("cuda").default_slots(free_bytes=8 * GB) == 50
+    assert worker("cuda", num_sharing_gpu=2).default_slots(free_bytes=8 * GB) == 25
+
+
+def test_a_gpu_without_memory_for_a_slot_is_an_error_that_names_what_to_change() -> None:
+    with pytest.raises(RuntimeError, match=r"a-model: 0 slots of 100\.0 MB fit into 3\.0 GB .* lower DIPTYCH_DECODER"):
+        worker("cuda").default_slots(free_bytes=3 * GB)

@@ -1,0 +1,39 @@
+"""Options of runners, from the settings."""
+
+import pytest
+
+from service.process_options import max_running, max_slots, runner_options
+from service.settings import read_settings
+from tests.support.catalog import FLORENCE, PALIGEMMA
+
+ENTRIES = (FLORENCE, PALIGEMMA)
+
+
+@pytest.mark.parametrize(
+    ("environment", "slots", "running"),
+    [
+        ({"DIPTYCH_DEVICE": "cpu"}, 16, 24),
+        ({"DIPTYCH_DEVICE": "cuda"}, 64, 96),
+        ({"DIPTYCH_DEVICE": "cpu", "DIPTYCH_DEVICES": f"{FLORENCE.id}=cuda:0"}, 64, 96),
+        ({"DIPTYCH_DEVICE": "cuda", "DIPTYCH_DECODER_MAX_BATCH_SIZE": "8"}, 8, 12),
+        ({"DIPTYCH_DEVICE": "cuda", "DIPTYCH_MAX_RUNNING_REQUESTS": "7"}, 64, 7),
+    ],
+)
+def test_requests_in_flight_follow_the_slots(environment: dict[str, str], slots: int, running: int) -> None:
+    values = read_settings(environment)
+    assert (max_slots(values), max_running(values)) == (slots, running)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, 2),
+        ({"DIPTYCH_DEVICES": f"{FLORENCE.id}=cuda:0,{PALIGEMMA.id}=cuda:1"}, 1),
+        ({"DIPTYCH_DEVICES": f"{FLORENCE.id}=cuda:1,{PALIGEMMA.id}=cuda:1"}, 2),
+        ({"DIPTYCH_RUNNER_URLS": f"{PALIGEMMA.id}=http://10.0.0.1:3000"}, 1),
+    ],
+)
+def test_runners_of_one_gpu_share_its_memory(environment: dict[str, str], expected: int) -> None:
+    options = runner_options(FLORENCE.id, read_settings({"DIPTYCH_DEVICE": "cuda", **environment}), ENTRIES)
+    assert options.num_sharing_gpu == expected
+    assert options.limits.num_slots == 0

@@ -1,0 +1,136 @@
+"""The traffic between a host and a device without values: torch's `meta`, which fails where a value would be read."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from runners.decoder.cuda_graphs import CudaGraph
+
+_COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
+
+
+class DeviceTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts transfers between host and `meta`, and the operations on `meta`, views excepted.
+
+    A transfer to the host gives what `set_values` writes, by default zeros. While `is_recording`, transfers
+    and tensors of the host fail: a CUDA graph cannot contain them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.to_device: Counter[str] = Counter()
+        self.to_host: Counter[str] = Counter()
+        self.operations: Counter[str] = Counter()
+        self.is_recording = False
+        self.set_values: Callable[[Tensor], object] = Tensor.zero_
+
+    @property
+    def num_transfers(self) -> int:
+        return self.to_device.total() + self.to_host.total()
+
+    def clear(self) -> None:
+        for counter in (self.to_device, self.to_host, self.operations):
+            counter.clear()
+
+    def record(self, compute: Callable[[], Tensor]) -> CudaGraph:
+        """Compute once, as a capture does; replays do nothing."""
+        compute()  # the warm-up, which may copy constants to the device
+        self.is_recording = True
+        try:
+            return CudaGraph(lambda: None, compute())
+        finally:
+            self.is_recording = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with self:  # in inference mode, operations that others make up arrive whole
+            if (result := func.decompose(*args, **kwargs)) is not NotImplemented:
+                return result
+        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        on_device = [each for each in tensors if each.device.type == "meta"]
+        target = torch.device(kwargs.get("device") or (args[0].device if func in _COPIES else "cpu"))
+        if func is torch.ops.aten._local_scalar_dense.default and on_device:
+            self.note(self.to_host, func)
+            return 0
+        if func in _COPIES and on_device and target.type == "cpu":
+            self.note(self.to_host, func)
+            host = args[0] if func is torch.ops.aten.copy_.default else torch.zeros(args[0].shape, dtype=args[0].dtype)
+            self.set_values(host)
+            return host
+        is_from_host = len(tensors) > len(on_device) and (on_device or (func in _COPIES and target.type == "meta"))
+        if is_from_host:
+            self.note(self.to_device, func)
+        elif on_device and not _is_view(func):
+            self.operations[str(func)] += not self.is_recording
+        return func(*args, **kwargs)
+
+    def note(self, transfers: "Counter[str]", func: Any) -> None:
+        """Count a transfer."""
+        assert not self.is_recording, f"a recorded step must not use the host: {func}"
+        transfers[str(func)] += 1
+
+
+class NewTensors(TorchFunctionMode):
+    """Notes the copy to the device of `torch.tensor`, which hides it from a dispatch mode."""
+
+    def __init__(self, traffic: DeviceTraffic) -> None:
+        super().__init__()
+        self._traffic = traffic
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.tensor and torch.device((kwargs or {}).get("device") or "cpu").type == "meta":
+            self._traffic.note(self._traffic.to_device, func)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def device_traffic() -> Iterator[DeviceTraffic]:
+    """Watch all operations of a block."""
+    with DeviceTraffic() as traffic, NewTensors(traffic):
+        yield traffic
+
+
+def _is_view(func: Any) -> bool:
+    return any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
+
+
+class GraphDecoder:
+    """A decoder whose caches have graphs, as on a GPU, made by `capture`; counts the captures."""
+
+    def __init__(self, decoder: Any, capture: Callable[[Callable[[], Tensor]], CudaGraph]) -> None:
+        self._decoder = decoder
+        self._own_capture = capture
+        self.num_captured = 0
+        self.can_draft = self.can_draft_first = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder, name)
+
+    def make_endless(self) -> None:
+        """Let answers end at their limit only, without rules."""
+        self._decoder.rules = replace(
+            self._decoder.rules, eos_token_ids=frozenset({-1}), forced_eos_token_id=None, no_repeat_ngram_size=0
+        )
+
+    def new_cache(self, num_slots: int) -> Any:
+        cache = self._decoder.new_cache(num_slots)
+        cache.graphs = self._decoder.cuda_graphs(cache, num_slots, self._capture)
+        return cache
+
+    def _capture(self, compute: Callable[[], Tensor]) -> CudaGraph:
+        self.num_captured += 1
+        return self._own_capture(compute)
+
+
+def capture_eagerly(compute: Callable[[], Tensor]) -> CudaGraph:
+    """Capture by a fake: a replay computes eagerly."""
+    output = compute().clone()
+    return CudaGraph(lambda: output.copy_(compute()), output)
