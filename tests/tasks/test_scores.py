@@ -33,6 +33,17 @@ def test_only_a_larger_overlap_than_the_limit_suppresses() -> None:
     assert suppress((box(0.9), box(0.5)), 1) == (box(0.9), box(0.5))
 
 
+def test_the_size_of_boxes_does_not_matter() -> None:
+    half = (box(0.9, place=(0, 0, 0.1, 0.1)), box(0.5, place=(0, 0, 0.1, 0.05)))
+    assert suppress(half, 0.49) == half[:1]
+
+
+@pytest.mark.parametrize("place", [(10, 0, 20, 10), (0, 10, 10, 20), (12, 12, 22, 22), (12, 0, 22, 10)])
+def test_boxes_that_touch_or_are_apart_do_not_overlap(place: BoxXyxy) -> None:
+    both = (box(0.9), box(0.5, place=place))
+    assert suppress(both, 0) == both
+
+
 def test_a_suppressed_box_suppresses_none() -> None:
     chain = (box(0.9), box(0.8, place=(4, 0, 14, 10)), box(0.7, place=(8, 0, 18, 10)))
     assert suppress(chain, 0.4) == (chain[0], chain[2])
@@ -86,23 +97,24 @@ def test_a_calibration_file_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "reason"),
     [
-        {"task": "captioning"},
-        {"task": "juggling"},
-        {"scores": []},
-        {"scores": [0.1]},
-        {"scores": [0.9, 0.1]},
-        {"scores": [0.1, 0.1]},
-        {"scores": [0.1, 1.1]},
-        {"scores": None},
-        {"probabilities": [1, 0]},
-        {"probabilities": [0, float("nan")]},
+        ({"task": "captioning"}, "task is 'captioning'; it must be a task that returns scores"),
+        ({"task": "juggling"}, "task is 'juggling'"),
+        ({"scores": []}, "0 scores for 2 probabilities"),
+        ({"scores": [0.1]}, "1 scores for 2 probabilities"),
+        ({"scores": [0.9, 0.1]}, "scores must increase"),
+        ({"scores": [0.1, 0.1]}, "scores must increase"),
+        ({"scores": [0.1, 1.1]}, "scores and probabilities must be 0 to 1"),
+        ({"scores": [-0.1, 1]}, "scores and probabilities must be 0 to 1"),
+        ({"scores": None}, "NoneType"),
+        ({"probabilities": [1, 0]}, "probabilities must not decrease"),
+        ({"probabilities": [0, float("nan")]}, "must be 0 to 1"),
     ],
 )
-def test_an_invalid_calibration_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+def test_an_invalid_calibration_is_refused(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps({"calibrations": [ROW | change]}))
-    with pytest.raises(CalibrationError, match=r"c\.json is not a valid calibration file"):
+    with pytest.raises(CalibrationError, match=rf"c\.json is not a valid calibration file.*{reason}"):
         read_calibrations(tmp_path / "c.json")
 
 
