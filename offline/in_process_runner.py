@@ -37,7 +37,7 @@ class InProcessRunner(RunnerChannel):
 
     async def write(self, call: RunnerCall) -> Outcomes:
         """Return the outcome of each sequence; raise `FeaturesMissing` for a new image without pixels."""
-        features = await self._worker.features(call.image_key, call.pixels)
+        features = await self._worker.features(call.image_key, call.pixels, call.sequences[0].adapter)
         if features is None:
             raise FeaturesMissing
         return await self._worker.write(features, call.sequences)

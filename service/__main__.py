@@ -64,6 +64,8 @@ def _check(role: Role, settings: Settings) -> None:
         if entry.adapter_of is not None:
             verify_files(folder, manifest)
             check_base(manifest, read_manifest(artifact_folder(entry.adapter_of)))
+            if manifest.has_encoder:
+                chosen_precisions(manifest, settings)
             continue
         encoder, _ = chosen_precisions(manifest, settings)
         is_remote = settings.runner_url(entry.id) is not None
