@@ -34,12 +34,11 @@ def write_adapter(model: Any, folder: Path, seed: int, **options: Any) -> Path:
         tuned = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(seed)
     for name, weight in tuned.named_parameters():
-        random = torch.randn(weight.shape, generator=generator)
         if "lora_" in name:
-            fan_in = weight[0].numel()
-            weight.data.copy_(random * (_STRENGTH if "lora_B" in name else 1.0) / fan_in**0.5)
+            random = torch.randn(weight.shape, generator=generator)
+            weight.data.copy_(random * (_STRENGTH if "lora_B" in name else 1.0) / weight[0].numel() ** 0.5)
         elif "modules_to_save" in name:
-            weight.data += _STRENGTH * random * weight.data.std()
+            weight.data += _STRENGTH * weight.data.std() * torch.randn(weight.shape, generator=generator)
     tuned.save_pretrained(str(folder))
     tuned.unload()
     return folder

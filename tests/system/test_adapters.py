@@ -17,12 +17,14 @@ from diptych_client import Client
 from export.checks.reference import Reference
 from runners.artifacts.manifest import read_manifest
 from tests.support.export_cli import MODELS, ModelStore
-from tests.support.lora import VISION_OPTIONS, write_adapter, write_catalog
+from tests.support.lora import VISION_OPTIONS, merged, write_adapter, write_catalog
+from tests.support.offline_runs import write_scenes
 from tests.support.running_service import RunningService, running_service
-from tests.support.scene_images import scene_png
+from tests.support.scene_images import encoded, scene_image, scene_png
 
 BASE, VISION = "florence-2-mini", "shapes-vision"
 ADAPTERS = ("shapes-a", "shapes-b", VISION)
+PARAGRAPH, INPUT_SIZE_WH = "Describe with a paragraph what is shown in the image.", (192, 192)
 CACHE_MB, CACHED_IMAGES = 1, 60  # more than the features cache holds
 
 
@@ -70,6 +72,20 @@ def test_an_adapter_shares_image_features_with_its_base_unless_it_changes_the_vi
         assert [each["raw_text"] for each in compared] * 2 == [answer["raw_text"] for answer in answers]
 
 
+def test_answers_of_an_adapter_with_a_vision_part_are_those_of_the_merged_model(
+    adapted_service: RunningService, tuned: tuple[ModelStore, Path]
+) -> None:
+    reference = Reference.load(MODELS / BASE)
+    reference = Reference(merged(reference.model, tuned[1].parent / VISION), reference.processor)
+    with adapted_service.client() as http:
+        for seed in range(6):
+            image = scene_image(seed, INPUT_SIZE_WH)
+            answer = asked(http, "/v1/predict", encoded(image), model=VISION, max_new_tokens="24", num_beams="1")
+            written = reference.generate(PARAGRAPH, image, reference.image_features([image])[0], 24)
+            expected = reference.processor.tokenizer.decode(written.token_ids, skip_special_tokens=True)
+            assert answer["raw_text"] == expected
+
+
 def test_images_that_base_and_adapter_encode_in_one_batch_give_the_answers_of_each_alone(
     adapted_service: RunningService,
 ) -> None:
@@ -82,6 +98,23 @@ def test_images_that_base_and_adapter_encode_in_one_batch_give_the_answers_of_ea
         for (seed, model), answer in zip(pairs, together, strict=True):
             alone = asked(http, "/v1/predict", scene_png(seed), model=model)
             assert (alone["vision_cache"], alone["raw_text"]) == ("miss", answer["raw_text"])
+
+
+def test_an_offline_run_answers_as_the_service(
+    adapted_service: RunningService, tuned: tuple[ModelStore, Path], tmp_path: Path
+) -> None:
+    store, catalog = tuned
+    files = [str(file) for file in sorted(write_scenes(tmp_path / "scenes", 4).iterdir())]
+    for model in (ADAPTERS[0], VISION):
+        environment = {"DIPTYCH_CATALOG": str(catalog), "DIPTYCH_MODELS": f"{BASE},{model}"}
+        run = store.python("-m", "tests.support.offline_answers", model, "captioning", *files, **environment)
+        assert run.returncode == 0, run.stderr
+        texts = [json.loads(line)["raw_text"] for line in run.stdout.splitlines()]
+        with adapted_service.client() as http:
+            answers = [
+                asked(http, "/v1/predict", Path(file).read_bytes(), model=model, detail="short") for file in files
+            ]
+        assert texts == [answer["raw_text"] for answer in answers]
 
 
 def test_listings_tasks_and_metrics_have_the_adapters(adapted_service: RunningService) -> None:
