@@ -15,7 +15,7 @@ from export.adapters import export_adapter
 from export.artifacts.store import has_current_version, new_version
 from export.checkpoints.errors import ExportError
 from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
-from export.progress import NUM_STEPS, Progress
+from export.progress import NUM_STEPS, Progress, silence_transformers
 from export.resources import check_host, needs_of
 from runners.artifacts.manifest import ArtifactError, Manifest
 from tasks.catalog import CatalogEntry, CatalogError
@@ -69,12 +69,9 @@ def _export(entry: CatalogEntry, options: ExportOptions, if_changed: bool) -> No
     # Large pages for torch's tensors on Linux: zeroing weights that are read at each use 4 KB at a time takes longer
     # than computing with them. torch reads it at its first allocation (c10/core/impl/alloc_cpu.cpp).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from transformers.utils import logging  # imports torch, which takes seconds
+    from export.pipeline import make_artifacts  # imports torch, which takes seconds
 
-    from export.pipeline import make_artifacts
-
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    silence_transformers()
     with new_version(entry.id) as folder, Progress(entry.id, NUM_STEPS) as progress:
         manifest = make_artifacts(job, folder, progress, needs.is_large)
     print(f"{entry.id}: {_summary(manifest)}, {time.monotonic() - start_s:.1f} s")

@@ -1,28 +1,43 @@
 """The export of a LoRA adapter: PEFT's folder, checked against the stored artifacts of its base, becomes a small file.
 
-Nothing is run: the adapter's products are added to those of its base, whose export has compared them with transformers.
+The language part is not run: its products are added to those of the base, whose export has compared them with
+transformers. A vision part is merged into the base's checkpoint, of which vision encoders are made as of any other.
 """
 
+import os
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from export.artifacts.store import has_current_version, new_version
 from export.checkpoints.errors import SourceError
 from export.checkpoints.hub import fetch_snapshot
-from export.checkpoints.jobs import ROOT, ExportOptions, library_versions
+from export.checkpoints.jobs import EXPORT_FORMAT, ROOT, ExportOptions, find_entry, library_versions
+from export.checkpoints.sources import resolve_source
+from export.progress import Progress, silence_transformers
+from export.resources import needs_of
 from runners.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, adapter_build_key
 from runners.artifacts.manifest import (
     ADAPTER_FILE,
     DECODER_FILE,
+    MANIFEST_FILE,
     Manifest,
+    Precision,
     key_of_hashes,
     read_manifest,
     sha256_of,
+    vision_encoder_file,
     write_manifest,
 )
 from runners.artifacts.store import artifact_folder
 from tasks.catalog import CatalogEntry
+
+if TYPE_CHECKING:
+    from runners.artifacts.peft_adapter import VisionPart
+
+_NUM_STEPS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +54,14 @@ class AdapterJob:
 
     @property
     def build_key(self) -> str:
+        """The build key of an adapter that uses the encoder of its base."""
         return adapter_build_key(self.hashes, self.base.build_key)
+
+    @property
+    def build_key_with_encoder(self) -> str:
+        """The build key of one with an encoder of its own, which also depends on the libraries that made it."""
+        versions = {"export_format": str(EXPORT_FORMAT), **library_versions()}
+        return key_of_hashes({"adapter": self.build_key, **versions})
 
 
 def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool) -> str:
@@ -48,18 +70,25 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
     Raise `ExportError`, or `ArtifactError` if its base is not exported or does not fit it.
     """
     job = _plan(entry, options)
-    if if_changed and has_current_version(entry.id, job.build_key):
+    keys = job.build_key, job.build_key_with_encoder
+    if if_changed and any(has_current_version(entry.id, key) for key in keys):
         return "up to date"
     from safetensors.torch import save_file  # imports torch, which takes seconds
 
-    from runners.artifacts.peft_adapter import read_adapter
+    from runners.artifacts.peft_adapter import read_parts
 
-    tensors = read_adapter(job.folder, job.base_folder / DECODER_FILE)
+    parts = read_parts(job.folder, job.base_folder / DECODER_FILE)
+    made = f"an adapter of {len(parts.language) // 2} layers of {job.base.model_id}"
     with new_version(entry.id) as folder:
-        save_file(tensors, folder / ADAPTER_FILE)
-        write_manifest(folder, _manifest(job, folder))
-        num_bytes = (folder / ADAPTER_FILE).stat().st_size
-    return f"an adapter of {len(tensors) // 2} layers of {job.base.model_id}, {num_bytes / 1e6:.1f} MB"
+        save_file(dict(parts.language), folder / ADAPTER_FILE)
+        manifest = _manifest(job)
+        if parts.vision.weights:
+            manifest = _make_encoders(job, parts.vision, folder, manifest)
+            made += f" and {len(parts.vision.weights)} weights of its vision tower and projector, {_encoders(manifest)}"
+        files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE}
+        write_manifest(folder, replace(manifest, files=files))
+        num_bytes = sum((folder / name).stat().st_size for name in files)
+    return f"{made}, {num_bytes / 1e6:.1f} MB"
 
 
 def _plan(entry: CatalogEntry, options: ExportOptions) -> AdapterJob:
@@ -79,7 +108,8 @@ def _plan(entry: CatalogEntry, options: ExportOptions) -> AdapterJob:
     return AdapterJob(entry, source, revision, folder, hashes, base_folder, read_manifest(base_folder))
 
 
-def _manifest(job: AdapterJob, folder: Path) -> Manifest:
+def _manifest(job: AdapterJob) -> Manifest:
+    """Return the manifest of an adapter without a vision part, without its files."""
     return replace(
         job.base,
         model_id=job.entry.id,
@@ -88,8 +118,74 @@ def _manifest(job: AdapterJob, folder: Path) -> Manifest:
         build_key=job.build_key,
         checkpoint=key_of_hashes(job.hashes),
         versions={name: number for name, number in library_versions().items() if name in ("safetensors", "torch")},
-        files={ADAPTER_FILE: sha256_of(folder / ADAPTER_FILE)},
+        files={},
         parity={},
         adapter_of=job.base.model_id,
         base_build_key=job.base.build_key,
+    )
+
+
+def _make_encoders(job: AdapterJob, changes: "VisionPart", folder: Path, manifest: Manifest) -> Manifest:
+    """Write the vision encoders of an adapter into `folder`; return `manifest` with their measurements.
+
+    Raise `ParityError` if their features differ from those of transformers with the merged weights.
+    """
+    from export.artifacts.encoders import load_vision_model, make_encoders, make_encoders_in_child, write_merged
+    from export.artifacts.vision_module import read_image_input
+    from export.checks.measurements import measure_encoders
+    from export.checks.probes import make_probes, plan_for
+    from export.checks.reference import Reference, load_processor
+    from export.pipeline import kept_defaults
+
+    silence_transformers()
+    checkpoint, entry = _base_checkpoint(job), job.entry
+    processor = load_processor(checkpoint)
+    image_input = read_image_input(processor.image_processor)
+    precisions = [each for each in get_args(Precision) if vision_encoder_file(each) in job.base.files]
+    images = [probe.image for probe in make_probes(entry, image_input, plan_for(entry))]
+    make = make_encoders_in_child if needs_of(entry, os.cpu_count() or 1).is_large else make_encoders
+    with Progress(entry.id, _NUM_STEPS) as progress, tempfile.TemporaryDirectory() as scratch:
+        progress.begin(f"merging {len(changes.weights)} weights into the vision tower of {job.base.model_id}")
+        merged = Path(scratch) / "merged.safetensors"
+        write_merged(checkpoint, changes, merged)
+        expected = Reference(load_vision_model(checkpoint, merged), processor).image_features(images).numpy()
+        progress.begin("making the vision encoders")
+        make(checkpoint, image_input, precisions, folder, merged)
+        measured = measure_encoders(folder, entry, precisions, images, expected, progress)
+    for precision in set(precisions) - {"float32", *measured.by_precision}:
+        (folder / vision_encoder_file(precision)).unlink()
+    kept = {"encoder": measured.by_precision, "decoder": job.base.parity["decoder"]}
+    return replace(
+        manifest,
+        build_key=job.build_key_with_encoder,
+        versions=library_versions(),
+        precision=kept_defaults(job.base.precision, kept),
+        parity={"image_features": asdict(measured.parity), "encoder": measured.by_precision},
+    )
+
+
+def _base_checkpoint(job: AdapterJob) -> Path:
+    """Return the folder of the checkpoint that the base was exported from; raise `SourceError` if it is not there."""
+    base = job.base
+    root = ROOT if base.source == find_entry(base.model_id).source else Path.cwd()
+    try:
+        source = resolve_source(base.source, base.revision, base.family, root)
+    except SourceError as error:
+        raise SourceError(
+            f"{job.entry.id} changes the vision tower or the projector, so that its export needs the checkpoint of "
+            f"{base.model_id}: {error}"
+        ) from error
+    if (found := key_of_hashes(source.hashes())) != base.checkpoint:
+        raise SourceError(
+            f"{base.source} is the checkpoint {found}; {base.model_id} was exported from {base.checkpoint}: export "
+            f"{base.model_id} again, then {job.entry.id}"
+        )
+    return source.folder
+
+
+def _encoders(manifest: Manifest) -> str:
+    features, others = manifest.parity["image_features"], manifest.parity["encoder"]
+    return (
+        f"with encoders of its own in {', '.join(['float32', *others])}: image features of {features['num_images']} "
+        f"images: min cosine {features['min_cosine']:.6f}, max abs error {features['max_abs_error']:.1e}"
     )

@@ -40,3 +40,11 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def silence_transformers() -> None:
+    """Show neither warnings nor bars of transformers, which would break into the progress."""
+    from transformers.utils import logging  # imports torch, which takes seconds
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]

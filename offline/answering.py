@@ -55,7 +55,7 @@ def load_model(job: Job, settings: Settings) -> LoadedModel:
     runner = InProcessRunner(base, replace(options, limits=limits, max_cache_bytes=0, adapters_folder=None))
     runner.load(settings)
     _, request = parse_fields(GenerationFields, job.fields)
-    return LoadedModel(model, RunnerClient(base, runner), request)
+    return LoadedModel(model, RunnerClient(base.model_id, runner), request)
 
 
 class Answerer:

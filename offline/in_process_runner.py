@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from runners.artifacts.manifest import Manifest, files_of_runner, verify_files
-from runners.artifacts.store import artifact_folder
+from runners.artifacts.store import artifact_folder, read_adapters
 from runners.options import RunnerOptions, encoder_batch_size
 from runners.transport.messages import EncodedImage, ImageToEncode, Outcomes
 from runners.worker import ModelWorker
@@ -22,6 +22,7 @@ class InProcessRunner(RunnerChannel):
     def __init__(self, manifest: Manifest, options: RunnerOptions) -> None:
         super().__init__(_NO_URL, manifest.build_key, _NO_TIMEOUT)
         self._manifest = manifest
+        self._adapters = options.adapters
         self._worker = ModelWorker(manifest.model_id, options, self._encoded)
         self._max_batch_size = encoder_batch_size(options)
         self._waiting: list[tuple[str, asyncio.Future[EncodedImage]]] = []
@@ -33,11 +34,13 @@ class InProcessRunner(RunnerChannel):
         precision, _ = chosen_precisions(self._manifest, settings)
         folder = artifact_folder(self._manifest.model_id)
         verify_files(folder, self._manifest, files_of_runner(self._manifest, precision))
+        for adapter_folder, adapter in read_adapters(self._adapters, self._manifest):
+            verify_files(adapter_folder, adapter)
         self._worker.load()
 
     async def write(self, call: RunnerCall) -> Outcomes:
         """Return the outcome of each sequence; raise `FeaturesMissing` for a new image without pixels."""
-        features = await self._worker.features(call.image_key, call.pixels)
+        features = await self._worker.features(call.image_key, call.pixels, call.sequences[0].adapter)
         if features is None:
             raise FeaturesMissing
         return await self._worker.write(features, call.sequences)

@@ -74,7 +74,10 @@ class RunnerApi:
     async def _answer(self, request: Request, received: ReceivedCall, answer: "_Answer") -> Response:
         if not (image_key := request.headers.get(IMAGE_KEY_HEADER)):
             raise BadCall(f"the header {IMAGE_KEY_HEADER} is missing; it must be the image key, hexadecimal")
-        features = await self._worker.features(image_key, received.pixels)
+        adapters = {spec.adapter for spec in received.call.sequences} or {None}
+        if len(adapters) > 1:  # the features of an adapter may be other ones
+            raise BadCall(f"the sequences name {len(adapters)} adapters; all must name the same one, or all none")
+        features = await self._worker.features(image_key, received.pixels, *adapters)
         if features is None:
             message = "no features are cached under this image key; repeat the call with pixels"
             return PlainTextResponse(message, HTTPStatus.NOT_FOUND)

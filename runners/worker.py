@@ -1,4 +1,7 @@
-"""The encoder, the features cache and the decoder of one model, and the course of a call through them."""
+"""The encoders, the features cache and the decoder of one model, and the course of a call through them.
+
+The model has an encoder, and so has each of its adapters that changes the vision tower or the projector.
+"""
 
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -9,8 +12,8 @@ from safetensors.torch import load_file
 
 from runners.artifacts.adapter_folder import AdapterScan
 from runners.artifacts.devices import decoder_device
-from runners.artifacts.manifest import Manifest, read_manifest, verify_files
-from runners.artifacts.store import adapter_files, artifact_folder
+from runners.artifacts.manifest import ADAPTER_FILE, Manifest, read_manifest, verify_files
+from runners.artifacts.store import artifact_folder, read_adapters
 from runners.decoder_worker import DecoderWorker
 from runners.encoder.features_cache import CachedFeatures, VisionCache
 from runners.hot_adapters import HotAdapters
@@ -48,7 +51,7 @@ class ModelWorker:
 
         The start of the service has hashed the artifacts (service/__main__.py); a runner that restarts loads at once.
         """
-        from runners.encoder.worker import EncoderWorker  # starts a thread: only after this process was forked
+        from runners.encoder.worker import Encoders  # starts a thread: only after this process was forked
 
         options, folder = self._options, artifact_folder(self._model_id)
         manifest = read_manifest(folder)
@@ -56,19 +59,22 @@ class ModelWorker:
         device, num_cores = decoder_device(options.device), len(os.sched_getaffinity(0))
         width, height = manifest.image_size_wh
         self.build_key, self.image_shape_hwc = manifest.build_key, (height, width, 3)
-        self._encoder = EncoderWorker(manifest, options, device)
-        self._encoder.load(folder, num_cores)
+        self._encoders = Encoders(options, device, num_cores)
+        self._encoders.add(None, manifest, folder)
         self._decoder = DecoderWorker(manifest, options, device)
         self._decoder.load(folder, num_cores)
-        self._load_adapters(manifest, folder)
+        # All before the runner is ready: too little memory for an encoder must stop the start, not fail requests.
+        for adapter_folder, adapter in read_adapters(options.adapters, manifest):
+            self._decoder.add_adapter(adapter.build_key, load_file(adapter_folder / ADAPTER_FILE))
+            if adapter.has_encoder:
+                self._encoders.add(adapter.build_key, adapter, adapter_folder)
+        self._watch_adapters(manifest, folder)
         self._cache = VisionCache(self._model_id, options.max_cache_bytes, options.limits.max_waiting, self._batched)
-        self._watchdogs = (self._encoder.watchdog, self._decoder.watchdog)
+        self._watchdogs = (*self._encoders.watchdogs, self._decoder.watchdog)
         end_process_when_stuck(self._watchdogs, options.limits.stuck_after_s)
 
-    def _load_adapters(self, manifest: Manifest, folder: Path) -> None:
-        """Load the adapters of the options and those of the watched folder, and start to watch it."""
-        for key, file in adapter_files(self._options.adapters, manifest).items():
-            self._decoder.add_adapter(key, load_file(file))
+    def _watch_adapters(self, manifest: Manifest, folder: Path) -> None:
+        """Load the adapters of the watched folder, if any, and start to watch it."""
         self._hot_adapters: HotAdapters | None = None
         if self._options.adapters_folder is not None:
             scan = AdapterScan(self._options.adapters_folder)
@@ -93,12 +99,17 @@ class ModelWorker:
         """Encode a batch in the batcher's thread; return the outcomes in order."""
         encodings = {image.image_key: self._cache.encodings.get(image.image_key) for image in images}
         pending = {key: encoding for key, encoding in encodings.items() if encoding is not None}
-        outcomes = dict(zip(pending, self._encoder.encode(list(pending.values())), strict=True)) if pending else {}
+        outcomes = dict(zip(pending, self._encoders.encode(list(pending.values())), strict=True))
         return [outcomes.get(image.image_key, _NOT_PENDING) for image in images]
 
-    async def features(self, image_key: str, pixels: Pixels | None) -> CachedFeatures | Failed | None:
-        """Return the features of an image, or its failure; None if they are not cached and there are no `pixels`."""
-        return await self._cache.get(image_key, pixels)
+    async def features(
+        self, image_key: str, pixels: Pixels | None, adapter: str | None
+    ) -> CachedFeatures | Failed | None:
+        """Return the features of an image, or its failure; None if they are not cached and there are no `pixels`.
+
+        They are those of `adapter`, if it has an encoder of its own, else the model's.
+        """
+        return await self._cache.get(image_key, pixels, self._encoders.owner(adapter))
 
     async def write(self, features: CachedFeatures | Failed, specs: Sequence[SequenceSpec]) -> Outcomes:
         """Return the outcomes of all sequences; cancellation frees their slots within one step."""

@@ -62,8 +62,9 @@ def _check(role: Role, settings: Settings) -> None:
         folder = artifact_folder(entry.id)
         manifest = read_manifest(folder)
         if entry.adapter_of is not None:
-            verify_files(folder, manifest)
             check_base(manifest, read_manifest(artifact_folder(entry.adapter_of)))
+            own = files_of_runner(manifest, chosen_precisions(manifest, settings)[0]) if manifest.has_encoder else None
+            verify_files(folder, manifest, own)
             continue
         encoder, _ = chosen_precisions(manifest, settings)
         is_remote = settings.runner_url(entry.id) is not None

@@ -184,7 +184,7 @@ def _publish(model: ServedModel, is_served: bool = True) -> None:
 
 def _runner_client(model: ServedModel) -> RunnerClient:
     url = _SETTINGS.runner_url(model.id) or local_runner_url(runner_name(model.id))
-    return RunnerClient(model.manifest, RunnerChannel(url, model.manifest.build_key, call_timeout_s(_SETTINGS)))
+    return RunnerClient(model.id, RunnerChannel(url, model.manifest.build_key, call_timeout_s(_SETTINGS)))
 
 
 def _make_gateway() -> Any:

@@ -1,5 +1,6 @@
 """The vision encoders of a checkpoint in every precision, made in this process or in a child.
 
+Those of an adapter are made of its base's checkpoint and a file of merged weights, which take the place of the base's.
 Tracing, optimum and onnx hold several copies of a graph; a child gives all of this memory back when it ends.
 """
 
@@ -11,17 +12,28 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from export.artifacts.checkpoint_tensors import VISION_PREFIXES, CheckpointTensors, empty_model
 from export.artifacts.davit import TokenRowsDavit
 from export.artifacts.onnx_graphs import export_vision_encoder, write_at_precision, write_int8
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule
 from export.checkpoints.errors import EncoderError, ExportError
+from runners.artifacts.adapter_folder import AdapterError
 from runners.artifacts.manifest import Precision, vision_encoder_file
+from runners.artifacts.peft_adapter import VisionPart
 
 
-def make_encoders(checkpoint: Path, image_input: ImageInput, precisions: Sequence[Precision], folder: Path) -> None:
+def make_encoders(
+    checkpoint: Path,
+    image_input: ImageInput,
+    precisions: Sequence[Precision],
+    folder: Path,
+    merged: Path | None = None,
+) -> None:
     """Write the vision encoder of `checkpoint` in float32 and in each of `precisions` into `folder`."""
-    model = load_vision_model(checkpoint)
+    model = load_vision_model(checkpoint, merged)
     fast_tower = use_fast_tower(model)
     module = VisionEncoderModule(model, image_input)
     export_vision_encoder(module, image_input.size_wh, folder / vision_encoder_file("float32"))
@@ -38,13 +50,39 @@ def make_encoders(checkpoint: Path, image_input: ImageInput, precisions: Sequenc
         write_at_precision(folder, precision, config)
 
 
-def load_vision_model(checkpoint: Path) -> Any:
-    """Return transformers' model of `checkpoint` with the weights of its vision tower and projector only."""
+def load_vision_model(checkpoint: Path, merged: Path | None = None) -> Any:
+    """Return transformers' model of `checkpoint` with the weights of its vision tower and projector only.
+
+    `merged` (safetensors) has weights that replace some of them, under transformers' names.
+    """
     tensors, model = CheckpointTensors.open(checkpoint), empty_model(checkpoint)
     for prefix in VISION_PREFIXES:
         name = prefix.removesuffix(".")
         tensors.fill(model.get_submodule(name), name)
+    if merged is not None:
+        model.load_state_dict(load_file(merged), strict=False)
     return model
+
+
+def write_merged(checkpoint: Path, changes: VisionPart, output: Path) -> None:
+    """Write the weights of `checkpoint` that an adapter changes, merged with its changes, in float32.
+
+    Raise `AdapterError` for a weight that the checkpoint does not have, or has with another shape, and for one that is
+    not finite.
+    """
+    tensors, merged = CheckpointTensors.open(checkpoint), dict[str, Tensor]()
+    for name, product in changes.products.items():
+        weight = tensors.get(name)
+        product.check(None if weight is None else tuple(weight.shape))
+        merged[name] = product.added_to(tensors[name])
+    for name, replaced in changes.replaced.items():
+        shape = tuple(tensors[name].shape) if name in tensors else None
+        if shape != tuple(replaced.shape):
+            raise AdapterError(f"the adapter has {name} of shape {tuple(replaced.shape)}; its base has {shape}")
+        merged[name] = replaced.contiguous()
+    if broken := [name for name, weight in merged.items() if not weight.isfinite().all()]:
+        raise AdapterError(f"the adapter makes {broken[0]} infinite or not a number")
+    save_file(merged, output)
 
 
 def use_fast_tower(model: Any) -> TokenRowsDavit | None:
@@ -57,12 +95,16 @@ def use_fast_tower(model: Any) -> TokenRowsDavit | None:
 
 
 def make_encoders_in_child(
-    checkpoint: Path, image_input: ImageInput, precisions: Sequence[Precision], folder: Path
+    checkpoint: Path,
+    image_input: ImageInput,
+    precisions: Sequence[Precision],
+    folder: Path,
+    merged: Path | None = None,
 ) -> None:
     """Like `make_encoders`, in a process of its own; raise `EncoderError` if it fails or is killed."""
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            pool.submit(make_encoders, checkpoint, image_input, precisions, folder).result()
+            pool.submit(make_encoders, checkpoint, image_input, precisions, folder, merged).result()
     except ExportError:
         raise
     except BrokenProcessPool as error:

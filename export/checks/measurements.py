@@ -20,7 +20,7 @@ from torch import Tensor
 
 from export.checkpoints.errors import ParityError
 from export.checks.half_arithmetic import HalfEncoder
-from export.checks.parity import ReferenceAnswers, check_answers, compare_features, make_requests
+from export.checks.parity import FeatureParity, ReferenceAnswers, check_answers, compare_features, make_requests
 from export.checks.probes import Probe, extreme_images
 from export.checks.streaming import load_for_checks
 from export.progress import Progress
@@ -55,6 +55,42 @@ class TokenAgreement:
     num_same: int
 
 
+@dataclass(frozen=True, slots=True)
+class MeasuredEncoders:
+    """Float32 features (B, N, C) of the probes and of extreme images, and the measurements for the manifest."""
+
+    features: NDArray[np.float32]
+    extreme_features: NDArray[np.float32]
+    parity: FeatureParity
+    by_precision: Mapping[Precision, Mapping[str, Any]]  # without those that fail
+
+
+def measure_encoders(
+    folder: Path,
+    entry: CatalogEntry,
+    precisions: Sequence[Precision],
+    images: Sequence[Image.Image],
+    expected_features: NDArray[np.float32],
+    progress: Progress,
+) -> MeasuredEncoders:
+    """Compare the encoders with the reference's features of `images`; raise `ParityError` if float32 differs."""
+    progress.begin("comparing image features with transformers")
+    features, extremes = _encode(folder, "float32", images), extreme_images(images[0].size)
+    parity = compare_features(features, expected_features)
+    extreme_features = _encode(folder, "float32", list(extremes.values()))
+
+    def of_precision(precision: Precision) -> dict[str, Any]:
+        progress.begin(f"measuring the encoder in {precision}")
+        if precision == "float16":
+            few = {"scene": images[0], **extremes}
+            return measure_half_encoder(folder, few, np.concatenate([features[:1], extreme_features]))
+        rows = _encode(folder, precision, images)
+        return asdict(compare(f"the {precision} encoder", _tensors(rows), _tensors(features)))
+
+    measured = dict(each_measured("encoder", entry, precisions, of_precision))
+    return MeasuredEncoders(features, extreme_features, parity, measured)
+
+
 def measure(
     folder: Path,
     entry: CatalogEntry,
@@ -68,28 +104,17 @@ def measure(
 
     The float32 decoder of a large model runs layer by layer.
     """
-    progress.begin("comparing image features with transformers")
-    features = _encode(folder, "float32", [probe.image for probe in probes])
-    parity = compare_features(features, expected.image_features)
+    images = [probe.image for probe in probes]
+    encoders = measure_encoders(folder, entry, precisions["encoder"], images, expected.image_features, progress)
     progress.begin("comparing answers with transformers")
     decoder = load_for_checks(folder, entry.family, "float32", is_large)
-    requests = make_requests(decoder, features, probes, expected)
+    requests = make_requests(decoder, encoders.features, probes, expected)
     tokens = check_answers(decoder, requests, expected)
-    extremes = extreme_images(probes[0].image.size)
-    extreme_features = _encode(folder, "float32", list(extremes.values()))
     # One step suffices for these: the prefill multiplies the features by every weight.
-    requests += [replace(requests[0], image_features=torch.from_numpy(each)) for each in extreme_features]
-    answers = [*(answer.token_ids for answer in expected.answers), *[(0,)] * len(extremes)]
+    requests += [replace(requests[0], image_features=torch.from_numpy(each)) for each in encoders.extreme_features]
+    answers = [*(answer.token_ids for answer in expected.answers), *[(0,)] * len(encoders.extreme_features)]
     logits = list(_forced_logits(decoder, requests, answers))
     del decoder
-
-    def of_encoder(precision: Precision) -> dict[str, Any]:
-        progress.begin(f"measuring the encoder in {precision}")
-        if precision == "float16":
-            images = {"scene": probes[0].image, **extremes}
-            return measure_half_encoder(folder, images, np.concatenate([features[:1], extreme_features]))
-        rows = _encode(folder, precision, [probe.image for probe in probes])
-        return asdict(compare(f"the {precision} encoder", _tensors(rows), _tensors(features)))
 
     def of_decoder(precision: Precision) -> dict[str, Any]:
         progress.begin(f"measuring the decoder in {precision}")
@@ -97,9 +122,9 @@ def measure(
         return _measure_decoder(precision, other, requests, answers, logits)
 
     return {
-        "image_features": asdict(parity),
+        "image_features": asdict(encoders.parity),
         "tokens": asdict(tokens),
-        "encoder": dict(each_measured("encoder", entry, precisions["encoder"], of_encoder)),
+        "encoder": encoders.by_precision,
         "decoder": dict(each_measured("decoder", entry, precisions["decoder"], of_decoder)),
     }
 

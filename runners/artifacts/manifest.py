@@ -12,6 +12,7 @@ Of a LoRA adapter, which runs in the runner of its base:
 
     manifest.json           the same, with the base's id and build key, input size and precisions
     adapter.safetensors     two float32 matrices for each layer that it changes (runners/models/adapters.py)
+    vision_encoder*.onnx    only if it changes the vision tower or the projector: its own, in the base's precisions
 
 Does not know where such folders are stored (runners/artifacts/store.py).
 """
@@ -37,6 +38,7 @@ TOKENIZER_FILE = "tokenizer.json"
 PROCESSOR_CONFIG_FILE = "processor_config.json"
 MASK_DECODER_FILE = "mask_decoder.npz"
 ADAPTER_FILE = "adapter.safetensors"
+VISION_ENCODER_FILE = "vision_encoder.onnx"  # in float32
 CALIBRATION_FILE = "calibration.json"
 FILES_OF_GATEWAY = frozenset({MASK_DECODER_FILE, PROCESSOR_CONFIG_FILE, CALIBRATION_FILE})
 
@@ -45,7 +47,7 @@ _HASH_BLOCK_BYTES = 1 << 20
 
 def vision_encoder_file(precision: Precision) -> str:
     """Return the file name of the vision encoder at a precision."""
-    return "vision_encoder.onnx" if precision == "float32" else f"vision_encoder.{precision}.onnx"
+    return VISION_ENCODER_FILE if precision == "float32" else f"vision_encoder.{precision}.onnx"
 
 
 class ArtifactError(Exception):
@@ -72,6 +74,11 @@ class Manifest:
     parity: Mapping[str, Any]
     adapter_of: str | None = None  # of an adapter: the id of its base
     base_build_key: str | None = None  # of an adapter: the build of its base that it was checked against
+
+    @property
+    def has_encoder(self) -> bool:
+        """True unless it is an adapter that uses the vision encoder of its base."""
+        return VISION_ENCODER_FILE in self.files
 
 
 def sha256_of(path: Path) -> str:

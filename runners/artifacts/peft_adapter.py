@@ -1,17 +1,21 @@
-"""Reads a LoRA adapter in PEFT's format, and converts it to the form that a runner loads.
+"""Reads a LoRA adapter in PEFT's format: the language part, which a runner loads, and the vision part.
 
     adapter_config.json         rank, alpha and their patterns; everything else that would change the answer is refused
-    adapter_model.safetensors   base_model.model.LAYER.lora_A.weight (R, in) and .lora_B.weight (out, R)
+    adapter_model.safetensors   base_model.model.LAYER.lora_A.weight (R, in) and .lora_B.weight (out, R), of a
+                                convolution (R, in, H, W) and (out, R, 1, 1)
+                                base_model.model.WEIGHT of the modules in `modules_to_save`, which replaces the base's
 
 LAYER is a name in the model that was tuned: transformers 5 calls Florence-2's and PaliGemma's language model
-`model.language_model`, older versions `language_model.model`. Needs neither peft nor the base's checkpoint.
-Source of ranks and factors: peft 0.21, tuners/lora/layer.py (`update_layer`) and utils/other.py (`get_pattern_key`).
+`model.language_model`, older versions `language_model.model`; `_VISION` has both names of the other parts. Needs
+neither peft nor the base's checkpoint: the export merges the vision part into it (export/adapters.py).
+Source of ranks and factors: peft 0.21, tuners/lora/layer.py (`update_layer`, `get_delta_weight`) and utils/other.py
+(`get_pattern_key`).
 """
 
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,9 @@ from runners.artifacts.adapter_folder import CONFIG_FILE, DOWN, UP, WEIGHTS_FILE
 
 _LANGUAGE_MODEL = "model.language_model."
 _OLDER_LANGUAGE_MODEL = "language_model.model."
+_VISION = re.compile(r"(?:model\.)?(vision_tower|multi_modal_projector)\.(?:vision_model\.)?(.+)")
 _TENSOR = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
+_SAVED = re.compile(r"base_model\.model\.(?P<weight>(?!.*\.lora_).+)")
 _NOT_ADAPTED = (
     "embed_tokens",
     "embed_positions",
@@ -33,7 +39,10 @@ _NOT_ADAPTED = (
 )  # of the language model, but no layers
 
 # Keys of the configuration that are read, or that only training needs.
-_READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights"}
+_READ = {
+    *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights"),
+    "modules_to_save",
+}
 _OF_TRAINING = {
     *("auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config"),
     *("exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout"),
@@ -53,6 +62,7 @@ class PeftConfig:
     is_rank_stabilized: bool
     ranks: Mapping[str, int]  # by pattern of a layer's name
     alphas: Mapping[str, float]
+    saved_modules: tuple[str, ...]  # ends of the names of modules whose weights are replaced
 
     @classmethod
     def read(cls, folder: Path) -> "PeftConfig":
@@ -67,6 +77,7 @@ class PeftConfig:
                 bool(values.get("use_rslora")),
                 {pattern: int(rank) for pattern, rank in (values.get("rank_pattern") or {}).items()},
                 {pattern: float(alpha) for pattern, alpha in (values.get("alpha_pattern") or {}).items()},
+                tuple(map(str, values.get("modules_to_save") or ())),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise AdapterError(f"{path} is not a configuration of a LoRA adapter: {error!r}") from error
@@ -80,23 +91,99 @@ class PeftConfig:
         return _matching(self.alphas, layer, self.alpha) / (math.sqrt(rank) if self.is_rank_stabilized else rank)
 
 
-def read_adapter(folder: Path, base_decoder: Path) -> dict[str, Tensor]:
-    """Return the tensors of a runner's adapter file: two float32 matrices for each layer that PEFT's folder adapts.
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A product of two small matrices that is added to the weight of a layer."""
 
-    Raise `AdapterError` for a layer that the base (a safetensors file) does not have, or has with another shape.
+    layer: str  # as the file names it
+    rank: int  # R, as the configuration has it
+    down: Tensor  # float32 (R, in), of a convolution (R, in, H, W)
+    up: Tensor  # float32 (out, R), of a convolution (out, R, 1, 1), with the factor
+
+    def check(self, weight: tuple[int, ...] | None) -> None:
+        """Raise `AdapterError` unless it fits the shape of its layer's weight; None: there is no such layer."""
+        if weight is None:
+            raise AdapterError(f"the adapter changes {self.layer}, which its base does not have")
+        found = tuple(self.down.shape), tuple(self.up.shape)
+        is_convolution = len(weight) > 2
+        if is_convolution and found[0][1:2] != weight[1:2]:
+            raise AdapterError(
+                f"the adapter changes {self.layer}, a convolution in groups, which is not supported: PEFT does not "
+                "merge it either; train without this layer"
+            )
+        expected = (self.rank, *weight[1:]), (weight[0], self.rank, *(1 for _ in weight[2:]))
+        if found != expected:
+            raise AdapterError(
+                f"lora_A and lora_B of {self.layer} have the shapes {found[0]} and {found[1]}; with rank {self.rank} "
+                f"and the base's weight of {weight} they must be {expected[0]} and {expected[1]}"
+            )
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        """Return `weight` in float32 plus the product."""
+        return weight.float() + (self.up.flatten(1) @ self.down.flatten(1)).view(weight.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class VisionPart:
+    """The weights of vision tower and projector that an adapter changes, by their names in transformers 5."""
+
+    products: Mapping[str, Product]
+    replaced: Mapping[str, Tensor]  # float32
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The names of all changed weights."""
+        return (*self.products, *self.replaced)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterParts:
+    """All weights that an adapter changes."""
+
+    language: Mapping[str, Tensor]  # of a runner's adapter file: two float32 matrices for each layer
+    vision: VisionPart
+
+
+def read_adapter(folder: Path, base_decoder: Path) -> dict[str, Tensor]:
+    """Return the tensors of a runner's adapter file; raise `AdapterError` for an adapter with a vision part too.
+
+    Other errors are those of `read_parts`.
     """
-    config, converted = PeftConfig.read(folder), dict[str, Tensor]()
-    pairs, shapes = _read_pairs(folder / WEIGHTS_FILE), _shapes(base_decoder)
+    parts = read_parts(folder, base_decoder)
+    if parts.vision.weights:
+        raise AdapterError(
+            f"it changes {parts.vision.weights[0]}, so that it needs a vision encoder of its own, which only the "
+            "export makes: add it to the catalog with adapter_of, run python -m export with its id, and restart"
+        )
+    return dict(parts.language)
+
+
+def read_parts(folder: Path, base_decoder: Path) -> AdapterParts:
+    """Return the weights that PEFT's folder changes; those of the language model fit the base (a safetensors file).
+
+    Raise `AdapterError` for a layer that the base does not have, or has with another shape, and for a form that cannot
+    be served.
+    """
+    config, path = PeftConfig.read(folder), folder / WEIGHTS_FILE
+    (pairs, saved), shapes = _read_tensors(path), _shapes(base_decoder)
+    language, products = dict[str, Tensor](), dict[str, Product]()
     for layer, sides in pairs.items():
         if sides.keys() != {"A", "B"}:
-            raise AdapterError(f"{folder / WEIGHTS_FILE} has only lora_{next(iter(sides))} of {layer}")
-        own_name = _own_name(layer)
-        _check_shapes(layer, sides, config.rank_of(layer), shapes.get(f"{own_name}.weight"))
-        converted[own_name + DOWN] = sides["A"].float().contiguous()
-        converted[own_name + UP] = (sides["B"].float() * config.factor_of(layer)).contiguous()
-    if not converted:
-        raise AdapterError(f"{folder / WEIGHTS_FILE} adapts no layer")
-    return converted
+            raise AdapterError(f"{path} has only lora_{next(iter(sides))} of {layer}")
+        up = (sides["B"].float() * config.factor_of(layer)).contiguous()
+        product = Product(layer, config.rank_of(layer), sides["A"].float().contiguous(), up)
+        if (vision_name := _vision_name(layer)) is not None:
+            products[f"{vision_name}.weight"] = product
+        else:
+            own_name = _language_name(layer)
+            product.check(shapes.get(f"{own_name}.weight"))
+            language |= {own_name + DOWN: product.down, own_name + UP: product.up}
+    vision = VisionPart(products, _replaced(path, saved, config.saved_modules))
+    if not language and not vision.weights:
+        raise AdapterError(f"{path} adapts no layer")
+    if both := sorted(vision.products.keys() & vision.replaced.keys()):
+        raise AdapterError(f"{path} has both a product for {both[0]} and the weight itself; only one is supported")
+    return AdapterParts(language, vision)
 
 
 def _check_supported(path: Path, values: Mapping[str, Any]) -> None:
@@ -119,48 +206,68 @@ def _matching(patterns: Mapping[str, float], layer: str, default: float) -> floa
     return next(found, default)
 
 
-def _read_pairs(path: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the matrices of each layer by their sides "A" and "B", under the names of the file."""
+def _read_tensors(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """Return the matrices of each layer by their sides "A" and "B", and whole weights, under the names of the file."""
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{path} cannot be read as safetensors: {error}") from error
-    pairs: dict[str, dict[str, Tensor]] = {}
+    pairs, saved = dict[str, dict[str, Tensor]](), dict[str, Tensor]()
     for name, tensor in tensors.items():
-        if (match := _TENSOR.fullmatch(name)) is None:
+        if (match := _TENSOR.fullmatch(name)) is not None:
+            pairs.setdefault(match["layer"], {})[match["side"]] = tensor
+        elif (match := _SAVED.fullmatch(name)) is not None:
+            saved[match["weight"]] = tensor
+        else:
             raise AdapterError(
                 f"{path} has {name}, which is not supported; allowed are base_model.model.LAYER.lora_A.weight and "
-                ".lora_B.weight of linear layers"
+                ".lora_B.weight of linear layers and convolutions, and weights of modules_to_save"
             )
-        pairs.setdefault(match["layer"], {})[match["side"]] = tensor
-    return pairs
+    return pairs, saved
 
 
-def _own_name(layer: str) -> str:
+def _replaced(path: Path, saved: Mapping[str, Tensor], modules: Sequence[str]) -> dict[str, Tensor]:
+    """Return the weights of `modules` by their names in transformers 5; all must be of vision tower or projector."""
+    replaced: dict[str, Tensor] = {}
+    for name, tensor in saved.items():
+        vision_name = _vision_name(name)
+        if vision_name is None or not any(f".{module}." in f".{name}" for module in modules):
+            raise _not_supported(name)
+        replaced[vision_name] = tensor.float()
+    for module in modules:
+        if not any(f".{module}." in f".{name}" for name in saved):
+            raise AdapterError(
+                f"{path.parent / CONFIG_FILE}: modules_to_save is {list(modules)!r}, which is not supported: {module} "
+                "has no weights in the adapter; allowed are modules of the vision tower and the projector"
+            )
+    return replaced
+
+
+def _vision_name(name: str) -> str | None:
+    """Return the name in transformers 5 of a layer or weight of vision tower or projector; None for others."""
+    match = _VISION.fullmatch(name)
+    return None if match is None else f"model.{match[1]}.{match[2]}"
+
+
+def _language_name(layer: str) -> str:
     """Return the name of a layer in a base's artifacts; raise `AdapterError` if it is not of the language model."""
     own = layer
     if layer.startswith(_OLDER_LANGUAGE_MODEL):
         own = _LANGUAGE_MODEL + layer.removeprefix(_OLDER_LANGUAGE_MODEL)
     if not own.startswith(_LANGUAGE_MODEL) or own.rpartition(".")[2] in _NOT_ADAPTED:
-        raise AdapterError(
-            f"the adapter changes {layer}, which is not supported; allowed are attention and feed-forward layers of "
-            f"{_LANGUAGE_MODEL}* or {_OLDER_LANGUAGE_MODEL}*: no vision tower, projector, embedding or output head. "
-            "Merge it into its base and serve the result (docs/models.md, 'Serve a fine-tuned checkpoint')"
-        )
+        raise _not_supported(layer)
     return own
+
+
+def _not_supported(name: str) -> AdapterError:
+    return AdapterError(
+        f"the adapter changes {name}, which is not supported; allowed are attention and feed-forward layers of "
+        f"{_LANGUAGE_MODEL}* or {_OLDER_LANGUAGE_MODEL}*, and layers and modules_to_save of the vision tower and the "
+        "projector: no embedding and no output head. Merge it into its base and serve the result (docs/models.md, "
+        "'Serve a fine-tuned checkpoint')"
+    )
 
 
 def _shapes(base_decoder: Path) -> dict[str, tuple[int, ...]]:
     with safe_open(base_decoder, framework="pt") as tensors:
         return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-
-
-def _check_shapes(layer: str, sides: Mapping[str, Tensor], rank: int, base: tuple[int, ...] | None) -> None:
-    if base is None:
-        raise AdapterError(f"the adapter changes {layer}, which its base does not have")
-    found, expected = (tuple(sides["A"].shape), tuple(sides["B"].shape)), ((rank, base[-1]), (base[0], rank))
-    if found != expected:
-        raise AdapterError(
-            f"lora_A and lora_B of {layer} have the shapes {found[0]} and {found[1]}; with rank {rank} and the base's "
-            f"weight of {base} they must be {expected[0]} and {expected[1]}"
-        )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import bentoml
 
-from runners.artifacts.manifest import ADAPTER_FILE, ArtifactError, Manifest, read_manifest
+from runners.artifacts.manifest import ArtifactError, Manifest, read_manifest
 
 
 def artifact_folder(model_id: str) -> Path:
@@ -17,15 +17,13 @@ def artifact_folder(model_id: str) -> Path:
         raise ArtifactError(message) from error
 
 
-def adapter_files(adapter_ids: Sequence[str], base: Manifest) -> dict[str, Path]:
-    """Return the file of each adapter by its build key; raise `ArtifactError` for one of another build of the base."""
-    files = {}
-    for adapter_id in adapter_ids:
-        folder = artifact_folder(adapter_id)
-        manifest = read_manifest(folder)
+def read_adapters(adapter_ids: Sequence[str], base: Manifest) -> list[tuple[Path, Manifest]]:
+    """Return folder and manifest of each adapter; raise `ArtifactError` for one of another build of the base."""
+    folders = [artifact_folder(adapter_id) for adapter_id in adapter_ids]
+    found = [(folder, read_manifest(folder)) for folder in folders]
+    for _, manifest in found:
         check_base(manifest, base)
-        files[manifest.build_key] = folder / ADAPTER_FILE
-    return files
+    return found
 
 
 def check_base(adapter: Manifest, base: Manifest) -> None:

@@ -29,6 +29,7 @@ class Encoding:
     """An encoding in progress; the encoder sets `features`."""
 
     pixels: Pixels  # (H, W, 3)
+    adapter: str | None  # whose encoder it needs, by its build key; None: the model's
     started_s: float = field(default_factory=time.monotonic)
     trace: Context = field(default_factory=get_current)
     features: Tensor | None = None  # (N, C)
@@ -61,9 +62,12 @@ class VisionCache:
         self._bytes = VISION_CACHE_BYTES.labels(model_id)
         self._depth = QUEUE_DEPTH.labels(model_id, "encode")
 
-    async def get(self, image_key: str, pixels: Pixels | None) -> CachedFeatures | Failed | None:
+    async def get(
+        self, image_key: str, pixels: Pixels | None, adapter: str | None = None
+    ) -> CachedFeatures | Failed | None:
         """Return the features of an image, encoded from `pixels` if needed; None if that is needed and not possible.
 
+        `adapter` is one with an encoder of its own, which the image key depends on; None: the model's encoder.
         Cancelling the call does not cancel the encoding, which others may have joined.
         """
         if (features := self._features.get(image_key)) is not None:
@@ -76,7 +80,7 @@ class VisionCache:
             if len(self.encodings) >= self._max_encoding:
                 message = f"{len(self.encodings)} images are queued for encoding, the maximum; retry later"
                 return Failed(code="overloaded", message=message)
-            outcome, encoding = "miss", self._start(image_key, pixels)
+            outcome, encoding = "miss", self._start(image_key, pixels, adapter)
         return await self._join(encoding, outcome)
 
     async def _join(self, encoding: Encoding, outcome: CacheOutcome) -> CachedFeatures | Failed:
@@ -88,8 +92,8 @@ class VisionCache:
         encode_s = encoded.encode_s if outcome == "miss" else 0.0
         return self._found(encoding.features, outcome, encode_s, max(0.0, time.monotonic() - start_s - encode_s))
 
-    def _start(self, image_key: str, pixels: Pixels) -> Encoding:
-        encoding = self.encodings[image_key] = Encoding(pixels)
+    def _start(self, image_key: str, pixels: Pixels, adapter: str | None) -> Encoding:
+        encoding = self.encodings[image_key] = Encoding(pixels, adapter)
         encoding.task = asyncio.create_task(self._run(image_key, encoding))
         return encoding
 

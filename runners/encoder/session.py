@@ -1,5 +1,7 @@
 """The exported vision encoder in an ONNX Runtime session.
 
+On the CPU, all encoders of a process share one arena of memory: the activations of a batch are several times as large
+as the weights, and batches run one after another.
 A batch runs at once, with two exceptions. At int8 images run one by one: ONNX Runtime quantizes a batch with one scale,
 and an image's features must not depend on the others. A batch that exceeds the memory is halved.
 Shapes: B batch, H and W the input size of the export, N image tokens, C hidden.
@@ -7,6 +9,7 @@ Shapes: B batch, H and W the input size of the export, N image tokens, C hidden.
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +50,10 @@ class VisionEncoder:
         options.intra_op_num_threads = self._num_threads
         # Spinning idle threads would take cores from the decoder and from other models.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if self._device == "cuda":
+        if self._device == "cpu":
+            _make_shared_arena()
+            options.add_session_config_entry("session.use_env_allocators", "1")
+        else:
             onnxruntime.preload_dlls()  # the pip packages of CUDA's libraries are on no library path
         wanted = execution_providers(self._device)
         self._session = onnxruntime.InferenceSession(str(self._file), options, providers=wanted)
@@ -74,6 +80,13 @@ class VisionEncoder:
             torch.cuda.current_stream().synchronize()
         self._session.run_with_iobinding(binding)
         return features
+
+
+@cache
+def _make_shared_arena() -> None:
+    """Register the arena that sessions with `use_env_allocators` share; ONNX Runtime admits one for each device."""
+    kind, memory = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+    onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, memory), None)
 
 
 def execution_providers(device: Device) -> list[Any]:

@@ -1,6 +1,10 @@
-"""The vision encoder of a runner: encodes batches of images into features on the decoder's device.
+"""The vision encoders of a runner: encode batches of images into features on the decoder's device.
 
-Batches come from BentoML's adaptive batcher (runners/service.py), which is unknown here.
+    EncoderWorker   the encoder of the model, or of an adapter that changes the vision tower or the projector
+    Encoders        all of them; a batch with images of several runs in parts, one after another
+
+Batches come from BentoML's adaptive batcher (runners/service.py), which is unknown here. It has one queue for all
+encoders: they share the cores or the GPU, where two batches at the same time would only slow each other down.
 """
 
 import logging
@@ -76,3 +80,34 @@ class EncoderWorker:
             own = row if len(batch) == 1 else row.clone()
             encoding.features = own.to(self._features_device)
         return [None] * len(batch)
+
+
+class Encoders:
+    """The encoder of a model (None), and those of its adapters by build key, on `features_device` and `num_cores`."""
+
+    def __init__(self, options: RunnerOptions, features_device: Device, num_cores: int) -> None:
+        self._options = options
+        self._features_device = features_device
+        self._num_cores = num_cores
+        self._workers: dict[str | None, EncoderWorker] = {}
+
+    @property
+    def watchdogs(self) -> tuple[Watchdog, ...]:
+        return tuple(worker.watchdog for worker in self._workers.values())
+
+    def add(self, adapter: str | None, manifest: Manifest, folder: Path) -> None:
+        """Load the encoder in an artifact folder."""
+        self._workers[adapter] = EncoderWorker(manifest, self._options, self._features_device)
+        self._workers[adapter].load(folder, self._num_cores)
+
+    def owner(self, adapter: str | None) -> str | None:
+        """Return `adapter` if it has an encoder of its own; None: the model's encodes for it."""
+        return adapter if adapter in self._workers else None
+
+    def encode(self, batch: Sequence[Encoding]) -> list[EncodedImage]:
+        """Set the features of each image, by the encoder of its adapter; return the outcomes in order."""
+        outcomes: dict[int, EncodedImage] = {}
+        for adapter in dict.fromkeys(encoding.adapter for encoding in batch):
+            places = [place for place, encoding in enumerate(batch) if encoding.adapter == adapter]
+            outcomes |= zip(places, self._workers[adapter].encode([batch[each] for each in places]), strict=True)
+        return [outcomes[place] for place in range(len(batch))]

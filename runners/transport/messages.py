@@ -81,7 +81,7 @@ class EncodedImage(BaseModel):
 class WriteCall(BaseModel):
     """The body of `/write` and `/stream`: sequences over the features of one image."""
 
-    sequences: list[SequenceSpec]
+    sequences: list[SequenceSpec]  # all with the same adapter
     pixels: PixelMemory | None = None  # None: in the body, or not sent as the features should be cached
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from blake3 import blake3
 from PIL import Image
 
-from runners.artifacts.manifest import Manifest
+from runners.artifacts.manifest import VISION_ENCODER_FILE, Manifest
 from runners.transport.pixels import Pixels
 from service.admission.load import ClientSlots
 from service.errors import NotReady
@@ -71,9 +71,13 @@ class LazyImage:
         self.open_s = time.monotonic() - start_s
 
     def key(self, manifest: Manifest) -> str:
-        """Return the image key, hexadecimal: the hash of everything that determines the features of this image."""
+        """Return the image key, hexadecimal: the hash of everything that determines the features of this image.
+
+        An adapter without a vision encoder has the key of its base, whose features it uses.
+        """
         width, height = manifest.image_size_wh
-        return blake3(self.header.digest + f"{manifest.build_key} {width}x{height}".encode()).hexdigest()
+        build_key = manifest.base_build_key if VISION_ENCODER_FILE not in manifest.files else None
+        return blake3(self.header.digest + f"{build_key or manifest.build_key} {width}x{height}".encode()).hexdigest()
 
     async def pixels(self, manifest: Manifest) -> Pixels:
         """Return the pixels (H, W, 3) at a model's input size; raise `UnsupportedImage` or `NotReady`."""

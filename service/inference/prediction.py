@@ -74,7 +74,7 @@ async def predict(
     calibration = None if request.options.temperature else model.calibrations.get(request.task.id)
     try:
         async with asyncio.timeout(context.deadline_s - time.monotonic()):
-            written = await runner.write(image, _specs(model, request, context), context.on_text)
+            written = await runner.write(model.manifest, image, _specs(model, request, context), context.on_text)
             with span("postprocess"):
                 parse_start_s = time.monotonic()
                 result = await in_thread(_parse, model, request, written, size_wh, calibration)

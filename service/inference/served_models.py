@@ -127,9 +127,13 @@ def load_served_models(settings: Settings) -> dict[str, ServedModel]:
 def adapter_model(
     entry: CatalogEntry, manifest: Manifest, folder: Path, base: ServedModel, settings: Settings
 ) -> ServedModel:
-    """Return an adapter as a model that shares everything but its entry, manifest and calibrations with its base."""
+    """Return an adapter as a model that shares everything but its entry, manifest and calibrations with its base.
+
+    One with a vision encoder of its own may run it in another precision. Raise `ArtifactError` if that is impossible.
+    """
+    precision = _as_text(*chosen_precisions(manifest, settings)) if manifest.has_encoder else base.precision
     calibrations = served_calibrations(manifest, folder, settings)
-    return replace(base, entry=entry, manifest=manifest, agreement=None, calibrations=calibrations)
+    return replace(base, entry=entry, manifest=manifest, precision=precision, agreement=None, calibrations=calibrations)
 
 
 def served_calibrations(manifest: Manifest, folder: Path, settings: Settings) -> dict[str, Calibration]:
@@ -157,7 +161,7 @@ def served_calibrations(manifest: Manifest, folder: Path, settings: Settings) ->
 
 def chosen_precisions(manifest: Manifest, settings: Settings) -> tuple[Precision, Precision]:
     """Return the precisions of encoder and decoder that the runner will choose; raise `ArtifactError` if impossible."""
-    device, _ = settings.device_of(manifest.model_id)
+    device, _ = settings.device_of(manifest.adapter_of or manifest.model_id)
     encoder = choose_precision(manifest, "encoder", encoder_device(device), settings.encoder_precision)
     decoder = choose_precision(manifest, "decoder", decoder_device(device), settings.decoder_precision)
     return encoder, decoder

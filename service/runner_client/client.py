@@ -173,30 +173,30 @@ class WrittenAnswers:
 
 
 class RunnerClient:
-    """Calls to the runner of one model."""
+    """Calls to the runner of one model, about itself or one of its adapters."""
 
-    def __init__(self, manifest: Manifest, channel: RunnerChannel) -> None:
-        self._manifest = manifest
-        self._model_id = manifest.model_id
+    def __init__(self, model_id: str, channel: RunnerChannel) -> None:
+        self._model_id = model_id
         self._channel = channel
 
     async def write(
-        self, image: LazyImage, specs: Sequence[SequenceSpec], on_text: OnText | None = None
+        self, manifest: Manifest, image: LazyImage, specs: Sequence[SequenceSpec], on_text: OnText | None = None
     ) -> WrittenAnswers:
         """Return the written sequences, in order; raise the error of the first that failed.
 
-        `on_text` receives their text as it is written. Cancellation ends them in the runner.
+        `manifest` is that of the model or adapter that `specs` name. `on_text` receives their text as it is written.
+        Cancellation ends them in the runner.
         """
         start_s, preprocess_s = time.monotonic(), 0.0
         replay = None if on_text is None else StreamReplay(len(specs), on_text)
-        call = RunnerCall(image.key(self._manifest), specs)
+        call = RunnerCall(image.key(manifest), specs)
         try:
             try:
                 answered = await self._retried(call, replay)
             except FeaturesMissing:
                 missing_s = time.monotonic()
                 with span("preprocess"):
-                    pixels = await image.pixels(self._manifest)
+                    pixels = await image.pixels(manifest)
                 preprocess_s = time.monotonic() - missing_s
                 answered = await self._retried(replace(call, pixels=pixels), replay)
         except (aiohttp.ClientError, TimeoutError) as error:

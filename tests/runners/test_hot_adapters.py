@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runners.artifacts.adapter_folder import CONFIG_FILE, MAX_ADAPTERS, WEIGHTS_FILE, AdapterScan, adapter_build_key
@@ -81,6 +81,21 @@ def watched(tmp_path: Path) -> Watched:
         (tmp_path / name).mkdir()
     save_file({f"{LAYER}.weight": torch.zeros(4, 6)}, tmp_path / "base" / DECODER_FILE)
     return Watched(tmp_path / "adapters", tmp_path / "base", served(FLORENCE).manifest)
+
+
+def test_an_adapter_with_a_vision_part_is_refused_in_one_line_that_names_the_export(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched.write("a")
+    path = watched.folder / "a" / WEIGHTS_FILE
+    save_file({name.replace("language_model", "vision_tower"): each for name, each in load_file(path).items()}, path)
+    assert watched.update() == frozenset()
+    (line,) = caplog.messages
+    assert line.startswith(
+        f"the adapter a of {watched.base.model_id} is refused: it changes model.vision_tower.layers.0"
+    )
+    assert "run python -m export with its id" in line
+    assert set(watched.adapters.refused.values()) == {line.partition("refused: ")[2]}
 
 
 def test_a_removed_adapter_stays_as_long_as_a_call_may_take(watched: Watched) -> None:

@@ -94,7 +94,7 @@ def make_core(
     models = served_models(*entries)
     runners = {
         model.id: RunnerClient(
-            model.manifest, FakeChannel(encoders[model.id], decoders[model.id], is_up=is_up or model.id != FLORENCE_ID)
+            model.id, FakeChannel(encoders[model.id], decoders[model.id], is_up=is_up or model.id != FLORENCE_ID)
         )
         for model in models
         if model.runner_id == model.id

@@ -1,15 +1,28 @@
 """Random LoRA adapters, made by peft over a checkpoint in transformers."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from tests.support.export_cli import ROOT
+
 LAYERS = r".*language_model.*(_proj|fc1|fc2)"
+# Of both parts: linear layers and convolutions by pattern; names that hit both, with whole weights beside them.
+VISION_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "florence-2-mini": {
+        "target_modules": rf"{LAYERS}|.*vision_tower.*(qkv|proj|fc1|convs\.[0-9]\.conv)|.*image_projection",
+    },
+    "paligemma-mini": {
+        "target_modules": ["q_proj", "v_proj", "fc2", "patch_embedding"],
+        "modules_to_save": ["multi_modal_projector"],
+    },
+}
 _STRENGTH = 0.3  # of an adapter's product, relative to its layer: changes answers and leaves them readable
 
 
@@ -23,10 +36,20 @@ def write_adapter(model: Any, folder: Path, seed: int, **options: Any) -> Path:
     for name, weight in tuned.named_parameters():
         if "lora_" in name:
             random = torch.randn(weight.shape, generator=generator)
-            weight.data.copy_(random * (_STRENGTH if "lora_B" in name else 1.0) / weight.shape[1] ** 0.5)
+            weight.data.copy_(random * (_STRENGTH if "lora_B" in name else 1.0) / weight[0].numel() ** 0.5)
+        elif "modules_to_save" in name:
+            weight.data += _STRENGTH * weight.data.std() * torch.randn(weight.shape, generator=generator)
     tuned.save_pretrained(str(folder))
     tuned.unload()
     return folder
+
+
+def write_catalog(path: Path, adapters: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Write the repository's catalog with further entries, by their ids."""
+    rows = yaml.safe_load((ROOT / "models" / "catalog.yaml").read_text(encoding="utf-8"))["models"]
+    rows += [{"id": adapter_id, **row} for adapter_id, row in adapters.items()]
+    path.write_text(yaml.safe_dump({"models": rows}, sort_keys=False), encoding="utf-8")
+    return path
 
 
 def merged(model: Any, folder: Path) -> Any:

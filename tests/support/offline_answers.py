@@ -2,7 +2,8 @@
 
     python -m tests.support.offline_answers MODEL TASK FILE…
 
-One line of JSON for each file. A process of its own: a runner watches, and may end, the process that holds it.
+One line of JSON for each file; DIPTYCH_MODELS is needed for an adapter, with its base. A process of its own: a runner
+watches, and may end, the process that holds it.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from service.settings import read_settings
 
 
 async def answered(model: str, task: str, files: list[str]) -> list[Row]:
-    settings = read_settings(os.environ | {"DIPTYCH_MODELS": model})
+    settings = read_settings({"DIPTYCH_MODELS": model} | dict(os.environ))
     build_key = read_manifest(artifact_folder(model)).build_key
     job = Job(model, build_key, {"task": task}, "auto", "jsonl", len(files), 1, "")
     answerer = Answerer(load_model(job, settings), settings)

@@ -84,7 +84,7 @@ async def request_path() -> RequestPath:
     path, model = RequestPath(), served(FLORENCE)
     async with TestServer(simulated_runner()) as server:
         channel = RunnerChannel(str(server.make_url("")).rstrip("/"), model.manifest.build_key, 10)
-        runner = RunnerClient(model.manifest, channel)
+        runner = RunnerClient(model.id, channel)
         boundary = RestBoundary(Settings())
         core = Core(
             ServedModels({model.id: model}), {model.id: runner}, CoreLimits(ImageLimits(1_000_000), 2, 64, 24, 200_000)

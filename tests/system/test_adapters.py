@@ -1,37 +1,44 @@
-"""LoRA adapters served end to end: catalog, export, and the running service with a base and two of its adapters."""
+"""LoRA adapters served end to end: catalog, export, and the running service with a base and three of its adapters.
+
+Two change the language model, and one the vision tower too.
+"""
 
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from diptych_client import Client
 from export.checks.reference import Reference
 from runners.artifacts.manifest import read_manifest
-from tests.support.export_cli import MODELS, ROOT, ModelStore
-from tests.support.lora import write_adapter
+from tests.support.export_cli import MODELS, ModelStore
+from tests.support.lora import VISION_OPTIONS, merged, write_adapter, write_catalog
+from tests.support.offline_runs import write_scenes
 from tests.support.running_service import RunningService, running_service
-from tests.support.scene_images import scene_png
+from tests.support.scene_images import encoded, scene_image, scene_png
 
-BASE, ADAPTERS = "florence-2-mini", ("shapes-a", "shapes-b")
+BASE, VISION = "florence-2-mini", "shapes-vision"
+ADAPTERS = ("shapes-a", "shapes-b", VISION)
+PARAGRAPH, INPUT_SIZE_WH = "Describe with a paragraph what is shown in the image.", (192, 192)
+CACHE_MB, CACHED_IMAGES = 1, 60  # more than the features cache holds
 
 
 @pytest.fixture(scope="module")
 def tuned(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelStore, Path]:
     """A store with a base and its adapters, and the catalog that has them."""
     folder = tmp_path_factory.mktemp("tuned")
-    store, catalog = ModelStore(folder / "bentoml"), folder / "catalog.yaml"
+    store = ModelStore(folder / "bentoml")
     shutil.copytree(exported.home, store.home, symlinks=True)
-    rows = yaml.safe_load((ROOT / "models" / "catalog.yaml").read_text(encoding="utf-8"))["models"]
     for seed, adapter in enumerate(ADAPTERS):
-        write_adapter(Reference.load(MODELS / BASE).model, folder / adapter, seed)
-        rows.append({"id": adapter, "adapter_of": BASE, "source": str(folder / adapter), "tasks": {"ocr": None}})
-    catalog.write_text(yaml.safe_dump({"models": rows}, sort_keys=False), encoding="utf-8")
+        options = VISION_OPTIONS[BASE] if adapter == VISION else {}
+        write_adapter(Reference.load(MODELS / BASE).model, folder / adapter, seed, **options)
+    rows = {each: {"adapter_of": BASE, "source": str(folder / each), "tasks": {"ocr": None}} for each in ADAPTERS}
+    catalog = write_catalog(folder / "catalog.yaml", rows)
     run = store.export(*ADAPTERS, DIPTYCH_CATALOG=str(catalog))
     assert run.returncode == 0, run.stderr
     return store, catalog
@@ -41,6 +48,7 @@ def tuned(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> tup
 def adapted_service(tuned: tuple[ModelStore, Path]) -> Iterator[RunningService]:
     store, catalog = tuned
     settings = {"DIPTYCH_CATALOG": str(catalog), "DIPTYCH_MODELS": ",".join((BASE, *ADAPTERS))}
+    settings["DIPTYCH_VISION_CACHE_MB"] = str(CACHE_MB)
     with running_service(store.home, store.home / "service.log", **settings) as running:
         yield running
 
@@ -51,15 +59,62 @@ def asked(http: httpx.Client, path: str, image: bytes, **fields: str) -> Any:
     return response.json()
 
 
-def test_an_adapter_is_a_model_that_shares_image_features_with_its_base(adapted_service: RunningService) -> None:
+def test_an_adapter_shares_image_features_with_its_base_unless_it_changes_the_vision_tower(
+    adapted_service: RunningService,
+) -> None:
     with adapted_service.client() as http:
         image = scene_png(3)
-        answers = [asked(http, "/v1/predict", image, model=model) for model in (BASE, *ADAPTERS)]
-        assert [answer["model"] for answer in answers] == [BASE, *ADAPTERS]
-        assert [answer["vision_cache"] for answer in answers] == ["miss", "hit", "hit"]
-        assert len({answer["raw_text"] for answer in answers}) > 1
+        answers = [asked(http, "/v1/predict", image, model=model) for model in (BASE, *ADAPTERS) * 2]
+        assert [answer["model"] for answer in answers] == [BASE, *ADAPTERS] * 2
+        assert [answer["vision_cache"] for answer in answers] == ["miss", "hit", "hit", "miss"] + ["hit"] * 4
+        assert len({answer["raw_text"] for answer in answers}) > 2
         compared = asked(http, "/v1/compare", image)["answers"]
-        assert [each["raw_text"] for each in compared] == [answer["raw_text"] for answer in answers]
+        assert [each["raw_text"] for each in compared] * 2 == [answer["raw_text"] for answer in answers]
+
+
+def test_answers_of_an_adapter_with_a_vision_part_are_those_of_the_merged_model(
+    adapted_service: RunningService, tuned: tuple[ModelStore, Path]
+) -> None:
+    reference = Reference.load(MODELS / BASE)
+    reference = Reference(merged(reference.model, tuned[1].parent / VISION), reference.processor)
+    with adapted_service.client() as http:
+        for seed in range(6):
+            image = scene_image(seed, INPUT_SIZE_WH)
+            answer = asked(http, "/v1/predict", encoded(image), model=VISION, max_new_tokens="24", num_beams="1")
+            written = reference.generate(PARAGRAPH, image, reference.image_features([image])[0], 24)
+            expected = reference.processor.tokenizer.decode(written.token_ids, skip_special_tokens=True)
+            assert answer["raw_text"] == expected
+
+
+def test_images_that_base_and_adapter_encode_in_one_batch_give_the_answers_of_each_alone(
+    adapted_service: RunningService,
+) -> None:
+    pairs = [(seed, model) for seed in range(20, 28) for model in (BASE, VISION)]
+    with adapted_service.client() as http, ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda pair: asked(http, "/v1/predict", scene_png(pair[0]), model=pair[1]), pairs))
+        assert {answer["vision_cache"] for answer in together} == {"miss"}
+        for seed in range(100, 100 + CACHED_IMAGES):
+            asked(http, "/v1/predict", scene_png(seed), model=BASE, max_new_tokens="1")
+        for (seed, model), answer in zip(pairs, together, strict=True):
+            alone = asked(http, "/v1/predict", scene_png(seed), model=model)
+            assert (alone["vision_cache"], alone["raw_text"]) == ("miss", answer["raw_text"])
+
+
+def test_an_offline_run_answers_as_the_service(
+    adapted_service: RunningService, tuned: tuple[ModelStore, Path], tmp_path: Path
+) -> None:
+    store, catalog = tuned
+    files = [str(file) for file in sorted(write_scenes(tmp_path / "scenes", 4).iterdir())]
+    for model in (ADAPTERS[0], VISION):
+        environment = {"DIPTYCH_CATALOG": str(catalog), "DIPTYCH_MODELS": f"{BASE},{model}"}
+        run = store.python("-m", "tests.support.offline_answers", model, "captioning", *files, **environment)
+        assert run.returncode == 0, run.stderr
+        texts = [json.loads(line)["raw_text"] for line in run.stdout.splitlines()]
+        with adapted_service.client() as http:
+            answers = [
+                asked(http, "/v1/predict", Path(file).read_bytes(), model=model, detail="short") for file in files
+            ]
+        assert texts == [answer["raw_text"] for answer in answers]
 
 
 def test_listings_tasks_and_metrics_have_the_adapters(adapted_service: RunningService) -> None:
@@ -69,6 +124,7 @@ def test_listings_tasks_and_metrics_have_the_adapters(adapted_service: RunningSe
         asked(http, "/v1/predict", scene_png(3), model=ADAPTERS[0])
         metrics = http.get("/metrics").text
     assert {model: row["adapter_of"] for model, row in listed.items()} == {BASE: None} | dict.fromkeys(ADAPTERS, BASE)
+    assert len({row["precision"] for row in listed.values()}) == 1
     assert tasks["captioning"] == [BASE, *ADAPTERS]
     assert tasks["ocr"] == [BASE]
     assert f'diptych_requests_total{{api="rest",model="{ADAPTERS[0]}"' in metrics
@@ -92,6 +148,7 @@ def test_an_adapter_is_small_and_names_the_build_of_its_base(tuned: tuple[ModelS
     adapter, base = (read_manifest(store.newest(model)) for model in (ADAPTERS[0], BASE))
     assert (adapter.adapter_of, adapter.base_build_key) == (BASE, base.build_key)
     assert sum(path.stat().st_size for path in store.newest(ADAPTERS[0]).iterdir()) < 1_000_000
+    assert [read_manifest(store.newest(each)).has_encoder for each in ADAPTERS] == [False, False, True]
 
 
 def test_a_second_export_is_skipped_and_one_over_another_base_is_refused_at_the_start(

@@ -1,14 +1,34 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from export.artifacts.encoders import make_encoders_in_child
-from export.artifacts.vision_module import ImageInput
+from export.artifacts.encoders import load_vision_model, make_encoders_in_child
+from export.artifacts.vision_module import ImageInput, VisionEncoderModule
 from export.checkpoints.errors import EncoderError, SourceError
+from runners.encoder.session import VisionEncoder
 from tests.support.export_cli import MODELS
 
 INPUT = ImageInput((192, 192), 3, 1 / 255, (0.5,) * 3, (0.5,) * 3)
+
+
+def test_the_child_takes_merged_weights_in_the_place_of_those_of_the_checkpoint(tmp_path: Path) -> None:
+    checkpoint, merged = MODELS / "paligemma-mini", tmp_path / "merged.safetensors"
+    save_file({"model.multi_modal_projector.linear.bias": torch.full((128,), 3.0)}, merged)
+    make_encoders_in_child(checkpoint, INPUT, ["float32"], tmp_path, merged)
+    encoder = VisionEncoder(tmp_path)
+    encoder.load()
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 192, 192, 3), dtype=np.uint8)
+    found = encoder.encode(pixels)
+    expected, base = (
+        VisionEncoderModule(load_vision_model(checkpoint, each), INPUT)(torch.from_numpy(pixels)).detach()
+        for each in (merged, None)
+    )
+    assert (found - expected).abs().max() < 1e-3
+    assert (found - base).abs().min() > 1
 
 
 def test_failure_of_the_child_is_one_line(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from runners.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, AdapterError
-from runners.artifacts.peft_adapter import read_adapter
+from runners.artifacts.peft_adapter import AdapterParts, Product, read_adapter, read_parts
 
 LAYER = "model.language_model.layers.0.self_attn.q_proj"
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "bias": "none", "target_modules": ["q_proj"]}
@@ -27,10 +27,18 @@ def pair(layer: str, rank: int = 2, infix: str = "") -> dict[str, Tensor]:
 
 
 def converted(folder: Path, tensors: dict[str, Tensor], **config: Any) -> dict[str, Tensor]:
+    return dict(parts(folder, tensors, **config).language)
+
+
+def parts(folder: Path, tensors: dict[str, Tensor], **config: Any) -> AdapterParts:
+    write(folder, tensors, **config)
+    return read_parts(folder, folder / "decoder.safetensors")
+
+
+def write(folder: Path, tensors: dict[str, Tensor], **config: Any) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps(CONFIG | config))
     save_file(tensors, folder / WEIGHTS_FILE)
     save_file({f"{LAYER}.weight": torch.zeros(OUT, IN)}, folder / "decoder.safetensors")
-    return read_adapter(folder, folder / "decoder.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +94,7 @@ def test_an_unsupported_option_is_named(tmp_path: Path, config: dict[str, Any], 
 @pytest.mark.parametrize(
     ("tensors", "named"),
     [
-        (pair("model.vision_tower.blocks.0.fc1"), "changes model.vision_tower.blocks.0.fc1, which is not supported"),
+        ({f"base_model.model.{LAYER}.weight": torch.ones(OUT, IN)}, "q_proj.weight, which is not supported"),
         (pair("lm_head"), "changes lm_head, which is not supported"),
         (pair("model.language_model.embed_tokens"), "embed_tokens, which is not supported"),
         (pair(LAYER.replace("0", "9")), "layers.9.self_attn.q_proj, which its base does not have"),
@@ -100,6 +108,77 @@ def test_an_unsupported_option_is_named(tmp_path: Path, config: dict[str, Any], 
 def test_weights_that_cannot_be_served_are_named(tmp_path: Path, tensors: dict[str, Tensor], named: str) -> None:
     with pytest.raises(AdapterError, match=named):
         converted(tmp_path, tensors)
+
+
+@pytest.mark.parametrize(
+    ("layer", "weight"),
+    [
+        ("model.vision_tower.blocks.0.fc1", "model.vision_tower.blocks.0.fc1.weight"),
+        ("model.vision_tower.vision_model.encoder.fc1", "model.vision_tower.encoder.fc1.weight"),
+        ("vision_tower.vision_model.encoder.fc1", "model.vision_tower.encoder.fc1.weight"),
+        ("multi_modal_projector.linear", "model.multi_modal_projector.linear.weight"),
+    ],
+)
+def test_layers_of_the_vision_part_are_kept_apart(tmp_path: Path, layer: str, weight: str) -> None:
+    found = parts(tmp_path, pair(LAYER) | pair(layer))
+    assert found.language.keys() == {f"{LAYER}.down", f"{LAYER}.up"}
+    assert found.vision.weights == (weight,)
+    assert torch.equal(found.vision.products[weight].added_to(torch.ones(OUT, IN)), torch.full((OUT, IN), 1 + 2 * 4.0))
+
+
+def test_weights_of_modules_to_save_are_taken_whole(tmp_path: Path) -> None:
+    saved = {f"base_model.model.multi_modal_projector.linear.{name}": torch.ones(3) for name in ("weight", "bias")}
+    found = parts(tmp_path, saved, modules_to_save=["multi_modal_projector"])
+    assert not found.language
+    assert found.vision.weights == tuple(f"model.multi_modal_projector.linear.{name}" for name in ("bias", "weight"))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "modules", "named"),
+    [
+        ({"base_model.model.lm_head.weight": torch.ones(2)}, ["lm_head"], "changes lm_head.weight, which is not"),
+        ({"base_model.model.vision_tower.norm.weight": torch.ones(2)}, None, "changes vision_tower.norm.weight, which"),
+        ({"base_model.model.vision_tower.norm.weight": torch.ones(2)}, ["norm", "linear"], "linear has no weights"),
+        (
+            pair("vision_tower.norm") | {"base_model.model.vision_tower.norm.weight": torch.ones(2)},
+            ["norm"],
+            "both a product for model.vision_tower.norm.weight and the weight itself",
+        ),
+    ],
+    ids=["output head", "not in modules_to_save", "without weights", "both"],
+)
+def test_whole_weights_that_cannot_be_served_are_named(
+    tmp_path: Path, tensors: dict[str, Tensor], modules: list[str] | None, named: str
+) -> None:
+    with pytest.raises(AdapterError, match=named):
+        parts(tmp_path, tensors, modules_to_save=modules)
+
+
+def test_a_runner_refuses_a_vision_part_and_names_the_command(tmp_path: Path) -> None:
+    write(tmp_path, pair(LAYER) | pair("model.multi_modal_projector.linear"))
+    with pytest.raises(AdapterError) as refused:
+        read_adapter(tmp_path, tmp_path / "decoder.safetensors")
+    (line,) = str(refused.value).splitlines()
+    assert "it changes model.multi_modal_projector.linear.weight" in line
+    assert "run python -m export" in line
+
+
+@pytest.mark.parametrize(
+    ("rank", "weight", "named"),
+    [
+        (2, None, "changes vision_tower.conv, which its base does not have"),
+        (2, (4, 1, 3, 3), "changes vision_tower.conv, a convolution in groups, which is not supported"),
+        (3, (4, 6, 3, 3), r"must be \(3, 6, 3, 3\) and \(4, 3, 1, 1\)"),
+        (2, (4, 6, 5, 5), r"must be \(2, 6, 5, 5\) and \(4, 2, 1, 1\)"),
+    ],
+)
+def test_a_product_that_does_not_fit_its_layer_is_refused(
+    rank: int, weight: tuple[int, ...] | None, named: str
+) -> None:
+    product = Product("vision_tower.conv", rank, torch.ones(2, 6, 3, 3), torch.ones(4, 2, 1, 1))
+    with pytest.raises(AdapterError, match=named):
+        product.check(weight)
+    Product("vision_tower.conv", 2, product.down, product.up).check((4, 6, 3, 3))
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,22 @@ from tests.support.export_cli import ROOT, ModelStore
 # The message of ONNX Runtime 1.32 with limited memory (reproduced below).
 ARENA = "Error in execution: … bfc_arena.cc:360 … Failed to allocate memory for requested buffer of size 939524096"
 
+SEVERAL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from runners.encoder.session import VisionEncoder
+
+pixels = np.random.default_rng(0).integers(0, 256, (128, 192, 192, 3), dtype=np.uint8)
+encoders = []
+for _ in range(3):
+    encoders.append(VisionEncoder(Path(sys.argv[1]), num_threads=1))
+    encoders[-1].load()
+    start = int(Path("/proc/self/statm").read_text().split()[1])
+    encoders[-1].encode(pixels)
+    print((int(Path("/proc/self/statm").read_text().split()[1]) - start) * resource.getpagesize())
+"""
+
 REAL = """
 import resource, sys
 from pathlib import Path
@@ -89,6 +105,14 @@ def test_a_batch_is_halved_when_onnx_runtime_runs_out_of_memory(exported: ModelS
     command = [sys.executable, "-c", REAL, str(exported.newest("florence-2-mini"))]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
     assert run.stdout.split("\n")[0] == "[256, 128, 128] True", run.stderr
+
+
+def test_encoders_of_a_process_share_the_memory_of_their_activations(exported: ModelStore) -> None:
+    command = [sys.executable, "-c", SEVERAL, str(exported.newest("florence-2-mini"))]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    first, *others = map(int, run.stdout.split())
+    assert first > 100_000_000
+    assert max(others) < first / 4
 
 
 def test_on_cuda_the_cpu_is_the_second_provider() -> None:

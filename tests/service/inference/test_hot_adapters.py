@@ -36,7 +36,7 @@ class Watched:
 
     def __post_init__(self) -> None:
         self.channels = {model_id: FakeChannel(FakeEncoder(), FakeDecoder({})) for model_id in BOTH}
-        runners = {model.id: RunnerClient(model.manifest, self.channels[model.id]) for model in self.models}
+        runners = {model.id: RunnerClient(model.id, self.channels[model.id]) for model in self.models}
         scan = AdapterScan(self.folder, now=lambda: 1e12)
         self.adapters = HotAdapters(scan, self.models, runners, self.settings, self._publish)
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from runners.artifacts.manifest import CALIBRATION_FILE, read_manifest
+from runners.artifacts.manifest import CALIBRATION_FILE, VISION_ENCODER_FILE, ArtifactError, Manifest, read_manifest
 from runners.artifacts.precision import measured_agreement
 from service.inference.listings import model_json
-from service.inference.served_models import check_positions, load_served_model, served_calibrations
+from service.inference.served_models import adapter_model, check_positions, load_served_model, served_calibrations
 from service.settings import Settings, SettingsError, read_settings
 from tests.support.catalog import CATALOG
 from tests.support.fake_service import CHECKPOINT, FLORENCE_ID, PALIGEMMA_ID, served_models
@@ -34,6 +34,38 @@ def test_model_is_listed_with_the_agreement_of_the_precision_in_which_it_runs(ar
     assert listed["agreement"] == measured_agreement(read_manifest(artifacts), "int8", "float32")
     assert 0.9 < listed["agreement"]["equal_tokens"] <= 1
     assert model_json(load_served_model(entry, artifacts, Settings(device="cpu")))["agreement"] is None
+
+
+def adapter_manifest(*files: str) -> Manifest:
+    return replace(
+        MANIFEST,
+        model_id="tuned",
+        adapter_of=FLORENCE_ID,
+        base_build_key=MANIFEST.build_key,
+        files=dict.fromkeys(files, "0" * 64),
+        precision={device: {"encoder": "float32", "decoder": "bfloat16"} for device in ("cpu", "cuda")},
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "precision"),
+    [([], "the base's"), ([VISION_ENCODER_FILE], "encoder float32, decoder bfloat16")],
+    ids=["encoder of the base", "its own"],
+)
+def test_an_adapter_has_the_precision_of_the_encoder_that_runs(
+    tmp_path: Path, files: list[str], precision: str
+) -> None:
+    base = replace(served_models().get(FLORENCE_ID), precision="the base's")
+    entry = replace(base.entry, id="tuned", adapter_of=FLORENCE_ID)
+    assert adapter_model(entry, adapter_manifest(*files), tmp_path, base, Settings(device="cpu")).precision == precision
+
+
+def test_an_encoder_of_an_adapter_that_lacks_the_precision_of_the_settings_prevents_the_start(tmp_path: Path) -> None:
+    base = served_models().get(FLORENCE_ID)
+    entry = replace(base.entry, id="tuned", adapter_of=FLORENCE_ID)
+    settings = Settings(device="cpu", encoder_precision="int8")
+    with pytest.raises(ArtifactError, match="the encoder of tuned cannot run in int8 on cpu"):
+        adapter_model(entry, adapter_manifest(VISION_ENCODER_FILE), tmp_path, base, settings)
 
 
 CALIBRATED = replace(MANIFEST, files={CALIBRATION_FILE: "0" * 64})

@@ -40,7 +40,7 @@ def writer() -> FakeDecoder:
 
 
 async def write(client: RunnerClient, seed: int = 0, specs: Sequence[SequenceSpec] = (SPEC,)) -> WrittenAnswers:
-    return await client.write(await opened(picture(seed)), specs)
+    return await client.write(MANIFEST, await opened(picture(seed)), specs)
 
 
 def test_pixels_are_sent_only_if_the_runner_has_no_features() -> None:
@@ -49,7 +49,7 @@ def test_pixels_are_sent_only_if_the_runner_has_no_features() -> None:
 
     encoder, decoder = FakeEncoder(), writer()
     channel = FakeChannel(encoder, decoder)
-    client = RunnerClient(MANIFEST, channel)
+    client = RunnerClient(MANIFEST.model_id, channel)
     assert run(outcomes()) == ["miss", "hit", "miss"]
     assert [call.pixels is not None for call in channel.calls] == [False, True, False, False, True]
     keys = [call.image_key for call in channel.calls]
@@ -64,11 +64,11 @@ def test_cache_hit_decodes_nothing() -> None:
     async def scenario() -> None:
         await write(client)
         image = await opened(picture())
-        answers = await client.write(image, [SPEC])
+        answers = await client.write(MANIFEST, image, [SPEC])
         assert not hasattr(image, "_decoding")
         assert answers.preprocess_s == 0
 
-    client = RunnerClient(MANIFEST, FakeChannel(FakeEncoder(), writer()))
+    client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(), writer()))
     run(scenario())
 
 
@@ -86,6 +86,18 @@ def test_image_key_depends_on_file_build_and_resolution() -> None:
     assert run(key(picture())) == keys[0]
 
 
+def test_image_key_of_an_adapter_is_that_of_its_base_unless_it_has_an_encoder() -> None:
+    async def key(**changed: Any) -> str:
+        return (await opened(picture())).key(dataclasses.replace(MANIFEST, **changed))
+
+    adapter = {"build_key": "a" * 64, "adapter_of": MANIFEST.model_id, "base_build_key": MANIFEST.build_key}
+    base = run(key())
+    assert run(key(**adapter, files={"adapter.safetensors": "0"})) == base
+    own = run(key(**adapter, files={"adapter.safetensors": "0", "vision_encoder.onnx": "0"}))
+    assert own != base
+    assert own == run(key(build_key="a" * 64))
+
+
 @pytest.mark.parametrize(
     ("failure", "expected"),
     [
@@ -100,7 +112,7 @@ def test_image_key_depends_on_file_build_and_resolution() -> None:
     ids=repr,
 )
 def test_failure_of_a_call_is_a_service_error(failure: Exception, expected: type[ServiceError]) -> None:
-    client = RunnerClient(MANIFEST, FakeChannel(FakeEncoder(failure=failure), writer()))
+    client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(failure=failure), writer()))
     with pytest.raises(expected, match="runner of florence-2-mini"):
         run(write(client))
 
@@ -117,7 +129,7 @@ def test_broken_call_is_repeated_once() -> None:
             return outcomes
 
     channel = BreaksOnce(FakeEncoder(), writer())
-    answers = run(write(RunnerClient(MANIFEST, channel)))
+    answers = run(write(RunnerClient(MANIFEST.model_id, channel)))
     assert answers.sequences[0].text == "a circle"
     assert channel.num_broken == 1
 
@@ -130,7 +142,7 @@ def test_image_that_failed_to_encode_is_not_cached() -> None:
         assert (await write(client)).features.outcome == "miss"
 
     encoder = FakeEncoder(failed=Failed(code="internal", message="the vision encoder failed"))
-    client = RunnerClient(MANIFEST, FakeChannel(encoder, writer()))
+    client = RunnerClient(MANIFEST.model_id, FakeChannel(encoder, writer()))
     run(scenario())
 
 
@@ -144,6 +156,6 @@ def test_cancelled_call_is_cancelled_at_the_runner() -> None:
             await writing
 
     decoder = writer()
-    client = RunnerClient(MANIFEST, FakeChannel(FakeEncoder(), decoder))
+    client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(), decoder))
     run(scenario())
     assert decoder.num_cancelled == 1

@@ -1,0 +1,45 @@
+"""A batch with images of several encoders: each image is encoded by its own, and the outcomes keep their order."""
+
+import numpy as np
+import torch
+
+from export.scenes import render_scene, sample_scene
+from runners.artifacts.manifest import read_manifest
+from runners.encoder.features_cache import Encoding
+from runners.encoder.session import VisionEncoder
+from runners.encoder.worker import Encoders
+from service.process_options import runner_options
+from service.settings import Settings
+from tests.support.export_cli import EMBEDDED, ModelStore
+
+OPTIONS = runner_options(EMBEDDED[0], Settings(encoder_precision="float32"), ())
+OWNERS = (None, "tuned", "tuned", None, "tuned")  # of the images of a batch
+
+
+def test_images_of_a_mixed_batch_have_the_features_of_their_own_encoder(exported: ModelStore) -> None:
+    """The embedded models stand for a base and an adapter: their encoders take the same input."""
+    encoders, alone = Encoders(OPTIONS, "cpu", 1), {}
+    for adapter, model_id in zip((None, "tuned"), EMBEDDED, strict=True):
+        folder = exported.newest(model_id)
+        encoders.add(adapter, read_manifest(folder), folder)
+        alone[adapter] = VisionEncoder(folder, precision="float32")
+        alone[adapter].load()
+    pixels = [np.asarray(render_scene(sample_scene(seed), 192)) for seed in range(len(OWNERS))]
+    batch = [Encoding(image, owner) for image, owner in zip(pixels, OWNERS, strict=True)]
+    outcomes = encoders.encode(batch)
+    assert [outcome.failed for outcome in outcomes] == [None] * len(batch)
+    assert len({outcomes[place].encode_s for place in (1, 2, 4)}) == 1  # one batch
+    assert outcomes[0].encode_s == outcomes[3].encode_s != outcomes[1].encode_s
+    for encoding in batch:
+        expected = alone[encoding.adapter].encode(encoding.pixels[None])[0]
+        assert encoding.features is not None
+        assert encoding.features.shape == expected.shape
+        assert torch.allclose(encoding.features, expected, atol=1e-4)
+
+
+def test_only_an_adapter_with_an_encoder_owns_one(exported: ModelStore) -> None:
+    folder, encoders = exported.newest(EMBEDDED[0]), Encoders(OPTIONS, "cpu", 1)
+    encoders.add(None, read_manifest(folder), folder)
+    encoders.add("with encoder", read_manifest(folder), folder)
+    assert [encoders.owner(each) for each in (None, "with encoder", "language only")] == [None, "with encoder", None]
+    assert len(encoders.watchdogs) == 2
