@@ -1,5 +1,7 @@
 """Answers of a transformers checkpoint to a batch of images and prompts, in float32 and greedy.
 
+The vision encoder is transformers' own, or its graph in ONNX Runtime.
+
 The answers of a batch equal those of single requests: prompts are padded on the tokenizer's side, with an attention
 mask, and each row stops at its own length.
 """
@@ -10,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 _Processor: Any = AutoProcessor
@@ -52,13 +56,30 @@ class RowLengths(StoppingCriteria):
         return input_ids.shape[1] >= self._max_lengths
 
 
-class Generator:
-    """A model with its processor."""
+class OnnxEncoder:
+    """A graph of the vision encoder and projector: pixel_values (B, 3, H, W) to image_features (B, N, C)."""
 
-    def __init__(self, folder: Path, num_threads: int) -> None:
+    def __init__(self, graph: Path, num_threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        """Return the features as `get_image_features` of transformers, which has further arguments, does."""
+        (features,) = self._session.run(["image_features"], {"pixel_values": pixel_values.numpy()})
+        return BaseModelOutputWithPooling(pooler_output=torch.from_numpy(features))
+
+
+class Generator:
+    """A model with its processor; with `encoder_graph`, images are encoded by ONNX Runtime."""
+
+    def __init__(self, folder: Path, num_threads: int, encoder_graph: Path | None = None) -> None:
         torch.set_num_threads(num_threads)
         self._processor = _Processor.from_pretrained(folder, local_files_only=True)
         self._model = _Model.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        if encoder_graph is not None:
+            self._model.model.get_image_features = OnnxEncoder(encoder_graph, num_threads)
+            del self._model.model.vision_tower, self._model.model.multi_modal_projector
         self._rules = self._model.generation_config
         self._is_florence2 = self._model.config.model_type == "florence2"
 

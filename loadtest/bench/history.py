@@ -1,0 +1,127 @@
+"""The history of runs: the ratios of each to every peer, a line of JSON for a run.
+
+A ratio is known by its workload, model and measure, and by the peer at its setting, so that runs with other peers, and
+the short run with only one, are compared by the ratios that they share.
+"""
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loadtest.bench.results import IS_TIME, MEASURES, TITLES
+from loadtest.figures import table
+
+TOLERANCE = 0.15
+_MAX_SHOWN = 6
+
+Ratios = Mapping[str, Mapping[str, float]]  # ours ÷ peer, by `name_of` and the peer
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRow:
+    """One run."""
+
+    commit: str  # "+" at its end: with changes that are not committed
+    date: str  # YYYY-MM-DD
+    machine: str
+    ratios: Ratios
+
+    def best(self, name: str) -> float | None:
+        """Return the ratio to the peer that is best by this measure, None if the run does not have it."""
+        ratios = self.ratios.get(name, {}).values()
+        return (max if is_time(name) else min)(ratios) if ratios else None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A ratio of two runs."""
+
+    name: str
+    peers: str  # comma-separated
+    now: float
+    before: float
+    row: HistoryRow  # of `before`
+
+    @property
+    def is_worse(self) -> bool:
+        """Return True beyond the tolerance."""
+        change = self.now / self.before
+        return change > 1 + TOLERANCE if is_time(self.name) else change < 1 - TOLERANCE
+
+
+def name_of(compared: Mapping[str, Any]) -> str:
+    """Return `(a) mixed | florence-2-base-random | requests/s`, with ` | default` at the model's default precision."""
+    target = compared["target"]
+    measure, _ = MEASURES[target["measure"]]
+    precision = [] if target["precision"] == "float32" else [target["precision"]]
+    return " | ".join([TITLES[target["workload"]], compared["model"], measure, *precision])
+
+
+def is_time(name: str) -> bool:
+    """Return True if less is better."""
+    measure = name.split(" | ")[2]
+    return any(time for each, time in IS_TIME.items() if MEASURES[each][0] == measure)
+
+
+def ratios_of(written: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the ratios of a run that is written as JSON (bench.json)."""
+    return {name: dict(ratios) for name, ratios in _ratios(written)}
+
+
+def _ratios(written: Mapping[str, Any]) -> Iterator[tuple[str, Iterator[tuple[str, float]]]]:
+    for compared in written["comparisons"]:
+        yield name_of(compared), _ratios_to_peers(written, compared)
+
+
+def _ratios_to_peers(written: Mapping[str, Any], compared: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    target = compared["target"]
+    for server in written["servers"]:
+        numbers = server["workloads"].get(target["workload"])
+        if server["model"] == compared["model"] and numbers and not server["server"].startswith("diptych"):
+            yield server["server"], round(compared["our_value"] / numbers[target["measure"]], 3)
+
+
+def read_history(file: Path) -> tuple[HistoryRow, ...]:
+    """Return all rows, oldest first; none if there is no file."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return tuple(HistoryRow(**json.loads(line)) for line in lines)
+
+
+def append_row(row: HistoryRow, file: Path) -> None:
+    with file.open("a", encoding="utf-8") as history:
+        history.write(f"{json.dumps(asdict(row))}\n")
+
+
+def changes(ratios: Ratios, history: Sequence[HistoryRow]) -> Iterator[Change]:
+    """Yield each of `ratios` and the one before: of the last row that has it for one of its peers.
+
+    With several common peers, both are medians: what one peer alone does is not a change of ours.
+    """
+    for name, by_peer in ratios.items():
+        for row in reversed(history):
+            if common := by_peer.keys() & row.ratios.get(name, {}).keys():
+                now, before = (statistics.median(each[peer] for peer in common) for each in (by_peer, row.ratios[name]))
+                yield Change(name, ", ".join(sorted(common)), now, before, row)
+                break
+
+
+def history_table(history: Sequence[HistoryRow]) -> str:
+    """Return a column for each of the last runs, oldest first; bold is worse than the run before by over 15 %."""
+    shown = history[-_MAX_SHOWN:]
+    names = dict.fromkeys(name for row in shown for name in row.ratios)
+    header = ["ours ÷ best peer", *(f"{row.commit}, {row.date}" for row in shown)]
+    rows = [
+        [name.replace(" | ", ", "), *(_cell(name, index, history) for index in range(-len(shown), 0))] for name in names
+    ]
+    return table(header, [["machine", *(row.machine for row in shown)], *rows])
+
+
+def _cell(name: str, index: int, history: Sequence[HistoryRow]) -> str:
+    best = history[index].best(name)
+    if best is None:
+        return ""
+    found = changes({name: history[index].ratios[name]}, history[:index])
+    return f"**{best:.2f}**" if any(change.is_worse for change in found) else f"{best:.2f}"
