@@ -35,7 +35,7 @@ _FOLDER = ROOT / "build" / "bench"
 _SHORT_FOLDER = ROOT / "build" / "bench-short"
 _RESULTS = ROOT / "loadtest" / "results"
 _HISTORY = _RESULTS / "history.jsonl"
-_SHORT_MINUTES = 1.75
+_SHORT_MINUTES = 1.5
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ mask, and each row stops at its own length.
 """
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,16 @@ from typing import Any
 import onnxruntime
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 _Processor: Any = AutoProcessor
+
+# Of a linear layer: below this, torch.utils.mkldnn takes longer than MKL. Source: python -m export.bench.linears.
+_MIN_WEIGHTS = 500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,22 @@ class RowLengths(StoppingCriteria):
         return input_ids.shape[1] >= self._max_lengths
 
 
+def use_onednn(model: nn.Module) -> None:
+    """Compute large linear layers with oneDNN, as ours does: torch uses MKL, which is slower on some processors."""
+    large = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and layer.weight.numel() >= _MIN_WEIGHTS
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.13: these layers are written in TorchScript
+        from torch.utils.mkldnn import to_mkldnn
+
+        for name, layer in large.items():
+            parent, _, own_name = name.rpartition(".")
+            setattr(model.get_submodule(parent), own_name, to_mkldnn(layer))  # type: ignore[no-untyped-call]
+
+
 class OnnxEncoder:
     """A graph of the vision encoder and projector: pixel_values (B, 3, H, W) to image_features (B, N, C)."""
 
@@ -80,6 +100,7 @@ class Generator:
         if encoder_graph is not None:
             self._model.model.get_image_features = OnnxEncoder(encoder_graph, num_threads)
             del self._model.model.vision_tower, self._model.model.multi_modal_projector
+        use_onednn(self._model)
         self._rules = self._model.generation_config
         self._is_florence2 = self._model.config.model_type == "florence2"
 

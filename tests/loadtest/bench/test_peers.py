@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from export.bench.encoder_graphs import write_encoder_graph
 from loadtest.bench.client import PeerApi, Round, drive
 from loadtest.bench.material import Question
-from loadtest.bench.peers.generation import GeneratedAnswer, Generator, PromptedImage
+from loadtest.bench.peers.generation import GeneratedAnswer, Generator, PromptedImage, use_onednn
 from loadtest.bench.servers import Server, peer_launch
 from loadtest.bench.workloads import BenchRequest
 from loadtest.processes import Launch, ServerError, cpu_s, free_port, running
@@ -58,6 +59,16 @@ def test_images_encoded_by_onnx_runtime_have_the_same_answers(
     checkpoint: Path, encoder_graph: Path, alone: list[GeneratedAnswer]
 ) -> None:
     assert Generator(checkpoint, 1, encoder_graph).answer(prompted(checkpoint)) == alone
+
+
+@torch.inference_mode()
+def test_large_layers_alone_are_computed_by_onednn() -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(64, 1024), torch.nn.Linear(1024, 1024, bias=False))
+    states = torch.randn(2, 5, 64)
+    expected = layers(states)
+    use_onednn(layers)
+    assert [isinstance(layer, torch.nn.Linear) for layer in layers] == [True, False]
+    torch.testing.assert_close(layers(states), expected)
 
 
 def test_an_answer_ends_at_its_limit(alone: list[GeneratedAnswer]) -> None:
