@@ -78,8 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _short(deadline_s: float) -> None:
     start_s = time.monotonic()
     _make_material(_SHORT_FOLDER, "--short")
-    run = run_short(read_material(_SHORT_FOLDER), _SHORT_FOLDER, deadline_s)
-    print(short_report(run, read_history(_HISTORY)))
+    for short in run_short(read_material(_SHORT_FOLDER), _SHORT_FOLDER, deadline_s):
+        print(short_report(short.run, read_history(_HISTORY), short.others_cores), flush=True)
     _note(f"short bench: {time.monotonic() - start_s:.0f} s on {_machine()}")
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.bench.results import IS_TIME, MEASURES, TITLES
+from loadtest.bench.servers import OURS, OURS_DEFAULT
 from loadtest.figures import table
 
 TOLERANCE = 0.15
+CPU = "CPU ms"  # of a request
 _MAX_SHOWN = 6
 
-Ratios = Mapping[str, Mapping[str, float]]  # ours ÷ peer, by `name_of` and the peer
+Ratios = Mapping[str, Mapping[str, float]]  # ours ÷ peer, by workload, model and measure, and by the peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,42 +48,56 @@ class Change:
     row: HistoryRow  # of `before`
 
     @property
+    def is_of_processor(self) -> bool:
+        return CPU in self.name
+
+    @property
     def is_worse(self) -> bool:
         """Return True beyond the tolerance."""
         change = self.now / self.before
         return change > 1 + TOLERANCE if is_time(self.name) else change < 1 - TOLERANCE
 
 
-def name_of(compared: Mapping[str, Any]) -> str:
+def is_time(name: str) -> bool:
+    """Return True if less is better."""
+    measure = name.split(" | ")[2]
+    return measure == CPU or any(time for each, time in IS_TIME.items() if MEASURES[each][0] == measure)
+
+
+def ratios_of(written: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the ratios of a run that is written as JSON (bench.json), and those of processor time.
+
+    Other work on the machine changes processor time little.
+    """
+    of_measures = {
+        _name(compared, MEASURES[compared["target"]["measure"]][0]): _to_peers(
+            written, compared, compared["target"]["measure"]
+        )
+        for compared in written["comparisons"]
+    }
+    of_processor = {
+        _name(compared, CPU): _to_peers(written, compared, "cpu_s_per_request") for compared in written["comparisons"]
+    }
+    return of_measures | of_processor
+
+
+def _name(compared: Mapping[str, Any], measure: str) -> str:
     """Return `(a) mixed | florence-2-base-random | requests/s`, with ` | default` at the model's default precision."""
     target = compared["target"]
-    measure, _ = MEASURES[target["measure"]]
     precision = [] if target["precision"] == "float32" else [target["precision"]]
     return " | ".join([TITLES[target["workload"]], compared["model"], measure, *precision])
 
 
-def is_time(name: str) -> bool:
-    """Return True if less is better."""
-    measure = name.split(" | ")[2]
-    return any(time for each, time in IS_TIME.items() if MEASURES[each][0] == measure)
-
-
-def ratios_of(written: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the ratios of a run that is written as JSON (bench.json)."""
-    return {name: dict(ratios) for name, ratios in _ratios(written)}
-
-
-def _ratios(written: Mapping[str, Any]) -> Iterator[tuple[str, Iterator[tuple[str, float]]]]:
-    for compared in written["comparisons"]:
-        yield name_of(compared), _ratios_to_peers(written, compared)
-
-
-def _ratios_to_peers(written: Mapping[str, Any], compared: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _to_peers(written: Mapping[str, Any], compared: Mapping[str, Any], measure: str) -> dict[str, float]:
     target = compared["target"]
-    for server in written["servers"]:
-        numbers = server["workloads"].get(target["workload"])
-        if server["model"] == compared["model"] and numbers and not server["server"].startswith("diptych"):
-            yield server["server"], round(compared["our_value"] / numbers[target["measure"]], 3)
+    ours = OURS.name if target["precision"] == "float32" else OURS_DEFAULT.name
+    values = {
+        server["server"]: server["workloads"][target["workload"]][measure]
+        for server in written["servers"]
+        if server["model"] == compared["model"] and target["workload"] in server["workloads"]
+    }
+    peers = values.keys() - {OURS.name, OURS_DEFAULT.name}
+    return {peer: round(values[ours] / values[peer], 3) for peer in values if peer in peers}
 
 
 def read_history(file: Path) -> tuple[HistoryRow, ...]:

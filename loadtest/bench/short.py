@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loadtest.bench.client import Round
@@ -18,16 +18,31 @@ from loadtest.bench.measurement import MeasuredServer, Measurement, started
 from loadtest.bench.results import Run, as_json
 from loadtest.bench.servers import OURS, Server, short_peer
 from loadtest.bench.workloads import WorkloadName, short_plan
-from loadtest.processes import ROOT
+from loadtest.processes import ROOT, cpu_s, machine_cpu_s
+
+_MAX_OTHERS_CORES = 0.3
 
 
-def run_short(models: Sequence[ModelMaterial], folder: Path, deadline_s: float) -> Run:
-    """Measure the models until `deadline_s` on the clock of time.monotonic(); a model that is late is left out."""
+@dataclass(frozen=True, slots=True)
+class ShortRun:
+    """The run of one model."""
+
+    run: Run
+    others_cores: float  # mean processor time per second of other processes on the machine
+
+
+def run_short(models: Sequence[ModelMaterial], folder: Path, deadline_s: float) -> Iterator[ShortRun]:
+    """Yield the run of each model; the remaining time until `deadline_s`, on time.monotonic()'s clock, is divided."""
     store = os.environ.get("BENTOML_HOME", str(ROOT / ".bentoml"))
     ours = replace(OURS, environment={**OURS.environment, "BENTOML_HOME": store})
     servers = (ours, short_peer(importlib.util.find_spec("litserve") is not None))
-    measurements = [each for model in models for each in _measured(model, servers, folder, deadline_s)]
-    return Run(models, measurements, facts={})
+    for index, model in enumerate(models):
+        now_s = time.monotonic()
+        own_deadline_s = now_s + (deadline_s - now_s) / (len(models) - index)
+        busy_s, own_s = machine_cpu_s(), cpu_s(os.getpid())
+        run = Run([model], list(_measured(model, servers, folder, own_deadline_s)), facts={})
+        others_s = machine_cpu_s() - busy_s - (cpu_s(os.getpid()) - own_s)
+        yield ShortRun(run, others_s / (time.monotonic() - now_s))
 
 
 def _measured(
@@ -44,23 +59,26 @@ def _measured(
 
 
 def _rounds(running: Sequence[MeasuredServer], deadline_s: float) -> list[dict[WorkloadName, tuple[Round, ...]]]:
-    """Return the rounds of each server; those of one workload alternate between the servers."""
+    """Return the rounds of each server, which alternate; a late run has fewer rounds of every workload."""
     rounds: list[dict[WorkloadName, tuple[Round, ...]]] = [{} for _ in running]
     for plan in short_plan():
-        for _ in range(plan.num_rounds):
-            if (left_s := deadline_s - time.monotonic()) < 0:
-                return rounds
-            one = replace(plan, num_rounds=1, limit_s=min(plan.limit_s, left_s))
-            for own, server in zip(rounds, running, strict=True):
-                if answered := tuple(each for each in server.run(one) if each.samples):
-                    own[plan.workload] = own.get(plan.workload, ()) + answered
+        if (left_s := deadline_s - time.monotonic()) < 0:
+            break
+        one = replace(plan, limit_s=min(plan.limit_s, left_s))
+        for own, server in zip(rounds, running, strict=True):
+            if answered := tuple(each for each in server.run(one) if each.samples):
+                own[plan.workload] = own.get(plan.workload, ()) + answered
     return rounds
 
 
-def short_report(run: Run, history: Sequence[HistoryRow]) -> str:
-    """Return a line for each ratio, and what is worse than before."""
+def short_report(run: Run, history: Sequence[HistoryRow], others_cores: float) -> str:
+    """Return a line for each ratio, and what is worse than before.
+
+    If other work took more than a little of the machine, only processor time is judged.
+    """
     found = list(changes(ratios_of(as_json(run)), history))
-    return "\n".join([*map(_line, found), *_verdict(found)])
+    judged = [each for each in found if each.is_of_processor or others_cores <= _MAX_OTHERS_CORES]
+    return "\n".join([*map(_line, found), *_verdict(found, judged, others_cores)])
 
 
 def _line(change: Change) -> str:
@@ -69,9 +87,12 @@ def _line(change: Change) -> str:
     return f"{change.name.replace(' | ', ', ')}: ours ÷ {change.peers} {change.now:.2f}, before {before}"
 
 
-def _verdict(found: Sequence[Change]) -> Iterator[str]:
-    for change in found:
-        if change.is_worse:
-            yield f"WORSE by more than {TOLERANCE:.0%}: {_line(change)}"
-    if not any(change.is_worse for change in found):
-        yield f"{len(found)} ratios, none worse by more than {TOLERANCE:.0%}"
+def _verdict(found: Sequence[Change], judged: Sequence[Change], others_cores: float) -> Iterator[str]:
+    if len(judged) < len(found):
+        yield f"other work took {others_cores:.1f} cores: rates and times are not judged"
+    if not found:
+        yield "no ratio: the history has none of these, or the time was too short"
+    worse = [change for change in judged if change.is_worse]
+    yield from (f"WORSE by more than {TOLERANCE:.0%}: {_line(change)}" for change in worse)
+    if found and not worse:
+        yield f"{len(judged)} of {len(found)} ratios judged, none worse by more than {TOLERANCE:.0%}"

@@ -26,7 +26,7 @@ LENGTHS = (SHORT_TOKENS, 32, SHORT_TOKENS, 64, SHORT_TOKENS, 128, SHORT_TOKENS, 
 NUM_WARM_UP = 2
 
 _EMBEDDED_LIMIT_S = 30.0
-_SHORT_ROUNDS = 5  # of the short run
+_SHORT_ROUNDS = 7  # of the short run
 # Shares of a server's time at base scale; the rest is for its start.
 _SHARES: dict[WorkloadName, float] = {"mixed": 0.45, "one_image": 0.15, "decode_heavy": 0.2, "single": 0.1}
 _NUM_TASKS = 10  # of one_image
@@ -109,12 +109,9 @@ def embedded_plan(is_endless: bool, is_quick: bool) -> tuple[RoundPlan, ...]:
 
 
 def short_plan() -> tuple[RoundPlan, ...]:
-    """Return the rounds of an embedded checkpoint in the short run."""
-    return tuple(
-        replace(step, num_rounds=_SHORT_ROUNDS)
-        for step in embedded_plan(is_endless=False, is_quick=False)
-        if step.workload != "mixed_4"
-    )
+    """Return single rounds of the workloads of an embedded checkpoint, in turns."""
+    of_one_client, _, *others = embedded_plan(is_endless=False, is_quick=True)
+    return _SHORT_ROUNDS * (of_one_client, *others)
 
 
 def base_plan(request_s: float, allowance_s: float) -> tuple[RoundPlan, ...]:

@@ -4,12 +4,13 @@ from pathlib import Path
 import pytest
 
 from loadtest.bench.history import HistoryRow, append_row, changes, history_table, ratios_of, read_history
-from loadtest.bench.results import as_json
+from loadtest.bench.results import Run, as_json
 from loadtest.bench.short import short_report
 from tests.support.bench_rounds import OTHER_PEER, PEER, measurement, one_round, run, sample
 
 RATE, TIME = "(a) mixed | m | requests/s", "(d) single | m | p50, ms"
 BEFORE = HistoryRow("aaaaaaa", "2026-11-01", "a machine", {RATE: {"litserve 16": 2.0, "fastapi": 4.0}})
+SHORT_BEFORE = replace(BEFORE, ratios={"(a) mixed | florence-2-mini | requests/s": {"litserve 16": 1.0}})
 
 
 def row(commit: str, **ratios: float) -> HistoryRow:
@@ -28,6 +29,8 @@ def test_a_run_has_its_ratio_to_every_peer() -> None:
     assert ratios_of(written) == {
         "(a) mixed | florence-2-mini | requests/s": {"litserve 16": 2.5, "fastapi": 1.0},
         "(d) single | florence-2-mini | p50, ms": {"fastapi": 0.25},
+        "(a) mixed | florence-2-mini | CPU ms": {"litserve 16": 0.4, "fastapi": 1.0},
+        "(d) single | florence-2-mini | CPU ms": {"fastapi": 0.4},
     }
 
 
@@ -74,21 +77,28 @@ def test_the_table_has_the_ratio_to_the_best_peer_and_marks_a_slower_run() -> No
     ]
 
 
+def measured(num_ours: int, num_peers: int) -> Run:
+    """Return a run in which the processor time of a round is the same for both."""
+    ours, peers = ([one_round([sample(0.1)] * number)] for number in (num_ours, num_peers))
+    model = "florence-2-mini"
+    return run(measurement(model, {"mixed": ours}), measurement(model, {"mixed": peers}, PEER))
+
+
 def test_the_short_report_lists_what_is_worse() -> None:
-    fast, slow = [one_round([sample(0.1)] * 10)], [one_round([sample(0.4)] * 4)]
-    measured = run(
-        measurement("florence-2-mini", {"mixed": slow}), measurement("florence-2-mini", {"mixed": fast}, PEER)
-    )
-    before = replace(BEFORE, ratios={"(a) mixed | florence-2-mini | requests/s": {"litserve 16": 1.0}})
     ratios = "ours ÷ litserve 16 0.40, before 1.00 at aaaaaaa of 2026-11-01 (a machine)"
     line = f"(a) mixed, florence-2-mini, requests/s: {ratios}"
-    assert short_report(measured, [before]).splitlines() == [line, f"WORSE by more than 15%: {line}"]
+    report = short_report(measured(4, 10), [SHORT_BEFORE], others_cores=0.1)
+    assert report.splitlines() == [line, f"WORSE by more than 15%: {line}"]
 
 
 def test_the_short_report_says_that_nothing_is_worse() -> None:
-    fast = [one_round([sample(0.1)] * 10)]
-    measured = run(
-        measurement("florence-2-mini", {"mixed": fast}), measurement("florence-2-mini", {"mixed": fast}, PEER)
-    )
-    before = replace(BEFORE, ratios={"(a) mixed | florence-2-mini | requests/s": {"litserve 16": 1.1}})
-    assert short_report(measured, [before]).endswith("\n1 ratios, none worse by more than 15%")
+    report = short_report(measured(10, 10), [SHORT_BEFORE], others_cores=0.1)
+    assert report.splitlines()[1:] == ["1 of 1 ratios judged, none worse by more than 15%"]
+
+
+def test_amid_other_work_only_processor_time_is_judged() -> None:
+    processor = {"(a) mixed | florence-2-mini | CPU ms": {"litserve 16": 2.0}}
+    before = replace(SHORT_BEFORE, ratios={**SHORT_BEFORE.ratios, **processor})
+    _, _, note, worse = short_report(measured(4, 10), [before], others_cores=1.5).splitlines()
+    assert note == "other work took 1.5 cores: rates and times are not judged"
+    assert worse.startswith("WORSE by more than 15%: (a) mixed, florence-2-mini, CPU ms: ours ÷ litserve 16 2.50")
