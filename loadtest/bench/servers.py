@@ -120,8 +120,10 @@ def peer_launch(server: Server, checkpoint: Path, encoder_graph: Path) -> Launch
     """Return how a peer is started with a checkpoint; `litserve_onnx` reads the graph of the encoder."""
     port = free_port()
     if server.kind == "bentoml":
-        served = (f"{_PEERS}.bentoml_server:Vision", "--port", str(port), "--arg", f"checkpoint={checkpoint}")
-        return Launch((sys.executable, "-m", "bentoml", "serve", *served, *server.arguments), port, "/readyz")
+        # The service of the model would close connections that the wrapper is about to use (BentoML issue 4971).
+        options = ("--port", str(port), "--timeout-keep-alive", "900", "--arg", f"checkpoint={checkpoint}")
+        served = (f"{_PEERS}.bentoml_server:Vision", *options, *server.arguments)
+        return Launch((sys.executable, "-m", "bentoml", "serve", *served), port, "/readyz")
     module = f"{_PEERS}.{server.kind.removesuffix('_onnx')}_server"
     encoder = ("--encoder-graph", str(encoder_graph)) if server.kind == "litserve_onnx" else ()
     command = (sys.executable, "-m", module, str(checkpoint), *encoder, "--port", str(port), *server.arguments)

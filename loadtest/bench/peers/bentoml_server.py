@@ -14,6 +14,9 @@ from pydantic import BaseModel
 from loadtest.bench.peers.generation import Generator, PromptedImage
 
 _TIMEOUT_S = 900  # a batch that exceeds it is refused; the time limit of the benchmark is that of the round
+# BentoML 1.4.40 closes the wrapper's connections after 100 requests and after 300 s, with those in flight on them
+# (_bentoml_impl/client/proxy2.py, SessionManager), and every caller gets a 500.
+_CONNECTION = {"max_requests": 1_000_000_000, "max_age": 86_400.0}
 
 
 class Arguments(BaseModel):
@@ -43,7 +46,7 @@ class Answer(BaseModel):
 _arguments = bentoml.use_arguments(Arguments)
 
 
-@bentoml.service(workers=_arguments.workers, traffic={"timeout": _TIMEOUT_S})
+@bentoml.service(workers=_arguments.workers, traffic={"timeout": _TIMEOUT_S}, runner_connection=_CONNECTION)
 class Model:
     """Answers batches of questions."""
 
