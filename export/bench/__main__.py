@@ -11,7 +11,8 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from export.bench.models import BENCH_MODELS, make_models, write_checkpoints
+from export.bench.encoder_graphs import write_encoder_graph
+from export.bench.models import BENCH_MODELS, checkpoint_folder, encoder_graph_file, make_models, write_checkpoints
 from export.bench.questions import NUM_SCENES, model_material
 from export.checkpoints.errors import ExportError
 
@@ -38,7 +39,11 @@ def _make(folder: Path, scales: Sequence[str], is_short: bool) -> None:
     models = [model for model in BENCH_MODELS if model.scale in scales]
     if is_short:
         models = [model for model in models if model.scale == "embedded" and not model.is_endless]
-    catalog = (write_checkpoints if is_short else make_models)(models, folder)
+        catalog = write_checkpoints(models, folder)
+    else:
+        catalog = make_models(models, folder)
+        for model in models:
+            write_encoder_graph(checkpoint_folder(model, folder), encoder_graph_file(model, folder))
     material = [model_material(model, catalog[model.id], folder, NUM_SCENES[model.scale]) for model in models]
     (folder / "material.json").write_text(json.dumps({"models": material}), encoding="utf-8")
 

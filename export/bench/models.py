@@ -14,7 +14,6 @@ from typing import Any, Literal
 import yaml
 
 from export.artifacts.store import has_current_version, new_version
-from export.bench.encoder_graphs import write_encoder_graph
 from export.checkpoints.jobs import CATALOG_FILE, ROOT, ExportJob, ExportOptions, plan_job
 from export.checkpoints.random_weights import write_random_checkpoint
 from export.checks.probes import ProbePlan
@@ -62,10 +61,9 @@ def encoder_graph_file(model: BenchModel, folder: Path) -> Path:
 
 
 def make_models(models: Sequence[BenchModel], folder: Path) -> Mapping[str, CatalogEntry]:
-    """Write checkpoints and catalog, and graphs and artifacts that are not up to date; return the catalog."""
+    """Write checkpoints and catalog, and artifacts that are not up to date; return the catalog."""
     catalog = write_checkpoints(models, folder)
     for model in models:
-        write_encoder_graph(checkpoint_folder(model, folder), encoder_graph_file(model, folder))
         job = plan_job(catalog[model.id], ExportOptions())
         outcome = "up to date" if has_current_version(model.id, job.build_key) else _export(job)
         print(f"{model.id}: {outcome}", flush=True)
