@@ -5,7 +5,7 @@
 # make proto      the code of the gRPC interfaces, from service/rpc/proto/*.proto, for the service and the client
 # make lock       requirements.lock: what the image installs, by hash, after a change of requirements.txt
 # make image      the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
-# make bench      our service against what a user would write instead, at most 25 minutes; tables in loadtest/results
+# make bench      our service against what a user would write instead, at most 25 minutes; tables and history in loadtest/results
 # make loadtest   Locust against a running service (URL=...), at most 6 minutes; report in loadtest/results/load
 
 PYTHON ?= python3

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from export.memory import memory_tables
+from loadtest.bench.history import history_table, read_history
 from service.settings import Settings, variable
 from tasks.catalog import load_catalog
 from tasks.table_markdown import task_table_markdown
@@ -73,6 +74,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench headlines": lambda: _ratios(is_headline=True),
     "bench facts": lambda: _sections("bench.md", "Bench"),
     "bench others": lambda: _ratios(is_headline=False),
+    "bench history": lambda: history_table(read_history(_RESULTS / "history.jsonl")),
     "bench limit": lambda: _sections("bench.md", "The limit"),
     "bench stages": lambda: _sections("bench.md", "Where the time of a request goes, mean ms"),
     "load": lambda: _sections("load/load.md", "Load", "Saturation", "Offered and answered", "Tasks"),

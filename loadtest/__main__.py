@@ -1,31 +1,41 @@
-"""Run the benchmark: `python -m loadtest [--minutes N] [--quick] [--resume]` (make bench).
+"""Run the benchmark: `python -m loadtest [--minutes N] [--quick] [--resume]` (make bench), or a short run of it.
 
 Missing checkpoints, artifacts and images are made first by `python -m export.bench`, within the same time, and kept in
-build/bench.
+build/bench. A whole run is appended to loadtest/results/history.jsonl. `--short`, for the end of the checks, compares
+the embedded models with one peer, and the ratios with those in the history; it reads the artifacts of `make export`.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from loadtest.bench.bench import Bench
+from loadtest.bench.history import HistoryRow, append_row, ratios_of, read_history
 from loadtest.bench.limits import measure_steps, shares_of, steps_bytes
 from loadtest.bench.machine import MachineRates
 from loadtest.bench.material import ModelMaterial, read_material
+from loadtest.bench.measurement import Measurement
+from loadtest.bench.measures import numbers_of
 from loadtest.bench.operations import count_operations
-from loadtest.bench.report import markdown, write_plot
+from loadtest.bench.report import markdown, ratio_table, write_plot
 from loadtest.bench.results import Run, as_json, is_ours
-from loadtest.figures import processor_name
+from loadtest.bench.short import run_short, short_report
+from loadtest.figures import processor_name, shown
 from loadtest.processes import NUM_CORES, ROOT
 
 _FOLDER = ROOT / "build" / "bench"
+_SHORT_FOLDER = ROOT / "build" / "bench-short"
 _RESULTS = ROOT / "loadtest" / "results"
+_HISTORY = _RESULTS / "history.jsonl"
+_SHORT_MINUTES = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +44,7 @@ class Options:
 
     minutes: float
     is_quick: bool
+    is_short: bool
     is_resumed: bool
     scales: tuple[str, ...]
     results: Path
@@ -46,13 +57,30 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("python -m loadtest was terminated"))  # servers are stopped
     options = _parse(arguments)
     deadline_s = time.monotonic() + options.minutes * 60
-    _make_material(options.scales)
+    if options.is_short:
+        _short(deadline_s)
+        return
+    _make_material(_FOLDER, "--scales", *options.scales)
     models = [model for model in read_material(_FOLDER) if model.scale in options.scales]
+    commit = _commit()  # before the results are written
     run = _run(models, options, deadline_s)
-    print(markdown(run))
+    print(ratio_table(run))
     _write(run, options.results)
+    if not options.is_quick and options.results == _RESULTS:
+        today = datetime.now(UTC).date().isoformat()
+        append_row(HistoryRow(commit, today, _machine(), ratios_of(as_json(run))), _HISTORY)
+        _note(f"appended to {_HISTORY}; `python -m docs.tables` updates the pages")
+
+
+def _short(deadline_s: float) -> None:
+    start_s = time.monotonic()
+    _make_material(_SHORT_FOLDER, "--short")
+    for short in run_short(read_material(_SHORT_FOLDER), _SHORT_FOLDER, deadline_s):
+        print(short_report(short.run, read_history(_HISTORY), short.others_cores), flush=True)
+    _note(f"short bench: {time.monotonic() - start_s:.0f} s on {_machine()}")
 
 
 def _run(models: Sequence[ModelMaterial], options: Options, deadline_s: float) -> Run:
@@ -65,17 +93,24 @@ def _run(models: Sequence[ModelMaterial], options: Options, deadline_s: float) -
         bench.clear()
     measurements = []
     for each in bench.run():
-        _note(f"{each.model}, {each.server.name}: done, {(deadline_s - time.monotonic()) / 60:.1f} minutes are left")
+        _note(f"{_one_line(each)}; {(deadline_s - time.monotonic()) / 60:.1f} minutes are left")
         measurements.append(each)
     ours = filter(is_ours, measurements)
     shares = [share for each in ours for share in shares_of(each, operations[each.model], rates)]
     return Run(models, measurements, _facts(options), rates, shares, steps, bench.skipped)
 
 
-def _make_material(scales: Sequence[str]) -> None:
+def _one_line(measurement: Measurement) -> str:
+    """Return `florence-2-mini, litserve 16: 7.1 s to start, requests/s: single 11.8, mixed 70.4`."""
+    rates = (f"{load} {shown(numbers_of(rounds).requests_per_s)}" for load, rounds in measurement.rounds.items())
+    named = f"{measurement.model}, {measurement.server.name}: {measurement.start_s:.1f} s to start"
+    return f"{named}, requests/s: {', '.join(rates)}"
+
+
+def _make_material(folder: Path, *options: str) -> None:
     """Make what is missing; the output goes to stderr, like the progress of the run."""
-    environment = os.environ | {"BENTOML_HOME": str(_FOLDER / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
-    command = [sys.executable, "-m", "export.bench", str(_FOLDER), "--scales", *scales]
+    environment = os.environ | {"BENTOML_HOME": str(folder / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
+    command = [sys.executable, "-m", "export.bench", str(folder), *options]
     subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr, check=True)
 
 
@@ -86,11 +121,21 @@ def _machine_rates(bytes_of_steps: Sequence[int]) -> list[MachineRates]:
     return [MachineRates(**rates) for rates in json.loads(measured)]
 
 
+def _commit() -> str:
+    """Return the commit, with `-dirty` if files of it are changed; `unknown` without git."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    described = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return described.stdout.strip() or "unknown"
+
+
+def _machine() -> str:
+    return f"{processor_name()}, {NUM_CORES} cores of {os.cpu_count()}"
+
+
 def _facts(options: Options) -> dict[str, str]:
-    load = os.getloadavg()[0]
     return {
         "command": f"`{options.command}`",
-        "machine": f"{processor_name()}, {NUM_CORES} cores of {os.cpu_count()}, load {load:.1f} at the end",
+        "machine": f"{_machine()}, load {os.getloadavg()[0]:.1f} at the end",
         "percentiles": "over all answers of a workload; rates are medians of its rounds",
         "CPU ms": "processor time of all the server's processes for a request, mean",
     }
@@ -110,14 +155,17 @@ def _note(text: str) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser("python -m loadtest", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=25, metavar="N", help="maximum time; default %(default)s")
+    times = f"maximum time; default 25, of the short run {_SHORT_MINUTES:g}"
+    parser.add_argument("--minutes", type=float, metavar="N", help=times)
     parser.add_argument("--quick", action="store_true", help="the embedded checkpoints only, one short round")
+    parser.add_argument("--short", action="store_true", help="one peer, and what got worse since the last whole run")
     parser.add_argument("--resume", action="store_true", help="keep the finished servers of an earlier run")
     parser.add_argument("--scales", nargs="+", choices=("embedded", "base"), default=["embedded", "base"])
     parser.add_argument("--results", type=Path, default=_RESULTS, metavar="FOLDER", help="default %(default)s")
     parsed = parser.parse_args(arguments)
     scales = ("embedded",) if parsed.quick else tuple(parsed.scales)
-    return Options(parsed.minutes, parsed.quick, parsed.resume, scales, parsed.results)
+    minutes = parsed.minutes or (_SHORT_MINUTES if parsed.short else 25)
+    return Options(minutes, parsed.quick, parsed.short, parsed.resume, scales, parsed.results)
 
 
 if __name__ == "__main__":

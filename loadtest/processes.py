@@ -96,6 +96,12 @@ def cpu_s_by_process(process_id: int) -> dict[int, float]:
     return {one: sum(map(int, stats[one][_TIMES])) / ticks_per_s for one in running}
 
 
+def machine_cpu_s() -> float:
+    """Return the processor time of all processes since the machine started."""
+    user, nice, system, _idle, _waiting, *interrupts = Path("/proc/stat").read_text(encoding="utf-8").split()[1:8]
+    return sum(map(int, (user, nice, system, *interrupts))) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
 def limited(process_ids: Iterable[int], cores: float) -> Iterator[None]:
     """Limit each process to `cores` of processor time by a control group (version 1 or 2) of its own; needs root."""

@@ -1,4 +1,7 @@
-"""Prepare the models and questions of `make bench`: `python -m export.bench FOLDER`. Existing models are kept."""
+"""Prepare the models and questions of `make bench`: `python -m export.bench FOLDER`. Existing models are kept.
+
+With `--short`, only checkpoints and questions of the embedded models, whose artifacts are those of `make export`.
+"""
 
 import argparse
 import json
@@ -8,31 +11,39 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from export.bench.models import BENCH_MODELS, make_models
+from export.bench.encoder_graphs import write_encoder_graph
+from export.bench.models import BENCH_MODELS, checkpoint_folder, encoder_graph_file, make_models, write_checkpoints
 from export.bench.questions import NUM_SCENES, model_material
 from export.checkpoints.errors import ExportError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare models and material; return the exit status."""
-    parser = argparse.ArgumentParser("python -m export.bench", description=__doc__)
+    parser = argparse.ArgumentParser("python -m export.bench", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--scales", nargs="+", choices=("embedded", "base"), default=["embedded", "base"])
+    parser.add_argument("--short", action="store_true", help="for `python -m loadtest --short`; exports nothing")
     parsed = parser.parse_args(arguments)
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        _make(parsed.folder, parsed.scales)
+        _make(parsed.folder, parsed.scales, parsed.short)
     except ExportError as error:
         print(f"python -m export.bench: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _make(folder: Path, scales: Sequence[str]) -> None:
+def _make(folder: Path, scales: Sequence[str], is_short: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     models = [model for model in BENCH_MODELS if model.scale in scales]
-    catalog = make_models(models, folder)
+    if is_short:
+        models = [model for model in models if model.scale == "embedded" and not model.is_endless]
+        catalog = write_checkpoints(models, folder)
+    else:
+        catalog = make_models(models, folder)
+        for model in models:
+            write_encoder_graph(checkpoint_folder(model, folder), encoder_graph_file(model, folder))
     material = [model_material(model, catalog[model.id], folder, NUM_SCENES[model.scale]) for model in models]
     (folder / "material.json").write_text(json.dumps({"models": material}), encoding="utf-8")
 

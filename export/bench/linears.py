@@ -1,13 +1,16 @@
 """Throughput of float32 matrix products: torch's `linear` and our packed layer (`python -m export.bench.linears`).
 
-Prints 10^9 floating-point operations per second, the median of several tries.
+Prints 10^9 floating-point operations per second, the median of several tries. `to_mkldnn` is torch's public way to
+oneDNN, which copies input and output at every call.
 """
 
 import argparse
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,6 +26,17 @@ def rate(product: Callable[[], Tensor], num_operations: int) -> float:
     """Return operations per second of `product`, which performs `num_operations`."""
     product()
     return num_operations / statistics.median(_mean_s(product) for _ in range(_TRIES))
+
+
+def to_mkldnn(weight: Tensor, bias: Tensor) -> Linear:
+    """Return the layer that torch.utils.mkldnn makes of torch.nn.Linear."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.13: it is written in TorchScript
+        from torch.utils.mkldnn import MkldnnLinear
+
+        linear = torch.nn.Linear(*weight.T.shape)
+        linear.weight, linear.bias = torch.nn.Parameter(weight), torch.nn.Parameter(bias)
+        return cast(Linear, MkldnnLinear(linear, torch.float32))
 
 
 def _mean_s(product: Callable[[], Tensor]) -> float:
@@ -43,6 +57,7 @@ def main() -> None:
         states, weight, bias = torch.randn(rows, into), torch.randn(out, into), torch.randn(out)
         layers: dict[str, Linear] = {
             "linear": FloatLinear(weight, bias),
+            "to_mkldnn": to_mkldnn(weight, bias),
             "packed": PackedLinear.of(weight, bias),
             "view": PackedLinear.view(weight),
         }

@@ -55,24 +55,34 @@ def checkpoint_folder(model: BenchModel, folder: Path) -> Path:
     return folder / "checkpoints" / model.id
 
 
+def encoder_graph_file(model: BenchModel, folder: Path) -> Path:
+    """Return the file of the plainly exported encoder, which is the same for an endless checkpoint."""
+    return folder / "encoders" / f"{model.entry_id}.onnx"
+
+
 def make_models(models: Sequence[BenchModel], folder: Path) -> Mapping[str, CatalogEntry]:
-    """Make checkpoints and catalog of `models`, and artifacts that are not up to date; return the catalog."""
-    for model in models:
-        write_checkpoint(model, checkpoint_folder(model, folder))
-    catalog = write_catalog(models, folder)
+    """Write checkpoints and catalog, and artifacts that are not up to date; return the catalog."""
+    catalog = write_checkpoints(models, folder)
     for model in models:
         job = plan_job(catalog[model.id], ExportOptions())
-        print(
-            f"{model.id}: {'up to date' if has_current_version(model.id, job.build_key) else _export(job)}", flush=True
-        )
+        outcome = "up to date" if has_current_version(model.id, job.build_key) else _export(job)
+        print(f"{model.id}: {outcome}", flush=True)
     return catalog
+
+
+def write_checkpoints(models: Sequence[BenchModel], folder: Path) -> Mapping[str, CatalogEntry]:
+    """Write checkpoints and catalog of `models`; return the catalog."""
+    for model in models:
+        write_checkpoint(model, checkpoint_folder(model, folder))
+    return write_catalog(models, folder)
 
 
 def _export(job: ExportJob) -> str:
     with new_version(job.entry.id) as artifacts, Progress(job.entry.id, NUM_STEPS) as progress:
         # Without photographs the default precisions stay as they are: the answers of random weights are arbitrary.
         manifest = make_artifacts(replace(job, photographs=()), artifacts, progress, probe_plan=_PROBES)
-    return f"exported, {manifest.parity}"
+    tokens = manifest.parity["tokens"]
+    return f"exported: {tokens['num_tokens']} tokens as transformers', {tokens['num_near_ties']} near ties"
 
 
 def write_checkpoint(model: BenchModel, folder: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from export.bench.models import BenchModel, checkpoint_folder
+from export.bench.models import BenchModel, checkpoint_folder, encoder_graph_file
 from export.evaluation import evaluation_scene, png_image
 from export.scenes import Scene, question_prompts, questions, render_scene
 from tasks.catalog import CatalogEntry
@@ -48,6 +48,7 @@ def model_material(model: BenchModel, entry: CatalogEntry, folder: Path, num_sce
         "scale": model.scale,
         "is_endless": model.is_endless,
         "checkpoint": str(checkpoint_folder(model, folder).relative_to(folder)),
+        "encoder_graph": str(encoder_graph_file(model, folder).relative_to(folder)),
         "scenes": list(_scenes(model, entry, folder, num_scenes)),
     }
 

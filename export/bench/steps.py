@@ -1,7 +1,7 @@
 """Time of a decode step in the scheduler, and the model's share of it (`python -m export.bench.steps MODEL`).
 
-Generates several sequences at once from empty image features and prints JSON. The rest of a step is token selection,
-generation rules and the scheduler itself.
+Generates several sequences at once from empty image features, greedily and up to the same length whatever the
+checkpoint's rules, and prints JSON. The rest of a step is token selection, generation rules and the scheduler itself.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +28,11 @@ from runners.transport.messages import SequenceSpec
 _NUM_SEQUENCES = (1, 4, 16)
 _NUM_TOKENS = 48
 _TIMEOUT_S = 600.0
+
+
+def make_endless(decoder: Decoder[Any]) -> None:
+    """Let answers end at their limit only, so that all steps of a measurement have as many rows."""
+    decoder.rules = replace(decoder.rules, eos_token_ids=frozenset({-1}), forced_eos_token_id=None, num_beams=1)
 
 
 class TimedDecoder:
@@ -49,7 +55,8 @@ class TimedDecoder:
 
 
 def measure_steps(decoder: Decoder[Any], manifest: Manifest, num_sequences: int) -> dict[str, Any]:
-    """Return the mean times of steps with `num_sequences` sequences."""
+    """Return the mean times of steps with `num_sequences` sequences; make the answers of `decoder` endless."""
+    make_endless(decoder)
     timed = TimedDecoder(decoder)
     limits = SchedulerLimits(num_sequences, num_sequences, num_sequences * manifest.num_image_tokens * 2)
     scheduler = Scheduler(timed, manifest.model_id, limits)

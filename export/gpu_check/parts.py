@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,6 @@ def requests(
         for text in texts
     ]
     return [to_request(decoder, each, spec) for each, spec in zip(features, specs, strict=True)]
-
-
-def make_endless(decoder: Decoder[Any]) -> None:
-    """Let answers end at their limit only, so that all steps of a measurement have as many rows."""
-    decoder.rules = replace(decoder.rules, eos_token_ids=frozenset({-1}), forced_eos_token_id=None, num_beams=1)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from typing import Any
 import onnxruntime
 import torch
 
-from export.gpu_check.parts import Model, make_endless, requests, scheduler, write
+from export.bench.steps import make_endless
+from export.gpu_check.parts import Model, requests, scheduler, write
 from export.gpu_check.verdicts import Verdict
 from runners.artifacts.devices import decoder_device, encoder_device
 from runners.artifacts.manifest import Device

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from export.gpu_check.parts import Model, elapsed_ms, make_endless, median_ms, requests, scheduler
+from export.bench.steps import make_endless
+from export.gpu_check.parts import Model, elapsed_ms, median_ms, requests, scheduler
 from export.gpu_check.verdicts import Verdict
 from runners.artifacts.manifest import Device
 from runners.decoder.batch import Decoder, LiveBatch, start_sequence

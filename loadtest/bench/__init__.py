@@ -12,4 +12,6 @@ operations   the work of a model: operations of an image, bytes of a decode step
 limits       the share of the machine's limits that our service reaches
 results      all results of a run, and ours against the best peer
 report       tables and picture
+history      the ratios of all runs, and what got worse
+short        the run at the end of the checks: one peer, side by side
 """

@@ -38,6 +38,7 @@ class ModelMaterial:
     scale: Scale
     is_endless: bool  # every answer has exactly `max_new_tokens` tokens
     checkpoint: Path
+    encoder_graph: Path  # ONNX, for a peer
     scenes: tuple[SceneMaterial, ...]
 
 
@@ -57,5 +58,6 @@ def _model(folder: Path, model: dict[str, Any]) -> ModelMaterial:
         scale=model["scale"],
         is_endless=model["is_endless"],
         checkpoint=folder / model["checkpoint"],
+        encoder_graph=folder / model["encoder_graph"],
         scenes=scenes,
     )

@@ -10,7 +10,7 @@ from loadtest.bench.client import Round
 from loadtest.bench.limits import Share
 from loadtest.bench.measurement import Measurement
 from loadtest.bench.measures import COLUMNS, Numbers, num_equal, num_other_length, numbers_of, profile_of
-from loadtest.bench.results import Comparison, Measure, Run, comparisons, is_ours
+from loadtest.bench.results import MEASURES, TITLES, Comparison, Run, comparisons, is_ours
 from loadtest.bench.workloads import NUM_CLIENTS, WorkloadName
 from loadtest.figures import milliseconds, percent, shown, table
 
@@ -20,18 +20,6 @@ _LETTERS: dict[WorkloadName, str] = {
     "one_image": "b",
     "decode_heavy": "c",
     "single": "d",
-}
-_TITLES: dict[WorkloadName, str] = {
-    "mixed": "(a) mixed",
-    "one_image": "(b) one image",
-    "decode_heavy": "(c) decode-heavy",
-    "single": "(d) single",
-}
-_MEASURES: dict[Measure, tuple[str, float]] = {
-    "requests_per_s": ("requests/s", 1.0),
-    "tokens_per_s": ("tokens/s", 1.0),
-    "short_p95_s": ("p95 of short ones, ms", 1000.0),
-    "p50_s": ("p50, ms", 1000.0),
 }
 _VERDICTS = {True: "met", False: "**missed**", None: ""}
 _PLOTTED: tuple[WorkloadName, ...] = ("single", "mixed_4", "mixed")  # the same requests, more and more clients
@@ -43,7 +31,7 @@ def markdown(run: Run) -> str:
     """Return all tables; docs/tables.py copies some of them by their titles."""
     facts = "\n".join(f"- {name}: {value}" for name, value in run.facts.items())
     sections = [
-        ("Ours ÷ best peer", _ratio_table(run)),
+        ("Ours ÷ best peer", ratio_table(run)),
         ("Every server", _server_table(run)),
         ("Same answers", _answers_table(run)),
         ("The limit", f"{_rate_table(run)}\n\n{_share_table(run)}\n\n{_step_table(run)}"),
@@ -53,17 +41,17 @@ def markdown(run: Run) -> str:
     return f"# Bench\n\n{facts}\n" + "".join(f"\n## {title}\n\n{body}\n" for title, body in sections)
 
 
-def _ratio_table(run: Run) -> str:
+def ratio_table(run: Run) -> str:
     header = ["workload", "model", "measure", "ours", "best peer", "peer", "ours ÷ peer", "target", ""]
     return table(header, map(_ratio_row, comparisons(run)))
 
 
 def _ratio_row(comparison: Comparison) -> list[str]:
     target = comparison.target
-    name, factor = _MEASURES[target.measure]
+    name, factor = MEASURES[target.measure]
     values = (shown(comparison.our_value * factor), shown(comparison.peer_value * factor))
     verdict = _VERDICTS[comparison.is_met]
-    row = [_TITLES[target.workload], comparison.model, name, *values, comparison.best_peer, f"{comparison.ratio:.2f}"]
+    row = [TITLES[target.workload], comparison.model, name, *values, comparison.best_peer, f"{comparison.ratio:.2f}"]
     return [*row, target.bound_text, verdict]
 
 

@@ -15,7 +15,20 @@ from loadtest.bench.servers import OURS, OURS_DEFAULT
 from loadtest.bench.workloads import WorkloadName
 
 Measure = Literal["requests_per_s", "tokens_per_s", "short_p95_s", "p50_s"]  # fields of `Numbers`
-_IS_TIME: dict[Measure, bool] = {"requests_per_s": False, "tokens_per_s": False, "short_p95_s": True, "p50_s": True}
+IS_TIME: dict[Measure, bool] = {"requests_per_s": False, "tokens_per_s": False, "short_p95_s": True, "p50_s": True}
+
+TITLES: dict[WorkloadName, str] = {
+    "mixed": "(a) mixed",
+    "one_image": "(b) one image",
+    "decode_heavy": "(c) decode-heavy",
+    "single": "(d) single",
+}
+MEASURES: dict[Measure, tuple[str, float]] = {  # name and factor
+    "requests_per_s": ("requests/s", 1.0),
+    "tokens_per_s": ("tokens/s", 1.0),
+    "short_p95_s": ("p95 of short ones, ms", 1000.0),
+    "p50_s": ("p50, ms", 1000.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +45,12 @@ class Target:
         """Return None if there is no bound or no ratio."""
         if self.bound is None or math.isnan(ratio):
             return None
-        return ratio <= self.bound if _IS_TIME[self.measure] else ratio >= self.bound
+        return ratio <= self.bound if IS_TIME[self.measure] else ratio >= self.bound
 
     @property
     def bound_text(self) -> str:
         """`≥ 2`, `≤ 0.25`."""
-        return "" if self.bound is None else f"{'≤' if _IS_TIME[self.measure] else '≥'} {self.bound:g}"
+        return "" if self.bound is None else f"{'≤' if IS_TIME[self.measure] else '≥'} {self.bound:g}"
 
 
 TARGETS = (
@@ -121,7 +134,7 @@ def _comparisons(run: Run, target: Target) -> Iterator[Comparison]:
 def compare(target: Target, model: str, ours: Numbers, peers: Mapping[str, Numbers]) -> Comparison:
     """Compare with the peer, at any of its settings, that is best by the target's measure."""
     values = {name: float(getattr(numbers, target.measure)) for name, numbers in peers.items()}
-    choose = min if _IS_TIME[target.measure] else max
+    choose = min if IS_TIME[target.measure] else max
     best = choose(values, key=lambda name: values[name])
     return Comparison(target, model, best, values[best], float(getattr(ours, target.measure)))
 

@@ -9,7 +9,7 @@ from typing import Literal
 from loadtest.bench.material import ModelMaterial
 from loadtest.processes import NUM_CORES, Launch, free_port
 
-Kind = Literal["diptych", "litserve", "fastapi"]
+Kind = Literal["diptych", "bentoml", "litserve", "litserve_onnx", "fastapi"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +19,11 @@ class Server:
     name: str
     kind: Kind
     description: str
-    arguments: tuple[str, ...] = ()  # of a peer
+    arguments: tuple[str, ...] = ()  # of a peer's command
     environment: Mapping[str, str] = field(default_factory=dict)  # of our service
 
 
+_PEERS = "loadtest.bench.peers"
 _FLOAT32 = {"DIPTYCH_ENCODER_PRECISION": "float32", "DIPTYCH_DECODER_PRECISION": "float32"}
 OURS = Server("diptych", "diptych", "float32, else default settings", environment=_FLOAT32)
 OURS_DEFAULT = Server("diptych default", "diptych", "default settings")
@@ -33,29 +34,53 @@ def servers_of(model: ModelMaterial, is_quick: bool) -> tuple[Server, ...]:
 
     At base scale and for long answers fewer settings of the peers are tried.
     """
-    first, *others = _peers()[:2] if is_quick else _peers()
+    first, *others = _peers(model)[:2] if is_quick else _peers(model)
     ours = (OURS, OURS_DEFAULT) if model.scale == "base" else (OURS,)
     is_widely_tried = model.scale == "embedded" and not is_quick and not model.is_endless
     return (first, *ours, *others, *(_small_model_peers() if is_widely_tried else ()))
 
 
-def _peers() -> tuple[Server, ...]:
-    several = () if NUM_CORES == 1 else (_litserve("litserve workers", 4, 10, 1, num_workers=NUM_CORES),)
-    return (_fastapi("fastapi", NUM_CORES), _litserve("litserve 16", 16, 50, NUM_CORES), *several)
+def short_peer(is_litserve_installed: bool) -> Server:
+    """Return the peer of the short run: the fastest of most workloads, if it is installed."""
+    return _litserve_workers() if is_litserve_installed else _bentoml_workers()
+
+
+def _peers(model: ModelMaterial) -> tuple[Server, ...]:
+    one_batch = (_litserve("litserve 16", 16, 50, NUM_CORES),) if model.scale == "embedded" else ()
+    return (_fastapi("fastapi", NUM_CORES), *one_batch, _litserve_workers(), _onnx_workers(), _bentoml_workers())
 
 
 def _small_model_peers() -> tuple[Server, ...]:
     """Return further settings, which may be the best where a model is small."""
-    several = () if NUM_CORES == 1 else (_fastapi("fastapi 1", 1), _litserve("litserve 1", 16, 50, 1))
-    return (_litserve("litserve 8", 8, 5, NUM_CORES), *several)
+    one_thread = () if NUM_CORES == 1 else (_fastapi("fastapi 1", 1), _litserve("litserve 1", 16, 50, 1))
+    onnx = _litserve("litserve onnx 8", 8, 5, NUM_CORES, kind="litserve_onnx")
+    return (_litserve("litserve 8", 8, 5, NUM_CORES), onnx, _bentoml("bentoml 16", 16, NUM_CORES), *one_thread)
+
+
+def _litserve_workers() -> Server:
+    return _litserve("litserve workers", 4, 10, 1, num_workers=NUM_CORES)
+
+
+def _onnx_workers() -> Server:
+    return _litserve("litserve onnx workers", 4, 10, 1, num_workers=NUM_CORES, kind="litserve_onnx")
+
+
+def _bentoml_workers() -> Server:
+    return _bentoml("bentoml workers", 16, 1, num_workers=NUM_CORES)
 
 
 def _fastapi(name: str, num_threads: int) -> Server:
     return Server(name, "fastapi", f"lock, {_threads(num_threads)}", ("--threads", str(num_threads)))
 
 
-def _litserve(name: str, max_batch_size: int, timeout_ms: int, num_threads: int, num_workers: int = 1) -> Server:
-    parallel = _threads(num_threads) if num_workers == 1 else f"{num_workers} workers"
+def _litserve(
+    name: str,
+    max_batch_size: int,
+    timeout_ms: int,
+    num_threads: int,
+    num_workers: int = 1,
+    kind: Literal["litserve", "litserve_onnx"] = "litserve",
+) -> Server:
     options = {
         "--threads": num_threads,
         "--workers": num_workers,
@@ -63,7 +88,21 @@ def _litserve(name: str, max_batch_size: int, timeout_ms: int, num_threads: int,
         "--batch-timeout-s": timeout_ms / 1000,
     }
     arguments = tuple(word for name, value in options.items() for word in (name, str(value)))
-    return Server(name, "litserve", f"batch {max_batch_size}, {timeout_ms} ms, {parallel}", arguments)
+    return Server(
+        name, kind, f"batch {max_batch_size}, {timeout_ms} ms, {_parallel(num_threads, num_workers)}", arguments
+    )
+
+
+def _bentoml(name: str, max_batch_size: int, num_threads: int, num_workers: int = 1) -> Server:
+    options = {"threads": num_threads, "workers": num_workers, "max_batch_size": max_batch_size}
+    arguments = tuple(word for name, value in options.items() for word in ("--arg", f"{name}={value}"))
+    return Server(
+        name, "bentoml", f"batch {max_batch_size}, adaptive, {_parallel(num_threads, num_workers)}", arguments
+    )
+
+
+def _parallel(num_threads: int, num_workers: int) -> str:
+    return _threads(num_threads) if num_workers == 1 else f"{num_workers} workers"
 
 
 def _threads(count: int) -> str:
@@ -74,13 +113,20 @@ def launch_of(server: Server, model: ModelMaterial, folder: Path) -> Launch:
     """Return how a server is started with one model; `folder` has the catalog and the store of our service."""
     if server.kind == "diptych":
         return _diptych_launch(server, model.id, folder)
-    return peer_launch(server, model.checkpoint)
+    return peer_launch(server, model.checkpoint, model.encoder_graph)
 
 
-def peer_launch(server: Server, checkpoint: Path) -> Launch:
+def peer_launch(server: Server, checkpoint: Path, encoder_graph: Path) -> Launch:
+    """Return how a peer is started with a checkpoint; `litserve_onnx` reads the graph of the encoder."""
     port = free_port()
-    module = f"loadtest.bench.peers.{server.kind}_server"
-    command = (sys.executable, "-m", module, str(checkpoint), "--port", str(port), *server.arguments)
+    if server.kind == "bentoml":
+        # The service of the model would close connections that the wrapper is about to use (BentoML issue 4971).
+        options = ("--port", str(port), "--timeout-keep-alive", "900", "--arg", f"checkpoint={checkpoint}")
+        served = (f"{_PEERS}.bentoml_server:Vision", *options, *server.arguments)
+        return Launch((sys.executable, "-m", "bentoml", "serve", *served), port, "/readyz")
+    module = f"{_PEERS}.{server.kind.removesuffix('_onnx')}_server"
+    encoder = ("--encoder-graph", str(encoder_graph)) if server.kind == "litserve_onnx" else ()
+    command = (sys.executable, "-m", module, str(checkpoint), *encoder, "--port", str(port), *server.arguments)
     return Launch(command, port, "/health")
 
 

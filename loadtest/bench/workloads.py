@@ -26,6 +26,7 @@ LENGTHS = (SHORT_TOKENS, 32, SHORT_TOKENS, 64, SHORT_TOKENS, 128, SHORT_TOKENS, 
 NUM_WARM_UP = 2
 
 _EMBEDDED_LIMIT_S = 30.0
+_SHORT_ROUNDS = 7  # of the short run
 # Shares of a server's time at base scale; the rest is for its start.
 _SHARES: dict[WorkloadName, float] = {"mixed": 0.45, "one_image": 0.15, "decode_heavy": 0.2, "single": 0.1}
 _NUM_TASKS = 10  # of one_image
@@ -105,6 +106,12 @@ def embedded_plan(is_endless: bool, is_quick: bool) -> tuple[RoundPlan, ...]:
         RoundPlan("mixed", 32 if is_quick else 64, rounds, _EMBEDDED_LIMIT_S),
         RoundPlan("one_image", _NUM_TASKS, rounds, _EMBEDDED_LIMIT_S),
     )
+
+
+def short_plan() -> tuple[RoundPlan, ...]:
+    """Return single rounds of the workloads of an embedded checkpoint, in turns."""
+    of_one_client, _, *others = embedded_plan(is_endless=False, is_quick=True)
+    return _SHORT_ROUNDS * (of_one_client, *others)
 
 
 def base_plan(request_s: float, allowance_s: float) -> tuple[RoundPlan, ...]:

@@ -30,7 +30,8 @@ def scene(index: int) -> SceneMaterial:
 def model(model_id: str, num_scenes: int = 8, is_endless: bool = False) -> ModelMaterial:
     """Return an embedded model, or one of base scale if its id contains "base"."""
     scale: Scale = "base" if "base" in model_id else "embedded"
-    return ModelMaterial(model_id, scale, is_endless, Path(model_id), tuple(map(scene, range(num_scenes))))
+    files = Path(model_id), Path(f"{model_id}.onnx")
+    return ModelMaterial(model_id, scale, is_endless, *files, tuple(map(scene, range(num_scenes))))
 
 
 def sample(latency_s: float, max_new_tokens: int = 16, num_tokens: int = 16, text: str = "a circle") -> Sample:

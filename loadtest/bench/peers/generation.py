@@ -1,23 +1,31 @@
 """Answers of a transformers checkpoint to a batch of images and prompts, in float32 and greedy.
 
+The vision encoder is transformers' own, or its graph in ONNX Runtime.
+
 The answers of a batch equal those of single requests: prompts are padded on the tokenizer's side, with an attention
 mask, and each row stops at its own length.
 """
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 _Processor: Any = AutoProcessor
+
+# Of a linear layer: below this, torch.utils.mkldnn takes longer than MKL. Source: python -m export.bench.linears.
+_MIN_WEIGHTS = 500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +60,47 @@ class RowLengths(StoppingCriteria):
         return input_ids.shape[1] >= self._max_lengths
 
 
-class Generator:
-    """A model with its processor."""
+def use_onednn(model: nn.Module) -> None:
+    """Compute large linear layers with oneDNN, as ours does: torch uses MKL, which is slower on some processors."""
+    large = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and layer.weight.numel() >= _MIN_WEIGHTS
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.13: these layers are written in TorchScript
+        from torch.utils.mkldnn import to_mkldnn
 
-    def __init__(self, folder: Path, num_threads: int) -> None:
+        for name, layer in large.items():
+            parent, _, own_name = name.rpartition(".")
+            setattr(model.get_submodule(parent), own_name, to_mkldnn(layer))  # type: ignore[no-untyped-call]
+
+
+class OnnxEncoder:
+    """A graph of the vision encoder and projector: pixel_values (B, 3, H, W) to image_features (B, N, C)."""
+
+    def __init__(self, graph: Path, num_threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        """Return the features as `get_image_features` of transformers, which has further arguments, does."""
+        (features,) = self._session.run(["image_features"], {"pixel_values": pixel_values.numpy()})
+        return BaseModelOutputWithPooling(pooler_output=torch.from_numpy(features))
+
+
+class Generator:
+    """A model with its processor; with `encoder_graph`, images are encoded by ONNX Runtime."""
+
+    def __init__(self, folder: Path, num_threads: int, encoder_graph: Path | None = None) -> None:
         torch.set_num_threads(num_threads)
         self._processor = _Processor.from_pretrained(folder, local_files_only=True)
         self._model = _Model.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        if encoder_graph is not None:
+            self._model.model.get_image_features = OnnxEncoder(encoder_graph, num_threads)
+            del self._model.model.vision_tower, self._model.model.multi_modal_projector
+        use_onednn(self._model)
         self._rules = self._model.generation_config
         self._is_florence2 = self._model.config.model_type == "florence2"
 

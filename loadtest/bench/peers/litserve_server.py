@@ -1,9 +1,13 @@
-"""LitServe with dynamic batching over transformers' `generate`: `python -m loadtest.bench.peers.litserve_server`."""
+"""LitServe with dynamic batching over transformers' `generate`: `python -m loadtest.bench.peers.litserve_server`.
+
+With `--encoder-graph`, ONNX Runtime encodes the images.
+"""
 
 import argparse
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +20,12 @@ from loadtest.bench.peers.generation import GeneratedAnswer, Generator, Prompted
 class GenerateApi(litserve.LitAPI):  # type: ignore[misc]  # LitServe has no types
     """Answers a batch of requests in a worker process."""
 
-    def __init__(self, checkpoint: Path, num_threads: int, max_batch_size: int, batch_timeout_s: float) -> None:
+    def __init__(self, load: Callable[[], Generator], max_batch_size: int, batch_timeout_s: float) -> None:
         super().__init__(max_batch_size=max_batch_size, batch_timeout=batch_timeout_s)
-        self._checkpoint = checkpoint
-        self._num_threads = num_threads
+        self._load = load
 
     def setup(self, device: str) -> None:  # noqa: ARG002  # LitServe's signature
-        self._generator = Generator(self._checkpoint, self._num_threads)
+        self._generator = self._load()
 
     def decode_request(self, request: Request) -> PromptedImage:
         """Read the form, which LitServe has parsed already, although it requires the annotation `Request`."""
@@ -45,8 +48,11 @@ class GenerateApi(litserve.LitAPI):  # type: ignore[misc]  # LitServe has no typ
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m loadtest.bench.peers.litserve_server", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m loadtest.bench.peers.litserve_server", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--encoder-graph", type=Path)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True, help="of each worker")
     parser.add_argument("--workers", type=int, default=1)
@@ -56,7 +62,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*batch and unbatch methods.*")  # if batching is off
     # LitServe 0.2.19 starts an MCP server where `mcp` is installed, but imports its parts only where `fastmcp` is.
     litserve.server._MCP_AVAILABLE = False
-    api = GenerateApi(parsed.checkpoint, parsed.threads, parsed.max_batch_size, parsed.batch_timeout_s)
+    load = partial(Generator, parsed.checkpoint, parsed.threads, parsed.encoder_graph)
+    api = GenerateApi(load, parsed.max_batch_size, parsed.batch_timeout_s)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=parsed.workers, timeout=False)
     server.run(host="127.0.0.1", port=parsed.port, num_api_servers=1, generate_client_file=False)
 

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from export.bench.encoder_graphs import write_encoder_graph
 from loadtest.bench.client import PeerApi, Round, drive
 from loadtest.bench.material import Question
-from loadtest.bench.peers.generation import GeneratedAnswer, Generator, PromptedImage
+from loadtest.bench.peers.generation import GeneratedAnswer, Generator, PromptedImage, use_onednn
 from loadtest.bench.servers import Server, peer_launch
 from loadtest.bench.workloads import BenchRequest
 from loadtest.processes import Launch, ServerError, cpu_s, free_port, running
@@ -32,6 +34,13 @@ def checkpoint(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="module")
+def encoder_graph(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("encoders") / "encoder.onnx"
+    write_encoder_graph(checkpoint, file)
+    return file
+
+
+@pytest.fixture(scope="module")
 def alone(checkpoint: Path) -> list[GeneratedAnswer]:
     generator = Generator(checkpoint, num_threads=1)
     return [generator.answer([one])[0] for one in prompted(checkpoint)]
@@ -46,6 +55,22 @@ def test_a_batch_has_the_answers_of_single_requests(checkpoint: Path, alone: lis
     assert Generator(checkpoint, num_threads=1).answer(prompted(checkpoint)) == alone
 
 
+def test_images_encoded_by_onnx_runtime_have_the_same_answers(
+    checkpoint: Path, encoder_graph: Path, alone: list[GeneratedAnswer]
+) -> None:
+    assert Generator(checkpoint, 1, encoder_graph).answer(prompted(checkpoint)) == alone
+
+
+@torch.inference_mode()
+def test_large_layers_alone_are_computed_by_onednn() -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(64, 1024), torch.nn.Linear(1024, 1024, bias=False))
+    states = torch.randn(2, 5, 64)
+    expected = layers(states)
+    use_onednn(layers)
+    assert [isinstance(layer, torch.nn.Linear) for layer in layers] == [True, False]
+    torch.testing.assert_close(layers(states), expected)
+
+
 def test_an_answer_ends_at_its_limit(alone: list[GeneratedAnswer]) -> None:
     assert all(answer.generated_tokens <= length for answer, length in zip(alone, LENGTHS, strict=True))
     assert alone[1].generated_tokens == 3
@@ -58,13 +83,16 @@ def test_an_answer_ends_at_its_limit(alone: list[GeneratedAnswer]) -> None:
         Server("fastapi", "fastapi", "", ("--threads", "1")),
         Server("litserve", "litserve", "", ("--threads", "1", "--max-batch-size", "4", "--batch-timeout-s", "0.2")),
         Server("litserve, unbatched", "litserve", "", ("--threads", "1")),
+        Server("litserve onnx", "litserve_onnx", "", ("--threads", "1", "--max-batch-size", "2")),
+        Server("bentoml", "bentoml", "", ("--arg", "threads=1", "--arg", "max_batch_size=4")),
     ],
     ids=lambda server: server.name,
 )
 def test_a_running_peer_has_the_same_answers(server: Server, tmp_path: Path) -> None:
-    checkpoint = ROOT / FLORENCE.source
+    checkpoint, encoder_graph = ROOT / FLORENCE.source, tmp_path / "encoder.onnx"
+    write_encoder_graph(checkpoint, encoder_graph)
     requests = [request(tmp_path, seed, text) for seed, text in enumerate(PROMPTS[FLORENCE.id])]
-    launch = peer_launch(server, checkpoint)
+    launch = peer_launch(server, checkpoint, encoder_graph)
     with running(launch, tmp_path / "server.log") as process_id:
         before_s = cpu_s(process_id)
         done = drive(launch.url, PeerApi(), requests, len(requests), 60)

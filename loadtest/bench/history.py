@@ -1,0 +1,143 @@
+"""The history of runs: the ratios of each to every peer, a line of JSON for a run.
+
+A ratio is known by its workload, model and measure, and by the peer at its setting, so that runs with other peers, and
+the short run with only one, are compared by the ratios that they share.
+"""
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loadtest.bench.results import IS_TIME, MEASURES, TITLES
+from loadtest.bench.servers import OURS, OURS_DEFAULT
+from loadtest.figures import table
+
+TOLERANCE = 0.15
+CPU = "CPU ms"  # of a request
+_MAX_SHOWN = 6
+
+Ratios = Mapping[str, Mapping[str, float]]  # ours ÷ peer, by workload, model and measure, and by the peer
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRow:
+    """One run."""
+
+    commit: str  # "+" at its end: with changes that are not committed
+    date: str  # YYYY-MM-DD
+    machine: str
+    ratios: Ratios
+
+    def best(self, name: str) -> float | None:
+        """Return the ratio to the peer that is best by this measure, None if the run does not have it."""
+        ratios = self.ratios.get(name, {}).values()
+        return (max if is_time(name) else min)(ratios) if ratios else None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A ratio of two runs."""
+
+    name: str
+    peers: str  # comma-separated
+    now: float
+    before: float
+    row: HistoryRow  # of `before`
+
+    @property
+    def is_of_processor(self) -> bool:
+        return CPU in self.name
+
+    @property
+    def is_worse(self) -> bool:
+        """Return True beyond the tolerance."""
+        change = self.now / self.before
+        return change > 1 + TOLERANCE if is_time(self.name) else change < 1 - TOLERANCE
+
+
+def is_time(name: str) -> bool:
+    """Return True if less is better."""
+    measure = name.split(" | ")[2]
+    return measure == CPU or any(time for each, time in IS_TIME.items() if MEASURES[each][0] == measure)
+
+
+def ratios_of(written: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the ratios of a run that is written as JSON (bench.json), and those of processor time.
+
+    Other work on the machine changes processor time little.
+    """
+    of_measures = {
+        _name(compared, MEASURES[compared["target"]["measure"]][0]): _to_peers(
+            written, compared, compared["target"]["measure"]
+        )
+        for compared in written["comparisons"]
+    }
+    of_processor = {
+        _name(compared, CPU): _to_peers(written, compared, "cpu_s_per_request") for compared in written["comparisons"]
+    }
+    return of_measures | of_processor
+
+
+def _name(compared: Mapping[str, Any], measure: str) -> str:
+    """Return `(a) mixed | florence-2-base-random | requests/s`, with ` | default` at the model's default precision."""
+    target = compared["target"]
+    precision = [] if target["precision"] == "float32" else [target["precision"]]
+    return " | ".join([TITLES[target["workload"]], compared["model"], measure, *precision])
+
+
+def _to_peers(written: Mapping[str, Any], compared: Mapping[str, Any], measure: str) -> dict[str, float]:
+    target = compared["target"]
+    ours = OURS.name if target["precision"] == "float32" else OURS_DEFAULT.name
+    values = {
+        server["server"]: server["workloads"][target["workload"]][measure]
+        for server in written["servers"]
+        if server["model"] == compared["model"] and target["workload"] in server["workloads"]
+    }
+    peers = values.keys() - {OURS.name, OURS_DEFAULT.name}
+    return {peer: round(values[ours] / values[peer], 3) for peer in values if peer in peers}
+
+
+def read_history(file: Path) -> tuple[HistoryRow, ...]:
+    """Return all rows, oldest first; none if there is no file."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return tuple(HistoryRow(**json.loads(line)) for line in lines)
+
+
+def append_row(row: HistoryRow, file: Path) -> None:
+    with file.open("a", encoding="utf-8") as history:
+        history.write(f"{json.dumps(asdict(row))}\n")
+
+
+def changes(ratios: Ratios, history: Sequence[HistoryRow]) -> Iterator[Change]:
+    """Yield each of `ratios` and the one before: of the last row that has it for one of its peers.
+
+    With several common peers, both are medians: what one peer alone does is not a change of ours.
+    """
+    for name, by_peer in ratios.items():
+        for row in reversed(history):
+            if common := by_peer.keys() & row.ratios.get(name, {}).keys():
+                now, before = (statistics.median(each[peer] for peer in common) for each in (by_peer, row.ratios[name]))
+                yield Change(name, ", ".join(sorted(common)), now, before, row)
+                break
+
+
+def history_table(history: Sequence[HistoryRow]) -> str:
+    """Return a column for each of the last runs, oldest first; bold is worse than the run before by over 15 %."""
+    shown = history[-_MAX_SHOWN:]
+    names = dict.fromkeys(name for row in shown for name in row.ratios)
+    header = ["ours ÷ best peer", *(f"{row.commit}, {row.date}" for row in shown)]
+    rows = [
+        [name.replace(" | ", ", "), *(_cell(name, index, history) for index in range(-len(shown), 0))] for name in names
+    ]
+    return table(header, [["machine", *(row.machine for row in shown)], *rows])
+
+
+def _cell(name: str, index: int, history: Sequence[HistoryRow]) -> str:
+    best = history[index].best(name)
+    if best is None:
+        return ""
+    found = changes({name: history[index].ratios[name]}, history[:index])
+    return f"**{best:.2f}**" if any(change.is_worse for change in found) else f"{best:.2f}"

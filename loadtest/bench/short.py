@@ -1,0 +1,98 @@
+"""The short run: our service and one peer side by side, and what got worse since the last run in the history.
+
+Both servers run at the same time and are loaded in turns, so that other work on the machine disturbs both alike.
+"""
+
+import importlib.util
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from loadtest.bench.client import Round
+from loadtest.bench.history import TOLERANCE, Change, HistoryRow, changes, ratios_of
+from loadtest.bench.material import ModelMaterial
+from loadtest.bench.measurement import MeasuredServer, Measurement, started
+from loadtest.bench.results import Run, as_json
+from loadtest.bench.servers import OURS, Server, short_peer
+from loadtest.bench.workloads import WorkloadName, short_plan
+from loadtest.processes import ROOT, cpu_s, machine_cpu_s
+
+_MAX_OTHERS_CORES = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class ShortRun:
+    """The run of one model."""
+
+    run: Run
+    others_cores: float  # mean processor time per second of other processes on the machine
+
+
+def run_short(models: Sequence[ModelMaterial], folder: Path, deadline_s: float) -> Iterator[ShortRun]:
+    """Yield the run of each model; the remaining time until `deadline_s`, on time.monotonic()'s clock, is divided."""
+    store = os.environ.get("BENTOML_HOME", str(ROOT / ".bentoml"))
+    ours = replace(OURS, environment={**OURS.environment, "BENTOML_HOME": store})
+    servers = (ours, short_peer(importlib.util.find_spec("litserve") is not None))
+    for index, model in enumerate(models):
+        now_s = time.monotonic()
+        own_deadline_s = now_s + (deadline_s - now_s) / (len(models) - index)
+        busy_s, own_s = machine_cpu_s(), cpu_s(os.getpid())
+        run = Run([model], list(_measured(model, servers, folder, own_deadline_s)), facts={})
+        others_s = machine_cpu_s() - busy_s - (cpu_s(os.getpid()) - own_s)
+        yield ShortRun(run, others_s / (time.monotonic() - now_s))
+
+
+def _measured(
+    model: ModelMaterial, servers: Sequence[Server], folder: Path, deadline_s: float
+) -> Iterator[Measurement]:
+    with ExitStack() as stack:
+        start_s = time.monotonic()
+        running = [stack.enter_context(started(model, server, folder)) for server in servers]
+        requests_s = [each.warm_up() for each in running]
+        ready_s = time.monotonic() - start_s
+        rounds = _rounds(running, deadline_s)
+        for server, each, request_s, own in zip(servers, running, requests_s, rounds, strict=True):
+            yield Measurement(model.id, server, request_s, ready_s, own, each.batch_sizes(), each.precision())
+
+
+def _rounds(running: Sequence[MeasuredServer], deadline_s: float) -> list[dict[WorkloadName, tuple[Round, ...]]]:
+    """Return the rounds of each server, which alternate; a late run has fewer rounds of every workload."""
+    rounds: list[dict[WorkloadName, tuple[Round, ...]]] = [{} for _ in running]
+    for plan in short_plan():
+        if (left_s := deadline_s - time.monotonic()) < 0:
+            break
+        one = replace(plan, limit_s=min(plan.limit_s, left_s))
+        for own, server in zip(rounds, running, strict=True):
+            if answered := tuple(each for each in server.run(one) if each.samples):
+                own[plan.workload] = own.get(plan.workload, ()) + answered
+    return rounds
+
+
+def short_report(run: Run, history: Sequence[HistoryRow], others_cores: float) -> str:
+    """Return a line for each ratio, and what is worse than before.
+
+    If other work took more than a little of the machine, only processor time is judged.
+    """
+    found = list(changes(ratios_of(as_json(run)), history))
+    judged = [each for each in found if each.is_of_processor or others_cores <= _MAX_OTHERS_CORES]
+    return "\n".join([*map(_line, found), *_verdict(found, judged, others_cores)])
+
+
+def _line(change: Change) -> str:
+    row = change.row
+    before = f"{change.before:.2f} at {row.commit} of {row.date} ({row.machine})"
+    return f"{change.name.replace(' | ', ', ')}: ours ÷ {change.peers} {change.now:.2f}, before {before}"
+
+
+def _verdict(found: Sequence[Change], judged: Sequence[Change], others_cores: float) -> Iterator[str]:
+    if len(judged) < len(found):
+        yield f"other work took {others_cores:.1f} cores: rates and times are not judged"
+    if not found:
+        yield "no ratio: the history has none of these, or the time was too short"
+    worse = [change for change in judged if change.is_worse]
+    yield from (f"WORSE by more than {TOLERANCE:.0%}: {_line(change)}" for change in worse)
+    if found and not worse:
+        yield f"{len(judged)} of {len(found)} ratios judged, none worse by more than {TOLERANCE:.0%}"
