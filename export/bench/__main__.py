@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from export.bench.encoder_graphs import write_encoder_graph
 from export.bench.models import BENCH_MODELS, checkpoint_folder, encoder_graph_file, make_models, write_checkpoints
-from export.bench.questions import NUM_SCENES, model_material
+from export.bench.questions import NUM_SCENES, NUM_SHORT_SCENES, model_material
 from export.checkpoints.errors import ExportError
 
 
@@ -44,7 +44,8 @@ def _make(folder: Path, scales: Sequence[str], is_short: bool) -> None:
         catalog = make_models(models, folder)
         for model in models:
             write_encoder_graph(checkpoint_folder(model, folder), encoder_graph_file(model, folder))
-    material = [model_material(model, catalog[model.id], folder, NUM_SCENES[model.scale]) for model in models]
+    num_scenes = NUM_SCENES | ({"embedded": NUM_SHORT_SCENES} if is_short else {})
+    material = [model_material(model, catalog[model.id], folder, num_scenes[model.scale]) for model in models]
     (folder / "material.json").write_text(json.dumps({"models": material}), encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ from export.scenes import Scene, question_prompts, questions, render_scene
 from tasks.catalog import CatalogEntry
 
 NUM_SCENES = {"embedded": 400, "base": 120}
+NUM_SHORT_SCENES = 200  # of each model of the short run
 SIZE_PX = {"embedded": 384, "base": 768}
 _FREE_LENGTH = 128  # of the embedded checkpoints, which predict the end token
 # Tokens that random weights generate per question: about as many as Florence-2-base for a photograph.

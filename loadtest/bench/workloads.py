@@ -26,7 +26,7 @@ LENGTHS = (SHORT_TOKENS, 32, SHORT_TOKENS, 64, SHORT_TOKENS, 128, SHORT_TOKENS, 
 NUM_WARM_UP = 2
 
 _EMBEDDED_LIMIT_S = 30.0
-_SHORT_ROUNDS = 7  # of the short run
+_SHORT_ROUNDS = 4  # of the short run
 # Shares of a server's time at base scale; the rest is for its start.
 _SHARES: dict[WorkloadName, float] = {"mixed": 0.45, "one_image": 0.15, "decode_heavy": 0.2, "single": 0.1}
 _NUM_TASKS = 10  # of one_image
