@@ -80,7 +80,7 @@ loadtest: $(VENV)/installed-loadtest
 $(VENV)/installed-dev: client/pyproject.toml
 
 $(VENV)/installed-%: requirements-%.txt requirements.txt | $(VENV)/bin/python
-	$(PY) -m pip install --quiet --no-compile -r $<
+	$(PY) -m pip install --quiet -r $<
 	touch $@
 
 $(VENV)/bin/python:

@@ -23,7 +23,9 @@ _SIGLIP_PARAMETERS = 0.42e9  # PaliGemma's vision encoder, in every size; Floren
 _EMBEDDING_PARAMETERS = 0.2  # at most, of a large model: float32 beside the streamed layers
 _ENCODER_COPIES = 4  # of the float32 graph, while it is made
 _ACTIVATIONS_BYTES = 1.5e9  # of a prefill of all probes
-_CORE_SECONDS = {"fixed": 15.0, "per gigaparameter": 900.0}
+# Answers of several precisions are compared on fewer photographs the larger the model is, up to a size.
+_FULL_CHECK_PARAMETERS = 0.25e9
+_CORE_SECONDS = {"fixed": 15.0, "per gigaparameter": 1000.0, "of the check, per gigaparameter": 800.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,9 @@ def needs_of(entry: CatalogEntry, num_cores: int) -> Needs:
     # Encoder in float32, int8 and float16; at first Florence-2's float32 graph of one image takes the place of float16.
     bytes_per_weight = 4 + 1 + (4 if entry.family == "florence2" else 2)
     files = bytes_per_weight * encoder + 2 * decoder  # decoder as stored, in 16 bits
+    checked = min(parameters, _FULL_CHECK_PARAMETERS)
     seconds = _CORE_SECONDS["fixed"] + _CORE_SECONDS["per gigaparameter"] * parameters / _GB
+    seconds += _CORE_SECONDS["of the check, per gigaparameter"] * checked / _GB
     return Needs(is_large, _LIBRARIES_BYTES + max(peaks), files, seconds / num_cores / 60)
 
 

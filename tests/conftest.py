@@ -19,11 +19,6 @@ from tests.support.valkey import HAS_VALKEY, MISSING_VALKEY
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests/system first: its files take longest, and behind the others one worker would wait for the last."""
-    items.sort(key=lambda item: ROOT / "tests" / "system" not in item.path.parents)
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say at the end, in red, where a part was not tested."""
     if CHROMIUM is None:

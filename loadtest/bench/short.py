@@ -28,7 +28,7 @@ class ShortRun:
     """The run of one model."""
 
     run: Run
-    others_cores: float  # mean processor time per second of other processes on the machine
+    others_cores: float  # mean processor time per second of other processes on the machine, while both were loaded
 
 
 def run_short(models: Sequence[ModelMaterial], folder: Path, deadline_s: float) -> Iterator[ShortRun]:
@@ -37,25 +37,28 @@ def run_short(models: Sequence[ModelMaterial], folder: Path, deadline_s: float) 
     ours = replace(OURS, environment={**OURS.environment, "BENTOML_HOME": store})
     servers = (ours, short_peer(importlib.util.find_spec("litserve") is not None))
     for index, model in enumerate(models):
-        now_s = time.monotonic()
-        own_deadline_s = now_s + (deadline_s - now_s) / (len(models) - index)
-        busy_s, own_s = machine_cpu_s(), cpu_s(os.getpid())
-        run = Run([model], list(_measured(model, servers, folder, own_deadline_s)), facts={})
-        others_s = machine_cpu_s() - busy_s - (cpu_s(os.getpid()) - own_s)
-        yield ShortRun(run, others_s / (time.monotonic() - now_s))
+        left_s = deadline_s - time.monotonic()
+        yield _short_run(model, servers, folder, deadline_s - left_s + left_s / (len(models) - index))
 
 
-def _measured(
-    model: ModelMaterial, servers: Sequence[Server], folder: Path, deadline_s: float
-) -> Iterator[Measurement]:
+def _short_run(model: ModelMaterial, servers: Sequence[Server], folder: Path, deadline_s: float) -> ShortRun:
     with ExitStack() as stack:
         start_s = time.monotonic()
         running = [stack.enter_context(started(model, server, folder)) for server in servers]
         requests_s = [each.warm_up() for each in running]
-        ready_s = time.monotonic() - start_s
+        loaded_s, others_s = time.monotonic(), _others_cpu_s()
         rounds = _rounds(running, deadline_s)
-        for server, each, request_s, own in zip(servers, running, requests_s, rounds, strict=True):
-            yield Measurement(model.id, server, request_s, ready_s, own, each.batch_sizes(), each.precision())
+        others_cores = (_others_cpu_s() - others_s) / (time.monotonic() - loaded_s)
+        measurements = [
+            Measurement(model.id, server, request_s, loaded_s - start_s, own, each.batch_sizes(), each.precision())
+            for server, each, request_s, own in zip(servers, running, requests_s, rounds, strict=True)
+        ]
+    return ShortRun(Run([model], measurements, facts={}), others_cores)
+
+
+def _others_cpu_s() -> float:
+    """Return the processor time of all processes that are neither this one nor its descendants."""
+    return machine_cpu_s() - cpu_s(os.getpid())
 
 
 def _rounds(running: Sequence[MeasuredServer], deadline_s: float) -> list[dict[WorkloadName, tuple[Round, ...]]]:
