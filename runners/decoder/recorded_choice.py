@@ -31,7 +31,7 @@ _BYTES_OF_TOKEN = 32  # of a row, for each token of the vocabulary, while tokens
 
 @dataclass(frozen=True, slots=True)
 class ChoiceKind:
-    """What a recorded choice computes beside the best tokens: each takes time, and most steps need neither."""
+    """The optional parts of a recorded choice: each takes time, and most steps need neither."""
 
     has_sampled: bool
     has_beams: bool

@@ -38,7 +38,8 @@ def test_too_little_disk_is_refused_with_both_numbers_and_the_folder() -> None:
     ("model_id", "is_large", "max_gb"),
     [
         ("paligemma-mini", False, 2),
-        ("florence-2-large", False, 12),
+        ("florence-2-base", False, 5),
+        ("florence-2-large", False, 13),
         ("paligemma-3b-mix-224", True, 12),
         ("paligemma-2-10b-mix-224", True, 24),
     ],
