@@ -58,6 +58,10 @@ class TokenPlaces:
     positions: Tensor  # (B, T) in the slots
     length: int  # of the longest slot, these tokens included
 
+    def rows(self) -> Tensor:
+        """Return the slots (B, 1), on the device."""
+        return torch.arange(self.slots.start, self.slots.stop, device=self.positions.device)[:, None]
+
 
 @dataclass(frozen=True, slots=True)
 class DraftedPass:

@@ -37,16 +37,13 @@ class KeyValueCache:
         size = (shape.num_layers, 2, shape.num_slots, shape.num_heads, shape.num_positions, shape.head_size)
         self._memory = _zeros(size, dtype, device)
 
-    def write_prefix(self, layer: int, slots: slice, keys: Tensor, values: Tensor) -> None:
-        """Store `keys` and `values` (B, A, S, D) at the first S positions of `slots`; padding is stored too."""
-        self._memory[layer, 0, slots, :, : keys.shape[2]] = keys
-        self._memory[layer, 1, slots, :, : keys.shape[2]] = values
+    def write_prefix(self, layer: int, slots: slice, keys_and_values: Tensor) -> None:
+        """Store `keys_and_values` (B, S, 2, A, D) at the first S positions of `slots`; padding is stored too."""
+        self._memory[layer, :, slots, :, : keys_and_values.shape[1]] = keys_and_values.permute(2, 0, 3, 1, 4)
 
-    def append(self, layer: int, slots: slice, positions: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store `keys` and `values` (B, A, T, D) of `slots`, each at its own position of `positions` (B, T)."""
-        rows = torch.arange(slots.start, slots.stop, device=positions.device)[:, None]
-        self._memory[layer, 0, rows, :, positions] = keys.transpose(1, 2)
-        self._memory[layer, 1, rows, :, positions] = values.transpose(1, 2)
+    def append(self, layer: int, rows: Tensor, positions: Tensor, keys_and_values: Tensor) -> None:
+        """Store `keys_and_values` (B, T, 2, A, D) of the slots `rows` (B, 1), each at its own position (B, T)."""
+        self._memory[layer][:, rows, :, positions] = keys_and_values
 
     def read(self, layer: int, slots: slice, num_positions: int) -> tuple[Tensor, Tensor]:
         """Return views of keys and values (B, A, num_positions, D)."""

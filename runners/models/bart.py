@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import gelu
 
+from runners.decoder.drafts import TokenPlaces
 from runners.decoder.kv_cache import KeyValueCache
-from runners.models.layers import LayerNorm, attend, merge_heads, split_heads
+from runners.models.layers import LayerNorm, attend, merge_heads, split_heads, split_parts
 from runners.models.linear import Linear
 from runners.models.weights import DecoderWeights
 
@@ -73,10 +74,10 @@ class EncoderLayer:
     attention: SelfAttention
     feed_forward: FeedForward
 
-    def __call__(self, hidden_states: Tensor, is_visible: Tensor, head_size: int) -> Tensor:
+    def __call__(self, hidden_states: Tensor, mask: Tensor, head_size: int) -> Tensor:
         """Return the states (B, S, C) after the layer."""
-        q, k, v = (split_heads(x, head_size) for x in self.attention.qkv(hidden_states).chunk(3, dim=-1))
-        attended = merge_heads(attend(q, k, v, is_visible, head_size**-0.5))
+        q, k, v = split_parts(self.attention.qkv(hidden_states), 3, head_size).permute(2, 0, 3, 1, 4)
+        attended = merge_heads(attend(q, k, v, mask, head_size**-0.5))
         return self.feed_forward(self.attention.norm(hidden_states + self.attention.out(attended)))
 
 
@@ -91,14 +92,12 @@ class DecoderLayer:
 
 @dataclass(frozen=True, slots=True)
 class BartAttentionMetadata:
-    """Positions and masks of a decode step, computed once for all layers."""
+    """Positions and masks (runners/models/layers.py) of a decode step, computed once for all layers."""
 
-    slots: slice
-    positions: Tensor  # (B, T) of the current tokens
-    num_decoded_tokens: int  # of the longest sequence, the current tokens included
-    is_decoded: Tensor  # (B, 1, T, num_decoded_tokens) mask of self-attention
-    num_prefix_tokens: int  # of the longest image and prompt
-    is_prefix: Tensor  # (B, 1, 1, num_prefix_tokens) mask of cross-attention
+    places: TokenPlaces
+    rows: Tensor  # (B, 1) of the current tokens in the cache
+    decoded_mask: Tensor  # (B, 1, T, P) of self-attention, over the longest sequence with the current tokens
+    prefix_mask: Tensor  # (B, 1, 1, P) of cross-attention, over the longest image and prompt
 
 
 class Bart:
@@ -121,23 +120,19 @@ class Bart:
             lambda _, layer: DecoderLayer(SelfAttention.of(layer), CrossAttention.of(layer), FeedForward.of(layer)),
         )
 
-    def encode(self, inputs_embeds: Tensor, is_prefix: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return each decoder layer's cross-attention keys and values (B, A, S, D) for `inputs_embeds` (B, S, C)."""
+    def encode(self, inputs_embeds: Tensor, prefix_mask: Tensor) -> list[Tensor]:
+        """Return each decoder layer's cross-attention keys and values (B, S, 2, A, D) of `inputs_embeds` (B, S, C)."""
         hidden_states = self._encoder_norm(inputs_embeds + self._encoder_positions[: inputs_embeds.shape[1]])
         for layer in self._encoder_layers:
-            hidden_states = layer(hidden_states, is_prefix, self.head_size)
-        pairs = [layer.cross.kv(hidden_states).chunk(2, dim=-1) for layer in self._decoder_layers]
-        return [(split_heads(keys, self.head_size), split_heads(values, self.head_size)) for keys, values in pairs]
+            hidden_states = layer(hidden_states, prefix_mask, self.head_size)
+        return [split_parts(layer.cross.kv(hidden_states), 2, self.head_size) for layer in self._decoder_layers]
 
     def decode_step(
-        self,
-        token_ids: Tensor,
-        metadata: BartAttentionMetadata,
-        self_attention: KeyValueCache,
-        cross_attention: KeyValueCache,
+        self, metadata: BartAttentionMetadata, self_attention: KeyValueCache, cross_attention: KeyValueCache
     ) -> Tensor:
-        """Process `token_ids` (B, T) and append them to `self_attention`; return the next logits (B * T, V)."""
-        embeds = self.embeddings[token_ids] + self._decoder_positions[metadata.positions]
+        """Process tokens and append them to `self_attention`; return the next logits (B * T, V)."""
+        places = metadata.places
+        embeds = self.embeddings[places.token_ids] + self._decoder_positions[places.positions]
         hidden_states = self._decoder_norm(embeds)  # (B, T, C)
         for index, layer in enumerate(self._decoder_layers):
             hidden_states = self._attend_to_decoded(index, layer.attention, hidden_states, metadata, self_attention)
@@ -153,10 +148,12 @@ class Bart:
         metadata: BartAttentionMetadata,
         cache: KeyValueCache,
     ) -> Tensor:
-        q, k, v = (split_heads(x, self.head_size) for x in attention.qkv(hidden_states).chunk(3, dim=-1))
-        cache.append(index, metadata.slots, metadata.positions, k, v)
-        keys, values = cache.read(index, metadata.slots, metadata.num_decoded_tokens)
-        attended = merge_heads(attend(q, keys, values, metadata.is_decoded, self.head_size**-0.5))
+        places = metadata.places
+        qkv = split_parts(attention.qkv(hidden_states), 3, self.head_size)  # (B, T, 3, A, D)
+        cache.append(index, metadata.rows, places.positions, qkv[:, :, 1:])
+        keys, values = cache.read(index, places.slots, places.length)
+        queries = qkv[:, :, 0].transpose(1, 2)
+        attended = merge_heads(attend(queries, keys, values, metadata.decoded_mask, self.head_size**-0.5))
         return attention.norm(hidden_states + attention.out(attended))
 
     def _attend_to_prefix(
@@ -167,7 +164,7 @@ class Bart:
         metadata: BartAttentionMetadata,
         cache: KeyValueCache,
     ) -> Tensor:
-        keys, values = cache.read(index, metadata.slots, metadata.num_prefix_tokens)
+        keys, values = cache.read(index, metadata.places.slots, metadata.prefix_mask.shape[-1])
         queries = split_heads(cross.q(hidden_states), self.head_size)
-        attended = merge_heads(attend(queries, keys, values, metadata.is_prefix, self.head_size**-0.5))
+        attended = merge_heads(attend(queries, keys, values, metadata.prefix_mask, self.head_size**-0.5))
         return cross.norm(hidden_states + cross.out(attended))

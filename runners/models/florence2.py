@@ -24,7 +24,7 @@ from runners.decoder.sequences import SequenceRequest
 from runners.decoder.tokenizer import PromptTokenizer, Segments, TextStream
 from runners.models.adapters import Adapters, copy_adapters
 from runners.models.bart import Bart, BartAttentionMetadata
-from runners.models.layers import prefix_lengths, stack_requests
+from runners.models.layers import as_bias, prefix_lengths, stack_requests
 from runners.models.weights import DecoderWeights
 
 
@@ -170,8 +170,9 @@ class Florence2Decoder:
         slots, numbers = slice(first_slot, first_slot + len(requests)), range(first_slot, first_slot + len(requests))
         cache.adapters[slots] = [request.adapter for request in requests]
         self._adapters.select(cache.adapters[slots])
-        for layer, (keys, values) in enumerate(self._bart.encode(inputs_embeds, is_prefix)):
-            cache.cross_attention.write_prefix(layer, slots, keys, values)
+        prefix_mask = as_bias(is_prefix, inputs_embeds.dtype)
+        for layer, keys_and_values in enumerate(self._bart.encode(inputs_embeds, prefix_mask)):
+            cache.cross_attention.write_prefix(layer, slots, keys_and_values)
         cache.num_prefix_tokens.set(numbers, prefix_lengths(requests))
         cache.num_decoded_tokens.set(numbers, [0] * len(requests))
         start = [self._start_token_id] * len(requests)
@@ -234,16 +235,12 @@ class Florence2Decoder:
         `num_prefix_tokens`: of the longest image and prompt. Of a free slot the first prefix position is unmasked, as a
         mask without any position would give NaN.
         """
-        metadata = BartAttentionMetadata(
-            slots=places.slots,
-            positions=places.positions,
-            num_decoded_tokens=places.length,
-            is_decoded=_is_before(places.positions + 1, places.length),
-            num_prefix_tokens=num_prefix_tokens,
-            is_prefix=_is_before(cache.num_prefix_tokens.on_device[places.slots, None].clamp(min=1), num_prefix_tokens),
-        )
+        ends = cache.num_prefix_tokens.on_device[places.slots, None].clamp(min=1)
+        masks = _is_before(places.positions + 1, places.length), _is_before(ends, num_prefix_tokens)
+        dtype = self._bart.embeddings.dtype
+        metadata = BartAttentionMetadata(places, places.rows(), *(as_bias(mask, dtype) for mask in masks))
         self._adapters.select(cache.adapters[places.slots])
-        return self._bart.decode_step(places.token_ids, metadata, cache.self_attention, cache.cross_attention)
+        return self._bart.decode_step(metadata, cache.self_attention, cache.cross_attention)
 
 
 def _is_before(ends: Tensor, length: int) -> Tensor:

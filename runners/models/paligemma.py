@@ -166,16 +166,17 @@ class PaliGemmaDecoder:
         inputs = stack_requests(requests, self.pad_token_id, self._device, self._gemma.dtype)
         inputs_embeds = torch.cat([inputs.image_features, self._gemma.embed(inputs.prompt_ids)], dim=1)
         cache_positions = torch.arange(inputs_embeds.shape[1], device=self._device)
-        is_visible = (cache_positions < inputs.num_prefix_tokens[:, None])[:, None, None]
+        mask = self._gemma.mask((cache_positions < inputs.num_prefix_tokens[:, None])[:, None, None])
         rotation = self._gemma.rotation(cache_positions[None] + _FIRST_POSITION)
-        metadata = GemmaAttentionMetadata(*rotation, is_visible, is_visible)
+        metadata = GemmaAttentionMetadata(*rotation, mask, mask)
         slots, numbers = slice(first_slot, first_slot + len(requests)), range(first_slot, first_slot + len(requests))
         cache.adapters[slots] = [request.adapter for request in requests]
         self._adapters.select(cache.adapters[slots])
-        hidden_states = self._gemma.prefill(inputs_embeds, metadata, slots, cache.self_attention)
+        last_positions = inputs.num_prefix_tokens - 1
+        hidden_states = self._gemma.prefill(inputs_embeds, metadata, slots, cache.self_attention, last_positions)
         for lengths in (cache.num_tokens, cache.num_prefix_tokens):
             lengths.set(numbers, prefix_lengths(requests))
-        return self._gemma.logits(hidden_states[torch.arange(len(requests)), inputs.num_prefix_tokens - 1])
+        return self._gemma.logits(hidden_states[:, 0])
 
     def decode_step(self, cache: PaliGemmaCache, token_ids: Tensor) -> Tensor:
         """Process `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
@@ -237,6 +238,6 @@ class PaliGemmaDecoder:
         distance = cache_positions[..., None] - torch.arange(num_tokens, device=cache_positions.device)  # (B, T, P)
         is_visible = distance >= 0
         window = self._gemma.sliding_window
-        is_in_window = is_visible if window is None else is_visible & (distance < window)
-        rotation = self._gemma.rotation(cache_positions + _FIRST_POSITION)
-        return GemmaAttentionMetadata(*rotation, is_visible[:, None], is_in_window[:, None])
+        mask = self._gemma.mask(is_visible[:, None])
+        window_mask = mask if window is None else self._gemma.mask((is_visible & (distance < window))[:, None])
+        return GemmaAttentionMetadata(*self._gemma.rotation(cache_positions + _FIRST_POSITION), mask, window_mask)

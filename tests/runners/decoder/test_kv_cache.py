@@ -15,8 +15,8 @@ def filled() -> KeyValueCache:
     """Return a cache whose every number is its slot's, plus a tenth in values, plus 10 for each layer."""
     cache = KeyValueCache(SHAPE, torch.float32, CPU)
     for layer in range(SHAPE.num_layers):
-        keys = torch.arange(4.0)[:, None, None, None].expand(4, 2, 5, 3) + 10 * layer
-        cache.write_prefix(layer, ALL, keys, keys + 0.1)
+        keys = torch.arange(4.0)[:, None, None, None].expand(4, 5, 2, 3) + 10 * layer
+        cache.write_prefix(layer, ALL, torch.stack([keys, keys + 0.1], dim=2))
     return cache
 
 
@@ -51,14 +51,23 @@ def test_copied_slots_have_the_positions_of_their_sources_before_the_copy(
 
 
 def test_appended_tokens_are_at_the_positions_of_their_rows() -> None:
-    cache = filled()
-    keys = torch.full((2, 2, 2, 3), 7.0)  # two tokens of two rows
-    cache.append(1, slice(1, 3), torch.tensor([[0, 4], [2, 3]]), keys, keys + 0.5)
-    expected = torch.tensor([[11.0] * 5, [12.0] * 5]).repeat(2, 1, 1) + torch.tensor([0.0, 0.1])[:, None, None]
-    for row, positions in enumerate(([0, 4], [2, 3])):
-        expected[:, row, positions] = torch.tensor([7.0, 7.5])[:, None]
-    assert torch.equal(by_slot(cache, 1)[:, 1:3], expected)
+    cache, positions = filled(), ([0, 4], [2, 3])
+    given = torch.rand(2, 2, 2, 2, 3)  # two tokens of two rows
+    cache.append(1, torch.tensor([[1], [2]]), torch.tensor(positions), given)
+    expected = torch.stack(filled().read(1, ALL, 5))
+    for row, own in enumerate(positions):
+        for token, position in enumerate(own):
+            expected[:, row + 1, :, position] = given[row, token]
+    assert torch.equal(torch.stack(cache.read(1, ALL, 5)), expected)
     assert torch.equal(by_slot(cache, 0), by_slot(filled(), 0))
+
+
+def test_a_prefix_is_at_the_first_positions_of_its_slots() -> None:
+    cache, given = filled(), torch.rand(2, 3, 2, 2, 3)
+    cache.write_prefix(0, slice(2, 4), given)
+    expected = torch.stack(filled().read(0, ALL, 5))
+    expected[:, 2:4, :, :3] = given.permute(2, 0, 3, 1, 4)
+    assert torch.equal(torch.stack(cache.read(0, ALL, 5)), expected)
 
 
 def test_a_cleared_slot_is_zero_in_all_layers_and_the_others_are_not() -> None:
