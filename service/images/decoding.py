@@ -6,9 +6,9 @@ decoded in threads, heavy ones in processes that end with their requests and lea
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -20,14 +20,14 @@ from runners.transport.pixels import Pixels
 from service.admission.load import ClientSlots
 from service.errors import NotReady
 from service.images.decoding_process import DecoderEnded, DecodingProcess, decoded_in_process
-from service.images.files import ImageLimits, decode_image, read_header, resize
+from service.images.files import ImageHeader, ImageLimits, decode_image, read_header, resize
 
 ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
 
 
 class ImageDecoder:
-    """The limits on an image, and the slots for decoded images, of which one client gets all but one.
+    """The limits on an image, the decodings in progress, and their slots, of which one client gets all but one.
 
     Heavy images together get all but one, too, so that those of others never take the place of an ordinary one.
     """
@@ -36,12 +36,31 @@ class ImageDecoder:
         self.limits = limits
         self._slots = ClientSlots(num_slots, num_slots - 1)
         self._heavy_slots = ClientSlots(num_slots - 1, max(1, num_slots - 2))
+        self._decodings: dict[bytes, SharedDecoding] = {}  # by the hash of the file
 
     @asynccontextmanager
     async def slot(self, client: str, is_heavy: bool) -> AsyncIterator[None]:
         """Wait for a slot, and hold it for as long as the context lasts."""
         async with self._heavy_slots.slot(client) if is_heavy else nullcontext(), self._slots.slot(client):
             yield
+
+    @contextmanager
+    def decoding(self, image: "LazyImage") -> Iterator["SharedDecoding"]:
+        """Join the decoding of a file, or start it; the last user to leave ends it."""
+        decoding = self._decodings.get(image.header.digest)
+        if decoding is None:
+            decoding = self._decodings[image.header.digest] = SharedDecoding()
+            decoding.task = asyncio.create_task(decoding.run(image.data, self, image.client, image.header.is_heavy))
+        decoding.num_users += 1
+        try:
+            yield decoding
+        finally:
+            decoding.num_users -= 1
+            if decoding.num_users == 0:
+                del self._decodings[image.header.digest]
+                decoding.task.cancel()
+                # The pixels go, and a cycle: the task's exception refers to the decoding.
+                del decoding.decoded, decoding.task
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +74,59 @@ class DecodedImage:
         return await in_thread(_resized, self.rgb, size_wh, resample)
 
 
-class LazyImage:
-    """An image file whose pixels are decoded once for all models of a request that need them at the same time."""
+@dataclass(slots=True, eq=False)
+class SharedDecoding:
+    """One decoding of a file, for all models and requests that need its pixels at the same time."""
 
-    def __init__(self, data: bytes, decoder: ImageDecoder, client: str) -> None:
-        self._data = data
-        self._decoder = decoder
-        self._client = client
-        self._num_users = 0
+    decoded: "asyncio.Future[DecodedImage | DecodingProcess]" = field(default_factory=asyncio.Future)
+    resized: "dict[tuple[tuple[int, int], int], asyncio.Task[Pixels]]" = field(default_factory=dict)
+    num_users: int = 0
+    task: "asyncio.Task[None]" = field(init=False)
+
+    async def run(self, data: bytes, decoder: ImageDecoder, client: str, is_heavy: bool) -> None:
+        """Decode, and hold slot and decoded image until cancelled, which ends a process at once."""
+        decoded, resized = self.decoded, self.resized
+        async with decoder.slot(client, is_heavy):
+            try:
+                limits = decoder.limits
+                async with (
+                    decoded_in_process(data, limits)
+                    if is_heavy
+                    else nullcontext(DecodedImage(await in_thread(decode_image, data, limits)))
+                ) as image:
+                    decoded.set_result(image)
+                    try:
+                        await asyncio.Event().wait()
+                    finally:
+                        for resizing in resized.values():
+                            resizing.cancel()
+                        await asyncio.gather(*resized.values(), return_exceptions=True)
+            except Exception as error:
+                decoded.set_exception(error)
+
+    async def pixels(self, size_wh: tuple[int, int], resample: int) -> Pixels:
+        """Return the pixels (H, W, 3) at exactly `size_wh`; raise `UnsupportedImage` or `DecoderEnded`."""
+        decoded = await asyncio.shield(self.decoded)
+        key = size_wh, resample
+        if key not in self.resized:
+            self.resized[key] = asyncio.create_task(decoded.resized(size_wh, resample))
+        return await asyncio.shield(self.resized[key])
+
+
+@dataclass(slots=True, weakref_slot=True)
+class LazyImage:
+    """An image file whose pixels are decoded when a model needs them."""
+
+    data: bytes
+    decoder: ImageDecoder
+    client: str
+    header: ImageHeader = field(init=False)  # by `open`
+    open_s: float = field(init=False)
 
     async def open(self) -> None:
         """Read the header and hash the file; raise `UnsupportedImage` or `ImageTooLarge`."""
         start_s = time.monotonic()
-        self.header = await in_thread(read_header, self._data, self._decoder.limits)
+        self.header = await in_thread(read_header, self.data, self.decoder.limits)
         self.open_s = time.monotonic() - start_s
 
     def key(self, manifest: Manifest) -> str:
@@ -80,38 +139,15 @@ class LazyImage:
         return blake3(self.header.digest + f"{build_key or manifest.build_key} {width}x{height}".encode()).hexdigest()
 
     async def pixels(self, manifest: Manifest) -> Pixels:
-        """Return the pixels (H, W, 3) at a model's input size; raise `UnsupportedImage` or `NotReady`."""
-        if self._num_users == 0:
-            self._decoded: asyncio.Future[DecodedImage | DecodingProcess] = asyncio.get_running_loop().create_future()
-            self._decoding = asyncio.create_task(self._decode(self._decoded))
-        self._num_users += 1
-        try:
-            decoded = await asyncio.shield(self._decoded)
-            return await decoded.resized(manifest.image_size_wh, manifest.resample)
-        except DecoderEnded as error:
-            raise NotReady(f"{error}; retry the request") from error
-        finally:
-            self._num_users -= 1
-            if self._num_users == 0:
-                self._decoding.cancel()
-                # The pixels go, and a cycle: the task's exception refers to `self`, and so to the file.
-                del self._decoded, self._decoding
+        """Return the pixels (H, W, 3) at a model's input size; raise `UnsupportedImage` or `NotReady`.
 
-    async def _decode(self, decoded: asyncio.Future[DecodedImage | DecodingProcess]) -> None:
-        """Decode, and hold slot and decoded image until cancelled, which ends a process at once."""
-        data, limits, is_heavy = self._data, self._decoder.limits, self.header.is_heavy
-        async with self._decoder.slot(self._client, is_heavy):
+        A cancelled caller does not cancel those of other requests for the same file.
+        """
+        with self.decoder.decoding(self) as decoding:
             try:
-                async with decoded_in_process(data, limits) if is_heavy else _decoded_in_thread(data, limits) as image:
-                    decoded.set_result(image)
-                    await asyncio.Event().wait()
-            except Exception as error:
-                decoded.set_exception(error)
-
-
-@asynccontextmanager
-async def _decoded_in_thread(data: bytes, limits: ImageLimits) -> AsyncIterator[DecodedImage]:
-    yield DecodedImage(await in_thread(decode_image, data, limits))
+                return await decoding.pixels(manifest.image_size_wh, manifest.resample)
+            except DecoderEnded as error:
+                raise NotReady(f"{error}; retry the request") from error
 
 
 def _resized(rgb: Image.Image, size_wh: tuple[int, int], resample: int) -> Pixels:

@@ -47,7 +47,7 @@ _JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # neither a stuffed z
 # Estimated nanoseconds to decode a pixel: a photograph of 12 MP took 12 on a core of an EPYC, as a progressive JPEG of
 # 10 scans 25, as PNG or WebP 35 to 70.
 _JPEG_NS, _SCAN_NS, _OTHERS_NS = 10, 1.5, 50
-_HEAVY_NS = 600_000_000
+_LIGHT_NS, _HEAVY_NS = 10_000_000, 600_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,7 @@ class ImageHeader:
 
     size_wh: tuple[int, int]  # of the upright image, px: results are in this frame
     digest: bytes  # of the file
+    is_light: bool  # is decoded in only a few times the time of a call to a runner
     is_heavy: bool  # takes long to decode
 
 
@@ -74,7 +75,8 @@ def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
     with _decoding_errors(image):
         is_on_side = _transposition(_header_exif(image, data)) in _SWAPPING_SIDES
     upright_wh = (height, width) if is_on_side else (width, height)
-    return ImageHeader(upright_wh, blake3(data).digest(), _decoding_ns(image, data) > _HEAVY_NS)
+    decoding_ns = _decoding_ns(image, data)
+    return ImageHeader(upright_wh, blake3(data).digest(), decoding_ns < _LIGHT_NS, decoding_ns > _HEAVY_NS)
 
 
 def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:

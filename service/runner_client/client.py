@@ -1,8 +1,9 @@
 """The client of one model's runner, and its HTTP channel: a Unix socket of the supervisor on this host, TCP elsewhere.
 
 The first call has no pixels. If the runner has no features of the image, the pixels are decoded, resized and sent
-with a second call. A call whose connection breaks is repeated once: calls are idempotent. A cancelled call closes its
-connection, which ends it in the runner. The channel raises aiohttp's errors, of which the client makes `ServiceError`s.
+with a second call; those of a small image that this process has not sent before, with the first. A call whose
+connection breaks is repeated once: calls are idempotent. A cancelled call closes its connection, which ends it in the
+runner. The channel raises aiohttp's errors, of which the client makes `ServiceError`s.
 """
 
 import asyncio
@@ -10,12 +11,13 @@ import io
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager, nullcontext
+from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from urllib.parse import unquote, urlsplit
 
 import aiohttp
+from cachetools import LRUCache
 from opentelemetry.trace import SpanKind
 from pydantic import TypeAdapter
 
@@ -55,6 +57,7 @@ _BROKEN_CONNECTION = (
 _UNREACHED = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE)
 _RETRY_PAUSE_S = 0.1  # until aiohttp has noticed other connections that broke at the same time
 _READY_TIMEOUT_S = 1
+_MAX_KNOWN_IMAGES = 16_384
 
 
 class FeaturesMissing(Exception):
@@ -178,6 +181,7 @@ class RunnerClient:
     def __init__(self, model_id: str, channel: RunnerChannel) -> None:
         self._model_id = model_id
         self._channel = channel
+        self._known_images: LRUCache[str, None] = LRUCache(_MAX_KNOWN_IMAGES)  # keys of those sent or found
 
     async def write(
         self, manifest: Manifest, image: LazyImage, specs: Sequence[SequenceSpec], on_text: OnText | None = None
@@ -187,13 +191,14 @@ class RunnerClient:
         `manifest` is that of the model or adapter that `specs` name. `on_text` receives their text as it is written.
         Cancellation ends them in the runner.
         """
-        start_s, preprocess_s = time.monotonic(), 0.0
+        start_s, preprocess_s, answered = time.monotonic(), 0.0, None
         replay = None if on_text is None else StreamReplay(len(specs), on_text)
         call = RunnerCall(image.key(manifest), specs)
         try:
-            try:
-                answered = await self._retried(call, replay)
-            except FeaturesMissing:
+            if call.image_key in self._known_images or not image.header.is_light:
+                with suppress(FeaturesMissing):
+                    answered = await self._retried(call, replay)
+            if answered is None:
                 missing_s = time.monotonic()
                 with span("preprocess"):
                     pixels = await image.pixels(manifest)
@@ -201,6 +206,7 @@ class RunnerClient:
                 answered = await self._retried(replace(call, pixels=pixels), replay)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._failure(error) from error
+        self._known_images[call.image_key] = None
         return written_answers(answered, preprocess_s, time.monotonic() - start_s)
 
     async def is_ready(self) -> bool:

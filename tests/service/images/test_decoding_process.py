@@ -130,6 +130,25 @@ def test_a_killed_decoder_fails_its_request_alone() -> None:
     run(scenario())
 
 
+def test_requests_for_one_file_share_its_decoding_and_each_can_leave_it() -> None:
+    async def scenario() -> None:
+        images = ImageDecoder(LIMITS, 4)
+        manifest = served(FLORENCE).manifest
+        first, second = [asyncio.ensure_future((await opened(SLOW, images)).pixels(manifest)) for _ in range(2)]
+        await decoder()
+        first.cancel()
+        other = await (await opened(QUICK, images)).pixels(manifest)
+        assert len(decoders()) == 1
+        pixels = await second
+        assert pixels.shape == other.shape
+        assert not np.array_equal(pixels, other)
+        with pytest.raises(asyncio.CancelledError):
+            await first
+
+    run(scenario())
+    assert not decoders()
+
+
 def test_a_decoder_that_is_killed_between_two_models_fails_the_second() -> None:
     async def scenario() -> None:
         async with decoded_in_process(QUICK, LIMITS) as image:

@@ -23,8 +23,8 @@ MANIFEST = served(FLORENCE).manifest
 SPEC = SequenceSpec(segments=[("what is it?", True)], timeout_s=1)
 
 
-def picture(seed: int = 0) -> bytes:
-    width, height = INPUT_SIZE_WH
+def picture(seed: int = 0, size_wh: tuple[int, int] = INPUT_SIZE_WH) -> bytes:
+    width, height = size_wh
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return encoded(Image.fromarray(pixels))
 
@@ -51,21 +51,43 @@ def test_pixels_are_sent_only_if_the_runner_has_no_features() -> None:
     channel = FakeChannel(encoder, decoder)
     client = RunnerClient(MANIFEST.model_id, channel)
     assert run(outcomes()) == ["miss", "hit", "miss"]
-    assert [call.pixels is not None for call in channel.calls] == [False, True, False, False, True]
+    assert [call.pixels is not None for call in channel.calls] == [True, False, True]
     keys = [call.image_key for call in channel.calls]
-    assert keys[0] == keys[1] == keys[2] != keys[3] == keys[4]
+    assert keys[0] == keys[1] != keys[2]
     assert encoder.shapes == [(INPUT_SIZE_WH[1], INPUT_SIZE_WH[0], 3)] * 2
     first, second = decoder.image_features[:2]
     assert np.array_equal(first, second)
     assert np.array_equal(first, fake_features(np.asarray(Image.open(io.BytesIO(picture())))))
 
 
+def test_pixels_are_sent_again_if_the_runner_has_forgotten_them() -> None:
+    async def outcomes() -> list[str]:
+        return [(await write(client)).features.outcome for _ in range(2)]
+
+    channel = FakeChannel(FakeEncoder(), writer(), max_cache_bytes=0)
+    client = RunnerClient(MANIFEST.model_id, channel)
+    assert run(outcomes()) == ["miss", "miss"]
+    assert [call.pixels is not None for call in channel.calls] == [True, False, True]
+
+
+def test_an_image_that_takes_a_while_to_decode_is_asked_for_first() -> None:
+    """Another gateway may have sent it."""
+
+    async def scenario() -> None:
+        image = await opened(picture(size_wh=(800, 600)))
+        await client.write(MANIFEST, image, [SPEC])
+
+    channel = FakeChannel(FakeEncoder(), writer())
+    client = RunnerClient(MANIFEST.model_id, channel)
+    run(scenario())
+    assert [call.pixels is not None for call in channel.calls] == [False, True]
+
+
 def test_cache_hit_decodes_nothing() -> None:
     async def scenario() -> None:
         await write(client)
-        image = await opened(picture())
-        answers = await client.write(MANIFEST, image, [SPEC])
-        assert not hasattr(image, "_decoding")
+        answers = await write(client)
+        assert answers.features.outcome == "hit"
         assert answers.preprocess_s == 0
 
     client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(), writer()))
