@@ -85,7 +85,8 @@ class TokenRowsDavit(nn.Module):
         query, key, value = _queries_keys_values(attention.qkv, windows.reshape(-1, side * side, channels))
         num_heads, scale = attention.num_heads, attention.scale
         if self.is_for_one_image:
-            attended = FusedAttention.apply(query, key, value, num_heads, scale)  # type: ignore[no-untyped-call]
+            apply: Any = FusedAttention.apply  # typed in some versions of torch only
+            attended = apply(query, key, value, num_heads, scale)
         else:
             attended = _products(query, key, value, num_heads, scale)
         projected: Tensor = attention.proj(attended)
