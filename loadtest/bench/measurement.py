@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from loadtest.bench.workloads import (
     WorkloadName,
     requests_of,
 )
-from loadtest.processes import ServerError, cpu_s, running
+from loadtest.processes import ServerError, cpu_s, running, suspended
 
 _WARM_UP_LIMIT_S = 120.0
 # Random weights generate no well-formed answer: endless checkpoints run without constrained decoding.
@@ -65,6 +65,10 @@ class MeasuredServer:
         """Send all rounds of one workload."""
         rounds = (requests_of(plan.workload, self._scenes, plan.num_requests) for _ in range(plan.num_rounds))
         return tuple(self._round(plan, requests) for requests in rounds)
+
+    def suspended(self) -> AbstractContextManager[None]:
+        """Return a context in which the server takes no processor time."""
+        return suspended(self._process_id)
 
     def batch_sizes(self) -> dict[str, float]:
         """Return our service's mean batch size by stage; peers have no metrics."""

@@ -1,6 +1,7 @@
 """The short run: our service and one peer side by side, and what got worse since the last run in the history.
 
-Both servers run at the same time and are loaded in turns, so that other work on the machine disturbs both alike.
+Both servers run at the same time and are loaded in turns, so that other work on the machine disturbs both alike; the
+one that is not loaded is suspended.
 """
 
 import importlib.util
@@ -69,7 +70,12 @@ def _rounds(running: Sequence[MeasuredServer], deadline_s: float) -> list[dict[W
             break
         one = replace(plan, limit_s=min(plan.limit_s, left_s))
         for own, server in zip(rounds, running, strict=True):
-            if answered := tuple(each for each in server.run(one) if each.samples):
+            with ExitStack() as suspended:
+                for other in running:
+                    if other is not server:
+                        suspended.enter_context(other.suspended())
+                answered = tuple(each for each in server.run(one) if each.samples)
+            if answered:
                 own[plan.workload] = own.get(plan.workload, ()) + answered
     return rounds
 

@@ -1,8 +1,11 @@
 import os
+import signal
 import subprocess
 import sys
+import time
 
-from loadtest.processes import use_by_name
+from loadtest.processes import cpu_s, suspended, use_by_name
+from tests.support.waiting import wait_until
 
 CHILD = """
 import os, sys, threading
@@ -41,3 +44,18 @@ def test_processes_without_a_name_are_counted_separately() -> None:
         one.kill()
         other.kill()
     assert {"supervisor", f"process {one.pid}", f"process {other.pid}"} <= uses.keys()
+
+
+def test_a_suspended_process_and_its_children_take_no_processor_time_until_they_go_on() -> None:
+    busy = [sys.executable, "-c", "while True: pass"]
+    parent = [sys.executable, "-c", f"import subprocess; subprocess.run({busy!r})"]
+    with subprocess.Popen(parent, start_new_session=True) as server:
+        try:
+            wait_until(lambda: cpu_s(server.pid) > 0.3)
+            with suspended(server.pid):
+                before_s = cpu_s(server.pid)
+                time.sleep(0.5)
+                assert cpu_s(server.pid) == before_s
+            wait_until(lambda: cpu_s(server.pid) > before_s + 0.1)
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
