@@ -42,7 +42,7 @@ def recorded(
     packed = PackedConditions(MAX_ROWS, logits.shape[1], DEVICE)
     packed.write([*conditions])
     results = packed.choose(logits, kind or ChoiceKind.of(conditions)).tolist()
-    assert not has_wider_nucleus(results)
+    assert not has_wider_nucleus(results, range(len(results)))
     assert len(results[0]) <= MAX_RESULTS
     return unpack(results, conditions, sequences)
 
@@ -98,7 +98,8 @@ def test_a_nucleus_wider_than_the_usual_one_is_reported() -> None:
         ([RowConditions(), wide, RowConditions(top_p=0.9)], False),
     ):
         packed.write(conditions)
-        assert has_wider_nucleus(packed.choose(logits, ChoiceKind(True, False)).tolist()) is is_wider
+        results = packed.choose(logits, ChoiceKind(True, False)).tolist()
+        assert has_wider_nucleus(results, range(len(results))) is is_wider
 
 
 def test_conditions_of_an_earlier_step_are_overwritten() -> None:
