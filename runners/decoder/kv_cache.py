@@ -102,7 +102,7 @@ class SlotLengths:
         """Add one token to each of the first `num_slots` slots."""
         for slot in range(num_slots):
             self._on_host[slot] += 1
-        self.on_device[:num_slots] += 1
+        self.on_device[:num_slots].add_(1)
 
     def decrement(self, slot: int) -> int:
         """Take one token from a slot, and return its position."""
