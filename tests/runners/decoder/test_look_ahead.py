@@ -13,20 +13,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.artifacts.manifest import read_manifest
+from runners.artifacts.manifest import DECODER_FILE, read_manifest
+from runners.artifacts.peft_adapter import read_adapter
 from runners.decoder.batch import LiveBatch, generate_each, start_sequence
 from runners.decoder.cuda_graphs import CudaGraphs
 from runners.decoder.kv_cache import KeyValueCache, SlotLengths
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import LiveSequence, SequenceRequest
 from runners.decoder.token_choice import Choice
+from runners.models.adapters import Adapters
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
 from tests.support.decoder_cases import Case, make_case
 from tests.support.device_traffic import GraphDecoder, capture_eagerly
 from tests.support.export_cli import ModelStore
+from tests.support.lora import write_adapter
 
 NUM_SLOTS = 7
+FLORENCE, ADAPTERS = "florence-2-mini", (None, "tuned", None)
 TIMEOUT_S = 60
 
 
@@ -218,6 +222,19 @@ def test_an_admitted_sequence_joins_the_next_launch(artifacts: Path) -> None:
         batch.step()
         assert [len(each.settled_token_ids) for each in sequences] == num_tokens
     assert decoder.num_slots_ahead == [1, 2, 2]
+
+
+def test_with_an_adapter_in_its_batch_no_pass_is_launched_ahead(exported: ModelStore, tmp_path: Path) -> None:
+    case, artifacts, adapters = make_case(FLORENCE, exported, tmp_path), exported.newest(FLORENCE), Adapters()
+    decoder = Passes(load_decoder(artifacts, "florence2", "float32", "cpu", adapters=adapters))
+    written = write_adapter(case.reference.model, tmp_path / "tuned", 0)
+    adapters.add("tuned", read_adapter(written, artifacts / DECODER_FILE))
+    decoder.make_endless()
+    requests = [replace(case.request(index, 6 + 3 * index), adapter=name) for index, name in enumerate(ADAPTERS)]
+    together = [sequence.result().token_ids for sequence in generate_each(decoder, requests)]
+    alone = [generate_each(decoder._decoder, [request])[0].result().token_ids for request in requests]
+    assert together == alone
+    assert decoder.num_slots_ahead == [1, 1]  # after the 9 tokens with the adapter, 12 in all
 
 
 @pytest.mark.parametrize("fails_in_launch", [True, False], ids=["the launch fails", "fails with a pass in flight"])
