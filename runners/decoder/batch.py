@@ -4,9 +4,9 @@
     step            choose the next token of every live sequence
     remove_ended    free the slots of sequences that ended; sequences in the last slots move there
 
-Where steps are recorded, on a GPU, a step launches the pass of the next one before it knows the tokens that this pass
-reads: the device has chosen them, and works while the host advances, removes and admits sequences. Sequences admitted
-after the launch join at the next one; of those that ended, the pass was in vain, and is taken back.
+Where steps are recorded, on a GPU, a step also launches the next pass of the model, before the host knows the tokens
+that this pass reads: the device chooses them, and works while the host advances, removes and admits sequences. A
+sequence admitted after the launch joins the next one; the pass is rolled back for a sequence that has ended.
 
 Uses a decoder through the `Decoder` protocol and knows no family. Shapes: B or R rows, V vocabulary.
 """
@@ -105,8 +105,8 @@ class Decoder(Protocol[CacheT]):
         """Keep the first `num_tokens` drafted tokens of each of `slots`; the next pass overwrites the others."""
         ...
 
-    def take_back(self, cache: CacheT, slot: int) -> None:
-        """Remove the token that the last pass has added to a slot, whose sequence needs no pass after it."""
+    def roll_back(self, cache: CacheT, slot: int) -> None:
+        """Remove the last token of a slot, which a superfluous pass has added."""
         ...
 
     def clear(self, cache: CacheT, slot: int) -> None:
@@ -133,7 +133,7 @@ class Decoder(Protocol[CacheT]):
 
 @dataclass(frozen=True, slots=True)
 class LaunchedPass:
-    """A pass of the model, and its rows of logits (R, V) of each sequence, whatever slots these have by now."""
+    """A pass of the model; `rows` are each sequence's rows of `logits` (R, V), whatever slots it has by now."""
 
     logits: Tensor
     rows: dict[LiveSequence, Sequence[int]]
@@ -183,13 +183,13 @@ class LiveBatch(Generic[CacheT]):
     def step(self) -> None:
         """Decode the next token of every live sequence, and those after it that its draft predicted.
 
-        After a pass that was launched ahead, sequences admitted since have no token yet.
+        Sequences admitted since a pass was launched ahead are not in it: they wait for the next step.
         """
         launched, self._ahead = self._ahead or self._launch(), None
         self._choose_tokens(launched)
         if self._ahead is not None and self._recorded is not None:
-            has_read, live = self._recorded.has_read, [each for each in self._ahead.rows if not each.has_ended]
-            self._take_back([each for each in live if not has_read(*self._slots[each], *each.last_token_ids)])
+            has_set, live = self._recorded.has_set, [each for each in self._ahead.rows if not each.has_ended]
+            self._roll_back([each for each in live if not has_set(*self._slots[each], *each.last_token_ids)])
 
     def _launch(self) -> LaunchedPass:
         """Launch a pass over the last tokens of all live sequences, and the drafts that pay."""
@@ -204,9 +204,11 @@ class LiveBatch(Generic[CacheT]):
         else:
             logits = self._decoder.decode_step(self._cache, torch.tensor(last))
         by_slot = rows_of(drafts)
-        rows = {sequence: [row for slot in slots for row in by_slot[slot]] for sequence, slots in self._slots.items()}
+        rows: dict[LiveSequence, Sequence[int]] = {
+            sequence: [row for slot in slots for row in by_slot[slot]] for sequence, slots in self._slots.items()
+        }
         is_recorded = self._recorded is not None and not any(drafts)
-        return LaunchedPass(logits, {**rows}, dict(zip(self._owners, drafts, strict=True)), is_recorded)
+        return LaunchedPass(logits, rows, dict(zip(self._owners, drafts, strict=True)), is_recorded)
 
     def _look_ahead(self) -> None:
         """Launch the next pass with the tokens that the device is choosing."""
@@ -215,18 +217,18 @@ class LiveBatch(Generic[CacheT]):
         self._ahead = LaunchedPass(logits, {owner: [slot] for slot, owner in enumerate(self._owners)}, is_recorded=True)
 
     def _may_look_ahead(self, launched: LaunchedPass) -> bool:
-        """Return True if the next pass is known but for its tokens, costs the host little and is not certainly in vain.
+        """Return True unless the next pass depends on the host, or would certainly be superfluous.
 
-        The moves of beams depend on the chosen tokens; a pass with adapters is not recorded.
+        Beams move by the chosen tokens; a pass with adapters is not recorded.
         """
         is_plain = all(owner.num_rows == 1 and owner.request.adapter is None for owner in self._owners)
-        return is_plain and not all(owner in launched.rows and owner.is_one_short for owner in self._owners)
+        return is_plain and not all(owner in launched.rows and owner.has_one_token_left for owner in self._owners)
 
-    def _take_back(self, sequences: Sequence[LiveSequence]) -> None:
-        """Take `sequences` out of the pass launched ahead."""
+    def _roll_back(self, sequences: Sequence[LiveSequence]) -> None:
+        """Remove `sequences` from the pass launched ahead."""
         for sequence in sequences:
             if self._ahead is not None and self._ahead.rows.pop(sequence, ()):
-                self._decoder.take_back(self._cache, *self._slots[sequence])
+                self._decoder.roll_back(self._cache, *self._slots[sequence])
                 self._ahead = self._ahead if self._ahead.rows else None
 
     def _drafts(self, sequences: Sequence[LiveSequence], can_draft: bool) -> list[Sequence[int]]:
@@ -245,7 +247,7 @@ class LiveBatch(Generic[CacheT]):
         """Free the slots of `sequences`; those without slots are ignored."""
         if any(sequence in self._slots for sequence in sequences):
             self._move_beams()
-        self._take_back(sequences)
+        self._roll_back(sequences)
         for sequence in sequences:
             for slot in sorted(self._slots.pop(sequence, ()), reverse=True):
                 self._free(slot, sequence)
@@ -256,8 +258,6 @@ class LiveBatch(Generic[CacheT]):
         self._slots.clear()
         self._moves.clear()
         self._ahead = None
-        if self._recorded is not None:
-            self._recorded.clear()
 
     def _take_slot(self, sequence: LiveSequence) -> int:
         self._owners.append(sequence)

@@ -71,7 +71,7 @@ class BeamSequence:
         return [beam.token_ids[-1] for beam in self.beams]
 
     @property
-    def is_one_short(self) -> bool:
+    def has_one_token_left(self) -> bool:
         return len(self.beams[0].token_ids) + 1 >= self.request.max_new_tokens
 
     @property

@@ -130,11 +130,11 @@ class CudaGraphs:
 
     @property
     def next_tokens(self) -> Tensor:
-        """The next token (slots,) of each slot on the device, which may not have been chosen yet."""
+        """The next token (slots,) of each slot, on the device, which may still be choosing it."""
         return self._inputs[0]
 
-    def has_read(self, slot: int, token_id: int) -> bool:
-        """Return True if a step launched before the last results were known has read `token_id` of `slot`."""
+    def has_set(self, slot: int, token_id: int) -> bool:
+        """Return True if the last choice has set the next token of `slot` to `token_id`."""
         return self._known[slot] == token_id
 
     def capture_all(self) -> None:
@@ -180,8 +180,8 @@ class CudaGraphs:
     def logits(self, token_ids: Tensor, length: int) -> Tensor:
         """Return the logits (B, V) after `token_ids` (B,) of slots 0 to B - 1; the next call overwrites them.
 
-        Tokens of the host are loaded; `next_tokens` are there. `length` counts them; of a slot that has no position
-        left, which only an answer that ends has, the last position is overwritten.
+        `token_ids` are loaded unless they are `next_tokens`; `length` counts them. A slot without a free position,
+        whose sequence ends with the token before, gets its last one overwritten.
         """
         num_rows, length = len(token_ids), min(length, self._num_positions)
         if token_ids.data_ptr() != self._inputs.data_ptr():
@@ -204,8 +204,8 @@ class CudaGraphs:
         """Return the choices of each sequence as `choose_tokens` does; `logits` (R, V) are those of a step.
 
         `inputs` are those of `PackedConditions.write`, by default the tokens of all rows in order. `look_ahead` is
-        called once `next_tokens` are certain to be set on the device, before the choices are known; it is not called
-        where tokens are chosen eagerly.
+        called after the choice is launched, which sets `next_tokens`, and before its results are awaited; it is not
+        called if tokens are chosen eagerly.
         """
         kind, inputs = ChoiceKind.of(conditions), inputs or range(len(logits))
         num_rows = max(len(logits), len(inputs))
@@ -253,10 +253,6 @@ class CudaGraphs:
             for place, own in zip(wide, drawn, strict=True):
                 choices[place] = own
         return choices
-
-    def clear(self) -> None:
-        """Forget what has been launched: the next tokens are loaded, after the device has finished all of it."""
-        self._known, self._is_loading = [], True
 
 
 def _cuda_event() -> Event:

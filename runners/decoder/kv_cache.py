@@ -105,7 +105,7 @@ class SlotLengths:
         self.on_device[:num_slots].add_(1)
 
     def decrement(self, slot: int) -> int:
-        """Take one token from a slot, and return its position."""
+        """Remove the last token of a slot, and return its position."""
         self._on_host[slot] -= 1
         self.on_device[slot].sub_(1)
         return self._on_host[slot]

@@ -74,8 +74,8 @@ class LiveSequence(Protocol):
         ...
 
     @property
-    def is_one_short(self) -> bool:
-        """True if the next token is the last that fits."""
+    def has_one_token_left(self) -> bool:
+        """True if the next token reaches `max_new_tokens`."""
         ...
 
     @property
@@ -145,7 +145,7 @@ class SingleSequence:
         return self.token_ids[-1:]
 
     @property
-    def is_one_short(self) -> bool:
+    def has_one_token_left(self) -> bool:
         return len(self.token_ids) + 1 >= self.request.max_new_tokens
 
     @property

@@ -203,9 +203,9 @@ class PaliGemmaDecoder:
         """Keep the first drafted tokens of `slots`; the next pass overwrites the others."""
         cache.num_tokens.add(slots, num_tokens)
 
-    def take_back(self, cache: PaliGemmaCache, slot: int) -> None:
-        """Remove the last token of a slot, which a pass in vain has processed."""
-        last = self._max_positions - 1  # overwritten if the slot was full
+    def roll_back(self, cache: PaliGemmaCache, slot: int) -> None:
+        """Remove the last token of a slot, which a superfluous pass has added."""
+        last = self._max_positions - 1  # where the token of a full slot is
         position = min(cache.num_tokens.decrement(slot), last)
         cache.self_attention.clear(slot, slice(position, position + 1))
 

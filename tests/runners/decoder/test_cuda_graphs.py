@@ -274,7 +274,7 @@ def test_the_next_pass_is_launched_before_the_results_are_awaited(artifacts: Pat
     assert [len(sequence.token_ids) for sequence in batch.live] == [6] * 3
 
 
-def test_no_pass_is_launched_that_is_certainly_in_vain(artifacts: Path, traffic: DeviceTraffic) -> None:
+def test_no_pass_is_launched_that_is_certainly_superfluous(artifacts: Path, traffic: DeviceTraffic) -> None:
     batch, log = logged_batch(artifacts, traffic, 2, 0)  # 4 tokens each, of which 2 are written
     log.clear()
     batch.step()
