@@ -17,6 +17,7 @@ import torch
 from export.bench.models import BENCH_MODELS, make_models
 from export.gpu_check.choices import check_choices
 from export.gpu_check.exactness import check_features, check_tokens
+from export.gpu_check.idle import check_idle
 from export.gpu_check.parts import Model, elapsed_ms
 from export.gpu_check.resources import (
     check_lost_device,
@@ -38,6 +39,9 @@ from runners.artifacts.manifest import Device
 # Images per second with 30 tokens each, greedy, on an H100.
 _THROUGHPUT = {"florence-2-base-random": 250.0}
 _ANY_THROUGHPUT = 1.0
+# Of the device, in steps of 16 greedy rows: what Python does (0.2 ms) takes less time than a pass of a real model.
+_IDLE = {"florence-2-base-random": 0.1}
+_ANY_IDLE = 1.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,6 +73,7 @@ def _checks(model: Model, device: Device, seconds: float) -> Iterator[tuple[str,
     yield "one sampled row of 16", partial(check_sampled_among_greedy, model, device)
     yield "throughput", partial(check_throughput, model, device, seconds, _THROUGHPUT.get(model.id, _ANY_THROUGHPUT))
     if device == "cuda":
+        yield "idle share of a step", partial(check_idle, model, device, _IDLE.get(model.id, _ANY_IDLE))
         yield "traffic of a step", partial(check_transfers, model)
         yield "memory", partial(check_memory, model)
         yield "out of memory", partial(check_out_of_memory, model)

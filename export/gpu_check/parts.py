@@ -18,7 +18,7 @@ from export.scenes import render_scene, sample_scene
 from runners.artifacts.manifest import Device, Manifest, Precision, read_manifest
 from runners.artifacts.store import artifact_folder
 from runners.decoder.answers import to_request
-from runners.decoder.batch import Decoder
+from runners.decoder.batch import Decoder, LiveBatch, start_sequence
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder
@@ -82,6 +82,19 @@ def requests(
         for text in texts
     ]
     return [to_request(decoder, each, spec) for each, spec in zip(features, specs, strict=True)]
+
+
+def admitted(
+    decoder: Decoder[Any], model: Model, device: Device, options: Sequence[dict[str, Any]], num_steps: int
+) -> LiveBatch[Any]:
+    """Return a batch with a row for each of `options`, after the first of its more than `num_steps` steps."""
+    wanted: list[SequenceRequest] = []
+    for each in options:
+        wanted += requests(decoder, [model.features(device)], num_steps + 4, **each)
+    batch = LiveBatch(decoder, len(options))
+    batch.admit([start_sequence(request, decoder.rules) for request in wanted])
+    batch.step()
+    return batch
 
 
 @contextmanager

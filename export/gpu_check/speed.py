@@ -13,12 +13,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from export.bench.steps import make_endless
-from export.gpu_check.parts import Model, elapsed_ms, median_ms, requests, scheduler
+from export.gpu_check.parts import Model, admitted, elapsed_ms, median_ms, requests, scheduler
 from export.gpu_check.verdicts import Verdict
 from runners.artifacts.manifest import Device
-from runners.decoder.batch import Decoder, LiveBatch, start_sequence
+from runners.decoder.batch import Decoder
 from runners.decoder.scheduler import WrittenSequence
-from runners.decoder.sequences import SequenceRequest
 
 _BATCHES = (1, 4, 16)
 _ROWS = (1, 16, 64)
@@ -28,6 +27,7 @@ _KERNEL_S = 2e-6  # of the smallest kernel of a graph
 _MAX_OF_LIMIT = 2.0
 _MAX_TAIL = 3.0  # slowest prefill by the median
 _MAX_SAMPLED = 1.2  # step with one sampled row by a greedy one
+_STEPS_AT_ONCE = 8  # a step leaves its successor's pass to the device
 _NUM_TOKENS, _IN_FLIGHT = 30, 64  # of the throughput
 
 
@@ -63,7 +63,7 @@ def check_step(model: Model, device: Device, bytes_per_s: float) -> Verdict:
     decoder = model.decoder(device)
     make_endless(decoder)
     measured = {f"{rows} rows, ms": round(_step_ms(decoder, model, device, [{}] * rows), 3) for rows in _ROWS}
-    num_kernels = sum(_operations(_admitted(decoder, model, device, [{}]).step).values())
+    num_kernels = sum(_operations(admitted(decoder, model, device, [{}], _NUM_STEPS).step).values())
     weights = (model.folder / "decoder.safetensors").stat().st_size
     limit_ms = max(weights / bytes_per_s, num_kernels * _KERNEL_S) * 1000
     measured |= {"limit, ms": round(limit_ms, 3), "operations": num_kernels}
@@ -101,20 +101,14 @@ def check_throughput(model: Model, device: Device, seconds: float, aim: float) -
 
 
 def _step_ms(decoder: Decoder[Any], model: Model, device: Device, options: Sequence[dict[str, Any]]) -> float:
-    """Return the median duration of a step with a row for each of `options`."""
-    batch = _admitted(decoder, model, device, options)
-    return statistics.median(elapsed_ms(batch.step, device) for _ in range(_NUM_STEPS))
+    """Return the median duration of a step with a row for each of `options`, in runs of consecutive steps."""
+    batch = admitted(decoder, model, device, options, _NUM_STEPS)
 
+    def steps() -> None:
+        for _ in range(_STEPS_AT_ONCE):
+            batch.step()
 
-def _admitted(decoder: Decoder[Any], model: Model, device: Device, options: Sequence[dict[str, Any]]) -> LiveBatch[Any]:
-    """Return a batch with a row for each of `options`, after its first step."""
-    wanted: list[SequenceRequest] = []
-    for each in options:
-        wanted += requests(decoder, [model.features(device)], _NUM_STEPS + 4, **each)
-    batch = LiveBatch(decoder, len(options))
-    batch.admit([start_sequence(request, decoder.rules) for request in wanted])
-    batch.step()
-    return batch
+    return statistics.median(elapsed_ms(steps, device) / _STEPS_AT_ONCE for _ in range(_NUM_STEPS // _STEPS_AT_ONCE))
 
 
 def _operations(work: Any) -> Counter[str]:

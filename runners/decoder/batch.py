@@ -4,10 +4,15 @@
     step            choose the next token of every live sequence
     remove_ended    free the slots of sequences that ended; sequences in the last slots move there
 
+Where steps are recorded, on a GPU, a step also launches the next pass of the model, before the host knows the tokens
+that this pass reads: the device chooses them, and works while the host advances, removes and admits sequences. A
+sequence admitted after the launch joins the next one; the pass is rolled back for a sequence that has ended.
+
 Uses a decoder through the `Decoder` protocol and knows no family. Shapes: B or R rows, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -25,19 +30,11 @@ from runners.decoder.sequences import (
     SingleSequence,
 )
 from runners.decoder.token_choice import RowConditions, choose_tokens
-from runners.decoder.tokenizer import Segments
+from runners.decoder.tokenizer import Detokenizer, Segments
 
 CacheT = TypeVar("CacheT")
 
 _PADDING = RowConditions()  # of rows that no sequence reads
-
-
-class Detokenizer(Protocol):
-    """The incremental text of one answer."""
-
-    def push(self, token_id: int) -> str:
-        """Return the text that the next token adds."""
-        ...
 
 
 class Decoder(Protocol[CacheT]):
@@ -108,6 +105,10 @@ class Decoder(Protocol[CacheT]):
         """Keep the first `num_tokens` drafted tokens of each of `slots`; the next pass overwrites the others."""
         ...
 
+    def roll_back(self, cache: CacheT, slot: int) -> None:
+        """Remove the last token of a slot, which a superfluous pass has added."""
+        ...
+
     def clear(self, cache: CacheT, slot: int) -> None:
         """Zero a slot, so that its NaN cannot propagate into the next sequence."""
         ...
@@ -130,6 +131,16 @@ class Decoder(Protocol[CacheT]):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class LaunchedPass:
+    """A pass of the model; `rows` are each sequence's rows of `logits` (R, V), whatever slots it has by now."""
+
+    logits: Tensor
+    rows: dict[LiveSequence, Sequence[int]]
+    drafts: Mapping[LiveSequence, Sequence[int]] = field(default_factory=dict)
+    is_recorded: bool = False
+
+
 class LiveBatch(Generic[CacheT]):
     """The live sequences of one decoder, in slots 0 to n - 1; a sequence has one slot for each of its rows."""
 
@@ -141,6 +152,7 @@ class LiveBatch(Generic[CacheT]):
         self._owners: list[LiveSequence] = []  # by slot
         self._slots: dict[LiveSequence, list[int]] = {}  # by sequence, in the order of its rows
         self._moves: list[tuple[int, int]] = []  # beams to move before the next pass: slots, from and to
+        self._ahead: LaunchedPass | None = None  # the next pass, launched by the last step
 
     @property
     def live(self) -> list[LiveSequence]:
@@ -162,14 +174,25 @@ class LiveBatch(Generic[CacheT]):
         logits = self._decoder.prefill(self._cache, [s.request for s in sequences], len(self._owners), drafts)
         for sequence in sequences:
             self._slots[sequence] = [self._take_slot(sequence)]
-        rows = dict(zip(sequences, rows_of(drafts), strict=True))
+        rows: dict[LiveSequence, Sequence[int]] = dict(zip(sequences, rows_of(drafts), strict=True))
         for sequence in sequences:
             self._add_beam_slots(sequence)
-        self._choose_tokens(rows, dict(zip(sequences, drafts, strict=True)), logits)
+        self._choose_tokens(LaunchedPass(logits, rows, dict(zip(sequences, drafts, strict=True))))
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Decode the next token of every live sequence, and those after it that its draft predicted."""
+        """Decode the next token of every live sequence, and those after it that its draft predicted.
+
+        Sequences admitted since a pass was launched ahead are not in it: they wait for the next step.
+        """
+        launched, self._ahead = self._ahead or self._launch(), None
+        self._choose_tokens(launched)
+        if self._ahead is not None and self._recorded is not None:
+            has_set, live = self._recorded.has_set, [each for each in self._ahead.rows if not each.has_ended]
+            self._roll_back([each for each in live if not has_set(*self._slots[each], *each.last_token_ids)])
+
+    def _launch(self) -> LaunchedPass:
+        """Launch a pass over the last tokens of all live sequences, and the drafts that pay."""
         last = [0] * len(self._owners)
         for sequence, slots in self._slots.items():
             for slot, token_id in zip(slots, sequence.last_token_ids, strict=True):
@@ -181,9 +204,32 @@ class LiveBatch(Generic[CacheT]):
         else:
             logits = self._decoder.decode_step(self._cache, torch.tensor(last))
         by_slot = rows_of(drafts)
-        rows = {sequence: [row for slot in slots for row in by_slot[slot]] for sequence, slots in self._slots.items()}
+        rows: dict[LiveSequence, Sequence[int]] = {
+            sequence: [row for slot in slots for row in by_slot[slot]] for sequence, slots in self._slots.items()
+        }
         is_recorded = self._recorded is not None and not any(drafts)
-        self._choose_tokens(rows, dict(zip(self._owners, drafts, strict=True)), logits, is_recorded)
+        return LaunchedPass(logits, rows, dict(zip(self._owners, drafts, strict=True)), is_recorded)
+
+    def _look_ahead(self) -> None:
+        """Launch the next pass with the tokens that the device is choosing."""
+        assert self._recorded is not None
+        logits = self._decoder.decode_step(self._cache, self._recorded.next_tokens[: len(self._owners)])
+        self._ahead = LaunchedPass(logits, {owner: [slot] for slot, owner in enumerate(self._owners)}, is_recorded=True)
+
+    def _may_look_ahead(self, launched: LaunchedPass) -> bool:
+        """Return True unless the next pass depends on the host, or would certainly be superfluous.
+
+        Beams move by the chosen tokens; a pass with adapters is not recorded.
+        """
+        is_plain = all(owner.num_rows == 1 and owner.request.adapter is None for owner in self._owners)
+        return is_plain and not all(owner in launched.rows and owner.has_one_token_left for owner in self._owners)
+
+    def _roll_back(self, sequences: Sequence[LiveSequence]) -> None:
+        """Remove `sequences` from the pass launched ahead."""
+        for sequence in sequences:
+            if self._ahead is not None and self._ahead.rows.pop(sequence, ()):
+                self._decoder.roll_back(self._cache, *self._slots[sequence])
+                self._ahead = self._ahead if self._ahead.rows else None
 
     def _drafts(self, sequences: Sequence[LiveSequence], can_draft: bool) -> list[Sequence[int]]:
         """Return the drafts that pay, one for each of `sequences`."""
@@ -201,6 +247,7 @@ class LiveBatch(Generic[CacheT]):
         """Free the slots of `sequences`; those without slots are ignored."""
         if any(sequence in self._slots for sequence in sequences):
             self._move_beams()
+        self._roll_back(sequences)
         for sequence in sequences:
             for slot in sorted(self._slots.pop(sequence, ()), reverse=True):
                 self._free(slot, sequence)
@@ -210,6 +257,7 @@ class LiveBatch(Generic[CacheT]):
         self._owners.clear()
         self._slots.clear()
         self._moves.clear()
+        self._ahead = None
 
     def _take_slot(self, sequence: LiveSequence) -> int:
         self._owners.append(sequence)
@@ -223,18 +271,19 @@ class LiveBatch(Generic[CacheT]):
         if others:
             self._decoder.copy(self._cache, slots[:1] * len(others), others)
 
-    def _choose_tokens(
-        self,
-        rows: Mapping[LiveSequence, Sequence[int]],
-        drafts: Mapping[LiveSequence, Sequence[int]],
-        logits: Tensor,
-        is_recorded: bool = False,
-    ) -> None:
-        """Choose the next token of each row of each sequence; `rows` are its rows of `logits` (R, V)."""
-        conditions = {row: each for s in rows for row, each in zip(rows[s], s.conditions(drafts[s]), strict=True)}
+    def _choose_tokens(self, launched: LaunchedPass) -> None:
+        """Choose the next token of each row of each sequence of a pass."""
+        rows, drafts, logits = launched.rows, launched.drafts, launched.logits
+        conditions = {
+            row: each for s in rows for row, each in zip(rows[s], s.conditions(drafts.get(s, ())), strict=True)
+        }
         by_row = [conditions.get(row, _PADDING) for row in range(len(logits))]
-        choose = self._recorded.choose if self._recorded is not None and is_recorded else choose_tokens
-        choices = choose(logits, by_row, list(rows.values()))
+        if self._recorded is not None and launched.is_recorded:
+            look_ahead = self._look_ahead if self._may_look_ahead(launched) else None
+            own_rows = list(rows.values())
+            choices = self._recorded.choose(logits, by_row, own_rows, self._next_inputs(launched), look_ahead)
+        else:
+            choices = choose_tokens(logits, by_row, list(rows.values()))
         accepted: list[tuple[int, int]] = []  # slot and number of drafted tokens
         for sequence, own in zip(rows, choices, strict=True):
             parents = sequence.advance(own)
@@ -246,6 +295,15 @@ class LiveBatch(Generic[CacheT]):
                 accepted += [(slot, sequence.num_accepted) for slot in slots if sequence.num_accepted]
         if accepted:
             self._decoder.accept(self._cache, *zip(*accepted, strict=True))
+
+    def _next_inputs(self, launched: LaunchedPass) -> list[int]:
+        """Return the row of `launched` that chooses the next token of each slot; of a slot without a row, ~token."""
+        inputs = [0] * len(self._owners)
+        for sequence, slots in self._slots.items():
+            own = launched.rows.get(sequence) or [~token_id for token_id in sequence.last_token_ids]
+            for slot, row in zip(slots, own, strict=True):
+                inputs[slot] = row
+        return inputs
 
     def _move_beams(self, next_tokens: Sequence[int] | None = None) -> None:
         """Let slots continue the beams that their rows chose; a recorded step's `next_tokens` are loaded with them."""

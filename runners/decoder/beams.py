@@ -71,6 +71,10 @@ class BeamSequence:
         return [beam.token_ids[-1] for beam in self.beams]
 
     @property
+    def has_one_token_left(self) -> bool:
+        return len(self.beams[0].token_ids) + 1 >= self.request.max_new_tokens
+
+    @property
     def settled_token_ids(self) -> Sequence[int]:
         """The common prefix of all live and finished beams."""
         answers = [beam.token_ids for beam in (*self.beams, *(finished.beam for finished in self.finished))]

@@ -8,11 +8,11 @@ capture stops every kernel of the process, and takes memory. On a CPU steps run 
     load      next tokens to the device, unless it has chosen them itself: 1 transfer or none
     logits    a graph for each number of rows and length: the step of the model
     choose    conditions to the device: 1 transfer; a graph for each number of rows and kind: the choice of tokens;
-              results to the host: 1 transfer, which alone waits
+              results to the host: 1 transfer, which alone waits, after the next step of the model has been launched
 
-The conditions are computed while the step runs. With step and choice in one graph, either they would be computed
-before, or every length would have a graph of each kind. Knows token ids and lengths, no family.
-Shapes: B or R rows, M moves, V vocabulary.
+The host uses the results, and computes the next conditions, while the model's next step runs. With step and choice in
+one graph, either it would compute them before, or every length would have a graph of each kind. Knows token ids and
+lengths, no family. Shapes: B slots or rows, R rows, M moves, V vocabulary.
 """
 
 import logging
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -50,6 +50,28 @@ class CudaGraph:
 
     replay: Callable[[], object]
     output: Tensor
+
+
+class Event(Protocol):
+    """A point in the device's work, as `torch.cuda.Event`."""
+
+    def record(self) -> None:
+        """Set the point to the end of the work launched so far."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the device has passed the point."""
+        ...
+
+
+class _NoEvent:
+    """The event of a CPU, which finishes all work when it is launched."""
+
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +118,7 @@ class CudaGraphs:
         self._host_results = self._pinned(num_slots * MAX_RESULTS, dtype=torch.float64)
         self._known: list[int] = []  # the first tokens of `_inputs`
         self._is_loading = False  # nothing has waited for the last copy to `_inputs` yet
+        self.results_copied: Event = _cuda_event() if device.type == "cuda" else _NoEvent()
 
     def _pinned(self, *size: int, dtype: torch.dtype) -> Tensor:
         """Return memory of the host that a GPU copies from and to without waiting."""
@@ -105,11 +128,21 @@ class CudaGraphs:
     def num_captured(self) -> int:
         return len(self._steps) + len(self._choices)
 
+    @property
+    def next_tokens(self) -> Tensor:
+        """The next token (slots,) of each slot, on the device, which may still be choosing it."""
+        return self._inputs[0]
+
+    def has_set(self, slot: int, token_id: int) -> bool:
+        """Return True if the last choice has set the next token of `slot` to `token_id`."""
+        return self._known[slot] == token_id
+
     def capture_all(self) -> None:
         """Capture all steps and choices while no slot is in use; log a failure, after which the others run eagerly."""
         name = "logits"
         try:
             self._logits = torch.empty_like(self._step(self._inputs[0], self._num_positions))  # (slots, V)
+            self._sampled_logits = torch.empty_like(self._logits)  # those that tokens were last drawn from
             self._conditions = PackedConditions(self._num_slots, self._logits.shape[1], self._device)
             for bucket in buckets(self._num_slots, self._num_positions):
                 name = f"a step of {bucket.num_rows} rows of {bucket.length} positions"
@@ -127,7 +160,9 @@ class CudaGraphs:
     def _store_choice(self, num_rows: int, kind: ChoiceKind) -> Tensor:
         """Choose tokens, which are the inputs of the next step unless `load` sets others; return the results."""
         results = self._conditions.choose(self._logits[:num_rows], kind)
-        self._inputs[0, :num_rows].copy_(results[:, 0])
+        self._inputs[0, :num_rows].copy_(self._conditions.next_inputs(results))
+        if kind.has_sampled:  # the next step, which overwrites the others, is launched before a wide nucleus is known
+            self._sampled_logits[:num_rows].copy_(self._logits[:num_rows])
         return results
 
     def load(self, token_ids: Sequence[int], moves: Sequence[tuple[int, int]] = ()) -> Tensor:
@@ -143,9 +178,14 @@ class CudaGraphs:
         return self._inputs[1:, : len(moves)]
 
     def logits(self, token_ids: Tensor, length: int) -> Tensor:
-        """Return the logits (B, V) after `token_ids` (B,) of slots 0 to B - 1; the next call overwrites them."""
-        num_rows = len(token_ids)
-        self.load(token_ids.tolist())
+        """Return the logits (B, V) after `token_ids` (B,) of slots 0 to B - 1; the next call overwrites them.
+
+        `token_ids` are loaded unless they are `next_tokens`; `length` counts them. A slot without a free position,
+        whose sequence ends with the token before, gets its last one overwritten.
+        """
+        num_rows, length = len(token_ids), min(length, self._num_positions)
+        if token_ids.data_ptr() != self._inputs.data_ptr():
+            self.load(token_ids.tolist())
         fitting = (bucket for bucket in self._steps if bucket.num_rows >= num_rows and bucket.length >= length)
         smallest = min(fitting, key=lambda bucket: (bucket.num_rows, bucket.length), default=None)
         if smallest is None:
@@ -154,30 +194,70 @@ class CudaGraphs:
         return self._logits[:num_rows]
 
     def choose(
-        self, logits: Tensor, conditions: Sequence[RowConditions], sequences: Sequence[Sequence[int]]
+        self,
+        logits: Tensor,
+        conditions: Sequence[RowConditions],
+        sequences: Sequence[Sequence[int]],
+        inputs: Sequence[int] = (),
+        look_ahead: Callable[[], object] | None = None,
     ) -> list[list[Choice]]:
-        """Return the choices of each sequence as `choose_tokens` does; `logits` (R, V) are those of a step."""
-        num_rows, kind = len(logits), ChoiceKind.of(conditions)
+        """Return the choices of each sequence as `choose_tokens` does; `logits` (R, V) are those of a step.
+
+        `inputs` are those of `PackedConditions.write`, by default the tokens of all rows in order. `look_ahead` is
+        called after the choice is launched, which sets `next_tokens`, and before its results are awaited; it is not
+        called if tokens are chosen eagerly.
+        """
+        kind, inputs = ChoiceKind.of(conditions), inputs or range(len(logits))
+        num_rows = max(len(logits), len(inputs))
         key = next(((num, kind) for num in reversed(row_counts(self._num_slots)) if num >= num_rows), None)
         if key not in self._choices or not fits(conditions):
             return choose_tokens(logits, conditions, sequences)
         if logits.data_ptr() != self._logits.data_ptr():  # of an eager step
-            self._logits[:num_rows].copy_(logits)
-        self._conditions.write(conditions)
+            self._logits[: len(logits)].copy_(logits)
+        self._conditions.write(conditions, inputs)
         self._known = []
         self._choices[key].replay()
-        results = self._read(self._choices[key].output[:num_rows])
-        if has_wider_nucleus(results):
-            return choose_tokens(logits, conditions, sequences)
-        self._known = [int(row[0]) for row in results]
-        return unpack(results, conditions, sequences)
+        host = self._start_reading(self._choices[key].output[: len(logits)])
+        if look_ahead is not None:
+            look_ahead()
+        results = self._read(host)
+        self._known = [int(results[row][0]) if row >= 0 else ~row for row in inputs]
+        return self._chosen(results, conditions, sequences)
 
-    def _read(self, output: Tensor) -> list[list[float]]:
-        """Copy results to the host: the only time that a step waits for the device."""
+    def _start_reading(self, output: Tensor) -> Tensor:
+        """Copy results to the host without waiting; return where they arrive."""
         host = self._host_results[: output.numel()].view(output.shape)
-        results: list[list[float]] = host.copy_(output).tolist()
+        copied = host.copy_(output, non_blocking=True)
+        self.results_copied.record()
+        return copied
+
+    def _read(self, host: Tensor) -> list[list[float]]:
+        """Return results that have arrived: the only time that a step waits for the device."""
+        self.results_copied.synchronize()
+        results: list[list[float]] = host.tolist()
         self._is_loading = False
         return results
+
+    def _chosen(
+        self,
+        results: Sequence[Sequence[float]],
+        conditions: Sequence[RowConditions],
+        sequences: Sequence[Sequence[int]],
+    ) -> list[list[Choice]]:
+        """Return the choices of each sequence; tokens with a wider nucleus than the usual one are drawn eagerly."""
+        choices = unpack(results, conditions, sequences)
+        wide = [place for place, rows in enumerate(sequences) if has_wider_nucleus(results, rows)]
+        if wide:
+            logits = self._sampled_logits[: len(results)]
+            drawn = choose_tokens(logits, conditions, [sequences[place] for place in wide])
+            for place, own in zip(wide, drawn, strict=True):
+                choices[place] = own
+        return choices
+
+
+def _cuda_event() -> Event:
+    event: Event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types here
+    return event
 
 
 @cache

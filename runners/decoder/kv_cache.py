@@ -50,9 +50,9 @@ class KeyValueCache:
         view = self._memory[layer, :, slots, :, :num_positions]
         return view[0], view[1]
 
-    def clear(self, slot: int) -> None:
-        """Zero a slot: a masked NaN would still propagate into the next sequence of the slot."""
-        self._memory[:, :, slot] = 0
+    def clear(self, slot: int, positions: slice = slice(None)) -> None:
+        """Zero positions of a slot: a masked NaN would still propagate into the next sequence of the slot."""
+        self._memory[:, :, slot, :, positions] = 0
 
     def copy(
         self, sources: Sequence[int], targets: Sequence[int], positions: slice, on_device: Tensor | None = None
@@ -99,11 +99,21 @@ class SlotLengths:
         """Add one token to each of the first `num_slots` slots."""
         for slot in range(num_slots):
             self._on_host[slot] += 1
-        self.on_device[:num_slots] += 1
+        self.on_device[:num_slots].add_(1)
+
+    def decrement(self, slot: int) -> int:
+        """Remove the last token of a slot, and return its position."""
+        self._on_host[slot] -= 1
+        self.on_device[slot].sub_(1)
+        return self._on_host[slot]
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy the lengths of the slots `sources` to `targets`, pairwise."""
-        self.set(targets, self.of(sources))
+        if len(sources) == 1:  # without a transfer, which would wait for the device
+            self._on_host[targets[0]] = self._on_host[sources[0]]
+            self.on_device[targets[0]] = self.on_device[sources[0]]
+        else:
+            self.set(targets, self.of(sources))
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

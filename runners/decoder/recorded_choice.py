@@ -4,9 +4,11 @@
     choose    rules, masks and choice for all rows, whatever their conditions; no value is read
     unpack    the results of all rows, read in one transfer; the candidates of a sequence's beams are merged here
 
+The chosen tokens become the inputs of the next pass without the host, which writes with the conditions only where each
+slot's token comes from: the sequences of a pass may have moved to other slots since, and others have no row in it.
 Tokens and log-probabilities are those of `choose_tokens` (runners/decoder/token_choice.py), which serves what does not
 fit: more banned tokens or candidates than there is room for, and a nucleus wider than the usual one.
-Shapes: R rows, V vocabulary, K candidates.
+Shapes: R rows, V vocabulary, K candidates, B slots.
 """
 
 import math
@@ -65,7 +67,7 @@ class PackedConditions:
     def __init__(self, num_rows: int, num_tokens: int, device: torch.device) -> None:
         self._num_tokens = num_tokens
         numbers = [(name, np.float64) for name in ("temperature", "top_p", "uniform", "beam_score")]
-        tokens = [("forced", np.int64), ("banned", np.int64, (MAX_BANNED,))]
+        tokens = [("forced", np.int64), ("banned", np.int64, (MAX_BANNED,)), ("input", np.int64)]
         num_bytes = 8 * math.ceil(num_tokens / 64)  # rows stay aligned to 8 bytes
         self._layout = np.dtype([*numbers, *tokens, ("allowed", np.uint8, (num_bytes,))])
         host = torch.zeros(num_rows, self._layout.itemsize, dtype=torch.uint8, pin_memory=device.type == "cuda")
@@ -77,8 +79,11 @@ class PackedConditions:
         """The memory of the device that the conditions take."""
         return self._on_device.nbytes
 
-    def write(self, conditions: Sequence[RowConditions]) -> None:
-        """Write the conditions of the first rows and copy them to the device in one transfer, without waiting."""
+    def write(self, conditions: Sequence[RowConditions], inputs: Sequence[int] = ()) -> None:
+        """Write the conditions of the first rows and copy them to the device in one transfer, without waiting.
+
+        `inputs` are those of slots 0 to B - 1 in the next pass: the row that chooses the token, or ~token.
+        """
         rows = self._rows[: len(conditions)]
         for name in ("temperature", "top_p", "uniform"):
             rows[name] = [getattr(each, name) for each in conditions]
@@ -87,7 +92,9 @@ class PackedConditions:
         rows["banned"] = -1
         for row, each in zip(rows, conditions, strict=True):
             self._write_tokens(row, each)
-        self._on_device[: len(conditions)].copy_(self._host[: len(conditions)], non_blocking=True)
+        self._rows["input"][: len(inputs)] = inputs
+        num_rows = max(len(conditions), len(inputs))
+        self._on_device[:num_rows].copy_(self._host[:num_rows], non_blocking=True)
 
     def _write_tokens(self, row: "np.void", conditions: RowConditions) -> None:
         """Write the banned and the allowed tokens; those that a beam's rules ban are not allowed."""
@@ -133,6 +140,12 @@ class PackedConditions:
             parts += [candidates, logprobs.gather(1, candidates), scores]
         return torch.cat([part.double() for part in parts], dim=1)
 
+    def next_inputs(self, results: Tensor) -> Tensor:
+        """Return the tokens (R,) that the first R slots read in the next pass; slots beyond those written, any."""
+        inputs = self.field("input", len(results))[:, 0]
+        chosen = results[:, 0].long()[inputs.clamp(0, len(results) - 1)]
+        return torch.where(inputs < 0, ~inputs, chosen)
+
     def _allowed_logprobs(self, logits: Tensor) -> Tensor:
         """Return the log-probabilities (R, V), float32, with forbidden tokens at -inf.
 
@@ -159,9 +172,9 @@ class PackedConditions:
         return drawn, is_wider[:, None] & has_nucleus & (temperature > 0)
 
 
-def has_wider_nucleus(results: Sequence[Sequence[float]]) -> bool:
-    """Return True if a row was drawn from too few tokens."""
-    return any(row[_NUM_SINGLE - 1] for row in results)
+def has_wider_nucleus(results: Sequence[Sequence[float]], rows: Sequence[int]) -> bool:
+    """Return True if one of `rows` was drawn from too few tokens."""
+    return any(results[row][_NUM_SINGLE - 1] for row in rows)
 
 
 def unpack(

@@ -74,6 +74,11 @@ class LiveSequence(Protocol):
         ...
 
     @property
+    def has_one_token_left(self) -> bool:
+        """True if the next token reaches `max_new_tokens`."""
+        ...
+
+    @property
     def settled_token_ids(self) -> Sequence[int]:
         """The leading tokens of the answer that can no longer change."""
         ...
@@ -138,6 +143,10 @@ class SingleSequence:
     @property
     def last_token_ids(self) -> Sequence[int]:
         return self.token_ids[-1:]
+
+    @property
+    def has_one_token_left(self) -> bool:
+        return len(self.token_ids) + 1 >= self.request.max_new_tokens
 
     @property
     def settled_token_ids(self) -> Sequence[int]:

@@ -8,13 +8,21 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 _SPACE = "Ġ"  # of byte-level vocabularies, as BART's
 Segments = Sequence[tuple[str, bool]]  # (text, is_control)
+
+
+class Detokenizer(Protocol):
+    """The incremental text of one answer."""
+
+    def push(self, token_id: int) -> str:
+        """Return the text that the next token adds."""
+        ...
 
 
 class TextStream:

@@ -206,6 +206,12 @@ class Florence2Decoder:
         """Keep the first drafted tokens of `slots`; the next pass overwrites the others."""
         cache.num_decoded_tokens.add(slots, num_tokens)
 
+    def roll_back(self, cache: Florence2Cache, slot: int) -> None:
+        """Remove the last token of a slot, which a superfluous pass has added."""
+        last = self._max_positions - 1  # where the token of a full slot is
+        position = min(cache.num_decoded_tokens.decrement(slot), last)
+        cache.self_attention.clear(slot, slice(position, position + 1))
+
     def clear(self, cache: Florence2Cache, slot: int) -> None:
         cache.cross_attention.clear(slot)
         cache.self_attention.clear(slot)

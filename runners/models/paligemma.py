@@ -204,6 +204,12 @@ class PaliGemmaDecoder:
         """Keep the first drafted tokens of `slots`; the next pass overwrites the others."""
         cache.num_tokens.add(slots, num_tokens)
 
+    def roll_back(self, cache: PaliGemmaCache, slot: int) -> None:
+        """Remove the last token of a slot, which a superfluous pass has added."""
+        last = self._max_positions - 1  # where the token of a full slot is
+        position = min(cache.num_tokens.decrement(slot), last)
+        cache.self_attention.clear(slot, slice(position, position + 1))
+
     def clear(self, cache: PaliGemmaCache, slot: int) -> None:
         cache.self_attention.clear(slot)
 

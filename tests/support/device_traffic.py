@@ -18,7 +18,7 @@ _COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
 
 
 class DeviceTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts transfers between host and `meta`, and the operations on `meta`, views excepted.
+    """Counts transfers between host and `meta`, those that wait, and the operations on `meta`, views excepted.
 
     A transfer to the host gives what `set_values` writes, by default zeros. While `is_recording`, transfers
     and tensors of the host fail: a CUDA graph cannot contain them.
@@ -29,6 +29,7 @@ class DeviceTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.to_device: Counter[str] = Counter()
         self.to_host: Counter[str] = Counter()
         self.operations: Counter[str] = Counter()
+        self.waits: Counter[str] = Counter()
         self.is_recording = False
         self.set_values: Callable[[Tensor], object] = Tensor.zero_
 
@@ -37,7 +38,7 @@ class DeviceTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.to_device.total() + self.to_host.total()
 
     def clear(self) -> None:
-        for counter in (self.to_device, self.to_host, self.operations):
+        for counter in (self.to_device, self.to_host, self.operations, self.waits):
             counter.clear()
 
     def record(self, compute: Callable[[], Tensor]) -> CudaGraph:
@@ -59,15 +60,18 @@ class DeviceTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         target = torch.device(kwargs.get("device") or (args[0].device if func in _COPIES else "cpu"))
         if func is torch.ops.aten._local_scalar_dense.default and on_device:
             self.note(self.to_host, func)
+            self.waits[str(func)] += 1
             return 0
         if func in _COPIES and on_device and target.type == "cpu":
             self.note(self.to_host, func)
+            self.waits[str(func)] += not _is_non_blocking(func, args, kwargs)
             host = args[0] if func is torch.ops.aten.copy_.default else torch.zeros(args[0].shape, dtype=args[0].dtype)
             self.set_values(host)
             return host
         is_from_host = len(tensors) > len(on_device) and (on_device or (func in _COPIES and target.type == "meta"))
         if is_from_host:
             self.note(self.to_device, func)
+            self.waits[str(func)] += not _is_non_blocking(func, args, kwargs)
         elif on_device and not _is_view(func):
             self.operations[str(func)] += not self.is_recording
         return func(*args, **kwargs)
@@ -88,6 +92,7 @@ class NewTensors(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.tensor and torch.device((kwargs or {}).get("device") or "cpu").type == "meta":
             self._traffic.note(self._traffic.to_device, func)
+            self._traffic.waits[str(func)] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -96,6 +101,12 @@ def device_traffic() -> Iterator[DeviceTraffic]:
     """Watch all operations of a block."""
     with DeviceTraffic() as traffic, NewTensors(traffic):
         yield traffic
+
+
+def _is_non_blocking(func: Any, args: Any, kwargs: Any) -> bool:
+    names = [argument.name for argument in func._schema.arguments]
+    place = names.index("non_blocking") if func in _COPIES else len(args)
+    return bool(args[place] if place < len(args) else kwargs.get("non_blocking"))
 
 
 def _is_view(func: Any) -> bool:

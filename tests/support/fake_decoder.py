@@ -120,6 +120,9 @@ class FakeDecoder:
         for slot, number in zip(slots, num_tokens, strict=True):
             cache.num_generated[slot] += number
 
+    def roll_back(self, cache: FakeCache, slot: int) -> None:
+        cache.num_generated[slot] -= 1
+
     def clear(self, cache: FakeCache, slot: int) -> None:
         cache.answers[slot] = ()
 

@@ -5,7 +5,7 @@ and counts what a step does outside of its graphs.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from runners.artifacts.manifest import read_manifest
 from runners.decoder.batch import Decoder, LiveBatch, generate_all, start_sequence
+from runners.decoder.beams import BeamSequence
 from runners.decoder.constraints import Constraint
 from runners.decoder.cuda_graphs import Capture, CudaGraph, CudaGraphs, Step, buckets, row_counts
 from runners.decoder.recorded_choice import KINDS
@@ -180,11 +181,19 @@ def traffic() -> Iterator[DeviceTraffic]:
         yield watched
 
 
-def meta_batch(artifacts: Path, traffic: DeviceTraffic, num: int, num_steps: int, **options: Any) -> LiveBatch[Any]:
-    """Return a batch of `num` sequences on `meta`, whose steps are recorded."""
-    decoder: Any = GraphDecoder(
-        load_decoder(artifacts, read_manifest(artifacts).family, "float32", "meta"), traffic.record
-    )
+def meta_batch(
+    artifacts: Path, traffic: DeviceTraffic, num: int, num_steps: int, log: list[str] | None = None, **options: Any
+) -> LiveBatch[Any]:
+    """Return a batch of `num` sequences on `meta`, whose steps are recorded; their launches are logged."""
+    own = load_decoder(artifacts, read_manifest(artifacts).family, "float32", "meta")
+    launches = [] if log is None else log
+
+    def capture(compute: Callable[[], Tensor]) -> CudaGraph:
+        output = traffic.record(compute).output
+        name = "pass" if output.shape[1] == own.num_tokens else "choice"
+        return CudaGraph(lambda: launches.append(name), output)
+
+    decoder: Any = GraphDecoder(own, capture)
     decoder.make_endless()
     features = torch.zeros(16, read_manifest(artifacts).hidden_size, device="meta")
     prompt_ids = decoder.prompt_ids([("abc", False)])
@@ -192,7 +201,7 @@ def meta_batch(artifacts: Path, traffic: DeviceTraffic, num: int, num_steps: int
         start_sequence(SequenceRequest(features, prompt_ids, num_steps + 4, **options), decoder.rules)
         for _ in range(num)
     ]
-    batch = LiveBatch(decoder, sum(sequence.num_rows for sequence in sequences))
+    batch = LiveBatch(decoder, 3 + sum(sequence.num_rows for sequence in sequences))
     assert decoder.num_captured == decoder.recorded(batch._cache).num_captured, "a capture failed"
     batch.admit(sequences)
     return batch
@@ -206,7 +215,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "constrained": {},
     "3 beams": {"num_beams": 3},
 }
-MAX_OPERATIONS = 10
+# The lengths of the slots; of beams also their moves.
+OPERATIONS = {"greedy": 1, "sampled": 1, "constrained": 1, "3 beams": 3}
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -223,10 +233,85 @@ def test_a_step_waits_once_for_its_device(artifacts: Path, traffic: DeviceTraffi
         batch.step()
         if token_id > 1:  # the first tokens are those of the prefill
             assert traffic.to_host.total() == 1
-            assert traffic.num_transfers <= TRANSFERS[name], (traffic.to_device, traffic.to_host)
-            assert 0 < traffic.operations.total() <= MAX_OPERATIONS, traffic.operations
+            assert traffic.waits.total() == 0, "only the event of the results may wait"
+            assert traffic.num_transfers == TRANSFERS[name], (traffic.to_device, traffic.to_host)
+            assert traffic.operations.total() == OPERATIONS[name], traffic.operations
     assert [sequence.error for sequence in batch.live] == [None] * num
     assert {token_id for sequence in batch.live for token_id in sequence.last_token_ids} == {5}
+
+
+@dataclass
+class LoggedEvent:
+    """The event after a copy of results, with the log of the passes that were launched before and after it."""
+
+    log: list[str]
+
+    def record(self) -> None:
+        self.log.append("copy")
+
+    def synchronize(self) -> None:
+        self.log.append("wait")
+
+
+def logged_batch(artifacts: Path, traffic: DeviceTraffic, num: int, num_steps: int, **options: Any) -> Any:
+    """Return the batch of `meta_batch` after its first step, and the log of its later ones."""
+    log: list[str] = []
+    batch = meta_batch(artifacts, traffic, num, num_steps, log, **options)
+    assert batch._recorded is not None
+    batch._recorded.results_copied = LoggedEvent(log)
+    traffic.set_values = partial(set_results, 7)
+    batch.step()
+    return batch, log
+
+
+def test_the_next_pass_is_launched_before_the_results_are_awaited(artifacts: Path, traffic: DeviceTraffic) -> None:
+    batch, log = logged_batch(artifacts, traffic, 3, 8)
+    assert log == ["pass", "choice", "copy", "pass", "wait"]
+    for _ in range(4):
+        log.clear()
+        batch.step()
+        assert log == ["choice", "copy", "pass", "wait"]
+    assert [len(sequence.token_ids) for sequence in batch.live] == [6] * 3
+
+
+def test_no_pass_is_launched_that_is_certainly_superfluous(artifacts: Path, traffic: DeviceTraffic) -> None:
+    batch, log = logged_batch(artifacts, traffic, 2, 0)  # 4 tokens each, of which 2 are written
+    log.clear()
+    batch.step()
+    assert log == ["choice", "copy", "pass", "wait"]
+    log.clear()
+    batch.step()
+    assert log == ["choice", "copy", "wait"]
+    assert len(batch.remove_ended()) == 2
+
+
+def test_while_a_sequence_has_beams_no_pass_is_launched_ahead(artifacts: Path, traffic: DeviceTraffic) -> None:
+    batch, log = logged_batch(artifacts, traffic, 2, 8)
+    beams = BeamSequence(replace(batch.live[0].request, num_beams=3), batch.live[0].rules)
+    traffic.set_values = Tensor.zero_  # the first tokens are not chosen by a graph
+    batch.admit([beams])
+    traffic.set_values = partial(set_results, 7)
+    log.clear()
+    batch.step()  # of the pass in flight, in which the beams have no row
+    assert log == ["choice", "copy", "wait"]
+    assert [len(each.settled_token_ids) for each in batch.live] == [3, 3, 1]
+    log.clear()
+    batch.step()
+    assert log == ["pass", "choice", "copy", "wait"]
+    assert [len(each.settled_token_ids) for each in batch.live] == [4, 4, 2]
+
+
+def test_freeing_slots_waits_for_nothing(artifacts: Path, traffic: DeviceTraffic) -> None:
+    """A transfer would wait for the pass in flight; the last sequence moves into the freed slot on the device."""
+    batch, log = logged_batch(artifacts, traffic, 5, 8)
+    for slot in (1, 0):
+        batch.live[slot].finish_reason = "stop"
+        traffic.clear()
+        log.clear()
+        batch.remove_ended()
+        assert (traffic.waits.total(), traffic.num_transfers, log) == (0, 0, [])
+    batch.step()
+    assert [len(sequence.token_ids) for sequence in batch.live] == [3] * 3
 
 
 def set_results(token_id: int, results: Tensor) -> None:

@@ -1,0 +1,263 @@
+"""Passes of the model that are launched before the tokens that they read are known: answers stay those of one alone.
+
+Graphs are captured by a fake that computes eagerly, as in test_cuda_graphs.py, which also tests the order of launches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from runners.artifacts.manifest import DECODER_FILE, read_manifest
+from runners.artifacts.peft_adapter import read_adapter
+from runners.decoder.batch import LiveBatch, generate_each, start_sequence
+from runners.decoder.cuda_graphs import CudaGraphs
+from runners.decoder.kv_cache import KeyValueCache, SlotLengths
+from runners.decoder.scheduler import Scheduler
+from runners.decoder.sequences import LiveSequence, SequenceRequest
+from runners.decoder.token_choice import Choice
+from runners.models.adapters import Adapters
+from runners.models.load import load_decoder
+from runners.options import SchedulerLimits
+from tests.support.decoder_cases import Case, make_case
+from tests.support.device_traffic import GraphDecoder, capture_eagerly
+from tests.support.export_cli import ModelStore
+from tests.support.lora import write_adapter
+
+NUM_SLOTS = 7
+FLORENCE, ADAPTERS = "florence-2-mini", (None, "tuned", None)
+TIMEOUT_S = 60
+
+
+class Passes(GraphDecoder):
+    """A decoder with graphs that notes the passes launched ahead and those rolled back, and fails in one of them."""
+
+    def __init__(self, decoder: Any) -> None:
+        super().__init__(decoder, capture_eagerly)
+        self.num_slots_ahead: list[int] = []
+        self.num_rolled_back = 0
+        self.failing: int | None = None  # the number of a pass launched ahead
+
+    def decode_step(self, cache: Any, token_ids: Tensor) -> Tensor:
+        if token_ids.data_ptr() == cache.graphs.next_tokens.data_ptr():
+            self.num_slots_ahead.append(len(token_ids))
+            if len(self.num_slots_ahead) == self.failing:
+                raise RuntimeError("the launch failed")
+        logits: Tensor = self._decoder.decode_step(cache, token_ids)
+        return logits
+
+    def roll_back(self, cache: Any, slot: int) -> None:
+        self.num_rolled_back += 1
+        self._decoder.roll_back(cache, slot)
+
+
+class WaitingGraphs:
+    """Graphs that launch no pass ahead."""
+
+    def __init__(self, graphs: CudaGraphs) -> None:
+        self._graphs = graphs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._graphs, name)
+
+    def choose(self, *arguments: Any) -> list[list[Choice]]:
+        return self._graphs.choose(*arguments[:4])
+
+
+class WaitingDecoder(GraphDecoder):
+    """A decoder with graphs whose every step waits for the results of the one before."""
+
+    def recorded(self, cache: Any) -> Any:
+        return WaitingGraphs(cache.graphs)
+
+
+def mixed_requests(case: Case, num: int) -> list[SequenceRequest]:
+    """Return greedy, sampled and constrained requests, and a few with beams, of different lengths."""
+    words = case.decoder.constraints.get("start: /[a-z <>_0-9]{0,60}/")
+    requests = []
+    for index in range(num):
+        request = case.request(index, 1 + index * 7 % 30, 2 if index % 11 == 5 else 1)
+        if index % 4 == 1 and request.num_beams == 1:
+            # The nucleus of the flattest is wider than the usual one.
+            temperature, top_p = [(0.9, 0.8), (40.0, 0.95), (1.0, 1.0)][index % 3]
+            request = replace(request, temperature=temperature, top_p=top_p, seed=index)
+        requests.append(replace(request, constraint=words if index % 3 == 0 else None))
+    return requests
+
+
+def in_traffic(decoder: Any, requests: Sequence[SequenceRequest], seed: int) -> tuple[list[LiveSequence], set[int]]:
+    """Generate requests that arrive at random between steps; return them and the places of those cancelled."""
+    random, batch, cancelled = Random(seed), LiveBatch(decoder, NUM_SLOTS), set()
+    sequences = [start_sequence(request, decoder.rules) for request in requests]
+    waiting = list(sequences)
+    while waiting or batch.live:
+        arrived: list[LiveSequence] = []
+        while waiting and random.random() < 0.4:
+            if sum(each.num_rows for each in [*arrived, waiting[0]]) > batch.num_free_slots:
+                break
+            arrived.append(waiting.pop(0))
+        if arrived:
+            batch.admit(arrived)
+        for sequence in batch.live:
+            if not sequence.has_ended and random.random() < 0.03:
+                sequence.finish_reason = "stop"
+                cancelled.add(sequences.index(sequence))
+        batch.remove_ended()
+        if batch.live:
+            batch.step()
+            batch.remove_ended()
+    return sequences, cancelled
+
+
+@pytest.mark.parametrize("name", ["florence-2-mini", "florence-2-mini released rules", "random paligemma2"])
+def test_answers_in_random_traffic_equal_those_alone(name: str, exported: ModelStore, tmp_path: Path) -> None:
+    case = make_case(name, exported, tmp_path)
+    requests = mixed_requests(case, 48)
+    alone = [generate_each(case.decoder, [request])[0].result() for request in requests]
+    for seed in range(3):
+        passes = Passes(case.decoder)
+        sequences, cancelled = in_traffic(passes, requests, seed)
+        for place, (sequence, expected) in enumerate(zip(sequences, alone, strict=True)):
+            if place in cancelled:
+                settled = tuple(sequence.settled_token_ids)
+                assert settled == expected.token_ids[: len(settled)]
+            else:
+                assert sequence.result().token_ids == expected.token_ids
+                assert sequence.result().logprobs == pytest.approx(expected.logprobs, rel=1e-4, abs=1e-4)
+        assert len(cancelled) > 3
+        assert len(passes.num_slots_ahead) > 50
+        assert passes.num_rolled_back > 20
+
+
+def endless(artifacts: Path, max_positions: int) -> tuple[Passes, list[SequenceRequest]]:
+    """Return a decoder with few positions whose answers end at their limits, and requests that fill them."""
+    decoder = Passes(load_decoder(artifacts, read_manifest(artifacts).family, "float32", "cpu", max_positions))
+    decoder.make_endless()
+    hidden_size = read_manifest(artifacts).hidden_size
+    requests = []
+    for index, text in enumerate(["a", "abc", "what", "the text", "an image"]):
+        prompt_ids = decoder.prompt_ids([(text, False)])
+        features = torch.randn(16, hidden_size, generator=torch.Generator().manual_seed(index))
+        limit = decoder.max_new_tokens(16 + len(prompt_ids)) - 5 * (index % 2)
+        requests.append(SequenceRequest(features, prompt_ids, limit))
+    return decoder, requests
+
+
+def test_answers_fill_their_slots_to_the_last_position(artifacts: Path) -> None:
+    decoder, requests = endless(artifacts, 64)
+    together = [sequence.result() for sequence in generate_each(decoder, requests)]
+    alone = [generate_each(decoder._decoder, [request])[0].result() for request in requests]
+    assert [each.token_ids for each in together] == [each.token_ids for each in alone]
+    assert [len(each.token_ids) for each in together] == [request.max_new_tokens for request in requests]
+    limits = [request.max_new_tokens for request in requests]
+    assert len(decoder.num_slots_ahead) == max(limits) - 2  # all but the passes of the first two tokens
+    # Of those that ended before the others: a sequence that moved to a freed slot has read its own token.
+    assert decoder.num_rolled_back == len(limits) - limits.count(max(limits))
+
+
+def test_answers_equal_those_of_steps_that_wait_to_the_last_bit(artifacts: Path) -> None:
+    """In the same rows: in others, sums have another order."""
+    decoder, requests = endless(artifacts, 64)
+    words = decoder.constraints.get("start: /[a-z <>_0-9]{0,60}/")
+    options: list[dict[str, Any]] = [{}, {"constraint": words}, {"temperature": 1.0, "top_p": 0.9, "seed": 1}]
+    requests = [replace(each, max_new_tokens=30, **options[index % 3]) for index, each in enumerate(requests)]
+    waiting: Any = WaitingDecoder(decoder._decoder, capture_eagerly)
+    found, expected = ([each.result() for each in generate_each(any_, requests)] for any_ in (decoder, waiting))
+    assert found == expected
+    assert len(decoder.num_slots_ahead) == 28  # the first tokens are those of the prefill, the last ends all
+
+
+def state_of(cache: Any) -> list[Tensor]:
+    """Return copies of the keys, values and lengths of all slots."""
+    parts = [getattr(cache, name) for name in cache.__slots__]
+    lengths = [part for part in parts if isinstance(part, SlotLengths)]
+    assert all(part.of(range(NUM_SLOTS)) == part.on_device.tolist() for part in lengths)
+    memories = [part._memory for part in parts if isinstance(part, KeyValueCache)]
+    return [tensor.clone() for tensor in (*memories, *(part.on_device for part in lengths))]
+
+
+@torch.inference_mode()
+def test_a_pass_rolled_back_leaves_nothing_in_its_slots(artifacts: Path) -> None:
+    """Not even NaN, which would reach the next sequence of the slot."""
+    decoder, requests = endless(artifacts, 64)
+    requests = requests[:1] * 3  # without padding, which the answer overwrites
+    cache = decoder.new_cache(NUM_SLOTS)
+    decoder.prefill(cache, requests, 0)
+    decoder.decode_step(cache, torch.tensor([5] * len(requests)))
+    before = state_of(cache)
+    decoder.decode_step(cache, torch.tensor([6] * len(requests)))
+    assert not all(map(torch.equal, before, state_of(cache)))
+    for slot in range(len(requests)):
+        decoder.roll_back(cache, slot)
+    used = slice(0, len(requests))  # a pass may write to free slots
+    for expected, found in zip(before, state_of(cache), strict=True):
+        assert torch.equal(*((each[:, :, used] if each.ndim > 1 else each[used]) for each in (expected, found)))
+
+
+def test_a_cancelled_sequence_is_in_one_more_pass_at_most(artifacts: Path) -> None:
+    decoder, requests = endless(artifacts, 64)
+    sequences = [start_sequence(request, decoder.rules) for request in requests[:3]]
+    batch = LiveBatch(decoder, NUM_SLOTS)
+    batch.admit(sequences)
+    batch.step()
+    sequences[1].finish_reason = "stop"
+    batch.remove_ended()
+    batch.step()
+    assert decoder.num_slots_ahead == [3, 2]
+    assert batch.live == [sequences[0], sequences[2]]
+
+
+def test_an_admitted_sequence_joins_the_next_launch(artifacts: Path) -> None:
+    decoder, requests = endless(artifacts, 64)
+    sequences = [start_sequence(request, decoder.rules) for request in requests[:2]]
+    batch = LiveBatch(decoder, NUM_SLOTS)
+    batch.admit(sequences[:1])
+    batch.step()
+    batch.admit(sequences[1:])
+    assert [len(each.last_token_ids) for each in sequences] == [1, 1]
+    for num_tokens in ([3, 1], [4, 2]):
+        batch.step()
+        assert [len(each.settled_token_ids) for each in sequences] == num_tokens
+    assert decoder.num_slots_ahead == [1, 2, 2]
+
+
+def test_with_an_adapter_in_its_batch_no_pass_is_launched_ahead(exported: ModelStore, tmp_path: Path) -> None:
+    case, artifacts, adapters = make_case(FLORENCE, exported, tmp_path), exported.newest(FLORENCE), Adapters()
+    decoder = Passes(load_decoder(artifacts, "florence2", "float32", "cpu", adapters=adapters))
+    written = write_adapter(case.reference.model, tmp_path / "tuned", 0)
+    adapters.add("tuned", read_adapter(written, artifacts / DECODER_FILE))
+    decoder.make_endless()
+    requests = [replace(case.request(index, 6 + 3 * index), adapter=name) for index, name in enumerate(ADAPTERS)]
+    together = [sequence.result().token_ids for sequence in generate_each(decoder, requests)]
+    alone = [generate_each(decoder._decoder, [request])[0].result().token_ids for request in requests]
+    assert together == alone
+    assert decoder.num_slots_ahead == [1, 1]  # after the 9 tokens with the adapter, 12 in all
+
+
+@pytest.mark.parametrize("fails_in_launch", [True, False], ids=["the launch fails", "fails with a pass in flight"])
+def test_a_failure_fails_the_live_sequences_and_no_later_one(artifacts: Path, fails_in_launch: bool) -> None:
+    decoder, requests = endless(artifacts, 64)
+
+    def fail_later(_token_ids: Sequence[int]) -> None:
+        if len(decoder.num_slots_ahead) == 4:
+            raise RuntimeError("the listener failed")
+
+    if fails_in_launch:
+        decoder.failing = 4
+    else:
+        requests[1] = replace(requests[1], on_tokens=fail_later)
+    scheduler = Scheduler(decoder, "a model", SchedulerLimits(NUM_SLOTS, 100, 1000))
+    scheduler.start()
+    for future in scheduler.submit(requests[:3]):
+        with pytest.raises(RuntimeError, match="the launch failed" if fails_in_launch else "the listener failed"):
+            future.result(TIMEOUT_S)
+    (future,) = scheduler.submit(requests[3:4])
+    (expected,) = generate_each(decoder._decoder, requests[3:4])
+    assert future.result(TIMEOUT_S).sequence.token_ids == expected.result().token_ids
+    scheduler.stop()
+    assert decoder.num_slots_ahead[:6] == [3, 3, 3, 3, 1, 1]
