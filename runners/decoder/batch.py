@@ -23,12 +23,7 @@ from runners.decoder.constraints import Constraints
 from runners.decoder.cuda_graphs import CudaGraphs
 from runners.decoder.drafts import MAX_SLOTS, DraftedPass, PromptWords, paying, rows_of
 from runners.decoder.rules import GenerationRules
-from runners.decoder.sequences import (
-    GeneratedSequence,
-    LiveSequence,
-    SequenceRequest,
-    SingleSequence,
-)
+from runners.decoder.sequences import GeneratedSequence, LiveSequence, SequenceRequest, SingleSequence
 from runners.decoder.token_choice import RowConditions, choose_tokens
 from runners.decoder.tokenizer import Detokenizer, Segments
 
@@ -216,13 +211,13 @@ class LiveBatch(Generic[CacheT]):
         logits = self._decoder.decode_step(self._cache, self._recorded.next_tokens[: len(self._owners)])
         self._ahead = LaunchedPass(logits, {owner: [slot] for slot, owner in enumerate(self._owners)}, is_recorded=True)
 
-    def _may_look_ahead(self, launched: LaunchedPass) -> bool:
+    def _may_look_ahead(self) -> bool:
         """Return True unless the next pass depends on the host, or would certainly be superfluous.
 
         Beams move by the chosen tokens; a pass with adapters is not recorded.
         """
         is_plain = all(owner.num_rows == 1 and owner.request.adapter is None for owner in self._owners)
-        return is_plain and not all(owner in launched.rows and owner.has_one_token_left for owner in self._owners)
+        return is_plain and not all(owner.has_one_token_left for owner in self._owners)
 
     def _roll_back(self, sequences: Sequence[LiveSequence]) -> None:
         """Remove `sequences` from the pass launched ahead."""
@@ -274,19 +269,18 @@ class LiveBatch(Generic[CacheT]):
     def _choose_tokens(self, launched: LaunchedPass) -> None:
         """Choose the next token of each row of each sequence of a pass."""
         rows, drafts, logits = launched.rows, launched.drafts, launched.logits
-        conditions = {
-            row: each for s in rows for row, each in zip(rows[s], s.conditions(drafts.get(s, ())), strict=True)
-        }
+        own = {sequence: sequence.conditions(drafts.get(sequence, ())) for sequence in rows}
+        conditions = {row: each for s in rows for row, each in zip(rows[s], own[s], strict=True)}
         by_row = [conditions.get(row, _PADDING) for row in range(len(logits))]
         if self._recorded is not None and launched.is_recorded:
-            look_ahead = self._look_ahead if self._may_look_ahead(launched) else None
-            own_rows = list(rows.values())
-            choices = self._recorded.choose(logits, by_row, own_rows, self._next_inputs(launched), look_ahead)
+            look_ahead = self._look_ahead if self._may_look_ahead() else None
+            inputs = self._next_inputs(launched)
+            choices = self._recorded.choose(logits, by_row, list(rows.values()), inputs, look_ahead)
         else:
             choices = choose_tokens(logits, by_row, list(rows.values()))
         accepted: list[tuple[int, int]] = []  # slot and number of drafted tokens
-        for sequence, own in zip(rows, choices, strict=True):
-            parents = sequence.advance(own)
+        for sequence, chosen in zip(rows, choices, strict=True):
+            parents = sequence.advance(chosen)
             if not sequence.has_ended:
                 slots = self._slots[sequence]
                 self._moves += [
@@ -323,6 +317,8 @@ class LiveBatch(Generic[CacheT]):
         owner = self._owners.pop()
         if slot != last:
             self._decoder.copy(self._cache, [last], [slot])
+            if self._ahead is not None and owner in self._ahead.rows:
+                self._decoder.roll_back(self._cache, last)  # what the pass has written there too: it may be NaN
             self._owners[slot] = owner
             own = self._slots[owner]
             own[own.index(last)] = slot
