@@ -130,6 +130,7 @@ def _make_encoders(job: AdapterJob, changes: "VisionPart", folder: Path, manifes
 
     Raise `ParityError` if their features differ from those of transformers with the merged weights.
     """
+    checkpoint, entry = _base_checkpoint(job), job.entry  # before the imports, which take seconds
     from export.artifacts.encoders import load_vision_model, make_encoders, make_encoders_in_child, write_merged
     from export.artifacts.vision_module import read_image_input
     from export.checks.measurements import measure_encoders
@@ -138,7 +139,6 @@ def _make_encoders(job: AdapterJob, changes: "VisionPart", folder: Path, manifes
     from export.pipeline import kept_defaults
 
     silence_transformers()
-    checkpoint, entry = _base_checkpoint(job), job.entry
     processor = load_processor(checkpoint)
     image_input = read_image_input(processor.image_processor)
     precisions = [each for each in get_args(Precision) if vision_encoder_file(each) in job.base.files]

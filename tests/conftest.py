@@ -61,8 +61,10 @@ def artifacts(exported: ModelStore, model_id: str) -> Path:
 
 @pytest.fixture(scope="session")
 def service(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """The whole service with both embedded models and default settings."""
-    with running_service(exported.home, tmp_path_factory.mktemp("service") / "service.log") as running:
+    """The whole service with both embedded models, a folder for batches, and otherwise default settings."""
+    folder = tmp_path_factory.mktemp("service")
+    settings = {"DIPTYCH_BATCHES_FOLDER": str(folder / "batches")}
+    with running_service(exported.home, folder / "service.log", **settings) as running:
         yield running
 
 

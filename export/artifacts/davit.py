@@ -38,6 +38,9 @@ class FusedAttention(torch.autograd.Function):
         return graph.op(name, query, key, value, num_heads_i=num_heads, scale_f=scale).setType(query.type())
 
 
+_fused_attention: Any = FusedAttention  # `apply` has types from torch 2.15 on
+
+
 class TokenRowsDavit(nn.Module):
     """Runs the layers of transformers' `Florence2VisionBackbone`; with `is_for_one_image`, a batch is one image."""
 
@@ -85,8 +88,7 @@ class TokenRowsDavit(nn.Module):
         query, key, value = _queries_keys_values(attention.qkv, windows.reshape(-1, side * side, channels))
         num_heads, scale = attention.num_heads, attention.scale
         if self.is_for_one_image:
-            apply: Any = FusedAttention.apply  # typed in some versions of torch only
-            attended = apply(query, key, value, num_heads, scale)
+            attended = _fused_attention.apply(query, key, value, num_heads, scale)
         else:
             attended = _products(query, key, value, num_heads, scale)
         projected: Tensor = attention.proj(attended)

@@ -5,7 +5,7 @@ Tracing, optimum and onnx hold several copies of a graph; a child gives all of t
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -102,9 +102,14 @@ def make_encoders_in_child(
     merged: Path | None = None,
 ) -> None:
     """Like `make_encoders`, in a process of its own; raise `EncoderError` if it fails or is killed."""
+    run_in_child(make_encoders, checkpoint, image_input, precisions, folder, merged)
+
+
+def run_in_child(make: Callable[..., None], *arguments: object) -> None:
+    """Call `make` in a process of its own; raise its `ExportError`, and `EncoderError` for any other failure."""
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            pool.submit(make_encoders, checkpoint, image_input, precisions, folder, merged).result()
+            pool.submit(make, *arguments).result()
     except ExportError:
         raise
     except BrokenProcessPool as error:

@@ -1,4 +1,5 @@
 import io
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -6,10 +7,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
+from export.checkpoints.errors import ParityError
+from export.checkpoints.jobs import ExportJob, ExportOptions, find_entry, plan_job
 from export.checks.probes import ProbePlan
 from export.pipeline import make_artifacts
 from export.progress import Progress
+from runners.artifacts.manifest import MANIFEST_FILE
 from tests.support.export_cli import MODELS
 
 MODEL_ID = "florence-2-mini"
@@ -19,10 +22,43 @@ def quiet() -> Progress:
     return Progress(MODEL_ID, 9, io.StringIO())
 
 
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A copy of a checkpoint, to change."""
+    return Path(shutil.copytree(MODELS / MODEL_ID, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Path:
+    """The empty folder of an export."""
+    (tmp_path / "artifacts").mkdir()
+    return tmp_path / "artifacts"
+
+
+def planned(checkpoint: Path) -> ExportJob:
+    return replace(plan_job(find_entry(MODEL_ID), ExportOptions(source=str(checkpoint))), photographs=())
+
+
+def test_answers_that_differ_from_the_reference_are_refused(checkpoint: Path, artifacts: Path) -> None:
+    rules = checkpoint / "generation_config.json"  # one of transformers that the runners do not implement
+    rules.write_text(json.dumps(json.loads(rules.read_text(encoding="utf-8")) | {"repetition_penalty": 5.0}))
+    with pytest.raises(ParityError, match="the reference has"):
+        make_artifacts(planned(checkpoint), artifacts, quiet(), probe_plan=ProbePlan(2, 20))
+    assert not (artifacts / MANIFEST_FILE).exists()
+
+
+def test_a_decoder_that_fails_is_refused(checkpoint: Path, artifacts: Path) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["model.language_model.decoder.layernorm_embedding.bias"][0] = float("nan")
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ParityError, match="the decoder failed on a prompt"):
+        make_artifacts(planned(checkpoint), artifacts, quiet(), probe_plan=ProbePlan(2, 4))
+    assert not (artifacts / MANIFEST_FILE).exists()
+
+
 def test_encoder_that_leaves_float16s_range_is_left_out_and_the_rest_is_stored(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    checkpoint: Path, artifacts: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checkpoint, artifacts = Path(shutil.copytree(MODELS / MODEL_ID, tmp_path / "checkpoint")), tmp_path / "artifacts"
     weights = {name: tensor.float() for name, tensor in load_file(checkpoint / "model.safetensors").items()}
     # A norm follows this convolution, so only its own output grows.
     first = [name for name in weights if "vision_tower.convs.0.conv." in name]
@@ -30,9 +66,10 @@ def test_encoder_that_leaves_float16s_range_is_left_out_and_the_rest_is_stored(
     for name in first:
         weights[name] *= 10_000
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    artifacts.mkdir()
-    job = replace(plan_job(find_entry(MODEL_ID), ExportOptions(source=str(checkpoint))), photographs=())
+    job = planned(checkpoint)
+    job = replace(job, source=replace(job.source, name="a/repository", revision="a-commit"))
     manifest = make_artifacts(job, artifacts, quiet(), probe_plan=ProbePlan(2, 4))
+    assert (manifest.source, manifest.revision) == ("a/repository", "a-commit")
     assert any("float16 is left out; the default on cuda is float32 instead" in each for each in caplog.messages)
     assert manifest.precision["cuda"] == {"encoder": "float32", "decoder": "float16"}
     assert manifest.parity["encoder"].keys() == {"int8"}

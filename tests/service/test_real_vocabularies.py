@@ -136,7 +136,7 @@ class RealVocabulary:
     tokenizer: PromptTokenizer
 
 
-@pytest.fixture(scope="module", params=["bart", "gemma", "gemini"])
+@pytest.fixture(scope="module", params=["bart", "gemma", pytest.param("gemini", marks=pytest.mark.long)])
 def vocabulary(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RealVocabulary:
     definition = fetch_tokenizer(request.param)
     if definition is None:

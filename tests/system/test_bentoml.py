@@ -25,9 +25,11 @@ from tests.support.running_service import (
 from tests.support.scene_images import scene_png
 from tests.support.service_metrics import metric
 
+MODEL = "florence-2-mini"
+
 
 def answer_of(service: RunningService) -> httpx.Response:
-    form = {"task": "captioning", "models": ["florence-2-mini", "paligemma-mini"]}
+    form = {"task": "captioning", "models": [MODEL]}
     return httpx.post(f"{service.url}/v1/compare", data=form, files={"image": scene_png()}, timeout=60)
 
 
@@ -36,11 +38,12 @@ def test_bentoml_serve_gives_the_answers_of_the_supervisor(
 ) -> None:
     port = str(free_port())
     command = (sys.executable, "-m", "bentoml", "serve", "service.gateway:Gateway", "--port", port)
-    with running_service(exported.home, tmp_path / "bentoml.log", OPEN, command, DIPTYCH_PORT=port) as served:
+    settings = {"DIPTYCH_PORT": port, "DIPTYCH_MODELS": MODEL}
+    with running_service(exported.home, tmp_path / "bentoml.log", OPEN, command, **settings) as served:
         answers = [answer_of(each).raise_for_status().json()["answers"] for each in (served, service)]
         texts = [[each["raw_text"] for each in answer] for answer in answers]
         assert texts[0] == texts[1]
-        assert metric(served, "diptych_batch_size_count", model="florence-2-mini", stage="encode") == 1
+        assert metric(served, "diptych_batch_size_count", model=MODEL, stage="encode") == 1
 
 
 def test_bentoml_build_makes_the_dockerfile_of_containerize(exported: ModelStore, tmp_path: Path) -> None:

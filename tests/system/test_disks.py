@@ -28,7 +28,7 @@ cp -r "$BENTOML_HOME" "$disk/bentoml"
 touch "$disk/service.log"
 if dd if=/dev/zero of="$disk/fill"; then exit 1; fi
 export BENTOML_HOME="$disk/bentoml" HOME="$disk" TMPDIR="$disk"
-exec "$@" >> "$disk/service.log" 2>&1
+exec "$@" >> "$disk/service.log" 2>&1  # nor can the log be written
 """
 STOP_S = 60
 
@@ -47,8 +47,8 @@ def large_image() -> bytes:
 
 def answers(service: RunningService) -> bool:
     form = {"task": "captioning", "detail": "detailed"}
-    response = httpx.post(f"{service.url}/v1/compare", data=form, files={"image": large_image()}, timeout=60)
-    return response.is_success and all("result" in answer for answer in response.json()["answers"])
+    response = httpx.post(f"{service.url}/v1/predict", data=form, files={"image": large_image()}, timeout=60)
+    return response.is_success and "result" in response.json()
 
 
 @pytest.mark.parametrize("script", [READ_ONLY, FULL], ids=["read-only", "full"])
@@ -56,16 +56,9 @@ def test_the_service_starts_answers_counts_and_stops(exported: ModelStore, tmp_p
     disk = tmp_path / "disk"
     disk.mkdir()
     command = (*IN_NAMESPACE, script, "sh", str(disk), *SERVICE)
-    with running_service(exported.home, tmp_path / "service.log", OPEN, command) as service:
+    log, models = tmp_path / "service.log", {"DIPTYCH_MODELS": "florence-2-mini"}
+    with running_service(exported.home, log, OPEN, command, **models) as service:
         assert all(answers(service) for _ in range(3))
-        assert metric(service, "diptych_requests_total", status="ok") == 6
-        service.process.send_signal(signal.SIGTERM)
-        assert service.process.wait(STOP_S) == 0
-
-
-def test_a_log_that_cannot_be_written_changes_nothing(exported: ModelStore, tmp_path: Path) -> None:
-    command = ("sh", "-c", 'exec "$@" > /dev/full 2>&1', "sh", *SERVICE)
-    with running_service(exported.home, tmp_path / "service.log", OPEN, command) as service:
-        assert answers(service)
+        assert metric(service, "diptych_requests_total", status="ok") == 3
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(STOP_S) == 0

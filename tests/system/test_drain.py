@@ -68,6 +68,7 @@ def is_serving(channel: grpc.Channel) -> bool:
 
 
 def test_what_was_accepted_is_answered_and_the_rest_refused(service: RunningService) -> None:
+    assert len(os.listdir(f"/proc/{service.process.pid}/task")) == 1  # what forks the processes has no threads
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(NUM_WHOLE + 1))
         channel = stack.enter_context(grpc.insecure_channel(service.grpc_address))
@@ -105,7 +106,8 @@ def assert_answered(whole: "list[Future[httpx.Response]]", stream: "Future[httpx
 
 
 def test_what_does_not_end_in_time_is_killed(endless: ModelStore, tmp_path: Path) -> None:
-    with running_service(endless.home, tmp_path / "service.log", DIPTYCH_REQUEST_TIMEOUT_S="1") as service:
+    settings = {"DIPTYCH_REQUEST_TIMEOUT_S": "1", "DIPTYCH_MODELS": "florence-2-mini"}
+    with running_service(endless.home, tmp_path / "service.log", **settings) as service:
         started = descendants(service.process.pid)
         os.kill(service.parts()["florence-2-mini-runner"], signal.SIGSTOP)
         service.process.send_signal(signal.SIGTERM)
@@ -120,7 +122,3 @@ def test_a_killed_supervisor_leaves_no_process(service: RunningService) -> None:
     service.process.kill()
     service.process.wait(STOP_S)
     wait_until(lambda: not any(is_alive(pid) for pid in started))
-
-
-def test_processes_are_forked_from_one_without_threads(service: RunningService) -> None:
-    assert len(os.listdir(f"/proc/{service.process.pid}/task")) == 1

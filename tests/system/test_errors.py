@@ -160,16 +160,13 @@ def test_a_killed_decoder_comes_back_and_its_request_is_answered(small: RunningS
     small.wait_until_ready(10)
 
 
-def test_a_decoder_that_cannot_be_reached_is_503(
-    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("gone")
-    with running_service(exported.home, folder / "service.log", DIPTYCH_MODELS="florence-2-mini") as service:
-        assert asked(service, scene_png()).status_code == 200
-        for address in run_folder_of(service.process.pid).glob("*.sock"):  # that the runners listen on
-            address.unlink()
-        kill(service, "florence-2-mini-runner")
-        response = asked(service, scene_png())
+def test_a_decoder_that_cannot_be_reached_is_503(small: RunningService) -> None:
+    """The last of that service, whose runner does not come back."""
+    assert asked(small, scene_png()).status_code == 200
+    for address in run_folder_of(small.process.pid).glob("*.sock"):  # that the runners listen on
+        address.unlink()
+    kill(small, "florence-2-mini-runner")
+    response = asked(small, scene_png())
     assert (response.status_code, error_of(response)["code"]) == (503, "not_ready")
     assert "florence-2-mini" in error_of(response)["message"]
 

@@ -1,5 +1,6 @@
 """Two gateway processes share both ports: connections, metrics, a kill under load, a drain, a port in use."""
 
+import json
 import os
 import signal
 import socket
@@ -15,11 +16,13 @@ import httpx
 import psutil
 import pytest
 
+from export.checks.reference import Reference
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.endless_models import endless_models
-from tests.support.export_cli import ROOT, ModelStore
+from tests.support.export_cli import MODELS, ROOT, ModelStore
 from tests.support.load import load
+from tests.support.lora import write_adapter
 from tests.support.processes import is_alive
 from tests.support.running_service import SERVICE, RunningService, free_port, running_service, service_environment
 from tests.support.scene_images import scene_png
@@ -27,7 +30,7 @@ from tests.support.server_sent_events import parse_events
 from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
 
-MODEL = "florence-2-mini"
+MODEL, ADAPTER = "florence-2-mini", "first"
 SETTINGS = {"DIPTYCH_MODELS": MODEL, "DIPTYCH_GATEWAY_WORKERS": "2"}
 FORM = {"task": "captioning", "model": MODEL}
 NUM_CONNECTIONS = 24  # all in one of two processes by chance: 1 in 8 million
@@ -37,7 +40,14 @@ STOP_S = 60
 
 @pytest.fixture(scope="module")
 def service(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    with running_service(exported.home, tmp_path_factory.mktemp("workers") / "service.log", **SETTINGS) as running:
+    """A service with two gateways and an adapter in its watched folder."""
+    folder = tmp_path_factory.mktemp("workers")
+    adapter = write_adapter(Reference.load(MODELS / MODEL).model, folder / "adapters" / ADAPTER, 0)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    named = config | {"base_model_name_or_path": f"models/{MODEL}"}  # the source of the catalog's entry
+    (adapter / "adapter_config.json").write_text(json.dumps(named))
+    settings = SETTINGS | {"DIPTYCH_ADAPTERS": str(folder / "adapters")}
+    with running_service(exported.home, folder / "service.log", **settings) as running:
         wait_until(lambda: num_listening(running) == 2)
         yield running
 
@@ -83,6 +93,12 @@ def test_connections_of_both_ports_go_to_both_processes(service: RunningService)
     print(f"connections of each process: REST {rest}, gRPC {rpc}")
     assert min(rest) > 0
     assert min(rpc) > 0
+
+
+def test_both_processes_list_the_adapters_that_were_there_at_the_start(service: RunningService) -> None:
+    for _ in range(NUM_CONNECTIONS):
+        with service.client() as http:
+            assert [model["id"] for model in http.get("/v1/models").json()["data"]] == [MODEL, ADAPTER]
 
 
 def test_each_process_has_the_metrics_of_both(service: RunningService) -> None:

@@ -232,19 +232,6 @@ def test_the_same_adapters_come_back_after_a_restart_of_the_runner(hot: HotServi
     assert hot.text(NAME) == answer
 
 
-def test_two_gateways_list_the_adapters_that_were_there_at_the_start(exported: ModelStore, tmp_path: Path) -> None:
-    watched = tmp_path / "adapters"
-    adapter = write_adapter(Reference.load(MODELS / BASE).model, watched / "first", 0)
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    named = config | {"base_model_name_or_path": f"models/{BASE}"}  # the source of the catalog's entry
-    (adapter / "adapter_config.json").write_text(json.dumps(named))
-    settings = {"DIPTYCH_MODELS": BASE, "DIPTYCH_ADAPTERS": str(watched), "DIPTYCH_GATEWAY_WORKERS": "2"}
-    with running_service(exported.home, tmp_path / "service.log", **settings) as running:
-        for _ in range(20):  # each connection goes to one of the processes
-            with running.client() as http:
-                assert [model["id"] for model in http.get("/v1/models").json()["data"]] == [BASE, "first"]
-
-
 def test_a_folder_that_does_not_exist_prevents_the_start(exported: ModelStore, tmp_path: Path) -> None:
     start = exported.python("-m", "service", DIPTYCH_MODELS=BASE, DIPTYCH_ADAPTERS=str(tmp_path / "none"))
     assert start.returncode == 1

@@ -10,7 +10,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from typing import Any
 import pytest
 
 from docs.tables import PAGES
-from tests.support.export_cli import EMBEDDED, ROOT, ModelStore
-from tests.support.running_service import RunningService, running_service
+from tests.support.export_cli import EMBEDDED, ROOT
+from tests.support.running_service import RunningService
 from tests.support.server_sent_events import parse_events
 
 _BLOCK = re.compile(r"^```(bash|python|sh)\n(.*?)^```\n(?:\n```(json|text)\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
@@ -48,15 +47,6 @@ def blocks(language: str) -> pytest.MarkDecorator:
     found = [block for block in BLOCKS if block.language == language]
     names = [f"{block.page}-{number}" for number, block in enumerate(found)]
     return pytest.mark.parametrize("block", found, ids=names)
-
-
-@pytest.fixture(scope="module")
-def service(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """A service with a folder for batches, which docs/batches.md needs."""
-    folder = tmp_path_factory.mktemp("pages")
-    settings = {"DIPTYCH_BATCHES_FOLDER": str(folder / "batches")}
-    with running_service(exported.home, folder / "service.log", **settings) as running:
-        yield running
 
 
 @blocks("bash")

@@ -20,7 +20,7 @@ def ask(service: RunningService, max_new_tokens: int) -> httpx.Response:
 
 def test_an_answer_that_comes_to_nan_fails_and_those_beside_it_do_not(exported: ModelStore, tmp_path: Path) -> None:
     store = poisoned_models(exported, tmp_path / "bentoml")
-    with running_service(store.home, tmp_path / "service.log") as service:
+    with running_service(store.home, tmp_path / "service.log", DIPTYCH_MODELS=POISONED_MODEL) as service:
         alone = ask(service, SHORT).json()["raw_text"]
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(lambda tokens: ask(service, tokens), [LONG, SHORT] * 8))

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -26,8 +27,8 @@ def test_nothing_is_lost_while_each_of_two_replicas_is_restarted(exported: Model
         settings = {"DIPTYCH_PORT": str(ports[index]), "DIPTYCH_MODELS": MODEL}
         return stack.enter_context(running_service(exported.home, log, **settings))
 
-    with ExitStack() as stack:
-        replicas = [replica(0, 1), replica(1, 1)]
+    with ExitStack() as stack, ThreadPoolExecutor(2) as threads:
+        replicas = list(threads.map(replica, (0, 1), (1, 1)))
         with nginx(ports, tmp_path) as url, load(url, NUM_CLIENTS, models=[MODEL]) as asked:
             for index in range(len(replicas)):
                 asked.wait_for_more(2 * NUM_CLIENTS)

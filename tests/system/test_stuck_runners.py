@@ -54,9 +54,10 @@ def test_a_runner_whose_decoder_is_stuck_is_restarted_and_its_stream_continues(
     exported: ModelStore, tmp_path: Path
 ) -> None:
     """One thread is stopped, not the process: the others, and a probe, go on."""
-    form = {"task": "captioning", "model": "paligemma-mini", "max_new_tokens": "200", "stream": "true"}
-    store, log, name = endless_models(exported, tmp_path / "bentoml"), tmp_path / "service.log", "paligemma-mini-runner"
-    with running_service(store.home, log, DIPTYCH_STUCK_AFTER_S="2") as service, service.client() as client:
+    model, form = "paligemma-mini", {"task": "captioning", "max_new_tokens": "200", "stream": "true"}
+    store, log, name = endless_models(exported, tmp_path / "bentoml"), tmp_path / "service.log", f"{model}-runner"
+    settings = {"DIPTYCH_STUCK_AFTER_S": "2", "DIPTYCH_MODELS": model}
+    with running_service(store.home, log, **settings) as service, service.client() as client:
         stuck = service.parts()[name]
         with client.stream("POST", "/v1/predict", data=form, files={"image": scene_png()}) as response:
             chunks = response.iter_text()

@@ -194,6 +194,7 @@ def test_no_span_and_no_line_has_a_prompt_an_answer_or_an_image(told: Told) -> N
         assert secret not in everything, secret
 
 
+@pytest.mark.long
 def test_a_collector_that_does_not_answer_changes_nothing_but_a_log_line(exported: ModelStore, tmp_path: Path) -> None:
     log = tmp_path / "service.log"
     with socket.create_server(("127.0.0.1", 0)) as listener:

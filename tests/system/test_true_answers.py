@@ -10,7 +10,7 @@ from export.scenes import Scene, render_scene
 from export.scenes.scoring import Measure
 from tests.support.running_service import RunningService
 
-NUM_SCENES, NUM_CLIENTS = 50, 4
+NUM_SCENES, NUM_CLIENTS = 24, 4
 SIZES_WH = ((192, 192), (640, 480), (300, 500), (1000, 400))
 
 BARS: dict[str, dict[tuple[str, Measure], float]] = {

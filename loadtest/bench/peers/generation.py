@@ -68,7 +68,8 @@ def use_onednn(model: nn.Module) -> None:
         if isinstance(layer, nn.Linear) and layer.weight.numel() >= _MIN_WEIGHTS
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.13: these layers are written in TorchScript
+        for category in (DeprecationWarning, FutureWarning):  # of torch 2.13, of 2.15: the layers are in TorchScript
+            warnings.simplefilter("ignore", category)
         from torch.utils.mkldnn import to_mkldnn
 
         for name, layer in large.items():

@@ -53,15 +53,19 @@ def plan(store: ModelStore, hub: LocalHub, cache: Path, *revision: str, **enviro
     return run.stdout.strip()
 
 
-def test_checkpoint_is_recorded_with_its_commit_and_nothing_executable_is_fetched(
+def test_checkpoint_has_its_commit_and_nothing_executable_is_fetched(
     hub: LocalHub, store: ModelStore, tmp_path: Path
 ) -> None:
-    run = store.export(
-        "florence-2-mini", "--source", REPOSITORY, "--revision", "bfloat16", **hub.environment(tmp_path / "cache")
+    code = (
+        "from export.checkpoints.jobs import ExportOptions, find_entry, plan_job; "
+        f"source = plan_job(find_entry('florence-2-mini'), ExportOptions({REPOSITORY!r}, 'bfloat16')).source; "
+        "print(source.name, source.revision, sorted(each.name for each in source.folder.iterdir()))"
     )
+    run = store.python("-c", code, **hub.environment(tmp_path / "cache"))
     assert run.returncode == 0, run.stderr
-    manifest = json.loads((store.newest("florence-2-mini") / "manifest.json").read_text(encoding="utf-8"))
-    assert (manifest["source"], manifest["revision"]) == (REPOSITORY, COMMIT)
+    name, commit, files = run.stdout.split(maxsplit=2)
+    assert (name, commit) == (REPOSITORY, COMMIT)
+    assert "'model.safetensors'" in files
     assert any(path.startswith(f"/api/models/{REPOSITORY}/revision/bfloat16") for path in hub.requested)
     assert not any(path.endswith((".bin", ".py")) for path in hub.requested)
 

@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(data: Path, model_id: str, output: Path, *options: str) -> list[str]:
     base = ["--base", model_id, "--task", TASKS[model_id], "--output", str(output)]
-    return [str(data), *base, "--epochs", "6", "--batch-size", "2", *options]
+    return [str(data), *base, "--epochs", "4", "--batch-size", "2", *options]
 
 
 def tune(arguments: Sequence[str]) -> "subprocess.Popen[str]":

@@ -1,5 +1,6 @@
 """Answers of the peers in a batch equal those of single requests, over the network too."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,16 +35,27 @@ def checkpoint(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="module")
-def encoder_graph(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("encoders") / "encoder.onnx"
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("encoders")
+
+
+def encoder_graph(checkpoint: Path, folder: Path) -> Path:
+    """Return the graph of a checkpoint's encoder, which the first call writes."""
+    file = folder / checkpoint.name / "encoder.onnx"
     write_encoder_graph(checkpoint, file)
     return file
 
 
-@pytest.fixture(scope="module")
-def alone(checkpoint: Path) -> list[GeneratedAnswer]:
+@cache
+def answers_alone(checkpoint: Path) -> list[GeneratedAnswer]:
+    """Return the answer to each request in a batch of its own."""
     generator = Generator(checkpoint, num_threads=1)
     return [generator.answer([one])[0] for one in prompted(checkpoint)]
+
+
+@pytest.fixture
+def alone(checkpoint: Path) -> list[GeneratedAnswer]:
+    return answers_alone(checkpoint)
 
 
 def prompted(checkpoint: Path) -> list[PromptedImage]:
@@ -56,9 +68,9 @@ def test_a_batch_has_the_answers_of_single_requests(checkpoint: Path, alone: lis
 
 
 def test_images_encoded_by_onnx_runtime_have_the_same_answers(
-    checkpoint: Path, encoder_graph: Path, alone: list[GeneratedAnswer]
+    checkpoint: Path, encoders: Path, alone: list[GeneratedAnswer]
 ) -> None:
-    assert Generator(checkpoint, 1, encoder_graph).answer(prompted(checkpoint)) == alone
+    assert Generator(checkpoint, 1, encoder_graph(checkpoint, encoders)).answer(prompted(checkpoint)) == alone
 
 
 @torch.inference_mode()
@@ -82,24 +94,24 @@ def test_an_answer_ends_at_its_limit(alone: list[GeneratedAnswer]) -> None:
     [
         Server("fastapi", "fastapi", "", ("--threads", "1")),
         Server("litserve", "litserve", "", ("--threads", "1", "--max-batch-size", "4", "--batch-timeout-s", "0.2")),
-        Server("litserve, unbatched", "litserve", "", ("--threads", "1")),
+        pytest.param(Server("litserve, unbatched", "litserve", "", ("--threads", "1")), marks=pytest.mark.long),
         Server("litserve onnx", "litserve_onnx", "", ("--threads", "1", "--max-batch-size", "2")),
-        Server("bentoml", "bentoml", "", ("--arg", "threads=1", "--arg", "max_batch_size=4")),
+        pytest.param(
+            Server("bentoml", "bentoml", "", ("--arg", "threads=1", "--arg", "max_batch_size=4")),
+            marks=pytest.mark.long,
+        ),
     ],
     ids=lambda server: server.name,
 )
-def test_a_running_peer_has_the_same_answers(server: Server, tmp_path: Path) -> None:
-    checkpoint, encoder_graph = ROOT / FLORENCE.source, tmp_path / "encoder.onnx"
-    write_encoder_graph(checkpoint, encoder_graph)
+def test_a_running_peer_has_the_same_answers(server: Server, encoders: Path, tmp_path: Path) -> None:
+    checkpoint = ROOT / FLORENCE.source
     requests = [request(tmp_path, seed, text) for seed, text in enumerate(PROMPTS[FLORENCE.id])]
-    launch = peer_launch(server, checkpoint, encoder_graph)
+    launch = peer_launch(server, checkpoint, encoder_graph(checkpoint, encoders))
     with running(launch, tmp_path / "server.log") as process_id:
         before_s = cpu_s(process_id)
         done = drive(launch.url, PeerApi(), requests, len(requests), 60)
         assert cpu_s(process_id) > before_s > 0
-    generator = Generator(checkpoint, num_threads=1)
-    expected = [generator.answer([one])[0].text for one in prompted(checkpoint)]
-    assert texts(done) == expected
+    assert texts(done) == [answer.text for answer in answers_alone(checkpoint)]
 
 
 def test_a_failed_start_raises_the_end_of_the_log(tmp_path: Path) -> None:

@@ -17,10 +17,14 @@ def case(request: pytest.FixtureRequest, exported: ModelStore, tmp_path_factory:
     return make_case(request.param, exported, tmp_path_factory.mktemp("case"))
 
 
-def test_a_batch_gives_the_tokens_of_each_sequence_alone(case: Case) -> None:
-    requests = case.requests()
-    alone = [generate_all(case.decoder, [request])[0] for request in requests]
-    together = generate_all(case.decoder, requests)
+@pytest.fixture(scope="module")
+def alone(case: Case) -> list[GeneratedSequence]:
+    """What the decoder writes for each request in a batch of its own."""
+    return [generate_all(case.decoder, [request])[0] for request in case.requests()]
+
+
+def test_a_batch_gives_the_tokens_of_each_sequence_alone(case: Case, alone: list[GeneratedSequence]) -> None:
+    together = generate_all(case.decoder, case.requests())
     assert [written.token_ids for written in together] == [written.token_ids for written in alone]
     for one, other in zip(together, alone, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
@@ -69,10 +73,10 @@ def test_nan_in_one_sequence_changes_neither_its_neighbours_nor_its_successor(ca
     assert [beside.result().token_ids, after.result().token_ids] == [each.token_ids for each in alone]
 
 
-def test_sequences_that_enter_and_leave_give_the_tokens_of_each_alone(case: Case) -> None:
-    requests = case.requests()
-    alone = [generate_all(case.decoder, [request])[0].token_ids for request in requests]
-    waiting = [start_sequence(request, case.decoder.rules) for request in requests]
+def test_sequences_that_enter_and_leave_give_the_tokens_of_each_alone(
+    case: Case, alone: list[GeneratedSequence]
+) -> None:
+    waiting = [start_sequence(request, case.decoder.rules) for request in case.requests()]
     sequences, batch = list(waiting), LiveBatch(case.decoder, 5)
     while waiting or batch.live:
         batch.remove_ended()
@@ -81,4 +85,4 @@ def test_sequences_that_enter_and_leave_give_the_tokens_of_each_alone(case: Case
             batch.remove_ended()
         if batch.live:
             batch.step()
-    assert [sequence.result().token_ids for sequence in sequences] == alone
+    assert [sequence.result().token_ids for sequence in sequences] == [each.token_ids for each in alone]
