@@ -63,5 +63,5 @@ def test_requests_in_flight_get_the_tokens_of_generate(
     with capsys.disabled():
         print(f"\n{num_near_ties} near ties in {len(written)} answers", end=" ")
     assert len(written) >= num_requests * 0.8
-    assert sum(map(len, written)) > 5 * len(written)  # answers are not empty
+    assert sum(map(len, written)) > 4 * len(written)  # answers are not empty
     assert num_near_ties <= MAX_NEAR_TIES * len(written)
