@@ -21,8 +21,8 @@ MODEL = "florence-2-mini"
 # Long answers, so that one core can offer ten times what the other can answer; of many lengths, lest those that began
 # together end together, in batches that cost a fifth less than any that clients make who come as they like.
 NUM_TOKENS, NUM_BEAMS = range(240, 321), 4
-# A figure takes longer: of 15 s, three answers that end just behind them are a tenth of all.
-OVERLOAD, OVERLOAD_S = 10, float(os.environ.get("OVERLOAD_S", "15"))
+# A figure takes longer: of 18 s, three answers that end just behind them are a tenth of all.
+OVERLOAD, OVERLOAD_S = 10, float(os.environ.get("OVERLOAD_S", "18"))
 CAPACITY_CLIENTS, CAPACITY_S = 24, OVERLOAD_S / 3
 DEADLINE_LATENCIES = 2.0  # of a request, in those of a service that is full and no more
 MOST_GROWTH_BYTES = 100_000_000  # of all processes: connections, and the allocator's arenas
