@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,3 +46,21 @@ def test_no_piece_is_half_a_character(name: str) -> None:
     stream = TOKENIZERS[name].text_stream()
     pieces = [stream.push(token_id) for token_id in TOKENIZERS[name].encode([("a日b", False)])]
     assert pieces == ["a", "", "", "日", "b"]
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_a_prompt_is_neither_padded_nor_cut_as_the_file_says(name: str, tmp_path: Path) -> None:
+    definition = json.loads((MODELS / name / "tokenizer.json").read_text(encoding="utf-8"))
+    padding = {
+        "strategy": {"Fixed": 64},
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "<pad>",
+    }
+    truncation = {"max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    sides = {"direction": "Right"}
+    definition |= {"padding": padding | sides, "truncation": truncation | sides}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
+    prompt = [("Locate the purple square, STOP 42 in the image.", False)]
+    assert PromptTokenizer.load(tmp_path / "tokenizer.json").encode(prompt) == TOKENIZERS[name].encode(prompt)

@@ -61,8 +61,9 @@ def test_a_region_comes_back_as_the_same_location_tokens(token: str, values: dic
     "text", ["<OD> cats", "<VQA>", "<REGION_TO_OCR>", "<REGION_TO_OCR><loc_1><loc_2><loc_3>", "<REGION_TO_OCR>x"]
 )
 def test_a_token_that_is_used_wrongly_is_refused(text: str) -> None:
-    with pytest.raises(ParameterError, match="<"):
+    with pytest.raises(ParameterError, match="<") as refused:
         read_prompt(text)
+    assert refused.value.param == "messages"
 
 
 @pytest.mark.parametrize("text", ["", "what is it?", "OD", "<od>", "is <OD> a token?"])
