@@ -34,13 +34,17 @@ def is_accepted(keys: ApiKeys, key: str) -> bool:
     return True
 
 
-def test_changed_file_is_reloaded_at_most_once_a_second(file: Path, clock: FakeClock) -> None:
+def test_changed_file_is_reloaded_at_most_once_a_second_and_its_keys_are_counted_in_the_log(
+    file: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "service.admission.api_keys")
     keys = ApiKeys.load(file, clock)
-    file.write_text(hash_of("new"))
+    file.write_text(f"{hash_of('new')}\n{hash_of('another')}")
     clock.now_s += 0.9
     assert accepted(keys) == ["old"]
     clock.now_s += 0.1
     assert accepted(keys) == ["new"]
+    assert caplog.messages == ["reloaded 2 API keys"]
 
 
 def test_replaced_file_of_the_same_time_and_size_is_reloaded(file: Path, clock: FakeClock) -> None:
