@@ -1,8 +1,11 @@
-"""Mutation testing of tasks, admission and decoder: `python -m tests.support.mutation [--digit D]`.
+"""Mutation testing of tasks, admission and decoder: `python -m tests.support.mutation [--digits D ...]`.
 
 mutmut changes one expression at a time and runs the tests that reach it. Of the mutants of each function those are run
-whose number ends with the digit, a tenth; the exit status is 1 if less than nine tenths of them are killed. Those that
-live are listed; `mutmut show NAME` has the change.
+whose number ends with one of the digits, a tenth for one digit; the exit status is 1 if less than nine tenths of them
+are killed. Those that live are listed; `mutmut show NAME` has the change.
+
+A mutant lives although a test fails for it if the test runs the code only in a process that it starts, or only at
+import: mutmut sees neither. Code that needs a GPU has no test here (`python -m export.gpu_check`).
 """
 
 import argparse
@@ -19,11 +22,11 @@ MIN_KILLED = 0.9
 _SURVIVED, _WITHOUT_TESTS, _SKIPPED = 0, 33, 34
 
 
-def results(folder: Path, digit: str) -> Iterator[tuple[str, int]]:
+def results(folder: Path, digits: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Yield name and exit code of every mutant of the sample that was run."""
     for file in sorted(folder.glob("**/*.meta")):
         codes: dict[str, int | None] = json.loads(file.read_text(encoding="utf-8"))["exit_code_by_key"]
-        yield from ((name, code) for name, code in codes.items() if name.endswith(digit) and code is not None)
+        yield from ((name, code) for name, code in codes.items() if name.endswith(tuple(digits)) and code is not None)
 
 
 def summary(mutants: Sequence[tuple[str, int]]) -> tuple[str, float]:
@@ -39,12 +42,14 @@ def summary(mutants: Sequence[tuple[str, int]]) -> tuple[str, float]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sample; return the exit status."""
     parser = argparse.ArgumentParser("python -m tests.support.mutation", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--digit", default="3", help="default: %(default)s; empty: every mutant, which takes hours")
-    digit = parser.parse_args(arguments).digit
-    mutmut = [str(Path(sys.executable).parent / "mutmut"), "run", "--max-children", "2", f"*{digit}"]
+    help_of_digits = "last digits of the mutants' numbers; default: 3; empty: every mutant, which takes hours"
+    parser.add_argument("--digits", nargs="+", default=["3"], metavar="D", help=help_of_digits)
+    digits = parser.parse_args(arguments).digits
+    names = [f"*{digit}" for digit in digits]
+    mutmut = [str(Path(sys.executable).parent / "mutmut"), "run", "--max-children", "2", *names]
     with (FOLDER.parent / "mutation.log").open("w") as log:
         subprocess.run(mutmut, check=False, stdout=log, stderr=log)
-    found = list(results(FOLDER, digit))
+    found = list(results(FOLDER, digits))
     if not found:
         print("no mutant was run: mutation.log has the reason", file=sys.stderr)
         return 1

@@ -8,8 +8,9 @@ import torch
 
 from runners.decoder.batch import generate_all
 from runners.decoder.constraints import Constraints
-from runners.decoder.drafts import PromptWords, paying, rows_of
+from runners.decoder.drafts import DraftedPass, PromptWords, paying, rows_of
 from runners.decoder.errors import NonFiniteLogits
+from runners.decoder.kv_cache import SlotLengths
 from runners.decoder.rules import GenerationRules
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest
@@ -73,13 +74,23 @@ def test_words_of_the_prompt_that_continue_an_answer(
         ([0, 0], [0, 0]),
         ([5], [5]),
         ([3, 3, 3, 3], [3, 3, 3, 3]),
-        ([3, 0, 0, 0], [0, 0, 0, 0]),  # three wasted rows for each token
+        ([3, 0], [3, 0]),
+        ([3, 0, 0], [0, 0, 0]),  # two wasted rows for each token
         ([6, 2, 2, 2], [2, 2, 2, 2]),
     ],
 )
 def test_drafts_are_cut_to_the_length_that_pays(lengths: list[int], expected: list[int]) -> None:
     drafts = [tuple(range(length)) for length in lengths]
     assert [len(draft) for draft in paying(drafts)] == expected
+
+
+def test_shorter_drafts_are_padded_with_their_last_token_at_its_own_position() -> None:
+    lengths = SlotLengths(5, torch.device("cpu"))
+    lengths.set([1, 2, 3], [10, 20, 30])
+    places = DraftedPass(1, (4, 5, 6), [(7, 8), (), (9,)]).places(lengths)
+    assert places.token_ids.tolist() == [[4, 7, 8], [5, 5, 5], [6, 9, 9]]
+    assert places.positions.tolist() == [[10, 11, 12], [20, 20, 20], [30, 31, 31]]
+    assert places.length == 32
 
 
 def test_rows_skip_the_padding_of_shorter_drafts() -> None:

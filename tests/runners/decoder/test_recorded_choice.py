@@ -74,6 +74,12 @@ def test_what_a_kind_computes_in_addition_changes_no_other_row(kind: ChoiceKind)
     assert recorded(logits, conditions, rows, kind) == choose_tokens(logits, conditions, rows)
 
 
+def test_tokens_behind_a_mask_that_is_shorter_than_the_vocabulary_are_not_allowed() -> None:
+    logits = torch.arange(50.0).expand(1, -1)
+    ((choice,),) = recorded(logits, [RowConditions(allowed=np.full(2, 255, np.uint8))], [[0]])
+    assert choice.token_id == 15
+
+
 def test_a_row_that_is_not_finite_and_one_without_an_allowed_token_are_found_and_change_no_other() -> None:
     logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(2))
     logits[0, 5], logits[3, 9] = math.nan, math.inf
