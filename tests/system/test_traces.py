@@ -119,7 +119,6 @@ def test_spans_of_all_processes_connect_up_to_the_callers(told: Told) -> None:
         f"{answer} / {stage}"
         for stage in (
             *("admission", "preprocess", "postprocess"),
-            "POST /write / POST /write",  # without pixels: the image is new
             *(
                 f"POST /write / POST /write / {name}"
                 for name in ("encode_queue", "encode_batch", "decode_queue", "prefill", "decode_steps")
