@@ -3,7 +3,7 @@
 It drives validation, JSON Schema, documentation, page and metrics. It knows no prompts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from tasks.parameter_kinds import (
@@ -36,11 +36,11 @@ class Task:
     families: frozenset[Family]  # that support it without a template in the catalog entry
     parameters: tuple[Parameter, ...] = ()
     exactly_one_of: tuple[str, ...] = ()  # parameters of which a request must have one
+    required: tuple[str, ...] = field(init=False)  # parameters that every request must have
 
-    @property
-    def required(self) -> tuple[str, ...]:
-        """Parameters that every request must have."""
-        return tuple(p.name for p in self.parameters if p.default is None and p.name not in self.exactly_one_of)
+    def __post_init__(self) -> None:
+        required = (p.name for p in self.parameters if p.default is None and p.name not in self.exactly_one_of)
+        object.__setattr__(self, "required", tuple(required))
 
     def json_schema(self) -> JsonSchema:
         """Return the JSON Schema of the task's parameters as one object."""
