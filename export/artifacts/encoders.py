@@ -105,7 +105,7 @@ def make_encoders_in_child(
     run_in_child(make_encoders, checkpoint, image_input, precisions, folder, merged)
 
 
-def run_in_child(make: Callable[..., None], *arguments: object) -> None:
+def run_in_child(make: Callable[..., object], *arguments: object) -> None:
     """Call `make` in a process of its own; raise its `ExportError`, and `EncoderError` for any other failure."""
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
