@@ -48,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [f"*{digit}" for digit in digits]
     mutmut = [str(Path(sys.executable).parent / "mutmut"), "run", "--max-children", "2", *names]
     with (FOLDER.parent / "mutation.log").open("w") as log:
-        subprocess.run(mutmut, check=False, stdout=log, stderr=log)
-    found = list(results(FOLDER, digits))
-    if not found:
-        print("no mutant was run: mutation.log has the reason", file=sys.stderr)
+        run = subprocess.run(mutmut, check=False, stdout=log, stderr=log)
+    if run.returncode != 0:  # the folder may have the results of a run before
+        print("the run failed: mutation.log has the reason", file=sys.stderr)
         return 1
+    found = list(results(FOLDER, digits))
     text, share = summary(found)
     print(f"{text}\n{share:.1%} of the mutants are killed; at least {MIN_KILLED:.0%} must be")
     return 0 if share >= MIN_KILLED else 1

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -50,6 +51,22 @@ VALUES: list[dict[str, Any]] = [
 
 def test_the_table_has_the_eleven_tasks_in_order() -> None:
     assert list(TASKS) == IDS
+
+
+@pytest.mark.parametrize(
+    ("task_id", "required"),
+    [
+        ("captioning", ()),
+        ("open_vocabulary_detection", ("labels",)),
+        ("phrase_grounding", ()),  # one of two
+        ("region_description", ("region",)),
+        ("visual_question_answering", ("question",)),
+    ],
+)
+def test_a_parameter_without_a_default_is_required_unless_another_may_take_its_place(
+    task_id: str, required: tuple[str, ...]
+) -> None:
+    assert replace(TASKS[task_id]).required == required
 
 
 def test_there_are_34_languages_and_english() -> None:
