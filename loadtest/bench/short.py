@@ -71,9 +71,8 @@ def _rounds(running: Sequence[MeasuredServer], deadline_s: float) -> list[dict[W
         one = replace(plan, limit_s=min(plan.limit_s, left_s))
         for own, server in zip(rounds, running, strict=True):
             with ExitStack() as suspended:
-                for other in running:
-                    if other is not server:
-                        suspended.enter_context(other.suspended())
+                for other in (each for each in running if each is not server):
+                    suspended.enter_context(other.suspended())
                 answered = tuple(each for each in server.run(one) if each.samples)
             if answered:
                 own[plan.workload] = own.get(plan.workload, ()) + answered

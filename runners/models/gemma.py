@@ -212,7 +212,7 @@ def _inverse_frequencies(config: Any) -> Tensor:
 def _rotate(states: Tensor, metadata: GemmaAttentionMetadata) -> None:
     """Apply rotary positions to `states` (B, T, A, D), in place; source: transformers, apply_rotary_pos_emb.
 
-    Halves in place take a sixth of the time of a concatenation, whose rows are short.
+    Halves in place take less time than a concatenation, whose rows are short.
     """
     first, second = states.chunk(2, dim=-1)
     to_second = first * metadata.sin

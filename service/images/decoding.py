@@ -36,7 +36,7 @@ class ImageDecoder:
         self.limits = limits
         self._slots = ClientSlots(num_slots, num_slots - 1)
         self._heavy_slots = ClientSlots(num_slots - 1, max(1, num_slots - 2))
-        self._decodings: dict[bytes, SharedDecoding] = {}  # by the hash of the file
+        self._decodings: dict[tuple[str, bytes], SharedDecoding] = {}  # by client and hash of the file
 
     @asynccontextmanager
     async def slot(self, client: str, is_heavy: bool) -> AsyncIterator[None]:
@@ -46,10 +46,14 @@ class ImageDecoder:
 
     @contextmanager
     def decoding(self, image: "LazyImage") -> Iterator["SharedDecoding"]:
-        """Join the decoding of a file, or start it; the last user to leave ends it."""
-        decoding = self._decodings.get(image.header.digest)
+        """Join the client's decoding of a file, or start it; the last user to leave ends it.
+
+        Clients share none: one would wait for the slots of the other.
+        """
+        key = image.client, image.header.digest
+        decoding = self._decodings.get(key)
         if decoding is None:
-            decoding = self._decodings[image.header.digest] = SharedDecoding()
+            decoding = self._decodings[key] = SharedDecoding()
             decoding.task = asyncio.create_task(decoding.run(image.data, self, image.client, image.header.is_heavy))
         decoding.num_users += 1
         try:
@@ -57,7 +61,7 @@ class ImageDecoder:
         finally:
             decoding.num_users -= 1
             if decoding.num_users == 0:
-                del self._decodings[image.header.digest]
+                del self._decodings[key]
                 decoding.task.cancel()
                 # The pixels go, and a cycle: the task's exception refers to the decoding.
                 del decoding.decoded, decoding.task
@@ -76,7 +80,7 @@ class DecodedImage:
 
 @dataclass(slots=True, eq=False)
 class SharedDecoding:
-    """One decoding of a file, for all models and requests that need its pixels at the same time."""
+    """One decoding of a file, for all models and requests of a client that need its pixels at the same time."""
 
     decoded: "asyncio.Future[DecodedImage | DecodingProcess]" = field(default_factory=asyncio.Future)
     resized: "dict[tuple[tuple[int, int], int], asyncio.Task[Pixels]]" = field(default_factory=dict)
@@ -141,7 +145,7 @@ class LazyImage:
     async def pixels(self, manifest: Manifest) -> Pixels:
         """Return the pixels (H, W, 3) at a model's input size; raise `UnsupportedImage` or `NotReady`.
 
-        A cancelled caller does not cancel those of other requests for the same file.
+        A cancelled caller does not cancel others that share the decoding.
         """
         with self.decoder.decoding(self) as decoding:
             try:

@@ -19,7 +19,7 @@ def case(request: pytest.FixtureRequest, exported: ModelStore, tmp_path_factory:
 
 @pytest.fixture(scope="module")
 def alone(case: Case) -> list[GeneratedSequence]:
-    """What the decoder writes for each request in a batch of its own."""
+    """Return the answer to each request in a batch of its own."""
     return [generate_all(case.decoder, [request])[0] for request in case.requests()]
 
 

@@ -39,10 +39,17 @@ async def decoder() -> psutil.Process:
     return found[0]
 
 
-async def opened(data: bytes, images: ImageDecoder) -> LazyImage:
-    image = LazyImage(data, images, "test")
+async def opened(data: bytes, images: ImageDecoder, client: str = "test") -> LazyImage:
+    image = LazyImage(data, images, client)
     await image.open()
     return image
+
+
+async def others_ended() -> None:
+    """Wait for the tasks that kill decoders: the event loop would be closed before the pipes of these are."""
+    await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
+    while decoders():
+        await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -144,9 +151,25 @@ def test_requests_for_one_file_share_its_decoding_and_each_can_leave_it() -> Non
         assert not np.array_equal(pixels, other)
         with pytest.raises(asyncio.CancelledError):
             await first
+        await others_ended()
 
     run(scenario())
-    assert not decoders()
+
+
+def test_clients_do_not_share_a_decoding() -> None:
+    """Each waits for its own slots only."""
+
+    async def scenario() -> None:
+        images, manifest = ImageDecoder(LIMITS, 4), served(FLORENCE).manifest
+        pending = [asyncio.ensure_future((await opened(SLOW, images, each)).pixels(manifest)) for each in ("a", "b")]
+        async with asyncio.timeout(10):
+            while len(decoders()) < len(pending):
+                await asyncio.sleep(0.01)
+        for each in pending:
+            each.cancel()
+        await others_ended()
+
+    run(scenario())
 
 
 def test_a_decoder_that_is_killed_between_two_models_fails_the_second() -> None:
