@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, Florence2Config, PaliGemma
 
 from export.checkpoints.jobs import CATALOG_FILE
 from export.checkpoints.random_weights import SHAPES
-from runners.decoder.recorded_choice import choice_bytes
+from runners.cuda_graphs.choice import choice_bytes
 from runners.options import CUDA_RESERVE_BYTES, default_positions, slots_that_fit
 from tasks.catalog import CatalogEntry, Device, Part, Precision, load_catalog
 

@@ -17,9 +17,8 @@ from torch import Tensor
 from runners.artifacts.devices import num_threads
 from runners.artifacts.manifest import Device, Manifest
 from runners.artifacts.precision import choose_precision
+from runners.cuda_graphs.choice import choice_bytes
 from runners.decoder.answers import AnswerText, to_failed, to_request, to_written
-from runners.decoder.errors import SequenceError
-from runners.decoder.recorded_choice import choice_bytes
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest, TokenListener
 from runners.models.adapters import Adapters
@@ -33,6 +32,7 @@ from runners.options import (
 )
 from runners.telemetry.tracing import note_error, past_span
 from runners.telemetry.watchdog import Watchdog
+from runners.tokens.errors import SequenceError
 from runners.transport.messages import Failed, Outcome, SequenceEnd, SequenceSpec, TextPiece, WritingEvent
 
 logger = logging.getLogger(__name__)

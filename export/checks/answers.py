@@ -27,9 +27,9 @@ from runners.artifacts.devices import num_threads
 from runners.artifacts.manifest import Manifest, Part, Precision, vision_encoder_file
 from runners.decoder.answers import AnswerText, to_request
 from runners.decoder.batch import Decoder, generate_each
-from runners.decoder.errors import SequenceError
 from runners.decoder.sequences import GeneratedSequence, LiveSequence
 from runners.encoder.session import VisionEncoder
+from runners.tokens.errors import SequenceError
 from runners.transport.messages import SequenceSpec
 from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES

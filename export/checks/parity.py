@@ -16,8 +16,8 @@ from export.checkpoints.errors import ParityError
 from export.checks.probes import Probe
 from export.checks.reference import GreedyAnswer, Reference
 from runners.decoder.batch import Decoder, generate_all
-from runners.decoder.errors import SequenceError
 from runners.decoder.sequences import SequenceRequest
+from runners.tokens.errors import SequenceError
 
 MIN_COSINE = 0.9999
 MAX_RELATIVE_ERROR = 1e-3  # of the largest reference value; random towers of real widths reached 5e-5

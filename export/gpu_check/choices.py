@@ -11,8 +11,8 @@ from torch import Tensor
 from export.gpu_check.parts import Model
 from export.gpu_check.verdicts import Verdict
 from runners.artifacts.manifest import Device
-from runners.decoder.cuda_graphs import CudaGraph, CudaGraphs, capture_cuda_graph
-from runners.decoder.token_choice import Choice, RowConditions, choose_tokens
+from runners.cuda_graphs.graphs import CudaGraph, CudaGraphs, capture_cuda_graph
+from runners.tokens.token_choice import Choice, RowConditions, choose_tokens
 
 _NUM_ROWS, _NUM_STEPS, _NUM_POSITIONS = 21, 40, 64
 _MIN_EQUAL = 0.999  # of the tokens: equal scores may change places

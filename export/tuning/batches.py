@@ -22,7 +22,7 @@ from export.checkpoints.errors import TuningError
 from export.tuning.examples import Example
 from export.tuning.labels import open_upright
 from runners.artifacts.manifest import TOKENIZER_FILE
-from runners.decoder.tokenizer import PromptTokenizer
+from runners.tokens.tokenizer import PromptTokenizer
 from tasks.prompts import Prompt
 
 NO_LABEL = -100  # of a token that is no answer, as transformers' losses ignore it

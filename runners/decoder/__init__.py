@@ -1,1 +1,1 @@
-"""Continuous batching: scheduler, token choice, generation rules, constrained decoding. Knows no family."""
+"""Continuous batching: scheduler, batch, sequences, beams, drafts, key-value cache. Knows no family."""

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from runners.decoder.batch import Decoder
-from runners.decoder.errors import SequenceError, SequenceTooLong, UnknownAdapter
 from runners.decoder.scheduler import WrittenSequence
 from runners.decoder.sequences import SequenceRequest, TokenListener
+from runners.tokens.errors import SequenceError, SequenceTooLong, UnknownAdapter
 from runners.transport.messages import Failed, SequenceSpec, Written
 
 # If neither the request nor the checkpoint's generation_config sets it. Source: Florence-2's model card.

@@ -18,14 +18,14 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from runners.cuda_graphs.graphs import CudaGraphs
 from runners.decoder.beams import BeamSequence
-from runners.decoder.constraints import Constraints
-from runners.decoder.cuda_graphs import CudaGraphs
 from runners.decoder.drafts import MAX_SLOTS, DraftedPass, PromptWords, paying, rows_of
-from runners.decoder.rules import GenerationRules
 from runners.decoder.sequences import GeneratedSequence, LiveSequence, SequenceRequest, SingleSequence
-from runners.decoder.token_choice import RowConditions, choose_tokens
-from runners.decoder.tokenizer import Detokenizer, Segments
+from runners.tokens.constraints import Constraints
+from runners.tokens.rules import GenerationRules
+from runners.tokens.token_choice import RowConditions, choose_tokens
+from runners.tokens.tokenizer import Detokenizer, Segments
 
 CacheT = TypeVar("CacheT")
 

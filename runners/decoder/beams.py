@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
-from runners.decoder.constraints import ConstraintState
-from runners.decoder.errors import NonFiniteLogits, SequenceError
-from runners.decoder.rules import GenerationRules
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest, check_deadline, finish_reason_of
-from runners.decoder.token_choice import Choice, RowConditions
+from runners.tokens.constraints import ConstraintState
+from runners.tokens.errors import NonFiniteLogits, SequenceError
+from runners.tokens.rules import GenerationRules
+from runners.tokens.token_choice import Choice, RowConditions
 from runners.transport.messages import FinishReason
 
 _UNUSED_ROW_SCORE = -1e9  # transformers' score of a row without a beam of its own

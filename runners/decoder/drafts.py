@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runners.decoder.constraints import ConstraintState
 from runners.decoder.kv_cache import SlotLengths
+from runners.tokens.constraints import ConstraintState
 
 _FEW_ALLOWED = 100  # tokens; where a location, a segmentation code or free text follows, more are allowed
 _MAX_COPIED = 3  # tokens of free text

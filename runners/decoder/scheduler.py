@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from runners.decoder.batch import Decoder, LiveBatch, start_sequence
-from runners.decoder.errors import DeadlineExceeded, Overloaded, TooManyBeams
 from runners.decoder.sequences import GeneratedSequence, LiveSequence, SequenceRequest
 from runners.device_errors import exit_if_device_lost
 from runners.options import SchedulerLimits
 from runners.telemetry.metrics import BATCH_SIZE, LIVE_SEQUENCES, QUEUE_DEPTH, SLOTS, SLOTS_TAKEN
 from runners.telemetry.watchdog import Watchdog
+from runners.tokens.errors import DeadlineExceeded, Overloaded, TooManyBeams
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from runners.decoder.constraints import Constraint, ConstraintState
 from runners.decoder.drafts import PromptWords
-from runners.decoder.errors import DeadlineExceeded, NonFiniteLogits, SequenceError
-from runners.decoder.rules import GenerationRules
-from runners.decoder.token_choice import Choice, RowConditions
+from runners.tokens.constraints import Constraint, ConstraintState
+from runners.tokens.errors import DeadlineExceeded, NonFiniteLogits, SequenceError
+from runners.tokens.rules import GenerationRules
+from runners.tokens.token_choice import Choice, RowConditions
 from runners.transport.messages import FinishReason
 
 TokenListener = Callable[[Sequence[int]], None]

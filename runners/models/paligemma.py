@@ -15,18 +15,18 @@ from torch import Tensor
 from transformers import Gemma2Config, GemmaConfig
 
 from runners.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Precision, read_config
-from runners.decoder.constraints import Constraints
-from runners.decoder.cuda_graphs import Capture, CudaGraphs, capture_cuda_graph
+from runners.cuda_graphs.graphs import Capture, CudaGraphs, capture_cuda_graph
 from runners.decoder.drafts import DraftedPass, PromptWords, TokenPlaces
-from runners.decoder.errors import SequenceTooLong
 from runners.decoder.kv_cache import CacheShape, KeyValueCache, SlotLengths
-from runners.decoder.rules import GenerationRules
 from runners.decoder.sequences import SequenceRequest
-from runners.decoder.tokenizer import PromptTokenizer, Segments, TextStream
 from runners.models.adapters import Adapters, copy_adapters
 from runners.models.gemma import Gemma, GemmaAttentionMetadata
 from runners.models.layers import prefix_lengths, stack_requests
 from runners.models.weights import DecoderWeights
+from runners.tokens.constraints import Constraints
+from runners.tokens.errors import SequenceTooLong
+from runners.tokens.rules import GenerationRules
+from runners.tokens.tokenizer import PromptTokenizer, Segments, TextStream
 
 _FIRST_POSITION = 1
 _CONFIGS: dict[str, type[GemmaConfig] | type[Gemma2Config]] = {

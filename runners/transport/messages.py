@@ -40,7 +40,7 @@ class SequenceSpec(BaseModel):
     top_p: float = 1.0
     seed: int | None = None
     num_beams: int | None = None
-    grammar: str | None = None  # of the answer, in Lark (runners/decoder/constraints.py); None: unconstrained
+    grammar: str | None = None  # of the answer, in Lark (runners/tokens/constraints.py); None: unconstrained
     adapter: str | None = None  # the build key of its artifacts; None: the base model
     timeout_s: float  # until the end of the sequence, queueing included
 

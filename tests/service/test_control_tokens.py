@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from runners.decoder.tokenizer import PromptTokenizer
+from runners.tokens.tokenizer import PromptTokenizer
 from tasks.families import FAMILIES
 from tasks.parameter_kinds import TextListParameter, TextParameter
 from tasks.parameters import parse_parameters

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from transformers import AutoProcessor
 
-from runners.decoder.constraints import Constraints
-from runners.decoder.tokenizer import PromptTokenizer
+from runners.tokens.constraints import Constraints
+from runners.tokens.tokenizer import PromptTokenizer
 from tasks.catalog import CatalogEntry, TaskOverride
 from tasks.families import FAMILIES
 from tasks.florence2.locations import box_tokens

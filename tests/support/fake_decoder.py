@@ -11,12 +11,12 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from runners.decoder.constraints import Constraints
 from runners.decoder.drafts import DraftedPass, PromptWords, width_of
-from runners.decoder.errors import SequenceTooLong
-from runners.decoder.rules import GenerationRules
 from runners.decoder.sequences import SequenceRequest
-from runners.decoder.tokenizer import Segments
+from runners.tokens.constraints import Constraints
+from runners.tokens.errors import SequenceTooLong
+from runners.tokens.rules import GenerationRules
+from runners.tokens.tokenizer import Segments
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
 VOCABULARY_SIZE = 50

@@ -31,9 +31,9 @@ from export.scenes.prompts import question_prompts
 from export.scenes.scene import CANVAS_PX
 from runners.artifacts.manifest import DECODER_FILE
 from runners.decoder.batch import generate_all
-from runners.decoder.constraints import Constraint, Constraints, ConstraintState
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
+from runners.tokens.constraints import Constraint, Constraints, ConstraintState
 from tasks.families import FAMILIES
 from tasks.parameters import parse_parameters
 from tasks.table import TASKS, Family

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from runners.decoder.constraints import Constraint, ConstraintState, token_bounds
 from runners.decoder.sequences import LiveSequence
-from runners.decoder.token_choice import choose_tokens
+from runners.tokens.constraints import Constraint, ConstraintState, token_bounds
+from runners.tokens.token_choice import choose_tokens
 
 
 def advance(sequence: LiveSequence, logits: Tensor) -> Sequence[int]:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from export.checks.reference import Reference
 from export.evaluation import png_image
 from export.scenes import render_scene, sample_scene
-from runners.decoder.tokenizer import PromptTokenizer
+from runners.tokens.tokenizer import PromptTokenizer
 from tasks.families import FAMILIES
 from tasks.parameters import parse_parameters
 from tasks.table import TASKS

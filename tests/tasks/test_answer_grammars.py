@@ -11,7 +11,7 @@ from export.scenes.prompts import question_prompts
 from export.scenes.scene import SHAPES
 from export.training.data.florence2_answers import answer_pieces
 from export.training.data.paligemma_answers import PaliGemmaAnswers
-from runners.decoder.constraints import Constraints
+from runners.tokens.constraints import Constraints
 from tasks.families import FAMILIES
 from tasks.parameters import TaskParameters, parse_parameters
 from tasks.table import TASKS

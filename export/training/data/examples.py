@@ -16,7 +16,7 @@ from export.scenes import Question, Scene, question_prompts, questions
 from export.scenes.truth import InstancesTruth
 from export.training.data.cell_targets import NUM_CELLS, CellTargets
 from export.training.data.mentions import Piece, ranked_subjects, segmented_subject
-from runners.decoder.tokenizer import PromptTokenizer, Segments
+from runners.tokens.tokenizer import PromptTokenizer, Segments
 from tasks.catalog import CatalogEntry
 from tasks.prompts import Prompt
 

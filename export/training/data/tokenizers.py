@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 
 from export.scenes import Question, question_prompts, questions, sample_scene
 from export.scenes.truth import DetectionsTruth, TextTruth
-from runners.decoder.tokenizer import PromptTokenizer
+from runners.tokens.tokenizer import PromptTokenizer
 from tasks.catalog import CatalogEntry
 from tasks.florence2.locations import NUM_BINS as FLORENCE2_BINS
 from tasks.florence2.locations import location_token as florence2_location

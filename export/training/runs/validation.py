@@ -18,8 +18,6 @@ from export.training.data.examples import Language
 from export.training.models.trainee import FamilyParts, Trainee
 from runners.decoder.answers import to_written
 from runners.decoder.batch import Decoder, generate_all
-from runners.decoder.constraints import Constraints
-from runners.decoder.rules import GenerationRules
 from runners.decoder.scheduler import WrittenSequence
 from runners.decoder.sequences import SequenceRequest
 from runners.models.bart import Bart
@@ -27,6 +25,8 @@ from runners.models.florence2 import Florence2Decoder
 from runners.models.gemma import Gemma
 from runners.models.paligemma import PaliGemmaDecoder
 from runners.models.weights import DecoderWeights
+from runners.tokens.constraints import Constraints
+from runners.tokens.rules import GenerationRules
 from tasks.families import FAMILIES
 from tasks.generation import GeneratedText
 from tasks.parameters import parse_parameters

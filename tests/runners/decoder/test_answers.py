@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from runners.decoder.answers import DEFAULT_MAX_NEW_TOKENS, AnswerText, to_failed, to_request, to_written
-from runners.decoder.errors import SequenceTooLong, UnknownAdapter
-from runners.decoder.rules import GenerationRules
 from runners.decoder.scheduler import WrittenSequence
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest
+from runners.tokens.errors import SequenceTooLong, UnknownAdapter
+from runners.tokens.rules import GenerationRules
 from runners.transport.messages import Failed, SequenceSpec, Written
 from tests.support.fake_decoder import EOS, FAKE_RULES, MAX_POSITIONS, FakeDecoder
 

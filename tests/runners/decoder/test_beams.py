@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from runners.decoder.beams import Beam, BeamSequence, FinishedBeam
-from runners.decoder.constraints import Constraints
-from runners.decoder.errors import DeadlineExceeded, NonFiniteLogits
-from runners.decoder.rules import GenerationRules
 from runners.decoder.sequences import SequenceRequest
+from runners.tokens.constraints import Constraints
+from runners.tokens.errors import DeadlineExceeded, NonFiniteLogits
+from runners.tokens.rules import GenerationRules
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tests.support.token_choices import advance
 

@@ -9,10 +9,10 @@ import torch
 
 from runners.artifacts.manifest import read_manifest
 from runners.decoder.batch import Decoder
-from runners.decoder.errors import SequenceTooLong
 from runners.decoder.kv_cache import KeyValueCache
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
+from runners.tokens.errors import SequenceTooLong
 from tests.support.export_cli import EMBEDDED, ModelStore
 from tests.support.fake_decoder import FakeDecoder
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from runners.decoder.batch import generate_all
-from runners.decoder.constraints import Constraints
 from runners.decoder.drafts import DraftedPass, PromptWords, paying, rows_of
-from runners.decoder.errors import NonFiniteLogits
 from runners.decoder.kv_cache import SlotLengths
-from runners.decoder.rules import GenerationRules
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest
 from runners.options import SchedulerLimits
+from runners.tokens.constraints import Constraints
+from runners.tokens.errors import NonFiniteLogits
+from runners.tokens.rules import GenerationRules
 from tests.support.fake_decoder import EOS, POISON, FakeDecoder
 from tests.support.tiny_tokenizer import tiny_tokenizer
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from runners.decoder.beams import BeamSequence
-from runners.decoder.rules import GenerationRules
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest
-from runners.decoder.token_choice import nucleus
 from runners.options import SchedulerLimits
+from runners.tokens.rules import GenerationRules
+from runners.tokens.token_choice import nucleus
 from tests.support.fake_decoder import EOS, FakeCache, FakeDecoder
 from tests.support.token_choices import advance
 

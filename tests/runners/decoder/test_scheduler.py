@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from runners.decoder.errors import DeadlineExceeded, NonFiniteLogits, Overloaded, TooManyBeams
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest
 from runners.options import SchedulerLimits
+from runners.tokens.errors import DeadlineExceeded, NonFiniteLogits, Overloaded, TooManyBeams
 from tests.support.fake_decoder import CRASH, EOS, POISON, FakeDecoder
 
 TIMEOUT_S = 30

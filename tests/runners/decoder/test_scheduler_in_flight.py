@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from runners.decoder.errors import DeadlineExceeded
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest
 from runners.options import SchedulerLimits
+from runners.tokens.errors import DeadlineExceeded
 from tests.support.fake_decoder import EOS, MAX_POSITIONS, POISON, SHORT_OF_MEMORY, FakeDecoder
 from tests.support.waiting import wait_until
 

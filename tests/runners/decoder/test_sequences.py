@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.decoder.errors import DeadlineExceeded, NonFiniteLogits
-from runners.decoder.rules import GenerationRules
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest, SingleSequence
+from runners.tokens.errors import DeadlineExceeded, NonFiniteLogits
+from runners.tokens.rules import GenerationRules
 from tests.support.token_choices import advance
 
 FREE = GenerationRules(frozenset({1}))

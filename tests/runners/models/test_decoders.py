@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from runners.decoder.batch import LiveBatch, generate_all, start_sequence
-from runners.decoder.errors import NonFiniteLogits
 from runners.decoder.sequences import GeneratedSequence
+from runners.tokens.errors import NonFiniteLogits
 from tests.support.decoder_cases import CASE_NAMES, MAX_NEW_TOKENS, Case, make_case
 from tests.support.export_cli import ModelStore
 

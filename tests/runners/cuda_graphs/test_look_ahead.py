@@ -16,16 +16,16 @@ from torch import Tensor
 
 from runners.artifacts.manifest import DECODER_FILE, read_manifest
 from runners.artifacts.peft_adapter import read_adapter
+from runners.cuda_graphs.graphs import CudaGraphs
 from runners.decoder.batch import LiveBatch, generate_each, start_sequence
-from runners.decoder.cuda_graphs import CudaGraphs
-from runners.decoder.errors import NonFiniteLogits
 from runners.decoder.kv_cache import KeyValueCache, SlotLengths
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import LiveSequence, SequenceRequest
-from runners.decoder.token_choice import Choice
 from runners.models.adapters import Adapters
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
+from runners.tokens.errors import NonFiniteLogits
+from runners.tokens.token_choice import Choice
 from tests.support.decoder_cases import Case, make_case
 from tests.support.device_traffic import GraphDecoder, capture_eagerly
 from tests.support.export_cli import ModelStore

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from runners.decoder.tokenizer import PromptTokenizer
+from runners.tokens.tokenizer import PromptTokenizer
 from tests.support.export_cli import EMBEDDED, MODELS
 
 CONTROL = "<loc_5>", "<loc0005>", "<seg001>", "<image>", "</s>", "<s>", "<pad>", "<bos>", "<eos>", "<poly>", "<sep>"

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from runners.artifacts.manifest import read_manifest
+from runners.cuda_graphs.choice import KINDS
+from runners.cuda_graphs.graphs import Capture, CudaGraph, CudaGraphs, Step, buckets, row_counts
 from runners.decoder.batch import Decoder, LiveBatch, generate_all, start_sequence
 from runners.decoder.beams import BeamSequence
-from runners.decoder.constraints import Constraint
-from runners.decoder.cuda_graphs import Capture, CudaGraph, CudaGraphs, Step, buckets, row_counts
-from runners.decoder.recorded_choice import KINDS
 from runners.decoder.sequences import SequenceRequest
-from runners.decoder.token_choice import RowConditions, choose_tokens
 from runners.models.load import load_decoder
+from runners.tokens.constraints import Constraint
+from runners.tokens.token_choice import RowConditions, choose_tokens
 from tests.support.decoder_cases import Case, make_case
 from tests.support.device_traffic import DeviceTraffic, GraphDecoder, capture_eagerly, device_traffic
 from tests.support.export_cli import ModelStore

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runners.decoder.constraints import token_bounds
+from runners.tokens.constraints import token_bounds
 
 # Top-p draws among this many tokens; only a flatter distribution needs a sort of the vocabulary.
 _USUAL_NUCLEUS = 1024

@@ -6,7 +6,7 @@
 
 The chosen tokens become the inputs of the next pass without the host, which writes with the conditions only where each
 slot's token comes from: the sequences of a pass may have moved to other slots since, and others have no row in it.
-Tokens and log-probabilities are those of `choose_tokens` (runners/decoder/token_choice.py), which serves what does not
+Tokens and log-probabilities are those of `choose_tokens` (runners/tokens/token_choice.py), which serves what does not
 fit: more banned tokens or candidates than there is room for, and a nucleus wider than the usual one.
 Shapes: R rows, V vocabulary, K candidates, B slots.
 """
@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runners.decoder.constraints import packed_bounds
-from runners.decoder.token_choice import Choice, RowConditions, draw_from_all, draw_from_usual_nucleus
+from runners.tokens.constraints import packed_bounds
+from runners.tokens.token_choice import Choice, RowConditions, draw_from_all, draw_from_usual_nucleus
 
 MAX_BANNED = 16  # tokens of a row that is no beam: those of beams are in its mask
 MAX_CANDIDATES = 16  # of a sequence's beams: up to eight beams with one end token

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from runners.decoder.recorded_choice import (
+from runners.cuda_graphs.choice import (
     KINDS,
     MAX_RESULTS,
     ChoiceKind,
@@ -34,7 +34,7 @@ from runners.decoder.recorded_choice import (
     has_wider_nucleus,
     unpack,
 )
-from runners.decoder.token_choice import Choice, RowConditions, choose_tokens
+from runners.tokens.token_choice import Choice, RowConditions, choose_tokens
 
 logger = logging.getLogger(__name__)
 

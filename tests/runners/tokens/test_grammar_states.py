@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from runners.decoder.constraints import Constraints
+from runners.tokens.constraints import Constraints
 from tests.support.grammar_states import (
     EOS_ID,
     FAMILY_OF,

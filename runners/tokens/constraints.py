@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from runners.decoder.errors import GrammarError
+from runners.tokens.errors import GrammarError
 
 ConstraintState = LLMatcher  # immutable by convention: the state after a token is a copy
 

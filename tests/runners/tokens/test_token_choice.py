@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from runners.decoder.token_choice import Choice, RowConditions, choose_tokens
+from runners.tokens.token_choice import Choice, RowConditions, choose_tokens
 
 SIZE = 40
 GREEDY = RowConditions()

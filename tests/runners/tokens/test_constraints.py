@@ -4,8 +4,8 @@ import random
 import pytest
 import torch
 
-from runners.decoder.constraints import Constraint, Constraints, ConstraintState
-from runners.decoder.errors import GrammarError
+from runners.tokens.constraints import Constraint, Constraints, ConstraintState
+from runners.tokens.errors import GrammarError
 from tests.support import token_choices
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tests.support.token_choices import masked

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from export.gpu_check.choices import random_batch
-from runners.decoder.recorded_choice import (
+from runners.cuda_graphs.choice import (
     KINDS,
     MAX_BANNED,
     MAX_CANDIDATES,
@@ -26,7 +26,7 @@ from runners.decoder.recorded_choice import (
     has_wider_nucleus,
     unpack,
 )
-from runners.decoder.token_choice import Choice, RowConditions, choose_tokens
+from runners.tokens.token_choice import Choice, RowConditions, choose_tokens
 
 DEVICE = torch.device("cpu")
 MAX_ROWS = 9
