@@ -22,7 +22,7 @@ from export.artifacts.decoder_weights import write_decoder_weights
 from export.checkpoints.random_weights import SHAPES, write_random_checkpoint
 from runners.artifacts.adapter_folder import DOWN, UP
 from runners.artifacts.manifest import DECODER_FILE, Family
-from runners.decoder.batch import Decoder
+from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.models.adapters import Adapters
 from runners.models.load import load_decoder

@@ -23,7 +23,7 @@ from export.scenes import question_prompts, questions, render_scene
 from runners.artifacts.manifest import read_manifest
 from runners.artifacts.store import artifact_folder
 from runners.decoder.answers import to_request
-from runners.decoder.batch import Decoder
+from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest
 from runners.encoder.session import VisionEncoder

@@ -33,7 +33,7 @@ from export.scenes.truth import DetectionsTruth
 from runners.artifacts.manifest import read_manifest
 from runners.artifacts.store import artifact_folder
 from runners.decoder.answers import to_request, to_written
-from runners.decoder.batch import Decoder
+from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.encoder.session import VisionEncoder
 from runners.models.load import load_decoder

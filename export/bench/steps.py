@@ -19,7 +19,7 @@ from torch import Tensor
 from runners.artifacts.manifest import Manifest, read_manifest
 from runners.artifacts.store import artifact_folder
 from runners.decoder.answers import to_request
-from runners.decoder.batch import Decoder
+from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits

@@ -26,7 +26,8 @@ from export.checks.streaming import load_for_checks
 from runners.artifacts.devices import num_threads
 from runners.artifacts.manifest import Manifest, Part, Precision, vision_encoder_file
 from runners.decoder.answers import AnswerText, to_request
-from runners.decoder.batch import Decoder, generate_each
+from runners.decoder.batch import generate_each
+from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import GeneratedSequence, LiveSequence
 from runners.encoder.session import VisionEncoder
 from runners.tokens.errors import SequenceError

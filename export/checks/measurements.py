@@ -25,7 +25,7 @@ from export.checks.probes import Probe, extreme_images
 from export.checks.streaming import load_for_checks
 from export.progress import Progress
 from runners.artifacts.manifest import Part, Precision, vision_encoder_file
-from runners.decoder.batch import Decoder
+from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder
 from tasks.catalog import CatalogEntry

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from export.checkpoints.errors import ParityError
 from export.checks.probes import Probe
 from export.checks.reference import GreedyAnswer, Reference
-from runners.decoder.batch import Decoder, generate_all
+from runners.decoder.batch import generate_all
+from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.tokens.errors import SequenceError
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from export.resources import MAX_RESIDENT_BYTES
 from runners.artifacts.manifest import Family, Precision
-from runners.decoder.batch import Decoder
+from runners.decoder.protocol import Decoder
 from runners.models.linear import Linear, PackedLinear, can_pack
 from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights

@@ -17,6 +17,7 @@ from runners.tokens.token_choice import Choice, RowConditions, choose_tokens
 _NUM_ROWS, _NUM_STEPS, _NUM_POSITIONS = 21, 40, 64
 _MIN_EQUAL = 0.999  # of the tokens: equal scores may change places
 _MAX_DIFFERENCE = 1e-4  # of log-probabilities
+_END_TOKEN_ID = 2
 _SHARPNESS = 4.0  # standard deviation of the logits
 
 
@@ -27,7 +28,7 @@ def check_choices(model: Model, device: Device) -> Verdict:
     logits = torch.empty(_NUM_ROWS, num_tokens, device=device)
     capture = capture_cuda_graph if device == "cuda" else _computed
     graphs = CudaGraphs(lambda ids, _: logits[: len(ids)], _NUM_ROWS, _NUM_POSITIONS, logits.device, capture)
-    graphs.capture_all()
+    graphs.capture_all([_END_TOKEN_ID])
     random, own, expected = Random(0), list[Choice](), list[Choice]()
     for _ in range(_NUM_STEPS):
         logits.normal_(0, _SHARPNESS)

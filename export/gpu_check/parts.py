@@ -18,7 +18,8 @@ from export.scenes import render_scene, sample_scene
 from runners.artifacts.manifest import Device, Manifest, Precision, read_manifest
 from runners.artifacts.store import artifact_folder
 from runners.decoder.answers import to_request
-from runners.decoder.batch import Decoder, LiveBatch, start_sequence
+from runners.decoder.batch import LiveBatch, start_sequence
+from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder

@@ -16,7 +16,7 @@ from export.bench.steps import make_endless
 from export.gpu_check.parts import Model, admitted, elapsed_ms, median_ms, requests, scheduler
 from export.gpu_check.verdicts import Verdict
 from runners.artifacts.manifest import Device
-from runners.decoder.batch import Decoder
+from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import WrittenSequence
 
 _BATCHES = (1, 4, 16)

@@ -7,8 +7,9 @@ capture stops every kernel of the process, and takes memory. On a CPU steps run 
 
     load      next tokens to the device, unless it has chosen them itself: 1 transfer or none
     logits    a graph for each number of rows and length: the step of the model
-    choose    conditions to the device: 1 transfer; a graph for each number of rows and kind: the choice of tokens;
-              results to the host: 1 transfer, which alone waits, after the next step of the model has been launched
+    choose    conditions to the device: 1 transfer; a graph for each number of rows and kind: the choice of tokens, and
+              of beams also which of them each slot continues; results to the host: 1 transfer, which alone waits, after
+              the next step of the model has been launched
 
 The host uses the results, and computes the next conditions, while the model's next step runs. With step and choice in
 one graph, either it would compute them before, or every length would have a graph of each kind. Knows token ids and
@@ -16,7 +17,7 @@ lengths, no family. Shapes: B slots or rows, R rows, M moves, V vocabulary.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
@@ -29,11 +30,14 @@ from runners.cuda_graphs.choice import (
     KINDS,
     MAX_RESULTS,
     ChoiceKind,
-    PackedConditions,
-    fits,
+    Results,
+    choose,
     has_wider_nucleus,
+    next_moves,
+    next_tokens,
     unpack,
 )
+from runners.cuda_graphs.conditions import NextInputs, PackedConditions, fits
 from runners.tokens.token_choice import Choice, RowConditions, choose_tokens
 
 logger = logging.getLogger(__name__)
@@ -116,7 +120,7 @@ class CudaGraphs:
         self._inputs = torch.zeros(3, num_slots, dtype=torch.long, device=device)
         self._host_inputs = self._pinned(3, num_slots, dtype=torch.long)
         self._host_results = self._pinned(num_slots * MAX_RESULTS, dtype=torch.float64)
-        self._known: list[int] = []  # the first tokens of `_inputs`
+        self._known: list[int] = []  # the first tokens of `_inputs`, -1 where a beam's is not known
         self._is_loading = False  # nothing has waited for the last copy to `_inputs` yet
         self.results_copied: Event = _cuda_event() if device.type == "cuda" else _NoEvent()
 
@@ -133,14 +137,19 @@ class CudaGraphs:
         """The next token (slots,) of each slot, on the device, which may still be choosing it."""
         return self._inputs[0]
 
+    def moves(self, num_moves: int) -> Tensor:
+        """Return the sources and targets (2, M) of beams' slots, on the device, which may still be choosing them."""
+        return self._inputs[1:, :num_moves]
+
     def has_set(self, slot: int, token_id: int) -> bool:
-        """Return True if the last choice has set the next token of `slot` to `token_id`."""
+        """Return True if the last choice has set the next token of `slot`, which is no beam's, to `token_id`."""
         return self._known[slot] == token_id
 
-    def capture_all(self) -> None:
+    def capture_all(self, end_token_ids: Iterable[int]) -> None:
         """Capture all steps and choices while no slot is in use; log a failure, after which the others run eagerly."""
         name = "logits"
         try:
+            self._end_token_ids = torch.tensor(sorted(end_token_ids), device=self._device)
             self._logits = torch.empty_like(self._step(self._inputs[0], self._num_positions))  # (slots, V)
             self._sampled_logits = torch.empty_like(self._logits)  # those that tokens were last drawn from
             self._conditions = PackedConditions(self._num_slots, self._logits.shape[1], self._device)
@@ -159,14 +168,16 @@ class CudaGraphs:
 
     def _store_choice(self, num_rows: int, kind: ChoiceKind) -> Tensor:
         """Choose tokens, which are the inputs of the next step unless `load` sets others; return the results."""
-        results = self._conditions.choose(self._logits[:num_rows], kind)
-        self._inputs[0, :num_rows].copy_(self._conditions.next_inputs(results))
+        results = choose(self._conditions, self._logits[:num_rows], kind)
+        self._inputs[0, :num_rows].copy_(next_tokens(self._conditions, results, kind, self._end_token_ids))
+        if kind.has_beams:
+            self._inputs[1:, :num_rows].copy_(next_moves(self._conditions, results, self._end_token_ids))
         if kind.has_sampled:  # the next step, which overwrites the others, is launched before a wide nucleus is known
             self._sampled_logits[:num_rows].copy_(self._logits[:num_rows])
         return results
 
     def load(self, token_ids: Sequence[int], moves: Sequence[tuple[int, int]] = ()) -> Tensor:
-        """Set the next tokens of slots 0 to B - 1; return `moves`, pairs of slots, on the device (2, M)."""
+        """Set the next tokens of slots 0 to B - 1, and `moves`, pairs of slots; return these on the device (2, M)."""
         if moves or self._known[: len(token_ids)] != list(token_ids):
             if self._is_loading:  # the source of a copy must not change before its end
                 self._inputs[0, :1].cpu()
@@ -175,7 +186,7 @@ class CudaGraphs:
                 self._host_inputs[1:, : len(moves)] = torch.tensor(moves).T
             self._inputs.copy_(self._host_inputs, non_blocking=True)
             self._known, self._is_loading = list(token_ids), True
-        return self._inputs[1:, : len(moves)]
+        return self.moves(len(moves))
 
     def logits(self, token_ids: Tensor, length: int) -> Tensor:
         """Return the logits (B, V) after `token_ids` (B,) of slots 0 to B - 1; the next call overwrites them.
@@ -198,31 +209,38 @@ class CudaGraphs:
         logits: Tensor,
         conditions: Sequence[RowConditions],
         sequences: Sequence[Sequence[int]],
-        inputs: Sequence[int] = (),
+        inputs: NextInputs | None = None,
         look_ahead: Callable[[], object] | None = None,
     ) -> list[list[Choice]]:
         """Return the choices of each sequence as `choose_tokens` does; `logits` (R, V) are those of a step.
 
-        `inputs` are those of `PackedConditions.write`, by default the tokens of all rows in order. `look_ahead` is
-        called after the choice is launched, which sets `next_tokens`, and before its results are awaited; it is not
-        called if tokens are chosen eagerly.
+        `inputs` are by default the tokens of all rows in order. `look_ahead` is called after the choice is launched,
+        which sets `next_tokens` and `moves`, and before its results are awaited; it is not called if tokens are chosen
+        eagerly.
         """
-        kind, inputs = ChoiceKind.of(conditions), inputs or range(len(logits))
-        num_rows = max(len(logits), len(inputs))
+        inputs = inputs or NextInputs(range(len(logits)))
+        kind = ChoiceKind.of(conditions, has_moves=bool(inputs.parents))
+        num_rows = max(len(logits), len(inputs.tokens))
         key = next(((num, kind) for num in reversed(row_counts(self._num_slots)) if num >= num_rows), None)
         if key not in self._choices or not fits(conditions):
             return choose_tokens(logits, conditions, sequences)
         if logits.data_ptr() != self._logits.data_ptr():  # of an eager step
             self._logits[: len(logits)].copy_(logits)
-        self._conditions.write(conditions, inputs)
+        self._conditions.write(conditions, sequences, inputs)
         self._known = []
         self._choices[key].replay()
         host = self._start_reading(self._choices[key].output[: len(logits)])
         if look_ahead is not None:
             look_ahead()
         results = self._read(host)
-        self._known = [int(results[row][0]) if row >= 0 else ~row for row in inputs]
+        self._set_known(results, inputs)
         return self._chosen(results, conditions, sequences)
+
+    def _set_known(self, results: Results, inputs: NextInputs) -> None:
+        tokens = results[:, 0].astype(int).tolist()
+        self._known = [tokens[row] if row >= 0 else ~row for row in inputs.tokens]
+        for slot in inputs.parents:
+            self._known[slot] = -1
 
     def _start_reading(self, output: Tensor) -> Tensor:
         """Copy results to the host without waiting; return where they arrive."""
@@ -231,16 +249,15 @@ class CudaGraphs:
         self.results_copied.record()
         return copied
 
-    def _read(self, host: Tensor) -> list[list[float]]:
+    def _read(self, host: Tensor) -> Results:
         """Return results that have arrived: the only time that a step waits for the device."""
         self.results_copied.synchronize()
-        results: list[list[float]] = host.tolist()
         self._is_loading = False
-        return results
+        return host.numpy()
 
     def _chosen(
         self,
-        results: Sequence[Sequence[float]],
+        results: Results,
         conditions: Sequence[RowConditions],
         sequences: Sequence[Sequence[int]],
     ) -> list[list[Choice]]:

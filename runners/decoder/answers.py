@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from runners.decoder.batch import Decoder
+from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import WrittenSequence
 from runners.decoder.sequences import SequenceRequest, TokenListener
 from runners.tokens.errors import SequenceError, SequenceTooLong, UnknownAdapter

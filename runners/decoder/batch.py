@@ -13,117 +13,20 @@ Uses a decoder through the `Decoder` protocol and knows no family. Shapes: B or 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
-from runners.cuda_graphs.graphs import CudaGraphs
+from runners.cuda_graphs.conditions import NextInputs
 from runners.decoder.beams import BeamSequence
-from runners.decoder.drafts import MAX_SLOTS, DraftedPass, PromptWords, paying, rows_of
+from runners.decoder.drafts import MAX_SLOTS, DraftedPass, paying, rows_of
+from runners.decoder.protocol import CacheT, Decoder
 from runners.decoder.sequences import GeneratedSequence, LiveSequence, SequenceRequest, SingleSequence
-from runners.tokens.constraints import Constraints
 from runners.tokens.rules import GenerationRules
 from runners.tokens.token_choice import RowConditions, choose_tokens
-from runners.tokens.tokenizer import Detokenizer, Segments
-
-CacheT = TypeVar("CacheT")
 
 _PADDING = RowConditions()  # of rows that no sequence reads
-
-
-class Decoder(Protocol[CacheT]):
-    """The decoder of a family."""
-
-    rules: GenerationRules
-    constraints: Constraints
-    pad_token_id: int
-    can_draft: bool  # False on a GPU, whose captured steps take one token of each slot
-    can_draft_first: bool  # a prefill can read drafts too
-
-    @property
-    def adapter_keys(self) -> frozenset[str]:
-        """The adapters that requests may name."""
-        ...
-
-    def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
-        """Return the token ids of a prompt, with the tokens that the family adds around it."""
-        ...
-
-    def prompt_words(self, prompt_ids: Sequence[int]) -> PromptWords:
-        """Return the tokens of a prompt as a source of drafts."""
-        ...
-
-    def text_stream(self) -> Detokenizer:
-        """Return a detokenizer for one answer."""
-        ...
-
-    def max_new_tokens(self, num_prefix_tokens: int) -> int:
-        """Return the number of tokens that fit after image and prompt; raise `SequenceTooLong` if none fits."""
-        ...
-
-    @property
-    def num_tokens(self) -> int:
-        """The size of the vocabulary."""
-        ...
-
-    def slot_bytes(self) -> int:
-        """Return the memory of a slot of the key-value cache."""
-        ...
-
-    def new_cache(self, num_slots: int) -> CacheT:
-        """Allocate the key-value cache of `num_slots` sequences."""
-        ...
-
-    def prefill(
-        self,
-        cache: CacheT,
-        requests: Sequence[SequenceRequest],
-        first_slot: int,
-        drafts: Sequence[Sequence[int]] = (),
-    ) -> Tensor:
-        """Process images and prompts into the slots from `first_slot` on; return the logits (R, V) of each next token.
-
-        The slots must be free. With `drafts`, one for each request, rows are those of `rows_of(drafts)`.
-        """
-        ...
-
-    def decode_step(self, cache: CacheT, token_ids: Tensor) -> Tensor:
-        """Process `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
-        ...
-
-    def decode_drafts(self, cache: CacheT, tokens: DraftedPass) -> Tensor:
-        """Like `decode_step`, with further rows of logits for drafted tokens, which only `accept` keeps."""
-        ...
-
-    def accept(self, cache: CacheT, slots: Sequence[int], num_tokens: Sequence[int]) -> None:
-        """Keep the first `num_tokens` drafted tokens of each of `slots`; the next pass overwrites the others."""
-        ...
-
-    def roll_back(self, cache: CacheT, slot: int) -> None:
-        """Remove the last token of a slot, which a superfluous pass has added."""
-        ...
-
-    def clear(self, cache: CacheT, slot: int) -> None:
-        """Zero a slot, so that its NaN cannot propagate into the next sequence."""
-        ...
-
-    def copy(self, cache: CacheT, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy the slots `sources` to the slots `targets`, pairwise; all are read before any is written."""
-        ...
-
-    def reorder(
-        self, cache: CacheT, sources: Sequence[int], targets: Sequence[int], on_device: Tensor | None = None
-    ) -> None:
-        """Like `copy`, for beams of one sequence: only generated tokens need to be copied.
-
-        `on_device` are sources and targets (2, M) on the decoder's device, which need not be copied there.
-        """
-        ...
-
-    def recorded(self, cache: CacheT) -> CudaGraphs | None:
-        """Return the recorded steps of a cache, which also choose tokens; None where steps run eagerly."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +86,8 @@ class LiveBatch(Generic[CacheT]):
         launched, self._ahead = self._ahead or self._launch(), None
         self._choose_tokens(launched)
         if self._ahead is not None and self._recorded is not None:
-            has_set, live = self._recorded.has_set, [each for each in self._ahead.rows if not each.has_ended]
+            has_set, single = self._recorded.has_set, [each for each in self._ahead.rows if each.num_rows == 1]
+            live = [each for each in single if not each.has_ended]
             self._roll_back([each for each in live if not has_set(*self._slots[each], *each.last_token_ids)])
 
     def _launch(self) -> LaunchedPass:
@@ -206,24 +110,26 @@ class LiveBatch(Generic[CacheT]):
         return LaunchedPass(logits, rows, dict(zip(self._owners, drafts, strict=True)), is_recorded)
 
     def _look_ahead(self) -> None:
-        """Launch the next pass with the tokens that the device is choosing."""
+        """Launch the next pass with the tokens, and the moves of beams, that the device is choosing."""
         assert self._recorded is not None
+        if moved := [slot for slots in self._slots.values() if len(slots) > 1 for slot in slots]:
+            self._decoder.reorder(self._cache, moved, moved, self._recorded.moves(len(moved)))
+            self._moves.clear()
         logits = self._decoder.decode_step(self._cache, self._recorded.next_tokens[: len(self._owners)])
-        self._ahead = LaunchedPass(logits, {owner: [slot] for slot, owner in enumerate(self._owners)}, is_recorded=True)
+        rows: dict[LiveSequence, Sequence[int]] = {sequence: list(slots) for sequence, slots in self._slots.items()}
+        self._ahead = LaunchedPass(logits, rows, is_recorded=True)
 
     def _may_look_ahead(self) -> bool:
-        """Return True unless the next pass depends on the host, or would certainly be superfluous.
-
-        Beams move by the chosen tokens; a pass with adapters is not recorded.
-        """
-        is_plain = all(owner.num_rows == 1 and owner.request.adapter is None for owner in self._owners)
-        return is_plain and not all(owner.has_one_token_left for owner in self._owners)
+        """Return True unless the next pass is not recorded, as with adapters, or would certainly be superfluous."""
+        has_adapters = any(sequence.request.adapter is not None for sequence in self._slots)
+        return not has_adapters and not all(sequence.has_one_token_left for sequence in self._slots)
 
     def _roll_back(self, sequences: Sequence[LiveSequence]) -> None:
         """Remove `sequences` from the pass launched ahead."""
         for sequence in sequences:
             if self._ahead is not None and self._ahead.rows.pop(sequence, ()):
-                self._decoder.roll_back(self._cache, *self._slots[sequence])
+                for slot in self._slots[sequence]:
+                    self._decoder.roll_back(self._cache, slot)
                 self._ahead = self._ahead if self._ahead.rows else None
 
     def _drafts(self, sequences: Sequence[LiveSequence], can_draft: bool) -> list[Sequence[int]]:
@@ -278,26 +184,30 @@ class LiveBatch(Generic[CacheT]):
             choices = self._recorded.choose(logits, by_row, list(rows.values()), inputs, look_ahead)
         else:
             choices = choose_tokens(logits, by_row, list(rows.values()))
+        have_moved = launched.is_recorded and self._ahead is not None
         accepted: list[tuple[int, int]] = []  # slot and number of drafted tokens
         for sequence, chosen in zip(rows, choices, strict=True):
             parents = sequence.advance(chosen)
             if not sequence.has_ended:
                 slots = self._slots[sequence]
-                self._moves += [
-                    (slots[parent], to) for parent, to in zip(parents, slots, strict=True) if slots[parent] != to
-                ]
+                moves = [(slots[parent], to) for parent, to in zip(parents, slots, strict=True) if slots[parent] != to]
+                self._moves += [] if have_moved else moves
                 accepted += [(slot, sequence.num_accepted) for slot in slots if sequence.num_accepted]
         if accepted:
             self._decoder.accept(self._cache, *zip(*accepted, strict=True))
 
-    def _next_inputs(self, launched: LaunchedPass) -> list[int]:
-        """Return the row of `launched` that chooses the next token of each slot; of a slot without a row, ~token."""
-        inputs = [0] * len(self._owners)
+    def _next_inputs(self, launched: LaunchedPass) -> NextInputs:
+        """Return where each slot's next input comes from: a row of `launched`, or the host if it has none there."""
+        tokens, parents = [0] * len(self._owners), dict[int, Sequence[int]]()
+        continued = {target: source for source, target in self._moves}
         for sequence, slots in self._slots.items():
-            own = launched.rows.get(sequence) or [~token_id for token_id in sequence.last_token_ids]
+            rows = launched.rows.get(sequence)
+            own = rows or [~token_id for token_id in sequence.last_token_ids]
             for slot, row in zip(slots, own, strict=True):
-                inputs[slot] = row
-        return inputs
+                tokens[slot] = row
+                if len(slots) > 1:
+                    parents[slot] = slots if rows else [continued.get(slot, slot)]
+        return NextInputs(tokens, parents)
 
     def _move_beams(self, next_tokens: Sequence[int] | None = None) -> None:
         """Let slots continue the beams that their rows chose; a recorded step's `next_tokens` are loaded with them."""

@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from runners.decoder.batch import Decoder, LiveBatch, start_sequence
+from runners.decoder.batch import LiveBatch, start_sequence
+from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import GeneratedSequence, LiveSequence, SequenceRequest
 from runners.device_errors import exit_if_device_lost
 from runners.options import SchedulerLimits

@@ -150,7 +150,7 @@ class Florence2Decoder:
             return self._step(cache, places, self._max_positions)
 
         graphs = CudaGraphs(step, num_slots, self._max_positions, self._device, capture)
-        graphs.capture_all()
+        graphs.capture_all(self.rules.eos_token_ids)
         return graphs
 
     def prefill(

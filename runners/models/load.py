@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from runners.artifacts.manifest import Family, Precision
-from runners.decoder.batch import Decoder
+from runners.decoder.protocol import Decoder
 from runners.models.adapters import Adapters
 from runners.models.florence2 import Florence2Decoder
 from runners.models.paligemma import PaliGemmaDecoder

@@ -148,7 +148,7 @@ class PaliGemmaDecoder:
             return self._step(cache, TokenPlaces(token_ids[:, None], slots, positions, length))
 
         graphs = CudaGraphs(step, num_slots, self._max_positions, self._device, capture)
-        graphs.capture_all()
+        graphs.capture_all(self.rules.eos_token_ids)
         return graphs
 
     def prefill(

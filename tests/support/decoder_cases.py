@@ -14,7 +14,7 @@ from export.artifacts.decoder_weights import write_decoder_weights
 from export.checks.reference import Reference
 from export.scenes import render_scene, sample_scene
 from runners.artifacts.manifest import DECODER_FILE, GENERATION_CONFIG_FILE, Family, read_manifest
-from runners.decoder.batch import Decoder
+from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore

@@ -17,7 +17,8 @@ from export.scenes.scene import CANVAS_PX
 from export.training.data.examples import Language
 from export.training.models.trainee import FamilyParts, Trainee
 from runners.decoder.answers import to_written
-from runners.decoder.batch import Decoder, generate_all
+from runners.decoder.batch import generate_all
+from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import WrittenSequence
 from runners.decoder.sequences import SequenceRequest
 from runners.models.bart import Bart

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 from weakref import finalize
@@ -16,17 +17,22 @@ from torch.utils._pytree import tree_leaves
 from export.gpu_check.choices import random_batch
 from runners.cuda_graphs.choice import (
     KINDS,
-    MAX_BANNED,
-    MAX_CANDIDATES,
     MAX_RESULTS,
     ChoiceKind,
-    PackedConditions,
     choice_bytes,
-    fits,
+    choose,
     has_wider_nucleus,
+    next_moves,
+    next_tokens,
     unpack,
 )
+from runners.cuda_graphs.conditions import MAX_BANNED, MAX_CANDIDATES, NextInputs, PackedConditions, fits
+from runners.decoder.beams import BeamSequence
+from runners.decoder.sequences import SequenceRequest
+from runners.tokens.constraints import Constraints
 from runners.tokens.token_choice import Choice, RowConditions, choose_tokens
+from tests.support.fake_decoder import FAKE_RULES, FAKE_TOKENIZER
+from tests.support.token_choices import advance
 
 DEVICE = torch.device("cpu")
 MAX_ROWS = 9
@@ -40,8 +46,8 @@ def recorded(
 ) -> list[list[Choice]]:
     """Return what a recorded step chooses, with as many rows in its buffers as there may be."""
     packed = PackedConditions(MAX_ROWS, logits.shape[1], DEVICE)
-    packed.write([*conditions])
-    results = packed.choose(logits, kind or ChoiceKind.of(conditions)).tolist()
+    packed.write(conditions, sequences, NextInputs(()))
+    results = choose(packed, logits, kind or ChoiceKind.of(conditions)).numpy()
     assert not has_wider_nucleus(results, range(len(results)))
     assert len(results[0]) <= MAX_RESULTS
     return unpack(results, conditions, sequences)
@@ -103,8 +109,8 @@ def test_a_nucleus_wider_than_the_usual_one_is_reported() -> None:
         ([wide, wide, wide], True),
         ([RowConditions(), wide, RowConditions(top_p=0.9)], False),
     ):
-        packed.write(conditions)
-        results = packed.choose(logits, ChoiceKind(True, False)).tolist()
+        packed.write(conditions, [[0], [1], [2]], NextInputs(()))
+        results = choose(packed, logits, ChoiceKind(True, False)).numpy()
         assert has_wider_nucleus(results, range(len(results))) is is_wider
 
 
@@ -113,10 +119,44 @@ def test_conditions_of_an_earlier_step_are_overwritten() -> None:
     strict = RowConditions(forced=3, temperature=2.0, uniform=0.9, beam_score=-3.0, num_candidates=4)
     mask = RowConditions(allowed=np.zeros(7, np.uint8), banned=(1, 2, 3))
     plain = RowConditions()
-    packed.write([strict, mask])
-    packed.write([plain, plain])
-    found = packed.choose(logits, ChoiceKind(True, True)).tolist()
-    assert unpack(found, [plain] * 2, [[0], [1]]) == choose_tokens(logits, [plain] * 2, [[0], [1]])
+    rows, kind = [[0], [1]], ChoiceKind(True, True)
+    packed.write([strict, mask], rows, NextInputs([1, 1], {0: [1, 0], 1: [1, 0]}))
+    packed.write([plain, plain], rows, NextInputs([1, ~7]))
+    found = choose(packed, logits, kind)
+    assert unpack(found.numpy(), [plain] * 2, rows) == choose_tokens(logits, [plain] * 2, rows)
+    assert next_tokens(packed, found, kind, torch.tensor([2])).tolist() == [int(found[1, 0]), 7]
+
+
+@pytest.mark.parametrize("end_token_ids", [{2}, {2, 5}], ids=["one end token", "two end tokens"])
+def test_beams_continue_on_the_device_as_the_host_decides(end_token_ids: set[int]) -> None:
+    """Until a search ends: with end tokens among the best, too few candidates, forced tokens and slots out of order."""
+    random, generator, size = Random(len(end_token_ids)), torch.Generator().manual_seed(0), 24
+    rules = replace(FAKE_RULES, eos_token_ids=frozenset(end_token_ids), forced_bos_token_id=7, no_repeat_ngram_size=2)
+    grammars = Constraints(FAKE_TOKENIZER, end_token_ids)
+    constraints = [None, grammars.get("start: /[b-f]{1,9}/"), grammars.get('start: "f" ("abcde" | "abdce")')]
+    num_compared, num_with_copies = 0, 0
+    while num_compared < 400:
+        request = SequenceRequest(torch.zeros(1, 1), (3,), 12, num_beams=3, constraint=random.choice(constraints))
+        sequence, slots = BeamSequence(request, rules), random.sample(range(MAX_ROWS), 3)
+        advance(sequence, torch.randn(1, size, generator=generator))
+        while not sequence.has_ended:
+            logits, conditions = torch.randn(4, size, generator=generator), [RowConditions(), *sequence.conditions()]
+            logits[:, 2] += 1.5
+            tokens = [~9] * MAX_ROWS
+            for row, slot in enumerate(slots, 1):
+                tokens[slot] = row
+            packed = PackedConditions(MAX_ROWS, size, DEVICE)
+            packed.write(conditions, [[0], [1, 2, 3]], NextInputs(tokens, dict.fromkeys(slots, slots)))
+            kind, ends = ChoiceKind.of(conditions), torch.tensor(sorted(end_token_ids))
+            results = choose(packed, torch.cat([logits, torch.zeros(MAX_ROWS - 4, size)]), kind)
+            parents = sequence.advance(unpack(results.numpy(), conditions, [[1, 2, 3]])[0])
+            if not sequence.has_ended:
+                assert next_tokens(packed, results, kind, ends)[slots].tolist() == sequence.last_token_ids
+                moves = next_moves(packed, results, ends)[:, :3].tolist()
+                assert moves == [[slots[parent] for parent in parents], slots]
+                num_compared += 1
+                num_with_copies += sequence.beams[2].score < -1e8
+    assert num_with_copies > 20
 
 
 class PeakMemory(TorchDispatchMode):
@@ -147,9 +187,9 @@ class PeakMemory(TorchDispatchMode):
 def test_a_choice_takes_no_more_memory_than_is_counted_for_it(kind: ChoiceKind) -> None:
     num_rows, num_tokens = MAX_ROWS, 50_000
     packed, logits = PackedConditions(num_rows, num_tokens, DEVICE), torch.zeros(num_rows, num_tokens)
-    packed.write([RowConditions()] * num_rows)
+    packed.write([RowConditions()] * num_rows, [[row] for row in range(num_rows)], NextInputs(()))
     with PeakMemory() as memory:
-        packed.choose(logits, kind)
+        choose(packed, logits, kind)
     counted = num_rows * choice_bytes(num_tokens)
     kept = 2 * logits.nbytes  # those of the last step, and those that tokens were last drawn from
     assert counted / 2 < memory.peak_bytes + kept + packed.num_bytes <= counted

@@ -88,11 +88,11 @@ class WaitingDecoder(GraphDecoder):
 
 
 def mixed_requests(case: Case, num: int) -> list[SequenceRequest]:
-    """Return greedy, sampled and constrained requests, and a few with beams, of different lengths."""
+    """Return greedy, sampled and constrained requests, and some with beams, of different lengths."""
     words = case.decoder.constraints.get("start: /[a-z <>_0-9]{0,60}/")
     requests = []
     for index in range(num):
-        request = case.request(index, 1 + index * 7 % 30, 2 if index % 11 == 5 else 1)
+        request = case.request(index, 1 + index * 7 % 30, {2: 3, 5: 2}.get(index % 8, 1))
         if index % 4 == 1 and request.num_beams == 1:
             # The nucleus of the flattest is wider than the usual one.
             temperature, top_p = [(0.9, 0.8), (40.0, 0.95), (1.0, 1.0)][index % 3]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from runners.artifacts.manifest import read_manifest
-from runners.decoder.batch import Decoder
 from runners.decoder.kv_cache import KeyValueCache
+from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from runners.tokens.errors import SequenceTooLong

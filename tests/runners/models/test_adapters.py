@@ -13,7 +13,8 @@ from export.bench.drafts import asked, generate, generate_without_drafts
 from export.checks.reference import Reference
 from runners.artifacts.manifest import DECODER_FILE, Precision, read_manifest
 from runners.artifacts.peft_adapter import read_adapter
-from runners.decoder.batch import Decoder, generate_all
+from runners.decoder.batch import generate_all
+from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder

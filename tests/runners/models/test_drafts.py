@@ -13,7 +13,7 @@ from export.bench.drafts import Asked, asked, generate, generate_without_drafts
 from export.checkpoints.jobs import CATALOG_FILE
 from export.checks.reference import Reference
 from runners.artifacts.manifest import read_manifest
-from runners.decoder.batch import Decoder
+from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import GeneratedSequence
 from runners.encoder.session import VisionEncoder
 from runners.models.load import load_decoder
