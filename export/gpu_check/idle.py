@@ -18,6 +18,11 @@ from runners.tokens.token_choice import Choice
 
 _ROWS = (1, 16, 64)
 _NUM_STEPS = 48
+_KINDS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "constrained": {"grammar": "start: /(?s:.)*/"},
+    "of 3 beams": {"num_beams": 3},
+}
 
 
 class Mark(Protocol):
@@ -98,14 +103,15 @@ def _cuda_mark() -> Mark:
 
 
 def check_idle(model: Model, device: Device, aim: float) -> Verdict:
-    """Measure the idle share of steps by their rows, greedy and constrained; the aim is that of 16 greedy rows."""
+    """Measure the idle share of steps by their rows and kind; the aim is that of 16 greedy rows."""
     decoder = model.decoder(device)
     make_endless(decoder)
     measured = {}
-    for name, options in (("greedy", {}), ("constrained", {"grammar": "start: /(?s:.)*/"})):
+    for name, options in _KINDS.items():
         for num_rows in _ROWS:
             marked: Any = MarkedDecoder(decoder, _cuda_mark)
-            batch = admitted(marked, model, device, [options] * num_rows, _NUM_STEPS)
+            num_sequences = max(1, num_rows // options.get("num_beams", 1))
+            batch = admitted(marked, model, device, [options] * num_sequences, _NUM_STEPS)
             marked.marks.clear()
             for _ in range(_NUM_STEPS):
                 batch.step()

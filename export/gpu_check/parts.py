@@ -88,12 +88,13 @@ def requests(
 def admitted(
     decoder: Decoder[Any], model: Model, device: Device, options: Sequence[dict[str, Any]], num_steps: int
 ) -> LiveBatch[Any]:
-    """Return a batch with a row for each of `options`, after the first of its more than `num_steps` steps."""
+    """Return a batch with a sequence for each of `options`, after the first of its more than `num_steps` steps."""
     wanted: list[SequenceRequest] = []
     for each in options:
         wanted += requests(decoder, [model.features(device)], num_steps + 4, **each)
-    batch = LiveBatch(decoder, len(options))
-    batch.admit([start_sequence(request, decoder.rules) for request in wanted])
+    sequences = [start_sequence(request, decoder.rules) for request in wanted]
+    batch = LiveBatch(decoder, sum(sequence.num_rows for sequence in sequences))
+    batch.admit(sequences)
     batch.step()
     return batch
 
