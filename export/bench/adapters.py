@@ -53,10 +53,8 @@ def measure(decoder: Decoder[Any], request: SequenceRequest, by_row: Sequence[st
     """Return the median times of steps of the base and of the adapters, and their ratio."""
     caches = {name: decoder.new_cache(len(by_row)) for name in ("base", "adapters")}
     token_ids, times = torch.full((len(by_row),), 5), {name: list[float]() for name in caches}
-    for cache in caches.values():  # one prefill for all rows: at this width it takes longer than all steps
-        decoder.prefill(cache, [request], 0)
-        others = range(1, len(by_row))
-        decoder.copy(cache, [0] * len(others), others)
+    for cache in caches.values():
+        decoder.prefill(cache, [request] * len(by_row), 0)
     caches["adapters"].adapters[:] = by_row
     for _ in range(_NUM_WARM_UP + _NUM_STEPS):
         for name, cache in caches.items():

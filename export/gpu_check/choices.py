@@ -27,7 +27,7 @@ def check_choices(model: Model, device: Device) -> Verdict:
     num_tokens = model.decoder("cpu").num_tokens
     logits = torch.empty(_NUM_ROWS, num_tokens, device=device)
     capture = capture_cuda_graph if device == "cuda" else _computed
-    graphs = CudaGraphs(lambda ids, _: logits[: len(ids)], _NUM_ROWS, _NUM_POSITIONS, logits.device, capture)
+    graphs = CudaGraphs(lambda ids, *_: logits[: len(ids)], _NUM_ROWS, _NUM_POSITIONS, logits.device, capture)
     graphs.capture_all([_END_TOKEN_ID])
     random, own, expected = Random(0), list[Choice](), list[Choice]()
     for _ in range(_NUM_STEPS):

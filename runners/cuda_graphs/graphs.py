@@ -6,7 +6,7 @@ a bucket; the excess consists of free slots and masked positions. All buckets ar
 capture stops every kernel of the process, and takes memory. On a CPU steps run eagerly in their own shapes.
 
     load      next tokens to the device, unless it has chosen them itself: 1 transfer or none
-    logits    a graph for each number of rows and length: the step of the model
+    logits    a graph for each number of rows and length, and of beams also of prefixes: the step of the model
     choose    conditions to the device: 1 transfer; a graph for each number of rows and kind: the choice of tokens, and
               of beams also which of them each slot continues; results to the host: 1 transfer, which alone waits, after
               the next step of the model has been launched
@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
+from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 _SHORTEST = 64  # positions of the smallest bucket; each is four times the one before, as masked positions cost little
 
-Step = Callable[[Tensor, int], Tensor]  # token ids (B,) and length -> logits (B, V)
+Step = Callable[[Tensor, int, int], Tensor]  # token ids (B,), length, number of shared prefixes -> logits (B, V)
 Capture = Callable[[Callable[[], Tensor]], "CudaGraph"]
 
 
@@ -80,10 +81,16 @@ class _NoEvent:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """The shape of a captured step: its rows, and the positions that it reads of each slot."""
+    """The shape of a captured step: its rows, the positions that it reads of each slot, and the prefixes."""
 
     num_rows: int
     length: int
+    num_prefixes: int = 0  # that beams share; 0: each row has its own, of its number
+
+    def holds(self, num_rows: int, length: int, num_prefixes: int) -> bool:
+        """Return True if a step of that size fits."""
+        has_room = self.num_rows >= num_rows and self.length >= length and self.num_prefixes >= num_prefixes
+        return has_room and bool(self.num_prefixes) == bool(num_prefixes)
 
 
 def row_counts(num_slots: int) -> list[int]:
@@ -92,13 +99,23 @@ def row_counts(num_slots: int) -> list[int]:
     return sorted({num_slots, *(power for power in powers if power < num_slots)}, reverse=True)
 
 
-def buckets(num_slots: int, num_positions: int) -> list[Bucket]:
-    """Return all buckets of a cache, the largest first."""
+def shared_prefixes(num_slots: int, num_beams: int) -> list[tuple[int, int]]:
+    """Return the numbers of rows and prefixes of steps in which beams share prefixes.
+
+    With a checkpoint's own number of beams, as few prefixes are read as rows need; any mixture fits the largest step.
+    """
+    counts = {(num, -(-num // num_beams)) for num in row_counts(num_slots) if 1 < num_beams <= num}
+    return sorted({(num_slots, num_slots), *counts}, reverse=True)
+
+
+def buckets(num_slots: int, num_positions: int, shared: Sequence[tuple[int, int]] = ()) -> list[Bucket]:
+    """Return all buckets of a cache, the largest first; `shared` are those of `shared_prefixes`."""
     lengths, length = {num_positions}, _SHORTEST
     while length < num_positions:
         lengths.add(length)
         length *= 4
-    return [Bucket(*sizes) for sizes in product(row_counts(num_slots), sorted(lengths, reverse=True))]
+    sizes = sorted([*((num, 0) for num in row_counts(num_slots)), *shared], reverse=True)
+    return [Bucket(num, length, prefixes) for num, prefixes in sizes for length in sorted(lengths, reverse=True)]
 
 
 class CudaGraphs:
@@ -145,15 +162,18 @@ class CudaGraphs:
         """Return True if the last choice has set the next token of `slot`, which is no beam's, to `token_id`."""
         return self._known[slot] == token_id
 
-    def capture_all(self, end_token_ids: Iterable[int]) -> None:
-        """Capture all steps and choices while no slot is in use; log a failure, after which the others run eagerly."""
+    def capture_all(self, end_token_ids: Iterable[int], shared: Sequence[tuple[int, int]] = ()) -> None:
+        """Capture all steps and choices while no slot is in use; log a failure, after which the others run eagerly.
+
+        `shared` are those of `shared_prefixes`, in a model whose beams share prefixes.
+        """
         name = "logits"
         try:
             self._end_token_ids = torch.tensor(sorted(end_token_ids), device=self._device)
-            self._logits = torch.empty_like(self._step(self._inputs[0], self._num_positions))  # (slots, V)
+            self._logits = torch.empty_like(self._step(self._inputs[0], self._num_positions, 0))  # (slots, V)
             self._sampled_logits = torch.empty_like(self._logits)  # those that tokens were last drawn from
             self._conditions = PackedConditions(self._num_slots, self._logits.shape[1], self._device)
-            for bucket in buckets(self._num_slots, self._num_positions):
+            for bucket in buckets(self._num_slots, self._num_positions, shared):
                 name = f"a step of {bucket.num_rows} rows of {bucket.length} positions"
                 self._steps[bucket] = self._capture(partial(self._store_logits, bucket))
             for num_rows, kind in product(row_counts(self._num_slots), KINDS):
@@ -164,7 +184,8 @@ class CudaGraphs:
 
     def _store_logits(self, bucket: Bucket) -> Tensor:
         """Compute a step's logits into the memory that all steps share, from which tokens are chosen."""
-        return self._logits[: bucket.num_rows].copy_(self._step(self._inputs[0, : bucket.num_rows], bucket.length))
+        token_ids = self._inputs[0, : bucket.num_rows]
+        return self._logits[: bucket.num_rows].copy_(self._step(token_ids, bucket.length, bucket.num_prefixes))
 
     def _store_choice(self, num_rows: int, kind: ChoiceKind) -> Tensor:
         """Choose tokens, which are the inputs of the next step unless `load` sets others; return the results."""
@@ -188,19 +209,19 @@ class CudaGraphs:
             self._known, self._is_loading = list(token_ids), True
         return self.moves(len(moves))
 
-    def logits(self, token_ids: Tensor, length: int) -> Tensor:
+    def logits(self, token_ids: Tensor, length: int, num_prefixes: int = 0) -> Tensor:
         """Return the logits (B, V) after `token_ids` (B,) of slots 0 to B - 1; the next call overwrites them.
 
         `token_ids` are loaded unless they are `next_tokens`; `length` counts them. A slot without a free position,
-        whose sequence ends with the token before, gets its last one overwritten.
+        whose sequence ends with the token before, gets its last one overwritten. `num_prefixes`: that rows share.
         """
         num_rows, length = len(token_ids), min(length, self._num_positions)
         if token_ids.data_ptr() != self._inputs.data_ptr():
             self.load(token_ids.tolist())
-        fitting = (bucket for bucket in self._steps if bucket.num_rows >= num_rows and bucket.length >= length)
-        smallest = min(fitting, key=lambda bucket: (bucket.num_rows, bucket.length), default=None)
+        fitting = (bucket for bucket in self._steps if bucket.holds(num_rows, length, num_prefixes))
+        smallest = min(fitting, key=attrgetter("num_rows", "num_prefixes", "length"), default=None)
         if smallest is None:
-            return self._step(self._inputs[0, :num_rows], length)
+            return self._step(self._inputs[0, :num_rows], length, num_prefixes)
         self._steps[smallest].replay()
         return self._logits[:num_rows]
 

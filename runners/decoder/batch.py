@@ -68,10 +68,10 @@ class LiveBatch(Generic[CacheT]):
     @torch.inference_mode()
     def admit(self, sequences: Sequence[LiveSequence]) -> None:
         """Prefill sequences into free slots and choose their first tokens."""
-        drafts = self._drafts(sequences, self._decoder.can_draft_first)
-        logits = self._decoder.prefill(self._cache, [s.request for s in sequences], len(self._owners), drafts)
-        for sequence in sequences:
+        drafts, first_slot = self._drafts(sequences, self._decoder.can_draft_first), len(self._owners)
+        for sequence in sequences:  # before what may fail, so that they are freed with the sequence
             self._slots[sequence] = [self._take_slot(sequence)]
+        logits = self._decoder.prefill(self._cache, [s.request for s in sequences], first_slot, drafts)
         rows: dict[LiveSequence, Sequence[int]] = dict(zip(sequences, rows_of(drafts), strict=True))
         for sequence in sequences:
             self._add_beam_slots(sequence)
@@ -168,9 +168,9 @@ class LiveBatch(Generic[CacheT]):
         """Give a sequence with several rows its other slots, as copies of the first."""
         slots = self._slots[sequence]
         others = [self._take_slot(sequence) for _ in range(sequence.num_rows - 1)]
-        slots.extend(others)  # before what may fail, so that they are freed with the sequence
+        slots.extend(others)
         if others:
-            self._decoder.copy(self._cache, slots[:1] * len(others), others)
+            self._decoder.add_beams(self._cache, slots[0], others)
 
     def _choose_tokens(self, launched: LaunchedPass) -> None:
         """Choose the next token of each row of each sequence of a pass."""
@@ -225,8 +225,8 @@ class LiveBatch(Generic[CacheT]):
         if sequence.error is not None:
             self._decoder.clear(self._cache, slot)
         owner = self._owners.pop()
+        self._decoder.free(self._cache, slot, last)
         if slot != last:
-            self._decoder.copy(self._cache, [last], [slot])
             if self._ahead is not None and owner in self._ahead.rows:
                 self._decoder.roll_back(self._cache, last)  # what the pass has written there too: it may be NaN
             self._owners[slot] = owner

@@ -94,16 +94,21 @@ class Decoder(Protocol[CacheT]):
         """Zero a slot, so that its NaN cannot propagate into the next sequence."""
         ...
 
-    def copy(self, cache: CacheT, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy the slots `sources` to the slots `targets`, pairwise; all are read before any is written."""
+    def add_beams(self, cache: CacheT, source: int, targets: Sequence[int]) -> None:
+        """Let `targets`, free slots, continue the sequence in `source` as its other beams."""
+        ...
+
+    def free(self, cache: CacheT, slot: int, last: int) -> None:
+        """Free a slot; the sequence in `last`, the last slot in use, moves there."""
         ...
 
     def reorder(
         self, cache: CacheT, sources: Sequence[int], targets: Sequence[int], on_device: Tensor | None = None
     ) -> None:
-        """Like `copy`, for beams of one sequence: only generated tokens need to be copied.
+        """Copy the generated tokens of `sources` to `targets`, pairwise; all are read before any is written.
 
-        `on_device` are sources and targets (2, M) on the decoder's device, which need not be copied there.
+        The slots are beams of the same sequences. `on_device` are sources and targets (2, M) on the decoder's device,
+        which need not be copied there.
         """
         ...
 

@@ -1,7 +1,8 @@
 """BART as Florence-2 uses it: the text encoder once, then decode steps over the slots of a key-value cache.
 
 Equivalent to transformers' BartModel (models/bart/modeling_bart.py: post-norm, positions start at 2).
-Shapes: B batch, S image and prompt, T tokens of a step, C hidden, A heads, D head size, V vocabulary.
+Shapes: B batch, S image and prompt (of a decode step: prefixes), W rows of a prefix, P positions attended to, T tokens
+of a step, C hidden, A heads, D head size, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch.nn.functional import gelu
 
 from runners.decoder.drafts import TokenPlaces
 from runners.decoder.kv_cache import KeyValueCache
+from runners.decoder.prefixes import PrefixReads
 from runners.models.layers import LayerNorm, attend, merge_heads, split_heads, split_parts
 from runners.models.linear import Linear
 from runners.models.weights import DecoderWeights
@@ -96,8 +98,9 @@ class BartAttentionMetadata:
 
     places: TokenPlaces
     rows: Tensor  # (B, 1) of the current tokens in the cache
+    prefixes: PrefixReads
     decoded_mask: Tensor  # (B, 1, T, P) of self-attention, over the longest sequence with the current tokens
-    prefix_mask: Tensor  # (B, 1, 1, P) of cross-attention, over the longest image and prompt
+    prefix_mask: Tensor  # (S, 1, 1, P) of cross-attention, over the longest image and prompt
 
 
 class Bart:
@@ -164,7 +167,13 @@ class Bart:
         metadata: BartAttentionMetadata,
         cache: KeyValueCache,
     ) -> Tensor:
-        keys, values = cache.read(index, metadata.places.slots, metadata.prefix_mask.shape[-1])
+        reads = metadata.prefixes
+        keys, values = cache.read(index, reads.prefixes, metadata.prefix_mask.shape[-1])
         queries = split_heads(cross.q(hidden_states), self.head_size)
-        attended = merge_heads(attend(queries, keys, values, metadata.prefix_mask, self.head_size**-0.5))
-        return cross.norm(hidden_states + cross.out(attended))
+        if reads.rows is not None:  # (S, W, A, T, D): the rows of a prefix are positions of one product
+            queries = queries[reads.rows].transpose(1, 2).flatten(2, 3)
+        attended = attend(queries, keys, values, metadata.prefix_mask, self.head_size**-0.5)
+        if reads.places is not None:
+            by_place = attended.view(*attended.shape[:2], -1, *hidden_states.shape[1:2], self.head_size)
+            attended = by_place.transpose(1, 2).flatten(0, 1)[reads.places]  # (B, A, T, D)
+        return cross.norm(hidden_states + cross.out(merge_heads(attended)))

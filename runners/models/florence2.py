@@ -14,9 +14,11 @@ from torch import Tensor
 from transformers import BartConfig
 
 from runners.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Precision, read_config
-from runners.cuda_graphs.graphs import Capture, CudaGraphs, capture_cuda_graph
+from runners.cuda_graphs.conditions import MAX_BEAMS
+from runners.cuda_graphs.graphs import Capture, CudaGraphs, capture_cuda_graph, shared_prefixes
 from runners.decoder.drafts import DraftedPass, PromptWords, TokenPlaces
 from runners.decoder.kv_cache import CacheShape, KeyValueCache, SlotLengths
+from runners.decoder.prefixes import PrefixReads, PrefixTable
 from runners.decoder.sequences import SequenceRequest
 from runners.models.adapters import Adapters, copy_adapters
 from runners.models.bart import Bart, BartAttentionMetadata
@@ -30,11 +32,12 @@ from runners.tokens.tokenizer import PromptTokenizer, Segments, TextStream
 
 @dataclass(slots=True)
 class Florence2Cache:
-    """The state of all sequences, by slot."""
+    """The state of all sequences, by slot; of image and prompt, by the prefix that a slot reads."""
 
-    cross_attention: KeyValueCache  # of image and prompt
+    prefixes: PrefixTable
+    cross_attention: KeyValueCache  # of image and prompt, by prefix
     self_attention: KeyValueCache  # of start token and answer
-    num_prefix_tokens: SlotLengths  # image and prompt
+    num_prefix_tokens: SlotLengths  # image and prompt, by prefix
     num_decoded_tokens: SlotLengths  # start token and answer
     adapters: list[str | None]  # of each slot
     graphs: CudaGraphs | None = None  # on a GPU only
@@ -122,7 +125,8 @@ class Florence2Decoder:
         dtype, shape = self._bart.embeddings.dtype, self._cache_shape(num_slots)
         cross, own = (KeyValueCache(shape, dtype, self._device) for _ in range(2))
         prefixes, decoded = (SlotLengths(num_slots, self._device) for _ in range(2))
-        cache = Florence2Cache(cross, own, prefixes, decoded, [None] * num_slots)
+        table = PrefixTable(num_slots, self._device)
+        cache = Florence2Cache(table, cross, own, prefixes, decoded, [None] * num_slots)
         if self._device.type == "cuda":
             cache.graphs = self.cuda_graphs(cache, num_slots, capture_cuda_graph)
         return cache
@@ -143,14 +147,17 @@ class Florence2Decoder:
     def cuda_graphs(self, cache: Florence2Cache, num_slots: int, capture: Capture) -> CudaGraphs:
         """Capture the graphs of the decode steps of `cache`, which read all positions of image and prompt."""
 
-        def step(token_ids: Tensor, length: int) -> Tensor:
+        def step(token_ids: Tensor, length: int, num_prefixes: int) -> Tensor:
             slots = slice(0, len(token_ids))
             positions = cache.num_decoded_tokens.on_device[slots, None].clamp(max=length - 1)
             places = TokenPlaces(token_ids[:, None], slots, positions, length)
-            return self._step(cache, places, self._max_positions)
+            reads = PrefixReads(slots)
+            if num_prefixes:
+                reads = cache.prefixes.grouped(len(token_ids), num_prefixes, MAX_BEAMS)
+            return self._step(cache, places, reads, self._max_positions)
 
         graphs = CudaGraphs(step, num_slots, self._max_positions, self._device, capture)
-        graphs.capture_all(self.rules.eos_token_ids)
+        graphs.capture_all(self.rules.eos_token_ids, shared_prefixes(num_slots, self.rules.num_beams))
         return graphs
 
     def prefill(
@@ -171,23 +178,27 @@ class Florence2Decoder:
         cache.adapters[slots] = [request.adapter for request in requests]
         self._adapters.select(cache.adapters[slots])
         prefix_mask = as_bias(is_prefix, inputs_embeds.dtype)
+        prefixes = cache.prefixes.add(numbers)
         for layer, keys_and_values in enumerate(self._bart.encode(inputs_embeds, prefix_mask)):
-            cache.cross_attention.write_prefix(layer, slots, keys_and_values)
-        cache.num_prefix_tokens.set(numbers, prefix_lengths(requests))
+            cache.cross_attention.write_prefix(layer, slice(prefixes.start, prefixes.stop), keys_and_values)
+        cache.num_prefix_tokens.set(prefixes, prefix_lengths(requests))
         cache.num_decoded_tokens.set(numbers, [0] * len(requests))
         start = [self._start_token_id] * len(requests)
         return self.decode_drafts(cache, DraftedPass(first_slot, start, drafts or [()] * len(requests)))
 
     def decode_step(self, cache: Florence2Cache, token_ids: Tensor) -> Tensor:
         """Process `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
-        slots, decoded = slice(0, len(token_ids)), cache.num_decoded_tokens
+        slots, decoded, prefixes = slice(0, len(token_ids)), cache.num_decoded_tokens, cache.prefixes
         length = max(decoded.of(range(len(token_ids)))) + 1
-        if cache.graphs is None or any(cache.adapters[slots]):  # captured steps have no adapters
+        # Captured steps have no adapters, and room for so many beams.
+        if cache.graphs is None or any(cache.adapters[slots]) or prefixes.width > MAX_BEAMS:
             positions = decoded.on_device[slots, None]
             places = TokenPlaces(token_ids.to(self._device)[:, None], slots, positions, length)
-            logits = self._step(cache, places, max(cache.num_prefix_tokens.of(range(len(token_ids)))))
+            reads, num_prefix_tokens = prefixes.reads(slots), cache.num_prefix_tokens.of(range(prefixes.num_prefixes))
+            logits = self._step(cache, places, reads, max(num_prefix_tokens))
         else:
-            logits = cache.graphs.logits(token_ids, length)
+            num_grouped = 0 if prefixes.own(slots) == slots else prefixes.num_prefixes
+            logits = cache.graphs.logits(token_ids, length, num_grouped)
         decoded.increment(len(token_ids))
         return logits
 
@@ -198,7 +209,8 @@ class Florence2Decoder:
     def decode_drafts(self, cache: Florence2Cache, tokens: DraftedPass) -> Tensor:
         """Process certain tokens and drafts; return the logits (B * T, V) after each of them."""
         places = tokens.places(cache.num_decoded_tokens)
-        logits = self._step(cache, places, max(cache.num_prefix_tokens.of(tokens.slots)))
+        num_prefix_tokens = cache.num_prefix_tokens.of(cache.prefixes.of(slot) for slot in tokens.slots)
+        logits = self._step(cache, places, cache.prefixes.reads(places.slots), max(num_prefix_tokens))
         cache.num_decoded_tokens.add(tokens.slots, [1] * len(tokens.slots))
         return logits
 
@@ -213,15 +225,29 @@ class Florence2Decoder:
         cache.self_attention.clear(slot, slice(position, position + 1))
 
     def clear(self, cache: Florence2Cache, slot: int) -> None:
-        cache.cross_attention.clear(slot)
+        cache.cross_attention.clear(cache.prefixes.of(slot))
         cache.self_attention.clear(slot)
 
-    def copy(self, cache: Florence2Cache, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy the slots `sources` to the slots `targets`, pairwise; all are read before any is written."""
-        cache.cross_attention.copy(sources, targets, slice(0, max(cache.num_prefix_tokens.of(sources))))
+    def add_beams(self, cache: Florence2Cache, source: int, targets: Sequence[int]) -> None:
+        """Copy the slot `source` to `targets`; all read the same image and prompt."""
+        cache.prefixes.share(source, targets)
+        self._copy(cache, [source] * len(targets), targets)
+
+    def free(self, cache: Florence2Cache, slot: int, last: int) -> None:
+        """Free a slot and, if it is the only one that reads its image and prompt, their memory."""
+        moved = cache.prefixes.release(slot)
+        if moved is not None:
+            source, target = [moved[0]], [moved[1]]
+            cache.cross_attention.copy(source, target, slice(0, *cache.num_prefix_tokens.of(source)))
+            cache.num_prefix_tokens.copy(source, target)
+        if slot != last:
+            cache.prefixes.move(last, slot)
+            self._copy(cache, [last], [slot])
+
+    def _copy(self, cache: Florence2Cache, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy what slots have of their own, pairwise."""
         self.reorder(cache, sources, targets)
-        for lengths in (cache.num_prefix_tokens, cache.num_decoded_tokens):
-            lengths.copy(sources, targets)
+        cache.num_decoded_tokens.copy(sources, targets)
         copy_adapters(cache.adapters, sources, targets)
 
     def reorder(
@@ -231,20 +257,20 @@ class Florence2Decoder:
         targets: Sequence[int],
         on_device: Tensor | None = None,
     ) -> None:
-        """Like `copy`, for beams of one sequence: only generated tokens are copied."""
+        """Copy the generated tokens of beams to others of the same sequences, pairwise."""
         decoded = slice(0, max(cache.num_decoded_tokens.of(sources)))
         cache.self_attention.copy(sources, targets, decoded, on_device)
 
-    def _step(self, cache: Florence2Cache, places: TokenPlaces, num_prefix_tokens: int) -> Tensor:
+    def _step(self, cache: Florence2Cache, places: TokenPlaces, reads: PrefixReads, num_prefix_tokens: int) -> Tensor:
         """Process tokens; return the logits (B * T, V) of each next token.
 
         `num_prefix_tokens`: of the longest image and prompt. Of a free slot the first prefix position is unmasked, as a
         mask without any position would give NaN.
         """
-        ends = cache.num_prefix_tokens.on_device[places.slots, None].clamp(min=1)
+        ends = cache.num_prefix_tokens.on_device[reads.prefixes, None].clamp(min=1)
         masks = _is_before(places.positions + 1, places.length), _is_before(ends, num_prefix_tokens)
         dtype = self._bart.embeddings.dtype
-        metadata = BartAttentionMetadata(places, places.rows(), *(as_bias(mask, dtype) for mask in masks))
+        metadata = BartAttentionMetadata(places, places.rows(), reads, *(as_bias(mask, dtype) for mask in masks))
         self._adapters.select(cache.adapters[places.slots])
         return self._bart.decode_step(metadata, cache.self_attention, cache.cross_attention)
 

@@ -142,7 +142,7 @@ class PaliGemmaDecoder:
     def cuda_graphs(self, cache: PaliGemmaCache, num_slots: int, capture: Capture) -> CudaGraphs:
         """Capture the graphs of the decode steps of `cache`."""
 
-        def step(token_ids: Tensor, length: int) -> Tensor:
+        def step(token_ids: Tensor, length: int, _num_prefixes: int) -> Tensor:
             slots = slice(0, len(token_ids))
             positions = cache.num_tokens.on_device[slots, None].clamp(max=length - 1)
             return self._step(cache, TokenPlaces(token_ids[:, None], slots, positions, length))
@@ -213,8 +213,17 @@ class PaliGemmaDecoder:
     def clear(self, cache: PaliGemmaCache, slot: int) -> None:
         cache.self_attention.clear(slot)
 
-    def copy(self, cache: PaliGemmaCache, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy the slots `sources` to the slots `targets`, pairwise; all are read before any is written."""
+    def add_beams(self, cache: PaliGemmaCache, source: int, targets: Sequence[int]) -> None:
+        """Copy the slot `source` to `targets`: image, prompt and answer are positions of one attention."""
+        self._copy(cache, [source] * len(targets), targets)
+
+    def free(self, cache: PaliGemmaCache, slot: int, last: int) -> None:
+        """Free a slot; the sequence in `last` moves there."""
+        if slot != last:
+            self._copy(cache, [last], [slot])
+
+    def _copy(self, cache: PaliGemmaCache, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy slots, pairwise."""
         cache.self_attention.copy(sources, targets, slice(0, max(cache.num_tokens.of(sources))))
         for lengths in (cache.num_prefix_tokens, cache.num_tokens):
             lengths.copy(sources, targets)
@@ -227,7 +236,7 @@ class PaliGemmaDecoder:
         targets: Sequence[int],
         on_device: Tensor | None = None,
     ) -> None:
-        """Like `copy`, for beams of one sequence: only generated tokens are copied."""
+        """Copy the generated tokens of beams to others of the same sequences, pairwise."""
         generated = slice(min(cache.num_prefix_tokens.of(sources)), max(cache.num_tokens.of(sources)))
         cache.self_attention.copy(sources, targets, generated, on_device)
 

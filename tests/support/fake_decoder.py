@@ -126,16 +126,19 @@ class FakeDecoder:
     def clear(self, cache: FakeCache, slot: int) -> None:
         cache.answers[slot] = ()
 
-    def copy(self, cache: FakeCache, sources: Sequence[int], targets: Sequence[int]) -> None:
-        held = [(cache.answers[source], cache.num_generated[source]) for source in sources]
-        for target, (answer, num_generated) in zip(targets, held, strict=True):
-            cache.answers[target], cache.num_generated[target] = answer, num_generated
+    def add_beams(self, cache: FakeCache, source: int, targets: Sequence[int]) -> None:
+        self.reorder(cache, [source] * len(targets), targets)
+
+    def free(self, cache: FakeCache, slot: int, last: int) -> None:
+        self.reorder(cache, [last], [slot])
 
     def reorder(
         self, cache: FakeCache, sources: Sequence[int], targets: Sequence[int], on_device: Tensor | None = None
     ) -> None:
         assert on_device is None
-        self.copy(cache, sources, targets)
+        held = [(cache.answers[source], cache.num_generated[source]) for source in sources]
+        for target, (answer, num_generated) in zip(targets, held, strict=True):
+            cache.answers[target], cache.num_generated[target] = answer, num_generated
 
     def recorded(self, cache: FakeCache) -> None:  # noqa: ARG002
         return None

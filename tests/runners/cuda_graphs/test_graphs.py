@@ -16,7 +16,7 @@ from torch import Tensor
 
 from runners.artifacts.manifest import read_manifest
 from runners.cuda_graphs.choice import KINDS
-from runners.cuda_graphs.graphs import Capture, CudaGraph, CudaGraphs, Step, buckets, row_counts
+from runners.cuda_graphs.graphs import Capture, CudaGraph, CudaGraphs, Step, buckets, row_counts, shared_prefixes
 from runners.decoder.batch import LiveBatch, generate_all, start_sequence
 from runners.decoder.beams import BeamSequence
 from runners.decoder.protocol import Decoder
@@ -31,7 +31,7 @@ from tests.support.export_cli import ModelStore
 SIZE = 40
 
 
-def doubling(token_ids: Tensor, length: int) -> Tensor:
+def doubling(token_ids: Tensor, length: int, _num_prefixes: int = 0) -> Tensor:
     """Return logits that are highest at twice the token, and tell the length at position 1."""
     logits = torch.zeros(len(token_ids), SIZE)
     logits[torch.arange(len(token_ids)), 2 * token_ids % SIZE] = 1000.0
@@ -49,6 +49,28 @@ def test_buckets_are_powers_of_two_of_rows_and_powers_of_four_of_positions_large
     shapes = [(bucket.num_rows, bucket.length) for bucket in buckets(6, 300)]
     assert shapes == [(rows, length) for rows in (6, 4, 2, 1) for length in (300, 256, 64)]
     assert [bucket.num_rows for bucket in buckets(16, 64)] == [16, 8, 4, 2, 1]
+
+
+def test_steps_of_beams_read_as_few_prefixes_as_the_checkpoints_beams_share() -> None:
+    assert shared_prefixes(64, 3) == [(64, 64), (64, 22), (32, 11), (16, 6), (8, 3), (4, 2)]
+    assert shared_prefixes(64, 1) == [(64, 64)]
+    shapes: list[tuple[int, int]] = []
+
+    def step(token_ids: Tensor, length: int, num_prefixes: int) -> Tensor:
+        shapes.append((len(token_ids), num_prefixes))
+        return doubling(token_ids, length)
+
+    graphs = CudaGraphs(step, num_slots=6, num_positions=64, device=torch.device("cpu"), capture=capture_eagerly)
+    graphs.capture_all([SIZE - 1], shared_prefixes(6, 3))
+    for num_rows, num_prefixes, expected in [
+        (6, 2, (6, 2)),
+        (4, 2, (4, 2)),
+        (4, 3, (6, 6)),
+        (6, 0, (6, 0)),
+        (3, 1, (4, 2)),
+    ]:
+        graphs.logits(torch.arange(num_rows), 8, num_prefixes)
+        assert shapes[-1] == expected
 
 
 @pytest.mark.parametrize(("num_rows", "length", "expected"), [(1, 1, 64), (3, 64, 64), (3, 65, 256), (6, 257, 300)])
@@ -97,7 +119,7 @@ def test_chosen_tokens_are_the_inputs_of_the_next_step_unless_others_are_loaded(
     ids=["many banned", "many candidates", "wide nucleus"],
 )
 def test_what_a_recorded_choice_has_no_room_for_is_chosen_eagerly(conditions: RowConditions) -> None:
-    def flat(token_ids: Tensor, _length: int) -> Tensor:
+    def flat(token_ids: Tensor, _length: int, _num_prefixes: int) -> Tensor:
         return torch.linspace(0, 1, 3000).expand(len(token_ids), -1)
 
     graphs = graphs_of(flat)

@@ -26,11 +26,11 @@ class FailsAfterPrefill(FakeDecoder):
 
     failure: Exception | None = None
 
-    def copy(self, cache: FakeCache, sources: Sequence[int], targets: Sequence[int]) -> None:
+    def add_beams(self, cache: FakeCache, source: int, targets: Sequence[int]) -> None:
         failure, self.failure = self.failure, None
         if failure is not None:
             raise failure
-        FakeDecoder.copy(self, cache, sources, targets)
+        FakeDecoder.add_beams(self, cache, source, targets)
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("no copy"), torch.OutOfMemoryError("no copy")], ids=repr)
