@@ -62,14 +62,13 @@ def choose(conditions: PackedConditions, logits: Tensor, kind: ChoiceKind) -> Te
     times, what its sequence's best candidates are: tokens, log-probabilities, scores, and the places of their beams.
     """
     logprobs = _allowed_logprobs(conditions, logits)
-    best, token_ids = logprobs.max(dim=-1, keepdim=True)
+    token_ids = logprobs.argmax(dim=-1, keepdim=True)
     is_wider = torch.zeros_like(token_ids)
     if kind.has_sampled:
         drawn, is_wider = _draw(conditions, logprobs)
         is_sampled = conditions.field("temperature", len(logits)) > 0
         token_ids = torch.where(is_sampled, drawn, token_ids)
-        best = logprobs.gather(1, token_ids)
-    parts = [token_ids, best, is_wider]
+    parts = [token_ids, logprobs.gather(1, token_ids), is_wider]
     if kind.has_beams:
         parts += _best_candidates(conditions, logprobs)
     return torch.cat([part.double() for part in parts], dim=1)

@@ -115,7 +115,8 @@ def _apply_constraints(logprobs: Tensor, conditions: Sequence[RowConditions]) ->
 
 def _choose_singly(logprobs: Tensor, conditions: Sequence[RowConditions]) -> tuple[Tensor, Tensor]:
     """Return the next token (R,) of each row by itself, greedy or sampled, and its log-probability (R,)."""
-    best, token_ids = logprobs.max(dim=-1)
+    token_ids = logprobs.argmax(dim=-1)  # takes less time than `max`, which returns both
+    best = logprobs.gather(1, token_ids[:, None])[:, 0]
     sampled = [(row, each) for row, each in enumerate(conditions) if each.temperature > 0]
     if sampled:
         rows, options = zip(*sampled, strict=True)
