@@ -191,7 +191,7 @@ def test_answers_equal_those_of_steps_that_wait_to_the_last_bit(artifacts: Path)
     decoder, requests = endless(artifacts, 64)
     greedy, sampled = {"temperature": 0.0}, {"temperature": 1.0, "top_p": 0.9}
     constrained = greedy | {"constraint": decoder.constraints.get("start: /[a-z <>_0-9]{0,60}/")}
-    options: list[dict[str, Any]] = [greedy, sampled, constrained, sampled, greedy]
+    options: list[dict[str, Any]] = [greedy, sampled, constrained, sampled, greedy | {"num_beams": 3}]
     requests = [replace(each, max_new_tokens=30, **own) for each, own in zip(requests, options, strict=True)]
     waiting: Any = WaitingDecoder(decoder._decoder, capture_eagerly)
     found, expected = ([each.result() for each in generate_each(any_, requests)] for any_ in (decoder, waiting))
@@ -253,9 +253,11 @@ def test_an_admitted_sequence_joins_the_next_launch(artifacts: Path) -> None:
     assert decoder.num_slots_ahead == [1, 2, 2]
 
 
-def test_a_sequence_that_moves_while_a_pass_makes_it_nan_fails_alone(artifacts: Path) -> None:
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_a_sequence_that_moves_while_a_pass_makes_it_nan_fails_alone(artifacts: Path, num_beams: int) -> None:
     decoder, requests = endless(artifacts, 64)
     short = replace(requests[0], max_new_tokens=4)
+    requests[4] = replace(requests[4], temperature=0.0, num_beams=num_beams)
     decoder.poisoned = (2, 2)
     ended, kept, moved = [start_sequence(request, decoder.rules) for request in (short, requests[2], requests[4])]
     batch = LiveBatch(decoder, NUM_SLOTS)
