@@ -1,6 +1,7 @@
 """Passes of the model that are launched before the tokens that they read are known: answers stay those of one alone.
 
-Graphs are captured by a fake that computes eagerly, as in test_cuda_graphs.py, which also tests the order of launches.
+Graphs are captured by a fake that computes eagerly, as in test_graphs.py; test_device_traffic.py tests the order of
+launches.
 """
 
 import math

@@ -1,0 +1,181 @@
+"""What a decode step does outside of its graphs, on a device without values (tests/support/device_traffic.py)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from runners.artifacts.manifest import read_manifest
+from runners.cuda_graphs.graphs import CudaGraph
+from runners.decoder.batch import LiveBatch, start_sequence
+from runners.decoder.beams import BeamSequence
+from runners.decoder.sequences import SequenceRequest
+from runners.models.load import load_decoder
+from runners.tokens.constraints import Constraint
+from tests.support.device_traffic import DeviceTraffic, GraphDecoder, device_traffic
+
+
+@pytest.fixture
+def traffic() -> Iterator[DeviceTraffic]:
+    with device_traffic() as watched:
+        yield watched
+
+
+def meta_batch(
+    artifacts: Path, traffic: DeviceTraffic, num: int, num_steps: int, log: list[str] | None = None, **options: Any
+) -> LiveBatch[Any]:
+    """Return a batch of `num` sequences on `meta`, whose steps are recorded; their launches are logged."""
+    own = load_decoder(artifacts, read_manifest(artifacts).family, "float32", "meta")
+    launches = [] if log is None else log
+
+    def capture(compute: Callable[[], Tensor]) -> CudaGraph:
+        output = traffic.record(compute).output
+        name = "pass" if output.shape[1] == own.num_tokens else "choice"
+        return CudaGraph(lambda: launches.append(name), output)
+
+    decoder: Any = GraphDecoder(own, capture)
+    decoder.make_endless()
+    features = torch.zeros(16, read_manifest(artifacts).hidden_size, device="meta")
+    prompt_ids = decoder.prompt_ids([("abc", False)])
+    sequences = [
+        start_sequence(SequenceRequest(features, prompt_ids, num_steps + 4, **options), decoder.rules)
+        for _ in range(num)
+    ]
+    batch = LiveBatch(decoder, 3 + sum(sequence.num_rows for sequence in sequences))
+    assert decoder.num_captured == decoder.recorded(batch._cache).num_captured, "a capture failed"
+    batch.admit(sequences)
+    return batch
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampled": {"temperature": 1.0, "top_p": 0.9, "seed": 1},
+    "constrained": {},
+    "3 beams": {"num_beams": 3},
+}
+# The lengths of the slots; of beams also their moves.
+OPERATIONS = {"greedy": 1, "sampled": 1, "constrained": 1, "3 beams": 3}
+
+
+@pytest.mark.parametrize(("num", "name"), [(1, "greedy"), *((9, name) for name in OPTIONS)])
+def test_a_step_waits_once_for_its_device(artifacts: Path, traffic: DeviceTraffic, num: int, name: str) -> None:
+    """Outside of its graphs a step needs few transfers, of which one waits, and few operations, for all rows."""
+    options = OPTIONS[name]
+    if name == "constrained":
+        options = {"constraint": some_tokens(artifacts)}
+    batch = meta_batch(artifacts, traffic, num, 8, **options)
+    for token_id in range(1, 6):
+        traffic.set_values = partial(set_results, token_id)
+        traffic.clear()
+        batch.step()
+        if token_id > 1:  # the first tokens are those of the prefill
+            assert traffic.to_host.total() == 1
+            assert traffic.waits.total() == 0, "only the event of the results may wait"
+            assert traffic.num_transfers == 2, (traffic.to_device, traffic.to_host)
+            assert traffic.operations.total() == OPERATIONS[name], traffic.operations
+    assert [sequence.error for sequence in batch.live] == [None] * num
+    assert {token_id for sequence in batch.live for token_id in sequence.last_token_ids} == {5}
+
+
+@dataclass
+class LoggedEvent:
+    """The event after a copy of results, with the log of the passes that were launched before and after it."""
+
+    log: list[str]
+
+    def record(self) -> None:
+        self.log.append("copy")
+
+    def synchronize(self) -> None:
+        self.log.append("wait")
+
+
+def logged_batch(artifacts: Path, traffic: DeviceTraffic, num: int, num_steps: int, **options: Any) -> Any:
+    """Return the batch of `meta_batch` after its first step, and the log of its later ones."""
+    log: list[str] = []
+    batch = meta_batch(artifacts, traffic, num, num_steps, log, **options)
+    assert batch._recorded is not None
+    batch._recorded.results_copied = LoggedEvent(log)
+    traffic.set_values = partial(set_results, 7)
+    batch.step()
+    return batch, log
+
+
+def test_the_next_pass_is_launched_before_the_results_are_awaited(artifacts: Path, traffic: DeviceTraffic) -> None:
+    batch, log = logged_batch(artifacts, traffic, 3, 8)
+    assert log == ["pass", "choice", "copy", "pass", "wait"]
+    for _ in range(4):
+        log.clear()
+        batch.step()
+        assert log == ["choice", "copy", "pass", "wait"]
+    assert [len(sequence.token_ids) for sequence in batch.live] == [6] * 3
+
+
+def test_no_pass_is_launched_that_is_certainly_superfluous(artifacts: Path, traffic: DeviceTraffic) -> None:
+    batch, log = logged_batch(artifacts, traffic, 2, 0)  # 4 tokens each, of which 2 are written
+    log.clear()
+    batch.step()
+    assert log == ["choice", "copy", "pass", "wait"]
+    log.clear()
+    batch.step()
+    assert log == ["choice", "copy", "wait"]
+    assert len(batch.remove_ended()) == 2
+
+
+def test_beams_admitted_while_a_pass_runs_join_the_next_one(artifacts: Path, traffic: DeviceTraffic) -> None:
+    batch, log = logged_batch(artifacts, traffic, 2, 8)
+    beams = BeamSequence(replace(batch.live[0].request, num_beams=3), batch.live[0].rules)
+    traffic.set_values = Tensor.zero_  # the first tokens are not chosen by a graph
+    batch.admit([beams])
+    traffic.set_values = partial(set_results, 7)
+    for num_settled in ([3, 3, 1], [4, 4, 2], [5, 5, 3]):  # the beams have no row in the pass in flight
+        log.clear()
+        batch.step()
+        assert log == ["choice", "copy", "pass", "wait"]
+        assert [len(each.settled_token_ids) for each in batch.live] == num_settled
+
+
+def test_freeing_slots_waits_for_nothing(artifacts: Path, traffic: DeviceTraffic) -> None:
+    """A transfer would wait for the pass in flight; the last sequence moves into the freed slot on the device."""
+    batch, log = logged_batch(artifacts, traffic, 5, 8)
+    for slot in (1, 0):
+        batch.live[slot].finish_reason = "stop"
+        traffic.clear()
+        log.clear()
+        batch.remove_ended()
+        assert (traffic.waits.total(), traffic.num_transfers, log) == (0, 0, [])
+    batch.step()
+    assert [len(sequence.token_ids) for sequence in batch.live] == [3] * 3
+
+
+def set_results(token_id: int, results: Tensor) -> None:
+    """Write results (R, 3 + 4 K) in which all chosen tokens and all candidates are `token_id`, with probability 1."""
+    results.zero_()
+    results[:, 0] = token_id
+    results[:, 3 : 3 + (results.shape[1] - 3) // 4] = token_id
+
+
+def some_tokens(artifacts: Path) -> Constraint:
+    decoder = load_decoder(artifacts, read_manifest(artifacts).family, "float32", "meta")
+    return decoder.constraints.get("start: <[0-5]>*")
+
+
+def test_recorded_operations_fail_where_they_use_the_host(traffic: DeviceTraffic) -> None:
+    one, row = torch.zeros(2, 3, device="meta"), torch.zeros(3)
+    uses: list[Callable[[], Tensor]] = [
+        lambda: one.cpu(),
+        lambda: one.copy_(row.expand(2, 3)),
+        lambda: one[:, torch.tensor([0, 1])],
+        lambda: torch.tensor([1.0], device="meta") + one,
+    ]
+    for use in uses:
+        traffic.clear()
+        with pytest.raises(AssertionError, match="must not use the host"):
+            traffic.record(use)
+        assert traffic.num_transfers == 1, traffic
+    traffic.record(lambda: one + 1)
