@@ -17,7 +17,7 @@ from export.artifacts.vision_module import ImageInput, VisionEncoderModule
 from runners.artifacts.manifest import Precision, vision_encoder_file
 from tests.support.export_cli import MODELS
 
-# All have a kernel in ONNX Runtime's CUDA provider (docs/OperatorKernels.md of onnxruntime 1.31), and none is of shapes.
+# All have a kernel in ONNX Runtime's CUDA provider (its docs/OperatorKernels.md), and none is of shapes.
 # Concat joins image features of Florence-2's projector, Gather reads PaliGemma's constant positions.
 ON_CUDA = {"Add", "Cast", "Concat", "Constant", "Conv", "Div", "Erf", "Gather", "LayerNormalization", "MatMul", "Mul"}
 ON_CUDA |= {"ReduceMean", "Reshape", "Slice", "Softmax", "Sub", "Tanh", "Transpose", "Unsqueeze"}
