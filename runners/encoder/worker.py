@@ -52,8 +52,10 @@ class EncoderWorker:
         self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))
 
     def _cuda_options(self) -> CudaOptions:
-        max_bytes = encoder_bytes(torch.cuda.mem_get_info()[0], self._options.num_sharing_gpu)
-        return CudaOptions(encoder_batch_size(self._options), max_bytes, f"the encoder of {self._manifest.model_id}")
+        options, max_bytes = self._options, None
+        if torch.cuda.is_available():  # if not, ONNX Runtime says what is missing
+            max_bytes = encoder_bytes(torch.cuda.mem_get_info()[0], options.num_sharing_gpu)
+        return CudaOptions(encoder_batch_size(options), max_bytes, f"the encoder of {self._manifest.model_id}")
 
     def encode(self, batch: Sequence[Encoding]) -> list[EncodedImage]:
         """Set the features of each image; if a batch fails, its images are encoded one by one."""
