@@ -176,11 +176,12 @@ def test_every_size_runs_before_the_first_capture_and_each_replay_is_compared(en
     assert sessions.session.graph_ids == [-1] * 4 + [8, 8, -1, 4, 4, -1, 2, 2, -1, 1, 1, -1]
 
 
-def test_features_do_not_change_when_further_batches_are_encoded(encoder_file: str) -> None:
+@pytest.mark.parametrize("num_images", [2, 3])  # one part, and two
+def test_features_do_not_change_when_further_batches_are_encoded(encoder_file: str, num_images: int) -> None:
     batches = loaded(Sessions(encoder_file))
-    features = batches.encode(random_pixels(3))
+    features = batches.encode(random_pixels(num_images))
     kept = features.clone()
-    assert not torch.equal(batches.encode(255 - random_pixels(3)), kept)
+    assert not torch.equal(batches.encode(255 - random_pixels(num_images)), kept)
     assert torch.equal(features, kept)
 
 
