@@ -4,7 +4,7 @@ A batch of 13 images runs as 8 + 4 + 1: nothing is padded. All sizes run in one 
 it keeps a graph for each `gpu_graph_id`, and each size is bound to the first images of the same input and output.
 
     load     every size runs without a graph, the largest first, whose memory serves the others; one that exceeds the
-             memory is left out. Then each is captured, and a replay compared; if one fails, all run without graphs
+             memory is left out. Then each is captured, and replays are compared; if one fails, all run without graphs
     encode   pixels into the input: one transfer; a replay; features out of the output, which the next part overwrites
 
 ONNX Runtime keeps the graphs for the thread that captured them: all of this runs in one. While it captures, no other
@@ -74,15 +74,14 @@ class BoundSession:
         self.run(size, graph_id=size)
         return self._features[:size]
 
-    def capture(self, size: int) -> None:
-        """Capture a batch; raise `RuntimeError` if a replay gives other features than a run without the graph."""
-        self.run(size, graph_id=size)
+    def check_replay(self, size: int) -> None:
+        """Raise `RuntimeError` if a replay gives other features than a run without the graph."""
         noise = np.random.default_rng(size).integers(0, 256, tuple(self._pixels[:size].shape), dtype=np.uint8)
         replayed = self.encode(noise).clone()
         self.run(size)
         cosines = torch.cosine_similarity(replayed.flatten(1), self._features[:size].flatten(1))
         if not cosines.min() >= _MIN_COSINE:  # also where it is not a number
-            raise RuntimeError(f"a replay gives other features than the run that it replaces: {cosines.tolist()}")
+            raise RuntimeError(f"other features than without graphs, cosines {cosines.tolist()}")
 
     def run(self, size: int, graph_id: int = _NO_GRAPH) -> None:
         """Compute the features of the first `size` images of the input; a session without graphs ignores `graph_id`."""
@@ -146,7 +145,10 @@ class FixedBatches:
             session = self._open(with_graphs=True)
             for size in self.sizes:
                 action = f"capture a batch of {size} images"
-                session.capture(size)
+                session.run(size, graph_id=size)
+            for size in self.sizes:  # after all captures: none may have changed the memory of another
+                action = f"replay a batch of {size} images"
+                session.check_replay(size)
         except Exception as error:  # without graphs the session runs, or raises what is not due to them
             exit_if_device_lost(error, self._name)
             # Without the error, whose traceback holds the session.
@@ -170,6 +172,6 @@ class FixedBatches:
         except Exception as error:
             if size == 1 or not is_out_of_memory(error):
                 raise
-            logger.warning("%s: too little memory for batches of %d images: %s", self._name, size, error)
+            logger.warning("%s: too little memory for batches of %d images: %s", self._name, size, str(error))
             return False
         return True

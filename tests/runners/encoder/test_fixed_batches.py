@@ -116,8 +116,8 @@ class Sessions:
 
 
 @pytest.fixture
-def encoder_file(artifacts: Path) -> str:
-    return str(artifacts / VISION_ENCODER_FILE)
+def encoder_file(exported: ModelStore) -> str:
+    return str(exported.newest("florence-2-mini") / VISION_ENCODER_FILE)
 
 
 def random_pixels(num_images: int) -> Pixels:
@@ -134,7 +134,7 @@ def assert_right(batches: FixedBatches, encoder_file: str) -> None:
     """Compare batches of several sizes with those of the encoder of the CPU."""
     encoder = VisionEncoder(Path(encoder_file).parent)
     encoder.load()
-    for num_images in (1, 3, 13):
+    for num_images in (1, 13):
         pixels = random_pixels(num_images)
         torch.testing.assert_close(batches.encode(pixels), encoder.encode(pixels), atol=ROUNDING, rtol=0)
 
@@ -161,7 +161,8 @@ def test_a_batch_is_split_without_padding(num_images: int, sizes: list[int], exp
     assert [index for part in found for index in range(part.start, part.stop)] == list(range(num_images))
 
 
-def test_features_are_those_of_the_whole_batch(encoder_file: str) -> None:
+def test_features_are_those_of_the_whole_batch(artifacts: Path) -> None:
+    encoder_file = str(artifacts / VISION_ENCODER_FILE)
     sessions = Sessions(encoder_file)
     batches = loaded(sessions)
     assert (batches.sizes, batches.captured_sizes) == ([8, 4, 2, 1], [8, 4, 2, 1])
@@ -169,11 +170,11 @@ def test_features_are_those_of_the_whole_batch(encoder_file: str) -> None:
     assert sessions.session.graph_ids[-3:] == [8, 4, 1]
 
 
-def test_every_size_runs_before_the_first_capture_and_each_replay_is_compared(encoder_file: str) -> None:
-    """All memory is allocated before; a capture that allocates would fail."""
+def test_captures_follow_all_runs_and_checks_follow_all_captures(encoder_file: str) -> None:
+    """A capture may not allocate, and may change the memory of those before."""
     sessions = Sessions(encoder_file)
     _batches = loaded(sessions)
-    assert sessions.session.graph_ids == [-1] * 4 + [8, 8, -1, 4, 4, -1, 2, 2, -1, 1, 1, -1]
+    assert sessions.session.graph_ids == [-1] * 4 + [8, 4, 2, 1] + [8, -1, 4, -1, 2, -1, 1, -1]
 
 
 @pytest.mark.parametrize("num_images", [2, 3])  # one part, and two
@@ -189,7 +190,7 @@ def test_all_threads_run_batches_in_the_one_that_captured(encoder_file: str) -> 
     sessions = Sessions(encoder_file)
     batches = loaded(sessions)
     with ThreadPoolExecutor(3) as callers:
-        features = list(callers.map(batches.encode, [random_pixels(2)] * 6))
+        features = list(callers.map(batches.encode, [random_pixels(1)] * 6))
     assert all(torch.equal(each, features[0]) for each in features)
     assert len(sessions.session.threads) == 1
     assert threading.get_ident() not in sessions.session.threads
@@ -212,7 +213,7 @@ def test_a_session_that_refuses_graphs_is_opened_without(encoder_file: str, capl
 
 
 def test_a_failed_capture_leaves_all_sizes_without_graphs(encoder_file: str, caplog: pytest.LogCaptureFixture) -> None:
-    sessions = Sessions(encoder_file, lambda number, graph_id: INVALIDATED if (number, graph_id) == (8, 4) else None)
+    sessions = Sessions(encoder_file, lambda number, graph_id: INVALIDATED if (number, graph_id) == (6, 4) else None)
     batches = loaded(sessions)
     assert sessions.opened == [(True, 0), (False, 0)]  # the weights are never on the device twice
     assert (batches.sizes, batches.captured_sizes) == ([8, 4, 2, 1], [])
@@ -225,7 +226,7 @@ def test_a_replay_that_gives_other_features_is_found(encoder_file: str, caplog: 
     batches = loaded(sessions)
     assert batches.captured_sizes == []
     assert_right(batches, encoder_file)
-    assert "a replay gives other features" in caplog.text
+    assert "the encoder of a model cannot replay a batch of 8 images; it runs without CUDA graphs: other" in caplog.text
 
 
 def test_a_size_that_exceeds_the_memory_is_left_out(encoder_file: str, caplog: pytest.LogCaptureFixture) -> None:
