@@ -14,6 +14,7 @@ EXIT_STATUS = 70  # EX_SOFTWARE of sysexits.h
 # Sources: onnxruntime/core/framework/bfc_arena.cc, and the messages of CUDA, cuBLAS and the C++ library.
 _OUT_OF_MEMORY = (
     "failed to allocate memory",
+    "is smaller than requested bytes",  # of an arena with a limit
     "out of memory",
     "bad_alloc",
     "bad allocation",

@@ -54,6 +54,14 @@ def encoder_batch_size(options: RunnerOptions) -> int:
     return options.max_batch_size or (_CUDA_BATCH_SIZE if may_have_cuda(options.device) else _CPU_BATCH_SIZE)
 
 
+def encoder_bytes(free_bytes: int, num_sharing: int = 1) -> int:
+    """Return the memory of a GPU, of which `free_bytes` are free, that an encoder may take: half.
+
+    The decoder, which loads later, needs the rest. `num_sharing` runners measure it, each maybe before the others load.
+    """
+    return free_bytes // num_sharing // 2
+
+
 def max_default_slots(setting: DeviceSetting) -> int:
     """Return the number of a decoder's slots where none is set; on a GPU `slots_that_fit` may be fewer."""
     return _MAX_CUDA_SLOTS if may_have_cuda(setting) else _CPU_SLOTS

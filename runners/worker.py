@@ -59,15 +59,18 @@ class ModelWorker:
         device, num_cores = decoder_device(options.device), len(os.sched_getaffinity(0))
         width, height = manifest.image_size_wh
         self.build_key, self.image_shape_hwc = manifest.build_key, (height, width, 3)
+        adapters = read_adapters(options.adapters, manifest)
+        # All encoders before the decoder: a capture of CUDA graphs forbids other threads to allocate, and the decoder
+        # makes as many slots as then fit. Too little memory for an encoder must stop the start, not fail requests.
         self._encoders = Encoders(options, device, num_cores)
         self._encoders.add(None, manifest, folder)
-        self._decoder = DecoderWorker(manifest, options, device)
-        self._decoder.load(folder, num_cores)
-        # All before the runner is ready: too little memory for an encoder must stop the start, not fail requests.
-        for adapter_folder, adapter in read_adapters(options.adapters, manifest):
-            self._decoder.add_adapter(adapter.build_key, load_file(adapter_folder / ADAPTER_FILE))
+        for adapter_folder, adapter in adapters:
             if adapter.has_encoder:
                 self._encoders.add(adapter.build_key, adapter, adapter_folder)
+        self._decoder = DecoderWorker(manifest, options, device)
+        self._decoder.load(folder, num_cores)
+        for adapter_folder, adapter in adapters:
+            self._decoder.add_adapter(adapter.build_key, load_file(adapter_folder / ADAPTER_FILE))
         self._watch_adapters(manifest, folder)
         self._cache = VisionCache(self._model_id, options.max_cache_bytes, options.limits.max_waiting, self._batched)
         self._watchdogs = (*self._encoders.watchdogs, self._decoder.watchdog)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from export.artifacts.checkpoint_tensors import VISION_PREFIXES, CheckpointTensors, empty_model
+from export.artifacts.constant_shapes import make_shapes_constant
 from export.artifacts.davit import TokenRowsDavit
 from export.artifacts.onnx_graphs import export_vision_encoder, write_at_precision, write_int8
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule
@@ -37,6 +38,7 @@ def make_encoders(
     fast_tower = use_fast_tower(model)
     module = VisionEncoderModule(model, image_input)
     export_vision_encoder(module, image_input.size_wh, folder / vision_encoder_file("float32"))
+    make_shapes_constant(folder / vision_encoder_file("float32"))
     source, config = folder / vision_encoder_file("float32"), model.config
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         if fast_tower is not None and "int8" in precisions:

@@ -22,7 +22,7 @@ from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest
-from runners.encoder.session import VisionEncoder
+from runners.encoder.session import CudaOptions, VisionEncoder
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
 from runners.transport.messages import SequenceSpec
@@ -49,10 +49,12 @@ class Model:
     def id(self) -> str:
         return self.manifest.model_id
 
-    def encoder(self, device: Device, precision: Precision | None = None) -> VisionEncoder:
+    def encoder(
+        self, device: Device, precision: Precision | None = None, cuda: CudaOptions | None = None
+    ) -> VisionEncoder:
         """Load the encoder, by default in the device's precision."""
         own = precision or self.manifest.precision[device]["encoder"]
-        encoder = VisionEncoder(self.folder, 0, own, device)
+        encoder = VisionEncoder(self.folder, 0, own, device, cuda)
         encoder.load()
         return encoder
 

@@ -18,8 +18,11 @@ from export.gpu_check.verdicts import Verdict
 from runners.artifacts.manifest import Device
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import WrittenSequence
+from runners.encoder.fixed_batches import batch_sizes
+from runners.encoder.session import CudaOptions
 
 _BATCHES = (1, 4, 16)
+_MAX_OF_PLAIN = 1.1  # of one image: its time with CUDA graphs by that without
 _ROWS = (1, 16, 64)
 _NUM_LENGTHS = 50
 _NUM_STEPS = 48
@@ -32,11 +35,20 @@ _NUM_TOKENS, _IN_FLIGHT = 30, 64  # of the throughput
 
 
 def check_encoder(model: Model, device: Device) -> Verdict:
-    """Time batches of images."""
-    encoder, images = model.encoder(device), model.images(max(_BATCHES))
-    measured = {f"{num} images, ms": median_ms(partial(encoder.encode, images[:num]), device) for num in _BATCHES}
-    one, _, most = measured.values()
-    return Verdict("encoder", model.id, measured, "no slower for each image of 16 than alone", most <= 16 * one)
+    """Time batches of images with CUDA graphs and without, and count the sizes that are captured."""
+    images = model.images(max(_BATCHES))
+    encoder, plain = model.encoder(device), model.encoder(device, cuda=CudaOptions(with_graphs=False))
+    times = [
+        {num: median_ms(partial(each.encode, images[:num]), device) for num in _BATCHES} for each in (encoder, plain)
+    ]
+    measured: dict[str, Any] = {f"{num} images, ms": time_ms for num, time_ms in times[0].items()}
+    measured |= {f"{num} without graphs, ms": time_ms for num, time_ms in times[1].items()}
+    sizes = batch_sizes(max(_BATCHES)) if device == "cuda" else []
+    captured = encoder.fixed_batches.captured_sizes if encoder.fixed_batches else []
+    measured |= {"captured sizes": captured}
+    aim = f"captured sizes {sizes}; no slower for each image of 16 than alone, nor for 1 than without graphs"
+    is_fast = times[0][16] <= 16 * times[0][1] and times[0][1] <= _MAX_OF_PLAIN * times[1][1]
+    return Verdict("encoder", model.id, measured, aim, captured == sizes and is_fast)
 
 
 def check_prefill(model: Model, device: Device) -> Verdict:

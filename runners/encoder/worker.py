@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from runners.artifacts.devices import encoder_device, num_threads
 from runners.artifacts.manifest import Device, Manifest
 from runners.artifacts.precision import choose_precision
 from runners.device_errors import exit_if_device_lost
 from runners.encoder.features_cache import Encoding
-from runners.encoder.session import VisionEncoder
-from runners.options import RunnerOptions, encoder_batch_size
+from runners.encoder.session import CudaOptions, VisionEncoder
+from runners.options import RunnerOptions, encoder_batch_size, encoder_bytes
 from runners.telemetry.metrics import BATCH_SIZE
 from runners.telemetry.tracing import past_span
 from runners.telemetry.watchdog import Watchdog
@@ -39,16 +40,22 @@ class EncoderWorker:
         self.watchdog = Watchdog(f"the encoder of {manifest.model_id}", options.limits.stuck_after_s)
 
     def load(self, folder: Path, num_cores: int) -> None:
-        """Load the graph and encode a black image; on a GPU a full batch, whose memory ONNX Runtime keeps."""
+        """Load the graph and encode a black image; on a GPU, all sizes of batches are captured or run before."""
         options, manifest = self._options, self._manifest
         device = encoder_device(options.device)
         precision = choose_precision(manifest, "encoder", device, options.encoder_precision)
         threads = num_threads(options.encoder_threads, manifest.hidden_size, num_cores)
-        self._encoder = VisionEncoder(folder, threads, precision, device)
+        cuda = self._cuda_options() if device == "cuda" else None
+        self._encoder = VisionEncoder(folder, threads, precision, device, cuda)
         self._encoder.load()
         width, height = manifest.image_size_wh
-        num_images = encoder_batch_size(options) if device == "cuda" else 1
-        self._encoder.encode(np.zeros((num_images, height, width, 3), dtype=np.uint8))
+        self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))
+
+    def _cuda_options(self) -> CudaOptions:
+        options, max_bytes = self._options, None
+        if torch.cuda.is_available():  # if not, ONNX Runtime says what is missing
+            max_bytes = encoder_bytes(torch.cuda.mem_get_info()[0], options.num_sharing_gpu)
+        return CudaOptions(encoder_batch_size(options), max_bytes, f"the encoder of {self._manifest.model_id}")
 
     def encode(self, batch: Sequence[Encoding]) -> list[EncodedImage]:
         """Set the features of each image; if a batch fails, its images are encoded one by one."""

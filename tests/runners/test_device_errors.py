@@ -8,6 +8,7 @@ from tests.support.export_cli import ROOT
 
 # As ONNX Runtime, CUDA, cuBLAS and torch word them.
 ARENA = "Error in execution: … bfc_arena.cc:360 … Failed to allocate memory for requested buffer of size 939524096"
+LIMITED = "bfc_arena.cc:360 … Available memory of 69123840 is smaller than requested bytes of 84934656"
 CUDA = "CUDA failure 2: out of memory ; GPU=0 ; hostname=a ; expr=cudaMalloc(&p, size);"
 CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
 UNSUPPORTED = "CUDNN failure 3000: CUDNN_STATUS_NOT_SUPPORTED"
@@ -39,6 +40,7 @@ except RuntimeError:
     ("error", "expected"),
     [
         (RuntimeError(ARENA), True),
+        (RuntimeError(LIMITED), True),
         (RuntimeError(CUDA), True),
         (RuntimeError(CUBLAS), True),
         (RuntimeError("std::bad_alloc"), True),

@@ -6,7 +6,14 @@ import pytest
 
 from runners.artifacts.manifest import Device
 from runners.decoder_worker import DecoderWorker
-from runners.options import CUDA_RESERVE_BYTES, RunnerOptions, SchedulerLimits, max_default_slots, slots_that_fit
+from runners.options import (
+    CUDA_RESERVE_BYTES,
+    RunnerOptions,
+    SchedulerLimits,
+    encoder_bytes,
+    max_default_slots,
+    slots_that_fit,
+)
 from runners.telemetry.tracing import TraceOptions
 
 GB = 10**9
@@ -35,6 +42,11 @@ def test_more_memory_never_gives_fewer_slots_and_all_fit() -> None:
         assert not num_slots or 3 * num_slots * 311 * 10**6 + CUDA_RESERVE_BYTES <= free_bytes
         before = num_slots
     assert before == (39_987_000_000 - CUDA_RESERVE_BYTES) // 3 // (311 * 10**6)
+
+
+def test_an_encoder_leaves_half_of_a_gpu_to_the_decoder() -> None:
+    assert encoder_bytes(16 * GB) == 8 * GB
+    assert encoder_bytes(16 * GB, num_sharing=2) == 4 * GB
 
 
 def test_a_cpu_has_sixteen_slots() -> None:

@@ -120,6 +120,12 @@ def test_on_cuda_the_cpu_is_the_second_provider() -> None:
     (cuda, options), cpu = execution_providers("cuda")
     assert (cuda, cpu) == ("CUDAExecutionProvider", "CPUExecutionProvider")
     assert options["arena_extend_strategy"] == "kSameAsRequested"
+    assert (options["enable_cuda_graph"], "gpu_mem_limit" in options) == ("0", False)
+
+
+def test_on_cuda_a_session_with_graphs_and_its_limit_of_memory_are_options_of_the_provider() -> None:
+    (_, options), _ = execution_providers("cuda", with_graphs=True, max_bytes=2**30)
+    assert (options["enable_cuda_graph"], options["gpu_mem_limit"]) == ("1", "1073741824")
 
 
 def test_a_fallback_to_the_cpu_is_refused() -> None:

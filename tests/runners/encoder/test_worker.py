@@ -1,6 +1,9 @@
 """A batch with images of several encoders: each image is encoded by its own, and the outcomes keep their order."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 
 from export.scenes import render_scene, sample_scene
@@ -35,6 +38,14 @@ def test_images_of_a_mixed_batch_have_the_features_of_their_own_encoder(exported
         assert encoding.features is not None
         assert encoding.features.shape == expected.shape
         assert torch.allclose(encoding.features, expected, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider' is not in available")
+def test_an_encoder_on_cuda_without_cuda_ends_the_start_with_what_is_missing(exported: ModelStore) -> None:
+    folder = exported.newest(EMBEDDED[0])
+    encoders = Encoders(replace(OPTIONS, device="cuda"), "cpu", 1)
+    with pytest.raises(RuntimeError, match="not on CUDA; install onnxruntime-gpu"):
+        encoders.add(None, read_manifest(folder), folder)
 
 
 def test_only_an_adapter_with_an_encoder_owns_one(exported: ModelStore) -> None:

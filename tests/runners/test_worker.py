@@ -1,0 +1,53 @@
+"""The order in which a runner loads its parts."""
+
+import shutil
+from pathlib import Path
+
+from tests.support.export_cli import ModelStore
+
+# An adapter that has the encoder of its base and changes nothing in the decoder.
+LOADS_AN_ADAPTER = """
+import shutil, sys
+from dataclasses import replace
+from safetensors.torch import save_file
+from export.artifacts.store import new_version
+from runners.artifacts.manifest import ADAPTER_FILE, VISION_ENCODER_FILE, read_manifest, sha256_of, write_manifest
+from runners.artifacts.store import artifact_folder
+from runners.decoder_worker import DecoderWorker
+from runners.encoder.worker import EncoderWorker
+from runners.worker import ModelWorker
+from service.process_options import runner_options
+from service.settings import Settings
+
+base_id = "florence-2-mini"
+base_folder = artifact_folder(base_id)
+base = read_manifest(base_folder)
+with new_version("tuned") as folder:
+    shutil.copy(base_folder / VISION_ENCODER_FILE, folder)
+    save_file({}, folder / ADAPTER_FILE)
+    files = {name: sha256_of(folder / name) for name in (VISION_ENCODER_FILE, ADAPTER_FILE)}
+    own = {"model_id": "tuned", "adapter_of": base_id, "base_build_key": base.build_key, "build_key": "tuned"}
+    write_manifest(folder, replace(base, files=files, **own))
+
+def profile(frame, event, _):
+    owner = frame.f_locals.get("self")
+    if event == "call" and frame.f_code.co_name == "load" and isinstance(owner, (EncoderWorker, DecoderWorker)):
+        print(type(owner).__name__, owner._manifest.model_id)
+
+settings = Settings(encoder_precision="float32", device="cpu")
+worker = ModelWorker(base_id, replace(runner_options(base_id, settings, ()), adapters=("tuned",)), None)
+sys.setprofile(profile)
+worker.load()
+sys.setprofile(None)
+print(*worker.adapters().loaded)
+worker.stop()
+"""
+
+
+def test_all_encoders_are_loaded_before_the_decoder_starts_its_thread(exported: ModelStore, tmp_path: Path) -> None:
+    """A capture of CUDA graphs would forbid that thread to allocate, and slots take what the encoders leave."""
+    store = ModelStore(tmp_path / "bentoml")
+    shutil.copytree(exported.home, store.home, symlinks=True)
+    run = store.python("-c", LOADS_AN_ADAPTER)
+    loads = ["EncoderWorker florence-2-mini", "EncoderWorker tuned", "DecoderWorker florence-2-mini", "tuned"]
+    assert run.stdout.splitlines() == loads, run.stderr
