@@ -190,15 +190,15 @@ class Florence2Decoder:
         """Process `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
         slots, decoded, prefixes = slice(0, len(token_ids)), cache.num_decoded_tokens, cache.prefixes
         length = max(decoded.of(range(len(token_ids)))) + 1
+        is_shared = prefixes.own(slots) != slots
         # Captured steps have no adapters, and room for so many beams.
-        if cache.graphs is None or any(cache.adapters[slots]) or prefixes.width > MAX_BEAMS:
+        if cache.graphs is None or any(cache.adapters[slots]) or (is_shared and prefixes.width > MAX_BEAMS):
             positions = decoded.on_device[slots, None]
             places = TokenPlaces(token_ids.to(self._device)[:, None], slots, positions, length)
             reads, num_prefix_tokens = prefixes.reads(slots), cache.num_prefix_tokens.of(range(prefixes.num_prefixes))
             logits = self._step(cache, places, reads, max(num_prefix_tokens))
         else:
-            num_grouped = 0 if prefixes.own(slots) == slots else prefixes.num_prefixes
-            logits = cache.graphs.logits(token_ids, length, num_grouped)
+            logits = cache.graphs.logits(token_ids, length, prefixes.num_prefixes if is_shared else 0)
         decoded.increment(len(token_ids))
         return logits
 
