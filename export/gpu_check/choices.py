@@ -11,6 +11,7 @@ from torch import Tensor
 from export.gpu_check.parts import Model
 from export.gpu_check.verdicts import Verdict
 from runners.artifacts.manifest import Device
+from runners.cuda_graphs.buckets import buckets
 from runners.cuda_graphs.graphs import CudaGraph, CudaGraphs, capture_cuda_graph
 from runners.tokens.token_choice import Choice, RowConditions, choose_tokens
 
@@ -28,7 +29,7 @@ def check_choices(model: Model, device: Device) -> Verdict:
     logits = torch.empty(_NUM_ROWS, num_tokens, device=device)
     capture = capture_cuda_graph if device == "cuda" else _computed
     graphs = CudaGraphs(lambda ids, *_: logits[: len(ids)], _NUM_ROWS, _NUM_POSITIONS, logits.device, capture)
-    graphs.capture_all([_END_TOKEN_ID])
+    graphs.capture_all(buckets(_NUM_ROWS, _NUM_POSITIONS), [_END_TOKEN_ID])
     random, own, expected = Random(0), list[Choice](), list[Choice]()
     for _ in range(_NUM_STEPS):
         logits.normal_(0, _SHARPNESS)

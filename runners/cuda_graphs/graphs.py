@@ -6,7 +6,7 @@ a bucket; the excess consists of free slots and masked positions. All buckets ar
 capture stops every kernel of the process, and takes memory. On a CPU steps run eagerly in their own shapes.
 
     load      next tokens to the device, unless it has chosen them itself: 1 transfer or none
-    logits    a graph for each number of rows and length, and of beams also of prefixes: the step of the model
+    logits    a graph for each bucket (runners/cuda_graphs/buckets.py): the step of the model
     choose    conditions to the device: 1 transfer; a graph for each number of rows and kind: the choice of tokens, and
               of beams also which of them each slot continues; results to the host: 1 transfer, which alone waits, after
               the next step of the model has been launched
@@ -27,6 +27,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from runners.cuda_graphs.buckets import Bucket, row_counts
 from runners.cuda_graphs.choice import (
     KINDS,
     MAX_RESULTS,
@@ -42,8 +43,6 @@ from runners.cuda_graphs.conditions import NextInputs, PackedConditions, fits
 from runners.tokens.token_choice import Choice, RowConditions, choose_tokens
 
 logger = logging.getLogger(__name__)
-
-_SHORTEST = 64  # positions of the smallest bucket; each is four times the one before, as masked positions cost little
 
 Step = Callable[[Tensor, int, int], Tensor]  # token ids (B,), length, number of shared prefixes -> logits (B, V)
 Capture = Callable[[Callable[[], Tensor]], "CudaGraph"]
@@ -77,45 +76,6 @@ class _NoEvent:
 
     def synchronize(self) -> None:
         pass
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """The shape of a captured step: its rows, the positions that it reads of each slot, and the prefixes."""
-
-    num_rows: int
-    length: int
-    num_prefixes: int = 0  # that beams share; 0: each row has its own, of its number
-
-    def holds(self, num_rows: int, length: int, num_prefixes: int) -> bool:
-        """Return True if a step of that size fits."""
-        has_room = self.num_rows >= num_rows and self.length >= length and self.num_prefixes >= num_prefixes
-        return has_room and bool(self.num_prefixes) == bool(num_prefixes)
-
-
-def row_counts(num_slots: int) -> list[int]:
-    """Return the numbers of rows that graphs are captured for, the largest first: its memory serves the others."""
-    powers = (1 << power for power in range(num_slots.bit_length()))
-    return sorted({num_slots, *(power for power in powers if power < num_slots)}, reverse=True)
-
-
-def shared_prefixes(num_slots: int, num_beams: int) -> list[tuple[int, int]]:
-    """Return the numbers of rows and prefixes of steps in which beams share prefixes.
-
-    With a checkpoint's own number of beams, as few prefixes are read as rows need; any mixture fits the largest step.
-    """
-    counts = {(num, -(-num // num_beams)) for num in row_counts(num_slots) if 1 < num_beams <= num}
-    return sorted({(num_slots, num_slots), *counts}, reverse=True)
-
-
-def buckets(num_slots: int, num_positions: int, shared: Sequence[tuple[int, int]] = ()) -> list[Bucket]:
-    """Return all buckets of a cache, the largest first; `shared` are those of `shared_prefixes`."""
-    lengths, length = {num_positions}, _SHORTEST
-    while length < num_positions:
-        lengths.add(length)
-        length *= 4
-    sizes = sorted([*((num, 0) for num in row_counts(num_slots)), *shared], reverse=True)
-    return [Bucket(num, length, prefixes) for num, prefixes in sizes for length in sorted(lengths, reverse=True)]
 
 
 class CudaGraphs:
@@ -162,18 +122,15 @@ class CudaGraphs:
         """Return True if the last choice has set the next token of `slot`, which is no beam's, to `token_id`."""
         return self._known[slot] == token_id
 
-    def capture_all(self, end_token_ids: Iterable[int], shared: Sequence[tuple[int, int]] = ()) -> None:
-        """Capture all steps and choices while no slot is in use; log a failure, after which the others run eagerly.
-
-        `shared` are those of `shared_prefixes`, in a model whose beams share prefixes.
-        """
+    def capture_all(self, buckets: Iterable[Bucket], end_token_ids: Iterable[int]) -> None:
+        """Capture all steps and choices while no slot is in use; log a failure, after which the others run eagerly."""
         name = "logits"
         try:
             self._end_token_ids = torch.tensor(sorted(end_token_ids), device=self._device)
             self._logits = torch.empty_like(self._step(self._inputs[0], self._num_positions, 0))  # (slots, V)
             self._sampled_logits = torch.empty_like(self._logits)  # those that tokens were last drawn from
             self._conditions = PackedConditions(self._num_slots, self._logits.shape[1], self._device)
-            for bucket in buckets(self._num_slots, self._num_positions, shared):
+            for bucket in buckets:
                 name = f"a step of {bucket.num_rows} rows of {bucket.length} positions"
                 self._steps[bucket] = self._capture(partial(self._store_logits, bucket))
             for num_rows, kind in product(row_counts(self._num_slots), KINDS):

@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import BartConfig
 
 from runners.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Precision, read_config
+from runners.cuda_graphs.buckets import buckets, shared_prefixes
 from runners.cuda_graphs.conditions import MAX_BEAMS
-from runners.cuda_graphs.graphs import Capture, CudaGraphs, capture_cuda_graph, shared_prefixes
+from runners.cuda_graphs.graphs import Capture, CudaGraphs, capture_cuda_graph
 from runners.decoder.drafts import DraftedPass, PromptWords, TokenPlaces
 from runners.decoder.kv_cache import CacheShape, KeyValueCache, SlotLengths
 from runners.decoder.prefixes import PrefixReads, PrefixTable
@@ -157,7 +158,8 @@ class Florence2Decoder:
             return self._step(cache, places, reads, self._max_positions)
 
         graphs = CudaGraphs(step, num_slots, self._max_positions, self._device, capture)
-        graphs.capture_all(self.rules.eos_token_ids, shared_prefixes(num_slots, self.rules.num_beams))
+        shared = shared_prefixes(num_slots, self.rules.num_beams)
+        graphs.capture_all(buckets(num_slots, self._max_positions, shared=shared), self.rules.eos_token_ids)
         return graphs
 
     def prefill(

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Gemma2Config, GemmaConfig
 
 from runners.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Precision, read_config
+from runners.cuda_graphs.buckets import buckets
 from runners.cuda_graphs.graphs import Capture, CudaGraphs, capture_cuda_graph
 from runners.decoder.drafts import DraftedPass, PromptWords, TokenPlaces
 from runners.decoder.kv_cache import CacheShape, KeyValueCache, SlotLengths
@@ -70,6 +71,8 @@ class PaliGemmaDecoder:
         self._bos_token_id: int = config["bos_token_id"]
         self._num_layers: int = config["text_config"]["num_hidden_layers"]
         self._max_positions: int = config["text_config"]["max_position_embeddings"]
+        vision = config["vision_config"]
+        self._num_image_tokens: int = (vision["image_size"] // vision["patch_size"]) ** 2
 
     @classmethod
     def load(
@@ -148,7 +151,8 @@ class PaliGemmaDecoder:
             return self._step(cache, TokenPlaces(token_ids[:, None], slots, positions, length))
 
         graphs = CudaGraphs(step, num_slots, self._max_positions, self._device, capture)
-        graphs.capture_all(self.rules.eos_token_ids)
+        shapes = buckets(num_slots, self._max_positions, self._num_image_tokens)
+        graphs.capture_all(shapes, self.rules.eos_token_ids)
         return graphs
 
     def prefill(

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from runners.cuda_graphs.buckets import buckets, row_counts, shared_prefixes
 from runners.cuda_graphs.choice import KINDS
-from runners.cuda_graphs.graphs import Capture, CudaGraph, CudaGraphs, Step, buckets, row_counts, shared_prefixes
+from runners.cuda_graphs.graphs import Capture, CudaGraph, CudaGraphs, Step
 from runners.decoder.batch import generate_all
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
@@ -35,7 +36,7 @@ def doubling(token_ids: Tensor, length: int, _num_prefixes: int = 0) -> Tensor:
 
 def graphs_of(step: Step = doubling, capture: Capture = capture_eagerly) -> CudaGraphs:
     graphs = CudaGraphs(step, num_slots=6, num_positions=300, device=torch.device("cpu"), capture=capture)
-    graphs.capture_all([SIZE - 1])
+    graphs.capture_all(buckets(6, 300), [SIZE - 1])
     return graphs
 
 
@@ -43,6 +44,11 @@ def test_buckets_are_powers_of_two_of_rows_and_powers_of_four_of_positions_large
     shapes = [(bucket.num_rows, bucket.length) for bucket in buckets(6, 300)]
     assert shapes == [(rows, length) for rows in (6, 4, 2, 1) for length in (300, 256, 64)]
     assert [bucket.num_rows for bucket in buckets(16, 64)] == [16, 8, 4, 2, 1]
+
+
+def test_buckets_have_room_for_the_image_that_every_slot_starts_with() -> None:
+    assert [bucket.length for bucket in buckets(1, 1280, num_image_tokens=256)] == [1280, 512, 320]
+    assert [bucket.length for bucket in buckets(1, 300, num_image_tokens=256)] == [300]
 
 
 def test_steps_of_beams_read_as_few_prefixes_as_the_checkpoints_beams_share() -> None:
@@ -55,7 +61,7 @@ def test_steps_of_beams_read_as_few_prefixes_as_the_checkpoints_beams_share() ->
         return doubling(token_ids, length)
 
     graphs = CudaGraphs(step, num_slots=6, num_positions=64, device=torch.device("cpu"), capture=capture_eagerly)
-    graphs.capture_all([SIZE - 1], shared_prefixes(6, 3))
+    graphs.capture_all(buckets(6, 64, shared=shared_prefixes(6, 3)), [SIZE - 1])
     for num_rows, num_prefixes, expected in [
         (6, 2, (6, 2)),
         (4, 2, (4, 2)),
