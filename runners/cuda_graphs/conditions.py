@@ -27,7 +27,7 @@ class NextInputs:
     """What the next pass of slots 0 to B - 1 reads: tokens, and for beams the slots that they continue."""
 
     tokens: Sequence[int]  # of each slot: the row that chooses its token, or ~token where none does
-    # Of each slot of beams: the slots of its sequence, by row; or the one slot that it continues, if no row chooses it.
+    # Of each slot of beams: the slots of its sequence, by row; or the slot itself, if no row chooses its token.
     parents: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
 

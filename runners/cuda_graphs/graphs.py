@@ -97,7 +97,7 @@ class CudaGraphs:
         self._inputs = torch.zeros(3, num_slots, dtype=torch.long, device=device)
         self._host_inputs = self._pinned(3, num_slots, dtype=torch.long)
         self._host_results = self._pinned(num_slots * MAX_RESULTS, dtype=torch.float64)
-        self._known: list[int] = []  # the first tokens of `_inputs`, -1 where a beam's is not known
+        self._known: list[int] = []  # the first tokens of `_inputs`; of beams, the best of their rows
         self._is_loading = False  # nothing has waited for the last copy to `_inputs` yet
         self.results_copied: Event = _cuda_event() if device.type == "cuda" else _NoEvent()
 
@@ -211,14 +211,9 @@ class CudaGraphs:
         if look_ahead is not None:
             look_ahead()
         results = self._read(host)
-        self._set_known(results, inputs)
-        return self._chosen(results, conditions, sequences)
-
-    def _set_known(self, results: Results, inputs: NextInputs) -> None:
         tokens = results[:, 0].astype(int).tolist()
         self._known = [tokens[row] if row >= 0 else ~row for row in inputs.tokens]
-        for slot in inputs.parents:
-            self._known[slot] = -1
+        return self._chosen(results, conditions, sequences)
 
     def _start_reading(self, output: Tensor) -> Tensor:
         """Copy results to the host without waiting; return where they arrive."""

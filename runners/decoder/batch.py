@@ -199,14 +199,13 @@ class LiveBatch(Generic[CacheT]):
     def _next_inputs(self, launched: LaunchedPass) -> NextInputs:
         """Return where each slot's next input comes from: a row of `launched`, or the host if it has none there."""
         tokens, parents = [0] * len(self._owners), dict[int, Sequence[int]]()
-        continued = {target: source for source, target in self._moves}
         for sequence, slots in self._slots.items():
             rows = launched.rows.get(sequence)
             own = rows or [~token_id for token_id in sequence.last_token_ids]
             for slot, row in zip(slots, own, strict=True):
                 tokens[slot] = row
                 if len(slots) > 1:
-                    parents[slot] = slots if rows else [continued.get(slot, slot)]
+                    parents[slot] = slots if rows else [slot]  # after a prefill all beams have the same keys
         return NextInputs(tokens, parents)
 
     def _move_beams(self, next_tokens: Sequence[int] | None = None) -> None:
