@@ -11,6 +11,7 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+INSTALL ?= $(PY) -m pip install --quiet
 EMBEDDED := florence-2-mini paligemma-mini
 URL ?= http://127.0.0.1:3000
 
@@ -80,7 +81,7 @@ loadtest: $(VENV)/installed-loadtest
 $(VENV)/installed-dev: client/pyproject.toml
 
 $(VENV)/installed-%: requirements-%.txt requirements.txt | $(VENV)/bin/python
-	$(PY) -m pip install --quiet -r $<
+	$(INSTALL) -r $<
 	touch $@
 
 $(VENV)/bin/python:

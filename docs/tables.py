@@ -4,14 +4,14 @@ The text between `<!-- table: NAME -->` and `<!-- end -->` is the value of `TABL
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from export.memory import memory_tables
 from loadtest.bench.history import history_table, read_history
 from service.settings import Settings, variable
-from tasks.catalog import load_catalog
-from tasks.table_markdown import task_table_markdown
+from tasks.catalog import CatalogEntry, load_catalog
+from tasks.table import TASKS
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -32,7 +32,26 @@ def with_tables(text: str) -> str:
 
 def _tasks() -> str:
     catalog = load_catalog(ROOT / "models" / "catalog.yaml")
-    return task_table_markdown(catalog[model_id] for model_id in _EMBEDDED).rstrip()
+    return task_table(catalog[model_id] for model_id in _EMBEDDED)
+
+
+def task_table(entries: Iterable[CatalogEntry]) -> str:
+    """Return a Markdown table: a row for each task, a column for each of `entries`, `yes` where the model offers it."""
+    models = list(entries)
+    header = ["task", "parameters", *(entry.id for entry in models)]
+    rows = [
+        [f"`{task.id}`", _parameters(task.id), *("yes" if task.id in entry.task_ids else "" for entry in models)]
+        for task in TASKS.values()
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
+
+
+def _parameters(task_id: str) -> str:
+    """Return the parameters, those of which one is needed joined by 'or', those with a default in brackets."""
+    task = TASKS[task_id]
+    alternatives = " or ".join(f"`{name}`" for name in task.exactly_one_of)
+    optional = [f"[`{p.name}`]" for p in task.parameters if p.default is not None]
+    return ", ".join(part for part in [alternatives, *(f"`{name}`" for name in task.required), *optional] if part)
 
 
 def _sections(file: str, *titles: str) -> str:

@@ -21,12 +21,12 @@ from loadtest.bench.bench import Bench
 from loadtest.bench.history import HistoryRow, append_row, ratios_of, read_history
 from loadtest.bench.limits import measure_steps, shares_of, steps_bytes
 from loadtest.bench.machine import MachineRates
-from loadtest.bench.material import ModelMaterial, read_material
-from loadtest.bench.measurement import Measurement
 from loadtest.bench.measures import numbers_of
 from loadtest.bench.operations import count_operations
 from loadtest.bench.report import markdown, ratio_table, write_plot
 from loadtest.bench.results import Run, as_json, is_ours
+from loadtest.bench.rounds.material import ModelMaterial, read_material
+from loadtest.bench.rounds.measurement import Measurement
 from loadtest.bench.short import run_short, short_report
 from loadtest.figures import processor_name, shown
 from loadtest.processes import NUM_CORES, ROOT

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from docs.tables import PAGES, with_tables
+from docs.tables import PAGES, task_table, with_tables
 from service.settings import Settings, variable
 from tasks.catalog import adapter_entry, load_catalog
+from tests.support.catalog import FLORENCE, PALIGEMMA
 from tests.support.dashboard import DASHBOARD
 from tests.support.declared_metrics import declared_metrics
 from tests.support.export_cli import ROOT
@@ -41,6 +42,17 @@ def text(page: str) -> str:
 
 def test_every_table_is_the_generated_one(text: str) -> None:
     assert with_tables(text) == text, "write the tables again: python -m docs.tables"
+
+
+def test_each_task_is_a_row_and_each_model_a_column() -> None:
+    lines = task_table([FLORENCE, PALIGEMMA]).splitlines()
+    assert lines[0] == "| task | parameters | florence-2-mini | paligemma-mini |"
+    assert lines[1] == "| --- | --- | --- | --- |"
+    assert lines[2] == "| `captioning` | [`detail`], [`language`] | yes | yes |"
+    assert lines[5] == "| `phrase_grounding` | `caption` or `phrases` | yes | yes |"
+    assert lines[11] == "| `region_description` | `region`, [`detail`] | yes |  |"
+    assert lines[12] == "| `visual_question_answering` | `question`, [`language`] | yes | yes |"
+    assert len(lines) == 13
 
 
 def test_every_link_leads_somewhere(page: str, text: str) -> None:

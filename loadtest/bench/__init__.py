@@ -1,17 +1,13 @@
 """The benchmark: our service and the servers in peers/ under the same load on the same machine.
 
-material     models, images and questions, written by `python -m export.bench`
-workloads    which requests are sent, by how many clients, in how many rounds
-client       sends and times them
-servers      the servers and how each is started
-measurement  one server under every workload of one model; the file with its results
-bench        the order and time of all measurements
-measures     throughput, percentiles, and the stages of our service
-machine      the machine's limits: matrix products, memory
-operations   the work of a model: operations of an image, bytes of a decode step
-limits       the share of the machine's limits that our service reaches
-results      all results of a run, and ours against the best peer
-report       tables and picture
-history      the ratios of all runs, and what got worse
-short        the run at the end of the checks: one peer, side by side
+rounds      one server under load: material, workloads, client, measurement
+bench       the order and time of all measurements
+measures    throughput, percentiles, and the stages of our service
+machine     the machine's limits: matrix products, memory
+operations  the work of a model: operations of an image, bytes of a decode step
+limits      the share of the machine's limits that our service reaches
+results     all results of a run, and ours against the best peer
+report      tables and picture
+history     the ratios of all runs, and what got worse
+short       the run at the end of the checks: one peer, side by side
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.bench.results import IS_TIME, MEASURES, TITLES
-from loadtest.bench.servers import OURS, OURS_DEFAULT
+from loadtest.bench.rounds.servers import OURS, OURS_DEFAULT
 from loadtest.figures import table
 
 TOLERANCE = 0.15

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.bench.client import Sample
 from loadtest.bench.machine import MachineRates
-from loadtest.bench.measurement import Measurement
 from loadtest.bench.operations import Operations
+from loadtest.bench.rounds.client import Sample
+from loadtest.bench.rounds.measurement import Measurement
 from loadtest.processes import ROOT
 
 _PROMPT_TOKENS = 12  # of the questions, about

@@ -6,12 +6,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from loadtest.bench.client import Round
 from loadtest.bench.limits import Share
-from loadtest.bench.measurement import Measurement
 from loadtest.bench.measures import COLUMNS, Numbers, num_equal, num_other_length, numbers_of, profile_of
 from loadtest.bench.results import MEASURES, TITLES, Comparison, Run, comparisons, is_ours
-from loadtest.bench.workloads import NUM_CLIENTS, WorkloadName
+from loadtest.bench.rounds.client import Round
+from loadtest.bench.rounds.measurement import Measurement
+from loadtest.bench.rounds.workloads import NUM_CLIENTS, WorkloadName
 from loadtest.figures import milliseconds, percent, shown, table
 
 _LETTERS: dict[WorkloadName, str] = {

@@ -8,11 +8,11 @@ from typing import Any, Literal
 from loadtest.bench.bench import Skipped
 from loadtest.bench.limits import Share, StepTimes
 from loadtest.bench.machine import MachineRates
-from loadtest.bench.material import ModelMaterial, Scale
-from loadtest.bench.measurement import Measurement
 from loadtest.bench.measures import Numbers, numbers_of
-from loadtest.bench.servers import OURS, OURS_DEFAULT
-from loadtest.bench.workloads import WorkloadName
+from loadtest.bench.rounds.material import ModelMaterial, Scale
+from loadtest.bench.rounds.measurement import Measurement
+from loadtest.bench.rounds.servers import OURS, OURS_DEFAULT
+from loadtest.bench.rounds.workloads import WorkloadName
 
 Measure = Literal["requests_per_s", "tokens_per_s", "short_p95_s", "p50_s"]  # fields of `Numbers`
 IS_TIME: dict[Measure, bool] = {"requests_per_s": False, "tokens_per_s": False, "short_p95_s": True, "p50_s": True}

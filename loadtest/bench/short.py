@@ -12,13 +12,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loadtest.bench.client import Round
 from loadtest.bench.history import TOLERANCE, Change, HistoryRow, changes, ratios_of
-from loadtest.bench.material import ModelMaterial
-from loadtest.bench.measurement import MeasuredServer, Measurement, started
 from loadtest.bench.results import Run, as_json
-from loadtest.bench.servers import OURS, Server, short_peer
-from loadtest.bench.workloads import WorkloadName, short_plan
+from loadtest.bench.rounds.client import Round
+from loadtest.bench.rounds.material import ModelMaterial
+from loadtest.bench.rounds.measurement import MeasuredServer, Measurement, started
+from loadtest.bench.rounds.servers import OURS, Server, short_peer
+from loadtest.bench.rounds.workloads import WorkloadName, short_plan
 from loadtest.processes import ROOT, cpu_s, machine_cpu_s
 
 _MAX_OTHERS_CORES = 0.3

@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loadtest.bench.client import Answer, Round, Sample
 from loadtest.bench.limits import Share, StepTimes
 from loadtest.bench.machine import MachineRates
-from loadtest.bench.material import ModelMaterial, Question, Scale, SceneMaterial
-from loadtest.bench.measurement import Measurement
 from loadtest.bench.measures import STAGES
 from loadtest.bench.results import Run
-from loadtest.bench.servers import OURS, Server
-from loadtest.bench.workloads import WorkloadName
+from loadtest.bench.rounds.client import Answer, Round, Sample
+from loadtest.bench.rounds.material import ModelMaterial, Question, Scale, SceneMaterial
+from loadtest.bench.rounds.measurement import Measurement
+from loadtest.bench.rounds.servers import OURS, Server
+from loadtest.bench.rounds.workloads import WorkloadName
 
 PEER = Server("litserve 16", "litserve", "batch 16", ("--threads", "1"))
 OTHER_PEER = Server("fastapi", "fastapi", "lock")

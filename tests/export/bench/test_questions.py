@@ -6,7 +6,7 @@ from PIL import Image
 
 from export.bench.models import BENCH_MODELS, BenchModel
 from export.bench.questions import model_material
-from loadtest.bench.material import read_material
+from loadtest.bench.rounds.material import read_material
 from service.inference.request_fields import PredictFields, parse_fields
 from tests.support.catalog import CATALOG
 

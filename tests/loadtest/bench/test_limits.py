@@ -3,7 +3,7 @@ import pytest
 from loadtest.bench.limits import precision_of, shares_of, steps_bytes
 from loadtest.bench.machine import MachineRates
 from loadtest.bench.operations import Operations
-from loadtest.bench.servers import OURS_DEFAULT
+from loadtest.bench.rounds.servers import OURS_DEFAULT
 from tests.support.bench_rounds import measurement, one_round, sample
 
 OPERATIONS = Operations(encoder_operations=10**8, step_weights=1000, numbers_per_position=10, num_image_tokens=88)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from export.bench.encoder_graphs import write_encoder_graph
-from loadtest.bench.client import PeerApi, Round, drive
-from loadtest.bench.material import Question
 from loadtest.bench.peers.generation import GeneratedAnswer, Generator, PromptedImage, use_onednn
-from loadtest.bench.servers import Server, peer_launch
-from loadtest.bench.workloads import BenchRequest
+from loadtest.bench.rounds.client import PeerApi, Round, drive
+from loadtest.bench.rounds.material import Question
+from loadtest.bench.rounds.servers import Server, peer_launch
+from loadtest.bench.rounds.workloads import BenchRequest
 from loadtest.processes import Launch, ServerError, cpu_s, free_port, running
 from tasks.catalog import CatalogEntry
 from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT

@@ -30,9 +30,13 @@ from transformers import BartConfig
 from runners.models.bart import Bart
 from runners.models.weights import DecoderWeights
 
-def peak_bytes():  # getrusage would include the peak of the parent process
+def peak_bytes():  # without the code of libraries, of which a call maps pages, or megabytes if they were just installed
     rows = dict(row.split(":") for row in Path("/proc/self/status").read_text().splitlines())
-    return int(rows["VmHWM"].removesuffix("kB")) * 1024
+    code, is_library = 0, False
+    for name, *values in map(str.split, Path("/proc/self/smaps").read_text().splitlines()):
+        is_library = ".so" in values[-1] if not name.endswith(":") else is_library
+        code += int(values[0]) if name == "Rss:" and is_library else 0
+    return (int(rows["VmHWM"].removesuffix("kB")) - code) * 1024  # getrusage would include the parent's peak
 
 folder, precision = Path(sys.argv[1]), sys.argv[2]
 if precision == "checkpoint":

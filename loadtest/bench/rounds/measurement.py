@@ -9,10 +9,10 @@ from typing import Any
 
 import httpx
 
-from loadtest.bench.client import Answer, Api, DiptychApi, PeerApi, Round, Sample, drive
-from loadtest.bench.material import ModelMaterial
-from loadtest.bench.servers import Server, launch_of
-from loadtest.bench.workloads import (
+from loadtest.bench.rounds.client import Answer, Api, DiptychApi, PeerApi, Round, Sample, drive
+from loadtest.bench.rounds.material import ModelMaterial
+from loadtest.bench.rounds.servers import Server, launch_of
+from loadtest.bench.rounds.workloads import (
     NUM_CLIENTS,
     NUM_WARM_UP,
     BenchRequest,

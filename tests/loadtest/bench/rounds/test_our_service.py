@@ -8,12 +8,12 @@ import pytest
 
 from export.bench.models import BENCH_MODELS
 from export.bench.questions import model_material
-from loadtest.bench.client import DiptychApi, drive
 from loadtest.bench.limits import precision_of
-from loadtest.bench.material import ModelMaterial, read_material
-from loadtest.bench.measurement import mean_batch_sizes
 from loadtest.bench.measures import COLUMNS, profile_of
-from loadtest.bench.workloads import Scenes, requests_of
+from loadtest.bench.rounds.client import DiptychApi, drive
+from loadtest.bench.rounds.material import ModelMaterial, read_material
+from loadtest.bench.rounds.measurement import mean_batch_sizes
+from loadtest.bench.rounds.workloads import Scenes, requests_of
 from loadtest.processes import cpu_s
 from tests.support.catalog import FLORENCE
 from tests.support.running_service import RunningService

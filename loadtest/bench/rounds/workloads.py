@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from loadtest.bench.material import Question, SceneMaterial
+from loadtest.bench.rounds.material import Question, SceneMaterial
 
 WorkloadName = Literal["mixed", "mixed_4", "one_image", "decode_heavy", "single"]
 NUM_CLIENTS: dict[WorkloadName, int] = {"mixed": 16, "mixed_4": 4, "one_image": 16, "decode_heavy": 16, "single": 1}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from loadtest.bench.material import ModelMaterial
+from loadtest.bench.rounds.material import ModelMaterial
 from loadtest.processes import NUM_CORES, Launch, free_port
 
 Kind = Literal["diptych", "bentoml", "litserve", "litserve_onnx", "fastapi"]
