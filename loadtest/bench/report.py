@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import color_sequences
 from matplotlib.figure import Figure
 
 from loadtest.bench.limits import Share
@@ -144,11 +145,15 @@ def write_plot(run: Run, file: Path) -> None:
     models = dict.fromkeys(measurement.model for measurement in run.measurements)
     lines = {model: found for model in models if (found := _lines(run, model))}
     width, height = _PANEL_INCHES
-    figure = Figure(figsize=(width * len(lines), height * len(_PERCENTILES)), layout="constrained")
+    figure = Figure(figsize=(width * len(lines), height * len(_PERCENTILES) + 1), layout="constrained")
     panels = figure.subplots(len(_PERCENTILES), len(lines), squeeze=False)
+    names = dict.fromkeys(name for of_model in lines.values() for name in of_model)
+    colors = {name: color_sequences["tab20"][index % 20] for index, name in enumerate(names)}
+    drawn: dict[str, Any] = {}
     for column, (model, of_model) in enumerate(lines.items()):
         for row, percentile in enumerate(_PERCENTILES):
-            _draw(panels[row][column], model, percentile, of_model)
+            drawn |= _draw(panels[row][column], model, percentile, of_model, colors)
+    figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(file, dpi=100)
 
 
@@ -163,11 +168,20 @@ def _lines(run: Run, model: str) -> dict[str, list[tuple[int, Numbers]]]:
     return lines
 
 
-def _draw(panel: Any, model: str, percentile: str, lines: Mapping[str, Sequence[tuple[int, Numbers]]]) -> None:
+def _draw(
+    panel: Any,
+    model: str,
+    percentile: str,
+    lines: Mapping[str, Sequence[tuple[int, Numbers]]],
+    colors: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Draw the lines of a model; return them by name."""
+    drawn: dict[str, Any] = {}
     for name, points in lines.items():
         throughput = [numbers.requests_per_s for _, numbers in points]
         latency_ms = [getattr(numbers, percentile) * 1000 for _, numbers in points]
-        panel.plot(throughput, latency_ms, "o-", label=name, linewidth=2.5 if name.startswith("diptych") else 1.0)
+        width = 3.0 if name.startswith("diptych") else 1.0
+        (drawn[name],) = panel.plot(throughput, latency_ms, "o-", color=colors[name], linewidth=width)
         for (num_clients, _), x, y in zip(points, throughput, latency_ms, strict=True):
             panel.annotate(str(num_clients), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
     panel.set_title(f"{model}, {percentile.removesuffix('_s')}", fontsize=10)
@@ -175,4 +189,4 @@ def _draw(panel: Any, model: str, percentile: str, lines: Mapping[str, Sequence[
     panel.set_ylabel("ms")
     panel.set_yscale("log")
     panel.grid(visible=True, which="both", alpha=0.3)
-    panel.legend(fontsize=7)
+    return drawn
