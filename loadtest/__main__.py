@@ -158,7 +158,7 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     times = f"maximum time; default 25, of the short run {_SHORT_MINUTES:g}"
     parser.add_argument("--minutes", type=float, metavar="N", help=times)
     parser.add_argument("--quick", action="store_true", help="the embedded checkpoints only, one short round")
-    parser.add_argument("--short", action="store_true", help="one peer, and what got worse since the last whole run")
+    parser.add_argument("--short", action="store_true", help="one peer, and what got worse since the last whole runs")
     parser.add_argument("--resume", action="store_true", help="keep the finished servers of an earlier run")
     parser.add_argument("--scales", nargs="+", choices=("embedded", "base"), default=["embedded", "base"])
     parser.add_argument("--results", type=Path, default=_RESULTS, metavar="FOLDER", help="default %(default)s")

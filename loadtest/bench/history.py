@@ -18,6 +18,7 @@ from loadtest.figures import table
 TOLERANCE = 0.15
 CPU = "CPU ms"  # of a request
 _MAX_SHOWN = 6
+_NUM_COMPARED = 3
 
 Ratios = Mapping[str, Mapping[str, float]]  # ours ÷ peer, by workload, model and measure, and by the peer
 
@@ -112,20 +113,29 @@ def append_row(row: HistoryRow, file: Path) -> None:
 
 
 def changes(ratios: Ratios, history: Sequence[HistoryRow]) -> Iterator[Change]:
-    """Yield each of `ratios` and the one before: of the last row that has it for one of its peers.
+    """Yield each of `ratios` and the one before: the median of the last three rows that have it for one of its peers.
 
-    With several common peers, both are medians: what one peer alone does is not a change of ours.
+    With fewer rows it is the last. With several common peers, both are medians: what one peer alone does, or one slow
+    minute of a machine, is not a change of ours.
     """
     for name, by_peer in ratios.items():
-        for row in reversed(history):
-            if common := by_peer.keys() & row.ratios.get(name, {}).keys():
-                now, before = (statistics.median(each[peer] for peer in common) for each in (by_peer, row.ratios[name]))
-                yield Change(name, ", ".join(sorted(common)), now, before, row)
-                break
+        found = [_change(name, by_peer, row) for row in reversed(history) if by_peer.keys() & row.ratios.get(name, {})]
+        if len(last := found[:_NUM_COMPARED]) == _NUM_COMPARED:
+            last.sort(key=lambda change: change.now / change.before)
+            yield last[_NUM_COMPARED // 2]
+        else:
+            yield from last[:1]
+
+
+def _change(name: str, by_peer: Mapping[str, float], row: HistoryRow) -> Change:
+    """Return the change since `row`, by the peers that both have."""
+    common = by_peer.keys() & row.ratios[name].keys()
+    now, before = (statistics.median(each[peer] for peer in common) for each in (by_peer, row.ratios[name]))
+    return Change(name, ", ".join(sorted(common)), now, before, row)
 
 
 def history_table(history: Sequence[HistoryRow]) -> str:
-    """Return a column for each of the last runs, oldest first; bold is worse than the run before by over 15 %."""
+    """Return a column for each of the last runs, oldest first; bold is worse than the runs before by over 15 %."""
     shown = history[-_MAX_SHOWN:]
     names = dict.fromkeys(name for row in shown for name in row.ratios)
     header = ["ours ÷ best peer", *(f"{row.commit}, {row.date}" for row in shown)]

@@ -1,4 +1,4 @@
-"""The short run: our service and one peer side by side, and what got worse since the last run in the history.
+"""The short run: our service and one peer side by side, and what got worse since the last runs in the history.
 
 Both servers run at the same time and are loaded in turns, so that other work on the machine disturbs both alike; the
 one that is not loaded is suspended.

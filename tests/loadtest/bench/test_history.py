@@ -60,6 +60,12 @@ def test_a_ratio_is_compared_with_the_last_row_that_has_its_peer() -> None:
     assert list(changes({RATE: {"another": 3.1}}, history)) == []
 
 
+def test_of_three_rows_the_median_is_the_one_before() -> None:
+    history = [row("1", a=9.0), row("2", a=2.0), row("3", b=1.0), row("4", a=2.2), row("5", a=3.5)]
+    (change,) = changes({RATE: {"a": 2.0}}, history)
+    assert (change.before, change.row.commit, change.is_worse) == (2.2, "4", False)
+
+
 def test_one_peer_of_three_that_became_faster_is_no_change_of_ours() -> None:
     history = [row("1", a=2.0, b=2.0, c=2.0)]
     (change,) = changes({RATE: {"a": 1.0, "b": 2.0, "c": 2.1}}, history)
