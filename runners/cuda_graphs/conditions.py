@@ -24,7 +24,7 @@ _DTYPES = {"f": torch.float64, "i": torch.int64, "u": torch.uint8}
 
 @dataclass(frozen=True, slots=True)
 class NextInputs:
-    """What the next pass of slots 0 to B - 1 reads: tokens, and for beams the slots that they continue."""
+    """The inputs of the next pass over slots 0 to B - 1: tokens, and for beams the slots that they continue."""
 
     tokens: Sequence[int]  # of each slot: the row that chooses its token, or ~token where none does
     # Of each slot of beams: the slots of its sequence, by row; or the slot itself, if no row chooses its token.

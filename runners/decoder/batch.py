@@ -13,6 +13,7 @@ Uses a decoder through the `Decoder` protocol and knows no family. Shapes: B or 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic
 
 import torch
@@ -109,10 +110,10 @@ class LiveBatch(Generic[CacheT]):
         is_recorded = self._recorded is not None and not any(drafts)
         return LaunchedPass(logits, rows, dict(zip(self._owners, drafts, strict=True)), is_recorded)
 
-    def _look_ahead(self) -> None:
-        """Launch the next pass with the tokens, and the moves of beams, that the device is choosing."""
+    def _look_ahead(self, inputs: NextInputs) -> None:
+        """Launch the next pass with the tokens, and the moves of beams, that the device is choosing for `inputs`."""
         assert self._recorded is not None
-        if moved := [slot for slots in self._slots.values() if len(slots) > 1 for slot in slots]:
+        if moved := list(inputs.parents):
             self._decoder.reorder(self._cache, moved, moved, self._recorded.moves(len(moved)))
             self._moves.clear()
         logits = self._decoder.decode_step(self._cache, self._recorded.next_tokens[: len(self._owners)])
@@ -179,8 +180,8 @@ class LiveBatch(Generic[CacheT]):
         conditions = {row: each for s in rows for row, each in zip(rows[s], own[s], strict=True)}
         by_row = [conditions.get(row, _PADDING) for row in range(len(logits))]
         if self._recorded is not None and launched.is_recorded:
-            look_ahead = self._look_ahead if self._may_look_ahead() else None
             inputs = self._next_inputs(launched)
+            look_ahead = partial(self._look_ahead, inputs) if self._may_look_ahead() else None
             choices = self._recorded.choose(logits, by_row, list(rows.values()), inputs, look_ahead)
         else:
             choices = choose_tokens(logits, by_row, list(rows.values()))

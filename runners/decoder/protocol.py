@@ -1,4 +1,4 @@
-"""What the batch, the scheduler and the checks of the export know of a family's decoder.
+"""The interface of a family's decoder, for the batch, the scheduler and the checks of the export.
 
 Shapes: B or R rows, V vocabulary, M moves.
 """

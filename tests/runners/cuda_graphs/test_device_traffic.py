@@ -1,4 +1,4 @@
-"""What a decode step does outside of its graphs, on a device without values (tests/support/device_traffic.py)."""
+"""Transfers, waits and launches of a decode step, on a device without values (tests/support/device_traffic.py)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
