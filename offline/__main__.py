@@ -22,13 +22,14 @@ from offline.output import Output
 from offline.shards import Shard, digest_of, plan_shards
 from runners.artifacts.manifest import ArtifactError, read_manifest
 from runners.artifacts.store import artifact_folder
+from service.environment import read_settings
 from service.errors import ServiceError
 from service.http.body import form_value
 from service.inference.prediction import task_prompts
 from service.inference.request_fields import GenerationFields, parse_fields
 from service.inference.served_models import load_served_models
 from service.process_options import process_environment
-from service.settings import PREFIX, Settings, SettingsError, read_settings
+from service.settings import PREFIX, Settings, SettingsError
 from tasks.catalog import CatalogError, load_catalog
 from tasks.parameter_kinds import MAX_COORDINATE_PX
 

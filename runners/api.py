@@ -3,27 +3,24 @@
     POST /write     WriteCall -> Outcomes
     POST /stream    WriteCall -> a line of JSON for each WritingEvent
     GET  /adapters  AdapterStates
-    GET  /metrics   of all processes that write to PROMETHEUS_MULTIPROC_DIR
+    GET  /metrics   of all processes of this host (runners/telemetry/metric_files.py)
 
 A call without pixels answers 404 if no features are cached under X-Diptych-Image-Key. When the caller disconnects, its
 slots are freed within one decode step.
 """
 
-import asyncio
-import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from runners.telemetry.metric_files import metrics
 from runners.transport.disconnection import while_connected
 from runners.transport.messages import Failed, SequenceSpec, WritingEvent
 from runners.transport.pixels import IMAGE_KEY_HEADER, JSON, MESSAGE_BYTES_HEADER, BadCall, ReceivedCall, read_call
@@ -51,7 +48,7 @@ class RunnerApi:
                 Route("/write", self._endpoint(self._write), methods=["POST"]),
                 Route("/stream", self._endpoint(self._stream), methods=["POST"]),
                 Route("/adapters", self._adapters),
-                Route("/metrics", _metrics),
+                Route("/metrics", metrics),
             ]
         )
 
@@ -112,15 +109,3 @@ class _EventLines(Response):
                 line = event.model_dump_json().encode() + b"\n"
                 await send({"type": "http.response.body", "body": line, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _metrics(_request: Request) -> Response:
-    return Response(await asyncio.to_thread(_metrics_text), media_type=CONTENT_TYPE_LATEST)
-
-
-def _metrics_text() -> bytes:
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return generate_latest(REGISTRY)
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)

@@ -16,6 +16,7 @@ from runners.artifacts.manifest import (
 from runners.artifacts.store import artifact_folder, check_base
 from service.admission.api_keys import ApiKeys
 from service.batches.store import Store
+from service.environment import read_settings
 from service.inference.served_models import (
     check_positions,
     chosen_precisions,
@@ -23,7 +24,7 @@ from service.inference.served_models import (
     served_entries,
 )
 from service.process_options import process_environment
-from service.settings import Settings, SettingsError, read_settings, variable
+from service.settings import Settings, SettingsError, variable
 from service.supervision.roles import Role
 from service.tls import check_tls_files
 from tasks.catalog import CatalogError

@@ -23,6 +23,7 @@ from service.admission.api_keys import ApiKeys
 from service.admission.traffic_gaps import TrafficGaps
 from service.batches.store import Store
 from service.batches.worker import BatchWorker
+from service.environment import settings
 from service.grpc_server import GrpcServer
 from service.http.boundary import RestBoundary
 from service.http.middleware import KeyForPaths, SecurityHeaders, TracedRequests, closed_paths
@@ -42,9 +43,10 @@ from service.inference.served_models import (
 )
 from service.process_options import call_timeout_s, image_limits, max_running, runner_options, trace_options
 from service.runner_client.client import RunnerChannel, RunnerClient
-from service.settings import Settings, settings
+from service.settings import Settings
 from service.supervision.roles import GATEWAY
 from service.telemetry.logs import configure_logging
+from service.telemetry.loop_lag import LoopWatch
 from service.telemetry.metrics import MODEL_INFO
 
 if TYPE_CHECKING:
@@ -128,6 +130,8 @@ class _Gateway:
         self._grpc = GrpcServer(core, api_keys, _SETTINGS, self.__is_ready__)
         if _SETTINGS.grpc_port:
             await self._grpc.start()
+        self._loop_watch = LoopWatch()
+        self._loop_watch.start()
         self._batches = _started_batches(_SETTINGS, core, gaps)
         drain_before_stop(self._drain)
         logger.info("serving %s", ", ".join(models))
@@ -135,6 +139,7 @@ class _Gateway:
     @bentoml.on_shutdown
     async def stop(self) -> None:
         """Finish the gRPC calls in flight, then close."""
+        self._loop_watch.stop()
         if self._watching is not None:
             self._watching.cancel()
         if _SETTINGS.grpc_port:
@@ -201,6 +206,7 @@ def _make_gateway() -> Any:
         name=GATEWAY,
         workers=_SETTINGS.gateway_workers,  # for `bentoml serve`
         logging=NO_ACCESS_LOG,
+        metrics={"enabled": False},  # its labels are the paths that clients write; the app has its own /metrics
         tracing=NO_TRACING,
         traffic={"timeout": call_timeout_s(_SETTINGS)},
     )

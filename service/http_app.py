@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from runners.telemetry.metric_files import metrics
 from service.batches.api import BatchesApi
 from service.http.boundary import REST, RestBoundary, no_such_path
 from service.http.middleware import CountedRequests
@@ -33,7 +34,8 @@ def rest_app(boundary: RestBoundary) -> Starlette:
             *LabelStudioApi(boundary).routes(),
             *XAnyLabelingApi(boundary).routes(),
             *Pages(boundary).routes(),
-            # Before BentoML's own routes, whose 404 has another form.
+            Route("/metrics", metrics, methods=["GET"]),
+            # Before BentoML's own routes, whose 404 has another form; its page `/` loads scripts of other hosts.
             *(Route(f"{prefix}/{{path:path}}", _unknown) for prefix in _PREFIXES),
         ],
         middleware=[Middleware(CountedRequests, boundary=boundary)],

@@ -3,36 +3,21 @@
 An unknown or invalid setting prevents the start; the message names variable, value and allowed values.
 """
 
-import math
 import os
 import re
-from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from runners.artifacts.devices import DeviceSetting, model_device
 from runners.artifacts.precision import WantedPrecision
 from service.images.url_rules import AllowedHost
 from service.telemetry.logs import LogFormat
-from service.validation import rejected_field
 
 PREFIX = "DIPTYCH_"
 BYTES_PER_MB = 1_000_000
 _DEFAULT_BODIES = 50  # of the maximum size, in the memory of requests
-_MIN_BODIES = 6  # what a body with wide characters takes while it is parsed
-# Settings that require another.
-_REQUIRED = {
-    "metrics_need_key": "api_keys_file",
-    "health_needs_key": "api_keys_file",
-    "shared_limits_url": "api_keys_file",
-    "tls_certificate_file": "tls_key_file",
-    "tls_key_file": "tls_certificate_file",
-}
-
-_PASSWORD = re.compile(r"//.*@")  # of a URL, with the user
 
 
 class SettingsError(Exception):
@@ -337,44 +322,3 @@ def _has_port(parts: SplitResult) -> bool:
 def variable(field: str) -> str:
     """Return the name of a setting's environment variable."""
     return PREFIX + field.upper()
-
-
-def read_settings(environment: Mapping[str, str]) -> Settings:
-    """Read the settings from environment variables; raise `SettingsError`."""
-    field_of = {variable(field): field for field in Settings.model_fields}
-    for name in sorted(environment):
-        if name.startswith(PREFIX) and name not in field_of:
-            raise SettingsError(f"{name} is not a setting; the settings are {', '.join(sorted(field_of))}")
-    try:
-        values = Settings.model_validate({f: environment[name] for name, f in field_of.items() if name in environment})
-    except ValidationError as error:
-        rejected = rejected_field(error)
-        name = variable(rejected.name.partition(".")[0])
-        given = _PASSWORD.sub("//…@", environment.get(name, ""))
-        raise SettingsError(f"{name}={given!r} is invalid: {rejected.reason}") from error
-    _check_together(values)
-    return values
-
-
-def _check_together(values: Settings) -> None:
-    """Raise `SettingsError` for a combination of settings that is invalid."""
-    for name, other in _REQUIRED.items():
-        if getattr(values, name) and not getattr(values, other):
-            raise SettingsError(f"{variable(name)} is set and requires {variable(other)}, which is not set")
-    for name in ("max_request_memory_mb", "max_request_memory_mb_per_key"):
-        given_mb = getattr(values, name)
-        min_mb = math.ceil(_MIN_BODIES * values.max_body_bytes / BYTES_PER_MB)
-        if 0 < given_mb < min_mb:
-            required = f"{variable('max_body_bytes')}={values.max_body_bytes} requires at least {min_mb}"
-            raise SettingsError(f"{variable(name)}={given_mb} is too small; {required}")
-    for name in ("runner_urls", "devices"):
-        for model in (pair.partition("=")[0] for pair in getattr(values, name)):
-            if model not in values.models:
-                served = ",".join(values.models)
-                raise SettingsError(f"{variable(name)} names {model}, but {variable('models')}={served}")
-
-
-@cache
-def settings() -> Settings:
-    """Return the settings of this process."""
-    return read_settings(os.environ)

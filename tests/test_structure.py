@@ -23,6 +23,7 @@ ARROWS = {
         "service.process_options",
         "service.runner_client",
         "service.schema",
+        "service.environment",
         "service.settings",
         "runners",
         "tasks",

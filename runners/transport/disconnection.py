@@ -16,6 +16,8 @@ async def while_connected(receive: Receive, work: Awaitable[ResultT]) -> ResultT
     The body of the request must have been read: `receive` then returns nothing but the disconnection.
     """
     working, disconnection = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    if isinstance(working, asyncio.Task) and (task := asyncio.current_task()) is not None:
+        working.set_name(task.get_name())
     disconnection.add_done_callback(lambda _: working.cancel())
     try:
         return await working

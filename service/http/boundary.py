@@ -89,19 +89,20 @@ class RestBoundary:
 
         async def answer(request: Request) -> Response:
             request.state.request_id = request_id_or_new(request.headers.get("x-request-id"))  # a body may replace it
+            if (task := asyncio.current_task()) is not None:
+                task.set_name(f"request {request.state.request_id}")  # for service/telemetry/loop_lag.py
             try:
                 self.entrance.check()
                 deadline_s = time.monotonic() + self._timeout_s(request)
                 quota = UNLIMITED if is_public else self._checked_quota(request)
                 await quota.take_request()
                 context = RequestContext(request.state.request_id, interface.api, deadline_s, quota)
+                response = None
                 try:
                     response = await function(request, context)
-                except BaseException:
-                    await self._leave(context)
-                    raise
-                if not isinstance(response, StreamingResponse):  # its place lasts as long as its events
-                    await self._leave(context)
+                finally:  # the place of a stream lasts as long as its events
+                    if self._core is not None and not isinstance(response, StreamingResponse):
+                        await self._core.leave(context)
             except ClientDisconnect:
                 record_gone_client(interface.api, request.state.request_id)
                 return Response(status_code=_CLIENT_CLOSED_REQUEST)
@@ -148,10 +149,6 @@ class RestBoundary:
                 return await reader(request, BodyMemory(self.settings.max_body_bytes, partial(core.hold, context)))
         except TimeoutError as error:
             raise DeadlineExceeded("the request's body was not received before the deadline") from error
-
-    async def _leave(self, context: RequestContext) -> None:
-        if self._core is not None:  # else there are no places
-            await self._core.leave(context)
 
     def _checked_quota(self, request: Request) -> Quota:
         """Return the quota of the request's key; raise `Unauthorized`, or `Overloaded` after many wrong keys."""

@@ -21,6 +21,7 @@ from service.admission.load import ClientSlots
 from service.errors import NotReady
 from service.images.decoding_process import DecoderEnded, DecodingProcess, decoded_in_process
 from service.images.files import ImageHeader, ImageLimits, decode_image, read_header, resize
+from service.telemetry.loop_lag import IN_THREAD
 
 ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
@@ -163,7 +164,9 @@ async def in_thread(function: Callable[ParamsT, ResultT], *args: ParamsT.args, *
 
     A thread cannot be stopped: a cancelled request counts as in flight until its thread is free.
     """
-    running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    task = asyncio.current_task()
+    name = None if task is None else f"{IN_THREAD}{task.get_name()}"
+    running = asyncio.create_task(asyncio.to_thread(function, *args, **kwargs), name=name)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:

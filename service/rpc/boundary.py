@@ -148,6 +148,8 @@ async def _call(
 ) -> AsyncIterator[tuple[Message, RequestContext]]:
     metadata = metadata_of(context)
     request_id = request_id_or_new(metadata.get("x-request-id"))
+    if (task := asyncio.current_task()) is not None:
+        task.set_name(f"request {request_id}")  # for service/telemetry/loop_lag.py
     with api.trace(name, metadata) as span:
         trace = ("x-trace-id", trace_id())
         context.set_trailing_metadata((trace,))

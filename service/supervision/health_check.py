@@ -7,7 +7,8 @@ import http.client
 import ssl
 import sys
 
-from service.settings import Settings, settings
+from service.environment import settings
+from service.settings import Settings
 
 _TIMEOUT_S = 5
 _OK, _UNAUTHORIZED = 200, 401

@@ -28,8 +28,10 @@ from importlib import import_module
 from pathlib import Path
 
 from runners.bentoml_internals import keep_loggers
+from runners.telemetry.metric_files import remove_live_gauges, use_metric_files
+from service.environment import settings
 from service.http.connections import ConnectionLimits, bounded_connection
-from service.settings import Settings, settings
+from service.settings import Settings
 from service.supervision.roles import GATEWAY, Role
 from service.supervision.run_folder import run_folder
 from service.supervision.worker_process import (
@@ -107,9 +109,7 @@ class Supervisor:
                 return
             if (process := running.get(pid)) is not None:
                 process.note_end(status)
-            # Its live gauges must not be summed any more, as in prometheus_client's mark_process_dead.
-            for gauge in self._metrics.glob(f"gauge_live*_{pid}.db"):
-                gauge.unlink()
+                remove_live_gauges(self._metrics, process.name)
             for temporary in self._metrics.parent.glob(f"*-{pid}/"):
                 shutil.rmtree(temporary, ignore_errors=True)
 
@@ -126,12 +126,14 @@ def main(arguments: Sequence[str]) -> None:
     with run_folder() as folder:
         parts = (_front(role, values), *(runner_part(name, folder) for name in role.runners_behind(values)))
         os.environ.update(worker_environment(parts, folder))
+        use_metric_files()
         _import_all(parts, values)
 
-        def process(part: Part) -> WorkerProcess:
-            return WorkerProcess(part, [other for other in parts if other is not part])
+        def process(part: Part, name: str) -> WorkerProcess:
+            return WorkerProcess(part, name, [other for other in parts if other is not part])
 
-        front, runners = [process(parts[0]) for _ in range(num_front)], [process(part) for part in parts[1:]]
+        front = [process(parts[0], f"{parts[0].name}-{number}") for number in range(num_front)]
+        runners = [process(part, part.name) for part in parts[1:]]
         Supervisor(front, runners, folder / METRICS_FOLDER).run(values.request_timeout_s)
 
 

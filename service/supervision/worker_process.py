@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from runners.bentoml_internals import run_worker
 from runners.bentoml_internals import worker_environment as bentoml_environment
+from runners.telemetry.metric_files import FOLDER_VARIABLE, write_metrics_as
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def worker_environment(parts: Sequence[Part], folder: Path) -> dict[str, str]:
     metrics.mkdir()
     return {
         **bentoml_environment({part.name: part.url for part in parts}),
-        "PROMETHEUS_MULTIPROC_DIR": str(metrics),
+        FOLDER_VARIABLE: str(metrics),
         "TMPDIR": str(folder),
     }
 
@@ -67,8 +68,11 @@ def worker_environment(parts: Sequence[Part], folder: Path) -> dict[str, str]:
 class WorkerProcess:
     """The process of a part: started, restarted when it ends, stopped."""
 
-    def __init__(self, part: Part, others: Sequence[Part], now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, part: Part, name: str, others: Sequence[Part], now: Callable[[], float] = time.monotonic
+    ) -> None:
         self.part = part
+        self.name = name  # unlike the part's, no other process has it: several gateways are one part
         self.pid: int | None = None  # None: not running
         self._others = others
         self._now = now
@@ -83,7 +87,7 @@ class WorkerProcess:
         self._started_s = self._now()
         self.pid = os.fork()
         if self.pid == 0:
-            _become(self.part, self._others)
+            _become(self.part, self.name, self._others)
 
     def note_end(self, status: int) -> None:
         """Record the end of the process with its status of os.waitpid()."""
@@ -112,10 +116,11 @@ def _show_as(title: str) -> None:
 
 def _use_own_folder(part: Part) -> None:
     """Put temporary files in a folder of this process; the supervisor removes it, however the process ends."""
-    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(f"-{os.getpid()}", f"{part.name}-")
+    with suppress(OSError):  # no space: no folder; nothing that a request needs is written there
+        os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(f"-{os.getpid()}", f"{part.name}-")
 
 
-def _become(part: Part, others: Sequence[Part]) -> NoReturn:
+def _become(part: Part, name: str, others: Sequence[Part]) -> NoReturn:
     """Run BentoML's worker in a new process, which is killed if the supervisor dies; never return."""
     status = 1
     try:
@@ -126,6 +131,7 @@ def _become(part: Part, others: Sequence[Part]) -> NoReturn:
             other.listener.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         _use_own_folder(part)
+        write_metrics_as(name)
         _show_as(f"diptych --service-name {part.name}")
         run_worker("service.gateway:Gateway", part.name, part.listener.fileno(), part.options, part.protocol)
     except SystemExit as end:

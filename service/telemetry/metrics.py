@@ -46,6 +46,11 @@ REQUEST_MEMORY_BYTES = Gauge(
     "Memory of the bodies of requests, of images by URL, and of what is parsed of them.",
     multiprocess_mode="livesum",
 )
+EVENT_LOOP_LAG_SECONDS = Histogram(
+    "diptych_event_loop_lag_seconds",
+    "Time by which the gateway's event loop runs late, measured 20 times a second.",
+    buckets=_BUCKETS_S,
+)
 BATCH_REQUESTS_WAITING = Gauge(
     "diptych_batch_requests_waiting", "Requests of unfinished batches without an answer.", multiprocess_mode="livesum"
 )

@@ -1,6 +1,6 @@
 """Pages for a browser, which need no key: the playground, and the HTTP contract as a page and as a document.
 
-GET /playground  GET /playground/{file}  GET /docs  GET /docs/start.js  GET /openapi.json
+GET / (leads to /playground)  GET /playground  GET /playground/{file}  GET /docs  GET /docs/start.js  GET /openapi.json
 
 The playground's files are served before the models are ready; the page calls the API as any client does.
 """
@@ -8,7 +8,7 @@ The playground's files are served before the models are ready; the page calls th
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
@@ -33,9 +33,13 @@ class Pages:
             Route("/openapi.json", endpoint(self.openapi, is_public=True), methods=["GET"]),
             Route("/docs", endpoint(self.docs, is_public=True), methods=["GET"]),
             Route("/docs/start.js", endpoint(self.docs_script, is_public=True), methods=["GET"]),
+            Route("/", self.home, methods=["GET"]),
             Route("/playground", self.playground, methods=["GET"]),
             Route("/playground/{file:path}", self.playground, methods=["GET"]),
         ]
+
+    async def home(self, _request: Request) -> Response:
+        return RedirectResponse("playground")
 
     async def openapi(self, _request: Request, _context: RequestContext) -> Response:
         return JSONResponse(openapi_document(self._boundary.core().models))

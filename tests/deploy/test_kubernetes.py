@@ -6,7 +6,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 
-from service.settings import read_settings
+from service.environment import read_settings
 from tests.support.export_cli import EMBEDDED
 from tests.support.haproxy import CONFIGURATION, FRONT, MODELS
 from tests.support.kubernetes import (

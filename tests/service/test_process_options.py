@@ -2,8 +2,8 @@
 
 import pytest
 
+from service.environment import read_settings
 from service.process_options import max_running, max_slots, runner_options
-from service.settings import read_settings
 from tests.support.catalog import FLORENCE, PALIGEMMA
 
 ENTRIES = (FLORENCE, PALIGEMMA)

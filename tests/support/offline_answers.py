@@ -19,7 +19,7 @@ from offline.rows import Row
 from offline.shards import FilesShard
 from runners.artifacts.manifest import read_manifest
 from runners.artifacts.store import artifact_folder
-from service.settings import read_settings
+from service.environment import read_settings
 
 
 async def answered(model: str, task: str, files: list[str]) -> list[Row]:

@@ -1,8 +1,10 @@
-"""A read-only or a full disk under everything that the service reads and writes changes nothing but the log."""
+"""A read-only or full disk changes nothing but the log; a full folder in memory costs metrics alone."""
 
 import io
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -30,7 +32,21 @@ if dd if=/dev/zero of="$disk/fill"; then exit 1; fi
 export BENTOML_HOME="$disk/bentoml" HOME="$disk" TMPDIR="$disk"
 exec "$@" >> "$disk/service.log" 2>&1  # nor can the log be written
 """
+FULL_MEMORY = """
+shift
+mount -t tmpfs -o size=4m tmpfs /dev/shm
+dd if=/dev/zero of=/dev/shm/fill 2>/dev/null || true
+exec "$@"
+"""
+SMALL_MEMORY = """
+shift
+mount -t tmpfs -o size=8m tmpfs /dev/shm
+exec "$@"
+"""
+FILL = "dd if=/dev/zero of=/dev/shm/fill 2>/dev/null || true"
 STOP_S = 60
+# Each adds values to the files of metrics, together more than fit into those of the start.
+TASKS = ("object_detection", "region_proposal", "dense_region_captioning", "ocr", "ocr_with_regions")
 
 pytestmark = pytest.mark.skipif(
     subprocess.run([*IN_NAMESPACE, "mount -t tmpfs tmpfs /mnt"], capture_output=True).returncode != 0,
@@ -45,20 +61,44 @@ def large_image() -> bytes:
     return file.getvalue()
 
 
-def answers(service: RunningService) -> bool:
-    form = {"task": "captioning", "detail": "detailed"}
-    response = httpx.post(f"{service.url}/v1/predict", data=form, files={"image": large_image()}, timeout=60)
+def answers(service: RunningService, task: str = "captioning") -> bool:
+    files = {"image": large_image()}
+    response = httpx.post(f"{service.url}/v1/predict", data={"task": task}, files=files, timeout=60)
     return response.is_success and "result" in response.json()
+
+
+@contextmanager
+def served_with(exported: ModelStore, folder: Path, script: str) -> Iterator[RunningService]:
+    """Serve one model in a mount namespace that `script` has prepared."""
+    command = (*IN_NAMESPACE, script, "sh", str(folder), *SERVICE)
+    models = {"DIPTYCH_MODELS": "florence-2-mini"}
+    with running_service(exported.home, folder / "service.log", OPEN, command, **models) as service:
+        yield service
 
 
 @pytest.mark.parametrize("script", [READ_ONLY, FULL], ids=["read-only", "full"])
 def test_the_service_starts_answers_counts_and_stops(exported: ModelStore, tmp_path: Path, script: str) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    command = (*IN_NAMESPACE, script, "sh", str(disk), *SERVICE)
-    log, models = tmp_path / "service.log", {"DIPTYCH_MODELS": "florence-2-mini"}
-    with running_service(exported.home, log, OPEN, command, **models) as service:
+    with served_with(exported, disk, script) as service:
         assert all(answers(service) for _ in range(3))
         assert metric(service, "diptych_requests_total", status="ok") == 3
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(STOP_S) == 0
+
+
+def test_without_space_in_memory_the_service_starts_and_answers(exported: ModelStore, tmp_path: Path) -> None:
+    with served_with(exported, tmp_path, FULL_MEMORY) as service:
+        assert all(answers(service) for _ in range(3))
+        assert "no space for metrics" in service.log.read_text()
+
+
+def test_memory_that_fills_costs_metrics_and_no_process(exported: ModelStore, tmp_path: Path) -> None:
+    with served_with(exported, tmp_path, SMALL_MEMORY) as service:
+        assert answers(service)
+        parts = service.parts()
+        subprocess.run(["nsenter", "-m", "-t", str(parts["diptych"]), "sh", "-c", FILL], check=True)
+        assert all(answers(service, task) for task in TASKS)
+        with service.client() as client:
+            assert client.get("/metrics").status_code == 200
+        assert service.parts() == parts

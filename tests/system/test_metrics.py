@@ -1,15 +1,17 @@
 """The metrics of a known sequence of requests, from the gateway's own /metrics."""
 
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.export_cli import ModelStore
-from tests.support.running_service import running_service
+from tests.support.running_service import RunningService, running_service
 from tests.support.scene_images import scene_png
 
 FLORENCE, PALIGEMMA = "florence-2-mini", "paligemma-mini"
@@ -118,3 +120,21 @@ def test_every_part_tells_when_it_was_started(samples: dict[str, dict[Labels, fl
     times = samples["diptych_start_time_seconds"]
     assert set(times) == parts | {labels(model="none", part="gateway")}
     assert all(0 < time.time() - started_s < 600 for started_s in times.values())
+
+
+def test_paths_that_clients_write_leave_nothing_behind(service: RunningService) -> None:
+    def size() -> int:
+        with service.client() as client:
+            return len(client.get("/metrics").content)
+
+    maps = Path(f"/proc/{service.parts()['diptych']}/maps").read_text()
+    mapped = re.search(r"(/\S+)/counter_diptych-0.db", maps)
+    assert mapped is not None
+    files = Path(mapped[1])
+    before, num_bytes = size(), sum(path.stat().st_size for path in files.iterdir())
+    with service.client() as client:
+        for number in range(50):
+            assert client.get(f"/{number}/{'a' * 50_000}").status_code == 404
+            assert client.get(f"/v1/models/{number}{'a' * 5_000}").status_code == 404
+    assert size() < before + 10_000
+    assert sum(path.stat().st_size for path in files.iterdir()) == num_bytes

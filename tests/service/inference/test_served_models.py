@@ -6,9 +6,10 @@ import pytest
 
 from runners.artifacts.manifest import CALIBRATION_FILE, VISION_ENCODER_FILE, ArtifactError, Manifest, read_manifest
 from runners.artifacts.precision import measured_agreement
+from service.environment import read_settings
 from service.inference.listings import model_json
 from service.inference.served_models import adapter_model, check_positions, load_served_model, served_calibrations
-from service.settings import Settings, SettingsError, read_settings
+from service.settings import Settings, SettingsError
 from tests.support.catalog import CATALOG
 from tests.support.fake_service import CHECKPOINT, FLORENCE_ID, PALIGEMMA_ID, served_models
 

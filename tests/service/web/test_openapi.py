@@ -76,7 +76,7 @@ def test_document_is_openapi_3_1() -> None:
 
 def test_every_route_of_the_api_is_described() -> None:
     routes = {route.path for route in rest_app(RestBoundary(Settings())).routes}  # type: ignore[attr-defined]
-    pages = {"/openapi.json", "/docs", "/docs/start.js", "/playground", "/playground/{file:path}"}
+    pages = {"/", "/metrics", "/openapi.json", "/docs", "/docs/start.js", "/playground", "/playground/{file:path}"}
     prefixes = ("/v1", "/v2", "/integrations/label-studio", "/integrations/x-anylabeling")
     refusing_the_rest = {f"{prefix}/{{path:path}}" for prefix in prefixes}
     assert set(DOCUMENT["paths"]) == routes - pages - refusing_the_rest

@@ -1,0 +1,67 @@
+"""A late event loop is measured, and the request that made it late is named."""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Coroutine
+
+import pytest
+from prometheus_client import REGISTRY
+
+from service.images.decoding import in_thread
+from service.telemetry.loop_lag import LoopWatch
+
+Request = Callable[[], Coroutine[None, None, None]]
+
+BLOCKED_S = 0.4
+
+
+def num_late() -> float:
+    """Return the number of measurements above a tenth of a second."""
+    metric = "diptych_event_loop_lag_seconds"
+    found = REGISTRY.get_sample_value(f"{metric}_count"), REGISTRY.get_sample_value(f"{metric}_bucket", {"le": "0.1"})
+    return (found[0] or 0) - (found[1] or 0)
+
+
+def log_of(
+    name: str, request: Callable[[], Coroutine[None, None, None]], caplog: pytest.LogCaptureFixture
+) -> list[str]:
+    async def scenario() -> None:
+        watch = LoopWatch()
+        watch.start()
+        try:
+            await asyncio.create_task(request(), name=f"request {name}")
+            await asyncio.sleep(0.1)
+        finally:
+            watch.stop()
+
+    asyncio.run(scenario())
+    return [record.message for record in caplog.records if "event loop" in record.message]
+
+
+def test_the_request_that_blocks_the_loop_is_named_with_its_line(caplog: pytest.LogCaptureFixture) -> None:
+    async def block() -> None:
+        time.sleep(BLOCKED_S)
+
+    before = num_late()
+    (line,) = log_of("slow-1", block, caplog)
+    assert re.search(r"late by 0\.\d+ s: request slow-1 at tests/service/telemetry/test_loop_lag.py:\d+ block", line)
+    assert num_late() == before + 1
+
+
+def test_a_request_whose_thread_keeps_the_interpreters_lock_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    async def hold() -> None:
+        num_letters, taken_s = 20, 0.0
+        while taken_s < BLOCKED_S:  # a regular expression releases no lock, and each letter doubles its time
+            start_s = time.monotonic()
+            await in_thread(re.match, r"(a+)+$", "a" * num_letters + "b")
+            taken_s, num_letters = time.monotonic() - start_s, num_letters + 1
+
+    assert any("slow-2" in line for line in log_of("slow-2", hold, caplog))
+
+
+def test_a_loop_in_time_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def wait() -> None:
+        await asyncio.sleep(0.2)
+
+    assert log_of("quick", wait, caplog) == []

@@ -1,0 +1,32 @@
+"""Every route that answers HTML, in a real browser: none asks another host, and `/` is the page of this project."""
+
+from playwright.sync_api import BrowserContext
+
+from service.http.boundary import RestBoundary
+from service.http_app import rest_app
+from service.settings import Settings
+from tests.support.running_service import RunningService
+
+# BentoML's routes beside ours: bentoml/_internal/server/base_app.py, _bentoml_impl/server/app.py.
+BENTOML_PATHS = ("/livez", "/readyz", "/healthz", "/docs.json", "/static_content/index.css", "/static_content/")
+OUR_PATHS = sorted(
+    route.path.replace("{file:path}", "").replace("{path:path}", "nothing")  # type: ignore[attr-defined]
+    for route in rest_app(RestBoundary(Settings())).routes
+)
+
+
+def test_no_page_asks_another_host(context: BrowserContext, service: RunningService) -> None:
+    page = context.new_page()
+    pages = []
+    for path in (*OUR_PATHS, *BENTOML_PATHS):
+        response = page.request.get(service.url + path)
+        if response.headers.get("content-type", "").startswith("text/html"):
+            pages.append(path)
+            page.goto(service.url + path, wait_until="networkidle")  # the context's witness fails on any other host
+    assert pages == ["/", "/docs", "/playground", "/playground/"]
+
+
+def test_the_root_leads_to_the_page(context: BrowserContext, service: RunningService) -> None:
+    page = context.new_page()
+    page.goto(service.url + "/")
+    assert page.url == f"{service.url}/playground"
