@@ -8,14 +8,14 @@ import weakref
 import pytest
 from PIL import Image
 
-from service.errors import ImageTooLarge
+from service.errors import DeadlineExceeded, ImageTooLarge
 from service.images.decoding import ImageDecoder, LazyImage
 from service.images.files import ImageLimits, decode_image, read_header
 from tests.support.attack_images import animated_webp, repeated_scans
 from tests.support.catalog import FLORENCE
 from tests.support.core_calls import run
 from tests.support.fake_service import encoded, served
-from tests.support.image_files import LIMITS, chunk, png
+from tests.support.image_files import LIMITS, chunk, colour_steps, png
 
 PNG_END = chunk(b"IEND", b"")
 
@@ -93,6 +93,29 @@ def test_one_client_never_takes_all_places_and_no_more_images_are_decoded_than_t
     running, end = list[str](), asyncio.Event()
     run(scenario())
     assert len(running) == 8 + is_heavy
+
+
+def test_one_client_never_takes_all_places_to_read_headers_and_its_deadline_ends_the_wait() -> None:
+    async def scenario() -> None:
+        decoder = ImageDecoder(LIMITS, 2)
+        waiting, polite = (LazyImage(encoded(colour_steps()), decoder, client) for client in ("flood", "polite"))
+        async with decoder.header_slot("flood"):
+            with pytest.raises(DeadlineExceeded, match="the header of the image was not read before the deadline"):
+                await waiting.open(time.monotonic() + 0.05)
+            await polite.open(time.monotonic() + 5)
+        await waiting.open(time.monotonic() + 5)
+        assert waiting.header == polite.header
+
+    run(scenario())
+
+
+def test_headers_do_not_wait_for_pixels() -> None:
+    async def scenario() -> None:
+        decoder = ImageDecoder(LIMITS, 2)
+        async with decoder.slot("a", is_heavy=True), decoder.slot("b", is_heavy=False):
+            await LazyImage(encoded(colour_steps()), decoder, "a").open(time.monotonic() + 5)
+
+    run(scenario())
 
 
 def test_a_decoded_image_is_freed_with_its_last_reference() -> None:
