@@ -11,9 +11,12 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 from PIL import Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from service.errors import ImageTooLarge, UnsupportedImage
-from service.images.containers import Container, read_container
+from service.images.containers import Container, ImageFormat, read_container
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns and raises; `_open` checks ours
 
@@ -32,6 +35,12 @@ _SWAPPING_SIDES = {  # width becomes height
     Image.Transpose.ROTATE_270,
     Image.Transpose.TRANSVERSE,
     Image.Transpose.ROTATE_90,
+}
+# `Image.open` would load the modules of all formats, with the first WebP.
+_READERS: dict[ImageFormat, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
 }
 _BACKGROUND_RGB = (255, 255, 255)  # behind transparent pixels
 # A JPEG may repeat a scan at will, and each one is decoded over all pixels. Usual are up to 10: libjpeg's progression.
@@ -97,7 +106,7 @@ def _pixel_ns(container: Container) -> float:
 def _open(file: bytes, container: Container, limits: ImageLimits) -> ImageFile.ImageFile:
     """Open the whole file of `container`, or its header."""
     with _decoding_errors(container):
-        image = Image.open(io.BytesIO(file), formats=(container.format,))
+        image = _READERS[container.format](io.BytesIO(file))
     width, height = image.size
     found = f"the image has {width} x {height}"
     if width * height > limits.max_pixels:
