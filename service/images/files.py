@@ -5,6 +5,7 @@ imports this module for each image that takes long: it loads no more than it nee
 """
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from service.errors import ImageTooLarge, UnsupportedImage
 from service.images.containers import Container, ImageFormat, read_container
 
+warnings.filterwarnings("ignore", module="PIL")  # they quote foreign files, and may be thousands for one
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns and raises; `_open` checks ours
 
 # By EXIF orientation, as in Pillow's ImageOps.exif_transpose, which also rewrites the tags and fails on malformed ones.

@@ -11,13 +11,13 @@ import struct
 import sys
 
 from service.images.decoding_process import decoded_in_process
-from tests.support.fake_service import encoded
-from tests.support.image_files import LIMITS, colour_steps
+from tests.support.attack_images import intact
+from tests.support.image_files import LIMITS
 
 PER_LINUX32 = 8  # linux/personality.h
 PRCTL = {"x86_64": 157, "aarch64": 167}
-# The call is refused as by a kernel without seccomp: load its number; compare; return EINVAL; allow.
-FILTER = "=HBBI HBBI HBBI HBBI".replace(" ", "")
+LOAD_NUMBER, JUMP_UNLESS_EQUAL, RETURN = (0x20, 0, 0), (0x15, 0, 1), (0x06, 0, 0)  # linux/filter.h
+EINVAL, ALLOW = 0x00050016, 0x7FFF0000  # linux/seccomp.h
 
 
 def main(lack: str) -> None:
@@ -30,18 +30,19 @@ def main(lack: str) -> None:
 
 
 def refuse_prctl() -> None:
+    """Let the kernel refuse the call as one without seccomp does."""
     number = PRCTL[os.uname().machine]
-    instructions = struct.pack(FILTER, 0x20, 0, 0, 0, 0x15, 0, 1, number, 6, 0, 0, 0x00050016, 6, 0, 0, 0x7FFF0000)
-    program = struct.pack("HxxxxxxP", 4, ctypes.addressof(kept := ctypes.create_string_buffer(instructions)))
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    steps = (*LOAD_NUMBER, 0), (*JUMP_UNLESS_EQUAL, number), (*RETURN, EINVAL), (*RETURN, ALLOW)
+    instructions = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
+    program = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(instructions))
+    prctl = ctypes.CDLL(None).prctl
     assert prctl(38, *map(ctypes.c_ulong, (1, 0, 0, 0))) == 0
     assert prctl(22, 2, program, 0, 0) == 0
-    del kept
 
 
 async def decode_twice() -> None:
     for _ in range(2):
-        async with decoded_in_process(encoded(colour_steps()), LIMITS) as image:
+        async with decoded_in_process(intact("PNG"), LIMITS) as image:
             print((await image.resized((7, 9), 3)).shape)
 
 

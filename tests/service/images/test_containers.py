@@ -2,9 +2,12 @@
 
 import io
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -26,6 +29,7 @@ from tests.support.attack_images import (
 from tests.support.fake_service import encoded
 from tests.support.image_files import LIMITS, chunk, colour_steps, differences
 
+ROOT = Path(__file__).parents[3]
 FLOODS = list(floods())
 MARKS = b"\xff\xda\0\2" * 10_000  # empty scans
 
@@ -132,6 +136,19 @@ def test_no_metadata_reaches_pillow(image_format: str, metadata: bytes) -> None:
     assert_decodes(data, image_format)
     plain = read_container(intact(image_format)).file()
     assert read_container(data).file() == plain
+
+
+def test_warnings_of_pillow_are_not_logged() -> None:
+    """A process without pytest's filters: Pillow warns of each tag beyond the end."""
+    code = """if True:
+        from PIL import Image
+        from service.images import files
+        from tests.support.attack_images import endless_exif
+        exif = Image.Exif()
+        exif.load(endless_exif(100, 1000)[:-900])
+    """
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stderr == ""
 
 
 def test_frames_behind_the_first_do_not_reach_pillow() -> None:
