@@ -165,7 +165,7 @@ def test_start_of_scan_in_metadata_and_behind_the_end_does_not_count(place: str)
     parts = split(encoded(Image.new("RGB", (1000, 1000)), "JPEG", progressive=True))
     assert len(parts) > 10
     index = {"before": 2, "between": -2, "behind": len(parts)}[place]
-    marks = MARKS if place == "behind" else segment(0xFE, MARKS)
+    marks = b"\0\2" + MARKS if place == "behind" else segment(0xFE, MARKS)
     data = joined([*parts[:index], marks, *parts[index:]])
     assert read_container(data).num_scans == 10
     assert decode_image(data, LIMITS).size == (1000, 1000)
@@ -199,6 +199,7 @@ def tiff(tags: list[tuple[int, int, int, bytes]], order: str = "<") -> bytes:
         (tiff([(0x0112, 3, 1, b"\0\6\0\0")], ">"), 6),
         (b"Exif\0\0" * 2 + tiff([(0x0112, 3, 1, b"\6\0\0\0")]), 6),
         (tiff([(0x010F, 2, 4, b"abc\0"), (0x0112, 4, 1, b"\3\0\0\0"), (0x0112, 3, 1, b"\6\0\0\0")]), 3),
+        (tiff([(0x0112, 4, 1, b"\0\0\0\6")], ">"), 6),
         (tiff([(0x0112, 3, 2, b"\6\0\0\0")]), None),
         (tiff([(0x0112, 2, 1, b"\6\0\0\0")]), None),
         (tiff([(0x0112, 3, 1, b"\6\0\0\0")])[:-1], None),
@@ -214,5 +215,25 @@ def test_orientation_is_read_from_exif_alone(exif: bytes, orientation: int | Non
 
 
 def test_an_orientation_in_xmp_is_ignored_as_in_browsers() -> None:
-    packet = b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>'
-    assert read_header(file_with("JPEG", segment(0xE1, packet)), LIMITS).size_wh == colour_steps().size
+    xmp = segment(0xE1, b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>')
+    assert read_header(file_with("JPEG", xmp), LIMITS).size_wh == (64, 32)
+    exif = segment(0xE1, b"Exif\0\0" + tiff([(0x0112, 3, 1, b"\6\0\0\0")]))
+    assert read_header(file_with("JPEG", xmp + exif), LIMITS).size_wh == (32, 64)
+
+
+def test_a_jpeg_keeps_the_colour_space_that_adobe_names() -> None:
+    """Components 1, 2 and 3 would be YCbCr without the segment."""
+    by_number = bytes.maketrans(b"RGB", b"\1\2\3")
+    parts = split(encoded(colour_steps(), "JPEG", keep_rgb=True, quality=95, subsampling=0))
+    parts = [part[:20].translate(by_number) + part[20:] if part[1] in (0xC0, 0xDA) else part for part in parts]
+    assert differences(decode_image(joined(parts), LIMITS), colour_steps()).max() <= 4
+
+
+def test_the_pixels_of_a_png_are_its_first_run_of_chunks() -> None:
+    start, header, pixels, end = split(intact("PNG"))
+    content = pixels[8:-4]
+    runs = [chunk(b"IDAT", content[i : i + 20]) for i in range(0, len(content), 20)]
+    assert len(runs) > 2
+    assert_decodes(b"".join([start, header, *runs, end]), "PNG")
+    with pytest.raises(UnsupportedImage, match="truncated"):
+        decode_image(b"".join([start, header, runs[0], chunk(b"tEXt"), *runs[1:], end]), LIMITS)
