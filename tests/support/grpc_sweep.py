@@ -71,7 +71,7 @@ class GrpcSweep:
                 setattr(message, name, value)
         return message
 
-    def _messages(self, make: type[Message], depth: int = 0) -> Iterator[tuple[str, str, Message]]:
+    def _messages(self, make: Any, depth: int = 0) -> Iterator[tuple[str, str, Message]]:
         """Yield field, shape and message for every field of a type, and of the types of its fields."""
         for field in make.DESCRIPTOR.fields:
             for shape, value in self._values(field):
