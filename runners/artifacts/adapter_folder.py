@@ -19,8 +19,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 
@@ -160,7 +161,7 @@ def reason_of(error: Exception) -> str:
 
 
 @contextmanager
-def open_file(path: Path, max_bytes: int) -> Iterator[BinaryIO]:
+def open_file(path: Path, max_bytes: int) -> Iterator[BufferedReader]:
     """Open a regular file of at most `max_bytes` without waiting for it, as a FIFO would make it.
 
     Raise `AdapterError` for another file, and if it cannot be read.
