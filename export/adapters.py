@@ -18,7 +18,7 @@ from export.checkpoints.jobs import EXPORT_FORMAT, ROOT, ExportOptions, find_ent
 from export.checkpoints.sources import resolve_source
 from export.progress import Progress, silence_transformers
 from export.resources import needs_of
-from runners.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, adapter_build_key
+from runners.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, AdapterLimits, adapter_build_key
 from runners.artifacts.manifest import (
     ADAPTER_FILE,
     DECODER_FILE,
@@ -77,7 +77,7 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
 
     from runners.artifacts.peft_adapter import read_parts
 
-    parts = read_parts(job.folder, job.base_folder / DECODER_FILE)
+    parts = read_parts(job.folder, job.base_folder / DECODER_FILE, AdapterLimits())
     made = f"an adapter of {len(parts.language) // 2} layers of {job.base.model_id}"
     with new_version(entry.id) as folder:
         save_file(dict(parts.language), folder / ADAPTER_FILE)

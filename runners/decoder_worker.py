@@ -101,10 +101,10 @@ class DecoderWorker:
         """The adapters that sequences may name."""
         return self._decoder.adapter_keys
 
-    def add_adapter(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Add an adapter, which sequences may name from now on."""
+    def add_adapter(self, key: str, tensors: Mapping[str, Tensor], max_total_bytes: int | None = None) -> None:
+        """Add an adapter, which sequences may name from now on; raise `NoRoomError` if all take too much memory."""
         assert self._adapters is not None
-        self._adapters.add(key, tensors)
+        self._adapters.add(key, tensors, max_total_bytes)
 
     def remove_adapter(self, key: str) -> None:
         """Free the tensors of an adapter that no call names any more."""

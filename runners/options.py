@@ -1,8 +1,9 @@
 """The options of a runner. Imported by processes without torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from runners.artifacts.adapter_folder import AdapterLimits
 from runners.artifacts.devices import DeviceSetting, may_have_cuda
 from runners.artifacts.manifest import Device
 from runners.artifacts.precision import WantedPrecision
@@ -46,6 +47,8 @@ class RunnerOptions:
     traces: TraceOptions
     adapters: tuple[str, ...] = ()  # ids of the LoRA adapters that it serves beside its model
     adapters_folder: Path | None = None  # of further ones, which is watched
+    adapter_limits: AdapterLimits = field(default_factory=AdapterLimits)
+    start_timeout_s: float = 600.0
     num_sharing_gpu: int = 1  # runners of this host on the same GPU, this one included
 
 

@@ -15,6 +15,7 @@ from runners.bentoml_internals import batcher, dispatch_at_once
 from runners.options import RunnerOptions, encoder_batch_size, runner_name
 from runners.telemetry import tracing
 from runners.telemetry.metrics import START_TIME_SECONDS
+from runners.telemetry.watchdog import bounded_start
 from runners.transport.drain import CallsInFlight, drain_before_stop
 from runners.transport.guards import BodyGuard, BuildGuard, LoadedBuild
 from runners.transport.messages import EncodedImage, ImageToEncode
@@ -38,13 +39,14 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
             """Verify and load the artifacts and warm up; the service is ready after this."""
             START_TIME_SECONDS.labels(model_id, "runner").set_to_current_time()
             tracing.start(options.traces, runner_name(model_id))
-            if options.gpu is not None:
-                select_gpu(options.gpu)
-            # Not at the top: the gateway imports this module and must load neither torch nor ONNX Runtime.
-            from runners.worker import ModelWorker
+            with bounded_start(options.start_timeout_s):
+                if options.gpu is not None:
+                    select_gpu(options.gpu)
+                # Not at the top: the gateway imports this module and must load neither torch nor ONNX Runtime.
+                from runners.worker import ModelWorker
 
-            self._worker = ModelWorker(model_id, options, self._batched)
-            self._worker.load()
+                self._worker = ModelWorker(model_id, options, self._batched)
+                self._worker.load()
             api.start(self._worker)
             loaded.key = self._worker.build_key
             drain_before_stop(calls.drain)

@@ -81,8 +81,10 @@ class ModelWorker:
         self._hot_adapters: HotAdapters | None = None
         if self._options.adapters_folder is not None:
             scan = AdapterScan(self._options.adapters_folder)
-            self._hot_adapters = HotAdapters(scan, manifest, folder, self._options.timeout_s)
-            self._hot_adapters.update(self._decoder)
+            read_timeout_s = min(self._options.limits.stuck_after_s, self._options.start_timeout_s / 2)
+            self._hot_adapters = HotAdapters(
+                scan, manifest, folder, self._options.adapter_limits, self._options.timeout_s, read_timeout_s
+            )
             self._hot_adapters.watch(self._decoder)
 
     def adapters(self) -> AdapterStates:

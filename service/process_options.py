@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from runners.artifacts.adapter_folder import AdapterLimits
 from runners.artifacts.devices import DeviceSetting, model_device
 from runners.options import RunnerOptions, SchedulerLimits, max_default_slots
 from runners.telemetry.tracing import TraceOptions
@@ -59,6 +60,10 @@ def runner_options(model_id: str, values: Settings, entries: Sequence[CatalogEnt
         traces=trace_options(values),
         adapters=adapters_of(model_id, entries),
         adapters_folder=values.adapters,
+        adapter_limits=AdapterLimits(
+            values.max_adapter_rank, values.max_adapter_mb * BYTES_PER_MB, values.adapters_mb * BYTES_PER_MB
+        ),
+        start_timeout_s=values.start_timeout_s,
         num_sharing_gpu=max(1, len(_local_models(values, entries, (device, gpu)))),
     )
 

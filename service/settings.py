@@ -4,15 +4,14 @@ An unknown or invalid setting prevents the start; the message names variable, va
 """
 
 import os
-import re
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from runners.artifacts.devices import DeviceSetting, model_device
 from runners.artifacts.precision import WantedPrecision
 from service.images.url_rules import AllowedHost
+from service.setting_urls import check_http_url, check_store_url, split_runner_url
 from service.telemetry.logs import LogFormat
 
 PREFIX = "DIPTYCH_"
@@ -35,6 +34,23 @@ class Settings(BaseModel):
     catalog: Path = Field(Path("models/catalog.yaml"), description="Path of the model catalog.")
     adapters: Path | None = Field(
         None, description="Watched folder of LoRA adapters, one in each sub-folder. Unset: only those of the catalog."
+    )
+    max_adapter_rank: int = Field(
+        512, ge=1, le=65_536, description="Maximum rank of a layer in an adapter of the folder."
+    )
+    max_adapter_mb: int = Field(
+        1_000,
+        ge=1,
+        le=100_000,
+        description="Maximum size of one adapter of the folder, MB (1,000,000 bytes): its file, and its weights in "
+        "float32.",
+    )
+    adapters_mb: int = Field(
+        4_000,
+        ge=1,
+        le=1_000_000,
+        description="Maximum memory of the adapters of a runner with one more of the folder, MB; each takes the "
+        "highest rank among them.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on, for REST and gRPC.")
     port: int = Field(3000, ge=1, le=65535, description="REST port.")
@@ -132,6 +148,12 @@ class Settings(BaseModel):
         le=3600,
         description="A runner is not ready while an encoder batch or a decoder step takes longer than this, seconds; "
         "after twice this time its process ends and is restarted.",
+    )
+    start_timeout_s: int = Field(
+        600,
+        ge=5,
+        le=86_400,
+        description="A runner whose start takes longer than this, seconds, ends and is restarted.",
     )
     vision_cache_mb: int = Field(
         256,
@@ -242,7 +264,7 @@ class Settings(BaseModel):
     @field_validator("runner_urls")
     @classmethod
     def _check_runner_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        models = [model for model, _ in map(_runner_url, value)]
+        models = [model for model, _ in map(split_runner_url, value)]
         if len(set(models)) < len(models):
             raise ValueError("a model has two URLs; use the URL of a proxy that balances its replicas")
         return value
@@ -262,18 +284,12 @@ class Settings(BaseModel):
 
     def runner_url(self, model_id: str) -> str | None:
         """Return the URL of a model's runner; None: it runs on this host."""
-        return dict(map(_runner_url, self.runner_urls)).get(model_id)
+        return dict(map(split_runner_url, self.runner_urls)).get(model_id)
 
     @field_validator("shared_limits_url")
     @classmethod
     def _check_shared_limits(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        is_store = parts.scheme in ("redis", "rediss") and parts.hostname and _has_port(parts)
-        if not is_store or parts.query or not re.fullmatch(r"/?|/\d{1,5}", parts.path):
-            raise ValueError("it must be redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]")
-        return value
+        return None if value is None else check_store_url(value)
 
     @property
     def max_decoded(self) -> int:
@@ -293,30 +309,7 @@ class Settings(BaseModel):
     @field_validator("otlp_endpoint", "label_studio_url")
     @classmethod
     def _check_url(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
-            raise ValueError("it must be an http(s) URL of host, port and path, without credentials and query")
-        return value
-
-
-def _runner_url(pair: str) -> tuple[str, str]:
-    """Parse `MODEL=http://HOST:PORT`; raise `ValueError`."""
-    model_id, _, url = pair.partition("=")
-    parts = urlsplit(url)
-    is_plain = parts.scheme == "http" and parts.path in ("", "/") and not (parts.query or parts.fragment)
-    if not (model_id and is_plain and parts.hostname and "@" not in parts.netloc and _has_port(parts)):
-        raise ValueError(f"{pair!r} must be MODEL=http://HOST:PORT, such as florence-2-mini=http://10.0.0.1:3000")
-    return model_id, url.rstrip("/")
-
-
-def _has_port(parts: SplitResult) -> bool:
-    """Return True for a valid port and for none."""
-    try:
-        return parts.port is None or parts.port > 0
-    except ValueError:
-        return False
+        return None if value is None else check_http_url(value)
 
 
 def variable(field: str) -> str:

@@ -5,22 +5,27 @@
     NAME/diptych.yaml                   optional: keys of a catalog entry (tasks/catalog.py), such as adapter_of
 
 All processes derive the same build key from the same files. While a sub-folder is written, it counts as it was before.
+The files are foreign data: they are opened without waiting, bounded in size, and each failure is an `AdapterError`.
 Reads no weights (runners/artifacts/peft_adapter.py).
 """
 
 import hashlib
 import json
 import logging
+import os
 import re
+import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from runners.artifacts.manifest import ArtifactError, Manifest, sha256_of
+from runners.artifacts.manifest import ArtifactError, Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -29,16 +34,33 @@ ENTRY_FILE = "diptych.yaml"
 DOWN, UP = ".down", ".up"  # after the name of a layer: the matrices of an adapter as runners load them
 MAX_ADAPTERS = 64  # of one base
 SCAN_EVERY_S = 1.0
+MAX_CONFIG_BYTES = 1_000_000  # PEFT's may name every layer
+MAX_ENTRY_BYTES = 16_384
 
 _FORMAT = 1  # increment when the same files become other matrices
 _SETTLED_AFTER_S = 1.0  # without a change
 _NAME = re.compile(r"[^.].*")  # others are temporary or hidden
+_MAX_REASON_CHARS = 500
+_MAX_ENTRY_DEPTH = 5
 
 _FileVersion = tuple[int, int, int, int]  # modification and change time in ns, size, inode
 
 
 class AdapterError(ArtifactError):
     """A folder is not an adapter that can be served over its base."""
+
+
+class NoRoomError(AdapterError):
+    """An adapter is in order, but the adapters of its base would exceed a limit with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterLimits:
+    """The bounds of the adapters of one base; the export has these defaults."""
+
+    max_rank: int = 512
+    max_bytes: int = 1_000_000_000  # of one: the file of its weights, and its weights in float32
+    max_total_bytes: int = 4_000_000_000  # of the matrices of a folder's adapters in a runner
 
 
 def adapter_build_key(hashes: Mapping[str, str], base_build_key: str) -> str:
@@ -58,22 +80,21 @@ class AdapterFolder:
     def name(self) -> str:
         return self.path.name
 
-    def hashes(self) -> dict[str, str]:
-        """Return the sha256 of PEFT's files by name; raise `AdapterError` if they cannot be read."""
-        try:
-            return {name: sha256_of(self.path / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
-        except OSError as error:
-            raise AdapterError(f"{self.path} cannot be read: {error}") from error
+    def hashes(self, max_bytes: int) -> dict[str, str]:
+        """Return the sha256 of PEFT's files by name; raise `AdapterError` if one is unreadable or too large."""
+        bounds = {CONFIG_FILE: MAX_CONFIG_BYTES, WEIGHTS_FILE: max_bytes}
+        return {name: _sha256_of(self.path / name, bound) for name, bound in bounds.items()}
 
     def entry(self) -> dict[str, Any]:
         """Return the keys of its catalog entry; raise `AdapterError` if the file is no mapping in YAML."""
         if ENTRY_FILE not in dict(self.files):
             return {}
         path = self.path / ENTRY_FILE
+        text = read_file(path, MAX_ENTRY_BYTES)
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise AdapterError(f"{path} cannot be read as YAML: {error}") from error
+            values = _parsed_yaml(text)
+        except Exception as error:  # PyYAML raises many, such as KeyError for a tag
+            raise AdapterError(f"{path} cannot be read as YAML: {type(error).__name__}: {error}") from error
         if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
             raise AdapterError(f"{path} must have keys of a catalog entry, such as adapter_of and tasks")
         return values
@@ -81,11 +102,12 @@ class AdapterFolder:
     def base_name(self) -> str:
         """Return the name of its base: `adapter_of` of the entry, else PEFT's `base_model_name_or_path`."""
         if (declared := self.entry().get("adapter_of")) is not None:
-            return str(declared)
-        try:
-            return str(json.loads((self.path / CONFIG_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise AdapterError(f"{self.path / CONFIG_FILE} names no base_model_name_or_path: {error!r}") from error
+            name = declared
+        else:
+            name = read_config(self.path).get("base_model_name_or_path")
+        if not isinstance(name, str):
+            raise AdapterError(f"{self.path} names no base: base_model_name_or_path and adapter_of must be strings")
+        return name
 
     def is_adapter_of(self, base: Manifest) -> bool:
         """Return True if the name of its base is the id or the source of `base`."""
@@ -132,15 +154,88 @@ class AdapterScan:
         return self._seen.get(adapter.name) == adapter or self._now() - changed_s >= _SETTLED_AFTER_S
 
 
+def reason_of(error: Exception) -> str:
+    """Return the message of an error about foreign data on one line, without control characters, and bounded."""
+    words = " ".join(str(error).split())
+    return "".join(char if char.isprintable() else "?" for char in words[:_MAX_REASON_CHARS])
+
+
+@contextmanager
+def open_file(path: Path, max_bytes: int) -> Iterator[BufferedReader]:
+    """Open a regular file of at most `max_bytes` without waiting for it, as a FIFO would make it.
+
+    Raise `AdapterError` for another file, and if it cannot be read.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise AdapterError(f"{path} must be a regular file")
+            if found.st_size > max_bytes:
+                raise AdapterError(f"{path} has {found.st_size} bytes; at most {max_bytes} are allowed")
+            yield file
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read: {error}") from error
+
+
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a regular file of at most `max_bytes`; raise `AdapterError`."""
+    with open_file(path, max_bytes) as file:
+        return file.read(max_bytes)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return PEFT's configuration; raise `AdapterError` if it is not an object in JSON."""
+    path = folder / CONFIG_FILE
+    text = read_file(path, MAX_CONFIG_BYTES)
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise AdapterError(f"{path} must be an object with base_model_name_or_path, r, lora_alpha and others")
+    return values
+
+
+def _parsed_yaml(text: bytes) -> Any:
+    """Parse a document without references, by which a short one stands for gigabytes, and without deep nesting.
+
+    PyYAML takes 9 s for 5,000 brackets; here the first few end it.
+    """
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_ENTRY_DEPTH or isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"references (*name) and more than {_MAX_ENTRY_DEPTH} levels are not allowed")
+    return yaml.safe_load(text)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+def _sha256_of(path: Path, max_bytes: int) -> str:
+    with open_file(path, max_bytes) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _version(path: Path) -> tuple[tuple[str, _FileVersion], ...]:
     """Return the versions of the files of an adapter; empty if one that is required is missing."""
     versions: dict[str, _FileVersion] = {}
     for name in (CONFIG_FILE, WEIGHTS_FILE, ENTRY_FILE):
         try:
-            stat = (path / name).stat()
+            found = _stat(path / name)
         except OSError:
             if name != ENTRY_FILE:
                 return ()
             continue
-        versions[name] = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino)
+        versions[name] = (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
     return tuple(versions.items())
+
+
+def _stat(path: Path) -> os.stat_result:
+    """Return the state of a file, or of a link that leads nowhere: it is refused when it is read."""
+    try:
+        return path.stat()
+    except OSError:
+        return path.lstat()

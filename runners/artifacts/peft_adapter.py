@@ -8,23 +8,34 @@
 LAYER is a name in the model that was tuned: transformers 5 calls Florence-2's and PaliGemma's language model
 `model.language_model`, older versions `language_model.model`; `_VISION` has both names of the other parts. Needs
 neither peft nor the base's checkpoint: the export merges the vision part into it (export/adapters.py).
-Source of ranks and factors: peft 0.21, tuners/lora/layer.py (`update_layer`, `get_delta_weight`) and utils/other.py
-(`get_pattern_key`).
+Both files are foreign data: nothing in them is run, and `AdapterLimits` bounds what is read and computed.
+Source of ranks and factors: peft 0.21, tuners/lora/layer.py (`update_layer`, `get_delta_weight`); of their patterns,
+runners/artifacts/layer_patterns.py.
 """
 
-import json
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load
 from torch import Tensor
 
-from runners.artifacts.adapter_folder import CONFIG_FILE, DOWN, UP, WEIGHTS_FILE, AdapterError
+from runners.artifacts.adapter_folder import (
+    CONFIG_FILE,
+    DOWN,
+    UP,
+    WEIGHTS_FILE,
+    AdapterError,
+    AdapterLimits,
+    open_file,
+    read_config,
+)
+from runners.artifacts.layer_patterns import LayerPatterns
 
 _LANGUAGE_MODEL = "model.language_model."
 _OLDER_LANGUAGE_MODEL = "language_model.model."
@@ -52,6 +63,13 @@ _OF_TRAINING = {
 # The other initialisations change the weights of the base as well.
 _INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
+_MAX_ALPHA = 1e6
+_MAX_SAVED_MODULES = 100
+_MAX_TENSORS, _MAX_NAME_CHARS = 2_048, 300  # PaliGemma 10B has 912 of all its linear layers
+_MAX_HEADER_BYTES = 1_000_000  # of a safetensors file
+_HEADER_LENGTH_BYTES = 8  # before the header, little-endian
+_FLOAT32_BYTES = 4
+
 
 @dataclass(frozen=True, slots=True)
 class PeftConfig:
@@ -60,35 +78,38 @@ class PeftConfig:
     rank: int
     alpha: float
     is_rank_stabilized: bool
-    ranks: Mapping[str, int]  # by pattern of a layer's name
-    alphas: Mapping[str, float]
+    ranks: LayerPatterns
+    alphas: LayerPatterns
     saved_modules: tuple[str, ...]  # ends of the names of modules whose weights are replaced
 
     @classmethod
-    def read(cls, folder: Path) -> "PeftConfig":
+    def read(cls, folder: Path, max_rank: int) -> "PeftConfig":
         """Read the configuration in `folder`; raise `AdapterError` if it is malformed or has something unsupported."""
-        path = folder / CONFIG_FILE
+        values = read_config(folder)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            _check_supported(path, values)
+            _check_supported(values)
+            ranks, alphas = _mapping(values, "rank_pattern"), _mapping(values, "alpha_pattern")
             return cls(
-                int(values["r"]),
-                float(values["lora_alpha"]),
+                _rank("r", values.get("r"), max_rank),
+                _alpha("lora_alpha", values.get("lora_alpha")),
                 bool(values.get("use_rslora")),
-                {pattern: int(rank) for pattern, rank in (values.get("rank_pattern") or {}).items()},
-                {pattern: float(alpha) for pattern, alpha in (values.get("alpha_pattern") or {}).items()},
-                tuple(map(str, values.get("modules_to_save") or ())),
+                LayerPatterns.compile(
+                    "rank_pattern", {each: _rank("rank_pattern", rank, max_rank) for each, rank in ranks.items()}
+                ),
+                LayerPatterns.compile(
+                    "alpha_pattern", {each: _alpha("alpha_pattern", alpha) for each, alpha in alphas.items()}
+                ),
+                tuple(values.get("modules_to_save") or ()),
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise AdapterError(f"{path} is not a configuration of a LoRA adapter: {error!r}") from error
+        except AdapterError as error:
+            raise AdapterError(f"{folder / CONFIG_FILE}: {error}") from error
 
     def rank_of(self, layer: str) -> int:
-        return int(_matching(self.ranks, layer, self.rank))
+        return int(self.ranks.value_of(layer, self.rank))
 
-    def factor_of(self, layer: str) -> float:
-        """Return the factor of a layer's product."""
-        rank = self.rank_of(layer)
-        return _matching(self.alphas, layer, self.alpha) / (math.sqrt(rank) if self.is_rank_stabilized else rank)
+    def factor_of(self, layer: str, rank: int) -> float:
+        """Return the factor of the product of a layer of this rank."""
+        return self.alphas.value_of(layer, self.alpha) / (math.sqrt(rank) if self.is_rank_stabilized else rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +165,12 @@ class AdapterParts:
     vision: VisionPart
 
 
-def read_adapter(folder: Path, base_decoder: Path) -> dict[str, Tensor]:
+def read_adapter(folder: Path, base_decoder: Path, limits: AdapterLimits) -> dict[str, Tensor]:
     """Return the tensors of a runner's adapter file; raise `AdapterError` for an adapter with a vision part too.
 
     Other errors are those of `read_parts`.
     """
-    parts = read_parts(folder, base_decoder)
+    parts = read_parts(folder, base_decoder, limits)
     if parts.vision.weights:
         raise AdapterError(
             f"it changes {parts.vision.weights[0]}, so that it needs a vision encoder of its own, which only the "
@@ -158,21 +179,22 @@ def read_adapter(folder: Path, base_decoder: Path) -> dict[str, Tensor]:
     return dict(parts.language)
 
 
-def read_parts(folder: Path, base_decoder: Path) -> AdapterParts:
+def read_parts(folder: Path, base_decoder: Path, limits: AdapterLimits) -> AdapterParts:
     """Return the weights that PEFT's folder changes; those of the language model fit the base (a safetensors file).
 
     Raise `AdapterError` for a layer that the base does not have, or has with another shape, and for a form that cannot
     be served.
     """
-    config, path = PeftConfig.read(folder), folder / WEIGHTS_FILE
-    (pairs, saved), shapes = _read_tensors(path), _shapes(base_decoder)
+    config, path = PeftConfig.read(folder, limits.max_rank), folder / WEIGHTS_FILE
+    (pairs, saved), shapes = _read_tensors(path, limits.max_bytes), _shapes(base_decoder)
     language, products = dict[str, Tensor](), dict[str, Product]()
     for layer, sides in pairs.items():
         if sides.keys() != {"A", "B"}:
             raise AdapterError(f"{path} has only lora_{next(iter(sides))} of {layer}")
-        up = (sides["B"].float() * config.factor_of(layer)).contiguous()
-        product = Product(layer, config.rank_of(layer), sides["A"].float().contiguous(), up)
-        if (vision_name := _vision_name(layer)) is not None:
+        vision_name, rank = _vision_name(layer), config.rank_of(layer)
+        up = (sides["B"].float() * config.factor_of(layer, rank)).contiguous()
+        product = Product(layer, rank, sides["A"].float().contiguous(), up)
+        if vision_name is not None:
             products[f"{vision_name}.weight"] = product
         else:
             own_name = _language_name(layer)
@@ -186,34 +208,49 @@ def read_parts(folder: Path, base_decoder: Path) -> AdapterParts:
     return AdapterParts(language, vision)
 
 
-def _check_supported(path: Path, values: Mapping[str, Any]) -> None:
+def _require(key: str, value: object, is_supported: bool, allowed: str) -> None:
+    if not is_supported:
+        raise AdapterError(f"{key} is {reprlib.repr(value)}, which is not supported; it must be {allowed}")
+
+
+def _check_supported(values: Mapping[str, Any]) -> None:
     def require(key: str, is_supported: bool, allowed: str) -> None:
-        if not is_supported:
-            raise AdapterError(f"{path}: {key} is {values.get(key)!r}, which is not supported; it must be {allowed}")
+        _require(key, values.get(key), is_supported, allowed)
 
     require("peft_type", values.get("peft_type") == "LORA", "LORA")
     require("bias", values.get("bias", "none") == "none", "none: a base's biases cannot be changed")
     start = values.get("init_lora_weights", True)
     allowed = ", ".join(map(str, _INITIALISATIONS))
     require("init_lora_weights", start in _INITIALISATIONS, f"one of {allowed}: others change the base's weights")
+    require("use_rslora", values.get("use_rslora") in (True, False, None), "true or false")
+    saved = values.get("modules_to_save") or []
+    are_names = isinstance(saved, list) and all(isinstance(name, str) for name in saved)
+    require("modules_to_save", are_names and len(saved) <= _MAX_SAVED_MODULES, f"{_MAX_SAVED_MODULES} names at most")
     for key in sorted(values.keys() - _READ - _OF_TRAINING):
         require(key, not values[key], "null, false or empty: only the product of lora_A and lora_B is added")
 
 
-def _matching(patterns: Mapping[str, float], layer: str, default: float) -> float:
-    """Return the value of the first pattern that matches the end of a layer's name."""
-    found = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer))
-    return next(found, default)
+def _rank(key: str, value: Any, max_rank: int) -> int:
+    _require(key, value, type(value) is int and 1 <= value <= max_rank, f"a whole number of 1 to {max_rank}")
+    return int(value)
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+def _alpha(key: str, value: Any) -> float:
+    is_number = type(value) in (int, float) and abs(value) <= _MAX_ALPHA
+    _require(key, value, is_number, f"a number of at most {_MAX_ALPHA:g}")
+    return float(value)
+
+
+def _mapping(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = values.get(key) or {}
+    _require(key, value, isinstance(value, dict), "a mapping by patterns of layers")
+    return dict(value)
+
+
+def _read_tensors(path: Path, max_bytes: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
     """Return the matrices of each layer by their sides "A" and "B", and whole weights, under the names of the file."""
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(f"{path} cannot be read as safetensors: {error}") from error
     pairs, saved = dict[str, dict[str, Tensor]](), dict[str, Tensor]()
-    for name, tensor in tensors.items():
+    for name, tensor in _load(path, max_bytes).items():
         if (match := _TENSOR.fullmatch(name)) is not None:
             pairs.setdefault(match["layer"], {})[match["side"]] = tensor
         elif (match := _SAVED.fullmatch(name)) is not None:
@@ -224,6 +261,28 @@ def _read_tensors(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, T
                 ".lora_B.weight of linear layers and convolutions, and weights of modules_to_save"
             )
     return pairs, saved
+
+
+def _load(path: Path, max_bytes: int) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, which is not mapped: a file that is cut would end the process."""
+    with open_file(path, max_bytes) as file:
+        length = file.read(_HEADER_LENGTH_BYTES)
+        if (num_header_bytes := int.from_bytes(length, "little")) > _MAX_HEADER_BYTES:
+            raise AdapterError(f"{path} has a header of {num_header_bytes} bytes; {_MAX_HEADER_BYTES} are allowed")
+        data = length + file.read(max_bytes)
+    try:
+        tensors: dict[str, Tensor] = dict(sorted(load(data).items()))
+    except Exception as error:  # safetensors and torch raise many for headers that are not in order
+        raise AdapterError(f"{path} cannot be read as safetensors: {error!r}") from error
+    if len(tensors) > _MAX_TENSORS or any(len(name) > _MAX_NAME_CHARS for name in tensors):
+        allowed = f"{_MAX_TENSORS} tensors with names of at most {_MAX_NAME_CHARS} characters"
+        raise AdapterError(f"{path} has {len(tensors)} tensors; allowed are {allowed}")
+    if others := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
+        raise AdapterError(f"{path} has {others[0]} as {tensors[others[0]].dtype}; it must be floating-point")
+    num_bytes = sum(tensor.numel() * _FLOAT32_BYTES for tensor in tensors.values())
+    if num_bytes > max_bytes:
+        raise AdapterError(f"{path} has weights of {num_bytes} bytes in float32; at most {max_bytes} are allowed")
+    return tensors
 
 
 def _replaced(path: Path, saved: Mapping[str, Tensor], modules: Sequence[str]) -> dict[str, Tensor]:

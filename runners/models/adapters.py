@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.nn.utils.rnn import pad_sequence
 
-from runners.artifacts.adapter_folder import DOWN, UP
+from runners.artifacts.adapter_folder import DOWN, UP, NoRoomError
 from runners.models.linear import Linear
 
 _FEW_TOKENS = 64  # up to these, several adapters are one batched product
+_FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,15 @@ class AdaptedLinear:
             rows, added = rows[layout.kept], added[layout.kept]
         return output.index_add_(0, rows, added.to(output.dtype))
 
+    def num_bytes_with(self, tensors: Mapping[str, Tensor]) -> int:
+        """Return the size of the stacked matrices with those of one more adapter: all have the highest rank."""
+        added = [tensors[layer + DOWN] for layer in self.layers if layer + DOWN in tensors]
+        stacked = [] if self.ranks is None else [self.ranks.down]
+        num_adapters = sum(map(len, stacked)) + bool(added)
+        rank = max([*(down.shape[1] for down in stacked), sum(map(len, added))])
+        width = sum(self.sizes) + max((down.shape[-1] for down in (*stacked, *added)), default=0)
+        return num_adapters * rank * width * _FLOAT32_BYTES
+
     def add(self, adapter: str, tensors: Mapping[str, Tensor]) -> None:
         """Add the matrices of an adapter, if it changes this layer."""
         if (pair := _joined(tensors, self.layers, self.sizes)) is not None:
@@ -181,8 +191,17 @@ class Adapters:
         """The adapters that sequences may name."""
         return self._keys
 
-    def add(self, adapter: str, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the tensors of an adapter, with the names of its file, to the layers of the loaded decoder."""
+    def add(self, adapter: str, tensors: Mapping[str, Tensor], max_total_bytes: int | None = None) -> None:
+        """Copy the tensors of an adapter, with the names of its file, to the layers of the loaded decoder.
+
+        Raise `NoRoomError` if all adapters would then take more than `max_total_bytes`.
+        """
+        num_bytes = sum(layer.num_bytes_with(tensors) for layer in self._layers)
+        if max_total_bytes is not None and num_bytes > max_total_bytes:
+            raise NoRoomError(
+                f"with it all adapters of its base would take {num_bytes / 1e6:g} MB, each with the highest rank; "
+                f"{max_total_bytes / 1e6:g} MB are allowed (DIPTYCH_ADAPTERS_MB)"
+            )
         on_device = {name: tensor.to(self._device) for name, tensor in tensors.items()}
         try:
             for layer in self._layers:

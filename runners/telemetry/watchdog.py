@@ -1,8 +1,8 @@
 """Detection and restart of a stuck runner: its current iteration takes longer than allowed.
 
 An iteration is one batch of the encoder, or one prefill and decode step of the decoder. A thread that is stuck in one
-cannot be interrupted: the runner is reported and not ready, and after as long again its process ends. Knows nothing
-of the work.
+cannot be interrupted: the runner is reported and not ready, and after as long again its process ends. The start has a
+limit of its own. Knows nothing of the work.
 """
 
 import faulthandler
@@ -54,6 +54,16 @@ class Watchdog:
     def _elapsed_s(self) -> float:
         started_s = self._started_s  # read once: the watched thread may change it at any time
         return 0.0 if started_s is None else self._now() - started_s
+
+
+@contextmanager
+def bounded_start(limit_s: float) -> Iterator[None]:
+    """End the process if the block takes longer than `limit_s`, as `end_process_when_stuck` does."""
+    faulthandler.dump_traceback_later(limit_s, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def end_process_when_stuck(watchdogs: Sequence[Watchdog], limit_s: float) -> None:

@@ -19,16 +19,19 @@ from runners.artifacts.adapter_folder import (
     AdapterFolder,
     AdapterScan,
     adapter_build_key,
+    reason_of,
 )
 from runners.artifacts.manifest import ArtifactError, key_of_hashes
 from runners.transport.messages import AdapterStates
 from service.inference.served_models import ServedModel, ServedModels, adapter_model
 from service.runner_client.client import RunnerClient
-from service.settings import Settings, SettingsError
-from tasks.catalog import CatalogError, adapter_entry
+from service.settings import BYTES_PER_MB, Settings, SettingsError
+from tasks.catalog import adapter_entry
 
 logger = logging.getLogger(__name__)
 
+# ValueError: CatalogError, or a number of more digits than Python writes; RecursionError: a list too deep to be named.
+_REFUSALS = (ArtifactError, SettingsError, ValueError, RecursionError)
 _NONE_YET = AdapterStates(loaded=frozenset(), refused={})
 
 
@@ -99,10 +102,11 @@ class HotAdapters:
         """Return an adapter; None if its files change meanwhile."""
         try:
             found = Found(folder, self._model(folder))
-        except (ArtifactError, CatalogError, SettingsError) as error:
+        except Exception as error:  # also of a defect: one adapter must not end the watch of the others
             found = Found(folder, None)
             if folder.is_current():
-                logger.error("the adapter %s is refused: %s", folder.name, error)
+                is_defect = not isinstance(error, _REFUSALS)
+                logger.error("the adapter %s is refused: %s", folder.name, reason_of(error), exc_info=is_defect)
         return found if folder.is_current() else None
 
     def _model(self, folder: AdapterFolder) -> ServedModel:
@@ -110,7 +114,7 @@ class HotAdapters:
         if folder.name in self._reserved:
             raise AdapterError(f"the catalog has a model {folder.name!r}; rename the folder")
         entry = adapter_entry(folder.name, str(folder.path), folder.entry(), base.entry)
-        hashes = folder.hashes()
+        hashes = folder.hashes(self._settings.max_adapter_mb * BYTES_PER_MB)
         manifest = replace(
             base.manifest,
             model_id=entry.id,

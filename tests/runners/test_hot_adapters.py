@@ -2,9 +2,11 @@
 
 import json
 import logging
+import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +14,27 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from runners.artifacts.adapter_folder import CONFIG_FILE, MAX_ADAPTERS, WEIGHTS_FILE, AdapterScan, adapter_build_key
+from runners.artifacts.adapter_folder import (
+    CONFIG_FILE,
+    ENTRY_FILE,
+    MAX_ADAPTERS,
+    WEIGHTS_FILE,
+    AdapterFolder,
+    AdapterLimits,
+    AdapterScan,
+    NoRoomError,
+    adapter_build_key,
+)
 from runners.artifacts.manifest import DECODER_FILE, Manifest, sha256_of
 from runners.hot_adapters import HotAdapters
 from tests.support.catalog import FLORENCE
 from tests.support.fake_service import served
+from tests.support.waiting import wait_until
 
 LAYER = "model.language_model.layers.0.self_attn.q_proj"
-CALL_TIMEOUT_S = 60.0
+CALL_TIMEOUT_S, TIMEOUT_S = 60.0, 30.0
+ADAPTER_BYTES = 80
+LIMITS = AdapterLimits(max_rank=16, max_bytes=10_000, max_total_bytes=100 * ADAPTER_BYTES)
 
 
 @dataclass(slots=True)
@@ -28,12 +43,16 @@ class FakeDecoder:
 
     adapter_keys: frozenset[str] = frozenset()
     failure: Exception | None = None
+    released: threading.Event | None = None  # adding waits for it
 
-    def add_adapter(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+    def add_adapter(self, key: str, tensors: Mapping[str, Tensor], max_total_bytes: int) -> None:
         assert tensors.keys() == {f"{LAYER}.down", f"{LAYER}.up"}
         assert key not in self.adapter_keys
         if self.failure is not None:
             raise self.failure
+        if (len(self.adapter_keys) + 1) * ADAPTER_BYTES > max_total_bytes:
+            raise NoRoomError("no room")
+        assert self.released is None or self.released.wait(TIMEOUT_S)
         self.adapter_keys |= {key}
 
     def remove_adapter(self, key: str) -> None:
@@ -50,11 +69,17 @@ class Watched:
     base: Manifest
     decoder: FakeDecoder = field(default_factory=FakeDecoder)
     time_s: float = 1.0
+    limits: AdapterLimits = LIMITS
     adapters: HotAdapters = field(init=False)
 
     def __post_init__(self) -> None:
-        scan = AdapterScan(self.folder, now=lambda: 1e12)
-        self.adapters = HotAdapters(scan, self.base, self.base_folder, CALL_TIMEOUT_S, now=lambda: self.time_s)
+        self.follow(AdapterScan(self.folder, now=lambda: 1e12))
+
+    def follow(self, scan: AdapterScan, read_timeout_s: float = 30.0) -> None:
+        """Start anew with another scan."""
+        self.adapters = HotAdapters(
+            scan, self.base, self.base_folder, self.limits, CALL_TIMEOUT_S, read_timeout_s, now=lambda: self.time_s
+        )
 
     def write(self, name: str, value: float = 1.0, **config: object) -> str:
         """Write an adapter; return its key."""
@@ -62,7 +87,7 @@ class Watched:
         path.mkdir(exist_ok=True)
         given = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": self.base.model_id} | config
         (path / CONFIG_FILE).write_text(json.dumps(given))
-        sides = {"A": torch.full((2, 6), value), "B": torch.ones(4, 2)}
+        sides = {"A": torch.full((2, 6), float(value)), "B": torch.ones(4, 2)}
         weights = {f"base_model.model.{LAYER}.lora_{side}.weight": tensor for side, tensor in sides.items()}
         save_file(weights, path / WEIGHTS_FILE)
         hashes = {file: sha256_of(path / file) for file in (CONFIG_FILE, WEIGHTS_FILE)}
@@ -73,6 +98,31 @@ class Watched:
         self.time_s += after_s
         self.adapters.update(self.decoder)
         return self.decoder.adapter_keys
+
+
+@dataclass(frozen=True, slots=True)
+class HangingFolder(AdapterFolder):
+    """An adapter whose files are on a disk that does not answer."""
+
+    released: threading.Event = field(default_factory=threading.Event, compare=False)
+
+    def hashes(self, max_bytes: int) -> dict[str, str]:
+        assert self.released.wait(TIMEOUT_S)
+        return AdapterFolder.hashes(self, max_bytes)
+
+
+class ScanWithHanging(AdapterScan):
+    """Finds the adapters of a folder, of which one hangs."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        AdapterScan.__init__(self, folder, now=lambda: 1e12)
+        self.released = threading.Event()
+        self._name = name
+
+    def scan(self) -> dict[str, AdapterFolder]:
+        found = AdapterScan.scan(self)
+        hanging = found[self._name]
+        return found | {self._name: HangingFolder(hanging.path, hanging.files, self.released)}
 
 
 @pytest.fixture
@@ -183,3 +233,94 @@ def test_an_adapter_of_the_store_with_the_same_build_is_not_loaded_twice_nor_rem
     shutil.rmtree(watched.folder / "a")
     watched.update()
     assert watched.update(CALL_TIMEOUT_S + 1) == {key}
+
+
+def write_text(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text)
+
+
+def make_fifo(folder: Path) -> None:
+    (folder / WEIGHTS_FILE).unlink()
+    os.mkfifo(folder / WEIGHTS_FILE)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        write_text(CONFIG_FILE, "[" * 100_000),
+        write_text(ENTRY_FILE, "license: 2001-13-45"),
+        write_text(ENTRY_FILE, "- " * 5_000),
+        make_fifo,
+        lambda folder: os.truncate(folder / WEIGHTS_FILE, 1 << 40),
+    ],
+    ids=["nested JSON", "no date", "nested YAML", "FIFO", "a terabyte"],
+)
+def test_files_that_no_reader_takes_keep_no_other_adapter_out(
+    watched: Watched, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], object]
+) -> None:
+    watched.write("bad")
+    spoil(watched.folder / "bad")
+    good = watched.write("good", 2.0)
+    for _ in range(3):
+        assert watched.update() == {good}
+    assert [record for record in caplog.records if record.levelno == logging.ERROR] == []  # the gateway logs it
+
+
+def test_a_rank_or_a_pattern_that_is_not_allowed_is_refused_in_one_line(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = {watched.write("rank", 2.0, r=17), watched.write("pattern", 3.0, rank_pattern={"(?=q)q_proj": 2})}
+    good = watched.write("good")
+    for _ in range(3):
+        assert watched.update() == {good}
+    assert watched.adapters.refused.keys() == bad
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(lines) == 2
+    assert "r is 17, which is not supported; it must be a whole number of 1 to 16" in lines[1]
+    assert "rank_pattern has the pattern '(?=q)q_proj'" in lines[0]
+
+
+def test_an_adapter_for_which_there_is_no_room_is_loaded_when_another_is_freed(watched: Watched) -> None:
+    watched.limits = replace(LIMITS, max_total_bytes=ADAPTER_BYTES)
+    watched.follow(AdapterScan(watched.folder, now=lambda: 1e12))
+    first, second = watched.write("a"), watched.write("b", 2.0)
+    for _ in range(2):
+        assert watched.update() == {first}
+    assert watched.adapters.refused == {second: "no room"}
+    shutil.rmtree(watched.folder / "a")
+    watched.update()
+    assert watched.update(CALL_TIMEOUT_S + 1) == {second}
+    assert not watched.adapters.refused
+
+
+def test_an_adapter_whose_files_hang_is_refused_and_the_others_are_loaded(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched.write("a")
+    good = watched.write("b", 2.0)
+    scan = ScanWithHanging(watched.folder, "a")
+    watched.follow(scan, read_timeout_s=0.2)
+    for _ in range(3):
+        assert watched.update() == {good}
+    scan.released.set()
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert line == "the adapter a is refused: its files could not be read within 0.2 s"
+
+
+def test_the_start_returns_with_the_adapters_loaded(watched: Watched) -> None:
+    keys = {watched.write("a"), watched.write("b", 2.0)}
+    watched.adapters.watch(watched.decoder)
+    assert watched.decoder.adapter_keys == keys
+
+
+def test_an_adapter_that_takes_too_long_does_not_hold_the_start(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = watched.write("a")
+    watched.follow(AdapterScan(watched.folder, now=lambda: 1e12), read_timeout_s=0.2)
+    watched.decoder.released = threading.Event()
+    watched.adapters.watch(watched.decoder)
+    assert watched.decoder.adapter_keys == frozenset()
+    assert f"the adapters of {FLORENCE.id} are not all loaded after 0.2 s" in caplog.messages[-1]
+    watched.decoder.released.set()
+    wait_until(lambda: watched.decoder.adapter_keys == {key})

@@ -4,6 +4,7 @@ If it does not go on, it is restarted, and its stream continues.
 """
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from runners.artifacts.manifest import MANIFEST_FILE
 from tests.support.endless_models import endless_models
 from tests.support.export_cli import ModelStore
 from tests.support.running_service import RunningService, running_service
@@ -72,3 +74,24 @@ def test_a_runner_whose_decoder_is_stuck_is_restarted_and_its_stream_continues(
     assert events[-1][1]["usage"]["generated_tokens"] == 200
     assert "Timeout (0:00:02)!" in log.read_text()  # above the stacks
     assert f"{name} (process {stuck}) ended with status 1 and is restarted" in log.read_text()
+
+
+def test_a_start_that_hangs_ends_with_its_stacks_and_is_repeated(exported: ModelStore, tmp_path: Path) -> None:
+    """The manifest becomes a FIFO after the checks of the start: the next runner waits for its writer."""
+    store = ModelStore(tmp_path / "bentoml")
+    shutil.copytree(exported.home, store.home, symlinks=True)
+    log, model = tmp_path / "service.log", "florence-2-mini"
+    settings = {"DIPTYCH_START_TIMEOUT_S": "5", "DIPTYCH_MODELS": model}
+    with running_service(store.home, log, **settings) as service:
+        manifest = store.newest(model) / MANIFEST_FILE
+        content = manifest.read_bytes()
+        manifest.unlink()
+        os.mkfifo(manifest)
+        os.kill(service.parts()[f"{model}-runner"], signal.SIGKILL)
+        wait_until(lambda: "ended with status 1 and is restarted" in log.read_text())
+        (manifest.parent / "new").write_bytes(content)
+        (manifest.parent / "new").rename(manifest)
+        service.wait_until_ready(30)
+        assert ask(service, model, {}).status_code == 200
+    assert "Timeout (0:00:05)!" in log.read_text()
+    assert "in read_manifest" in log.read_text()

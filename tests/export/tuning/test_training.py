@@ -14,6 +14,7 @@ import yaml
 
 from export.tune import main
 from export.tuning.training import RUN_FOLDER
+from runners.artifacts.adapter_folder import AdapterLimits
 from runners.artifacts.manifest import DECODER_FILE
 from runners.artifacts.peft_adapter import read_adapter
 from tests.support.export_cli import ROOT
@@ -60,7 +61,7 @@ def test_a_killed_run_resumes_and_writes_the_adapter_of_one_that_was_not(
     capsys.readouterr()
     assert main(command(data, model_id, killed, "--resume")) == 0
     printed = capsys.readouterr().out
-    expected, found = (read_adapter(folder, artifacts / DECODER_FILE) for folder in (whole, killed))
+    expected, found = (read_adapter(folder, artifacts / DECODER_FILE, AdapterLimits()) for folder in (whole, killed))
     assert found.keys() == expected.keys()
     assert any("fc1" in name or "gate_proj" in name for name in found)
     for name, tensor in found.items():

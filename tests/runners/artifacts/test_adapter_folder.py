@@ -11,16 +11,21 @@ import pytest
 from runners.artifacts.adapter_folder import (
     CONFIG_FILE,
     ENTRY_FILE,
+    MAX_CONFIG_BYTES,
+    MAX_ENTRY_BYTES,
     WEIGHTS_FILE,
     AdapterError,
     AdapterFolder,
     AdapterScan,
     adapter_build_key,
+    reason_of,
 )
 from tests.support.catalog import FLORENCE
 from tests.support.fake_service import served
+from tests.support.hostile_adapters import SPECIAL_FILES
 
 MANIFEST = served(FLORENCE).manifest
+MAX_BYTES = 1_000
 
 
 class Clock:
@@ -127,9 +132,9 @@ def test_while_the_folder_cannot_be_read_nothing_changes(tmp_path: Path, caplog:
 
 
 def test_the_build_key_is_of_both_files_and_the_base(tmp_path: Path) -> None:
-    one = settled((write(tmp_path / "one" / "a"), tmp_path / "one")[1]).hashes()
-    same = settled((write(tmp_path / "two" / "b"), tmp_path / "two")[1]).hashes()
-    other = settled((write(tmp_path / "three" / "a", b"others"), tmp_path / "three")[1]).hashes()
+    one = settled((write(tmp_path / "one" / "a"), tmp_path / "one")[1]).hashes(MAX_BYTES)
+    same = settled((write(tmp_path / "two" / "b"), tmp_path / "two")[1]).hashes(MAX_BYTES)
+    other = settled((write(tmp_path / "three" / "a", b"others"), tmp_path / "three")[1]).hashes(MAX_BYTES)
     keys = [adapter_build_key(hashes, base) for hashes in (one, same, other) for base in ("base", "another base")]
     assert keys[:2] == keys[2:4]
     assert len(set(keys)) == 4
@@ -152,18 +157,62 @@ def test_the_base_is_that_of_the_entry_or_of_peft(tmp_path: Path, base: str, ent
     assert not settled(tmp_path).is_adapter_of(replace(MANIFEST, model_id="x", source="y"))
 
 
-@pytest.mark.parametrize(("entry", "named"), [("- a list", "must have keys"), ("a: [", "as YAML"), ("1: 2", "keys")])
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        ("- a list", "must have keys"),
+        ("a: [", "as YAML"),
+        ("1: 2", "keys"),
+        ("a: &a [x]\nb: *a", "as YAML: ValueError: references"),
+        ("license: 2001-13-45", "as YAML: ValueError"),
+        ("license: !!bool x", "as YAML: KeyError"),
+        ("a: " + "[" * 5_000, "as YAML: ValueError: .* more than 5 levels"),
+        ("license: MIT" + " " * MAX_ENTRY_BYTES, "at most 16384 are allowed"),
+    ],
+)
 def test_an_entry_that_is_no_mapping_is_named(tmp_path: Path, entry: str, named: str) -> None:
     write(tmp_path / "a", entry=entry)
     with pytest.raises(AdapterError, match=named):
         settled(tmp_path).is_adapter_of(MANIFEST)
 
 
-@pytest.mark.parametrize("config", ["", "[]", "{}"])
-def test_a_configuration_without_a_base_is_named(tmp_path: Path, config: str) -> None:
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ("", "cannot be read as JSON"),
+        ("[]", "must be an object"),
+        ("{}", "base_model_name_or_path"),
+        ('{"base_model_name_or_path": ["a"]}', "base_model_name_or_path"),
+        ("[" * 100_000, "cannot be read as JSON: maximum recursion depth"),
+        (" " * MAX_CONFIG_BYTES + "{}", "has 1000002 bytes; at most 1000000 are allowed"),
+    ],
+    ids=["empty", "a list", "no base", "a list as base", "nested", "large"],
+)
+def test_a_configuration_that_names_no_base_is_refused(tmp_path: Path, config: str, named: str) -> None:
     (write(tmp_path / "a") / CONFIG_FILE).write_text(config)
-    with pytest.raises(AdapterError, match="base_model_name_or_path"):
+    with pytest.raises(AdapterError, match=named):
         settled(tmp_path).base_name()
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE, ENTRY_FILE])
+@pytest.mark.parametrize("kind", list(SPECIAL_FILES))
+def test_a_file_that_could_block_its_reader_is_refused_at_once(tmp_path: Path, name: str, kind: str) -> None:
+    path = write(tmp_path / "a") / name
+    path.unlink(missing_ok=True)
+    SPECIAL_FILES[kind](path)
+    adapter = settled(tmp_path)
+    with pytest.raises(AdapterError, match=f"{name} (must be a regular file|cannot be read)"):
+        (adapter.base_name(), adapter.hashes(MAX_BYTES))
+
+
+def test_weights_above_the_limit_are_not_read(tmp_path: Path) -> None:
+    os.truncate(write(tmp_path / "a") / WEIGHTS_FILE, 10 * MAX_BYTES)
+    with pytest.raises(AdapterError, match="has 10000 bytes; at most 1000 are allowed"):
+        settled(tmp_path).hashes(MAX_BYTES)
+
+
+def test_a_reason_is_one_line_that_can_be_printed() -> None:
+    assert reason_of(ValueError("a\n  b\x1b[31m\u2028" + "c" * 1_000)) == "a b?[31m " + "c" * 491
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
@@ -171,4 +220,4 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     adapter = settled(tmp_path)
     os.remove(tmp_path / "a" / WEIGHTS_FILE)
     with pytest.raises(AdapterError, match=WEIGHTS_FILE):
-        adapter.hashes()
+        adapter.hashes(MAX_BYTES)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from runners.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, AdapterError
+from runners.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, AdapterError, AdapterLimits
 from runners.artifacts.peft_adapter import AdapterParts, Product, read_adapter, read_parts
+from tests.support.hostile_adapters import safetensors_file
 
 LAYER = "model.language_model.layers.0.self_attn.q_proj"
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "bias": "none", "target_modules": ["q_proj"]}
 IN, OUT = 6, 4
+LIMITS = AdapterLimits(max_rank=16, max_bytes=10_000)
 
 
 def pair(layer: str, rank: int = 2, infix: str = "") -> dict[str, Tensor]:
@@ -32,7 +35,7 @@ def converted(folder: Path, tensors: dict[str, Tensor], **config: Any) -> dict[s
 
 def parts(folder: Path, tensors: dict[str, Tensor], **config: Any) -> AdapterParts:
     write(folder, tensors, **config)
-    return read_parts(folder, folder / "decoder.safetensors")
+    return read_parts(folder, folder / "decoder.safetensors", LIMITS)
 
 
 def write(folder: Path, tensors: dict[str, Tensor], **config: Any) -> None:
@@ -73,6 +76,13 @@ def test_the_factor_follows_rank_alpha_and_their_patterns(
     assert torch.allclose(tensors[f"{LAYER}.up"], torch.full((OUT, rank), factor))
 
 
+def nested(depth: int) -> list[Any]:
+    inner: list[Any] = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
 @pytest.mark.parametrize(
     ("config", "named"),
     [
@@ -82,9 +92,23 @@ def test_the_factor_follows_rank_alpha_and_their_patterns(
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\]"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"a_later_option": 3}, "a_later_option is 3"),
-        ({"r": "two"}, "not a configuration of a LoRA adapter"),
+        ({"r": "two"}, "r is 'two', which is not supported; it must be a whole number of 1 to 16"),
+        ({"r": 17}, "r is 17, which is not supported; it must be a whole number of 1 to 16"),
+        ({"r": 0}, "r is 0, "),
+        ({"r": True}, "r is True, "),
+        ({"r": None}, "r is None, "),
+        ({"rank_pattern": {"k_proj": 200_000}}, "rank_pattern is 200000, "),
+        ({"rank_pattern": ["q_proj"]}, r"rank_pattern is \['q_proj'\], .* a mapping by patterns"),
+        ({"alpha_pattern": {"(?=q)": 1}}, r"alpha_pattern has the pattern '\(\?=q\)', which is not supported"),
+        ({"alpha_pattern": {"q_proj": "8"}}, "alpha_pattern is '8', .* a number of at most 1e"),
+        ({"lora_alpha": math.nan}, "lora_alpha is nan, "),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
+        ({"use_rslora": "false"}, "use_rslora is 'false', .* true or false"),
+        ({"modules_to_save": "norm"}, "modules_to_save is 'norm', .* 100 names at most"),
+        ({"modules_to_save": ["norm"] * 101}, "modules_to_save is .* 100 names at most"),
+        ({"target_parameters": nested(900)}, r"target_parameters is \[{7}\.\.\.\]"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_an_unsupported_option_is_named(tmp_path: Path, config: dict[str, Any], named: str) -> None:
     with pytest.raises(AdapterError, match=named):
@@ -157,7 +181,7 @@ def test_whole_weights_that_cannot_be_served_are_named(
 def test_a_runner_refuses_a_vision_part_and_names_the_command(tmp_path: Path) -> None:
     write(tmp_path, pair(LAYER) | pair("model.multi_modal_projector.linear"))
     with pytest.raises(AdapterError) as refused:
-        read_adapter(tmp_path, tmp_path / "decoder.safetensors")
+        read_adapter(tmp_path, tmp_path / "decoder.safetensors", LIMITS)
     (line,) = str(refused.value).splitlines()
     assert "it changes model.multi_modal_projector.linear.weight" in line
     assert "run python -m export" in line
@@ -184,4 +208,62 @@ def test_a_product_that_does_not_fit_its_layer_is_refused(
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / CONFIG_FILE).write_text(json.dumps(CONFIG))
     with pytest.raises(AdapterError, match=WEIGHTS_FILE):
-        read_adapter(tmp_path, tmp_path / "decoder.safetensors")
+        read_adapter(tmp_path, tmp_path / "decoder.safetensors", LIMITS)
+
+
+A_NAME, B_NAME = pair(LAYER)
+SIDES = {A_NAME: [2, IN], B_NAME: [OUT, 2]}
+
+
+def header(dtype: str = "F32", num_bytes: int = 4, shapes: dict[str, list[int]] = SIDES) -> dict[str, Any]:
+    """Return the header of a file with tensors one after the other."""
+    rows, start = dict[str, Any](), 0
+    for name, shape in shapes.items():
+        end = start + math.prod(shape) * num_bytes
+        rows[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+        start = end
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "cannot be read as safetensors"),
+        ((1 << 63).to_bytes(8, "little"), "has a header of 9223372036854775808 bytes; 1000000 are allowed"),
+        ((1_000_001).to_bytes(8, "little") + b" " * 100, "has a header of 1000001 bytes"),
+        (safetensors_file(header(), 79), "cannot be read as safetensors"),
+        (safetensors_file(header() | {B_NAME: header()[A_NAME]}, 48), "cannot be read as safetensors"),
+        (safetensors_file(header(shapes=SIDES | {A_NAME: [0, 1 << 62, 1 << 62]}), 32), "cannot be read as safetensors"),
+        (safetensors_file(header(shapes=SIDES | {A_NAME: [1 << 62, IN]}), 80), "cannot be read as safetensors"),
+        (safetensors_file(header("X32"), 80), "cannot be read as safetensors"),
+        (safetensors_file(header("I32"), 80), f"has {A_NAME} as torch.int32; it must be floating-point"),
+        (b" " * 10_001, "has 10001 bytes; at most 10000 are allowed"),
+        (
+            safetensors_file(header("F8_E5M2", 1, SIDES | {A_NAME: [2_500, 1]}), 2_508),
+            "has weights of 10032 bytes in float32; at most 10000",
+        ),
+        (safetensors_file({}), "adapts no layer"),
+    ],
+    ids=range(12),
+)
+def test_a_file_that_is_not_in_order_is_refused(tmp_path: Path, content: bytes, named: str) -> None:
+    write(tmp_path, pair(LAYER))
+    (tmp_path / WEIGHTS_FILE).write_bytes(content)
+    with pytest.raises(AdapterError, match=named):
+        read_adapter(tmp_path, tmp_path / "decoder.safetensors", LIMITS)
+
+
+@pytest.mark.parametrize("names", [[f"{index}" for index in range(2_049)], ["a" * 301]], ids=["many", "long"])
+def test_the_tensors_of_an_adapter_are_bounded_in_number_and_name(tmp_path: Path, names: list[str]) -> None:
+    limits = AdapterLimits(max_bytes=1_000_000)
+    write(tmp_path, {name: torch.ones(1) for name in names})
+    with pytest.raises(AdapterError, match=f"has {len(names)} tensors; allowed are 2048 tensors with names of at most"):
+        read_adapter(tmp_path, tmp_path / "decoder.safetensors", limits)
+
+
+def test_the_reader_opens_no_fifo_in_the_place_of_weights(tmp_path: Path) -> None:
+    write(tmp_path, pair(LAYER))
+    (tmp_path / WEIGHTS_FILE).unlink()
+    os.mkfifo(tmp_path / WEIGHTS_FILE)
+    with pytest.raises(AdapterError, match=f"{WEIGHTS_FILE} must be a regular file"):
+        read_adapter(tmp_path, tmp_path / "decoder.safetensors", LIMITS)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from runners.artifacts.adapter_folder import AdapterLimits
 from runners.artifacts.manifest import DECODER_FILE, read_manifest
 from runners.artifacts.peft_adapter import read_adapter
 from runners.cuda_graphs.graphs import CudaGraphs
@@ -282,7 +283,7 @@ def test_with_an_adapter_in_its_batch_no_pass_is_launched_ahead(exported: ModelS
     case, artifacts, adapters = make_case(FLORENCE, exported, tmp_path), exported.newest(FLORENCE), Adapters()
     decoder = Passes(load_decoder(artifacts, "florence2", "float32", "cpu", adapters=adapters))
     written = write_adapter(case.reference.model, tmp_path / "tuned", 0)
-    adapters.add("tuned", read_adapter(written, artifacts / DECODER_FILE))
+    adapters.add("tuned", read_adapter(written, artifacts / DECODER_FILE, AdapterLimits()))
     decoder.make_endless()
     requests = [replace(case.request(index, 6 + 3 * index), adapter=name) for index, name in enumerate(ADAPTERS)]
     together = [sequence.result().token_ids for sequence in generate_each(decoder, requests)]

@@ -11,6 +11,7 @@ import torch
 
 from export.bench.drafts import asked, generate, generate_without_drafts
 from export.checks.reference import Reference
+from runners.artifacts.adapter_folder import AdapterLimits, NoRoomError
 from runners.artifacts.manifest import DECODER_FILE, Precision, read_manifest
 from runners.artifacts.peft_adapter import read_adapter
 from runners.decoder.batch import generate_all
@@ -63,7 +64,7 @@ def tuned(request: pytest.FixtureRequest, exported: ModelStore, tmp_path_factory
     for seed in range(NUM_ADAPTERS):
         reference = Reference.load(MODELS / request.param)
         written = write_adapter(reference.model, folder / str(seed), seed, **OPTIONS[seed % len(OPTIONS)])
-        tensors[f"tuned-{seed}"] = read_adapter(written, artifacts / DECODER_FILE)
+        tensors[f"tuned-{seed}"] = read_adapter(written, artifacts / DECODER_FILE, AdapterLimits())
         references[f"tuned-{seed}"] = Reference(merged(reference.model, written), reference.processor)
     return Tuned(replace(case, decoder=adapted_decoder(artifacts, tensors)), artifacts, tensors, references)
 
@@ -137,6 +138,31 @@ def test_adapters_that_come_and_go_while_others_are_decoded_change_no_answer(tun
     expected = [generate_all(tuned.case.decoder, [request])[0].token_ids for request in named]
     assert [future.result(TIMEOUT_S).sequence.token_ids for future in futures] == expected
     scheduler.stop()
+
+
+def test_an_adapter_for_which_there_is_no_room_changes_nothing() -> None:
+    """An adapter of a high rank counts as often as there are adapters: all are stacked with the highest rank."""
+    adapters, base = Adapters(), FloatLinear(torch.zeros(9, 6), None)
+    joined = adapters.over(base, ["q", "k"], [4, 5])
+    assert isinstance(joined, AdaptedLinear)
+
+    def tensors(rank: int, *layers: str) -> dict[str, torch.Tensor]:
+        downs = {f"{layer}.down": torch.ones(rank, 6) for layer in layers}
+        return downs | {f"{layer}.up": torch.ones({"q": 4, "k": 5}[layer], rank) for layer in layers}
+
+    taken_bytes = 0
+    for key, added in {"a": tensors(2, "q"), "b": tensors(1, "q", "k"), "c": tensors(3, "q", "k")}.items():
+        num_adapters, rank = {"a": (1, 2), "b": (2, 2), "c": (3, 6)}[key]
+        needed_bytes = num_adapters * rank * (6 + 4 + 5) * 4
+        ranks = joined.ranks
+        with pytest.raises(NoRoomError, match="DIPTYCH_ADAPTERS_MB"):
+            adapters.add(key, added, needed_bytes - 1)
+        assert (joined.ranks is ranks, key in adapters.keys) == (True, False)
+        adapters.add(key, added, needed_bytes)
+        assert joined.ranks is not None
+        taken_bytes = joined.ranks.down.nbytes + joined.ranks.up.nbytes
+        assert taken_bytes == needed_bytes
+    adapters.add("elsewhere", {"v.down": torch.ones(9, 6), "v.up": torch.ones(4, 9)}, taken_bytes)
 
 
 def test_an_adapter_that_fails_in_one_layer_leaves_no_weights_in_the_others() -> None:

@@ -17,6 +17,7 @@ from tests.support.fake_decoder import EOS, FakeDecoder
 from tests.support.waiting import wait_until
 
 TIMEOUT_S = 30
+SLEEPS = {"without GIL": "time.sleep(25)", "with GIL": "ctypes.PyDLL(None).sleep(25)"}
 STUCK_EXIT_STATUS = 1
 RUNS_AN_ITERATION = """
 import ctypes, sys, time
@@ -31,6 +32,19 @@ end_process_when_stuck([watchdog], 0.5)
 for _ in range(3):
     iterate()
 print("went on")
+"""
+
+STARTS = """
+import ctypes, sys, time
+from runners.telemetry.watchdog import bounded_start
+
+def load():
+    exec(sys.argv[1])
+
+with bounded_start(0.5):
+    load()
+time.sleep(0.7)
+print("answers")
 """
 
 
@@ -102,12 +116,17 @@ def test_a_blocked_scheduler_is_detected_and_recovers() -> None:
     scheduler.stop()
 
 
+def starting(work: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", STARTS, work]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
 def iterating(work: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-c", RUNS_AN_ITERATION, work]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
 
 
-@pytest.mark.parametrize("work", ["time.sleep(25)", "ctypes.PyDLL(None).sleep(25)"], ids=["without GIL", "with GIL"])
+@pytest.mark.parametrize("work", SLEEPS.values(), ids=SLEEPS)
 def test_a_process_with_a_stuck_thread_ends_and_shows_its_stack(work: str) -> None:
     ended = iterating(work)
     assert (ended.returncode, ended.stdout) == (STUCK_EXIT_STATUS, "")
@@ -118,3 +137,14 @@ def test_a_process_whose_iteration_ends_late_goes_on() -> None:
     late = iterating("time.sleep(0.7)")
     assert (late.returncode, late.stdout) == (0, "went on\n")
     assert "the decoder of x is stuck" in late.stderr
+
+
+@pytest.mark.parametrize("work", SLEEPS.values(), ids=SLEEPS)
+def test_a_start_that_hangs_ends_and_shows_its_stack(work: str) -> None:
+    ended = starting(work)
+    assert (ended.returncode, ended.stdout) == (STUCK_EXIT_STATUS, "")
+    assert " in load\n" in ended.stderr
+
+
+def test_after_a_start_in_time_the_process_goes_on() -> None:
+    assert starting("pass").stdout == "answers\n"

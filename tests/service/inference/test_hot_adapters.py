@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from tests.support.catalog import FLORENCE
 from tests.support.core_calls import run
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder
 from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, served_models
+from tests.support.hostile_adapters import SPECIAL_FILES
 
 BOTH = [FLORENCE_ID, PALIGEMMA_ID]
 
@@ -137,6 +140,56 @@ def test_each_base_is_asked_for_its_own(watched: Watched) -> None:
     assert watched.update() == [*BOTH, "other"]
     watched.answer(one)
     assert watched.update() == [*BOTH, "one", "other"]
+
+
+def write_text(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text)
+
+
+def put_special(name: str, kind: str) -> Callable[[Path], object]:
+    def put(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        SPECIAL_FILES[kind](folder / name)
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (write_text(CONFIG_FILE, "[" * 100_000), "cannot be read as JSON: maximum recursion depth exceeded"),
+        (write_text(CONFIG_FILE, " " * 100_000_000), "has 100000000 bytes; at most 1000000 are allowed"),
+        (write_text(ENTRY_FILE, "a: " + "[" * 9_000), "more than 5 levels are not allowed"),
+        (write_text(ENTRY_FILE, "a: &a [x]\ntasks: {ocr: [*a, *a, *a]}"), "references (*name)"),
+        (write_text(ENTRY_FILE, "license: 2001-13-45"), "cannot be read as YAML: ValueError: month must be in"),
+        (write_text(ENTRY_FILE, "license: 0x" + "f" * 5_000), "Exceeds the limit (4300 digits)"),
+        (write_text(ENTRY_FILE, "a: [\nb"), "cannot be read as YAML: ParserError: while parsing a flow"),
+        (lambda folder: os.truncate(folder / WEIGHTS_FILE, 1 << 40), "has 1099511627776 bytes; at most 1000000000 are"),
+        *((put_special(WEIGHTS_FILE, kind), WEIGHTS_FILE) for kind in SPECIAL_FILES),
+        *((put_special(ENTRY_FILE, kind), ENTRY_FILE) for kind in SPECIAL_FILES),
+    ],
+    ids=range(8 + 2 * len(SPECIAL_FILES)),
+)
+def test_files_that_no_reader_takes_are_refused_in_one_line_and_the_others_are_served(
+    watched: Watched, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], object], reason: str
+) -> None:
+    watched.answer(watched.write("bad"), good := watched.write("good", b"others"))
+    spoil(watched.folder / "bad")
+    for _ in range(3):
+        assert watched.update() == [*BOTH, "good"]
+    assert watched.models.get("good").adapter_key == good
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    (line,) = record.getMessage().splitlines()
+    assert line.startswith("the adapter bad is refused: ")
+    assert reason in line
+    assert not record.exc_info
+
+
+def test_the_limit_of_an_adapter_is_that_of_the_settings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    watched = Watched(tmp_path, Settings(max_adapter_mb=1))
+    watched.answer(watched.write("large", bytes(1_000_001)), watched.write("small", bytes(1_000_000)))
+    assert watched.update() == [*BOTH, "small"]
+    assert "has 1000001 bytes; at most 1000000 are allowed" in caplog.text
 
 
 @pytest.mark.parametrize(

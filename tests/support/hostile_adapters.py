@@ -1,0 +1,33 @@
+"""Files in the place of an adapter's that would block, mislead or exhaust a careless reader."""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+
+def _bind(path: Path) -> None:
+    """Make a socket; its address may have 107 characters only, therefore the relative one."""
+    before = Path.cwd()
+    os.chdir(path.parent)
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path.name)
+    finally:
+        os.chdir(before)
+
+
+SPECIAL_FILES: Mapping[str, Callable[[Path], object]] = {
+    "FIFO": os.mkfifo,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "folder": lambda path: path.mkdir(),
+    "socket": _bind,
+    "link to itself": lambda path: path.symlink_to(path.name),
+}
+
+
+def safetensors_file(header: object, num_data_bytes: int = 0) -> bytes:
+    """Return a file with any header."""
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(num_data_bytes)
