@@ -60,7 +60,9 @@ def yolo_list(folder: Path, name: object) -> Path:
 
 @pytest.mark.parametrize("name", OUTSIDE)
 @pytest.mark.parametrize("write", [coco, json_lines, image_folder, voc, yolo_list])
-def test_an_image_outside_the_dataset_is_refused(write: Callable[[Path, object], Path], folder: Path, name: str) -> None:
+def test_an_image_outside_the_dataset_is_refused(
+    write: Callable[[Path, object], Path], folder: Path, name: str
+) -> None:
     with pytest.raises(RunError, match="leads outside this folder") as refused:
         read_dataset(write(folder, name))
     assert "\n" not in str(refused.value)
@@ -74,7 +76,9 @@ def test_a_yolo_split_outside_its_folder_is_refused(folder: Path, name: str) -> 
 
 def test_a_yolo_path_outside_its_folder_is_not_followed(folder: Path) -> None:
     write_images(folder.parent / "private" / "photos")
-    (folder / "data.yaml").write_text(json.dumps({"path": str(folder.parent / "private"), "names": [], "val": "photos"}))
+    (folder / "data.yaml").write_text(
+        json.dumps({"path": str(folder.parent / "private"), "names": [], "val": "photos"})
+    )
     with pytest.raises(RunError, match=r"must be in the folder of its data\.yaml"):
         read_dataset(folder)
 
