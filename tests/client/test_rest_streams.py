@@ -82,6 +82,6 @@ def test_an_event_that_cannot_be_parsed_is_an_internal_error(kind: str, events: 
 
 @pytest.mark.parametrize("body", [b"[" * 200_000, b"[]", b'{"id": "x"}'], ids=["deep", "list", "incomplete"])
 def test_a_response_of_another_form_is_an_error_of_the_service(body: bytes) -> None:
-    with scripted("rest", [body]) as (url, _), Client(url, max_retries=0) as client:
-        with pytest.raises(InternalError, match="cannot parse the response to Predict"):
-            client.predict(b"", "ocr")
+    message = "cannot parse the response to Predict"
+    with scripted("rest", [body]) as (url, _), Client(url) as client, pytest.raises(InternalError, match=message):
+        client.predict(b"", "ocr")

@@ -25,7 +25,7 @@ def test_a_model_id_that_is_no_file_name_is_refused_before_a_file_is_written(tmp
         consensus=AgreementRule(),
         concurrency=1,
     )
-    with serving_rest(Script([], listings={"/v1/tasks": [task]})) as url:
-        with pytest.raises(RunError, match="cannot name a journal"):
-            annotate_folder(ConnectionOptions(url, None, 5.0, 0), command)
+    script = Script([], listings={"/v1/tasks": [task]})
+    with serving_rest(script) as url, pytest.raises(RunError, match="cannot name a journal"):
+        annotate_folder(ConnectionOptions(url, None, 5.0, 0), command)
     assert {path.name for path in tmp_path.rglob("*")} <= {"images", "a.png", "out", "journal-good.jsonl"}
