@@ -10,11 +10,11 @@ import math
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from offline.attempts import Attempt
 from offline.in_process_runner import InProcessRunner
-from offline.job import Job
+from offline.job import Build, Job, differences
 from offline.rows import Row, RowError
 from offline.shards import InputImage, Shard, Unreadable, images_of
 from runners.artifacts.manifest import ArtifactError
@@ -46,12 +46,12 @@ class LoadedModel:
 
 
 def load_model(job: Job, settings: Settings) -> LoadedModel:
-    """Load the artifacts; raise `ArtifactError` if they are of another build than the job's."""
+    """Load the artifacts; raise `ArtifactError` if this host would answer otherwise than the job's."""
     models = load_served_models(settings)
-    model = models[job.model]
-    if model.manifest.build_key != job.build_key:
-        message = f"this host has the build {model.manifest.build_key} of {model.id}, the job is of {job.build_key}"
-        raise ArtifactError(f"{message}: export the same checkpoint on every host")
+    model = models[job.build.model]
+    if differing := differences(asdict(job.build), asdict(Build.of(model, job.task, settings))):
+        message = "export the same checkpoint, with the same catalog and calibration, on every host"
+        raise ArtifactError(f"this host has another build than the job ({differing}): {message}")
     base = models[model.runner_id].manifest
     options = runner_options(model.runner_id, settings, served_entries(settings))
     limits = replace(options.limits, max_waiting=_UNBOUNDED)
