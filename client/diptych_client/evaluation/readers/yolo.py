@@ -72,18 +72,19 @@ def _images(folder: Path, root: Path, source: str) -> list[Path]:
 
 
 def _labelled(folder: Path, image: Path, names: Mapping[int, str]) -> LabelledImage:
-    label_file = path_within(folder, str(_label_file(image)))
+    name = image.relative_to(folder)
+    label_file = folder / _label_file(name)
     lines = read_text(label_file).splitlines() if label_file.is_file() else []
     rows = [[float(number) for number in line.split()] for line in lines if line.strip()]
     objects: tuple[TrueObject, ...] = ()
     if rows:
         size_wh = _upright_size(image)
         objects = tuple(_object(names, row, size_wh, label_file) for row in rows)
-    return LabelledImage(Folder(folder).image(image.relative_to(folder).as_posix()), objects)
+    return LabelledImage(Folder(folder).image(name.as_posix()), objects)
 
 
 def _label_file(image: Path) -> Path:
-    """Return the label file of an image: the last folder `images` of its path becomes `labels`."""
+    """Return the label file of an image: the last folder `images` of its path in the dataset becomes `labels`."""
     parts = list(image.parts)
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"

@@ -49,7 +49,7 @@ def voc(folder: Path, name: object) -> Path:
 
 
 def yolo_folder(folder: Path, name: object) -> Path:
-    (folder / "data.yaml").write_text(json.dumps({"names": ["a"], "val": name}))
+    (folder / "data.yaml").write_text(json.dumps({"names": ["a", "b"], "val": name}))
     return folder
 
 
@@ -81,6 +81,17 @@ def test_a_yolo_path_outside_its_folder_is_not_followed(folder: Path) -> None:
     )
     with pytest.raises(RunError, match=r"must be in the folder of its data\.yaml"):
         read_dataset(folder)
+
+
+def test_yolo_labels_are_in_the_dataset_also_if_it_is_in_a_folder_images(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "images" / "data")
+    flat = tmp_path / "images" / "flat"
+    (tmp_path / "images" / "data" / "images" / "val").rename(flat)
+    (tmp_path / "labels" / "flat").mkdir(parents=True)
+    (tmp_path / "labels" / "flat" / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (flat / "b.txt").write_text("1 0.5 0.5 0.1 0.1\n")
+    dataset = read_dataset(yolo_folder(flat, "."))
+    assert [len(image.objects or ()) for image in dataset.images] == [0, 1, 0]
 
 
 def test_yolo_reads_lists_and_paths_within_its_folder(tmp_path: Path) -> None:
@@ -185,7 +196,7 @@ def test_a_file_is_read_up_to_the_maximum_of_its_format(folder: Path, name: str,
 def test_a_line_is_read_up_to_its_maximum(tmp_path: Path) -> None:
     with (tmp_path / "x.jsonl").open("wb") as file:
         file.truncate(foreign_files.MAX_LINE_BYTES + 1)
-    with pytest.raises(RunError, match="line 1: longer than 64,000,000 bytes"):
+    with pytest.raises(RunError, match="line 1: longer than 50,000,000 bytes"):
         next(read_lines(tmp_path / "x.jsonl"))
     (tmp_path / "x.jsonl").write_bytes(b"\n a \n\xff\n")
     lines = read_lines(tmp_path / "x.jsonl")
