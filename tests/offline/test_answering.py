@@ -1,6 +1,7 @@
 """The answerer over a fake runner: what is in progress at a time, and which error is in which row."""
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -162,22 +163,29 @@ def test_images_that_fail_give_their_places_back() -> None:
 
 def test_one_by_one_each_image_is_recorded_before_it_is_read_and_is_alone(tmp_path: Path) -> None:
     recorded: list[str] = []
+    has_read = threading.Event()
     decoder = CountingDecoder(FLORENCE_ANSWERS)
 
     def on_read(key: str) -> None:
         assert (decoder.num_in_progress, position(tmp_path)) == (0, key)
         recorded.append(key)
+        has_read.set()
 
     async def work(answerer: Answerer) -> None:
-        together = asyncio.create_task(answerer.rows(shard(*images(2 * NUM_PLACES, "beside "))))
-        await asyncio.sleep(0)
-        alone = answerer.rows_one_by_one(shard(*images(6), on_read=on_read), attempt(tmp_path))
-        rows = await asyncio.gather(alone, answerer.rows_one_by_one(shard(*images(1)), attempt(tmp_path / "b")))
-        assert [row.key for row in rows[0]] == recorded == [str(index) for index in range(6)]
-        assert [row.error for shard_rows in (*rows, await together) for row in shard_rows] == [None] * 15
+        decoder.released = asyncio.Event()
+        given = shard(*images(6), on_read=on_read), shard(*images(1))
+        attempts = attempt(tmp_path), attempt(tmp_path / "other")
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            together = group.create_task(answerer.rows(shard(*images(2 * NUM_PLACES, "beside "))))
+            await decoder.is_full.wait()
+            alone = [group.create_task(answerer.rows_one_by_one(*each)) for each in zip(given, attempts, strict=True)]
+            assert not await asyncio.to_thread(has_read.wait, 0.2)  # both wait for all places
+            decoder.released.set()
+        first, second = (task.result() for task in alone)
+        assert [row.key for row in first] == recorded == [str(index) for index in range(6)]
+        assert [row.error for row in (*first, *second, *together.result())] == [None] * (7 + 2 * NUM_PLACES)
 
     run(work, decoder)
-    assert decoder.maximum > 1
 
 
 def test_an_image_that_killed_its_worker_is_not_answered_again(tmp_path: Path) -> None:

@@ -80,6 +80,13 @@ def test_the_output_of_another_job_is_refused_with_what_differs(
     assert message in str(refused.value)
 
 
+def test_a_manifest_with_a_value_that_this_version_does_not_know_is_refused(tmp_path: Path) -> None:
+    document = json.loads(JOB.manifest()) | {"seed": 1}
+    (tmp_path / "job.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"another job \(seed: 1, now null\)"):
+        Output(str(tmp_path), JOB).begin()
+
+
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"")
     with pytest.raises(InputError, match="choose an empty folder"):

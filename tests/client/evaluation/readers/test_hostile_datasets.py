@@ -16,7 +16,7 @@ from diptych_client.evaluation.readers import read_dataset
 from diptych_client.long_runs import RunError
 from tests.support.evaluations import write_images, write_voc, write_yolo
 
-OUTSIDE = ["/etc/passwd", "../secret.png", "images/../../secret.png", "/etc/../etc/passwd"]
+OUTSIDE = ["/etc/passwd", "../secret.png", "../data2/a.png", "images/../../secret.png", "/etc/../etc/passwd"]
 
 
 @pytest.fixture
@@ -120,6 +120,15 @@ def test_a_split_of_voc_names_annotations_of_its_folder_only(folder: Path) -> No
     (folder / "ImageSets" / "Main" / "val.txt").write_text("../../x\n")
     with pytest.raises(RunError, match="leads outside this folder"):
         read_dataset(folder, split="val")
+
+
+def test_the_depth_of_an_annotation_is_bounded_but_not_the_number_of_its_objects(folder: Path) -> None:
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox>"
+    objects = f"<object><name>a</name>{box}</object>" * 100
+    (folder / "Annotations").mkdir()
+    (folder / "Annotations" / "a.xml").write_text(f"<annotation>{objects}</annotation>")
+    (image,) = read_dataset(folder).images
+    assert len(image.objects or ()) == 100
 
 
 def test_a_link_is_followed_but_only_an_image_is_read(folder: Path) -> None:
