@@ -95,7 +95,7 @@ class _Elements(ElementTree.TreeBuilder):
     def doctype(self, name: str, _public_id: str | None, _system_id: str | None) -> None:
         raise ValueError(f"a document type ({name}) is not allowed")
 
-    def start(self, tag: str, attributes: dict[str, str]) -> ElementTree.Element:  # type: ignore[override]
+    def start(self, tag: str, attributes: dict[str, str]) -> ElementTree.Element:
         self._depth += 1
         if self._depth > _MAX_XML_DEPTH:
             raise ValueError(f"elements are nested deeper than {_MAX_XML_DEPTH}")
