@@ -17,11 +17,10 @@ from tqdm import tqdm
 
 from offline.coco import write_coco
 from offline.filesystems import InputError, is_within
-from offline.job import Job, OutputFormat
+from offline.job import Build, Job, OutputFormat
 from offline.output import Output
 from offline.shards import Shard, digest_of, plan_shards
-from runners.artifacts.manifest import ArtifactError, read_manifest
-from runners.artifacts.store import artifact_folder
+from runners.artifacts.manifest import ArtifactError
 from service.environment import read_settings
 from service.errors import ServiceError
 from service.http.body import form_value
@@ -110,10 +109,8 @@ def _job(given: argparse.Namespace, settings: Settings, shards: Sequence[Shard])
     model = load_served_models(settings)[given.model]
     task_prompts(model, request, (MAX_COORDINATE_PX, MAX_COORDINATE_PX))
     return Job(
-        model=model.id,
-        build_key=read_manifest(artifact_folder(model.id)).build_key,
+        build=Build.of(model, request.task.id, settings),
         fields=fields,
-        precision=f"encoder {settings.encoder_precision}, decoder {settings.decoder_precision}",
         output_format=given.format,
         shard_size=given.shard_size,
         num_shards=len(shards),

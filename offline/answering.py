@@ -1,17 +1,20 @@
 """Answers about the images of shards with one model in this process, in the order of the input.
 
 More images are in flight than the decoder has slots, over all shards that are answered at the same time: encoder and
-decoder never wait for a shard to end.
+decoder never wait for a shard to end. A shard whose worker died is answered image by image, and nothing beside it.
 """
 
 import asyncio
 import logging
 import math
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, replace
 
+from offline.attempts import Attempt
 from offline.in_process_runner import InProcessRunner
-from offline.job import Job
+from offline.job import Build, Job, differences
 from offline.rows import Row, RowError
 from offline.shards import InputImage, Shard, Unreadable, images_of
 from runners.artifacts.manifest import ArtifactError
@@ -30,6 +33,7 @@ logger = logging.getLogger(__name__)
 _CLIENT = "offline"  # the only one; it may have all places of the decoder of images but one
 _UNBOUNDED = 1_000_000  # sequences queued: the places bound the images
 _IMAGES_PER_SLOT = 2
+_MAX_DEATHS = 2  # of workers, alone with one image
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +46,12 @@ class LoadedModel:
 
 
 def load_model(job: Job, settings: Settings) -> LoadedModel:
-    """Load the artifacts; raise `ArtifactError` if they are of another build than the job's."""
+    """Load the artifacts; raise `ArtifactError` if this host would answer otherwise than the job's."""
     models = load_served_models(settings)
-    model = models[job.model]
-    if model.manifest.build_key != job.build_key:
-        message = f"this host has the build {model.manifest.build_key} of {model.id}, the job is of {job.build_key}"
-        raise ArtifactError(f"{message}: export the same checkpoint on every host")
+    model = models[job.build.model]
+    if differing := differences(asdict(job.build), asdict(Build.of(model, job.task, settings))):
+        message = "export the same checkpoint, with the same catalog and calibration, on every host"
+        raise ArtifactError(f"this host has another build than the job ({differing}): {message}")
     base = models[model.runner_id].manifest
     options = runner_options(model.runner_id, settings, served_entries(settings))
     limits = replace(options.limits, max_waiting=_UNBOUNDED)
@@ -65,7 +69,9 @@ class Answerer:
         num_places = max_slots(settings) * _IMAGES_PER_SLOT
         self._loaded = loaded
         self._decoder = ImageDecoder(image_limits(settings), settings.max_decoded + 1)
+        self._num_places = num_places
         self._places = asyncio.Semaphore(num_places)
+        self._alone = asyncio.Lock()
         # A place may wait for a slow file, which must not keep another from being decoded.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2 * num_places, "images"))
 
@@ -74,10 +80,44 @@ class Answerer:
         images, rows = images_of(shard), []
         await self._places.acquire()
         while (image := await in_thread(next, images, None)) is not None:
-            rows.append(asyncio.create_task(self._answered(image)))
+            rows.append(asyncio.create_task(self._answered_in_place(image)))
             await self._places.acquire()
         self._places.release()
         return await asyncio.gather(*rows)
+
+    async def rows_one_by_one(self, shard: Shard, attempt: Attempt) -> list[Row]:
+        """Return the same rows, except for images that killed their worker; no other image is in progress."""
+        async with self._alone, self._all_places():
+            images = images_of(shard)
+            rows: list[Row] = []
+            while True:
+                position = len(rows)
+                deaths = attempt.deaths[position]
+                if deaths > _MAX_DEATHS:
+                    raise RuntimeError(f"{shard.describe()}: its worker died {deaths} times at image {position}")
+                if deaths == _MAX_DEATHS:  # it is not the answer that kills, but reading the image from its file
+                    return [*rows, self._lost(f"{shard.describe()}: the rest cannot be read")]
+                await in_thread(attempt.record, position)
+                image = await in_thread(next, images, None)
+                if image is None:
+                    return rows
+                rows.append(self._lost(image.key) if deaths else await self._answered(image))
+
+    @asynccontextmanager
+    async def _all_places(self) -> AsyncIterator[None]:
+        for _ in range(self._num_places):
+            await self._places.acquire()
+        try:
+            yield
+        finally:
+            for _ in range(self._num_places):
+                self._places.release()
+
+    async def _answered_in_place(self, image: InputImage) -> Row:
+        try:
+            return await self._answered(image)
+        finally:
+            self._places.release()
 
     async def _answered(self, image: InputImage) -> Row:
         """Return the row of an image; of its defects and those of the model, too."""
@@ -95,9 +135,12 @@ class Answerer:
         except Exception as error:  # a defect must not end the run
             logger.exception("%s failed", image.key)
             failed = RowError("internal", f"{model} failed: {type(error).__name__}; the log has the cause")
-        finally:
-            self._places.release()
         return Row(image.key, model, task, width, height, error=failed)
+
+    def _lost(self, key: str) -> Row:
+        """Return the row of an image that is not answered again."""
+        error = RowError("worker_died", "its worker died twice: among other images, and with this image alone")
+        return Row(key, self._loaded.model.id, self._loaded.request.task.id, error=error)
 
     async def _answer(self, image: LazyImage) -> Answer:
         model, request = self._loaded.model, self._loaded.request

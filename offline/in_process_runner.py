@@ -1,10 +1,10 @@
 """The runner of a model in this process, behind the interface of the calls to one over HTTP."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from runners.artifacts.manifest import Manifest, files_of_runner, verify_files
+from runners.artifacts.manifest import ArtifactError, Manifest, files_of_runner, verify_files
 from runners.artifacts.store import artifact_folder, read_adapters
 from runners.options import RunnerOptions, encoder_batch_size
 from runners.transport.messages import EncodedImage, ImageToEncode, Outcomes
@@ -24,10 +24,7 @@ class InProcessRunner(RunnerChannel):
         self._manifest = manifest
         self._adapters = options.adapters
         self._worker = ModelWorker(manifest.model_id, options, self._encoded)
-        self._max_batch_size = encoder_batch_size(options)
-        self._waiting: list[tuple[str, asyncio.Future[EncodedImage]]] = []
-        self._encoder_thread = ThreadPoolExecutor(1, "encoder")
-        self._encoding: asyncio.Task[None] | None = None
+        self._batcher = EncoderBatcher(self._worker.encode, encoder_batch_size(options))
 
     def load(self, settings: Settings) -> None:
         """Verify and load the artifacts and warm up; raise `ArtifactError`."""
@@ -37,6 +34,9 @@ class InProcessRunner(RunnerChannel):
         for adapter_folder, adapter in read_adapters(self._adapters, self._manifest):
             verify_files(adapter_folder, adapter)
         self._worker.load()
+        if self._worker.build_key != self._manifest.build_key:
+            message = f"the artifacts of {self._manifest.model_id} have been exported again while they were loaded"
+            raise ArtifactError(f"{message}: {self._manifest.build_key}, now {self._worker.build_key}")
 
     async def write(self, call: RunnerCall) -> Outcomes:
         """Return the outcome of each sequence; raise `FeaturesMissing` for a new image without pixels."""
@@ -46,7 +46,21 @@ class InProcessRunner(RunnerChannel):
         return await self._worker.write(features, call.sequences)
 
     async def _encoded(self, image_key: str) -> EncodedImage:
-        """Encode an image with those that wait while the previous batch runs."""
+        return await self._batcher.encoded(image_key)
+
+
+class EncoderBatcher:
+    """Encodes images in one thread; those that wait while a batch runs are the next batch."""
+
+    def __init__(self, encode: Callable[[Sequence[ImageToEncode]], list[EncodedImage]], max_batch_size: int) -> None:
+        self._encode_batch = encode
+        self._max_batch_size = max_batch_size
+        self._waiting: list[tuple[str, asyncio.Future[EncodedImage]]] = []
+        self._encoder_thread = ThreadPoolExecutor(1, "encoder")
+        self._encoding: asyncio.Task[None] | None = None
+
+    async def encoded(self, image_key: str) -> EncodedImage:
+        """Return the outcome of an image; raise the error of its batch."""
         encoded: asyncio.Future[EncodedImage] = asyncio.get_running_loop().create_future()
         self._waiting.append((image_key, encoded))
         if self._encoding is None:
@@ -64,7 +78,7 @@ class InProcessRunner(RunnerChannel):
         images = [ImageToEncode(image_key=key) for key in keys]
         loop = asyncio.get_running_loop()
         try:
-            outcomes = await loop.run_in_executor(self._encoder_thread, self._worker.encode, images)
+            outcomes = await loop.run_in_executor(self._encoder_thread, self._encode_batch, images)
         except Exception as error:  # the images wait for it
             for encoded in batch:
                 encoded.set_exception(error)

@@ -3,23 +3,55 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from blake3 import blake3
 
 from offline.filesystems import InputError
 from offline.rows import ShardFormat
+from service.inference.served_models import ServedModel
+from service.settings import Settings
+from tasks.scores import Calibration
 
 OutputFormat = Literal["parquet", "jsonl", "coco"]
-_VERSION = 1
+_VERSION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """Everything of a host that determines its answers: artifacts, catalog, settings."""
+
+    model: str
+    build_key: str  # of the model's artifacts
+    precision: str  # of encoder and decoder
+    calibration: str | None  # hash of the task's
+    template: str | None  # the catalog's own prompt for the task
+    one_name_per_prompt: bool
+    max_image_pixels: int
+    max_image_side_px: int
+    decoder_max_positions: int
+
+    @classmethod
+    def of(cls, model: ServedModel, task: str, settings: Settings) -> Self:
+        return cls(
+            model=model.id,
+            build_key=model.manifest.build_key,
+            precision=model.precision,
+            calibration=_digest(model.calibrations.get(task)),
+            template=model.entry.template(task),
+            one_name_per_prompt=model.entry.one_name_per_prompt,
+            max_image_pixels=settings.max_image_pixels,
+            max_image_side_px=settings.max_image_side_px,
+            decoder_max_positions=settings.decoder_max_positions,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """Everything that determines the rows of the output, and which shard has them."""
 
-    model: str
-    build_key: str  # of the model's artifacts
+    build: Build
     fields: Mapping[str, object]  # of the request, with the task
-    precision: str  # of encoder and decoder, as the settings request it
     output_format: OutputFormat
     shard_size: int
     num_shards: int
@@ -34,22 +66,29 @@ class Job:
         return "jsonl" if self.output_format == "jsonl" else "parquet"
 
     def manifest(self) -> str:
-        return json.dumps({"version": _VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        values = asdict(self)
+        document = {"version": _VERSION, **values.pop("build"), **values}
+        return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
     def check(self, manifest: str, place: str) -> None:
         """Raise `InputError` if a manifest is that of another job, with the values that differ."""
-        ours = json.loads(self.manifest())
         try:
             theirs: dict[str, Any] = dict(json.loads(manifest))
         except (ValueError, TypeError) as error:
             raise InputError(f"{place} is not a manifest: {error}") from error
-        differing = [each for each in {**ours, **theirs} if ours.get(each) != theirs.get(each)]
-        if differing:
-            differences = "; ".join(
-                f"{name}: {_shown(theirs.get(name))}, now {_shown(ours.get(name))}" for name in differing
-            )
-            raise InputError(f"the output is of another job ({differences}); choose another folder: {place}")
+        if differing := differences(theirs, json.loads(self.manifest())):
+            raise InputError(f"the output is of another job ({differing}); choose another folder: {place}")
+
+
+def differences(before: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """Return the values that differ, by name; empty if there are none."""
+    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    return "; ".join(f"{name}: {_shown(before.get(name))}, now {_shown(now.get(name))}" for name in names)
 
 
 def _shown(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+def _digest(calibration: Calibration | None) -> str | None:
+    return None if calibration is None else blake3(repr(calibration).encode()).hexdigest()

@@ -3,7 +3,7 @@
     job.json                 the manifest (offline/job.py)
     part-00000012.parquet    the rows of one shard, in the order of the input; or .jsonl
     annotations.json         COCO only: all shards as one document, written at the end (offline/coco.py)
-    .incomplete/             files that are being written
+    .incomplete/             files that are being written, and attempts at shards (offline/attempts.py)
 
 A file gets its name when it is complete: it is there with all its rows, or not at all.
 """
@@ -62,11 +62,15 @@ class Output:
     def write(self, name: str, content: Callable[[IO[bytes]], object]) -> None:
         """Write a file completely, or not at all; it replaces one of the same name."""
         files, _ = file_system(self.uri)
-        incomplete = self._path(f"{_INCOMPLETE}/{name}.{uuid.uuid4().hex}")  # a worker may be lost, and live on
+        incomplete = self.incomplete_path(f"{name}.{uuid.uuid4().hex}")  # a worker may be lost, and live on
         files.makedirs(self._path(_INCOMPLETE), exist_ok=True)
         with files.open(incomplete, "wb") as stream:
             content(stream)
         files.mv(incomplete, self._path(name))
+
+    def incomplete_path(self, name: str) -> str:
+        """Return the path of a file that is removed at the end of a run, and at the start of the next."""
+        return self._path(f"{_INCOMPLETE}/{name}")
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         """Yield all rows, numbered from 1; one shard at a time is in memory."""

@@ -1,8 +1,8 @@
 """The run on Ray Data: shards go to a pool of actors, each of which holds the model on a device of its own.
 
 An actor that dies is started again by Ray, and its shards are answered again: a shard is written at once, so that none
-of its images is in the output twice. Without an address, Ray runs on this host, listens on 127.0.0.1 only, and ends
-with this process.
+of its images is in the output twice. An image that kills its actor is left out (offline/attempts.py). Without an
+address, Ray runs on this host, listens on 127.0.0.1 only, and ends with this process.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
 from offline.answering import Answerer, load_model
+from offline.attempts import Attempt
 from offline.job import Job
 from offline.output import Output
 from offline.shards import Shard
@@ -55,8 +56,12 @@ class ShardActor:
         assert isinstance(index, int)
         assert isinstance(pickled, bytes)
         shard: Shard = pickle.loads(pickled)
-        rows = asyncio.run_coroutine_threadsafe(self._answerer.rows(shard), self._loop).result()
+        attempt = Attempt.begin(self._output, index)
+        is_first, answerer = attempt.number == 1, self._answerer
+        answered = answerer.rows(shard) if is_first else answerer.rows_one_by_one(shard, attempt)
+        rows = asyncio.run_coroutine_threadsafe(answered, self._loop).result()
         self._output.write_shard(index, rows)
+        attempt.end()
         num_failed = sum(row.error is not None for row in rows)
         return asdict(DoneShard(len(rows), num_failed, started_s, time.time()))
 

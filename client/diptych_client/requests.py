@@ -15,6 +15,7 @@ from PIL import Image
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
 FieldValue = str | int | float | bool | tuple[str, ...] | tuple[float, ...]
 _URL_SCHEMES = ("http://", "https://")
+_MAX_MAGIC_BYTES = 12
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
 
 
@@ -85,6 +86,24 @@ def given_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str
 def sent_image(image: ImageSource) -> bytes | str:
     """Return an http(s) URL unchanged: the service reads the image, if its operator allows the host; else a file."""
     return image if isinstance(image, str) and image.startswith(_URL_SCHEMES) else encoded_image(image)
+
+
+def read_image_file(path: Path) -> bytes:
+    """Return the bytes of an image file; raise `OSError` for any other, which must not be sent to a service.
+
+    A name in a foreign dataset may be a link to a private file; a device or a pipe might never end.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    with path.open("rb") as file:
+        magic = file.read(_MAX_MAGIC_BYTES)
+        if not _is_image(magic):
+            raise OSError(f"image must be a JPEG, PNG or WebP file, which {path} is not")
+        return magic + file.read()
+
+
+def _is_image(magic: bytes) -> bool:
+    return magic.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (magic[:4], magic[8:]) == (b"RIFF", b"WEBP")
 
 
 def encoded_image(image: ImageSource) -> bytes:

@@ -11,7 +11,7 @@ from httpx_sse import EventSource
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych_client import ConnectionFailed, DeadlineExceeded, InternalError
+from diptych_client import Client, ConnectionFailed, DeadlineExceeded, InternalError
 from diptych_client.transports.rest_messages import answer_json, event_from_sse
 from tests.support.both_clients import KINDS, call
 from tests.support.client_answers import TEXT, answer
@@ -78,3 +78,10 @@ def test_a_stream_that_ends_before_its_first_piece_is_retried(kind: str, events:
 def test_an_event_that_cannot_be_parsed_is_an_internal_error(kind: str, events: bytes) -> None:
     with scripted("rest", [events]) as (url, _), pytest.raises(InternalError, match="cannot parse the response"):
         call(kind, url, stream)
+
+
+@pytest.mark.parametrize("body", [b"[" * 200_000, b"[]", b'{"id": "x"}'], ids=["deep", "list", "incomplete"])
+def test_a_response_of_another_form_is_an_error_of_the_service(body: bytes) -> None:
+    message = "cannot parse the response to Predict"
+    with scripted("rest", [body]) as (url, _), Client(url) as client, pytest.raises(InternalError, match=message):
+        client.predict(b"", "ocr")

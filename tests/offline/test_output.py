@@ -8,16 +8,15 @@ from pycocotools.coco import COCO
 
 from offline.coco import NAME, write_coco
 from offline.filesystems import InputError
-from offline.job import Job, OutputFormat
+from offline.job import Build, Job, OutputFormat
 from offline.output import Output, Totals
 from offline.rows import Row, RowError
 from tasks.run_length import encode_mask
 
+BUILD = Build("m", "b", "float32", None, None, False, 1_000_000, 1_000, 0)
 JOB = Job(
-    model="m",
-    build_key="b",
+    build=BUILD,
     fields={"task": "object_detection"},
-    precision="encoder auto, decoder auto",
     output_format="parquet",
     shard_size=2,
     num_shards=2,
@@ -59,12 +58,17 @@ def test_a_shard_that_was_not_completed_is_not_there(tmp_path: Path) -> None:
     ("changed", "message"),
     [
         ({"fields": {"task": "captioning"}}, 'fields: {"task": "object_detection"}, now {"task": "captioning"}'),
-        ({"model": "n"}, 'model: "m", now "n"'),
-        ({"build_key": "c"}, "build_key"),
+        ({"build": replace(BUILD, model="n")}, 'model: "m", now "n"'),
+        ({"build": replace(BUILD, build_key="c")}, 'build_key: "b", now "c"'),
+        ({"build": replace(BUILD, precision="int8")}, 'precision: "float32", now "int8"'),
+        ({"build": replace(BUILD, calibration="d")}, 'calibration: null, now "d"'),
+        (
+            {"build": replace(BUILD, max_image_pixels=2, decoder_max_positions=9)},
+            "max_image_pixels: 1000000, now 2; dec",
+        ),
         ({"shard_size": 3, "num_shards": 1}, "shard_size: 2, now 3; num_shards: 2, now 1"),
         ({"images": "e"}, 'images: "d", now "e"'),
         ({"output_format": "jsonl"}, "output_format"),
-        ({"precision": "encoder int8, decoder auto"}, "precision"),
     ],
 )
 def test_the_output_of_another_job_is_refused_with_what_differs(
@@ -74,6 +78,13 @@ def test_the_output_of_another_job_is_refused_with_what_differs(
     with pytest.raises(InputError) as refused:
         Output(str(tmp_path), replace(JOB, **changed)).begin()  # type: ignore[arg-type]
     assert message in str(refused.value)
+
+
+def test_a_manifest_with_a_value_that_this_version_does_not_know_is_refused(tmp_path: Path) -> None:
+    document = json.loads(JOB.manifest()) | {"seed": 1}
+    (tmp_path / "job.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"another job \(seed: 1, now null\)"):
+        Output(str(tmp_path), JOB).begin()
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -14,18 +14,17 @@ from dataclasses import asdict
 
 from offline.answering import Answerer, load_model
 from offline.filesystems import StoredFile
-from offline.job import Job
+from offline.job import Build, Job
 from offline.rows import Row
 from offline.shards import FilesShard
-from runners.artifacts.manifest import read_manifest
-from runners.artifacts.store import artifact_folder
 from service.environment import read_settings
+from service.inference.served_models import load_served_models
 
 
 async def answered(model: str, task: str, files: list[str]) -> list[Row]:
     settings = read_settings({"DIPTYCH_MODELS": model} | dict(os.environ))
-    build_key = read_manifest(artifact_folder(model)).build_key
-    job = Job(model, build_key, {"task": task}, "auto", "jsonl", len(files), 1, "")
+    build = Build.of(load_served_models(settings)[model], task, settings)
+    job = Job(build, {"task": task}, "jsonl", len(files), 1, "")
     answerer = Answerer(load_model(job, settings), settings)
     return await answerer.rows(FilesShard(tuple(StoredFile(file, file) for file in files)))
 

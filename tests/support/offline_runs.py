@@ -17,6 +17,16 @@ from tests.support.processes import descendants
 from tests.support.scene_images import scene_png
 
 _RUN_S = 300
+_KILLER = """
+import os, signal
+from fsspec import AbstractFileSystem
+
+class KillerFiles(AbstractFileSystem):
+    protocol = "killer"
+
+    def open(self, path, mode="rb", **options):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +78,15 @@ def write_scenes(folder: Path, count: int) -> Path:
     folder.mkdir(parents=True)
     for seed in range(count):
         (folder / f"{seed:04}.png").write_bytes(scene_png(seed))
+    return folder
+
+
+def install_killer_files(folder: Path) -> Path:
+    """Install a package with a file system `killer://` of fsspec's: to open a file of it kills the process."""
+    (folder / "killer-1.0.dist-info").mkdir(parents=True)
+    (folder / "killer-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: killer\nVersion: 1.0\n")
+    (folder / "killer-1.0.dist-info" / "entry_points.txt").write_text("[fsspec.specs]\nkiller = killer.KillerFiles\n")
+    (folder / "killer.py").write_text(_KILLER)
     return folder
 
 

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -54,6 +54,7 @@ class Script:
 
     steps: list[Step]
     received: list[Received] = field(default_factory=list)
+    listings: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # of a path, over REST
 
     def next_step(self, received: Received) -> Step:
         """Record a request and return the response to it."""
@@ -74,6 +75,9 @@ def serving_rest(script: Script) -> Iterator[str]:
     """Serve a script over REST; yield the URL."""
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._respond(200, json.dumps({"data": script.listings[self.path]}).encode(), {})
+
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))
             timeout_s = int(self.headers["x-deadline-ms"]) / 1000

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.export_cli import ModelStore
-from tests.support.offline_runs import OfflineJob, actor_of, parquet_rows, write_scenes
+from tests.support.offline_runs import OfflineJob, actor_of, install_killer_files, parquet_rows, write_scenes
 from tests.support.processes import descendants, is_alive
 from tests.support.waiting import wait_until
 
@@ -121,6 +123,26 @@ def test_a_killed_run_resumes_and_no_image_is_lost_or_twice(exported: ModelStore
     assert changed.returncode == 2
     assert 'fields: {"task": "object_detection"}, now {"task": "captioning"}' in changed.stderr
     wait_until(lambda: not any(map(is_alive, processes)), AGENTS_S)
+
+
+@pytest.mark.long
+def test_an_image_that_kills_its_worker_is_a_row_with_an_error(
+    exported: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(install_killer_files(tmp_path / "packages")))
+    killers = {25: "killer://first.png", 31: "killer://second.png"}
+    images: list[str] = [str(path) for path in sorted(write_scenes(tmp_path / "scenes", NUM_SCENES).iterdir())]
+    images = [killers.get(index, path) for index, path in enumerate(images)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "images.parquet")
+    run = OfflineJob(
+        exported, FLORENCE, {"task": "captioning"}, tmp_path / "images.parquet", tmp_path / "out", 20
+    ).run()
+    assert run.returncode == 1, run.stderr
+    assert f"{NUM_SCENES} images in {tmp_path / 'out'}; {len(killers)} failed\n" in run.stdout
+    rows = parquet_rows(tmp_path / "out")
+    assert [row["key"] for row in rows] == images
+    codes = {index: row["error"]["code"] for index, row in enumerate(rows) if row["error"] is not None}
+    assert codes == dict.fromkeys(killers, "worker_died")
 
 
 def predicted(client: httpx.Client, fields: Mapping[str, str], file: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from diptych_client.annotate.job import ImageFile, Job
 from diptych_client.annotate.journal import Journal, Record
 from diptych_client.client import AsyncClient
 from diptych_client.long_runs import FailureLog, send_all
+from diptych_client.requests import read_image_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,8 @@ class Labeller:
 
     async def label(self, client: AsyncClient, image: ImageFile) -> None:
         """Label one image."""
-        data, job = await asyncio.to_thread((self.folder / image.name).read_bytes), self.job
+        job = self.job
+        data = await asyncio.to_thread(read_image_file, self.folder / image.name)
         answer = await client.predict(data, job.task, job.parameters, model=job.model, options=job.options)
         self.journal.append(Record(image, answer))
 

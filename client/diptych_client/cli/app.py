@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from PIL import Image
 from rich.console import Console, RenderableType
 
 from diptych_client.annotate import AgreementRule, DatasetFormat
 from diptych_client.cli.folder import AnnotateCommand, annotate_folder
 from diptych_client.cli.options import ConnectionOptions, TaskOptions, with_task_options
 from diptych_client.cli.tables import answer_view, comparison_view, models_view, tasks_view
+from diptych_client.cli.terminal import echo
 from diptych_client.drawing import draw_answer, draw_comparison, open_upright
 from diptych_client.errors import DiptychError
 from diptych_client.long_runs import RunError
@@ -33,8 +35,9 @@ def main() -> None:
     """Run a command. Exit status: 1 failed, 2 wrong usage, 130 interrupted."""
     try:
         app(prog_name="diptych")
-    except (DiptychError, RunError, OSError, ValueError) as error:
-        typer.echo(f"error: {error}", err=True)
+    except (DiptychError, RunError, OSError, ValueError, Image.DecompressionBombError) as error:
+        message = str(error).replace("\n", "\\n")  # one line
+        echo(f"error: {message}", is_error=True)
         sys.exit(1)
 
 
@@ -216,6 +219,6 @@ def _connection(context: typer.Context) -> ConnectionOptions:
 
 def _print(as_json: bool, value: object, view: RenderableType) -> None:
     if as_json:
-        typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+        echo(json.dumps(value, indent=2, ensure_ascii=False))
     else:
         Console().print(view)

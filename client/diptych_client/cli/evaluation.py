@@ -5,11 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
 from diptych_client.annotate import check_folders
 from diptych_client.cli.options import ConnectionOptions, TaskOptions
 from diptych_client.cli.progress import run_with_progress
+from diptych_client.cli.terminal import echo
 from diptych_client.evaluation.answers import AnswerLog, Asker
 from diptych_client.evaluation.calibration import already_calibrated, fit, write_calibrations
 from diptych_client.evaluation.metrics.evaluator import Evaluation, Evaluator, sampled
@@ -67,7 +66,7 @@ def evaluate_dataset(connection: ConnectionOptions, command: EvaluateCommand) ->
         scored = {model: evaluator.measures[model.id].scored() if evaluator.measures else None for model in models}
         fitted = [fit(model.id, model.checkpoint, options.task, answers) for model, answers in scored.items()]
         write_calibrations(command.calibrate, fitted)
-        typer.echo(f"the calibration is {command.calibrate}")
+        echo(f"the calibration is {command.calibrate}")
     return failures.num_failures
 
 
@@ -90,7 +89,7 @@ def _ask(connection: ConnectionOptions, asker: Asker, samples: Sequence[Sample],
     total = sum(len(sample.requests) for sample in samples)
     num_unanswered = sum(1 for _ in asker.log.unanswered(samples, model))
     if num_unanswered < total:
-        typer.echo(f"{model}: {total - num_unanswered} of {total} requests were answered in an earlier run", err=True)
+        echo(f"{model}: {total - num_unanswered} of {total} requests were answered in an earlier run", is_error=True)
 
     if not num_unanswered:
         return
@@ -113,8 +112,8 @@ def _write(out: Path, evaluation: Evaluation, gallery: Gallery, samples: Sequenc
 
 def _print(out: Path, evaluation: Evaluation, failures: FailureLog) -> None:
     for sentence in sentences(evaluation):
-        typer.echo(sentence)
+        echo(sentence)
     answered = f"{evaluation.num_samples} samples of {evaluation.num_images} images answered by every model"
     hint = f"; {failures.num_failures} requests failed, see {failures.path}" if failures.num_failures else ""
-    typer.echo(f"{answered}{hint}")
-    typer.echo(f"the report is {out / 'report.html'}")
+    echo(f"{answered}{hint}")
+    echo(f"the report is {out / 'report.html'}")

@@ -1,12 +1,11 @@
 """The command `annotate`: runs `diptych_client.annotate` with a progress bar and prints a summary."""
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-
-import typer
 
 from diptych_client.annotate import (
     AgreementRule,
@@ -27,7 +26,10 @@ from diptych_client.annotate.job import ImageFile
 from diptych_client.annotate.journal import Record
 from diptych_client.cli.options import ConnectionOptions, TaskOptions
 from diptych_client.cli.progress import run_with_progress
+from diptych_client.cli.terminal import echo
 from diptych_client.long_runs import FailureLog, RunError
+
+_MODEL_ID = re.compile(r"[a-z0-9][a-z0-9.-]{,199}")  # of the service's catalog
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def annotate_folder(connection: ConnectionOptions, command: AnnotateCommand) -> 
         dataset = _write_consensus(command, command.consensus, records, jobs[0])
     else:
         dataset = write_dataset(command.dataset_format, command.out, command.folder, records[0], jobs[0])
-    typer.echo(f"{len(labelled)} of {len(images)} images are in {dataset}")
+    echo(f"{len(labelled)} of {len(images)} images are in {dataset}")
     return failures.num_failures
 
 
@@ -70,12 +72,18 @@ def _write_consensus(
     agreements = [agree(first, second, rule) for first, second in zip(*records, strict=True)]
     dataset = write_consensus(command.dataset_format, command.out, command.folder, agreements, job)
     num_differing = sum(bool(each.differing) for each in agreements)
-    typer.echo(f"{num_differing} images have boxes to review, see {command.out / 'review.json'}")
+    echo(f"{num_differing} images have boxes to review, see {command.out / 'review.json'}")
     return dataset
 
 
 def _journal_name(command: AnnotateCommand, job: Job) -> str:
-    return f"journal-{job.model}.jsonl" if command.consensus is not None else "journal.jsonl"
+    """Return the file name; raise `RunError` for a model id that would lead out of the folder."""
+    if command.consensus is None:
+        return "journal.jsonl"
+    if not _MODEL_ID.fullmatch(job.model):
+        allowed = "lower-case letters, digits, dots and hyphens, at most 200, and begin with a letter or digit"
+        raise RunError(f"the model id {job.model!r:.200} cannot name a journal; it must have {allowed}")
+    return f"journal-{job.model}.jsonl"
 
 
 def _jobs(connection: ConnectionOptions, command: AnnotateCommand, images: Sequence[ImageFile]) -> list[Job]:
@@ -108,4 +116,4 @@ def _label(connection: ConnectionOptions, labeller: Labeller, images: Sequence[I
     run_with_progress(len(images), run)
     elapsed_s, num_failed = time.monotonic() - start_s, labeller.failures.num_failures - num_failed
     summary = f"{len(images)} images in {elapsed_s:.1f} s, {len(images) / elapsed_s:.1f} images/s"
-    typer.echo(f"{summary}; {num_failed} failed{f', see {labeller.failures.path}' if num_failed else ''}")
+    echo(f"{summary}; {num_failed} failed{f', see {labeller.failures.path}' if num_failed else ''}")

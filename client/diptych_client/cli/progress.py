@@ -9,6 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.progress import Task as Bar
 from rich.text import Text
 
+from diptych_client.cli.terminal import printable
+
 _ERRORS = Console(stderr=True)
 
 
@@ -29,14 +31,14 @@ def run_with_progress(
 ) -> None:
     """Run a coroutine that calls its argument once for each finished unit."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _RateColumn(unit),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=_ERRORS) as progress:
-        bar = progress.add_task(description, total=total)
+        bar = progress.add_task(printable(description), total=total)
 
         async def main() -> None:
             await run(partial(progress.advance, bar))

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from diptych_client.cli.terminal import printable
 from diptych_client.results import (
     Answer,
     Comparison,
@@ -23,11 +24,12 @@ from diptych_client.results import (
 def answer_view(answer: Answer | ModelFailure) -> RenderableType:
     """Return the model, the time, and the text or a table of the located objects; say if scores are calibrated."""
     if isinstance(answer, ModelFailure):
-        return Text(f"{answer.model}: {answer.error.code}: {answer.error.message}", style="red")
+        message = f"{answer.model}: {answer.error.code}: {answer.error.message}"
+        return Text(printable(message), style="red")
     calibrated = ", calibrated scores" if answer.calibrated else ""
-    title = Text(f"{answer.model}, {answer.timings_ms.total:.0f} ms{calibrated}", style="bold")
+    title = Text(printable(f"{answer.model}, {answer.timings_ms.total:.0f} ms{calibrated}"), style="bold")
     if isinstance(answer.result, TextResult):
-        return Group(title, Text(answer.result.text))
+        return Group(title, Text(printable(answer.result.text)))
     items = items_of(answer.result)
     return Group(title, _items_table(items) if items else Text("nothing found"))
 
@@ -65,5 +67,5 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     first, *others = columns
     table = Table(Column(first, no_wrap=True), *(Column(name, overflow="fold") for name in others))
     for row in rows:
-        table.add_row(*map(Text, row))  # a label is not markup
+        table.add_row(*(Text(printable(cell)) for cell in row))  # a label is not markup
     return table

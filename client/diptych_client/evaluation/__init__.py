@@ -1,6 +1,6 @@
 """Evaluates models on a dataset, or compares them on images without labels. Needs the extra `evaluate`.
 
-readers/       dataset files -> images with labels (dataset.py)
+readers/       dataset files (foreign_files.py) -> images with labels (dataset.py)
 questions.py   images with labels and a task -> samples: requests and true answers
 answers.py     samples -> the service -> a log -> predictions
 metrics/       truth and predictions -> metrics of each model, agreement of each two

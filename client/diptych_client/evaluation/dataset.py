@@ -3,6 +3,7 @@
 Boxes are [x1, y1, x2, y2] in pixels of the upright image; a segmentation is COCO's: polygons, or run lengths.
 """
 
+import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, Protocol
 
 from diptych_client.annotate.job import ImageFile
 from diptych_client.geometry import BoxXyxy
+from diptych_client.long_runs import RunError
+from diptych_client.requests import read_image_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +71,26 @@ class Folder:
     path: Path
 
     def read(self, image: ImageFile) -> bytes:
-        return (self.path / image.name).read_bytes()
+        return read_image_file(self.path / image.name)
 
     def image(self, name: str) -> ImageFile:
-        """Return an image by its path in the folder; a missing one fails when it is read."""
-        path = self.path / name
+        """Return an image by its path in the folder; a missing one fails when it is read. Raise `RunError`."""
+        path = path_within(self.path, name)
         stat = path.stat() if path.exists() else None
         return ImageFile(name, stat.st_size, stat.st_mtime_ns) if stat else ImageFile(name, 0, 0)
+
+
+def path_within(folder: Path, name: object) -> Path:
+    """Return the path of a file that a dataset names; raise `RunError` if the name leaves the folder.
+
+    The text decides: a folder of images is often a link to another disk, which its owner made.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise RunError(f"{folder}: a file name must be text without NUL, got {name!r:.200}")
+    path = Path(os.path.abspath(folder / name))
+    if not path.is_relative_to(os.path.abspath(folder)):
+        raise RunError(f"{folder}: the file name {name!r:.200} leads outside this folder; it must be a path within it")
+    return path
 
 
 @dataclass(frozen=True, slots=True)

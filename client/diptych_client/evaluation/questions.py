@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import yaml
-
 from diptych_client.annotate.job import ImageFile
 from diptych_client.evaluation.dataset import Dataset, LabelledImage, TrueObject, TruePhrase
+from diptych_client.evaluation.foreign_files import read_yaml
 from diptych_client.long_runs import RunError
 from diptych_client.requests import TaskParameters
 from diptych_client.results import Item, label_of
@@ -91,7 +90,7 @@ class ClassNames:
 
 def read_prompts(path: Path) -> Prompts:
     """Read a YAML file `label: "prompt, synonym, …"`."""
-    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    document = read_yaml(path)
     if not isinstance(document, dict):
         raise RunError(f'{path}: expected lines like `car: "car, automobile"`')
     split = {

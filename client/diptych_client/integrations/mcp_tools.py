@@ -20,7 +20,7 @@ from mcp_types import Tool, ToolAnnotations
 
 from diptych_client.geometry import ImageSize
 from diptych_client.integrations.outlines import simplified_ring
-from diptych_client.requests import TaskParameters
+from diptych_client.requests import TaskParameters, read_image_file
 from diptych_client.results import Answer, Instance, InstancesResult, ModelFailure, Task
 from diptych_client.transports.rest_messages import answer_json
 
@@ -28,7 +28,6 @@ from diptych_client.transports.rest_messages import answer_json
 _OUTLINE_TOLERANCE_PX = 1.0
 _DECIMALS = 1  # of pixels
 _SCORE_DECIMALS = 3
-_MAX_MAGIC_BYTES = 12
 
 _IMAGE = {
     "type": "string",
@@ -114,7 +113,7 @@ class ToolArguments:
 
     @classmethod
     def parse(cls, tool: Tool, arguments: Mapping[str, Any]) -> Self:
-        """Read the image, if it is a local file; raise `ValueError` if it is unreadable or the tool forbids a value."""
+        """Read the image, if it is a local file; raise `OSError` or `ValueError` for a bad argument."""
         if (error := best_match(Draft202012Validator(tool.input_schema).iter_errors(arguments))) is not None:
             raise ValueError(": ".join(filter(None, (".".join(map(str, error.absolute_path)), error.message))))
         names = {field.name for field in fields(TaskParameters)}
@@ -126,7 +125,10 @@ def _image(text: str) -> str | bytes:
     if text.startswith(("http://", "https://")):
         return text
     if not text.startswith("data:"):
-        return _local_image(Path(text).expanduser())
+        path = Path(text).expanduser()
+        if not path.is_file():
+            raise ValueError(f"image must be a file, a data: URL or an http(s) URL; there is no file {path}")
+        return read_image_file(path)
     header, _, data = text.partition(",")
     if not header.endswith(";base64"):
         raise ValueError("image is a data: URL without base64; it must be data:image/…;base64,…")
@@ -134,21 +136,6 @@ def _image(text: str) -> str | bytes:
         return base64.b64decode(data, validate=True)
     except binascii.Error as error:
         raise ValueError(f"image is not base64: {error}") from error
-
-
-def _local_image(path: Path) -> bytes:
-    """Return the bytes of an image file: no other file of this computer is sent to the service."""
-    if not path.is_file():  # a device or a pipe might never end
-        raise ValueError(f"image must be a file, a data: URL or an http(s) URL; there is no file {path}")
-    with path.open("rb") as file:
-        magic = file.read(_MAX_MAGIC_BYTES)
-        if not _is_image(magic):
-            raise ValueError(f"image must be a JPEG, PNG or WebP file, which {path} is not")
-        return magic + file.read()
-
-
-def _is_image(magic: bytes) -> bool:
-    return magic.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (magic[:4], magic[8:]) == (b"RIFF", b"WEBP")
 
 
 def content_of(image: ImageSize, answers: Sequence[Answer | ModelFailure]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def parsed(parse: Callable[[ResponseT], ValueT], response: ResponseT, attempt: A
     """Return the parsed response; raise `InternalError` if it violates the API."""
     try:
         return parse(response)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         message = f"cannot parse the response to {attempt.operation.method}: {error!r}"
         raise InternalError(ErrorDetail("internal", message, None, attempt.request_id)) from error
 

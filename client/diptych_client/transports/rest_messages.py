@@ -100,7 +100,7 @@ def error_from_response(status: int, headers: Mapping[str, str], body: bytes, re
     wait_s = parse_retry_after_s(headers.get("retry-after"), datetime.now(UTC))
     try:
         return error_from(_value(ErrorDetail, json.loads(body)["error"]), wait_s)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         message = f"the server responded with status {status}: {body[:200].decode(errors='replace')}"
         return error_from(ErrorDetail(_CODE_OF_STATUS.get(status, "internal"), message, None, request_id), wait_s)
 

@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
     for index in range(NUM_IMAGES):
-        (folder / f"{index}.png").write_bytes(b"any bytes")
+        (folder / f"{index}.png").write_bytes(b"\xff\xd8\xff any bytes of a JPEG")
     return folder
 
 

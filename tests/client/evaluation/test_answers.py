@@ -43,7 +43,7 @@ def ask(folder: Path, samples: Sequence[Sample], url: str, models: Sequence[str]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for index in range(6):
-        (tmp_path / f"{index}.png").write_bytes(b"any bytes")
+        (tmp_path / f"{index}.png").write_bytes(b"\xff\xd8\xff any bytes of a JPEG")
     return tmp_path
 
 

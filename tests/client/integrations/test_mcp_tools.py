@@ -84,7 +84,7 @@ def test_no_file_but_an_image_leaves_the_computer(tmp_path: Path, content: bytes
     if is_image:
         assert parsed(image=str(path)).image == content
     else:
-        with pytest.raises(ValueError, match="must be a JPEG, PNG or WebP file"):
+        with pytest.raises(OSError, match="must be a JPEG, PNG or WebP file"):
             parsed(image=str(path))
 
 

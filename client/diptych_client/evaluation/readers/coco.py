@@ -1,20 +1,27 @@
 """COCO's JSON (cocodataset.org, data format): objects with boxes and segmentations, or captions."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diptych_client.evaluation.dataset import Dataset, Folder, LabelledImage, TrueObject
+from diptych_client.evaluation.dataset import Dataset, Folder, LabelledImage, TrueObject, path_within
+from diptych_client.evaluation.foreign_files import MALFORMED, read_json
 from diptych_client.long_runs import RunError
 
 
 def read_coco(path: Path, images: Path | None = None) -> Dataset:
     """Read an annotation file; without `images`, look for its images beside it, as COCO and Roboflow lay them out."""
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = read_json(path)
     if not isinstance(document, dict) or not isinstance(document.get("images"), list):
         raise RunError(f"{path} is not COCO: it has no list `images`")
+    try:
+        return _dataset(path, document, images)
+    except MALFORMED as error:
+        raise RunError(f"{path} is not COCO: {error!r:.200}") from error
+
+
+def _dataset(path: Path, document: Mapping[str, Any], images: Path | None) -> Dataset:
     categories = {each["id"]: str(each["name"]) for each in document.get("categories", ())}
     annotations: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for annotation in document.get("annotations", ()):
@@ -32,7 +39,7 @@ def _image_folder(path: Path, names: list[str]) -> Path:
     parent, split = path.parent, path.stem.rpartition("_")[2]
     candidates = (parent, parent / "images", parent.parent / "images", parent.parent / split, parent.parent)
     for candidate in candidates:
-        if not names or (candidate / names[0]).is_file():
+        if not names or path_within(candidate, names[0]).is_file():
             return candidate
     looked_in = ", ".join(map(str, candidates))
     raise RunError(f"{path}: the image {names[0]} is in none of {looked_in}: give its folder with --images")

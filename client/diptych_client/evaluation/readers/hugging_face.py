@@ -16,9 +16,11 @@ import pyarrow
 import pyarrow.parquet
 
 from diptych_client.annotate.job import ImageFile
-from diptych_client.evaluation.dataset import Dataset, LabelledImage
+from diptych_client.evaluation.dataset import Dataset, LabelledImage, path_within
+from diptych_client.evaluation.foreign_files import MALFORMED
 from diptych_client.evaluation.readers.json_lines import classes_of, from_hugging_face, labelled_row
 from diptych_client.long_runs import RunError
+from diptych_client.requests import read_image_file
 
 _SUFFIXES = ("*.parquet", "*.arrow")
 _SPLITS = ("train", "val", "test")
@@ -41,8 +43,11 @@ def read_hugging_face(path: Path, split: str | None = None) -> Dataset:
     if len(splits) > 1:
         raise RunError(f"{path} has several splits: choose one with --split ({', '.join(sorted(splits))})")
     store = ArrowImages(folder, tuple(files))
-    labelled = list(store.labelled())
-    classes = store.class_names() or classes_of(labelled)
+    try:
+        labelled = list(store.labelled())
+        classes = store.class_names() or classes_of(labelled)
+    except (*MALFORMED, pyarrow.ArrowException) as error:
+        raise RunError(f"{path} is not a dataset of Hugging Face's: {error!r:.200}") from error
     return Dataset(labelled, store, tuple(classes))
 
 
@@ -77,7 +82,7 @@ class ArrowImages:
         path = self.files[file_index]
         value = _cached_block(path, block, _image_column(path)).column(0)[row].as_py()
         data: bytes | None = value["bytes"] if isinstance(value, Mapping) else value
-        return data if data is not None else (path.parent / str(value["path"])).read_bytes()
+        return data if data is not None else read_image_file(path_within(path.parent, value["path"]))
 
     def class_names(self) -> Sequence[str]:
         """Return the names of the ClassLabel of the objects, empty if they are texts."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from diptych_client.annotate.job import ImageFile
 from diptych_client.evaluation.dataset import Dataset, Folder, LabelledImage, TrueObject, TruePhrase, TrueQuestion
+from diptych_client.evaluation.foreign_files import MALFORMED, read_lines
 from diptych_client.geometry import BoxXyxy
 from diptych_client.long_runs import RunError
 
@@ -27,11 +28,8 @@ _CATEGORIES = ("category", "categories", "label")  # names of the column
 
 def read_json_lines(path: Path, images: Path | None = None) -> Dataset:
     """Read a file; lines of the same image may repeat, as with several questions."""
-    folder, labelled = Folder(images or path.parent), []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                labelled.append(_labelled(folder, line, f"{path}, line {number}"))
+    folder = Folder(images or path.parent)
+    labelled = [_labelled(folder, line, f"{path}, line {number}") for number, line in read_lines(path)]
     return Dataset(labelled, folder, classes_of(labelled))
 
 
@@ -41,8 +39,8 @@ def _labelled(folder: Folder, line: str, where: str) -> LabelledImage:
         if "file_name" in row:
             return labelled_row(folder.image(row["file_name"]), from_hugging_face(row))
         return labelled_row(folder.image(row["image"]), row)
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{where}: expected an object with `image` and labels: {error!r}") from error
+    except MALFORMED as error:
+        raise RunError(f"{where}: expected an object with `image` and labels: {error!r:.200}") from error
 
 
 def classes_of(labelled: Iterable[LabelledImage]) -> tuple[str, ...]:

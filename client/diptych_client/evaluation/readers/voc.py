@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from diptych_client.evaluation.dataset import Dataset, Folder, LabelledImage, TrueObject
+from diptych_client.evaluation.dataset import Dataset, Folder, LabelledImage, TrueObject, path_within
+from diptych_client.evaluation.foreign_files import read_text, read_xml
 from diptych_client.long_runs import RunError
 
 
@@ -26,15 +27,15 @@ def _annotation_files(path: Path, split: str | None) -> Sequence[Path]:
     listing = path / "ImageSets" / "Main" / f"{split}.txt"
     if not listing.is_file():
         raise RunError(f"{listing} does not exist")
-    names = [line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [path / "Annotations" / f"{name}.xml" for name in names]
+    names = [line.split()[0] for line in read_text(listing).splitlines() if line.strip()]
+    return [path_within(path / "Annotations", f"{name}.xml") for name in names]
 
 
 def _labelled(folder: Folder, file: Path) -> LabelledImage:
     try:
-        root = ElementTree.parse(file).getroot()
+        root = read_xml(file)
         objects = tuple(_object(each) for each in root.findall("object"))
-    except (ElementTree.ParseError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise RunError(f"{file}: not an annotation of Pascal VOC: {error}") from error
     return LabelledImage(folder.image(root.findtext("filename") or f"{file.stem}.jpg"), objects)
 

@@ -2,17 +2,18 @@
 
 A split is a folder of images, a list of folders, or a text file of paths. The labels of …/images/….jpg are in
 …/labels/….txt: `class x_center y_center width height`, or `class x1 y1 x2 y2 …`, as parts of the width and the height.
+All of them are in the folder of data.yaml: its `path` is followed within it, and is often that of another machine.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
 from diptych_client.annotate.job import find_images
-from diptych_client.evaluation.dataset import Dataset, Folder, LabelledImage, TrueObject
+from diptych_client.evaluation.dataset import Dataset, Folder, LabelledImage, TrueObject, path_within
+from diptych_client.evaluation.foreign_files import MALFORMED, read_text, read_yaml
 from diptych_client.geometry import BoxXyxy, bounding_box
 from diptych_client.long_runs import RunError
 
@@ -22,18 +23,25 @@ _TRANSPOSED = range(5, 9)  # EXIF orientations that swap width and height
 
 def read_yolo(path: Path, split: str | None = None) -> Dataset:
     """Read one split, by default val."""
-    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    document = read_yaml(path)
     if not isinstance(document, dict) or "names" not in document:
         raise RunError(f"{path} is not a YOLO dataset: it has no `names`")
+    try:
+        return _dataset(path, document, split)
+    except MALFORMED as error:
+        raise RunError(f"{path} is not a YOLO dataset: {error!r:.200}") from error
+
+
+def _dataset(path: Path, document: Mapping[str, Any], split: str | None) -> Dataset:
     chosen = split or next((each for each in _SPLITS if document.get(each)), None)
     if chosen is None or not document.get(chosen):
         raise RunError(f"{path} has no split {split or ' or '.join(_SPLITS)}")
-    root = (path.parent / str(document.get("path") or "")).resolve()
-    root = root if root.is_dir() else path.parent.resolve()  # `path` is often that of another machine
+    folder = path.parent.absolute()
     names = _class_names(document["names"])
-    images = [image for source in _listed(document[chosen]) for image in _images(root, path.parent, source)]
-    labelled = [_labelled(root, image, names) for image in images]
-    return Dataset(labelled, Folder(root), tuple(names.values()))
+    sources = document[chosen] if isinstance(document[chosen], list) else [document[chosen]]
+    root = _root(folder, document.get("path") or "")
+    images = [image for source in sources for image in _images(folder, root, source)]
+    return Dataset([_labelled(folder, image, names) for image in images], Folder(folder), tuple(names.values()))
 
 
 def _class_names(names: Sequence[str] | Mapping[Any, str]) -> dict[int, str]:
@@ -41,36 +49,42 @@ def _class_names(names: Sequence[str] | Mapping[Any, str]) -> dict[int, str]:
     return {int(index): str(name) for index, name in pairs}
 
 
-def _listed(value: Any) -> list[str]:
-    return [str(each) for each in value] if isinstance(value, list) else [str(value)]
+def _root(folder: Path, path: object) -> Path:
+    """Return the folder to which the splits are relative."""
+    try:
+        root = path_within(folder, path or ".")
+    except RunError:
+        return folder
+    return root if root.is_dir() else folder
 
 
-def _images(root: Path, yaml_folder: Path, source: str) -> list[Path]:
+def _images(folder: Path, root: Path, source: str) -> list[Path]:
     """Return the images of a folder or of a text file of paths."""
-    path = root / source
-    if not path.exists() and source.startswith("../"):  # Roboflow writes paths relative to a folder below
-        path = yaml_folder / source.removeprefix("../")
+    if source.startswith("../") and not (root / source).exists():
+        root, source = folder, source.removeprefix("../")  # Roboflow writes paths relative to a folder below
+    path = path_within(folder, str(root / source))
     if path.is_dir():
         return [path / image.name for image in find_images(path)]
     if path.is_file():
-        return [path.parent / line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    raise RunError(f"{path} does not exist")
+        lines = (line.strip() for line in read_text(path).splitlines())
+        return [path_within(folder, str(path.parent / line)) for line in lines if line]
+    raise RunError(f"{path} does not exist; the images of a YOLO dataset must be in the folder of its data.yaml")
 
 
-def _labelled(root: Path, image: Path, names: Mapping[int, str]) -> LabelledImage:
-    label_file = _label_file(image)
-    lines = label_file.read_text(encoding="utf-8").splitlines() if label_file.is_file() else []
+def _labelled(folder: Path, image: Path, names: Mapping[int, str]) -> LabelledImage:
+    name = image.relative_to(folder)
+    label_file = folder / _label_file(name)
+    lines = read_text(label_file).splitlines() if label_file.is_file() else []
     rows = [[float(number) for number in line.split()] for line in lines if line.strip()]
     objects: tuple[TrueObject, ...] = ()
     if rows:
         size_wh = _upright_size(image)
         objects = tuple(_object(names, row, size_wh, label_file) for row in rows)
-    name = image.relative_to(root).as_posix() if image.is_relative_to(root) else str(image)
-    return LabelledImage(Folder(root).image(name), objects)
+    return LabelledImage(Folder(folder).image(name.as_posix()), objects)
 
 
 def _label_file(image: Path) -> Path:
-    """Return the label file of an image: the last folder `images` of its path becomes `labels`."""
+    """Return the label file of an image: the last folder `images` of its path in the dataset becomes `labels`."""
     parts = list(image.parts)
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"

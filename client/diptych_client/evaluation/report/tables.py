@@ -1,13 +1,17 @@
 """The results as tables, sentences, Markdown and JSON."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any
 
 from diptych_client.evaluation.metrics.evaluator import Evaluation
 from diptych_client.evaluation.statistics import Estimates, Interval
 
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_MARKDOWN = re.compile(r"[\\`|]|\](?=[(\[:])")
 _SPEEDS = {
     "latency_p50_ms": "latency p50, ms",
     "latency_p95_ms": "latency p95, ms",
@@ -140,16 +144,21 @@ def heading(evaluation: Evaluation) -> str:
 
 def markdown(evaluation: Evaluation) -> str:
     """Return the report as Markdown."""
-    parts = [f"# {heading(evaluation)}", *sentences(evaluation)]
+    parts = [f"# {_inline(heading(evaluation))}", *map(_inline, sentences(evaluation))]
     for table in tables(evaluation):
         lines = [_row(table.header), "|---" * len(table.header) + "|", *map(_row, table.rows)]
-        parts += [f"## {table.title}", "\n".join(lines), *([table.note] if table.note else [])]
+        parts += [f"## {_inline(table.title)}", "\n".join(lines), *([table.note] if table.note else [])]
     return "\n\n".join(parts) + "\n"
 
 
 def _row(cells: Sequence[str]) -> str:
-    escaped = (" ".join(cell.split()).replace("\\", "\\\\").replace("|", "\\|") for cell in cells)
-    return f"| {' | '.join(escaped)} |"
+    return f"| {' | '.join(map(_inline, cells))} |"
+
+
+def _inline(text: str) -> str:
+    """Return names as text of one line: neither HTML, nor a link or a picture, nor another cell or heading."""
+    line = _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
+    return _MARKDOWN.sub(r"\\\g<0>", escape(line, quote=False))
 
 
 def json_document(evaluation: Evaluation, titles: Mapping[int, str]) -> dict[str, Any]:

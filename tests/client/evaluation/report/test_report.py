@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from markdown_it import MarkdownIt
 from playwright.sync_api import Browser, expect
 
 from diptych_client import AnswerOptions, DetectionsResult, TextResult
@@ -86,6 +88,38 @@ def test_markdown_and_json_have_the_same_numbers(evaluation: Evaluation) -> None
     assert "| mAP | 100.0 [" in text
     assert document["measured"]["intervals"]["first-model"]["mAP"]["value"] == pytest.approx(100)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        HOSTILE,
+        "![x](http://evil/a.png)",
+        "[x](http://evil)",
+        "a\n# b\n\n```\n<b>",
+        "|a|`|",
+        "\x1b[2J",
+    ],
+)
+def test_markdown_has_a_name_as_text(evaluation: Evaluation, name: str) -> None:
+    renamed = replace(
+        evaluation,
+        dataset=name,
+        models=(name,),
+        speed={name: evaluation.speed["first-model"]},
+        details={name: evaluation.details["second-model"]},
+        measured=None,
+        agreed=None,
+    )
+    text = markdown(renamed)
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    inline = [child for token in tokens for child in token.children or ()]
+    kinds = {token.type for token in (*tokens, *inline)}
+    assert not kinds & {"html_block", "html_inline", "link_open", "image", "fence", "code_block"}
+    assert [token.tag for token in tokens if token.type == "heading_open"].count("h1") == 1
+    shown = " ".join(name.split()).replace("\x1b", "\N{REPLACEMENT CHARACTER}")
+    assert shown in "".join(token.content for token in inline)
+    assert "\x1b" not in text
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

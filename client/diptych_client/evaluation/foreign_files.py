@@ -1,0 +1,118 @@
+"""Label files of datasets, which strangers write: bounded in size and nesting, with one line of error.
+
+Sizes: LVIS' largest JSON has 1.1 GB, a crowded XML or a YAML with 20,000 classes below 5 MB.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import yaml
+
+from diptych_client.long_runs import RunError
+
+MAX_JSON_BYTES = 4_000_000_000
+MAX_LINE_BYTES = 50_000_000
+MAX_TEXT_BYTES = 200_000_000  # of a list of paths, or the labels of one image
+MAX_XML_BYTES = 10_000_000
+MAX_YAML_BYTES = 5_000_000
+_MAX_XML_DEPTH = 32
+
+# A label file that has another form than its format's: a missing key, a list where a number is due, 1e999 …
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError, RecursionError)
+
+
+def read_json(path: Path) -> Any:
+    """Return the document of a JSON file; raise `RunError`."""
+    text = read_text(path, MAX_JSON_BYTES)
+    try:
+        return json.loads(text)
+    except MALFORMED as error:
+        raise RunError(f"{path} is not readable as JSON: {_cause(error)}") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the document of a YAML file; raise `RunError`."""
+    text = read_text(path, MAX_YAML_BYTES)
+    try:
+        return yaml.load(text, _WithoutAliases)  # a SafeLoader
+    except (*MALFORMED, yaml.YAMLError) as error:
+        raise RunError(f"{path} is not readable as YAML: {_cause(error)}") from error
+
+
+def read_xml(path: Path) -> ElementTree.Element:
+    """Return the root of an XML file without a document type, which could define entities; raise `RunError`."""
+    data = _read(path, MAX_XML_BYTES)  # its first line names the encoding
+    try:
+        return ElementTree.fromstring(data, ElementTree.XMLParser(target=_Elements()))
+    except (*MALFORMED, ElementTree.ParseError) as error:
+        raise RunError(f"{path} is not readable as XML: {_cause(error)}") from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines that are not blank, numbered from 1; raise `RunError` for one that is too long."""
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise RunError(f"{path}, line {number}: longer than {MAX_LINE_BYTES:,} bytes")
+            if text := _decoded(path, line).strip():
+                yield number, text
+
+
+def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Return the text of a file in UTF-8; raise `RunError` if it is larger than allowed."""
+    return _decoded(path, _read(path, max_bytes))
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise RunError(f"{path} is larger than {max_bytes:,} bytes, the maximum for its format")
+    return data
+
+
+class _WithoutAliases(yaml.SafeLoader):
+    """A loader without aliases: ten lines of them can expand to exabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias is not allowed")
+        return super().compose_node(parent, index)
+
+
+class _Elements(ElementTree.TreeBuilder):
+    """A tree of bounded depth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
+    def doctype(self, name: str, _public_id: str | None, _system_id: str | None) -> None:
+        raise ValueError(f"a document type ({name}) is not allowed")
+
+    def start(self, tag: str, attributes: dict[str, str]) -> ElementTree.Element:
+        self._depth += 1
+        if self._depth > _MAX_XML_DEPTH:
+            raise ValueError(f"elements are nested deeper than {_MAX_XML_DEPTH}")
+        return super().start(tag, attributes)
+
+    def end(self, tag: str) -> ElementTree.Element:
+        self._depth -= 1
+        return super().end(tag)
+
+
+def _decoded(path: Path, data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _cause(error: Exception) -> str:
+    """Return the cause on one line."""
+    return "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())

@@ -1,0 +1,219 @@
+"""The answerer over a fake runner: what is in progress at a time, and which error is in which row."""
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from offline.answering import Answerer, LoadedModel
+from offline.attempts import Attempt
+from offline.output import Output
+from offline.rows import Row, RowError
+from offline.shards import FilesShard, InputImage, Unreadable
+from runners.transport.messages import Failed, Outcome, SequenceSpec
+from service.inference.request_fields import GenerationFields, parse_fields
+from service.runner_client.client import RunnerClient
+from service.settings import Settings
+from tests.offline.test_output import JOB
+from tests.support.catalog import FLORENCE
+from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder
+from tests.support.fake_service import FLORENCE_ANSWERS, PNG, served
+
+SETTINGS = Settings(decoder_max_batch_size=2, max_decoded_images=2)
+NUM_PLACES = 4  # two for each slot
+CAPTION = "What does the image describe?"
+
+
+@dataclass(slots=True)
+class CountingDecoder(FakeDecoder):
+    """Counts the images that are read or answered at the same time."""
+
+    num_in_progress: int = 0
+    maximum: int = 0
+    is_full: asyncio.Event = field(default_factory=asyncio.Event)  # as many images are in progress as there are places
+
+    async def write(self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]) -> list[Outcome]:
+        self.num_in_progress += 1
+        self.maximum = max(self.maximum, self.num_in_progress)
+        if self.num_in_progress == NUM_PLACES:
+            self.is_full.set()
+        try:
+            await asyncio.sleep(0)
+            return await FakeDecoder.write(self, image_features, sequences)
+        finally:
+            self.num_in_progress -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class ListedShard(FilesShard):
+    """Images in memory; `reads` is called as the images are iterated over."""
+
+    listed: tuple[InputImage, ...] = ()
+    on_read: Callable[[str], None] = field(default=lambda _: None)
+
+    def describe(self) -> str:
+        return "the shard"
+
+    def images(self):  # type: ignore[no-untyped-def]
+        for image in self.listed:
+            self.on_read(image.key)
+            yield image
+
+
+def shard(*images: InputImage, on_read: Callable[[str], None] = lambda _: None) -> ListedShard:
+    return ListedShard((), images, on_read)
+
+
+def images(num: int, prefix: str = "") -> list[InputImage]:
+    return [InputImage(f"{prefix}{index}", partial(bytes, PNG)) for index in range(num)]
+
+
+def failing(key: str, error: Exception) -> InputImage:
+    def read() -> bytes:
+        raise error
+
+    return InputImage(key, read)
+
+
+def run(work: Callable[[Answerer], Awaitable[None]], decoder: FakeDecoder, task: str = "captioning") -> None:
+    """Run `work` with an answerer over the decoder."""
+    _, request = parse_fields(GenerationFields, {"task": task})
+
+    async def main() -> None:
+        channel = FakeChannel(FakeEncoder(), decoder, max_cache_bytes=0)
+        await work(Answerer(LoadedModel(served(FLORENCE), RunnerClient(FLORENCE.id, channel), request), SETTINGS))
+
+    asyncio.run(main())
+
+
+def attempt(tmp_path: Path, **deaths: int) -> Attempt:
+    output = Output(str(tmp_path / "out"), JOB)
+    output.begin()
+    return replace(Attempt.begin(output, 0), deaths=Counter({int(name[1:]): count for name, count in deaths.items()}))
+
+
+def position(tmp_path: Path) -> str:
+    return (tmp_path / "out" / ".incomplete" / "part-00000000.attempt-0001").read_text()
+
+
+def test_rows_are_in_the_order_of_the_input_with_answers_and_errors() -> None:
+    given = [
+        *images(2),
+        failing("missing", FileNotFoundError("no file")),
+        failing("cut off", Unreadable("it is cut off")),
+        InputImage("text", partial(bytes, b"text")),
+        failing("defect", ZeroDivisionError("secret")),
+    ]
+
+    async def work(answerer: Answerer) -> None:
+        first, second, *failed = await answerer.rows(shard(*given))
+        for key, row in (("0", first), ("1", second)):
+            expected = Row(key, FLORENCE.id, "captioning", 640, 480, {"text": "a red circle"}, "a red circle", "stop")
+            assert row == replace(expected, calibrated=False)
+        assert [row.key for row in failed] == ["missing", "cut off", "text", "defect"]
+        errors = [row.error for row in failed if row.error is not None]
+        assert errors[:2] == [RowError("unreadable_input", text) for text in ("no file", "it is cut off")]
+        assert errors[2].code == "unsupported_image"
+        assert errors[3] == RowError("internal", f"{FLORENCE.id} failed: ZeroDivisionError; the log has the cause")
+        assert {(row.model, row.task, row.result) for row in failed} == {(FLORENCE.id, "captioning", None)}
+
+    run(work, FakeDecoder(FLORENCE_ANSWERS))
+
+
+def test_the_size_of_an_image_whose_answer_fails_is_in_its_row() -> None:
+    async def work(answerer: Answerer) -> None:
+        (row,) = await answerer.rows(shard(*images(1)))
+        assert (row.width, row.height, row.error) == (640, 480, RowError("overloaded", "full; retry after 1 s"))
+
+    run(work, FakeDecoder({CAPTION: Failed(code="overloaded", message="full")}))
+
+
+def test_as_many_images_are_in_progress_as_there_are_places_over_all_shards() -> None:
+    read: list[str] = []
+    decoder = CountingDecoder(FLORENCE_ANSWERS)
+
+    async def work(answerer: Answerer) -> None:
+        decoder.released = asyncio.Event()
+        shards = [shard(*images(10, prefix), on_read=read.append) for prefix in "ab"]
+        answered = asyncio.gather(*map(answerer.rows, shards))
+        await decoder.is_full.wait()
+        assert len(read) == NUM_PLACES
+        decoder.released.set()
+        assert [len(rows) for rows in await answered] == [10, 10]
+
+    run(work, decoder)
+    assert decoder.maximum == NUM_PLACES
+
+
+def test_images_that_fail_give_their_places_back() -> None:
+    async def work(answerer: Answerer) -> None:
+        for _ in range(2):
+            broken = [failing(str(index), OSError("broken")) for index in range(3 * NUM_PLACES)]
+            async with asyncio.timeout(10):
+                assert len(await answerer.rows(shard(*broken))) == len(broken)
+
+    run(work, FakeDecoder({}))
+
+
+def test_one_by_one_each_image_is_recorded_before_it_is_read_and_is_alone(tmp_path: Path) -> None:
+    recorded: list[str] = []
+    has_read = threading.Event()
+    decoder = CountingDecoder(FLORENCE_ANSWERS)
+
+    def on_read(key: str) -> None:
+        assert (decoder.num_in_progress, position(tmp_path)) == (0, key)
+        recorded.append(key)
+        has_read.set()
+
+    async def work(answerer: Answerer) -> None:
+        decoder.released = asyncio.Event()
+        given = shard(*images(6), on_read=on_read), shard(*images(1))
+        attempts = attempt(tmp_path), attempt(tmp_path / "other")
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            together = group.create_task(answerer.rows(shard(*images(2 * NUM_PLACES, "beside "))))
+            await decoder.is_full.wait()
+            alone = [group.create_task(answerer.rows_one_by_one(*each)) for each in zip(given, attempts, strict=True)]
+            assert not await asyncio.to_thread(has_read.wait, 0.2)  # both wait for all places
+            decoder.released.set()
+        first, second = (task.result() for task in alone)
+        assert [row.key for row in first] == recorded == [str(index) for index in range(6)]
+        assert [row.error for row in (*first, *second, *together.result())] == [None] * (7 + 2 * NUM_PLACES)
+
+    run(work, decoder)
+
+
+def test_an_image_that_killed_its_worker_is_not_answered_again(tmp_path: Path) -> None:
+    decoder = CountingDecoder(FLORENCE_ANSWERS)
+    given = images(4)
+    given[2] = failing("killer", AssertionError("it was read"))
+
+    async def work(answerer: Answerer) -> None:
+        rows = await answerer.rows_one_by_one(shard(*given), attempt(tmp_path, _2=1))
+        assert [row.error and row.error.code for row in rows] == [None, None, "worker_died", None]
+        assert (rows[2].key, rows[2].model, rows[2].task) == ("killer", FLORENCE.id, "captioning")
+        assert len(await answerer.rows(shard(*images(9)))) == 9  # all places are free again
+
+    run(work, decoder)
+
+
+def test_a_file_whose_reading_kills_ends_with_a_row_and_a_shard_that_kills_nevertheless_with_an_error(
+    tmp_path: Path,
+) -> None:
+    read: list[str] = []
+
+    async def work(answerer: Answerer) -> None:
+        given = shard(*images(4), on_read=read.append)
+        rows = await answerer.rows_one_by_one(given, attempt(tmp_path, _2=2))
+        assert [row.error and row.error.code for row in rows] == [None, None, "worker_died"]
+        assert rows[2].key == "the shard: the rest cannot be read"
+        assert read == ["0", "1"]
+        with pytest.raises(RuntimeError, match="the shard: its worker died 3 times at image 2"):
+            await answerer.rows_one_by_one(given, attempt(tmp_path, _2=3))
+
+    run(work, FakeDecoder(FLORENCE_ANSWERS))
