@@ -82,5 +82,6 @@ def _install(instructions: list[bytes]) -> bool:
     """Return False if the kernel refuses the filter."""
     prctl = ctypes.CDLL(None).prctl
     program = _Program(len(instructions), b"".join(instructions))
-    privileges = prctl(_PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
-    return privileges == 0 and prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) == 0
+    prctl(_PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))  # a filter is refused without
+    status: int = prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0)
+    return status == 0

@@ -235,5 +235,28 @@ def test_the_pixels_of_a_png_are_its_first_run_of_chunks() -> None:
     runs = [chunk(b"IDAT", content[i : i + 20]) for i in range(0, len(content), 20)]
     assert len(runs) > 2
     assert_decodes(b"".join([start, header, *runs, end]), "PNG")
+    interrupted = b"".join([start, header, runs[0], chunk(b"tEXt"), *runs[1:], end])
+    assert b"tEXt" not in read_container(interrupted).file()
     with pytest.raises(UnsupportedImage, match="truncated"):
-        decode_image(b"".join([start, header, runs[0], chunk(b"tEXt"), *runs[1:], end]), LIMITS)
+        decode_image(interrupted, LIMITS)
+
+
+def test_bytes_behind_the_end_of_a_file_are_ignored() -> None:
+    for image_format in ("JPEG", "PNG", "WEBP"):
+        assert_decodes(intact(image_format) + bytes(1_000_000), image_format)
+
+
+def test_scans_are_counted_wherever_they_begin() -> None:
+    """Markers are searched in windows of 65,536 bytes."""
+    parts = split(intact("JPEG"))
+    first = next(i for i, part in enumerate(parts) if part[1] == 0xDA)
+    for num_bytes in range(65_500, 65_540):
+        data = joined([*parts[: first + 1], bytes(num_bytes), *parts[first + 1 : -1], parts[-2] * 20, parts[-1]])
+        assert read_container(data).num_scans == 30
+
+
+def test_fill_bytes_between_scans_are_read_once() -> None:
+    data = file_with("JPEG", b"\xff" * 20_000_000, -1)
+    start_s = time.thread_time()
+    decode_image(data, LIMITS)
+    assert time.thread_time() - start_s < 0.5  # 1.4 s if read again with each piece of 64 kB

@@ -106,7 +106,7 @@ def test_one_client_never_takes_all_places_to_read_headers_and_its_deadline_ends
         await waiting.open(time.monotonic() + 5)
         assert waiting.header == polite.header
 
-    run(scenario())
+    run(asyncio.wait_for(scenario(), 10))
 
 
 def test_headers_do_not_wait_for_pixels() -> None:
