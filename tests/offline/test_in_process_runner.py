@@ -24,7 +24,7 @@ from offline.job import Build, Job
 from runners.artifacts.manifest import ArtifactError
 from service.inference.served_models import load_served_models, served_entries
 from service.process_options import runner_options
-from service.settings import read_settings
+from service.environment import read_settings
 
 settings = read_settings({"DIPTYCH_MODELS": "florence-2-mini"})
 model = load_served_models(settings)["florence-2-mini"]
