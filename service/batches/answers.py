@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from service.admission.quotas import NO_LIMITS, Quota
-from service.batches.lines import OutputLine, OutputResponse
+from service.batches.lines import OutputLine, OutputResponse, RenderedLine
 from service.batches.wire import BatchLine, Endpoint
 from service.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, ServiceError
 from service.http.body import missing_image, parse_image
@@ -35,7 +35,9 @@ _MAX_LATE = 3  # attempts that may miss their deadline: a runner may have been s
 Body = dict[str, Any]
 
 
-async def answered(line: BatchLine, core: Core, timeout_s: float, is_stopped: Callable[[], bool]) -> OutputLine | None:
+async def answered(
+    line: BatchLine, core: Core, timeout_s: float, is_stopped: Callable[[], bool]
+) -> RenderedLine | None:
     """Return the line with the answer or the error of a request; None if its batch stops before there is one."""
     context = RequestContext(uuid.uuid4().hex, API, 0.0, _QUOTA, is_background=True)
     answer, error_form = _ENDPOINTS[line.url]  # type: ignore[index]  # the file was checked
@@ -44,25 +46,24 @@ async def answered(line: BatchLine, core: Core, timeout_s: float, is_stopped: Ca
         context = replace(context, deadline_s=time.monotonic() + timeout_s)
         try:
             body = await answer(line.body, core, context)
+            return _rendered(line, context, _OK, body.model_dump(mode="json"))
         except Exception as error:  # a defect at one request must not end its batch
             num_late += isinstance(error, DeadlineExceeded)
             if not _is_temporary(error) and not 0 < num_late < _MAX_LATE:
                 failure = record_failure(error, API, context.request_id)
-                return _line(line, context, STATUSES[failure.code], dict(error_form(failure, context.request_id)))
-            if is_stopped():
-                return None
-            await asyncio.sleep(_RETRY_AFTER_S)
-        else:
-            return _line(line, context, _OK, body.model_dump(mode="json"))
+                return _rendered(line, context, STATUSES[failure.code], dict(error_form(failure, context.request_id)))
+        if is_stopped():
+            return None
+        await asyncio.sleep(_RETRY_AFTER_S)
 
 
 def _is_temporary(error: Exception) -> bool:
     return isinstance(error, Overloaded | NotReady)
 
 
-def _line(line: BatchLine, context: RequestContext, status: int, body: Body) -> OutputLine:
+def _rendered(line: BatchLine, context: RequestContext, status: int, body: Body) -> RenderedLine:
     response = OutputResponse(status_code=status, request_id=context.request_id, body=body)
-    return OutputLine(id=f"batch_req_{context.request_id}", custom_id=line.custom_id, response=response)
+    return OutputLine(id=f"batch_req_{context.request_id}", custom_id=line.custom_id, response=response).rendered()
 
 
 async def _chat(body: Body, core: Core, context: RequestContext) -> BaseModel:

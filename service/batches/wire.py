@@ -60,6 +60,10 @@ class RequestCounts(BaseModel):
     completed: int = 0
     failed: int = 0
 
+    @property
+    def num_waiting(self) -> int:
+        return self.total - self.completed - self.failed
+
 
 class Batch(BaseModel):
     """A batch and where it is."""

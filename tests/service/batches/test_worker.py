@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from service.admission.traffic_gaps import TrafficGaps
-from service.batches import worker
+from service.batches import dispatcher, worker
 from service.batches.store import KeyFolder, Store
 from service.batches.wire import ENDED, Batch, BatchRequest
 from service.batches.worker import BatchWorker
@@ -31,7 +31,9 @@ SETTINGS = Settings(request_timeout_s=5)
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look and save more often than a service does."""
-    for name in ("_SCAN_S", "_SAVE_S", "_RETRY_S"):
+    for name in ("_SCAN_S", "_SAVE_S", "RETRY_S"):
+        monkeypatch.setattr(dispatcher, name, 0.01)
+    for name in ("_LOCK_S", "RETRY_S"):
         monkeypatch.setattr(worker, name, 0.01)
 
 
