@@ -62,11 +62,13 @@ _REST = RestBoundary(_SETTINGS)
 
 def _core_limits(values: Settings) -> CoreLimits:
     return CoreLimits(
-        image_limits(values),
-        values.max_decoded,
-        values.max_pending_requests,
-        max_running(values),
-        values.max_waiting_tokens,
+        images=image_limits(values),
+        max_decoded_images=values.max_decoded,
+        max_pending=values.max_pending_requests,
+        max_running=max_running(values),
+        max_waiting_tokens=values.max_waiting_tokens,
+        max_bytes=values.max_request_bytes,
+        max_bytes_of_client=values.max_request_bytes_of_key,
     )
 
 

@@ -3,6 +3,7 @@
 An unknown or invalid setting prevents the start; the message names variable, value and allowed values.
 """
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from service.validation import rejected_field
 
 PREFIX = "DIPTYCH_"
 BYTES_PER_MB = 1_000_000
+_DEFAULT_BODIES = 50  # of the maximum size, in the memory of requests
+_MIN_BODIES = 6  # what a body with wide characters takes while it is parsed
 # Settings that require another.
 _REQUIRED = {
     "metrics_need_key": "api_keys_file",
@@ -115,6 +118,20 @@ class Settings(BaseModel):
     )
     max_pending_requests: int = Field(
         64, ge=1, le=10_000, description="Maximum requests in flight or queued; more are refused with 429."
+    )
+    max_request_memory_mb: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Maximum memory of request bodies, images by URL, and what is parsed of them, MB; more is refused "
+        "with 429. At least 6 times DIPTYCH_MAX_BODY_BYTES; 0: 50 times.",
+    )
+    max_request_memory_mb_per_key: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Share of DIPTYCH_MAX_REQUEST_MEMORY_MB that one API key may hold, MB. At least 6 times "
+        "DIPTYCH_MAX_BODY_BYTES; 0: all of it, while no other key holds any.",
     )
     max_waiting_tokens: int = Field(
         200_000,
@@ -278,6 +295,16 @@ class Settings(BaseModel):
         """Maximum images decoded at a time."""
         return self.max_decoded_images or min(max(2, len(os.sched_getaffinity(0))), 8)
 
+    @property
+    def max_request_bytes(self) -> int:
+        """Maximum memory of requests, bytes."""
+        return self.max_request_memory_mb * BYTES_PER_MB or _DEFAULT_BODIES * self.max_body_bytes
+
+    @property
+    def max_request_bytes_of_key(self) -> int:
+        """Maximum memory of the requests of one API key, bytes."""
+        return self.max_request_memory_mb_per_key * BYTES_PER_MB or self.max_request_bytes
+
     @field_validator("otlp_endpoint", "label_studio_url")
     @classmethod
     def _check_url(cls, value: str | None) -> str | None:
@@ -334,6 +361,12 @@ def _check_together(values: Settings) -> None:
     for name, other in _REQUIRED.items():
         if getattr(values, name) and not getattr(values, other):
             raise SettingsError(f"{variable(name)} is set and requires {variable(other)}, which is not set")
+    for name in ("max_request_memory_mb", "max_request_memory_mb_per_key"):
+        given_mb = getattr(values, name)
+        min_mb = math.ceil(_MIN_BODIES * values.max_body_bytes / BYTES_PER_MB)
+        if 0 < given_mb < min_mb:
+            required = f"{variable('max_body_bytes')}={values.max_body_bytes} requires at least {min_mb}"
+            raise SettingsError(f"{variable(name)}={given_mb} is too small; {required}")
     for name in ("runner_urls", "devices"):
         for model in (pair.partition("=")[0] for pair in getattr(values, name)):
             if model not in values.models:

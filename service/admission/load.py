@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from weakref import WeakValueDictionary
 
-from service.errors import NotReady
+from service.errors import NotReady, Overloaded
 
 _MAX_OVERCOMMIT = 2
 _TIME_CONSTANT_S = 10.0  # of busy time: work done that long ago has weight 1/e
@@ -21,9 +21,10 @@ _FORGET_AFTER_S = 10.0  # of idle time: a slow past may have had causes that hav
 class FairShare:
     """Pending amounts by client, `total` of all clients."""
 
-    def __init__(self, limit: float) -> None:
+    def __init__(self, limit: float, max_of_client: float = math.inf) -> None:
         self.total = 0.0
         self._limit = limit
+        self._max_of_client = max_of_client
         self._pending: dict[str, float] = {}
 
     def of(self, client: str) -> float:
@@ -36,15 +37,28 @@ class FairShare:
 
     def usage(self, client: str, unit: str) -> str:
         """Return, for an error message, what is pending and what is allowed."""
-        share, allowed = self._limit / self.num_clients_with(client), self._limit * _MAX_OVERCOMMIT
-        mine = f"this client has {self.of(client):.0f} of {share:.0f} {unit}"
-        return f"{mine}, all clients together {self.total:.0f} of {allowed:.0f}"
+        mine = f"this client has {self.of(client):.0f} of {self._share(client):.0f} {unit}"
+        return f"{mine}, all clients together {self.total:.0f} of {self._limit * _MAX_OVERCOMMIT:.0f}"
+
+    def take(
+        self, client: str, amount: float, unit: str, seconds_for: Callable[[float], float] = lambda _excess: 0
+    ) -> None:
+        """Count `amount` of a client as pending; raise `Overloaded` if it does not fit.
+
+        `unit` names the amounts in the message; `seconds_for` returns the time in which an excess is done.
+        """
+        excess = self.excess(client, amount)
+        if excess > 0:
+            raise Overloaded(self.usage(client, unit), seconds_for(excess))
+        self.add(client, amount)
 
     def excess(self, client: str, amount: float) -> float:
         """Return by how much another `amount` of a client exceeds its share or the overcommit; <= 0 if it fits."""
-        share = self._limit / self.num_clients_with(client)
-        over_share = self._pending.get(client, 0) + amount - share
+        over_share = self._pending.get(client, 0) + amount - self._share(client)
         return max(over_share, self.total + amount - self._limit * _MAX_OVERCOMMIT)
+
+    def _share(self, client: str) -> float:
+        return min(self._limit / self.num_clients_with(client), self._max_of_client)
 
     def add(self, client: str, amount: float) -> None:
         """Count `amount` of a client as pending."""

@@ -22,7 +22,7 @@ from service.batches.store import KeyFolder, Store
 from service.batches.uploads import Upload, read_upload
 from service.batches.wire import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
 from service.errors import InvalidRequest, NotFound, NotReady
-from service.http.body import read_json
+from service.http.body import BodyMemory, read_json
 from service.http.boundary import Endpoint, RestBoundary
 from service.images.decoding import in_thread
 from service.inference.core import RequestContext
@@ -82,7 +82,6 @@ class BatchesApi:
         await in_thread(folder.check_room)
         upload = await self._boundary.read(self._read_upload, request, context)
         try:
-            await self._boundary.core().leave(context)
             kept_s = upload.fields.expires_after.seconds
             return _json(await in_thread(folder.upload, upload.path, upload.filename, kept_s))
         finally:
@@ -122,7 +121,6 @@ class BatchesApi:
     async def create(self, request: Request, context: RequestContext) -> Response:
         folder = self._folder(context)
         asked = await self._boundary.read(_read_batch, request, context)
-        await self._boundary.core().leave(context)
         return _json(await in_thread(folder.create_batch, asked))
 
     async def list_batches(self, request: Request, context: RequestContext) -> Response:
@@ -144,7 +142,7 @@ class BatchesApi:
     async def cancel(self, request: Request, context: RequestContext) -> Response:
         return _json(await in_thread(self._folder(context).cancel, request.path_params["batch_id"]))
 
-    async def _read_upload(self, request: Request, _max_bytes: int) -> Upload:
+    async def _read_upload(self, request: Request, _memory: BodyMemory) -> Upload:
         """Return an upload, whose own limit is above that of other bodies."""
         assert self._store is not None
         return await read_upload(request.headers.get("content-type", ""), request.stream(), self._store.uploads)
@@ -169,9 +167,9 @@ def _on_disk(function: Endpoint) -> Endpoint:
     return answer
 
 
-async def _read_batch(request: Request, max_bytes: int) -> BatchRequest:
+async def _read_batch(request: Request, memory: BodyMemory) -> BatchRequest:
     try:
-        return BatchRequest.model_validate(await read_json(request, max_bytes))
+        return BatchRequest.model_validate(await read_json(request, memory))
     except ValidationError as error:
         rejected = rejected_field(error)
         raise InvalidRequest(rejected.message, rejected.name) from error

@@ -8,6 +8,7 @@ import asyncio
 import binascii
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,12 @@ from tasks.table import TASKS
 
 _FORM, _JSON = "multipart/form-data", "application/json"
 _MAX_FORM_FIELDS = 200
+_FORM_COPIES = 2  # the parts, and the image taken out of them
 _MAX_JSON_VALUES = 10_000  # in lists and objects; 32 labels are the most that a task takes
+_VALUE_MARKS = (b",", b"[", b"{")  # base64 has none of them, so that an image counts as one value
+_MAX_COUNTED_VALUES = 1_000_000  # no reader allows more
+_VALUE_BYTES = 100  # a small object of Python and its place in a list or dictionary
+_WIDE_CHAR_BYTES = 4
 _LARGE_BYTES = 250_000  # parsed in a thread: 20 MB of base64 take a tenth of a second
 _MAX_JSON_ESCAPES = 2_000_000  # each is a piece of a string to the parser; base64 whose slashes are escaped has 1 in 64
 _PIECE_BYTES = 500_000  # a multiple of 4, for base64
@@ -70,22 +76,52 @@ class RequestBody:
     fields: Mapping[str, object]
 
 
-async def read_body(request: Request, max_bytes: int) -> RequestBody:
-    """Read a multipart or JSON body; raise `InvalidRequest`, `PayloadTooLarge` or `UnsupportedImage`."""
+@dataclass(frozen=True, slots=True)
+class BodyMemory:
+    """The memory for one body: at most `max_bytes` as it is sent.
+
+    Readers raise `PayloadTooLarge` above that, and `Overloaded` where `hold` does.
+    """
+
+    max_bytes: int
+    hold: Callable[[int], None]  # counts bytes of the body, and of what is parsed of it, until the request ends
+
+
+async def read_body(request: Request, memory: BodyMemory) -> RequestBody:
+    """Read a multipart or JSON body; raise `InvalidRequest` or `UnsupportedImage`."""
     content_type = _content_type(request, _FORM, _JSON)
-    body = await read_bytes(request, max_bytes)
-    return await _from_form(request, body) if content_type == _FORM else await parsed(_from_json, body)
+    body = await read_bytes(request, memory)
+    if content_type == _JSON:
+        return await parsed(_from_json, body, memory)
+    memory.hold(_FORM_COPIES * len(body))
+    return await _from_form(request, body)
 
 
-async def read_json(request: Request, max_bytes: int) -> dict[str, object]:
-    """Read a body that is a JSON object; raise `InvalidRequest` or `PayloadTooLarge`."""
+async def read_json(request: Request, memory: BodyMemory) -> dict[str, object]:
+    """Read a body that is a JSON object; raise `InvalidRequest`."""
     _content_type(request, _JSON)
-    return await parsed(json_object, await read_bytes(request, max_bytes))
+    return await parsed(json_object, await read_bytes(request, memory), memory)
 
 
-async def parsed(parse: Callable[[bytes], ParsedT], body: bytes) -> ParsedT:
-    """Return `parse(body)`, computed in a thread if the body is large."""
-    return await in_thread(parse, body) if len(body) > _LARGE_BYTES else parse(body)
+async def parsed(parse: Callable[[bytes], ParsedT], body: bytes, memory: BodyMemory) -> ParsedT:
+    """Return `parse(body)`, computed in a thread if the body is large; hold what it takes."""
+    memory.hold(await off_loop(parsed_bytes, body))
+    return await off_loop(parse, body)
+
+
+async def off_loop(function: Callable[[bytes], ParsedT], body: bytes) -> ParsedT:
+    """Return `function(body)`, computed in a thread if the body is large."""
+    return await in_thread(function, body) if len(body) > _LARGE_BYTES else function(body)
+
+
+def parsed_bytes(body: bytes) -> int:
+    """Return an upper bound of the memory that parsing a body takes in addition to the body.
+
+    A string with one character beyond Latin-1 has two or four bytes for each; an image is also decoded from base64.
+    """
+    is_wide = not body.isascii() or b"\\u" in body
+    num_values = _num_occurrences(body, _VALUE_MARKS, _MAX_COUNTED_VALUES)
+    return len(body) * (_WIDE_CHAR_BYTES if is_wide else 2) + num_values * _VALUE_BYTES
 
 
 def _content_type(request: Request, *allowed: str) -> str:
@@ -95,16 +131,17 @@ def _content_type(request: Request, *allowed: str) -> str:
     return content_type
 
 
-async def read_bytes(request: Request, max_bytes: int) -> bytes:
-    """Read a body of any content; raise `PayloadTooLarge`."""
+async def read_bytes(request: Request, memory: BodyMemory) -> bytes:
+    """Read a body of any content."""
     declared = request.headers.get("content-length", "0")
-    if declared.isascii() and declared.isdigit() and (len(declared) > 20 or int(declared) > max_bytes):
-        raise _too_large(max_bytes)
+    if declared.isascii() and declared.isdigit() and (len(declared) > 20 or int(declared) > memory.max_bytes):
+        raise _too_large(memory.max_bytes)
     body = bytearray()
     async for chunk in request.stream():
+        memory.hold(len(chunk))
         body += chunk
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
+        if len(body) > memory.max_bytes:
+            raise _too_large(memory.max_bytes)
     return bytes(body)
 
 
@@ -121,10 +158,9 @@ def _from_json(body: bytes) -> RequestBody:
 
 def json_object(body: bytes, max_values: int = _MAX_JSON_VALUES) -> dict[str, object]:
     """Return a JSON object with unique names and at most `max_values` values; raise `InvalidRequest`."""
-    # Base64 has none of these characters, so that an image counts as one value.
-    if _occurs_more_often(body, (b",", b"[", b"{"), max_values):
+    if _num_occurrences(body, _VALUE_MARKS, max_values) > max_values:
         raise InvalidRequest(f"the body has more than {max_values} values, lists and objects")
-    if _occurs_more_often(body, (b"\\",), _MAX_JSON_ESCAPES):
+    if _num_occurrences(body, (b"\\",), _MAX_JSON_ESCAPES) > _MAX_JSON_ESCAPES:
         raise InvalidRequest(f"the body has more than {_MAX_JSON_ESCAPES} escapes")
     if _has_long_number(body):
         raise InvalidRequest(f"a number of the body has more than {_MAX_DIGITS} characters")
@@ -137,14 +173,14 @@ def json_object(body: bytes, max_values: int = _MAX_JSON_VALUES) -> dict[str, ob
     return document
 
 
-def _occurs_more_often(body: bytes, marks: Sequence[bytes], maximum: int) -> bool:
-    """Count in pieces, each of which holds the interpreter's lock for less than a millisecond."""
+def _num_occurrences(body: bytes, marks: Sequence[bytes], maximum: int) -> int:
+    """Count up to about `maximum`, in pieces that hold the interpreter's lock for less than a millisecond each."""
     num_found = 0
-    for start in range(0, len(body) if len(body) > maximum else 0, _PIECE_BYTES):
+    for start in range(0, len(body), _PIECE_BYTES):
         num_found += sum(body.count(mark, start, start + _PIECE_BYTES) for mark in marks)
         if num_found > maximum:
-            return True
-    return False
+            break
+    return num_found
 
 
 def _has_long_number(body: bytes) -> bool:
@@ -195,13 +231,19 @@ def _base64_decoded(text: str) -> bytes:
     return b"".join(binascii.a2b_base64(text[start : start + _PIECE_BYTES], strict_mode=True) for start in starts)
 
 
+class _InMemoryParser(MultiPartParser):
+    """Keeps files in memory, where they are counted: Starlette's parser writes those above 1 MB to TMPDIR."""
+
+    spool_max_size = sys.maxsize
+
+
 async def _from_form(request: Request, body: bytes) -> RequestBody:
     if not body.rstrip(b"\r\n").endswith(b"--"):
         raise InvalidRequest("the multipart body is truncated: its closing boundary is missing")
     headers = Headers({"content-type": _CHARSET.sub("", request.headers["content-type"])})
     part_limits = {"max_files": 2, "max_fields": _MAX_FORM_FIELDS, "max_part_size": len(body) + 1}
     try:
-        form = await MultiPartParser(headers, _chunks(body), **part_limits).parse()
+        form = await _InMemoryParser(headers, _chunks(body), **part_limits).parse()
     except (MultiPartException, MultipartParseError, KeyError, ValueError) as error:
         raise InvalidRequest(f"the multipart body is malformed: {_cut(error)}") from error
     try:

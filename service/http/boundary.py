@@ -8,16 +8,18 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from service.admission.api_keys import ApiKeys
 from service.admission.load import DrainGate
 from service.admission.quotas import UNLIMITED, Quota
 from service.errors import DeadlineExceeded, ErrorCode, InvalidRequest, NotReady, Overloaded, ServiceError
+from service.http.body import BodyMemory
 from service.inference.core import Core, RequestContext, request_id_or_new
 from service.inference.recording import record_failure, record_gone_client
 from service.schema.rendering import error_detail
@@ -43,7 +45,7 @@ _CLIENT_CLOSED_REQUEST = 499  # nginx's code; for access logs only, as the clien
 
 Endpoint = Callable[[Request, RequestContext], Awaitable[Response]]
 BodyT = TypeVar("BodyT")
-Reader = Callable[[Request, int], Awaitable[BodyT]]
+Reader = Callable[[Request, BodyMemory], Awaitable[BodyT]]
 ErrorForm = Callable[[ServiceError, str], Mapping[str, Any]]
 
 
@@ -96,9 +98,10 @@ class RestBoundary:
                 try:
                     response = await function(request, context)
                 except BaseException:
-                    if self._core is not None:  # else there are no places
-                        await self._core.leave(context)
+                    await self._leave(context)
                     raise
+                if not isinstance(response, StreamingResponse):  # its place lasts as long as its events
+                    await self._leave(context)
             except ClientDisconnect:
                 record_gone_client(interface.api, request.state.request_id)
                 return Response(status_code=_CLIENT_CLOSED_REQUEST)
@@ -138,12 +141,17 @@ class RestBoundary:
 
         Raise `Overloaded` before reading, or `DeadlineExceeded`.
         """
-        await self.core().take_place(context)
+        core = self.core()
+        await core.take_place(context)
         try:
             async with asyncio.timeout(context.deadline_s - time.monotonic()):
-                return await reader(request, self.settings.max_body_bytes)
+                return await reader(request, BodyMemory(self.settings.max_body_bytes, partial(core.hold, context)))
         except TimeoutError as error:
             raise DeadlineExceeded("the request's body was not received before the deadline") from error
+
+    async def _leave(self, context: RequestContext) -> None:
+        if self._core is not None:  # else there are no places
+            await self._core.leave(context)
 
     def _checked_quota(self, request: Request) -> Quota:
         """Return the quota of the request's key; raise `Unauthorized`, or `Overloaded` after many wrong keys."""

@@ -36,6 +36,16 @@ class FetchLimits:
     timeout_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """Whom an image is fetched for."""
+
+    deadline_s: float  # on the clock of time.monotonic()
+    client: str
+    hold: Callable[[int], None]  # counts received bytes; raises `Overloaded`
+    authorization: str | None = None  # sent to every allowed host
+
+
 class ImageFetcher:
     """Fetches images from the allowed hosts; `is_allowed` decides on each address of a host."""
 
@@ -51,23 +61,20 @@ class ImageFetcher:
         self._resolver = resolver
         self._is_allowed = is_allowed
 
-    async def fetch(self, url: ImageUrl, deadline_s: float, client: str, authorization: str | None = None) -> bytes:
-        """Return the body at a URL; raise `InvalidRequest`, `PayloadTooLarge`, `Overloaded` or `DeadlineExceeded`.
-
-        `deadline_s` is on the clock of `time.monotonic()`. `authorization` is sent to every allowed host.
-        """
+    async def fetch(self, url: ImageUrl, receiver: Receiver) -> bytes:
+        """Return the body at a URL; raise `InvalidRequest`, `PayloadTooLarge`, `Overloaded` or `DeadlineExceeded`."""
         try:
-            async with asyncio.timeout(min(self._limits.timeout_s, deadline_s - time.monotonic())):
-                return await self._follow(check_url(url.text, self._allowed), client, authorization)
+            async with asyncio.timeout(min(self._limits.timeout_s, receiver.deadline_s - time.monotonic())):
+                return await self._follow(check_url(url.text, self._allowed), receiver)
         except TimeoutError as error:
-            if time.monotonic() >= deadline_s:
+            if time.monotonic() >= receiver.deadline_s:
                 raise DeadlineExceeded("the image could not be fetched from its URL before the deadline") from error
             raise _failed(f"the image could not be fetched from its URL within {self._limits.timeout_s:g} s") from error
 
-    async def _follow(self, url: CheckedUrl, client: str, authorization: str | None) -> bytes:
+    async def _follow(self, url: CheckedUrl, receiver: Receiver) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):
             try:
-                answer = await self._get(url, client, authorization)
+                answer = await self._get(url, receiver)
             except (aiohttp.ClientError, OSError) as error:
                 raise _failed(_reason(error, url)) from error
             if isinstance(answer, bytes):
@@ -75,16 +82,17 @@ class ImageFetcher:
             url = check_url(_target(url, answer), self._allowed)
         raise _failed(f"the image's URL redirects more than {_MAX_REDIRECTS} times")
 
-    async def _get(self, url: CheckedUrl, client: str, authorization: str | None) -> bytes | str:
+    async def _get(self, url: CheckedUrl, receiver: Receiver) -> bytes | str:
         """Return the body at a URL, or the location of its redirect."""
         if url.is_ip_address and not self._is_allowed(url.host):
             raise NoAllowedAddress(url.host)
-        resolver = CheckedResolver(self._resolver, self._is_allowed, client)
+        resolver = CheckedResolver(self._resolver, self._is_allowed, receiver.client)
         connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True)
+        authorization = {} if receiver.authorization is None else {"Authorization": receiver.authorization}
         async with (
             aiohttp.ClientSession(
                 connector=connector,
-                headers=_HEADERS if authorization is None else _HEADERS | {"Authorization": authorization},
+                headers=_HEADERS | authorization,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 timeout=aiohttp.ClientTimeout(),  # none: `fetch` has one
@@ -93,9 +101,9 @@ class ImageFetcher:
         ):
             if response.status in _REDIRECT_STATUSES:
                 return response.headers.get("Location", "")
-            return await self._read(response)
+            return await self._read(response, receiver.hold)
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, hold: Callable[[int], None]) -> bytes:
         if response.status != 200:
             raise _failed(f"the host of the image's URL answers with status {response.status}; it must be 200")
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
@@ -103,6 +111,7 @@ class ImageFetcher:
         body = bytearray()
         self._check_size(response.content_length or 0)
         async for chunk in response.content.iter_any():
+            hold(len(chunk))
             body += chunk
             self._check_size(len(body))
         return bytes(body)

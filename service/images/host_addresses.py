@@ -10,7 +10,6 @@ from typing import Protocol
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from service.admission.load import FairShare
-from service.errors import Overloaded
 
 _MAX_LOOKUPS = 16  # shared by the clients that have some
 _LOOKUP_THREADS = 32  # all clients together may have twice the limit
@@ -78,10 +77,8 @@ class SystemResolver:
         self._running = FairShare(_MAX_LOOKUPS)
 
     async def addresses(self, host: str, client: str) -> Sequence[str]:
-        if self._running.excess(client, 1) > 0:
-            raise Overloaded(self._running.usage(client, "host names being resolved"))
         loop = asyncio.get_running_loop()
-        self._running.add(client, 1)
+        self._running.take(client, 1, "host names being resolved")
         work = self._threads.submit(self._look_up, host)
         work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._running.remove, client, 1))
         return await asyncio.wrap_future(work)

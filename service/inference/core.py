@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from runners.telemetry.tracing import past_span
 from service.admission.fair_queue import FairQueue, QueuedRequest
@@ -20,7 +21,7 @@ from service.admission.quotas import UNLIMITED, Quota
 from service.admission.traffic_gaps import TrafficGaps
 from service.errors import InternalError, InvalidRequest, Overloaded, ServiceError, UnsupportedImage
 from service.images.decoding import ImageDecoder, LazyImage
-from service.images.fetching import ImageFetcher
+from service.images.fetching import ImageFetcher, Receiver
 from service.images.files import ImageLimits
 from service.images.url_rules import ImageInput, ImageUrl
 from service.inference.prediction import Answer, PredictContext, cost_tokens, predict, task_prompts
@@ -30,6 +31,7 @@ from service.inference.served_models import ServedModel, ServedModels
 from service.runner_client.client import RunnerClient
 from service.runner_client.stream_replay import OnText
 from service.telemetry.logs import FIELDS
+from service.telemetry.metrics import REQUEST_MEMORY_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +43,10 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # safe in logs and headers
 
 @dataclass(slots=True)
 class Place:
-    """The place of a request among those that are pending."""
+    """The place of a request among those that are pending, and the memory that belongs to it."""
 
     is_taken: bool = False
+    num_bytes: int = 0  # of its body, of an image by URL, and of what is parsed of them
     lease: str | None = None  # its key's, in the store of the shared limits
 
 
@@ -77,6 +80,8 @@ class CoreLimits:
     max_pending: int  # requests, running or waiting
     max_running: int  # requests in flight at one runner
     max_waiting_tokens: int  # of the requests queued for one runner
+    max_bytes: int  # of all requests in flight
+    max_bytes_of_client: int
 
 
 class Core:
@@ -101,6 +106,7 @@ class Core:
         self._fetcher = fetcher
         self._gaps = gaps
         self._pending = FairShare(limits.max_pending)
+        self._held_bytes = FairShare(limits.max_bytes, limits.max_bytes_of_client)
         self._throughput = ThroughputEstimate()
 
     async def take_place(self, context: RequestContext) -> None:
@@ -110,11 +116,7 @@ class Core:
         """
         if context.place.is_taken or context.is_background:
             return
-        excess = self._pending.excess(context.quota.name, 1)
-        if excess > 0:
-            usage = self._pending.usage(context.quota.name, "requests in flight or queued")
-            raise Overloaded(usage, self._throughput.seconds_for(excess))
-        self._pending.add(context.quota.name, 1)
+        self._pending.take(context.quota.name, 1, "requests in flight or queued", self._throughput.seconds_for)
         try:
             context.place.lease = await context.quota.begin_request(context.deadline_s - time.monotonic())
         except BaseException:
@@ -125,8 +127,21 @@ class Core:
             self._gaps.begin_online()
         context.place.is_taken = True
 
+    def hold(self, context: RequestContext, num_bytes: int) -> None:
+        """Count memory of a request until `leave`; raise `Overloaded` above a limit of all or of the client.
+
+        A reader calls it for each piece that it receives, and before it parses what it has read.
+        """
+        self._held_bytes.take(context.quota.name, num_bytes, "bytes of requests in memory")
+        context.place.num_bytes += num_bytes
+        REQUEST_MEMORY_BYTES.set(self._held_bytes.total)
+
     async def leave(self, context: RequestContext) -> None:
-        """Give the place of a request back, if it has one."""
+        """Give back the place of a request and the memory that it holds, if any."""
+        if context.place.num_bytes:
+            self._held_bytes.remove(context.quota.name, context.place.num_bytes)
+            context.place.num_bytes = 0
+            REQUEST_MEMORY_BYTES.set(self._held_bytes.total)
         if context.place.is_taken:
             context.place.is_taken = False
             self._throughput.end(1)
@@ -134,6 +149,11 @@ class Core:
                 self._gaps.end_online()
             self._pending.remove(context.quota.name, 1)
             await context.quota.end_request(context.place.lease)
+
+    @property
+    def num_held_bytes(self) -> int:
+        """Memory of all requests, bytes."""
+        return int(self._held_bytes.total)
 
     async def is_ready(self, model: ServedModel) -> bool:
         """Return True if the runner of a model is ready."""
@@ -250,7 +270,8 @@ class Core:
         if self._fetcher is None:
             message = "image is a URL, and image URLs are disabled; send a data: URL, base64 or a file"
             raise InvalidRequest(message, "image")
-        return await self._fetcher.fetch(image, context.deadline_s, context.quota.name)
+        receiver = Receiver(context.deadline_s, context.quota.name, partial(self.hold, context))
+        return await self._fetcher.fetch(image, receiver)
 
 
 def _at_size(fields: Fields, size_wh: tuple[int, int]) -> Mapping[str, object]:

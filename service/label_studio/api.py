@@ -24,7 +24,7 @@ from starlette.routing import Route
 
 from runners.transport.disconnection import while_connected
 from service.errors import InvalidRequest, NotReady, UnsupportedTask
-from service.http.body import json_object, parsed, read_bytes
+from service.http.body import BodyMemory, json_object, parsed, read_bytes
 from service.http.boundary import STATUSES, Endpoint, Interface, RestBoundary
 from service.inference.core import Core, RequestContext
 from service.inference.served_models import ServedModel
@@ -135,25 +135,32 @@ class LabelStudioApi:
     async def webhook(self, request: Request, context: RequestContext) -> Response:
         """Refuse to train; accept all other events unread, as Label Studio sends them without the backend's key."""
         if self._boundary.is_authorized(request):
-            core = self._boundary.core()
-            body = await parsed(_json, await self._boundary.read(read_bytes, request, context))
-            await core.leave(context)
+            body = await self._boundary.read(_read_json, request, context)
             if body.get("action") == _TRAINING:
                 raise UnsupportedTask("models are not trained from annotations here; see docs/models.md for adapters")
         return JSONResponse({"status": "ok"})
 
     async def _read(self, model: type[BodyT], request: Request, context: RequestContext) -> BodyT:
         """Return a body; its place is given back, since each prediction takes its own."""
-        raw = await self._boundary.read(read_bytes, request, context)
-        await self._boundary.core().leave(context)
+
+        async def read(request: Request, memory: BodyMemory) -> BodyT:
+            raw = await read_bytes(request, memory)
+            return await parsed(lambda body: model.model_validate(_json(body)), raw, memory)
+
         try:
-            return await parsed(lambda body: model.model_validate(_json(body)), raw)
+            body = await self._boundary.read(read, request, context)
         except ValidationError as error:
             rejected = rejected_field(error)
             raise InvalidRequest(rejected.message, rejected.name) from error
+        await self._boundary.core().leave(context)
+        return body
 
 
 _json = partial(json_object, max_values=_MAX_JSON_VALUES)
+
+
+async def _read_json(request: Request, memory: BodyMemory) -> dict[str, object]:
+    return await parsed(_json, await read_bytes(request, memory), memory)
 
 
 def _models(core: Core, request: Request) -> tuple[ServedModel, ...]:

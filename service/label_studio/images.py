@@ -9,6 +9,7 @@ Source: HumanSignal/label-studio label_studio/jwt_auth (personal tokens are exch
 import asyncio
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 from urllib.parse import quote, urlsplit
 
@@ -16,7 +17,7 @@ import aiohttp
 
 from service.errors import InvalidRequest
 from service.http.body import parse_image
-from service.images.fetching import FetchLimits, ImageFetcher
+from service.images.fetching import FetchLimits, ImageFetcher, Receiver
 from service.images.host_addresses import SystemResolver
 from service.images.url_rules import AllowedHost, ImageUrl
 from service.inference.core import Core, RequestContext
@@ -117,7 +118,9 @@ class TaskImages:
             return image if isinstance(image, bytes) else await self._core.fetched(image, context)
         url = ImageUrl(self._host.origin + quote(path, safe=_SAFE_IN_PATHS))
         authorization = await self._header(self._host)
-        return await self._host.fetcher.fetch(url, context.deadline_s, context.quota.name, authorization)
+        hold = partial(self._core.hold, context)
+        receiver = Receiver(context.deadline_s, context.quota.name, hold, authorization)
+        return await self._host.fetcher.fetch(url, receiver)
 
     async def _header(self, host: LabelStudioHost) -> str:
         async with self._exchange:

@@ -13,16 +13,17 @@ from starlette.routing import Route
 
 from runners.transport.disconnection import while_connected
 from service.errors import InvalidRequest, NotReady, ServiceError
-from service.http.body import parsed, read_bytes
+from service.http.body import BodyMemory, off_loop, parsed, read_bytes
 from service.http.boundary import Endpoint, Interface, RestBoundary
 from service.inference.core import Core, RequestContext
 from service.inference.served_models import ServedModel
 from service.open_inference.http_bodies import InferBody, OpenInferenceError, read_request, write_answer
 from service.open_inference.metadata import model_config, model_metadata, server_metadata
-from service.open_inference.tensors import API, model_of, request_body, request_context
+from service.open_inference.tensors import API, InferRequest, model_of, request_body, request_context
 from tasks.errors import shown
 
 PREFIX = "/v2"
+_BINARY_COPIES = 2  # a tensor of bytes, and the image taken out of it
 _MODEL_PATHS = (f"{PREFIX}/models/{{model}}", f"{PREFIX}/models/{{model}}/versions/{{version}}")
 
 
@@ -79,9 +80,7 @@ class OpenInferenceRest:
         core = self._boundary.core()
         model = _model(core, request)
         _check_encoding(request)
-        raw = await self._boundary.read(read_bytes, request, context)
-        json_length = request.headers.get("inference-header-content-length")
-        infer = await parsed(partial(read_request, json_length=json_length), raw)
+        infer = await self._boundary.read(_read_infer, request, context)
         context = request_context(infer, context)
         request.state.request_id = context.request_id
         body = request_body(infer, model)
@@ -98,6 +97,16 @@ async def _check_ready(core: Core, *models: ServedModel) -> None:
     unready = [model.id for model in models if not await core.is_ready(model)]
     if unready:
         raise NotReady(f"{', '.join(unready)} is starting or unavailable; try again in a few seconds")
+
+
+async def _read_infer(request: Request, memory: BodyMemory) -> InferRequest:
+    raw = await read_bytes(request, memory)
+    json_length = request.headers.get("inference-header-content-length")
+    parse = partial(read_request, json_length=json_length)
+    if json_length is None:
+        return await parsed(parse, raw, memory)
+    memory.hold(_BINARY_COPIES * len(raw))
+    return await off_loop(parse, raw)
 
 
 def _check_encoding(request: Request) -> None:

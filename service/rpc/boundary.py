@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ClassVar, TypeVar
 
 import grpc
@@ -80,7 +80,7 @@ class GrpcApi:
         if name not in self.image_methods:
             return await incoming.read_small()
         await self._core.take_place(context)
-        return await incoming.read(context.deadline_s)
+        return await incoming.read(context.deadline_s, partial(self._core.hold, context))
 
     async def leave(self, context: RequestContext) -> None:
         """Give the place of a call back, if it has one."""

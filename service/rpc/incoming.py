@@ -19,6 +19,7 @@ from service.errors import DeadlineExceeded, InvalidRequest
 Context = Any  # grpc.aio.ServicerContext, which has no types
 
 # The messages of lists, health and reflection, which need no place, could be as large as others.
+_COPIES = 3  # the message, its parsed fields, and the image taken out of them
 SMALL_SLOTS, SMALL_SLOTS_OF_ADDRESS = 8, 2
 _SMALL_TIMEOUT_S = 10.0
 
@@ -26,6 +27,10 @@ _SMALL_TIMEOUT_S = 10.0
 def address_of(peer: str) -> str:
     """Return the address in a peer of grpc, such as ipv4:192.0.2.1:50000 or ipv6:%5B2001:db8::1%5D:50000."""
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+
+
+def _hold_nothing(_num_bytes: int) -> None:
+    """Count nothing: few small messages are read at a time."""
 
 
 class NoMessage(InvalidRequest):
@@ -43,8 +48,11 @@ class Incoming:
         self._small = small
         self.address = address_of(peer)
 
-    async def read(self, deadline_s: float) -> Message:
-        """Return the next message, of a call that has a place; raise `InvalidRequest` or `DeadlineExceeded`."""
+    async def read(self, deadline_s: float, hold: Callable[[int], None]) -> Message:
+        """Return the next message, of a call that has a place; raise `InvalidRequest` or `DeadlineExceeded`.
+
+        `hold` counts its bytes until the call ends.
+        """
         try:
             async with asyncio.timeout(deadline_s - time.monotonic()):
                 message = await anext(self._messages)
@@ -52,6 +60,7 @@ class Incoming:
             raise NoMessage("the call has no message") from None
         except TimeoutError as error:
             raise DeadlineExceeded("the call's message was not received before the deadline") from error
+        hold(_COPIES * len(message))
         try:
             return self._parse(message)
         except DecodeError as error:
@@ -62,6 +71,6 @@ class Incoming:
         deadline_s = time.monotonic() + _SMALL_TIMEOUT_S
         try:
             async with asyncio.timeout(_SMALL_TIMEOUT_S), self._small.slot(self.address):
-                return await self.read(deadline_s)
+                return await self.read(deadline_s, _hold_nothing)
         except TimeoutError as error:
             raise DeadlineExceeded(f"the call's message was not received within {_SMALL_TIMEOUT_S:g} s") from error

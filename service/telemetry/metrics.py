@@ -41,6 +41,11 @@ MODEL_INFO = Gauge(
     ["model", "family", "revision", "precision", "resolution", "build_key"],
     multiprocess_mode="livemax",
 )
+REQUEST_MEMORY_BYTES = Gauge(
+    "diptych_request_memory_bytes",
+    "Memory of the bodies of requests, of images by URL, and of what is parsed of them.",
+    multiprocess_mode="livesum",
+)
 BATCH_REQUESTS_WAITING = Gauge(
     "diptych_batch_requests_waiting", "Requests of unfinished batches without an answer.", multiprocess_mode="livesum"
 )

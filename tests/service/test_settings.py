@@ -82,6 +82,15 @@ def test_invalid_value_is_reported_with_the_allowed_ones(name: str, value: str, 
     assert allowed in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["DIPTYCH_MAX_REQUEST_MEMORY_MB", "DIPTYCH_MAX_REQUEST_MEMORY_MB_PER_KEY"])
+def test_memory_of_requests_has_room_for_the_largest_body(name: str) -> None:
+    read_settings({name: "120"})
+    with pytest.raises(
+        SettingsError, match=f"{name}=119 is too small; DIPTYCH_MAX_BODY_BYTES=20000000 requires .* 120"
+    ):
+        read_settings({name: "119"})
+
+
 @pytest.mark.parametrize(
     ("name", "url"),
     [

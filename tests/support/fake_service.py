@@ -82,6 +82,7 @@ def make_core(
     max_pending: int = 8,
     max_running: int = 8,
     max_waiting_tokens: int = 1_000_000,
+    max_bytes: int = 1_000_000_000,
     entries: Sequence[CatalogEntry] = (FLORENCE, PALIGEMMA),
     fetcher: ImageFetcher | None = None,
     is_up: bool = True,
@@ -99,7 +100,15 @@ def make_core(
         for model in models
         if model.runner_id == model.id
     }
-    limits = CoreLimits(ImageLimits(max_image_pixels), 2, max_pending, max_running, max_waiting_tokens)
+    limits = CoreLimits(
+        images=ImageLimits(max_image_pixels),
+        max_decoded_images=2,
+        max_pending=max_pending,
+        max_running=max_running,
+        max_waiting_tokens=max_waiting_tokens,
+        max_bytes=max_bytes,
+        max_bytes_of_client=max_bytes,
+    )
     return Core(models, runners, limits, fetcher, gaps)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from starlette.requests import Request
 from starlette.types import Message
 
-from service.http.body import RequestBody, read_body
+from service.http.body import BodyMemory, RequestBody, read_body
 
 MAX_BYTES = 100_000
 FORM = "multipart/form-data; boundary=b"
@@ -30,8 +30,13 @@ def request(chunks: Iterable[bytes], content_type: str | None, content_length: s
     return Request({"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}, receive)
 
 
+def memory(max_bytes: int = MAX_BYTES) -> BodyMemory:
+    """Return memory for one body whose bytes nobody counts."""
+    return BodyMemory(max_bytes, lambda _num_bytes: None)
+
+
 def read(body: bytes, content_type: str | None, content_length: str | None = None) -> RequestBody:
-    return asyncio.run(read_body(request([body], content_type, content_length), MAX_BYTES))
+    return asyncio.run(read_body(request([body], content_type, content_length), memory()))
 
 
 def read_json(**fields: object) -> RequestBody:

@@ -86,9 +86,8 @@ async def request_path() -> RequestPath:
         channel = RunnerChannel(str(server.make_url("")).rstrip("/"), model.manifest.build_key, 10)
         runner = RunnerClient(model.id, channel)
         boundary = RestBoundary(Settings())
-        core = Core(
-            ServedModels({model.id: model}), {model.id: runner}, CoreLimits(ImageLimits(1_000_000), 2, 64, 24, 200_000)
-        )
+        limits = CoreLimits(ImageLimits(1_000_000), 2, 64, 24, 200_000, 1_000_000_000, 1_000_000_000)
+        core = Core(ServedModels({model.id: model}), {model.id: runner}, limits)
         boundary.start(core, ApiKeys(None))
         transport = httpx.ASGITransport(TracedRequests(SecurityHeaders(rest_app(boundary))))
         async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:

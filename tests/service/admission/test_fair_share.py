@@ -1,7 +1,9 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.admission.load import FairShare
+from service.errors import Overloaded
 
 
 def test_single_client_may_use_the_whole_limit() -> None:
@@ -9,6 +11,15 @@ def test_single_client_may_use_the_whole_limit() -> None:
     shares.add("a", 7)
     assert shares.excess("a", 3) == 0
     assert shares.excess("a", 4) == 1
+
+
+def test_a_client_alone_may_not_use_more_than_the_most_of_one_client() -> None:
+    shares = FairShare(10, max_of_client=4)
+    shares.take("a", 4, "things")
+    with pytest.raises(Overloaded, match="this client has 4 of 4 things, all clients together 4 of 20"):
+        shares.take("a", 1, "things")
+    shares.take("b", 4, "things")
+    assert shares.total == 8
 
 
 def test_heavy_client_does_not_lock_out_another() -> None:

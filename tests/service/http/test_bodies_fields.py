@@ -12,9 +12,9 @@ from tests.support.request_bodies import (
     FORM,
     IMAGE,
     JSON,
-    MAX_BYTES,
     file_part,
     form,
+    memory,
     part,
     read,
     read_form,
@@ -54,7 +54,7 @@ def test_form_and_json_are_read_to_the_same_body(is_json: bool) -> None:
 def test_body_in_many_chunks_is_the_body() -> None:
     body = form(file_part("image", IMAGE), part("task", "ocr"))
     chunks = [body[i : i + 1] for i in range(len(body))]
-    assert asyncio.run(read_body(request(chunks, FORM), MAX_BYTES)) == RequestBody(IMAGE, {"task": "ocr"})
+    assert asyncio.run(read_body(request(chunks, FORM), memory())) == RequestBody(IMAGE, {"task": "ocr"})
 
 
 @pytest.mark.parametrize("content_type", [JSON, "APPLICATION/JSON", "application/json; charset=utf-8"])

@@ -9,7 +9,19 @@ from starlette.types import Message
 
 from service.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
 from service.http.body import json_object, read_body
-from tests.support.request_bodies import BASE64, FORM, IMAGE, JSON, MAX_BYTES, file_part, form, part, read, request
+from tests.support.request_bodies import (
+    BASE64,
+    FORM,
+    IMAGE,
+    JSON,
+    MAX_BYTES,
+    file_part,
+    form,
+    memory,
+    part,
+    read,
+    request,
+)
 
 
 @pytest.mark.parametrize("content_type", [JSON, FORM])
@@ -20,7 +32,7 @@ def test_body_declared_too_large_is_rejected_before_it_is_read(content_type: str
     headers = [(b"content-type", content_type.encode()), (b"content-length", str(MAX_BYTES + 1).encode())]
     unread = Request({"type": "http", "method": "POST", "path": "/", "headers": headers}, never)
     with pytest.raises(PayloadTooLarge, match=f"exceeds the limit of {MAX_BYTES} bytes"):
-        asyncio.run(read_body(unread, MAX_BYTES))
+        asyncio.run(read_body(unread, memory()))
 
 
 def test_oversized_body_is_rejected_while_it_streams() -> None:
@@ -37,7 +49,7 @@ def test_oversized_body_is_rejected_while_it_streams() -> None:
         headers = [(b"content-type", JSON.encode())]
         streamed = Request({"type": "http", "method": "POST", "path": "/", "headers": headers}, endless.__anext__)
         try:
-            await read_body(streamed, MAX_BYTES)
+            await read_body(streamed, memory())
         finally:
             await endless.aclose()
 
@@ -55,22 +67,22 @@ def test_body_of_exactly_the_limit_is_read() -> None:
 def test_large_base64_is_decoded_as_a_whole(num_bytes: int) -> None:
     image = bytes(range(256)) * (num_bytes // 256 + 1)
     body = json.dumps({"image": base64.b64encode(image).decode()}).encode()
-    assert asyncio.run(read_body(request([body], JSON), len(body))).image == image
+    assert asyncio.run(read_body(request([body], JSON), memory(len(body)))).image == image
 
 
 @pytest.mark.parametrize("text", ["A" * 499_996 + "AA==" + "AAAA", "A" * 500_000 + "A", "A" * 499_999 + "é" + "AAAA"])
 def test_large_text_that_is_not_base64_is_refused(text: str) -> None:
     body = json.dumps({"image": text}).encode()
     with pytest.raises(UnsupportedImage, match="not base64"):
-        asyncio.run(read_body(request([body], JSON), len(body)))
+        asyncio.run(read_body(request([body], JSON), memory(len(body))))
 
 
 def test_base64_with_escaped_slashes_is_read_and_a_string_of_escapes_refused() -> None:
     body = b'{"image": "' + rb"\/\/\/\/" * 400_000 + b'"}'
-    assert asyncio.run(read_body(request([body], JSON), len(body))).image == b"\xff" * 1_200_000
+    assert asyncio.run(read_body(request([body], JSON), memory(len(body)))).image == b"\xff" * 1_200_000
     body = b'{"image": "' + rb"\/\/\/\/" * 600_000 + b'"}'
     with pytest.raises(InvalidRequest, match="more than 2000000 escapes"):
-        asyncio.run(read_body(request([body], JSON), len(body)))
+        asyncio.run(read_body(request([body], JSON), memory(len(body))))
 
 
 @pytest.mark.parametrize("before", [b'{"image": "', b'{"seed":', b'{"a": "' + b"A" * 499_990 + b'", "seed": ', b"["])
@@ -81,7 +93,7 @@ def test_a_long_number_of_a_large_body_is_refused_but_not_in_a_string(before: by
     is_string = before.endswith(b'"')
     body = before + number + (b'"' if is_string else b"") + b', "rest": "' + b"A" * 300_000 + b'"}'
     with pytest.raises((InvalidRequest, UnsupportedImage)) as raised:
-        asyncio.run(read_body(request([body], JSON), len(body)))
+        asyncio.run(read_body(request([body], JSON), memory(len(body))))
     assert ("a number of the body has more than 1000 characters" in str(raised.value)) is not is_string
 
 
@@ -92,7 +104,7 @@ def test_a_long_number_at_the_start_of_a_large_body_is_refused() -> None:
 
 def test_other_requests_are_served_between_the_pieces_of_a_form() -> None:
     async def scenario() -> None:
-        reading = asyncio.ensure_future(read_body(request([body], FORM), len(body)))
+        reading = asyncio.ensure_future(read_body(request([body], FORM), memory(len(body))))
         while not reading.done():
             turns.append(None)
             await asyncio.sleep(0)

@@ -110,7 +110,7 @@ class BrokenCore(Core):
 
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/compare"])
 def test_internal_error_has_a_fixed_message_and_a_log_entry(path: str, caplog: pytest.LogCaptureFixture) -> None:
-    broken = client(BrokenCore(served_models(), {}, CoreLimits(ImageLimits(1), 2, 1, 1, 1)))
+    broken = client(BrokenCore(served_models(), {}, CoreLimits(ImageLimits(1), 2, 1, 1, 1, 10_000, 10_000)))
     response = broken.send("POST", path, json=OCR, headers={"X-Request-Id": "my-id"})
     error = error_of(response)
     assert (error["code"], error["message"]) == (

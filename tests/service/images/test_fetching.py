@@ -10,7 +10,7 @@ import pytest
 import trustme
 
 from service.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge, ServiceError
-from service.images.fetching import FetchLimits, ImageFetcher
+from service.images.fetching import FetchLimits, ImageFetcher, Receiver
 from service.images.host_addresses import Resolver, is_public
 from service.images.url_rules import AllowedHost, ImageUrl
 from tests.support.attack_urls import ADDRESSES, INTERNAL, attacks
@@ -31,7 +31,8 @@ def fetcher(*allowed: str, resolver: Resolver | None = None, limits: FetchLimits
 
 
 async def get(image_fetcher: ImageFetcher, url: str, timeout_s: float = 60) -> bytes:
-    return await image_fetcher.fetch(ImageUrl(url), time.monotonic() + timeout_s, "test")
+    receiver = Receiver(time.monotonic() + timeout_s, "test", lambda _num_bytes: None)
+    return await image_fetcher.fetch(ImageUrl(url), receiver)
 
 
 async def outcome(image_fetcher: ImageFetcher, url: str, timeout_s: float = 60) -> bytes | ServiceError:
