@@ -1,17 +1,17 @@
 """Runs the requests of all batches in the gaps of online traffic.
 
 API keys take turns, and of one key the oldest batch comes first. A request that is cancelled for an online one is put
-back, as its offset. In memory are the lines of the requests in flight and the next one; all others stay in their files.
+back. In memory are the lines of the requests in flight, which count as their bytes; all others stay in their files.
 """
 
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Container
+from collections.abc import Callable
 
 from service.admission.traffic_gaps import TrafficGaps
-from service.batches.answers import answered
-from service.batches.lines import InputFile, InputLine, RenderedLine
+from service.batches.answers import FiledRequest
+from service.batches.lines import IdHashes, InputFile, LineSpan, RenderedLine
 from service.images.decoding import in_thread
 from service.inference.core import Core
 
@@ -20,18 +20,18 @@ class BatchRun:
     """The requests of one batch that have no answer yet, and the lines of those that have one since `take_output`."""
 
     def __init__(
-        self, owner: str, batch_id: str, source: InputFile, done: Container[int], on_read: Callable[[], None]
+        self, owner: str, batch_id: str, source: InputFile, done: IdHashes, on_read: Callable[[], None]
     ) -> None:
         """`on_read` is called when every line was taken."""
         self.owner = owner
         self.batch_id = batch_id
         self.is_stopped = False
         self.failure: BaseException | None = None  # of reading the input file, or of a request
-        self._source = source
+        self.source = source
         self._lines = source.unanswered(done)
         self._on_read = on_read
         self._is_read = False
-        self._put_back = deque[int]()  # offsets
+        self._put_back = deque[LineSpan]()
         self._num_taken = 0
         self._in_flight = set[asyncio.Task[None]]()
         self._output: list[RenderedLine] = []
@@ -45,12 +45,12 @@ class BatchRun:
         """True if no request is in flight, and no other will be."""
         return not self._in_flight and (self.is_stopped or not (self.has_lines or self._num_taken))
 
-    async def take_line(self) -> InputLine | None:
+    async def take_line(self) -> LineSpan | None:
         """Return the next request, to be given to `begin` or `drop`; None at the end of the file."""
         self._num_taken += 1
+        if self._put_back:
+            return self._put_back.popleft()
         try:
-            if self._put_back:
-                return await in_thread(self._source.at, self._put_back.popleft())
             if (line := await in_thread(next, self._lines, None)) is not None:
                 return line
             self._is_read = True
@@ -60,10 +60,10 @@ class BatchRun:
         self._num_taken -= 1
         return None
 
-    def begin(self, line: InputLine, task: asyncio.Task[None]) -> None:
+    def begin(self, line: LineSpan, task: asyncio.Task[None]) -> None:
         """Count a request as in flight until its task ends; a cancelled one is put back."""
         self._in_flight.add(task)
-        task.add_done_callback(lambda _: self._end(line.offset, task))
+        task.add_done_callback(lambda _: self._end(line, task))
 
     def drop(self) -> None:
         self._num_taken -= 1
@@ -75,11 +75,11 @@ class BatchRun:
         taken, self._output = self._output, []
         return taken
 
-    def _end(self, offset: int, task: asyncio.Task[None]) -> None:
+    def _end(self, line: LineSpan, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)
         self._num_taken -= 1
         if task.cancelled():
-            self._put_back.append(offset)
+            self._put_back.append(line)
         elif (error := task.exception()) is not None:
             self._fail(error)
 
@@ -132,7 +132,7 @@ class Executor:
         runs = [run for run in self._runs if run.has_lines]
         return min(runs, key=lambda run: (self._last_turn.get(run.owner, 0), run.batch_id), default=None)
 
-    def _begin(self, run: BatchRun, line: InputLine) -> None:
+    def _begin(self, run: BatchRun, line: LineSpan) -> None:
         if run.is_stopped:
             run.drop()
             return
@@ -141,7 +141,8 @@ class Executor:
         run.begin(line, task)
         task.add_done_callback(lambda _: self._changed.set())
 
-    async def _answer(self, run: BatchRun, line: InputLine) -> None:
-        output = await answered(line.request, self._core, self._timeout_s, lambda: run.is_stopped)
+    async def _answer(self, run: BatchRun, line: LineSpan) -> None:
+        request = FiledRequest(run.source, line, self._core, self._timeout_s)
+        output = await request.answered(lambda: run.is_stopped)
         if output is not None:
             run.add_output(output)

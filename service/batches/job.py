@@ -104,7 +104,7 @@ class Job:
     def _append_expired(self) -> bool:
         """Append an error for each request that was not run; return False if there is no room for all."""
         done = Journal.open(self.journal.output, self.journal.errors).recovered
-        lines = (_expired(line.request.custom_id) for line in self.source.unanswered(done))
+        lines = map(_expired, self.source.unanswered_ids(done))
         try:
             while piece := list(itertools.islice(lines, _EXPIRED_AT_A_TIME)):
                 self._append(piece)

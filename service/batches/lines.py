@@ -5,7 +5,7 @@ A file may have tens of thousands of ids of 512 characters, so ids are kept as h
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -66,11 +66,11 @@ class RawLine:
 
 
 @dataclass(frozen=True, slots=True)
-class InputLine:
-    """A request and where it is in its file."""
+class LineSpan:
+    """Where a request is in its file."""
 
     offset: int
-    request: BatchLine
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +80,24 @@ class InputFile:
     path: Path
     max_line_bytes: int
 
-    def unanswered(self, done: Container[int]) -> Iterator[InputLine]:
-        """Yield the requests whose ids have no hash in `done`."""
+    def unanswered(self, done: "IdHashes") -> Iterator[LineSpan]:
+        """Yield the requests whose custom ids are not in `done`."""
+        return (LineSpan(line.offset, len(line.data)) for line in self._unanswered(done))
+
+    def unanswered_ids(self, done: "IdHashes") -> Iterator[str]:
+        """Yield their custom ids."""
+        return (parse_line(line.data).custom_id for line in self._unanswered(done))
+
+    def read(self, span: LineSpan) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(span.offset)
+            return next(read_lines(file, self.max_line_bytes)).data
+
+    def _unanswered(self, done: "IdHashes") -> Iterator[RawLine]:
         with self.path.open("rb") as file:
             for line in read_lines(file, self.max_line_bytes):
-                if line.data:
-                    request = parse_line(line.data)
-                    if id_hash(request.custom_id) not in done:
-                        yield InputLine(line.offset, request)
-
-    def at(self, offset: int) -> InputLine:
-        """Return the request at an offset, which `unanswered` gave."""
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            return InputLine(offset, parse_line(next(read_lines(file, self.max_line_bytes)).data))
+                if line.data and not (done and id_hash(parse_line(line.data).custom_id) in done):
+                    yield line
 
 
 class IdHashes:
@@ -102,8 +106,10 @@ class IdHashes:
     def __init__(self, hashes: Iterable[int] = ()) -> None:
         self._sorted = array("Q", sorted(hashes))
 
-    def __contains__(self, hashed: object) -> bool:
-        assert isinstance(hashed, int)
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    def __contains__(self, hashed: int) -> bool:
         index = bisect_left(self._sorted, hashed)
         return index < len(self._sorted) and self._sorted[index] == hashed
 
