@@ -1,5 +1,6 @@
 """The lines of an output file that a crash left complete are read; a cut one is removed."""
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,17 @@ def test_a_first_line_that_was_cut_leaves_an_empty_file(tmp_path: Path) -> None:
     journal.output.write_bytes(b'{"custom_id": "a"')
     assert opened(tmp_path).num_answered == 0
     assert journal.output.read_bytes() == b""
+
+
+def test_a_journal_of_many_answers_takes_few_bytes_of_memory(tmp_path: Path) -> None:
+    wide = "\N{GRINNING FACE}" * 508
+    opened(tmp_path).append([answer(f"{number:04}{wide}", (200, 400)[number % 2]) for number in range(5000)])
+    tracemalloc.start()
+    try:
+        journal = opened(tmp_path)
+        kept_bytes, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (journal.num_answered, journal.num_failed) == (2500, 2500)
+    assert kept_bytes < 100_000
+    assert peak_bytes < 1_000_000

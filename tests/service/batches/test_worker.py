@@ -5,7 +5,7 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,20 @@ import aiohttp
 import pytest
 
 from service.admission.traffic_gaps import TrafficGaps
-from service.batches import dispatcher, worker
-from service.batches.store import KeyFolder, Store
+from service.batches import answers, dispatcher, validation, worker
+from service.batches.journal import Journal
+from service.batches.lines import OutputLine, OutputResponse
+from service.batches.store import MAX_BYTES_PER_KEY, BatchState, KeyFolder, Store
 from service.batches.wire import ENDED, Batch, BatchRequest
 from service.batches.worker import BatchWorker
+from service.http.body import parsed_bytes
 from service.inference.core import Core
 from service.settings import Settings
 from tests.support.batch_lines import CHAT, CHAT_BODY, PREDICT, jsonl, line
 from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, context, make_core
+from tests.support.full_disk import full_disk
 from tests.support.rest_client import OCR, SMALL_PNG
 
 SETTINGS = Settings(request_timeout_s=5)
@@ -35,6 +39,7 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(dispatcher, name, 0.01)
     for name in ("_LOCK_S", "RETRY_S"):
         monkeypatch.setattr(worker, name, 0.01)
+    monkeypatch.setattr(answers, "_RETRY_AFTER_S", 0.01)
 
 
 @pytest.fixture
@@ -47,7 +52,7 @@ def store(tmp_path: Path) -> Store:
 def create(store: Store, *lines: object, owner: str = "me", endpoint: Any = PREDICT) -> Batch:
     folder = store.of(owner)
     upload = store.uploads / "upload"
-    upload.write_bytes(jsonl(*lines))
+    upload.write_bytes(b"".join(each if isinstance(each, bytes) else jsonl(each) for each in lines))
     file = folder.upload(upload, "input.jsonl", 3600)
     asked = {"input_file_id": file.id, "endpoint": endpoint, "completion_window": "24h"}
     return folder.create_batch(BatchRequest.model_validate(asked))
@@ -67,8 +72,8 @@ def now(store: Store, batch: Batch, owner: str = "me") -> Batch:
     return store.of(owner).state(batch.id).batch
 
 
-def ends(store: Store, batch: Batch) -> Callable[[], bool]:
-    return lambda: now(store, batch).status in ENDED
+def ends(store: Store, *batches: Batch, owner: str = "me") -> Callable[[], bool]:
+    return lambda: all(now(store, batch, owner).status in ENDED for batch in batches)
 
 
 def completed(store: Store, batch: Batch, core: Core | None = None) -> Batch:
@@ -160,16 +165,32 @@ def release(decoder: FakeDecoder) -> None:
     decoder.released.set()
 
 
+async def hold_back(decoder: FakeDecoder, num_requests: int) -> None:
+    """Answer nothing more, and wait until a number of requests is in flight."""
+    assert decoder.released is not None
+    await until(lambda: len(decoder.specs) > 15)  # each that ends makes room for one more
+    decoder.released.clear()
+    await until(lambda: decoder.num_waiting == num_requests)
+
+
 def test_a_process_that_ends_early_leaves_the_rest_to_the_next(store: Store) -> None:
-    batch = create(store, *(line(str(number)) for number in range(200)))
+    """Every other line is bad, and has its error once."""
+    good, bad = ({f"{kind}-{number}" for number in range(100)} for kind in ("good", "bad"))
+    lines = [line(each, body=OCR if each in good else {"task": "ocr"}) for each in sorted(good | bad, key=_number)]
+    batch = create(store, *lines)
 
-    async def first() -> None:
+    def num_ended() -> int:
+        counts = now(store, batch).request_counts
+        return min(counts.completed, counts.failed)
+
+    async def first(num_done: int) -> None:
         async with working(store, make_core()):
-            await until(lambda: now(store, batch).request_counts.completed > 2)
+            await until(lambda: num_ended() > num_done)
 
-    run(first())
-    assert now(store, batch).status == "in_progress"
-    assert 0 < now(store, batch).request_counts.completed < 200
+    for num_done in (2, 20):
+        run(first(num_done))
+        assert now(store, batch).status == "in_progress"
+        assert num_done < num_ended() < 100
     core, decoder = blocked()
 
     async def second() -> None:
@@ -178,8 +199,15 @@ def test_a_process_that_ends_early_leaves_the_rest_to_the_next(store: Store) -> 
             await until(ends(store, batch))
 
     run(second())
-    assert len(output(store.of("me"), now(store, batch).output_file_id)) == 200
-    assert len(decoder.specs) < 200
+    ended = now(store, batch)
+    assert ended.request_counts.model_dump() == {"total": 200, "completed": 100, "failed": 100}
+    assert output(store.of("me"), ended.output_file_id).keys() == good
+    assert output(store.of("me"), ended.error_file_id).keys() == bad
+    assert len(decoder.specs) < 80
+
+
+def _number(custom_id: str) -> int:
+    return int(custom_id.rpartition("-")[2])
 
 
 def test_a_cancelled_batch_keeps_what_is_answered_and_runs_no_more(store: Store) -> None:
@@ -240,6 +268,211 @@ def test_what_is_not_answered_within_a_day_expires(store: Store, monkeypatch: py
     run(scenario())
 
 
+def open_inputs(store: Store, *batches: Batch) -> int:
+    """Return the number of open input files."""
+    paths = {str(store.of("me").content(batch.input_file_id)) for batch in batches}
+    links = []
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            links.append(str(each.readlink()))
+    return sum(link in paths for link in links)
+
+
+def test_one_batch_of_a_key_runs_at_a_time_and_the_others_are_ids(store: Store) -> None:
+    async def scenario() -> None:
+        core, decoder = blocked()
+        batches = [create(store, *(line(f"{batch}-{number}") for number in range(20))) for batch in range(3)]
+        async with working(store, core):
+            await until(lambda: all(now(store, batch).status == "in_progress" for batch in batches))
+            await until(lambda: decoder.num_waiting)
+            assert open_inputs(store, *batches) == open_inputs(store, batches[0]) == 1
+            release(decoder)
+            await until(ends(store, *batches))
+        assert all(now(store, batch).request_counts.completed == 20 for batch in batches)
+
+    run(scenario())
+
+
+def test_files_are_checked_one_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "_PIECE_BYTES", 1)
+
+    async def scenario() -> None:
+        core, _ = blocked()
+        batches = [create(store, *(line(str(number)) for number in range(5))) for _ in range(4)]
+        async with working(store, core):
+            nums_open = []
+            while not all(now(store, batch).status == "in_progress" for batch in batches):
+                nums_open.append(open_inputs(store, *batches[1:]))
+                await asyncio.sleep(0)
+            assert max(nums_open) == 1
+
+    run(scenario())
+
+
+def mark_begun(store: Store, batch: Batch, num_lines: int) -> BatchState:
+    """Store a batch as an earlier process does that has checked its file."""
+    state = store.of("me").state(batch.id)
+    state.batch.status, state.batch.in_progress_at = "in_progress", state.batch.created_at
+    state.batch.request_counts.total = num_lines
+    store.of("me").save(state)
+    return state
+
+
+def test_a_waiting_batch_is_cancelled_at_once_and_keeps_what_is_answered(store: Store) -> None:
+    async def scenario() -> None:
+        core, decoder = blocked()
+        first, waiting = (create(store, line("a"), line("b")) for _ in range(2))
+        content = store.of("me").content
+        mark_begun(store, first, 2)
+        state = mark_begun(store, waiting, 2)
+        response = OutputResponse(status_code=200, request_id="r", body={})
+        answer = OutputLine(id="a", custom_id="a", response=response).rendered()
+        Journal.open(content(state.output_id), content(state.error_id)).append([answer])
+        async with working(store, core):
+            await until(lambda: decoder.num_waiting)
+            store.of("me").cancel(waiting.id)
+            await until(ends(store, waiting))
+            assert now(store, first).status == "in_progress"
+        cancelled = now(store, waiting)
+        assert (cancelled.status, bool(cancelled.cancelled_at)) == ("cancelled", True)
+        assert output(store.of("me"), cancelled.output_file_id).keys() == {"a"}
+
+    run(scenario())
+
+
+def test_a_batch_that_is_cancelled_before_its_file_is_checked_ends(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "_PIECE_BYTES", 1)
+    monkeypatch.setattr(validation, "_PAUSE_S", 0.1)
+    checked = create(store, *(line(str(number)) for number in range(50)))
+    waiting = create(store, line("a"))
+    store.of("me").cancel(waiting.id)
+    ended = completed(store, waiting)
+    assert (ended.status, bool(ended.cancelled_at), bool(ended.cancelling_at)) == ("cancelled", True, True)
+    assert ended.request_counts.total == 0
+    assert now(store, checked).status == "validating"
+
+
+@pytest.mark.parametrize("is_expired", [False, True])
+def test_a_batch_whose_key_has_no_room_fails_with_what_is_answered(
+    store: Store, monkeypatch: pytest.MonkeyPatch, is_expired: bool
+) -> None:
+    async def scenario() -> None:
+        core, decoder = blocked()
+        release(decoder)
+        batch = create(store, *(line(str(number)) for number in range(200)))
+        folder = store.of("me")
+        async with working(store, core):
+            await until(lambda: now(store, batch).request_counts.completed)
+            await hold_back(decoder, 8)
+            max_bytes = MAX_BYTES_PER_KEY - folder.num_free_bytes() + 10_000
+            monkeypatch.setattr("service.batches.store.MAX_BYTES_PER_KEY", max_bytes)
+            if is_expired:
+                real = time.time
+                monkeypatch.setattr(time, "time", lambda: real() + 24 * 3600)
+                await asyncio.sleep(0.05)
+            release(decoder)
+            await until(ends(store, batch))
+        ended = now(store, batch)
+        assert (ended.status, bool(ended.failed_at), ended.expired_at) == ("failed", True, None)
+        assert ended.errors is not None
+        assert [error.code for error in ended.errors.data] == ["storage_limit_exceeded"]
+        answered = output(folder, ended.output_file_id)
+        assert len(answered) == ended.request_counts.completed > 0
+        assert len(output(folder, ended.error_file_id)) == ended.request_counts.failed
+        assert max_bytes - 1000 < sum(each.stat().st_size for each in folder.files.glob("*.jsonl")) <= max_bytes
+
+    run(scenario())
+
+
+def test_a_request_waits_until_there_is_memory_for_its_line(store: Store) -> None:
+    data = jsonl(line("a")).strip()
+    core = make_core(max_bytes=len(data) + parsed_bytes(data))
+
+    async def scenario() -> None:
+        online = context()
+        core.hold(online, 1)  # whose client gets half of the memory
+        batch = create(store, line("a"))
+        async with working(store, core):
+            await until(lambda: now(store, batch).status == "in_progress")
+            await asyncio.sleep(0.1)
+            assert now(store, batch).request_counts.completed == 0
+            await core.leave(online)
+            await until(ends(store, batch))
+        assert now(store, batch).request_counts.completed == 1
+        assert core.num_held_bytes == 0
+
+    run(scenario())
+
+
+def test_a_request_in_flight_holds_its_line_and_a_cancelled_one_does_not(store: Store) -> None:
+    async def scenario() -> None:
+        core, decoder = blocked()
+        data = jsonl(line("a")).strip()
+        create(store, line("a"))
+        async with working(store, core):
+            await until(lambda: decoder.num_waiting)
+            assert core.num_held_bytes == len(data) + parsed_bytes(data)
+        assert core.num_held_bytes == 0
+
+    run(scenario())
+
+
+HOSTILE_BODIES = {
+    "depth": '{"image": 1, "task": ' + "[" * 900 + "]" * 900 + "}",
+    "surrogate": r'{"image": "IMAGE", "task": "\ud800"}',
+    "surrogate name": r'{"image": 1, "\ud800": 1}',
+    "surrogate label": r'{"image": "IMAGE", "task": "open_vocabulary_detection", "labels": ["\ud800"]}',
+    "integer": '{"image": "IMAGE", "task": "ocr", "seed": 1' + "0" * 400 + "}",
+    "infinity": '{"image": "IMAGE", "task": "ocr", "temperature": 1e400}',
+    "minus infinity": '{"image": "IMAGE", "task": "ocr", "top_p": -1e400}',
+    "region": '{"image": "IMAGE", "task": "region_description", "region": [0, 0, 1e400, 1]}',
+}
+
+
+def test_a_hostile_body_fails_its_own_request(store: Store) -> None:
+    frame = '{"custom_id": "%s", "method": "POST", "url": "/v1/predict", "body": %s}\n'
+    bodies = {name: body.replace("IMAGE", OCR["image"]) for name, body in HOSTILE_BODIES.items()}
+    content = "".join(frame % item for item in bodies.items()).encode()
+    batch = completed(store, create(store, line("first"), content, line("last")))
+    assert output(store.of("me"), batch.output_file_id).keys() == {"first", "last"}
+    failed = output(store.of("me"), batch.error_file_id)
+    assert {name: each["response"]["status_code"] for name, each in failed.items()} == dict.fromkeys(bodies, 400)
+
+
+def test_a_defect_outside_of_a_request_fails_the_batch(store: Store) -> None:
+    """Here the file is another than the one that was checked."""
+    batch = create(store, line("a"), line("b"))
+    mark_begun(store, batch, 2)
+    store.of("me").content(batch.input_file_id).write_bytes(b"{}\n{}\n")
+    failed = completed(store, batch)
+    assert failed.status == "failed"
+    assert failed.errors is not None
+    assert [error.code for error in failed.errors.data] == ["internal"]
+
+
+def test_answers_that_do_not_fit_on_the_disk_are_written_later_and_once(store: Store) -> None:
+    async def scenario() -> None:
+        core, decoder = blocked()
+        release(decoder)
+        batch = create(store, *(line(str(number)) for number in range(100)))
+        async with working(store, core):
+            await until(lambda: now(store, batch).request_counts.completed)
+            await hold_back(decoder, 8)
+            state = store.of("me").state(batch.id)
+            path = store.of("me").content(state.output_id)
+            with full_disk(path.stat().st_size + 100):  # a part of the next line fits
+                release(decoder)
+                await until(lambda: path.read_bytes()[-1:] != b"\n")
+                await asyncio.sleep(0.05)
+            await until(ends(store, batch))
+        assert now(store, batch).request_counts.completed == 100
+        assert len(output(store.of("me"), now(store, batch).output_file_id)) == 100
+
+    run(scenario())
+
+
 def test_api_keys_take_turns(store: Store) -> None:
     async def scenario() -> None:
         first = create(store, *(line(str(number)) for number in range(100)), owner="first")
@@ -251,20 +484,36 @@ def test_api_keys_take_turns(store: Store) -> None:
     run(scenario())
 
 
-def test_an_online_request_goes_first_and_the_batch_goes_on(store: Store) -> None:
+def _grows_by(decoder: FakeDecoder, num_requests: int) -> Callable[[], bool]:
+    num_sent = len(decoder.specs)
+    return lambda: len(decoder.specs) > num_sent + num_requests
+
+
+def test_an_online_request_cancels_what_runs_and_each_is_put_back_into_its_batch(store: Store) -> None:
     async def scenario() -> None:
         gaps = TrafficGaps()
         core, decoder = blocked(gaps)
-        batch = create(store, *(line(str(number)) for number in range(3)))
+        release(decoder)
+        batches = {
+            owner: create(store, *(line(f"{owner}-{number}") for number in range(40)), owner=owner)
+            for owner in ("first", "second")
+        }
         async with working(store, core, gaps):
-            await until(lambda: decoder.specs)
-            online = asyncio.create_task(core.predict(SMALL_PNG, {"task": "ocr"}, context()))
-            await until(lambda: decoder.num_cancelled)
-            await until(lambda: len(decoder.specs) == 2)  # that of the online request
-            release(decoder)
-            await online
-            await until(ends(store, batch))
-        assert len(output(store.of("me"), now(store, batch).output_file_id)) == 3
+            for num_cancelled in (8, 16):
+                await hold_back(decoder, 8)
+                online = asyncio.create_task(core.predict(SMALL_PNG, {"task": "ocr"}, context()))
+                await until(lambda: decoder.num_cancelled)
+                await until(lambda: decoder.num_waiting == 1)  # the online request
+                assert decoder.num_cancelled == num_cancelled
+                release(decoder)
+                await online
+                await until(_grows_by(decoder, 8))
+            for owner, batch in batches.items():
+                await until(ends(store, batch, owner=owner))
+        for owner, batch in batches.items():
+            assert now(store, batch, owner).status == "completed"
+            answered = output(store.of(owner), now(store, batch, owner).output_file_id)
+            assert answered.keys() == {f"{owner}-{number}" for number in range(40)}
 
     run(scenario())
 
