@@ -1,0 +1,157 @@
+"""Batches are checked and begun in their turn, whatever happens to the others."""
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from service.batches import validation
+from service.batches.journal import Journal
+from service.batches.lines import OutputLine, OutputResponse
+from service.batches.store import Store
+from service.batches.wire import Batch
+from tests.support.batch_lines import line
+from tests.support.batch_runs import (
+    blocked,
+    completed,
+    create,
+    ends,
+    mark_begun,
+    now,
+    output,
+    release,
+    working,
+)
+from tests.support.core_calls import run, until
+from tests.support.fake_service import make_core
+
+
+def test_an_invalid_file_fails_its_batch(store: Store) -> None:
+    batch = completed(store, create(store, line("a"), line("a")))
+    assert batch.status == "failed"
+    assert batch.errors is not None
+    assert [(error.code, error.line) for error in batch.errors.data] == [("duplicate_custom_id", 2)]
+
+
+def test_a_file_that_was_deleted_fails_its_batch(store: Store) -> None:
+    batch = create(store, line("a"))
+    store.of("me").remove_file(batch.input_file_id)
+    failed = completed(store, batch)
+    assert failed.errors is not None
+    assert [error.code for error in failed.errors.data] == ["file_not_found"]
+
+
+def open_inputs(store: Store, *batches: Batch) -> int:
+    """Return the number of open input files."""
+    paths = {str(store.of("me").content(batch.input_file_id)) for batch in batches}
+    links = []
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            links.append(str(each.readlink()))
+    return sum(link in paths for link in links)
+
+
+def test_one_batch_of_a_key_runs_at_a_time_and_the_others_are_ids(store: Store) -> None:
+    async def scenario() -> None:
+        core, decoder = blocked()
+        batches = [create(store, *(line(f"{batch}-{number}") for number in range(20))) for batch in range(3)]
+        async with working(store, core):
+            await until(lambda: all(now(store, batch).status == "in_progress" for batch in batches))
+            await until(lambda: decoder.num_waiting)
+            assert open_inputs(store, *batches) == open_inputs(store, batches[0]) == 1
+            release(decoder)
+            await until(ends(store, *batches))
+        assert all(now(store, batch).request_counts.completed == 20 for batch in batches)
+
+    run(scenario())
+
+
+def test_files_are_checked_one_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "_PIECE_BYTES", 1)
+
+    async def scenario() -> None:
+        core, _ = blocked()
+        batches = [create(store, *(line(str(number)) for number in range(5))) for _ in range(4)]
+        async with working(store, core):
+            nums_open = []
+            while not all(now(store, batch).status == "in_progress" for batch in batches):
+                nums_open.append(open_inputs(store, *batches[1:]))
+                await asyncio.sleep(0)
+            assert max(nums_open) == 1
+
+    run(scenario())
+
+
+def test_a_waiting_batch_is_cancelled_at_once_and_keeps_what_is_answered(store: Store) -> None:
+    async def scenario() -> None:
+        core, decoder = blocked()
+        first, waiting = (create(store, line("a"), line("b")) for _ in range(2))
+        content = store.of("me").content
+        mark_begun(store, first, 2)
+        state = mark_begun(store, waiting, 2)
+        response = OutputResponse(status_code=200, request_id="r", body={})
+        answer = OutputLine(id="a", custom_id="a", response=response).rendered()
+        Journal.open(content(state.output_id), content(state.error_id)).append([answer])
+        async with working(store, core):
+            await until(lambda: decoder.num_waiting)
+            store.of("me").cancel(waiting.id)
+            await until(ends(store, waiting))
+            assert now(store, first).status == "in_progress"
+        cancelled = now(store, waiting)
+        assert (cancelled.status, bool(cancelled.cancelled_at)) == ("cancelled", True)
+        assert output(store.of("me"), cancelled.output_file_id).keys() == {"a"}
+
+    run(scenario())
+
+
+def test_a_batch_that_is_cancelled_before_its_file_is_checked_ends(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "_PIECE_BYTES", 1)
+    monkeypatch.setattr(validation, "_PAUSE_S", 0.1)
+    checked = create(store, *(line(str(number)) for number in range(50)))
+    waiting = create(store, line("a"))
+    store.of("me").cancel(waiting.id)
+    ended = completed(store, waiting)
+    assert (ended.status, bool(ended.cancelled_at), bool(ended.cancelling_at)) == ("cancelled", True, True)
+    assert ended.request_counts.total == 0
+    assert now(store, checked).status == "validating"
+
+
+def test_a_disk_that_fails_delays_a_batch(store: Store) -> None:
+    async def scenario() -> None:
+        batch = create(store, *(line(str(number)) for number in range(20)))
+        files = store.of("me").files
+        async with working(store, make_core()):
+            await until(lambda: now(store, batch).request_counts.completed)
+            files.chmod(0o500)
+            state = store.of("me").state(batch.id)
+            path = store.of("me").content(state.output_id)
+            path.rename(path.with_suffix(".away"))
+            path.mkdir()  # cannot be appended to
+            await asyncio.sleep(0.1)
+            path.rmdir()
+            path.with_suffix(".away").rename(path)
+            files.chmod(0o700)
+            await until(ends(store, batch))
+        assert len(output(store.of("me"), now(store, batch).output_file_id)) == 20
+
+    run(scenario())
+
+
+def test_a_batch_that_cannot_be_read_does_not_stop_the_others(store: Store) -> None:
+    broken, batch = create(store, line("a"), owner="other"), create(store, line("a"))
+    (store.of("other").batches / f"{broken.id}.json").write_text("{")
+    assert completed(store, batch).status == "completed"
+
+
+def test_a_defect_outside_of_a_request_fails_the_batch(store: Store) -> None:
+    """Here the file is another than the one that was checked."""
+    batch = create(store, line("a"), line("b"))
+    mark_begun(store, batch, 2)
+    store.of("me").content(batch.input_file_id).write_bytes(b"{}\n{}\n")
+    failed = completed(store, batch)
+    assert failed.status == "failed"
+    assert failed.errors is not None
+    assert [error.code for error in failed.errors.data] == ["internal"]
