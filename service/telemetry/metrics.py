@@ -47,7 +47,9 @@ REQUEST_MEMORY_BYTES = Gauge(
     multiprocess_mode="livesum",
 )
 BATCH_REQUESTS_WAITING = Gauge(
-    "diptych_batch_requests_waiting", "Requests of unfinished batches without an answer.", multiprocess_mode="livesum"
+    "diptych_batch_requests_waiting",
+    "Requests without an answer, of unfinished batches whose file was checked.",
+    multiprocess_mode="livesum",
 )
 SHARED_LIMITS_UNANSWERED = Counter(
     "diptych_shared_limits_unanswered_total",
