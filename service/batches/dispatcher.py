@@ -204,7 +204,8 @@ class Dispatcher:
             self._num_waiting[job.state.batch.id] = job.num_waiting
             if is_over:
                 return
-            run.is_stopped = run.is_stopped or await in_thread(job.is_to_end)
+            if await in_thread(job.is_to_end):  # a failure may have stopped it meanwhile
+                run.is_stopped = True
             await asyncio.sleep(_SAVE_S)
 
 

@@ -1,12 +1,14 @@
 """Batches are checked and begun in their turn, whatever happens to the others."""
 
 import asyncio
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from service.batches import validation
+from service.batches.job import Job
 from service.batches.journal import Journal
 from service.batches.lines import OutputLine, OutputResponse
 from service.batches.store import Store
@@ -146,8 +148,9 @@ def test_a_batch_that_cannot_be_read_does_not_stop_the_others(store: Store) -> N
     assert completed(store, batch).status == "completed"
 
 
-def test_a_defect_outside_of_a_request_fails_the_batch(store: Store) -> None:
-    """Here the file is another than the one that was checked."""
+def test_a_defect_outside_of_a_request_fails_the_batch(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the file is another than the one that was checked; it is read while the folder is slow."""
+    monkeypatch.setattr(Job, "is_to_end", lambda _: time.sleep(0.05))
     batch = create(store, line("a"), line("b"))
     mark_begun(store, batch, 2)
     store.of("me").content(batch.input_file_id).write_bytes(b"{}\n{}\n")
