@@ -26,7 +26,6 @@ from tests.support.batch_runs import (
     working,
 )
 from tests.support.core_calls import run, until
-from tests.support.fake_service import make_core
 
 
 def test_an_invalid_file_fails_its_batch(store: Store) -> None:
@@ -119,27 +118,6 @@ def test_a_batch_that_is_cancelled_before_its_file_is_checked_ends(
     assert (ended.status, bool(ended.cancelled_at), bool(ended.cancelling_at)) == ("cancelled", True, True)
     assert ended.request_counts.total == 0
     assert now(store, checked).status == "validating"
-
-
-def test_a_disk_that_fails_delays_a_batch(store: Store) -> None:
-    async def scenario() -> None:
-        batch = create(store, *(line(str(number)) for number in range(20)))
-        files = store.of("me").files
-        async with working(store, make_core()):
-            await until(lambda: now(store, batch).request_counts.completed)
-            files.chmod(0o500)
-            state = store.of("me").state(batch.id)
-            path = store.of("me").content(state.output_id)
-            path.rename(path.with_suffix(".away"))
-            path.mkdir()  # cannot be appended to
-            await asyncio.sleep(0.1)
-            path.rmdir()
-            path.with_suffix(".away").rename(path)
-            files.chmod(0o700)
-            await until(ends(store, batch))
-        assert len(output(store.of("me"), now(store, batch).output_file_id)) == 20
-
-    run(scenario())
 
 
 def test_a_batch_that_cannot_be_read_does_not_stop_the_others(store: Store) -> None:
