@@ -11,15 +11,15 @@ a later process needs is in the store: after a crash it continues behind what th
 """
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from contextlib import suppress
 
 from service.batches.execution import BatchRun, Executor
 from service.batches.job import Job, NoRoom
 from service.batches.store import BatchState, KeyFolder, Store
-from service.batches.turns import WaitingBatches
 from service.batches.validation import Checked, check_file
 from service.batches.wire import ENDED, BatchError, BatchErrors, RequestCounts
 from service.errors import NotFound
@@ -35,6 +35,36 @@ _CLEAN_S = 3600.0
 _DEFECT = "The service failed; the cause is in its log under the id of the batch."
 
 Work = Callable[[KeyFolder, BatchState], Awaitable[None]]
+
+
+class WaitingBatches:
+    """The ids of batches that wait: API keys take turns, and of one key the oldest batch comes first."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, set[str]] = {}
+        self._turns = itertools.count(1)
+        self._last_turn: dict[str, int] = {}
+
+    def add(self, owner: str, batch_id: str) -> None:
+        self._ids.setdefault(owner, set()).add(batch_id)
+
+    def remove(self, owner: str, batch_id: str) -> bool:
+        """Remove a batch; return False if it does not wait."""
+        is_waiting = batch_id in self._ids.get(owner, ())
+        if is_waiting:
+            self._ids[owner].remove(batch_id)
+        return is_waiting
+
+    def take(self, busy: Container[str] = ()) -> tuple[str, str] | None:
+        """Remove the next batch, whose owner is not in `busy`; return owner and batch id."""
+        owners = [owner for owner, ids in self._ids.items() if ids and owner not in busy]
+        if not owners:
+            return None
+        owner = min(owners, key=lambda each: self._last_turn.get(each, 0))
+        self._last_turn[owner] = next(self._turns)
+        batch_id = min(self._ids[owner])
+        self._ids[owner].remove(batch_id)
+        return owner, batch_id
 
 
 class Dispatcher:

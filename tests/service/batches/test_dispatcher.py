@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.batches import validation
+from service.batches.dispatcher import WaitingBatches
 from service.batches.job import Job
 from service.batches.journal import Journal
 from service.batches.lines import OutputLine, OutputResponse
@@ -64,6 +65,17 @@ def test_one_batch_of_a_key_runs_at_a_time_and_the_others_are_ids(store: Store) 
             release(decoder)
             await until(ends(store, *batches))
         assert all(now(store, batch).request_counts.completed == 20 for batch in batches)
+
+    run(scenario())
+
+
+def test_the_next_batch_begins_when_the_last_request_of_the_one_before_is_in_flight(store: Store) -> None:
+    async def scenario() -> None:
+        core, decoder = blocked()
+        first, second = create(store, line("a")), create(store, line("a"))
+        async with working(store, core):
+            await until(lambda: open_inputs(store, second) and decoder.num_waiting)
+            assert now(store, first).status == "in_progress"
 
     run(scenario())
 
@@ -136,3 +148,44 @@ def test_a_defect_outside_of_a_request_fails_the_batch(store: Store, monkeypatch
     assert failed.status == "failed"
     assert failed.errors is not None
     assert [error.code for error in failed.errors.data] == ["internal"]
+
+
+def waiting(*batches: tuple[str, str]) -> WaitingBatches:
+    found = WaitingBatches()
+    for owner, batch_id in batches:
+        found.add(owner, batch_id)
+    return found
+
+
+def taken(batches: WaitingBatches) -> list[str]:
+    ids = []
+    while (found := batches.take()) is not None:
+        ids.append(found[1])
+    return ids
+
+
+def test_keys_take_turns_and_the_oldest_batch_of_a_key_is_first() -> None:
+    assert taken(waiting(("a", "3"), ("a", "2"), ("b", "5"), ("a", "1"), ("b", "4"))) == ["1", "4", "2", "5", "3"]
+
+
+def test_the_key_whose_turn_is_longest_ago_is_next_also_when_it_comes_back() -> None:
+    batches = waiting(("a", "1"), ("b", "2"))
+    assert (batches.take(), batches.take(), batches.take()) == (("a", "1"), ("b", "2"), None)
+    batches.add("b", "3")
+    batches.add("a", "4")
+    assert taken(batches) == ["4", "3"]
+
+
+def test_a_busy_key_waits() -> None:
+    batches = waiting(("a", "1"), ("b", "2"))
+    assert batches.take(busy={"a"}) == ("b", "2")
+    assert batches.take(busy={"a"}) is None
+    assert batches.take() == ("a", "1")
+
+
+def test_a_removed_batch_has_no_turn() -> None:
+    batches = waiting(("a", "1"), ("a", "2"))
+    assert batches.remove("a", "1")
+    assert not batches.remove("a", "1")
+    assert not batches.remove("b", "2")
+    assert taken(batches) == ["2"]

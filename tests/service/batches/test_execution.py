@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from service.admission.traffic_gaps import TrafficGaps
 from service.batches.store import Store
+from service.batches.wire import Batch
 from tests.support.batch_lines import line
 from tests.support.batch_runs import (
     blocked,
@@ -18,19 +20,29 @@ from tests.support.batch_runs import (
 )
 from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeDecoder
-from tests.support.fake_service import context, make_core
-from tests.support.rest_client import SMALL_PNG
+from tests.support.fake_service import context
+from tests.support.rest_client import OCR, SMALL_PNG
 
 
 def test_api_keys_take_turns(store: Store) -> None:
     async def scenario() -> None:
+        core, decoder = blocked()
         first = create(store, *(line(str(number)) for number in range(100)), owner="first")
-        second = create(store, line("a"), owner="second")
-        async with working(store, make_core()):
-            await until(lambda: now(store, second, "second").status == "completed")
-            assert now(store, first, "first").status == "in_progress"
+        second = create(store, line("a", body={**OCR, "task": "captioning"}), owner="second")
+        async with working(store, core):
+            for batch, owner in [(first, "first"), (second, "second")]:
+                await until(partial(is_begun, store, batch, owner))
+            release(decoder)
+            await until(ends(store, first, owner="first"))
+        prompts = [str(spec.segments) for spec in decoder.specs]
+        assert len(set(prompts)) == 2
+        assert prompts.index(min(prompts, key=prompts.count)) < 20
 
     run(scenario())
+
+
+def is_begun(store: Store, batch: Batch, owner: str) -> bool:
+    return now(store, batch, owner).status == "in_progress"
 
 
 def _grows_by(decoder: FakeDecoder, num_requests: int) -> Callable[[], bool]:

@@ -41,7 +41,7 @@ def test_requests_are_counted_and_blank_lines_are_not(tmp_path: Path) -> None:
         (jsonl(line(1)), "invalid_request", "custom_id"),
         (jsonl(line("\ud800")), "invalid_request", "custom_id"),
         (jsonl(line("b", "\ud800")), "url_mismatch", "url"),
-        (jsonl(line("b", **{"\ud800": 1})), "invalid_request", "the document"),
+        (jsonl({**line("b"), "\ud800": 1}), "invalid_request", "the document"),
         (jsonl(line("b", method="GET")), "invalid_request", "method"),
         (jsonl(line("b", body=[])), "invalid_request", "body"),
         (jsonl(line("b", priority=1)), "invalid_request", "priority"),
