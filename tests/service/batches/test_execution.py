@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
+from pathlib import Path
 
 from service.admission.traffic_gaps import TrafficGaps
+from service.batches.execution import BatchRun, Executor
+from service.batches.lines import IdHashes, InputFile
 from service.batches.store import Store
-from service.batches.wire import Batch
-from tests.support.batch_lines import line
+from tests.support.batch_lines import jsonl, line
 from tests.support.batch_runs import (
     blocked,
     create,
@@ -20,29 +21,34 @@ from tests.support.batch_runs import (
 )
 from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeDecoder
-from tests.support.fake_service import context
+from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, context, make_core
 from tests.support.rest_client import OCR, SMALL_PNG
 
 
-def test_api_keys_take_turns(store: Store) -> None:
+def batch_run(folder: Path, owner: str, batch_id: str, num_lines: int, task: str) -> BatchRun:
+    path = folder / f"{owner}-{batch_id}"
+    path.write_bytes(jsonl(*(line(str(number), body={**OCR, "task": task}) for number in range(num_lines))))
+    return BatchRun(owner, batch_id, InputFile(path, 10_000), IdHashes(), lambda: None)
+
+
+def test_keys_take_turns_and_the_oldest_batch_of_a_key_is_first(tmp_path: Path) -> None:
     async def scenario() -> None:
-        core, decoder = blocked()
-        first = create(store, *(line(str(number)) for number in range(100)), owner="first")
-        second = create(store, line("a", body={**OCR, "task": "captioning"}), owner="second")
-        async with working(store, core):
-            for batch, owner in [(first, "first"), (second, "second")]:
-                await until(partial(is_begun, store, batch, owner))
-            release(decoder)
-            await until(ends(store, first, owner="first"))
-        prompts = [str(spec.segments) for spec in decoder.specs]
-        assert len(set(prompts)) == 2
-        assert prompts.index(min(prompts, key=prompts.count)) < 20
+        decoder = FakeDecoder(FLORENCE_ANSWERS)
+        executor = Executor(make_core(decoders={FLORENCE_ID: decoder}), TrafficGaps(max_running=1), 5)
+        runs = [
+            batch_run(tmp_path, "one", "3", 2, "captioning"),
+            batch_run(tmp_path, "one", "1", 10, "ocr"),
+            batch_run(tmp_path, "two", "2", 2, "captioning"),
+        ]
+        for each in runs:
+            executor.add(each)
+        running = asyncio.create_task(executor.run())
+        await until(lambda: all(each.is_over for each in runs))
+        running.cancel()
+        ocr = decoder.specs[0].segments
+        assert [index for index, spec in enumerate(decoder.specs) if spec.segments != ocr] == [1, 3, 12, 13]
 
     run(scenario())
-
-
-def is_begun(store: Store, batch: Batch, owner: str) -> bool:
-    return now(store, batch, owner).status == "in_progress"
 
 
 def _grows_by(decoder: FakeDecoder, num_requests: int) -> Callable[[], bool]:
