@@ -1,6 +1,7 @@
 """Batches are checked and begun in their turn, whatever happens to the others."""
 
 import asyncio
+import logging
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -54,7 +55,15 @@ def open_inputs(store: Store, *batches: Batch) -> int:
     return sum(link in paths for link in links)
 
 
-def test_one_batch_of_a_key_runs_at_a_time_and_the_others_are_ids(store: Store) -> None:
+def begun(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage().split()[1].rstrip(":") for record in caplog.records if "requests wait" in record.msg]
+
+
+def test_one_batch_of_a_key_runs_at_a_time_and_the_others_are_ids(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "service.batches.dispatcher")
+
     async def scenario() -> None:
         core, decoder = blocked()
         batches = [create(store, *(line(f"{batch}-{number}") for number in range(20))) for batch in range(3)]
@@ -62,9 +71,11 @@ def test_one_batch_of_a_key_runs_at_a_time_and_the_others_are_ids(store: Store) 
             await until(lambda: all(now(store, batch).status == "in_progress" for batch in batches))
             await until(lambda: decoder.num_waiting)
             assert open_inputs(store, *batches) == open_inputs(store, batches[0]) == 1
+            assert begun(caplog) == [batches[0].id]
             release(decoder)
             await until(ends(store, *batches))
         assert all(now(store, batch).request_counts.completed == 20 for batch in batches)
+        assert begun(caplog) == [batch.id for batch in batches]
 
     run(scenario())
 
