@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from service.batches import dispatcher
 from service.batches.store import MAX_BYTES_PER_KEY, Store
 from tests.support.batch_lines import line
 from tests.support.batch_runs import (
@@ -58,6 +59,21 @@ def test_a_process_that_ends_early_leaves_the_rest_to_the_next(store: Store) -> 
 
 def _number(custom_id: str) -> int:
     return int(custom_id.rpartition("-")[2])
+
+
+def test_what_is_answered_is_written_when_the_process_stops(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher, "_SAVE_S", 60)
+
+    async def scenario() -> None:
+        core, decoder = blocked()
+        release(decoder)
+        batch = create(store, *(line(str(number)) for number in range(40)))
+        async with working(store, core):
+            await hold_back(decoder, 8)
+            assert now(store, batch).request_counts.completed == 0
+        assert now(store, batch).request_counts.completed == len(decoder.specs) - 8
+
+    run(scenario())
 
 
 def test_a_cancelled_batch_keeps_what_is_answered_and_runs_no_more(store: Store) -> None:
