@@ -10,7 +10,7 @@ ServiceError
 ├── UnsupportedImage     not a readable image file
 ├── UnsupportedTask      the model does not offer the task, or not this variant of it
 ├── Overloaded           a limit of load is reached; names the seconds until a retry
-├── NotReady             a runner is starting or unreachable
+├── NotReady             a runner is starting or unreachable, or the disk of files and batches is full
 ├── DeadlineExceeded     the request's deadline passed
 └── InternalError        a defect of the service; the message has no details
 
@@ -112,7 +112,7 @@ class Overloaded(ServiceError):
 
 
 class NotReady(ServiceError):
-    """A runner is starting or unreachable."""
+    """A runner is starting or unreachable, or the disk of files and batches is full."""
 
     code = "not_ready"
 

@@ -1,22 +1,23 @@
 """Answers one request of a batch: what POST to its url would answer, as a line of the output or the error file.
 
-A request that met a busy service or a runner that is not there is repeated until the batch ends. It knows no files.
+A request that met a busy service or a runner that is not there is repeated until the batch ends. Its line is in memory
+while it is answered, and counts with what is parsed of it as memory of requests, like the bodies of online ones.
 """
 
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
 
 from service.admission.quotas import NO_LIMITS, Quota
-from service.batches.lines import OutputLine, OutputResponse
-from service.batches.wire import BatchLine, Endpoint
+from service.batches.lines import InputFile, LineSpan, OutputLine, OutputResponse, RenderedLine, parse_line
+from service.batches.wire import BatchLine
 from service.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, ServiceError
-from service.http.body import missing_image, parse_image
+from service.http.body import BodyMemory, missing_image, parse_image, parsed
 from service.http.boundary import STATUSES, ErrorForm, error_json
 from service.images.decoding import in_thread
 from service.images.url_rules import ImageInput
@@ -35,34 +36,66 @@ _MAX_LATE = 3  # attempts that may miss their deadline: a runner may have been s
 Body = dict[str, Any]
 
 
-async def answered(line: BatchLine, core: Core, timeout_s: float, is_stopped: Callable[[], bool]) -> OutputLine | None:
-    """Return the line with the answer or the error of a request; None if its batch stops before there is one."""
-    context = RequestContext(uuid.uuid4().hex, API, 0.0, _QUOTA, is_background=True)
-    answer, error_form = _ENDPOINTS[line.url]  # type: ignore[index]  # the file was checked
-    num_late = 0
-    while True:
-        context = replace(context, deadline_s=time.monotonic() + timeout_s)
-        try:
-            body = await answer(line.body, core, context)
-        except Exception as error:  # a defect at one request must not end its batch
-            num_late += isinstance(error, DeadlineExceeded)
-            if not _is_temporary(error) and not 0 < num_late < _MAX_LATE:
-                failure = record_failure(error, API, context.request_id)
-                return _line(line, context, STATUSES[failure.code], dict(error_form(failure, context.request_id)))
-            if is_stopped():
-                return None
+class FiledRequest:
+    """A request of an input file, until it is answered."""
+
+    def __init__(self, source: InputFile, span: LineSpan, core: Core, timeout_s: float) -> None:
+        self._source = source
+        self._span = span
+        self._core = core
+        self._timeout_s = timeout_s
+        self._request_id = uuid.uuid4().hex
+        self._num_late = 0
+
+    async def answered(self, is_stopped: Callable[[], bool]) -> RenderedLine | None:
+        """Return the line with the answer or the error; None if the batch stops before there is one.
+
+        Raise `OSError` if the input file cannot be read.
+        """
+        while (output := await self._attempt()) is None and not is_stopped():
             await asyncio.sleep(_RETRY_AFTER_S)
-        else:
-            return _line(line, context, _OK, body.model_dump(mode="json"))
+        return output
+
+    async def _attempt(self) -> RenderedLine | None:
+        """Return the line, or None if the request is to be repeated."""
+        deadline_s = time.monotonic() + self._timeout_s
+        context = RequestContext(self._request_id, API, deadline_s, _QUOTA, is_background=True)
+        line = None
+        try:
+            line = await self._read(context)
+            answer, _ = _ENDPOINTS[line.url]
+            body = await answer(line.body, self._core, context)
+            return _rendered(line, context, _OK, body.model_dump(mode="json"))
+        except Exception as error:  # a defect at one request must not end its batch
+            if self._is_repeated(error):
+                return None
+            if line is None:
+                raise
+            return _failed(line, context, error)
+        finally:
+            await self._core.leave(context)
+
+    async def _read(self, context: RequestContext) -> BatchLine:
+        """Return the line, which is held until the attempt ends; raise `Overloaded` if there is no memory for it."""
+        self._core.hold(context, self._span.num_bytes)
+        data = await in_thread(self._source.read, self._span)
+        return await parsed(parse_line, data, BodyMemory(len(data), partial(self._core.hold, context)))
+
+    def _is_repeated(self, error: Exception) -> bool:
+        is_late = isinstance(error, DeadlineExceeded)
+        self._num_late += is_late
+        return isinstance(error, Overloaded | NotReady) or (is_late and self._num_late < _MAX_LATE)
 
 
-def _is_temporary(error: Exception) -> bool:
-    return isinstance(error, Overloaded | NotReady)
+def _failed(line: BatchLine, context: RequestContext, error: Exception) -> RenderedLine:
+    failure = record_failure(error, API, context.request_id)
+    _, error_form = _ENDPOINTS[line.url]
+    return _rendered(line, context, STATUSES[failure.code], error_form(failure, context.request_id))
 
 
-def _line(line: BatchLine, context: RequestContext, status: int, body: Body) -> OutputLine:
-    response = OutputResponse(status_code=status, request_id=context.request_id, body=body)
-    return OutputLine(id=f"batch_req_{context.request_id}", custom_id=line.custom_id, response=response)
+def _rendered(line: BatchLine, context: RequestContext, status: int, body: Mapping[str, Any]) -> RenderedLine:
+    response = OutputResponse(status_code=status, request_id=context.request_id, body=dict(body))
+    return OutputLine(id=f"batch_req_{context.request_id}", custom_id=line.custom_id, response=response).rendered()
 
 
 async def _chat(body: Body, core: Core, context: RequestContext) -> BaseModel:
@@ -95,7 +128,7 @@ def _streamed() -> ServiceError:
     return InvalidRequest("stream is true; a request of a batch is answered as a whole", "stream")
 
 
-_ENDPOINTS: dict[Endpoint, tuple[Callable[[Body, Core, RequestContext], Awaitable[BaseModel]], ErrorForm]] = {
+_ENDPOINTS: dict[str, tuple[Callable[[Body, Core, RequestContext], Awaitable[BaseModel]], ErrorForm]] = {
     "/v1/chat/completions": (_chat, error_body),
     "/v1/predict": (_predict, error_json),
     "/v1/compare": (_compare, error_json),

@@ -6,19 +6,22 @@ POST /v1/batches  GET /v1/batches  GET /v1/batches/{batch_id}         POST /v1/b
 A key sees its own files and batches only. Each call reads the store, so that any gateway that shares it can answer.
 """
 
+import logging
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from service.batches.store import KeyFolder, Store
 from service.batches.uploads import Upload, read_upload
 from service.batches.wire import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
-from service.errors import InvalidRequest, NotFound
+from service.errors import InvalidRequest, NotFound, NotReady
 from service.http.body import BodyMemory, read_json
 from service.http.boundary import Endpoint, RestBoundary
 from service.images.decoding import in_thread
@@ -28,11 +31,26 @@ from service.settings import variable
 from service.validation import rejected_field
 from tasks.errors import shown
 
+logger = logging.getLogger(__name__)
+
 _MAX_FILES, _MAX_BATCHES = 10_000, 100  # of one page
 _USUAL_BATCHES = 20
 _PURPOSES = ("batch", "batch_output")
 
 ObjectT = TypeVar("ObjectT", FileObject, Batch)
+
+
+class _OpenFile(FileResponse):
+    """The content of a file that is open, also if it is deleted meanwhile."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        path = f"/proc/self/fd/{file.fileno()}"  # opens the file itself, whatever its name is by now
+        super().__init__(path, media_type="application/jsonl", stat_result=os.fstat(file.fileno()))
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._file:
+            await super().__call__(scope, receive, send)
 
 
 class BatchesApi:
@@ -45,7 +63,7 @@ class BatchesApi:
 
     def routes(self) -> list[Route]:
         def route(method: str, path: str, function: Endpoint) -> Route:
-            return Route(path, self._boundary.endpoint(function, OPENAI), methods=[method])
+            return Route(path, self._boundary.endpoint(_on_disk(function), OPENAI), methods=[method])
 
         return [
             route("POST", "/v1/files", self.upload),
@@ -61,7 +79,7 @@ class BatchesApi:
 
     async def upload(self, request: Request, context: RequestContext) -> Response:
         folder = self._folder(context)
-        await in_thread(folder.check_room, 0)
+        await in_thread(folder.check_room)
         upload = await self._boundary.read(self._read_upload, request, context)
         try:
             kept_s = upload.fields.expires_after.seconds
@@ -98,8 +116,7 @@ class BatchesApi:
 
     async def content(self, request: Request, context: RequestContext) -> Response:
         folder = self._folder(context)
-        file = await in_thread(folder.file, request.path_params["file_id"])
-        return FileResponse(folder.content(file.id), media_type="application/jsonl")
+        return _OpenFile(await in_thread(folder.open, request.path_params["file_id"]))
 
     async def create(self, request: Request, context: RequestContext) -> Response:
         folder = self._folder(context)
@@ -135,6 +152,19 @@ class BatchesApi:
         if self._store is None:
             raise NotFound(f"files and batches are disabled: {variable('batches_folder')} is not set")
         return self._store.of(context.quota.owner)
+
+
+def _on_disk(function: Endpoint) -> Endpoint:
+    """Return an endpoint whose errors of the disk, such as a full one, are `NotReady`."""
+
+    async def answer(request: Request, context: RequestContext) -> Response:
+        try:
+            return await function(request, context)
+        except OSError as error:
+            logger.error("request %s: the folder of batches fails: %s", context.request_id, error)
+            raise NotReady(f"the disk of files and batches fails: {error.strerror}; try again later") from error
+
+    return answer
 
 
 async def _read_batch(request: Request, memory: BodyMemory) -> BatchRequest:

@@ -1,18 +1,17 @@
 """Runs the requests of all batches in the gaps of online traffic.
 
 API keys take turns, and of one key the oldest batch comes first. A request that is cancelled for an online one is put
-back. In memory are the lines of the requests in flight and those put back; the others stay in the input files.
+back. In memory are the lines of the requests in flight, which count as their bytes; all others stay in their files.
 """
 
 import asyncio
 import itertools
 from collections import deque
-from pathlib import Path
+from collections.abc import Callable
 
 from service.admission.traffic_gaps import TrafficGaps
-from service.batches.answers import answered
-from service.batches.lines import OutputLine, unanswered
-from service.batches.wire import BatchLine
+from service.batches.answers import FiledRequest
+from service.batches.lines import IdHashes, InputFile, LineSpan, RenderedLine
 from service.images.decoding import in_thread
 from service.inference.core import Core
 
@@ -20,17 +19,22 @@ from service.inference.core import Core
 class BatchRun:
     """The requests of one batch that have no answer yet, and the lines of those that have one since `take_output`."""
 
-    def __init__(self, owner: str, batch_id: str, input_file: Path, max_line_bytes: int, done: frozenset[str]) -> None:
+    def __init__(
+        self, owner: str, batch_id: str, source: InputFile, done: IdHashes, on_read: Callable[[], None]
+    ) -> None:
+        """`on_read` is called when every line was taken."""
         self.owner = owner
         self.batch_id = batch_id
         self.is_stopped = False
-        self.failure: Exception | None = None  # of reading the input file
-        self._lines = unanswered(input_file, max_line_bytes, done)
+        self.failure: BaseException | None = None  # of reading the input file, or of a request
+        self.source = source
+        self._lines = source.unanswered(done)
+        self._on_read = on_read
         self._is_read = False
-        self._put_back = deque[BatchLine]()
+        self._put_back = deque[LineSpan]()
         self._num_taken = 0
         self._in_flight = set[asyncio.Task[None]]()
-        self._output: list[OutputLine] = []
+        self._output: list[RenderedLine] = []
 
     @property
     def has_lines(self) -> bool:
@@ -41,20 +45,22 @@ class BatchRun:
         """True if no request is in flight, and no other will be."""
         return not self._in_flight and (self.is_stopped or not (self.has_lines or self._num_taken))
 
-    async def take_line(self) -> BatchLine | None:
+    async def take_line(self) -> LineSpan | None:
         """Return the next request, to be given to `begin` or `drop`; None at the end of the file."""
+        self._num_taken += 1
         if self._put_back:
-            self._num_taken += 1
             return self._put_back.popleft()
         try:
-            line = await in_thread(next, self._lines, None)
+            if (line := await in_thread(next, self._lines, None)) is not None:
+                return line
+            self._is_read = True
+            self._on_read()
         except Exception as error:  # for the batch's own task; the other batches go on
-            self.failure, self.is_stopped, line = error, True, None
-        self._is_read = line is None
-        self._num_taken += line is not None
-        return line
+            self._fail(error)
+        self._num_taken -= 1
+        return None
 
-    def begin(self, line: BatchLine, task: asyncio.Task[None]) -> None:
+    def begin(self, line: LineSpan, task: asyncio.Task[None]) -> None:
         """Count a request as in flight until its task ends; a cancelled one is put back."""
         self._in_flight.add(task)
         task.add_done_callback(lambda _: self._end(line, task))
@@ -62,18 +68,24 @@ class BatchRun:
     def drop(self) -> None:
         self._num_taken -= 1
 
-    def add_output(self, line: OutputLine) -> None:
+    def add_output(self, line: RenderedLine) -> None:
         self._output.append(line)
 
-    def take_output(self) -> list[OutputLine]:
+    def take_output(self) -> list[RenderedLine]:
         taken, self._output = self._output, []
         return taken
 
-    def _end(self, line: BatchLine, task: asyncio.Task[None]) -> None:
+    def _end(self, line: LineSpan, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)
         self._num_taken -= 1
         if task.cancelled():
             self._put_back.append(line)
+        elif (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure = error
+        self.is_stopped = True
 
     def cancel(self) -> None:
         """Stop, and cancel the requests in flight."""
@@ -99,8 +111,10 @@ class Executor:
         self._changed.set()
 
     def remove(self, run: BatchRun) -> None:
+        """Cancel a batch's requests in flight and start no others; also for one that was removed."""
         run.cancel()
-        self._runs.remove(run)
+        if run in self._runs:
+            self._runs.remove(run)
 
     async def run(self) -> None:
         """Start one request after the other, until cancelled."""
@@ -118,7 +132,7 @@ class Executor:
         runs = [run for run in self._runs if run.has_lines]
         return min(runs, key=lambda run: (self._last_turn.get(run.owner, 0), run.batch_id), default=None)
 
-    def _begin(self, run: BatchRun, line: BatchLine) -> None:
+    def _begin(self, run: BatchRun, line: LineSpan) -> None:
         if run.is_stopped:
             run.drop()
             return
@@ -127,7 +141,8 @@ class Executor:
         run.begin(line, task)
         task.add_done_callback(lambda _: self._changed.set())
 
-    async def _answer(self, run: BatchRun, line: BatchLine) -> None:
-        output = await answered(line, self._core, self._timeout_s, lambda: run.is_stopped)
+    async def _answer(self, run: BatchRun, line: LineSpan) -> None:
+        request = FiledRequest(run.source, line, self._core, self._timeout_s)
+        output = await request.answered(lambda: run.is_stopped)
         if output is not None:
             run.add_output(output)

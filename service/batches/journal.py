@@ -6,60 +6,60 @@ process that holds the lock of the store writes. All calls block.
 
 import json
 import os
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.batches.lines import OutputLine
+from service.batches.lines import IdHashes, RenderedLine, id_hash
 
 _TAIL_BYTES = 65_536
 
 
 @dataclass(slots=True)
 class Journal:
-    """Both files, and the custom ids that are in each."""
+    """Both files, and the number of the lines in each."""
 
     output: Path
     errors: Path
-    answered: set[str]
-    failed: set[str]
+    num_answered: int
+    num_failed: int
+    recovered: IdHashes  # the requests that had a line when the files were opened
 
     @classmethod
     def open(cls, output: Path, errors: Path) -> "Journal":
         """Read the files, without a last line that was cut."""
-        return cls(output, errors, _recovered(output), _recovered(errors))
+        answered = _recovered(output)
+        failed = _recovered(errors)
+        return cls(output, errors, len(answered), len(failed), IdHashes(answered + failed))
 
-    @property
-    def done(self) -> set[str]:
-        return self.answered | self.failed
-
-    def append(self, lines: Sequence[OutputLine]) -> None:
+    def append(self, lines: Sequence[RenderedLine]) -> None:
         """Append lines durably; raise `OSError`, after which the files must be opened again."""
-        answers = [line for line in lines if line.is_answer]
-        errors = [line for line in lines if not line.is_answer]
+        answers = [line.data for line in lines if line.is_answer]
+        errors = [line.data for line in lines if not line.is_answer]
         _append(self.output, answers)
-        self.answered.update(line.custom_id for line in answers)
+        self.num_answered += len(answers)
         _append(self.errors, errors)
-        self.failed.update(line.custom_id for line in errors)
+        self.num_failed += len(errors)
 
 
-def _append(path: Path, lines: Sequence[OutputLine]) -> None:
+def _append(path: Path, lines: Sequence[bytes]) -> None:
     if not lines:
         return
     with path.open("ab") as file:
-        file.write("".join(f"{line.model_dump_json()}\n" for line in lines).encode())
+        file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _recovered(path: Path) -> set[str]:
-    """Cut a last line without its end; return the custom ids of the others."""
+def _recovered(path: Path) -> "array[int]":
+    """Cut a last line without its end; return the hashes of the custom ids of the others."""
     try:
         with path.open("r+b") as file:
             _cut_last_line(file.fileno())
-            return {json.loads(line)["custom_id"] for line in file}
+            return array("Q", (id_hash(json.loads(line)["custom_id"]) for line in file))
     except FileNotFoundError:
-        return set()
+        return array("Q")
 
 
 def _cut_last_line(fd: int) -> None:

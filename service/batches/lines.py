@@ -1,6 +1,13 @@
-"""Lines of input and output files."""
+"""Lines of input and output files.
 
-from collections.abc import Iterator, Set
+A file may have tens of thousands of ids of 512 characters, so ids are kept as hashes and lines as their offsets.
+"""
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -35,18 +42,90 @@ class OutputLine(BaseModel):
     response: OutputResponse | None
     error: OutputError | None = None
 
-    @property
-    def is_answer(self) -> bool:
-        return self.response is not None and self.response.status_code == 200  # HTTP's OK
+    def rendered(self) -> "RenderedLine":
+        """Return the line as it is written; raise `ValueError` if it cannot be, such as for half a surrogate pair."""
+        is_answer = self.response is not None and self.response.status_code == 200  # HTTP's OK
+        return RenderedLine(is_answer, self.model_dump_json().encode() + b"\n")
 
 
-def read_lines(file: BinaryIO, max_line_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Yield the number of each line that is not blank, and the line; a longer one than the limit is cut after it."""
-    number = 0
+@dataclass(frozen=True, slots=True)
+class RenderedLine:
+    """A line of the output file, or else of the error file."""
+
+    is_answer: bool
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RawLine:
+    """A line of an input file without its end; a blank one is empty."""
+
+    number: int
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LineSpan:
+    """Where a request is in its file."""
+
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """An input file that was checked."""
+
+    path: Path
+    max_line_bytes: int
+
+    def unanswered(self, done: "IdHashes") -> Iterator[LineSpan]:
+        """Yield the requests whose custom ids are not in `done`."""
+        return (LineSpan(line.offset, len(line.data)) for line in self._unanswered(done))
+
+    def unanswered_ids(self, done: "IdHashes") -> Iterator[str]:
+        """Yield their custom ids."""
+        return (parse_line(line.data).custom_id for line in self._unanswered(done))
+
+    def read(self, span: LineSpan) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(span.offset)
+            return next(read_lines(file, self.max_line_bytes)).data
+
+    def _unanswered(self, done: "IdHashes") -> Iterator[RawLine]:
+        with self.path.open("rb") as file:
+            for line in read_lines(file, self.max_line_bytes):
+                if line.data and not (done and id_hash(parse_line(line.data).custom_id) in done):
+                    yield line
+
+
+class IdHashes:
+    """A set of hashes of custom ids, 8 bytes each."""
+
+    def __init__(self, hashes: Iterable[int] = ()) -> None:
+        self._sorted = array("Q", sorted(hashes))
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    def __contains__(self, hashed: int) -> bool:
+        index = bisect_left(self._sorted, hashed)
+        return index < len(self._sorted) and self._sorted[index] == hashed
+
+
+def id_hash(custom_id: str) -> int:
+    """Return 64 bits: two of 50,000 ids have the same with a probability below 1e-10, and are refused as one id."""
+    return int.from_bytes(blake2b(custom_id.encode(), digest_size=8).digest())
+
+
+def read_lines(file: BinaryIO, max_line_bytes: int) -> Iterator[RawLine]:
+    """Yield each line; a longer one than the limit is cut after it."""
+    number = offset = 0
     while line := file.readline(max_line_bytes + 2):
         number += 1
-        if stripped := line.strip():
-            yield number, stripped
+        yield RawLine(number, offset, line.strip())
+        offset += len(line)
 
 
 def parse_line(data: bytes) -> BatchLine:
@@ -56,12 +135,3 @@ def parse_line(data: bytes) -> BatchLine:
     except ValidationError as error:
         rejected = rejected_field(error)
         raise InvalidRequest(rejected.message, rejected.name) from error
-
-
-def unanswered(path: Path, max_line_bytes: int, done: Set[str]) -> Iterator[BatchLine]:
-    """Yield the requests of a checked input file whose custom ids are not in `done`."""
-    with path.open("rb") as file:
-        for _, data in read_lines(file, max_line_bytes):
-            line = parse_line(data)
-            if line.custom_id not in done:
-                yield line

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -53,6 +53,11 @@ class KeyFolder:
     path: Path
 
     @property
+    def owner(self) -> str:
+        """The API key, as its hash."""
+        return self.path.name
+
+    @property
     def files(self) -> Path:
         return self.path / "files"
 
@@ -64,11 +69,19 @@ class KeyFolder:
         """Return the path of a file's content."""
         return self.files / f"{file_id}.jsonl"
 
+    def open(self, file_id: str) -> BinaryIO:
+        """Open a file's content, which stays readable if the file is deleted; raise `NotFound`."""
+        file = self.file(file_id)
+        try:
+            return self.content(file.id).open("rb")
+        except FileNotFoundError as error:  # deleted meanwhile
+            raise _no_file(file_id) from error
+
     def file(self, file_id: str) -> FileObject:
         """Return a file; raise `NotFound`."""
         found = _read(self.files, file_id)
         if found is None:
-            raise NotFound(f"no file {shown(file_id)} of this API key", "file_id")
+            raise _no_file(file_id)
         return FileObject.model_validate_json(found)
 
     def add_file(
@@ -89,16 +102,28 @@ class KeyFolder:
         self.files.mkdir(parents=True, exist_ok=True)
         file_id = new_id("file-")
         temporary.rename(self.content(file_id))
-        return self.add_file(file_id, filename, "batch", kept_s)
+        try:
+            return self.add_file(file_id, filename, "batch", kept_s)
+        except OSError:
+            self.remove_file(file_id)
+            raise
 
-    def check_room(self, num_bytes: int) -> None:
+    def check_room(self, num_bytes: int = 1) -> None:
         """Raise `Overloaded` if another file of `num_bytes` is over a limit of the key."""
-        sizes = [size for entry in _entries(self.files) if entry.name.endswith(".jsonl") for size in _size(entry)]
+        sizes = self._sizes()
         if len(sizes) >= MAX_FILES_PER_KEY or sum(sizes) + num_bytes > MAX_BYTES_PER_KEY:
             usage = (
                 f"this key has {len(sizes)} of {MAX_FILES_PER_KEY} files of {sum(sizes)} of {MAX_BYTES_PER_KEY} bytes"
             )
             raise Overloaded(f"{usage}; delete some", 60)
+
+    def num_free_bytes(self) -> int:
+        """Return how much the files may grow."""
+        return MAX_BYTES_PER_KEY - sum(self._sizes())
+
+    def _sizes(self) -> list[int]:
+        """Return the sizes of all contents; those of unfinished batches grow."""
+        return [size for entry in _entries(self.files) if entry.name.endswith(".jsonl") for size in _size(entry)]
 
     def delete_file(self, file_id: str) -> None:
         """Delete a file; raise `NotFound`, or `InvalidRequest` for the input of an unfinished batch."""
@@ -118,6 +143,7 @@ class KeyFolder:
 
     def create_batch(self, request: BatchRequest) -> Batch:
         """Create a batch; raise `NotFound` for its input, or `Overloaded` above a limit of the key."""
+        self.check_room()  # for its output
         if self.file(request.input_file_id).purpose != "batch":
             raise InvalidRequest(
                 f"{request.input_file_id} is no input file: its purpose must be batch", "input_file_id"
@@ -167,6 +193,10 @@ class KeyFolder:
     def batch_ids(self) -> list[str]:
         """Return the ids of the batches, the oldest first."""
         return _ids(self.batches)
+
+    def cancelled_ids(self) -> list[str]:
+        """Return the ids of the batches whose cancellation was requested; some have ended."""
+        return _ids(self.batches, ".cancel")
 
     def states(self) -> Iterator[BatchState]:
         """Yield every batch."""
@@ -269,6 +299,10 @@ def new_id(prefix: Literal["file-", "batch_"]) -> str:
     return f"{prefix}{time.time_ns():016x}{secrets.token_hex(8)}"
 
 
+def _no_file(file_id: str) -> NotFound:
+    return NotFound(f"no file {shown(file_id)} of this API key", "file_id")
+
+
 def _read(folder: Path, given_id: str) -> str | None:
     """Return the object of an id, which a client may have made up, or None."""
     if not _ID.fullmatch(given_id):
@@ -284,8 +318,8 @@ def _size(entry: os.DirEntry[str]) -> Iterator[int]:
         yield entry.stat().st_size
 
 
-def _ids(folder: Path) -> list[str]:
-    return sorted(entry.name.removesuffix(".json") for entry in _entries(folder) if entry.name.endswith(".json"))
+def _ids(folder: Path, suffix: str = ".json") -> list[str]:
+    return sorted(entry.name.removesuffix(suffix) for entry in _entries(folder) if entry.name.endswith(suffix))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -9,15 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.batches.lines import parse_line, read_lines
+from service.batches.lines import RawLine, id_hash, parse_line, read_lines
 from service.batches.wire import BatchError, Endpoint
 from service.errors import InvalidRequest
 from service.images.decoding import in_thread
 from tasks.errors import shown
 
 MAX_LINES = 50_000
+_MAX_BLANK_LINES = 50_000
 _MAX_ERRORS = 100
 _PIECE_BYTES = 1_000_000  # checked at a time, after which online requests get the interpreter's lock
+_LINE_BYTES = 100  # a line costs as much time as this many bytes
 _PAUSE_S = 0.01
 
 
@@ -32,26 +34,38 @@ class Checked:
 class _Checks:
     """The lines of a file and what was found in them so far."""
 
-    def __init__(self, lines: Iterator[tuple[int, bytes]], endpoint: Endpoint, max_line_bytes: int) -> None:
+    def __init__(self, lines: Iterator[RawLine], endpoint: Endpoint, max_line_bytes: int) -> None:
         self.num_lines = 0
+        self.num_blank_lines = 0
         self.errors: list[BatchError] = []
         self._lines = lines
         self._endpoint = endpoint
         self._max_line_bytes = max_line_bytes
-        self._custom_ids = set[str]()
+        self._custom_ids = set[int]()  # hashes: the ids of a file may take its whole size several times over
+
+    @property
+    def is_too_long(self) -> bool:
+        return self.num_lines > MAX_LINES or self.num_blank_lines > _MAX_BLANK_LINES
 
     def check_next(self) -> bool:
         """Check the next lines; return False at the end of the file, or if there are too many lines or errors."""
         num_bytes = 0
-        for number, data in self._lines:
-            self.num_lines += 1
-            self.errors.extend(BatchError(code=c, line=number, message=m, param=p) for c, m, p in self._problems(data))
-            if self.num_lines > MAX_LINES or len(self.errors) >= _MAX_ERRORS:
+        for line in self._lines:
+            self._check(line)
+            if self.is_too_long or len(self.errors) >= _MAX_ERRORS:
                 return False
-            num_bytes += len(data)
+            num_bytes += len(line.data) + _LINE_BYTES
             if num_bytes > _PIECE_BYTES:
                 return True
         return False
+
+    def _check(self, line: RawLine) -> None:
+        if not line.data:
+            self.num_blank_lines += 1
+            return
+        self.num_lines += 1
+        for code, message, param in self._problems(line.data):
+            self.errors.append(BatchError(code=code, line=line.number, message=message, param=param))
 
     def _problems(self, data: bytes) -> Iterator[tuple[str, str, str | None]]:
         """Yield code, message and field of each problem of a line."""
@@ -66,9 +80,10 @@ class _Checks:
             return
         if line.url != self._endpoint:
             yield "url_mismatch", f"The url is {shown(line.url)}, the batch's endpoint {self._endpoint}.", "url"
-        if line.custom_id in self._custom_ids:
+        hashed = id_hash(line.custom_id)
+        if hashed in self._custom_ids:
             yield "duplicate_custom_id", "The custom_id is also that of an earlier line.", "custom_id"
-        self._custom_ids.add(line.custom_id)
+        self._custom_ids.add(hashed)
 
 
 async def check_file(path: Path, endpoint: Endpoint, max_line_bytes: int) -> Checked:
@@ -77,10 +92,11 @@ async def check_file(path: Path, endpoint: Endpoint, max_line_bytes: int) -> Che
         checks = _Checks(read_lines(file, max_line_bytes), endpoint, max_line_bytes)
         while await in_thread(checks.check_next):
             await asyncio.sleep(_PAUSE_S)
-    return Checked(checks.num_lines, checks.errors[:_MAX_ERRORS] or _errors_of_file(checks.num_lines))
+    return Checked(checks.num_lines, checks.errors[:_MAX_ERRORS] or _errors_of_file(checks))
 
 
-def _errors_of_file(num_lines: int) -> list[BatchError]:
-    if num_lines > MAX_LINES:
-        return [BatchError(code="too_many_tasks", line=None, message=f"The file has more than {MAX_LINES} requests.")]
-    return [] if num_lines else [BatchError(code="empty_file", line=None, message="The file has no requests.")]
+def _errors_of_file(checks: _Checks) -> list[BatchError]:
+    if checks.is_too_long:
+        message = f"The file has more than {MAX_LINES} requests or {_MAX_BLANK_LINES} blank lines."
+        return [BatchError(code="too_many_tasks", line=None, message=message)]
+    return [] if checks.num_lines else [BatchError(code="empty_file", line=None, message="The file has no requests.")]

@@ -3,7 +3,7 @@
 Source of names and meaning: OpenAI's API reference, "Files" and "Batches".
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -59,6 +59,10 @@ class RequestCounts(BaseModel):
     total: int = 0
     completed: int = 0
     failed: int = 0
+
+    @property
+    def num_waiting(self) -> int:
+        return self.total - self.completed - self.failed
 
 
 class Batch(BaseModel):
@@ -142,4 +146,4 @@ class BatchLine(_Given):
     custom_id: str = Field(min_length=1, max_length=512)
     method: Literal["POST"]
     url: str
-    body: dict[str, object]
+    body: dict[Any, object]  # checked when it is answered, its names too

@@ -52,7 +52,9 @@ EVENT_LOOP_LAG_SECONDS = Histogram(
     buckets=_BUCKETS_S,
 )
 BATCH_REQUESTS_WAITING = Gauge(
-    "diptych_batch_requests_waiting", "Requests of unfinished batches without an answer.", multiprocess_mode="livesum"
+    "diptych_batch_requests_waiting",
+    "Requests without an answer, of unfinished batches whose file was checked.",
+    multiprocess_mode="livesum",
 )
 SHARED_LIMITS_UNANSWERED = Counter(
     "diptych_shared_limits_unanswered_total",

@@ -63,6 +63,7 @@ class FakeDecoder:
     released: asyncio.Event | None = None  # answers only when this is set
     specs: list[SequenceSpec] = field(default_factory=list)
     image_features: list[NDArray[np.float32]] = field(default_factory=list)
+    num_waiting: int = 0  # calls that an event keeps from their answer
     num_cancelled: int = 0
     ended: asyncio.Event | None = None  # streams end only when this is set
     broken: Exception | None = None  # raised by a stream after its first piece
@@ -93,12 +94,15 @@ class FakeDecoder:
             yield SequenceEnd(index=index, outcome=outcome)
 
     async def _wait(self, event: asyncio.Event | None) -> None:
+        self.num_waiting += 1
         try:
             if event is not None:
                 await event.wait()
         except asyncio.CancelledError:
             self.num_cancelled += 1
             raise
+        finally:
+            self.num_waiting -= 1
 
 
 class FakeChannel(RunnerChannel):

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import openai
 import pytest
 from PIL import Image
 
 from tests.support.export_cli import ModelStore
 from tests.support.running_service import OPEN, SERVICE, RunningService, running_service
 from tests.support.service_metrics import metric
+from tests.system.test_batches import create, ended, openai_client, predict_line
 
 IN_NAMESPACE = ("unshare", "--mount", "sh", "-ec")
 READ_ONLY = """
@@ -44,6 +46,11 @@ mount -t tmpfs -o size=8m tmpfs /dev/shm
 exec "$@"
 """
 FILL = "dd if=/dev/zero of=/dev/shm/fill 2>/dev/null || true"
+SMALL = """
+mount -t tmpfs -o size=3m tmpfs "$1"
+shift
+exec "$@"
+"""
 STOP_S = 60
 # Each adds values to the files of metrics, together more than fit into those of the start.
 TASKS = ("object_detection", "region_proposal", "dense_region_captioning", "ocr", "ocr_with_regions")
@@ -102,3 +109,24 @@ def test_memory_that_fills_costs_metrics_and_no_process(exported: ModelStore, tm
         with service.client() as client:
             assert client.get("/metrics").status_code == 200
         assert service.parts() == parts
+
+
+def test_files_that_do_not_fit_on_the_disk_are_refused_until_there_is_room(
+    exported: ModelStore, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = (*IN_NAMESPACE, SMALL, "sh", str(disk), *SERVICE)
+    settings = {"DIPTYCH_MODELS": "florence-2-mini", "DIPTYCH_BATCHES_FOLDER": str(disk / "batches")}
+    lines = [predict_line(number) for number in range(5)]
+    with (
+        running_service(exported.home, tmp_path / "service.log", OPEN, command, **settings) as service,
+        openai_client(service, "-").with_options(max_retries=0) as client,
+    ):
+        large = client.files.create(file=("large", b"x" * 2_000_000), purpose="batch")
+        with pytest.raises(openai.InternalServerError, match="No space left on device") as refused:
+            create(client, lines * 10)
+        assert (refused.value.status_code, refused.value.code) == (503, "not_ready")
+        assert [file.id for file in client.files.list()] == [large.id]
+        client.files.delete(large.id)
+        assert ended(client, create(client, lines)).status == "completed"

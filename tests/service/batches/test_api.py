@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 import pytest
 
 from service.admission.api_keys import ApiKeys, parse_keys
 from service.batches import store, uploads
-from service.batches.store import Store
+from service.batches.store import KeyFolder, Store
 from service.http.boundary import STATUSES
 from service.settings import Settings
 from tests.support.api_keys import hash_of
 from tests.support.batch_lines import CHAT, PREDICT, jsonl, line
+from tests.support.full_disk import full_disk
 from tests.support.rest_client import Client, client, fits
 
 CONTENT = jsonl(line("a"))
@@ -152,14 +153,60 @@ def test_too_large_files_and_fields_are_refused(rest: Client, tmp_path: Path, mo
 
 def test_a_key_has_limits_of_files_bytes_and_batches(rest: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     file = file_id(rest)
+    for name, most in [("MAX_BYTES_PER_KEY", len(CONTENT)), ("MAX_FILES_PER_KEY", 1)]:
+        monkeypatch.setattr(store, name, most)
+        for refused in (upload(rest), create(rest, file)):  # outputs are files, too
+            assert "delete some" in error(refused, "overloaded")
+        monkeypatch.undo()
     monkeypatch.setattr(store, "MAX_BYTES_PER_KEY", len(CONTENT) * 2 - 1)
     assert "delete some" in error(upload(rest), "overloaded")
-    monkeypatch.undo()
-    monkeypatch.setattr(store, "MAX_FILES_PER_KEY", 1)
-    error(upload(rest), "overloaded")
     monkeypatch.setattr(store, "MAX_BATCHES_PER_KEY", 1)
     assert create(rest, file).is_success
     error(create(rest, file), "overloaded")
+
+
+def test_a_file_that_is_deleted_while_it_is_opened_is_not_found(rest: Client, tmp_path: Path) -> None:
+    file = file_id(rest)
+    Store(tmp_path).of("anonymous").content(file).unlink()  # its object is next
+    error(rest.get(f"/v1/files/{file}/content"), "not_found", "file_id")
+
+
+def test_a_file_that_is_deleted_while_it_is_sent_is_sent_whole(rest: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = file_id(rest)
+    opened = KeyFolder.open
+
+    def open_and_delete(folder: KeyFolder, file_id: str) -> BinaryIO:
+        content = opened(folder, file_id)
+        folder.delete_file(file_id)
+        return content
+
+    monkeypatch.setattr(KeyFolder, "open", open_and_delete)
+    assert rest.get(f"/v1/files/{file}/content").content == CONTENT
+    monkeypatch.undo()
+    error(rest.get(f"/v1/files/{file}/content"), "not_found", "file_id")
+
+
+def test_a_part_of_a_file_is_sent(rest: Client) -> None:
+    part = rest.get(f"/v1/files/{file_id(rest)}/content", headers={"Range": "bytes=2-5"})
+    assert (part.status_code, part.content) == (206, CONTENT[2:6])
+
+
+@pytest.mark.parametrize(("content", "max_bytes"), [(CONTENT * 1000, 0), (CONTENT * 1000, 1000), (b"{}", 2)])
+def test_a_full_disk_refuses_an_upload_and_leaves_nothing(
+    rest: Client, tmp_path: Path, content: bytes, max_bytes: int
+) -> None:
+    with full_disk(max_bytes):
+        assert "File too large" in error(upload(rest, content), "not_ready")
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "written"] == []
+    assert upload(rest, content).is_success
+
+
+def test_a_full_disk_refuses_a_batch_and_leaves_nothing(rest: Client) -> None:
+    file = file_id(rest)
+    with full_disk(0):
+        error(create(rest, file), "not_ready")
+    assert rest.get("/v1/batches").json()["data"] == []
+    assert create(rest, file).is_success
 
 
 def test_a_created_batch_waits_for_validation(rest: Client) -> None:

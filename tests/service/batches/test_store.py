@@ -11,13 +11,6 @@ from service.batches.wire import DAY_S, MAX_KEPT_S, BatchRequest, Status
 from service.settings import SettingsError
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "batches")
-    store.prepare()
-    return store
-
-
 def add_file(store: Store) -> str:
     upload = store.uploads / "upload"
     upload.write_bytes(b"{}")

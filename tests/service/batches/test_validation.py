@@ -1,5 +1,7 @@
 """The check of an input file: which lines are refused, by number and code."""
 
+import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from tests.support.batch_lines import CHAT, PREDICT, jsonl, line
 from tests.support.core_calls import run
 
 MAX_LINE_BYTES = 5_000
+WIDE = "\N{GRINNING FACE}" * 508  # four bytes each in UTF-8, and in memory
 
 
 def check(tmp_path: Path, content: bytes, endpoint: Endpoint = PREDICT) -> Checked:
@@ -36,6 +39,9 @@ def test_requests_are_counted_and_blank_lines_are_not(tmp_path: Path) -> None:
         (jsonl(line("")), "invalid_request", "custom_id"),
         (jsonl(line("x" * 513)), "invalid_request", "custom_id"),
         (jsonl(line(1)), "invalid_request", "custom_id"),
+        (jsonl(line("\ud800")), "invalid_request", "custom_id"),
+        (jsonl(line("b", "\ud800")), "url_mismatch", "url"),
+        (jsonl({**line("b"), "\ud800": 1}), "invalid_request", "the document"),
         (jsonl(line("b", method="GET")), "invalid_request", "method"),
         (jsonl(line("b", body=[])), "invalid_request", "body"),
         (jsonl(line("b", priority=1)), "invalid_request", "priority"),
@@ -68,3 +74,26 @@ def test_too_many_requests_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_large_file_is_checked_in_pieces(tmp_path: Path) -> None:
     lines = [line(str(number), body={"image": "x" * 4000}) for number in range(600)]
     assert check(tmp_path, jsonl(*lines)) == Checked(600, [])
+
+
+def test_blank_lines_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "_MAX_BLANK_LINES", 3)
+    assert check(tmp_path, jsonl(line("a")) + b"\n" * 3).errors == []
+    assert [error.code for error in check(tmp_path, b"\n" * 4 + jsonl(line("a"))).errors] == ["too_many_tasks"]
+
+
+def test_a_body_is_not_checked(tmp_path: Path) -> None:
+    assert check(tmp_path, jsonl(line("a", body={"\ud800": "\ud800", "seed": 10**400}))) == Checked(1, [])
+
+
+def test_ids_are_checked_in_a_part_of_the_memory_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "input.jsonl"
+    path.write_text("".join(json.dumps(line(f"{n:04}{WIDE}"), ensure_ascii=False) + "\n" for n in range(5000)))
+    tracemalloc.start()
+    try:
+        assert run(check_file(path, PREDICT, MAX_LINE_BYTES)) == Checked(5000, [])
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size > 10_000_000
+    assert peak_bytes < 2_000_000
