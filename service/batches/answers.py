@@ -37,7 +37,7 @@ Body = dict[str, Any]
 
 async def answered(line: BatchLine, core: Core, timeout_s: float, is_stopped: Callable[[], bool]) -> OutputLine | None:
     """Return the line with the answer or the error of a request; None if its batch stops before there is one."""
-    context = RequestContext(uuid.uuid4().hex, API, 0.0, _QUOTA, is_background=True)
+    context = RequestContext(uuid.uuid4().hex, API, 0.0, _QUOTA, needs_place=False)
     answer, error_form = _ENDPOINTS[line.url]  # type: ignore[index]  # the file was checked
     num_late = 0
     while True:
