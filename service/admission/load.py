@@ -58,7 +58,8 @@ class FairShare:
         return max(over_share, self.total + amount - self._limit * _MAX_OVERCOMMIT)
 
     def _share(self, client: str) -> float:
-        return min(self._limit / self.num_clients_with(client), self._max_of_client)
+        num_clients = len(self._pending) + (client not in self._pending)
+        return min(self._limit / num_clients, self._max_of_client)
 
     def add(self, client: str, amount: float) -> None:
         """Count `amount` of a client as pending."""

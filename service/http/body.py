@@ -29,7 +29,7 @@ from tasks.table import TASKS
 
 _FORM, _JSON = "multipart/form-data", "application/json"
 _MAX_FORM_FIELDS = 200
-_FORM_COPIES = 2  # the parts, and the image taken out of them
+_FORM_COPIES = 3  # the body, its parts, and the image taken out of them
 _MAX_JSON_VALUES = 10_000  # in lists and objects; 32 labels are the most that a task takes
 _VALUE_MARKS = (b",", b"[", b"{")  # base64 has none of them, so that an image counts as one value
 _MAX_COUNTED_VALUES = 1_000_000  # no reader allows more
@@ -91,11 +91,9 @@ class BodyMemory:
 async def read_body(request: Request, memory: BodyMemory) -> RequestBody:
     """Read a multipart or JSON body; raise `InvalidRequest` or `UnsupportedImage`."""
     content_type = _content_type(request, _FORM, _JSON)
-    body = await read_bytes(request, memory)
-    if content_type == _JSON:
-        return await parsed(_from_json, body, memory)
-    memory.hold(_FORM_COPIES * len(body))
-    return await _from_form(request, body)
+    if content_type == _FORM:
+        return await _from_form(request, await read_bytes(request, memory, _FORM_COPIES))
+    return await parsed(_from_json, await read_bytes(request, memory), memory)
 
 
 async def read_json(request: Request, memory: BodyMemory) -> dict[str, object]:
@@ -132,14 +130,14 @@ def _content_type(request: Request, *allowed: str) -> str:
     return content_type
 
 
-async def read_bytes(request: Request, memory: BodyMemory) -> bytes:
-    """Read a body of any content."""
+async def read_bytes(request: Request, memory: BodyMemory, copies: int = 1) -> bytes:
+    """Read a body of any content, and hold memory for so many copies of it."""
     declared = request.headers.get("content-length", "0")
     if declared.isascii() and declared.isdigit() and (len(declared) > 20 or int(declared) > memory.max_bytes):
         raise _too_large(memory.max_bytes)
     body = bytearray()
     async for chunk in request.stream():
-        memory.hold(len(chunk))
+        memory.hold(copies * len(chunk))
         body += chunk
         if len(body) > memory.max_bytes:
             raise _too_large(memory.max_bytes)

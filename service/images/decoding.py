@@ -1,13 +1,15 @@
 """The image of a request: its header and hash, and its pixels, decoded and resized only if a runner needs them.
 
 Decoded images are large and slow to make: their number is bounded, and no client takes all places. Ordinary images are
-decoded in threads, heavy ones in processes that end with their requests and leave one place free.
+decoded in threads, heavy ones in processes that end with their requests and leave one place free. Headers have places
+of their own: they are read in a short time, and do not wait for pixels.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
@@ -18,7 +20,7 @@ from PIL import Image
 from runners.artifacts.manifest import VISION_ENCODER_FILE, Manifest
 from runners.transport.pixels import Pixels
 from service.admission.load import ClientSlots
-from service.errors import NotReady
+from service.errors import DeadlineExceeded, NotReady
 from service.images.decoding_process import DecoderEnded, DecodingProcess, decoded_in_process
 from service.images.files import ImageHeader, ImageLimits, decode_image, read_header, resize
 from service.telemetry.loop_lag import IN_THREAD
@@ -35,6 +37,7 @@ class ImageDecoder:
 
     def __init__(self, limits: ImageLimits, num_slots: int) -> None:
         self.limits = limits
+        self._header_slots = ClientSlots(num_slots, num_slots - 1)
         self._slots = ClientSlots(num_slots, num_slots - 1)
         self._heavy_slots = ClientSlots(num_slots - 1, max(1, num_slots - 2))
         self._decodings: dict[tuple[str, bytes], SharedDecoding] = {}  # by client and hash of the file
@@ -44,6 +47,10 @@ class ImageDecoder:
         """Wait for a slot, and hold it for as long as the context lasts."""
         async with self._heavy_slots.slot(client) if is_heavy else nullcontext(), self._slots.slot(client):
             yield
+
+    def header_slot(self, client: str) -> AbstractAsyncContextManager[None]:
+        """Wait for a slot to read a header, and hold it for as long as the context lasts."""
+        return self._header_slots.slot(client)
 
     @contextmanager
     def decoding(self, image: "LazyImage") -> Iterator["SharedDecoding"]:
@@ -128,10 +135,14 @@ class LazyImage:
     header: ImageHeader = field(init=False)  # by `open`
     open_s: float = field(init=False)
 
-    async def open(self) -> None:
-        """Read the header and hash the file; raise `UnsupportedImage` or `ImageTooLarge`."""
+    async def open(self, deadline_s: float = math.inf) -> None:
+        """Read the header and hash the file; raise `UnsupportedImage`, `ImageTooLarge` or `DeadlineExceeded`."""
         start_s = time.monotonic()
-        self.header = await in_thread(read_header, self.data, self.decoder.limits)
+        try:
+            async with asyncio.timeout(deadline_s - start_s), self.decoder.header_slot(self.client):
+                self.header = await in_thread(read_header, self.data, self.decoder.limits)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the header of the image was not read before the deadline") from error
         self.open_s = time.monotonic() - start_s
 
     def key(self, manifest: Manifest) -> str:

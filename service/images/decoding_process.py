@@ -1,10 +1,13 @@
 """Decoding in a process of its own, for images that take long: it is killed when no request needs the image any more.
 
 A thread could not be stopped, and its memory would be the gateway's. The process starts for one image in about a tenth
-of a second (`service/images/decoding_program.py`), has the lowest priority, and dies with the gateway.
+of a second (`service/images/decoding_program.py`), has the lowest priority and a sandbox, and dies with the gateway. It
+does not get the gateway's environment, which may have secrets.
 """
 
 import asyncio
+import functools
+import logging
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -18,8 +21,11 @@ from runners.transport.pixels import Pixels
 from service.errors import UnsupportedImage
 from service.images.files import ImageLimits
 
+logger = logging.getLogger(__name__)
+
 _PROGRAM = "service.images.decoding_program"
 _ROOT = Path(__file__).parents[2]  # of the modules
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH")  # what finds libraries and modules
 _BUFFER_BYTES = 32_000_000  # more than the pixels of any model's input
 
 
@@ -61,7 +67,10 @@ async def decoded_in_process(data: bytes, limits: ImageLimits) -> AsyncIterator[
         report = await process.stdout.readline()
         if not report:
             raise await _ended(process)
-        if message := report.decode().strip():
+        sandbox, _, message = report.decode().rstrip("\n").partition(" ")
+        if sandbox != "sandboxed":
+            _log_missing_sandbox()
+        if message:
             raise UnsupportedImage(message, "image")
         yield DecodingProcess(process)
     finally:
@@ -81,6 +90,7 @@ async def _started(data: bytes, limits: ImageLimits) -> Process:
             stdout=PIPE,
             pass_fds=(file.fileno(),),
             cwd=_ROOT,
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
             limit=_BUFFER_BYTES,
         )
 
@@ -88,3 +98,10 @@ async def _started(data: bytes, limits: ImageLimits) -> Process:
 async def _ended(process: Process) -> DecoderEnded:
     status = await process.wait()
     return DecoderEnded(f"the decoder of the image ended with status {status}")
+
+
+@functools.cache
+def _log_missing_sandbox() -> None:
+    """Log it once."""
+    machine = os.uname().machine
+    logger.warning("heavy images are decoded without a seccomp filter: this kernel refuses it or %s has none", machine)

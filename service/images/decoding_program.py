@@ -3,11 +3,12 @@
     python -m service.images.decoding_program FD PARENT MAX_PIXELS MAX_SIDE_PX
 
     FD       file with the image
-    stdout   first a line: empty, or why the image is not decoded, after which the program ends; then the pixels of each
-             request, uint8 (H, W, 3)
+    stdout   first a line: "sandboxed" or "unprotected", and why the image is not decoded, after which the program ends;
+             then the pixels of each request, uint8 (H, W, 3)
     stdin    a line for each request: WIDTH HEIGHT RESAMPLE; the program ends with the file
 
-It knows nothing of the service: `service/images/decoding_process.py` starts it.
+The sandbox is entered before the image is opened. The program knows nothing of the service:
+`service/images/decoding_process.py` starts it.
 """
 
 import ctypes
@@ -17,7 +18,10 @@ import sys
 
 from service.errors import ServiceError
 from service.images.files import ImageLimits, decode_image, resize
+from service.images.sandbox import confine
 
+_BYTES_PER_PIXEL = 24  # decoding and resizing take up to 16
+_COPIES_OF_FILE = 6  # by us, Pillow and libwebp
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LOWEST_PRIORITY = 19
 
@@ -27,12 +31,14 @@ def main(fd: int, parent: int, limits: ImageLimits) -> None:
     os.nice(_LOWEST_PRIORITY)  # ordinary requests go first
     with open(fd, "rb") as file:
         data = file.read()
+    max_bytes = _BYTES_PER_PIXEL * limits.max_pixels + _COPIES_OF_FILE * len(data)
+    sandbox = "sandboxed" if confine(max_bytes) else "unprotected"
     try:
         rgb = decode_image(data, limits)
     except ServiceError as error:
-        sys.stdout.write(f"{error.message}\n")
+        sys.stdout.write(f"{sandbox} {error.message}\n")
         return
-    sys.stdout.write("\n")
+    sys.stdout.write(f"{sandbox}\n")
     sys.stdout.flush()
     for line in sys.stdin:
         width, height, resample = map(int, line.split())

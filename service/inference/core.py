@@ -264,7 +264,7 @@ class Core:
         try:
             data = image if isinstance(image, bytes) else await self.fetched(image, context)
             opened_image = LazyImage(data, self._decoder, context.quota.name)
-            await opened_image.open()
+            await opened_image.open(context.deadline_s)
             await context.quota.take_pixels(math.prod(opened_image.header.size_wh))
             yield opened_image
         finally:

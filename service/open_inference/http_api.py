@@ -23,7 +23,7 @@ from service.open_inference.tensors import API, InferRequest, model_of, request_
 from tasks.errors import shown
 
 PREFIX = "/v2"
-_BINARY_COPIES = 2  # a tensor of bytes, and the image taken out of it
+_BINARY_COPIES = 3  # the body, a tensor of it, and the image taken out of that
 _MODEL_PATHS = (f"{PREFIX}/models/{{model}}", f"{PREFIX}/models/{{model}}/versions/{{version}}")
 
 
@@ -100,13 +100,11 @@ async def _check_ready(core: Core, *models: ServedModel) -> None:
 
 
 async def _read_infer(request: Request, memory: BodyMemory) -> InferRequest:
-    raw = await read_bytes(request, memory)
     json_length = request.headers.get("inference-header-content-length")
     parse = partial(read_request, json_length=json_length)
     if json_length is None:
-        return await parsed(parse, raw, memory)
-    memory.hold(_BINARY_COPIES * len(raw))
-    return await off_loop(parse, raw)
+        return await parsed(parse, await read_bytes(request, memory), memory)
+    return await off_loop(parse, await read_bytes(request, memory, _BINARY_COPIES))
 
 
 def _check_encoding(request: Request) -> None:

@@ -1,9 +1,19 @@
-"""Image files made to be small and to take long to decode."""
+"""Image files made to take long to open or to decode."""
 
 import io
+import itertools
 import struct
+import zlib
+from collections.abc import Iterator
 
 from PIL import Image
+
+from tests.support.image_files import chunk, colour_steps
+
+NUM_MANY = 25_000  # parts of a file, more than are allowed
+_BOMB = zlib.compress(bytes(1_000_000))
+_FRAME_CONTROL = struct.pack(">IIIIIHHBB", 0, 64, 32, 0, 0, 1, 10, 0, 0)
+_START_OF_SCAN = b"\xff\xda"
 
 
 def repeated_scans(size_wh: tuple[int, int], times: int) -> bytes:
@@ -14,19 +24,118 @@ def repeated_scans(size_wh: tuple[int, int], times: int) -> bytes:
     return data + data[data.rfind(b"\xff\xda") :] * times + end
 
 
-def animated_webp(size_wh: tuple[int, int]) -> bytes:
-    """Return an animation of one tiny frame on a canvas of any size."""
-    file = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(file, "WEBP", lossless=True)
-    frame = _u24(0, 0, 0, 0, 100) + b"\0" + file.getvalue()[12:]  # at (0, 0), 1 x 1, 100 ms
-    chunks = _chunk(b"VP8X", b"\x02\0\0\0" + _u24(*(side - 1 for side in size_wh)))
-    chunks += _chunk(b"ANIM", b"\0" * 6) + _chunk(b"ANMF", frame)
-    return _chunk(b"RIFF", b"WEBP" + chunks)
+def riff_chunk(kind: bytes, content: bytes = b"") -> bytes:
+    """Return a chunk of a WebP."""
+    return kind + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
 
 
 def _u24(*values: int) -> bytes:
     return b"".join(struct.pack("<I", value)[:3] for value in values)
 
 
-def _chunk(name: bytes, content: bytes) -> bytes:
-    return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+def animated_webp(size_wh: tuple[int, int]) -> bytes:
+    """Return an animation of one tiny frame on a canvas of any size."""
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "WEBP", lossless=True)
+    chunks = riff_chunk(b"VP8X", b"\x02\0\0\0" + _u24(*(side - 1 for side in size_wh)))
+    return riff_chunk(b"RIFF", b"WEBP" + chunks + riff_chunk(b"ANIM", b"\0" * 6) + frame_of(file.getvalue()[12:]))
+
+
+def frame_of(chunks: bytes) -> bytes:
+    """Return a frame of an animated WebP: at (0, 0), 1 x 1, 100 ms."""
+    return riff_chunk(b"ANMF", _u24(0, 0, 0, 0, 100) + b"\0" + chunks)
+
+
+def endless_exif(num_tags: int, num_bytes: int) -> bytes:
+    """Return EXIF whose tags all have the same many bytes as their value: Pillow makes a copy for each."""
+    tags = b"".join(struct.pack("<HHII", 1000 + i, 7, num_bytes, 0) for i in range(num_tags))
+    return b"II*\0" + struct.pack("<IH", 8, num_tags) + tags + bytes(num_bytes)
+
+
+def segment(marker: int, content: bytes = b"") -> bytes:
+    """Return a segment of a JPEG."""
+    return bytes((0xFF, marker)) + struct.pack(">H", 2 + len(content)) + content
+
+
+# By format, parts that an attacker may repeat or move.
+PARTS: dict[str, list[bytes]] = {
+    "JPEG": [
+        *(segment(marker) for marker in (0xE1, 0xE2, 0xFE, 0xC4, 0xDB)),
+        segment(0xDD, b"\0\0"),
+        segment(0xC0, b"\x08\0\x20\0\x40\x03\x01\x22\0\x02\x11\x01\x03\x11\x01"),
+        segment(0xE1, b"Exif\0\0" + endless_exif(100, 1000)),
+        segment(0xE2, b"ICC_PROFILE\0\x01\xff"),
+        segment(0xE2, b"MPF\0II*\0\x08\0\0\0\1\0\1\xb0\4\0\1\0\0\0\xff\xff\xff\xff"),
+        segment(0xED, b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0\0\0\0\0" * 20),
+        segment(0xFE, b"\xff\xd9" + b"\xff\xda\0\2" * 20),
+        *(b"\xff", b"\0", b"\xff\0", b"\xff\xd0", b"\xff\xd8", b"\xff\xd9", b"\xff\xda\0\2"),
+    ],
+    "PNG": [
+        *(chunk(kind) for kind in (b"eXIf", b"IDAT", b"abCd", b"PLTE", b"tRNS", b"IEND", b"fdAT")),
+        chunk(b"eXIf", endless_exif(100, 1000)),
+        chunk(b"tEXt", b"a\0b"),
+        chunk(b"zTXt", b"a\0\0" + _BOMB),
+        chunk(b"iTXt", b"a\0\1\0\0\0" + _BOMB),
+        chunk(b"iCCP", b"a\0\0" + _BOMB),
+        chunk(b"acTL", struct.pack(">II", 1_000_000, 0)),
+        chunk(b"fcTL", _FRAME_CONTROL),
+    ],
+    "WEBP": [
+        *(riff_chunk(kind) for kind in (b"abcd", b"EXIF", b"XMP ", b"ICCP", b"ALPH", b"VP8 ", b"ANMF", b"VP8X")),
+        riff_chunk(b"EXIF", endless_exif(100, 1000)),
+        frame_of(riff_chunk(b"abcd") * 3),
+    ],
+}
+
+
+def intact(image_format: str) -> bytes:
+    """Return a small image."""
+    file = io.BytesIO()
+    colour_steps().save(file, image_format, progressive=True)
+    return file.getvalue()
+
+
+def split(data: bytes) -> list[bytes]:
+    """Return the parts of a file that Pillow has written: signature, segments or chunks, the end of a JPEG."""
+    return list(_jpeg_parts(data) if data.startswith(b"\xff\xd8") else _chunks(data))
+
+
+def joined(parts: list[bytes]) -> bytes:
+    """Return a file of parts, with the length in the header of a WebP."""
+    data = b"".join(parts)
+    return data[:4] + struct.pack("<I", len(data) - 8) + data[8:] if data.startswith(b"RIFF") else data
+
+
+def floods() -> Iterator[tuple[str, bytes]]:
+    """Yield, with the format, files with a part many times: behind the second part, and before the last."""
+    for image_format, parts in PARTS.items():
+        usual = split(intact(image_format))
+        for part, place in itertools.product(parts, (2, len(usual) - 1)):
+            if len(part) <= 40:
+                yield image_format, joined([*usual[:place], part * NUM_MANY, *usual[place:]])
+
+
+def _jpeg_parts(data: bytes) -> Iterator[bytes]:
+    yield data[:2]
+    position = 2
+    while not data.startswith(_START_OF_SCAN, position):
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
+        yield data[position:end]
+        position = end
+    for scan in data[position:-2].split(_START_OF_SCAN)[1:]:
+        yield _START_OF_SCAN + scan
+    yield data[-2:]
+
+
+def _chunks(data: bytes) -> Iterator[bytes]:
+    is_png = data.startswith(b"\x89PNG")
+    position = 8 if is_png else 12
+    yield data[:position]
+    while position < len(data):
+        if is_png:
+            end = position + 12 + int.from_bytes(data[position : position + 4])
+        else:
+            length = int.from_bytes(data[position + 4 : position + 8], "little")
+            end = position + 8 + length + length % 2
+        yield data[position:end]
+        position = end

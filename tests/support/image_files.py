@@ -39,7 +39,7 @@ def png(width: int, height: int, bit_depth: int, colour_type: int, rows: bytes, 
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
+def chunk(kind: bytes, data: bytes = b"") -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 

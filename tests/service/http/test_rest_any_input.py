@@ -95,7 +95,6 @@ def test_no_json_causes_a_500(fields: dict[str, Any]) -> None:
     assert response.status_code == 200 or error_of(response)["code"] != "internal"
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of EXIF that it cannot read
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, len(SMALL_PNG) - 1), st.binary(min_size=1, max_size=4))
 def test_no_image_causes_a_500(place: int, replacement: bytes) -> None:

@@ -1,15 +1,19 @@
 import itertools
 import struct
+import time
+from contextlib import suppress
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from service.errors import ServiceError
+from service.images.files import read_header
+from tests.support.attack_images import NUM_MANY, PARTS, intact, joined, split
 from tests.support.fake_service import encoded
 from tests.support.image_files import (
     DESCRIPTION,
+    LIMITS,
     ORIENTATION,
     X_RESOLUTION,
     chunk,
@@ -49,7 +53,6 @@ SEEDS = [
 ] + [encoded(colour_steps().resize((8, 4)), "JPEG", exif=EXIF)]
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of EXIF that it cannot read
 @settings(deadline=None)
 @given(
     st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\xff\0\0\0WEBP"]), st.binary(max_size=300)
@@ -58,7 +61,6 @@ def test_random_bytes_are_an_image_or_a_service_error(start: bytes, rest: bytes)
     assert decodes_or_refuses(start + rest)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(max_examples=500, deadline=None)
 @given(st.sampled_from(SEEDS), st.data())
 def test_mutated_images_are_an_image_or_a_service_error(seed: bytes, data: st.DataObject) -> None:
@@ -68,3 +70,22 @@ def test_mutated_images_are_an_image_or_a_service_error(seed: bytes, data: st.Da
         mutated[place] = value
     is_png = seed.startswith(b"\x89PNG")
     assert decodes_or_refuses(checksums_mended(bytes(mutated)) if is_png else bytes(mutated))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(sorted(PARTS)), st.data())
+def test_any_parts_in_any_order_are_an_image_or_a_service_error_in_a_short_time(
+    image_format: str, data: st.DataObject
+) -> None:
+    parts = split(intact(image_format))
+    part = st.sampled_from([*parts, *PARTS[image_format]])
+    runs = st.tuples(st.integers(1, len(parts)), part, st.sampled_from([0, 1, 2, 50, NUM_MANY]))
+    for place, run, times in data.draw(st.lists(runs, min_size=1, max_size=4)):
+        replaced = data.draw(st.integers(0, 1))
+        parts[place : place + replaced] = [run * min(times, 2_000_000 // len(run))]
+    file = joined(parts)
+    start_s = time.thread_time()
+    with suppress(ServiceError):
+        read_header(file, LIMITS)
+    assert time.thread_time() - start_s < 0.2
+    decodes_or_refuses(file)

@@ -1,0 +1,239 @@
+"""The structure of image files is bounded, and no metadata reaches Pillow."""
+
+import io
+import struct
+import subprocess
+import sys
+import time
+import tracemalloc
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from service.errors import ImageTooLarge, ServiceError, UnsupportedImage
+from service.images.containers import exif_orientation, read_container
+from service.images.files import decode_image, read_header
+from tests.support.attack_images import (
+    NUM_MANY,
+    endless_exif,
+    floods,
+    frame_of,
+    intact,
+    joined,
+    riff_chunk,
+    segment,
+    split,
+)
+from tests.support.fake_service import encoded
+from tests.support.image_files import LIMITS, chunk, colour_steps, differences
+
+ROOT = Path(__file__).parents[3]
+FLOODS = list(floods())
+MARKS = b"\xff\xda\0\2" * 10_000  # empty scans
+
+
+def file_with(image_format: str, part: bytes, place: int = 2) -> bytes:
+    """Return a small image with `part` at an index of its parts."""
+    parts = split(intact(image_format))
+    return joined([*parts[:place], part, *parts[place:]])
+
+
+def assert_decodes(data: bytes, image_format: str) -> None:
+    """Check that an image has the pixels of the intact one."""
+    assert read_header(data, LIMITS).size_wh == (64, 32)
+    expected = decode_image(intact(image_format), LIMITS)
+    assert differences(decode_image(data, LIMITS), expected).max() == 0
+
+
+def test_no_flood_of_parts_takes_long() -> None:
+    for image_format, data in FLOODS:
+        for function in (read_header, decode_image):
+            start_s = time.thread_time()
+            with suppress(ServiceError):
+                function(data, LIMITS)
+            took_s = time.thread_time() - start_s
+            assert took_s < 0.2, (image_format, function, data[:200], took_s)
+
+
+@pytest.mark.parametrize("function", [read_header, decode_image])
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (file_with("JPEG", segment(0xE1) * NUM_MANY), "the JPEG has more than 20000 markers before its first scan"),
+        (file_with("JPEG", segment(0xDB, bytes(50_000)) * 6), r"the JPEG has 30\d{4} bytes of tables before"),
+        (file_with("JPEG", b"\xff\xda\0\2" * 2_000, -1), "the JPEG has more than 1000 scans"),
+        (
+            file_with("JPEG", b"\xff\xda\0\2" * 20 + segment(0xFE) * NUM_MANY, -1),
+            "the JPEG has more than 20000 markers between its scans",
+        ),
+        (file_with("PNG", chunk(b"abCd") * NUM_MANY), "the PNG has more than 20000 chunks"),
+        (file_with("WEBP", riff_chunk(b"abcd") * NUM_MANY), "the WEBP has more than 20000 chunks"),
+        (file_with("WEBP", frame_of(riff_chunk(b"abcd") * NUM_MANY)), "the WEBP has more than 20000 chunks"),
+    ],
+    ids=["markers", "tables", "scans", "markers between scans", "PNG", "WebP", "WebP frame"],
+)
+def test_more_parts_than_allowed_are_refused(function: object, data: bytes, found: str) -> None:
+    assert callable(function)
+    with pytest.raises(ImageTooLarge, match=rf"{found}.*; the maximum is \d+"):
+        function(data, LIMITS)
+
+
+@pytest.mark.parametrize("fill", [b"\xff", b"\0", b"\xff\0", b"\xff\xd0"])
+def test_a_jpeg_may_have_some_fill_between_segments(fill: bytes) -> None:
+    assert_decodes(file_with("JPEG", fill * 1_000), "JPEG")
+    with pytest.raises(UnsupportedImage, match="more than 65536 bytes between two segments"):
+        read_header(file_with("JPEG", fill * 70_000), LIMITS)
+
+
+@pytest.mark.parametrize("end", [b"", b"\xff\xd9", b"\xff\xe1\xff"])
+def test_a_jpeg_without_a_scan_is_unsupported(end: bytes) -> None:
+    with pytest.raises(UnsupportedImage, match="before its first scan"):
+        read_header(b"".join(split(intact("JPEG"))[:3]) + end, LIMITS)
+
+
+def test_a_photo_may_have_much_metadata() -> None:
+    """An ICC profile of 255 segments, an XMP packet of 5 MB, a thumbnail, and a video behind the end."""
+    profile = b"".join(segment(0xE2, b"ICC_PROFILE\0" + bytes((i, 255)) + bytes(60_000)) for i in range(1, 256))
+    xmp = segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + b"\xff\xd9" * 30_000) * 80
+    thumbnail = segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\0\0" + intact("JPEG"))
+    assert_decodes(file_with("JPEG", thumbnail + profile + xmp) + b"\xff\xda\0\2" * 5_000, "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("image_format", "metadata"),
+    [
+        ("JPEG", segment(0xE1, b"Exif\0\0" + endless_exif(2_000, 30_000))),
+        ("PNG", chunk(b"eXIf", endless_exif(2_000, 300_000))),
+        ("WEBP", riff_chunk(b"EXIF", endless_exif(2_000, 300_000))),
+    ],
+)
+def test_values_in_exif_are_not_read(image_format: str, metadata: bytes) -> None:
+    data = file_with(image_format, metadata)
+    read_header(data, LIMITS)  # Pillow's plugins are loaded now
+    tracemalloc.start()
+    try:
+        read_header(data, LIMITS)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 5 * len(data)  # 60 to 600 MB in Pillow
+    assert_decodes(data, image_format)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "metadata"),
+    [
+        ("JPEG", segment(0xE1, b"Exif\0\0II*") + segment(0xE2, b"MPF\0II*") + segment(0xFE, b"a comment")),
+        ("PNG", chunk(b"iCCP", b"a\0\0broken") + chunk(b"acTL", bytes(8)) * 2 + chunk(b"tEXt", b"a\0b")),
+        ("WEBP", riff_chunk(b"EXIF", b"II*") + riff_chunk(b"XMP ", b"<x/>") + riff_chunk(b"ICCP", b"broken")),
+    ],
+)
+def test_no_metadata_reaches_pillow(image_format: str, metadata: bytes) -> None:
+    """Pillow warns of some, which is an error here: its warnings quote the file in the log."""
+    data = file_with(image_format, metadata)
+    assert_decodes(data, image_format)
+    plain = read_container(intact(image_format)).file()
+    assert read_container(data).file() == plain
+
+
+def test_warnings_of_pillow_are_not_logged() -> None:
+    """A process without pytest's filters: Pillow warns of each tag beyond the end."""
+    code = """if True:
+        from PIL import Image
+        from service.images import files
+        from tests.support.attack_images import endless_exif
+        exif = Image.Exif()
+        exif.load(endless_exif(100, 1000)[:-900])
+    """
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stderr == ""
+
+
+def test_frames_behind_the_first_do_not_reach_pillow() -> None:
+    frames = [Image.new("RGB", (64, 32), colour) for colour in ("red", "blue", "green")]
+    for image_format in ("PNG", "WEBP"):
+        animation = encoded(frames[0], image_format, save_all=True, append_images=frames[1:], lossless=True)
+        first = Image.open(io.BytesIO(read_container(animation).file()))
+        assert getattr(first, "n_frames", 1) == 1
+        assert first.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("place", ["before", "between", "behind"])
+def test_start_of_scan_in_metadata_and_behind_the_end_does_not_count(place: str) -> None:
+    parts = split(encoded(Image.new("RGB", (1000, 1000)), "JPEG", progressive=True))
+    assert len(parts) > 10
+    index = {"before": 2, "between": -2, "behind": len(parts)}[place]
+    marks = b"\0\2" + MARKS if place == "behind" else segment(0xFE, MARKS)
+    data = joined([*parts[:index], marks, *parts[index:]])
+    assert read_container(data).num_scans == 10
+    assert decode_image(data, LIMITS).size == (1000, 1000)
+
+
+def test_an_end_of_image_in_metadata_does_not_hide_scans() -> None:
+    parts = split(encoded(Image.new("RGB", (1000, 1000)), "JPEG", progressive=True))
+    data = joined([*parts[:-1], segment(0xFE, b"\xff\xd9"), parts[-2] * 20, parts[-1]])
+    with pytest.raises(ImageTooLarge, match="has 30 scans of 1000 x 1000 pixels; the maximum is 16"):
+        read_header(data, LIMITS)
+
+
+def test_a_stereo_photo_is_bounded_as_any_jpeg() -> None:
+    """Pillow names its format MPO."""
+    eyes = [Image.new("RGB", (1000, 1000), colour) for colour in ("red", "blue")]
+    photo = encoded(eyes[0], "MPO", save_all=True, append_images=eyes[1:], progressive=True)
+    parts = split(photo[: photo.index(b"\xff\xd9\xff\xd8") + 2])
+    with pytest.raises(ImageTooLarge, match="has 30 scans of 1000 x 1000 pixels"):
+        read_header(joined([*parts[:-1], parts[-2] * 20, parts[-1]]), LIMITS)
+
+
+def tiff(tags: list[tuple[int, int, int, bytes]], order: str = "<") -> bytes:
+    entries = b"".join(struct.pack(order + "HHI", *tag[:3]) + tag[3] for tag in tags)
+    return (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(tags)) + entries
+
+
+@pytest.mark.parametrize(
+    ("exif", "orientation"),
+    [
+        (tiff([(0x0112, 3, 1, b"\6\0\0\0")]), 6),
+        (tiff([(0x0112, 3, 1, b"\0\6\0\0")], ">"), 6),
+        (b"Exif\0\0" * 2 + tiff([(0x0112, 3, 1, b"\6\0\0\0")]), 6),
+        (tiff([(0x010F, 2, 4, b"abc\0"), (0x0112, 4, 1, b"\3\0\0\0"), (0x0112, 3, 1, b"\6\0\0\0")]), 3),
+        (tiff([(0x0112, 4, 1, b"\0\0\0\6")], ">"), 6),
+        (tiff([(0x0112, 3, 2, b"\6\0\0\0")]), None),
+        (tiff([(0x0112, 2, 1, b"\6\0\0\0")]), None),
+        (tiff([(0x0112, 3, 1, b"\6\0\0\0")])[:-1], None),
+        (b"II*\0\xff\xff\xff\xff" + bytes(20), None),
+        (b"II*\0\x09\0\0\0" + bytes(2), None),
+        (b"II+\0" + bytes(20), None),
+        (b"II*\0", None),
+        (b"", None),
+    ],
+)
+def test_orientation_is_read_from_exif_alone(exif: bytes, orientation: int | None) -> None:
+    assert exif_orientation(exif) == orientation
+
+
+def test_an_orientation_in_xmp_is_ignored_as_in_browsers() -> None:
+    xmp = segment(0xE1, b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>')
+    assert read_header(file_with("JPEG", xmp), LIMITS).size_wh == (64, 32)
+    exif = segment(0xE1, b"Exif\0\0" + tiff([(0x0112, 3, 1, b"\6\0\0\0")]))
+    assert read_header(file_with("JPEG", xmp + exif), LIMITS).size_wh == (32, 64)
+
+
+def test_a_jpeg_keeps_the_colour_space_that_adobe_names() -> None:
+    """Components 1, 2 and 3 would be YCbCr without the segment."""
+    by_number = bytes.maketrans(b"RGB", b"\1\2\3")
+    parts = split(encoded(colour_steps(), "JPEG", keep_rgb=True, quality=95, subsampling=0))
+    parts = [part[:20].translate(by_number) + part[20:] if part[1] in (0xC0, 0xDA) else part for part in parts]
+    assert differences(decode_image(joined(parts), LIMITS), colour_steps()).max() <= 4
+
+
+def test_the_pixels_of_a_png_are_its_first_run_of_chunks() -> None:
+    start, header, pixels, end = split(intact("PNG"))
+    content = pixels[8:-4]
+    runs = [chunk(b"IDAT", content[i : i + 20]) for i in range(0, len(content), 20)]
+    assert len(runs) > 2
+    assert_decodes(b"".join([start, header, *runs, end]), "PNG")
+    with pytest.raises(UnsupportedImage, match="truncated"):
+        decode_image(b"".join([start, header, runs[0], chunk(b"tEXt"), *runs[1:], end]), LIMITS)

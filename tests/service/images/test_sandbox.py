@@ -1,0 +1,144 @@
+"""The process that decodes heavy images can only compute and answer."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from service.images.decoding_process import decoded_in_process
+from service.images.files import ImageLimits, decode_image
+from tests.support.attack_images import repeated_scans
+from tests.support.core_calls import run
+from tests.support.fake_service import encoded
+from tests.support.image_files import LIMITS, colour_steps, half_transparent, png
+
+ROOT = Path(__file__).parents[3]
+ATTEMPT = """
+import ctypes, errno, mmap, os, socket, sys
+from service.images.sandbox import confine
+is_confined = confine(0)
+try:
+    {attempt}
+except (OSError, MemoryError) as error:
+    print(is_confined, errno.errorcode[getattr(error, "errno", errno.ENOMEM)])
+"""
+ANIMATION = {"save_all": True, "append_images": [Image.new("RGB", (64, 32))], "lossless": True}
+IMAGES = [
+    encoded(colour_steps(), "JPEG"),
+    encoded(colour_steps(), "JPEG", progressive=True),
+    encoded(colour_steps().convert("CMYK"), "JPEG"),
+    encoded(colour_steps().convert("L"), "JPEG"),
+    encoded(colour_steps(), "PNG"),
+    encoded(colour_steps().convert("P"), "PNG", transparency=0),
+    encoded(colour_steps().convert("1"), "PNG"),
+    encoded(half_transparent("LA"), "PNG"),
+    encoded(half_transparent("RGBA"), "PNG"),
+    encoded(colour_steps(), "PNG", transparency=(255, 0, 0)),
+    encoded(colour_steps(), "PNG", **ANIMATION),
+    png(2, 1, 16, 0, b"\0\x12\x34\x56\x78"),
+    encoded(colour_steps(), "WEBP"),
+    encoded(half_transparent("RGBA"), "WEBP", lossless=True),
+    encoded(colour_steps(), "WEBP", **ANIMATION),
+]
+
+
+def attempted(attempt: str) -> str:
+    """Return what a process in the sandbox gets for an attempt: whether it has a filter, and the error."""
+    command = [sys.executable, "-c", ATTEMPT.format(attempt=attempt)]
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "socket.socket()",
+        "socket.socket(socket.AF_UNIX)",
+        "open('/tmp/a-file', 'w')",
+        "open('/proc/self/environ')",
+        "os.execv('/bin/true', ['true'])",
+        "os.fork()",
+        "os.kill(os.getppid(), 9)",
+        "os.unlink('/tmp/no-file')",
+        "os.dup(1)",
+        "os.memfd_create('a')",
+        "os.pidfd_open(os.getppid())",
+        "os.setpriority(os.PRIO_PROCESS, 0, 19)",
+    ],
+)
+def test_other_system_calls_than_those_of_decoding_are_refused(attempt: str) -> None:
+    assert attempted(attempt) == "True EPERM"
+
+
+def test_memory_is_limited() -> None:
+    assert attempted("bytearray(2_000_000_000)") == "True ENOMEM"
+
+
+def test_a_decoder_is_in_its_sandbox_before_it_decodes() -> None:
+    async def scenario() -> None:
+        decoding = asyncio.ensure_future(decode(repeated_scans((5000, 5000), 100), ImageLimits(200_000_000)))
+        async with asyncio.timeout(10):
+            while not (status := filtered()):
+                await asyncio.sleep(0.01)
+        assert "NoNewPrivs:\t1" in status
+        assert not decoding.done()
+        decoding.cancel()
+        await asyncio.gather(decoding, return_exceptions=True)
+
+    async def decode(data: bytes, limits: ImageLimits) -> None:
+        async with decoded_in_process(data, limits):
+            pass
+
+    run(scenario())
+
+
+def filtered() -> str | None:
+    """Return the status of a child of this process with a seccomp filter."""
+    for child in psutil.Process().children():
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        if "Seccomp:\t2" in status:
+            return status
+    return None
+
+
+def test_images_of_all_kinds_are_decoded_in_the_sandbox(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        for data in IMAGES:
+            async with decoded_in_process(data, LIMITS) as image:
+                pixels = await image.resized((30, 50), Image.Resampling.BICUBIC)
+            expected = decode_image(data, LIMITS).resize((30, 50), Image.Resampling.BICUBIC)
+            assert np.array_equal(pixels, np.asarray(expected))
+
+    run(scenario())
+    assert not caplog.records
+
+
+def test_a_decoder_does_not_get_the_environment_of_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with decoded_in_process(IMAGES[0], LIMITS):
+            (child,) = psutil.Process().children()
+            assert "DIPTYCH_SHARED_LIMITS_URL" not in child.environ()
+
+    monkeypatch.setenv("DIPTYCH_SHARED_LIMITS_URL", "rediss://:password@store")
+    run(scenario())
+
+
+@pytest.mark.parametrize("lack", ["unknown-architecture", "refusing-kernel"])
+def test_without_a_filter_images_are_decoded_and_the_log_says_so_once(lack: str) -> None:
+    command = [sys.executable, "-m", "tests.support.without_seccomp", lack]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines() == ["(9, 7, 3)"] * 2
+    (line,) = ended.stderr.splitlines()
+    assert "heavy images are decoded without a seccomp filter" in line
+
+
+@pytest.mark.parametrize("attempt", ["socket.socket()", "open('/tmp/a-file', 'w')"])
+def test_without_a_filter_files_and_sockets_are_refused_by_their_number(attempt: str) -> None:
+    unknown = f"os.execv({sys.executable!r}, [{sys.executable!r}, '-c', {ATTEMPT.format(attempt=attempt)!r}])"
+    code = f"import ctypes, os; ctypes.CDLL(None).personality(8); {unknown}"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    assert ended.stdout.strip() == "False EMFILE"

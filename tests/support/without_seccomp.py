@@ -1,0 +1,50 @@
+"""Decodes an image in processes, twice, where no seccomp filter is to be had; writes the log to the standard error.
+
+python -m tests.support.without_seccomp unknown-architecture | refusing-kernel
+"""
+
+import asyncio
+import ctypes
+import logging
+import os
+import struct
+import sys
+
+from service.images.decoding_process import decoded_in_process
+from tests.support.attack_images import intact
+from tests.support.image_files import LIMITS
+
+PER_LINUX32 = 8  # linux/personality.h
+PRCTL = {"x86_64": 157, "aarch64": 167}
+LOAD_NUMBER, JUMP_UNLESS_EQUAL, RETURN = (0x20, 0, 0), (0x15, 0, 1), (0x06, 0, 0)  # linux/filter.h
+EINVAL, ALLOW = 0x00050016, 0x7FFF0000  # linux/seccomp.h
+
+
+def main(lack: str) -> None:
+    if lack == "unknown-architecture":
+        ctypes.CDLL(None).personality(PER_LINUX32)  # the name becomes that of a machine of 32 bits
+    else:
+        refuse_prctl()
+    logging.basicConfig()
+    asyncio.run(decode_twice())
+
+
+def refuse_prctl() -> None:
+    """Let the kernel refuse the call as one without seccomp does."""
+    number = PRCTL[os.uname().machine]
+    steps = (*LOAD_NUMBER, 0), (*JUMP_UNLESS_EQUAL, number), (*RETURN, EINVAL), (*RETURN, ALLOW)
+    instructions = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
+    program = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(instructions))
+    prctl = ctypes.CDLL(None).prctl
+    assert prctl(38, *map(ctypes.c_ulong, (1, 0, 0, 0))) == 0
+    assert prctl(22, 2, program, 0, 0) == 0
+
+
+async def decode_twice() -> None:
+    for _ in range(2):
+        async with decoded_in_process(intact("PNG"), LIMITS) as image:
+            print((await image.resized((7, 9), 3)).shape)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
