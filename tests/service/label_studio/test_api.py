@@ -257,8 +257,8 @@ def test_point_is_no_prompt_of_these_models() -> None:
 
 
 def test_labels_of_a_drawn_box_that_are_no_strings_are_skipped() -> None:
-    box = {"x": 0, "y": 0, "width": 50, "height": 50, "polygonlabels": [{}, [], 5, "b"]}
-    region = "What is the polygon mask of region <loc_0><loc_0><loc_500><loc_500>"
+    box = {"x": 10.02, "y": 20.02, "width": 30, "height": 40, "polygonlabels": [{}, [], 5, "b"]}
+    region = "What is the polygon mask of region <loc_100><loc_200><loc_400><loc_600>"
     api = client(make_core(decoders={FLORENCE_ID: FakeDecoder({region: "<loc_1><loc_1><loc_9><loc_1><loc_9><loc_9>"})}))
     context = {"result": [{"type": "rectanglelabels", "value": box}]}
     (prediction,) = results(view(labelled("PolygonLabels", "a", "b")), api=api, context=context)
