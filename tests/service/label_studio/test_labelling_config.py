@@ -7,12 +7,12 @@ from tests.support.label_studio_config import IMAGE, labelled, only_control, vie
 
 def test_labels_have_their_alias_and_phrases() -> None:
     control = only_control(
-        '<RectangleLabels name="box" toName="image"><Label value="Car" alias="c" predicted_values="red car, blue car"/>'
+        '<RectangleLabels name="box" toName="image"><Label value="Car" alias="c" predicted_values="Red car, blue car"/>'
         '<Label value="dog, big"/></RectangleLabels>'
     )
-    assert control.labels == (Label("c", ("red car", "blue car")), Label("dog, big", ("dog, big",)))
+    assert control.labels == (Label("c", ("Red car", "blue car")), Label("dog, big", ("dog, big",)))
     assert (control.result_type, control.image, control.image_key) == ("rectanglelabels", "image", "image")
-    assert control.label_of("BLUE CAR") == "c"
+    assert control.label_of("BLUE CAR") == control.label_of("red car") == "c"
     assert control.label_of("green car") is None
 
 
@@ -23,7 +23,7 @@ def test_controls_nested_in_views_are_found_in_order() -> None:
 
 def test_a_label_belongs_to_the_nearest_control_around_it() -> None:
     inner = labelled("Choices", "x", name="inner")
-    children = f'<Label value="a"/>{inner}<View><Label value="b"/></View>'
+    children = f'<Label value="a"/><Choice value="no label"/>{inner}<View><Label value="b"/></View>'
     text = f'<RectangleLabels name="box" toName="image">{children}</RectangleLabels>'
     found = {control.name: [label.value for label in control.labels] for control in parse_config(view(text))}
     assert found == {"box": ["a", "b"], "inner": ["x"]}
