@@ -1,13 +1,12 @@
 """Answers as results of Label Studio: units, labels, ids and scores, over an image of 200 x 100 pixels."""
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 
-from service.inference.prediction import Answer, StageTimes
-from service.inference.request_fields import PredictFields, parse_fields
+from service.inference.prediction import Answer
 from service.label_studio.labelling_config import Control
 from service.label_studio.regions import (
     RegionTags,
@@ -20,22 +19,20 @@ from service.label_studio.regions import (
     prediction,
     written_text,
 )
-from service.runner_client.client import WrittenAnswers
 from tasks.results import (
     BoxXyxy,
     Detection,
     DetectionsResult,
     Instance,
     InstancesResult,
-    Result,
     Ring,
     TextRegion,
     TextRegionsResult,
     TextResult,
 )
 from tasks.run_length import encode_mask
-from tests.support.fake_service import FLORENCE_ID, served_models
 from tests.support.label_studio_config import brush_pixels, labelled, only_control
+from tests.support.typed_answers import typed_answer
 
 BOX: BoxXyxy = (20, 10, 120, 60)
 PERCENT = {"x": 10, "y": 10, "width": 50, "height": 50, "rotation": 0}
@@ -52,22 +49,16 @@ POLYGON = only_control('<Polygon name="shape" toName="image"/>')
 GROUP = only_control(labelled("Labels", "Text", "Other", name="label"))
 
 
-def answer(result: Result) -> Answer:
-    model = served_models().get(FLORENCE_ID)
-    _, request = parse_fields(PredictFields, {"task": "ocr"})
-    return Answer(model, request, (200, 100), result, cast("WrittenAnswers", None), StageTimes(*[0.0] * 8))
-
-
 def detections(*found: tuple[str, float], box: BoxXyxy = BOX) -> Answer:
-    return answer(DetectionsResult(tuple(Detection(box, label, score) for label, score in found), is_parsed=True))
+    return typed_answer(DetectionsResult(tuple(Detection(box, label, score) for label, score in found), is_parsed=True))
 
 
 def outlines(*rings: Ring) -> Answer:
-    return answer(InstancesResult((Instance(BOX, "dog", 0.5, rings, None),), is_parsed=True))
+    return typed_answer(InstancesResult((Instance(BOX, "dog", 0.5, rings, None),), is_parsed=True))
 
 
 def located(text: str = "HI") -> Answer:
-    return answer(TextRegionsResult((TextRegion(((20, 10), (120, 10), (120, 60), (20, 60)), text, 0.5),), True))
+    return typed_answer(TextRegionsResult((TextRegion(((20, 10), (120, 10), (120, 60), (20, 60)), text, 0.5),), True))
 
 
 def values(results: Iterable[dict[str, Any]]) -> list[Any]:
@@ -157,7 +148,7 @@ def test_a_mask_becomes_brush_strokes_under_the_label() -> None:
     mask = np.zeros((100, 200), dtype=bool)
     mask[10:60, 20:120] = True
     found = (Instance(BOX, "dog", 0.5, None, encode_mask(mask)), Instance(BOX, "dog", 0.5, None, None))
-    (value,) = values(labelled_masks(answer(InstancesResult(found, True)), BRUSH, "x"))
+    (value,) = values(labelled_masks(typed_answer(InstancesResult(found, True)), BRUSH, "x"))
     assert (value["format"], value["brushlabels"]) == ("rle", ["x"])
     assert (brush_pixels(value["rle"], (100, 200))[..., 3] == mask * 255).all()
 
@@ -200,7 +191,7 @@ def test_two_located_texts_have_two_ids() -> None:
 
 @pytest.mark.parametrize(("text", "expected"), [(" a dog ", [{"text": [" a dog "]}]), (" \n", []), ("", [])])
 def test_text_is_written_unless_it_is_blank(text: str, expected: list[Any]) -> None:
-    results = list(written_text(answer(TextResult(text, True)), TEXT))
+    results = list(written_text(typed_answer(TextResult(text, True)), TEXT))
     assert values(results) == expected
     assert all("score" not in each for each in results)
 
@@ -209,7 +200,7 @@ def test_text_is_written_unless_it_is_blank(text: str, expected: list[Any]) -> N
     ("text", "expected"), [("Dog", ["dog"]), (" dog. ", ["dog"]), ("a dog", None), ("", None), (".", None)]
 )
 def test_an_answer_chooses_the_choice_that_it_names(text: str, expected: list[str] | None) -> None:
-    results = list(chosen_answer(answer(TextResult(text, True)), choices("dog", "cat")))
+    results = list(chosen_answer(typed_answer(TextResult(text, True)), choices("dog", "cat")))
     assert values(results) == ([] if expected is None else [{"choices": expected}])
     assert all("score" not in each for each in results)
 
