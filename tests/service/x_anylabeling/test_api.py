@@ -140,5 +140,6 @@ def test_the_key_is_the_token() -> None:
     assert post("captioning", api=api, headers={"Token": "key"}).status_code == 200
     assert post("captioning", api=api, headers={"Token": "other"}).status_code == 401
     assert post("captioning", api=api, headers={"Token": ""}).status_code == 401
+    assert post("captioning", api=api, headers={"Token": "", "Authorization": "Bearer key"}).status_code == 200
     assert post("captioning", api=api, headers={"Token": "key", "Authorization": "Bearer key"}).status_code == 401
     assert api.get(f"{PATH}/health", headers={"Token": "key"}).json()["models_loaded"] == 2
