@@ -271,7 +271,10 @@ async def _from_form(request: Request, body: bytes) -> RequestBody:
             raise _repeated("image", len(images)) if images else missing_image()
         image = images[0]
         data = await image.read() if isinstance(image, UploadFile) else parse_image(image)
-        return RequestBody(data, await _form_fields({name: form.getlist(name) for name in form if name != "image"}))
+        given = {name: form.getlist(name) for name in form if name != "image"}
+        num_chars = sum(len(value) for values in given.values() for value in values if isinstance(value, str))
+        fields = ((name, form_value(name, values)) for name, values in given.items())
+        return RequestBody(data, await in_thread(dict, fields) if num_chars > _LARGE_BYTES else dict(fields))
     finally:
         await form.close()
 
@@ -282,16 +285,6 @@ async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
         if start:
             await asyncio.sleep(0)
         yield body[start : start + _PIECE_BYTES]
-
-
-async def _form_fields(given: Mapping[str, Sequence[UploadFile | str]]) -> dict[str, object]:
-    """Return the values of fields in their JSON types, computed in a thread if they are large."""
-
-    def fields() -> dict[str, object]:
-        return {name: form_value(name, values) for name, values in given.items()}
-
-    num_chars = sum(len(value) for values in given.values() for value in values if isinstance(value, str))
-    return await in_thread(fields) if num_chars > _LARGE_BYTES else fields()
 
 
 def form_value(name: str, values: Sequence[UploadFile | str]) -> object:

@@ -146,7 +146,10 @@ class Core:
 
     async def leave(self, context: RequestContext) -> None:
         """Give back the place of a request and the memory that it holds, if any."""
-        self.keep(context, 0)
+        if context.place.num_bytes:
+            self._held_bytes.remove(context.quota.name, context.place.num_bytes)
+            context.place.num_bytes = 0
+            REQUEST_MEMORY_BYTES.set(self._held_bytes.total)
         if context.place.is_taken:
             context.place.is_taken = False
             self._throughput.end(1)
