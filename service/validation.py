@@ -1,8 +1,9 @@
-"""Pydantic's errors as one sentence: which field, the value that was given, what is allowed.
+"""Pydantic's errors as one sentence: which field, the value that was given, what is allowed; and strings of JSON.
 
 Settings, API keys and the fields of every interface are reported by it; the callers choose the exception.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -23,12 +24,52 @@ class RejectedField:
 
 def rejected_field(error: ValidationError) -> RejectedField:
     """Return the first field that `error` rejects."""
-    detail = error.errors()[0]
-    path = ".".join(map(str, detail["loc"]))[:_MAX_FIELD_CHARS].encode(errors="replace").decode()
-    path = path or "the document"
+    detail = error.errors(include_url=False, include_context=False)[0]
+    path = _shown_path(".".join(map(str, detail["loc"]))) or "the document"
     message = (
         f"{path} is missing; it is required"
         if detail["type"] == "missing"
         else f"{path} is {shown(detail['input'])}: {detail['msg']}"
     )
     return RejectedField(path, detail["msg"], message)
+
+
+def lone_surrogate(document: object) -> str | None:
+    r"""Return the dotted path of a string or name in a JSON value that cannot be encoded, None if there is none.
+
+    JSON can write half of a surrogate pair (`\ud800`): Python reads it, and fails when it writes the string.
+    """
+    pending: list[tuple[str, object]] = [("", document)]
+    while pending:
+        path, value = pending.pop()
+        for name, child in _children(value):
+            if _is_broken(name) or _is_broken(child):
+                return _path_of(path, name)
+            if isinstance(child, dict | list):
+                pending.append((_path_of(path, name), child))
+    return None
+
+
+def _children(value: object) -> Iterable[tuple[object, object]]:
+    if isinstance(value, dict):
+        return value.items()
+    return enumerate(value) if isinstance(value, list) else ()
+
+
+def _is_broken(text: object) -> bool:
+    if not isinstance(text, str) or text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _path_of(path: str, name: object) -> str:
+    name = str(name)[:_MAX_FIELD_CHARS]
+    return _shown_path(f"{path}.{name}" if path else name)
+
+
+def _shown_path(path: str) -> str:
+    return path[:_MAX_FIELD_CHARS].encode(errors="replace").decode()

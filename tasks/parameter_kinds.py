@@ -13,6 +13,7 @@ from tasks.results import BoxXyxy
 MAX_LABELS = 32
 MAX_LABEL_CHARS = 200
 MAX_TEXT_CHARS = 1000  # a caption or a question
+MAX_GIVEN_CHARS = 10_000  # of any text before its white space becomes single spaces
 MAX_COORDINATE_PX = 1_000_000
 SEPARATOR = ";"  # between the names in a PaliGemma prompt: within a name it would split it
 
@@ -131,6 +132,8 @@ def _parse_text(name: str, value: object, max_chars: int, is_phrase: bool, param
 
     if not isinstance(value, str):
         raise refuse("a string")
+    if len(value) > MAX_GIVEN_CHARS:
+        raise refuse(f"a string of at most {MAX_GIVEN_CHARS} characters, white space included")
     text = " ".join(value.split())
     if not 1 <= len(text) <= max_chars or not any(c.isprintable() for c in text.replace(" ", "")):
         raise refuse(f"a string of 1 to {max_chars} characters, at least one of them visible")

@@ -59,7 +59,7 @@ class FiledRequest:
     async def _attempt(self) -> RenderedLine | None:
         """Return the line, or None if the request is to be repeated."""
         deadline_s = time.monotonic() + self._timeout_s
-        context = RequestContext(self._request_id, API, deadline_s, _QUOTA, is_background=True)
+        context = RequestContext(self._request_id, API, deadline_s, _QUOTA, needs_place=False)
         line = None
         try:
             line = await self._read(context)

@@ -23,6 +23,7 @@ from service.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
 from service.images.decoding import in_thread
 from service.images.url_rules import ImageInput, ImageUrl
 from service.inference.request_fields import CompareFields, PredictFields
+from service.validation import lone_surrogate
 from tasks.errors import shown
 from tasks.table import TASKS
 
@@ -154,21 +155,36 @@ def _from_json(body: bytes) -> RequestBody:
     return RequestBody(parse_image(document.pop("image")), document)
 
 
-def json_object(body: bytes, max_values: int = _MAX_JSON_VALUES) -> dict[str, object]:
-    """Return a JSON object with unique names and at most `max_values` values; raise `InvalidRequest`."""
-    if _num_occurrences(body, _VALUE_MARKS, max_values) > max_values:
-        raise InvalidRequest(f"the body has more than {max_values} values, lists and objects")
-    if _num_occurrences(body, (b"\\",), _MAX_JSON_ESCAPES) > _MAX_JSON_ESCAPES:
-        raise InvalidRequest(f"the body has more than {_MAX_JSON_ESCAPES} escapes")
-    if _has_long_number(body):
-        raise InvalidRequest(f"a number of the body has more than {_MAX_DIGITS} characters")
-    try:
-        document = json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the body is not JSON: {_cut(error)}") from error
+def json_object(body: bytes, max_values: int = _MAX_JSON_VALUES, max_nested: int | None = None) -> dict[str, object]:
+    """Return a JSON object with unique names and at most `max_values` values; raise `InvalidRequest`.
+
+    `max_nested`: how many of the values may be lists and objects.
+    """
+    if max_nested is not None and _num_occurrences(body, (b"[", b"{"), max_nested) > max_nested:
+        raise InvalidRequest(f"the body has more than {max_nested} lists and objects")
+    document = _json_value(body, "the body", max_values)
     if not isinstance(document, dict):
         raise InvalidRequest(f"the body must be a JSON object, not {type(document).__name__}")
     return document
+
+
+def _json_value(data: bytes, what: str, max_values: int, param: str | None = None) -> object:
+    """Return a JSON value of bounded size, without lone surrogates; raise `InvalidRequest` about `what`."""
+    if _num_occurrences(data, _VALUE_MARKS, max_values) > max_values:
+        raise InvalidRequest(f"{what} has more than {max_values} values, lists and objects", param)
+    if _num_occurrences(data, (b"\\",), _MAX_JSON_ESCAPES) > _MAX_JSON_ESCAPES:
+        raise InvalidRequest(f"{what} has more than {_MAX_JSON_ESCAPES} escapes", param)
+    if _has_long_number(data):
+        raise InvalidRequest(f"a number of {what} has more than {_MAX_DIGITS} characters", param)
+    try:
+        value = json.loads(data, parse_float=_float, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{what} is not JSON: {_cut(error)}", param) from error
+    is_plain = data.isascii() and b"\\u" not in data
+    path = None if is_plain else lone_surrogate({param: value} if param else value)
+    if path is not None:
+        raise InvalidRequest(f"{path} contains a lone surrogate, which is not a character", param or path)
+    return value
 
 
 def _num_occurrences(body: bytes, marks: Sequence[bytes], maximum: int) -> int:
@@ -196,6 +212,11 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         if count > 1:
             raise ValueError(f"{shown(name)} occurs {count} times; send it once")
     return dict(pairs)
+
+
+def _float(text: str) -> float:
+    """Parse a number where the interpreter may switch threads: by itself, json holds its lock for 300,000 in 0.1 s."""
+    return float(text)
 
 
 def _refuse_constant(name: str) -> float:
@@ -250,7 +271,10 @@ async def _from_form(request: Request, body: bytes) -> RequestBody:
             raise _repeated("image", len(images)) if images else missing_image()
         image = images[0]
         data = await image.read() if isinstance(image, UploadFile) else parse_image(image)
-        return RequestBody(data, {name: form_value(name, form.getlist(name)) for name in form if name != "image"})
+        given = {name: form.getlist(name) for name in form if name != "image"}
+        num_chars = sum(len(value) for values in given.values() for value in values if isinstance(value, str))
+        fields = ((name, form_value(name, values)) for name, values in given.items())
+        return RequestBody(data, await in_thread(dict, fields) if num_chars > _LARGE_BYTES else dict(fields))
     finally:
         await form.close()
 
@@ -285,15 +309,15 @@ def form_value(name: str, values: Sequence[UploadFile | str]) -> object:
 def _form_list(name: str, texts: list[str]) -> object:
     """Return a list given as repeated fields or as one JSON array."""
     if len(texts) == 1 and texts[0].lstrip().startswith("["):
-        try:
-            return json.loads(texts[0], parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequest(f"{name} starts with [ but is not a JSON array: {_cut(error)}", name) from error
+        data = texts[0].encode(errors="surrogatepass")
+        return _json_value(data, f"{name}, which starts with [,", _MAX_JSON_VALUES, name)
     return [_number(text) for text in texts] if _JSON_TYPES[name] == "array of number" else texts
 
 
 def _number(text: str) -> object:
     """Return `text` as a JSON number, or unchanged: validation of the field then rejects it."""
+    if len(text) > _MAX_DIGITS:
+        return text
     try:
         number = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):

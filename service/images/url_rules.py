@@ -12,7 +12,7 @@ from typing import Self
 from service.errors import InvalidRequest
 from service.images.host_addresses import ip_address
 
-_MAX_CHARS = 2048
+MAX_URL_CHARS = 2048
 # RFC 3986 without userinfo, in ASCII without spaces, control characters and backslashes.
 _URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
@@ -80,10 +80,10 @@ class AllowedHost:
 
 def check_url(text: str, allowed: Sequence[AllowedHost]) -> CheckedUrl:
     """Return the parts of an allowed URL; raise `InvalidRequest` for any other."""
-    match = _URL.fullmatch(text) if len(text) <= _MAX_CHARS else None
+    match = _URL.fullmatch(text) if len(text) <= MAX_URL_CHARS else None
     host = match["host"].strip("[]").lower() if match else ""
     if match is None or not _is_host(host):
-        message = f"image must be an http(s) URL in ASCII without credentials, of at most {_MAX_CHARS} characters"
+        message = f"image must be an http(s) URL in ASCII without credentials, of at most {MAX_URL_CHARS} characters"
         raise InvalidRequest(message, "image")
     scheme = match["scheme"].lower()
     url = CheckedUrl(scheme, host, int(match["port"] or _PORTS[scheme]), match["path"])

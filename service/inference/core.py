@@ -59,7 +59,7 @@ class RequestContext:
     deadline_s: float  # on the clock of time.monotonic()
     quota: Quota = UNLIMITED  # its name is the client's in fair queue and shares
     place: Place = field(default_factory=Place)
-    is_background: bool = False  # no client waits for it: it runs in the gaps of the others and takes no place
+    needs_place: bool = True  # False: it runs in the gaps of the others, or in a place that its caller has taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Core:
 
         An interface calls it before it reads a body.
         """
-        if context.place.is_taken or context.is_background:
+        if context.place.is_taken or not context.needs_place:
             return
         self._pending.take(context.quota.name, 1, "requests in flight or queued", self._throughput.seconds_for)
         try:
@@ -135,6 +135,14 @@ class Core:
         self._held_bytes.take(context.quota.name, num_bytes, "bytes of requests in memory")
         context.place.num_bytes += num_bytes
         REQUEST_MEMORY_BYTES.set(self._held_bytes.total)
+
+    def keep(self, context: RequestContext, num_bytes: int) -> None:
+        """Give back the memory of a request above `num_bytes`: it has dropped the rest."""
+        excess = context.place.num_bytes - num_bytes
+        if excess > 0:
+            self._held_bytes.remove(context.quota.name, excess)
+            context.place.num_bytes = num_bytes
+            REQUEST_MEMORY_BYTES.set(self._held_bytes.total)
 
     async def leave(self, context: RequestContext) -> None:
         """Give back the place of a request and the memory that it holds, if any."""

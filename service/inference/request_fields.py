@@ -18,6 +18,8 @@ from tasks.table import TASKS, Task
 
 MAX_NEW_TOKENS = 4096
 MAX_BEAMS = 10
+MAX_TEMPERATURE = 2
+MIN_SAMPLED_TEMPERATURE = 1e-6  # log-probabilities are divided by it in 32 bits: at 1e-38 they overflow
 _MAX_SHOWN_CHARS = 80
 
 PARAMETER_NAMES = frozenset(parameter.name for task in TASKS.values() for parameter in task.parameters)
@@ -38,7 +40,12 @@ class GenerationFields(BaseModel):
         le=MAX_BEAMS,
         description="Number of beams, 1: no beam search; defaults to the checkpoint's own. Requires temperature 0.",
     )
-    temperature: float = Field(0.0, ge=0, le=2, description="0 selects the most likely token; above 0 samples.")
+    temperature: float = Field(
+        0.0,
+        ge=0,
+        le=MAX_TEMPERATURE,
+        description=f"0 selects the most likely token; {MIN_SAMPLED_TEMPERATURE:g} to {MAX_TEMPERATURE} samples.",
+    )
     top_p: float = Field(
         1.0, gt=0, le=1, description="Samples from the most likely tokens whose probabilities add up to this."
     )
@@ -120,6 +127,9 @@ def parse_fields(fields_class: type[FieldsT], fields: Mapping[str, object]) -> t
 
 
 def _generation_options(fields: GenerationFields) -> GenerationOptions:
+    if 0 < fields.temperature < MIN_SAMPLED_TEMPERATURE:
+        allowed = f"0 or from {MIN_SAMPLED_TEMPERATURE:g} to {MAX_TEMPERATURE}"
+        raise InvalidRequest(f"temperature is {fields.temperature}: it must be {allowed}", "temperature")
     if fields.temperature > 0 and (fields.num_beams or 1) > 1:
         message = f"num_beams={fields.num_beams} with temperature={fields.temperature}: beam search needs temperature 0"
         raise InvalidRequest(message, "num_beams")

@@ -26,10 +26,11 @@ from runners.transport.disconnection import while_connected
 from service.errors import InvalidRequest, NotReady, UnsupportedTask
 from service.http.body import BodyMemory, json_object, parsed, read_bytes
 from service.http.boundary import STATUSES, Endpoint, Interface, RestBoundary
+from service.images.decoding import in_thread
 from service.inference.core import Core, RequestContext
 from service.inference.served_models import ServedModel
 from service.label_studio.asks import batch_asks, check_offered, interactive_asks
-from service.label_studio.batch import Batch, Plan, version_of
+from service.label_studio.batch import Batch, Plan, source_bytes, version_of
 from service.label_studio.images import LabelStudioHost, TaskImages, is_token
 from service.label_studio.labelling_config import parse_config
 from service.schema.wire import ErrorDetail, ErrorJson
@@ -40,6 +41,8 @@ PREFIX = "/integrations/label-studio"
 _PATHS = (PREFIX, f"{PREFIX}/{{model}}")
 _MAX_TASKS = 1000
 _MAX_JSON_VALUES = 1_000_000  # an interactive call has all annotations of its task, with the bytes of brush masks
+_MAX_JSON_NESTED = 100_000  # of them lists and objects, such as the points of polygons: 1,000,000 take 0.4 s
+_PLAN_COPIES = 4  # of the configuration's characters, at most four bytes each
 _LABEL_STUDIO_AGENT = "heartex/"  # label_studio/ml/api_connector.py
 _READABLE = ",;:'()/"
 _TRAINING = "START_TRAINING"
@@ -118,19 +121,22 @@ class LabelStudioApi:
         """
         core = self._boundary.core()
         setup = await self._read(_Setup, request, context)
-        plan = _plan(_models(core, request), setup.label_config, None)
+        plan = await in_thread(_plan, _models(core, request), setup.label_config, None)
         return JSONResponse({"model_version": plan.version(plan.by_model())})
 
     async def predict(self, request: Request, context: RequestContext) -> Response:
         """Return the predictions of each task, one of each model; or, with a prompt, the one that answers it."""
         core = self._boundary.core()
         asked = await self._read(_Predict, request, context)
-        plan = _plan(_models(core, request), asked.label_config, asked.params.context)
-        images = TaskImages(core, self._host, request.state.label_studio_token)
-        batch = Batch(core, plan, images, context)
+        plan = await in_thread(_plan, _models(core, request), asked.label_config, asked.params.context)
         is_batch = asked.params.context is None
-        answering = batch.outcomes(asked.tasks) if is_batch else batch.prompted(asked.tasks[0])
-        return JSONResponse({"results": await while_connected(request.receive, answering)})
+        tasks = plan.sources(asked.tasks)
+        core.keep(context, _PLAN_COPIES * len(asked.label_config) + sum(map(source_bytes, tasks)))
+        del asked  # all other data and annotations of the tasks: up to a million values
+        batch = Batch(core, plan, TaskImages(core, self._host, request.state.label_studio_token), context)
+        answering = batch.outcomes(tasks) if is_batch else batch.prompted(tasks[0])
+        results = await while_connected(request.receive, answering)
+        return Response(b'{"results":[' + b",".join(results) + b"]}", media_type="application/json")
 
     async def webhook(self, request: Request, context: RequestContext) -> Response:
         """Refuse to train; accept all other events unread, as Label Studio sends them without the backend's key."""
@@ -141,22 +147,20 @@ class LabelStudioApi:
         return JSONResponse({"status": "ok"})
 
     async def _read(self, model: type[BodyT], request: Request, context: RequestContext) -> BodyT:
-        """Return a body; its place is given back, since each prediction takes its own."""
+        """Return a body; raise `InvalidRequest`."""
 
         async def read(request: Request, memory: BodyMemory) -> BodyT:
             raw = await read_bytes(request, memory)
             return await parsed(lambda body: model.model_validate(_json(body)), raw, memory)
 
         try:
-            body = await self._boundary.read(read, request, context)
+            return await self._boundary.read(read, request, context)
         except ValidationError as error:
             rejected = rejected_field(error)
             raise InvalidRequest(rejected.message, rejected.name) from error
-        await self._boundary.core().leave(context)
-        return body
 
 
-_json = partial(json_object, max_values=_MAX_JSON_VALUES)
+_json = partial(json_object, max_values=_MAX_JSON_VALUES, max_nested=_MAX_JSON_NESTED)
 
 
 async def _read_json(request: Request, memory: BodyMemory) -> dict[str, object]:

@@ -32,12 +32,16 @@ from service.label_studio.regions import (
     written_text,
 )
 from tasks.errors import shown
-from tasks.parameter_kinds import MAX_LABELS
+from tasks.parameter_kinds import MAX_GIVEN_CHARS, MAX_LABELS
 
 _QUESTION = "visual_question_answering"
 _TEXT_TASKS = ("captioning", "ocr", _QUESTION)
 _REGION_TEXT_TASKS = ("ocr_with_regions", "dense_region_captioning")
 _SEGMENTATION = "instance_segmentation"
+MAX_ASKS = 500  # of an image
+_MAX_PERCENT = 1_000_000  # of a drawn box, which may leave the image
+_MAX_LINES = 100  # of a prompt: Label Studio sends the texts of a TextArea
+_BOX = ("x", "y", "width", "height")
 _SHAPES = ("Rectangle", "Polygon", "RectangleLabels", "PolygonLabels")
 
 
@@ -60,7 +64,12 @@ def batch_asks(controls: Sequence[Control]) -> tuple[Ask, ...]:
         tags = _region_tags(text, filled)
         filled = [each for each in filled if each not in (text, tags.shape, tags.label)]
         asks.append(_region_text_ask(tags))
-    asks += [ask for control in filled if not control.is_per_region for ask in _control_asks(control)]
+    for control in filled:
+        if not control.is_per_region:
+            asks += _control_asks(control)
+    if len(asks) > MAX_ASKS:
+        message = f"the labelling configuration needs {len(asks)} predictions of an image; the maximum is {MAX_ASKS}"
+        raise InvalidRequest(f"{message}: use fewer labels, or fewer phrases in predicted_values", "label_config")
     for ask in asks:
         if isinstance(ask.fields, Mapping):
             parse_fields(PredictFields, ask.fields)
@@ -164,19 +173,35 @@ def interactive_asks(controls: Sequence[Control], context: Mapping[str, object])
         return ()
     value = last.get("value") if isinstance(last, dict) else None
     if not isinstance(value, dict):
-        raise InvalidRequest("an entry of context.result must be a region with a value", "context")
-    if isinstance(value.get("text"), list | str):
-        return tuple(_prompted_asks(controls, _joined(value["text"])))
-    if all(isinstance(value.get(name), int | float) for name in ("x", "y", "width", "height")) and value["width"] > 0:
-        return tuple(_boxed_asks(controls, value))
+        raise InvalidRequest("an entry of context.result must be a region with a value", "context.result")
+    if value.get("text") is not None:
+        return tuple(_prompted_asks(controls, _prompt(value["text"])))
+    if all(name in value for name in _BOX):
+        box = [_percent(name, value[name]) for name in _BOX]
+        if box[2] > 0:
+            return tuple(_boxed_asks(controls, value, box))
     kind = shown(last.get("type"))
     raise InvalidRequest(
-        f"the prompt is of type {kind}; it must be a text or a rectangle: models take no points", "context"
+        f"the prompt is of type {kind}; it must be a text or a rectangle: models take no points", "context.result"
     )
 
 
-def _joined(text: list[object] | str) -> str:
-    return text if isinstance(text, str) else " ".join(map(str, text))
+def _prompt(text: object) -> str:
+    lines = [text] if isinstance(text, str) else text
+    if isinstance(lines, list) and len(lines) <= _MAX_LINES and all(isinstance(each, str) for each in lines):
+        prompt = " ".join(lines)
+        if len(prompt) <= MAX_GIVEN_CHARS:
+            return prompt
+    allowed = f"a string or a list of at most {_MAX_LINES} strings, of at most {MAX_GIVEN_CHARS} characters together"
+    raise InvalidRequest(f"the text of a prompt is {shown(text)}; it must be {allowed}", "context.result.text")
+
+
+def _percent(name: str, value: object) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and -_MAX_PERCENT <= value <= _MAX_PERCENT:  # type: ignore[operator]  # false for NaN
+        return float(value)  # type: ignore[arg-type]
+    allowed = f"a number of percent from -{_MAX_PERCENT} to {_MAX_PERCENT}"
+    raise InvalidRequest(f"{name} of a drawn box is {shown(value)}; it must be {allowed}", f"context.result.{name}")
 
 
 def _prompted_asks(controls: Sequence[Control], prompt: str) -> Iterator[Ask]:
@@ -197,31 +222,31 @@ def _is_text(control: Control) -> bool:
     return control.tag == "TextArea" and not (control.is_prompt or control.is_per_region)
 
 
-def _boxed_asks(controls: Sequence[Control], value: Mapping[str, Any]) -> Iterator[Ask]:
-    chosen = next((value[tag.lower()] for tag in LABELS_TAGS if tag.lower() in value), None)
+def _boxed_asks(controls: Sequence[Control], value: Mapping[str, Any], box: Sequence[float]) -> Iterator[Ask]:
+    given = next((value[tag.lower()] for tag in LABELS_TAGS if tag.lower() in value), None)
+    chosen = {each for each in given if isinstance(each, str)} if isinstance(given, list) else set()
     for control in controls:
         results: Callable[[Answer], Iterable[JsonObject]]
         if control.tag in ("PolygonLabels", "BrushLabels"):
             names = [label.value for label in control.labels]
-            label = next((name for name in names if isinstance(chosen, list) and name in chosen), names[0])
+            label = next((name for name in names if name in chosen), names[0])
             fields, results = _segmentation_fields(control), partial(labelled_masks, control=control, label=label)
         elif _is_text(control):
             fields = {"task": "region_description", **_detail(control)}
             results = partial(written_text, control=control)
         else:
             continue
-        yield Ask(str(fields["task"]), control.image_key, partial(_with_region, fields, value), results)
+        yield Ask(str(fields["task"]), control.image_key, partial(_with_region, fields, box), results)
 
 
 def _detail(control: Control) -> dict[str, str]:
     return {"detail": "text"} if control.attributes.get("model_task") == "ocr" else {}
 
 
-def _with_region(
-    fields: Mapping[str, object], value: Mapping[str, float], size_wh: tuple[int, int]
-) -> Mapping[str, object]:
+def _with_region(fields: Mapping[str, object], box: Sequence[float], size_wh: tuple[int, int]) -> Mapping[str, object]:
     """Return the fields with a box in percent of the image as a region in pixels, within the image."""
-    corners = (value["x"], value["y"], value["x"] + value["width"], value["y"] + value["height"])
+    x, y, width, height = box
+    corners = (x, y, x + width, y + height)
     region = [min(max(at, 0), 100) * side / 100 for at, side in zip(corners, size_wh * 2, strict=True)]
     return {**fields, "region": region}
 

@@ -6,10 +6,13 @@ succeed gets an empty prediction whose version, which Label Studio shows and fil
 """
 
 import asyncio
+import json
+import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from service.errors import DeadlineExceeded, InternalError, NotReady, Overloaded, ServiceError, UnsupportedTask
 from service.images.decoding import in_thread
@@ -17,6 +20,7 @@ from service.inference.core import Core, Fields, Place, RequestContext
 from service.inference.prediction import Answer
 from service.inference.recording import record_failure
 from service.inference.served_models import ServedModel
+from service.label_studio.answer_places import AnswerPlaces
 from service.label_studio.asks import Ask, asks_of
 from service.label_studio.images import TaskImages
 from service.label_studio.regions import JsonObject, prediction
@@ -25,7 +29,10 @@ MAX_CALL_S = 50  # proxies in front of Label Studio often wait 60 s, Label Studi
 _MAX_TASKS = 4  # in flight of one call, whose images are in memory
 _MAX_ANSWERS = 12  # in flight of one call; more of it would only wait in the service's queues
 _TEMPORARY = (Overloaded, NotReady, DeadlineExceeded, InternalError)
+_TASK_BYTES = 1000  # of a task's dictionary and its outcome
 _MAX_ID_CHARS = 56  # of the call's id, to which a number is appended
+
+Sources = dict[str, str]  # where a task's images are, by the keys of its data
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +42,43 @@ class Plan:
     models: tuple[ServedModel, ...]
     asks: tuple[Ask, ...]
 
+    @property
+    def image_keys(self) -> tuple[str, ...]:
+        """Keys of the data of a task that have its images."""
+        return tuple(dict.fromkeys(ask.image_key for ask in self.asks))
+
     def by_model(self) -> dict[str, tuple[Ask, ...]]:
         """Return the ids of the models that offer a task, each with all that it offers."""
         return {model.id: asks for model in self.models if (asks := asks_of(model, self.asks))}
 
-    def by_first_model(self) -> dict[str, tuple[Ask, ...]]:
+    def sources(self, tasks: Iterable[Mapping[str, object]]) -> list[Sources]:
+        """Return the images that tasks of Label Studio name, without the rest of their data."""
+        keys = self.image_keys
+        return [_strings(task.get("data"), keys) for task in tasks]
+
+    def by_first_model(self) -> dict[str, list[Ask]]:
         """Return each task with the first model that offers it."""
-        planned: dict[str, tuple[Ask, ...]] = {}
+        planned: dict[str, list[Ask]] = {}
         for ask in self.asks:
             first = next((model.id for model in self.models if ask.task in model.entry.task_ids), None)
             if first is not None:
-                planned[first] = (*planned.get(first, ()), ask)
+                planned.setdefault(first, []).append(ask)
         return planned
 
     def version(self, planned: Iterable[str]) -> str:
         """Return the version of the first of the planned models, or of all if none is."""
         first = next(iter(planned), self.models[0].id)
         return next(version_of(model) for model in self.models if model.id == first)
+
+
+def _strings(data: object, keys: Iterable[str]) -> Sources:
+    given = data if isinstance(data, Mapping) else {}
+    return {key: given[key] for key in keys if isinstance(given.get(key), str)}
+
+
+def source_bytes(sources: Sources) -> int:
+    """Return an upper bound of the memory that sources take, with the images that are decoded from them."""
+    return _TASK_BYTES + sum(2 * sys.getsizeof(source) for source in sources.values())
 
 
 def version_of(model: ServedModel) -> str:
@@ -67,55 +94,93 @@ class Batch:
         self._plan = plan
         self._images = images
         self._context = replace(context, deadline_s=min(context.deadline_s, time.monotonic() + MAX_CALL_S))
-        self._tasks = asyncio.Semaphore(_MAX_TASKS)
+        self._places = AnswerPlaces(core)
         self._answers = asyncio.Semaphore(_MAX_ANSWERS)
         self._num_answers = 0
 
-    async def outcomes(self, tasks: Sequence[Mapping[str, Any]]) -> list[list[JsonObject]]:
-        """Return the predictions of each task; raise the first error if every task had a temporary one."""
-        outcomes = await asyncio.gather(*(self._outcome(task) for task in tasks))
+    async def outcomes(self, tasks: Iterable[Sources]) -> list[bytes]:
+        """Return the predictions of each task as JSON; raise the first error if every task had a temporary one.
+
+        Tasks are dropped as they are answered.
+        """
+        planned = self._plan.by_model()
+        pending = deque(enumerate(tasks))
+        outcomes: list[bytes | ServiceError] = [b""] * len(pending)
+
+        async def answer_next() -> None:
+            while pending:
+                index, sources = pending.popleft()
+                outcomes[index] = await self._outcome(sources, planned)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_MAX_TASKS):
+                group.create_task(answer_next())
         errors = [each for each in outcomes if isinstance(each, _TEMPORARY)]
-        if errors and len(errors) == len(tasks):
+        if errors and len(errors) == len(outcomes):
             raise errors[0]
-        return [_shown(each) if isinstance(each, ServiceError) else each for each in outcomes]
+        return [_json(_shown(each)) if isinstance(each, ServiceError) else each for each in outcomes]
 
-    async def _outcome(self, task: Mapping[str, Any]) -> list[JsonObject] | ServiceError:
-        async with self._tasks:
-            if time.monotonic() >= self._context.deadline_s:
-                return DeadlineExceeded(f"the call ended after {MAX_CALL_S} s, before this task")
+    async def _outcome(self, sources: Sources, planned: Mapping[str, Sequence[Ask]]) -> bytes | ServiceError:
+        if time.monotonic() >= self._context.deadline_s:
+            return DeadlineExceeded(f"the call ended after {MAX_CALL_S} s, before this task")
+        try:
+            found = await self._found(sources, planned)
+            predictions = [prediction(self._plan.version([model]), results) for model, results in found.items()]
+            outcome = await in_thread(_json, predictions)
+            self._core.hold(self._context, len(outcome))
+        except Exception as error:  # a defect at one task must not fail the others
+            return record_failure(error, self._context.api, self._context.request_id)
+        return outcome
+
+    async def prompted(self, sources: Sources) -> list[bytes]:
+        """Return the one prediction that Label Studio expects for a prompt as JSON; raise `ServiceError`."""
+        found = await self._found(sources, self._plan.by_first_model())
+        results = [result for results in found.values() for result in results]
+        return [await in_thread(_json, prediction(self._plan.version(found), results))]
+
+    async def _found(self, sources: Sources, planned: Mapping[str, Sequence[Ask]]) -> dict[str, list[JsonObject]]:
+        """Return the results of each model, image by image; raise `ServiceError`."""
+        found: dict[str, list[JsonObject]] = {model: [] for model in planned}
+        for key in self._plan.image_keys:
+            async with self._image(sources, key) as image:
+                asked = [(model, ask) for model, asks in planned.items() for ask in asks if ask.image_key == key]
+                results = await self._all_results(image, asked)
+            for (model, _), each in zip(asked, results, strict=True):
+                found[model] += each
+        return found
+
+    @asynccontextmanager
+    async def _image(self, sources: Sources, key: str) -> AsyncIterator[bytes]:
+        """Read an image in place of its source; it is counted for as long as the context lasts."""
+        context = replace(self._context, place=Place())
+        try:
+            image = await self._read(sources.get(key), context)
+            sources.pop(key, None)
+            yield image
+        finally:
+            await self._core.leave(context)
+
+    async def _read(self, source: str | None, context: RequestContext) -> bytes:
+        """Return an image; wait and try again while there is no memory for it and the call has time."""
+        while True:
             try:
-                found = await self._found(task, self._plan.by_model())
-            except Exception as error:  # a defect at one task must not fail the others
-                return record_failure(error, self._context.api, self._context.request_id)
-            return [prediction(self._plan.version([model]), results) for model, results in found.items()]
+                return await self._images.read(source, context)
+            except Overloaded as error:
+                self._core.keep(context, 0)
+                await self._wait(error)
 
-    async def prompted(self, task: Mapping[str, Any]) -> list[JsonObject]:
-        """Return the one prediction that Label Studio expects for a prompt; raise `ServiceError`."""
-        found = await self._found(task, self._plan.by_first_model())
-        return [prediction(self._plan.version(found), [result for results in found.values() for result in results])]
-
-    async def _found(
-        self, task: Mapping[str, Any], planned: Mapping[str, Sequence[Ask]]
-    ) -> dict[str, list[JsonObject]]:
-        """Return the results of each model; raise `ServiceError`."""
-        data = task.get("data")
-        sources = data if isinstance(data, Mapping) else {}
-        keys = dict.fromkeys(ask.image_key for asks in planned.values() for ask in asks)
-        images = {key: await self._images.read(sources.get(key), self._context) for key in keys}
+    async def _all_results(self, image: bytes, asked: Sequence[tuple[str, Ask]]) -> list[list[JsonObject]]:
         try:
             async with asyncio.TaskGroup() as group:
-                running = {
-                    model: [group.create_task(self._results(model, ask, images)) for ask in asks]
-                    for model, asks in planned.items()
-                }
+                running = [group.create_task(self._results(image, model, ask)) for model, ask in asked]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
-        return {model: [result for each in results for result in each.result()] for model, results in running.items()}
+        return [each.result() for each in running]
 
-    async def _results(self, model_id: str, ask: Ask, images: Mapping[str, bytes]) -> list[JsonObject]:
+    async def _results(self, image: bytes, model_id: str, ask: Ask) -> list[JsonObject]:
         """Return the results of one task; none for a variant that the model does not offer."""
         try:
-            answer = await self._answer(images[ask.image_key], _of_model(ask.fields, model_id))
+            answer = await self._answer(image, _of_model(ask.fields, model_id))
         except UnsupportedTask:
             return []
         return await in_thread(_rendered, ask, answer)
@@ -126,14 +191,22 @@ class Batch:
             while True:
                 self._num_answers += 1
                 request_id = f"{self._context.request_id[:_MAX_ID_CHARS]}.{self._num_answers}"
-                context = replace(self._context, request_id=request_id, place=Place())
                 try:
-                    await context.quota.take_request()
-                    return await self._core.predict(image, fields, context)
+                    async with self._places.place(replace(self._context, request_id=request_id)) as context:
+                        await context.quota.take_request()
+                        return await self._core.predict(image, fields, context)
                 except Overloaded as error:
-                    if time.monotonic() + error.retry_after_s >= context.deadline_s:
-                        raise
-                    await asyncio.sleep(error.retry_after_s)
+                    await self._wait(error)
+
+    async def _wait(self, error: Overloaded) -> None:
+        """Wait until a retry makes sense; raise `error` if the call ends before."""
+        if time.monotonic() + error.retry_after_s >= self._context.deadline_s:
+            raise error
+        await asyncio.sleep(error.retry_after_s)
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _rendered(ask: Ask, answer: Answer) -> list[JsonObject]:

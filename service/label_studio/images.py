@@ -17,9 +17,10 @@ import aiohttp
 
 from service.errors import InvalidRequest
 from service.http.body import parse_image
+from service.images.decoding import in_thread
 from service.images.fetching import FetchLimits, ImageFetcher, Receiver
 from service.images.host_addresses import SystemResolver
-from service.images.url_rules import AllowedHost, ImageUrl
+from service.images.url_rules import MAX_URL_CHARS, AllowedHost, ImageUrl
 from service.inference.core import Core, RequestContext
 from service.settings import Settings, variable
 from tasks.errors import shown
@@ -28,6 +29,7 @@ _PORTS = {"http": 80, "https": 443}
 _SAFE_IN_PATHS = "/?&=%+,:;@~!$'()*"
 _LEGACY_TOKEN = re.compile(r"[0-9a-f]{40}")
 _PERSONAL_TOKEN = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)  # a JWT, to be exchanged
+_ACCESS_TOKEN = re.compile(r"[!-~]{1,4096}")  # fits in a header
 _SETTING = variable("label_studio_url")
 
 
@@ -90,7 +92,7 @@ class LabelStudioHost:
                 f"Label Studio at {_SETTING} is unreachable; its images cannot be fetched", "image"
             ) from error
         access = body.get("access") if isinstance(body, dict) else None
-        if not isinstance(access, str):
+        if not isinstance(access, str) or not _ACCESS_TOKEN.fullmatch(access):
             message = f"Label Studio does not accept the access token (status {response.status}); send a valid one"
             raise InvalidRequest(message, "image")
         return f"Bearer {access}"
@@ -106,16 +108,22 @@ class TaskImages:
         self._authorization: str | None = None
         self._exchange = asyncio.Lock()  # of the token, once for the call
 
-    async def read(self, source: object, context: RequestContext) -> bytes:
-        """Return the image file that a task names; raise `ServiceError`."""
-        if not isinstance(source, str) or not source:
+    async def read(self, source: str | None, context: RequestContext) -> bytes:
+        """Return the image file that a task names; raise `ServiceError`.
+
+        A fetched file is counted in the memory of `context`; of a decoded one, the request has counted a copy.
+        """
+        if not source:
             raise InvalidRequest(f"the task's image is {shown(source)}; it must be a URL", "image")
         path = None if self._host is None else self._host.path_of(source)
         if self._host is None or path is None:
             if source.startswith("/"):
                 raise InvalidRequest(f"the image is a file of Label Studio, and {_SETTING} is not set", "image")
-            image = parse_image(source)
+            image = await in_thread(parse_image, source)
             return image if isinstance(image, bytes) else await self._core.fetched(image, context)
+        if len(path) > MAX_URL_CHARS:
+            message = f"the path of the task's image has {len(path)} characters; the maximum is {MAX_URL_CHARS}"
+            raise InvalidRequest(message, "image")
         url = ImageUrl(self._host.origin + quote(path, safe=_SAFE_IN_PATHS))
         authorization = await self._header(self._host)
         hold = partial(self._core.hold, context)

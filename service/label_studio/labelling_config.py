@@ -13,12 +13,13 @@ HumanSignal/label-studio-ml-backend@d02cedf label_studio_ml/examples/yolo.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 from xml.etree import ElementTree
 
 from service.errors import InvalidRequest
 from tasks.errors import shown
+from tasks.parameter_kinds import MAX_LABELS
 
 LabelsTag = Literal["RectangleLabels", "PolygonLabels", "BrushLabels"]
 ShapeTag = Literal["Rectangle", "Polygon"]
@@ -28,8 +29,12 @@ ControlTag = LabelsTag | ShapeTag | TextTag | Literal["Labels"]
 LABELS_TAGS: tuple[LabelsTag, ...] = get_args(LabelsTag)
 _CONTROL_TAGS: tuple[ControlTag, ...] = (*LABELS_TAGS, *get_args(ShapeTag), *get_args(TextTag), "Labels")
 _MAX_CHARS = 500_000
+_MAX_TAGS = 10_000  # opening and closing ones
+_MAX_NESTING = 50
 _MAX_CONTROLS = 50
-_MAX_LABELS = 500
+_MAX_LABELS = 1000  # of all controls
+_MAX_PHRASES = MAX_LABELS  # of a label
+_MAX_NAME_CHARS = 200
 _PROMPT = "prompt"  # a TextArea whose name starts with it is the user's prompt, as in Label Studio's own examples
 
 
@@ -51,6 +56,7 @@ class Control:
     image_key: str  # of a task's data
     labels: tuple[Label, ...]
     attributes: Mapping[str, str]
+    label_by_phrase: Mapping[str, str]  # by the folded phrase
 
     @property
     def result_type(self) -> str:
@@ -75,30 +81,46 @@ class Control:
 
     def label_of(self, phrase: str) -> str | None:
         """Return the label that a phrase means, regardless of case."""
-        folded = phrase.casefold()
-        return next((label.value for label in self.labels if folded in map(str.casefold, label.phrases)), None)
+        return self.label_by_phrase.get(phrase.casefold())
+
+
+@dataclass(frozen=True, slots=True)
+class _Tag:
+    """A control tag, and the labels and choices that have no nearer control around them."""
+
+    element: ElementTree.Element
+    children: list[ElementTree.Element] = field(default_factory=list)
 
 
 def parse_config(text: str) -> tuple[Control, ...]:
     """Return the controls over images that a model can fill; raise `InvalidRequest` if there is none."""
     root = _parse(text)
+    tags = _control_tags(root)
+    if len(tags) > _MAX_CONTROLS:
+        raise _invalid(f"has {len(tags)} control tags; the maximum is {_MAX_CONTROLS}")
     images = _image_keys(root)
-    found = [each for each in root.iter() if "toName" in each.attrib]
-    if len(found) > _MAX_CONTROLS:
-        raise _invalid(f"has {len(found)} control tags; the maximum is {_MAX_CONTROLS}")
+    names = [each.element.attrib["toName"] for each in tags]
     controls = tuple(
-        _control(each, images) for each in found if each.tag in _CONTROL_TAGS and each.attrib["toName"] in images
+        _control(each, image, images[image])
+        for each, image in zip(tags, names, strict=True)
+        if each.element.tag in _CONTROL_TAGS and image in images
     )
     if not any(not control.is_prompt for control in controls):
-        tags = sorted({each.tag for each in found})
+        found = sorted({each.element.tag for each in tags})
         supported = ", ".join(_CONTROL_TAGS)
-        raise _invalid(f"has the control tags {shown(tags)}; of those over an Image, {supported} can be filled")
+        raise _invalid(f"has the control tags {shown(found)}; of those over an Image, {supported} can be filled")
+    num_labels = sum(len(control.labels) for control in controls)
+    if num_labels > _MAX_LABELS:
+        raise _invalid(f"has {num_labels} labels and choices; the maximum is {_MAX_LABELS}")
     return controls
 
 
 def _parse(text: str) -> ElementTree.Element:
     if len(text) > _MAX_CHARS:
         raise _invalid(f"has {len(text)} characters; the maximum is {_MAX_CHARS}")
+    num_tags = text.count("<")
+    if num_tags > _MAX_TAGS:
+        raise _invalid(f"has {num_tags} opening and closing tags; the maximum is {_MAX_TAGS}")
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise _invalid("declares a document type, which is not accepted")
     try:
@@ -107,31 +129,62 @@ def _parse(text: str) -> ElementTree.Element:
         raise _invalid(f"is not XML: {error}") from error
 
 
+def _control_tags(root: ElementTree.Element) -> list[_Tag]:
+    """Return the control tags in the order of the text."""
+    tags: list[_Tag] = []
+    pending: list[tuple[ElementTree.Element, int, _Tag | None]] = [(root, 1, None)]
+    while pending:
+        element, depth, control = pending.pop()
+        if depth > _MAX_NESTING:
+            raise _invalid(f"nests tags {depth} deep; the maximum is {_MAX_NESTING}")
+        if "toName" in element.attrib:
+            control = _Tag(element)
+            tags.append(control)
+        elif control is not None and element.tag in ("Label", "Choice"):
+            control.children.append(element)
+        pending += [(child, depth + 1, control) for child in reversed(element)]
+    return tags
+
+
 def _image_keys(root: ElementTree.Element) -> dict[str, str]:
     """Return the key of the data of each Image tag by its name."""
     images = {each.attrib.get("name", ""): each.attrib.get("value", "") for each in root.iter("Image")}
-    return {name: value[1:] for name, value in images.items() if name and value.startswith("$")}
+    return {_name(name): _name(value[1:]) for name, value in images.items() if name and value.startswith("$")}
 
 
-def _control(element: ElementTree.Element, images: Mapping[str, str]) -> Control:
+def _control(found: _Tag, image: str, image_key: str) -> Control:
+    element = found.element
     attributes = {name.lower(): value for name, value in element.attrib.items()}
-    image = element.attrib["toName"]
     tag: ControlTag = element.tag  # type: ignore[assignment]  # the caller has checked it
-    labels = tuple(_labels(element.iter("Choice" if tag == "Choices" else "Label")))
-    if len(labels) > _MAX_LABELS:
-        raise _invalid(f"gives {tag} {len(labels)} labels; the maximum is {_MAX_LABELS}")
+    child = "Choice" if tag == "Choices" else "Label"
+    labels = tuple(_labels(each for each in found.children if each.tag == child))
     if tag in ("Choices", *LABELS_TAGS) and not labels:
         raise _invalid(f"gives {tag} no labels; a model must be asked for some")
-    return Control(tag, attributes.get("name", ""), image, images[image], labels, attributes)
+    by_phrase: dict[str, str] = {}
+    for label in labels:
+        for phrase in label.phrases:
+            by_phrase.setdefault(phrase.casefold(), label.value)
+    return Control(tag, _name(attributes.get("name", "")), image, image_key, labels, attributes, by_phrase)
 
 
 def _labels(elements: Iterable[ElementTree.Element]) -> Iterable[Label]:
     for each in elements:
         value = each.attrib.get("value", "")
-        predicted = each.attrib.get("predicted_values", value)
-        phrases = tuple(filter(None, map(str.strip, predicted.split(",") if predicted is not value else [value])))
+        predicted = each.attrib.get("predicted_values")
+        given = [value] if predicted is None else predicted.split(",")
+        phrases = tuple(filter(None, (" ".join(each.split()) for each in given)))
+        name = _name(each.attrib.get("alias") or value)
+        if len(phrases) > _MAX_PHRASES:
+            raise _invalid(f"gives {each.tag} {shown(name)} {len(phrases)} phrases; the maximum is {_MAX_PHRASES}")
         if phrases:
-            yield Label(each.attrib.get("alias") or value, phrases)
+            yield Label(name, phrases)
+
+
+def _name(text: str) -> str:
+    if len(text) > _MAX_NAME_CHARS:
+        given = f"a name or value of {len(text)} characters, {shown(text)}"
+        raise _invalid(f"has {given}; the maximum is {_MAX_NAME_CHARS}")
+    return text
 
 
 def _invalid(what: str) -> InvalidRequest:

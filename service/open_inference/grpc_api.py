@@ -14,6 +14,7 @@ from service.inference.prediction import Answer
 from service.open_inference.metadata import model_config, model_metadata, server_metadata
 from service.open_inference.tensors import (
     API,
+    MAX_TENSORS,
     OUTPUT,
     VERSION,
     InferRequest,
@@ -92,6 +93,10 @@ class OpenInferenceApi(GrpcApi, pb_grpc.GRPCInferenceServiceServicer):
 def read_request(request: pb.ModelInferRequest) -> InferRequest:
     """Return the request of a message; raise `InvalidRequest`."""
     raw = request.raw_input_contents
+    num_tensors = max(len(request.inputs), len(request.outputs), len(request.parameters))
+    if num_tensors > MAX_TENSORS:
+        message = f"{num_tensors} inputs, outputs or parameters; the maximum of each is {MAX_TENSORS}"
+        raise InvalidRequest(message, "inputs")
     if raw and len(raw) != len(request.inputs):
         message = f"{len(raw)} raw_input_contents for {len(request.inputs)} inputs; send one per input"
         raise InvalidRequest(message, "raw_input_contents")

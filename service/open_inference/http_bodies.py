@@ -17,7 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.errors import InvalidRequest
 from service.http.body import json_object
 from service.inference.prediction import Answer
-from service.open_inference.tensors import OUTPUT, VERSION, InferRequest, Tensor, raw_result, result_text
+from service.open_inference.tensors import (
+    MAX_TENSORS,
+    OUTPUT,
+    VERSION,
+    InferRequest,
+    Tensor,
+    raw_result,
+    result_text,
+)
 from service.validation import rejected_field
 from tasks.errors import shown
 
@@ -51,9 +59,9 @@ class _Output(_Json):
 
 class _Request(_Json):
     id: str = ""
-    inputs: list[_Input]
-    outputs: list[_Output] = []
-    parameters: dict[str, Any] = {}
+    inputs: list[_Input] = Field(max_length=MAX_TENSORS)
+    outputs: list[_Output] = Field([], max_length=MAX_TENSORS)
+    parameters: dict[str, Any] = Field({}, max_length=MAX_TENSORS)
     model_name: str = ""  # some clients repeat the one of the path
 
 

@@ -30,6 +30,8 @@ from tasks.table import TASKS, Task
 API = "oip"  # label in metrics, for both transports
 VERSION = "1"  # of every model
 OUTPUT = "result"
+MAX_TENSORS = 100  # inputs, outputs or parameters of a request; each name occurs once
+MAX_ID_CHARS = 256
 _MAX_ELEMENTS = 1000  # of a tensor; more than any list of a request needs
 _MAX_TIMEOUT_US = 2**63
 _FOR_TRITON = "triton_"  # prefix of parameters that clients address to Triton itself
@@ -111,6 +113,8 @@ def request_context(request: InferRequest, context: RequestContext) -> RequestCo
             f"the parameter timeout is {shown(timeout_us)}; it must be a whole number of microseconds", "timeout"
         )
     end_s = time.monotonic() + timeout_us / 1e6 if timeout_us else math.inf
+    if len(request.id) > MAX_ID_CHARS:
+        raise InvalidRequest(f"id has {len(request.id)} characters; the maximum is {MAX_ID_CHARS}", "id")
     request_id = request.id if is_valid_request_id(request.id) else context.request_id
     return replace(context, request_id=request_id, deadline_s=min(context.deadline_s, end_s))
 

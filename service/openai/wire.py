@@ -8,9 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import ErrorCode
-from service.inference.request_fields import MAX_NEW_TOKENS
+from service.inference.request_fields import MAX_NEW_TOKENS, MAX_TEMPERATURE
+from tasks.parameter_kinds import MAX_GIVEN_CHARS
 
 _IGNORED = "Accepted and ignored."
+_MAX_PARTS = 16  # of a message, which has an image and a text
+_MAX_NAME_CHARS = 1000
 
 
 class _Given(BaseModel):
@@ -35,14 +38,16 @@ class TextPart(_Given):
     """The text of a message."""
 
     type: Literal["text"]
-    text: str = Field(description="A Florence-2 task token, a PaliGemma prompt, or a question.")
+    text: str = Field(
+        max_length=MAX_GIVEN_CHARS, description="A Florence-2 task token, a PaliGemma prompt, or a question."
+    )
 
 
 class ChatMessage(_Given):
     """The user's message."""
 
     role: Literal["user"]
-    content: list[Annotated[ImagePart | TextPart, Field(discriminator="type")]]
+    content: list[Annotated[ImagePart | TextPart, Field(discriminator="type")]] = Field(max_length=_MAX_PARTS)
 
 
 class StreamOptions(_Given):
@@ -54,19 +59,19 @@ class StreamOptions(_Given):
 class ChatRequest(_Given):
     """Body of POST /v1/chat/completions."""
 
-    model: str = Field(description="Model id; see GET /v1/models.")
+    model: str = Field(max_length=_MAX_NAME_CHARS, description="Model id; see GET /v1/models.")
     messages: list[ChatMessage] = Field(min_length=1, max_length=1, description="Exactly one message.")
     max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
     max_completion_tokens: int | None = Field(
         None, ge=1, le=MAX_NEW_TOKENS, description="Alias of max_tokens; takes precedence."
     )
-    temperature: float = Field(0.0, ge=0, le=2, description="0, the default, is greedy decoding.")
+    temperature: float = Field(0.0, ge=0, le=MAX_TEMPERATURE, description="0, the default, is greedy decoding.")
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
     n: Literal[1] = 1
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    user: str | None = Field(None, description=_IGNORED)
+    user: str | None = Field(None, max_length=_MAX_NAME_CHARS, description=_IGNORED)
 
 
 class ChatUsage(BaseModel):

@@ -8,9 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, FiniteFloat
 
 from service.inference.served_models import ServedModel
+from tasks.parameter_kinds import MAX_GIVEN_CHARS
 from tasks.table import TASKS
 
 # The parameter that takes the text, with the placeholder of the input.
@@ -23,6 +24,9 @@ _TEXTS = {
 _RECTANGLE_TASKS = ("region_description",)
 _SEPARATORS = re.compile(r"[.,;]")
 _DEFAULT_EPSILON = 0.001  # of X-AnyLabeling
+_MAX_NAME_CHARS = 200
+_MAX_MARKS = 1000
+_MAX_NUMBERS = 1000  # of a mark: a point has 2, a rectangle 4
 # The values with which X-AnyLabeling starts; an intersection over union of 1 suppresses no box.
 _INITIAL_VALUES = {"edit_conf": 0.0, "edit_iou": 1.0, "toggle_preserve_existing_annotations": False}
 
@@ -30,25 +34,25 @@ _INITIAL_VALUES = {"edit_conf": 0.0, "edit_iou": 1.0, "toggle_preserve_existing_
 class Mark(BaseModel):
     """A point or rectangle that the user drew, in pixels."""
 
-    type: str
-    data: list[float]
+    type: str = Field(max_length=_MAX_NAME_CHARS)
+    data: list[FiniteFloat] = Field(max_length=_MAX_NUMBERS)
 
 
 class Params(BaseModel):
     """The parameters of a call."""
 
-    current_task: str | None = None
-    text_prompt: str | None = None
-    marks: list[Mark] = []
-    conf_threshold: float = 0.0
-    iou_threshold: float = 1.0
+    current_task: str | None = Field(None, max_length=_MAX_NAME_CHARS)
+    text_prompt: str | None = Field(None, max_length=MAX_GIVEN_CHARS)
+    marks: list[Mark] = Field([], max_length=_MAX_MARKS)
+    conf_threshold: float = Field(0.0, ge=0, le=1)
+    iou_threshold: float = Field(1.0, ge=0, le=1)
     epsilon_factor: float = Field(_DEFAULT_EPSILON, ge=0, le=1)
 
 
 class Call(BaseModel):
     """The body of a call, beside its image."""
 
-    model: str
+    model: str = Field(max_length=_MAX_NAME_CHARS)
     params: Params = Params()
 
     def fields(self, task_ids: tuple[str, ...]) -> dict[str, object]:

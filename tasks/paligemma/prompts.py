@@ -22,7 +22,7 @@ from tasks.prompts import AskedTask, Prompt, PromptSegment
 
 _CAPTIONING = {"short": "caption", "detailed": "describe"}
 _SEVERAL_PHRASES = re.compile(rf"[,{SEPARATOR}]|\band\b", re.IGNORECASE)
-_WORD = re.compile(r"\s*(caption|describe|ocr|detect|segment|answer)\b\s*(.*?)\s*", re.DOTALL)
+_WORD = re.compile(r"(caption|describe|ocr|detect|segment|answer)\b\s*(.*)", re.DOTALL)
 _DETAILS = {word: detail for detail, word in _CAPTIONING.items()}
 
 
@@ -40,7 +40,7 @@ def task_prompts(
 
 def read_prompt(text: str) -> AskedTask | None:
     """Return the task requested by `text`, None if it has no task's form."""
-    match = _WORD.fullmatch(text)
+    match = _WORD.fullmatch(text.strip())
     if match is None:
         return None
     word, rest = match.groups()

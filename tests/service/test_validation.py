@@ -3,7 +3,7 @@ from typing import Annotated
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.validation import rejected_field
+from service.validation import lone_surrogate, rejected_field
 
 
 class Inner(BaseModel):
@@ -45,3 +45,25 @@ def test_name_with_a_lone_surrogate_can_be_encoded() -> None:
         Document.model_validate({"name": "a", "\ud800": 1})
     rejected = rejected_field(caught.value)
     assert (rejected.name + rejected.message).encode()
+
+
+@pytest.mark.parametrize(
+    ("document", "path"),
+    [
+        ({}, None),
+        ({"a": ["ä😀", 1, None, {"b": "c"}]}, None),
+        ({"a": [1, {"b": "c\udfff"}]}, "a.1.b"),
+        (["a", ["\ud83d"]], "1.0"),
+        ({"a": {"\ud800": 1}}, "a.?"),
+        ({"x" * 10_000: "\ud800"}, "x" * 80),
+    ],
+)
+def test_lone_surrogate_is_found_by_its_path(document: object, path: str | None) -> None:
+    assert lone_surrogate(document) == path
+
+
+def test_lone_surrogate_is_found_at_any_depth() -> None:
+    document: object = "\ud800"
+    for _ in range(10_000):
+        document = [document]
+    assert lone_surrogate(document) == ".".join("0" * 10_000)[:80]

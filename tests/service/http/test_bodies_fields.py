@@ -1,5 +1,6 @@
 import asyncio
 import json
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,6 +87,37 @@ def test_malformed_json_list_of_a_form_is_rejected_by_name(value: str) -> None:
     with pytest.raises(InvalidRequest, match="region") as caught:
         read_form(part("region", value))
     assert caught.value.param == "region"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("[" + "{}," * 10_000 + "{}]", "has more than 10000 values, lists and objects"),
+        ('["' + r"\/" * 2_000_001 + '"]', "has more than 2000000 escapes"),
+        ('[{"a": 1, "a": 2}]', "'a' occurs 2 times"),
+        (r'["\ud800"]', "contains a lone surrogate"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_json_list_of_a_form_has_the_limits_of_a_json_body(value: str, reason: str) -> None:
+    body = form(file_part("image", IMAGE), part("labels", value))
+    with pytest.raises(InvalidRequest, match=reason) as caught:
+        asyncio.run(read_body(request([body], FORM), memory(len(body))))
+    assert (caught.value.param, caught.value.message[:6]) == ("labels", "labels")
+
+
+def test_large_fields_of_a_form_are_parsed_off_the_event_loop() -> None:
+    async def scenario() -> None:
+        reading = asyncio.ensure_future(read_body(request([body], FORM), memory(len(body))))
+        while not reading.done():
+            names.update(thread.name for thread in threading.enumerate())
+            await asyncio.sleep(0)
+        assert (await reading).fields == {"labels": ["a" * 300_000]}
+
+    names: set[str] = set()
+    body = form(file_part("image", IMAGE), part("labels", json.dumps(["a" * 300_000])))
+    asyncio.run(scenario())
+    assert any(name.startswith("asyncio_") for name in names)  # of the loop's executor
 
 
 @pytest.mark.parametrize("name", ["task", "seed", "question", "unknown"])

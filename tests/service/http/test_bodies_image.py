@@ -29,9 +29,7 @@ def test_url_of_another_scheme_than_data_is_passed_on_unread(image: str) -> None
     assert read(form(part("image", image)), FORM).image == ImageUrl(image)
 
 
-@pytest.mark.parametrize(
-    "image", ["QUJ", "Q!JD", "QUJD\u00e4", "\ud800", "//host/a.png", "_-_-", "a,b", "=", "a" * 102 + ":"]
-)
+@pytest.mark.parametrize("image", ["QUJ", "Q!JD", "QUJD\u00e4", "//host/a.png", "_-_-", "a,b", "=", "a" * 102 + ":"])
 def test_invalid_base64_is_unsupported_image(image: str) -> None:
     with pytest.raises(UnsupportedImage, match="not base64") as caught:
         read_json(image=image)

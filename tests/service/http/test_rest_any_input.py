@@ -42,6 +42,17 @@ def test_unusual_json_is_rejected_with_an_error_body(fields: dict[str, Any]) -> 
     assert error_of(response)["message"]
 
 
+@pytest.mark.parametrize("name", ["task", "model", "image", "labels", "x", "mask_format"])
+@pytest.mark.parametrize("text", ["\ud800", "a\udfff", "\ude00\ud83d"])
+def test_lone_surrogate_in_any_string_is_named(name: str, text: str) -> None:
+    for value in (text, [{"a": text}]):
+        error = error_of(post(json.dumps({**OCR, name: value}).encode(), "application/json"))
+        assert (error["code"], error["param"].partition(".")[0]) == ("invalid_request", name)
+        assert "contains a lone surrogate" in error["message"]
+    raw = json.dumps({**OCR, name: text}, ensure_ascii=False).encode(errors="surrogatepass")
+    assert error_of(post(raw, "application/json"))["param"] == name
+
+
 def test_lone_surrogate_in_a_field_name_is_rejected_with_an_error_body() -> None:
     head = b'--b\r\nContent-Disposition: form-data; name="'
     body = head + b'image"; filename="a"\r\n\r\n' + PNG + b"\r\n" + head + b'+2AA-"\r\n\r\n1\r\n--b--\r\n'

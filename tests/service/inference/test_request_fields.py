@@ -124,7 +124,7 @@ def test_unknown_task_lists_the_tasks(task: str) -> None:
     [
         ("max_new_tokens", [1, MAX_NEW_TOKENS, None]),
         ("num_beams", [1, 3, MAX_BEAMS, None]),
-        ("temperature", [0, 0.0, 0.7, 2, 2.0]),
+        ("temperature", [0, 0.0, 1e-6, 0.7, 2, 2.0]),
         ("top_p", [0.001, 0.5, 1, 1.0]),
         ("constrained", [True, False]),
         ("seed", [0, 2**63 - 1, None]),
@@ -147,7 +147,7 @@ def test_values_within_the_bounds_are_accepted(name: str, allowed: list[object])
         ("num_beams", [0, MAX_BEAMS + 1, "1", True, 1.0]),
         ("top_p", [0, -0.1, 1.001, math.nan, None, "0.5", True]),
         ("constrained", [0, 1, None, "true", "no"]),
-        ("temperature", [-0.1, 2.001, math.inf, math.nan, 10**400, None, "0.5", True, [0.5]]),
+        ("temperature", [-0.1, 1e-300, 9.9e-7, 5e-324, 2.001, math.inf, math.nan, 10**400, None, "0.5", True, [0.5]]),
         ("seed", [-1, 2**63, 0.5, "7", False]),
         ("mask_format", ["mask", "RLE", "", None, 1]),
         ("min_score", [-0.1, 1.001, math.nan, None, "0.5", True]),
@@ -162,6 +162,12 @@ def test_values_out_of_bounds_or_of_wrong_types_are_refused(name: str, refused: 
         assert error.param == name, value
         assert error.message.startswith(f"{name} is "), value
         assert len(error.message) < 300
+
+
+def test_temperature_below_the_least_names_the_allowed_range() -> None:
+    assert refusal({"task": "ocr", "temperature": 1e-300}).message == (
+        "temperature is 1e-300: it must be 0 or from 1e-06 to 2"
+    )
 
 
 def test_beam_search_needs_temperature_0() -> None:

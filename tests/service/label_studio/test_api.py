@@ -256,24 +256,19 @@ def test_point_is_no_prompt_of_these_models() -> None:
     assert "models take no points" in error_of(post("predict", body))["message"]
 
 
-@pytest.mark.parametrize(
-    ("config", "code", "reason"),
-    [
-        (view(labelled("KeyPointLabels", "a")), "invalid_request", "KeyPointLabels"),
-        (view(labelled("RectangleLabels", "a;b")), "invalid_request", "without ';'"),
-        (view('<TextArea name="t" toName="image" model_task="x"/>'), "invalid_request", "captioning, ocr, visual"),
-        (view('<TextArea name="t" toName="image" model_detail="x"/>'), "invalid_request", "short, detailed"),
-        (view('<TextArea name="t" toName="image" perRegion="true"/>'), "invalid_request", "needs one of Rectangle"),
-        (
-            view(labelled("RectangleLabels", "a", attributes='model_score_threshold="x"')),
-            "invalid_request",
-            "model_score_threshold",
-        ),
-    ],
-)
-def test_setup_refuses_what_cannot_be_predicted(config: str, code: str, reason: str) -> None:
-    error = error_of(post("setup", {"schema": config}))
-    assert (error["code"], reason in error["message"]) == (code, True), error
+def test_labels_of_a_drawn_box_that_are_no_strings_are_skipped() -> None:
+    box = {"x": 10.02, "y": 20.02, "width": 30, "height": 40, "polygonlabels": [{}, [], 5, "b"]}
+    region = "What is the polygon mask of region <loc_100><loc_200><loc_400><loc_600>"
+    api = client(make_core(decoders={FLORENCE_ID: FakeDecoder({region: "<loc_1><loc_1><loc_9><loc_1><loc_9><loc_9>"})}))
+    context = {"result": [{"type": "rectanglelabels", "value": box}]}
+    (prediction,) = results(view(labelled("PolygonLabels", "a", "b")), api=api, context=context)
+    assert [each["value"]["polygonlabels"] for each in prediction["result"]] == [["b"]]
+
+
+def test_image_that_is_no_text_is_refused_for_its_task_alone() -> None:
+    broken, good = results(RED_CIRCLE, ["/data/a.png"], data_url(PNG))
+    assert broken[0]["model_version"] == "failed: the task's image is None; it must be a URL"
+    assert [each["model_version"] for each in good] == VERSIONS
 
 
 def test_setup_refuses_tasks_that_its_model_does_not_offer() -> None:

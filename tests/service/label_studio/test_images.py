@@ -21,7 +21,7 @@ OUTSIDE = "127.0.0.2"
 
 
 def read(
-    source: object, token: str = LEGACY, answers: dict[str, bytes] | None = None, prefix: str = ""
+    source: str | None, token: str = LEGACY, answers: dict[str, bytes] | None = None, prefix: str = ""
 ) -> tuple[bytes | ServiceError, list[str]]:
     """Return the image or the error, and the heads of the requests to Label Studio; PORT is its port in `source`."""
 
@@ -36,7 +36,7 @@ def read(
                 lambda _: True,
             )
             images = TaskImages(make_core(fetcher=fetcher), LabelStudioHost.of(settings), token)
-            url = source.replace("PORT", str(host.port)) if isinstance(source, str) else source
+            url = None if source is None else source.replace("PORT", str(host.port), 1)
             try:
                 found: bytes | ServiceError = await images.read(url, context(timeout_s=10))
             except ServiceError as error:
@@ -81,6 +81,32 @@ def test_personal_token_is_exchanged_for_a_short_one() -> None:
     assert headers_of(request)["authorization"] == "Bearer short"
 
 
+@pytest.mark.parametrize("status", ["302 Found", "307 Temporary Redirect", "308 Permanent Redirect"])
+def test_token_exchange_follows_no_redirect_to_another_host(status: str) -> None:
+    """A 307 or 308 repeats the request with its body, which is the token."""
+
+    async def scenario() -> None:
+        async with listening(ImageHost({"/stolen": EXCHANGED})) as other, listening(ImageHost()) as host:
+            location = f"Location: http://127.0.0.1:{other.port}/stolen"
+            host.answers["/api/token/refresh/"] = response(b"", status, location)
+            settings = Settings(label_studio_url=f"http://127.0.0.1:{host.port}")
+            images = TaskImages(make_core(), LabelStudioHost.of(settings), PERSONAL)
+            with pytest.raises(InvalidRequest, match=rf"does not accept the access token \(status {status[:3]}\)"):
+                await images.read("/data/a.png", context(timeout_s=10))
+            assert len(host.requests) == 1
+            assert other.num_connections == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("access", [None, 5, "", "a b", "a\r\nX: y", "ä", "x" * 4097])
+def test_an_exchanged_token_that_fits_in_no_header_is_refused(access: object) -> None:
+    exchanged = response(json.dumps({"access": access}).encode(), "200 OK", "Content-Type: application/json")
+    found, requests = read("/data/a.png", PERSONAL, {"/api/token/refresh/": exchanged})
+    assert "does not accept the access token (status 200)" in refusal(found)
+    assert len(requests) == 1
+
+
 def test_label_studio_below_a_path_exchanges_its_tokens_there() -> None:
     answers = {"/ls/api/token/refresh/": EXCHANGED, "/ls/data/a.png": response(PNG)}
     assert read("/ls/data/a.png", PERSONAL, answers, prefix="/ls")[0] == PNG
@@ -109,11 +135,12 @@ def test_redirect_to_another_host_is_refused_before_the_token_goes_there() -> No
         ("http://elsewhere.test/a.png", LEGACY, "the allowed hosts are images.test"),
         ("s3://bucket/a.png", LEGACY, "image must be an http(s) URL"),
         (None, LEGACY, "the task's image is None"),
-        (["/data/a.png"], LEGACY, "it must be a URL"),
+        ("/" + "a" * 2048, LEGACY, "the path of the task's image has 2049 characters; the maximum is 2048"),
+        ("http://127.0.0.1:PORT/" + "a" * 20_000_000, LEGACY, "the path of the task's image has 20000001 characters"),
         ("", LEGACY, "it must be a URL"),
     ],
 )
-def test_unreadable_source_is_an_error_that_says_why(source: object, token: str, reason: str) -> None:
+def test_unreadable_source_is_an_error_that_says_why(source: str | None, token: str, reason: str) -> None:
     assert reason in refusal(read(source, token)[0])
 
 

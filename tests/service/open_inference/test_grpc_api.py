@@ -150,6 +150,9 @@ def test_parameters_have_json_types() -> None:
         ({"inputs": [RAW[0], TYPED[1]]}, "contents beside raw_input_contents"),
         ({"inputs": [Input(parameters={"shared_memory_region": NONE}), RAW[1]]}, "'shared_memory_region'"),
         ({"outputs": [Output(parameters={"classification": NONE})]}, "'classification'"),
+        ({"inputs": [Input()] * 101}, "101 inputs, outputs or parameters; the maximum of each is 100"),
+        ({"outputs": [Output()] * 101}, "101 inputs, outputs or parameters"),
+        ({"parameters": {f"triton_{n}": NONE for n in range(101)}}, "101 inputs, outputs or parameters"),
     ],
 )
 def test_contradictory_message_is_rejected(fields: dict[str, Any], reason: str) -> None:

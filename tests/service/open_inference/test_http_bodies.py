@@ -94,7 +94,11 @@ def test_binary_data_of_an_output_overrides_the_request(
         (b"", {"inputs": None}, "inputs is None"),
         (b"", {"id": 5}, "id is 5"),
         (b"", {"x": 5}, "x is 5"),
-        (b"", {"\ud800": 5}, "the document is"),
+        (b"", {"\ud800": 5}, "? contains a lone surrogate"),
+        (b"", {"id": "\ud800"}, "id contains a lone surrogate"),
+        (b"", {"inputs": [{**TASK, "data": ["a"]}] * 101}, "inputs is"),
+        (b"", {"outputs": [{"name": "result"}] * 101}, "outputs is"),
+        (b"", {"parameters": {f"triton_{n}": 1 for n in range(101)}}, "parameters is"),
     ],
 )
 def test_invalid_body_is_rejected_with_the_reason(raw: bytes, fields: dict[str, Any], reason: str) -> None:

@@ -150,6 +150,12 @@ def test_request_id_is_kept_if_it_is_a_valid_header_value(given: str, id: str) -
     assert request_context(request(id=given), context()).request_id == id
 
 
+def test_request_id_is_bounded() -> None:
+    assert request_context(request(id="x" * 256), context()).request_id == "request-1"
+    with pytest.raises(InvalidRequest, match="id has 257 characters; the maximum is 256"):
+        request_context(request(id="x" * 257), context())
+
+
 def test_the_deadline_is_the_earlier_one() -> None:
     late, early = context(timeout_s=math.inf), context(timeout_s=1)
     assert request_context(request(timeout=0), late).deadline_s == math.inf

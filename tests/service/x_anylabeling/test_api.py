@@ -1,5 +1,6 @@
 """X-AnyLabeling's protocol: the models it lists, the shapes and descriptions it gets, keys and errors."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,11 +104,27 @@ def test_a_rectangle_gets_its_category_as_label() -> None:
         ("region_description", {}, 400, "region"),
         ("captioning", {"epsilon_factor": -1}, 400, "params.epsilon_factor"),
         ("captioning", {"marks": [{}]}, 400, "params.marks.0.type"),
-        ("captioning", {"conf_threshold": 2}, 400, "min_score"),
+        ("captioning", {"conf_threshold": 2}, 400, "params.conf_threshold"),
+        ("captioning", {"conf_threshold": 1e400}, 400, "params.conf_threshold"),
+        ("captioning", {"iou_threshold": 1e400}, 400, "params.iou_threshold"),
+        ("captioning", {"iou_threshold": 10**400}, 400, "params.iou_threshold"),
+        ("captioning", {"marks": [{"type": "rectangle", "data": [1e400]}]}, 400, "params.marks.0.data.0"),
+        ("captioning", {"marks": [{"type": "rectangle", "data": [0] * 1001}]}, 400, "params.marks.0.data"),
+        ("captioning", {"marks": [{"type": "x" * 201, "data": []}]}, 400, "params.marks.0.type"),
+        ("captioning", {"marks": [{"type": "point", "data": []}] * 1001}, 400, "params.marks"),
+        ("x" * 201, {}, 400, "params.current_task"),
+        ("open_vocabulary_detection", {"text_prompt": "a." * 5001}, 400, "params.text_prompt"),
+        ("open_vocabulary_detection", {"text_prompt": "\ud800"}, 400, "params.text_prompt"),
     ],
 )
 def test_an_invalid_parameter_is_named(task: str, params: dict[str, Any], status: int, name: str) -> None:
-    response = post(task, **params)
+    body = json.dumps({"model": FLORENCE_ID, "image": data_url(PNG), "params": {"current_task": task, **params}})
+    response = client().send(
+        "POST",
+        f"{PATH}/v1/predict",
+        content=body.replace("Infinity", "1e400"),
+        headers={"Content-Type": "application/json"},
+    )
     assert response.status_code == status
     assert name in error_of(response)["message"]
 
@@ -123,5 +140,6 @@ def test_the_key_is_the_token() -> None:
     assert post("captioning", api=api, headers={"Token": "key"}).status_code == 200
     assert post("captioning", api=api, headers={"Token": "other"}).status_code == 401
     assert post("captioning", api=api, headers={"Token": ""}).status_code == 401
+    assert post("captioning", api=api, headers={"Token": "", "Authorization": "Bearer key"}).status_code == 200
     assert post("captioning", api=api, headers={"Token": "key", "Authorization": "Bearer key"}).status_code == 401
     assert api.get(f"{PATH}/health", headers={"Token": "key"}).json()["models_loaded"] == 2

@@ -1,3 +1,4 @@
+import time
 from typing import Any
 
 import pytest
@@ -37,6 +38,13 @@ def test_a_prompt_is_its_task_and_the_task_writes_the_prompt(text: str, task_id:
 )
 def test_other_text_asks_for_no_task(text: str) -> None:
     assert read_prompt(text) is None
+
+
+@pytest.mark.parametrize("word", ["", "caption", "detect", "answer"])
+def test_reading_time_is_linear_in_runs_of_white_space(word: str) -> None:
+    start_s = time.process_time()
+    read_prompt(f"{word}{' ' * 100_000}x{' ' * 100_000}x")
+    assert time.process_time() - start_s < 1  # a quadratic reader needs half a minute
 
 
 @given(st.text(), st.sampled_from(["", "caption ", "detect ", "answer "]))

@@ -1,0 +1,50 @@
+"""The places of a call's answers: the call's own, lent to one at a time, and further ones while there are some.
+
+A call keeps its place while it has a body or images in memory. If each answer needed a further place, the calls that
+hold all places would wait for each other for ever; so would the only call of a key with `max_concurrent` 1.
+Invariant: while an answer waits, another one has the lent place, and wakes it when it is done.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from service.errors import Overloaded
+from service.inference.core import Core, Place, RequestContext
+
+
+class AnswerPlaces:
+    """The places of one call."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._is_lent = False
+        self._given_back = asyncio.Event()
+
+    @asynccontextmanager
+    async def place(self, context: RequestContext) -> AsyncIterator[RequestContext]:
+        """Wait for a place, and yield `context` with it."""
+        context = await self._taken(context)
+        try:
+            yield context
+        finally:
+            if context.needs_place:
+                await self._core.leave(context)
+            else:
+                self._is_lent = False
+            self._given_back.set()
+
+    async def _taken(self, context: RequestContext) -> RequestContext:
+        further = replace(context, place=Place())
+        while True:
+            if not self._is_lent:
+                self._is_lent = True
+                return replace(context, place=Place(), needs_place=False)
+            self._given_back.clear()  # before the attempt: a place that is given back meanwhile ends the waiting
+            try:
+                await self._core.take_place(further)
+            except Overloaded:
+                await self._given_back.wait()
+            else:
+                return further

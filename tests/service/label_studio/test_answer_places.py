@@ -1,0 +1,60 @@
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+
+from service.label_studio.answer_places import AnswerPlaces
+from tests.support.core_calls import until
+from tests.support.fake_service import context, make_core
+
+
+@pytest.mark.parametrize("which", ["lent", "further"])
+def test_an_answer_waits_for_whichever_place_is_given_back_first(which: str) -> None:
+    async def scenario() -> None:
+        core, call = make_core(max_pending=2), context()
+        await core.take_place(call)
+        places = AnswerPlaces(core)
+        async with AsyncExitStack() as lent, AsyncExitStack() as further, AsyncExitStack() as third:
+            first = await lent.enter_async_context(places.place(call))
+            second = await further.enter_async_context(places.place(call))
+            assert (first.needs_place, second.needs_place) == (False, True)
+            waiting = asyncio.create_task(third.enter_async_context(places.place(call)))
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert not waiting.done()
+            await (lent if which == "lent" else further).aclose()
+            await until(waiting.done)
+            assert waiting.result().needs_place is (which == "further")
+        await core.leave(call)
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_that_fails_or_is_cancelled_gives_its_place_back() -> None:
+    async def scenario() -> None:
+        core, call = make_core(max_pending=1), context()
+        await core.take_place(call)
+        places = AnswerPlaces(core)
+        with pytest.raises(ZeroDivisionError):
+            async with places.place(call):
+                raise ZeroDivisionError
+        async with places.place(call) as lent:
+            waiting = asyncio.create_task(places.place(call).__aenter__())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            assert not lent.needs_place
+        async with places.place(call) as lent:
+            assert not lent.needs_place
+
+    asyncio.run(scenario())
+
+
+def test_the_lent_place_stays_that_of_the_call() -> None:
+    async def scenario() -> None:
+        core, call = make_core(max_pending=1), context()
+        await core.take_place(call)
+        async with AnswerPlaces(core).place(call) as lent:
+            await core.leave(lent)
+        assert call.place.is_taken
+
+    asyncio.run(scenario())

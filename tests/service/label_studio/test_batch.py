@@ -1,0 +1,267 @@
+"""Places and memory of a call: kept until its last task is answered, the place lent to one answer at a time."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from PIL import Image
+
+from runners.transport.messages import Outcome, SequenceSpec
+from service.admission.api_keys import ApiKeys
+from service.errors import Overloaded
+from service.http.boundary import RestBoundary
+from service.http_app import rest_app
+from service.images.fetching import FetchLimits, ImageFetcher
+from service.images.url_rules import AllowedHost
+from service.inference.core import Core, RequestContext
+from service.label_studio.asks import batch_asks
+from service.label_studio.batch import Batch, Plan, source_bytes
+from service.label_studio.images import TaskImages
+from service.label_studio.labelling_config import parse_config
+from service.settings import Settings
+from tests.support.api_keys import api_keys
+from tests.support.core_calls import until
+from tests.support.fake_runners import FakeDecoder
+from tests.support.fake_service import (
+    FLORENCE_ANSWERS,
+    FLORENCE_ID,
+    IMAGE_SIZE_WH,
+    PNG,
+    context,
+    data_url,
+    encoded,
+    make_core,
+)
+from tests.support.image_hosts import ImageHost, Names, listening, response
+from tests.support.label_studio_config import basic_auth, labelled, view
+
+PATH = f"/integrations/label-studio/{FLORENCE_ID}"
+CONFIG = view(labelled("RectangleLabels", "red circle"), '<TextArea name="caption" toName="image"/>')
+SETTINGS = Settings(max_body_bytes=10_000_000, request_timeout_s=10)
+
+
+class BusyDecoder(FakeDecoder):
+    """Counts the calls that it answers at a time."""
+
+    def __init__(self, released: asyncio.Event | None = None) -> None:
+        super().__init__(FLORENCE_ANSWERS, released=released)
+        self.num_running = 0
+        self.max_running = 0
+
+    async def write(self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]) -> list[Outcome]:
+        self.num_running += 1
+        self.max_running = max(self.max_running, self.num_running)
+        for _ in range(100):  # others may come meanwhile
+            await asyncio.sleep(0)
+        try:
+            return await super().write(image_features, sequences)
+        finally:
+            self.num_running -= 1
+
+
+@asynccontextmanager
+async def service(core: Core, keys: ApiKeys | None = None) -> AsyncIterator[httpx.AsyncClient]:
+    boundary = RestBoundary(SETTINGS)
+    boundary.start(core, keys or ApiKeys(None))
+    headers = basic_auth("secret") if keys else {}
+    transport = httpx.ASGITransport(rest_app(boundary))
+    async with httpx.AsyncClient(transport=transport, base_url="http://diptych", headers=headers) as client:
+        yield client
+
+
+def body(*images: str, rest: Mapping[str, object] | None = None) -> dict[str, Any]:
+    tasks = [{"data": {"image": image, **(rest or {})}, **(rest or {})} for image in images]
+    return {"tasks": tasks, "label_config": CONFIG}
+
+
+def num_results(response: httpx.Response) -> list[int]:
+    """Return the number of results of each task."""
+    assert response.status_code == 200, response.text
+    return [len(prediction["result"]) for (prediction,) in response.json()["results"]]
+
+
+@pytest.mark.parametrize(("max_concurrent", "max_running"), [(1, 1), (2, 2), (3, 3)])
+def test_answers_use_the_call_s_own_place_and_further_ones_of_its_key(max_concurrent: int, max_running: int) -> None:
+    async def scenario() -> None:
+        async with service(core, api_keys("secret", f"max_concurrent={max_concurrent}")) as client:
+            answer = await client.post(f"{PATH}/predict", json=body(*[data_url(PNG)] * 6))
+        assert num_results(answer) == [2] * 6
+
+    decoder = BusyDecoder()
+    core = make_core(decoders={FLORENCE_ID: decoder})
+    asyncio.run(scenario())
+    assert decoder.max_running == max_running
+
+
+def test_calls_that_hold_all_places_do_not_wait_for_each_other() -> None:
+    async def scenario() -> None:
+        async with service(make_core(max_pending=3, decoders={FLORENCE_ID: BusyDecoder()})) as client:
+            calls = [client.post(f"{PATH}/predict", json=body(*[data_url(PNG)] * 4)) for _ in range(3)]
+            answers = await asyncio.gather(*calls)
+        assert [num_results(answer) for answer in answers] == [[2] * 4] * 3
+
+    asyncio.run(scenario())
+
+
+def test_a_call_keeps_the_place_of_its_key_until_its_last_answer() -> None:
+    async def scenario() -> None:
+        released = asyncio.Event()
+        decoder = BusyDecoder(released)
+        core = make_core(decoders={FLORENCE_ID: decoder})
+        async with service(core, api_keys("secret", "max_concurrent=1")) as client:
+            calling = asyncio.create_task(client.post(f"{PATH}/predict", json=body(data_url(PNG))))
+            await until(lambda: decoder.num_running == 1)
+            refused = await client.post(f"{PATH}/setup", json={"schema": CONFIG})
+            assert (refused.status_code, "1 concurrent requests" in refused.text) == (429, True)
+            released.set()
+            assert num_results(await calling) == [2]
+            assert (await client.post(f"{PATH}/setup", json={"schema": CONFIG})).status_code == 200
+
+    asyncio.run(scenario())
+
+
+def test_other_requests_are_served_while_a_configuration_is_read() -> None:
+    async def scenario() -> None:
+        async with service(make_core()) as client:
+            calling = asyncio.create_task(client.post(f"{PATH}/setup", json={"schema": config}))
+            num_turns = 0
+            while not calling.done():
+                num_turns += 1
+                await asyncio.sleep(0)
+            assert calling.result().status_code == 200
+            assert num_turns > 5  # else 1
+
+    config = view(*[labelled("RectangleLabels", *[f"{tag} {label}" for label in range(100)]) for tag in range(10)])
+    asyncio.run(scenario())
+
+
+def test_a_call_holds_its_images_and_not_the_rest_of_its_body() -> None:
+    async def scenario() -> None:
+        released = asyncio.Event()
+        decoder = BusyDecoder(released)
+        core = make_core(decoders={FLORENCE_ID: decoder})
+        asked = body(
+            *[data_url(PNG)] * 3, rest={"annotations": [[number] for number in range(1000)], "note": "a" * 9000}
+        )
+        assert len(json.dumps(asked)) > 50_000
+        async with service(core) as client:
+            calling = asyncio.create_task(client.post(f"{PATH}/predict", json=asked))
+            await until(lambda: decoder.num_running)
+            images = 3 * (len(data_url(PNG)) + len(PNG))
+            assert images < core.num_held_bytes < images + 10_000
+            released.set()
+            assert num_results(await calling) == [2] * 3
+        assert core.num_held_bytes == 0
+
+    asyncio.run(scenario())
+
+
+@asynccontextmanager
+async def images_by_url(decoder: FakeDecoder, max_bytes: int) -> AsyncIterator[tuple[Core, ImageHost, str]]:
+    """Yield a core that fetches images, their host, and the URL of one."""
+    async with listening(ImageHost({"/a.png": response(PNG)})) as host:
+        names = Names({"images.test": ["127.0.0.1"]})
+        allowed = [AllowedHost("images.test", host.port)]
+        fetcher = ImageFetcher(allowed, FetchLimits(1_000_000, 5), names, lambda _: True)
+        core = make_core(decoders={FLORENCE_ID: decoder}, fetcher=fetcher, max_bytes=max_bytes)
+        yield core, host, f"http://images.test:{host.port}/a.png"
+
+
+def test_images_by_url_are_counted_while_their_tasks_are_answered() -> None:
+    async def scenario() -> None:
+        released = asyncio.Event()
+        decoder = BusyDecoder(released)
+        async with images_by_url(decoder, 1_000_000) as (core, host, url), service(core) as client:
+            calling = asyncio.create_task(client.post(f"{PATH}/predict", json=body(*[url] * 6)))
+            await until(lambda: decoder.num_running == 8)
+            assert 4 * len(PNG) < core.num_held_bytes <= 4 * len(PNG) + 6 * source_bytes({"image": url})
+            assert len(host.requests) == 4
+            released.set()
+            assert num_results(await calling) == [2] * 6
+            assert core.num_held_bytes == 0
+
+    asyncio.run(scenario())
+
+
+def test_an_image_waits_until_there_is_memory_for_it() -> None:
+    async def scenario() -> None:
+        async with images_by_url(BusyDecoder(), 5_000 + len(PNG)) as (core, _, url), service(core) as client:
+            assert num_results(await client.post(f"{PATH}/predict", json=body(url, url))) == [2, 2]
+            assert core.num_held_bytes == 0
+
+    asyncio.run(scenario())
+
+
+def batch(core: Core, config: str = CONFIG) -> Batch:
+    plan = Plan((core.models.get(FLORENCE_ID),), batch_asks(parse_config(config)))
+    return Batch(core, plan, TaskImages(core, None, ""), context(timeout_s=10))
+
+
+def test_the_source_of_an_image_is_dropped_when_it_is_read() -> None:
+    async def scenario() -> None:
+        released = asyncio.Event()
+        decoder = BusyDecoder(released)
+        tasks = [{"image": data_url(PNG)}, {"image": data_url(PNG)}]
+        answering = asyncio.create_task(batch(make_core(decoders={FLORENCE_ID: decoder})).outcomes(tasks))
+        await until(lambda: decoder.num_running == 4)
+        assert tasks == [{}, {}]
+        released.set()
+        assert len(await answering) == 2
+
+    asyncio.run(scenario())
+
+
+def test_predictions_are_counted_until_the_call_ends() -> None:
+    """A task whose predictions do not fit is tried again with the next call."""
+
+    def outcomes(num_tasks: int, max_bytes: int) -> list[bytes]:
+        tasks = [{"image": data_url(PNG)} for _ in range(num_tasks)]
+        return asyncio.run(batch(make_core(max_bytes=max_bytes)).outcomes(tasks))
+
+    (outcome,) = outcomes(1, 1_000_000)
+    assert sorted(map(len, outcomes(3, 3 * len(outcome) // 2))) == [len(b"[]"), len(b"[]"), len(outcome)]
+    with pytest.raises(Overloaded, match="bytes of requests in memory"):
+        outcomes(1, len(outcome) - 1)
+
+
+class RefusedOnce(TaskImages):
+    """Reads an image of which half is received when memory runs out, and the whole when it is read again."""
+
+    def __init__(self, core: Core, num_bytes: int) -> None:
+        super().__init__(core, None, "")
+        self._memory = core
+        self._num_bytes = num_bytes
+        self._num_read = 0
+
+    async def read(self, source: str | None, context: RequestContext) -> bytes:
+        self._memory.hold(context, self._num_bytes)
+        self._num_read += 1
+        if self._num_read == 1:
+            raise Overloaded("no memory", 1)
+        return await super().read(source, context)
+
+
+def test_a_part_of_an_image_is_not_counted_when_it_is_read_again() -> None:
+    core = make_core(max_bytes=2000)
+    plan = Plan((core.models.get(FLORENCE_ID),), batch_asks(parse_config(CONFIG)))
+    answering = Batch(core, plan, RefusedOnce(core, 1200), context(timeout_s=5)).outcomes([{"image": data_url(PNG)}])
+    assert len(asyncio.run(answering)[0]) > len(b"[]")
+
+
+def test_each_tag_is_asked_about_its_own_image() -> None:
+    config = view(
+        '<Image name="other" value="$second"/>',
+        '<TextArea name="of first" toName="image"/>',
+        '<TextArea name="of second" toName="other"/>',
+    )
+    second = encoded(Image.new("RGB", (100, 50)))
+    answering = batch(make_core(), config).outcomes([{"image": data_url(PNG), "second": data_url(second)}])
+    (outcome,) = asyncio.run(answering)
+    (prediction,) = json.loads(outcome)
+    widths = [(each["from_name"], each["original_width"]) for each in prediction["result"]]
+    assert widths == [("of first", IMAGE_SIZE_WH[0]), ("of second", 100)]

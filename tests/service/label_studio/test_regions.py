@@ -1,0 +1,232 @@
+"""Answers as results of Label Studio: units, labels, ids and scores, over an image of 200 x 100 pixels."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.inference.prediction import Answer
+from service.label_studio.labelling_config import Control
+from service.label_studio.regions import (
+    RegionTags,
+    boxes,
+    chosen_answer,
+    chosen_objects,
+    labelled_boxes,
+    labelled_masks,
+    located_texts,
+    prediction,
+    written_text,
+)
+from tasks.results import (
+    BoxXyxy,
+    Detection,
+    DetectionsResult,
+    Instance,
+    InstancesResult,
+    Ring,
+    TextRegion,
+    TextRegionsResult,
+    TextResult,
+)
+from tasks.run_length import encode_mask
+from tests.support.label_studio_config import brush_pixels, labelled, only_control
+from tests.support.typed_answers import typed_answer
+
+BOX: BoxXyxy = (20, 10, 120, 60)
+PERCENT = {"x": 10, "y": 10, "width": 50, "height": 50, "rotation": 0}
+SQUARE: Ring = ((20, 10), (120, 10), (120, 60), (20, 60))
+HOLE: Ring = ((40, 20), (60, 20), (60, 40), (40, 40))
+ISLAND: Ring = ((45, 25), (55, 25), (55, 35), (45, 35))
+LABELS = '<Label value="Car" alias="c" predicted_values="red car,blue car"/><Label value="dog"/>'
+RECTANGLES = only_control(f'<RectangleLabels name="box" toName="image">{LABELS}</RectangleLabels>')
+POLYGONS = only_control(labelled("PolygonLabels", "dog"))
+BRUSH = only_control(labelled("BrushLabels", "dog"))
+TEXT = only_control('<TextArea name="text" toName="image"/>')
+RECTANGLE = only_control('<Rectangle name="shape" toName="image"/>')
+POLYGON = only_control('<Polygon name="shape" toName="image"/>')
+GROUP = only_control(labelled("Labels", "Text", "Other", name="label"))
+
+
+def detections(*found: tuple[str, float], box: BoxXyxy = BOX) -> Answer:
+    return typed_answer(DetectionsResult(tuple(Detection(box, label, score) for label, score in found), is_parsed=True))
+
+
+def outlines(*rings: Ring) -> Answer:
+    return typed_answer(InstancesResult((Instance(BOX, "dog", 0.5, rings, None),), is_parsed=True))
+
+
+def located(text: str = "HI") -> Answer:
+    return typed_answer(TextRegionsResult((TextRegion(((20, 10), (120, 10), (120, 60), (20, 60)), text, 0.5),), True))
+
+
+def values(results: Iterable[dict[str, Any]]) -> list[Any]:
+    return [each["value"] for each in results]
+
+
+def choices(*names: str, is_multiple: bool = False) -> Control:
+    attributes = 'choice="multiple"' if is_multiple else ""
+    return only_control(labelled("Choices", *names, name="choice", attributes=attributes))
+
+
+def test_a_region_names_its_tags_and_the_image() -> None:
+    (region,) = labelled_boxes(detections(("dog", 0.25)), RECTANGLES)
+    assert len(region.pop("id")) == 10
+    assert region == {
+        "from_name": "box",
+        "to_name": "image",
+        "type": "rectanglelabels",
+        "original_width": 200,
+        "original_height": 100,
+        "image_rotation": 0,
+        "value": {**PERCENT, "rectanglelabels": ["dog"]},
+        "score": 0.25,
+    }
+
+
+@pytest.mark.parametrize(
+    ("box", "percent"),
+    [
+        (BOX, (10, 10, 50, 50)),
+        ((0, 0, 200, 100), (0, 0, 100, 100)),
+        ((-20, -1, 220, 101), (0, 0, 100, 100)),
+        ((190, 90, 400, 400), (95, 90, 5, 10)),
+    ],
+)
+def test_a_box_is_in_percent_within_the_image(box: BoxXyxy, percent: tuple[float, ...]) -> None:
+    (value,) = values(boxes(detections(("", 1), box=box), RECTANGLE))
+    assert value == dict(zip(PERCENT, (*percent, 0), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("found", "label", "expected"),
+    [
+        ("red car", None, ["c"]),
+        ("BLUE Car", None, ["c"]),
+        ("dog", None, ["dog"]),
+        ("Car", None, None),  # its phrases stand for it
+        ("cat", None, None),
+        ("", None, None),
+        ("cat", "dog", ["dog"]),
+        ("red car", "dog", ["dog"]),
+    ],
+)
+def test_a_detection_has_the_label_that_its_phrase_means(
+    found: str, label: str | None, expected: list[str] | None
+) -> None:
+    results = values(labelled_boxes(detections((found, 0.5)), RECTANGLES, label))
+    assert [each["rectanglelabels"] for each in results] == ([] if expected is None else [expected])
+
+
+@pytest.mark.parametrize(
+    ("rings", "expected"),
+    [
+        ((), []),
+        ((SQUARE,), [[[10, 10], [60, 10], [60, 60], [10, 60]]]),
+        ((SQUARE, HOLE), [[[10, 10], [60, 10], [60, 60], [10, 60]]]),
+        (
+            (SQUARE, HOLE, ISLAND),
+            [
+                [[10, 10], [60, 10], [60, 60], [10, 60]],
+                [[22.5, 25], [27.5, 25], [27.5, 35], [22.5, 35]],
+            ],
+        ),
+        ((SQUARE[:2],), []),
+        ((((0, 0), (50, 0.9), (100, 0), (100, 50)),), [[[0, 0], [50, 0], [50, 50]]]),  # a corner within 1 px goes
+        ((((0, 0), (50, 1.5), (100, 0), (100, 50)),), [[[0, 0], [25, 1.5], [50, 0], [50, 50]]]),
+    ],
+)
+def test_a_mask_becomes_a_simplified_polygon_for_each_ring_but_holes(
+    rings: tuple[Ring, ...], expected: list[list[list[float]]]
+) -> None:
+    results = values(labelled_masks(outlines(*rings), POLYGONS, "dog"))
+    assert results == [{"points": points, "closed": True, "polygonlabels": ["dog"]} for points in expected]
+
+
+def test_a_mask_becomes_brush_strokes_under_the_label() -> None:
+    mask = np.zeros((100, 200), dtype=bool)
+    mask[10:60, 20:120] = True
+    found = (Instance(BOX, "dog", 0.5, None, encode_mask(mask)), Instance(BOX, "dog", 0.5, None, None))
+    (value,) = values(labelled_masks(typed_answer(InstancesResult(found, True)), BRUSH, "x"))
+    assert (value["format"], value["brushlabels"]) == ("rle", ["x"])
+    assert (brush_pixels(value["rle"], (100, 200))[..., 3] == mask * 255).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "label", "types", "labels"),
+    [
+        (RECTANGLE, None, ["rectangle", "textarea"], []),
+        (POLYGON, None, ["polygon", "textarea"], []),
+        (RECTANGLE, GROUP, ["rectangle", "labels", "textarea"], [{"labels": ["Text"]}]),
+        (RECTANGLES, RECTANGLES, ["rectanglelabels", "textarea"], [{"rectanglelabels": ["c"]}]),
+    ],
+)
+def test_located_text_is_results_with_one_id_and_one_shape(
+    shape: Control, label: Control | None, types: list[str], labels: list[dict[str, Any]]
+) -> None:
+    results = list(located_texts(located(), RegionTags(shape, TEXT, label)))
+    assert [each["type"] for each in results] == types
+    assert len({each["id"] for each in results}) == 1
+    assert [each["score"] for each in results] == [0.5] * len(results)
+    points = {"points": [[10, 10], [60, 10], [60, 60], [10, 60]], "closed": True}
+    outline = points if shape is POLYGON else PERCENT
+    assert all(outline.items() <= each["value"].items() for each in results)
+    assert [each["value"].get("text") for each in results] == [*[None] * (len(types) - 1), ["HI"]]
+    found = [{name: each["value"][name] for name in each["value"] if "labels" in name} for each in results]
+    assert [each for each in found if each] == labels
+
+
+def test_a_described_region_is_a_located_text() -> None:
+    (shape, text) = located_texts(detections(("a dog", 0.5)), RegionTags(RECTANGLE, TEXT, None))
+    assert shape["value"] == PERCENT
+    assert text["value"] == {**PERCENT, "text": ["a dog"]}
+    assert shape["id"] == text["id"]
+
+
+def test_two_located_texts_have_two_ids() -> None:
+    found = located_texts(detections(("a", 0.5), ("b", 0.5)), RegionTags(RECTANGLE, TEXT, None))
+    assert len({each["id"] for each in found}) == 2
+
+
+@pytest.mark.parametrize(("text", "expected"), [(" a dog ", [{"text": [" a dog "]}]), (" \n", []), ("", [])])
+def test_text_is_written_unless_it_is_blank(text: str, expected: list[Any]) -> None:
+    results = list(written_text(typed_answer(TextResult(text, True)), TEXT))
+    assert values(results) == expected
+    assert all("score" not in each for each in results)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("Dog", ["dog"]), (" dog. ", ["dog"]), ("a dog", None), ("", None), (".", None)]
+)
+def test_an_answer_chooses_the_choice_that_it_names(text: str, expected: list[str] | None) -> None:
+    results = list(chosen_answer(typed_answer(TextResult(text, True)), choices("dog", "cat")))
+    assert values(results) == ([] if expected is None else [{"choices": expected}])
+    assert all("score" not in each for each in results)
+
+
+@pytest.mark.parametrize(
+    ("found", "is_multiple", "chosen", "score"),
+    [
+        ([("dog", 0.2), ("cat", 0.7), ("dog", 0.4)], False, ["cat"], 0.7),
+        ([("dog", 0.2), ("cat", 0.7), ("dog", 0.9)], True, ["dog", "cat"], 0.9),
+        ([("bird", 0.9), ("dog", 0.2)], False, ["dog"], 0.2),
+        ([("bird", 0.9)], True, None, None),
+        ([], False, None, None),
+    ],
+)
+def test_detected_objects_choose_the_best_or_all(
+    found: list[tuple[str, float]], is_multiple: bool, chosen: list[str] | None, score: float | None
+) -> None:
+    results = list(chosen_objects(detections(*found), choices("dog", "cat", is_multiple=is_multiple)))
+    assert values(results) == ([] if chosen is None else [{"choices": chosen}])
+    assert [each["score"] for each in results] == ([] if score is None else [score])
+
+
+@pytest.mark.parametrize(
+    ("results", "score"), [([], None), ([{}], None), ([{"score": 0.25}, {}, {"score": 0.75}], 0.5)]
+)
+def test_the_score_of_a_prediction_is_the_mean_of_its_results(
+    results: list[dict[str, Any]], score: float | None
+) -> None:
+    assert prediction("a@b", iter(results)) == {"model_version": "a@b", "result": results, "score": score}
