@@ -6,11 +6,13 @@ Settings, API keys and the fields of every interface are reported by it; the cal
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from tasks.errors import shown
 
 _MAX_FIELD_CHARS = 80
+# In the schema of a field that may take up a whole body; the others have bounds of their own.
+BOUNDED_BY_BODY: dict[str, JsonValue] = {"x-bound": "DIPTYCH_MAX_BODY_BYTES"}
 
 
 @dataclass(frozen=True, slots=True)

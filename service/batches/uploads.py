@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # python_multipart 0.0.34 declares it for type checkers alone
     from python_multipart.multipart import MultipartCallbacks
 
 MAX_FILE_BYTES = 200_000_000
-_MAX_FORM_BYTES = 10_000  # of everything but the file
+MAX_FORM_BYTES = 10_000  # of everything but the file
 _WRITE_BYTES = 1_000_000  # written at a time, in a thread
 _MAX_NAME_CHARS = 255
 _NESTED = re.compile(r"(\w+)\[(\w+)\]")  # expires_after[seconds]
@@ -103,8 +103,8 @@ class _Form:
 
     def _count(self, num_bytes: int) -> None:
         self._num_bytes += num_bytes
-        if self._num_bytes > _MAX_FORM_BYTES:
-            raise PayloadTooLarge(f"the form's fields beside the file exceed the limit of {_MAX_FORM_BYTES} bytes")
+        if self._num_bytes > MAX_FORM_BYTES:
+            raise PayloadTooLarge(f"the form's fields beside the file exceed the limit of {MAX_FORM_BYTES} bytes")
 
     def _end(self) -> None:
         self.is_complete = True
@@ -133,7 +133,7 @@ async def _parse(form: _Form, boundary: bytes, chunks: AsyncIterator[bytes]) -> 
         parser = MultipartParser(boundary, form.callbacks())
         async for chunk in chunks:
             num_bytes += len(chunk)
-            if num_bytes > MAX_FILE_BYTES + _MAX_FORM_BYTES:
+            if num_bytes > MAX_FILE_BYTES + MAX_FORM_BYTES:
                 raise PayloadTooLarge(f"the file exceeds the limit of {MAX_FILE_BYTES} bytes")
             waiting += chunk
             if len(waiting) >= _WRITE_BYTES:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 DAY_S = 24 * 3600
+_MAX_ID_CHARS = 100
 _MIN_KEPT_S, MAX_KEPT_S = 3600, 30 * DAY_S
 
 Endpoint = Literal["/v1/chat/completions", "/v1/predict", "/v1/compare"]
@@ -131,7 +132,7 @@ class FileFields(_Given):
 class BatchRequest(_Given):
     """Body of POST /v1/batches."""
 
-    input_file_id: str
+    input_file_id: str = Field(max_length=_MAX_ID_CHARS)
     endpoint: Endpoint
     completion_window: Literal["24h"]
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(

@@ -30,7 +30,7 @@ from tasks.table import TASKS
 _FORM, _JSON = "multipart/form-data", "application/json"
 _MAX_FORM_FIELDS = 200
 _FORM_COPIES = 3  # the body, its parts, and the image taken out of them
-_MAX_JSON_VALUES = 10_000  # in lists and objects; 32 labels are the most that a task takes
+MAX_JSON_VALUES = 10_000  # in lists and objects; 32 labels are the most that a task takes
 _VALUE_MARKS = (b",", b"[", b"{")  # base64 has none of them, so that an image counts as one value
 _MAX_COUNTED_VALUES = 1_000_000  # no reader allows more
 _VALUE_BYTES = 100  # a small object of Python and its place in a list or dictionary
@@ -155,7 +155,7 @@ def _from_json(body: bytes) -> RequestBody:
     return RequestBody(parse_image(document.pop("image")), document)
 
 
-def json_object(body: bytes, max_values: int = _MAX_JSON_VALUES, max_nested: int | None = None) -> dict[str, object]:
+def json_object(body: bytes, max_values: int = MAX_JSON_VALUES, max_nested: int | None = None) -> dict[str, object]:
     """Return a JSON object with unique names and at most `max_values` values; raise `InvalidRequest`.
 
     `max_nested`: how many of the values may be lists and objects.
@@ -310,7 +310,7 @@ def _form_list(name: str, texts: list[str]) -> object:
     """Return a list given as repeated fields or as one JSON array."""
     if len(texts) == 1 and texts[0].lstrip().startswith("["):
         data = texts[0].encode(errors="surrogatepass")
-        return _json_value(data, f"{name}, which starts with [,", _MAX_JSON_VALUES, name)
+        return _json_value(data, f"{name}, which starts with [,", MAX_JSON_VALUES, name)
     return [_number(text) for text in texts] if _JSON_TYPES[name] == "array of number" else texts
 
 

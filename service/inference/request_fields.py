@@ -18,10 +18,12 @@ from tasks.table import TASKS, Task
 
 MAX_NEW_TOKENS = 4096
 MAX_BEAMS = 10
+MAX_NAME_CHARS = 200  # of a model or a task
 MAX_TEMPERATURE = 2
 MIN_SAMPLED_TEMPERATURE = 1e-6  # log-probabilities are divided by it in 32 bits: at 1e-38 they overflow
 _MAX_SHOWN_CHARS = 80
 
+_Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
 PARAMETER_NAMES = frozenset(parameter.name for task in TASKS.values() for parameter in task.parameters)
 
 
@@ -30,7 +32,7 @@ class GenerationFields(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    task: str = Field(description="Task id; GET /v1/tasks lists them.")
+    task: str = Field(max_length=MAX_NAME_CHARS, description="Task id; GET /v1/tasks lists them.")
     max_new_tokens: int | None = Field(
         None, ge=1, le=MAX_NEW_TOKENS, description="Maximum number of new tokens; defaults to the checkpoint's own."
     )
@@ -65,14 +67,16 @@ class GenerationFields(BaseModel):
 class PredictFields(GenerationFields):
     """Fields of POST /v1/predict."""
 
-    model: str | None = Field(None, description="Model id; defaults to the first that offers the task.")
+    model: str | None = Field(
+        None, max_length=MAX_NAME_CHARS, description="Model id; defaults to the first that offers the task."
+    )
     stream: bool = Field(False, description="true streams server-sent events: text as it is written, then the answer.")
 
 
 class CompareFields(GenerationFields):
     """Fields of POST /v1/compare."""
 
-    models: Annotated[list[str], Field(min_length=1, max_length=32)] | None = Field(
+    models: Annotated[list[_Name], Field(min_length=1, max_length=32)] | None = Field(
         None, description="Model ids; defaults to all that offer the task."
     )
 

@@ -14,10 +14,10 @@ import binascii
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote_plus, unquote_plus
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -32,7 +32,7 @@ from service.inference.served_models import ServedModel
 from service.label_studio.asks import batch_asks, check_offered, interactive_asks
 from service.label_studio.batch import Batch, Plan, source_bytes, version_of
 from service.label_studio.images import LabelStudioHost, TaskImages, is_token
-from service.label_studio.labelling_config import parse_config
+from service.label_studio.labelling_config import MAX_CONFIG_CHARS, parse_config
 from service.schema.wire import ErrorDetail, ErrorJson
 from service.validation import rejected_field
 from tasks.errors import shown
@@ -40,7 +40,7 @@ from tasks.errors import shown
 PREFIX = "/integrations/label-studio"
 _PATHS = (PREFIX, f"{PREFIX}/{{model}}")
 _MAX_TASKS = 1000
-_MAX_JSON_VALUES = 1_000_000  # an interactive call has all annotations of its task, with the bytes of brush masks
+MAX_JSON_VALUES = 1_000_000  # an interactive call has all annotations of its task, with the bytes of brush masks
 _MAX_JSON_NESTED = 100_000  # of them lists and objects, such as the points of polygons: 1,000,000 take 0.4 s
 _PLAN_COPIES = 4  # of the configuration's characters, at most four bytes each
 _LABEL_STUDIO_AGENT = "heartex/"  # label_studio/ml/api_connector.py
@@ -48,20 +48,32 @@ _READABLE = ",;:'()/"
 _TRAINING = "START_TRAINING"
 LABEL_STUDIO = Interface("label_studio")
 
+_CONFIG: dict[str, JsonValue] = {"maxLength": MAX_CONFIG_CHARS}  # `parse_config` refuses more
+_VALUES: dict[str, JsonValue] = {"maxProperties": MAX_JSON_VALUES}  # with all that they hold: `json_object`
+_BOUNDED = Field(json_schema_extra=_VALUES)
+
 BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
-class _Setup(BaseModel):
-    label_config: str = Field(alias="schema")
+class _Body(BaseModel):
+    model_config = ConfigDict(json_schema_extra=_VALUES)  # fields that are not read are ignored
 
 
-class _Params(BaseModel):
-    context: dict[str, Any] | None = None
+class SetupBody(_Body):
+    """Body of `setup`."""
+
+    label_config: str = Field(alias="schema", json_schema_extra=_CONFIG)
 
 
-class _Predict(BaseModel):
-    tasks: list[dict[str, Any]] = Field(min_length=1, max_length=_MAX_TASKS)
-    label_config: str
+class _Params(_Body):
+    context: Annotated[dict[str, Any], _BOUNDED] | None = None
+
+
+class PredictBody(_Body):
+    """Body of `predict`."""
+
+    tasks: list[Annotated[dict[str, Any], _BOUNDED]] = Field(min_length=1, max_length=_MAX_TASKS)
+    label_config: str = Field(json_schema_extra=_CONFIG)
     params: _Params = _Params()
 
 
@@ -120,14 +132,14 @@ class LabelStudioApi:
         Label Studio asks for predictions of a task while it has none of that version.
         """
         core = self._boundary.core()
-        setup = await self._read(_Setup, request, context)
+        setup = await self._read(SetupBody, request, context)
         plan = await in_thread(_plan, _models(core, request), setup.label_config, None)
         return JSONResponse({"model_version": plan.version(plan.by_model())})
 
     async def predict(self, request: Request, context: RequestContext) -> Response:
         """Return the predictions of each task, one of each model; or, with a prompt, the one that answers it."""
         core = self._boundary.core()
-        asked = await self._read(_Predict, request, context)
+        asked = await self._read(PredictBody, request, context)
         plan = await in_thread(_plan, _models(core, request), asked.label_config, asked.params.context)
         is_batch = asked.params.context is None
         tasks = plan.sources(asked.tasks)
@@ -160,7 +172,7 @@ class LabelStudioApi:
             raise InvalidRequest(rejected.message, rejected.name) from error
 
 
-_json = partial(json_object, max_values=_MAX_JSON_VALUES, max_nested=_MAX_JSON_NESTED)
+_json = partial(json_object, max_values=MAX_JSON_VALUES, max_nested=_MAX_JSON_NESTED)
 
 
 async def _read_json(request: Request, memory: BodyMemory) -> dict[str, object]:

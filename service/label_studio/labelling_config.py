@@ -28,7 +28,7 @@ ControlTag = LabelsTag | ShapeTag | TextTag | Literal["Labels"]
 
 LABELS_TAGS: tuple[LabelsTag, ...] = get_args(LabelsTag)
 _CONTROL_TAGS: tuple[ControlTag, ...] = (*LABELS_TAGS, *get_args(ShapeTag), *get_args(TextTag), "Labels")
-_MAX_CHARS = 500_000
+MAX_CONFIG_CHARS = 500_000
 _MAX_TAGS = 10_000  # opening and closing ones
 _MAX_NESTING = 50
 _MAX_CONTROLS = 50
@@ -116,8 +116,8 @@ def parse_config(text: str) -> tuple[Control, ...]:
 
 
 def _parse(text: str) -> ElementTree.Element:
-    if len(text) > _MAX_CHARS:
-        raise _invalid(f"has {len(text)} characters; the maximum is {_MAX_CHARS}")
+    if len(text) > MAX_CONFIG_CHARS:
+        raise _invalid(f"has {len(text)} characters; the maximum is {MAX_CONFIG_CHARS}")
     num_tags = text.count("<")
     if num_tags > _MAX_TAGS:
         raise _invalid(f"has {num_tags} opening and closing tags; the maximum is {_MAX_TAGS}")

@@ -10,14 +10,16 @@ Source: triton-inference-server/server docs/protocol/extension_binary_data.md.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from service.errors import InvalidRequest
 from service.http.body import json_object
 from service.inference.prediction import Answer
 from service.open_inference.tensors import (
+    MAX_ELEMENTS,
+    MAX_ID_CHARS,
     MAX_TENSORS,
     OUTPUT,
     VERSION,
@@ -26,10 +28,12 @@ from service.open_inference.tensors import (
     raw_result,
     result_text,
 )
-from service.validation import rejected_field
+from service.validation import BOUNDED_BY_BODY, rejected_field
 from tasks.errors import shown
 
 _MAX_DIMENSIONS = 8
+# A batch of one may be nested; the elements are counted when a tensor is read.
+_DATA: dict[str, JsonValue] = {"maxItems": MAX_ELEMENTS, "items": BOUNDED_BY_BODY}
 
 
 class _Json(BaseModel):
@@ -41,11 +45,11 @@ class _InputParameters(_Json):
 
 
 class _Input(_Json):
-    name: str
-    datatype: str
+    name: str = Field(max_length=MAX_ID_CHARS)
+    datatype: str = Field(max_length=MAX_ID_CHARS)
     shape: list[int] = Field(max_length=_MAX_DIMENSIONS)
     parameters: _InputParameters = _InputParameters()
-    data: list[Any] | None = None
+    data: Annotated[list[Any], Field(json_schema_extra=_DATA)] | None = None
 
 
 class _OutputParameters(_Json):
@@ -53,16 +57,18 @@ class _OutputParameters(_Json):
 
 
 class _Output(_Json):
-    name: str
+    name: str = Field(max_length=MAX_ID_CHARS)
     parameters: _OutputParameters = _OutputParameters()
 
 
-class _Request(_Json):
-    id: str = ""
+class InferJson(_Json):
+    """Body of a request, or its JSON part."""
+
+    id: str = Field("", json_schema_extra={"maxLength": MAX_ID_CHARS})
     inputs: list[_Input] = Field(max_length=MAX_TENSORS)
     outputs: list[_Output] = Field([], max_length=MAX_TENSORS)
     parameters: dict[str, Any] = Field({}, max_length=MAX_TENSORS)
-    model_name: str = ""  # some clients repeat the one of the path
+    model_name: str = Field("", max_length=MAX_ID_CHARS)  # some clients repeat the one of the path
 
 
 class OpenInferenceError(_Json):
@@ -117,9 +123,9 @@ def _json_length(header: str | None, num_bytes: int) -> int:
     return int(header)
 
 
-def _checked(document: Mapping[str, object]) -> _Request:
+def _checked(document: Mapping[str, object]) -> InferJson:
     try:
-        return _Request.model_validate(document)
+        return InferJson.model_validate(document)
     except ValidationError as error:
         raise InvalidRequest(rejected_field(error).message) from error
 
@@ -140,7 +146,7 @@ def _raw(each: _Input, data: bytes) -> bytes:
     return data
 
 
-def _wants_raw(document: _Request) -> bool:
+def _wants_raw(document: InferJson) -> bool:
     """Return True if the result is requested raw; `binary_data` of an output overrides the request's parameter."""
     of_all = document.parameters.get("binary_data_output", False)
     if not isinstance(of_all, bool):

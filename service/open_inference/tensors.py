@@ -32,7 +32,7 @@ VERSION = "1"  # of every model
 OUTPUT = "result"
 MAX_TENSORS = 100  # inputs, outputs or parameters of a request; each name occurs once
 MAX_ID_CHARS = 256
-_MAX_ELEMENTS = 1000  # of a tensor; more than any list of a request needs
+MAX_ELEMENTS = 1000  # of a tensor; more than any list of a request needs
 _MAX_TIMEOUT_US = 2**63
 _FOR_TRITON = "triton_"  # prefix of parameters that clients address to Triton itself
 _LENGTH = struct.Struct("<I")
@@ -173,7 +173,7 @@ def _value(tensor: Tensor) -> object:
 def _length(spec: InputSpec, shape: tuple[int, ...]) -> int:
     """Return the number of elements of a tensor of `shape`."""
     *batch, length = shape or (-1,)
-    if batch not in ([], [1]) or not 0 <= length <= _MAX_ELEMENTS or spec.length not in (None, length):
+    if batch not in ([], [1]) or not 0 <= length <= MAX_ELEMENTS or spec.length not in (None, length):
         wanted = spec.length or "n"
         given = shown(list(shape[:4]))
         raise _bad(spec.name, f"has the shape {given}; it must be [{wanted}] or [1, {wanted}]")

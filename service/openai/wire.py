@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import ErrorCode
-from service.inference.request_fields import MAX_NEW_TOKENS, MAX_TEMPERATURE
+from service.inference.request_fields import MAX_NAME_CHARS, MAX_NEW_TOKENS, MAX_TEMPERATURE
+from service.validation import BOUNDED_BY_BODY
 from tasks.parameter_kinds import MAX_GIVEN_CHARS
 
 _IGNORED = "Accepted and ignored."
 _MAX_PARTS = 16  # of a message, which has an image and a text
-_MAX_NAME_CHARS = 1000
+_MAX_USER_CHARS = 1000
 
 
 class _Given(BaseModel):
@@ -23,7 +24,10 @@ class _Given(BaseModel):
 class ImageUrl(_Given):
     """URL of the image."""
 
-    url: str = Field(description="data: URL of a JPEG, PNG or WebP file; http(s) URL if the service allows it.")
+    url: str = Field(
+        description="data: URL of a JPEG, PNG or WebP file; http(s) URL if the service allows it.",
+        json_schema_extra=BOUNDED_BY_BODY,
+    )
     detail: Literal["auto", "low", "high"] = Field("auto", description=_IGNORED)
 
 
@@ -59,7 +63,7 @@ class StreamOptions(_Given):
 class ChatRequest(_Given):
     """Body of POST /v1/chat/completions."""
 
-    model: str = Field(max_length=_MAX_NAME_CHARS, description="Model id; see GET /v1/models.")
+    model: str = Field(max_length=MAX_NAME_CHARS, description="Model id; see GET /v1/models.")
     messages: list[ChatMessage] = Field(min_length=1, max_length=1, description="Exactly one message.")
     max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
     max_completion_tokens: int | None = Field(
@@ -71,7 +75,7 @@ class ChatRequest(_Given):
     n: Literal[1] = 1
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    user: str | None = Field(None, max_length=_MAX_NAME_CHARS, description=_IGNORED)
+    user: str | None = Field(None, max_length=_MAX_USER_CHARS, description=_IGNORED)
 
 
 class ChatUsage(BaseModel):

@@ -1,7 +1,7 @@
 """The OpenAPI document, generated from the task table and from the models of requests and answers.
 
-Bodies of the Open Inference Protocol, of Label Studio and of X-AnyLabeling are specified by their own documents, which
-their operations name.
+The protocols of Open Inference, Label Studio and X-AnyLabeling are specified by their own documents, which their
+operations name; what is read of their bodies is described here with its bounds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,18 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from service.batches.uploads import MAX_FILE_BYTES, MAX_FORM_BYTES
 from service.batches.wire import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
 from service.inference.request_fields import CompareFields, GenerationFields, PredictFields
 from service.inference.served_models import ServedModels
+from service.label_studio.api import MAX_JSON_VALUES, PredictBody, SetupBody
 from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
-from service.open_inference.http_bodies import OpenInferenceError
+from service.open_inference.http_bodies import InferJson, OpenInferenceError
 from service.openai.wire import ChatCompletion, ChatError, ChatRequest
 from service.schema.wire import AnswerJson, ComparisonJson, ErrorJson
+from service.validation import BOUNDED_BY_BODY
 from service.x_anylabeling.api import PREFIX as X_ANYLABELING_PREFIX
+from service.x_anylabeling.asks import Call
 from tasks.table import TASKS, Task
 
 _REF_TEMPLATE = "#/components/schemas/{model}"
@@ -50,20 +54,21 @@ _MODEL_PATHS = {
 _LABEL_STUDIO = (
     "Label Studio's ML backend protocol, https://labelstud.io/guide/ml_create, for all models or the one of the path."
 )
-_LABEL_STUDIO_PATHS = {
-    "health": ("get", "Readiness of the models."),
-    "versions": ("get", "Versions of the models, as their predictions name them."),
-    "setup": ("post", "Check a labelling configuration."),
-    "predict": ("post", "Predict tasks, or answer a prompt."),
-    "webhook": ("post", "Accept an event, which changes nothing."),
+_WEBHOOK, _CALL = "LabelStudioEvent", "XAnyLabelingCall"
+_LABEL_STUDIO_PATHS: Mapping[str, tuple[str, str | None]] = {  # summary, schema of the body that is posted
+    "health": ("Readiness of the models.", None),
+    "versions": ("Versions of the models, as their predictions name them.", None),
+    "setup": ("Check a labelling configuration.", SetupBody.__name__),
+    "predict": ("Predict tasks, or answer a prompt.", PredictBody.__name__),
+    "webhook": ("Accept an event, which changes nothing.", _WEBHOOK),
 }
 _BATCHES = "OpenAI's Files and Batches, https://platform.openai.com/docs/api-reference/batch."
 _X_ANYLABELING = "X-AnyLabeling's remote server protocol, https://github.com/CVHub520/X-AnyLabeling-Server."
-_X_ANYLABELING_PATHS = {
-    "health": ("get", "Return the number of served models."),
-    "v1/models": ("get", "List the models with their tasks and the inputs of each."),
-    "v1/models/{model}/info": ("get", "Describe a model."),
-    "v1/predict": ("post", "Return the shapes or the description of an image."),
+_X_ANYLABELING_PATHS: Mapping[str, tuple[str, str | None]] = {
+    "health": ("Return the number of served models.", None),
+    "v1/models": ("List the models with their tasks and the inputs of each.", None),
+    "v1/models/{model}/info": ("Describe a model.", None),
+    "v1/predict": ("Return the shapes or the description of an image.", _CALL),
 }
 _BATCH_OPERATIONS = {  # path and method: summary, answer
     ("/v1/files", "post"): ("Upload a JSON Lines file of requests.", FileObject),
@@ -82,6 +87,7 @@ JsonObject = dict[str, Any]
 
 def openapi_document(models: ServedModels) -> JsonObject:
     """Return the document for the served models."""
+    read = _schemas((ChatRequest, BatchRequest, InferJson, SetupBody, PredictBody, Call), "validation")
     return {
         "openapi": "3.1.0",
         "info": {
@@ -110,7 +116,9 @@ def openapi_document(models: ServedModels) -> JsonObject:
                     "serialization",
                 ),
                 **_schemas((FileObject, FileList, FileDeleted, Batch, BatchList), "serialization"),
-                **_schemas((ChatRequest, BatchRequest), "validation"),
+                **read,
+                _WEBHOOK: {"type": "object", "maxProperties": MAX_JSON_VALUES},
+                _CALL: _with_image(read[Call.__name__]),
                 "predict": _request_schema(PredictFields, models),
                 "compare": _request_schema(CompareFields, models),
             },
@@ -143,7 +151,12 @@ def _batch_paths() -> JsonObject:
     form = {
         "type": "object",
         "required": ["file", "purpose"],
-        "properties": {"file": {}, "purpose": {"const": "batch"}},
+        "properties": {
+            "file": {"type": "string", "format": "binary", "maxLength": MAX_FILE_BYTES},
+            "purpose": {"const": "batch"},
+        },
+        "additionalProperties": {"type": "string"},  # expires_after[…]
+        "maxProperties": MAX_FORM_BYTES,  # with all their values
     }
     bodies = {
         "/v1/files": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
@@ -160,7 +173,7 @@ def _batch_paths() -> JsonObject:
     return paths
 
 
-def _request_body(schema: str, types: tuple[str, ...]) -> JsonObject:
+def _request_body(schema: str, types: tuple[str, ...] = ("application/json",)) -> JsonObject:
     body = {"schema": {"$ref": _REF_TEMPLATE.format(model=schema)}}
     return {"required": True, "content": dict.fromkeys(types, body)}
 
@@ -209,7 +222,7 @@ def _open_inference_paths() -> JsonObject:
     for prefix, names in (("", ("model",)), ("/versions/{version}", ("model", "version"))):
         for path, summary in _MODEL_PATHS.items():
             operation = _open_inference_operation(summary, names)
-            body = {"required": True, **_json({"type": "object", "required": ["inputs"]})}
+            body = _request_body(InferJson.__name__)
             is_post = path == "/infer"
             paths[f"/v2/models/{{model}}{prefix}{path}"] = (
                 {"post": operation | {"requestBody": body}} if is_post else {"get": operation}
@@ -230,14 +243,16 @@ def _label_studio_paths() -> JsonObject:
     }
 
 
-def _tool_paths(prefix: str, description: str, operations: Mapping[str, tuple[str, str]]) -> JsonObject:
+def _tool_paths(prefix: str, description: str, operations: Mapping[str, tuple[str, str | None]]) -> JsonObject:
     paths: JsonObject = {}
-    for name, (method, summary) in operations.items():
+    for name, (summary, schema) in operations.items():
         path = f"{prefix}/{name}"
         names = ("model",) if "{model}" in path else ()
         operation = _foreign_operation(summary, description, names, ErrorJson.__name__)
-        body = {"requestBody": {"required": True, **_json({"type": "object"})}} if method == "post" else {}
-        paths[path] = {method: operation | body}
+        if schema is None:
+            paths[path] = {"get": operation}
+        else:
+            paths[path] = {"post": operation | {"requestBody": _request_body(schema)}}
     return paths
 
 
@@ -264,15 +279,20 @@ def _request_schema(fields_class: type[GenerationFields], models: ServedModels) 
 
 def _task_schema(fields_class: type[GenerationFields], task: Task) -> JsonObject:
     common = fields_class.model_json_schema()["properties"]
-    image = {
-        "type": "string",
-        "description": "in a form: a file; in JSON: a data: URL, base64, or an http(s) URL if the service allows it",
-    }
     parameters: JsonObject = task.json_schema()
-    return {
+    fields = {
         **parameters,
         "title": task.id,
         "description": task.description,
-        "properties": {"image": image, **common, "task": {"const": task.id}, **parameters["properties"]},
-        "required": ["image", "task", *parameters["required"]],
+        "properties": {**common, "task": {"const": task.id}, **parameters["properties"]},
+        "required": ["task", *parameters["required"]],
     }
+    return _with_image(fields)
+
+
+def _with_image(fields: JsonObject) -> JsonObject:
+    """Return the schema of a body of an image and `fields`."""
+    description = "in a form: a file; in JSON: a data: URL, base64, or an http(s) URL if the service allows it"
+    image = {"type": "string", "description": description, **BOUNDED_BY_BODY}
+    properties = {"image": image, **fields["properties"]}
+    return {**fields, "properties": properties, "required": ["image", *fields["required"]]}

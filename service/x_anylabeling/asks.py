@@ -8,8 +8,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from service.http.body import MAX_JSON_VALUES
 from service.inference.served_models import ServedModel
 from tasks.parameter_kinds import MAX_GIVEN_CHARS
 from tasks.table import TASKS
@@ -31,14 +32,19 @@ _MAX_NUMBERS = 1000  # of a mark: a point has 2, a rectangle 4
 _INITIAL_VALUES = {"edit_conf": 0.0, "edit_iou": 1.0, "toggle_preserve_existing_annotations": False}
 
 
-class Mark(BaseModel):
+class _Given(BaseModel):
+    # Fields that are not read are ignored; `read_body` counts them.
+    model_config = ConfigDict(json_schema_extra={"maxProperties": MAX_JSON_VALUES})
+
+
+class Mark(_Given):
     """A point or rectangle that the user drew, in pixels."""
 
     type: str = Field(max_length=_MAX_NAME_CHARS)
     data: list[FiniteFloat] = Field(max_length=_MAX_NUMBERS)
 
 
-class Params(BaseModel):
+class Params(_Given):
     """The parameters of a call."""
 
     current_task: str | None = Field(None, max_length=_MAX_NAME_CHARS)
@@ -49,7 +55,7 @@ class Params(BaseModel):
     epsilon_factor: float = Field(_DEFAULT_EPSILON, ge=0, le=1)
 
 
-class Call(BaseModel):
+class Call(_Given):
     """The body of a call, beside its image."""
 
     model: str = Field(max_length=_MAX_NAME_CHARS)

@@ -220,7 +220,9 @@ def _with_value(example: object, field: Sequence[str | int], value: object) -> o
 def samples(image: bytes, model: str, label_config: str) -> Mapping[str, object]:
     """Return valid values of the fields that have no small set of values, by name."""
     url = data_url(image)
+    tensor = {"datatype": "BYTES", "shape": [1]}
     return {
+        "inputs": [{"name": "image", **tensor, "data": [url]}, {"name": "task", **tensor, "data": ["ocr"]}],
         "image": url,
         "url": url,
         "model": model,
@@ -244,7 +246,7 @@ def unbounded_fields(schema: JsonSchema, sweep: HttpSweep, name: str = "") -> It
         yield from unbounded_fields(each, sweep, name)
     if alternatives:
         return
-    if "const" in schema or "enum" in schema:
+    if any(bound in schema for bound in ("const", "enum", "x-bound")):
         return
     match schema.get("type"):
         case "string" if "maxLength" not in schema:

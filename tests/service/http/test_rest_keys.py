@@ -9,6 +9,8 @@ from service.http_app import rest_app
 from tests.support.rest_client import OCR, client, error_of
 
 PUBLIC = {
+    "/",
+    "/metrics",  # unless `metrics_need_key` is set: test_middleware.py
     *("/docs", "/docs/start.js", "/openapi.json", "/playground", "/playground/{file:path}"),
     *("/v2", "/v2/health/live", "/v2/health/ready"),
     # Label Studio sends webhook events without a key; the other path repeats the message in its own URL.
