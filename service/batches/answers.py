@@ -19,6 +19,7 @@ from service.batches.wire import BatchLine
 from service.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, ServiceError
 from service.http.body import BodyMemory, missing_image, parse_image, parsed
 from service.http.boundary import STATUSES, ErrorForm, error_json
+from service.http.json_values import check_texts
 from service.images.decoding import in_thread
 from service.images.url_rules import ImageInput
 from service.inference.core import Core, RequestContext
@@ -63,6 +64,7 @@ class FiledRequest:
         line = None
         try:
             line = await self._read(context)
+            check_texts(line.body)
             answer, _ = _ENDPOINTS[line.url]
             body = await answer(line.body, self._core, context)
             return _rendered(line, context, _OK, body.model_dump(mode="json"))

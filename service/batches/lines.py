@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from service.batches.wire import BatchLine
 from service.errors import InvalidRequest
-from service.http.body import json_object
+from service.http.json_values import unchecked_object
 from service.validation import rejected_field
 
 
@@ -131,7 +131,7 @@ def read_lines(file: BinaryIO, max_line_bytes: int) -> Iterator[RawLine]:
 def parse_line(data: bytes) -> BatchLine:
     """Return a line of an input file; raise `InvalidRequest`."""
     try:
-        return BatchLine.model_validate(json_object(data))
+        return BatchLine.model_validate(unchecked_object(data))
     except ValidationError as error:
         rejected = rejected_field(error)
         raise InvalidRequest(rejected.message, rejected.name) from error

@@ -9,7 +9,6 @@ import binascii
 import json
 import re
 import sys
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -20,33 +19,33 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
+from service.http.json_values import (
+    LARGE_BYTES,
+    MAX_DIGITS,
+    MAX_JSON_VALUES,
+    PIECE_BYTES,
+    check_texts,
+    cut,
+    json_object,
+    json_value,
+    parsed_bytes,
+    refuse_constant,
+)
 from service.images.decoding import in_thread
 from service.images.url_rules import ImageInput, ImageUrl
 from service.inference.request_fields import CompareFields, PredictFields
-from service.validation import lone_surrogate
 from tasks.errors import shown
 from tasks.table import TASKS
 
+_LARGE_PARSED_BYTES = 2 * LARGE_BYTES  # of a body without small values; many of them take long, too
 _FORM, _JSON = "multipart/form-data", "application/json"
 _MAX_FORM_FIELDS = 200
 _FORM_COPIES = 3  # the body, its parts, and the image taken out of them
-MAX_JSON_VALUES = 10_000  # in lists and objects; 32 labels are the most that a task takes
-_VALUE_MARKS = (b",", b"[", b"{")  # base64 has none of them, so that an image counts as one value
-_MAX_COUNTED_VALUES = 1_000_000  # no reader allows more
-_VALUE_BYTES = 100  # a small object of Python and its place in a list or dictionary
-_WIDE_CHAR_BYTES = 4
-_LARGE_BYTES = 250_000  # parsed in a thread: 20 MB of base64 take a tenth of a second
-_MAX_JSON_ESCAPES = 2_000_000  # each is a piece of a string to the parser; base64 whose slashes are escaped has 1 in 64
-_PIECE_BYTES = 500_000  # a multiple of 4, for base64
 _MAX_NAME_CHARS = 80  # of a field, in messages
-_MAX_ERROR_CHARS = 200  # of a parser's message
 # Removed, as forms are UTF-8: some of Python's decoders need quadratic time.
 _CHARSET = re.compile(r";\s*charset=[^;]*", re.IGNORECASE)
 # Bounded, as base64 looks like a scheme: 20 MB of it held the interpreter's lock for 0.2 s.
 _SCHEME = re.compile(r"\s{0,100}([A-Za-z][A-Za-z0-9+.-]{0,100}):")
-_MAX_DIGITS = 1000
-# Not in a string: base64 has none of the characters before it, and after `base64,` no format begins with a digit.
-_LONG_NUMBER = re.compile(rb"[\s:,\[][-+.0-9eE]{%d}" % (_MAX_DIGITS + 1))
 _BOOLEANS = {"true": True, "false": False}
 
 ParsedT = TypeVar("ParsedT")
@@ -104,23 +103,14 @@ async def read_json(request: Request, memory: BodyMemory) -> dict[str, object]:
 
 async def parsed(parse: Callable[[bytes], ParsedT], body: bytes, memory: BodyMemory) -> ParsedT:
     """Return `parse(body)`, computed in a thread if the body is large; hold what it takes."""
-    memory.hold(await off_loop(parsed_bytes, body))
-    return await off_loop(parse, body)
+    num_bytes = await off_loop(parsed_bytes, body)
+    memory.hold(num_bytes)
+    return await in_thread(parse, body) if num_bytes > _LARGE_PARSED_BYTES else parse(body)
 
 
 async def off_loop(function: Callable[[bytes], ParsedT], body: bytes) -> ParsedT:
     """Return `function(body)`, computed in a thread if the body is large."""
-    return await in_thread(function, body) if len(body) > _LARGE_BYTES else function(body)
-
-
-def parsed_bytes(body: bytes) -> int:
-    """Return an upper bound of the memory that parsing a body takes in addition to the body.
-
-    A string with one character beyond Latin-1 has two or four bytes for each; an image is also decoded from base64.
-    """
-    is_wide = not body.isascii() or b"\\u" in body
-    num_values = _num_occurrences(body, _VALUE_MARKS, _MAX_COUNTED_VALUES)
-    return len(body) * (_WIDE_CHAR_BYTES if is_wide else 2) + num_values * _VALUE_BYTES
+    return await in_thread(function, body) if len(body) > LARGE_BYTES else function(body)
 
 
 def _content_type(request: Request, *allowed: str) -> str:
@@ -155,74 +145,6 @@ def _from_json(body: bytes) -> RequestBody:
     return RequestBody(parse_image(document.pop("image")), document)
 
 
-def json_object(body: bytes, max_values: int = MAX_JSON_VALUES, max_nested: int | None = None) -> dict[str, object]:
-    """Return a JSON object with unique names and at most `max_values` values; raise `InvalidRequest`.
-
-    `max_nested`: how many of the values may be lists and objects.
-    """
-    if max_nested is not None and _num_occurrences(body, (b"[", b"{"), max_nested) > max_nested:
-        raise InvalidRequest(f"the body has more than {max_nested} lists and objects")
-    document = _json_value(body, "the body", max_values)
-    if not isinstance(document, dict):
-        raise InvalidRequest(f"the body must be a JSON object, not {type(document).__name__}")
-    return document
-
-
-def _json_value(data: bytes, what: str, max_values: int, param: str | None = None) -> object:
-    """Return a JSON value of bounded size, without lone surrogates; raise `InvalidRequest` about `what`."""
-    if _num_occurrences(data, _VALUE_MARKS, max_values) > max_values:
-        raise InvalidRequest(f"{what} has more than {max_values} values, lists and objects", param)
-    if _num_occurrences(data, (b"\\",), _MAX_JSON_ESCAPES) > _MAX_JSON_ESCAPES:
-        raise InvalidRequest(f"{what} has more than {_MAX_JSON_ESCAPES} escapes", param)
-    if _has_long_number(data):
-        raise InvalidRequest(f"a number of {what} has more than {_MAX_DIGITS} characters", param)
-    try:
-        value = json.loads(data, parse_float=_float, parse_constant=_refuse_constant, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{what} is not JSON: {_cut(error)}", param) from error
-    is_plain = data.isascii() and b"\\u" not in data
-    path = None if is_plain else lone_surrogate({param: value} if param else value)
-    if path is not None:
-        raise InvalidRequest(f"{path} contains a lone surrogate, which is not a character", param or path)
-    return value
-
-
-def _num_occurrences(body: bytes, marks: Sequence[bytes], maximum: int) -> int:
-    """Count up to about `maximum`, in pieces that hold the interpreter's lock for less than a millisecond each."""
-    num_found = 0
-    for start in range(0, len(body), _PIECE_BYTES):
-        num_found += sum(body.count(mark, start, start + _PIECE_BYTES) for mark in marks)
-        if num_found > maximum:
-            break
-    return num_found
-
-
-def _has_long_number(body: bytes) -> bool:
-    """Return True for a number that the parser, which does not release the lock, would read for long."""
-    if len(body) <= _LARGE_BYTES:
-        return False
-    pieces = (
-        _LONG_NUMBER.search(body, at, at + _PIECE_BYTES + _MAX_DIGITS) for at in range(0, len(body), _PIECE_BYTES)
-    )
-    return any(pieces) or _LONG_NUMBER.match(b" " + body[: _MAX_DIGITS + 1]) is not None
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    for name, count in Counter(name for name, _ in pairs).items():
-        if count > 1:
-            raise ValueError(f"{shown(name)} occurs {count} times; send it once")
-    return dict(pairs)
-
-
-def _float(text: str) -> float:
-    """Parse a number where the interpreter may switch threads: by itself, json holds its lock for 300,000 in 0.1 s."""
-    return float(text)
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
-
-
 def parse_image(image: object) -> ImageInput:
     """Return the bytes of a `data:` URL or of bare base64, or a URL of another scheme unread.
 
@@ -244,10 +166,10 @@ def parse_image(image: object) -> ImageInput:
 
 def _base64_decoded(text: str) -> bytes:
     """Decode in pieces, each of which holds the interpreter's lock for some milliseconds; raise `ValueError`."""
-    starts = range(0, len(text), _PIECE_BYTES)
+    starts = range(0, len(text), PIECE_BYTES)
     if starts and "=" in text[: starts[-1]]:
         raise ValueError("Excess data after padding")
-    return b"".join(binascii.a2b_base64(text[start : start + _PIECE_BYTES], strict_mode=True) for start in starts)
+    return b"".join(binascii.a2b_base64(text[start : start + PIECE_BYTES], strict_mode=True) for start in starts)
 
 
 class _InMemoryParser(MultiPartParser):
@@ -264,7 +186,7 @@ async def _from_form(request: Request, body: bytes) -> RequestBody:
     try:
         form = await _InMemoryParser(headers, _chunks(body), **part_limits).parse()
     except (MultiPartException, MultipartParseError, KeyError, ValueError) as error:
-        raise InvalidRequest(f"the multipart body is malformed: {_cut(error)}") from error
+        raise InvalidRequest(f"the multipart body is malformed: {cut(error)}") from error
     try:
         images = form.getlist("image")
         if len(images) != 1:
@@ -274,17 +196,17 @@ async def _from_form(request: Request, body: bytes) -> RequestBody:
         given = {name: form.getlist(name) for name in form if name != "image"}
         num_chars = sum(len(value) for values in given.values() for value in values if isinstance(value, str))
         fields = ((name, form_value(name, values)) for name, values in given.items())
-        return RequestBody(data, await in_thread(dict, fields) if num_chars > _LARGE_BYTES else dict(fields))
+        return RequestBody(data, await in_thread(dict, fields) if num_chars > LARGE_BYTES else dict(fields))
     finally:
         await form.close()
 
 
 async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
     """Yield a body in pieces, and to other requests between them: the parser of 20 MB takes a tenth of a second."""
-    for start in range(0, len(body), _PIECE_BYTES):
+    for start in range(0, len(body), PIECE_BYTES):
         if start:
             await asyncio.sleep(0)
-        yield body[start : start + _PIECE_BYTES]
+        yield body[start : start + PIECE_BYTES]
 
 
 def form_value(name: str, values: Sequence[UploadFile | str]) -> object:
@@ -310,16 +232,18 @@ def _form_list(name: str, texts: list[str]) -> object:
     """Return a list given as repeated fields or as one JSON array."""
     if len(texts) == 1 and texts[0].lstrip().startswith("["):
         data = texts[0].encode(errors="surrogatepass")
-        return _json_value(data, f"{name}, which starts with [,", MAX_JSON_VALUES, name)
+        values = json_value(data, f"{name}, which starts with [,", MAX_JSON_VALUES, name)
+        check_texts(values, name)
+        return values
     return [_number(text) for text in texts] if _JSON_TYPES[name] == "array of number" else texts
 
 
 def _number(text: str) -> object:
     """Return `text` as a JSON number, or unchanged: validation of the field then rejects it."""
-    if len(text) > _MAX_DIGITS:
+    if len(text) > MAX_DIGITS:
         return text
     try:
-        number = json.loads(text, parse_constant=_refuse_constant)
+        number = json.loads(text, parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         return text
     return number if isinstance(number, int | float) and not isinstance(number, bool) else text
@@ -328,10 +252,6 @@ def _number(text: str) -> object:
 def _repeated(name: str, count: int) -> InvalidRequest:
     name = name[:_MAX_NAME_CHARS]
     return InvalidRequest(f"{name} occurs {count} times; send it once", name)
-
-
-def _cut(error: Exception) -> str:
-    return str(error)[:_MAX_ERROR_CHARS]
 
 
 def missing_image() -> InvalidRequest:

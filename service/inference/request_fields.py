@@ -18,7 +18,7 @@ from tasks.table import TASKS, Task
 
 MAX_NEW_TOKENS = 4096
 MAX_BEAMS = 10
-MAX_NAME_CHARS = 200  # of a model or a task
+MAX_NAME_CHARS = 200  # of a model
 MAX_TEMPERATURE = 2
 MIN_SAMPLED_TEMPERATURE = 1e-6  # log-probabilities are divided by it in 32 bits: at 1e-38 they overflow
 _MAX_SHOWN_CHARS = 80
@@ -32,7 +32,7 @@ class GenerationFields(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    task: str = Field(max_length=MAX_NAME_CHARS, description="Task id; GET /v1/tasks lists them.")
+    task: str = Field(description="Task id; GET /v1/tasks lists them.")
     max_new_tokens: int | None = Field(
         None, ge=1, le=MAX_NEW_TOKENS, description="Maximum number of new tokens; defaults to the checkpoint's own."
     )

@@ -24,8 +24,9 @@ from starlette.routing import Route
 
 from runners.transport.disconnection import while_connected
 from service.errors import InvalidRequest, NotReady, UnsupportedTask
-from service.http.body import BodyMemory, json_object, parsed, read_bytes
+from service.http.body import BodyMemory, parsed, read_bytes
 from service.http.boundary import STATUSES, Endpoint, Interface, RestBoundary
+from service.http.json_values import json_object
 from service.images.decoding import in_thread
 from service.inference.core import Core, RequestContext
 from service.inference.served_models import ServedModel

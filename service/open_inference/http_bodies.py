@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from service.errors import InvalidRequest
-from service.http.body import json_object
+from service.http.json_values import json_object
 from service.inference.prediction import Answer
 from service.open_inference.tensors import (
     MAX_ELEMENTS,

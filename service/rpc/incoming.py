@@ -15,10 +15,13 @@ from google.protobuf.message import DecodeError, Message
 
 from service.admission.load import ClientSlots
 from service.errors import DeadlineExceeded, InvalidRequest
+from service.rpc.wire_values import num_values
 
 Context = Any  # grpc.aio.ServicerContext, which has no types
 
 # The messages of lists, health and reflection, which need no place, could be as large as others.
+_MAX_VALUES = 10_000  # as in a JSON body
+_VALUE_BYTES = 100
 _COPIES = 3  # the message, its parsed fields, and the image taken out of them
 SMALL_SLOTS, SMALL_SLOTS_OF_ADDRESS = 8, 2
 _SMALL_TIMEOUT_S = 10.0
@@ -41,10 +44,10 @@ class Incoming:
     """The messages of one call, which comes from `peer`."""
 
     def __init__(
-        self, messages: AsyncIterator[bytes], parse: Callable[[bytes], Message], small: ClientSlots, peer: str
+        self, messages: AsyncIterator[bytes], message_class: type[Message], small: ClientSlots, peer: str
     ) -> None:
         self._messages = messages
-        self._parse = parse
+        self._message_class = message_class
         self._small = small
         self.address = address_of(peer)
 
@@ -60,9 +63,12 @@ class Incoming:
             raise NoMessage("the call has no message") from None
         except TimeoutError as error:
             raise DeadlineExceeded("the call's message was not received before the deadline") from error
-        hold(_COPIES * len(message))
+        count = num_values(message, self._message_class.DESCRIPTOR, _MAX_VALUES)
+        if count > _MAX_VALUES:
+            raise InvalidRequest(f"the message has more than {_MAX_VALUES} fields, elements and entries")
+        hold(_COPIES * len(message) + _VALUE_BYTES * count)
         try:
-            return self._parse(message)
+            return self._message_class.FromString(message)
         except DecodeError as error:
             raise InvalidRequest("the message is malformed: it is not one of the method") from error
 

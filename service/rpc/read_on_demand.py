@@ -36,7 +36,8 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
 
     def _incoming(self, handler: Handler, messages: Messages, context: Context) -> Incoming:
-        return Incoming(messages, handler.request_deserializer, self._small, str(context.peer()))
+        message_class = handler.request_deserializer.__self__  # its method FromString
+        return Incoming(messages, message_class, self._small, str(context.peer()))
 
     def _own_unary(self, handler: Handler) -> Any:
         async def answer(messages: Messages, context: Context) -> Message:

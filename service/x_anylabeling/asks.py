@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from service.http.body import MAX_JSON_VALUES
+from service.http.json_values import MAX_JSON_VALUES
 from service.inference.served_models import ServedModel
 from tasks.parameter_kinds import MAX_GIVEN_CHARS
 from tasks.table import TASKS

@@ -5,7 +5,7 @@ import asyncio
 import aiohttp
 
 from service.batches.store import Store
-from service.http.body import parsed_bytes
+from service.http.json_values import parsed_bytes
 from tests.support.batch_lines import CHAT, CHAT_BODY, jsonl, line
 from tests.support.batch_runs import (
     blocked,

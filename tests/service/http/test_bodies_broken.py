@@ -5,7 +5,8 @@ import time
 import pytest
 
 from service.errors import InvalidRequest
-from service.http.body import json_object, read_body
+from service.http.body import read_body
+from service.http.json_values import json_object
 from tests.support.request_bodies import FORM, IMAGE, JSON, file_part, form, memory, part, read, request
 
 

@@ -8,7 +8,8 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from service.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
-from service.http.body import json_object, read_body
+from service.http.body import read_body
+from service.http.json_values import json_object
 from tests.support.request_bodies import (
     BASE64,
     FORM,

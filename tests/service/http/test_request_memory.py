@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.http.body import parsed_bytes
+from service.http.json_values import parsed_bytes
 from tests.support.fake_service import make_core
 from tests.support.rest_client import OCR, SMALL_PNG, client, error_of
 
