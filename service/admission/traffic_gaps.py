@@ -21,7 +21,7 @@ from typing import Any
 
 _QUIET_S = 0.05  # a client that asks one request after the other leaves shorter pauses
 _REST_FACTOR = 50
-_MAX_RUNNING = 8
+MAX_RUNNING = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class _Running:
 class TrafficGaps:
     """Counts online requests, and runs background requests between them."""
 
-    def __init__(self, max_running: int = _MAX_RUNNING, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, max_running: int = MAX_RUNNING, now: Callable[[], float] = time.monotonic) -> None:
         self._max_running = max_running
         self._now = now
         self._num_online = 0

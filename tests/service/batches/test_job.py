@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from service.admission.traffic_gaps import MAX_RUNNING
 from service.batches import dispatcher
 from service.batches.store import MAX_BYTES_PER_KEY, Store
 from tests.support.batch_lines import line
@@ -19,7 +20,6 @@ from tests.support.batch_runs import (
     working,
 )
 from tests.support.core_calls import run, until
-from tests.support.fake_service import make_core
 from tests.support.full_disk import full_disk
 from tests.support.rest_client import OCR
 
@@ -35,7 +35,12 @@ def test_a_process_that_ends_early_leaves_the_rest_to_the_next(store: Store) -> 
         return min(counts.completed, counts.failed)
 
     async def first(num_done: int) -> None:
-        async with working(store, make_core()):
+        core, decoder = blocked()
+        release(decoder)
+        async with working(store, core):
+            await until(lambda: len(decoder.specs) > num_done + MAX_RUNNING)
+            assert decoder.released is not None
+            decoder.released.clear()  # or all could be answered before the first write
             await until(lambda: num_ended() > num_done)
 
     for num_done in (2, 20):
