@@ -82,6 +82,8 @@ _BATCH_OPERATIONS = {  # path and method: summary, answer
     ("/v1/batches/{batch_id}/cancel", "post"): ("Cancel a batch.", Batch),
 }
 
+_LIST_QUERIES = {"/v1/files": ("limit", "after", "order", "purpose"), "/v1/batches": ("limit", "after")}
+
 JsonObject = dict[str, Any]
 
 
@@ -166,11 +168,17 @@ def _batch_paths() -> JsonObject:
     for (path, method), (summary, answer) in _BATCH_OPERATIONS.items():
         names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
         operation = _foreign_operation(summary, _BATCHES, names, ChatError.__name__)
+        if method == "get":
+            operation["parameters"] += [_query(name) for name in _LIST_QUERIES.get(path, ())]
         if answer is not None:
             operation["responses"]["200"] = _response("the answer", answer.__name__)
         body = {"requestBody": bodies[path]} if method == "post" and path in bodies else {}
         paths.setdefault(path, {})[method] = operation | body
     return paths
+
+
+def _query(name: str) -> JsonObject:
+    return {"name": name, "in": "query", "schema": {"type": "string"}}
 
 
 def _request_body(schema: str, types: tuple[str, ...] = ("application/json",)) -> JsonObject:

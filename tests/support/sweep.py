@@ -89,6 +89,15 @@ class HttpSweep:
             for method, operation in operations.items():
                 yield method, path, operation
 
+    def distinct_routes(self) -> Iterator[tuple[str, str, JsonSchema]]:
+        """Yield the first of the routes that read the same body."""
+        seen = set()
+        for route in self.routes():
+            body = json.dumps(route[2].get("requestBody"))
+            if body not in seen:
+                seen.add(body)
+                yield route
+
     def cases(self, method: str, path: str, operation: JsonSchema) -> Iterator[Case]:
         """Yield every case of a route."""
         yield from self._of_path(method, path)
