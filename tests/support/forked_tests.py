@@ -17,9 +17,12 @@ from dataclasses import dataclass
 
 import pytest
 
-# They take most of the seconds of an import.
-_LARGE_PACKAGES = ("bentoml", "grpc", "numpy", "onnxruntime", "pandas", "PIL", "pydantic", "starlette", "torch")
-# anyio, which is a plugin of pytest, is one of those that are imported before it.
+# They take most of the seconds of an import, pytest's plugins among them.
+_LARGE_PACKAGES = (
+    *("aiohttp", "bentoml", "grpc", "httpx", "numpy", "onnxruntime", "pandas", "peft", "PIL", "redis.asyncio", "torch"),
+    *("_hypothesis_pytestplugin", "hypothesis", "playwright.sync_api", "schemathesis.pytest.plugin"),
+)
+# The warning is about plugins that are imported before pytest.
 _OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-W", "ignore:Module already imported")
 _MAX_BYTES = 8 << 30  # a changed loop may collect values for ever
 

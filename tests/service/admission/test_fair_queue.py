@@ -8,6 +8,7 @@ import pytest
 
 from service.admission.fair_queue import FairQueue, QueuedRequest
 from service.errors import DeadlineExceeded, Overloaded
+from tests.support.cancellation import cancel_at_each_await
 from tests.support.core_calls import run, until
 
 
@@ -157,6 +158,38 @@ def test_cancelled_request_is_replaced_by_the_next(is_admitted: bool) -> None:
         return served
 
     assert run(scenario()) == ["c"]
+
+
+def test_a_request_cancelled_at_any_moment_leaves_the_queue_empty() -> None:
+    async def scenario() -> None:
+        queue = fair_queue(max_waiting_cost=10)
+
+        async def hold() -> None:
+            async with queue.admitted(queued("holder")):
+                for _ in range(4):
+                    await asyncio.sleep(0)
+
+        async def held() -> asyncio.Task[None]:
+            holding = asyncio.create_task(hold())
+            await asyncio.sleep(0)
+            return holding
+
+        async def waiting() -> None:
+            await work(queue, queued("b", cost=7), print)
+
+        async def nothing_is_left() -> None:
+            await holdings.pop()
+            holding = await held()
+            async with asyncio.timeout(5):
+                await work(queue, queued("b", cost=10), print)  # all that may be queued
+            await holding
+            holdings.append(await held())
+
+        holdings = [await held()]
+        assert await cancel_at_each_await(waiting, nothing_is_left) == 4
+        await holdings.pop()
+
+    run(scenario())
 
 
 def test_failed_request_is_replaced_by_the_next() -> None:
