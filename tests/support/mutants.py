@@ -37,7 +37,6 @@ _ARITHMETIC: dict[type[ast.operator], str] = {
 _UNCHANGED_CONDITIONS = ("TYPE_CHECKING", "__name__ == '__main__'")
 _SYMMETRIC = ("min", "max")
 _MAX_SHOWN_CHARS = 60
-_Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ class _Finder(ast.NodeVisitor):
         self.found: list[Mutant] = []
         self._path = path
         self._source = source
-        self._functions: list[str] = []
+        self._names: list[str] = []
         self._num_of_change: Counter[tuple[str, str]] = Counter()
         self._line_starts = [0]
         for line in source.encode().splitlines(keepends=True):
@@ -86,19 +85,18 @@ class _Finder(ast.NodeVisitor):
         if isinstance(node, ast.expr | ast.stmt):
             for text in self._replacements(node):
                 self._add(node, text)
-        named = isinstance(node, _Function | ast.ClassDef)
-        if named:
-            self._functions.append(node.name)
+        name = node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else None
+        self._names += [name] if name else []
         for child in _mutable_children(node):
             self.visit(child)
-        if named:
-            self._functions.pop()
+        if name:
+            self._names.pop()
 
     def _add(self, node: ast.expr | ast.stmt, text: str) -> None:
         assert node.end_lineno is not None
         assert node.end_col_offset is not None
         change = f"`{_shown(self._text(node))}` to `{_shown(text)}`"
-        function = ".".join(self._functions) or "module"
+        function = ".".join(self._names) or "module"
         self._num_of_change[function, change] += 1
         if (number := self._num_of_change[function, change]) > 1:
             change = f"{change} ({number})"
@@ -130,7 +128,7 @@ class _Finder(ast.NodeVisitor):
     def _statements(self, node: ast.stmt) -> Iterator[str]:
         if isinstance(node, ast.If | ast.While) and not _is_negated_itself(node.test):
             self._add(node.test, f"(not ({self._text(node.test)}))")
-        elif isinstance(node, ast.Return) and node.value is not None and not _is_none(node.value):
+        elif isinstance(node, ast.Return) and node.value is not None and not _is_falsy(node.value):
             yield "return None"
         elif isinstance(node, ast.Raise | ast.AugAssign) or _is_call(node) or _is_store(node):
             yield "pass"
@@ -173,8 +171,8 @@ def _is_negated_itself(condition: ast.expr) -> bool:
     return isinstance(condition, ast.UnaryOp) and isinstance(condition.op, ast.Not)
 
 
-def _is_none(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
+def _is_falsy(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and not node.value
 
 
 def _is_call(node: ast.stmt) -> bool:

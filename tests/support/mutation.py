@@ -56,6 +56,8 @@ _MORE_TESTS = {
         "tests/system/test_bentoml.py",
         "tests/system/test_drain.py",
     ],
+    "service/http": ["tests/service/telemetry/test_traces.py"],
+    "service/rpc": ["tests/service/open_inference/test_grpc_api.py"],
     "service/supervision": ["tests/system/test_drain.py"],
     "service/telemetry": ["tests/service/inference", "tests/service/http"],
 }

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, cast
@@ -14,8 +13,9 @@ from service.admission.shared_limits import SharedQuota
 from service.admission.traffic_gaps import TrafficGaps
 from service.inference.core import Core, RequestContext
 from tests.support.cancellation import cancel_at_each_await
-from tests.support.core_calls import run
-from tests.support.fake_service import PNG, make_core
+from tests.support.core_calls import run, until
+from tests.support.fake_runners import FakeDecoder
+from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PNG, context, make_core
 
 FIELDS = {"task": "object_detection"}
 
@@ -73,11 +73,8 @@ def test_a_client_that_leaves_at_any_moment_leaves_all_limits_free(call: Call) -
         quota = Quota("key", QuotaLimits(max_concurrent=1), shared=cast(SharedQuota, leases))
         core = make_core(max_pending=1, max_running=1, gaps=gaps)
 
-        def context() -> RequestContext:
-            return RequestContext("request-1", "test", time.monotonic() + math.inf, quota)
-
         async def request() -> None:
-            await call(core, context())
+            await call(core, RequestContext("request-1", "test", math.inf, quota))
 
         async def all_is_free() -> None:
             async with asyncio.timeout(10):
@@ -90,4 +87,19 @@ def test_a_client_that_leaves_at_any_moment_leaves_all_limits_free(call: Call) -
 
         assert await cancel_at_each_await(request, all_is_free) >= 6
 
+    run(scenario())
+
+
+def test_a_stream_that_is_cancelled_while_the_runner_writes_ends_its_sequences() -> None:
+    async def scenario() -> None:
+        decoder.released = asyncio.Event()
+        streaming = asyncio.create_task(stream(core, context()))
+        await until(lambda: decoder.specs)
+        streaming.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await streaming
+        await until(lambda: decoder.num_cancelled == 1)
+
+    decoder = FakeDecoder(FLORENCE_ANSWERS)
+    core = make_core(decoders={FLORENCE_ID: decoder})
     run(scenario())
