@@ -44,7 +44,7 @@ class Place:
     """The place of a request among those that are pending."""
 
     is_taken: bool = False
-    lease: str | None = None  # its key's, in the store of the shared limits
+    lease: str = ""  # its key's, in the store of the shared limits
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import pytest
 
 # They take most of the seconds of an import, pytest's plugins among them.
-_LARGE_PACKAGES = (
+LARGE_PACKAGES = (
     *("aiohttp", "bentoml", "grpc", "httpx", "numpy", "onnxruntime", "pandas", "peft", "PIL", "redis.asyncio", "torch"),
     *("_hypothesis_pytestplugin", "hypothesis", "playwright.sync_api", "schemathesis.pytest.plugin"),
 )
@@ -40,7 +40,7 @@ class _NamedFirst:
 
 def main() -> None:
     """Answer each line until stdin ends."""
-    for package in _LARGE_PACKAGES:
+    for package in LARGE_PACKAGES:
         importlib.import_module(package)
     for line in sys.stdin:
         print(_exit_code(**json.loads(line)), flush=True)

@@ -75,8 +75,11 @@ def _adapter(data: bytes) -> None:
 def _dataset(name: str) -> Callable[[bytes], object]:
     def read_file(data: bytes) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, name)
-            path.parent.mkdir(exist_ok=True)
+            path, images = Path(folder, name), Path(folder, "images")
+            for each in (path.parent, images):
+                each.mkdir(exist_ok=True)
+            for each in (Path(folder), images):
+                (each / "a.png").write_bytes(_pictures()[-1])
             path.write_bytes(data)
             read_dataset(Path(folder) if name.startswith("Annotations/") else path, images=None)
 
@@ -117,7 +120,7 @@ def _pictures() -> tuple[bytes, ...]:
     progressive = encoded(picture, "JPEG", quality=30, progressive=True)
     exif = Image.Exif()
     exif[0x0112] = 6
-    formats = ("PNG", "WEBP")
+    formats = ("WEBP", "PNG")
     return jpeg, progressive, encoded(picture, "PNG", exif=exif), *(encoded(picture, each) for each in formats)
 
 
@@ -181,7 +184,7 @@ TARGETS = {
     "image_url": Target(
         lambda data: check_url(data.decode("utf-8", "replace"), [AllowedHost("*")]),
         (ServiceError,),
-        (b"https://example.org:8443/a.png?b=c", b"http://[2001:db8::1]/a"),
+        (b"https://example.org:443/a.png?b=c", b"http://[2001:db8::1]/a"),
     ),
     "labelling_config": Target(lambda data: parse_config(data.decode("utf-8", "replace")), (ServiceError,), (_CONFIG,)),
     "batch_line": Target(parse_line, (ServiceError,), (_BATCH_LINE,)),
@@ -189,7 +192,7 @@ TARGETS = {
         _upload, (ServiceError,), (form(part("purpose", "batch"), part("file", _BATCH_LINE, '; filename="a.jsonl"')),)
     ),
     "open_inference": Target(
-        _open_inference, (ServiceError,), (str(len(_INFER)).encode() + _SPLIT + _INFER + b"\1\0\0\0a", _SPLIT + _INFER)
+        _open_inference, (ServiceError,), (str(len(_INFER)).encode() + _SPLIT + _INFER + b"\1\0\0\0a",)
     ),
     "runner_call": Target(
         _call, (BadCall,), (_SPLIT + _WRITE, str(len(_WRITE)).encode() + _SPLIT + _WRITE + bytes(12))

@@ -72,11 +72,11 @@ class _Finder(ast.NodeVisitor):
     def __init__(self, path: str, source: str) -> None:
         self.found: list[Mutant] = []
         self._path = path
-        self._source = source
+        self._source = source.encode()
         self._names: list[str] = []
         self._num_of_change: Counter[tuple[str, str]] = Counter()
         self._line_starts = [0]
-        for line in source.encode().splitlines(keepends=True):
+        for line in self._source.splitlines(keepends=True):
             self._line_starts.append(self._line_starts[-1] + len(line))
 
     def visit(self, node: ast.AST) -> None:
@@ -93,15 +93,12 @@ class _Finder(ast.NodeVisitor):
             self._names.pop()
 
     def _add(self, node: ast.expr | ast.stmt, text: str) -> None:
-        assert node.end_lineno is not None
-        assert node.end_col_offset is not None
         change = f"`{_shown(self._text(node))}` to `{_shown(text)}`"
         function = ".".join(self._names) or "module"
         self._num_of_change[function, change] += 1
         if (number := self._num_of_change[function, change]) > 1:
             change = f"{change} ({number})"
-        start = self._line_starts[node.lineno - 1] + node.col_offset
-        end = self._line_starts[node.end_lineno - 1] + node.end_col_offset
+        start, end = self._span(node)
         self.found.append(Mutant(self._path, function, node.lineno, change, start, end, text))
 
     def _replacements(self, node: ast.expr | ast.stmt) -> Iterator[str]:
@@ -147,8 +144,16 @@ class _Finder(ast.NodeVisitor):
         parts = (f"({self._text(node)})" for node in nodes)
         return f"({f' {operator} '.join(parts)})"
 
-    def _text(self, node: ast.AST) -> str:
-        return ast.get_source_segment(self._source, node) or ""
+    def _text(self, node: ast.expr | ast.stmt) -> str:
+        start, end = self._span(node)
+        return self._source[start:end].decode()
+
+    def _span(self, node: ast.expr | ast.stmt) -> tuple[int, int]:
+        """Return the bytes of the source that are a node."""
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
+        start = self._line_starts[node.lineno - 1] + node.col_offset
+        return start, self._line_starts[node.end_lineno - 1] + node.end_col_offset
 
 
 def _mutable_children(node: ast.AST) -> Iterator[ast.AST]:

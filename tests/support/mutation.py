@@ -49,6 +49,7 @@ _MORE_TESTS = {
     "client/diptych_client/long_runs": ["tests/client/annotate", "tests/client/evaluation"],
     "client/diptych_client/transports": ["tests/client/test_*.py"],
     "offline": ["tests/system/test_offline.py"],
+    "runners": ["tests/runners/telemetry", "tests/system/test_transport.py"],
     "runners/telemetry": ["tests/runners/test_*.py"],
     "service": [
         "tests/service/http",
@@ -58,6 +59,7 @@ _MORE_TESTS = {
     ],
     "service/http": ["tests/service/telemetry/test_traces.py"],
     "service/rpc": ["tests/service/open_inference/test_grpc_api.py"],
+    "service/schema": ["tests/service/http/test_rest_*.py"],
     "service/supervision": ["tests/system/test_drain.py"],
     "service/telemetry": ["tests/service/inference", "tests/service/http"],
 }
@@ -96,7 +98,7 @@ def sample(modules: Sequence[str]) -> list[Mutant]:
     return sorted(found, key=lambda mutant: hashlib.sha256(mutant.name.encode()).digest())[:NUM_MUTANTS]
 
 
-def tests_of(room: str) -> list[str]:
+def paths_of_tests(room: str) -> list[str]:
     """Return the arguments of pytest that name the tests of a room."""
     mirrored = f"tests/{room.replace('client/diptych_client', 'client')}"
     patterns = [f"{mirrored}/test_*.py" if room in _TREES else mirrored, *_MORE_TESTS.get(room, [])]
@@ -112,7 +114,12 @@ class Worker:
 
     def exit_code(self, room: str, first: str, timeout_s: float) -> int:
         """Run the tests of a room."""
-        request = {"arguments": tests_of(room), "first": first, "timeout_s": int(timeout_s), "log": "../tests.log"}
+        request = {
+            "arguments": paths_of_tests(room),
+            "first": first,
+            "timeout_s": int(timeout_s),
+            "log": "../tests.log",
+        }
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -193,7 +200,7 @@ def add_result(name: str, room: Room, path: Path = RESULTS) -> None:
     """Write the results with one room's replaced; reasons of its survivors are kept."""
     results = read_results(path)
     reasons = results[name].alive if name in results else {}
-    room.alive = {mutant: reasons.get(mutant, "") for mutant in room.alive}
+    room.alive = {mutant: reasons.get(mutant, reason) for mutant, reason in room.alive.items()}
     rows = {each: asdict(row) for each, row in sorted((results | {name: room}).items())}
     path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

@@ -65,8 +65,8 @@ def test_concurrent_requests_are_limited_and_released(clock: FakeClock) -> None:
         run(quota.begin_request(60))
         with pytest.raises(Overloaded, match="2 concurrent requests") as caught:
             run(quota.begin_request(60))
-        run(quota.end_request(None))
-        run(quota.end_request(None))
+        run(quota.end_request(""))
+        run(quota.end_request(""))
         assert caught.value.retry_after_s == 1
 
 

@@ -47,7 +47,8 @@ async def listed(channel: grpc.aio.Channel) -> Any:
 
 
 async def healthy(channel: grpc.aio.Channel) -> Any:
-    return (await HealthStub(channel).Check(HealthCheckRequest())).status
+    stub: Any = HealthStub(channel)
+    return (await stub.Check(HealthCheckRequest())).status
 
 
 def test_a_stream_is_the_text_and_then_the_answer() -> None:
@@ -84,7 +85,8 @@ def test_a_draining_service_admits_no_call(call: Callable[[grpc.aio.Channel], Co
 @pytest.mark.parametrize("method", ["grpc.health.v1.Health/Check", "diptych.v1.Vision/ListModels"])
 def test_bytes_of_no_message_are_an_invalid_argument(method: str) -> None:
     async def malformed(channel: grpc.aio.Channel) -> Any:
-        return await channel.unary_unary(f"/{method}")(b"\xff")
+        call: Any = channel.unary_unary(f"/{method}")
+        return await call(b"\xff")
 
     error = refused(malformed)
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
@@ -97,7 +99,8 @@ def test_reflection_answers_every_message_of_a_call_and_ends_with_it() -> None:
             for _ in range(3):
                 yield ServerReflectionRequest(list_services="")
 
-        return [each async for each in ServerReflectionStub(channel).ServerReflectionInfo(requests())]
+        stub: Any = ServerReflectionStub(channel)  # type: ignore[arg-type]  # its stubs know no grpc.aio
+        return [each async for each in stub.ServerReflectionInfo(requests())]
 
     answers = called(reflected)
     assert len(answers) == 3
