@@ -183,3 +183,13 @@ def test_an_adapter_of_the_store_with_the_same_build_is_not_loaded_twice_nor_rem
     shutil.rmtree(watched.folder / "a")
     watched.update()
     assert watched.update(CALL_TIMEOUT_S + 1) == {key}
+
+
+def test_the_log_has_the_adapter_that_is_freed(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    key = watched.write("a")
+    watched.update()
+    shutil.rmtree(watched.folder / "a")
+    watched.update()
+    caplog.set_level(logging.INFO)
+    watched.update(CALL_TIMEOUT_S * 2)
+    assert caplog.messages == [f"an adapter of {watched.base.model_id} is freed: build {key[:8]}"]
