@@ -52,10 +52,10 @@ _MORE_TESTS = {
     "runners": ["tests/runners/telemetry", "tests/system/test_transport.py"],
     "runners/telemetry": ["tests/runners/test_*.py"],
     "service": [
-        "tests/service/http",
+        "tests/test_docs.py",
+        "tests/service/http/test_rest_*.py",
         "tests/service/rpc",
         "tests/system/test_bentoml.py",
-        "tests/system/test_drain.py",
     ],
     "service/http": ["tests/service/telemetry/test_traces.py"],
     "service/rpc": ["tests/service/open_inference/test_grpc_api.py"],
