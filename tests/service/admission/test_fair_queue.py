@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import pytest
 
+from runners.telemetry.metrics import QUEUE_DEPTH
 from service.admission.fair_queue import FairQueue, QueuedRequest
 from service.errors import DeadlineExceeded, Overloaded
 from tests.support.cancellation import cancel_at_each_await
@@ -190,6 +191,20 @@ def test_a_request_cancelled_at_any_moment_leaves_the_queue_empty() -> None:
         await holdings.pop()
 
     run(scenario())
+
+
+def test_the_depth_of_the_queue_is_a_metric_of_its_model() -> None:
+    async def scenario() -> list[float]:
+        queue, depth = fair_queue(), QUEUE_DEPTH.labels("a-model", "admission")
+        depths = [depth._value.get()]
+        async with queue.admitted(queued()):
+            tasks = await enqueue(queue, queued("b"), queued("c"))
+            depths.append(depth._value.get())
+        await asyncio.gather(*tasks)
+        return [*depths, depth._value.get()]
+
+    before, waiting, after = run(scenario())
+    assert (waiting - before, after - before) == (2, 0)
 
 
 def test_failed_request_is_replaced_by_the_next() -> None:
