@@ -50,7 +50,7 @@ _MORE_TESTS = {
     "client/diptych_client/transports": ["tests/client/test_*.py"],
     "offline": ["tests/system/test_offline.py"],
     "runners": ["tests/runners/telemetry", "tests/system/test_transport.py"],
-    "runners/telemetry": ["tests/service/telemetry/test_traces.py"],
+    "runners/telemetry": ["tests/service/telemetry/test_traces.py", "tests/test_docs.py"],
     "service": [
         "tests/test_docs.py",
         "tests/service/http/test_rest_*.py",
@@ -61,7 +61,7 @@ _MORE_TESTS = {
     "service/rpc": ["tests/service/open_inference/test_grpc_api.py"],
     "service/schema": ["tests/service/http/test_rest_*.py"],
     "service/supervision": ["tests/system/test_drain.py"],
-    "service/telemetry": ["tests/service/inference", "tests/service/http"],
+    "service/telemetry": ["tests/service/inference", "tests/service/http", "tests/test_docs.py"],
 }
 _MAX_BASELINE_S = 1800
 _MAX_LOG_CHARS = 3000
