@@ -50,7 +50,11 @@ _MORE_TESTS = {
     "client/diptych_client/transports": ["tests/client/test_*.py"],
     "offline": ["tests/system/test_offline.py"],
     "runners": ["tests/runners/telemetry", "tests/system/test_transport.py"],
-    "runners/telemetry": ["tests/service/telemetry/test_traces.py", "tests/test_docs.py"],
+    "runners/telemetry": [
+        "tests/service/telemetry/test_traces.py",
+        "tests/runners/encoder/test_features_cache.py",
+        "tests/test_docs.py",
+    ],
     "service": [
         "tests/test_docs.py",
         "tests/service/http/test_rest_*.py",
