@@ -1,6 +1,6 @@
 # make serve      environment, artifacts, service on port 3000: make serve MODELS="florence-2-base paligemma-mini"
 # make test       all checks: style, types, tests
-# make test-long  the long tests, before a release: soak, widest shapes, many sequences, mutants
+# make test-long  the long tests, before a release: soak, widest shapes, many sequences, fuzzing, mutants
 # make gpu-check  on a host with a GPU: the embedded models on it, each check with its aim: make gpu-check GPU_CHECK=--widths
 # make proto      the code of the gRPC interfaces, from service/rpc/proto/*.proto, for the service and the client
 # make lock       requirements.lock: what the image installs, by hash, after a change of requirements.txt

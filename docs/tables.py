@@ -3,6 +3,7 @@
 The text between `<!-- table: NAME -->` and `<!-- end -->` is the value of `TABLES[NAME]`; tests/test_docs.py checks it.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +19,7 @@ PAGES = (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob(
 
 _EMBEDDED = ("florence-2-mini", "paligemma-mini")
 _RESULTS = ROOT / "loadtest" / "results"
+_MUTATION = ROOT / "tests" / "support" / "mutation.json"
 _BLOCK = re.compile(r"<!-- table: (?P<name>[\w -]+) -->\n.*?<!-- end -->", re.DOTALL)
 _SECTION = re.compile(r"^##? (.+?)\n\n(.+?)\n(?=\n## |\Z)", re.DOTALL | re.MULTILINE)
 # The rows of the benchmark in README.md; docs/benchmarks.md has the others, so that no figure is on two pages.
@@ -86,6 +88,14 @@ def _range(name: str) -> str:
     return f" {schema['minimum']} to {schema['maximum']}." if "minimum" in schema else ""
 
 
+def mutation_table() -> str:
+    """Return the share of killed mutants of every room, and below it the mutants that live."""
+    rooms = json.loads(_MUTATION.read_text(encoding="utf-8"))
+    rows = [f"| `{name}` | {room['mutants']} | {room['killed']} |" for name, room in rooms.items()]
+    alive = [f"- {mutant}: {reason}" for room in rooms.values() for mutant, reason in room["alive"].items()]
+    return "\n".join(["| room | mutants | killed |", "|---|---:|---:|", *rows, "", *alive])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "tasks": _tasks,
     "settings": settings_table,
@@ -96,6 +106,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench history": lambda: history_table(read_history(_RESULTS / "history.jsonl")),
     "bench limit": lambda: _sections("bench.md", "The limit"),
     "bench stages": lambda: _sections("bench.md", "Where the time of a request goes, mean ms"),
+    "mutation": mutation_table,
     "load": lambda: _sections("load/load.md", "Load", "Saturation", "Offered and answered", "Tasks"),
 }
 

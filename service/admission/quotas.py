@@ -91,28 +91,28 @@ class Quota:
         if wait_s := await self._take("megapixels", self._megapixels, megapixels):
             raise self._exceeded(f"{allowed:g} megapixels per minute", wait_s)
 
-    async def begin_request(self, timeout_s: float) -> str | None:
+    async def begin_request(self, timeout_s: float) -> str:
         """Count a concurrent request until `end_request`, at most `timeout_s` long; raise `Overloaded` above the limit.
 
-        Return its lease in the shared store, if it has one.
+        Return its lease in the shared store, empty without one.
         """
         if self._max_concurrent is None:
-            return None
+            return ""
         if self._num_concurrent >= self._max_concurrent:
             raise self._too_many(self._max_concurrent)
         self._num_concurrent += 1
         try:
-            return None if self._shared is None else await self._leased(self._shared, self._max_concurrent, timeout_s)
+            return "" if self._shared is None else await self._leased(self._shared, self._max_concurrent, timeout_s)
         except BaseException:
             self._num_concurrent -= 1
             raise
 
-    async def end_request(self, lease: str | None) -> None:
+    async def end_request(self, lease: str) -> None:
         """Count a request that has begun as ended, even if the caller is cancelled meanwhile."""
         if self._max_concurrent is None:
             return
         self._num_concurrent -= 1
-        if self._shared is not None and lease is not None:
+        if self._shared is not None:
             # Awaited, as the client's next request may go to another gateway.
             await asyncio.shield(self._shared.release(lease))
 

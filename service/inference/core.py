@@ -47,7 +47,7 @@ class Place:
 
     is_taken: bool = False
     num_bytes: int = 0  # of its body, of an image by URL, and of what is parsed of them
-    lease: str | None = None  # its key's, in the store of the shared limits
+    lease: str = ""  # its key's, in the store of the shared limits
 
 
 @dataclass(frozen=True, slots=True)

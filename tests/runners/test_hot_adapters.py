@@ -324,3 +324,13 @@ def test_an_adapter_that_takes_too_long_does_not_hold_the_start(
     assert f"the adapters of {FLORENCE.id} are not all loaded after 0.2 s" in caplog.messages[-1]
     watched.decoder.released.set()
     wait_until(lambda: watched.decoder.adapter_keys == {key})
+
+
+def test_the_log_has_the_adapter_that_is_freed(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    key = watched.write("a")
+    watched.update()
+    shutil.rmtree(watched.folder / "a")
+    watched.update()
+    caplog.set_level(logging.INFO)
+    watched.update(CALL_TIMEOUT_S * 2)
+    assert caplog.messages == [f"an adapter of {watched.base.model_id} is freed: build {key[:8]}"]

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from export.artifacts.store import new_version
 from runners.artifacts.manifest import ADAPTER_FILE, VISION_ENCODER_FILE, read_manifest, sha256_of, write_manifest
 from runners.artifacts.store import artifact_folder
+from runners.decoder.scheduler import Scheduler
 from runners.decoder_worker import DecoderWorker
 from runners.encoder.worker import EncoderWorker
 from runners.worker import ModelWorker
@@ -33,13 +34,15 @@ def profile(frame, event, _):
     owner = frame.f_locals.get("self")
     if event == "call" and frame.f_code.co_name == "load" and isinstance(owner, (EncoderWorker, DecoderWorker)):
         print(type(owner).__name__, owner._manifest.model_id)
+    if event == "call" and frame.f_code.co_name == "submit" and isinstance(owner, Scheduler):
+        print("warm-up")
 
 settings = Settings(encoder_precision="float32", device="cpu")
 worker = ModelWorker(base_id, replace(runner_options(base_id, settings, ()), adapters=("tuned",)), None)
 sys.setprofile(profile)
 worker.load()
 sys.setprofile(None)
-print(*worker.adapters().loaded)
+print(*worker.adapters().loaded, worker.is_ready())
 worker.stop()
 """
 
@@ -49,5 +52,6 @@ def test_all_encoders_are_loaded_before_the_decoder_starts_its_thread(exported: 
     store = ModelStore(tmp_path / "bentoml")
     shutil.copytree(exported.home, store.home, symlinks=True)
     run = store.python("-c", LOADS_AN_ADAPTER)
-    loads = ["EncoderWorker florence-2-mini", "EncoderWorker tuned", "DecoderWorker florence-2-mini", "tuned"]
+    encoders = ["EncoderWorker florence-2-mini", "EncoderWorker tuned"]
+    loads = [*encoders, "DecoderWorker florence-2-mini", "warm-up", "tuned True"]
     assert run.stdout.splitlines() == loads, run.stderr

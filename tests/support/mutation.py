@@ -1,61 +1,234 @@
-"""Mutation testing of tasks, admission and decoder: `python -m tests.support.mutation [--digits D ...]`.
+"""Mutation testing of every room: `python -m tests.support.mutation [--rooms R ...] [--workers N]`.
 
-mutmut changes one expression at a time and runs the tests that reach it. Of the mutants of each function those are run
-whose number ends with one of the digits, a tenth for one digit; the exit status is 1 if less than nine tenths of them
-are killed. Those that live are listed; `mutmut show NAME` has the change.
+Of each room a fixed sample of mutants is applied, one at a time, in a copy of the repository, where the room's tests
+run. The exit status is 1 if fewer than nine tenths of a room's mutants are killed by a failed test or by the timeout.
+The results are in mutation.json, with the reason of each survivor, which is written by hand and kept by its name.
 
-A mutant lives although a test fails for it if the test runs the code only in a process that it starts, or only at
-import: mutmut sees neither. Code that needs a GPU has no test here (`python -m export.gpu_check`).
+The sample is ordered by the hashes of the mutants' names: a change of the code changes only its own part of it.
 """
 
 import argparse
+import hashlib
 import json
+import os
+import queue
+import shutil
 import subprocess
 import sys
-from collections import Counter
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-FOLDER = Path("mutants")
+from tests.support.mutants import Mutant, mutants_of
+
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).with_suffix(".json")
 MIN_KILLED = 0.9
-# mutmut's exit codes of a mutant (mutmut/stats.py); any other is a failed test or a timeout, which kill it.
-_SURVIVED, _WITHOUT_TESTS, _SKIPPED = 0, 33, 34
+NUM_MUTANTS = 12  # of a room
+_TREES = (
+    "tasks",
+    "service",
+    "runners",
+    "offline",
+    "client/diptych_client",
+    "export/artifacts",
+    "export/checkpoints",
+    "export/tuning",
+)
+_EXCLUDED = {
+    "service/supervision/run_folder.py": "a mutant removes the folders of services that run on this machine",
+    "client/diptych_client/transports/vision_pb2.py": "generated",
+}
+# Tests of a room beside those of the same folder in tests/.
+_MORE_TESTS = {
+    "client/diptych_client/cli": ["tests/system/test_cli.py", "tests/client/annotate", "tests/client/evaluation"],
+    "client/diptych_client/long_runs": ["tests/client/annotate", "tests/client/evaluation"],
+    "client/diptych_client/transports": ["tests/client/test_*.py"],
+    "offline": ["tests/system/test_offline.py"],
+    "runners": ["tests/runners/telemetry", "tests/system/test_transport.py"],
+    "runners/telemetry": [
+        "tests/service/telemetry/test_traces.py",
+        "tests/runners/encoder/test_features_cache.py",
+        "tests/test_docs.py",
+    ],
+    "service": [
+        "tests/test_docs.py",
+        "tests/service/http/test_rest_*.py",
+        "tests/service/rpc",
+        "tests/system/test_bentoml.py",
+    ],
+    "service/http": ["tests/service/telemetry/test_traces.py"],
+    "service/rpc": ["tests/service/open_inference/test_grpc_api.py"],
+    "service/schema": ["tests/service/http/test_rest_*.py"],
+    "service/supervision": ["tests/system/test_drain.py"],
+    "service/telemetry": ["tests/service/inference", "tests/service/http", "tests/test_docs.py"],
+}
+_MAX_BASELINE_S = 1800
+_MAX_LOG_CHARS = 3000
+_SURVIVED, _NO_TESTS = 0, 5  # pytest's exit codes; any other kills the mutant
 
 
-def results(folder: Path, digits: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Yield name and exit code of every mutant of the sample that was run."""
-    for file in sorted(folder.glob("**/*.meta")):
-        codes: dict[str, int | None] = json.loads(file.read_text(encoding="utf-8"))["exit_code_by_key"]
-        yield from ((name, code) for name, code in codes.items() if name.endswith(tuple(digits)) and code is not None)
+class BaselineFailed(Exception):
+    """The tests of a room fail without a mutant: each mutant would count as killed."""
 
 
-def summary(mutants: Sequence[tuple[str, int]]) -> tuple[str, float]:
-    """Return a table of the rooms with the mutants that live, and the share that is killed."""
-    counted = [(name, code) for name, code in mutants if code != _SKIPPED]
-    alive = [name for name, code in counted if code in (_SURVIVED, _WITHOUT_TESTS)]
-    of_room, alive_in = (Counter(".".join(name.split(".")[:2]) for name in names) for names in (dict(counted), alive))
-    rows = [f"| {room} | {num} | {num - alive_in[room]} |" for room, num in sorted(of_room.items())]
-    table = ["| room | mutants | killed |", "|---|---:|---:|", *rows, "", *(f"alive: {name}" for name in alive)]
-    return "\n".join(table), 1 - len(alive) / len(counted)
+@dataclass(slots=True)
+class Room:
+    """The result of a room; `alive` has the reason of each survivor."""
+
+    mutants: int
+    killed: int
+    alive: dict[str, str]
+
+
+def rooms() -> dict[str, list[str]]:
+    """Return the modules of every room, by its folder."""
+    found: dict[str, list[str]] = {}
+    for tree in _TREES:
+        for path in sorted((ROOT / tree).rglob("*.py")):
+            name = path.relative_to(ROOT).as_posix()
+            if name not in _EXCLUDED and not name.startswith("service/rpc/proto/"):
+                found.setdefault(str(Path(name).parent), []).append(name)
+    return found
+
+
+def sample(modules: Sequence[str]) -> list[Mutant]:
+    """Return the mutants of a room that are run."""
+    found = [mutant for name in modules for mutant in mutants_of(name, (ROOT / name).read_text(encoding="utf-8"))]
+    return sorted(found, key=lambda mutant: hashlib.sha256(mutant.name.encode()).digest())[:NUM_MUTANTS]
+
+
+def paths_of_tests(room: str) -> list[str]:
+    """Return the arguments of pytest that name the tests of a room."""
+    mirrored = f"tests/{room.replace('client/diptych_client', 'client')}"
+    patterns = [f"{mirrored}/test_*.py" if room in _TREES else mirrored, *_MORE_TESTS.get(room, [])]
+    return [path.relative_to(ROOT).as_posix() for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A copy of the repository and the process that runs its tests."""
+
+    tree: Path
+    process: subprocess.Popen[str]
+
+    def exit_code(self, room: str, first: str, timeout_s: float) -> int:
+        """Run the tests of a room."""
+        request = {
+            "arguments": paths_of_tests(room),
+            "first": first,
+            "timeout_s": int(timeout_s),
+            "log": "../tests.log",
+        }
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    @contextmanager
+    def mutated(self, mutant: Mutant, number: int) -> Iterator[None]:
+        """Have the mutant in the tree for as long as the context lasts."""
+        path = self.tree / mutant.path
+        source, times = path.read_bytes(), path.stat()
+        path.write_bytes(mutant.applied(source))
+        os.utime(path, (number, number))  # a time of its own: Python knows compiled modules by time and size
+        try:
+            yield
+        finally:
+            path.write_bytes(source)
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@contextmanager
+def running_worker() -> Iterator[Worker]:
+    """Copy the repository, start the process; end and remove both."""
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        tree = Path(folder, "tree")
+        files = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True)
+        for name in files.splitlines():
+            if (ROOT / name).is_file():
+                (tree / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, tree / name)
+        shutil.copytree(ROOT / ".bentoml", tree / ".bentoml", symlinks=True)
+        environment = os.environ | {"PYTHONPATH": str(tree / "client"), "OMP_NUM_THREADS": "1", "TMPDIR": folder}
+        command = [sys.executable, "-m", "tests.support.forked_tests"]
+        with subprocess.Popen(
+            command, cwd=tree, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            yield Worker(tree, process)
+            process.communicate()
+
+
+def run_room(room: str, modules: Sequence[str], workers: Sequence[Worker]) -> Room:
+    """Run the sample of a room; return its row of the results."""
+    start_s = time.monotonic()
+    code = workers[0].exit_code(room, "", _MAX_BASELINE_S)
+    if code != _SURVIVED:
+        log = (workers[0].tree.parent / "tests.log").read_text(encoding="utf-8")[-_MAX_LOG_CHARS:]
+        raise BaselineFailed(f"the tests of {room} fail without a mutant, with status {code}:\n{log}")
+    timeout_s = 20 + 3 * (time.monotonic() - start_s)
+    free: queue.Queue[Worker] = queue.Queue()
+    for worker in workers:
+        free.put(worker)
+
+    def is_killed(number: int, mutant: Mutant) -> bool:
+        worker = free.get()
+        try:
+            with worker.mutated(mutant, number):
+                code = worker.exit_code(room, Path(mutant.path).stem, timeout_s)
+        finally:
+            free.put(worker)
+        print(f"{time.strftime('%H:%M:%S')} {code:4} {mutant.path}:{mutant.line} {mutant.name}", flush=True)
+        return code not in (_SURVIVED, _NO_TESTS)
+
+    mutants = sample(modules)
+    with ThreadPoolExecutor(len(workers)) as threads:
+        killed = list(threads.map(is_killed, range(1, len(mutants) + 1), mutants))
+    alive = [mutant.name for mutant, dead in zip(mutants, killed, strict=True) if not dead]
+    return Room(len(mutants), sum(killed), dict.fromkeys(alive, ""))
+
+
+def read_results(path: Path = RESULTS) -> dict[str, Room]:
+    """Return the results of every room that has been run."""
+    if not path.exists():
+        return {}
+    return {room: Room(**row) for room, row in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+def add_result(name: str, room: Room, path: Path = RESULTS) -> None:
+    """Write the results with one room's replaced; reasons of its survivors are kept."""
+    results = read_results(path)
+    reasons = results[name].alive if name in results else {}
+    room.alive = {mutant: reasons.get(mutant, reason) for mutant, reason in room.alive.items()}
+    rows = {each: asdict(row) for each, row in sorted((results | {name: room}).items())}
+    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the sample; return the exit status."""
+    """Run the rooms; return the exit status."""
     parser = argparse.ArgumentParser("python -m tests.support.mutation", description=(__doc__ or "").partition("\n")[0])
-    help_of_digits = "last digits of the mutants' numbers; default: 3; empty: every mutant, which takes hours"
-    parser.add_argument("--digits", nargs="+", default=["3"], metavar="D", help=help_of_digits)
-    digits = parser.parse_args(arguments).digits
-    names = [f"*{digit}" for digit in digits]
-    mutmut = [str(Path(sys.executable).parent / "mutmut"), "run", "--max-children", "2", *names]
-    with (FOLDER.parent / "mutation.log").open("w") as log:
-        run = subprocess.run(mutmut, check=False, stdout=log, stderr=log)
-    if run.returncode != 0:  # the folder may have the results of a run before
-        print("the run failed: mutation.log has the reason", file=sys.stderr)
-        return 1
-    found = list(results(FOLDER, digits))
-    text, share = summary(found)
-    print(f"{text}\n{share:.1%} of the mutants are killed; at least {MIN_KILLED:.0%} must be")
-    return 0 if share >= MIN_KILLED else 1
+    parser.add_argument("--rooms", nargs="+", default=list(rooms()), metavar="R", help="folders; default: all")
+    parser.add_argument("--workers", type=int, default=2, help="tests that run at the same time; default: 2")
+    chosen = parser.parse_args(arguments)
+    is_low = False
+    with ExitStack() as stack:
+        workers = [stack.enter_context(running_worker()) for _ in range(chosen.workers)]
+        for name in chosen.rooms:
+            try:
+                room = run_room(name, rooms()[name], workers)
+            except BaselineFailed as error:
+                print(error, flush=True)
+                is_low = True
+                continue
+            add_result(name, room)
+            print(f"{name}: {room.killed} of {room.mutants} mutants are killed", flush=True)
+            is_low = is_low or room.killed < MIN_KILLED * room.mutants
+    return int(is_low)
 
 
 if __name__ == "__main__":

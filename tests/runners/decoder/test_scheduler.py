@@ -99,6 +99,11 @@ def test_an_expired_queued_sequence_is_not_prefilled(scheduler: Scheduler, decod
     assert decoder.batch_sizes == []
 
 
+def test_no_sequences_need_no_slot() -> None:
+    scheduler = Scheduler(FakeDecoder(), "fake", replace(LIMITS, num_slots=1))
+    assert scheduler.submit([]) == []
+
+
 def test_stop_finishes_accepted_sequences(decoder: FakeDecoder) -> None:
     scheduler = Scheduler(decoder, "fake", replace(LIMITS, num_slots=2))
     futures = scheduler.submit([request(5)] * 5)

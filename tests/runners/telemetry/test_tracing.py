@@ -18,7 +18,15 @@ from starlette.routing import Route
 
 from runners.telemetry import tracing
 from runners.telemetry.span_export import EXPORT_LOGGERS, RateLimitFilter
-from runners.telemetry.tracing import TraceOptions, call_headers, caller_context, past_span, span, trace_id
+from runners.telemetry.tracing import (
+    TraceOptions,
+    call_headers,
+    caller_context,
+    past_span,
+    request_trace,
+    span,
+    trace_id,
+)
 from runners.transport.traced_calls import TracedCalls
 from tests.support.trace_collector import CALLER_ID, TRACE_ID, TRACEPARENT, CollectedSpan, Collector, collecting
 from tests.support.waiting import wait_until
@@ -144,6 +152,14 @@ def test_without_a_collector_there_are_no_spans_threads_or_headers() -> None:
         assert call_headers() == {}
         assert not tracing.are_made()
         assert threading.active_count() == threads
+
+
+def test_without_a_collector_each_request_without_a_trace_has_random_ids() -> None:
+    contexts = []
+    for _ in range(3):
+        with request_trace({}, "none", None) as made:
+            contexts.append(made.get_span_context())
+    assert len({context.trace_id for context in contexts}) == len({context.span_id for context in contexts}) == 3
 
 
 @contextmanager

@@ -14,13 +14,14 @@ from runners.tokens.token_choice import Choice, RowConditions, choose_tokens
 SIZE = 40
 GREEDY = RowConditions()
 SAMPLED = RowConditions(temperature=0.7, top_p=0.9, uniform=0.3)
+NARROW = RowConditions(temperature=1.3, top_p=0.1, uniform=0.99)
 UNLIMITED = RowConditions(temperature=1.3, uniform=0.8)
 ALLOWED = np.packbits(np.arange(SIZE) % 3 == 0, bitorder="little")
 CONSTRAINED = RowConditions(allowed=ALLOWED)
 RULED = RowConditions(banned=(3, 4))
 FORCED = RowConditions(forced=7)
 BEAM = RowConditions(beam_score=-1.5, num_candidates=6)
-EVERY = [GREEDY, SAMPLED, UNLIMITED, CONSTRAINED, RULED, FORCED]
+EVERY = [GREEDY, SAMPLED, NARROW, UNLIMITED, CONSTRAINED, RULED, FORCED]
 
 
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -6,8 +6,11 @@ from contextlib import suppress
 
 import pytest
 
+from runners.telemetry.metrics import QUEUE_DEPTH
 from service.admission.fair_queue import FairQueue, QueuedRequest
 from service.errors import DeadlineExceeded, Overloaded
+from tests.support.api_keys import FakeClock
+from tests.support.cancellation import cancel_at_each_await
 from tests.support.core_calls import run, until
 
 
@@ -115,6 +118,57 @@ def test_light_client_is_admitted_while_a_heavy_one_waits() -> None:
     assert run(scenario()) == ["light"]
 
 
+@pytest.mark.parametrize(
+    ("client", "cost", "needed_s"),
+    [("light", 20, 62.5), ("heavy", 20, 162.5), ("light", 200, 387.5)],  # 1.25 of 10 + 40, 10 + 120 and 10 + 300 tokens
+)
+def test_the_expected_time_counts_what_runs_and_the_turns_of_the_others(
+    client: str, cost: int, needed_s: float
+) -> None:
+    async def scenario() -> None:
+        clock = FakeClock()
+        queue = FairQueue("a-model", 1, 1000, clock)
+        async with queue.admitted(QueuedRequest("heavy", 10, math.inf)):
+            clock.now_s += 10  # a token a second
+        async with queue.admitted(QueuedRequest("heavy", 10, math.inf)) as waited_s:
+            assert waited_s == 0
+            waiting = await enqueue(queue, queued("heavy", 100))
+            with pytest.raises(Overloaded, match=r"finish 0\.1 s after its deadline"):
+                await work(queue, QueuedRequest(client, cost, clock.now_s + needed_s - 0.1), print)
+            waiting += await enqueue(queue, QueuedRequest(client, cost, clock.now_s + needed_s + 0.1))
+        await asyncio.gather(*waiting)
+
+    run(scenario())
+
+
+def test_the_order_of_the_others_stays_when_requests_leave_the_queue() -> None:
+    async def scenario(cancelled: int) -> tuple[list[str], list[str]]:
+        queue, served = fair_queue(), list[str]()
+        starts: dict[str, tuple[int, int]] = {}
+        tasks: dict[str, asyncio.Task[None]] = {}
+
+        async def one(client: str, cost: int, name: str) -> None:
+            async with queue.admitted(queued(client, cost)):
+                served.append(name)
+
+        async with queue.admitted(queued("z")):
+            for client, cost in (("a", 10), ("b", 3)):
+                for number in range(5):
+                    name = f"{client}{number}"
+                    starts[name] = (number * cost, len(starts))
+                    tasks[name] = asyncio.create_task(one(client, cost, name))
+                    await asyncio.sleep(0)
+            for name in [name for index, name in enumerate(tasks) if cancelled >> index & 1]:
+                tasks.pop(name).cancel()
+                await asyncio.sleep(0)
+        await asyncio.gather(*tasks.values())
+        return served, sorted(tasks, key=lambda name: starts[name])
+
+    for cancelled in range(0, 1024, 7):
+        served, expected = run(scenario(cancelled))
+        assert served == expected
+
+
 def test_tokens_queued_by_a_client_are_limited() -> None:
     async def scenario() -> None:
         queue = fair_queue(max_waiting_cost=100)
@@ -157,6 +211,52 @@ def test_cancelled_request_is_replaced_by_the_next(is_admitted: bool) -> None:
         return served
 
     assert run(scenario()) == ["c"]
+
+
+def test_a_request_cancelled_at_any_moment_leaves_the_queue_empty() -> None:
+    async def scenario() -> None:
+        queue = fair_queue(max_waiting_cost=10)
+
+        async def hold() -> None:
+            async with queue.admitted(queued("holder")):
+                for _ in range(4):
+                    await asyncio.sleep(0)
+
+        async def held() -> asyncio.Task[None]:
+            holding = asyncio.create_task(hold())
+            await asyncio.sleep(0)
+            return holding
+
+        async def waiting() -> None:
+            await work(queue, queued("b", cost=7), print)
+
+        async def nothing_is_left() -> None:
+            await holdings.pop()
+            holding = await held()
+            async with asyncio.timeout(5):
+                await work(queue, queued("b", cost=10), print)  # all that may be queued
+            await holding
+            holdings.append(await held())
+
+        holdings = [await held()]
+        assert await cancel_at_each_await(waiting, nothing_is_left) == 4
+        await holdings.pop()
+
+    run(scenario())
+
+
+def test_the_depth_of_the_queue_is_a_metric_of_its_model() -> None:
+    async def scenario() -> list[float]:
+        queue, depth = fair_queue(), QUEUE_DEPTH.labels("a-model", "admission")
+        depths = [depth._value.get()]
+        async with queue.admitted(queued()):
+            tasks = await enqueue(queue, queued("b"), queued("c"))
+            depths.append(depth._value.get())
+        await asyncio.gather(*tasks)
+        return [*depths, depth._value.get()]
+
+    before, waiting, after = run(scenario())
+    assert (waiting - before, after - before) == (2, 0)
 
 
 def test_failed_request_is_replaced_by_the_next() -> None:

@@ -1,8 +1,10 @@
 from asyncio import run
+from typing import cast
 
 import pytest
 
 from service.admission.quotas import UNLIMITED, Quota, QuotaLimits, TokenBucket
+from service.admission.shared_limits import SharedQuota
 from service.errors import ImageTooLarge, Overloaded
 from tests.support.api_keys import FakeClock
 
@@ -65,9 +67,32 @@ def test_concurrent_requests_are_limited_and_released(clock: FakeClock) -> None:
         run(quota.begin_request(60))
         with pytest.raises(Overloaded, match="2 concurrent requests") as caught:
             run(quota.begin_request(60))
-        run(quota.end_request(None))
-        run(quota.end_request(None))
+        run(quota.end_request(""))
+        run(quota.end_request(""))
         assert caught.value.retry_after_s == 1
+
+
+class Store:
+    """A store whose answer to the next lease is `answer`; None while there is no store."""
+
+    answer: bool | None = True
+
+    async def lease(self, max_leases: int, lease: str, seconds: float) -> bool | None:  # noqa: ARG002  # the interface has it
+        return self.answer
+
+
+def test_a_request_that_the_store_refuses_does_not_change_the_count_of_the_process(clock: FakeClock) -> None:
+    store = Store()
+    quota = Quota("batch", QuotaLimits(max_concurrent=2), clock, cast(SharedQuota, store))
+    run(quota.begin_request(60))
+    store.answer = False
+    for _ in range(3):
+        with pytest.raises(Overloaded):
+            run(quota.begin_request(60))
+    store.answer = None
+    run(quota.begin_request(60))
+    with pytest.raises(Overloaded):
+        run(quota.begin_request(60))
 
 
 def test_unlimited_quota_has_no_limits() -> None:

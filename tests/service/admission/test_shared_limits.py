@@ -16,6 +16,8 @@ from service.admission.shared_limits import TIMEOUT_S, SharedLimits
 from service.errors import ImageTooLarge, Overloaded
 from service.telemetry.metrics import SHARED_LIMITS_UNANSWERED
 from tests.support.api_keys import FakeClock, hash_of
+from tests.support.cancellation import cancel_at_each_await
+from tests.support.core_calls import until
 from tests.support.valkey import Valkey, needs_valkey, running_valkey
 
 pytestmark = needs_valkey
@@ -150,18 +152,45 @@ def test_leases_of_a_gateway_that_is_gone_expire_with_their_deadlines(store: Val
 def test_a_cancelled_request_leaves_no_lease(store: Valkey) -> None:
     async def send() -> None:
         async with gateways(store.url, "max_concurrent=1", FakeClock(), 1) as (quota,):
-            for delay_ms in range(10):
+
+            async def request() -> None:
+                await quota.end_request(await quota.begin_request(60))
+
+            async def no_lease() -> None:
+                await until(lambda: store.client.keys("*") == [])
+                await request()  # a cancelled call costs its connection: the next run has one, as this one had
+
+            await request()
+            assert await cancel_at_each_await(request, no_lease) >= 4
+
+    asyncio.run(send())
+
+
+def test_a_request_cancelled_while_the_store_answers_leaves_no_lease(store: Valkey) -> None:
+    async def send() -> None:
+        async with gateways(store.url, "max_concurrent=1", FakeClock(), 1) as (quota,):
+            await quota.end_request(await quota.begin_request(60))
+            with store.hanging():
                 beginning = asyncio.create_task(quota.begin_request(60))
-                await asyncio.sleep(delay_ms / 10_000)
+                for _ in range(10):
+                    await asyncio.sleep(0)  # the call is sent
                 beginning.cancel()
-                with suppress(asyncio.CancelledError):
-                    await quota.end_request(await beginning)
-            ending = asyncio.create_task(quota.end_request(await quota.begin_request(60)))
-            await asyncio.sleep(0)
-            ending.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await beginning
 
     asyncio.run(send())
     assert store.client.keys("*") == []
+
+
+def test_a_short_lease_does_not_end_a_longer_one(store: Valkey) -> None:
+    async def send() -> None:
+        async with gateways(store.url, "max_concurrent=2", FakeClock()) as (first, second):
+            await first.begin_request(600)
+            await second.begin_request(0.1)
+            (leases,) = store.client.keys("*")
+            assert 600 < store.client.ttl(leases) <= 603
+
+    asyncio.run(send())
 
 
 def test_a_changed_limit_applies_to_what_is_used(store: Valkey) -> None:

@@ -139,3 +139,28 @@ def test_the_gap_is_found_on_the_real_clock() -> None:
         await until(waiting.done, 1)
 
     run(scenario())
+
+
+def test_at_most_eight_run_in_a_long_gap() -> None:
+    async def scenario() -> None:
+        clock, never = FakeClock(), asyncio.Event()
+        gaps = TrafficGaps(now=clock)
+
+        async def work() -> None:
+            await never.wait()
+
+        for _ in range(20):  # each that ends makes room for one more
+            await gaps.wait()
+            await gaps.start(settle())
+        tasks = list[asyncio.Task[None]]()
+        while True:
+            waiting = asyncio.ensure_future(gaps.wait())
+            await settle()
+            if not waiting.done():
+                break
+            tasks.append(gaps.start(work()))
+        assert len(tasks) == 8
+        for task in (waiting, *tasks):
+            task.cancel()
+
+    run(scenario())

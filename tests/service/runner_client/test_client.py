@@ -1,6 +1,7 @@
 import asyncio
 import dataclasses
 import io
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runners.transport.messages import Failed, Outcomes, SequenceSpec
+from runners.transport.messages import Failed, FoundFeatures, Outcomes, SequenceSpec, Written
 from service.errors import DeadlineExceeded, InternalError, NotReady, ServiceError
 from service.images.decoding import ImageDecoder, LazyImage
 from service.images.files import ImageLimits
-from service.runner_client.client import RunnerCall, RunnerClient, WrittenAnswers
+from service.runner_client.client import RunnerCall, RunnerClient, WrittenAnswers, written_answers
 from tests.support.catalog import FLORENCE
 from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder, fake_features, refusal
@@ -89,6 +90,38 @@ def test_cache_hit_decodes_nothing() -> None:
         answers = await write(client)
         assert answers.features.outcome == "hit"
         assert answers.preprocess_s == 0
+
+    client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(), writer()))
+    run(scenario())
+
+
+def test_the_time_of_an_answer_is_that_of_its_stages_and_the_rest_is_queueing() -> None:
+    def written(prefill_s: float, decode_s: float) -> Written:
+        return Written(
+            text="a cat",
+            token_ends=[5],
+            logprobs=[-0.5],
+            finish_reason="stop",
+            num_prompt_tokens=3,
+            num_generated_tokens=2,
+            queue_s=0.0,
+            prefill_s=prefill_s,
+            decode_s=decode_s,
+        )
+
+    features = FoundFeatures(outcome="miss", encode_s=2.0, queue_s=4.0)
+    answered = Outcomes(features=features, outcomes=[written(1.0, 1.0), written(8.0, 16.0)])
+    answers = written_answers(answered, preprocess_s=32.0, elapsed_s=100.0)
+    assert (answers.prefill_s, answers.decode_s, answers.queue_s) == (8.0, 16.0, 38.0)
+    assert (answers.num_prompt_tokens, answers.num_generated_tokens) == (6, 4)
+    assert written_answers(answered, preprocess_s=32.0, elapsed_s=50.0).queue_s == 0
+
+
+def test_preprocessing_is_a_part_of_the_elapsed_time() -> None:
+    async def scenario() -> None:
+        start_s = time.monotonic()
+        answers = await write(client)
+        assert 0 < answers.preprocess_s < time.monotonic() - start_s
 
     client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(), writer()))
     run(scenario())

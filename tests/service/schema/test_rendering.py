@@ -9,7 +9,7 @@ from service.inference.prediction import Answer, StageTimes
 from service.inference.request_fields import PredictFields, parse_fields
 from service.runner_client.client import written_answers
 from service.schema.rendering import RESULT, answer_json, error_detail
-from service.schema.wire import ErrorJson
+from service.schema.wire import DetectionJson, ErrorJson, InstanceJson, TextRegionJson, Wire
 from tasks.results import (
     Detection,
     DetectionsResult,
@@ -165,3 +165,9 @@ def test_every_kind_of_result_is_rendered() -> None:
         ["instances"],
         ["text_regions"],
     ]
+
+
+@pytest.mark.parametrize("found", [DetectionJson, InstanceJson, TextRegionJson])
+def test_the_contract_says_that_scores_are_from_0_to_1(found: type[Wire]) -> None:
+    score = found.model_json_schema()["properties"]["score"]
+    assert (score["minimum"], score["maximum"]) == (0, 1)

@@ -92,6 +92,7 @@ def test_setting_selects_the_format(log_format: logs.LogFormat, is_json: bool) -
     try:
         configure_logging(log_format)
         forms = [isinstance(logger.handlers[0].formatter, JsonLines) for logger in ours]
+        assert not any(logger.propagate for logger in ours)  # BentoML's handler would write each line again
     finally:
         for logger, (handlers, level, propagate) in zip(ours, before, strict=True):
             logger.handlers, logger.level, logger.propagate = handlers, level, propagate

@@ -82,6 +82,13 @@ def test_a_field_is_placed_by_the_centres_of_its_cells() -> None:
     assert enlarged.sum() == 100 * 25
 
 
+def test_the_samples_at_the_border_decide_about_the_pixels_there() -> None:
+    field = np.full((64, 64), -1, dtype=np.float32)
+    field[[0, -1], :] = field[:, [0, -1]] = 1
+    mask = mask_in_image(field, (0.0, 0.0, 64.0, 64.0), (64, 64))
+    assert np.array_equal(mask, field > 0)
+
+
 def test_a_box_smaller_than_a_pixel_has_polygons_and_at_most_a_pixel() -> None:
     field = np.ones((64, 64), dtype=np.float32)
     box = (10.1, 10.1, 10.4, 10.4)

@@ -1,0 +1,108 @@
+"""Calls of each kind of method over fake runners: the service's own, health and reflection."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+
+from service.admission.api_keys import ApiKeys
+from service.inference.core import Core
+from service.rpc.proto import vision_pb2 as pb
+from service.rpc.proto.vision_pb2_grpc import VisionStub
+from tests.support.api_keys import api_keys
+from tests.support.fake_service import PNG, make_core
+from tests.support.grpc_channel import grpc_channel
+
+OCR = pb.PredictRequest(image=PNG, task="ocr")
+
+
+def called(
+    call: Callable[[grpc.aio.Channel], Coroutine[Any, Any, Any]], core: Core | None = None, keys: ApiKeys | None = None
+) -> Any:
+    """Return what `call` returns over a channel."""
+
+    async def scenario() -> Any:
+        async with asyncio.timeout(20), grpc_channel(core or make_core(), keys or ApiKeys(None)) as channel:
+            return await call(channel)
+
+    return asyncio.run(scenario())
+
+
+def refused(
+    call: Callable[[grpc.aio.Channel], Coroutine[Any, Any, Any]], core: Core | None = None, keys: ApiKeys | None = None
+) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        called(call, core, keys)
+    return caught.value
+
+
+async def listed(channel: grpc.aio.Channel) -> Any:
+    return await VisionStub(channel).ListModels(pb.ListModelsRequest())
+
+
+async def healthy(channel: grpc.aio.Channel) -> Any:
+    stub: Any = HealthStub(channel)
+    return (await stub.Check(HealthCheckRequest())).status
+
+
+def test_a_stream_is_the_text_and_then_the_answer() -> None:
+    async def events(channel: grpc.aio.Channel) -> list[pb.PredictEvent]:
+        return [event async for event in VisionStub(channel).PredictStream(OCR)]
+
+    *texts, last = called(events)
+    assert "".join(event.text for event in texts) == last.answer.raw_text == "HELLO"
+    assert all(event.WhichOneof("event") == "text" for event in texts)
+
+
+def test_lists_are_answered_without_an_image() -> None:
+    assert len(called(listed).models) == 2
+
+
+def test_a_list_needs_a_key_and_health_does_not() -> None:
+    keys = api_keys("secret")
+    assert refused(listed, keys=keys).code() == grpc.StatusCode.UNAUTHENTICATED
+    assert called(healthy, keys=keys) == HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("call", [listed, lambda channel: VisionStub(channel).Predict(OCR)], ids=["list", "predict"])
+def test_a_draining_service_admits_no_call(call: Callable[[grpc.aio.Channel], Coroutine[Any, Any, Any]]) -> None:
+    async def drained(channel: grpc.aio.Channel) -> Any:
+        await core.drain_gate.close()
+        return await call(channel)
+
+    core = make_core()
+    error = refused(drained, core)
+    assert error.code() == grpc.StatusCode.UNAVAILABLE
+    assert ("diptych-code", "not_ready") in list(error.trailing_metadata())
+
+
+@pytest.mark.parametrize("method", ["grpc.health.v1.Health/Check", "diptych.v1.Vision/ListModels"])
+def test_bytes_of_no_message_are_an_invalid_argument(method: str) -> None:
+    async def malformed(channel: grpc.aio.Channel) -> Any:
+        call: Any = channel.unary_unary(f"/{method}")
+        return await call(b"\xff")
+
+    error = refused(malformed)
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert ("diptych-code", "invalid_request") in list(error.trailing_metadata())
+
+
+def test_reflection_answers_every_message_of_a_call_and_ends_with_it() -> None:
+    async def reflected(channel: grpc.aio.Channel) -> list[Any]:
+        async def requests() -> AsyncIterator[ServerReflectionRequest]:
+            for _ in range(3):
+                yield ServerReflectionRequest(list_services="")
+
+        stub: Any = ServerReflectionStub(channel)  # type: ignore[arg-type]  # its stubs know no grpc.aio
+        return [each async for each in stub.ServerReflectionInfo(requests())]
+
+    answers = called(reflected)
+    assert len(answers) == 3
+    names = {service.name for service in answers[2].list_services_response.service}
+    assert {"diptych.v1.Vision", "grpc.health.v1.Health"} <= names
