@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from blake3 import blake3
 from PIL import Image, ImageFile
@@ -63,9 +62,6 @@ class ImageLimits:
     max_side_px: int = 20_000
 
 
-LOCAL_LIMITS = ImageLimits(max_pixels=178_956_970)  # of the user's own files; Pillow's limit
-
-
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
     """Properties of an image file that are known before decoding."""
@@ -98,11 +94,6 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
         rgb = _to_rgb(image)
     transposition = _TRANSPOSITIONS.get(container.orientation)
     return rgb if transposition is None else rgb.transpose(transposition)
-
-
-def read_image(path: Path) -> Image.Image:
-    """Return the upright image of a local file in mode RGB; raise `ImageError` or `OSError`."""
-    return decode_image(path.read_bytes(), LOCAL_LIMITS)
 
 
 def resize(rgb: Image.Image, size_wh: tuple[int, int], resample: int) -> Image.Image:

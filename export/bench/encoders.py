@@ -26,7 +26,8 @@ from export.bench.models import ALL_LAYERS, RANDOM_GAIN
 from export.checkpoints.jobs import PHOTOGRAPHS
 from export.checkpoints.random_weights import SHAPES, write_random_checkpoint
 from export.checks.reference import load_processor
-from imaging.files import read_image, resize
+from imaging.files import resize
+from imaging.local_files import read_image
 from runners.artifacts.manifest import Precision, vision_encoder_file
 from runners.encoder.session import VisionEncoder
 

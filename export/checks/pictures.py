@@ -15,7 +15,8 @@ from PIL import Image
 from export.checkpoints.errors import SourceError
 from export.scenes import render_scene, sample_scene
 from imaging.errors import ImageError
-from imaging.files import read_image, resize
+from imaging.files import resize
+from imaging.local_files import read_image
 from runners.artifacts.manifest import Manifest
 from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES

@@ -21,7 +21,8 @@ from export.artifacts.vision_module import ImageInput, read_image_input
 from export.checkpoints.errors import TuningError
 from export.tuning.examples import Example
 from imaging.errors import ImageError
-from imaging.files import read_image, resize
+from imaging.files import resize
+from imaging.local_files import read_image
 from runners.artifacts.manifest import TOKENIZER_FILE
 from runners.tokens.tokenizer import PromptTokenizer
 from tasks.prompts import Prompt

@@ -19,7 +19,7 @@ from typing import Any
 from export.checkpoints.errors import TuningError
 from export.scenes.truth import LabelledBox
 from imaging.errors import ImageError
-from imaging.files import LOCAL_LIMITS, read_header
+from imaging.local_files import read_size
 from tasks.results import BoxXyxy
 
 _SUFFIXES = (".json", ".jsonl")
@@ -145,6 +145,6 @@ def _box(values: Iterable[Any]) -> BoxXyxy:
 def _upright_size(path: Path) -> tuple[int, int]:
     """Return the size of an image from its header."""
     try:
-        return read_header(path.read_bytes(), LOCAL_LIMITS).size_wh
+        return read_size(path)
     except (OSError, ImageError) as error:
         raise TuningError(f"the image {path} cannot be read: {error}") from error

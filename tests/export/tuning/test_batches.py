@@ -9,7 +9,7 @@ from export.checkpoints.errors import TuningError
 from export.checks.reference import Reference
 from export.tuning.batches import NO_LABEL, Batches
 from export.tuning.examples import Example
-from imaging.files import read_image
+from imaging.local_files import read_image
 from tasks.prompts import PromptSegment
 from tests.support.export_cli import MODELS
 from tests.support.scene_images import scene_image
