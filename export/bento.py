@@ -1,4 +1,4 @@
-"""Builds the Bento that a container image is made of: service, runners, tasks and artifacts, as one folder.
+"""Builds the Bento that a container image is made of: service, runners, imaging, tasks and artifacts, as one folder.
 
 python -m export.bento build/bento                      with the embedded models, as in bentofile.yaml
 python -m export.bento build/bento florence-2-base …    with these models, which must be exported already

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from imaging.files import ImageLimits
 from runners.artifacts.adapter_folder import AdapterLimits
 from runners.artifacts.devices import DeviceSetting, model_device
 from runners.options import RunnerOptions, SchedulerLimits, max_default_slots
 from runners.telemetry.tracing import TraceOptions
-from service.images.files import ImageLimits
 from service.inference.served_models import adapters_of
 from service.settings import BYTES_PER_MB, Settings
 from tasks.catalog import CatalogEntry

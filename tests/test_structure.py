@@ -11,10 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ARROWS = {
-    "service": {"runners", "tasks"},
+    "service": {"runners", "imaging", "tasks"},
     "runners": set[str](),
+    "imaging": set[str](),
     "tasks": set[str](),
-    "export": {"runners", "tasks"},
+    "export": {"runners", "imaging", "tasks"},
     "offline": {
         "service.errors",
         "service.http.body",  # the values of fields as text
@@ -98,7 +99,7 @@ MAX_MODULES = 12
 
 
 @pytest.mark.parametrize(
-    "folder", ["service", "runners", "tasks", "export", "offline", "loadtest", "client/diptych_client"]
+    "folder", ["service", "runners", "imaging", "tasks", "export", "offline", "loadtest", "client/diptych_client"]
 )
 def test_no_folder_is_crowded_and_imports_between_folders_have_no_circle(folder: str) -> None:
     rooms: dict[str, set[str]] = {}
@@ -130,6 +131,12 @@ def test_tasks_need_neither_torch_nor_images() -> None:
         assert not {"torch", "transformers", "PIL", "bentoml", "pydantic"} & imported(path), path
 
 
+def test_imaging_needs_pillow_and_blake3_only() -> None:
+    """The sandboxed program that decodes heavy images imports it, and so does a tuning without the service."""
+    for path in modules("imaging"):
+        assert imported(path) - sys.stdlib_module_names <= {"imaging", "PIL", "blake3"}, path
+
+
 def test_what_runs_imports_nothing_of_the_export_tools() -> None:
     for path in [*modules("service"), *modules("runners")]:
         assert not {"optimum", "onnx", "onnxscript", "huggingface_hub"} & imported(path), path
@@ -146,7 +153,7 @@ def test_the_client_loads_neither_torch_nor_the_service() -> None:
     loaded = set(run.stdout.split())
     assert {"diptych_client", "httpx", "grpc"} <= loaded
     assert not {"torch", "bentoml", "pydantic", "starlette", "service", "supervision", "typer", "tasks"} & loaded
-    assert not {"mcp", "cvat_sdk", "fiftyone", "jsonschema"} & loaded
+    assert not {"imaging", "mcp", "cvat_sdk", "fiftyone", "jsonschema"} & loaded
 
 
 @pytest.mark.parametrize("folder", [*ARROWS, "tests"])

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from transformers.utils import logging
 
 from export.artifacts.encoders import load_vision_model, make_encoders
@@ -27,6 +26,8 @@ from export.bench.models import ALL_LAYERS, RANDOM_GAIN
 from export.checkpoints.jobs import PHOTOGRAPHS
 from export.checkpoints.random_weights import SHAPES, write_random_checkpoint
 from export.checks.reference import load_processor
+from imaging.files import resize
+from imaging.local_files import read_image
 from runners.artifacts.manifest import Precision, vision_encoder_file
 from runners.encoder.session import VisionEncoder
 
@@ -82,9 +83,8 @@ def print_table(encoders: Mapping[str, VisionEncoder], pixels: NDArray[np.uint8]
 
 def read_photograph(image_input: ImageInput) -> NDArray[np.uint8]:
     """Return the first photograph of the export's check, resized (1, H, W, 3)."""
-    file = min(PHOTOGRAPHS.glob("*.jpg"))
-    with Image.open(file) as opened:
-        return np.asarray(opened.convert("RGB").resize(image_input.size_wh, image_input.resample))[None]
+    photograph = read_image(min(PHOTOGRAPHS.glob("*.jpg")))
+    return np.asarray(resize(photograph, image_input.size_wh, image_input.resample))[None]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

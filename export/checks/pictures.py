@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from export.checkpoints.errors import SourceError
 from export.scenes import render_scene, sample_scene
+from imaging.errors import ImageError
+from imaging.files import resize
+from imaging.local_files import read_image
 from runners.artifacts.manifest import Manifest
 from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES
@@ -60,9 +63,8 @@ def load_photographs(files: Sequence[Path], manifest: Manifest) -> Iterator[Pict
     """Yield the photographs; raise `SourceError` for a file that is not an image."""
     for rank, file in enumerate(files):
         try:
-            with Image.open(file) as opened:
-                image = ImageOps.exif_transpose(opened).convert("RGB")
-        except (OSError, Image.DecompressionBombError) as error:
+            image = read_image(file)
+        except (OSError, ImageError) as error:
             raise SourceError(f"{file} cannot be read as an image: {error}") from error
         subject = file.stem.replace("-", " ")
         yield Picture("photographs", rank, subject, _resized(image, manifest), image.size)
@@ -105,4 +107,4 @@ def _question(entry: CatalogEntry, index: int, picture: Picture, task_id: str, v
 
 
 def _resized(image: Image.Image, manifest: Manifest) -> Image.Image:
-    return image.resize(manifest.image_size_wh, Image.Resampling(manifest.resample))
+    return resize(image, manifest.image_size_wh, manifest.resample)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from export.artifacts.vision_module import ImageInput
 from export.scenes import Scene, question_prompts, questions, render_scene, sample_scene
+from imaging.files import resize
 from tasks.catalog import CatalogEntry
 from tasks.prompts import Prompt
 
@@ -69,7 +70,7 @@ def extreme_images(size_wh: tuple[int, int]) -> dict[str, Image.Image]:
 
 
 def _resized_image(scene: Scene, image_input: ImageInput) -> Image.Image:
-    return render_scene(scene, _SCENE_PX).resize(image_input.size_wh, Image.Resampling(image_input.resample))
+    return resize(render_scene(scene, _SCENE_PX), image_input.size_wh, image_input.resample)
 
 
 def _nth_prompt(entry: CatalogEntry, scene: Scene, index: int) -> Prompt:

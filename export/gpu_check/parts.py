@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from export.scenes import render_scene, sample_scene
+from imaging.files import resize
 from runners.artifacts.manifest import Device, Manifest, Precision, read_manifest
 from runners.artifacts.store import artifact_folder
 from runners.decoder.answers import to_request
@@ -65,9 +65,9 @@ class Model:
 
     def images(self, num: int) -> NDArray[np.uint8]:
         """Return rendered scenes (num, H, W, 3) of the input size."""
-        width, height = self.manifest.image_size_wh
-        scenes = (render_scene(sample_scene(seed), max(width, height)) for seed in range(num))
-        return np.stack([np.asarray(scene.resize((width, height), Image.Resampling.BICUBIC)) for scene in scenes])
+        size_wh = self.manifest.image_size_wh
+        scenes = (render_scene(sample_scene(seed), max(size_wh)) for seed in range(num))
+        return np.stack([np.asarray(resize(scene, size_wh, self.manifest.resample)) for scene in scenes])
 
     def features(self, device: Device) -> Tensor:
         """Return features (N, C) that need no encoder."""

@@ -1,4 +1,4 @@
-r"""Examples as batches of tensors: images are resized as by the service, prompts tokenized as by the runner.
+r"""Examples as batches of tensors: images by the code that serves them, prompts by the runner's tokenizer.
 
 Florence-2   inputs `image… <s> prompt </s>`                   labels `<s> answer </s>`
 PaliGemma    inputs `image… <bos> prompt \n answer <eos>`      labels of the answer and `<eos>` only
@@ -20,7 +20,9 @@ from torch.nn.utils.rnn import pad_sequence
 from export.artifacts.vision_module import ImageInput, read_image_input
 from export.checkpoints.errors import TuningError
 from export.tuning.examples import Example
-from export.tuning.labels import open_upright
+from imaging.errors import ImageError
+from imaging.files import resize
+from imaging.local_files import read_image
 from runners.artifacts.manifest import TOKENIZER_FILE
 from runners.tokens.tokenizer import PromptTokenizer
 from tasks.prompts import Prompt
@@ -124,5 +126,8 @@ class Batches:
         return values.to(self._model.device, self._model.dtype)
 
     def _resized(self, path: Path) -> Image.Image:
-        resample = Image.Resampling(self._image_input.resample)
-        return open_upright(path).resize(self._image_input.size_wh, resample)
+        try:
+            image = read_image(path)
+        except (OSError, ImageError) as error:
+            raise TuningError(f"the image {path} cannot be read: {error}") from error
+        return resize(image, self._image_input.size_wh, self._image_input.resample)

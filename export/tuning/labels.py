@@ -16,14 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
-
 from export.checkpoints.errors import TuningError
 from export.scenes.truth import LabelledBox
+from imaging.errors import ImageError
+from imaging.local_files import read_size
 from tasks.results import BoxXyxy
 
-_ORIENTATION_TAG = 0x0112
-_ON_SIDE = (5, 6, 7, 8)  # orientations that swap width and height
 _SUFFIXES = (".json", ".jsonl")
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
 
@@ -52,12 +50,6 @@ def read_labels(path: Path, images: Path | None = None) -> tuple[LabelledImage, 
     if not labelled:
         raise TuningError(f"{file} has no image; a dataset to tune on needs images with labels")
     return labelled
-
-
-def open_upright(path: Path) -> Image.Image:
-    """Return an image in mode RGB, turned as its EXIF orientation says."""
-    with Image.open(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def _label_file(path: Path) -> Path:
@@ -153,8 +145,6 @@ def _box(values: Iterable[Any]) -> BoxXyxy:
 def _upright_size(path: Path) -> tuple[int, int]:
     """Return the size of an image from its header."""
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            return (height, width) if image.getexif().get(_ORIENTATION_TAG) in _ON_SIDE else (width, height)
-    except (OSError, SyntaxError) as error:
+        return read_size(path)
+    except (OSError, ImageError) as error:
         raise TuningError(f"the image {path} cannot be read: {error}") from error

@@ -1,1 +1,1 @@
-"""Image input: URLs and files, checked, fetched, decoded and resized."""
+"""Images of requests: fetched, and opened and decoded by `imaging` in bounded slots, threads and processes."""

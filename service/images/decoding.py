@@ -17,12 +17,13 @@ import numpy as np
 from blake3 import blake3
 from PIL import Image
 
+from imaging.errors import ImageError, OversizedImage
+from imaging.files import ImageHeader, ImageLimits, decode_image, read_header, resize
 from runners.artifacts.manifest import VISION_ENCODER_FILE, Manifest
 from runners.transport.pixels import Pixels
 from service.admission.load import ClientSlots
-from service.errors import DeadlineExceeded, NotReady
+from service.errors import DeadlineExceeded, ImageTooLarge, NotReady, UnsupportedImage
 from service.images.decoding_process import DecoderEnded, DecodingProcess, decoded_in_process
-from service.images.files import ImageHeader, ImageLimits, decode_image, read_header, resize
 from service.telemetry.loop_lag import IN_THREAD
 
 ParamsT = ParamSpec("ParamsT")
@@ -117,7 +118,7 @@ class SharedDecoding:
                 decoded.set_exception(error)
 
     async def pixels(self, size_wh: tuple[int, int], resample: int) -> Pixels:
-        """Return the pixels (H, W, 3) at exactly `size_wh`; raise `UnsupportedImage` or `DecoderEnded`."""
+        """Return the pixels (H, W, 3) at exactly `size_wh`; raise `ImageError` or `DecoderEnded`."""
         decoded = await asyncio.shield(self.decoded)
         key = size_wh, resample
         if key not in self.resized:
@@ -143,6 +144,8 @@ class LazyImage:
                 self.header = await in_thread(read_header, self.data, self.decoder.limits)
         except TimeoutError as error:
             raise DeadlineExceeded("the header of the image was not read before the deadline") from error
+        except ImageError as error:
+            raise _refusal(error) from error
         self.open_s = time.monotonic() - start_s
 
     def key(self, manifest: Manifest) -> str:
@@ -162,8 +165,16 @@ class LazyImage:
         with self.decoder.decoding(self) as decoding:
             try:
                 return await decoding.pixels(manifest.image_size_wh, manifest.resample)
+            except ImageError as error:
+                raise _refusal(error) from error
             except DecoderEnded as error:
                 raise NotReady(f"{error}; retry the request") from error
+
+
+def _refusal(error: ImageError) -> ImageTooLarge | UnsupportedImage:
+    """Return the error that a client receives."""
+    refusal = ImageTooLarge if isinstance(error, OversizedImage) else UnsupportedImage
+    return refusal(str(error), "image")
 
 
 def _resized(rgb: Image.Image, size_wh: tuple[int, int], resample: int) -> Pixels:

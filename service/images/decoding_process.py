@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from imaging.errors import UnreadableImage
+from imaging.files import ImageLimits
 from runners.transport.pixels import Pixels
-from service.errors import UnsupportedImage
-from service.images.files import ImageLimits
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class DecodingProcess:
 
 @asynccontextmanager
 async def decoded_in_process(data: bytes, limits: ImageLimits) -> AsyncIterator[DecodingProcess]:
-    """Decode an image in a process, which is killed at the end; raise `UnsupportedImage` or `DecoderEnded`."""
+    """Decode an image in a process, which is killed at the end; raise `UnreadableImage` or `DecoderEnded`."""
     process = await _started(data, limits)
     try:
         assert process.stdout is not None
@@ -71,7 +71,7 @@ async def decoded_in_process(data: bytes, limits: ImageLimits) -> AsyncIterator[
         if sandbox != "sandboxed":
             _log_missing_sandbox()
         if message:
-            raise UnsupportedImage(message, "image")
+            raise UnreadableImage(message)
         yield DecodingProcess(process)
     finally:
         with suppress(ProcessLookupError):

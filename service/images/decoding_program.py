@@ -16,8 +16,8 @@ import os
 import signal
 import sys
 
-from service.errors import ServiceError
-from service.images.files import ImageLimits, decode_image, resize
+from imaging.errors import ImageError
+from imaging.files import ImageLimits, decode_image, resize
 from service.images.sandbox import confine
 
 _BYTES_PER_PIXEL = 24  # decoding and resizing take up to 16
@@ -35,8 +35,8 @@ def main(fd: int, parent: int, limits: ImageLimits) -> None:
     sandbox = "sandboxed" if confine(max_bytes) else "unprotected"
     try:
         rgb = decode_image(data, limits)
-    except ServiceError as error:
-        sys.stdout.write(f"{sandbox} {error.message}\n")
+    except ImageError as error:
+        sys.stdout.write(f"{sandbox} {error}\n")
         return
     sys.stdout.write(f"{sandbox}\n")
     sys.stdout.flush()

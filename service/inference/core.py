@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+from imaging.files import ImageLimits
 from runners.telemetry.tracing import past_span
 from service.admission.fair_queue import FairQueue, QueuedRequest
 from service.admission.load import DrainGate, FairShare, ThroughputEstimate
@@ -22,7 +23,6 @@ from service.admission.traffic_gaps import TrafficGaps
 from service.errors import InternalError, InvalidRequest, Overloaded, ServiceError, UnsupportedImage
 from service.images.decoding import ImageDecoder, LazyImage
 from service.images.fetching import ImageFetcher, Receiver
-from service.images.files import ImageLimits
 from service.images.url_rules import ImageInput, ImageUrl
 from service.inference.prediction import Answer, PredictContext, cost_tokens, predict, task_prompts
 from service.inference.recording import answer_span, note_status, record_answer, record_error

@@ -48,7 +48,7 @@ def test_the_bento_has_the_code_that_serves_and_nothing_else(bento: Path) -> Non
     beside = {"bentofile.yaml", "models/catalog.yaml", "requirements.txt", "requirements-gpu.txt", "LICENSE"}
     beside |= {"requirements.lock"}
     assert pictures
-    assert files == committed("service", "runners", "tasks") - pictures | beside
+    assert files == committed("service", "runners", "imaging", "tasks") - pictures | beside
 
 
 def test_the_bento_has_the_newest_artifacts_of_the_embedded_models(bento: Path, exported: ModelStore) -> None:

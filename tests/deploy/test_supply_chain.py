@@ -18,7 +18,8 @@ COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="
 EXACT_IMAGE = re.compile(r".*:v?\d+\.\d+\.\d+(-[a-z-]+)?")
 OWN_IMAGE = "diptych"
 NOT_LOCKED = {"onnxruntime", "torch"}  # whose builds differ by device
-OURS = {"service", "runners", "tasks", "models"}
+SERVED = ("service", "runners", "imaging", "tasks")
+OURS = {*SERVED, "models"}
 
 
 def lines(name: str) -> list[str]:
@@ -28,7 +29,7 @@ def lines(name: str) -> list[str]:
 
 def imported() -> Iterator[str]:
     """Yield the top-level names that the service imports."""
-    for path in chain.from_iterable((ROOT / folder).rglob("*.py") for folder in ("service", "runners", "tasks")):
+    for path in chain.from_iterable((ROOT / folder).rglob("*.py") for folder in SERVED):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)

@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
+from imaging.files import ImageLimits
 from runners.artifacts.manifest import Manifest
 from service.admission.traffic_gaps import TrafficGaps
 from service.images.fetching import ImageFetcher
-from service.images.files import ImageLimits
 from service.inference.core import Core, CoreLimits, RequestContext
 from service.inference.served_models import ServedModel, ServedModels
 from service.runner_client.client import RunnerClient

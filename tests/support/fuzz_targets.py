@@ -18,9 +18,10 @@ from safetensors.torch import save, save_file
 from diptych_client.evaluation.readers import read_dataset
 from diptych_client.long_runs import RunError
 from diptych_client.long_runs.append_log import AppendLog
+from imaging.files import ImageLimits, decode_image, read_header
 from offline.filesystems import StoredFile
 from offline.shards import ArchiveShard, Unreadable, images_of
-from runners.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from runners.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, AdapterLimits
 from runners.artifacts.manifest import ArtifactError
 from runners.artifacts.peft_adapter import read_parts
 from runners.transport.pixels import BadCall, read_call
@@ -28,8 +29,7 @@ from service.admission.api_keys import parse_keys
 from service.batches.lines import parse_line
 from service.batches.uploads import read_upload
 from service.errors import ServiceError
-from service.http.body import json_object
-from service.images.files import ImageLimits, decode_image, read_header
+from service.http.json_values import json_object
 from service.images.url_rules import AllowedHost, check_url
 from service.inference.request_fields import PredictFields, parse_fields
 from service.label_studio.labelling_config import parse_config
@@ -69,7 +69,7 @@ def _adapter(data: bytes) -> None:
         Path(folder, WEIGHTS_FILE).write_bytes(weights)
         base = Path(folder, "decoder.safetensors")
         save_file({f"{_LAYER}.weight": torch.zeros(4, 6)}, base)
-        read_parts(Path(folder), base)
+        read_parts(Path(folder), base, AdapterLimits())
 
 
 def _dataset(name: str) -> Callable[[bytes], object]:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.images.files import ImageLimits, decode_image, read_header
+from imaging.files import ImageLimits, decode_image, read_header
 
 MAX_PIXELS = 1_000_000
 LIMITS = ImageLimits(MAX_PIXELS)
@@ -37,6 +37,11 @@ def png(width: int, height: int, bit_depth: int, colour_type: int, rows: bytes, 
     header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
     chunks = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def grey16(tones: list[int], extra: bytes = b"") -> bytes:
+    """Return a PNG of one row in 16-bit grey, with `extra` chunks before it."""
+    return png(len(tones), 1, 16, 0, b"\0" + struct.pack(f">{len(tones)}H", *tones), extra)
 
 
 def chunk(kind: bytes, data: bytes = b"") -> bytes:

@@ -33,6 +33,7 @@ _TREES = (
     "tasks",
     "service",
     "runners",
+    "imaging",
     "offline",
     "client/diptych_client",
     "export/artifacts",

@@ -20,12 +20,12 @@ from types import FrameType
 import httpx
 from aiohttp.test_utils import TestServer
 
+from imaging.files import ImageLimits
 from loadtest.simulated_runner import app as simulated_runner
 from service.admission.api_keys import ApiKeys
 from service.http.boundary import RestBoundary
 from service.http.middleware import SecurityHeaders, TracedRequests
 from service.http_app import rest_app
-from service.images.files import ImageLimits
 from service.inference.core import Core, CoreLimits
 from service.inference.served_models import ServedModels
 from service.runner_client.client import RunnerChannel, RunnerClient
@@ -35,7 +35,7 @@ from tests.support.fake_service import PNG, served
 
 _FIRST_INSTRUCTIONS = 8  # bytes of code before the body: a frame that is further on is resumed
 _INLINE = ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>")  # read where they stand
-FOLDERS = tuple(f"{ROOT / name}/" for name in ("service", "runners", "tasks"))
+FOLDERS = tuple(f"{ROOT / name}/" for name in ("service", "runners", "imaging", "tasks"))
 
 
 @dataclass(slots=True)

@@ -37,7 +37,7 @@ def read_yaml(path: Path) -> Any:
     """Return the document of a YAML file; raise `RunError`."""
     text = read_text(path, MAX_YAML_BYTES)
     try:
-        return yaml.load(text, _WithoutAliases)  # a SafeLoader
+        return _WithoutAliases(text).get_single_data()
     except (*MALFORMED, yaml.YAMLError) as error:
         raise RunError(f"{path} is not readable as YAML: {_cause(error)}") from error
 

@@ -20,6 +20,7 @@ from export.scenes import Scene, render_scene, sample_scene
 from export.scenes.scene import CANVAS_PX
 from export.training.data.cell_targets import CellTargets
 from export.training.data.examples import Example, Language, make_examples
+from imaging.files import resize
 
 NO_TOKEN = -100  # padding of answers
 _EASY_SHARES = (0.05, 0.55, 0.4, 0.0, 0.0)  # of scenes with 0 to 4 objects
@@ -107,7 +108,7 @@ def augmented_pixels(scene: Scene, rng: Generator, side_px: int = CANVAS_PX) -> 
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, _MAX_BLUR) * image.width))
     if rng.random() < _JPEG_SHARE:
         image = _compressed(image, int(rng.integers(*_JPEG_QUALITIES)))
-    return np.asarray(image.resize((side_px, side_px), Image.Resampling.BICUBIC))
+    return np.asarray(resize(image, (side_px, side_px), Image.Resampling.BICUBIC))
 
 
 def _compressed(image: Image.Image, quality: int) -> Image.Image:

@@ -36,14 +36,6 @@ def test_a_picture_has_the_models_size_and_is_named_after_its_subject(tmp_path: 
     assert picture.image.size == INPUT_SIZE_WH
 
 
-def test_a_rotated_photograph_is_upright(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (60, 40)).save(tmp_path / "car.jpg", exif=exif)
-    (picture,) = load_photographs([tmp_path / "car.jpg"], MANIFEST)
-    assert picture.original_size_wh == (40, 60)
-
-
 def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "car.jpg").write_text("not an image")
     with pytest.raises(SourceError, match=r"car\.jpg cannot be read as an image"):

@@ -9,7 +9,7 @@ from export.checkpoints.errors import TuningError
 from export.checks.reference import Reference
 from export.tuning.batches import NO_LABEL, Batches
 from export.tuning.examples import Example
-from export.tuning.labels import open_upright
+from imaging.local_files import read_image
 from tasks.prompts import PromptSegment
 from tests.support.export_cli import MODELS
 from tests.support.scene_images import scene_image
@@ -43,7 +43,7 @@ def test_the_loss_is_that_of_the_processors_own_inputs(
     """Within float32's sums: the same tokens in tensors of other shapes."""
     found = reference.model(**batches.stack([batches.tokenized(each) for each in examples])).logits
     for row, example in enumerate(examples):
-        image = open_upright(example.image)
+        image = read_image(example.image)
         text, answer = ("".join(s.text for s in part) for part in (example.prompt, example.answer))
         if reference.model.config.is_encoder_decoder:
             inputs = reference.processor(images=image, text=text, return_tensors="pt")
@@ -78,6 +78,13 @@ def test_the_vision_tower_runs_once_for_an_image(
     assert torch.equal(first["inputs_embeds"][:1], first["inputs_embeds"][2:])
     assert torch.equal(first["inputs_embeds"][:2], second["inputs_embeds"])
     assert not tower.training
+
+
+def test_a_damaged_image_is_named(batches: Batches, examples: list[Example]) -> None:
+    path = examples[0].image
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(TuningError, match=rf"{path.name} cannot be read: the PNG image is damaged or truncated"):
+        batches.stack([batches.tokenized(examples[0])])
 
 
 def test_an_answer_without_room_is_refused(batches: Batches, examples: list[Example]) -> None:

@@ -3,11 +3,10 @@ import re
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from export.checkpoints.errors import TuningError
 from export.scenes.truth import LabelledBox
-from export.tuning.labels import LabelledImage, open_upright, read_labels
+from export.tuning.labels import LabelledImage, read_labels
 from tests.support.evaluations import OBJECTS, write_coco, write_images, write_json_lines
 
 TRUE_BOXES = {name: tuple(LabelledBox(label, box) for label, box in own) for name, own in OBJECTS.items()}
@@ -52,15 +51,6 @@ def test_every_field_of_json_lines_is_read(name: str, tmp_path: Path) -> None:
     assert labelled == LabelledImage(folder / "a.png", (100, 80), **EXPECTED[name])  # type: ignore[arg-type]
 
 
-def test_an_image_on_its_side_has_the_size_of_the_upright_one(tmp_path: Path) -> None:
-    write_rows(tmp_path, '{"image": "side.jpg", "caption": "a wall"}')
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (40, 20)).save(tmp_path / "side.jpg", exif=exif)
-    (labelled,) = read_labels(tmp_path)
-    assert labelled.size_wh == open_upright(labelled.path).size == (20, 40)
-
-
 def test_images_may_lie_in_another_folder(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "labels")
     images = (folder / "images").rename(tmp_path / "elsewhere")
@@ -77,6 +67,7 @@ def test_images_may_lie_in_another_folder(tmp_path: Path) -> None:
         (["", "[]"], "line 2: expected an object"),
         (["{"], "line 1: expected an object"),
         (['{"image": "no.png", "caption": "a"}'], "no.png cannot be read"),
+        (['{"image": "labels.jsonl", "caption": "a"}'], r"labels\.jsonl cannot be read: .*JPEG, PNG, WEBP"),
     ],
 )
 def test_a_malformed_dataset_is_refused_by_its_line(lines: list[str], message: str, tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from PIL import Image
 from prometheus_client import REGISTRY
 from starlette.types import Message
 
+from imaging.files import ImageLimits
 from service.errors import ErrorCode
 from service.http.boundary import STATUSES, RestBoundary
 from service.http_app import rest_app
-from service.images.files import ImageLimits
 from service.inference.core import Comparison, Core, CoreLimits
 from service.inference.prediction import Answer
 from tests.support.fake_runners import FakeDecoder

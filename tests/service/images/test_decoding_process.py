@@ -11,10 +11,11 @@ import psutil
 import pytest
 from PIL import Image
 
-from service.errors import NotReady, UnsupportedImage
+from imaging.errors import UnreadableImage
+from imaging.files import ImageLimits, decode_image, read_header
+from service.errors import NotReady
 from service.images.decoding import ImageDecoder, LazyImage
 from service.images.decoding_process import DecoderEnded, decoded_in_process
-from service.images.files import ImageLimits, decode_image, read_header
 from tests.support.attack_images import repeated_scans
 from tests.support.catalog import FLORENCE, PALIGEMMA
 from tests.support.core_calls import run
@@ -103,7 +104,7 @@ def test_a_damaged_image_is_refused_as_in_a_thread() -> None:
             pytest.fail("it was decoded")
 
     damaged = QUICK[: len(QUICK) // 2]
-    with pytest.raises(UnsupportedImage, match="the PNG image is damaged or truncated"):
+    with pytest.raises(UnreadableImage, match="the PNG image is damaged or truncated"):
         run(scenario())
 
 

@@ -10,8 +10,8 @@ import psutil
 import pytest
 from PIL import Image
 
+from imaging.files import ImageLimits, decode_image
 from service.images.decoding_process import decoded_in_process
-from service.images.files import ImageLimits, decode_image
 from tests.support.attack_images import repeated_scans
 from tests.support.core_calls import run
 from tests.support.fake_service import encoded

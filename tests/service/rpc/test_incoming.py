@@ -27,7 +27,7 @@ def incoming(*messages: bytes, is_open: bool = False, peer: str = "ipv4:192.0.2.
 
 async def read(call: Incoming, timeout_s: float = 60) -> object:
     async with asyncio.timeout(10):
-        return await call.read(time.monotonic() + timeout_s)
+        return await call.read(time.monotonic() + timeout_s, lambda _num_bytes: None)
 
 
 def test_messages_are_parsed_in_turn() -> None:

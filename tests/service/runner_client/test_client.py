@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imaging.files import ImageLimits
 from runners.transport.messages import Failed, FoundFeatures, Outcomes, SequenceSpec, Written
 from service.errors import DeadlineExceeded, InternalError, NotReady, ServiceError
 from service.images.decoding import ImageDecoder, LazyImage
-from service.images.files import ImageLimits
 from service.runner_client.client import RunnerCall, RunnerClient, WrittenAnswers, written_answers
 from tests.support.catalog import FLORENCE
 from tests.support.core_calls import run, until

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from service.errors import ImageTooLarge, ServiceError, UnsupportedImage
-from service.images.containers import exif_orientation, read_container
-from service.images.files import decode_image, read_header
+from imaging.containers import exif_orientation, read_container
+from imaging.errors import ImageError, OversizedImage, UnreadableImage
+from imaging.files import decode_image, read_header
 from tests.support.attack_images import (
     NUM_MANY,
     endless_exif,
@@ -29,7 +29,7 @@ from tests.support.attack_images import (
 from tests.support.fake_service import encoded
 from tests.support.image_files import LIMITS, chunk, colour_steps, differences
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 FLOODS = list(floods())
 MARKS = b"\xff\xda\0\2" * 10_000  # empty scans
 
@@ -51,7 +51,7 @@ def test_no_flood_of_parts_takes_long() -> None:
     for image_format, data in FLOODS:
         for function in (read_header, decode_image):
             start_s = time.thread_time()
-            with suppress(ServiceError):
+            with suppress(ImageError):
                 function(data, LIMITS)
             took_s = time.thread_time() - start_s
             assert took_s < 0.2, (image_format, function, data[:200], took_s)
@@ -76,20 +76,20 @@ def test_no_flood_of_parts_takes_long() -> None:
 )
 def test_more_parts_than_allowed_are_refused(function: object, data: bytes, found: str) -> None:
     assert callable(function)
-    with pytest.raises(ImageTooLarge, match=rf"{found}.*; the maximum is \d+"):
+    with pytest.raises(OversizedImage, match=rf"{found}.*; the maximum is \d+"):
         function(data, LIMITS)
 
 
 @pytest.mark.parametrize("fill", [b"\xff", b"\0", b"\xff\0", b"\xff\xd0"])
 def test_a_jpeg_may_have_some_fill_between_segments(fill: bytes) -> None:
     assert_decodes(file_with("JPEG", fill * 1_000), "JPEG")
-    with pytest.raises(UnsupportedImage, match="more than 65536 bytes between two segments"):
+    with pytest.raises(UnreadableImage, match="more than 65536 bytes between two segments"):
         read_header(file_with("JPEG", fill * 70_000), LIMITS)
 
 
 @pytest.mark.parametrize("end", [b"", b"\xff\xd9", b"\xff\xe1\xff"])
 def test_a_jpeg_without_a_scan_is_unsupported(end: bytes) -> None:
-    with pytest.raises(UnsupportedImage, match="before its first scan"):
+    with pytest.raises(UnreadableImage, match="before its first scan"):
         read_header(b"".join(split(intact("JPEG"))[:3]) + end, LIMITS)
 
 
@@ -142,7 +142,7 @@ def test_warnings_of_pillow_are_not_logged() -> None:
     """A process without pytest's filters: Pillow warns of each tag beyond the end."""
     code = """if True:
         from PIL import Image
-        from service.images import files
+        from imaging import files
         from tests.support.attack_images import endless_exif
         exif = Image.Exif()
         exif.load(endless_exif(100, 1000)[:-900])
@@ -174,7 +174,7 @@ def test_start_of_scan_in_metadata_and_behind_the_end_does_not_count(place: str)
 def test_an_end_of_image_in_metadata_does_not_hide_scans() -> None:
     parts = split(encoded(Image.new("RGB", (1000, 1000)), "JPEG", progressive=True))
     data = joined([*parts[:-1], segment(0xFE, b"\xff\xd9"), parts[-2] * 20, parts[-1]])
-    with pytest.raises(ImageTooLarge, match="has 30 scans of 1000 x 1000 pixels; the maximum is 16"):
+    with pytest.raises(OversizedImage, match="has 30 scans of 1000 x 1000 pixels; the maximum is 16"):
         read_header(data, LIMITS)
 
 
@@ -183,7 +183,7 @@ def test_a_stereo_photo_is_bounded_as_any_jpeg() -> None:
     eyes = [Image.new("RGB", (1000, 1000), colour) for colour in ("red", "blue")]
     photo = encoded(eyes[0], "MPO", save_all=True, append_images=eyes[1:], progressive=True)
     parts = split(photo[: photo.index(b"\xff\xd9\xff\xd8") + 2])
-    with pytest.raises(ImageTooLarge, match="has 30 scans of 1000 x 1000 pixels"):
+    with pytest.raises(OversizedImage, match="has 30 scans of 1000 x 1000 pixels"):
         read_header(joined([*parts[:-1], parts[-2] * 20, parts[-1]]), LIMITS)
 
 
@@ -237,7 +237,7 @@ def test_the_pixels_of_a_png_are_its_first_run_of_chunks() -> None:
     assert_decodes(b"".join([start, header, *runs, end]), "PNG")
     interrupted = b"".join([start, header, runs[0], chunk(b"tEXt"), *runs[1:], end])
     assert b"tEXt" not in read_container(interrupted).file()
-    with pytest.raises(UnsupportedImage, match="truncated"):
+    with pytest.raises(UnreadableImage, match="truncated"):
         decode_image(interrupted, LIMITS)
 
 

@@ -4,11 +4,17 @@ import pytest
 from PIL import Image
 
 from tests.support.fake_service import encoded
-from tests.support.image_files import RED, WHITE, chunk, colour_steps, decode, differences, half_transparent, png
-
-
-def grey16_rows(tones: list[int]) -> bytes:
-    return b"\0" + struct.pack(f">{len(tones)}H", *tones)
+from tests.support.image_files import (
+    RED,
+    WHITE,
+    chunk,
+    colour_steps,
+    decode,
+    differences,
+    grey16,
+    half_transparent,
+    png,
+)
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
@@ -48,14 +54,13 @@ def test_cmyk_jpeg_is_converted_to_rgb() -> None:
 
 def test_16_bit_grey_keeps_its_tones() -> None:
     tones = [0, 0x0180, 0x4000, 0x8000, 0xC000, 0xFFFF]
-    image = decode(png(len(tones), 1, 16, 0, grey16_rows(tones)))
+    image = decode(grey16(tones))
     assert [image.getpixel((x, 0)) for x in range(len(tones))] == [(tone >> 8,) * 3 for tone in tones]
 
 
 def test_16_bit_grey_with_a_transparent_tone_keeps_its_tones() -> None:
     tones = [0, 0x4000, 0x8000, 0xFFFF]
-    data = png(len(tones), 1, 16, 0, grey16_rows(tones), chunk(b"tRNS", struct.pack(">H", 0)))
-    image = decode(data)
+    image = decode(grey16(tones, chunk(b"tRNS", struct.pack(">H", 0))))
     assert [image.getpixel((x, 0))[0] for x in range(1, 4)] == [0x40, 0x80, 0xFF]  # type: ignore[index]
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.errors import ServiceError
-from service.images.files import read_header
+from imaging.errors import ImageError
+from imaging.files import read_header
 from tests.support.attack_images import NUM_MANY, PARTS, intact, joined, split
 from tests.support.fake_service import encoded
 from tests.support.image_files import (
@@ -35,11 +35,11 @@ def checksums_mended(data: bytes) -> bytes:
 
 
 def decodes_or_refuses(data: bytes) -> bool:
-    """Return True for an image, False for an error of the service's tree; any other exception escapes."""
+    """Return True for an image, False for an `ImageError`; any other exception escapes."""
     try:
         return decode(data).mode == "RGB"
-    except ServiceError as error:
-        return bool(error.message)
+    except ImageError as error:
+        return bool(str(error))
 
 
 EXIF = Image.Exif()
@@ -57,13 +57,13 @@ SEEDS = [
 @given(
     st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\xff\0\0\0WEBP"]), st.binary(max_size=300)
 )
-def test_random_bytes_are_an_image_or_a_service_error(start: bytes, rest: bytes) -> None:
+def test_random_bytes_are_decoded_or_refused(start: bytes, rest: bytes) -> None:
     assert decodes_or_refuses(start + rest)
 
 
 @settings(max_examples=500, deadline=None)
 @given(st.sampled_from(SEEDS), st.data())
-def test_mutated_images_are_an_image_or_a_service_error(seed: bytes, data: st.DataObject) -> None:
+def test_mutated_images_are_decoded_or_refused(seed: bytes, data: st.DataObject) -> None:
     mutated = bytearray(seed)
     places = st.one_of(st.integers(0, len(seed) - 1), st.integers(0, min(120, len(seed) - 1)))
     for place, value in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=6)):
@@ -74,9 +74,7 @@ def test_mutated_images_are_an_image_or_a_service_error(seed: bytes, data: st.Da
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(PARTS)), st.data())
-def test_any_parts_in_any_order_are_an_image_or_a_service_error_in_a_short_time(
-    image_format: str, data: st.DataObject
-) -> None:
+def test_any_parts_in_any_order_are_decoded_or_refused_in_a_short_time(image_format: str, data: st.DataObject) -> None:
     parts = split(intact(image_format))
     part = st.sampled_from([*parts, *PARTS[image_format]])
     runs = st.tuples(st.integers(1, len(parts)), part, st.sampled_from([0, 1, 2, 50, NUM_MANY]))
@@ -85,7 +83,7 @@ def test_any_parts_in_any_order_are_an_image_or_a_service_error_in_a_short_time(
         parts[place : place + replaced] = [run * min(times, 2_000_000 // len(run))]
     file = joined(parts)
     start_s = time.thread_time()
-    with suppress(ServiceError):
+    with suppress(ImageError):
         read_header(file, LIMITS)
     assert time.thread_time() - start_s < 0.2
     decodes_or_refuses(file)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from service.errors import ImageTooLarge, UnsupportedImage
+from imaging.errors import OversizedImage, UnreadableImage
 
 ImageFormat = Literal["JPEG", "PNG", "WEBP"]
 FORMATS: tuple[ImageFormat, ...] = ("JPEG", "PNG", "WEBP")
@@ -61,7 +61,7 @@ class Container:
 
 
 def read_container(data: bytes) -> Container:
-    """Read the structure of an image file; raise `UnsupportedImage` or `ImageTooLarge`."""
+    """Read the structure of an image file; raise `UnreadableImage` or `OversizedImage`."""
     if data.startswith(_JPEG_START + b"\xff"):
         return _jpeg(data)
     if data.startswith(_PNG_START):
@@ -69,7 +69,7 @@ def read_container(data: bytes) -> Container:
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return _webp(data)
     message = f"the image cannot be read; it must be a file in one of the formats {', '.join(FORMATS)}"
-    raise UnsupportedImage(message, "image")
+    raise UnreadableImage(message)
 
 
 def _jpeg(data: bytes) -> Container:
@@ -79,7 +79,7 @@ def _jpeg(data: bytes) -> Container:
         if marker is None or marker[1][0] == _END_OF_IMAGE:
             found = f"ends or has more than {_MAX_FILL_BYTES} bytes between two segments"
             message = f"the JPEG {found} before its first scan; it must be a complete image file"
-            raise UnsupportedImage(message, "image")
+            raise UnreadableImage(message)
         position = _segment_end(data, marker)
         kind, segment = marker[1][0], data[marker.start() : position]
         if kind not in _JPEG_METADATA:
@@ -101,7 +101,7 @@ def _tables(segments: list[bytes]) -> bytes:
     tables = b"".join(segments)
     if len(tables) > _MAX_TABLES_BYTES:
         found = f"the JPEG has {len(tables)} bytes of tables before its first scan"
-        raise ImageTooLarge(f"{found}; the maximum is {_MAX_TABLES_BYTES}", "image")
+        raise OversizedImage(f"{found}; the maximum is {_MAX_TABLES_BYTES}")
     return tables
 
 
@@ -117,7 +117,7 @@ def _num_scans(data: bytes, position: int) -> int:
             return num_scans
         num_scans += marker[1][0] == _START_OF_SCAN
         if num_scans > _MAX_SCANS:
-            raise ImageTooLarge(f"the JPEG has more than {_MAX_SCANS} scans; the maximum is {_MAX_SCANS}", "image")
+            raise OversizedImage(f"the JPEG has more than {_MAX_SCANS} scans; the maximum is {_MAX_SCANS}")
         position = _segment_end(data, marker)
     raise _too_many_parts("JPEG", "markers between its scans")
 
@@ -173,7 +173,7 @@ def _webp(data: bytes) -> Container:
 
 
 def _riff_chunks(data: bytes, position: int, parent_end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, start and end of each chunk; raise `ImageTooLarge`."""
+    """Yield kind, start and end of each chunk; raise `OversizedImage`."""
     for _ in range(_MAX_PARTS):
         if position + 8 > parent_end:
             return
@@ -184,8 +184,8 @@ def _riff_chunks(data: bytes, position: int, parent_end: int) -> Iterator[tuple[
     raise _too_many_parts("WEBP", "chunks")
 
 
-def _too_many_parts(image_format: ImageFormat, parts: str) -> ImageTooLarge:
-    return ImageTooLarge(f"the {image_format} has more than {_MAX_PARTS} {parts}; the maximum is {_MAX_PARTS}", "image")
+def _too_many_parts(image_format: ImageFormat, parts: str) -> OversizedImage:
+    return OversizedImage(f"the {image_format} has more than {_MAX_PARTS} {parts}; the maximum is {_MAX_PARTS}")
 
 
 def exif_orientation(exif: bytes) -> int | None:

@@ -1,4 +1,4 @@
-"""An image file: header and hash, checked against limits before any pixel is decoded; upright pixels in RGB.
+"""An image file: header and hash, checked against limits before any pixel is decoded; upright pixels in RGB, resized.
 
 Format, sides and scans are known from the header; together they bound time and memory of decoding. The decoding program
 imports this module for each image that takes long: it loads no more than it needs.
@@ -16,8 +16,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from service.errors import ImageTooLarge, UnsupportedImage
-from service.images.containers import Container, ImageFormat, read_container
+from imaging.containers import Container, ImageFormat, read_container
+from imaging.errors import OversizedImage, UnreadableImage
 
 warnings.filterwarnings("ignore", module="PIL")  # they quote foreign files, and may be thousands for one
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns and raises; `_open` checks ours
@@ -73,7 +73,7 @@ class ImageHeader:
 
 
 def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
-    """Read the header of an image file and hash the file; raise `UnsupportedImage` or `ImageTooLarge`."""
+    """Read the header of an image file and hash the file; raise `UnreadableImage` or `OversizedImage`."""
     container = read_container(data)
     image = _open(container.header, container, limits)
     width, height = image.size
@@ -84,7 +84,7 @@ def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
 
 
 def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Return the upright image in mode RGB; raise `UnsupportedImage` or `ImageTooLarge`."""
+    """Return the upright image in mode RGB; raise `UnreadableImage` or `OversizedImage`."""
     container = read_container(data)
     image = _open(container.file(), container, limits)
     # In pieces, a long run of fill bytes would be read again with each piece.
@@ -113,25 +113,25 @@ def _open(file: bytes, container: Container, limits: ImageLimits) -> ImageFile.I
     found = f"the image has {width} x {height}"
     if width * height > limits.max_pixels:
         message = f"{found} = {width * height} pixels; the maximum is {limits.max_pixels}"
-        raise ImageTooLarge(message, "image")
+        raise OversizedImage(message)
     if max(image.size) > limits.max_side_px:
-        raise ImageTooLarge(f"{found} pixels; the maximum of a side is {limits.max_side_px}", "image")
+        raise OversizedImage(f"{found} pixels; the maximum of a side is {limits.max_side_px}")
     allowed = _MAX_FULL_SCANS * limits.max_pixels // (width * height)
     if container.num_scans > allowed:
         message = f"the JPEG has {container.num_scans} scans of {width} x {height} pixels; the maximum is {allowed}"
-        raise ImageTooLarge(message, "image")
+        raise OversizedImage(message)
     return image
 
 
 @contextmanager
 def _decoding_errors(container: Container) -> Iterator[None]:
-    """Raise `UnsupportedImage` for the exceptions of Pillow on a damaged file."""
+    """Raise `UnreadableImage` for the exceptions of Pillow on a damaged file."""
     try:
         yield
     except (OSError, ValueError, SyntaxError, EOFError, AssertionError) as error:
         # AssertionError: Pillow 13 asserts that a palette image has its palette, which a damaged file may lack.
         message = f"the {container.format} image is damaged or truncated and cannot be decoded"
-        raise UnsupportedImage(message, "image") from error
+        raise UnreadableImage(message) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
