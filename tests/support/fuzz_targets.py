@@ -18,6 +18,7 @@ from safetensors.torch import save, save_file
 from diptych_client.evaluation.readers import read_dataset
 from diptych_client.long_runs import RunError
 from diptych_client.long_runs.append_log import AppendLog
+from imaging.errors import ImageError
 from imaging.files import ImageLimits, decode_image, read_header
 from offline.filesystems import StoredFile
 from offline.shards import ArchiveShard, Unreadable, images_of
@@ -175,7 +176,7 @@ _FIELDS = b'{"task": "open_vocabulary_detection", "labels": ["cat"], "min_score"
 _DATASET_ERRORS = (RunError, OSError, ValueError)  # the command line prints them (client/diptych_client/cli/app.py)
 
 TARGETS = {
-    "image": Target(_image, (ServiceError,), _pictures()),
+    "image": Target(_image, (ImageError,), _pictures()),
     "form": Target(
         lambda data: read(data, FORM), (ServiceError,), (form(file_part("image", IMAGE), part("labels", '["a"]')),)
     ),
