@@ -47,6 +47,7 @@ _EXCLUDED = {
 # Tests of a room beside those of the same folder in tests/.
 _MORE_TESTS = {
     "client/diptych_client/cli": ["tests/system/test_cli.py", "tests/client/annotate", "tests/client/evaluation"],
+    "client/diptych_client/integrations": ["tests/system/test_cvat.py", "tests/system/test_mcp.py"],
     "client/diptych_client/long_runs": ["tests/client/annotate", "tests/client/evaluation"],
     "client/diptych_client/transports": ["tests/client/test_*.py"],
     "offline": ["tests/system/test_offline.py"],
@@ -63,6 +64,7 @@ _MORE_TESTS = {
         "tests/system/test_bentoml.py",
     ],
     "service/http": ["tests/service/telemetry/test_traces.py"],
+    "service/openai": ["tests/system/test_openai_client.py"],
     "service/rpc": ["tests/service/open_inference/test_grpc_api.py"],
     "service/schema": ["tests/service/http/test_rest_*.py"],
     "service/supervision": ["tests/system/test_drain.py"],
