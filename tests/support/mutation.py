@@ -67,7 +67,7 @@ _MORE_TESTS = {
     "service/openai": ["tests/system/test_openai_client.py"],
     "service/rpc": ["tests/service/open_inference/test_grpc_api.py"],
     "service/schema": ["tests/service/http/test_rest_*.py"],
-    "service/supervision": ["tests/system/test_drain.py"],
+    "service/supervision": ["tests/system/test_drain.py", "tests/system/test_gateway_workers.py"],
     "service/telemetry": ["tests/service/inference", "tests/service/http", "tests/test_docs.py"],
 }
 _MAX_BASELINE_S = 1800
