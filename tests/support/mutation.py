@@ -46,7 +46,11 @@ _EXCLUDED = {
 }
 # Tests of a room beside those of the same folder in tests/.
 _MORE_TESTS = {
-    "client/diptych_client/cli": ["tests/system/test_cli.py", "tests/client/annotate", "tests/client/evaluation"],
+    "client/diptych_client/cli": [
+        "tests/system/test_cli.py",
+        "tests/system/test_evaluate.py",
+        "tests/system/test_scores.py",
+    ],
     "client/diptych_client/integrations": ["tests/system/test_cvat.py", "tests/system/test_mcp.py"],
     "client/diptych_client/long_runs": ["tests/client/annotate", "tests/client/evaluation"],
     "client/diptych_client/transports": ["tests/client/test_*.py"],

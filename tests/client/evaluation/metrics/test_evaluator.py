@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from diptych_client import AnswerOptions, DetectionsResult, TaskParameters
 from diptych_client.annotate.job import ImageFile
 from diptych_client.evaluation.answers import AnswerLog

@@ -35,6 +35,14 @@ def test_the_rows_of_the_metrics_have_the_same_distance() -> None:
     assert second > first
 
 
+def test_the_name_of_a_metric_is_in_the_middle_of_its_dots() -> None:
+    svg = interval_plot("Metrics", FOUND)
+    ys = [y for _, y in dots(svg)]
+    names = re.findall(r'y="([\d.]+)" text-anchor="end"', svg)
+    middles = [(first + second) / 2 for first, second in zip(ys[::2], ys[1::2], strict=True)]
+    assert [float(y) - 4 for y in names] == middles  # letters are 8 high
+
+
 def test_a_metric_without_a_value_has_no_dot() -> None:
     nothing = Interval(math.nan, math.nan, math.nan)
     svg = interval_plot("Metrics", {model: FOUND[model] | {"mAP": nothing} for model in MODELS})
