@@ -19,6 +19,7 @@ async def admitted(self, queue: dict[str, 3], limit: int = 8) -> bool:
         if one is None:
             break
     await queue.put(self, one, block=True)
+    self.report(limit, limit)
     return True
 
 if __name__ == "__main__":
@@ -42,6 +43,7 @@ def test_each_mutant_is_one_change_of_the_code_and_keeps_texts_and_annotations()
         "`await queue.put(self, one, block=True)` to `pass`",
         "`queue.put(self, one, block=True)` to `queue.put(one, self, block=True)`",
         "`True` to `False`",
+        "`self.report(limit, limit)` to `pass`",
         "`return True` to `return None`",
         "`True` to `False` (2)",
     ]

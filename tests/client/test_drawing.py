@@ -45,6 +45,14 @@ def test_a_box_is_drawn_on_its_edges_and_nowhere_inside() -> None:
     assert (pixels[170:] == GREY).all()
 
 
+def test_a_label_is_in_the_middle_of_its_background() -> None:
+    pixels = drawn_pixels(DetectionsResult((Detection((100, 60, 200, 160), "HHH", 1),)))
+    above_box = pixels[:58]
+    (background,) = np.nonzero((above_box != GREY).any(axis=(0, 2)))
+    (ink,) = np.nonzero((above_box < 30).all(axis=2).any(axis=0))
+    assert ink.min() - background.min() == pytest.approx(background.max() - ink.max(), abs=1)
+
+
 def test_each_label_has_its_own_colour() -> None:
     boxes = [Detection((20.0 + 90 * n, 60, 80.0 + 90 * n, 160), label, 0.5) for n, label in enumerate("aba")]
     pixels = drawn_pixels(DetectionsResult(tuple(boxes)))

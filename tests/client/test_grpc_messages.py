@@ -1,11 +1,27 @@
-"""Statuses of gRPC calls to the same errors as over REST."""
+"""Messages of gRPC to the same values, and statuses of calls to the same errors, as over REST."""
 
 import grpc
 import pytest
 
-from diptych_client import ConnectionFailed, DeadlineExceeded, DiptychError, InternalError, NotReady, PayloadTooLarge
+from diptych_client import (
+    ConnectionFailed,
+    DeadlineExceeded,
+    DiptychError,
+    InstancesResult,
+    InternalError,
+    NotReady,
+    PayloadTooLarge,
+    Task,
+    TextRegionsResult,
+)
 from diptych_client.transports import vision_pb2 as pb
-from diptych_client.transports.grpc_messages import answer_from_message, error_from_call
+from diptych_client.transports.grpc_messages import (
+    answer_from_message,
+    error_from_call,
+    models_from_message,
+    tasks_from_message,
+)
+from tests.support.client_answers import SQUARE
 
 CODE = grpc.StatusCode
 
@@ -31,6 +47,30 @@ def test_without_trailing_metadata_the_status_decides(status: grpc.StatusCode, k
     error = error_from_call(status, "why", {}, 1.0, "mine")
     assert type(error) is kind
     assert error.request_id == "mine"
+
+
+def test_listings_have_tuples_and_none_for_what_is_not_set() -> None:
+    given = pb.Model(id="m", family="florence2", parameters=5, tasks=["ocr", "captioning"], license="MIT")
+    (model,) = models_from_message(pb.ListModelsResponse(models=[given]))
+    assert (model.id, model.family, model.parameters, model.license) == ("m", "florence2", 5, "MIT")
+    assert (model.tasks, model.features, model.adapter_of) == (("ocr", "captioning"), (), None)
+    schema = '{"properties": {}}'
+    task = pb.Task(id="ocr", description="Read it.", result="text", parameters_json_schema=schema, models=["m"])
+    expected = Task("ocr", "Read it.", "text", {"properties": {}}, ("m",))
+    assert tasks_from_message(pb.ListTasksResponse(tasks=[task])) == (expected,)
+
+
+def test_outlines_are_tuples_of_points() -> None:
+    points = [pb.Point(x=x, y=y) for x, y in SQUARE]
+    ring = pb.Polygons(rings=[pb.Ring(points=points)])
+    instances = pb.Instances(instances=[pb.Instance(label="a", score=0.5, polygons=ring)])
+    answer = answer_from_message(pb.Answer(instances=instances))
+    assert isinstance(answer.result, InstancesResult)
+    assert answer.result.instances[0].polygons_xy == (SQUARE,)
+    regions = pb.TextRegions(text_regions=[pb.TextRegion(quad=points, text="HI", score=0.5)])
+    answer = answer_from_message(pb.Answer(text_regions=regions))
+    assert isinstance(answer.result, TextRegionsResult)
+    assert answer.result.text_regions[0].quad_xy == SQUARE
 
 
 def test_an_answer_without_a_result_is_an_error() -> None:

@@ -50,6 +50,13 @@ def test_comments_of_a_proxy_are_ignored(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_field_asks_for_the_stream(kind: str) -> None:
+    with scripted("rest", [STREAM]) as (url, script):
+        call(kind, url, stream)
+    assert b'name="stream"\r\n\r\ntrue' in script.received[0].body
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_error_event_is_raised(kind: str) -> None:
     events = tokens("one") + f"event: error\ndata: {json.dumps(ERROR)}\n\n"
     with scripted("rest", [events.encode()]) as (url, _), pytest.raises(DeadlineExceeded) as caught:

@@ -69,6 +69,15 @@ def test_one_more_image_or_another_size_of_shards_is_another_digest(folder: Path
     assert digest_of(plan_shards([str(folder)], COLUMN, 2)) != before
 
 
+def test_other_rows_of_a_table_are_another_digest(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "t.parquet", [b"1", b"2", b"3"])
+    before = digest_of(plan_shards([str(table)], COLUMN, 2))
+    write_table(table, [b"1", b"2", b"3", b"4"])
+    assert digest_of(plan_shards([str(table)], COLUMN, 2)) != before
+    write_table(tmp_path / "other.parquet", [b"1", b"2", b"3"])
+    assert digest_of(plan_shards([str(tmp_path / "other.parquet")], COLUMN, 2)) != before
+
+
 @pytest.mark.parametrize("row_group_size", [1, 3, 7, 100])
 @pytest.mark.parametrize("shard_size", [1, 4, 5, 100])
 def test_each_row_of_a_table_is_in_one_shard(tmp_path: Path, row_group_size: int, shard_size: int) -> None:

@@ -137,6 +137,8 @@ class _Finder(ast.NodeVisitor):
         if len(node.args) < 2 or isinstance(node.args[0], ast.Starred) or function in _SYMMETRIC:
             return
         first, second, *others = [self._text(arg) for arg in node.args]
+        if first == second:
+            return
         words = [f"{word.arg}={self._text(word.value)}" for word in node.keywords if word.arg]
         yield f"{function}({', '.join([second, first, *others, *words])})"
 

@@ -46,7 +46,12 @@ _EXCLUDED = {
 }
 # Tests of a room beside those of the same folder in tests/.
 _MORE_TESTS = {
-    "client/diptych_client/cli": ["tests/system/test_cli.py", "tests/client/annotate", "tests/client/evaluation"],
+    "client/diptych_client/cli": [
+        "tests/system/test_cli.py",
+        "tests/system/test_evaluate.py",
+        "tests/system/test_scores.py",
+    ],
+    "client/diptych_client/integrations": ["tests/system/test_cvat.py", "tests/system/test_mcp.py"],
     "client/diptych_client/long_runs": ["tests/client/annotate", "tests/client/evaluation"],
     "client/diptych_client/transports": ["tests/client/test_*.py"],
     "offline": ["tests/system/test_offline.py"],
@@ -63,9 +68,10 @@ _MORE_TESTS = {
         "tests/system/test_bentoml.py",
     ],
     "service/http": ["tests/service/telemetry/test_traces.py"],
+    "service/openai": ["tests/system/test_openai_client.py"],
     "service/rpc": ["tests/service/open_inference/test_grpc_api.py"],
     "service/schema": ["tests/service/http/test_rest_*.py"],
-    "service/supervision": ["tests/system/test_drain.py"],
+    "service/supervision": ["tests/system/test_drain.py", "tests/system/test_gateway_workers.py"],
     "service/telemetry": ["tests/service/inference", "tests/service/http", "tests/test_docs.py"],
 }
 _MAX_BASELINE_S = 1800

@@ -42,6 +42,7 @@ class Received:
     request_id: str
     timeout_s: float
     key: str | None
+    body: bytes = b""  # over REST
     at_s: float = field(default_factory=time.monotonic)
 
 
@@ -79,10 +80,10 @@ def serving_rest(script: Script) -> Iterator[str]:
             self._respond(200, json.dumps({"data": script.listings[self.path]}).encode(), {})
 
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
+            body = self.rfile.read(int(self.headers["content-length"]))
             timeout_s = int(self.headers["x-deadline-ms"]) / 1000
             request_id, key = self.headers["x-request-id"], self.headers["authorization"]
-            step = script.next_step(Received(request_id, timeout_s, key))
+            step = script.next_step(Received(request_id, timeout_s, key, body))
             if step is None:
                 return  # closes the connection
             self._send(step, request_id)

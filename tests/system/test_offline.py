@@ -26,6 +26,18 @@ QUESTIONS = {
 START_S, RUN_S = 120, 300
 AGENTS_S = 180  # Ray's own agents look for their killed cluster for a minute
 SCORE_TOLERANCE = 1e-3  # sums in float32 depend on the other sequences of a batch
+# Writes the only shard of a job as a killed run would leave it, with an image that has failed.
+WRITE_FAILED = """
+from offline.__main__ import _job, _parse, _settings
+from offline.output import Output
+from offline.rows import Row, RowError
+from offline.shards import plan_shards
+given = _parse(None)
+shards = plan_shards(given.inputs, given.column, given.shard_size)
+output = Output(given.output, _job(given, _settings(given.model), shards))
+output.begin()
+output.write_shard(0, [Row("a.png", given.model, given.task, error=RowError("unsupported_image", "broken"))])
+"""
 
 
 @pytest.mark.parametrize(("model_id", "task"), [(FLORENCE, "object_detection"), (PALIGEMMA, "captioning")])
@@ -79,6 +91,17 @@ def test_what_the_model_cannot_do_is_refused_before_the_run(
     assert (run.returncode, run.stdout) == (2, "")
     assert message in run.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_run_with_a_failed_image_is_repeated_without_work_and_exits_with_1(
+    exported: ModelStore, tmp_path: Path
+) -> None:
+    scenes, output = write_scenes(tmp_path / "scenes", 1), tmp_path / "out"
+    arguments = (str(scenes), "--task", "captioning", "--model", FLORENCE, "--output", str(output))
+    written = exported.python("-c", WRITE_FAILED, *arguments)
+    assert written.returncode == 0, written.stderr
+    run = exported.python("-m", "offline", *arguments)
+    assert (run.returncode, run.stdout) == (1, f"1 images in {output}; 1 failed\n"), run.stderr
 
 
 def test_an_output_within_the_input_is_refused(exported: ModelStore, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diptych_client.evaluation.statistics import Metric, Ratio, estimates, resampled_counts
+from diptych_client.evaluation.statistics import Floats, Metric, Ratio, estimates, resampled_counts
 
 RNG = np.random.default_rng(5)
 
@@ -21,6 +21,18 @@ def test_a_resample_draws_as_many_images_as_there_are() -> None:
     assert {draw.sum() for draw in draws} == {50}
     assert len({tuple(draw) for draw in draws}) == 20
     assert all((a == b).all() for a, b in zip(draws, resampled_counts(50, 20, seed=1), strict=True))
+
+
+class Total:
+    """The number of samples that count."""
+
+    def value(self, weights: Floats) -> float:
+        return float(weights.sum())
+
+
+def test_each_metric_has_as_many_images_in_a_resample_as_were_evaluated() -> None:
+    found = estimates({"one": [Metric("total", Total())]}, [0, 1, 2], seed=0).intervals["one"]["total"]
+    assert (found.low, found.value, found.high) == (300, 300, 300)
 
 
 def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:

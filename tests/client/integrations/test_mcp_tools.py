@@ -38,6 +38,12 @@ def test_a_tool_has_the_image_the_parameters_and_the_models_that_offer_the_task(
     assert TOOL.input_schema["required"] == ["image"]
 
 
+def test_a_tool_changes_nothing_and_sees_nothing_but_its_arguments() -> None:
+    assert TOOL.annotations is not None
+    assert TOOL.annotations.read_only_hint is True
+    assert TOOL.annotations.open_world_hint is False
+
+
 def test_the_description_has_the_choice_that_tool_apis_refuse_in_the_schema() -> None:
     assert "oneOf" not in TOOL.input_schema
     assert TOOL.description is not None

@@ -8,6 +8,7 @@ import pytest
 
 from service.batches.store import BatchState, Store, write_whole
 from service.batches.wire import DAY_S, MAX_KEPT_S, BatchRequest, Status
+from service.errors import InvalidRequest
 from service.settings import SettingsError
 
 
@@ -47,6 +48,14 @@ def test_expired_files_are_removed_but_not_those_of_an_unfinished_batch(store: S
     assert folder.content(running.output_id).exists()
     assert not folder.content(ended.output_id).exists()
     assert folder.batch_ids() == [running.batch.id, ended.batch.id]
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "cancelled", "expired"])
+def test_a_batch_that_has_ended_cannot_be_cancelled(store: Store, status: Status) -> None:
+    ended = add_batch(store, status).batch
+    with pytest.raises(InvalidRequest, match=f"{ended.id} cannot be cancelled: it is {status}"):
+        store.of("me").cancel(ended.id)
+    assert not store.of("me").is_cancelling(ended.id)
 
 
 def test_batches_are_kept_for_30_days_after_which_only_unfinished_ones_are(store: Store) -> None:

@@ -3,6 +3,7 @@ import socket
 import threading
 
 import pytest
+from aiohttp.abc import ResolveResult
 
 from service.errors import Overloaded
 from service.images.host_addresses import CheckedResolver, NoAllowedAddress, SystemResolver, is_public
@@ -32,13 +33,17 @@ def test_special_address_is_not_public(address: str) -> None:
     assert not is_public(address)
 
 
-def resolve(addresses: list[str]) -> list[str]:
+def resolve(addresses: list[str]) -> list[ResolveResult]:
     resolver = CheckedResolver(Names({"a.test": addresses}), is_public, "test")
-    return [found["host"] for found in asyncio.run(resolver.resolve("a.test", 80))]
+    return asyncio.run(resolver.resolve("a.test", 80))
 
 
-def test_allowed_addresses_are_returned() -> None:
-    assert resolve([V4, V6]) == [V4, V6]
+def test_allowed_addresses_are_returned_as_numbers_that_need_no_look_up() -> None:
+    numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+    assert resolve([V4, V6]) == [
+        ResolveResult(hostname="a.test", host=V4, port=80, family=socket.AF_INET, proto=0, flags=numeric),
+        ResolveResult(hostname="a.test", host=V6, port=80, family=socket.AF_INET6, proto=0, flags=numeric),
+    ]
 
 
 @pytest.mark.parametrize("addresses", [[], ["127.0.0.1"], [V4, "127.0.0.1"], ["::1", V6]])

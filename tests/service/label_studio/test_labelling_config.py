@@ -42,6 +42,12 @@ def test_controls_of_other_objects_and_unknown_ones_are_skipped() -> None:
     assert [control.name for control in parse_config(text)] == ["box"]
 
 
+def test_a_name_and_a_value_of_200_characters_are_accepted() -> None:
+    longest = "x" * 200
+    control = only_control(labelled("RectangleLabels", longest, name=longest))
+    assert (control.name, control.label_of(longest)) == (longest, longest)
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [

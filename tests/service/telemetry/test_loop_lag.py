@@ -60,6 +60,17 @@ def test_a_request_whose_thread_keeps_the_interpreters_lock_is_named(caplog: pyt
     assert any("slow-2" in line for line in log_of("slow-2", hold, caplog))
 
 
+def test_a_loop_that_stays_late_is_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    async def block_twice() -> None:
+        for _ in range(2):
+            time.sleep(BLOCKED_S / 2)
+            await asyncio.sleep(0.1)  # the loop is measured meanwhile
+
+    before = num_late()
+    assert len(log_of("slow-3", block_twice, caplog)) == 1
+    assert num_late() >= before + 2
+
+
 def test_a_loop_in_time_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async def wait() -> None:
         await asyncio.sleep(0.2)

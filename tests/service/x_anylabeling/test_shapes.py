@@ -25,6 +25,7 @@ CORNERS = [[20, 10], [120, 10], [120, 60], [20, 60]]
 QUAD = ((21.0, 10.0), (120.0, 11.0), (119.0, 60.0), (20.0, 59.0))
 SQUARE: Ring = ((20, 10), (120, 10), (120, 60), (20, 60))
 HOLE: Ring = ((40, 20), (60, 20), (60, 40), (40, 40))
+ISLAND: Ring = ((45, 25), (55, 25), (55, 35), (45, 35))  # in the hole
 DENT: Ring = ((20, 10), (70, 13), (120, 10), (120, 60), (20, 60))  # its perimeter is 300
 
 
@@ -47,6 +48,10 @@ def shapes(result: Result, epsilon_factor: float = 0.0, region: BoxXyxy | None =
         (TextRegionsResult((TextRegion(QUAD, "HI", 0.5),), True), [("polygon", "text", [*map(list, QUAD)], 0.5)]),
         (instances(SQUARE), [("polygon", "dog", CORNERS, 0.5)]),
         (instances(SQUARE, HOLE), [("polygon", "dog", CORNERS, 0.5)]),
+        (
+            instances(SQUARE, HOLE, ISLAND),
+            [("polygon", "dog", CORNERS, 0.5), ("polygon", "dog", [*map(list, ISLAND)], 0.5)],
+        ),
         (instances(SQUARE[:2]), []),
         (instances(), []),
     ],

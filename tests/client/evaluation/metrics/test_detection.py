@@ -162,12 +162,26 @@ def test_counts_and_confusion_agree() -> None:
     assert list(details.recall_by_score.ys) == sorted(details.recall_by_score.ys)
 
 
+def test_the_curves_by_score_begin_with_the_best_answer_and_end_with_the_worst() -> None:
+    scores = [0.5, 0.9, 0.7]
+    truths = (TrueObject("car", (0, 0, 9, 9)), TrueObject("car", (20, 0, 29, 9)))
+    boxes: list[BoxXyxy] = [(20, 0, 29, 4.7), (0, 0, 9, 9), (50, 50, 59, 59)]  # the first has an IoU of 0.52
+    answers = tuple(Detection(box, "car", score) for box, score in zip(boxes, scores, strict=True))
+    details = measured([(truths, answers)]).details()
+    assert details.precision_by_score is not None
+    assert details.recall_by_score is not None
+    assert details.precision_by_score.xs == details.recall_by_score.xs == [0.9, 0.7, 0.5]
+    assert details.precision_by_score.ys == pytest.approx([1, 1 / 2, 2 / 3])
+    assert details.recall_by_score.ys == [0.5, 0.5, 1]
+
+
 def test_a_dataset_without_an_answer_has_no_precision() -> None:
     measure = measured([((TrueObject("car", (0, 0, 9, 9)),), ()), ((), ())])
     values = {metric.name: metric.estimator.value(np.ones(2)) for metric in measure.metrics()}
     assert (values["mAP"], values["recall"]) == (0, 0)
     assert np.isnan(values["precision"])
     assert measure.details().by_class["car"]["AP"] == 0
+    assert np.isnan(measure.details().by_class["dog"]["AP"])  # there is none to find
 
 
 def test_an_answer_of_no_class_is_counted_as_extra() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from diptych_client.evaluation import foreign_files
 from diptych_client.evaluation.dataset import Folder, path_within
-from diptych_client.evaluation.foreign_files import read_lines
+from diptych_client.evaluation.foreign_files import read_lines, read_xml
 from diptych_client.evaluation.readers import read_dataset
 from diptych_client.long_runs import RunError
 from tests.support.evaluations import write_images, write_voc, write_yolo
@@ -188,6 +188,15 @@ def test_a_malformed_or_endless_file_is_one_line_of_error(folder: Path, name: st
         read_dataset(folder if "/" in name else folder / name)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 1000
+
+
+def test_elements_of_xml_are_nested_up_to_the_maximum(tmp_path: Path) -> None:
+    path = tmp_path / "x.xml"
+    path.write_text("<a>" * 32 + "</a>" * 32)
+    assert read_xml(path).tag == "a"
+    path.write_text("<a>" * 33 + "</a>" * 33)
+    with pytest.raises(RunError, match="nested deeper than 32"):
+        read_xml(path)
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,19 @@ def test_cards_are_filtered_and_sorted(browser: Browser, folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("evaluation")
+def test_each_plot_is_named_by_its_title(browser: Browser, folder: Path) -> None:
+    page = browser.new_page()
+    page.goto((folder / "out" / "report.html").as_uri())
+    titles = page.locator("svg.plot").evaluate_all("all => all.map(e => e.getAttribute('aria-label'))")
+    assert titles == [
+        "Metrics with 95 % intervals",
+        "Precision over recall, IoU 0.5",
+        "Answers with at least a score, IoU 0.5",
+    ]
+    page.close()
+
+
+@pytest.mark.usefixtures("evaluation")
 def test_shapes_lie_on_their_objects_and_have_their_kind(browser: Browser, folder: Path) -> None:
     page = browser.new_page()
     page.goto((folder / "out" / "report.html").as_uri())
