@@ -174,7 +174,7 @@ def test_failed_images_are_listed_and_retried_by_the_next_run(service: RunningSe
     assert failed.returncode == 1
     assert "1 failed, see" in failed.stdout
     (line,) = (out / "failures.jsonl").read_text().splitlines()
-    assert (json.loads(line)["image"], json.loads(line)["code"]) == ("broken.png", "unsupported_image")
+    assert (json.loads(line)["image"], json.loads(line)["code"]) == ("broken.png", "unreadable_file")
     assert len((out / "answers.jsonl").read_text().splitlines()) == NUM_IMAGES
     (folder / "broken.png").write_bytes(scene_png())
     again = run(service, *words)
