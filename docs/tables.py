@@ -1,6 +1,7 @@
 """Updates the generated tables of README.md and docs/: `python -m docs.tables`.
 
-The text between `<!-- table: NAME -->` and `<!-- end -->` is the value of `TABLES[NAME]`; tests/test_docs.py checks it.
+The text between `<!-- table: NAME -->` and `<!-- end -->` is the value of `TABLES[NAME]`;
+tests/test_docs.py checks it.
 """
 
 import json
@@ -22,14 +23,18 @@ _RESULTS = ROOT / "loadtest" / "results"
 _MUTATION = ROOT / "tests" / "support" / "mutation.json"
 _BLOCK = re.compile(r"<!-- table: (?P<name>[\w -]+) -->\n.*?<!-- end -->", re.DOTALL)
 _SECTION = re.compile(r"^##? (.+?)\n\n(.+?)\n(?=\n## |\Z)", re.DOTALL | re.MULTILINE)
-# The rows of the benchmark in README.md; docs/benchmarks.md has the others, so that no figure is on two pages.
+# The rows of the benchmark in README.md; docs/benchmarks.md has the others, so that no figure is on
+# two pages.
 _HEADLINES = ("| (a) mixed ", "| (d) single ")
 _HEADLINE_MEASURE = "| tokens/s |"
 
 
 def with_tables(text: str) -> str:
     """Return a page with all of its tables updated."""
-    return _BLOCK.sub(lambda block: f"<!-- table: {block['name']} -->\n{TABLES[block['name']]()}\n<!-- end -->", text)
+    return _BLOCK.sub(
+        lambda block: f"<!-- table: {block['name']} -->\n{TABLES[block['name']]()}\n<!-- end -->",
+        text,
+    )
 
 
 def _tasks() -> str:
@@ -38,22 +43,32 @@ def _tasks() -> str:
 
 
 def task_table(entries: Iterable[CatalogEntry]) -> str:
-    """Return a Markdown table: a row for each task, a column for each of `entries`, `yes` where the model offers it."""
+    """Return a Markdown table: a row for each task, a column for each of `entries`, `yes` where the
+    model offers it.
+    """
     models = list(entries)
     header = ["task", "parameters", *(entry.id for entry in models)]
     rows = [
-        [f"`{task.id}`", _parameters(task.id), *("yes" if task.id in entry.task_ids else "" for entry in models)]
+        [
+            f"`{task.id}`",
+            _parameters(task.id),
+            *("yes" if task.id in entry.task_ids else "" for entry in models),
+        ]
         for task in TASKS.values()
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
 
 
 def _parameters(task_id: str) -> str:
-    """Return the parameters, those of which one is needed joined by 'or', those with a default in brackets."""
+    """Return the parameters, those of which one is needed joined by 'or', those with a default in
+    brackets.
+    """
     task = TASKS[task_id]
     alternatives = " or ".join(f"`{name}`" for name in task.exactly_one_of)
     optional = [f"[`{p.name}`]" for p in task.parameters if p.default is not None]
-    return ", ".join(part for part in [alternatives, *(f"`{name}`" for name in task.required), *optional] if part)
+    return ", ".join(
+        part for part in [alternatives, *(f"`{name}`" for name in task.required), *optional] if part
+    )
 
 
 def _sections(file: str, *titles: str) -> str:
@@ -64,7 +79,11 @@ def _sections(file: str, *titles: str) -> str:
 
 def _ratios(is_headline: bool) -> str:
     header, line, *rows = _sections("bench.md", "Ours ÷ best peer").splitlines()
-    chosen = (row for row in rows if (row.startswith(_HEADLINES) or _HEADLINE_MEASURE in row) == is_headline)
+    chosen = (
+        row
+        for row in rows
+        if (row.startswith(_HEADLINES) or _HEADLINE_MEASURE in row) == is_headline
+    )
     return "\n".join([header, line, *chosen])
 
 
@@ -72,13 +91,19 @@ def settings_table() -> str:
     """Return the table of settings in Markdown."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        rows.append(f"| `{variable(name)}` | {_shown(field.default)} | {field.description}{_range(name)} |")
+        rows.append(
+            f"| `{variable(name)}` | {_shown(field.default)} | {field.description}{_range(name)} |"
+        )
     return "\n".join(rows)
 
 
 def _shown(default: object) -> str:
     text = ",".join(default) if isinstance(default, tuple) else str(default)
-    return "unset" if default in (None, ()) else f"`{text.lower() if isinstance(default, bool) else text}`"
+    return (
+        "unset"
+        if default in (None, ())
+        else f"`{text.lower() if isinstance(default, bool) else text}`"
+    )
 
 
 def _range(name: str) -> str:
@@ -92,7 +117,11 @@ def mutation_table() -> str:
     """Return the share of killed mutants of every room, and below it the mutants that live."""
     rooms = json.loads(_MUTATION.read_text(encoding="utf-8"))
     rows = [f"| `{name}` | {room['mutants']} | {room['killed']} |" for name, room in rooms.items()]
-    alive = [f"- {mutant}: {reason}" for room in rooms.values() for mutant, reason in room["alive"].items()]
+    alive = [
+        f"- {mutant}: {reason}"
+        for room in rooms.values()
+        for mutant, reason in room["alive"].items()
+    ]
     return "\n".join(["| room | mutants | killed |", "|---|---:|---:|", *rows, "", *alive])
 
 
@@ -107,7 +136,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench limit": lambda: _sections("bench.md", "The limit"),
     "bench stages": lambda: _sections("bench.md", "Where the time of a request goes, mean ms"),
     "mutation": mutation_table,
-    "load": lambda: _sections("load/load.md", "Load", "Saturation", "Offered and answered", "Tasks"),
+    "load": lambda: _sections(
+        "load/load.md", "Load", "Saturation", "Offered and answered", "Tasks"
+    ),
 }
 
 

@@ -1,4 +1,5 @@
-"""`python -m export MODEL…`: make the artifacts of catalog models and store them in BentoML's model store.
+"""`python -m export MODEL…`: make the artifacts of catalog models and store them in BentoML's model
+store.
 
 `python -m export doctor` checks this host and the exported models (export/doctor.py).
 """
@@ -22,7 +23,10 @@ from tasks.catalog import CatalogEntry, CatalogError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export the requested models in turn, or run the doctor; return the exit status, 1 at the first failure."""
+    """Export the requested models in turn, or run the doctor.
+
+    Return the exit status, 1 at the first failure.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["doctor"]:
         return doctor.main(given[1:])
@@ -47,9 +51,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--revision", help="branch, tag or commit of the hub id")
     parser.add_argument("--mask-decoder", type=Path, metavar="FILE", help="PaliGemma's vae-oid.npz")
     parser.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="images to compare answers on, beside models/photographs"
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="images to compare answers on, beside models/photographs",
     )
-    parser.add_argument("--if-changed", action="store_true", help="skip a model whose newest artifacts are up to date")
+    parser.add_argument(
+        "--if-changed",
+        action="store_true",
+        help="skip a model whose newest artifacts are up to date",
+    )
     parsed = parser.parse_args(arguments)
     if len(parsed.models) > 1 and (parsed.source or parsed.revision or parsed.mask_decoder):
         parser.error("--source, --revision and --mask-decoder require exactly one MODEL")
@@ -57,7 +68,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _export(entry: CatalogEntry, options: ExportOptions, if_changed: bool) -> None:
-    start_s, needs = time.monotonic(), needs_of(entry, len(os.sched_getaffinity(0)))
+    start_s = time.monotonic()
+    needs = needs_of(entry, len(os.sched_getaffinity(0)))
     if not if_changed:
         check_host(needs)  # before a download
     job = plan_job(entry, options)
@@ -66,8 +78,9 @@ def _export(entry: CatalogEntry, options: ExportOptions, if_changed: bool) -> No
         return
     check_host(needs)
     print(f"{entry.id}: {needs}", file=sys.stderr, flush=True)
-    # Large pages for torch's tensors on Linux: zeroing weights that are read at each use 4 KB at a time takes longer
-    # than computing with them. torch reads it at its first allocation (c10/core/impl/alloc_cpu.cpp).
+    # Large pages for torch's tensors on Linux: zeroing weights that are read at each use 4 KB at a
+    # time takes longer than computing with them. torch reads it at its first allocation
+    # (c10/core/impl/alloc_cpu.cpp).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from export.pipeline import make_artifacts  # imports torch, which takes seconds
 
@@ -78,26 +91,30 @@ def _export(entry: CatalogEntry, options: ExportOptions, if_changed: bool) -> No
 
 
 def _summary(manifest: Manifest) -> str:
-    features, tokens = manifest.parity["image_features"], manifest.parity["tokens"]
+    features = manifest.parity["image_features"]
+    tokens = manifest.parity["tokens"]
     cosines = [
         f"{precision} {part} {measured['mean_cosine']:.5f}"
         for part in ("encoder", "decoder")
         for precision, measured in manifest.parity[part].items()
     ]
-    decided_by, runs = manifest.parity["answers"]["decided_by"], manifest.parity["answers"]["runs"]
+    decided_by = manifest.parity["answers"]["decided_by"]
+    runs = manifest.parity["answers"]["runs"]
     equal = [
-        f"{run['encoder']} encoder with {run['decoder']} decoder {run['agreement']['equal_tokens']:.3f}"
+        f"{run['encoder']} encoder with {run['decoder']} decoder"
+        f" {run['agreement']['equal_tokens']:.3f}"
         for run in runs
         if run["pictures"] == decided_by
     ]
     record = manifest.parity["accuracy"]
     accuracy = f"measured on {record['num_scenes']} scenes" if record else "not measured"
     return (
-        f"image features of {features['num_images']} images: min cosine {features['min_cosine']:.6f}, "
-        f"max abs error {features['max_abs_error']:.1e}; {tokens['num_tokens']} tokens of {tokens['num_prompts']} "
-        f"prompts: {tokens['num_near_ties']} near ties; mean cosine with float32: {', '.join(cosines)}; "
-        f"equal tokens of answers about {decided_by}: {', '.join(equal) or 'not compared'}; "
-        f"task accuracy {accuracy}"
+        f"image features of {features['num_images']} images: min cosine"
+        f" {features['min_cosine']:.6f}, max abs error {features['max_abs_error']:.1e};"
+        f" {tokens['num_tokens']} tokens of {tokens['num_prompts']} prompts:"
+        f" {tokens['num_near_ties']} near ties; mean cosine with float32: {', '.join(cosines)};"
+        f" equal tokens of answers about {decided_by}: {', '.join(equal) or 'not compared'}; task"
+        f" accuracy {accuracy}"
     )
 
 

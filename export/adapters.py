@@ -1,7 +1,9 @@
-"""The export of a LoRA adapter: PEFT's folder, checked against the stored artifacts of its base, becomes a small file.
+"""The export of a LoRA adapter: PEFT's folder, checked against the stored artifacts of its base,
+becomes a small file.
 
-The language part is not run: its products are added to those of the base, whose export has compared them with
-transformers. A vision part is merged into the base's checkpoint, of which vision encoders are made as of any other.
+The language part is not run: its products are added to those of the base, whose export has compared
+them with transformers. A vision part is merged into the base's checkpoint, of which vision encoders
+are made as of any other.
 """
 
 import os
@@ -18,7 +20,12 @@ from export.checkpoints.jobs import EXPORT_FORMAT, ROOT, ExportOptions, find_ent
 from export.checkpoints.sources import resolve_source
 from export.progress import Progress, silence_transformers
 from export.resources import needs_of
-from runners.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, AdapterLimits, adapter_build_key
+from runners.artifacts.adapter_folder import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    AdapterLimits,
+    adapter_build_key,
+)
 from runners.artifacts.manifest import (
     ADAPTER_FILE,
     DECODER_FILE,
@@ -59,7 +66,9 @@ class AdapterJob:
 
     @property
     def build_key_with_encoder(self) -> str:
-        """The build key of one with an encoder of its own, which also depends on the libraries that made it."""
+        """The build key of one with an encoder of its own, which also depends on the libraries that
+        made it.
+        """
         versions = {"export_format": str(EXPORT_FORMAT), **library_versions()}
         return key_of_hashes({"adapter": self.build_key, **versions})
 
@@ -84,8 +93,15 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
         manifest = _manifest(job)
         if parts.vision.weights:
             manifest = _make_encoders(job, parts.vision, folder, manifest)
-            made += f" and {len(parts.vision.weights)} weights of its vision tower and projector, {_encoders(manifest)}"
-        files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE}
+            made += (
+                f" and {len(parts.vision.weights)} weights of its vision tower and projector,"
+                f" {_encoders(manifest)}"
+            )
+        files = {
+            path.name: sha256_of(path)
+            for path in sorted(folder.iterdir())
+            if path.name != MANIFEST_FILE
+        }
         write_manifest(folder, replace(manifest, files=files))
         num_bytes = sum((folder / name).stat().st_size for name in files)
     return f"{made}, {num_bytes / 1e6:.1f} MB"
@@ -95,17 +111,26 @@ def _plan(entry: CatalogEntry, options: ExportOptions) -> AdapterJob:
     assert entry.adapter_of is not None
     for name, value in (("--mask-decoder", options.mask_decoder), ("--images", options.images)):
         if value is not None:
-            raise SourceError(f"{name} concerns the base of an adapter; {entry.id} is one of {entry.adapter_of}")
+            raise SourceError(
+                f"{name} concerns the base of an adapter; {entry.id} is one of {entry.adapter_of}"
+            )
     base_folder = artifact_folder(entry.adapter_of)
     source, root = (entry.source, ROOT) if options.source is None else (options.source, Path.cwd())
-    folder, revision = root / source, None
+    folder = root / source
+    revision = None
     if not folder.is_dir():
-        folder = fetch_snapshot(source, options.revision or entry.revision, [CONFIG_FILE, WEIGHTS_FILE])
+        folder = fetch_snapshot(
+            source, options.revision or entry.revision, [CONFIG_FILE, WEIGHTS_FILE]
+        )
         revision = folder.name
     if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]:
-        raise SourceError(f"{source} lacks {', '.join(missing)}; an adapter must be a folder in PEFT's format")
+        raise SourceError(
+            f"{source} lacks {', '.join(missing)}; an adapter must be a folder in PEFT's format"
+        )
     hashes = {name: sha256_of(folder / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
-    return AdapterJob(entry, source, revision, folder, hashes, base_folder, read_manifest(base_folder))
+    return AdapterJob(
+        entry, source, revision, folder, hashes, base_folder, read_manifest(base_folder)
+    )
 
 
 def _manifest(job: AdapterJob) -> Manifest:
@@ -117,7 +142,11 @@ def _manifest(job: AdapterJob) -> Manifest:
         revision=job.revision,
         build_key=job.build_key,
         checkpoint=key_of_hashes(job.hashes),
-        versions={name: number for name, number in library_versions().items() if name in ("safetensors", "torch")},
+        versions={
+            name: number
+            for name, number in library_versions().items()
+            if name in ("safetensors", "torch")
+        },
         files={},
         parity={},
         adapter_of=job.base.model_id,
@@ -125,13 +154,22 @@ def _manifest(job: AdapterJob) -> Manifest:
     )
 
 
-def _make_encoders(job: AdapterJob, changes: "VisionPart", folder: Path, manifest: Manifest) -> Manifest:
-    """Write the vision encoders of an adapter into `folder`; return `manifest` with their measurements.
+def _make_encoders(
+    job: AdapterJob, changes: "VisionPart", folder: Path, manifest: Manifest
+) -> Manifest:
+    """Write the vision encoders of an adapter into `folder`.
+
+    Return `manifest` with their measurements.
 
     Raise `ParityError` if their features differ from those of transformers with the merged weights.
     """
     checkpoint, entry = _base_checkpoint(job), job.entry  # before the imports, which take seconds
-    from export.artifacts.encoders import load_vision_model, make_encoders, make_encoders_in_child, write_merged
+    from export.artifacts.encoders import (
+        load_vision_model,
+        make_encoders,
+        make_encoders_in_child,
+        write_merged,
+    )
     from export.artifacts.vision_module import read_image_input
     from export.checks.measurements import measure_encoders
     from export.checks.probes import make_probes, plan_for
@@ -141,14 +179,24 @@ def _make_encoders(job: AdapterJob, changes: "VisionPart", folder: Path, manifes
     silence_transformers()
     processor = load_processor(checkpoint)
     image_input = read_image_input(processor.image_processor)
-    precisions = [each for each in get_args(Precision) if vision_encoder_file(each) in job.base.files]
+    precisions = [
+        each for each in get_args(Precision) if vision_encoder_file(each) in job.base.files
+    ]
     images = [probe.image for probe in make_probes(entry, image_input, plan_for(entry))]
-    make = make_encoders_in_child if needs_of(entry, os.cpu_count() or 1).is_large else make_encoders
+    make = (
+        make_encoders_in_child if needs_of(entry, os.cpu_count() or 1).is_large else make_encoders
+    )
     with Progress(entry.id, _NUM_STEPS) as progress, tempfile.TemporaryDirectory() as scratch:
-        progress.begin(f"merging {len(changes.weights)} weights into the vision tower of {job.base.model_id}")
+        progress.begin(
+            f"merging {len(changes.weights)} weights into the vision tower of {job.base.model_id}"
+        )
         merged = Path(scratch) / "merged.safetensors"
         write_merged(checkpoint, changes, merged)
-        expected = Reference(load_vision_model(checkpoint, merged), processor).image_features(images).numpy()
+        expected = (
+            Reference(load_vision_model(checkpoint, merged), processor)
+            .image_features(images)
+            .numpy()
+        )
         progress.begin("making the vision encoders")
         make(checkpoint, image_input, precisions, folder, merged)
         measured = measure_encoders(folder, entry, precisions, images, expected, progress)
@@ -165,27 +213,32 @@ def _make_encoders(job: AdapterJob, changes: "VisionPart", folder: Path, manifes
 
 
 def _base_checkpoint(job: AdapterJob) -> Path:
-    """Return the folder of the checkpoint that the base was exported from; raise `SourceError` if it is not there."""
+    """Return the folder of the checkpoint that the base was exported from.
+
+    Raise `SourceError` if it is not there.
+    """
     base = job.base
     root = ROOT if base.source == find_entry(base.model_id).source else Path.cwd()
     try:
         source = resolve_source(base.source, base.revision, base.family, root)
     except SourceError as error:
         raise SourceError(
-            f"{job.entry.id} changes the vision tower or the projector, so that its export needs the checkpoint of "
-            f"{base.model_id}: {error}"
+            f"{job.entry.id} changes the vision tower or the projector, so that its export needs"
+            f" the checkpoint of {base.model_id}: {error}"
         ) from error
     if (found := key_of_hashes(source.hashes())) != base.checkpoint:
         raise SourceError(
-            f"{base.source} is the checkpoint {found}; {base.model_id} was exported from {base.checkpoint}: export "
-            f"{base.model_id} again, then {job.entry.id}"
+            f"{base.source} is the checkpoint {found}; {base.model_id} was exported from"
+            f" {base.checkpoint}: export {base.model_id} again, then {job.entry.id}"
         )
     return source.folder
 
 
 def _encoders(manifest: Manifest) -> str:
-    features, others = manifest.parity["image_features"], manifest.parity["encoder"]
+    features = manifest.parity["image_features"]
+    others = manifest.parity["encoder"]
     return (
-        f"with encoders of its own in {', '.join(['float32', *others])}: image features of {features['num_images']} "
-        f"images: min cosine {features['min_cosine']:.6f}, max abs error {features['max_abs_error']:.1e}"
+        f"with encoders of its own in {', '.join(['float32', *others])}: image features of"
+        f" {features['num_images']} images: min cosine {features['min_cosine']:.6f}, max abs error"
+        f" {features['max_abs_error']:.1e}"
     )

@@ -1,7 +1,10 @@
-"""Builds the Bento that a container image is made of: service, runners, imaging, tasks and artifacts, as one folder.
+"""Builds the Bento that a container image is made of: service, runners, imaging, tasks and
+artifacts, as one folder.
 
-python -m export.bento build/bento                      with the embedded models, as in bentofile.yaml
-python -m export.bento build/bento florence-2-base …    with these models, which must be exported already
+python -m export.bento build/bento                      with the embedded models, as in
+                                                        bentofile.yaml
+python -m export.bento build/bento florence-2-base …    with these models, which must be exported
+                                                        already
 """
 
 import argparse
@@ -18,7 +21,9 @@ _ROOT = Path(__file__).parents[1]
 
 
 def write_bento(folder: Path, models: Sequence[str]) -> None:
-    """Build a Bento of `models` (empty: those of bentofile.yaml) and write it with its artifacts over `folder`."""
+    """Build a Bento of `models` (empty: those of bentofile.yaml) and write it with its artifacts
+    over `folder`.
+    """
     options = yaml.safe_load((_ROOT / "bentofile.yaml").read_text(encoding="utf-8"))
     if models:
         options["models"] = [f"{model}:latest" for model in models]
@@ -36,7 +41,9 @@ def write_bento(folder: Path, models: Sequence[str]) -> None:
 
 def main() -> None:
     """Write the Bento of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m export.bento", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m export.bento", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("models", nargs="*", metavar="MODEL")
     given = parser.parse_args()

@@ -1,9 +1,10 @@
-"""Memory of the catalog's released models: `python -m export.memory` prints the tables of docs/operations.md.
+"""Memory of the catalog's released models: `python -m export.memory` prints the tables of
+docs/operations.md.
 
 A base for fine-tuning has a row only at a resolution that no other model of its size has.
 
-Weights are counted on the published configurations, without loading any; slots by the shapes of the runners' KV caches.
-The other memory of a process is an estimated allowance.
+Weights are counted on the published configurations, without loading any; slots by the shapes of the
+runners' KV caches. The other memory of a process is an estimated allowance.
 """
 
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ _CONTEXT_BYTES = 500_000_000
 _CARDS_GB = {"T4, 16 GB": 16, "L4, 24 GB": 24, "H100, 80 GB": 80}  # source: NVIDIA's data sheets
 _ALL_LAYERS = 1000
 
-_FLORENCE2_VOCABULARY = 51289  # source: config.json of microsoft/Florence-2-base, vocab_size; random weights have more
+# source: config.json of microsoft/Florence-2-base, vocab_size; random weights have more
+_FLORENCE2_VOCABULARY = 51289
 _SHAPE_OF = {
     "florence-2-base": "florence-2-base",
     "florence-2-base-ft": "florence-2-base",
@@ -59,7 +61,9 @@ class PartSize:
         return self.num_matrix + self.num_other
 
     def num_bytes(self, precision: Precision) -> int:
-        """Return the bytes of the weights; at int8 only linear layers are quantised, the rest stays float32."""
+        """Return the bytes of the weights; at int8 only linear layers are quantised, the rest stays
+        float32.
+        """
         if precision == "int8":
             return self.num_matrix + self.num_tied + self.num_other * _BYTES["float32"]
         return self.num_parameters * _BYTES[precision]
@@ -67,7 +71,9 @@ class PartSize:
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """One model: its weights, and the number of KV cache values per slot and position of its decoder."""
+    """One model: its weights, and the number of KV cache values per slot and position of its
+    decoder.
+    """
 
     entry: CatalogEntry
     parts: dict[Part, PartSize]
@@ -82,7 +88,8 @@ class ModelSize:
     def slot_gb(self, device: Device) -> float:
         """Return the size of a full slot; on a card it is allocated at the start."""
         decoder = self.entry.precision[device]["decoder"]
-        limit, window = default_positions(device, self.num_image_tokens), self.entry.context_window
+        limit = default_positions(device, self.num_image_tokens)
+        window = self.entry.context_window
         num_values = self.num_position_values * min(limit or window, window)
         return num_values * _BYTES["float32" if decoder == "int8" else decoder] / _GB
 
@@ -110,11 +117,14 @@ def model_sizes() -> Iterator[ModelSize]:
             config = _published_config(entry)
             text: Any = config.text_config
             num_values = num_position_values(config)
-            yield ModelSize(entry, _part_sizes(config), num_values, _num_image_tokens(entry), text.vocab_size)
+            yield ModelSize(
+                entry, _part_sizes(config), num_values, _num_image_tokens(entry), text.vocab_size
+            )
 
 
 def num_position_values(config: Florence2Config | PaliGemmaConfig) -> int:
-    """Return the number of KV cache values of a slot for each position: keys and values of every layer and head.
+    """Return the number of KV cache values of a slot for each position: keys and values of every
+    layer and head.
 
     Florence-2 has as many for cross-attention as for self-attention.
     """
@@ -131,12 +141,18 @@ def _num_image_tokens(entry: CatalogEntry) -> int:
 
 def _published_config(entry: CatalogEntry) -> Florence2Config | PaliGemmaConfig:
     config: Any = SHAPES[_SHAPE_OF[entry.id]].config(_ALL_LAYERS)
-    text, vision = config.text_config.to_dict(), config.vision_config.to_dict()
+    text = config.text_config.to_dict()
+    vision = config.vision_config.to_dict()
     if isinstance(config, Florence2Config):
-        text |= {"vocab_size": _FLORENCE2_VOCABULARY, "max_position_embeddings": entry.context_window}
+        text |= {
+            "vocab_size": _FLORENCE2_VOCABULARY,
+            "max_position_embeddings": entry.context_window,
+        }
         return Florence2Config(text_config=text, vision_config=vision)
     vision |= {"image_size": entry.resolution, "projection_dim": text["hidden_size"]}
-    return PaliGemmaConfig(text_config=text, vision_config=vision, projection_dim=text["hidden_size"])
+    return PaliGemmaConfig(
+        text_config=text, vision_config=vision, projection_dim=text["hidden_size"]
+    )
 
 
 def _part_sizes(config: Florence2Config | PaliGemmaConfig) -> dict[Part, PartSize]:
@@ -144,12 +160,17 @@ def _part_sizes(config: Florence2Config | PaliGemmaConfig) -> dict[Part, PartSiz
         model = _Model.from_config(config).model
     vision = [model.vision_tower, model.multi_modal_projector]
     embeddings = model.get_input_embeddings().weight.numel()
-    return {"encoder": _size(vision, num_tied=0), "decoder": _size([model.language_model], num_tied=embeddings)}
+    return {
+        "encoder": _size(vision, num_tied=0),
+        "decoder": _size([model.language_model], num_tied=embeddings),
+    }
 
 
 def _size(modules: list[nn.Module], num_tied: int) -> PartSize:
     weights = {id(weight): weight.numel() for module in modules for weight in module.parameters()}
-    linears = (each for module in modules for each in module.modules() if isinstance(each, nn.Linear))
+    linears = (
+        each for module in modules for each in module.modules() if isinstance(each, nn.Linear)
+    )
     num_matrix = sum({id(linear.weight): linear.weight.numel() for linear in linears}.values())
     return PartSize(num_matrix, sum(weights.values()) - num_matrix, num_tied)
 
@@ -161,13 +182,19 @@ def memory_tables() -> str:
 
 
 def _weights_table(sizes: list[ModelSize]) -> str:
-    rows = ["| model | encoder, CPU | decoder, CPU | a full slot, CPU | encoder, CUDA | decoder, CUDA | a slot, CUDA |"]
+    rows = [
+        "| model | encoder, CPU | decoder, CPU | a full slot, CPU | encoder, CUDA | decoder, CUDA |"
+        " a slot, CUDA |"
+    ]
     rows.append("|---|---:|---:|---:|---:|---:|---:|")
     for size in sizes:
         cells = [
             cell
             for device in ("cpu", "cuda")
-            for cell in (*(_weights(size, part, device) for part in size.parts), f"{size.slot_gb(device):.3f}")
+            for cell in (
+                *(_weights(size, part, device) for part in size.parts),
+                f"{size.slot_gb(device):.3f}",
+            )
         ]
         rows.append(f"| {size.entry.id} | {' | '.join(cells)} |")
     return "\n".join(rows)

@@ -1,4 +1,6 @@
-"""The steps of one export, in order: decoder weights, vision encoder, configuration, checks, manifest."""
+"""The steps of one export, in order: decoder weights, vision encoder, configuration, checks,
+manifest.
+"""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -37,13 +39,24 @@ from runners.artifacts.manifest import (
 )
 from tasks.catalog import CatalogEntry
 
-_COPIED_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+_COPIED_FILES = (
+    TOKENIZER_FILE,
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
 
 
 def make_artifacts(
-    job: ExportJob, folder: Path, progress: Progress, is_large: bool = False, probe_plan: ProbePlan | None = None
+    job: ExportJob,
+    folder: Path,
+    progress: Progress,
+    is_large: bool = False,
+    probe_plan: ProbePlan | None = None,
 ) -> Manifest:
-    """Make the artifacts of `job` in an empty folder and compare them with the reference; raise `ExportError`.
+    """Make the artifacts of `job` in an empty folder and compare them with the reference.
+
+    Raise `ExportError`.
 
     A large model's encoders are made in a child process, and its reference runs layer by layer.
     """
@@ -53,7 +66,9 @@ def make_artifacts(
     image_input = read_image_input(load_processor(checkpoint).image_processor)
     precisions = _precisions(job.entry)
     progress.begin("making the vision encoders")
-    (make_encoders_in_child if is_large else make_encoders)(checkpoint, image_input, precisions["encoder"], folder)
+    (make_encoders_in_child if is_large else make_encoders)(
+        checkpoint, image_input, precisions["encoder"], folder
+    )
     progress.begin("running the checkpoint in transformers")
     probes = make_probes(job.entry, image_input, probe_plan or plan_for(job.entry))
     draft, expected = _run_reference(job, folder, image_input, probes, is_large)
@@ -64,11 +79,17 @@ def make_artifacts(
     progress.begin("comparing the precisions' answers")
     answers = AnswerCheck.of(job, folder, draft, is_large).measure(kept)
     compared = {"decided_by": answers.decided_by, "runs": [asdict(run) for run in answers.runs]}
-    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE}
+    files = {
+        path.name: sha256_of(path)
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST_FILE
+    }
     manifest = replace(
         draft,
         files=files,
-        precision=agreeing_defaults(job.entry.id, kept_defaults(job.entry.precision, parity), answers.deciding),
+        precision=agreeing_defaults(
+            job.entry.id, kept_defaults(job.entry.precision, parity), answers.deciding
+        ),
         parity=parity | {"accuracy": job.record and asdict(job.record), "answers": compared},
     )
     write_manifest(folder, manifest)
@@ -78,15 +99,21 @@ def make_artifacts(
 def _run_reference(
     job: ExportJob, folder: Path, image_input: ImageInput, probes: Sequence[Probe], is_large: bool
 ) -> tuple[Manifest, ReferenceAnswers]:
-    """Write the configuration, answer the probes; on return the model is freed, before the exported one is loaded."""
+    """Write the configuration, answer the probes; on return the model is freed, before the exported
+    one is loaded.
+    """
     checkpoint = job.source.folder
-    reference = Reference.stream(checkpoint, MAX_RESIDENT_BYTES) if is_large else Reference.load(checkpoint)
+    reference = (
+        Reference.stream(checkpoint, MAX_RESIDENT_BYTES) if is_large else Reference.load(checkpoint)
+    )
     _write_configuration(job, reference, folder)
     return _manifest(job, image_input, reference), run_reference(reference, probes)
 
 
 def _precisions(entry: CatalogEntry) -> dict[Part, tuple[Precision, ...]]:
-    """Return the precisions to measure for each part: float32, int8 and the defaults of all devices."""
+    """Return the precisions to measure for each part: float32, int8 and the defaults of all
+    devices.
+    """
     parts: tuple[Part, ...] = ("encoder", "decoder")
     named = {part: [of_device[part] for of_device in entry.precision.values()] for part in parts}
     return {part: tuple(dict.fromkeys(["float32", "int8", *named[part]])) for part in parts}
@@ -95,17 +122,25 @@ def _precisions(entry: CatalogEntry) -> dict[Part, tuple[Precision, ...]]:
 def kept_defaults(
     defaults: Mapping[Device, Mapping[Part, Precision]], parity: Mapping[str, Any]
 ) -> dict[Device, dict[Part, Precision]]:
-    """Return the default precisions, with float32 in the place of those that the measurements left out."""
+    """Return the default precisions, with float32 in the place of those that the measurements left
+    out.
+    """
     return {
-        device: {part: precision if precision in parity[part] else "float32" for part, precision in parts.items()}
+        device: {
+            part: precision if precision in parity[part] else "float32"
+            for part, precision in parts.items()
+        }
         for device, parts in defaults.items()
     }
 
 
 def _write_configuration(job: ExportJob, reference: Reference, folder: Path) -> None:
-    """Write the configurations with all defaults spelled out, because a checkpoint may omit transformers' defaults."""
+    """Write the configurations with all defaults spelled out, because a checkpoint may omit
+    transformers' defaults.
+    """
     model = reference.model
-    model.config.name_or_path = job.entry.id  # transformers' value is the path of the checkpoint on this machine
+    # transformers' value is the path of the checkpoint on this machine
+    model.config.name_or_path = job.entry.id
     (folder / CONFIG_FILE).write_text(model.config.to_json_string(use_diff=False), encoding="utf-8")
     model.generation_config.to_json_file(folder / GENERATION_CONFIG_FILE)
     for name in _COPIED_FILES:

@@ -11,14 +11,20 @@ NUM_STEPS = 10  # of most models
 
 
 class Progress:
-    """The steps of one export, announced one after another; `num_steps` is their expected number."""
+    """The steps of one export, announced one after another; `num_steps` is their expected
+    number.
+    """
 
     def __init__(self, model_id: str, num_steps: int, stream: TextIO = sys.stderr) -> None:
         self._model_id = model_id
         self._num_steps = num_steps
         self._stream = stream
         self._start_s = time.monotonic()
-        self._bar = tqdm(total=num_steps, unit="step", file=stream, leave=False) if stream.isatty() else None
+        self._bar = (
+            tqdm(total=num_steps, unit="step", file=stream, leave=False)
+            if stream.isatty()
+            else None
+        )
         self._num_begun = 0
 
     def begin(self, step: str) -> None:
@@ -36,7 +42,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
     ) -> None:
         if self._bar is not None:
             self._bar.close()

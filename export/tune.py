@@ -1,7 +1,9 @@
-"""Tune a LoRA adapter on a labelled dataset: `python -m export.tune DATA --base MODEL --task TASK --output FOLDER`.
+"""Tune a LoRA adapter on a labelled dataset: `python -m export.tune DATA --base MODEL --task TASK
+--output FOLDER`.
 
-Thin over PEFT and transformers' Trainer; docs/fine-tuning.md is the recipe. The adapter of the epoch with the least
-loss on the held-out images is kept, in PEFT's format. An interrupted run resumes at its last epoch with --resume.
+Thin over PEFT and transformers' Trainer; docs/fine-tuning.md is the recipe. The adapter of the
+epoch with the least loss on the held-out images is kept, in PEFT's format. An interrupted run
+resumes at its last epoch with --resume.
 """
 
 import argparse
@@ -29,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         labelled = read_labels(parsed.data, parsed.images)
         examples = make_examples(entry, parsed.task, labelled, parsed.seed)
         source = resolve_source(entry.source, entry.revision, entry.family, ROOT)
-        print(f"{sum(map(len, examples))} examples of {parsed.task} about {len(examples)} images", flush=True)
+        print(
+            f"{sum(map(len, examples))} examples of {parsed.task} about {len(examples)} images",
+            flush=True,
+        )
         from export.tuning.training import TuningOptions, tune  # imports torch, which takes seconds
 
         options = TuningOptions(
@@ -44,7 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ExportError, CatalogError) as error:
         print(f"python -m export.tune: {error}", file=sys.stderr)
         return 1
-    print(f"{parsed.output}: held-out loss {loss:.4f}; its entry of the catalog, after that of {entry.id}:\n")
+    print(
+        f"{parsed.output}: held-out loss {loss:.4f}; its entry of the catalog, after that of"
+        f" {entry.id}:\n"
+    )
     print(catalog_lines(entry, parsed.output, parsed.template), end="")
     return 0
 
@@ -52,7 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def catalog_lines(base: CatalogEntry, output: Path, template: str | None) -> str:
     """Return the entry of an adapter as YAML; its id is made of the folder's name."""
     name = re.sub(r"[^a-z0-9.-]+", "-", output.resolve().name.lower()).strip("-.")
-    row: dict[str, object] = {"id": name or "adapter", "adapter_of": base.id, "source": str(output.resolve())}
+    row: dict[str, object] = {
+        "id": name or "adapter",
+        "adapter_of": base.id,
+        "source": str(output.resolve()),
+    }
     if template is not None:
         row["tasks"] = {TEMPLATE_TASK: {"template": template}}
     text = yaml.safe_dump([row], sort_keys=False, allow_unicode=True, width=sys.maxsize)
@@ -73,24 +85,56 @@ def _base_entry(model_id: str, task_id: str, template: str | None) -> CatalogEnt
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m export.tune", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("data", type=Path, metavar="DATA", help="a COCO .json or a .jsonl file, or a folder with one")
-    parser.add_argument("--base", required=True, metavar="MODEL", help="an id of models/catalog.yaml")
-    parser.add_argument("--task", required=True, choices=TUNED_TASKS, metavar="TASK", help=", ".join(TUNED_TASKS))
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="FOLDER", help="of the adapter; must not have one"
+    parser = argparse.ArgumentParser(
+        "python -m export.tune", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="of the images, if they are not beside the labels"
+        "data",
+        type=Path,
+        metavar="DATA",
+        help="a COCO .json or a .jsonl file, or a folder with one",
     )
-    parser.add_argument("--template", help="a Florence-2 model's prompt of questions: '<DocVQA>{question}'")
+    parser.add_argument(
+        "--base", required=True, metavar="MODEL", help="an id of models/catalog.yaml"
+    )
+    parser.add_argument(
+        "--task", required=True, choices=TUNED_TASKS, metavar="TASK", help=", ".join(TUNED_TASKS)
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="of the adapter; must not have one",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="of the images, if they are not beside the labels",
+    )
+    parser.add_argument(
+        "--template", help="a Florence-2 model's prompt of questions: '<DocVQA>{question}'"
+    )
     parser.add_argument("--epochs", type=_positive, default=10, help="default: %(default)s")
     parser.add_argument("--rank", type=_positive, default=16, help="of LoRA; default: %(default)s")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="RATE", help="default: %(default)s")
-    parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="default: %(default)s")
-    parser.add_argument("--held-out", type=_share, default=0.1, metavar="SHARE", help="of images; default: %(default)s")
+    parser.add_argument(
+        "--learning-rate", type=float, default=1e-3, metavar="RATE", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--batch-size", type=_positive, default=8, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--held-out",
+        type=_share,
+        default=0.1,
+        metavar="SHARE",
+        help="of images; default: %(default)s",
+    )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--resume", action="store_true", help="continue an interrupted run of this FOLDER")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue an interrupted run of this FOLDER"
+    )
     return parser.parse_args(arguments)
 
 

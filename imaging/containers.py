@@ -1,9 +1,12 @@
-"""The structure of an image file, read before Pillow sees it: what decoding needs, and the orientation.
+"""The structure of an image file, read before Pillow sees it: what decoding needs, and the
+orientation.
 
-Metadata never reaches Pillow, which takes seconds or gigabytes for some of a few megabytes: EXIF, XMP, ICC profiles,
-texts and further frames are skipped, whatever their size. The number of parts is bounded, so that reading them is fast.
+Metadata never reaches Pillow, which takes seconds or gigabytes for some of a few megabytes: EXIF,
+XMP, ICC profiles, texts and further frames are skipped, whatever their size. The number of parts is
+bounded, so that reading them is fast.
 
-    JPEG    start of image; segments of marker, length and content; the first scan (ITU T.81, annex B)
+    JPEG    start of image; segments of marker, length and content; the first scan (ITU T.81, annex
+            B)
     PNG     signature; chunks of length, kind, content and checksum (PNG specification, 5)
     WEBP    RIFF header; chunks of kind, length, content and padding (RFC 9649, 2)
 """
@@ -19,17 +22,24 @@ from imaging.errors import OversizedImage, UnreadableImage
 ImageFormat = Literal["JPEG", "PNG", "WEBP"]
 FORMATS: tuple[ImageFormat, ...] = ("JPEG", "PNG", "WEBP")
 
-_MAX_PARTS = 20_000  # markers or chunks: a PNG of 80 MB in the smallest pieces of usual encoders, 4 kB
-_MAX_TABLES_BYTES = 256_000  # of a JPEG, usually below 2,000; Pillow takes 60 ms for a million bytes
+# markers or chunks: a PNG of 80 MB in the smallest pieces of usual encoders, 4 kB
+_MAX_PARTS = 20_000
+# of a JPEG, usually below 2,000; Pillow takes 60 ms for a million bytes
+_MAX_TABLES_BYTES = 256_000
 _USUAL_SCANS, _MAX_SCANS = 16, 1_000  # libjpeg's progression has 10
 _MAX_FILL_BYTES = 65_536  # between two segments of a JPEG, usually none
 
 _JPEG_START = b"\xff\xd8"
 # Neither fill bytes, stuffed zeros, restarts nor starts of image (ITU T.81, B.1.1).
 _JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_START_OF_SCAN = 0xDA
+_END_OF_IMAGE = 0xD9
 _SCAN = bytes((0xFF, _START_OF_SCAN))
-_APP0, _APP1, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
+_APP0 = 0xE0
+_APP1 = 0xE1
+_APP14 = 0xEE
+_APP15 = 0xEF
+_COMMENT = 0xFE
 _COLOUR_SEGMENTS = {_APP0, _APP14}  # JFIF and Adobe: libjpeg derives the colour space from them
 _JPEG_METADATA = ({*range(_APP0, _APP15 + 1)} - _COLOUR_SEGMENTS) | {_COMMENT}
 
@@ -42,7 +52,9 @@ _ANMF_PIXELS = 24  # behind the header of its chunk and its position, size and d
 
 _EXIF_START = b"Exif\0\0"
 _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
-_ORIENTATION_TAG, _SHORT, _LONG = 0x0112, 3, 4
+_ORIENTATION_TAG = 0x0112
+_SHORT = 3
+_LONG = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +80,16 @@ def read_container(data: bytes) -> Container:
         return _png(data)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return _webp(data)
-    message = f"the image cannot be read; it must be a file in one of the formats {', '.join(FORMATS)}"
+    message = (
+        f"the image cannot be read; it must be a file in one of the formats {', '.join(FORMATS)}"
+    )
     raise UnreadableImage(message)
 
 
 def _jpeg(data: bytes) -> Container:
-    kept, exif, position = [_JPEG_START], b"", len(_JPEG_START)
+    kept = [_JPEG_START]
+    exif = b""
+    position = len(_JPEG_START)
     for _ in range(_MAX_PARTS):
         marker = _JPEG_MARKER.search(data, position, position + _MAX_FILL_BYTES)
         if marker is None or marker[1][0] == _END_OF_IMAGE:
@@ -81,14 +97,17 @@ def _jpeg(data: bytes) -> Container:
             message = f"the JPEG {found} before its first scan; it must be a complete image file"
             raise UnreadableImage(message)
         position = _segment_end(data, marker)
-        kind, segment = marker[1][0], data[marker.start() : position]
+        kind = marker[1][0]
+        segment = data[marker.start() : position]
         if kind not in _JPEG_METADATA:
             kept.append(segment)
         elif kind == _APP1 and not exif and segment.startswith(_EXIF_START, 4):
             exif = segment[4:]
         if kind == _START_OF_SCAN:
             rest = (memoryview(data)[position:],)
-            return Container("JPEG", _tables(kept), rest, exif_orientation(exif), _num_scans(data, position))
+            return Container(
+                "JPEG", _tables(kept), rest, exif_orientation(exif), _num_scans(data, position)
+            )
     raise _too_many_parts("JPEG", "markers before its first scan")
 
 
@@ -107,7 +126,8 @@ def _tables(segments: list[bytes]) -> bytes:
 
 def _num_scans(data: bytes, position: int) -> int:
     """Return the number of scans of a JPEG, whose first one begins at `position`."""
-    num_scans = 1 + data.count(_SCAN, position)  # faster than to follow markers; behind the end it may be anything
+    # faster than to follow markers; behind the end it may be anything
+    num_scans = 1 + data.count(_SCAN, position)
     if num_scans <= _USUAL_SCANS:
         return num_scans
     num_scans = 1
@@ -117,13 +137,16 @@ def _num_scans(data: bytes, position: int) -> int:
             return num_scans
         num_scans += marker[1][0] == _START_OF_SCAN
         if num_scans > _MAX_SCANS:
-            raise OversizedImage(f"the JPEG has more than {_MAX_SCANS} scans; the maximum is {_MAX_SCANS}")
+            raise OversizedImage(
+                f"the JPEG has more than {_MAX_SCANS} scans; the maximum is {_MAX_SCANS}"
+            )
         position = _segment_end(data, marker)
     raise _too_many_parts("JPEG", "markers between its scans")
 
 
 def _next_marker(data: bytes, position: int) -> re.Match[bytes] | None:
-    for start in range(position, len(data), _MAX_FILL_BYTES):  # other threads run between two searches
+    # other threads run between two searches
+    for start in range(position, len(data), _MAX_FILL_BYTES):
         if marker := _JPEG_MARKER.search(data, start, start + _MAX_FILL_BYTES + 1):
             return marker
     return None
@@ -131,13 +154,16 @@ def _next_marker(data: bytes, position: int) -> re.Match[bytes] | None:
 
 def _png(data: bytes) -> Container:
     """Keep header, palette, transparency and the first run of pixels; EXIF may be behind them."""
-    kept, exif, position = [_PNG_START], b"", len(_PNG_START)
+    kept = [_PNG_START]
+    exif = b""
+    position = len(_PNG_START)
     pixels = slice(0, 0)
     for _ in range(_MAX_PARTS):
         kind = data[position + 4 : position + 8]
         if len(kind) < 4 or kind == b"IEND":
             break
-        end = position + 12 + int.from_bytes(data[position : position + 4])  # length, kind and checksum take 12
+        # length, kind and checksum take 12
+        end = position + 12 + int.from_bytes(data[position : position + 4])
         if kind == b"IDAT" and not pixels.stop:
             pixels = slice(position, end)
         elif kind == b"IDAT" and position == pixels.stop:
@@ -157,8 +183,12 @@ def _png(data: bytes) -> Container:
 
 def _webp(data: bytes) -> Container:
     """Keep what has pixels, of an animation the first frame."""
-    kept, exif, has_frame = [b"WEBP"], b"", False
-    for kind, start, end in _riff_chunks(data, 12, min(len(data), 8 + int.from_bytes(data[4:8], "little"))):
+    kept = [b"WEBP"]
+    exif = b""
+    has_frame = False
+    for kind, start, end in _riff_chunks(
+        data, 12, min(len(data), 8 + int.from_bytes(data[4:8], "little"))
+    ):
         if kind == b"ANMF" and not has_frame:
             has_frame = True
             for _ in _riff_chunks(data, start + _ANMF_PIXELS, end):
@@ -169,7 +199,9 @@ def _webp(data: bytes) -> Container:
         elif kind == b"EXIF" and not exif:
             exif = data[start + 8 : end]
     content = b"".join(kept)
-    return Container("WEBP", b"RIFF" + struct.pack("<I", len(content)) + content, (), exif_orientation(exif))
+    return Container(
+        "WEBP", b"RIFF" + struct.pack("<I", len(content)) + content, (), exif_orientation(exif)
+    )
 
 
 def _riff_chunks(data: bytes, position: int, parent_end: int) -> Iterator[tuple[bytes, int, int]]:
@@ -185,11 +217,15 @@ def _riff_chunks(data: bytes, position: int, parent_end: int) -> Iterator[tuple[
 
 
 def _too_many_parts(image_format: ImageFormat, parts: str) -> OversizedImage:
-    return OversizedImage(f"the {image_format} has more than {_MAX_PARTS} {parts}; the maximum is {_MAX_PARTS}")
+    return OversizedImage(
+        f"the {image_format} has more than {_MAX_PARTS} {parts}; the maximum is {_MAX_PARTS}"
+    )
 
 
 def exif_orientation(exif: bytes) -> int | None:
-    """Return the orientation in EXIF, None if it has none or is malformed (Exif 3.0, 4.6; TIFF 6.0, section 2)."""
+    """Return the orientation in EXIF, None if it has none or is malformed (Exif 3.0, 4.6; TIFF 6.0,
+    section 2).
+    """
     tiff = exif.removeprefix(_EXIF_START).removeprefix(_EXIF_START)  # some writers repeat it
     order = _BYTE_ORDERS.get(tiff[:4])
     if order is None or len(tiff) < 8:
@@ -199,7 +235,9 @@ def exif_orientation(exif: bytes) -> int | None:
         return None
     (num_tags,) = struct.unpack_from(order + "H", tiff, start)
     tags = tiff[start + 2 : start + 2 + 12 * num_tags]
-    for tag, kind, count, value in struct.iter_unpack(order + "HHI4s", tags[: len(tags) // 12 * 12]):
+    for tag, kind, count, value in struct.iter_unpack(
+        order + "HHI4s", tags[: len(tags) // 12 * 12]
+    ):
         if tag == _ORIENTATION_TAG and count == 1 and kind in (_SHORT, _LONG):
             (orientation,) = struct.unpack_from(order + ("H" if kind == _SHORT else "I"), value)
             return int(orientation)

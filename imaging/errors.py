@@ -4,8 +4,8 @@ ImageError
 ├── UnreadableImage   not a complete file of an allowed format
 └── OversizedImage    more pixels, scans, tables or parts than the limit
 
-The message names the problem, the given value and the allowed values. The service gives each error its public name in
-`service/images/decoding.py`, the export adds the file.
+The message names the problem, the given value and the allowed values. The service gives each error
+its public name in `service/images/decoding.py`, the export adds the file.
 """
 
 

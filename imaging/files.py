@@ -1,7 +1,9 @@
-"""An image file: header and hash, checked against limits before any pixel is decoded; upright pixels in RGB, resized.
+"""An image file: header and hash, checked against limits before any pixel is decoded; upright
+pixels in RGB, resized.
 
-Format, sides and scans are known from the header; together they bound time and memory of decoding. The decoding program
-imports this module for each image that takes long: it loads no more than it needs.
+Format, sides and scans are known from the header; together they bound time and memory of decoding.
+The decoding program imports this module for each image that takes long: it loads no more than it
+needs.
 """
 
 import io
@@ -19,10 +21,12 @@ from PIL.WebPImagePlugin import WebPImageFile
 from imaging.containers import Container, ImageFormat, read_container
 from imaging.errors import OversizedImage, UnreadableImage
 
-warnings.filterwarnings("ignore", module="PIL")  # they quote foreign files, and may be thousands for one
+# they quote foreign files, and may be thousands for one
+warnings.filterwarnings("ignore", module="PIL")
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns and raises; `_open` checks ours
 
-# By EXIF orientation, as in Pillow's ImageOps.exif_transpose, which also rewrites the tags and fails on malformed ones.
+# By EXIF orientation, as in Pillow's ImageOps.exif_transpose, which also rewrites the tags and
+# fails on malformed ones.
 _TRANSPOSITIONS: dict[int | None, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,13 +49,17 @@ _READERS: dict[ImageFormat, type[ImageFile.ImageFile]] = {
     "WEBP": WebPImageFile,
 }
 _BACKGROUND_RGB = (255, 255, 255)  # behind transparent pixels
-# A JPEG may repeat a scan at will, and each one is decoded over all pixels. Usual are up to 10: libjpeg's progression.
+# A JPEG may repeat a scan at will, and each one is decoded over all pixels. Usual are up to 10:
+# libjpeg's progression.
 _MAX_FULL_SCANS = 16  # of an image of the maximum size; a smaller one may have more
 
-# Estimated nanoseconds to decode a pixel: a photograph of 12 MP took 12 on a core of an EPYC, as a progressive JPEG of
-# 10 scans 25, as PNG or WebP 35 to 70.
-_JPEG_NS, _SCAN_NS, _OTHERS_NS = 10, 1.5, 50
-_LIGHT_NS, _HEAVY_NS = 10_000_000, 600_000_000
+# Estimated nanoseconds to decode a pixel: a photograph of 12 MP took 12 on a core of an EPYC, as a
+# progressive JPEG of 10 scans 25, as PNG or WebP 35 to 70.
+_JPEG_NS = 10
+_SCAN_NS = 1.5
+_OTHERS_NS = 50
+_LIGHT_NS = 10_000_000
+_HEAVY_NS = 600_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +81,19 @@ class ImageHeader:
 
 
 def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
-    """Read the header of an image file and hash the file; raise `UnreadableImage` or `OversizedImage`."""
+    """Read the header of an image file and hash the file.
+
+    Raise `UnreadableImage` or `OversizedImage`.
+    """
     container = read_container(data)
     image = _open(container.header, container, limits)
     width, height = image.size
     is_on_side = _TRANSPOSITIONS.get(container.orientation) in _SWAPPING_SIDES
     upright_wh = (height, width) if is_on_side else (width, height)
     decoding_ns = width * height * _pixel_ns(container)
-    return ImageHeader(upright_wh, blake3(data).digest(), decoding_ns < _LIGHT_NS, decoding_ns > _HEAVY_NS)
+    return ImageHeader(
+        upright_wh, blake3(data).digest(), decoding_ns < _LIGHT_NS, decoding_ns > _HEAVY_NS
+    )
 
 
 def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
@@ -97,7 +110,9 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def resize(rgb: Image.Image, size_wh: tuple[int, int], resample: int) -> Image.Image:
-    """Return the image at exactly `size_wh`, without keeping the aspect ratio, as the models were trained."""
+    """Return the image at exactly `size_wh`, without keeping the aspect ratio, as the models were
+    trained.
+    """
     return rgb.resize(size_wh, Image.Resampling(resample))
 
 
@@ -118,7 +133,10 @@ def _open(file: bytes, container: Container, limits: ImageLimits) -> ImageFile.I
         raise OversizedImage(f"{found} pixels; the maximum of a side is {limits.max_side_px}")
     allowed = _MAX_FULL_SCANS * limits.max_pixels // (width * height)
     if container.num_scans > allowed:
-        message = f"the JPEG has {container.num_scans} scans of {width} x {height} pixels; the maximum is {allowed}"
+        message = (
+            f"the JPEG has {container.num_scans} scans of {width} x {height} pixels; the maximum is"
+            f" {allowed}"
+        )
         raise OversizedImage(message)
     return image
 
@@ -129,13 +147,15 @@ def _decoding_errors(container: Container) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, SyntaxError, EOFError, AssertionError) as error:
-        # AssertionError: Pillow 13 asserts that a palette image has its palette, which a damaged file may lack.
+        # AssertionError: Pillow 13 asserts that a palette image has its palette, which a damaged
+        # file may lack.
         message = f"the {container.format} image is damaged or truncated and cannot be decoded"
         raise UnreadableImage(message) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey: `convert` would clip it; a transparent tone is ignored
+    # 16-bit grey: `convert` would clip it; a transparent tone is ignored
+    if image.mode.startswith("I"):
         return image.point(lambda tone: tone / 256).convert("RGB")
     return _flatten(image) if image.has_transparency_data else image.convert("RGB")
 

@@ -13,7 +13,10 @@ _LIMITS = ImageLimits(max_pixels=178_956_970)  # Pillow's limit
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Return width and height of the upright image, from its header; raise `ImageError` or `OSError`."""
+    """Return width and height of the upright image, from its header.
+
+    Raise `ImageError` or `OSError`.
+    """
     return read_header(path.read_bytes(), _LIMITS).size_wh
 
 

@@ -1,9 +1,13 @@
-"""Load tests and measurements of a running service, through its network interfaces and commands only.
+"""Load tests and measurements of a running service, through its network interfaces and commands
+only.
 
-python -m loadtest                 the benchmark: our service and its peers under the same load (make bench); bench/
+python -m loadtest                 the benchmark: our service and its peers under the same load
+                                   (make bench); bench/
 locust -f loadtest/load/locustfile.py
-                                   load on a running service up to its saturation point (make loadtest); load/
-python -m loadtest.soak            long mixed load, and whether the resources of the processes stay flat; soak_traffic
+                                   load on a running service up to its saturation point (make
+                                   loadtest); load/
+python -m loadtest.soak            long mixed load, and whether the resources of the processes stay
+                                   flat; soak_traffic
 python -m loadtest.path_cost       what the path of a request adds to the stages of the model
 python -m loadtest.gateway_limit   requests per second of gateways over simulated_runner
 

@@ -1,8 +1,10 @@
-"""Run the benchmark: `python -m loadtest [--minutes N] [--quick] [--resume]` (make bench), or a short run of it.
+"""Run the benchmark: `python -m loadtest [--minutes N] [--quick] [--resume]` (make bench), or a
+short run of it.
 
-Missing checkpoints, artifacts and images are made first by `python -m export.bench`, within the same time, and kept in
-build/bench. A whole run is appended to loadtest/results/history.jsonl. `--short`, for the end of the checks, compares
-the embedded models with one peer, and the ratios with those in the history; it reads the artifacts of `make export`.
+Missing checkpoints, artifacts and images are made first by `python -m export.bench`, within the
+same time, and kept in build/bench. A whole run is appended to loadtest/results/history.jsonl.
+`--short`, for the end of the checks, compares the embedded models with one peer, and the ratios
+with those in the history; it reads the artifacts of `make export`.
 """
 
 import argparse
@@ -53,11 +55,14 @@ class Options:
     def command(self) -> str:
         """The command, for the report."""
         flags = ["--quick"] * self.is_quick + ["--resume"] * self.is_resumed
-        return " ".join([f"python -m loadtest --minutes {self.minutes:g}", *flags, "--scales", *self.scales])
+        return " ".join(
+            [f"python -m loadtest --minutes {self.minutes:g}", *flags, "--scales", *self.scales]
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("python -m loadtest was terminated"))  # servers are stopped
+    # servers are stopped
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("python -m loadtest was terminated"))
     options = _parse(arguments)
     deadline_s = time.monotonic() + options.minutes * 60
     if options.is_short:
@@ -86,8 +91,12 @@ def _short(deadline_s: float) -> None:
 def _run(models: Sequence[ModelMaterial], options: Options, deadline_s: float) -> Run:
     """Measure the machine, then every server."""
     operations = {model.id: count_operations(model.checkpoint) for model in models}
-    rates = _machine_rates(sorted({num_bytes for one in operations.values() for num_bytes in steps_bytes(one)}))
-    steps = [step for model in models if model.is_endless for step in measure_steps(model.id, _FOLDER)]
+    rates = _machine_rates(
+        sorted({num_bytes for one in operations.values() for num_bytes in steps_bytes(one)})
+    )
+    steps = [
+        step for model in models if model.is_endless for step in measure_steps(model.id, _FOLDER)
+    ]
     bench = Bench(models, _FOLDER, deadline_s, options.is_quick)
     if not options.is_resumed:
         bench.clear()
@@ -101,23 +110,41 @@ def _run(models: Sequence[ModelMaterial], options: Options, deadline_s: float) -
 
 
 def _one_line(measurement: Measurement) -> str:
-    """Return `florence-2-mini, litserve 16: 7.1 s to start, requests/s: single 11.8, mixed 70.4`."""
-    rates = (f"{load} {shown(numbers_of(rounds).requests_per_s)}" for load, rounds in measurement.rounds.items())
+    """Return `florence-2-mini, litserve 16: 7.1 s to start, requests/s: single 11.8, mixed
+    70.4`.
+    """
+    rates = (
+        f"{load} {shown(numbers_of(rounds).requests_per_s)}"
+        for load, rounds in measurement.rounds.items()
+    )
     named = f"{measurement.model}, {measurement.server.name}: {measurement.start_s:.1f} s to start"
     return f"{named}, requests/s: {', '.join(rates)}"
 
 
 def _make_material(folder: Path, *options: str) -> None:
     """Make what is missing; the output goes to stderr, like the progress of the run."""
-    environment = os.environ | {"BENTOML_HOME": str(folder / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
+    environment = os.environ | {
+        "BENTOML_HOME": str(folder / "bentoml"),
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
     command = [sys.executable, "-m", "export.bench", str(folder), *options]
     subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr, check=True)
 
 
 def _machine_rates(bytes_of_steps: Sequence[int]) -> list[MachineRates]:
-    """Measure in a process of its own, so that its threads and memory are released before a server starts."""
-    command = [sys.executable, "-m", "loadtest.bench.machine", "--step-bytes", *map(str, bytes_of_steps)]
-    measured = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    """Measure in a process of its own, so that its threads and memory are released before a server
+    starts.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "loadtest.bench.machine",
+        "--step-bytes",
+        *map(str, bytes_of_steps),
+    ]
+    measured = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
     return [MachineRates(**rates) for rates in json.loads(measured)]
 
 
@@ -154,14 +181,28 @@ def _note(text: str) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> Options:
-    parser = argparse.ArgumentParser("python -m loadtest", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        "python -m loadtest", description=(__doc__ or "").partition("\n")[0]
+    )
     times = f"maximum time; default 25, of the short run {_SHORT_MINUTES:g}"
     parser.add_argument("--minutes", type=float, metavar="N", help=times)
-    parser.add_argument("--quick", action="store_true", help="the embedded checkpoints only, one short round")
-    parser.add_argument("--short", action="store_true", help="one peer, and what got worse since the last whole runs")
-    parser.add_argument("--resume", action="store_true", help="keep the finished servers of an earlier run")
-    parser.add_argument("--scales", nargs="+", choices=("embedded", "base"), default=["embedded", "base"])
-    parser.add_argument("--results", type=Path, default=_RESULTS, metavar="FOLDER", help="default %(default)s")
+    parser.add_argument(
+        "--quick", action="store_true", help="the embedded checkpoints only, one short round"
+    )
+    parser.add_argument(
+        "--short",
+        action="store_true",
+        help="one peer, and what got worse since the last whole runs",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the finished servers of an earlier run"
+    )
+    parser.add_argument(
+        "--scales", nargs="+", choices=("embedded", "base"), default=["embedded", "base"]
+    )
+    parser.add_argument(
+        "--results", type=Path, default=_RESULTS, metavar="FOLDER", help="default %(default)s"
+    )
     parsed = parser.parse_args(arguments)
     scales = ("embedded",) if parsed.quick else tuple(parsed.scales)
     minutes = parsed.minutes or (_SHORT_MINUTES if parsed.short else 25)

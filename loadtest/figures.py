@@ -1,4 +1,6 @@
-"""Figures of reports: percentiles, rounding, tables in Markdown, and the machine that they were measured on."""
+"""Figures of reports: percentiles, rounding, tables in Markdown, and the machine that they were
+measured on.
+"""
 
 import math
 import platform
@@ -9,7 +11,9 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Return the smallest value that at least `percent` of all do not exceed (nearest rank); NaN if there are none."""
+    """Return the smallest value that at least `percent` of all do not exceed (nearest rank); NaN if
+    there are none.
+    """
     if not values:
         return math.nan
     return sorted(values)[max(0, math.ceil(percent / 100 * len(values)) - 1)]

@@ -1,11 +1,14 @@
-"""Requests per second of gateways over a runner that takes no time: `python -m loadtest.gateway_limit [--workers N]`.
+"""Requests per second of gateways over a runner that takes no time: `python -m
+loadtest.gateway_limit [--workers N]`.
 
-Clients in a closed loop send a different image each time; loadtest/simulated_runner.py answers. What remains is the
-gateway's work: reading the form, decoding, resizing and sending the image, parsing and rendering the answer. The model
-must be exported (`make export`), because the gateway reads its manifest.
+Clients in a closed loop send a different image each time; loadtest/simulated_runner.py answers.
+What remains is the gateway's work: reading the form, decoding, resizing and sending the image,
+parsing and rendering the answer. The model must be exported (`make export`), because the gateway
+reads its manifest.
 
-Where clients and runner take cores that the gateways could use, requests per second do not double with the processes.
-`--cores C` then limits each gateway process to a share of a core, so that clients and runner have enough beside them.
+Where clients and runner take cores that the gateways could use, requests per second do not double
+with the processes. `--cores C` then limits each gateway process to a share of a core, so that
+clients and runner have enough beside them.
 """
 
 import argparse
@@ -25,7 +28,9 @@ from loadtest.processes import ROOT, Launch, cpu_s_by_process, free_port, limite
 from loadtest.soak_traffic import new_image
 
 MODEL = "florence-2-mini"
-_NUM_CLIENTS, _NUM_IMAGES = 24, 512  # more images than requests in flight, so that no two share an encoding
+# more images than requests in flight, so that no two share an encoding
+_NUM_CLIENTS = 24
+_NUM_IMAGES = 512
 _WARM_UP_S = 2.0
 _TIMEOUT_S = 120
 
@@ -43,9 +48,15 @@ class Round:
         return self.cpu_s_per_s / self.requests_per_s
 
 
-def measure(num_workers: int, num_rounds: int, round_s: float, cores: float | None = None) -> list[Round]:
-    """Start runner and gateways, and measure; each gateway has `cores` of processor time, or all that there is."""
-    runner_port, port = free_port(), free_port()
+def measure(
+    num_workers: int, num_rounds: int, round_s: float, cores: float | None = None
+) -> list[Round]:
+    """Start runner and gateways, and measure.
+
+    Each gateway has `cores` of processor time, or all that there is.
+    """
+    runner_port = free_port()
+    port = free_port()
     environment = {
         "DIPTYCH_MODELS": MODEL,
         "DIPTYCH_GATEWAY_WORKERS": str(num_workers),
@@ -56,12 +67,20 @@ def measure(num_workers: int, num_rounds: int, round_s: float, cores: float | No
         "DIPTYCH_MAX_WAITING_TOKENS": "1000000000",
         "DIPTYCH_REQUEST_TIMEOUT_S": str(_TIMEOUT_S),
     }
-    runner = Launch((sys.executable, "-m", "loadtest.simulated_runner", str(runner_port)), runner_port, "/readyz")
+    runner = Launch(
+        (sys.executable, "-m", "loadtest.simulated_runner", str(runner_port)),
+        runner_port,
+        "/readyz",
+    )
     gateway = Launch((sys.executable, "-m", "service", "gateway"), port, "/readyz", environment)
     with (
         running(runner, ROOT / "build" / "simulated_runner.log"),
         running(gateway, ROOT / "build" / "gateway.log") as process_id,
-        nullcontext() if cores is None else limited(cpu_s_by_process(process_id).keys() - {process_id}, cores),
+        (
+            nullcontext()
+            if cores is None
+            else limited(cpu_s_by_process(process_id).keys() - {process_id}, cores)
+        ),
     ):
         return asyncio.run(_rounds(gateway.url, process_id, num_rounds, round_s))
 
@@ -69,8 +88,11 @@ def measure(num_workers: int, num_rounds: int, round_s: float, cores: float | No
 async def _rounds(url: str, process_id: int, num_rounds: int, round_s: float) -> list[Round]:
     ended_s: list[float] = []
     images = itertools.cycle([new_image() for _ in range(_NUM_IMAGES)])
-    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(_TIMEOUT_S)
-    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout, raise_for_status=True) as http:
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(_TIMEOUT_S)
+    async with aiohttp.ClientSession(
+        url, connector=connector, timeout=timeout, raise_for_status=True
+    ) as http:
         clients = [asyncio.create_task(_client(http, images, ended_s)) for _ in range(_NUM_CLIENTS)]
         try:
             await _run_for(clients, _WARM_UP_S)
@@ -81,7 +103,9 @@ async def _rounds(url: str, process_id: int, num_rounds: int, round_s: float) ->
             await asyncio.gather(*clients, return_exceptions=True)
 
 
-async def _client(http: aiohttp.ClientSession, images: Iterator[bytes], ended_s: list[float]) -> None:
+async def _client(
+    http: aiohttp.ClientSession, images: Iterator[bytes], ended_s: list[float]
+) -> None:
     while True:
         form = aiohttp.FormData({"task": "captioning", "model": MODEL})
         form.add_field("image", next(images), filename="image.jpg", content_type="image/jpeg")
@@ -97,10 +121,15 @@ async def _run_for(clients: Sequence[asyncio.Task[None]], seconds: float) -> Non
         client.result()
 
 
-async def _round(clients: Sequence[asyncio.Task[None]], ended_s: list[float], process_id: int, seconds: float) -> Round:
-    first, start_s, before_s = len(ended_s), time.monotonic(), cpu_s_by_process(process_id)
+async def _round(
+    clients: Sequence[asyncio.Task[None]], ended_s: list[float], process_id: int, seconds: float
+) -> Round:
+    first = len(ended_s)
+    start_s = time.monotonic()
+    before_s = cpu_s_by_process(process_id)
     await _run_for(clients, seconds)
-    elapsed_s, after_s = time.monotonic() - start_s, cpu_s_by_process(process_id)
+    elapsed_s = time.monotonic() - start_s
+    after_s = cpu_s_by_process(process_id)
     used_s = {one: after_s[one] - before_s.get(one, 0.0) for one in after_s}
     total_s = sum(used_s.values())
     shares = sorted((used_s[one] / total_s for one in used_s if one != process_id), reverse=True)
@@ -112,19 +141,33 @@ def report(num_workers: int, rounds: Sequence[Round]) -> str:
     requests_per_s = statistics.median(one.requests_per_s for one in rounds)
     cores = statistics.median(one.cpu_s_per_s for one in rounds)
     cpu_ms = statistics.median(one.cpu_s_per_request for one in rounds) * 1000
-    shares = (percent(statistics.median(each)) for each in zip(*(one.shares for one in rounds), strict=True))
+    shares = (
+        percent(statistics.median(each))
+        for each in zip(*(one.shares for one in rounds), strict=True)
+    )
     return (
-        f"gateway processes: {num_workers}; {shown(requests_per_s)} requests/s at {percent(cores)} of a core, "
-        f"{cpu_ms:.2f} ms a request; shares of the processes: {', '.join(shares)}"
+        f"gateway processes: {num_workers}; {shown(requests_per_s)} requests/s at {percent(cores)}"
+        f" of a core, {cpu_ms:.2f} ms a request; shares of the processes: {', '.join(shares)}"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python -m loadtest.gateway_limit", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="gateway processes; default %(default)s")
+    parser = argparse.ArgumentParser(
+        "python -m loadtest.gateway_limit", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="gateway processes; default %(default)s"
+    )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default %(default)s")
-    parser.add_argument("--seconds", type=float, default=8, metavar="S", help="of a round; default %(default)s")
-    parser.add_argument("--cores", type=float, metavar="C", help="of each gateway process, as root; default: no limit")
+    parser.add_argument(
+        "--seconds", type=float, default=8, metavar="S", help="of a round; default %(default)s"
+    )
+    parser.add_argument(
+        "--cores",
+        type=float,
+        metavar="C",
+        help="of each gateway process, as root; default: no limit",
+    )
     given = parser.parse_args(arguments)
     print(report(given.workers, measure(given.workers, given.rounds, given.seconds, given.cores)))
 

@@ -2,9 +2,9 @@
 
     python -m loadtest.offline_ratio [--model ID] [--task ID] [--images N] [--rounds N]
 
-Clients in a closed loop send the images to the service over REST, more at a time than its decoder has slots. Both are
-measured without their start, and without a cache of image features: no image is known. The model must be exported
-(`make export`).
+Clients in a closed loop send the images to the service over REST, more at a time than its decoder
+has slots. Both are measured without their start, and without a cache of image features: no image is
+known. The model must be exported (`make export`).
 """
 
 import argparse
@@ -46,7 +46,10 @@ def measure(model: str, task: str, num_images: int, num_rounds: int) -> list[tup
     }
     service = Launch((sys.executable, "-m", "service"), port, "/readyz", environment)
     rounds = []
-    with tempfile.TemporaryDirectory() as name, running(service, ROOT / "build" / "offline_ratio.log"):
+    with (
+        tempfile.TemporaryDirectory() as name,
+        running(service, ROOT / "build" / "offline_ratio.log"),
+    ):
         images = _written(Path(name) / "images", num_images)
         asyncio.run(_served(service.url, model, task, images[:_NUM_CLIENTS]))
         for index in range(num_rounds):
@@ -68,9 +71,13 @@ def _written(folder: Path, num_images: int) -> list[Path]:
 
 
 async def _served(url: str, model: str, task: str, images: Sequence[Path]) -> float:
-    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(_TIMEOUT_S)
-    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout, raise_for_status=True) as http:
-        left, start_s = iter(images), time.monotonic()
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(_TIMEOUT_S)
+    async with aiohttp.ClientSession(
+        url, connector=connector, timeout=timeout, raise_for_status=True
+    ) as http:
+        left = iter(images)
+        start_s = time.monotonic()
         await asyncio.gather(*(_client(http, model, task, left) for _ in range(_NUM_CLIENTS)))
         return len(images) / (time.monotonic() - start_s)
 
@@ -89,23 +96,34 @@ def _offline(model: str, task: str, images: Path, output: Path) -> float:
     memory_mb = []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
         while run.poll() is None:
-            memory_mb.append(max((use.memory_mb for use in use_by_name(run.pid).values()), default=0.0))  # the model's
+            # the model's
+            memory_mb.append(
+                max((use.memory_mb for use in use_by_name(run.pid).values()), default=0.0)
+            )
             time.sleep(_SAMPLE_S)
         printed = run.stdout.read() if run.stdout else ""
     rate = _RATE.search(printed)
     if run.returncode or rate is None:
         raise ServerError(f"the offline run ended with status {run.returncode}: {printed}")
-    parts = (statistics.median(memory_mb[len(memory_mb) * part // 8 :][: len(memory_mb) // 8]) for part in (4, 5, 6))
+    parts = (
+        statistics.median(memory_mb[len(memory_mb) * part // 8 :][: len(memory_mb) // 8])
+        for part in (4, 5, 6)
+    )
     print(
-        f"memory of the model's process, {', '.join(map(shown, parts))} MB in three eighths of the run, from its half"
+        f"memory of the model's process, {', '.join(map(shown, parts))} MB in three eighths of the"
+        " run, from its half"
     )
     return float(rate[1])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print the median of the rounds' ratios."""
-    parser = argparse.ArgumentParser("python -m loadtest.offline_ratio", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--model", default="florence-2-mini", metavar="ID", help="default %(default)s")
+    parser = argparse.ArgumentParser(
+        "python -m loadtest.offline_ratio", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "--model", default="florence-2-mini", metavar="ID", help="default %(default)s"
+    )
     parser.add_argument("--task", default="captioning", metavar="ID", help="default %(default)s")
     parser.add_argument("--images", type=int, default=1000, metavar="N", help="default %(default)s")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default %(default)s")

@@ -1,10 +1,13 @@
-"""The time that the path of a request adds to the stages of the model, for new and for cached images.
+"""The time that the path of a request adds to the stages of the model, for new and for cached
+images.
 
     python -m loadtest.path_cost [--url URL] [--model ID] [--new N] [--cached N]
 
-    path    total - (preprocess + encode + prefill + decode + postprocess), from the answer's timings_ms:
+    path    total - (preprocess + encode + prefill + decode + postprocess), from the answer's
+            timings_ms:
             queues, transport between processes, hashing, hops between threads
-    client  latency of this client minus the same stages: the path, HTTP, the form and the answer's JSON
+    client  latency of this client minus the same stages: the path, HTTP, the form and the answer's
+            JSON
 
 One request at a time. It knows the REST API and no model.
 """
@@ -53,22 +56,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def cost_table(costs: Mapping[str, Sequence[RequestCost]]) -> str:
     """Return the costs of path and client and the medians of the stages, a row for each case."""
-    header = ["image", "path p50 / p95 ms", "client p50 / p95 ms", *(f"{name} p50" for name in _STAGES)]
+    header = [
+        "image",
+        "path p50 / p95 ms",
+        "client p50 / p95 ms",
+        *(f"{name} p50" for name in _STAGES),
+    ]
     rows = (
         [
             case,
             _percentiles([cost.path_ms for cost in found]),
             _percentiles([cost.client_ms for cost in found]),
-            *(f"{statistics.median(cost.stages_ms[name] for cost in found):.2f}" for name in _STAGES),
+            *(
+                f"{statistics.median(cost.stages_ms[name] for cost in found):.2f}"
+                for name in _STAGES
+            ),
         ]
         for case, found in costs.items()
     )
     return table(header, rows)
 
 
-def _costs(client: httpx.Client, model: str | None, num_requests: int, is_new: bool) -> Iterator[RequestCost]:
-    """Send one request after the other; raise `RuntimeError` if the vision cache contradicts `is_new`."""
-    image, expected = new_image(_IMAGE_SIDE_PX), "miss" if is_new else "hit"
+def _costs(
+    client: httpx.Client, model: str | None, num_requests: int, is_new: bool
+) -> Iterator[RequestCost]:
+    """Send one request after the other.
+
+    Raise `RuntimeError` if the vision cache contradicts `is_new`.
+    """
+    image = new_image(_IMAGE_SIDE_PX)
+    expected = "miss" if is_new else "hit"
     if not is_new:
         _caption(client, model, image)
     for _ in range(num_requests):
@@ -83,8 +100,12 @@ def _costs(client: httpx.Client, model: str | None, num_requests: int, is_new: b
 
 def _caption(client: httpx.Client, model: str | None, image: bytes) -> dict[str, Any]:
     """Return the answer to a caption of few tokens."""
-    form = {"task": "captioning", "max_new_tokens": "4"} | ({} if model is None else {"model": model})
-    answer: dict[str, Any] = client.post("/v1/predict", data=form, files={"image": image}).raise_for_status().json()
+    form = {"task": "captioning", "max_new_tokens": "4"} | (
+        {} if model is None else {"model": model}
+    )
+    answer: dict[str, Any] = (
+        client.post("/v1/predict", data=form, files={"image": image}).raise_for_status().json()
+    )
     return answer
 
 
@@ -93,11 +114,23 @@ def _percentiles(values_ms: Sequence[float]) -> str:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m loadtest.path_cost", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--url", default="http://127.0.0.1:3000", help="of the service; default %(default)s")
+    parser = argparse.ArgumentParser(
+        "python -m loadtest.path_cost", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "--url", default="http://127.0.0.1:3000", help="of the service; default %(default)s"
+    )
     parser.add_argument("--model", metavar="ID", help="default: the first that offers captioning")
-    parser.add_argument("--new", type=int, default=20, metavar="N", help="with new images; default %(default)s")
-    parser.add_argument("--cached", type=int, default=200, metavar="N", help="with a cached image; default %(default)s")
+    parser.add_argument(
+        "--new", type=int, default=20, metavar="N", help="with new images; default %(default)s"
+    )
+    parser.add_argument(
+        "--cached",
+        type=int,
+        default=200,
+        metavar="N",
+        help="with a cached image; default %(default)s",
+    )
     return parser.parse_args(arguments)
 
 

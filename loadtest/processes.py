@@ -1,6 +1,8 @@
-"""Server processes: start, readiness, stop; processor time, memory, descriptors and threads as Linux counts them.
+"""Server processes: start, readiness, stop; processor time, memory, descriptors and threads as
+Linux counts them.
 
-A server runs in a process group of its own on the cores of this process. It is measured together with its descendants.
+A server runs in a process group of its own on the cores of this process. It is measured together
+with its descendants.
 """
 
 import os
@@ -21,10 +23,13 @@ NUM_CORES = len(os.sched_getaffinity(0))
 
 _START_TIMEOUT_S = 180
 _STOP_TIMEOUT_S = 30
-# In /proc/PID/stat after the name (man proc_pid_stat): parent; user and kernel time, of itself and of ended children.
-_PARENT, _TIMES = 1, slice(11, 15)
+# In /proc/PID/stat after the name (man proc_pid_stat): parent; user and kernel time, of itself and
+# of ended children.
+_PARENT = 1
+_TIMES = slice(11, 15)
 _KB = 1024
-_PERIOD_US = 20_000  # in which a limited process may use its share; the kernel suspends it for the rest
+# in which a limited process may use its share; the kernel suspends it for the rest
+_PERIOD_US = 20_000
 _GONE = (FileNotFoundError, ProcessLookupError)  # the process ended while it was read
 
 
@@ -57,7 +62,10 @@ class ProcessUse:
 
 @contextmanager
 def running(launch: Launch, log: Path) -> Iterator[int]:
-    """Start a server, yield its process id once it is ready, and stop it; raise `ServerError` if it is never ready."""
+    """Start a server, yield its process id once it is ready, and stop it.
+
+    Raise `ServerError` if it is never ready.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as log_file:
         log_file.write(f"{shlex.join(launch.command)}\n")
@@ -79,7 +87,9 @@ def running(launch: Launch, log: Path) -> Iterator[int]:
 
 @contextmanager
 def suspended(process_id: int) -> Iterator[None]:
-    """Suspend a process and its descendants: a server that polls its queues takes processor time when it is idle."""
+    """Suspend a process and its descendants: a server that polls its queues takes processor time
+    when it is idle.
+    """
     suspended_ids = _descendants(process_id, _stats())
     for one in suspended_ids:
         os.kill(one, signal.SIGSTOP)
@@ -98,26 +108,36 @@ def free_port() -> int:
 
 
 def cpu_s(process_id: int) -> float:
-    """Return the user and kernel time of a process and its descendants, including those that have ended."""
+    """Return the user and kernel time of a process and its descendants, including those that have
+    ended.
+    """
     return sum(cpu_s_by_process(process_id).values())
 
 
 def cpu_s_by_process(process_id: int) -> dict[int, float]:
-    """Return the time of a process and of each descendant by process id; each includes its own ended children."""
-    stats, ticks_per_s = _stats(), os.sysconf("SC_CLK_TCK")
+    """Return the time of a process and of each descendant by process id.
+
+    Each includes its own ended children.
+    """
+    stats = _stats()
+    ticks_per_s = os.sysconf("SC_CLK_TCK")
     running = (one for one in _descendants(process_id, stats) if one in stats)
     return {one: sum(map(int, stats[one][_TIMES])) / ticks_per_s for one in running}
 
 
 def machine_cpu_s() -> float:
     """Return the processor time of all processes since the machine started."""
-    user, nice, system, _idle, _waiting, *interrupts = Path("/proc/stat").read_text(encoding="utf-8").split()[1:8]
+    user, nice, system, _idle, _waiting, *interrupts = (
+        Path("/proc/stat").read_text(encoding="utf-8").split()[1:8]
+    )
     return sum(map(int, (user, nice, system, *interrupts))) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def limited(process_ids: Iterable[int], cores: float) -> Iterator[None]:
-    """Limit each process to `cores` of processor time by a control group (version 1 or 2) of its own; needs root."""
+    """Limit each process to `cores` of processor time by a control group (version 1 or 2) of its
+    own; needs root.
+    """
     version_1 = Path("/sys/fs/cgroup/cpu")
     parent = version_1 if version_1.is_dir() else version_1.parent
     quota = str(round(cores * _PERIOD_US))
@@ -127,7 +147,9 @@ def limited(process_ids: Iterable[int], cores: float) -> Iterator[None]:
             group = parent / f"diptych-{process_id}"
             group.mkdir()
             groups.callback(group.rmdir)
-            for name, value in (limits if parent == version_1 else {"cpu.max": f"{quota} {_PERIOD_US}"}).items():
+            for name, value in (
+                limits if parent == version_1 else {"cpu.max": f"{quota} {_PERIOD_US}"}
+            ).items():
                 (group / name).write_text(value)
             (group / "cgroup.procs").write_text(str(process_id))
             groups.callback((parent / "cgroup.procs").write_text, str(process_id))
@@ -135,13 +157,19 @@ def limited(process_ids: Iterable[int], cores: float) -> Iterator[None]:
 
 
 def use_by_name(process_id: int) -> dict[str, ProcessUse]:
-    """Return the resources of a service's supervisor, by its process id, and of the processes that it started."""
+    """Return the resources of a service's supervisor, by its process id, and of the processes that
+    it started.
+    """
     found = {}
     for one in _descendants(process_id, _stats()):
         with suppress(*_GONE):
-            words = Path(f"/proc/{one}/cmdline").read_text(encoding="utf-8").replace("\0", " ").split()
+            words = (
+                Path(f"/proc/{one}/cmdline").read_text(encoding="utf-8").replace("\0", " ").split()
+            )
             unnamed = "supervisor" if one == process_id else f"process {one}"
-            name = words[words.index("--service-name") + 1] if "--service-name" in words else unnamed
+            name = (
+                words[words.index("--service-name") + 1] if "--service-name" in words else unnamed
+            )
             found[name] = _use(Path(f"/proc/{one}"))
     return found
 
@@ -160,12 +188,17 @@ def _stats() -> dict[int, list[str]]:
     found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(*_GONE):
-            found[int(stat.parent.name)] = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            found[int(stat.parent.name)] = (
+                stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            )
     return found
 
 
 def _descendants(process_id: int, stats: Mapping[int, list[str]]) -> list[int]:
-    """Return a process and its descendants; a server's workers may be process groups of their own."""
+    """Return a process and its descendants.
+
+    A server's workers may be process groups of their own.
+    """
     children = [child for child, fields in stats.items() if int(fields[_PARENT]) == process_id]
     return [process_id, *(one for child in children for one in _descendants(child, stats))]
 

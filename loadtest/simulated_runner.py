@@ -1,7 +1,7 @@
 """A runner that computes nothing: `python -m loadtest.simulated_runner PORT`.
 
-It implements the runner's HTTP API (runners/transport/): a call without pixels gets 404, a call with pixels always the
-same text.
+It implements the runner's HTTP API (runners/transport/): a call without pixels gets 404, a call
+with pixels always the same text.
 """
 
 import asyncio

@@ -1,14 +1,16 @@
-"""Soak test: mixed load at 80 % of the capacity, with errors and disconnecting clients; fails if resources grow.
+"""Soak test: mixed load at 80 % of the capacity, with errors and disconnecting clients; fails if
+resources grow.
 
     python -m loadtest.soak [--minutes N] [--results FOLDER]
 
-It starts a service with the embedded models (exported before: make export), measures its capacity, then samples the
-resources of its processes. The table is printed, all samples are written to soak.json. Exit status 1: a resource grows,
-or a request failed unexpectedly.
+It starts a service with the embedded models (exported before: make export), measures its capacity,
+then samples the resources of its processes. The table is printed, all samples are written to
+soak.json. Exit status 1: a resource grows, or a request failed unexpectedly.
 
-A resource is flat if its floor is: work in progress raises single samples, a leak raises the lowest. The samples are
-divided into blocks. Neither the least-squares line through the blocks' minima nor the difference between the minimum of
-the last and that of the first third may exceed the allowance.
+A resource is flat if its floor is: work in progress raises single samples, a leak raises the
+lowest. The samples are divided into blocks. Neither the least-squares line through the blocks'
+minima nor the difference between the minimum of the last and that of the first third may exceed the
+allowance.
 """
 
 import argparse
@@ -31,7 +33,8 @@ _WARM_UP = 1 / 4  # of the time
 _CAPACITY_S = 10.0
 _NUM_SAMPLES = 120
 _NUM_BLOCKS = 9
-SETTINGS = {"DIPTYCH_VISION_CACHE_MB": "8", "DIPTYCH_GRPC_PORT": "0"}  # a cache that is full after the warm-up
+# a cache that is full after the warm-up
+SETTINGS = {"DIPTYCH_VISION_CACHE_MB": "8", "DIPTYCH_GRPC_PORT": "0"}
 _RESULTS = ROOT / "loadtest" / "results"
 
 
@@ -81,20 +84,32 @@ class Soak:
 
     def trends(self) -> dict[tuple[str, str], Trend]:
         """Return the trend of each resource of each process that is in all samples."""
-        names = [name for name in self.samples[0].uses if all(name in sample.uses for sample in self.samples)]
+        names = [
+            name
+            for name in self.samples[0].uses
+            if all(name in sample.uses for sample in self.samples)
+        ]
         return {
-            (name, resource): trend_of([getattr(sample.uses[name], resource) for sample in self.samples])
+            (name, resource): trend_of(
+                [getattr(sample.uses[name], resource) for sample in self.samples]
+            )
             for name in names
             for resource in ALLOWANCES
         }
 
     def growing(self) -> dict[tuple[str, str], Trend]:
         """Return the trends that are not flat."""
-        return {key: trend for key, trend in self.trends().items() if not ALLOWANCES[key[1]].covers(trend)}
+        return {
+            key: trend
+            for key, trend in self.trends().items()
+            if not ALLOWANCES[key[1]].covers(trend)
+        }
 
     def unexpected(self) -> dict[str, int]:
         """Return the outcomes that count as failures."""
-        return {outcome: count for outcome, count in self.outcomes.items() if outcome not in EXPECTED}
+        return {
+            outcome: count for outcome, count in self.outcomes.items() if outcome not in EXPECTED
+        }
 
 
 def trend_of(values: Sequence[float]) -> Trend:
@@ -113,7 +128,8 @@ async def soak(url: str, process_id: int, seconds: float) -> Soak:
     warm_up = Traffic(url)
     await warm_up.closed_loop(_NUM_CLIENTS, _CAPACITY_S / 2)  # first-time costs
     rate_per_s = _LOAD * await warm_up.closed_loop(_NUM_CLIENTS, _CAPACITY_S)
-    traffic, samples = Traffic(url, seed=1), list[Sample]()
+    traffic = Traffic(url, seed=1)
+    samples = list[Sample]()
     sampling = asyncio.create_task(_sample(process_id, seconds / _NUM_SAMPLES, samples))
     start_s = time.monotonic()
     await traffic.open_loop(rate_per_s, seconds)
@@ -129,10 +145,18 @@ async def _sample(process_id: int, interval_s: float, samples: list[Sample]) -> 
 
 
 def report(found: Soak) -> str:
-    """Return the trends as a table: minimum of the first third after the warm-up → that of the last."""
+    """Return the trends as a table: minimum of the first third after the warm-up → that of the
+    last.
+    """
     trends = found.trends()
     rows = [
-        [name, *(f"{shown(trends[name, each].first)} → {shown(trends[name, each].last)}" for each in ALLOWANCES)]
+        [
+            name,
+            *(
+                f"{shown(trends[name, each].first)} → {shown(trends[name, each].last)}"
+                for each in ALLOWANCES
+            ),
+        ]
         for name in dict.fromkeys(name for name, _ in trends)
     ]
     header = ["process", "memory (PSS), MB", "file descriptors", "threads"]
@@ -141,12 +165,20 @@ def report(found: Soak) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python -m loadtest.soak", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=20, metavar="N", help="default %(default)s")
-    parser.add_argument("--results", type=Path, default=_RESULTS, metavar="FOLDER", help="default %(default)s")
+    parser = argparse.ArgumentParser(
+        "python -m loadtest.soak", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=20, metavar="N", help="default %(default)s"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=_RESULTS, metavar="FOLDER", help="default %(default)s"
+    )
     parsed = parser.parse_args(arguments)
     port = free_port()
-    launch = Launch((sys.executable, "-m", "service"), port, "/readyz", {"DIPTYCH_PORT": str(port), **SETTINGS})
+    launch = Launch(
+        (sys.executable, "-m", "service"), port, "/readyz", {"DIPTYCH_PORT": str(port), **SETTINGS}
+    )
     with running(launch, ROOT / "build" / "soak.log") as process_id:
         found = asyncio.run(soak(launch.url, process_id, parsed.minutes * 60))
     print(report(found))

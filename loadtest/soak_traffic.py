@@ -47,8 +47,12 @@ class Traffic:
     _models: list[str] = field(init=False)
 
     async def closed_loop(self, num_clients: int, seconds: float) -> float:
-        """Run clients that send one request after the other; return the completed requests per second."""
-        deadline_s, numbers = time.monotonic() + seconds, itertools.count()
+        """Run clients that send one request after the other.
+
+        Return the completed requests per second.
+        """
+        deadline_s = time.monotonic() + seconds
+        numbers = itertools.count()
 
         async def client(http: aiohttp.ClientSession) -> None:
             while time.monotonic() < deadline_s:
@@ -63,7 +67,8 @@ class Traffic:
 
     async def open_loop(self, rate_per_s: float, seconds: float) -> None:
         """Send requests as a Poisson process of `rate_per_s`, independent of the answers."""
-        deadline_s, running = time.monotonic() + seconds, asyncio.Semaphore(MAX_IN_FLIGHT)
+        deadline_s = time.monotonic() + seconds
+        running = asyncio.Semaphore(MAX_IN_FLIGHT)
         async with self._session() as http, asyncio.TaskGroup() as group:
             await self._prepare(http)
             while time.monotonic() < deadline_s:
@@ -73,7 +78,9 @@ class Traffic:
 
     def _session(self) -> aiohttp.ClientSession:
         timeout = aiohttp.ClientTimeout(_TIMEOUT_S)
-        return aiohttp.ClientSession(self.url, timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+        return aiohttp.ClientSession(
+            self.url, timeout=timeout, connector=aiohttp.TCPConnector(limit=0)
+        )
 
     async def _prepare(self, http: aiohttp.ClientSession) -> None:
         self._random = random.Random(self.seed)
@@ -103,9 +110,15 @@ class Traffic:
 
     async def _error(self, http: aiohttp.ClientSession) -> str:
         statuses, fields, headers, image = self._random.choice(_ERRORS)
-        async with http.post("/v1/predict", data=self._form(fields, image), headers=headers) as response:
+        async with http.post(
+            "/v1/predict", data=self._form(fields, image), headers=headers
+        ) as response:
             await response.read()
-            return "error" if response.status in statuses else f"status {response.status} for {statuses}"
+            return (
+                "error"
+                if response.status in statuses
+                else f"status {response.status} for {statuses}"
+            )
 
     async def _disconnect(self, http: aiohttp.ClientSession) -> str:
         if self._random.random() < 0.5:
@@ -122,7 +135,12 @@ class Traffic:
     def _form(self, fields: Mapping[str, str], image: bytes | None = None) -> aiohttp.FormData:
         chosen = {"task": self._random.choice(_TASKS), "model": self._random.choice(self._models)}
         form = aiohttp.FormData({**chosen, **fields})
-        form.add_field("image", image or self._random.choice(self._images), filename="image", content_type="image/png")
+        form.add_field(
+            "image",
+            image or self._random.choice(self._images),
+            filename="image",
+            content_type="image/png",
+        )
         return form
 
 

@@ -1,9 +1,10 @@
-"""Answers one task about every image of folders, patterns, parquet files and tar archives, without a server.
+"""Answers one task about every image of folders, patterns, parquet files and tar archives, without
+a server.
 
     python -m offline images/ --task captioning --model florence-2-mini --output answers
 
-Exit status: 0 if every image has an answer, 1 if any failed, 2 if the run was refused. The environment's DIPTYCH_
-settings of devices, precisions and batches apply (docs/settings.md).
+Exit status: 0 if every image has an answer, 1 if any failed, 2 if the run was refused. The
+environment's DIPTYCH_ settings of devices, precisions and batches apply (docs/settings.md).
 """
 
 import argparse
@@ -45,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for uri in given.inputs:
             if is_within(given.output, uri):
-                raise InputError(f"--output {given.output} is within the input {uri}; choose a folder beside it")
+                raise InputError(
+                    f"--output {given.output} is within the input {uri}; choose a folder beside it"
+                )
         settings = _settings(given.model)
         shards = plan_shards(given.inputs, given.column, given.shard_size)
         output = Output(given.output, _job(given, settings, shards))
@@ -53,7 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _REFUSALS as error:
         print(f"python -m offline: {error}", file=sys.stderr)
         return 2
-    _answer(given, output, settings, [(index, shard) for index, shard in enumerate(shards) if index not in done])
+    _answer(
+        given,
+        output,
+        settings,
+        [(index, shard) for index, shard in enumerate(shards) if index not in done],
+    )
     if given.format == "coco":
         write_coco(output)
     output.remove_incomplete()
@@ -62,27 +70,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if totals.num_failed else 0
 
 
-def _answer(given: argparse.Namespace, output: Output, settings: Settings, shards: list[tuple[int, Shard]]) -> None:
+def _answer(
+    given: argparse.Namespace, output: Output, settings: Settings, shards: list[tuple[int, Shard]]
+) -> None:
     """Answer about the shards that are left, with a progress bar."""
     if not shards:
         return
-    from offline.pipeline import DoneShard, answer_shards, start_ray  # takes seconds: not before a refusal
+    # takes seconds: not before a refusal
+    from offline.pipeline import DoneShard, answer_shards, start_ray
 
     done: list[DoneShard] = []
     start_ray(given.address)
     with tqdm(unit=" images") as bar:
         for shard in answer_shards(output, shards, settings, given.actors):
             done.append(shard)
-            num_images, num_failed = sum(each.num_images for each in done), sum(each.num_failed for each in done)
+            num_images = sum(each.num_images for each in done)
+            num_failed = sum(each.num_failed for each in done)
             bar.total = _expected(shards, num_images, len(done))
             bar.set_postfix(failed=num_failed, shards=f"{len(done)}/{len(shards)}", refresh=False)
             bar.update(shard.num_images)
-    seconds = max(each.ended_s for each in done) - min(each.started_s for each in done)  # without the start
+    # without the start
+    seconds = max(each.ended_s for each in done) - min(each.started_s for each in done)
     print(f"{num_images} images in {seconds:.2f} s, {num_images / seconds:.2f} images/s")
 
 
 def _expected(shards: list[tuple[int, Shard]], num_answered: int, num_done: int) -> int:
-    """Return the number of images of all shards; with archives, which have no index, an estimate from those done."""
+    """Return the number of images of all shards; with archives, which have no index, an estimate
+    from those done.
+    """
     counts = [shard.num_images for _, shard in shards]
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else num_answered * len(shards) // num_done
@@ -104,8 +119,13 @@ def _job(given: argparse.Namespace, settings: Settings, shards: Sequence[Shard])
     if given.format == "coco":
         fields.setdefault("mask_format", "rle")
     _, request = parse_fields(GenerationFields, fields)
-    if given.format == "coco" and (request.task.result_kind not in _COCO_KINDS or request.mask_format != "rle"):
-        raise InputError("--format coco needs a task with boxes or masks, and mask_format=rle; choose parquet or jsonl")
+    if given.format == "coco" and (
+        request.task.result_kind not in _COCO_KINDS or request.mask_format != "rle"
+    ):
+        raise InputError(
+            "--format coco needs a task with boxes or masks, and mask_format=rle; choose parquet or"
+            " jsonl"
+        )
     model = load_served_models(settings)[given.model]
     task_prompts(model, request, (MAX_COORDINATE_PX, MAX_COORDINATE_PX))
     return Job(
@@ -119,7 +139,9 @@ def _job(given: argparse.Namespace, settings: Settings, shards: Sequence[Shard])
 
 
 def _fields(pairs: Iterable[str]) -> dict[str, object]:
-    """Return fields of the form NAME=VALUE, of which those of a list are repeated, as in a form of /v1/predict."""
+    """Return fields of the form NAME=VALUE, of which those of a list are repeated, as in a form of
+    /v1/predict.
+    """
     texts = defaultdict[str, list[str]](list)
     for pair in pairs:
         name, separator, text = pair.partition("=")
@@ -130,18 +152,45 @@ def _fields(pairs: Iterable[str]) -> dict[str, object]:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m offline", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        "python -m offline", description=(__doc__ or "").partition("\n")[0]
+    )
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="folder, pattern, image, .parquet or .tar; path or URI")
+    add(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="folder, pattern, image, .parquet or .tar; path or URI",
+    )
     add("--task", required=True, help="task id")
     add("--model", required=True, help="model id of the catalog")
     add("--output", required=True, help="folder; path or URI. An output of the same job is resumed")
-    add("-F", "--field", action="append", default=[], metavar="NAME=VALUE", help="field of /v1/predict; repeatable")
+    add(
+        "-F",
+        "--field",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="field of /v1/predict; repeatable",
+    )
     add("--format", choices=get_args(OutputFormat), default="parquet", help="default %(default)s")
-    add("--column", default="image", help="of parquet files, with image bytes or paths; default %(default)s")
-    add("--shard-size", type=_positive, default=256, help="images in a file of the output; default %(default)s")
+    add(
+        "--column",
+        default="image",
+        help="of parquet files, with image bytes or paths; default %(default)s",
+    )
+    add(
+        "--shard-size",
+        type=_positive,
+        default=256,
+        help="images in a file of the output; default %(default)s",
+    )
     add("--address", help="of a Ray cluster; default: Ray on this host")
-    add("--actors", type=_positive, help="copies of the model; default: one for each GPU, else for each host")
+    add(
+        "--actors",
+        type=_positive,
+        help="copies of the model; default: one for each GPU, else for each host",
+    )
     return parser.parse_args(arguments)
 
 

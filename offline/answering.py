@@ -1,7 +1,8 @@
 """Answers about the images of shards with one model in this process, in the order of the input.
 
-More images are in flight than the decoder has slots, over all shards that are answered at the same time: encoder and
-decoder never wait for a shard to end. A shard whose worker died is answered image by image, and nothing beside it.
+More images are in flight than the decoder has slots, over all shards that are answered at the same
+time: encoder and decoder never wait for a shard to end. A shard whose worker died is answered image
+by image, and nothing beside it.
 """
 
 import asyncio
@@ -46,7 +47,10 @@ class LoadedModel:
 
 
 def load_model(job: Job, settings: Settings) -> LoadedModel:
-    """Load the artifacts; raise `ArtifactError` if this host would answer otherwise than the job's."""
+    """Load the artifacts.
+
+    Raise `ArtifactError` if this host would answer otherwise than the job's.
+    """
     models = load_served_models(settings)
     model = models[job.build.model]
     if differing := differences(asdict(job.build), asdict(Build.of(model, job.task, settings))):
@@ -56,7 +60,9 @@ def load_model(job: Job, settings: Settings) -> LoadedModel:
     options = runner_options(model.runner_id, settings, served_entries(settings))
     limits = replace(options.limits, max_waiting=_UNBOUNDED)
     # Every image is new: a cache would only take memory.
-    runner = InProcessRunner(base, replace(options, limits=limits, max_cache_bytes=0, adapters_folder=None))
+    runner = InProcessRunner(
+        base, replace(options, limits=limits, max_cache_bytes=0, adapters_folder=None)
+    )
     runner.load(settings)
     _, request = parse_fields(GenerationFields, job.fields)
     return LoadedModel(model, RunnerClient(base.model_id, runner), request)
@@ -73,11 +79,14 @@ class Answerer:
         self._places = asyncio.Semaphore(num_places)
         self._alone = asyncio.Lock()
         # A place may wait for a slow file, which must not keep another from being decoded.
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2 * num_places, "images"))
+        asyncio.get_running_loop().set_default_executor(
+            ThreadPoolExecutor(2 * num_places, "images")
+        )
 
     async def rows(self, shard: Shard) -> list[Row]:
         """Return a row for each image of a shard."""
-        images, rows = images_of(shard), []
+        images = images_of(shard)
+        rows = []
         await self._places.acquire()
         while (image := await in_thread(next, images, None)) is not None:
             rows.append(asyncio.create_task(self._answered_in_place(image)))
@@ -86,7 +95,10 @@ class Answerer:
         return await asyncio.gather(*rows)
 
     async def rows_one_by_one(self, shard: Shard, attempt: Attempt) -> list[Row]:
-        """Return the same rows, except for images that killed their worker; no other image is in progress."""
+        """Return the same rows, except for images that killed their worker.
+
+        No other image is in progress.
+        """
         async with self._alone, self._all_places():
             images = images_of(shard)
             rows: list[Row] = []
@@ -94,8 +106,11 @@ class Answerer:
                 position = len(rows)
                 deaths = attempt.deaths[position]
                 if deaths > _MAX_DEATHS:
-                    raise RuntimeError(f"{shard.describe()}: its worker died {deaths} times at image {position}")
-                if deaths == _MAX_DEATHS:  # it is not the answer that kills, but reading the image from its file
+                    raise RuntimeError(
+                        f"{shard.describe()}: its worker died {deaths} times at image {position}"
+                    )
+                # it is not the answer that kills, but reading the image from its file
+                if deaths == _MAX_DEATHS:
                     return [*rows, self._lost(f"{shard.describe()}: the rest cannot be read")]
                 await in_thread(attempt.record, position)
                 image = await in_thread(next, images, None)
@@ -121,7 +136,8 @@ class Answerer:
 
     async def _answered(self, image: InputImage) -> Row:
         """Return the row of an image; of its defects and those of the model, too."""
-        model, task = self._loaded.model.id, self._loaded.request.task.id
+        model = self._loaded.model.id
+        task = self._loaded.request.task.id
         width = height = None
         try:
             opened = LazyImage(await in_thread(image.read), self._decoder, _CLIENT)
@@ -134,18 +150,25 @@ class Answerer:
             failed = RowError(error.code, error.message)
         except Exception as error:  # a defect must not end the run
             logger.exception("%s failed", image.key)
-            failed = RowError("internal", f"{model} failed: {type(error).__name__}; the log has the cause")
+            failed = RowError(
+                "internal", f"{model} failed: {type(error).__name__}; the log has the cause"
+            )
         return Row(image.key, model, task, width, height, error=failed)
 
     def _lost(self, key: str) -> Row:
         """Return the row of an image that is not answered again."""
-        error = RowError("worker_died", "its worker died twice: among other images, and with this image alone")
+        error = RowError(
+            "worker_died", "its worker died twice: among other images, and with this image alone"
+        )
         return Row(key, self._loaded.model.id, self._loaded.request.task.id, error=error)
 
     async def _answer(self, image: LazyImage) -> Answer:
-        model, request = self._loaded.model, self._loaded.request
+        model = self._loaded.model
+        request = self._loaded.request
         prompts = task_prompts(model, request, image.header.size_wh)
-        return await predict(model, self._loaded.runner, request, image, PredictContext(prompts, math.inf))
+        return await predict(
+            model, self._loaded.runner, request, image, PredictContext(prompts, math.inf)
+        )
 
 
 def _row(key: str, answer: Answer) -> Row:

@@ -1,11 +1,13 @@
-"""Attempts at a shard, in files that outlive the worker: an image that kills its worker is found and left out.
+"""Attempts at a shard, in files that outlive the worker: an image that kills its worker is found
+and left out.
 
     .incomplete/part-00000012.attempt-0001    empty: images are in progress together
     .incomplete/part-00000012.attempt-0002    the position of the image that is in progress alone
 
-The first attempt answers the images of a shard together. If its worker dies, further attempts answer them one by one,
-alone in their worker, and write the position of each before it begins. A worker that dies then was killed by that
-image, which no further attempt answers: the shard has one image less after every death, so that the run ends.
+The first attempt answers the images of a shard together. If its worker dies, further attempts
+answer them one by one, alone in their worker, and write the position of each before it begins. A
+worker that dies then was killed by that image, which no further attempt answers: the shard has one
+image less after every death, so that the run ends.
 """
 
 import posixpath
@@ -20,7 +22,9 @@ from offline.output import Output
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt at a shard; `deaths` counts the workers that died while the image of a position was alone."""
+    """One attempt at a shard; `deaths` counts the workers that died while the image of a position
+    was alone.
+    """
 
     output: Output
     index: int  # of the shard
@@ -31,7 +35,8 @@ class Attempt:
     def begin(cls, output: Output, index: int) -> Self:
         """Read the attempts whose workers died, and record this one."""
         files, _ = file_system(output.uri)
-        deaths, attempt = Counter[int](), cls(output, index)
+        deaths = Counter[int]()
+        attempt = cls(output, index)
         while files.exists(attempt._path):
             if position := files.cat_file(attempt._path):
                 deaths[int(position)] += 1
@@ -48,7 +53,8 @@ class Attempt:
         """Forget all attempts: the shard is written."""
         files, _ = file_system(self.output.uri)
         for number in range(1, self.number + 1):
-            with suppress(FileNotFoundError):  # a worker that was taken for dead may have ended its own
+            # a worker that was taken for dead may have ended its own
+            with suppress(FileNotFoundError):
                 files.rm_file(Attempt(self.output, self.index, number)._path)
 
     @property

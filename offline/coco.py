@@ -1,7 +1,7 @@
 """All rows of an output as one COCO document, written in pieces: its size is not bounded by memory.
 
-Ids of images and categories count from 1, in the order of the input and of the first objects. An image that failed has
-no entry; it is a row of its shard, with the error.
+Ids of images and categories count from 1, in the order of the input and of the first objects. An
+image that failed has no entry; it is a row of its shard, with the error.
 """
 
 import json
@@ -26,11 +26,16 @@ def _write(stream: IO[bytes], output: Output) -> None:
     category_ids: dict[str, int] = {}
     answered = ((number, row) for number, row in output.rows() if row.error is None)
     stream.write(b'{"images": [')
-    _write_list(stream, ({"id": n, "file_name": r.key, "width": r.width, "height": r.height} for n, r in answered))
+    _write_list(
+        stream,
+        ({"id": n, "file_name": r.key, "width": r.width, "height": r.height} for n, r in answered),
+    )
     stream.write(b'], "annotations": [')
     _write_list(stream, _annotations(output, category_ids))
     categories = [{"id": category_id, "name": name} for name, category_id in category_ids.items()]
-    stream.write(b'], "categories": ' + json.dumps(categories, ensure_ascii=False).encode() + b"}\n")
+    stream.write(
+        b'], "categories": ' + json.dumps(categories, ensure_ascii=False).encode() + b"}\n"
+    )
 
 
 def _write_list(stream: IO[bytes], values: Iterator[dict[str, Any]]) -> None:

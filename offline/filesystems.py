@@ -33,7 +33,9 @@ class StoredFile:
     def key(self) -> str:
         """The path of a local file, the URI of another, without the options of its file system."""
         scheme, separator, _ = self.root.partition("://")
-        return f"{scheme}://{self.path.lstrip('/')}" if separator and scheme != "file" else self.path
+        return (
+            f"{scheme}://{self.path.lstrip('/')}" if separator and scheme != "file" else self.path
+        )
 
     def open(self) -> IO[bytes]:
         stream: IO[bytes] = file_system(self.root)[0].open(self.path, "rb")
@@ -44,7 +46,9 @@ class StoredFile:
             return stream.read()
 
     def beside(self, name: str) -> "StoredFile":
-        """Return the file that `name` means in the folder of this one: relative, absolute, or a URI."""
+        """Return the file that `name` means in the folder of this one: relative, absolute, or a
+        URI.
+        """
         if "://" in name:
             return StoredFile(name, file_system(name)[1])
         return StoredFile(self.root, posixpath.join(posixpath.dirname(self.path), name))
@@ -52,7 +56,10 @@ class StoredFile:
 
 @lru_cache(maxsize=64)
 def file_system(uri: str) -> tuple[AbstractFileSystem, str]:
-    """Return the file system of a path or URI, and the path in it; raise `InputError` for one that is unknown."""
+    """Return the file system of a path or URI, and the path in it.
+
+    Raise `InputError` for one that is unknown.
+    """
     scheme, separator, rest = uri.partition("://")
     try:
         if not separator or scheme == "file":

@@ -13,11 +13,14 @@ from service.inference.served_models import chosen_precisions
 from service.runner_client.client import FeaturesMissing, RunnerCall, RunnerChannel
 from service.settings import Settings
 
-_NO_URL, _NO_TIMEOUT = "", 0.0
+_NO_URL = ""
+_NO_TIMEOUT = 0.0
 
 
 class InProcessRunner(RunnerChannel):
-    """Encoder, decoder and scheduler of one model; of the channel's calls, `write` is the one that is made offline."""
+    """Encoder, decoder and scheduler of one model; of the channel's calls, `write` is the one that
+    is made offline.
+    """
 
     def __init__(self, manifest: Manifest, options: RunnerOptions) -> None:
         super().__init__(_NO_URL, manifest.build_key, _NO_TIMEOUT)
@@ -35,12 +38,22 @@ class InProcessRunner(RunnerChannel):
             verify_files(adapter_folder, adapter)
         self._worker.load()
         if self._worker.build_key != self._manifest.build_key:
-            message = f"the artifacts of {self._manifest.model_id} have been exported again while they were loaded"
-            raise ArtifactError(f"{message}: {self._manifest.build_key}, now {self._worker.build_key}")
+            message = (
+                f"the artifacts of {self._manifest.model_id} have been exported again while they"
+                " were loaded"
+            )
+            raise ArtifactError(
+                f"{message}: {self._manifest.build_key}, now {self._worker.build_key}"
+            )
 
     async def write(self, call: RunnerCall) -> Outcomes:
-        """Return the outcome of each sequence; raise `FeaturesMissing` for a new image without pixels."""
-        features = await self._worker.features(call.image_key, call.pixels, call.sequences[0].adapter)
+        """Return the outcome of each sequence.
+
+        Raise `FeaturesMissing` for a new image without pixels.
+        """
+        features = await self._worker.features(
+            call.image_key, call.pixels, call.sequences[0].adapter
+        )
         if features is None:
             raise FeaturesMissing
         return await self._worker.write(features, call.sequences)
@@ -52,7 +65,9 @@ class InProcessRunner(RunnerChannel):
 class EncoderBatcher:
     """Encodes images in one thread; those that wait while a batch runs are the next batch."""
 
-    def __init__(self, encode: Callable[[Sequence[ImageToEncode]], list[EncodedImage]], max_batch_size: int) -> None:
+    def __init__(
+        self, encode: Callable[[Sequence[ImageToEncode]], list[EncodedImage]], max_batch_size: int
+    ) -> None:
         self._encode_batch = encode
         self._max_batch_size = max_batch_size
         self._waiting: list[tuple[str, asyncio.Future[EncodedImage]]] = []
@@ -74,7 +89,9 @@ class EncoderBatcher:
             await self._encode([key for key, _ in batch], [encoded for _, encoded in batch])
         self._encoding = None
 
-    async def _encode(self, keys: Sequence[str], batch: Sequence["asyncio.Future[EncodedImage]"]) -> None:
+    async def _encode(
+        self, keys: Sequence[str], batch: Sequence["asyncio.Future[EncodedImage]"]
+    ) -> None:
         images = [ImageToEncode(image_key=key) for key in keys]
         loop = asyncio.get_running_loop()
         try:

@@ -1,4 +1,6 @@
-"""A job: what is asked of which model about which images, and the manifest by which a later run recognises it."""
+"""A job: what is asked of which model about which images, and the manifest by which a later run
+recognises it.
+"""
 
 import json
 from collections.abc import Mapping
@@ -77,13 +79,17 @@ class Job:
         except (ValueError, TypeError) as error:
             raise InputError(f"{place} is not a manifest: {error}") from error
         if differing := differences(theirs, json.loads(self.manifest())):
-            raise InputError(f"the output is of another job ({differing}); choose another folder: {place}")
+            raise InputError(
+                f"the output is of another job ({differing}); choose another folder: {place}"
+            )
 
 
 def differences(before: Mapping[str, object], now: Mapping[str, object]) -> str:
     """Return the values that differ, by name; empty if there are none."""
     names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
-    return "; ".join(f"{name}: {_shown(before.get(name))}, now {_shown(now.get(name))}" for name in names)
+    return "; ".join(
+        f"{name}: {_shown(before.get(name))}, now {_shown(now.get(name))}" for name in names
+    )
 
 
 def _shown(value: object) -> str:

@@ -2,8 +2,10 @@
 
     job.json                 the manifest (offline/job.py)
     part-00000012.parquet    the rows of one shard, in the order of the input; or .jsonl
-    annotations.json         COCO only: all shards as one document, written at the end (offline/coco.py)
-    .incomplete/             files that are being written, and attempts at shards (offline/attempts.py)
+    annotations.json         COCO only: all shards as one document, written at the end
+                             (offline/coco.py)
+    .incomplete/             files that are being written, and attempts at shards
+                             (offline/attempts.py)
 
 A file gets its name when it is complete: it is there with all its rows, or not at all.
 """
@@ -18,7 +20,9 @@ from offline.filesystems import InputError, file_system
 from offline.job import Job
 from offline.rows import Row, read_rows, write_rows
 
-_MANIFEST, _INCOMPLETE, _PREFIX = "job.json", ".incomplete", "part-"
+_MANIFEST = "job.json"
+_INCOMPLETE = ".incomplete"
+_PREFIX = "part-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +41,26 @@ class Output:
     job: Job
 
     def begin(self) -> frozenset[int]:
-        """Write the manifest, or check the one that is there; return the shards that are done. Raise `InputError`."""
+        """Write the manifest, or check the one that is there.
+
+        Return the shards that are done. Raise `InputError`.
+        """
         files, folder = file_system(self.uri)
         files.makedirs(folder, exist_ok=True)
         present = {posixpath.basename(path) for path in files.ls(folder, detail=False)}
         if _MANIFEST in present:
             self.job.check(files.cat_file(self._path(_MANIFEST)).decode(), self._path(_MANIFEST))
         elif present - {_INCOMPLETE}:
-            raise InputError(f"{self.uri} has files but no {_MANIFEST}; choose an empty folder, or one of this command")
+            raise InputError(
+                f"{self.uri} has files but no {_MANIFEST}; choose an empty folder, or one of this"
+                " command"
+            )
         self.remove_incomplete()
         if _MANIFEST not in present:
             self.write(_MANIFEST, lambda stream: stream.write(self.job.manifest().encode()))
-        return frozenset(index for index in range(self.job.num_shards) if self._name(index) in present)
+        return frozenset(
+            index for index in range(self.job.num_shards) if self._name(index) in present
+        )
 
     def remove_incomplete(self) -> None:
         """Remove what killed processes have left."""
@@ -57,19 +69,24 @@ class Output:
             files.rm(self._path(_INCOMPLETE), recursive=True)
 
     def write_shard(self, index: int, rows: Sequence[Row]) -> None:
-        self.write(self._name(index), lambda stream: write_rows(stream, rows, self.job.shard_format))
+        self.write(
+            self._name(index), lambda stream: write_rows(stream, rows, self.job.shard_format)
+        )
 
     def write(self, name: str, content: Callable[[IO[bytes]], object]) -> None:
         """Write a file completely, or not at all; it replaces one of the same name."""
         files, _ = file_system(self.uri)
-        incomplete = self.incomplete_path(f"{name}.{uuid.uuid4().hex}")  # a worker may be lost, and live on
+        # a worker may be lost, and live on
+        incomplete = self.incomplete_path(f"{name}.{uuid.uuid4().hex}")
         files.makedirs(self._path(_INCOMPLETE), exist_ok=True)
         with files.open(incomplete, "wb") as stream:
             content(stream)
         files.mv(incomplete, self._path(name))
 
     def incomplete_path(self, name: str) -> str:
-        """Return the path of a file that is removed at the end of a run, and at the start of the next."""
+        """Return the path of a file that is removed at the end of a run, and at the start of the
+        next.
+        """
         return self._path(f"{_INCOMPLETE}/{name}")
 
     def rows(self) -> Iterator[tuple[int, Row]]:

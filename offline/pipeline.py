@@ -1,8 +1,10 @@
-"""The run on Ray Data: shards go to a pool of actors, each of which holds the model on a device of its own.
+"""The run on Ray Data: shards go to a pool of actors, each of which holds the model on a device of
+its own.
 
-An actor that dies is started again by Ray, and its shards are answered again: a shard is written at once, so that none
-of its images is in the output twice. An image that kills its actor is left out (offline/attempts.py). Without an
-address, Ray runs on this host, listens on 127.0.0.1 only, and ends with this process.
+An actor that dies is started again by Ray, and its shards are answered again: a shard is written at
+once, so that none of its images is in the output twice. An image that kills its actor is left out
+(offline/attempts.py). Without an address, Ray runs on this host, listens on 127.0.0.1 only, and
+ends with this process.
 """
 
 import asyncio
@@ -26,9 +28,11 @@ from offline.output import Output
 from offline.shards import Shard
 from service.settings import Settings
 
-_OBJECT_STORE_BYTES = 200_000_000  # only the names of images and the numbers of done ones pass through it
+# only the names of images and the numbers of done ones pass through it
+_OBJECT_STORE_BYTES = 200_000_000
 # The end of a shard, when few of its images are left, overlaps with the beginning of the next.
-_SHARDS_AT_ONCE, _SHARDS_ASSIGNED = 2, 4
+_SHARDS_AT_ONCE = 2
+_SHARDS_ASSIGNED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +52,20 @@ class ShardActor:
         self._output = Output(output_uri, job)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="answers", daemon=True).start()
-        self._answerer = asyncio.run_coroutine_threadsafe(_loaded(job, settings), self._loop).result()
+        self._answerer = asyncio.run_coroutine_threadsafe(
+            _loaded(job, settings), self._loop
+        ).result()
 
     def __call__(self, row: Mapping[str, object]) -> dict[str, Any]:
         started_s = time.time()
-        index, pickled = row["index"], row["shard"]
+        index = row["index"]
+        pickled = row["shard"]
         assert isinstance(index, int)
         assert isinstance(pickled, bytes)
         shard: Shard = pickle.loads(pickled)
         attempt = Attempt.begin(self._output, index)
-        is_first, answerer = attempt.number == 1, self._answerer
+        is_first = attempt.number == 1
+        answerer = self._answerer
         answered = answerer.rows(shard) if is_first else answerer.rows_one_by_one(shard, attempt)
         rows = asyncio.run_coroutine_threadsafe(answered, self._loop).result()
         self._output.write_shard(index, rows)
@@ -98,7 +106,8 @@ def answer_shards(
     pool = _pool(settings, num_actors)
     items = [{"index": index, "shard": pickle.dumps(shard)} for index, shard in shards]
     done = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        ShardActor,  # type: ignore[arg-type]  # a class of callables, as the documentation of `map` has it
+        # a class of callables, as the documentation of `map` has it
+        ShardActor,  # type: ignore[arg-type]
         fn_constructor_args=(output.job, settings, output.uri),
         compute=ActorPoolStrategy(
             size=min(pool.size, len(items)),
@@ -123,7 +132,9 @@ class _Pool:
 
 
 def _pool(settings: Settings, num_actors: int | None) -> _Pool:
-    """Return one actor for each GPU of the cluster; without any, one for each host, with all of its cores."""
+    """Return one actor for each GPU of the cluster; without any, one for each host, with all of its
+    cores.
+    """
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     num_gpus = 0 if settings.device == "cpu" else int(sum(each.get("GPU", 0) for each in resources))
     cores = [each["CPU"] for each in resources if each.get("CPU", 0) >= 1]

@@ -1,4 +1,6 @@
-"""One row of the output: the answer about an image, or the error; and its place in the two formats of shards."""
+"""One row of the output: the answer about an image, or the error; and its place in the two formats
+of shards.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,7 +67,11 @@ def write_rows(stream: IO[bytes], rows: Sequence[Row], shard_format: ShardFormat
 
 def read_rows(stream: IO[bytes], shard_format: ShardFormat) -> Iterator[Row]:
     """Yield the rows of a shard."""
-    records = map(json.loads, stream) if shard_format == "jsonl" else iter(pq.read_table(stream).to_pylist())
+    records = (
+        map(json.loads, stream)
+        if shard_format == "jsonl"
+        else iter(pq.read_table(stream).to_pylist())
+    )
     for record in records:
         if isinstance(record["result"], str):
             record["result"] = json.loads(record["result"])

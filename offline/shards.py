@@ -1,7 +1,9 @@
-"""The input as shards, which depend on its files alone: a run that resumes finds the same images in each.
+"""The input as shards, which depend on its files alone: a run that resumes finds the same images in
+each.
 
     images       `shard_size` files
-    .parquet     `shard_size` rows of one file; a column of encoded images, of paths, or Hugging Face's {bytes, path}
+    .parquet     `shard_size` rows of one file; a column of encoded images, of paths, or Hugging
+                 Face's {bytes, path}
     .tar         one archive, as WebDataset writes them: every member that is an image
 
 Images are read one by one, when a place is free for them: a shard may be larger than memory.
@@ -32,14 +34,18 @@ _NO_END = (tarfile.TruncatedHeaderError, tarfile.EmptyHeaderError)  # type: igno
 
 
 class _Member(tarfile.TarInfo):
-    """A member of an archive that must end with its mark: tarfile alone ends quietly where an archive is cut off."""
+    """A member of an archive that must end with its mark: tarfile alone ends quietly where an
+    archive is cut off.
+    """
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(archive)
         except _NO_END as error:
-            raise tarfile.ReadError("the archive ends without an end mark: images may be missing") from error
+            raise tarfile.ReadError(
+                "the archive ends without an end mark: images may be missing"
+            ) from error
 
 
 class Unreadable(Exception):
@@ -48,7 +54,9 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class InputImage:
-    """An image of the input; `read` returns the bytes of its file, or raises `Unreadable` or `OSError`."""
+    """An image of the input; `read` returns the bytes of its file, or raises `Unreadable` or
+    `OSError`.
+    """
 
     key: str
     read: Callable[[], bytes]
@@ -73,7 +81,10 @@ class FilesShard:
 
 @dataclass(frozen=True, slots=True)
 class RowsShard:
-    """The rows `start` to `stop` of a parquet file; the key of an image is FILE#ROW, or the path in its row."""
+    """The rows `start` to `stop` of a parquet file.
+
+    The key of an image is FILE#ROW, or the path in its row.
+    """
 
     file: StoredFile
     column: str
@@ -102,7 +113,9 @@ class RowsShard:
                 row = row if groups else first_row
                 groups.append(index)
             first_row = next_row
-        for batch in parquet.iter_batches(_ROWS_READ_AT_ONCE, row_groups=groups, columns=[self.column]):
+        for batch in parquet.iter_batches(
+            _ROWS_READ_AT_ONCE, row_groups=groups, columns=[self.column]
+        ):
             for value in batch.column(0):
                 if self.start <= row < self.stop:
                     yield row, value.as_py()
@@ -122,7 +135,10 @@ class RowsShard:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveShard:
-    """The images of a tar archive, which is read from its beginning to its end; the key of an image is FILE/MEMBER."""
+    """The images of a tar archive, which is read from its beginning to its end.
+
+    The key of an image is FILE/MEMBER.
+    """
 
     file: StoredFile
 
@@ -135,9 +151,16 @@ class ArchiveShard:
         return self.file.key
 
     def images(self) -> Iterator[InputImage]:
-        with self.file.open() as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as archive:
+        with (
+            self.file.open() as stream,
+            tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as archive,
+        ):
             for member in archive:
-                content = archive.extractfile(member) if member.isfile() and _is_image(member.name) else None
+                content = (
+                    archive.extractfile(member)
+                    if member.isfile() and _is_image(member.name)
+                    else None
+                )
                 if content is not None:
                     data = content.read()
                     yield InputImage(f"{self.file.key}/{member.name}", partial(bytes, data))
@@ -147,7 +170,9 @@ Shard = FilesShard | RowsShard | ArchiveShard
 
 
 def images_of(shard: Shard) -> Iterator[InputImage]:
-    """Yield the images of a shard, and one that is unreadable where the rest of its file cannot be read."""
+    """Yield the images of a shard, and one that is unreadable where the rest of its file cannot be
+    read.
+    """
     try:
         yield from shard.images()
     except _UNREADABLE as error:
@@ -158,7 +183,9 @@ def plan_shards(inputs: Sequence[str], column: str, shard_size: int) -> tuple[Sh
     """Return the shards of all inputs; raise `InputError`."""
     files = {file.key: file for uri in inputs for file in _usable_files(uri)}.values()  # each once
     images = [file for file in files if _is_image(file.path)]
-    chunks = (tuple(images[start : start + shard_size]) for start in range(0, len(images), shard_size))
+    chunks = (
+        tuple(images[start : start + shard_size]) for start in range(0, len(images), shard_size)
+    )
     tables = (file for file in files if file.path.endswith(".parquet"))
     archives = (file for file in files if file.path.endswith(_ARCHIVES))
     return (
@@ -177,7 +204,11 @@ def digest_of(shards: Sequence[Shard]) -> str:
 
 
 def _usable_files(uri: str) -> list[StoredFile]:
-    files = [file for file in list_files(uri) if _is_image(file.path) or file.path.endswith((".parquet", *_ARCHIVES))]
+    files = [
+        file
+        for file in list_files(uri)
+        if _is_image(file.path) or file.path.endswith((".parquet", *_ARCHIVES))
+    ]
     if not files:
         allowed = ", ".join((*sorted(_IMAGES), ".parquet", *_ARCHIVES))
         raise InputError(f"{uri}: there is no file with one of the endings {allowed}")
@@ -188,11 +219,14 @@ def _rows_shards(file: StoredFile, column: str, shard_size: int) -> list[Shard]:
     try:
         with file.open() as stream:
             parquet = pq.ParquetFile(stream)
-            num_rows, names = parquet.metadata.num_rows, parquet.schema_arrow.names
+            num_rows = parquet.metadata.num_rows
+            names = parquet.schema_arrow.names
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{file.key}: {error}") from error
     if column not in names:
-        raise InputError(f"{file.key} has no column {column!r}; choose with --column one of {', '.join(names)}")
+        raise InputError(
+            f"{file.key} has no column {column!r}; choose with --column one of {', '.join(names)}"
+        )
     starts = range(0, num_rows, shard_size)
     return [RowsShard(file, column, start, min(num_rows, start + shard_size)) for start in starts]
 

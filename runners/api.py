@@ -1,12 +1,13 @@
-"""The routes that the gateway calls, as a plain Starlette app: a BentoML API would cost 0.4 ms more per call.
+"""The routes that the gateway calls, as a plain Starlette app: a BentoML API would cost 0.4 ms more
+per call.
 
     POST /write     WriteCall -> Outcomes
     POST /stream    WriteCall -> a line of JSON for each WritingEvent
     GET  /adapters  AdapterStates
     GET  /metrics   of all processes of this host (runners/telemetry/metric_files.py)
 
-A call without pixels answers 404 if no features are cached under X-Diptych-Image-Key. When the caller disconnects, its
-slots are freed within one decode step.
+A call without pixels answers 404 if no features are cached under X-Diptych-Image-Key. When the
+caller disconnects, its slots are freed within one decode step.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -23,7 +24,14 @@ from starlette.types import Receive, Scope, Send
 from runners.telemetry.metric_files import metrics
 from runners.transport.disconnection import while_connected
 from runners.transport.messages import Failed, SequenceSpec, WritingEvent
-from runners.transport.pixels import IMAGE_KEY_HEADER, JSON, MESSAGE_BYTES_HEADER, BadCall, ReceivedCall, read_call
+from runners.transport.pixels import (
+    IMAGE_KEY_HEADER,
+    JSON,
+    MESSAGE_BYTES_HEADER,
+    BadCall,
+    ReceivedCall,
+    read_call,
+)
 
 if TYPE_CHECKING:
     from runners.encoder.features_cache import CachedFeatures
@@ -56,8 +64,12 @@ class RunnerApi:
         async def endpoint(request: Request) -> Response:
             try:
                 body = await request.body()
-                received = read_call(body, request.headers.get(MESSAGE_BYTES_HEADER), self._worker.image_shape_hwc)
-                return await while_connected(request.receive, self._answer(request, received, answer))
+                received = read_call(
+                    body, request.headers.get(MESSAGE_BYTES_HEADER), self._worker.image_shape_hwc
+                )
+                return await while_connected(
+                    request.receive, self._answer(request, received, answer)
+                )
             except BadCall as error:
                 return PlainTextResponse(str(error), HTTPStatus.BAD_REQUEST)
             except ClientDisconnect:
@@ -68,12 +80,19 @@ class RunnerApi:
     async def _adapters(self, _request: Request) -> Response:
         return Response(self._worker.adapters().model_dump_json(), media_type=JSON)
 
-    async def _answer(self, request: Request, received: ReceivedCall, answer: "_Answer") -> Response:
+    async def _answer(
+        self, request: Request, received: ReceivedCall, answer: "_Answer"
+    ) -> Response:
         if not (image_key := request.headers.get(IMAGE_KEY_HEADER)):
-            raise BadCall(f"the header {IMAGE_KEY_HEADER} is missing; it must be the image key, hexadecimal")
+            raise BadCall(
+                f"the header {IMAGE_KEY_HEADER} is missing; it must be the image key, hexadecimal"
+            )
         adapters = {spec.adapter for spec in received.call.sequences} or {None}
         if len(adapters) > 1:  # the features of an adapter may be other ones
-            raise BadCall(f"the sequences name {len(adapters)} adapters; all must name the same one, or all none")
+            raise BadCall(
+                f"the sequences name {len(adapters)} adapters; all must name the same one, or all"
+                " none"
+            )
         features = await self._worker.features(image_key, received.pixels, *adapters)
         if features is None:
             message = "no features are cached under this image key; repeat the call with pixels"
@@ -99,7 +118,9 @@ class _EventLines(Response):
         self._events = events
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": self.raw_headers})
+        await send(
+            {"type": "http.response.start", "status": HTTPStatus.OK, "headers": self.raw_headers}
+        )
         with suppress(ClientDisconnect):
             await while_connected(receive, self._send_events(send))
 

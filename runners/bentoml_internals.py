@@ -1,7 +1,7 @@
 """All uses of private names of BentoML, for version 1.4.40, with the reason for each.
 
-`dispatch_at_once`, `batcher` and `local_runner_url` are also used under `bentoml serve`; the others only by the
-supervisor (service/supervision/supervisor.py).
+`dispatch_at_once`, `batcher` and `local_runner_url` are also used under `bentoml serve`; the others
+only by the supervisor (service/supervision/supervisor.py).
 """
 
 import asyncio
@@ -18,9 +18,10 @@ _RUNNER_MAP = "BENTOML_RUNNER_MAP"  # set by `bentoml serve` for its workers
 def dispatch_at_once() -> None:
     """Make the adaptive batcher dispatch queued requests as soon as the previous batch is done.
 
-    By default it delays a request by about the mean wait of the last 50 batches, `wait`: after a burst, a single
-    request waits for nothing (`python -m export.bench.batching`). Its training, during the first 12 batches, delays
-    requests in the same way; the estimates from it are recomputed every 5 s.
+    By default it delays a request by about the mean wait of the last 50 batches, `wait`: after a
+    burst, a single request waits for nothing (`python -m export.bench.batching`). Its training,
+    during the first 12 batches, delays requests in the same way; the estimates from it are
+    recomputed every 5 s.
     """
     from bentoml._internal.marshal.dispatcher import CorkDispatcher, Optimizer
 
@@ -41,10 +42,11 @@ async def _no_training(*_arguments: object) -> None:
 
 
 def batcher(instance: Any, api: str) -> Callable[[list[Any]], Awaitable[list[Any]]]:
-    """Return a function that calls a batchable API of this process through its adaptive batcher, without HTTP.
+    """Return a function that calls a batchable API of this process through its adaptive batcher,
+    without HTTP.
 
-    The documented `instance.to_async` passes each call through httpx, ASGI and JSON: 2 ms of Python per image, during
-    which the decoder's thread waits for the GIL.
+    The documented `instance.to_async` passes each call through httpx, ASGI and JSON: 2 ms of Python
+    per image, during which the decoder's thread waits for the GIL.
     """
     (route,) = (route for route in instance.to_async.app.routes if route.name == api)
     factory = route.endpoint.func.__self__  # a ServiceAppFactory
@@ -57,24 +59,32 @@ def batcher(instance: Any, api: str) -> Callable[[list[Any]], Awaitable[list[Any
 
 
 def local_runner_url(name: str) -> str:
-    """Return the address of the runner `name` on this host: `file://PATH` of a socket, or `tcp://HOST:PORT`.
+    """Return the address of the runner `name` on this host: `file://PATH` of a socket, or
+    `tcp://HOST:PORT`.
 
-    BentoML's own client (`bentoml.depends(...).to_async`) sends pickles, and every 100 requests closes its session
-    with all requests in flight.
+    BentoML's own client (`bentoml.depends(...).to_async`) sends pickles, and every 100 requests
+    closes its session with all requests in flight.
     """
     urls: dict[str, str] = json.loads(os.environ[_RUNNER_MAP])
     return urls[name]
 
 
 def worker_environment(urls: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment variables with the services' URLs by name, as `bentoml serve` sets them."""
+    """Return the environment variables with the services' URLs by name, as `bentoml serve` sets
+    them.
+    """
     return {_RUNNER_MAP: json.dumps(dict(urls))}
 
 
 def run_worker(
-    service: str, name: str, fd: int, options: Sequence[str], protocol: type[asyncio.Protocol] | None = None
+    service: str,
+    name: str,
+    fd: int,
+    options: Sequence[str],
+    protocol: type[asyncio.Protocol] | None = None,
 ) -> None:
-    """Serve `name` of `service` (MODULE:ATTRIBUTE) on the listening socket `fd` until the process ends.
+    """Serve `name` of `service` (MODULE:ATTRIBUTE) on the listening socket `fd` until the process
+    ends.
 
     `protocol` replaces uvicorn's for HTTP, which BentoML has no option for.
     """
@@ -82,12 +92,15 @@ def run_worker(
     from _bentoml_impl.worker.service import main  # reconfigures logging at import
 
     if protocol is not None:
-        uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol  # type: ignore[assignment]  # its classes are accepted too
+        # its classes are accepted too
+        uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol  # type: ignore[assignment]
     main([service, "--service-name", name, "--fd", str(fd), "--worker-id", "1", *options])
 
 
 def keep_loggers(formatter: object | None) -> None:
-    """Keep existing loggers when BentoML configures a worker's logging; format BentoML's lines with `formatter`."""
+    """Keep existing loggers when BentoML configures a worker's logging; format BentoML's lines with
+    `formatter`.
+    """
     SERVER_LOGGING_CONFIG["disable_existing_loggers"] = False
     if formatter is not None:
         SERVER_LOGGING_CONFIG["formatters"]["traced"] = {"()": formatter}

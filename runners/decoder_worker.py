@@ -1,4 +1,6 @@
-"""The decoder of a runner: its weights, its scheduler, and the conversion of calls to sequences and back."""
+"""The decoder of a runner: its weights, its scheduler, and the conversion of calls to sequences and
+back.
+"""
 
 import asyncio
 import logging
@@ -10,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import GEN_AI_USAGE_OUTPUT_TOKENS
+from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import (
+    GEN_AI_USAGE_OUTPUT_TOKENS,
+)
 from opentelemetry.trace import get_current_span
 from torch import Tensor
 
@@ -33,7 +37,14 @@ from runners.options import (
 from runners.telemetry.tracing import note_error, past_span
 from runners.telemetry.watchdog import Watchdog
 from runners.tokens.errors import SequenceError
-from runners.transport.messages import Failed, Outcome, SequenceEnd, SequenceSpec, TextPiece, WritingEvent
+from runners.transport.messages import (
+    Failed,
+    Outcome,
+    SequenceEnd,
+    SequenceSpec,
+    TextPiece,
+    WritingEvent,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -50,18 +61,25 @@ class DecoderWorker:
         self._device = device
 
     def load(self, folder: Path, num_cores: int) -> None:
-        """Load the weights, start the scheduler and generate one sequence from zero image features."""
-        options, manifest = self._options, self._manifest
+        """Load the weights, start the scheduler and generate one sequence from zero image
+        features.
+        """
+        options = self._options
+        manifest = self._manifest
         torch.set_num_threads(num_threads(options.decoder_threads, manifest.hidden_size, num_cores))
         precision = choose_precision(manifest, "decoder", self._device, options.decoder_precision)
-        max_positions = options.max_positions or default_positions(self._device, manifest.num_image_tokens)
+        max_positions = options.max_positions or default_positions(
+            self._device, manifest.num_image_tokens
+        )
         has_adapters = bool(options.adapters or options.adapters_folder)
         self._adapters = Adapters(self._device) if has_adapters else None
         self._decoder = load_decoder(
             folder, manifest.family, precision, self._device, max_positions, adapters=self._adapters
         )
         num_slots = options.limits.num_slots or (
-            max_default_slots("cpu") if self._device == "cpu" else self.default_slots(torch.cuda.mem_get_info()[0])
+            max_default_slots("cpu")
+            if self._device == "cpu"
+            else self.default_slots(torch.cuda.mem_get_info()[0])
         )
         limits = replace(options.limits, num_slots=num_slots)
         self._scheduler = Scheduler(self._decoder, manifest.model_id, limits)
@@ -69,7 +87,8 @@ class DecoderWorker:
         self._warm_up()
 
     def default_slots(self, free_bytes: int) -> int:
-        """Return the number of slots where none is set, on a GPU with `free_bytes` beside encoder and weights.
+        """Return the number of slots where none is set, on a GPU with `free_bytes` beside encoder
+        and weights.
 
         Raise `RuntimeError` if none fits.
         """
@@ -78,21 +97,25 @@ class DecoderWorker:
         num_sharing = self._options.num_sharing_gpu
         num_slots = slots_that_fit(free_bytes, reserved_bytes, slot_bytes, num_sharing)
         message = (
-            f"{self._manifest.model_id}: {num_slots} slots of {slot_bytes / 1e6:.1f} MB fit into "
-            f"{free_bytes / 1e9:.1f} GB of GPU memory, of which {reserved_bytes / 1e9:.1f} GB are reserved; "
-            f"runners that share it: {num_sharing}"
+            f"{self._manifest.model_id}: {num_slots} slots of {slot_bytes / 1e6:.1f} MB fit into"
+            f" {free_bytes / 1e9:.1f} GB of GPU memory, of which {reserved_bytes / 1e9:.1f} GB are"
+            f" reserved; runners that share it: {num_sharing}"
         )
         if not num_slots:
             raise RuntimeError(
-                f"{message}; lower DIPTYCH_DECODER_MAX_POSITIONS or DIPTYCH_VISION_CACHE_MB, or set "
-                "DIPTYCH_DECODER_MAX_BATCH_SIZE"
+                f"{message}; lower DIPTYCH_DECODER_MAX_POSITIONS or DIPTYCH_VISION_CACHE_MB, or set"
+                " DIPTYCH_DECODER_MAX_BATCH_SIZE"
             )
         logger.info(message)
         return num_slots
 
     def _warm_up(self) -> None:
         features = torch.zeros(self._manifest.num_image_tokens, self._manifest.hidden_size)
-        spec = SequenceSpec(segments=[("warm up", False)], max_new_tokens=_WARM_UP_TOKENS, timeout_s=_WARM_UP_TIMEOUT_S)
+        spec = SequenceSpec(
+            segments=[("warm up", False)],
+            max_new_tokens=_WARM_UP_TOKENS,
+            timeout_s=_WARM_UP_TIMEOUT_S,
+        )
         (future,) = self._scheduler.submit([to_request(self._decoder, features, spec)])
         future.result(_WARM_UP_TIMEOUT_S)
 
@@ -101,8 +124,13 @@ class DecoderWorker:
         """The adapters that sequences may name."""
         return self._decoder.adapter_keys
 
-    def add_adapter(self, key: str, tensors: Mapping[str, Tensor], max_total_bytes: int | None = None) -> None:
-        """Add an adapter, which sequences may name from now on; raise `NoRoomError` if all take too much memory."""
+    def add_adapter(
+        self, key: str, tensors: Mapping[str, Tensor], max_total_bytes: int | None = None
+    ) -> None:
+        """Add an adapter, which sequences may name from now on.
+
+        Raise `NoRoomError` if all take too much memory.
+        """
         assert self._adapters is not None
         self._adapters.add(key, tensors, max_total_bytes)
 
@@ -120,18 +148,27 @@ class DecoderWorker:
         self._scheduler.stop()
 
     async def write(self, image_features: Tensor, specs: Sequence[SequenceSpec]) -> list[Outcome]:
-        """Return the outcomes of the sequences, which succeed or fail independently; cancellation cancels all.
+        """Return the outcomes of the sequences, which succeed or fail independently; cancellation
+        cancels all.
 
         `image_features`: (N, C).
         """
         return await asyncio.gather(*self._submit(image_features, specs, [None] * len(specs)))
 
-    async def stream(self, image_features: Tensor, specs: Sequence[SequenceSpec]) -> AsyncGenerator[WritingEvent, None]:
-        """Yield the settled text and finally the outcome of each sequence; closing the generator cancels them."""
+    async def stream(
+        self, image_features: Tensor, specs: Sequence[SequenceSpec]
+    ) -> AsyncGenerator[WritingEvent, None]:
+        """Yield the settled text and finally the outcome of each sequence.
+
+        Closing the generator cancels them.
+        """
         events: asyncio.Queue[WritingEvent] = asyncio.Queue()
         listeners = [self._listener(index, events) for index in range(len(specs))]
         outcomes = self._submit(image_features, specs, listeners)
-        ends = [asyncio.create_task(_put_end(index, outcome, events)) for index, outcome in enumerate(outcomes)]
+        ends = [
+            asyncio.create_task(_put_end(index, outcome, events))
+            for index, outcome in enumerate(outcomes)
+        ]
         try:
             num_ended = 0
             while num_ended < len(specs):
@@ -143,19 +180,35 @@ class DecoderWorker:
                 end.cancel()
 
     def _submit(
-        self, image_features: Tensor, specs: Sequence[SequenceSpec], listeners: Sequence[TokenListener | None]
+        self,
+        image_features: Tensor,
+        specs: Sequence[SequenceSpec],
+        listeners: Sequence[TokenListener | None],
     ) -> list[Coroutine[Any, Any, Outcome]]:
-        """Submit the sequences; return a coroutine for the outcome of each. An invalid one fails the whole call."""
+        """Submit the sequences.
+
+        Return a coroutine for the outcome of each. An invalid one fails the whole call.
+        """
         try:
             pairs = zip(specs, listeners, strict=True)
-            requests = [to_request(self._decoder, image_features, spec, listener) for spec, listener in pairs]
+            requests = [
+                to_request(self._decoder, image_features, spec, listener)
+                for spec, listener in pairs
+            ]
             futures = self._scheduler.submit(requests)
         except SequenceError as error:
             return [_completed(to_failed(error)) for _ in specs]
-        return [self._outcome(request, future) for request, future in zip(requests, futures, strict=True)]
+        return [
+            self._outcome(request, future)
+            for request, future in zip(requests, futures, strict=True)
+        ]
 
-    async def _outcome(self, request: SequenceRequest, future: "Future[WrittenSequence]") -> Outcome:
-        """Await the outcome of a sequence; of an exception of the model, only the class is reported."""
+    async def _outcome(
+        self, request: SequenceRequest, future: "Future[WrittenSequence]"
+    ) -> Outcome:
+        """Await the outcome of a sequence; of an exception of the model, only the class is
+        reported.
+        """
         try:
             written = await asyncio.wrap_future(future)
             _record_spans(written)
@@ -168,8 +221,12 @@ class DecoderWorker:
         return failed
 
     def _listener(self, index: int, events: "asyncio.Queue[WritingEvent]") -> TokenListener:
-        """Return a listener that turns tokens into `TextPiece` events; it runs in the decoder's thread."""
-        loop, answer = asyncio.get_running_loop(), AnswerText(self._decoder)
+        """Return a listener that turns tokens into `TextPiece` events.
+
+        It runs in the decoder's thread.
+        """
+        loop = asyncio.get_running_loop()
+        answer = AnswerText(self._decoder)
 
         def on_tokens(token_ids: Sequence[int]) -> None:
             if text := answer.push(token_ids):
@@ -185,12 +242,19 @@ def _record_spans(written: WrittenSequence) -> None:
     admitted_s = prefilled_s - written.prefill_s
     past_span("decode_queue", admitted_s - written.queue_s, admitted_s)
     past_span("prefill", admitted_s, prefilled_s)
-    past_span("decode_steps", prefilled_s, end_s, {GEN_AI_USAGE_OUTPUT_TOKENS: len(written.sequence.token_ids)})
+    past_span(
+        "decode_steps",
+        prefilled_s,
+        end_s,
+        {GEN_AI_USAGE_OUTPUT_TOKENS: len(written.sequence.token_ids)},
+    )
 
 
 async def _completed(failed: Failed) -> Outcome:
     return failed
 
 
-async def _put_end(index: int, outcome: Coroutine[Any, Any, Outcome], events: "asyncio.Queue[WritingEvent]") -> None:
+async def _put_end(
+    index: int, outcome: Coroutine[Any, Any, Outcome], events: "asyncio.Queue[WritingEvent]"
+) -> None:
     events.put_nowait(SequenceEnd(index=index, outcome=await outcome))

@@ -1,7 +1,9 @@
-"""Errors of the device in torch and ONNX Runtime, recognised by their messages: there are no classes for them.
+"""Errors of the device in torch and ONNX Runtime, recognised by their messages: there are no
+classes for them.
 
 out of memory   the caller may retry with less
-lost            the CUDA context is unusable: every later call of the process fails, until it is restarted
+lost            the CUDA context is unusable: every later call of the process fails, until it is
+                restarted
 """
 
 import logging
@@ -11,7 +13,8 @@ logger = logging.getLogger(__name__)
 
 EXIT_STATUS = 70  # EX_SOFTWARE of sysexits.h
 
-# Sources: onnxruntime/core/framework/bfc_arena.cc, and the messages of CUDA, cuBLAS and the C++ library.
+# Sources: onnxruntime/core/framework/bfc_arena.cc, and the messages of CUDA, cuBLAS and the C++
+# library.
 _OUT_OF_MEMORY = (
     "failed to allocate memory",
     "is smaller than requested bytes",  # of an arena with a limit
@@ -20,7 +23,8 @@ _OUT_OF_MEMORY = (
     "bad allocation",
     "cublas_status_alloc_failed",
 )
-# The errors of which the CUDA Runtime API says that "the process must be terminated and relaunched" (cudaError).
+# The errors of which the CUDA Runtime API says that "the process must be terminated and relaunched"
+# (cudaError).
 _LOST = (
     "uncorrectable ecc error",
     "an illegal memory access was encountered",
@@ -41,12 +45,17 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def exit_if_device_lost(error: Exception, part: str) -> None:
-    """End the process at once if `error` means that `part` can use its device no more; return otherwise.
+    """End the process at once if `error` means that `part` can use its device no more.
 
-    The calls in flight are not answered: the gateway repeats them when the runner has been restarted.
+    Return otherwise.
+
+    The calls in flight are not answered: the gateway repeats them when the runner has been
+    restarted.
     """
     if _has_sign(error, _LOST):
-        logger.critical("%s lost its GPU, and its process ends to be restarted: %s", part, error, exc_info=error)
+        logger.critical(
+            "%s lost its GPU, and its process ends to be restarted: %s", part, error, exc_info=error
+        )
         logging.shutdown()
         os._exit(EXIT_STATUS)
 

@@ -11,10 +11,13 @@ from runners.telemetry.tracing import TraceOptions
 
 _CUDA_POSITIONS = 1024  # for prompt and answer
 # On a CPU a batch takes as long as its images one by one: a large one only delays its first image.
-_CPU_BATCH_SIZE, _CUDA_BATCH_SIZE = 2, 16
+_CPU_BATCH_SIZE = 2
+_CUDA_BATCH_SIZE = 16
 # Where memory is left for more, a step of more sequences only delays each of them.
-_CPU_SLOTS, _MAX_CUDA_SLOTS = 16, 64
-# For the activations of a prefill, the recorded steps of the model and what torch's allocator cannot use. Estimated.
+_CPU_SLOTS = 16
+_MAX_CUDA_SLOTS = 64
+# For the activations of a prefill, the recorded steps of the model and what torch's allocator
+# cannot use. Estimated.
 CUDA_RESERVE_BYTES = 2_500_000_000
 
 
@@ -22,10 +25,14 @@ CUDA_RESERVE_BYTES = 2_500_000_000
 class SchedulerLimits:
     """The limits of one scheduler."""
 
-    num_slots: int  # of the cache; a live sequence takes one for each beam; 0: the default of the device
-    max_waiting: int  # queued sequences, and images queued or being encoded; above it, calls are refused
-    max_prefill_tokens: int  # of one prefill: image, prompt and padding; a single sequence may exceed it
-    stuck_after_s: float = 60.0  # maximum duration of one batch of images, or of one prefill and step
+    # of the cache; a live sequence takes one for each beam; 0: the default of the device
+    num_slots: int
+    # queued sequences, and images queued or being encoded; above it, calls are refused
+    max_waiting: int
+    # of one prefill: image, prompt and padding; a single sequence may exceed it
+    max_prefill_tokens: int
+    # maximum duration of one batch of images, or of one prefill and step
+    stuck_after_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +41,8 @@ class RunnerOptions:
 
     limits: SchedulerLimits
     max_batch_size: int  # images per encoder batch; 0: the default of the device
-    max_latency_ms: int  # must exceed the slowest batch: BentoML drops images that it expects to take longer
+    # must exceed the slowest batch: BentoML drops images that it expects to take longer
+    max_latency_ms: int
     max_cache_bytes: int  # of image features
     max_positions: int  # of a sequence: image, prompt and answer; 0: the default of the device
     encoder_threads: int  # of ONNX Runtime; 0: by the model's width
@@ -54,28 +62,38 @@ class RunnerOptions:
 
 def encoder_batch_size(options: RunnerOptions) -> int:
     """Return the maximum number of images in a batch of the vision encoder."""
-    return options.max_batch_size or (_CUDA_BATCH_SIZE if may_have_cuda(options.device) else _CPU_BATCH_SIZE)
+    return options.max_batch_size or (
+        _CUDA_BATCH_SIZE if may_have_cuda(options.device) else _CPU_BATCH_SIZE
+    )
 
 
 def encoder_bytes(free_bytes: int, num_sharing: int = 1) -> int:
     """Return the memory of a GPU, of which `free_bytes` are free, that an encoder may take: half.
 
-    The decoder, which loads later, needs the rest. `num_sharing` runners measure it, each maybe before the others load.
+    The decoder, which loads later, needs the rest. `num_sharing` runners measure it, each maybe
+    before the others load.
     """
     return free_bytes // num_sharing // 2
 
 
 def max_default_slots(setting: DeviceSetting) -> int:
-    """Return the number of a decoder's slots where none is set; on a GPU `slots_that_fit` may be fewer."""
+    """Return the number of a decoder's slots where none is set; on a GPU `slots_that_fit` may be
+    fewer.
+    """
     return _MAX_CUDA_SLOTS if may_have_cuda(setting) else _CPU_SLOTS
 
 
 def slots_that_fit(
-    free_bytes: int, reserved_bytes: int, slot_bytes: int, num_sharing: int = 1, limit: int = _MAX_CUDA_SLOTS
+    free_bytes: int,
+    reserved_bytes: int,
+    slot_bytes: int,
+    num_sharing: int = 1,
+    limit: int = _MAX_CUDA_SLOTS,
 ) -> int:
     """Return the number of slots that fit into the free memory of a GPU, at most `limit`.
 
-    `num_sharing` runners divide what `reserved_bytes` leaves: each may measure before the others have loaded.
+    `num_sharing` runners divide what `reserved_bytes` leaves: each may measure before the others
+    have loaded.
     """
     return max(0, min(limit, (free_bytes - reserved_bytes) // num_sharing // slot_bytes))
 
@@ -83,7 +101,8 @@ def slots_that_fit(
 def default_positions(device: Device, num_image_tokens: int) -> int:
     """Return the limit of a sequence's positions where none is set; 0: the model's.
 
-    On a GPU the memory of every slot is allocated at the start: 8,192 positions of PaliGemma 2 are 0.87 GB.
+    On a GPU the memory of every slot is allocated at the start: 8,192 positions of PaliGemma 2 are
+    0.87 GB.
     """
     return num_image_tokens + _CUDA_POSITIONS if device == "cuda" else 0
 

@@ -1,7 +1,8 @@
 """The BentoML service of one model: vision encoder, features cache and decoder in one process.
 
 POST /write, /stream            the gateway's calls (runners/api.py)
-POST /encode                    one image, batched by BentoML's adaptive batcher; called within the process
+POST /encode                    one image, batched by BentoML's adaptive batcher; called within the
+                                process
 GET  /livez, /readyz, /metrics
 """
 
@@ -29,7 +30,9 @@ NO_TRACING = {"excluded_urls": "."}
 def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
     """Return the BentoML service of one model."""
     dispatch_at_once()
-    loaded, calls, api = LoadedBuild(), CallsInFlight(), RunnerApi()
+    loaded = LoadedBuild()
+    calls = CallsInFlight()
+    api = RunnerApi()
 
     class Runner:
         """Turns images into features and features into answers."""
@@ -42,7 +45,8 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
             with bounded_start(options.start_timeout_s):
                 if options.gpu is not None:
                     select_gpu(options.gpu)
-                # Not at the top: the gateway imports this module and must load neither torch nor ONNX Runtime.
+                # Not at the top: the gateway imports this module and must load neither torch nor
+                # ONNX Runtime.
                 from runners.worker import ModelWorker
 
                 self._worker = ModelWorker(model_id, options, self._batched)

@@ -1,4 +1,5 @@
-"""The gateway: HTTP and gRPC interfaces, admission, images, and calls of the runners, which hold the models.
+"""The gateway: HTTP and gRPC interfaces, admission, images, and calls of the runners, which hold
+the models.
 
 It composes `tasks` (prompts and parsers), `imaging` (pixels) and `runners` (tensors).
 """

@@ -1,4 +1,5 @@
-"""Starts the service or a part of it: checks settings and artifacts, then becomes the supervisor of its processes.
+"""Starts the service or a part of it: checks settings and artifacts, then becomes the supervisor of
+its processes.
 
 python -m service [gateway | runner MODEL]     (service/supervision/roles.py)
 """
@@ -38,7 +39,8 @@ def main() -> None:
         _check(role, read_settings(environment))
     except (SettingsError, CatalogError, ArtifactError) as error:
         sys.exit(f"diptych does not start: {error}")
-    # A new program has no threads, which a process that forks must not have; the checks may have started some.
+    # A new program has no threads, which a process that forks must not have; the checks may have
+    # started some.
     os.execve(
         sys.executable,
         [sys.executable, "-m", "service.supervision.supervisor", *role.arguments],
@@ -47,7 +49,8 @@ def main() -> None:
 
 
 def _check(role: Role, settings: Settings) -> None:
-    """Raise unless every served model has artifacts that match their manifest and support the settings.
+    """Raise unless every served model has artifacts that match their manifest and support the
+    settings.
 
     Of a model, the files are hashed that the processes of this start read.
     """
@@ -64,12 +67,18 @@ def _check(role: Role, settings: Settings) -> None:
         manifest = read_manifest(folder)
         if entry.adapter_of is not None:
             check_base(manifest, read_manifest(artifact_folder(entry.adapter_of)))
-            own = files_of_runner(manifest, chosen_precisions(manifest, settings)[0]) if manifest.has_encoder else None
+            own = (
+                files_of_runner(manifest, chosen_precisions(manifest, settings)[0])
+                if manifest.has_encoder
+                else None
+            )
             verify_files(folder, manifest, own)
             continue
         encoder, _ = chosen_precisions(manifest, settings)
         is_remote = settings.runner_url(entry.id) is not None
-        verify_files(folder, manifest, FILES_OF_GATEWAY if is_remote else files_of_runner(manifest, encoder))
+        verify_files(
+            folder, manifest, FILES_OF_GATEWAY if is_remote else files_of_runner(manifest, encoder)
+        )
         check_positions(manifest, settings)
         if not role.is_runner:
             served_calibrations(manifest, folder, settings)

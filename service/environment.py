@@ -1,4 +1,7 @@
-"""The settings of a process, read once from its environment variables; a bad or unknown one is refused by name."""
+"""The settings of a process, read once from its environment variables.
+
+A bad or unknown one is refused by name.
+"""
 
 import math
 import os
@@ -29,9 +32,13 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     field_of = {variable(field): field for field in Settings.model_fields}
     for name in sorted(environment):
         if name.startswith(PREFIX) and name not in field_of:
-            raise SettingsError(f"{name} is not a setting; the settings are {', '.join(sorted(field_of))}")
+            raise SettingsError(
+                f"{name} is not a setting; the settings are {', '.join(sorted(field_of))}"
+            )
     try:
-        values = Settings.model_validate({f: environment[name] for name, f in field_of.items() if name in environment})
+        values = Settings.model_validate(
+            {f: environment[name] for name, f in field_of.items() if name in environment}
+        )
     except ValidationError as error:
         rejected = rejected_field(error)
         name = variable(rejected.name.partition(".")[0])
@@ -45,18 +52,24 @@ def _check_together(values: Settings) -> None:
     """Raise `SettingsError` for a combination of settings that is invalid."""
     for name, other in _REQUIRED.items():
         if getattr(values, name) and not getattr(values, other):
-            raise SettingsError(f"{variable(name)} is set and requires {variable(other)}, which is not set")
+            raise SettingsError(
+                f"{variable(name)} is set and requires {variable(other)}, which is not set"
+            )
     for name in ("max_request_memory_mb", "max_request_memory_mb_per_key"):
         given_mb = getattr(values, name)
         min_mb = math.ceil(_MIN_BODIES * values.max_body_bytes / BYTES_PER_MB)
         if 0 < given_mb < min_mb:
-            required = f"{variable('max_body_bytes')}={values.max_body_bytes} requires at least {min_mb}"
+            required = (
+                f"{variable('max_body_bytes')}={values.max_body_bytes} requires at least {min_mb}"
+            )
             raise SettingsError(f"{variable(name)}={given_mb} is too small; {required}")
     for name in ("runner_urls", "devices"):
         for model in (pair.partition("=")[0] for pair in getattr(values, name)):
             if model not in values.models:
                 served = ",".join(values.models)
-                raise SettingsError(f"{variable(name)} names {model}, but {variable('models')}={served}")
+                raise SettingsError(
+                    f"{variable(name)} names {model}, but {variable('models')}={served}"
+                )
 
 
 @cache

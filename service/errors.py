@@ -10,12 +10,13 @@ ServiceError
 ├── UnsupportedImage     not a readable image file
 ├── UnsupportedTask      the model does not offer the task, or not this variant of it
 ├── Overloaded           a limit of load is reached; names the seconds until a retry
-├── NotReady             a runner is starting or unreachable, or the disk of files and batches is full
+├── NotReady             a runner is starting or unreachable, or the disk of files and batches is
+                         full
 ├── DeadlineExceeded     the request's deadline passed
 └── InternalError        a defect of the service; the message has no details
 
-The tree knows no HTTP: `code` is the public name, and each interface maps it to its own statuses in one table.
-A message names the problem, the given value, the allowed values, and what to do.
+The tree knows no HTTP: `code` is the public name, and each interface maps it to its own statuses in
+one table. A message names the problem, the given value, the allowed values, and what to do.
 """
 
 import math
@@ -40,7 +41,8 @@ ErrorCode = Literal[
 class ServiceError(Exception):
     """Base of all errors that a client receives.
 
-    `param` names the invalid field, if one is; `model` and `task` are set if the request reached a model.
+    `param` names the invalid field, if one is; `model` and `task` are set if the request reached a
+    model.
     """
 
     code: ClassVar[ErrorCode] = "internal"
@@ -102,7 +104,10 @@ class UnsupportedTask(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """A limit of load is reached; a retry makes sense after `retry_after_s` seconds, rounded up to at least 1."""
+    """A limit of load is reached.
+
+    A retry makes sense after `retry_after_s` seconds, rounded up to at least 1.
+    """
 
     code = "overloaded"
 

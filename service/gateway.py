@@ -41,7 +41,13 @@ from service.inference.served_models import (
     served_entries,
     unserved_models,
 )
-from service.process_options import call_timeout_s, image_limits, max_running, runner_options, trace_options
+from service.process_options import (
+    call_timeout_s,
+    image_limits,
+    max_running,
+    runner_options,
+    trace_options,
+)
 from service.runner_client.client import RunnerChannel, RunnerClient
 from service.settings import Settings
 from service.supervision.roles import GATEWAY
@@ -78,7 +84,9 @@ def _make_fetcher(values: Settings) -> ImageFetcher | None:
     if not values.url_hosts:
         return None
     limits = FetchLimits(values.max_body_bytes, values.url_timeout_s)
-    return ImageFetcher([AllowedHost.parse(host) for host in values.url_hosts], limits, SystemResolver())
+    return ImageFetcher(
+        [AllowedHost.parse(host) for host in values.url_hosts], limits, SystemResolver()
+    )
 
 
 def _started_batches(values: Settings, core: Core, gaps: TrafficGaps | None) -> BatchWorker | None:
@@ -114,7 +122,11 @@ class _Gateway:
         self._shared_limits = await _connected_shared_limits(_SETTINGS)
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file, shared=self._shared_limits)
         models = load_served_models(_SETTINGS)
-        self._runners = {model.id: _runner_client(model) for model in models.values() if model.runner_id == model.id}
+        self._runners = {
+            model.id: _runner_client(model)
+            for model in models.values()
+            if model.runner_id == model.id
+        }
         served = ServedModels(models, unserved_models(_SETTINGS))
         gaps = None if _SETTINGS.batches_folder is None else TrafficGaps()
         core = Core(served, self._runners, _core_limits(_SETTINGS), _make_fetcher(_SETTINGS), gaps)
@@ -150,17 +162,21 @@ class _Gateway:
         await asyncio.to_thread(tracing.stop)
 
     async def _drain(self) -> None:
-        await asyncio.gather(self._grpc.set_not_serving(), self._entrance.close(), self._stop_batches())
+        await asyncio.gather(
+            self._grpc.set_not_serving(), self._entrance.close(), self._stop_batches()
+        )
 
     async def _stop_batches(self) -> None:
         if self._batches is not None:
             await self._batches.stop()
 
     async def __is_ready__(self) -> bool:
-        """Return True if the gateway does not drain, every runner is ready, and the first adapters are listed.
+        """Return True if the gateway does not drain, every runner is ready, and the first adapters
+        are listed.
 
-        BentoML 1.4.40's own probe of dependencies runs only after this returned True: it does not catch a refused
-        connection, and its timeout middleware then delays the response until the request times out.
+        BentoML 1.4.40's own probe of dependencies runs only after this returned True: it does not
+        catch a refused connection, and its timeout middleware then delays the response until the
+        request times out.
         """
         if self._entrance.is_closed or not (self._adapters is None or self._adapters.is_started):
             return False
@@ -170,8 +186,9 @@ class _Gateway:
 def _return_large_blocks() -> None:
     """Make glibc return bodies and pixels to the system when they are freed.
 
-    By default each freed block of up to 32 MB raises the size below which blocks stay in the heap, where a small one
-    behind them keeps gigabytes resident. Runners keep glibc's default: their tensors are made again at once.
+    By default each freed block of up to 32 MB raises the size below which blocks stay in the heap,
+    where a small one behind them keeps gigabytes resident. Runners keep glibc's default: their
+    tensors are made again at once.
     """
     with suppress(AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
@@ -191,22 +208,31 @@ def _publish(model: ServedModel, is_served: bool = True) -> None:
 
 def _runner_client(model: ServedModel) -> RunnerClient:
     url = _SETTINGS.runner_url(model.id) or local_runner_url(runner_name(model.id))
-    return RunnerClient(model.id, RunnerChannel(url, model.manifest.build_key, call_timeout_s(_SETTINGS)))
+    return RunnerClient(
+        model.id, RunnerChannel(url, model.manifest.build_key, call_timeout_s(_SETTINGS))
+    )
 
 
 def _make_gateway() -> Any:
     """Return the gateway service, whose dependencies are the runners of this host."""
     dependencies = {
-        f"runner_{index}": bentoml.depends(make_runner_service(entry.id, runner_options(entry.id, _SETTINGS, _ENTRIES)))
+        f"runner_{index}": bentoml.depends(
+            make_runner_service(entry.id, runner_options(entry.id, _SETTINGS, _ENTRIES))
+        )
         for index, entry in enumerate(_ENTRIES)
         if entry.adapter_of is None and _SETTINGS.runner_url(entry.id) is None
     }
-    inner = type("Gateway", (_Gateway,), {"__doc__": _Gateway.__doc__, "__module__": __name__, **dependencies})
+    inner = type(
+        "Gateway",
+        (_Gateway,),
+        {"__doc__": _Gateway.__doc__, "__module__": __name__, **dependencies},
+    )
     service = bentoml.service(
         name=GATEWAY,
         workers=_SETTINGS.gateway_workers,  # for `bentoml serve`
         logging=NO_ACCESS_LOG,
-        metrics={"enabled": False},  # its labels are the paths that clients write; the app has its own /metrics
+        # its labels are the paths that clients write; the app has its own /metrics
+        metrics={"enabled": False},
         tracing=NO_TRACING,
         traffic={"timeout": call_timeout_s(_SETTINGS)},
     )

@@ -1,4 +1,6 @@
-"""The gRPC server in the gateway's process: Vision, Open Inference, the standard health service, and reflection."""
+"""The gRPC server in the gateway's process: Vision, Open Inference, the standard health service,
+and reflection.
+"""
 
 import asyncio
 import logging
@@ -37,8 +39,9 @@ _OPTIONS = [
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.max_concurrent_streams", 256),  # of a connection
-    # Windows do not grow with the bandwidth, in which 100 calls of no key took 420 MB: what is sent and not read stays
-    # with the client. A message of 18 MB takes 0.9 s at 40 ms of round trip, with growing windows 0.2 s.
+    # Windows do not grow with the bandwidth, in which 100 calls of no key took 420 MB: what is sent
+    # and not read stays with the client. A message of 18 MB takes 0.9 s at 40 ms of round trip,
+    # with growing windows 0.2 s.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.max_allowed_incoming_connections", 1_000),
     ("grpc.max_connection_idle_ms", 300_000),
@@ -53,7 +56,9 @@ class HealthWithKey(health.aio.HealthServicer):
         super().__init__()
         self._api_keys = api_keys
 
-    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> health_pb2.HealthCheckResponse:
         await self._check_key(context)
         return await super().Check(request, context)
 
@@ -63,7 +68,9 @@ class HealthWithKey(health.aio.HealthServicer):
 
     async def _check_key(self, context: Context) -> None:
         try:
-            self._api_keys.check(metadata_of(context).get("authorization"), address_of(context.peer()))
+            self._api_keys.check(
+                metadata_of(context).get("authorization"), address_of(context.peer())
+            )
         except ServiceError as error:
             await abort(context, error)
 
@@ -72,13 +79,19 @@ class GrpcServer:
     """Listens from `start` to `stop`; its health is SERVING while `is_ready` returns True."""
 
     def __init__(
-        self, core: Core, api_keys: ApiKeys, settings: Settings, is_ready: Callable[[], Awaitable[bool]]
+        self,
+        core: Core,
+        api_keys: ApiKeys,
+        settings: Settings,
+        is_ready: Callable[[], Awaitable[bool]],
     ) -> None:
         self._core = core
         self._api_keys = api_keys
         self._settings = settings
         self._is_ready = is_ready
-        self._health = HealthWithKey(api_keys) if settings.health_needs_key else health.aio.HealthServicer()
+        self._health = (
+            HealthWithKey(api_keys) if settings.health_needs_key else health.aio.HealthServicer()
+        )
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -87,7 +100,8 @@ class GrpcServer:
         options = [
             *_OPTIONS,
             ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.so_reuseport", int(self._settings.gateway_workers > 1)),  # else a port in use is an error
+            # else a port in use is an error
+            ("grpc.so_reuseport", int(self._settings.gateway_workers > 1)),
         ]
         self._server = grpc.aio.server(interceptors=[ReadOnDemand(_SERVICES)], options=options)
         arguments = (self._core, self._api_keys, self._settings)

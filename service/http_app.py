@@ -35,7 +35,8 @@ def rest_app(boundary: RestBoundary) -> Starlette:
             *XAnyLabelingApi(boundary).routes(),
             *Pages(boundary).routes(),
             Route("/metrics", metrics, methods=["GET"]),
-            # Before BentoML's own routes, whose 404 has another form; its page `/` loads scripts of other hosts.
+            # Before BentoML's own routes, whose 404 has another form; its page `/` loads scripts of
+            # other hosts.
             *(Route(f"{prefix}/{{path:path}}", _unknown) for prefix in _PREFIXES),
         ],
         middleware=[Middleware(CountedRequests, boundary=boundary)],

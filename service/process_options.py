@@ -1,4 +1,6 @@
-"""Options of processes that follow from the settings: those of runners, and the environment variables of libraries."""
+"""Options of processes that follow from the settings: those of runners, and the environment
+variables of libraries.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +15,9 @@ from tasks.catalog import CatalogEntry
 
 
 def call_timeout_s(values: Settings) -> int:
-    """Return BentoML's timeout of a call, which must not expire before the request's own deadline."""
+    """Return BentoML's timeout of a call, which must not expire before the request's own
+    deadline.
+    """
     return values.request_timeout_s * 2
 
 
@@ -24,7 +28,9 @@ def max_slots(values: Settings) -> int:
 
 
 def max_running(values: Settings) -> int:
-    """Return the maximum number of requests in flight per model: more than slots, so that encoded images wait there."""
+    """Return the maximum number of requests in flight per model: more than slots, so that encoded
+    images wait there.
+    """
     return values.max_running_requests or max_slots(values) * 3 // 2
 
 
@@ -36,7 +42,9 @@ def image_limits(values: Settings) -> ImageLimits:
     return ImageLimits(values.max_image_pixels, values.max_image_side_px)
 
 
-def runner_options(model_id: str, values: Settings, entries: Sequence[CatalogEntry]) -> RunnerOptions:
+def runner_options(
+    model_id: str, values: Settings, entries: Sequence[CatalogEntry]
+) -> RunnerOptions:
     """Return the options of a model's runner; `entries` are the served ones."""
     device, gpu = values.device_of(model_id)
     return RunnerOptions(
@@ -61,7 +69,9 @@ def runner_options(model_id: str, values: Settings, entries: Sequence[CatalogEnt
         adapters=adapters_of(model_id, entries),
         adapters_folder=values.adapters,
         adapter_limits=AdapterLimits(
-            values.max_adapter_rank, values.max_adapter_mb * BYTES_PER_MB, values.adapters_mb * BYTES_PER_MB
+            values.max_adapter_rank,
+            values.max_adapter_mb * BYTES_PER_MB,
+            values.adapters_mb * BYTES_PER_MB,
         ),
         start_timeout_s=values.start_timeout_s,
         num_sharing_gpu=max(1, len(_local_models(values, entries, (device, gpu)))),
@@ -73,21 +83,28 @@ def _local_models(
 ) -> list[str]:
     """Return the models of `entries` that this host runs on the same device."""
     models = (entry.id for entry in entries if entry.adapter_of is None)
-    return [each for each in models if values.runner_url(each) is None and values.device_of(each) == place]
+    return [
+        each
+        for each in models
+        if values.runner_url(each) is None and values.device_of(each) == place
+    ]
 
 
 def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of all processes: `environment` and defaults for libraries."""
     defaults = {
-        # numpy decodes small masks in the gateway: its threads would only compete with those of the runners.
+        # numpy decodes small masks in the gateway: its threads would only compete with those of the
+        # runners.
         "OPENBLAS_NUM_THREADS": "1",
         # Waiting threads of a decoder yield their core to the encoder's.
         "OMP_WAIT_POLICY": "PASSIVE",
         # glibc would keep a heap for each thread that ever allocated, up to eight times the cores.
         "MALLOC_ARENA_MAX": "2",
-        # A name whose servers do not answer blocks a thread of the gateway for 4 s, not for glibc's 10 s or more.
+        # A name whose servers do not answer blocks a thread of the gateway for 4 s, not for glibc's
+        # 10 s or more.
         "RES_OPTIONS": "timeout:2 attempts:2",
-        # Telemetry off: ONNX Runtime 1.32 reports models and machines to its vendor, BentoML 1.4 services.
+        # Telemetry off: ONNX Runtime 1.32 reports models and machines to its vendor, BentoML 1.4
+        # services.
         "ORT_DISABLE_TELEMETRY": "1",
         "BENTOML_DO_NOT_TRACK": "True",
     }

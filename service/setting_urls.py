@@ -16,8 +16,15 @@ def check_store_url(url: str) -> str:
 def check_http_url(url: str) -> str:
     """Return the URL of another service, if it has no credentials and no query."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
-        raise ValueError("it must be an http(s) URL of host, port and path, without credentials and query")
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or "@" in parts.netloc
+        or parts.query
+    ):
+        raise ValueError(
+            "it must be an http(s) URL of host, port and path, without credentials and query"
+        )
     return url
 
 
@@ -25,9 +32,15 @@ def split_runner_url(pair: str) -> tuple[str, str]:
     """Split `MODEL=http://HOST:PORT`."""
     model_id, _, url = pair.partition("=")
     parts = urlsplit(url)
-    is_plain = parts.scheme == "http" and parts.path in ("", "/") and not (parts.query or parts.fragment)
-    if not (model_id and is_plain and parts.hostname and "@" not in parts.netloc and _has_port(parts)):
-        raise ValueError(f"{pair!r} must be MODEL=http://HOST:PORT, such as florence-2-mini=http://10.0.0.1:3000")
+    is_plain = (
+        parts.scheme == "http" and parts.path in ("", "/") and not (parts.query or parts.fragment)
+    )
+    if not (
+        model_id and is_plain and parts.hostname and "@" not in parts.netloc and _has_port(parts)
+    ):
+        raise ValueError(
+            f"{pair!r} must be MODEL=http://HOST:PORT, such as florence-2-mini=http://10.0.0.1:3000"
+        )
     return model_id, url.rstrip("/")
 
 

@@ -1,6 +1,7 @@
 """Settings, read once from the environment (prefix `DIPTYCH_`).
 
-An unknown or invalid setting prevents the start; the message names variable, value and allowed values.
+An unknown or invalid setting prevents the start; the message names variable, value and allowed
+values.
 """
 
 import os
@@ -29,11 +30,17 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     models: tuple[str, ...] = Field(
-        ("florence-2-mini", "paligemma-mini"), min_length=1, description="Served models: catalog ids, comma-separated."
+        ("florence-2-mini", "paligemma-mini"),
+        min_length=1,
+        description="Served models: catalog ids, comma-separated.",
     )
     catalog: Path = Field(Path("models/catalog.yaml"), description="Path of the model catalog.")
     adapters: Path | None = Field(
-        None, description="Watched folder of LoRA adapters, one in each sub-folder. Unset: only those of the catalog."
+        None,
+        description=(
+            "Watched folder of LoRA adapters, one in each sub-folder. Unset: only those of the"
+            " catalog."
+        ),
     )
     max_adapter_rank: int = Field(
         512, ge=1, le=65_536, description="Maximum rank of a layer in an adapter of the folder."
@@ -42,15 +49,19 @@ class Settings(BaseModel):
         1_000,
         ge=1,
         le=100_000,
-        description="Maximum size of one adapter of the folder, MB (1,000,000 bytes): its file, and its weights in "
-        "float32.",
+        description=(
+            "Maximum size of one adapter of the folder, MB (1,000,000 bytes): its file, and its"
+            " weights in float32."
+        ),
     )
     adapters_mb: int = Field(
         4_000,
         ge=1,
         le=1_000_000,
-        description="Maximum memory of the adapters of a runner with one more of the folder, MB; each takes the "
-        "highest rank among them.",
+        description=(
+            "Maximum memory of the adapters of a runner with one more of the folder, MB; each takes"
+            " the highest rank among them."
+        ),
     )
     host: str = Field("127.0.0.1", description="Address to listen on, for REST and gRPC.")
     port: int = Field(3000, ge=1, le=65535, description="REST port.")
@@ -59,38 +70,57 @@ class Settings(BaseModel):
         1,
         ge=1,
         le=64,
-        description="Gateway processes, which share both ports of one host. Each has its own memory and its own "
-        "limits; those of keys are shared with DIPTYCH_SHARED_LIMITS_URL.",
+        description=(
+            "Gateway processes, which share both ports of one host. Each has its own memory and its"
+            " own limits; those of keys are shared with DIPTYCH_SHARED_LIMITS_URL."
+        ),
     )
     api_keys_file: Path | None = Field(
         None,
-        description="File of API keys: the SHA-256 of one key and its limits per line. Unset: no key is required.",
+        description=(
+            "File of API keys: the SHA-256 of one key and its limits per line. Unset: no key is"
+            " required."
+        ),
     )
     shared_limits_url: str | None = Field(
         None,
-        description="Redis or Valkey in which gateways share what is used of the limits of keys, as "
-        "`redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]`. Unset: each gateway process counts on its own.",
+        description=(
+            "Redis or Valkey in which gateways share what is used of the limits of keys, as"
+            " `redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]`. Unset: each gateway process"
+            " counts on its own."
+        ),
     )
     metrics_need_key: bool = Field(False, description="true: `/metrics` requires an API key.")
     health_needs_key: bool = Field(
-        False, description="true: `/livez`, `/readyz`, `/healthz` and gRPC health require an API key."
+        False,
+        description="true: `/livez`, `/readyz`, `/healthz` and gRPC health require an API key.",
     )
     tls_certificate_file: Path | None = Field(
         None, description="PEM file of the certificate chain, for both ports. Unset: no TLS."
     )
-    tls_key_file: Path | None = Field(None, description="PEM file of the certificate's private key, unencrypted.")
+    tls_key_file: Path | None = Field(
+        None, description="PEM file of the certificate's private key, unencrypted."
+    )
     url_hosts: tuple[str, ...] = Field(
         (),
-        description="Hosts from which images may be fetched by URL, comma-separated; `*`: any host; `HOST:PORT`: "
-        "another port than the scheme's. Unset: image URLs are refused.",
+        description=(
+            "Hosts from which images may be fetched by URL, comma-separated; `*`: any host;"
+            " `HOST:PORT`: another port than the scheme's. Unset: image URLs are refused."
+        ),
     )
-    url_timeout_s: int = Field(10, ge=1, le=3600, description="Timeout of fetching one image by URL, seconds.")
+    url_timeout_s: int = Field(
+        10, ge=1, le=3600, description="Timeout of fetching one image by URL, seconds."
+    )
     label_studio_url: str | None = Field(
         None,
-        description="URL of the Label Studio whose uploaded and local files are fetched with the token of the request; "
-        "its host may have a private address. Unset: they are refused.",
+        description=(
+            "URL of the Label Studio whose uploaded and local files are fetched with the token of"
+            " the request; its host may have a private address. Unset: they are refused."
+        ),
     )
-    batches_folder: Path | None = Field(None, description="Folder of OpenAI's files and batches. Unset: disabled.")
+    batches_folder: Path | None = Field(
+        None, description="Folder of OpenAI's files and batches. Unset: disabled."
+    )
     max_body_bytes: int = Field(
         20_000_000,
         ge=1_000,
@@ -98,7 +128,10 @@ class Settings(BaseModel):
         description="Maximum size of a request body or an image by URL, bytes.",
     )
     max_image_pixels: int = Field(
-        50_000_000, ge=1_000, le=500_000_000, description="Maximum size of an image, width times height, pixels."
+        50_000_000,
+        ge=1_000,
+        le=500_000_000,
+        description="Maximum size of an image, width times height, pixels.",
     )
     max_image_side_px: int = Field(
         20_000, ge=100, le=65_535, description="Maximum width and height of an image, pixels."
@@ -107,47 +140,65 @@ class Settings(BaseModel):
         0,
         ge=0,
         le=256,
-        description="Maximum images decoded at a time, at least 2, of one client one less; 0: the number of cores, at "
-        "most 8. Each needs up to 16 bytes for every pixel.",
+        description=(
+            "Maximum images decoded at a time, at least 2, of one client one less; 0: the number of"
+            " cores, at most 8. Each needs up to 16 bytes for every pixel."
+        ),
     )
-    max_connections: int = Field(2_000, ge=1, le=1_000_000, description="Maximum HTTP connections; more are closed.")
+    max_connections: int = Field(
+        2_000, ge=1, le=1_000_000, description="Maximum HTTP connections; more are closed."
+    )
     max_connections_per_address: int = Field(
         1_000,
         ge=1,
         le=1_000_000,
-        description="Maximum HTTP connections from one address; more are closed. Behind a proxy all come from its own.",
+        description=(
+            "Maximum HTTP connections from one address; more are closed. Behind a proxy all come"
+            " from its own."
+        ),
     )
     max_pending_requests: int = Field(
-        64, ge=1, le=10_000, description="Maximum requests in flight or queued; more are refused with 429."
+        64,
+        ge=1,
+        le=10_000,
+        description="Maximum requests in flight or queued; more are refused with 429.",
     )
     max_request_memory_mb: int = Field(
         0,
         ge=0,
         le=1_000_000,
-        description="Maximum memory of request bodies, images by URL, and what is parsed of them, MB; more is refused "
-        "with 429. At least 6 times DIPTYCH_MAX_BODY_BYTES; 0: 50 times.",
+        description=(
+            "Maximum memory of request bodies, images by URL, and what is parsed of them, MB; more"
+            " is refused with 429. At least 6 times DIPTYCH_MAX_BODY_BYTES; 0: 50 times."
+        ),
     )
     max_request_memory_mb_per_key: int = Field(
         0,
         ge=0,
         le=1_000_000,
-        description="Share of DIPTYCH_MAX_REQUEST_MEMORY_MB that one API key may hold, MB. At least 6 times "
-        "DIPTYCH_MAX_BODY_BYTES; 0: all of it, while no other key holds any.",
+        description=(
+            "Share of DIPTYCH_MAX_REQUEST_MEMORY_MB that one API key may hold, MB. At least 6 times"
+            " DIPTYCH_MAX_BODY_BYTES; 0: all of it, while no other key holds any."
+        ),
     )
     max_waiting_tokens: int = Field(
         200_000,
         ge=1_000,
         le=1_000_000_000,
-        description="Maximum estimated tokens (image, prompt and answer) of the requests queued for one model "
-        "and its adapters; more are refused with 429.",
+        description=(
+            "Maximum estimated tokens (image, prompt and answer) of the requests queued for one"
+            " model and its adapters; more are refused with 429."
+        ),
     )
     request_timeout_s: int = Field(60, ge=1, le=3600, description="Timeout of a request, seconds.")
     stuck_after_s: int = Field(
         60,
         ge=1,
         le=3600,
-        description="A runner is not ready while an encoder batch or a decoder step takes longer than this, seconds; "
-        "after twice this time its process ends and is restarted.",
+        description=(
+            "A runner is not ready while an encoder batch or a decoder step takes longer than this,"
+            " seconds; after twice this time its process ends and is restarted."
+        ),
     )
     start_timeout_s: int = Field(
         600,
@@ -163,52 +214,79 @@ class Settings(BaseModel):
     )
     runner_urls: tuple[str, ...] = Field(
         (),
-        description="Runners on other hosts, `MODEL=http://HOST:PORT`, comma-separated, one URL per model: its "
-        "runner's or that of a proxy of several replicas. Unset: runners run on this host.",
+        description=(
+            "Runners on other hosts, `MODEL=http://HOST:PORT`, comma-separated, one URL per model:"
+            " its runner's or that of a proxy of several replicas. Unset: runners run on this host."
+        ),
     )
     max_running_requests: int = Field(
         0,
         ge=0,
         le=100_000,
-        description="Maximum requests in flight per model and its adapters, over all replicas of its runner; more "
-        "are queued in the gateway. 0: 1.5 times DIPTYCH_DECODER_MAX_BATCH_SIZE, by default 24 on CPU, 96 on CUDA.",
+        description=(
+            "Maximum requests in flight per model and its adapters, over all replicas of its"
+            " runner; more are queued in the gateway. 0: 1.5 times DIPTYCH_DECODER_MAX_BATCH_SIZE,"
+            " by default 24 on CPU, 96 on CUDA."
+        ),
     )
-    device: DeviceSetting = Field("auto", description="Device of encoders and decoders; auto: CUDA if available.")
+    device: DeviceSetting = Field(
+        "auto", description="Device of encoders and decoders; auto: CUDA if available."
+    )
     devices: tuple[str, ...] = Field(
         (),
-        description="Devices of single models, `MODEL=cpu`, `MODEL=cuda` or `MODEL=cuda:INDEX`, comma-separated; the "
-        "index counts the GPUs that `CUDA_VISIBLE_DEVICES` shows.",
+        description=(
+            "Devices of single models, `MODEL=cpu`, `MODEL=cuda` or `MODEL=cuda:INDEX`,"
+            " comma-separated; the index counts the GPUs that `CUDA_VISIBLE_DEVICES` shows."
+        ),
     )
-    encoder_precision: WantedPrecision = Field("auto", description="Precision of encoders; auto: the model's default.")
-    decoder_precision: WantedPrecision = Field("auto", description="Precision of decoders; auto: the model's default.")
+    encoder_precision: WantedPrecision = Field(
+        "auto", description="Precision of encoders; auto: the model's default."
+    )
+    decoder_precision: WantedPrecision = Field(
+        "auto", description="Precision of decoders; auto: the model's default."
+    )
     encoder_max_batch_size: int = Field(
         0,
         ge=0,
         le=256,
-        description="Maximum images in a batch of a vision encoder, at least 2; 0: 2 on CPU, 16 on CUDA.",
+        description=(
+            "Maximum images in a batch of a vision encoder, at least 2; 0: 2 on CPU, 16 on CUDA."
+        ),
     )
     encoder_max_latency_ms: int = Field(
         3_600_000,
         ge=1_000,
         le=86_400_000,
-        description="The batcher drops images with a higher expected latency, milliseconds; keep it far above the "
-        "slowest batch.",
+        description=(
+            "The batcher drops images with a higher expected latency, milliseconds; keep it far"
+            " above the slowest batch."
+        ),
     )
     encoder_threads: int = Field(
         0, ge=0, le=256, description="Threads of an encoder; 0: all cores, or 1 for a narrow model."
     )
     decoder_max_batch_size: int = Field(
-        0, ge=0, le=256, description="Maximum sequences in a batch of a decoder; 0: 16 on CPU, on CUDA 64 if they fit."
+        0,
+        ge=0,
+        le=256,
+        description=(
+            "Maximum sequences in a batch of a decoder; 0: 16 on CPU, on CUDA 64 if they fit."
+        ),
     )
     decoder_max_positions: int = Field(
         0,
         ge=0,
         le=1_000_000,
-        description="Maximum tokens of a sequence (image, prompt and answer); 0: the model's own maximum, on a GPU "
-        "at most 1,024 in addition to the image's.",
+        description=(
+            "Maximum tokens of a sequence (image, prompt and answer); 0: the model's own maximum,"
+            " on a GPU at most 1,024 in addition to the image's."
+        ),
     )
     decoder_max_waiting: int = Field(
-        256, ge=1, le=100_000, description="Maximum sequences queued for a decoder; more are refused with 429."
+        256,
+        ge=1,
+        le=100_000,
+        description="Maximum sequences queued for a decoder; more are refused with 429.",
     )
     decoder_max_prefill_tokens: int = Field(
         4096,
@@ -220,25 +298,38 @@ class Settings(BaseModel):
         0, ge=0, le=256, description="Threads of a decoder; 0: all cores, or 1 for a narrow model."
     )
     calibration: tuple[str, ...] = Field(
-        (), description="Files of `diptych evaluate --calibrate`, preferred to the artifacts' own; `off`: none is used."
+        (),
+        description=(
+            "Files of `diptych evaluate --calibrate`, preferred to the artifacts' own; `off`: none"
+            " is used."
+        ),
     )
     log_format: LogFormat = Field("text", description="Format of log lines.")
     otlp_endpoint: str | None = Field(
         None,
-        description="http(s) URL of an OTLP/HTTP trace collector, without the path `/v1/traces`. Unset: no spans are "
-        "recorded.",
+        description=(
+            "http(s) URL of an OTLP/HTTP trace collector, without the path `/v1/traces`. Unset: no"
+            " spans are recorded."
+        ),
     )
     trace_sample: float = Field(
         1,
         ge=0,
         le=1,
-        description="Fraction of the traces started here that are exported; a caller's sampling decision is kept.",
+        description=(
+            "Fraction of the traces started here that are exported; a caller's sampling decision is"
+            " kept."
+        ),
     )
 
     @field_validator("models", "url_hosts", "runner_urls", "devices", "calibration", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        return (
+            tuple(part.strip() for part in value.split(",") if part.strip())
+            if isinstance(value, str)
+            else value
+        )
 
     @field_validator("url_hosts")
     @classmethod
@@ -251,14 +342,18 @@ class Settings(BaseModel):
     @classmethod
     def _check_decoded(cls, value: int) -> int:
         if value == 1:
-            raise ValueError("one client could take the only place; the minimum is 2, and 0 selects the default")
+            raise ValueError(
+                "one client could take the only place; the minimum is 2, and 0 selects the default"
+            )
         return value
 
     @field_validator("encoder_max_batch_size")
     @classmethod
     def _check_batch_size(cls, value: int) -> int:
         if value == 1:
-            raise ValueError("BentoML's batcher needs batches of at least 2; 0 selects the device's default")
+            raise ValueError(
+                "BentoML's batcher needs batches of at least 2; 0 selects the device's default"
+            )
         return value
 
     @field_validator("runner_urls")
@@ -266,7 +361,9 @@ class Settings(BaseModel):
     def _check_runner_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         models = [model for model, _ in map(split_runner_url, value)]
         if len(set(models)) < len(models):
-            raise ValueError("a model has two URLs; use the URL of a proxy that balances its replicas")
+            raise ValueError(
+                "a model has two URLs; use the URL of a proxy that balances its replicas"
+            )
         return value
 
     @field_validator("devices")

@@ -1,6 +1,8 @@
-"""Pydantic's errors as one sentence: which field, the value that was given, what is allowed; and strings of JSON.
+"""Pydantic's errors as one sentence: which field, the value that was given, what is allowed; and
+strings of JSON.
 
-Settings, API keys and the fields of every interface are reported by it; the callers choose the exception.
+Settings, API keys and the fields of every interface are reported by it; the callers choose the
+exception.
 """
 
 from collections.abc import Iterable
@@ -19,7 +21,8 @@ BOUNDED_BY_BODY: dict[str, JsonValue] = {"x-bound": "DIPTYCH_MAX_BODY_BYTES"}
 class RejectedField:
     """The first field that failed validation."""
 
-    name: str  # the path within the document, dotted; names of a client are cut and free of lone surrogates
+    # the path within the document, dotted; names of a client are cut and free of lone surrogates
+    name: str
     reason: str
     message: str
 
@@ -37,9 +40,11 @@ def rejected_field(error: ValidationError) -> RejectedField:
 
 
 def lone_surrogate(document: object) -> str | None:
-    r"""Return the dotted path of a string or name in a JSON value that cannot be encoded, None if there is none.
+    r"""Return the dotted path of a string or name in a JSON value that cannot be encoded, None if
+    there is none.
 
-    JSON can write half of a surrogate pair (`\ud800`): Python reads it, and fails when it writes the string.
+    JSON can write half of a surrogate pair (`\ud800`): Python reads it, and fails when it writes
+    the string.
     """
     pending: list[tuple[str, object]] = [("", document)]
     while pending:

@@ -1,4 +1,6 @@
-"""The language of the project: tasks and their parameters, prompts out, generated text to typed results.
+"""The language of the project: tasks and their parameters, prompts out, generated text to typed
+results.
 
-Pure Python and numpy. It knows both families' strings; it knows no tensors, no tokenizer and no HTTP.
+Pure Python and numpy. It knows both families' strings; it knows no tensors, no tokenizer and no
+HTTP.
 """

@@ -14,7 +14,8 @@ import yaml
 from tasks.table import FAMILY_NAMES, TASKS, Family
 
 QUESTION_FIELD = "{question}"
-TEMPLATE_TASK = "visual_question_answering"  # the only task whose prompt differs between fine-tuned checkpoints
+# the only task whose prompt differs between fine-tuned checkpoints
+TEMPLATE_TASK = "visual_question_answering"
 
 Device = Literal["cpu", "cuda"]
 Part = Literal["encoder", "decoder"]
@@ -26,7 +27,10 @@ _REVISION = re.compile(r"[\w.-]+")
 
 
 class CatalogError(ValueError):
-    """The catalog is invalid; the message names the entry, the key, the value and what is allowed."""
+    """The catalog is invalid.
+
+    The message names the entry, the key, the value and what is allowed.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +56,22 @@ class CatalogEntry:
     parameters: int
     context_window: int  # tokens, image tokens included
     resolution: int  # side of the square that images are resized to, px
-    precision: Mapping[Device, Mapping[Part, Precision]]  # of each part on each device; the export measures the loss
+    # of each part on each device; the export measures the loss
+    precision: Mapping[Device, Mapping[Part, Precision]]
     features: tuple[str, ...]
     mask_decoder: str | None = None  # file inside the source folder, or hf:// address
-    one_name_per_prompt: bool = False  # of PaliGemma, which otherwise detects all names by one prompt
+    # of PaliGemma, which otherwise detects all names by one prompt
+    one_name_per_prompt: bool = False
     tasks: Mapping[str, TaskOverride] = field(default_factory=dict)
-    adapter_of: str | None = None  # the id of the base, if the source is a LoRA adapter in PEFT's format
-    task_ids: tuple[str, ...] = field(init=False)  # the tasks that this model offers, in the table's order
+    # the id of the base, if the source is a LoRA adapter in PEFT's format
+    adapter_of: str | None = None
+    # the tasks that this model offers, in the table's order
+    task_ids: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "task_ids", tuple(task_id for task_id in TASKS if self._offers(task_id)))
+        object.__setattr__(
+            self, "task_ids", tuple(task_id for task_id in TASKS if self._offers(task_id))
+        )
 
     def template(self, task_id: str) -> str | None:
         """Return the entry's own prompt template for the task, or None."""
@@ -75,12 +85,19 @@ class CatalogEntry:
 
 
 def load_catalog(path: Path) -> dict[str, CatalogEntry]:
-    """Read the catalog in file order; raise `CatalogError` for unknown, missing, invalid or duplicate entries."""
+    """Read the catalog in file order.
+
+    Raise `CatalogError` for unknown, missing, invalid or duplicate entries.
+    """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CatalogError(f"{path} cannot be read as YAML: {error}") from error
-    rows = document.get("models") if isinstance(document, dict) and set(document) == {"models"} else None
+    rows = (
+        document.get("models")
+        if isinstance(document, dict) and set(document) == {"models"}
+        else None
+    )
     if not isinstance(rows, list):
         raise CatalogError(f"{path} must contain a list under the single key models")
     entries: dict[str, CatalogEntry] = {}
@@ -96,46 +113,77 @@ def load_catalog(path: Path) -> dict[str, CatalogEntry]:
     return entries
 
 
-def _with_base(row: Mapping[str, object], bases: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
-    """Return the row of an adapter with the keys that it takes from its base, which comes before it."""
-    entry_id, base = row.get("id"), row["adapter_of"]
+def _with_base(
+    row: Mapping[str, object], bases: Mapping[str, Mapping[str, object]]
+) -> dict[str, object]:
+    """Return the row of an adapter with the keys that it takes from its base, which comes before
+    it.
+    """
+    entry_id = row.get("id")
+    base = row["adapter_of"]
     if not isinstance(base, str) or base not in bases:
         allowed = f"a model before it that is not an adapter: {', '.join(bases)}"
         raise CatalogError(f"{entry_id}: adapter_of must be {allowed}; not {base!r}")
     if fixed := sorted(_OF_BASE & row.keys()):
-        raise CatalogError(f"{entry_id}: an adapter shares {', '.join(fixed)} with its base {base}; remove the keys")
+        raise CatalogError(
+            f"{entry_id}: an adapter shares {', '.join(fixed)} with its base {base}; remove the"
+            " keys"
+        )
     if "source" not in row:
         raise CatalogError(f"{entry_id} misses the keys ['source']")
     return {**bases[base], "revision": None, **row}
 
 
-def adapter_entry(model_id: str, source: str, row: Mapping[str, object], base: CatalogEntry) -> CatalogEntry:
-    """Return the entry of an adapter that is not in the catalog; keys that `row` does not have are the base's.
+def adapter_entry(
+    model_id: str, source: str, row: Mapping[str, object], base: CatalogEntry
+) -> CatalogEntry:
+    """Return the entry of an adapter that is not in the catalog; keys that `row` does not have are
+    the base's.
 
     Raise `CatalogError`.
     """
     if fixed := sorted({"id", "source"} & row.keys()):
         raise CatalogError(f"{model_id}: {fixed[0]} is not allowed; it follows from the folder")
-    of_base = {each.name: getattr(base, each.name) for each in fields(base) if each.init and each.name != "adapter_of"}
-    tasks = {task: override.template and {"template": override.template} for task, override in base.tasks.items()}
+    of_base = {
+        each.name: getattr(base, each.name)
+        for each in fields(base)
+        if each.init and each.name != "adapter_of"
+    }
+    tasks = {
+        task: override.template and {"template": override.template}
+        for task, override in base.tasks.items()
+    }
     of_base |= {"features": list(base.features), "tasks": tasks}
-    return parse_entry(_with_base({**row, "id": model_id, "source": source, "adapter_of": base.id}, {base.id: of_base}))
+    return parse_entry(
+        _with_base(
+            {**row, "id": model_id, "source": source, "adapter_of": base.id}, {base.id: of_base}
+        )
+    )
 
 
 def parse_entry(row: object) -> CatalogEntry:
     """Return one entry of the catalog; raise `CatalogError`."""
-    if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not _ID.fullmatch(row["id"]):
+    if (
+        not isinstance(row, dict)
+        or not isinstance(row.get("id"), str)
+        or not _ID.fullmatch(row["id"])
+    ):
         allowed = "a mapping with an id of lower-case letters, digits, '.' and '-'"
         raise CatalogError(f"an entry must be {allowed}, not {row!r}")
     entry_id = row["id"]
     known = {each.name for each in fields(CatalogEntry) if each.init}
     if unknown := set(row) - known:
-        raise CatalogError(f"{entry_id} has unknown keys {sorted(map(str, unknown))}; allowed are {sorted(known)}")
+        raise CatalogError(
+            f"{entry_id} has unknown keys {sorted(map(str, unknown))}; allowed are {sorted(known)}"
+        )
     if missing := known - _OPTIONAL - set(row):
         raise CatalogError(f"{entry_id} misses the keys {sorted(missing)}")
     for key, value in row.items():
         _check_value(entry_id, key, value)
-    overrides = {task_id: _override(entry_id, task_id, value) for task_id, value in row.get("tasks", {}).items()}
+    overrides = {
+        task_id: _override(entry_id, task_id, value)
+        for task_id, value in row.get("tasks", {}).items()
+    }
     entry = CatalogEntry(**{**row, "features": tuple(row["features"]), "tasks": overrides})
     _check_mask_decoder(entry)
     return entry
@@ -149,7 +197,10 @@ _PRECISIONS: dict[Device, dict[Part, tuple[Precision, ...]]] = {
     "cuda": {"encoder": ("float32", "float16"), "decoder": ("float32", "bfloat16", "float16")},
 }
 _COUNTS = ("parameters", "context_window", "resolution")
-_PATTERNS = {"release_date": (_DATE, "YYYY-MM"), "revision": (_REVISION, "null, or a commit, branch or tag")}
+_PATTERNS = {
+    "release_date": (_DATE, "YYYY-MM"),
+    "revision": (_REVISION, "null, or a commit, branch or tag"),
+}
 
 
 def _check_value(entry_id: str, key: str, value: object) -> None:
@@ -160,11 +211,20 @@ def _check_value(entry_id: str, key: str, value: object) -> None:
     if key in _CHOICES:
         require(value in _CHOICES[key], f"one of {', '.join(_CHOICES[key])}")
     elif key == "precision":
-        require(_is_precision(value), f"a mapping {{device: {{part: precision}}}} with one each of {_PRECISIONS}")
+        require(
+            _is_precision(value),
+            f"a mapping {{device: {{part: precision}}}} with one each of {_PRECISIONS}",
+        )
     elif key in _COUNTS:
-        require(isinstance(value, int) and not isinstance(value, bool) and value > 0, "a whole number above 0")
+        require(
+            isinstance(value, int) and not isinstance(value, bool) and value > 0,
+            "a whole number above 0",
+        )
     elif key == "features":
-        require(isinstance(value, list) and all(isinstance(each, str) for each in value), "a list of strings")
+        require(
+            isinstance(value, list) and all(isinstance(each, str) for each in value),
+            "a list of strings",
+        )
     elif key == "one_name_per_prompt":
         require(isinstance(value, bool), "true or false")
     elif key == "tasks":
@@ -191,12 +251,23 @@ def _is_precision(value: object) -> bool:
 
 def _override(entry_id: str, task_id: object, value: object) -> TaskOverride:
     if not isinstance(task_id, str) or task_id not in TASKS:
-        raise CatalogError(f"{entry_id}: tasks has the unknown task {task_id!r}; allowed are {', '.join(TASKS)}")
+        raise CatalogError(
+            f"{entry_id}: tasks has the unknown task {task_id!r}; allowed are {', '.join(TASKS)}"
+        )
     if value is None:
         return TaskOverride(None)
-    template = value.get("template") if isinstance(value, dict) and set(value) == {"template"} else None
-    if task_id != TEMPLATE_TASK or not isinstance(template, str) or template.count(QUESTION_FIELD) != 1:
-        allowed = f"null, or for {TEMPLATE_TASK} {{template: a string that contains {QUESTION_FIELD} once}}"
+    template = (
+        value.get("template") if isinstance(value, dict) and set(value) == {"template"} else None
+    )
+    if (
+        task_id != TEMPLATE_TASK
+        or not isinstance(template, str)
+        or template.count(QUESTION_FIELD) != 1
+    ):
+        allowed = (
+            f"null, or for {TEMPLATE_TASK} {{template: a string that contains {QUESTION_FIELD}"
+            " once}"
+        )
         raise CatalogError(f"{entry_id}: tasks.{task_id} must be {allowed}, not {value!r}")
     return TaskOverride(template)
 

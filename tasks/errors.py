@@ -14,7 +14,10 @@ _NESTED.fillvalue = "…"
 
 
 class TaskError(ValueError):
-    """The task cannot be performed; the message says what is wrong, what was given and what is allowed."""
+    """The task cannot be performed.
+
+    The message says what is wrong, what was given and what is allowed.
+    """
 
 
 class ParameterError(TaskError):

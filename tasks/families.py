@@ -1,4 +1,6 @@
-"""Both families behind one interface: a task's prompts and grammar, and the typed result of the generated text."""
+"""Both families behind one interface: a task's prompts and grammar, and the typed result of the
+generated text.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -18,22 +20,32 @@ class FamilyLanguage(Protocol):
     """The interface of a family's module."""
 
     def task_prompts(
-        self, entry: CatalogEntry, task_id: str, parameters: TaskParameters, image_size_wh: tuple[int, int]
+        self,
+        entry: CatalogEntry,
+        task_id: str,
+        parameters: TaskParameters,
+        image_size_wh: tuple[int, int],
     ) -> tuple[Prompt, ...]:
         """Return the prompts of a task, usually one.
 
-        Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` for a region outside the image.
+        Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` for a region outside the
+        image.
         """
         ...
 
     def read_prompt(self, text: str) -> AskedTask | None:
-        """Return the task requested by a prompt of the family, None for free text; raise `ParameterError`."""
+        """Return the task requested by a prompt of the family, None for free text.
+
+        Raise `ParameterError`.
+        """
         ...
 
     def answer_grammar(self, task_id: str, parameters: TaskParameters) -> str | None:
-        """Return the grammar of the answer to each prompt of a task, None where any text is well-formed.
+        """Return the grammar of the answer to each prompt of a task, None where any text is
+        well-formed.
 
-        A grammar is Lark as llguidance reads it, with the rules `location` and `segmentation` defined elsewhere.
+        A grammar is Lark as llguidance reads it, with the rules `location` and `segmentation`
+        defined elsewhere.
         """
         ...
 
@@ -49,9 +61,13 @@ class FamilyLanguage(Protocol):
     ) -> Result:
         """Return the typed result of the answers, given in the order of the prompts.
 
-        `mask_decoder` and `banned_phrases` are of the checkpoint: the former PaliGemma's, the latter Florence-2's.
+        `mask_decoder` and `banned_phrases` are of the checkpoint: the former PaliGemma's, the
+        latter Florence-2's.
         """
         ...
 
 
-FAMILIES: dict[Family, FamilyLanguage] = {"florence2": tasks.florence2, "paligemma": tasks.paligemma}
+FAMILIES: dict[Family, FamilyLanguage] = {
+    "florence2": tasks.florence2,
+    "paligemma": tasks.paligemma,
+}

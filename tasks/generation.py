@@ -1,4 +1,7 @@
-"""The generated text of one prompt, with a log-probability for every token. Its grammar is not known here."""
+"""The generated text of one prompt, with a log-probability for every token.
+
+Its grammar is not known here.
+"""
 
 import math
 from bisect import bisect_right
@@ -20,19 +23,23 @@ class GeneratedText:
 
     def __post_init__(self) -> None:
         if len(self.token_ends) != len(self.logprobs):
-            raise ValueError(f"{len(self.token_ends)} token ends for {len(self.logprobs)} log-probabilities")
+            raise ValueError(
+                f"{len(self.token_ends)} token ends for {len(self.logprobs)} log-probabilities"
+            )
 
     def is_read_as(self, found: Sequence[object]) -> bool:
         """Return True if something was found, or the text is blank."""
         return bool(found) or not self.text.strip()
 
     def score(self, label: Sequence[Span], locations: Sequence[Span]) -> float:
-        """Return the probability of the label times the geometric mean of those of the location tokens, 0 to 1.
+        """Return the probability of the label times the geometric mean of those of the location
+        tokens, 0 to 1.
 
-        It ranks better than the geometric mean of all tokens: mAP 81.7 to 81.6 of florence-2-mini and 83.2 to 83.0 of
-        paligemma-mini (`diptych evaluate` with labels on 300 scenes of 40 px).
+        It ranks better than the geometric mean of all tokens: mAP 81.7 to 81.6 of florence-2-mini
+        and 83.2 to 83.0 of paligemma-mini (`diptych evaluate` with labels on 300 scenes of 40 px).
         """
-        of_label, of_locations = self._logprobs_in(label), self._logprobs_in(locations)
+        of_label = self._logprobs_in(label)
+        of_locations = self._logprobs_in(locations)
         mean = math.fsum(of_locations) / max(1, len(of_locations))
         return min(1.0, math.exp(math.fsum(of_label) + mean))
 
@@ -44,7 +51,8 @@ class GeneratedText:
     def _tokens_in(self, start: int, end: int) -> range:
         """Return the tokens that overlap `start` to `end`.
 
-        A token that completes no character (a byte of a longer one) has no width; it belongs to the token after it.
+        A token that completes no character (a byte of a longer one) has no width; it belongs to the
+        token after it.
         """
         first = bisect_right(self.token_ends, start)
         while first > 0 and self._start(first - 1) == self.token_ends[first - 1] == start:

@@ -1,7 +1,8 @@
-"""Kinds of parameters as data: their JSON Schema, and the validation that turns a JSON value into a typed one.
+"""Kinds of parameters as data: their JSON Schema, and the validation that turns a JSON value into a
+typed one.
 
-In strings every run of white space becomes one space (a newline ends PaliGemma's prompt); control characters are
-rejected. This module knows neither the tasks nor the size of an image.
+In strings every run of white space becomes one space (a newline ends PaliGemma's prompt); control
+characters are rejected. This module knows neither the tasks nor the size of an image.
 """
 
 import unicodedata
@@ -61,7 +62,9 @@ class TextListParameter:
             allowed = f"a list of 1 to {self.max_items} strings"
             raise ParameterError(self.name, f"{self.name} must be {allowed}, not {shown(value)}")
         texts = tuple(
-            _parse_text(f"{self.name}[{index}]", text, self.max_chars, is_phrase=True, param=self.name)
+            _parse_text(
+                f"{self.name}[{index}]", text, self.max_chars, is_phrase=True, param=self.name
+            )
             for index, text in enumerate(value)
         )
         folded = [text.casefold() for text in texts]
@@ -83,16 +86,28 @@ class BoxParameter:
     def json_schema(self) -> JsonSchema:
         """Return the JSON Schema of the value; it cannot express x1 < x2 and y1 < y2."""
         number = {"type": "number", "minimum": 0, "maximum": MAX_COORDINATE_PX}
-        return {"description": self.description, "type": "array", "items": number, "minItems": 4, "maxItems": 4}
+        return {
+            "description": self.description,
+            "type": "array",
+            "items": number,
+            "minItems": 4,
+            "maxItems": 4,
+        }
 
     def parse(self, value: object) -> BoxXyxy:
         """Return the box; raise `ParameterError`. The image's size is not known here."""
-        if not isinstance(value, list | tuple) or len(value) != 4 or not all(map(_is_coordinate, value)):
+        if (
+            not isinstance(value, list | tuple)
+            or len(value) != 4
+            or not all(map(_is_coordinate, value))
+        ):
             allowed = f"4 numbers [x1, y1, x2, y2] from 0 to {MAX_COORDINATE_PX}"
             raise ParameterError(self.name, f"{self.name} must be {allowed}, not {shown(value)}")
         x1, y1, x2, y2 = map(float, value)
         if not (x1 < x2 and y1 < y2):
-            raise ParameterError(self.name, f"{self.name} must have x1 < x2 and y1 < y2, not {shown(value)}")
+            raise ParameterError(
+                self.name, f"{self.name} must have x1 < x2 and y1 < y2, not {shown(value)}"
+            )
         return (x1, y1, x2, y2)
 
 
@@ -114,7 +129,9 @@ class ChoiceParameter:
         """Return the choice; raise `ParameterError`."""
         if not isinstance(value, str) or value not in self.choices:
             allowed = ", ".join(self.choices)
-            raise ParameterError(self.name, f"{self.name} must be one of {allowed}, not {shown(value)}")
+            raise ParameterError(
+                self.name, f"{self.name} must be one of {allowed}, not {shown(value)}"
+            )
         return value
 
 
@@ -126,7 +143,9 @@ def _text_schema(max_chars: int, is_phrase: bool) -> JsonSchema:
     return schema | {"pattern": f"^[^{SEPARATOR}]*$"} if is_phrase else schema
 
 
-def _parse_text(name: str, value: object, max_chars: int, is_phrase: bool, param: str | None = None) -> str:
+def _parse_text(
+    name: str, value: object, max_chars: int, is_phrase: bool, param: str | None = None
+) -> str:
     def refuse(allowed: str) -> ParameterError:
         return ParameterError(param or name, f"{name} must be {allowed}, not {shown(value)}")
 

@@ -10,7 +10,9 @@ from tasks.table import Task
 
 @dataclass(frozen=True, slots=True)
 class TaskParameters:
-    """The validated parameters of one request; None if the task has no such parameter or it was not given."""
+    """The validated parameters of one request; None if the task has no such parameter or it was not
+    given.
+    """
 
     labels: tuple[str, ...] | None = None
     caption: str | None = None
@@ -41,5 +43,6 @@ def parse_parameters(task: Task, values: Mapping[str, object]) -> TaskParameters
 def _check_exactly_one(task: Task, given: Sequence[str]) -> None:
     if len(given) != 1:
         param = given[-1] if given else task.exactly_one_of[0]
-        allowed, got = ", ".join(task.exactly_one_of), " and ".join(given) or "none"
+        allowed = ", ".join(task.exactly_one_of)
+        got = " and ".join(given) or "none"
         raise ParameterError(param, f"{task.id} requires exactly one of {allowed}; got {got}")

@@ -1,4 +1,6 @@
-"""Shared by both families' parsers: location tokens in a text, the box that they span, and the label of a box."""
+"""Shared by both families' parsers: location tokens in a text, the box that they span, and the
+label of a box.
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,14 +54,21 @@ def resolve_label(written: str, asked: Sequence[str]) -> str:
     """
     if not written:
         return asked[0] if len(asked) == 1 else ""
-    equal = [name for name in asked if without_article(name).casefold() == without_article(written).casefold()]
+    equal = [
+        name
+        for name in asked
+        if without_article(name).casefold() == without_article(written).casefold()
+    ]
     return min(equal, key=lambda name: name.casefold() != written.casefold(), default=written)
 
 
-def answers_to_labels(detections: Iterable[Detection], labels: Sequence[str]) -> tuple[Detection, ...]:
+def answers_to_labels(
+    detections: Iterable[Detection], labels: Sequence[str]
+) -> tuple[Detection, ...]:
     """Return all detections if no `labels` were requested, else those with one of them.
 
-    For a label that is not in the image a model may write another one; that stays in the raw text only.
+    For a label that is not in the image a model may write another one; that stays in the raw text
+    only.
     """
     return tuple(detection for detection in detections if not labels or detection.label in labels)
 

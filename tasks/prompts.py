@@ -1,6 +1,8 @@
-"""The prompt of a task, as segments that keep user text apart from control tokens, and the task read from a prompt.
+"""The prompt of a task, as segments that keep user text apart from control tokens, and the task
+read from a prompt.
 
-The tokens that surround every prompt of a family (image tokens, `<s>…</s>`, `<bos>…` and a newline) are the runner's.
+The tokens that surround every prompt of a family (image tokens, `<s>…</s>`, `<bos>…` and a newline)
+are the runner's.
 """
 
 from collections.abc import Mapping
@@ -12,7 +14,9 @@ from tasks.results import BoxXyxy
 
 @dataclass(frozen=True, slots=True)
 class PromptSegment:
-    """Part of a prompt; only a control segment may be tokenized as control tokens such as `<loc_5>`."""
+    """Part of a prompt; only a control segment may be tokenized as control tokens such as
+    `<loc_5>`.
+    """
 
     text: str
     is_control: bool = False
@@ -23,15 +27,23 @@ Prompt = tuple[PromptSegment, ...]
 
 @dataclass(frozen=True, slots=True)
 class AskedTask:
-    """A task requested by a model's own prompt instead of by its id; the values are JSON types, not validated yet."""
+    """A task requested by a model's own prompt instead of by its id.
+
+    The values are JSON types, not validated yet.
+    """
 
     task_id: str
     values: Mapping[str, object] = field(default_factory=dict)
-    region_shares: BoxXyxy | None = None  # the parameter `region`, as fractions of the image's width and height
+    # the parameter `region`, as fractions of the image's width and height
+    region_shares: BoxXyxy | None = None
 
 
 def join_segments(*segments: PromptSegment) -> Prompt:
-    """Return a prompt without empty segments; adjacent segments of one kind are merged, as BPE depends on context."""
+    """Return a prompt without empty segments; adjacent segments of one kind are merged, as BPE
+    depends on context.
+    """
     present = (segment for segment in segments if segment.text)
     groups = groupby(present, key=lambda segment: segment.is_control)
-    return tuple(PromptSegment("".join(s.text for s in group), is_control) for is_control, group in groups)
+    return tuple(
+        PromptSegment("".join(s.text for s in group), is_control) for is_control, group in groups
+    )

@@ -1,7 +1,7 @@
 """Typed results of a task, in pixels of the original image.
 
-`is_parsed` is False if the model's text could not be parsed; the list is then empty. A blank answer, which means that
-nothing was found, is parsed.
+`is_parsed` is False if the model's text could not be parsed; the list is then empty. A blank
+answer, which means that nothing was found, is parsed.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,8 @@ class Detection:
 class Instance:
     """A segmented object: `polygons` or `mask`, depending on the request's `mask_format`.
 
-    A point belongs to the object if an odd number of `polygons` encloses it (even-odd rule), so holes are rings too.
+    A point belongs to the object if an odd number of `polygons` encloses it (even-odd rule), so
+    holes are rings too.
     """
 
     box: BoxXyxy
@@ -47,7 +48,9 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class TextRegion:
-    """A piece of text with the four corners of its quadrilateral, in the order the model wrote them."""
+    """A piece of text with the four corners of its quadrilateral, in the order the model wrote
+    them.
+    """
 
     quad: QuadXy
     text: str

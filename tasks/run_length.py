@@ -1,4 +1,7 @@
-"""Masks as COCO's compressed run lengths; the only module that imports pycocotools, which has no types."""
+"""Masks as COCO's compressed run lengths.
+
+The only module that imports pycocotools, which has no types.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +27,9 @@ def encode_rings(rings: Sequence[Ring], image_size_wh: tuple[int, int]) -> RunLe
 
 def decode_mask(mask: RunLengthMask) -> NDArray[np.bool_]:
     """Return the mask (H, W) of run lengths."""
-    decoded: NDArray[np.uint8] = coco.decode({"size": list(mask.size_hw), "counts": mask.counts.encode("ascii")})
+    decoded: NDArray[np.uint8] = coco.decode(
+        {"size": list(mask.size_hw), "counts": mask.counts.encode("ascii")}
+    )
     return decoded.astype(np.bool_)
 
 

@@ -1,8 +1,10 @@
-"""Which objects of a result are returned, and with which scores: non-maximum suppression, calibration, minimum score.
+"""Which objects of a result are returned, and with which scores: non-maximum suppression,
+calibration, minimum score.
 
 A calibration is fitted by `diptych evaluate --calibrate` for one task of one checkpoint; its file:
 
-    {"calibrations": [{"model": …, "checkpoint": sha256, "task": …, "scores": […], "probabilities": […]}]}
+    {"calibrations": [{"model": …, "checkpoint": sha256, "task": …, "scores": […], "probabilities":
+    […]}]}
 """
 
 import json
@@ -38,7 +40,9 @@ class CalibrationError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The probability that an object is right as a function of its score: points, and lines between them."""
+    """The probability that an object is right as a function of its score: points, and lines between
+    them.
+    """
 
     model: str
     checkpoint: str  # sha256, hexadecimal, as in the manifest of the artifacts
@@ -50,7 +54,9 @@ class Calibration:
         if self.task not in TASKS or TASKS[self.task].result_kind == "text":
             raise ValueError(f"task is {self.task!r}; it must be a task that returns scores")
         if not self.scores or len(self.scores) != len(self.probabilities):
-            raise ValueError(f"{len(self.scores)} scores for {len(self.probabilities)} probabilities")
+            raise ValueError(
+                f"{len(self.scores)} scores for {len(self.probabilities)} probabilities"
+            )
         if not all(0 <= number <= 1 for number in (*self.scores, *self.probabilities)):
             raise ValueError("scores and probabilities must be 0 to 1")
         if any(first >= second for first, second in pairwise(self.scores)):
@@ -76,8 +82,12 @@ def _calibration(row: dict[str, Any]) -> Calibration:
     return Calibration(row["model"], row["checkpoint"], row["task"], scores, probabilities)
 
 
-def refine(result: Result, calibration: Calibration | None, min_score: float, nms_iou: float | None) -> Result:
-    """Return the objects that non-maximum suppression keeps, with their calibrated scores if at least `min_score`."""
+def refine(
+    result: Result, calibration: Calibration | None, min_score: float, nms_iou: float | None
+) -> Result:
+    """Return the objects that non-maximum suppression keeps, with their calibrated scores if at
+    least `min_score`.
+    """
 
     def refined(items: tuple[ItemT, ...]) -> tuple[ItemT, ...]:
         kept = items if nms_iou is None else suppress(items, nms_iou)
@@ -97,7 +107,9 @@ def refine(result: Result, calibration: Calibration | None, min_score: float, nm
 
 
 def suppress(items: tuple[ItemT, ...], max_iou: float) -> tuple[ItemT, ...]:
-    """Return the items, in their order, without those that overlap a better one of the same label by more."""
+    """Return the items, in their order, without those that overlap a better one of the same label
+    by more.
+    """
     overlaps = _overlaps([_box(item) for item in items]) > max_iou
     kept: list[int] = []
     for index in sorted(range(len(items)), key=lambda index: -items[index].score):
@@ -120,10 +132,13 @@ def _box(item: Detection | Instance | TextRegion) -> BoxXyxy:
 def _overlaps(boxes: Sequence[BoxXyxy]) -> NDArray[np.float64]:
     """Return the intersection over union of all pairs, (N, N)."""
     corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    low, high = corners[:, :2], corners[:, 2:]
+    low = corners[:, :2]
+    high = corners[:, 2:]
     sides = np.minimum(high[:, None], high[None]) - np.maximum(low[:, None], low[None])
     intersection = np.clip(sides, 0, None).prod(axis=2)
     areas = (high - low).prod(axis=1)
     union = areas[:, None] + areas[None] - intersection
-    overlaps: NDArray[np.float64] = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+    overlaps: NDArray[np.float64] = np.divide(
+        intersection, union, out=np.zeros_like(union), where=union > 0
+    )
     return overlaps

@@ -22,7 +22,10 @@ FAMILY_NAMES: tuple[Family, ...] = get_args(Family)
 
 # The 34 languages of PaliGemma's task prompts, and English: google-research/big_vision@11eea57
 # big_vision/configs/proj/paligemma/transfers/coco35l.py (LANGUAGES).
-_CODES = "ar bn cs da de el en es fa fi fil fr he hi hr hu id it ja ko mi nl no pl pt ro ru sv sw te th tr uk vi zh"
+_CODES = (
+    "ar bn cs da de el en es fa fi fil fr he hi hr hu id it ja ko mi nl no pl pt ro ru sv sw te th"
+    " tr uk vi zh"
+)
 LANGUAGES = tuple(_CODES.split())
 
 
@@ -39,14 +42,20 @@ class Task:
     required: tuple[str, ...] = field(init=False)  # parameters that every request must have
 
     def __post_init__(self) -> None:
-        required = (p.name for p in self.parameters if p.default is None and p.name not in self.exactly_one_of)
+        required = (
+            p.name
+            for p in self.parameters
+            if p.default is None and p.name not in self.exactly_one_of
+        )
         object.__setattr__(self, "required", tuple(required))
 
     def json_schema(self) -> JsonSchema:
         """Return the JSON Schema of the task's parameters as one object."""
         schema: JsonSchema = {
             "type": "object",
-            "properties": {parameter.name: parameter.json_schema() for parameter in self.parameters},
+            "properties": {
+                parameter.name: parameter.json_schema() for parameter in self.parameters
+            },
             "required": list(self.required),
             "additionalProperties": False,
         }
@@ -89,14 +98,26 @@ _ROWS = (
         ),
         exactly_one_of=("caption", "phrases"),
     ),
-    Task("region_proposal", "Propose regions that contain an object, without labels.", "detections", _FLORENCE2),
-    Task("dense_region_captioning", "Detect regions and caption each one.", "detections", _FLORENCE2),
+    Task(
+        "region_proposal",
+        "Propose regions that contain an object, without labels.",
+        "detections",
+        _FLORENCE2,
+    ),
+    Task(
+        "dense_region_captioning", "Detect regions and caption each one.", "detections", _FLORENCE2
+    ),
     Task(
         "instance_segmentation",
         "Segment what the phrase refers to, or the object in the region.",
         "instances",
         _BOTH,
-        (TextParameter("phrase", "Phrase that names what to segment.", MAX_LABEL_CHARS, is_phrase=True), _REGION),
+        (
+            TextParameter(
+                "phrase", "Phrase that names what to segment.", MAX_LABEL_CHARS, is_phrase=True
+            ),
+            _REGION,
+        ),
         exactly_one_of=("phrase", "region"),
     ),
     Task("ocr", "Read the text.", "text", _BOTH),

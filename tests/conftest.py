@@ -15,7 +15,8 @@ from tests.support.real_tokenizers import MISSING_NPM
 from tests.support.running_service import RunningService, running_service
 from tests.support.valkey import HAS_VALKEY, MISSING_VALKEY
 
-# Two workers share the cores, and a waiting thread of torch spins; read when torch is imported, here and by exports.
+# Two workers share the cores, and a waiting thread of torch spins; read when torch is imported,
+# here and by exports.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -32,14 +33,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not HAS_KUBECTL:
         terminalreporter.write_line(MISSING_KUBECTL, red=True, bold=True)
     for missing in (MISSING_NPM, MISSING_LABEL_STUDIO):
-        if any(missing in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())):
+        if any(
+            missing in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())
+        ):
             terminalreporter.write_line(missing, red=True, bold=True)
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
     """A model store with both embedded models: those of `make export` where they are up to date."""
-    store, made = ModelStore(tmp_path_factory.mktemp("bentoml")), ModelStore(ROOT / ".bentoml")
+    store = ModelStore(tmp_path_factory.mktemp("bentoml"))
+    made = ModelStore(ROOT / ".bentoml")
     for model_id in EMBEDDED:
         store.add_newest(model_id, made)
     run = store.export("--if-changed", *EMBEDDED)
@@ -60,8 +64,12 @@ def artifacts(exported: ModelStore, model_id: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def service(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """The whole service with both embedded models, a folder for batches, and otherwise default settings."""
+def service(
+    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningService]:
+    """The whole service with both embedded models, a folder for batches, and otherwise default
+    settings.
+    """
     folder = tmp_path_factory.mktemp("service")
     settings = {"DIPTYCH_BATCHES_FOLDER": str(folder / "batches")}
     with running_service(exported.home, folder / "service.log", **settings) as running:

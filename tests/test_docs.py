@@ -1,4 +1,5 @@
-"""README.md, SECURITY.md and docs/ name only existing things; their tables are generated, figures stand once.
+"""README.md, SECURITY.md and docs/ name only existing things; their tables are generated, figures
+stand once.
 
 tests/system/test_pages.py runs their commands.
 """
@@ -21,11 +22,15 @@ from tests.support.export_cli import ROOT
 
 FOLDERS = "service|runners|tasks|export|offline|client|loadtest|models|deploy|docs|tests"
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
-OPERATIONS, README = TEXTS["docs/operations.md"], TEXTS["README.md"]
+OPERATIONS = TEXTS["docs/operations.md"]
+README = TEXTS["README.md"]
 TREE = README.partition("## Folders\n\n```\n")[2].partition("```")[0]
 MAX_README_LINES = 200
-# A measured value with its unit: three digits, or a decimal point. Round numbers are limits and conditions.
-FIGURE = re.compile(r"(?<![\d.,])(\d+\.\d+|\d*[1-9]\d*[1-9]\d*) (ms|MB|GB|requests/s|tokens/s|images/s|req/s)\b")
+# A measured value with its unit: three digits, or a decimal point. Round numbers are limits and
+# conditions.
+FIGURE = re.compile(
+    r"(?<![\d.,])(\d+\.\d+|\d*[1-9]\d*[1-9]\d*) (ms|MB|GB|requests/s|tokens/s|images/s|req/s)\b"
+)
 
 
 @pytest.fixture(params=TEXTS)
@@ -72,7 +77,9 @@ def test_every_file_that_a_page_names_is_there(text: str) -> None:
 def test_every_module_that_a_page_names_without_its_folder_is_there(text: str) -> None:
     named = set(re.findall(r"`([\w-]+\.(?:py|js|proto))`", text))
     folders = [ROOT, *map(ROOT.joinpath, FOLDERS.split("|"))]
-    there = {path.name for path in ROOT.iterdir()} | {path.name for root in folders[1:] for path in root.rglob("*")}
+    there = {path.name for path in ROOT.iterdir()} | {
+        path.name for root in folders[1:] for path in root.rglob("*")
+    }
     assert named - there == set()
 
 
@@ -82,14 +89,19 @@ def test_every_setting_that_a_page_names_is_one(text: str) -> None:
 
 
 def test_every_metric_that_a_page_names_is_declared(text: str) -> None:
-    named = {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in re.findall(r"`(diptych_\w+)`", text)}
+    named = {
+        re.sub(r"_(total|bucket|sum|count)$", "", name)
+        for name in re.findall(r"`(diptych_\w+)`", text)
+    }
     assert named - declared_metrics() - {"diptych_client"} == set()
 
 
 def test_every_command_that_a_page_names_is_one(text: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
-    blocks = [code for _, code in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)]
+    blocks = [
+        code for _, code in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    ]
     commands = "\n".join([*blocks, *re.findall(r"`([^`\n]+)`", text)])
     assert set(re.findall(r"^make ([\w-]+)", commands, re.MULTILINE)) - targets == set()
     for module in re.findall(r"python -m ([\w.]+)", commands):
@@ -114,12 +126,15 @@ def test_the_readme_is_short() -> None:
 
 
 def test_the_tree_of_the_readme_has_every_folder() -> None:
-    named, above = set[str](), ""
+    named = set[str]()
+    above = ""
     for indent, name in re.findall(r"^( *)([\w]+)/ ", TREE, re.MULTILINE):
         above = above if indent else name
         named.add(f"{above}/{name}" if indent else name)
     assert [name for name in sorted(named) if not (ROOT / name).is_dir()] == []
-    packages = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("[!.]*/*/__init__.py")}
+    packages = {
+        path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("[!.]*/*/__init__.py")
+    }
     shown = {name for name in packages if name.split("/")[0] in ("service", "runners", "tasks")}
     assert shown - named - {"service/rpc/proto"} == set()
 
@@ -133,7 +148,9 @@ def test_no_figure_stands_on_two_pages() -> None:
 
 
 def test_no_row_of_a_table_stands_twice() -> None:
-    rows = [row for text in TEXTS.values() for row in re.findall(r"^\|.*\d.*\|$", text, re.MULTILINE)]
+    rows = [
+        row for text in TEXTS.values() for row in re.findall(r"^\|.*\d.*\|$", text, re.MULTILINE)
+    ]
     assert [row for row in rows if rows.count(row) > 1] == []
 
 
@@ -146,9 +163,13 @@ def test_the_guide_explains_every_row_of_the_dashboard() -> None:
 def test_the_entries_of_a_tuned_checkpoint_and_of_an_adapter_are_entries(tmp_path: Path) -> None:
     tuned, adapter, watched = re.findall(r"```yaml\n(.*?)```", TEXTS["docs/models.md"], re.DOTALL)
     catalog = tmp_path / "catalog.yaml"
-    catalog.write_text((ROOT / "models" / "catalog.yaml").read_text(encoding="utf-8") + tuned + adapter)
+    catalog.write_text(
+        (ROOT / "models" / "catalog.yaml").read_text(encoding="utf-8") + tuned + adapter
+    )
     *_, own, adapted = (entries := load_catalog(catalog)).values()
-    named = adapter_entry("invoices", "adapters/invoices", yaml.safe_load(watched), entries["florence-2-base"])
+    named = adapter_entry(
+        "invoices", "adapters/invoices", yaml.safe_load(watched), entries["florence-2-base"]
+    )
     assert "visual_question_answering" in own.task_ids
     assert "ocr" not in own.task_ids
     assert adapted.adapter_of == "florence-2-base"
@@ -158,7 +179,13 @@ def test_the_entries_of_a_tuned_checkpoint_and_of_an_adapter_are_entries(tmp_pat
 
 def headings(text: str) -> set[str]:
     """Return the headings of a page, without code blocks."""
-    return set(re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE))
+    return set(
+        re.findall(
+            r"^#+ (.+)$",
+            re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE),
+            re.MULTILINE,
+        )
+    )
 
 
 def slug(heading: str) -> str:

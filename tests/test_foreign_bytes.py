@@ -1,4 +1,6 @@
-"""Foreign bytes are read or refused by a declared error: valid ones, those that fuzzing has found, and new ones."""
+"""Foreign bytes are read or refused by a declared error: valid ones, those that fuzzing has found,
+and new ones.
+"""
 
 import os
 import shutil
@@ -43,7 +45,8 @@ def test_fuzzing_finds_no_undeclared_error(name: str, tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "tests.support.fuzzing", name, str(SECONDS), str(corpus)],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'client'}:{os.environ.get('PYTHONPATH', '')}"},
+        env=os.environ
+        | {"PYTHONPATH": f"{ROOT}:{ROOT / 'client'}:{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True,
         text=True,
     )

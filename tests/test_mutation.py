@@ -1,4 +1,6 @@
-"""The mutants of the rooms: their making, the committed results of `python -m tests.support.mutation`."""
+"""The mutants of the rooms: their making, the committed results of `python -m
+tests.support.mutation`.
+"""
 
 import ast
 from pathlib import Path
@@ -7,7 +9,15 @@ import pytest
 
 from tests.support.forked_tests import LARGE_PACKAGES
 from tests.support.mutants import mutants_of
-from tests.support.mutation import MIN_KILLED, Room, add_result, paths_of_tests, read_results, rooms, sample
+from tests.support.mutation import (
+    MIN_KILLED,
+    Room,
+    add_result,
+    paths_of_tests,
+    read_results,
+    rooms,
+    sample,
+)
 
 SOURCE = '''"""A text stays: 1 < 2."""
 
@@ -31,8 +41,14 @@ def test_each_mutant_is_one_change_of_the_code_and_keeps_texts_and_annotations()
     found = mutants_of("a.py", SOURCE)
     assert [mutant.name.partition(": ")[2] for mutant in found] == [
         "`8` to `9`",
-        "`queue.size >= limit and not self.closed` to `(not (queue.size >= limit and not self.closed))`",
-        "`queue.size >= limit and not self.closed` to `((queue.size >= limit) or (not self.closed))`",
+        (
+            "`queue.size >= limit and not self.closed` to `(not (queue.size >= limit and not"
+            " self.closed))`"
+        ),
+        (
+            "`queue.size >= limit and not self.closed` to `((queue.size >= limit) or (not"
+            " self.closed))`"
+        ),
         "`queue.size >= limit` to `((queue.size) > (limit))`",
         "`not self.closed` to `(self.closed)`",
         '`raise Full(f"{limit + 1}")` to `pass`',
@@ -56,7 +72,9 @@ def test_each_mutant_is_one_change_of_the_code_and_keeps_texts_and_annotations()
 
 def test_the_name_of_a_mutant_survives_changes_of_other_lines() -> None:
     moved = mutants_of("a.py", SOURCE.replace("async def", "x = 5\n\n\nasync def"))
-    assert {mutant.name for mutant in mutants_of("a.py", SOURCE)} < {mutant.name for mutant in moved}
+    assert {mutant.name for mutant in mutants_of("a.py", SOURCE)} < {
+        mutant.name for mutant in moved
+    }
 
 
 @pytest.mark.parametrize("room", rooms())
@@ -78,8 +96,17 @@ def test_a_reason_is_kept_as_long_as_its_mutant_lives(tmp_path: Path) -> None:
     add_result("tasks", Room(3, 1, {"a": "equivalent", "b": "needs a GPU"}), file)
     add_result("offline", Room(2, 2, {}), file)
     add_result("tasks", Room(3, 1, {"b": "", "c": ""}), file)
-    assert read_results(file) == {"offline": Room(2, 2, {}), "tasks": Room(3, 1, {"b": "needs a GPU", "c": ""})}
+    assert read_results(file) == {
+        "offline": Room(2, 2, {}),
+        "tasks": Room(3, 1, {"b": "needs a GPU", "c": ""}),
+    }
 
 
 def test_the_packages_that_forks_share_are_none_of_ours() -> None:
-    assert not {name.partition(".")[0] for name in LARGE_PACKAGES} & {"service", "runners", "tasks", "tests", "export"}
+    assert not {name.partition(".")[0] for name in LARGE_PACKAGES} & {
+        "service",
+        "runners",
+        "tasks",
+        "tests",
+        "export",
+    }

@@ -1,4 +1,6 @@
-"""The rules that the folders stand for: which way imports point, who may import what, how long a file may be."""
+"""The rules that the folders stand for: which way imports point, who may import what, how long a
+file may be.
+"""
 
 import ast
 import graphlib
@@ -74,13 +76,19 @@ def lies_in(module: str, packages: set[str]) -> bool:
 def test_imports_point_one_way(folder: str) -> None:
     assert modules(folder)
     for path in modules(folder):
-        ours = [name for name in imported_modules(path) if lies_in(name, {*map(package, ARROWS), "tests"})]
+        ours = [
+            name
+            for name in imported_modules(path)
+            if lies_in(name, {*map(package, ARROWS), "tests"})
+        ]
         assert all(lies_in(name, ARROWS[folder] | {package(folder)}) for name in ours), path
 
 
 @pytest.mark.parametrize("folder", ARROWS)
 def test_only_entry_points_import_bentoml(folder: str) -> None:
-    importing = {str(path.relative_to(ROOT)) for path in modules(folder) if "bentoml" in imported(path)}
+    importing = {
+        str(path.relative_to(ROOT)) for path in modules(folder) if "bentoml" in imported(path)
+    }
     assert importing <= BENTOML_ENTRY_POINTS
 
 
@@ -89,7 +97,10 @@ def test_one_module_alone_uses_private_names_of_bentoml(folder: str) -> None:
     private = {
         path.name
         for path in modules(folder)
-        if any(name.startswith("_bentoml") or name.startswith("bentoml._") for name in imported_modules(path))
+        if any(
+            name.startswith("_bentoml") or name.startswith("bentoml._")
+            for name in imported_modules(path)
+        )
         or "BENTOML_RUNNER_MAP" in path.read_text(encoding="utf-8")
     }
     assert private <= {"bentoml_internals.py"}
@@ -99,7 +110,17 @@ MAX_MODULES = 12
 
 
 @pytest.mark.parametrize(
-    "folder", ["service", "runners", "imaging", "tasks", "export", "offline", "loadtest", "client/diptych_client"]
+    "folder",
+    [
+        "service",
+        "runners",
+        "imaging",
+        "tasks",
+        "export",
+        "offline",
+        "loadtest",
+        "client/diptych_client",
+    ],
 )
 def test_no_folder_is_crowded_and_imports_between_folders_have_no_circle(folder: str) -> None:
     rooms: dict[str, set[str]] = {}
@@ -108,10 +129,16 @@ def test_no_folder_is_crowded_and_imports_between_folders_have_no_circle(folder:
         found = {room_of(folder, name) for name in imported_modules(path)}
         rooms.setdefault(room, set()).update(each for each in found if each not in (None, room))
     for path in {path.parent for path in modules(folder)}:
-        assert len([each for each in path.glob("*.py") if each.name != "__init__.py"]) <= MAX_MODULES, path
+        assert (
+            len([each for each in path.glob("*.py") if each.name != "__init__.py"]) <= MAX_MODULES
+        ), path
     rooms.pop(".", None)  # it composes the others
     try:
-        tuple(graphlib.TopologicalSorter({room: to - {"."} for room, to in rooms.items()}).static_order())
+        tuple(
+            graphlib.TopologicalSorter(
+                {room: to - {"."} for room, to in rooms.items()}
+            ).static_order()
+        )
     except graphlib.CycleError as error:
         pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
 
@@ -132,7 +159,9 @@ def test_tasks_need_neither_torch_nor_images() -> None:
 
 
 def test_imaging_needs_pillow_and_blake3_only() -> None:
-    """The sandboxed program that decodes heavy images imports it, and so does a tuning without the service."""
+    """The sandboxed program that decodes heavy images imports it, and so does a tuning without the
+    service.
+    """
     for path in modules("imaging"):
         assert imported(path) - sys.stdlib_module_names <= {"imaging", "PIL", "blake3"}, path
 
@@ -149,16 +178,33 @@ def test_what_serves_needs_no_ray() -> None:
 
 def test_the_client_loads_neither_torch_nor_the_service() -> None:
     code = "import sys, diptych_client; print(*{name.split('.')[0] for name in sys.modules})"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     loaded = set(run.stdout.split())
     assert {"diptych_client", "httpx", "grpc"} <= loaded
-    assert not {"torch", "bentoml", "pydantic", "starlette", "service", "supervision", "typer", "tasks"} & loaded
+    assert (
+        not {
+            "torch",
+            "bentoml",
+            "pydantic",
+            "starlette",
+            "service",
+            "supervision",
+            "typer",
+            "tasks",
+        }
+        & loaded
+    )
     assert not {"imaging", "mcp", "cvat_sdk", "fiftyone", "jsonschema"} & loaded
 
 
 @pytest.mark.parametrize("folder", [*ARROWS, "tests"])
 def test_no_module_is_over_the_limit(folder: str) -> None:
     page = [path for path in (ROOT / folder).rglob("*") if path.suffix in (".js", ".css", ".html")]
-    written = [path for path in [*modules(folder), *page] if "_pb2" not in path.name]  # the rest is generated
-    long = [path for path in written if len(path.read_text(encoding="utf-8").splitlines()) > MAX_LINES]
+    # the rest is generated
+    written = [path for path in [*modules(folder), *page] if "_pb2" not in path.name]
+    long = [
+        path for path in written if len(path.read_text(encoding="utf-8").splitlines()) > MAX_LINES
+    ]
     assert not long

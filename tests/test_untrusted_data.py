@@ -30,8 +30,12 @@ def violations(source: str) -> Iterator[str]:
         yield from (name for name in names if name.split(".")[0] in UNPICKLING)
     for call in calls(tree):
         flags = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-        yield from (f"{name}={flags[name]}" for name in TRUE_FLAGS & flags.keys() if flags[name] != "False")
-        if name_of(call) in UNSAFE_CALLS or (name_of(call) == "torch.load" and flags.get("weights_only") != "True"):
+        yield from (
+            f"{name}={flags[name]}" for name in TRUE_FLAGS & flags.keys() if flags[name] != "False"
+        )
+        if name_of(call) in UNSAFE_CALLS or (
+            name_of(call) == "torch.load" and flags.get("weights_only") != "True"
+        ):
             yield name_of(call)
 
 

@@ -1,6 +1,7 @@
 """Python client of Diptych, typed, synchronous and for asyncio, over REST and gRPC.
 
-The command `diptych` is its command line. Images go in as paths, bytes or PIL images; answers are dataclasses.
+The command `diptych` is its command line. Images go in as paths, bytes or PIL images; answers are
+dataclasses.
 """
 
 from diptych_client.client import AsyncClient, Client

@@ -1,4 +1,6 @@
-"""The two clients: `Client` blocks, `AsyncClient` is for asyncio; their methods take and return the same."""
+"""The two clients: `Client` blocks, `AsyncClient` is for asyncio; their methods take and return the
+same.
+"""
 
 import time
 import uuid
@@ -42,10 +44,11 @@ _MIN_TIMEOUT_S = 0.001  # a delay between retries may end late
 
 
 class Client:
-    """A connection to a service: `http://` or `https://` for REST, `grpc://` or `grpcs://` for gRPC.
+    """A connection to a service: `http://` or `https://` for REST, `grpc://` or `grpcs://` for
+    gRPC.
 
-    `timeout_s` is the deadline of a call, retries included; the service receives the remaining time. Every method
-    raises `DiptychError`. Safe to share between threads.
+    `timeout_s` is the deadline of a call, retries included; the service receives the remaining
+    time. Every method raises `DiptychError`. Safe to share between threads.
     """
 
     def __init__(
@@ -101,7 +104,9 @@ class Client:
         models: Sequence[str] | None = None,
         options: AnswerOptions = DEFAULT_OPTIONS,
     ) -> Comparison:
-        """Return the answers of several models, which run concurrently; by default of all that offer the task."""
+        """Return the answers of several models, which run concurrently; by default of all that
+        offer the task.
+        """
         request = compare_request(image, task, models, parameters, options)
         return self._retried(COMPARE, request, self._transport.send)
 
@@ -110,7 +115,9 @@ class Client:
         return self._retried(MODELS, Request(), self._transport.send)
 
     def tasks(self) -> tuple[Task, ...]:
-        """Return all tasks, each with the JSON Schema of its parameters and the models that offer it."""
+        """Return all tasks, each with the JSON Schema of its parameters and the models that offer
+        it.
+        """
         return self._retried(TASKS, Request(), self._transport.send)
 
     def close(self) -> None:
@@ -128,14 +135,20 @@ class Client:
         return _Stream(next(events), events)
 
     def _retried(
-        self, operation: Operation[ResultT], request: Request, send: Callable[[Attempt[ResultT]], ValueT]
+        self,
+        operation: Operation[ResultT],
+        request: Request,
+        send: Callable[[Attempt[ResultT]], ValueT],
     ) -> ValueT:
         call = _Call(operation, request, time.monotonic() + self._timeout_s, uuid.uuid4().hex)
         return retrying(Retrying, self._timeout_s, self._max_retries)(lambda: send(call.attempt()))
 
 
 class AsyncClient:
-    """The same for asyncio. Created and used in one running event loop; calls may run concurrently."""
+    """The same for asyncio.
+
+    Created and used in one running event loop; calls may run concurrently.
+    """
 
     def __init__(
         self,
@@ -191,7 +204,9 @@ class AsyncClient:
         models: Sequence[str] | None = None,
         options: AnswerOptions = DEFAULT_OPTIONS,
     ) -> Comparison:
-        """Return the answers of several models, which run concurrently; by default of all that offer the task."""
+        """Return the answers of several models, which run concurrently; by default of all that
+        offer the task.
+        """
         request = compare_request(image, task, models, parameters, options)
         return await self._retried(COMPARE, request, self._transport.send)
 
@@ -200,7 +215,9 @@ class AsyncClient:
         return await self._retried(MODELS, Request(), self._transport.send)
 
     async def tasks(self) -> tuple[Task, ...]:
-        """Return all tasks, each with the JSON Schema of its parameters and the models that offer it."""
+        """Return all tasks, each with the JSON Schema of its parameters and the models that offer
+        it.
+        """
         return await self._retried(TASKS, Request(), self._transport.send)
 
     async def close(self) -> None:
@@ -218,14 +235,19 @@ class AsyncClient:
         return _AsyncStream(await anext(events), events)
 
     async def _retried(
-        self, operation: Operation[ResultT], request: Request, send: Callable[[Attempt[ResultT]], Awaitable[ValueT]]
+        self,
+        operation: Operation[ResultT],
+        request: Request,
+        send: Callable[[Attempt[ResultT]], Awaitable[ValueT]],
     ) -> ValueT:
         call = _Call(operation, request, time.monotonic() + self._timeout_s, uuid.uuid4().hex)
 
         async def send_attempt() -> ValueT:
             return await send(call.attempt())
 
-        value: ValueT = await retrying(AsyncRetrying, self._timeout_s, self._max_retries)(send_attempt)
+        value: ValueT = await retrying(AsyncRetrying, self._timeout_s, self._max_retries)(
+            send_attempt
+        )
         return value
 
 
@@ -268,7 +290,10 @@ def transport_to(url: str, api_key: str | None) -> RestTransport | GrpcTransport
 
 
 def async_transport_to(url: str, api_key: str | None) -> AsyncRestTransport | AsyncGrpcTransport:
-    """Return the transport for a URL in the running event loop; raise `ValueError` for an invalid one."""
+    """Return the transport for a URL in the running event loop.
+
+    Raise `ValueError` for an invalid one.
+    """
     scheme, address = _scheme_and_address(url)
     if scheme in ("http", "https"):
         return AsyncRestTransport(url, api_key)
@@ -277,7 +302,8 @@ def async_transport_to(url: str, api_key: str | None) -> AsyncRestTransport | As
 
 def _scheme_and_address(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
-    is_rest, is_grpc = parts.scheme in ("http", "https"), parts.scheme in ("grpc", "grpcs")
+    is_rest = parts.scheme in ("http", "https")
+    is_grpc = parts.scheme in ("grpc", "grpcs")
     if not parts.netloc or not (is_rest or (is_grpc and parts.port and parts.path in ("", "/"))):
         allowed = "http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT"
         raise ValueError(f"the URL of the service must be {allowed}, got {url!r}")

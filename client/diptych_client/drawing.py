@@ -1,4 +1,6 @@
-"""Draws answers on their image: boxes, quads, masks with outlines, and text below. Knows no service.
+"""Draws answers on their image: boxes, quads, masks with outlines, and text below.
+
+Knows no service.
 
 Within a picture each label has one colour, also across the panels of a comparison.
 """
@@ -26,7 +28,8 @@ from diptych_client.results import (
 Color = tuple[int, int, int]
 Colors = Mapping[str, Color]
 
-PALETTE: tuple[Color, ...] = (  # Okabe and Ito, distinguishable with colour blindness; without black
+# Okabe and Ito, distinguishable with colour blindness; without black
+PALETTE: tuple[Color, ...] = (
     (86, 180, 233),
     (230, 159, 0),
     (0, 158, 115),
@@ -36,11 +39,14 @@ PALETTE: tuple[Color, ...] = (  # Okabe and Ito, distinguishable with colour bli
     (240, 228, 66),
 )
 _MASK_OPACITY = 0.45
-_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+_WHITE = (255, 255, 255)
+_BLACK = (0, 0, 0)
 
 
 def open_upright(path: Path) -> Image.Image:
-    """Open an image and apply its EXIF orientation: coordinates of answers are those of the upright image."""
+    """Open an image and apply its EXIF orientation: coordinates of answers are those of the upright
+    image.
+    """
     with Image.open(path) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
@@ -56,7 +62,9 @@ def draw_comparison(image: Image.Image, comparison: Comparison) -> Image.Image:
     colors = _colors(item for answer in answers for item in items_of(answer.result))
     panels = [_panel(image, each, colors) for each in comparison.answers]
     gap = _line_width(image) * 4
-    picture = Image.new("RGB", (sum(p.width + gap for p in panels) - gap, max(p.height for p in panels)), _WHITE)
+    picture = Image.new(
+        "RGB", (sum(p.width + gap for p in panels) - gap, max(p.height for p in panels)), _WHITE
+    )
     for index, panel in enumerate(panels):
         picture.paste(panel, (index * (panel.width + gap), 0))
     return picture
@@ -68,13 +76,22 @@ def _colors(items: Iterable[Item]) -> Colors:
 
 
 def _panel(image: Image.Image, answer: Answer | ModelFailure, colors: Colors) -> Image.Image:
-    """Return the image with the answer drawn on it, the model id above it and a text result below it."""
+    """Return the image with the answer drawn on it, the model id above it and a text result below
+    it.
+    """
     if isinstance(answer, ModelFailure):
         return _with_text(image, answer.model, f"{answer.error.code}: {answer.error.message}")
-    picture, items = image.convert("RGB"), items_of(answer.result)
+    picture = image.convert("RGB")
+    items = items_of(answer.result)
     for item in items:
         _draw_item(picture, answer, item, colors[label_of(item)])
-    text = answer.result.text if isinstance(answer.result, TextResult) else "" if items else "nothing found"
+    text = (
+        answer.result.text
+        if isinstance(answer.result, TextResult)
+        else ""
+        if items
+        else "nothing found"
+    )
     return _with_text(picture, answer.model, text)
 
 
@@ -82,7 +99,8 @@ def _draw_item(picture: Image.Image, answer: Answer, item: Item, color: Color) -
     if isinstance(item, Instance):
         mask = item.to_mask(answer.image) * (_MASK_OPACITY * 255)
         picture.paste(color, mask=Image.fromarray(mask.astype(np.uint8)))
-    draw, line_width = ImageDraw.Draw(picture), _line_width(picture)
+    draw = ImageDraw.Draw(picture)
+    line_width = _line_width(picture)
     outlines = _outlines(item)
     for ring in outlines:
         draw.line([*ring, ring[0]], fill=color, width=line_width, joint="curve")
@@ -101,7 +119,11 @@ def _outlines(item: Item) -> tuple[Ring, ...]:
 
 
 def _draw_tag(
-    draw: ImageDraw.ImageDraw, top_left: tuple[float, float], text: str, color: Color, font: ImageFont.FreeTypeFont
+    draw: ImageDraw.ImageDraw,
+    top_left: tuple[float, float],
+    text: str,
+    color: Color,
+    font: ImageFont.FreeTypeFont,
 ) -> None:
     """Write text on a coloured background, above the point if it fits, else below."""
     x, y = top_left
@@ -115,14 +137,17 @@ def _draw_tag(
 def _with_text(picture: Image.Image, title: str, text: str) -> Image.Image:
     """Return the picture with a title above it and the text, if any, below it."""
     font = _font(picture)
-    line_height, num_columns = round(font.size * 1.4), max(10, round(picture.width / (font.size * 0.55)))
+    line_height = round(font.size * 1.4)
+    num_columns = max(10, round(picture.width / (font.size * 0.55)))
     lines = [line for paragraph in text.splitlines() for line in wrap(paragraph, num_columns)]
     height = line_height + picture.height + len(lines) * line_height
     panel = Image.new("RGB", (picture.width, height), _WHITE)
     panel.paste(picture, (0, line_height))
     draw = ImageDraw.Draw(panel)
     for index, line in enumerate(lines):
-        draw.text((4, line_height + picture.height + index * line_height), line, fill=_BLACK, font=font)
+        draw.text(
+            (4, line_height + picture.height + index * line_height), line, fill=_BLACK, font=font
+        )
     draw.text((4, 0), title, fill=_BLACK, font=font)
     return panel
 

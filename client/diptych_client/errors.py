@@ -1,6 +1,7 @@
 """Errors of a call, the same over REST and gRPC.
 
-DiptychError              code, message, param, request_id; itself only for codes unknown to this client
+DiptychError              code, message, param, request_id; itself only for codes unknown to this
+                          client
 ├── InvalidRequest        unknown field or bad value
 ├── Unauthorized          missing or wrong API key
 ├── UnknownModel          the model is not served

@@ -1,7 +1,8 @@
 """Points, boxes, rings and masks; needs numpy only.
 
-Coordinates are in pixels of the original, upright image. Masks are boolean arrays (H, W). A pixel is inside if a ray
-from its centre crosses an odd number of edges of all rings (the even-odd rule): a ring within a ring is a hole.
+Coordinates are in pixels of the original, upright image. Masks are boolean arrays (H, W). A pixel
+is inside if a ray from its centre crosses an odd number of edges of all rings (the even-odd rule):
+a ring within a ring is a hole.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,8 @@ QuadXy = tuple[PointXy, PointXy, PointXy, PointXy]
 Ring = tuple[PointXy, ...]
 Mask = NDArray[np.bool_]
 
-_ASCII_ZERO = 48  # offset of the characters of compressed run lengths: five bits of a number, one continuation bit
+# offset of the characters of compressed run lengths: five bits of a number, one continuation bit
+_ASCII_ZERO = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,9 @@ def polygons_mask(rings: Iterable[Ring], image: ImageSize) -> Mask:
     crossings = np.zeros((image.height, image.width + 1), dtype=np.int32)
     for ring in rings:
         for (x1, y1), (x2, y2) in pairwise((*ring, ring[0])):
-            top, bottom = np.clip(np.ceil([min(y1, y2) - 0.5, max(y1, y2) - 0.5]), 0, image.height).astype(int)
+            top, bottom = np.clip(
+                np.ceil([min(y1, y2) - 0.5, max(y1, y2) - 0.5]), 0, image.height
+            ).astype(int)
             rows = np.arange(top, bottom)  # rows whose centres lie between the two ends
             xs = x1 + (rows + 0.5 - y1) * (x2 - x1) / (y2 - y1) if len(rows) else rows
             crossings[rows, np.clip(np.ceil(xs - 0.5), 0, image.width).astype(int)] += 1
@@ -80,7 +84,9 @@ def _signed_numbers(counts: str) -> Iterator[int]:
 
 
 def uncompressed_run_lengths(mask: Mask) -> list[int]:
-    """Return COCO's uncompressed run lengths: column by column, the first run counts pixels outside."""
+    """Return COCO's uncompressed run lengths: column by column, the first run counts pixels
+    outside.
+    """
     flat = mask.T.reshape(-1)
     ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     runs = np.diff(np.concatenate(([0], ends, [flat.size])))

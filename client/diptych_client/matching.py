@@ -44,7 +44,9 @@ def pairwise_iou(first: Sequence[BoxXyxy], second: Sequence[BoxXyxy]) -> NDArray
     intersection = np.clip(bottom_right - top_left, 0, None).prod(axis=2)
     area_a, area_b = (np.clip(each[:, 2:] - each[:, :2], 0, None).prod(axis=1) for each in (a, b))
     union = area_a[:, None] + area_b[None] - intersection
-    iou: NDArray[np.float64] = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+    iou: NDArray[np.float64] = np.divide(
+        intersection, union, out=np.zeros_like(union), where=union > 0
+    )
     return iou
 
 
@@ -52,7 +54,9 @@ def greedy_pairs(iou: NDArray[np.float64], threshold: float) -> list[tuple[int, 
     """Return disjoint pairs with IoU >= threshold, the best first."""
     rows, columns = np.nonzero(iou >= threshold)
     order = np.argsort(-iou[rows, columns], kind="stable")
-    used_rows, used_columns, pairs = set[int](), set[int](), []
+    used_rows = set[int]()
+    used_columns = set[int]()
+    pairs = []
     for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
         if row not in used_rows and column not in used_columns:
             used_rows.add(row)
@@ -62,9 +66,14 @@ def greedy_pairs(iou: NDArray[np.float64], threshold: float) -> list[tuple[int, 
 
 
 def match(truths: Sequence[LabelledBox], answers: Sequence[LabelledBox]) -> list[Pair]:
-    """Pair boxes of the same class, then of other classes, then nearby ones; the rest is missed or extra."""
+    """Pair boxes of the same class, then of other classes, then nearby ones.
+
+    The rest is missed or extra.
+    """
     iou = pairwise_iou([each.box_xyxy for each in truths], [each.box_xyxy for each in answers])
-    same = np.array([[a.label == b.label for b in answers] for a in truths], dtype=bool).reshape(iou.shape)
+    same = np.array([[a.label == b.label for b in answers] for a in truths], dtype=bool).reshape(
+        iou.shape
+    )
     pairs: list[Pair] = []
     rounds: tuple[tuple[Kind, NDArray[np.float64], float], ...] = (
         ("right", iou * same, SAME_OBJECT_IOU),
@@ -77,7 +86,12 @@ def match(truths: Sequence[LabelledBox], answers: Sequence[LabelledBox]) -> list
         for row, column in found:
             for _, each, _ in rounds:
                 each[row], each[:, column] = 0, 0
-    matched_truths, matched_answers = {pair.truth for pair in pairs}, {pair.answer for pair in pairs}
-    pairs += [Pair("missed", index, None) for index in range(len(truths)) if index not in matched_truths]
-    pairs += [Pair("extra", None, index) for index in range(len(answers)) if index not in matched_answers]
+    matched_truths = {pair.truth for pair in pairs}
+    matched_answers = {pair.answer for pair in pairs}
+    pairs += [
+        Pair("missed", index, None) for index in range(len(truths)) if index not in matched_truths
+    ]
+    pairs += [
+        Pair("extra", None, index) for index in range(len(answers)) if index not in matched_answers
+    ]
     return [pair for pair in pairs if pair.truth is None or not truths[pair.truth].is_ignored]

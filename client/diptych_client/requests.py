@@ -27,7 +27,8 @@ class TaskParameters:
     caption: str | None = None
     phrases: Sequence[str] | None = None
     phrase: str | None = None
-    region: tuple[float, float, float, float] | None = None  # [x1, y1, x2, y2] in pixels of the upright image
+    # [x1, y1, x2, y2] in pixels of the upright image
+    region: tuple[float, float, float, float] | None = None
     detail: str | None = None
     language: str | None = None
     question: str | None = None
@@ -54,29 +55,48 @@ DEFAULT_OPTIONS = AnswerOptions()
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An encoded image, or the URL at which the service reads it, and the other fields; a listing has neither."""
+    """An encoded image, or the URL at which the service reads it, and the other fields.
+
+    A listing has neither.
+    """
 
     image: bytes | str | None = None
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
 
 
 def predict_request(
-    image: ImageSource, task: str, model: str | None, parameters: TaskParameters, options: AnswerOptions
+    image: ImageSource,
+    task: str,
+    model: str | None,
+    parameters: TaskParameters,
+    options: AnswerOptions,
 ) -> Request:
     model_field: dict[str, FieldValue] = {} if model is None else {"model": model}
-    return Request(sent_image(image), {"task": task, **model_field, **given_fields(parameters, options)})
+    return Request(
+        sent_image(image), {"task": task, **model_field, **given_fields(parameters, options)}
+    )
 
 
 def compare_request(
-    image: ImageSource, task: str, models: Sequence[str] | None, parameters: TaskParameters, options: AnswerOptions
+    image: ImageSource,
+    task: str,
+    models: Sequence[str] | None,
+    parameters: TaskParameters,
+    options: AnswerOptions,
 ) -> Request:
     models_field: dict[str, FieldValue] = {} if models is None else {"models": tuple(models)}
-    return Request(sent_image(image), {"task": task, **models_field, **given_fields(parameters, options)})
+    return Request(
+        sent_image(image), {"task": task, **models_field, **given_fields(parameters, options)}
+    )
 
 
 def given_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str, FieldValue]:
     """Return the fields that are not None, sequences as tuples."""
-    given = {name: value for name, value in (asdict(parameters) | asdict(options)).items() if value is not None}
+    given = {
+        name: value
+        for name, value in (asdict(parameters) | asdict(options)).items()
+        if value is not None
+    }
     return {
         name: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
         for name, value in given.items()
@@ -84,12 +104,18 @@ def given_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str
 
 
 def sent_image(image: ImageSource) -> bytes | str:
-    """Return an http(s) URL unchanged: the service reads the image, if its operator allows the host; else a file."""
-    return image if isinstance(image, str) and image.startswith(_URL_SCHEMES) else encoded_image(image)
+    """Return an http(s) URL unchanged: the service reads the image, if its operator allows the
+    host; else a file.
+    """
+    return (
+        image if isinstance(image, str) and image.startswith(_URL_SCHEMES) else encoded_image(image)
+    )
 
 
 def read_image_file(path: Path) -> bytes:
-    """Return the bytes of an image file; raise `OSError` for any other, which must not be sent to a service.
+    """Return the bytes of an image file.
+
+    Raise `OSError` for any other, which must not be sent to a service.
 
     A name in a foreign dataset may be a link to a private file; a device or a pipe might never end.
     """
@@ -103,11 +129,16 @@ def read_image_file(path: Path) -> bytes:
 
 
 def _is_image(magic: bytes) -> bool:
-    return magic.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (magic[:4], magic[8:]) == (b"RIFF", b"WEBP")
+    return magic.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (magic[:4], magic[8:]) == (
+        b"RIFF",
+        b"WEBP",
+    )
 
 
 def encoded_image(image: ImageSource) -> bytes:
-    """Return an image file: the unchanged bytes of a path, or a PIL image's pixels, without its EXIF data, as PNG."""
+    """Return an image file: the unchanged bytes of a path, or a PIL image's pixels, without its
+    EXIF data, as PNG.
+    """
     if isinstance(image, bytes):
         return image
     if not isinstance(image, Image.Image):

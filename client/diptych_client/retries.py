@@ -1,7 +1,9 @@
-"""When a failed call is retried, and after which delay: policies for tenacity, and the parser of Retry-After.
+"""When a failed call is retried, and after which delay: policies for tenacity, and the parser of
+Retry-After.
 
-Retried are Overloaded, NotReady and ConnectionFailed, after the seconds of Retry-After, or with exponential backoff and
-jitter where the response has none. A delay that would end after the deadline is not waited for.
+Retried are Overloaded, NotReady and ConnectionFailed, after the seconds of Retry-After, or with
+exponential backoff and jitter where the response has none. A delay that would end after the
+deadline is not waited for.
 """
 
 from collections.abc import Callable
@@ -25,8 +27,11 @@ from diptych_client.errors import ConnectionFailed, DiptychError, NotReady, Over
 RetryingT = TypeVar("RetryingT", Retrying, AsyncRetrying)
 Delay = Callable[[RetryCallState], float]
 
-# Half of the delay is fixed, half is random: 0.1 to 0.2 s before the first retry, then doubled, at most 10 s.
-BACKOFF: Delay = wait_exponential(multiplier=0.1, max=5) + wait_random_exponential(multiplier=0.1, max=5)
+# Half of the delay is fixed, half is random: 0.1 to 0.2 s before the first retry, then doubled, at
+# most 10 s.
+BACKOFF: Delay = wait_exponential(multiplier=0.1, max=5) + wait_random_exponential(
+    multiplier=0.1, max=5
+)
 
 
 def retrying(kind: type[RetryingT], timeout_s: float, max_retries: int) -> RetryingT:
@@ -46,7 +51,9 @@ def _delay_s(state: RetryCallState) -> float:
 
 
 def parse_retry_after_s(header: str | None, now: datetime) -> float | None:
-    """Return the seconds of a Retry-After header, given in seconds or as a date (RFC 9110, 10.2.3)."""
+    """Return the seconds of a Retry-After header, given in seconds or as a date (RFC 9110,
+    10.2.3).
+    """
     if header is None:
         return None
     if header.isascii() and header.isdigit():

@@ -1,4 +1,7 @@
-"""Objects as labels of FiftyOne. Imports fiftyone when called: it is an optional dependency, and starts a database."""
+"""Objects as labels of FiftyOne.
+
+Imports fiftyone when called: it is an optional dependency, and starts a database.
+"""
 
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -19,7 +22,8 @@ def fiftyone_detections(
 ) -> Any:
     """Return `fiftyone.Detections`, with boxes relative to the image as FiftyOne has them.
 
-    A mask covers its box, which is widened to whole pixels. Raises `ImportError` if fiftyone is not installed.
+    A mask covers its box, which is widened to whole pixels. Raises `ImportError` if fiftyone is not
+    installed.
     """
     labels = _fiftyone_labels()
     detections = []
@@ -29,17 +33,27 @@ def fiftyone_detections(
             box_xyxy, mask = _cropped(box_xyxy, masks[index])
         (x1, y1), (x2, y2) = _relative((box_xyxy[:2], box_xyxy[2:]), image)
         box = [x1, y1, x2 - x1, y2 - y1]
-        detections.append(labels.Detection(label=name, bounding_box=box, confidence=score, mask=mask))
+        detections.append(
+            labels.Detection(label=name, bounding_box=box, confidence=score, mask=mask)
+        )
     return labels.Detections(detections=detections)
 
 
 def fiftyone_polylines(
-    image: ImageSize, rings: Sequence[Sequence[PointXy]], names: Sequence[str], scores: Sequence[float]
+    image: ImageSize,
+    rings: Sequence[Sequence[PointXy]],
+    names: Sequence[str],
+    scores: Sequence[float],
 ) -> Any:
-    """Return `fiftyone.Polylines`, one closed line for each ring; raise `ImportError` if fiftyone is not installed."""
+    """Return `fiftyone.Polylines`, one closed line for each ring.
+
+    Raise `ImportError` if fiftyone is not installed.
+    """
     labels = _fiftyone_labels()
     polylines = [
-        labels.Polyline(label=name, points=[list(_relative(ring, image))], confidence=score, closed=True)
+        labels.Polyline(
+            label=name, points=[list(_relative(ring, image))], confidence=score, closed=True
+        )
         for ring, name, score in zip(rings, names, scores, strict=True)
     ]
     return labels.Polylines(polylines=polylines)
@@ -58,9 +72,17 @@ def _relative(points: Sequence[Sequence[float]], image: ImageSize) -> Iterator[P
 
 
 def _cropped(box_xyxy: BoxXyxy, mask: NDArray[np.bool_]) -> tuple[BoxXyxy, NDArray[np.bool_]]:
-    """Return the box widened to whole pixels within the image, at least one, and the mask inside."""
+    """Return the box widened to whole pixels within the image, at least one, and the mask
+    inside.
+    """
     height, width = mask.shape
-    x1, y1 = (int(np.clip(np.floor(at), 0, side - 1)) for at, side in zip(box_xyxy[:2], (width, height), strict=True))
-    x2, y2 = (int(np.clip(np.ceil(at), 1, side)) for at, side in zip(box_xyxy[2:], (width, height), strict=True))
+    x1, y1 = (
+        int(np.clip(np.floor(at), 0, side - 1))
+        for at, side in zip(box_xyxy[:2], (width, height), strict=True)
+    )
+    x2, y2 = (
+        int(np.clip(np.ceil(at), 1, side))
+        for at, side in zip(box_xyxy[2:], (width, height), strict=True)
+    )
     x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
     return (float(x1), float(y1), float(x2), float(y2)), mask[y1:y2, x1:x2]

@@ -1,4 +1,7 @@
-"""Boxes and masks as `supervision.Detections`. Imports supervision when called: it is an optional dependency."""
+"""Boxes and masks as `supervision.Detections`.
+
+Imports supervision when called: it is an optional dependency.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +24,8 @@ def supervision_detections(
 ) -> "supervision.Detections":
     """Return detections whose class ids number the names in order of first appearance.
 
-    Quads are in `data["xyxyxyxy"]`, (N, 4, 2). Raises `ImportError` if supervision is not installed.
+    Quads are in `data["xyxyxyxy"]`, (N, 4, 2). Raises `ImportError` if supervision is not
+    installed.
     """
     try:
         import supervision

@@ -1,6 +1,8 @@
-"""Remote source of FiftyOne's model zoo: the model `diptych`, whose weights are those of a running service.
+"""Remote source of FiftyOne's model zoo: the model `diptych`, whose weights are those of a running
+service.
 
-There is nothing to download: the file of the model, which FiftyOne requires, is the manifest itself.
+There is nothing to download: the file of the model, which FiftyOne requires, is the manifest
+itself.
 """
 
 from typing import Any

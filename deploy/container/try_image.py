@@ -1,11 +1,15 @@
-"""Builds the image on a base of its own, runs it, asks it over REST and gRPC, stops it, and prints what that took.
+"""Builds the image on a base of its own, runs it, asks it over REST and gRPC, stops it, and prints
+what that took.
 
-    make export && .venv/bin/pip install ./client && sudo .venv/bin/python -m deploy.container.try_image
+    make export && .venv/bin/pip install ./client && sudo .venv/bin/python -m
+    deploy.container.try_image
 
-For where no daemon of Docker is: Debian's buildah builds and runs (isolation chroot, storage vfs), debootstrap makes
-the base. It takes some five minutes, and 10 GB of --folder, which are free again at the end.
+For where no daemon of Docker is: Debian's buildah builds and runs (isolation chroot, storage vfs),
+debootstrap makes the base. It takes some five minutes, and 10 GB of --folder, which are free again
+at the end.
 
-    --suite trixie --copy-python   Debian's suite of the base, and the Python that runs this in the place of Debian's
+    --suite trixie --copy-python   Debian's suite of the base, and the Python that runs this in the
+                                   place of Debian's
     --volume HOST:CONTAINER:ro     for the build, as for a pip.conf; may be given several times
 """
 
@@ -31,12 +35,17 @@ from diptych_client import Answer, Client, TextResult
 ROOT = Path(__file__).parents[2]
 SCENE = ROOT / "service" / "samples" / "scene.png"
 USER = 10001  # the Containerfile's
-BASE, IMAGE = "localhost/diptych-base", "diptych"
+BASE = "localhost/diptych-base"
+IMAGE = "diptych"
 LIMITS = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=90000:90000")
-READY_S, STOP_S = 300, 120
-NOT_COPIED = ("site-packages", "test", "__pycache__", "idlelib", "tkinter", "turtledemo")  # of Python's own library
+READY_S = 300
+STOP_S = 120
+# of Python's own library
+NOT_COPIED = ("site-packages", "test", "__pycache__", "idlelib", "tkinter", "turtledemo")
 # What the copied Python is linked with.
-LIBRARIES = "libssl3t64,libffi8,libsqlite3-0,libexpat1,libbz2-1.0,liblzma5,zlib1g,libreadline8t64,libuuid1"
+LIBRARIES = (
+    "libssl3t64,libffi8,libsqlite3-0,libexpat1,libbz2-1.0,liblzma5,zlib1g,libreadline8t64,libuuid1"
+)
 
 # What buildah mounts over must be there before.
 READ_ONLY = """
@@ -47,7 +56,8 @@ if touch "$1/opt/file"; then exit 1; fi
 shift
 exec "$@"
 """
-# buildah 1.39 fails at its end, as it cannot remove what it mounted over: its own status says nothing of the command's.
+# buildah 1.39 fails at its end, as it cannot remove what it mounted over: its own status says
+# nothing of the command's.
 WITH_STATUS = ("sh", "-c", '"$@"; echo "status $?"', "sh")
 
 
@@ -73,7 +83,9 @@ class Running:
 
 def main() -> None:
     """Try the image; raise where something is not as it must be."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.container.try_image", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.container.try_image", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp"))
     parser.add_argument("--suite", default="bookworm")
     parser.add_argument("--copy-python", action="store_true")
@@ -90,7 +102,9 @@ def main() -> None:
 def use_own_storage(folder: Path) -> None:
     """Let buildah write below `folder` only, without a daemon and without overlays."""
     storage = folder / "storage.conf"
-    storage.write_text(f'[storage]\ndriver = "vfs"\nrunroot = "{folder}/run"\ngraphroot = "{folder}/storage"\n')
+    storage.write_text(
+        f'[storage]\ndriver = "vfs"\nrunroot = "{folder}/run"\ngraphroot = "{folder}/storage"\n'
+    )
     os.environ |= {"CONTAINERS_STORAGE_CONF": str(storage), "BUILDAH_ISOLATION": "chroot"}
 
 
@@ -102,14 +116,22 @@ def run(*command: str) -> None:
 
 def output(*command: str) -> str:
     """Return what a command prints; raise if it fails."""
-    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    return subprocess.run(
+        command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout.strip()
 
 
 def make_base(given: Given) -> None:
     """Make the base image: Debian with Python and nothing of its installation left."""
     root = given.folder / "base"
     python = LIBRARIES if given.copies_python else "python3,python3-venv"
-    run("debootstrap", "--variant=minbase", f"--include=ca-certificates,{python}", given.suite, str(root))
+    run(
+        "debootstrap",
+        "--variant=minbase",
+        f"--include=ca-certificates,{python}",
+        given.suite,
+        str(root),
+    )
     if given.copies_python:
         copy_python(root)
     for left in (*root.glob("var/cache/apt/archives/*.deb"), *root.glob("var/lib/apt/lists/*_*")):
@@ -122,9 +144,14 @@ def make_base(given: Given) -> None:
 
 def copy_python(root: Path) -> None:
     """Copy the Python that runs this to /usr/local, where the official images have theirs too."""
-    source, target = Path(sys.base_prefix), root / "usr" / "local"
+    source = Path(sys.base_prefix)
+    target = root / "usr" / "local"
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    shutil.copytree(source / "lib" / version, target / "lib" / version, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    shutil.copytree(
+        source / "lib" / version,
+        target / "lib" / version,
+        ignore=shutil.ignore_patterns(*NOT_COPIED),
+    )
     for library in source.glob("lib/libpython*.so*"):
         shutil.copy2(library, target / "lib", follow_symlinks=False)
     shutil.copy2(source / "bin" / version, target / "bin" / version)
@@ -137,7 +164,14 @@ def build(given: Given) -> None:
     volumes = [word for volume in given.volumes for word in ("--volume", volume)]
     options = " ".join((*LIMITS, "--build-arg", f"BASE_IMAGE={BASE}", *volumes))
     environment = ("-o", ".venv/installed-export", f"PY={sys.executable}")
-    run("make", "image", "ENGINE=buildah", f"IMAGE={IMAGE}", *environment, f"BUILD_OPTIONS={options}")
+    run(
+        "make",
+        "image",
+        "ENGINE=buildah",
+        f"IMAGE={IMAGE}",
+        *environment,
+        f"BUILD_OPTIONS={options}",
+    )
 
 
 def try_container(folder: Path) -> dict[str, str]:
@@ -165,11 +199,13 @@ def try_container(folder: Path) -> dict[str, str]:
 @contextmanager
 def running(container: str, log: Path) -> Iterator[Running]:
     """Run the image's command on a read-only root, and its health check; yield when it is ready."""
-    port, grpc_port = free_port(), free_port()
+    port = free_port()
+    grpc_port = free_port()
     ports = ("--env", f"DIPTYCH_PORT={port}", "--env", f"DIPTYCH_GRPC_PORT={grpc_port}")
     local = ("--env", "DIPTYCH_HOST=127.0.0.1", *ports)  # chroot's network is that of the host
     config = json.loads(output("buildah", "inspect", container))["Docker"]["config"]
-    run("buildah", "run", *local, container, "--", "true")  # makes the mount points, which a read-only root must have
+    # makes the mount points, which a read-only root must have
+    run("buildah", "run", *local, container, "--", "true")
     started_s = time.monotonic()
     with log.open("wb") as file:
         service = ["buildah", "run", *local, container, "--", *WITH_STATUS, *config["Entrypoint"]]
@@ -189,7 +225,16 @@ def running(container: str, log: Path) -> Iterator[Running]:
 
 def on_read_only_root(container: str, command: Sequence[str]) -> list[str]:
     """Return `command` in a mount namespace in which the container's root cannot be written."""
-    return ["unshare", "--mount", "sh", "-ec", READ_ONLY, "sh", output("buildah", "mount", container), *command]
+    return [
+        "unshare",
+        "--mount",
+        "sh",
+        "-ec",
+        READ_ONLY,
+        "sh",
+        output("buildah", "mount", container),
+        *command,
+    ]
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -214,16 +259,24 @@ def ask(url: str) -> None:
     """Ask every model what is on the README's scene; raise unless all say the same as there."""
     with Client(url) as client:
         answers = client.compare(SCENE, "ocr").answers
-    texts = [each.result.text for each in answers if isinstance(each, Answer) and isinstance(each.result, TextResult)]
+    texts = [
+        each.result.text
+        for each in answers
+        if isinstance(each, Answer) and isinstance(each.result, TextResult)
+    ]
     print(url, texts)
     if texts != ["YK", "YK"]:
         raise RuntimeError(f"{url} reads {texts}")
 
 
 def processes() -> dict[int, str]:
-    """Return the processes of the container with their commands: those of its user, but for buildah's own."""
+    """Return the processes of the container with their commands: those of its user, but for
+    buildah's own.
+    """
     command = ["ps", "-ww", "-o", "pid=,args=", "-u", str(USER)]
-    lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout.splitlines()
+    lines = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=False
+    ).stdout.splitlines()
     found = {int(pid): args for pid, args in (line.split(maxsplit=1) for line in lines)}
     return {pid: args for pid, args in found.items() if not args.startswith("buildah")}
 
@@ -237,12 +290,22 @@ def supervisor() -> int:
 def memory_mb() -> float:
     """Return the memory of all processes, of what they share to each its part."""
     rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in processes()]
-    return sum(int(line.split()[1]) for text in rollups for line in text.splitlines() if line.startswith("Pss:")) / 1e3
+    return (
+        sum(
+            int(line.split()[1])
+            for text in rollups
+            for line in text.splitlines()
+            if line.startswith("Pss:")
+        )
+        / 1e3
+    )
 
 
 def image_bytes(image: str) -> int:
     """Return the bytes of an image's layers."""
-    manifest = json.loads(json.loads(output("buildah", "inspect", "--type", "image", image))["Manifest"])
+    manifest = json.loads(
+        json.loads(output("buildah", "inspect", "--type", "image", image))["Manifest"]
+    )
     return sum(layer["size"] for layer in manifest["layers"])
 
 
@@ -255,7 +318,9 @@ def free_port() -> int:
 
 def figures(measured: dict[str, str]) -> str:
     """Return the README's table."""
-    return "\n".join(("| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in measured.items())))
+    return "\n".join(
+        ("| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in measured.items()))
+    )
 
 
 if __name__ == "__main__":

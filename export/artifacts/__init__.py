@@ -1,1 +1,3 @@
-"""Outputs of an export: the vision encoder as ONNX, the decoder's weights, and the store that holds them."""
+"""Outputs of an export: the vision encoder as ONNX, the decoder's weights, and the store that holds
+them.
+"""

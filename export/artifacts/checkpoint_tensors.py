@@ -1,10 +1,12 @@
 """The tensors of a checkpoint under transformers' names, and its model without weights.
 
-    CheckpointTensors   names and places of all tensors; each is mapped from its shard when it is read
-    empty_model         the model with allocated but untouched weights, which take no memory until they are written
+    CheckpointTensors   names and places of all tensors; each is mapped from its shard when it is
+                        read
+    empty_model         the model with allocated but untouched weights, which take no memory until
+                        they are written
 
-Nothing here holds a whole checkpoint in memory. Names are converted as `from_pretrained` converts them, by functions of
-transformers 5.24 that its documentation does not list.
+Nothing here holds a whole checkpoint in memory. Names are converted as `from_pretrained` converts
+them, by functions of transformers 5.24 that its documentation does not list.
 """
 
 from collections.abc import Iterator, Mapping
@@ -43,7 +45,9 @@ class _Place:
 
 
 class CheckpointTensors(Mapping[str, Tensor]):
-    """The tensors that the checkpoint's model has; reading one maps it for as long as it is referenced."""
+    """The tensors that the checkpoint's model has; reading one maps it for as long as it is
+    referenced.
+    """
 
     def __init__(self, places: Mapping[str, _Place], dtype: torch.dtype) -> None:
         self._places = places
@@ -51,12 +55,17 @@ class CheckpointTensors(Mapping[str, Tensor]):
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Find all tensors; raise `SourceError` if one is missing or has another shape than the model's."""
+        """Find all tensors.
+
+        Raise `SourceError` if one is missing or has another shape than the model's.
+        """
         with torch.device("meta"):
             model = empty_model(folder)
         expected = {name: tuple(each.shape) for name, each in model.state_dict().items()}
         try:
-            places = {name: place for name, place in _places(folder, model, expected) if name in expected}
+            places = {
+                name: place for name, place in _places(folder, model, expected) if name in expected
+            }
             dtype = stored_dtype(folder)
         except (OSError, SafetensorError) as error:
             raise SourceError(f"the checkpoint's weights cannot be read: {error}") from error
@@ -67,7 +76,10 @@ class CheckpointTensors(Mapping[str, Tensor]):
             if (places[name].shape != shape if name in places else name not in tied)
         )
         if absent:
-            raise SourceError(f"the checkpoint lacks {len(absent)} weights of its configuration, first {absent[0]}")
+            raise SourceError(
+                f"the checkpoint lacks {len(absent)} weights of its configuration, first"
+                f" {absent[0]}"
+            )
         return cls({name: place for name, place in places.items() if name not in tied}, dtype)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -83,7 +95,9 @@ class CheckpointTensors(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def fill(self, module: nn.Module, prefix: str) -> None:
-        """Read the weights of `module`, whose name in the model is `prefix`, except those on the meta device."""
+        """Read the weights of `module`, whose name in the model is `prefix`, except those on the
+        meta device.
+        """
         for weights in (module.named_parameters(prefix), module.named_buffers(prefix)):
             for name, weight in weights:
                 if name in self._places and not weight.is_meta:
@@ -97,7 +111,9 @@ def empty_model(folder: Path) -> Any:
         with no_init_weights():
             model = _Model.from_config(config, dtype=torch.float32, attn_implementation="eager")
         if (folder / "generation_config.json").is_file():
-            model.generation_config = _GenerationConfig.from_pretrained(folder, local_files_only=True)
+            model.generation_config = _GenerationConfig.from_pretrained(
+                folder, local_files_only=True
+            )
     except (OSError, ValueError, KeyError) as error:
         raise SourceError(f"transformers cannot load the checkpoint: {error}") from error
     model.tie_weights()
@@ -109,18 +125,26 @@ def stored_dtype(folder: Path) -> torch.dtype:
     dtypes: set[torch.dtype] = set()
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
-            dtypes.update(tensors.get_tensor(name).dtype for name in tensors.keys())  # noqa: SIM118 (not a dict)
+            # not a dict
+            dtypes.update(tensors.get_tensor(name).dtype for name in tensors.keys())  # noqa: SIM118
     floats = {dtype for dtype in dtypes if dtype.is_floating_point}
     return floats.pop() if len(floats) == 1 else torch.float32
 
 
-def _places(folder: Path, model: Any, expected: Mapping[str, object]) -> Iterator[tuple[str, _Place]]:
-    """Yield every stored tensor under transformers' name; the rules are those of `from_pretrained`."""
+def _places(
+    folder: Path, model: Any, expected: Mapping[str, object]
+) -> Iterator[tuple[str, _Place]]:
+    """Yield every stored tensor under transformers' name.
+
+    The rules are those of `from_pretrained`.
+    """
     renamings: Any = get_model_conversion_mapping(model)
     for shard in sorted(folder.glob("*.safetensors")):
         with safe_open(shard, framework="pt") as tensors:
             for stored in tensors.keys():  # noqa: SIM118 (not a dict)
-                name, _ = rename_source_key(stored, renamings, [], model.base_model_prefix, dict(expected))
+                name, _ = rename_source_key(
+                    stored, renamings, [], model.base_model_prefix, dict(expected)
+                )
                 yield (
                     stored if stored in expected and name not in expected else name,
                     _Place(shard, stored, tuple(tensors.get_slice(stored).get_shape())),

@@ -1,14 +1,19 @@
-"""DaViT, the vision tower of Florence-2, in the form that ONNX Runtime runs fastest: the same weights and features.
+"""DaViT, the vision tower of Florence-2, in the form that ONNX Runtime runs fastest: the same
+weights and features.
 
-transformers keeps images as (B, C, H, W) and transposes around every norm, attention and feed-forward layer. ONNX
-Runtime runs Transpose and Split in one thread: a third of an image's processor time that no other core shared. Here:
+transformers keeps images as (B, C, H, W) and transposes around every norm, attention and
+feed-forward layer. ONNX Runtime runs Transpose and Split in one thread: a third of an image's
+processor time that no other core shared. Here:
 
-    tokens          rows (B, H * W, C) throughout; the transposes around a convolution merge with ONNX Runtime's own
+    tokens          rows (B, H * W, C) throughout; the transposes around a convolution merge with
+                    ONNX Runtime's own
                     change to its blocked layout (nchwc_transformer.cc)
-    convolutions    a depthwise convolution and its residual are one: 1 is added to the centre of its kernel
+    convolutions    a depthwise convolution and its residual are one: 1 is added to the centre of
+                    its kernel
     q, k, v         three products instead of one that is split
-    for one image   window attention is ONNX Runtime's operator, and the products of channel attention have no batch
-                    axis, so that ONNX Runtime merges their transposes with them (matmul_transpose_fusion.cc)
+    for one image   window attention is ONNX Runtime's operator, and the products of channel
+                    attention have no batch axis, so that ONNX Runtime merges their transposes with
+                    them (matmul_transpose_fusion.cc)
 
 Shapes: B batch, W windows, S tokens of a window, C hidden, A heads or groups, D head size.
 """
@@ -20,14 +25,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-_RESIDUAL = functional.pad(torch.ones(1, 1, 1, 1), (1, 1, 1, 1))  # the 3 x 3 kernel that returns its input
+# the 3 x 3 kernel that returns its input
+_RESIDUAL = functional.pad(torch.ones(1, 1, 1, 1), (1, 1, 1, 1))
 
 
 class FusedAttention(torch.autograd.Function):
     """Attention of queries, keys and values (W, S, C), exported as ONNX Runtime's operator."""
 
     @staticmethod
-    def forward(_context: Any, query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float) -> Tensor:
+    def forward(
+        _context: Any, query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float
+    ) -> Tensor:
         """Compute what the operator does, for the trace."""
         return _products(query, key, value, num_heads, scale)
 
@@ -35,14 +43,18 @@ class FusedAttention(torch.autograd.Function):
     def symbolic(graph: Any, query: Any, key: Any, value: Any, num_heads: int, scale: float) -> Any:
         """Write the operator."""
         name = "com.microsoft::MultiHeadAttention"
-        return graph.op(name, query, key, value, num_heads_i=num_heads, scale_f=scale).setType(query.type())
+        return graph.op(name, query, key, value, num_heads_i=num_heads, scale_f=scale).setType(
+            query.type()
+        )
 
 
 _fused_attention: Any = FusedAttention  # `apply` has types from torch 2.15 on
 
 
 class TokenRowsDavit(nn.Module):
-    """Runs the layers of transformers' `Florence2VisionBackbone`; with `is_for_one_image`, a batch is one image."""
+    """Runs the layers of transformers' `Florence2VisionBackbone`; with `is_for_one_image`, a batch
+    is one image.
+    """
 
     def __init__(self, tower: Any) -> None:
         super().__init__()
@@ -78,15 +90,20 @@ class TokenRowsDavit(nn.Module):
         return rows + fed_forward
 
     def _window_attention(self, attention: Any, rows: Tensor, height: int, width: int) -> Tensor:
-        side, channels = attention.window_size, attention.dim
-        bottom, right = -height % side, -width % side
+        side = attention.window_size
+        channels = attention.dim
+        bottom = -height % side
+        right = -width % side
         images = rows.view(-1, height, width, channels)
         if bottom or right:
             images = functional.pad(images, (0, 0, 0, right, 0, bottom))
         grid = ((height + bottom) // side, (width + right) // side)
         windows = images.view(-1, grid[0], side, grid[1], side, channels).permute(0, 1, 3, 2, 4, 5)
-        query, key, value = _queries_keys_values(attention.qkv, windows.reshape(-1, side * side, channels))
-        num_heads, scale = attention.num_heads, attention.scale
+        query, key, value = _queries_keys_values(
+            attention.qkv, windows.reshape(-1, side * side, channels)
+        )
+        num_heads = attention.num_heads
+        scale = attention.scale
         if self.is_for_one_image:
             attended = _fused_attention.apply(query, key, value, num_heads, scale)
         else:
@@ -103,18 +120,25 @@ class TokenRowsDavit(nn.Module):
         num_tokens, num_channels = (int(side) for side in rows.shape[1:])
         groups = (attention.groups, num_channels // attention.groups)
         leading = (num_tokens,) if self.is_for_one_image else (-1, num_tokens)
-        query, key, value = (each.reshape(*leading, *groups) for each in _queries_keys_values(attention.qkv, rows))
+        query, key, value = (
+            each.reshape(*leading, *groups) for each in _queries_keys_values(attention.qkv, rows)
+        )
         # Scaled before the product, whose sums over all tokens leave the range of float16.
-        scores = _heads_first(query * num_tokens**-0.5).transpose(-2, -1) @ _heads_first(key)  # (B, A, D, D)
+        # (B, A, D, D)
+        scores = _heads_first(query * num_tokens**-0.5).transpose(-2, -1) @ _heads_first(key)
         attended = _heads_first(value) @ scores.softmax(-1).transpose(-2, -1)  # (B, A, tokens, D)
-        projected: Tensor = attention.proj(_heads_first(attended).reshape(-1, num_tokens, num_channels))
+        projected: Tensor = attention.proj(
+            _heads_first(attended).reshape(-1, num_tokens, num_channels)
+        )
         return projected
 
 
 def _convolve(conv: nn.Conv2d, rows: Tensor, shape_chw: list[int]) -> Tensor:
     """Return a depthwise convolution of `rows` plus `rows`."""
     images = _to_images(rows, shape_chw)
-    convolved = functional.conv2d(images, conv.weight + _RESIDUAL, conv.bias, padding=1, groups=shape_chw[0])
+    convolved = functional.conv2d(
+        images, conv.weight + _RESIDUAL, conv.bias, padding=1, groups=shape_chw[0]
+    )
     return convolved.permute(0, 2, 3, 1).flatten(1, 2)
 
 
@@ -125,7 +149,9 @@ def _to_images(rows: Tensor, shape_chw: list[int]) -> Tensor:
 
 def _queries_keys_values(linear: nn.Linear, rows: Tensor) -> list[Tensor]:
     biases = (None,) * 3 if linear.bias is None else linear.bias.chunk(3)
-    return [functional.linear(rows, *each) for each in zip(linear.weight.chunk(3), biases, strict=True)]
+    return [
+        functional.linear(rows, *each) for each in zip(linear.weight.chunk(3), biases, strict=True)
+    ]
 
 
 def _products(query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float) -> Tensor:

@@ -1,4 +1,6 @@
-"""A checkpoint's model as transformers loads it, and the part of its weights that the decoder needs."""
+"""A checkpoint's model as transformers loads it, and the part of its weights that the decoder
+needs.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +19,10 @@ _Model: Any = AutoModelForImageTextToText  # transformers' factories have no typ
 
 
 def load_checkpoint(folder: Path, dtype: torch.dtype) -> Any:
-    """Load a checkpoint's model, casting each weight to `dtype` as it is read; raise `SourceError` if incomplete."""
+    """Load a checkpoint's model, casting each weight to `dtype` as it is read.
+
+    Raise `SourceError` if incomplete.
+    """
     try:
         model, loading = _Model.from_pretrained(
             folder,
@@ -30,15 +35,22 @@ def load_checkpoint(folder: Path, dtype: torch.dtype) -> Any:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise SourceError(f"transformers cannot load the checkpoint: {error}") from error
     if absent := sorted({*loading["missing_keys"], *map(str, loading["mismatched_keys"])}):
-        raise SourceError(f"the checkpoint lacks {len(absent)} weights of its configuration, first {absent[0]}")
+        raise SourceError(
+            f"the checkpoint lacks {len(absent)} weights of its configuration, first {absent[0]}"
+        )
     return model.eval()
 
 
 def write_decoder_weights(tensors: Mapping[str, Tensor], output: Path) -> None:
-    """Write all weights but those of the vision tower and the projector, in their dtype, under transformers' names.
+    """Write all weights but those of the vision tower and the projector, in their dtype, under
+    transformers' names.
 
-    A decoder derives every other precision from this file when it starts. The tensors are mapped from their shards: the
-    copy takes page cache, no memory.
+    A decoder derives every other precision from this file when it starts. The tensors are mapped
+    from their shards: the copy takes page cache, no memory.
     """
-    weights = {name: tensor.contiguous() for name, tensor in tensors.items() if not name.startswith(VISION_PREFIXES)}
+    weights = {
+        name: tensor.contiguous()
+        for name, tensor in tensors.items()
+        if not name.startswith(VISION_PREFIXES)
+    }
     save_file(weights, output, metadata={"format": "pt"})

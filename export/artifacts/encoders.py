@@ -1,7 +1,8 @@
 """The vision encoders of a checkpoint in every precision, made in this process or in a child.
 
-Those of an adapter are made of its base's checkpoint and a file of merged weights, which take the place of the base's.
-Tracing, optimum and onnx hold several copies of a graph; a child gives all of this memory back when it ends.
+Those of an adapter are made of its base's checkpoint and a file of merged weights, which take the
+place of the base's. Tracing, optimum and onnx hold several copies of a graph; a child gives all of
+this memory back when it ends.
 """
 
 import tempfile
@@ -33,13 +34,16 @@ def make_encoders(
     folder: Path,
     merged: Path | None = None,
 ) -> None:
-    """Write the vision encoder of `checkpoint` in float32 and in each of `precisions` into `folder`."""
+    """Write the vision encoder of `checkpoint` in float32 and in each of `precisions` into
+    `folder`.
+    """
     model = load_vision_model(checkpoint, merged)
     fast_tower = use_fast_tower(model)
     module = VisionEncoderModule(model, image_input)
     export_vision_encoder(module, image_input.size_wh, folder / vision_encoder_file("float32"))
     make_shapes_constant(folder / vision_encoder_file("float32"))
-    source, config = folder / vision_encoder_file("float32"), model.config
+    source = folder / vision_encoder_file("float32")
+    config = model.config
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         if fast_tower is not None and "int8" in precisions:
             fast_tower.is_for_one_image = True
@@ -53,11 +57,13 @@ def make_encoders(
 
 
 def load_vision_model(checkpoint: Path, merged: Path | None = None) -> Any:
-    """Return transformers' model of `checkpoint` with the weights of its vision tower and projector only.
+    """Return transformers' model of `checkpoint` with the weights of its vision tower and projector
+    only.
 
     `merged` (safetensors) has weights that replace some of them, under transformers' names.
     """
-    tensors, model = CheckpointTensors.open(checkpoint), empty_model(checkpoint)
+    tensors = CheckpointTensors.open(checkpoint)
+    model = empty_model(checkpoint)
     for prefix in VISION_PREFIXES:
         name = prefix.removesuffix(".")
         tensors.fill(model.get_submodule(name), name)
@@ -67,12 +73,14 @@ def load_vision_model(checkpoint: Path, merged: Path | None = None) -> Any:
 
 
 def write_merged(checkpoint: Path, changes: VisionPart, output: Path) -> None:
-    """Write the weights of `checkpoint` that an adapter changes, merged with its changes, in float32.
+    """Write the weights of `checkpoint` that an adapter changes, merged with its changes, in
+    float32.
 
-    Raise `AdapterError` for a weight that the checkpoint does not have, or has with another shape, and for one that is
-    not finite.
+    Raise `AdapterError` for a weight that the checkpoint does not have, or has with another shape,
+    and for one that is not finite.
     """
-    tensors, merged = CheckpointTensors.open(checkpoint), dict[str, Tensor]()
+    tensors = CheckpointTensors.open(checkpoint)
+    merged = dict[str, Tensor]()
     for name, product in changes.products.items():
         weight = tensors.get(name)
         product.check(None if weight is None else tuple(weight.shape))
@@ -80,7 +88,9 @@ def write_merged(checkpoint: Path, changes: VisionPart, output: Path) -> None:
     for name, replaced in changes.replaced.items():
         shape = tuple(tensors[name].shape) if name in tensors else None
         if shape != tuple(replaced.shape):
-            raise AdapterError(f"the adapter has {name} of shape {tuple(replaced.shape)}; its base has {shape}")
+            raise AdapterError(
+                f"the adapter has {name} of shape {tuple(replaced.shape)}; its base has {shape}"
+            )
         merged[name] = replaced.contiguous()
     if broken := [name for name, weight in merged.items() if not weight.isfinite().all()]:
         raise AdapterError(f"the adapter makes {broken[0]} infinite or not a number")
@@ -88,7 +98,10 @@ def write_merged(checkpoint: Path, changes: VisionPart, output: Path) -> None:
 
 
 def use_fast_tower(model: Any) -> TokenRowsDavit | None:
-    """Replace the vision tower of `model` by its faster form; return it, or None if the family has none."""
+    """Replace the vision tower of `model` by its faster form.
+
+    Return it, or None if the family has none.
+    """
     if model.config.model_type != "florence2":
         return None
     tower = TokenRowsDavit(model.model.vision_tower)
@@ -103,20 +116,31 @@ def make_encoders_in_child(
     folder: Path,
     merged: Path | None = None,
 ) -> None:
-    """Like `make_encoders`, in a process of its own; raise `EncoderError` if it fails or is killed."""
+    """Like `make_encoders`, in a process of its own.
+
+    Raise `EncoderError` if it fails or is killed.
+    """
     run_in_child(make_encoders, checkpoint, image_input, precisions, folder, merged)
 
 
 def run_in_child(make: Callable[..., object], *arguments: object) -> None:
-    """Call `make` in a process of its own; raise its `ExportError`, and `EncoderError` for any other failure."""
+    """Call `make` in a process of its own.
+
+    Raise its `ExportError`, and `EncoderError` for any other failure.
+    """
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             pool.submit(make, *arguments).result()
     except ExportError:
         raise
     except BrokenProcessPool as error:
-        message = "the process that makes the vision encoders was killed, probably by the kernel for lack of memory"
+        message = (
+            "the process that makes the vision encoders was killed, probably by the kernel for lack"
+            " of memory"
+        )
         raise EncoderError(f"{message} (see dmesg)") from error
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise EncoderError(f"the vision encoders cannot be made: {type(error).__name__}: {reason}") from error
+        raise EncoderError(
+            f"the vision encoders cannot be made: {type(error).__name__}: {reason}"
+        ) from error

@@ -2,12 +2,12 @@
 
     pixels uint8 (batch_size, H, W, 3) -> image_features float32 (batch_size, N, C)
 
-int8 (CPU): weights of MatMul and Gemm are quantised per channel, their inputs dynamically. Florence-2's graph is
-of one image (davit.py), because the runner encodes images one by one at int8.
-float16 (CUDA): weights and activations; input and output keep their types.
-All are exported with SDPA, which scales queries and keys before it multiplies them: eager attention sums the products
-first, in Florence-2 over all tokens of an image (36,864 at 768 pixels), and leaves the range of float16.
-optimum has no configuration for Florence-2 or PaliGemma; this one fits both.
+int8 (CPU): weights of MatMul and Gemm are quantised per channel, their inputs dynamically.
+Florence-2's graph is of one image (davit.py), because the runner encodes images one by one at int8.
+float16 (CUDA): weights and activations; input and output keep their types. All are exported with
+SDPA, which scales queries and keys before it multiplies them: eager attention sums the products
+first, in Florence-2 over all tokens of an image (36,864 at 768 pixels), and leaves the range of
+float16. optimum has no configuration for Florence-2 or PaliGemma; this one fits both.
 """
 
 import shutil
@@ -36,7 +36,9 @@ class PixelsGenerator(DummyInputGenerator):  # type: ignore[misc]  # optimum has
 
     SUPPORTED_INPUT_NAMES = ("pixels",)
 
-    def __init__(self, _task: str, _config: NormalizedConfig, batch_size: int, width: int, height: int) -> None:
+    def __init__(
+        self, _task: str, _config: NormalizedConfig, batch_size: int, width: int, height: int
+    ) -> None:
         self._shape = (batch_size, height, width, 3)
 
     def generate(self, _name: str, framework: str = "pt", **_dtypes: str) -> Any:
@@ -77,23 +79,37 @@ class OneImageOnnxConfig(VisionEncoderOnnxConfig):
 
 
 def export_vision_encoder(
-    module: VisionEncoderModule, size_wh: tuple[int, int], output: Path, is_for_one_image: bool = False
+    module: VisionEncoderModule,
+    size_wh: tuple[int, int],
+    output: Path,
+    is_for_one_image: bool = False,
 ) -> None:
-    """Write `module` to `output` in float32, for images of exactly `size_wh`, in batches or one at a time."""
+    """Write `module` to `output` in float32, for images of exactly `size_wh`, in batches or one at
+    a time.
+    """
     width, height = size_wh
     config = (OneImageOnnxConfig if is_for_one_image else VisionEncoderOnnxConfig)(module.config)
-    batch_size = 1 if is_for_one_image else 2  # a dynamic batch of one would be traced as a constant
+    # a dynamic batch of one would be traced as a constant
+    batch_size = 1 if is_for_one_image else 2
     with module.attention("sdpa"), warnings.catch_warnings():
         # Sizes are fixed, so Python values that depend on them may be traced as constants.
         warnings.simplefilter("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         # optimum 2.3 exports by tracing, which torch 2.13 calls deprecated.
         warnings.simplefilter("ignore", category=DeprecationWarning)
-        export(module, config, output, input_shapes={"batch_size": batch_size, "width": width, "height": height})
+        export(
+            module,
+            config,
+            output,
+            input_shapes={"batch_size": batch_size, "width": width, "height": height},
+        )
 
 
 def write_at_precision(folder: Path, precision: Precision, config: Any) -> None:
-    """Convert the float32 graph in `folder` to `precision`, beside it; `config` is the checkpoint's."""
-    source, output = folder / vision_encoder_file("float32"), folder / vision_encoder_file(precision)
+    """Convert the float32 graph in `folder` to `precision`, beside it; `config` is the
+    checkpoint's.
+    """
+    source = folder / vision_encoder_file("float32")
+    output = folder / vision_encoder_file(precision)
     match precision:
         case "float32":
             return
@@ -102,12 +118,15 @@ def write_at_precision(folder: Path, precision: Precision, config: Any) -> None:
         case "float16":
             onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), output)
         case "bfloat16":
-            raise ValueError("ONNX Runtime has no bfloat16 vision encoder; allowed: float32, int8, float16")
+            raise ValueError(
+                "ONNX Runtime has no bfloat16 vision encoder; allowed: float32, int8, float16"
+            )
 
 
 def write_int8(source: Path, output: Path, config: Any) -> None:
     """Quantise with optimum, whose own configuration files are discarded."""
-    # Attention multiplies two activations: quantising them would gain little and lose more accuracy.
+    # Attention multiplies two activations: quantising them would gain little and lose more
+    # accuracy.
     graph = onnx.load(source, load_external_data=False).graph
     weights = {tensor.name for tensor in graph.initializer}
     without_weights = [

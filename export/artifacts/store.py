@@ -1,4 +1,7 @@
-"""Artifact folders in BentoML's model store. The only module of the export that uses the store; needs no torch."""
+"""Artifact folders in BentoML's model store.
+
+The only module of the export that uses the store; needs no torch.
+"""
 
 import os
 import shutil
@@ -31,14 +34,16 @@ def new_version(model_id: str) -> Iterator[Path]:
         raise
     finally:
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)  # BentoML 1.4 leaves it, after a failure as after a success
+            # BentoML 1.4 leaves it, after a failure as after a success
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _no_room(model_id: str) -> str:
     home = os.environ.get("BENTOML_HOME", "~/bentoml")
     return (
-        f"no space left for the artifacts of {model_id}; they are made in {tempfile.gettempdir()} (TMPDIR) and stored "
-        f"in {home} (BENTOML_HOME): free some, or set the variable to a larger disk"
+        f"no space left for the artifacts of {model_id}; they are made in {tempfile.gettempdir()}"
+        f" (TMPDIR) and stored in {home} (BENTOML_HOME): free some, or set the variable to a larger"
+        " disk"
     )
 
 

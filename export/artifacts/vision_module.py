@@ -30,14 +30,17 @@ class ImageInput:
 
 
 def read_image_input(image_processor: Any) -> ImageInput:
-    """Read the settings of a transformers image processor; raise `ImageProcessorError` if a step is unsupported."""
+    """Read the settings of a transformers image processor.
+
+    Raise `ImageProcessorError` if a step is unsupported.
+    """
     missing = [step for step in _REQUIRED_STEPS if not getattr(image_processor, step, False)]
     extra = [step for step in _UNSUPPORTED_STEPS if getattr(image_processor, step, False)]
     size = dict(image_processor.size)
     if missing or extra or not {"height", "width"} <= size.keys():
         raise ImageProcessorError(
-            f"the image processor has size {size}, disabled steps {missing}, unsupported steps {extra}; "
-            "allowed: resizing to one height and width, rescaling and normalisation"
+            f"the image processor has size {size}, disabled steps {missing}, unsupported steps"
+            f" {extra}; allowed: resizing to one height and width, rescaling and normalisation"
         )
     return ImageInput(
         size_wh=(size["width"], size["height"]),
@@ -55,12 +58,17 @@ class VisionEncoderModule(nn.Module):
         super().__init__()
         self.config = model.config  # read by optimum's exporter
         self._model = model.model
-        self._mean = nn.Buffer(_by_channel(image_input.mean) / image_input.rescale_factor, persistent=False)
-        self._std = nn.Buffer(_by_channel(image_input.std) / image_input.rescale_factor, persistent=False)
+        self._mean = nn.Buffer(
+            _by_channel(image_input.mean) / image_input.rescale_factor, persistent=False
+        )
+        self._std = nn.Buffer(
+            _by_channel(image_input.std) / image_input.rescale_factor, persistent=False
+        )
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return image features (B, N, C) of uint8 `pixels` (B, H, W, 3)."""
-        # Channels first: ONNX Runtime subtracts and divides many times as slowly over a last axis of three.
+        # Channels first: ONNX Runtime subtracts and divides many times as slowly over a last axis
+        # of three.
         pixel_values = (pixels.permute(0, 3, 1, 2).float() - self._mean) / self._std
         features: Tensor = self._model.get_image_features(pixel_values).pooler_output
         return features

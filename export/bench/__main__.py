@@ -1,6 +1,9 @@
-"""Prepare the models and questions of `make bench`: `python -m export.bench FOLDER`. Existing models are kept.
+"""Prepare the models and questions of `make bench`: `python -m export.bench FOLDER`.
 
-With `--short`, only checkpoints and questions of the embedded models, whose artifacts are those of `make export`.
+Existing models are kept.
+
+With `--short`, only checkpoints and questions of the embedded models, whose artifacts are those of
+`make export`.
 """
 
 import argparse
@@ -12,17 +15,29 @@ from pathlib import Path
 from transformers.utils import logging
 
 from export.bench.encoder_graphs import write_encoder_graph
-from export.bench.models import BENCH_MODELS, checkpoint_folder, encoder_graph_file, make_models, write_checkpoints
+from export.bench.models import (
+    BENCH_MODELS,
+    checkpoint_folder,
+    encoder_graph_file,
+    make_models,
+    write_checkpoints,
+)
 from export.bench.questions import NUM_SCENES, NUM_SHORT_SCENES, model_material
 from export.checkpoints.errors import ExportError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare models and material; return the exit status."""
-    parser = argparse.ArgumentParser("python -m export.bench", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        "python -m export.bench", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--scales", nargs="+", choices=("embedded", "base"), default=["embedded", "base"])
-    parser.add_argument("--short", action="store_true", help="for `python -m loadtest --short`; exports nothing")
+    parser.add_argument(
+        "--scales", nargs="+", choices=("embedded", "base"), default=["embedded", "base"]
+    )
+    parser.add_argument(
+        "--short", action="store_true", help="for `python -m loadtest --short`; exports nothing"
+    )
     parsed = parser.parse_args(arguments)
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -45,7 +60,10 @@ def _make(folder: Path, scales: Sequence[str], is_short: bool) -> None:
         for model in models:
             write_encoder_graph(checkpoint_folder(model, folder), encoder_graph_file(model, folder))
     num_scenes = NUM_SCENES | ({"embedded": NUM_SHORT_SCENES} if is_short else {})
-    material = [model_material(model, catalog[model.id], folder, num_scenes[model.scale]) for model in models]
+    material = [
+        model_material(model, catalog[model.id], folder, num_scenes[model.scale])
+        for model in models
+    ]
     (folder / "material.json").write_text(json.dumps({"models": material}), encoding="utf-8")
 
 

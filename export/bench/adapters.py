@@ -1,7 +1,9 @@
-"""Time of a decode step with LoRA adapters over that without (`python -m export.bench.adapters florence-2-base`).
+"""Time of a decode step with LoRA adapters over that without (`python -m export.bench.adapters
+florence-2-base`).
 
-Random weights in a published configuration, random adapters. Steps of the base alone alternate with steps in which the
-rows take the adapters in turn, over the same number of rows: the ratio is that of one run. Prints JSON.
+Random weights in a published configuration, random adapters. Steps of the base alone alternate with
+steps in which the rows take the adapters in turn, over the same number of rows: the ratio is that
+of one run. Prints JSON.
 """
 
 import argparse
@@ -28,7 +30,8 @@ from runners.models.adapters import Adapters
 from runners.models.load import load_decoder
 
 _ALL_LAYERS = 100
-_NUM_STEPS, _NUM_WARM_UP = 40, 4
+_NUM_STEPS = 40
+_NUM_WARM_UP = 4
 _NUM_ANSWER_TOKENS = 200  # room for prompt and steps
 _TARGETS: Mapping[str, tuple[str, ...]] = {
     "q_proj and v_proj": ("q_proj", "v_proj"),  # PEFT's default
@@ -49,10 +52,13 @@ def random_adapter(decoder_file: Path, targets: tuple[str, ...], rank: int) -> d
     return adapter
 
 
-def measure(decoder: Decoder[Any], request: SequenceRequest, by_row: Sequence[str]) -> dict[str, float]:
+def measure(
+    decoder: Decoder[Any], request: SequenceRequest, by_row: Sequence[str]
+) -> dict[str, float]:
     """Return the median times of steps of the base and of the adapters, and their ratio."""
     caches = {name: decoder.new_cache(len(by_row)) for name in ("base", "adapters")}
-    token_ids, times = torch.full((len(by_row),), 5), {name: list[float]() for name in caches}
+    token_ids = torch.full((len(by_row),), 5)
+    times = {name: list[float]() for name in caches}
     for cache in caches.values():
         decoder.prefill(cache, [request] * len(by_row), 0)
     caches["adapters"].adapters[:] = by_row
@@ -69,7 +75,9 @@ def measure(decoder: Decoder[Any], request: SequenceRequest, by_row: Sequence[st
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one configuration."""
-    parser = argparse.ArgumentParser("python -m export.bench.adapters", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        "python -m export.bench.adapters", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("name", choices=SHAPES)
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--rank", type=int, default=16)
@@ -77,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=_ALL_LAYERS, help="maximum in every stack")
     parser.add_argument("--precision", choices=("float32", "int8", "bfloat16"), default="float32")
     parsed = parser.parse_args(arguments)
-    shape, keys = SHAPES[parsed.name], [f"adapter-{index}" for index in range(parsed.adapters)]
+    shape = SHAPES[parsed.name]
+    keys = [f"adapter-{index}" for index in range(parsed.adapters)]
     family: Family = "florence2" if shape.tokenizer_of.startswith("florence") else "paligemma"
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         folder = Path(name)
@@ -88,11 +97,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for targets, suffixes in _TARGETS.items():
             adapters = Adapters()
             positions = shape.num_image_tokens + _NUM_ANSWER_TOKENS
-            decoder = load_decoder(folder, family, parsed.precision, "cpu", positions, adapters=adapters)
+            decoder = load_decoder(
+                folder, family, parsed.precision, "cpu", positions, adapters=adapters
+            )
             for key in keys:
                 adapters.add(key, random_adapter(folder / DECODER_FILE, suffixes, parsed.rank))
             request = SequenceRequest(features, decoder.prompt_ids([("What is it?", False)]), 1)
-            measured = measure(decoder, request, [keys[row % len(keys)] for row in range(parsed.rows)])
+            measured = measure(
+                decoder, request, [keys[row % len(keys)] for row in range(parsed.rows)]
+            )
             print(json.dumps(vars(parsed) | {"layers": targets} | measured), flush=True)
 
 

@@ -1,9 +1,11 @@
-"""The gain and the cost of BentoML's adaptive batcher: `python -m export.bench.batching [MODEL] [--batch-sizes N …]`.
+"""The gain and the cost of BentoML's adaptive batcher: `python -m export.bench.batching [MODEL]
+[--batch-sizes N …]`.
 
-Images go to a runner of the model (`python -m service runner MODEL`) as a gateway sends them, but with no sequence to
-write: each call is one image to encode.
+Images go to a runner of the model (`python -m service runner MODEL`) as a gateway sends them, but
+with no sequence to write: each call is one image to encode.
 
-    encodes    images per second at 1, 4 and 16 clients, for each maximum batch size and one image at a time
+    encodes    images per second at 1, 4 and 16 clients, for each maximum batch size and one image
+               at a time
     burst      p50 of a lone image one second after a burst of 64, and of one without a burst
 """
 
@@ -28,7 +30,8 @@ from runners.transport.messages import WriteCall
 from runners.transport.pixels import IMAGE_KEY_HEADER, Pixels, body_of
 
 CLIENTS = (1, 4, 16)
-_BURST, _NUM_LONE = 64, 5
+_BURST = 64
+_NUM_LONE = 5
 _START_TIMEOUT_S = 300
 
 
@@ -50,7 +53,9 @@ class Runner:
 
     async def images_per_s(self, num_clients: int, seconds: float, is_serial: bool) -> float:
         """Return the throughput of a closed loop; serial: with one image in flight."""
-        deadline_s, num_encoded, lock = time.monotonic() + seconds, 0, asyncio.Lock()
+        deadline_s = time.monotonic() + seconds
+        num_encoded = 0
+        lock = asyncio.Lock()
 
         async def client() -> None:
             nonlocal num_encoded
@@ -80,12 +85,17 @@ async def running_runner(model_id: str, max_batch_size: int) -> AsyncIterator[Ru
     settings = {"DIPTYCH_PORT": str(port), "DIPTYCH_ENCODER_MAX_BATCH_SIZE": str(max_batch_size)}
     settings["DIPTYCH_VISION_CACHE_MB"] = "0"
     command = [sys.executable, "-m", "service", "runner", model_id]
-    process = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     width, height = read_manifest(artifact_folder(model_id)).image_size_wh
     timeout = aiohttp.ClientTimeout(_START_TIMEOUT_S)
     try:
         async with aiohttp.ClientSession(
-            f"http://127.0.0.1:{port}", raise_for_status=True, timeout=timeout, connector=aiohttp.TCPConnector(limit=0)
+            f"http://127.0.0.1:{port}",
+            raise_for_status=True,
+            timeout=timeout,
+            connector=aiohttp.TCPConnector(limit=0),
         ) as http:
             await _ready(http)
             yield Runner(http, (height, width, 3))
@@ -118,8 +128,12 @@ async def measure(model_id: str, batch_sizes: Sequence[int], seconds: float) -> 
             if max_batch_size == batch_sizes[0]:
                 await _print_row("one at a time", runner, seconds, is_serial=True)
             await _print_row(f"batches up to {max_batch_size}", runner, seconds, is_serial=False)
-            without, after = await runner.lone_s(has_burst=False), await runner.lone_s(has_burst=True)
-            print(f"  lone image: {without * 1000:.1f} ms, one second after a burst of {_BURST} {after * 1000:.1f} ms")
+            without = await runner.lone_s(has_burst=False)
+            after = await runner.lone_s(has_burst=True)
+            print(
+                f"  lone image: {without * 1000:.1f} ms, one second after a burst of {_BURST}"
+                f" {after * 1000:.1f} ms"
+            )
 
 
 async def _print_row(name: str, runner: Runner, seconds: float, is_serial: bool) -> None:
@@ -129,10 +143,14 @@ async def _print_row(name: str, runner: Runner, seconds: float, is_serial: bool)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the model that the command line names."""
-    parser = argparse.ArgumentParser("python -m export.bench.batching", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        "python -m export.bench.batching", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("model", nargs="?", default="florence-2-mini", metavar="MODEL")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[2, 16], metavar="N")
-    parser.add_argument("--seconds", type=float, default=5, metavar="S", help="of a cell; default %(default)s")
+    parser.add_argument(
+        "--seconds", type=float, default=5, metavar="S", help="of a cell; default %(default)s"
+    )
     given = parser.parse_args(arguments)
     asyncio.run(measure(given.model, given.batch_sizes, given.seconds))
 

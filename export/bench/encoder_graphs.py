@@ -1,8 +1,10 @@
-"""The vision encoder and projector as torch exports them without further work, for a peer that runs ONNX Runtime.
+"""The vision encoder and projector as torch exports them without further work, for a peer that runs
+ONNX Runtime.
 
     pixel_values float32 (batch_size, 3, H, W) -> image_features float32 (batch_size, N, C)
 
-The graphs of `python -m export` take `uint8` pixels and normalise them; their Florence-2 encoder is rewritten.
+The graphs of `python -m export` take `uint8` pixels and normalise them; their Florence-2 encoder is
+rewritten.
 """
 
 import warnings
@@ -31,16 +33,22 @@ class ImageFeatures(nn.Module):
 
 
 def write_encoder_graph(checkpoint: Path, file: Path) -> None:
-    """Export the encoder of `checkpoint` in float32, unless `file` is newer; only the batch axis is dynamic."""
-    if file.exists() and file.stat().st_mtime > max(each.stat().st_mtime for each in checkpoint.glob("*.safetensors")):
+    """Export the encoder of `checkpoint` in float32, unless `file` is newer; only the batch axis is
+    dynamic.
+    """
+    if file.exists() and file.stat().st_mtime > max(
+        each.stat().st_mtime for each in checkpoint.glob("*.safetensors")
+    ):
         return
     size = dict(load_processor(checkpoint).image_processor.size)
-    pixel_values = torch.zeros(2, 3, size["height"], size["width"])  # a batch of one would be traced as a constant
+    # a batch of one would be traced as a constant
+    pixel_values = torch.zeros(2, 3, size["height"], size["width"])
     file.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(), torch.no_grad():
         # Sizes are fixed, so Python values that depend on them may be traced as constants.
         warnings.simplefilter("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        warnings.simplefilter("ignore", category=DeprecationWarning)  # torch 2.13 calls tracing deprecated
+        # torch 2.13 calls tracing deprecated
+        warnings.simplefilter("ignore", category=DeprecationWarning)
         torch.onnx.export(
             ImageFeatures(load_vision_model(checkpoint)).eval(),
             (pixel_values,),

@@ -1,9 +1,10 @@
 """Time of the vision encoder's graphs, and their features against float32's.
 
-`python -m export.bench.encoders CHECKPOINT` exports a checkpoint as transformers computes it and as `python -m export`
-writes it, and encodes a photograph with each graph in turn. Prints medians. Wall-clock time depends on the machine's
-other users, processor time less. The calling thread runs all that is not divided between the threads, and its share of
-the rest: an image cannot take less than its processor time.
+`python -m export.bench.encoders CHECKPOINT` exports a checkpoint as transformers computes it and as
+`python -m export` writes it, and encodes a photograph with each graph in turn. Prints medians.
+Wall-clock time depends on the machine's other users, processor time less. The calling thread runs
+all that is not divided between the threads, and its share of the rest: an image cannot take less
+than its processor time.
 """
 
 import argparse
@@ -66,16 +67,28 @@ def measure(encoder: VisionEncoder, pixels: NDArray[np.uint8]) -> EncodingTime:
     return EncodingTime(*(end - start for start, end in zip(starts, ends, strict=True)))
 
 
-def print_table(encoders: Mapping[str, VisionEncoder], pixels: NDArray[np.uint8], num_rounds: int) -> None:
+def print_table(
+    encoders: Mapping[str, VisionEncoder], pixels: NDArray[np.uint8], num_rounds: int
+) -> None:
     """Print a row for each encoder; ratios are to the first, cosines with the last."""
     features = {name: encoder.encode(pixels) for name, encoder in encoders.items()}  # also warms up
-    rounds = [{name: measure(encoder, pixels) for name, encoder in encoders.items()} for _ in range(num_rounds)]
+    rounds = [
+        {name: measure(encoder, pixels) for name, encoder in encoders.items()}
+        for _ in range(num_rounds)
+    ]
     first, *_, last = encoders
-    print(f"{'graph':24}{'ms':>8}{'ratio':>7}{'processor ms':>14}{'ratio':>7}{'thread ms':>11}{'ratio':>7}  min cosine")
+    print(
+        f"{'graph':24}{'ms':>8}{'ratio':>7}{'processor ms':>14}{'ratio':>7}"
+        f"{'thread ms':>11}{'ratio':>7}"
+        "  min cosine"
+    )
     for name in encoders:
         cells = f"{name:24}"
         for field, width in (("wall_s", 8), ("processor_s", 14), ("calling_thread_s", 11)):
-            own, base = (statistics.median(getattr(each[of], field) for each in rounds) for of in (name, first))
+            own, base = (
+                statistics.median(getattr(each[of], field) for each in rounds)
+                for of in (name, first)
+            )
             cells += f"{own * 1e3:{width}.1f}{base / own:7.2f}"
         cosine = torch.cosine_similarity(features[name], features[last], dim=-1).min()
         print(f"{cells}{float(cosine):12.4f}")
@@ -89,15 +102,25 @@ def read_photograph(image_input: ImageInput) -> NDArray[np.uint8]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Export and measure one checkpoint."""
-    parser = argparse.ArgumentParser("python -m export.bench.encoders", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("checkpoint", help=f"a folder, or the shape of random weights: {', '.join(SHAPES)}")
-    parser.add_argument("--rounds", type=int, default=9, metavar="N", help="of one image each; default: %(default)s")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of ONNX Runtime; default: %(default)s")
+    parser = argparse.ArgumentParser(
+        "python -m export.bench.encoders", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "checkpoint", help=f"a folder, or the shape of random weights: {', '.join(SHAPES)}"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=9, metavar="N", help="of one image each; default: %(default)s"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=2, metavar="N", help="of ONNX Runtime; default: %(default)s"
+    )
     parsed = parser.parse_args(arguments)
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint, before, after = Path(parsed.checkpoint), Path(scratch) / "before", Path(scratch) / "after"
+        checkpoint = Path(parsed.checkpoint)
+        before = Path(scratch) / "before"
+        after = Path(scratch) / "after"
         if parsed.checkpoint in SHAPES:
             checkpoint = Path(scratch) / "checkpoint"
             write_random_checkpoint(parsed.checkpoint, checkpoint, ALL_LAYERS, gain=RANDOM_GAIN)
@@ -108,8 +131,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         make_encoders(checkpoint, image_input, _PRECISIONS, after)
         encoders = load_encoders(before, "of transformers", parsed.threads)
         encoders = load_encoders(after, "of the export", parsed.threads) | encoders
-        order = ("int8 of transformers", "int8 of the export", "float32 of the export", "float32 of transformers")
-        print_table({name: encoders[name] for name in order}, read_photograph(image_input), parsed.rounds)
+        order = (
+            "int8 of transformers",
+            "int8 of the export",
+            "float32 of the export",
+            "float32 of transformers",
+        )
+        print_table(
+            {name: encoders[name] for name in order}, read_photograph(image_input), parsed.rounds
+        )
 
 
 if __name__ == "__main__":

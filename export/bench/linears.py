@@ -1,7 +1,8 @@
-"""Throughput of float32 matrix products: torch's `linear` and our packed layer (`python -m export.bench.linears`).
+"""Throughput of float32 matrix products: torch's `linear` and our packed layer (`python -m
+export.bench.linears`).
 
-Prints 10^9 floating-point operations per second, the median of several tries. `to_mkldnn` is torch's public way to
-oneDNN, which copies input and output at every call.
+Prints 10^9 floating-point operations per second, the median of several tries. `to_mkldnn` is
+torch's public way to oneDNN, which copies input and output at every call.
 """
 
 import argparse
@@ -31,16 +32,19 @@ def rate(product: Callable[[], Tensor], num_operations: int) -> float:
 def to_mkldnn(weight: Tensor, bias: Tensor) -> Linear:
     """Return the layer that torch.utils.mkldnn makes of torch.nn.Linear."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.13: it is written in TorchScript
+        # torch 2.13: it is written in TorchScript
+        warnings.simplefilter("ignore", DeprecationWarning)
         from torch.utils.mkldnn import MkldnnLinear
 
         linear = torch.nn.Linear(*weight.T.shape)
-        linear.weight, linear.bias = torch.nn.Parameter(weight), torch.nn.Parameter(bias)
+        linear.weight = torch.nn.Parameter(weight)
+        linear.bias = torch.nn.Parameter(bias)
         return cast(Linear, MkldnnLinear(linear, torch.float32))
 
 
 def _mean_s(product: Callable[[], Tensor]) -> float:
-    start_s, num_times = time.perf_counter(), 0
+    start_s = time.perf_counter()
+    num_times = 0
     while (elapsed_s := time.perf_counter() - start_s) < _TRY_FOR_S:
         product()
         num_times += 1
@@ -50,19 +54,31 @@ def _mean_s(product: Callable[[], Tensor]) -> float:
 @torch.inference_mode()
 def main() -> None:
     """Print a line for each shape."""
-    parser = argparse.ArgumentParser("python -m export.bench.linears", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch; default: %(default)s")
+    parser = argparse.ArgumentParser(
+        "python -m export.bench.linears", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="of torch; default: %(default)s"
+    )
     torch.set_num_threads(parser.parse_args().threads)
     for rows, out, into in _SHAPES:
-        states, weight, bias = torch.randn(rows, into), torch.randn(out, into), torch.randn(out)
+        states = torch.randn(rows, into)
+        weight = torch.randn(out, into)
+        bias = torch.randn(out)
         layers: dict[str, Linear] = {
             "linear": FloatLinear(weight, bias),
             "to_mkldnn": to_mkldnn(weight, bias),
             "packed": PackedLinear.of(weight, bias),
             "view": PackedLinear.view(weight),
         }
-        rates = {name: rate(partial(layer, states), 2 * rows * out * into) / 1e9 for name, layer in layers.items()}
-        print(f"{rows} rows, {out} x {into}, G/s:", *(f"{name} {each:.0f}" for name, each in rates.items()))
+        rates = {
+            name: rate(partial(layer, states), 2 * rows * out * into) / 1e9
+            for name, layer in layers.items()
+        }
+        print(
+            f"{rows} rows, {out} x {into}, G/s:",
+            *(f"{name} {each:.0f}" for name, each in rates.items()),
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The models of the bench: the embedded checkpoints, and Florence-2-base with random weights.
 
-An `endless` checkpoint always generates `max_new_tokens`: its end token is an unused row of the vocabulary. Random
-weights are endless, because they do not predict the end token.
+An `endless` checkpoint always generates `max_new_tokens`: its end token is an unused row of the
+vocabulary. Random weights are endless, because they do not predict the end token.
 """
 
 import json
@@ -46,7 +46,9 @@ BENCH_MODELS = (
     BenchModel("paligemma-mini", "embedded", "paligemma-mini"),
     BenchModel("florence-2-mini-endless", "embedded", "florence-2-mini", is_endless=True),
     BenchModel("paligemma-mini-endless", "embedded", "paligemma-mini", is_endless=True),
-    BenchModel("florence-2-base-random", "base", "florence-2-base", is_random=True, is_endless=True),
+    BenchModel(
+        "florence-2-base-random", "base", "florence-2-base", is_random=True, is_endless=True
+    ),
 )
 
 
@@ -56,7 +58,9 @@ def checkpoint_folder(model: BenchModel, folder: Path) -> Path:
 
 
 def encoder_graph_file(model: BenchModel, folder: Path) -> Path:
-    """Return the file of the plainly exported encoder, which is the same for an endless checkpoint."""
+    """Return the file of the plainly exported encoder, which is the same for an endless
+    checkpoint.
+    """
     return folder / "encoders" / f"{model.entry_id}.onnx"
 
 
@@ -79,14 +83,22 @@ def write_checkpoints(models: Sequence[BenchModel], folder: Path) -> Mapping[str
 
 def _export(job: ExportJob) -> str:
     with new_version(job.entry.id) as artifacts, Progress(job.entry.id, NUM_STEPS) as progress:
-        # Without photographs the default precisions stay as they are: the answers of random weights are arbitrary.
-        manifest = make_artifacts(replace(job, photographs=()), artifacts, progress, probe_plan=_PROBES)
+        # Without photographs the default precisions stay as they are: the answers of random weights
+        # are arbitrary.
+        manifest = make_artifacts(
+            replace(job, photographs=()), artifacts, progress, probe_plan=_PROBES
+        )
     tokens = manifest.parity["tokens"]
-    return f"exported: {tokens['num_tokens']} tokens as transformers', {tokens['num_near_ties']} near ties"
+    return (
+        f"exported: {tokens['num_tokens']} tokens as transformers', {tokens['num_near_ties']} near"
+        " ties"
+    )
 
 
 def write_checkpoint(model: BenchModel, folder: Path) -> None:
-    """Write a checkpoint into `folder`: a random one once, an embedded one always, because it may be trained again."""
+    """Write a checkpoint into `folder`: a random one once, an embedded one always, because it may
+    be trained again.
+    """
     if not model.is_random:
         shutil.copytree(ROOT / "models" / model.entry_id, folder, dirs_exist_ok=True)
     elif not (folder / GENERATION_CONFIG_FILE).is_file():
@@ -96,18 +108,27 @@ def write_checkpoint(model: BenchModel, folder: Path) -> None:
 
 
 def _make_endless(folder: Path) -> None:
-    """Set the last row of the vocabulary, a padding row, as the end token; remove rules that force ends or beams."""
+    """Set the last row of the vocabulary, a padding row, as the end token; remove rules that force
+    ends or beams.
+    """
     file = folder / GENERATION_CONFIG_FILE
     text_config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["text_config"]
-    rules = json.loads(file.read_text(encoding="utf-8")) | {"eos_token_id": text_config["vocab_size"] - 1}
+    rules = json.loads(file.read_text(encoding="utf-8")) | {
+        "eos_token_id": text_config["vocab_size"] - 1
+    }
     kept = {name: value for name, value in rules.items() if name not in _NOT_ENDLESS}
     file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def write_catalog(models: Sequence[BenchModel], folder: Path) -> Mapping[str, CatalogEntry]:
-    """Write a catalog of the models: their entries of models/catalog.yaml with the bench's ids and checkpoints."""
+    """Write a catalog of the models: their entries of models/catalog.yaml with the bench's ids and
+    checkpoints.
+    """
     file = folder / "catalog.yaml"
-    file.write_text(yaml.safe_dump({"models": list(_entries(models, folder))}, sort_keys=False), encoding="utf-8")
+    file.write_text(
+        yaml.safe_dump({"models": list(_entries(models, folder))}, sort_keys=False),
+        encoding="utf-8",
+    )
     return load_catalog(file)
 
 
@@ -115,5 +136,9 @@ def _entries(models: Sequence[BenchModel], folder: Path) -> Iterator[dict[str, A
     listed = yaml.safe_load(CATALOG_FILE.read_text(encoding="utf-8"))["models"]
     by_id = {entry["id"]: entry for entry in listed}
     for model in models:
-        source = {"id": model.id, "source": str(checkpoint_folder(model, folder).resolve()), "revision": None}
+        source = {
+            "id": model.id,
+            "source": str(checkpoint_folder(model, folder).resolve()),
+            "revision": None,
+        }
         yield by_id[model.entry_id] | source

@@ -1,4 +1,5 @@
-"""Images, and questions about each in two forms: the fields of our API, and the model's exact prompt.
+"""Images, and questions about each in two forms: the fields of our API, and the model's exact
+prompt.
 
 Only questions with a single prompt are used, so that one request is one sequence for every server.
 """
@@ -17,7 +18,8 @@ NUM_SCENES = {"embedded": 400, "base": 120}
 NUM_SHORT_SCENES = 200  # of each model of the short run
 SIZE_PX = {"embedded": 384, "base": 768}
 _FREE_LENGTH = 128  # of the embedded checkpoints, which predict the end token
-# Tokens that random weights generate per question: about as many as Florence-2-base for a photograph.
+# Tokens that random weights generate per question: about as many as Florence-2-base for a
+# photograph.
 _RANDOM_LENGTHS = {
     "captioning short": 12,
     "captioning detailed": 48,
@@ -42,7 +44,9 @@ class BenchQuestion:
     max_new_tokens: int
 
 
-def model_material(model: BenchModel, entry: CatalogEntry, folder: Path, num_scenes: int) -> dict[str, Any]:
+def model_material(
+    model: BenchModel, entry: CatalogEntry, folder: Path, num_scenes: int
+) -> dict[str, Any]:
     """Return the entry of a model in material.json; file names are relative to `folder`."""
     return {
         "id": model.id,
@@ -54,7 +58,9 @@ def model_material(model: BenchModel, entry: CatalogEntry, folder: Path, num_sce
     }
 
 
-def _scenes(model: BenchModel, entry: CatalogEntry, folder: Path, num_scenes: int) -> Iterator[dict[str, Any]]:
+def _scenes(
+    model: BenchModel, entry: CatalogEntry, folder: Path, num_scenes: int
+) -> Iterator[dict[str, Any]]:
     size_px = SIZE_PX[model.scale]
     for index in range(num_scenes):
         scene = evaluation_scene(index)
@@ -70,11 +76,19 @@ def _image_file(scene: Scene, size_px: int, file: Path) -> Path:
     return file
 
 
-def _questions(scene: Scene, model: BenchModel, entry: CatalogEntry, size_px: int) -> Iterator[BenchQuestion]:
+def _questions(
+    scene: Scene, model: BenchModel, entry: CatalogEntry, size_px: int
+) -> Iterator[BenchQuestion]:
     for question in questions(scene):
         scaled = question.scaled((size_px, size_px))
         prompts = question_prompts(entry, scaled, (size_px, size_px))
         if len(prompts) == 1:
             text = "".join(segment.text for segment in prompts[0].segments)
-            length = _RANDOM_LENGTHS.get(question.name, _SHORT_LENGTH) if model.is_random else _FREE_LENGTH
-            yield BenchQuestion(question.name, {"task": question.task, **scaled.parameters}, text, length)
+            length = (
+                _RANDOM_LENGTHS.get(question.name, _SHORT_LENGTH)
+                if model.is_random
+                else _FREE_LENGTH
+            )
+            yield BenchQuestion(
+                question.name, {"task": question.task, **scaled.parameters}, text, length
+            )

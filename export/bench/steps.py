@@ -1,7 +1,9 @@
-"""Time of a decode step in the scheduler, and the model's share of it (`python -m export.bench.steps MODEL`).
+"""Time of a decode step in the scheduler, and the model's share of it (`python -m
+export.bench.steps MODEL`).
 
-Generates several sequences at once from empty image features, greedily and up to the same length whatever the
-checkpoint's rules, and prints JSON. The rest of a step is token selection, generation rules and the scheduler itself.
+Generates several sequences at once from empty image features, greedily and up to the same length
+whatever the checkpoint's rules, and prints JSON. The rest of a step is token selection, generation
+rules and the scheduler itself.
 """
 
 import argparse
@@ -32,7 +34,9 @@ _TIMEOUT_S = 600.0
 
 def make_endless(decoder: Decoder[Any]) -> None:
     """Let answers end at their limit only, so that all steps of a measurement have as many rows."""
-    decoder.rules = replace(decoder.rules, eos_token_ids=frozenset({-1}), forced_eos_token_id=None, num_beams=1)
+    decoder.rules = replace(
+        decoder.rules, eos_token_ids=frozenset({-1}), forced_eos_token_id=None, num_beams=1
+    )
 
 
 class TimedDecoder:
@@ -55,10 +59,14 @@ class TimedDecoder:
 
 
 def measure_steps(decoder: Decoder[Any], manifest: Manifest, num_sequences: int) -> dict[str, Any]:
-    """Return the mean times of steps with `num_sequences` sequences; make the answers of `decoder` endless."""
+    """Return the mean times of steps with `num_sequences` sequences; make the answers of `decoder`
+    endless.
+    """
     make_endless(decoder)
     timed = TimedDecoder(decoder)
-    limits = SchedulerLimits(num_sequences, num_sequences, num_sequences * manifest.num_image_tokens * 2)
+    limits = SchedulerLimits(
+        num_sequences, num_sequences, num_sequences * manifest.num_image_tokens * 2
+    )
     scheduler = Scheduler(timed, manifest.model_id, limits)
     scheduler.start()
     try:
@@ -75,10 +83,14 @@ def measure_steps(decoder: Decoder[Any], manifest: Manifest, num_sequences: int)
     }
 
 
-def _generate(scheduler: Scheduler, decoder: Decoder[Any], manifest: Manifest, num_sequences: int) -> None:
+def _generate(
+    scheduler: Scheduler, decoder: Decoder[Any], manifest: Manifest, num_sequences: int
+) -> None:
     features = torch.zeros(manifest.num_image_tokens, manifest.hidden_size)
     spec = SequenceSpec(
-        segments=[("What does the image describe?", False)], max_new_tokens=_NUM_TOKENS, timeout_s=_TIMEOUT_S
+        segments=[("What does the image describe?", False)],
+        max_new_tokens=_NUM_TOKENS,
+        timeout_s=_TIMEOUT_S,
     )
     futures = scheduler.submit([to_request(decoder, features, spec) for _ in range(num_sequences)])
     for future in futures:
@@ -87,14 +99,20 @@ def _generate(scheduler: Scheduler, decoder: Decoder[Any], manifest: Manifest, n
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one model of BentoML's model store."""
-    parser = argparse.ArgumentParser("python -m export.bench.steps", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        "python -m export.bench.steps", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("model")
     parsed = parser.parse_args(arguments)
     torch.set_num_threads(1)
     folder = artifact_folder(parsed.model)
     manifest = read_manifest(folder)
     decoder = load_decoder(folder, manifest.family, "float32", "cpu")
-    print(json.dumps([measure_steps(decoder, manifest, num_sequences) for num_sequences in _NUM_SEQUENCES]))
+    print(
+        json.dumps(
+            [measure_steps(decoder, manifest, num_sequences) for num_sequences in _NUM_SEQUENCES]
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How pixels reach a runner of the same host faster: `python -m export.bench.transport`.
 
-A server in its own process reads calls as a runner does (runners/transport/pixels.py), on a socket. Each way is timed
-in turn: pixels in the request's body, and in a memfd that the call names.
+A server in its own process reads calls as a runner does (runners/transport/pixels.py), on a socket.
+Each way is timed in turn: pixels in the request's body, and in a memfd that the call names.
 """
 
 import asyncio
@@ -51,12 +51,22 @@ async def measure(path: Path) -> None:
     """Print a row for each size of an image."""
     while not path.exists():
         await asyncio.sleep(0.05)
-    async with aiohttp.ClientSession("http://runner", connector=aiohttp.UnixConnector(str(path))) as http:
+    async with aiohttp.ClientSession(
+        "http://runner", connector=aiohttp.UnixConnector(str(path))
+    ) as http:
         for side in SIDES_PX:
-            pixels: Pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-            body_ms = await _median_ms(lambda side=side, pixels=pixels: _in_body(http, side, pixels))  # type: ignore[misc]
-            memory_ms = await _median_ms(lambda side=side, pixels=pixels: _in_memory(http, side, pixels))  # type: ignore[misc]
-            print(f"{side} px: {body_ms:.2f} ms in the body, {memory_ms:.2f} ms in memory", flush=True)
+            pixels: Pixels = np.random.default_rng(0).integers(
+                0, 256, (side, side, 3), dtype=np.uint8
+            )
+            body_ms = await _median_ms(
+                lambda side=side, pixels=pixels: _in_body(http, side, pixels)
+            )  # type: ignore[misc]
+            memory_ms = await _median_ms(
+                lambda side=side, pixels=pixels: _in_memory(http, side, pixels)
+            )  # type: ignore[misc]
+            print(
+                f"{side} px: {body_ms:.2f} ms in the body, {memory_ms:.2f} ms in memory", flush=True
+            )
 
 
 async def _in_body(http: aiohttp.ClientSession, side: int, pixels: Pixels) -> None:
@@ -69,7 +79,9 @@ async def _in_memory(http: aiohttp.ClientSession, side: int, pixels: Pixels) -> 
         await _post(http, side, *body_of(WriteCall(sequences=[], pixels=memory), None))
 
 
-async def _post(http: aiohttp.ClientSession, side: int, body: bytes, headers: dict[str, str]) -> None:
+async def _post(
+    http: aiohttp.ClientSession, side: int, body: bytes, headers: dict[str, str]
+) -> None:
     async with http.post(f"/{side}", data=body, headers=headers) as response:
         response.raise_for_status()
 
@@ -78,7 +90,9 @@ def main() -> None:
     """Measure, and end the server."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "runner.sock"
-        server = multiprocessing.get_context("spawn").Process(target=_serve, args=(str(path),), daemon=True)
+        server = multiprocessing.get_context("spawn").Process(
+            target=_serve, args=(str(path),), daemon=True
+        )
         server.start()
         try:
             asyncio.run(measure(path))

@@ -1,1 +1,3 @@
-"""Inputs of an export: checkpoint sources, precision records, planned jobs, and random checkpoints."""
+"""Inputs of an export: checkpoint sources, precision records, planned jobs, and random
+checkpoints.
+"""

@@ -1,8 +1,10 @@
 """The errors that stop an export or a tuning; nothing is stored after any of them.
 
 ExportError
-├── SourceError           a checkpoint or one of its files is missing, unreadable or of another family
-├── PrecisionError        a precision record is invalid, or shows that a default precision loses too much
+├── SourceError           a checkpoint or one of its files is missing, unreadable or of another
+                          family
+├── PrecisionError        a precision record is invalid, or shows that a default precision loses too
+                          much
 ├── DiskFullError         the disk has no room for the artifacts
 ├── ResourceError         the host has too little memory or disk for the export
 ├── EncoderError          the process that makes the vision encoders failed
@@ -51,5 +53,7 @@ class TuningError(ExportError):
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return True for the system's error, as Python raises it or as safetensors and hf_xet have it in their texts."""
+    """Return True for the system's error, as Python raises it or as safetensors and hf_xet have it
+    in their texts.
+    """
     return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)

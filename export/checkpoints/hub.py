@@ -1,6 +1,7 @@
 """Checkpoints and single files of the Hugging Face hub, through its cache on the local disk.
 
-What is in the cache needs no network. huggingface_hub is imported when something is fetched: it takes a second.
+What is in the cache needs no network. huggingface_hub is imported when something is fetched: it
+takes a second.
 """
 
 import logging
@@ -16,7 +17,9 @@ _MAX_REASON_CHARS = 200
 
 
 def fetch_snapshot(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """Return the folder of the files that match, at a commit, branch or tag; its name is the commit.
+    """Return the folder of the files that match, at a commit, branch or tag.
+
+    Its name is the commit.
 
     Raise `SourceError`; files that were complete by then stay in the cache.
     """
@@ -40,7 +43,8 @@ def _one_line_errors(repository: str, wanted: str) -> Iterator[None]:
 
     Its exceptions have no base class: hf_xet, for one, raises RuntimeError for a broken download.
     """
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it raises what it logs and warns of
+    # it raises what it logs and warns of
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     _show_bars_on_a_terminal_only()
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -60,10 +64,15 @@ def _reason(error: Exception, repository: str) -> str:
     from huggingface_hub import constants, errors
 
     if is_disk_full(error):
-        return f"no space left on the disk of {constants.HF_HUB_CACHE}; free some, or set HF_HOME to a larger disk"
+        return (
+            f"no space left on the disk of {constants.HF_HUB_CACHE}; free some, or set HF_HOME to a"
+            " larger disk"
+        )
     if isinstance(error, errors.GatedRepoError):
         page = f"{constants.ENDPOINT}/{repository}"
-        return f"it is gated; accept its terms at {page}, and set HF_TOKEN to a token with read access"
+        return (
+            f"it is gated; accept its terms at {page}, and set HF_TOKEN to a token with read access"
+        )
     if isinstance(error, errors.RepositoryNotFoundError):
         return "there is no such repository, or it is private and HF_TOKEN gives no access"
     if isinstance(error, errors.RevisionNotFoundError):
@@ -72,8 +81,9 @@ def _reason(error: Exception, repository: str) -> str:
         return "the repository has no such file"
     if isinstance(error, errors.LocalEntryNotFoundError):
         return (
-            f"{constants.ENDPOINT} does not answer (or HF_HUB_OFFLINE is set), and not all files are in the cache "
-            f"{constants.HF_HUB_CACHE}; connect this host, or copy a checkpoint to it and give its folder as --source"
+            f"{constants.ENDPOINT} does not answer (or HF_HUB_OFFLINE is set), and not all files"
+            f" are in the cache {constants.HF_HUB_CACHE}; connect this host, or copy a checkpoint"
+            " to it and give its folder as --source"
         )
     reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:_MAX_REASON_CHARS]
     return f"the download failed ({reason}); the same command resumes it"

@@ -1,7 +1,8 @@
-"""Plans an export: its checkpoint, its precision record, and the build key that identifies the result.
+"""Plans an export: its checkpoint, its precision record, and the build key that identifies the
+result.
 
-Two exports with the same build key produce the same artifacts, so the second can be skipped. Imports neither torch nor
-transformers: an export with nothing to do starts fast.
+Two exports with the same build key produce the same artifacts, so the second can be skipped.
+Imports neither torch nor transformers: an export with nothing to do starts fast.
 """
 
 import hashlib
@@ -15,7 +16,14 @@ from pathlib import Path
 from export.checkpoints.errors import SourceError
 from export.checkpoints.precision_record import PrecisionRecord, read_record, record_file
 from export.checkpoints.sources import Source, resolve_file, resolve_source
-from runners.artifacts.manifest import CALIBRATION_FILE, Device, Part, Precision, key_of_hashes, sha256_of
+from runners.artifacts.manifest import (
+    CALIBRATION_FILE,
+    Device,
+    Part,
+    Precision,
+    key_of_hashes,
+    sha256_of,
+)
 from tasks.catalog import CatalogEntry, CatalogError, load_catalog
 from tasks.paligemma.masks import MaskDecoder, MaskDecoderError
 from tasks.scores import CalibrationError, read_calibrations
@@ -61,12 +69,16 @@ class ExportJob:
     record: PrecisionRecord | None  # of this checkpoint
     versions: dict[str, str]
     build_key: str
-    photographs: tuple[Path, ...]  # those that ship; without any, precisions are not compared by answers
+    # those that ship; without any, precisions are not compared by answers
+    photographs: tuple[Path, ...]
     own_images: tuple[Path, ...]
 
 
 def find_entry(model_id: str) -> CatalogEntry:
-    """Return the entry of a model in the catalog that the service reads; raise `CatalogError` if there is none."""
+    """Return the entry of a model in the catalog that the service reads.
+
+    Raise `CatalogError` if there is none.
+    """
     catalog = load_catalog(Path(os.environ.get("DIPTYCH_CATALOG", CATALOG_FILE)))
     if model_id not in catalog:
         raise CatalogError(f"unknown model {model_id}; the catalog has {', '.join(catalog)}")
@@ -74,12 +86,17 @@ def find_entry(model_id: str) -> CatalogEntry:
 
 
 def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
-    """Find the files of an export, fetching those on the hub; raise `SourceError` or `PrecisionError`.
+    """Find the files of an export, fetching those on the hub.
 
-    The catalog's folders are relative to the repository, those of `options` to the working directory.
+    Raise `SourceError` or `PrecisionError`.
+
+    The catalog's folders are relative to the repository, those of `options` to the working
+    directory.
     """
     if options.source is None:
-        source = resolve_source(entry.source, options.revision or entry.revision, entry.family, ROOT)
+        source = resolve_source(
+            entry.source, options.revision or entry.revision, entry.family, ROOT
+        )
     else:
         source = resolve_source(options.source, options.revision, entry.family, Path.cwd())
     mask_decoder = _find_mask_decoder(entry, options, source)
@@ -90,12 +107,22 @@ def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
     if record is not None:
         record.check(entry)
     versions = library_versions()
-    photographs, own_images = _find_images(PHOTOGRAPHS), _find_images(options.images) if options.images else ()
+    photographs = _find_images(PHOTOGRAPHS)
+    own_images = _find_images(options.images) if options.images else ()
     others = [*filter(None, (mask_decoder, calibration)), *photographs, *own_images]
     files = [*hashes.items(), *((path.name, sha256_of(path)) for path in others)]
     key = build_key(files, entry.precision, record, versions)
     return ExportJob(
-        entry, source, checkpoint, mask_decoder, calibration, record, versions, key, photographs, own_images
+        entry,
+        source,
+        checkpoint,
+        mask_decoder,
+        calibration,
+        record,
+        versions,
+        key,
+        photographs,
+        own_images,
     )
 
 
@@ -127,17 +154,23 @@ def build_key(
 def _find_images(folder: Path) -> tuple[Path, ...]:
     images = sorted(path for path in folder.glob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
     if not images:
-        raise SourceError(f"{folder} is not a folder with images; allowed are {', '.join(_IMAGE_SUFFIXES)}")
+        raise SourceError(
+            f"{folder} is not a folder with images; allowed are {', '.join(_IMAGE_SUFFIXES)}"
+        )
     return tuple(images)
 
 
 def _find_calibration(source: Source, checkpoint: str) -> Path | None:
-    """Return the calibration in the folder of a checkpoint, None if it was fitted on another one."""
+    """Return the calibration in the folder of a checkpoint, None if it was fitted on another
+    one.
+    """
     path = source.folder / CALIBRATION_FILE
     if not path.is_file():
         return None
     try:
-        return path if all(each.checkpoint == checkpoint for each in read_calibrations(path)) else None
+        return (
+            path if all(each.checkpoint == checkpoint for each in read_calibrations(path)) else None
+        )
     except CalibrationError as error:
         raise SourceError(str(error)) from error
 
@@ -145,7 +178,9 @@ def _find_calibration(source: Source, checkpoint: str) -> Path | None:
 def _find_mask_decoder(entry: CatalogEntry, options: ExportOptions, source: Source) -> Path | None:
     if entry.mask_decoder is None:
         if options.mask_decoder is not None:
-            raise SourceError(f"{entry.id} does not use a mask decoder; given: {options.mask_decoder}")
+            raise SourceError(
+                f"{entry.id} does not use a mask decoder; given: {options.mask_decoder}"
+            )
         return None
     path = options.mask_decoder or resolve_file(entry.mask_decoder, source)
     try:

@@ -1,8 +1,8 @@
 """The precision record of a model, models/ID/precision.json: its accuracy at each precision.
 
-`python -m export.evaluation.precision` writes it. A record applies to one checkpoint, identified by the hash of its
-files. An accuracy is named after its row and label in the evaluation's table ("ocr, exact: all images") and lies
-between 0 and 1. A point is a hundredth.
+`python -m export.evaluation.precision` writes it. A record applies to one checkpoint, identified by
+the hash of its files. An accuracy is named after its row and label in the evaluation's table ("ocr,
+exact: all images") and lies between 0 and 1. A point is a hundredth.
 """
 
 import json
@@ -40,17 +40,27 @@ class PrecisionRecord:
     def find(self, device: Device, encoder: Precision, decoder: Precision) -> PrecisionRun | None:
         """Return the run of a pair of precisions, None if it was not measured."""
         wanted = (device, encoder, decoder)
-        return next((run for run in self.runs if (run.device, run.encoder, run.decoder) == wanted), None)
+        return next(
+            (run for run in self.runs if (run.device, run.encoder, run.decoder) == wanted), None
+        )
 
     def lost_points(self, run: PrecisionRun) -> dict[str, float]:
-        """Return the points of each accuracy that `run` loses against float32 on its device; a gain is negative."""
+        """Return the points of each accuracy that `run` loses against float32 on its device.
+
+        A gain is negative.
+        """
         original = self.find(run.device, "float32", "float32")
         if original is None:
-            raise PrecisionError(f"the precision record has no float32 run on {run.device} to compare with")
-        return {name: 100 * (value - run.accuracy[name]) for name, value in original.accuracy.items()}
+            raise PrecisionError(
+                f"the precision record has no float32 run on {run.device} to compare with"
+            )
+        return {
+            name: 100 * (value - run.accuracy[name]) for name, value in original.accuracy.items()
+        }
 
     def check(self, entry: CatalogEntry) -> None:
-        """Raise `PrecisionError` if a default precision of the catalog loses more than `MAX_LOST_POINTS`.
+        """Raise `PrecisionError` if a default precision of the catalog loses more than
+        `MAX_LOST_POINTS`.
 
         A default without a run passes, because a model is exported before it can be measured.
         """
@@ -59,9 +69,10 @@ class PrecisionRecord:
             for name, points in (self.lost_points(run) if run else {}).items():
                 if points > MAX_LOST_POINTS:
                     raise PrecisionError(
-                        f"{entry.id} on {device}: encoder {parts['encoder']}, decoder {parts['decoder']} loses "
-                        f"{points:.1f} points of {name}; at most {MAX_LOST_POINTS:.0f} is allowed: choose another "
-                        "precision in models/catalog.yaml"
+                        f"{entry.id} on {device}: encoder {parts['encoder']}, decoder"
+                        f" {parts['decoder']} loses {points:.1f} points of {name}; at most"
+                        f" {MAX_LOST_POINTS:.0f} is allowed: choose another precision in"
+                        " models/catalog.yaml"
                     )
 
 
@@ -76,7 +87,10 @@ def checkpoint_key(source: Source) -> str:
 
 
 def read_record(path: Path, checkpoint: str) -> PrecisionRecord | None:
-    """Return the record at `path`, None if missing or of another checkpoint; raise `PrecisionError` if invalid."""
+    """Return the record at `path`, None if missing or of another checkpoint.
+
+    Raise `PrecisionError` if invalid.
+    """
     if not path.is_file():
         return None
     try:

@@ -2,8 +2,9 @@
 
     python -m export.checkpoints.random_weights NAME FOLDER
 
-Only the number of layers and the tokenizer differ from the release: tokenizer and special token ids are those of an
-embedded checkpoint. Answers are meaningless, but all widths, dtypes and generation rules are real.
+Only the number of layers and the tokenizer differ from the release: tokenizer and special token ids
+are those of an embedded checkpoint. Answers are meaningless, but all widths, dtypes and generation
+rules are real.
 """
 
 import argparse
@@ -31,7 +32,8 @@ _GenerationConfig: Any = GenerationConfig
 
 _MODELS = Path(__file__).parents[2] / "models"
 GAIN = 2.0  # of every weight matrix, times 1 / sqrt(fan in)
-_VECTOR_STD = 0.05  # of biases, and of norms around their neutral value, so that a test notices a missing one
+# of biases, and of norms around their neutral value, so that a test notices a missing one
+_VECTOR_STD = 0.05
 _PATCH_PX = 14  # of PaliGemma's vision tower
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -47,14 +49,21 @@ class Shape:
     dtype: torch.dtype
     generation: dict[str, Any]
     embedding_std: float
-    norm_offsets: Mapping[str, float] = field(default_factory=dict)  # suffix of a weight's name -> value added to it
+    # suffix of a weight's name -> value added to it
+    norm_offsets: Mapping[str, float] = field(default_factory=dict)
 
 
-def _florence2(d_model: int, embed_dim: int, num_layers: int, max_positions: int) -> Callable[[int], Florence2Config]:
-    """Source: transformers, models/florence2/convert_florence2_original_pytorch_to_hf.py; microsoft/Florence-2-*."""
+def _florence2(
+    d_model: int, embed_dim: int, num_layers: int, max_positions: int
+) -> Callable[[int], Florence2Config]:
+    """Source: transformers, models/florence2/convert_florence2_original_pytorch_to_hf.py;
+    microsoft/Florence-2-*.
+    """
 
     def config(max_layers: int) -> Florence2Config:
-        layers, heads, width = min(num_layers, max_layers), d_model // 64, 4 * d_model
+        layers = min(num_layers, max_layers)
+        heads = d_model // 64
+        width = 4 * d_model
         stage_heads = [embed_dim // 32 * 2**stage for stage in range(4)]
         text_config = {
             "model_type": "bart",
@@ -77,8 +86,12 @@ def _florence2(d_model: int, embed_dim: int, num_layers: int, max_positions: int
     return config
 
 
-def _paligemma(text: dict[str, Any], num_layers: int, image_size_px: int) -> Callable[[int], PaliGemmaConfig]:
-    """Source: transformers, models/paligemma/convert_paligemma_weights_to_hf.py and convert_paligemma2_…."""
+def _paligemma(
+    text: dict[str, Any], num_layers: int, image_size_px: int
+) -> Callable[[int], PaliGemmaConfig]:
+    """Source: transformers, models/paligemma/convert_paligemma_weights_to_hf.py and
+    convert_paligemma2_….
+    """
 
     def config(max_layers: int) -> PaliGemmaConfig:
         vision_config = {
@@ -112,8 +125,12 @@ _GEMMA_2B = {
 }
 
 
-def _gemma2(hidden: int, intermediate: int, num_heads: int, num_key_value_heads: int, head_size: int) -> dict[str, Any]:
-    """Source: transformers, models/gemma2/convert_gemma2_weights_to_hf.py; google/gemma-2-27b, config.json."""
+def _gemma2(
+    hidden: int, intermediate: int, num_heads: int, num_key_value_heads: int, head_size: int
+) -> dict[str, Any]:
+    """Source: transformers, models/gemma2/convert_gemma2_weights_to_hf.py; google/gemma-2-27b,
+    config.json.
+    """
     return {
         "model_type": "gemma2",
         "hidden_size": hidden,
@@ -178,7 +195,10 @@ SHAPES = {
             dtype=torch.bfloat16,
             generation={"cache_implementation": "hybrid"},
             embedding_std=0.02,
-            norm_offsets={"language_model.norm.weight": 1.4, "post_feedforward_layernorm.weight": 9.0},
+            norm_offsets={
+                "language_model.norm.weight": 1.4,
+                "post_feedforward_layernorm.weight": 9.0,
+            },
         )
         for size, text, num_layers in (
             ("3b", _gemma2(2304, 9216, 8, 4, 256), 26),
@@ -189,7 +209,9 @@ SHAPES = {
 }
 
 
-def write_random_checkpoint(name: str, folder: Path, max_layers: int, seed: int = 0, gain: float = GAIN) -> None:
+def write_random_checkpoint(
+    name: str, folder: Path, max_layers: int, seed: int = 0, gain: float = GAIN
+) -> None:
     """Write a checkpoint of shape `name` with at most `max_layers` layers in every stack.
 
     With a small `gain`, quantised weights change the output little, as in trained models.
@@ -214,35 +236,45 @@ def write_random_checkpoint(name: str, folder: Path, max_layers: int, seed: int 
 
 @torch.no_grad()
 def _randomise(model: Any, shape: Shape, gain: float, generator: torch.Generator) -> None:
-    """Draw every parameter, scaled so that activations keep their size and greedy answers keep changing.
+    """Draw every parameter, scaled so that activations keep their size and greedy answers keep
+    changing.
 
-    Embeddings must be small against the output of Gemma's feed-forward layers: the output head is tied to them, so that
-    a dominant embedding would predict its own token again. The last norm scales the logits to a standard deviation of
-    about 2.
+    Embeddings must be small against the output of Gemma's feed-forward layers: the output head is
+    tied to them, so that a dominant embedding would predict its own token again. The last norm
+    scales the logits to a standard deviation of about 2.
     """
     for name, parameter in model.named_parameters():
         owner = model.get_submodule(name.rpartition(".")[0])
         mean, std = _distribution(owner, parameter, shape.embedding_std, gain)
         parameter.normal_(mean, std, generator=generator)
-        parameter.add_(sum(offset for end, offset in shape.norm_offsets.items() if name.endswith(end)))
+        parameter.add_(
+            sum(offset for end, offset in shape.norm_offsets.items() if name.endswith(end))
+        )
 
 
-def _distribution(owner: nn.Module, parameter: torch.Tensor, embedding_std: float, gain: float) -> tuple[float, float]:
+def _distribution(
+    owner: nn.Module, parameter: torch.Tensor, embedding_std: float, gain: float
+) -> tuple[float, float]:
     """Return mean and standard deviation of a parameter of `owner`."""
     if isinstance(owner, nn.Embedding):
         return 0.0, embedding_std
     if parameter.ndim > 1:
         return 0.0, gain / math.sqrt(parameter[0].numel())
-    is_factor = isinstance(owner, nn.LayerNorm) and parameter is owner.weight  # Gemma's norm adds 1 itself
+    # Gemma's norm adds 1 itself
+    is_factor = isinstance(owner, nn.LayerNorm) and parameter is owner.weight
     return float(is_factor), _VECTOR_STD
 
 
 def main() -> int:
     """Write one checkpoint; return the exit status."""
-    parser = argparse.ArgumentParser("python -m export.checkpoints.random_weights", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m export.checkpoints.random_weights", description=__doc__
+    )
     parser.add_argument("name", choices=SHAPES)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=2, help="maximum in every stack; default: %(default)s")
+    parser.add_argument(
+        "--layers", type=int, default=2, help="maximum in every stack; default: %(default)s"
+    )
     arguments = parser.parse_args()
     write_random_checkpoint(arguments.name, arguments.folder, arguments.layers)
     return 0

@@ -36,7 +36,8 @@ _HUB_FILE = re.compile(
     r"hf://(?P<space>spaces/)?(?P<repository>[\w.-]+/[\w.-]+)/(?P<file>[^#]+)(?:#sha256=(?P<sha256>[0-9a-f]{64}))?"
 )
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-# The original Florence-2 repositories: same model_type as transformers' own form, but other names of weights, and code.
+# The original Florence-2 repositories: same model_type as transformers' own form, but other names
+# of weights, and code.
 _REMOTE_CODE_OWNER = "microsoft/Florence-2-"
 _REMOTE_CODE_VISION_TYPE = "davit"  # transformers' own form has florence_vision
 _REMOTE_CODE_SIZE = re.compile(r"Florence-2-((?:base|large)(?:-ft)?)/?$", re.IGNORECASE)
@@ -64,7 +65,8 @@ class Source:
 def resolve_source(name: str, revision: str | None, family: Family, root: Path) -> Source:
     """Return the checkpoint `name`: a folder, relative to `root`, or a hub id at `revision`.
 
-    Raise `SourceError` if it is neither, cannot be fetched, is incomplete or belongs to another family.
+    Raise `SourceError` if it is neither, cannot be fetched, is incomplete or belongs to another
+    family.
     """
     if (root / name).is_dir():
         if revision is not None:
@@ -81,9 +83,13 @@ def resolve_source(name: str, revision: str | None, family: Family, root: Path) 
 
 
 def resolve_file(name: str, source: Source) -> Path:
-    """Return the file `name` of the checkpoint's folder, or a hub file `hf://[spaces/]owner/name/file[#sha256=…]`."""
+    """Return the file `name` of the checkpoint's folder, or a hub file
+    `hf://[spaces/]owner/name/file[#sha256=…]`.
+    """
     if match := _HUB_FILE.fullmatch(name):
-        path = fetch_file(match["repository"], match["file"], "space" if match["space"] else "model")
+        path = fetch_file(
+            match["repository"], match["file"], "space" if match["space"] else "model"
+        )
         check_hash(path, name, match["sha256"])
         return path
     if not (source.folder / name).is_file():
@@ -92,11 +98,13 @@ def resolve_file(name: str, source: Source) -> Path:
 
 
 def check_hash(path: Path, name: str, expected: str | None) -> None:
-    """Raise `SourceError` if `path`, fetched as `name`, has another sha256 than the catalog expects."""
+    """Raise `SourceError` if `path`, fetched as `name`, has another sha256 than the catalog
+    expects.
+    """
     if expected is not None and (actual := sha256_of(path)) != expected:
         raise SourceError(
-            f"{name.partition('#')[0]} has sha256 {actual}; the catalog expects {expected}. To use it "
-            f"nevertheless: --mask-decoder {path}"
+            f"{name.partition('#')[0]} has sha256 {actual}; the catalog expects {expected}. To use"
+            f" it nevertheless: --mask-decoder {path}"
         )
 
 
@@ -108,7 +116,9 @@ def _check_complete(source: Source) -> None:
     if not any(name.endswith(".safetensors") for name in names):
         missing.append("model.safetensors")
     if WEIGHTS_INDEX_FILE in names:
-        missing += sorted(set(_read_json(source, WEIGHTS_INDEX_FILE, "weight_map").values()) - names)
+        missing += sorted(
+            set(_read_json(source, WEIGHTS_INDEX_FILE, "weight_map").values()) - names
+        )
     if missing:
         raise SourceError(f"{source.name} lacks {', '.join(missing)}")
 
@@ -121,14 +131,21 @@ def _check_weights(source: Source) -> None:
                 with safe_open(path, "numpy"):
                     pass
             except (SafetensorError, OSError) as error:
-                raise SourceError(f"{path.name} of {source.name} is damaged or incomplete: {error}") from error
+                raise SourceError(
+                    f"{path.name} of {source.name} is damaged or incomplete: {error}"
+                ) from error
 
 
 def _check_family(source: Source, family: Family) -> None:
     model_type = _read_json(source, CONFIG_FILE, "model_type")
     if model_type != family:  # the families' names are transformers' names
-        raise SourceError(f"{source.name} is a checkpoint of {model_type}; the catalog expects {family}")
-    if _read_json(source, CONFIG_FILE, "vision_config").get("model_type") == _REMOTE_CODE_VISION_TYPE:
+        raise SourceError(
+            f"{source.name} is a checkpoint of {model_type}; the catalog expects {family}"
+        )
+    if (
+        _read_json(source, CONFIG_FILE, "vision_config").get("model_type")
+        == _REMOTE_CODE_VISION_TYPE
+    ):
         raise _remote_code_error(source.name)
 
 
@@ -142,11 +159,14 @@ def _read_json(source: Source, file_name: str, key: str) -> Any:
 def _remote_code_error(name: str) -> SourceError:
     size = _REMOTE_CODE_SIZE.search(name)
     converted = (
-        f"florence-community/Florence-2-{size[1].lower()}" if size else "a florence-community/Florence-2-* repository"
+        f"florence-community/Florence-2-{size[1].lower()}"
+        if size
+        else "a florence-community/Florence-2-* repository"
     )
     return SourceError(
-        f"{name} is in the form of Florence-2 that runs code of its repository (vision_config.model_type: "
-        f"{_REMOTE_CODE_VISION_TYPE}); use the converted repository instead: --source {converted}"
+        f"{name} is in the form of Florence-2 that runs code of its repository"
+        f" (vision_config.model_type: {_REMOTE_CODE_VISION_TYPE}); use the converted repository"
+        f" instead: --source {converted}"
     )
 
 
@@ -157,6 +177,10 @@ def _fetch(repository: str, revision: str | None, family: Family) -> Source:
     folder = fetch_snapshot(repository, revision, [CONFIG_FILE])
     source = Source(repository, folder.name, folder)
     _check_family(source, family)
-    print(f"{repository}: fetching the files that are not in the hub's cache", file=sys.stderr, flush=True)
+    print(
+        f"{repository}: fetching the files that are not in the hub's cache",
+        file=sys.stderr,
+        flush=True,
+    )
     fetch_snapshot(repository, source.revision, CHECKPOINT_PATTERNS)
     return source

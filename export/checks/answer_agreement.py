@@ -1,4 +1,5 @@
-"""The agreement of two precisions' answers: equal tokens, boxes and text, and the least that a default must reach.
+"""The agreement of two precisions' answers: equal tokens, boxes and text, and the least that a
+default must reach.
 
 Knows no models: it compares token ids and typed results.
 """
@@ -39,7 +40,8 @@ class AnswerAgreement:
     """How far answers agree with those of float32; a measure without a case is perfect."""
 
     num_prompts: int
-    equal_tokens: float  # share of both sides' tokens that common subsequences cover, mean over prompts
+    # share of both sides' tokens that common subsequences cover, mean over prompts
+    equal_tokens: float
     num_boxes: int  # of float32, of detection and segmentation
     matched_boxes: float  # share of both sides' boxes that have a partner with the same label
     box_iou: float  # mean, of matched boxes
@@ -77,13 +79,23 @@ class AnswerRun:
 def agreeing_defaults(
     entry_id: str, defaults: Mapping[Device, Mapping[Part, Precision]], runs: Sequence[AnswerRun]
 ) -> dict[Device, dict[Part, Precision]]:
-    """Return the default precisions, with float32 in the place of those below a threshold; log each of them."""
-    return {device: _agreeing(f"{entry_id} on {device}", parts, runs) for device, parts in defaults.items()}
+    """Return the default precisions, with float32 in the place of those below a threshold; log each
+    of them.
+    """
+    return {
+        device: _agreeing(f"{entry_id} on {device}", parts, runs)
+        for device, parts in defaults.items()
+    }
 
 
-def _agreeing(place: str, parts: Mapping[Part, Precision], runs: Sequence[AnswerRun]) -> dict[Part, Precision]:
+def _agreeing(
+    place: str, parts: Mapping[Part, Precision], runs: Sequence[AnswerRun]
+) -> dict[Part, Precision]:
     by_pair = {(run.encoder, run.decoder): run for run in runs}
-    alone: dict[Part, Pair] = {"encoder": (parts["encoder"], "float32"), "decoder": ("float32", parts["decoder"])}
+    alone: dict[Part, Pair] = {
+        "encoder": (parts["encoder"], "float32"),
+        "decoder": ("float32", parts["decoder"]),
+    }
     kept = dict(parts)
     for part, pair in alone.items():
         if pair in by_pair and by_pair[pair].shortfalls:
@@ -92,14 +104,20 @@ def _agreeing(place: str, parts: Mapping[Part, Precision], runs: Sequence[Answer
     together = by_pair.get((kept["encoder"], kept["decoder"]))
     if "float32" not in kept.values() and together and together.shortfalls:
         weaker = min(alone, key=lambda part: by_pair[alone[part]].agreement.equal_tokens)
-        _warn(place, f"the {kept['encoder']} encoder with the {kept['decoder']} decoder", together, weaker)
+        _warn(
+            place,
+            f"the {kept['encoder']} encoder with the {kept['decoder']} decoder",
+            together,
+            weaker,
+        )
         kept[weaker] = "float32"
     return kept
 
 
 def _warn(place: str, precision: str, run: AnswerRun, part: Part) -> None:
     logger.warning(
-        "%s: %s does not answer as float32 does: %s, on %d %s; the default of the %s is float32 instead",
+        "%s: %s does not answer as float32 does: %s, on %d %s; the default of the %s is float32"
+        " instead",
         place,
         precision,
         "; ".join(run.shortfalls),
@@ -135,15 +153,21 @@ def equal_share(first: Sequence[int], second: Sequence[int]) -> float:
     return SequenceMatcher(None, first, second, autojunk=False).ratio()
 
 
-def matched_ious(first: Sequence[Detection | Instance], second: Sequence[Detection | Instance]) -> list[float]:
-    """Return the IoU of each pair of boxes with one label, best first, where it is at least `MATCHED_IOU`."""
+def matched_ious(
+    first: Sequence[Detection | Instance], second: Sequence[Detection | Instance]
+) -> list[float]:
+    """Return the IoU of each pair of boxes with one label, best first, where it is at least
+    `MATCHED_IOU`.
+    """
     pairs = [
         (box_iou(one.box, other.box), index, partner)
         for index, one in enumerate(first)
         for partner, other in enumerate(second)
         if one.label == other.label
     ]
-    ious, used, taken = [], set[int](), set[int]()
+    ious = []
+    used = set[int]()
+    taken = set[int]()
     for iou, index, partner in sorted(pairs, reverse=True):
         if iou >= MATCHED_IOU and index not in used and partner not in taken:
             used.add(index)

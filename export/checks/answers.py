@@ -1,11 +1,12 @@
 """The answers of every precision about the same pictures, compared with those of float32.
 
-Each part is measured with the other in float32, and the default pair of a device together. Answers are greedy and
-constrained, in batches, made by the runners' code and the service's prompts and parsers. Parts are loaded one after
-another, so that only one is in memory.
+Each part is measured with the other in float32, and the default pair of a device together. Answers
+are greedy and constrained, in batches, made by the runners' code and the service's prompts and
+parsers. Parts are loaded one after another, so that only one is in memory.
 
-Photographs decide about a released model. A model with a precision record knows rendered scenes only: its answers about
-photographs are arbitrary, as many of their tokens nearly tie, so scenes decide, and photographs are only measured.
+Photographs decide about a released model. A model with a precision record knows rendered scenes
+only: its answers about photographs are arbitrary, as many of their tokens nearly tie, so scenes
+decide, and photographs are only measured.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,15 @@ from export.checkpoints.errors import ParityError
 from export.checkpoints.jobs import ExportJob
 from export.checks.answer_agreement import AnswerRun, GivenAnswer, Pair, agreement
 from export.checks.half_arithmetic import HalfEncoder
-from export.checks.pictures import Picture, PictureKind, PictureQuestion, ask, load_photographs, make_scenes, spread
+from export.checks.pictures import (
+    Picture,
+    PictureKind,
+    PictureQuestion,
+    ask,
+    load_photographs,
+    make_scenes,
+    spread,
+)
 from export.checks.streaming import load_for_checks
 from runners.artifacts.devices import num_threads
 from runners.artifacts.manifest import Manifest, Part, Precision, vision_encoder_file
@@ -38,14 +47,19 @@ from tasks.generation import GeneratedText
 from tasks.paligemma import MaskDecoder
 from tasks.results import Result, TextResult
 
-MAX_NEW_TOKENS = 48  # most answers are shorter; the rest of a page of text would add time rather than evidence
+# most answers are shorter; the rest of a page of text would add time rather than evidence
+MAX_NEW_TOKENS = 48
 NUM_SCENES = 12
-# The cost of a prompt is its weights times its image tokens. The budget is that of florence-2-base (231e6 weights, 577
-# tokens) for a prompt about every other photograph that ships; a larger model has fewer, a smaller one up to two.
-_PROMPT_BUDGET, _MIN_PROMPTS = 1.65e12, 8
-# At florence-2-base's widths a core takes 7 s an image for a float16 encoder (half_arithmetic.py), and a float16
-# decoder takes four times as long as a float32 one: they see the first pictures of each kind only.
-_NUM_HALF_ENCODED, _NUM_HALF_DECODED = 2, 2
+# The cost of a prompt is its weights times its image tokens. The budget is that of florence-2-base
+# (231e6 weights, 577 tokens) for a prompt about every other photograph that ships; a larger model
+# has fewer, a smaller one up to two.
+_PROMPT_BUDGET = 1.65e12
+_MIN_PROMPTS = 8
+# At florence-2-base's widths a core takes 7 s an image for a float16 encoder (half_arithmetic.py),
+# and a float16 decoder takes four times as long as a float32 one: they see the first pictures of
+# each kind only.
+_NUM_HALF_ENCODED = 2
+_NUM_HALF_DECODED = 2
 _BATCH_SIZE = 16
 _MAX_PROMPT_TOKENS = 80
 _NO_TIMEOUT_S = 1e9
@@ -81,9 +95,16 @@ class AnswerCheck:
     is_large: bool = False
 
     @classmethod
-    def of(cls, job: ExportJob, folder: Path, draft: Manifest, is_large: bool = False) -> "AnswerCheck":
-        """Choose the pictures and prompts by their cost; raise `SourceError` for an unreadable image."""
-        num_prompts = max(_MIN_PROMPTS, int(_PROMPT_BUDGET / (job.entry.parameters * draft.num_image_tokens)))
+    def of(
+        cls, job: ExportJob, folder: Path, draft: Manifest, is_large: bool = False
+    ) -> "AnswerCheck":
+        """Choose the pictures and prompts by their cost.
+
+        Raise `SourceError` for an unreadable image.
+        """
+        num_prompts = max(
+            _MIN_PROMPTS, int(_PROMPT_BUDGET / (job.entry.parameters * draft.num_image_tokens))
+        )
         files = (*spread(job.photographs, num_prompts), *job.own_images)
         scenes = tuple(make_scenes(NUM_SCENES if job.record else 0, draft))
         pictures = (*load_photographs(files, draft), *scenes)
@@ -94,7 +115,9 @@ class AnswerCheck:
         num_fully_asked = _NUM_HALF_ENCODED if num_prompts > _MIN_PROMPTS else 0
         questions = ask(job.entry, pictures, num_each, num_fully_asked)
         mask_decoder = MaskDecoder.load(job.mask_decoder) if job.mask_decoder else None
-        return cls(folder, job.entry, draft.hidden_size, mask_decoder, pictures, questions, is_large)
+        return cls(
+            folder, job.entry, draft.hidden_size, mask_decoder, pictures, questions, is_large
+        )
 
     def measure(self, precisions: Mapping[Part, Sequence[Precision]]) -> AnswerRuns:
         """Measure the artifacts' `precisions`; raise `ParityError` if float32 itself fails."""
@@ -106,7 +129,9 @@ class AnswerCheck:
             torch.set_num_threads(before)
 
     def _measure(self, precisions: Mapping[Part, Sequence[Precision]]) -> AnswerRuns:
-        decided_by: PictureKind = "scenes" if any(each.kind == "scenes" for each in self.pictures) else "photographs"
+        decided_by: PictureKind = (
+            "scenes" if any(each.kind == "scenes" for each in self.pictures) else "photographs"
+        )
         if not self.questions:
             return AnswerRuns(decided_by, ())
         features = {each: self._encode(each) for each in ("float32", *precisions["encoder"])}
@@ -114,10 +139,13 @@ class AnswerCheck:
         answers: dict[Pair, dict[int, GivenAnswer]] = {}
         for decoder in ("float32", *precisions["decoder"]):
             pairs = [(encoder, decoder) for encoder in features]
-            answers |= self._answers(decoder, {p: features[p[0]] for p in pairs if "float32" in p or p in defaults})
+            answers |= self._answers(
+                decoder, {p: features[p[0]] for p in pairs if "float32" in p or p in defaults}
+            )
         expected = answers.pop(_ORIGINAL)
         return AnswerRuns(
-            decided_by, tuple(run for pair in answers for run in self._compare(pair, answers[pair], expected))
+            decided_by,
+            tuple(run for pair in answers for run in self._compare(pair, answers[pair], expected)),
         )
 
     def _encode(self, precision: Precision) -> Features:
@@ -133,11 +161,17 @@ class AnswerCheck:
             if precision != "float16" or picture.rank < _NUM_HALF_ENCODED
         }
 
-    def _answers(self, precision: Precision, features: Mapping[Pair, Features]) -> dict[Pair, dict[int, GivenAnswer]]:
-        """Return the answers of a decoder to the features of each pair, by index of the question."""
+    def _answers(
+        self, precision: Precision, features: Mapping[Pair, Features]
+    ) -> dict[Pair, dict[int, GivenAnswer]]:
+        """Return the answers of a decoder to the features of each pair, by index of the
+        question.
+        """
         image_features = next(iter(next(iter(features.values())).values()))
         max_positions = len(image_features) + _MAX_PROMPT_TOKENS + MAX_NEW_TOKENS
-        decoder = load_for_checks(self.folder, self.entry.family, precision, self.is_large, max_positions)
+        decoder = load_for_checks(
+            self.folder, self.entry.family, precision, self.is_large, max_positions
+        )
         asked = [(pair, index) for pair in features for index in self._asked(pair, features[pair])]
         answers: dict[Pair, dict[int, GivenAnswer]] = {pair: {} for pair in features}
         for start in range(0, len(asked), _BATCH_SIZE):
@@ -153,7 +187,9 @@ class AnswerCheck:
         return answers
 
     def _asked(self, pair: Pair, features: Features) -> list[int]:
-        """Return the indices of the questions for a pair of precisions, whose encoder gave `features`."""
+        """Return the indices of the questions for a pair of precisions, whose encoder gave
+        `features`.
+        """
         return [
             index
             for index, question in enumerate(self.questions)
@@ -161,7 +197,9 @@ class AnswerCheck:
             and (pair[1] != "float16" or self.pictures[question.picture].rank < _NUM_HALF_DECODED)
         ]
 
-    def _given(self, decoder: Decoder[Any], pair: Pair, question: PictureQuestion, ended: LiveSequence) -> GivenAnswer:
+    def _given(
+        self, decoder: Decoder[Any], pair: Pair, question: PictureQuestion, ended: LiveSequence
+    ) -> GivenAnswer:
         try:
             sequence = ended.result()
         except SequenceError as error:
@@ -175,16 +213,22 @@ class AnswerCheck:
             segments=[(segment.text, segment.is_control) for segment in question.prompt],
             max_new_tokens=MAX_NEW_TOKENS,
             num_beams=1,
-            grammar=FAMILIES[self.entry.family].answer_grammar(question.task_id, question.parameters),
+            grammar=FAMILIES[self.entry.family].answer_grammar(
+                question.task_id, question.parameters
+            ),
             timeout_s=_NO_TIMEOUT_S,
         )
 
-    def _parse(self, decoder: Decoder[Any], question: PictureQuestion, sequence: GeneratedSequence) -> Result:
+    def _parse(
+        self, decoder: Decoder[Any], question: PictureQuestion, sequence: GeneratedSequence
+    ) -> Result:
         answer = AnswerText(decoder)
         answer.push(sequence.token_ids)
         pairs = zip(sequence.token_ids, sequence.logprobs, strict=True)
         logprobs = tuple(logprob for token_id, logprob in pairs if answer.has(token_id))
-        text = GeneratedText(answer.text, tuple(answer.token_ends), logprobs, sequence.finish_reason)
+        text = GeneratedText(
+            answer.text, tuple(answer.token_ends), logprobs, sequence.finish_reason
+        )
         return FAMILIES[self.entry.family].parse_answer(
             question.task_id,
             question.parameters,
@@ -199,10 +243,16 @@ class AnswerCheck:
     ) -> Iterator[AnswerRun]:
         """Yield the run of each kind of picture."""
         for kind in dict.fromkeys(picture.kind for picture in self.pictures):
-            of_kind = [index for index in answers if self.pictures[self.questions[index].picture].kind == kind]
+            of_kind = [
+                index
+                for index in answers
+                if self.pictures[self.questions[index].picture].kind == kind
+            ]
             yield AnswerRun(
                 *pair,
                 kind,
                 len({self.questions[index].picture for index in of_kind}),
-                agreement([answers[index] for index in of_kind], [expected[index] for index in of_kind]),
+                agreement(
+                    [answers[index] for index in of_kind], [expected[index] for index in of_kind]
+                ),
             )

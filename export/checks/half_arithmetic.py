@@ -1,12 +1,15 @@
-"""The float16 vision encoder in true half arithmetic, on any CPU: onnx's reference evaluator with faster operators.
+"""The float16 vision encoder in true half arithmetic, on any CPU: onnx's reference evaluator with
+faster operators.
 
-It proves that no value of the float16 graph leaves float16's range (65,504) in a way that reaches the features: every
-operator of the stored graph reads and writes float16. Inside an operator, sums and normalisations are float32, as in
-the kernels of CUDA (cuBLAS, cuDNN, ONNX Runtime's LayerNormalization and Softmax). It proves nothing about kernels that
-also sum in float16, which ONNX Runtime uses only on request.
+It proves that no value of the float16 graph leaves float16's range (65,504) in a way that reaches
+the features: every operator of the stored graph reads and writes float16. Inside an operator, sums
+and normalisations are float32, as in the kernels of CUDA (cuBLAS, cuDNN, ONNX Runtime's
+LayerNormalization and Softmax). It proves nothing about kernels that also sum in float16, which
+ONNX Runtime uses only on request.
 
-Other ways are wrong on a CPU: ONNX Runtime computes such a graph in float32, torch's SDPA keeps the products of queries
-and keys in float32, and onnx 1.23's own LayerNormalization sums squares in float16, against its `stash_type`.
+Other ways are wrong on a CPU: ONNX Runtime computes such a graph in float32, torch's SDPA keeps the
+products of queries and keys in float32, and onnx 1.23's own LayerNormalization sums squares in
+float16, against its `stash_type`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +33,11 @@ class HalfEncoder:
 
     @torch.inference_mode()
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return image features (B, N, C) of resized RGB `pixels` (B, H, W, 3); NaN or infinite after an overflow."""
-        # The evaluator's own `run` keeps every intermediate result: gigabytes at the released widths.
+        """Return image features (B, N, C) of resized RGB `pixels` (B, H, W, 3); NaN or infinite
+        after an overflow.
+        """
+        # The evaluator's own `run` keeps every intermediate result: gigabytes at the released
+        # widths.
         nodes = self._evaluator.rt_nodes_
         last_use = {name: index for index, node in enumerate(nodes) for name in node.input}
         (image_input,), (output,) = self._evaluator.input_names, self._evaluator.output_names
@@ -61,11 +67,19 @@ def _conv(
     top, left, bottom, right = pads or (0, 0, 0, 0)
     padded = functional.pad(pixels.float(), (left, right, top, bottom))
     own_bias = None if bias is None else bias.float()
-    return functional.conv2d(padded, weight.float(), own_bias, tuple(strides), 0, tuple(dilations), group).half()
+    return functional.conv2d(
+        padded, weight.float(), own_bias, tuple(strides), 0, tuple(dilations), group
+    ).half()
 
 
 def _layer_normalization(
-    rows: Tensor, weight: Tensor, bias: Tensor | None = None, *, axis: int, epsilon: float, **_precision: Any
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    axis: int,
+    epsilon: float,
+    **_precision: Any,
 ) -> Tensor:
     return functional.layer_norm(rows, rows.shape[axis:], weight, bias, epsilon)
 
@@ -78,8 +92,9 @@ def _softmax(scores: Tensor, *, axis: int) -> Tensor:
     return scores.softmax(axis)
 
 
-# Elementwise functions and norms of torch compute float16 in float32 and round the result. Its products of float16
-# matrices do too, but on a CPU 300 times as slowly as float32: these are computed in float32 and rounded here.
+# Elementwise functions and norms of torch compute float16 in float32 and round the result. Its
+# products of float16 matrices do too, but on a CPU 300 times as slowly as float32: these are
+# computed in float32 and rounded here.
 _FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "Add": torch.add,
     "Conv": _conv,
@@ -102,7 +117,10 @@ def _float16_operator(op_type: str, function: Callable[..., Tensor]) -> type[Any
         if inputs[0].dtype != np.float16:
             results: tuple[Any, ...] = standard._run(self, *inputs, **attributes)
             return results
-        tensors = (None if each is None else torch.from_numpy(np.require(each, requirements="W")) for each in inputs)
+        tensors = (
+            None if each is None else torch.from_numpy(np.require(each, requirements="W"))
+            for each in inputs
+        )
         # Not `attributes`: onnx hands none to an operator with one input.
         own = {name: getattr(self, name) for name in self.attributes_names_}
         return (function(*tensors, **own).numpy(),)

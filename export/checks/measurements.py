@@ -1,9 +1,11 @@
-"""The measurements of an export on its probes: parity with the reference, then the difference of each other precision.
+"""The measurements of an export on its probes: parity with the reference, then the difference of
+each other precision.
 
-A precision that breaks the model is logged and left out; where it was the default, float32 takes its place.
-Parts are loaded one after another, so that only one is in memory. Everything runs on the CPU, so the result is the same
-on every host: float16 encoders in true half arithmetic (half_arithmetic.py), float16 and bfloat16 decoders in torch,
-which keeps hidden states in their dtype. CUDA rounds in the same places but sums in another order.
+A precision that breaks the model is logged and left out; where it was the default, float32 takes
+its place. Parts are loaded one after another, so that only one is in memory. Everything runs on the
+CPU, so the result is the same on every host: float16 encoders in true half arithmetic
+(half_arithmetic.py), float16 and bfloat16 decoders in torch, which keeps hidden states in their
+dtype. CUDA rounds in the same places but sums in another order.
 """
 
 import logging
@@ -20,7 +22,13 @@ from torch import Tensor
 
 from export.checkpoints.errors import ParityError
 from export.checks.half_arithmetic import HalfEncoder
-from export.checks.parity import FeatureParity, ReferenceAnswers, check_answers, compare_features, make_requests
+from export.checks.parity import (
+    FeatureParity,
+    ReferenceAnswers,
+    check_answers,
+    compare_features,
+    make_requests,
+)
 from export.checks.probes import Probe, extreme_images
 from export.checks.streaming import load_for_checks
 from export.progress import Progress
@@ -32,14 +40,17 @@ from tasks.catalog import CatalogEntry
 
 logger = logging.getLogger(__name__)
 
-# Below this a precision is broken; whether it is accurate enough is decided by the precision record. int8 features
-# reach 0.9998 in the embedded checkpoints, and 0.966 in a random tower of Florence-2-base's size.
+# Below this a precision is broken; whether it is accurate enough is decided by the precision
+# record. int8 features reach 0.9998 in the embedded checkpoints, and 0.966 in a random tower of
+# Florence-2-base's size.
 MIN_MEAN_COSINE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The difference of a precision from float32, over image tokens' features or over steps' logits."""
+    """The difference of a precision from float32, over image tokens' features or over steps'
+    logits.
+    """
 
     mean_cosine: float
     min_cosine: float
@@ -49,7 +60,9 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class TokenAgreement:
-    """How often the best token equals float32's, each step given the reference's tokens before it."""
+    """How often the best token equals float32's, each step given the reference's tokens before
+    it.
+    """
 
     num_tokens: int
     num_same: int
@@ -57,7 +70,9 @@ class TokenAgreement:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredEncoders:
-    """Float32 features (B, N, C) of the probes and of extreme images, and the measurements for the manifest."""
+    """Float32 features (B, N, C) of the probes and of extreme images, and the measurements for the
+    manifest.
+    """
 
     features: NDArray[np.float32]
     extreme_features: NDArray[np.float32]
@@ -73,9 +88,13 @@ def measure_encoders(
     expected_features: NDArray[np.float32],
     progress: Progress,
 ) -> MeasuredEncoders:
-    """Compare the encoders with the reference's features of `images`; raise `ParityError` if float32 differs."""
+    """Compare the encoders with the reference's features of `images`.
+
+    Raise `ParityError` if float32 differs.
+    """
     progress.begin("comparing image features with transformers")
-    features, extremes = _encode(folder, "float32", images), extreme_images(images[0].size)
+    features = _encode(folder, "float32", images)
+    extremes = extreme_images(images[0].size)
     parity = compare_features(features, expected_features)
     extreme_features = _encode(folder, "float32", list(extremes.values()))
 
@@ -83,7 +102,9 @@ def measure_encoders(
         progress.begin(f"measuring the encoder in {precision}")
         if precision == "float16":
             few = {"scene": images[0], **extremes}
-            return measure_half_encoder(folder, few, np.concatenate([features[:1], extreme_features]))
+            return measure_half_encoder(
+                folder, few, np.concatenate([features[:1], extreme_features])
+            )
         rows = _encode(folder, precision, images)
         return asdict(compare(f"the {precision} encoder", _tensors(rows), _tensors(features)))
 
@@ -100,19 +121,29 @@ def measure(
     progress: Progress,
     is_large: bool = False,
 ) -> dict[str, Any]:
-    """Return the measurements for the manifest, without precisions that fail; raise `ParityError` if parity fails.
+    """Return the measurements for the manifest, without precisions that fail.
+
+    Raise `ParityError` if parity fails.
 
     The float32 decoder of a large model runs layer by layer.
     """
     images = [probe.image for probe in probes]
-    encoders = measure_encoders(folder, entry, precisions["encoder"], images, expected.image_features, progress)
+    encoders = measure_encoders(
+        folder, entry, precisions["encoder"], images, expected.image_features, progress
+    )
     progress.begin("comparing answers with transformers")
     decoder = load_for_checks(folder, entry.family, "float32", is_large)
     requests = make_requests(decoder, encoders.features, probes, expected)
     tokens = check_answers(decoder, requests, expected)
     # One step suffices for these: the prefill multiplies the features by every weight.
-    requests += [replace(requests[0], image_features=torch.from_numpy(each)) for each in encoders.extreme_features]
-    answers = [*(answer.token_ids for answer in expected.answers), *[(0,)] * len(encoders.extreme_features)]
+    requests += [
+        replace(requests[0], image_features=torch.from_numpy(each))
+        for each in encoders.extreme_features
+    ]
+    answers = [
+        *(answer.token_ids for answer in expected.answers),
+        *[(0,)] * len(encoders.extreme_features),
+    ]
     logits = list(_forced_logits(decoder, requests, answers))
     del decoder
 
@@ -130,23 +161,35 @@ def measure(
 
 
 def each_measured(
-    part: Part, entry: CatalogEntry, precisions: Sequence[Precision], measure_one: Callable[[Precision], dict[str, Any]]
+    part: Part,
+    entry: CatalogEntry,
+    precisions: Sequence[Precision],
+    measure_one: Callable[[Precision], dict[str, Any]],
 ) -> Iterator[tuple[Precision, dict[str, Any]]]:
-    """Yield the measurements of each precision but float32; log those that break the model and leave them out."""
+    """Yield the measurements of each precision but float32; log those that break the model and
+    leave them out.
+    """
     for precision in precisions:
         try:
             if precision != "float32":
                 yield precision, measure_one(precision)
         except ParityError as error:
-            devices = [device for device, parts in entry.precision.items() if parts[part] == precision]
-            default = f"; the default on {' and '.join(devices)} is float32 instead" if devices else ""
+            devices = [
+                device for device, parts in entry.precision.items() if parts[part] == precision
+            ]
+            default = (
+                f"; the default on {' and '.join(devices)} is float32 instead" if devices else ""
+            )
             logger.warning("%s: %s; %s is left out%s", entry.id, error, precision, default)
 
 
 def measure_half_encoder(
     folder: Path, images: Mapping[str, Image.Image], float32_features: NDArray[np.float32]
 ) -> dict[str, Any]:
-    """Measure the float16 encoder in true half arithmetic; raise `ParityError` if it fails on one of `images`."""
+    """Measure the float16 encoder in true half arithmetic.
+
+    Raise `ParityError` if it fails on one of `images`.
+    """
     encoder = HalfEncoder(folder / vision_encoder_file("float16"))
     features = np.empty_like(float32_features)
     for index, (name, image) in enumerate(images.items()):
@@ -166,7 +209,9 @@ def _measure_decoder(
     is_same: list[bool] = []
 
     def others() -> Iterator[Tensor]:
-        for row, float32_row in zip(_forced_logits(decoder, requests, answers), logits, strict=True):
+        for row, float32_row in zip(
+            _forced_logits(decoder, requests, answers), logits, strict=True
+        ):
             is_same.append(torch.equal(row.argmax(), float32_row.argmax()))
             yield row
 
@@ -175,7 +220,8 @@ def _measure_decoder(
 
 
 def compare(name: str, rows: Iterable[Tensor], float32_rows: Iterable[Tensor]) -> Difference:
-    """Compare features or logits (…, C), item by item: all logits of a precision would take gigabytes.
+    """Compare features or logits (…, C), item by item: all logits of a precision would take
+    gigabytes.
 
     Raise `ParityError` if the mean of the cosines, over C, is below `MIN_MEAN_COSINE`.
     """
@@ -199,16 +245,22 @@ def compare(name: str, rows: Iterable[Tensor], float32_rows: Iterable[Tensor]) -
 def _forced_logits(
     decoder: Decoder[Any], requests: Sequence[SequenceRequest], answers: Sequence[Sequence[int]]
 ) -> Iterator[Tensor]:
-    """Yield the logits (V,) of every token of every answer, given the answer's own tokens before it."""
+    """Yield the logits (V,) of every token of every answer, given the answer's own tokens before
+    it.
+    """
     cache = decoder.new_cache(len(requests))
     logits = decoder.prefill(cache, requests, 0)
     for step in range(max(map(len, answers))):
-        yield from (row.float() for row, answer in zip(logits, answers, strict=True) if step < len(answer))
+        yield from (
+            row.float() for row, answer in zip(logits, answers, strict=True) if step < len(answer)
+        )
         given = torch.tensor([answer[min(step, len(answer) - 1)] for answer in answers])
         logits = decoder.decode_step(cache, given)
 
 
-def _encode(folder: Path, precision: Precision, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+def _encode(
+    folder: Path, precision: Precision, images: Sequence[Image.Image]
+) -> NDArray[np.float32]:
     encoder = VisionEncoder(folder, precision=precision)
     encoder.load()
     return torch.cat([encoder.encode(np.asarray(image)[None]) for image in images]).numpy()

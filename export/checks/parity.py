@@ -1,7 +1,8 @@
-"""Parity of an export with the reference, in float32: the same image features, then the same tokens.
+"""Parity of an export with the reference, in float32: the same image features, then the same
+tokens.
 
-Image features may differ by rounding only. Tokens may differ only at a near tie, where the reference's own logits are
-so close that rounding decides; near ties are counted.
+Image features may differ by rounding only. Tokens may differ only at a near tie, where the
+reference's own logits are so close that rounding decides; near ties are counted.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ from runners.decoder.sequences import SequenceRequest
 from runners.tokens.errors import SequenceError
 
 MIN_COSINE = 0.9999
-MAX_RELATIVE_ERROR = 1e-3  # of the largest reference value; random towers of real widths reached 5e-5
+# of the largest reference value; random towers of real widths reached 5e-5
+MAX_RELATIVE_ERROR = 1e-3
 NEAR_TIE_LOGITS = 1e-3  # well above the rounding of sums in another order
 
 
@@ -37,7 +39,9 @@ class FeatureParity:
 
 @dataclass(frozen=True, slots=True)
 class TokenParity:
-    """The number of compared prompts, of their tokens, and of answers that differ after a near tie."""
+    """The number of compared prompts, of their tokens, and of answers that differ after a near
+    tie.
+    """
 
     num_prompts: int
     num_tokens: int
@@ -46,7 +50,9 @@ class TokenParity:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceAnswers:
-    """The reference's results for all probes, so that its model can be freed before the export is loaded."""
+    """The reference's results for all probes, so that its model can be freed before the export is
+    loaded.
+    """
 
     image_features: NDArray[np.float32]  # (probes, N, C)
     prompt_ids: tuple[tuple[int, ...], ...]
@@ -55,7 +61,8 @@ class ReferenceAnswers:
 
 def run_reference(reference: Reference, probes: Sequence[Probe]) -> ReferenceAnswers:
     """Compute image features, prompt ids and answers of every probe."""
-    images, texts = [probe.image for probe in probes], [probe.text for probe in probes]
+    images = [probe.image for probe in probes]
+    texts = [probe.text for probe in probes]
     image_features = reference.image_features(images)
     answers = reference.generate_all(texts, images, image_features, probes[0].max_new_tokens)
     prompt_ids = (reference.prompt_ids(probe.text, probe.image) for probe in probes)
@@ -63,22 +70,39 @@ def run_reference(reference: Reference, probes: Sequence[Probe]) -> ReferenceAns
 
 
 def make_requests(
-    decoder: Decoder[Any], features: NDArray[np.float32], probes: Sequence[Probe], expected: ReferenceAnswers
+    decoder: Decoder[Any],
+    features: NDArray[np.float32],
+    probes: Sequence[Probe],
+    expected: ReferenceAnswers,
 ) -> list[SequenceRequest]:
-    """Return the probes as decoder requests; raise `ParityError` if a prompt is tokenised differently."""
+    """Return the probes as decoder requests.
+
+    Raise `ParityError` if a prompt is tokenised differently.
+    """
     requests = []
-    for probe, image_features, expected_ids in zip(probes, features, expected.prompt_ids, strict=True):
-        prompt_ids = decoder.prompt_ids([(segment.text, segment.is_control) for segment in probe.prompt])
+    for probe, image_features, expected_ids in zip(
+        probes, features, expected.prompt_ids, strict=True
+    ):
+        prompt_ids = decoder.prompt_ids(
+            [(segment.text, segment.is_control) for segment in probe.prompt]
+        )
         if prompt_ids != expected_ids:
-            raise ParityError(f"{probe.text!r} is tokenised as {prompt_ids}; the reference has {expected_ids}")
-        requests.append(SequenceRequest(torch.from_numpy(image_features), prompt_ids, probe.max_new_tokens))
+            raise ParityError(
+                f"{probe.text!r} is tokenised as {prompt_ids}; the reference has {expected_ids}"
+            )
+        requests.append(
+            SequenceRequest(torch.from_numpy(image_features), prompt_ids, probe.max_new_tokens)
+        )
     return requests
 
 
 def check_answers(
     decoder: Decoder[Any], requests: Sequence[SequenceRequest], expected: ReferenceAnswers
 ) -> TokenParity:
-    """Generate all answers in one batch and compare them; raise `ParityError` if one differs or fails."""
+    """Generate all answers in one batch and compare them.
+
+    Raise `ParityError` if one differs or fails.
+    """
     try:
         answers = generate_all(decoder, requests)
     except SequenceError as error:
@@ -87,9 +111,14 @@ def check_answers(
 
 
 def compare_features(features: NDArray[np.float32], expected: NDArray[np.float32]) -> FeatureParity:
-    """Compare image features (B, N, C); raise `ParityError` if they differ by more than rounding or are not finite."""
+    """Compare image features (B, N, C).
+
+    Raise `ParityError` if they differ by more than rounding or are not finite.
+    """
     if features.shape != expected.shape:
-        raise ParityError(f"image features have shape {features.shape}; the reference has {expected.shape}")
+        raise ParityError(
+            f"image features have shape {features.shape}; the reference has {expected.shape}"
+        )
     norms = np.linalg.norm(features, axis=-1) * np.linalg.norm(expected, axis=-1)
     measured = FeatureParity(
         num_images=len(features),
@@ -97,14 +126,20 @@ def compare_features(features: NDArray[np.float32], expected: NDArray[np.float32
         max_abs_error=float(np.abs(features - expected).max()),
         max_abs_reference=float(np.abs(expected).max()),
     )
-    is_close = measured.max_abs_error <= MAX_RELATIVE_ERROR * measured.max_abs_reference  # False for NaN
+    # False for NaN
+    is_close = measured.max_abs_error <= MAX_RELATIVE_ERROR * measured.max_abs_reference
     if not (is_close and measured.min_cosine >= MIN_COSINE):
         raise ParityError(f"image features differ from the reference: {measured}")
     return measured
 
 
-def compare_tokens(answers: Sequence[Sequence[int]], expected_answers: Sequence[GreedyAnswer]) -> TokenParity:
-    """Compare answers token by token; raise `ParityError` at a difference that is not a near tie."""
+def compare_tokens(
+    answers: Sequence[Sequence[int]], expected_answers: Sequence[GreedyAnswer]
+) -> TokenParity:
+    """Compare answers token by token.
+
+    Raise `ParityError` at a difference that is not a near tie.
+    """
     num_near_ties = 0
     for index, (answer, expected) in enumerate(zip(answers, expected_answers, strict=True)):
         step = first_difference(answer, expected.token_ids)
@@ -124,7 +159,10 @@ def first_difference(answer: Sequence[int], expected: Sequence[int]) -> int | No
     if tuple(answer) == tuple(expected):
         return None
     pairs = zip(answer, expected, strict=False)
-    return next((step for step, (one, other) in enumerate(pairs) if one != other), min(len(answer), len(expected)))
+    return next(
+        (step for step, (one, other) in enumerate(pairs) if one != other),
+        min(len(answer), len(expected)),
+    )
 
 
 def _is_near_tie(answer: Sequence[int], expected: GreedyAnswer, step: int) -> bool:

@@ -1,8 +1,8 @@
 """The pictures on which the answers of precisions are compared, and the prompts about them.
 
-Photographs and documents ship in models/photographs; `--images FOLDER` adds the user's. A file is named after its
-subject, the label of detection and the phrase of segmentation: `red-car.jpg` shows a "red car". Models that know
-rendered scenes only are also compared on scenes.
+Photographs and documents ship in models/photographs; `--images FOLDER` adds the user's. A file is
+named after its subject, the label of detection and the phrase of segmentation: `red-car.jpg` shows
+a "red car". Models that know rendered scenes only are also compared on scenes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,29 +80,49 @@ def make_scenes(num_scenes: int, manifest: Manifest) -> Iterator[Picture]:
 
 
 def ask(
-    entry: CatalogEntry, pictures: Sequence[Picture], num_each: Mapping[PictureKind, int], num_fully_asked: int
+    entry: CatalogEntry,
+    pictures: Sequence[Picture],
+    num_each: Mapping[PictureKind, int],
+    num_fully_asked: int,
 ) -> tuple[PictureQuestion, ...]:
-    """Return `num_each` questions about each picture, of tasks that take turns; of the first pictures, all tasks."""
+    """Return `num_each` questions about each picture, of tasks that take turns; of the first
+    pictures, all tasks.
+    """
     return tuple(
         _question(entry, index, picture, *tasks[(picture.rank + turn) % len(tasks)])
         for index, picture in enumerate(pictures)
         for tasks in [_tasks(entry, picture.subject)]
-        for turn in range(len(tasks) if picture.rank < num_fully_asked else min(num_each[picture.kind], len(tasks)))
+        for turn in range(
+            len(tasks)
+            if picture.rank < num_fully_asked
+            else min(num_each[picture.kind], len(tasks))
+        )
     )
 
 
 def _tasks(entry: CatalogEntry, subject: str) -> list[tuple[str, Parameters]]:
-    """Return a task of each kind of answer, if the model offers it: a sentence, boxes, outlines, text in the image."""
+    """Return a task of each kind of answer, if the model offers it: a sentence, boxes, outlines,
+    text in the image.
+    """
     boxes: tuple[str, Parameters] = ("open_vocabulary_detection", {"labels": [subject]})
     if "object_detection" in entry.task_ids:
         boxes = ("object_detection", {})
-    wanted = [("captioning", {}), boxes, ("instance_segmentation", {"phrase": subject}), ("ocr", {})]
+    wanted = [
+        ("captioning", {}),
+        boxes,
+        ("instance_segmentation", {"phrase": subject}),
+        ("ocr", {}),
+    ]
     return [(task_id, values) for task_id, values in wanted if task_id in entry.task_ids]
 
 
-def _question(entry: CatalogEntry, index: int, picture: Picture, task_id: str, values: Parameters) -> PictureQuestion:
+def _question(
+    entry: CatalogEntry, index: int, picture: Picture, task_id: str, values: Parameters
+) -> PictureQuestion:
     parameters = parse_parameters(TASKS[task_id], values)
-    (prompt,) = FAMILIES[entry.family].task_prompts(entry, task_id, parameters, picture.original_size_wh)
+    (prompt,) = FAMILIES[entry.family].task_prompts(
+        entry, task_id, parameters, picture.original_size_wh
+    )
     return PictureQuestion(index, task_id, parameters, prompt)
 
 

@@ -1,4 +1,5 @@
-"""The probes of an export: images of rendered scenes, each with a prompt of a task that the model offers.
+"""The probes of an export: images of rendered scenes, each with a prompt of a task that the model
+offers.
 
 Precisions are also measured on images that drive activations to extremes: white, black and noise.
 """
@@ -26,7 +27,8 @@ class ProbePlan:
 
 
 _PROBES = ProbePlan(20, 64)
-_FEW_PROBES = ProbePlan(8, 32)  # where an image takes seconds, or every token reads gigabytes of weights
+# where an image takes seconds, or every token reads gigabytes of weights
+_FEW_PROBES = ProbePlan(8, 32)
 _MANY_PARAMETERS = 1e8
 
 
@@ -49,17 +51,28 @@ def plan_for(entry: CatalogEntry) -> ProbePlan:
     return _FEW_PROBES if entry.parameters > _MANY_PARAMETERS else _PROBES
 
 
-def make_probes(entry: CatalogEntry, image_input: ImageInput, plan: ProbePlan = _PROBES) -> tuple[Probe, ...]:
-    """Return probes of different scenes; their prompts cycle through the tasks that the model offers."""
+def make_probes(
+    entry: CatalogEntry, image_input: ImageInput, plan: ProbePlan = _PROBES
+) -> tuple[Probe, ...]:
+    """Return probes of different scenes; their prompts cycle through the tasks that the model
+    offers.
+    """
     scenes = [sample_scene(seed) for seed in range(plan.num_probes)]
     return tuple(
-        Probe(_resized_image(scene, image_input), _nth_prompt(entry, scene, index), plan.max_new_tokens)
+        Probe(
+            _resized_image(scene, image_input),
+            _nth_prompt(entry, scene, index),
+            plan.max_new_tokens,
+        )
         for index, scene in enumerate(scenes)
     )
 
 
 def extreme_images(size_wh: tuple[int, int]) -> dict[str, Image.Image]:
-    """Return images of `size_wh` by name. In a plain image all tokens are alike, so their products add up."""
+    """Return images of `size_wh` by name.
+
+    In a plain image all tokens are alike, so their products add up.
+    """
     width, height = size_wh
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return {

@@ -1,8 +1,10 @@
-"""The reference that every export is compared with: the checkpoint run by transformers, in float32, eager attention.
+"""The reference that every export is compared with: the checkpoint run by transformers, in float32,
+eager attention.
 
-A checkpoint that is too large to be held in float32 is run layer by layer: the weights of a layer are read from their
-shard before it runs and dropped after it. It is the same float32 arithmetic, by the same modules of transformers.
-Shapes: B batch, N image tokens, C hidden, T decoded, V vocabulary.
+A checkpoint that is too large to be held in float32 is run layer by layer: the weights of a layer
+are read from their shard before it runs and dropped after it. It is the same float32 arithmetic, by
+the same modules of transformers. Shapes: B batch, N image tokens, C hidden, T decoded, V
+vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,14 +37,19 @@ class ReferenceAnswer:
 
 @dataclass(frozen=True, slots=True)
 class GreedyAnswer:
-    """A greedy answer, end token included, and the tokens that were nearest to be chosen at each step."""
+    """A greedy answer, end token included, and the tokens that were nearest to be chosen at each
+    step.
+    """
 
     token_ids: tuple[int, ...]
-    top_logits: tuple[Mapping[int, float], ...]  # of each step: token -> logit, after the checkpoint's generation rules
+    # of each step: token -> logit, after the checkpoint's generation rules
+    top_logits: tuple[Mapping[int, float], ...]
 
 
 class _TopLogits(LogitsProcessor):
-    """Keeps the largest logits of every step: all of them would be gigabytes at Gemma's vocabulary."""
+    """Keeps the largest logits of every step: all of them would be gigabytes at Gemma's
+    vocabulary.
+    """
 
     def __init__(self) -> None:
         self._steps: list[tuple[Tensor, Tensor]] = []
@@ -55,7 +62,9 @@ class _TopLogits(LogitsProcessor):
     def answer(self, row: int, token_ids: Sequence[int]) -> GreedyAnswer:
         """Return the answer of a row, of as many steps as it has tokens."""
         steps = self._steps[: len(token_ids)]
-        tops = (dict(zip(ids[row].tolist(), logits[row].tolist(), strict=True)) for logits, ids in steps)
+        tops = (
+            dict(zip(ids[row].tolist(), logits[row].tolist(), strict=True)) for logits, ids in steps
+        )
         return GreedyAnswer(tuple(token_ids), tuple(tops))
 
 
@@ -73,8 +82,11 @@ class Reference:
 
     @classmethod
     def stream(cls, folder: Path, max_resident_bytes: int) -> Self:
-        """Prepare a checkpoint that is run layer by layer, except for the first layers, of `max_resident_bytes`."""
-        tensors, model = CheckpointTensors.open(folder), empty_model(folder)
+        """Prepare a checkpoint that is run layer by layer, except for the first layers, of
+        `max_resident_bytes`.
+        """
+        tensors = CheckpointTensors.open(folder)
+        model = empty_model(folder)
         for name, layer in _layers(model):
             num_bytes = sum(weight.numel() * weight.element_size() for weight in layer.parameters())
             max_resident_bytes -= num_bytes
@@ -89,7 +101,9 @@ class Reference:
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
         """Return image features (B, N, C) of images that already have the model's input size."""
         inputs = self.processor.image_processor(list(images), do_resize=False, return_tensors="pt")
-        features = [self.model.get_image_features(one[None]).pooler_output for one in inputs["pixel_values"]]
+        features = [
+            self.model.get_image_features(one[None]).pooler_output for one in inputs["pixel_values"]
+        ]
         return torch.cat(features)
 
     def prompt_ids(self, text: str, image: Image.Image) -> tuple[int, ...]:
@@ -100,9 +114,16 @@ class Reference:
 
     @torch.inference_mode()
     def generate(
-        self, text: str, image: Image.Image, image_features: Tensor, max_new_tokens: int, num_beams: int = 1
+        self,
+        text: str,
+        image: Image.Image,
+        image_features: Tensor,
+        max_new_tokens: int,
+        num_beams: int = 1,
     ) -> ReferenceAnswer:
-        """Answer a prompt, greedily or by beam search; `image_features` (N, C) are those of `image`."""
+        """Answer a prompt, greedily or by beam search; `image_features` (N, C) are those of
+        `image`.
+        """
         inputs = self._inputs([text], [image])
         output = self.model.generate(
             **self._arguments(inputs, image_features[None], max_new_tokens),
@@ -117,10 +138,17 @@ class Reference:
 
     @torch.inference_mode()
     def generate_all(
-        self, texts: Sequence[str], images: Sequence[Image.Image], image_features: Tensor, max_new_tokens: int
+        self,
+        texts: Sequence[str],
+        images: Sequence[Image.Image],
+        image_features: Tensor,
+        max_new_tokens: int,
     ) -> tuple[GreedyAnswer, ...]:
-        """Answer prompts greedily in one batch; `image_features` (B, N, C) are those of `images`."""
-        inputs, top_logits = self._inputs(texts, images), _TopLogits()
+        """Answer prompts greedily in one batch; `image_features` (B, N, C) are those of
+        `images`.
+        """
+        inputs = self._inputs(texts, images)
+        top_logits = _TopLogits()
         sequences = self.model.generate(
             **self._arguments(inputs, image_features, max_new_tokens),
             num_beams=1,
@@ -129,22 +157,37 @@ class Reference:
         answers = sequences[:, self._num_given(inputs) :].tolist()
         ends = self.model.generation_config.eos_token_id
         end_ids = set(ends if isinstance(ends, list) else [ends])
-        return tuple(top_logits.answer(row, _until_end(answer, end_ids)) for row, answer in enumerate(answers))
+        return tuple(
+            top_logits.answer(row, _until_end(answer, end_ids))
+            for row, answer in enumerate(answers)
+        )
 
     def prompt_text(self, text: str) -> str:
-        """Return a prompt in the processor's format: Florence-2's processor adds the image token itself."""
+        """Return a prompt in the processor's format: Florence-2's processor adds the image token
+        itself.
+        """
         return text if self.model.config.model_type == "florence2" else f"<image>{text}"
 
     def _inputs(self, texts: Sequence[str], images: Sequence[Image.Image]) -> Any:
-        """Return the processor's inputs; prompts of a decoder that continues them are padded on the left."""
-        self.processor.tokenizer.padding_side = "right" if self.model.config.is_encoder_decoder else "left"
+        """Return the processor's inputs; prompts of a decoder that continues them are padded on the
+        left.
+        """
+        self.processor.tokenizer.padding_side = (
+            "right" if self.model.config.is_encoder_decoder else "left"
+        )
         prompts = [self.prompt_text(text) for text in texts]
         return self.processor(images=list(images), text=prompts, padding=True, return_tensors="pt")
 
-    def _arguments(self, inputs: Any, image_features: Tensor, max_new_tokens: int) -> dict[str, Any]:
+    def _arguments(
+        self, inputs: Any, image_features: Tensor, max_new_tokens: int
+    ) -> dict[str, Any]:
         """Return the arguments of `generate` that do not depend on the search."""
         vision_output = BaseModelOutputWithPooling(pooler_output=image_features)
-        return {name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in inputs} | {
+        return {
+            name: inputs[name]
+            for name in ("input_ids", "attention_mask", "token_type_ids")
+            if name in inputs
+        } | {
             "mm_encoder_outputs": {"image": vision_output},
             "max_new_tokens": max_new_tokens,
             "do_sample": False,
@@ -160,7 +203,9 @@ def load_processor(folder: Path) -> Any:
     try:
         return _Processor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise SourceError(f"transformers cannot load the checkpoint's processor: {error}") from error
+        raise SourceError(
+            f"transformers cannot load the checkpoint's processor: {error}"
+        ) from error
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -184,5 +229,8 @@ def _drop_weights(layer: nn.Module, _inputs: object, _output: object) -> None:
 
 def _until_end(token_ids: list[int], end_ids: set[int]) -> list[int]:
     """Return the tokens up to the first end token; padding follows it."""
-    num_tokens = next((index + 1 for index, token_id in enumerate(token_ids) if token_id in end_ids), len(token_ids))
+    num_tokens = next(
+        (index + 1 for index, token_id in enumerate(token_ids) if token_id in end_ids),
+        len(token_ids),
+    )
     return token_ids[:num_tokens]

@@ -1,7 +1,8 @@
 """Decoders and references that are too large to be held in float32: they run layer by layer.
 
-A layer's weights are read and converted at each use, into the memory of the layer before it; the first layers stay in
-memory, as many as fit `MAX_RESIDENT_BYTES`. The arithmetic is that of the whole model.
+A layer's weights are read and converted at each use, into the memory of the layer before it; the
+first layers stay in memory, as many as fit `MAX_RESIDENT_BYTES`. The arithmetic is that of the
+whole model.
 """
 
 import re
@@ -61,7 +62,9 @@ class StreamedWeights(DecoderWeights):
         return self.buffers[place]
 
     def _linear_of(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
-        """Return a layer that reads `weight` itself: packing takes longer than the products of one step."""
+        """Return a layer that reads `weight` itself: packing takes longer than the products of one
+        step.
+        """
         if self.buffers is None or not can_pack(weight):
             return DecoderWeights._linear_of(self, weight, bias)
         return PackedLinear.view(weight, bias)
@@ -83,7 +86,8 @@ class _StreamedLayers(Sequence[LayerT], Generic[LayerT]):
         self._build = build
         self._kept = [build(index) for index in range(num_kept)]
 
-    def __getitem__(self, index: int) -> LayerT:  # type: ignore[override]  # no caller takes a slice
+    # no caller takes a slice
+    def __getitem__(self, index: int) -> LayerT:  # type: ignore[override]
         return self._kept[index] if index < len(self._kept) else self._build(index)
 
     def __iter__(self) -> Iterator[LayerT]:

@@ -1,7 +1,9 @@
-"""Accuracy of a running service on scenes whose true answers are known: `python -m export.evaluation`.
+"""Accuracy of a running service on scenes whose true answers are known: `python -m
+export.evaluation`.
 
 client              questions about scenes over REST, and the score of each answer
-conditions          the image file of a scene: plain, small, large, jpeg, blurred, stretched, 40px, 22px
+conditions          the image file of a scene: plain, small, large, jpeg, blurred, stretched, 40px,
+                    22px
 coco_scenes         scenes as a dataset with COCO labels
 accuracy_tables     task-level measures, and evaluations as Markdown
 service_process     a service started for an evaluation, and the client's command line
@@ -14,7 +16,12 @@ calibration         calibrations of the scores
 consensus           labels that both models agree on
 """
 
-from export.evaluation.accuracy_tables import accuracy_table, question_table, robustness_table, task_accuracy
+from export.evaluation.accuracy_tables import (
+    accuracy_table,
+    question_table,
+    robustness_table,
+    task_accuracy,
+)
 from export.evaluation.client import Evaluation, collect, evaluate, evaluation_scene
 from export.evaluation.conditions import CONDITIONS, SceneImage, png_image
 

@@ -1,10 +1,11 @@
 """Measures the accuracy of a running service on rendered scenes, whose true answers are known.
 
-    python -m export.evaluation [--url URL] [--models ID …] [--scenes N] [--conditions NAME …] [--clients N] [--details]
+    python -m export.evaluation [--url URL] [--models ID …] [--scenes N] [--conditions NAME …]
+    [--clients N] [--details]
 
-Requests go over REST, greedy and unconstrained. Prints one table per condition and, for several conditions, a table of
-the loss of each against the first. `--details` adds a table of all questions with latencies; with more than one client
-they include the time that requests wait for each other.
+Requests go over REST, greedy and unconstrained. Prints one table per condition and, for several
+conditions, a table of the loss of each against the first. `--details` adds a table of all questions
+with latencies; with more than one client they include the time that requests wait for each other.
 """
 
 import argparse
@@ -14,14 +15,23 @@ import httpx
 from rich.console import Console
 from rich.progress import track
 
-from export.evaluation import CONDITIONS, Evaluation, accuracy_table, collect, question_table, robustness_table
+from export.evaluation import (
+    CONDITIONS,
+    Evaluation,
+    accuracy_table,
+    collect,
+    question_table,
+    robustness_table,
+)
 from export.evaluation.client import answer_scenes, served_models
 
 _TIMEOUT_S = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Evaluate models of a running service under every requested condition, and print the tables."""
+    """Evaluate models of a running service under every requested condition, and print the
+    tables.
+    """
     parsed = _parse(arguments)
     limits = httpx.Limits(max_connections=parsed.clients, max_keepalive_connections=parsed.clients)
     by_condition: dict[str, dict[str, Evaluation]] = {}
@@ -30,25 +40,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for condition in parsed.conditions:
             evaluations = {model: _evaluate(client, model, condition, parsed) for model in models}
             by_condition[condition] = evaluations
-            print(f"{condition}, {parsed.scenes} scenes\n\n{accuracy_table(evaluations)}\n", flush=True)
+            print(
+                f"{condition}, {parsed.scenes} scenes\n\n{accuracy_table(evaluations)}\n",
+                flush=True,
+            )
             if parsed.details:
                 print(f"{question_table(evaluations)}\n", flush=True)
     if len(by_condition) > 1:
         print(robustness_table(by_condition))
 
 
-def _evaluate(client: httpx.Client, model_id: str, condition: str, parsed: argparse.Namespace) -> Evaluation:
+def _evaluate(
+    client: httpx.Client, model_id: str, condition: str, parsed: argparse.Namespace
+) -> Evaluation:
     """Evaluate with a progress bar on stderr."""
     answers = answer_scenes(client, model_id, CONDITIONS[condition], parsed.scenes, parsed.clients)
-    return collect(track(answers, f"{model_id}, {condition}", parsed.scenes, console=Console(stderr=True)))
+    return collect(
+        track(answers, f"{model_id}, {condition}", parsed.scenes, console=Console(stderr=True))
+    )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser("python -m export.evaluation", description=summary)
-    parser.add_argument("--url", default="http://127.0.0.1:3000", help="of the service; default: %(default)s")
+    parser.add_argument(
+        "--url", default="http://127.0.0.1:3000", help="of the service; default: %(default)s"
+    )
     parser.add_argument("--models", nargs="+", metavar="ID", help="default: all served models")
-    parser.add_argument("--scenes", type=_positive, default=60, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--scenes", type=_positive, default=60, metavar="N", help="default: %(default)s"
+    )
     parser.add_argument(
         "--conditions",
         nargs="+",
@@ -57,9 +78,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="default: plain; the others are compared with the first",
     )
     parser.add_argument(
-        "--clients", type=_positive, default=1, metavar="N", help="concurrent requests; default: %(default)s"
+        "--clients",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="concurrent requests; default: %(default)s",
     )
-    parser.add_argument("--details", action="store_true", help="also print every question with its latency")
+    parser.add_argument(
+        "--details", action="store_true", help="also print every question with its latency"
+    )
     return parser.parse_args(arguments)
 
 

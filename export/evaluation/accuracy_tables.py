@@ -1,6 +1,7 @@
 """Evaluations as Markdown tables of task-level measures. A cell is `-` if nothing was measured.
 
-A measure pools the variants of its questions: right, answered and expected are summed before they are divided.
+A measure pools the variants of its questions: right, answered and expected are summed before they
+are divided.
 """
 
 import math
@@ -19,7 +20,9 @@ _SHOWN_MEASURES: tuple[Measure, ...] = ("exact", "f1_at_50", "f1_at_75", "mask_i
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """One number: a measure of all questions of some tasks, or of some variants such as `captioning short`."""
+    """One number: a measure of all questions of some tasks, or of some variants such as `captioning
+    short`.
+    """
 
     label: str
     measure: Measure
@@ -27,12 +30,18 @@ class Pool:
 
     def value(self, scorecard: Scorecard) -> float | None:
         """Return F1, accuracy or mean IoU; None if there was nothing to measure."""
-        tallies = (tally for (name, measure), tally in scorecard.tallies.items() if self._holds(name, measure))
+        tallies = (
+            tally
+            for (name, measure), tally in scorecard.tallies.items()
+            if self._holds(name, measure)
+        )
         total = sum(tallies, Tally())
         return total.f1 if total.num_answered + total.num_expected else None
 
     def _holds(self, name: str, measure: Measure) -> bool:
-        return measure == self.measure and any(name == own or name.startswith(f"{own} ") for own in self.names)
+        return measure == self.measure and any(
+            name == own or name.startswith(f"{own} ") for own in self.names
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +63,26 @@ class TaskMeasure:
 
 
 def _box_f1(task: str) -> TaskMeasure:
-    return TaskMeasure(f"{task}, F1 at IoU", (Pool("0.5", "f1_at_50", (task,)), Pool("0.75", "f1_at_75", (task,))))
+    return TaskMeasure(
+        f"{task}, F1 at IoU", (Pool("0.5", "f1_at_50", (task,)), Pool("0.75", "f1_at_75", (task,)))
+    )
 
 
 def _variants(task: str, *variants: str) -> TaskMeasure:
-    return TaskMeasure(f"{task}, exact", tuple(Pool(variant, "exact", (f"{task} {variant}",)) for variant in variants))
+    return TaskMeasure(
+        f"{task}, exact",
+        tuple(Pool(variant, "exact", (f"{task} {variant}",)) for variant in variants),
+    )
 
 
 def _reading(task: str, claim: str) -> TaskMeasure:
-    """Return accuracy over all images, and over those with a word; half have none, and are easier."""
-    pools = Pool("all images", "exact", (task,)), Pool("images with a word", "exact_if_any", (task,))
+    """Return accuracy over all images, and over those with a word; half have none, and are
+    easier.
+    """
+    pools = (
+        Pool("all images", "exact", (task,)),
+        Pool("images with a word", "exact_if_any", (task,)),
+    )
     return TaskMeasure(f"{task}, {claim}", pools)
 
 
@@ -83,17 +102,24 @@ TASK_MEASURES = (
     _variants("region_description", "category", "description", "text"),
     _single("visual_question_answering, exact", "exact", "visual_question_answering"),
     _single("no object: no box", "empty", *_FREE_DETECTION, "open_vocabulary_detection no object"),
-    _single("no word: no text", "empty", "ocr", "ocr_with_regions", "visual_question_answering text"),
+    _single(
+        "no word: no text", "empty", "ocr", "ocr_with_regions", "visual_question_answering text"
+    ),
     _single("absent label: no box", "empty", "open_vocabulary_detection absent"),
     TaskMeasure(
         f"boxes with score ≥ {CONFIDENT_SCORE}",
-        (Pool("precision", "confident_at_50", _DETECTION), Pool("share of boxes", "confident", _DETECTION)),
+        (
+            Pool("precision", "confident_at_50", _DETECTION),
+            Pool("share of boxes", "confident", _DETECTION),
+        ),
     ),
 )
 
 
 def task_accuracy(scorecard: Scorecard) -> dict[str, float]:
-    """Return the numbers of the rows that belong to a task, by row and label (`ocr, exact: all images`)."""
+    """Return the numbers of the rows that belong to a task, by row and label (`ocr, exact: all
+    images`).
+    """
     return {
         f"{row.title}: {pool.label}" if pool.label else row.title: value
         for row in TASK_MEASURES
@@ -106,20 +132,28 @@ def task_accuracy(scorecard: Scorecard) -> dict[str, float]:
 def accuracy_table(evaluations: Mapping[str, Evaluation]) -> str:
     """Return a table with a row per task-level measure and a column per model."""
     rows = [
-        [task_measure.heading, *(_shown(task_measure.values(e.scorecard)) for e in evaluations.values())]
+        [
+            task_measure.heading,
+            *(_shown(task_measure.values(e.scorecard)) for e in evaluations.values()),
+        ]
         for task_measure in TASK_MEASURES
     ]
     return _table(["measure", *evaluations], rows)
 
 
 def robustness_table(conditions: Mapping[str, Mapping[str, Evaluation]]) -> str:
-    """Return each model's measures under each condition, with the points lost against the first condition.
+    """Return each model's measures under each condition, with the points lost against the first
+    condition.
 
     A point is a hundredth; a gain is negative.
     """
     first, *others = conditions
     rows = [
-        [model, task_measure.heading, *_under_each(task_measure, [models[model] for models in conditions.values()])]
+        [
+            model,
+            task_measure.heading,
+            *_under_each(task_measure, [models[model] for models in conditions.values()]),
+        ]
         for model, task_measure in product(conditions[first], TASK_MEASURES)
     ]
     header = ["model", "measure", first, *(f"{other} (points lost)" for other in others)]
@@ -127,18 +161,29 @@ def robustness_table(conditions: Mapping[str, Mapping[str, Evaluation]]) -> str:
 
 
 def question_table(evaluations: Mapping[str, Evaluation]) -> str:
-    """Return a table with a row per question: each model's measures, and median and 95th percentile of its latency."""
+    """Return a table with a row per question: each model's measures, and median and 95th percentile
+    of its latency.
+    """
     names = dict.fromkeys(name for e in evaluations.values() for name in e.latencies_ms)
-    rows = [[name, *(cell for e in evaluations.values() for cell in _question_cells(e, name))] for name in names]
-    return _table(["question", *(head for model in evaluations for head in (model, "p50 / p95 ms"))], rows)
+    rows = [
+        [name, *(cell for e in evaluations.values() for cell in _question_cells(e, name))]
+        for name in names
+    ]
+    return _table(
+        ["question", *(head for model in evaluations for head in (model, "p50 / p95 ms"))], rows
+    )
 
 
 def _under_each(task_measure: TaskMeasure, evaluations: Sequence[Evaluation]) -> Iterable[str]:
-    """Yield the cell of the first condition, then of each other one the values and the points lost."""
+    """Yield the cell of the first condition, then of each other one the values and the points
+    lost.
+    """
     first, *others = (task_measure.values(evaluation.scorecard) for evaluation in evaluations)
     yield _shown(first)
     for values in others:
-        lost = " / ".join(_points_lost(before, after) for before, after in zip(first, values, strict=True))
+        lost = " / ".join(
+            _points_lost(before, after) for before, after in zip(first, values, strict=True)
+        )
         yield f"{_shown(values)} ({lost})"
 
 
@@ -155,16 +200,23 @@ def _shown(values: Sequence[float | None]) -> str:
 
 
 def _two_digits(value: float) -> str:
-    """Return the value rounded down, so that a shown bar is reached; float error below a hundredth is forgiven."""
+    """Return the value rounded down, so that a shown bar is reached; float error below a hundredth
+    is forgiven.
+    """
     return f"{math.floor(100 * value + 1e-9) / 100:.2f}"
 
 
 def _question_cells(evaluation: Evaluation, name: str) -> tuple[str, str]:
     if name not in evaluation.latencies_ms:
         return "", ""
-    shown = [measure for measure in _SHOWN_MEASURES if (name, measure) in evaluation.scorecard.tallies]
-    scores = ", ".join(f"{measure} {_two_digits(evaluation.score(name, measure))}" for measure in shown)
-    percentiles = statistics.quantiles([*evaluation.latencies_ms[name]] * 2, n=20)  # twice: one value has no quantiles
+    shown = [
+        measure for measure in _SHOWN_MEASURES if (name, measure) in evaluation.scorecard.tallies
+    ]
+    scores = ", ".join(
+        f"{measure} {_two_digits(evaluation.score(name, measure))}" for measure in shown
+    )
+    # twice: one value has no quantiles
+    percentiles = statistics.quantiles([*evaluation.latencies_ms[name]] * 2, n=20)
     return scores, f"{percentiles[9]:.0f} / {percentiles[18]:.0f}"
 
 

@@ -1,9 +1,11 @@
-"""Fits the calibrations of the embedded models' scores and measures them on other scenes; prints a table.
+"""Fits the calibrations of the embedded models' scores and measures them on other scenes; prints a
+table.
 
     python -m export.evaluation.calibration [--models ID …] [--scenes N]
 
-Writes models/ID/calibration.json, which the next export adds to the artifacts. Scenes are rendered clean, blurred, and
-so small that the models err. Needs requirements-dev.txt, for `diptych evaluate`.
+Writes models/ID/calibration.json, which the next export adds to the artifacts. Scenes are rendered
+clean, blurred, and so small that the models err. Needs requirements-dev.txt, for `diptych
+evaluate`.
 """
 
 import argparse
@@ -40,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with service_process(1, DIPTYCH_MODELS=models, DIPTYCH_CALIBRATION="off") as client:
             files = [_fit(client, model, folder) for model in parsed.models]
             before = _errors(client, parsed.models, folder, "before", [ALL])
-        with service_process(1, DIPTYCH_MODELS=models, DIPTYCH_CALIBRATION=",".join(map(str, files))) as client:
+        with service_process(
+            1, DIPTYCH_MODELS=models, DIPTYCH_CALIBRATION=",".join(map(str, files))
+        ) as client:
             after = _errors(client, parsed.models, folder, "after", [ALL, *SCENE_CONDITIONS])
     print("\n".join(_table(before, after)))
 
@@ -59,14 +63,24 @@ def _fit(client: httpx.Client, model: str, folder: Path) -> Path:
     rows = []
     for task in _tasks(client, model):
         part = folder / f"{model}-{task}.json"
-        _evaluate(client, model, task, folder / "fitting", folder / f"fit-{model}-{task}", "--calibrate", part)
+        _evaluate(
+            client,
+            model,
+            task,
+            folder / "fitting",
+            folder / f"fit-{model}-{task}",
+            "--calibrate",
+            part,
+        )
         rows += json.loads(part.read_text(encoding="utf-8"))["calibrations"]
     path = ROOT / "models" / model / CALIBRATION_FILE
     path.write_text(json.dumps({"calibrations": rows}, indent=1) + "\n", encoding="utf-8")
     return path
 
 
-def _errors(client: httpx.Client, models: Sequence[str], folder: Path, name: str, conditions: Sequence[str]) -> Errors:
+def _errors(
+    client: httpx.Client, models: Sequence[str], folder: Path, name: str, conditions: Sequence[str]
+) -> Errors:
     errors = {}
     for model in models:
         for task in _tasks(client, model):
@@ -74,12 +88,27 @@ def _errors(client: httpx.Client, models: Sequence[str], folder: Path, name: str
                 out = folder / f"{name}-{model}-{task}-{condition}"
                 _evaluate(client, model, task, folder / condition, out)
                 report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-                errors[model, task, condition] = report["measured"]["intervals"][model][_ERROR]["value"]
+                errors[model, task, condition] = report["measured"]["intervals"][model][_ERROR][
+                    "value"
+                ]
     return errors
 
 
-def _evaluate(client: httpx.Client, model: str, task: str, scenes: Path, out: Path, *more: str | Path) -> None:
-    words = ("--images", scenes / "images", "--models", model, "--task", task, "--out", out, "--gallery", "0")
+def _evaluate(
+    client: httpx.Client, model: str, task: str, scenes: Path, out: Path, *more: str | Path
+) -> None:
+    words = (
+        "--images",
+        scenes / "images",
+        "--models",
+        model,
+        "--task",
+        task,
+        "--out",
+        out,
+        "--gallery",
+        "0",
+    )
     run_diptych(client, "evaluate", scenes / "annotations.json", *words, *more)
 
 
@@ -92,7 +121,10 @@ def _table(before: Errors, after: Errors) -> Iterator[str]:
     yield f"| model | task | original scores | calibrated | {' | '.join(SCENE_CONDITIONS)} |"
     yield "|---" * (4 + len(SCENE_CONDITIONS)) + "|"
     for model, task, _ in before:
-        errors = [before[model, task, ALL], *(after[model, task, each] for each in (ALL, *SCENE_CONDITIONS))]
+        errors = [
+            before[model, task, ALL],
+            *(after[model, task, each] for each in (ALL, *SCENE_CONDITIONS)),
+        ]
         yield f"| {model} | {task} | {' | '.join(f'{error / 100:.3f}' for error in errors)} |"
 
 
@@ -100,9 +132,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser("python -m export.evaluation.calibration", description=summary)
     models = ["florence-2-mini", "paligemma-mini"]
-    parser.add_argument("--models", nargs="+", metavar="ID", default=models, help="default: both embedded models")
     parser.add_argument(
-        "--scenes", type=int, default=150, metavar="N", help="scenes to measure; twice as many are fitted"
+        "--models", nargs="+", metavar="ID", default=models, help="default: both embedded models"
+    )
+    parser.add_argument(
+        "--scenes",
+        type=int,
+        default=150,
+        metavar="N",
+        help="scenes to measure; twice as many are fitted",
     )
     return parser.parse_args(arguments)
 

@@ -1,7 +1,7 @@
 """Sends questions about scenes to a model of a running service over REST, and scores the answers.
 
-Each client handles one scene at a time and sends its questions in order. Answers are yielded in the order of the
-scenes, so that scores do not depend on the number of clients.
+Each client handles one scene at a time and sends its questions in order. Answers are yielded in the
+order of the scenes, so that scores do not depend on the number of clients.
 """
 
 import json
@@ -53,7 +53,8 @@ def evaluate(
 
 def collect(answers: Iterable[Iterable[ScoredAnswer]]) -> Evaluation:
     """Add up the answers of all scenes."""
-    scorecard, latencies_ms = Scorecard(), defaultdict(list)
+    scorecard = Scorecard()
+    latencies_ms = defaultdict(list)
     for answer in chain.from_iterable(answers):
         scorecard += answer.scorecard
         latencies_ms[answer.question_name].append(answer.latency_ms)
@@ -63,13 +64,20 @@ def collect(answers: Iterable[Iterable[ScoredAnswer]]) -> Evaluation:
 def answer_scenes(
     client: httpx.Client, model_id: str, condition: Condition, num_scenes: int, num_clients: int
 ) -> Iterator[Sequence[ScoredAnswer]]:
-    """Yield the scored answers of each scene in order; raise RuntimeError if the service answers with an error."""
+    """Yield the scored answers of each scene in order.
+
+    Raise RuntimeError if the service answers with an error.
+    """
     offered = offered_tasks(client, model_id)
 
     def answer_scene(index: int) -> Sequence[ScoredAnswer]:
         scene = evaluation_scene(index)
         image = condition(scene)
-        scaled = (question.scaled(image.size_wh) for question in questions(scene) if question.task in offered)
+        scaled = (
+            question.scaled(image.size_wh)
+            for question in questions(scene)
+            if question.task in offered
+        )
         answers = (_scored_answer(client, model_id, question, image) for question in scaled)
         return [answer for answer in answers if answer is not None]
 
@@ -100,20 +108,33 @@ def offered_tasks(client: httpx.Client, model_id: str) -> frozenset[str]:
 def predict(
     client: httpx.Client, model_id: str, question: Question, image: SceneImage, is_constrained: bool
 ) -> httpx.Response | None:
-    """Return the response, None if the model does not offer this variant of the task; raise RuntimeError on errors."""
+    """Return the response, None if the model does not offer this variant of the task.
+
+    Raise RuntimeError on errors.
+    """
     parameters = {
-        name: json.dumps(value) if isinstance(value, list) else value for name, value in question.parameters.items()
+        name: json.dumps(value) if isinstance(value, list) else value
+        for name, value in question.parameters.items()
     }
-    fields = {"model": model_id, "task": question.task, "constrained": json.dumps(is_constrained), **parameters}
+    fields = {
+        "model": model_id,
+        "task": question.task,
+        "constrained": json.dumps(is_constrained),
+        **parameters,
+    }
     response = _post(client, fields, image)
     if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
         return None
     if response.is_error:
-        raise RuntimeError(f"{model_id} answered {question.name} with {response.status_code}: {response.text}")
+        raise RuntimeError(
+            f"{model_id} answered {question.name} with {response.status_code}: {response.text}"
+        )
     return response
 
 
-def _scored_answer(client: httpx.Client, model_id: str, question: Question, image: SceneImage) -> ScoredAnswer | None:
+def _scored_answer(
+    client: httpx.Client, model_id: str, question: Question, image: SceneImage
+) -> ScoredAnswer | None:
     response = predict(client, model_id, question, image, is_constrained=False)
     if response is None:
         return None
@@ -124,7 +145,9 @@ def _scored_answer(client: httpx.Client, model_id: str, question: Question, imag
 def _post(client: httpx.Client, fields: Mapping[str, str], image: SceneImage) -> httpx.Response:
     """Send the request; repeat it after `Retry-After` while the service is overloaded."""
     for attempt in range(1, MAX_ATTEMPTS + 1):
-        response = client.post("/v1/predict", data=fields, files={"image": ("scene", image.data, image.media_type)})
+        response = client.post(
+            "/v1/predict", data=fields, files={"image": ("scene", image.data, image.media_type)}
+        )
         if response.status_code != httpx.codes.TOO_MANY_REQUESTS or attempt == MAX_ATTEMPTS:
             break
         time.sleep(min(float(response.headers.get("Retry-After", 1)), MAX_WAIT_S))

@@ -1,7 +1,8 @@
-"""The conditions of an evaluation: size, aspect ratio, file format and sharpness of a scene's image.
+"""The conditions of an evaluation: size, aspect ratio, file format and sharpness of a scene's
+image.
 
-A condition renders a scene into an image file. Each but `plain` changes one property of it. The true answers follow
-the image's size (`Question.scaled`).
+A condition renders a scene into an image file. Each but `plain` changes one property of it. The
+true answers follow the image's size (`Question.scaled`).
 """
 
 import io
@@ -12,7 +13,9 @@ from PIL import Image, ImageFilter
 
 from export.scenes import Scene, render_scene
 
-PLAIN_PX, SMALL_PX, LARGE_PX = 384, 100, 2000
+PLAIN_PX = 384
+SMALL_PX = 100
+LARGE_PX = 2000
 STRETCHED_SIZE_WH = (576, 384)
 JPEG_QUALITY = 60
 BLUR_OF_SIDE = 0.004  # standard deviation of the Gaussian as a share of the side: 1.5 px of 384
@@ -50,6 +53,7 @@ CONDITIONS: dict[str, Condition] = {
         render_scene(scene, PLAIN_PX).filter(ImageFilter.GaussianBlur(BLUR_OF_SIDE * PLAIN_PX))
     ),
     "stretched": lambda scene: png_image(render_scene(scene, PLAIN_PX).resize(STRETCHED_SIZE_WH)),
-    "40px": lambda scene: png_image(render_scene(scene, 40)),  # at these sides the embedded models err
+    # at these sides the embedded models err
+    "40px": lambda scene: png_image(render_scene(scene, 40)),
     "22px": lambda scene: png_image(render_scene(scene, 22)),
 }

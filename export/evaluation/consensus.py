@@ -1,12 +1,15 @@
-"""Measures the labels that both embedded models agree on: `diptych annotate --consensus` on scenes with known boxes.
+"""Measures the labels that both embedded models agree on: `diptych annotate --consensus` on scenes
+with known boxes.
 
-    python -m export.evaluation.consensus [--conditions NAME …] [--scenes N] [--first-scene N] [--iou I]
+    python -m export.evaluation.consensus [--conditions NAME …] [--scenes N] [--first-scene N]
+    [--iou I]
                                           [--accept-scores S …]
 
-Prints for each condition and minimum score the precision of the accepted boxes and their coverage, the share of the
-true boxes that they find, beside the precision of each model alone with as many boxes, its best by score; then all
-boxes of each model. A box is right if it has the label and an IoU of at least 0.5 with the true one. A minimum score
-that is to be used should be chosen on other scenes than those that measure it. Needs requirements-dev.txt.
+Prints for each condition and minimum score the precision of the accepted boxes and their coverage,
+the share of the true boxes that they find, beside the precision of each model alone with as many
+boxes, its best by score; then all boxes of each model. A box is right if it has the label and an
+IoU of at least 0.5 with the true one. A minimum score that is to be used should be chosen on other
+scenes than those that measure it. Needs requirements-dev.txt.
 """
 
 import argparse
@@ -38,20 +41,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = _parse(arguments)
     as_many = " | ".join(f"{model} with as many boxes" for model in MODELS)
     print(f"| condition | boxes | precision | coverage | {as_many} |\n{'|---' * 6}|")
-    with TemporaryDirectory() as temporary, service_process(1, DIPTYCH_MODELS=",".join(MODELS)) as client:
+    with (
+        TemporaryDirectory() as temporary,
+        service_process(1, DIPTYCH_MODELS=",".join(MODELS)) as client,
+    ):
         for condition in parsed.conditions:
-            scenes, out = Path(temporary, condition), Path(temporary, f"{condition}-labels")
+            scenes = Path(temporary, condition)
+            out = Path(temporary, f"{condition}-labels")
             numbers = range(parsed.first_scene, parsed.first_scene + parsed.scenes)
             write_coco_scenes(scenes, [CONDITIONS[condition]], numbers)
             truth = _coco_boxes(scenes / "annotations.json")
             for score in parsed.accept_scores:
-                _annotate(client, scenes / "images", out, parsed.iou, score)  # the first sends all requests
+                # the first sends all requests
+                _annotate(client, scenes / "images", out, parsed.iou, score)
                 print(f"| {condition} | {_consensus_row(truth, out, score)} |", flush=True)
             for model in MODELS:
-                print(f"| {condition} | {_row(model, tally(_journal_boxes(out, model), truth))} | | |", flush=True)
+                print(
+                    f"| {condition} | {_row(model, tally(_journal_boxes(out, model), truth))}"
+                    " | | |",
+                    flush=True,
+                )
 
 
-def _annotate(client: httpx.Client, images: Path, out: Path, min_iou: float, accept_score: float) -> None:
+def _annotate(
+    client: httpx.Client, images: Path, out: Path, min_iou: float, accept_score: float
+) -> None:
     labels = [word for shape in SHAPES for word in ("--labels", shape)]
     models = [word for model in MODELS for word in ("--model", model)]
     rule = ("--consensus", "--iou", str(min_iou), "--accept-score", str(accept_score))
@@ -61,9 +75,13 @@ def _annotate(client: httpx.Client, images: Path, out: Path, min_iou: float, acc
 def _consensus_row(truth: Boxes, out: Path, score: float) -> str:
     accepted = _coco_boxes(out / "annotations.json")
     num_accepted = sum(map(len, accepted.values()))
-    as_many = [tally(best(_journal_boxes(out, model), num_accepted), truth).precision for model in MODELS]
+    as_many = [
+        tally(best(_journal_boxes(out, model), num_accepted), truth).precision for model in MODELS
+    ]
     name = f"consensus, scores ≥ {score:g}" if score else "consensus"
-    return " | ".join([_row(name, tally(accepted, truth)), *(f"{precision:.3f}" for precision in as_many)])
+    return " | ".join(
+        [_row(name, tally(accepted, truth)), *(f"{precision:.3f}" for precision in as_many)]
+    )
 
 
 def _row(name: str, found: Tally) -> str:
@@ -81,7 +99,10 @@ def tally(answers: Boxes, truth: Boxes) -> Tally:
 
 def best(answers: Boxes, num_boxes: int) -> Boxes:
     """Return the boxes with the highest scores."""
-    ranked = sorted(((image, box) for image in answers for box in answers[image]), key=lambda each: -each[1]["score"])
+    ranked = sorted(
+        ((image, box) for image in answers for box in answers[image]),
+        key=lambda each: -each[1]["score"],
+    )
     chosen = defaultdict(list)
     for image, box in ranked[:num_boxes]:
         chosen[image].append(box)
@@ -95,7 +116,11 @@ def _coco_boxes(path: Path) -> Boxes:
     boxes: dict[str, list[dict[str, Any]]] = {name: [] for name in names.values()}
     for row in document["annotations"]:
         x, y, width, height = row["bbox"]
-        box = {"box": (x, y, x + width, y + height), "label": labels[row["category_id"]], "score": row.get("score", 1)}
+        box = {
+            "box": (x, y, x + width, y + height),
+            "label": labels[row["category_id"]],
+            "score": row.get("score", 1),
+        }
         boxes[names[row["image_id"]]].append(box)
     return boxes
 
@@ -110,11 +135,27 @@ def _journal_boxes(out: Path, model: str) -> Boxes:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser("python -m export.evaluation.consensus", description=summary)
-    parser.add_argument("--conditions", nargs="+", choices=SCENE_CONDITIONS, default=SCENE_CONDITIONS, metavar="NAME")
-    parser.add_argument("--first-scene", type=int, default=0, metavar="N", help="default: %(default)s")
-    parser.add_argument("--accept-scores", type=float, nargs="+", default=[0.0], metavar="S", help="of both boxes")
+    parser.add_argument(
+        "--conditions",
+        nargs="+",
+        choices=SCENE_CONDITIONS,
+        default=SCENE_CONDITIONS,
+        metavar="NAME",
+    )
+    parser.add_argument(
+        "--first-scene", type=int, default=0, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--accept-scores", type=float, nargs="+", default=[0.0], metavar="S", help="of both boxes"
+    )
     parser.add_argument("--scenes", type=int, default=300, metavar="N", help="default: %(default)s")
-    parser.add_argument("--iou", type=float, default=0.5, metavar="I", help="of boxes that agree; default: %(default)s")
+    parser.add_argument(
+        "--iou",
+        type=float,
+        default=0.5,
+        metavar="I",
+        help="of boxes that agree; default: %(default)s",
+    )
     return parser.parse_args(arguments)
 
 

@@ -4,9 +4,11 @@
 
     for every precision of the encoder and every precision of the decoder that the device supports:
         start the service, evaluate it on unseen scenes
-    write models/MODEL/precision.json, export again: a default precision that loses too much is refused
+    write models/MODEL/precision.json, export again: a default precision that loses too much is
+    refused
 
-Only the given device is measured; the record's runs on the other device are kept if they are of the same checkpoint.
+Only the given device is measured; the record's runs on the other device are kept if they are of the
+same checkpoint.
 """
 
 import argparse
@@ -59,7 +61,11 @@ def _measure(entry: CatalogEntry, parsed: argparse.Namespace) -> None:
         pair: _evaluate(entry, parsed.device, pair, parsed.scenes, parsed.clients)
         for pair in pairs(read_manifest(artifact_folder(entry.id)), parsed.device)
     }
-    print(accuracy_table({f"{encoder} / {decoder}": each for (encoder, decoder), each in evaluations.items()}))
+    print(
+        accuracy_table(
+            {f"{encoder} / {decoder}": each for (encoder, decoder), each in evaluations.items()}
+        )
+    )
     runs = [
         PrecisionRun(parsed.device, encoder, decoder, task_accuracy(each.scorecard))
         for (encoder, decoder), each in evaluations.items()
@@ -76,10 +82,17 @@ def pairs(manifest: Manifest, device: Device) -> tuple[tuple[Precision, Precisio
 
 
 def _evaluate(
-    entry: CatalogEntry, device: Device, pair: tuple[Precision, Precision], num_scenes: int, num_clients: int
+    entry: CatalogEntry,
+    device: Device,
+    pair: tuple[Precision, Precision],
+    num_scenes: int,
+    num_clients: int,
 ) -> Evaluation:
     encoder, decoder = pair
-    print(f"{entry.id} on {device}: encoder {encoder}, decoder {decoder}, {num_scenes} scenes", flush=True)
+    print(
+        f"{entry.id} on {device}: encoder {encoder}, decoder {decoder}, {num_scenes} scenes",
+        flush=True,
+    )
     settings = {
         "DIPTYCH_MODELS": entry.id,
         "DIPTYCH_DEVICE": device,
@@ -94,9 +107,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser("python -m export.evaluation.precision", description=summary)
     parser.add_argument("model", metavar="MODEL", help="an id of models/catalog.yaml")
-    parser.add_argument("--scenes", type=int, default=_NUM_SCENES, metavar="N", help="default: %(default)s")
-    parser.add_argument("--clients", type=int, default=8, metavar="N", help="concurrent requests; default: %(default)s")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    parser.add_argument(
+        "--scenes", type=int, default=_NUM_SCENES, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--clients",
+        type=int,
+        default=8,
+        metavar="N",
+        help="concurrent requests; default: %(default)s",
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s"
+    )
     return parser.parse_args(arguments)
 
 

@@ -1,7 +1,9 @@
-"""`python -m export.gpu_check MODEL…`: check that the served models run, and run well, on the GPU of this host.
+"""`python -m export.gpu_check MODEL…`: check that the served models run, and run well, on the GPU
+of this host.
 
-Prints a line of JSON for each check, then a table; the exit status is 1 if an aim is missed. The models are in the
-store of BENTOML_HOME; `--widths` adds Florence-2-base with random weights, which is exported first.
+Prints a line of JSON for each check, then a table; the exit status is 1 if an aim is missed. The
+models are in the store of BENTOML_HOME; `--widths` adds Florence-2-base with random weights, which
+is exported first.
 """
 
 import argparse
@@ -39,7 +41,8 @@ from runners.artifacts.manifest import Device
 # Images per second with 30 tokens each, greedy, on an H100.
 _THROUGHPUT = {"florence-2-base-random": 250.0}
 _ANY_THROUGHPUT = 1.0
-# Of the device, in steps of 16 greedy rows: what Python does (0.2 ms) takes less time than a pass of a real model.
+# Of the device, in steps of 16 greedy rows: what Python does (0.2 ms) takes less time than a pass
+# of a real model.
 _IDLE = {"florence-2-base-random": 0.1}
 _ANY_IDLE = 1.0
 
@@ -61,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(verdict.is_met for verdict in verdicts) else 1
 
 
-def _checks(model: Model, device: Device, seconds: float) -> Iterator[tuple[str, Callable[[], Verdict]]]:
+def _checks(
+    model: Model, device: Device, seconds: float
+) -> Iterator[tuple[str, Callable[[], Verdict]]]:
     yield "devices", partial(check_provider, model, device)
     yield "features", partial(check_features, model, device)
     for num_beams in (1, 3):
@@ -71,9 +76,17 @@ def _checks(model: Model, device: Device, seconds: float) -> Iterator[tuple[str,
     yield "prefill", partial(check_prefill, model, device)
     yield "step", partial(check_step, model, device, _bytes_per_s(device))
     yield "one sampled row of 16", partial(check_sampled_among_greedy, model, device)
-    yield "throughput", partial(check_throughput, model, device, seconds, _THROUGHPUT.get(model.id, _ANY_THROUGHPUT))
+    yield (
+        "throughput",
+        partial(
+            check_throughput, model, device, seconds, _THROUGHPUT.get(model.id, _ANY_THROUGHPUT)
+        ),
+    )
     if device == "cuda":
-        yield "idle share of a step", partial(check_idle, model, device, _IDLE.get(model.id, _ANY_IDLE))
+        yield (
+            "idle share of a step",
+            partial(check_idle, model, device, _IDLE.get(model.id, _ANY_IDLE)),
+        )
         yield "traffic of a step", partial(check_transfers, model)
         yield "memory", partial(check_memory, model)
         yield "out of memory", partial(check_out_of_memory, model)
@@ -92,15 +105,27 @@ def _bytes_per_s(device: Device) -> float:
     size = 2**30 if device == "cuda" else 2**26
     source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
     target.copy_(source)
-    return 2 * size / (min(elapsed_ms(lambda: target.copy_(source), device) for _ in range(5)) / 1000)
+    return (
+        2 * size / (min(elapsed_ms(lambda: target.copy_(source), device) for _ in range(5)) / 1000)
+    )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m export.gpu_check", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="a model of the store in BENTOML_HOME")
-    parser.add_argument("--widths", action="store_true", help="add Florence-2-base with random weights")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=60, help="of the throughput; default: %(default)s")
+    parser = argparse.ArgumentParser(
+        "python -m export.gpu_check", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="a model of the store in BENTOML_HOME"
+    )
+    parser.add_argument(
+        "--widths", action="store_true", help="add Florence-2-base with random weights"
+    )
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="of the throughput; default: %(default)s"
+    )
     return parser.parse_args(arguments)
 
 

@@ -1,7 +1,8 @@
-"""The share of a step in which the device has nothing to do: from the end of a pass until the next choice of tokens.
+"""The share of a step in which the device has nothing to do: from the end of a pass until the next
+choice of tokens.
 
-The next pass of the model is launched right after a choice, before the host knows the tokens: what Python does between
-two choices takes time from the device only where it takes longer than the pass.
+The next pass of the model is launched right after a choice, before the host knows the tokens: what
+Python does between two choices takes time from the device only where it takes longer than the pass.
 """
 
 import time
@@ -51,7 +52,9 @@ class HostMark:
 
 
 class MarkedDecoder:
-    """A decoder that marks the end of each pass and the start of each choice, as its own recorded steps."""
+    """A decoder that marks the end of each pass and the start of each choice, as its own recorded
+    steps.
+    """
 
     def __init__(self, decoder: Any, new_mark: Callable[[], Mark]) -> None:
         self._decoder = decoder
@@ -77,9 +80,13 @@ class MarkedDecoder:
         self.marks[-1][1].record()
 
     def times_ms(self) -> tuple[float, float]:
-        """Return the time between the ends of passes and the choices after them, and the time between all marks."""
+        """Return the time between the ends of passes and the choices after them, and the time
+        between all marks.
+        """
         pairs = zip(self.marks, self.marks[1:], strict=False)
-        idle_ms = sum(one.elapsed_time(other) for (name, one), (_, other) in pairs if name == "pass")
+        idle_ms = sum(
+            one.elapsed_time(other) for (name, one), (_, other) in pairs if name == "pass"
+        )
         return idle_ms, self.marks[0][1].elapsed_time(self.marks[-1][1])
 
 
@@ -98,7 +105,8 @@ class _MarkedGraphs:
 
 
 def _cuda_mark() -> Mark:
-    mark: Mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch has no types here
+    # torch has no types here
+    mark: Mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     return mark
 
 
@@ -118,4 +126,10 @@ def check_idle(model: Model, device: Device, aim: float) -> Verdict:
             synchronize(device)
             idle_ms, all_ms = marked.times_ms()
             measured[f"{num_rows} {name}"] = round(idle_ms / all_ms, 3)
-    return Verdict("idle share of a step", model.id, measured, f"16 greedy <= {aim}", measured["16 greedy"] <= aim)
+    return Verdict(
+        "idle share of a step",
+        model.id,
+        measured,
+        f"16 greedy <= {aim}",
+        measured["16 greedy"] <= aim,
+    )

@@ -27,7 +27,9 @@ from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
 from runners.transport.messages import SequenceSpec
 
-_WORDS = "What does the image show and where are all of its objects and texts on the left and the right"
+_WORDS = (
+    "What does the image show and where are all of its objects and texts on the left and the right"
+)
 _TIMEOUT_S = 300.0
 MAX_POSITIONS = 2048  # of a slot: the checks use few
 
@@ -67,7 +69,9 @@ class Model:
         """Return rendered scenes (num, H, W, 3) of the input size."""
         size_wh = self.manifest.image_size_wh
         scenes = (render_scene(sample_scene(seed), max(size_wh)) for seed in range(num))
-        return np.stack([np.asarray(resize(scene, size_wh, self.manifest.resample)) for scene in scenes])
+        return np.stack(
+            [np.asarray(resize(scene, size_wh, self.manifest.resample)) for scene in scenes]
+        )
 
     def features(self, device: Device) -> Tensor:
         """Return features (N, C) that need no encoder."""
@@ -78,19 +82,29 @@ class Model:
 def requests(
     decoder: Decoder[Any], features: Sequence[Tensor], num_tokens: int, **options: Any
 ) -> list[SequenceRequest]:
-    """Return a request for each of `features`, with prompts of different lengths, that ends at `num_tokens` only."""
+    """Return a request for each of `features`, with prompts of different lengths, that ends at
+    `num_tokens` only.
+    """
     texts = [_WORDS[: 20 + 7 * index % 60] for index in range(len(features))]
     specs = [
-        SequenceSpec(segments=[(text, False)], max_new_tokens=num_tokens, timeout_s=_TIMEOUT_S, **options)
+        SequenceSpec(
+            segments=[(text, False)], max_new_tokens=num_tokens, timeout_s=_TIMEOUT_S, **options
+        )
         for text in texts
     ]
     return [to_request(decoder, each, spec) for each, spec in zip(features, specs, strict=True)]
 
 
 def admitted(
-    decoder: Decoder[Any], model: Model, device: Device, options: Sequence[dict[str, Any]], num_steps: int
+    decoder: Decoder[Any],
+    model: Model,
+    device: Device,
+    options: Sequence[dict[str, Any]],
+    num_steps: int,
 ) -> LiveBatch[Any]:
-    """Return a batch with a sequence for each of `options`, after the first of its more than `num_steps` steps."""
+    """Return a batch with a sequence for each of `options`, after the first of its more than
+    `num_steps` steps.
+    """
     wanted: list[SequenceRequest] = []
     for each in options:
         wanted += requests(decoder, [model.features(device)], num_steps + 4, **each)
@@ -104,7 +118,9 @@ def admitted(
 @contextmanager
 def scheduler(decoder: Decoder[Any], num_slots: int) -> Iterator[Scheduler]:
     """Run a scheduler over `decoder`."""
-    running = Scheduler(decoder, "gpu check", SchedulerLimits(num_slots, 4 * num_slots, max_prefill_tokens=16384))
+    running = Scheduler(
+        decoder, "gpu check", SchedulerLimits(num_slots, 4 * num_slots, max_prefill_tokens=16384)
+    )
     running.start()
     try:
         yield running

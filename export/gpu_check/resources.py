@@ -1,4 +1,6 @@
-"""Transfers of a step and memory of the device, and what happens without memory or after a lost device."""
+"""Transfers of a step and memory of the device, and what happens without memory or after a lost
+device.
+"""
 
 import subprocess
 import sys
@@ -17,8 +19,11 @@ from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.scheduler import WrittenSequence
 from runners.device_errors import EXIT_STATUS
 
-# Of a step: copies to the host, each of which waits; all copies; and launches of kernels outside of CUDA graphs.
-_MAX_TO_HOST, _MAX_COPIES, _MAX_LAUNCHES = 1, 2, 10
+# Of a step: copies to the host, each of which waits; all copies; and launches of kernels outside of
+# CUDA graphs.
+_MAX_TO_HOST = 1
+_MAX_COPIES = 2
+_MAX_LAUNCHES = 10
 _NUM_STEPS = 16
 _OPTIONS: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -64,7 +69,8 @@ def _traffic(model: Model, decoder: Any, num: int, options: dict[str, Any]) -> d
     sequences = [start_sequence(request, decoder.rules) for request in wanted]
     batch = LiveBatch(decoder, sum(sequence.num_rows for sequence in sequences))
     batch.admit(sequences)
-    batch.step()  # the tokens of the prefill are copied to the device, those of later steps are there
+    # the tokens of the prefill are copied to the device, those of later steps are there
+    batch.step()
     activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities) as profiled:
         for _ in range(_NUM_STEPS):
@@ -76,18 +82,24 @@ def _traffic(model: Model, decoder: Any, num: int, options: dict[str, Any]) -> d
         "graphs": "cudaGraphLaunch",
         "launches": "LaunchKernel",
     }
-    counts = {name: sum(count for key, count in events if part in key) for name, part in found.items()}
+    counts = {
+        name: sum(count for key, count in events if part in key) for name, part in found.items()
+    }
     return {name: round(count / _NUM_STEPS, 2) for name, count in counts.items()}
 
 
 def check_memory(model: Model) -> Verdict:
-    """Compare the memory that encoder and decoder have taken before and after a load of different shapes."""
-    encoder, images = model.encoder("cuda"), model.images(16)
+    """Compare the memory that encoder and decoder have taken before and after a load of different
+    shapes.
+    """
+    encoder = model.encoder("cuda")
+    images = model.images(16)
     encoder_ready = _bytes_in_use()
     for num in (1, 3, 13, 16):
         encoder.encode(images[:num])
     encoder_after = _bytes_in_use()
-    decoder, features = model.decoder("cuda"), model.features("cuda")
+    decoder = model.decoder("cuda")
+    features = model.features("cuda")
     with scheduler(decoder, 16) as running:
         write(running, requests(decoder, [features] * 16, 4))
         ready = torch.cuda.memory_reserved()
@@ -112,18 +124,23 @@ def _bytes_in_use() -> int:
 
 def check_out_of_memory(model: Model) -> Verdict:
     """Leave memory for a part of a prefill only: all sequences must be answered as before."""
-    decoder, features = model.decoder("cuda"), model.features("cuda")
+    decoder = model.decoder("cuda")
+    features = model.features("cuda")
     with scheduler(decoder, 16) as running:
         wanted = requests(decoder, [features] * 16, 8)
         expected = [each.sequence.token_ids for each in write(running, wanted)]
         torch.cuda.empty_cache()
-        ballast = torch.empty(int(torch.cuda.mem_get_info()[0] * 0.995), dtype=torch.uint8, device="cuda")
+        ballast = torch.empty(
+            int(torch.cuda.mem_get_info()[0] * 0.995), dtype=torch.uint8, device="cuda"
+        )
         num_equal = _num_equal(expected, write(running, wanted))
         del ballast
         torch.cuda.empty_cache()
         num_equal_again = _num_equal(expected, write(running, wanted))
     measured = {"equal answers": num_equal, "equal afterwards": num_equal_again}
-    return Verdict("out of memory", model.id, measured, "16 and 16", num_equal == num_equal_again == 16)
+    return Verdict(
+        "out of memory", model.id, measured, "16 and 16", num_equal == num_equal_again == 16
+    )
 
 
 def _num_equal(expected: Sequence[tuple[int, ...]], written: Sequence[WrittenSequence]) -> int:
@@ -135,7 +152,9 @@ def check_lost_device(model: Model) -> Verdict:
     command = [sys.executable, "-c", _LOSES_THE_DEVICE, model.id]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     measured = {"status": run.returncode, "log": run.stderr.strip().splitlines()[-1:]}
-    return Verdict("lost device", model.id, measured, f"status {EXIT_STATUS}", run.returncode == EXIT_STATUS)
+    return Verdict(
+        "lost device", model.id, measured, f"status {EXIT_STATUS}", run.returncode == EXIT_STATUS
+    )
 
 
 def check_provider(model: Model, device: Device) -> Verdict:

@@ -23,7 +23,9 @@ class Verdict:
 
 def failed(check: str, model: str, error: Exception) -> Verdict:
     """Return the verdict on a check that raised `error`."""
-    return Verdict(check, model, {"error": f"{type(error).__name__}: {error}"[:400]}, "it runs", is_met=False)
+    return Verdict(
+        check, model, {"error": f"{type(error).__name__}: {error}"[:400]}, "it runs", is_met=False
+    )
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
@@ -32,6 +34,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
     for verdict in verdicts:
         measured = ", ".join(f"{name} {value}" for name, value in verdict.measured.items())
         rows.append(
-            f"| {verdict.check} | {verdict.model} | {measured} | {verdict.aim} | {'yes' if verdict.is_met else 'NO'} |"
+            f"| {verdict.check} | {verdict.model} | {measured} | {verdict.aim} |"
+            f" {'yes' if verdict.is_met else 'NO'} |"
         )
     return "\n".join(rows)

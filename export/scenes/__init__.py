@@ -1,4 +1,5 @@
-"""Rendered scenes of coloured shapes and at most one word, on which the embedded checkpoints are trained.
+"""Rendered scenes of coloured shapes and at most one word, on which the embedded checkpoints are
+trained.
 
 seed -> scene (sampling) -> image (render)
 -> questions with true answers (questions, truth) -> prompts of a model (prompts)

@@ -1,4 +1,6 @@
-"""Fonts of a scene's word: DejaVu Sans, bundled so that it renders alike everywhere, and Pillow's own."""
+"""Fonts of a scene's word: DejaVu Sans, bundled so that it renders alike everywhere, and Pillow's
+own.
+"""
 
 from functools import lru_cache
 from math import ceil
@@ -28,7 +30,9 @@ def load_font(font_face: FontFace, font_size_px: float) -> ImageFont.FreeTypeFon
 
 
 def ink_mask(text: str, font_face: FontFace, font_size_px: float) -> Image.Image:
-    """Return the coverage (0 to 255) of the text, cropped to its ink: the font's own box is wider."""
+    """Return the coverage (0 to 255) of the text, cropped to its ink: the font's own box is
+    wider.
+    """
     font = load_font(font_face, font_size_px)
     left, top, right, bottom = font.getbbox(text, anchor="ls")
     canvas = Image.new("L", (ceil(right - left), ceil(bottom - top)))

@@ -20,7 +20,9 @@ _UNIT_TRIANGLE: Ring = ((0.0, -1.0), (1.0, 1.0), (-1.0, 1.0))
 
 def _points_around(radii: tuple[float, ...]) -> Ring:
     step = 2 * pi / len(radii)
-    return tuple((radius * sin(step * i), -radius * cos(step * i)) for i, radius in enumerate(radii))
+    return tuple(
+        (radius * sin(step * i), -radius * cos(step * i)) for i, radius in enumerate(radii)
+    )
 
 
 _UNIT_RINGS = {

@@ -15,7 +15,9 @@ from tasks.table import TASKS
 
 @dataclass(frozen=True, slots=True)
 class QuestionPrompt:
-    """One prompt of a question, and the labels that it names; without labels the answer covers everything."""
+    """One prompt of a question, and the labels that it names; without labels the answer covers
+    everything.
+    """
 
     segments: Prompt
     labels: tuple[str, ...]
@@ -24,14 +26,20 @@ class QuestionPrompt:
 def question_prompts(
     entry: CatalogEntry, question: Question, image_size_wh: tuple[int, int] = (CANVAS_PX, CANVAS_PX)
 ) -> tuple[QuestionPrompt, ...]:
-    """Return the prompts of a question for the model of `entry`; none if the model does not offer it."""
+    """Return the prompts of a question for the model of `entry`; none if the model does not offer
+    it.
+    """
     if question.task not in entry.task_ids:
         return ()
     parameters = parse_parameters(TASKS[question.task], question.parameters)
     try:
-        prompts = FAMILIES[entry.family].task_prompts(entry, question.task, parameters, image_size_wh)
+        prompts = FAMILIES[entry.family].task_prompts(
+            entry, question.task, parameters, image_size_wh
+        )
     except UnsupportedVariant:
         return ()
     labels = parameters.labels or ()
     per_prompt = asked_per_prompt(parameters) if len(prompts) > 1 else (labels,)
-    return tuple(QuestionPrompt(segments, own) for segments, own in zip(prompts, per_prompt, strict=True))
+    return tuple(
+        QuestionPrompt(segments, own) for segments, own in zip(prompts, per_prompt, strict=True)
+    )

@@ -25,7 +25,10 @@ _NUMBER_WORDS = ("no", "one", "two", "three", "four")
 
 
 def questions(scene: Scene) -> tuple[Question, ...]:
-    """Return the questions of every task; the object of a question about one is drawn from the scene's seed."""
+    """Return the questions of every task.
+
+    The object of a question about one is drawn from the scene's seed.
+    """
     rng = default_rng((scene.seed, len(scene.objects)))
     chosen = [scene.objects[int(rng.integers(len(scene.objects)))]] if scene.objects else []
     absent_name = _absent_name(scene, rng)
@@ -50,15 +53,19 @@ def _detection(scene: Scene) -> Iterator[Question]:
     for task, label in (("object_detection", "shape"), ("dense_region_captioning", "description")):
         boxes = ((getattr(drawn, label), drawn) for drawn in scene.objects)
         yield Question(task, task, {}, _boxes(boxes))
-    yield Question("region_proposal", "region_proposal", {}, _boxes(("", drawn) for drawn in scene.objects))
+    yield Question(
+        "region_proposal", "region_proposal", {}, _boxes(("", drawn) for drawn in scene.objects)
+    )
 
 
 def _open_vocabulary_detection(
     scene: Scene, chosen: list[SceneObject], absent_name: str, rng: Generator
 ) -> Iterator[Question]:
-    """Yield questions with a shape, a coloured shape, several labels of which one is absent, and one absent label.
+    """Yield questions with a shape, a coloured shape, several labels of which one is absent, and
+    one absent label.
 
-    In a scene without objects the last one has another name: any detection is wrong, not only one of this label.
+    In a scene without objects the last one has another name: any detection is wrong, not only one
+    of this label.
     """
     names = [drawn.name for drawn in scene.objects]
     several = rng.permutation([*names, absent_name]).tolist()
@@ -70,25 +77,32 @@ def _open_vocabulary_detection(
 
 
 def _labels(variant: str, labels: list[str], scene: Scene) -> Question:
-    task, pairs = "open_vocabulary_detection", product(labels, scene.objects)
+    task = "open_vocabulary_detection"
+    pairs = product(labels, scene.objects)
     boxes = _boxes((label, drawn) for label, drawn in pairs if label in (drawn.shape, drawn.name))
     return Question(f"{task} {variant}", task, {"labels": labels}, boxes)
 
 
 def _phrase_grounding(scene: Scene, rng: Generator) -> Iterator[Question]:
-    """Yield a question with the caption of all objects, and one with the phrases of some in random order."""
+    """Yield a question with the caption of all objects, and one with the phrases of some in random
+    order.
+    """
     if not scene.objects:
         return
-    task, phrases = "phrase_grounding", object_phrases(scene)
+    task = "phrase_grounding"
+    phrases = object_phrases(scene)
     all_boxes = _boxes(zip(phrases, scene.objects, strict=True))
     yield Question(f"{task} caption", task, {"caption": joined(phrases)}, all_boxes)
     some = rng.permutation(len(phrases))[: int(rng.integers(1, len(phrases) + 1))]
     some_boxes = _boxes((phrases[index], scene.objects[index]) for index in some)
-    yield Question(f"{task} phrases", task, {"phrases": [phrases[index] for index in some]}, some_boxes)
+    yield Question(
+        f"{task} phrases", task, {"phrases": [phrases[index] for index in some]}, some_boxes
+    )
 
 
 def _segmentation(drawn: SceneObject) -> Iterator[Question]:
-    task, truth = "instance_segmentation", InstancesTruth((outline_xy(drawn),))
+    task = "instance_segmentation"
+    truth = InstancesTruth((outline_xy(drawn),))
     yield Question(f"{task} phrase", task, {"phrase": drawn.name}, truth)
     yield Question(f"{task} region", task, {"region": list(box_xyxy(drawn))}, truth)
 
@@ -107,7 +121,9 @@ def _region_description(drawn: SceneObject) -> Iterator[Question]:
     yield _text("region_description", drawn.description, detail="description", region=region)
 
 
-def _question_answering(scene: Scene, chosen: list[SceneObject], absent_name: str) -> Iterator[Question]:
+def _question_answering(
+    scene: Scene, chosen: list[SceneObject], absent_name: str
+) -> Iterator[Question]:
     shapes = [drawn.shape for drawn in scene.objects]
     for drawn in chosen:
         if shapes.count(drawn.shape) == 1:
@@ -124,7 +140,9 @@ def _question(variant: str, question: str, answer: str) -> Question:
 
 
 def _text(task: str, text: str, detail: str, region: list[float] | None = None) -> Question:
-    parameters: Parameters = {"detail": detail} if region is None else {"detail": detail, "region": region}
+    parameters: Parameters = (
+        {"detail": detail} if region is None else {"detail": detail, "region": region}
+    )
     return Question(f"{task} {detail}", task, parameters, TextTruth(text))
 
 
@@ -134,7 +152,9 @@ def _boxes(labelled: Iterable[tuple[str, SceneObject]]) -> DetectionsTruth:
 
 def _absent_name(scene: Scene, rng: Generator) -> str:
     names = {drawn.name for drawn in scene.objects}
-    absent = [name for color in COLORS for shape in SHAPES if (name := f"{color} {shape}") not in names]
+    absent = [
+        name for color in COLORS for shape in SHAPES if (name := f"{color} {shape}") not in names
+    ]
     return absent[int(rng.integers(len(absent)))]
 
 
@@ -156,15 +176,20 @@ def object_phrases(scene: Scene) -> tuple[str, ...]:
 
 
 def short_caption(scene: Scene) -> str:
-    """Return the objects, then ` with text` if there is a word; only `text` if there is no object."""
-    objects, text = joined(object_phrases(scene)), "text" if scene.word else ""
+    """Return the objects, then ` with text` if there is a word; only `text` if there is no
+    object.
+    """
+    objects = joined(object_phrases(scene))
+    text = "text" if scene.word else ""
     return " with ".join(part for part in (objects, text) if part)
 
 
 def detailed_caption(scene: Scene) -> str:
     """Return a sentence with number, background, sizes and colours, and one with the word."""
     shapes = f"{_NUMBER_WORDS[len(scene.objects)]} shape{'' if len(scene.objects) == 1 else 's'}"
-    descriptions = joined([with_article(scene_object.description) for scene_object in scene.objects])
+    descriptions = joined(
+        [with_article(scene_object.description) for scene_object in scene.objects]
+    )
     listing = f": {descriptions}" if descriptions else ""
     text = f" The text says {scene.word.text}." if scene.word else ""
     return f"The image shows {shapes} on a {scene.background.brightness} background{listing}.{text}"

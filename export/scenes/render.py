@@ -22,14 +22,20 @@ def render_scene(scene: Scene, size_px: int = CANVAS_PX) -> Image.Image:
     image = _render_background(scene.background, size_px)
     scale = size_px / CANVAS_PX
     for scene_object in scene.objects:
-        draw_ring(image, tuple((x * scale, y * scale) for x, y in outline_xy(scene_object)), scene_object.rgb)
+        draw_ring(
+            image,
+            tuple((x * scale, y * scale) for x, y in outline_xy(scene_object)),
+            scene_object.rgb,
+        )
     if scene.word is not None:
         _draw_word(image, scene.word, _INK_RGB[scene.background.brightness], scale)
     return image
 
 
 def _render_background(background: Background, size_px: int) -> Image.Image:
-    """Return a plain colour, or levels of 0 to 255 at the canvas size, coloured and then resized."""
+    """Return a plain colour, or levels of 0 to 255 at the canvas size, coloured and then
+    resized.
+    """
     if background.texture == "plain":
         return Image.new("RGB", (size_px, size_px), background.start_rgb)
     if background.texture == "gradient":
@@ -37,11 +43,16 @@ def _render_background(background: Background, size_px: int) -> Image.Image:
         image = _gradient_levels(background.angle_rad).point(palette)
     else:
         image = _noise_levels(background.noise_seed).point(_noise_palette(background))
-    return image if size_px == CANVAS_PX else image.resize((size_px, size_px), Image.Resampling.BILINEAR)
+    return (
+        image
+        if size_px == CANVAS_PX
+        else image.resize((size_px, size_px), Image.Resampling.BILINEAR)
+    )
 
 
 def _gradient_levels(angle_rad: float) -> Image.Image:
-    across, down = cos(angle_rad), sin(angle_rad)
+    across = cos(angle_rad)
+    down = sin(angle_rad)
     axis = np.linspace(-127.5, 127.5, CANVAS_PX, dtype=np.float32) / (abs(across) + abs(down))
     levels = (across * axis + 127.5)[None, :] + (down * axis)[:, None]  # (H, W)
     return Image.fromarray(levels.clip(0, 255).astype(np.uint8)).convert("RGB")
@@ -53,7 +64,10 @@ def _noise_levels(noise_seed: int) -> Image.Image:
 
 
 def _noise_palette(background: Background) -> list[int]:
-    low, high = (tuple(value + sign * background.noise_amplitude for value in background.start_rgb) for sign in (-1, 1))
+    low, high = (
+        tuple(value + sign * background.noise_amplitude for value in background.start_rgb)
+        for sign in (-1, 1)
+    )
     return _palette(low, high)
 
 
@@ -73,17 +87,22 @@ def draw_ring(image: Image.Image, ring: Ring, rgb: RGB) -> None:
 def _mask(ring: Ring, corner: tuple[int, int], opposite: tuple[int, int]) -> Image.Image:
     """Return the coverage of each pixel between the two corners, 0 to 255.
 
-    Pillow fills a pixel if its index is inside the polygon; shifting by half a fine pixel tests its centre instead.
+    Pillow fills a pixel if its index is inside the polygon; shifting by half a fine pixel tests its
+    centre instead.
     """
     left, top = corner
-    fine = Image.new("L", ((opposite[0] - left) * SUPERSAMPLING, (opposite[1] - top) * SUPERSAMPLING))
+    fine = Image.new(
+        "L", ((opposite[0] - left) * SUPERSAMPLING, (opposite[1] - top) * SUPERSAMPLING)
+    )
     points = [((x - left) * SUPERSAMPLING - 0.5, (y - top) * SUPERSAMPLING - 0.5) for x, y in ring]
     ImageDraw.Draw(fine).polygon(points, fill=255)
     return fine.reduce(SUPERSAMPLING)
 
 
 def _draw_word(image: Image.Image, word: Word, ink_rgb: RGB, scale: float) -> None:
-    """Draw the ink over the word's box, stretched a little because hinting changes widths with the size."""
+    """Draw the ink over the word's box, stretched a little because hinting changes widths with the
+    size.
+    """
     left, top, right, bottom = (round(value * scale) for value in word.box_xyxy)
     ink = ink_mask(word.text, word.font_face, word.font_size_px * scale)
     image.paste(ink_rgb, (left, top), ink.resize((right - left, bottom - top)))

@@ -1,4 +1,7 @@
-"""Samples scenes: the same seed gives the same scene. Defines the allowed contents of a scene and their placement."""
+"""Samples scenes: the same seed gives the same scene.
+
+Defines the allowed contents of a scene and their placement.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -53,11 +56,14 @@ T = TypeVar("T")
 
 
 def sample_scene(seed: int, num_objects: int | None = None, has_word: bool | None = None) -> Scene:
-    """Return the scene of `seed`; by default with 1 to 4 objects, and a word in half of all scenes."""
+    """Return the scene of `seed`; by default with 1 to 4 objects, and a word in half of all
+    scenes.
+    """
     if num_objects is not None and not 0 <= num_objects <= MAX_OBJECTS:
         raise ValueError(f"num_objects is {num_objects}; allowed: 0 to {MAX_OBJECTS}")
     rng = default_rng(seed)
-    drawn_num_objects, drawn_has_word = int(rng.integers(1, MAX_OBJECTS + 1)), bool(rng.random() < 0.5)
+    drawn_num_objects = int(rng.integers(1, MAX_OBJECTS + 1))
+    drawn_has_word = bool(rng.random() < 0.5)
     num_objects = drawn_num_objects if num_objects is None else num_objects
     has_word = drawn_has_word if has_word is None else has_word
     background = _sample_background(rng)
@@ -104,20 +110,26 @@ def _sample_layout(
 def _sample_objects(rng: Generator, num_objects: int) -> list[SceneObject]:
     """Return objects with distinct pairs of colour and shape, all at the origin."""
     pairs = rng.choice(len(COLORS) * len(SHAPES), num_objects, replace=False)
-    return [_sample_object(rng, COLORS[pair // len(SHAPES)], SHAPES[pair % len(SHAPES)]) for pair in pairs]
+    return [
+        _sample_object(rng, COLORS[pair // len(SHAPES)], SHAPES[pair % len(SHAPES)])
+        for pair in pairs
+    ]
 
 
 def _sample_object(rng: Generator, color: Color, shape: Shape) -> SceneObject:
     size: Size = "small" if rng.random() < 0.5 else "large"
     radius_px = float(rng.uniform(*RADIUS_RANGE_PX[size]))
-    return SceneObject(color, shape, size, _near(rng, COLOR_RGB[color], COLOR_SPREAD), (0.0, 0.0), radius_px)
+    return SceneObject(
+        color, shape, size, _near(rng, COLOR_RGB[color], COLOR_SPREAD), (0.0, 0.0), radius_px
+    )
 
 
 def _sample_word(rng: Generator) -> Word:
     is_number = rng.random() < 0.3
     alphabet, max_characters = (digits, 4) if is_number else (ascii_uppercase, 5)
     text = "".join(_choice(rng, alphabet) for _ in range(rng.integers(2, max_characters + 1)))
-    font_face, font_size_px = _choice(rng, _FONT_FACES), int(rng.integers(20, 31))
+    font_face = _choice(rng, _FONT_FACES)
+    font_size_px = int(rng.integers(20, 31))
     width, height = ink_mask(text, font_face, font_size_px).size
     left = float(rng.integers(EDGE_PX, CANVAS_PX - EDGE_PX - width + 1))
     top = float(rng.integers(EDGE_PX, CANVAS_PX - EDGE_PX - height + 1))
@@ -131,7 +143,9 @@ def _place(
     for _ in range(_MAX_ATTEMPTS):
         x, y = (margin + (CANVAS_PX - 2 * margin) * rng.random(2)).tolist()
         placed = replace(unplaced, center_xy=(x, y))
-        is_in_line = any(abs(x - other.center_xy[0]) < MIN_CENTER_DISTANCE_X_PX for other in objects)
+        is_in_line = any(
+            abs(x - other.center_xy[0]) < MIN_CENTER_DISTANCE_X_PX for other in objects
+        )
         if not is_in_line and all(are_apart(box_xyxy(placed), box, MIN_GAP_PX) for box in taken):
             return placed
     return None

@@ -1,6 +1,7 @@
 """The parts of a scene: background, coloured shapes, at most one word.
 
-Every length is in pixels of a square canvas of `CANVAS_PX`; images and true answers are scaled from there.
+Every length is in pixels of a square canvas of `CANVAS_PX`; images and true answers are scaled from
+there.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ CANVAS_PX = 192
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """A plain colour, a gradient of two colours along `angle_rad`, or a colour with noise of ± `noise_amplitude`."""
+    """A plain colour, a gradient of two colours along `angle_rad`, or a colour with noise of ±
+    `noise_amplitude`.
+    """
 
     brightness: Brightness
     texture: Texture

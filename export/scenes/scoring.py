@@ -1,7 +1,7 @@
 """Scores the `result` of a REST answer against the true answer, and sums scores over questions.
 
-Labels and texts must be equal; boxes, masks and quads are compared by intersection over union (IoU). Results have the
-wire format: `text`, `detections`, `instances` or `text_regions`.
+Labels and texts must be equal; boxes, masks and quads are compared by intersection over union
+(IoU). Results have the wire format: `text`, `detections`, `instances` or `text_regions`.
 """
 
 from collections.abc import Mapping, Sequence, Sized
@@ -110,7 +110,9 @@ def _measures(answer: Any, truth: Truth, image_size_wh: tuple[int, int]) -> dict
         case InstancesTruth():
             return {"mask_iou": Tally(mask_iou(answer, truth.outlines, image_size_wh), 1, 1)}
         case TextRegionsTruth():
-            return _exactness(_same_regions(answer, truth, image_size_wh), answer, truth.text_regions)
+            return _exactness(
+                _same_regions(answer, truth, image_size_wh), answer, truth.text_regions
+            )
 
 
 def _exactness(is_exact: bool, answer: Sized, expected: Sized) -> dict[Measure, Tally]:
@@ -119,11 +121,15 @@ def _exactness(is_exact: bool, answer: Sized, expected: Sized) -> dict[Measure, 
     return {"exact": _claim(is_exact), "empty": _claim(not answer)}
 
 
-def _detection_measures(detections: Sequence[Result], truth: DetectionsTruth) -> dict[Measure, Tally]:
+def _detection_measures(
+    detections: Sequence[Result], truth: DetectionsTruth
+) -> dict[Measure, Tally]:
     confident = [detection for detection in detections if detection["score"] >= CONFIDENT_SCORE]
     measures: dict[Measure, Tally] = {
         "confident": Tally(len(confident), len(detections), len(detections)),
-        "confident_at_50": replace(match_boxes(confident, truth.boxes, 0.5), num_expected=len(confident)),
+        "confident_at_50": replace(
+            match_boxes(confident, truth.boxes, 0.5), num_expected=len(confident)
+        ),
     }
     if not truth.boxes:
         return measures | {"empty": _claim(not detections)}
@@ -133,20 +139,28 @@ def _detection_measures(detections: Sequence[Result], truth: DetectionsTruth) ->
     }
 
 
-def match_boxes(detections: Sequence[Result], boxes: Sequence[LabelledBox], min_iou: float) -> Tally:
+def match_boxes(
+    detections: Sequence[Result], boxes: Sequence[LabelledBox], min_iou: float
+) -> Tally:
     """Match each detection, best score first, with the best unmatched box of its label."""
     free = list(boxes)
     for detection in sorted(detections, key=lambda detection: -detection["score"]):
         candidates = [box for box in free if box.label == (detection["label"] or "")]
-        best = max(candidates, key=lambda box: box_iou(box.box_xyxy, detection["box"]), default=None)
+        best = max(
+            candidates, key=lambda box: box_iou(box.box_xyxy, detection["box"]), default=None
+        )
         if best is not None and box_iou(best.box_xyxy, detection["box"]) >= min_iou:
             free.remove(best)
     return Tally(len(boxes) - len(free), len(detections), len(boxes))
 
 
-def _same_regions(answer: Sequence[Result], truth: TextRegionsTruth, image_size_wh: tuple[int, int]) -> bool:
+def _same_regions(
+    answer: Sequence[Result], truth: TextRegionsTruth, image_size_wh: tuple[int, int]
+) -> bool:
     """Return True if the words are equal and in order, each quad with an IoU of at least 0.5."""
-    return [region["text"] for region in answer] == [word.text for word in truth.text_regions] and all(
+    return [region["text"] for region in answer] == [
+        word.text for word in truth.text_regions
+    ] and all(
         quad_iou(region["quad"], word.quad_xy, image_size_wh) >= 0.5
         for region, word in zip(answer, truth.text_regions, strict=True)
     )

@@ -1,6 +1,7 @@
 """Questions about a scene and their true answers.
 
-A question has the parameters of a REST request; geometry is in pixels of the scene's canvas until `scaled`.
+A question has the parameters of a REST request; geometry is in pixels of the scene's canvas until
+`scaled`.
 """
 
 from collections.abc import Mapping
@@ -36,7 +37,10 @@ class DetectionsTruth:
     def scaled(self, scale_x: float, scale_y: float) -> "DetectionsTruth":
         """Return the same boxes, each axis multiplied by its factor."""
         return DetectionsTruth(
-            tuple(replace(box, box_xyxy=_scaled_box(box.box_xyxy, scale_x, scale_y)) for box in self.boxes)
+            tuple(
+                replace(box, box_xyxy=_scaled_box(box.box_xyxy, scale_x, scale_y))
+                for box in self.boxes
+            )
         )
 
 
@@ -48,7 +52,9 @@ class InstancesTruth:
 
     def scaled(self, scale_x: float, scale_y: float) -> "InstancesTruth":
         """Return the same outlines, each axis multiplied by its factor."""
-        return InstancesTruth(tuple(_scaled_ring(outline, scale_x, scale_y) for outline in self.outlines))
+        return InstancesTruth(
+            tuple(_scaled_ring(outline, scale_x, scale_y) for outline in self.outlines)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +75,8 @@ class TextRegionsTruth:
         """Return the same words, each axis multiplied by its factor."""
         return TextRegionsTruth(
             tuple(
-                replace(region, quad_xy=_scaled_ring(region.quad_xy, scale_x, scale_y)) for region in self.text_regions
+                replace(region, quad_xy=_scaled_ring(region.quad_xy, scale_x, scale_y))
+                for region in self.text_regions
             )
         )
 
@@ -91,12 +98,17 @@ class Question:
 
     def scaled(self, image_size_wh: tuple[int, int]) -> "Question":
         """Return the question about the scene rendered at this image size."""
-        scale_x, scale_y = image_size_wh[0] / CANVAS_PX, image_size_wh[1] / CANVAS_PX
+        scale_x = image_size_wh[0] / CANVAS_PX
+        scale_y = image_size_wh[1] / CANVAS_PX
         parameters = dict(self.parameters)
         match parameters.get("region"):
             case [float(left), float(top), float(right), float(bottom)]:
-                parameters["region"] = list(_scaled_box((left, top, right, bottom), scale_x, scale_y))
-        truth = self.truth if isinstance(self.truth, TextTruth) else self.truth.scaled(scale_x, scale_y)
+                parameters["region"] = list(
+                    _scaled_box((left, top, right, bottom), scale_x, scale_y)
+                )
+        truth = (
+            self.truth if isinstance(self.truth, TextTruth) else self.truth.scaled(scale_x, scale_y)
+        )
         return replace(self, parameters=parameters, truth=truth)
 
 

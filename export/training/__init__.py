@@ -1,6 +1,8 @@
-"""Training of the embedded checkpoints from scratch on rendered scenes: `python -m export.training MODEL`.
+"""Training of the embedded checkpoints from scratch on rendered scenes: `python -m export.training
+MODEL`.
 
-    scenes -> examples (prompt, answer, the subject of each token) -> losses -> model -> models/MODEL
+    scenes -> examples (prompt, answer, the subject of each token) -> losses -> model ->
+    models/MODEL
 
 data/     vocabularies, true answers in each family's format, examples and batches
 models/   Florence-2 and PaliGemma in training: configuration, first weights, forward pass

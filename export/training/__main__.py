@@ -1,7 +1,7 @@
 """Train an embedded checkpoint from scratch: `python -m export.training MODEL`.
 
-A stopped run resumes; --restart discards it. The checkpoint is written at the end, or with --export from the current
-state of the run.
+A stopped run resumes; --restart discards it. The checkpoint is written at the end, or with --export
+from the current state of the run.
 """
 
 import argparse
@@ -41,27 +41,44 @@ def make_training(model_id: str, folder: Path, device: str, seed: int) -> Traini
     initialize(trainee)
     heads = CellHeads(trainee.embeddings.shape[1])
     trainee.to(device)
-    return Training(parts, heads.to(device), RECIPES[model_id], RunFolder(folder), device, has_bfloat16(device))
+    return Training(
+        parts, heads.to(device), RECIPES[model_id], RunFolder(folder), device, has_bfloat16(device)
+    )
 
 
 def has_bfloat16(device: str) -> bool:
-    """Return True if the device has bfloat16 instructions; without them, bfloat16 is slower than float32 on a CPU."""
+    """Return True if the device has bfloat16 instructions; without them, bfloat16 is slower than
+    float32 on a CPU.
+    """
     capabilities = torch.cpu.get_capabilities()
-    return device.startswith("cuda") or any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
+    return device.startswith("cuda") or any(
+        capabilities.get(name) for name in ("amx_bf16", "avx512_bf16")
+    )
 
 
 def main() -> int:
     """Train one model, or write the checkpoint of its run; return the exit status."""
     parser = argparse.ArgumentParser("python -m export.training", description=__doc__)
     parser.add_argument("model", choices=[*RECIPES, "mask-decoder"])
-    parser.add_argument("--runs", type=Path, default=ROOT / "build" / "training", help="default: %(default)s")
+    parser.add_argument(
+        "--runs", type=Path, default=ROOT / "build" / "training", help="default: %(default)s"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--refine", type=Path, metavar="CHECKPOINT", help="start at the last stage, with its weights")
+    parser.add_argument(
+        "--refine",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="start at the last stage, with its weights",
+    )
     parser.add_argument("--joint-steps", type=int, help="default: the recipe's")
     parser.add_argument("--restart", action="store_true", help="discard the stored run")
-    parser.add_argument("--export", action="store_true", help="write the checkpoint of the stored run without training")
+    parser.add_argument(
+        "--export",
+        action="store_true",
+        help="write the checkpoint of the stored run without training",
+    )
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -69,7 +86,9 @@ def main() -> int:
     if arguments.restart:
         shutil.rmtree(folder, ignore_errors=True)
     if arguments.model == "mask-decoder":
-        iou = train_mask_autoencoder(_MASK_DECODER, folder, seed=arguments.seed, device=arguments.device)
+        iou = train_mask_autoencoder(
+            _MASK_DECODER, folder, seed=arguments.seed, device=arguments.device
+        )
         print(f"{_MASK_DECODER}: IoU {iou:.3f} on held-out masks")
         return 0
     training = make_training(arguments.model, folder, arguments.device, arguments.seed)

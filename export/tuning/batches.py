@@ -1,10 +1,12 @@
-r"""Examples as batches of tensors: images by the code that serves them, prompts by the runner's tokenizer.
+r"""Examples as batches of tensors: images by the code that serves them, prompts by the runner's
+tokenizer.
 
 Florence-2   inputs `image… <s> prompt </s>`                   labels `<s> answer </s>`
 PaliGemma    inputs `image… <bos> prompt \n answer <eos>`      labels of the answer and `<eos>` only
 
 The vision tower is frozen, so that the features of an image are computed once, without its dropout.
-Shapes: B batch, N image tokens, S prompt or sequence (padded on the right), T answer (padded), C hidden.
+Shapes: B batch, N image tokens, S prompt or sequence (padded on the right), T answer (padded), C
+hidden.
 """
 
 from collections.abc import Sequence
@@ -29,7 +31,8 @@ from tasks.prompts import Prompt
 
 NO_LABEL = -100  # of a token that is no answer, as transformers' losses ignore it
 _LINE_BREAK = ("\n", False)
-_MAX_CACHED_BYTES = 4e9  # of image features in memory; those of further images are computed in every epoch
+# of image features in memory; those of further images are computed in every epoch
+_MAX_CACHED_BYTES = 4e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,40 +55,55 @@ class Batches:
         self._image_input: ImageInput = read_image_input(processor.image_processor)
         self._tokenizer = PromptTokenizer.load(folder / TOKENIZER_FILE)
         special = processor.tokenizer
-        self._bos_id, self._eos_id, self._pad_id = special.bos_token_id, special.eos_token_id, special.pad_token_id
+        self._bos_id = special.bos_token_id
+        self._eos_id = special.eos_token_id
+        self._pad_id = special.pad_token_id
         self._features: dict[Path, Tensor] = {}
         self._num_cached_bytes = 0
         blank = self._pixel_values(Image.new("RGB", self._image_input.size_wh))
         self._num_image_tokens = self._encode(blank).shape[1]
 
     def tokenized(self, example: Example) -> TokenizedExample:
-        """Return the ids of an example; raise `TuningError` if it has more tokens than the model has positions."""
-        prompt, answer = self._encoded(example.prompt), (*self._encoded(example.answer), self._eos_id)
+        """Return the ids of an example.
+
+        Raise `TuningError` if it has more tokens than the model has positions.
+        """
+        prompt = self._encoded(example.prompt)
+        answer = (*self._encoded(example.answer), self._eos_id)
         if self._is_encoder_decoder:
-            ids = TokenizedExample(example.image, (self._bos_id, *prompt, self._eos_id), (self._bos_id, *answer))
+            ids = TokenizedExample(
+                example.image, (self._bos_id, *prompt, self._eos_id), (self._bos_id, *answer)
+            )
             longest = max(self._num_image_tokens + len(ids.prompt_ids), len(ids.answer_ids))
         else:
             ids = TokenizedExample(
-                example.image, (self._bos_id, *prompt, *self._tokenizer.encode([_LINE_BREAK])), answer
+                example.image,
+                (self._bos_id, *prompt, *self._tokenizer.encode([_LINE_BREAK])),
+                answer,
             )
             longest = self._num_image_tokens + len(ids.prompt_ids) + len(ids.answer_ids)
         if longest > (limit := self._model.config.text_config.max_position_embeddings):
             raise TuningError(
-                f"{example.image}: image, prompt and answer need {longest} positions; the model has {limit}"
+                f"{example.image}: image, prompt and answer need {longest} positions; the model has"
+                f" {limit}"
             )
         return ids
 
     @torch.no_grad()
     def stack(self, examples: Sequence[TokenizedExample]) -> dict[str, Tensor]:
         """Return the inputs of the model's forward pass."""
-        features = torch.stack([self._image_features(example.image) for example in examples])  # (B, N, C)
+        # (B, N, C)
+        features = torch.stack([self._image_features(example.image) for example in examples])
         rows = [self._row(example) for example in examples]
-        input_ids = pad_sequence([ids for ids, _, _ in rows], True, self._pad_id).to(features.device)
+        input_ids = pad_sequence([ids for ids, _, _ in rows], True, self._pad_id).to(
+            features.device
+        )
         attention = [torch.ones(self._num_image_tokens + len(ids)) for ids, _, _ in rows]
         batch = {
             "inputs_embeds": torch.cat([features, self._embed(input_ids)], dim=1),  # (B, N + S, C)
             "attention_mask": pad_sequence(attention, True).long(),  # (B, N + S)
-            "labels": pad_sequence([labels for _, labels, _ in rows], True, NO_LABEL),  # (B, T), PaliGemma's (B, N + S)
+            # (B, T), PaliGemma's (B, N + S)
+            "labels": pad_sequence([labels for _, labels, _ in rows], True, NO_LABEL),
         }
         if not self._is_encoder_decoder:  # 0: image and prompt, which see each other; 1: the answer
             batch["token_type_ids"] = pad_sequence([types for _, _, types in rows], True, 1)
@@ -93,7 +111,8 @@ class Batches:
 
     def _row(self, example: TokenizedExample) -> tuple[Tensor, Tensor, Tensor]:
         """Return input ids without the image's, labels and token types."""
-        prompt, answer = torch.tensor(example.prompt_ids), torch.tensor(example.answer_ids)
+        prompt = torch.tensor(example.prompt_ids)
+        answer = torch.tensor(example.answer_ids)
         if self._is_encoder_decoder:
             return prompt, answer, torch.zeros(0)
         num_prefix = self._num_image_tokens + len(prompt)
@@ -104,7 +123,9 @@ class Batches:
         return self._tokenizer.encode([(segment.text, segment.is_control) for segment in segments])
 
     def _image_features(self, path: Path) -> Tensor:
-        """Return the features (N, C) of an image, encoded alone: they do not depend on the batch, nor on a resume."""
+        """Return the features (N, C) of an image, encoded alone: they do not depend on the batch,
+        nor on a resume.
+        """
         if path not in self._features:
             features = self._encode(self._pixel_values(self._resized(path)))[0]
             if self._num_cached_bytes + features.nbytes > _MAX_CACHED_BYTES:
@@ -122,7 +143,9 @@ class Batches:
         return features
 
     def _pixel_values(self, image: Image.Image) -> Tensor:
-        values: Tensor = self._image_processor([image], do_resize=False, return_tensors="pt")["pixel_values"]
+        values: Tensor = self._image_processor([image], do_resize=False, return_tensors="pt")[
+            "pixel_values"
+        ]
         return values.to(self._model.device, self._model.dtype)
 
     def _resized(self, path: Path) -> Image.Image:

@@ -1,8 +1,9 @@
-"""Examples of a task: the prompt that the service sends about a labelled image, and the answer that it parses back.
+"""Examples of a task: the prompt that the service sends about a labelled image, and the answer that
+it parses back.
 
-Prompts and location tokens are those of `tasks/`. Objects are written from left to right, as the embedded checkpoints
-were trained: an order that follows from the picture can be learnt.
-Sources of the formats: transformers, models/florence2/processing_florence2.py; google-research/big_vision,
+Prompts and location tokens are those of `tasks/`. Objects are written from left to right, as the
+embedded checkpoints were trained: an order that follows from the picture can be learnt. Sources of
+the formats: transformers, models/florence2/processing_florence2.py; google-research/big_vision,
 big_vision/pp/proj/paligemma/segmentation.py.
 """
 
@@ -31,7 +32,9 @@ from tasks.table import TASKS, Family
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt about an image and its answer, both as segments that keep labels apart from location tokens."""
+    """One prompt about an image and its answer, both as segments that keep labels apart from
+    location tokens.
+    """
 
     image: Path
     prompt: Prompt
@@ -55,7 +58,8 @@ def make_examples(
     """
     if task_id not in _ASKED:
         raise TuningError(f"no labels teach {task_id}; allowed are {', '.join(_ASKED)}")
-    rng, classes = default_rng(seed), _classes(labelled)
+    rng = default_rng(seed)
+    classes = _classes(labelled)
     examples = [
         [
             example
@@ -65,7 +69,10 @@ def make_examples(
         for image in labelled
     ]
     if not any(examples):
-        raise TuningError(f"the dataset has no labels of {task_id}; docs/evaluation.md lists the fields of each task")
+        raise TuningError(
+            f"the dataset has no labels of {task_id}; docs/evaluation.md lists the fields of each"
+            " task"
+        )
     return [own for own in examples if own]
 
 
@@ -73,7 +80,9 @@ def _classes(labelled: Sequence[LabelledImage]) -> tuple[str, ...]:
     return tuple(sorted({each.label for image in labelled for each in image.objects or ()}))
 
 
-def _examples(entry: CatalogEntry, task_id: str, image: LabelledImage, asked: _Asked) -> Iterator[Example]:
+def _examples(
+    entry: CatalogEntry, task_id: str, image: LabelledImage, asked: _Asked
+) -> Iterator[Example]:
     """Yield an example for each prompt of a request."""
     try:
         if not isinstance(asked.truth, str):
@@ -102,16 +111,26 @@ def _text(family: Family, text: str, image: LabelledImage) -> Prompt:
     """Return a text; Florence-2 repeats the box of a region after it."""
     if image.region_xyxy is None or family != "florence2":
         return join_segments(PromptSegment(text))
-    return join_segments(PromptSegment(text), _tokens(florence2_box_tokens(image.region_xyxy, image.size_wh)))
+    return join_segments(
+        PromptSegment(text), _tokens(florence2_box_tokens(image.region_xyxy, image.size_wh))
+    )
 
 
-def _detections(family: Family, task_id: str, boxes: Sequence[LabelledBox], size_wh: tuple[int, int]) -> Prompt:
-    """Return labels before their locations (Florence-2), or after them and joined by ` ; ` (PaliGemma)."""
+def _detections(
+    family: Family, task_id: str, boxes: Sequence[LabelledBox], size_wh: tuple[int, int]
+) -> Prompt:
+    """Return labels before their locations (Florence-2), or after them and joined by ` ; `
+    (PaliGemma).
+    """
     segments: list[PromptSegment] = []
     for found in sorted(boxes, key=lambda each: each.box_xyxy[0] + each.box_xyxy[2]):
         if family == "florence2":
-            label = found.label if task_id == "object_detection" else without_article(found.label)  # as in the prompt
-            segments += (PromptSegment(label), _tokens(florence2_box_tokens(found.box_xyxy, size_wh)))
+            # as in the prompt
+            label = found.label if task_id == "object_detection" else without_article(found.label)
+            segments += (
+                PromptSegment(label),
+                _tokens(florence2_box_tokens(found.box_xyxy, size_wh)),
+            )
         else:
             joint = " ; " if segments else ""
             locations = _tokens(paligemma_box_tokens(found.box_xyxy, size_wh))
@@ -137,14 +156,22 @@ def _regions(image: LabelledImage, _classes: Sequence[str], _rng: Generator) -> 
         yield _Asked({}, [LabelledBox("", each.box_xyxy) for each in image.objects])
 
 
-def _named_objects(image: LabelledImage, classes: Sequence[str], rng: Generator) -> Iterator[_Asked]:
-    """Ask for the classes of an image and as many others, at least one: absent names must be left out of an answer."""
+def _named_objects(
+    image: LabelledImage, classes: Sequence[str], rng: Generator
+) -> Iterator[_Asked]:
+    """Ask for the classes of an image and as many others, at least one: absent names must be left
+    out of an answer.
+    """
     if image.objects is None:
         return
     present = sorted({each.label for each in image.objects})[:MAX_LABELS]
     others = [name for name in classes if name not in present]
     num_others = min(len(others), max(1, len(present)), MAX_LABELS - len(present))
-    asked = [*present, *rng.choice(others, num_others, replace=False).tolist()] if num_others else present
+    asked = (
+        [*present, *rng.choice(others, num_others, replace=False).tolist()]
+        if num_others
+        else present
+    )
     rng.shuffle(asked)
     if asked:
         yield _Asked({"labels": asked}, [each for each in image.objects if each.label in asked])
@@ -162,7 +189,9 @@ def _texts(image: LabelledImage, _classes: Sequence[str], _rng: Generator) -> It
         yield _Asked({}, image.text)
 
 
-def _region_texts(image: LabelledImage, _classes: Sequence[str], _rng: Generator) -> Iterator[_Asked]:
+def _region_texts(
+    image: LabelledImage, _classes: Sequence[str], _rng: Generator
+) -> Iterator[_Asked]:
     if image.text is not None and image.region_xyxy is not None:
         yield _Asked({"region": list(image.region_xyxy)}, image.text)
 

@@ -1,4 +1,5 @@
-"""The labels of a dataset to tune on: COCO's JSON, or JSON lines with the fields that `diptych evaluate` reads.
+"""The labels of a dataset to tune on: COCO's JSON, or JSON lines with the fields that `diptych
+evaluate` reads.
 
 {"image": "a.png", "caption": "two cats"}, or "captions": ["two cats", "cats on a sofa"]
 {"image": "a.png", "text": "EXIT"}, and "region": [x1, y1, x2, y2] if the text is about a region
@@ -41,12 +42,16 @@ class LabelledImage:
 
 
 def read_labels(path: Path, images: Path | None = None) -> tuple[LabelledImage, ...]:
-    """Read a label file, or the only one of a folder; `images` is the folder of its images where they are elsewhere.
+    """Read a label file, or the only one of a folder; `images` is the folder of its images where
+    they are elsewhere.
 
-    Raise `TuningError` for a missing, malformed or empty dataset, and for an image that cannot be read.
+    Raise `TuningError` for a missing, malformed or empty dataset, and for an image that cannot be
+    read.
     """
     file = _label_file(path)
-    labelled = tuple(_read_json_lines(file, images) if file.suffix == ".jsonl" else _read_coco(file, images))
+    labelled = tuple(
+        _read_json_lines(file, images) if file.suffix == ".jsonl" else _read_coco(file, images)
+    )
     if not labelled:
         raise TuningError(f"{file} has no image; a dataset to tune on needs images with labels")
     return labelled
@@ -58,7 +63,9 @@ def _label_file(path: Path) -> Path:
     found = [each for suffix in _SUFFIXES for each in sorted(path.glob(f"*{suffix}"))]
     if len(found) != 1:
         is_what = f"a folder with {len(found)} such files" if path.is_dir() else "neither"
-        raise TuningError(f"DATA must be a .json (COCO) or .jsonl file, or a folder with one; {path} is {is_what}")
+        raise TuningError(
+            f"DATA must be a .json (COCO) or .jsonl file, or a folder with one; {path} is {is_what}"
+        )
     return found[0]
 
 
@@ -70,22 +77,32 @@ def _read_json_lines(path: Path, images: Path | None) -> Iterator[LabelledImage]
                 yield _row(folder, json.loads(line))
             except _MALFORMED as error:
                 where = f"{path}, line {number}"
-                raise TuningError(f"{where}: expected an object with `image` and labels: {error!r}") from error
+                raise TuningError(
+                    f"{where}: expected an object with `image` and labels: {error!r}"
+                ) from error
 
 
 def _row(folder: Path, row: Mapping[str, Any]) -> LabelledImage:
     path = folder / row["image"]
-    objects, region = row.get("objects"), row.get("region")
+    objects = row.get("objects")
+    region = row.get("region")
     asked = row.get("questions") or ([row] if "question" in row else [])
     return LabelledImage(
         path,
         _upright_size(path),
-        None if objects is None else tuple(LabelledBox(_name(each["label"]), _box(each["box"])) for each in objects),
+        None
+        if objects is None
+        else tuple(LabelledBox(_name(each["label"]), _box(each["box"])) for each in objects),
         _texts(row.get("captions", row.get("caption", ()))),
         row.get("text"),
         None if region is None else _box(region),
-        tuple((each["question"], _texts(each.get("answers", each.get("answer", ())))) for each in asked),
-        tuple(LabelledBox(_name(each["phrase"]), _box(each["box"])) for each in row.get("phrases", ())),
+        tuple(
+            (each["question"], _texts(each.get("answers", each.get("answer", ()))))
+            for each in asked
+        ),
+        tuple(
+            LabelledBox(_name(each["phrase"]), _box(each["box"])) for each in row.get("phrases", ())
+        ),
     )
 
 
@@ -99,7 +116,8 @@ def _read_coco(path: Path, images: Path | None) -> Iterator[LabelledImage]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         names = {each["id"]: str(each["name"]) for each in document.get("categories", ())}
-        rows, own = document["images"], defaultdict[Any, list[Mapping[str, Any]]](list)
+        rows = document["images"]
+        own = defaultdict[Any, list[Mapping[str, Any]]](list)
         for annotation in document.get("annotations", ()):
             own[annotation["image_id"]].append(annotation)
         folder = images or _image_folder(path, [each["file_name"] for each in rows])
@@ -108,23 +126,38 @@ def _read_coco(path: Path, images: Path | None) -> Iterator[LabelledImage]:
         raise TuningError(f"{path} is not COCO: {error!r}") from error
 
 
-def _coco_image(path: Path, annotations: Iterable[Mapping[str, Any]], names: Mapping[Any, str]) -> LabelledImage:
+def _coco_image(
+    path: Path, annotations: Iterable[Mapping[str, Any]], names: Mapping[Any, str]
+) -> LabelledImage:
     """Return an image; crowds are no objects, and an image without annotations has none."""
     boxes = [each for each in annotations if "bbox" in each and not each.get("iscrowd")]
-    objects = tuple(LabelledBox(_name(names[each["category_id"]]), _coco_box(each["bbox"])) for each in boxes)
+    objects = tuple(
+        LabelledBox(_name(names[each["category_id"]]), _coco_box(each["bbox"])) for each in boxes
+    )
     captions = tuple(str(each["caption"]) for each in annotations if "caption" in each)
     return LabelledImage(path, _upright_size(path), objects if names else None, captions)
 
 
 def _image_folder(path: Path, names: list[str]) -> Path:
-    """Return the folder that has the first image: instances_val2017.json is in annotations/, its images in val2017/."""
-    parent, split = path.parent, path.stem.rpartition("_")[2]
-    folders = (parent, parent / "images", parent.parent / "images", parent.parent / split, parent.parent)
+    """Return the folder that has the first image: instances_val2017.json is in annotations/, its
+    images in val2017/.
+    """
+    parent = path.parent
+    split = path.stem.rpartition("_")[2]
+    folders = (
+        parent,
+        parent / "images",
+        parent.parent / "images",
+        parent.parent / split,
+        parent.parent,
+    )
     for folder in folders:
         if not names or (folder / names[0]).is_file():
             return folder
     looked_in = ", ".join(map(str, folders))
-    raise TuningError(f"{path}: the image {names[0]} is in none of {looked_in}: give its folder with --images")
+    raise TuningError(
+        f"{path}: the image {names[0]} is in none of {looked_in}: give its folder with --images"
+    )
 
 
 def _name(value: Any) -> str:

@@ -1,7 +1,8 @@
-"""LoRA training with PEFT and transformers' Trainer, which checkpoints every epoch and keeps the best.
+"""LoRA training with PEFT and transformers' Trainer, which checkpoints every epoch and keeps the
+best.
 
-Only attention and feed-forward layers of the language model are adapted: image features, and so the features cache of a
-runner, stay those of the base.
+Only attention and feed-forward layers of the language model are adapted: image features, and so the
+features cache of a runner, stay those of the base.
 """
 
 import random
@@ -55,12 +56,19 @@ class _Examples(Dataset[TokenizedExample]):
 
 
 def tune(
-    base: Path, source: str, images: Sequence[Sequence[Example]], output: Path, options: TuningOptions, resume: bool
+    base: Path,
+    source: str,
+    images: Sequence[Sequence[Example]],
+    output: Path,
+    options: TuningOptions,
+    resume: bool,
 ) -> float:
-    """Train an adapter of the checkpoint `base` and write it to `output`; return its loss on held-out images.
+    """Train an adapter of the checkpoint `base` and write it to `output`.
 
-    `images` are the examples of each image, `source` is the name of the base for PEFT's configuration. Raise
-    `TuningError`.
+    Return its loss on held-out images.
+
+    `images` are the examples of each image, `source` is the name of the base for PEFT's
+    configuration. Raise `TuningError`.
     """
     checkpoint = _checkpoint_to_resume(output, resume)
     held_out, trained = _split(images, options)
@@ -84,10 +92,14 @@ def tune(
     return best_loss
 
 
-def _split(images: Sequence[Sequence[Example]], options: TuningOptions) -> tuple[list[Example], list[Example]]:
+def _split(
+    images: Sequence[Sequence[Example]], options: TuningOptions
+) -> tuple[list[Example], list[Example]]:
     """Return held-out examples and the others; all examples of an image are on one side."""
     if len(images) < 2:
-        raise TuningError(f"the dataset has labels of the task for {len(images)} image; at least 2 are needed")
+        raise TuningError(
+            f"the dataset has labels of the task for {len(images)} image; at least 2 are needed"
+        )
     shuffled = random.Random(options.seed).sample(images, len(images))
     num_held_out = min(max(1, round(len(images) * options.held_out_share)), len(images) - 1)
     sides = shuffled[:num_held_out], shuffled[num_held_out:]
@@ -97,11 +109,17 @@ def _split(images: Sequence[Sequence[Example]], options: TuningOptions) -> tuple
 
 def _with_adapter(model: Any, source: str, options: TuningOptions) -> Any:
     torch.manual_seed(options.seed)
-    config = LoraConfig(r=options.rank, lora_alpha=_ALPHA_FACTOR * options.rank, target_modules=TARGET_LAYERS)
-    with warnings.catch_warnings():  # transformers 5.24 says that peft 0.21 reads `is_gradient_checkpointing`
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    config = LoraConfig(
+        r=options.rank, lora_alpha=_ALPHA_FACTOR * options.rank, target_modules=TARGET_LAYERS
+    )
+    # transformers 5.24 says that peft 0.21 reads `is_gradient_checkpointing`
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+        )
         tuned = get_peft_model(model, config)
-    tuned.peft_config["default"].base_model_name_or_path = source  # PEFT takes the folder of this host
+    # PEFT takes the folder of this host
+    tuned.peft_config["default"].base_model_name_or_path = source
     return tuned
 
 
@@ -132,15 +150,22 @@ def _arguments(folder: Path, options: TuningOptions, has_cuda: bool) -> Training
 
 
 def _checkpoint_to_resume(output: Path, resume: bool) -> str | None:
-    """Return the last complete checkpoint of an interrupted run; raise `TuningError` if the output does not fit."""
+    """Return the last complete checkpoint of an interrupted run.
+
+    Raise `TuningError` if the output does not fit.
+    """
     run = output / RUN_FOLDER
     if (output / CONFIG_FILE).exists():
         raise TuningError(f"{output} already has an adapter; give another --output or remove it")
     if run.exists() and not resume:
-        raise TuningError(f"{output} has an interrupted run; --resume continues it, removing {run} discards it")
+        raise TuningError(
+            f"{output} has an interrupted run; --resume continues it, removing {run} discards it"
+        )
     if not run.exists():
         if resume:
             raise TuningError(f"{output} has no interrupted run to resume")
         return None
     complete = [path for path in run.glob("checkpoint-*") if (path / _STATE_FILE).is_file()]
-    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+    return (
+        str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+    )

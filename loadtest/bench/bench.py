@@ -1,6 +1,8 @@
-"""The order of all measurements: each model, each of its servers, each workload, within the given time.
+"""The order of all measurements: each model, each of its servers, each workload, within the given
+time.
 
-The results of a server are in FOLDER/measurements/MODEL--SERVER.json as soon as it is done; a resumed run skips it.
+The results of a server are in FOLDER/measurements/MODEL--SERVER.json as soon as it is done; a
+resumed run skips it.
 """
 
 import json
@@ -11,7 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from loadtest.bench.rounds.material import ModelMaterial
-from loadtest.bench.rounds.measurement import Measurement, file_stem, read_measurement, started, write_measurement
+from loadtest.bench.rounds.measurement import (
+    Measurement,
+    file_stem,
+    read_measurement,
+    started,
+    write_measurement,
+)
 from loadtest.bench.rounds.servers import Server, servers_of
 from loadtest.bench.rounds.workloads import RoundPlan, base_plan, embedded_plan
 
@@ -31,7 +39,9 @@ class Skipped:
 class Bench:
     """One run."""
 
-    def __init__(self, models: Sequence[ModelMaterial], folder: Path, deadline_s: float, is_quick: bool) -> None:
+    def __init__(
+        self, models: Sequence[ModelMaterial], folder: Path, deadline_s: float, is_quick: bool
+    ) -> None:
         self._models = models
         self._work = folder
         self._measurements = folder / "measurements"
@@ -44,8 +54,15 @@ class Bench:
         shutil.rmtree(self._measurements, ignore_errors=True)
 
     def run(self) -> Iterator[Measurement]:
-        """Yield the results of each server; those without remaining time are listed in `skipped`."""
-        todo = [(model, server) for model in self._models for server in servers_of(model, self._is_quick)]
+        """Yield the results of each server.
+
+        Those without remaining time are listed in `skipped`.
+        """
+        todo = [
+            (model, server)
+            for model in self._models
+            for server in servers_of(model, self._is_quick)
+        ]
         for index, (model, server) in enumerate(todo):
             file = self._measurements / f"{file_stem(model, server)}.json"
             if file.exists():
@@ -66,11 +83,17 @@ class Bench:
             plan = self._plan(model, request_s, allowance_s)
             driven = {step.workload: measured.run(step) for step in self._affordable(plan)}
             # Only rounds with an answer before their time limit.
-            answered = {workload: tuple(one for one in rounds if one.samples) for workload, rounds in driven.items()}
+            answered = {
+                workload: tuple(one for one in rounds if one.samples)
+                for workload, rounds in driven.items()
+            }
             rounds = {workload: some for workload, some in answered.items() if some}
             missing = (step.workload for step in plan if step.workload not in rounds)
-            self.skipped += [Skipped(model.id, server.name, f"{name}: no time was left") for name in missing]
-            sizes, precision = measured.batch_sizes(), measured.precision()
+            self.skipped += [
+                Skipped(model.id, server.name, f"{name}: no time was left") for name in missing
+            ]
+            sizes = measured.batch_sizes()
+            precision = measured.precision()
         return Measurement(model.id, server, request_s, ready_s, rounds, sizes, precision)
 
     def _affordable(self, plan: Sequence[RoundPlan]) -> Iterator[RoundPlan]:
@@ -79,14 +102,21 @@ class Bench:
             if (left_s := self._left_s()) > 0:
                 yield replace(step, limit_s=min(step.limit_s, left_s))
 
-    def _plan(self, model: ModelMaterial, request_s: float, allowance_s: float) -> tuple[RoundPlan, ...]:
-        """Return the plan of a model; at base scale its first server determines it, for all others too."""
+    def _plan(
+        self, model: ModelMaterial, request_s: float, allowance_s: float
+    ) -> tuple[RoundPlan, ...]:
+        """Return the plan of a model; at base scale its first server determines it, for all others
+        too.
+        """
         if model.scale == "embedded":
             return embedded_plan(model.is_endless, self._is_quick)
         file = self._measurements / f"{model.scale}-plan.json"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps([asdict(step) for step in base_plan(request_s, allowance_s)]), encoding="utf-8")
+            file.write_text(
+                json.dumps([asdict(step) for step in base_plan(request_s, allowance_s)]),
+                encoding="utf-8",
+            )
         return tuple(RoundPlan(**step) for step in json.loads(file.read_text(encoding="utf-8")))
 
     def _left_s(self) -> float:

@@ -1,7 +1,7 @@
 """The history of runs: the ratios of each to every peer, a line of JSON for a run.
 
-A ratio is known by its workload, model and measure, and by the peer at its setting, so that runs with other peers, and
-the short run with only one, are compared by the ratios that they share.
+A ratio is known by its workload, model and measure, and by the peer at its setting, so that runs
+with other peers, and the short run with only one, are compared by the ratios that they share.
 """
 
 import json
@@ -20,7 +20,8 @@ CPU = "CPU ms"  # of a request
 _MAX_SHOWN = 6
 _NUM_COMPARED = 3
 
-Ratios = Mapping[str, Mapping[str, float]]  # ours ÷ peer, by workload, model and measure, and by the peer
+# ours ÷ peer, by workload, model and measure, and by the peer
+Ratios = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,9 @@ class HistoryRow:
     ratios: Ratios
 
     def best(self, name: str) -> float | None:
-        """Return the ratio to the peer that is best by this measure, None if the run does not have it."""
+        """Return the ratio to the peer that is best by this measure, None if the run does not have
+        it.
+        """
         ratios = self.ratios.get(name, {}).values()
         return (max if is_time(name) else min)(ratios) if ratios else None
 
@@ -62,7 +65,9 @@ class Change:
 def is_time(name: str) -> bool:
     """Return True if less is better."""
     measure = name.split(" | ")[2]
-    return measure == CPU or any(time for each, time in IS_TIME.items() if MEASURES[each][0] == measure)
+    return measure == CPU or any(
+        time for each, time in IS_TIME.items() if MEASURES[each][0] == measure
+    )
 
 
 def ratios_of(written: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -77,19 +82,24 @@ def ratios_of(written: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         for compared in written["comparisons"]
     }
     of_processor = {
-        _name(compared, CPU): _to_peers(written, compared, "cpu_s_per_request") for compared in written["comparisons"]
+        _name(compared, CPU): _to_peers(written, compared, "cpu_s_per_request")
+        for compared in written["comparisons"]
     }
     return of_measures | of_processor
 
 
 def _name(compared: Mapping[str, Any], measure: str) -> str:
-    """Return `(a) mixed | florence-2-base-random | requests/s`, with ` | default` at the model's default precision."""
+    """Return `(a) mixed | florence-2-base-random | requests/s`, with ` | default` at the model's
+    default precision.
+    """
     target = compared["target"]
     precision = [] if target["precision"] == "float32" else [target["precision"]]
     return " | ".join([TITLES[target["workload"]], compared["model"], measure, *precision])
 
 
-def _to_peers(written: Mapping[str, Any], compared: Mapping[str, Any], measure: str) -> dict[str, float]:
+def _to_peers(
+    written: Mapping[str, Any], compared: Mapping[str, Any], measure: str
+) -> dict[str, float]:
     target = compared["target"]
     ours = OURS.name if target["precision"] == "float32" else OURS_DEFAULT.name
     values = {
@@ -113,13 +123,18 @@ def append_row(row: HistoryRow, file: Path) -> None:
 
 
 def changes(ratios: Ratios, history: Sequence[HistoryRow]) -> Iterator[Change]:
-    """Yield each of `ratios` and the one before: the median of the last three rows that have it for one of its peers.
+    """Yield each of `ratios` and the one before: the median of the last three rows that have it for
+    one of its peers.
 
-    With fewer rows it is the last. With several common peers, both are medians: what one peer alone does, or one slow
-    minute of a machine, is not a change of ours.
+    With fewer rows it is the last. With several common peers, both are medians: what one peer alone
+    does, or one slow minute of a machine, is not a change of ours.
     """
     for name, by_peer in ratios.items():
-        found = [_change(name, by_peer, row) for row in reversed(history) if by_peer.keys() & row.ratios.get(name, {})]
+        found = [
+            _change(name, by_peer, row)
+            for row in reversed(history)
+            if by_peer.keys() & row.ratios.get(name, {})
+        ]
         if len(last := found[:_NUM_COMPARED]) == _NUM_COMPARED:
             last.sort(key=lambda change: change.now / change.before)
             yield last[_NUM_COMPARED // 2]
@@ -130,17 +145,25 @@ def changes(ratios: Ratios, history: Sequence[HistoryRow]) -> Iterator[Change]:
 def _change(name: str, by_peer: Mapping[str, float], row: HistoryRow) -> Change:
     """Return the change since `row`, by the peers that both have."""
     common = by_peer.keys() & row.ratios[name].keys()
-    now, before = (statistics.median(each[peer] for peer in common) for each in (by_peer, row.ratios[name]))
+    now, before = (
+        statistics.median(each[peer] for peer in common) for each in (by_peer, row.ratios[name])
+    )
     return Change(name, ", ".join(sorted(common)), now, before, row)
 
 
 def history_table(history: Sequence[HistoryRow]) -> str:
-    """Return a column for each of the last runs, oldest first; bold is worse than the runs before by over 15 %."""
+    """Return a column for each of the last runs, oldest first; bold is worse than the runs before
+    by over 15 %.
+    """
     shown = history[-_MAX_SHOWN:]
     names = dict.fromkeys(name for row in shown for name in row.ratios)
     header = ["ours ÷ best peer", *(f"{row.commit}, {row.date}" for row in shown)]
     rows = [
-        [name.replace(" | ", ", "), *(_cell(name, index, history) for index in range(-len(shown), 0))] for name in names
+        [
+            name.replace(" | ", ", "),
+            *(_cell(name, index, history) for index in range(-len(shown), 0)),
+        ]
+        for name in names
     ]
     return table(header, [["machine", *(row.machine for row in shown)], *rows])
 

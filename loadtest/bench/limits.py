@@ -1,8 +1,9 @@
-"""The share of the machine's limits that our service reaches, and the share of a decode step outside the model.
+"""The share of the machine's limits that our service reaches, and the share of a decode step
+outside the model.
 
-The vision encoder is compared with the rate of matrix products, a decode step with that of memory. Times are from
-`timings_ms`, of one client that sends one request at a time. Decode steps alone are measured by
-`python -m export.bench.steps`.
+The vision encoder is compared with the rate of matrix products, a decode step with that of memory.
+Times are from `timings_ms`, of one client that sends one request at a time. Decode steps alone are
+measured by `python -m export.bench.steps`.
 """
 
 import json
@@ -60,16 +61,22 @@ class StepTimes:
 
 
 def steps_bytes(operations: Operations) -> list[int]:
-    """Return the bytes of a step of one sequence after image and prompt, at each precision of weights."""
+    """Return the bytes of a step of one sequence after image and prompt, at each precision of
+    weights.
+    """
     return [_step_bytes(operations, precision) for precision in _WEIGHT_BYTES]
 
 
-def shares_of(measurement: Measurement, operations: Operations, rates: Sequence[MachineRates]) -> tuple[Share, ...]:
+def shares_of(
+    measurement: Measurement, operations: Operations, rates: Sequence[MachineRates]
+) -> tuple[Share, ...]:
     """Return the shares that our service reaches; none if it did not run `single`."""
     samples = [sample for one in measurement.rounds.get("single", ()) for sample in one.samples]
     if not samples:
         return ()
-    encoder, decoder = (precision_of(measurement.precision, part) for part in ("encoder", "decoder"))
+    encoder, decoder = (
+        precision_of(measurement.precision, part) for part in ("encoder", "decoder")
+    )
     num_bytes = _step_bytes(operations, decoder)
     products = [rate.int8_per_s if encoder == "int8" else rate.float32_per_s for rate in rates]
     memory = [rate.step_bytes_per_s[str(num_bytes)] for rate in rates]
@@ -82,7 +89,9 @@ def shares_of(measurement: Measurement, operations: Operations, rates: Sequence[
 
 
 def precision_of(listed: str, part: str) -> str:
-    """Return the precision of a part from that of /v1/models: `int8`, or `encoder int8, decoder float32`."""
+    """Return the precision of a part from that of /v1/models: `int8`, or `encoder int8, decoder
+    float32`.
+    """
     by_part = dict(words.split() for words in listed.split(", ")) if " " in listed else {}
     return by_part.get(part, listed)
 
@@ -112,6 +121,8 @@ def _step_bytes(operations: Operations, precision: str) -> int:
     return int(operations.step_bytes(_WEIGHT_BYTES[precision], num_positions))
 
 
-def _share(model: str, part: str, precision: str, work: float, measured_s: float, limits: Sequence[float]) -> Share:
+def _share(
+    model: str, part: str, precision: str, work: float, measured_s: float, limits: Sequence[float]
+) -> Share:
     rate = work / measured_s
     return Share(model, part, precision, work, measured_s, rate / limits[0], rate / max(limits))

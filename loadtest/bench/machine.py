@@ -1,14 +1,17 @@
-"""The machine's limits: float32 and int8 matrix products, memory bandwidth (python -m loadtest.bench.machine).
+"""The machine's limits: float32 and int8 matrix products, memory bandwidth (python -m
+loadtest.bench.machine).
 
-Each is the best of several tries, on one core and on all cores of this process: a limit, not a mean. It prints JSON.
+Each is the best of several tries, on one core and on all cores of this process: a limit, not a
+mean. It prints JSON.
 
     float32   ONNX Runtime's MatMul with a constant, 2048 × 2048 × 2048
     int8      its MatMulInteger, uint8 times a constant int8, of the same size
-    memory    torch, the sum of 1 GiB of float32: every byte is read once, like the weights in a decode step
+    memory    torch, the sum of 1 GiB of float32: every byte is read once, like the weights in a
+              decode step
     step      the same with the bytes of a decode step, which caches speed up as they do the step
 
-torch's own products are not the limit: its MKL reaches two fifths of the float32 rate and half of the bandwidth of an
-AMD core with AVX-512.
+torch's own products are not the limit: its MKL reaches two fifths of the float32 rate and half of
+the bandwidth of an AMD core with AVX-512.
 """
 
 import argparse
@@ -66,7 +69,9 @@ def _int8_rate(num_threads: int) -> float:
     return _product_rate("MatMulInteger", left, values, TensorProto.INT32, num_threads)
 
 
-def _product_rate(operator: str, left: NDArray[Any], right: NDArray[Any], product_type: int, num_threads: int) -> float:
+def _product_rate(
+    operator: str, left: NDArray[Any], right: NDArray[Any], product_type: int, num_threads: int
+) -> float:
     """Return the operations per second of `left` times the constant `right`."""
     left_type = helper.np_dtype_to_tensor_dtype(left.dtype)
     graph = helper.make_graph(
@@ -76,10 +81,14 @@ def _product_rate(operator: str, left: NDArray[Any], right: NDArray[Any], produc
         [helper.make_tensor_value_info("product", product_type, left.shape)],
         [numpy_helper.from_array(right, "right")],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION
+    )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     return _OPERATIONS / _best_s(lambda: session.run(None, {"left": left}))
 
 
@@ -91,7 +100,8 @@ def _read_rate(num_bytes: int) -> float:
 def _best_s(work: Callable[[], Any]) -> float:
     """Return the shortest time of `work`, repeated for `_TRY_FOR_S` after one warm-up."""
     work()
-    end_s, best_s = time.perf_counter() + _TRY_FOR_S, float("inf")
+    end_s = time.perf_counter() + _TRY_FOR_S
+    best_s = float("inf")
     while time.perf_counter() < end_s:
         start_s = time.perf_counter()
         work()
@@ -100,11 +110,17 @@ def _best_s(work: Callable[[], Any]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m loadtest.bench.machine", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        "python -m loadtest.bench.machine", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--step-bytes", nargs="*", type=int, default=[], metavar="N")
     steps_bytes = parser.parse_args().step_bytes
     cores = len(os.sched_getaffinity(0))
-    print(json.dumps([asdict(measure(num_threads, steps_bytes)) for num_threads in sorted({1, cores})]))
+    print(
+        json.dumps(
+            [asdict(measure(num_threads, steps_bytes)) for num_threads in sorted({1, cores})]
+        )
+    )
 
 
 if __name__ == "__main__":

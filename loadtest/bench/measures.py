@@ -1,4 +1,6 @@
-"""Measures of one server under one workload: medians over rounds, percentiles over all answers, means of stages."""
+"""Measures of one server under one workload: medians over rounds, percentiles over all answers,
+means of stages.
+"""
 
 import statistics
 from collections.abc import Sequence
@@ -9,7 +11,8 @@ from loadtest.bench.rounds.workloads import SHORT_TOKENS
 from loadtest.figures import percentile
 
 STAGES = ("preprocess", "queue", "encode", "prefill", "decode", "postprocess")
-# between: hops between the stages' processes, threads and sockets; http: before and after them, HTTP and the form.
+# between: hops between the stages' processes, threads and sockets; http: before and after them,
+# HTTP and the form.
 COLUMNS = (*STAGES, "between", "http")
 
 
@@ -48,13 +51,16 @@ def numbers_of(rounds: Sequence[Round]) -> Numbers:
         num_answered=len(samples),
         requests_per_s=statistics.median(len(one.samples) / one.elapsed_s for one in rounds),
         tokens_per_s=statistics.median(
-            sum(sample.answer.generated_tokens for sample in one.samples) / one.elapsed_s for one in rounds
+            sum(sample.answer.generated_tokens for sample in one.samples) / one.elapsed_s
+            for one in rounds
         ),
         cpu_s_per_request=sum(one.cpu_s for one in rounds) / len(samples),
         p50_s=percentile(latencies, 50),
         p95_s=percentile(latencies, 95),
         p99_s=percentile(latencies, 99),
-        short_p95_s=percentile([s.latency_s for s in samples if s.max_new_tokens == SHORT_TOKENS], 95),
+        short_p95_s=percentile(
+            [s.latency_s for s in samples if s.max_new_tokens == SHORT_TOKENS], 95
+        ),
     )
 
 
@@ -62,7 +68,9 @@ def profile_of(samples: Sequence[Sample]) -> Profile:
     """Return the profile of at least one answer of our service."""
     rows = [_stages_ms(sample) for sample in samples]
     means = {name: statistics.fmean(row[name] for row in rows) for name in COLUMNS}
-    return Profile(len(rows), statistics.fmean(sample.latency_s for sample in samples) * 1000, means)
+    return Profile(
+        len(rows), statistics.fmean(sample.latency_s for sample in samples) * 1000, means
+    )
 
 
 def _stages_ms(sample: Sample) -> dict[str, float]:
@@ -75,7 +83,9 @@ def _stages_ms(sample: Sample) -> dict[str, float]:
 
 
 def num_equal(ours: Sequence[Round], theirs: Sequence[Round]) -> tuple[int, int]:
-    """Return the number of requests with the same text from both servers, and the number that both answered."""
+    """Return the number of requests with the same text from both servers, and the number that both
+    answered.
+    """
     pairs = [
         (a.answer.text, b.answer.text)
         for one, other in zip(ours, theirs, strict=False)

@@ -1,7 +1,9 @@
-"""The work of a model, from its checkpoint's configuration: operations of an image, bytes of a decode step.
+"""The work of a model, from its checkpoint's configuration: operations of an image, bytes of a
+decode step.
 
-The model is built without weights on torch's meta device. torch counts the operations of matrix products and
-convolutions; one multiplication and one addition are two operations. Nothing is computed.
+The model is built without weights on torch's meta device. torch counts the operations of matrix
+products and convolutions; one multiplication and one addition are two operations. Nothing is
+computed.
 """
 
 from dataclasses import dataclass
@@ -56,15 +58,23 @@ def _encoder_operations(model: Any, size: dict[str, int]) -> int:
 
 
 def _step_weights(model: Any) -> int:
-    """Return the number of weights in the decoder's layers and the output head, which is the embedding."""
+    """Return the number of weights in the decoder's layers and the output head, which is the
+    embedding.
+    """
     language_model = model.model.language_model
     layers = getattr(language_model, "decoder", language_model).layers
-    in_layers = sum(p.numel() for name, p in layers.named_parameters() if not any(part in name for part in _ONCE))
+    in_layers = sum(
+        p.numel()
+        for name, p in layers.named_parameters()
+        if not any(part in name for part in _ONCE)
+    )
     return int(in_layers + model.lm_head.weight.numel())
 
 
 def _numbers_per_position(config: Any) -> int:
-    """Return the size of a token's keys and values in all layers; BART's cross-attention costs as much as its own."""
+    """Return the size of a token's keys and values in all layers; BART's cross-attention costs as
+    much as its own.
+    """
     if config.model_type == "bart":
         return int(2 * config.decoder_layers * config.d_model)
     return int(2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim)

@@ -8,7 +8,14 @@ from matplotlib import color_sequences
 from matplotlib.figure import Figure
 
 from loadtest.bench.limits import Share
-from loadtest.bench.measures import COLUMNS, Numbers, num_equal, num_other_length, numbers_of, profile_of
+from loadtest.bench.measures import (
+    COLUMNS,
+    Numbers,
+    num_equal,
+    num_other_length,
+    numbers_of,
+    profile_of,
+)
 from loadtest.bench.results import MEASURES, TITLES, Comparison, Run, comparisons, is_ours
 from loadtest.bench.rounds.client import Round
 from loadtest.bench.rounds.measurement import Measurement
@@ -23,7 +30,8 @@ _LETTERS: dict[WorkloadName, str] = {
     "single": "d",
 }
 _VERDICTS = {True: "met", False: "**missed**", None: ""}
-_PLOTTED: tuple[WorkloadName, ...] = ("single", "mixed_4", "mixed")  # the same requests, more and more clients
+# the same requests, more and more clients
+_PLOTTED: tuple[WorkloadName, ...] = ("single", "mixed_4", "mixed")
 _PERCENTILES = ("p50_s", "p95_s")
 _PANEL_INCHES = (5.0, 4.0)
 
@@ -39,11 +47,23 @@ def markdown(run: Run) -> str:
         ("Where the time of a request goes, mean ms", _profile_table(run)),
         ("Not run, or cut", _cuts(run)),
     ]
-    return f"# Bench\n\n{facts}\n" + "".join(f"\n## {title}\n\n{body}\n" for title, body in sections)
+    return f"# Bench\n\n{facts}\n" + "".join(
+        f"\n## {title}\n\n{body}\n" for title, body in sections
+    )
 
 
 def ratio_table(run: Run) -> str:
-    header = ["workload", "model", "measure", "ours", "best peer", "peer", "ours ÷ peer", "target", ""]
+    header = [
+        "workload",
+        "model",
+        "measure",
+        "ours",
+        "best peer",
+        "peer",
+        "ours ÷ peer",
+        "target",
+        "",
+    ]
     return table(header, map(_ratio_row, comparisons(run)))
 
 
@@ -52,13 +72,34 @@ def _ratio_row(comparison: Comparison) -> list[str]:
     name, factor = MEASURES[target.measure]
     values = (shown(comparison.our_value * factor), shown(comparison.peer_value * factor))
     verdict = _VERDICTS[comparison.is_met]
-    row = [TITLES[target.workload], comparison.model, name, *values, comparison.best_peer, f"{comparison.ratio:.2f}"]
+    row = [
+        TITLES[target.workload],
+        comparison.model,
+        name,
+        *values,
+        comparison.best_peer,
+        f"{comparison.ratio:.2f}",
+    ]
     return [*row, target.bound_text, verdict]
 
 
 def _server_table(run: Run) -> str:
-    header = ["model", "server", "setting", "", "answered", "req/s", "tokens/s", "p50 ms", "p95 ms", "p99 ms", "CPU ms"]
-    return table(header, (row for measurement in run.measurements for row in _server_rows(measurement)))
+    header = [
+        "model",
+        "server",
+        "setting",
+        "",
+        "answered",
+        "req/s",
+        "tokens/s",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "CPU ms",
+    ]
+    return table(
+        header, (row for measurement in run.measurements for row in _server_rows(measurement))
+    )
 
 
 def _server_rows(measurement: Measurement) -> Iterator[list[str]]:
@@ -73,16 +114,27 @@ def _server_rows(measurement: Measurement) -> Iterator[list[str]]:
 
 
 def _answers_table(run: Run) -> str:
-    """Return how many answers of each peer equal ours, and how many have another length than requested."""
+    """Return how many answers of each peer equal ours, and how many have another length than
+    requested.
+    """
     header = ["model", "peer", "equal to ours", "not of the requested length, ours / peer"]
-    return table(header, (_answers_row(ours, peer, run) for ours in run.ours() for peer in run.peers_of(ours.model)))
+    return table(
+        header,
+        (_answers_row(ours, peer, run) for ours in run.ours() for peer in run.peers_of(ours.model)),
+    )
 
 
 def _answers_row(ours: Measurement, peer: Measurement, run: Run) -> list[str]:
-    pairs = [num_equal(rounds, peer.rounds.get(workload, ())) for workload, rounds in ours.rounds.items()]
+    pairs = [
+        num_equal(rounds, peer.rounds.get(workload, ())) for workload, rounds in ours.rounds.items()
+    ]
     equal = f"{sum(pair[0] for pair in pairs)} of {sum(pair[1] for pair in pairs)}"
     is_endless = any(model.id == ours.model and model.is_endless for model in run.models)
-    lengths = " / ".join(str(num_other_length(_all_rounds(each))) for each in (ours, peer)) if is_endless else ""
+    lengths = (
+        " / ".join(str(num_other_length(_all_rounds(each))) for each in (ours, peer))
+        if is_endless
+        else ""
+    )
     return [f"{ours.model} ({ours.server.name})", peer.server.name, equal, lengths]
 
 
@@ -92,24 +144,51 @@ def _all_rounds(measurement: Measurement) -> list[Round]:
 
 def _rate_table(run: Run) -> str:
     header = ["cores", "float32 products, G/s", "int8 products, G/s", "memory, GB/s"]
-    rates = ((rate.num_threads, rate.float32_per_s, rate.int8_per_s, rate.memory_bytes_per_s) for rate in run.rates)
-    return table(header, ([str(cores), *(shown(value / 1e9) for value in values)] for cores, *values in rates))
+    rates = (
+        (rate.num_threads, rate.float32_per_s, rate.int8_per_s, rate.memory_bytes_per_s)
+        for rate in run.rates
+    )
+    return table(
+        header,
+        ([str(cores), *(shown(value / 1e9) for value in values)] for cores, *values in rates),
+    )
 
 
 def _share_table(run: Run) -> str:
-    header = ["model", "part", "", "G operations, or GB", "ms", "G/s", "of one core's limit", "of all cores'"]
+    header = [
+        "model",
+        "part",
+        "",
+        "G operations, or GB",
+        "ms",
+        "G/s",
+        "of one core's limit",
+        "of all cores'",
+    ]
     return table(header, map(_share_row, run.shares))
 
 
 def _share_row(share: Share) -> list[str]:
     speed = [shown(share.work / 1e9), milliseconds(share.measured_s), shown(share.rate / 1e9)]
-    return [share.model, share.part, share.precision, *speed, percent(share.one_core), percent(share.all_cores)]
+    return [
+        share.model,
+        share.part,
+        share.precision,
+        *speed,
+        percent(share.one_core),
+        percent(share.all_cores),
+    ]
 
 
 def _step_table(run: Run) -> str:
     header = ["model, one thread", "sequences", "step, ms", "in the model, ms", "outside it"]
     rows = (
-        (step.model, str(step.num_sequences), *map(milliseconds, (step.step_s, step.model_s)), percent(step.overhead))
+        (
+            step.model,
+            str(step.num_sequences),
+            *map(milliseconds, (step.step_s, step.model_s)),
+            percent(step.overhead),
+        )
         for step in run.steps
     )
     return table(header, rows)
@@ -121,7 +200,8 @@ def _profile_table(run: Run) -> str:
 
 
 def _profile_rows(measurement: Measurement) -> Iterator[list[str]]:
-    model, server = measurement.model, measurement.server.name
+    model = measurement.model
+    server = measurement.server.name
     for workload, rounds in measurement.rounds.items():
         profile = profile_of([sample for one in rounds for sample in one.samples])
         means = [shown(profile.stages_ms[column]) for column in COLUMNS]
@@ -131,7 +211,8 @@ def _profile_rows(measurement: Measurement) -> Iterator[list[str]]:
 
 def _cuts(run: Run) -> str:
     cut = [
-        f"- {measurement.model}, {measurement.server.name}, {workload}: a round was cut at its time limit"
+        f"- {measurement.model}, {measurement.server.name}, {workload}: a round was cut at its time"
+        " limit"
         for measurement in run.measurements
         for workload, rounds in measurement.rounds.items()
         if any(one.is_cut for one in rounds)
@@ -141,11 +222,15 @@ def _cuts(run: Run) -> str:
 
 
 def write_plot(run: Run, file: Path) -> None:
-    """Draw a panel for each model and percentile, a line for each server, a point for each number of clients."""
+    """Draw a panel for each model and percentile, a line for each server, a point for each number
+    of clients.
+    """
     models = dict.fromkeys(measurement.model for measurement in run.measurements)
     lines = {model: found for model in models if (found := _lines(run, model))}
     width, height = _PANEL_INCHES
-    figure = Figure(figsize=(width * len(lines), height * len(_PERCENTILES) + 1), layout="constrained")
+    figure = Figure(
+        figsize=(width * len(lines), height * len(_PERCENTILES) + 1), layout="constrained"
+    )
     panels = figure.subplots(len(_PERCENTILES), len(lines), squeeze=False)
     names = dict.fromkeys(name for of_model in lines.values() for name in of_model)
     colors = {name: color_sequences["tab20"][index % 20] for index, name in enumerate(names)}
@@ -158,11 +243,18 @@ def write_plot(run: Run, file: Path) -> None:
 
 
 def _lines(run: Run, model: str) -> dict[str, list[tuple[int, Numbers]]]:
-    """Return the numbers of each server of a model by clients, where there are at least two points."""
+    """Return the numbers of each server of a model by clients, where there are at least two
+    points.
+    """
     lines = {}
     for each in run.measurements:
-        server, name = each.server, each.server.name
-        points = [(NUM_CLIENTS[load], numbers_of(each.rounds[load])) for load in _PLOTTED if load in each.rounds]
+        server = each.server
+        name = each.server.name
+        points = [
+            (NUM_CLIENTS[load], numbers_of(each.rounds[load]))
+            for load in _PLOTTED
+            if load in each.rounds
+        ]
         if each.model == model and len(points) > 1:
             lines[name if is_ours(each) else f"{name}: {server.description}"] = points
     return lines
@@ -181,9 +273,13 @@ def _draw(
         throughput = [numbers.requests_per_s for _, numbers in points]
         latency_ms = [getattr(numbers, percentile) * 1000 for _, numbers in points]
         width = 3.0 if name.startswith("diptych") else 1.0
-        (drawn[name],) = panel.plot(throughput, latency_ms, "o-", color=colors[name], linewidth=width)
+        (drawn[name],) = panel.plot(
+            throughput, latency_ms, "o-", color=colors[name], linewidth=width
+        )
         for (num_clients, _), x, y in zip(points, throughput, latency_ms, strict=True):
-            panel.annotate(str(num_clients), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
+            panel.annotate(
+                str(num_clients), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7
+            )
     panel.set_title(f"{model}, {percentile.removesuffix('_s')}", fontsize=10)
     panel.set_xlabel("requests/s (beside a point: clients)")
     panel.set_ylabel("ms")

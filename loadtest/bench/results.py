@@ -15,7 +15,12 @@ from loadtest.bench.rounds.servers import OURS, OURS_DEFAULT
 from loadtest.bench.rounds.workloads import WorkloadName
 
 Measure = Literal["requests_per_s", "tokens_per_s", "short_p95_s", "p50_s"]  # fields of `Numbers`
-IS_TIME: dict[Measure, bool] = {"requests_per_s": False, "tokens_per_s": False, "short_p95_s": True, "p50_s": True}
+IS_TIME: dict[Measure, bool] = {
+    "requests_per_s": False,
+    "tokens_per_s": False,
+    "short_p95_s": True,
+    "p50_s": True,
+}
 
 TITLES: dict[WorkloadName, str] = {
     "mixed": "(a) mixed",
@@ -50,7 +55,9 @@ class Target:
     @property
     def bound_text(self) -> str:
         """`≥ 2`, `≤ 0.25`."""
-        return "" if self.bound is None else f"{'≤' if IS_TIME[self.measure] else '≥'} {self.bound:g}"
+        return (
+            "" if self.bound is None else f"{'≤' if IS_TIME[self.measure] else '≥'} {self.bound:g}"
+        )
 
 
 TARGETS = (
@@ -112,7 +119,9 @@ def is_ours(measurement: Measurement) -> bool:
 
 
 def comparisons(run: Run) -> list[Comparison]:
-    """Return the ratio of every target, for every model that ran its workload on our service and on a peer."""
+    """Return the ratio of every target, for every model that ran its workload on our service and on
+    a peer.
+    """
     return [comparison for target in TARGETS for comparison in _comparisons(run, target)]
 
 
@@ -120,7 +129,11 @@ def _comparisons(run: Run, target: Target) -> Iterator[Comparison]:
     scales = {model.id: model.scale for model in run.models}
     name = OURS.name if target.precision == "float32" else OURS_DEFAULT.name
     for ours in run.ours():
-        if ours.server.name != name or scales[ours.model] != target.scale or target.workload not in ours.rounds:
+        if (
+            ours.server.name != name
+            or scales[ours.model] != target.scale
+            or target.workload not in ours.rounds
+        ):
             continue
         peers = {
             peer.server.name: numbers_of(peer.rounds[target.workload])
@@ -143,7 +156,9 @@ def as_json(run: Run) -> dict[str, Any]:
     """Return the run as JSON values: aggregates, not single requests."""
     return {
         "facts": dict(run.facts),
-        "comparisons": [asdict(one) | {"ratio": one.ratio, "is_met": one.is_met} for one in comparisons(run)],
+        "comparisons": [
+            asdict(one) | {"ratio": one.ratio, "is_met": one.is_met} for one in comparisons(run)
+        ],
         "servers": [_measurement_json(each) for each in run.measurements],
         "machine": [asdict(rate) for rate in run.rates],
         "limits": [asdict(share) for share in run.shares],
@@ -160,5 +175,7 @@ def _measurement_json(measurement: Measurement) -> dict[str, Any]:
         "precision": measurement.precision,
         "start_s": measurement.start_s,
         "mean_batch": dict(measurement.batch_sizes),
-        "workloads": {name: asdict(numbers_of(rounds)) for name, rounds in measurement.rounds.items()},
+        "workloads": {
+            name: asdict(numbers_of(rounds)) for name, rounds in measurement.rounds.items()
+        },
     }

@@ -1,7 +1,8 @@
-"""The short run: our service and one peer side by side, and what got worse since the last runs in the history.
+"""The short run: our service and one peer side by side, and what got worse since the last runs in
+the history.
 
-Both servers run at the same time and are loaded in turns, so that other work on the machine disturbs both alike; the
-one that is not loaded is suspended.
+Both servers run at the same time and are loaded in turns, so that other work on the machine
+disturbs both alike; the one that is not loaded is suspended.
 """
 
 import importlib.util
@@ -29,30 +30,51 @@ class ShortRun:
     """The run of one model."""
 
     run: Run
-    others_cores: float  # mean processor time per second of other processes on the machine, while both were loaded
+    # mean processor time per second of other processes on the machine, while both were loaded
+    others_cores: float
 
 
-def run_short(models: Sequence[ModelMaterial], folder: Path, deadline_s: float) -> Iterator[ShortRun]:
-    """Yield the run of each model; the remaining time until `deadline_s`, on time.monotonic()'s clock, is divided."""
+def run_short(
+    models: Sequence[ModelMaterial], folder: Path, deadline_s: float
+) -> Iterator[ShortRun]:
+    """Yield the run of each model.
+
+    The remaining time until `deadline_s`, on time.monotonic()'s clock, is divided.
+    """
     store = os.environ.get("BENTOML_HOME", str(ROOT / ".bentoml"))
     ours = replace(OURS, environment={**OURS.environment, "BENTOML_HOME": store})
     servers = (ours, short_peer(importlib.util.find_spec("litserve") is not None))
     for index, model in enumerate(models):
         left_s = deadline_s - time.monotonic()
-        yield _short_run(model, servers, folder, deadline_s - left_s + left_s / (len(models) - index))
+        yield _short_run(
+            model, servers, folder, deadline_s - left_s + left_s / (len(models) - index)
+        )
 
 
-def _short_run(model: ModelMaterial, servers: Sequence[Server], folder: Path, deadline_s: float) -> ShortRun:
+def _short_run(
+    model: ModelMaterial, servers: Sequence[Server], folder: Path, deadline_s: float
+) -> ShortRun:
     with ExitStack() as stack:
         start_s = time.monotonic()
         running = [stack.enter_context(started(model, server, folder)) for server in servers]
         requests_s = [each.warm_up() for each in running]
-        loaded_s, others_s = time.monotonic(), _others_cpu_s()
+        loaded_s = time.monotonic()
+        others_s = _others_cpu_s()
         rounds = _rounds(running, deadline_s)
         others_cores = (_others_cpu_s() - others_s) / (time.monotonic() - loaded_s)
         measurements = [
-            Measurement(model.id, server, request_s, loaded_s - start_s, own, each.batch_sizes(), each.precision())
-            for server, each, request_s, own in zip(servers, running, requests_s, rounds, strict=True)
+            Measurement(
+                model.id,
+                server,
+                request_s,
+                loaded_s - start_s,
+                own,
+                each.batch_sizes(),
+                each.precision(),
+            )
+            for server, each, request_s, own in zip(
+                servers, running, requests_s, rounds, strict=True
+            )
         ]
     return ShortRun(Run([model], measurements, facts={}), others_cores)
 
@@ -62,8 +84,13 @@ def _others_cpu_s() -> float:
     return machine_cpu_s() - cpu_s(os.getpid())
 
 
-def _rounds(running: Sequence[MeasuredServer], deadline_s: float) -> list[dict[WorkloadName, tuple[Round, ...]]]:
-    """Return the rounds of each server, which alternate; a late run has fewer rounds of every workload."""
+def _rounds(
+    running: Sequence[MeasuredServer], deadline_s: float
+) -> list[dict[WorkloadName, tuple[Round, ...]]]:
+    """Return the rounds of each server, which alternate.
+
+    A late run has fewer rounds of every workload.
+    """
     rounds: list[dict[WorkloadName, tuple[Round, ...]]] = [{} for _ in running]
     for plan in short_plan():
         if (left_s := deadline_s - time.monotonic()) < 0:
@@ -92,10 +119,15 @@ def short_report(run: Run, history: Sequence[HistoryRow], others_cores: float) -
 def _line(change: Change) -> str:
     row = change.row
     before = f"{change.before:.2f} at {row.commit} of {row.date} ({row.machine})"
-    return f"{change.name.replace(' | ', ', ')}: ours ÷ {change.peers} {change.now:.2f}, before {before}"
+    return (
+        f"{change.name.replace(' | ', ', ')}: ours ÷ {change.peers} {change.now:.2f}, before"
+        f" {before}"
+    )
 
 
-def _verdict(found: Sequence[Change], judged: Sequence[Change], others_cores: float) -> Iterator[str]:
+def _verdict(
+    found: Sequence[Change], judged: Sequence[Change], others_cores: float
+) -> Iterator[str]:
     if len(judged) < len(found):
         yield f"other work took {others_cores:.1f} cores: rates and times are not judged"
     if not found:
@@ -103,4 +135,6 @@ def _verdict(found: Sequence[Change], judged: Sequence[Change], others_cores: fl
     worse = [change for change in judged if change.is_worse]
     yield from (f"WORSE by more than {TOLERANCE:.0%}: {_line(change)}" for change in worse)
     if found and not worse:
-        yield f"{len(judged)} of {len(found)} ratios judged, none worse by more than {TOLERANCE:.0%}"
+        yield (
+            f"{len(judged)} of {len(found)} ratios judged, none worse by more than {TOLERANCE:.0%}"
+        )

@@ -1,7 +1,8 @@
-"""One run, driven by Locust's events: opens the session, follows the plan, collects samples, writes the report.
+"""One run, driven by Locust's events: opens the session, follows the plan, collects samples, writes
+the report.
 
-A single process does all of it. A master has plan, samples and report; a worker has the session, and sends its samples
-to the master with Locust's own reports.
+A single process does all of it. A master has plan, samples and report; a worker has the session,
+and sends its samples to the master with Locust's own reports.
 """
 
 import json
@@ -36,7 +37,8 @@ _SCRAPE_EVERY_S = 2.0
 _WARM_UP_S, _SETTLE_S, _MEASURED_S = 10.0, 5.0, 20.0  # of steps
 _WORKER_REPORTS_S = 3.5  # above Locust's interval
 _MANUAL_WINDOW_S = 10.0
-_MAX_SLOPE_WINDOWS, _MIN_SLOPE_WINDOW_S = 10, 10.0
+_MAX_SLOPE_WINDOWS = 10
+_MIN_SLOPE_WINDOW_S = 10.0
 _LAST_REPORTS_S = 5.0
 _API_KEY = "LOADTEST_API_KEY"  # environment variable
 
@@ -65,7 +67,8 @@ class LoadRun:
         events.worker_report.add_listener(self._add_report)
 
     def check(self) -> None:
-        """Raise `MixError` for an invalid mix or one that the service lacks, `OSError` if it does not answer.
+        """Raise `MixError` for an invalid mix or one that the service lacks, `OSError` if it does
+        not answer.
 
         A worker receives the address of the service only when a test starts, and so may a page.
         """
@@ -80,7 +83,9 @@ class LoadRun:
         options = self._options
         match options.scenario:
             case "saturation":
-                times = StepTimes(_WARM_UP_S, _SETTLE_S, _MEASURED_S, self.mix.longest_slo_s + _WORKER_REPORTS_S)
+                times = StepTimes(
+                    _WARM_UP_S, _SETTLE_S, _MEASURED_S, self.mix.longest_slo_s + _WORKER_REPORTS_S
+                )
                 self._plan = Stepping(self._next_level, times, options.seconds)
             case "ramp":
                 self._plan = _slope(options.first_level, options)
@@ -123,7 +128,9 @@ class LoadRun:
         return next_level(steps, self._options.first_level, self.level_per_user)
 
     def _start(self, **_: Any) -> None:
-        """Start a test; Locust stops it with a message if the service does not answer or lacks a part of the mix."""
+        """Start a test; Locust stops it with a message if the service does not answer or lacks a
+        part of the mix.
+        """
         self._recorder.clear()
         self._start_s = time.time()
         runner = self._environment.runner
@@ -138,7 +145,9 @@ class LoadRun:
             raise StopTest(f"{self._target.url}: {error}") from error
 
     def _open_session(self) -> None:
-        session = Session(self._target, self.mix, self._recorder, self._environment, self._options.max_outstanding)
+        session = Session(
+            self._target, self.mix, self._recorder, self._environment, self._options.max_outstanding
+        )
         session.open()
         self._session = DiptychUser.session = session
         DiptychUser.is_open_loop = self._options.arrivals == "open"
@@ -148,7 +157,8 @@ class LoadRun:
         models = json.loads(rest.get("/v1/models"))["data"]
         listed = ", ".join(f"{model['id']} ({model['precision']})" for model in models)
         self._service = f"{self._target.url}: {listed}"
-        self._scrapes, self._num_failed_scrapes = [], 0
+        self._scrapes = []
+        self._num_failed_scrapes = 0
         self._scraping = gevent.spawn(self._scrape, rest)
 
     def _stop(self, **_: Any) -> None:
@@ -170,14 +180,19 @@ class LoadRun:
 
     def _report(self, stop_s: float) -> None:
         """Write the report; defects of the service set the exit status to 1."""
-        samples, mix, options = self._recorder.samples, self.mix, self._options
+        samples = self._recorder.samples
+        mix = self.mix
+        options = self._options
         if not samples:
             return
         report = LoadReport(
             self._facts(stop_s),
             options.unit,
             mix.slos_ms,
-            [window_numbers(window, samples, self._scrapes, mix.slos_ms) for window in self._windows(stop_s)],
+            [
+                window_numbers(window, samples, self._scrapes, mix.slos_ms)
+                for window in self._windows(stop_s)
+            ],
             numbers_of(samples, mix.slos_ms),
             numbers_by_api(samples, mix.slos_ms),
         )
@@ -185,7 +200,10 @@ class LoadRun:
         self._environment.process_exit_code = 1 if DEFECTS & report.total.statuses.keys() else 0
 
     def _facts(self, stop_s: float) -> Mapping[str, str]:
-        mix, machine = self.mix, f"{processor_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end"
+        mix = self.mix
+        machine = (
+            f"{processor_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end"
+        )
         processes = f"{self._num_processes} process{'es' if self._num_processes > 1 else ''}"
         users = ", ".join(f"{weight} {api}" for api, weight in mix.apis.items())
         loop = "open loop, a Poisson process" if self._options.arrivals == "open" else "closed loop"
@@ -193,13 +211,20 @@ class LoadRun:
             "command": f"`{' '.join(['python -m locust', *sys.argv[1:]])}`",
             "sent from": f"{machine}; {processes}",
             "service": self._service,
-            "traffic": f"{users}; {percent(mix.images.fresh)} new images; {loop}; {stop_s - self._start_s:.0f} s",
+            "traffic": (
+                f"{users}; {percent(mix.images.fresh)} new images; {loop};"
+                f" {stop_s - self._start_s:.0f} s"
+            ),
             "latency": "from the due time of a request to its whole answer, of right answers",
-            "metrics": f"read {len(self._scrapes)} times; {self._num_failed_scrapes} attempts failed",
+            "metrics": (
+                f"read {len(self._scrapes)} times; {self._num_failed_scrapes} attempts failed"
+            ),
         }
 
     def _windows(self, stop_s: float) -> list[Window]:
-        """Return the finished windows of the plan; without any, equal parts of the time with their actual rates."""
+        """Return the finished windows of the plan; without any, equal parts of the time with their
+        actual rates.
+        """
         planned = [] if self._plan is None else self._plan.windows()
         return [window for window in planned if window.end_s <= stop_s] or self._parts(stop_s)
 
@@ -210,7 +235,9 @@ class LoadRun:
         return [replace(part, level=self._recorder.num_due(part) / part.seconds) for part in parts]
 
     def _scrape(self, rest: RestSender) -> None:
-        """Read the service's metrics periodically; failures, which overload may cause, are counted in the report."""
+        """Read the service's metrics periodically; failures, which overload may cause, are counted
+        in the report.
+        """
         while True:
             try:
                 self._scrapes.append(scraped(rest.get, time.time()))

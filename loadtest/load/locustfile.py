@@ -1,4 +1,6 @@
-"""Entry point for Locust: `locust -f loadtest/load/locustfile.py --host URL`, with --headless or with its page."""
+"""Entry point for Locust: `locust -f loadtest/load/locustfile.py --host URL`, with --headless or
+with its page.
+"""
 
 import sys
 import time
@@ -12,7 +14,8 @@ from loadtest.load.options import add_options, options_of
 from loadtest.load.traffic.traffic_mix import MixError
 from loadtest.load.users import USERS, CompareUser, GrpcUser, RestUser, StreamUser
 
-__all__ = ["CompareUser", "GrpcUser", "PlanShape", "RestUser", "StreamUser"]  # found by Locust in this module
+# found by Locust in this module
+__all__ = ["CompareUser", "GrpcUser", "PlanShape", "RestUser", "StreamUser"]
 
 _MAX_SPAWNED_PER_S = 100  # above that Locust warns
 _DRAINED_S = 4.0  # above a worker's report interval, after which it may report more requests
@@ -21,7 +24,9 @@ events.init_command_line_parser.add_listener(add_options)
 
 
 class PlanShape(LoadTestShape):
-    """Converts the levels of a plan to users; at its end waits, without users, for the last answers."""
+    """Converts the levels of a plan to users; at its end waits, without users, for the last
+    answers.
+    """
 
     run: LoadRun
 
@@ -32,7 +37,9 @@ class PlanShape(LoadTestShape):
         self._end_s: float | None = None
 
     def tick(self) -> tuple[int, float] | None:
-        """Return the number of users and how many of them may start per second; None ends the test."""
+        """Return the number of users and how many of them may start per second; None ends the
+        test.
+        """
         level = self.plan.level(time.time())
         if level is not None:
             num_users = max(1, round(level / self.run.level_per_user))
@@ -46,8 +53,11 @@ class PlanShape(LoadTestShape):
 
 @events.init.add_listener
 def prepare(environment: Environment, **_: Any) -> None:
-    """Set the users' weights and the shape's plan; exit with a message if mix or service are unusable."""
-    options, run = options_of(environment.parsed_options), LoadRun(environment)
+    """Set the users' weights and the shape's plan; exit with a message if mix or service are
+    unusable.
+    """
+    options = options_of(environment.parsed_options)
+    run = LoadRun(environment)
     try:
         run.check()
     except (OSError, MixError) as error:

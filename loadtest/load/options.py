@@ -40,17 +40,51 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options; Locust's page shows them too, and a master sends them to its workers."""
     add = parser.add_argument_group("Diptych's load test").add_argument
     scenarios = get_args(Scenario)
-    add("--scenario", choices=scenarios, default=scenarios[0], help="manual: users set in Locust's page")
-    add("--arrivals", choices=get_args(Arrivals), default="open", help="open: requests/s; closed: waiting clients")
-    add("--level", type=float, default=10.0, help="requests/s or clients, of a soak and of a ramp's end")
-    add("--first-level", type=float, default=4.0, help="the same, of the first step and of a ramp's start")
+    add(
+        "--scenario",
+        choices=scenarios,
+        default=scenarios[0],
+        help="manual: users set in Locust's page",
+    )
+    add(
+        "--arrivals",
+        choices=get_args(Arrivals),
+        default="open",
+        help="open: requests/s; closed: waiting clients",
+    )
+    add(
+        "--level",
+        type=float,
+        default=10.0,
+        help="requests/s or clients, of a soak and of a ramp's end",
+    )
+    add(
+        "--first-level",
+        type=float,
+        default=4.0,
+        help="the same, of the first step and of a ramp's start",
+    )
     add("--seconds", type=float, default=320.0, help="maximum duration, without the last answers")
-    add("--mix", default=str(_HERE / "traffic_mix.yaml"), help="traffic mix; a path on every worker")
+    add(
+        "--mix", default=str(_HERE / "traffic_mix.yaml"), help="traffic mix; a path on every worker"
+    )
     add("--grpc", default="", metavar="HOST:PORT", help="default: port 3001 of --host")
-    add("--results", default=str(_HERE.parent / "results" / "load"), metavar="FOLDER", help="of the report")
-    add("--max-outstanding", type=int, default=256, help="requests in flight of one worker; others are not sent")
+    add(
+        "--results",
+        default=str(_HERE.parent / "results" / "load"),
+        metavar="FOLDER",
+        help="of the report",
+    )
+    add(
+        "--max-outstanding",
+        type=int,
+        default=256,
+        help="requests in flight of one worker; others are not sent",
+    )
 
 
 def options_of(parsed: argparse.Namespace | None) -> Options:
-    """Return the values of a parsed command line, which is None only if Locust is used as a library."""
+    """Return the values of a parsed command line, which is None only if Locust is used as a
+    library.
+    """
     return Options(**{field.name: getattr(parsed, field.name) for field in fields(Options)})

@@ -33,13 +33,20 @@ class Session:
     """Sends questions to one service until it is closed."""
 
     def __init__(
-        self, target: Target, mix: TrafficMix, recorder: Recorder, environment: Environment, max_requests: int
+        self,
+        target: Target,
+        mix: TrafficMix,
+        recorder: Recorder,
+        environment: Environment,
+        max_requests: int,
     ) -> None:
         self._mix = mix
         self._recorder = recorder
         self._request_event = environment.events.request
         self._rest = RestSender(target.url, max_requests, target.api_key)
-        self._grpc = GrpcSender(target.grpc_address, target.url.startswith("https:"), target.api_key)
+        self._grpc = GrpcSender(
+            target.grpc_address, target.url.startswith("https:"), target.api_key
+        )
         self._send_over: dict[Api, Callable[[Question], Reply]] = {
             "rest": self._rest.predict,
             "grpc": self._grpc.predict,
@@ -52,7 +59,11 @@ class Session:
         self.pool = RequestPool(self._send, self._drop, max_requests)
 
     def open(self) -> None:
-        """Connect; raise `OSError` if the service does not answer, `MixError` if it lacks a part of the mix."""
+        """Connect.
+
+        Raise `OSError` if the service does not answer, `MixError` if it lacks a part of the
+        mix.
+        """
         self._questions = Questions(self._mix, json.loads(self._rest.get("/v1/tasks")), self.rng)
         if self._mix.apis.get("grpc"):
             self._grpc.connect()
@@ -61,7 +72,10 @@ class Session:
         return self._questions.next(api)
 
     def close(self) -> None:
-        """Wait for the requests in flight, then close all connections; raise a failure of the sender itself."""
+        """Wait for the requests in flight, then close all connections.
+
+        Raise a failure of the sender itself.
+        """
         self.pool.finish(self._mix.longest_deadline_s + 2 * GRACE_S)
         self._rest.close()
         self._grpc.close()
@@ -74,7 +88,9 @@ class Session:
         reply = self._send_over[question.api](question)
         first_token_s = None if reply.first_token_s is None else reply.first_token_s - due_s
         status = self._checker.status(question, reply)
-        self._record(_sample(question, due_s, lag_s, time.monotonic() - due_s, first_token_s, status))
+        self._record(
+            _sample(question, due_s, lag_s, time.monotonic() - due_s, first_token_s, status)
+        )
 
     def _drop(self, question: Question, due_s: float) -> None:
         self._recorder.due_s.append(_unix_s(due_s))
@@ -83,7 +99,8 @@ class Session:
     def _record(self, sample: Sample) -> None:
         """Keep a sample, and report it to Locust for its page and tables.
 
-        Each status has a row of its own there, because the times of refusals would distort those of answers.
+        Each status has a row of its own there, because the times of refusals would distort those of
+        answers.
         """
         self._recorder.samples.append(sample)
         is_error = sample.verdict(self._mix.slos_ms) == "error"
@@ -98,9 +115,23 @@ class Session:
 
 
 def _sample(
-    question: Question, due_s: float, lag_s: float, latency_s: float, first_token_s: float | None, status: str
+    question: Question,
+    due_s: float,
+    lag_s: float,
+    latency_s: float,
+    first_token_s: float | None,
+    status: str,
 ) -> Sample:
-    return Sample(question.api, question.task, question.model, _unix_s(due_s), lag_s, latency_s, first_token_s, status)
+    return Sample(
+        question.api,
+        question.task,
+        question.model,
+        _unix_s(due_s),
+        lag_s,
+        latency_s,
+        first_token_s,
+        status,
+    )
 
 
 def _unix_s(monotonic_s: float) -> float:

@@ -1,4 +1,6 @@
-"""Locust's users, one class for each interface; in the open loop each is a Poisson process of RATE_PER_USER."""
+"""Locust's users, one class for each interface; in the open loop each is a Poisson process of
+RATE_PER_USER.
+"""
 
 import time
 from typing import ClassVar
@@ -61,4 +63,6 @@ class CompareUser(DiptychUser):
     api = "compare"
 
 
-USERS: dict[Api, type[DiptychUser]] = {user.api: user for user in (RestUser, GrpcUser, StreamUser, CompareUser)}
+USERS: dict[Api, type[DiptychUser]] = {
+    user.api: user for user in (RestUser, GrpcUser, StreamUser, CompareUser)
+}

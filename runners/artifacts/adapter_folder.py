@@ -1,12 +1,14 @@
-"""A folder of LoRA adapters, which gateway and runners watch: each sub-folder is one in PEFT's format.
+"""A folder of LoRA adapters, which gateway and runners watch: each sub-folder is one in PEFT's
+format.
 
     NAME/adapter_config.json
     NAME/adapter_model.safetensors
-    NAME/diptych.yaml                   optional: keys of a catalog entry (tasks/catalog.py), such as adapter_of
+    NAME/diptych.yaml                   optional: keys of a catalog entry (tasks/catalog.py), such
+                                        as adapter_of
 
-All processes derive the same build key from the same files. While a sub-folder is written, it counts as it was before.
-The files are foreign data: they are opened without waiting, bounded in size, and each failure is an `AdapterError`.
-Reads no weights (runners/artifacts/peft_adapter.py).
+All processes derive the same build key from the same files. While a sub-folder is written, it
+counts as it was before. The files are foreign data: they are opened without waiting, bounded in
+size, and each failure is an `AdapterError`. Reads no weights (runners/artifacts/peft_adapter.py).
 """
 
 import hashlib
@@ -31,7 +33,9 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's
 ENTRY_FILE = "diptych.yaml"
-DOWN, UP = ".down", ".up"  # after the name of a layer: the matrices of an adapter as runners load them
+# after the name of a layer: the matrices of an adapter as runners load them
+DOWN = ".down"
+UP = ".up"
 MAX_ADAPTERS = 64  # of one base
 SCAN_EVERY_S = 1.0
 MAX_CONFIG_BYTES = 1_000_000  # PEFT's may name every layer
@@ -64,7 +68,9 @@ class AdapterLimits:
 
 
 def adapter_build_key(hashes: Mapping[str, str], base_build_key: str) -> str:
-    """Return the sha256, hexadecimal, over all that decides the matrices of an adapter: PEFT's files and its base."""
+    """Return the sha256, hexadecimal, over all that decides the matrices of an adapter: PEFT's
+    files and its base.
+    """
     inputs = {"adapter_format": _FORMAT, "files": hashes, "base": base_build_key}
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
@@ -81,12 +87,18 @@ class AdapterFolder:
         return self.path.name
 
     def hashes(self, max_bytes: int) -> dict[str, str]:
-        """Return the sha256 of PEFT's files by name; raise `AdapterError` if one is unreadable or too large."""
+        """Return the sha256 of PEFT's files by name.
+
+        Raise `AdapterError` if one is unreadable or too large.
+        """
         bounds = {CONFIG_FILE: MAX_CONFIG_BYTES, WEIGHTS_FILE: max_bytes}
         return {name: _sha256_of(self.path / name, bound) for name, bound in bounds.items()}
 
     def entry(self) -> dict[str, Any]:
-        """Return the keys of its catalog entry; raise `AdapterError` if the file is no mapping in YAML."""
+        """Return the keys of its catalog entry.
+
+        Raise `AdapterError` if the file is no mapping in YAML.
+        """
         if ENTRY_FILE not in dict(self.files):
             return {}
         path = self.path / ENTRY_FILE
@@ -94,19 +106,27 @@ class AdapterFolder:
         try:
             values = _parsed_yaml(text)
         except Exception as error:  # PyYAML raises many, such as KeyError for a tag
-            raise AdapterError(f"{path} cannot be read as YAML: {type(error).__name__}: {error}") from error
+            raise AdapterError(
+                f"{path} cannot be read as YAML: {type(error).__name__}: {error}"
+            ) from error
         if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-            raise AdapterError(f"{path} must have keys of a catalog entry, such as adapter_of and tasks")
+            raise AdapterError(
+                f"{path} must have keys of a catalog entry, such as adapter_of and tasks"
+            )
         return values
 
     def base_name(self) -> str:
-        """Return the name of its base: `adapter_of` of the entry, else PEFT's `base_model_name_or_path`."""
+        """Return the name of its base: `adapter_of` of the entry, else PEFT's
+        `base_model_name_or_path`.
+        """
         if (declared := self.entry().get("adapter_of")) is not None:
             name = declared
         else:
             name = read_config(self.path).get("base_model_name_or_path")
         if not isinstance(name, str):
-            raise AdapterError(f"{self.path} names no base: base_model_name_or_path and adapter_of must be strings")
+            raise AdapterError(
+                f"{self.path} names no base: base_model_name_or_path and adapter_of must be strings"
+            )
         return name
 
     def is_adapter_of(self, base: Manifest) -> bool:
@@ -131,31 +151,48 @@ class AdapterScan:
     def scan(self) -> dict[str, AdapterFolder]:
         """Return the complete adapters by name, in the order of names.
 
-        Of one that is being written, the version before is returned, if any. While the folder cannot be read, nothing
-        changes.
+        Of one that is being written, the version before is returned, if any. While the folder
+        cannot be read, nothing changes.
         """
         try:
-            paths = sorted(path for path in self._folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+            paths = sorted(
+                path
+                for path in self._folder.iterdir()
+                if _NAME.fullmatch(path.name) and path.is_dir()
+            )
         except OSError as error:
             if self._is_readable:
-                logger.error("the adapters are unchanged, because their folder cannot be read: %s", error)
+                logger.error(
+                    "the adapters are unchanged, because their folder cannot be read: %s", error
+                )
             self._is_readable = False
             return dict(self._settled)
         self._is_readable = True
-        found = {path.name: AdapterFolder(path, files) for path in paths if (files := _version(path))}
-        settled = {name: each if self._is_settled(each) else self._settled.get(name) for name, each in found.items()}
+        found = {
+            path.name: AdapterFolder(path, files) for path in paths if (files := _version(path))
+        }
+        settled = {
+            name: each if self._is_settled(each) else self._settled.get(name)
+            for name, each in found.items()
+        }
         self._seen = found
         self._settled = {name: each for name, each in settled.items() if each is not None}
         return dict(self._settled)
 
     def _is_settled(self, adapter: AdapterFolder) -> bool:
-        """Return True if its files are as in the last scan, or old: a renamed sub-folder is complete at once."""
+        """Return True if its files are as in the last scan, or old: a renamed sub-folder is
+        complete at once.
+        """
         changed_s = max(max(version[:2]) for _, version in adapter.files) / 1e9
-        return self._seen.get(adapter.name) == adapter or self._now() - changed_s >= _SETTLED_AFTER_S
+        return (
+            self._seen.get(adapter.name) == adapter or self._now() - changed_s >= _SETTLED_AFTER_S
+        )
 
 
 def reason_of(error: Exception) -> str:
-    """Return the message of an error about foreign data on one line, without control characters, and bounded."""
+    """Return the message of an error about foreign data on one line, without control characters,
+    and bounded.
+    """
     words = " ".join(str(error).split())
     return "".join(char if char.isprintable() else "?" for char in words[:_MAX_REASON_CHARS])
 
@@ -172,7 +209,9 @@ def open_file(path: Path, max_bytes: int) -> Iterator[BufferedReader]:
             if not stat.S_ISREG(found.st_mode):
                 raise AdapterError(f"{path} must be a regular file")
             if found.st_size > max_bytes:
-                raise AdapterError(f"{path} has {found.st_size} bytes; at most {max_bytes} are allowed")
+                raise AdapterError(
+                    f"{path} has {found.st_size} bytes; at most {max_bytes} are allowed"
+                )
             yield file
     except OSError as error:
         raise AdapterError(f"{path} cannot be read: {error}") from error
@@ -193,20 +232,27 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(values, dict):
-        raise AdapterError(f"{path} must be an object with base_model_name_or_path, r, lora_alpha and others")
+        raise AdapterError(
+            f"{path} must be an object with base_model_name_or_path, r, lora_alpha and others"
+        )
     return values
 
 
 def _parsed_yaml(text: bytes) -> Any:
-    """Parse a document without references, by which a short one stands for gigabytes, and without deep nesting.
+    """Parse a document without references, by which a short one stands for gigabytes, and without
+    deep nesting.
 
     PyYAML takes 9 s for 5,000 brackets; here the first few end it.
     """
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
+            event, yaml.CollectionEndEvent
+        )
         if depth > _MAX_ENTRY_DEPTH or isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"references (*name) and more than {_MAX_ENTRY_DEPTH} levels are not allowed")
+            raise ValueError(
+                f"references (*name) and more than {_MAX_ENTRY_DEPTH} levels are not allowed"
+            )
     return yaml.safe_load(text)
 
 
@@ -234,7 +280,9 @@ def _version(path: Path) -> tuple[tuple[str, _FileVersion], ...]:
 
 
 def _stat(path: Path) -> os.stat_result:
-    """Return the state of a file, or of a link that leads nowhere: it is refused when it is read."""
+    """Return the state of a file, or of a link that leads nowhere: it is refused when it is
+    read.
+    """
     try:
         return path.stat()
     except OSError:

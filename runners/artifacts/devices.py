@@ -1,6 +1,7 @@
 """The device of encoder and decoder, and their CPU threads.
 
-A device is found without torch, so that the gateway, which has none, gets the same result as the runners.
+A device is found without torch, so that the gateway, which has none, gets the same result as the
+runners.
 """
 
 import ctypes
@@ -28,7 +29,10 @@ def model_device(pair: str) -> tuple[str, DeviceSetting, int | None]:
     """Parse `MODEL=cpu`, `MODEL=cuda` or `MODEL=cuda:INDEX`; raise `ValueError`."""
     match = re.fullmatch(r"([^=]+)=(?:(cpu|cuda)|cuda:(\d{1,3}))", pair)
     if match is None:
-        raise ValueError(f"{pair!r} must be MODEL=cpu, MODEL=cuda or MODEL=cuda:INDEX, such as florence-2-base=cuda:1")
+        raise ValueError(
+            f"{pair!r} must be MODEL=cpu, MODEL=cuda or MODEL=cuda:INDEX, such as"
+            " florence-2-base=cuda:1"
+        )
     model_id, device, gpu = match.groups()
     return model_id, "cpu" if device == "cpu" else "cuda", None if gpu is None else int(gpu)
 
@@ -39,7 +43,9 @@ def encoder_device(setting: DeviceSetting) -> Device:
 
 
 def has_cuda_provider() -> bool:
-    """Return True if ONNX Runtime has a CUDA provider that loads; log the missing library if it does not load."""
+    """Return True if ONNX Runtime has a CUDA provider that loads; log the missing library if it
+    does not load.
+    """
     import onnxruntime  # starts a thread and takes 15 MB: not where the driver has no card
 
     if CUDA_PROVIDER not in onnxruntime.get_available_providers():
@@ -50,7 +56,10 @@ def has_cuda_provider() -> bool:
         for name in _CUDA_PROVIDER_FILES:
             ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL)
     except OSError as error:
-        logger.warning("ONNX Runtime's CUDA provider does not load, so vision encoders run on the CPU: %s", error)
+        logger.warning(
+            "ONNX Runtime's CUDA provider does not load, so vision encoders run on the CPU: %s",
+            error,
+        )
         return False
     return True
 
@@ -61,7 +70,8 @@ def decoder_device(setting: DeviceSetting) -> Device:
 
 
 def num_threads(setting: int, hidden_size: int, num_cores: int) -> int:
-    """Return the number of threads of encoder or decoder; `setting` 0: one for narrow models, else all cores.
+    """Return the number of threads of encoder or decoder; `setting` 0: one for narrow models, else
+    all cores.
 
     The matrix products of a narrow model take less time than starting a second thread.
     """
@@ -69,7 +79,9 @@ def num_threads(setting: int, hidden_size: int, num_cores: int) -> int:
 
 
 def may_have_cuda(setting: DeviceSetting) -> bool:
-    """Return True if a GPU may be used, without initialising the driver: a process with it cannot be forked."""
+    """Return True if a GPU may be used, without initialising the driver: a process with it cannot
+    be forked.
+    """
     if setting != "auto":
         return setting == "cuda"
     try:
@@ -80,7 +92,9 @@ def may_have_cuda(setting: DeviceSetting) -> bool:
 
 
 def select_gpu(index: int, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Make GPU `index`, of those that this process sees, its only one; raise `RuntimeError` if it sees too few.
+    """Make GPU `index`, of those that this process sees, its only one.
+
+    Raise `RuntimeError` if it sees too few.
 
     Only before the driver is initialised.
     """
@@ -90,12 +104,16 @@ def select_gpu(index: int, environment: MutableMapping[str, str] = os.environ) -
         return
     gpus = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
     if index >= len(gpus):
-        raise RuntimeError(f"cuda:{index} is requested, but {_VISIBLE}={visible} shows {len(gpus)} GPUs")
+        raise RuntimeError(
+            f"cuda:{index} is requested, but {_VISIBLE}={visible} shows {len(gpus)} GPUs"
+        )
     environment[_VISIBLE] = gpus[index]
 
 
 def has_cuda_card(load_library: Callable[[str], Any] = ctypes.CDLL) -> bool:
-    """Return True if NVIDIA's driver shows this process a GPU; CUDA_VISIBLE_DEVICES can hide them."""
+    """Return True if NVIDIA's driver shows this process a GPU; CUDA_VISIBLE_DEVICES can hide
+    them.
+    """
     try:
         driver = load_library("libcuda.so.1")
     except OSError:
@@ -107,7 +125,10 @@ def has_cuda_card(load_library: Callable[[str], Any] = ctypes.CDLL) -> bool:
 
 
 def _device(setting: DeviceSetting, has_cuda: bool) -> Device:
-    """Return the device; one that is set but missing fails at its first use, with the library's message."""
+    """Return the device.
+
+    One that is set but missing fails at its first use, with the library's message.
+    """
     if setting == "auto":
         return "cuda" if has_cuda else "cpu"
     return setting

@@ -1,9 +1,12 @@
 """The artifact folder of a model: written by the export, loaded by its runner.
 
     manifest.json           source, build key and precisions, and the sha256 of every other file
-    vision_encoder.onnx     pixels uint8 (B, H, W, 3) -> image_features float32 (B, N, C); projector included
-    vision_encoder.int8.onnx, vision_encoder.float16.onnx   the same at another precision, if exported
-    decoder.safetensors     the tensors of the checkpoint without vision tower and projector, in their stored dtype
+    vision_encoder.onnx     pixels uint8 (B, H, W, 3) -> image_features float32 (B, N, C); projector
+                            included
+    vision_encoder.int8.onnx, vision_encoder.float16.onnx   the same at another precision, if
+                                                            exported
+    decoder.safetensors     the tensors of the checkpoint without vision tower and projector, in
+                            their stored dtype
     config.json, generation_config.json, tokenizer.json, …   copied from the checkpoint
     mask_decoder.npz        PaliGemma only: the codebook and decoder of its segmentation tokens
     calibration.json        the calibration of scores by task, if the checkpoint's folder has one
@@ -11,8 +14,10 @@
 Of a LoRA adapter, which runs in the runner of its base:
 
     manifest.json           the same, with the base's id and build key, input size and precisions
-    adapter.safetensors     two float32 matrices for each layer that it changes (runners/models/adapters.py)
-    vision_encoder*.onnx    only if it changes the vision tower or the projector: its own, in the base's precisions
+    adapter.safetensors     two float32 matrices for each layer that it changes
+                            (runners/models/adapters.py)
+    vision_encoder*.onnx    only if it changes the vision tower or the projector: its own, in the
+                            base's precisions
 
 Does not know where such folders are stored (runners/artifacts/store.py).
 """
@@ -28,7 +33,8 @@ from typing import Any, Literal, get_args
 Family = Literal["florence2", "paligemma"]
 Device = Literal["cpu", "cuda"]
 Part = Literal["encoder", "decoder"]
-Precision = Literal["float32", "int8", "bfloat16", "float16"]  # int8: weights and the inputs of their products
+# int8: weights and the inputs of their products
+Precision = Literal["float32", "int8", "bfloat16", "float16"]
 
 MANIFEST_FILE = "manifest.json"
 DECODER_FILE = "decoder.safetensors"
@@ -73,7 +79,8 @@ class Manifest:
     files: Mapping[str, str]  # file name -> sha256, hexadecimal
     parity: Mapping[str, Any]
     adapter_of: str | None = None  # of an adapter: the id of its base
-    base_build_key: str | None = None  # of an adapter: the build of its base that it was checked against
+    # of an adapter: the build of its base that it was checked against
+    base_build_key: str | None = None
 
     @property
     def has_encoder(self) -> bool:
@@ -101,21 +108,27 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of an artifact folder; raise `ArtifactError` if it is missing or malformed."""
+    """Read the manifest of an artifact folder.
+
+    Raise `ArtifactError` if it is missing or malformed.
+    """
     path = folder / MANIFEST_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         width, height = values.pop("image_size_wh")
         manifest = Manifest(image_size_wh=(width, height), **values)
         if not isinstance(manifest.precision, dict):
-            raise ValueError(f"precision is {manifest.precision!r}; it must be a mapping by device and part")
+            raise ValueError(
+                f"precision is {manifest.precision!r}; it must be a mapping by device and part"
+            )
         return manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} is not a valid manifest of this version: {error!r}") from error
 
 
 def verify_files(folder: Path, manifest: Manifest, names: Container[str] | None = None) -> None:
-    """Raise `ArtifactError` unless `folder` contains exactly the manifest's files, with their hashes.
+    """Raise `ArtifactError` unless `folder` contains exactly the manifest's files, with their
+    hashes.
 
     Only the files `names` are read and hashed, by default all.
     """
@@ -123,14 +136,18 @@ def verify_files(folder: Path, manifest: Manifest, names: Container[str] | None 
     # BentoML's store adds model.yaml to each folder.
     unknown = present - {MANIFEST_FILE, "model.yaml", *manifest.files}
     if unknown:
-        raise ArtifactError(f"{folder} holds files that its manifest does not list: {sorted(unknown)}")
+        raise ArtifactError(
+            f"{folder} holds files that its manifest does not list: {sorted(unknown)}"
+        )
     for name, expected in manifest.files.items():
         if name not in present:
             raise ArtifactError(f"{folder} lacks {name}, which its manifest lists")
         if names is not None and name not in names:
             continue
         if (actual := sha256_of(folder / name)) != expected:
-            raise ArtifactError(f"{folder / name} has sha256 {actual}, its manifest says {expected}")
+            raise ArtifactError(
+                f"{folder / name} has sha256 {actual}, its manifest says {expected}"
+            )
 
 
 def files_of_runner(manifest: Manifest, encoder_precision: Precision) -> frozenset[str]:

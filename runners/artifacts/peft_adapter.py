@@ -1,15 +1,19 @@
-"""Reads a LoRA adapter in PEFT's format: the language part, which a runner loads, and the vision part.
+"""Reads a LoRA adapter in PEFT's format: the language part, which a runner loads, and the vision
+part.
 
-    adapter_config.json         rank, alpha and their patterns; everything else that would change the answer is refused
-    adapter_model.safetensors   base_model.model.LAYER.lora_A.weight (R, in) and .lora_B.weight (out, R), of a
-                                convolution (R, in, H, W) and (out, R, 1, 1)
-                                base_model.model.WEIGHT of the modules in `modules_to_save`, which replaces the base's
+    adapter_config.json         rank, alpha and their patterns; everything else that would change
+                                the answer is refused
+    adapter_model.safetensors   base_model.model.LAYER.lora_A.weight (R, in) and .lora_B.weight
+                                (out, R), of a convolution (R, in, H, W) and (out, R, 1, 1)
+                                base_model.model.WEIGHT of the modules in `modules_to_save`, which
+                                replaces the base's
 
-LAYER is a name in the model that was tuned: transformers 5 calls Florence-2's and PaliGemma's language model
-`model.language_model`, older versions `language_model.model`; `_VISION` has both names of the other parts. Needs
-neither peft nor the base's checkpoint: the export merges the vision part into it (export/adapters.py).
-Both files are foreign data: nothing in them is run, and `AdapterLimits` bounds what is read and computed.
-Source of ranks and factors: peft 0.21, tuners/lora/layer.py (`update_layer`, `get_delta_weight`); of their patterns,
+LAYER is a name in the model that was tuned: transformers 5 calls Florence-2's and PaliGemma's
+language model `model.language_model`, older versions `language_model.model`; `_VISION` has both
+names of the other parts. Needs neither peft nor the base's checkpoint: the export merges the vision
+part into it (export/adapters.py). Both files are foreign data: nothing in them is run, and
+`AdapterLimits` bounds what is read and computed. Source of ranks and factors: peft 0.21,
+tuners/lora/layer.py (`update_layer`, `get_delta_weight`); of their patterns,
 runners/artifacts/layer_patterns.py.
 """
 
@@ -51,13 +55,42 @@ _NOT_ADAPTED = (
 
 # Keys of the configuration that are read, or that only training needs.
 _READ = {
-    *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights"),
+    *(
+        "peft_type",
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "rank_pattern",
+        "alpha_pattern",
+        "bias",
+        "init_lora_weights",
+    ),
     "modules_to_save",
 }
 _OF_TRAINING = {
-    *("auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config"),
-    *("exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout"),
-    *("lora_ga_config", "megatron_config", "megatron_core", "peft_version", "qalora_group_size", "revision"),
+    *(
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+    ),
+    *(
+        "exclude_modules",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_dropout",
+    ),
+    *(
+        "lora_ga_config",
+        "megatron_config",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+    ),
     *("target_modules", "task_type"),
 }
 # The other initialisations change the weights of the base as well.
@@ -84,20 +117,26 @@ class PeftConfig:
 
     @classmethod
     def read(cls, folder: Path, max_rank: int) -> "PeftConfig":
-        """Read the configuration in `folder`; raise `AdapterError` if it is malformed or has something unsupported."""
+        """Read the configuration in `folder`.
+
+        Raise `AdapterError` if it is malformed or has something unsupported.
+        """
         values = read_config(folder)
         try:
             _check_supported(values)
-            ranks, alphas = _mapping(values, "rank_pattern"), _mapping(values, "alpha_pattern")
+            ranks = _mapping(values, "rank_pattern")
+            alphas = _mapping(values, "alpha_pattern")
             return cls(
                 _rank("r", values.get("r"), max_rank),
                 _alpha("lora_alpha", values.get("lora_alpha")),
                 bool(values.get("use_rslora")),
                 LayerPatterns.compile(
-                    "rank_pattern", {each: _rank("rank_pattern", rank, max_rank) for each, rank in ranks.items()}
+                    "rank_pattern",
+                    {each: _rank("rank_pattern", rank, max_rank) for each, rank in ranks.items()},
                 ),
                 LayerPatterns.compile(
-                    "alpha_pattern", {each: _alpha("alpha_pattern", alpha) for each, alpha in alphas.items()}
+                    "alpha_pattern",
+                    {each: _alpha("alpha_pattern", alpha) for each, alpha in alphas.items()},
                 ),
                 tuple(values.get("modules_to_save") or ()),
             )
@@ -109,7 +148,9 @@ class PeftConfig:
 
     def factor_of(self, layer: str, rank: int) -> float:
         """Return the factor of the product of a layer of this rank."""
-        return self.alphas.value_of(layer, self.alpha) / (math.sqrt(rank) if self.is_rank_stabilized else rank)
+        return self.alphas.value_of(layer, self.alpha) / (
+            math.sqrt(rank) if self.is_rank_stabilized else rank
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,21 +163,24 @@ class Product:
     up: Tensor  # float32 (out, R), of a convolution (out, R, 1, 1), with the factor
 
     def check(self, weight: tuple[int, ...] | None) -> None:
-        """Raise `AdapterError` unless it fits the shape of its layer's weight; None: there is no such layer."""
+        """Raise `AdapterError` unless it fits the shape of its layer's weight; None: there is no
+        such layer.
+        """
         if weight is None:
             raise AdapterError(f"the adapter changes {self.layer}, which its base does not have")
         found = tuple(self.down.shape), tuple(self.up.shape)
         is_convolution = len(weight) > 2
         if is_convolution and found[0][1:2] != weight[1:2]:
             raise AdapterError(
-                f"the adapter changes {self.layer}, a convolution in groups, which is not supported: PEFT does not "
-                "merge it either; train without this layer"
+                f"the adapter changes {self.layer}, a convolution in groups, which is not"
+                " supported: PEFT does not merge it either; train without this layer"
             )
         expected = (self.rank, *weight[1:]), (weight[0], self.rank, *(1 for _ in weight[2:]))
         if found != expected:
             raise AdapterError(
-                f"lora_A and lora_B of {self.layer} have the shapes {found[0]} and {found[1]}; with rank {self.rank} "
-                f"and the base's weight of {weight} they must be {expected[0]} and {expected[1]}"
+                f"lora_A and lora_B of {self.layer} have the shapes {found[0]} and {found[1]}; with"
+                f" rank {self.rank} and the base's weight of {weight} they must be {expected[0]}"
+                f" and {expected[1]}"
             )
 
     def added_to(self, weight: Tensor) -> Tensor:
@@ -146,7 +190,9 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class VisionPart:
-    """The weights of vision tower and projector that an adapter changes, by their names in transformers 5."""
+    """The weights of vision tower and projector that an adapter changes, by their names in
+    transformers 5.
+    """
 
     products: Mapping[str, Product]
     replaced: Mapping[str, Tensor]  # float32
@@ -161,37 +207,46 @@ class VisionPart:
 class AdapterParts:
     """All weights that an adapter changes."""
 
-    language: Mapping[str, Tensor]  # of a runner's adapter file: two float32 matrices for each layer
+    # of a runner's adapter file: two float32 matrices for each layer
+    language: Mapping[str, Tensor]
     vision: VisionPart
 
 
 def read_adapter(folder: Path, base_decoder: Path, limits: AdapterLimits) -> dict[str, Tensor]:
-    """Return the tensors of a runner's adapter file; raise `AdapterError` for an adapter with a vision part too.
+    """Return the tensors of a runner's adapter file.
+
+    Raise `AdapterError` for an adapter with a vision part too.
 
     Other errors are those of `read_parts`.
     """
     parts = read_parts(folder, base_decoder, limits)
     if parts.vision.weights:
         raise AdapterError(
-            f"it changes {parts.vision.weights[0]}, so that it needs a vision encoder of its own, which only the "
-            "export makes: add it to the catalog with adapter_of, run python -m export with its id, and restart"
+            f"it changes {parts.vision.weights[0]}, so that it needs a vision encoder of its own,"
+            " which only the export makes: add it to the catalog with adapter_of, run python -m"
+            " export with its id, and restart"
         )
     return dict(parts.language)
 
 
 def read_parts(folder: Path, base_decoder: Path, limits: AdapterLimits) -> AdapterParts:
-    """Return the weights that PEFT's folder changes; those of the language model fit the base (a safetensors file).
+    """Return the weights that PEFT's folder changes.
 
-    Raise `AdapterError` for a layer that the base does not have, or has with another shape, and for a form that cannot
-    be served.
+    Those of the language model fit the base (a safetensors file).
+
+    Raise `AdapterError` for a layer that the base does not have, or has with another shape, and for
+    a form that cannot be served.
     """
-    config, path = PeftConfig.read(folder, limits.max_rank), folder / WEIGHTS_FILE
+    config = PeftConfig.read(folder, limits.max_rank)
+    path = folder / WEIGHTS_FILE
     (pairs, saved), shapes = _read_tensors(path, limits.max_bytes), _shapes(base_decoder)
-    language, products = dict[str, Tensor](), dict[str, Product]()
+    language = dict[str, Tensor]()
+    products = dict[str, Product]()
     for layer, sides in pairs.items():
         if sides.keys() != {"A", "B"}:
             raise AdapterError(f"{path} has only lora_{next(iter(sides))} of {layer}")
-        vision_name, rank = _vision_name(layer), config.rank_of(layer)
+        vision_name = _vision_name(layer)
+        rank = config.rank_of(layer)
         up = (sides["B"].float() * config.factor_of(layer, rank)).contiguous()
         product = Product(layer, rank, sides["A"].float().contiguous(), up)
         if vision_name is not None:
@@ -204,13 +259,17 @@ def read_parts(folder: Path, base_decoder: Path, limits: AdapterLimits) -> Adapt
     if not language and not vision.weights:
         raise AdapterError(f"{path} adapts no layer")
     if both := sorted(vision.products.keys() & vision.replaced.keys()):
-        raise AdapterError(f"{path} has both a product for {both[0]} and the weight itself; only one is supported")
+        raise AdapterError(
+            f"{path} has both a product for {both[0]} and the weight itself; only one is supported"
+        )
     return AdapterParts(language, vision)
 
 
 def _require(key: str, value: object, is_supported: bool, allowed: str) -> None:
     if not is_supported:
-        raise AdapterError(f"{key} is {reprlib.repr(value)}, which is not supported; it must be {allowed}")
+        raise AdapterError(
+            f"{key} is {reprlib.repr(value)}, which is not supported; it must be {allowed}"
+        )
 
 
 def _check_supported(values: Mapping[str, Any]) -> None:
@@ -221,17 +280,34 @@ def _check_supported(values: Mapping[str, Any]) -> None:
     require("bias", values.get("bias", "none") == "none", "none: a base's biases cannot be changed")
     start = values.get("init_lora_weights", True)
     allowed = ", ".join(map(str, _INITIALISATIONS))
-    require("init_lora_weights", start in _INITIALISATIONS, f"one of {allowed}: others change the base's weights")
+    require(
+        "init_lora_weights",
+        start in _INITIALISATIONS,
+        f"one of {allowed}: others change the base's weights",
+    )
     require("use_rslora", values.get("use_rslora") in (True, False, None), "true or false")
     saved = values.get("modules_to_save") or []
     are_names = isinstance(saved, list) and all(isinstance(name, str) for name in saved)
-    require("modules_to_save", are_names and len(saved) <= _MAX_SAVED_MODULES, f"{_MAX_SAVED_MODULES} names at most")
+    require(
+        "modules_to_save",
+        are_names and len(saved) <= _MAX_SAVED_MODULES,
+        f"{_MAX_SAVED_MODULES} names at most",
+    )
     for key in sorted(values.keys() - _READ - _OF_TRAINING):
-        require(key, not values[key], "null, false or empty: only the product of lora_A and lora_B is added")
+        require(
+            key,
+            not values[key],
+            "null, false or empty: only the product of lora_A and lora_B is added",
+        )
 
 
 def _rank(key: str, value: Any, max_rank: int) -> int:
-    _require(key, value, type(value) is int and 1 <= value <= max_rank, f"a whole number of 1 to {max_rank}")
+    _require(
+        key,
+        value,
+        type(value) is int and 1 <= value <= max_rank,
+        f"a whole number of 1 to {max_rank}",
+    )
     return int(value)
 
 
@@ -247,9 +323,14 @@ def _mapping(values: Mapping[str, Any], key: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _read_tensors(path: Path, max_bytes: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """Return the matrices of each layer by their sides "A" and "B", and whole weights, under the names of the file."""
-    pairs, saved = dict[str, dict[str, Tensor]](), dict[str, Tensor]()
+def _read_tensors(
+    path: Path, max_bytes: int
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """Return the matrices of each layer by their sides "A" and "B", and whole weights, under the
+    names of the file.
+    """
+    pairs = dict[str, dict[str, Tensor]]()
+    saved = dict[str, Tensor]()
     for name, tensor in _load(path, max_bytes).items():
         if (match := _TENSOR.fullmatch(name)) is not None:
             pairs.setdefault(match["layer"], {})[match["side"]] = tensor
@@ -257,18 +338,23 @@ def _read_tensors(path: Path, max_bytes: int) -> tuple[dict[str, dict[str, Tenso
             saved[match["weight"]] = tensor
         else:
             raise AdapterError(
-                f"{path} has {name}, which is not supported; allowed are base_model.model.LAYER.lora_A.weight and "
-                ".lora_B.weight of linear layers and convolutions, and weights of modules_to_save"
+                f"{path} has {name}, which is not supported; allowed are"
+                " base_model.model.LAYER.lora_A.weight and .lora_B.weight of linear layers and"
+                " convolutions, and weights of modules_to_save"
             )
     return pairs, saved
 
 
 def _load(path: Path, max_bytes: int) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, which is not mapped: a file that is cut would end the process."""
+    """Return the tensors of a safetensors file, which is not mapped: a file that is cut would end
+    the process.
+    """
     with open_file(path, max_bytes) as file:
         length = file.read(_HEADER_LENGTH_BYTES)
         if (num_header_bytes := int.from_bytes(length, "little")) > _MAX_HEADER_BYTES:
-            raise AdapterError(f"{path} has a header of {num_header_bytes} bytes; {_MAX_HEADER_BYTES} are allowed")
+            raise AdapterError(
+                f"{path} has a header of {num_header_bytes} bytes; {_MAX_HEADER_BYTES} are allowed"
+            )
         data = length + file.read(max_bytes)
     try:
         tensors: dict[str, Tensor] = dict(sorted(load(data).items()))
@@ -278,15 +364,22 @@ def _load(path: Path, max_bytes: int) -> dict[str, Tensor]:
         allowed = f"{_MAX_TENSORS} tensors with names of at most {_MAX_NAME_CHARS} characters"
         raise AdapterError(f"{path} has {len(tensors)} tensors; allowed are {allowed}")
     if others := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
-        raise AdapterError(f"{path} has {others[0]} as {tensors[others[0]].dtype}; it must be floating-point")
+        raise AdapterError(
+            f"{path} has {others[0]} as {tensors[others[0]].dtype}; it must be floating-point"
+        )
     num_bytes = sum(tensor.numel() * _FLOAT32_BYTES for tensor in tensors.values())
     if num_bytes > max_bytes:
-        raise AdapterError(f"{path} has weights of {num_bytes} bytes in float32; at most {max_bytes} are allowed")
+        raise AdapterError(
+            f"{path} has weights of {num_bytes} bytes in float32; at most {max_bytes} are allowed"
+        )
     return tensors
 
 
 def _replaced(path: Path, saved: Mapping[str, Tensor], modules: Sequence[str]) -> dict[str, Tensor]:
-    """Return the weights of `modules` by their names in transformers 5; all must be of vision tower or projector."""
+    """Return the weights of `modules` by their names in transformers 5.
+
+    All must be of vision tower or projector.
+    """
     replaced: dict[str, Tensor] = {}
     for name, tensor in saved.items():
         vision_name = _vision_name(name)
@@ -296,20 +389,26 @@ def _replaced(path: Path, saved: Mapping[str, Tensor], modules: Sequence[str]) -
     for module in modules:
         if not any(f".{module}." in f".{name}" for name in saved):
             raise AdapterError(
-                f"{path.parent / CONFIG_FILE}: modules_to_save is {list(modules)!r}, which is not supported: {module} "
-                "has no weights in the adapter; allowed are modules of the vision tower and the projector"
+                f"{path.parent / CONFIG_FILE}: modules_to_save is {list(modules)!r}, which is not"
+                f" supported: {module} has no weights in the adapter; allowed are modules of the"
+                " vision tower and the projector"
             )
     return replaced
 
 
 def _vision_name(name: str) -> str | None:
-    """Return the name in transformers 5 of a layer or weight of vision tower or projector; None for others."""
+    """Return the name in transformers 5 of a layer or weight of vision tower or projector; None for
+    others.
+    """
     match = _VISION.fullmatch(name)
     return None if match is None else f"model.{match[1]}.{match[2]}"
 
 
 def _language_name(layer: str) -> str:
-    """Return the name of a layer in a base's artifacts; raise `AdapterError` if it is not of the language model."""
+    """Return the name of a layer in a base's artifacts.
+
+    Raise `AdapterError` if it is not of the language model.
+    """
     own = layer
     if layer.startswith(_OLDER_LANGUAGE_MODEL):
         own = _LANGUAGE_MODEL + layer.removeprefix(_OLDER_LANGUAGE_MODEL)
@@ -320,10 +419,11 @@ def _language_name(layer: str) -> str:
 
 def _not_supported(name: str) -> AdapterError:
     return AdapterError(
-        f"the adapter changes {name}, which is not supported; allowed are attention and feed-forward layers of "
-        f"{_LANGUAGE_MODEL}* or {_OLDER_LANGUAGE_MODEL}*, and layers and modules_to_save of the vision tower and the "
-        "projector: no embedding and no output head. Merge it into its base and serve the result (docs/models.md, "
-        "'Serve a fine-tuned checkpoint')"
+        f"the adapter changes {name}, which is not supported; allowed are attention and"
+        f" feed-forward layers of {_LANGUAGE_MODEL}* or {_OLDER_LANGUAGE_MODEL}*, and layers and"
+        " modules_to_save of the vision tower and the projector: no embedding and no output head."
+        " Merge it into its base and serve the result (docs/models.md, 'Serve a fine-tuned"
+        " checkpoint')"
     )
 
 

@@ -1,4 +1,5 @@
-"""The shapes of captured steps: few, as each takes memory and a capture, and large enough for every batch.
+"""The shapes of captured steps: few, as each takes memory and a capture, and large enough for every
+batch.
 
 A step runs in the smallest that holds it; the excess consists of free slots and masked positions.
 """
@@ -6,12 +7,15 @@ A step runs in the smallest that holds it; the excess consists of free slots and
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_SMALLEST_ROOM = 64  # positions beside those of the image; each is four times the one before: masked ones cost little
+# positions beside those of the image; each is four times the one before: masked ones cost little
+_SMALLEST_ROOM = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """The shape of a captured step: its rows, the positions that it reads of each slot, and the prefixes."""
+    """The shape of a captured step: its rows, the positions that it reads of each slot, and the
+    prefixes.
+    """
 
     num_rows: int
     length: int
@@ -19,12 +23,18 @@ class Bucket:
 
     def holds(self, num_rows: int, length: int, num_prefixes: int) -> bool:
         """Return True if a step of that size fits."""
-        has_room = self.num_rows >= num_rows and self.length >= length and self.num_prefixes >= num_prefixes
+        has_room = (
+            self.num_rows >= num_rows
+            and self.length >= length
+            and self.num_prefixes >= num_prefixes
+        )
         return has_room and bool(self.num_prefixes) == bool(num_prefixes)
 
 
 def row_counts(num_slots: int) -> list[int]:
-    """Return the numbers of rows that graphs are captured for, the largest first: its memory serves the others."""
+    """Return the numbers of rows that graphs are captured for, the largest first: its memory serves
+    the others.
+    """
     powers = (1 << power for power in range(num_slots.bit_length()))
     return sorted({num_slots, *(power for power in powers if power < num_slots)}, reverse=True)
 
@@ -32,22 +42,31 @@ def row_counts(num_slots: int) -> list[int]:
 def shared_prefixes(num_slots: int, num_beams: int) -> list[tuple[int, int]]:
     """Return the numbers of rows and prefixes of steps in which beams share prefixes.
 
-    With a checkpoint's own number of beams, as few prefixes are read as rows need; any mixture fits the largest step.
+    With a checkpoint's own number of beams, as few prefixes are read as rows need; any mixture fits
+    the largest step.
     """
     counts = {(num, -(-num // num_beams)) for num in row_counts(num_slots) if 1 < num_beams <= num}
     return sorted({(num_slots, num_slots), *counts}, reverse=True)
 
 
 def buckets(
-    num_slots: int, num_positions: int, num_image_tokens: int = 0, shared: Sequence[tuple[int, int]] = ()
+    num_slots: int,
+    num_positions: int,
+    num_image_tokens: int = 0,
+    shared: Sequence[tuple[int, int]] = (),
 ) -> list[Bucket]:
     """Return all buckets of a cache, the largest first.
 
     `num_image_tokens`: that every slot starts with. `shared` are those of `shared_prefixes`.
     """
-    lengths, room = {num_positions}, _SMALLEST_ROOM
+    lengths = {num_positions}
+    room = _SMALLEST_ROOM
     while num_image_tokens + room < num_positions:
         lengths.add(num_image_tokens + room)
         room *= 4
     sizes = sorted([*((num, 0) for num in row_counts(num_slots)), *shared], reverse=True)
-    return [Bucket(num, length, prefixes) for num, prefixes in sizes for length in sorted(lengths, reverse=True)]
+    return [
+        Bucket(num, length, prefixes)
+        for num, prefixes in sizes
+        for length in sorted(lengths, reverse=True)
+    ]

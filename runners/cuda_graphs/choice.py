@@ -1,14 +1,16 @@
-"""The choice of tokens in fixed shapes: operations that a GPU records once and repeats, with results read in one copy.
+"""The choice of tokens in fixed shapes: operations that a GPU records once and repeats, with
+results read in one copy.
 
     choose         rules, masks and choice for all rows, whatever their conditions; no value is read
     next_tokens    the inputs of the next pass, which the host need not know
     next_moves     of beams: the slots that continue others
     unpack         the choices of each sequence, of the results read in one transfer
 
-Tokens and log-probabilities are those of `choose_tokens` (runners/tokens/token_choice.py), which serves what does not
-fit: more banned tokens or candidates than there is room for, and a nucleus wider than the usual one. Beams continue as
-`BeamSequence` (runners/decoder/beams.py) decides from the same candidates, unless it ends.
-Shapes: R rows, V vocabulary, K candidates, W beams of a sequence, B slots.
+Tokens and log-probabilities are those of `choose_tokens` (runners/tokens/token_choice.py), which
+serves what does not fit: more banned tokens or candidates than there is room for, and a nucleus
+wider than the usual one. Beams continue as `BeamSequence` (runners/decoder/beams.py) decides from
+the same candidates, unless it ends. Shapes: R rows, V vocabulary, K candidates, W beams of a
+sequence, B slots.
 """
 
 import math
@@ -23,12 +25,20 @@ from torch import Tensor
 
 from runners.cuda_graphs.conditions import MAX_CANDIDATES, PackedConditions
 from runners.tokens.constraints import packed_bounds
-from runners.tokens.token_choice import Choice, RowConditions, draw_from_all, draw_from_usual_nucleus
+from runners.tokens.token_choice import (
+    Choice,
+    RowConditions,
+    draw_from_all,
+    draw_from_usual_nucleus,
+)
 
-_NUM_SINGLE = 3  # results of a row by itself: token, log-probability, whether its nucleus is wider than the usual one
+# results of a row by itself: token, log-probability, whether its nucleus is wider than the usual
+# one
+_NUM_SINGLE = 3
 _NUM_OF_CANDIDATE = 4  # results: token, log-probability, score, the beam that it extends
 MAX_RESULTS = _NUM_SINGLE + _NUM_OF_CANDIDATE * MAX_CANDIDATES  # of a row
-_BYTES_OF_TOKEN = 32  # of a row, for each token of the vocabulary, while tokens are chosen; a test holds it
+# of a row, for each token of the vocabulary, while tokens are chosen; a test holds it
+_BYTES_OF_TOKEN = 32
 
 Results = NDArray[np.float64]  # (R, MAX_RESULTS or less)
 
@@ -42,24 +52,31 @@ class ChoiceKind:
 
     @classmethod
     def of(cls, conditions: Iterable[RowConditions], has_moves: bool = False) -> "ChoiceKind":
-        """Return the kind that rows need, and slots of beams among the next inputs if `has_moves`."""
+        """Return the kind that rows need, and slots of beams among the next inputs if
+        `has_moves`.
+        """
         pairs = [(each.temperature > 0, each.beam_score is not None) for each in conditions]
-        return cls(any(sampled for sampled, _ in pairs), has_moves or any(beam for _, beam in pairs))
+        return cls(
+            any(sampled for sampled, _ in pairs), has_moves or any(beam for _, beam in pairs)
+        )
 
 
 KINDS = tuple(ChoiceKind(sampled, beams) for sampled in (False, True) for beams in (False, True))
 
 
 def choice_bytes(num_tokens: int) -> int:
-    """Return the memory that the choice of one row takes at most, its logits and conditions included."""
+    """Return the memory that the choice of one row takes at most, its logits and conditions
+    included.
+    """
     return num_tokens * _BYTES_OF_TOKEN
 
 
 def choose(conditions: PackedConditions, logits: Tensor, kind: ChoiceKind) -> Tensor:
     """Return the results (R, 3 + 4 K) of the rows of `logits` (R, V); K is 0 without beams.
 
-    They are the row's own token, its log-probability and whether its nucleus is wider than the usual one; then, each K
-    times, what its sequence's best candidates are: tokens, log-probabilities, scores, and the places of their beams.
+    They are the row's own token, its log-probability and whether its nucleus is wider than the
+    usual one; then, each K times, what its sequence's best candidates are: tokens,
+    log-probabilities, scores, and the places of their beams.
     """
     logprobs = _allowed_logprobs(conditions, logits)
     token_ids = logprobs.argmax(dim=-1, keepdim=True)
@@ -77,21 +94,30 @@ def choose(conditions: PackedConditions, logits: Tensor, kind: ChoiceKind) -> Te
 def _allowed_logprobs(conditions: PackedConditions, logits: Tensor) -> Tensor:
     """Return the log-probabilities (R, V), float32, with forbidden tokens at -inf.
 
-    Only operations that take numbers as arguments: a number that torch makes a tensor of would be copied to the
-    device, which a capture does not permit.
+    Only operations that take numbers as arguments: a number that torch makes a tensor of would be
+    copied to the device, which a capture does not permit.
     """
-    banned, forced = conditions.field("banned", len(logits)), conditions.field("forced", len(logits))
-    bounds = torch.full_like(banned, math.inf, dtype=torch.float32).masked_fill(banned >= 0, -math.inf)
-    scores = logits.to(torch.float32, copy=True).scatter_reduce_(1, banned.clamp(min=0), bounds, "amin")
+    banned = conditions.field("banned", len(logits))
+    forced = conditions.field("forced", len(logits))
+    bounds = torch.full_like(banned, math.inf, dtype=torch.float32).masked_fill(
+        banned >= 0, -math.inf
+    )
+    scores = logits.to(torch.float32, copy=True).scatter_reduce_(
+        1, banned.clamp(min=0), bounds, "amin"
+    )
     logprobs = torch.log_softmax(scores, dim=-1)
     is_other = torch.arange(logits.shape[1], device=logits.device) != forced  # (R, V)
     only_forced = torch.zeros_like(logprobs).masked_fill_(is_other, -math.inf)
     logprobs = torch.where(forced >= 0, only_forced, logprobs)
-    return torch.minimum(logprobs, packed_bounds(conditions.field("allowed", len(logits)), conditions.num_tokens))
+    return torch.minimum(
+        logprobs, packed_bounds(conditions.field("allowed", len(logits)), conditions.num_tokens)
+    )
 
 
 def _draw(conditions: PackedConditions, logprobs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a token (R, 1) drawn for each row, and whether its nucleus is wider than the usual one (R, 1)."""
+    """Return a token (R, 1) drawn for each row, and whether its nucleus is wider than the usual one
+    (R, 1).
+    """
     names = ("temperature", "top_p", "uniform")
     temperature, top_p, uniform = (conditions.field(name, len(logprobs)) for name in names)
     warm = temperature.masked_fill(temperature == 0, 1.0)
@@ -103,10 +129,11 @@ def _draw(conditions: PackedConditions, logprobs: Tensor) -> tuple[Tensor, Tenso
 
 
 def _best_candidates(conditions: PackedConditions, logprobs: Tensor) -> list[Tensor]:
-    """Return tokens, log-probabilities, scores and beams (R, K each) of the best candidates of each row's sequence.
+    """Return tokens, log-probabilities, scores and beams (R, K each) of the best candidates of each
+    row's sequence.
 
-    The order is that of scores, NaN first, as it fails the sequence; of equal scores, that of the beams. Rows that are
-    no beams get any.
+    The order is that of scores, NaN first, as it fails the sequence; of equal scores, that of the
+    beams. Rows that are no beams get any.
     """
     num_rows = len(logprobs)
     totals = logprobs + conditions.field("beam_score", num_rows).float()
@@ -121,8 +148,12 @@ def _best_candidates(conditions: PackedConditions, logprobs: Tensor) -> list[Ten
     return [best_ids, best_logprobs, merged, order // scores.shape[1]]
 
 
-def next_tokens(conditions: PackedConditions, results: Tensor, kind: ChoiceKind, end_token_ids: Tensor) -> Tensor:
-    """Return the tokens (R,) that the first R slots read in the next pass; slots beyond those written, any."""
+def next_tokens(
+    conditions: PackedConditions, results: Tensor, kind: ChoiceKind, end_token_ids: Tensor
+) -> Tensor:
+    """Return the tokens (R,) that the first R slots read in the next pass; slots beyond those
+    written, any.
+    """
     chosen = results[:, 0]
     if kind.has_beams:
         tokens, _ = _continued(conditions, results, end_token_ids)
@@ -143,8 +174,11 @@ def next_moves(conditions: PackedConditions, results: Tensor, end_token_ids: Ten
     return torch.stack([sources[targets.clamp(0, num_rows - 1)], targets])
 
 
-def _continued(conditions: PackedConditions, results: Tensor, end_token_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return token and beam (R,) of the candidate that each row continues: the best that are possible and no end.
+def _continued(
+    conditions: PackedConditions, results: Tensor, end_token_ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return token and beam (R,) of the candidate that each row continues: the best that are
+    possible and no end.
 
     Rows without a candidate of their own continue the best one, as in `BeamSequence`.
     """
@@ -165,16 +199,25 @@ def has_wider_nucleus(results: Results, rows: Sequence[int]) -> bool:
 def unpack(
     results: Results, conditions: Sequence[RowConditions], sequences: Sequence[Sequence[int]]
 ) -> list[list[Choice]]:
-    """Return the choices of each sequence, as `choose_tokens` does, from the results of all rows."""
+    """Return the choices of each sequence, as `choose_tokens` does, from the results of all
+    rows.
+    """
     singly: list[Any] = results[:, :_NUM_SINGLE].tolist()
     choices: list[list[Choice]] = []
     for rows in sequences:
         first = conditions[rows[0]]
         if first.beam_score is None:
-            choices.append([Choice(0, int(singly[row][0]), singly[row][1], singly[row][1]) for row in rows])
-        else:
-            columns = results[rows[0], _NUM_SINGLE:].reshape(_NUM_OF_CANDIDATE, -1)[:, : first.num_candidates]
             choices.append(
-                [Choice(int(place), int(token_id), *scores) for token_id, *scores, place in columns.T.tolist()]
+                [Choice(0, int(singly[row][0]), singly[row][1], singly[row][1]) for row in rows]
+            )
+        else:
+            columns = results[rows[0], _NUM_SINGLE:].reshape(_NUM_OF_CANDIDATE, -1)[
+                :, : first.num_candidates
+            ]
+            choices.append(
+                [
+                    Choice(int(place), int(token_id), *scores)
+                    for token_id, *scores, place in columns.T.tolist()
+                ]
             )
     return choices

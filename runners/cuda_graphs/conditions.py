@@ -1,8 +1,9 @@
-"""The conditions on the next tokens in fixed places: written into one buffer of the host, copied in one transfer.
+"""The conditions on the next tokens in fixed places: written into one buffer of the host, copied in
+one transfer.
 
-A row's conditions are those of `RowConditions` (runners/tokens/token_choice.py). With them goes what the next pass
-reads: the sequences of a pass may have moved to other slots since it was launched, and others have no row in it.
-Shapes: R rows, B slots, W beams of a sequence.
+A row's conditions are those of `RowConditions` (runners/tokens/token_choice.py). With them goes
+what the next pass reads: the sequences of a pass may have moved to other slots since it was
+launched, and others have no row in it. Shapes: R rows, B slots, W beams of a sequence.
 """
 
 import math
@@ -24,34 +25,54 @@ _DTYPES = {"f": torch.float64, "i": torch.int64, "u": torch.uint8}
 
 @dataclass(frozen=True, slots=True)
 class NextInputs:
-    """The inputs of the next pass over slots 0 to B - 1: tokens, and for beams the slots that they continue."""
+    """The inputs of the next pass over slots 0 to B - 1: tokens, and for beams the slots that they
+    continue.
+    """
 
     tokens: Sequence[int]  # of each slot: the row that chooses its token, or ~token where none does
-    # Of each slot of beams: the slots of its sequence, by row; or the slot itself, if no row chooses its token.
+    # Of each slot of beams: the slots of its sequence, by row; or the slot itself, if no row
+    # chooses its token.
     parents: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
 
 def fits(conditions: Iterable[RowConditions]) -> bool:
     """Return True if there is room for the conditions."""
     return all(
-        len(each.banned) <= MAX_BANNED if each.beam_score is None else each.num_candidates <= MAX_CANDIDATES
+        len(each.banned) <= MAX_BANNED
+        if each.beam_score is None
+        else each.num_candidates <= MAX_CANDIDATES
         for each in conditions
     )
 
 
 class PackedConditions:
-    """The conditions on up to `num_rows` rows: on the host, where they are written, and on the device."""
+    """The conditions on up to `num_rows` rows: on the host, where they are written, and on the
+    device.
+    """
 
     def __init__(self, num_rows: int, num_tokens: int, device: torch.device) -> None:
         self.num_tokens = num_tokens
         numbers = [(name, np.float64) for name in ("temperature", "top_p", "uniform", "beam_score")]
-        of_rows = [("forced", np.int64), ("banned", np.int64, (MAX_BANNED,)), ("beams", np.int64, (MAX_BEAMS,))]
+        of_rows = [
+            ("forced", np.int64),
+            ("banned", np.int64, (MAX_BANNED,)),
+            ("beams", np.int64, (MAX_BEAMS,)),
+        ]
         of_slots = [("input", np.int64), ("parents", np.int64, (MAX_BEAMS,)), ("moved", np.int64)]
         num_bytes = 8 * math.ceil(num_tokens / 64)  # rows stay aligned to 8 bytes
-        fields = [*numbers, *of_rows, ("place", np.int64), *of_slots, ("allowed", np.uint8, (num_bytes,))]
+        fields = [
+            *numbers,
+            *of_rows,
+            ("place", np.int64),
+            *of_slots,
+            ("allowed", np.uint8, (num_bytes,)),
+        ]
         self._layout = np.dtype(fields)
-        host = torch.zeros(num_rows, self._layout.itemsize, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        self._host, self._rows = host, host.numpy().view(self._layout)[:, 0]
+        host = torch.zeros(
+            num_rows, self._layout.itemsize, dtype=torch.uint8, pin_memory=device.type == "cuda"
+        )
+        self._host = host
+        self._rows = host.numpy().view(self._layout)[:, 0]
         self._on_device = torch.zeros(host.shape, dtype=torch.uint8, device=device)
 
     @property
@@ -60,9 +81,14 @@ class PackedConditions:
         return self._on_device.nbytes
 
     def write(
-        self, conditions: Sequence[RowConditions], sequences: Sequence[Sequence[int]], inputs: NextInputs
+        self,
+        conditions: Sequence[RowConditions],
+        sequences: Sequence[Sequence[int]],
+        inputs: NextInputs,
     ) -> None:
-        """Write the conditions of the first rows and copy them to the device in one transfer, without waiting."""
+        """Write the conditions of the first rows and copy them to the device in one transfer,
+        without waiting.
+        """
         rows = self._rows[: len(conditions)]
         for name in ("temperature", "top_p", "uniform"):
             rows[name] = [getattr(each, name) for each in conditions]
@@ -83,7 +109,10 @@ class PackedConditions:
         self._on_device[:num_rows].copy_(self._host[:num_rows], non_blocking=True)
 
     def _write_tokens(self, row: "np.void", conditions: RowConditions) -> None:
-        """Write the banned and the allowed tokens; those that a beam's rules ban are not allowed."""
+        """Write the banned and the allowed tokens.
+
+        Those that a beam's rules ban are not allowed.
+        """
         mask: NDArray[np.uint8] = row["allowed"]
         if conditions.allowed is None:
             mask[:] = 255

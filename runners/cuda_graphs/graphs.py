@@ -1,19 +1,22 @@
 """CUDA graphs of decode steps: captured once for each of a few fixed shapes, then replayed.
 
-On a GPU, launching the hundreds of small kernels of a step one by one takes longer than running them; a graph launches
-them all at once, for the shapes and the memory that it was captured with. Rows and lengths are therefore rounded up to
-a bucket; the excess consists of free slots and masked positions. All buckets are captured before the model is ready: a
-capture stops every kernel of the process, and takes memory. On a CPU steps run eagerly in their own shapes.
+On a GPU, launching the hundreds of small kernels of a step one by one takes longer than running
+them; a graph launches them all at once, for the shapes and the memory that it was captured with.
+Rows and lengths are therefore rounded up to a bucket; the excess consists of free slots and masked
+positions. All buckets are captured before the model is ready: a capture stops every kernel of the
+process, and takes memory. On a CPU steps run eagerly in their own shapes.
 
     load      next tokens to the device, unless it has chosen them itself: 1 transfer or none
     logits    a graph for each bucket (runners/cuda_graphs/buckets.py): the step of the model
-    choose    conditions to the device: 1 transfer; a graph for each number of rows and kind: the choice of tokens, and
-              of beams also which of them each slot continues; results to the host: 1 transfer, which alone waits, after
-              the next step of the model has been launched
+    choose    conditions to the device: 1 transfer; a graph for each number of rows and kind: the
+              choice of tokens, and of beams also which of them each slot continues; results to the
+              host: 1 transfer, which alone waits, after the next step of the model has been
+              launched
 
-The host uses the results, and computes the next conditions, while the model's next step runs. With step and choice in
-one graph, either it would compute them before, or every length would have a graph of each kind. Knows token ids and
-lengths, no family. Shapes: B slots or rows, R rows, M moves, V vocabulary.
+The host uses the results, and computes the next conditions, while the model's next step runs. With
+step and choice in one graph, either it would compute them before, or every length would have a
+graph of each kind. Knows token ids and lengths, no family. Shapes: B slots or rows, R rows, M
+moves, V vocabulary.
 """
 
 import logging
@@ -44,13 +47,16 @@ from runners.tokens.token_choice import Choice, RowConditions, choose_tokens
 
 logger = logging.getLogger(__name__)
 
-Step = Callable[[Tensor, int, int], Tensor]  # token ids (B,), length, number of shared prefixes -> logits (B, V)
+# token ids (B,), length, number of shared prefixes -> logits (B, V)
+Step = Callable[[Tensor, int, int], Tensor]
 Capture = Callable[[Callable[[], Tensor]], "CudaGraph"]
 
 
 @dataclass(frozen=True, slots=True)
 class CudaGraph:
-    """Captured operations: `replay` recomputes `output` in place from the current content of their inputs."""
+    """Captured operations: `replay` recomputes `output` in place from the current content of their
+    inputs.
+    """
 
     replay: Callable[[], object]
     output: Tensor
@@ -81,11 +87,14 @@ class _NoEvent:
 class CudaGraphs:
     """The captured steps and choices of one cache of `num_slots` slots with `num_positions` each.
 
-    `step` takes the lengths of its sequences from the cache and leaves incrementing them to its caller: computing it
-    twice gives the same result. It also receives free slots, and may write their last position.
+    `step` takes the lengths of its sequences from the cache and leaves incrementing them to its
+    caller: computing it twice gives the same result. It also receives free slots, and may write
+    their last position.
     """
 
-    def __init__(self, step: Step, num_slots: int, num_positions: int, device: torch.device, capture: Capture) -> None:
+    def __init__(
+        self, step: Step, num_slots: int, num_positions: int, device: torch.device, capture: Capture
+    ) -> None:
         self._step = step
         self._num_slots = num_slots
         self._num_positions = num_positions
@@ -97,7 +106,8 @@ class CudaGraphs:
         self._inputs = torch.zeros(3, num_slots, dtype=torch.long, device=device)
         self._host_inputs = self._pinned(3, num_slots, dtype=torch.long)
         self._host_results = self._pinned(num_slots * MAX_RESULTS, dtype=torch.float64)
-        self._known: list[int] = []  # the first tokens of `_inputs`; of beams, the best of their rows
+        # the first tokens of `_inputs`; of beams, the best of their rows
+        self._known: list[int] = []
         self._is_loading = False  # nothing has waited for the last copy to `_inputs` yet
         self.results_copied: Event = _cuda_event() if device.type == "cuda" else _NoEvent()
 
@@ -115,47 +125,74 @@ class CudaGraphs:
         return self._inputs[0]
 
     def moves(self, num_moves: int) -> Tensor:
-        """Return the sources and targets (2, M) of beams' slots, on the device, which may still be choosing them."""
+        """Return the sources and targets (2, M) of beams' slots, on the device, which may still be
+        choosing them.
+        """
         return self._inputs[1:, :num_moves]
 
     def has_set(self, slot: int, token_id: int) -> bool:
-        """Return True if the last choice has set the next token of `slot`, which is no beam's, to `token_id`."""
+        """Return True if the last choice has set the next token of `slot`, which is no beam's, to
+        `token_id`.
+        """
         return self._known[slot] == token_id
 
     def capture_all(self, buckets: Iterable[Bucket], end_token_ids: Iterable[int]) -> None:
-        """Capture all steps and choices while no slot is in use; log a failure, after which the others run eagerly."""
+        """Capture all steps and choices while no slot is in use; log a failure, after which the
+        others run eagerly.
+        """
         name = "logits"
         try:
             self._end_token_ids = torch.tensor(sorted(end_token_ids), device=self._device)
-            self._logits = torch.empty_like(self._step(self._inputs[0], self._num_positions, 0))  # (slots, V)
-            self._sampled_logits = torch.empty_like(self._logits)  # those that tokens were last drawn from
-            self._conditions = PackedConditions(self._num_slots, self._logits.shape[1], self._device)
+            # (slots, V)
+            self._logits = torch.empty_like(self._step(self._inputs[0], self._num_positions, 0))
+            # those that tokens were last drawn from
+            self._sampled_logits = torch.empty_like(self._logits)
+            self._conditions = PackedConditions(
+                self._num_slots, self._logits.shape[1], self._device
+            )
             for bucket in buckets:
                 name = f"a step of {bucket.num_rows} rows of {bucket.length} positions"
                 self._steps[bucket] = self._capture(partial(self._store_logits, bucket))
             for num_rows, kind in product(row_counts(self._num_slots), KINDS):
                 name = f"the choice of {num_rows} tokens"
-                self._choices[num_rows, kind] = self._capture(partial(self._store_choice, num_rows, kind))
+                self._choices[num_rows, kind] = self._capture(
+                    partial(self._store_choice, num_rows, kind)
+                )
         except RuntimeError:
             logger.exception("no CUDA graph for %s", name)
 
     def _store_logits(self, bucket: Bucket) -> Tensor:
-        """Compute a step's logits into the memory that all steps share, from which tokens are chosen."""
+        """Compute a step's logits into the memory that all steps share, from which tokens are
+        chosen.
+        """
         token_ids = self._inputs[0, : bucket.num_rows]
-        return self._logits[: bucket.num_rows].copy_(self._step(token_ids, bucket.length, bucket.num_prefixes))
+        return self._logits[: bucket.num_rows].copy_(
+            self._step(token_ids, bucket.length, bucket.num_prefixes)
+        )
 
     def _store_choice(self, num_rows: int, kind: ChoiceKind) -> Tensor:
-        """Choose tokens, which are the inputs of the next step unless `load` sets others; return the results."""
+        """Choose tokens, which are the inputs of the next step unless `load` sets others.
+
+        Return the results.
+        """
         results = choose(self._conditions, self._logits[:num_rows], kind)
-        self._inputs[0, :num_rows].copy_(next_tokens(self._conditions, results, kind, self._end_token_ids))
+        self._inputs[0, :num_rows].copy_(
+            next_tokens(self._conditions, results, kind, self._end_token_ids)
+        )
         if kind.has_beams:
-            self._inputs[1:, :num_rows].copy_(next_moves(self._conditions, results, self._end_token_ids))
-        if kind.has_sampled:  # the next step, which overwrites the others, is launched before a wide nucleus is known
+            self._inputs[1:, :num_rows].copy_(
+                next_moves(self._conditions, results, self._end_token_ids)
+            )
+        # the next step, which overwrites the others, is launched before a wide nucleus is known
+        if kind.has_sampled:
             self._sampled_logits[:num_rows].copy_(self._logits[:num_rows])
         return results
 
     def load(self, token_ids: Sequence[int], moves: Sequence[tuple[int, int]] = ()) -> Tensor:
-        """Set the next tokens of slots 0 to B - 1, and `moves`, pairs of slots; return these on the device (2, M)."""
+        """Set the next tokens of slots 0 to B - 1, and `moves`, pairs of slots.
+
+        Return these on the device (2, M).
+        """
         if moves or self._known[: len(token_ids)] != list(token_ids):
             if self._is_loading:  # the source of a copy must not change before its end
                 self._inputs[0, :1].cpu()
@@ -163,14 +200,18 @@ class CudaGraphs:
             if moves:
                 self._host_inputs[1:, : len(moves)] = torch.tensor(moves).T
             self._inputs.copy_(self._host_inputs, non_blocking=True)
-            self._known, self._is_loading = list(token_ids), True
+            self._known = list(token_ids)
+            self._is_loading = True
         return self.moves(len(moves))
 
     def logits(self, token_ids: Tensor, length: int, num_prefixes: int = 0) -> Tensor:
-        """Return the logits (B, V) after `token_ids` (B,) of slots 0 to B - 1; the next call overwrites them.
+        """Return the logits (B, V) after `token_ids` (B,) of slots 0 to B - 1.
 
-        `token_ids` are loaded unless they are `next_tokens`; `length` counts them. A slot without a free position,
-        whose sequence ends with the token before, gets its last one overwritten. `num_prefixes`: that rows share.
+        The next call overwrites them.
+
+        `token_ids` are loaded unless they are `next_tokens`; `length` counts them. A slot without a
+        free position, whose sequence ends with the token before, gets its last one overwritten.
+        `num_prefixes`: that rows share.
         """
         num_rows, length = len(token_ids), min(length, self._num_positions)
         if token_ids.data_ptr() != self._inputs.data_ptr():
@@ -190,16 +231,19 @@ class CudaGraphs:
         inputs: NextInputs | None = None,
         look_ahead: Callable[[], object] | None = None,
     ) -> list[list[Choice]]:
-        """Return the choices of each sequence as `choose_tokens` does; `logits` (R, V) are those of a step.
+        """Return the choices of each sequence as `choose_tokens` does; `logits` (R, V) are those of
+        a step.
 
-        `inputs` are by default the tokens of all rows in order. `look_ahead` is called after the choice is launched,
-        which sets `next_tokens` and `moves`, and before its results are awaited; it is not called if tokens are chosen
-        eagerly.
+        `inputs` are by default the tokens of all rows in order. `look_ahead` is called after the
+        choice is launched, which sets `next_tokens` and `moves`, and before its results are
+        awaited; it is not called if tokens are chosen eagerly.
         """
         inputs = inputs or NextInputs(range(len(logits)))
         kind = ChoiceKind.of(conditions, has_moves=bool(inputs.parents))
         num_rows = max(len(logits), len(inputs.tokens))
-        key = next(((num, kind) for num in reversed(row_counts(self._num_slots)) if num >= num_rows), None)
+        key = next(
+            ((num, kind) for num in reversed(row_counts(self._num_slots)) if num >= num_rows), None
+        )
         if key not in self._choices or not fits(conditions):
             return choose_tokens(logits, conditions, sequences)
         if logits.data_ptr() != self._logits.data_ptr():  # of an eager step
@@ -234,7 +278,9 @@ class CudaGraphs:
         conditions: Sequence[RowConditions],
         sequences: Sequence[Sequence[int]],
     ) -> list[list[Choice]]:
-        """Return the choices of each sequence; tokens with a wider nucleus than the usual one are drawn eagerly."""
+        """Return the choices of each sequence; tokens with a wider nucleus than the usual one are
+        drawn eagerly.
+        """
         choices = unpack(results, conditions, sequences)
         wide = [place for place, rows in enumerate(sequences) if has_wider_nucleus(results, rows)]
         if wide:
@@ -257,10 +303,11 @@ def _memory_pool() -> Any:
 
 
 def capture_cuda_graph(compute: Callable[[], Tensor]) -> CudaGraph:
-    """Capture `compute` on the current GPU, after one warm-up run that loads kernels and workspaces.
+    """Capture `compute` on the current GPU, after one warm-up run that loads kernels and
+    workspaces.
 
-    All graphs share one memory pool, so only one may be in use at a time. Source: PyTorch's notes on CUDA semantics,
-    "CUDA Graphs", whole-network capture, and "Sharing memory across captures".
+    All graphs share one memory pool, so only one may be in use at a time. Source: PyTorch's notes
+    on CUDA semantics, "CUDA Graphs", whole-network capture, and "Sharing memory across captures".
     """
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types here
     stream.wait_stream(torch.cuda.current_stream())

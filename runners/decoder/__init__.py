@@ -1,1 +1,4 @@
-"""Continuous batching: scheduler, batch, sequences, beams, drafts, key-value cache. Knows no family."""
+"""Continuous batching: scheduler, batch, sequences, beams, drafts, key-value cache.
+
+Knows no family.
+"""

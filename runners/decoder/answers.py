@@ -1,4 +1,6 @@
-"""The conversion between the gateway's messages and sequences: prompts to token ids, generated tokens to text."""
+"""The conversion between the gateway's messages and sequences: prompts to token ids, generated
+tokens to text.
+"""
 
 import time
 from collections.abc import Iterable
@@ -12,7 +14,8 @@ from runners.decoder.sequences import SequenceRequest, TokenListener
 from runners.tokens.errors import SequenceError, SequenceTooLong, UnknownAdapter
 from runners.transport.messages import Failed, SequenceSpec, Written
 
-# If neither the request nor the checkpoint's generation_config sets it. Source: Florence-2's model card.
+# If neither the request nor the checkpoint's generation_config sets it. Source: Florence-2's model
+# card.
 DEFAULT_MAX_NEW_TOKENS = 1024
 
 
@@ -24,15 +27,20 @@ def to_request(
 ) -> SequenceRequest:
     """Return the request for `spec` over `image_features` (N, C).
 
-    Raise `SequenceTooLong` if it exceeds the model's positions, `GrammarError` if its grammar is malformed, and
-    `UnknownAdapter` for an adapter that is not loaded.
+    Raise `SequenceTooLong` if it exceeds the model's positions, `GrammarError` if its grammar is
+    malformed, and `UnknownAdapter` for an adapter that is not loaded.
     """
     if spec.adapter is not None and spec.adapter not in decoder.adapter_keys:
-        raise UnknownAdapter(f"no adapter of the build {spec.adapter[:80]!r} is loaded; retry in a few seconds")
+        raise UnknownAdapter(
+            f"no adapter of the build {spec.adapter[:80]!r} is loaded; retry in a few seconds"
+        )
     prompt_ids = decoder.prompt_ids(spec.segments)
     limit = decoder.max_new_tokens(len(image_features) + len(prompt_ids))
     if spec.max_new_tokens is not None and spec.max_new_tokens > limit:
-        raise SequenceTooLong(f"max_new_tokens is {spec.max_new_tokens}; at most {limit} are allowed after this prompt")
+        raise SequenceTooLong(
+            f"max_new_tokens is {spec.max_new_tokens}; at most {limit} are allowed after this"
+            " prompt"
+        )
     wanted = spec.max_new_tokens or decoder.rules.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
     return SequenceRequest(
         image_features,
@@ -51,7 +59,9 @@ def to_request(
 
 
 def _num_beams(decoder: Decoder[Any], spec: SequenceSpec) -> int:
-    """Return the requested number of beams; by default the checkpoint's, or 1 for a sampled sequence."""
+    """Return the requested number of beams; by default the checkpoint's, or 1 for a sampled
+    sequence.
+    """
     if spec.num_beams is not None:
         return spec.num_beams
     return decoder.rules.num_beams if spec.temperature == 0 else 1
@@ -63,7 +73,11 @@ class AnswerText:
     def __init__(self, decoder: Decoder[Any]) -> None:
         self._stream = decoder.text_stream()
         rules = decoder.rules
-        self._framing = rules.eos_token_ids | {rules.bos_token_id, rules.forced_bos_token_id, decoder.pad_token_id}
+        self._framing = rules.eos_token_ids | {
+            rules.bos_token_id,
+            rules.forced_bos_token_id,
+            decoder.pad_token_id,
+        }
         self.text = ""
         self.token_ends: list[int] = []  # offset in `text` after each token that has one
 
@@ -80,14 +94,23 @@ class AnswerText:
         return self.text[before:]
 
 
-def to_written(decoder: Decoder[Any], request: SequenceRequest, written: WrittenSequence) -> Written:
-    """Return the message for a generated sequence, without the tokens that start and end every answer."""
-    sequence, answer = written.sequence, AnswerText(decoder)
+def to_written(
+    decoder: Decoder[Any], request: SequenceRequest, written: WrittenSequence
+) -> Written:
+    """Return the message for a generated sequence, without the tokens that start and end every
+    answer.
+    """
+    sequence = written.sequence
+    answer = AnswerText(decoder)
     answer.push(sequence.token_ids)
     return Written(
         text=answer.text,
         token_ends=answer.token_ends,
-        logprobs=[p for token_id, p in zip(sequence.token_ids, sequence.logprobs, strict=True) if answer.has(token_id)],
+        logprobs=[
+            p
+            for token_id, p in zip(sequence.token_ids, sequence.logprobs, strict=True)
+            if answer.has(token_id)
+        ],
         finish_reason=sequence.finish_reason,
         num_prompt_tokens=len(request.prompt_ids),
         num_generated_tokens=len(sequence.token_ids),

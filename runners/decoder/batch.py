@@ -4,11 +4,13 @@
     step            choose the next token of every live sequence
     remove_ended    free the slots of sequences that ended; sequences in the last slots move there
 
-Where steps are recorded, on a GPU, a step also launches the next pass of the model, before the host knows the tokens
-that this pass reads: the device chooses them, and works while the host advances, removes and admits sequences. A
-sequence admitted after the launch joins the next one; the pass is rolled back for a sequence that has ended.
+Where steps are recorded, on a GPU, a step also launches the next pass of the model, before the host
+knows the tokens that this pass reads: the device chooses them, and works while the host advances,
+removes and admits sequences. A sequence admitted after the launch joins the next one; the pass is
+rolled back for a sequence that has ended.
 
-Uses a decoder through the `Decoder` protocol and knows no family. Shapes: B or R rows, V vocabulary.
+Uses a decoder through the `Decoder` protocol and knows no family. Shapes: B or R rows, V
+vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +25,12 @@ from runners.cuda_graphs.conditions import NextInputs
 from runners.decoder.beams import BeamSequence
 from runners.decoder.drafts import MAX_SLOTS, DraftedPass, paying, rows_of
 from runners.decoder.protocol import CacheT, Decoder
-from runners.decoder.sequences import GeneratedSequence, LiveSequence, SequenceRequest, SingleSequence
+from runners.decoder.sequences import (
+    GeneratedSequence,
+    LiveSequence,
+    SequenceRequest,
+    SingleSequence,
+)
 from runners.tokens.rules import GenerationRules
 from runners.tokens.token_choice import RowConditions, choose_tokens
 
@@ -32,7 +39,9 @@ _PADDING = RowConditions()  # of rows that no sequence reads
 
 @dataclass(frozen=True, slots=True)
 class LaunchedPass:
-    """A pass of the model; `rows` are each sequence's rows of `logits` (R, V), whatever slots it has by now."""
+    """A pass of the model; `rows` are each sequence's rows of `logits` (R, V), whatever slots it
+    has by now.
+    """
 
     logits: Tensor
     rows: dict[LiveSequence, Sequence[int]]
@@ -41,7 +50,10 @@ class LaunchedPass:
 
 
 class LiveBatch(Generic[CacheT]):
-    """The live sequences of one decoder, in slots 0 to n - 1; a sequence has one slot for each of its rows."""
+    """The live sequences of one decoder, in slots 0 to n - 1.
+
+    A sequence has one slot for each of its rows.
+    """
 
     def __init__(self, decoder: Decoder[CacheT], num_slots: int) -> None:
         self._decoder = decoder
@@ -50,7 +62,8 @@ class LiveBatch(Generic[CacheT]):
         self._recorded = decoder.recorded(self._cache)
         self._owners: list[LiveSequence] = []  # by slot
         self._slots: dict[LiveSequence, list[int]] = {}  # by sequence, in the order of its rows
-        self._moves: list[tuple[int, int]] = []  # beams to move before the next pass: slots, from and to
+        # beams to move before the next pass: slots, from and to
+        self._moves: list[tuple[int, int]] = []
         self._ahead: LaunchedPass | None = None  # the next pass, launched by the last step
 
     @property
@@ -69,10 +82,13 @@ class LiveBatch(Generic[CacheT]):
     @torch.inference_mode()
     def admit(self, sequences: Sequence[LiveSequence]) -> None:
         """Prefill sequences into free slots and choose their first tokens."""
-        drafts, first_slot = self._drafts(sequences, self._decoder.can_draft_first), len(self._owners)
+        drafts = self._drafts(sequences, self._decoder.can_draft_first)
+        first_slot = len(self._owners)
         for sequence in sequences:  # before what may fail, so that they are freed with the sequence
             self._slots[sequence] = [self._take_slot(sequence)]
-        logits = self._decoder.prefill(self._cache, [s.request for s in sequences], first_slot, drafts)
+        logits = self._decoder.prefill(
+            self._cache, [s.request for s in sequences], first_slot, drafts
+        )
         rows: dict[LiveSequence, Sequence[int]] = dict(zip(sequences, rows_of(drafts), strict=True))
         for sequence in sequences:
             self._add_beam_slots(sequence)
@@ -80,16 +96,21 @@ class LiveBatch(Generic[CacheT]):
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Decode the next token of every live sequence, and those after it that its draft predicted.
+        """Decode the next token of every live sequence, and those after it that its draft
+        predicted.
 
-        Sequences admitted since a pass was launched ahead are not in it: they wait for the next step.
+        Sequences admitted since a pass was launched ahead are not in it: they wait for the next
+        step.
         """
         launched, self._ahead = self._ahead or self._launch(), None
         self._choose_tokens(launched)
         if self._ahead is not None and self._recorded is not None:
-            has_set, single = self._recorded.has_set, [each for each in self._ahead.rows if each.num_rows == 1]
+            has_set = self._recorded.has_set
+            single = [each for each in self._ahead.rows if each.num_rows == 1]
             live = [each for each in single if not each.has_ended]
-            self._roll_back([each for each in live if not has_set(*self._slots[each], *each.last_token_ids)])
+            self._roll_back(
+                [each for each in live if not has_set(*self._slots[each], *each.last_token_ids)]
+            )
 
     def _launch(self) -> LaunchedPass:
         """Launch a pass over the last tokens of all live sequences, and the drafts that pay."""
@@ -105,23 +126,32 @@ class LiveBatch(Generic[CacheT]):
             logits = self._decoder.decode_step(self._cache, torch.tensor(last))
         by_slot = rows_of(drafts)
         rows: dict[LiveSequence, Sequence[int]] = {
-            sequence: [row for slot in slots for row in by_slot[slot]] for sequence, slots in self._slots.items()
+            sequence: [row for slot in slots for row in by_slot[slot]]
+            for sequence, slots in self._slots.items()
         }
         is_recorded = self._recorded is not None and not any(drafts)
         return LaunchedPass(logits, rows, dict(zip(self._owners, drafts, strict=True)), is_recorded)
 
     def _look_ahead(self, inputs: NextInputs) -> None:
-        """Launch the next pass with the tokens, and the moves of beams, that the device is choosing for `inputs`."""
+        """Launch the next pass with the tokens, and the moves of beams, that the device is choosing
+        for `inputs`.
+        """
         assert self._recorded is not None
         if moved := list(inputs.parents):
             self._decoder.reorder(self._cache, moved, moved, self._recorded.moves(len(moved)))
             self._moves.clear()
-        logits = self._decoder.decode_step(self._cache, self._recorded.next_tokens[: len(self._owners)])
-        rows: dict[LiveSequence, Sequence[int]] = {sequence: list(slots) for sequence, slots in self._slots.items()}
+        logits = self._decoder.decode_step(
+            self._cache, self._recorded.next_tokens[: len(self._owners)]
+        )
+        rows: dict[LiveSequence, Sequence[int]] = {
+            sequence: list(slots) for sequence, slots in self._slots.items()
+        }
         self._ahead = LaunchedPass(logits, rows, is_recorded=True)
 
     def _may_look_ahead(self) -> bool:
-        """Return True unless the next pass is not recorded, as with adapters, or would certainly be superfluous."""
+        """Return True unless the next pass is not recorded, as with adapters, or would certainly be
+        superfluous.
+        """
         has_adapters = any(sequence.request.adapter is not None for sequence in self._slots)
         return not has_adapters and not all(sequence.has_one_token_left for sequence in self._slots)
 
@@ -175,7 +205,9 @@ class LiveBatch(Generic[CacheT]):
 
     def _choose_tokens(self, launched: LaunchedPass) -> None:
         """Choose the next token of each row of each sequence of a pass."""
-        rows, drafts, logits = launched.rows, launched.drafts, launched.logits
+        rows = launched.rows
+        drafts = launched.drafts
+        logits = launched.logits
         own = {sequence: sequence.conditions(drafts.get(sequence, ())) for sequence in rows}
         conditions = {row: each for s in rows for row, each in zip(rows[s], own[s], strict=True)}
         by_row = [conditions.get(row, _PADDING) for row in range(len(logits))]
@@ -191,26 +223,39 @@ class LiveBatch(Generic[CacheT]):
             parents = sequence.advance(chosen)
             if not sequence.has_ended:
                 slots = self._slots[sequence]
-                moves = [(slots[parent], to) for parent, to in zip(parents, slots, strict=True) if slots[parent] != to]
+                moves = [
+                    (slots[parent], to)
+                    for parent, to in zip(parents, slots, strict=True)
+                    if slots[parent] != to
+                ]
                 self._moves += [] if have_moved else moves
-                accepted += [(slot, sequence.num_accepted) for slot in slots if sequence.num_accepted]
+                accepted += [
+                    (slot, sequence.num_accepted) for slot in slots if sequence.num_accepted
+                ]
         if accepted:
             self._decoder.accept(self._cache, *zip(*accepted, strict=True))
 
     def _next_inputs(self, launched: LaunchedPass) -> NextInputs:
-        """Return where each slot's next input comes from: a row of `launched`, or the host if it has none there."""
-        tokens, parents = [0] * len(self._owners), dict[int, Sequence[int]]()
+        """Return where each slot's next input comes from: a row of `launched`, or the host if it
+        has none there.
+        """
+        tokens = [0] * len(self._owners)
+        parents = dict[int, Sequence[int]]()
         for sequence, slots in self._slots.items():
             rows = launched.rows.get(sequence)
             own = rows or [~token_id for token_id in sequence.last_token_ids]
             for slot, row in zip(slots, own, strict=True):
                 tokens[slot] = row
                 if len(slots) > 1:
-                    parents[slot] = slots if rows else [slot]  # after a prefill all beams have the same keys
+                    # after a prefill all beams have the same keys
+                    parents[slot] = slots if rows else [slot]
         return NextInputs(tokens, parents)
 
     def _move_beams(self, next_tokens: Sequence[int] | None = None) -> None:
-        """Let slots continue the beams that their rows chose; a recorded step's `next_tokens` are loaded with them."""
+        """Let slots continue the beams that their rows chose.
+
+        A recorded step's `next_tokens` are loaded with them.
+        """
         on_device = None
         if self._recorded is not None and next_tokens is not None:
             on_device = self._recorded.load(next_tokens, self._moves)
@@ -228,7 +273,8 @@ class LiveBatch(Generic[CacheT]):
         self._decoder.free(self._cache, slot, last)
         if slot != last:
             if self._ahead is not None and owner in self._ahead.rows:
-                self._decoder.roll_back(self._cache, last)  # what the pass has written there too: it may be NaN
+                # what the pass has written there too: it may be NaN
+                self._decoder.roll_back(self._cache, last)
             self._owners[slot] = owner
             own = self._slots[owner]
             own[own.index(last)] = slot
@@ -236,16 +282,25 @@ class LiveBatch(Generic[CacheT]):
 
 def start_sequence(request: SequenceRequest, rules: GenerationRules) -> LiveSequence:
     """Return the empty sequence of a request."""
-    return SingleSequence(request, rules) if request.num_beams == 1 else BeamSequence(request, rules)
+    return (
+        SingleSequence(request, rules) if request.num_beams == 1 else BeamSequence(request, rules)
+    )
 
 
-def generate_all(decoder: Decoder[Any], requests: Sequence[SequenceRequest]) -> list[GeneratedSequence]:
-    """Generate all `requests` in one batch and return them in order; raise the first `SequenceError`."""
+def generate_all(
+    decoder: Decoder[Any], requests: Sequence[SequenceRequest]
+) -> list[GeneratedSequence]:
+    """Generate all `requests` in one batch and return them in order.
+
+    Raise the first `SequenceError`.
+    """
     return [sequence.result() for sequence in generate_each(decoder, requests)]
 
 
 def generate_each(decoder: Decoder[Any], requests: Sequence[SequenceRequest]) -> list[LiveSequence]:
-    """Generate all `requests` in one batch and return the ended sequences in order, each with its result or error."""
+    """Generate all `requests` in one batch and return the ended sequences in order, each with its
+    result or error.
+    """
     sequences = [start_sequence(request, decoder.rules) for request in requests]
     batch = LiveBatch(decoder, sum(sequence.num_rows for sequence in sequences))
     batch.admit(sequences)

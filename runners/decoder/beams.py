@@ -1,7 +1,8 @@
-"""Beam search of one sequence, with the tokens, the order and the stopping of transformers' `generate`.
+"""Beam search of one sequence, with the tokens, the order and the stopping of transformers'
+`generate`.
 
-Source: transformers 5.24, generation/utils.py (`_beam_search` and its helpers). A beam is a row of the batch; after
-each step a row continues the beam of its parent row.
+Source: transformers 5.24, generation/utils.py (`_beam_search` and its helpers). A beam is a row of
+the batch; after each step a row continues the beam of its parent row.
 """
 
 import math
@@ -9,7 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
-from runners.decoder.sequences import GeneratedSequence, SequenceRequest, check_deadline, finish_reason_of
+from runners.decoder.sequences import (
+    GeneratedSequence,
+    SequenceRequest,
+    check_deadline,
+    finish_reason_of,
+)
 from runners.tokens.constraints import ConstraintState
 from runners.tokens.errors import NonFiniteLogits, SequenceError
 from runners.tokens.rules import GenerationRules
@@ -77,8 +83,11 @@ class BeamSequence:
     @property
     def settled_token_ids(self) -> Sequence[int]:
         """The common prefix of all live and finished beams."""
-        answers = [beam.token_ids for beam in (*self.beams, *(finished.beam for finished in self.finished))]
-        pairs = zip(min(answers), max(answers), strict=False)  # all others lie between these two in order
+        answers = [
+            beam.token_ids for beam in (*self.beams, *(finished.beam for finished in self.finished))
+        ]
+        # all others lie between these two in order
+        pairs = zip(min(answers), max(answers), strict=False)
         return [first for first, last in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
     @property
@@ -88,7 +97,8 @@ class BeamSequence:
     def propose(self) -> Sequence[int]:
         return ()
 
-    def conditions(self, draft: Sequence[int] = ()) -> Sequence[RowConditions]:  # noqa: ARG002  # beams have none
+    # beams have none
+    def conditions(self, draft: Sequence[int] = ()) -> Sequence[RowConditions]:  # noqa: ARG002
         return [self._conditions(beam) for beam in self.beams]
 
     def advance(self, choices: Sequence[Choice]) -> Sequence[int]:
@@ -109,8 +119,11 @@ class BeamSequence:
         return GeneratedSequence(best.token_ids, best.logprobs, self.finish_reason)
 
     def _conditions(self, beam: Beam) -> RowConditions:
-        """Return the conditions on a beam: enough candidates that `num_beams` remain if others end."""
-        constraint, forced = self.request.constraint, self._forced_token(beam)
+        """Return the conditions on a beam: enough candidates that `num_beams` remain if others
+        end.
+        """
+        constraint = self.request.constraint
+        forced = self._forced_token(beam)
         allowed = None
         if forced is None and constraint is not None:
             allowed = constraint.allowed(beam.state or constraint.start())
@@ -128,26 +141,37 @@ class BeamSequence:
     def _candidates(self, choices: Sequence[Choice]) -> list[Candidate]:
         """Return the allowed continuations, best first."""
         if any(math.isnan(choice.score) for choice in choices):
-            raise NonFiniteLogits(f"the logits of token {len(self.beams[0].token_ids)} are not finite")
+            raise NonFiniteLogits(
+                f"the logits of token {len(self.beams[0].token_ids)} are not finite"
+            )
         return [self._extended(choice) for choice in choices if choice.score > -math.inf]
 
     def _extended(self, choice: Choice) -> Candidate:
-        before, constraint = self.beams[choice.row], self.request.constraint
-        token_ids, state = (*before.token_ids, choice.token_id), before.state
+        before = self.beams[choice.row]
+        constraint = self.request.constraint
+        token_ids = (*before.token_ids, choice.token_id)
+        state = before.state
         if constraint is not None and self._forced_token(before) is None:
             state = constraint.after(state or constraint.start(), choice.token_id)
         beam = Beam(token_ids, (*before.logprobs, choice.logprob), choice.score, state)
-        return Candidate(beam, choice.row, finish_reason_of(token_ids, self.request.max_new_tokens, self.rules))
+        return Candidate(
+            beam, choice.row, finish_reason_of(token_ids, self.request.max_new_tokens, self.rules)
+        )
 
     def _keep_best(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Collect finished beams, keep the best open ones as rows, and end the search if none of them can improve."""
-        self._add_finished([candidate for candidate in candidates[: self.num_rows] if candidate.finish_reason])
+        """Collect finished beams, keep the best open ones as rows, and end the search if none of
+        them can improve.
+        """
+        self._add_finished(
+            [candidate for candidate in candidates[: self.num_rows] if candidate.finish_reason]
+        )
         open_candidates = [candidate for candidate in candidates if candidate.finish_reason is None]
         if not open_candidates:
             self._end_search()
             return []
         kept = open_candidates[: self.num_rows]
-        missing = self.num_rows - len(kept)  # a forced token or a constraint can leave fewer candidates than rows
+        # a forced token or a constraint can leave fewer candidates than rows
+        missing = self.num_rows - len(kept)
         kept += [replace(kept[0], beam=replace(kept[0].beam, score=_UNUSED_ROW_SCORE))] * missing
         self.beams = [candidate.beam for candidate in kept]
         if not self._may_improve():
@@ -155,14 +179,19 @@ class BeamSequence:
         return kept
 
     def _add_finished(self, ended: Sequence[Candidate]) -> None:
-        """Add finished beams and keep the best `num_beams`; with early stopping, none is added to a full list."""
+        """Add finished beams and keep the best `num_beams`; with early stopping, none is added to a
+        full list.
+        """
         if self._is_full and self.rules.early_stopping is True:
             return
         for candidate in ended:
-            score = candidate.beam.score / len(candidate.beam.token_ids) ** self.rules.length_penalty
+            score = (
+                candidate.beam.score / len(candidate.beam.token_ids) ** self.rules.length_penalty
+            )
             assert candidate.finish_reason is not None
             self.finished.append(FinishedBeam(candidate.beam, score, candidate.finish_reason))
-        self.finished.sort(key=lambda finished: -finished.score)  # stable: equal scores keep their order
+        # stable: equal scores keep their order
+        self.finished.sort(key=lambda finished: -finished.score)
         del self.finished[self.num_rows :]
 
     @property
@@ -177,7 +206,9 @@ class BeamSequence:
             return False
         is_never = self.rules.early_stopping == "never" and self.rules.length_penalty > 0
         length = self.request.max_new_tokens if is_never else len(self.beams[0].token_ids)
-        return self.beams[0].score / float(length**self.rules.length_penalty) > self.finished[-1].score
+        return (
+            self.beams[0].score / float(length**self.rules.length_penalty) > self.finished[-1].score
+        )
 
     def _end_search(self) -> None:
         self.finish_reason = self.finished[0].finish_reason if self.finished else "length"

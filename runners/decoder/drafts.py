@@ -1,11 +1,12 @@
-"""Drafts: tokens that an answer is likely to continue with, read in the same pass as its last token.
+"""Drafts: tokens that an answer is likely to continue with, read in the same pass as its last
+token.
 
-A pass of the model over a few tokens takes little longer than over one. A token that the rules force, and words of the
-prompt where the grammar asks for them, are therefore read before the model has chosen them. Each is kept only if it is
-the token that the model chooses after those before it: answers are the same as without drafts. Knows no family.
-Source: greedy speculative decoding (Leviathan et al., arXiv 2211.17192) with drafts from the prompt
-(github.com/apoorvumang/prompt-lookup-decoding).
-Shapes: B slots, T tokens of a slot in a pass.
+A pass of the model over a few tokens takes little longer than over one. A token that the rules
+force, and words of the prompt where the grammar asks for them, are therefore read before the model
+has chosen them. Each is kept only if it is the token that the model chooses after those before it:
+answers are the same as without drafts. Knows no family. Source: greedy speculative decoding
+(Leviathan et al., arXiv 2211.17192) with drafts from the prompt
+(github.com/apoorvumang/prompt-lookup-decoding). Shapes: B slots, T tokens of a slot in a pass.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,10 +20,13 @@ from torch import Tensor
 from runners.decoder.kv_cache import SlotLengths
 from runners.tokens.constraints import ConstraintState
 
-_FEW_ALLOWED = 100  # tokens; where a location, a segmentation code or free text follows, more are allowed
+# tokens; where a location, a segmentation code or free text follows, more are allowed
+_FEW_ALLOWED = 100
 _MAX_COPIED = 3  # tokens of free text
-_PASS_COST = 4  # tokens that take as long as a pass without any; source: python -m export.bench.steps
-MAX_SLOTS = 8  # in use: with more, drafts of the same length at the same time are too rare to look for
+# tokens that take as long as a pass without any; source: python -m export.bench.steps
+_PASS_COST = 4
+# in use: with more, drafts of the same length at the same time are too rare to look for
+MAX_SLOTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +36,14 @@ class PromptWords:
     token_ids: Sequence[int]
     first_ids: Sequence[int]
 
-    def continuation(self, state: ConstraintState, allowed: NDArray[np.uint8], written: Sequence[int]) -> list[int]:
+    def continuation(
+        self, state: ConstraintState, allowed: NDArray[np.uint8], written: Sequence[int]
+    ) -> list[int]:
         """Return the words of the prompt that an answer of `written` is likely to continue with.
 
-        Where `state` allows few tokens (`allowed`, a bit each), as in the labels asked for, the words start with one of
-        them; elsewhere they follow the last token. Words that are not written yet are preferred.
+        Where `state` allows few tokens (`allowed`, a bit each), as in the labels asked for, the
+        words start with one of them; elsewhere they follow the last token. Words that are not
+        written yet are preferred.
         """
         spellings = [each for ids in (self.first_ids, self.token_ids) for each in enumerate(ids, 1)]
         if int(np.bitwise_count(allowed).sum()) <= _FEW_ALLOWED:
@@ -44,7 +51,11 @@ class PromptWords:
             runs = [[token_id, *self.token_ids[end:]] for end, token_id in starts]
         else:
             ends = [end for end, token_id in spellings if written[-1:] == [token_id]]
-            runs = [[*self.token_ids[end : end + _MAX_COPIED]] for end in ends if end < len(self.token_ids)]
+            runs = [
+                [*self.token_ids[end : end + _MAX_COPIED]]
+                for end in ends
+                if end < len(self.token_ids)
+            ]
         best = min(runs, key=lambda run: run[0] in written, default=[])
         return best[: state.validate_tokens(best)]
 
@@ -60,7 +71,9 @@ class TokenPlaces:
 
     def rows(self) -> Tensor:
         """Return the slots (B, 1), on the device."""
-        return torch.arange(self.slots.start, self.slots.stop, device=self.positions.device)[:, None]
+        return torch.arange(self.slots.start, self.slots.stop, device=self.positions.device)[
+            :, None
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +92,21 @@ class DraftedPass:
         return range(self.first_slot, self.first_slot + len(self.drafts))
 
     def places(self, lengths: SlotLengths) -> TokenPlaces:
-        """Return the places of the tokens after those that the slots hold, which `lengths` counts."""
+        """Return the places of the tokens after those that the slots hold, which `lengths`
+        counts.
+        """
         width = width_of(self.drafts)
-        own = [[token_id, *draft] for token_id, draft in zip(self.certain, self.drafts, strict=True)]
+        own = [
+            [token_id, *draft] for token_id, draft in zip(self.certain, self.drafts, strict=True)
+        ]
         token_ids = [[*tokens, *tokens[-1:] * (width - len(tokens))] for tokens in own]
         offsets = [[min(index, len(tokens) - 1) for index in range(width)] for tokens in own]
         ids_and_offsets = torch.tensor([token_ids, offsets], device=lengths.on_device.device)
         slots = slice(self.slots.start, self.slots.stop)
         positions = lengths.on_device[slots, None] + ids_and_offsets[1]
-        length = max(length + len(tokens) for length, tokens in zip(lengths.of(self.slots), own, strict=True))
+        length = max(
+            length + len(tokens) for length, tokens in zip(lengths.of(self.slots), own, strict=True)
+        )
         return TokenPlaces(ids_and_offsets[0], slots, positions, length)
 
 
@@ -99,13 +118,17 @@ def width_of(drafts: Iterable[Sequence[int]]) -> int:
 def rows_of(drafts: Sequence[Sequence[int]]) -> list[range]:
     """Return the rows of each slot among the B * T of a pass over `drafts`."""
     starts = range(0, len(drafts) * width_of(drafts), width_of(drafts))
-    return [range(start, start + 1 + len(draft)) for start, draft in zip(starts, drafts, strict=True)]
+    return [
+        range(start, start + 1 + len(draft)) for start, draft in zip(starts, drafts, strict=True)
+    ]
 
 
 def paying(drafts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """Return the drafts, cut to the length at which a pass over all slots reads most tokens for its time.
+    """Return the drafts, cut to the length at which a pass over all slots reads most tokens for its
+    time.
 
-    It reads as many tokens of each slot as of the one with the longest draft; all drafts are taken to be right.
+    It reads as many tokens of each slot as of the one with the longest draft; all drafts are taken
+    to be right.
     """
 
     def tokens_by_cost(length: int) -> float:

@@ -1,8 +1,9 @@
 """The key-value cache of all live sequences, allocated once.
 
-A slot holds one sequence, at its first positions and without gaps. Live sequences always occupy slots 0 to n - 1, so
-that a step reads a plain slice; freeing a slot moves the last live sequence into it (runners/decoder/batch.py).
-Shapes: L slots, A key-value heads, P positions, D head size, B rows of a batch, T tokens of a row.
+A slot holds one sequence, at its first positions and without gaps. Live sequences always occupy
+slots 0 to n - 1, so that a step reads a plain slice; freeing a slot moves the last live sequence
+into it (runners/decoder/batch.py). Shapes: L slots, A key-value heads, P positions, D head size, B
+rows of a batch, T tokens of a row.
 """
 
 import math
@@ -26,7 +27,14 @@ class CacheShape:
 
     def num_bytes(self, dtype: torch.dtype) -> int:
         """Return the memory of keys and values."""
-        num_values = 2 * self.num_layers * self.num_slots * self.num_heads * self.num_positions * self.head_size
+        num_values = (
+            2
+            * self.num_layers
+            * self.num_slots
+            * self.num_heads
+            * self.num_positions
+            * self.head_size
+        )
         return num_values * dtype.itemsize
 
 
@@ -34,15 +42,28 @@ class KeyValueCache:
     """Keys and values of all layers of one attention, by slot."""
 
     def __init__(self, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
-        size = (shape.num_layers, 2, shape.num_slots, shape.num_heads, shape.num_positions, shape.head_size)
+        size = (
+            shape.num_layers,
+            2,
+            shape.num_slots,
+            shape.num_heads,
+            shape.num_positions,
+            shape.head_size,
+        )
         self._memory = _zeros(size, dtype, device)
 
     def write_prefix(self, layer: int, slots: slice, keys_and_values: Tensor) -> None:
-        """Store `keys_and_values` (B, S, 2, A, D) at the first S positions of `slots`; padding is stored too."""
-        self._memory[layer, :, slots, :, : keys_and_values.shape[1]] = keys_and_values.permute(2, 0, 3, 1, 4)
+        """Store `keys_and_values` (B, S, 2, A, D) at the first S positions of `slots`; padding is
+        stored too.
+        """
+        self._memory[layer, :, slots, :, : keys_and_values.shape[1]] = keys_and_values.permute(
+            2, 0, 3, 1, 4
+        )
 
     def append(self, layer: int, rows: Tensor, positions: Tensor, keys_and_values: Tensor) -> None:
-        """Store `keys_and_values` (B, T, 2, A, D) of the slots `rows` (B, 1), each at its own position (B, T)."""
+        """Store `keys_and_values` (B, T, 2, A, D) of the slots `rows` (B, 1), each at its own
+        position (B, T).
+        """
         self._memory[layer][:, rows, :, positions] = keys_and_values
 
     def read(self, layer: int, slots: slice, num_positions: int) -> tuple[Tensor, Tensor]:
@@ -51,27 +72,41 @@ class KeyValueCache:
         return view[0], view[1]
 
     def clear(self, slot: int, positions: slice = slice(None)) -> None:
-        """Zero positions of a slot: a masked NaN would still propagate into the next sequence of the slot."""
+        """Zero positions of a slot: a masked NaN would still propagate into the next sequence of
+        the slot.
+        """
         self._memory[:, :, slot, :, positions] = 0
 
     def copy(
-        self, sources: Sequence[int], targets: Sequence[int], positions: slice, on_device: Tensor | None = None
+        self,
+        sources: Sequence[int],
+        targets: Sequence[int],
+        positions: slice,
+        on_device: Tensor | None = None,
     ) -> None:
-        """Copy `positions` of the slots `sources` to `targets`, pairwise; all are read before any is written.
+        """Copy `positions` of the slots `sources` to `targets`, pairwise.
 
-        `on_device` are sources and targets (2, M) on the cache's device, which need not be copied there.
+        All are read before any is written.
+
+        `on_device` are sources and targets (2, M) on the cache's device, which need not be copied
+        there.
         """
         if on_device is not None:
             copied = self._memory[:, :, :, :, positions].index_select(2, on_device[0])
             self._memory[:, :, :, :, positions].index_copy_(2, on_device[1], copied)
         elif len(sources) == 1:  # a plain copy, without a gather
-            self._memory[:, :, targets[0], :, positions] = self._memory[:, :, sources[0], :, positions]
+            self._memory[:, :, targets[0], :, positions] = self._memory[
+                :, :, sources[0], :, positions
+            ]
         else:
-            self._memory[:, :, list(targets), :, positions] = self._memory[:, :, list(sources), :, positions]
+            self._memory[:, :, list(targets), :, positions] = self._memory[
+                :, :, list(sources), :, positions
+            ]
 
 
 class SlotLengths:
-    """The number of tokens in each slot: on the host, which chooses shapes by it, and on the device, which masks by it.
+    """The number of tokens in each slot: on the host, which chooses shapes by it, and on the
+    device, which masks by it.
 
     Both change together, so that no step waits for the device to tell a length.
     """
@@ -93,7 +128,9 @@ class SlotLengths:
 
     def add(self, slots: Sequence[int], amounts: Sequence[int]) -> None:
         """Add `amounts` of tokens to `slots`."""
-        self.set(slots, [length + amount for length, amount in zip(self.of(slots), amounts, strict=True)])
+        self.set(
+            slots, [length + amount for length, amount in zip(self.of(slots), amounts, strict=True)]
+        )
 
     def increment(self, num_slots: int) -> None:
         """Add one token to each of the first `num_slots` slots."""
@@ -117,7 +154,13 @@ class SlotLengths:
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return zeros; on a CPU the pages are allocated at the first write, as most positions are never written."""
+    """Return zeros; on a CPU the pages are allocated at the first write, as most positions are
+    never written.
+    """
     if device.type != "cpu":
         return torch.zeros(size, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(math.prod(size) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(size)
+    return (
+        torch.from_numpy(np.zeros(math.prod(size) * dtype.itemsize, dtype=np.uint8))
+        .view(dtype)
+        .view(size)
+    )

@@ -1,8 +1,9 @@
-"""The prefixes of Florence-2's cross-attention: image and prompt, stored once for all beams of a sequence.
+"""The prefixes of Florence-2's cross-attention: image and prompt, stored once for all beams of a
+sequence.
 
-A row reads the prefix of its slot. Live prefixes have the numbers 0 to S - 1; a pass over shared ones groups its rows
-by prefix, so that attention reads the keys of each once, not once for each beam.
-Shapes: B rows, S prefixes, W places of a prefix, one for each beam.
+A row reads the prefix of its slot. Live prefixes have the numbers 0 to S - 1; a pass over shared
+ones groups its rows by prefix, so that attention reads the keys of each once, not once for each
+beam. Shapes: B rows, S prefixes, W places of a prefix, one for each beam.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class PrefixReads:
-    """The prefixes that the rows of a pass read; without `rows` and `places`, each row the one of its number."""
+    """The prefixes that the rows of a pass read; without `rows` and `places`, each row the one of
+    its number.
+    """
 
     prefixes: slice
     rows: Tensor | None = None  # (S, W) the row in each place; of an empty place, any
@@ -22,9 +25,11 @@ class PrefixReads:
 
 
 class PrefixTable:
-    """The prefix of each slot, and its place there: on the host, and on the device, where captured steps read it.
+    """The prefix of each slot, and its place there: on the host, and on the device, where captured
+    steps read it.
 
-    Both change together by operations that take numbers of the host as arguments: none waits for the device.
+    Both change together by operations that take numbers of the host as arguments: none waits for
+    the device.
     """
 
     def __init__(self, num_slots: int, device: torch.device) -> None:
@@ -32,7 +37,8 @@ class PrefixTable:
         self._slots: list[dict[int, int]] = []  # of each prefix, with their places
         self._prefixes = torch.zeros(num_slots, dtype=torch.long, device=device)  # (slots,)
         self._places = torch.zeros(num_slots, dtype=torch.long, device=device)  # (slots,)
-        self._rows = torch.zeros(num_slots, num_slots, dtype=torch.long, device=device)  # (prefixes, places)
+        # (prefixes, places)
+        self._rows = torch.zeros(num_slots, num_slots, dtype=torch.long, device=device)
 
     @property
     def num_prefixes(self) -> int:
@@ -59,9 +65,13 @@ class PrefixTable:
             self._of_slot[slot] = prefix
             self._slots.append({slot: 0})
         device = self._rows.device
-        self._prefixes[slots.start : slots.stop] = torch.arange(added.start, added.stop, device=device)
+        self._prefixes[slots.start : slots.stop] = torch.arange(
+            added.start, added.stop, device=device
+        )
         self._places[slots.start : slots.stop] = 0
-        self._rows[added.start : added.stop, 0] = torch.arange(slots.start, slots.stop, device=device)
+        self._rows[added.start : added.stop, 0] = torch.arange(
+            slots.start, slots.stop, device=device
+        )
         return added
 
     def share(self, source: int, targets: Sequence[int]) -> None:
@@ -77,7 +87,8 @@ class PrefixTable:
             self._put(target, prefix, self._slots[prefix].pop(source))
 
     def release(self, slot: int) -> tuple[int, int] | None:
-        """Free a slot; if its prefix ends, return the last prefix and the number that it gets, for its keys to follow.
+        """Free a slot; if its prefix ends, return the last prefix and the number that it gets, for
+        its keys to follow.
 
         A slot without a prefix, whose prefill has failed, is ignored.
         """
@@ -103,19 +114,33 @@ class PrefixTable:
         self._rows[prefix, place] = slot
 
     def own(self, slots: slice) -> slice | None:
-        """Return the prefixes of `slots` if these are consecutive, one for each; None if they must be grouped."""
+        """Return the prefixes of `slots` if these are consecutive, one for each; None if they must
+        be grouped.
+        """
         numbers = self._of_slot[slots]
         first = self.of(slots.start)
-        return slice(first, first + len(numbers)) if numbers == [*range(first, first + len(numbers))] else None
+        return (
+            slice(first, first + len(numbers))
+            if numbers == [*range(first, first + len(numbers))]
+            else None
+        )
 
     def reads(self, slots: slice) -> PrefixReads:
         """Return what the rows of a pass over `slots` read."""
         own = self.own(slots)
-        return self.grouped(slots.stop, self.num_prefixes, self.width) if own is None else PrefixReads(own)
+        return (
+            self.grouped(slots.stop, self.num_prefixes, self.width)
+            if own is None
+            else PrefixReads(own)
+        )
 
     def grouped(self, num_rows: int, num_prefixes: int, width: int) -> PrefixReads:
-        """Return what the rows of the slots from 0 on read, with at least as many prefixes and places as there are."""
+        """Return what the rows of the slots from 0 on read, with at least as many prefixes and
+        places as there are.
+        """
         width = min(width, self._rows.shape[1])
         rows = self._rows[:num_prefixes, :width].clamp(max=num_rows - 1)
-        places = (self._prefixes[:num_rows] * width + self._places[:num_rows]).clamp(max=num_prefixes * width - 1)
+        places = (self._prefixes[:num_rows] * width + self._places[:num_rows]).clamp(
+            max=num_prefixes * width - 1
+        )
         return PrefixReads(slice(0, num_prefixes), rows, places)

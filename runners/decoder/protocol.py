@@ -45,7 +45,10 @@ class Decoder(Protocol[CacheT]):
         ...
 
     def max_new_tokens(self, num_prefix_tokens: int) -> int:
-        """Return the number of tokens that fit after image and prompt; raise `SequenceTooLong` if none fits."""
+        """Return the number of tokens that fit after image and prompt.
+
+        Raise `SequenceTooLong` if none fits.
+        """
         ...
 
     @property
@@ -68,22 +71,33 @@ class Decoder(Protocol[CacheT]):
         first_slot: int,
         drafts: Sequence[Sequence[int]] = (),
     ) -> Tensor:
-        """Process images and prompts into the slots from `first_slot` on; return the logits (R, V) of each next token.
+        """Process images and prompts into the slots from `first_slot` on.
 
-        The slots must be free. With `drafts`, one for each request, rows are those of `rows_of(drafts)`.
+        Return the logits (R, V) of each next token.
+
+        The slots must be free. With `drafts`, one for each request, rows are those of
+        `rows_of(drafts)`.
         """
         ...
 
     def decode_step(self, cache: CacheT, token_ids: Tensor) -> Tensor:
-        """Process `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
+        """Process `token_ids` (B,) of slots 0 to B - 1.
+
+        Return the logits (B, V) of each next token.
+        """
         ...
 
     def decode_drafts(self, cache: CacheT, tokens: DraftedPass) -> Tensor:
-        """Like `decode_step`, with further rows of logits for drafted tokens, which only `accept` keeps."""
+        """Like `decode_step`, with further rows of logits for drafted tokens, which only `accept`
+        keeps.
+        """
         ...
 
     def accept(self, cache: CacheT, slots: Sequence[int], num_tokens: Sequence[int]) -> None:
-        """Keep the first `num_tokens` drafted tokens of each of `slots`; the next pass overwrites the others."""
+        """Keep the first `num_tokens` drafted tokens of each of `slots`.
+
+        The next pass overwrites the others.
+        """
         ...
 
     def roll_back(self, cache: CacheT, slot: int) -> None:
@@ -103,15 +117,23 @@ class Decoder(Protocol[CacheT]):
         ...
 
     def reorder(
-        self, cache: CacheT, sources: Sequence[int], targets: Sequence[int], on_device: Tensor | None = None
+        self,
+        cache: CacheT,
+        sources: Sequence[int],
+        targets: Sequence[int],
+        on_device: Tensor | None = None,
     ) -> None:
-        """Copy the generated tokens of `sources` to `targets`, pairwise; all are read before any is written.
+        """Copy the generated tokens of `sources` to `targets`, pairwise.
 
-        The slots are beams of the same sequences. `on_device` are sources and targets (2, M) on the decoder's device,
-        which need not be copied there.
+        All are read before any is written.
+
+        The slots are beams of the same sequences. `on_device` are sources and targets (2, M) on the
+        decoder's device, which need not be copied there.
         """
         ...
 
     def recorded(self, cache: CacheT) -> CudaGraphs | None:
-        """Return the recorded steps of a cache, which also choose tokens; None where steps run eagerly."""
+        """Return the recorded steps of a cache, which also choose tokens; None where steps run
+        eagerly.
+        """
         ...

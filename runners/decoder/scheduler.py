@@ -1,4 +1,5 @@
-"""The scheduler of a decoder: one thread, which runs the batch and admits and removes sequences between decode steps.
+"""The scheduler of a decoder: one thread, which runs the batch and admits and removes sequences
+between decode steps.
 
     while sequences are queued or live:
         remove cancelled sequences
@@ -124,16 +125,23 @@ class Scheduler:
     def submit(self, requests: Sequence[SequenceRequest]) -> "list[Future[WrittenSequence]]":
         """Queue all `requests` or none.
 
-        Raise `Overloaded` if the queue would exceed `max_waiting`, and `TooManyBeams` if a request needs more slots
-        than there are. Cancelling a future frees the slots of its sequence within one step.
+        Raise `Overloaded` if the queue would exceed `max_waiting`, and `TooManyBeams` if a request
+        needs more slots than there are. Cancelling a future frees the slots of its sequence within
+        one step.
         """
         num_beams = max((request.num_beams for request in requests), default=1)
         if num_beams > self._limits.num_slots:
-            raise TooManyBeams(f"num_beams is {num_beams}; at most {self._limits.num_slots} are allowed, one per slot")
+            raise TooManyBeams(
+                f"num_beams is {num_beams}; at most {self._limits.num_slots} are allowed, one per"
+                " slot"
+            )
         with self._changed:
             self._check_queue(len(requests))
             now_s = time.monotonic()
-            added = [ScheduledSequence(start_sequence(request, self._decoder.rules), now_s) for request in requests]
+            added = [
+                ScheduledSequence(start_sequence(request, self._decoder.rules), now_s)
+                for request in requests
+            ]
             self._queue.extend(added)
             self._queue_depth.set(len(self._queue))
             self._changed.notify()
@@ -143,8 +151,8 @@ class Scheduler:
         limit = self._limits.max_waiting
         if len(self._queue) + num_added > limit:
             raise Overloaded(
-                f"the decoder's queue is full: {len(self._queue)} sequences are queued, {num_added} were submitted, "
-                f"at most {limit} are allowed"
+                f"the decoder's queue is full: {len(self._queue)} sequences are queued, {num_added}"
+                f" were submitted, at most {limit} are allowed"
             )
 
     def _run(self) -> None:
@@ -156,7 +164,9 @@ class Scheduler:
                     self._step()
             except Exception as error:  # any exception must reach all callers that it affects
                 exit_if_device_lost(error, self._name)
-                logger.exception("a decode iteration failed with %d live sequences", len(self._live))
+                logger.exception(
+                    "a decode iteration failed with %d live sequences", len(self._live)
+                )
                 self._fail_live(error)
             self._live_sequences.set(len(self._live))
             self._slots_taken.set(self._batch.num_used_slots)
@@ -183,12 +193,15 @@ class Scheduler:
             self._notify_and_finish()
 
     def _take_from_queue(self) -> list[ScheduledSequence]:
-        """Remove and return the first queued sequences that have free slots and fit the token budget.
+        """Remove and return the first queued sequences that have free slots and fit the token
+        budget.
 
-        A sequence that exceeds the budget is returned alone. Cancelled and expired ones are resolved and left out.
+        A sequence that exceeds the budget is returned alone. Cancelled and expired ones are
+        resolved and left out.
         """
         taken: list[ScheduledSequence] = []
-        longest, num_free = 0, self._batch.num_free_slots
+        longest = 0
+        num_free = self._batch.num_free_slots
         with self._changed:
             while self._queue and self._queue[0].sequence.num_rows <= num_free:
                 longest = max(longest, self._queue[0].num_prefix_tokens)
@@ -202,7 +215,10 @@ class Scheduler:
         return taken
 
     def _prefill(self, admitted: Sequence[ScheduledSequence]) -> None:
-        """Prefill sequences together; if memory runs out, in two halves. A failure fails these sequences only."""
+        """Prefill sequences together; if memory runs out, in two halves.
+
+        A failure fails these sequences only.
+        """
         sequences = [scheduled.sequence for scheduled in admitted]
         try:
             self._batch.admit(sequences)
@@ -211,7 +227,8 @@ class Scheduler:
             if len(admitted) == 1:
                 _fail(admitted, error.with_traceback(None))  # its frames would keep the activations
                 return
-        except Exception as error:  # any exception of the model must reach all callers that it affects
+        # any exception of the model must reach all callers that it affects
+        except Exception as error:
             exit_if_device_lost(error, self._name)
             logger.exception("a prefill of %d sequences failed", len(admitted))
             self._batch.remove(sequences)
@@ -222,8 +239,11 @@ class Scheduler:
                 scheduled.prefilled_s = time.monotonic()
                 self._live[scheduled.sequence] = scheduled
             return
-        # Outside the except block, where the exception would keep the activations of the failed try.
-        logger.warning("out of memory in a prefill of %d sequences; retrying in two halves", len(admitted))
+        # Outside the except block, where the exception would keep the activations of the failed
+        # try.
+        logger.warning(
+            "out of memory in a prefill of %d sequences; retrying in two halves", len(admitted)
+        )
         half = len(admitted) // 2
         self._prefill(admitted[:half])
         self._prefill(admitted[half:])
@@ -243,7 +263,9 @@ class Scheduler:
         _fail(live, error)
 
     def _notify_and_finish(self) -> None:
-        """Notify the listeners of new tokens, then free the slots of the sequences that ended and resolve them."""
+        """Notify the listeners of new tokens, then free the slots of the sequences that ended and
+        resolve them.
+        """
         for scheduled in self._live.values():
             scheduled.notify_listener()
         for sequence in self._batch.remove_ended():
@@ -251,8 +273,12 @@ class Scheduler:
 
 
 def _has_ended_in_queue(scheduled: ScheduledSequence) -> bool:
-    """Return True for a queued sequence that is cancelled or past its deadline, and resolve its future."""
-    has_ended = scheduled.future.cancelled() or time.monotonic() > scheduled.sequence.request.deadline_s
+    """Return True for a queued sequence that is cancelled or past its deadline, and resolve its
+    future.
+    """
+    has_ended = (
+        scheduled.future.cancelled() or time.monotonic() > scheduled.sequence.request.deadline_s
+    )
     if has_ended:
         scheduled.resolve(DeadlineExceeded("the deadline passed before the sequence was admitted"))
     return has_ended

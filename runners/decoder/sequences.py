@@ -1,7 +1,7 @@
 """One sequence: its request, the conditions on its next token, and its end.
 
-A sequence has one row in each decode step, or one per beam (runners/decoder/beams.py). Plain values and rules: logits,
-slots, caches and families are unknown here.
+A sequence has one row in each decode step, or one per beam (runners/decoder/beams.py). Plain values
+and rules: logits, slots, caches and families are unknown here.
 """
 
 import math
@@ -29,15 +29,18 @@ class SequenceRequest:
     """A sequence to generate."""
 
     image_features: Tensor  # (N, C)
-    prompt_ids: tuple[int, ...]  # with the tokens that the family adds around a prompt, without image tokens
+    # with the tokens that the family adds around a prompt, without image tokens
+    prompt_ids: tuple[int, ...]
     max_new_tokens: int
     temperature: float = 0.0  # 0: greedy
-    top_p: float = 1.0  # sample from the most probable tokens whose probabilities sum to this; ignored if greedy
+    # sample from the most probable tokens whose probabilities sum to this; ignored if greedy
+    top_p: float = 1.0
     seed: int | None = None
     num_beams: int = 1  # more than 1 only if greedy
     constraint: Constraint | None = None  # None: unconstrained
     deadline_s: float = math.inf  # on the clock of time.monotonic()
-    on_tokens: TokenListener | None = None  # called with newly settled tokens, in the decoder's thread
+    # called with newly settled tokens, in the decoder's thread
+    on_tokens: TokenListener | None = None
     prompt_words: PromptWords | None = None  # the source of drafts; used with a constraint only
     adapter: str | None = None  # one of the decoder's `adapter_keys`; None: the base model
 
@@ -88,7 +91,8 @@ class LiveSequence(Protocol):
         ...
 
     def conditions(self, draft: Sequence[int] = ()) -> Sequence[RowConditions]:
-        """Return the conditions on the next token of each row, and on that after each token of `draft`.
+        """Return the conditions on the next token of each row, and on that after each token of
+        `draft`.
 
         To be called once a pass.
         """
@@ -157,23 +161,31 @@ class SingleSequence:
             return ()
         forced = self.rules.forced_token(len(self.token_ids), self.request.max_new_tokens)
         draft = [] if forced is None else [forced]
-        constraint, words = self.request.constraint, self.request.prompt_words
+        constraint = self.request.constraint
+        words = self.request.prompt_words
         if constraint is not None and words is not None and self._state is not None:
-            draft += words.continuation(self._state, constraint.allowed(self._state), self.token_ids)
+            draft += words.continuation(
+                self._state, constraint.allowed(self._state), self.token_ids
+            )
         return draft[: self.request.max_new_tokens - len(self.token_ids) - 1]
 
     def conditions(self, draft: Sequence[int] = ()) -> Sequence[RowConditions]:
-        written, state = list(self.token_ids), self._state
+        written = list(self.token_ids)
+        state = self._state
         conditions = [self._row_conditions(written, state)]
         for token_id in draft:
             state = self._state_after(state, token_id, conditions[-1])
             written.append(token_id)
             conditions.append(self._row_conditions(written, state))
-        self._draft, self._conditions = draft, conditions
+        self._draft = draft
+        self._conditions = conditions
         return conditions
 
-    def _row_conditions(self, written: Sequence[int], state: ConstraintState | None) -> RowConditions:
-        constraint, allowed = self.request.constraint, None
+    def _row_conditions(
+        self, written: Sequence[int], state: ConstraintState | None
+    ) -> RowConditions:
+        constraint = self.request.constraint
+        allowed = None
         forced = self.rules.forced_token(len(written), self.request.max_new_tokens)
         if forced is None and constraint is not None and state is not None:
             allowed = constraint.allowed(state)
@@ -190,7 +202,10 @@ class SingleSequence:
     def _state_after(
         self, state: ConstraintState | None, token_id: int, conditions: RowConditions
     ) -> ConstraintState | None:
-        """Return the state after a token; one that the constraint did not choose does not change it."""
+        """Return the state after a token.
+
+        One that the constraint did not choose does not change it.
+        """
         if self.request.constraint is None or state is None or conditions.allowed is None:
             return state
         return self.request.constraint.after(state, token_id)
@@ -221,7 +236,9 @@ class SingleSequence:
         self._state = self._state_after(self._state, choice.token_id, conditions)
         self.token_ids.append(choice.token_id)
         self.logprobs.append(choice.logprob)
-        self.finish_reason = finish_reason_of(self.token_ids, self.request.max_new_tokens, self.rules)
+        self.finish_reason = finish_reason_of(
+            self.token_ids, self.request.max_new_tokens, self.rules
+        )
 
     def result(self) -> GeneratedSequence:
         if self.error is not None:
@@ -237,9 +254,15 @@ def check_deadline(request: SequenceRequest, num_tokens: int) -> None:
         raise DeadlineExceeded(f"the deadline passed after {num_tokens} tokens")
 
 
-def finish_reason_of(token_ids: Sequence[int], max_new_tokens: int, rules: GenerationRules) -> FinishReason | None:
-    """Return why an answer ends with the last of `token_ids`, None if it continues; a forced end token is "length"."""
-    is_full, is_end = len(token_ids) >= max_new_tokens, token_ids[-1] in rules.eos_token_ids
+def finish_reason_of(
+    token_ids: Sequence[int], max_new_tokens: int, rules: GenerationRules
+) -> FinishReason | None:
+    """Return why an answer ends with the last of `token_ids`, None if it continues.
+
+    A forced end token is "length".
+    """
+    is_full = len(token_ids) >= max_new_tokens
+    is_end = token_ids[-1] in rules.eos_token_ids
     if is_full and (not is_end or rules.forced_eos_token_id == token_ids[-1]):
         return "length"
     return "stop" if is_end else None

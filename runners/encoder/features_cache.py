@@ -1,8 +1,8 @@
 """An LRU cache of image features by image key, and the encodings in progress.
 
-Concurrent calls for a new image encode it once: the first is a miss, the others join its encoding. A failure reaches
-all of them and is not cached. Calls hold references to their features, so that eviction does not affect them. Knows no
-encoder, only tensors with a size in bytes.
+Concurrent calls for a new image encode it once: the first is a miss, the others join its encoding.
+A failure reaches all of them and is not cached. Calls hold references to their features, so that
+eviction does not affect them. Knows no encoder, only tensors with a size in bytes.
 """
 
 import asyncio
@@ -47,12 +47,16 @@ class CachedFeatures:
 class VisionCache:
     """The features of one model, up to `max_bytes`.
 
-    `encode` passes an image key through BentoML's batcher; the encoder finds the pixels in `encodings`. At most
-    `max_encoding` images are queued or being encoded.
+    `encode` passes an image key through BentoML's batcher; the encoder finds the pixels in
+    `encodings`. At most `max_encoding` images are queued or being encoded.
     """
 
     def __init__(
-        self, model_id: str, max_bytes: int, max_encoding: int, encode: Callable[[str], Awaitable[EncodedImage]]
+        self,
+        model_id: str,
+        max_bytes: int,
+        max_encoding: int,
+        encode: Callable[[str], Awaitable[EncodedImage]],
     ) -> None:
         self.encodings: dict[str, Encoding] = {}
         self._model_id = model_id
@@ -65,10 +69,12 @@ class VisionCache:
     async def get(
         self, image_key: str, pixels: Pixels | None, adapter: str | None = None
     ) -> CachedFeatures | Failed | None:
-        """Return the features of an image, encoded from `pixels` if needed; None if that is needed and not possible.
+        """Return the features of an image, encoded from `pixels` if needed; None if that is needed
+        and not possible.
 
-        `adapter` is one with an encoder of its own, which the image key depends on; None: the model's encoder.
-        Cancelling the call does not cancel the encoding, which others may have joined.
+        `adapter` is one with an encoder of its own, which the image key depends on; None: the
+        model's encoder. Cancelling the call does not cancel the encoding, which others may have
+        joined.
         """
         if (features := self._features.get(image_key)) is not None:
             return self._found(features, "hit")
@@ -78,9 +84,13 @@ class VisionCache:
             if pixels is None:
                 return None
             if len(self.encodings) >= self._max_encoding:
-                message = f"{len(self.encodings)} images are queued for encoding, the maximum; retry later"
+                message = (
+                    f"{len(self.encodings)} images are queued for encoding, the maximum; retry"
+                    " later"
+                )
                 return Failed(code="overloaded", message=message)
-            outcome, encoding = "miss", self._start(image_key, pixels, adapter)
+            outcome = "miss"
+            encoding = self._start(image_key, pixels, adapter)
         return await self._join(encoding, outcome)
 
     async def _join(self, encoding: Encoding, outcome: CacheOutcome) -> CachedFeatures | Failed:
@@ -90,7 +100,9 @@ class VisionCache:
         if encoding.features is None:
             return encoded.failed or _FAILED
         encode_s = encoded.encode_s if outcome == "miss" else 0.0
-        return self._found(encoding.features, outcome, encode_s, max(0.0, time.monotonic() - start_s - encode_s))
+        return self._found(
+            encoding.features, outcome, encode_s, max(0.0, time.monotonic() - start_s - encode_s)
+        )
 
     def _start(self, image_key: str, pixels: Pixels, adapter: str | None) -> Encoding:
         encoding = self.encodings[image_key] = Encoding(pixels, adapter)
@@ -115,7 +127,9 @@ class VisionCache:
         self, features: Tensor, outcome: CacheOutcome, encode_s: float = 0.0, queue_s: float = 0.0
     ) -> CachedFeatures:
         VISION_CACHE_REQUESTS.labels(self._model_id, outcome).inc()
-        return CachedFeatures(features, FoundFeatures(outcome=outcome, encode_s=encode_s, queue_s=queue_s))
+        return CachedFeatures(
+            features, FoundFeatures(outcome=outcome, encode_s=encode_s, queue_s=queue_s)
+        )
 
 
 def num_bytes(features: Tensor) -> int:

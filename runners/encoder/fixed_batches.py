@@ -1,16 +1,20 @@
 """Batches of an encoder on a GPU, in fixed sizes that are captured as CUDA graphs.
 
-A batch of 13 images runs as 8 + 4 + 1: nothing is padded. All sizes run in one session, which holds the weights once;
-it keeps a graph for each `gpu_graph_id`, and each size is bound to the first images of the same input and output.
+A batch of 13 images runs as 8 + 4 + 1: nothing is padded. All sizes run in one session, which holds
+the weights once; it keeps a graph for each `gpu_graph_id`, and each size is bound to the first
+images of the same input and output.
 
-    load     every size runs without a graph, the largest first, whose memory serves the others; one that exceeds the
-             memory is left out. Then each is captured, and replays are compared; if one fails, all run without graphs
-    encode   pixels into the input: one transfer; a replay; features out of the output, which the next part overwrites
+    load     every size runs without a graph, the largest first, whose memory serves the others; one
+             that exceeds the memory is left out. Then each is captured, and replays are compared;
+             if one fails, all run without graphs
+    encode   pixels into the input: one transfer; a replay; features out of the output, which the
+             next part overwrites
 
-ONNX Runtime keeps the graphs for the thread that captured them: all of this runs in one. While it captures, no other
-thread may allocate memory of the GPU: encoders are loaded before the decoder's thread starts (runners/worker.py).
-Sources: ONNX Runtime's page of the CUDA provider, "Using CUDA Graphs"; cuda_execution_provider.cc, PerThreadContext.
-Shapes: B batch, H and W the input size of the export, N image tokens, C hidden.
+ONNX Runtime keeps the graphs for the thread that captured them: all of this runs in one. While it
+captures, no other thread may allocate memory of the GPU: encoders are loaded before the decoder's
+thread starts (runners/worker.py). Sources: ONNX Runtime's page of the CUDA provider, "Using CUDA
+Graphs"; cuda_execution_provider.cc, PerThreadContext. Shapes: B batch, H and W the input size of
+the export, N image tokens, C hidden.
 """
 
 import logging
@@ -29,7 +33,8 @@ from runners.device_errors import exit_if_device_lost, is_out_of_memory
 logger = logging.getLogger(__name__)
 
 _NO_GRAPH = -1  # the `gpu_graph_id` of a run that neither captures nor replays
-_MIN_COSINE = 0.999  # of a replay; float16 rounds to 0.9999, and the features of other pixels are far below
+# of a replay; float16 rounds to 0.9999, and the features of other pixels are far below
+_MIN_COSINE = 0.999
 
 Pixels = NDArray[np.uint8]
 OpenSession = Callable[[bool], onnxruntime.InferenceSession]  # with CUDA graphs if True
@@ -41,7 +46,10 @@ def batch_sizes(max_batch_size: int) -> list[int]:
 
 
 def split_batch(num_images: int, sizes: Sequence[int]) -> Iterator[slice]:
-    """Yield the parts of a batch, each as large as `sizes` allow; they begin with the largest and end with 1."""
+    """Yield the parts of a batch, each as large as `sizes` allow.
+
+    They begin with the largest and end with 1.
+    """
     start = 0
     for size in sizes:
         while num_images - start >= size:
@@ -50,9 +58,13 @@ def split_batch(num_images: int, sizes: Sequence[int]) -> Iterator[slice]:
 
 
 class BoundSession:
-    """A session with memory for the input and the output of `max_batch_size` images, whose addresses never change."""
+    """A session with memory for the input and the output of `max_batch_size` images, whose
+    addresses never change.
+    """
 
-    def __init__(self, session: onnxruntime.InferenceSession, max_batch_size: int, device: Device) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, max_batch_size: int, device: Device
+    ) -> None:
         self._session = session
         self._device = device
         (self._given,), (self._made,) = session.get_inputs(), session.get_outputs()
@@ -67,7 +79,9 @@ class BoundSession:
         return torch.empty((num_images, *self._features.shape[1:]), device=self._device)
 
     def encode(self, pixels: Pixels) -> Tensor:
-        """Return the features (B, N, C) of `pixels` (B, H, W, 3), which the next call overwrites."""
+        """Return the features (B, N, C) of `pixels` (B, H, W, 3), which the next call
+        overwrites.
+        """
         size = len(pixels)
         np.copyto(self._host_pixels[:size].numpy(), pixels)
         self._pixels[:size].copy_(self._host_pixels[:size], non_blocking=True)
@@ -76,7 +90,9 @@ class BoundSession:
 
     def check_replay(self, size: int) -> None:
         """Raise `RuntimeError` if a replay gives other features than a run without the graph."""
-        noise = np.random.default_rng(size).integers(0, 256, tuple(self._pixels[:size].shape), dtype=np.uint8)
+        noise = np.random.default_rng(size).integers(
+            0, 256, tuple(self._pixels[:size].shape), dtype=np.uint8
+        )
         replayed = self.encode(noise).clone()
         self.run(size)
         cosines = torch.cosine_similarity(replayed.flatten(1), self._features[:size].flatten(1))
@@ -84,22 +100,35 @@ class BoundSession:
             raise RuntimeError(f"other features than without graphs, cosines {cosines.tolist()}")
 
     def run(self, size: int, graph_id: int = _NO_GRAPH) -> None:
-        """Compute the features of the first `size` images of the input; a session without graphs ignores `graph_id`."""
+        """Compute the features of the first `size` images of the input.
+
+        A session without graphs ignores `graph_id`.
+        """
         if self._device == "cuda":
-            # ONNX Runtime has a stream of its own; torch's may still copy pixels, and the features of the run before.
+            # ONNX Runtime has a stream of its own; torch's may still copy pixels, and the features
+            # of the run before.
             torch.cuda.current_stream().synchronize()
         options = onnxruntime.RunOptions()
         options.add_run_config_entry("gpu_graph_id", str(graph_id))
-        self._session.run_with_iobinding(self._binding(size), options)  # returns when the features are computed
+        # returns when the features are computed
+        self._session.run_with_iobinding(self._binding(size), options)
 
     def _binding(self, size: int) -> onnxruntime.IOBinding:
         """Return the binding of a batch of `size` images."""
         if size not in self._bindings:
             binding = self._bindings[size] = self._session.io_binding()
-            pixels, features = self._pixels[:size], self._features[:size]
-            binding.bind_input(self._given.name, self._device, 0, np.uint8, tuple(pixels.shape), pixels.data_ptr())
+            pixels = self._pixels[:size]
+            features = self._features[:size]
+            binding.bind_input(
+                self._given.name, self._device, 0, np.uint8, tuple(pixels.shape), pixels.data_ptr()
+            )
             binding.bind_output(
-                self._made.name, self._device, 0, np.float32, tuple(features.shape), features.data_ptr()
+                self._made.name,
+                self._device,
+                0,
+                np.float32,
+                tuple(features.shape),
+                features.data_ptr(),
             )
         return self._bindings[size]
 
@@ -107,7 +136,9 @@ class BoundSession:
 class FixedBatches:
     """Runs batches of any size in parts of fixed ones; `name` is the encoder's in the log."""
 
-    def __init__(self, open_session: OpenSession, max_batch_size: int, device: Device, name: str) -> None:
+    def __init__(
+        self, open_session: OpenSession, max_batch_size: int, device: Device, name: str
+    ) -> None:
         self._open_session = open_session
         self._max_batch_size = max_batch_size
         self._device = device
@@ -122,7 +153,9 @@ class FixedBatches:
         self._thread.submit(self._load, with_graphs).result()
 
     def encode(self, pixels: Pixels) -> Tensor:
-        """Return image features (B, N, C), float32, on the device, of resized RGB `pixels` (B, H, W, 3)."""
+        """Return image features (B, N, C), float32, on the device, of resized RGB `pixels` (B, H,
+        W, 3).
+        """
         return self._thread.submit(self._encode, pixels).result()
 
     def _encode(self, pixels: Pixels) -> Tensor:
@@ -136,7 +169,12 @@ class FixedBatches:
     def _load(self, with_graphs: bool) -> None:
         if not (with_graphs and self._capture()):
             self._open(with_graphs=False)
-        logger.info("%s: batches of %s images, CUDA graphs of %s", self._name, self.sizes, self.captured_sizes)
+        logger.info(
+            "%s: batches of %s images, CUDA graphs of %s",
+            self._name,
+            self.sizes,
+            self.captured_sizes,
+        )
 
     def _capture(self) -> bool:
         """Capture all sizes; return False if the session refuses, or a capture fails."""
@@ -146,32 +184,45 @@ class FixedBatches:
             for size in self.sizes:
                 action = f"capture a batch of {size} images"
                 session.run(size, graph_id=size)
-            for size in self.sizes:  # after all captures: none may have changed the memory of another
+            # after all captures: none may have changed the memory of another
+            for size in self.sizes:
                 action = f"replay a batch of {size} images"
                 session.check_replay(size)
-        except Exception as error:  # without graphs the session runs, or raises what is not due to them
+        # without graphs the session runs, or raises what is not due to them
+        except Exception as error:
             exit_if_device_lost(error, self._name)
             # Without the error, whose traceback holds the session.
-            logger.warning("%s cannot %s; it runs without CUDA graphs: %s", self._name, action, str(error))
+            logger.warning(
+                "%s cannot %s; it runs without CUDA graphs: %s", self._name, action, str(error)
+            )
             return False
         self.captured_sizes = list(self.sizes)
         return True
 
     def _open(self, with_graphs: bool) -> BoundSession:
-        """Open a session, and run every size without a graph: those that exceed the memory are left out."""
+        """Open a session, and run every size without a graph: those that exceed the memory are left
+        out.
+        """
         self._session = None  # one that failed is freed first
         session = BoundSession(self._open_session(with_graphs), self._max_batch_size, self._device)
-        self.sizes = [size for size in batch_sizes(self._max_batch_size) if self._fits(session, size)]
+        self.sizes = [
+            size for size in batch_sizes(self._max_batch_size) if self._fits(session, size)
+        ]
         self._session = session
         return session
 
     def _fits(self, session: BoundSession, size: int) -> bool:
-        """Run a batch; return False if it exceeds the memory, which of a single image is an error."""
+        """Run a batch.
+
+        Return False if it exceeds the memory, which of a single image is an error.
+        """
         try:
             session.run(size)
         except Exception as error:
             if size == 1 or not is_out_of_memory(error):
                 raise
-            logger.warning("%s: too little memory for batches of %d images: %s", self._name, size, str(error))
+            logger.warning(
+                "%s: too little memory for batches of %d images: %s", self._name, size, str(error)
+            )
             return False
         return True

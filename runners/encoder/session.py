@@ -1,10 +1,11 @@
 """The exported vision encoder in an ONNX Runtime session.
 
-On the CPU a batch runs at once, except at int8, where images run one by one: ONNX Runtime quantizes a batch with one
-scale, and an image's features must not depend on the others. All encoders of a process share one arena of memory: the
-activations of a batch are several times as large as the weights, and batches run one after another.
-On a GPU batches run in fixed sizes (fixed_batches.py). On both, a batch that exceeds the memory is halved.
-Shapes: B batch, H and W the input size of the export, N image tokens, C hidden.
+On the CPU a batch runs at once, except at int8, where images run one by one: ONNX Runtime quantizes
+a batch with one scale, and an image's features must not depend on the others. All encoders of a
+process share one arena of memory: the activations of a batch are several times as large as the
+weights, and batches run one after another. On a GPU batches run in fixed sizes (fixed_batches.py).
+On both, a batch that exceeds the memory is halved. Shapes: B batch, H and W the input size of the
+export, N image tokens, C hidden.
 """
 
 import logging
@@ -27,7 +28,8 @@ from runners.encoder.fixed_batches import FixedBatches, Pixels
 logger = logging.getLogger(__name__)
 
 _CPU_PROVIDER = "CPUExecutionProvider"
-# Grow memory by the requested size, as the decoder may share the GPU; no kernel search at each new batch size.
+# Grow memory by the requested size, as the decoder may share the GPU; no kernel search at each new
+# batch size.
 _CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
 
 
@@ -36,7 +38,8 @@ class CudaOptions:
     """How an encoder uses a GPU."""
 
     max_batch_size: int = 16  # a larger batch runs in parts
-    # Of weights and activations: without a limit, a batch size could take memory that the decoder needs.
+    # Of weights and activations: without a limit, a batch size could take memory that the decoder
+    # needs.
     max_bytes: int | None = None
     name: str = "the encoder"  # in the log
     with_graphs: bool = True
@@ -62,20 +65,30 @@ class VisionEncoder:
         self.fixed_batches: FixedBatches | None = None  # on a GPU
 
     def load(self) -> None:
-        """Load the graph; raise `RuntimeError` if ONNX Runtime would not run it on the requested device."""
+        """Load the graph.
+
+        Raise `RuntimeError` if ONNX Runtime would not run it on the requested device.
+        """
         if self._device == "cpu":
             self._session = self._open()
             return
         onnxruntime.preload_dlls()  # the pip packages of CUDA's libraries are on no library path
-        self.fixed_batches = FixedBatches(self._open, self._cuda.max_batch_size, self._device, self._cuda.name)
+        self.fixed_batches = FixedBatches(
+            self._open, self._cuda.max_batch_size, self._device, self._cuda.name
+        )
         self.fixed_batches.load(self._cuda.with_graphs)
 
     def encode(self, pixels: Pixels) -> Tensor:
-        """Return image features (B, N, C), float32, on the encoder's device, of resized RGB `pixels` (B, H, W, 3)."""
+        """Return image features (B, N, C), float32, on the encoder's device, of resized RGB
+        `pixels` (B, H, W, 3).
+        """
         if self.fixed_batches is not None:
             return encode_splitting(self.fixed_batches.encode, pixels)
         step = self._max_images or len(pixels)
-        parts = [encode_splitting(self._run, pixels[start : start + step]) for start in range(0, len(pixels), step)]
+        parts = [
+            encode_splitting(self._run, pixels[start : start + step])
+            for start in range(0, len(pixels), step)
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _open(self, with_graphs: bool = False) -> onnxruntime.InferenceSession:
@@ -91,7 +104,9 @@ class VisionEncoder:
             options.enable_mem_pattern = False
         wanted = execution_providers(self._device, with_graphs, self._cuda.max_bytes)
         # Without its fallback, which would open the session on the CPU and hide the reason.
-        session = onnxruntime.InferenceSession(str(self._file), options, providers=wanted, enable_fallback=0)
+        session = onnxruntime.InferenceSession(
+            str(self._file), options, providers=wanted, enable_fallback=0
+        )
         check_provider(self._device, session.get_providers())
         return session
 
@@ -104,22 +119,33 @@ class VisionEncoder:
         binding = self._session.io_binding()
         value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(pixels))
         binding.bind_ortvalue_input(given.name, value)
-        binding.bind_output(output.name, "cpu", 0, np.float32, tuple(features.shape), features.data_ptr())
+        binding.bind_output(
+            output.name, "cpu", 0, np.float32, tuple(features.shape), features.data_ptr()
+        )
         self._session.run_with_iobinding(binding)
         return features
 
 
 @cache
 def _make_shared_arena() -> None:
-    """Register the arena that sessions with `use_env_allocators` share; ONNX Runtime admits one for each device."""
-    kind, memory = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
-    onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, memory), None)
+    """Register the arena that sessions with `use_env_allocators` share; ONNX Runtime admits one for
+    each device.
+    """
+    kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    memory = onnxruntime.OrtMemType.DEFAULT
+    onnxruntime.create_and_register_allocator(
+        onnxruntime.OrtMemoryInfo("Cpu", kind, 0, memory), None
+    )
 
 
-def execution_providers(device: Device, with_graphs: bool = False, max_bytes: int | None = None) -> list[Any]:
-    """Return ONNX Runtime's providers for `device`; on CUDA, the CPU runs operators without a CUDA kernel.
+def execution_providers(
+    device: Device, with_graphs: bool = False, max_bytes: int | None = None
+) -> list[Any]:
+    """Return ONNX Runtime's providers for `device`; on CUDA, the CPU runs operators without a CUDA
+    kernel.
 
-    `with_graphs`: for CUDA graphs, which a session with other operators refuses. `max_bytes`: of the GPU's memory.
+    `with_graphs`: for CUDA graphs, which a session with other operators refuses. `max_bytes`: of
+    the GPU's memory.
     """
     if device == "cpu":
         return [_CPU_PROVIDER]
@@ -136,13 +162,15 @@ def check_provider(device: Device, running: Sequence[str]) -> None:
     """
     if device == "cuda" and CUDA_PROVIDER not in running:
         raise RuntimeError(
-            f"ONNX Runtime {onnxruntime.__version__} runs the vision encoder with {', '.join(running)}, not on CUDA; "
-            "install onnxruntime-gpu with its CUDA libraries, or set DIPTYCH_DEVICE to cpu or auto"
+            f"ONNX Runtime {onnxruntime.__version__} runs the vision encoder with"
+            f" {', '.join(running)}, not on CUDA; install onnxruntime-gpu with its CUDA libraries,"
+            " or set DIPTYCH_DEVICE to cpu or auto"
         )
 
 
 def encode_splitting(run: Callable[[Pixels], Tensor], pixels: Pixels) -> Tensor:
-    """Return the features that `run` computes of `pixels`; if memory runs out, of one half after the other.
+    """Return the features that `run` computes of `pixels`; if memory runs out, of one half after
+    the other.
 
     Other exceptions of `run` are raised, and out-of-memory errors of a single image.
     """
@@ -152,5 +180,10 @@ def encode_splitting(run: Callable[[Pixels], Tensor], pixels: Pixels) -> Tensor:
         if len(pixels) == 1 or not is_out_of_memory(error):
             raise
     half = len(pixels) // 2
-    logger.warning("out of memory in a batch of %d images; encoding %d and %d", len(pixels), half, len(pixels) - half)
+    logger.warning(
+        "out of memory in a batch of %d images; encoding %d and %d",
+        len(pixels),
+        half,
+        len(pixels) - half,
+    )
     return torch.cat([encode_splitting(run, pixels[:half]), encode_splitting(run, pixels[half:])])

@@ -1,10 +1,12 @@
 """The vision encoders of a runner: encode batches of images into features on the decoder's device.
 
-    EncoderWorker   the encoder of the model, or of an adapter that changes the vision tower or the projector
+    EncoderWorker   the encoder of the model, or of an adapter that changes the vision tower or the
+                    projector
     Encoders        all of them; a batch with images of several runs in parts, one after another
 
-Batches come from BentoML's adaptive batcher (runners/service.py), which is unknown here. It has one queue for all
-encoders: they share the cores or the GPU, where two batches at the same time would only slow each other down.
+Batches come from BentoML's adaptive batcher (runners/service.py), which is unknown here. It has one
+queue for all encoders: they share the cores or the GPU, where two batches at the same time would
+only slow each other down.
 """
 
 import logging
@@ -37,11 +39,16 @@ class EncoderWorker:
         self._manifest = manifest
         self._options = options
         self._features_device = features_device
-        self.watchdog = Watchdog(f"the encoder of {manifest.model_id}", options.limits.stuck_after_s)
+        self.watchdog = Watchdog(
+            f"the encoder of {manifest.model_id}", options.limits.stuck_after_s
+        )
 
     def load(self, folder: Path, num_cores: int) -> None:
-        """Load the graph and encode a black image; on a GPU, all sizes of batches are captured or run before."""
-        options, manifest = self._options, self._manifest
+        """Load the graph and encode a black image; on a GPU, all sizes of batches are captured or
+        run before.
+        """
+        options = self._options
+        manifest = self._manifest
         device = encoder_device(options.device)
         precision = choose_precision(manifest, "encoder", device, options.encoder_precision)
         threads = num_threads(options.encoder_threads, manifest.hidden_size, num_cores)
@@ -52,10 +59,13 @@ class EncoderWorker:
         self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))
 
     def _cuda_options(self) -> CudaOptions:
-        options, max_bytes = self._options, None
+        options = self._options
+        max_bytes = None
         if torch.cuda.is_available():  # if not, ONNX Runtime says what is missing
             max_bytes = encoder_bytes(torch.cuda.mem_get_info()[0], options.num_sharing_gpu)
-        return CudaOptions(encoder_batch_size(options), max_bytes, f"the encoder of {self._manifest.model_id}")
+        return CudaOptions(
+            encoder_batch_size(options), max_bytes, f"the encoder of {self._manifest.model_id}"
+        )
 
     def encode(self, batch: Sequence[Encoding]) -> list[EncodedImage]:
         """Set the features of each image; if a batch fails, its images are encoded one by one."""
@@ -73,14 +83,25 @@ class EncoderWorker:
     def _encode(self, batch: Sequence[Encoding]) -> list[Failed | None]:
         try:
             # A view for a single image, which may be in shared memory.
-            pixels = batch[0].pixels[np.newaxis] if len(batch) == 1 else np.stack([each.pixels for each in batch])
+            pixels = (
+                batch[0].pixels[np.newaxis]
+                if len(batch) == 1
+                else np.stack([each.pixels for each in batch])
+            )
             features = self._encoder.encode(pixels)
         except Exception as error:  # any exception must reach the calls whose images caused it
             exit_if_device_lost(error, f"the encoder of {self._manifest.model_id}")
             if len(batch) == 1:
                 logger.exception("the encoder of %s failed for an image", self._manifest.model_id)
-                return [Failed(code="internal", message=f"the vision encoder failed: {type(error).__name__}")]
-            logger.warning("a batch of %d images failed; encoding them one by one: %r", len(batch), error)
+                return [
+                    Failed(
+                        code="internal",
+                        message=f"the vision encoder failed: {type(error).__name__}",
+                    )
+                ]
+            logger.warning(
+                "a batch of %d images failed; encoding them one by one: %r", len(batch), error
+            )
             return [failed for encoding in batch for failed in self._encode([encoding])]
         for encoding, row in zip(batch, features, strict=True):
             # A copy: a cached view would keep the features of the whole batch in memory.
@@ -90,7 +111,9 @@ class EncoderWorker:
 
 
 class Encoders:
-    """The encoder of a model (None), and those of its adapters by build key, on `features_device` and `num_cores`."""
+    """The encoder of a model (None), and those of its adapters by build key, on `features_device`
+    and `num_cores`.
+    """
 
     def __init__(self, options: RunnerOptions, features_device: Device, num_cores: int) -> None:
         self._options = options
@@ -112,9 +135,14 @@ class Encoders:
         return adapter if adapter in self._workers else None
 
     def encode(self, batch: Sequence[Encoding]) -> list[EncodedImage]:
-        """Set the features of each image, by the encoder of its adapter; return the outcomes in order."""
+        """Set the features of each image, by the encoder of its adapter.
+
+        Return the outcomes in order.
+        """
         outcomes: dict[int, EncodedImage] = {}
         for adapter in dict.fromkeys(encoding.adapter for encoding in batch):
             places = [place for place, encoding in enumerate(batch) if encoding.adapter == adapter]
-            outcomes |= zip(places, self._workers[adapter].encode([batch[each] for each in places]), strict=True)
+            outcomes |= zip(
+                places, self._workers[adapter].encode([batch[each] for each in places]), strict=True
+            )
         return [outcomes[place] for place in range(len(batch))]

@@ -1,1 +1,4 @@
-"""The decoders of the two families, in torch: weights, layers and decode steps. Knows no requests."""
+"""The decoders of the two families, in torch: weights, layers and decode steps.
+
+Knows no requests.
+"""

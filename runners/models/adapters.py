@@ -1,13 +1,14 @@
 """LoRA adapters of a decoder: each row of a batch uses one of them, or none.
 
-    output = base(input) + up(down(input))      down (R, in), up (out, R), which contains the factor alpha / rank
+    output = base(input) + up(down(input))      down (R, in), up (out, R), which contains the factor
+                                                alpha / rank
 
-The base computes one product for all rows; an adapter in the batch adds its low-rank products to its own rows. So
-sequences of the base and of any number of its adapters are decoded together. In a step of few tokens, the products of
-all adapters are one batched product, over rows sorted by adapter. Adapters are float32 beside a base of any precision.
-Source: LoRA (arXiv 2106.09685); batches of several adapters, S-LoRA (arXiv 2311.03285).
-Shapes: B rows, T tokens of a row, G adapters in the batch, P rows of the most frequent one, R rank, K adapters of a
-layer.
+The base computes one product for all rows; an adapter in the batch adds its low-rank products to
+its own rows. So sequences of the base and of any number of its adapters are decoded together. In a
+step of few tokens, the products of all adapters are one batched product, over rows sorted by
+adapter. Adapters are float32 beside a base of any precision. Source: LoRA (arXiv 2106.09685);
+batches of several adapters, S-LoRA (arXiv 2311.03285). Shapes: B rows, T tokens of a row, G
+adapters in the batch, P rows of the most frequent one, R rank, K adapters of a layer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,7 +53,10 @@ class StackedRanks:
         """Copy matrices into one; None if there are none."""
         if not by_key:
             return None
-        down, up = (pad_sequence([getattr(pair, side) for pair in by_key.values()], True) for side in ("down", "up"))
+        down, up = (
+            pad_sequence([getattr(pair, side) for pair in by_key.values()], True)
+            for side in ("down", "up")
+        )
         parts = {
             key: LowRank(down[index, : len(pair.down)], up[index, : len(pair.up)])
             for index, (key, pair) in enumerate(by_key.items())
@@ -77,7 +81,11 @@ class RowLayout:
         rows_of = {key: rows for key, rows in rows_of.items() if rows}
         num_padded = max(map(len, rows_of.values()), default=0)
         padded = [rows + rows[:1] * (num_padded - len(rows)) for rows in rows_of.values()]
-        kept = [index * num_padded + place for index, rows in enumerate(rows_of.values()) for place in range(len(rows))]
+        kept = [
+            index * num_padded + place
+            for index, rows in enumerate(rows_of.values())
+            for place in range(len(rows))
+        ]
 
         def tensor(numbers: Sequence[Any]) -> Tensor:
             return torch.tensor(numbers, dtype=torch.long, device=device)
@@ -103,8 +111,10 @@ class Selection:
     def select(self, by_row: Sequence[str | None]) -> None:
         """Set the adapter of each row; None: the base alone."""
         if self._by_row != by_row:
-            self._by_row, self._layouts = list(by_row), {}
-            self.has_adapters = any(by_row)  # without, a step may be captured, which allows no copy from the host
+            self._by_row = list(by_row)
+            self._layouts = {}
+            # without, a step may be captured, which allows no copy from the host
+            self.has_adapters = any(by_row)
 
     def layout(self, keys: tuple[str, ...]) -> RowLayout:
         """Return the layout of the current rows in a layer that the adapters `keys` change."""
@@ -121,13 +131,16 @@ class AdaptedLinear:
     layers: Sequence[str]  # whose outputs it concatenates
     sizes: Sequence[int]  # of these outputs
     selection: Selection
-    ranks: StackedRanks | None = None  # replaced as a whole, maybe by another thread: a pass reads it once
+    # replaced as a whole, maybe by another thread: a pass reads it once
+    ranks: StackedRanks | None = None
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
-        output, ranks = self.base(hidden_states), self.ranks
+        output = self.base(hidden_states)
+        ranks = self.ranks
         if ranks is None or not self.selection.has_adapters:
             return output
-        layout, num_tokens = self.selection.layout(ranks.keys), hidden_states.shape[0] * hidden_states.shape[1]
+        layout = self.selection.layout(ranks.keys)
+        num_tokens = hidden_states.shape[0] * hidden_states.shape[1]
         if len(layout.adapters) > 1 and num_tokens <= _FEW_TOKENS:
             return self._add_batched(output, hidden_states, ranks, layout)
         for adapter, rows in zip(layout.adapters, layout.by_adapter, strict=True):
@@ -138,19 +151,26 @@ class AdaptedLinear:
                 output.index_add_(0, rows, low_rank(hidden_states[rows]).to(output.dtype))
         return output
 
-    def _add_batched(self, output: Tensor, hidden_states: Tensor, ranks: StackedRanks, layout: RowLayout) -> Tensor:
+    def _add_batched(
+        self, output: Tensor, hidden_states: Tensor, ranks: StackedRanks, layout: RowLayout
+    ) -> Tensor:
         """Add the products of several adapters to `output` (B, T, out), and return it."""
-        down, up, rows = ranks.down, ranks.up, layout.rows.flatten()
+        down = ranks.down
+        up = ranks.up
+        rows = layout.rows.flatten()
         if layout.stacked is not None:
             down, up = down[layout.stacked], up[layout.stacked]
-        states = hidden_states[rows].float().view(len(down), -1, hidden_states.shape[-1])  # (G, P * T, in)
+        # (G, P * T, in)
+        states = hidden_states[rows].float().view(len(down), -1, hidden_states.shape[-1])
         added = (states @ down.mT @ up).view(len(rows), *output.shape[1:])
         if layout.kept is not None:
             rows, added = rows[layout.kept], added[layout.kept]
         return output.index_add_(0, rows, added.to(output.dtype))
 
     def num_bytes_with(self, tensors: Mapping[str, Tensor]) -> int:
-        """Return the size of the stacked matrices with those of one more adapter: all have the highest rank."""
+        """Return the size of the stacked matrices with those of one more adapter: all have the
+        highest rank.
+        """
         added = [tensors[layer + DOWN] for layer in self.layers if layer + DOWN in tensors]
         stacked = [] if self.ranks is None else [self.ranks.down]
         num_adapters = sum(map(len, stacked)) + bool(added)
@@ -176,8 +196,9 @@ class AdaptedLinear:
 class Adapters:
     """The adapters of one decoder, and those that the rows of the current pass use.
 
-    One other thread may add and remove adapters while the decoder runs. A pass may then find an adapter in some layers
-    only, which changes nothing: sequences may name it after `add` has returned, and until `remove` is called.
+    One other thread may add and remove adapters while the decoder runs. A pass may then find an
+    adapter in some layers only, which changes nothing: sequences may name it after `add` has
+    returned, and until `remove` is called.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -191,22 +212,26 @@ class Adapters:
         """The adapters that sequences may name."""
         return self._keys
 
-    def add(self, adapter: str, tensors: Mapping[str, Tensor], max_total_bytes: int | None = None) -> None:
-        """Copy the tensors of an adapter, with the names of its file, to the layers of the loaded decoder.
+    def add(
+        self, adapter: str, tensors: Mapping[str, Tensor], max_total_bytes: int | None = None
+    ) -> None:
+        """Copy the tensors of an adapter, with the names of its file, to the layers of the loaded
+        decoder.
 
         Raise `NoRoomError` if all adapters would then take more than `max_total_bytes`.
         """
         num_bytes = sum(layer.num_bytes_with(tensors) for layer in self._layers)
         if max_total_bytes is not None and num_bytes > max_total_bytes:
             raise NoRoomError(
-                f"with it all adapters of its base would take {num_bytes / 1e6:g} MB, each with the highest rank; "
-                f"{max_total_bytes / 1e6:g} MB are allowed (DIPTYCH_ADAPTERS_MB)"
+                f"with it all adapters of its base would take {num_bytes / 1e6:g} MB, each with the"
+                f" highest rank; {max_total_bytes / 1e6:g} MB are allowed (DIPTYCH_ADAPTERS_MB)"
             )
         on_device = {name: tensor.to(self._device) for name, tensor in tensors.items()}
         try:
             for layer in self._layers:
                 layer.add(adapter, on_device)
-        except BaseException:  # such as too little memory, which those of the first layers would keep
+        # such as too little memory, which those of the first layers would keep
+        except BaseException:
             self.remove(adapter)
             raise
         self._keys |= {adapter}
@@ -230,20 +255,30 @@ class Adapters:
         return adapted
 
 
-def copy_adapters(by_slot: list[str | None], sources: Sequence[int], targets: Sequence[int]) -> None:
-    """Copy the adapters of the slots `sources` to the slots `targets`, pairwise; all are read before any is written."""
+def copy_adapters(
+    by_slot: list[str | None], sources: Sequence[int], targets: Sequence[int]
+) -> None:
+    """Copy the adapters of the slots `sources` to the slots `targets`, pairwise.
+
+    All are read before any is written.
+    """
     copied = [by_slot[source] for source in sources]
     for target, adapter in zip(targets, copied, strict=True):
         by_slot[target] = adapter
 
 
-def _joined(tensors: Mapping[str, Tensor], layers: Sequence[str], sizes: Sequence[int]) -> LowRank | None:
-    """Return one low-rank product for the concatenated outputs of `layers`; None if none of them is changed."""
+def _joined(
+    tensors: Mapping[str, Tensor], layers: Sequence[str], sizes: Sequence[int]
+) -> LowRank | None:
+    """Return one low-rank product for the concatenated outputs of `layers`; None if none of them is
+    changed.
+    """
     changed = [index for index, layer in enumerate(layers) if layer + DOWN in tensors]
     if not changed:
         return None
     down = torch.cat([tensors[layers[index] + DOWN] for index in changed])
-    up, rank = down.new_zeros(len(down), sum(sizes)), 0
+    up = down.new_zeros(len(down), sum(sizes))
+    rank = 0
     for index in changed:
         part, start = tensors[layers[index] + UP].T, sum(sizes[:index])  # (R, out)
         up[rank : rank + len(part), start : start + sizes[index]] = part

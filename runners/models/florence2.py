@@ -1,7 +1,9 @@
-"""Florence-2's decoder: BART's text encoder over image features and prompt, BART's decoder for the answer.
+"""Florence-2's decoder: BART's text encoder over image features and prompt, BART's decoder for the
+answer.
 
-Prompts are padded on the right; every mask hides the padding, so that it never changes an answer. Knows no tasks.
-Shapes: B batch, N image tokens, S image and prompt (padded), C hidden, V vocabulary.
+Prompts are padded on the right; every mask hides the padding, so that it never changes an answer.
+Knows no tasks. Shapes: B batch, N image tokens, S image and prompt (padded), C hidden, V
+vocabulary.
 """
 
 from collections.abc import Sequence
@@ -99,11 +101,16 @@ class Florence2Decoder:
         return self._adapters.keys
 
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
-        """Return `<s> prompt </s>`; source: transformers, models/florence2/processing_florence2.py."""
+        """Return `<s> prompt </s>`; source: transformers,
+        models/florence2/processing_florence2.py.
+        """
         return (self._bos_token_id, *self._tokenizer.encode(segments), self._eos_token_id)
 
     def prompt_words(self, prompt_ids: Sequence[int]) -> PromptWords:
-        """Return the tokens of a prompt as a source of drafts; a label starts without the space before a word."""
+        """Return the tokens of a prompt as a source of drafts.
+
+        A label starts without the space before a word.
+        """
         words = prompt_ids[1:-1]  # without <s> and </s>
         return PromptWords(words, [self._tokenizer.bare_id(token_id) for token_id in words])
 
@@ -111,10 +118,14 @@ class Florence2Decoder:
         return self._tokenizer.text_stream()
 
     def max_new_tokens(self, num_prefix_tokens: int) -> int:
-        """Return the decoder's positions: in BART, image and prompt take positions of the encoder only."""
+        """Return the decoder's positions: in BART, image and prompt take positions of the encoder
+        only.
+        """
         limit = self._max_positions
         if num_prefix_tokens > limit:
-            raise SequenceTooLong(f"image and prompt have {num_prefix_tokens} tokens; at most {limit} are allowed")
+            raise SequenceTooLong(
+                f"image and prompt have {num_prefix_tokens} tokens; at most {limit} are allowed"
+            )
         return limit
 
     def limit_positions(self, max_positions: int) -> None:
@@ -123,7 +134,8 @@ class Florence2Decoder:
 
     def new_cache(self, num_slots: int) -> Florence2Cache:
         """Allocate `num_slots` slots, each for a sequence of the maximum length."""
-        dtype, shape = self._bart.embeddings.dtype, self._cache_shape(num_slots)
+        dtype = self._bart.embeddings.dtype
+        shape = self._cache_shape(num_slots)
         cross, own = (KeyValueCache(shape, dtype, self._device) for _ in range(2))
         prefixes, decoded = (SlotLengths(num_slots, self._device) for _ in range(2))
         table = PrefixTable(num_slots, self._device)
@@ -138,7 +150,9 @@ class Florence2Decoder:
 
     def _cache_shape(self, num_slots: int) -> CacheShape:
         """Return the shape of the keys of image and prompt, which is that of the answer's too."""
-        return CacheShape(self._num_layers, num_slots, self._num_heads, self._max_positions, self._bart.head_size)
+        return CacheShape(
+            self._num_layers, num_slots, self._num_heads, self._max_positions, self._bart.head_size
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -146,7 +160,9 @@ class Florence2Decoder:
         return len(self._bart.embeddings)
 
     def cuda_graphs(self, cache: Florence2Cache, num_slots: int, capture: Capture) -> CudaGraphs:
-        """Capture the graphs of the decode steps of `cache`, which read all positions of image and prompt."""
+        """Capture the graphs of the decode steps of `cache`, which read all positions of image and
+        prompt.
+        """
 
         def step(token_ids: Tensor, length: int, num_prefixes: int) -> Tensor:
             slots = slice(0, len(token_ids))
@@ -159,7 +175,9 @@ class Florence2Decoder:
 
         graphs = CudaGraphs(step, num_slots, self._max_positions, self._device, capture)
         shared = shared_prefixes(num_slots, self.rules.num_beams)
-        graphs.capture_all(buckets(num_slots, self._max_positions, shared=shared), self.rules.eos_token_ids)
+        graphs.capture_all(
+            buckets(num_slots, self._max_positions, shared=shared), self.rules.eos_token_ids
+        )
         return graphs
 
     def prefill(
@@ -169,38 +187,61 @@ class Florence2Decoder:
         first_slot: int,
         drafts: Sequence[Sequence[int]] = (),
     ) -> Tensor:
-        """Run the text encoder over image features and prompts, and the decoder over start tokens and drafts.
+        """Run the text encoder over image features and prompts, and the decoder over start tokens
+        and drafts.
 
-        The sequences take the slots from `first_slot` on. Return the logits (B * T, V) of each next token.
+        The sequences take the slots from `first_slot` on. Return the logits (B * T, V) of each next
+        token.
         """
-        inputs = stack_requests(requests, self.pad_token_id, self._device, self._bart.embeddings.dtype)
-        inputs_embeds = torch.cat([inputs.image_features, self._bart.embeddings[inputs.prompt_ids]], dim=1)
+        inputs = stack_requests(
+            requests, self.pad_token_id, self._device, self._bart.embeddings.dtype
+        )
+        inputs_embeds = torch.cat(
+            [inputs.image_features, self._bart.embeddings[inputs.prompt_ids]], dim=1
+        )
         is_prefix = _is_before(inputs.num_prefix_tokens[:, None], inputs_embeds.shape[1])
-        slots, numbers = slice(first_slot, first_slot + len(requests)), range(first_slot, first_slot + len(requests))
+        slots = slice(first_slot, first_slot + len(requests))
+        numbers = range(first_slot, first_slot + len(requests))
         cache.adapters[slots] = [request.adapter for request in requests]
         self._adapters.select(cache.adapters[slots])
         prefix_mask = as_bias(is_prefix, inputs_embeds.dtype)
         prefixes = cache.prefixes.add(numbers)
         for layer, keys_and_values in enumerate(self._bart.encode(inputs_embeds, prefix_mask)):
-            cache.cross_attention.write_prefix(layer, slice(prefixes.start, prefixes.stop), keys_and_values)
+            cache.cross_attention.write_prefix(
+                layer, slice(prefixes.start, prefixes.stop), keys_and_values
+            )
         cache.num_prefix_tokens.set(prefixes, prefix_lengths(requests))
         cache.num_decoded_tokens.set(numbers, [0] * len(requests))
         start = [self._start_token_id] * len(requests)
-        return self.decode_drafts(cache, DraftedPass(first_slot, start, drafts or [()] * len(requests)))
+        return self.decode_drafts(
+            cache, DraftedPass(first_slot, start, drafts or [()] * len(requests))
+        )
 
     def decode_step(self, cache: Florence2Cache, token_ids: Tensor) -> Tensor:
-        """Process `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
-        slots, decoded, prefixes = slice(0, len(token_ids)), cache.num_decoded_tokens, cache.prefixes
+        """Process `token_ids` (B,) of slots 0 to B - 1.
+
+        Return the logits (B, V) of each next token.
+        """
+        slots = slice(0, len(token_ids))
+        decoded = cache.num_decoded_tokens
+        prefixes = cache.prefixes
         length = max(decoded.of(range(len(token_ids)))) + 1
         is_shared = prefixes.own(slots) != slots
         # Captured steps have no adapters, and room for so many beams.
-        if cache.graphs is None or any(cache.adapters[slots]) or (is_shared and prefixes.width > MAX_BEAMS):
+        if (
+            cache.graphs is None
+            or any(cache.adapters[slots])
+            or (is_shared and prefixes.width > MAX_BEAMS)
+        ):
             positions = decoded.on_device[slots, None]
             places = TokenPlaces(token_ids.to(self._device)[:, None], slots, positions, length)
-            reads, num_prefix_tokens = prefixes.reads(slots), cache.num_prefix_tokens.of(range(prefixes.num_prefixes))
+            reads = prefixes.reads(slots)
+            num_prefix_tokens = cache.num_prefix_tokens.of(range(prefixes.num_prefixes))
             logits = self._step(cache, places, reads, max(num_prefix_tokens))
         else:
-            logits = cache.graphs.logits(token_ids, length, prefixes.num_prefixes if is_shared else 0)
+            logits = cache.graphs.logits(
+                token_ids, length, prefixes.num_prefixes if is_shared else 0
+            )
         decoded.increment(len(token_ids))
         return logits
 
@@ -211,12 +252,18 @@ class Florence2Decoder:
     def decode_drafts(self, cache: Florence2Cache, tokens: DraftedPass) -> Tensor:
         """Process certain tokens and drafts; return the logits (B * T, V) after each of them."""
         places = tokens.places(cache.num_decoded_tokens)
-        num_prefix_tokens = cache.num_prefix_tokens.of(cache.prefixes.of(slot) for slot in tokens.slots)
-        logits = self._step(cache, places, cache.prefixes.reads(places.slots), max(num_prefix_tokens))
+        num_prefix_tokens = cache.num_prefix_tokens.of(
+            cache.prefixes.of(slot) for slot in tokens.slots
+        )
+        logits = self._step(
+            cache, places, cache.prefixes.reads(places.slots), max(num_prefix_tokens)
+        )
         cache.num_decoded_tokens.add(tokens.slots, [1] * len(tokens.slots))
         return logits
 
-    def accept(self, cache: Florence2Cache, slots: Sequence[int], num_tokens: Sequence[int]) -> None:
+    def accept(
+        self, cache: Florence2Cache, slots: Sequence[int], num_tokens: Sequence[int]
+    ) -> None:
         """Keep the first drafted tokens of `slots`; the next pass overwrites the others."""
         cache.num_decoded_tokens.add(slots, num_tokens)
 
@@ -239,8 +286,11 @@ class Florence2Decoder:
         """Free a slot and, if it is the only one that reads its image and prompt, their memory."""
         moved = cache.prefixes.release(slot)
         if moved is not None:
-            source, target = [moved[0]], [moved[1]]
-            cache.cross_attention.copy(source, target, slice(0, *cache.num_prefix_tokens.of(source)))
+            source = [moved[0]]
+            target = [moved[1]]
+            cache.cross_attention.copy(
+                source, target, slice(0, *cache.num_prefix_tokens.of(source))
+            )
             cache.num_prefix_tokens.copy(source, target)
         if slot != last:
             cache.prefixes.move(last, slot)
@@ -263,16 +313,20 @@ class Florence2Decoder:
         decoded = slice(0, max(cache.num_decoded_tokens.of(sources)))
         cache.self_attention.copy(sources, targets, decoded, on_device)
 
-    def _step(self, cache: Florence2Cache, places: TokenPlaces, reads: PrefixReads, num_prefix_tokens: int) -> Tensor:
+    def _step(
+        self, cache: Florence2Cache, places: TokenPlaces, reads: PrefixReads, num_prefix_tokens: int
+    ) -> Tensor:
         """Process tokens; return the logits (B * T, V) of each next token.
 
-        `num_prefix_tokens`: of the longest image and prompt. Of a free slot the first prefix position is unmasked, as a
-        mask without any position would give NaN.
+        `num_prefix_tokens`: of the longest image and prompt. Of a free slot the first prefix
+        position is unmasked, as a mask without any position would give NaN.
         """
         ends = cache.num_prefix_tokens.on_device[reads.prefixes, None].clamp(min=1)
         masks = _is_before(places.positions + 1, places.length), _is_before(ends, num_prefix_tokens)
         dtype = self._bart.embeddings.dtype
-        metadata = BartAttentionMetadata(places, places.rows(), reads, *(as_bias(mask, dtype) for mask in masks))
+        metadata = BartAttentionMetadata(
+            places, places.rows(), reads, *(as_bias(mask, dtype) for mask in masks)
+        )
         self._adapters.select(cache.adapters[places.slots])
         return self._bart.decode_step(metadata, cache.self_attention, cache.cross_attention)
 

@@ -1,8 +1,10 @@
-"""Gemma 1 and 2 as PaliGemma uses them: a prefill, then decode steps over the slots of a key-value cache.
+"""Gemma 1 and 2 as PaliGemma uses them: a prefill, then decode steps over the slots of a key-value
+cache.
 
-Equivalent to transformers' GemmaForCausalLM and Gemma2ForCausalLM (models/gemma, models/gemma2): pre-norm (Gemma 2 also
-post-norm), rotary positions, grouped-query attention, gated feed-forward, soft caps.
-Shapes: B batch, T positions, P positions attended to, C hidden, A heads, K key-value heads, D head size, V vocabulary.
+Equivalent to transformers' GemmaForCausalLM and Gemma2ForCausalLM (models/gemma, models/gemma2):
+pre-norm (Gemma 2 also post-norm), rotary positions, grouped-query attention, gated feed-forward,
+soft caps. Shapes: B batch, T positions, P positions attended to, C hidden, A heads, K key-value
+heads, D head size, V vocabulary.
 """
 
 import math
@@ -35,7 +37,9 @@ class RootMeanSquareNorm:
 
 @dataclass(frozen=True, slots=True)
 class GemmaLayer:
-    """The weights of one layer; only Gemma 2 has the norms `after_attention` and `after_feed_forward`."""
+    """The weights of one layer; only Gemma 2 has the norms `after_attention` and
+    `after_feed_forward`.
+    """
 
     input_norm: RootMeanSquareNorm
     qkv: Linear
@@ -49,7 +53,8 @@ class GemmaLayer:
 
     @classmethod
     def of(cls, weights: DecoderWeights, epsilon: float, has_window: bool) -> "GemmaLayer":
-        attention, mlp = weights.at("self_attn"), weights.at("mlp")
+        attention = weights.at("self_attn")
+        mlp = weights.at("mlp")
 
         def norm(name: str) -> RootMeanSquareNorm:
             return RootMeanSquareNorm(1.0 + weights.tensor(f"{name}.weight").float(), epsilon)
@@ -71,12 +76,16 @@ class GemmaLayer:
         """Return the states (B, T, C) after the feed-forward block."""
         gate, up = self.gate_up(self.feed_forward_norm(hidden_states)).chunk(2, dim=-1)
         output = self.down(gelu(gate, approximate="tanh") * up)
-        return hidden_states + (self.after_feed_forward(output) if self.after_feed_forward else output)
+        return hidden_states + (
+            self.after_feed_forward(output) if self.after_feed_forward else output
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class GemmaAttentionMetadata:
-    """Rotations and masks (`Gemma.mask`) of a prefill or decode step, computed once for all layers."""
+    """Rotations and masks (`Gemma.mask`) of a prefill or decode step, computed once for all
+    layers.
+    """
 
     cos: Tensor  # (B, T, 1, D / 2)
     sin: Tensor  # (B, T, 1, D / 2)
@@ -87,7 +96,8 @@ class GemmaAttentionMetadata:
 class Gemma:
     """Embeddings, layers and output head of a Gemma model."""
 
-    def __init__(self, config: Any, weights: DecoderWeights) -> None:  # transformers' GemmaConfig or Gemma2Config
+    # transformers' GemmaConfig or Gemma2Config
+    def __init__(self, config: Any, weights: DecoderWeights) -> None:
         self.head_size: int = config.head_dim
         self.num_key_value_heads: int = config.num_key_value_heads
         self.sliding_window: int | None = getattr(config, "sliding_window", None)
@@ -96,15 +106,22 @@ class Gemma:
         # On the device: a captured step cannot copy from the host.
         self._embedding_scale = torch.tensor(math.sqrt(config.hidden_size)).to(self._embeddings)
         self._head = weights.output_head(self._embeddings)
-        self._norm = RootMeanSquareNorm(1.0 + weights.tensor("norm.weight").float(), config.rms_norm_eps)
-        self._inverse_frequencies = _inverse_frequencies(config).to(self._embeddings.device)  # (D / 2,)
+        self._norm = RootMeanSquareNorm(
+            1.0 + weights.tensor("norm.weight").float(), config.rms_norm_eps
+        )
+        # (D / 2,)
+        self._inverse_frequencies = _inverse_frequencies(config).to(self._embeddings.device)
         self._attention_cap: float | None = getattr(config, "attn_logit_softcapping", None)
         self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
         self._scale = getattr(config, "query_pre_attn_scalar", self.head_size) ** -0.5
-        kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+        kinds = (
+            getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+        )
         self._layers = weights.layers(
             len(kinds),
-            lambda index, layer: GemmaLayer.of(layer, config.rms_norm_eps, kinds[index] == "sliding_attention"),
+            lambda index, layer: GemmaLayer.of(
+                layer, config.rms_norm_eps, kinds[index] == "sliding_attention"
+            ),
         )
 
     @property
@@ -142,7 +159,8 @@ class Gemma:
     ) -> Tensor:
         """Process image and prompt (B, T, C) and store their keys and values.
 
-        Return the last layer's states (B, 1, C) at `last_positions` (B,): nothing reads its states at others.
+        Return the last layer's states (B, 1, C) at `last_positions` (B,): nothing reads its states
+        at others.
         """
         for index, layer in enumerate(self._layers):
             queries, keys_and_values = self._project(layer, hidden_states, metadata)
@@ -156,7 +174,11 @@ class Gemma:
         return hidden_states
 
     def decode_step(
-        self, hidden_states: Tensor, metadata: GemmaAttentionMetadata, places: TokenPlaces, cache: KeyValueCache
+        self,
+        hidden_states: Tensor,
+        metadata: GemmaAttentionMetadata,
+        places: TokenPlaces,
+        cache: KeyValueCache,
     ) -> Tensor:
         """Process tokens (B, T, C), stored at their places; return the last layer's states."""
         rows = places.rows()
@@ -170,16 +192,24 @@ class Gemma:
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Return logits (B, V) of the last layer's states (B, C)."""
         logits = self._head(self._norm(hidden_states))
-        return logits if self._logit_cap is None else torch.tanh(logits / self._logit_cap) * self._logit_cap
+        return (
+            logits
+            if self._logit_cap is None
+            else torch.tanh(logits / self._logit_cap) * self._logit_cap
+        )
 
     def _project(
         self, layer: GemmaLayer, hidden_states: Tensor, metadata: GemmaAttentionMetadata
     ) -> tuple[Tensor, Tensor]:
-        """Return queries (B, A, T, D), and keys and values (B, T, 2, K, D), queries and keys rotated."""
+        """Return queries (B, A, T, D), and keys and values (B, T, 2, K, D), queries and keys
+        rotated.
+        """
         qkv = layer.qkv(layer.input_norm(hidden_states))
         heads = qkv.view(*qkv.shape[:-1], -1, self.head_size)  # (B, T, A + 2 * K, D)
         _rotate(heads[:, :, : -self.num_key_value_heads], metadata)
-        keys_and_values = split_parts(qkv[..., self._num_heads * self.head_size :], 2, self.head_size)
+        keys_and_values = split_parts(
+            qkv[..., self._num_heads * self.head_size :], 2, self.head_size
+        )
         return heads[:, :, : self._num_heads].transpose(1, 2), keys_and_values
 
     def _finish(
@@ -198,19 +228,24 @@ class Gemma:
         else:
             attended = attend_capped(queries, keys, values, mask, self._scale, self._attention_cap)
         output = layer.out(merge_heads(attended))
-        hidden_states = hidden_states + (layer.after_attention(output) if layer.after_attention else output)
+        hidden_states = hidden_states + (
+            layer.after_attention(output) if layer.after_attention else output
+        )
         return layer.feed_forward(hidden_states)
 
 
 def _inverse_frequencies(config: Any) -> Tensor:
-    """Return the inverse frequencies (D / 2,) of rotary positions; source: transformers, GemmaRotaryEmbedding."""
+    """Return the inverse frequencies (D / 2,) of rotary positions; source: transformers,
+    GemmaRotaryEmbedding.
+    """
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequencies: Tensor = 1.0 / config.rope_parameters["rope_theta"] ** exponents
     return frequencies
 
 
 def _rotate(states: Tensor, metadata: GemmaAttentionMetadata) -> None:
-    """Apply rotary positions to `states` (B, T, A, D), in place; source: transformers, apply_rotary_pos_emb.
+    """Apply rotary positions to `states` (B, T, A, D), in place; source: transformers,
+    apply_rotary_pos_emb.
 
     Halves in place take less time than a concatenation, whose rows are short.
     """

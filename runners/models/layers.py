@@ -1,7 +1,8 @@
-"""Operations that the decoders of both families share: normalisation, attention, and the inputs of a prefill.
+"""Operations that the decoders of both families share: normalisation, attention, and the inputs of
+a prefill.
 
-Shapes: B batch, N image tokens, S prompt, P positions attended to, T positions, C hidden, A heads, K key-value heads,
-D head size.
+Shapes: B batch, N image tokens, S prompt, P positions attended to, T positions, C hidden, A heads,
+K key-value heads, D head size.
 """
 
 from collections.abc import Sequence
@@ -53,7 +54,9 @@ class LayerNorm:
 
 
 def as_bias(is_visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a mask as what is added to scores; on a CPU, attention would compute that from a boolean in each layer."""
+    """Return a mask as what is added to scores; on a CPU, attention would compute that from a
+    boolean in each layer.
+    """
     if is_visible.device.type != "cpu":
         return is_visible
     return torch.where(is_visible, 0.0, -torch.inf).to(dtype)
@@ -65,7 +68,9 @@ def split_heads(states: Tensor, head_size: int) -> Tensor:
 
 
 def split_parts(states: Tensor, num_parts: int, head_size: int) -> Tensor:
-    """Return (B, T, parts, A, D) of (B, T, parts * A * D), as of a layer that computes queries, keys and values."""
+    """Return (B, T, parts, A, D) of (B, T, parts * A * D), as of a layer that computes queries,
+    keys and values.
+    """
     return states.view(*states.shape[:-1], num_parts, -1, head_size)
 
 
@@ -77,19 +82,25 @@ def merge_heads(states: Tensor) -> Tensor:
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
     """Return (B, A, T, D) of `queries` (B, A, T, D) over `keys` and `values` (B, K, P, D).
 
-    `mask` (B, 1, T or 1, P) is that of `as_bias`. With fewer key-value heads than heads (K < A), heads share them.
+    `mask` (B, 1, T or 1, P) is that of `as_bias`. With fewer key-value heads than heads (K < A),
+    heads share them.
     """
     is_shared = queries.shape[1] != keys.shape[1]
-    return scaled_dot_product_attention(queries, keys, values, mask, scale=scale, enable_gqa=is_shared)
+    return scaled_dot_product_attention(
+        queries, keys, values, mask, scale=scale, enable_gqa=is_shared
+    )
 
 
 def attend_capped(
     queries: Tensor, keys: Tensor, values: Tensor, is_visible: Tensor, scale: float, softcap: float
 ) -> Tensor:
-    """Like `attend`, with scores capped to ± `softcap` as in Gemma 2 (arXiv 2408.00118, section 2)."""
+    """Like `attend`, with scores capped to ± `softcap` as in Gemma 2 (arXiv 2408.00118, section
+    2).
+    """
     num_heads, num_positions = queries.shape[1:3]
     # The heads that share keys are rows of one product: their keys are never repeated.
-    rows = queries.reshape(len(queries), keys.shape[1], -1, queries.shape[3])  # (B, K, A / K * T, D)
+    # (B, K, A / K * T, D)
+    rows = queries.reshape(len(queries), keys.shape[1], -1, queries.shape[3])
     scores = torch.tanh(rows @ keys.transpose(2, 3) * scale / softcap) * softcap
     by_head = scores.view(len(queries), num_heads, num_positions, -1)
     by_head = by_head.masked_fill(~is_visible, torch.finfo(scores.dtype).min)

@@ -4,16 +4,19 @@
     PackedLinear    float32 and bfloat16 on a CPU, by oneDNN
     Int8Linear      8-bit integers on a CPU, by oneDNN
 
-torch's own `linear` computes float32 products with MKL, which reaches at most half of an AMD core's rate, and reorders
-bfloat16 weights at every call (`python -m export.bench.linears`). PackedLinear stores weights in the order that
-oneDNN's kernels read; its operators are those that torch's inductor uses when it freezes a model (torch 2.13,
-torch/_inductor/fx_passes/mkldnn_fusion.py). Int8Linear quantizes weights once, per output, and its input per row and
-call, by the operators of torch's export quantization (torch/ao/quantization/pt2e):
+torch's own `linear` computes float32 products with MKL, which reaches at most half of an AMD core's
+rate, and reorders bfloat16 weights at every call (`python -m export.bench.linears`). PackedLinear
+stores weights in the order that oneDNN's kernels read; its operators are those that torch's
+inductor uses when it freezes a model (torch 2.13, torch/_inductor/fx_passes/mkldnn_fusion.py).
+Int8Linear quantizes weights once, per output, and its input per row and call, by the operators of
+torch's export quantization (torch/ao/quantization/pt2e):
 
-    weight = scale (out, 1) * integers (out, in)        states = scale (rows, 1) * integers (rows, in)
+    weight = scale (out, 1) * integers (out, in)        states = scale (rows, 1) * integers (rows,
+                                                        in)
 
-The integer product is exact and each row has its own scale: a sequence gets the same numbers in every batch, and a
-NaN stays in its row. torch's quantized.linear_dynamic has one scale for all rows.
+The integer product is exact and each row has its own scale: a sequence gets the same numbers in
+every batch, and a NaN stays in its row. torch's quantized.linear_dynamic has one scale for all
+rows.
 """
 
 import math
@@ -24,7 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-# Rows x weights: below this, oneDNN's call takes longer than MKL's product. Source: python -m export.bench.linears.
+# Rows x weights: below this, oneDNN's call takes longer than MKL's product. Source: python -m
+# export.bench.linears.
 _FEW_PRODUCTS = 400_000
 
 _ZERO_POINT = 128  # oneDNN's fast kernels take unsigned states
@@ -71,13 +75,17 @@ class PackedLinear:
 
     @classmethod
     def view(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
-        """Return a layer that shares the memory of `weight`: about as fast for many rows, slower for few."""
+        """Return a layer that shares the memory of `weight`: about as fast for many rows, slower
+        for few.
+        """
         return cls(weight, _if_small(weight), bias)
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         if self.plain is not None and hidden_states.numel() * len(self.plain) < _FEW_PRODUCTS:
             return linear(hidden_states, self.plain, self.bias)
-        product: Tensor = _mkldnn._linear_pointwise(hidden_states, self.matrix, self.bias, "none", [], "")
+        product: Tensor = _mkldnn._linear_pointwise(
+            hidden_states, self.matrix, self.bias, "none", [], ""
+        )
         return product
 
 
@@ -110,19 +118,26 @@ class Int8Linear:
     def __call__(self, hidden_states: Tensor) -> Tensor:
         rows = hidden_states.flatten(end_dim=-2)
         largest = torch.linalg.vector_norm(rows, math.inf, -1, keepdim=True).clamp_min(_MIN_SCALE)
-        integers = torch.addcmul(torch.tensor(_ROUNDING), rows, _MAX_STATE / largest).to(torch.uint8)
+        integers = torch.addcmul(torch.tensor(_ROUNDING), rows, _MAX_STATE / largest).to(
+            torch.uint8
+        )
         product = _onednn.qlinear_pointwise(
             *(integers, 1.0, _ZERO_POINT, self.packed, self.scales, self.zero_points, None),
             *(1.0, 0, torch.float32, "none", [], ""),
         )
         scale = largest / _MAX_STATE
-        output: Tensor = product * scale if self.bias is None else torch.addcmul(self.bias, product, scale)
+        output: Tensor = (
+            product * scale if self.bias is None else torch.addcmul(self.bias, product, scale)
+        )
         return output.view(*hidden_states.shape[:-1], -1)
 
 
 def quantize_rows(weight: Tensor, max_weight: int) -> tuple[Tensor, Tensor]:
-    """Return integers (out, in) within ± `max_weight` and the scale (out,) of each row of `weight`."""
-    integers, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+    """Return integers (out, in) within ± `max_weight` and the scale (out,) of each row of
+    `weight`.
+    """
+    integers = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty(len(weight))
     for start in range(0, len(weight), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
         scales[block] = weight[block].abs().amax(dim=-1).clamp_min_(_MIN_SCALE) / max_weight

@@ -27,8 +27,9 @@ def load_decoder(
 ) -> Decoder[Any]:
     """Load the decoder of an artifact folder onto `device` ("cpu", "cuda").
 
-    `max_positions` limits the positions of a sequence; 0: the model's limit. `weights_of` reads the weights; the export
-    has one that keeps few layers in memory. `adapters` can be added to its layers.
+    `max_positions` limits the positions of a sequence; 0: the model's limit. `weights_of` reads the
+    weights; the export has one that keeps few layers in memory. `adapters` can be added to its
+    layers.
     """
     decoder = _DECODERS[family].load(folder, precision, device, weights_of, adapters)
     if max_positions:

@@ -1,8 +1,9 @@
 """PaliGemma's decoder: Gemma (1 or 2) over image features, prompt and answer.
 
-Attention over image and prompt is bidirectional; positions start at 1. Prompts are padded on the right; every mask
-hides the padding, and the answer overwrites it in the cache, so that it never changes an answer. Knows no tasks.
-Shapes: B batch, N image tokens, S image and prompt (padded), C hidden, V vocabulary.
+Attention over image and prompt is bidirectional; positions start at 1. Prompts are padded on the
+right; every mask hides the padding, and the answer overwrites it in the cache, so that it never
+changes an answer. Knows no tasks. Shapes: B batch, N image tokens, S image and prompt (padded), C
+hidden, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -86,11 +87,15 @@ class PaliGemmaDecoder:
         """Load the decoder of an artifact folder onto `device`."""
         config = read_config(folder)
         text_config = _CONFIGS[config["text_config"]["model_type"]](**config["text_config"])
-        gemma = Gemma(text_config, weights_of.open(folder / DECODER_FILE, precision, device, adapters))
+        gemma = Gemma(
+            text_config, weights_of.open(folder / DECODER_FILE, precision, device, adapters)
+        )
         tokenizer_file = folder / TOKENIZER_FILE
         rules = GenerationRules.load(folder)
         constraints = Constraints.load(tokenizer_file, rules.eos_token_ids)
-        return cls(gemma, PromptTokenizer.load(tokenizer_file), constraints, rules, config, adapters)
+        return cls(
+            gemma, PromptTokenizer.load(tokenizer_file), constraints, rules, config, adapters
+        )
 
     @property
     def adapter_keys(self) -> frozenset[str]:
@@ -98,11 +103,16 @@ class PaliGemmaDecoder:
         return self._adapters.keys
 
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
-        r"""Return `<bos> prompt \n`; source: transformers, models/paligemma/processing_paligemma.py."""
+        r"""Return `<bos> prompt \n`; source: transformers,
+        models/paligemma/processing_paligemma.py.
+        """
         return (self._bos_token_id, *self._tokenizer.encode([*segments, ("\n", False)]))
 
     def prompt_words(self, prompt_ids: Sequence[int]) -> PromptWords:
-        """Return the tokens of a prompt as a source of drafts; a label starts with a space, as other words do."""
+        """Return the tokens of a prompt as a source of drafts.
+
+        A label starts with a space, as other words do.
+        """
         words = prompt_ids[1:-1]  # without <bos> and the line break
         return PromptWords(words, words)
 
@@ -110,10 +120,14 @@ class PaliGemmaDecoder:
         return self._tokenizer.text_stream()
 
     def max_new_tokens(self, num_prefix_tokens: int) -> int:
-        """Return the positions left: in Gemma, image, prompt and answer share one range of positions."""
+        """Return the positions left: in Gemma, image, prompt and answer share one range of
+        positions.
+        """
         limit = self._max_positions - 1  # leaves one for the answer
         if num_prefix_tokens > limit:
-            raise SequenceTooLong(f"image and prompt have {num_prefix_tokens} tokens; at most {limit} are allowed")
+            raise SequenceTooLong(
+                f"image and prompt have {num_prefix_tokens} tokens; at most {limit} are allowed"
+            )
         return self._max_positions - num_prefix_tokens
 
     def limit_positions(self, max_positions: int) -> None:
@@ -135,7 +149,13 @@ class PaliGemmaDecoder:
 
     def _cache_shape(self, num_slots: int) -> CacheShape:
         gemma = self._gemma
-        return CacheShape(self._num_layers, num_slots, gemma.num_key_value_heads, self._max_positions, gemma.head_size)
+        return CacheShape(
+            self._num_layers,
+            num_slots,
+            gemma.num_key_value_heads,
+            self._max_positions,
+            gemma.head_size,
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -160,35 +180,50 @@ class PaliGemmaDecoder:
         cache: PaliGemmaCache,
         requests: Sequence[SequenceRequest],
         first_slot: int,
-        drafts: Sequence[Sequence[int]] = (),  # noqa: ARG002  # Florence-2's: no answer here starts with a known token
+        # Florence-2's: no answer here starts with a known token
+        drafts: Sequence[Sequence[int]] = (),  # noqa: ARG002
     ) -> Tensor:
         """Run Gemma over image features and prompts.
 
-        The sequences take the slots from `first_slot` on. Return the logits (B, V) of each first token. A sliding
-        window does not apply within the prefix: transformers joins the prefix block to the window's mask.
+        The sequences take the slots from `first_slot` on. Return the logits (B, V) of each first
+        token. A sliding window does not apply within the prefix: transformers joins the prefix
+        block to the window's mask.
         """
         inputs = stack_requests(requests, self.pad_token_id, self._device, self._gemma.dtype)
-        inputs_embeds = torch.cat([inputs.image_features, self._gemma.embed(inputs.prompt_ids)], dim=1)
+        inputs_embeds = torch.cat(
+            [inputs.image_features, self._gemma.embed(inputs.prompt_ids)], dim=1
+        )
         cache_positions = torch.arange(inputs_embeds.shape[1], device=self._device)
-        mask = self._gemma.mask((cache_positions < inputs.num_prefix_tokens[:, None])[:, None, None])
+        mask = self._gemma.mask(
+            (cache_positions < inputs.num_prefix_tokens[:, None])[:, None, None]
+        )
         rotation = self._gemma.rotation(cache_positions[None] + _FIRST_POSITION)
         metadata = GemmaAttentionMetadata(*rotation, mask, mask)
-        slots, numbers = slice(first_slot, first_slot + len(requests)), range(first_slot, first_slot + len(requests))
+        slots = slice(first_slot, first_slot + len(requests))
+        numbers = range(first_slot, first_slot + len(requests))
         cache.adapters[slots] = [request.adapter for request in requests]
         self._adapters.select(cache.adapters[slots])
         last_positions = inputs.num_prefix_tokens - 1
-        hidden_states = self._gemma.prefill(inputs_embeds, metadata, slots, cache.self_attention, last_positions)
+        hidden_states = self._gemma.prefill(
+            inputs_embeds, metadata, slots, cache.self_attention, last_positions
+        )
         for lengths in (cache.num_tokens, cache.num_prefix_tokens):
             lengths.set(numbers, prefix_lengths(requests))
         return self._gemma.logits(hidden_states[:, 0])
 
     def decode_step(self, cache: PaliGemmaCache, token_ids: Tensor) -> Tensor:
-        """Process `token_ids` (B,) of slots 0 to B - 1; return the logits (B, V) of each next token."""
-        slots, lengths = slice(0, len(token_ids)), cache.num_tokens
+        """Process `token_ids` (B,) of slots 0 to B - 1.
+
+        Return the logits (B, V) of each next token.
+        """
+        slots = slice(0, len(token_ids))
+        lengths = cache.num_tokens
         length = max(lengths.of(range(len(token_ids)))) + 1
         if cache.graphs is None or any(cache.adapters[slots]):  # captured steps have no adapters
             positions = lengths.on_device[slots, None]
-            logits = self._step(cache, TokenPlaces(token_ids.to(self._device)[:, None], slots, positions, length))
+            logits = self._step(
+                cache, TokenPlaces(token_ids.to(self._device)[:, None], slots, positions, length)
+            )
         else:
             logits = cache.graphs.logits(token_ids, length)
         lengths.increment(len(token_ids))
@@ -204,7 +239,9 @@ class PaliGemmaDecoder:
         cache.num_tokens.add(tokens.slots, [1] * len(tokens.slots))
         return logits
 
-    def accept(self, cache: PaliGemmaCache, slots: Sequence[int], num_tokens: Sequence[int]) -> None:
+    def accept(
+        self, cache: PaliGemmaCache, slots: Sequence[int], num_tokens: Sequence[int]
+    ) -> None:
         """Keep the first drafted tokens of `slots`; the next pass overwrites the others."""
         cache.num_tokens.add(slots, num_tokens)
 
@@ -218,7 +255,9 @@ class PaliGemmaDecoder:
         cache.self_attention.clear(slot)
 
     def add_beams(self, cache: PaliGemmaCache, source: int, targets: Sequence[int]) -> None:
-        """Copy the slot `source` to `targets`: image, prompt and answer are positions of one attention."""
+        """Copy the slot `source` to `targets`: image, prompt and answer are positions of one
+        attention.
+        """
         self._copy(cache, [source] * len(targets), targets)
 
     def free(self, cache: PaliGemmaCache, slot: int, last: int) -> None:
@@ -241,7 +280,9 @@ class PaliGemmaDecoder:
         on_device: Tensor | None = None,
     ) -> None:
         """Copy the generated tokens of beams to others of the same sequences, pairwise."""
-        generated = slice(min(cache.num_prefix_tokens.of(sources)), max(cache.num_tokens.of(sources)))
+        generated = slice(
+            min(cache.num_prefix_tokens.of(sources)), max(cache.num_tokens.of(sources))
+        )
         cache.self_attention.copy(sources, targets, generated, on_device)
 
     def _step(self, cache: PaliGemmaCache, places: TokenPlaces) -> Tensor:
@@ -253,10 +294,21 @@ class PaliGemmaDecoder:
         return self._gemma.logits(states.flatten(0, 1))
 
     def _step_metadata(self, cache_positions: Tensor, num_tokens: int) -> GemmaAttentionMetadata:
-        """Return the metadata of a step over `num_tokens` positions, for tokens at `cache_positions` (B, T)."""
-        distance = cache_positions[..., None] - torch.arange(num_tokens, device=cache_positions.device)  # (B, T, P)
+        """Return the metadata of a step over `num_tokens` positions, for tokens at
+        `cache_positions` (B, T).
+        """
+        # (B, T, P)
+        distance = cache_positions[..., None] - torch.arange(
+            num_tokens, device=cache_positions.device
+        )
         is_visible = distance >= 0
         window = self._gemma.sliding_window
         mask = self._gemma.mask(is_visible[:, None])
-        window_mask = mask if window is None else self._gemma.mask((is_visible & (distance < window))[:, None])
-        return GemmaAttentionMetadata(*self._gemma.rotation(cache_positions + _FIRST_POSITION), mask, window_mask)
+        window_mask = (
+            mask
+            if window is None
+            else self._gemma.mask((is_visible & (distance < window))[:, None])
+        )
+        return GemmaAttentionMetadata(
+            *self._gemma.rotation(cache_positions + _FIRST_POSITION), mask, window_mask
+        )

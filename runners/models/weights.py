@@ -1,7 +1,9 @@
-"""The weights of a decoder, read one by one from the artifact, directly into their dtype and device.
+"""The weights of a decoder, read one by one from the artifact, directly into their dtype and
+device.
 
-The file is mapped for one tensor at a time: a mapping that stays open keeps all pages that were read in memory. No
-module of transformers is constructed, so joined and quantized weights are in memory once.
+The file is mapped for one tensor at a time: a mapping that stays open keeps all pages that were
+read in memory. No module of transformers is constructed, so joined and quantized weights are in
+memory once.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +42,9 @@ class DecoderWeights:
     adapters: Adapters | None = None  # that can be added to its layers
 
     @classmethod
-    def open(cls, file: Path, precision: Precision, device: str, adapters: Adapters | None = None) -> Self:
+    def open(
+        cls, file: Path, precision: Precision, device: str, adapters: Adapters | None = None
+    ) -> Self:
         """Return the weights of the language model in a safetensors file, without reading any."""
         tensors = _FileTensors.open(file)
         return cls(tensors, precision, torch.device(device), _LANGUAGE_MODEL, adapters)
@@ -67,10 +71,14 @@ class DecoderWeights:
         if self.adapters is None:
             return base
         layers = [self.prefix + name for name in names]
-        return self.adapters.over(base, layers, [len(self.source[f"{layer}.weight"]) for layer in layers])
+        return self.adapters.over(
+            base, layers, [len(self.source[f"{layer}.weight"]) for layer in layers]
+        )
 
     def output_head(self, embeddings: Tensor) -> Linear:
-        """Return the layer that computes logits: `lm_head`, or `embeddings` (V, C) if the checkpoint ties them."""
+        """Return the layer that computes logits: `lm_head`, or `embeddings` (V, C) if the
+        checkpoint ties them.
+        """
         whole = replace(self, prefix="")
         if whole.has("lm_head.weight"):
             return whole.linear("lm_head")
@@ -100,7 +108,9 @@ class DecoderWeights:
 
 
 class _FileTensors(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, which stays mapped only as long as a tensor is referenced."""
+    """The tensors of a safetensors file, which stays mapped only as long as a tensor is
+    referenced.
+    """
 
     def __init__(self, file: Path, names: frozenset[str]) -> None:
         self._file = file

@@ -1,10 +1,13 @@
 """Metrics of the processes of one host, in mapped files that any of them can add up.
 
-It is the multiprocess mode of prometheus_client 0.26 (values.py, mmap_dict.py), changed in two ways:
+It is the multiprocess mode of prometheus_client 0.26 (values.py, mmap_dict.py), changed in two
+ways:
 
-- A file belongs to a part of the service, not to a process id: a restarted part continues its counters, and no file of
+- A file belongs to a part of the service, not to a process id: a restarted part continues its
+  counters, and no file of
   a dead process remains.
-- Space is reserved before it is mapped: without it, a full folder in memory ends a process by SIGBUS. If there is none,
+- Space is reserved before it is mapped: without it, a full folder in memory ends a process by
+  SIGBUS. If there is none,
   the values stay in the memory of their process, and /metrics lacks them.
 """
 
@@ -14,7 +17,13 @@ import mmap
 import os
 from pathlib import Path
 
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest, values
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    generate_latest,
+    values,
+)
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.requests import Request
@@ -52,13 +61,17 @@ class ReservedFile(MmapedDict):
 
 
 def use_metric_files() -> None:
-    """Keep the values of all metrics that are declared from now on in files of `FOLDER_VARIABLE`."""
+    """Keep the values of all metrics that are declared from now on in files of
+    `FOLDER_VARIABLE`.
+    """
     values.MmapedDict = ReservedFile  # type: ignore[attr-defined]
     values.ValueClass = values.MultiProcessValue(lambda: _PROCESS[0])  # type: ignore[no-untyped-call]
 
 
 def write_metrics_as(part: str) -> None:
-    """Write to the files of `part`, which no other running process writes to, and continue its counters."""
+    """Write to the files of `part`, which no other running process writes to, and continue its
+    counters.
+    """
     _PROCESS[0] = part
 
 
@@ -69,7 +82,9 @@ def remove_live_gauges(folder: Path, part: str) -> None:
 
 
 async def metrics(_request: Request) -> Response:
-    """Return the metrics of all processes that write to `FOLDER_VARIABLE`, else those of this one."""
+    """Return the metrics of all processes that write to `FOLDER_VARIABLE`, else those of this
+    one.
+    """
     return Response(await asyncio.to_thread(_text), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -90,11 +105,15 @@ def _reserve(path: str, num_bytes: int) -> bool:
         finally:
             os.close(descriptor)
     except OSError as error:
-        logger.error("no space for metrics of %s (%s): /metrics lacks some of its values", _PROCESS[0], error)
+        logger.error(
+            "no space for metrics of %s (%s): /metrics lacks some of its values", _PROCESS[0], error
+        )
         return False
     return True
 
 
 def _memory_path() -> str:
-    """Return the path of new memory, which lasts as long as the process and is limited by no folder."""
+    """Return the path of new memory, which lasts as long as the process and is limited by no
+    folder.
+    """
     return f"/proc/self/fd/{os.memfd_create('diptych-metrics')}"

@@ -10,7 +10,8 @@ BATCH_SIZE = Histogram(
 )
 QUEUE_DEPTH = Gauge(
     "diptych_queue_depth",
-    "Requests waiting for admission, images queued or being encoded, or sequences waiting for the decoder.",
+    "Requests waiting for admission, images queued or being encoded, or sequences waiting for the"
+    " decoder.",
     ["model", "stage"],
     multiprocess_mode="livesum",
 )
@@ -29,11 +30,15 @@ SLOTS_TAKEN = Gauge(
 )
 VISION_CACHE_REQUESTS = Counter(
     "diptych_vision_cache_requests_total",
-    "Requests for image features: hit, miss (encoded), joined (encoded for another request at the same time).",
+    "Requests for image features: hit, miss (encoded), joined (encoded for another request at the"
+    " same time).",
     ["model", "outcome"],
 )
 VISION_CACHE_BYTES = Gauge(
-    "diptych_vision_cache_bytes", "Image features in memory.", ["model"], multiprocess_mode="livesum"
+    "diptych_vision_cache_bytes",
+    "Image features in memory.",
+    ["model"],
+    multiprocess_mode="livesum",
 )
 START_TIME_SECONDS = Gauge(
     "diptych_start_time_seconds",

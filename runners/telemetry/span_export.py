@@ -1,4 +1,5 @@
-"""Export of spans to a collector over OTLP/HTTP, in batches, by a thread; spans that cannot be sent are dropped.
+"""Export of spans to a collector over OTLP/HTTP, in batches, by a thread; spans that cannot be sent
+are dropped.
 
 OpenTelemetry reads environment variables of its own, such as OTEL_EXPORTER_OTLP_HEADERS,
 OTEL_EXPORTER_OTLP_CERTIFICATE and OTEL_BSP_MAX_QUEUE_SIZE.
@@ -26,10 +27,16 @@ EXPORT_LOGGERS = (  # of opentelemetry-sdk and its exporter, 1.45.1: failed batc
 
 
 class BoundedShutdownProcessor(BatchSpanProcessor):
-    """A batch processor whose shutdown takes at most two seconds; the library's own takes up to 30, with retries."""
+    """A batch processor whose shutdown takes at most two seconds.
+
+    The library's own takes up to 30, with retries.
+    """
 
     def shutdown(self) -> None:
-        """Send the remaining spans; those that the collector does not accept in time are dropped."""
+        """Send the remaining spans.
+
+        Those that the collector does not accept in time are dropped.
+        """
         self._batch_processor.shutdown(_FLUSH_MS)
 
 
@@ -50,7 +57,8 @@ class RateLimitFilter(logging.Filter):
 
 
 def make_provider(endpoint: str, sample: float, part: str) -> TracerProvider:
-    """Return the provider of tracers for `part` of the service, sampling the share `sample` of new traces.
+    """Return the provider of tracers for `part` of the service, sampling the share `sample` of new
+    traces.
 
     Starts the thread that exports to `endpoint`.
     """
@@ -65,6 +73,10 @@ def make_provider(endpoint: str, sample: float, part: str) -> TracerProvider:
             "process.pid": os.getpid(),
         }
     )
-    provider = TracerProvider(ParentBased(TraceIdRatioBased(sample)), resource, shutdown_on_exit=False)
-    provider.add_span_processor(BoundedShutdownProcessor(OTLPSpanExporter(endpoint.rstrip("/") + _PATH)))
+    provider = TracerProvider(
+        ParentBased(TraceIdRatioBased(sample)), resource, shutdown_on_exit=False
+    )
+    provider.add_span_processor(
+        BoundedShutdownProcessor(OTLPSpanExporter(endpoint.rstrip("/") + _PATH))
+    )
     return provider

@@ -1,7 +1,9 @@
-"""Tracing by OpenTelemetry, for gateway and runners: trace ids always, spans if there is a collector.
+"""Tracing by OpenTelemetry, for gateway and runners: trace ids always, spans if there is a
+collector.
 
-Before `start`, and without a collector, no spans are made and each function here takes at most a microsecond. The
-current span propagates to asyncio tasks by OpenTelemetry's context, and between processes by W3C Trace Context headers.
+Before `start`, and without a collector, no spans are made and each function here takes at most a
+microsecond. The current span propagates to asyncio tasks by OpenTelemetry's context, and between
+processes by W3C Trace Context headers.
 
 Spans never contain images, prompts, answers, keys, or messages of exceptions, which may quote them.
 """
@@ -44,11 +46,15 @@ class TraceOptions:
     """The collector, and the share of traces that are sampled."""
 
     endpoint: str | None = None  # URL of an OTLP/HTTP collector; None: no spans
-    sample: float = 1.0  # share of the traces that start here, 0 to 1; for others the caller's decision applies
+    # share of the traces that start here, 0 to 1; for others the caller's decision applies
+    sample: float = 1.0
 
 
 def start(options: TraceOptions, part: str) -> None:
-    """Start exporting the spans of this process, as `part` of the service, by a thread; a no-op without an endpoint."""
+    """Start exporting the spans of this process, as `part` of the service, by a thread.
+
+    A no-op without an endpoint.
+    """
     global _provider, _tracer
     if options.endpoint is not None:
         from runners.telemetry.span_export import make_provider  # loads the SDK: only if needed
@@ -72,13 +78,20 @@ def are_made() -> bool:
 
 @contextmanager
 def span(
-    name: str, attributes: Attributes | None = None, kind: SpanKind = SpanKind.INTERNAL, parent: Context | None = None
+    name: str,
+    attributes: Attributes | None = None,
+    kind: SpanKind = SpanKind.INTERNAL,
+    parent: Context | None = None,
 ) -> Iterator[Span]:
-    """Make a span of the block, as a child of `parent` or of the current span; an exception marks it as failed."""
+    """Make a span of the block, as a child of `parent` or of the current span.
+
+    An exception marks it as failed.
+    """
     if _tracer is None:
         yield INVALID_SPAN
         return
-    made, before = _tracer.start_span(name, parent, kind, attributes), get_current()
+    made = _tracer.start_span(name, parent, kind, attributes)
+    before = get_current()
     attach(set_span_in_context(made, parent))
     try:
         yield made
@@ -91,15 +104,21 @@ def span(
 
 
 @contextmanager
-def request_trace(headers: Mapping[str, str], name: str, attributes: Attributes | None) -> Iterator[Span]:
-    """Enter the trace of a request with `headers`, or a new one; make its span, unless `attributes` is None."""
+def request_trace(
+    headers: Mapping[str, str], name: str, attributes: Attributes | None
+) -> Iterator[Span]:
+    """Enter the trace of a request with `headers`, or a new one; make its span, unless `attributes`
+    is None.
+    """
     caller = _PROPAGATOR.extract(headers)
     if attributes is not None and _tracer is not None:
         with span(name, attributes, SpanKind.SERVER, caller) as made:
             yield made
         return
     if not get_current_span(caller).get_span_context().is_valid:
-        ids = SpanContext(random.getrandbits(128) or 1, random.getrandbits(64) or 1, is_remote=False)
+        ids = SpanContext(
+            random.getrandbits(128) or 1, random.getrandbits(64) or 1, is_remote=False
+        )
         caller = set_span_in_context(NonRecordingSpan(ids), caller)
     before = get_current()
     attach(caller)
@@ -110,12 +129,18 @@ def request_trace(headers: Mapping[str, str], name: str, attributes: Attributes 
 
 
 def past_span(
-    name: str, start_s: float, end_s: float, attributes: Attributes | None = None, parent: Context | None = None
+    name: str,
+    start_s: float,
+    end_s: float,
+    attributes: Attributes | None = None,
+    parent: Context | None = None,
 ) -> None:
     """Make a span of a past interval, `start_s` to `end_s` on the clock of time.monotonic()."""
     if _tracer is not None:
         epoch_ns = time.time_ns() - time.monotonic_ns()
-        made = _tracer.start_span(name, parent, attributes=attributes, start_time=epoch_ns + round(start_s * 1e9))
+        made = _tracer.start_span(
+            name, parent, attributes=attributes, start_time=epoch_ns + round(start_s * 1e9)
+        )
         made.end(epoch_ns + round(end_s * 1e9))
 
 
@@ -131,7 +156,10 @@ def trace_id() -> str:
 
 
 def caller_context(headers: Mapping[str, str]) -> Context:
-    """Return the trace context in the headers of a request; an empty one if it is missing or malformed."""
+    """Return the trace context in the headers of a request.
+
+    An empty one if it is missing or malformed.
+    """
     return _PROPAGATOR.extract(headers)
 
 

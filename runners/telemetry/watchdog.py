@@ -1,8 +1,8 @@
 """Detection and restart of a stuck runner: its current iteration takes longer than allowed.
 
-An iteration is one batch of the encoder, or one prefill and decode step of the decoder. A thread that is stuck in one
-cannot be interrupted: the runner is reported and not ready, and after as long again its process ends. The start has a
-limit of its own. Knows nothing of the work.
+An iteration is one batch of the encoder, or one prefill and decode step of the decoder. A thread
+that is stuck in one cannot be interrupted: the runner is reported and not ready, and after as long
+again its process ends. The start has a limit of its own. Knows nothing of the work.
 """
 
 import faulthandler
@@ -18,9 +18,14 @@ _MAX_INTERVAL_S = 1.0
 
 
 class Watchdog:
-    """Watches one thread, each of whose iterations may take up to `limit_s`. `name` is for the log."""
+    """Watches one thread, each of whose iterations may take up to `limit_s`.
 
-    def __init__(self, name: str, limit_s: float, now: Callable[[], float] = time.monotonic) -> None:
+    `name` is for the log.
+    """
+
+    def __init__(
+        self, name: str, limit_s: float, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._name = name
         self._limit_s = limit_s
         self._now = now
@@ -58,7 +63,9 @@ class Watchdog:
 
 @contextmanager
 def bounded_start(limit_s: float) -> Iterator[None]:
-    """End the process if the block takes longer than `limit_s`, as `end_process_when_stuck` does."""
+    """End the process if the block takes longer than `limit_s`, as `end_process_when_stuck`
+    does.
+    """
     faulthandler.dump_traceback_later(limit_s, exit=True)
     try:
         yield
@@ -67,10 +74,12 @@ def bounded_start(limit_s: float) -> Iterator[None]:
 
 
 def end_process_when_stuck(watchdogs: Sequence[Watchdog], limit_s: float) -> None:
-    """Start a thread that reports, and that ends the process `limit_s` after one of `watchdogs` was last in time.
+    """Start a thread that reports, and that ends the process `limit_s` after one of `watchdogs` was
+    last in time.
 
-    The timer is one of C: it also ends a process in which a thread holds the GIL. It writes the stack of each thread
-    to stderr; the exit status is 1. The calls in flight are not answered: the gateway repeats them.
+    The timer is one of C: it also ends a process in which a thread holds the GIL. It writes the
+    stack of each thread to stderr; the exit status is 1. The calls in flight are not answered: the
+    gateway repeats them.
     """
     interval_s = min(_MAX_INTERVAL_S, limit_s / 10)
 

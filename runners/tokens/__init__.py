@@ -1,1 +1,3 @@
-"""One token and the rules for it: tokenizer, generation rules, constraints, the choice of a token from logits."""
+"""One token and the rules for it: tokenizer, generation rules, constraints, the choice of a token
+from logits.
+"""

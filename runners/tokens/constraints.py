@@ -1,9 +1,9 @@
 """Constrained decoding: token masks that keep an answer within a grammar, computed by llguidance.
 
-Grammars are written in llguidance's variant of Lark (github.com/guidance-ai/llguidance, docs/syntax.md). They may use
-the rules `location` and `segmentation`, which match one such token of the checkpoint, and control tokens by their text
-(`<sep>`). Other text is UTF-8 and matched byte by byte, however it is tokenized. Knows no tasks.
-Shapes: R rows, V vocabulary.
+Grammars are written in llguidance's variant of Lark (github.com/guidance-ai/llguidance,
+docs/syntax.md). They may use the rules `location` and `segmentation`, which match one such token of
+the checkpoint, and control tokens by their text (`<sep>`). Other text is UTF-8 and matched byte by
+byte, however it is tokenized. Knows no tasks. Shapes: R rows, V vocabulary.
 """
 
 import json
@@ -57,19 +57,23 @@ class Constraint:
 
 
 def token_bounds(allowed: NDArray[np.uint8], num_tokens: int, device: torch.device) -> Tensor:
-    """Return upper bounds (R, V) of log-probabilities: infinity where `allowed` (R, bytes) has a set bit, else -inf.
+    """Return upper bounds (R, V) of log-probabilities: infinity where `allowed` (R, bytes) has a
+    set bit, else -inf.
 
-    The minimum with looked-up bounds takes less time than `torch.where` with a boolean of each token, and a GPU
-    receives an eighth of the bytes.
+    The minimum with looked-up bounds takes less time than `torch.where` with a boolean of each
+    token, and a GPU receives an eighth of the bytes.
     """
-    packed = np.zeros((len(allowed), math.ceil(num_tokens / 8)), np.uint8)  # zeros beyond the tokenizer's vocabulary
+    # zeros beyond the tokenizer's vocabulary
+    packed = np.zeros((len(allowed), math.ceil(num_tokens / 8)), np.uint8)
     packed[:, : allowed.shape[1]] = allowed[:, : packed.shape[1]]
     return packed_bounds(torch.from_numpy(packed).to(device), num_tokens)
 
 
 def packed_bounds(packed: Tensor, num_tokens: int) -> Tensor:
     """Return the bounds (R, V) of `token_bounds` for a bitmask (R, bytes) on its device."""
-    return functional.embedding(packed.int(), _bounds_by_byte(packed.device)).flatten(1)[:, :num_tokens]
+    return functional.embedding(packed.int(), _bounds_by_byte(packed.device)).flatten(1)[
+        :, :num_tokens
+    ]
 
 
 @lru_cache
@@ -82,21 +86,27 @@ def _bounds_by_byte(device: torch.device) -> Tensor:
 class Constraints:
     """The grammar compiler of one checkpoint, with an LRU cache.
 
-    `tokenizer` holds the parsed values of a `tokenizer.json`. `get(grammar)` returns its `Constraint` or raises
-    `GrammarError`.
+    `tokenizer` holds the parsed values of a `tokenizer.json`. `get(grammar)` returns its
+    `Constraint` or raises `GrammarError`.
     """
 
     def __init__(self, tokenizer: Mapping[str, Any], eos_token_ids: Iterable[int]) -> None:
         self._eos_token_ids = frozenset(eos_token_ids)
         # Merges are only used to tokenize text; loading without them takes less time and memory.
         vocabulary_only = {**tokenizer, "model": {**tokenizer["model"], "merges": []}}
-        last_id = max(*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"]))
-        # An end token may be a padding row of the embeddings, which no text has: a model that never ends.
+        last_id = max(
+            *tokenizer["model"]["vocab"].values(),
+            *(token["id"] for token in tokenizer["added_tokens"]),
+        )
+        # An end token may be a padding row of the embeddings, which no text has: a model that never
+        # ends.
         known_eos = sorted(token_id for token_id in self._eos_token_ids if token_id <= last_id)
         self._tokenizer = LLTokenizer(json.dumps(vocabulary_only), eos_token=known_eos or None)
         self.num_tokens: int = self._tokenizer.vocab_size
         if last_id >= self.num_tokens:
-            raise ValueError(f"tokenizer.json has token id {last_id}; ids must be below {self.num_tokens}")
+            raise ValueError(
+                f"tokenizer.json has token id {last_id}; ids must be below {self.num_tokens}"
+            )
         self._token_rules = "".join(_token_rules(tokenizer["added_tokens"]))
         self.get = lru_cache(_MAX_COMPILED)(self._compile)
 
@@ -105,7 +115,9 @@ class Constraints:
         return cls(json.loads(tokenizer_file.read_text(encoding="utf-8")), eos_token_ids)
 
     def _compile(self, grammar: str) -> Constraint:
-        matcher = LLMatcher(self._tokenizer, f"{_OPTIONS}{grammar}\n{self._token_rules}", log_level=0)
+        matcher = LLMatcher(
+            self._tokenizer, f"{_OPTIONS}{grammar}\n{self._token_rules}", log_level=0
+        )
         if matcher.is_error():
             raise GrammarError(matcher.get_error())
         return Constraint(matcher, self._eos_token_ids)
@@ -114,5 +126,7 @@ class Constraints:
 def _token_rules(added_tokens: Iterable[Mapping[str, Any]]) -> Iterable[str]:
     """Yield a grammar rule for each class of tokens that the checkpoint has."""
     for name, pattern in _TOKEN_RULES.items():
-        if ids := [str(token["id"]) for token in added_tokens if pattern.fullmatch(token["content"])]:
+        if ids := [
+            str(token["id"]) for token in added_tokens if pattern.fullmatch(token["content"])
+        ]:
             yield f"{name}: <[{','.join(ids)}]>\n"

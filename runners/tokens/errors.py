@@ -56,4 +56,6 @@ class Overloaded(SequenceError):
 
 
 class GrammarError(SequenceError):
-    """The grammar is malformed, names a token that the checkpoint does not have, or failed at a token."""
+    """The grammar is malformed, names a token that the checkpoint does not have, or failed at a
+    token.
+    """

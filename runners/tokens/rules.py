@@ -1,4 +1,6 @@
-"""The generation rules in a checkpoint's generation_config.json; names and semantics are those of transformers."""
+"""The generation rules in a checkpoint's generation_config.json; names and semantics are those of
+transformers.
+"""
 
 import json
 from collections.abc import Sequence
@@ -42,11 +44,14 @@ class GenerationRules:
             no_repeat_ngram_size=config.get("no_repeat_ngram_size") or 0,
             num_beams=config.get("num_beams") or 1,
             early_stopping=config.get("early_stopping") or False,
-            length_penalty=1.0 if config.get("length_penalty") is None else config["length_penalty"],
+            length_penalty=1.0
+            if config.get("length_penalty") is None
+            else config["length_penalty"],
         )
 
     def forced_token(self, position: int, max_new_tokens: int) -> int | None:
-        """Return the token required at `position` of an answer of up to `max_new_tokens`; None if any is allowed.
+        """Return the token required at `position` of an answer of up to `max_new_tokens`; None if
+        any is allowed.
 
         The semantics are those of transformers' ForcedBOS and ForcedEOS logits processors.
         """
@@ -60,8 +65,13 @@ class GenerationRules:
         The semantics are those of transformers' NoRepeatNGramLogitsProcessor.
         """
         start = [] if self.decoder_start_token_id is None else [self.decoder_start_token_id]
-        written, size = [*start, *token_ids], self.no_repeat_ngram_size
+        written = [*start, *token_ids]
+        size = self.no_repeat_ngram_size
         if not 0 < size <= len(written):
             return []
         tail = written[len(written) - size + 1 :]
-        return [written[i + size - 1] for i in range(len(written) - size + 1) if written[i : i + size - 1] == tail]
+        return [
+            written[i + size - 1]
+            for i in range(len(written) - size + 1)
+            if written[i : i + size - 1] == tail
+        ]

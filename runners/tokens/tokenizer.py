@@ -1,7 +1,8 @@
 """Tokenization of prompts and detokenization of answers, with the checkpoint's tokenizer.json.
 
-A prompt is a sequence of segments. Control tokens (`<loc_5>`, `<image>`, `</s>`) are recognised in control segments
-only; all other text, such as a user's, is tokenized by a second tokenizer that has none.
+A prompt is a sequence of segments. Control tokens (`<loc_5>`, `<image>`, `</s>`) are recognised in
+control segments only; all other text, such as a user's, is tokenized by a second tokenizer that has
+none.
 """
 
 import json
@@ -48,7 +49,12 @@ class PromptTokenizer:
     @classmethod
     def load(cls, tokenizer_file: Path) -> Self:
         definition = json.loads(tokenizer_file.read_text(encoding="utf-8"))
-        plain = definition | {"added_tokens": [], "post_processor": None, "padding": None, "truncation": None}
+        plain = definition | {
+            "added_tokens": [],
+            "post_processor": None,
+            "padding": None,
+            "truncation": None,
+        }
         return cls(Tokenizer.from_file(str(tokenizer_file)), Tokenizer.from_str(json.dumps(plain)))
 
     def encode(self, segments: Segments) -> list[int]:
@@ -60,7 +66,9 @@ class PromptTokenizer:
         return ids
 
     def _bare_id(self, token_id: int) -> int:
-        """Return the token with the text of `token_id` without its first space; `token_id` itself if there is none."""
+        """Return the token with the text of `token_id` without its first space; `token_id` itself
+        if there is none.
+        """
         text = self._tokenizer.id_to_token(token_id) or ""
         bare = self._tokenizer.token_to_id(text.removeprefix(_SPACE))
         return token_id if bare is None else bare

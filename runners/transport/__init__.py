@@ -1,1 +1,3 @@
-"""The protocol between gateway and runner: messages, pixels, and the ASGI middleware of a runner."""
+"""The protocol between gateway and runner: messages, pixels, and the ASGI middleware of a
+runner.
+"""

@@ -11,11 +11,14 @@ ResultT = TypeVar("ResultT")
 
 
 async def while_connected(receive: Receive, work: Awaitable[ResultT]) -> ResultT:
-    """Return the result of `work`; if the client disconnects first, cancel it and raise `ClientDisconnect`.
+    """Return the result of `work`; if the client disconnects first, cancel it and raise
+    `ClientDisconnect`.
 
-    The body of the request must have been read: `receive` then returns nothing but the disconnection.
+    The body of the request must have been read: `receive` then returns nothing but the
+    disconnection.
     """
-    working, disconnection = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    working = asyncio.ensure_future(work)
+    disconnection = asyncio.ensure_future(_disconnected(receive))
     if isinstance(working, asyncio.Task) and (task := asyncio.current_task()) is not None:
         working.set_name(task.get_name())
     disconnection.add_done_callback(lambda _: working.cancel())

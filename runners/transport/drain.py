@@ -1,7 +1,7 @@
 """Draining before shutdown: SIGTERM reaches uvicorn only after all calls in flight are answered.
 
-uvicorn closes its socket at once, so that a proxy would consider the runner dead and abort its calls. While it drains,
-the runner still answers that it is not ready, and gets no new calls.
+uvicorn closes its socket at once, so that a proxy would consider the runner dead and abort its
+calls. While it drains, the runner still answers that it is not ready, and gets no new calls.
 """
 
 import asyncio
@@ -11,8 +11,13 @@ from collections.abc import Awaitable, Callable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 
-def drain_before_stop(drain: Callable[[], Awaitable[object]], signum: signal.Signals = signal.SIGTERM) -> None:
-    """On the signal, await `drain`, then run uvicorn's handler. Call it in the event loop's thread."""
+def drain_before_stop(
+    drain: Callable[[], Awaitable[object]], signum: signal.Signals = signal.SIGTERM
+) -> None:
+    """On the signal, await `drain`, then run uvicorn's handler.
+
+    Call it in the event loop's thread.
+    """
     stop_uvicorn = signal.getsignal(signum)
     assert callable(stop_uvicorn)
     draining = set[asyncio.Task[None]]()  # the event loop holds only weak references

@@ -1,8 +1,10 @@
-"""Requests that a runner refuses before it reads them: foreign or long bodies, and calls for another build.
+"""Requests that a runner refuses before it reads them: foreign or long bodies, and calls for
+another build.
 
-A runner reads JSON, and pixels of the gateway's calls. BentoML 1.4.40 unpickles any request body whose content type is
-that of a pickle; only its entry service, the gateway, refuses these. The features of one build are noise to the decoder
-of another, without any error; builds can differ if a URL is that of another model, and while a new build is rolled out.
+A runner reads JSON, and pixels of the gateway's calls. BentoML 1.4.40 unpickles any request body
+whose content type is that of a pickle; only its entry service, the gateway, refuses these. The
+features of one build are noise to the decoder of another, without any error; builds can differ if a
+URL is that of another model, and while a new build is rolled out.
 """
 
 from http import HTTPStatus
@@ -20,7 +22,9 @@ BUILD_HEADER = "X-Diptych-Build"  # the build key of a manifest
 
 
 class BodyGuard:
-    """Refuses bodies of another type (415), without a length (411) or too long (413) before they are read."""
+    """Refuses bodies of another type (415), without a length (411) or too long (413) before they
+    are read.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -32,13 +36,20 @@ class BodyGuard:
 
 
 def _refusal(path: str, headers: Headers) -> PlainTextResponse | None:
-    length, allowed = headers.get("content-length", ""), (JSON, BYTES) if path in _CALLS else (JSON,)
+    length = headers.get("content-length", "")
+    allowed = (JSON, BYTES) if path in _CALLS else (JSON,)
     if (content_type := headers.get("content-type", "")) not in allowed:
-        return PlainTextResponse(f"Content-Type is {content_type[:80]!r}; it must be {' or '.join(allowed)}", 415)
+        return PlainTextResponse(
+            f"Content-Type is {content_type[:80]!r}; it must be {' or '.join(allowed)}", 415
+        )
     if not length.isdecimal() or "transfer-encoding" in headers:
-        return PlainTextResponse("Content-Length is missing or malformed; it must be the bytes of the body", 411)
+        return PlainTextResponse(
+            "Content-Length is missing or malformed; it must be the bytes of the body", 411
+        )
     if int(length) > MAX_BODY_BYTES:
-        return PlainTextResponse(f"the body has {length} bytes; at most {MAX_BODY_BYTES} are allowed", 413)
+        return PlainTextResponse(
+            f"the body has {length} bytes; at most {MAX_BODY_BYTES} are allowed", 413
+        )
     return None
 
 
@@ -49,7 +60,9 @@ class LoadedBuild:
 
 
 class BuildGuard:
-    """Refuses calls and probes for another build with 503, at which a proxy tries the next runner."""
+    """Refuses calls and probes for another build with 503, at which a proxy tries the next
+    runner.
+    """
 
     def __init__(self, app: ASGIApp, loaded: LoadedBuild) -> None:
         self._app = app

@@ -1,4 +1,7 @@
-"""The JSON messages between gateway and runner. Pixels are sent separately (runners/transport/pixels.py)."""
+"""The JSON messages between gateway and runner.
+
+Pixels are sent separately (runners/transport/pixels.py).
+"""
 
 from typing import Annotated, Literal
 
@@ -26,7 +29,10 @@ class PixelMemory(BaseModel):
 
 
 class ImageToEncode(BaseModel):
-    """One image of an encoder batch; its pixels are in the call that is pending for its features."""
+    """One image of an encoder batch.
+
+    Its pixels are in the call that is pending for its features.
+    """
 
     image_key: str
 
@@ -34,13 +40,15 @@ class ImageToEncode(BaseModel):
 class SequenceSpec(BaseModel):
     """A sequence to generate from an image's features; None: the checkpoint's default."""
 
-    segments: list[tuple[str, bool]]  # (text, is_control); control tokens are recognised in control segments only
+    # (text, is_control); control tokens are recognised in control segments only
+    segments: list[tuple[str, bool]]
     max_new_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
     num_beams: int | None = None
-    grammar: str | None = None  # of the answer, in Lark (runners/tokens/constraints.py); None: unconstrained
+    # of the answer, in Lark (runners/tokens/constraints.py); None: unconstrained
+    grammar: str | None = None
     adapter: str | None = None  # the build key of its artifacts; None: the base model
     timeout_s: float  # until the end of the sequence, queueing included
 
@@ -82,7 +90,8 @@ class WriteCall(BaseModel):
     """The body of `/write` and `/stream`: sequences over the features of one image."""
 
     sequences: list[SequenceSpec]  # all with the same adapter
-    pixels: PixelMemory | None = None  # None: in the body, or not sent as the features should be cached
+    # None: in the body, or not sent as the features should be cached
+    pixels: PixelMemory | None = None
 
 
 class FoundFeatures(BaseModel):
@@ -117,11 +126,13 @@ class SequenceEnd(BaseModel):
     outcome: Outcome
 
 
-WritingEvent = Annotated[FoundFeatures | TextPiece | SequenceEnd, Field(discriminator="kind")]  # a line of `/stream`
+# a line of `/stream`
+WritingEvent = Annotated[FoundFeatures | TextPiece | SequenceEnd, Field(discriminator="kind")]
 
 
 class AdapterStates(BaseModel):
     """The response of `/adapters`: the build keys of a runner's adapters."""
 
     loaded: frozenset[str]
-    refused: dict[str, str]  # of those that the runner has found and cannot serve: the reason by key
+    # of those that the runner has found and cannot serve: the reason by key
+    refused: dict[str, str]

@@ -15,13 +15,19 @@ from runners.telemetry.tracing import are_made, caller_context, note_error, span
 
 
 class TracedCalls:
-    """Makes a server span for each request with a traceparent header, in the trace of its caller."""
+    """Makes a server span for each request with a traceparent header, in the trace of its
+    caller.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not are_made() or "traceparent" not in (headers := Headers(scope=scope)):
+        if (
+            scope["type"] != "http"
+            or not are_made()
+            or "traceparent" not in (headers := Headers(scope=scope))
+        ):
             return await self._app(scope, receive, send)
         attributes = {HTTP_REQUEST_METHOD: scope["method"], HTTP_ROUTE: scope["path"]}
         name = f"{scope['method']} {scope['path']}"

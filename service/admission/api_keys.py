@@ -1,4 +1,5 @@
-"""API keys: a file of their SHA-256 hashes, re-read when it changes, the quota of each key, and the rate of wrong ones.
+"""API keys: a file of their SHA-256 hashes, re-read when it changes, the quota of each key, and the
+rate of wrong ones.
 
 A line of the file is one key, with optional limits:
 
@@ -71,7 +72,9 @@ class ApiKeys:
         self._accept(entries or ())
 
     @classmethod
-    def load(cls, path: Path | None, clock: Clock = time.monotonic, shared: "SharedLimits | None" = None) -> Self:
+    def load(
+        cls, path: Path | None, clock: Clock = time.monotonic, shared: "SharedLimits | None" = None
+    ) -> Self:
         """Read the keys; raise `SettingsError` for an unreadable or malformed file."""
         if path is None:
             return cls(None)
@@ -81,15 +84,21 @@ class ApiKeys:
     def check(self, authorization: str | None, address: str) -> Quota:
         """Return the quota for an Authorization header of a client at `address`.
 
-        Raise `Unauthorized` without an accepted key, `Overloaded` after many wrong ones from the address.
+        Raise `Unauthorized` without an accepted key, `Overloaded` after many wrong ones from the
+        address.
         """
         if self._is_open:
             return UNLIMITED
         self._reload_if_changed()
         scheme, _, key = (authorization or "").partition(" ")
         digest = hashlib.sha256(key.strip().encode()).hexdigest()
-        # Every hash is compared: a search that stops at the first match would reveal its position by its time.
-        found = [quota for entry, quota in self._quotas.items() if hmac.compare_digest(digest, entry.sha256)]
+        # Every hash is compared: a search that stops at the first match would reveal its position
+        # by its time.
+        found = [
+            quota
+            for entry, quota in self._quotas.items()
+            if hmac.compare_digest(digest, entry.sha256)
+        ]
         if found and scheme.lower() == "bearer":
             return found[0]
         problem = "no API key was sent"
@@ -99,7 +108,10 @@ class ApiKeys:
         raise Unauthorized(f"{problem}; send a valid key in the header Authorization: Bearer KEY")
 
     def _reload_if_changed(self) -> None:
-        """Replace the keys if the file has changed; keep the current ones if the new file is invalid."""
+        """Replace the keys if the file has changed.
+
+        Keep the current ones if the new file is invalid.
+        """
         if self._file is None or not self._file.has_changed():
             return
         try:
@@ -132,11 +144,15 @@ class WrongKeys:
         self._buckets[client] = bucket
         if wait_s := bucket.take(1):
             limit = f"{_MAX_WRONG_KEYS_PER_MINUTE} wrong API keys per minute"
-            raise Overloaded(f"this address has reached the limit of {limit}; send a valid key", wait_s)
+            raise Overloaded(
+                f"this address has reached the limit of {limit}; send a valid key", wait_s
+            )
 
 
 def _network(address: str) -> str:
-    """Return the /64 network of an IPv6 address, all of which one client has; any other address unchanged."""
+    """Return the /64 network of an IPv6 address, all of which one client has; any other address
+    unchanged.
+    """
     try:
         parsed = ipaddress.IPv6Address(address)
     except ValueError:
@@ -159,11 +175,15 @@ class KeyFile:
         try:
             text = self._path.read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{_VARIABLE}={str(self._path)!r} cannot be read: {error}") from error
+            raise SettingsError(
+                f"{_VARIABLE}={str(self._path)!r} cannot be read: {error}"
+            ) from error
         return parse_keys(text)
 
     def has_changed(self) -> bool:
-        """Return True if the file differs from the one last read; False within a second of the last check."""
+        """Return True if the file differs from the one last read; False within a second of the last
+        check.
+        """
         if self._clock() - self._checked_s < _CHECK_INTERVAL_S:
             return False
         self._checked_s = self._clock()
@@ -195,7 +215,9 @@ def parse_keys(text: str) -> tuple[KeyEntry, ...]:
         except ValueError as error:
             raise SettingsError(f"{_VARIABLE}: entry {number}: {error}") from None
         if entry.sha256 in entries:
-            raise SettingsError(f"{_VARIABLE}: entry {number}: its SHA-256 repeats that of an earlier entry")
+            raise SettingsError(
+                f"{_VARIABLE}: entry {number}: its SHA-256 repeats that of an earlier entry"
+            )
         entries[entry.sha256] = entry
     return tuple(entries.values())
 
@@ -205,14 +227,18 @@ def _entry(line: str, number: int) -> KeyEntry:
     if not _SHA256.fullmatch(sha256.lower()):
         raise ValueError("it must start with a SHA-256 of 64 hexadecimal digits")
     options = _options(words)
-    limits = QuotaLimits(options.requests_per_minute, options.megapixels_per_minute, options.max_concurrent)
+    limits = QuotaLimits(
+        options.requests_per_minute, options.megapixels_per_minute, options.max_concurrent
+    )
     return KeyEntry(sha256.lower(), options.name or f"key-{number}", limits)
 
 
 def _options(words: list[str]) -> _Options:
     values = dict(word.partition("=")[::2] for word in words)
     if not values.keys() <= _Options.model_fields.keys() or len(values) < len(words):
-        raise ValueError(f"unknown or repeated option; the options are {', '.join(_Options.model_fields)}")
+        raise ValueError(
+            f"unknown or repeated option; the options are {', '.join(_Options.model_fields)}"
+        )
     try:
         return _Options.model_validate(values)
     except ValidationError as error:

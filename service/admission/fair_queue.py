@@ -1,11 +1,14 @@
-"""The fair queue of one runner, whose model and its adapters share it: requests wait here, not in the runner.
+"""The fair queue of one runner, whose model and its adapters share it: requests wait here, not in
+the runner.
 
     refused   the client has too many tokens queued, or the request would miss its deadline
-    waiting   in the order of start-time fair queueing: clients are served equally often, weighted by cost
+    waiting   in the order of start-time fair queueing: clients are served equally often, weighted
+              by cost
     running   up to a maximum that keeps encoder and decoder busy
 
-Source of the order: Goyal, Vin and Cheng, "Start-time Fair Queuing", SIGCOMM 1996, section 2. The cost of a request is
-its estimated number of tokens. The queue knows clients, costs and deadlines; no HTTP, no tasks.
+Source of the order: Goyal, Vin and Cheng, "Start-time Fair Queuing", SIGCOMM 1996, section 2. The
+cost of a request is its estimated number of tokens. The queue knows clients, costs and deadlines;
+no HTTP, no tasks.
 """
 
 import asyncio
@@ -20,7 +23,8 @@ from runners.telemetry.metrics import QUEUE_DEPTH
 from service.admission.load import FairShare, ThroughputEstimate
 from service.errors import DeadlineExceeded, Overloaded
 
-_SAFETY_FACTOR = 1.25  # costs are estimates and the machine is shared: an early refusal is better than a late answer
+# costs are estimates and the machine is shared: an early refusal is better than a late answer
+_SAFETY_FACTOR = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +62,18 @@ class FairQueue:
         self._waiting_cost = FairShare(max_waiting_cost)
         self._numbers = itertools.count()
         self._virtual_time = 0.0
-        self._last_finish: dict[str, float] = {}  # virtual time at which a client's last queued request finishes
+        # virtual time at which a client's last queued request finishes
+        self._last_finish: dict[str, float] = {}
         self._throughput = ThroughputEstimate(now)
         self._running_cost = 0
         self._depth = QUEUE_DEPTH.labels(model_id, "admission")
 
     @asynccontextmanager
     async def admitted(self, request: QueuedRequest) -> AsyncIterator[float]:
-        """Run as an admitted request; yield the seconds waited. Raise `Overloaded` or `DeadlineExceeded`."""
+        """Run as an admitted request; yield the seconds waited.
+
+        Raise `Overloaded` or `DeadlineExceeded`.
+        """
         self._refuse_hopeless(request)
         waited_s = 0.0
         if self._num_running < self._max_running:  # then none waits
@@ -84,35 +92,46 @@ class FairQueue:
             self._release()
 
     def _refuse_hopeless(self, request: QueuedRequest) -> None:
-        """Raise `Overloaded` for a request above its client's share, and for one that would miss its deadline."""
+        """Raise `Overloaded` for a request above its client's share, and for one that would miss
+        its deadline.
+        """
         if not self._num_running:
             return
         excess = self._waiting_cost.excess(request.client, request.cost)
         if excess > 0 and self._num_running >= self._max_running:
             usage = self._waiting_cost.usage(request.client, f"tokens queued for {self._model_id}")
-            raise Overloaded(f"{usage}; this request needs {request.cost}", self._throughput.seconds_for(excess))
+            raise Overloaded(
+                f"{usage}; this request needs {request.cost}", self._throughput.seconds_for(excess)
+            )
         needed_s = self._throughput.seconds_for(self._cost_until_done(request)) * _SAFETY_FACTOR
         late_s = self._now() + needed_s - request.deadline_s
         if late_s > 0:
-            message = f"with the work queued for {self._model_id}, this request would finish {late_s:.1f} s"
+            message = (
+                f"with the work queued for {self._model_id}, this request would finish"
+                f" {late_s:.1f} s"
+            )
             raise Overloaded(f"{message} after its deadline", late_s)
 
     def _cost_until_done(self, request: QueuedRequest) -> float:
-        """Return the cost of all work up to the end of the request, served alternately with that of other clients."""
+        """Return the cost of all work up to the end of the request, served alternately with that of
+        other clients.
+        """
         own = self._waiting_cost.of(request.client) + request.cost
         num_clients = self._waiting_cost.num_clients_with(request.client)
         return self._running_cost + min(self._waiting_cost.total + request.cost, own * num_clients)
 
     async def _wait(self, request: QueuedRequest) -> float:
         """Return the seconds waited."""
-        start_s, waiting = self._now(), self._enqueue(request)
+        start_s = self._now()
+        waiting = self._enqueue(request)
         try:
             async with asyncio.timeout(request.deadline_s - self._now()):
                 await waiting.admission
         except TimeoutError as error:
             self._abandon(waiting)
             message = (
-                f"the request was still queued for {self._model_id} at its deadline; allow more time or retry later"
+                f"the request was still queued for {self._model_id} at its deadline; allow more"
+                " time or retry later"
             )
             raise DeadlineExceeded(message) from error
         except asyncio.CancelledError:
@@ -123,7 +142,9 @@ class FairQueue:
     def _enqueue(self, request: QueuedRequest) -> _Waiting:
         start = max(self._virtual_time, self._last_finish.get(request.client, 0.0))
         self._last_finish[request.client] = start + request.cost
-        waiting = _Waiting(start, next(self._numbers), request, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(
+            start, next(self._numbers), request, asyncio.get_running_loop().create_future()
+        )
         heapq.heappush(self._waiting, waiting)
         self._waiting_cost.add(request.client, request.cost)
         self._depth.inc()

@@ -1,7 +1,9 @@
-"""The load of the service: who has how much work pending, how fast work is done, and whether any is left.
+"""The load of the service: who has how much work pending, how fast work is done, and whether any is
+left.
 
-A client alone may use a whole limit, each of n clients 1/n of it: the backlog of one client never locks out another.
-While the share of the first shrinks, all clients together may use up to twice the limit. Knows amounts, no requests.
+A client alone may use a whole limit, each of n clients 1/n of it: the backlog of one client never
+locks out another. While the share of the first shrinks, all clients together may use up to twice
+the limit. Knows amounts, no requests.
 """
 
 import asyncio
@@ -38,14 +40,21 @@ class FairShare:
     def usage(self, client: str, unit: str) -> str:
         """Return, for an error message, what is pending and what is allowed."""
         mine = f"this client has {self.of(client):.0f} of {self._share(client):.0f} {unit}"
-        return f"{mine}, all clients together {self.total:.0f} of {self._limit * _MAX_OVERCOMMIT:.0f}"
+        return (
+            f"{mine}, all clients together {self.total:.0f} of {self._limit * _MAX_OVERCOMMIT:.0f}"
+        )
 
     def take(
-        self, client: str, amount: float, unit: str, seconds_for: Callable[[float], float] = lambda _excess: 0
+        self,
+        client: str,
+        amount: float,
+        unit: str,
+        seconds_for: Callable[[float], float] = lambda _excess: 0,
     ) -> None:
         """Count `amount` of a client as pending; raise `Overloaded` if it does not fit.
 
-        `unit` names the amounts in the message; `seconds_for` returns the time in which an excess is done.
+        `unit` names the amounts in the message; `seconds_for` returns the time in which an excess
+        is done.
         """
         excess = self.excess(client, amount)
         if excess > 0:
@@ -53,7 +62,9 @@ class FairShare:
         self.add(client, amount)
 
     def excess(self, client: str, amount: float) -> float:
-        """Return by how much another `amount` of a client exceeds its share or the overcommit; <= 0 if it fits."""
+        """Return by how much another `amount` of a client exceeds its share or the overcommit; <= 0
+        if it fits.
+        """
         over_share = self._pending.get(client, 0) + amount - self._share(client)
         return max(over_share, self.total + amount - self._limit * _MAX_OVERCOMMIT)
 
@@ -75,7 +86,9 @@ class FairShare:
 
 
 class ClientSlots:
-    """Slots for work that is not refused but waits, of which one client gets `num_of_client` at most."""
+    """Slots for work that is not refused but waits, of which one client gets `num_of_client` at
+    most.
+    """
 
     def __init__(self, num_slots: int, num_of_client: int) -> None:
         self._num_of_client = num_of_client
@@ -93,8 +106,8 @@ class ClientSlots:
 class ThroughputEstimate:
     """Work per second, in any unit: an exponentially weighted mean over busy time.
 
-    The first item of a burst to finish is no estimate for the others: there is none before as many items have finished
-    as are in flight.
+    The first item of a burst to finish is no estimate for the others: there is none before as many
+    items have finished as are in flight.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -110,7 +123,10 @@ class ThroughputEstimate:
         """Record the start of an item of work."""
         if self._num_in_flight == 0:
             if self._now() - self._updated_s > _FORGET_AFTER_S:
-                self._busy_s, self._done, self._num_finished, self._is_measured = 0.0, 0.0, 0, False
+                self._busy_s = 0.0
+                self._done = 0.0
+                self._num_finished = 0
+                self._is_measured = False
             self._updated_s = self._now()
         self._num_in_flight += 1
 
@@ -129,7 +145,9 @@ class ThroughputEstimate:
 
 
 class DrainGate:
-    """Counts requests in flight, and admits no more after `close`, which waits until none is left."""
+    """Counts requests in flight, and admits no more after `close`, which waits until none is
+    left.
+    """
 
     def __init__(self) -> None:
         self.is_closed = False
@@ -152,7 +170,9 @@ class DrainGate:
     def check(self) -> None:
         """Raise `NotReady` if the gate is closed."""
         if self.is_closed:
-            raise NotReady("the service is shutting down; retry on another replica, or here in a minute")
+            raise NotReady(
+                "the service is shutting down; retry on another replica, or here in a minute"
+            )
 
     async def close(self) -> None:
         """Admit no more requests, and return when none is in flight."""

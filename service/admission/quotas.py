@@ -1,6 +1,9 @@
-"""The quota of an API key: requests and megapixels per minute, and concurrent requests. It knows no keys.
+"""The quota of an API key: requests and megapixels per minute, and concurrent requests.
 
-Rates are token buckets with one rate (RFC 2697): a bucket is full at the start and holds one minute's refill.
+It knows no keys.
+
+Rates are token buckets with one rate (RFC 2697): a bucket is full at the start and holds one
+minute's refill.
 """
 
 import asyncio
@@ -26,7 +29,8 @@ class QuotaLimits:
     """Limits of one API key; None is unlimited."""
 
     requests_per_minute: int | None = None
-    megapixels_per_minute: int | None = None  # an image counts once, however many models it is sent to
+    # an image counts once, however many models it is sent to
+    megapixels_per_minute: int | None = None
     max_concurrent: int | None = None
 
 
@@ -43,9 +47,13 @@ class TokenBucket:
         self._refilled_s = clock()
 
     def take(self, amount: float) -> float:
-        """Take `amount` and return 0, or take nothing and return the seconds until it is available."""
+        """Take `amount` and return 0, or take nothing and return the seconds until it is
+        available.
+        """
         now_s = self._clock()
-        self._level = min(self.per_minute, self._level + (now_s - self._refilled_s) * self.per_minute / 60)
+        self._level = min(
+            self.per_minute, self._level + (now_s - self._refilled_s) * self.per_minute / 60
+        )
         self._refilled_s = now_s
         if amount <= self._level:
             self._level -= amount
@@ -54,9 +62,11 @@ class TokenBucket:
 
 
 class Quota:
-    """The limits of one API key and how much of them is used: in `shared` by all gateways, else by this process.
+    """The limits of one API key and how much of them is used: in `shared` by all gateways, else by
+    this process.
 
-    What this process has used is counted in both cases, and bounds it while the shared store does not answer.
+    What this process has used is counted in both cases, and bounds it while the shared store does
+    not answer.
     """
 
     def __init__(
@@ -77,22 +87,33 @@ class Quota:
 
     async def take_request(self) -> None:
         """Count one request; raise `Overloaded` if the rate is exceeded."""
-        if self._requests is not None and (wait_s := await self._take("requests", self._requests, 1)):
+        if self._requests is not None and (
+            wait_s := await self._take("requests", self._requests, 1)
+        ):
             raise self._exceeded(f"{self._requests.per_minute:g} requests per minute", wait_s)
 
     async def take_pixels(self, num_pixels: int) -> None:
-        """Count one image; raise `Overloaded`, or `ImageTooLarge` if it exceeds the quota of a whole minute."""
+        """Count one image.
+
+        Raise `Overloaded`, or `ImageTooLarge` if it exceeds the quota of a whole minute.
+        """
         if self._megapixels is None:
             return
-        megapixels, allowed = num_pixels / _PIXELS_PER_MEGAPIXEL, self._megapixels.per_minute
+        megapixels = num_pixels / _PIXELS_PER_MEGAPIXEL
+        allowed = self._megapixels.per_minute
         if megapixels > allowed:
-            message = f"the image has {megapixels:g} megapixels; the key {self.name!r} may send {allowed:g} per minute"
+            message = (
+                f"the image has {megapixels:g} megapixels; the key {self.name!r} may send"
+                f" {allowed:g} per minute"
+            )
             raise ImageTooLarge(message, "image")
         if wait_s := await self._take("megapixels", self._megapixels, megapixels):
             raise self._exceeded(f"{allowed:g} megapixels per minute", wait_s)
 
     async def begin_request(self, timeout_s: float) -> str:
-        """Count a concurrent request until `end_request`, at most `timeout_s` long; raise `Overloaded` above the limit.
+        """Count a concurrent request until `end_request`, at most `timeout_s` long.
+
+        Raise `Overloaded` above the limit.
 
         Return its lease in the shared store, empty without one.
         """
@@ -102,7 +123,11 @@ class Quota:
             raise self._too_many(self._max_concurrent)
         self._num_concurrent += 1
         try:
-            return "" if self._shared is None else await self._leased(self._shared, self._max_concurrent, timeout_s)
+            return (
+                ""
+                if self._shared is None
+                else await self._leased(self._shared, self._max_concurrent, timeout_s)
+            )
         except BaseException:
             self._num_concurrent -= 1
             raise
@@ -117,8 +142,15 @@ class Quota:
             await asyncio.shield(self._shared.release(lease))
 
     async def _take(self, unit: str, bucket: TokenBucket, amount: float) -> float:
-        """Take from the shared bucket, and while there is none from the process's own; return the seconds to wait."""
-        wait_s = None if self._shared is None else await self._shared.take(unit, bucket.per_minute, amount)
+        """Take from the shared bucket, and while there is none from the process's own.
+
+        Return the seconds to wait.
+        """
+        wait_s = (
+            None
+            if self._shared is None
+            else await self._shared.take(unit, bucket.per_minute, amount)
+        )
         if wait_s:
             return wait_s
         own_wait_s = bucket.take(amount)

@@ -1,9 +1,10 @@
-"""The usage of each API key's limits by all gateways, kept in a store that they share: Redis or Valkey.
+"""The usage of each API key's limits by all gateways, kept in a store that they share: Redis or
+Valkey.
 
-A key of the store is one limit of one API key: of a rate a hash {level, at} as in `TokenBucket`, of concurrent requests
-a sorted set of leases by their expiry. Each change is one script, by the store's clock. While the store does not
-answer, every result is None, at once but for one attempt a second, and the caller applies its process's own limits.
-It knows no requests and no HTTP.
+A key of the store is one limit of one API key: of a rate a hash {level, at} as in `TokenBucket`, of
+concurrent requests a sorted set of leases by their expiry. Each change is one script, by the
+store's clock. While the store does not answer, every result is None, at once but for one attempt a
+second, and the caller applies its process's own limits. It knows no requests and no HTTP.
 """
 
 import asyncio
@@ -60,7 +61,9 @@ return 1
 class SharedLimits:
     """A store, given by its URL."""
 
-    def __init__(self, url: str, clock: Callable[[], float] = time.monotonic, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, url: str, clock: Callable[[], float] = time.monotonic, timeout_s: float = TIMEOUT_S
+    ) -> None:
         # The one retry is for connections that the store has closed while they were idle.
         pool = BlockingConnectionPool.from_url(
             url, max_connections=_MAX_CONNECTIONS, timeout=timeout_s, retry=Retry(NoBackoff(), 1)
@@ -75,7 +78,9 @@ class SharedLimits:
         self._releases: set[asyncio.Task[None]] = set()
 
     async def connect(self) -> None:
-        """Connect now, so that the first request does not wait for it, and a wrong URL is in the log at the start."""
+        """Connect now, so that the first request does not wait for it, and a wrong URL is in the
+        log at the start.
+        """
         await self._answer(self._store.ping)
 
     def of(self, sha256: str) -> "SharedQuota":
@@ -83,13 +88,19 @@ class SharedLimits:
         return SharedQuota(self, f"diptych:{sha256[:_HASH_CHARS]}")
 
     async def take(self, name: str, per_minute: float, amount: float) -> float | None:
-        """Take `amount` of a bucket and return 0, or take nothing and return the seconds until it is available."""
+        """Take `amount` of a bucket and return 0, or take nothing and return the seconds until it
+        is available.
+        """
         wait_s = await self._answer(lambda: _called(self._take, name, per_minute, amount))
         return None if wait_s is None else float(wait_s)
 
     async def lease(self, name: str, max_leases: int, lease: str, seconds: float) -> bool | None:
-        """Return True if the lease begins, which `release` ends or its expiry; False above `max_leases`."""
-        is_granted = await self._answer(lambda: _called(self._lease, name, max_leases, seconds, lease))
+        """Return True if the lease begins, which `release` ends or its expiry; False above
+        `max_leases`.
+        """
+        is_granted = await self._answer(
+            lambda: _called(self._lease, name, max_leases, seconds, lease)
+        )
         return None if is_granted is None else bool(int(is_granted))
 
     def release(self, name: str, lease: str) -> asyncio.Task[None]:
@@ -121,7 +132,8 @@ class SharedLimits:
             self._note_failure(error)
             return None
         if self._is_down:
-            self._is_down, self._retry_at_s = False, 0.0
+            self._is_down = False
+            self._retry_at_s = 0.0
             logger.info("the store of the shared limits answers again")
         return answer
 
@@ -131,7 +143,10 @@ class SharedLimits:
         if not self._is_down:
             self._is_down = True
             reason = str(error).rstrip(".") or f"no answer within {self._timeout_s:g} s"
-            logger.error("the store of the shared limits fails: %s; each process applies its own limits", reason)
+            logger.error(
+                "the store of the shared limits fails: %s; each process applies its own limits",
+                reason,
+            )
 
 
 async def _called(script: AsyncScript, name: str, *arguments: float | str) -> bytes | int:
@@ -147,7 +162,9 @@ class SharedQuota:
     prefix: str
 
     async def take(self, unit: str, per_minute: float, amount: float) -> float | None:
-        """Take `amount` and return 0, or take nothing and return the seconds until it is available."""
+        """Take `amount` and return 0, or take nothing and return the seconds until it is
+        available.
+        """
         return await self.limits.take(f"{self.prefix}:{unit}", per_minute, amount)
 
     async def lease(self, max_leases: int, lease: str, seconds: float) -> bool | None:

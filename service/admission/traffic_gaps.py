@@ -1,12 +1,14 @@
 """The gaps of online traffic, in which background requests run.
 
     online       a request of a client that waits for its answer
-    background   a request of a batch; it starts in a gap, and is cancelled if an online request comes
+    background   a request of a batch; it starts in a gap, and is cancelled if an online request
+                 comes
 
-A gap begins when no online request has been in flight for a moment. In it one background request starts, and one more
-at a time for each that ends, so that the many short gaps of busy traffic cost little work that is cancelled. Traffic
-without gaps leaves background requests a small share of the time: one runs and is not cancelled, then none does for
-`_REST_FACTOR` times as long. So fewer than one in twenty online requests meets one, and a batch makes progress.
+A gap begins when no online request has been in flight for a moment. In it one background request
+starts, and one more at a time for each that ends, so that the many short gaps of busy traffic cost
+little work that is cancelled. Traffic without gaps leaves background requests a small share of the
+time: one runs and is not cancelled, then none does for `_REST_FACTOR` times as long. So fewer than
+one in twenty online requests meets one, and a batch makes progress.
 
 All models count together, as they may share cores or a GPU. It knows no models and no batches.
 """
@@ -33,7 +35,9 @@ class _Running:
 class TrafficGaps:
     """Counts online requests, and runs background requests between them."""
 
-    def __init__(self, max_running: int = MAX_RUNNING, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, max_running: int = MAX_RUNNING, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._max_running = max_running
         self._now = now
         self._num_online = 0
@@ -44,7 +48,9 @@ class TrafficGaps:
         self._changed = asyncio.Event()
 
     def begin_online(self) -> None:
-        """Count an online request until `end_online`, and cancel the background requests of the gap that it ends."""
+        """Count an online request until `end_online`, and cancel the background requests of the gap
+        that it ends.
+        """
         self._num_online += 1
         self._allowed = 1
         for task, running in self._running.items():
@@ -66,14 +72,19 @@ class TrafficGaps:
                     await self._changed.wait()
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run a background request, after `wait`; its task is cancelled if an online request comes."""
+        """Run a background request, after `wait`.
+
+        Its task is cancelled if an online request comes.
+        """
         task = asyncio.ensure_future(work)
         self._running[task] = _Running(self._now(), is_cancellable=not self._num_online)
         task.add_done_callback(self._note_end)
         return task
 
     def _wait_s(self) -> float:
-        """Return the seconds until a background request may start if nothing changes; infinite: it may not."""
+        """Return the seconds until a background request may start if nothing changes; infinite: it
+        may not.
+        """
         if self._num_online:
             return math.inf if self._running else self._rested_at_s - self._now()
         if len(self._running) >= self._allowed:
@@ -84,7 +95,8 @@ class TrafficGaps:
         duration_s = self._now() - self._running.pop(task).start_s
         if not task.cancelled():
             self._allowed = min(self._allowed + 1, self._max_running)
-        # Cancelled ones do not count: where all gaps are shorter than a request, only the turns amid traffic complete.
+        # Cancelled ones do not count: where all gaps are shorter than a request, only the turns
+        # amid traffic complete.
         if not task.cancelled() or self._rested_at_s == -math.inf:
             self._rested_at_s = self._now() + duration_s * _REST_FACTOR
         self._changed.set()

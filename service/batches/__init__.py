@@ -1,1 +1,3 @@
-"""OpenAI's Files and Batches: requests in a file, answered in the gaps of online traffic, into another file."""
+"""OpenAI's Files and Batches: requests in a file, answered in the gaps of online traffic, into
+another file.
+"""

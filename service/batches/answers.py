@@ -1,7 +1,9 @@
-"""Answers one request of a batch: what POST to its url would answer, as a line of the output or the error file.
+"""Answers one request of a batch: what POST to its url would answer, as a line of the output or the
+error file.
 
-A request that met a busy service or a runner that is not there is repeated until the batch ends. Its line is in memory
-while it is answered, and counts with what is parsed of it as memory of requests, like the bodies of online ones.
+A request that met a busy service or a runner that is not there is repeated until the batch ends.
+Its line is in memory while it is answered, and counts with what is parsed of it as memory of
+requests, like the bodies of online ones.
 """
 
 import asyncio
@@ -14,7 +16,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from service.admission.quotas import NO_LIMITS, Quota
-from service.batches.lines import InputFile, LineSpan, OutputLine, OutputResponse, RenderedLine, parse_line
+from service.batches.lines import (
+    InputFile,
+    LineSpan,
+    OutputLine,
+    OutputResponse,
+    RenderedLine,
+    parse_line,
+)
 from service.batches.wire import BatchLine
 from service.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, ServiceError
 from service.http.body import BodyMemory, missing_image, parse_image, parsed
@@ -28,7 +37,8 @@ from service.openai.api import complete, error_body, read_chat
 from service.schema.rendering import answer_json, comparison_json
 
 API = "batch"  # label in metrics
-# Its name is the client's in the fair queue; no API key can have it. The limits of keys count online requests.
+# Its name is the client's in the fair queue; no API key can have it. The limits of keys count
+# online requests.
 _QUOTA = Quota("(batches)", NO_LIMITS)
 _OK = 200
 _RETRY_AFTER_S = 1.0
@@ -49,7 +59,8 @@ class FiledRequest:
         self._num_late = 0
 
     async def answered(self, is_stopped: Callable[[], bool]) -> RenderedLine | None:
-        """Return the line with the answer or the error; None if the batch stops before there is one.
+        """Return the line with the answer or the error; None if the batch stops before there is
+        one.
 
         Raise `OSError` if the input file cannot be read.
         """
@@ -78,10 +89,15 @@ class FiledRequest:
             await self._core.leave(context)
 
     async def _read(self, context: RequestContext) -> BatchLine:
-        """Return the line, which is held until the attempt ends; raise `Overloaded` if there is no memory for it."""
+        """Return the line, which is held until the attempt ends.
+
+        Raise `Overloaded` if there is no memory for it.
+        """
         self._core.hold(context, self._span.num_bytes)
         data = await in_thread(self._source.read, self._span)
-        return await parsed(parse_line, data, BodyMemory(len(data), partial(self._core.hold, context)))
+        return await parsed(
+            parse_line, data, BodyMemory(len(data), partial(self._core.hold, context))
+        )
 
     def _is_repeated(self, error: Exception) -> bool:
         is_late = isinstance(error, DeadlineExceeded)
@@ -95,9 +111,13 @@ def _failed(line: BatchLine, context: RequestContext, error: Exception) -> Rende
     return _rendered(line, context, STATUSES[failure.code], error_form(failure, context.request_id))
 
 
-def _rendered(line: BatchLine, context: RequestContext, status: int, body: Mapping[str, Any]) -> RenderedLine:
+def _rendered(
+    line: BatchLine, context: RequestContext, status: int, body: Mapping[str, Any]
+) -> RenderedLine:
     response = OutputResponse(status_code=status, request_id=context.request_id, body=dict(body))
-    return OutputLine(id=f"batch_req_{context.request_id}", custom_id=line.custom_id, response=response).rendered()
+    return OutputLine(
+        id=f"batch_req_{context.request_id}", custom_id=line.custom_id, response=response
+    ).rendered()
 
 
 async def _chat(body: Body, core: Core, context: RequestContext) -> BaseModel:
@@ -130,7 +150,9 @@ def _streamed() -> ServiceError:
     return InvalidRequest("stream is true; a request of a batch is answered as a whole", "stream")
 
 
-_ENDPOINTS: dict[str, tuple[Callable[[Body, Core, RequestContext], Awaitable[BaseModel]], ErrorForm]] = {
+_ENDPOINTS: dict[
+    str, tuple[Callable[[Body, Core, RequestContext], Awaitable[BaseModel]], ErrorForm]
+] = {
     "/v1/chat/completions": (_chat, error_body),
     "/v1/predict": (_predict, error_json),
     "/v1/compare": (_compare, error_json),

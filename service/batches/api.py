@@ -1,9 +1,11 @@
 """OpenAI's Files and Batches over the store; the batches are run by `service/batches/worker.py`.
 
 POST /v1/files    GET /v1/files    GET /v1/files/{file_id}[/content]  DELETE /v1/files/{file_id}
-POST /v1/batches  GET /v1/batches  GET /v1/batches/{batch_id}         POST /v1/batches/{batch_id}/cancel
+POST /v1/batches  GET /v1/batches  GET /v1/batches/{batch_id}         POST
+                  /v1/batches/{batch_id}/cancel
 
-A key sees its own files and batches only. Each call reads the store, so that any gateway that shares it can answer.
+A key sees its own files and batches only. Each call reads the store, so that any gateway that
+shares it can answer.
 """
 
 import logging
@@ -44,7 +46,8 @@ class _OpenFile(FileResponse):
     """The content of a file that is open, also if it is deleted meanwhile."""
 
     def __init__(self, file: BinaryIO) -> None:
-        path = f"/proc/self/fd/{file.fileno()}"  # opens the file itself, whatever its name is by now
+        # opens the file itself, whatever its name is by now
+        path = f"/proc/self/fd/{file.fileno()}"
         super().__init__(path, media_type="application/jsonl", stat_result=os.fstat(file.fileno()))
         self._file = file
 
@@ -63,7 +66,9 @@ class BatchesApi:
 
     def routes(self) -> list[Route]:
         def route(method: str, path: str, function: Endpoint) -> Route:
-            return Route(path, self._boundary.endpoint(_on_disk(function), OPENAI), methods=[method])
+            return Route(
+                path, self._boundary.endpoint(_on_disk(function), OPENAI), methods=[method]
+            )
 
         return [
             route("POST", "/v1/files", self.upload),
@@ -89,12 +94,16 @@ class BatchesApi:
 
     async def list_files(self, request: Request, context: RequestContext) -> Response:
         """List files, the newest first."""
-        folder, query = self._folder(context), request.query_params
-        order, purpose = query.get("order", "desc"), query.get("purpose")
+        folder = self._folder(context)
+        query = request.query_params
+        order = query.get("order", "desc")
+        purpose = query.get("purpose")
         if order not in ("asc", "desc"):
             raise InvalidRequest(f"order must be asc or desc, not {shown(order)}", "order")
         if purpose is not None and purpose not in _PURPOSES:
-            raise InvalidRequest(f"purpose must be {' or '.join(_PURPOSES)}, not {shown(purpose)}", "purpose")
+            raise InvalidRequest(
+                f"purpose must be {' or '.join(_PURPOSES)}, not {shown(purpose)}", "purpose"
+            )
 
         def page() -> tuple[list[FileObject], bool]:
             ids = folder.file_ids()
@@ -125,7 +134,8 @@ class BatchesApi:
 
     async def list_batches(self, request: Request, context: RequestContext) -> Response:
         """List batches, the newest first."""
-        folder, limit = self._folder(context), _limit(request, _USUAL_BATCHES, _MAX_BATCHES)
+        folder = self._folder(context)
+        limit = _limit(request, _USUAL_BATCHES, _MAX_BATCHES)
 
         def page() -> tuple[list[Batch], bool]:
             ids = _after(folder.batch_ids()[::-1], request.query_params.get("after"))
@@ -145,12 +155,16 @@ class BatchesApi:
     async def _read_upload(self, request: Request, _memory: BodyMemory) -> Upload:
         """Return an upload, whose own limit is above that of other bodies."""
         assert self._store is not None
-        return await read_upload(request.headers.get("content-type", ""), request.stream(), self._store.uploads)
+        return await read_upload(
+            request.headers.get("content-type", ""), request.stream(), self._store.uploads
+        )
 
     def _folder(self, context: RequestContext) -> KeyFolder:
         """Return the folder of the request's key; raise `NotFound` if there is no store."""
         if self._store is None:
-            raise NotFound(f"files and batches are disabled: {variable('batches_folder')} is not set")
+            raise NotFound(
+                f"files and batches are disabled: {variable('batches_folder')} is not set"
+            )
         return self._store.of(context.quota.owner)
 
 
@@ -162,7 +176,9 @@ def _on_disk(function: Endpoint) -> Endpoint:
             return await function(request, context)
         except OSError as error:
             logger.error("request %s: the folder of batches fails: %s", context.request_id, error)
-            raise NotReady(f"the disk of files and batches fails: {error.strerror}; try again later") from error
+            raise NotReady(
+                f"the disk of files and batches fails: {error.strerror}; try again later"
+            ) from error
 
     return answer
 

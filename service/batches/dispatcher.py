@@ -5,9 +5,10 @@
         └─> cancelled ├─> finalizing ─> failed          the files of its key have no room for more
                       └─> cancelling ─> cancelled       requests in flight end, the rest is not run
 
-One input file is checked at a time, and of each API key one batch gives its requests to the executor: the next one
-begins when they are in flight or answered. A batch that waits is an id in memory, whatever its files. Everything that
-a later process needs is in the store: after a crash it continues behind what the output has.
+One input file is checked at a time, and of each API key one batch gives its requests to the
+executor: the next one begins when they are in flight or answered. A batch that waits is an id in
+memory, whatever its files. Everything that a later process needs is in the store: after a crash it
+continues behind what the output has.
 """
 
 import asyncio
@@ -38,7 +39,9 @@ Work = Callable[[KeyFolder, BatchState], Awaitable[None]]
 
 
 class WaitingBatches:
-    """The ids of batches that wait: API keys take turns, and of one key the oldest batch comes first."""
+    """The ids of batches that wait: API keys take turns, and of one key the oldest batch comes
+    first.
+    """
 
     def __init__(self) -> None:
         self._ids: dict[str, set[str]] = {}
@@ -78,7 +81,8 @@ class Dispatcher:
         self._unchecked = WaitingBatches()
         self._ready = WaitingBatches()
         self._is_checking = False
-        self._reading: dict[str, str] = {}  # by owner, the batch that gives its requests to the executor
+        # by owner, the batch that gives its requests to the executor
+        self._reading: dict[str, str] = {}
         self._num_waiting: dict[str, int] = {}  # requests of each batch without an answer
         self._changed = asyncio.Event()
 
@@ -114,10 +118,18 @@ class Dispatcher:
 
     def _owners(self) -> dict[str, str]:
         """Return the owner of each batch, the oldest of an owner first."""
-        return {each: owner for owner in self._store.owners() for each in self._store.of(owner).batch_ids()}
+        return {
+            each: owner
+            for owner in self._store.owners()
+            for each in self._store.of(owner).batch_ids()
+        }
 
     def _cancelled(self) -> dict[str, str]:
-        return {each: owner for owner in self._store.owners() for each in self._store.of(owner).cancelled_ids()}
+        return {
+            each: owner
+            for owner in self._store.owners()
+            for each in self._store.of(owner).cancelled_ids()
+        }
 
     def _begin(self, group: asyncio.TaskGroup) -> None:
         """Begin the batches whose turn it is."""
@@ -130,7 +142,9 @@ class Dispatcher:
             group.create_task(self._complete(owner, batch_id))
 
     async def _attempt(self, owner: str, batch_id: str, work: Work) -> None:
-        """Do `work` on a batch that has not ended; after an error of the disk the batch is found again later."""
+        """Do `work` on a batch that has not ended; after an error of the disk the batch is found
+        again later.
+        """
         folder = self._store.of(owner)
         try:
             state = await in_thread(folder.state, batch_id)
@@ -177,14 +191,17 @@ class Dispatcher:
     async def _validate(self, folder: KeyFolder, state: BatchState) -> None:
         batch = state.batch
         try:
-            checked = await check_file(folder.content(batch.input_file_id), batch.endpoint, self._max_line_bytes)
+            checked = await check_file(
+                folder.content(batch.input_file_id), batch.endpoint, self._max_line_bytes
+            )
         except FileNotFoundError:
             message = f"The file {batch.input_file_id} was deleted."
             checked = Checked(0, [BatchError(code="file_not_found", line=None, message=message)])
         if checked.errors:
             await in_thread(_fail, folder, state, checked.errors)
             return
-        batch.status, batch.in_progress_at = "in_progress", int(time.time())
+        batch.status = "in_progress"
+        batch.in_progress_at = int(time.time())
         batch.request_counts = RequestCounts(total=checked.num_lines)
         await in_thread(folder.save, state)
         self._known.discard(batch.id)
@@ -201,13 +218,27 @@ class Dispatcher:
             raise
         except Exception:
             logger.exception("batch %s failed", state.batch.id)
-            await in_thread(_fail, folder, state, [BatchError(code="internal", line=None, message=_DEFECT)])
+            await in_thread(
+                _fail, folder, state, [BatchError(code="internal", line=None, message=_DEFECT)]
+            )
 
     async def _answer(self, job: Job) -> None:
         """Answer the requests that have no answer yet, until the batch ends."""
-        batch, owner = job.state.batch, job.folder.owner
-        logger.info("batch %s: %d of %d requests wait", batch.id, job.num_waiting, batch.request_counts.total)
-        run = BatchRun(owner, batch.id, job.source, job.journal.recovered, lambda: self._end_reading(owner, batch.id))
+        batch = job.state.batch
+        owner = job.folder.owner
+        logger.info(
+            "batch %s: %d of %d requests wait",
+            batch.id,
+            job.num_waiting,
+            batch.request_counts.total,
+        )
+        run = BatchRun(
+            owner,
+            batch.id,
+            job.source,
+            job.journal.recovered,
+            lambda: self._end_reading(owner, batch.id),
+        )
         run.is_stopped = await in_thread(job.is_to_end)
         is_full = False
         self._executor.add(run)
@@ -240,11 +271,13 @@ class Dispatcher:
 
 
 def _cancel(folder: KeyFolder, state: BatchState) -> None:
-    state.batch.status, state.batch.cancelled_at = "cancelled", int(time.time())
+    state.batch.status = "cancelled"
+    state.batch.cancelled_at = int(time.time())
     folder.save(state)
 
 
 def _fail(folder: KeyFolder, state: BatchState, errors: list[BatchError]) -> None:
-    state.batch.status, state.batch.failed_at = "failed", int(time.time())
+    state.batch.status = "failed"
+    state.batch.failed_at = int(time.time())
     state.batch.errors = BatchErrors(data=errors)
     folder.save(state)

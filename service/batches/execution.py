@@ -1,7 +1,8 @@
 """Runs the requests of all batches in the gaps of online traffic.
 
-API keys take turns, and of one key the oldest batch comes first. A request that is cancelled for an online one is put
-back. In memory are the lines of the requests in flight, which count as their bytes; all others stay in their files.
+API keys take turns, and of one key the oldest batch comes first. A request that is cancelled for an
+online one is put back. In memory are the lines of the requests in flight, which count as their
+bytes; all others stay in their files.
 """
 
 import asyncio
@@ -17,10 +18,17 @@ from service.inference.core import Core
 
 
 class BatchRun:
-    """The requests of one batch that have no answer yet, and the lines of those that have one since `take_output`."""
+    """The requests of one batch that have no answer yet, and the lines of those that have one since
+    `take_output`.
+    """
 
     def __init__(
-        self, owner: str, batch_id: str, source: InputFile, done: IdHashes, on_read: Callable[[], None]
+        self,
+        owner: str,
+        batch_id: str,
+        source: InputFile,
+        done: IdHashes,
+        on_read: Callable[[], None],
     ) -> None:
         """`on_read` is called when every line was taken."""
         self.owner = owner
@@ -46,7 +54,9 @@ class BatchRun:
         return not self._in_flight and (self.is_stopped or not (self.has_lines or self._num_taken))
 
     async def take_line(self) -> LineSpan | None:
-        """Return the next request, to be given to `begin` or `drop`; None at the end of the file."""
+        """Return the next request, to be given to `begin` or `drop`; None at the end of the
+        file.
+        """
         self._num_taken += 1
         if self._put_back:
             return self._put_back.popleft()
@@ -111,7 +121,9 @@ class Executor:
         self._changed.set()
 
     def remove(self, run: BatchRun) -> None:
-        """Cancel a batch's requests in flight and start no others; also for one that was removed."""
+        """Cancel a batch's requests in flight and start no others; also for one that was
+        removed.
+        """
         run.cancel()
         if run in self._runs:
             self._runs.remove(run)
@@ -130,7 +142,9 @@ class Executor:
     def _next_run(self) -> BatchRun | None:
         """Return the oldest batch of the API key whose last turn is the longest ago."""
         runs = [run for run in self._runs if run.has_lines]
-        return min(runs, key=lambda run: (self._last_turn.get(run.owner, 0), run.batch_id), default=None)
+        return min(
+            runs, key=lambda run: (self._last_turn.get(run.owner, 0), run.batch_id), default=None
+        )
 
     def _begin(self, run: BatchRun, line: LineSpan) -> None:
         if run.is_stopped:

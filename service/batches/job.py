@@ -1,4 +1,5 @@
-"""A batch at work: its answers are written while its key has room for them, and its files made when it ends.
+"""A batch at work: its answers are written while its key has room for them, and its files made when
+it ends.
 
 All calls block.
 """
@@ -18,7 +19,10 @@ _EXPIRED_AT_A_TIME = 1000
 _NO_ROOM = BatchError(
     code="storage_limit_exceeded",
     line=None,
-    message=f"The files of this API key reached {MAX_BYTES_PER_KEY} bytes: delete some, and send the rest again.",
+    message=(
+        f"The files of this API key reached {MAX_BYTES_PER_KEY} bytes: delete some, and send the"
+        " rest again."
+    ),
 )
 
 
@@ -39,26 +43,42 @@ class Job:
     def open(cls, folder: KeyFolder, state: BatchState, max_line_bytes: int) -> "Job":
         """Open the files of a batch; raise `OSError`."""
         source = InputFile(folder.content(state.batch.input_file_id), max_line_bytes)
-        return cls(folder, state, source, Journal.open(folder.content(state.output_id), folder.content(state.error_id)))
+        return cls(
+            folder,
+            state,
+            source,
+            Journal.open(folder.content(state.output_id), folder.content(state.error_id)),
+        )
 
     @property
     def num_waiting(self) -> int:
         """Number of requests without an answer."""
-        return self.state.batch.request_counts.total - self.journal.num_answered - self.journal.num_failed
+        return (
+            self.state.batch.request_counts.total
+            - self.journal.num_answered
+            - self.journal.num_failed
+        )
 
     def is_to_end(self) -> bool:
         """Return True if the batch was cancelled or has expired."""
-        return time.time() >= self.state.batch.expires_at or self.folder.is_cancelling(self.state.batch.id)
+        return time.time() >= self.state.batch.expires_at or self.folder.is_cancelling(
+            self.state.batch.id
+        )
 
     def save(self, lines: Sequence[RenderedLine]) -> None:
-        """Write answers and their number; raise `OSError`, or `NoRoom` when those are written that have room."""
+        """Write answers and their number.
+
+        Raise `OSError`, or `NoRoom` when those are written that have room.
+        """
         if lines:
             self._append(lines)
             self._count()
             self.folder.save(self.state)
 
     def finish(self, *, is_full: bool = False) -> None:
-        """Make the files and end the batch; repeated as a whole if the process is killed meanwhile."""
+        """Make the files and end the batch; repeated as a whole if the process is killed
+        meanwhile.
+        """
         batch = self.state.batch
         batch.cancelling_at = self.folder.state(batch.id).batch.cancelling_at
         now_s = int(time.time())
@@ -83,26 +103,39 @@ class Job:
         batch = self.state.batch
         now_s = int(time.time())
         if is_full:
-            batch.status, batch.failed_at, batch.expired_at = "failed", now_s, None
+            batch.status = "failed"
+            batch.failed_at = now_s
+            batch.expired_at = None
             batch.errors = BatchErrors(data=[_NO_ROOM])
         elif batch.expired_at is not None:
             batch.status = "expired"
         elif batch.cancelling_at is not None and not self._is_whole:
-            batch.status, batch.cancelled_at = "cancelled", now_s
+            batch.status = "cancelled"
+            batch.cancelled_at = now_s
         else:
-            batch.status, batch.completed_at, batch.cancelling_at = "completed", now_s, None
+            batch.status = "completed"
+            batch.completed_at = now_s
+            batch.cancelling_at = None
 
     def _add_files(self) -> None:
-        batch, kept_s = self.state.batch, self.state.output_kept_s
+        batch = self.state.batch
+        kept_s = self.state.output_kept_s
         if self.journal.num_answered:
-            self.folder.add_file(self.state.output_id, f"{batch.id}_output.jsonl", "batch_output", kept_s)
+            self.folder.add_file(
+                self.state.output_id, f"{batch.id}_output.jsonl", "batch_output", kept_s
+            )
             batch.output_file_id = self.state.output_id
         if self.journal.num_failed:
-            self.folder.add_file(self.state.error_id, f"{batch.id}_error.jsonl", "batch_output", kept_s)
+            self.folder.add_file(
+                self.state.error_id, f"{batch.id}_error.jsonl", "batch_output", kept_s
+            )
             batch.error_file_id = self.state.error_id
 
     def _append_expired(self) -> bool:
-        """Append an error for each request that was not run; return False if there is no room for all."""
+        """Append an error for each request that was not run.
+
+        Return False if there is no room for all.
+        """
         done = Journal.open(self.journal.output, self.journal.errors).recovered
         lines = map(_expired, self.source.unanswered_ids(done))
         try:
@@ -129,4 +162,6 @@ class Job:
 
 def _expired(custom_id: str) -> RenderedLine:
     line_id = f"batch_req_{uuid.uuid4().hex}"
-    return OutputLine(id=line_id, custom_id=custom_id, response=None, error=OutputError()).rendered()
+    return OutputLine(
+        id=line_id, custom_id=custom_id, response=None, error=OutputError()
+    ).rendered()

@@ -1,7 +1,8 @@
-"""The output and the error file of a batch while it runs: lines are appended, and found again after a crash.
+"""The output and the error file of a batch while it runs: lines are appended, and found again after
+a crash.
 
-A request is answered if its line is there and ends; a line that was cut by a crash or a full disk is removed. Only the
-process that holds the lock of the store writes. All calls block.
+A request is answered if its line is there and ends; a line that was cut by a crash or a full disk
+is removed. Only the process that holds the lock of the store writes. All calls block.
 """
 
 import json

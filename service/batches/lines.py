@@ -1,6 +1,7 @@
 """Lines of input and output files.
 
-A file may have tens of thousands of ids of 512 characters, so ids are kept as hashes and lines as their offsets.
+A file may have tens of thousands of ids of 512 characters, so ids are kept as hashes and lines as
+their offsets.
 """
 
 from array import array
@@ -43,7 +44,10 @@ class OutputLine(BaseModel):
     error: OutputError | None = None
 
     def rendered(self) -> "RenderedLine":
-        """Return the line as it is written; raise `ValueError` if it cannot be, such as for half a surrogate pair."""
+        """Return the line as it is written.
+
+        Raise `ValueError` if it cannot be, such as for half a surrogate pair.
+        """
         is_answer = self.response is not None and self.response.status_code == 200  # HTTP's OK
         return RenderedLine(is_answer, self.model_dump_json().encode() + b"\n")
 
@@ -115,7 +119,9 @@ class IdHashes:
 
 
 def id_hash(custom_id: str) -> int:
-    """Return 64 bits: two of 50,000 ids have the same with a probability below 1e-10, and are refused as one id."""
+    """Return 64 bits: two of 50,000 ids have the same with a probability below 1e-10, and are
+    refused as one id.
+    """
     return int.from_bytes(blake2b(custom_id.encode(), digest_size=8).digest())
 
 

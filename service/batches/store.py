@@ -4,11 +4,13 @@
     uploads/                    of uploads that are not complete
     KEY/files/ID.jsonl          a file's content; the output of an unfinished batch grows in it
     KEY/files/ID.json           a file's object; without it there is no file
-    KEY/batches/ID.json         a batch's object, written by its creator and then by the process that runs it
+    KEY/batches/ID.json         a batch's object, written by its creator and then by the process
+                                that runs it
     KEY/batches/ID.cancel       a cancellation was requested
 
-KEY identifies an API key by its hash. An id begins with its time, so that names sort by age. Objects are replaced as a
-whole (written beside, renamed): a process that is killed leaves the old one or the new one. All calls block.
+KEY identifies an API key by its hash. An id begins with its time, so that names sort by age.
+Objects are replaced as a whole (written beside, renamed): a process that is killed leaves the old
+one or the new one. All calls block.
 """
 
 import logging
@@ -91,7 +93,12 @@ class KeyFolder:
         now_s = int(time.time())
         num_bytes = self.content(file_id).stat().st_size
         file = FileObject(
-            id=file_id, bytes=num_bytes, created_at=now_s, expires_at=now_s + kept_s, filename=filename, purpose=purpose
+            id=file_id,
+            bytes=num_bytes,
+            created_at=now_s,
+            expires_at=now_s + kept_s,
+            filename=filename,
+            purpose=purpose,
         )
         write_whole(self.files / f"{file_id}.json", file.model_dump_json())
         return file
@@ -113,7 +120,8 @@ class KeyFolder:
         sizes = self._sizes()
         if len(sizes) >= MAX_FILES_PER_KEY or sum(sizes) + num_bytes > MAX_BYTES_PER_KEY:
             usage = (
-                f"this key has {len(sizes)} of {MAX_FILES_PER_KEY} files of {sum(sizes)} of {MAX_BYTES_PER_KEY} bytes"
+                f"this key has {len(sizes)} of {MAX_FILES_PER_KEY} files of {sum(sizes)} of"
+                f" {MAX_BYTES_PER_KEY} bytes"
             )
             raise Overloaded(f"{usage}; delete some", 60)
 
@@ -123,14 +131,24 @@ class KeyFolder:
 
     def _sizes(self) -> list[int]:
         """Return the sizes of all contents; those of unfinished batches grow."""
-        return [size for entry in _entries(self.files) if entry.name.endswith(".jsonl") for size in _size(entry)]
+        return [
+            size
+            for entry in _entries(self.files)
+            if entry.name.endswith(".jsonl")
+            for size in _size(entry)
+        ]
 
     def delete_file(self, file_id: str) -> None:
-        """Delete a file; raise `NotFound`, or `InvalidRequest` for the input of an unfinished batch."""
+        """Delete a file.
+
+        Raise `NotFound`, or `InvalidRequest` for the input of an unfinished batch.
+        """
         self.file(file_id)
         for state in self.states():
             if state.batch.input_file_id == file_id and state.batch.status not in ENDED:
-                raise InvalidRequest(f"{file_id} is the input of {state.batch.id}, which has not ended", "file_id")
+                raise InvalidRequest(
+                    f"{file_id} is the input of {state.batch.id}, which has not ended", "file_id"
+                )
         self.remove_file(file_id)
 
     def remove_file(self, file_id: str) -> None:
@@ -142,14 +160,21 @@ class KeyFolder:
         return _ids(self.files)
 
     def create_batch(self, request: BatchRequest) -> Batch:
-        """Create a batch; raise `NotFound` for its input, or `Overloaded` above a limit of the key."""
+        """Create a batch.
+
+        Raise `NotFound` for its input, or `Overloaded` above a limit of the key.
+        """
         self.check_room()  # for its output
         if self.file(request.input_file_id).purpose != "batch":
             raise InvalidRequest(
-                f"{request.input_file_id} is no input file: its purpose must be batch", "input_file_id"
+                f"{request.input_file_id} is no input file: its purpose must be batch",
+                "input_file_id",
             )
         if len(_ids(self.batches)) >= MAX_BATCHES_PER_KEY:
-            message = f"this key has {MAX_BATCHES_PER_KEY} batches; they are removed 30 days after they were created"
+            message = (
+                f"this key has {MAX_BATCHES_PER_KEY} batches; they are removed 30 days after they"
+                " were created"
+            )
             raise Overloaded(message, DAY_S)
         self.batches.mkdir(parents=True, exist_ok=True)
         now_s = int(time.time())
@@ -162,7 +187,14 @@ class KeyFolder:
             metadata=request.metadata,
         )
         kept_s = request.output_expires_after.seconds
-        self.save(BatchState(batch=batch, output_id=new_id("file-"), error_id=new_id("file-"), output_kept_s=kept_s))
+        self.save(
+            BatchState(
+                batch=batch,
+                output_id=new_id("file-"),
+                error_id=new_id("file-"),
+                output_kept_s=kept_s,
+            )
+        )
         return batch
 
     def state(self, batch_id: str) -> BatchState:
@@ -173,17 +205,24 @@ class KeyFolder:
         state = BatchState.model_validate_json(found)
         if state.batch.status not in ENDED:
             state.batch.cancelling_at = self._cancelling_at(batch_id)
-            state.batch.status = state.batch.status if state.batch.cancelling_at is None else "cancelling"
+            state.batch.status = (
+                state.batch.status if state.batch.cancelling_at is None else "cancelling"
+            )
         return state
 
     def save(self, state: BatchState) -> None:
         write_whole(self.batches / f"{state.batch.id}.json", state.model_dump_json())
 
     def cancel(self, batch_id: str) -> Batch:
-        """Request the cancellation of a batch; raise `NotFound`, or `InvalidRequest` if it has ended."""
+        """Request the cancellation of a batch.
+
+        Raise `NotFound`, or `InvalidRequest` if it has ended.
+        """
         batch = self.state(batch_id).batch
         if batch.status in ENDED:
-            raise InvalidRequest(f"{batch_id} cannot be cancelled: it is {batch.status}", "batch_id")
+            raise InvalidRequest(
+                f"{batch_id} cannot be cancelled: it is {batch.status}", "batch_id"
+            )
         (self.batches / f"{batch_id}.cancel").touch()
         return self.state(batch_id).batch
 
@@ -226,7 +265,10 @@ class Store:
         return self.path / "uploads"
 
     def prepare(self) -> None:
-        """Make the folder, readable for this user alone; raise `SettingsError` if it cannot be written."""
+        """Make the folder, readable for this user alone.
+
+        Raise `SettingsError` if it cannot be written.
+        """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.uploads.mkdir(exist_ok=True)
@@ -241,7 +283,11 @@ class Store:
         return KeyFolder(self.path / owner)
 
     def owners(self) -> list[str]:
-        return [entry.name for entry in _entries(self.path) if entry.is_dir() and entry.name != self.uploads.name]
+        return [
+            entry.name
+            for entry in _entries(self.path)
+            if entry.is_dir() and entry.name != self.uploads.name
+        ]
 
     def remove_expired(self, now_s: float) -> None:
         """Remove files and batches that are no longer kept, and what killed processes left."""
@@ -250,7 +296,11 @@ class Store:
             try:
                 _remove_expired(self.of(owner), now_s)
             except ValidationError as error:  # which files it uses is unknown
-                logger.error("no files of the key %s are removed, as a batch of it cannot be read: %s", owner, error)
+                logger.error(
+                    "no files of the key %s are removed, as a batch of it cannot be read: %s",
+                    owner,
+                    error,
+                )
 
 
 def _remove_expired(folder: KeyFolder, now_s: float) -> None:
@@ -319,7 +369,9 @@ def _size(entry: os.DirEntry[str]) -> Iterator[int]:
 
 
 def _ids(folder: Path, suffix: str = ".json") -> list[str]:
-    return sorted(entry.name.removesuffix(suffix) for entry in _entries(folder) if entry.name.endswith(suffix))
+    return sorted(
+        entry.name.removesuffix(suffix) for entry in _entries(folder) if entry.name.endswith(suffix)
+    )
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

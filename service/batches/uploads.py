@@ -1,4 +1,6 @@
-"""Uploads: a multipart form whose file is written to the disk while it streams, and never in memory as a whole."""
+"""Uploads: a multipart form whose file is written to the disk while it streams, and never in memory
+as a whole.
+"""
 
 import os
 import re
@@ -72,7 +74,9 @@ class _Form:
             if nested is None:
                 document[name] = text
             elif isinstance(inner := document.setdefault(nested[1], {}), dict):
-                inner[nested[2]] = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else text
+                inner[nested[2]] = (
+                    int(text) if text.isascii() and text.isdigit() and len(text) < 20 else text
+                )
         return document
 
     def _end_header(self) -> None:
@@ -88,7 +92,9 @@ class _Form:
         if name in self._fields or (name == "file" and self.filename is not None):
             raise InvalidRequest(f"{shown(name)} occurs twice; send it once", name)
         if name == "file":
-            self.filename = options.get(b"filename", b"file.jsonl").decode(errors="replace")[:_MAX_NAME_CHARS]
+            self.filename = options.get(b"filename", b"file.jsonl").decode(errors="replace")[
+                :_MAX_NAME_CHARS
+            ]
             self._field = None
         else:
             self._count(len(name))
@@ -104,17 +110,24 @@ class _Form:
     def _count(self, num_bytes: int) -> None:
         self._num_bytes += num_bytes
         if self._num_bytes > MAX_FORM_BYTES:
-            raise PayloadTooLarge(f"the form's fields beside the file exceed the limit of {MAX_FORM_BYTES} bytes")
+            raise PayloadTooLarge(
+                f"the form's fields beside the file exceed the limit of {MAX_FORM_BYTES} bytes"
+            )
 
     def _end(self) -> None:
         self.is_complete = True
 
 
 async def read_upload(content_type: str, chunks: AsyncIterator[bytes], folder: Path) -> Upload:
-    """Write the file of a form into `folder`; raise `InvalidRequest` or `PayloadTooLarge`. The caller removes it."""
+    """Write the file of a form into `folder`.
+
+    Raise `InvalidRequest` or `PayloadTooLarge`. The caller removes it.
+    """
     mime_type, options = parse_options_header(content_type)
     if mime_type != b"multipart/form-data" or b"boundary" not in options:
-        raise InvalidRequest(f"Content-Type is {shown(content_type)}; it must be multipart/form-data with a boundary")
+        raise InvalidRequest(
+            f"Content-Type is {shown(content_type)}; it must be multipart/form-data with a boundary"
+        )
     path = folder / secrets.token_hex(16)
     try:
         with path.open("xb") as target:
@@ -128,7 +141,8 @@ async def read_upload(content_type: str, chunks: AsyncIterator[bytes], folder: P
 
 
 async def _parse(form: _Form, boundary: bytes, chunks: AsyncIterator[bytes]) -> None:
-    num_bytes, waiting = 0, bytearray()
+    num_bytes = 0
+    waiting = bytearray()
     with _malformed():
         parser = MultipartParser(boundary, form.callbacks())
         async for chunk in chunks:

@@ -1,7 +1,7 @@
 """Checks an input file before its batch starts: one JSON object a line, as in OpenAI's API.
 
-Bodies are checked when they are answered: an invalid one is the error of its request, not of the batch. Source of the
-codes: OpenAI's API reference, "The batch object", and its batches' errors.
+Bodies are checked when they are answered: an invalid one is the error of its request, not of the
+batch. Source of the codes: OpenAI's API reference, "The batch object", and its batches' errors.
 """
 
 import asyncio
@@ -18,7 +18,8 @@ from tasks.errors import shown
 MAX_LINES = 50_000
 _MAX_BLANK_LINES = 50_000
 _MAX_ERRORS = 100
-_PIECE_BYTES = 1_000_000  # checked at a time, after which online requests get the interpreter's lock
+# checked at a time, after which online requests get the interpreter's lock
+_PIECE_BYTES = 1_000_000
 _LINE_BYTES = 100  # a line costs as much time as this many bytes
 _PAUSE_S = 0.01
 
@@ -41,14 +42,18 @@ class _Checks:
         self._lines = lines
         self._endpoint = endpoint
         self._max_line_bytes = max_line_bytes
-        self._custom_ids = set[int]()  # hashes: the ids of a file may take its whole size several times over
+        # hashes: the ids of a file may take its whole size several times over
+        self._custom_ids = set[int]()
 
     @property
     def is_too_long(self) -> bool:
         return self.num_lines > MAX_LINES or self.num_blank_lines > _MAX_BLANK_LINES
 
     def check_next(self) -> bool:
-        """Check the next lines; return False at the end of the file, or if there are too many lines or errors."""
+        """Check the next lines.
+
+        Return False at the end of the file, or if there are too many lines or errors.
+        """
         num_bytes = 0
         for line in self._lines:
             self._check(line)
@@ -65,24 +70,42 @@ class _Checks:
             return
         self.num_lines += 1
         for code, message, param in self._problems(line.data):
-            self.errors.append(BatchError(code=code, line=line.number, message=message, param=param))
+            self.errors.append(
+                BatchError(code=code, line=line.number, message=message, param=param)
+            )
 
     def _problems(self, data: bytes) -> Iterator[tuple[str, str, str | None]]:
         """Yield code, message and field of each problem of a line."""
         if len(data) > self._max_line_bytes:
-            yield "invalid_request", f"The line has more bytes than a request may have, {self._max_line_bytes}.", None
+            yield (
+                "invalid_request",
+                f"The line has more bytes than a request may have, {self._max_line_bytes}.",
+                None,
+            )
             return
         try:
             line = parse_line(data)
         except InvalidRequest as error:
             code = "invalid_request" if error.param else "invalid_json_line"
-            yield code, f"The line is no request: {error.message.replace('the body', 'it', 1)}.", error.param
+            yield (
+                code,
+                f"The line is no request: {error.message.replace('the body', 'it', 1)}.",
+                error.param,
+            )
             return
         if line.url != self._endpoint:
-            yield "url_mismatch", f"The url is {shown(line.url)}, the batch's endpoint {self._endpoint}.", "url"
+            yield (
+                "url_mismatch",
+                f"The url is {shown(line.url)}, the batch's endpoint {self._endpoint}.",
+                "url",
+            )
         hashed = id_hash(line.custom_id)
         if hashed in self._custom_ids:
-            yield "duplicate_custom_id", "The custom_id is also that of an earlier line.", "custom_id"
+            yield (
+                "duplicate_custom_id",
+                "The custom_id is also that of an earlier line.",
+                "custom_id",
+            )
         self._custom_ids.add(hashed)
 
 
@@ -99,4 +122,8 @@ def _errors_of_file(checks: _Checks) -> list[BatchError]:
     if checks.is_too_long:
         message = f"The file has more than {MAX_LINES} requests or {_MAX_BLANK_LINES} blank lines."
         return [BatchError(code="too_many_tasks", line=None, message=message)]
-    return [] if checks.num_lines else [BatchError(code="empty_file", line=None, message="The file has no requests.")]
+    return (
+        []
+        if checks.num_lines
+        else [BatchError(code="empty_file", line=None, message="The file has no requests.")]
+    )

@@ -9,10 +9,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 DAY_S = 24 * 3600
 _MAX_ID_CHARS = 100
-_MIN_KEPT_S, MAX_KEPT_S = 3600, 30 * DAY_S
+_MIN_KEPT_S = 3600
+MAX_KEPT_S = 30 * DAY_S
 
 Endpoint = Literal["/v1/chat/completions", "/v1/predict", "/v1/compare"]
-Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
+Status = Literal[
+    "validating",
+    "failed",
+    "in_progress",
+    "finalizing",
+    "completed",
+    "expired",
+    "cancelling",
+    "cancelled",
+]
 ENDED: frozenset[Status] = frozenset[Status](("failed", "completed", "expired", "cancelled"))
 
 
@@ -135,9 +145,9 @@ class BatchRequest(_Given):
     input_file_id: str = Field(max_length=_MAX_ID_CHARS)
     endpoint: Endpoint
     completion_window: Literal["24h"]
-    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
-        None, max_length=16
-    )
+    metadata: (
+        dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None
+    ) = Field(None, max_length=16)
     output_expires_after: ExpiresAfter = ExpiresAfter(anchor="created_at", seconds=MAX_KEPT_S)
 
 

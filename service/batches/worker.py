@@ -34,7 +34,9 @@ class BatchWorker:
         self._leading = asyncio.create_task(self._lead())
 
     async def stop(self) -> None:
-        """Cancel what is in flight, write what is answered, and release the lock: another process goes on."""
+        """Cancel what is in flight, write what is answered, and release the lock: another process
+        goes on.
+        """
         self._is_stopping = True
         if self._leading is not None:
             self._leading.cancel()
@@ -43,7 +45,8 @@ class BatchWorker:
 
     async def _lead(self) -> None:
         async with _locked(self._store.path / "lock"):
-            while not self._is_stopping:  # a group whose task fails while it is cancelled raises that failure instead
+            # a group whose task fails while it is cancelled raises that failure instead
+            while not self._is_stopping:
                 logger.info("running the batches in %s", self._store.path)
                 try:
                     await self._run()
@@ -61,7 +64,9 @@ class BatchWorker:
 
 @asynccontextmanager
 async def _locked(path: Path) -> AsyncIterator[None]:
-    """Hold the lock of the store, which the kernel releases if the process dies; wait until it is free.
+    """Hold the lock of the store, which the kernel releases if the process dies.
+
+    Wait until it is free.
 
     A POSIX lock: unlike one of flock(2), a child that was forked meanwhile does not hold it too.
     """

@@ -1,7 +1,9 @@
-"""Request bodies to an image and fields: multipart forms and JSON, limited in size while they stream.
+"""Request bodies to an image and fields: multipart forms and JSON, limited in size while they
+stream.
 
-Values of a form are text; each becomes the JSON type of its field in a JSON body. No step of reading a large body holds
-the interpreter's lock, or the event loop, for more than some hundredths of a second.
+Values of a form are text; each becomes the JSON type of its field in a JSON body. No step of
+reading a large body holds the interpreter's lock, or the event loop, for more than some hundredths
+of a second.
 """
 
 import asyncio
@@ -38,7 +40,8 @@ from tasks.errors import shown
 from tasks.table import TASKS
 
 _LARGE_PARSED_BYTES = 2 * LARGE_BYTES  # of a body without small values; many of them take long, too
-_FORM, _JSON = "multipart/form-data", "application/json"
+_FORM = "multipart/form-data"
+_JSON = "application/json"
 _MAX_FORM_FIELDS = 200
 _FORM_COPIES = 3  # the body, its parts, and the image taken out of them
 _MAX_NAME_CHARS = 80  # of a field, in messages
@@ -52,13 +55,20 @@ ParsedT = TypeVar("ParsedT")
 
 
 def _json_types() -> dict[str, str]:
-    """Return the JSON type of each field of every endpoint; of a list, `array of` the type of its elements."""
+    """Return the JSON type of each field of every endpoint; of a list, `array of` the type of its
+    elements.
+    """
     schemas = {
         **PredictFields.model_json_schema()["properties"],
         **CompareFields.model_json_schema()["properties"],
-        **{parameter.name: parameter.json_schema() for task in TASKS.values() for parameter in task.parameters},
+        **{
+            parameter.name: parameter.json_schema()
+            for task in TASKS.values()
+            for parameter in task.parameters
+        },
     }
-    values = {name: schema.get("anyOf", [schema])[0] for name, schema in schemas.items()}  # the other one is null
+    # the other one is null
+    values = {name: schema.get("anyOf", [schema])[0] for name, schema in schemas.items()}
     return {
         name: f"array of {value['items']['type']}" if value["type"] == "array" else value["type"]
         for name, value in values.items()
@@ -84,7 +94,8 @@ class BodyMemory:
     """
 
     max_bytes: int
-    hold: Callable[[int], None]  # counts bytes of the body, and of what is parsed of it, until the request ends
+    # counts bytes of the body, and of what is parsed of it, until the request ends
+    hold: Callable[[int], None]
 
 
 async def read_body(request: Request, memory: BodyMemory) -> RequestBody:
@@ -116,14 +127,20 @@ async def off_loop(function: Callable[[bytes], ParsedT], body: bytes) -> ParsedT
 def _content_type(request: Request, *allowed: str) -> str:
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if content_type not in allowed:
-        raise InvalidRequest(f"Content-Type is {shown(content_type)}; it must be {' or '.join(allowed)}")
+        raise InvalidRequest(
+            f"Content-Type is {shown(content_type)}; it must be {' or '.join(allowed)}"
+        )
     return content_type
 
 
 async def read_bytes(request: Request, memory: BodyMemory, copies: int = 1) -> bytes:
     """Read a body of any content, and hold memory for so many copies of it."""
     declared = request.headers.get("content-length", "0")
-    if declared.isascii() and declared.isdigit() and (len(declared) > 20 or int(declared) > memory.max_bytes):
+    if (
+        declared.isascii()
+        and declared.isdigit()
+        and (len(declared) > 20 or int(declared) > memory.max_bytes)
+    ):
         raise _too_large(memory.max_bytes)
     body = bytearray()
     async for chunk in request.stream():
@@ -151,12 +168,16 @@ def parse_image(image: object) -> ImageInput:
     Raise `InvalidRequest` or `UnsupportedImage`.
     """
     if not isinstance(image, str):
-        raise InvalidRequest("image must be a string: a data: URL, base64 or an http(s) URL", "image")
+        raise InvalidRequest(
+            "image must be a string: a data: URL, base64 or an http(s) URL", "image"
+        )
     if (scheme := _SCHEME.match(image)) and scheme[1].lower() != "data":
         return ImageUrl(image)
     header, comma, data = image.partition(",")
     if header[:5].lower() == "data:" and not (comma and header[-7:].lower() == ";base64"):
-        message = "image is a data: URL that is not base64-encoded; it must be data:image/…;base64,…"
+        message = (
+            "image is a data: URL that is not base64-encoded; it must be data:image/…;base64,…"
+        )
         raise InvalidRequest(message, "image")
     try:
         return _base64_decoded(data if comma else image)
@@ -165,15 +186,22 @@ def parse_image(image: object) -> ImageInput:
 
 
 def _base64_decoded(text: str) -> bytes:
-    """Decode in pieces, each of which holds the interpreter's lock for some milliseconds; raise `ValueError`."""
+    """Decode in pieces, each of which holds the interpreter's lock for some milliseconds.
+
+    Raise `ValueError`.
+    """
     starts = range(0, len(text), PIECE_BYTES)
     if starts and "=" in text[: starts[-1]]:
         raise ValueError("Excess data after padding")
-    return b"".join(binascii.a2b_base64(text[start : start + PIECE_BYTES], strict_mode=True) for start in starts)
+    return b"".join(
+        binascii.a2b_base64(text[start : start + PIECE_BYTES], strict_mode=True) for start in starts
+    )
 
 
 class _InMemoryParser(MultiPartParser):
-    """Keeps files in memory, where they are counted: Starlette's parser writes those above 1 MB to TMPDIR."""
+    """Keeps files in memory, where they are counted: Starlette's parser writes those above 1 MB to
+    TMPDIR.
+    """
 
     spool_max_size = sys.maxsize
 
@@ -194,15 +222,21 @@ async def _from_form(request: Request, body: bytes) -> RequestBody:
         image = images[0]
         data = await image.read() if isinstance(image, UploadFile) else parse_image(image)
         given = {name: form.getlist(name) for name in form if name != "image"}
-        num_chars = sum(len(value) for values in given.values() for value in values if isinstance(value, str))
+        num_chars = sum(
+            len(value) for values in given.values() for value in values if isinstance(value, str)
+        )
         fields = ((name, form_value(name, values)) for name, values in given.items())
-        return RequestBody(data, await in_thread(dict, fields) if num_chars > LARGE_BYTES else dict(fields))
+        return RequestBody(
+            data, await in_thread(dict, fields) if num_chars > LARGE_BYTES else dict(fields)
+        )
     finally:
         await form.close()
 
 
 async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
-    """Yield a body in pieces, and to other requests between them: the parser of 20 MB takes a tenth of a second."""
+    """Yield a body in pieces, and to other requests between them: the parser of 20 MB takes a tenth
+    of a second.
+    """
     for start in range(0, len(body), PIECE_BYTES):
         if start:
             await asyncio.sleep(0)
@@ -213,7 +247,9 @@ def form_value(name: str, values: Sequence[UploadFile | str]) -> object:
     """Return the values of a field as the JSON type of that field; raise `InvalidRequest`."""
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) != len(values):
-        raise InvalidRequest(f"{name[:_MAX_NAME_CHARS]} is a file; only image may be a file", name[:_MAX_NAME_CHARS])
+        raise InvalidRequest(
+            f"{name[:_MAX_NAME_CHARS]} is a file; only image may be a file", name[:_MAX_NAME_CHARS]
+        )
     json_type = _JSON_TYPES.get(name, "string")
     if json_type.startswith("array"):
         return _form_list(name, texts)

@@ -1,7 +1,7 @@
 """The boundary around every HTTP endpoint: request id, deadline, API key, and errors as responses.
 
-An interface (the service's own, OpenAI's, Open Inference) has a label and a form of its error bodies; the statuses are
-the same for all.
+An interface (the service's own, OpenAI's, Open Inference) has a label and a form of its error
+bodies; the statuses are the same for all.
 """
 
 import asyncio
@@ -18,7 +18,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from service.admission.api_keys import ApiKeys
 from service.admission.load import DrainGate
 from service.admission.quotas import UNLIMITED, Quota
-from service.errors import DeadlineExceeded, ErrorCode, InvalidRequest, NotReady, Overloaded, ServiceError
+from service.errors import (
+    DeadlineExceeded,
+    ErrorCode,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    ServiceError,
+)
 from service.http.body import BodyMemory
 from service.inference.core import Core, RequestContext, request_id_or_new
 from service.inference.recording import record_failure, record_gone_client
@@ -82,15 +89,19 @@ class RestBoundary:
     def endpoint(
         self, function: Endpoint, interface: Interface = REST, *, is_public: bool = False
     ) -> Callable[[Request], Awaitable[Response]]:
-        """Return `function` with its context, and with the error body of `interface` for whatever it raises.
+        """Return `function` with its context, and with the error body of `interface` for whatever
+        it raises.
 
-        It is called for requests with an accepted key, each of which counts for its quota; for all if `is_public`.
+        It is called for requests with an accepted key, each of which counts for its quota; for all
+        if `is_public`.
         """
 
         async def answer(request: Request) -> Response:
-            request.state.request_id = request_id_or_new(request.headers.get("x-request-id"))  # a body may replace it
+            # a body may replace it
+            request.state.request_id = request_id_or_new(request.headers.get("x-request-id"))
             if (task := asyncio.current_task()) is not None:
-                task.set_name(f"request {request.state.request_id}")  # for service/telemetry/loop_lag.py
+                # for service/telemetry/loop_lag.py
+                task.set_name(f"request {request.state.request_id}")
             try:
                 self.entrance.check()
                 deadline_s = time.monotonic() + self._timeout_s(request)
@@ -134,11 +145,14 @@ class RestBoundary:
         try:
             self._checked_quota(request)
         except ServiceError as error:
-            return _error_response(error, request_id_or_new(request.headers.get("x-request-id")), REST)
+            return _error_response(
+                error, request_id_or_new(request.headers.get("x-request-id")), REST
+            )
         return None
 
     async def read(self, reader: Reader[BodyT], request: Request, context: RequestContext) -> BodyT:
-        """Return what `reader` makes of a request's body, read before the deadline in a place of its client's.
+        """Return what `reader` makes of a request's body, read before the deadline in a place of
+        its client's.
 
         Raise `Overloaded` before reading, or `DeadlineExceeded`.
         """
@@ -146,12 +160,19 @@ class RestBoundary:
         await core.take_place(context)
         try:
             async with asyncio.timeout(context.deadline_s - time.monotonic()):
-                return await reader(request, BodyMemory(self.settings.max_body_bytes, partial(core.hold, context)))
+                return await reader(
+                    request, BodyMemory(self.settings.max_body_bytes, partial(core.hold, context))
+                )
         except TimeoutError as error:
-            raise DeadlineExceeded("the request's body was not received before the deadline") from error
+            raise DeadlineExceeded(
+                "the request's body was not received before the deadline"
+            ) from error
 
     def _checked_quota(self, request: Request) -> Quota:
-        """Return the quota of the request's key; raise `Unauthorized`, or `Overloaded` after many wrong keys."""
+        """Return the quota of the request's key.
+
+        Raise `Unauthorized`, or `Overloaded` after many wrong keys.
+        """
         # Two of the headers are a list (RFC 9110, 5.3), which is no key.
         authorization = ", ".join(request.headers.getlist("authorization")) or None
         return self._api_keys.check(authorization, request.client.host if request.client else "")
@@ -162,7 +183,9 @@ class RestBoundary:
         if header is None:
             return self.settings.request_timeout_s
         if not (header.isascii() and header.isdigit() and len(header) <= 15) or int(header) == 0:
-            raise InvalidRequest(f"X-Deadline-Ms must be a whole number of milliseconds above 0, not {shown(header)}")
+            raise InvalidRequest(
+                f"X-Deadline-Ms must be a whole number of milliseconds above 0, not {shown(header)}"
+            )
         return min(int(header) / 1000, self.settings.request_timeout_s)
 
 
@@ -174,11 +197,15 @@ async def no_such_path(request: Request, error: Exception, interface: Interface 
     return _error_response(InvalidRequest(message), request_id, interface, status)
 
 
-def _error_response(error: Exception, request_id: str, interface: Interface, status: int | None = None) -> Response:
+def _error_response(
+    error: Exception, request_id: str, interface: Interface, status: int | None = None
+) -> Response:
     failure = record_failure(error, interface.api, request_id)
     headers = {"X-Request-Id": request_id}
     if isinstance(failure, Overloaded):
         headers["Retry-After"] = str(failure.retry_after_s)
     if failure.code == "unauthorized":
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(interface.error_form(failure, request_id), status or STATUSES[failure.code], headers)
+    return JSONResponse(
+        interface.error_form(failure, request_id), status or STATUSES[failure.code], headers
+    )

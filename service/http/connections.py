@@ -1,7 +1,8 @@
-"""Bounds on HTTP connections that apply before there is a request: their number, the size of a head, the time for it.
+"""Bounds on HTTP connections that apply before there is a request: their number, the size of a
+head, the time for it.
 
-It is uvicorn 0.54's protocol over httptools, which has none of them. A request's deadline covers its body, and
-uvicorn's keep-alive timeout an idle connection.
+It is uvicorn 0.54's protocol over httptools, which has none of them. A request's deadline covers
+its body, and uvicorn's keep-alive timeout an idle connection.
 """
 
 import asyncio
@@ -34,7 +35,8 @@ class BoundedConnection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._is_in_message = False  # behind the head of a request
         self._num_head_bytes = 0
-        self._num_pending_bytes = 0  # received since the parser last completed a head or returned a piece of a body
+        # received since the parser last completed a head or returned a piece of a body
+        self._num_pending_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -76,14 +78,20 @@ class BoundedConnection(HttpToolsProtocol):
         self._count_head(len(name) + len(value))
 
     def _count_head(self, num_bytes: int) -> None:
-        """Raise `ValueError`, which uvicorn answers with status 400, for a head that is too large."""
+        """Raise `ValueError`, which uvicorn answers with status 400, for a head that is too
+        large.
+        """
         self._num_head_bytes += num_bytes
-        if self._num_head_bytes > self.limits.max_head_bytes or len(self.headers) > self.limits.max_headers:
+        if (
+            self._num_head_bytes > self.limits.max_head_bytes
+            or len(self.headers) > self.limits.max_headers
+        ):
             raise ValueError("the head of the request is too large")
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
-        self._is_in_message, self._num_pending_bytes = True, 0
+        self._is_in_message = True
+        self._num_pending_bytes = 0
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -92,7 +100,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._stop_timer()
-        self._is_in_message, self._num_pending_bytes = False, 0
+        self._is_in_message = False
+        self._num_pending_bytes = 0
         super().on_message_complete()
 
     def on_response_complete(self) -> None:

@@ -1,6 +1,8 @@
-"""JSON of clients: bounded in values, escapes and numbers before it is parsed, without lone surrogates.
+"""JSON of clients: bounded in values, escapes and numbers before it is parsed, without lone
+surrogates.
 
-No step holds the interpreter's lock for more than some hundredths of a second, whatever the JSON has.
+No step holds the interpreter's lock for more than some hundredths of a second, whatever the JSON
+has.
 """
 
 import json
@@ -19,15 +21,21 @@ _VALUE_MARKS = (b",", b"[", b"{")  # base64 has none of them, so that an image c
 _MAX_COUNTED_VALUES = 1_000_000  # no reader allows more
 _VALUE_BYTES = 100  # a small object of Python and its place in a list or dictionary
 _WIDE_CHAR_BYTES = 4
-_MAX_JSON_ESCAPES = 2_000_000  # each is a piece of a string to the parser; base64 whose slashes are escaped has 1 in 64
+# each is a piece of a string to the parser; base64 whose slashes are escaped has 1 in 64
+_MAX_JSON_ESCAPES = 2_000_000
 MAX_DIGITS = 1000
-# Not in a string: base64 has none of the characters before it, and after `base64,` no format begins with a digit.
+# Not in a string: base64 has none of the characters before it, and after `base64,` no format begins
+# with a digit.
 _LONG_NUMBER = re.compile(rb"[\s:,\[][-+.0-9eE]{%d}" % (MAX_DIGITS + 1))
 _MAX_ERROR_CHARS = 200  # of a parser's message
 
 
-def json_object(body: bytes, max_values: int = MAX_JSON_VALUES, max_nested: int | None = None) -> dict[str, object]:
-    """Return a JSON object with unique names and at most `max_values` values; raise `InvalidRequest`.
+def json_object(
+    body: bytes, max_values: int = MAX_JSON_VALUES, max_nested: int | None = None
+) -> dict[str, object]:
+    """Return a JSON object with unique names and at most `max_values` values.
+
+    Raise `InvalidRequest`.
 
     `max_nested`: how many of the values may be lists and objects.
     """
@@ -51,7 +59,9 @@ def check_texts(document: object, param: str | None = None) -> None:
     """Raise `InvalidRequest` for a lone surrogate in a JSON value."""
     path = lone_surrogate({param: document} if param else document)
     if path is not None:
-        raise InvalidRequest(f"{path} contains a lone surrogate, which is not a character", param or path)
+        raise InvalidRequest(
+            f"{path} contains a lone surrogate, which is not a character", param or path
+        )
 
 
 def _has_wide_texts(data: bytes) -> bool:
@@ -67,13 +77,17 @@ def json_value(data: bytes, what: str, max_values: int, param: str | None = None
     if _has_long_number(data):
         raise InvalidRequest(f"a number of {what} has more than {MAX_DIGITS} characters", param)
     try:
-        return json.loads(data, parse_float=_float, parse_constant=refuse_constant, object_pairs_hook=_unique)
+        return json.loads(
+            data, parse_float=_float, parse_constant=refuse_constant, object_pairs_hook=_unique
+        )
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{what} is not JSON: {cut(error)}", param) from error
 
 
 def _num_occurrences(body: bytes, marks: Sequence[bytes], maximum: int) -> int:
-    """Count up to about `maximum`, in pieces that hold the interpreter's lock for less than a millisecond each."""
+    """Count up to about `maximum`, in pieces that hold the interpreter's lock for less than a
+    millisecond each.
+    """
     num_found = 0
     for start in range(0, len(body), PIECE_BYTES):
         num_found += sum(body.count(mark, start, start + PIECE_BYTES) for mark in marks)
@@ -83,10 +97,15 @@ def _num_occurrences(body: bytes, marks: Sequence[bytes], maximum: int) -> int:
 
 
 def _has_long_number(body: bytes) -> bool:
-    """Return True for a number that the parser, which does not release the lock, would read for long."""
+    """Return True for a number that the parser, which does not release the lock, would read for
+    long.
+    """
     if len(body) <= LARGE_BYTES:
         return False
-    pieces = (_LONG_NUMBER.search(body, at, at + PIECE_BYTES + MAX_DIGITS) for at in range(0, len(body), PIECE_BYTES))
+    pieces = (
+        _LONG_NUMBER.search(body, at, at + PIECE_BYTES + MAX_DIGITS)
+        for at in range(0, len(body), PIECE_BYTES)
+    )
     return any(pieces) or _LONG_NUMBER.match(b" " + body[: MAX_DIGITS + 1]) is not None
 
 
@@ -99,7 +118,9 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _float(text: str) -> float:
-    """Parse a number where the interpreter may switch threads: by itself, json holds its lock for 300,000 in 0.1 s."""
+    """Parse a number where the interpreter may switch threads: by itself, json holds its lock for
+    300,000 in 0.1 s.
+    """
     return float(text)
 
 
@@ -110,7 +131,8 @@ def refuse_constant(name: str) -> float:
 def parsed_bytes(body: bytes) -> int:
     """Return an upper bound of the memory that parsing a body takes in addition to the body.
 
-    A string with one character beyond Latin-1 has two or four bytes for each; an image is also decoded from base64.
+    A string with one character beyond Latin-1 has two or four bytes for each; an image is also
+    decoded from base64.
     """
     is_wide = _has_wide_texts(body)
     num_values = _num_occurrences(body, _VALUE_MARKS, _MAX_COUNTED_VALUES)

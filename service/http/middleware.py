@@ -1,6 +1,8 @@
-"""ASGI middleware around every HTTP route of the gateway, BentoML's own included: traces, headers, keys, drain count.
+"""ASGI middleware around every HTTP route of the gateway, BentoML's own included: traces, headers,
+keys, drain count.
 
-Probes and pages get a trace id and no span. A span is named by its route, as a path can contain anything.
+Probes and pages get a trace id and no span. A span is named by its route, as a path can contain
+anything.
 """
 
 from collections.abc import Collection
@@ -44,7 +46,8 @@ _PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
     "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-cache",  # revalidated on every load: a new version of the service brings a new page
+    # revalidated on every load: a new version of the service brings a new page
+    "Cache-Control": "no-cache",
 }
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -56,13 +59,17 @@ _NO_STORE = {"Cache-Control": "no-store"}
 
 
 def with_page_policy(response: Response) -> Response:
-    """Return the response of a page with the headers that restrict it to files and API of this service."""
+    """Return the response of a page with the headers that restrict it to files and API of this
+    service.
+    """
     response.headers.update(_PAGE_HEADERS)
     return response
 
 
 class TracedRequests:
-    """Runs each request in its trace, up to the last byte of the response, which carries the trace's id."""
+    """Runs each request in its trace, up to the last byte of the response, which carries the
+    trace's id.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -72,7 +79,9 @@ class TracedRequests:
             return await self._app(scope, receive, send)
         method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
         has_span = scope["path"].startswith(API_PREFIXES) and scope["path"] not in HEALTH
-        attributes = {HTTP_REQUEST_METHOD: method, URL_SCHEME: scope["scheme"]} if has_span else None
+        attributes = (
+            {HTTP_REQUEST_METHOD: method, URL_SCHEME: scope["scheme"]} if has_span else None
+        )
         with request_trace(Headers(scope=scope), method, attributes) as span:
             request_trace_id = trace_id()
 
@@ -85,13 +94,16 @@ class TracedRequests:
             try:
                 return await self._app(scope, receive, send_with_id)
             finally:
-                if span.is_recording() and isinstance(route := scope.get("route"), Route):  # set by the router
+                # set by the router
+                if span.is_recording() and isinstance(route := scope.get("route"), Route):
                     span.update_name(f"{method} {route.path}")
                     span.set_attribute(HTTP_ROUTE, route.path)
 
 
 class SecurityHeaders:
-    """Adds security headers to each response, except those that it sets itself, as a page's policy."""
+    """Adds security headers to each response, except those that it sets itself, as a page's
+    policy.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -133,7 +145,10 @@ def closed_paths(settings: Settings) -> tuple[str, ...]:
 
 
 class CountedRequests:
-    """Counts each request as in flight up to the last byte of its response; a drain waits for it."""
+    """Counts each request as in flight up to the last byte of its response.
+
+    A drain waits for it.
+    """
 
     def __init__(self, app: ASGIApp, boundary: RestBoundary) -> None:
         self._app = app

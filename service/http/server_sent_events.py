@@ -1,4 +1,6 @@
-"""Streaming responses as server-sent events. A failure before the first event is an ordinary error response.
+"""Streaming responses as server-sent events.
+
+A failure before the first event is an ordinary error response.
 
 Format: WHATWG HTML, "Server-sent events".
 """
@@ -17,7 +19,8 @@ from service.inference.core import RequestContext
 from service.inference.prediction import Answer
 from service.inference.recording import record_failure, record_gone_client
 
-_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the latter: nginx does not buffer
+# the latter: nginx does not buffer
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 Events = AsyncGenerator[str | Answer, None]  # of `Core.stream`
 Form = Callable[[str | Answer], Iterable[str]]
@@ -45,7 +48,8 @@ async def event_stream(
 ) -> Response:
     """Return the response that sends each of `events`, rendered by `form`, as it arrives.
 
-    A disconnected client closes `events`. An error after the first event is sent as an event named `error`.
+    A disconnected client closes `events`. An error after the first event is sent as an event named
+    `error`.
     """
     first = await while_connected(request.receive, anext(events))
     return _ClosingResponse(_body(first, events, form, context, interface))
@@ -64,7 +68,9 @@ async def _body(
     except Exception as error:
         is_ended = True
         failure = record_failure(error, interface.api, context.request_id)
-        yield server_sent_event(json.dumps(interface.error_form(failure, context.request_id)), "error")
+        yield server_sent_event(
+            json.dumps(interface.error_form(failure, context.request_id)), "error"
+        )
     finally:
         if not is_ended:
             record_gone_client(interface.api, context.request_id)

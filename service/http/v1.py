@@ -1,6 +1,7 @@
 """The service's own HTTP interface.
 
-POST /v1/predict  POST /v1/compare  GET /v1/models[?catalog=true]  GET /v1/models/{model}  GET /v1/tasks
+POST /v1/predict  POST /v1/compare  GET /v1/models[?catalog=true]  GET /v1/models/{model}  GET
+                  /v1/tasks
 """
 
 import json
@@ -46,19 +47,27 @@ class RestApi:
         body = await self._boundary.read(read_body, request, context)
         if body.fields.get("stream") is True:
             events = core.stream(body.image, body.fields, context)
-            return await event_stream(request, context, REST, events, partial(_event, context.request_id))
-        answer = await while_connected(request.receive, core.predict(body.image, body.fields, context))
+            return await event_stream(
+                request, context, REST, events, partial(_event, context.request_id)
+            )
+        answer = await while_connected(
+            request.receive, core.predict(body.image, body.fields, context)
+        )
         return _json(answer_json(answer, context.request_id))
 
     async def compare(self, request: Request, context: RequestContext) -> Response:
         """Answer with several models concurrently."""
         core = self._boundary.core()
         body = await self._boundary.read(read_body, request, context)
-        comparison = await while_connected(request.receive, core.compare(body.image, body.fields, context))
+        comparison = await while_connected(
+            request.receive, core.compare(body.image, body.fields, context)
+        )
         return _json(comparison_json(comparison, context.request_id))
 
     async def list_models(self, request: Request, _context: RequestContext) -> Response:
-        """List the served models in the format of OpenAI's API; `catalog=true` adds the catalog's other models."""
+        """List the served models in the format of OpenAI's API; `catalog=true` adds the catalog's
+        other models.
+        """
         models = self._boundary.core().models
         catalog = request.query_params.get("catalog", "false")
         if catalog not in ("true", "false"):
@@ -66,7 +75,9 @@ class RestApi:
         return JSONResponse(catalog_json(models) if catalog == "true" else models_json(models))
 
     async def show_model(self, request: Request, _context: RequestContext) -> Response:
-        return JSONResponse(model_json(self._boundary.core().models.get(request.path_params["model_id"])))
+        return JSONResponse(
+            model_json(self._boundary.core().models.get(request.path_params["model_id"]))
+        )
 
     async def list_tasks(self, _request: Request, _context: RequestContext) -> Response:
         """List every task with the schema of its parameters and the models that offer it."""

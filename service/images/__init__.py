@@ -1,1 +1,3 @@
-"""Images of requests: fetched, and opened and decoded by `imaging` in bounded slots, threads and processes."""
+"""Images of requests: fetched, and opened and decoded by `imaging` in bounded slots, threads and
+processes.
+"""

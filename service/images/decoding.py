@@ -1,8 +1,10 @@
-"""The image of a request: its header and hash, and its pixels, decoded and resized only if a runner needs them.
+"""The image of a request: its header and hash, and its pixels, decoded and resized only if a runner
+needs them.
 
-Decoded images are large and slow to make: their number is bounded, and no client takes all places. Ordinary images are
-decoded in threads, heavy ones in processes that end with their requests and leave one place free. Headers have places
-of their own: they are read in a short time, and do not wait for pixels.
+Decoded images are large and slow to make: their number is bounded, and no client takes all places.
+Ordinary images are decoded in threads, heavy ones in processes that end with their requests and
+leave one place free. Headers have places of their own: they are read in a short time, and do not
+wait for pixels.
 """
 
 import asyncio
@@ -31,9 +33,11 @@ ResultT = TypeVar("ResultT")
 
 
 class ImageDecoder:
-    """The limits on an image, the decodings in progress, and their slots, of which one client gets all but one.
+    """The limits on an image, the decodings in progress, and their slots, of which one client gets
+    all but one.
 
-    Heavy images together get all but one, too, so that those of others never take the place of an ordinary one.
+    Heavy images together get all but one, too, so that those of others never take the place of an
+    ordinary one.
     """
 
     def __init__(self, limits: ImageLimits, num_slots: int) -> None:
@@ -41,12 +45,16 @@ class ImageDecoder:
         self._header_slots = ClientSlots(num_slots, num_slots - 1)
         self._slots = ClientSlots(num_slots, num_slots - 1)
         self._heavy_slots = ClientSlots(num_slots - 1, max(1, num_slots - 2))
-        self._decodings: dict[tuple[str, bytes], SharedDecoding] = {}  # by client and hash of the file
+        # by client and hash of the file
+        self._decodings: dict[tuple[str, bytes], SharedDecoding] = {}
 
     @asynccontextmanager
     async def slot(self, client: str, is_heavy: bool) -> AsyncIterator[None]:
         """Wait for a slot, and hold it for as long as the context lasts."""
-        async with self._heavy_slots.slot(client) if is_heavy else nullcontext(), self._slots.slot(client):
+        async with (
+            self._heavy_slots.slot(client) if is_heavy else nullcontext(),
+            self._slots.slot(client),
+        ):
             yield
 
     def header_slot(self, client: str) -> AbstractAsyncContextManager[None]:
@@ -63,7 +71,9 @@ class ImageDecoder:
         decoding = self._decodings.get(key)
         if decoding is None:
             decoding = self._decodings[key] = SharedDecoding()
-            decoding.task = asyncio.create_task(decoding.run(image.data, self, image.client, image.header.is_heavy))
+            decoding.task = asyncio.create_task(
+                decoding.run(image.data, self, image.client, image.header.is_heavy)
+            )
         decoding.num_users += 1
         try:
             yield decoding
@@ -89,16 +99,21 @@ class DecodedImage:
 
 @dataclass(slots=True, eq=False)
 class SharedDecoding:
-    """One decoding of a file, for all models and requests of a client that need its pixels at the same time."""
+    """One decoding of a file, for all models and requests of a client that need its pixels at the
+    same time.
+    """
 
-    decoded: "asyncio.Future[DecodedImage | DecodingProcess]" = field(default_factory=asyncio.Future)
+    decoded: "asyncio.Future[DecodedImage | DecodingProcess]" = field(
+        default_factory=asyncio.Future
+    )
     resized: "dict[tuple[tuple[int, int], int], asyncio.Task[Pixels]]" = field(default_factory=dict)
     num_users: int = 0
     task: "asyncio.Task[None]" = field(init=False)
 
     async def run(self, data: bytes, decoder: ImageDecoder, client: str, is_heavy: bool) -> None:
         """Decode, and hold slot and decoded image until cancelled, which ends a process at once."""
-        decoded, resized = self.decoded, self.resized
+        decoded = self.decoded
+        resized = self.resized
         async with decoder.slot(client, is_heavy):
             try:
                 limits = decoder.limits
@@ -118,7 +133,10 @@ class SharedDecoding:
                 decoded.set_exception(error)
 
     async def pixels(self, size_wh: tuple[int, int], resample: int) -> Pixels:
-        """Return the pixels (H, W, 3) at exactly `size_wh`; raise `ImageError` or `DecoderEnded`."""
+        """Return the pixels (H, W, 3) at exactly `size_wh`.
+
+        Raise `ImageError` or `DecoderEnded`.
+        """
         decoded = await asyncio.shield(self.decoded)
         key = size_wh, resample
         if key not in self.resized:
@@ -137,28 +155,38 @@ class LazyImage:
     open_s: float = field(init=False)
 
     async def open(self, deadline_s: float = math.inf) -> None:
-        """Read the header and hash the file; raise `UnsupportedImage`, `ImageTooLarge` or `DeadlineExceeded`."""
+        """Read the header and hash the file.
+
+        Raise `UnsupportedImage`, `ImageTooLarge` or `DeadlineExceeded`.
+        """
         start_s = time.monotonic()
         try:
             async with asyncio.timeout(deadline_s - start_s), self.decoder.header_slot(self.client):
                 self.header = await in_thread(read_header, self.data, self.decoder.limits)
         except TimeoutError as error:
-            raise DeadlineExceeded("the header of the image was not read before the deadline") from error
+            raise DeadlineExceeded(
+                "the header of the image was not read before the deadline"
+            ) from error
         except ImageError as error:
             raise _refusal(error) from error
         self.open_s = time.monotonic() - start_s
 
     def key(self, manifest: Manifest) -> str:
-        """Return the image key, hexadecimal: the hash of everything that determines the features of this image.
+        """Return the image key, hexadecimal: the hash of everything that determines the features of
+        this image.
 
         An adapter without a vision encoder has the key of its base, whose features it uses.
         """
         width, height = manifest.image_size_wh
         build_key = manifest.base_build_key if VISION_ENCODER_FILE not in manifest.files else None
-        return blake3(self.header.digest + f"{build_key or manifest.build_key} {width}x{height}".encode()).hexdigest()
+        return blake3(
+            self.header.digest + f"{build_key or manifest.build_key} {width}x{height}".encode()
+        ).hexdigest()
 
     async def pixels(self, manifest: Manifest) -> Pixels:
-        """Return the pixels (H, W, 3) at a model's input size; raise `UnsupportedImage` or `NotReady`.
+        """Return the pixels (H, W, 3) at a model's input size.
+
+        Raise `UnsupportedImage` or `NotReady`.
 
         A cancelled caller does not cancel others that share the decoding.
         """
@@ -181,7 +209,9 @@ def _resized(rgb: Image.Image, size_wh: tuple[int, int], resample: int) -> Pixel
     return np.asarray(resize(rgb, size_wh, resample), dtype=np.uint8)
 
 
-async def in_thread(function: Callable[ParamsT, ResultT], *args: ParamsT.args, **kwargs: ParamsT.kwargs) -> ResultT:
+async def in_thread(
+    function: Callable[ParamsT, ResultT], *args: ParamsT.args, **kwargs: ParamsT.kwargs
+) -> ResultT:
     """Run `function` in a thread; if cancelled, wait for it to return first.
 
     A thread cannot be stopped: a cancelled request counts as in flight until its thread is free.

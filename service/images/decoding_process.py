@@ -1,8 +1,10 @@
-"""Decoding in a process of its own, for images that take long: it is killed when no request needs the image any more.
+"""Decoding in a process of its own, for images that take long: it is killed when no request needs
+the image any more.
 
-A thread could not be stopped, and its memory would be the gateway's. The process starts for one image in about a tenth
-of a second (`service/images/decoding_program.py`), has the lowest priority and a sandbox, and dies with the gateway. It
-does not get the gateway's environment, which may have secrets.
+A thread could not be stopped, and its memory would be the gateway's. The process starts for one
+image in about a tenth of a second (`service/images/decoding_program.py`), has the lowest priority
+and a sandbox, and dies with the gateway. It does not get the gateway's environment, which may have
+secrets.
 """
 
 import asyncio
@@ -25,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 _PROGRAM = "service.images.decoding_program"
 _ROOT = Path(__file__).parents[2]  # of the modules
-_ENVIRONMENT = ("LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH")  # what finds libraries and modules
+# what finds libraries and modules
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH")
 _BUFFER_BYTES = 32_000_000  # more than the pixels of any model's input
 
 
@@ -60,7 +63,10 @@ class DecodingProcess:
 
 @asynccontextmanager
 async def decoded_in_process(data: bytes, limits: ImageLimits) -> AsyncIterator[DecodingProcess]:
-    """Decode an image in a process, which is killed at the end; raise `UnreadableImage` or `DecoderEnded`."""
+    """Decode an image in a process, which is killed at the end.
+
+    Raise `UnreadableImage` or `DecoderEnded`.
+    """
     process = await _started(data, limits)
     try:
         assert process.stdout is not None
@@ -104,4 +110,7 @@ async def _ended(process: Process) -> DecoderEnded:
 def _log_missing_sandbox() -> None:
     """Log it once."""
     machine = os.uname().machine
-    logger.warning("heavy images are decoded without a seccomp filter: this kernel refuses it or %s has none", machine)
+    logger.warning(
+        "heavy images are decoded without a seccomp filter: this kernel refuses it or %s has none",
+        machine,
+    )

@@ -1,9 +1,11 @@
-"""The program that decodes one image and resizes it on request, in a process that can be killed at any time.
+"""The program that decodes one image and resizes it on request, in a process that can be killed at
+any time.
 
     python -m service.images.decoding_program FD PARENT MAX_PIXELS MAX_SIDE_PX
 
     FD       file with the image
-    stdout   first a line: "sandboxed" or "unprotected", and why the image is not decoded, after which the program ends;
+    stdout   first a line: "sandboxed" or "unprotected", and why the image is not decoded, after
+             which the program ends;
              then the pixels of each request, uint8 (H, W, 3)
     stdin    a line for each request: WIDTH HEIGHT RESAMPLE; the program ends with the file
 

@@ -1,8 +1,9 @@
 """Fetches images from URLs in requests, from the public internet only.
 
-A name is resolved once per connection, and the connection goes to an address that was checked. Redirects are followed
-here and checked like the first URL. No cookies are sent, and an Authorization only if the caller gives one. Errors
-never name resolved addresses, and no URL is logged.
+A name is resolved once per connection, and the connection goes to an address that was checked.
+Redirects are followed here and checked like the first URL. No cookies are sent, and an
+Authorization only if the caller gives one. Errors never name resolved addresses, and no URL is
+logged.
 """
 
 import asyncio
@@ -19,8 +20,8 @@ from service.images.url_rules import AllowedHost, CheckedUrl, ImageUrl, check_ur
 
 _MAX_REDIRECTS = 3
 _REDIRECT_STATUSES = (301, 302, 303, 307, 308)
-# identity: a compressed body could expand far beyond the limit on its size. */*: some hosts (Label Studio 1.23) answer
-# 406 without it.
+# identity: a compressed body could expand far beyond the limit on its size. */*: some hosts (Label
+# Studio 1.23) answer 406 without it.
 _HEADERS = {
     "Accept": "image/jpeg, image/png, image/webp, */*;q=0.1",
     "Accept-Encoding": "identity",
@@ -62,14 +63,23 @@ class ImageFetcher:
         self._is_allowed = is_allowed
 
     async def fetch(self, url: ImageUrl, receiver: Receiver) -> bytes:
-        """Return the body at a URL; raise `InvalidRequest`, `PayloadTooLarge`, `Overloaded` or `DeadlineExceeded`."""
+        """Return the body at a URL.
+
+        Raise `InvalidRequest`, `PayloadTooLarge`, `Overloaded` or `DeadlineExceeded`.
+        """
         try:
-            async with asyncio.timeout(min(self._limits.timeout_s, receiver.deadline_s - time.monotonic())):
+            async with asyncio.timeout(
+                min(self._limits.timeout_s, receiver.deadline_s - time.monotonic())
+            ):
                 return await self._follow(check_url(url.text, self._allowed), receiver)
         except TimeoutError as error:
             if time.monotonic() >= receiver.deadline_s:
-                raise DeadlineExceeded("the image could not be fetched from its URL before the deadline") from error
-            raise _failed(f"the image could not be fetched from its URL within {self._limits.timeout_s:g} s") from error
+                raise DeadlineExceeded(
+                    "the image could not be fetched from its URL before the deadline"
+                ) from error
+            raise _failed(
+                f"the image could not be fetched from its URL within {self._limits.timeout_s:g} s"
+            ) from error
 
     async def _follow(self, url: CheckedUrl, receiver: Receiver) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):
@@ -88,7 +98,9 @@ class ImageFetcher:
             raise NoAllowedAddress(url.host)
         resolver = CheckedResolver(self._resolver, self._is_allowed, receiver.client)
         connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True)
-        authorization = {} if receiver.authorization is None else {"Authorization": receiver.authorization}
+        authorization = (
+            {} if receiver.authorization is None else {"Authorization": receiver.authorization}
+        )
         async with (
             aiohttp.ClientSession(
                 connector=connector,
@@ -105,9 +117,14 @@ class ImageFetcher:
 
     async def _read(self, response: aiohttp.ClientResponse, hold: Callable[[int], None]) -> bytes:
         if response.status != 200:
-            raise _failed(f"the host of the image's URL answers with status {response.status}; it must be 200")
+            raise _failed(
+                f"the host of the image's URL answers with status {response.status}; it must be 200"
+            )
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise _failed("the host of the image's URL sends it with a Content-Encoding; it must send it without")
+            raise _failed(
+                "the host of the image's URL sends it with a Content-Encoding; it must send it"
+                " without"
+            )
         body = bytearray()
         self._check_size(response.content_length or 0)
         async for chunk in response.content.iter_any():
@@ -118,12 +135,17 @@ class ImageFetcher:
 
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > self._limits.max_bytes:
-            message = f"the image at the URL is larger than the maximum of {self._limits.max_bytes} bytes"
+            message = (
+                f"the image at the URL is larger than the maximum of {self._limits.max_bytes} bytes"
+            )
             raise PayloadTooLarge(message, "image")
 
 
 def _target(url: CheckedUrl, location: str) -> str:
-    """Return the URL that a redirect points to; an invalid one as it is, for `check_url` to refuse."""
+    """Return the URL that a redirect points to.
+
+    An invalid one as it is, for `check_url` to refuse.
+    """
     try:
         return urljoin(url.text, location)
     except ValueError:
@@ -133,7 +155,10 @@ def _target(url: CheckedUrl, location: str) -> str:
 def _reason(error: Exception, url: CheckedUrl) -> str:
     # One text for all of these: a client must not learn which internal names exist.
     if isinstance(error, aiohttp.ClientConnectorDNSError | NoAllowedAddress):
-        return f"the host of the image's URL, {url.host[:80]}, has no address or one that is not public"
+        return (
+            f"the host of the image's URL, {url.host[:80]}, has no address or one that is not"
+            " public"
+        )
     if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
         return f"the host of the image's URL, {url.host[:80]}, has no valid TLS certificate"
     return f"the host of the image's URL, {url.host[:80]}, is unreachable or closed the connection"

@@ -14,18 +14,35 @@ from service.admission.load import FairShare
 _MAX_LOOKUPS = 16  # shared by the clients that have some
 _LOOKUP_THREADS = 32  # all clients together may have twice the limit
 
-# Outside the public internet. Source: IANA's registries of special-purpose addresses, and of multicast. Copied, because
-# `ipaddress.is_global` differs between Python 3.11 and 3.13 and includes multicast.
+# Outside the public internet. Source: IANA's registries of special-purpose addresses, and of
+# multicast. Copied, because `ipaddress.is_global` differs between Python 3.11 and 3.13 and includes
+# multicast.
 _SPECIAL_IPV4 = [
     ipaddress.IPv4Network(network)
     for network in (
-        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24"),
-        *("192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24"),
+        *(
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "100.64.0.0/10",
+            "127.0.0.0/8",
+            "169.254.0.0/16",
+            "172.16.0.0/12",
+            "192.0.0.0/24",
+        ),
+        *(
+            "192.0.2.0/24",
+            "192.31.196.0/24",
+            "192.52.193.0/24",
+            "192.88.99.0/24",
+            "192.168.0.0/16",
+            "192.175.48.0/24",
+        ),
         *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
         "168.63.129.16/32",  # Azure's platform services. Source: Microsoft Learn
     )
 ]
-# Everything outside it is special: mapped and translated IPv4, local, multicast. Source: IANA, IPv6 Global Unicast.
+# Everything outside it is special: mapped and translated IPv4, local, multicast. Source: IANA, IPv6
+# Global Unicast.
 _UNICAST_IPV6 = ipaddress.IPv6Network("2000::/3")
 _SPECIAL_IPV6 = [
     ipaddress.IPv6Network(network)  # IETF's protocols with Teredo, documentation twice, 6to4, AS112
@@ -42,7 +59,11 @@ def is_public(address: str) -> bool:
     ip = ip_address(address)
     if isinstance(ip, ipaddress.IPv4Address):
         return not any(ip in network for network in _SPECIAL_IPV4)
-    return ip is not None and ip in _UNICAST_IPV6 and not any(ip in network for network in _SPECIAL_IPV6)
+    return (
+        ip is not None
+        and ip in _UNICAST_IPV6
+        and not any(ip in network for network in _SPECIAL_IPV6)
+    )
 
 
 def ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -54,7 +75,10 @@ def ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 
 def system_addresses(host: str) -> list[str]:
-    """Return the addresses of a host that the system's resolver finds; raise `OSError` if it has none."""
+    """Return the addresses of a host that the system's resolver finds.
+
+    Raise `OSError` if it has none.
+    """
     return [str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
 
 
@@ -62,13 +86,17 @@ class Resolver(Protocol):
     """Resolves host names."""
 
     async def addresses(self, host: str, client: str) -> Sequence[str]:
-        """Return all addresses of a host; raise `OSError` if it has none, `Overloaded` for too many of a client."""
+        """Return all addresses of a host.
+
+        Raise `OSError` if it has none, `Overloaded` for too many of a client.
+        """
 
 
 class SystemResolver:
     """Uses the system's resolver, in threads of its own, of which each client has its share.
 
-    A look-up cannot be cancelled: it counts until its thread returns, which RES_OPTIONS (resolv.conf(5)) bounds.
+    A look-up cannot be cancelled: it counts until its thread returns, which RES_OPTIONS
+    (resolv.conf(5)) bounds.
     """
 
     def __init__(self, look_up: Callable[[str], Sequence[str]] = system_addresses) -> None:
@@ -87,8 +115,8 @@ class SystemResolver:
 class CheckedResolver(AbstractResolver):
     """Gives aiohttp the addresses of a name if all of them are allowed.
 
-    aiohttp calls it once per connection and connects to one of the returned addresses, so that checked and used
-    address are the same.
+    aiohttp calls it once per connection and connects to one of the returned addresses, so that
+    checked and used address are the same.
     """
 
     def __init__(self, resolver: Resolver, is_allowed: Callable[[str], bool], client: str) -> None:
@@ -102,7 +130,10 @@ class CheckedResolver(AbstractResolver):
         port: int = 0,
         family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002  aiohttp passes it
     ) -> list[ResolveResult]:
-        """Return all addresses, of any family; raise `NoAllowedAddress` if there is none or one is not allowed."""
+        """Return all addresses, of any family.
+
+        Raise `NoAllowedAddress` if there is none or one is not allowed.
+        """
         addresses = await self._resolver.addresses(host, self._client)
         if not addresses or not all(map(self._is_allowed, addresses)):
             raise NoAllowedAddress(host)

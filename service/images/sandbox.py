@@ -1,8 +1,9 @@
-"""The sandbox of the process that decodes heavy images: a file that takes it over can only compute and answer.
+"""The sandbox of the process that decodes heavy images: a file that takes it over can only compute
+and answer.
 
-A seccomp filter admits the system calls that memory and open pipes need. All others fail with EPERM: files, sockets,
-programs, processes, signals. Limits on resources do part of the same where there is no filter. All modules that are
-needed must be loaded before.
+A seccomp filter admits the system calls that memory and open pipes need. All others fail with
+EPERM: files, sockets, programs, processes, signals. Limits on resources do part of the same where
+there is no filter. All modules that are needed must be loaded before.
 """
 
 import ctypes
@@ -13,27 +14,57 @@ import struct
 from dataclasses import dataclass
 
 # linux/prctl.h, linux/seccomp.h, linux/filter.h (classic BPF over struct seccomp_data)
-_PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 22, 38
+_PR_SET_SECCOMP = 22
+_PR_SET_NO_NEW_PRIVS = 38
 _SECCOMP_MODE_FILTER = 2
-_LOAD_WORD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
-_OFFSET_OF_NUMBER, _OFFSET_OF_ARCHITECTURE = 0, 4
-_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
+_LOAD_WORD = 0x20
+_JUMP_IF_EQUAL = 0x15
+_RETURN = 0x06
+_OFFSET_OF_NUMBER = 0
+_OFFSET_OF_ARCHITECTURE = 4
+_ALLOW = 0x7FFF0000
+_REFUSE = 0x00050000 | errno.EPERM
 
-_PROGRAM_BYTES = 500_000_000  # address space of the interpreter and its libraries; 30 MB in a container
+# address space of the interpreter and its libraries; 30 MB in a container
+_PROGRAM_BYTES = 500_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class _Architecture:
     audit_number: int  # linux/audit.h
-    # read, write, close, fstat, lseek, mmap, mprotect, munmap, brk, rt_sigaction, rt_sigprocmask, rt_sigreturn, mremap,
-    # madvise, exit, futex, sched_yield, clock_gettime, exit_group, getrandom
+    # read, write, close, fstat, lseek, mmap, mprotect, munmap, brk, rt_sigaction, rt_sigprocmask,
+    # rt_sigreturn, mremap, madvise, exit, futex, sched_yield, clock_gettime, exit_group, getrandom
     system_calls: tuple[int, ...]
 
 
 _ARCHITECTURES = {
-    "x86_64": _Architecture(0xC000003E, (0, 1, 3, 5, 8, 9, 10, 11, 12, 13, 14, 15, 25, 28, 60, 202, 24, 228, 231, 318)),
+    "x86_64": _Architecture(
+        0xC000003E, (0, 1, 3, 5, 8, 9, 10, 11, 12, 13, 14, 15, 25, 28, 60, 202, 24, 228, 231, 318)
+    ),
     "aarch64": _Architecture(
-        0xC00000B7, (63, 64, 57, 80, 62, 222, 226, 215, 214, 134, 135, 139, 216, 233, 93, 98, 124, 113, 94, 278)
+        0xC00000B7,
+        (
+            63,
+            64,
+            57,
+            80,
+            62,
+            222,
+            226,
+            215,
+            214,
+            134,
+            135,
+            139,
+            216,
+            233,
+            93,
+            98,
+            124,
+            113,
+            94,
+            278,
+        ),
     ),
 }
 
@@ -45,7 +76,10 @@ class _Program(ctypes.Structure):
 
 
 def confine(max_bytes: int) -> bool:
-    """Limit this process to computing, and its memory to `max_bytes` beside its own; return False without a filter."""
+    """Limit this process to computing, and its memory to `max_bytes` beside its own.
+
+    Return False without a filter.
+    """
     for limited, most in (
         (resource.RLIMIT_AS, max_bytes + _PROGRAM_BYTES),
         (resource.RLIMIT_CORE, 0),
@@ -68,7 +102,10 @@ def _filter(architecture: _Architecture) -> list[bytes]:
         _instruction(_JUMP_IF_EQUAL, architecture.audit_number, if_true=1),
         refuse,
         _instruction(_LOAD_WORD, _OFFSET_OF_NUMBER),
-        *(_instruction(_JUMP_IF_EQUAL, call, if_true=len(calls) - i) for i, call in enumerate(calls)),
+        *(
+            _instruction(_JUMP_IF_EQUAL, call, if_true=len(calls) - i)
+            for i, call in enumerate(calls)
+        ),
         refuse,
         _instruction(_RETURN, _ALLOW),
     ]

@@ -1,7 +1,8 @@
 """Which image URLs are allowed: scheme, host and port. It opens no URL and resolves no name.
 
-A URL is parsed only here, and the URL that is opened is built from the checked parts, so that no second parser can see
-another host in it. Numbers that some resolvers accept as addresses (2130706433, 0x7f.1, 0177.0.0.1) are not host names.
+A URL is parsed only here, and the URL that is opened is built from the checked parts, so that no
+second parser can see another host in it. Numbers that some resolvers accept as addresses
+(2130706433, 0x7f.1, 0177.0.0.1) are not host names.
 """
 
 import re
@@ -19,7 +20,9 @@ _URL = re.compile(
     r"(?P<path>(?:[/?][!\x22$-\[\]-~]*)?)(?:#[!-\[\]-~]*)?",
     re.IGNORECASE | re.ASCII,  # without ASCII, the Kelvin sign matches k
 )
-_NAME = re.compile(r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+_NAME = re.compile(
+    r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
+)
 _ALLOWED = re.compile(r"(?P<host>[^:]+|\[.+\])(?::(?P<port>[0-9]{1,5}))?")
 _PORTS = {"http": 80, "https": 443}
 
@@ -46,7 +49,8 @@ class CheckedUrl:
     @property
     def text(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}{'' if self.path.startswith('/') else '/'}{self.path}"
+        slash = "" if self.path.startswith("/") else "/"
+        return f"{self.scheme}://{host}:{self.port}{slash}{self.path}"
 
     @property
     def is_ip_address(self) -> bool:
@@ -56,7 +60,9 @@ class CheckedUrl:
 
 @dataclass(frozen=True, slots=True)
 class AllowedHost:
-    """A host that images may be read from, `*` for any; without a port, the standard ones of http and https."""
+    """A host that images may be read from, `*` for any; without a port, the standard ones of http
+    and https.
+    """
 
     host: str
     port: int | None = None
@@ -67,7 +73,9 @@ class AllowedHost:
         match = _ALLOWED.fullmatch(text.lower())
         host = match["host"].strip("[]") if match else ""
         if match is None or not (host == "*" or _is_host(host)):
-            raise ValueError(f"{text!r} must be a host name, an IP address or *, with an optional :PORT")
+            raise ValueError(
+                f"{text!r} must be a host name, an IP address or *, with an optional :PORT"
+            )
         return cls(host, int(match["port"]) if match["port"] else None)
 
     def allows(self, url: CheckedUrl) -> bool:
@@ -83,13 +91,18 @@ def check_url(text: str, allowed: Sequence[AllowedHost]) -> CheckedUrl:
     match = _URL.fullmatch(text) if len(text) <= MAX_URL_CHARS else None
     host = match["host"].strip("[]").lower() if match else ""
     if match is None or not _is_host(host):
-        message = f"image must be an http(s) URL in ASCII without credentials, of at most {MAX_URL_CHARS} characters"
+        message = (
+            f"image must be an http(s) URL in ASCII without credentials, of at most {MAX_URL_CHARS}"
+            " characters"
+        )
         raise InvalidRequest(message, "image")
     scheme = match["scheme"].lower()
     url = CheckedUrl(scheme, host, int(match["port"] or _PORTS[scheme]), match["path"])
     if not any(each.allows(url) for each in allowed):
         hosts = ", ".join(map(str, allowed))
-        message = f"image is a URL at {url.host[:80]}, port {url.port}; the allowed hosts are {hosts}"
+        message = (
+            f"image is a URL at {url.host[:80]}, port {url.port}; the allowed hosts are {hosts}"
+        )
         raise InvalidRequest(message, "image")
     return url
 

@@ -1,1 +1,3 @@
-"""The core that all interfaces call: validates a request, runs it on one or several models, records its outcome."""
+"""The core that all interfaces call: validates a request, runs it on one or several models, records
+its outcome.
+"""

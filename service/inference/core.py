@@ -35,7 +35,8 @@ from service.telemetry.metrics import REQUEST_MEMORY_BYTES
 
 logger = logging.getLogger(__name__)
 
-# Fields of a request; or a function of the image's size (width, height), for an interface with relative coordinates.
+# Fields of a request; or a function of the image's size (width, height), for an interface with
+# relative coordinates.
 Fields = Mapping[str, object] | Callable[[tuple[int, int]], Mapping[str, object]]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # safe in logs and headers
@@ -59,7 +60,8 @@ class RequestContext:
     deadline_s: float  # on the clock of time.monotonic()
     quota: Quota = UNLIMITED  # its name is the client's in fair queue and shares
     place: Place = field(default_factory=Place)
-    needs_place: bool = True  # False: it runs in the gaps of the others, or in a place that its caller has taken
+    # False: it runs in the gaps of the others, or in a place that its caller has taken
+    needs_place: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,9 @@ class CoreLimits:
 
 
 class Core:
-    """The service without its interfaces; without a fetcher it refuses image URLs, and `gaps` see its requests."""
+    """The service without its interfaces; without a fetcher it refuses image URLs, and `gaps` see
+    its requests.
+    """
 
     def __init__(
         self,
@@ -101,7 +105,8 @@ class Core:
         self._runners = runners
         self._decoder = ImageDecoder(limits.images, limits.max_decoded_images)
         self._queues = {
-            runner: FairQueue(runner, limits.max_running, limits.max_waiting_tokens) for runner in self._runners
+            runner: FairQueue(runner, limits.max_running, limits.max_waiting_tokens)
+            for runner in self._runners
         }
         self._fetcher = fetcher
         self._gaps = gaps
@@ -110,15 +115,21 @@ class Core:
         self._throughput = ThroughputEstimate()
 
     async def take_place(self, context: RequestContext) -> None:
-        """Count a request for the service and for its key until `leave`; raise `Overloaded` above a limit of either.
+        """Count a request for the service and for its key until `leave`.
+
+        Raise `Overloaded` above a limit of either.
 
         An interface calls it before it reads a body.
         """
         if context.place.is_taken or not context.needs_place:
             return
-        self._pending.take(context.quota.name, 1, "requests in flight or queued", self._throughput.seconds_for)
+        self._pending.take(
+            context.quota.name, 1, "requests in flight or queued", self._throughput.seconds_for
+        )
         try:
-            context.place.lease = await context.quota.begin_request(context.deadline_s - time.monotonic())
+            context.place.lease = await context.quota.begin_request(
+                context.deadline_s - time.monotonic()
+            )
         except BaseException:
             self._pending.remove(context.quota.name, 1)
             raise
@@ -128,7 +139,9 @@ class Core:
         context.place.is_taken = True
 
     def hold(self, context: RequestContext, num_bytes: int) -> None:
-        """Count memory of a request until `leave`; raise `Overloaded` above a limit of all or of the client.
+        """Count memory of a request until `leave`.
+
+        Raise `Overloaded` above a limit of all or of the client.
 
         A reader calls it for each piece that it receives, and before it parses what it has read.
         """
@@ -168,9 +181,16 @@ class Core:
         return await self._runners[model.runner_id].is_ready()
 
     async def predict(
-        self, image: ImageInput, fields: Fields, context: RequestContext, on_text: OnText | None = None
+        self,
+        image: ImageInput,
+        fields: Fields,
+        context: RequestContext,
+        on_text: OnText | None = None,
     ) -> Answer:
-        """Answer with one model; raise `ServiceError`. `on_text` receives the text as it is written."""
+        """Answer with one model.
+
+        Raise `ServiceError`. `on_text` receives the text as it is written.
+        """
         parsed = None if callable(fields) else self._parse(fields)
         async with self._opened(image, context) as opened_image:
             model, request = parsed or self._parse(_at_size(fields, opened_image.header.size_wh))
@@ -179,7 +199,9 @@ class Core:
     async def stream(
         self, image: ImageInput, fields: Fields, context: RequestContext
     ) -> AsyncGenerator[str | Answer, None]:
-        """Yield the text of `predict` piece by piece as it is written, then the answer; raise the same errors.
+        """Yield the text of `predict` piece by piece as it is written, then the answer.
+
+        Raise the same errors.
 
         The pieces add up to the answer's raw text. Closing the generator cancels the request.
         """
@@ -194,12 +216,16 @@ class Core:
             answering.cancel()
             await self.leave(context)  # a task that is cancelled before it has begun does not
 
-    async def compare(self, image: ImageInput, fields: Mapping[str, object], context: RequestContext) -> Comparison:
+    async def compare(
+        self, image: ImageInput, fields: Mapping[str, object], context: RequestContext
+    ) -> Comparison:
         """Answer with several models concurrently; raise only errors that concern all of them."""
         common, request = parse_fields(CompareFields, fields)
         models = self._compared(common.models, request)
         async with self._opened(image, context) as opened_image:
-            outcomes = await asyncio.gather(*(self._outcome(each, request, opened_image, context) for each in models))
+            outcomes = await asyncio.gather(
+                *(self._outcome(each, request, opened_image, context) for each in models)
+            )
         first, *others = outcomes
         is_refused = all(isinstance(each, Overloaded) for each in outcomes)
         for outcome in others if is_refused else outcomes:
@@ -207,7 +233,9 @@ class Core:
                 record_error(outcome, context.api, context.request_id)
         if is_refused and isinstance(first, Overloaded):
             raise first
-        return Comparison(request, opened_image.header.size_wh, tuple(zip(models, outcomes, strict=True)))
+        return Comparison(
+            request, opened_image.header.size_wh, tuple(zip(models, outcomes, strict=True))
+        )
 
     def _parse(self, fields: Mapping[str, object]) -> tuple[ServedModel, TaskRequest]:
         common, request = parse_fields(PredictFields, fields)
@@ -215,7 +243,9 @@ class Core:
             return self.models.offering(request.task.id)[0], request
         return self.models.get(common.model), request
 
-    def _compared(self, model_ids: list[str] | None, request: TaskRequest) -> tuple[ServedModel, ...]:
+    def _compared(
+        self, model_ids: list[str] | None, request: TaskRequest
+    ) -> tuple[ServedModel, ...]:
         """Return the models of a comparison in catalog order."""
         if model_ids is None:
             return self.models.offering(request.task.id)
@@ -225,7 +255,10 @@ class Core:
     async def _outcome(
         self, model: ServedModel, request: TaskRequest, image: LazyImage, context: RequestContext
     ) -> Answer | ServiceError:
-        """Return the model's answer or its error; raise `UnsupportedImage`, which concerns all models."""
+        """Return the model's answer or its error.
+
+        Raise `UnsupportedImage`, which concerns all models.
+        """
         try:
             return await self._answer(model, request, image, context)
         except UnsupportedImage:
@@ -245,16 +278,25 @@ class Core:
         with answer_span(model.id, request.task.id, context.request_id):
             try:
                 prompts = task_prompts(model, request, image.header.size_wh)
-                queued = QueuedRequest(context.quota.name, cost_tokens(model, request, prompts), context.deadline_s)
+                queued = QueuedRequest(
+                    context.quota.name, cost_tokens(model, request, prompts), context.deadline_s
+                )
                 async with self._queues[model.runner_id].admitted(queued) as waited_s:
                     past_span("admission", (now_s := time.monotonic()) - waited_s, now_s)
                     predict_context = PredictContext(prompts, context.deadline_s, waited_s, on_text)
-                    answer = await predict(model, self._runners[model.runner_id], request, image, predict_context)
+                    answer = await predict(
+                        model, self._runners[model.runner_id], request, image, predict_context
+                    )
             except UnsupportedImage:
                 raise
             except Exception as error:  # a defect in one model's path must not fail the others
-                failure = error if isinstance(error, ServiceError) else _defect(error, model.id, context.request_id)
-                failure.model, failure.task = model.id, request.task.id
+                failure = (
+                    error
+                    if isinstance(error, ServiceError)
+                    else _defect(error, model.id, context.request_id)
+                )
+                failure.model = model.id
+                failure.task = request.task.id
                 note_status(failure.code)
                 raise failure from error.__cause__ if failure is error else error
             record_answer(answer, context.api, context.request_id)
@@ -262,7 +304,10 @@ class Core:
 
     @asynccontextmanager
     async def _opened(self, image: ImageInput, context: RequestContext) -> AsyncIterator[LazyImage]:
-        """Count a request as pending and open its image; raise `Overloaded` or the image's error."""
+        """Count a request as pending and open its image.
+
+        Raise `Overloaded` or the image's error.
+        """
         await self.take_place(context)
         try:
             data = image if isinstance(image, bytes) else await self.fetched(image, context)
@@ -276,7 +321,9 @@ class Core:
     async def fetched(self, image: ImageUrl, context: RequestContext) -> bytes:
         """Return the file at a URL; raise `InvalidRequest` if URLs are disabled."""
         if self._fetcher is None:
-            message = "image is a URL, and image URLs are disabled; send a data: URL, base64 or a file"
+            message = (
+                "image is a URL, and image URLs are disabled; send a data: URL, base64 or a file"
+            )
             raise InvalidRequest(message, "image")
         receiver = Receiver(context.deadline_s, context.quota.name, partial(self.hold, context))
         return await self._fetcher.fetch(image, receiver)
@@ -289,9 +336,15 @@ def _at_size(fields: Fields, size_wh: tuple[int, int]) -> Mapping[str, object]:
 def _defect(error: Exception, model_id: str, request_id: str) -> ServiceError:
     """Log a defect; return the error for the client."""
     logger.error(
-        "request %s: %s failed", request_id, model_id, exc_info=error, extra={FIELDS: {"request_id": request_id}}
+        "request %s: %s failed",
+        request_id,
+        model_id,
+        exc_info=error,
+        extra={FIELDS: {"request_id": request_id}},
     )
-    return InternalError(f"{model_id} failed; the cause is in the service's log under the request id")
+    return InternalError(
+        f"{model_id} failed; the cause is in the service's log under the request id"
+    )
 
 
 def is_valid_request_id(text: str) -> bool:

@@ -1,9 +1,12 @@
-"""The adapters of a watched folder as served models: listed once the runner of their base has loaded them.
+"""The adapters of a watched folder as served models: listed once the runner of their base has
+loaded them.
 
     found       its entry is read; invalid: refused, logged once
-    loading     the runner is asked each second for the build; until it has it, the version before stays listed
+    loading     the runner is asked each second for the build; until it has it, the version before
+                stays listed
     listed      answers requests
-    gone        or replaced by one that is refused: not listed; requests that were accepted before are answered
+    gone        or replaced by one that is refused: not listed; requests that were accepted before
+                are answered
 
 It knows no HTTP and no weights; the runner checks them (runners/hot_adapters.py).
 """
@@ -30,7 +33,8 @@ from tasks.catalog import adapter_entry
 
 logger = logging.getLogger(__name__)
 
-# ValueError: CatalogError, or a number of more digits than Python writes; RecursionError: a list too deep to be named.
+# ValueError: CatalogError, or a number of more digits than Python writes; RecursionError: a list
+# too deep to be named.
 _REFUSALS = (ArtifactError, SettingsError, ValueError, RecursionError)
 _NONE_YET = AdapterStates(loaded=frozenset(), refused={})
 
@@ -44,7 +48,9 @@ class Found:
 
 
 class HotAdapters:
-    """Keeps the served models equal to the catalog's and the adapters of a folder; `publish` is called with changes."""
+    """Keeps the served models equal to the catalog's and the adapters of a folder; `publish` is
+    called with changes.
+    """
 
     def __init__(
         self,
@@ -70,20 +76,28 @@ class HotAdapters:
         while True:
             try:
                 await self.update()
-            except Exception:  # a defect must not end the watch, whose models would never change again
+            # a defect must not end the watch, whose models would never change again
+            except Exception:
                 logger.exception("the adapters could not be updated")
             await asyncio.sleep(SCAN_EVERY_S)
 
     async def update(self) -> None:
-        """Read new adapters, list those that their runners have loaded, and remove those whose folders are gone."""
+        """Read new adapters, list those that their runners have loaded, and remove those whose
+        folders are gone.
+        """
         self._found = await asyncio.to_thread(self._read_all)
-        wanted = {name: found.model for name, found in self._found.items() if found.model is not None}
-        pending = {model.runner_id for name, model in wanted.items() if self._listed.get(name) is not model}
+        wanted = {
+            name: found.model for name, found in self._found.items() if found.model is not None
+        }
+        pending = {
+            model.runner_id for name, model in wanted.items() if self._listed.get(name) is not model
+        }
         answers = {runner: await self._runners[runner].adapters() for runner in pending}
         states = {runner: state for runner, state in answers.items() if state is not None}
         listed: dict[str, ServedModel] = {}
         for name, model in wanted.items():
-            state, before = states.get(model.runner_id, _NONE_YET), self._listed.get(name)
+            state = states.get(model.runner_id, _NONE_YET)
+            before = self._listed.get(name)
             if before is model or model.adapter_key in state.loaded:
                 listed[name] = model
             elif before is not None and model.adapter_key not in state.refused:
@@ -95,18 +109,27 @@ class HotAdapters:
         """Return the current version of each adapter; known ones are not read again."""
         known = {found.folder: found for found in self._found.values()}
         scanned = self._scan.scan().items()
-        read = {name: known.get(folder) or self._read(folder) or self._found.get(name) for name, folder in scanned}
+        read = {
+            name: known.get(folder) or self._read(folder) or self._found.get(name)
+            for name, folder in scanned
+        }
         return {name: found for name, found in read.items() if found is not None}
 
     def _read(self, folder: AdapterFolder) -> Found | None:
         """Return an adapter; None if its files change meanwhile."""
         try:
             found = Found(folder, self._model(folder))
-        except Exception as error:  # also of a defect: one adapter must not end the watch of the others
+        # also of a defect: one adapter must not end the watch of the others
+        except Exception as error:
             found = Found(folder, None)
             if folder.is_current():
                 is_defect = not isinstance(error, _REFUSALS)
-                logger.error("the adapter %s is refused: %s", folder.name, reason_of(error), exc_info=is_defect)
+                logger.error(
+                    "the adapter %s is refused: %s",
+                    folder.name,
+                    reason_of(error),
+                    exc_info=is_defect,
+                )
         return found if folder.is_current() else None
 
     def _model(self, folder: AdapterFolder) -> ServedModel:
@@ -136,7 +159,8 @@ class HotAdapters:
             names = ", ".join(f"{model.id} ({model.manifest.source})" for model in own or bases)
             problem = "is not served; the served models are" if not own else "is the source of"
             raise AdapterError(
-                f"its base {folder.base_name()!r} {problem} {names}; name one by adapter_of: ID in its diptych.yaml"
+                f"its base {folder.base_name()!r} {problem} {names}; name one by adapter_of: ID in"
+                " its diptych.yaml"
             )
         return own[0]
 
@@ -152,4 +176,9 @@ class HotAdapters:
         for name, model in self._listed.items():
             if before.get(name) is not model:
                 self._publish(model, True)
-                logger.info("serving the adapter %s of %s: build %.8s", name, model.runner_id, model.adapter_key)
+                logger.info(
+                    "serving the adapter %s of %s: build %.8s",
+                    name,
+                    model.runner_id,
+                    model.adapter_key,
+                )

@@ -14,7 +14,9 @@ def models_json(models: ServedModels) -> dict[str, Any]:
 
 
 def catalog_json(models: ServedModels) -> dict[str, Any]:
-    """Return the list of the served models, then of the catalog's others with the command that serves each."""
+    """Return the list of the served models, then of the catalog's others with the command that
+    serves each.
+    """
     served = [model_json(model) | {"served": True, "serve_command": None} for model in models]
     unserved = [
         _row(model.entry, model.precision)
@@ -76,6 +78,8 @@ def _row(entry: CatalogEntry, precision: str) -> dict[str, Any]:
 
 
 def _unix_time(release_date: str) -> int:
-    """Return the start of the month `YYYY-MM` as Unix time, the type of `created` in the OpenAI API."""
+    """Return the start of the month `YYYY-MM` as Unix time, the type of `created` in the OpenAI
+    API.
+    """
     year, month = map(int, release_date.split("-"))
     return calendar.timegm((year, month, 1, 0, 0, 0))

@@ -1,4 +1,7 @@
-"""One model's answer to one task: prompts and cost, the call of the runner, the parsed result. It knows no HTTP."""
+"""One model's answer to one task: prompts and cost, the call of the runner, the parsed result.
+
+It knows no HTTP.
+"""
 
 import asyncio
 import time
@@ -21,7 +24,8 @@ from tasks.results import Result, TextResult
 from tasks.scores import Calibration, refine
 
 _CHARACTERS_PER_TOKEN = 4  # of English text; only runners have tokenizers
-_TYPICAL_NEW_TOKENS = 256  # without max_new_tokens: a checkpoint's own limit is far above its usual answers
+# without max_new_tokens: a checkpoint's own limit is far above its usual answers
+_TYPICAL_NEW_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,10 @@ class StageTimes:
 
     def in_ms(self) -> dict[str, float]:
         """Return the milliseconds of each stage by its name without unit."""
-        return {field.name.removesuffix("_s"): round(getattr(self, field.name) * 1000, 3) for field in fields(self)}
+        return {
+            field.name.removesuffix("_s"): round(getattr(self, field.name) * 1000, 3)
+            for field in fields(self)
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +73,22 @@ class PredictContext:
 
 
 async def predict(
-    model: ServedModel, runner: RunnerClient, request: TaskRequest, image: LazyImage, context: PredictContext
+    model: ServedModel,
+    runner: RunnerClient,
+    request: TaskRequest,
+    image: LazyImage,
+    context: PredictContext,
 ) -> Answer:
     """Answer `request` with `model`; raise `ServiceError`."""
-    start_s, size_wh = time.monotonic() - context.waited_s - image.open_s, image.header.size_wh
+    start_s = time.monotonic() - context.waited_s - image.open_s
+    size_wh = image.header.size_wh
     # Fitted on the most likely answers; a sampled one with the same score is less often right.
     calibration = None if request.options.temperature else model.calibrations.get(request.task.id)
     try:
         async with asyncio.timeout(context.deadline_s - time.monotonic()):
-            written = await runner.write(model.manifest, image, _specs(model, request, context), context.on_text)
+            written = await runner.write(
+                model.manifest, image, _specs(model, request, context), context.on_text
+            )
             with span("postprocess"):
                 parse_start_s = time.monotonic()
                 result = await in_thread(_parse, model, request, written, size_wh, calibration)
@@ -91,13 +105,19 @@ async def predict(
         postprocess_s=postprocess_s,
         total_s=time.monotonic() - start_s,
     )
-    return Answer(model, request, size_wh, result, written, times, is_calibrated=calibration is not None)
+    return Answer(
+        model, request, size_wh, result, written, times, is_calibrated=calibration is not None
+    )
 
 
-def task_prompts(model: ServedModel, request: TaskRequest, image_size_wh: tuple[int, int]) -> tuple[Prompt, ...]:
+def task_prompts(
+    model: ServedModel, request: TaskRequest, image_size_wh: tuple[int, int]
+) -> tuple[Prompt, ...]:
     """Return the prompts of the task; raise `UnsupportedTask` or `InvalidRequest`."""
     try:
-        return model.language.task_prompts(model.entry, request.task.id, request.parameters, image_size_wh)
+        return model.language.task_prompts(
+            model.entry, request.task.id, request.parameters, image_size_wh
+        )
     except TaskNotOffered as error:
         raise UnsupportedTask(str(error), "task") from error
     except UnsupportedVariant as error:
@@ -110,12 +130,19 @@ def cost_tokens(model: ServedModel, request: TaskRequest, prompts: Sequence[Prom
     """Return the estimated tokens of image, prompt and answer, for all prompts together."""
     num_new = request.options.max_new_tokens or _TYPICAL_NEW_TOKENS
     num_characters = sum(len(segment.text) for prompt in prompts for segment in prompt)
-    return len(prompts) * (model.manifest.num_image_tokens + num_new) + num_characters // _CHARACTERS_PER_TOKEN
+    return (
+        len(prompts) * (model.manifest.num_image_tokens + num_new)
+        + num_characters // _CHARACTERS_PER_TOKEN
+    )
 
 
 def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) -> list[SequenceSpec]:
     options = request.options
-    grammar = model.language.answer_grammar(request.task.id, request.parameters) if options.is_constrained else None
+    grammar = (
+        model.language.answer_grammar(request.task.id, request.parameters)
+        if options.is_constrained
+        else None
+    )
     return [
         SequenceSpec(
             segments=[(segment.text, segment.is_control) for segment in prompt],
@@ -139,7 +166,10 @@ def _parse(
     size_wh: tuple[int, int],
     calibration: Calibration | None,
 ) -> Result:
-    texts = [GeneratedText(s.text, tuple(s.token_ends), tuple(s.logprobs), s.finish_reason) for s in written.sequences]
+    texts = [
+        GeneratedText(s.text, tuple(s.token_ends), tuple(s.logprobs), s.finish_reason)
+        for s in written.sequences
+    ]
     result = model.language.parse_answer(
         request.task.id,
         request.parameters,

@@ -1,4 +1,5 @@
-"""Records every request: metrics by model and task, one log line, the span of each model's answer and its outcome.
+"""Records every request: metrics by model and task, one log line, the span of each model's answer
+and its outcome.
 
 Images, prompts, answers and keys are never logged or traced.
 """
@@ -35,7 +36,13 @@ from service.telemetry.metrics import (
 logger = logging.getLogger(__name__)
 
 NONE = "none"  # label for the model or task of a request that did not reach one
-_STAGES_TO_FIRST_TOKEN = ("preprocess_s", "encode_queue_s", "encode_s", "decode_queue_s", "prefill_s")
+_STAGES_TO_FIRST_TOKEN = (
+    "preprocess_s",
+    "encode_queue_s",
+    "encode_s",
+    "decode_queue_s",
+    "prefill_s",
+)
 _OPERATION = "generate_content"
 _STATUS = "diptych.status"  # attribute of a span: ok, an error code, or client_gone
 # As in the conventions for HTTP and gRPC: a client's error is no failure of the server's span.
@@ -44,7 +51,9 @@ _FAULTS: frozenset[str] = frozenset[ErrorCode]({"internal", "not_ready", "deadli
 
 @contextmanager
 def answer_span(model: str, task: str, request_id: str) -> Iterator[None]:
-    """Make the span of one model's answer, with the attributes of OpenTelemetry's conventions for generative AI."""
+    """Make the span of one model's answer, with the attributes of OpenTelemetry's conventions for
+    generative AI.
+    """
     attributes = {
         GEN_AI_OPERATION_NAME: _OPERATION,
         GEN_AI_PROVIDER_NAME: "diptych",
@@ -57,7 +66,9 @@ def answer_span(model: str, task: str, request_id: str) -> Iterator[None]:
 
 
 def note_status(status: str) -> None:
-    """Set the outcome of a request that has no answer on the current span: an error code, or client_gone."""
+    """Set the outcome of a request that has no answer on the current span: an error code, or
+    client_gone.
+    """
     current = get_current_span()
     current.set_attribute(_STATUS, status)
     if status in _FAULTS:
@@ -66,13 +77,16 @@ def note_status(status: str) -> None:
 
 def record_answer(answer: Answer, api: str, request_id: str) -> None:
     """Count, log and trace an answer; the current span is that of the answer."""
-    labels, times = (answer.model.id, answer.request.task.id), answer.times
+    labels = (answer.model.id, answer.request.task.id)
+    times = answer.times
     num_tokens = answer.written.num_generated_tokens
     REQUESTS.labels(api, *labels, "ok").inc()
     REQUEST_SECONDS.labels(*labels).observe(times.total_s)
     for field in fields(times):
         if field.name != "total_s":
-            STAGE_SECONDS.labels(*labels, field.name.removesuffix("_s")).observe(getattr(times, field.name))
+            STAGE_SECONDS.labels(*labels, field.name.removesuffix("_s")).observe(
+                getattr(times, field.name)
+            )
     ttft_s = sum(getattr(times, name) for name in _STAGES_TO_FIRST_TOKEN)
     TIME_TO_FIRST_TOKEN_SECONDS.labels(*labels).observe(ttft_s)
     for sequence in answer.written.sequences:
@@ -85,14 +99,25 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
     _trace_answer(answer)
     logger.info(
         "request %s ok api=%s model=%s task=%s image=%dx%d tokens=%d total_ms=%.1f trace_id=%s",
-        *(request_id, api, *labels, *answer.image_size_wh, num_tokens, times.total_s * 1000, trace_id()),
+        *(
+            request_id,
+            api,
+            *labels,
+            *answer.image_size_wh,
+            num_tokens,
+            times.total_s * 1000,
+            trace_id(),
+        ),
         extra={FIELDS: _labels(request_id, "ok", api, *labels) | _sizes_and_times(answer)},
     )
 
 
 def record_error(error: ServiceError, api: str, request_id: str) -> None:
-    """Count and log an error that ends a request, or is the outcome of one model in a comparison."""
-    model, task = error.model or NONE, error.task or NONE
+    """Count and log an error that ends a request, or is the outcome of one model in a
+    comparison.
+    """
+    model = error.model or NONE
+    task = error.task or NONE
     REQUESTS.labels(api, model, task, error.code).inc()
     logger.info(
         "request %s %s api=%s model=%s task=%s trace_id=%s",
@@ -109,7 +134,12 @@ def record_failure(error: Exception, api: str, request_id: str) -> ServiceError:
     if isinstance(error, ServiceError):
         failure = error
     else:
-        logger.error("request %s failed", request_id, exc_info=error, extra={FIELDS: {"request_id": request_id}})
+        logger.error(
+            "request %s failed",
+            request_id,
+            exc_info=error,
+            extra={FIELDS: {"request_id": request_id}},
+        )
         failure = InternalError("the service failed; the cause is in its log under the request id")
     note_status(failure.code)
     record_error(failure, api, request_id)
@@ -143,7 +173,9 @@ def _sizes_and_times(answer: Answer) -> dict[str, object]:
 
 
 def _trace_answer(answer: Answer) -> None:
-    current, written, num_image_tokens = get_current_span(), answer.written, answer.model.manifest.num_image_tokens
+    current = get_current_span()
+    written = answer.written
+    num_image_tokens = answer.model.manifest.num_image_tokens
     if not current.is_recording():
         return
     current.set_attributes(
@@ -151,7 +183,9 @@ def _trace_answer(answer: Answer) -> None:
             _STATUS: "ok",
             GEN_AI_USAGE_INPUT_TOKENS: num_image_tokens + written.num_prompt_tokens,
             GEN_AI_USAGE_OUTPUT_TOKENS: written.num_generated_tokens,
-            GEN_AI_RESPONSE_FINISH_REASONS: [sequence.finish_reason for sequence in written.sequences],
+            GEN_AI_RESPONSE_FINISH_REASONS: [
+                sequence.finish_reason for sequence in written.sequences
+            ],
             "diptych.image_tokens": num_image_tokens,
             "diptych.image_width": answer.image_size_wh[0],
             "diptych.image_height": answer.image_size_wh[1],

@@ -1,6 +1,7 @@
 """Validates the fields of a request, once for all interfaces.
 
-Fields arrive as JSON types. A field that is unknown to the endpoint or the task is an error that names it.
+Fields arrive as JSON types. A field that is unknown to the endpoint or the task is an error that
+names it.
 """
 
 from collections.abc import Mapping
@@ -20,11 +21,14 @@ MAX_NEW_TOKENS = 4096
 MAX_BEAMS = 10
 MAX_NAME_CHARS = 200  # of a model
 MAX_TEMPERATURE = 2
-MIN_SAMPLED_TEMPERATURE = 1e-6  # log-probabilities are divided by it in 32 bits: at 1e-38 they overflow
+# log-probabilities are divided by it in 32 bits: at 1e-38 they overflow
+MIN_SAMPLED_TEMPERATURE = 1e-6
 _MAX_SHOWN_CHARS = 80
 
 _Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
-PARAMETER_NAMES = frozenset(parameter.name for task in TASKS.values() for parameter in task.parameters)
+PARAMETER_NAMES = frozenset(
+    parameter.name for task in TASKS.values() for parameter in task.parameters
+)
 
 
 class GenerationFields(BaseModel):
@@ -34,33 +38,54 @@ class GenerationFields(BaseModel):
 
     task: str = Field(description="Task id; GET /v1/tasks lists them.")
     max_new_tokens: int | None = Field(
-        None, ge=1, le=MAX_NEW_TOKENS, description="Maximum number of new tokens; defaults to the checkpoint's own."
+        None,
+        ge=1,
+        le=MAX_NEW_TOKENS,
+        description="Maximum number of new tokens; defaults to the checkpoint's own.",
     )
     num_beams: int | None = Field(
         None,
         ge=1,
         le=MAX_BEAMS,
-        description="Number of beams, 1: no beam search; defaults to the checkpoint's own. Requires temperature 0.",
+        description=(
+            "Number of beams, 1: no beam search; defaults to the checkpoint's own. Requires"
+            " temperature 0."
+        ),
     )
     temperature: float = Field(
         0.0,
         ge=0,
         le=MAX_TEMPERATURE,
-        description=f"0 selects the most likely token; {MIN_SAMPLED_TEMPERATURE:g} to {MAX_TEMPERATURE} samples.",
+        description=(
+            f"0 selects the most likely token; {MIN_SAMPLED_TEMPERATURE:g} to {MAX_TEMPERATURE}"
+            " samples."
+        ),
     )
     top_p: float = Field(
-        1.0, gt=0, le=1, description="Samples from the most likely tokens whose probabilities add up to this."
+        1.0,
+        gt=0,
+        le=1,
+        description="Samples from the most likely tokens whose probabilities add up to this.",
     )
-    seed: int | None = Field(None, ge=0, lt=2**63, description="Seed of the sampling, for reproducible answers.")
-    constrained: bool = Field(True, description="Restricts generation to well-formed answers, for tasks with a format.")
-    mask_format: MaskFormat = Field("polygon", description="polygon, or rle for COCO run-length encoding.")
+    seed: int | None = Field(
+        None, ge=0, lt=2**63, description="Seed of the sampling, for reproducible answers."
+    )
+    constrained: bool = Field(
+        True, description="Restricts generation to well-formed answers, for tasks with a format."
+    )
+    mask_format: MaskFormat = Field(
+        "polygon", description="polygon, or rle for COCO run-length encoding."
+    )
     min_score: float = Field(0.0, ge=0, le=1, description="Minimum score of a returned object.")
     nms_iou: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Non-maximum suppression: of two objects with the same label whose boxes overlap by more than this "
-        "intersection over union, the one with the higher score is returned; default: none is suppressed.",
+        description=(
+            "Non-maximum suppression: of two objects with the same label whose boxes overlap by"
+            " more than this intersection over union, the one with the higher score is returned;"
+            " default: none is suppressed."
+        ),
     )
 
 
@@ -68,9 +93,14 @@ class PredictFields(GenerationFields):
     """Fields of POST /v1/predict."""
 
     model: str | None = Field(
-        None, max_length=MAX_NAME_CHARS, description="Model id; defaults to the first that offers the task."
+        None,
+        max_length=MAX_NAME_CHARS,
+        description="Model id; defaults to the first that offers the task.",
     )
-    stream: bool = Field(False, description="true streams server-sent events: text as it is written, then the answer.")
+    stream: bool = Field(
+        False,
+        description="true streams server-sent events: text as it is written, then the answer.",
+    )
 
 
 class CompareFields(GenerationFields):
@@ -108,8 +138,13 @@ class TaskRequest:
     nms_iou: float | None = None
 
 
-def parse_fields(fields_class: type[FieldsT], fields: Mapping[str, object]) -> tuple[FieldsT, TaskRequest]:
-    """Return the validated fields of an endpoint, and the request for a model; raise `InvalidRequest`."""
+def parse_fields(
+    fields_class: type[FieldsT], fields: Mapping[str, object]
+) -> tuple[FieldsT, TaskRequest]:
+    """Return the validated fields of an endpoint, and the request for a model.
+
+    Raise `InvalidRequest`.
+    """
     for name in fields:
         if name not in fields_class.model_fields and name not in PARAMETER_NAMES:
             raise _unknown_field(name, fields_class)
@@ -120,25 +155,41 @@ def parse_fields(fields_class: type[FieldsT], fields: Mapping[str, object]) -> t
         rejected = rejected_field(error)
         raise InvalidRequest(rejected.message, rejected.name.partition(".")[0]) from error
     if values.task not in TASKS:
-        raise InvalidRequest(f"unknown task {shown(values.task)}; the tasks are {', '.join(TASKS)}", "task")
+        raise InvalidRequest(
+            f"unknown task {shown(values.task)}; the tasks are {', '.join(TASKS)}", "task"
+        )
     task = TASKS[values.task]
     try:
-        parameters = parse_parameters(task, {name: fields[name] for name in fields if name in PARAMETER_NAMES})
+        parameters = parse_parameters(
+            task, {name: fields[name] for name in fields if name in PARAMETER_NAMES}
+        )
     except ParameterError as error:
         raise InvalidRequest(str(error), error.param) from error
     options = _generation_options(values)
-    return values, TaskRequest(task, parameters, values.mask_format, options, values.min_score, values.nms_iou)
+    return values, TaskRequest(
+        task, parameters, values.mask_format, options, values.min_score, values.nms_iou
+    )
 
 
 def _generation_options(fields: GenerationFields) -> GenerationOptions:
     if 0 < fields.temperature < MIN_SAMPLED_TEMPERATURE:
         allowed = f"0 or from {MIN_SAMPLED_TEMPERATURE:g} to {MAX_TEMPERATURE}"
-        raise InvalidRequest(f"temperature is {fields.temperature}: it must be {allowed}", "temperature")
+        raise InvalidRequest(
+            f"temperature is {fields.temperature}: it must be {allowed}", "temperature"
+        )
     if fields.temperature > 0 and (fields.num_beams or 1) > 1:
-        message = f"num_beams={fields.num_beams} with temperature={fields.temperature}: beam search needs temperature 0"
+        message = (
+            f"num_beams={fields.num_beams} with temperature={fields.temperature}: beam search needs"
+            " temperature 0"
+        )
         raise InvalidRequest(message, "num_beams")
     return GenerationOptions(
-        fields.max_new_tokens, fields.num_beams, fields.temperature, fields.top_p, fields.seed, fields.constrained
+        fields.max_new_tokens,
+        fields.num_beams,
+        fields.temperature,
+        fields.top_p,
+        fields.seed,
+        fields.constrained,
     )
 
 

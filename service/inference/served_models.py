@@ -33,7 +33,8 @@ class ServedModel:
     mask_decoder: MaskDecoder | None
     precision: str  # of encoder and decoder, as text
     banned_phrases: frozenset[str] = frozenset()
-    agreement: Mapping[str, Any] | None = None  # of its answers with those of float32, as the export measured it
+    # of its answers with those of float32, as the export measured it
+    agreement: Mapping[str, Any] | None = None
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)  # by task
     id: str = field(init=False)
     language: FamilyLanguage = field(init=False)  # prompts and parsers of its family
@@ -44,7 +45,9 @@ class ServedModel:
         object.__setattr__(self, "id", self.entry.id)
         object.__setattr__(self, "language", FAMILIES[self.entry.family])
         object.__setattr__(self, "runner_id", self.entry.adapter_of or self.entry.id)
-        object.__setattr__(self, "adapter_key", self.manifest.build_key if self.entry.adapter_of else None)
+        object.__setattr__(
+            self, "adapter_key", self.manifest.build_key if self.entry.adapter_of else None
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +59,16 @@ class UnservedModel:
 
 
 def served_entries(settings: Settings) -> tuple[CatalogEntry, ...]:
-    """Return the catalog entries of DIPTYCH_MODELS, in catalog order; raise `SettingsError` for an unknown model."""
+    """Return the catalog entries of DIPTYCH_MODELS, in catalog order.
+
+    Raise `SettingsError` for an unknown model.
+    """
     catalog = load_catalog(settings.catalog)
     for model_id in settings.models:
         if model_id not in catalog:
-            raise SettingsError(f"DIPTYCH_MODELS: unknown model {model_id!r}; the catalog has {', '.join(catalog)}")
+            raise SettingsError(
+                f"DIPTYCH_MODELS: unknown model {model_id!r}; the catalog has {', '.join(catalog)}"
+            )
     served = tuple(entry for entry in catalog.values() if entry.id in settings.models)
     for entry in served:
         if entry.adapter_of is not None:
@@ -69,15 +77,22 @@ def served_entries(settings: Settings) -> tuple[CatalogEntry, ...]:
 
 
 def _check_adapter(entry: CatalogEntry, settings: Settings) -> None:
-    """Raise `SettingsError` unless the base of an adapter is served, with the only settings of their runner."""
+    """Raise `SettingsError` unless the base of an adapter is served, with the only settings of
+    their runner.
+    """
     if entry.adapter_of not in settings.models:
         raise SettingsError(
-            f"DIPTYCH_MODELS has {entry.id}, which is an adapter of {entry.adapter_of} and runs in its runner; add "
-            f"{entry.adapter_of}"
+            f"DIPTYCH_MODELS has {entry.id}, which is an adapter of {entry.adapter_of} and runs in"
+            f" its runner; add {entry.adapter_of}"
         )
-    for name, pairs in (("DIPTYCH_RUNNER_URLS", settings.runner_urls), ("DIPTYCH_DEVICES", settings.devices)):
+    for name, pairs in (
+        ("DIPTYCH_RUNNER_URLS", settings.runner_urls),
+        ("DIPTYCH_DEVICES", settings.devices),
+    ):
         if any(pair.partition("=")[0] == entry.id for pair in pairs):
-            raise SettingsError(f"{name} names {entry.id}, an adapter; name its base {entry.adapter_of} instead")
+            raise SettingsError(
+                f"{name} names {entry.id}, an adapter; name its base {entry.adapter_of} instead"
+            )
 
 
 def models_with_runner(settings: Settings) -> tuple[str, ...]:
@@ -92,9 +107,13 @@ def adapters_of(model_id: str, entries: Iterable[CatalogEntry]) -> tuple[str, ..
 
 def unserved_models(settings: Settings) -> tuple[UnservedModel, ...]:
     """Return the other models of the catalog, with their default precisions on this host."""
-    encoder, decoder = encoder_device(settings.device), decoder_device(settings.device)
+    encoder = encoder_device(settings.device)
+    decoder = decoder_device(settings.device)
     return tuple(
-        UnservedModel(entry, _as_text(entry.precision[encoder]["encoder"], entry.precision[decoder]["decoder"]))
+        UnservedModel(
+            entry,
+            _as_text(entry.precision[encoder]["encoder"], entry.precision[decoder]["decoder"]),
+        )
         for entry in load_catalog(settings.catalog).values()
         if entry.id not in settings.models
     )
@@ -102,23 +121,31 @@ def unserved_models(settings: Settings) -> tuple[UnservedModel, ...]:
 
 def load_served_model(entry: CatalogEntry, folder: Path, settings: Settings) -> ServedModel:
     """Read the artifacts of a model that the gateway needs."""
-    manifest, masks = read_manifest(folder), folder / MASK_DECODER_FILE
+    manifest = read_manifest(folder)
+    masks = folder / MASK_DECODER_FILE
     mask_decoder = MaskDecoder.load(masks) if masks.exists() else None
     banned_phrases = read_banned_phrases(folder / PROCESSOR_CONFIG_FILE)
-    chosen, calibrations = chosen_precisions(manifest, settings), served_calibrations(manifest, folder, settings)
+    chosen = chosen_precisions(manifest, settings)
+    calibrations = served_calibrations(manifest, folder, settings)
     agreement = measured_agreement(manifest, *chosen)
-    return ServedModel(entry, manifest, mask_decoder, _as_text(*chosen), banned_phrases, agreement, calibrations)
+    return ServedModel(
+        entry, manifest, mask_decoder, _as_text(*chosen), banned_phrases, agreement, calibrations
+    )
 
 
 def load_served_models(settings: Settings) -> dict[str, ServedModel]:
-    """Read the artifacts of all served models that the gateway needs, in catalog order; raise `ArtifactError`."""
+    """Read the artifacts of all served models that the gateway needs, in catalog order.
+
+    Raise `ArtifactError`.
+    """
     models: dict[str, ServedModel] = {}
     for entry in served_entries(settings):  # a base comes before its adapters
         folder = artifact_folder(entry.id)
         if entry.adapter_of is None:
             models[entry.id] = load_served_model(entry, folder, settings)
         else:
-            manifest, base = read_manifest(folder), models[entry.adapter_of]
+            manifest = read_manifest(folder)
+            base = models[entry.adapter_of]
             check_base(manifest, base.manifest)
             models[entry.id] = adapter_model(entry, manifest, folder, base, settings)
     return models
@@ -127,16 +154,29 @@ def load_served_models(settings: Settings) -> dict[str, ServedModel]:
 def adapter_model(
     entry: CatalogEntry, manifest: Manifest, folder: Path, base: ServedModel, settings: Settings
 ) -> ServedModel:
-    """Return an adapter as a model that shares everything but its entry, manifest and calibrations with its base.
+    """Return an adapter as a model that shares everything but its entry, manifest and calibrations
+    with its base.
 
-    One with a vision encoder of its own may run it in another precision. Raise `ArtifactError` if that is impossible.
+    One with a vision encoder of its own may run it in another precision. Raise `ArtifactError` if
+    that is impossible.
     """
-    precision = _as_text(*chosen_precisions(manifest, settings)) if manifest.has_encoder else base.precision
+    precision = (
+        _as_text(*chosen_precisions(manifest, settings)) if manifest.has_encoder else base.precision
+    )
     calibrations = served_calibrations(manifest, folder, settings)
-    return replace(base, entry=entry, manifest=manifest, precision=precision, agreement=None, calibrations=calibrations)
+    return replace(
+        base,
+        entry=entry,
+        manifest=manifest,
+        precision=precision,
+        agreement=None,
+        calibrations=calibrations,
+    )
 
 
-def served_calibrations(manifest: Manifest, folder: Path, settings: Settings) -> dict[str, Calibration]:
+def served_calibrations(
+    manifest: Manifest, folder: Path, settings: Settings
+) -> dict[str, Calibration]:
     """Return the calibration of each task: those of the settings replace those of the artifacts.
 
     Raise `SettingsError` for an invalid file, or one of another checkpoint of the model.
@@ -145,25 +185,36 @@ def served_calibrations(manifest: Manifest, folder: Path, settings: Settings) ->
         return {}
     files = [folder / CALIBRATION_FILE] if CALIBRATION_FILE in manifest.files else []
     try:
-        read = [each for path in (*files, *map(Path, settings.calibration)) for each in read_calibrations(path)]
+        read = [
+            each
+            for path in (*files, *map(Path, settings.calibration))
+            for each in read_calibrations(path)
+        ]
     except CalibrationError as error:
         raise SettingsError(f"DIPTYCH_CALIBRATION: {error}") from error
     own = {each.task: each for each in read if each.model == manifest.model_id}
     for each in own.values():
         if each.checkpoint != manifest.checkpoint:
             raise SettingsError(
-                f"DIPTYCH_CALIBRATION: the calibration of {each.model} for {each.task} is of the checkpoint "
-                f"{each.checkpoint}; the one served is {manifest.checkpoint}: fit it again with diptych evaluate "
-                "--calibrate, or remove it"
+                f"DIPTYCH_CALIBRATION: the calibration of {each.model} for {each.task} is of the"
+                f" checkpoint {each.checkpoint}; the one served is {manifest.checkpoint}: fit it"
+                " again with diptych evaluate --calibrate, or remove it"
             )
     return own
 
 
 def chosen_precisions(manifest: Manifest, settings: Settings) -> tuple[Precision, Precision]:
-    """Return the precisions of encoder and decoder that the runner will choose; raise `ArtifactError` if impossible."""
+    """Return the precisions of encoder and decoder that the runner will choose.
+
+    Raise `ArtifactError` if impossible.
+    """
     device, _ = settings.device_of(manifest.adapter_of or manifest.model_id)
-    encoder = choose_precision(manifest, "encoder", encoder_device(device), settings.encoder_precision)
-    decoder = choose_precision(manifest, "decoder", decoder_device(device), settings.decoder_precision)
+    encoder = choose_precision(
+        manifest, "encoder", encoder_device(device), settings.encoder_precision
+    )
+    decoder = choose_precision(
+        manifest, "decoder", decoder_device(device), settings.decoder_precision
+    )
     return encoder, decoder
 
 
@@ -176,15 +227,18 @@ def check_positions(manifest: Manifest, settings: Settings) -> None:
     allowed = settings.decoder_max_positions
     if 0 < allowed <= manifest.num_image_tokens:
         raise SettingsError(
-            f"DIPTYCH_DECODER_MAX_POSITIONS={allowed} is too low: an image alone takes {manifest.num_image_tokens} "
-            f"positions of {manifest.model_id}, to which prompt and answer are added"
+            f"DIPTYCH_DECODER_MAX_POSITIONS={allowed} is too low: an image alone takes"
+            f" {manifest.num_image_tokens} positions of {manifest.model_id}, to which prompt and"
+            " answer are added"
         )
 
 
 class ServedModels:
     """All served models by id; `unserved` are the other models of the catalog."""
 
-    def __init__(self, models: Mapping[str, ServedModel], unserved: tuple[UnservedModel, ...] = ()) -> None:
+    def __init__(
+        self, models: Mapping[str, ServedModel], unserved: tuple[UnservedModel, ...] = ()
+    ) -> None:
         self._models = models
         self.unserved = unserved
 
@@ -200,14 +254,21 @@ class ServedModels:
         try:
             return self._models[model_id]
         except KeyError as error:
-            message = f"model {model_id[:80]!r} is not served; the served models are {', '.join(self._models)}"
+            message = (
+                f"model {model_id[:80]!r} is not served; the served models are"
+                f" {', '.join(self._models)}"
+            )
             raise UnknownModel(message, param) from error
 
     def offering(self, task_id: str) -> tuple[ServedModel, ...]:
         """Return all models that offer a task; raise `UnsupportedTask` if there is none."""
-        offering = tuple(model for model in self._models.values() if task_id in model.entry.task_ids)
+        offering = tuple(
+            model for model in self._models.values() if task_id in model.entry.task_ids
+        )
         if not offering:
             raise UnsupportedTask(
-                f"no served model offers the task {task_id}; GET /v1/tasks lists the models of each task", "task"
+                f"no served model offers the task {task_id}; GET /v1/tasks lists the models of each"
+                " task",
+                "task",
             )
         return offering

@@ -1,8 +1,10 @@
-"""The places of a call's answers: the call's own, lent to one at a time, and further ones while there are some.
+"""The places of a call's answers: the call's own, lent to one at a time, and further ones while
+there are some.
 
-A call keeps its place while it has a body or images in memory. If each answer needed a further place, the calls that
-hold all places would wait for each other for ever; so would the only call of a key with `max_concurrent` 1.
-Invariant: while an answer waits, another one has the lent place, and wakes it when it is done.
+A call keeps its place while it has a body or images in memory. If each answer needed a further
+place, the calls that hold all places would wait for each other for ever; so would the only call of
+a key with `max_concurrent` 1. Invariant: while an answer waits, another one has the lent place, and
+wakes it when it is done.
 """
 
 import asyncio
@@ -41,7 +43,8 @@ class AnswerPlaces:
             if not self._is_lent:
                 self._is_lent = True
                 return replace(context, place=Place(), needs_place=False)
-            self._given_back.clear()  # before the attempt: a place that is given back meanwhile ends the waiting
+            # before the attempt: a place that is given back meanwhile ends the waiting
+            self._given_back.clear()
             try:
                 await self._core.take_place(further)
             except Overloaded:

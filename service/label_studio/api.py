@@ -1,11 +1,13 @@
 """Label Studio's ML backend protocol over the core, for all served models or for one.
 
-/integrations/label-studio[/MODEL]  + GET /health  GET /versions  POST /setup  POST /predict  POST /webhook
+/integrations/label-studio[/MODEL]  + GET /health  GET /versions  POST /setup  POST /predict  POST
+                                    /webhook
 
-Label Studio shows of a failed call its status and URL, but not its body: it is redirected to a URL that has the message
-(GET …/failed/STATUS?MESSAGE), so that its pages show it. It sends basic authentication, whose password is `KEY` or
-`KEY:TOKEN`, the API key of this service and an access token of Label Studio: it shows user names to others.
-Source: HumanSignal/label-studio label_studio/ml/api_connector.py (requests), label_studio/ml/models.py (answers).
+Label Studio shows of a failed call its status and URL, but not its body: it is redirected to a URL
+that has the message (GET …/failed/STATUS?MESSAGE), so that its pages show it. It sends basic
+authentication, whose password is `KEY` or `KEY:TOKEN`, the API key of this service and an access
+token of Label Studio: it shows user names to others. Source: HumanSignal/label-studio
+label_studio/ml/api_connector.py (requests), label_studio/ml/models.py (answers).
 """
 
 import asyncio
@@ -41,8 +43,10 @@ from tasks.errors import shown
 PREFIX = "/integrations/label-studio"
 _PATHS = (PREFIX, f"{PREFIX}/{{model}}")
 _MAX_TASKS = 1000
-MAX_JSON_VALUES = 1_000_000  # an interactive call has all annotations of its task, with the bytes of brush masks
-_MAX_JSON_NESTED = 100_000  # of them lists and objects, such as the points of polygons: 1,000,000 take 0.4 s
+# an interactive call has all annotations of its task, with the bytes of brush masks
+MAX_JSON_VALUES = 1_000_000
+# of them lists and objects, such as the points of polygons: 1,000,000 take 0.4 s
+_MAX_JSON_NESTED = 100_000
 _PLAN_COPIES = 4  # of the configuration's characters, at most four bytes each
 _LABEL_STUDIO_AGENT = "heartex/"  # label_studio/ml/api_connector.py
 _READABLE = ",;:'()/"
@@ -50,7 +54,8 @@ _TRAINING = "START_TRAINING"
 LABEL_STUDIO = Interface("label_studio")
 
 _CONFIG: dict[str, JsonValue] = {"maxLength": MAX_CONFIG_CHARS}  # `parse_config` refuses more
-_VALUES: dict[str, JsonValue] = {"maxProperties": MAX_JSON_VALUES}  # with all that they hold: `json_object`
+# with all that they hold: `json_object`
+_VALUES: dict[str, JsonValue] = {"maxProperties": MAX_JSON_VALUES}
 _BOUNDED = Field(json_schema_extra=_VALUES)
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
@@ -87,29 +92,49 @@ class LabelStudioApi:
 
     def routes(self) -> list[Route]:
         gets: dict[str, Endpoint] = {"health": self.health, "versions": self.versions}
-        posts: dict[str, Endpoint] = {"setup": self.setup, "predict": self.predict, "webhook": self.webhook}
+        posts: dict[str, Endpoint] = {
+            "setup": self.setup,
+            "predict": self.predict,
+            "webhook": self.webhook,
+        }
         methods = [("GET", gets), ("POST", posts)]
         failed = f"{PREFIX}/failed/{{status}}"
         return [
-            Route(failed, self._boundary.endpoint(self.failed, LABEL_STUDIO, is_public=True), methods=["GET"]),
+            Route(
+                failed,
+                self._boundary.endpoint(self.failed, LABEL_STUDIO, is_public=True),
+                methods=["GET"],
+            ),
             *(
-                Route(f"{path}/{name}", self._endpoint(function, is_public=name == "webhook"), methods=[method])
+                Route(
+                    f"{path}/{name}",
+                    self._endpoint(function, is_public=name == "webhook"),
+                    methods=[method],
+                )
                 for path in _PATHS
                 for method, functions in methods
                 for name, function in functions.items()
             ),
         ]
 
-    def _endpoint(self, function: Endpoint, is_public: bool) -> Callable[[Request], Awaitable[Response]]:
-        return _with_shown_errors(_with_bearer(self._boundary.endpoint(function, LABEL_STUDIO, is_public=is_public)))
+    def _endpoint(
+        self, function: Endpoint, is_public: bool
+    ) -> Callable[[Request], Awaitable[Response]]:
+        return _with_shown_errors(
+            _with_bearer(self._boundary.endpoint(function, LABEL_STUDIO, is_public=is_public))
+        )
 
     async def health(self, request: Request, _context: RequestContext) -> Response:
-        """Return readiness, to a request with an accepted key: Label Studio shows a wrong key at this call."""
+        """Return readiness, to a request with an accepted key: Label Studio shows a wrong key at
+        this call.
+        """
         core = self._boundary.core()
         models = _models(core, request)
         is_ready = await asyncio.gather(*map(core.is_ready, models))
         if not all(is_ready):
-            unready = ", ".join(model.id for model, ready in zip(models, is_ready, strict=True) if not ready)
+            unready = ", ".join(
+                model.id for model, ready in zip(models, is_ready, strict=True) if not ready
+            )
             raise NotReady(f"{unready} is starting or unavailable; try again in a few seconds")
         return JSONResponse({"status": "UP", "model_class": "Diptych"})
 
@@ -128,7 +153,9 @@ class LabelStudioApi:
         return JSONResponse({"versions": [version_of(model) for model in models]})
 
     async def setup(self, request: Request, context: RequestContext) -> Response:
-        """Check the labelling configuration; return the version of the first model that can fill it.
+        """Check the labelling configuration.
+
+        Return the version of the first model that can fill it.
 
         Label Studio asks for predictions of a task while it has none of that version.
         """
@@ -138,25 +165,35 @@ class LabelStudioApi:
         return JSONResponse({"model_version": plan.version(plan.by_model())})
 
     async def predict(self, request: Request, context: RequestContext) -> Response:
-        """Return the predictions of each task, one of each model; or, with a prompt, the one that answers it."""
+        """Return the predictions of each task, one of each model; or, with a prompt, the one that
+        answers it.
+        """
         core = self._boundary.core()
         asked = await self._read(PredictBody, request, context)
-        plan = await in_thread(_plan, _models(core, request), asked.label_config, asked.params.context)
+        plan = await in_thread(
+            _plan, _models(core, request), asked.label_config, asked.params.context
+        )
         is_batch = asked.params.context is None
         tasks = plan.sources(asked.tasks)
         core.keep(context, _PLAN_COPIES * len(asked.label_config) + sum(map(source_bytes, tasks)))
         del asked  # all other data and annotations of the tasks: up to a million values
-        batch = Batch(core, plan, TaskImages(core, self._host, request.state.label_studio_token), context)
+        batch = Batch(
+            core, plan, TaskImages(core, self._host, request.state.label_studio_token), context
+        )
         answering = batch.outcomes(tasks) if is_batch else batch.prompted(tasks[0])
         results = await while_connected(request.receive, answering)
         return Response(b'{"results":[' + b",".join(results) + b"]}", media_type="application/json")
 
     async def webhook(self, request: Request, context: RequestContext) -> Response:
-        """Refuse to train; accept all other events unread, as Label Studio sends them without the backend's key."""
+        """Refuse to train; accept all other events unread, as Label Studio sends them without the
+        backend's key.
+        """
         if self._boundary.is_authorized(request):
             body = await self._boundary.read(_read_json, request, context)
             if body.get("action") == _TRAINING:
-                raise UnsupportedTask("models are not trained from annotations here; see docs/models.md for adapters")
+                raise UnsupportedTask(
+                    "models are not trained from annotations here; see docs/models.md for adapters"
+                )
         return JSONResponse({"status": "ok"})
 
     async def _read(self, model: type[BodyT], request: Request, context: RequestContext) -> BodyT:
@@ -185,7 +222,9 @@ def _models(core: Core, request: Request) -> tuple[ServedModel, ...]:
     return tuple(core.models) if model_id is None else (core.models.get(model_id),)
 
 
-def _plan(models: Sequence[ServedModel], label_config: str, context: Mapping[str, Any] | None) -> Plan:
+def _plan(
+    models: Sequence[ServedModel], label_config: str, context: Mapping[str, Any] | None
+) -> Plan:
     """Return what to ask; raise `InvalidRequest` or `UnsupportedTask`."""
     controls = parse_config(label_config)
     asks = batch_asks(controls) if context is None else interactive_asks(controls, context)
@@ -193,27 +232,39 @@ def _plan(models: Sequence[ServedModel], label_config: str, context: Mapping[str
     return Plan(tuple(models), asks)
 
 
-def _with_bearer(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+def _with_bearer(
+    endpoint: Callable[[Request], Awaitable[Response]],
+) -> Callable[[Request], Awaitable[Response]]:
     """Return an endpoint for requests whose key is the password of basic authentication."""
 
     async def answer(request: Request) -> Response:
-        key, request.state.label_studio_token = _basic_credentials(request.headers.getlist("authorization"))
+        key, request.state.label_studio_token = _basic_credentials(
+            request.headers.getlist("authorization")
+        )
         if not key:
             return await endpoint(request)
-        others = [(name, value) for name, value in request.scope["headers"] if name != b"authorization"]
+        others = [
+            (name, value) for name, value in request.scope["headers"] if name != b"authorization"
+        ]
         bearer = (b"authorization", b"Bearer " + key.encode())
-        return await endpoint(Request({**request.scope, "headers": [*others, bearer]}, request.receive))
+        return await endpoint(
+            Request({**request.scope, "headers": [*others, bearer]}, request.receive)
+        )
 
     return answer
 
 
-def _with_shown_errors(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+def _with_shown_errors(
+    endpoint: Callable[[Request], Awaitable[Response]],
+) -> Callable[[Request], Awaitable[Response]]:
     """Return an endpoint that redirects Label Studio to the message of an error."""
 
     async def answer(request: Request) -> Response:
         response = await endpoint(request)
         is_failed = response.status_code in STATUSES.values()
-        if not (is_failed and request.headers.get("user-agent", "").startswith(_LABEL_STUDIO_AGENT)):
+        if not (
+            is_failed and request.headers.get("user-agent", "").startswith(_LABEL_STUDIO_AGENT)
+        ):
             return response
         message = json.loads(bytes(response.body))["error"]["message"]
         url = f"{PREFIX}/failed/{response.status_code}?{quote_plus(message, safe=_READABLE)}"
@@ -228,7 +279,9 @@ def _basic_credentials(headers: Sequence[str]) -> tuple[str, str]:
     if scheme.lower() != "basic":
         return "", ""
     try:
-        _, _, password = base64.b64decode(encoded.strip(), validate=True).decode("ascii").partition(":")
+        _, _, password = (
+            base64.b64decode(encoded.strip(), validate=True).decode("ascii").partition(":")
+        )
     except (binascii.Error, ValueError):
         return "", ""
     key, _, token = password.rpartition(":")

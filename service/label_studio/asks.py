@@ -1,4 +1,5 @@
-"""Which tasks the controls of a project ask of a model: of a whole image, or of a prompt that the user gives.
+"""Which tasks the controls of a project ask of a model: of a whole image, or of a prompt that the
+user gives.
 
 | control | task of an image |
 | RectangleLabels | open_vocabulary_detection of its labels |
@@ -6,7 +7,8 @@
 | TextArea | captioning, or its `model_task`: ocr, visual_question_answering |
 | Rectangle or Polygon with a TextArea perRegion | ocr_with_regions, or dense_region_captioning |
 | Rectangle | region_proposal |
-| Choices | open_vocabulary_detection of its choices, or visual_question_answering of `model_question` |
+| Choices | open_vocabulary_detection of its choices, or visual_question_answering of
+  `model_question` |
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,7 +58,10 @@ class Ask:
 
 
 def batch_asks(controls: Sequence[Control]) -> tuple[Ask, ...]:
-    """Return the tasks of an image, checked; raise `InvalidRequest` for an invalid label or option."""
+    """Return the tasks of an image, checked.
+
+    Raise `InvalidRequest` for an invalid label or option.
+    """
     filled = [each for each in controls if not (each.is_prompt or each.is_interactive_only)]
     texts = [each for each in filled if each.tag == "TextArea" and each.is_per_region]
     asks: list[Ask] = []
@@ -68,8 +73,13 @@ def batch_asks(controls: Sequence[Control]) -> tuple[Ask, ...]:
         if not control.is_per_region:
             asks += _control_asks(control)
     if len(asks) > MAX_ASKS:
-        message = f"the labelling configuration needs {len(asks)} predictions of an image; the maximum is {MAX_ASKS}"
-        raise InvalidRequest(f"{message}: use fewer labels, or fewer phrases in predicted_values", "label_config")
+        message = (
+            f"the labelling configuration needs {len(asks)} predictions of an image; the maximum is"
+            f" {MAX_ASKS}"
+        )
+        raise InvalidRequest(
+            f"{message}: use fewer labels, or fewer phrases in predicted_values", "label_config"
+        )
     for ask in asks:
         if isinstance(ask.fields, Mapping):
             parse_fields(PredictFields, ask.fields)
@@ -77,18 +87,29 @@ def batch_asks(controls: Sequence[Control]) -> tuple[Ask, ...]:
 
 
 def _region_tags(text: Control, controls: Sequence[Control]) -> RegionTags:
-    """Return the tags of the regions that a perRegion text belongs to: the first shape over its image, and a label."""
+    """Return the tags of the regions that a perRegion text belongs to: the first shape over its
+    image, and a label.
+    """
     near = [each for each in controls if each.image == text.image]
     shape = next((each for tag in _SHAPES for each in near if each.tag == tag), None)
     if shape is None:
-        raise InvalidRequest(f"TextArea {text.name} is perRegion and needs one of {', '.join(_SHAPES)}", "label_config")
-    label = shape if shape.labels else next((each for each in near if each.tag == "Labels" and each.labels), None)
+        raise InvalidRequest(
+            f"TextArea {text.name} is perRegion and needs one of {', '.join(_SHAPES)}",
+            "label_config",
+        )
+    label = (
+        shape
+        if shape.labels
+        else next((each for each in near if each.tag == "Labels" and each.labels), None)
+    )
     return RegionTags(shape, text, label)
 
 
 def _region_text_ask(tags: RegionTags) -> Ask:
     task = _chosen_task(tags.text, _REGION_TEXT_TASKS, _REGION_TEXT_TASKS[0])
-    return Ask(task, tags.text.image_key, _fields(tags.text, task), partial(located_texts, tags=tags))
+    return Ask(
+        task, tags.text.image_key, _fields(tags.text, task), partial(located_texts, tags=tags)
+    )
 
 
 def _control_asks(control: Control) -> Iterator[Ask]:
@@ -107,17 +128,27 @@ def _control_asks(control: Control) -> Iterator[Ask]:
             task = _text_task(control)
             if task == _QUESTION and "model_question" not in control.attributes:
                 return  # the user's prompt is the question
-            yield ask(task, fields=_fields(control, task), results=partial(written_text, control=control))
+            yield ask(
+                task, fields=_fields(control, task), results=partial(written_text, control=control)
+            )
         case "Choices" if "model_question" in control.attributes:
             task = _QUESTION
-            yield ask(task, fields=_fields(control, task), results=partial(chosen_answer, control=control))
+            yield ask(
+                task, fields=_fields(control, task), results=partial(chosen_answer, control=control)
+            )
         case "Choices":
             yield from _detection_asks(control, chosen_objects)
 
 
-def _detection_asks(control: Control, results: Callable[..., Iterable[JsonObject]]) -> Iterator[Ask]:
-    """Yield detections of all phrases; their number in a request is limited, and each counts once."""
-    phrases = list({phrase.casefold(): phrase for label in control.labels for phrase in label.phrases}.values())
+def _detection_asks(
+    control: Control, results: Callable[..., Iterable[JsonObject]]
+) -> Iterator[Ask]:
+    """Yield detections of all phrases; their number in a request is limited, and each counts
+    once.
+    """
+    phrases = list(
+        {phrase.casefold(): phrase for label in control.labels for phrase in label.phrases}.values()
+    )
     task = "open_vocabulary_detection"
     for start in range(0, len(phrases), MAX_LABELS):
         fields = _fields(control, task) | {"labels": phrases[start : start + MAX_LABELS]}
@@ -126,11 +157,18 @@ def _detection_asks(control: Control, results: Callable[..., Iterable[JsonObject
 
 def _segmentation_ask(control: Control, label: str, what: Mapping[str, object]) -> Ask:
     fields = {**_segmentation_fields(control), **what}
-    return Ask(_SEGMENTATION, control.image_key, fields, partial(labelled_masks, control=control, label=label))
+    return Ask(
+        _SEGMENTATION,
+        control.image_key,
+        fields,
+        partial(labelled_masks, control=control, label=label),
+    )
 
 
 def _segmentation_fields(control: Control) -> dict[str, object]:
-    return _fields(control, _SEGMENTATION) | {"mask_format": "rle" if control.tag == "BrushLabels" else "polygon"}
+    return _fields(control, _SEGMENTATION) | {
+        "mask_format": "rle" if control.tag == "BrushLabels" else "polygon"
+    }
 
 
 def _text_task(control: Control) -> str:
@@ -141,7 +179,10 @@ def _text_task(control: Control) -> str:
 def _chosen_task(control: Control, allowed: Sequence[str], default: str) -> str:
     task = control.attributes.get("model_task", default)
     if task not in allowed:
-        message = f"model_task of {control.tag} {control.name} is {shown(task)}; it must be one of {', '.join(allowed)}"
+        message = (
+            f"model_task of {control.tag} {control.name} is {shown(task)}; it must be one of"
+            f" {', '.join(allowed)}"
+        )
         raise InvalidRequest(message, "label_config")
     return task
 
@@ -150,7 +191,11 @@ def _fields(control: Control, task: str) -> dict[str, object]:
     """Return the fields of a task that are options of its control."""
     options = {"captioning": ("detail", "language"), _QUESTION: ("question", "language")}
     attributes = control.attributes
-    given = {name: attributes[f"model_{name}"] for name in options.get(task, ()) if f"model_{name}" in attributes}
+    given = {
+        name: attributes[f"model_{name}"]
+        for name in options.get(task, ())
+        if f"model_{name}" in attributes
+    }
     return {"task": task, **given, **_min_score(control)}
 
 
@@ -161,19 +206,27 @@ def _min_score(control: Control) -> dict[str, object]:
     try:
         return {"min_score": float(text)}
     except ValueError as error:
-        message = f"model_score_threshold of {control.tag} {control.name} is {shown(text)}; it must be from 0 to 1"
+        message = (
+            f"model_score_threshold of {control.tag} {control.name} is {shown(text)}; it must be"
+            " from 0 to 1"
+        )
         raise InvalidRequest(message, "label_config") from error
 
 
 def interactive_asks(controls: Sequence[Control], context: Mapping[str, object]) -> tuple[Ask, ...]:
-    """Return the tasks of the user's last prompt: a text, or a box drawn with a smart tool; raise `InvalidRequest`."""
+    """Return the tasks of the user's last prompt: a text, or a box drawn with a smart tool.
+
+    Raise `InvalidRequest`.
+    """
     drawn = context.get("result")
     last = drawn[-1] if isinstance(drawn, list) and drawn else None
     if last is None:
         return ()
     value = last.get("value") if isinstance(last, dict) else None
     if not isinstance(value, dict):
-        raise InvalidRequest("an entry of context.result must be a region with a value", "context.result")
+        raise InvalidRequest(
+            "an entry of context.result must be a region with a value", "context.result"
+        )
     if value.get("text") is not None:
         return tuple(_prompted_asks(controls, _prompt(value["text"])))
     if all(name in value for name in _BOX):
@@ -182,26 +235,39 @@ def interactive_asks(controls: Sequence[Control], context: Mapping[str, object])
             return tuple(_boxed_asks(controls, value, box))
     kind = shown(last.get("type"))
     raise InvalidRequest(
-        f"the prompt is of type {kind}; it must be a text or a rectangle: models take no points", "context.result"
+        f"the prompt is of type {kind}; it must be a text or a rectangle: models take no points",
+        "context.result",
     )
 
 
 def _prompt(text: object) -> str:
     lines = [text] if isinstance(text, str) else text
-    if isinstance(lines, list) and len(lines) <= _MAX_LINES and all(isinstance(each, str) for each in lines):
+    if (
+        isinstance(lines, list)
+        and len(lines) <= _MAX_LINES
+        and all(isinstance(each, str) for each in lines)
+    ):
         prompt = " ".join(lines)
         if len(prompt) <= MAX_GIVEN_CHARS:
             return prompt
-    allowed = f"a string or a list of at most {_MAX_LINES} strings, of at most {MAX_GIVEN_CHARS} characters together"
-    raise InvalidRequest(f"the text of a prompt is {shown(text)}; it must be {allowed}", "context.result.text")
+    allowed = (
+        f"a string or a list of at most {_MAX_LINES} strings, of at most {MAX_GIVEN_CHARS}"
+        " characters together"
+    )
+    raise InvalidRequest(
+        f"the text of a prompt is {shown(text)}; it must be {allowed}", "context.result.text"
+    )
 
 
 def _percent(name: str, value: object) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and -_MAX_PERCENT <= value <= _MAX_PERCENT:  # type: ignore[operator]  # false for NaN
+    # false for NaN
+    if is_number and -_MAX_PERCENT <= value <= _MAX_PERCENT:  # type: ignore[operator]
         return float(value)  # type: ignore[arg-type]
     allowed = f"a number of percent from -{_MAX_PERCENT} to {_MAX_PERCENT}"
-    raise InvalidRequest(f"{name} of a drawn box is {shown(value)}; it must be {allowed}", f"context.result.{name}")
+    raise InvalidRequest(
+        f"{name} of a drawn box is {shown(value)}; it must be {allowed}", f"context.result.{name}"
+    )
 
 
 def _prompted_asks(controls: Sequence[Control], prompt: str) -> Iterator[Ask]:
@@ -212,7 +278,9 @@ def _prompted_asks(controls: Sequence[Control], prompt: str) -> Iterator[Ask]:
             results = partial(labelled_boxes, control=control, label=label)
             yield Ask("open_vocabulary_detection", control.image_key, fields, results)
         elif control.tag in ("PolygonLabels", "BrushLabels"):
-            yield _segmentation_ask(control, control.label_of(prompt) or control.labels[0].value, {"phrase": prompt})
+            yield _segmentation_ask(
+                control, control.label_of(prompt) or control.labels[0].value, {"phrase": prompt}
+            )
         elif _is_text(control) and _text_task(control) == _QUESTION:
             fields = {"task": _QUESTION, "question": prompt}
             yield Ask(_QUESTION, control.image_key, fields, partial(written_text, control=control))
@@ -222,7 +290,9 @@ def _is_text(control: Control) -> bool:
     return control.tag == "TextArea" and not (control.is_prompt or control.is_per_region)
 
 
-def _boxed_asks(controls: Sequence[Control], value: Mapping[str, Any], box: Sequence[float]) -> Iterator[Ask]:
+def _boxed_asks(
+    controls: Sequence[Control], value: Mapping[str, Any], box: Sequence[float]
+) -> Iterator[Ask]:
     given = next((value[tag.lower()] for tag in LABELS_TAGS if tag.lower() in value), None)
     chosen = {each for each in given if isinstance(each, str)} if isinstance(given, list) else set()
     for control in controls:
@@ -230,24 +300,33 @@ def _boxed_asks(controls: Sequence[Control], value: Mapping[str, Any], box: Sequ
         if control.tag in ("PolygonLabels", "BrushLabels"):
             names = [label.value for label in control.labels]
             label = next((name for name in names if name in chosen), names[0])
-            fields, results = _segmentation_fields(control), partial(labelled_masks, control=control, label=label)
+            fields = _segmentation_fields(control)
+            results = partial(labelled_masks, control=control, label=label)
         elif _is_text(control):
             fields = {"task": "region_description", **_detail(control)}
             results = partial(written_text, control=control)
         else:
             continue
-        yield Ask(str(fields["task"]), control.image_key, partial(_with_region, fields, box), results)
+        yield Ask(
+            str(fields["task"]), control.image_key, partial(_with_region, fields, box), results
+        )
 
 
 def _detail(control: Control) -> dict[str, str]:
     return {"detail": "text"} if control.attributes.get("model_task") == "ocr" else {}
 
 
-def _with_region(fields: Mapping[str, object], box: Sequence[float], size_wh: tuple[int, int]) -> Mapping[str, object]:
-    """Return the fields with a box in percent of the image as a region in pixels, within the image."""
+def _with_region(
+    fields: Mapping[str, object], box: Sequence[float], size_wh: tuple[int, int]
+) -> Mapping[str, object]:
+    """Return the fields with a box in percent of the image as a region in pixels, within the
+    image.
+    """
     x, y, width, height = box
     corners = (x, y, x + width, y + height)
-    region = [min(max(at, 0), 100) * side / 100 for at, side in zip(corners, size_wh * 2, strict=True)]
+    region = [
+        min(max(at, 0), 100) * side / 100 for at, side in zip(corners, size_wh * 2, strict=True)
+    ]
     return {**fields, "region": region}
 
 
@@ -259,7 +338,9 @@ def asks_of(model: ServedModel, asks: Iterable[Ask]) -> tuple[Ask, ...]:
 def check_offered(models: Sequence[ServedModel], asks: Sequence[Ask]) -> None:
     """Raise `UnsupportedTask` if no model offers any of the tasks."""
     if asks and not any(asks_of(model, asks) for model in models):
-        names, tasks = ", ".join(model.id for model in models), ", ".join(sorted({ask.task for ask in asks}))
+        names = ", ".join(model.id for model in models)
+        tasks = ", ".join(sorted({ask.task for ask in asks}))
         raise UnsupportedTask(
-            f"the labelling configuration needs {tasks}, which {names} does not offer", "label_config"
+            f"the labelling configuration needs {tasks}, which {names} does not offer",
+            "label_config",
         )

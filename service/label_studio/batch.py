@@ -1,8 +1,10 @@
-"""Predicts many tasks in one call, concurrently, and answers with what is done before Label Studio stops waiting.
+"""Predicts many tasks in one call, concurrently, and answers with what is done before Label Studio
+stops waiting.
 
-Label Studio sends all selected tasks in one request and stores what it gets. A task that ran out of time or met a
-busy service gets no prediction: Label Studio sends it again with the next "Retrieve Predictions". A task that cannot
-succeed gets an empty prediction whose version, which Label Studio shows and filters by, is the error.
+Label Studio sends all selected tasks in one request and stores what it gets. A task that ran out of
+time or met a busy service gets no prediction: Label Studio sends it again with the next "Retrieve
+Predictions". A task that cannot succeed gets an empty prediction whose version, which Label Studio
+shows and filters by, is the error.
 """
 
 import asyncio
@@ -14,7 +16,14 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
-from service.errors import DeadlineExceeded, InternalError, NotReady, Overloaded, ServiceError, UnsupportedTask
+from service.errors import (
+    DeadlineExceeded,
+    InternalError,
+    NotReady,
+    Overloaded,
+    ServiceError,
+    UnsupportedTask,
+)
 from service.images.decoding import in_thread
 from service.inference.core import Core, Fields, Place, RequestContext
 from service.inference.prediction import Answer
@@ -60,7 +69,9 @@ class Plan:
         """Return each task with the first model that offers it."""
         planned: dict[str, list[Ask]] = {}
         for ask in self.asks:
-            first = next((model.id for model in self.models if ask.task in model.entry.task_ids), None)
+            first = next(
+                (model.id for model in self.models if ask.task in model.entry.task_ids), None
+            )
             if first is not None:
                 planned.setdefault(first, []).append(ask)
         return planned
@@ -77,12 +88,16 @@ def _strings(data: object, keys: Iterable[str]) -> Sources:
 
 
 def source_bytes(sources: Sources) -> int:
-    """Return an upper bound of the memory that sources take, with the images that are decoded from them."""
+    """Return an upper bound of the memory that sources take, with the images that are decoded from
+    them.
+    """
     return _TASK_BYTES + sum(2 * sys.getsizeof(source) for source in sources.values())
 
 
 def version_of(model: ServedModel) -> str:
-    """Return a model's version: its id, and the build of its artifacts, whose predictions may differ."""
+    """Return a model's version: its id, and the build of its artifacts, whose predictions may
+    differ.
+    """
     return f"{model.id}@{model.manifest.build_key[:8]}"
 
 
@@ -93,13 +108,17 @@ class Batch:
         self._core = core
         self._plan = plan
         self._images = images
-        self._context = replace(context, deadline_s=min(context.deadline_s, time.monotonic() + MAX_CALL_S))
+        self._context = replace(
+            context, deadline_s=min(context.deadline_s, time.monotonic() + MAX_CALL_S)
+        )
         self._places = AnswerPlaces(core)
         self._answers = asyncio.Semaphore(_MAX_ANSWERS)
         self._num_answers = 0
 
     async def outcomes(self, tasks: Iterable[Sources]) -> list[bytes]:
-        """Return the predictions of each task as JSON; raise the first error if every task had a temporary one.
+        """Return the predictions of each task as JSON.
+
+        Raise the first error if every task had a temporary one.
 
         Tasks are dropped as they are answered.
         """
@@ -118,14 +137,20 @@ class Batch:
         errors = [each for each in outcomes if isinstance(each, _TEMPORARY)]
         if errors and len(errors) == len(outcomes):
             raise errors[0]
-        return [_json(_shown(each)) if isinstance(each, ServiceError) else each for each in outcomes]
+        return [
+            _json(_shown(each)) if isinstance(each, ServiceError) else each for each in outcomes
+        ]
 
-    async def _outcome(self, sources: Sources, planned: Mapping[str, Sequence[Ask]]) -> bytes | ServiceError:
+    async def _outcome(
+        self, sources: Sources, planned: Mapping[str, Sequence[Ask]]
+    ) -> bytes | ServiceError:
         if time.monotonic() >= self._context.deadline_s:
             return DeadlineExceeded(f"the call ended after {MAX_CALL_S} s, before this task")
         try:
             found = await self._found(sources, planned)
-            predictions = [prediction(self._plan.version([model]), results) for model, results in found.items()]
+            predictions = [
+                prediction(self._plan.version([model]), results) for model, results in found.items()
+            ]
             outcome = await in_thread(_json, predictions)
             self._core.hold(self._context, len(outcome))
         except Exception as error:  # a defect at one task must not fail the others
@@ -133,17 +158,27 @@ class Batch:
         return outcome
 
     async def prompted(self, sources: Sources) -> list[bytes]:
-        """Return the one prediction that Label Studio expects for a prompt as JSON; raise `ServiceError`."""
+        """Return the one prediction that Label Studio expects for a prompt as JSON.
+
+        Raise `ServiceError`.
+        """
         found = await self._found(sources, self._plan.by_first_model())
         results = [result for results in found.values() for result in results]
         return [await in_thread(_json, prediction(self._plan.version(found), results))]
 
-    async def _found(self, sources: Sources, planned: Mapping[str, Sequence[Ask]]) -> dict[str, list[JsonObject]]:
+    async def _found(
+        self, sources: Sources, planned: Mapping[str, Sequence[Ask]]
+    ) -> dict[str, list[JsonObject]]:
         """Return the results of each model, image by image; raise `ServiceError`."""
         found: dict[str, list[JsonObject]] = {model: [] for model in planned}
         for key in self._plan.image_keys:
             async with self._image(sources, key) as image:
-                asked = [(model, ask) for model, asks in planned.items() for ask in asks if ask.image_key == key]
+                asked = [
+                    (model, ask)
+                    for model, asks in planned.items()
+                    for ask in asks
+                    if ask.image_key == key
+                ]
                 results = await self._all_results(image, asked)
             for (model, _), each in zip(asked, results, strict=True):
                 found[model] += each
@@ -161,7 +196,10 @@ class Batch:
             await self._core.leave(context)
 
     async def _read(self, source: str | None, context: RequestContext) -> bytes:
-        """Return an image; wait and try again while there is no memory for it and the call has time."""
+        """Return an image.
+
+        Wait and try again while there is no memory for it and the call has time.
+        """
         while True:
             try:
                 return await self._images.read(source, context)
@@ -169,10 +207,14 @@ class Batch:
                 self._core.keep(context, 0)
                 await self._wait(error)
 
-    async def _all_results(self, image: bytes, asked: Sequence[tuple[str, Ask]]) -> list[list[JsonObject]]:
+    async def _all_results(
+        self, image: bytes, asked: Sequence[tuple[str, Ask]]
+    ) -> list[list[JsonObject]]:
         try:
             async with asyncio.TaskGroup() as group:
-                running = [group.create_task(self._results(image, model, ask)) for model, ask in asked]
+                running = [
+                    group.create_task(self._results(image, model, ask)) for model, ask in asked
+                ]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return [each.result() for each in running]
@@ -192,7 +234,9 @@ class Batch:
                 self._num_answers += 1
                 request_id = f"{self._context.request_id[:_MAX_ID_CHARS]}.{self._num_answers}"
                 try:
-                    async with self._places.place(replace(self._context, request_id=request_id)) as context:
+                    async with self._places.place(
+                        replace(self._context, request_id=request_id)
+                    ) as context:
                         await context.quota.take_request()
                         return await self._core.predict(image, fields, context)
                 except Overloaded as error:
@@ -220,5 +264,7 @@ def _of_model(fields: Fields, model_id: str) -> Fields:
 
 
 def _shown(error: ServiceError) -> list[JsonObject]:
-    """Return what a failed task gets: nothing if it may be tried again, else a prediction that names the error."""
+    """Return what a failed task gets: nothing if it may be tried again, else a prediction that
+    names the error.
+    """
     return [] if isinstance(error, _TEMPORARY) else [prediction(f"failed: {error.message}", [])]

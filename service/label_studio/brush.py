@@ -1,8 +1,8 @@
 """COCO's run lengths to those of Label Studio's BrushLabels, which are of RGBA bytes, row by row.
 
-Bits: 32 number of bytes, 5 word size - 1, 4 x 4 field widths - 1, then the runs: 1 bit "repeated", 2 bits index of the
-width, the length - 1 in that width, 8 bits value. A run longer than the widest is split.
-Source: thi-ng/umbrella packages/rle-pack, which Label Studio uses;
+Bits: 32 number of bytes, 5 word size - 1, 4 x 4 field widths - 1, then the runs: 1 bit "repeated",
+2 bits index of the width, the length - 1 in that width, 8 bits value. A run longer than the widest
+is split. Source: thi-ng/umbrella packages/rle-pack, which Label Studio uses;
 HumanSignal/label-studio-sdk label_studio_sdk/converter/brush.py (decode_rle) reads the same.
 """
 
@@ -23,11 +23,17 @@ _OPAQUE = 255
 def brush_rle(mask: RunLengthMask) -> list[int]:
     """Return the bytes of a mask: 255 in all channels within it, 0 elsewhere."""
     pixels = decode_mask(mask).ravel()
-    header = f"{pixels.size * _CHANNELS:032b}{_WORD_BITS - 1:05b}" + "".join(f"{width - 1:04b}" for width in _WIDTHS)
+    header = f"{pixels.size * _CHANNELS:032b}{_WORD_BITS - 1:05b}" + "".join(
+        f"{width - 1:04b}" for width in _WIDTHS
+    )
     starts = np.flatnonzero(np.diff(pixels, prepend=~pixels[:1]))
     lengths = np.diff(starts, append=pixels.size) * _CHANNELS
     values = np.where(pixels[starts], _OPAQUE, 0)
-    runs = (run for length, value in zip(lengths.tolist(), values.tolist(), strict=True) for run in _run(length, value))
+    runs = (
+        run
+        for length, value in zip(lengths.tolist(), values.tolist(), strict=True)
+        for run in _run(length, value)
+    )
     bits = np.frombuffer((header + "".join(runs)).encode(), dtype=np.uint8) - ord("0")
     packed: list[int] = np.packbits(bits).tolist()
     return packed

@@ -1,9 +1,11 @@
-"""Reads the images of tasks: `data:` URLs, http(s) URLs under the service's rules, and files that Label Studio serves.
+"""Reads the images of tasks: `data:` URLs, http(s) URLs under the service's rules, and files that
+Label Studio serves.
 
-A file of Label Studio (`/data/upload/…`, `/data/local-files/?d=…`, `/data/…`) is fetched from the operator's
-DIPTYCH_LABEL_STUDIO_URL alone, with the token that came with the request: a user sees what the token's owner sees, and
-the token goes nowhere else. Tokens are never stored or logged.
-Source: HumanSignal/label-studio label_studio/jwt_auth (personal tokens are exchanged for short ones; legacy tokens).
+A file of Label Studio (`/data/upload/…`, `/data/local-files/?d=…`, `/data/…`) is fetched from the
+operator's DIPTYCH_LABEL_STUDIO_URL alone, with the token that came with the request: a user sees
+what the token's owner sees, and the token goes nowhere else. Tokens are never stored or logged.
+Source: HumanSignal/label-studio label_studio/jwt_auth (personal tokens are exchanged for short
+ones; legacy tokens).
 """
 
 import asyncio
@@ -48,13 +50,18 @@ class LabelStudioHost:
 
     @classmethod
     def of(cls, settings: Settings) -> Self | None:
-        """Return the host of the settings, if one is set; its address may be private, as the operator named it."""
+        """Return the host of the settings, if one is set.
+
+        Its address may be private, as the operator named it.
+        """
         if settings.label_studio_url is None:
             return None
         parts = urlsplit(settings.label_studio_url)
         allowed = AllowedHost(str(parts.hostname), parts.port or _PORTS[parts.scheme])
         limits = FetchLimits(settings.max_body_bytes, settings.url_timeout_s)
-        fetcher = ImageFetcher([allowed], limits, SystemResolver(), is_allowed=lambda _address: True)
+        fetcher = ImageFetcher(
+            [allowed], limits, SystemResolver(), is_allowed=lambda _address: True
+        )
         return cls(settings.label_studio_url.rstrip("/"), fetcher, settings.url_timeout_s)
 
     @property
@@ -69,19 +76,24 @@ class LabelStudioHost:
         return source.removeprefix(self.origin) if source.startswith(f"{self.origin}/") else None
 
     async def authorization(self, token: str) -> str:
-        """Return the header for a token of a user; raise `InvalidRequest` if Label Studio does not accept it."""
+        """Return the header for a token of a user.
+
+        Raise `InvalidRequest` if Label Studio does not accept it.
+        """
         if _LEGACY_TOKEN.fullmatch(token):
             return f"Token {token}"
         if not is_token(token):
             message = (
-                "the image is a file of Label Studio, and no access token of it was sent; enter KEY:TOKEN as the "
-                "password of the backend's basic authentication"
+                "the image is a file of Label Studio, and no access token of it was sent; enter"
+                " KEY:TOKEN as the password of the backend's basic authentication"
             )
             raise InvalidRequest(message, "image")
         timeout = aiohttp.ClientTimeout(total=self.timeout_s)
         try:
             async with (
-                aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as session,
+                aiohttp.ClientSession(
+                    timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
+                ) as session,
                 session.post(
                     f"{self.url}/api/token/refresh/", json={"refresh": token}, allow_redirects=False
                 ) as response,
@@ -93,7 +105,10 @@ class LabelStudioHost:
             ) from error
         access = body.get("access") if isinstance(body, dict) else None
         if not isinstance(access, str) or not _ACCESS_TOKEN.fullmatch(access):
-            message = f"Label Studio does not accept the access token (status {response.status}); send a valid one"
+            message = (
+                f"Label Studio does not accept the access token (status {response.status}); send a"
+                " valid one"
+            )
             raise InvalidRequest(message, "image")
         return f"Bearer {access}"
 
@@ -111,18 +126,24 @@ class TaskImages:
     async def read(self, source: str | None, context: RequestContext) -> bytes:
         """Return the image file that a task names; raise `ServiceError`.
 
-        A fetched file is counted in the memory of `context`; of a decoded one, the request has counted a copy.
+        A fetched file is counted in the memory of `context`; of a decoded one, the request has
+        counted a copy.
         """
         if not source:
             raise InvalidRequest(f"the task's image is {shown(source)}; it must be a URL", "image")
         path = None if self._host is None else self._host.path_of(source)
         if self._host is None or path is None:
             if source.startswith("/"):
-                raise InvalidRequest(f"the image is a file of Label Studio, and {_SETTING} is not set", "image")
+                raise InvalidRequest(
+                    f"the image is a file of Label Studio, and {_SETTING} is not set", "image"
+                )
             image = await in_thread(parse_image, source)
             return image if isinstance(image, bytes) else await self._core.fetched(image, context)
         if len(path) > MAX_URL_CHARS:
-            message = f"the path of the task's image has {len(path)} characters; the maximum is {MAX_URL_CHARS}"
+            message = (
+                f"the path of the task's image has {len(path)} characters; the maximum is"
+                f" {MAX_URL_CHARS}"
+            )
             raise InvalidRequest(message, "image")
         url = ImageUrl(self._host.origin + quote(path, safe=_SAFE_IN_PATHS))
         authorization = await self._header(self._host)

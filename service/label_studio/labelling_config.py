@@ -1,15 +1,18 @@
-"""A project's labelling configuration (XML) as the control tags that a model can fill. It knows no models.
+"""A project's labelling configuration (XML) as the control tags that a model can fill.
+
+It knows no models.
 
 <View>
   <Image name="image" value="$image"/>                      object tag: where a task has its image
   <RectangleLabels name="box" toName="image">               control tag
-    <Label value="Car" predicted_values="red car,blue car"/>  its labels, and the phrases that models are asked for
+    <Label value="Car" predicted_values="red car,blue car"/>  its labels, and the phrases that
+                                                              models are asked for
   </RectangleLabels>
 </View>
 
-Label Studio keeps attributes that it does not know; those that start with `model_` are options of this backend.
-Source of the tags and of `predicted_values`: HumanSignal/label-studio docs/source/tags, and
-HumanSignal/label-studio-ml-backend@d02cedf label_studio_ml/examples/yolo.
+Label Studio keeps attributes that it does not know; those that start with `model_` are options of
+this backend. Source of the tags and of `predicted_values`: HumanSignal/label-studio
+docs/source/tags, and HumanSignal/label-studio-ml-backend@d02cedf label_studio_ml/examples/yolo.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +30,12 @@ TextTag = Literal["TextArea", "Choices"]
 ControlTag = LabelsTag | ShapeTag | TextTag | Literal["Labels"]
 
 LABELS_TAGS: tuple[LabelsTag, ...] = get_args(LabelsTag)
-_CONTROL_TAGS: tuple[ControlTag, ...] = (*LABELS_TAGS, *get_args(ShapeTag), *get_args(TextTag), "Labels")
+_CONTROL_TAGS: tuple[ControlTag, ...] = (
+    *LABELS_TAGS,
+    *get_args(ShapeTag),
+    *get_args(TextTag),
+    "Labels",
+)
 MAX_CONFIG_CHARS = 500_000
 _MAX_TAGS = 10_000  # opening and closing ones
 _MAX_NESTING = 50
@@ -35,7 +43,8 @@ _MAX_CONTROLS = 50
 _MAX_LABELS = 1000  # of all controls
 _MAX_PHRASES = MAX_LABELS  # of a label
 _MAX_NAME_CHARS = 200
-_PROMPT = "prompt"  # a TextArea whose name starts with it is the user's prompt, as in Label Studio's own examples
+# a TextArea whose name starts with it is the user's prompt, as in Label Studio's own examples
+_PROMPT = "prompt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +102,10 @@ class _Tag:
 
 
 def parse_config(text: str) -> tuple[Control, ...]:
-    """Return the controls over images that a model can fill; raise `InvalidRequest` if there is none."""
+    """Return the controls over images that a model can fill.
+
+    Raise `InvalidRequest` if there is none.
+    """
     root = _parse(text)
     tags = _control_tags(root)
     if len(tags) > _MAX_CONTROLS:
@@ -108,7 +120,10 @@ def parse_config(text: str) -> tuple[Control, ...]:
     if not any(not control.is_prompt for control in controls):
         found = sorted({each.element.tag for each in tags})
         supported = ", ".join(_CONTROL_TAGS)
-        raise _invalid(f"has the control tags {shown(found)}; of those over an Image, {supported} can be filled")
+        raise _invalid(
+            f"has the control tags {shown(found)}; of those over an Image, {supported} can be"
+            " filled"
+        )
     num_labels = sum(len(control.labels) for control in controls)
     if num_labels > _MAX_LABELS:
         raise _invalid(f"has {num_labels} labels and choices; the maximum is {_MAX_LABELS}")
@@ -148,8 +163,14 @@ def _control_tags(root: ElementTree.Element) -> list[_Tag]:
 
 def _image_keys(root: ElementTree.Element) -> dict[str, str]:
     """Return the key of the data of each Image tag by its name."""
-    images = {each.attrib.get("name", ""): each.attrib.get("value", "") for each in root.iter("Image")}
-    return {_name(name): _name(value[1:]) for name, value in images.items() if name and value.startswith("$")}
+    images = {
+        each.attrib.get("name", ""): each.attrib.get("value", "") for each in root.iter("Image")
+    }
+    return {
+        _name(name): _name(value[1:])
+        for name, value in images.items()
+        if name and value.startswith("$")
+    }
 
 
 def _control(found: _Tag, image: str, image_key: str) -> Control:
@@ -164,7 +185,9 @@ def _control(found: _Tag, image: str, image_key: str) -> Control:
     for label in labels:
         for phrase in label.phrases:
             by_phrase.setdefault(phrase.casefold(), label.value)
-    return Control(tag, _name(attributes.get("name", "")), image, image_key, labels, attributes, by_phrase)
+    return Control(
+        tag, _name(attributes.get("name", "")), image, image_key, labels, attributes, by_phrase
+    )
 
 
 def _labels(elements: Iterable[ElementTree.Element]) -> Iterable[Label]:
@@ -175,7 +198,10 @@ def _labels(elements: Iterable[ElementTree.Element]) -> Iterable[Label]:
         phrases = tuple(filter(None, (" ".join(each.split()) for each in given)))
         name = _name(each.attrib.get("alias") or value)
         if len(phrases) > _MAX_PHRASES:
-            raise _invalid(f"gives {each.tag} {shown(name)} {len(phrases)} phrases; the maximum is {_MAX_PHRASES}")
+            raise _invalid(
+                f"gives {each.tag} {shown(name)} {len(phrases)} phrases; the maximum is"
+                f" {_MAX_PHRASES}"
+            )
         if phrases:
             yield Label(name, phrases)
 

@@ -1,4 +1,5 @@
-"""Answers to the results of a prediction: boxes and polygons in percent of the image, brush masks, texts, choices.
+"""Answers to the results of a prediction: boxes and polygons in percent of the image, brush masks,
+texts, choices.
 
 Source: HumanSignal/label-studio docs/source/guide/predictions.md (units of image annotations),
 label_studio_sdk/label_interface/control_tags.py (values that Label Studio accepts).
@@ -43,13 +44,18 @@ class Canvas:
 
     def point(self, point: PointXy) -> tuple[float, float]:
         """Return a point in percent, within the image as Label Studio requires."""
-        x, y = (min(max(100 * at / side, 0.0), 100.0) for at, side in zip(point, self.size_wh, strict=True))
+        x, y = (
+            min(max(100 * at / side, 0.0), 100.0)
+            for at, side in zip(point, self.size_wh, strict=True)
+        )
         return x, y
 
     def polygon(self, points: Sequence[PointXy]) -> JsonObject:
         return {"points": [list(self.point(point)) for point in points], "closed": True}
 
-    def region(self, control: Control, value: JsonObject, score: float | None, region_id: str = "") -> JsonObject:
+    def region(
+        self, control: Control, value: JsonObject, score: float | None, region_id: str = ""
+    ) -> JsonObject:
         """Return one result of a control."""
         width, height = self.size_wh
         return {
@@ -65,14 +71,18 @@ class Canvas:
         }
 
 
-def labelled_boxes(answer: Answer, control: Control, label: str | None = None) -> Iterator[JsonObject]:
+def labelled_boxes(
+    answer: Answer, control: Control, label: str | None = None
+) -> Iterator[JsonObject]:
     """Yield the detections under the labels that their phrases mean, or all under `label`."""
     assert isinstance(answer.result, DetectionsResult)
     canvas = Canvas(answer.image_size_wh)
     for found in answer.result.detections:
         name = label or control.label_of(found.label)
         if name is not None:
-            yield canvas.region(control, canvas.box(found.box) | {control.result_type: [name]}, found.score)
+            yield canvas.region(
+                control, canvas.box(found.box) | {control.result_type: [name]}, found.score
+            )
 
 
 def labelled_masks(answer: Answer, control: Control, label: str) -> Iterator[JsonObject]:
@@ -90,16 +100,22 @@ def _brush(found: Instance) -> Iterator[JsonObject]:
 
 
 def _polygons(found: Instance, canvas: Canvas) -> Iterator[JsonObject]:
-    """Yield a polygon for each ring that is no hole, which these cannot have, with few points, as people edit them."""
+    """Yield a polygon for each ring that is no hole, which these cannot have, with few points, as
+    people edit them.
+    """
     rings = [Polygon(ring) for ring in found.polygons or () if len(ring) >= _MIN_POINTS]
     for ring in rings:
         if sum(contains_xy(rings, *ring.exterior.coords[0])) % 2 == 0:
-            yield canvas.polygon([(x, y) for x, y in ring.exterior.simplify(_TOLERANCE_PX).coords[:-1]])
+            yield canvas.polygon(
+                [(x, y) for x, y in ring.exterior.simplify(_TOLERANCE_PX).coords[:-1]]
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class RegionTags:
-    """The tags of a region with its own text: its shape, its text, and its label if the project has some."""
+    """The tags of a region with its own text: its shape, its text, and its label if the project has
+    some.
+    """
 
     shape: Control
     text: Control
@@ -112,11 +128,17 @@ def located_texts(answer: Answer, tags: RegionTags) -> Iterator[JsonObject]:
     for quad, text, score in _located(answer):
         xs, ys = zip(*quad, strict=True)
         is_polygon = tags.shape.tag in ("Polygon", "PolygonLabels")
-        value = canvas.polygon(quad) if is_polygon else canvas.box((min(xs), min(ys), max(xs), max(ys)))
-        labels = {} if tags.label is None else {tags.label.result_type: [tags.label.labels[0].value]}
+        value = (
+            canvas.polygon(quad) if is_polygon else canvas.box((min(xs), min(ys), max(xs), max(ys)))
+        )
+        labels = (
+            {} if tags.label is None else {tags.label.result_type: [tags.label.labels[0].value]}
+        )
         region_id = uuid.uuid4().hex[:10]
         is_labelled_shape = tags.label is tags.shape
-        yield canvas.region(tags.shape, value | (labels if is_labelled_shape else {}), score, region_id)
+        yield canvas.region(
+            tags.shape, value | (labels if is_labelled_shape else {}), score, region_id
+        )
         if tags.label is not None and not is_labelled_shape:
             yield canvas.region(tags.label, value | labels, score, region_id)
         yield canvas.region(tags.text, value | {"text": [text]}, score, region_id)
@@ -155,7 +177,9 @@ def chosen_answer(answer: Answer, control: Control) -> Iterator[JsonObject]:
 
 
 def chosen_objects(answer: Answer, control: Control) -> Iterator[JsonObject]:
-    """Yield the choices whose objects were detected: the one with the highest score, or all in a multiple choice."""
+    """Yield the choices whose objects were detected: the one with the highest score, or all in a
+    multiple choice.
+    """
     assert isinstance(answer.result, DetectionsResult)
     scores: dict[str, float] = {}
     for found in sorted(answer.result.detections, key=lambda each: -each.score):

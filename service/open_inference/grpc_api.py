@@ -1,7 +1,8 @@
 """The Open Inference Protocol v2 over gRPC: `inference.GRPCInferenceService`.
 
-The tensors of a request are all raw (`raw_input_contents`) or all typed (`contents`); its result has the same form.
-Source: kserve/open-inference-protocol specification/protocol/open_inference_grpc.proto.
+The tensors of a request are all raw (`raw_input_contents`) or all typed (`contents`); its result
+has the same form. Source: kserve/open-inference-protocol
+specification/protocol/open_inference_grpc.proto.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,15 +51,23 @@ class OpenInferenceApi(GrpcApi, pb_grpc.GRPCInferenceServiceServicer):
     health_methods = frozenset({"ServerLive", "ServerReady"})
 
     @method
-    async def ServerLive(self, _: pb.ServerLiveRequest, __: RequestContext) -> pb.ServerLiveResponse:
+    async def ServerLive(
+        self, _: pb.ServerLiveRequest, __: RequestContext
+    ) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
     @method
-    async def ServerReady(self, _: pb.ServerReadyRequest, __: RequestContext) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=all([await self._core.is_ready(model) for model in self._core.models]))
+    async def ServerReady(
+        self, _: pb.ServerReadyRequest, __: RequestContext
+    ) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(
+            ready=all([await self._core.is_ready(model) for model in self._core.models])
+        )
 
     @method
-    async def ModelReady(self, request: pb.ModelReadyRequest, _: RequestContext) -> pb.ModelReadyResponse:
+    async def ModelReady(
+        self, request: pb.ModelReadyRequest, _: RequestContext
+    ) -> pb.ModelReadyResponse:
         """Return readiness, which is False for a model that is not served."""
         try:
             model = model_of(self._core.models, request.name, request.version)
@@ -67,21 +76,29 @@ class OpenInferenceApi(GrpcApi, pb_grpc.GRPCInferenceServiceServicer):
         return pb.ModelReadyResponse(ready=await self._core.is_ready(model))
 
     @method
-    async def ServerMetadata(self, _: pb.ServerMetadataRequest, __: RequestContext) -> pb.ServerMetadataResponse:
+    async def ServerMetadata(
+        self, _: pb.ServerMetadataRequest, __: RequestContext
+    ) -> pb.ServerMetadataResponse:
         return ParseDict(server_metadata(), pb.ServerMetadataResponse())
 
     @method
-    async def ModelMetadata(self, request: pb.ModelMetadataRequest, _: RequestContext) -> pb.ModelMetadataResponse:
+    async def ModelMetadata(
+        self, request: pb.ModelMetadataRequest, _: RequestContext
+    ) -> pb.ModelMetadataResponse:
         model = model_of(self._core.models, request.name, request.version)
         return ParseDict(model_metadata(model), pb.ModelMetadataResponse())
 
     @method
-    async def ModelConfig(self, request: pb.ModelConfigRequest, _: RequestContext) -> pb.ModelConfigResponse:
+    async def ModelConfig(
+        self, request: pb.ModelConfigRequest, _: RequestContext
+    ) -> pb.ModelConfigResponse:
         model = model_of(self._core.models, request.name, request.version)
         return ParseDict({"config": model_config(model)}, pb.ModelConfigResponse())
 
     @method
-    async def ModelInfer(self, request: pb.ModelInferRequest, context: RequestContext) -> pb.ModelInferResponse:
+    async def ModelInfer(
+        self, request: pb.ModelInferRequest, context: RequestContext
+    ) -> pb.ModelInferResponse:
         model = model_of(self._core.models, request.model_name, request.model_version)
         infer = read_request(request)
         context = request_context(infer, context)
@@ -95,23 +112,34 @@ def read_request(request: pb.ModelInferRequest) -> InferRequest:
     raw = request.raw_input_contents
     num_tensors = max(len(request.inputs), len(request.outputs), len(request.parameters))
     if num_tensors > MAX_TENSORS:
-        message = f"{num_tensors} inputs, outputs or parameters; the maximum of each is {MAX_TENSORS}"
+        message = (
+            f"{num_tensors} inputs, outputs or parameters; the maximum of each is {MAX_TENSORS}"
+        )
         raise InvalidRequest(message, "inputs")
     if raw and len(raw) != len(request.inputs):
-        message = f"{len(raw)} raw_input_contents for {len(request.inputs)} inputs; send one per input"
+        message = (
+            f"{len(raw)} raw_input_contents for {len(request.inputs)} inputs; send one per input"
+        )
         raise InvalidRequest(message, "raw_input_contents")
-    inputs = tuple(_tensor(each, raw[index] if raw else None) for index, each in enumerate(request.inputs))
+    inputs = tuple(
+        _tensor(each, raw[index] if raw else None) for index, each in enumerate(request.inputs)
+    )
     outputs = tuple(output.name for output in request.outputs)
     for output in request.outputs:
         _refuse_parameters(output.parameters)
-    return InferRequest(request.id, inputs, _values(request.parameters), outputs, wants_raw=bool(raw))
+    return InferRequest(
+        request.id, inputs, _values(request.parameters), outputs, wants_raw=bool(raw)
+    )
 
 
 def write_answer(answer: Answer, request: InferRequest, request_id: str) -> pb.ModelInferResponse:
     """Return the message of an answer, its result raw or typed."""
     output = pb.ModelInferResponse.InferOutputTensor(name=OUTPUT, datatype="BYTES", shape=[1])
     response = pb.ModelInferResponse(
-        model_name=answer.model.id, model_version=VERSION, id=request.id or request_id, outputs=[output]
+        model_name=answer.model.id,
+        model_version=VERSION,
+        id=request.id or request_id,
+        outputs=[output],
     )
     if request.wants_raw:
         response.raw_output_contents.append(raw_result(answer, request_id))
@@ -123,7 +151,9 @@ def write_answer(answer: Answer, request: InferRequest, request_id: str) -> pb.M
 def _tensor(each: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> Tensor:
     _refuse_parameters(each.parameters)
     if raw is not None and each.HasField("contents"):
-        raise InvalidRequest("an input has contents beside raw_input_contents; send one of them", "inputs")
+        raise InvalidRequest(
+            "an input has contents beside raw_input_contents; send one of them", "inputs"
+        )
     typed: Sequence[object] = getattr(each.contents, _CONTENTS.get(each.datatype, "bytes_contents"))
     return Tensor(each.name, each.datatype, tuple(each.shape), typed if raw is None else raw)
 
@@ -139,4 +169,6 @@ def _values(parameters: Mapping[str, pb.InferParameter]) -> dict[str, object]:
 def _refuse_parameters(parameters: Mapping[str, pb.InferParameter]) -> None:
     """Raise `InvalidRequest` for any parameter of a tensor: over gRPC none is defined."""
     for name in parameters:
-        raise InvalidRequest(f"a tensor has the parameter {shown(name)}; none is supported", "parameters")
+        raise InvalidRequest(
+            f"a tensor has the parameter {shown(name)}; none is supported", "parameters"
+        )

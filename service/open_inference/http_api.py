@@ -1,6 +1,7 @@
 """The Open Inference Protocol v2 over HTTP.
 
-GET /v2  GET /v2/health/live  GET /v2/health/ready, which need no key, and for a model, with or without its version:
+GET /v2  GET /v2/health/live  GET /v2/health/ready, which need no key, and for a model, with or
+         without its version:
 GET /v2/models/{model}  GET …/config  GET …/ready  POST …/infer
 """
 
@@ -17,9 +18,20 @@ from service.http.body import BodyMemory, off_loop, parsed, read_bytes
 from service.http.boundary import Endpoint, Interface, RestBoundary
 from service.inference.core import Core, RequestContext
 from service.inference.served_models import ServedModel
-from service.open_inference.http_bodies import InferBody, OpenInferenceError, read_request, write_answer
+from service.open_inference.http_bodies import (
+    InferBody,
+    OpenInferenceError,
+    read_request,
+    write_answer,
+)
 from service.open_inference.metadata import model_config, model_metadata, server_metadata
-from service.open_inference.tensors import API, InferRequest, model_of, request_body, request_context
+from service.open_inference.tensors import (
+    API,
+    InferRequest,
+    model_of,
+    request_body,
+    request_context,
+)
 from tasks.errors import shown
 
 PREFIX = "/v2"
@@ -41,15 +53,32 @@ class OpenInferenceRest:
         self._boundary = boundary
 
     def routes(self) -> list[Route]:
-        public: dict[str, Endpoint] = {"": self.server, "/health/live": self.is_live, "/health/ready": self.is_ready}
-        of_model: dict[str, Endpoint] = {"": self.model, "/config": self.config, "/ready": self.is_model_ready}
+        public: dict[str, Endpoint] = {
+            "": self.server,
+            "/health/live": self.is_live,
+            "/health/ready": self.is_ready,
+        }
+        of_model: dict[str, Endpoint] = {
+            "": self.model,
+            "/config": self.config,
+            "/ready": self.is_model_ready,
+        }
         return [
-            *(self._route("GET", PREFIX + path, function, is_public=True) for path, function in public.items()),
-            *(self._route("GET", each + path, of_model[path]) for each in _MODEL_PATHS for path in of_model),
+            *(
+                self._route("GET", PREFIX + path, function, is_public=True)
+                for path, function in public.items()
+            ),
+            *(
+                self._route("GET", each + path, of_model[path])
+                for each in _MODEL_PATHS
+                for path in of_model
+            ),
             *(self._route("POST", f"{each}/infer", self.infer) for each in _MODEL_PATHS),
         ]
 
-    def _route(self, method: str, path: str, function: Endpoint, *, is_public: bool = False) -> Route:
+    def _route(
+        self, method: str, path: str, function: Endpoint, *, is_public: bool = False
+    ) -> Route:
         endpoint = self._boundary.endpoint(function, OPEN_INFERENCE, is_public=is_public)
         return Route(path, endpoint, methods=[method])
 
@@ -84,19 +113,25 @@ class OpenInferenceRest:
         context = request_context(infer, context)
         request.state.request_id = context.request_id
         body = request_body(infer, model)
-        answer = await while_connected(request.receive, core.predict(body.image, body.fields, context))
+        answer = await while_connected(
+            request.receive, core.predict(body.image, body.fields, context)
+        )
         return _response(write_answer(answer, infer, context.request_id))
 
 
 def _model(core: Core, request: Request) -> ServedModel:
-    return model_of(core.models, request.path_params["model"], request.path_params.get("version", ""))
+    return model_of(
+        core.models, request.path_params["model"], request.path_params.get("version", "")
+    )
 
 
 async def _check_ready(core: Core, *models: ServedModel) -> None:
     """Raise `NotReady` unless the runner of every model is ready."""
     unready = [model.id for model in models if not await core.is_ready(model)]
     if unready:
-        raise NotReady(f"{', '.join(unready)} is starting or unavailable; try again in a few seconds")
+        raise NotReady(
+            f"{', '.join(unready)} is starting or unavailable; try again in a few seconds"
+        )
 
 
 async def _read_infer(request: Request, memory: BodyMemory) -> InferRequest:
@@ -110,7 +145,9 @@ async def _read_infer(request: Request, memory: BodyMemory) -> InferRequest:
 def _check_encoding(request: Request) -> None:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
-        raise InvalidRequest(f"Content-Encoding is {shown(encoding)}; compressed bodies are not supported")
+        raise InvalidRequest(
+            f"Content-Encoding is {shown(encoding)}; compressed bodies are not supported"
+        )
 
 
 def _response(body: InferBody) -> Response:

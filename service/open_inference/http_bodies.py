@@ -1,8 +1,11 @@
-"""Bodies of the Open Inference Protocol over HTTP: JSON followed by the raw bytes of tensors. Knows no server.
+"""Bodies of the Open Inference Protocol over HTTP: JSON followed by the raw bytes of tensors.
 
-JSON │ first raw input │ second raw input │ …    Inference-Header-Content-Length is the length of the JSON; without it,
-the whole body is JSON. The parameter `binary_data_size` of an input is the length of its raw bytes. A response has the
-same form if the client requests `binary_data`.
+Knows no server.
+
+JSON │ first raw input │ second raw input │ …    Inference-Header-Content-Length is the length of
+                                                 the JSON; without it,
+the whole body is JSON. The parameter `binary_data_size` of an input is the length of its raw bytes.
+A response has the same form if the client requests `binary_data`.
 
 Source: triton-inference-server/server docs/protocol/extension_binary_data.md.
 """
@@ -97,7 +100,9 @@ def read_request(body: bytes, json_length: str | None) -> InferRequest:
         start += size or 0
     if start != len(body):
         raise InvalidRequest(f"the body has {len(body) - start} bytes after its last input")
-    parameters = {name: value for name, value in document.parameters.items() if name != "binary_data_output"}
+    parameters = {
+        name: value for name, value in document.parameters.items() if name != "binary_data_output"
+    }
     outputs = tuple(output.name for output in document.outputs)
     return InferRequest(document.id, tuple(inputs), parameters, outputs, _wants_raw(document))
 
@@ -106,8 +111,16 @@ def write_answer(answer: Answer, request: InferRequest, request_id: str) -> Infe
     """Return the body of an answer, its result raw or as JSON."""
     output: dict[str, Any] = {"name": OUTPUT, "datatype": "BYTES", "shape": [1]}
     raw = raw_result(answer, request_id) if request.wants_raw else b""
-    output |= {"parameters": {"binary_data_size": len(raw)}} if raw else {"data": [result_text(answer, request_id)]}
-    names = {"model_name": answer.model.id, "model_version": VERSION, "id": request.id or request_id}
+    output |= (
+        {"parameters": {"binary_data_size": len(raw)}}
+        if raw
+        else {"data": [result_text(answer, request_id)]}
+    )
+    names = {
+        "model_name": answer.model.id,
+        "model_version": VERSION,
+        "id": request.id or request_id,
+    }
     document = json.dumps({**names, "outputs": [output]}).encode()
     return InferBody(document + raw, len(document) if raw else None)
 
@@ -117,7 +130,8 @@ def _json_length(header: str | None, num_bytes: int) -> int:
         return num_bytes
     if not (header.isascii() and header.isdigit() and len(header) <= 15) or int(header) > num_bytes:
         message = (
-            f"Inference-Header-Content-Length is {shown(header)}; it must be at most the {num_bytes} bytes of the body"
+            f"Inference-Header-Content-Length is {shown(header)}; it must be at most the"
+            f" {num_bytes} bytes of the body"
         )
         raise InvalidRequest(message)
     return int(header)
@@ -133,7 +147,9 @@ def _checked(document: Mapping[str, object]) -> InferJson:
 def _elements(each: _Input) -> list[Any]:
     """Return the elements of a JSON tensor; a batch of one may be nested."""
     if each.data is None:
-        raise InvalidRequest(f"input {shown(each.name)} has neither data nor binary_data_size", "inputs")
+        raise InvalidRequest(
+            f"input {shown(each.name)} has neither data nor binary_data_size", "inputs"
+        )
     is_nested = len(each.data) == 1 and isinstance(each.data[0], list)
     return each.data[0] if is_nested else each.data
 
@@ -142,14 +158,20 @@ def _raw(each: _Input, data: bytes) -> bytes:
     size = each.parameters.binary_data_size
     if each.data is not None or len(data) != size:
         found = "also data" if each.data is not None else f"{len(data)} bytes follow"
-        raise InvalidRequest(f"input {shown(each.name)} has a binary_data_size of {size} and {found}", "inputs")
+        raise InvalidRequest(
+            f"input {shown(each.name)} has a binary_data_size of {size} and {found}", "inputs"
+        )
     return data
 
 
 def _wants_raw(document: InferJson) -> bool:
-    """Return True if the result is requested raw; `binary_data` of an output overrides the request's parameter."""
+    """Return True if the result is requested raw; `binary_data` of an output overrides the
+    request's parameter.
+    """
     of_all = document.parameters.get("binary_data_output", False)
     if not isinstance(of_all, bool):
-        raise InvalidRequest("the parameter binary_data_output must be true or false", "binary_data_output")
+        raise InvalidRequest(
+            "the parameter binary_data_output must be true or false", "binary_data_output"
+        )
     of_each = [output.parameters.binary_data for output in document.outputs]
     return any(of_all if wanted is None else wanted for wanted in of_each or [None])

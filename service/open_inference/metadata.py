@@ -1,4 +1,6 @@
-"""Metadata of server and models in the Open Inference Protocol, as JSON; the gRPC messages have the same fields.
+"""Metadata of server and models in the Open Inference Protocol, as JSON.
+
+The gRPC messages have the same fields.
 
 Sources: kserve/open-inference-protocol specification/protocol/inference_rest.md,
 triton-inference-server/server docs/protocol/extension_model_configuration.md.
@@ -10,7 +12,12 @@ from service.inference.served_models import ServedModel
 from service.open_inference.tensors import OUTPUT, VERSION, InputSpec, input_specs
 from tasks.table import TASKS
 
-_CONFIG_TYPES = {"BYTES": "TYPE_STRING", "INT64": "TYPE_INT64", "FP64": "TYPE_FP64", "BOOL": "TYPE_BOOL"}
+_CONFIG_TYPES = {
+    "BYTES": "TYPE_STRING",
+    "INT64": "TYPE_INT64",
+    "FP64": "TYPE_FP64",
+    "BOOL": "TYPE_BOOL",
+}
 
 JsonObject = dict[str, Any]
 
@@ -24,14 +31,17 @@ def server_metadata() -> JsonObject:
 def model_metadata(model: ServedModel) -> JsonObject:
     """Return the output of a model and the inputs of all its tasks."""
     inputs = [
-        {"name": spec.name, "datatype": spec.datatypes[0], "shape": _shape(spec)} for spec in _specs(model).values()
+        {"name": spec.name, "datatype": spec.datatypes[0], "shape": _shape(spec)}
+        for spec in _specs(model).values()
     ]
     output = {"name": OUTPUT, "datatype": "BYTES", "shape": [1]}
     return {**_names(model), "versions": [VERSION], "inputs": inputs, "outputs": [output]}
 
 
 def model_config(model: ServedModel) -> JsonObject:
-    """Return the part of Triton's model configuration that its load tools read: optional inputs, no batching."""
+    """Return the part of Triton's model configuration that its load tools read: optional inputs, no
+    batching.
+    """
     inputs = [
         {
             "name": spec.name,

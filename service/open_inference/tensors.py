@@ -1,12 +1,15 @@
-"""Open Inference Protocol v2: tensors to image and fields of a request, an answer to a tensor. Knows no transport.
+"""Open Inference Protocol v2: tensors to image and fields of a request, an answer to a tensor.
 
-Every field of a request except `model`, which is part of the protocol, is an input of the same name: `image`, strings
-and lists of strings are BYTES, numbers INT64 or FP64, booleans BOOL. A scalar has the shape [1], a list [n]; a leading
-batch dimension of 1 is accepted. Scalars may be parameters of the request instead. The output `result` is the JSON
-body of /v1/predict. Raw tensors are little-endian; each element of BYTES follows its length in 4 bytes.
+Knows no transport.
 
-Sources: kserve/open-inference-protocol specification/protocol/inference_rest.md and open_inference_grpc.proto,
-triton-inference-server/server docs/protocol/extension_binary_data.md.
+Every field of a request except `model`, which is part of the protocol, is an input of the same
+name: `image`, strings and lists of strings are BYTES, numbers INT64 or FP64, booleans BOOL. A
+scalar has the shape [1], a list [n]; a leading batch dimension of 1 is accepted. Scalars may be
+parameters of the request instead. The output `result` is the JSON body of /v1/predict. Raw tensors
+are little-endian; each element of BYTES follows its length in 4 bytes.
+
+Sources: kserve/open-inference-protocol specification/protocol/inference_rest.md and
+open_inference_grpc.proto, triton-inference-server/server docs/protocol/extension_binary_data.md.
 """
 
 import math
@@ -36,7 +39,8 @@ MAX_ELEMENTS = 1000  # of a tensor; more than any list of a request needs
 _MAX_TIMEOUT_US = 2**63
 _FOR_TRITON = "triton_"  # prefix of parameters that clients address to Triton itself
 _LENGTH = struct.Struct("<I")
-_ELEMENTS = {"BOOL": "?", "INT32": "i", "INT64": "q", "FP32": "f", "FP64": "d"}  # format characters of struct
+# format characters of struct
+_ELEMENTS = {"BOOL": "?", "INT32": "i", "INT64": "q", "FP32": "f", "FP64": "d"}
 # Accepted datatypes for each JSON type; metadata names the first.
 _DATATYPES = {
     "string": ("BYTES",),
@@ -81,9 +85,13 @@ class InferRequest:
 def input_specs(tasks: Iterable[Task]) -> dict[str, InputSpec]:
     """Return the inputs by name: the image, the common fields, and the parameters of `tasks`."""
     fields = GenerationFields.model_json_schema()["properties"]
-    parameters = {parameter.name: parameter.json_schema() for task in tasks for parameter in task.parameters}
+    parameters = {
+        parameter.name: parameter.json_schema() for task in tasks for parameter in task.parameters
+    }
     image = InputSpec("image", _DATATYPES["string"], is_required=True)
-    return {image.name: image} | {name: _spec(name, schema) for name, schema in (fields | parameters).items()}
+    return {image.name: image} | {
+        name: _spec(name, schema) for name, schema in (fields | parameters).items()
+    }
 
 
 def _spec(name: str, schema: dict[str, Any]) -> InputSpec:
@@ -106,15 +114,22 @@ def model_of(models: ServedModels, name: str, version: str) -> ServedModel:
 
 
 def request_context(request: InferRequest, context: RequestContext) -> RequestContext:
-    """Return `context` with the request's own id and `timeout` (in microseconds); raise `InvalidRequest`."""
+    """Return `context` with the request's own id and `timeout` (in microseconds).
+
+    Raise `InvalidRequest`.
+    """
     timeout_us = request.parameters.get("timeout", 0)  # 0 is none, as in Triton
     if type(timeout_us) is not int or not 0 <= timeout_us < _MAX_TIMEOUT_US:
         raise InvalidRequest(
-            f"the parameter timeout is {shown(timeout_us)}; it must be a whole number of microseconds", "timeout"
+            f"the parameter timeout is {shown(timeout_us)}; it must be a whole number of"
+            " microseconds",
+            "timeout",
         )
     end_s = time.monotonic() + timeout_us / 1e6 if timeout_us else math.inf
     if len(request.id) > MAX_ID_CHARS:
-        raise InvalidRequest(f"id has {len(request.id)} characters; the maximum is {MAX_ID_CHARS}", "id")
+        raise InvalidRequest(
+            f"id has {len(request.id)} characters; the maximum is {MAX_ID_CHARS}", "id"
+        )
     request_id = request.id if is_valid_request_id(request.id) else context.request_id
     return replace(context, request_id=request_id, deadline_s=min(context.deadline_s, end_s))
 
@@ -127,7 +142,9 @@ def request_body(request: InferRequest, model: ServedModel) -> RequestBody:
     image = fields.pop("image", None)
     if image is None:
         raise missing_image()
-    return RequestBody(image if isinstance(image, bytes) else parse_image(image), {**fields, "model": model.id})
+    return RequestBody(
+        image if isinstance(image, bytes) else parse_image(image), {**fields, "model": model.id}
+    )
 
 
 def raw_result(answer: Answer, request_id: str) -> bytes:
@@ -148,32 +165,45 @@ def _is_option(parameter: str) -> bool:
 def _check_names(inputs: Sequence[str], options: Sequence[str], outputs: Iterable[str]) -> None:
     for name, count in Counter([*inputs, *options]).items():
         if name not in _INPUTS:
-            raise InvalidRequest(f"unknown input {shown(name)}; the inputs are {', '.join(_INPUTS)}", "inputs")
+            raise InvalidRequest(
+                f"unknown input {shown(name)}; the inputs are {', '.join(_INPUTS)}", "inputs"
+            )
         if count > 1:
             raise InvalidRequest(f"{name} occurs {count} times; send it once", name)
     if "image" in options:
         raise InvalidRequest("image is sent as a parameter; send it as an input", "image")
     for name in outputs:
         if name != OUTPUT:
-            raise InvalidRequest(f"unknown output {shown(name)}; the only output is {OUTPUT}", "outputs")
+            raise InvalidRequest(
+                f"unknown output {shown(name)}; the only output is {OUTPUT}", "outputs"
+            )
 
 
 def _value(tensor: Tensor) -> object:
     """Return the value of a field; raise `InvalidRequest` for a tensor of another form."""
     spec = _INPUTS[tensor.name]
     if tensor.datatype not in spec.datatypes:
-        raise _bad(spec.name, f"has the datatype {shown(tensor.datatype)}; it must be {' or '.join(spec.datatypes)}")
+        raise _bad(
+            spec.name,
+            f"has the datatype {shown(tensor.datatype)}; it must be {' or '.join(spec.datatypes)}",
+        )
     elements = _elements(tensor, _length(spec, tensor.shape))
     if spec.name == "image":
         return elements[0]
-    values = [_text(spec.name, element) if isinstance(element, bytes) else element for element in elements]
+    values = [
+        _text(spec.name, element) if isinstance(element, bytes) else element for element in elements
+    ]
     return values if spec.is_list else values[0]
 
 
 def _length(spec: InputSpec, shape: tuple[int, ...]) -> int:
     """Return the number of elements of a tensor of `shape`."""
     *batch, length = shape or (-1,)
-    if batch not in ([], [1]) or not 0 <= length <= MAX_ELEMENTS or spec.length not in (None, length):
+    if (
+        batch not in ([], [1])
+        or not 0 <= length <= MAX_ELEMENTS
+        or spec.length not in (None, length)
+    ):
         wanted = spec.length or "n"
         given = shown(list(shape[:4]))
         raise _bad(spec.name, f"has the shape {given}; it must be [{wanted}] or [1, {wanted}]")
@@ -184,7 +214,10 @@ def _elements(tensor: Tensor, length: int) -> Sequence[object]:
     data = tensor.data
     if not isinstance(data, bytes):
         if len(data) != length:
-            raise _bad(tensor.name, f"has {len(data)} elements; its shape {list(tensor.shape)} needs {length}")
+            raise _bad(
+                tensor.name,
+                f"has {len(data)} elements; its shape {list(tensor.shape)} needs {length}",
+            )
         return data
     if tensor.datatype == "BYTES":
         return _split(tensor.name, data, length)

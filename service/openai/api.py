@@ -2,8 +2,9 @@
 
 POST /v1/chat/completions
 
-The text of a message is a prompt in the model's own syntax (`<OD>`, `detect cat`), or else a question. A completion has
-the generated text; POST /v1/predict has the typed result. GET /v1/models also has OpenAI's form.
+The text of a message is a prompt in the model's own syntax (`<OD>`, `detect cat`), or else a
+question. A completion has the generated text; POST /v1/predict has the typed result. GET /v1/models
+also has OpenAI's form.
 """
 
 import time
@@ -75,7 +76,11 @@ class OpenAiApi:
         self._boundary = boundary
 
     def routes(self) -> list[Route]:
-        return [Route("/v1/chat/completions", self._boundary.endpoint(self.chat, OPENAI), methods=["POST"])]
+        return [
+            Route(
+                "/v1/chat/completions", self._boundary.endpoint(self.chat, OPENAI), methods=["POST"]
+            )
+        ]
 
     async def chat(self, request: Request, context: RequestContext) -> Response:
         """Answer a message of one image and one text: a completion, or a stream of chunks."""
@@ -115,10 +120,16 @@ def _image(chat: ChatRequest) -> ImageInput:
 def _fields(chat: ChatRequest, core: Core) -> Fields:
     """Return the fields of POST /v1/predict with the meaning of a message."""
     asked = _asked_task(chat, core)
-    fields = {"task": asked.task_id, **asked.values, **{name: getattr(chat, name) for name in _OPTIONS}}
+    fields = {
+        "task": asked.task_id,
+        **asked.values,
+        **{name: getattr(chat, name) for name in _OPTIONS},
+    }
     fields["max_new_tokens"] = chat.max_completion_tokens or chat.max_tokens
     shares = asked.region_shares
-    return fields if shares is None else lambda size_wh: fields | {"region": _pixels(shares, size_wh)}
+    return (
+        fields if shares is None else lambda size_wh: fields | {"region": _pixels(shares, size_wh)}
+    )
 
 
 def _pixels(region_shares: Sequence[float], size_wh: tuple[int, int]) -> list[float]:
@@ -126,7 +137,10 @@ def _pixels(region_shares: Sequence[float], size_wh: tuple[int, int]) -> list[fl
 
 
 def _asked_task(chat: ChatRequest, core: Core) -> AskedTask:
-    """Return the task of the message's one text; a text that is no prompt of the model is a question."""
+    """Return the task of the message's one text.
+
+    A text that is no prompt of the model is a question.
+    """
     texts = [part.text for part in chat.messages[0].content if isinstance(part, TextPart)]
     if len(texts) != 1:
         raise InvalidRequest(f"the message has {len(texts)} text parts; send one", "messages")
@@ -139,10 +153,15 @@ def _asked_task(chat: ChatRequest, core: Core) -> AskedTask:
 
 def _completion(answer: Answer, request_id: str) -> ChatCompletion:
     choice = ChatChoice(
-        message=AssistantMessage(content=answer.written.text), finish_reason=answer.written.finish_reason
+        message=AssistantMessage(content=answer.written.text),
+        finish_reason=answer.written.finish_reason,
     )
     return ChatCompletion(
-        id=request_id, created=int(time.time()), model=answer.model.id, choices=[choice], usage=_usage(answer)
+        id=request_id,
+        created=int(time.time()),
+        model=answer.model.id,
+        choices=[choice],
+        usage=_usage(answer),
     )
 
 
@@ -170,7 +189,9 @@ class ChunkStream:
         yield server_sent_event("[DONE]")
 
     def _chunk(self, choices: list[ChunkChoice], usage: ChatUsage | None = None) -> str:
-        chunk = ChatChunk(id=self.request_id, created=self.created, model=self.model, choices=choices, usage=usage)
+        chunk = ChatChunk(
+            id=self.request_id, created=self.created, model=self.model, choices=choices, usage=usage
+        )
         return server_sent_event(chunk.model_dump_json())
 
 

@@ -1,6 +1,8 @@
-"""The served subset of OpenAI's chat completions as JSON models: one message of one image and one text.
+"""The served subset of OpenAI's chat completions as JSON models: one message of one image and one
+text.
 
-Source of names and meaning: OpenAI's API reference, "Create chat completion" and "The chat completion chunk object".
+Source of names and meaning: OpenAI's API reference, "Create chat completion" and "The chat
+completion chunk object".
 """
 
 from typing import Annotated, Any, Literal
@@ -43,7 +45,8 @@ class TextPart(_Given):
 
     type: Literal["text"]
     text: str = Field(
-        max_length=MAX_GIVEN_CHARS, description="A Florence-2 task token, a PaliGemma prompt, or a question."
+        max_length=MAX_GIVEN_CHARS,
+        description="A Florence-2 task token, a PaliGemma prompt, or a question.",
     )
 
 
@@ -51,7 +54,9 @@ class ChatMessage(_Given):
     """The user's message."""
 
     role: Literal["user"]
-    content: list[Annotated[ImagePart | TextPart, Field(discriminator="type")]] = Field(max_length=_MAX_PARTS)
+    content: list[Annotated[ImagePart | TextPart, Field(discriminator="type")]] = Field(
+        max_length=_MAX_PARTS
+    )
 
 
 class StreamOptions(_Given):
@@ -64,12 +69,16 @@ class ChatRequest(_Given):
     """Body of POST /v1/chat/completions."""
 
     model: str = Field(max_length=MAX_NAME_CHARS, description="Model id; see GET /v1/models.")
-    messages: list[ChatMessage] = Field(min_length=1, max_length=1, description="Exactly one message.")
+    messages: list[ChatMessage] = Field(
+        min_length=1, max_length=1, description="Exactly one message."
+    )
     max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
     max_completion_tokens: int | None = Field(
         None, ge=1, le=MAX_NEW_TOKENS, description="Alias of max_tokens; takes precedence."
     )
-    temperature: float = Field(0.0, ge=0, le=MAX_TEMPERATURE, description="0, the default, is greedy decoding.")
+    temperature: float = Field(
+        0.0, ge=0, le=MAX_TEMPERATURE, description="0, the default, is greedy decoding."
+    )
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
     n: Literal[1] = 1
@@ -134,7 +143,9 @@ class ChatChunk(BaseModel):
     usage: ChatUsage | None = None
 
 
-ErrorType = Literal["invalid_request_error", "authentication_error", "rate_limit_error", "server_error"]
+ErrorType = Literal[
+    "invalid_request_error", "authentication_error", "rate_limit_error", "server_error"
+]
 
 
 class ChatErrorDetail(BaseModel):

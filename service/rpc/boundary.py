@@ -2,10 +2,10 @@
 
 Key and place of a call are checked before its message is read.
 
-Metadata of a call: `authorization` (Bearer KEY), `traceparent`, and `x-request-id`, which a message's own `id`
-overrides. The deadline of a call is the request's, and cancelling a call cancels its sequences. Trailing metadata:
-`x-trace-id`, and of an error `x-request-id`, `diptych-code` (as in REST), `diptych-param` and, if a retry may succeed,
-`retry-after` in seconds.
+Metadata of a call: `authorization` (Bearer KEY), `traceparent`, and `x-request-id`, which a
+message's own `id` overrides. The deadline of a call is the request's, and cancelling a call cancels
+its sequences. Trailing metadata: `x-trace-id`, and of an error `x-request-id`, `diptych-code` (as
+in REST), `diptych-param` and, if a retry may succeed, `retry-after` in seconds.
 """
 
 import asyncio
@@ -55,7 +55,8 @@ class GrpcApi:
 
     api: ClassVar[str]  # label in metrics
     service: ClassVar[str]  # full name
-    image_methods: ClassVar[frozenset[str]]  # their messages may be large: they are read in a place of the client's
+    # their messages may be large: they are read in a place of the client's
+    image_methods: ClassVar[frozenset[str]]
     open_methods: ClassVar[frozenset[str]] = frozenset()  # need no key
     health_methods: ClassVar[frozenset[str]] = frozenset()  # need one if `health_needs_key` is set
 
@@ -66,7 +67,10 @@ class GrpcApi:
         self._settings = settings
 
     async def quota(self, name: str, authorization: str | None, address: str) -> Quota:
-        """Return the caller's quota; raise `Unauthorized` without an accepted key, `Overloaded` beyond its rate."""
+        """Return the caller's quota.
+
+        Raise `Unauthorized` without an accepted key, `Overloaded` beyond its rate.
+        """
         is_health = name in self.health_methods
         if name in self.open_methods or (is_health and not self._settings.health_needs_key):
             return UNLIMITED
@@ -76,7 +80,10 @@ class GrpcApi:
         return quota
 
     async def read(self, name: str, incoming: Incoming, context: RequestContext) -> Message:
-        """Return the message of a call; raise `Overloaded`, `InvalidRequest` or `DeadlineExceeded`."""
+        """Return the message of a call.
+
+        Raise `Overloaded`, `InvalidRequest` or `DeadlineExceeded`.
+        """
         if name not in self.image_methods:
             return await incoming.read_small()
         await self._core.take_place(context)
@@ -90,10 +97,14 @@ class GrpcApi:
         """Return the trace of a call of method `name`, with a span unless it is a health check."""
         full_name = f"{self.service}/{name}"
         attributes = {RPC_SYSTEM_NAME: "grpc", RPC_METHOD: full_name}
-        return request_trace(metadata, full_name, None if name in self.health_methods else attributes)
+        return request_trace(
+            metadata, full_name, None if name in self.health_methods else attributes
+        )
 
     def deadline_s(self, context: "Context") -> float:
-        """Return the deadline of a call on the clock of time.monotonic(), at most the service's own timeout away."""
+        """Return the deadline of a call on the clock of time.monotonic(), at most the service's own
+        timeout away.
+        """
         remaining_s = context.time_remaining()
         limit_s = self._settings.request_timeout_s
         return time.monotonic() + (limit_s if remaining_s is None else min(remaining_s, limit_s))
@@ -105,7 +116,9 @@ Method = Callable[[ApiT, Any, RequestContext], Awaitable[AnswerT]]
 Stream = Callable[[ApiT, Any, RequestContext], AsyncGenerator[AnswerT, None]]
 
 
-def method(function: Method[ApiT, AnswerT]) -> Callable[[ApiT, Incoming, Context], Awaitable[AnswerT]]:
+def method(
+    function: Method[ApiT, AnswerT],
+) -> Callable[[ApiT, Incoming, Context], Awaitable[AnswerT]]:
     """Return `function` with its request context, and with a status for whatever it raises."""
 
     @wraps(function)
@@ -118,11 +131,15 @@ def method(function: Method[ApiT, AnswerT]) -> Callable[[ApiT, Incoming, Context
     return answer
 
 
-def stream(function: Stream[ApiT, AnswerT]) -> Callable[[ApiT, Incoming, Context], AsyncGenerator[AnswerT, None]]:
+def stream(
+    function: Stream[ApiT, AnswerT],
+) -> Callable[[ApiT, Incoming, Context], AsyncGenerator[AnswerT, None]]:
     """Do the same for a method with a stream of answers."""
 
     @wraps(function)
-    async def answers(api: ApiT, incoming: Incoming, context: Context) -> AsyncGenerator[AnswerT, None]:
+    async def answers(
+        api: ApiT, incoming: Incoming, context: Context
+    ) -> AsyncGenerator[AnswerT, None]:
         with api.entrance.inside():
             async with (
                 _call(api, function.__name__, incoming, context) as (message, call),
@@ -176,7 +193,9 @@ async def _call(
         await abort(context, failure, (("x-request-id", request_id), trace))
 
 
-async def abort(context: Context, error: ServiceError, ids: tuple[tuple[str, str], ...] = ()) -> None:
+async def abort(
+    context: Context, error: ServiceError, ids: tuple[tuple[str, str], ...] = ()
+) -> None:
     """End the call with the status of `error`; `context.abort` raises."""
     trailing = [*ids, ("diptych-code", error.code)]
     if error.param is not None:

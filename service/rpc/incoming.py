@@ -1,8 +1,8 @@
 """Messages of gRPC calls, read when a method asks for them.
 
-grpc reads the message of a call before it calls the method, so that anybody could send large ones. Each method is
-therefore registered as one that receives a stream of bytes, which is the same on the wire: a method checks the key and
-takes its place before it reads.
+grpc reads the message of a call before it calls the method, so that anybody could send large ones.
+Each method is therefore registered as one that receives a stream of bytes, which is the same on the
+wire: a method checks the key and takes its place before it reads.
 """
 
 import asyncio
@@ -23,12 +23,15 @@ Context = Any  # grpc.aio.ServicerContext, which has no types
 _MAX_VALUES = 10_000  # as in a JSON body
 _VALUE_BYTES = 100
 _COPIES = 3  # the message, its parsed fields, and the image taken out of them
-SMALL_SLOTS, SMALL_SLOTS_OF_ADDRESS = 8, 2
+SMALL_SLOTS = 8
+SMALL_SLOTS_OF_ADDRESS = 2
 _SMALL_TIMEOUT_S = 10.0
 
 
 def address_of(peer: str) -> str:
-    """Return the address in a peer of grpc, such as ipv4:192.0.2.1:50000 or ipv6:%5B2001:db8::1%5D:50000."""
+    """Return the address in a peer of grpc, such as ipv4:192.0.2.1:50000 or
+    ipv6:%5B2001:db8::1%5D:50000.
+    """
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
@@ -44,7 +47,11 @@ class Incoming:
     """The messages of one call, which comes from `peer`."""
 
     def __init__(
-        self, messages: AsyncIterator[bytes], message_class: type[Message], small: ClientSlots, peer: str
+        self,
+        messages: AsyncIterator[bytes],
+        message_class: type[Message],
+        small: ClientSlots,
+        peer: str,
     ) -> None:
         self._messages = messages
         self._message_class = message_class
@@ -52,7 +59,9 @@ class Incoming:
         self.address = address_of(peer)
 
     async def read(self, deadline_s: float, hold: Callable[[int], None]) -> Message:
-        """Return the next message, of a call that has a place; raise `InvalidRequest` or `DeadlineExceeded`.
+        """Return the next message, of a call that has a place.
+
+        Raise `InvalidRequest` or `DeadlineExceeded`.
 
         `hold` counts its bytes until the call ends.
         """
@@ -62,10 +71,14 @@ class Incoming:
         except StopAsyncIteration:
             raise NoMessage("the call has no message") from None
         except TimeoutError as error:
-            raise DeadlineExceeded("the call's message was not received before the deadline") from error
+            raise DeadlineExceeded(
+                "the call's message was not received before the deadline"
+            ) from error
         count = num_values(message, self._message_class.DESCRIPTOR, _MAX_VALUES)
         if count > _MAX_VALUES:
-            raise InvalidRequest(f"the message has more than {_MAX_VALUES} fields, elements and entries")
+            raise InvalidRequest(
+                f"the message has more than {_MAX_VALUES} fields, elements and entries"
+            )
         hold(_COPIES * len(message) + _VALUE_BYTES * count)
         try:
             return self._message_class.FromString(message)
@@ -79,4 +92,6 @@ class Incoming:
             async with asyncio.timeout(_SMALL_TIMEOUT_S), self._small.slot(self.address):
                 return await self.read(deadline_s, _hold_nothing)
         except TimeoutError as error:
-            raise DeadlineExceeded(f"the call's message was not received within {_SMALL_TIMEOUT_S:g} s") from error
+            raise DeadlineExceeded(
+                f"the call's message was not received within {_SMALL_TIMEOUT_S:g} s"
+            ) from error

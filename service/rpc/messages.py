@@ -1,4 +1,6 @@
-"""Requests and answers of the core from and to the messages of `service/rpc/proto/vision.proto`. Knows no server.
+"""Requests and answers of the core from and to the messages of `service/rpc/proto/vision.proto`.
+
+Knows no server.
 
 The messages have the fields of the JSON models; only points and boxes are messages of their own.
 """
@@ -60,21 +62,30 @@ def comparison_message(comparison: Comparison, request_id: str) -> pb.Comparison
     ]
     width, height = comparison.image_size_wh
     image = pb.Image(width=width, height=height)
-    return pb.Comparison(id=request_id, task=comparison.request.task.id, image=image, answers=answers)
+    return pb.Comparison(
+        id=request_id, task=comparison.request.task.id, image=image, answers=answers
+    )
 
 
 def models_message(models: ServedModels) -> pb.ListModelsResponse:
-    return pb.ListModelsResponse(models=[_known_fields(pb.Model, row) for row in models_json(models)["data"]])
+    return pb.ListModelsResponse(
+        models=[_known_fields(pb.Model, row) for row in models_json(models)["data"]]
+    )
 
 
 def tasks_message(models: ServedModels) -> pb.ListTasksResponse:
-    rows = [row | {"parameters_json_schema": json.dumps(row["parameters"])} for row in tasks_json(models)["data"]]
+    rows = [
+        row | {"parameters_json_schema": json.dumps(row["parameters"])}
+        for row in tasks_json(models)["data"]
+    ]
     return pb.ListTasksResponse(tasks=[_known_fields(pb.Task, row) for row in rows])
 
 
 def _known_fields(message_class: type[MessageT], row: Mapping[str, object]) -> MessageT:
     """Return a message with those of `row` that are its fields."""
-    return message_class(**{field.name: row[field.name] for field in message_class.DESCRIPTOR.fields})
+    return message_class(
+        **{field.name: row[field.name] for field in message_class.DESCRIPTOR.fields}
+    )
 
 
 def _result_fields(result: Result) -> dict[str, Any]:
@@ -83,19 +94,29 @@ def _result_fields(result: Result) -> dict[str, Any]:
         case TextResult():
             return {"text": result.text}
         case DetectionsResult():
-            found = [pb.Detection(box=_box(d.box), label=d.label, score=d.score) for d in result.detections]
+            found = [
+                pb.Detection(box=_box(d.box), label=d.label, score=d.score)
+                for d in result.detections
+            ]
             return {"detections": pb.Detections(detections=found)}
         case InstancesResult():
             return {"instances": pb.Instances(instances=map(_instance, result.instances))}
         case TextRegionsResult():
-            regions = [pb.TextRegion(quad=_points(r.quad), text=r.text, score=r.score) for r in result.text_regions]
+            regions = [
+                pb.TextRegion(quad=_points(r.quad), text=r.text, score=r.score)
+                for r in result.text_regions
+            ]
             return {"text_regions": pb.TextRegions(text_regions=regions)}
 
 
 def _instance(instance: Instance) -> pb.Instance:
-    box, label, score = _box(instance.box), instance.label, instance.score
+    box = _box(instance.box)
+    label = instance.label
+    score = instance.score
     if instance.mask is None:
-        polygons = pb.Polygons(rings=[pb.Ring(points=_points(ring)) for ring in instance.polygons or ()])
+        polygons = pb.Polygons(
+            rings=[pb.Ring(points=_points(ring)) for ring in instance.polygons or ()]
+        )
         return pb.Instance(box=box, label=label, score=score, polygons=polygons)
     height, width = instance.mask.size_hw
     mask = pb.RunLengths(height=height, width=width, counts=instance.mask.counts)

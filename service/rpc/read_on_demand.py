@@ -1,4 +1,6 @@
-"""The interceptor that registers every method as one that receives a stream of bytes: service/rpc/incoming.py."""
+"""The interceptor that registers every method as one that receives a stream of bytes:
+service/rpc/incoming.py.
+"""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing, suppress
@@ -17,7 +19,9 @@ Messages = AsyncIterator[bytes]
 
 
 class ReadOnDemand(grpc.aio.ServerInterceptor):
-    """Gives the methods of `own` services an `Incoming`, and those of libraries a message that it has read."""
+    """Gives the methods of `own` services an `Incoming`, and those of libraries a message that it
+    has read.
+    """
 
     def __init__(self, own: Collection[str]) -> None:
         self._own = own
@@ -41,7 +45,9 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
 
     def _own_unary(self, handler: Handler) -> Any:
         async def answer(messages: Messages, context: Context) -> Message:
-            reply: Message = await handler.unary_unary(self._incoming(handler, messages, context), context)
+            reply: Message = await handler.unary_unary(
+                self._incoming(handler, messages, context), context
+            )
             return reply
 
         return answer
@@ -64,7 +70,9 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
         return answer
 
     def _stream(self, handler: Handler) -> Any:
-        """Return the stream of health, a coroutine that writes, or that of reflection, an answer for each message."""
+        """Return the stream of health, a coroutine that writes, or that of reflection, an answer
+        for each message.
+        """
         if handler.unary_stream is not None:
 
             async def write(messages: Messages, context: Context) -> None:
@@ -75,7 +83,10 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
 
         async def answers(messages: Messages, context: Context) -> AsyncGenerator[Message, None]:
             requests = _each(self._incoming(handler, messages, context), context)
-            async with aclosing(requests), aclosing(handler.stream_stream(requests, context)) as each:
+            async with (
+                aclosing(requests),
+                aclosing(handler.stream_stream(requests, context)) as each,
+            ):
                 async for message in each:
                     yield message
 

@@ -34,7 +34,9 @@ class VisionApi(GrpcApi, pb_grpc.VisionServicer):
         self, request: pb.PredictRequest, context: RequestContext
     ) -> AsyncGenerator[pb.PredictEvent, None]:
         """Answer with one model: its text while it is generated, then the answer."""
-        async with aclosing(self._core.stream(request.image, request_fields(request), context)) as events:
+        async with aclosing(
+            self._core.stream(request.image, request_fields(request), context)
+        ) as events:
             async for event in events:
                 yield event_message(event, context.request_id)
 
@@ -44,7 +46,9 @@ class VisionApi(GrpcApi, pb_grpc.VisionServicer):
         return comparison_message(comparison, context.request_id)
 
     @method
-    async def ListModels(self, _: pb.ListModelsRequest, __: RequestContext) -> pb.ListModelsResponse:
+    async def ListModels(
+        self, _: pb.ListModelsRequest, __: RequestContext
+    ) -> pb.ListModelsResponse:
         return models_message(self._core.models)
 
     @method

@@ -1,7 +1,7 @@
 """The values of a protobuf message, counted on the wire before it is parsed.
 
-An empty message takes two bytes on the wire and about a hundred when it is parsed: 20 MB of them would take gigabytes.
-Source of the format: Protocol Buffers, "Encoding".
+An empty message takes two bytes on the wire and about a hundred when it is parsed: 20 MB of them
+would take gigabytes. Source of the format: Protocol Buffers, "Encoding".
 """
 
 from typing import Any
@@ -10,14 +10,18 @@ from google.protobuf.descriptor import FieldDescriptor
 
 Descriptor = Any  # of protobuf's Python or of upb, which have no common type
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT = 0
+_FIXED64 = 1
+_BYTES = 2
+_FIXED32 = 5
 _FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
 _MAX_VARINT_BYTES = 10
 _TEXTS = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
 
 def num_values(data: bytes, descriptor: Descriptor, maximum: int) -> int:
-    """Return the number of fields, list elements and map entries, in all messages; stop above `maximum`.
+    """Return the number of fields, list elements and map entries, in all messages; stop above
+    `maximum`.
 
     A message that is cut or malformed is counted up to there: its parser refuses it.
     """

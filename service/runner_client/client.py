@@ -1,9 +1,11 @@
-"""The client of one model's runner, and its HTTP channel: a Unix socket of the supervisor on this host, TCP elsewhere.
+"""The client of one model's runner, and its HTTP channel: a Unix socket of the supervisor on this
+host, TCP elsewhere.
 
-The first call has no pixels. If the runner has no features of the image, the pixels are decoded, resized and sent
-with a second call; those of a small image that this process has not sent before, with the first. A call whose
-connection breaks is repeated once: calls are idempotent. A cancelled call closes its connection, which ends it in the
-runner. The channel raises aiohttp's errors, of which the client makes `ServiceError`s.
+The first call has no pixels. If the runner has no features of the image, the pixels are decoded,
+resized and sent with a second call; those of a small image that this process has not sent before,
+with the first. A call whose connection breaks is repeated once: calls are idempotent. A cancelled
+call closes its connection, which ends it in the runner. The channel raises aiohttp's errors, of
+which the client makes `ServiceError`s.
 """
 
 import asyncio
@@ -36,13 +38,21 @@ from runners.transport.messages import (
     Written,
 )
 from runners.transport.pixels import IMAGE_KEY_HEADER, Pixels, body_of, in_memory
-from service.errors import DeadlineExceeded, InternalError, InvalidRequest, NotReady, Overloaded, ServiceError
+from service.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    ServiceError,
+)
 from service.images.decoding import LazyImage
 from service.runner_client.stream_replay import OnText, ReplayDiverged, StreamReplay
 
 logger = logging.getLogger(__name__)
 
-# Below the 5 s after which a runner's uvicorn closes an idle connection: no request is sent on one that is closing.
+# Below the 5 s after which a runner's uvicorn closes an idle connection: no request is sent on one
+# that is closing.
 _KEEP_ALIVE_S = 4.0
 _CONNECT_S = 2.0  # an unreachable host does not refuse connections
 _EVENT: TypeAdapter[WritingEvent] = TypeAdapter(WritingEvent)
@@ -53,7 +63,8 @@ _BROKEN_CONNECTION = (
     aiohttp.ClientPayloadError,
     aiohttp.ConnectionTimeoutError,
 )
-# A proxy answers these where a runner died with a call that the proxy could not replay, or has no runner for a moment.
+# A proxy answers these where a runner died with a call that the proxy could not replay, or has no
+# runner for a moment.
 _UNREACHED = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE)
 _RETRY_PAUSE_S = 0.1  # until aiohttp has noticed other connections that broke at the same time
 _READY_TIMEOUT_S = 1
@@ -74,7 +85,9 @@ class RunnerCall:
 
 
 class RunnerChannel:
-    """Calls to `url`: `file://PATH` of a Unix socket, with pixels in shared memory; or `tcp://` or `http://HOST:PORT`."""
+    """Calls to `url`: `file://PATH` of a Unix socket, with pixels in shared memory; or `tcp://` or
+    `http://HOST:PORT`.
+    """
 
     def __init__(self, url: str, build_key: str, timeout_s: float) -> None:
         self.url = url
@@ -89,7 +102,10 @@ class RunnerChannel:
             return Outcomes.model_validate_json(await response.read())
 
     async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
-        """Yield the text of each sequence as it is written, and its outcome; closing the generator ends them."""
+        """Yield the text of each sequence as it is written, and its outcome.
+
+        Closing the generator ends them.
+        """
         async with self._response("/stream", call) as response:
             async for line in _lines(response.content.iter_any()):
                 yield _EVENT.validate_json(line)
@@ -128,7 +144,9 @@ class RunnerChannel:
             message = WriteCall(sequences=list(call.sequences), pixels=memory)
             body, headers = body_of(message, call.pixels if shared is None else None)
             headers |= {IMAGE_KEY_HEADER: call.image_key} | call_headers()
-            async with self._client().post(path, data=io.BytesIO(body), headers=headers) as response:
+            async with self._client().post(
+                path, data=io.BytesIO(body), headers=headers
+            ) as response:
                 if response.status == HTTPStatus.NOT_FOUND and call.pixels is None:
                     await response.read()  # unread, it would cost the connection
                     raise FeaturesMissing
@@ -144,9 +162,13 @@ class RunnerChannel:
                 connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
             else:
                 base_url = "http://runner"
-                connector = aiohttp.UnixConnector(self._socket_path, limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+                connector = aiohttp.UnixConnector(
+                    self._socket_path, limit=0, keepalive_timeout=_KEEP_ALIVE_S
+                )
             timeout = aiohttp.ClientTimeout(self._timeout_s, sock_connect=_CONNECT_S)
-            self._session = aiohttp.ClientSession(base_url, headers=self._headers, connector=connector, timeout=timeout)
+            self._session = aiohttp.ClientSession(
+                base_url, headers=self._headers, connector=connector, timeout=timeout
+            )
         return self._session
 
 
@@ -181,17 +203,24 @@ class RunnerClient:
     def __init__(self, model_id: str, channel: RunnerChannel) -> None:
         self._model_id = model_id
         self._channel = channel
-        self._known_images: LRUCache[str, None] = LRUCache(_MAX_KNOWN_IMAGES)  # keys of those sent or found
+        # keys of those sent or found
+        self._known_images: LRUCache[str, None] = LRUCache(_MAX_KNOWN_IMAGES)
 
     async def write(
-        self, manifest: Manifest, image: LazyImage, specs: Sequence[SequenceSpec], on_text: OnText | None = None
+        self,
+        manifest: Manifest,
+        image: LazyImage,
+        specs: Sequence[SequenceSpec],
+        on_text: OnText | None = None,
     ) -> WrittenAnswers:
         """Return the written sequences, in order; raise the error of the first that failed.
 
-        `manifest` is that of the model or adapter that `specs` name. `on_text` receives their text as it is written.
-        Cancellation ends them in the runner.
+        `manifest` is that of the model or adapter that `specs` name. `on_text` receives their text
+        as it is written. Cancellation ends them in the runner.
         """
-        start_s, preprocess_s, answered = time.monotonic(), 0.0, None
+        start_s = time.monotonic()
+        preprocess_s = 0.0
+        answered = None
         replay = None if on_text is None else StreamReplay(len(specs), on_text)
         call = RunnerCall(image.key(manifest), specs)
         try:
@@ -223,16 +252,26 @@ class RunnerClient:
         is_repeated = False
         while True:
             try:
-                return await (self._channel.write(call) if replay is None else self._stream(call, replay))
+                return await (
+                    self._channel.write(call) if replay is None else self._stream(call, replay)
+                )
             except (*_BROKEN_CONNECTION, aiohttp.ClientResponseError) as error:
-                if is_repeated or (isinstance(error, aiohttp.ClientResponseError) and error.status not in _UNREACHED):
+                if is_repeated or (
+                    isinstance(error, aiohttp.ClientResponseError)
+                    and error.status not in _UNREACHED
+                ):
                     raise
-                logger.warning("repeating the call to the runner of %s after %r", self._model_id, error)
+                logger.warning(
+                    "repeating the call to the runner of %s after %r", self._model_id, error
+                )
             is_repeated = True
             await asyncio.sleep(_RETRY_PAUSE_S)
 
     async def _stream(self, call: RunnerCall, replay: StreamReplay) -> Outcomes:
-        """Send text as it arrives. A repeated stream continues after the text already sent, if that is the same."""
+        """Send text as it arrives.
+
+        A repeated stream continues after the text already sent, if that is the same.
+        """
         replay.begin()
         features = FoundFeatures(outcome="hit")
         try:
@@ -243,28 +282,50 @@ class RunnerClient:
                     else:
                         replay.receive(event)
         except ReplayDiverged as error:  # the answer was sampled
-            message = f"the runner of {self._model_id} restarted; a sampled answer cannot be resumed; retry the request"
+            message = (
+                f"the runner of {self._model_id} restarted; a sampled answer cannot be resumed;"
+                " retry the request"
+            )
             raise NotReady(message) from error
         if len(replay.outcomes) < len(call.sequences):
-            raise InternalError(f"the runner of {self._model_id} ended the stream before the answer was complete")
+            raise InternalError(
+                f"the runner of {self._model_id} ended the stream before the answer was complete"
+            )
         return Outcomes(features=features, outcomes=replay.outcomes)
 
     def _failure(self, error: aiohttp.ClientError | TimeoutError) -> ServiceError:
-        """Return the error for a call that failed: by the status of the runner or of a proxy in front of it, if any."""
+        """Return the error for a call that failed: by the status of the runner or of a proxy in
+        front of it, if any.
+        """
         status = error.status if isinstance(error, aiohttp.ClientResponseError) else None
         if status in _UNREACHED:
-            return NotReady(f"no runner of {self._model_id} with this gateway's build is ready; retry in a few seconds")
-        is_late = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)
+            return NotReady(
+                f"no runner of {self._model_id} with this gateway's build is ready; retry in a few"
+                " seconds"
+            )
+        is_late = isinstance(error, TimeoutError) and not isinstance(
+            error, aiohttp.ConnectionTimeoutError
+        )
         if is_late or status == HTTPStatus.GATEWAY_TIMEOUT:
-            return DeadlineExceeded(f"the runner of {self._model_id} did not answer before the deadline")
+            return DeadlineExceeded(
+                f"the runner of {self._model_id} did not answer before the deadline"
+            )
         if status is not None:
-            return InternalError(f"the runner of {self._model_id} answered with status {status}; its log has the cause")
+            return InternalError(
+                f"the runner of {self._model_id} answered with status {status}; its log has the"
+                " cause"
+            )
         logger.warning("the runner of %s is unreachable: %r", self._model_id, error)
-        return NotReady(f"the runner of {self._model_id} is starting or restarting; retry in a few seconds")
+        return NotReady(
+            f"the runner of {self._model_id} is starting or restarting; retry in a few seconds"
+        )
 
 
 def written_answers(answered: Outcomes, preprocess_s: float, elapsed_s: float) -> WrittenAnswers:
-    """Return the sequences of a call that took `elapsed_s`; raise the error of the first that failed."""
+    """Return the sequences of a call that took `elapsed_s`.
+
+    Raise the error of the first that failed.
+    """
     sequences: list[Written] = []
     for outcome in answered.outcomes:
         if isinstance(outcome, Failed):
@@ -272,7 +333,9 @@ def written_answers(answered: Outcomes, preprocess_s: float, elapsed_s: float) -
         sequences.append(outcome)
     # The stages of the slowest sequence: all of them run at the same time.
     _, prefill_s, decode_s = max(((s.queue_s, s.prefill_s, s.decode_s) for s in sequences), key=sum)
-    known_s = preprocess_s + answered.features.encode_s + answered.features.queue_s + prefill_s + decode_s
+    known_s = (
+        preprocess_s + answered.features.encode_s + answered.features.queue_s + prefill_s + decode_s
+    )
     return WrittenAnswers(
         sequences=tuple(sequences),
         text="\n".join(sequence.text for sequence in sequences),
@@ -290,7 +353,9 @@ def written_answers(answered: Outcomes, preprocess_s: float, elapsed_s: float) -
 def _error_of(failed: Failed) -> ServiceError:
     match failed.code:
         case "sequence_too_long":
-            return InvalidRequest(failed.message, "max_new_tokens" if "max_new_tokens" in failed.message else None)
+            return InvalidRequest(
+                failed.message, "max_new_tokens" if "max_new_tokens" in failed.message else None
+            )
         case "too_many_beams":
             return InvalidRequest(failed.message, "num_beams")
         case "deadline_exceeded":

@@ -1,4 +1,6 @@
-"""Merges the streams of several sequences into one text, and replays a repeated stream without repeating text."""
+"""Merges the streams of several sequences into one text, and replays a repeated stream without
+repeating text.
+"""
 
 from collections.abc import Callable
 
@@ -12,7 +14,9 @@ class ReplayDiverged(Exception):
 
 
 class StreamReplay:
-    """Sends the text of the first sequence as it arrives, then that of the next; each sequence is one line.
+    """Sends the text of the first sequence as it arrives, then that of the next.
+
+    Each sequence is one line.
 
     At the end the text sent is that of all sequences, joined by newlines.
     """
@@ -24,11 +28,14 @@ class StreamReplay:
         self.begin()
 
     def begin(self) -> None:
-        """Start a stream, the first or a repeated one: text already sent is compared, not sent again."""
+        """Start a stream, the first or a repeated one: text already sent is compared, not sent
+        again.
+        """
         self._texts = [""] * self._num_sequences
         self._outcomes: list[Outcome | None] = [None] * self._num_sequences
         self._current = 0  # index of the sequence that is being sent
-        self._num_consumed = 0  # characters of its text that were sent, in this stream or an earlier one
+        # characters of its text that were sent, in this stream or an earlier one
+        self._num_consumed = 0
         self._num_replayed = 0  # characters of this stream, of all sequences
 
     def receive(self, event: TextPiece | SequenceEnd) -> None:
@@ -40,7 +47,9 @@ class StreamReplay:
             if isinstance(event.outcome, Written):
                 self._texts[event.index] = event.outcome.text
         self._advance()
-        is_over = self._current == self._num_sequences - 1 and isinstance(self._outcomes[-1], Written)
+        is_over = self._current == self._num_sequences - 1 and isinstance(
+            self._outcomes[-1], Written
+        )
         if is_over and self._num_replayed < len(self._sent):
             raise ReplayDiverged
 

@@ -16,11 +16,13 @@ from service.schema.wire import (
     UsageJson,
 )
 
-RESULT: TypeAdapter[ResultJson] = TypeAdapter(ResultJson)  # its fields have the names of a result's attributes
+# its fields have the names of a result's attributes
+RESULT: TypeAdapter[ResultJson] = TypeAdapter(ResultJson)
 
 
 def answer_json(answer: Answer, request_id: str) -> AnswerJson:
-    written, timings_ms = answer.written, answer.times.in_ms()
+    written = answer.written
+    timings_ms = answer.times.in_ms()
     queue_ms = timings_ms.pop("encode_queue") + timings_ms.pop("decode_queue")
     return AnswerJson(
         id=request_id,
@@ -49,8 +51,12 @@ def comparison_json(comparison: Comparison, request_id: str) -> ComparisonJson:
         for model, outcome in comparison.answers
     ]
     image = ImageJson(width=comparison.image_size_wh[0], height=comparison.image_size_wh[1])
-    return ComparisonJson(id=request_id, task=comparison.request.task.id, image=image, answers=answers)
+    return ComparisonJson(
+        id=request_id, task=comparison.request.task.id, image=image, answers=answers
+    )
 
 
 def error_detail(error: ServiceError, request_id: str) -> ErrorDetail:
-    return ErrorDetail(code=error.code, message=error.message, param=error.param, request_id=request_id)
+    return ErrorDetail(
+        code=error.code, message=error.message, param=error.param, request_id=request_id
+    )

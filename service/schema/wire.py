@@ -1,6 +1,8 @@
-"""The JSON of answers and errors, as pydantic models: responses and /openapi.json are made from the same declarations.
+"""The JSON of answers and errors, as pydantic models: responses and /openapi.json are made from the
+same declarations.
 
-Fields are those of the public contract; boxes, polygons and quads are in pixels of the original image.
+Fields are those of the public contract; boxes, polygons and quads are in pixels of the original
+image.
 """
 
 from typing import Literal
@@ -27,13 +29,17 @@ class DetectionJson(Wire):
 
     box: tuple[float, float, float, float] = Field(description="[x1, y1, x2, y2]")
     label: str
-    score: float = Field(ge=0, le=1, description="ranks a model's boxes; a probability if the answer is calibrated")
+    score: float = Field(
+        ge=0, le=1, description="ranks a model's boxes; a probability if the answer is calibrated"
+    )
 
 
 class RleJson(Wire):
     """Mask of the whole image in COCO's compressed run-length encoding."""
 
-    size: tuple[int, int] = Field(validation_alias=AliasChoices("size", "size_hw"), description="[height, width]")
+    size: tuple[int, int] = Field(
+        validation_alias=AliasChoices("size", "size_hw"), description="[height, width]"
+    )
     counts: str
 
 
@@ -44,7 +50,9 @@ class InstanceJson(Wire):
     label: str
     score: float = Field(ge=0, le=1)
     polygons: list[list[Point]] | None = Field(
-        None, exclude_if=_is_none, description="rings of [x, y]; even-odd rule: a point within an odd number is inside"
+        None,
+        exclude_if=_is_none,
+        description="rings of [x, y]; even-odd rule: a point within an odd number is inside",
     )
     mask: RleJson | None = Field(None, exclude_if=_is_none)
 

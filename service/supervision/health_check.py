@@ -1,4 +1,5 @@
-"""Health check of the container image, which has no curl: exit status 0 if the service of this host is ready.
+"""Health check of the container image, which has no curl: exit status 0 if the service of this host
+is ready.
 
 python -m service.supervision.health_check
 """
@@ -11,7 +12,8 @@ from service.environment import settings
 from service.settings import Settings
 
 _TIMEOUT_S = 5
-_OK, _UNAUTHORIZED = 200, 401
+_OK = 200
+_UNAUTHORIZED = 401
 
 
 def main() -> None:
@@ -45,7 +47,9 @@ def _connection(values: Settings) -> http.client.HTTPConnection:
     unverified = ssl.create_default_context()  # the certificate names the public host
     unverified.check_hostname = False
     unverified.verify_mode = ssl.CERT_NONE
-    return http.client.HTTPSConnection(values.host, values.port, timeout=_TIMEOUT_S, context=unverified)
+    return http.client.HTTPSConnection(
+        values.host, values.port, timeout=_TIMEOUT_S, context=unverified
+    )
 
 
 if __name__ == "__main__":

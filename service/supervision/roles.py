@@ -50,7 +50,8 @@ class Role:
         return self.name == "runner"
 
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """Return `environment` with the settings of this role: a runner alone serves its model on this host.
+        """Return `environment` with the settings of this role: a runner alone serves its model on
+        this host.
 
         Of the other served models it keeps the adapters of its model.
         """
@@ -60,13 +61,17 @@ class Role:
         kept = {name: value for name, value in environment.items() if name not in others}
         models = ",".join([self.model_id, *self._adapters(environment)])
         devices = [pair.strip() for pair in environment.get(variable("devices"), "").split(",")]
-        own = {variable("devices"): pair for pair in devices if pair.partition("=")[0] == self.model_id}
+        own = {
+            variable("devices"): pair for pair in devices if pair.partition("=")[0] == self.model_id
+        }
         return kept | own | {variable("models"): models}
 
     def _adapters(self, environment: Mapping[str, str]) -> list[str]:
         """Return the adapters of a runner's model among the served models of `environment`."""
         served = [model.strip() for model in environment.get(variable("models"), "").split(",")]
-        catalog = load_catalog(Path(environment.get(variable("catalog")) or Settings.model_fields["catalog"].default))
+        catalog = load_catalog(
+            Path(environment.get(variable("catalog")) or Settings.model_fields["catalog"].default)
+        )
         return [model for model in adapters_of(self.model_id, catalog.values()) if model in served]
 
     def front(self) -> str:
@@ -77,11 +82,19 @@ class Role:
         """Return the names of the gateway's runners on this host."""
         if self.name != "all":
             return []
-        return [runner_name(model) for model in models_with_runner(values) if values.runner_url(model) is None]
+        return [
+            runner_name(model)
+            for model in models_with_runner(values)
+            if values.runner_url(model) is None
+        ]
 
     def check(self, values: Settings) -> None:
         """Raise `SettingsError` if a gateway alone has no URL for a runner."""
-        missing = [model for model in models_with_runner(values) if values.runner_url(model) is None]
+        missing = [
+            model for model in models_with_runner(values) if values.runner_url(model) is None
+        ]
         if self.name == "gateway" and missing:
             name = variable("runner_urls")
-            raise SettingsError(f"{name} has no URL for {', '.join(missing)}; a gateway alone starts no runner")
+            raise SettingsError(
+                f"{name} has no URL for {', '.join(missing)}; a gateway alone starts no runner"
+            )

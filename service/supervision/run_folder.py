@@ -1,7 +1,10 @@
-"""The one folder that a running service writes to: sockets, metrics, request bodies. It is in memory (/dev/shm).
+"""The one folder that a running service writes to: sockets, metrics, request bodies.
 
-A full or read-only disk therefore does not affect the service; with prometheus_client's mapped files it would die of
-SIGBUS. The owner holds a lock on its folder until it ends, however it ends; the next start removes unlocked folders.
+It is in memory (/dev/shm).
+
+A full or read-only disk therefore does not affect the service; with prometheus_client's mapped
+files it would die of SIGBUS. The owner holds a lock on its folder until it ends, however it ends;
+the next start removes unlocked folders.
 """
 
 import fcntl
@@ -18,7 +21,9 @@ _PREFIX = "diptych-"
 
 @contextmanager
 def run_folder() -> Iterator[Path]:
-    """Yield a new folder in /dev/shm, or in the temporary folder where there is none; remove it afterwards."""
+    """Yield a new folder in /dev/shm, or in the temporary folder where there is none; remove it
+    afterwards.
+    """
     parent = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
     _remove_abandoned(parent)
     # Other starts ignore its first name, under which it is not yet locked.

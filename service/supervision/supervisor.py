@@ -1,17 +1,24 @@
-"""Starts the processes of the service, restarts those that end, and stops them without losing an accepted request.
+"""Starts the processes of the service, restarts those that end, and stops them without losing an
+accepted request.
 
-    python -m service.supervision.supervisor ...     (`python -m service` checks its arguments and becomes this)
+    python -m service.supervision.supervisor ...     (`python -m service` checks its arguments and
+                                                     becomes this)
 
-    start   the gateway and the runner of each model, or one of them alone (service/supervision/roles.py)
-    stop    on SIGTERM or SIGINT: first the processes on the service's port, which drain; then the runners
+    start   the gateway and the runner of each model, or one of them alone
+            (service/supervision/roles.py)
+    stop    on SIGTERM or SIGINT: first the processes on the service's port, which drain; then the
+            runners
 
-The supervisor owns the listening sockets: connections to a process that died wait in the backlog for the next one.
+The supervisor owns the listening sockets: connections to a process that died wait in the backlog
+for the next one.
 
-`bentoml serve` does the same with circus, but (BentoML 1.4.40, bentoml/_internal/utils/circus/__init__.py)
+`bentoml serve` does the same with circus, but (BentoML 1.4.40,
+bentoml/_internal/utils/circus/__init__.py)
 
 - looks for dead processes only every 10 s; SIGCHLD restarts one here at once;
 - stops all processes at once, so the gateway drains without its runners;
-- imports everything in each process, torch included: seconds for every restart, and nothing is shared in memory.
+- imports everything in each process, torch included: seconds for every restart, and nothing is
+  shared in memory.
 """
 
 import gc
@@ -45,7 +52,8 @@ from service.supervision.worker_process import (
 from service.telemetry.logs import JsonLines, configure_logging
 from service.tls import bentoml_tls_options
 
-logger = logging.getLogger("service.supervision.supervisor")  # __name__ is __main__, whose logger is not configured
+# __name__ is __main__, whose logger is not configured
+logger = logging.getLogger("service.supervision.supervisor")
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SIGNALS = (*_STOP_SIGNALS, signal.SIGCHLD, signal.SIGALRM)
@@ -55,12 +63,15 @@ _RUNNERS_STOP_S = 10.0
 
 
 class Supervisor:
-    """The processes of one start: those of `front` share the service's port, `runners` are behind them.
+    """The processes of one start: those of `front` share the service's port, `runners` are behind
+    them.
 
     The caller has blocked `_SIGNALS` in the main thread.
     """
 
-    def __init__(self, front: Sequence[WorkerProcess], runners: Sequence[WorkerProcess], metrics: Path) -> None:
+    def __init__(
+        self, front: Sequence[WorkerProcess], runners: Sequence[WorkerProcess], metrics: Path
+    ) -> None:
         self._front = front
         self._runners = runners
         self._metrics = metrics
@@ -71,26 +82,37 @@ class Supervisor:
         while self._next_signal() not in _STOP_SIGNALS:
             pass
         logger.info("stopping: draining accepted requests for up to %g s", max_request_s)
-        for process in self._front:  # it has its own copy of the socket; while it drains, a gateway answers not_ready
+        # it has its own copy of the socket; while it drains, a gateway answers not_ready
+        for process in self._front:
             process.part.listener.close()
         self._stop(self._front, max_request_s + _FRONT_MARGIN_S)
         self._stop(self._runners, _RUNNERS_STOP_S)
         logger.info("stopped")
 
     def _stop(self, processes: Sequence[WorkerProcess], limit_s: float) -> None:
-        """Terminate `processes`, and kill them after `limit_s`; the others are kept running meanwhile."""
+        """Terminate `processes`, and kill them after `limit_s`.
+
+        The others are kept running meanwhile.
+        """
         for process in processes:
             process.stop(signal.SIGTERM)
         deadline_s = time.monotonic() + limit_s
         while left := [process for process in processes if process.pid is not None]:
             if time.monotonic() > deadline_s:
-                logger.error("killed after %g s: %s", limit_s, ", ".join(process.part.name for process in left))
+                logger.error(
+                    "killed after %g s: %s",
+                    limit_s,
+                    ", ".join(process.part.name for process in left),
+                )
                 for process in left:
                     process.stop(signal.SIGKILL)
             self._next_signal()
 
     def _next_signal(self) -> int:
-        """Start processes that are due, wait for a signal, and record processes that have ended; return the signal."""
+        """Start processes that are due, wait for a signal, and record processes that have ended.
+
+        Return the signal.
+        """
         for process in (*self._front, *self._runners):
             process.start_if_due()
         received = signal.sigwait(_SIGNALS)
@@ -117,14 +139,19 @@ class Supervisor:
 def main(arguments: Sequence[str]) -> None:
     """Run until a stop signal."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # pending until the first wait
-    role, values = Role.parse(arguments), settings()
+    role = Role.parse(arguments)
+    values = settings()
     configure_logging(values.log_format)
     _raise_descriptor_limit()
     num_front = 1 if role.is_runner else values.gateway_workers
     if num_front > 1 and values.grpc_port:
-        _listen(values.host, values.grpc_port).close()  # in use: gateways that share it would not notice
+        # in use: gateways that share it would not notice
+        _listen(values.host, values.grpc_port).close()
     with run_folder() as folder:
-        parts = (_front(role, values), *(runner_part(name, folder) for name in role.runners_behind(values)))
+        parts = (
+            _front(role, values),
+            *(runner_part(name, folder) for name in role.runners_behind(values)),
+        )
         os.environ.update(worker_environment(parts, folder))
         use_metric_files()
         _import_all(parts, values)
@@ -138,7 +165,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _raise_descriptor_limit() -> None:
-    """Allow as many open files as the system lets this process have: often 1,024 are set and many more allowed."""
+    """Allow as many open files as the system lets this process have: often 1,024 are set and many
+    more allowed.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

@@ -1,7 +1,8 @@
 """One process of the service: BentoML's worker for a part, on a socket that outlives it.
 
-It is forked from the supervisor, which has imported all modules: it starts in milliseconds and shares their memory.
-Arguments and environment are those of a worker of `bentoml serve` (BentoML 1.4.40, _bentoml_impl/server/serving.py).
+It is forked from the supervisor, which has imported all modules: it starts in milliseconds and
+shares their memory. Arguments and environment are those of a worker of `bentoml serve` (BentoML
+1.4.40, _bentoml_impl/server/serving.py).
 """
 
 import asyncio
@@ -32,7 +33,8 @@ _PAUSE_S = 1.0
 BACKLOG = 2048
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_ARGUMENTS = slice(45, 47)  # in /proc/PID/stat after the name: arg_start and arg_end (man proc_pid_stat)
+# in /proc/PID/stat after the name: arg_start and arg_end (man proc_pid_stat)
+_ARGUMENTS = slice(45, 47)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +50,18 @@ class Part:
 
 def runner_part(name: str, folder: Path) -> Part:
     """Return a runner behind the gateway, listening on a socket in `folder`."""
-    listener, path = socket.socket(socket.AF_UNIX), folder / f"{name}.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    path = folder / f"{name}.sock"
     listener.bind(str(path))
     listener.listen(BACKLOG)
     return Part(name, listener, path.as_uri())
 
 
 def worker_environment(parts: Sequence[Part], folder: Path) -> dict[str, str]:
-    """Return the variables that all processes have in addition to the supervisor's; they write into `folder`."""
+    """Return the variables that all processes have in addition to the supervisor's.
+
+    They write into `folder`.
+    """
     metrics = folder / METRICS_FOLDER
     metrics.mkdir()
     return {
@@ -69,10 +75,15 @@ class WorkerProcess:
     """The process of a part: started, restarted when it ends, stopped."""
 
     def __init__(
-        self, part: Part, name: str, others: Sequence[Part], now: Callable[[], float] = time.monotonic
+        self,
+        part: Part,
+        name: str,
+        others: Sequence[Part],
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.part = part
-        self.name = name  # unlike the part's, no other process has it: several gateways are one part
+        # unlike the part's, no other process has it: several gateways are one part
+        self.name = name
         self.pid: int | None = None  # None: not running
         self._others = others
         self._now = now
@@ -93,7 +104,12 @@ class WorkerProcess:
         """Record the end of the process with its status of os.waitpid()."""
         code = os.waitstatus_to_exitcode(status)
         if self._is_wanted:
-            logger.error("%s (process %d) ended with status %d and is restarted", self.part.name, self.pid, code)
+            logger.error(
+                "%s (process %d) ended with status %d and is restarted",
+                self.part.name,
+                self.pid,
+                code,
+            )
         is_short = self._now() - self._started_s < _SHORT_LIFE_S
         self._next_start_s = self._now() + _PAUSE_S if is_short else -math.inf
         self.pid = None
@@ -107,21 +123,34 @@ class WorkerProcess:
 
 
 def _show_as(title: str) -> None:
-    """Overwrite the command line that `ps` shows for this process, cut to the length of the supervisor's."""
-    with suppress(OSError), open("/proc/self/stat", encoding="utf-8") as stat, open("/proc/self/mem", "r+b") as memory:
+    """Overwrite the command line that `ps` shows for this process, cut to the length of the
+    supervisor's.
+    """
+    with (
+        suppress(OSError),
+        open("/proc/self/stat", encoding="utf-8") as stat,
+        open("/proc/self/mem", "r+b") as memory,
+    ):
         start, end = map(int, stat.read().rpartition(")")[2].split()[_ARGUMENTS])
         memory.seek(start)
         memory.write(title.encode()[: end - start - 1].ljust(end - start, b"\0"))
 
 
 def _use_own_folder(part: Part) -> None:
-    """Put temporary files in a folder of this process; the supervisor removes it, however the process ends."""
+    """Put temporary files in a folder of this process.
+
+    The supervisor removes it, however the process ends.
+    """
     with suppress(OSError):  # no space: no folder; nothing that a request needs is written there
-        os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(f"-{os.getpid()}", f"{part.name}-")
+        os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(
+            f"-{os.getpid()}", f"{part.name}-"
+        )
 
 
 def _become(part: Part, name: str, others: Sequence[Part]) -> NoReturn:
-    """Run BentoML's worker in a new process, which is killed if the supervisor dies; never return."""
+    """Run BentoML's worker in a new process, which is killed if the supervisor dies; never
+    return.
+    """
     status = 1
     try:
         if sys.platform == "linux":
@@ -133,7 +162,13 @@ def _become(part: Part, name: str, others: Sequence[Part]) -> NoReturn:
         _use_own_folder(part)
         write_metrics_as(name)
         _show_as(f"diptych --service-name {part.name}")
-        run_worker("service.gateway:Gateway", part.name, part.listener.fileno(), part.options, part.protocol)
+        run_worker(
+            "service.gateway:Gateway",
+            part.name,
+            part.listener.fileno(),
+            part.options,
+            part.protocol,
+        )
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except BaseException:

@@ -1,7 +1,8 @@
 """Logging to standard error: one line per request, as text or JSON.
 
-A JSON line has `time` (UTC), `level`, `logger`, `process` (id) and `message`; within a request `trace_id`; for an
-exception its traceback as `exception`; and the fields that were logged as `extra={FIELDS: …}`.
+A JSON line has `time` (UTC), `level`, `logger`, `process` (id) and `message`; within a request
+`trace_id`; for an exception its traceback as `exception`; and the fields that were logged as
+`extra={FIELDS: …}`.
 """
 
 import json
@@ -15,7 +16,8 @@ from runners.telemetry.tracing import trace_id
 
 LogFormat = Literal["text", "json"]
 
-FIELDS = "diptych_fields"  # in the `extra` of a log call: a mapping whose items become fields of the JSON line
+# in the `extra` of a log call: a mapping whose items become fields of the JSON line
+FIELDS = "diptych_fields"
 _TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 

@@ -1,8 +1,9 @@
 """How late the event loop runs what is due, and which request made it late.
 
-A coroutine that is due every `_EVERY_S` measures by how much it runs late. A thread notices that the loop is late while
-it is, and notes the task that holds it with its line. A thread that holds the interpreter's lock stops the noticing,
-too: then the requests that have work in threads are named. It knows requests by the names of their tasks only.
+A coroutine that is due every `_EVERY_S` measures by how much it runs late. A thread notices that
+the loop is late while it is, and notes the task that holds it with its line. A thread that holds
+the interpreter's lock stops the noticing, too: then the requests that have work in threads are
+named. It knows requests by the names of their tasks only.
 """
 
 import asyncio
@@ -39,7 +40,9 @@ class LoopWatch:
         self._due_s = time.monotonic() + _EVERY_S
         self._measuring = asyncio.create_task(self._measure())
         of_loop = (threading.get_ident(),)
-        self._thread = threading.Thread(target=self._observe, args=of_loop, name="loop-watch", daemon=True)
+        self._thread = threading.Thread(
+            target=self._observe, args=of_loop, name="loop-watch", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -54,7 +57,11 @@ class LoopWatch:
             EVENT_LOOP_LAG_SECONDS.observe(lag_s)
             if lag_s > _LATE_S and now_s - self._logged_s > _LOG_EVERY_S:
                 self._logged_s = now_s
-                logger.warning("the event loop was late by %.2f s: %s", lag_s, self._suspect or _work_in_threads())
+                logger.warning(
+                    "the event loop was late by %.2f s: %s",
+                    lag_s,
+                    self._suspect or _work_in_threads(),
+                )
             self._suspect = ""
             self._due_s = time.monotonic() + _EVERY_S
 
@@ -69,7 +76,9 @@ class LoopWatch:
 
 
 def _work_in_threads() -> str:
-    names = sorted(each.get_name() for each in asyncio.all_tasks() if each.get_name().startswith(IN_THREAD))
+    names = sorted(
+        each.get_name() for each in asyncio.all_tasks() if each.get_name().startswith(IN_THREAD)
+    )
     return ", ".join(names[:_MAX_NAMED]) or "no request had work; the machine may be busy"
 
 

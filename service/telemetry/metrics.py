@@ -1,13 +1,16 @@
-"""Prometheus metrics of requests by model and task; runners have their own (runners/telemetry/metrics.py)."""
+"""Prometheus metrics of requests by model and task; runners have their own
+(runners/telemetry/metrics.py).
+"""
 
 from prometheus_client import Counter, Gauge, Histogram
 
-_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)  # 1 ms to 60 s
+# 1 ms to 60 s
+_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
 
 REQUESTS = Counter(
     "diptych_requests_total",
-    "Outcomes of requests, one for each model of a comparison; api oip is Open Inference over HTTP or gRPC; "
-    "status is ok, an error code, or client_gone.",
+    "Outcomes of requests, one for each model of a comparison; api oip is Open Inference over HTTP"
+    " or gRPC; status is ok, an error code, or client_gone.",
     ["api", "model", "task", "status"],
 )
 REQUEST_SECONDS = Histogram(
@@ -17,7 +20,10 @@ REQUEST_SECONDS = Histogram(
     buckets=_BUCKETS_S,
 )
 STAGE_SECONDS = Histogram(
-    "diptych_stage_seconds", "Time of one stage of a request.", ["model", "task", "stage"], buckets=_BUCKETS_S
+    "diptych_stage_seconds",
+    "Time of one stage of a request.",
+    ["model", "task", "stage"],
+    buckets=_BUCKETS_S,
 )
 TIME_TO_FIRST_TOKEN_SECONDS = Histogram(
     "diptych_time_to_first_token_seconds",
@@ -58,5 +64,6 @@ BATCH_REQUESTS_WAITING = Gauge(
 )
 SHARED_LIMITS_UNANSWERED = Counter(
     "diptych_shared_limits_unanswered_total",
-    "Calls that the store of the shared limits did not answer, or that were not made while it does not.",
+    "Calls that the store of the shared limits did not answer, or that were not made while it does"
+    " not.",
 )

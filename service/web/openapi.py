@@ -1,7 +1,8 @@
 """The OpenAPI document, generated from the task table and from the models of requests and answers.
 
-The protocols of Open Inference, Label Studio and X-AnyLabeling are specified by their own documents, which their
-operations name; what is read of their bodies is described here with its bounds.
+The protocols of Open Inference, Label Studio and X-AnyLabeling are specified by their own
+documents, which their operations name; what is read of their bodies is described here with its
+bounds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,13 +33,17 @@ _ERROR_STATUSES = {
     "413": "the image has too many pixels, or the body too many bytes",
     "415": "not a readable image",
     "422": "the model does not support the task or this variant of it",
-    "429": "too many requests are queued, or a limit of the API key is used up; Retry-After is the time to wait",
+    "429": (
+        "too many requests are queued, or a limit of the API key is used up; Retry-After is the"
+        " time to wait"
+    ),
     "503": "a runner is starting or unavailable",
     "504": "the deadline of the request has passed",
 }
 
 _OPEN_INFERENCE = (
-    "Open Inference Protocol v2, https://github.com/kserve/open-inference-protocol, with binary tensor data."
+    "Open Inference Protocol v2, https://github.com/kserve/open-inference-protocol, with binary"
+    " tensor data."
 )
 _SERVER_PATHS = {
     "/v2": "Metadata of the server.",
@@ -49,13 +54,19 @@ _MODEL_PATHS = {
     "": "Inputs and output of a model.",
     "/config": "Configuration of a model, as Triton's load tools request it.",
     "/ready": "Readiness of a model.",
-    "/infer": "Answer with one model: inputs are named as the fields of /v1/predict, the output `result` is its body.",
+    "/infer": (
+        "Answer with one model: inputs are named as the fields of /v1/predict, the output `result`"
+        " is its body."
+    ),
 }
 _LABEL_STUDIO = (
-    "Label Studio's ML backend protocol, https://labelstud.io/guide/ml_create, for all models or the one of the path."
+    "Label Studio's ML backend protocol, https://labelstud.io/guide/ml_create, for all models or"
+    " the one of the path."
 )
-_WEBHOOK, _CALL = "LabelStudioEvent", "XAnyLabelingCall"
-_LABEL_STUDIO_PATHS: Mapping[str, tuple[str, str | None]] = {  # summary, schema of the body that is posted
+_WEBHOOK = "LabelStudioEvent"
+_CALL = "XAnyLabelingCall"
+# summary, schema of the body that is posted
+_LABEL_STUDIO_PATHS: Mapping[str, tuple[str, str | None]] = {
     "health": ("Readiness of the models.", None),
     "versions": ("Versions of the models, as their predictions name them.", None),
     "setup": ("Check a labelling configuration.", SetupBody.__name__),
@@ -63,7 +74,9 @@ _LABEL_STUDIO_PATHS: Mapping[str, tuple[str, str | None]] = {  # summary, schema
     "webhook": ("Accept an event, which changes nothing.", _WEBHOOK),
 }
 _BATCHES = "OpenAI's Files and Batches, https://platform.openai.com/docs/api-reference/batch."
-_X_ANYLABELING = "X-AnyLabeling's remote server protocol, https://github.com/CVHub520/X-AnyLabeling-Server."
+_X_ANYLABELING = (
+    "X-AnyLabeling's remote server protocol, https://github.com/CVHub520/X-AnyLabeling-Server."
+)
 _X_ANYLABELING_PATHS: Mapping[str, tuple[str, str | None]] = {
     "health": ("Return the number of served models.", None),
     "v1/models": ("List the models with their tasks and the inputs of each.", None),
@@ -76,20 +89,28 @@ _BATCH_OPERATIONS = {  # path and method: summary, answer
     ("/v1/files/{file_id}", "get"): ("Describe a file.", FileObject),
     ("/v1/files/{file_id}", "delete"): ("Delete a file.", FileDeleted),
     ("/v1/files/{file_id}/content", "get"): ("Return the content of a file.", None),
-    ("/v1/batches", "post"): ("Answer the requests of a file in the gaps of online traffic.", Batch),
+    ("/v1/batches", "post"): (
+        "Answer the requests of a file in the gaps of online traffic.",
+        Batch,
+    ),
     ("/v1/batches", "get"): ("List the batches of the API key.", BatchList),
     ("/v1/batches/{batch_id}", "get"): ("Describe a batch.", Batch),
     ("/v1/batches/{batch_id}/cancel", "post"): ("Cancel a batch.", Batch),
 }
 
-_LIST_QUERIES = {"/v1/files": ("limit", "after", "order", "purpose"), "/v1/batches": ("limit", "after")}
+_LIST_QUERIES = {
+    "/v1/files": ("limit", "after", "order", "purpose"),
+    "/v1/batches": ("limit", "after"),
+}
 
 JsonObject = dict[str, Any]
 
 
 def openapi_document(models: ServedModels) -> JsonObject:
     """Return the document for the served models."""
-    read = _schemas((ChatRequest, BatchRequest, InferJson, SetupBody, PredictBody, Call), "validation")
+    read = _schemas(
+        (ChatRequest, BatchRequest, InferJson, SetupBody, PredictBody, Call), "validation"
+    )
     return {
         "openapi": "3.1.0",
         "info": {
@@ -100,12 +121,16 @@ def openapi_document(models: ServedModels) -> JsonObject:
         "paths": {
             "/v1/predict": {"post": _operation("predict", "Answer with one model.", "AnswerJson")},
             "/v1/compare": {
-                "post": _operation("compare", "Answer with several models concurrently.", "ComparisonJson")
+                "post": _operation(
+                    "compare", "Answer with several models concurrently.", "ComparisonJson"
+                )
             },
             "/v1/chat/completions": {"post": _chat_operation()},
             "/v1/models": {"get": _models_operation()},
             "/v1/models/{model_id}": {"get": _model_operation()},
-            "/v1/tasks": {"get": _listing("listTasks", "All tasks with the schemas of their parameters.")},
+            "/v1/tasks": {
+                "get": _listing("listTasks", "All tasks with the schemas of their parameters.")
+            },
             **_batch_paths(),
             **_open_inference_paths(),
             **_label_studio_paths(),
@@ -114,7 +139,14 @@ def openapi_document(models: ServedModels) -> JsonObject:
         "components": {
             "schemas": {
                 **_schemas(
-                    (AnswerJson, ComparisonJson, ErrorJson, ChatCompletion, ChatError, OpenInferenceError),
+                    (
+                        AnswerJson,
+                        ComparisonJson,
+                        ErrorJson,
+                        ChatCompletion,
+                        ChatError,
+                        OpenInferenceError,
+                    ),
                     "serialization",
                 ),
                 **_schemas((FileObject, FileList, FileDeleted, Batch, BatchList), "serialization"),
@@ -194,7 +226,10 @@ def _models_operation() -> JsonObject:
     parameter = {
         "name": "catalog",
         "in": "query",
-        "description": "true: also the models of the catalog that are not served, each with its `serve_command`.",
+        "description": (
+            "true: also the models of the catalog that are not served, each with its"
+            " `serve_command`."
+        ),
         "schema": {"type": "boolean", "default": False},
     }
     listing = _listing("listModels", "The served models and their comparison table.")
@@ -204,16 +239,28 @@ def _models_operation() -> JsonObject:
 def _model_operation() -> JsonObject:
     parameter = {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}
     of_base = {"type": ["string", "null"], "description": "of a LoRA adapter: the id of its base"}
-    found = {"description": "the entry", **_json({"type": "object", "properties": {"adapter_of": of_base}})}
+    found = {
+        "description": "the entry",
+        **_json({"type": "object", "properties": {"adapter_of": of_base}}),
+    }
     missing = {"404": _response(_ERROR_STATUSES["404"], "ErrorJson")}
     listing = _listing("showModel", "One entry of the list of models.")
-    return {**listing, "parameters": [parameter], "responses": {**listing["responses"], "200": found, **missing}}
+    return {
+        **listing,
+        "parameters": [parameter],
+        "responses": {**listing["responses"], "200": found, **missing},
+    }
 
 
 def _listing(name: str, summary: str) -> JsonObject:
-    schema = {"type": "object", "properties": {"object": {"const": "list"}, "data": {"type": "array"}}}
+    schema = {
+        "type": "object",
+        "properties": {"object": {"const": "list"}, "data": {"type": "array"}},
+    }
     response = {"description": "the list", **_json(schema)}
-    errors = {status: _response(_ERROR_STATUSES[status], "ErrorJson") for status in ("400", "401", "503")}
+    errors = {
+        status: _response(_ERROR_STATUSES[status], "ErrorJson") for status in ("400", "401", "503")
+    }
     return {"operationId": name, "summary": summary, "responses": {"200": response, **errors}}
 
 
@@ -226,7 +273,9 @@ def _json(schema: JsonObject) -> JsonObject:
 
 
 def _open_inference_paths() -> JsonObject:
-    paths = {path: {"get": _open_inference_operation(summary)} for path, summary in _SERVER_PATHS.items()}
+    paths = {
+        path: {"get": _open_inference_operation(summary)} for path, summary in _SERVER_PATHS.items()
+    }
     for prefix, names in (("", ("model",)), ("/versions/{version}", ("model", "version"))):
         for path, summary in _MODEL_PATHS.items():
             operation = _open_inference_operation(summary, names)
@@ -243,7 +292,9 @@ def _open_inference_operation(summary: str, names: Sequence[str] = ()) -> JsonOb
 
 
 def _label_studio_paths() -> JsonObject:
-    failed = _foreign_operation("Repeat the error of a failed call.", _LABEL_STUDIO, ("status",), ErrorJson.__name__)
+    failed = _foreign_operation(
+        "Repeat the error of a failed call.", _LABEL_STUDIO, ("status",), ErrorJson.__name__
+    )
     return {
         f"{LABEL_STUDIO_PREFIX}/failed/{{status}}": {"get": failed},
         **_tool_paths(LABEL_STUDIO_PREFIX, _LABEL_STUDIO, _LABEL_STUDIO_PATHS),
@@ -251,7 +302,9 @@ def _label_studio_paths() -> JsonObject:
     }
 
 
-def _tool_paths(prefix: str, description: str, operations: Mapping[str, tuple[str, str | None]]) -> JsonObject:
+def _tool_paths(
+    prefix: str, description: str, operations: Mapping[str, tuple[str, str | None]]
+) -> JsonObject:
     paths: JsonObject = {}
     for name, (summary, schema) in operations.items():
         path = f"{prefix}/{name}"
@@ -264,25 +317,37 @@ def _tool_paths(prefix: str, description: str, operations: Mapping[str, tuple[st
     return paths
 
 
-def _foreign_operation(summary: str, description: str, names: Sequence[str], error: str) -> JsonObject:
+def _foreign_operation(
+    summary: str, description: str, names: Sequence[str], error: str
+) -> JsonObject:
     return {
         "summary": summary,
         "description": description,
-        "parameters": [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names],
-        "responses": {"200": {"description": "the answer", **_json({"type": "object"})}} | _errors(error),
+        "parameters": [
+            {"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names
+        ],
+        "responses": (
+            {"200": {"description": "the answer", **_json({"type": "object"})}} | _errors(error)
+        ),
     }
 
 
 def _schemas(models: tuple[type[BaseModel], ...], mode: JsonSchemaMode) -> JsonObject:
-    _, document = models_json_schema([(model, mode) for model in models], ref_template=_REF_TEMPLATE)
+    _, document = models_json_schema(
+        [(model, mode) for model in models], ref_template=_REF_TEMPLATE
+    )
     schemas: JsonObject = document["$defs"]
     return schemas
 
 
 def _request_schema(fields_class: type[GenerationFields], models: ServedModels) -> JsonObject:
-    """Return one alternative for each task that a served model offers: its parameters and the common fields."""
+    """Return one alternative for each task that a served model offers: its parameters and the
+    common fields.
+    """
     offered = {task_id for model in models for task_id in model.entry.task_ids}
-    return {"oneOf": [_task_schema(fields_class, task) for task in TASKS.values() if task.id in offered]}
+    return {
+        "oneOf": [_task_schema(fields_class, task) for task in TASKS.values() if task.id in offered]
+    }
 
 
 def _task_schema(fields_class: type[GenerationFields], task: Task) -> JsonObject:
@@ -300,7 +365,10 @@ def _task_schema(fields_class: type[GenerationFields], task: Task) -> JsonObject
 
 def _with_image(fields: JsonObject) -> JsonObject:
     """Return the schema of a body of an image and `fields`."""
-    description = "in a form: a file; in JSON: a data: URL, base64, or an http(s) URL if the service allows it"
+    description = (
+        "in a form: a file; in JSON: a data: URL, base64, or an http(s) URL if the service"
+        " allows it"
+    )
     image = {"type": "string", "description": description, **BOUNDED_BY_BODY}
     properties = {"image": image, **fields["properties"]}
     return {**fields, "properties": properties, "required": ["image", *fields["required"]]}

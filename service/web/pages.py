@@ -1,8 +1,11 @@
-"""Pages for a browser, which need no key: the playground, and the HTTP contract as a page and as a document.
+"""Pages for a browser, which need no key: the playground, and the HTTP contract as a page and as a
+document.
 
-GET / (leads to /playground)  GET /playground  GET /playground/{file}  GET /docs  GET /docs/start.js  GET /openapi.json
+GET / (leads to /playground)  GET /playground  GET /playground/{file}  GET /docs  GET /docs/start.js
+                              GET /openapi.json
 
-The playground's files are served before the models are ready; the page calls the API as any client does.
+The playground's files are served before the models are ready; the page calls the API as any client
+does.
 """
 
 from pathlib import Path
@@ -52,6 +55,9 @@ class Pages:
         return with_page_policy(FileResponse(_FOLDER / "docs/start.js"))
 
     async def playground(self, request: Request) -> Response:
-        """Return a file of the page, or 304 if the browser's copy is current; raise `HTTPException` (404)."""
+        """Return a file of the page, or 304 if the browser's copy is current.
+
+        Raise `HTTPException` (404).
+        """
         file = request.path_params.get("file") or "index.html"
         return with_page_policy(await self._playground.get_response(file, request.scope))

@@ -1,11 +1,12 @@
 """X-AnyLabeling's remote server protocol over the core.
 
-/integrations/x-anylabeling  + GET /health  GET /v1/models  GET /v1/models/{model}/info  POST /v1/predict
+/integrations/x-anylabeling  + GET /health  GET /v1/models  GET /v1/models/{model}/info  POST
+                             /v1/predict
 
-The API key is in the header `Token`. Errors have the statuses and the body of the service's own interface, and not the
-200 of X-AnyLabeling-Server, as X-AnyLabeling shows a failed status only.
-Source: CVHub520/X-AnyLabeling@0f38687 anylabeling/services/auto_labeling/remote_server.py (requests),
-CVHub520/X-AnyLabeling-Server@aad6ffa docs/router.md (answers).
+The API key is in the header `Token`. Errors have the statuses and the body of the service's own
+interface, and not the 200 of X-AnyLabeling-Server, as X-AnyLabeling shows a failed status only.
+Source: CVHub520/X-AnyLabeling@0f38687 anylabeling/services/auto_labeling/remote_server.py
+(requests), CVHub520/X-AnyLabeling-Server@aad6ffa docs/router.md (answers).
 """
 
 from collections.abc import Awaitable, Callable
@@ -41,7 +42,11 @@ class XAnyLabelingApi:
         return [
             Route(f"{PREFIX}/health", self._endpoint(self.health), methods=["GET"]),
             Route(f"{PREFIX}/v1/models", self._endpoint(self.list_models), methods=["GET"]),
-            Route(f"{PREFIX}/v1/models/{{model}}/info", self._endpoint(self.show_model), methods=["GET"]),
+            Route(
+                f"{PREFIX}/v1/models/{{model}}/info",
+                self._endpoint(self.show_model),
+                methods=["GET"],
+            ),
             Route(f"{PREFIX}/v1/predict", self._endpoint(self.predict), methods=["POST"]),
         ]
 
@@ -78,8 +83,12 @@ def _succeeded(data: object) -> Response:
     return JSONResponse({"success": True, "data": data})
 
 
-def _with_bearer(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """Return an endpoint for requests whose key is in the header `Token`, which is empty without one."""
+def _with_bearer(
+    endpoint: Callable[[Request], Awaitable[Response]],
+) -> Callable[[Request], Awaitable[Response]]:
+    """Return an endpoint for requests whose key is in the header `Token`, which is empty without
+    one.
+    """
 
     async def answer(request: Request) -> Response:
         tokens = [value for name, value in request.scope["headers"] if name == b"token" and value]

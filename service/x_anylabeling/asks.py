@@ -1,6 +1,8 @@
-"""How X-AnyLabeling asks each task: by a button, a text or a rectangle; and its parameters as fields of a request.
+"""How X-AnyLabeling asks each task: by a button, a text or a rectangle; and its parameters as
+fields of a request.
 
-Source: CVHub520/X-AnyLabeling@0f38687 anylabeling/views/labeling/widgets/auto_labeling/auto_labeling.py (widgets),
+Source: CVHub520/X-AnyLabeling@0f38687
+anylabeling/views/labeling/widgets/auto_labeling/auto_labeling.py (widgets),
 anylabeling/views/labeling/widgets/canvas.py (marks).
 """
 
@@ -62,14 +64,23 @@ class Call(_Given):
     params: Params = Params()
 
     def fields(self, task_ids: tuple[str, ...]) -> dict[str, object]:
-        """Return the fields of a request; the task is the first of a model's if X-AnyLabeling named none."""
-        params, task = self.params, self.params.current_task or task_ids[0]
-        fields: dict[str, object] = {"model": self.model, "task": task, "min_score": params.conf_threshold}
+        """Return the fields of a request.
+
+        The task is the first of a model's if X-AnyLabeling named none.
+        """
+        params = self.params
+        task = self.params.current_task or task_ids[0]
+        fields: dict[str, object] = {
+            "model": self.model,
+            "task": task,
+            "min_score": params.conf_threshold,
+        }
         if 0 < params.iou_threshold < 1:
             fields["nms_iou"] = params.iou_threshold
         rectangles = [mark.data for mark in params.marks if mark.type == "rectangle"]
         if task in _RECTANGLE_TASKS and rectangles:
-            fields |= {"region": rectangles[-1], "detail": "category"}  # it becomes the rectangle's label
+            # it becomes the rectangle's label
+            fields |= {"region": rectangles[-1], "detail": "category"}
         elif params.text_prompt is not None and task in _TEXTS:
             name, _ = _TEXTS[task]
             fields[name] = _labels(params.text_prompt) if name == "labels" else params.text_prompt
@@ -97,7 +108,9 @@ def _task_json(task_id: str) -> dict[str, Any]:
         widgets |= {name: {} for name in ("input_conf", "edit_conf", "input_iou", "edit_iou")}
     if task_id in _RECTANGLE_TASKS:
         mode = None  # a batch has no rectangles
-        widgets |= {name: {} for name in ("button_add_rect", "button_clear", "button_finish_object")}
+        widgets |= {
+            name: {} for name in ("button_add_rect", "button_clear", "button_finish_object")
+        }
     elif task_id in _TEXTS:
         mode = "text_prompt"
         widgets |= {"edit_text": {"placeholder": _TEXTS[task_id][1]}, "button_send": {}}

@@ -15,7 +15,15 @@ from typing import Any
 from shapely import Polygon, contains_xy
 
 from service.inference.prediction import Answer
-from tasks.results import BoxXyxy, DetectionsResult, Instance, InstancesResult, PointXy, TextRegionsResult, TextResult
+from tasks.results import (
+    BoxXyxy,
+    DetectionsResult,
+    Instance,
+    InstancesResult,
+    PointXy,
+    TextRegionsResult,
+    TextResult,
+)
 
 JsonObject = dict[str, Any]
 
@@ -28,12 +36,13 @@ def shapes_json(answer: Answer, epsilon_factor: float, region: BoxXyxy | None) -
     """Return the data of a call.
 
     Args:
-        answer: with polygons, if it has masks.
-        epsilon_factor: tolerance of simplified polygons, as a share of their perimeter (OpenCV's approxPolyDP).
-        region: the box that the answer describes.
+        answer: with polygons, if it has masks. epsilon_factor: tolerance of simplified polygons, as
+        a share of their perimeter (OpenCV's approxPolyDP). region: the box that the answer
+        describes.
     """
     if isinstance(answer.result, TextResult) and region is None:
-        return {"shapes": [], "description": answer.result.text, "replace": False}  # True would delete the shapes
+        # True would delete the shapes
+        return {"shapes": [], "description": answer.result.text, "replace": False}
     return {"shapes": list(_shapes(answer, epsilon_factor, region)), "description": ""}
 
 
@@ -48,7 +57,9 @@ def _shapes(answer: Answer, epsilon_factor: float, region: BoxXyxy | None) -> It
                     yield _shape("polygon", points, instance.label, instance.score)
         case TextRegionsResult(text_regions=regions):
             for each in regions:
-                yield _shape("polygon", each.quad, _TEXT_LABEL, each.score) | {"description": each.text}
+                yield _shape("polygon", each.quad, _TEXT_LABEL, each.score) | {
+                    "description": each.text
+                }
         case TextResult(text=text) if region is not None:
             yield _shape("rectangle", _corners(region), text, None)
 

@@ -5,9 +5,10 @@
     <loc_x1><loc_y1>…<sep><loc_x1><loc_y1>…       an instance of several polygons
     <poly>…</poly><poly>…</poly>                  several instances
 
-It is written twice, because the two readings differ: `answer_grammar` is what constrained decoding allows, and
-`split_phrases` reads whatever an unconstrained model wrote. It skips white space between tokens and leaves incomplete
-phrases to the parser. Source: transformers, models/florence2/processing_florence2.py (Florence2PostProcessor).
+It is written twice, because the two readings differ: `answer_grammar` is what constrained decoding
+allows, and `split_phrases` reads whatever an unconstrained model wrote. It skips white space
+between tokens and leaves incomplete phrases to the parser. Source: transformers,
+models/florence2/processing_florence2.py (Florence2PostProcessor).
 """
 
 import json
@@ -41,7 +42,10 @@ marked_instances: (<poly> instance </poly>)+
 
 _LOCATION = r"<loc_(?P<bin>0|[1-9][0-9]{0,2})>"
 # Other control tokens of the released tokenizers; most of them never occur in an answer.
-_OTHER = r"</?(?:poly|od|ocr|n?cap|dcap|ground(?:ing)?|obj|seg|region_cap|region_to_desciption|proposal)>|<and>"
+_OTHER = (
+    r"</?(?:poly|od|ocr|n?cap|dcap|ground(?:ing)?|obj|seg|region_cap|region_to_desciption|proposal)>"
+    r"|<and>"
+)
 _TOKEN = re.compile(f"{_LOCATION}|(?P<separator><sep>)|{_OTHER}")
 
 Instance = tuple[Locations, ...]  # the locations of one instance, split at `<sep>`
@@ -57,7 +61,8 @@ class Phrase:
 
 
 def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:
-    """Return the grammar of the answer to each prompt of a task, None where any text is well-formed.
+    """Return the grammar of the answer to each prompt of a task, None where any text is
+    well-formed.
 
     The label of a box is one of the names asked for.
     """
@@ -68,13 +73,19 @@ def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:
 
 def _one_of(names: Sequence[str]) -> str:
     """Return an expression of the names as they were given, and with any article or none."""
-    given, bare = (" | ".join(map(json.dumps, each)) for each in (names, map(without_article, names)))
+    given, bare = (
+        " | ".join(map(json.dumps, each)) for each in (names, map(without_article, names))
+    )
     return f'" "? ({given} | ("a " | "an " | "the ")? ({bare}))'
 
 
 def split_phrases(text: str) -> Iterator[Phrase]:
-    """Yield the phrases that have a location; the first has no label if the answer starts with a token."""
-    label, position = "", 0
+    """Yield the phrases that have a location.
+
+    The first has no label if the answer starts with a token.
+    """
+    label = ""
+    position = 0
     spans: tuple[Span, ...] = ()
     tokens: list[re.Match[str]] = []
     for token in _TOKEN.finditer(text):
@@ -82,7 +93,8 @@ def split_phrases(text: str) -> Iterator[Phrase]:
         if written.strip():
             yield from _phrase(label, spans, tokens)
             start = token.start() - len(written.lstrip())
-            label, tokens = written.strip(), []
+            label = written.strip()
+            tokens = []
             spans = ((start, start + len(label)),)
         tokens.append(token)
         position = token.end()
@@ -100,7 +112,9 @@ def text_without_tokens(text: str) -> str:
     return _TOKEN.sub("", text).strip()
 
 
-def _phrase(label: str, spans: tuple[Span, ...], tokens: Iterable[re.Match[str]]) -> Iterator[Phrase]:
+def _phrase(
+    label: str, spans: tuple[Span, ...], tokens: Iterable[re.Match[str]]
+) -> Iterator[Phrase]:
     instances: list[list[list[Location]]] = [[[]]]
     for token in tokens:
         if token["bin"]:

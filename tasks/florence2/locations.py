@@ -1,4 +1,6 @@
-"""Florence-2's location tokens: 1000 bins a side, `<loc_0>` to `<loc_999>`, x before y; a bin is decoded to its centre.
+"""Florence-2's location tokens: 1000 bins a side, `<loc_0>` to `<loc_999>`, x before y.
+
+A bin is decoded to its centre.
 
 Source: transformers, models/florence2/processing_florence2.py (quantize, dequantize).
 """
@@ -27,4 +29,6 @@ def location_token(bin_index: int) -> str:
 
 def box_tokens(box_xyxy: BoxXyxy, image_size_wh: tuple[int, int]) -> str:
     """Return the four location tokens of a box."""
-    return "".join(location_token(quantize(p, s)) for p, s in zip(box_xyxy, image_size_wh * 2, strict=True))
+    return "".join(
+        location_token(quantize(p, s)) for p, s in zip(box_xyxy, image_size_wh * 2, strict=True)
+    )

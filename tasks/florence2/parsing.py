@@ -1,8 +1,9 @@
 """Florence-2's answers as typed results.
 
-The reference is transformers, models/florence2/processing_florence2.py (Florence2PostProcessor). Unlike it, this parser
-keeps non-ASCII characters, '<' and newlines in labels, fractions of pixels, and polygons without a closing `</poly>`;
-it sorts a box's corners, and drops boxes without area and polygons of fewer than three points.
+The reference is transformers, models/florence2/processing_florence2.py (Florence2PostProcessor).
+Unlike it, this parser keeps non-ASCII characters, '<' and newlines in labels, fractions of pixels,
+and polygons without a closing `</poly>`; it sorts a box's corners, and drops boxes without area and
+polygons of fewer than three points.
 """
 
 import json
@@ -15,7 +16,14 @@ from tasks.florence2.locations import dequantize
 from tasks.florence2.prompts import asked_per_prompt
 from tasks.generation import GeneratedText
 from tasks.parameters import TaskParameters
-from tasks.parsing import Locations, answers_to_labels, bounding_box, in_pieces, resolve_label, span_of
+from tasks.parsing import (
+    Locations,
+    answers_to_labels,
+    bounding_box,
+    in_pieces,
+    resolve_label,
+    span_of,
+)
 from tasks.results import (
     Detection,
     DetectionsResult,
@@ -43,7 +51,9 @@ def parse_answer(
     mask_decoder: object,  # noqa: ARG001  # PaliGemma's; this family writes polygons
     banned_phrases: frozenset[str] = frozenset(),
 ) -> Result:
-    """Return the typed result of the answers to `task_prompts`; banned phrases of a caption have no boxes."""
+    """Return the typed result of the answers to `task_prompts`; banned phrases of a caption have no
+    boxes.
+    """
     asked = asked_per_prompt(parameters)
     match TASKS[task_id].result_kind:
         case "text":
@@ -58,8 +68,12 @@ def parse_answer(
             ]
             is_parsed = all(map(GeneratedText.is_read_as, answers, found))
             banned = frozenset() if parameters.caption is None else banned_phrases
-            kept = chain.from_iterable(answers_to_labels(*pair) for pair in zip(found, asked, strict=True))
-            return DetectionsResult(tuple(each for each in kept if each.label not in banned), is_parsed)
+            kept = chain.from_iterable(
+                answers_to_labels(*pair) for pair in zip(found, asked, strict=True)
+            )
+            return DetectionsResult(
+                tuple(each for each in kept if each.label not in banned), is_parsed
+            )
         case "instances":
             instances = tuple(_instances(answers[0], asked[0], image_size_wh, mask_format))
             return InstancesResult(instances, answers[0].is_read_as(instances))
@@ -69,10 +83,14 @@ def parse_answer(
 
 
 def read_banned_phrases(processor_config: Path) -> frozenset[str]:
-    """Return the phrases for which a checkpoint's processor removes the boxes when it grounds a caption."""
+    """Return the phrases for which a checkpoint's processor removes the boxes when it grounds a
+    caption.
+    """
     if not processor_config.exists():
         return frozenset()
-    config = json.loads(processor_config.read_text(encoding="utf-8")).get("post_processor_config") or {}
+    config = (
+        json.loads(processor_config.read_text(encoding="utf-8")).get("post_processor_config") or {}
+    )
     return frozenset(config.get("phrase_grounding", {}).get("banned_grounding_tokens", ()))
 
 
@@ -90,14 +108,21 @@ def _detections(
 
 
 def _boxes(phrase: Phrase, is_polygon: bool) -> Iterable[Sequence[Locations]]:
-    """Return the locations that each box encloses: two corners, or an instance's polygons (open vocabulary)."""
+    """Return the locations that each box encloses: two corners, or an instance's polygons (open
+    vocabulary).
+    """
     if is_polygon:
         return filter(None, map(_polygons, phrase.instances))
-    return ([piece] for instance in phrase.instances for run in instance for piece in in_pieces(run, 4))
+    return (
+        [piece] for instance in phrase.instances for run in instance for piece in in_pieces(run, 4)
+    )
 
 
 def _instances(
-    answer: GeneratedText, asked: Sequence[str], image_size_wh: tuple[int, int], mask_format: MaskFormat
+    answer: GeneratedText,
+    asked: Sequence[str],
+    image_size_wh: tuple[int, int],
+    mask_format: MaskFormat,
 ) -> Iterator[Instance]:
     for phrase in split_phrases(answer.text):
         for polygons in filter(None, map(_polygons, phrase.instances)):
@@ -111,11 +136,15 @@ def _instances(
 
 def _text_regions(answer: GeneratedText, image_size_wh: tuple[int, int]) -> Iterator[TextRegion]:
     for phrase in split_phrases(answer.text):
-        for piece in (p for instance in phrase.instances for run in instance for p in in_pieces(run, 8)):
+        for piece in (
+            p for instance in phrase.instances for run in instance for p in in_pieces(run, 8)
+        ):
             if phrase.label:
                 top_left, top_right, bottom_right, bottom_left = _ring(piece, image_size_wh)
                 score = answer.score(phrase.label_spans, [span_of(piece)])
-                yield TextRegion((top_left, top_right, bottom_right, bottom_left), phrase.label, score)
+                yield TextRegion(
+                    (top_left, top_right, bottom_right, bottom_left), phrase.label, score
+                )
 
 
 def _polygons(instance: Sequence[Locations]) -> list[Locations]:

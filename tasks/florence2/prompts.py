@@ -1,9 +1,11 @@
-"""Florence-2's prompts: the sentence that a task token (`<OD>`, …) stands for, with the user's text or region.
+"""Florence-2's prompts: the sentence that a task token (`<OD>`, …) stands for, with the user's text
+or region.
 
-`read_prompt` reads task tokens as users of its processor write them: `<OD>`, `<CAPTION_TO_PHRASE_GROUNDING>a cat`,
-`<REGION_TO_OCR><loc_52><loc_332><loc_932><loc_774>`.
+`read_prompt` reads task tokens as users of its processor write them: `<OD>`,
+`<CAPTION_TO_PHRASE_GROUNDING>a cat`, `<REGION_TO_OCR><loc_52><loc_332><loc_932><loc_774>`.
 
-Source: transformers, models/florence2/processing_florence2.py (task_prompts_without_inputs, task_prompts_with_input).
+Source: transformers, models/florence2/processing_florence2.py (task_prompts_without_inputs,
+task_prompts_with_input).
 """
 
 import re
@@ -71,12 +73,17 @@ def task_prompts(
 ) -> tuple[Prompt, ...]:
     """Return the prompts of a task: one, or one per label or phrase.
 
-    Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` for a region outside the image.
+    Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` for a region outside the
+    image.
     """
     if task_id not in entry.task_ids:
-        raise UnsupportedTask(f"{entry.id} does not offer {task_id}; it offers {', '.join(entry.task_ids)}")
+        raise UnsupportedTask(
+            f"{entry.id} does not offer {task_id}; it offers {', '.join(entry.task_ids)}"
+        )
     if parameters.language not in (None, "en"):
-        raise UnsupportedVariant("language", f"{entry.id} supports language en only, not {parameters.language}")
+        raise UnsupportedVariant(
+            "language", f"{entry.id} supports language en only, not {parameters.language}"
+        )
     sentence = _sentence(entry, task_id, parameters)
     if parameters.region is not None:
         return (_with_region(sentence, parameters.region, image_size_wh),)
@@ -84,14 +91,19 @@ def task_prompts(
 
 
 def read_prompt(text: str) -> AskedTask | None:
-    """Return the task requested by `text`, None if it does not start with a task token; raise `ParameterError`."""
+    """Return the task requested by `text`, None if it does not start with a task token.
+
+    Raise `ParameterError`.
+    """
     match = _TASK_TOKEN.match(text)
     if match is None:
         return None
     token, rest = match.groups()
     if token in _ALONE:
         if rest.strip():
-            raise ParameterError("messages", f"<{token}> takes no input, but {rest[:80]!r} follows it")
+            raise ParameterError(
+                "messages", f"<{token}> takes no input, but {rest[:80]!r} follows it"
+            )
         return _ALONE[token]
     if token in _WITH_TEXT:
         task_id, name = _WITH_TEXT[token]
@@ -129,9 +141,10 @@ def _sentence(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> 
 def _texts(parameters: TaskParameters) -> Sequence[str]:
     """Return the text inserted into the sentence of each prompt.
 
-    Labels and phrases are located one by one as open vocabulary, without their article: one phrase grounding prompt
-    with all of them, with or without articles, misses more. So does a label with its article: over 200 scenes
-    florence-2-mini answers .115 right for "a circle" and .965 for "circle".
+    Labels and phrases are located one by one as open vocabulary, without their article: one phrase
+    grounding prompt with all of them, with or without articles, misses more. So does a label with
+    its article: over 200 scenes florence-2-mini answers .115 right for "a circle" and .965 for
+    "circle".
     """
     if names := parameters.labels or parameters.phrases:
         return [without_article(name) for name in names]

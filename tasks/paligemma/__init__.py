@@ -1,4 +1,6 @@
-"""PaliGemma's language: its prompts, its location and segmentation tokens, and how its answers are read."""
+"""PaliGemma's language: its prompts, its location and segmentation tokens, and how its answers are
+read.
+"""
 
 from tasks.paligemma.grammar import answer_grammar
 from tasks.paligemma.masks import MaskDecoder

@@ -3,10 +3,10 @@
     <locY1><locX1><locY2><locX2> label                                     a box
     <locY1><locX1><locY2><locX2><seg…> (16 of them) label                  an instance
 
-It is written twice, because the two readings differ: `answer_grammar` is what constrained decoding allows, and
-`split_entries` reads whatever an unconstrained model wrote. It skips white space between tokens and leaves incomplete
-entries to the parser.
-Source: google-research/big_vision@5f95305, big_vision/evaluators/proj/paligemma/transfers/segmentation.py.
+It is written twice, because the two readings differ: `answer_grammar` is what constrained decoding
+allows, and `split_entries` reads whatever an unconstrained model wrote. It skips white space
+between tokens and leaves incomplete entries to the parser. Source:
+google-research/big_vision@5f95305, big_vision/evaluators/proj/paligemma/transfers/segmentation.py.
 """
 
 import json
@@ -20,7 +20,8 @@ from tasks.parameter_kinds import SEPARATOR
 from tasks.parameters import TaskParameters
 from tasks.parsing import Location
 
-# A label and the separator after it are one lexeme: llguidance's lexer is greedy and does not give back what it read.
+# A label and the separator after it are one lexeme: llguidance's lexer is greedy and does not give
+# back what it read.
 _ENTRIES = f"""
 start: ((head LABEL_AND_SEPARATOR)* head LABEL)?
 LABEL_AND_SEPARATOR: LABEL / ?{SEPARATOR} ?/
@@ -51,7 +52,8 @@ class Entry:
 
 
 def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:
-    """Return the grammar of the answer to each prompt of a task, None where any text is well-formed.
+    """Return the grammar of the answer to each prompt of a task, None where any text is
+    well-formed.
 
     A label is one of the names asked for.
     """
@@ -66,10 +68,15 @@ def split_entries(text: str) -> Iterator[Entry]:
     starts = [*(head.start() for head in heads), len(text)]
     for head, next_start in zip(heads, starts[1:], strict=True):
         start, end = head.span("locations")
-        locations = tuple(Location(int(m[1]), m.span()) for m in _LOCATION_TOKEN.finditer(text, start, end))
+        locations = tuple(
+            Location(int(m[1]), m.span()) for m in _LOCATION_TOKEN.finditer(text, start, end)
+        )
         codes = tuple(int(code) for code in _SEGMENTATION_TOKEN.findall(head["codes"]))
-        written = re.split(rf"{SEPARATOR}|{_SEGMENTATION}", text[head.end() : next_start], maxsplit=1)[0]
-        label, label_start = written.strip(), head.end() + len(written) - len(written.lstrip())
+        written = re.split(
+            rf"{SEPARATOR}|{_SEGMENTATION}", text[head.end() : next_start], maxsplit=1
+        )[0]
+        label = written.strip()
+        label_start = head.end() + len(written) - len(written.lstrip())
         spans = ((label_start, label_start + len(label)),) if label else ()
         yield Entry(label, spans, locations, codes)
 

@@ -1,7 +1,7 @@
 """A mask decoder's 64 x 64 field placed in its box: as a mask of the whole image, or as polygons.
 
-The object is where the field is above 0. Its samples are centred in the 64 x 64 cells of the box; between them it is
-bilinear, outside them constant.
+The object is where the field is above 0. Its samples are centred in the 64 x 64 cells of the box;
+between them it is bilinear, outside them constant.
 """
 
 import contourpy
@@ -12,10 +12,15 @@ from tasks.paligemma.masks import FIELD_SIDE, Floats
 from tasks.results import BoxXyxy, Ring
 
 
-def mask_in_image(field: Floats, box_xyxy: BoxXyxy, image_size_wh: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return the mask (H, W) of the image: the pixels whose centre is in the box and has the field above 0."""
+def mask_in_image(
+    field: Floats, box_xyxy: BoxXyxy, image_size_wh: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Return the mask (H, W) of the image: the pixels whose centre is in the box and has the field
+    above 0.
+    """
     (x1, y1, x2, y2), (width, height) = box_xyxy, image_size_wh
-    rows, columns = _pixels_between(y1, y2, height), _pixels_between(x1, x2, width)
+    rows = _pixels_between(y1, y2, height)
+    columns = _pixels_between(x1, x2, width)
     mask = np.zeros((height, width), dtype=np.bool_)
     values = _interpolation(rows, y1, y2) @ field @ _interpolation(columns, x1, x2).T
     mask[rows.start : rows.stop, columns.start : columns.stop] = values > 0
@@ -25,15 +30,21 @@ def mask_in_image(field: Floats, box_xyxy: BoxXyxy, image_size_wh: tuple[int, in
 def rings_in_box(field: Floats, box_xyxy: BoxXyxy) -> tuple[Ring, ...]:
     """Return the outlines of where the field is above 0, in pixels of the image.
 
-    Outer rings run clockwise as seen on the screen, rings of holes anticlockwise; the even-odd rule gives the mask.
+    Outer rings run clockwise as seen on the screen, rings of holes anticlockwise; the even-odd rule
+    gives the mask.
     """
     x1, y1, x2, y2 = box_xyxy
-    # Beyond the last samples the field is constant up to the border of the box; a negative sample on the border
-    # itself closes a ring that reaches it.
+    # Beyond the last samples the field is constant up to the border of the box; a negative sample
+    # on the border itself closes a ring that reaches it.
     closed = np.pad(np.pad(field, 1, mode="edge"), 1, constant_values=-1)
-    places = np.concatenate(([0, 0], np.arange(0.5, FIELD_SIDE), [FIELD_SIDE, FIELD_SIDE])) / FIELD_SIDE
+    places = (
+        np.concatenate(([0, 0], np.arange(0.5, FIELD_SIDE), [FIELD_SIDE, FIELD_SIDE])) / FIELD_SIDE
+    )
     generator = contourpy.contour_generator(
-        x1 + places * (x2 - x1), y1 + places * (y2 - y1), closed, line_type=contourpy.LineType.Separate
+        x1 + places * (x2 - x1),
+        y1 + places * (y2 - y1),
+        closed,
+        line_type=contourpy.LineType.Separate,
     )
     rings = (_without_repeats(np.asarray(line)) for line in generator.lines(0.0))
     return tuple(ring for ring in rings if len(ring) > 2)
@@ -45,14 +56,19 @@ def _pixels_between(start_px: float, end_px: float, side_px: int) -> range:
 
 
 def _interpolation(pixels: range, start_px: float, end_px: float) -> Floats:
-    """Return the weights (pixels, 64) of the samples along a side of the box at the centre of each pixel."""
+    """Return the weights (pixels, 64) of the samples along a side of the box at the centre of each
+    pixel.
+    """
     places = (np.asarray(pixels) + 0.5 - start_px) * FIELD_SIDE / (end_px - start_px) - 0.5
     distances = np.abs(places.clip(0, FIELD_SIDE - 1)[:, None] - np.arange(FIELD_SIDE))
-    weights: Floats = (1 - distances).clip(min=0).astype(np.float32)  # a sample's weight is 0 from its neighbours on
+    # a sample's weight is 0 from its neighbours on
+    weights: Floats = (1 - distances).clip(min=0).astype(np.float32)
     return weights
 
 
 def _without_repeats(line: NDArray[np.float64]) -> Ring:
-    """Return the points of a closed line, each once where neighbours are equal, the last not again the first."""
+    """Return the points of a closed line, each once where neighbours are equal, the last not again
+    the first.
+    """
     moves = np.any(line[1:] != line[:-1], axis=1)
     return tuple((float(x), float(y)) for x, y in line[1:][moves])

@@ -1,7 +1,8 @@
-"""PaliGemma's mask decoder: 16 segmentation tokens to a 64 x 64 field, about 1 inside the object and -1 outside.
+"""PaliGemma's mask decoder: 16 segmentation tokens to a 64 x 64 field, about 1 inside the object
+and -1 outside.
 
-It is the decoder of a vector-quantised autoencoder (Ning et al., arXiv 2301.02229), here in numpy alone.
-Architecture and tensor names: google-research/big_vision@5f95305,
+It is the decoder of a vector-quantised autoencoder (Ning et al., arXiv 2301.02229), here in numpy
+alone. Architecture and tensor names: google-research/big_vision@5f95305,
 big_vision/evaluators/proj/paligemma/transfers/segmentation.py, and the released file vae-oid.npz.
 
 Shapes: H and W height and width, C channels in, O channels out.
@@ -34,7 +35,8 @@ _WEIGHT_SHAPES: dict[str, tuple[int, ...]] = {
     "decoder.10": (32, 16, 4, 4),
     "decoder.12": (1, 16, 1, 1),
 }
-_CODEBOOK, _CODEBOOK_SHAPE = "_vq_vae._embedding", (128, 512)
+_CODEBOOK = "_vq_vae._embedding"
+_CODEBOOK_SHAPE = (128, 512)
 
 
 class MaskDecoderError(ValueError):
@@ -46,7 +48,8 @@ class MaskDecoder:
     """The codebook and the convolutions, as matrices for patches whose channels come last."""
 
     codebook: Floats  # (128, 512)
-    matrices: Mapping[str, Floats]  # layer -> (taps * C, O); transposed convolutions -> (4 phases, 4 taps * C, O)
+    # layer -> (taps * C, O); transposed convolutions -> (4 phases, 4 taps * C, O)
+    matrices: Mapping[str, Floats]
     biases: Mapping[str, Floats]  # layer -> (O,)
 
     @classmethod
@@ -54,7 +57,9 @@ class MaskDecoder:
         """Read an `.npz` of the layout of vae-oid.npz; raise `MaskDecoderError`."""
         tensors = _read_tensors(path)
         weights = {layer: tensors[f"{layer}.weight"] for layer in _WEIGHT_SHAPES}
-        matrices = {n: _phase_matrices(w) if n in _UPSAMPLINGS else _matrix(w) for n, w in weights.items()}
+        matrices = {
+            n: _phase_matrices(w) if n in _UPSAMPLINGS else _matrix(w) for n, w in weights.items()
+        }
         return cls(tensors[_CODEBOOK], matrices, {n: tensors[f"{n}.bias"] for n in _WEIGHT_SHAPES})
 
     def decode(self, codes: Sequence[int]) -> Floats:
@@ -79,8 +84,8 @@ class MaskDecoder:
     def _upsample(self, x: Floats, layer: str) -> Floats:
         """Apply a transposed convolution (kernel 4, stride 2, padding 1): (H, W, C) -> (2H, 2W, O).
 
-        Output row 2m + p sees input rows m + p - 1 and m + p only, columns likewise: four phases, each a convolution of
-        2 x 2.
+        Output row 2m + p sees input rows m + p - 1 and m + p only, columns likewise: four phases,
+        each a convolution of 2 x 2.
         """
         height, width, _ = x.shape
         windows = _patches(x, 2)  # (H + 1, W + 1, 4 * C)
@@ -88,17 +93,23 @@ class MaskDecoder:
             windows[row : row + height, column : column + width] @ matrix
             for (row, column), matrix in zip(np.ndindex(2, 2), self.matrices[layer], strict=True)
         ]
-        interleaved = np.stack(phases, axis=2).reshape(height, width, 2, 2, -1).transpose(0, 2, 1, 3, 4)
+        interleaved = (
+            np.stack(phases, axis=2).reshape(height, width, 2, 2, -1).transpose(0, 2, 1, 3, 4)
+        )
         return interleaved.reshape(2 * height, 2 * width, -1) + self.biases[layer]
 
 
 def _read_tensors(path: Path) -> dict[str, Floats]:
-    expected = {_CODEBOOK: _CODEBOOK_SHAPE} | {f"{layer}.weight": shape for layer, shape in _WEIGHT_SHAPES.items()}
+    expected = {_CODEBOOK: _CODEBOOK_SHAPE} | {
+        f"{layer}.weight": shape for layer, shape in _WEIGHT_SHAPES.items()
+    }
     expected |= {f"{layer}.bias": (_num_outputs(layer),) for layer in _WEIGHT_SHAPES}
     try:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
-            present = {name: np.asarray(archive[name]) for name in expected if name in archive.files}
+            present = {
+                name: np.asarray(archive[name]) for name in expected if name in archive.files
+            }
     except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise MaskDecoderError(f"{path} cannot be read as an .npz of arrays: {error}") from error
     for name, shape in expected.items():
@@ -106,7 +117,9 @@ def _read_tensors(path: Path) -> dict[str, Floats]:
             raise MaskDecoderError(f"{path} has no array {name} of shape {shape}")
         if present[name].shape != shape or not np.isfinite(present[name]).all():
             actual = present[name].shape
-            raise MaskDecoderError(f"{path}: {name} must be finite, of shape {shape}; its shape is {actual}")
+            raise MaskDecoderError(
+                f"{path}: {name} must be finite, of shape {shape}; its shape is {actual}"
+            )
     return {name: array.astype(np.float32) for name, array in present.items()}
 
 
@@ -120,19 +133,31 @@ def _matrix(weight: Floats) -> Floats:
 
 
 def _phase_matrices(weight: Floats) -> Floats:
-    """Turn a transposed convolution's weight (C, O, 4, 4) into one matrix (4 taps * C, O) for each of its four phases.
+    """Turn a transposed convolution's weight (C, O, 4, 4) into one matrix (4 taps * C, O) for each
+    of its four phases.
 
     An output at phase 0 sees its two inputs through taps 3 and 1, at phase 1 through taps 2 and 0.
     """
     taps = ([3, 1], [2, 0])
-    return np.stack([_matrix(weight[:, :, taps[p]][:, :, :, taps[q]].swapaxes(0, 1)) for p, q in np.ndindex(2, 2)])
+    return np.stack(
+        [
+            _matrix(weight[:, :, taps[p]][:, :, :, taps[q]].swapaxes(0, 1))
+            for p, q in np.ndindex(2, 2)
+        ]
+    )
 
 
 def _patches(x: Floats, side: int) -> Floats:
-    """Return for x (H, W, C) with a border of zeros its windows of `side` x `side`: (H', W', side * side * C)."""
+    """Return for x (H, W, C) with a border of zeros its windows of `side` x `side`: (H', W', side *
+    side * C).
+    """
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
-    height, width = padded.shape[0] - side + 1, padded.shape[1] - side + 1
-    shifted = [padded[row : row + height, column : column + width] for row, column in np.ndindex(side, side)]
+    height = padded.shape[0] - side + 1
+    width = padded.shape[1] - side + 1
+    shifted = [
+        padded[row : row + height, column : column + width]
+        for row, column in np.ndindex(side, side)
+    ]
     return np.concatenate(shifted, axis=2)
 
 

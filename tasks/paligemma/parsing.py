@@ -1,6 +1,7 @@
 """PaliGemma's answers as typed results.
 
-A box's corners are sorted. Boxes without area and instances without 16 segmentation tokens are dropped.
+A box's corners are sorted. Boxes without area and instances without 16 segmentation tokens are
+dropped.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,14 @@ from tasks.paligemma.mask_placement import mask_in_image, rings_in_box
 from tasks.paligemma.masks import NUM_CODES, MaskDecoder
 from tasks.paligemma.prompts import asked_names
 from tasks.parameters import TaskParameters
-from tasks.parsing import Locations, answers_to_labels, in_pieces, ordered_box, resolve_label, span_of
+from tasks.parsing import (
+    Locations,
+    answers_to_labels,
+    in_pieces,
+    ordered_box,
+    resolve_label,
+    span_of,
+)
 from tasks.results import (
     BoxXyxy,
     Detection,
@@ -38,7 +46,8 @@ def parse_answer(
     banned_phrases: frozenset[str] = frozenset(),  # noqa: ARG001  # Florence-2's
 ) -> Result:
     """Return the typed result of the answers to `task_prompts`; instances need a mask decoder."""
-    answer, asked = answers[0], asked_names(parameters)
+    answer = answers[0]
+    asked = asked_names(parameters)
     match TASKS[task_id].result_kind:
         case "text":
             text = text_without_tokens(answer.text)
@@ -46,7 +55,8 @@ def parse_answer(
         case "detections":
             names = [asked] if len(answers) == 1 else [(name,) for name in asked]
             found = [
-                tuple(_detections(answer, each, image_size_wh)) for answer, each in zip(answers, names, strict=True)
+                tuple(_detections(answer, each, image_size_wh))
+                for answer, each in zip(answers, names, strict=True)
             ]
             is_parsed = all(map(GeneratedText.is_read_as, answers, found))
             wanted = names if parameters.labels or len(answers) > 1 else [()]
@@ -56,10 +66,14 @@ def parse_answer(
             instances = tuple(_instances(answer, asked, image_size_wh, mask_format, mask_decoder))
             return InstancesResult(instances, answer.is_read_as(instances))
         case _:
-            raise ValueError(f"PaliGemma has no parser for answers to {task_id} without a mask decoder")
+            raise ValueError(
+                f"PaliGemma has no parser for answers to {task_id} without a mask decoder"
+            )
 
 
-def _detections(answer: GeneratedText, asked: Sequence[str], image_size_wh: tuple[int, int]) -> Iterator[Detection]:
+def _detections(
+    answer: GeneratedText, asked: Sequence[str], image_size_wh: tuple[int, int]
+) -> Iterator[Detection]:
     for entry in split_entries(answer.text):
         for piece in in_pieces(entry.locations, 4):
             if box := _box(piece, image_size_wh):
@@ -92,4 +106,6 @@ def _instances(
 def _box(locations: Locations, image_size_wh: tuple[int, int]) -> BoxXyxy | None:
     width, height = image_size_wh
     y1, x1, y2, x2 = (location.bin_index for location in locations)
-    return ordered_box(dequantize(x1, width), dequantize(y1, height), dequantize(x2, width), dequantize(y2, height))
+    return ordered_box(
+        dequantize(x1, width), dequantize(y1, height), dequantize(x2, width), dequantize(y2, height)
+    )

@@ -1,14 +1,16 @@
 """PaliGemma's prompts: a task word, then a language or object names, always plain text.
 
-`read_prompt` reads them back: `caption en`, `ocr`, `detect red circle ; star`, `answer en what color is the star?`.
+`read_prompt` reads them back: `caption en`, `ocr`, `detect red circle ; star`, `answer en what
+color is the star?`.
 
-One prompt detects all names; an entry with `one_name_per_prompt` has a prompt for each. paligemma-mini was trained with
-an absent name among every several, so that it leaves one out when all are present: over 200 scenes it answers .24 right
-for all names by one prompt and 1.00 by one for each, in 0.96 times the time (median; two shared cores). The released
-checkpoints are not measured, and one prompt for each name would prefill their long image prefix as often.
+One prompt detects all names; an entry with `one_name_per_prompt` has a prompt for each.
+paligemma-mini was trained with an absent name among every several, so that it leaves one out when
+all are present: over 200 scenes it answers .24 right for all names by one prompt and 1.00 by one
+for each, in 0.96 times the time (median; two shared cores). The released checkpoints are not
+measured, and one prompt for each name would prefill their long image prefix as often.
 
-Source: google-research/big_vision, big_vision/configs/proj/paligemma (README.md, transfers), and the PaliGemma paper,
-arXiv 2407.07726, section 3.2.
+Source: google-research/big_vision, big_vision/configs/proj/paligemma (README.md, transfers), and
+the PaliGemma paper, arXiv 2407.07726, section 3.2.
 """
 
 import re
@@ -30,12 +32,20 @@ def task_prompts(
     entry: CatalogEntry,
     task_id: str,
     parameters: TaskParameters,
-    image_size_wh: tuple[int, int],  # noqa: ARG001  # Florence-2's; no prompt of this family has a region
+    # Florence-2's; no prompt of this family has a region
+    image_size_wh: tuple[int, int],  # noqa: ARG001
 ) -> tuple[Prompt, ...]:
-    """Return the prompts of a task: one, or one per name; raise `UnsupportedTask` or `UnsupportedVariant`."""
+    """Return the prompts of a task: one, or one per name.
+
+    Raise `UnsupportedTask` or `UnsupportedVariant`.
+    """
     if task_id not in entry.task_ids:
-        raise UnsupportedTask(f"{entry.id} does not offer {task_id}; it offers {', '.join(entry.task_ids)}")
-    return tuple((PromptSegment(_text(entry, task_id, each)),) for each in _per_prompt(entry, parameters))
+        raise UnsupportedTask(
+            f"{entry.id} does not offer {task_id}; it offers {', '.join(entry.task_ids)}"
+        )
+    return tuple(
+        (PromptSegment(_text(entry, task_id, each)),) for each in _per_prompt(entry, parameters)
+    )
 
 
 def read_prompt(text: str) -> AskedTask | None:
@@ -50,12 +60,17 @@ def read_prompt(text: str) -> AskedTask | None:
         case "caption" | "describe" if len(rest.split()) == 1:
             return AskedTask("captioning", {"detail": _DETAILS[word], "language": rest})
         case "detect" if rest:
-            return AskedTask("open_vocabulary_detection", {"labels": [name.strip() for name in rest.split(SEPARATOR)]})
+            return AskedTask(
+                "open_vocabulary_detection",
+                {"labels": [name.strip() for name in rest.split(SEPARATOR)]},
+            )
         case "segment" if rest:
             return AskedTask("instance_segmentation", {"phrase": rest})
         case "answer" if len(rest.split(maxsplit=1)) == 2:
             language, question = rest.split(maxsplit=1)
-            return AskedTask("visual_question_answering", {"question": question, "language": language})
+            return AskedTask(
+                "visual_question_answering", {"question": question, "language": language}
+            )
     return None
 
 
@@ -82,7 +97,9 @@ def _text(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str:
             return f"detect {f' {SEPARATOR} '.join(asked_names(parameters))}"
         case "instance_segmentation":
             if parameters.region is not None:
-                raise UnsupportedVariant("region", f"{entry.id} segments by phrase only, not by region")
+                raise UnsupportedVariant(
+                    "region", f"{entry.id} segments by phrase only, not by region"
+                )
             return f"segment {parameters.phrase}"
         case "visual_question_answering":
             return f"answer {parameters.language} {parameters.question}"
@@ -93,11 +110,16 @@ def _text(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str:
 def _captioning_word(entry: CatalogEntry, parameters: TaskParameters) -> str:
     detail = parameters.detail or "short"
     if detail not in _CAPTIONING:
-        raise UnsupportedVariant("detail", f"{entry.id} supports detail {' and '.join(_CAPTIONING)} only, not {detail}")
+        raise UnsupportedVariant(
+            "detail", f"{entry.id} supports detail {' and '.join(_CAPTIONING)} only, not {detail}"
+        )
     return _CAPTIONING[detail]
 
 
 def _check_one_phrase(entry: CatalogEntry, caption: str | None) -> None:
     if caption and _SEVERAL_PHRASES.search(caption):
-        allowed = "a caption of one phrase only, without comma, semicolon or 'and'; send several as phrases"
+        allowed = (
+            "a caption of one phrase only, without comma, semicolon or 'and'; send several as"
+            " phrases"
+        )
         raise UnsupportedVariant("caption", f"{entry.id} supports {allowed}")

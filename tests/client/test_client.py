@@ -19,7 +19,9 @@ def test_a_method_has_the_same_parameters_in_both_clients(name: str) -> None:
 
 def test_the_list_above_is_complete() -> None:
     for client in (Client, AsyncClient):
-        assert {name for name in vars(client) if not name.startswith("_")} == {*METHODS} - {"__init__"}
+        assert {name for name in vars(client) if not name.startswith("_")} == {*METHODS} - {
+            "__init__"
+        }
 
 
 @pytest.mark.parametrize(
@@ -37,7 +39,9 @@ def test_the_scheme_selects_the_transport(url: str, transport: str) -> None:
     opened.close()
 
 
-@pytest.mark.parametrize("url", ["localhost:3000", "ftp://a:1", "grpc://localhost", "grpc://a:1/path", "http://", ""])
+@pytest.mark.parametrize(
+    "url", ["localhost:3000", "ftp://a:1", "grpc://localhost", "grpc://a:1/path", "http://", ""]
+)
 def test_an_invalid_url_is_rejected_with_the_allowed_forms(url: str) -> None:
     with pytest.raises(ValueError, match="grpcs://HOST:PORT, got "):
         transport_to(url, None)

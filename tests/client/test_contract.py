@@ -1,4 +1,6 @@
-"""The generated gRPC code of the client is that of the service, and the client's calls exist in it."""
+"""The generated gRPC code of the client is that of the service, and the client's calls exist in
+it.
+"""
 
 import pytest
 
@@ -19,7 +21,9 @@ def test_one_process_can_load_both() -> None:
     assert client_pb.Answer(id="1") == service_pb.Answer(id="1")
 
 
-@pytest.mark.parametrize("operation", [PREDICT, COMPARE, MODELS, TASKS], ids=lambda operation: operation.method)
+@pytest.mark.parametrize(
+    "operation", [PREDICT, COMPARE, MODELS, TASKS], ids=lambda operation: operation.method
+)
 def test_an_operation_has_the_messages_of_its_method(operation: Operation[object]) -> None:
     method = service_pb.DESCRIPTOR.services_by_name["Vision"].methods_by_name[operation.method]
     assert operation.request.DESCRIPTOR is method.input_type

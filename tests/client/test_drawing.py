@@ -54,9 +54,16 @@ def test_a_label_is_in_the_middle_of_its_background() -> None:
 
 
 def test_each_label_has_its_own_colour() -> None:
-    boxes = [Detection((20.0 + 90 * n, 60, 80.0 + 90 * n, 160), label, 0.5) for n, label in enumerate("aba")]
+    boxes = [
+        Detection((20.0 + 90 * n, 60, 80.0 + 90 * n, 160), label, 0.5)
+        for n, label in enumerate("aba")
+    ]
     pixels = drawn_pixels(DetectionsResult(tuple(boxes)))
-    assert [tuple(pixels[160, 50 + 90 * n]) for n in range(3)] == [PALETTE[0], PALETTE[1], PALETTE[0]]
+    assert [tuple(pixels[160, 50 + 90 * n]) for n in range(3)] == [
+        PALETTE[0],
+        PALETTE[1],
+        PALETTE[0],
+    ]
 
 
 def test_a_mask_tints_its_inside_but_not_its_hole() -> None:
@@ -79,7 +86,9 @@ def test_a_box_at_the_border_is_drawn(box: tuple[float, float, float, float]) ->
 
 
 def test_the_space_below_the_image_grows_with_the_text() -> None:
-    short, long = (draw_answer(IMAGE, answer(TextResult(text), SIZE)) for text in ("word", "word " * 100))
+    short, long = (
+        draw_answer(IMAGE, answer(TextResult(text), SIZE)) for text in ("word", "word " * 100)
+    )
     assert short.width == long.width == 300
     assert 200 < short.height < long.height
 
@@ -87,18 +96,29 @@ def test_the_space_below_the_image_grows_with_the_text() -> None:
 def test_a_comparison_has_one_panel_for_each_model_and_one_colour_for_each_label() -> None:
     first = answer(DetectionsResult((Detection((100, 60, 200, 160), "a", 0.5),)), SIZE)
     second = answer(
-        DetectionsResult((Detection((10, 20, 50, 60), "b", 1), Detection((100, 60, 200, 160), "a", 1))), SIZE
+        DetectionsResult(
+            (Detection((10, 20, 50, 60), "b", 1), Detection((100, 60, 200, 160), "a", 1))
+        ),
+        SIZE,
     )
-    picture = np.asarray(draw_comparison(IMAGE, Comparison("r", "object_detection", SIZE, (first, second))))
+    picture = np.asarray(
+        draw_comparison(IMAGE, Comparison("r", "object_detection", SIZE, (first, second)))
+    )
     assert picture.shape[1] > 600
-    in_panels = [{tuple(c) for c in panel.reshape(-1, 3)} for panel in (picture[:, :300], picture[:, -300:])]
+    in_panels = [
+        {tuple(c) for c in panel.reshape(-1, 3)} for panel in (picture[:, :300], picture[:, -300:])
+    ]
     assert PALETTE[0] in in_panels[0] & in_panels[1]
     assert PALETTE[1] in in_panels[1] - in_panels[0]
 
 
 def test_the_error_of_a_failed_model_is_below_the_image() -> None:
-    failure = ModelFailure("other", ErrorDetail("unsupported_task", "it does not offer the task", "task", "r"))
-    picture = draw_comparison(IMAGE, Comparison("r", "ocr", SIZE, (answer(TextResult(""), SIZE), failure)))
+    failure = ModelFailure(
+        "other", ErrorDetail("unsupported_task", "it does not offer the task", "task", "r")
+    )
+    picture = draw_comparison(
+        IMAGE, Comparison("r", "ocr", SIZE, (answer(TextResult(""), SIZE), failure))
+    )
     assert picture.height > draw_answer(IMAGE, answer(TextResult(""), SIZE)).height
 
 

@@ -18,7 +18,9 @@ from diptych_client.geometry import (
 )
 from tests.support.client_answers import HOLE, SIZE, SQUARE
 
-MASKS = st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(lambda shape: arrays(np.bool_, shape))
+MASKS = st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(
+    lambda shape: arrays(np.bool_, shape)
+)
 COORDINATES = st.floats(-5, 25, width=32)
 RINGS = st.lists(st.tuples(COORDINATES, COORDINATES), min_size=1, max_size=8).map(tuple)
 
@@ -36,9 +38,16 @@ def is_inside(x: float, y: float, rings: list[Ring]) -> bool:
 @given(st.lists(RINGS, max_size=3))
 def test_a_pixel_is_inside_where_its_centre_is(rings: list[Ring]) -> None:
     mask = polygons_mask(rings, ImageSize(width=20, height=12))
-    disagree = [(x, y) for y in range(12) for x in range(20) if mask[y, x] != is_inside(x + 0.5, y + 0.5, rings)]
+    disagree = [
+        (x, y)
+        for y in range(12)
+        for x in range(20)
+        if mask[y, x] != is_inside(x + 0.5, y + 0.5, rings)
+    ]
     assert not [
-        (x, y) for x, y in disagree if is_inside(x + 0.49, y + 0.5, rings) == is_inside(x + 0.51, y + 0.5, rings)
+        (x, y)
+        for x, y in disagree
+        if is_inside(x + 0.49, y + 0.5, rings) == is_inside(x + 0.51, y + 0.5, rings)
     ]  # on an edge itself rounding decides
 
 
@@ -65,4 +74,6 @@ def test_compressed_run_lengths_are_those_of_pycocotools(mask: Any) -> None:
 def test_uncompressed_run_lengths_are_those_of_pycocotools(mask: Any) -> None:
     height, width = mask.shape
     encoded = {"size": [height, width], "counts": uncompressed_run_lengths(mask)}
-    np.testing.assert_array_equal(coco_mask.decode(coco_mask.frPyObjects(encoded, height, width)), mask)
+    np.testing.assert_array_equal(
+        coco_mask.decode(coco_mask.frPyObjects(encoded, height, width)), mask
+    )

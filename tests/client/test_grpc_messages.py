@@ -27,10 +27,20 @@ CODE = grpc.StatusCode
 
 
 def test_the_trailing_metadata_has_the_error_detail() -> None:
-    trailing = {"diptych-code": "not_ready", "diptych-param": "model", "x-request-id": "r", "retry-after": "2"}
+    trailing = {
+        "diptych-code": "not_ready",
+        "diptych-param": "model",
+        "x-request-id": "r",
+        "retry-after": "2",
+    }
     error = error_from_call(CODE.UNAVAILABLE, "starting", trailing, 1.0, "mine")
     assert isinstance(error, NotReady)
-    assert (error.code, error.message, error.param, error.request_id) == ("not_ready", "starting", "model", "r")
+    assert (error.code, error.message, error.param, error.request_id) == (
+        "not_ready",
+        "starting",
+        "model",
+        "r",
+    )
     assert error.retry_after_s == 2
 
 
@@ -43,19 +53,25 @@ def test_the_trailing_metadata_has_the_error_detail() -> None:
         (CODE.UNIMPLEMENTED, InternalError),
     ],
 )
-def test_without_trailing_metadata_the_status_decides(status: grpc.StatusCode, kind: type[DiptychError]) -> None:
+def test_without_trailing_metadata_the_status_decides(
+    status: grpc.StatusCode, kind: type[DiptychError]
+) -> None:
     error = error_from_call(status, "why", {}, 1.0, "mine")
     assert type(error) is kind
     assert error.request_id == "mine"
 
 
 def test_listings_have_tuples_and_none_for_what_is_not_set() -> None:
-    given = pb.Model(id="m", family="florence2", parameters=5, tasks=["ocr", "captioning"], license="MIT")
+    given = pb.Model(
+        id="m", family="florence2", parameters=5, tasks=["ocr", "captioning"], license="MIT"
+    )
     (model,) = models_from_message(pb.ListModelsResponse(models=[given]))
     assert (model.id, model.family, model.parameters, model.license) == ("m", "florence2", 5, "MIT")
     assert (model.tasks, model.features, model.adapter_of) == (("ocr", "captioning"), (), None)
     schema = '{"properties": {}}'
-    task = pb.Task(id="ocr", description="Read it.", result="text", parameters_json_schema=schema, models=["m"])
+    task = pb.Task(
+        id="ocr", description="Read it.", result="text", parameters_json_schema=schema, models=["m"]
+    )
     expected = Task("ocr", "Read it.", "text", {"properties": {}}, ("m",))
     assert tasks_from_message(pb.ListTasksResponse(tasks=[task])) == (expected,)
 

@@ -5,16 +5,16 @@ import pytest
 
 from diptych_client.matching import LabelledBox, match, pairwise_iou
 
-BOX, SHIFTED, NEAR, FAR = (
-    (0.0, 0.0, 10.0, 10.0),
-    (2.0, 0.0, 12.0, 10.0),
-    (6.0, 0.0, 16.0, 10.0),
-    (50.0, 50.0, 60.0, 60.0),
-)
+BOX = (0.0, 0.0, 10.0, 10.0)
+SHIFTED = (2.0, 0.0, 12.0, 10.0)
+NEAR = (6.0, 0.0, 16.0, 10.0)
+FAR = (50.0, 50.0, 60.0, 60.0)
 
 
 def test_the_iou_is_that_of_areas() -> None:
-    np.testing.assert_allclose(pairwise_iou([BOX], [BOX, SHIFTED, NEAR, FAR]), [[1, 80 / 120, 40 / 160, 0]])
+    np.testing.assert_allclose(
+        pairwise_iou([BOX], [BOX, SHIFTED, NEAR, FAR]), [[1, 80 / 120, 40 / 160, 0]]
+    )
     assert pairwise_iou([], [BOX]).shape == (0, 1)
     assert pairwise_iou([(1.0, 1.0, 1.0, 1.0)], [(1.0, 1.0, 1.0, 1.0)]).item() == 0
 

@@ -14,17 +14,26 @@ from diptych_client.transports.rest_messages import form_values
 
 PARAMETERS = TaskParameters(labels=["a", "b; c"], region=(1, 2, 3.5, 4), question="wie viele?")
 OPTIONS = AnswerOptions(
-    max_new_tokens=5, temperature=0.0, constrained=False, mask_format="rle", min_score=0.0, nms_iou=0.5
+    max_new_tokens=5,
+    temperature=0.0,
+    constrained=False,
+    mask_format="rle",
+    min_score=0.0,
+    nms_iou=0.5,
 )
 
 
 def test_none_is_not_sent() -> None:
     assert given_fields(TaskParameters(), AnswerOptions()) == {}
-    assert predict_request(b"i", "ocr", None, TaskParameters(), AnswerOptions()).fields == {"task": "ocr"}
+    assert predict_request(b"i", "ocr", None, TaskParameters(), AnswerOptions()).fields == {
+        "task": "ocr"
+    }
 
 
 def test_false_and_zero_are_sent() -> None:
-    fields = given_fields(TaskParameters(), AnswerOptions(temperature=0.0, seed=0, constrained=False))
+    fields = given_fields(
+        TaskParameters(), AnswerOptions(temperature=0.0, seed=0, constrained=False)
+    )
     assert fields == {"temperature": 0.0, "seed": 0, "constrained": False}
 
 
@@ -46,7 +55,9 @@ def test_a_form_has_lists_numbers_and_booleans_as_json() -> None:
 
 
 def test_a_message_has_the_same_fields() -> None:
-    message = request_message(pb.PredictRequest, predict_request(b"i", "some_task", "m", PARAMETERS, OPTIONS))
+    message = request_message(
+        pb.PredictRequest, predict_request(b"i", "some_task", "m", PARAMETERS, OPTIONS)
+    )
     assert message == pb.PredictRequest(
         image=b"i",
         task="some_task",
@@ -67,13 +78,20 @@ def test_a_message_has_the_same_fields() -> None:
 def test_a_comparison_sends_its_models_only_if_given() -> None:
     request = compare_request(b"i", "ocr", ["m", "n"], TaskParameters(), AnswerOptions())
     assert request_message(pb.CompareRequest, request).models == ["m", "n"]
-    assert "models" not in compare_request(b"i", "ocr", None, TaskParameters(), AnswerOptions()).fields
+    assert (
+        "models" not in compare_request(b"i", "ocr", None, TaskParameters(), AnswerOptions()).fields
+    )
 
 
 def test_a_file_is_sent_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "image"
     path.write_bytes(b"any bytes")
-    assert encoded_image(path) == encoded_image(str(path)) == encoded_image(b"any bytes") == b"any bytes"
+    assert (
+        encoded_image(path)
+        == encoded_image(str(path))
+        == encoded_image(b"any bytes")
+        == b"any bytes"
+    )
 
 
 def test_a_url_is_sent_as_it_is_over_rest_alone() -> None:

@@ -42,7 +42,9 @@ def test_an_answer_survives_a_round_trip_and_conforms_to_the_api(result: Result)
 def test_an_answer_says_if_its_scores_are_calibrated() -> None:
     calibrated = replace(answer(DETECTIONS), calibrated=True)
     assert answer_from_json(answer_json(calibrated)) == calibrated
-    before = {name: value for name, value in answer_json(calibrated).items() if name != "calibrated"}
+    before = {
+        name: value for name, value in answer_json(calibrated).items() if name != "calibrated"
+    }
     assert not answer_from_json(before).calibrated  # of a journal of an earlier client
 
 
@@ -65,7 +67,12 @@ def test_an_unknown_kind_of_result_is_an_error(result: dict[str, Any]) -> None:
 
 
 def test_the_error_of_a_json_body_has_its_class_and_detail() -> None:
-    detail = {"code": "unsupported_task", "message": "m does not offer it", "param": "task", "request_id": "r"}
+    detail = {
+        "code": "unsupported_task",
+        "message": "m does not offer it",
+        "param": "task",
+        "request_id": "r",
+    }
     error = error_from_response(422, {}, json.dumps({"error": detail}).encode(), "mine")
     assert isinstance(error, UnsupportedTask)
     assert (error.code, error.message, error.param, error.request_id) == tuple(detail.values())
@@ -88,8 +95,12 @@ def test_an_unknown_code_has_the_base_class() -> None:
         (504, DeadlineExceeded),
     ],
 )
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error": "none of ours"}', b'{"error": {}}', b"\xff"])
-def test_without_our_json_body_the_status_decides(status: int, kind: type[DiptychError], body: bytes) -> None:
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"[]", b'{"error": "none of ours"}', b'{"error": {}}', b"\xff"]
+)
+def test_without_our_json_body_the_status_decides(
+    status: int, kind: type[DiptychError], body: bytes
+) -> None:
     error = error_from_response(status, {"retry-after": "7"}, body, "mine")
     assert type(error) is kind
     assert (error.request_id, error.retry_after_s) == ("mine", 7)

@@ -22,11 +22,16 @@ RESULT = f"event: result\ndata: {json.dumps(answer_json(answer(TEXT)), ensure_as
 
 
 def tokens(*texts: str) -> str:
-    return "".join(f"event: token\ndata: {json.dumps({'text': text}, ensure_ascii=False)}\n\n" for text in texts)
+    return "".join(
+        f"event: token\ndata: {json.dumps({'text': text}, ensure_ascii=False)}\n\n"
+        for text in texts
+    )
 
 
 STREAM = (tokens(*TOKENS) + RESULT).encode()
-ERROR = {"error": {"code": "deadline_exceeded", "message": "late", "param": None, "request_id": "theirs"}}
+ERROR = {
+    "error": {"code": "deadline_exceeded", "message": "late", "param": None, "request_id": "theirs"}
+}
 
 
 def stream(client: Any) -> Any:
@@ -40,7 +45,10 @@ def test_chunks_may_end_anywhere(cuts: list[int]) -> None:
             yield STREAM[start:end]
 
     response = httpx.Response(200, headers={"content-type": "text/event-stream"}, content=chunks())
-    assert [event_from_sse(each) for each in EventSource(response).iter_sse()] == [*TOKENS, answer(TEXT)]
+    assert [event_from_sse(each) for each in EventSource(response).iter_sse()] == [
+        *TOKENS,
+        answer(TEXT),
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,14 +89,25 @@ def test_a_stream_that_ends_before_its_first_piece_is_retried(kind: str, events:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("events", [b"event: token\ndata: {no json\n\n", b"event: other\ndata: {}\n\n"])
+@pytest.mark.parametrize(
+    "events", [b"event: token\ndata: {no json\n\n", b"event: other\ndata: {}\n\n"]
+)
 def test_an_event_that_cannot_be_parsed_is_an_internal_error(kind: str, events: bytes) -> None:
-    with scripted("rest", [events]) as (url, _), pytest.raises(InternalError, match="cannot parse the response"):
+    with (
+        scripted("rest", [events]) as (url, _),
+        pytest.raises(InternalError, match="cannot parse the response"),
+    ):
         call(kind, url, stream)
 
 
-@pytest.mark.parametrize("body", [b"[" * 200_000, b"[]", b'{"id": "x"}'], ids=["deep", "list", "incomplete"])
+@pytest.mark.parametrize(
+    "body", [b"[" * 200_000, b"[]", b'{"id": "x"}'], ids=["deep", "list", "incomplete"]
+)
 def test_a_response_of_another_form_is_an_error_of_the_service(body: bytes) -> None:
     message = "cannot parse the response to Predict"
-    with scripted("rest", [body]) as (url, _), Client(url) as client, pytest.raises(InternalError, match=message):
+    with (
+        scripted("rest", [body]) as (url, _),
+        Client(url) as client,
+        pytest.raises(InternalError, match=message),
+    ):
         client.predict(b"", "ocr")

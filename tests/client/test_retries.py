@@ -1,4 +1,7 @@
-"""The retry policy: which errors are retried, after which delays, until when. Nothing sleeps here."""
+"""The retry policy: which errors are retried, after which delays, until when.
+
+Nothing sleeps here.
+"""
 
 from datetime import UTC, datetime
 
@@ -36,7 +39,9 @@ def delays_s(error: DiptychError, timeout_s: float = 3600.0, max_retries: int = 
 
 @pytest.mark.parametrize("kind", [Overloaded, NotReady, ConnectionFailed])
 @pytest.mark.parametrize("retry_after_s", [0.0, 3.0, 30.0])
-def test_the_delay_is_the_retry_after_of_the_service(kind: type[DiptychError], retry_after_s: float) -> None:
+def test_the_delay_is_the_retry_after_of_the_service(
+    kind: type[DiptychError], retry_after_s: float
+) -> None:
     assert delays_s(kind(DETAIL, retry_after_s), max_retries=3) == [retry_after_s] * 3
 
 

@@ -24,7 +24,8 @@ rows = [{"label": each.label, "box": each.bounding_box, "confidence": each.confi
         for each in sample.boxes.detections]
 masks = [{"box": each.bounding_box, "shape": each.mask.shape, "sum": int(each.mask.sum())}
          for each in sample.masks.detections]
-lines = [{"label": each.label, "points": each.points, "closed": each.closed} for each in sample.texts.polylines]
+polylines = sample.texts.polylines
+lines = [{"label": each.label, "points": each.points, "closed": each.closed} for each in polylines]
 print("converted:" + json.dumps([rows, masks, lines]))
 """
 
@@ -33,9 +34,15 @@ print("converted:" + json.dumps([rows, masks, lines]))
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Boxes, masks and lines that a sample of FiftyOne has."""
     own = {"HOME": str(tmp_path_factory.mktemp("home")), "FIFTYONE_DO_NOT_TRACK": "true"}
-    environment = os.environ | own | {"PYTHONPATH": os.pathsep.join([str(ROOT / "client"), str(ROOT)])}
+    environment = (
+        os.environ | own | {"PYTHONPATH": os.pathsep.join([str(ROOT / "client"), str(ROOT)])}
+    )
     run = subprocess.run(
-        [tool_python("fiftyone"), "-c", CONVERT], env=environment, capture_output=True, text=True, timeout=300
+        [tool_python("fiftyone"), "-c", CONVERT],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.rpartition("converted:")[2])
@@ -62,7 +69,8 @@ def test_text_regions_are_closed_lines(converted: Any) -> None:
     assert (line["label"], line["closed"]) == ("HI", True)
     (points,) = line["points"]
     assert points == [
-        pytest.approx(point) for point in ([5 / 40, 5 / 20], [15 / 40, 6 / 20], [14 / 40, 10 / 20], [4 / 40, 9 / 20])
+        pytest.approx(point)
+        for point in ([5 / 40, 5 / 20], [15 / 40, 6 / 20], [14 / 40, 10 / 20], [4 / 40, 9 / 20])
     ]
 
 
@@ -78,5 +86,11 @@ def test_without_fiftyone_the_error_names_the_package_to_install() -> None:
         "answer(DETECTIONS).to_fiftyone()"
     )
     paths = {"PYTHONPATH": os.pathsep.join([str(Path(ROOT) / "client"), str(ROOT)])}
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | paths, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | paths,
+        capture_output=True,
+        text=True,
+    )
     assert "ImportError: to_fiftyone() needs fiftyone: pip install fiftyone" in run.stderr

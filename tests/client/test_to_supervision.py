@@ -8,7 +8,15 @@ import pytest
 import supervision
 
 from diptych_client import DetectionsResult, ImageSize, InstancesResult, TextRegionsResult
-from tests.support.client_answers import DETECTIONS, INSTANCES, MASKS, SIZE, TEXT, TEXT_REGIONS, answer
+from tests.support.client_answers import (
+    DETECTIONS,
+    INSTANCES,
+    MASKS,
+    SIZE,
+    TEXT,
+    TEXT_REGIONS,
+    answer,
+)
 from tests.support.export_cli import ROOT
 
 
@@ -43,7 +51,9 @@ def test_quads_have_the_boxes_around_them() -> None:
     assert list(found.data["class_name"]) == ["HI"]
 
 
-@pytest.mark.parametrize("result", [DetectionsResult(()), InstancesResult(()), TextRegionsResult(())])
+@pytest.mark.parametrize(
+    "result", [DetectionsResult(()), InstancesResult(()), TextRegionsResult(())]
+)
 def test_an_empty_result_can_be_merged(
     result: DetectionsResult | InstancesResult | TextRegionsResult,
 ) -> None:
@@ -63,5 +73,7 @@ def test_without_supervision_the_error_names_the_package_to_install() -> None:
         "from tests.support.client_answers import DETECTIONS, answer\n"
         "answer(DETECTIONS).to_supervision()"
     )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert "ImportError: to_supervision() needs supervision: pip install supervision" in run.stderr

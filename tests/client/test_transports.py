@@ -1,4 +1,6 @@
-"""Calls as a server receives them, over both transports and from both clients: retries, deadlines, keys."""
+"""Calls as a server receives them, over both transports and from both clients: retries, deadlines,
+keys.
+"""
 
 import socket
 import time
@@ -13,7 +15,10 @@ from tests.support.both_clients import KINDS, call
 from tests.support.running_service import free_port
 from tests.support.scripted_services import ANSWER, Refusal, scripted
 
-pytestmark = [pytest.mark.parametrize("kind", KINDS), pytest.mark.parametrize("interface", ["rest", "grpc"])]
+pytestmark = [
+    pytest.mark.parametrize("kind", KINDS),
+    pytest.mark.parametrize("interface", ["rest", "grpc"]),
+]
 
 
 GRPC_ROUNDING_S = 0.1  # the header of a gRPC timeout has few digits and is rounded up
@@ -23,7 +28,9 @@ def predict(client: Any) -> Any:
     return client.predict(b"image", "ocr")
 
 
-def test_retry_after_is_respected_and_the_next_attempt_has_the_remaining_time(interface: str, kind: str) -> None:
+def test_retry_after_is_respected_and_the_next_attempt_has_the_remaining_time(
+    interface: str, kind: str
+) -> None:
     with scripted(interface, [Refusal("overloaded", retry_after_s=1)]) as (url, script):
         assert call(kind, url, predict, timeout_s=10) == ANSWER
     first, second = script.received
@@ -88,7 +95,8 @@ def silent_server() -> Iterator[int]:
 
 
 def test_a_server_that_never_responds_ends_at_the_deadline(interface: str, kind: str) -> None:
-    scheme, start_s = "http" if interface == "rest" else "grpc", time.monotonic()
+    scheme = "http" if interface == "rest" else "grpc"
+    start_s = time.monotonic()
     with silent_server() as port, pytest.raises(DeadlineExceeded):
         call(kind, f"{scheme}://127.0.0.1:{port}", predict, timeout_s=0.3)
     assert 0.25 < time.monotonic() - start_s < 3

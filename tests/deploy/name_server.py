@@ -1,4 +1,6 @@
-"""A DNS server for one name, whose addresses a test changes, as those of a headless Service change."""
+"""A DNS server for one name, whose addresses a test changes, as those of a headless Service
+change.
+"""
 
 import socket
 import struct
@@ -7,10 +9,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 
-_HEADER = struct.Struct("!6H")  # id, flags, and the numbers of questions, answers and two more (RFC 1035, 4.1.1)
-_ANSWER_FLAGS, _NAME_IS_MISSING = 0x8580, 3
-_RECORD = struct.Struct("!HHHIH4s")  # a pointer to the question's name, type, class, TTL, length, address
-_NAME_POINTER, _TYPE_A, _CLASS_IN, _TTL_S = 0xC00C, 1, 1, 5
+# id, flags, and the numbers of questions, answers and two more (RFC 1035, 4.1.1)
+_HEADER = struct.Struct("!6H")
+_ANSWER_FLAGS = 0x8580
+_NAME_IS_MISSING = 3
+# a pointer to the question's name, type, class, TTL, length, address
+_RECORD = struct.Struct("!HHHIH4s")
+_NAME_POINTER = 0xC00C
+_TYPE_A = 1
+_CLASS_IN = 1
+_TTL_S = 5
 
 
 class NameServer:
@@ -18,7 +26,9 @@ class NameServer:
 
     def __init__(self, name: str, addresses: Sequence[str]) -> None:
         self.addresses = addresses  # may be replaced at any time
-        self._name = b"".join(bytes([len(label)]) + label.encode() for label in name.split(".")) + b"\0"
+        self._name = (
+            b"".join(bytes([len(label)]) + label.encode() for label in name.split(".")) + b"\0"
+        )
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
 
@@ -46,7 +56,9 @@ class NameServer:
         return header + message[_HEADER.size : end + 4] + b"".join(records)
 
     def _record(self, address: str) -> bytes:
-        return _RECORD.pack(_NAME_POINTER, _TYPE_A, _CLASS_IN, _TTL_S, 4, IPv4Address(address).packed)
+        return _RECORD.pack(
+            _NAME_POINTER, _TYPE_A, _CLASS_IN, _TTL_S, 4, IPv4Address(address).packed
+        )
 
 
 @contextmanager

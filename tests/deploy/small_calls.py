@@ -1,4 +1,7 @@
-"""Calls as the gateway makes them: first without pixels, then with; a broken one is repeated once after a pause."""
+"""Calls as the gateway makes them: first without pixels, then with.
+
+A broken one is repeated once after a pause.
+"""
 
 import asyncio
 from collections import Counter
@@ -12,7 +15,8 @@ from pydantic import BaseModel
 KEY = "X-Diptych-Image-Key"
 PIXELS = bytes(3 * 192 * 192)  # more than HAProxy's buffer, as every model's
 PAUSE_S = 0.1  # service/runner_client/client.py
-_MISSING, _BROKEN = 404, (502, 503)
+_MISSING = 404
+_BROKEN = (502, 503)
 
 
 class Answer(BaseModel):
@@ -78,7 +82,9 @@ class Calls:
     async def _once(self, key: str, body: bytes, seconds: float) -> tuple[int, Answer | None]:
         headers = {KEY: key, "X-Seconds": str(seconds)}
         try:
-            async with self._session.post(f"{self._url}/write", data=body, headers=headers) as response:
+            async with self._session.post(
+                f"{self._url}/write", data=body, headers=headers
+            ) as response:
                 text = await response.read()
                 return response.status, Answer.model_validate_json(text) if response.ok else None
         except aiohttp.ClientError:
@@ -96,7 +102,9 @@ class Calls:
         await asyncio.gather(*(client() for _ in range(num_clients)))
 
     @asynccontextmanager
-    async def under_load(self, keys: Iterator[str], num_clients: int, seconds: float) -> AsyncIterator[None]:
+    async def under_load(
+        self, keys: Iterator[str], num_clients: int, seconds: float
+    ) -> AsyncIterator[None]:
         """Make calls meanwhile; at the end those in flight are finished."""
         stopped = asyncio.Event()
 
@@ -119,7 +127,9 @@ class Calls:
 
     def hit_share(self) -> float:
         """Return the share of calls that brought no pixels."""
-        return sum(call.answer is not None and call.answer.hit for call in self.done) / len(self.done)
+        return sum(call.answer is not None and call.answer.hit for call in self.done) / len(
+            self.done
+        )
 
     def by_runner(self, start: int = 0) -> Counter[str]:
         """Return the number of answers of each runner, from the call `start` on."""

@@ -1,8 +1,9 @@
 """A small server that speaks a runner's HTTP: `python -m tests.deploy.small_runner HOST PORT NAME`.
 
-It keeps the keys of the last `CACHE_SIZE` images. A call without pixels about an unknown image answers 404. An answer
-names the key and the server. A call takes `X-Seconds`; the file `X-Abort-File` gets a line for each call whose client
-disconnects. On SIGTERM `/readyz` answers 503 until the calls in flight are finished; then the process ends.
+It keeps the keys of the last `CACHE_SIZE` images. A call without pixels about an unknown image
+answers 404. An answer names the key and the server. A call takes `X-Seconds`; the file
+`X-Abort-File` gets a line for each call whose client disconnects. On SIGTERM `/readyz` answers 503
+until the calls in flight are finished; then the process ends.
 """
 
 import asyncio
@@ -33,7 +34,11 @@ class SmallRunner:
         """Return the application."""
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.add_routes(
-            [web.get("/readyz", self._ready), web.post("/write", self._call), web.post("/stream", self._call)]
+            [
+                web.get("/readyz", self._ready),
+                web.post("/write", self._call),
+                web.post("/stream", self._call),
+            ]
         )
         return app
 
@@ -58,7 +63,8 @@ class SmallRunner:
             self._num_in_flight -= 1
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        key, seconds = request.headers[KEY], float(request.headers.get("X-Seconds", "0"))
+        key = request.headers[KEY]
+        seconds = float(request.headers.get("X-Seconds", "0"))
         has_pixels = len(await request.read()) > 0
         if not has_pixels and key not in self._cached:
             return web.Response(status=404)

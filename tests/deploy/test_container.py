@@ -1,4 +1,6 @@
-"""The contents of the image and its Containerfile, as far as they can be checked without a build."""
+"""The contents of the image and its Containerfile, as far as they can be checked without a
+build.
+"""
 
 import json
 import os
@@ -16,7 +18,9 @@ from tests.support.export_cli import EMBEDDED, ROOT, ModelStore
 
 CONTAINERFILE = (ROOT / "deploy" / "container" / "Containerfile").read_text(encoding="utf-8")
 INSTRUCTIONS = re.findall(r"^([A-Z]+) (.*)$", re.sub(r"\\\n", "", CONTAINERFILE), re.MULTILINE)
-LAST_STAGE = INSTRUCTIONS[max(index for index, (name, _) in enumerate(INSTRUCTIONS) if name == "FROM") :]
+LAST_STAGE = INSTRUCTIONS[
+    max(index for index, (name, _) in enumerate(INSTRUCTIONS) if name == "FROM") :
+]
 
 
 def instruction(name: str) -> str:
@@ -31,7 +35,9 @@ def bento(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("bento") / "bento"
     environment = os.environ | {"BENTOML_HOME": str(exported.home), "BENTOML_DO_NOT_TRACK": "True"}
     command = [sys.executable, "-m", "export.bento", str(folder)]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
     return folder
 
@@ -39,26 +45,50 @@ def bento(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def committed(*folders: str) -> set[str]:
     """Return the files of folders that git has, or would take."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *folders]
-    return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
+    return set(
+        subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    )
 
 
 def test_the_bento_has_the_code_that_serves_and_nothing_else(bento: Path) -> None:
-    files = {str(path.relative_to(bento / "src")) for path in (bento / "src").rglob("*") if path.is_file()}
+    files = {
+        str(path.relative_to(bento / "src"))
+        for path in (bento / "src").rglob("*")
+        if path.is_file()
+    }
     pictures = committed("service/web/samples")
-    beside = {"bentofile.yaml", "models/catalog.yaml", "requirements.txt", "requirements-gpu.txt", "LICENSE"}
+    beside = {
+        "bentofile.yaml",
+        "models/catalog.yaml",
+        "requirements.txt",
+        "requirements-gpu.txt",
+        "LICENSE",
+    }
     beside |= {"requirements.lock"}
     assert pictures
     assert files == committed("service", "runners", "imaging", "tasks") - pictures | beside
 
 
-def test_the_bento_has_the_newest_artifacts_of_the_embedded_models(bento: Path, exported: ModelStore) -> None:
+def test_the_bento_has_the_newest_artifacts_of_the_embedded_models(
+    bento: Path, exported: ModelStore
+) -> None:
     folders = {path.parent for path in (bento / "models").rglob("manifest.json")}
     newest = {model_id: exported.newest(model_id) for model_id in EMBEDDED}
-    assert folders == {bento / "models" / model_id / folder.name for model_id, folder in newest.items()}
+    assert folders == {
+        bento / "models" / model_id / folder.name for model_id, folder in newest.items()
+    }
     for model_id, folder in newest.items():
-        assert (bento / "models" / model_id / "latest").read_text(encoding="utf-8").strip() == folder.name
-        copied = json.loads((bento / "models" / model_id / folder.name / "manifest.json").read_text(encoding="utf-8"))
-        assert all((bento / "models" / model_id / folder.name / name).is_file() for name in copied["files"])
+        assert (bento / "models" / model_id / "latest").read_text(
+            encoding="utf-8"
+        ).strip() == folder.name
+        copied = json.loads(
+            (bento / "models" / model_id / folder.name / "manifest.json").read_text(
+                encoding="utf-8"
+            )
+        )
+        assert all(
+            (bento / "models" / model_id / folder.name / name).is_file() for name in copied["files"]
+        )
 
 
 def test_a_bento_leaves_nothing_in_the_store(bento: Path, exported: ModelStore) -> None:
@@ -83,8 +113,13 @@ def test_the_image_runs_the_service_as_nobody_in_particular() -> None:
 
 
 def test_what_installs_stays_in_its_own_stage() -> None:
-    assert [value for name, value in INSTRUCTIONS if name == "FROM"] == ["${BASE_IMAGE} AS packages", "${BASE_IMAGE}"]
-    assert not [value for name, value in LAST_STAGE if re.search(r"\bpip\b|\bapt", value) and name == "RUN"]
+    assert [value for name, value in INSTRUCTIONS if name == "FROM"] == [
+        "${BASE_IMAGE} AS packages",
+        "${BASE_IMAGE}",
+    ]
+    assert not [
+        value for name, value in LAST_STAGE if re.search(r"\bpip\b|\bapt", value) and name == "RUN"
+    ]
     install, _ = [value for name, value in INSTRUCTIONS if "pip install" in value and name == "RUN"]
     assert "--no-cache-dir" in install
     assert install.endswith("pip uninstall --yes pip")
@@ -108,25 +143,39 @@ def test_settings_of_the_image_are_settings() -> None:
 
 
 def test_nothing_in_the_image_tells_its_makers_that_it_runs() -> None:
-    assert {"BENTOML_DO_NOT_TRACK=True", "ORT_DISABLE_TELEMETRY=1"} <= set(instruction("ENV").split())
+    assert {"BENTOML_DO_NOT_TRACK=True", "ORT_DISABLE_TELEMETRY=1"} <= set(
+        instruction("ENV").split()
+    )
 
 
 def test_the_gpu_variant_has_another_onnx_runtime_and_a_newer_torch() -> None:
     requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     assert len(re.findall(r"^(?:onnxruntime|torch)[=>]=", requirements, re.MULTILINE)) == 2
-    (replaced,) = [value for name, value in INSTRUCTIONS if "requirements-gpu.txt" in value and name == "RUN"]
+    (replaced,) = [
+        value for name, value in INSTRUCTIONS if "requirements-gpu.txt" in value and name == "RUN"
+    ]
     assert "/^(onnxruntime|torch)[=>]=/d" in replaced
-    assert re.fullmatch(r"onnxruntime-gpu\[cuda,cudnn\]==[\d.]+ torch>=2\.14,<[\d.]+", " ".join(gpu_requirements()))
+    assert re.fullmatch(
+        r"onnxruntime-gpu\[cuda,cudnn\]==[\d.]+ torch>=2\.14,<[\d.]+", " ".join(gpu_requirements())
+    )
 
 
 @pytest.mark.long
 def test_the_gpu_requirements_lack_nothing_but_the_driver(tmp_path: Path) -> None:
-    """Installs 1.1 GB into an environment of its own; torch is left out, as it brings its own libraries."""
+    """Installs 1.1 GB into an environment of its own; torch is left out, as it brings its own
+    libraries.
+    """
     venv.create(tmp_path, with_pip=True)
     runtime = [line for line in gpu_requirements() if line.startswith("onnxruntime")]
     subprocess.run([tmp_path / "bin/pip", "install", "--quiet", *runtime], check=True)
     command = "from runners.artifacts.devices import has_cuda_provider; print(has_cuda_provider())"
-    run = subprocess.run([tmp_path / "bin/python", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [tmp_path / "bin/python", "-c", command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     if run.stdout != "True\n":  # with a driver it loads
         assert "libcuda.so.1: cannot open shared object file" in run.stderr
 
@@ -137,8 +186,17 @@ def gpu_requirements() -> list[str]:
 
 
 def test_compose_runs_the_image_as_confined_as_it_is_made() -> None:
-    service = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))["services"]["diptych"]
-    assert (service["image"], service["read_only"], service["cap_drop"]) == ("diptych", True, ["ALL"])
+    service = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))[
+        "services"
+    ]["diptych"]
+    assert (service["image"], service["read_only"], service["cap_drop"]) == (
+        "diptych",
+        True,
+        ["ALL"],
+    )
     defaults = read_settings({})
-    assert int(service["shm_size"].rstrip("m")) << 20 > defaults.max_pending_requests * defaults.max_body_bytes
+    assert (
+        int(service["shm_size"].rstrip("m")) << 20
+        > defaults.max_pending_requests * defaults.max_body_bytes
+    )
     assert int(service["stop_grace_period"].rstrip("s")) > defaults.request_timeout_s + 20

@@ -1,4 +1,6 @@
-"""The Grafana dashboard and the compose file, as far as they can be checked without Grafana and Docker."""
+"""The Grafana dashboard and the compose file, as far as they can be checked without Grafana and
+Docker.
+"""
 
 import itertools
 import re
@@ -46,7 +48,9 @@ def test_every_variable_is_declared_and_used() -> None:
 
 
 def test_compose_mounts_what_is_there() -> None:
-    mounts = [volume for service in COMPOSE["services"].values() for volume in service.get("volumes", [])]
+    mounts = [
+        volume for service in COMPOSE["services"].values() for volume in service.get("volumes", [])
+    ]
     paths = [DEPLOY / mount.split(":")[0] for mount in mounts if mount.startswith("./")]
     assert len(paths) == 4
     assert all(path.exists() for path in paths)
@@ -55,18 +59,25 @@ def test_compose_mounts_what_is_there() -> None:
 def test_the_parts_find_each_other_by_their_names_in_compose() -> None:
     (job,) = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["scrape_configs"]
     assert job["static_configs"] == [{"targets": ["diptych:3000"]}]
-    sources = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text(encoding="utf-8"))
+    sources = yaml.safe_load(
+        (DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text(encoding="utf-8")
+    )
     assert [source["url"] for source in sources["datasources"]] == ["http://prometheus:9090"]
-    assert {"diptych", "front", "prometheus", "grafana", "jaeger", "valkey"} == set(COMPOSE["services"])
+    assert {"diptych", "front", "prometheus", "grafana", "jaeger", "valkey"} == set(
+        COMPOSE["services"]
+    )
 
 
 def test_traces_are_sent_only_where_they_are_asked_for() -> None:
     assert COMPOSE["services"]["jaeger"]["profiles"] == ["traces"]
-    assert COMPOSE["services"]["diptych"]["environment"]["DIPTYCH_OTLP_ENDPOINT"] is None  # the shell's, or unset
+    # the shell's, or unset
+    assert COMPOSE["services"]["diptych"]["environment"]["DIPTYCH_OTLP_ENDPOINT"] is None
 
 
 def test_grafana_finds_the_dashboard() -> None:
-    provider = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/diptych.yml").read_text(encoding="utf-8"))
+    provider = yaml.safe_load(
+        (DEPLOY / "grafana/provisioning/dashboards/diptych.yml").read_text(encoding="utf-8")
+    )
     (path,) = [each["options"]["path"] for each in provider["providers"]]
     assert f"./grafana/dashboards:{path}:ro" in COMPOSE["services"]["grafana"]["volumes"]
 

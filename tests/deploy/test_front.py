@@ -33,7 +33,11 @@ async def length(request: Request) -> Response:
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of HAProxy in front of a server."""
     with serving_app(Starlette(routes=[Route("/", length, methods=["GET", "POST"])])) as app:
-        gateway = {"GATEWAY": "127.0.0.1", "GATEWAY_PORT": str(httpx.URL(app.url).port), "GATEWAY_GRPC_PORT": "9"}
+        gateway = {
+            "GATEWAY": "127.0.0.1",
+            "GATEWAY_PORT": str(httpx.URL(app.url).port),
+            "GATEWAY_GRPC_PORT": "9",
+        }
         with running_front(gateway, tmp_path_factory.mktemp("front")) as front:
             yield front.port
 
@@ -56,7 +60,9 @@ def test_silent_and_half_headed_connections_are_closed_after_ten_seconds(port: i
 MOST_READ_BYTES = 16_000  # what is sent beyond may meet a closed connection, and the answer is lost
 
 
-@pytest.mark.parametrize("header", [b"X: " + b"a" * 70_000 + b"\r\n", b"X: 1\r\n" * 101], ids=["large", "many"])
+@pytest.mark.parametrize(
+    "header", [b"X: " + b"a" * 70_000 + b"\r\n", b"X: 1\r\n" * 101], ids=["large", "many"]
+)
 def test_large_heads_are_refused(port: int, header: bytes) -> None:
     with connect(port) as connection:
         answer = answer_to(connection, HEAD + header + b"\r\n")
@@ -75,7 +81,11 @@ def test_connections_of_an_address_are_bounded_and_others_are_served(port: int) 
 
 
 def test_compose_publishes_the_proxy_and_not_the_gateway() -> None:
-    services = yaml.safe_load(Path(ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    services = yaml.safe_load(Path(ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))[
+        "services"
+    ]
     assert "ports" not in services["diptych"]
     assert services["front"]["ports"] == ["127.0.0.1:3000:3000", "127.0.0.1:3001:3001"]
-    assert "./haproxy/front.cfg:/usr/local/etc/haproxy/haproxy.cfg:ro" in services["front"]["volumes"]
+    assert (
+        "./haproxy/front.cfg:/usr/local/etc/haproxy/haproxy.cfg:ro" in services["front"]["volumes"]
+    )

@@ -1,4 +1,6 @@
-"""The real HAProxy with the configuration of deploy/haproxy, over two small servers that speak a runner's HTTP."""
+"""The real HAProxy with the configuration of deploy/haproxy, over two small servers that speak a
+runner's HTTP.
+"""
 
 import asyncio
 import itertools
@@ -22,7 +24,14 @@ from tests.deploy.name_server import NameServer, name_server
 from tests.deploy.small_calls import KEY, PIXELS, Calls, image_key
 from tests.deploy.small_runner import CACHE_SIZE
 from tests.support.export_cli import ROOT
-from tests.support.haproxy import CONFIGURATION, MODELS, HaProxy, haproxy, needs_haproxy, running_haproxy
+from tests.support.haproxy import (
+    CONFIGURATION,
+    MODELS,
+    HaProxy,
+    haproxy,
+    needs_haproxy,
+    running_haproxy,
+)
 from tests.support.running_service import free_port
 from tests.support.waiting import wait_until
 
@@ -40,13 +49,22 @@ class RunnerProcess:
     """A small runner, which can be killed, stopped and started again."""
 
     def __init__(self, name: str, host: str = "127.0.0.1", port: int | None = None) -> None:
-        self.name, self.host, self.port = name, host, port or free_port()
+        self.name = name
+        self.host = host
+        self.port = port or free_port()
         self.url = f"http://{self.host}:{self.port}"
         self.start()
 
     def start(self) -> None:
         """Start it, and return when it listens."""
-        command = [sys.executable, "-m", "tests.deploy.small_runner", self.host, str(self.port), self.name]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.deploy.small_runner",
+            self.host,
+            str(self.port),
+            self.name,
+        ]
         self.process = subprocess.Popen(command, cwd=ROOT)
         wait_until(self._listens)
 
@@ -97,13 +115,19 @@ def random_keys(seed: int) -> Iterator[str]:
 
 def test_haproxy_takes_every_configuration_without_a_warning(tmp_path: Path) -> None:
     (example,) = re.findall(
-        r"```haproxy\n(.*?)```", (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8"), re.DOTALL
+        r"```haproxy\n(.*?)```",
+        (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8"),
+        re.DOTALL,
     )
     (tmp_path / "hosts.cfg").write_text(example)
     for models in (MODELS, tmp_path / "hosts.cfg"):
         command = ["haproxy", "-c", "-f", str(CONFIGURATION), "-f", str(models)]
         run = subprocess.run(
-            command, env=os.environ | {"RUNNERS_DOMAIN": DOMAIN}, capture_output=True, text=True, check=False
+            command,
+            env=os.environ | {"RUNNERS_DOMAIN": DOMAIN},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert (run.returncode, run.stdout + run.stderr) == (0, "")
 
@@ -115,7 +139,8 @@ def test_an_image_stays_with_one_runner_and_both_have_some(balancer: HaProxy) ->
             await calls.make_all(keys, 1)
             assert calls.hit_share() == 0
             await calls.make_all(keys, 1)
-            first, second = calls.done[: len(keys)], calls.done[len(keys) :]
+            first = calls.done[: len(keys)]
+            second = calls.done[len(keys) :]
             assert calls.hit_share() == 0.5
             assert [call.answer and call.answer.runner for call in first] == [
                 call.answer and call.answer.runner for call in second
@@ -142,7 +167,9 @@ def test_hits_are_within_5_points_of_a_single_runners(balancer: HaProxy) -> None
     assert asyncio.run(hits(balancer.url(MODEL))) > single - 0.05
 
 
-def test_calls_about_one_image_are_shared_once_a_runner_has_more_than_its_part(balancer: HaProxy) -> None:
+def test_calls_about_one_image_are_shared_once_a_runner_has_more_than_its_part(
+    balancer: HaProxy,
+) -> None:
     async def ask() -> None:
         async with calls_to(balancer.url(MODEL)) as calls:
             await calls.make_all([image_key(1)] * 200, NUM_CLIENTS, CALL_S)
@@ -154,7 +181,9 @@ def test_calls_about_one_image_are_shared_once_a_runner_has_more_than_its_part(b
 
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_nothing_is_lost_with_a_runner(balancer: HaProxy, runners: list[RunnerProcess], kill: signal.Signals) -> None:
+def test_nothing_is_lost_with_a_runner(
+    balancer: HaProxy, runners: list[RunnerProcess], kill: signal.Signals
+) -> None:
     async def ask() -> None:
         async with calls_to(balancer.url(MODEL)) as calls:
             async with calls.under_load(random_keys(2), NUM_CLIENTS, CALL_S):
@@ -191,10 +220,14 @@ async def wait_for_ready(balancer: HaProxy, count: int) -> None:
             await asyncio.sleep(0.05)
 
 
-def test_a_refused_connection_is_repeated_at_another_runner(balancer: HaProxy, runners: list[RunnerProcess]) -> None:
+def test_a_refused_connection_is_repeated_at_another_runner(
+    balancer: HaProxy, runners: list[RunnerProcess]
+) -> None:
     async def ask(session: aiohttp.ClientSession, number: int) -> int | None:
         try:
-            async with session.post(f"{balancer.url(MODEL)}/write", headers={KEY: image_key(number)}) as response:
+            async with session.post(
+                f"{balancer.url(MODEL)}/write", headers={KEY: image_key(number)}
+            ) as response:
                 return response.status
         except aiohttp.ServerDisconnectedError:
             return None
@@ -227,21 +260,28 @@ def test_a_draining_runner_finishes_its_calls_and_gets_no_new_ones(
             finished = {call.key: call.answer for call in calls.done[-NUM_CLIENTS:]}
             assert not [call for call in calls.done if not call.is_right]
             assert all(call.seconds < 4.0 + 1.0 for call in calls.done)  # none was cut and repeated
-            assert "a" in {answer.runner for answer in finished.values() if answer is not None} & set(named)
+            assert "a" in {
+                answer.runner for answer in finished.values() if answer is not None
+            } & set(named)
 
     asyncio.run(ask())
     assert runners[0].process.wait(STOP_S) == 0
 
 
 @pytest.mark.parametrize("path", ["/write", "/stream"])
-def test_a_client_that_disconnects_ends_its_call_at_the_runner(balancer: HaProxy, path: str, tmp_path: Path) -> None:
+def test_a_client_that_disconnects_ends_its_call_at_the_runner(
+    balancer: HaProxy, path: str, tmp_path: Path
+) -> None:
     aborted = tmp_path / "aborted"
 
     async def ask() -> None:
         async with aiohttp.ClientSession() as session:
             headers = {KEY: image_key(1), "X-Seconds": "60", "X-Abort-File": str(aborted)}
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.5), session.post(balancer.url(MODEL) + path, data=PIXELS, headers=headers):
+                async with (
+                    asyncio.timeout(0.5),
+                    session.post(balancer.url(MODEL) + path, data=PIXELS, headers=headers),
+                ):
                     await asyncio.sleep(60)
 
     asyncio.run(ask())
@@ -254,7 +294,9 @@ def test_a_stream_comes_line_by_line(balancer: HaProxy) -> None:
         loop = asyncio.get_running_loop()
         async with aiohttp.ClientSession() as session:
             headers = {KEY: image_key(1), "X-Seconds": "2"}
-            async with session.post(f"{balancer.url(MODEL)}/stream", data=PIXELS, headers=headers) as response:
+            async with session.post(
+                f"{balancer.url(MODEL)}/stream", data=PIXELS, headers=headers
+            ) as response:
                 return [loop.time() async for _ in response.content]
 
     times_s = asyncio.run(ask())
@@ -262,14 +304,18 @@ def test_a_stream_comes_line_by_line(balancer: HaProxy) -> None:
     assert min(later - sooner for sooner, later in itertools.pairwise(times_s)) > 0.1
 
 
-@pytest.mark.parametrize(("body", "most_ms"), [(b"", 1.0), (bytes(3 * 768 * 768), 5.0)], ids=["features", "pixels"])
+@pytest.mark.parametrize(
+    ("body", "most_ms"), [(b"", 1.0), (bytes(3 * 768 * 768), 5.0)], ids=["features", "pixels"]
+)
 def test_a_call_costs_haproxy_little(balancer: HaProxy, body: bytes, most_ms: float) -> None:
     num_calls = 200
 
     async def ask() -> None:
         async with aiohttp.ClientSession(headers={KEY: image_key(1)}) as session:
             for _ in range(num_calls):
-                async with session.post(f"{balancer.url(MODEL)}/write", data=BytesIO(body)) as response:
+                async with session.post(
+                    f"{balancer.url(MODEL)}/write", data=BytesIO(body)
+                ) as response:
                     await response.read()
 
     start_s = balancer.processor_s()
@@ -280,13 +326,17 @@ def test_a_call_costs_haproxy_little(balancer: HaProxy, body: bytes, most_ms: fl
 
 
 def test_the_sidecars_image_is_of_the_branch_that_is_tested() -> None:
-    manifest = (ROOT / "deploy" / "kubernetes" / "replicated" / "haproxy.yaml").read_text(encoding="utf-8")
+    manifest = (ROOT / "deploy" / "kubernetes" / "replicated" / "haproxy.yaml").read_text(
+        encoding="utf-8"
+    )
     (image,) = re.findall(r"image: haproxy:(\d+\.\d+)\.\d+ ", manifest)
     version = subprocess.run(["haproxy", "-v"], capture_output=True, text=True, check=True).stdout
     assert version.startswith(f"HAProxy version {image}.")
 
 
-def test_without_any_runner_a_call_fails_at_once(balancer: HaProxy, runners: list[RunnerProcess]) -> None:
+def test_without_any_runner_a_call_fails_at_once(
+    balancer: HaProxy, runners: list[RunnerProcess]
+) -> None:
     for runner in runners:
         runner.stop()
 
@@ -305,7 +355,10 @@ def pods() -> Iterator[list[RunnerProcess]]:
     """Two runners with the port of all pods, each on an address of its own."""
     with ExitStack() as stack:
         port = free_port()
-        yield [_stopped_at_the_end(stack, RunnerProcess(host, host, port)) for host in ("127.0.0.2", "127.0.0.3")]
+        yield [
+            _stopped_at_the_end(stack, RunnerProcess(host, host, port))
+            for host in ("127.0.0.2", "127.0.0.3")
+        ]
 
 
 @pytest.fixture
@@ -315,10 +368,14 @@ def cluster_dns(pods: list[RunnerProcess]) -> Iterator[NameServer]:
 
 
 @pytest.fixture
-def sidecar(pods: list[RunnerProcess], cluster_dns: NameServer, tmp_path: Path) -> Iterator[HaProxy]:
+def sidecar(
+    pods: list[RunnerProcess], cluster_dns: NameServer, tmp_path: Path
+) -> Iterator[HaProxy]:
     """HAProxy with models.cfg, but for the ports and the address of the name server."""
     shipped = MODELS.read_text(encoding="utf-8")
-    ports = {model_id: free_port() for model_id in re.findall(r"^listen (\S+)$", shipped, re.MULTILINE)}
+    ports = {
+        model_id: free_port() for model_id in re.findall(r"^listen (\S+)$", shipped, re.MULTILINE)
+    }
     bound = iter(ports.values())
     models = re.sub(r"(?<=bind 127\.0\.0\.1:)\d+", lambda _: str(next(bound)), shipped)
     models = models.replace("parse-resolv-conf", f"nameserver test 127.0.0.1:{cluster_dns.port}")

@@ -1,4 +1,6 @@
-"""The manifests of deploy/kubernetes, built with the real kubectl: what is in them, and what they do together."""
+"""The manifests of deploy/kubernetes, built with the real kubectl: what is in them, and what they
+do together.
+"""
 
 import re
 
@@ -34,7 +36,9 @@ from tests.support.kubernetes_resources import RESOURCES
 
 pytestmark = needs_kubectl
 
-OLDEST, NEWEST = "1.30", "1.37"  # of Kubernetes: what base/kustomization.yaml says, and the newest schema there is
+# of Kubernetes: what base/kustomization.yaml says, and the newest schema there is
+OLDEST = "1.30"
+NEWEST = "1.37"
 STOP_S = 20  # that the processes may take beside their requests (README.md, "Faults")
 MIB = 1 << 20
 STRANGER = Peer("default", {"app": "other"})
@@ -91,7 +95,10 @@ def test_every_embedded_model_has_its_runner(replicated: tuple[Object, ...]) -> 
         assert name == f"{model(runner)}-{component(runner)}"
         assert container(runner)["args"] == ["runner", "$(MODEL)"]
         (given,) = container(runner)["env"]
-        assert given["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.labels['app.kubernetes.io/instance']"
+        assert (
+            given["valueFrom"]["fieldRef"]["fieldPath"]
+            == "metadata.labels['app.kubernetes.io/instance']"
+        )
     assert container(deployments["gateway"])["args"] == ["gateway"]
 
 
@@ -109,12 +116,17 @@ def test_a_selector_selects_the_pods_of_its_own_deployment_and_no_others(
     objects: tuple[Object, ...], deployments: dict[str, Object]
 ) -> None:
     for name, deployment in deployments.items():
-        spread = [each["labelSelector"] for each in deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]]
+        spread = [
+            each["labelSelector"]
+            for each in deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
+        ]
         service = {"matchLabels": of_kind(objects, "Service")[name]["spec"]["selector"]}
         budget = of_kind(objects, "PodDisruptionBudget")[name]["spec"]["selector"]
         assert len(spread) == 2
         for selector in (deployment["spec"]["selector"], service, budget, *spread):
-            assert [other for other, each in deployments.items() if selects(selector, pod_labels(each))] == [name]
+            assert [
+                other for other, each in deployments.items() if selects(selector, pod_labels(each))
+            ] == [name]
 
 
 def test_every_port_that_is_named_is_one_of_the_pods(
@@ -123,9 +135,13 @@ def test_every_port_that_is_named_is_one_of_the_pods(
     for name, deployment in deployments.items():
         service = of_kind(objects, "Service")[name]["spec"]
         listens, own_port = (
-            (sidecar(deployment, "front"), "gateway") if name == "gateway" else (container(deployment), "http")
+            (sidecar(deployment, "front"), "gateway")
+            if name == "gateway"
+            else (container(deployment), "http")
         )
-        assert {port["targetPort"] for port in service["ports"]} == {port["name"] for port in listens["ports"]}
+        assert {port["targetPort"] for port in service["ports"]} == {
+            port["name"] for port in listens["ports"]
+        }
         probes = [value for key, value in container(deployment).items() if key.endswith("Probe")]
         assert len(probes) == 3
         assert {probe["httpGet"]["port"] for probe in probes} == {own_port}
@@ -152,34 +168,49 @@ def test_prometheus_scrapes_haproxy_as_a_job_of_its_own(replicated: tuple[Object
     (monitor,) = of_kind(replicated, "ServiceMonitor").values()
     service = of_kind(replicated, "Service")["haproxy"]["spec"]
     gateway = of_kind(replicated, "Deployment")["gateway"]
-    (endpoint,) = [each for each in monitor["spec"]["endpoints"] if each["port"] == service["ports"][0]["name"]]
+    (endpoint,) = [
+        each for each in monitor["spec"]["endpoints"] if each["port"] == service["ports"][0]["name"]
+    ]
     assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "haproxy"}]
     assert selects({"matchLabels": service["selector"]}, pod_labels(gateway))
     assert ports(gateway)[service["ports"][0]["targetPort"]] == service["ports"][0]["port"]
 
 
-def test_settings_of_every_deployment_are_settings(objects: tuple[Object, ...], deployments: dict[str, Object]) -> None:
+def test_settings_of_every_deployment_are_settings(
+    objects: tuple[Object, ...], deployments: dict[str, Object]
+) -> None:
     for deployment in deployments.values():
         settings = read_settings(environment(objects, deployment))
         assert settings.models == EMBEDDED
-        assert {settings.port, settings.grpc_port} >= {port["containerPort"] for port in container(deployment)["ports"]}
+        assert {settings.port, settings.grpc_port} >= {
+            port["containerPort"] for port in container(deployment)["ports"]
+        }
 
 
 def sections() -> dict[str, tuple[str, int, str, int]]:
-    """Return the bound port, the number of servers, their host and their port of each model of models.cfg."""
+    """Return the bound port, the number of servers, their host and their port of each model of
+    models.cfg.
+    """
     found = re.findall(
-        r'^listen (\S+)\n    bind 127\.0\.0\.1:(\d+)\n.*\n    server-template runner (\d+) "(\S+):(\d+)"$',
+        r"^listen (\S+)\n    bind 127\.0\.0\.1:(\d+)\n.*\n    server-template runner (\d+)"
+        r' "(\S+):(\d+)"$',
         MODELS.read_text(encoding="utf-8"),
         re.MULTILINE,
     )
-    return {name: (port, int(number), host, int(target)) for name, port, number, host, target in found}
+    return {
+        name: (port, int(number), host, int(target)) for name, port, number, host, target in found
+    }
 
 
 def test_the_gateway_knows_haproxys_port_for_every_model_and_haproxy_the_service(
     replicated: tuple[Object, ...],
 ) -> None:
-    gateway, services = of_kind(replicated, "Deployment")["gateway"], of_kind(replicated, "Service")
-    urls = dict(pair.split("=") for pair in environment(replicated, gateway)["DIPTYCH_RUNNER_URLS"].split(","))
+    gateway = of_kind(replicated, "Deployment")["gateway"]
+    services = of_kind(replicated, "Service")
+    urls = dict(
+        pair.split("=")
+        for pair in environment(replicated, gateway)["DIPTYCH_RUNNER_URLS"].split(",")
+    )
     assert urls == {name: f"http://127.0.0.1:{port}" for name, (port, *_) in sections().items()}
     assert set(urls) == set(EMBEDDED)
     for name, (_, _, host, port) in sections().items():
@@ -189,13 +220,17 @@ def test_the_gateway_knows_haproxys_port_for_every_model_and_haproxy_the_service
         assert [each["port"] for each in services[service]["spec"]["ports"]] == [port]
 
 
-def test_haproxy_has_room_for_every_pod_and_for_as_many_that_are_leaving(replicated: tuple[Object, ...]) -> None:
+def test_haproxy_has_room_for_every_pod_and_for_as_many_that_are_leaving(
+    replicated: tuple[Object, ...],
+) -> None:
     scalers = of_kind(replicated, "ScaledObject")
     for name, (_, num_servers, *_) in sections().items():
         assert num_servers > scalers[f"{name}-runner"]["spec"]["maxReplicaCount"] * 1.5
 
 
-def test_haproxy_is_a_sidecar_with_the_shipped_configuration(replicated: tuple[Object, ...]) -> None:
+def test_haproxy_is_a_sidecar_with_the_shipped_configuration(
+    replicated: tuple[Object, ...],
+) -> None:
     gateway = of_kind(replicated, "Deployment")["gateway"]
     haproxy = sidecar(gateway, "haproxy")
     assert haproxy["restartPolicy"] == "Always"  # ready before the gateway, ended after it
@@ -204,9 +239,15 @@ def test_haproxy_is_a_sidecar_with_the_shipped_configuration(replicated: tuple[O
         "haproxy",
         *(f"{mount['mountPath']}/{file.name}" for file in (CONFIGURATION, MODELS)),
     ]
-    (volume,) = [each for each in gateway["spec"]["template"]["spec"]["volumes"] if each["name"] == mount["name"]]
+    (volume,) = [
+        each
+        for each in gateway["spec"]["template"]["spec"]["volumes"]
+        if each["name"] == mount["name"]
+    ]
     files = of_kind(replicated, "ConfigMap")[volume["configMap"]["name"]]["data"]
-    assert files == {file.name: file.read_text(encoding="utf-8") for file in (CONFIGURATION, MODELS, FRONT)}
+    assert files == {
+        file.name: file.read_text(encoding="utf-8") for file in (CONFIGURATION, MODELS, FRONT)
+    }
     variables = {each["name"]: each.get("value") for each in haproxy["env"]}
     assert variables["RUNNERS_DOMAIN"] == "$(NAMESPACE).svc.cluster.local"
     assert variables["STATUS_ADDRESS"] == f"*:{ports(gateway)['haproxy']}"
@@ -220,10 +261,20 @@ def test_clients_reach_the_gateway_through_the_shipped_proxy_alone(
     assert front["restartPolicy"] == "Always"
     (mount,) = front["volumeMounts"]
     assert front["args"] == ["haproxy", "-f", f"{mount['mountPath']}/{FRONT.name}"]
-    given, variables = environment(objects, gateway), {each["name"]: each["value"] for each in front["env"]}
+    given = environment(objects, gateway)
+    variables = {each["name"]: each["value"] for each in front["env"]}
     assert variables["GATEWAY_PORT"] == given["DIPTYCH_PORT"] == str(ports(gateway)["gateway"])
-    assert variables["GATEWAY_GRPC_PORT"] == given["DIPTYCH_GRPC_PORT"] == str(ports(gateway)["gateway-grpc"])
-    for port, is_open in (("http", True), ("grpc", True), ("gateway", False), ("gateway-grpc", False)):
+    assert (
+        variables["GATEWAY_GRPC_PORT"]
+        == given["DIPTYCH_GRPC_PORT"]
+        == str(ports(gateway)["gateway-grpc"])
+    )
+    for port, is_open in (
+        ("http", True),
+        ("grpc", True),
+        ("gateway", False),
+        ("gateway-grpc", False),
+    ):
         assert lets_in(objects, gateway, port, STRANGER) == is_open
     text = FRONT.read_text(encoding="utf-8")
     assert all(f"${{{name}-" in text for name in variables)
@@ -233,16 +284,24 @@ def test_clients_reach_the_gateway_through_the_shipped_proxy_alone(
 
 def test_haproxy_waits_longer_than_a_request_may_take(replicated: tuple[Object, ...]) -> None:
     text = CONFIGURATION.read_text(encoding="utf-8")
-    request_s = int(environment(replicated, of_kind(replicated, "Deployment")["gateway"])["DIPTYCH_REQUEST_TIMEOUT_S"])
-    timeouts = {name: int(seconds) for name, seconds in re.findall(r"timeout (client|server) (\d+)s", text)}
+    request_s = int(
+        environment(replicated, of_kind(replicated, "Deployment")["gateway"])[
+            "DIPTYCH_REQUEST_TIMEOUT_S"
+        ]
+    )
+    timeouts = {
+        name: int(seconds) for name, seconds in re.findall(r"timeout (client|server) (\d+)s", text)
+    }
     assert min(timeouts["client"], timeouts["server"]) > request_s
     (held_s,) = re.findall(r"hold obsolete (\d+)s", MODELS.read_text(encoding="utf-8"))
-    assert int(held_s) > request_s + STOP_S  # an address is kept while its pod may still finish its calls
+    # an address is kept while its pod may still finish its calls
+    assert int(held_s) > request_s + STOP_S
 
 
 def test_pods_are_confined_and_write_only_into_memory(deployments: dict[str, Object]) -> None:
     for deployment in deployments.values():
-        pod, only = deployment["spec"]["template"]["spec"], container(deployment)
+        pod = deployment["spec"]["template"]["spec"]
+        only = container(deployment)
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert (pod["automountServiceAccountToken"], pod["enableServiceLinks"]) == (False, False)
@@ -254,7 +313,9 @@ def test_pods_are_confined_and_write_only_into_memory(deployments: dict[str, Obj
             }
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         mounts = [mount for each in (only, *sidecars(deployment)) for mount in each["volumeMounts"]]
-        writable = {mount["name"]: mount["mountPath"] for mount in mounts if not mount.get("readOnly")}
+        writable = {
+            mount["name"]: mount["mountPath"] for mount in mounts if not mount.get("readOnly")
+        }
         assert writable == {"memory": "/dev/shm"}
         assert volumes["memory"]["emptyDir"]["medium"] == "Memory"
 
@@ -265,7 +326,9 @@ def test_the_gateways_memory_has_room_for_every_body(
     gateway = deployments["gateway"]
     given = environment(objects, gateway)
     bodies = int(given["DIPTYCH_MAX_PENDING_REQUESTS"]) * int(given["DIPTYCH_MAX_BODY_BYTES"])
-    (memory,) = [each for each in gateway["spec"]["template"]["spec"]["volumes"] if each["name"] == "memory"]
+    (memory,) = [
+        each for each in gateway["spec"]["template"]["spec"]["volumes"] if each["name"] == "memory"
+    ]
     assert bodies < mebibytes(memory["emptyDir"]["sizeLimit"]) * MIB
     assert bodies < mebibytes(container(gateway)["resources"]["limits"]["memory"]) * MIB
 
@@ -274,12 +337,17 @@ def mebibytes(quantity: str) -> int:
     return int(quantity[:-2]) * {"Mi": 1, "Gi": 1024}[quantity[-2:]]
 
 
-def test_gateways_may_fill_every_runner_that_is_always_there(replicated: tuple[Object, ...]) -> None:
+def test_gateways_may_fill_every_runner_that_is_always_there(
+    replicated: tuple[Object, ...],
+) -> None:
     settings = read_settings(environment(replicated, of_kind(replicated, "Deployment")["gateway"]))
     scalers = of_kind(replicated, "ScaledObject")
     num_gateways = scalers["gateway"]["spec"]["minReplicaCount"]
     for model_id in EMBEDDED:
-        slots = scalers[f"{model_id}-runner"]["spec"]["minReplicaCount"] * settings.decoder_max_batch_size
+        slots = (
+            scalers[f"{model_id}-runner"]["spec"]["minReplicaCount"]
+            * settings.decoder_max_batch_size
+        )
         assert num_gateways * settings.max_running_requests >= 1.5 * slots
     assert settings.max_pending_requests >= len(EMBEDDED) * settings.max_running_requests
 
@@ -289,8 +357,17 @@ def test_a_pod_has_time_to_answer_what_it_has_accepted(
 ) -> None:
     for deployment in deployments.values():
         request_s = int(environment(objects, deployment)["DIPTYCH_REQUEST_TIMEOUT_S"])
-        before_s = container(deployment).get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-        assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > before_s + request_s + STOP_S
+        before_s = (
+            container(deployment)
+            .get("lifecycle", {})
+            .get("preStop", {})
+            .get("sleep", {})
+            .get("seconds", 0)
+        )
+        assert (
+            deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+            > before_s + request_s + STOP_S
+        )
 
 
 def test_keys_come_from_a_secret_and_reach_the_gateway_alone(
@@ -298,11 +375,22 @@ def test_keys_come_from_a_secret_and_reach_the_gateway_alone(
 ) -> None:
     assert not of_kind(objects, "Secret")
     for name, deployment in deployments.items():
-        secrets = [each["secret"] for each in deployment["spec"]["template"]["spec"]["volumes"] if "secret" in each]
-        assert [each["secretName"] for each in secrets] == (["diptych-api-keys"] if name == "gateway" else [])
+        secrets = [
+            each["secret"]
+            for each in deployment["spec"]["template"]["spec"]["volumes"]
+            if "secret" in each
+        ]
+        assert [each["secretName"] for each in secrets] == (
+            ["diptych-api-keys"] if name == "gateway" else []
+        )
         assert ("DIPTYCH_API_KEYS_FILE" in environment(objects, deployment)) == (name == "gateway")
-    (mount,) = [each for each in container(deployments["gateway"])["volumeMounts"] if each["name"] == "keys"]
-    assert environment(objects, deployments["gateway"])["DIPTYCH_API_KEYS_FILE"] == f"{mount['mountPath']}/keys"
+    (mount,) = [
+        each for each in container(deployments["gateway"])["volumeMounts"] if each["name"] == "keys"
+    ]
+    assert (
+        environment(objects, deployments["gateway"])["DIPTYCH_API_KEYS_FILE"]
+        == f"{mount['mountPath']}/keys"
+    )
 
 
 def test_only_runners_of_the_gpu_overlay_take_a_card_each() -> None:
@@ -317,4 +405,8 @@ def test_only_runners_of_the_gpu_overlay_take_a_card_each() -> None:
         folder: {container(each)["image"] for each in of_kind(built(folder), "Deployment").values()}
         for folder in BUILDS
     }
-    assert images == {"overlays/cpu": {"diptych:cpu"}, "overlays/gpu": {"diptych:gpu"}, SINGLE: {"diptych:cpu"}}
+    assert images == {
+        "overlays/cpu": {"diptych:cpu"},
+        "overlays/gpu": {"diptych:gpu"},
+        SINGLE: {"diptych:cpu"},
+    }

@@ -6,7 +6,16 @@ import subprocess
 import pytest
 
 from tests.support.declared_metrics import declared_metrics
-from tests.support.kubernetes import REPLICATED, Object, built, component, environment, model, needs_kubectl, of_kind
+from tests.support.kubernetes import (
+    REPLICATED,
+    Object,
+    built,
+    component,
+    environment,
+    model,
+    needs_kubectl,
+    of_kind,
+)
 from tests.support.prometheus import needs_prometheus
 
 pytestmark = needs_kubectl
@@ -21,12 +30,18 @@ def objects(request: pytest.FixtureRequest) -> tuple[Object, ...]:
 
 
 def queries(scaler: Object) -> list[str]:
-    return [each["metadata"]["query"] for each in scaler["spec"]["triggers"] if each["type"] == "prometheus"]
+    return [
+        each["metadata"]["query"]
+        for each in scaler["spec"]["triggers"]
+        if each["type"] == "prometheus"
+    ]
 
 
 def threshold(scaler: Object, measured: str) -> int:
     """Return the threshold of the one query with `measured` in it."""
-    (trigger,) = [each for each in scaler["spec"]["triggers"] if measured in each["metadata"]["query"]]
+    (trigger,) = [
+        each for each in scaler["spec"]["triggers"] if measured in each["metadata"]["query"]
+    ]
     return int(trigger["metadata"]["threshold"])
 
 
@@ -34,14 +49,24 @@ def runner_scalers(objects: tuple[Object, ...]) -> list[Object]:
     return [each for name, each in of_kind(objects, "ScaledObject").items() if name != "gateway"]
 
 
-def test_every_deployment_is_scaled_by_one_object_and_sets_no_number_itself(objects: tuple[Object, ...]) -> None:
-    deployments, scalers = of_kind(objects, "Deployment"), of_kind(objects, "ScaledObject")
-    assert sorted(scaler["spec"]["scaleTargetRef"]["name"] for scaler in scalers.values()) == sorted(deployments)
+def test_every_deployment_is_scaled_by_one_object_and_sets_no_number_itself(
+    objects: tuple[Object, ...],
+) -> None:
+    deployments = of_kind(objects, "Deployment")
+    scalers = of_kind(objects, "ScaledObject")
+    assert sorted(
+        scaler["spec"]["scaleTargetRef"]["name"] for scaler in scalers.values()
+    ) == sorted(deployments)
     assert not any("replicas" in deployment["spec"] for deployment in deployments.values())
-    assert all(1 <= each["spec"]["minReplicaCount"] < each["spec"]["maxReplicaCount"] for each in scalers.values())
+    assert all(
+        1 <= each["spec"]["minReplicaCount"] < each["spec"]["maxReplicaCount"]
+        for each in scalers.values()
+    )
 
 
-def test_a_runner_is_scaled_by_what_is_measured_of_its_own_model(objects: tuple[Object, ...]) -> None:
+def test_a_runner_is_scaled_by_what_is_measured_of_its_own_model(
+    objects: tuple[Object, ...],
+) -> None:
     scalers = of_kind(objects, "ScaledObject")
     for name, deployment in of_kind(objects, "Deployment").items():
         asked = queries(scalers[name])
@@ -51,20 +76,31 @@ def test_a_runner_is_scaled_by_what_is_measured_of_its_own_model(objects: tuple[
         if component(deployment) == "gateway":
             assert not asked
         else:
-            assert (measured, named) == ({"diptych_slots_taken", "diptych_queue_depth"}, {model(deployment)})
+            assert (measured, named) == (
+                {"diptych_slots_taken", "diptych_queue_depth"},
+                {model(deployment)},
+            )
             stages = re.findall(r'stage=~?"([^"]*)"', " ".join(asked))
             assert sorted("|".join(stages).split("|")) == ["admission", "decode", "encode"]
 
 
-def test_the_gateways_processor_time_is_measured_without_the_sidecars(objects: tuple[Object, ...]) -> None:
+def test_the_gateways_processor_time_is_measured_without_the_sidecars(
+    objects: tuple[Object, ...],
+) -> None:
     (trigger,) = of_kind(objects, "ScaledObject")["gateway"]["spec"]["triggers"]
     assert trigger["metadata"]["containerName"] == "gateway"
 
 
 @pytest.mark.parametrize("folder", REPLICATED)
-def test_runners_are_added_at_70_percent_of_their_slots_and_when_a_second_batch_waits(folder: str) -> None:
+def test_runners_are_added_at_70_percent_of_their_slots_and_when_a_second_batch_waits(
+    folder: str,
+) -> None:
     objects = built(folder)
-    slots = int(environment(objects, of_kind(objects, "Deployment")["gateway"])["DIPTYCH_DECODER_MAX_BATCH_SIZE"])
+    slots = int(
+        environment(objects, of_kind(objects, "Deployment")["gateway"])[
+            "DIPTYCH_DECODER_MAX_BATCH_SIZE"
+        ]
+    )
     for scaler in runner_scalers(objects):
         assert threshold(scaler, "slots_taken") == int(0.7 * slots)
         assert threshold(scaler, 'stage="encode"') == 2 * ENCODER_BATCH_SIZES[folder]
@@ -86,5 +122,9 @@ def test_prometheus_accepts_every_query() -> None:
     }
     assert len(asked) == 6
     for query in asked:
-        run = subprocess.run(["promtool", "--experimental", "promql", "format", query], capture_output=True, text=True)
+        run = subprocess.run(
+            ["promtool", "--experimental", "promql", "format", query],
+            capture_output=True,
+            text=True,
+        )
         assert run.returncode == 0, run.stderr

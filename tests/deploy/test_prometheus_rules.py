@@ -1,4 +1,6 @@
-"""Configuration, rules and alerts, by Debian's promtool; and a section of the guide for every alert."""
+"""Configuration, rules and alerts, by Debian's promtool; and a section of the guide for every
+alert.
+"""
 
 import re
 import subprocess
@@ -13,14 +15,19 @@ from tests.support.export_cli import ROOT
 from tests.support.prometheus import CONFIG, committed_rules, needs_prometheus
 
 UNIT_TESTS = sorted((CONFIG.parent / "tests").glob("*.yml"))
-GUIDES = {f"docs/{path.name}": path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+GUIDES = {
+    f"docs/{path.name}": path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")
+}
 
 
-ALERTS, RECORDED = committed_rules("alert"), committed_rules("record")
+ALERTS = committed_rules("alert")
+RECORDED = committed_rules("record")
 
 
 def promtool(*arguments: str) -> None:
-    run = subprocess.run(["promtool", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        ["promtool", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stdout + run.stderr
 
 
@@ -38,8 +45,17 @@ def test_rules_do_what_their_tests_say(path: Path) -> None:
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
 def test_an_alert_is_tested_firing_and_silent_and_has_its_section(alert: dict[str, Any]) -> None:
     name = alert["alert"]
-    tests = [test for path in UNIT_TESTS for test in yaml.safe_load(path.read_text(encoding="utf-8"))["tests"]]
-    cases = [case for test in tests for case in test.get("alert_rule_test", []) if case["alertname"] == name]
+    tests = [
+        test
+        for path in UNIT_TESTS
+        for test in yaml.safe_load(path.read_text(encoding="utf-8"))["tests"]
+    ]
+    cases = [
+        case
+        for test in tests
+        for case in test.get("alert_rule_test", [])
+        if case["alertname"] == name
+    ]
     assert {bool(case["exp_alerts"]) for case in cases} == {True, False}
     guide, _, section = alert["annotations"]["runbook"].partition("#")
     assert f"\n### {name}\n" in GUIDES[guide]
@@ -48,7 +64,11 @@ def test_an_alert_is_tested_firing_and_silent_and_has_its_section(alert: dict[st
 
 
 def test_every_alert_section_is_that_of_an_alert() -> None:
-    sections = [name for guide in GUIDES.values() for name in re.findall(r"^### (Diptych\w+)$", guide, re.MULTILINE)]
+    sections = [
+        name
+        for guide in GUIDES.values()
+        for name in re.findall(r"^### (Diptych\w+)$", guide, re.MULTILINE)
+    ]
     assert sorted(sections) == sorted(alert["alert"] for alert in ALERTS)
 
 

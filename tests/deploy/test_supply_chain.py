@@ -1,4 +1,6 @@
-"""Everything that is installed or pulled has an exact version but torch, and everything imported is named."""
+"""Everything that is installed or pulled has an exact version but torch, and everything imported is
+named.
+"""
 
 import ast
 import re
@@ -55,7 +57,9 @@ def test_every_package_that_the_service_imports_is_required() -> None:
     modules = {name.partition(".")[0] for name in imported()} - set(sys.stdlib_module_names) - OURS
     distributions = packages_distributions()
     missing = {
-        name for name in modules if not required & {each.lower().replace("_", "-") for each in distributions[name]}
+        name
+        for name in modules
+        if not required & {each.lower().replace("_", "-") for each in distributions[name]}
     }
     assert not missing
 
@@ -63,7 +67,10 @@ def test_every_package_that_the_service_imports_is_required() -> None:
 def locked() -> dict[str, str]:
     """Return the version of each package in the lock file; each has hashes and nothing else."""
     text = "\n".join(lines("requirements.lock")).replace(" \\\n    ", " ")
-    entries = [re.fullmatch(r"(\S+)==(\S+)((?: --hash=sha256:[0-9a-f]{64})+)", line) for line in text.splitlines()]
+    entries = [
+        re.fullmatch(r"(\S+)==(\S+)((?: --hash=sha256:[0-9a-f]{64})+)", line)
+        for line in text.splitlines()
+    ]
     assert all(entries)
     return {entry[1]: entry[2] for entry in entries if entry}
 
@@ -74,7 +81,9 @@ def canonical(name: str) -> str:
 
 def test_the_lock_has_the_version_of_every_requirement_that_is_the_same_on_all_devices() -> None:
     pinned = dict(re.split("==|>=", line)[:2] for line in lines("requirements.txt"))
-    assert {name: version for name, version in pinned.items() if name not in NOT_LOCKED}.items() <= locked().items()
+    assert {
+        name: version for name, version in pinned.items() if name not in NOT_LOCKED
+    }.items() <= locked().items()
 
 
 def test_the_lock_has_what_its_packages_and_torch_require() -> None:
@@ -82,7 +91,11 @@ def test_the_lock_has_what_its_packages_and_torch_require() -> None:
     installed = {canonical(name) for name in chain.from_iterable(packages_distributions().values())}
     for name in {*versions, *NOT_LOCKED} & installed:  # some are of other releases of Python 3.11
         needed = [Requirement(each) for each in requires(name) or ()]
-        required = {canonical(each.name) for each in needed if not each.marker or each.marker.evaluate({"extra": ""})}
+        required = {
+            canonical(each.name)
+            for each in needed
+            if not each.marker or each.marker.evaluate({"extra": ""})
+        }
         of_devices = {each for each in required if each.startswith(("nvidia-", "cuda-", "triton"))}
         assert required - of_devices <= versions.keys(), name
 

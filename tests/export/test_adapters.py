@@ -1,4 +1,6 @@
-"""Adapters that change the vision tower: exported by the command, with the tokens of peft's merged model."""
+"""Adapters that change the vision tower: exported by the command, with the tokens of peft's merged
+model.
+"""
 
 import json
 import shutil
@@ -40,14 +42,20 @@ class Tuned:
 @pytest.fixture(scope="module")
 def tuned(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
     folder = tmp_path_factory.mktemp("tuned")
-    store, folders = ModelStore(folder / "bentoml"), {}
+    store = ModelStore(folder / "bentoml")
+    folders = {}
     shutil.copytree(exported.home, store.home, symlinks=True)
     for seed, (adapter, base) in enumerate(BASES.items()):
         options: Mapping[str, Any] = VISION_OPTIONS[base]
         if adapter == "vision-only":
             options = {"target_modules": r".*vision_tower.*fc1"}
-        folders[adapter] = write_adapter(Reference.load(MODELS / base).model, folder / adapter, seed, **options)
-    rows = {adapter: {"adapter_of": base, "source": str(folders[adapter])} for adapter, base in BASES.items()}
+        folders[adapter] = write_adapter(
+            Reference.load(MODELS / base).model, folder / adapter, seed, **options
+        )
+    rows = {
+        adapter: {"adapter_of": base, "source": str(folders[adapter])}
+        for adapter, base in BASES.items()
+    }
     catalog = write_catalog(folder / "catalog.yaml", rows)
     run = store.export(*BASES, DIPTYCH_CATALOG=str(catalog))
     assert run.returncode == 0, run.stderr
@@ -56,9 +64,14 @@ def tuned(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Tun
 
 @pytest.mark.parametrize("adapter", BASES)
 def test_the_tokens_are_those_of_the_merged_model(
-    tuned: Tuned, exported: ModelStore, adapter: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tuned: Tuned,
+    exported: ModelStore,
+    adapter: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    base, artifacts = BASES[adapter], tuned.store.newest(adapter)
+    base = BASES[adapter]
+    artifacts = tuned.store.newest(adapter)
     case = make_case(base, exported, tmp_path)
     reference = Reference.load(MODELS / base)
     reference = Reference(merged(reference.model, tuned.folders[adapter]), reference.processor)
@@ -68,7 +81,9 @@ def test_the_tokens_are_those_of_the_merged_model(
     features = encoder.encode(np.stack([np.asarray(image) for image in case.images]))
     assert (features - expected).abs().max() < 1e-3 * expected.abs().max()
     adapters = Adapters()
-    decoder = load_decoder(exported.newest(base), read_manifest(artifacts).family, "float32", "cpu", adapters=adapters)
+    decoder = load_decoder(
+        exported.newest(base), read_manifest(artifacts).family, "float32", "cpu", adapters=adapters
+    )
     adapters.add("own", load_file(artifacts / ADAPTER_FILE))
     requests = [
         replace(case.request(index, 24), adapter="own", image_features=features[index % NUM_SCENES])
@@ -76,7 +91,9 @@ def test_the_tokens_are_those_of_the_merged_model(
     ]
     case = replace(case, decoder=decoder, reference=reference, features=expected)
     num_near_ties = 0
-    for index, (request, written) in enumerate(zip(requests, generate_all(decoder, requests), strict=True)):
+    for index, (request, written) in enumerate(
+        zip(requests, generate_all(decoder, requests), strict=True)
+    ):
         num_near_ties += not case.equals_reference(index, request, written.token_ids, 0.0)
     with capsys.disabled():
         print(f"\n{num_near_ties} near ties in {NUM_PROMPTS} answers", end=" ")
@@ -84,30 +101,43 @@ def test_the_tokens_are_those_of_the_merged_model(
 
 
 @pytest.mark.parametrize("adapter", BASES)
-def test_the_vision_part_changes_the_answers(tuned: Tuned, exported: ModelStore, adapter: str, tmp_path: Path) -> None:
+def test_the_vision_part_changes_the_answers(
+    tuned: Tuned, exported: ModelStore, adapter: str, tmp_path: Path
+) -> None:
     """Otherwise the comparison above would compare the features of the base."""
     case = make_case(BASES[adapter], exported, tmp_path)
     encoder = VisionEncoder(tuned.store.newest(adapter))
     encoder.load()
     features = encoder.encode(np.stack([np.asarray(image) for image in case.images]))
     requests = [case.request(index, 24) for index in range(NUM_PROMPTS)]
-    own = [replace(each, image_features=features[index % NUM_SCENES]) for index, each in enumerate(requests)]
+    own = [
+        replace(each, image_features=features[index % NUM_SCENES])
+        for index, each in enumerate(requests)
+    ]
     pairs = zip(generate_all(case.decoder, requests), generate_all(case.decoder, own), strict=True)
     assert sum(one.token_ids != other.token_ids for one, other in pairs) > NUM_PROMPTS // 4
 
 
 @pytest.mark.parametrize("adapter", BASES)
-def test_the_artifacts_have_the_precisions_of_the_base_and_a_build_of_their_own(tuned: Tuned, adapter: str) -> None:
-    folder, base_folder = tuned.store.newest(adapter), tuned.store.newest(BASES[adapter])
-    manifest, base = read_manifest(folder), read_manifest(base_folder)
+def test_the_artifacts_have_the_precisions_of_the_base_and_a_build_of_their_own(
+    tuned: Tuned, adapter: str
+) -> None:
+    folder = tuned.store.newest(adapter)
+    base_folder = tuned.store.newest(BASES[adapter])
+    manifest = read_manifest(folder)
+    base = read_manifest(base_folder)
     verify_files(folder, manifest)
     assert manifest.has_encoder
-    assert set(manifest.files) == {ADAPTER_FILE} | {name for name in base.files if name.startswith("vision_encoder")}
+    assert set(manifest.files) == {ADAPTER_FILE} | {
+        name for name in base.files if name.startswith("vision_encoder")
+    }
     assert (manifest.adapter_of, manifest.base_build_key) == (BASES[adapter], base.build_key)
     assert manifest.precision == base.precision
     assert manifest.parity["image_features"]["min_cosine"] > 0.9999
     # The same files in a watched folder have another key: there, they have no encoder.
-    hashes = {name: sha256_of(tuned.folders[adapter] / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    hashes = {
+        name: sha256_of(tuned.folders[adapter] / name) for name in (CONFIG_FILE, WEIGHTS_FILE)
+    }
     assert manifest.build_key not in (base.build_key, adapter_build_key(hashes, base.build_key))
     assert f"{adapter}: an adapter of " in tuned.printed
     assert (adapter == "vision-only") == (not load_file(folder / ADAPTER_FILE))
@@ -146,9 +176,15 @@ def test_a_layer_that_the_base_does_not_have_and_weights_that_are_not_finite_are
 ) -> None:
     folder = shutil.copytree(tuned.folders["vision-only"], tmp_path / "broken")
     tensors = load_file(folder / WEIGHTS_FILE)
-    save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in tensors.items()}, folder / WEIGHTS_FILE)
+    save_file(
+        {name: torch.full_like(tensor, torch.nan) for name, tensor in tensors.items()},
+        folder / WEIGHTS_FILE,
+    )
     rows = {
-        "another-base": {"adapter_of": "paligemma-mini", "source": str(tuned.folders["vision-only"])},
+        "another-base": {
+            "adapter_of": "paligemma-mini",
+            "source": str(tuned.folders["vision-only"]),
+        },
         "broken": {"adapter_of": "florence-2-mini", "source": str(folder)},
     }
     catalog = write_catalog(tmp_path / "catalog.yaml", rows)
@@ -156,7 +192,9 @@ def test_a_layer_that_the_base_does_not_have_and_weights_that_are_not_finite_are
     code = f"from export.__main__ import main; print([main([each]) for each in {list(rows)}])"
     run = tuned.store.python("-c", code, DIPTYCH_CATALOG=str(catalog))
     assert run.stdout.splitlines()[-1] == "[1, 1]"
-    first, second = (line for line in run.stderr.splitlines() if line.startswith("python -m export: "))
+    first, second = (
+        line for line in run.stderr.splitlines() if line.startswith("python -m export: ")
+    )
     assert "the adapter changes model.vision_tower.blocks" in first
     assert "which its base does not have" in first
     assert second.startswith("python -m export: the adapter makes model.vision_tower.blocks")

@@ -11,7 +11,13 @@ def test_sound_host_has_one_line_for_each_check_and_model(exported: ModelStore) 
     run = exported.python("-m", "export", "doctor")
     assert run.returncode == 0, run.stdout
     checks = [line.split()[1] for line in run.stdout.splitlines()]
-    assert checks == ["versions:", "devices:", "memory:", "disk:", *(f"{model_id}:" for model_id in EMBEDDED)]
+    assert checks == [
+        "versions:",
+        "devices:",
+        "memory:",
+        "disk:",
+        *(f"{model_id}:" for model_id in EMBEDDED),
+    ]
     assert run.stderr == ""
 
 
@@ -27,13 +33,17 @@ def test_damaged_file_is_a_failure_that_names_it(exported: ModelStore, tmp_path:
 
 
 def test_served_model_that_is_not_exported_is_a_failure(exported: ModelStore) -> None:
-    run = exported.python("-m", "export", "doctor", DIPTYCH_MODELS="florence-2-mini,florence-2-base")
+    run = exported.python(
+        "-m", "export", "doctor", DIPTYCH_MODELS="florence-2-mini,florence-2-base"
+    )
     assert run.returncode == 1
     assert "ok        florence-2-mini: " in run.stdout
     assert "failure   florence-2-base: no artifacts of florence-2-base" in run.stdout
 
 
-@pytest.mark.parametrize(("available", "verdict"), [(3.1e9, "ok"), (2.9e9, "failure"), (None, "warning")])
+@pytest.mark.parametrize(
+    ("available", "verdict"), [(3.1e9, "ok"), (2.9e9, "failure"), (None, "warning")]
+)
 def test_weights_must_fit_the_available_memory(available: float | None, verdict: str) -> None:
     assert memory([1e9, 2e9], available).verdict == verdict
 

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from runners.artifacts.manifest import ArtifactError, Part, Precision, read_manifest, verify_files, vision_encoder_file
+from runners.artifacts.manifest import (
+    ArtifactError,
+    Part,
+    Precision,
+    read_manifest,
+    verify_files,
+    vision_encoder_file,
+)
 from tasks.catalog import load_catalog
 from tests.support.export_cli import EMBEDDED, MODELS, ROOT, ModelStore, small_disk
 
@@ -32,9 +39,15 @@ def test_manifest_lists_every_stored_file_with_its_hash(artifacts: Path) -> None
     assert {"vision_encoder.onnx", "decoder.safetensors", "config.json", "tokenizer.json"} <= stored
 
 
-def test_manifest_records_source_sizes_precision_and_versions(artifacts: Path, model_id: str) -> None:
+def test_manifest_records_source_sizes_precision_and_versions(
+    artifacts: Path, model_id: str
+) -> None:
     manifest = read_manifest(artifacts)
-    assert (manifest.model_id, manifest.source, manifest.revision) == (model_id, f"models/{model_id}", None)
+    assert (manifest.model_id, manifest.source, manifest.revision) == (
+        model_id,
+        f"models/{model_id}",
+        None,
+    )
     assert (manifest.image_size_wh, manifest.hidden_size) == ((192, 192), 128)
     assert manifest.precision == load_catalog(MODELS / "catalog.yaml")[model_id].precision
     assert manifest.versions["transformers"]
@@ -48,11 +61,14 @@ def test_parity_covers_20_images_and_20_prompts_without_a_difference(artifacts: 
     assert parity["tokens"]["num_near_ties"] == 0
 
 
-def test_int8_and_the_precisions_of_the_catalog_are_exported_and_compared_with_float32(artifacts: Path) -> None:
+def test_int8_and_the_precisions_of_the_catalog_are_exported_and_compared_with_float32(
+    artifacts: Path,
+) -> None:
     manifest = read_manifest(artifacts)
     parts: tuple[Part, ...] = ("encoder", "decoder")
     made: dict[Part, set[Precision]] = {
-        part: {"int8", *(of_device[part] for of_device in manifest.precision.values())} for part in parts
+        part: {"int8", *(of_device[part] for of_device in manifest.precision.values())}
+        for part in parts
     }
     for part, precisions in made.items():
         assert manifest.parity[part].keys() == precisions - {"float32"}
@@ -70,21 +86,30 @@ def test_int8_and_the_precisions_of_the_catalog_are_exported_and_compared_with_f
 
 def test_answers_of_every_precision_are_compared_with_float32(artifacts: Path) -> None:
     manifest = read_manifest(artifacts)
-    answers, default = manifest.parity["answers"], manifest.precision["cuda"]
+    answers = manifest.parity["answers"]
+    default = manifest.precision["cuda"]
     assert answers["decided_by"] == "scenes"
     for pictures in ("photographs", "scenes"):
-        runs = {(run["encoder"], run["decoder"]): run for run in answers["runs"] if run["pictures"] == pictures}
+        runs = {
+            (run["encoder"], run["decoder"]): run
+            for run in answers["runs"]
+            if run["pictures"] == pictures
+        }
         alone = {*((each, "float32") for each in manifest.parity["encoder"])}
         alone |= {("float32", each) for each in manifest.parity["decoder"]}
         assert runs.keys() == alone | {(default["encoder"], default["decoder"])}
-        assert runs["int8", "float32"]["num_pictures"] == {"photographs": 24, "scenes": 12}[pictures]
+        assert (
+            runs["int8", "float32"]["num_pictures"] == {"photographs": 24, "scenes": 12}[pictures]
+        )
         assert runs["float16", "float32"]["num_pictures"] == 2
         if pictures == "scenes":
             assert all(run["agreement"]["equal_tokens"] > 0.95 for run in runs.values())
             assert all(run["agreement"]["matched_boxes"] > 0.95 for run in runs.values())
 
 
-def test_configuration_has_the_models_id_and_not_the_checkpoints_path(artifacts: Path, model_id: str) -> None:
+def test_configuration_has_the_models_id_and_not_the_checkpoints_path(
+    artifacts: Path, model_id: str
+) -> None:
     config = json.loads((artifacts / "config.json").read_text(encoding="utf-8"))
     assert config["_name_or_path"] == model_id
     assert str(MODELS) not in json.dumps(config)
@@ -112,12 +137,17 @@ def test_unchanged_models_are_skipped(exported: ModelStore) -> None:
 
 def test_skipped_export_imports_no_torch(exported: ModelStore) -> None:
     code = (
-        "import sys; from export.__main__ import main; "
-        f"assert main(['--if-changed', *{EMBEDDED}]) == 0; print('torch' in sys.modules, 'onnx' in sys.modules)"
+        f"import sys; from export.__main__ import main; assert main(['--if-changed', *{EMBEDDED}])"
+        " == 0; print('torch' in sys.modules, 'onnx' in sys.modules)"
     )
     environment = {"BENTOML_HOME": str(exported.home), "PATH": ""}
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert run.stdout.splitlines()[-1] == "False False"
 
@@ -125,7 +155,9 @@ def test_skipped_export_imports_no_torch(exported: ModelStore) -> None:
 def test_damaged_artifacts_alone_are_exported_again(exported: ModelStore, tmp_path: Path) -> None:
     """The disk has no room for it: the refusal shows that an export begins."""
     small = tmp_path / "small"
-    store = ModelStore(Path(shutil.copytree(exported.home, tmp_path / "bentoml")), small_disk(small, 2))
+    store = ModelStore(
+        Path(shutil.copytree(exported.home, tmp_path / "bentoml")), small_disk(small, 2)
+    )
     (store.newest("paligemma-mini") / "tokenizer.json").write_text("{}", encoding="utf-8")
     run = store.export("--if-changed", *EMBEDDED, TMPDIR=str(small))
     assert run.stdout.splitlines() == ["florence-2-mini: up to date"]
@@ -133,7 +165,10 @@ def test_damaged_artifacts_alone_are_exported_again(exported: ModelStore, tmp_pa
 
 
 def test_unknown_model_is_refused_with_the_known_ones(empty_store: ModelStore) -> None:
-    assert_refused(empty_store.export("florence-9"), "unknown model florence-9; the catalog has florence-2-mini")
+    assert_refused(
+        empty_store.export("florence-9"),
+        "unknown model florence-9; the catalog has florence-2-mini",
+    )
 
 
 def test_one_source_for_two_models_is_refused(empty_store: ModelStore) -> None:
@@ -142,7 +177,9 @@ def test_one_source_for_two_models_is_refused(empty_store: ModelStore) -> None:
     assert "require exactly one MODEL" in run.stderr
 
 
-def test_folder_of_own_images_without_an_image_is_refused(empty_store: ModelStore, tmp_path: Path) -> None:
+def test_folder_of_own_images_without_an_image_is_refused(
+    empty_store: ModelStore, tmp_path: Path
+) -> None:
     run = empty_store.export("florence-2-mini", "--images", str(tmp_path))
     assert_refused(run, f"{tmp_path} is not a folder with images")
 
@@ -153,14 +190,19 @@ def test_folder_of_own_images_without_an_image_is_refused(empty_store: ModelStor
         ("models/nothing/here", "neither a folder nor a hub id"),
         (
             "tests",
-            "lacks config.json, tokenizer.json, processor_config.json or preprocessor_config.json, model.safetensors",
+            (
+                "lacks config.json, tokenizer.json, processor_config.json or"
+                " preprocessor_config.json, model.safetensors"
+            ),
         ),
         ("models/paligemma-mini", "is a checkpoint of paligemma; the catalog expects florence2"),
         ("nobody/nothing", "cannot fetch nobody/nothing at its newest commit"),
     ],
 )
 def test_bad_source_is_refused(empty_store: ModelStore, source: str, message: str) -> None:
-    assert_refused(empty_store.export("florence-2-mini", "--source", source, HF_HUB_OFFLINE="1"), message)
+    assert_refused(
+        empty_store.export("florence-2-mini", "--source", source, HF_HUB_OFFLINE="1"), message
+    )
 
 
 def test_weights_with_nan_are_not_stored(empty_store: ModelStore, tmp_path: Path) -> None:
@@ -174,10 +216,17 @@ def test_weights_with_nan_are_not_stored(empty_store: ModelStore, tmp_path: Path
     assert empty_store.versions("florence-2-mini") == []
 
 
-def test_small_disk_is_refused_in_one_line_before_the_export(empty_store: ModelStore, tmp_path: Path) -> None:
+def test_small_disk_is_refused_in_one_line_before_the_export(
+    empty_store: ModelStore, tmp_path: Path
+) -> None:
     small = tmp_path / "small"
-    run = replace(empty_store, prefix=small_disk(small, 2)).export("florence-2-mini", TMPDIR=str(small))
-    assert_refused(run, f"the export needs 13 MB of disk; 2 MB are free in {small}: free some, or set BENTOML_HOME")
+    run = replace(empty_store, prefix=small_disk(small, 2)).export(
+        "florence-2-mini", TMPDIR=str(small)
+    )
+    assert_refused(
+        run,
+        f"the export needs 13 MB of disk; 2 MB are free in {small}: free some, or set BENTOML_HOME",
+    )
     assert len(run.stderr.splitlines()) == 1
     assert empty_store.versions("florence-2-mini") == []
 
@@ -193,7 +242,8 @@ try:
         (folder / "weights").write_bytes(bytes(3_000_000))
 except DiskFullError as error:
     print(error)
-print([str(path) for path in Path(os.environ["BENTOML_HOME"], "models").rglob("*") if path.is_file()])
+stored = Path(os.environ["BENTOML_HOME"], "models").rglob("*")
+print([str(path) for path in stored if path.is_file()])
 """
     (tmp_path / "temporary").mkdir()
     store = ModelStore(tmp_path / "small", small_disk(tmp_path / "small", 2))

@@ -1,4 +1,6 @@
-"""The memory of the released models: counted as the catalog counts, slots as the decoders keep them."""
+"""The memory of the released models: counted as the catalog counts, slots as the decoders keep
+them.
+"""
 
 import pytest
 from transformers import AutoConfig
@@ -20,8 +22,12 @@ def test_parts_sum_to_the_parameters_of_the_catalog(sizes: dict[str, ModelSize])
         assert sum(part.num_parameters for part in size.parts.values()) == size.entry.parameters
 
 
-@pytest.mark.parametrize(("model_id", "family"), [("florence-2-mini", "florence2"), ("paligemma-mini", "paligemma")])
-def test_values_match_the_kv_cache_of_the_decoder(exported: ModelStore, model_id: str, family: str) -> None:
+@pytest.mark.parametrize(
+    ("model_id", "family"), [("florence-2-mini", "florence2"), ("paligemma-mini", "paligemma")]
+)
+def test_values_match_the_kv_cache_of_the_decoder(
+    exported: ModelStore, model_id: str, family: str
+) -> None:
     decoder = load_decoder(exported.newest(model_id), family, "float32", "cpu")  # type: ignore[arg-type]
     cache = decoder.new_cache(1)
     kept = [getattr(cache, name, None) for name in ("cross_attention", "self_attention")]
@@ -30,7 +36,9 @@ def test_values_match_the_kv_cache_of_the_decoder(exported: ModelStore, model_id
     assert num_position_values(config) * config.text_config.max_position_embeddings == num_values
 
 
-def test_int8_keeps_other_weights_in_float32_and_adds_the_tied_head(sizes: dict[str, ModelSize]) -> None:
+def test_int8_keeps_other_weights_in_float32_and_adds_the_tied_head(
+    sizes: dict[str, ModelSize],
+) -> None:
     decoder = sizes["florence-2-base"].parts["decoder"]
     embedding = 51289 * 768
     assert decoder.num_tied == embedding

@@ -36,12 +36,19 @@ def artifacts(tmp_path: Path) -> Path:
 
 
 def planned(checkpoint: Path) -> ExportJob:
-    return replace(plan_job(find_entry(MODEL_ID), ExportOptions(source=str(checkpoint))), photographs=())
+    return replace(
+        plan_job(find_entry(MODEL_ID), ExportOptions(source=str(checkpoint))), photographs=()
+    )
 
 
-def test_answers_that_differ_from_the_reference_are_refused(checkpoint: Path, artifacts: Path) -> None:
-    rules = checkpoint / "generation_config.json"  # one of transformers that the runners do not implement
-    rules.write_text(json.dumps(json.loads(rules.read_text(encoding="utf-8")) | {"repetition_penalty": 5.0}))
+def test_answers_that_differ_from_the_reference_are_refused(
+    checkpoint: Path, artifacts: Path
+) -> None:
+    # one of transformers that the runners do not implement
+    rules = checkpoint / "generation_config.json"
+    rules.write_text(
+        json.dumps(json.loads(rules.read_text(encoding="utf-8")) | {"repetition_penalty": 5.0})
+    )
     with pytest.raises(ParityError, match="the reference has"):
         make_artifacts(planned(checkpoint), artifacts, quiet(), probe_plan=ProbePlan(2, 20))
     assert not (artifacts / MANIFEST_FILE).exists()
@@ -59,7 +66,9 @@ def test_a_decoder_that_fails_is_refused(checkpoint: Path, artifacts: Path) -> N
 def test_encoder_that_leaves_float16s_range_is_left_out_and_the_rest_is_stored(
     checkpoint: Path, artifacts: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    weights = {name: tensor.float() for name, tensor in load_file(checkpoint / "model.safetensors").items()}
+    weights = {
+        name: tensor.float() for name, tensor in load_file(checkpoint / "model.safetensors").items()
+    }
     # A norm follows this convolution, so only its own output grows.
     first = [name for name in weights if "vision_tower.convs.0.conv." in name]
     assert len(first) == 2
@@ -70,11 +79,21 @@ def test_encoder_that_leaves_float16s_range_is_left_out_and_the_rest_is_stored(
     job = replace(job, source=replace(job.source, name="a/repository", revision="a-commit"))
     manifest = make_artifacts(job, artifacts, quiet(), probe_plan=ProbePlan(2, 4))
     assert (manifest.source, manifest.revision) == ("a/repository", "a-commit")
-    assert any("float16 is left out; the default on cuda is float32 instead" in each for each in caplog.messages)
+    assert any(
+        "float16 is left out; the default on cuda is float32 instead" in each
+        for each in caplog.messages
+    )
     assert manifest.precision["cuda"] == {"encoder": "float32", "decoder": "float16"}
     assert manifest.parity["encoder"].keys() == {"int8"}
-    assert "vision_encoder.float16.onnx" not in {*manifest.files, *(path.name for path in artifacts.iterdir())}
-    assert {"vision_encoder.onnx", "vision_encoder.int8.onnx", "decoder.safetensors"} <= manifest.files.keys()
+    assert "vision_encoder.float16.onnx" not in {
+        *manifest.files,
+        *(path.name for path in artifacts.iterdir()),
+    }
+    assert {
+        "vision_encoder.onnx",
+        "vision_encoder.int8.onnx",
+        "decoder.safetensors",
+    } <= manifest.files.keys()
 
 
 @pytest.mark.long

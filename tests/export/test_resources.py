@@ -30,7 +30,9 @@ def test_too_little_memory_is_refused_with_both_numbers() -> None:
 
 
 def test_too_little_disk_is_refused_with_both_numbers_and_the_folder() -> None:
-    with pytest.raises(ResourceError, match=r"needs 2\.0 GB of disk; 1\.9 GB are free in /some/where"):
+    with pytest.raises(
+        ResourceError, match=r"needs 2\.0 GB of disk; 1\.9 GB are free in /some/where"
+    ):
         NEEDS.check(4e9, {Path("/some"): 2e9, Path("/some/where"): 1.9e9})
 
 
@@ -44,15 +46,22 @@ def test_too_little_disk_is_refused_with_both_numbers_and_the_folder() -> None:
         ("paligemma-2-10b-mix-224", True, 24),
     ],
 )
-def test_memory_of_released_models_stays_below_the_stated_limits(model_id: str, is_large: bool, max_gb: float) -> None:
+def test_memory_of_released_models_stays_below_the_stated_limits(
+    model_id: str, is_large: bool, max_gb: float
+) -> None:
     needs = needs_of(CATALOG[model_id], num_cores=2)
     assert needs.is_large == is_large
     assert needs.memory_bytes < max_gb * 1e9
 
 
-def host(folder: Path, available_kb: int, groups: dict[str, tuple[str, int, int]]) -> tuple[Path, Path]:
-    """Write /proc and the control groups of a host: by path limit, bytes in use, and page cache among these."""
-    proc, cgroups = folder / "proc", folder / "cgroup"
+def host(
+    folder: Path, available_kb: int, groups: dict[str, tuple[str, int, int]]
+) -> tuple[Path, Path]:
+    """Write /proc and the control groups of a host: by path limit, bytes in use, and page cache
+    among these.
+    """
+    proc = folder / "proc"
+    cgroups = folder / "cgroup"
     (proc / "self").mkdir(parents=True)
     (proc / "meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable:   {available_kb} kB\n")
     (proc / "self" / "cgroup").write_text("0::/pods/one\n")
@@ -70,7 +79,9 @@ def test_memory_without_a_limit_is_the_hosts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limited", ["pods/one", "pods"])
-def test_limit_of_a_control_group_or_of_one_above_it_counts_without_page_cache(tmp_path: Path, limited: str) -> None:
+def test_limit_of_a_control_group_or_of_one_above_it_counts_without_page_cache(
+    tmp_path: Path, limited: str
+) -> None:
     group = {limited: (str(3 * GB), 2 * GB, GB)}
     assert available_memory_bytes(*host(tmp_path, 8 << 20, group)) == 2 * GB
 

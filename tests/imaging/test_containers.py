@@ -61,8 +61,14 @@ def test_no_flood_of_parts_takes_long() -> None:
 @pytest.mark.parametrize(
     ("data", "found"),
     [
-        (file_with("JPEG", segment(0xE1) * NUM_MANY), "the JPEG has more than 20000 markers before its first scan"),
-        (file_with("JPEG", segment(0xDB, bytes(50_000)) * 6), r"the JPEG has 30\d{4} bytes of tables before"),
+        (
+            file_with("JPEG", segment(0xE1) * NUM_MANY),
+            "the JPEG has more than 20000 markers before its first scan",
+        ),
+        (
+            file_with("JPEG", segment(0xDB, bytes(50_000)) * 6),
+            r"the JPEG has 30\d{4} bytes of tables before",
+        ),
         (file_with("JPEG", b"\xff\xda\0\2" * 2_000, -1), "the JPEG has more than 1000 scans"),
         (
             file_with("JPEG", b"\xff\xda\0\2" * 20 + segment(0xFE) * NUM_MANY, -1),
@@ -70,7 +76,10 @@ def test_no_flood_of_parts_takes_long() -> None:
         ),
         (file_with("PNG", chunk(b"abCd") * NUM_MANY), "the PNG has more than 20000 chunks"),
         (file_with("WEBP", riff_chunk(b"abcd") * NUM_MANY), "the WEBP has more than 20000 chunks"),
-        (file_with("WEBP", frame_of(riff_chunk(b"abcd") * NUM_MANY)), "the WEBP has more than 20000 chunks"),
+        (
+            file_with("WEBP", frame_of(riff_chunk(b"abcd") * NUM_MANY)),
+            "the WEBP has more than 20000 chunks",
+        ),
     ],
     ids=["markers", "tables", "scans", "markers between scans", "PNG", "WebP", "WebP frame"],
 )
@@ -94,8 +103,12 @@ def test_a_jpeg_without_a_scan_is_unsupported(end: bytes) -> None:
 
 
 def test_a_photo_may_have_much_metadata() -> None:
-    """An ICC profile of 255 segments, an XMP packet of 5 MB, a thumbnail, and a video behind the end."""
-    profile = b"".join(segment(0xE2, b"ICC_PROFILE\0" + bytes((i, 255)) + bytes(60_000)) for i in range(1, 256))
+    """An ICC profile of 255 segments, an XMP packet of 5 MB, a thumbnail, and a video behind the
+    end.
+    """
+    profile = b"".join(
+        segment(0xE2, b"ICC_PROFILE\0" + bytes((i, 255)) + bytes(60_000)) for i in range(1, 256)
+    )
     xmp = segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + b"\xff\xd9" * 30_000) * 80
     thumbnail = segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\0\0" + intact("JPEG"))
     assert_decodes(file_with("JPEG", thumbnail + profile + xmp) + b"\xff\xda\0\2" * 5_000, "JPEG")
@@ -125,9 +138,22 @@ def test_values_in_exif_are_not_read(image_format: str, metadata: bytes) -> None
 @pytest.mark.parametrize(
     ("image_format", "metadata"),
     [
-        ("JPEG", segment(0xE1, b"Exif\0\0II*") + segment(0xE2, b"MPF\0II*") + segment(0xFE, b"a comment")),
-        ("PNG", chunk(b"iCCP", b"a\0\0broken") + chunk(b"acTL", bytes(8)) * 2 + chunk(b"tEXt", b"a\0b")),
-        ("WEBP", riff_chunk(b"EXIF", b"II*") + riff_chunk(b"XMP ", b"<x/>") + riff_chunk(b"ICCP", b"broken")),
+        (
+            "JPEG",
+            segment(0xE1, b"Exif\0\0II*")
+            + segment(0xE2, b"MPF\0II*")
+            + segment(0xFE, b"a comment"),
+        ),
+        (
+            "PNG",
+            chunk(b"iCCP", b"a\0\0broken") + chunk(b"acTL", bytes(8)) * 2 + chunk(b"tEXt", b"a\0b"),
+        ),
+        (
+            "WEBP",
+            riff_chunk(b"EXIF", b"II*")
+            + riff_chunk(b"XMP ", b"<x/>")
+            + riff_chunk(b"ICCP", b"broken"),
+        ),
     ],
 )
 def test_no_metadata_reaches_pillow(image_format: str, metadata: bytes) -> None:
@@ -147,14 +173,18 @@ def test_warnings_of_pillow_are_not_logged() -> None:
         exif = Image.Exif()
         exif.load(endless_exif(100, 1000)[:-900])
     """
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert ended.stderr == ""
 
 
 def test_frames_behind_the_first_do_not_reach_pillow() -> None:
     frames = [Image.new("RGB", (64, 32), colour) for colour in ("red", "blue", "green")]
     for image_format in ("PNG", "WEBP"):
-        animation = encoded(frames[0], image_format, save_all=True, append_images=frames[1:], lossless=True)
+        animation = encoded(
+            frames[0], image_format, save_all=True, append_images=frames[1:], lossless=True
+        )
         first = Image.open(io.BytesIO(read_container(animation).file()))
         assert getattr(first, "n_frames", 1) == 1
         assert first.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
@@ -174,7 +204,9 @@ def test_start_of_scan_in_metadata_and_behind_the_end_does_not_count(place: str)
 def test_an_end_of_image_in_metadata_does_not_hide_scans() -> None:
     parts = split(encoded(Image.new("RGB", (1000, 1000)), "JPEG", progressive=True))
     data = joined([*parts[:-1], segment(0xFE, b"\xff\xd9"), parts[-2] * 20, parts[-1]])
-    with pytest.raises(OversizedImage, match="has 30 scans of 1000 x 1000 pixels; the maximum is 16"):
+    with pytest.raises(
+        OversizedImage, match="has 30 scans of 1000 x 1000 pixels; the maximum is 16"
+    ):
         read_header(data, LIMITS)
 
 
@@ -189,7 +221,9 @@ def test_a_stereo_photo_is_bounded_as_any_jpeg() -> None:
 
 def tiff(tags: list[tuple[int, int, int, bytes]], order: str = "<") -> bytes:
     entries = b"".join(struct.pack(order + "HHI", *tag[:3]) + tag[3] for tag in tags)
-    return (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(tags)) + entries
+    return (
+        (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(tags)) + entries
+    )
 
 
 @pytest.mark.parametrize(
@@ -198,7 +232,12 @@ def tiff(tags: list[tuple[int, int, int, bytes]], order: str = "<") -> bytes:
         (tiff([(0x0112, 3, 1, b"\6\0\0\0")]), 6),
         (tiff([(0x0112, 3, 1, b"\0\6\0\0")], ">"), 6),
         (b"Exif\0\0" * 2 + tiff([(0x0112, 3, 1, b"\6\0\0\0")]), 6),
-        (tiff([(0x010F, 2, 4, b"abc\0"), (0x0112, 4, 1, b"\3\0\0\0"), (0x0112, 3, 1, b"\6\0\0\0")]), 3),
+        (
+            tiff(
+                [(0x010F, 2, 4, b"abc\0"), (0x0112, 4, 1, b"\3\0\0\0"), (0x0112, 3, 1, b"\6\0\0\0")]
+            ),
+            3,
+        ),
         (tiff([(0x0112, 4, 1, b"\0\0\0\6")], ">"), 6),
         (tiff([(0x0112, 3, 2, b"\6\0\0\0")]), None),
         (tiff([(0x0112, 2, 1, b"\6\0\0\0")]), None),
@@ -225,7 +264,10 @@ def test_a_jpeg_keeps_the_colour_space_that_adobe_names() -> None:
     """Components 1, 2 and 3 would be YCbCr without the segment."""
     by_number = bytes.maketrans(b"RGB", b"\1\2\3")
     parts = split(encoded(colour_steps(), "JPEG", keep_rgb=True, quality=95, subsampling=0))
-    parts = [part[:20].translate(by_number) + part[20:] if part[1] in (0xC0, 0xDA) else part for part in parts]
+    parts = [
+        part[:20].translate(by_number) + part[20:] if part[1] in (0xC0, 0xDA) else part
+        for part in parts
+    ]
     assert differences(decode_image(joined(parts), LIMITS), colour_steps()).max() <= 4
 
 
@@ -251,7 +293,15 @@ def test_scans_are_counted_wherever_they_begin() -> None:
     parts = split(intact("JPEG"))
     first = next(i for i, part in enumerate(parts) if part[1] == 0xDA)
     for num_bytes in range(65_500, 65_540):
-        data = joined([*parts[: first + 1], bytes(num_bytes), *parts[first + 1 : -1], parts[-2] * 20, parts[-1]])
+        data = joined(
+            [
+                *parts[: first + 1],
+                bytes(num_bytes),
+                *parts[first + 1 : -1],
+                parts[-2] * 20,
+                parts[-1],
+            ]
+        )
         assert read_container(data).num_scans == 30
 
 

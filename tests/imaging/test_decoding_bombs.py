@@ -17,7 +17,9 @@ PNG_END = chunk(b"IEND", b"")
 def test_jpeg_of_many_scans_is_refused_by_its_header() -> None:
     bomb = repeated_scans((1000, 1000), 900)
     start_s = time.monotonic()
-    with pytest.raises(OversizedImage, match="has 910 scans of 1000 x 1000 pixels; the maximum is 16"):
+    with pytest.raises(
+        OversizedImage, match="has 910 scans of 1000 x 1000 pixels; the maximum is 16"
+    ):
         read_header(bomb, LIMITS)
     assert time.monotonic() - start_s < 0.5  # 2 s to decode
 
@@ -57,8 +59,13 @@ def test_png_with_a_long_side_is_refused(size_wh: tuple[int, int]) -> None:
     ids=["nothing", "eXIf", "text"],
 )
 def test_no_pixel_of_a_png_is_decoded_for_an_orientation_behind_the_pixels(behind: bytes) -> None:
-    width, height = 7000, 7000
-    file = png(width, height, 8, 2, bytes((1 + 3 * width) * height)).removesuffix(PNG_END) + behind + PNG_END
+    width = 7000
+    height = 7000
+    file = (
+        png(width, height, 8, 2, bytes((1 + 3 * width) * height)).removesuffix(PNG_END)
+        + behind
+        + PNG_END
+    )
     start_s = time.process_time()
     assert read_header(file, ImageLimits(50_000_000)).size_wh == (width, height)
     assert time.process_time() - start_s < 0.1  # half a second to decode

@@ -55,7 +55,9 @@ def test_cmyk_jpeg_is_converted_to_rgb() -> None:
 def test_16_bit_grey_keeps_its_tones() -> None:
     tones = [0, 0x0180, 0x4000, 0x8000, 0xC000, 0xFFFF]
     image = decode(grey16(tones))
-    assert [image.getpixel((x, 0)) for x in range(len(tones))] == [(tone >> 8,) * 3 for tone in tones]
+    assert [image.getpixel((x, 0)) for x in range(len(tones))] == [
+        (tone >> 8,) * 3 for tone in tones
+    ]
 
 
 def test_16_bit_grey_with_a_transparent_tone_keeps_its_tones() -> None:

@@ -17,7 +17,9 @@ from tests.support.image_files import RED, colour_steps, decode, differences, pn
         ("WEBP", {"quality": 95}, 6),
     ],
 )
-def test_jpeg_png_and_webp_are_decoded(image_format: str, options: dict[str, object], max_mean_difference: int) -> None:
+def test_jpeg_png_and_webp_are_decoded(
+    image_format: str, options: dict[str, object], max_mean_difference: int
+) -> None:
     decoded = decode(encoded(colour_steps(), image_format, **options))
     assert decoded.mode == "RGB"
     assert decoded.size == (64, 32)

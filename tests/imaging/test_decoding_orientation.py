@@ -5,12 +5,21 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.support.fake_service import encoded
-from tests.support.image_files import ORIENTATION, X_RESOLUTION, chunk, colour_steps, decode, differences
+from tests.support.image_files import (
+    ORIENTATION,
+    X_RESOLUTION,
+    chunk,
+    colour_steps,
+    decode,
+    differences,
+)
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_image_is_turned_upright_by_its_exif_orientation(image_format: str, orientation: int) -> None:
+def test_image_is_turned_upright_by_its_exif_orientation(
+    image_format: str, orientation: int
+) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     options = {"lossless": True} if image_format == "WEBP" else {"quality": 95, "subsampling": 0}
@@ -39,8 +48,13 @@ def test_unknown_orientation_is_ignored(orientation: int) -> None:
 
 def exif_with_text_as_rational(orientation: int) -> bytes:
     """Return EXIF whose X resolution is a text of one byte: cameras' software writes worse."""
-    entries = [(ORIENTATION, 3, 1, struct.pack("<HH", orientation, 0)), (X_RESOLUTION, 2, 2, b"7\0\0\0")]
-    ifd = b"".join(struct.pack("<HHI", tag, kind, count) + value for tag, kind, count, value in entries)
+    entries = [
+        (ORIENTATION, 3, 1, struct.pack("<HH", orientation, 0)),
+        (X_RESOLUTION, 2, 2, b"7\0\0\0"),
+    ]
+    ifd = b"".join(
+        struct.pack("<HHI", tag, kind, count) + value for tag, kind, count, value in entries
+    )
     return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + ifd + struct.pack("<I", 0)
 
 

@@ -11,14 +11,18 @@ from tests.support.fake_service import encoded
 from tests.support.image_files import MAX_PIXELS, RED, colour_steps, decode, png
 
 
-@pytest.mark.parametrize("size_wh", [(1001, 1000), (30_000, 30_000), (2**31 - 1, 2**31 - 1), (1_000_001, 1)])
+@pytest.mark.parametrize(
+    "size_wh", [(1001, 1000), (30_000, 30_000), (2**31 - 1, 2**31 - 1), (1_000_001, 1)]
+)
 def test_too_many_pixels_are_refused_by_the_header(size_wh: tuple[int, int]) -> None:
     data = png(*size_wh, 8, 2, b"\0" * 100)
     decode(encoded(colour_steps()))  # Pillow's plugins are loaded now
     tracemalloc.start()
     start_s = time.monotonic()
     try:
-        with pytest.raises(OversizedImage, match=rf"{size_wh[0]} x {size_wh[1]}.*the maximum is {MAX_PIXELS}"):
+        with pytest.raises(
+            OversizedImage, match=rf"{size_wh[0]} x {size_wh[1]}.*the maximum is {MAX_PIXELS}"
+        ):
             decode(data)
         took_s, (_, peak_bytes) = time.monotonic() - start_s, tracemalloc.get_traced_memory()
     finally:
@@ -43,7 +47,9 @@ def test_limit_above_that_of_pillow_applies() -> None:
         decode_image(data, ImageLimits(200_000_000))
 
 
-@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST])
+@pytest.mark.parametrize(
+    "resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST]
+)
 def test_resize_equals_that_of_pillow(resample: Image.Resampling) -> None:
     decoded = decode(encoded(colour_steps()))
     pixels = np.asarray(resize(decoded, (30, 50), int(resample)))

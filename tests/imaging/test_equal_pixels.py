@@ -24,7 +24,14 @@ from tasks.prompts import PromptSegment
 from tests.support.catalog import FLORENCE
 from tests.support.export_cli import MODELS
 from tests.support.fake_service import encoded, served
-from tests.support.image_files import LIMITS, ORIENTATION, RED, colour_steps, grey16, half_transparent
+from tests.support.image_files import (
+    LIMITS,
+    ORIENTATION,
+    RED,
+    colour_steps,
+    grey16,
+    half_transparent,
+)
 
 
 def turned(orientation: int) -> Image.Exif:
@@ -56,7 +63,10 @@ FILES = {
     "animated PNG": encoded(colour_steps(), save_all=True, append_images=OTHER_FRAME),
     "animated WebP": encoded(colour_steps(), "WEBP", save_all=True, append_images=OTHER_FRAME),
     "stereo JPEG": encoded(colour_steps(), "MPO", save_all=True, append_images=OTHER_FRAME),
-    **{f"JPEG turned by {each}": encoded(colour_steps(), "JPEG", exif=turned(each)) for each in range(1, 9)},
+    **{
+        f"JPEG turned by {each}": encoded(colour_steps(), "JPEG", exif=turned(each))
+        for each in range(1, 9)
+    },
     "PNG turned by 6": encoded(colour_steps(), exif=turned(6)),
     "WebP turned by 6": encoded(colour_steps(), "WEBP", exif=turned(6)),
 }
@@ -76,7 +86,9 @@ def batches(reference: Reference) -> Batches:
 def manifest(reference: Reference) -> Manifest:
     image_input = read_image_input(reference.processor.image_processor)
     synthetic = served(FLORENCE).manifest
-    return dataclasses.replace(synthetic, image_size_wh=image_input.size_wh, resample=image_input.resample)
+    return dataclasses.replace(
+        synthetic, image_size_wh=image_input.size_wh, resample=image_input.resample
+    )
 
 
 async def served_pixels(data: bytes, manifest: Manifest) -> NDArray[np.uint8]:
@@ -90,7 +102,9 @@ def tuned_pixel_values(reference: Reference, batches: Batches, path: Path) -> Te
     dataset = path.with_suffix(".jsonl")
     dataset.write_text(json.dumps({"image": path.name, "caption": "a wall"}), encoding="utf-8")
     (labelled,) = read_labels(dataset)
-    example = Example(labelled.path, (PromptSegment("What does the image describe?"),), (PromptSegment("a wall"),))
+    example = Example(
+        labelled.path, (PromptSegment("What does the image describe?"),), (PromptSegment("a wall"),)
+    )
     inputs: list[Tensor] = []
     tower = reference.model.model.vision_tower
     hook = tower.register_forward_pre_hook(lambda _tower, arguments: inputs.append(arguments[0]))
@@ -102,11 +116,15 @@ def tuned_pixel_values(reference: Reference, batches: Batches, path: Path) -> Te
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_checks_see_the_pixels_that_are_served(name: str, manifest: Manifest, tmp_path: Path) -> None:
+def test_the_checks_see_the_pixels_that_are_served(
+    name: str, manifest: Manifest, tmp_path: Path
+) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(FILES[name])
     (checked,) = load_photographs([path], manifest)
-    assert np.array_equal(np.asarray(checked.image), asyncio.run(served_pixels(FILES[name], manifest)))
+    assert np.array_equal(
+        np.asarray(checked.image), asyncio.run(served_pixels(FILES[name], manifest))
+    )
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -116,12 +134,16 @@ def test_tuning_sees_the_pixels_that_are_served(
     path = tmp_path / "image.png"
     path.write_bytes(FILES[name])
     pixels = Image.fromarray(asyncio.run(served_pixels(FILES[name], manifest)))
-    expected = reference.processor.image_processor([pixels], do_resize=False, return_tensors="pt")["pixel_values"]
+    expected = reference.processor.image_processor([pixels], do_resize=False, return_tensors="pt")[
+        "pixel_values"
+    ]
     assert torch.equal(tuned_pixel_values(reference, batches, path), expected)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_labels_and_checks_see_the_size_that_is_served(name: str, manifest: Manifest, tmp_path: Path) -> None:
+def test_labels_and_checks_see_the_size_that_is_served(
+    name: str, manifest: Manifest, tmp_path: Path
+) -> None:
     """Boxes are in pixels of the upright image."""
     path = tmp_path / "image.png"
     path.write_bytes(FILES[name])

@@ -17,7 +17,9 @@ from loadtest.figures import percent, percentile, shown, table
         ([1.0, 2.0], 0, 1.0),
     ],
 )
-def test_a_percentile_is_a_value_by_nearest_rank(values: list[float], share: float, expected: float) -> None:
+def test_a_percentile_is_a_value_by_nearest_rank(
+    values: list[float], share: float, expected: float
+) -> None:
     assert percentile(values, share) == expected
 
 
@@ -27,13 +29,22 @@ def test_no_values_have_no_percentile() -> None:
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(0, "0"), (1234.5, "1234"), (12.34, "12.3"), (0.01234, "0.0123"), (float("nan"), "-"), (-2.5, "-2.50")],
+    [
+        (0, "0"),
+        (1234.5, "1234"),
+        (12.34, "12.3"),
+        (0.01234, "0.0123"),
+        (float("nan"), "-"),
+        (-2.5, "-2.50"),
+    ],
 )
 def test_three_significant_digits_are_shown(value: float, expected: str) -> None:
     assert shown(value) == expected
 
 
-@pytest.mark.parametrize(("value", "expected"), [(0.618, "62 %"), (0.0284, "2.8 %"), (1.5, "150 %")])
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.618, "62 %"), (0.0284, "2.8 %"), (1.5, "150 %")]
+)
 def test_percentages_below_ten_have_a_decimal(value: float, expected: str) -> None:
     assert percent(value) == expected
 

@@ -4,7 +4,9 @@ from loadtest.gateway_limit import measure, report
 from tests.support.export_cli import ModelStore
 
 
-def test_a_gateway_over_a_simulated_runner_is_measured(exported: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gateway_over_a_simulated_runner_is_measured(
+    exported: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BENTOML_HOME", str(exported.home))
     rounds = measure(num_workers=2, num_rounds=1, round_s=1)
     assert rounds[0].requests_per_s > 5

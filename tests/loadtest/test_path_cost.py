@@ -4,7 +4,9 @@ STAGES_MS = {"preprocess": 2.0, "encode": 10.0, "prefill": 3.0, "decode": 20.0, 
 
 
 def cost(queue_ms: float) -> RequestCost:
-    return RequestCost.of(STAGES_MS | {"queue": queue_ms, "total": 35.5 + queue_ms}, latency_ms=40.0 + queue_ms)
+    return RequestCost.of(
+        STAGES_MS | {"queue": queue_ms, "total": 35.5 + queue_ms}, latency_ms=40.0 + queue_ms
+    )
 
 
 def test_the_path_is_the_total_minus_the_stages() -> None:
@@ -13,6 +15,8 @@ def test_the_path_is_the_total_minus_the_stages() -> None:
 
 
 def test_the_table_has_a_row_for_each_case() -> None:
-    table = cost_table({"new": [cost(4.0)], "cached": [cost(1.0), cost(2.0), cost(3.0)]}).splitlines()
+    table = cost_table(
+        {"new": [cost(4.0)], "cached": [cost(1.0), cost(2.0), cost(3.0)]}
+    ).splitlines()
     assert table[2].startswith("| new | 4.00 / 4.00 | 8.50 / 8.50 | 2.00 | 10.00 |")
     assert table[3].startswith("| cached | 2.00 / 3.00 | 6.50 / 7.50 |")

@@ -1,4 +1,6 @@
-"""The answerer over a fake runner: what is in progress at a time, and which error is in which row."""
+"""The answerer over a fake runner: what is in progress at a time, and which error is in which
+row.
+"""
 
 import asyncio
 import threading
@@ -36,9 +38,12 @@ class CountingDecoder(FakeDecoder):
 
     num_in_progress: int = 0
     maximum: int = 0
-    is_full: asyncio.Event = field(default_factory=asyncio.Event)  # as many images are in progress as there are places
+    # as many images are in progress as there are places
+    is_full: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def write(self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]) -> list[Outcome]:
+    async def write(
+        self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]
+    ) -> list[Outcome]:
         self.num_in_progress += 1
         self.maximum = max(self.maximum, self.num_in_progress)
         if self.num_in_progress == NUM_PLACES:
@@ -81,13 +86,19 @@ def failing(key: str, error: Exception) -> InputImage:
     return InputImage(key, read)
 
 
-def run(work: Callable[[Answerer], Awaitable[None]], decoder: FakeDecoder, task: str = "captioning") -> None:
+def run(
+    work: Callable[[Answerer], Awaitable[None]], decoder: FakeDecoder, task: str = "captioning"
+) -> None:
     """Run `work` with an answerer over the decoder."""
     _, request = parse_fields(GenerationFields, {"task": task})
 
     async def main() -> None:
         channel = FakeChannel(FakeEncoder(), decoder, max_cache_bytes=0)
-        await work(Answerer(LoadedModel(served(FLORENCE), RunnerClient(FLORENCE.id, channel), request), SETTINGS))
+        await work(
+            Answerer(
+                LoadedModel(served(FLORENCE), RunnerClient(FLORENCE.id, channel), request), SETTINGS
+            )
+        )
 
     asyncio.run(main())
 
@@ -95,7 +106,10 @@ def run(work: Callable[[Answerer], Awaitable[None]], decoder: FakeDecoder, task:
 def attempt(tmp_path: Path, **deaths: int) -> Attempt:
     output = Output(str(tmp_path / "out"), JOB)
     output.begin()
-    return replace(Attempt.begin(output, 0), deaths=Counter({int(name[1:]): count for name, count in deaths.items()}))
+    return replace(
+        Attempt.begin(output, 0),
+        deaths=Counter({int(name[1:]): count for name, count in deaths.items()}),
+    )
 
 
 def position(tmp_path: Path) -> str:
@@ -114,14 +128,29 @@ def test_rows_are_in_the_order_of_the_input_with_answers_and_errors() -> None:
     async def work(answerer: Answerer) -> None:
         first, second, *failed = await answerer.rows(shard(*given))
         for key, row in (("0", first), ("1", second)):
-            expected = Row(key, FLORENCE.id, "captioning", 640, 480, {"text": "a red circle"}, "a red circle", "stop")
+            expected = Row(
+                key,
+                FLORENCE.id,
+                "captioning",
+                640,
+                480,
+                {"text": "a red circle"},
+                "a red circle",
+                "stop",
+            )
             assert row == replace(expected, calibrated=False)
         assert [row.key for row in failed] == ["missing", "cut off", "text", "defect"]
         errors = [row.error for row in failed if row.error is not None]
-        assert errors[:2] == [RowError("unreadable_input", text) for text in ("no file", "it is cut off")]
+        assert errors[:2] == [
+            RowError("unreadable_input", text) for text in ("no file", "it is cut off")
+        ]
         assert errors[2].code == "unsupported_image"
-        assert errors[3] == RowError("internal", f"{FLORENCE.id} failed: ZeroDivisionError; the log has the cause")
-        assert {(row.model, row.task, row.result) for row in failed} == {(FLORENCE.id, "captioning", None)}
+        assert errors[3] == RowError(
+            "internal", f"{FLORENCE.id} failed: ZeroDivisionError; the log has the cause"
+        )
+        assert {(row.model, row.task, row.result) for row in failed} == {
+            (FLORENCE.id, "captioning", None)
+        }
 
     run(work, FakeDecoder(FLORENCE_ANSWERS))
 
@@ -129,7 +158,11 @@ def test_rows_are_in_the_order_of_the_input_with_answers_and_errors() -> None:
 def test_the_size_of_an_image_whose_answer_fails_is_in_its_row() -> None:
     async def work(answerer: Answerer) -> None:
         (row,) = await answerer.rows(shard(*images(1)))
-        assert (row.width, row.height, row.error) == (640, 480, RowError("overloaded", "full; retry after 1 s"))
+        assert (row.width, row.height, row.error) == (
+            640,
+            480,
+            RowError("overloaded", "full; retry after 1 s"),
+        )
 
     run(work, FakeDecoder({CAPTION: Failed(code="overloaded", message="full")}))
 
@@ -178,12 +211,17 @@ def test_one_by_one_each_image_is_recorded_before_it_is_read_and_is_alone(tmp_pa
         async with asyncio.timeout(20), asyncio.TaskGroup() as group:
             together = group.create_task(answerer.rows(shard(*images(2 * NUM_PLACES, "beside "))))
             await decoder.is_full.wait()
-            alone = [group.create_task(answerer.rows_one_by_one(*each)) for each in zip(given, attempts, strict=True)]
+            alone = [
+                group.create_task(answerer.rows_one_by_one(*each))
+                for each in zip(given, attempts, strict=True)
+            ]
             assert not await asyncio.to_thread(has_read.wait, 0.2)  # both wait for all places
             decoder.released.set()
         first, second = (task.result() for task in alone)
         assert [row.key for row in first] == recorded == [str(index) for index in range(6)]
-        assert [row.error for row in (*first, *second, *together.result())] == [None] * (7 + 2 * NUM_PLACES)
+        assert [row.error for row in (*first, *second, *together.result())] == [None] * (
+            7 + 2 * NUM_PLACES
+        )
 
     run(work, decoder)
 
@@ -202,7 +240,7 @@ def test_an_image_that_killed_its_worker_is_not_answered_again(tmp_path: Path) -
     run(work, decoder)
 
 
-def test_a_file_whose_reading_kills_ends_with_a_row_and_a_shard_that_kills_nevertheless_with_an_error(
+def test_a_file_whose_reading_kills_is_a_row_and_a_shard_that_still_kills_an_error(
     tmp_path: Path,
 ) -> None:
     read: list[str] = []

@@ -41,7 +41,8 @@ for name in ("build_key", "precision", "calibration"):
     job = Job(replace(build, **{name: "theirs"}), {"task": "object_detection"}, "jsonl", 1, 1, "")
     refused(lambda: load_model(job, settings))
 options = runner_options(model.id, settings, served_entries(settings))
-refused(lambda: InProcessRunner(replace(model.manifest, build_key="theirs"), options).load(settings))
+theirs = replace(model.manifest, build_key="theirs")
+refused(lambda: InProcessRunner(theirs, options).load(settings))
 os._exit(0)
 """
 
@@ -83,7 +84,9 @@ def test_images_are_encoded_in_batches_in_one_thread_and_have_their_own_outcome(
 
 def test_a_batch_that_fails_is_the_error_of_its_images_and_the_next_is_encoded() -> None:
     error = RuntimeError("the encoder failed")
-    assert asyncio.run(encoded(BlockedEncoder(error), 5)) == [error] * 3 + [EncodedImage(encode_s=i) for i in (3, 4)]
+    assert asyncio.run(encoded(BlockedEncoder(error), 5)) == [error] * 3 + [
+        EncodedImage(encode_s=i) for i in (3, 4)
+    ]
 
 
 def test_an_image_that_comes_after_a_pause_is_encoded_too() -> None:
@@ -110,10 +113,14 @@ def test_another_build_than_the_jobs_is_refused_with_both(exported: ModelStore) 
     assert reloaded.endswith(f"exported again while they were loaded: theirs, now {ours}")
 
 
-def test_an_image_that_was_answered_before_is_encoded_again(exported: ModelStore, tmp_path: Path) -> None:
+def test_an_image_that_was_answered_before_is_encoded_again(
+    exported: ModelStore, tmp_path: Path
+) -> None:
     (scene,) = write_scenes(tmp_path / "scenes", 1).iterdir()
     # More than there are places: the last calls come after the first features are gone.
-    run = exported.python("-m", "tests.support.offline_answers", MODEL, "captioning", *[str(scene)] * 100)
+    run = exported.python(
+        "-m", "tests.support.offline_answers", MODEL, "captioning", *[str(scene)] * 100
+    )
     assert run.returncode == 0, run.stderr
     rows = [json.loads(line) for line in run.stdout.splitlines()]
     assert len(rows) == 100

@@ -26,7 +26,12 @@ BOXES = {"detections": [{"box": [1.5, 2.0, 11.5, 22.0], "label": "größer", "sc
 RLE = {"size": [4, 4], "counts": encode_mask(np.eye(4, dtype=np.bool_)).counts}
 MASK = {"instances": [{"box": [0.0, 0.0, 4.0, 4.0], "label": "", "score": 1.0, "mask": RLE}]}
 ANSWERED = Row("a.jpg", "m", "object_detection", 64, 48, BOXES, "größer<loc_1>", "stop", True)
-FAILED = Row("b.jpg", "m", "object_detection", error=RowError("unsupported_image", "the image cannot be read"))
+FAILED = Row(
+    "b.jpg",
+    "m",
+    "object_detection",
+    error=RowError("unsupported_image", "the image cannot be read"),
+)
 
 
 @pytest.mark.parametrize("output_format", ["parquet", "jsonl"])
@@ -57,7 +62,10 @@ def test_a_shard_that_was_not_completed_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"fields": {"task": "captioning"}}, 'fields: {"task": "object_detection"}, now {"task": "captioning"}'),
+        (
+            {"fields": {"task": "captioning"}},
+            'fields: {"task": "object_detection"}, now {"task": "captioning"}',
+        ),
         ({"build": replace(BUILD, model="n")}, 'model: "m", now "n"'),
         ({"build": replace(BUILD, build_key="c")}, 'build_key: "b", now "c"'),
         ({"build": replace(BUILD, precision="int8")}, 'precision: "float32", now "int8"'),
@@ -104,9 +112,17 @@ def test_coco_reads_the_boxes_and_masks_of_all_shards(tmp_path: Path) -> None:
     output.write_shard(1, [replace(ANSWERED, key="c.jpg", width=4, height=4, result=MASK)])
     write_coco(output)
     coco = COCO(str(tmp_path / NAME))
-    assert {each["file_name"]: each["id"] for each in coco.imgs.values()} == {"a.jpg": 2, "c.jpg": 3}
+    assert {each["file_name"]: each["id"] for each in coco.imgs.values()} == {
+        "a.jpg": 2,
+        "c.jpg": 3,
+    }
     assert [each["name"] for each in coco.loadCats(coco.getCatIds())] == ["größer", "object"]
     box, mask = coco.loadAnns([1, 2])
-    assert (box["image_id"], box["bbox"], box["area"], box["score"]) == (2, [1.5, 2.0, 10.0, 20.0], 200.0, 0.5)
+    assert (box["image_id"], box["bbox"], box["area"], box["score"]) == (
+        2,
+        [1.5, 2.0, 10.0, 20.0],
+        200.0,
+        0.5,
+    )
     assert int(coco.annToMask(mask).sum()) == mask["area"] == 4
     assert json.loads((tmp_path / "job.json").read_text())["num_shards"] == 2

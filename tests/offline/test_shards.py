@@ -32,12 +32,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write_table(path: Path, values: list[object], row_group_size: int = 100) -> Path:
-    pq.write_table(pa.table({"id": range(len(values)), COLUMN: values}), path, row_group_size=row_group_size)
+    pq.write_table(
+        pa.table({"id": range(len(values)), COLUMN: values}), path, row_group_size=row_group_size
+    )
     return path
 
 
 def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]  # a variable is no literal
+    # a variable is no literal
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
         for name, data in members.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
@@ -48,18 +51,26 @@ def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
 def test_a_folder_is_its_images_by_path_in_shards_of_the_size(folder: Path) -> None:
     shards = plan_shards([str(folder)], COLUMN, 2)
     names = ["a.jpg", "b.JPEG", "d.jpg", "deep/c.webp", "e.png"]
-    assert keys(shards) == [[str(folder / name) for name in names[start : start + 2]] for start in (0, 2, 4)]
+    assert keys(shards) == [
+        [str(folder / name) for name in names[start : start + 2]] for start in (0, 2, 4)
+    ]
     assert [data.decode() for shard in read(shards) for _, data in shard] == names
 
 
 def test_a_pattern_chooses_and_a_file_in_two_inputs_is_taken_once(folder: Path) -> None:
-    shards = plan_shards([f"{folder}/*.jpg", str(folder / "d.jpg"), f"file://{folder}/**/*.webp"], COLUMN, 10)
+    shards = plan_shards(
+        [f"{folder}/*.jpg", str(folder / "d.jpg"), f"file://{folder}/**/*.webp"], COLUMN, 10
+    )
     assert keys(shards) == [[str(folder / name) for name in ("a.jpg", "d.jpg", "deep/c.webp")]]
 
 
-def test_a_relative_path_is_the_same_image_as_the_absolute_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_is_the_same_image_as_the_absolute_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
-    assert digest_of(plan_shards(["."], COLUMN, 2)) == digest_of(plan_shards([str(folder)], COLUMN, 2))
+    assert digest_of(plan_shards(["."], COLUMN, 2)) == digest_of(
+        plan_shards([str(folder)], COLUMN, 2)
+    )
 
 
 def test_one_more_image_or_another_size_of_shards_is_another_digest(folder: Path) -> None:
@@ -80,17 +91,23 @@ def test_other_rows_of_a_table_are_another_digest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("row_group_size", [1, 3, 7, 100])
 @pytest.mark.parametrize("shard_size", [1, 4, 5, 100])
-def test_each_row_of_a_table_is_in_one_shard(tmp_path: Path, row_group_size: int, shard_size: int) -> None:
+def test_each_row_of_a_table_is_in_one_shard(
+    tmp_path: Path, row_group_size: int, shard_size: int
+) -> None:
     table = write_table(tmp_path / "t.parquet", [b"%d" % row for row in range(23)], row_group_size)
     shards = plan_shards([str(table)], COLUMN, shard_size)
     expected = [(f"{table}#{row}", b"%d" % row) for row in range(23)]
-    assert read(shards) == [expected[start : start + shard_size] for start in range(0, 23, shard_size)]
+    assert read(shards) == [
+        expected[start : start + shard_size] for start in range(0, 23, shard_size)
+    ]
 
 
 def test_a_table_of_paths_names_files_beside_it(folder: Path) -> None:
     table = write_table(folder / "t.parquet", ["a.jpg", str(folder / "deep" / "c.webp")])
     (shard,) = plan_shards([str(table)], COLUMN, 9)
-    assert read((shard,)) == [[(str(folder / "a.jpg"), b"a.jpg"), (str(folder / "deep/c.webp"), b"deep/c.webp")]]
+    assert read((shard,)) == [
+        [(str(folder / "a.jpg"), b"a.jpg"), (str(folder / "deep/c.webp"), b"deep/c.webp")]
+    ]
 
 
 def test_a_table_of_hugging_face_has_bytes_or_paths_and_a_null_is_unreadable(folder: Path) -> None:
@@ -102,7 +119,9 @@ def test_a_table_of_hugging_face_has_bytes_or_paths_and_a_null_is_unreadable(fol
         third.read()
 
 
-@pytest.mark.parametrize(("name", "mode"), [("w.tar", "w"), ("w.tar.gz", "w:gz"), ("w.tgz", "w:gz")])
+@pytest.mark.parametrize(
+    ("name", "mode"), [("w.tar", "w"), ("w.tar.gz", "w:gz"), ("w.tgz", "w:gz")]
+)
 def test_an_archive_is_one_shard_of_its_images(tmp_path: Path, name: str, mode: str) -> None:
     members = {"1.jpg": b"one", "1.txt": b"a caption", "sub/2.png": b"two"}
     archive = write_tar(tmp_path / name, members, mode)
@@ -111,8 +130,11 @@ def test_an_archive_is_one_shard_of_its_images(tmp_path: Path, name: str, mode: 
     ]
 
 
-@pytest.mark.parametrize("num_bytes", [1536, 2000, 2048, 2500])  # after the first image; in and after a header; in data
-def test_a_truncated_archive_has_its_readable_images_and_one_that_is_not(tmp_path: Path, num_bytes: int) -> None:
+# after the first image; in and after a header; in data
+@pytest.mark.parametrize("num_bytes", [1536, 2000, 2048, 2500])
+def test_a_truncated_archive_has_its_readable_images_and_one_that_is_not(
+    tmp_path: Path, num_bytes: int
+) -> None:
     archive = write_tar(tmp_path / "w.tar", {"1.jpg": b"x" * 600, "2.jpg": b"y" * 600})
     archive.write_bytes(archive.read_bytes()[:num_bytes])
     first, second = images_of(plan_shards([str(archive)], COLUMN, 9)[0])
@@ -125,7 +147,9 @@ def test_the_files_of_a_store_have_its_uri_as_key() -> None:
     store = fsspec.filesystem("memory")
     store.pipe({"/bucket/a/1.jpg": b"one", "/bucket/a/2.jpg": b"two", "/bucket/b.jpg": b"three"})
     shards = plan_shards(["memory://bucket/a"], COLUMN, 9)
-    assert read(shards) == [[("memory://bucket/a/1.jpg", b"one"), ("memory://bucket/a/2.jpg", b"two")]]
+    assert read(shards) == [
+        [("memory://bucket/a/1.jpg", b"one"), ("memory://bucket/a/2.jpg", b"two")]
+    ]
     assert keys(plan_shards(["memory://bucket/*.jpg"], COLUMN, 9)) == [["memory://bucket/b.jpg"]]
 
 
@@ -138,7 +162,9 @@ def test_inputs_that_cannot_be_used_are_refused(folder: Path) -> None:
     }.items():
         with pytest.raises(InputError, match=message):
             plan_shards([uri], COLUMN, 9)
-    with pytest.raises(InputError, match="no column 'picture'; choose with --column one of id, image"):
+    with pytest.raises(
+        InputError, match="no column 'picture'; choose with --column one of id, image"
+    ):
         plan_shards([str(table)], "picture", 9)
     table.write_bytes(b"not parquet")
     with pytest.raises(InputError, match=r"t\.parquet"):

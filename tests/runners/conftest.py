@@ -12,7 +12,9 @@ _Config: Any = AutoConfig  # untyped in transformers
 
 @pytest.fixture
 def int8_artifacts(artifacts: Path, tmp_path: Path) -> Path:
-    """The artifacts of an embedded model with an int8 encoder, in addition to the encoders in the catalog."""
+    """The artifacts of an embedded model with an int8 encoder, in addition to the encoders in the
+    catalog.
+    """
     folder = Path(shutil.copytree(artifacts, tmp_path / "with int8"))
     write_at_precision(folder, "int8", _Config.from_pretrained(folder))
     return folder

@@ -34,7 +34,10 @@ class RecordingWorker(ModelWorker):
 
 def posted(worker: RecordingWorker, *adapters: str | None) -> httpx.Response:
     """Post a call with a sequence for each of `adapters`."""
-    specs = [SequenceSpec(segments=[("caption", False)], adapter=adapter, timeout_s=1) for adapter in adapters]
+    specs = [
+        SequenceSpec(segments=[("caption", False)], adapter=adapter, timeout_s=1)
+        for adapter in adapters
+    ]
     api = RunnerApi()
     api.start(worker)
 

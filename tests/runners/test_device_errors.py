@@ -7,12 +7,19 @@ from runners.device_errors import EXIT_STATUS, exit_if_device_lost, is_out_of_me
 from tests.support.export_cli import ROOT
 
 # As ONNX Runtime, CUDA, cuBLAS and torch word them.
-ARENA = "Error in execution: … bfc_arena.cc:360 … Failed to allocate memory for requested buffer of size 939524096"
-LIMITED = "bfc_arena.cc:360 … Available memory of 69123840 is smaller than requested bytes of 84934656"
+ARENA = (
+    "Error in execution: … bfc_arena.cc:360 … Failed to allocate memory for requested buffer of"
+    " size 939524096"
+)
+LIMITED = (
+    "bfc_arena.cc:360 … Available memory of 69123840 is smaller than requested bytes of 84934656"
+)
 CUDA = "CUDA failure 2: out of memory ; GPU=0 ; hostname=a ; expr=cudaMalloc(&p, size);"
 CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
 UNSUPPORTED = "CUDNN failure 3000: CUDNN_STATUS_NOT_SUPPORTED"
-ASSERT = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"
+ASSERT = (
+    "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"
+)
 ILLEGAL = "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=a"
 
 LOSES_ITS_DEVICE = """
@@ -26,7 +33,8 @@ class Lost(FakeDecoder):
     def decode_step(self, cache, token_ids):
         raise RuntimeError(sys.argv[1])
 
-scheduler = Scheduler(Lost(), "fake", SchedulerLimits(num_slots=2, max_waiting=2, max_prefill_tokens=100))
+limits = SchedulerLimits(num_slots=2, max_waiting=2, max_prefill_tokens=100)
+scheduler = Scheduler(Lost(), "fake", limits)
 scheduler.start()
 (future,) = scheduler.submit([request(5, 5)])
 try:
@@ -62,7 +70,10 @@ def test_an_error_that_leaves_the_device_usable_does_not_end_the_process(message
 def test_a_decoder_that_lost_its_gpu_ends_its_process_with_a_reason() -> None:
     run = run_decoder(ASSERT)
     assert (run.returncode, run.stdout) == (EXIT_STATUS, "")
-    assert "the decoder of fake lost its GPU, and its process ends to be restarted: CUDA error" in run.stderr
+    assert (
+        "the decoder of fake lost its GPU, and its process ends to be restarted: CUDA error"
+        in run.stderr
+    )
 
 
 def test_another_error_of_a_step_fails_its_sequences_only() -> None:
@@ -72,4 +83,6 @@ def test_another_error_of_a_step_fails_its_sequences_only() -> None:
 
 def run_decoder(message: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-c", LOSES_ITS_DEVICE, message]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )

@@ -1,4 +1,6 @@
-"""The adapters of a runner follow a folder: added, replaced, kept for the calls in flight, freed, refused once."""
+"""The adapters of a runner follow a folder: added, replaced, kept for the calls in flight, freed,
+refused once.
+"""
 
 import json
 import logging
@@ -32,7 +34,8 @@ from tests.support.fake_service import served
 from tests.support.waiting import wait_until
 
 LAYER = "model.language_model.layers.0.self_attn.q_proj"
-CALL_TIMEOUT_S, TIMEOUT_S = 60.0, 30.0
+CALL_TIMEOUT_S = 60.0
+TIMEOUT_S = 30.0
 ADAPTER_BYTES = 80
 LIMITS = AdapterLimits(max_rank=16, max_bytes=10_000, max_total_bytes=100 * ADAPTER_BYTES)
 
@@ -78,17 +81,30 @@ class Watched:
     def follow(self, scan: AdapterScan, read_timeout_s: float = 30.0) -> None:
         """Start anew with another scan."""
         self.adapters = HotAdapters(
-            scan, self.base, self.base_folder, self.limits, CALL_TIMEOUT_S, read_timeout_s, now=lambda: self.time_s
+            scan,
+            self.base,
+            self.base_folder,
+            self.limits,
+            CALL_TIMEOUT_S,
+            read_timeout_s,
+            now=lambda: self.time_s,
         )
 
     def write(self, name: str, value: float = 1.0, **config: object) -> str:
         """Write an adapter; return its key."""
         path = self.folder / name
         path.mkdir(exist_ok=True)
-        given = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": self.base.model_id} | config
+        given = {
+            "peft_type": "LORA",
+            "r": 2,
+            "lora_alpha": 2,
+            "base_model_name_or_path": self.base.model_id,
+        } | config
         (path / CONFIG_FILE).write_text(json.dumps(given))
         sides = {"A": torch.full((2, 6), float(value)), "B": torch.ones(4, 2)}
-        weights = {f"base_model.model.{LAYER}.lora_{side}.weight": tensor for side, tensor in sides.items()}
+        weights = {
+            f"base_model.model.{LAYER}.lora_{side}.weight": tensor for side, tensor in sides.items()
+        }
         save_file(weights, path / WEIGHTS_FILE)
         hashes = {file: sha256_of(path / file) for file in (CONFIG_FILE, WEIGHTS_FILE)}
         return adapter_build_key(hashes, self.base.build_key)
@@ -138,11 +154,18 @@ def test_an_adapter_with_a_vision_part_is_refused_in_one_line_that_names_the_exp
 ) -> None:
     watched.write("a")
     path = watched.folder / "a" / WEIGHTS_FILE
-    save_file({name.replace("language_model", "vision_tower"): each for name, each in load_file(path).items()}, path)
+    save_file(
+        {
+            name.replace("language_model", "vision_tower"): each
+            for name, each in load_file(path).items()
+        },
+        path,
+    )
     assert watched.update() == frozenset()
     (line,) = caplog.messages
     assert line.startswith(
-        f"the adapter a of {watched.base.model_id} is refused: it changes model.vision_tower.layers.0"
+        f"the adapter a of {watched.base.model_id} is refused: it changes"
+        " model.vision_tower.layers.0"
     )
     assert "run python -m export with its id" in line
     assert set(watched.adapters.refused.values()) == {line.partition("refused: ")[2]}
@@ -184,7 +207,9 @@ def test_two_folders_with_the_same_files_are_one_build(watched: Watched) -> None
         assert watched.update(CALL_TIMEOUT_S) == {key}
 
 
-def test_an_adapter_of_another_base_is_left_to_its_runner(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_adapter_of_another_base_is_left_to_its_runner(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
     watched.write("a", base_model_name_or_path="another")
     watched.write("b", base_model_name_or_path=None)
     assert watched.update() == frozenset()
@@ -195,7 +220,8 @@ def test_an_adapter_of_another_base_is_left_to_its_runner(watched: Watched, capl
 def test_a_bad_adapter_is_refused_once_and_the_others_are_loaded(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bad, good = watched.write("bad", use_dora=True), watched.write("good")
+    bad = watched.write("bad", use_dora=True)
+    good = watched.write("good")
     for _ in range(3):
         assert watched.update() == {good}
     assert watched.adapters.refused.keys() == {bad}
@@ -208,7 +234,8 @@ def test_a_bad_adapter_is_refused_once_and_the_others_are_loaded(
 
 
 def test_an_adapter_that_the_device_cannot_hold_is_refused(watched: Watched) -> None:
-    key, watched.decoder.failure = watched.write("a"), torch.OutOfMemoryError("none left")
+    key = watched.write("a")
+    watched.decoder.failure = torch.OutOfMemoryError("none left")
     watched.update()
     assert watched.adapters.refused == {key: "it cannot be loaded: OutOfMemoryError"}
 
@@ -216,7 +243,9 @@ def test_an_adapter_that_the_device_cannot_hold_is_refused(watched: Watched) -> 
 def test_an_adapter_above_the_maximum_is_loaded_when_one_is_freed(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
-    *first, last = (watched.write(f"adapter-{value:03}", value) for value in range(MAX_ADAPTERS + 1))
+    *first, last = (
+        watched.write(f"adapter-{value:03}", value) for value in range(MAX_ADAPTERS + 1)
+    )
     for _ in range(3):
         assert watched.update() == frozenset(first)
     assert f"{MAX_ADAPTERS} adapters of {FLORENCE.id} are loaded" in watched.adapters.refused[last]
@@ -226,7 +255,9 @@ def test_an_adapter_above_the_maximum_is_loaded_when_one_is_freed(
     assert watched.update(CALL_TIMEOUT_S + 1) == frozenset([*first[1:], last])
 
 
-def test_an_adapter_of_the_store_with_the_same_build_is_not_loaded_twice_nor_removed(watched: Watched) -> None:
+def test_an_adapter_of_the_store_with_the_same_build_is_not_loaded_twice_nor_removed(
+    watched: Watched,
+) -> None:
     key = watched.write("a")
     watched.decoder.adapter_keys = frozenset({key})
     assert watched.update() == {key}
@@ -263,13 +294,17 @@ def test_files_that_no_reader_takes_keep_no_other_adapter_out(
     good = watched.write("good", 2.0)
     for _ in range(3):
         assert watched.update() == {good}
-    assert [record for record in caplog.records if record.levelno == logging.ERROR] == []  # the gateway logs it
+    # the gateway logs it
+    assert [record for record in caplog.records if record.levelno == logging.ERROR] == []
 
 
 def test_a_rank_or_a_pattern_that_is_not_allowed_is_refused_in_one_line(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bad = {watched.write("rank", 2.0, r=17), watched.write("pattern", 3.0, rank_pattern={"(?=q)q_proj": 2})}
+    bad = {
+        watched.write("rank", 2.0, r=17),
+        watched.write("pattern", 3.0, rank_pattern={"(?=q)q_proj": 2}),
+    }
     good = watched.write("good")
     for _ in range(3):
         assert watched.update() == {good}
@@ -280,10 +315,13 @@ def test_a_rank_or_a_pattern_that_is_not_allowed_is_refused_in_one_line(
     assert "rank_pattern has the pattern '(?=q)q_proj'" in lines[0]
 
 
-def test_an_adapter_for_which_there_is_no_room_is_loaded_when_another_is_freed(watched: Watched) -> None:
+def test_an_adapter_for_which_there_is_no_room_is_loaded_when_another_is_freed(
+    watched: Watched,
+) -> None:
     watched.limits = replace(LIMITS, max_total_bytes=ADAPTER_BYTES)
     watched.follow(AdapterScan(watched.folder, now=lambda: 1e12))
-    first, second = watched.write("a"), watched.write("b", 2.0)
+    first = watched.write("a")
+    second = watched.write("b", 2.0)
     for _ in range(2):
         assert watched.update() == {first}
     assert watched.adapters.refused == {second: "no room"}
@@ -326,7 +364,9 @@ def test_an_adapter_that_takes_too_long_does_not_hold_the_start(
     wait_until(lambda: watched.decoder.adapter_keys == {key})
 
 
-def test_the_log_has_the_adapter_that_is_freed(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_has_the_adapter_that_is_freed(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
     key = watched.write("a")
     watched.update()
     shutil.rmtree(watched.folder / "a")

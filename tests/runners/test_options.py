@@ -30,8 +30,13 @@ GB = 10**9
         (1, 100, 1, 0),
     ],
 )
-def test_slots_fill_what_the_reserve_leaves(free_gb: float, slot_mb: int, num_sharing: int, expected: int) -> None:
-    assert slots_that_fit(int(free_gb * GB), CUDA_RESERVE_BYTES, slot_mb * 10**6, num_sharing) == expected
+def test_slots_fill_what_the_reserve_leaves(
+    free_gb: float, slot_mb: int, num_sharing: int, expected: int
+) -> None:
+    assert (
+        slots_that_fit(int(free_gb * GB), CUDA_RESERVE_BYTES, slot_mb * 10**6, num_sharing)
+        == expected
+    )
 
 
 def test_more_memory_never_gives_fewer_slots_and_all_fit() -> None:
@@ -65,10 +70,20 @@ class Memory:
 def worker(device: Device, num_sharing_gpu: int = 1) -> Any:
     options = RunnerOptions(
         limits=SchedulerLimits(num_slots=0, max_waiting=1, max_prefill_tokens=1),
-        max_batch_size=0, max_latency_ms=1, max_cache_bytes=500_000_000, max_positions=0, encoder_threads=0,
-        decoder_threads=0, device=device, gpu=None, encoder_precision="auto", decoder_precision="auto", timeout_s=1,
-        traces=TraceOptions(None, 1.0), num_sharing_gpu=num_sharing_gpu,
-    )  # fmt: skip
+        max_batch_size=0,
+        max_latency_ms=1,
+        max_cache_bytes=500_000_000,
+        max_positions=0,
+        encoder_threads=0,
+        decoder_threads=0,
+        device=device,
+        gpu=None,
+        encoder_precision="auto",
+        decoder_precision="auto",
+        timeout_s=1,
+        traces=TraceOptions(None, 1.0),
+        num_sharing_gpu=num_sharing_gpu,
+    )
     manifest: Any = type("Named", (), {"model_id": "a-model"})
     made: Any = DecoderWorker(manifest, options, device)
     made._decoder = Memory()
@@ -81,5 +96,8 @@ def test_the_cache_of_features_is_reserved_too() -> None:
 
 
 def test_a_gpu_without_memory_for_a_slot_is_an_error_that_names_what_to_change() -> None:
-    with pytest.raises(RuntimeError, match=r"a-model: 0 slots of 100\.0 MB fit into 3\.0 GB .* lower DIPTYCH_DECODER"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"a-model: 0 slots of 100\.0 MB fit into 3\.0 GB .* lower DIPTYCH_DECODER",
+    ):
         worker("cuda").default_slots(free_bytes=3 * GB)

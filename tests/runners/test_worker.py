@@ -11,7 +11,8 @@ import shutil, sys
 from dataclasses import replace
 from safetensors.torch import save_file
 from export.artifacts.store import new_version
-from runners.artifacts.manifest import ADAPTER_FILE, VISION_ENCODER_FILE, read_manifest, sha256_of, write_manifest
+from runners.artifacts.manifest import ADAPTER_FILE, VISION_ENCODER_FILE
+from runners.artifacts.manifest import read_manifest, sha256_of, write_manifest
 from runners.artifacts.store import artifact_folder
 from runners.decoder.scheduler import Scheduler
 from runners.decoder_worker import DecoderWorker
@@ -27,18 +28,21 @@ with new_version("tuned") as folder:
     shutil.copy(base_folder / VISION_ENCODER_FILE, folder)
     save_file({}, folder / ADAPTER_FILE)
     files = {name: sha256_of(folder / name) for name in (VISION_ENCODER_FILE, ADAPTER_FILE)}
-    own = {"model_id": "tuned", "adapter_of": base_id, "base_build_key": base.build_key, "build_key": "tuned"}
+    own = {"model_id": "tuned", "build_key": "tuned"}
+    own |= {"adapter_of": base_id, "base_build_key": base.build_key}
     write_manifest(folder, replace(base, files=files, **own))
 
 def profile(frame, event, _):
     owner = frame.f_locals.get("self")
-    if event == "call" and frame.f_code.co_name == "load" and isinstance(owner, (EncoderWorker, DecoderWorker)):
+    is_load = event == "call" and frame.f_code.co_name == "load"
+    if is_load and isinstance(owner, (EncoderWorker, DecoderWorker)):
         print(type(owner).__name__, owner._manifest.model_id)
     if event == "call" and frame.f_code.co_name == "submit" and isinstance(owner, Scheduler):
         print("warm-up")
 
 settings = Settings(encoder_precision="float32", device="cpu")
-worker = ModelWorker(base_id, replace(runner_options(base_id, settings, ()), adapters=("tuned",)), None)
+options = replace(runner_options(base_id, settings, ()), adapters=("tuned",))
+worker = ModelWorker(base_id, options, None)
 sys.setprofile(profile)
 worker.load()
 sys.setprofile(None)
@@ -47,8 +51,12 @@ worker.stop()
 """
 
 
-def test_all_encoders_are_loaded_before_the_decoder_starts_its_thread(exported: ModelStore, tmp_path: Path) -> None:
-    """A capture of CUDA graphs would forbid that thread to allocate, and slots take what the encoders leave."""
+def test_all_encoders_are_loaded_before_the_decoder_starts_its_thread(
+    exported: ModelStore, tmp_path: Path
+) -> None:
+    """A capture of CUDA graphs would forbid that thread to allocate, and slots take what the
+    encoders leave.
+    """
     store = ModelStore(tmp_path / "bentoml")
     shutil.copytree(exported.home, store.home, symlinks=True)
     run = store.python("-c", LOADS_AN_ADAPTER)

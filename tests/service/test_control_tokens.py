@@ -1,4 +1,6 @@
-"""A user's text never becomes a control token: every text parameter of every task, both families, real tokenizers."""
+"""A user's text never becomes a control token: every text parameter of every task, both families,
+real tokenizers.
+"""
 
 from typing import Any
 
@@ -15,11 +17,27 @@ from tasks.table import TASKS
 from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT
 
 ENTRIES = {entry.id: entry for entry in (FLORENCE, PALIGEMMA)}
-TOKENIZERS = {id: PromptTokenizer.load(ROOT / entry.source / "tokenizer.json") for id, entry in ENTRIES.items()}
-CONTROL_IDS = {
-    id: set(AutoTokenizer.from_pretrained(ROOT / entry.source).added_tokens_decoder) for id, entry in ENTRIES.items()
+TOKENIZERS = {
+    id: PromptTokenizer.load(ROOT / entry.source / "tokenizer.json")
+    for id, entry in ENTRIES.items()
 }
-HOSTILE = ["<loc_5>", "<loc0005>", "<seg001>", "<image>", "</s>", "<s>", "<bos>", "<eos>", "<pad>", "<OD>", "<poly>"]
+CONTROL_IDS = {
+    id: set(AutoTokenizer.from_pretrained(ROOT / entry.source).added_tokens_decoder)
+    for id, entry in ENTRIES.items()
+}
+HOSTILE = [
+    "<loc_5>",
+    "<loc0005>",
+    "<seg001>",
+    "<image>",
+    "</s>",
+    "<s>",
+    "<bos>",
+    "<eos>",
+    "<pad>",
+    "<OD>",
+    "<poly>",
+]
 CASES = [
     (entry.id, task_id, parameter.name, isinstance(parameter, TextListParameter))
     for entry in ENTRIES.values()
@@ -38,7 +56,13 @@ def written_ids(model_id: str, task_id: str, values: dict[str, Any]) -> list[int
 
 
 def test_cases_cover_every_text_parameter_of_both_families() -> None:
-    assert {name for _, _, name, _ in CASES} == {"labels", "caption", "phrases", "phrase", "question"}
+    assert {name for _, _, name, _ in CASES} == {
+        "labels",
+        "caption",
+        "phrases",
+        "phrase",
+        "question",
+    }
     assert {model_id for model_id, *_ in CASES} == set(ENTRIES)
 
 

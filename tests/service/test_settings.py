@@ -20,7 +20,11 @@ def test_every_default_can_be_set_in_the_environment() -> None:
     def text(value: object) -> str:
         return ",".join(value) if isinstance(value, tuple) else str(value)
 
-    written = {variable(name): text(value) for name, value in Settings().model_dump().items() if value is not None}
+    written = {
+        variable(name): text(value)
+        for name, value in Settings().model_dump().items()
+        if value is not None
+    }
     assert read_settings(written) == Settings()
 
 
@@ -31,7 +35,8 @@ def test_variables_of_other_programs_are_ignored() -> None:
 @pytest.mark.parametrize("name", ["DIPTYCH_PROT", "DIPTYCH_", "DIPTYCH_port"])
 def test_unknown_variable_prevents_the_start(name: str) -> None:
     with pytest.raises(
-        SettingsError, match=f"^{name} is not a setting; the settings are DIPTYCH_ADAPTERS, .*DIPTYCH_PORT"
+        SettingsError,
+        match=f"^{name} is not a setting; the settings are DIPTYCH_ADAPTERS, .*DIPTYCH_PORT",
     ):
         read_settings({name: "1"})
 
@@ -55,19 +60,43 @@ def test_unknown_variable_prevents_the_start(name: str) -> None:
             "florence-2-mini=10.0.0.1",
             "'florence-2-mini=10.0.0.1' must be MODEL=http://HOST:PORT",
         ),
-        ("DIPTYCH_RUNNER_URLS", "paligemma-mini=https://a", "such as florence-2-mini=http://10.0.0.1:3000"),
-        ("DIPTYCH_RUNNER_URLS", "paligemma-mini=http://a:1,paligemma-mini=http://b:1", "a model has two URLs"),
+        (
+            "DIPTYCH_RUNNER_URLS",
+            "paligemma-mini=https://a",
+            "such as florence-2-mini=http://10.0.0.1:3000",
+        ),
+        (
+            "DIPTYCH_RUNNER_URLS",
+            "paligemma-mini=http://a:1,paligemma-mini=http://b:1",
+            "a model has two URLs",
+        ),
         ("DIPTYCH_ENCODER_MAX_BATCH_SIZE", "1", "batches of at least 2"),
         ("DIPTYCH_TRACE_SAMPLE", "1.1", "less than or equal to 1"),
         ("DIPTYCH_TRACE_SAMPLE", "nan", "less than or equal to 1"),
         ("DIPTYCH_LOG_FORMAT", "xml", "'text' or 'json'"),
         *(
-            ("DIPTYCH_OTLP_ENDPOINT", url, "an http(s) URL of host, port and path, without credentials and query")
+            (
+                "DIPTYCH_OTLP_ENDPOINT",
+                url,
+                "an http(s) URL of host, port and path, without credentials and query",
+            )
             for url in ("", "localhost:4318", "grpc://a:4317", "http://", "http://a?b=c")
         ),
         *(
-            ("DIPTYCH_SHARED_LIMITS_URL", url, "it must be redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]")
-            for url in ("", "a:6379", "http://a", "redis://", "redis://a:0", "redis://a/x", "redis://a?db=1")
+            (
+                "DIPTYCH_SHARED_LIMITS_URL",
+                url,
+                "it must be redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]",
+            )
+            for url in (
+                "",
+                "a:6379",
+                "http://a",
+                "redis://",
+                "redis://a:0",
+                "redis://a/x",
+                "redis://a?db=1",
+            )
         ),
         (
             "DIPTYCH_URL_HOSTS",
@@ -76,17 +105,23 @@ def test_unknown_variable_prevents_the_start(name: str) -> None:
         ),
     ],
 )
-def test_invalid_value_is_reported_with_the_allowed_ones(name: str, value: str, allowed: str) -> None:
+def test_invalid_value_is_reported_with_the_allowed_ones(
+    name: str, value: str, allowed: str
+) -> None:
     with pytest.raises(SettingsError) as caught:
         read_settings({name: value})
     assert str(caught.value).startswith(f"{name}={value!r} is invalid: ")
     assert allowed in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["DIPTYCH_MAX_REQUEST_MEMORY_MB", "DIPTYCH_MAX_REQUEST_MEMORY_MB_PER_KEY"])
+@pytest.mark.parametrize(
+    "name", ["DIPTYCH_MAX_REQUEST_MEMORY_MB", "DIPTYCH_MAX_REQUEST_MEMORY_MB_PER_KEY"]
+)
 def test_memory_of_requests_has_room_for_the_largest_body(name: str) -> None:
     read_settings({name: "120"})
-    with pytest.raises(SettingsError, match=f"{name}=119 is too small; .*_MAX_BODY_BYTES=20000000 requires .* 120"):
+    with pytest.raises(
+        SettingsError, match=f"{name}=119 is too small; .*_MAX_BODY_BYTES=20000000 requires .* 120"
+    ):
         read_settings({name: "119"})
 
 
@@ -114,14 +149,20 @@ def test_credentials_of_an_invalid_url_are_not_reported(name: str, url: str) -> 
         ("DIPTYCH_TLS_KEY_FILE", "a.pem", "DIPTYCH_TLS_CERTIFICATE_FILE"),
     ],
 )
-def test_setting_without_the_one_it_requires_prevents_the_start(name: str, value: str, other: str) -> None:
-    with pytest.raises(SettingsError, match=f"^{name} is set and requires {other}, which is not set$"):
+def test_setting_without_the_one_it_requires_prevents_the_start(
+    name: str, value: str, other: str
+) -> None:
+    with pytest.raises(
+        SettingsError, match=f"^{name} is set and requires {other}, which is not set$"
+    ):
         read_settings({name: value})
     read_settings({name: value, other: "b.pem"})
 
 
 def test_runner_url_belongs_to_its_model() -> None:
-    values = read_settings({"DIPTYCH_RUNNER_URLS": "paligemma-mini=http://10.0.0.1:1/, florence-2-mini=http://a:2"})
+    values = read_settings(
+        {"DIPTYCH_RUNNER_URLS": "paligemma-mini=http://10.0.0.1:1/, florence-2-mini=http://a:2"}
+    )
     assert values.runner_url("paligemma-mini") == "http://10.0.0.1:1"
     assert values.runner_url("florence-2-mini") == "http://a:2"
     assert read_settings({}).runner_url("paligemma-mini") is None
@@ -131,7 +172,9 @@ def test_a_model_has_the_device_that_is_set_for_it() -> None:
     values = read_settings({"DIPTYCH_DEVICES": "florence-2-mini=cuda:1", "DIPTYCH_DEVICE": "cpu"})
     assert values.device_of("florence-2-mini") == ("cuda", 1)
     assert values.device_of("paligemma-mini") == ("cpu", None)
-    assert read_settings({"DIPTYCH_DEVICES": "paligemma-mini=cuda"}).device_of("paligemma-mini") == ("cuda", None)
+    assert read_settings({"DIPTYCH_DEVICES": "paligemma-mini=cuda"}).device_of(
+        "paligemma-mini"
+    ) == ("cuda", None)
 
 
 @pytest.mark.parametrize(
@@ -167,14 +210,18 @@ def test_models_are_comma_separated(value: str, expected: tuple[str, ...]) -> No
 
 
 def test_values_have_their_types() -> None:
-    values = read_settings({"DIPTYCH_PORT": "8080", "DIPTYCH_API_KEYS_FILE": "keys", "DIPTYCH_DEVICE": "cpu"})
+    values = read_settings(
+        {"DIPTYCH_PORT": "8080", "DIPTYCH_API_KEYS_FILE": "keys", "DIPTYCH_DEVICE": "cpu"}
+    )
     assert (values.port, values.api_keys_file, values.device) == (8080, Path("keys"), "cpu")
 
 
 def test_table_has_a_row_for_every_setting_with_default_and_range() -> None:
     rows = settings_table().splitlines()
     assert rows[0] == "| variable | default | meaning |"
-    assert [row.split("`")[1] for row in rows[2:]] == [variable(name) for name in Settings.model_fields]
+    assert [row.split("`")[1] for row in rows[2:]] == [
+        variable(name) for name in Settings.model_fields
+    ]
     text = "\n".join(rows)
     assert "| `DIPTYCH_PORT` | `3000` | REST port. 1 to 65535. |" in text
     assert "| `DIPTYCH_API_KEYS_FILE` | unset |" in text

@@ -14,10 +14,14 @@ def files(tmp_path: Path) -> Settings:
 
 def issued(folder: Path, name: str) -> Settings:
     certificate = trustme.CA().issue_cert("diptych.test")
-    files = Settings(tls_certificate_file=folder / f"{name}.pem", tls_key_file=folder / f"{name}.key")
+    files = Settings(
+        tls_certificate_file=folder / f"{name}.pem", tls_key_file=folder / f"{name}.key"
+    )
     assert files.tls_certificate_file
     assert files.tls_key_file
-    files.tls_certificate_file.write_bytes(b"".join(pem.bytes() for pem in certificate.cert_chain_pems))
+    files.tls_certificate_file.write_bytes(
+        b"".join(pem.bytes() for pem in certificate.cert_chain_pems)
+    )
     files.tls_key_file.write_bytes(certificate.private_key_pem.bytes())
     return files
 
@@ -47,6 +51,7 @@ def test_invalid_files_stop_the_start_with_their_settings(files: Settings, tmp_p
         {"tls_certificate_file": tmp_path},
     ):
         with pytest.raises(
-            SettingsError, match=r"^DIPTYCH_TLS_CERTIFICATE_FILE=.* with DIPTYCH_TLS_KEY_FILE=.* must be a"
+            SettingsError,
+            match=r"^DIPTYCH_TLS_CERTIFICATE_FILE=.* with DIPTYCH_TLS_KEY_FILE=.* must be a",
         ):
             check_tls_files(files.model_copy(update=changed))

@@ -28,10 +28,16 @@ class Document(BaseModel):
             "inner.values.1 is -2: Input should",
         ),
         ({"name": ["x" * 10_000]}, "name", "name is ['xxx"),
-        ({"name": "a", "x" * 10_000: 1}, "x" * 80, f"{'x' * 80} is 1: Extra inputs are not permitted"),
+        (
+            {"name": "a", "x" * 10_000: 1},
+            "x" * 80,
+            f"{'x' * 80} is 1: Extra inputs are not permitted",
+        ),
     ],
 )
-def test_first_rejected_field_has_path_and_message(document: dict[str, object], name: str, message: str) -> None:
+def test_first_rejected_field_has_path_and_message(
+    document: dict[str, object], name: str, message: str
+) -> None:
     with pytest.raises(ValidationError) as caught:
         Document.model_validate(document)
     rejected = rejected_field(caught.value)

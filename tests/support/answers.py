@@ -9,8 +9,13 @@ _TOKEN = re.compile(r"<[^<>\s]*>|\s?[^<>\s]+|.", re.DOTALL)
 
 
 def generated(text: str, logprob_of: Callable[[str], float] = lambda _: -0.5) -> GeneratedText:
-    """Return `text` as generated: a token for each control token and each word, with its log-probability."""
+    """Return `text` as generated: a token for each control token and each word, with its
+    log-probability.
+    """
     tokens = list(_TOKEN.finditer(text))
     return GeneratedText(
-        text, tuple(t.end() for t in tokens), tuple(logprob_of(t.group().strip()) for t in tokens), "stop"
+        text,
+        tuple(t.end() for t in tokens),
+        tuple(logprob_of(t.group().strip()) for t in tokens),
+        "stop",
     )

@@ -20,7 +20,8 @@ def repeated_scans(size_wh: tuple[int, int], times: int) -> bytes:
     """Return a progressive JPEG whose last scan is repeated."""
     file = io.BytesIO()
     Image.new("RGB", size_wh, (128, 128, 128)).save(file, "JPEG", progressive=True)
-    data, end = file.getvalue()[:-2], b"\xff\xd9"
+    data = file.getvalue()[:-2]
+    end = b"\xff\xd9"
     return data + data[data.rfind(b"\xff\xda") :] * times + end
 
 
@@ -38,7 +39,9 @@ def animated_webp(size_wh: tuple[int, int]) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (1, 1)).save(file, "WEBP", lossless=True)
     chunks = riff_chunk(b"VP8X", b"\x02\0\0\0" + _u24(*(side - 1 for side in size_wh)))
-    return riff_chunk(b"RIFF", b"WEBP" + chunks + riff_chunk(b"ANIM", b"\0" * 6) + frame_of(file.getvalue()[12:]))
+    return riff_chunk(
+        b"RIFF", b"WEBP" + chunks + riff_chunk(b"ANIM", b"\0" * 6) + frame_of(file.getvalue()[12:])
+    )
 
 
 def frame_of(chunks: bytes) -> bytes:
@@ -47,7 +50,9 @@ def frame_of(chunks: bytes) -> bytes:
 
 
 def endless_exif(num_tags: int, num_bytes: int) -> bytes:
-    """Return EXIF whose tags all have the same many bytes as their value: Pillow makes a copy for each."""
+    """Return EXIF whose tags all have the same many bytes as their value: Pillow makes a copy for
+    each.
+    """
     tags = b"".join(struct.pack("<HHII", 1000 + i, 7, num_bytes, 0) for i in range(num_tags))
     return b"II*\0" + struct.pack("<IH", 8, num_tags) + tags + bytes(num_bytes)
 
@@ -81,7 +86,10 @@ PARTS: dict[str, list[bytes]] = {
         chunk(b"fcTL", _FRAME_CONTROL),
     ],
     "WEBP": [
-        *(riff_chunk(kind) for kind in (b"abcd", b"EXIF", b"XMP ", b"ICCP", b"ALPH", b"VP8 ", b"ANMF", b"VP8X")),
+        *(
+            riff_chunk(kind)
+            for kind in (b"abcd", b"EXIF", b"XMP ", b"ICCP", b"ALPH", b"VP8 ", b"ANMF", b"VP8X")
+        ),
         riff_chunk(b"EXIF", endless_exif(100, 1000)),
         frame_of(riff_chunk(b"abcd") * 3),
     ],
@@ -96,18 +104,24 @@ def intact(image_format: str) -> bytes:
 
 
 def split(data: bytes) -> list[bytes]:
-    """Return the parts of a file that Pillow has written: signature, segments or chunks, the end of a JPEG."""
+    """Return the parts of a file that Pillow has written: signature, segments or chunks, the end of
+    a JPEG.
+    """
     return list(_jpeg_parts(data) if data.startswith(b"\xff\xd8") else _chunks(data))
 
 
 def joined(parts: list[bytes]) -> bytes:
     """Return a file of parts, with the length in the header of a WebP."""
     data = b"".join(parts)
-    return data[:4] + struct.pack("<I", len(data) - 8) + data[8:] if data.startswith(b"RIFF") else data
+    return (
+        data[:4] + struct.pack("<I", len(data) - 8) + data[8:] if data.startswith(b"RIFF") else data
+    )
 
 
 def floods() -> Iterator[tuple[str, bytes]]:
-    """Yield, with the format, files with a part many times: behind the second part, and before the last."""
+    """Yield, with the format, files with a part many times: behind the second part, and before the
+    last.
+    """
     for image_format, parts in PARTS.items():
         usual = split(intact(image_format))
         for part, place in itertools.product(parts, (2, len(usual) - 1)):

@@ -23,7 +23,9 @@ CHAT_BODY = {
 }
 
 
-def line(custom_id: object = "a", url: str = PREDICT, body: object = OCR, **fields: Any) -> dict[str, Any]:
+def line(
+    custom_id: object = "a", url: str = PREDICT, body: object = OCR, **fields: Any
+) -> dict[str, Any]:
     return {"custom_id": custom_id, "method": "POST", "url": url, "body": body, **fields}
 
 

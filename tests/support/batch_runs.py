@@ -89,7 +89,8 @@ async def hold_back(decoder: FakeDecoder, num_requests: int) -> None:
 def mark_begun(store: Store, batch: Batch, num_lines: int) -> BatchState:
     """Store a batch as an earlier process does that has checked its file."""
     state = store.of("me").state(batch.id)
-    state.batch.status, state.batch.in_progress_at = "in_progress", state.batch.created_at
+    state.batch.status = "in_progress"
+    state.batch.in_progress_at = state.batch.created_at
     state.batch.request_counts.total = num_lines
     store.of("me").save(state)
     return state

@@ -34,7 +34,9 @@ def model(model_id: str, num_scenes: int = 8, is_endless: bool = False) -> Model
     return ModelMaterial(model_id, scale, is_endless, *files, tuple(map(scene, range(num_scenes))))
 
 
-def sample(latency_s: float, max_new_tokens: int = 16, num_tokens: int = 16, text: str = "a circle") -> Sample:
+def sample(
+    latency_s: float, max_new_tokens: int = 16, num_tokens: int = 16, text: str = "a circle"
+) -> Sample:
     """Return an answer of our service whose stages each took one millisecond."""
     timings_ms = dict.fromkeys(STAGES, 1.0) | {"total": len(STAGES) + 2.0}
     return Sample("captioning", max_new_tokens, latency_s, Answer(text, num_tokens, timings_ms))
@@ -45,7 +47,10 @@ def one_round(samples: Sequence[Sample], elapsed_s: float = 1.0, is_cut: bool = 
 
 
 def measurement(
-    model_id: str, rounds: Mapping[WorkloadName, Sequence[Round]], server: Server = OURS, precision: str = "float32"
+    model_id: str,
+    rounds: Mapping[WorkloadName, Sequence[Round]],
+    server: Server = OURS,
+    precision: str = "float32",
 ) -> Measurement:
     listed = {workload: tuple(done) for workload, done in rounds.items()}
     return Measurement(model_id, server, 0.1, 5.0, listed, {"decode": 4.0}, precision)

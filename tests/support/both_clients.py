@@ -21,4 +21,8 @@ def call(kind: str, url: str, method: Callable[[Any], Any], **settings: Any) -> 
 async def _call(url: str, method: Callable[[Any], Any], settings: dict[str, Any]) -> Any:
     async with AsyncClient(url, **settings) as client:
         returned = method(client)
-        return [each async for each in returned] if isinstance(returned, AsyncIterator) else await returned
+        return (
+            [each async for each in returned]
+            if isinstance(returned, AsyncIterator)
+            else await returned
+        )

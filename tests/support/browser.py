@@ -7,11 +7,23 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Locator,
+    Page,
+    Request,
+    expect,
+    sync_playwright,
+)
 
 CHROMIUM = shutil.which("chromium")
 MISSING = "no chromium here: the page at /playground is NOT tested (apt-get install chromium)"
-_ARGUMENTS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+_ARGUMENTS = [
+    "--no-sandbox",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+]
 
 
 _DRAWN_SHAPES = """panel => {
@@ -19,13 +31,15 @@ _DRAWN_SHAPES = """panel => {
   const frame = image.getBoundingClientRect();
   const scale = image.naturalWidth / frame.width;
   const pixel = (screen) => Math.round(screen * scale * 1000) / 1000;
-  const shown = [...panel.querySelectorAll(".shape")].filter(shape => shape.getClientRects().length);
+  const shapes = [...panel.querySelectorAll(".shape")];
+  const shown = shapes.filter(shape => shape.getClientRects().length);
   shown.sort((a, b) => a.dataset.index - b.dataset.index);
   return shown.map(shape => {
     const path = shape.querySelector(".line");
     const onScreen = path.getScreenCTM();
     const points = [...path.getAttribute("d").matchAll(/[ML]([^ ]+) ([^MLZ]+)/g)];
-    const corners = points.map(([, x, y]) => new DOMPoint(Number(x), Number(y)).matrixTransform(onScreen));
+    const numbers = points.map(([, x, y]) => new DOMPoint(Number(x), Number(y)));
+    const corners = numbers.map(point => point.matrixTransform(onScreen));
     return {
       label: shape.dataset.label,
       points: corners.map(({ x, y }) => [pixel(x - frame.left), pixel(y - frame.top)]),
@@ -45,7 +59,9 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass  # with room for what Playwright puts on a listener
 class Witness:
-    """Notes what no page of the service may do: fail in a script, break its policy, ask another host."""
+    """Notes what no page of the service may do: fail in a script, break its policy, ask another
+    host.
+    """
 
     complaints: list[str] = field(default_factory=list)
 
@@ -56,7 +72,9 @@ class Witness:
         page.on("request", lambda request: self._request(page, request))
 
     def _console(self, message: ConsoleMessage) -> None:
-        is_note_of_an_answer = message.text.startswith("Failed to load") and "/v1/" in message.location["url"]
+        is_note_of_an_answer = (
+            message.text.startswith("Failed to load") and "/v1/" in message.location["url"]
+        )
         if message.type == "error" and not is_note_of_an_answer:
             self.complaints.append(message.text)
 
@@ -78,9 +96,14 @@ class Playground:
     url: str
 
     def open(self, **link: str | list[str]) -> None:
-        """Open the page, by a link where fields are given, and wait until it can be used or has answered."""
-        self.page.goto("about:blank")  # or only what stands after # would change, and no page be loaded
-        self.page.goto(f"{self.url}/playground" + (f"#{urlencode(link, doseq=True)}" if link else ""))
+        """Open the page, by a link where fields are given, and wait until it can be used or has
+        answered.
+        """
+        # or only what stands after # would change, and no page be loaded
+        self.page.goto("about:blank")
+        self.page.goto(
+            f"{self.url}/playground" + (f"#{urlencode(link, doseq=True)}" if link else "")
+        )
         expect(self.page.locator("body[data-loading]")).to_have_count(0)
         if "task" in link:
             self.wait_for_answers()
@@ -106,16 +129,20 @@ class Playground:
         return self.page.locator(f".panel[data-model='{model}']")
 
     def shapes(self, model: str) -> list[dict[str, Any]]:
-        """Return what is drawn in a panel: each shape's label and its corners in pixels of the image.
+        """Return what is drawn in a panel: each shape's label and its corners in pixels of the
+        image.
 
-        The corners are measured on the screen, against the image below, and so hold at any size and zoom.
+        The corners are measured on the screen, against the image below, and so hold at any size and
+        zoom.
         """
         shapes: list[dict[str, Any]] = self.panel(model).evaluate(_DRAWN_SHAPES)
         return shapes
 
     def answer(self, model: str) -> dict[str, Any]:
         """Return the answer that the panel's button copies."""
-        answer: dict[str, Any] = self.page.evaluate("text => JSON.parse(text)", self.copied(model, "JSON"))
+        answer: dict[str, Any] = self.page.evaluate(
+            "text => JSON.parse(text)", self.copied(model, "JSON")
+        )
         return answer
 
     def copied(self, model: str, what: str) -> str:

@@ -1,7 +1,8 @@
 """Cancels a coroutine at each of its suspensions in turn, without a clock.
 
-At one suspension it is cancelled twice, in two runs: while it waits, and when the event that it waits for has come but
-the coroutine has not yet run. The second is the rare one: a lock is acquired, a place is given, an answer has arrived.
+At one suspension it is cancelled twice, in two runs: while it waits, and when the event that it
+waits for has come but the coroutine has not yet run. The second is the rare one: a lock is
+acquired, a place is given, an answer has arrived.
 """
 
 import asyncio
@@ -14,7 +15,9 @@ from typing import Any
 class _Cancelled:
     """A run of `work` that is cancelled at its suspension of this number, counted from 1."""
 
-    def __init__(self, work: Coroutine[Any, Any, object], number: int, *, after_event: bool) -> None:
+    def __init__(
+        self, work: Coroutine[Any, Any, object], number: int, *, after_event: bool
+    ) -> None:
         self.num_suspensions = 0
         self._work = work
         self._number = number
@@ -47,13 +50,18 @@ class _Cancelled:
 async def cancel_at_each_await(
     work: Callable[[], Coroutine[Any, Any, object]], check: Callable[[], Awaitable[object]]
 ) -> int:
-    """Run `work` until it has been cancelled at each suspension, and `check` after each; return how often it was."""
+    """Run `work` until it has been cancelled at each suspension, and `check` after each.
+
+    Return how often it was.
+    """
     num_cancelled = 0
     for after_event in (False, True):
         for number in itertools.count(1):
             cancelled = _Cancelled(work(), number, after_event=after_event)
             outcome, *_ = await asyncio.gather(_awaited(cancelled), return_exceptions=True)
-            if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
+            if isinstance(outcome, BaseException) and not isinstance(
+                outcome, asyncio.CancelledError
+            ):
                 raise outcome
             await check()
             if cancelled.num_suspensions < number:

@@ -37,15 +37,30 @@ INSTANCES = InstancesResult(
         Instance((2.0, 2.0, 30.0, 15.0), "pair", 0.5, (SQUARE, FAR_SQUARE)),
     )
 )
-MASKS = InstancesResult((Instance((0.0, 0.0, 4.0, 2.0), "all", 1.0, mask=RunLengthMask((2, 4), "08")),))
-TEXT_REGIONS = TextRegionsResult((TextRegion(((5.0, 5.0), (15.0, 6.0), (14.0, 10.0), (4.0, 9.0)), "HI", 0.8),))
-RESULTS: tuple[Result, ...] = (TEXT, DETECTIONS, INSTANCES, MASKS, TEXT_REGIONS, DetectionsResult(()))
+MASKS = InstancesResult(
+    (Instance((0.0, 0.0, 4.0, 2.0), "all", 1.0, mask=RunLengthMask((2, 4), "08")),)
+)
+TEXT_REGIONS = TextRegionsResult(
+    (TextRegion(((5.0, 5.0), (15.0, 6.0), (14.0, 10.0), (4.0, 9.0)), "HI", 0.8),)
+)
+RESULTS: tuple[Result, ...] = (
+    TEXT,
+    DETECTIONS,
+    INSTANCES,
+    MASKS,
+    TEXT_REGIONS,
+    DetectionsResult(()),
+)
 
 
-def answer(result: Result, image: ImageSize = SIZE, task: str = "some_task", model: str = "some-model") -> Answer:
+def answer(
+    result: Result, image: ImageSize = SIZE, task: str = "some_task", model: str = "some-model"
+) -> Answer:
     """Return an answer with the given result."""
     timings = Timings(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 21.0)
-    return Answer("id-1", model, task, result, "raw", "stop", image, Usage(3, 2, 1), "miss", timings)
+    return Answer(
+        "id-1", model, task, result, "raw", "stop", image, Usage(3, 2, 1), "miss", timings
+    )
 
 
 def record(result: Result, name: str = "a.png", image: ImageSize = SIZE) -> Record:

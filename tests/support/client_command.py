@@ -1,4 +1,6 @@
-"""The command `diptych` as requirements-dev.txt installs it, beside the Python that runs the tests."""
+"""The command `diptych` as requirements-dev.txt installs it, beside the Python that runs the
+tests.
+"""
 
 import subprocess
 import sys
@@ -13,6 +15,8 @@ def command(service: RunningService, *arguments: str | Path) -> list[str]:
     return [DIPTYCH, "--url", service.url, *map(str, arguments)]
 
 
-def run(service: RunningService, *arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    service: RunningService, *arguments: str | Path, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     words = command(service, *arguments)
     return subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False, timeout=60)

@@ -5,7 +5,9 @@ from contextlib import suppress
 
 
 def answer_to(connection: socket.socket, head: bytes) -> bytes:
-    """Return the first line of the answer, empty if the server closes the connection while the head is sent."""
+    """Return the first line of the answer, empty if the server closes the connection while the head
+    is sent.
+    """
     with suppress(ConnectionError):
         connection.sendall(head)
         return connection.recv(65536).partition(b"\r\n")[0]

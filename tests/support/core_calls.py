@@ -30,14 +30,17 @@ def predict(core: Core, image: bytes = PNG, timeout_s: float = math.inf, **field
     return run(core.predict(image, fields, context(timeout_s=timeout_s)))
 
 
-def compare(core: Core, image: bytes = PNG, timeout_s: float = math.inf, **fields: Any) -> Comparison:
+def compare(
+    core: Core, image: bytes = PNG, timeout_s: float = math.inf, **fields: Any
+) -> Comparison:
     return run(core.compare(image, fields, context(timeout_s=timeout_s)))
 
 
 def codes(comparison: Comparison) -> dict[str, str]:
     """Return by model the code of its error, or ok."""
     return {
-        model.id: outcome.code if isinstance(outcome, ServiceError) else "ok" for model, outcome in comparison.answers
+        model.id: outcome.code if isinstance(outcome, ServiceError) else "ok"
+        for model, outcome in comparison.answers
     }
 
 

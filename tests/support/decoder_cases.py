@@ -24,7 +24,10 @@ PROMPTS: dict[Family, tuple[str, ...]] = {
     "florence2": (
         "What does the image describe?",
         "Locate the objects with category name in the image.",
-        "Locate a red circle, a blue square and a large green star which stands on the left with mask",
+        (
+            "Locate a red circle, a blue square and a large green star which stands on the left"
+            " with mask"
+        ),
         "What is the text in the image, with regions?",
         "Describe in detail what is shown in the image.",
     ),
@@ -36,13 +39,21 @@ PROMPTS: dict[Family, tuple[str, ...]] = {
         "ocr",
     ),
 }
-SIDE_PX, NUM_SCENES, MAX_NEW_TOKENS = 192, 6, 40
+SIDE_PX = 192
+NUM_SCENES = 6
+MAX_NEW_TOKENS = 40
 NEAR_TIE_LOGITS = 1e-3  # well above the rounding error of sums in a different order
 MAX_NEAR_TIES = 0.02  # of the answers
 
 # Of the released Florence-2 checkpoints: no repeated trigrams, early stopping.
 RELEASED_RULES = {"no_repeat_ngram_size": 3, "early_stopping": True}
-CASE_NAMES = (*EMBEDDED, "florence-2-mini released rules", "random florence2", "random paligemma", "random paligemma2")
+CASE_NAMES = (
+    *EMBEDDED,
+    "florence-2-mini released rules",
+    "random florence2",
+    "random paligemma",
+    "random paligemma2",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,9 @@ class Case:
     images: tuple[Image.Image, ...]
     features: Tensor  # (images, N, C)
 
-    def request(self, index: int, max_new_tokens: int = MAX_NEW_TOKENS, num_beams: int = 1) -> SequenceRequest:
+    def request(
+        self, index: int, max_new_tokens: int = MAX_NEW_TOKENS, num_beams: int = 1
+    ) -> SequenceRequest:
         prompt_ids = self.decoder.prompt_ids([(self._prompt(index), False)])
         features = self.features[index % NUM_SCENES]
         return SequenceRequest(features, prompt_ids, max_new_tokens, num_beams=num_beams)
@@ -63,11 +76,19 @@ class Case:
     def requests(self) -> list[SequenceRequest]:
         return [self.request(index, 8 + index) for index in range(NUM_SCENES * len(self.prompts))]
 
-    def equals_reference(self, index: int, request: SequenceRequest, written: tuple[int, ...], score: float) -> bool:
-        """Return True for the reference's tokens, False at a near tie; raise `AssertionError` for any others."""
+    def equals_reference(
+        self, index: int, request: SequenceRequest, written: tuple[int, ...], score: float
+    ) -> bool:
+        """Return True for the reference's tokens, False at a near tie.
+
+        Raise `AssertionError` for any others.
+        """
         place = index % NUM_SCENES
-        features, limit = self.features[place], request.max_new_tokens
-        expected = self.reference.generate(self._prompt(index), self.images[place], features, limit, request.num_beams)
+        features = self.features[place]
+        limit = request.max_new_tokens
+        expected = self.reference.generate(
+            self._prompt(index), self.images[place], features, limit, request.num_beams
+        )
         if written == expected.token_ids:
             return True
         details = (self._prompt(index), request.num_beams, written, expected.token_ids)
@@ -90,7 +111,9 @@ def make_case(name: str, exported: ModelStore, folder: Path) -> Case:
             return _random_case(kind, folder)
         case [model_id]:
             artifacts = exported.newest(model_id)
-            return _case(artifacts, read_manifest(artifacts).family, Reference.load(MODELS / model_id))
+            return _case(
+                artifacts, read_manifest(artifacts).family, Reference.load(MODELS / model_id)
+            )
         case [model_id, "released", "rules"]:
             artifacts = shutil.copytree(exported.newest(model_id), folder / "copy")
             rules = artifacts / GENERATION_CONFIG_FILE

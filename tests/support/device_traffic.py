@@ -1,4 +1,6 @@
-"""The traffic between a host and a device without values: torch's `meta`, which fails where a value would be read."""
+"""The traffic between a host and a device without values: torch's `meta`, which fails where a value
+would be read.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,10 +20,11 @@ _COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
 
 
 class DeviceTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts transfers between host and `meta`, those that wait, and the operations on `meta`, views excepted.
+    """Counts transfers between host and `meta`, those that wait, and the operations on `meta`,
+    views excepted.
 
-    A transfer to the host gives what `set_values` writes, by default zeros. While `is_recording`, transfers
-    and tensors of the host fail: a CUDA graph cannot contain them.
+    A transfer to the host gives what `set_values` writes, by default zeros. While `is_recording`,
+    transfers and tensors of the host fail: a CUDA graph cannot contain them.
     """
 
     def __init__(self) -> None:
@@ -57,7 +60,9 @@ class DeviceTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return result
         tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         on_device = [each for each in tensors if each.device.type == "meta"]
-        target = torch.device(kwargs.get("device") or (args[0].device if func in _COPIES else "cpu"))
+        target = torch.device(
+            kwargs.get("device") or (args[0].device if func in _COPIES else "cpu")
+        )
         if func is torch.ops.aten._local_scalar_dense.default and on_device:
             self.note(self.to_host, func)
             self.waits[str(func)] += 1
@@ -65,10 +70,16 @@ class DeviceTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func in _COPIES and on_device and target.type == "cpu":
             self.note(self.to_host, func)
             self.waits[str(func)] += not _is_non_blocking(func, args, kwargs)
-            host = args[0] if func is torch.ops.aten.copy_.default else torch.zeros(args[0].shape, dtype=args[0].dtype)
+            host = (
+                args[0]
+                if func is torch.ops.aten.copy_.default
+                else torch.zeros(args[0].shape, dtype=args[0].dtype)
+            )
             self.set_values(host)
             return host
-        is_from_host = len(tensors) > len(on_device) and (on_device or (func in _COPIES and target.type == "meta"))
+        is_from_host = len(tensors) > len(on_device) and (
+            on_device or (func in _COPIES and target.type == "meta")
+        )
         if is_from_host:
             self.note(self.to_device, func)
             self.waits[str(func)] += not _is_non_blocking(func, args, kwargs)
@@ -90,7 +101,10 @@ class NewTensors(TorchFunctionMode):
         self._traffic = traffic
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.tensor and torch.device((kwargs or {}).get("device") or "cpu").type == "meta":
+        if (
+            func is torch.tensor
+            and torch.device((kwargs or {}).get("device") or "cpu").type == "meta"
+        ):
             self._traffic.note(self._traffic.to_device, func)
             self._traffic.waits[str(func)] += 1
         return func(*args, **(kwargs or {}))
@@ -110,7 +124,10 @@ def _is_non_blocking(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _is_view(func: Any) -> bool:
-    return any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
+    return any(
+        each.alias_info is not None and not each.alias_info.is_write
+        for each in func._schema.returns
+    )
 
 
 class GraphDecoder:
@@ -128,7 +145,10 @@ class GraphDecoder:
     def make_endless(self) -> None:
         """Let answers end at their limit only, without rules."""
         self._decoder.rules = replace(
-            self._decoder.rules, eos_token_ids=frozenset({-1}), forced_eos_token_id=None, no_repeat_ngram_size=0
+            self._decoder.rules,
+            eos_token_ids=frozenset({-1}),
+            forced_eos_token_id=None,
+            no_repeat_ngram_size=0,
         )
 
     def new_cache(self, num_slots: int) -> Any:

@@ -1,4 +1,6 @@
-"""The embedded models with an end token that they never generate: every answer has the maximum length."""
+"""The embedded models with an end token that they never generate: every answer has the maximum
+length.
+"""
 
 import hashlib
 import json
@@ -12,7 +14,9 @@ _UNKNOWN_TOKEN_ID = 3  # <unk>
 
 
 def endless_models(exported: ModelStore, home: Path) -> ModelStore:
-    """Copy the exported models into another BentoML home, with an end token that they never generate."""
+    """Copy the exported models into another BentoML home, with an end token that they never
+    generate.
+    """
     shutil.copytree(exported.home, home, symlinks=True)
     store = ModelStore(home)
     for model_id in EMBEDDED:

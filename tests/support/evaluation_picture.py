@@ -1,4 +1,5 @@
-"""Takes the README's screenshot of a report: both embedded models of a running service on 200 scenes with COCO labels.
+"""Takes the README's screenshot of a report: both embedded models of a running service on 200
+scenes with COCO labels.
 
 python -m tests.support.evaluation_picture http://localhost:3000
 """
@@ -21,7 +22,8 @@ _NUM_SCENES = 200
 def take(url: str) -> None:
     """Run the command on the scenes and write what a person sees of its report."""
     with TemporaryDirectory() as temporary, chromium() as browser:
-        scenes, out = Path(temporary) / "scenes", Path(temporary) / "out"
+        scenes = Path(temporary) / "scenes"
+        out = Path(temporary) / "out"
         write_coco_scenes(scenes, [CONDITIONS["plain"]], range(_NUM_SCENES))
         words = ("evaluate", scenes, "--task", "open_vocabulary_detection", "--out", out)
         subprocess.run([DIPTYCH, "--url", url, *words], check=True)

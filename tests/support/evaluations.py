@@ -22,7 +22,9 @@ OBJECTS: dict[str, tuple[tuple[str, BoxXyxy], ...]] = {
 }
 
 
-def prediction(items: Sequence[Item] = (), text: str | None = None, image: ImageSize = SIZE) -> Prediction:
+def prediction(
+    items: Sequence[Item] = (), text: str | None = None, image: ImageSize = SIZE
+) -> Prediction:
     """Return a prediction that took a tenth of a second."""
     return Prediction(tuple(items), text, image, 0.1, 0.05, 4)
 
@@ -43,9 +45,14 @@ def write_images(folder: Path) -> None:
 
 def write_coco(folder: Path) -> Path:
     write_images(folder / "images")
-    rows = [(index, label, box) for index, own in enumerate(OBJECTS.values(), 1) for label, box in own]
+    rows = [
+        (index, label, box) for index, own in enumerate(OBJECTS.values(), 1) for label, box in own
+    ]
     document = {
-        "images": [{"id": i, "file_name": name, "width": 100, "height": 80} for i, name in enumerate(OBJECTS, 1)],
+        "images": [
+            {"id": i, "file_name": name, "width": 100, "height": 80}
+            for i, name in enumerate(OBJECTS, 1)
+        ],
         "categories": [{"id": 7 + i, "name": name} for i, name in enumerate(CLASSES)],
         "annotations": [
             {
@@ -65,10 +72,13 @@ def write_coco(folder: Path) -> Path:
 def write_yolo(folder: Path) -> Path:
     write_images(folder / "images" / "val")
     (folder / "labels" / "val").mkdir(parents=True)
-    (folder / "data.yaml").write_text("path: /elsewhere\ntrain: images/train\nval: images/val\nnames: [car, dog]\n")
+    (folder / "data.yaml").write_text(
+        "path: /elsewhere\ntrain: images/train\nval: images/val\nnames: [car, dog]\n"
+    )
     for name, own in OBJECTS.items():
         lines = [
-            f"{CLASSES.index(label)} {(x1 + x2) / 200} {(y1 + y2) / 160} {(x2 - x1) / 100} {(y2 - y1) / 80}\n"
+            f"{CLASSES.index(label)} {(x1 + x2) / 200} {(y1 + y2) / 160} {(x2 - x1) / 100}"
+            f" {(y2 - y1) / 80}\n"
             for label, (x1, y1, x2, y2) in own
         ]
         if lines:
@@ -81,7 +91,8 @@ def write_voc(folder: Path) -> Path:
     (folder / "Annotations").mkdir()
     for name, own in OBJECTS.items():
         objects = "".join(
-            f"<object><name>{label}</name><bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax>"
+            f"<object><name>{label}</name><bndbox>"
+            f"<xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax>"
             f"<ymax>{y2}</ymax></bndbox></object>"
             for label, (x1, y1, x2, y2) in own
         )
@@ -114,7 +125,9 @@ def write_arrow(folder: Path) -> Path:
 
 
 def arrow_table(folder: Path) -> pyarrow.Table:
-    """Return the dataset as Hugging Face's library stores it: images as bytes, classes as a ClassLabel."""
+    """Return the dataset as Hugging Face's library stores it: images as bytes, classes as a
+    ClassLabel.
+    """
     write_images(folder / "originals")
     rows = [
         {
@@ -135,4 +148,6 @@ def arrow_table(folder: Path) -> pyarrow.Table:
     for path in (folder / "originals").iterdir():
         path.unlink()
     (folder / "originals").rmdir()
-    return pyarrow.Table.from_pylist(rows, pyarrow.schema([("image", image), ("objects", objects)], metadata))
+    return pyarrow.Table.from_pylist(
+        rows, pyarrow.schema([("image", image), ("objects", objects)], metadata)
+    )

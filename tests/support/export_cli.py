@@ -1,4 +1,6 @@
-"""The export as a user runs it: `python -m export` in its own process, with a model store of its own."""
+"""The export as a user runs it: `python -m export` in its own process, with a model store of its
+own.
+"""
 
 import os
 import shutil
@@ -28,7 +30,9 @@ class ModelStore:
         return subprocess.run(
             [*self.prefix, sys.executable, *arguments],
             cwd=ROOT,
-            env=os.environ | {"BENTOML_HOME": str(self.home), "BENTOML_DO_NOT_TRACK": "True"} | environment,
+            env=os.environ
+            | {"BENTOML_HOME": str(self.home), "BENTOML_DO_NOT_TRACK": "True"}
+            | environment,
             capture_output=True,
             text=True,
             timeout=600,
@@ -53,10 +57,19 @@ class ModelStore:
 
 
 def small_disk(folder: Path, size_mb: int) -> tuple[str, ...]:
-    """Return a command that runs its arguments with a disk of `size_mb` at `folder`, which ends with them.
+    """Return a command that runs its arguments with a disk of `size_mb` at `folder`, which ends
+    with them.
 
     The disk is a tmpfs in a mount namespace of its own: no other process sees it.
     """
     folder.mkdir()
     mount = f'mount -t tmpfs -o size={size_mb}m tmpfs "$0" && exec "$@"'
-    return ("unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c", mount, str(folder))
+    return (
+        "unshare",
+        "--mount",
+        *([] if os.geteuid() == 0 else ["--map-root-user"]),
+        "sh",
+        "-c",
+        mount,
+        str(folder),
+    )

@@ -1,6 +1,8 @@
-"""`python -m tests.support.export_random NAME FOLDER`: a random checkpoint of real widths, exported and stored.
+"""`python -m tests.support.export_random NAME FOLDER`: a random checkpoint of real widths, exported
+and stored.
 
-With fewer layers and probes than an export, and without photographs: real widths take seconds per image.
+With fewer layers and probes than an export, and without photographs: real widths take seconds per
+image.
 """
 
 import sys

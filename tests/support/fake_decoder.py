@@ -21,12 +21,17 @@ from tests.support.tiny_tokenizer import tiny_tokenizer
 
 VOCABULARY_SIZE = 50
 # A prompt with POISON gives NaN logits for itself; one with CRASH fails its whole batch.
-EOS, SHORT_OF_MEMORY, POISON, CRASH = 1, 47, 48, 49
+EOS = 1
+SHORT_OF_MEMORY = 47
+POISON = 48
+CRASH = 49
 MAX_POSITIONS = 64
 
 MAX_PREFILL = 2  # sequences; a larger prefill with SHORT_OF_MEMORY in a prompt runs out of memory
 FAKE_RULES = GenerationRules(frozenset({EOS}))
-FAKE_TOKENIZER = tiny_tokenizer({i: chr(i - 2 + ord("a")) for i in range(2, 28)}, {0: "<pad>", EOS: "<eos>"})
+FAKE_TOKENIZER = tiny_tokenizer(
+    {i: chr(i - 2 + ord("a")) for i in range(2, 28)}, {0: "<pad>", EOS: "<eos>"}
+)
 
 
 @dataclass(slots=True)
@@ -74,7 +79,8 @@ class FakeDecoder:
     def max_new_tokens(self, num_prefix_tokens: int) -> int:
         if num_prefix_tokens >= MAX_POSITIONS:
             raise SequenceTooLong(
-                f"image and prompt have {num_prefix_tokens} tokens; at most {MAX_POSITIONS - 1} are allowed"
+                f"image and prompt have {num_prefix_tokens} tokens; at most {MAX_POSITIONS - 1} are"
+                " allowed"
             )
         return MAX_POSITIONS - num_prefix_tokens
 
@@ -94,7 +100,9 @@ class FakeDecoder:
         self.batch_sizes.append(len(requests))
         if any(CRASH in request.prompt_ids for request in requests):
             raise RuntimeError("the batch crashed")
-        if len(requests) > MAX_PREFILL and any(SHORT_OF_MEMORY in request.prompt_ids for request in requests):
+        if len(requests) > MAX_PREFILL and any(
+            SHORT_OF_MEMORY in request.prompt_ids for request in requests
+        ):
             raise torch.OutOfMemoryError
         slots = range(first_slot, first_slot + len(requests))
         for slot, request in zip(slots, requests, strict=True):
@@ -133,7 +141,11 @@ class FakeDecoder:
         self.reorder(cache, [last], [slot])
 
     def reorder(
-        self, cache: FakeCache, sources: Sequence[int], targets: Sequence[int], on_device: Tensor | None = None
+        self,
+        cache: FakeCache,
+        sources: Sequence[int],
+        targets: Sequence[int],
+        on_device: Tensor | None = None,
     ) -> None:
         assert on_device is None
         held = [(cache.answers[source], cache.num_generated[source]) for source in sources]
@@ -146,7 +158,8 @@ class FakeDecoder:
     def _logits(self, cache: FakeCache, slots: range, width: int = 1) -> Tensor:
         logits = torch.zeros(len(slots) * width, VOCABULARY_SIZE)
         for row, (slot, offset) in enumerate(product(slots, range(width))):
-            answer, position = cache.answers[slot], cache.num_generated[slot] + offset
+            answer = cache.answers[slot]
+            position = cache.num_generated[slot] + offset
             token_id = answer[position] if position < len(answer) else EOS
             logits[row, token_id] = 10.0
             if token_id == POISON:

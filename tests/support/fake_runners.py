@@ -1,4 +1,6 @@
-"""A runner without weights: an encoder with meaningless features, and a decoder with a canned text per prompt."""
+"""A runner without weights: an encoder with meaningless features, and a decoder with a canned text
+per prompt.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -32,12 +34,18 @@ from tests.support.answers import generated
 
 NUM_PROMPT_TOKENS = 5
 FAKE_IMAGE_TOKENS = 37
-ENCODE_S, QUEUE_S, PREFILL_S, DECODE_S = 0.25, 0.5, 0.125, 1.0
+ENCODE_S = 0.25
+QUEUE_S = 0.5
+PREFILL_S = 0.125
+DECODE_S = 1.0
 
 
 @dataclass(slots=True)
 class FakeEncoder:
-    """Records the shapes of encoded images. Its features are the first pixels, one value per token."""
+    """Records the shapes of encoded images.
+
+    Its features are the first pixels, one value per token.
+    """
 
     failure: Exception | None = None  # of the call with pixels
     failed: Failed | None = None  # the outcome of every image
@@ -69,7 +77,9 @@ class FakeDecoder:
     broken: Exception | None = None  # raised by a stream after its first piece
     num_broken: int = 2  # number of streams that raise it
 
-    async def write(self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]) -> list[Outcome]:
+    async def write(
+        self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]
+    ) -> list[Outcome]:
         """Return the outcome of each sequence, or fail."""
         self.specs.extend(sequences)
         self.image_features.append(image_features.numpy())
@@ -81,7 +91,9 @@ class FakeDecoder:
     async def stream(
         self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]
     ) -> AsyncGenerator[WritingEvent, None]:
-        """Yield the outcomes of `write` token by token, the last sequence first; or fail after the first."""
+        """Yield the outcomes of `write` token by token, the last sequence first; or fail after the
+        first.
+        """
         outcomes = await self.write(image_features, sequences)
         for index, outcome in reversed(list(enumerate(outcomes))):
             if isinstance(outcome, Written):
@@ -109,11 +121,16 @@ class FakeChannel(RunnerChannel):
     """A channel to both fakes in this process, over the real features cache."""
 
     def __init__(
-        self, encoder: FakeEncoder, decoder: FakeDecoder, max_cache_bytes: int = 10_000_000, is_up: bool = True
+        self,
+        encoder: FakeEncoder,
+        decoder: FakeDecoder,
+        max_cache_bytes: int = 10_000_000,
+        is_up: bool = True,
     ) -> None:
         super().__init__("http://fake", "0" * 64, 1)
         self.calls: list[RunnerCall] = []
-        self.adapter_states: AdapterStates | None = AdapterStates(loaded=frozenset(), refused={})  # None: no answer
+        # None: no answer
+        self.adapter_states: AdapterStates | None = AdapterStates(loaded=frozenset(), refused={})
         self._encoder = encoder
         self._decoder = decoder
         self._is_up = is_up
@@ -122,7 +139,9 @@ class FakeChannel(RunnerChannel):
     async def write(self, call: RunnerCall) -> Outcomes:
         features = await self._features(call)
         if isinstance(features, Failed):
-            return Outcomes(features=FoundFeatures(outcome="miss"), outcomes=[features for _ in call.sequences])
+            return Outcomes(
+                features=FoundFeatures(outcome="miss"), outcomes=[features for _ in call.sequences]
+            )
         outcomes = await self._decoder.write(features.tensor, call.sequences)
         return Outcomes(features=features.found, outcomes=outcomes)
 
@@ -138,7 +157,8 @@ class FakeChannel(RunnerChannel):
     async def is_ready(self, timeout_s: float) -> bool:  # noqa: ARG002  # the interface has it
         return self._is_up
 
-    async def adapters(self, timeout_s: float) -> AdapterStates | None:  # noqa: ARG002  # the interface has it
+    # the interface has it
+    async def adapters(self, timeout_s: float) -> AdapterStates | None:  # noqa: ARG002
         return self.adapter_states
 
     async def _features(self, call: RunnerCall) -> CachedFeatures | Failed:

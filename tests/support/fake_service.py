@@ -1,4 +1,6 @@
-"""The real core over fake runners, with catalog entries of the embedded models and synthetic manifests."""
+"""The real core over fake runners, with catalog entries of the embedded models and synthetic
+manifests.
+"""
 
 import base64
 import io
@@ -21,7 +23,8 @@ from tasks.paligemma import MaskDecoder
 from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT
 from tests.support.fake_runners import FAKE_IMAGE_TOKENS, FakeChannel, FakeDecoder, FakeEncoder
 
-FLORENCE_ID, PALIGEMMA_ID = FLORENCE.id, PALIGEMMA.id
+FLORENCE_ID = FLORENCE.id
+PALIGEMMA_ID = PALIGEMMA.id
 CHECKPOINT = "c" * 64
 IMAGE_SIZE_WH = (640, 480)
 INPUT_SIZE_WH = (192, 96)  # not square, so that swapped sides are detected
@@ -30,14 +33,20 @@ NUM_IMAGE_TOKENS = FAKE_IMAGE_TOKENS
 # Answers of the fake decoders, by prompt.
 FLORENCE_ANSWERS = {
     "What does the image describe?": "a red circle",
-    "Locate the objects with category name in the image.": "red circle<loc_100><loc_200><loc_500><loc_600>",
+    "Locate the objects with category name in the image.": (
+        "red circle<loc_100><loc_200><loc_500><loc_600>"
+    ),
     "Locate red circle in the image.": "red circle<loc_100><loc_200><loc_500><loc_600>",
     "Locate blue square in the image.": "",
-    "Locate red circle in the image with mask": "<loc_100><loc_200><loc_500><loc_200><loc_500><loc_600>",
+    "Locate red circle in the image with mask": (
+        "<loc_100><loc_200><loc_500><loc_200><loc_500><loc_600>"
+    ),
     "What is the text in the image?": "HELLO",
     "what is it?": "a circle",
     "What is the region <loc_100><loc_100><loc_900><loc_900>?": "circle",
-    "What is the text in the image, with regions?": "HI" + "".join(f"<loc_{bin}>" for bin in (1, 2, 9, 2, 9, 8, 1, 8)),
+    "What is the text in the image, with regions?": (
+        "HI" + "".join(f"<loc_{bin}>" for bin in (1, 2, 9, 2, 9, 8, 1, 8))
+    ),
 }
 PALIGEMMA_ANSWERS = {
     "caption en": "red circle",
@@ -57,7 +66,9 @@ def served(entry: CatalogEntry) -> ServedModel:
         revision=None,
         build_key="0" * 64,
         checkpoint=CHECKPOINT,
-        precision={device: {"encoder": "float32", "decoder": "float32"} for device in ("cpu", "cuda")},
+        precision={
+            device: {"encoder": "float32", "decoder": "float32"} for device in ("cpu", "cuda")
+        },
         image_size_wh=INPUT_SIZE_WH,
         resample=Image.Resampling.BICUBIC,
         num_image_tokens=NUM_IMAGE_TOKENS,
@@ -67,7 +78,9 @@ def served(entry: CatalogEntry) -> ServedModel:
         parity={},
     )
     masks = ROOT / entry.source / (entry.mask_decoder or "none")
-    return ServedModel(entry, manifest, MaskDecoder.load(masks) if masks.is_file() else None, "float32")
+    return ServedModel(
+        entry, manifest, MaskDecoder.load(masks) if masks.is_file() else None, "float32"
+    )
 
 
 def served_models(*entries: CatalogEntry) -> ServedModels:
@@ -88,14 +101,21 @@ def make_core(
     is_up: bool = True,
     gaps: TrafficGaps | None = None,
 ) -> Core:
-    """Return a core over both embedded models with fake runners; `is_up`: the one of Florence-2 is ready."""
+    """Return a core over both embedded models with fake runners; `is_up`: the one of Florence-2 is
+    ready.
+    """
     texts = {FLORENCE_ID: FLORENCE_ANSWERS, PALIGEMMA_ID: PALIGEMMA_ANSWERS}
     encoders = {model_id: FakeEncoder() for model_id in texts} | dict(encoders or {})
-    decoders = {model_id: FakeDecoder(answers) for model_id, answers in texts.items()} | dict(decoders or {})
+    decoders = {model_id: FakeDecoder(answers) for model_id, answers in texts.items()} | dict(
+        decoders or {}
+    )
     models = served_models(*entries)
     runners = {
         model.id: RunnerClient(
-            model.id, FakeChannel(encoders[model.id], decoders[model.id], is_up=is_up or model.id != FLORENCE_ID)
+            model.id,
+            FakeChannel(
+                encoders[model.id], decoders[model.id], is_up=is_up or model.id != FLORENCE_ID
+            ),
         )
         for model in models
         if model.runner_id == model.id

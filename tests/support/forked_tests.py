@@ -1,7 +1,9 @@
-"""Runs pytest in forks of a process that has imported the large packages, none of ours: `python -m ...` in a tree.
+"""Runs pytest in forks of a process that has imported the large packages, none of ours: `python -m
+...` in a tree.
 
-A line of stdin is a JSON object {arguments, first, timeout_s, log}; a line of stdout is pytest's exit status, negative
-if a signal ended the run, which SIGALRM does after `timeout_s`. Tests of modules named like `first` run first.
+A line of stdin is a JSON object {arguments, first, timeout_s, log}; a line of stdout is pytest's
+exit status, negative if a signal ended the run, which SIGALRM does after `timeout_s`. Tests of
+modules named like `first` run first.
 """
 
 import importlib
@@ -19,8 +21,25 @@ import pytest
 
 # They take most of the seconds of an import, pytest's plugins among them.
 LARGE_PACKAGES = (
-    *("aiohttp", "bentoml", "grpc", "httpx", "numpy", "onnxruntime", "pandas", "peft", "PIL", "redis.asyncio", "torch"),
-    *("_hypothesis_pytestplugin", "hypothesis", "playwright.sync_api", "schemathesis.pytest.plugin"),
+    *(
+        "aiohttp",
+        "bentoml",
+        "grpc",
+        "httpx",
+        "numpy",
+        "onnxruntime",
+        "pandas",
+        "peft",
+        "PIL",
+        "redis.asyncio",
+        "torch",
+    ),
+    *(
+        "_hypothesis_pytestplugin",
+        "hypothesis",
+        "playwright.sync_api",
+        "schemathesis.pytest.plugin",
+    ),
 )
 # The warning is about plugins that are imported before pytest.
 _OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-W", "ignore:Module already imported")
@@ -29,7 +48,9 @@ _MAX_BYTES = 8 << 30  # a changed loop may collect values for ever
 
 @dataclass(frozen=True, slots=True)
 class _NamedFirst:
-    """A plugin that runs the tests of one module before the others, which mostly confirm that it works."""
+    """A plugin that runs the tests of one module before the others, which mostly confirm that it
+    works.
+    """
 
     name: str
 

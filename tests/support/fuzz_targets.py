@@ -1,4 +1,7 @@
-"""The readers of foreign bytes that are fuzzed; an input of several parts has `_SPLIT` between them."""
+"""The readers of foreign bytes that are fuzzed.
+
+An input of several parts has `_SPLIT` between them.
+"""
 
 import asyncio
 import io
@@ -76,7 +79,8 @@ def _adapter(data: bytes) -> None:
 def _dataset(name: str) -> Callable[[bytes], object]:
     def read_file(data: bytes) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            path, images = Path(folder, name), Path(folder, "images")
+            path = Path(folder, name)
+            images = Path(folder, "images")
             for each in (path.parent, images):
                 each.mkdir(exist_ok=True)
             for each in (Path(folder), images):
@@ -122,11 +126,22 @@ def _pictures() -> tuple[bytes, ...]:
     exif = Image.Exif()
     exif[0x0112] = 6
     formats = ("WEBP", "PNG")
-    return jpeg, progressive, encoded(picture, "PNG", exif=exif), *(encoded(picture, each) for each in formats)
+    return (
+        jpeg,
+        progressive,
+        encoded(picture, "PNG", exif=exif),
+        *(encoded(picture, each) for each in formats),
+    )
 
 
 def _adapter_seed() -> bytes:
-    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "bias": "none", "target_modules": ["q_proj"]}
+    config = {
+        "peft_type": "LORA",
+        "r": 1,
+        "lora_alpha": 2,
+        "bias": "none",
+        "target_modules": ["q_proj"],
+    }
     name = f"base_model.model.{_LAYER}"
     tensors = {f"{name}.lora_A.weight": torch.ones(1, 6), f"{name}.lora_B.weight": torch.ones(4, 1)}
     return json.dumps(config).encode() + _SPLIT + save(tensors)
@@ -151,7 +166,14 @@ def _parquet_seed() -> bytes:
 _COCO = {
     "images": [{"id": 1, "file_name": "a.png"}],
     "categories": [{"id": 1, "name": "cat"}],
-    "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "segmentation": [[1, 2, 3, 4, 5, 6]]}],
+    "annotations": [
+        {
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": [1, 2, 3, 4],
+            "segmentation": [[1, 2, 3, 4, 5, 6]],
+        }
+    ],
 }
 _LINES = (
     b'{"image": "a.png", "question": "how many?", "answers": ["2", "two"]}\n',
@@ -172,31 +194,51 @@ _INFER = (
 )
 _WRITE = b'{"sequences": [{"segments": [["what?", true]], "timeout_s": 1}]}'
 _BATCH_LINE = b'{"custom_id": "1", "method": "POST", "url": "/v1/predict", "body": {"task": "ocr"}}'
-_FIELDS = b'{"task": "open_vocabulary_detection", "labels": ["cat"], "min_score": 0.5, "temperature": 1, "seed": 3}'
-_DATASET_ERRORS = (RunError, OSError, ValueError)  # the command line prints them (client/diptych_client/cli/app.py)
+_FIELDS = (
+    b'{"task": "open_vocabulary_detection", "labels": ["cat"], "min_score": 0.5, "temperature": 1,'
+    b' "seed": 3}'
+)
+# the command line prints them (client/diptych_client/cli/app.py)
+_DATASET_ERRORS = (RunError, OSError, ValueError)
 
 TARGETS = {
     "image": Target(_image, (ImageError,), _pictures()),
     "form": Target(
-        lambda data: read(data, FORM), (ServiceError,), (form(file_part("image", IMAGE), part("labels", '["a"]')),)
+        lambda data: read(data, FORM),
+        (ServiceError,),
+        (form(file_part("image", IMAGE), part("labels", '["a"]')),),
     ),
-    "json": Target(lambda data: read(data, JSON), (ServiceError,), (b'{"image": "QUJD", "task": "ocr", "x": [1.5]}',)),
-    "fields": Target(lambda data: parse_fields(PredictFields, json_object(data)), (ServiceError,), (_FIELDS,)),
+    "json": Target(
+        lambda data: read(data, JSON),
+        (ServiceError,),
+        (b'{"image": "QUJD", "task": "ocr", "x": [1.5]}',),
+    ),
+    "fields": Target(
+        lambda data: parse_fields(PredictFields, json_object(data)), (ServiceError,), (_FIELDS,)
+    ),
     "image_url": Target(
         lambda data: check_url(data.decode("utf-8", "replace"), [AllowedHost("*")]),
         (ServiceError,),
         (b"https://example.org:443/a.png?b=c", b"http://[2001:db8::1]/a"),
     ),
-    "labelling_config": Target(lambda data: parse_config(data.decode("utf-8", "replace")), (ServiceError,), (_CONFIG,)),
+    "labelling_config": Target(
+        lambda data: parse_config(data.decode("utf-8", "replace")), (ServiceError,), (_CONFIG,)
+    ),
     "batch_line": Target(parse_line, (ServiceError,), (_BATCH_LINE,)),
     "batch_upload": Target(
-        _upload, (ServiceError,), (form(part("purpose", "batch"), part("file", _BATCH_LINE, '; filename="a.jsonl"')),)
+        _upload,
+        (ServiceError,),
+        (form(part("purpose", "batch"), part("file", _BATCH_LINE, '; filename="a.jsonl"')),),
     ),
     "open_inference": Target(
-        _open_inference, (ServiceError,), (str(len(_INFER)).encode() + _SPLIT + _INFER + b"\1\0\0\0a",)
+        _open_inference,
+        (ServiceError,),
+        (str(len(_INFER)).encode() + _SPLIT + _INFER + b"\1\0\0\0a",),
     ),
     "runner_call": Target(
-        _call, (BadCall,), (_SPLIT + _WRITE, str(len(_WRITE)).encode() + _SPLIT + _WRITE + bytes(12))
+        _call,
+        (BadCall,),
+        (_SPLIT + _WRITE, str(len(_WRITE)).encode() + _SPLIT + _WRITE + bytes(12)),
     ),
     "key_file": Target(
         lambda data: parse_keys(data.decode("utf-8", "replace")),
@@ -207,7 +249,9 @@ TARGETS = {
     "coco": Target(_dataset("a.json"), _DATASET_ERRORS, (json.dumps(_COCO).encode(),)),
     "json_lines": Target(_dataset("a.jsonl"), _DATASET_ERRORS, _LINES),
     "voc": Target(_dataset("Annotations/a.xml"), _DATASET_ERRORS, (_VOC,)),
-    "yolo": Target(_dataset("data.yaml"), _DATASET_ERRORS, (b"path: .\ntrain: images\nnames:\n  0: cat\n",)),
+    "yolo": Target(
+        _dataset("data.yaml"), _DATASET_ERRORS, (b"path: .\ntrain: images\nnames:\n  0: cat\n",)
+    ),
     "parquet": Target(_dataset("a.parquet"), _DATASET_ERRORS, (_parquet_seed(),)),
     "journal": Target(_journal, (RunError,), (b'{"image": "a.png", "answer": {}}\n',)),
     "archive": Target(_archive, (Unreadable, OSError), (_tar_seed(),)),

@@ -1,7 +1,9 @@
-"""Coverage-guided fuzzing of one reader: `python -m tests.support.fuzzing TARGET SECONDS CORPUS`, by Atheris.
+"""Coverage-guided fuzzing of one reader: `python -m tests.support.fuzzing TARGET SECONDS CORPUS`,
+by Atheris.
 
-Inputs that reach new code are added to the folder CORPUS. The exit status is not 0 if the reader raises an error that
-it does not declare, or takes more than a second; the input is then in the current folder, and its error in the log.
+Inputs that reach new code are added to the folder CORPUS. The exit status is not 0 if the reader
+raises an error that it does not declare, or takes more than a second; the input is then in the
+current folder, and its error in the log.
 """
 
 import sys
@@ -26,7 +28,9 @@ class Target:
 
 
 def check(target: Target, data: bytes) -> None:
-    """Read an input; let an error through that is not declared, and raise one for an input that takes long."""
+    """Read an input; let an error through that is not declared, and raise one for an input that
+    takes long.
+    """
     start_s = time.process_time()
     with suppress(*target.errors):
         target.read(data)
@@ -40,12 +44,18 @@ def main() -> None:
     import atheris
 
     name, seconds, corpus = sys.argv[1:]
-    with atheris.instrument_imports(include=["service", "runners", "tasks", "offline", "diptych_client"]):
+    with atheris.instrument_imports(
+        include=["service", "runners", "tasks", "offline", "diptych_client"]
+    ):
         from tests.support.fuzz_targets import TARGETS
     target = TARGETS[name]
     for number, seed in enumerate(target.seeds):
         Path(corpus, f"seed-{number}").write_bytes(seed)
-    limits = [f"-max_total_time={seconds}", f"-max_len={_MAX_INPUT_BYTES}", f"-rss_limit_mb={_MAX_MEMORY_MB}"]
+    limits = [
+        f"-max_total_time={seconds}",
+        f"-max_len={_MAX_INPUT_BYTES}",
+        f"-rss_limit_mb={_MAX_MEMORY_MB}",
+    ]
     atheris.Setup([sys.argv[0], *limits, corpus], lambda data: check(target, data))
     atheris.Fuzz()
 

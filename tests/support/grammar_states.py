@@ -1,9 +1,10 @@
-"""Recorded states of constrained decoding: a grammar, the tokens generated so far, and the tokens allowed next.
+"""Recorded states of constrained decoding: a grammar, the tokens generated so far, and the tokens
+allowed next.
 
     python -m tests.support.grammar_states [--time]
 
-records them again, or times the masks. Half of each vocabulary's states come from constrained answers of the embedded
-models, greedy and with beams; the others from random answers.
+records them again, or times the masks. Half of each vocabulary's states come from constrained
+answers of the embedded models, greedy and with beams; the others from random answers.
 """
 
 import argparse
@@ -50,11 +51,22 @@ FAMILY_OF: dict[TokenizerName, Family] = {
     "paligemma-mini": "paligemma",
     "gemma": "paligemma",
 }
-_MODEL_OF: dict[Family, TokenizerName] = {"florence2": "florence-2-mini", "paligemma": "paligemma-mini"}
+_MODEL_OF: dict[Family, TokenizerName] = {
+    "florence2": "florence-2-mini",
+    "paligemma": "paligemma-mini",
+}
 EOS_ID: dict[Family, int] = {"florence2": 2, "paligemma": 1}
 NUM_STATES = 125  # of each vocabulary
-_NUM_SCENES, _NUM_BEAMS, _MAX_NEW_TOKENS, _MAX_WRITTEN = 12, 3, 96, 48
-_LABELS = (["red circle", "star"], ["a", "ab", "abc"], ["größe (b)", "日本"], ['"x\\', "<loc0005>", "🙂"])
+_NUM_SCENES = 12
+_NUM_BEAMS = 3
+_MAX_NEW_TOKENS = 96
+_MAX_WRITTEN = 48
+_LABELS = (
+    ["red circle", "star"],
+    ["a", "ab", "abc"],
+    ["größe (b)", "日本"],
+    ['"x\\', "<loc0005>", "🙂"],
+)
 _RANDOM_PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "object_detection": [{}],
     "open_vocabulary_detection": [{"labels": labels} for labels in _LABELS],
@@ -86,7 +98,9 @@ def tokenizer_definition(name: TokenizerName) -> dict[str, Any] | None:
     """Return the values of a `tokenizer.json`, None if it cannot be fetched."""
     if name == "bart" or name == "gemma":
         return fetch_tokenizer(name)
-    definition: dict[str, Any] = json.loads((MODELS / name / "tokenizer.json").read_text(encoding="utf-8"))
+    definition: dict[str, Any] = json.loads(
+        (MODELS / name / "tokenizer.json").read_text(encoding="utf-8")
+    )
     return definition
 
 
@@ -95,7 +109,9 @@ def measured(state: GrammarState, constraints: Constraints) -> GrammarState:
     constraint = constraints.get(grammar_of(state))
     ids = allowed_ids(constraint, state_after(constraint, state.token_ids))
     digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
-    return GrammarState(state.tokenizer, state.task, state.parameters, state.token_ids, len(ids), digest)
+    return GrammarState(
+        state.tokenizer, state.task, state.parameters, state.token_ids, len(ids), digest
+    )
 
 
 def grammar_of(state: GrammarState) -> str:
@@ -125,9 +141,15 @@ def _record(folder: Path) -> None:
         if name == model:
             written = answers[model]
         else:
-            written = list(_retokenized(answers[model], model, Tokenizer.from_str(json.dumps(definition)), name))
+            written = list(
+                _retokenized(
+                    answers[model], model, Tokenizer.from_str(json.dumps(definition)), name
+                )
+            )
         prefixes = [_prefix(answer, rng) for answer in rng.choices(written, k=NUM_STATES // 2)]
-        prefixes += islice(_random_prefixes(name, constraints, definition, rng), NUM_STATES - len(prefixes))
+        prefixes += islice(
+            _random_prefixes(name, constraints, definition, rng), NUM_STATES - len(prefixes)
+        )
         states += [measured(state, constraints) for state in prefixes]
     lines = ",\n".join(json.dumps(asdict(state), ensure_ascii=False) for state in states)
     STATES_FILE.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
@@ -135,7 +157,8 @@ def _record(folder: Path) -> None:
 
 def _model_answers(name: TokenizerName, folder: Path) -> Iterator[GrammarState]:
     """Yield an embedded model's answers to all constrained questions about some scenes."""
-    entry, family = CATALOG[name], FAMILY_OF[name]
+    entry = CATALOG[name]
+    family = FAMILY_OF[name]
     reference = Reference.load(MODELS / name)
     shutil.copytree(MODELS / name, folder)
     write_decoder_weights(CheckpointTensors.open(MODELS / name), folder / DECODER_FILE)
@@ -150,12 +173,20 @@ def _model_answers(name: TokenizerName, folder: Path) -> Iterator[GrammarState]:
                 continue
             constraint = decoder.constraints.get(grammar_of(asked))
             for prompt in question_prompts(entry, question):
-                ids = decoder.prompt_ids([(segment.text, segment.is_control) for segment in prompt.segments])
+                ids = decoder.prompt_ids(
+                    [(segment.text, segment.is_control) for segment in prompt.segments]
+                )
                 num_beams = 1 if seed % 2 else _NUM_BEAMS
-                request = SequenceRequest(features, ids, _MAX_NEW_TOKENS, num_beams=num_beams, constraint=constraint)
+                request = SequenceRequest(
+                    features, ids, _MAX_NEW_TOKENS, num_beams=num_beams, constraint=constraint
+                )
                 (written,) = generate_all(decoder, [request])
                 bos = decoder.rules.forced_bos_token_id
-                token_ids = [i for i in written.token_ids if i != bos and i not in decoder.rules.eos_token_ids]
+                token_ids = [
+                    i
+                    for i in written.token_ids
+                    if i != bos and i not in decoder.rules.eos_token_ids
+                ]
                 yield GrammarState(name, question.task, dict(question.parameters), token_ids)
 
 
@@ -178,7 +209,9 @@ def _prefix(answer: GrammarState, rng: random.Random) -> GrammarState:
 def _random_prefixes(
     name: TokenizerName, constraints: Constraints, definition: dict[str, Any], rng: random.Random
 ) -> Iterator[GrammarState]:
-    """Yield prefixes of random answers, endlessly; kinds of tokens, not tokens, are drawn uniformly."""
+    """Yield prefixes of random answers, endlessly; kinds of tokens, not tokens, are drawn
+    uniformly.
+    """
     family = FAMILY_OF[name]
     control = {token["id"]: token["content"][:4] for token in definition["added_tokens"]}
     offered = [task for task in _RANDOM_PARAMETERS if task in CATALOG[_MODEL_OF[family]].task_ids]
@@ -186,7 +219,8 @@ def _random_prefixes(
         task = rng.choice(offered)
         start = GrammarState(name, task, rng.choice(_RANDOM_PARAMETERS[task]), [])
         constraint = constraints.get(grammar_of(start))
-        state, written = constraint.start(), list[int]()
+        state = constraint.start()
+        written = list[int]()
         for _ in range(rng.randint(0, _MAX_WRITTEN)):
             kinds: dict[str, list[int]] = {}
             for token_id in allowed_ids(constraint, state):
@@ -202,22 +236,30 @@ def _random_prefixes(
 def _time() -> None:
     """Print the time of a mask in the recorded states, the first time and later, on one thread."""
     torch.set_num_threads(1)
-    print("| vocabulary | tokens | compile, ms | first mask, ms | later, ms |\n|---|---|---|---|---|")
+    print(
+        "| vocabulary | tokens | compile, ms | first mask, ms | later, ms |\n|---|---|---|---|---|"
+    )
     for name, family in FAMILY_OF.items():
         definition = tokenizer_definition(name)
         assert definition is not None, f"the tokenizer {name} cannot be fetched"
         constraints = Constraints(definition, {EOS_ID[family]})
         logprobs = torch.zeros(constraints.num_tokens)
-        compiled, first, later = list[float](), list[float](), list[float]()
+        compiled = list[float]()
+        first = list[float]()
+        later = list[float]()
         for state in recorded_states(name):
             constraints.get.cache_clear()
-            compiled.append(_milliseconds(lambda: constraints.get(grammar_of(state))))  # noqa: B023  # called at once
+            # called at once
+            compiled.append(_milliseconds(lambda: constraints.get(grammar_of(state))))  # noqa: B023
             constraint = constraints.get(grammar_of(state))
             here = state_after(constraint, state.token_ids)
             times = [_milliseconds(lambda: masked(constraint, here, logprobs)) for _ in range(6)]  # noqa: B023
             first.append(times[0])
             later.append(statistics.median(times[1:]))
-        columns = [f"{statistics.median(times):.3f} (max {max(times):.3f})" for times in (compiled, first, later)]
+        columns = [
+            f"{statistics.median(times):.3f} (max {max(times):.3f})"
+            for times in (compiled, first, later)
+        ]
         print(f"| {name} | {len(logprobs)} | {' | '.join(columns)} |")
 
 
@@ -229,7 +271,9 @@ def _milliseconds(call: Callable[[], object]) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser("python -m tests.support.grammar_states", description=__doc__)
-    parser.add_argument("--time", action="store_true", help="time the masks instead of recording them")
+    parser.add_argument(
+        "--time", action="store_true", help="time the masks instead of recording them"
+    )
     if parser.parse_args().time:
         _time()
     else:

@@ -1,4 +1,6 @@
-"""Every method of a running gRPC server and every field of its messages, found by server reflection."""
+"""Every method of a running gRPC server and every field of its messages, found by server
+reflection.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -10,7 +12,9 @@ from google.protobuf.descriptor import FieldDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 
 _TEXTS = ("a", " ", "\n", " ; ", "a;", "a.", "a,", "é😀", "<loc_1>", "detect a ; ", "[{(<", "1")
 _NUMBERS: Mapping[str, tuple[float, ...]] = {
@@ -72,14 +76,18 @@ class GrpcSweep:
         return message
 
     def _messages(self, make: Any, depth: int = 0) -> Iterator[tuple[str, str, Message]]:
-        """Yield field, shape and message for every field of a type, and of the types of its fields."""
+        """Yield field, shape and message for every field of a type, and of the types of its
+        fields.
+        """
         for field in make.DESCRIPTOR.fields:
             for shape, value in self._values(field):
                 message = self._filled(make)
                 _set(message, field, value)
                 yield field.name, shape, message
             if field.message_type is not None and not _is_map(field) and depth < _MAX_DEPTH:
-                for inner, shape, value in self._messages(GetMessageClass(field.message_type), depth + 1):
+                for inner, shape, value in self._messages(
+                    GetMessageClass(field.message_type), depth + 1
+                ):
                     message = self._filled(make)
                     _set(message, field, [value] if field.is_repeated else value)
                     yield f"{field.name}.{inner}", shape, message
@@ -89,7 +97,10 @@ class GrpcSweep:
             yield "many names", {str(number): None for number in range(self._num_bytes // 20)}
         elif field.message_type is not None:
             if field.is_repeated:
-                yield "many messages", [GetMessageClass(field.message_type)()] * (self._num_bytes // 2)
+                yield (
+                    "many messages",
+                    [GetMessageClass(field.message_type)()] * (self._num_bytes // 2),
+                )
         elif field.is_repeated:
             for shape, value in self._scalars(field):
                 yield shape, [value]

@@ -18,7 +18,9 @@ from tests.support.running_service import free_port
 from tests.support.waiting import wait_until_ready
 
 FOLDER = ROOT / "deploy" / "haproxy"
-CONFIGURATION, MODELS, FRONT = FOLDER / "haproxy.cfg", FOLDER / "models.cfg", FOLDER / "front.cfg"
+CONFIGURATION = FOLDER / "haproxy.cfg"
+MODELS = FOLDER / "models.cfg"
+FRONT = FOLDER / "front.cfg"
 HAS_HAPROXY = shutil.which("haproxy") is not None
 MISSING_HAPROXY = "no haproxy here: deploy/haproxy is NOT tested (apt-get install haproxy)"
 needs_haproxy = pytest.mark.skipif(not HAS_HAPROXY, reason=MISSING_HAPROXY)
@@ -60,7 +62,9 @@ class HaProxy:
         """Return the number of a model's runners that receive calls."""
         name = f'haproxy_backend_active_servers{{proxy="{model_id}"}} '
         metrics = httpx.get(f"{self.status_url}/metrics").raise_for_status().text
-        return next(int(line.removeprefix(name)) for line in metrics.splitlines() if line.startswith(name))
+        return next(
+            int(line.removeprefix(name)) for line in metrics.splitlines() if line.startswith(name)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +78,21 @@ class Front:
 
 @contextmanager
 def running_front(gateway: Mapping[str, str], folder: Path) -> Iterator[Front]:
-    """Run HAProxy with the shipped configuration between clients and a gateway, given by variables of front.cfg."""
-    port, grpc_port = free_port(), free_port()
-    addresses = {"FRONT_ADDRESS": f"127.0.0.1:{port}", "FRONT_GRPC_ADDRESS": f"127.0.0.1:{grpc_port}"}
-    log_file, command = folder / "front.log", ["haproxy", "-db", "-f", str(FRONT)]
+    """Run HAProxy with the shipped configuration between clients and a gateway, given by variables
+    of front.cfg.
+    """
+    port = free_port()
+    grpc_port = free_port()
+    addresses = {
+        "FRONT_ADDRESS": f"127.0.0.1:{port}",
+        "FRONT_GRPC_ADDRESS": f"127.0.0.1:{grpc_port}",
+    }
+    log_file = folder / "front.log"
+    command = ["haproxy", "-db", "-f", str(FRONT)]
     with log_file.open("w") as log:
-        process = subprocess.Popen(command, env={**os.environ, **addresses, **gateway}, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, env={**os.environ, **addresses, **gateway}, stdout=log, stderr=log
+        )
     try:
         wait_until_ready(lambda: _is_open(port), process, log_file)
         yield Front(process.pid, port, grpc_port)
@@ -95,7 +108,9 @@ def _is_open(port: int) -> bool:
 
 @contextmanager
 def haproxy(runners: Mapping[str, Sequence[str]], folder: Path) -> Iterator[HaProxy]:
-    """Balance between the runners of each model, given by their URLs; yield when it answers, stop at the end."""
+    """Balance between the runners of each model, given by their URLs; yield when it answers, stop
+    at the end.
+    """
     ports = {model_id: free_port() for model_id in runners}
     sections = [_section(model_id, ports[model_id], urls) for model_id, urls in runners.items()]
     with running_haproxy("\n".join(sections), ports, folder) as running:
@@ -103,13 +118,18 @@ def haproxy(runners: Mapping[str, Sequence[str]], folder: Path) -> Iterator[HaPr
 
 
 def _section(model_id: str, port: int, urls: Sequence[str]) -> str:
-    servers = [f"    server runner{number} {urlsplit(url).netloc}" for number, url in enumerate(urls, 1)]
+    servers = [
+        f"    server runner{number} {urlsplit(url).netloc}" for number, url in enumerate(urls, 1)
+    ]
     return "\n".join([f"listen {model_id}", f"    bind 127.0.0.1:{port}", *servers, ""])
 
 
 @contextmanager
 def running_haproxy(
-    models: str, ports: Mapping[str, int], folder: Path, environment: Mapping[str, str] | None = None
+    models: str,
+    ports: Mapping[str, int],
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[HaProxy]:
     """Run HAProxy with the shipped configuration, and `models` as the second file."""
     (folder / "models.cfg").write_text(models, encoding="utf-8")

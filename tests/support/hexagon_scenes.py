@@ -1,7 +1,8 @@
 """Scenes with a shape that the embedded models have never seen, as a dataset with COCO labels.
 
-In three of four scenes some objects are drawn as hexagons, upright or on a side. Boxes are labelled on the grid of 8
-bins that the embedded models write: the embeddings of other locations are untrained.
+In three of four scenes some objects are drawn as hexagons, upright or on a side. Boxes are labelled
+on the grid of 8 bins that the embedded models write: the embeddings of other locations are
+untrained.
 """
 
 import json
@@ -21,7 +22,9 @@ from tasks.florence2.locations import NUM_BINS
 
 HEXAGON = "hexagon"
 NAMES = (*SHAPES, HEXAGON)
-FIRST_TRAINING_SEED, FIRST_TEST_SEED = 600_000_000, 700_000_000  # no training or evaluation of embedded models has them
+# no training or evaluation of embedded models has them
+FIRST_TRAINING_SEED = 600_000_000
+FIRST_TEST_SEED = 700_000_000
 _HEXAGON_SHARE = 0.4  # of the objects of a scene that has hexagons
 _STEP_BINS = 8
 
@@ -40,10 +43,13 @@ class HexagonScene:
 
 def hexagon_scene(seed: int) -> HexagonScene:
     """Return the scene of a seed, in three of four cases with hexagons."""
-    scene, rng = sample_scene(seed), default_rng((seed, 6))
+    scene = sample_scene(seed)
+    rng = default_rng((seed, 6))
     share = _HEXAGON_SHARE if seed % 4 else 0.0
     hexagons = {each: _ring(each, rng) for each in scene.objects if rng.random() < share}
-    image = render_scene(replace(scene, objects=tuple(each for each in scene.objects if each not in hexagons)))
+    image = render_scene(
+        replace(scene, objects=tuple(each for each in scene.objects if each not in hexagons))
+    )
     for drawn, ring in hexagons.items():
         draw_ring(image, ring, drawn.rgb)
     objects = (
@@ -58,7 +64,8 @@ def hexagon_scene(seed: int) -> HexagonScene:
 def write_hexagon_coco(folder: Path, first_seed: int, num_scenes: int) -> Path:
     """Write images and `annotations.json` into `folder`."""
     (folder / "images").mkdir(parents=True)
-    images, annotations = list[dict[str, object]](), list[dict[str, object]]()
+    images = list[dict[str, object]]()
+    annotations = list[dict[str, object]]()
     for index in range(num_scenes):
         scene = hexagon_scene(first_seed + index)
         name = f"{index:05}.png"
@@ -66,8 +73,14 @@ def write_hexagon_coco(folder: Path, first_seed: int, num_scenes: int) -> Path:
         images.append({"id": index, "file_name": name, "width": CANVAS_PX, "height": CANVAS_PX})
         for true in scene.objects:
             x1, y1, x2, y2 = map(_on_grid, true.box_xyxy)
-            ids = {"id": len(annotations), "image_id": index, "category_id": NAMES.index(true.label)}
-            annotations.append({**ids, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
+            ids = {
+                "id": len(annotations),
+                "image_id": index,
+                "category_id": NAMES.index(true.label),
+            }
+            annotations.append(
+                {**ids, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
+            )
     categories = [{"id": number, "name": name} for number, name in enumerate(NAMES)]
     document = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations.json").write_text(json.dumps(document), encoding="utf-8")

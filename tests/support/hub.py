@@ -1,7 +1,7 @@
 """A local hub: the part of the hub's HTTP API for fetching one repository, and its failures.
 
-huggingface_hub finds it by HF_ENDPOINT and raises its own exceptions for its answers. Source of paths and headers:
-huggingface_hub 2.4, utils/_http.py (hf_raise_for_status) and utils/_xet.py.
+huggingface_hub finds it by HF_ENDPOINT and raises its own exceptions for its answers. Source of
+paths and headers: huggingface_hub 2.4, utils/_http.py (hf_raise_for_status) and utils/_xet.py.
 """
 
 import json
@@ -20,8 +20,14 @@ BRANCHES = ("main", "bfloat16")
 
 Failure = Literal["gated", "no repository", "no revision", "cut off", "broken xet", "server error"]
 _REFUSALS: dict[str, tuple[int, dict[str, str]]] = {
-    "gated": (403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model is restricted."}),
-    "no repository": (401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}),
+    "gated": (
+        403,
+        {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model is restricted."},
+    ),
+    "no repository": (
+        401,
+        {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"},
+    ),
     "no revision": (404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"}),
     "server error": (503, {}),
 }
@@ -38,12 +44,18 @@ class LocalHub:
 
     @property
     def files(self) -> dict[str, bytes]:
-        checkpoint = {path.name: path.read_bytes() for path in self.folder.iterdir() if path.is_file()}
+        checkpoint = {
+            path.name: path.read_bytes() for path in self.folder.iterdir() if path.is_file()
+        }
         return checkpoint | {"pytorch_model.bin": b"pickle", "modeling.py": b"code"}
 
     def environment(self, cache: Path) -> dict[str, str]:
         """Return the variables by which an export uses this hub, with a cache of its own."""
-        return {"HF_ENDPOINT": self.address, "HF_HOME": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        return {
+            "HF_ENDPOINT": self.address,
+            "HF_HOME": str(cache),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
 
 
 @contextmanager
@@ -71,16 +83,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         self.hub.requested.append(self.path)
-        path, name = self.path.partition("?")[0], self.path.partition("?")[0].rpartition("/")[2]
+        path = self.path.partition("?")[0]
+        name = self.path.partition("?")[0].rpartition("/")[2]
         if self.hub.failure in _REFUSALS:
             status, headers = _REFUSALS[self.hub.failure]
             self._send(status, b"{}", headers)
         elif path.startswith(f"/api/models/{REPOSITORY}/xet-read-token"):
             self._send(200, b"{}", self._xet_connection())
         elif path.startswith(f"/api/models/{REPOSITORY}/tree/{COMMIT}"):
-            rows = [{"type": "file", "path": each, "size": 1, "oid": each} for each in self.hub.files]
+            rows = [
+                {"type": "file", "path": each, "size": 1, "oid": each} for each in self.hub.files
+            ]
             self._send(200, json.dumps(rows).encode())
-        elif path in (f"/api/models/{REPOSITORY}", *(f"/api/models/{REPOSITORY}/revision/{each}" for each in BRANCHES)):
+        elif path in (
+            f"/api/models/{REPOSITORY}",
+            *(f"/api/models/{REPOSITORY}/revision/{each}" for each in BRANCHES),
+        ):
             self._send(200, json.dumps({"id": REPOSITORY, "sha": COMMIT}).encode())
         elif path.startswith(f"/{REPOSITORY}/resolve/{COMMIT}/") and name in self.hub.files:
             self._send_file(name, self.hub.files[name])
@@ -92,15 +110,23 @@ class _Handler(BaseHTTPRequestHandler):
         is_large = name.endswith(".safetensors")
         if is_large and self.hub.failure == "broken xet":
             route = f"{self.hub.address}/api/models/{REPOSITORY}/xet-read-token/{COMMIT}"
-            headers |= {"X-Xet-Hash": "ab" * 32, "X-Xet-Refresh-Route": route, "X-Linked-Size": str(len(content))}
+            headers |= {
+                "X-Xet-Hash": "ab" * 32,
+                "X-Xet-Refresh-Route": route,
+                "X-Linked-Size": str(len(content)),
+            }
         if is_large and self.hub.failure == "cut off" and self.command == "GET":
-            self._send(200, content[: len(content) // 2], headers | {"Content-Length": str(len(content))})
+            self._send(
+                200, content[: len(content) // 2], headers | {"Content-Length": str(len(content))}
+            )
             self.close_connection = True
             return
         self._send(200, content, headers)
 
     def _xet_connection(self) -> dict[str, str]:
-        """Return the headers of a connection to this hub, which has no content-addressed storage."""
+        """Return the headers of a connection to this hub, which has no content-addressed
+        storage.
+        """
         return {
             "X-Xet-Cas-Url": self.hub.address,
             "X-Xet-Access-Token": "token",

@@ -1,8 +1,10 @@
-"""`python -m tests.support.hub_form FOLDER`: random checkpoints in the form of the released ones, exported and stored.
+"""`python -m tests.support.hub_form FOLDER`: random checkpoints in the form of the released ones,
+exported and stored.
 
-They differ from those that transformers writes today: the weights are in shards with an index, without an output head,
-PaliGemma's under the names of transformers 4.41, with its configuration keys and its single processor file.
-Source: huggingface/transformers v4.41.0, models/paligemma/convert_paligemma_weights_to_hf.py.
+They differ from those that transformers writes today: the weights are in shards with an index,
+without an output head, PaliGemma's under the names of transformers 4.41, with its configuration
+keys and its single processor file. Source: huggingface/transformers v4.41.0,
+models/paligemma/convert_paligemma_weights_to_hf.py.
 """
 
 import json
@@ -27,15 +29,23 @@ KINDS: dict[str, RandomKind] = {
     "paligemma-2-3b-mix-224": "paligemma2",
 }
 EOS_TOKEN_IDS = [1, 107]  # of PaliGemma 2: Gemma's <eos> and <end_of_turn>
-NUM_SHARDS, PROBES = 3, ProbePlan(2, 12)
+NUM_SHARDS = 3
+PROBES = ProbePlan(2, 12)
 _WEIGHTS = "model.safetensors"
-_EMBEDDING_FACTOR, _NORM_OFFSET = 0.3, 9.0  # of Gemma 2, whose answers would otherwise repeat one token
+# of Gemma 2, whose answers would otherwise repeat one token
+_EMBEDDING_FACTOR = 0.3
+_NORM_OFFSET = 9.0
 _OLD_NAMES = {
     "model.language_model.": "language_model.model.",
     "vision_tower.": "vision_tower.vision_model.",
 }
 _OLD_KEYS = {"image_token_id": "image_token_index", "dtype": "torch_dtype"}
-_NEW_TEXT_KEYS = ("rope_parameters", "layer_types", "tie_word_embeddings", "use_bidirectional_attention")
+_NEW_TEXT_KEYS = (
+    "rope_parameters",
+    "layer_types",
+    "tie_word_embeddings",
+    "use_bidirectional_attention",
+)
 
 
 def write_hub_form(model_id: str, folder: Path) -> None:
@@ -50,11 +60,17 @@ def write_hub_form(model_id: str, folder: Path) -> None:
         _join_processor_files(folder)
     if kind == "paligemma2":
         embeddings = weights["language_model.model.embed_tokens.weight"]
-        embeddings[EOS_TOKEN_IDS] = embeddings[EOS_TOKEN_IDS[::-1]]  # the second one ends the answers
+        # the second one ends the answers
+        embeddings[EOS_TOKEN_IDS] = embeddings[EOS_TOKEN_IDS[::-1]]
         embeddings *= _EMBEDDING_FACTOR
-        for name in (name for name in weights if name.endswith("post_feedforward_layernorm.weight")):
+        for name in (
+            name for name in weights if name.endswith("post_feedforward_layernorm.weight")
+        ):
             weights[name] += _NORM_OFFSET
-        _update(folder / "generation_config.json", {"cache_implementation": "hybrid", "eos_token_id": EOS_TOKEN_IDS})
+        _update(
+            folder / "generation_config.json",
+            {"cache_implementation": "hybrid", "eos_token_id": EOS_TOKEN_IDS},
+        )
     _write_shards(weights, folder)
 
 
@@ -81,7 +97,9 @@ def _join_processor_files(folder: Path) -> None:
 
 
 def _update(file: Path, values: dict[str, Any]) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | values), encoding="utf-8")
+    file.write_text(
+        json.dumps(json.loads(file.read_text(encoding="utf-8")) | values), encoding="utf-8"
+    )
 
 
 def _write_shards(weights: dict[str, Any], folder: Path) -> None:
@@ -89,8 +107,15 @@ def _write_shards(weights: dict[str, Any], folder: Path) -> None:
     files = [f"model-{i:05}-of-{NUM_SHARDS:05}.safetensors" for i in range(1, NUM_SHARDS + 1)]
     names = {file: list(weights)[i::NUM_SHARDS] for i, file in enumerate(files)}
     for file, own in names.items():
-        save_file({name: weights[name].contiguous() for name in own}, folder / file, metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": {name: file for file, own in names.items() for name in own}}
+        save_file(
+            {name: weights[name].contiguous() for name in own},
+            folder / file,
+            metadata={"format": "pt"},
+        )
+    index = {
+        "metadata": {},
+        "weight_map": {name: file for file, own in names.items() for name in own},
+    }
     (folder / WEIGHTS_INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
 
 
@@ -101,7 +126,9 @@ def main(folder: Path) -> None:
         checkpoint.mkdir()
         write_hub_form(model_id, checkpoint)
         mask_decoder = None if kind == "florence2" else MODELS / "paligemma-mini" / "vae.npz"
-        job = plan_job(find_entry(model_id), ExportOptions(source=str(checkpoint), mask_decoder=mask_decoder))
+        job = plan_job(
+            find_entry(model_id), ExportOptions(source=str(checkpoint), mask_decoder=mask_decoder)
+        )
         with new_version(model_id) as artifacts, Progress(model_id, NUM_STEPS) as progress:
             make_artifacts(job, artifacts, progress, probe_plan=PROBES)
 

@@ -11,8 +11,11 @@ from imaging.files import ImageLimits, decode_image, read_header
 
 MAX_PIXELS = 1_000_000
 LIMITS = ImageLimits(MAX_PIXELS)
-ORIENTATION, X_RESOLUTION, DESCRIPTION = 0x0112, 0x011A, 0x010E
-RED, WHITE = (255, 0, 0), (255, 255, 255)
+ORIENTATION = 0x0112
+X_RESOLUTION = 0x011A
+DESCRIPTION = 0x010E
+RED = (255, 0, 0)
+WHITE = (255, 255, 255)
 
 
 def decode(data: bytes) -> Image.Image:
@@ -32,10 +35,16 @@ def colour_steps() -> Image.Image:
     return image
 
 
-def png(width: int, height: int, bit_depth: int, colour_type: int, rows: bytes, extra: bytes = b"") -> bytes:
-    """Return a PNG file written by hand: `rows` with their filter bytes, `extra` chunks before them."""
+def png(
+    width: int, height: int, bit_depth: int, colour_type: int, rows: bytes, extra: bytes = b""
+) -> bytes:
+    """Return a PNG file written by hand: `rows` with their filter bytes, `extra` chunks before
+    them.
+    """
     header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    chunks = (
+        chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 

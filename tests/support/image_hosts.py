@@ -41,7 +41,9 @@ class ImageHost:
 
 
 @asynccontextmanager
-async def listening(host: ImageHost, address: str = "127.0.0.1", port: int = 0) -> AsyncIterator[ImageHost]:
+async def listening(
+    host: ImageHost, address: str = "127.0.0.1", port: int = 0
+) -> AsyncIterator[ImageHost]:
     server = await asyncio.start_server(host.serve, address, port)
     host.port = server.sockets[0].getsockname()[1]
     try:
@@ -51,7 +53,10 @@ async def listening(host: ImageHost, address: str = "127.0.0.1", port: int = 0) 
 
 
 class Names:
-    """A resolver of known names, whose addresses may change with every lookup; it counts lookups."""
+    """A resolver of known names, whose addresses may change with every lookup.
+
+    It counts lookups.
+    """
 
     def __init__(self, addresses: Mapping[str, Sequence[Sequence[str]] | Sequence[str]]) -> None:
         self._addresses = addresses

@@ -1,4 +1,6 @@
-"""The objects that kustomize makes of deploy/kubernetes, and how Kubernetes reads their labels and policies."""
+"""The objects that kustomize makes of deploy/kubernetes, and how Kubernetes reads their labels and
+policies.
+"""
 
 import shutil
 import subprocess
@@ -17,7 +19,9 @@ REPLICATED = ("overlays/cpu", "overlays/gpu")  # with runners in pods of their o
 SINGLE = "overlays/single"
 BUILDS = (*REPLICATED, SINGLE)
 HAS_KUBECTL = shutil.which("kubectl") is not None
-MISSING_KUBECTL = "no kubectl here: deploy/kubernetes is NOT tested (apt-get install kubernetes-client)"
+MISSING_KUBECTL = (
+    "no kubectl here: deploy/kubernetes is NOT tested (apt-get install kubernetes-client)"
+)
 needs_kubectl = pytest.mark.skipif(not HAS_KUBECTL, reason=MISSING_KUBECTL)
 
 Object = dict[str, Any]
@@ -35,7 +39,9 @@ class Peer:
 @cache
 def built(folder: str) -> tuple[Object, ...]:
     """Return every object of an overlay, built with the real kubectl."""
-    run = subprocess.run(["kubectl", "kustomize", str(FOLDER / folder)], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        ["kubectl", "kustomize", str(FOLDER / folder)], capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
     return tuple(yaml.safe_load_all(run.stdout))
 
@@ -89,7 +95,10 @@ def model(deployment: Object) -> str:
 
 
 def selects(selector: Object, labels: Labels) -> bool:
-    """Return True if a label selector matches labels; an empty one matches all (Kubernetes' LabelSelector)."""
+    """Return True if a label selector matches labels.
+
+    An empty one matches all (Kubernetes' LabelSelector).
+    """
     assert selector.keys() <= {"matchLabels", "matchExpressions"}
     wanted = selector.get("matchLabels", {}).items() <= labels.items()
     return wanted and all(_holds(each, labels) for each in selector.get("matchExpressions", ()))
@@ -108,21 +117,33 @@ def environment(objects: tuple[Object, ...], deployment: Object) -> dict[str, st
 
 
 def lets_in(objects: tuple[Object, ...], deployment: Object, port: str, peer: Peer) -> bool:
-    """Return True if the policies let `peer` connect to a port of the pods, which are in the namespace diptych."""
-    policies = [each for each in of_kind(objects, "NetworkPolicy").values() if _is_about(each, "Ingress", deployment)]
+    """Return True if the policies let `peer` connect to a port of the pods, which are in the
+    namespace diptych.
+    """
+    policies = [
+        each
+        for each in of_kind(objects, "NetworkPolicy").values()
+        if _is_about(each, "Ingress", deployment)
+    ]
     rules = [rule for policy in policies for rule in policy["spec"].get("ingress", ())]
     return not policies or any(_allows(rule, "from", port, peer) for rule in rules)
 
 
 def lets_out(objects: tuple[Object, ...], deployment: Object, port: str | int, peer: Peer) -> bool:
     """Return True if the policies let the pods connect to a port of `peer`."""
-    policies = [each for each in of_kind(objects, "NetworkPolicy").values() if _is_about(each, "Egress", deployment)]
+    policies = [
+        each
+        for each in of_kind(objects, "NetworkPolicy").values()
+        if _is_about(each, "Egress", deployment)
+    ]
     rules = [rule for policy in policies for rule in policy["spec"].get("egress", ())]
     return not policies or any(_allows(rule, "to", port, peer) for rule in rules)
 
 
 def _is_about(policy: Object, direction: str, deployment: Object) -> bool:
-    return direction in policy["spec"]["policyTypes"] and selects(policy["spec"]["podSelector"], pod_labels(deployment))
+    return direction in policy["spec"]["policyTypes"] and selects(
+        policy["spec"]["podSelector"], pod_labels(deployment)
+    )
 
 
 def _allows(rule: Object, side: str, port: str | int, peer: Peer) -> bool:
@@ -131,7 +152,9 @@ def _allows(rule: Object, side: str, port: str | int, peer: Peer) -> bool:
 
 
 def _is_peer(rule: Object, peer: Peer) -> bool:
-    """Return True if a rule's peer is this one; without a namespace selector it is in the policy's namespace."""
+    """Return True if a rule's peer is this one; without a namespace selector it is in the policy's
+    namespace.
+    """
     assert rule.keys() <= {"podSelector", "namespaceSelector"}
     right_namespace = rule.get("namespaceSelector") == {} or peer.namespace == "diptych"
     return right_namespace and selects(rule.get("podSelector", {}), peer.labels)

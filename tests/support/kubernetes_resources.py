@@ -1,6 +1,8 @@
-"""Schemas of the fields that deploy/kubernetes uses of resources that kubernetes-validate has none of.
+"""Schemas of the fields that deploy/kubernetes uses of resources that kubernetes-validate has none
+of.
 
-Written by hand from their documentation, so they hold spelling and types, not everything that an operator checks:
+Written by hand from their documentation, so they hold spelling and types, not everything that an
+operator checks:
     KEDA 2.17: reference/scaledobject-spec, scalers/prometheus, scalers/cpu
     Prometheus operator: api-reference/api, ServiceMonitorSpec and Endpoint
 """
@@ -13,7 +15,12 @@ Schema = dict[str, Any]
 def _object(required: Schema, optional: Schema | None = None) -> Schema:
     """Return the schema of an object that has these properties and no others."""
     properties = required | (optional or {})
-    return {"type": "object", "properties": properties, "required": [*required], "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [*required],
+        "additionalProperties": False,
+    }
 
 
 _TEXT: Schema = {"type": "string", "minLength": 1}
@@ -28,7 +35,11 @@ _PROMETHEUS: Schema = _object(
     {
         "type": {"const": "prometheus"},
         "metadata": _object(
-            {"serverAddress": {"type": "string", "pattern": "^http://"}, "query": _TEXT, "threshold": _NUMBER},
+            {
+                "serverAddress": {"type": "string", "pattern": "^http://"},
+                "query": _TEXT,
+                "threshold": _NUMBER,
+            },
             {"ignoreNullValues": {"enum": ["true", "false"]}},
         ),
     }
@@ -50,7 +61,9 @@ _SCALED_OBJECT = _object(
         "pollingInterval": _COUNT,
         "minReplicaCount": _COUNT,
         "maxReplicaCount": _COUNT,
-        "fallback": _object({"failureThreshold": _COUNT, "replicas": _COUNT}, {"behavior": {"enum": _BEHAVIOURS}}),
+        "fallback": _object(
+            {"failureThreshold": _COUNT, "replicas": _COUNT}, {"behavior": {"enum": _BEHAVIOURS}}
+        ),
         "advanced": _object({"horizontalPodAutoscalerConfig": _object({"behavior": _SCALE_DOWN})}),
     },
 )
@@ -60,12 +73,20 @@ _ENDPOINT = _object(
     {"relabelings": {"type": "array", "items": _RELABELING}},
 )
 _SERVICE_MONITOR = _object(
-    {"selector": _SELECTOR, "endpoints": {"type": "array", "minItems": 1, "items": _ENDPOINT}}, {"jobLabel": _TEXT}
+    {"selector": _SELECTOR, "endpoints": {"type": "array", "minItems": 1, "items": _ENDPOINT}},
+    {"jobLabel": _TEXT},
 )
 
 
 def _resource(api_version: str, kind: str, spec: Schema) -> Schema:
-    return _object({"apiVersion": {"const": api_version}, "kind": {"const": kind}, "metadata": _METADATA, "spec": spec})
+    return _object(
+        {
+            "apiVersion": {"const": api_version},
+            "kind": {"const": kind},
+            "metadata": _METADATA,
+            "spec": spec,
+        }
+    )
 
 
 RESOURCES: dict[str, Schema] = {

@@ -1,4 +1,6 @@
-"""The real Label Studio, started from PyPI's package with an SQLite database, and its HTTP API as a person uses it."""
+"""The real Label Studio, started from PyPI's package with an SQLite database, and its HTTP API as a
+person uses it.
+"""
 
 import os
 import shutil
@@ -19,8 +21,11 @@ from tests.support.waiting import wait_until_ready
 
 REQUIREMENTS = ROOT / "requirements-label-studio.txt"
 ENVIRONMENT = ROOT / "build/label-studio"
-MISSING_LABEL_STUDIO = "Label Studio cannot be installed by pip here: its integration is NOT tested with the real tool"
-EMAIL, PASSWORD = "admin@example.com", "password123"
+MISSING_LABEL_STUDIO = (
+    "Label Studio cannot be installed by pip here: its integration is NOT tested with the real tool"
+)
+EMAIL = "admin@example.com"
+PASSWORD = "password123"
 _LEGACY_TOKEN = "0123456789abcdef0123456789abcdef01234567"
 _DATABASE = ENVIRONMENT / "new.sqlite3"  # as the first start made it, which takes most of a minute
 _START_TIMEOUT_S = 300
@@ -37,7 +42,10 @@ _SETTINGS = {
 
 
 def install() -> bool:
-    """Install Label Studio into an environment of its own, unless it is there; return False if pip cannot."""
+    """Install Label Studio into an environment of its own, unless it is there.
+
+    Return False if pip cannot.
+    """
     stamp = ENVIRONMENT / "installed"
     wanted = REQUIREMENTS.read_text(encoding="utf-8")
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
@@ -65,14 +73,28 @@ class Project:
         self._post("import", json=[{"image": image} for image in images])
 
     def add_local_files(self, folder: Path) -> None:
-        storage = {"project": self.id, "path": str(folder), "use_blob_urls": True, "regex_filter": ".*png"}
+        storage = {
+            "project": self.id,
+            "path": str(folder),
+            "use_blob_urls": True,
+            "regex_filter": ".*png",
+        }
         storage_id = _checked(self.http.post("/api/storages/localfiles", json=storage)).json()["id"]
         _checked(self.http.post(f"/api/storages/localfiles/{storage_id}/sync"))
 
     def connect(self, url: str, password: str, is_interactive: bool = False) -> httpx.Response:
         """Connect a backend with basic authentication, as the dialog "Connect Model" does."""
-        backend = {"project": self.id, "url": url, "title": "Diptych", "is_interactive": is_interactive}
-        credentials = {"auth_method": "BASIC_AUTH", "basic_auth_user": "diptych", "basic_auth_pass": password}
+        backend = {
+            "project": self.id,
+            "url": url,
+            "title": "Diptych",
+            "is_interactive": is_interactive,
+        }
+        credentials = {
+            "auth_method": "BASIC_AUTH",
+            "basic_auth_user": "diptych",
+            "basic_auth_pass": password,
+        }
         return self.http.post("/api/ml", json=backend | credentials)
 
     def act(self, action: str, **options: object) -> None:
@@ -83,7 +105,9 @@ class Project:
 
     def tasks(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = _checked(
-            self.http.get("/api/tasks", params={"project": self.id, "fields": "all", "page_size": 500})
+            self.http.get(
+                "/api/tasks", params={"project": self.id, "fields": "all", "page_size": 500}
+            )
         ).json()["tasks"]
         return sorted(found, key=lambda task: task["id"])
 
@@ -93,7 +117,9 @@ class Project:
         assert len({each["model_version"] for each in found}) == len(found)
         return {each["model_version"]: each["result"] for each in found}
 
-    def prompt(self, backend: int, task: Mapping[str, Any], *results: Mapping[str, Any]) -> dict[str, Any]:
+    def prompt(
+        self, backend: int, task: Mapping[str, Any], *results: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Return the answer of an interactive backend to regions that a person drew or wrote."""
         asked = {"task": task["id"], "context": {"result": list(results)}}
         answer: dict[str, Any] = _checked(
@@ -102,7 +128,9 @@ class Project:
         return answer
 
     def exported(self, export_type: str) -> bytes:
-        return _checked(self.http.get(f"/api/projects/{self.id}/export", params={"exportType": export_type})).content
+        return _checked(
+            self.http.get(f"/api/projects/{self.id}/export", params={"exportType": export_type})
+        ).content
 
     def _post(self, path: str, **body: Any) -> None:
         _checked(self.http.post(f"/api/projects/{self.id}/{path}", **body))
@@ -117,7 +145,9 @@ class LabelStudio:
     personal_token: str
 
     def project(self, title: str, config: str) -> Project:
-        created = _checked(self.http.post("/api/projects", json={"title": title, "label_config": config}))
+        created = _checked(
+            self.http.post("/api/projects", json={"title": title, "label_config": config})
+        )
         return Project(self.http, created.json()["id"])
 
 
@@ -136,7 +166,13 @@ def running_label_studio(folder: Path) -> Iterator[LabelStudio]:
         shutil.copy(_DATABASE, database)
     settings = {"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(folder / "files"), **_SETTINGS}
     user = ["--username", EMAIL, "--password", PASSWORD, "--user-token", _LEGACY_TOKEN]
-    command = [str(ENVIRONMENT / "bin/label-studio"), "start", "--no-browser", "--internal-host", "127.0.0.1"]
+    command = [
+        str(ENVIRONMENT / "bin/label-studio"),
+        "start",
+        "--no-browser",
+        "--internal-host",
+        "127.0.0.1",
+    ]
     with (folder / "label-studio.log").open("w") as log:
         process = subprocess.Popen(
             [*command, "--port", str(port), "--data-dir", str(folder), *user],
@@ -146,8 +182,12 @@ def running_label_studio(folder: Path) -> Iterator[LabelStudio]:
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        with httpx.Client(base_url=url, timeout=120, headers={"Authorization": f"Token {_LEGACY_TOKEN}"}) as http:
-            wait_until_ready(lambda: _is_up(http), process, folder / "label-studio.log", _START_TIMEOUT_S)
+        with httpx.Client(
+            base_url=url, timeout=120, headers={"Authorization": f"Token {_LEGACY_TOKEN}"}
+        ) as http:
+            wait_until_ready(
+                lambda: _is_up(http), process, folder / "label-studio.log", _START_TIMEOUT_S
+            )
             if not _DATABASE.exists():
                 _copy_database(database)
             token = _checked(http.post("/api/token/")).json()["token"]
@@ -159,7 +199,10 @@ def running_label_studio(folder: Path) -> Iterator[LabelStudio]:
 
 def _copy_database(database: Path) -> None:
     """Keep a database that is in use."""
-    with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(_DATABASE)) as target:
+    with (
+        closing(sqlite3.connect(database)) as source,
+        closing(sqlite3.connect(_DATABASE)) as target,
+    ):
         source.backup(target)
 
 
@@ -171,6 +214,8 @@ def _is_up(http: httpx.Client) -> bool:
 
 
 def in_label_studio(code: str, stdin: str) -> str:
-    """Return what Python code prints in the environment of Label Studio, given its standard input."""
+    """Return what Python code prints in the environment of Label Studio, given its standard
+    input.
+    """
     command: Sequence[str | Path] = [ENVIRONMENT / "bin/python", "-c", code]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, check=True).stdout

@@ -42,11 +42,14 @@ def brush_pixels(rle: Sequence[int], shape_hw: tuple[int, int]) -> NDArray[Any]:
         at += width
         return int("".join(map(str, bits[at - width : at])), 2)
 
-    num, word_bits = read(32), read(5) + 1
+    num = read(32)
+    word_bits = read(5) + 1
     widths = [read(4) + 1 for _ in range(4)]
     out: list[int] = []
     while len(out) < num:
         is_repeated = read(1)
         length = 1 + read(widths[read(2)])
-        out += [read(word_bits)] * length if is_repeated else [read(word_bits) for _ in range(length)]
+        out += (
+            [read(word_bits)] * length if is_repeated else [read(word_bits) for _ in range(length)]
+        )
     return np.array(out, dtype=np.uint8).reshape(*shape_hw, 4)

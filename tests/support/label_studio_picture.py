@@ -1,4 +1,5 @@
-"""Takes the picture of docs/label-studio.md: predictions of both models side by side in the real Label Studio.
+"""Takes the picture of docs/label-studio.md: predictions of both models side by side in the real
+Label Studio.
 
 python -m tests.support.label_studio_picture
 """
@@ -11,7 +12,14 @@ from playwright.sync_api import Page, expect
 
 from tests.support.browser import chromium
 from tests.support.export_cli import ROOT
-from tests.support.label_studio import EMAIL, MISSING_LABEL_STUDIO, PASSWORD, LabelStudio, install, running_label_studio
+from tests.support.label_studio import (
+    EMAIL,
+    MISSING_LABEL_STUDIO,
+    PASSWORD,
+    LabelStudio,
+    install,
+    running_label_studio,
+)
 from tests.support.label_studio_config import labelled, view
 from tests.support.running_service import running_service
 from tests.support.scene_images import scene_png
@@ -30,10 +38,16 @@ def take() -> None:
     assert install(), MISSING_LABEL_STUDIO
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        home, log = ROOT / ".bentoml", folder / "service.log"
-        with running_label_studio(folder / "data") as label_studio, running_service(home, log) as service:
+        home = ROOT / ".bentoml"
+        log = folder / "service.log"
+        with (
+            running_label_studio(folder / "data") as label_studio,
+            running_service(home, log) as service,
+        ):
             project = label_studio.project("Shapes", _CONFIG)
-            project.add_tasks(f"data:image/png;base64,{base64.b64encode(scene_png(_SEED, (640, 480))).decode()}")
+            project.add_tasks(
+                f"data:image/png;base64,{base64.b64encode(scene_png(_SEED, (640, 480))).decode()}"
+            )
             connected = project.connect(f"{service.url}/integrations/label-studio", "none")
             assert connected.is_success, connected.text
             project.act("retrieve_tasks_predictions")
@@ -46,7 +60,8 @@ def take() -> None:
 
 def _compare(page: Page, label_studio: LabelStudio, path: str) -> None:
     """Log in and open the task's comparison, scrolled to the predictions."""
-    page.route(lambda url: not url.startswith(label_studio.url), lambda route: route.abort())  # its pages call home
+    # its pages call home
+    page.route(lambda url: not url.startswith(label_studio.url), lambda route: route.abort())
     page.goto(f"{label_studio.url}/user/login/", wait_until="domcontentloaded")
     page.fill("input[name=email]", EMAIL)
     page.fill("input[name=password]", PASSWORD)

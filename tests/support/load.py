@@ -1,4 +1,6 @@
-"""Clients that send one request after the other, some streamed, and compare every answer with the expected text."""
+"""Clients that send one request after the other, some streamed, and compare every answer with the
+expected text.
+"""
 
 import asyncio
 import itertools
@@ -69,11 +71,13 @@ class Load:
 
 
 @contextmanager
-def load(url: str, num_clients: int, models: Sequence[str] = (), expected_from: str | None = None) -> Iterator[Load]:
+def load(
+    url: str, num_clients: int, models: Sequence[str] = (), expected_from: str | None = None
+) -> Iterator[Load]:
     """Run clients in a thread until the end of the block, then wait for their last answers.
 
-    The expected answers are read first, from `expected_from` or else from the service itself. `models` restricts the
-    requests to some models.
+    The expected answers are read first, from `expected_from` or else from the service itself.
+    `models` restricts the requests to some models.
     """
     forms = [form for form in FORMS if not models or form["model"] in models]
     load = Load(asyncio.run(_expected_answers(expected_from or url, forms)))
@@ -86,11 +90,15 @@ def load(url: str, num_clients: int, models: Sequence[str] = (), expected_from: 
         thread.join()
 
 
-async def _expected_answers(url: str, forms: Sequence[Mapping[str, str]]) -> dict[tuple[int, int], str]:
+async def _expected_answers(
+    url: str, forms: Sequence[Mapping[str, str]]
+) -> dict[tuple[int, int], str]:
     async with aiohttp.ClientSession(url) as http:
         expected = {}
         for image, (number, form) in itertools.product(range(NUM_IMAGES), enumerate(forms)):
-            status, text = await _post(http, {name: v for name, v in form.items() if name != "stream"}, image)
+            status, text = await _post(
+                http, {name: v for name, v in form.items() if name != "stream"}, image
+            )
             assert status == 200, text
             expected[image, number] = _raw_text(text, is_stream=False)
         return expected
@@ -99,7 +107,9 @@ async def _expected_answers(url: str, forms: Sequence[Mapping[str, str]]) -> dic
 async def _run(url: str, forms: Sequence[Mapping[str, str]], num_clients: int, load: Load) -> None:
     questions = itertools.cycle(itertools.product(range(NUM_IMAGES), range(len(forms))))
     timeout = aiohttp.ClientTimeout(_HANGS_AFTER_S)
-    async with aiohttp.ClientSession(url, timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
+    async with aiohttp.ClientSession(
+        url, timeout=timeout, connector=aiohttp.TCPConnector(limit=0)
+    ) as http:
 
         async def client() -> None:
             while not load.is_over:
@@ -112,22 +122,29 @@ async def _run(url: str, forms: Sequence[Mapping[str, str]], num_clients: int, l
         await asyncio.gather(*(client() for _ in range(num_clients)))
 
 
-async def _outcome(http: aiohttp.ClientSession, form: Mapping[str, str], image: int, expected: str) -> Outcome:
+async def _outcome(
+    http: aiohttp.ClientSession, form: Mapping[str, str], image: int, expected: str
+) -> Outcome:
     kind: Kind
     try:
         status, text = await _post(http, form, image)
         if status != 200:
-            kind, detail = "refused", _code(text)
+            kind = "refused"
+            detail = _code(text)
         else:
             kind, detail = _checked(text, "stream" in form, expected)
     except TimeoutError:
-        kind, detail = "hung", f"{form} for {_HANGS_AFTER_S} s"
+        kind = "hung"
+        detail = f"{form} for {_HANGS_AFTER_S} s"
     except aiohttp.ClientError as error:
-        kind, detail = "broken", repr(error)
+        kind = "broken"
+        detail = repr(error)
     return Outcome(kind, detail, time.monotonic())
 
 
-async def _post(http: aiohttp.ClientSession, form: Mapping[str, str], image: int) -> tuple[int, str]:
+async def _post(
+    http: aiohttp.ClientSession, form: Mapping[str, str], image: int
+) -> tuple[int, str]:
     data = aiohttp.FormData(dict(form))
     data.add_field("image", _png(image), filename="scene.png", content_type="image/png")
     async with http.post("/v1/predict", data=data) as response:

@@ -24,7 +24,9 @@ def sample(
 
 def question(model: str = "florence-2-mini", image_number: int | None = 1) -> Question:
     """Return a question; its image is repeated if it has a number."""
-    return Question("rest", "ocr", model, {}, SentImage(b"pixels", (64, 48), image_number), 5.0, "text")
+    return Question(
+        "rest", "ocr", model, {}, SentImage(b"pixels", (64, 48), image_number), 5.0, "text"
+    )
 
 
 def model_reply(

@@ -13,21 +13,28 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tests.support.export_cli import ROOT
 
 LAYERS = r".*language_model.*(_proj|fc1|fc2)"
-# Of both parts: linear layers and convolutions by pattern; names that hit both, with whole weights beside them.
+# Of both parts: linear layers and convolutions by pattern; names that hit both, with whole weights
+# beside them.
 VISION_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "florence-2-mini": {
-        "target_modules": rf"{LAYERS}|.*vision_tower.*(qkv|proj|fc1|convs\.[0-9]\.conv)|.*image_projection",
+        "target_modules": (
+            rf"{LAYERS}|.*vision_tower.*(qkv|proj|fc1|convs\.[0-9]\.conv)|.*image_projection"
+        ),
     },
     "paligemma-mini": {
         "target_modules": ["q_proj", "v_proj", "fc2", "patch_embedding"],
         "modules_to_save": ["multi_modal_projector"],
     },
 }
-_STRENGTH = 0.3  # of an adapter's product, relative to its layer: changes answers and leaves them readable
+# of an adapter's product, relative to its layer: changes answers and leaves them readable
+_STRENGTH = 0.3
 
 
 def write_adapter(model: Any, folder: Path, seed: int, **options: Any) -> Path:
-    """Write a random adapter of `model` in PEFT's format into `folder`; the model is left as it was."""
+    """Write a random adapter of `model` in PEFT's format into `folder`.
+
+    The model is left as it was.
+    """
     values: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": LAYERS} | options
     config = LoraConfig(**values)
     with _without_warnings():
@@ -36,9 +43,13 @@ def write_adapter(model: Any, folder: Path, seed: int, **options: Any) -> Path:
     for name, weight in tuned.named_parameters():
         if "lora_" in name:
             random = torch.randn(weight.shape, generator=generator)
-            weight.data.copy_(random * (_STRENGTH if "lora_B" in name else 1.0) / weight[0].numel() ** 0.5)
+            weight.data.copy_(
+                random * (_STRENGTH if "lora_B" in name else 1.0) / weight[0].numel() ** 0.5
+            )
         elif "modules_to_save" in name:
-            weight.data += _STRENGTH * weight.data.std() * torch.randn(weight.shape, generator=generator)
+            weight.data += (
+                _STRENGTH * weight.data.std() * torch.randn(weight.shape, generator=generator)
+            )
     tuned.save_pretrained(str(folder))
     tuned.unload()
     return folder
@@ -62,5 +73,7 @@ def merged(model: Any, folder: Path) -> Any:
 def _without_warnings() -> Iterator[None]:
     """Hide the warning of transformers 5.24 that peft 0.21 reads `is_gradient_checkpointing`."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+        )
         yield

@@ -10,18 +10,63 @@ from service.rpc.proto import vision_pb2 as pb
 PATHS = ("/v1/predict", "/v1/compare", "/v1/chat/completions")
 _ALL_PATHS = (*PATHS, "/v2/models/florence-2-mini/infer")
 _FORM = "multipart/form-data; boundary=b"
-_TEXTS = ("", " ", "x" * 5000, "\0", "<loc_5>", "</s>", "NaN", "https://localhost/", "ocr", "captioning")
-_BOXES: tuple[list[float], ...] = ([], [1, 2, 3, 4], [-1, 0, 1, 2], [1e309] * 4, [4, 3, 2, 1], [0.0] * 1000)
+_TEXTS = (
+    "",
+    " ",
+    "x" * 5000,
+    "\0",
+    "<loc_5>",
+    "</s>",
+    "NaN",
+    "https://localhost/",
+    "ocr",
+    "captioning",
+)
+_BOXES: tuple[list[float], ...] = (
+    [],
+    [1, 2, 3, 4],
+    [-1, 0, 1, 2],
+    [1e309] * 4,
+    [4, 3, 2, 1],
+    [0.0] * 1000,
+)
 _VALUES: tuple[object, ...] = (
     *_TEXTS, *_BOXES, None, True, -1, 0, 10**30, 1e308, "\ud800", [[]], ["a"] * 100, {}, {"a": 1},
 )  # fmt: skip
 _NAMES = (
-    "task", "model", "models", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question",
-    "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou",
-    "stream", "image", "x",
-)  # fmt: skip
+    "task",
+    "model",
+    "models",
+    "labels",
+    "caption",
+    "phrases",
+    "phrase",
+    "region",
+    "detail",
+    "language",
+    "question",
+    "max_new_tokens",
+    "num_beams",
+    "temperature",
+    "top_p",
+    "seed",
+    "constrained",
+    "mask_format",
+    "min_score",
+    "nms_iou",
+    "stream",
+    "image",
+    "x",
+)
 _TEXT_NAMES = ("model", "caption", "phrase", "detail", "language", "question", "mask_format")
-_TYPES = (_FORM, "application/json", "text/plain", "", "multipart/form-data", "application/json; charset=utf-16")
+_TYPES = (
+    _FORM,
+    "application/json",
+    "text/plain",
+    "",
+    "multipart/form-data",
+    "application/json; charset=utf-16",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +111,24 @@ def _odd_fields(rng: random.Random, _good: bytes) -> tuple[str, bytes]:
 
 
 def _broken_json(rng: random.Random, _good: bytes) -> tuple[str, bytes]:
-    body = json.dumps({"task": "ocr", "image": "AAAA", "labels": ["a", "b"], "region": [1, 2, 3, 4]}).encode()
+    body = json.dumps(
+        {"task": "ocr", "image": "AAAA", "labels": ["a", "b"], "region": [1, 2, 3, 4]}
+    ).encode()
     return "application/json", _cut_or_changed(rng, body)
 
 
 def _broken_form(rng: random.Random, good: bytes) -> tuple[str, bytes]:
     head = b'--b\r\nContent-Disposition: form-data; name="'
     field = (
-        head + rng.choice(_NAMES).encode() + b'"\r\n\r\n' + str(rng.choice(_VALUES)).encode(errors="replace") + b"\r\n"
+        head
+        + rng.choice(_NAMES).encode()
+        + b'"\r\n\r\n'
+        + str(rng.choice(_VALUES)).encode(errors="replace")
+        + b"\r\n"
     )
-    image = head + b'image"; filename="a.png"\r\n\r\n' + good[: rng.randrange(len(good) // 2)] + b"\r\n"
+    image = (
+        head + b'image"; filename="a.png"\r\n\r\n' + good[: rng.randrange(len(good) // 2)] + b"\r\n"
+    )
     return rng.choice(_TYPES), _cut_or_changed(rng, image + field + b"--b--\r\n")
 
 

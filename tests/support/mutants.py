@@ -1,4 +1,6 @@
-"""Mutants of a module: each is one small change of its source, named by function and change. It runs nothing.
+"""Mutants of a module: each is one small change of its source, named by function and change.
+
+It runs nothing.
 
     < to <=, == to !=, in to not in ...    a comparison or its boundary
     and to or, not, a condition negated    a decision
@@ -6,7 +8,8 @@
     f(a, b) to f(b, a), return None        a call, a result
     a call, assignment, raise to pass      a statement removed; break to continue
 
-Annotations, decorators, texts and what runs only under `__main__` or TYPE_CHECKING stay as they are.
+Annotations, decorators, texts and what runs only under `__main__` or TYPE_CHECKING stay as they
+are.
 """
 
 import ast
@@ -85,7 +88,11 @@ class _Finder(ast.NodeVisitor):
         if isinstance(node, ast.expr | ast.stmt):
             for text in self._replacements(node):
                 self._add(node, text)
-        name = node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else None
+        name = (
+            node.name
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            else None
+        )
         self._names += [name] if name else []
         for child in _mutable_children(node):
             self.visit(child)
@@ -174,7 +181,9 @@ def _is_main_guard(node: ast.AST) -> bool:
 def _is_negated_itself(condition: ast.expr) -> bool:
     """Return True if a mutant of the condition's own expression is its negation."""
     if isinstance(condition, ast.Compare) and len(condition.ops) == 1:
-        return isinstance(condition.ops[0], ast.Eq | ast.NotEq | ast.Is | ast.IsNot | ast.In | ast.NotIn)
+        return isinstance(
+            condition.ops[0], ast.Eq | ast.NotEq | ast.Is | ast.IsNot | ast.In | ast.NotIn
+        )
     return isinstance(condition, ast.UnaryOp) and isinstance(condition.op, ast.Not)
 
 
@@ -187,8 +196,12 @@ def _is_call(node: ast.stmt) -> bool:
 
 
 def _is_store(node: ast.stmt) -> bool:
-    """Return True for an assignment to an attribute or an item: a removed variable fails by its name."""
-    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute | ast.Subscript)
+    """Return True for an assignment to an attribute or an item: a removed variable fails by its
+    name.
+    """
+    return isinstance(node, ast.Assign) and isinstance(
+        node.targets[0], ast.Attribute | ast.Subscript
+    )
 
 
 def _shown(text: str) -> str:

@@ -1,10 +1,12 @@
 """Mutation testing of every room: `python -m tests.support.mutation [--rooms R ...] [--workers N]`.
 
-Of each room a fixed sample of mutants is applied, one at a time, in a copy of the repository, where the room's tests
-run. The exit status is 1 if fewer than nine tenths of a room's mutants are killed by a failed test or by the timeout.
-The results are in mutation.json, with the reason of each survivor, which is written by hand and kept by its name.
+Of each room a fixed sample of mutants is applied, one at a time, in a copy of the repository, where
+the room's tests run. The exit status is 1 if fewer than nine tenths of a room's mutants are killed
+by a failed test or by the timeout. The results are in mutation.json, with the reason of each
+survivor, which is written by hand and kept by its name.
 
-The sample is ordered by the hashes of the mutants' names: a change of the code changes only its own part of it.
+The sample is ordered by the hashes of the mutants' names: a change of the code changes only its own
+part of it.
 """
 
 import argparse
@@ -41,7 +43,9 @@ _TREES = (
     "export/tuning",
 )
 _EXCLUDED = {
-    "service/supervision/run_folder.py": "a mutant removes the folders of services that run on this machine",
+    "service/supervision/run_folder.py": (
+        "a mutant removes the folders of services that run on this machine"
+    ),
     "client/diptych_client/transports/vision_pb2.py": "generated",
 }
 # Tests of a room beside those of the same folder in tests/.
@@ -105,15 +109,25 @@ def rooms() -> dict[str, list[str]]:
 
 def sample(modules: Sequence[str]) -> list[Mutant]:
     """Return the mutants of a room that are run."""
-    found = [mutant for name in modules for mutant in mutants_of(name, (ROOT / name).read_text(encoding="utf-8"))]
-    return sorted(found, key=lambda mutant: hashlib.sha256(mutant.name.encode()).digest())[:NUM_MUTANTS]
+    found = [
+        mutant
+        for name in modules
+        for mutant in mutants_of(name, (ROOT / name).read_text(encoding="utf-8"))
+    ]
+    return sorted(found, key=lambda mutant: hashlib.sha256(mutant.name.encode()).digest())[
+        :NUM_MUTANTS
+    ]
 
 
 def paths_of_tests(room: str) -> list[str]:
     """Return the arguments of pytest that name the tests of a room."""
     mirrored = f"tests/{room.replace('client/diptych_client', 'client')}"
     patterns = [f"{mirrored}/test_*.py" if room in _TREES else mirrored, *_MORE_TESTS.get(room, [])]
-    return [path.relative_to(ROOT).as_posix() for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    return [
+        path.relative_to(ROOT).as_posix()
+        for pattern in patterns
+        for path in sorted(ROOT.glob(pattern))
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +155,11 @@ class Worker:
     def mutated(self, mutant: Mutant, number: int) -> Iterator[None]:
         """Have the mutant in the tree for as long as the context lasts."""
         path = self.tree / mutant.path
-        source, times = path.read_bytes(), path.stat()
+        source = path.read_bytes()
+        times = path.stat()
         path.write_bytes(mutant.applied(source))
-        os.utime(path, (number, number))  # a time of its own: Python knows compiled modules by time and size
+        # a time of its own: Python knows compiled modules by time and size
+        os.utime(path, (number, number))
         try:
             yield
         finally:
@@ -156,16 +172,27 @@ def running_worker() -> Iterator[Worker]:
     """Copy the repository, start the process; end and remove both."""
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         tree = Path(folder, "tree")
-        files = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True)
+        files = subprocess.check_output(
+            ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True
+        )
         for name in files.splitlines():
             if (ROOT / name).is_file():
                 (tree / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, tree / name)
         shutil.copytree(ROOT / ".bentoml", tree / ".bentoml", symlinks=True)
-        environment = os.environ | {"PYTHONPATH": str(tree / "client"), "OMP_NUM_THREADS": "1", "TMPDIR": folder}
+        environment = os.environ | {
+            "PYTHONPATH": str(tree / "client"),
+            "OMP_NUM_THREADS": "1",
+            "TMPDIR": folder,
+        }
         command = [sys.executable, "-m", "tests.support.forked_tests"]
         with subprocess.Popen(
-            command, cwd=tree, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            cwd=tree,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         ) as process:
             yield Worker(tree, process)
             process.communicate()
@@ -177,7 +204,9 @@ def run_room(room: str, modules: Sequence[str], workers: Sequence[Worker]) -> Ro
     code = workers[0].exit_code(room, "", _MAX_BASELINE_S)
     if code != _SURVIVED:
         log = (workers[0].tree.parent / "tests.log").read_text(encoding="utf-8")[-_MAX_LOG_CHARS:]
-        raise BaselineFailed(f"the tests of {room} fail without a mutant, with status {code}:\n{log}")
+        raise BaselineFailed(
+            f"the tests of {room} fail without a mutant, with status {code}:\n{log}"
+        )
     timeout_s = 20 + 3 * (time.monotonic() - start_s)
     free: queue.Queue[Worker] = queue.Queue()
     for worker in workers:
@@ -190,7 +219,10 @@ def run_room(room: str, modules: Sequence[str], workers: Sequence[Worker]) -> Ro
                 code = worker.exit_code(room, Path(mutant.path).stem, timeout_s)
         finally:
             free.put(worker)
-        print(f"{time.strftime('%H:%M:%S')} {code:4} {mutant.path}:{mutant.line} {mutant.name}", flush=True)
+        print(
+            f"{time.strftime('%H:%M:%S')} {code:4} {mutant.path}:{mutant.line} {mutant.name}",
+            flush=True,
+        )
         return code not in (_SURVIVED, _NO_TESTS)
 
     mutants = sample(modules)
@@ -218,9 +250,15 @@ def add_result(name: str, room: Room, path: Path = RESULTS) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the rooms; return the exit status."""
-    parser = argparse.ArgumentParser("python -m tests.support.mutation", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rooms", nargs="+", default=list(rooms()), metavar="R", help="folders; default: all")
-    parser.add_argument("--workers", type=int, default=2, help="tests that run at the same time; default: 2")
+    parser = argparse.ArgumentParser(
+        "python -m tests.support.mutation", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "--rooms", nargs="+", default=list(rooms()), metavar="R", help="folders; default: all"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="tests that run at the same time; default: 2"
+    )
     chosen = parser.parse_args(arguments)
     is_low = False
     with ExitStack() as stack:

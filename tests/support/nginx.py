@@ -19,7 +19,8 @@ events {{ worker_connections 256; }}
 http {{
     access_log off;
     client_max_body_size 2m;
-    client_body_buffer_size 2m;  # nothing in files: started by root, nginx is another user, who may not come here
+    # Nothing in files: started by root, nginx is another user, who may not come here.
+    client_body_buffer_size 2m;
     client_body_temp_path {folder}/body;
     proxy_temp_path {folder}/proxy;
     fastcgi_temp_path {folder}/fastcgi;

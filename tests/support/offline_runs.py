@@ -48,7 +48,14 @@ class OfflineJob:
     def running(self) -> Iterator["subprocess.Popen[str]"]:
         """Start a run of the job; kill it at the end if it still runs."""
         fields = [f"-F{name}={value}" for name, value in self.fields.items() if name != "task"]
-        options = ["--task", self.fields["task"], "--model", self.model, "--output", str(self.output)]
+        options = [
+            "--task",
+            self.fields["task"],
+            "--model",
+            self.model,
+            "--output",
+            str(self.output),
+        ]
         process = subprocess.Popen(
             (
                 *(sys.executable, "-m", "offline", str(self.images)),
@@ -82,10 +89,16 @@ def write_scenes(folder: Path, count: int) -> Path:
 
 
 def install_killer_files(folder: Path) -> Path:
-    """Install a package with a file system `killer://` of fsspec's: to open a file of it kills the process."""
+    """Install a package with a file system `killer://` of fsspec's: to open a file of it kills the
+    process.
+    """
     (folder / "killer-1.0.dist-info").mkdir(parents=True)
-    (folder / "killer-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: killer\nVersion: 1.0\n")
-    (folder / "killer-1.0.dist-info" / "entry_points.txt").write_text("[fsspec.specs]\nkiller = killer.KillerFiles\n")
+    (folder / "killer-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: killer\nVersion: 1.0\n"
+    )
+    (folder / "killer-1.0.dist-info" / "entry_points.txt").write_text(
+        "[fsspec.specs]\nkiller = killer.KillerFiles\n"
+    )
     (folder / "killer.py").write_text(_KILLER)
     return folder
 
@@ -100,5 +113,12 @@ def actor_of(run: "subprocess.Popen[str]") -> int | None:
 
 def parquet_rows(output: Path) -> list[dict[str, Any]]:
     """Return the rows of all shards, in order, with their results as JSON values."""
-    rows = [row for part in sorted(output.glob("part-*.parquet")) for row in pq.read_table(part).to_pylist()]
-    return [row | {"result": None if row["result"] is None else json.loads(row["result"])} for row in rows]
+    rows = [
+        row
+        for part in sorted(output.glob("part-*.parquet"))
+        for row in pq.read_table(part).to_pylist()
+    ]
+    return [
+        row | {"result": None if row["result"] is None else json.loads(row["result"])}
+        for row in rows
+    ]

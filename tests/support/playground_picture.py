@@ -19,7 +19,9 @@ def take(url: str) -> None:
     """Open the page, let both models answer, and write what a person sees."""
     with chromium() as browser:
         size = {"width": 1360, "height": 960}
-        page = browser.new_page(viewport=size, device_scale_factor=_PIXELS_PER_PX, color_scheme="light")  # type: ignore[arg-type]
+        page = browser.new_page(
+            viewport=size, device_scale_factor=_PIXELS_PER_PX, color_scheme="light"
+        )  # type: ignore[arg-type]
         playground = Playground(page, url)
         playground.open(task="open_vocabulary_detection", sample=_SAMPLE)
         expect(page.locator(".shape").first).to_be_visible()

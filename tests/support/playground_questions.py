@@ -9,7 +9,8 @@ from tasks.table import TASKS, Task
 from tests.support.playground_samples import FOLDER
 
 SAMPLES: dict[str, dict[str, Any]] = {
-    sample["id"]: sample for sample in json.loads((FOLDER / "samples.json").read_text(encoding="utf-8"))
+    sample["id"]: sample
+    for sample in json.loads((FOLDER / "samples.json").read_text(encoding="utf-8"))
 }
 SAMPLE = "mgql"
 
@@ -24,16 +25,23 @@ def api_response(
     client: httpx.Client, model: str, task_id: str, sample_id: str = SAMPLE, **fields: Any
 ) -> httpx.Response:
     """Return the API's response to a request for a sample."""
-    form = {name: json.dumps(value) if isinstance(value, list) else value for name, value in fields.items()}
+    form = {
+        name: json.dumps(value) if isinstance(value, list) else value
+        for name, value in fields.items()
+    }
     image = (FOLDER / SAMPLES[sample_id]["file"]).read_bytes()
-    return client.post("/v1/predict", data={"task": task_id, "model": model, **form}, files={"image": image})
+    return client.post(
+        "/v1/predict", data={"task": task_id, "model": model, **form}, files={"image": image}
+    )
 
 
 def api_answer(
     client: httpx.Client, model: str, task_id: str, sample_id: str = SAMPLE, **fields: Any
 ) -> dict[str, Any]:
     """Return a model's answer to a request for a sample."""
-    answer: dict[str, Any] = api_response(client, model, task_id, sample_id, **fields).raise_for_status().json()
+    answer: dict[str, Any] = (
+        api_response(client, model, task_id, sample_id, **fields).raise_for_status().json()
+    )
     return answer
 
 
@@ -47,7 +55,10 @@ def drawn(result: dict[str, Any]) -> list[tuple[str, list[list[float]]]]:
     if "detections" in result:
         return [(each["label"], _corners(*each["box"])) for each in result["detections"]]
     if "instances" in result:
-        return [(each["label"], [xy for ring in each["polygons"] for xy in ring]) for each in result["instances"]]
+        return [
+            (each["label"], [xy for ring in each["polygons"] for xy in ring])
+            for each in result["instances"]
+        ]
     return [(each["text"], each["quad"]) for each in result["text_regions"]]
 
 

@@ -14,7 +14,13 @@ from export.scenes.truth import DetectionsTruth, TextTruth
 from tests.support.export_cli import ROOT
 
 FOLDER = ROOT / "service/web/playground/samples"
-SIZES_WH = {2089: (640, 480), 2462: (640, 480), 2146: (600, 600), 2187: (640, 480), 2218: (720, 480)}
+SIZES_WH = {
+    2089: (640, 480),
+    2462: (640, 480),
+    2146: (600, 600),
+    2187: (640, 480),
+    2218: (720, 480),
+}
 _RENDERED_PX = 768
 
 
@@ -25,7 +31,9 @@ def sample_image(seed: int) -> Image.Image:
 
 def sample_entry(seed: int) -> dict[str, Any]:
     """Return the entry of a sample in the page's list."""
-    asked = {question.name: question.scaled(SIZES_WH[seed]) for question in questions(sample_scene(seed))}
+    asked = {
+        question.name: question.scaled(SIZES_WH[seed]) for question in questions(sample_scene(seed))
+    }
     described = asked["captioning detailed"].truth
     assert isinstance(described, TextTruth)
     return {
@@ -51,7 +59,10 @@ def _examples(asked: dict[str, Question]) -> dict[str, Any]:
         **caption.parameters,
         "phrases": [box.label for box in caption.truth.boxes],
         **asked["instance_segmentation phrase"].parameters,
-        "region": [round(float(value)) for value in asked["region_description description"].parameters["region"]],
+        "region": [
+            round(float(value))
+            for value in asked["region_description description"].parameters["region"]
+        ],
         **asked["visual_question_answering count"].parameters,
     }
 

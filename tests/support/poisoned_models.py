@@ -1,4 +1,6 @@
-"""The endless models with a NaN in florence-2-mini: an answer fails when it reaches that position."""
+"""The endless models with a NaN in florence-2-mini: an answer fails when it reaches that
+position.
+"""
 
 import hashlib
 import json
@@ -16,13 +18,17 @@ _POSITIONS = "model.language_model.decoder.embed_positions.weight"
 
 
 def poisoned_models(exported: ModelStore, home: Path) -> ModelStore:
-    """Copy the exported models into another BentoML home, without an end token and with a poisoned position."""
+    """Copy the exported models into another BentoML home, without an end token and with a poisoned
+    position.
+    """
     store = endless_models(exported, home)
     folder = store.newest(POISONED_MODEL)
     weights = load_file(folder / DECODER_FILE)
     weights[_POSITIONS][POISONED_POSITION] = float("nan")
     save_file(weights, folder / DECODER_FILE)
     manifest = json.loads((folder / MANIFEST_FILE).read_text())
-    manifest["files"][DECODER_FILE] = hashlib.sha256((folder / DECODER_FILE).read_bytes()).hexdigest()
+    manifest["files"][DECODER_FILE] = hashlib.sha256(
+        (folder / DECODER_FILE).read_bytes()
+    ).hexdigest()
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
     return store

@@ -5,7 +5,9 @@ from pathlib import Path
 
 def descendants(pid: int) -> list[int]:
     """Return all descendants of a process."""
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    children = [
+        int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ]
     return [one for child in children for one in (child, *descendants(child))]
 
 
@@ -18,7 +20,9 @@ def is_alive(pid: int) -> bool:
 
 
 def resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process without mapped files: their pages come and go with the page cache."""
+    """Return the resident memory of a process without mapped files: their pages come and go with
+    the page cache.
+    """
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 

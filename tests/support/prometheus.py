@@ -1,4 +1,6 @@
-"""Debian's Prometheus: whether it is here, and a real one that scrapes a service with the committed configuration."""
+"""Debian's Prometheus: whether it is here, and a real one that scrapes a service with the committed
+configuration.
+"""
 
 import shutil
 import subprocess
@@ -30,8 +32,16 @@ _STOP_TIMEOUT_S = 30
 
 def committed_rules(kind: Literal["alert", "record"]) -> list[dict[str, Any]]:
     """Return every committed rule that is an alert, or that records."""
-    files = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(RULES.glob("*.yml"))]
-    return [rule for file in files for group in file["groups"] for rule in group["rules"] if kind in rule]
+    files = [
+        yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(RULES.glob("*.yml"))
+    ]
+    return [
+        rule
+        for file in files
+        for group in file["groups"]
+        for rule in group["rules"]
+        if kind in rule
+    ]
 
 
 needs_prometheus = pytest.mark.skipif(not HAS_PROMETHEUS, reason=MISSING_PROMETHEUS)
@@ -44,7 +54,10 @@ class Prometheus:
     url: str
 
     def values(self, query: str) -> list[float]:
-        """Return the value of every series of an instant query; raise with Prometheus' message for a bad one."""
+        """Return the value of every series of an instant query.
+
+        Raise with Prometheus' message for a bad one.
+        """
         response = httpx.get(f"{self.url}/api/v1/query", params={"query": query}, timeout=30)
         answer = response.json()
         if answer["status"] != "success":
@@ -53,12 +66,18 @@ class Prometheus:
 
     def label_values(self, label: str, selector: str) -> list[str]:
         """Return the values that a label has in the series of `selector`."""
-        response = httpx.get(f"{self.url}/api/v1/label/{label}/values", params={"match[]": selector}, timeout=30)
+        response = httpx.get(
+            f"{self.url}/api/v1/label/{label}/values", params={"match[]": selector}, timeout=30
+        )
         return list(response.raise_for_status().json()["data"])
 
     def rules(self) -> list[dict[str, Any]]:
         """Return every rule with its health."""
-        groups = httpx.get(f"{self.url}/api/v1/rules", timeout=30).raise_for_status().json()["data"]["groups"]
+        groups = (
+            httpx.get(f"{self.url}/api/v1/rules", timeout=30)
+            .raise_for_status()
+            .json()["data"]["groups"]
+        )
         return [rule for group in groups for rule in group["rules"]]
 
     def is_ready(self) -> bool:
@@ -71,17 +90,28 @@ class Prometheus:
 
 @contextmanager
 def running_prometheus(target: str, folder: Path) -> Iterator[Prometheus]:
-    """Start Prometheus with the committed configuration, but for its target and its interval, and data in `folder`."""
+    """Start Prometheus with the committed configuration, but for its target and its interval, and
+    data in `folder`.
+    """
     config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
-    config["global"] = {"scrape_interval": _SCRAPE_INTERVAL, "evaluation_interval": _SCRAPE_INTERVAL}
+    config["global"] = {
+        "scrape_interval": _SCRAPE_INTERVAL,
+        "evaluation_interval": _SCRAPE_INTERVAL,
+    }
     config["rule_files"] = [str(CONFIG.parent / pattern) for pattern in config["rule_files"]]
     (job,) = config["scrape_configs"]
     job["static_configs"] = [{"targets": [target]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
     address = f"127.0.0.1:{free_port()}"
-    command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+    command = [
+        "prometheus",
+        f"--config.file={folder}/prometheus.yml",
+        f"--storage.tsdb.path={folder}/data",
+    ]
     with (folder / "prometheus.log").open("w") as log:
-        process = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [*command, f"--web.listen-address={address}"], stdout=log, stderr=log
+        )
     prometheus = Prometheus(f"http://{address}")
     try:
         wait_until_ready(prometheus.is_ready, process, folder / "prometheus.log")

@@ -19,10 +19,16 @@ _GenerationConfig: Any = GenerationConfig
 
 RandomKind = Literal["florence2", "paligemma", "paligemma2"]
 SLIDING_WINDOW = 12  # less than the 144 image tokens, and less than an answer
-_SOURCES = {"florence2": "florence-2-mini", "paligemma": "paligemma-mini", "paligemma2": "paligemma-mini"}
+_SOURCES = {
+    "florence2": "florence-2-mini",
+    "paligemma": "paligemma-mini",
+    "paligemma2": "paligemma-mini",
+}
 _FILES = ("tokenizer.json", "tokenizer_config.json", "processor_config.json")
 _WEIGHT_STD = 0.1  # added to every weight: keeps logits apart, which avoids near ties
-_END_BIAS = 2  # factor of the end token's embedding: Gemma then ends at varying positions, the others at their limit
+# factor of the end token's embedding: Gemma then ends at varying positions, the others at their
+# limit
+_END_BIAS = 2
 
 _GEMMA2 = {
     "model_type": "gemma2",

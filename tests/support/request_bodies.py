@@ -17,9 +17,13 @@ IMAGE = b"\x89PNG\r\n\x1a\n\0\xff any bytes"
 BASE64 = base64.b64encode(IMAGE).decode()
 
 
-def request(chunks: Iterable[bytes], content_type: str | None, content_length: str | None = None) -> Request:
+def request(
+    chunks: Iterable[bytes], content_type: str | None, content_length: str | None = None
+) -> Request:
     """Return a request as a server passes it on, with its body in chunks."""
-    messages: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    messages: list[Message] = [
+        {"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks
+    ]
     unsent = iter([*messages, {"type": "http.request"}])
     given = [(b"content-type", content_type), (b"content-length", content_length)]
     headers = [(name, value.encode("latin-1")) for name, value in given if value is not None]
@@ -27,7 +31,10 @@ def request(chunks: Iterable[bytes], content_type: str | None, content_length: s
     async def receive() -> Message:
         return next(unsent)
 
-    return Request({"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}, receive)
+    return Request(
+        {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers},
+        receive,
+    )
 
 
 def memory(max_bytes: int = MAX_BYTES) -> BodyMemory:
@@ -45,7 +52,11 @@ def read_json(**fields: object) -> RequestBody:
 
 def part(name: str, value: bytes | str, options: str = "") -> bytes:
     data = value.encode() if isinstance(value, str) else value
-    return f'--b\r\nContent-Disposition: form-data; name="{name}"{options}\r\n\r\n'.encode() + data + b"\r\n"
+    return (
+        f'--b\r\nContent-Disposition: form-data; name="{name}"{options}\r\n\r\n'.encode()
+        + data
+        + b"\r\n"
+    )
 
 
 def file_part(name: str, data: bytes) -> bytes:

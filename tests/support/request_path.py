@@ -1,8 +1,10 @@
-"""The code that one REST predict crosses in the gateway: `python -m tests.support.request_path [--calls]`.
+"""The code that one REST predict crosses in the gateway: `python -m tests.support.request_path
+[--calls]`.
 
-The real app, core and channel answer a form with a new PNG in this process; a simulated runner answers the channel over
-TCP. The second request is counted, so that nothing of a first one is. Calls of our own functions are recorded in all
-threads in the order in which they begin; a coroutine that is resumed does not begin again.
+The real app, core and channel answer a form with a new PNG in this process; a simulated runner
+answers the channel over TCP. The second request is counted, so that nothing of a first one is.
+Calls of our own functions are recorded in all threads in the order in which they begin; a coroutine
+that is resumed does not begin again.
 """
 
 import argparse
@@ -66,7 +68,9 @@ def recorded(path: RequestPath) -> Iterator[None]:
 
     def profile(frame: FrameType, event: str, _argument: object) -> None:
         code = frame.f_code
-        is_beginning = event == "call" and frame.f_lasti <= _FIRST_INSTRUCTIONS and code.co_name not in _INLINE
+        is_beginning = (
+            event == "call" and frame.f_lasti <= _FIRST_INSTRUCTIONS and code.co_name not in _INLINE
+        )
         if is_beginning and (file := code.co_filename).startswith(FOLDERS):
             path.calls.append((str(Path(file).relative_to(ROOT)), code.co_qualname))
 
@@ -81,18 +85,22 @@ def recorded(path: RequestPath) -> Iterator[None]:
 
 async def request_path() -> RequestPath:
     """Answer two requests about the same image, and return the path of the second."""
-    path, model = RequestPath(), served(FLORENCE)
+    path = RequestPath()
+    model = served(FLORENCE)
     async with TestServer(simulated_runner()) as server:
         channel = RunnerChannel(str(server.make_url("")).rstrip("/"), model.manifest.build_key, 10)
         runner = RunnerClient(model.id, channel)
         boundary = RestBoundary(Settings())
-        limits = CoreLimits(ImageLimits(1_000_000), 2, 64, 24, 200_000, 1_000_000_000, 1_000_000_000)
+        limits = CoreLimits(
+            ImageLimits(1_000_000), 2, 64, 24, 200_000, 1_000_000_000, 1_000_000_000
+        )
         core = Core(ServedModels({model.id: model}), {model.id: runner}, limits)
         boundary.start(core, ApiKeys(None))
         transport = httpx.ASGITransport(TracedRequests(SecurityHeaders(rest_app(boundary))))
         async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
             await _predict(client)
-            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())  # whose threads are recorded
+            # whose threads are recorded
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
             with recorded(path):
                 await _predict(client)
         await runner.close()
@@ -106,13 +114,18 @@ async def _predict(client: httpx.AsyncClient) -> None:
 
 def main() -> None:
     """Print the counts, and the calls where asked."""
-    parser = argparse.ArgumentParser("python -m tests.support.request_path", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        "python -m tests.support.request_path", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--calls", action="store_true", help="print every call")
     given = parser.parse_args()
     path = asyncio.run(request_path())
     if given.calls:
         print(*(f"{file}  {function}" for file, function in path.calls), sep="\n")
-    print(f"{len(path.files)} files, {len(path.functions)} functions, {path.num_changes} changes of file")
+    print(
+        f"{len(path.files)} files, {len(path.functions)} functions, {path.num_changes} changes of"
+        " file"
+    )
 
 
 if __name__ == "__main__":

@@ -53,7 +53,9 @@ def as_headers(names: Mapping[str, str]) -> dict[str, str]:
     return {name.replace("_", "-"): value for name, value in names.items()}
 
 
-def client(core: Core | None = None, keys: ApiKeys | None = None, values: Settings = SETTINGS) -> Client:
+def client(
+    core: Core | None = None, keys: ApiKeys | None = None, values: Settings = SETTINGS
+) -> Client:
     boundary = RestBoundary(values)
     boundary.start(core or make_core(), keys or ApiKeys(None))
     return Client(boundary)
@@ -61,7 +63,9 @@ def client(core: Core | None = None, keys: ApiKeys | None = None, values: Settin
 
 def fits(document: object, name: str) -> bool:
     """Return True if a body matches a schema of /openapi.json; raise otherwise."""
-    Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": COMPONENTS}).validate(document)
+    Draft202012Validator(
+        {"$ref": f"#/components/schemas/{name}", "components": COMPONENTS}
+    ).validate(document)
     return True
 
 

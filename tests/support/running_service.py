@@ -59,10 +59,19 @@ class RunningService:
         wait_until_ready(self.is_ready, self.process, self.log, timeout_s)
 
     def parts(self) -> dict[str, int]:
-        """Return the process of each part: `diptych` is the gateway, `florence-2-mini-runner` a runner."""
+        """Return the process of each part: `diptych` is the gateway, `florence-2-mini-runner` a
+        runner.
+        """
         command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(self.process.pid)]
-        rows = [line.split() for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines()]
-        return {row[row.index("--service-name") + 1]: int(row[0]) for row in rows if "--service-name" in row}
+        rows = [
+            line.split()
+            for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+        ]
+        return {
+            row[row.index("--service-name") + 1]: int(row[0])
+            for row in rows
+            if "--service-name" in row
+        }
 
 
 OPEN = Access()
@@ -70,9 +79,16 @@ OPEN = Access()
 
 @contextmanager
 def running_service(
-    bentoml_home: Path, log: Path, access: Access = OPEN, command: Sequence[str] = SERVICE, /, **settings: str
+    bentoml_home: Path,
+    log: Path,
+    access: Access = OPEN,
+    command: Sequence[str] = SERVICE,
+    /,
+    **settings: str,
 ) -> Iterator[RunningService]:
-    """Start the service with `settings` (environment variables), yield it when ready, stop it with SIGTERM."""
+    """Start the service with `settings` (environment variables), yield it when ready, stop it with
+    SIGTERM.
+    """
     ports = {"DIPTYCH_PORT": str(free_port()), "DIPTYCH_GRPC_PORT": str(free_port())}
     environment = service_environment(bentoml_home, **(ports | settings))
     with log.open("w") as log_file:
@@ -85,8 +101,11 @@ def running_service(
             text=True,
             start_new_session=True,
         )
-    port, grpc_port = environment["DIPTYCH_PORT"], environment["DIPTYCH_GRPC_PORT"]
-    service = RunningService(f"{access.scheme}://127.0.0.1:{port}", process, log, f"127.0.0.1:{grpc_port}", access)
+    port = environment["DIPTYCH_PORT"]
+    grpc_port = environment["DIPTYCH_GRPC_PORT"]
+    service = RunningService(
+        f"{access.scheme}://127.0.0.1:{port}", process, log, f"127.0.0.1:{grpc_port}", access
+    )
     try:
         service.wait_until_ready(_START_TIMEOUT_S)
         yield service
@@ -97,7 +116,9 @@ def running_service(
 
 def service_environment(bentoml_home: Path, **settings: str) -> dict[str, str]:
     """Return the environment of a service that is to start."""
-    return os.environ | {"BENTOML_HOME": str(bentoml_home), "BENTOML_DO_NOT_TRACK": "True"} | settings
+    return (
+        os.environ | {"BENTOML_HOME": str(bentoml_home), "BENTOML_DO_NOT_TRACK": "True"} | settings
+    )
 
 
 def free_port() -> int:

@@ -51,11 +51,14 @@ Step = Refusal | Answer | bytes | None
 
 @dataclass(slots=True)
 class Script:
-    """The responses: each step once, then the answer; `None` breaks the connection, bytes are an event stream."""
+    """The responses: each step once, then the answer; `None` breaks the connection, bytes are an
+    event stream.
+    """
 
     steps: list[Step]
     received: list[Received] = field(default_factory=list)
-    listings: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # of a path, over REST
+    # of a path, over REST
+    listings: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     def next_step(self, received: Received) -> Step:
         """Record a request and return the response to it."""
@@ -82,7 +85,8 @@ def serving_rest(script: Script) -> Iterator[str]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             timeout_s = int(self.headers["x-deadline-ms"]) / 1000
-            request_id, key = self.headers["x-request-id"], self.headers["authorization"]
+            request_id = self.headers["x-request-id"]
+            key = self.headers["authorization"]
             step = script.next_step(Received(request_id, timeout_s, key, body))
             if step is None:
                 return  # closes the connection
@@ -90,9 +94,18 @@ def serving_rest(script: Script) -> Iterator[str]:
 
         def _send(self, step: Refusal | Answer | bytes, request_id: str) -> None:
             if isinstance(step, Refusal):
-                error = {"code": step.code, "message": "no", "param": None, "request_id": request_id}
-                retry_after = {} if step.retry_after_s is None else {"Retry-After": str(step.retry_after_s)}
-                self._respond(_STATUSES[step.code], json.dumps({"error": error}).encode(), retry_after)
+                error = {
+                    "code": step.code,
+                    "message": "no",
+                    "param": None,
+                    "request_id": request_id,
+                }
+                retry_after = (
+                    {} if step.retry_after_s is None else {"Retry-After": str(step.retry_after_s)}
+                )
+                self._respond(
+                    _STATUSES[step.code], json.dumps({"error": error}).encode(), retry_after
+                )
             elif isinstance(step, Answer):
                 self._respond(200, json.dumps(answer_json(step)).encode(), {})
             else:
@@ -124,12 +137,16 @@ def _grpc(script: Script) -> Iterator[str]:
     class Vision(VisionServicer):
         def Predict(self, _request: pb.PredictRequest, context: Any) -> pb.Answer:
             metadata = dict(context.invocation_metadata())
-            received = Received(metadata["x-request-id"], context.time_remaining(), metadata.get("authorization"))
+            received = Received(
+                metadata["x-request-id"], context.time_remaining(), metadata.get("authorization")
+            )
             step = script.next_step(received)
             if step is None:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
             if isinstance(step, Refusal):
-                retry_after = [] if step.retry_after_s is None else [("retry-after", str(step.retry_after_s))]
+                retry_after = (
+                    [] if step.retry_after_s is None else [("retry-after", str(step.retry_after_s))]
+                )
                 context.set_trailing_metadata([("diptych-code", step.code), *retry_after])
                 context.abort(_CODES[step.code], "no")
             return _message()

@@ -20,14 +20,19 @@ class ServedApp:
 
 
 @contextmanager
-def serving_app(app: ASGIApp, protocol: type[asyncio.Protocol] | None = None) -> Iterator[ServedApp]:
+def serving_app(
+    app: ASGIApp, protocol: type[asyncio.Protocol] | None = None
+) -> Iterator[ServedApp]:
     """Serve until the caller is done."""
     loop = asyncio.new_event_loop()
-    # Only with the protocol named does asyncio switch off Nagle's algorithm, which would add 40 ms to every answer.
+    # Only with the protocol named does asyncio switch off Nagle's algorithm, which would add 40 ms
+    # to every answer.
     with socket.socket(proto=socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        config = uvicorn.Config(app, log_level="error", ws="none", timeout_graceful_shutdown=1, http=protocol or "auto")
+        config = uvicorn.Config(
+            app, log_level="error", ws="none", timeout_graceful_shutdown=1, http=protocol or "auto"
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=loop.run_until_complete, args=(server.serve([listener]),))
         thread.start()

@@ -22,4 +22,8 @@ def samples(service: RunningService) -> list[Sample]:
 
 def total(found: Iterable[Sample], name: str, **labels: str) -> float:
     """Return the sum of those of a name that have these labels."""
-    return sum(sample.value for sample in found if sample.name == name and labels.items() <= sample.labels.items())
+    return sum(
+        sample.value
+        for sample in found
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )

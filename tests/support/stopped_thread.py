@@ -1,4 +1,6 @@
-"""One thread of another process, stopped as by a debugger: the others go on, as beside a thread that is stuck."""
+"""One thread of another process, stopped as by a debugger: the others go on, as beside a thread
+that is stuck.
+"""
 
 import ctypes
 import os
@@ -28,17 +30,22 @@ def _user_ticks(pid: int) -> dict[int, int]:
     ticks = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
-            ticks[int(task.name)] = int((task / "stat").read_text().rpartition(")")[2].split()[_USER_TICKS])
+            ticks[int(task.name)] = int(
+                (task / "stat").read_text().rpartition(")")[2].split()[_USER_TICKS]
+            )
     return ticks
 
 
 def stop_thread_until_its_process_ends(tid: int) -> None:
-    """Keep the thread `tid` stopped; let it go on, and fail, if its process has not ended in time."""
+    """Keep the thread `tid` stopped; let it go on, and fail, if its process has not ended in
+    time.
+    """
     _ptrace(_SEIZE, tid)
     _ptrace(_INTERRUPT, tid)
     os.waitpid(tid, _WALL)  # it has stopped
     try:
-        wait_until(lambda: os.waitpid(tid, _WALL | os.WNOHANG) != (0, 0))  # the process ends once its tracer knows
+        # the process ends once its tracer knows
+        wait_until(lambda: os.waitpid(tid, _WALL | os.WNOHANG) != (0, 0))
     except AssertionError:
         _ptrace(_DETACH, tid)
         raise

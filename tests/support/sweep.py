@@ -1,7 +1,9 @@
-"""Every route of a running service and every field of its schemas, each with the worst values of the largest size.
+"""Every route of a running service and every field of its schemas, each with the worst values of
+the largest size.
 
-HTTP routes and fields come from /openapi.json, those of gRPC from server reflection: a route or field that is added
-later is found without anybody thinking of it. A case is one request whose other fields are valid.
+HTTP routes and fields come from /openapi.json, those of gRPC from server reflection: a route or
+field that is added later is found without anybody thinking of it. A case is one request whose other
+fields are valid.
 """
 
 import json
@@ -39,7 +41,13 @@ _TEXTS = {
     "colons": "a:",
     "tags": "<View><a>",
 }
-_NUMBERS = {"many digits": "1" * 400, "overflow": "1e400", "underflow": "1e-300", "negative": "-1", "large": "1e300"}
+_NUMBERS = {
+    "many digits": "1" * 400,
+    "overflow": "1e400",
+    "underflow": "1e-300",
+    "negative": "-1",
+    "large": "1e300",
+}
 _LISTS = {"objects": "{}", "texts": '""', "numbers": "1", "lists": "[]"}
 _NESTED = {"nested lists": ("[", "]"), "nested objects": ('{"a":', "0}")}
 
@@ -107,8 +115,11 @@ class HttpSweep:
             seen: set[str] = set()
             for schema in self.alternatives(content["schema"]):
                 for field, shape, body in make(schema, seen):
-                    filled, type_ = self.filled(path), f"{content_type}{_BOUNDARY.get(content_type, '')}"
-                    yield Case(f"{method} {path} {content_type}", field, shape, method, filled, body, type_)
+                    filled = self.filled(path)
+                    type_ = f"{content_type}{_BOUNDARY.get(content_type, '')}"
+                    yield Case(
+                        f"{method} {path} {content_type}", field, shape, method, filled, body, type_
+                    )
 
     def alternatives(self, schema: JsonSchema) -> Sequence[JsonSchema]:
         """Return the objects that a body may be, such as one for each task."""
@@ -128,7 +139,9 @@ class HttpSweep:
                 schema = schema["anyOf"][0]
         return schema
 
-    def fields(self, schema: JsonSchema, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    def fields(
+        self, schema: JsonSchema, path: tuple[str | int, ...] = ()
+    ) -> Iterator[tuple[str | int, ...]]:
         """Yield the path of every field, of objects in objects and lists too."""
         schema = self.resolved(schema)
         if path:
@@ -168,7 +181,9 @@ class HttpSweep:
                 yield Case(f"{method} {path}", name, shape, method, filled, b"", "")
 
     def _of_query(self, method: str, path: str, operation: JsonSchema) -> Iterator[Case]:
-        queries = [each["name"] for each in operation.get("parameters", []) if each["in"] == "query"]
+        queries = [
+            each["name"] for each in operation.get("parameters", []) if each["in"] == "query"
+        ]
         for name in queries:
             for shape, text in worst_values(_PATH_BYTES // 12):
                 filled = f"{self.filled(path)}?{name}={quote(text.strip(chr(34)), safe='')}"
@@ -191,10 +206,16 @@ class HttpSweep:
             if name in seen:
                 continue
             seen.add(name)
-            others = [form_part(each, _form_text(value)) for each, value in valid.items() if each != name]
+            others = [
+                form_part(each, _form_text(value)) for each, value in valid.items() if each != name
+            ]
             for shape, text in worst_values(self._num_bytes):
                 value = text if shape.startswith(("list", "nested", "names")) else text.strip('"')
-                yield name, shape, b"".join([*others, form_part(name, value.encode()), b"--b--\r\n"])
+                yield (
+                    name,
+                    shape,
+                    b"".join([*others, form_part(name, value.encode()), b"--b--\r\n"]),
+                )
             many = [form_part(name, b"1")] * (self._num_bytes // 60)
             yield name, "parts", b"".join([*others, *many, b"--b--\r\n"])
 
@@ -205,7 +226,9 @@ class HttpSweep:
 
 def form_part(name: str, value: bytes) -> bytes:
     """Return a part of a form whose boundary is `b`."""
-    return f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + value + b"\r\n"
+    return (
+        f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + value + b"\r\n"
+    )
 
 
 def _form_text(value: object) -> bytes:
@@ -213,7 +236,9 @@ def _form_text(value: object) -> bytes:
 
 
 def _with_value(example: object, field: Sequence[str | int], value: object) -> object:
-    """Return the example with `value` at the path of a field; objects and lists on the way are made."""
+    """Return the example with `value` at the path of a field; objects and lists on the way are
+    made.
+    """
     if not field:
         return value
     name, *rest = field
@@ -231,12 +256,18 @@ def samples(image: bytes, model: str, label_config: str) -> Mapping[str, object]
     url = data_url(image)
     tensor = {"datatype": "BYTES", "shape": [1]}
     return {
-        "inputs": [{"name": "image", **tensor, "data": [url]}, {"name": "task", **tensor, "data": ["ocr"]}],
+        "inputs": [
+            {"name": "image", **tensor, "data": [url]},
+            {"name": "task", **tensor, "data": ["ocr"]},
+        ],
         "image": url,
         "url": url,
         "model": model,
         "region": [10, 10, 60, 60],
-        "content": [{"type": "text", "text": "<OCR>"}, {"type": "image_url", "image_url": {"url": url}}],
+        "content": [
+            {"type": "text", "text": "<OCR>"},
+            {"type": "image_url", "image_url": {"url": url}},
+        ],
         "model_id": model,
         "version": "1",
         "status": "404",

@@ -11,7 +11,10 @@ from runners.tokens.token_choice import choose_tokens
 
 
 def advance(sequence: LiveSequence, logits: Tensor) -> Sequence[int]:
-    """Append the next tokens by the logits (R, V) of the sequence's rows; return the parent rows."""
+    """Append the next tokens by the logits (R, V) of the sequence's rows.
+
+    Return the parent rows.
+    """
     (choices,) = choose_tokens(logits, sequence.conditions(), [range(len(logits))])
     return sequence.advance(choices)
 

@@ -8,11 +8,15 @@ from tests.support.export_cli import ROOT
 
 
 def tool_python(tool: str) -> Path:
-    """Return the Python of build/TOOL with requirements-TOOL.txt, which are installed if they are not yet."""
+    """Return the Python of build/TOOL with requirements-TOOL.txt, which are installed if they are
+    not yet.
+    """
     environment = ROOT / "build" / tool
     python = environment / "bin/python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     requirements = ROOT / f"requirements-{tool}.txt"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], cwd=ROOT, check=True)
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "-r", requirements], cwd=ROOT, check=True
+    )
     return python

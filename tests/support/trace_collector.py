@@ -13,7 +13,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
 from tests.support.waiting import wait_until
 
-TRACE_ID, CALLER_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+CALLER_ID = "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE_ID}-{CALLER_ID}-01"
 
 
@@ -46,9 +47,15 @@ class Collector:
     spans: list[CollectedSpan] = field(default_factory=list)
     paths: set[str] = field(default_factory=set)
 
-    def wait_for(self, is_there: Callable[[list[CollectedSpan]], bool], timeout_s: float = 15) -> list[CollectedSpan]:
+    def wait_for(
+        self, is_there: Callable[[list[CollectedSpan]], bool], timeout_s: float = 15
+    ) -> list[CollectedSpan]:
         """Return the spans once `is_there` is True; fail with the received ones."""
-        wait_until(lambda: is_there(self.spans), timeout_s, lambda: [(span.part, span.name) for span in self.spans])
+        wait_until(
+            lambda: is_there(self.spans),
+            timeout_s,
+            lambda: [(span.part, span.name) for span in self.spans],
+        )
         return self.spans
 
     def trace(self, trace_id: str, *names: str) -> list[CollectedSpan]:
@@ -117,4 +124,8 @@ def _attributes(pairs: Any) -> dict[str, Any]:
 
 def _value(value: Any) -> Any:
     kind = value.WhichOneof("value")
-    return [_value(each) for each in value.array_value.values] if kind == "array_value" else getattr(value, kind)
+    return (
+        [_value(each) for each in value.array_value.values]
+        if kind == "array_value"
+        else getattr(value, kind)
+    )

@@ -1,7 +1,8 @@
 """Triton's client in a separate process: its protobuf messages have the same names as ours.
 
-`python -m tests.support.triton_client http|grpc ADDRESS` reads calls as JSON, `[[method, arguments], …]`, and prints
-what each returned or raised. `infer` builds tensors from a base64 image and the fields of /v1/predict.
+`python -m tests.support.triton_client http|grpc ADDRESS` reads calls as JSON, `[[method,
+arguments], …]`, and prints what each returned or raised. `infer` builds tensors from a base64 image
+and the fields of /v1/predict.
 """
 
 import base64
@@ -35,11 +36,15 @@ class Infer:
         return asdict(self) | {"image": base64.b64encode(self.image).decode()}
 
 
-def triton(transport: str, address: str, calls: Sequence[Infer | tuple[str, list[str]]]) -> list[dict[str, Any]]:
+def triton(
+    transport: str, address: str, calls: Sequence[Infer | tuple[str, list[str]]]
+) -> list[dict[str, Any]]:
     """Return what each call returned, as `value`, or `error` and `status`."""
     given = [["infer", call.arguments()] if isinstance(call, Infer) else call for call in calls]
     command = [sys.executable, "-m", "tests.support.triton_client", transport, address]
-    run = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=_TIMEOUT_S)
+    run = subprocess.run(
+        command, input=json.dumps(given), capture_output=True, text=True, timeout=_TIMEOUT_S
+    )
     assert run.returncode == 0, run.stderr
     outcomes: list[dict[str, Any]] = json.loads(run.stdout)
     return outcomes
@@ -56,7 +61,11 @@ def _outcome(module: Any, client: Any, method: str, arguments: Any) -> dict[str,
     try:
         if method == "infer":
             return {"value": _infer(module, client, **arguments)}
-        as_json = {"as_json": True} if module.__name__.endswith("grpc") and method.startswith("get_") else {}
+        as_json = (
+            {"as_json": True}
+            if module.__name__.endswith("grpc") and method.startswith("get_")
+            else {}
+        )
         return {"value": getattr(client, method)(*arguments, **as_json)}
     except InferenceServerException as error:
         return {"error": error.message(), "status": error.status()}
@@ -84,12 +93,21 @@ def _infer(
     result = client.infer(model, inputs, outputs=wanted, **options)
     (text,) = result.as_numpy("result")
     response = result.get_response()
-    return {"id": response["id"] if isinstance(response, dict) else response.id, "result": json.loads(text)}
+    return {
+        "id": response["id"] if isinstance(response, dict) else response.id,
+        "result": json.loads(text),
+    }
 
 
 def _array(value: Any) -> Any:
     values = value if isinstance(value, list) else [value]
-    dtype = np.object_ if isinstance(values[0], str | bytes) else np.float64 if isinstance(value, list) else None
+    dtype = (
+        np.object_
+        if isinstance(values[0], str | bytes)
+        else np.float64
+        if isinstance(value, list)
+        else None
+    )
     return np.array(values, dtype=dtype)
 
 

@@ -21,7 +21,11 @@ def true_result(truth: Truth) -> dict[str, Any]:
         case InstancesTruth():
             return {"instances": [{"polygons": [outline]} for outline in truth.outlines]}
         case TextRegionsTruth():
-            return {"text_regions": [{"text": word.text, "quad": word.quad_xy} for word in truth.text_regions]}
+            return {
+                "text_regions": [
+                    {"text": word.text, "quad": word.quad_xy} for word in truth.text_regions
+                ]
+            }
 
 
 def wrong_result(truth: Truth) -> dict[str, Any]:
@@ -34,4 +38,8 @@ def wrong_result(truth: Truth) -> dict[str, Any]:
         case InstancesTruth():
             return {"instances": []}
         case TextRegionsTruth():
-            return {"text_regions": [{"text": "something else", "quad": ((0, 0), (1, 0), (1, 1), (0, 1))}]}
+            return {
+                "text_regions": [
+                    {"text": "something else", "quad": ((0, 0), (1, 0), (1, 1), (0, 1))}
+                ]
+            }

@@ -1,4 +1,6 @@
-"""A service without models, on a port of its own, that knows the evaluation's scenes and says the truth unless told."""
+"""A service without models, on a port of its own, that knows the evaluation's scenes and says the
+truth unless told.
+"""
 
 import asyncio
 import json
@@ -31,7 +33,9 @@ def nothing(_index: int, _name: str) -> bool:
 
 @dataclass(slots=True)
 class TruthfulService:
-    """Offers every task of `tasks`; what it is to do otherwise is decided by scene index and question name."""
+    """Offers every task of `tasks`; what it is to do otherwise is decided by scene index and
+    question name.
+    """
 
     num_scenes: int
     conditions: tuple[str, ...] = ("plain",)
@@ -54,9 +58,15 @@ class TruthfulService:
         for index, name in product(range(self.num_scenes), self.conditions):
             scene = evaluation_scene(index)
             image = CONDITIONS[name](scene)
-            self._known[image.data] = index, [question.scaled(image.size_wh) for question in questions(scene)]
+            self._known[image.data] = (
+                index,
+                [question.scaled(image.size_wh) for question in questions(scene)],
+            )
         return Starlette(
-            routes=[Route("/v1/models", self._list_models), Route("/v1/predict", self._predict, methods=["POST"])]
+            routes=[
+                Route("/v1/models", self._list_models),
+                Route("/v1/predict", self._predict, methods=["POST"]),
+            ]
         )
 
     async def _list_models(self, _request: Request) -> JSONResponse:
@@ -65,13 +75,17 @@ class TruthfulService:
     async def _predict(self, request: Request) -> JSONResponse:
         self.num_received += 1
         if self.num_received <= self.num_refused:
-            return JSONResponse({"error": "too much"}, 429, {"Retry-After": str(self.retry_after_s)})
+            return JSONResponse(
+                {"error": "too much"}, 429, {"Retry-After": str(self.retry_after_s)}
+            )
         if self.num_received <= self.num_together:
             await self._barrier.wait()
         async with request.form() as form:
             image = form["image"]
             assert isinstance(image, UploadFile)
-            fields = {name: str(value) for name, value in form.items() if name not in ("image", "model")}
+            fields = {
+                name: str(value) for name, value in form.items() if name not in ("image", "model")
+            }
             index, asked = self._known[await image.read()]
         is_constrained = json.loads(fields.pop("constrained"))
         return self._answer(index, _meant(fields, asked), is_constrained)
@@ -84,13 +98,17 @@ class TruthfulService:
             return JSONResponse({"error": "a defect"}, 500)
         result = wrong_result if self.is_wrong(index, question.name) else true_result
         is_changed = is_constrained and self.is_changed_by_form(index, question.name)
-        return JSONResponse({"result": result(question.truth), "raw_text": "changed" if is_changed else "free"})
+        return JSONResponse(
+            {"result": result(question.truth), "raw_text": "changed" if is_changed else "free"}
+        )
 
 
 def _meant(fields: Mapping[str, str], asked: list[Question]) -> Question:
     """Return the question whose parameters the fields of a form are."""
     parameters = {
-        name: json.loads(value) if value.startswith("[") else value for name, value in fields.items() if name != "task"
+        name: json.loads(value) if value.startswith("[") else value
+        for name, value in fields.items()
+        if name != "task"
     }
     return next(q for q in asked if q.task == fields["task"] and q.parameters == parameters)
 
@@ -98,5 +116,8 @@ def _meant(fields: Mapping[str, str], asked: list[Question]) -> Question:
 @contextmanager
 def serving(service: TruthfulService) -> Iterator[httpx.Client]:
     """Serve on a free port; yield a client, whose `base_url` says where."""
-    with serving_app(service.app()) as served, httpx.Client(base_url=served.url, timeout=_TIMEOUT_S) as client:
+    with (
+        serving_app(service.app()) as served,
+        httpx.Client(base_url=served.url, timeout=_TIMEOUT_S) as client,
+    ):
         yield client

@@ -1,7 +1,8 @@
 """Measures adapters that were tuned on scenes with hexagons, served beside their base.
 
 python -m tests.support.tuned_hexagons scenes FOLDER      write 500 training scenes with COCO labels
-python -m tests.support.tuned_hexagons measure ADAPTER    print F1 by shape of base and adapter on 200 other scenes
+python -m tests.support.tuned_hexagons measure ADAPTER    print F1 by shape of base and adapter on
+                                                          200 other scenes
 """
 
 import json
@@ -28,7 +29,8 @@ from tests.support.hexagon_scenes import (
 from tests.support.running_service import running_service
 from tests.support.scene_images import encoded
 
-NUM_TRAINING_SCENES, NUM_TEST_SCENES = 500, 200
+NUM_TRAINING_SCENES = 500
+NUM_TEST_SCENES = 200
 MIN_IOU = 0.5
 FIELDS: dict[str, dict[str, str | list[str]]] = {
     "florence-2-mini": {"task": "object_detection"},
@@ -38,18 +40,30 @@ FIELDS: dict[str, dict[str, str | list[str]]] = {
 
 def measure(adapter: Path) -> None:
     """Serve an adapter and its base from the repository's own store; print a table."""
-    base = Path(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]).name
+    base = Path(
+        json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    ).name
     scenes = [hexagon_scene(FIRST_TEST_SEED + index) for index in range(NUM_TEST_SCENES)]
-    kinds = {"all": scenes, "without hexagons": [scene for scene in scenes if not scene.has_hexagon]}
+    kinds = {
+        "all": scenes,
+        "without hexagons": [scene for scene in scenes if not scene.has_hexagon],
+    }
     with TemporaryDirectory() as folder:
         shutil.copytree(adapter, Path(folder) / "adapters" / "tuned")
         settings = {"DIPTYCH_MODELS": base, "DIPTYCH_ADAPTERS": str(Path(folder) / "adapters")}
-        with running_service(ROOT / ".bentoml", Path(folder) / "log", **settings) as running, running.client() as http:
+        with (
+            running_service(ROOT / ".bentoml", Path(folder) / "log", **settings) as running,
+            running.client() as http,
+        ):
             print("| scenes | model |", " | ".join(NAMES), "|")
             for kind, some in kinds.items():
                 for model in (base, "tuned"):
                     found = f1_by_shape(http, {"model": model, **FIELDS[base]}, some)
-                    print(f"| {kind} | {model} |", " | ".join(shown(found[name]) for name in NAMES), "|")
+                    print(
+                        f"| {kind} | {model} |",
+                        " | ".join(shown(found[name]) for name in NAMES),
+                        "|",
+                    )
 
 
 def f1_by_shape(
@@ -61,7 +75,9 @@ def f1_by_shape(
         detections = answer.raise_for_status().json()["result"]["detections"]
         for name in NAMES:
             found = [each for each in detections if each["label"] == name]
-            tallies[name] += match_boxes(found, [each for each in scene.objects if each.label == name], MIN_IOU)
+            tallies[name] += match_boxes(
+                found, [each for each in scene.objects if each.label == name], MIN_IOU
+            )
     return tallies
 
 

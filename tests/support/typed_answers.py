@@ -12,7 +12,12 @@ SIZE_WH = (200, 100)
 
 
 def typed_answer(result: Result) -> Answer:
-    """Return an answer about an image of `SIZE_WH`; no interface of shapes reads its generated text."""
+    """Return an answer about an image of `SIZE_WH`.
+
+    No interface of shapes reads its generated text.
+    """
     _, request = parse_fields(PredictFields, {"task": "ocr"})
     written = cast("WrittenAnswers", None)
-    return Answer(served_models().get(FLORENCE_ID), request, SIZE_WH, result, written, StageTimes(*[0.0] * 8))
+    return Answer(
+        served_models().get(FLORENCE_ID), request, SIZE_WH, result, written, StageTimes(*[0.0] * 8)
+    )

@@ -1,4 +1,6 @@
-"""A gRPC client that never finishes its messages, which no library allows: frames of HTTP/2 (RFC 9113) by hand."""
+"""A gRPC client that never finishes its messages, which no library allows: frames of HTTP/2 (RFC
+9113) by hand.
+"""
 
 import socket
 import struct
@@ -7,8 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
-_ACK, _END_HEADERS = 1, 4
+_DATA = 0
+_HEADERS = 1
+_RST_STREAM = 3
+_SETTINGS = 4
+_PING = 6
+_WINDOW_UPDATE = 8
+_ACK = 1
+_END_HEADERS = 4
 _FRAME_BYTES = 16_384
 _CANCEL = 8
 
@@ -16,23 +24,40 @@ _CANCEL = 8
 class UnfinishedCalls:
     """One connection with several calls, each with the start of one large message."""
 
-    def __init__(self, connection: socket.socket, method: str, num_calls: int, metadata: dict[str, str]) -> None:
+    def __init__(
+        self, connection: socket.socket, method: str, num_calls: int, metadata: dict[str, str]
+    ) -> None:
         self._connection = connection
         self._connection.settimeout(0.2)
         self._received = b""
         self._window = Counter({0: 65_535})  # of the connection, and of each stream
         self.calls = [1 + 2 * number for number in range(num_calls)]
         self._connection.sendall(_PREFACE + _frame(_SETTINGS, 0, 0, b""))
-        headers = {":method": "POST", ":scheme": "http", ":path": method, ":authority": "a", "te": "trailers"}
+        headers = {
+            ":method": "POST",
+            ":scheme": "http",
+            ":path": method,
+            ":authority": "a",
+            "te": "trailers",
+        }
         self._block = b"".join(
-            map(_literal, *zip(*(headers | {"content-type": "application/grpc"} | metadata).items(), strict=True))
+            map(
+                _literal,
+                *zip(
+                    *(headers | {"content-type": "application/grpc"} | metadata).items(),
+                    strict=True,
+                ),
+            )
         )
         for call in self.calls:
             self._window[call] = 65_535
             self._connection.sendall(_frame(_HEADERS, _END_HEADERS, call, self._block))
 
     def reset(self, num_calls: int) -> int:
-        """Begin and cancel calls, as fast as the server reads (CVE-2023-44487); return the number that were sent."""
+        """Begin and cancel calls, as fast as the server reads (CVE-2023-44487).
+
+        Return the number that were sent.
+        """
         begun = max(self.calls, default=-1) + 2
         for number, call in enumerate(range(begun, begun + 2 * num_calls, 2)):
             frames = _frame(_HEADERS, _END_HEADERS, call, self._block)
@@ -43,17 +68,23 @@ class UnfinishedCalls:
         return num_calls
 
     def send(self, num_bytes: int) -> int:
-        """Send the first `num_bytes` of a longer message in each call, as far as allowed; return the sum of bytes."""
+        """Send the first `num_bytes` of a longer message in each call, as far as allowed.
+
+        Return the sum of bytes.
+        """
         left = dict.fromkeys(self.calls, num_bytes)
         begun = b"\0" + struct.pack(">I", num_bytes + 1_000_000)
         sent = 0
-        with suppress(OSError):  # the server has closed the connection or receives no more: `sent` says when
+        # the server has closed the connection or receives no more: `sent` says when
+        with suppress(OSError):
             for call in self.calls:
                 self._connection.sendall(_frame(_DATA, 0, call, begun))
                 self._take(call, len(begun))
             while any(left.values()) and self._receive():
                 for call in self.calls:
-                    while size := min(left[call], self._window[0], self._window[call], _FRAME_BYTES):
+                    while size := min(
+                        left[call], self._window[0], self._window[call], _FRAME_BYTES
+                    ):
                         self._connection.sendall(_frame(_DATA, 0, call, bytes(size)))
                         self._take(call, size)
                         left[call] -= size
@@ -82,7 +113,9 @@ class UnfinishedCalls:
             size = int.from_bytes(self._received[:3])
             if len(self._received) < 9 + size:
                 return
-            kind, flags, stream = self._received[3], self._received[4], int.from_bytes(self._received[5:9])
+            kind = self._received[3]
+            flags = self._received[4]
+            stream = int.from_bytes(self._received[5:9])
             content, self._received = self._received[9 : 9 + size], self._received[9 + size :]
             yield kind, flags, stream, content
 

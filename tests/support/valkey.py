@@ -17,7 +17,10 @@ from tests.support.waiting import wait_until
 
 _COMMAND = shutil.which("valkey-server") or shutil.which("redis-server")
 HAS_VALKEY = _COMMAND is not None
-MISSING_VALKEY = "no valkey-server here: limits shared between gateways are NOT tested (apt-get install valkey-server)"
+MISSING_VALKEY = (
+    "no valkey-server here: limits shared between gateways are NOT tested (apt-get install"
+    " valkey-server)"
+)
 needs_valkey = pytest.mark.skipif(not HAS_VALKEY, reason=MISSING_VALKEY)
 
 
@@ -33,9 +36,20 @@ class Valkey:
 
     def start(self) -> None:
         """Start the server; return when it answers."""
-        options = ["--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--appendonly", "no"]
+        options = [
+            "--bind",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ]
         with (self._folder / "valkey.log").open("ab") as log:
-            self._process = subprocess.Popen([str(_COMMAND), *options], cwd=self._folder, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                [str(_COMMAND), *options], cwd=self._folder, stdout=log, stderr=log
+            )
         wait_until(self._answers)
 
     def kill(self) -> None:
@@ -47,7 +61,9 @@ class Valkey:
 
     @contextmanager
     def hanging(self) -> Iterator[None]:
-        """Stop the process, whose socket still accepts connections, for as long as the context lasts."""
+        """Stop the process, whose socket still accepts connections, for as long as the context
+        lasts.
+        """
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGSTOP)
         try:

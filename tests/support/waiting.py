@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 30, describe: Callable[[], object] = str) -> None:
+def wait_until(
+    condition: Callable[[], object], timeout_s: float = 30, describe: Callable[[], object] = str
+) -> None:
     """Return when `condition` holds; fail after `timeout_s` with what `describe` returns."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
@@ -18,7 +20,9 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 30, describe:
 def wait_until_ready(
     is_ready: Callable[[], bool], process: subprocess.Popen[Any], log: Path, timeout_s: float = 30
 ) -> None:
-    """Return when the server of `process` is ready; fail with its log if it ends, or is not ready in time."""
+    """Return when the server of `process` is ready; fail with its log if it ends, or is not ready
+    in time.
+    """
     wait_until(lambda: is_ready() or process.poll() is not None, timeout_s, lambda: _end(log))
     assert process.poll() is None, _end(log)
 

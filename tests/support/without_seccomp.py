@@ -1,4 +1,5 @@
-"""Decodes an image in processes, twice, where no seccomp filter is to be had; writes the log to the standard error.
+"""Decodes an image in processes, twice, where no seccomp filter is to be had; writes the log to the
+standard error.
 
 python -m tests.support.without_seccomp unknown-architecture | refusing-kernel
 """
@@ -33,7 +34,9 @@ def refuse_prctl() -> None:
     """Let the kernel refuse the call as one without seccomp does."""
     number = PRCTL[os.uname().machine]
     steps = (*LOAD_NUMBER, 0), (*JUMP_UNLESS_EQUAL, number), (*RETURN, EINVAL), (*RETURN, ALLOW)
-    instructions = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
+    instructions = ctypes.create_string_buffer(
+        b"".join(struct.pack("=HBBI", *step) for step in steps)
+    )
     program = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(instructions))
     prctl = ctypes.CDLL(None).prctl
     assert prctl(38, *map(ctypes.c_ulong, (1, 0, 0, 0))) == 0

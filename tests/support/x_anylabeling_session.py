@@ -1,9 +1,10 @@
-"""X-AnyLabeling's own window, without a screen, as a person uses it: `PYTHON x_anylabeling_session.py JSON`.
+"""X-AnyLabeling's own window, without a screen, as a person uses it: `PYTHON
+x_anylabeling_session.py JSON`.
 
-It runs in the environment of the tool and imports nothing of ours. The argument is an object: `url`, `key`, `image`,
-`folder` of the tool's settings, `steps`, and `picture`, the file for the window after the first step. A step has
-`model`, `task`, and perhaps `text` or `rectangle`. The last line of the output is a list: the models, and a list with
-shapes and description after each step.
+It runs in the environment of the tool and imports nothing of ours. The argument is an object:
+`url`, `key`, `image`, `folder` of the tool's settings, `steps`, and `picture`, the file for the
+window after the first step. A step has `model`, `task`, and perhaps `text` or `rectangle`. The last
+line of the output is a list: the models, and a list with shapes and description after each step.
 """
 
 import json
@@ -33,7 +34,9 @@ class Session:
         self.app = QtWidgets.QApplication(sys.argv[:1])
         init_theme("light")
         self.app.setStyleSheet(get_app_stylesheet())
-        self.window = MainWindow(self.app, config=config, filename=given["image"], output_file=None, output_dir=None)
+        self.window = MainWindow(
+            self.app, config=config, filename=given["image"], output_file=None, output_dir=None
+        )
         self.window.resize(1280, 800)
         self.window.show()
         self.labelling = self.window.labeling_widget.view
@@ -55,7 +58,11 @@ class Session:
             time.sleep(0.01)
 
     def connect(self, url: str, key: str) -> list[str]:
-        (config,) = (each["config_file"] for each in self.manager.model_configs if each["type"] == "remote_server")
+        (config,) = (
+            each["config_file"]
+            for each in self.manager.model_configs
+            if each["type"] == "remote_server"
+        )
         self.manager.update_model_config(config, "server_url", url)
         self.manager.update_model_config(config, "api_key", key)
         self.manager.load_model(config)
@@ -78,8 +85,13 @@ class Session:
             self.panel.button_send.click()
         else:
             self.panel.button_run.click()
-        self.wait(lambda: self.num_finished > num_finished and self.manager.model_execution_thread is None)
-        return {"shapes": list(map(_shape, self.labelling.canvas.shapes)), "description": self._description()}
+        self.wait(
+            lambda: self.num_finished > num_finished and self.manager.model_execution_thread is None
+        )
+        return {
+            "shapes": list(map(_shape, self.labelling.canvas.shapes)),
+            "description": self._description(),
+        }
 
     def _description(self) -> str:
         return str(self.labelling.other_data.get("description", ""))

@@ -1,4 +1,6 @@
-"""The running service with everything closed that can be: TLS, keys, limits, URLs; and its whole log afterwards."""
+"""The running service with everything closed that can be: TLS, keys, limits, URLs; and its whole
+log afterwards.
+"""
 
 import base64
 import pickle
@@ -27,8 +29,13 @@ from tests.support.server_sent_events import parse_events
 from tests.support.waiting import wait_until
 
 MODEL = "florence-2-mini"
-KEY, LIMITED_KEY, LATER_KEY, WRONG_KEY = "key-of-the-operator", "key-with-limits", "key-of-later", "key-of-nobody"
-QUESTION, LABEL, UNKNOWN = "is-there-a-xylophone", "a-heptagon-of-felt", "unknown-field-of-a-client"
+KEY = "key-of-the-operator"
+LIMITED_KEY = "key-with-limits"
+LATER_KEY = "key-of-later"
+WRONG_KEY = "key-of-nobody"
+QUESTION = "is-there-a-xylophone"
+LABEL = "a-heptagon-of-felt"
+UNKNOWN = "unknown-field-of-a-client"
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 PICKLE = "application/vnd.bentoml+pickle"
 
@@ -40,11 +47,15 @@ class ClosedService:
     ca_pem: bytes
 
     def channel(self) -> grpc.Channel:
-        return grpc.secure_channel(self.service.grpc_address, grpc.ssl_channel_credentials(self.ca_pem))
+        return grpc.secure_channel(
+            self.service.grpc_address, grpc.ssl_channel_credentials(self.ca_pem)
+        )
 
 
 @pytest.fixture(scope="module")
-def closed(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClosedService]:
+def closed(
+    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ClosedService]:
     folder = tmp_path_factory.mktemp("closed")
     ca = trustme.CA()
     certificate = ca.issue_cert("127.0.0.1")
@@ -84,7 +95,9 @@ def metadata(key: str) -> list[tuple[str, str]]:
 
 
 def ask(client: httpx.Client, **fields: str) -> httpx.Response:
-    return client.post("/v1/predict", data={"task": "captioning", **fields}, files={"image": scene_png()})
+    return client.post(
+        "/v1/predict", data={"task": "captioning", **fields}, files={"image": scene_png()}
+    )
 
 
 def test_both_ports_speak_tls_and_nothing_else(closed: ClosedService, client: httpx.Client) -> None:
@@ -95,14 +108,26 @@ def test_both_ports_speak_tls_and_nothing_else(closed: ClosedService, client: ht
     assert told.text == answer["result"]["text"]
     with pytest.raises(httpx.TransportError):
         httpx.get(closed.service.url.replace("https", "http"))
-    with grpc.insecure_channel(closed.service.grpc_address) as channel, pytest.raises(grpc.RpcError) as caught:
+    with (
+        grpc.insecure_channel(closed.service.grpc_address) as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
         VisionStub(channel).Predict(request, timeout=5, metadata=metadata(KEY))
     assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 @pytest.mark.parametrize(
     "path",
-    ["/metrics", "/livez", "/readyz", "/healthz", "/metrics%0a", "/v2/health/live", "/v2/health/ready", "/v1/models"],
+    [
+        "/metrics",
+        "/livez",
+        "/readyz",
+        "/healthz",
+        "/metrics%0a",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v1/models",
+    ],
 )
 def test_metrics_and_health_need_a_key(client: httpx.Client, path: str) -> None:
     for headers in ({"Authorization": ""}, bearer(WRONG_KEY)):
@@ -127,13 +152,26 @@ def test_health_over_grpc_needs_a_key(closed: ClosedService) -> None:
             assert caught.value.code() == UNAUTHENTICATED
         serving = health_pb2.HealthCheckResponse.SERVING
         # the port's own look at the runners comes once a second
-        assert any(told.status == serving for told in health.Watch(request, timeout=9, metadata=metadata(KEY)))
+        assert any(
+            told.status == serving
+            for told in health.Watch(request, timeout=9, metadata=metadata(KEY))
+        )
         assert health.Check(request, timeout=9, metadata=metadata(KEY)).status == serving
         assert inference.ServerLive(live, timeout=9, metadata=metadata(KEY)).live
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/models", "/v1/nothing", "/metrics", "/readyz", "/docs", "/playground", "/openapi.json", "/nothing"]
+    "path",
+    [
+        "/v1/models",
+        "/v1/nothing",
+        "/metrics",
+        "/readyz",
+        "/docs",
+        "/playground",
+        "/openapi.json",
+        "/nothing",
+    ],
 )
 def test_every_answer_has_the_security_headers(client: httpx.Client, path: str) -> None:
     headers = client.get(path).headers
@@ -144,7 +182,9 @@ def test_every_answer_has_the_security_headers(client: httpx.Client, path: str) 
     assert (headers.get("cache-control") == "no-store") == path.startswith("/v1/")
 
 
-def test_what_a_key_has_used_counts_for_both_ports(closed: ClosedService, client: httpx.Client) -> None:
+def test_what_a_key_has_used_counts_for_both_ports(
+    closed: ClosedService, client: httpx.Client
+) -> None:
     models = pb.ListModelsRequest()
     with closed.channel() as channel:
         VisionStub(channel).ListModels(models, timeout=9, metadata=metadata(LIMITED_KEY))
@@ -152,13 +192,17 @@ def test_what_a_key_has_used_counts_for_both_ports(closed: ClosedService, client
         response = client.get("/v1/models", headers=bearer(LIMITED_KEY))
         with pytest.raises(grpc.RpcError) as caught:
             VisionStub(channel).ListModels(models, timeout=9, metadata=metadata(LIMITED_KEY))
-    trailing: dict[str, Any] = {datum.key: datum.value for datum in caught.value.trailing_metadata()}
+    trailing: dict[str, Any] = {
+        datum.key: datum.value for datum in caught.value.trailing_metadata()
+    }
     assert (response.status_code, caught.value.code()) == (429, grpc.StatusCode.RESOURCE_EXHAUSTED)
     for wait_s in (response.headers["retry-after"], trailing["retry-after"]):
         assert 25 <= int(wait_s) <= 30
 
 
-def test_a_key_that_is_written_into_the_file_is_accepted(closed: ClosedService, client: httpx.Client) -> None:
+def test_a_key_that_is_written_into_the_file_is_accepted(
+    closed: ClosedService, client: httpx.Client
+) -> None:
     assert client.get("/v1/models", headers=bearer(LATER_KEY)).status_code == 401
     with closed.keys_file.open("a") as file:
         file.write(f"{hash_of(LATER_KEY)} name=later\n")
@@ -184,9 +228,12 @@ class WritesFile:
         return open, (self.path, "w")
 
 
-def test_no_process_unpickles_what_it_is_sent(closed: ClosedService, client: httpx.Client, tmp_path: Path) -> None:
+def test_no_process_unpickles_what_it_is_sent(
+    closed: ClosedService, client: httpx.Client, tmp_path: Path
+) -> None:
     trace = tmp_path / "unpickled"
-    body, headers = pickle.dumps({"memory": WritesFile(str(trace))}), {"Content-Type": PICKLE}
+    body = pickle.dumps({"memory": WritesFile(str(trace))})
+    headers = {"Content-Type": PICKLE}
     for path in ("/v1/predict", "/", "/encode", "/write"):
         assert client.post(path, content=body, headers=headers).status_code in (400, 404, 405), path
     folder = run_folder_of(closed.service.process.pid)
@@ -197,8 +244,11 @@ def test_no_process_unpickles_what_it_is_sent(closed: ClosedService, client: htt
     assert not trace.exists()
 
 
-def test_the_log_holds_no_image_prompt_answer_key_or_url(closed: ClosedService, client: httpx.Client) -> None:
-    image, token = scene_png(), "token-of-a-url"
+def test_the_log_holds_no_image_prompt_answer_key_or_url(
+    closed: ClosedService, client: httpx.Client
+) -> None:
+    image = scene_png()
+    token = "token-of-a-url"
     encoded_image = base64.b64encode(image).decode()
     answers = [
         ask(client, detail="detailed"),
@@ -209,16 +259,39 @@ def test_the_log_holds_no_image_prompt_answer_key_or_url(closed: ClosedService, 
         client.post("/v1/predict", json={"task": "ocr", "image": encoded_image}),
         client.post("/v1/predict", json={"task": "ocr", "image": encoded_image[:-9]}),
         client.post("/v1/predict", json={"task": "ocr", "image": f"http://localhost/?{token}"}),
-        client.post("/v1/predict", json={"task": "ocr", "image": f"http://nothing.invalid/?{token}"}),
+        client.post(
+            "/v1/predict", json={"task": "ocr", "image": f"http://nothing.invalid/?{token}"}
+        ),
         client.get(f"/v1/models?{token}", headers=bearer(WRONG_KEY)),
     ]
     events = parse_events(ask(client, detail="detailed", stream="true").text)
-    content = [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": {"url": "data:,"}}]
-    client.post("/v1/chat/completions", json={"model": MODEL, "messages": [{"role": "user", "content": content}]})
+    content = [
+        {"type": "text", "text": QUESTION},
+        {"type": "image_url", "image_url": {"url": "data:,"}},
+    ]
+    client.post(
+        "/v1/chat/completions",
+        json={"model": MODEL, "messages": [{"role": "user", "content": content}]},
+    )
     told = [answers[0].json()["result"]["text"], events[-1][1]["result"]["text"]]
     assert all(len(text) > 20 for text in told)
     log = closed.service.log.read_text()
     assert log.count("request ") > len(answers)
-    secrets = [KEY, LIMITED_KEY, LATER_KEY, WRONG_KEY, *map(hash_of, (KEY, LIMITED_KEY, LATER_KEY, WRONG_KEY))]
-    for secret in (*secrets, QUESTION, LABEL, UNKNOWN, token, *told, encoded_image[:40], repr(image)[2:42]):
+    secrets = [
+        KEY,
+        LIMITED_KEY,
+        LATER_KEY,
+        WRONG_KEY,
+        *map(hash_of, (KEY, LIMITED_KEY, LATER_KEY, WRONG_KEY)),
+    ]
+    for secret in (
+        *secrets,
+        QUESTION,
+        LABEL,
+        UNKNOWN,
+        token,
+        *told,
+        encoded_image[:40],
+        repr(image)[2:42],
+    ):
         assert secret not in log, secret

@@ -1,4 +1,5 @@
-"""LoRA adapters served end to end: catalog, export, and the running service with a base and three of its adapters.
+"""LoRA adapters served end to end: catalog, export, and the running service with a base and three
+of its adapters.
 
 Two change the language model, and one the vision tower too.
 """
@@ -22,14 +23,18 @@ from tests.support.offline_runs import write_scenes
 from tests.support.running_service import RunningService, running_service
 from tests.support.scene_images import encoded, scene_image, scene_png
 
-BASE, VISION = "florence-2-mini", "shapes-vision"
+BASE = "florence-2-mini"
+VISION = "shapes-vision"
 ADAPTERS = ("shapes-a", "shapes-b", VISION)
-PARAGRAPH, INPUT_SIZE_WH = "Describe with a paragraph what is shown in the image.", (192, 192)
+PARAGRAPH = "Describe with a paragraph what is shown in the image."
+INPUT_SIZE_WH = (192, 192)
 CACHE_MB, CACHED_IMAGES = 1, 60  # more than the features cache holds
 
 
 @pytest.fixture(scope="module")
-def tuned(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelStore, Path]:
+def tuned(
+    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[ModelStore, Path]:
     """A store with a base and its adapters, and the catalog that has them."""
     folder = tmp_path_factory.mktemp("tuned")
     store = ModelStore(folder / "bentoml")
@@ -37,7 +42,10 @@ def tuned(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> tup
     for seed, adapter in enumerate(ADAPTERS):
         options = VISION_OPTIONS[BASE] if adapter == VISION else {}
         write_adapter(Reference.load(MODELS / BASE).model, folder / adapter, seed, **options)
-    rows = {each: {"adapter_of": BASE, "source": str(folder / each), "tasks": {"ocr": None}} for each in ADAPTERS}
+    rows = {
+        each: {"adapter_of": BASE, "source": str(folder / each), "tasks": {"ocr": None}}
+        for each in ADAPTERS
+    }
     catalog = write_catalog(folder / "catalog.yaml", rows)
     run = store.export(*ADAPTERS, DIPTYCH_CATALOG=str(catalog))
     assert run.returncode == 0, run.stderr
@@ -54,7 +62,9 @@ def adapted_service(tuned: tuple[ModelStore, Path]) -> Iterator[RunningService]:
 
 
 def asked(http: httpx.Client, path: str, image: bytes, **fields: str) -> Any:
-    response = http.post(path, data={"task": "captioning", "detail": "paragraph"} | fields, files={"image": image})
+    response = http.post(
+        path, data={"task": "captioning", "detail": "paragraph"} | fields, files={"image": image}
+    )
     assert response.status_code == 200, response.text
     return response.json()
 
@@ -64,12 +74,18 @@ def test_an_adapter_shares_image_features_with_its_base_unless_it_changes_the_vi
 ) -> None:
     with adapted_service.client() as http:
         image = scene_png(3)
-        answers = [asked(http, "/v1/predict", image, model=model) for model in (BASE, *ADAPTERS) * 2]
+        answers = [
+            asked(http, "/v1/predict", image, model=model) for model in (BASE, *ADAPTERS) * 2
+        ]
         assert [answer["model"] for answer in answers] == [BASE, *ADAPTERS] * 2
-        assert [answer["vision_cache"] for answer in answers] == ["miss", "hit", "hit", "miss"] + ["hit"] * 4
+        assert [answer["vision_cache"] for answer in answers] == ["miss", "hit", "hit", "miss"] + [
+            "hit"
+        ] * 4
         assert len({answer["raw_text"] for answer in answers}) > 2
         compared = asked(http, "/v1/compare", image)["answers"]
-        assert [each["raw_text"] for each in compared] * 2 == [answer["raw_text"] for answer in answers]
+        assert [each["raw_text"] for each in compared] * 2 == [
+            answer["raw_text"] for answer in answers
+        ]
 
 
 def test_answers_of_an_adapter_with_a_vision_part_are_those_of_the_merged_model(
@@ -80,9 +96,18 @@ def test_answers_of_an_adapter_with_a_vision_part_are_those_of_the_merged_model(
     with adapted_service.client() as http:
         for seed in range(6):
             image = scene_image(seed, INPUT_SIZE_WH)
-            answer = asked(http, "/v1/predict", encoded(image), model=VISION, max_new_tokens="24", num_beams="1")
+            answer = asked(
+                http,
+                "/v1/predict",
+                encoded(image),
+                model=VISION,
+                max_new_tokens="24",
+                num_beams="1",
+            )
             written = reference.generate(PARAGRAPH, image, reference.image_features([image])[0], 24)
-            expected = reference.processor.tokenizer.decode(written.token_ids, skip_special_tokens=True)
+            expected = reference.processor.tokenizer.decode(
+                written.token_ids, skip_special_tokens=True
+            )
             assert answer["raw_text"] == expected
 
 
@@ -91,7 +116,11 @@ def test_images_that_base_and_adapter_encode_in_one_batch_give_the_answers_of_ea
 ) -> None:
     pairs = [(seed, model) for seed in range(20, 28) for model in (BASE, VISION)]
     with adapted_service.client() as http, ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda pair: asked(http, "/v1/predict", scene_png(pair[0]), model=pair[1]), pairs))
+        together = list(
+            pool.map(
+                lambda pair: asked(http, "/v1/predict", scene_png(pair[0]), model=pair[1]), pairs
+            )
+        )
         assert {answer["vision_cache"] for answer in together} == {"miss"}
         for seed in range(100, 100 + CACHED_IMAGES):
             asked(http, "/v1/predict", scene_png(seed), model=BASE, max_new_tokens="1")
@@ -106,11 +135,16 @@ def test_an_offline_run_answers_as_the_service(
     store, catalog = tuned
     files = [str(file) for file in sorted(write_scenes(tmp_path / "scenes", 4).iterdir())]
     environment = {"DIPTYCH_CATALOG": str(catalog), "DIPTYCH_MODELS": f"{BASE},{VISION}"}
-    run = store.python("-m", "tests.support.offline_answers", VISION, "captioning", *files, **environment)
+    run = store.python(
+        "-m", "tests.support.offline_answers", VISION, "captioning", *files, **environment
+    )
     assert run.returncode == 0, run.stderr
     texts = [json.loads(line)["raw_text"] for line in run.stdout.splitlines()]
     with adapted_service.client() as http:
-        answers = [asked(http, "/v1/predict", Path(file).read_bytes(), model=VISION, detail="short") for file in files]
+        answers = [
+            asked(http, "/v1/predict", Path(file).read_bytes(), model=VISION, detail="short")
+            for file in files
+        ]
     assert texts == [answer["raw_text"] for answer in answers]
 
 
@@ -120,14 +154,18 @@ def test_listings_tasks_and_metrics_have_the_adapters(adapted_service: RunningSe
         tasks = {task["id"]: task["models"] for task in http.get("/v1/tasks").json()["data"]}
         asked(http, "/v1/predict", scene_png(3), model=ADAPTERS[0])
         metrics = http.get("/metrics").text
-    assert {model: row["adapter_of"] for model, row in listed.items()} == {BASE: None} | dict.fromkeys(ADAPTERS, BASE)
+    assert {model: row["adapter_of"] for model, row in listed.items()} == {
+        BASE: None
+    } | dict.fromkeys(ADAPTERS, BASE)
     assert len({row["precision"] for row in listed.values()}) == 1
     assert tasks["captioning"] == [BASE, *ADAPTERS]
     assert tasks["ocr"] == [BASE]
     assert f'diptych_requests_total{{api="rest",model="{ADAPTERS[0]}"' in metrics
 
 
-def test_the_client_reads_the_base_of_an_adapter_over_both_transports(adapted_service: RunningService) -> None:
+def test_the_client_reads_the_base_of_an_adapter_over_both_transports(
+    adapted_service: RunningService,
+) -> None:
     for address in (adapted_service.url, f"grpc://{adapted_service.grpc_address}"):
         with Client(address) as client:
             bases = {model.id: model.adapter_of for model in client.models()}
@@ -140,12 +178,18 @@ def test_one_process_runs_a_base_and_its_adapters(adapted_service: RunningServic
     assert f"{ADAPTERS[0]}-runner" not in log
 
 
-def test_an_adapter_is_small_and_names_the_build_of_its_base(tuned: tuple[ModelStore, Path]) -> None:
+def test_an_adapter_is_small_and_names_the_build_of_its_base(
+    tuned: tuple[ModelStore, Path],
+) -> None:
     store, _ = tuned
     adapter, base = (read_manifest(store.newest(model)) for model in (ADAPTERS[0], BASE))
     assert (adapter.adapter_of, adapter.base_build_key) == (BASE, base.build_key)
     assert sum(path.stat().st_size for path in store.newest(ADAPTERS[0]).iterdir()) < 1_000_000
-    assert [read_manifest(store.newest(each)).has_encoder for each in ADAPTERS] == [False, False, True]
+    assert [read_manifest(store.newest(each)).has_encoder for each in ADAPTERS] == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_a_second_export_is_skipped_and_one_over_another_base_is_refused_at_the_start(
@@ -168,4 +212,7 @@ def test_an_adapter_without_its_base_does_not_start(tuned: tuple[ModelStore, Pat
     store, catalog = tuned
     start = store.python("-m", "service", DIPTYCH_CATALOG=str(catalog), DIPTYCH_MODELS=ADAPTERS[0])
     assert start.returncode == 1
-    assert f"{ADAPTERS[0]}, which is an adapter of {BASE} and runs in its runner; add {BASE}" in start.stderr
+    assert (
+        f"{ADAPTERS[0]}, which is an adapter of {BASE} and runs in its runner; add {BASE}"
+        in start.stderr
+    )

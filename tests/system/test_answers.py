@@ -14,7 +14,8 @@ from service.schema.wire import AnswerJson, ComparisonJson
 from tests.support.running_service import RunningService
 from tests.support.scene_images import encoded, scene_image, scene_png
 
-FLORENCE, PALIGEMMA = "florence-2-mini", "paligemma-mini"
+FLORENCE = "florence-2-mini"
+PALIGEMMA = "paligemma-mini"
 VARYING = {"id", "timings_ms", "vision_cache"}
 
 REQUESTS: list[dict[str, Any]] = [
@@ -31,7 +32,12 @@ REQUESTS: list[dict[str, Any]] = [
     {"task": "instance_segmentation", "phrase": "purple square"},
     {"task": "instance_segmentation", "phrase": "purple square", "model": PALIGEMMA},
     {"task": "instance_segmentation", "region": [50.0, 100.0, 140.5, 180.0], "mask_format": "rle"},
-    {"task": "instance_segmentation", "phrase": "purple square", "model": PALIGEMMA, "mask_format": "rle"},
+    {
+        "task": "instance_segmentation",
+        "phrase": "purple square",
+        "model": PALIGEMMA,
+        "mask_format": "rle",
+    },
     {"task": "ocr"},
     {"task": "ocr", "model": PALIGEMMA},
     {"task": "ocr_with_regions"},
@@ -39,17 +45,29 @@ REQUESTS: list[dict[str, Any]] = [
     {"task": "visual_question_answering", "question": "how many shapes are there?"},
     {"task": "captioning", "temperature": 0.7, "top_p": 0.9, "seed": 5, "max_new_tokens": 20},
     {"task": "object_detection", "num_beams": 3},
-    {"task": "instance_segmentation", "phrase": "purple square", "model": PALIGEMMA, "num_beams": 2},
+    {
+        "task": "instance_segmentation",
+        "phrase": "purple square",
+        "model": PALIGEMMA,
+        "num_beams": 2,
+    },
     {"task": "dense_region_captioning", "constrained": False},
 ]
 
 
-def post_form(client: httpx.Client, path: str, image: bytes, fields: dict[str, Any]) -> httpx.Response:
-    form = {name: json.dumps(value) if isinstance(value, list | bool) else value for name, value in fields.items()}
+def post_form(
+    client: httpx.Client, path: str, image: bytes, fields: dict[str, Any]
+) -> httpx.Response:
+    form = {
+        name: json.dumps(value) if isinstance(value, list | bool) else value
+        for name, value in fields.items()
+    }
     return client.post(path, data=form, files={"image": image})
 
 
-def post_json(client: httpx.Client, path: str, image: bytes, fields: dict[str, Any]) -> httpx.Response:
+def post_json(
+    client: httpx.Client, path: str, image: bytes, fields: dict[str, Any]
+) -> httpx.Response:
     return client.post(path, json={"image": base64.b64encode(image).decode(), **fields})
 
 
@@ -69,15 +87,23 @@ def test_a_form_and_json_give_the_same_answer(client: httpx.Client, fields: dict
 
 def test_answers_keep_to_the_schema(client: httpx.Client) -> None:
     for fields in REQUESTS:
-        AnswerJson.model_validate_json(post_form(client, "/v1/predict", scene_png(), fields).content)
+        AnswerJson.model_validate_json(
+            post_form(client, "/v1/predict", scene_png(), fields).content
+        )
 
 
 def test_a_crowd_of_mixed_requests_gets_the_answers_of_each_alone(service: RunningService) -> None:
-    jobs = [(scene_png(seed, (240, 200 + 40 * seed)), fields) for seed in range(3) for fields in REQUESTS]
+    jobs = [
+        (scene_png(seed, (240, 200 + 40 * seed)), fields)
+        for seed in range(3)
+        for fields in REQUESTS
+    ]
     with service.client() as client:
         alone = [comparable(post_form(client, "/v1/predict", *job)) for job in jobs]
         with ThreadPoolExecutor(12) as pool:
-            together = list(pool.map(lambda job: comparable(post_form(client, "/v1/predict", *job)), jobs))
+            together = list(
+                pool.map(lambda job: comparable(post_form(client, "/v1/predict", *job)), jobs)
+            )
     assert [answer["raw_text"] for answer in together] == [answer["raw_text"] for answer in alone]
     for one, other in zip(together, alone, strict=True):
         # Sums in another order change a log-probability, and with it a score, in its last digits.
@@ -98,7 +124,9 @@ def test_compare_gives_what_predict_gives_each_in_catalog_order(client: httpx.Cl
         assert {name: value for name, value in answer.items() if name not in VARYING} == alone
 
 
-def test_a_model_that_does_not_offer_the_task_has_an_error_and_the_other_answers(client: httpx.Client) -> None:
+def test_a_model_that_does_not_offer_the_task_has_an_error_and_the_other_answers(
+    client: httpx.Client,
+) -> None:
     fields = {"task": "object_detection", "models": [PALIGEMMA, FLORENCE]}
     florence, paligemma = post_form(client, "/v1/compare", scene_png(), fields).json()["answers"]
     assert florence["result"]["detections"]
@@ -112,16 +140,25 @@ def test_a_rotated_photo_is_answered_upright(client: httpx.Client) -> None:
     exif = upright.getexif()
     exif[0x0112] = 6  # the camera was turned: shown turned by 90 degrees clockwise
     turned = encoded(upright.rotate(90, expand=True), exif=exif)
-    expected = comparable(post_form(client, "/v1/predict", encoded(upright), {"task": "object_detection"}))
-    assert comparable(post_form(client, "/v1/predict", turned, {"task": "object_detection"})) == expected
+    expected = comparable(
+        post_form(client, "/v1/predict", encoded(upright), {"task": "object_detection"})
+    )
+    assert (
+        comparable(post_form(client, "/v1/predict", turned, {"task": "object_detection"}))
+        == expected
+    )
 
 
 def test_a_mask_and_its_polygons_cover_the_same_pixels(client: httpx.Client) -> None:
     for model, phrase in ((FLORENCE, "purple square"), (PALIGEMMA, "purple square")):
         fields = {"task": "instance_segmentation", "phrase": phrase, "model": model}
-        (by_polygon,) = post_form(client, "/v1/predict", scene_png(), fields).json()["result"]["instances"]
+        (by_polygon,) = post_form(client, "/v1/predict", scene_png(), fields).json()["result"][
+            "instances"
+        ]
         rle_fields = {**fields, "mask_format": "rle"}
-        (by_mask,) = post_form(client, "/v1/predict", scene_png(), rle_fields).json()["result"]["instances"]
+        (by_mask,) = post_form(client, "/v1/predict", scene_png(), rle_fields).json()["result"][
+            "instances"
+        ]
         assert set(by_polygon) == {"box", "label", "score", "polygons"}
         assert set(by_mask) == {"box", "label", "score", "mask"}
         assert by_mask["mask"]["size"] == [240, 320]
@@ -130,7 +167,9 @@ def test_a_mask_and_its_polygons_cover_the_same_pixels(client: httpx.Client) -> 
         assert coco_mask.iou([drawn], [by_mask["mask"]], [0])[0][0] > 0.9
 
 
-def test_an_answer_that_is_well_formed_anyway_is_the_same_unconstrained(client: httpx.Client) -> None:
+def test_an_answer_that_is_well_formed_anyway_is_the_same_unconstrained(
+    client: httpx.Client,
+) -> None:
     for fields in (
         {"task": "object_detection"},
         {"task": "dense_region_captioning"},
@@ -138,7 +177,11 @@ def test_an_answer_that_is_well_formed_anyway_is_the_same_unconstrained(client: 
         {"task": "open_vocabulary_detection", "labels": ["purple square"], "model": PALIGEMMA},
     ):
         held, free = (
-            comparable(post_form(client, "/v1/predict", scene_png(), {**fields, "constrained": constrained}))
+            comparable(
+                post_form(
+                    client, "/v1/predict", scene_png(), {**fields, "constrained": constrained}
+                )
+            )
             for constrained in (True, False)
         )
         assert free["raw_text"]
@@ -148,7 +191,9 @@ def test_an_answer_that_is_well_formed_anyway_is_the_same_unconstrained(client: 
 def test_a_temperature_that_breaks_answers_cannot_break_their_form(client: httpx.Client) -> None:
     fields = {"task": "object_detection", "temperature": 2, "seed": 1, "max_new_tokens": 60}
     answer = comparable(post_form(client, "/v1/predict", scene_png(), fields))
-    assert re.fullmatch(r"(?:[^<]+(?:(?:<loc_\d+>){4})+)*[^<]*(?:<loc_\d+>){0,3}", answer["raw_text"])
+    assert re.fullmatch(
+        r"(?:[^<]+(?:(?:<loc_\d+>){4})+)*[^<]*(?:<loc_\d+>){0,3}", answer["raw_text"]
+    )
 
 
 def test_max_new_tokens_cuts_and_says_so(client: httpx.Client) -> None:
@@ -158,7 +203,9 @@ def test_max_new_tokens_cuts_and_says_so(client: httpx.Client) -> None:
     assert answer["usage"]["generated_tokens"] == 4
 
 
-def test_an_enormous_and_a_tiny_image_are_answered_in_their_own_pixels(client: httpx.Client) -> None:
+def test_an_enormous_and_a_tiny_image_are_answered_in_their_own_pixels(
+    client: httpx.Client,
+) -> None:
     for size_wh in ((3000, 2000), (20, 30), (1, 1)):
         fields = {"task": "object_detection"}
         answer = comparable(post_form(client, "/v1/predict", scene_png(3, size_wh), fields))
@@ -169,7 +216,8 @@ def test_an_enormous_and_a_tiny_image_are_answered_in_their_own_pixels(client: h
 
 
 def test_models_and_tasks_are_listed(client: httpx.Client) -> None:
-    models, tasks = client.get("/v1/models").json(), client.get("/v1/tasks").json()
+    models = client.get("/v1/models").json()
+    tasks = client.get("/v1/tasks").json()
     assert models["object"] == "list"
     assert [model["id"] for model in models["data"]] == [FLORENCE, PALIGEMMA]
     offered = {model["id"]: set(model["tasks"]) for model in models["data"]}
@@ -179,7 +227,12 @@ def test_models_and_tasks_are_listed(client: httpx.Client) -> None:
 
 
 def test_the_contract_is_shown(client: httpx.Client) -> None:
-    assert set(client.get("/openapi.json").json()["paths"]) >= {"/v1/predict", "/v1/compare", "/v1/models", "/v1/tasks"}
+    assert set(client.get("/openapi.json").json()["paths"]) >= {
+        "/v1/predict",
+        "/v1/compare",
+        "/v1/models",
+        "/v1/tasks",
+    }
     page = client.get("/docs").text
     for file in ("/static_content/swagger-ui-bundle.js", "/static_content/swagger-ui.css"):
         assert file in page

@@ -1,4 +1,6 @@
-"""Attacks on a running service from one address: a polite client is served meanwhile, and memory comes back."""
+"""Attacks on a running service from one address: a polite client is served meanwhile, and memory
+comes back.
+"""
 
 import resource
 import socket
@@ -29,7 +31,9 @@ from tests.support.unfinished_calls import unfinished_calls
 from tests.support.waiting import wait_until
 
 MODEL = "florence-2-mini"
-POLITE, ATTACKER, LIMITED = "key-of-a-polite-client", "key-of-an-attacker", "key-with-two-places"
+POLITE = "key-of-a-polite-client"
+ATTACKER = "key-of-an-attacker"
+LIMITED = "key-with-two-places"
 ATTACKERS_ADDRESS = "127.0.0.2"
 MOST_GROWTH_BYTES = 300_000_000
 LARGE_BYTES = 18_000_000
@@ -60,7 +64,9 @@ class Attacked:
     def post(self, key: str, image: bytes, **headers: str) -> httpx.Response:
         headers |= {"Authorization": f"Bearer {key}"}
         form = {"task": "captioning", "max_new_tokens": "4"}
-        return httpx.post(self.url("/v1/predict"), data=form, files={"image": image}, headers=headers, timeout=60)
+        return httpx.post(
+            self.url("/v1/predict"), data=form, files={"image": image}, headers=headers, timeout=60
+        )
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +75,14 @@ def attacked(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> 
     keys = folder / "keys"
     lines = [f"{hash_of(POLITE)} name=polite", f"{hash_of(ATTACKER)} name=attacker"]
     keys.write_text("\n".join([*lines, f"{hash_of(LIMITED)} max_concurrent=2"]))
-    settings = {"DIPTYCH_MODELS": MODEL, "DIPTYCH_API_KEYS_FILE": str(keys), "DIPTYCH_REQUEST_TIMEOUT_S": "20"}
-    with running_service(exported.home, folder / "service.log", Access(key=POLITE), **settings) as service:
+    settings = {
+        "DIPTYCH_MODELS": MODEL,
+        "DIPTYCH_API_KEYS_FILE": str(keys),
+        "DIPTYCH_REQUEST_TIMEOUT_S": "20",
+    }
+    with running_service(
+        exported.home, folder / "service.log", Access(key=POLITE), **settings
+    ) as service:
         fresh = Attacked(service, 0)
         for number in range(3):
             assert fresh.post(POLITE, scene_png(number)).status_code == 200
@@ -101,23 +113,39 @@ def polite_clients(attacked: Attacked) -> Iterator[list[float]]:
     assert took
 
 
-@pytest.mark.parametrize("method", ["/diptych.v1.Vision/Predict", "/inference.GRPCInferenceService/ModelInfer"])
-def test_unfinished_grpc_messages_without_a_key_take_no_memory(attacked: Attacked, method: str) -> None:
+@pytest.mark.parametrize(
+    "method", ["/diptych.v1.Vision/Predict", "/inference.GRPCInferenceService/ModelInfer"]
+)
+def test_unfinished_grpc_messages_without_a_key_take_no_memory(
+    attacked: Attacked, method: str
+) -> None:
     before = attacked.resident
     with ExitStack() as stack, polite_clients(attacked):
-        attacks = [stack.enter_context(unfinished_calls(attacked.service.grpc_address, method, 10)) for _ in range(10)]
+        attacks = [
+            stack.enter_context(unfinished_calls(attacked.service.grpc_address, method, 10))
+            for _ in range(10)
+        ]
         sent = sum(attack.send(LARGE_BYTES) for attack in attacks)
         assert attacked.resident - before < MOST_GROWTH_BYTES
     assert sent < 100 * LARGE_BYTES / 4
 
 
 @pytest.mark.parametrize(
-    "method", ["/grpc.health.v1.Health/Check", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"]
+    "method",
+    [
+        "/grpc.health.v1.Health/Check",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
 )
-def test_unfinished_grpc_messages_of_open_methods_take_little_memory(attacked: Attacked, method: str) -> None:
+def test_unfinished_grpc_messages_of_open_methods_take_little_memory(
+    attacked: Attacked, method: str
+) -> None:
     before = attacked.resident
     with ExitStack() as stack:
-        attacks = [stack.enter_context(unfinished_calls(attacked.service.grpc_address, method, 10)) for _ in range(5)]
+        attacks = [
+            stack.enter_context(unfinished_calls(attacked.service.grpc_address, method, 10))
+            for _ in range(5)
+        ]
         for attack in attacks:
             attack.send(LARGE_BYTES)
         assert attacked.resident - before < MOST_GROWTH_BYTES
@@ -190,7 +218,9 @@ def test_a_heavy_image_is_decoded_and_its_process_ends(attacked: Attacked) -> No
 
 def test_decoding_ends_with_the_deadline_of_its_request(attacked: Attacked) -> None:
     with ThreadPoolExecutor(1) as threads:
-        answer = threads.submit(attacked.post, ATTACKER, HEAVY + b"late", **{"X-Deadline-Ms": "700"})
+        answer = threads.submit(
+            attacked.post, ATTACKER, HEAVY + b"late", **{"X-Deadline-Ms": "700"}
+        )
         wait_until(attacked.decoders, 5)
         assert answer.result().status_code == 504
     wait_until(lambda: not attacked.decoders(), 0.5)
@@ -207,22 +237,41 @@ def test_a_killed_decoder_fails_its_request_alone(attacked: Attacked) -> None:
 
 @pytest.mark.long
 def test_largest_images_of_one_client_leave_room_for_others(attacked: Attacked) -> None:
-    """The heaviest images within the bounds, six at once: the polite client's own are decoded beside them."""
+    """The heaviest images within the bounds, six at once: the polite client's own are decoded
+    beside them.
+    """
     with polite_clients(attacked) as took:
         time.sleep(2)
         calm_s = statistics.median(took)
         took.clear()
         with ThreadPoolExecutor(6) as threads:
-            answers = list(threads.map(lambda number: attacked.post(ATTACKER, HEAVY + bytes([number])), range(6)))
+            answers = list(
+                threads.map(
+                    lambda number: attacked.post(ATTACKER, HEAVY + bytes([number])), range(6)
+                )
+            )
         attacked_s = sorted(took)[int(len(took) * 0.95) - 1]
-    print({"calm, s": calm_s, "attacked p95, s": attacked_s, "statuses": [each.status_code for each in answers]})
+    print(
+        {
+            "calm, s": calm_s,
+            "attacked p95, s": attacked_s,
+            "statuses": [each.status_code for each in answers],
+        }
+    )
     assert {each.status_code for each in answers} <= {200, 429, 504}
     assert attacked_s < max(5.0, 10 * calm_s)  # the machine is shared
 
 
-def test_bodies_that_never_end_hold_the_places_of_their_key_until_their_deadline(attacked: Attacked) -> None:
-    head = f"POST /v1/predict HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {LIMITED}\r\nX-Deadline-Ms: 3000\r\n"
-    head += f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {LARGE_BYTES}\r\n\r\n"
+def test_bodies_that_never_end_hold_the_places_of_their_key_until_their_deadline(
+    attacked: Attacked,
+) -> None:
+    head = (
+        f"POST /v1/predict HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {LIMITED}\r\nX-Deadline-Ms:"
+        " 3000\r\n"
+    )
+    head += (
+        f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {LARGE_BYTES}\r\n\r\n"
+    )
     with ExitStack() as stack:
         connections = [stack.enter_context(attacked.connect()) for _ in range(60)]
         start_s = time.monotonic()
@@ -252,24 +301,33 @@ LARGE_BODIES = {
     "base64": b'{"image": "' + b"A" * LARGE_BYTES + b'"}',
     "escapes": b'{"image": "' + rb"\"" * (LARGE_BYTES // 2) + b'"}',
     "digits": b'{"image": ' + b"1" * LARGE_BYTES + b"}",
-    "form": b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
-    + b"\r\n--" * (LARGE_BYTES // 4)
-    + b"\r\n--x--\r\n",
+    "form": (
+        b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        + b"\r\n--" * (LARGE_BYTES // 4)
+        + b"\r\n--x--\r\n"
+    ),
 }
 
 
 @pytest.mark.parametrize("name", LARGE_BODIES)
 def test_a_large_body_does_not_stop_the_loop(attacked: Attacked, name: str) -> None:
-    """Of three stalls the shortest counts: the machine is shared. The probe is a process, with a lock of its own."""
+    """Of three stalls the shortest counts: the machine is shared.
+
+    The probe is a process, with a lock of its own.
+    """
     content_type = "multipart/form-data; boundary=x" if name == "form" else "application/json"
     headers = {"Authorization": f"Bearer {ATTACKER}", "Content-Type": content_type}
     stalls_s = []
     for _ in range(3):
         command = [sys.executable, "-c", PROBE, attacked.service.url.removeprefix("http://")]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as probe:
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as probe:
             assert probe.stdout
             probe.stdout.readline()
-            answer = httpx.post(attacked.url("/v1/predict"), content=LARGE_BODIES[name], headers=headers, timeout=60)
+            answer = httpx.post(
+                attacked.url("/v1/predict"), content=LARGE_BODIES[name], headers=headers, timeout=60
+            )
             stalls_s.append(float(probe.communicate()[0]))
         assert answer.status_code in (400, 415)
     print({"longest stalls, ms": [round(each * 1000) for each in stalls_s]})
@@ -281,9 +339,14 @@ def test_memory_comes_back_within_a_minute(attacked: Attacked) -> None:
     """The last of this file, after all the others and some large requests."""
     large = scene_png(5, (3000, 2000)) + bytes(LARGE_BYTES)
     with ThreadPoolExecutor(20) as threads:
-        list(threads.map(lambda number: attacked.post(ATTACKER, large + bytes([number])), range(40)))
-    peak, deadline_s = attacked.resident, time.monotonic() + 60
+        list(
+            threads.map(lambda number: attacked.post(ATTACKER, large + bytes([number])), range(40))
+        )
+    peak = attacked.resident
+    deadline_s = time.monotonic() + 60
     while attacked.resident > 1.3 * attacked.resident_before and time.monotonic() < deadline_s:
         time.sleep(0.5)
-    megabytes = [round(value / 1e6) for value in (attacked.resident_before, peak, attacked.resident)]
+    megabytes = [
+        round(value / 1e6) for value in (attacked.resident_before, peak, attacked.resident)
+    ]
     assert attacked.resident <= 1.3 * attacked.resident_before, megabytes

@@ -1,4 +1,5 @@
-"""Phrases without an article ("triangle", "blue square") find their objects, at five sizes and aspect ratios.
+"""Phrases without an article ("triangle", "blue square") find their objects, at five sizes and
+aspect ratios.
 
 So do all names of a scene at once.
 """
@@ -38,13 +39,25 @@ def scenes(num: int) -> Iterator[Scene]:
 
 def bare_questions(scene: Scene, task: str) -> Iterator[Question]:
     """Yield a question with one phrase and one with the phrases of all objects."""
-    for name, phrases in (("one", [bare_phrase(scene)]), ("all", list(dict.fromkeys(o.name for o in scene.objects)))):
-        boxes = (LabelledBox(p, box_xyxy(o)) for p in phrases for o in scene.objects if p in (o.shape, o.name))
+    for name, phrases in (
+        ("one", [bare_phrase(scene)]),
+        ("all", list(dict.fromkeys(o.name for o in scene.objects))),
+    ):
+        boxes = (
+            LabelledBox(p, box_xyxy(o))
+            for p in phrases
+            for o in scene.objects
+            if p in (o.shape, o.name)
+        )
         yield Question(name, task, {PARAMETERS[task]: phrases}, DetectionsTruth(tuple(boxes)))
 
 
-def right_answers(client: httpx.Client, model: str, scene: Scene, task: str, is_constrained: bool) -> dict[str, bool]:
-    """Return by question whether exactly the true boxes were found, each with its phrase as label."""
+def right_answers(
+    client: httpx.Client, model: str, scene: Scene, task: str, is_constrained: bool
+) -> dict[str, bool]:
+    """Return by question whether exactly the true boxes were found, each with its phrase as
+    label.
+    """
     image = png_image(render_scene(scene, 384).resize(SIZES_WH[scene.seed % len(SIZES_WH)]))
     right = {}
     for question in (each.scaled(image.size_wh) for each in bare_questions(scene, task)):
@@ -56,18 +69,25 @@ def right_answers(client: httpx.Client, model: str, scene: Scene, task: str, is_
     return right
 
 
-def shares_right(client: httpx.Client, model: str, task: str, is_constrained: bool) -> dict[str, float]:
+def shares_right(
+    client: httpx.Client, model: str, task: str, is_constrained: bool
+) -> dict[str, float]:
     """Return the share of right answers by question."""
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
         rows = list(
-            pool.map(lambda s: right_answers(client, model, s, task, is_constrained), scenes(NUM_SCENES[model]))
+            pool.map(
+                lambda s: right_answers(client, model, s, task, is_constrained),
+                scenes(NUM_SCENES[model]),
+            )
         )
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
 @pytest.mark.parametrize("task", PARAMETERS)
 @pytest.mark.parametrize("model", NUM_SCENES)
-def test_phrases_without_an_article_find_their_objects(service: RunningService, model: str, task: str) -> None:
+def test_phrases_without_an_article_find_their_objects(
+    service: RunningService, model: str, task: str
+) -> None:
     with service.client() as client:
         shares = shares_right(client, model, task, is_constrained=True)
     assert min(shares.values()) >= BAR, shares

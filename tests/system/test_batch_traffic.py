@@ -1,4 +1,6 @@
-"""The p95 of online requests while a batch runs, against that of the same requests without: `make test-long`."""
+"""The p95 of online requests while a batch runs, against that of the same requests without: `make
+test-long`.
+"""
 
 import asyncio
 import random
@@ -37,7 +39,9 @@ Ask = Callable[[], Coroutine[Any, Any, None]]
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Clients that ask one request after the other, or requests that arrive at random, per second."""
+    """Clients that ask one request after the other, or requests that arrive at random, per
+    second.
+    """
 
     num_clients: int = 0
     rate: float = 0
@@ -58,7 +62,9 @@ class Traffic:
 
 
 @pytest.fixture(scope="module")
-def service(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def service(
+    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningService]:
     folder: Path = tmp_path_factory.mktemp("traffic")
     settings = {"DIPTYCH_BATCHES_FOLDER": str(folder / "batches")}
     with running_service(exported.home, folder / "service.log", **settings) as running:
@@ -74,7 +80,9 @@ def p95_s(service: RunningService, traffic: Traffic) -> float:
             async def ask() -> None:
                 start_s = time.monotonic()
                 files = {"image": scene_png(random.choice(SEEDS))}
-                (await http.post("/v1/predict", data=random.choice(ASKED), files=files)).raise_for_status()
+                (
+                    await http.post("/v1/predict", data=random.choice(ASKED), files=files)
+                ).raise_for_status()
                 latencies_s.append(time.monotonic() - start_s)
 
             await traffic.run(ask)
@@ -83,9 +91,12 @@ def p95_s(service: RunningService, traffic: Traffic) -> float:
     return statistics.quantiles(latencies_s, n=20)[-1]
 
 
-@pytest.mark.parametrize("traffic", [Traffic(num_clients=2), Traffic(rate=4)], ids=["2 clients", "4 a second"])
+@pytest.mark.parametrize(
+    "traffic", [Traffic(num_clients=2), Traffic(rate=4)], ids=["2 clients", "4 a second"]
+)
 def test_online_requests_hardly_notice_a_batch(service: RunningService, traffic: Traffic) -> None:
-    ratios, answered = [], 0
+    ratios = []
+    answered = 0
     with openai_client(service, "-") as client:
         p95_s(service, traffic)  # to warm up
         for number in range(NUM_ROUNDS):
@@ -101,7 +112,8 @@ def test_online_requests_hardly_notice_a_batch(service: RunningService, traffic:
             ratios.append(beside_s / alone_s)
             answered += num_answered
             print(
-                f"p95 {alone_s * 1000:.0f} ms, {beside_s * 1000:.0f} ms beside {num_answered / ROUND_S:.1f} requests/s"
+                f"p95 {alone_s * 1000:.0f} ms, {beside_s * 1000:.0f} ms beside"
+                f" {num_answered / ROUND_S:.1f} requests/s"
             )
     print(f"{traffic}: median ratio {statistics.median(ratios):.2f}")
     assert answered > 0
@@ -109,7 +121,10 @@ def test_online_requests_hardly_notice_a_batch(service: RunningService, traffic:
 
 
 def start(client: openai.OpenAI) -> openai.types.Batch:
-    batch = create(client, [predict_line(number, (FLORENCE, PALIGEMMA)[number % 2]) for number in range(NUM_LINES)])
+    batch = create(
+        client,
+        [predict_line(number, (FLORENCE, PALIGEMMA)[number % 2]) for number in range(NUM_LINES)],
+    )
     while client.batches.retrieve(batch.id).status == "validating":
         time.sleep(0.05)
     return batch

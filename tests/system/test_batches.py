@@ -1,4 +1,6 @@
-"""OpenAI's own Python package with files and batches of a running service, whose processes are killed meanwhile."""
+"""OpenAI's own Python package with files and batches of a running service, whose processes are
+killed meanwhile.
+"""
 
 import base64
 import json
@@ -21,8 +23,10 @@ from tests.support.waiting import wait_until
 from tests.system.test_answers import FLORENCE, PALIGEMMA
 
 NUM_IMAGES = 10
-GATEWAY, RUNNER = "diptych", f"{FLORENCE}-runner"
-PREDICT, CHAT = "/v1/predict", "/v1/chat/completions"
+GATEWAY = "diptych"
+RUNNER = f"{FLORENCE}-runner"
+PREDICT = "/v1/predict"
+CHAT = "/v1/chat/completions"
 ENDED = ("completed", "failed", "cancelled", "expired")
 END_S = 120
 
@@ -42,7 +46,9 @@ def service(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
         "DIPTYCH_BATCHES_FOLDER": str(folder / "store"),
         "DIPTYCH_GATEWAY_WORKERS": "2",
     }
-    with running_service(exported.home, folder / "service.log", Access(key="one"), **settings) as running:
+    with running_service(
+        exported.home, folder / "service.log", Access(key="one"), **settings
+    ) as running:
         yield running
 
 
@@ -104,13 +110,21 @@ def output(client: openai.OpenAI, file_id: str | None) -> dict[str, dict[str, An
     return found
 
 
-def expected(service: RunningService, path: str, lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def expected(
+    service: RunningService, path: str, lines: Sequence[dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
     with service.client() as http:
-        return {line["custom_id"]: http.post(path, json=line["body"]).raise_for_status().json() for line in lines}
+        return {
+            line["custom_id"]: http.post(path, json=line["body"]).raise_for_status().json()
+            for line in lines
+        }
 
 
-def test_the_answers_are_those_of_the_online_endpoints(service: RunningService, client: openai.OpenAI) -> None:
-    predicts, chats = [predict_line(number) for number in range(30)], [chat_line(number) for number in range(30)]
+def test_the_answers_are_those_of_the_online_endpoints(
+    service: RunningService, client: openai.OpenAI
+) -> None:
+    predicts = [predict_line(number) for number in range(30)]
+    chats = [chat_line(number) for number in range(30)]
     batches = [create(client, predicts), create(client, chats)]
     assert [batch.id for batch in client.batches.list()][:2] == [batches[1].id, batches[0].id]
     predicted, chatted = (ended(client, batch) for batch in batches)
@@ -138,10 +152,18 @@ def kill(service: RunningService, part: str) -> None:
 
 def leader(service: RunningService) -> int:
     """Return the process that holds the lock of the store."""
-    store = next(line for line in service.log.read_text().splitlines()[::-1] if "running the batches in" in line)
+    store = next(
+        line
+        for line in service.log.read_text().splitlines()[::-1]
+        if "running the batches in" in line
+    )
     inode = str(Path(store.rpartition(" in ")[2], "lock").stat().st_ino)
     locks = (line.split() for line in Path("/proc/locks").read_text().splitlines())
-    return next(int(fields[4]) for fields in locks if fields[1] == "POSIX" and fields[5].endswith(f":{inode}"))
+    return next(
+        int(fields[4])
+        for fields in locks
+        if fields[1] == "POSIX" and fields[5].endswith(f":{inode}")
+    )
 
 
 def wait_for_more(client: openai.OpenAI, batch: Batch) -> None:
@@ -149,7 +171,9 @@ def wait_for_more(client: openai.OpenAI, batch: Batch) -> None:
     wait_until(lambda: num_completed(client, batch) > before + 5, END_S)
 
 
-def test_nothing_is_lost_or_twice_when_processes_are_killed(service: RunningService, client: openai.OpenAI) -> None:
+def test_nothing_is_lost_or_twice_when_processes_are_killed(
+    service: RunningService, client: openai.OpenAI
+) -> None:
     lines = [predict_line(number, (FLORENCE, PALIGEMMA)[number % 2]) for number in range(240)]
     batch = create(client, lines)
     for part in (GATEWAY, RUNNER, GATEWAY):
@@ -168,7 +192,10 @@ def test_nothing_is_lost_or_twice_when_processes_are_killed(service: RunningServ
 def test_a_batch_outlives_its_service(exported: ModelStore, tmp_path: Path) -> None:
     settings = {"DIPTYCH_BATCHES_FOLDER": str(tmp_path / "store"), "DIPTYCH_MODELS": FLORENCE}
     lines = [predict_line(number) for number in range(150)]
-    with running_service(exported.home, tmp_path / "first.log", **settings) as first, openai_client(first, "-") as one:
+    with (
+        running_service(exported.home, tmp_path / "first.log", **settings) as first,
+        openai_client(first, "-") as one,
+    ):
         batch = create(one, lines)
         wait_until(lambda: num_completed(one, batch) > 5, END_S)
     with running_service(exported.home, tmp_path / "second.log", **settings) as second:

@@ -1,4 +1,6 @@
-"""BentoML as its users know it: the service runs under `bentoml serve`, and its Bento has BentoML's own Dockerfile."""
+"""BentoML as its users know it: the service runs under `bentoml serve`, and its Bento has BentoML's
+own Dockerfile.
+"""
 
 import os
 import shutil
@@ -30,7 +32,9 @@ MODEL = "florence-2-mini"
 
 def answer_of(service: RunningService) -> httpx.Response:
     form = {"task": "captioning", "models": [MODEL]}
-    return httpx.post(f"{service.url}/v1/compare", data=form, files={"image": scene_png()}, timeout=60)
+    return httpx.post(
+        f"{service.url}/v1/compare", data=form, files={"image": scene_png()}, timeout=60
+    )
 
 
 def test_bentoml_serve_gives_the_answers_of_the_supervisor(
@@ -39,17 +43,29 @@ def test_bentoml_serve_gives_the_answers_of_the_supervisor(
     port = str(free_port())
     command = (sys.executable, "-m", "bentoml", "serve", "service.gateway:Gateway", "--port", port)
     settings = {"DIPTYCH_PORT": port, "DIPTYCH_MODELS": MODEL}
-    with running_service(exported.home, tmp_path / "bentoml.log", OPEN, command, **settings) as served:
-        answers = [answer_of(each).raise_for_status().json()["answers"] for each in (served, service)]
+    with running_service(
+        exported.home, tmp_path / "bentoml.log", OPEN, command, **settings
+    ) as served:
+        answers = [
+            answer_of(each).raise_for_status().json()["answers"] for each in (served, service)
+        ]
         texts = [[each["raw_text"] for each in answer] for answer in answers]
         assert texts[0] == texts[1]
         assert metric(served, "diptych_batch_size_count", model=MODEL, stage="encode") == 1
 
 
-def test_bentoml_build_makes_the_dockerfile_of_containerize(exported: ModelStore, tmp_path: Path) -> None:
+def test_bentoml_build_makes_the_dockerfile_of_containerize(
+    exported: ModelStore, tmp_path: Path
+) -> None:
     home = Path(shutil.copytree(exported.home, tmp_path / "bentoml"))
     environment = service_environment(home)
-    subprocess.run([sys.executable, "-m", "bentoml", "build"], cwd=ROOT, env=environment, check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-m", "bentoml", "build"],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        timeout=120,
+    )
     (dockerfile,) = home.glob("bentos/diptych/*/env/docker/Dockerfile")
     text = dockerfile.read_text(encoding="utf-8")
     assert "requirements.txt" in text or "install.sh" in text
@@ -64,7 +80,9 @@ def test_a_killed_runner_comes_back(exported: ModelStore, tmp_path: Path, starte
     serve = (sys.executable, "-m", "bentoml", "serve", "service.gateway:Gateway", "--port", port)
     command = serve if starter == "bentoml serve" else SERVICE
     start_s = time.monotonic()
-    with running_service(exported.home, tmp_path / "service.log", OPEN, command, DIPTYCH_PORT=port) as service:
+    with running_service(
+        exported.home, tmp_path / "service.log", OPEN, command, DIPTYCH_PORT=port
+    ) as service:
         ready_s = time.monotonic() - start_s
         answer_of(service).raise_for_status()
         memory_mb = sum(use.memory_mb for use in use_by_name(service.process.pid).values())
@@ -74,7 +92,10 @@ def test_a_killed_runner_comes_back(exported: ModelStore, tmp_path: Path, starte
         while "error" in answer_of(service).json()["answers"][0]:
             assert time.monotonic() - start_s < 60
         back_s = time.monotonic() - start_s
-    print(f"\n{starter}: ready after {ready_s:.1f} s, {memory_mb:.0f} MB; back {back_s:.1f} s after kill -9")
+    print(
+        f"\n{starter}: ready after {ready_s:.1f} s, {memory_mb:.0f} MB; back {back_s:.1f} s after"
+        " kill -9"
+    )
 
 
 def is_runner(pid: int) -> bool:

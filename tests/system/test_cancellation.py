@@ -1,4 +1,6 @@
-"""A client that goes, a deadline that passes and a gateway that dies free the decoder's slots at once."""
+"""A client that goes, a deadline that passes and a gateway that dies free the decoder's slots at
+once.
+"""
 
 import asyncio
 import os
@@ -18,15 +20,19 @@ from tests.support.scene_images import scene_png
 from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
 
-NUM_TOKENS = 280  # of every answer that is written to its end: the positions of the embedded models allow it
+# of every answer that is written to its end: the positions of the embedded models allow it
+NUM_TOKENS = 280
 NUM_BEAMS = 8  # so that an answer takes far longer than scraping the metrics
 FORM = {"task": "captioning", "max_new_tokens": str(NUM_TOKENS), "num_beams": str(NUM_BEAMS)}
 DEADLINE_S = 0.1  # too little for an answer
-ENOUGH = NUM_TOKENS * NUM_BEAMS * 3 // 4  # a sequence that was cancelled has far fewer; the rest is scraping
+# a sequence that was cancelled has far fewer; the rest is scraping
+ENOUGH = NUM_TOKENS * NUM_BEAMS * 3 // 4
 
 
 @pytest.fixture(scope="module")
-def service(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def service(
+    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningService]:
     folder = tmp_path_factory.mktemp("endless")
     store = endless_models(exported, folder / "bentoml")
     with running_service(store.home, folder / "service.log") as running:
@@ -36,11 +42,16 @@ def service(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> I
 
 def ask(service: RunningService, endpoint: str, **headers: str) -> httpx.Response:
     files = {"image": scene_png()}
-    return httpx.post(f"{service.url}/v1/{endpoint}", data=FORM, files=files, headers=headers, timeout=60)
+    return httpx.post(
+        f"{service.url}/v1/{endpoint}", data=FORM, files=files, headers=headers, timeout=60
+    )
 
 
 def num_written(service: RunningService) -> dict[str, float]:
-    return {model: metric(service, "diptych_batch_size_sum", model=model, stage="decode") for model in EMBEDDED}
+    return {
+        model: metric(service, "diptych_batch_size_sum", model=model, stage="decode")
+        for model in EMBEDDED
+    }
 
 
 def num_live(service: RunningService) -> float:
@@ -59,7 +70,9 @@ async def ask_and_leave(service: RunningService, endpoint: str, num_sequences: i
 
 
 def errors_of(call: "grpc.Future[pb.Comparison]") -> set[str]:
-    """Return how each model's answer ended; nothing if the call ended before (the client's clock was the first)."""
+    """Return how each model's answer ended; nothing if the call ended before (the client's clock
+    was the first).
+    """
     try:
         return {answer.error.code for answer in call.result().answers}
     except (grpc.RpcError, grpc.FutureCancelledError):
@@ -69,14 +82,19 @@ def errors_of(call: "grpc.Future[pb.Comparison]") -> set[str]:
 def test_an_answer_that_is_waited_for_is_written_to_its_end(service: RunningService) -> None:
     before = num_written(service)
     answers = ask(service, "compare").json()["answers"]
-    assert [answer["usage"]["generated_tokens"] for answer in answers] == [NUM_TOKENS] * len(EMBEDDED)
+    assert [answer["usage"]["generated_tokens"] for answer in answers] == [NUM_TOKENS] * len(
+        EMBEDDED
+    )
     after = num_written(service)
     assert all(after[model] - before[model] >= (NUM_TOKENS - 1) * NUM_BEAMS for model in EMBEDDED)
 
 
 @pytest.mark.parametrize(("endpoint", "num_sequences"), [("predict", 1), ("compare", 2)])
-def test_a_client_that_goes_frees_its_slots(service: RunningService, endpoint: str, num_sequences: int) -> None:
-    before, gone = num_written(service), metric(service, "diptych_requests_total", status="client_gone")
+def test_a_client_that_goes_frees_its_slots(
+    service: RunningService, endpoint: str, num_sequences: int
+) -> None:
+    before = num_written(service)
+    gone = metric(service, "diptych_requests_total", status="client_gone")
     asyncio.run(ask_and_leave(service, endpoint, num_sequences))
     wait_until(lambda: num_live(service) == 0)
     after = num_written(service)
@@ -86,7 +104,9 @@ def test_a_client_that_goes_frees_its_slots(service: RunningService, endpoint: s
 
 def test_a_deadline_that_passes_frees_the_slots(service: RunningService) -> None:
     before = num_written(service)
-    answers = ask(service, "compare", **{"X-Deadline-Ms": f"{DEADLINE_S * 1000:.0f}"}).json()["answers"]
+    answers = ask(service, "compare", **{"X-Deadline-Ms": f"{DEADLINE_S * 1000:.0f}"}).json()[
+        "answers"
+    ]
     assert [answer["error"]["code"] for answer in answers] == ["deadline_exceeded"] * len(EMBEDDED)
     wait_until(lambda: num_live(service) == 0)
     after = num_written(service)
@@ -95,11 +115,16 @@ def test_a_deadline_that_passes_frees_the_slots(service: RunningService) -> None
 
 @pytest.mark.parametrize("how", ["cancelled", "deadline"])
 def test_a_grpc_call_that_ends_early_frees_its_slots(service: RunningService, how: str) -> None:
-    request = pb.CompareRequest(image=scene_png(), task="captioning", max_new_tokens=NUM_TOKENS, num_beams=NUM_BEAMS)
-    before, gone = num_written(service), metric(service, "diptych_requests_total", api="grpc")
+    request = pb.CompareRequest(
+        image=scene_png(), task="captioning", max_new_tokens=NUM_TOKENS, num_beams=NUM_BEAMS
+    )
+    before = num_written(service)
+    gone = metric(service, "diptych_requests_total", api="grpc")
     with grpc.insecure_channel(service.grpc_address) as channel:
         grpc.channel_ready_future(channel).result(30)
-        call = VisionStub(channel).Compare.future(request, timeout=60 if how == "cancelled" else DEADLINE_S)
+        call = VisionStub(channel).Compare.future(
+            request, timeout=60 if how == "cancelled" else DEADLINE_S
+        )
         if how == "cancelled":
             wait_until(lambda: num_live(service) == len(EMBEDDED))
             call.cancel()
@@ -112,7 +137,9 @@ def test_a_grpc_call_that_ends_early_frees_its_slots(service: RunningService, ho
 
 def leave_rest_stream(service: RunningService, model: str) -> None:
     data = {**FORM, "num_beams": "1", "model": model, "stream": "true"}
-    with service.client().stream("POST", "/v1/predict", data=data, files={"image": scene_png()}) as response:
+    with service.client().stream(
+        "POST", "/v1/predict", data=data, files={"image": scene_png()}
+    ) as response:
         assert next(response.iter_text()).startswith("event: token")
 
 
@@ -127,12 +154,15 @@ def leave_grpc_stream(service: RunningService, model: str) -> None:
 
 
 @pytest.mark.parametrize("model", EMBEDDED)
-@pytest.mark.parametrize(("leave", "api"), [(leave_rest_stream, "rest"), (leave_grpc_stream, "grpc")])
+@pytest.mark.parametrize(
+    ("leave", "api"), [(leave_rest_stream, "rest"), (leave_grpc_stream, "grpc")]
+)
 def test_a_client_that_leaves_a_stream_frees_its_slot(
     service: RunningService, leave: Callable[[RunningService, str], None], api: str, model: str
 ) -> None:
     labels = {"api": api, "status": "client_gone"}
-    before, gone = num_written(service), metric(service, "diptych_requests_total", **labels)
+    before = num_written(service)
+    gone = metric(service, "diptych_requests_total", **labels)
     leave(service, model)
     wait_until(lambda: metric(service, "diptych_requests_total", **labels) == gone + 1)
     wait_until(lambda: num_live(service) == 0)

@@ -34,7 +34,9 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     for index in range(NUM_IMAGES):
-        scene_image(index, (96, 64)).save(folder / ("more" if index % 3 else "") / f"{index:03}.png")
+        scene_image(index, (96, 64)).save(
+            folder / ("more" if index % 3 else "") / f"{index:03}.png"
+        )
     return folder
 
 
@@ -44,11 +46,17 @@ def journal_names(out: Path) -> list[str]:
     return [json.loads(line)["image"]["name"] for line in whole.split(b"\n")[1:]]
 
 
-def test_predict_prints_a_table_and_draws_the_boxes(service: RunningService, scene: Path, tmp_path: Path) -> None:
-    shown = run(service, "predict", scene, "--task", "object_detection", "--draw", tmp_path / "drawn.png")
+def test_predict_prints_a_table_and_draws_the_boxes(
+    service: RunningService, scene: Path, tmp_path: Path
+) -> None:
+    shown = run(
+        service, "predict", scene, "--task", "object_detection", "--draw", tmp_path / "drawn.png"
+    )
     assert shown.returncode == 0, shown.stderr
     assert "florence-2-mini" in shown.stdout
-    printed = json.loads(run(service, "predict", scene, "--task", "object_detection", "--json").stdout)
+    printed = json.loads(
+        run(service, "predict", scene, "--task", "object_detection", "--json").stdout
+    )
     for detection in printed["result"]["detections"]:
         assert detection["label"] in shown.stdout
     with Image.open(tmp_path / "drawn.png") as drawn:
@@ -57,11 +65,26 @@ def test_predict_prints_a_table_and_draws_the_boxes(service: RunningService, sce
 
 
 def test_task_parameters_are_options(service: RunningService, scene: Path) -> None:
-    words = ("--labels", "circle", "--labels", "square", "--model", "paligemma-mini", "--max-new-tokens", "30")
-    printed = json.loads(run(service, "predict", scene, "--task", "open_vocabulary_detection", *words, "--json").stdout)
+    words = (
+        "--labels",
+        "circle",
+        "--labels",
+        "square",
+        "--model",
+        "paligemma-mini",
+        "--max-new-tokens",
+        "30",
+    )
+    printed = json.loads(
+        run(
+            service, "predict", scene, "--task", "open_vocabulary_detection", *words, "--json"
+        ).stdout
+    )
     assert printed["model"] == "paligemma-mini"
     region = ("--region", "50", "100", "140", "180", "--unconstrained")
-    printed = json.loads(run(service, "predict", scene, "--task", "region_description", *region, "--json").stdout)
+    printed = json.loads(
+        run(service, "predict", scene, "--task", "region_description", *region, "--json").stdout
+    )
     assert printed["result"]["text"]
 
 
@@ -75,7 +98,10 @@ def test_compare_prints_all_answers_and_draws_a_panel_for_each(
     with Image.open(tmp_path / "drawn.png") as drawn:
         assert drawn.width > 640
     printed = json.loads(run(service, *words, "--json").stdout)
-    assert [answer["model"] for answer in printed["answers"]] == ["florence-2-mini", "paligemma-mini"]
+    assert [answer["model"] for answer in printed["answers"]] == [
+        "florence-2-mini",
+        "paligemma-mini",
+    ]
 
 
 @pytest.mark.parametrize("name", ["models", "tasks"])
@@ -99,8 +125,18 @@ def test_an_error_is_one_line_and_exit_status_1(service: RunningService, scene: 
 def test_an_interrupted_run_is_resumed_without_labelling_an_image_twice(
     service: RunningService, folder: Path, stop: signal.Signals
 ) -> None:
-    out, concurrency = folder.with_name("out"), 2
-    words = ("annotate", folder, "--task", "object_detection", "--out", out, "--concurrency", str(concurrency))
+    out = folder.with_name("out")
+    concurrency = 2
+    words = (
+        "annotate",
+        folder,
+        "--task",
+        "object_detection",
+        "--out",
+        out,
+        "--concurrency",
+        str(concurrency),
+    )
     before = num_requests(service)
     options: dict[str, Any] = {"stderr": subprocess.DEVNULL, "preexec_fn": enable_sigint}
     with subprocess.Popen(command(service, *words), **options) as process:
@@ -115,11 +151,16 @@ def test_an_interrupted_run_is_resumed_without_labelling_an_image_twice(
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     assert sorted(journal_names(out)) == names
     assert NUM_IMAGES <= num_requests(service) - before <= NUM_IMAGES + concurrency
-    assert sorted(image["file_name"] for image in COCO(out / "annotations.json").imgs.values()) == names
+    assert (
+        sorted(image["file_name"] for image in COCO(out / "annotations.json").imgs.values())
+        == names
+    )
 
 
 def enable_sigint() -> None:
-    """Restore SIGINT in a process whose tests run in the background of a shell, which ignores it."""
+    """Restore SIGINT in a process whose tests run in the background of a shell, which ignores
+    it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -149,24 +190,43 @@ def test_coco_contains_the_answers(service: RunningService, folder: Path) -> Non
     assert coco.cats[annotation["category_id"]]["name"] == "circle"
 
 
-def test_yolo_has_a_label_file_for_every_image(service: RunningService, folder: Path, tmp_path: Path) -> None:
-    words = ("annotate", folder, "--task", "object_detection", "--format", "yolo", "--out", tmp_path / "yolo")
+def test_yolo_has_a_label_file_for_every_image(
+    service: RunningService, folder: Path, tmp_path: Path
+) -> None:
+    words = (
+        "annotate",
+        folder,
+        "--task",
+        "object_detection",
+        "--format",
+        "yolo",
+        "--out",
+        tmp_path / "yolo",
+    )
     finished = run(service, *words)
     assert finished.returncode == 0, finished.stderr
     dataset = yaml.safe_load((tmp_path / "yolo" / "dataset.yaml").read_text())
     images = Path(dataset["path"]) / dataset["train"]
     lines = []
     for image in images.rglob("*.png"):
-        labels = Path(str(image).replace("/images/", "/labels/")).with_suffix(".txt")  # as trainers find them
+        # as trainers find them
+        labels = Path(str(image).replace("/images/", "/labels/")).with_suffix(".txt")
         lines += [line.split() for line in labels.read_text().splitlines()]
     assert len(list(images.rglob("*.png"))) == NUM_IMAGES
-    assert {dataset["names"][int(name)] for name, *_ in lines} == {"circle", "square", "star", "triangle"}
+    assert {dataset["names"][int(name)] for name, *_ in lines} == {
+        "circle",
+        "square",
+        "star",
+        "triangle",
+    }
     for _, *box in lines:
         assert len(box) == 4
         assert all(0 <= float(number) <= 1 for number in box)
 
 
-def test_failed_images_are_listed_and_retried_by_the_next_run(service: RunningService, folder: Path) -> None:
+def test_failed_images_are_listed_and_retried_by_the_next_run(
+    service: RunningService, folder: Path
+) -> None:
     out = folder.with_name("out")
     (folder / "broken.png").write_bytes(b"no image")
     words = ("annotate", folder, "--task", "ocr", "--format", "jsonl", "--out", out)
@@ -174,7 +234,10 @@ def test_failed_images_are_listed_and_retried_by_the_next_run(service: RunningSe
     assert failed.returncode == 1
     assert "1 failed, see" in failed.stdout
     (line,) = (out / "failures.jsonl").read_text().splitlines()
-    assert (json.loads(line)["image"], json.loads(line)["code"]) == ("broken.png", "unreadable_file")
+    assert (json.loads(line)["image"], json.loads(line)["code"]) == (
+        "broken.png",
+        "unreadable_file",
+    )
     assert len((out / "answers.jsonl").read_text().splitlines()) == NUM_IMAGES
     (folder / "broken.png").write_bytes(scene_png())
     again = run(service, *words)
@@ -185,7 +248,9 @@ def test_failed_images_are_listed_and_retried_by_the_next_run(service: RunningSe
     assert len((out / "answers.jsonl").read_text().splitlines()) == NUM_IMAGES + 1
 
 
-def test_other_parameters_are_rejected_and_leave_the_journal_unchanged(service: RunningService, folder: Path) -> None:
+def test_other_parameters_are_rejected_and_leave_the_journal_unchanged(
+    service: RunningService, folder: Path
+) -> None:
     out = folder.with_name("out")
     words = ("annotate", folder, "--task", "open_vocabulary_detection", "--out", out)
     assert run(service, *words, "--labels", "circle").returncode == 0
@@ -196,17 +261,33 @@ def test_other_parameters_are_rejected_and_leave_the_journal_unchanged(service: 
     assert (out / "journal.jsonl").read_bytes() == journal
 
 
-def test_an_error_that_affects_every_image_ends_the_run(service: RunningService, folder: Path) -> None:
-    rejected = run(service, "annotate", folder, "--task", "captioning", "--detail", "epic", "--format", "jsonl")
+def test_an_error_that_affects_every_image_ends_the_run(
+    service: RunningService, folder: Path
+) -> None:
+    rejected = run(
+        service, "annotate", folder, "--task", "captioning", "--detail", "epic", "--format", "jsonl"
+    )
     assert rejected.returncode == 1
     assert "error: invalid_request: detail" in rejected.stderr
 
 
-def test_a_region_outside_of_one_image_fails_only_for_that_image(service: RunningService, tmp_path: Path) -> None:
+def test_a_region_outside_of_one_image_fails_only_for_that_image(
+    service: RunningService, tmp_path: Path
+) -> None:
     (tmp_path / "photos").mkdir()
     for name, size_wh in (("large.png", (320, 240)), ("small.png", (40, 30))):
         (tmp_path / "photos" / name).write_bytes(scene_png(3, size_wh))
-    words = ("--task", "region_description", "--region", "50", "100", "140", "180", "--format", "jsonl")
+    words = (
+        "--task",
+        "region_description",
+        "--region",
+        "50",
+        "100",
+        "140",
+        "180",
+        "--format",
+        "jsonl",
+    )
     failed = run(service, "annotate", tmp_path / "photos", *words)
     assert failed.returncode == 1
     assert "1 of 2 images are in" in failed.stdout

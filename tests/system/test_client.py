@@ -1,4 +1,6 @@
-"""The client against the running service: the same answers over REST and gRPC, from both clients."""
+"""The client against the running service: the same answers over REST and gRPC, from both
+clients.
+"""
 
 import io
 import time
@@ -42,34 +44,48 @@ def client_arguments(request: dict[str, Any]) -> tuple[TaskParameters, AnswerOpt
     return parameters, AnswerOptions(**fields_of(AnswerOptions, request)), request.get("model")
 
 
-def fields_of(kind: type[TaskParameters | AnswerOptions], request: dict[str, Any]) -> dict[str, Any]:
+def fields_of(
+    kind: type[TaskParameters | AnswerOptions], request: dict[str, Any]
+) -> dict[str, Any]:
     return {field.name: request[field.name] for field in fields(kind) if field.name in request}
 
 
 def predict(request: dict[str, Any]) -> Callable[[Any], Any]:
     parameters, options, model = client_arguments(request)
-    return lambda client: client.predict(IMAGE, request["task"], parameters, model=model, options=options)
+    return lambda client: client.predict(
+        IMAGE, request["task"], parameters, model=model, options=options
+    )
 
 
 def stream(request: dict[str, Any]) -> Callable[[Any], Any]:
     parameters, options, model = client_arguments(request)
-    return lambda client: client.stream(IMAGE, request["task"], parameters, model=model, options=options)
+    return lambda client: client.stream(
+        IMAGE, request["task"], parameters, model=model, options=options
+    )
 
 
 def reproducible(answer: Answer) -> Any:
-    """Return an answer without the fields that differ from run to run; scores differ in their last digits."""
+    """Return an answer without the fields that differ from run to run; scores differ in their last
+    digits.
+    """
     return rounded(answer_json(replace(answer, id="", timings_ms=NO_TIMES, vision_cache="hit")))
 
 
 @pytest.mark.parametrize("request_fields", REQUESTS, ids=lambda request: request["task"])
-def test_an_answer_is_the_same_every_way(service: RunningService, request_fields: dict[str, Any]) -> None:
-    first, *others = (reproducible(answer) for answer in every_way(service, predict(request_fields)))
+def test_an_answer_is_the_same_every_way(
+    service: RunningService, request_fields: dict[str, Any]
+) -> None:
+    first, *others = (
+        reproducible(answer) for answer in every_way(service, predict(request_fields))
+    )
     assert first["task"] == request_fields["task"]
     assert first["raw_text"]
     assert others == [first] * 3
 
 
-def test_a_comparison_is_the_same_every_way_with_the_error_of_a_model(service: RunningService) -> None:
+def test_a_comparison_is_the_same_every_way_with_the_error_of_a_model(
+    service: RunningService,
+) -> None:
     def compare(client: Any) -> Any:
         return client.compare(IMAGE, "object_detection", models=[PALIGEMMA, FLORENCE])
 
@@ -77,7 +93,9 @@ def test_a_comparison_is_the_same_every_way_with_the_error_of_a_model(service: R
     for comparison in comparisons:
         florence, paligemma = comparison.answers
         assert isinstance(florence, Answer)
-        assert reproducible(florence) == reproducible(call("sync", service.url, predict({"task": "object_detection"})))
+        assert reproducible(florence) == reproducible(
+            call("sync", service.url, predict({"task": "object_detection"}))
+        )
         assert not isinstance(paligemma, Answer)
         assert (paligemma.model, paligemma.error.code) == (PALIGEMMA, "unsupported_task")
         assert paligemma.error.request_id == comparison.id
@@ -90,7 +108,9 @@ def test_listings_are_the_same_every_way(service: RunningService, method: str) -
     assert others == [first] * 3
 
 
-def test_pieces_of_a_stream_are_the_raw_text_and_its_end_the_answer(service: RunningService) -> None:
+def test_pieces_of_a_stream_are_the_raw_text_and_its_end_the_answer(
+    service: RunningService,
+) -> None:
     request = {"task": "captioning", "detail": "detailed", "model": FLORENCE}
     whole = call("sync", service.url, predict(request))
     for *texts, answer in every_way(service, stream(request)):
@@ -112,7 +132,10 @@ def test_pieces_of_a_stream_are_the_raw_text_and_its_end_the_answer(service: Run
     ],
 )
 def test_an_error_is_the_same_every_way(
-    service: RunningService, request_fields: dict[str, Any], code: str, ask: Callable[[dict[str, Any]], Any]
+    service: RunningService,
+    request_fields: dict[str, Any],
+    code: str,
+    ask: Callable[[dict[str, Any]], Any],
 ) -> None:
     def error_of(client_kind: str, url: str) -> tuple[object, ...]:
         with pytest.raises(DiptychError) as caught:
@@ -127,7 +150,8 @@ def test_an_error_is_the_same_every_way(
 
 
 @pytest.mark.parametrize(
-    ("image", "code"), [(b"no image", "unsupported_image"), (bytes(21_000_000), "payload_too_large")]
+    ("image", "code"),
+    [(b"no image", "unsupported_image"), (bytes(21_000_000), "payload_too_large")],
 )
 def test_an_invalid_or_too_large_image_is_the_same_error_every_way(
     service: RunningService, image: bytes, code: str
@@ -139,21 +163,30 @@ def test_an_invalid_or_too_large_image_is_the_same_error_every_way(
 
 
 @pytest.mark.parametrize("ask", [predict, stream])
-def test_a_call_ends_at_its_deadline_every_way(service: RunningService, ask: Callable[[dict[str, Any]], Any]) -> None:
+def test_a_call_ends_at_its_deadline_every_way(
+    service: RunningService, ask: Callable[[dict[str, Any]], Any]
+) -> None:
     request = {"task": "captioning", "detail": "paragraph", "model": FLORENCE, "num_beams": 10}
     for url, kind in product((service.url, f"grpc://{service.grpc_address}"), KINDS):
         start_s = time.monotonic()
-        with pytest.raises((DeadlineExceeded, Overloaded)):  # the service may reject what would be late
+        # the service may reject what would be late
+        with pytest.raises((DeadlineExceeded, Overloaded)):
             call(kind, url, ask(request), timeout_s=0.004)
         assert time.monotonic() - start_s < 5
 
 
-def test_boxes_of_a_pil_image_are_in_its_own_pixels_despite_its_exif_orientation(service: RunningService) -> None:
+def test_boxes_of_a_pil_image_are_in_its_own_pixels_despite_its_exif_orientation(
+    service: RunningService,
+) -> None:
     upright = scene_image()
     exif = upright.getexif()
     exif[0x0112] = 6  # rotated by 90 degrees
     file = io.BytesIO()
     upright.save(file, "PNG", exif=exif)
-    answer = call("sync", service.url, lambda client: client.predict(Image.open(file), "object_detection"))
+    answer = call(
+        "sync", service.url, lambda client: client.predict(Image.open(file), "object_detection")
+    )
     assert (answer.image.width, answer.image.height) == upright.size
-    assert reproducible(answer) == reproducible(call("sync", service.url, predict({"task": "object_detection"})))
+    assert reproducible(answer) == reproducible(
+        call("sync", service.url, predict({"task": "object_detection"}))
+    )

@@ -1,4 +1,6 @@
-"""docs/client.md: its code prints what it shows, its commands succeed, its tables are those of the package."""
+"""docs/client.md: its code prints what it shows, its commands succeed, its tables are those of the
+package.
+"""
 
 import re
 import shlex
@@ -10,7 +12,15 @@ from pathlib import Path
 import pytest
 
 import diptych_client
-from diptych_client import AnswerOptions, Client, ConnectionFailed, DiptychError, NotReady, Overloaded, TaskParameters
+from diptych_client import (
+    AnswerOptions,
+    Client,
+    ConnectionFailed,
+    DiptychError,
+    NotReady,
+    Overloaded,
+    TaskParameters,
+)
 from diptych_client.errors import ErrorDetail, error_from
 from tests.support.client_command import DIPTYCH
 from tests.support.export_cli import ROOT
@@ -36,11 +46,17 @@ def adapted(text: str, service: RunningService, tmp_path: Path) -> str:
 
 
 def without_times(text: str, tmp_path: Path) -> str:
-    return re.sub(r"[\d.]+ (ms|s|images/s)\b", r"… \1", text.replace(f"{tmp_path}/", "/tmp/").replace("\n", ""))
+    return re.sub(
+        r"[\d.]+ (ms|s|images/s)\b",
+        r"… \1",
+        text.replace(f"{tmp_path}/", "/tmp/").replace("\n", ""),
+    )
 
 
 @pytest.mark.parametrize(("code", "shown"), CODE)
-def test_the_code_prints_what_the_guide_shows(service: RunningService, tmp_path: Path, code: str, shown: str) -> None:
+def test_the_code_prints_what_the_guide_shows(
+    service: RunningService, tmp_path: Path, code: str, shown: str
+) -> None:
     quiet = "-Wignore:OpenCV"  # supervision warns at import that OpenCV is missing
     command = [sys.executable, quiet, "-c", adapted(code, service, tmp_path)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -56,7 +72,9 @@ def test_a_command_succeeds_and_prints_what_the_guide_shows(
         program, *words = shlex.split(adapted(line, service, tmp_path))
         assert program == "diptych"
         command = [DIPTYCH, *([] if "--url" in words else ["--url", service.url]), *words]
-        printed += subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        printed += subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
     assert printed
     if shown:
         assert without_times(printed, tmp_path) == without_times(shown, tmp_path)
@@ -72,11 +90,15 @@ def test_the_result_types_are_those_of_the_tasks(service: RunningService) -> Non
     with Client(service.url) as client:
         tasks = client.tasks()
     rows = table("type")
-    assert {row[0].strip("`") for row in rows} == {name for name in diptych_client.__all__ if name.endswith("Result")}
+    assert {row[0].strip("`") for row in rows} == {
+        name for name in diptych_client.__all__ if name.endswith("Result")
+    }
     for name, attribute, shown in rows:
         (field,) = fields(getattr(diptych_client, name.strip("`")))
         assert attribute == f"`{field.name}`"
-        assert set(re.findall(r"`(\w+)`", shown)) == {task.id for task in tasks if task.result == field.name}
+        assert set(re.findall(r"`(\w+)`", shown)) == {
+            task.id for task in tasks if task.result == field.name
+        }
 
 
 def test_every_parameter_and_option_is_named() -> None:
@@ -85,7 +107,9 @@ def test_every_parameter_and_option_is_named() -> None:
 
 
 def test_the_errors_are_those_of_the_package() -> None:
-    rows = {name.strip("`"): (code.strip("`"), retried) for name, code, _, retried in table("class")}
+    rows = {
+        name.strip("`"): (code.strip("`"), retried) for name, code, _, retried in table("class")
+    }
     assert set(rows) == {kind.__name__ for kind in DiptychError.__subclasses__()}
     for name, (code, retried) in rows.items():
         error = error_from(ErrorDetail(code, "", None, ""))

@@ -1,4 +1,6 @@
-"""The client as a wheel in an empty environment, against the running service: what `pip install ./client` gives."""
+"""The client as a wheel in an empty environment, against the running service: what `pip install
+./client` gives.
+"""
 
 import json
 import subprocess
@@ -34,13 +36,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` folder of an environment that contains the wheel and its dependencies, in the versions used here."""
+    """The `bin` folder of an environment that contains the wheel and its dependencies, in the
+    versions used here.
+    """
     folder = tmp_path_factory.mktemp("environment")
     pins = "".join(f"{each.name}=={each.version}\n" for each in distributions())
     (folder / "constraints.txt").write_text(pins)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
-    subprocess.run([*PIP, "--python", python, "install", "-c", folder / "constraints.txt", wheel], check=True)
+    subprocess.run(
+        [*PIP, "--python", python, "install", "-c", folder / "constraints.txt", wheel], check=True
+    )
     return python.parent
 
 
@@ -53,18 +59,28 @@ def scene(tmp_path: Path) -> Path:
 
 def output(*command: str | Path) -> str:
     """Return what a command prints, run outside of the repository."""
-    return subprocess.run(command, cwd="/", capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(
+        command, cwd="/", capture_output=True, text=True, check=True, timeout=60
+    ).stdout
 
 
 def test_the_wheel_contains_the_package_its_types_and_its_grpc_code(wheel: Path) -> None:
     names = set(ZipFile(wheel).namelist())
-    assert {name.partition("/")[0] for name in names} == {"diptych_client", "diptych_client-0.1.0.dist-info"}
+    assert {name.partition("/")[0] for name in names} == {
+        "diptych_client",
+        "diptych_client-0.1.0.dist-info",
+    }
     assert {"diptych_client/py.typed", "diptych_client/transports/vision_pb2.py"} <= names
 
 
 def test_the_environment_has_neither_the_service_nor_torch(environment: Path) -> None:
     found = "[name for name in ('service', 'torch', 'bentoml', 'supervision') if find_spec(name)]"
-    assert output(environment / "python", "-c", f"from importlib.util import find_spec; print({found})") == "[]\n"
+    assert (
+        output(
+            environment / "python", "-c", f"from importlib.util import find_spec; print({found})"
+        )
+        == "[]\n"
+    )
 
 
 def test_the_installed_command_predicts_over_rest_and_grpc(

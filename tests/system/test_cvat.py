@@ -1,4 +1,6 @@
-"""The auto-annotation function, loaded as cvat-cli does, against the running service and the driver of CVAT."""
+"""The auto-annotation function, loaded as cvat-cli does, against the running service and the driver
+of CVAT.
+"""
 
 import importlib
 import logging
@@ -26,20 +28,27 @@ PALIGEMMA = "paligemma-mini"
 
 @contextmanager
 def function(service: RunningService, **parameters: str) -> Iterator[Any]:
-    """Yield what `cvat-cli task auto-annotate --function-module …` creates with `-p NAME=str:VALUE`."""
+    """Yield what `cvat-cli task auto-annotate --function-module …` creates with `-p
+    NAME=str:VALUE`.
+    """
     module = importlib.import_module("diptych_client.integrations.cvat")
-    with closing(module.create(**{"labels": ", ".join(LABELS), "url": service.url} | parameters)) as created:
+    with closing(
+        module.create(**{"labels": ", ".join(LABELS), "url": service.url} | parameters)
+    ) as created:
         yield created
 
 
-def annotated(created: Any, image: Image.Image = IMAGE, shape: str = "any", **context: Any) -> list[Any]:
+def annotated(
+    created: Any, image: Image.Image = IMAGE, shape: str = "any", **context: Any
+) -> list[Any]:
     """Return the shapes that the driver would upload to a task with the same labels.
 
     The driver's class is private; its public function annotates a task on a CVAT server only.
     """
     assert isinstance(created.spec, DetectionFunctionSpec)
     of_task = [
-        models.Label(name=name, id=100 + at, type=shape, attributes=[], sublabels=[]) for at, name in enumerate(LABELS)
+        models.Label(name=name, id=100 + at, type=shape, attributes=[], sublabels=[])
+        for at, name in enumerate(LABELS)
     ]
     to_polygons = context.get("conv_mask_to_poly", False)
     mapper = _AnnotationMapper(
@@ -79,7 +88,9 @@ def test_masks_are_those_of_the_client(service: RunningService) -> None:
         shapes = annotated(created, shape="mask")
     with Client(service.url) as client:
         answers = [
-            client.predict(IMAGE, "instance_segmentation", TaskParameters(phrase=label), model=PALIGEMMA)
+            client.predict(
+                IMAGE, "instance_segmentation", TaskParameters(phrase=label), model=PALIGEMMA
+            )
             for label in LABELS
         ]
     expected = [
@@ -96,12 +107,15 @@ def test_masks_are_those_of_the_client(service: RunningService) -> None:
 
 
 @pytest.mark.parametrize(("shape", "to_polygons"), [("polygon", False), ("mask", True)])
-def test_polygons_are_within_the_image_and_few_points(service: RunningService, shape: str, to_polygons: bool) -> None:
+def test_polygons_are_within_the_image_and_few_points(
+    service: RunningService, shape: str, to_polygons: bool
+) -> None:
     with function(service, shape=shape, model=PALIGEMMA) as created:
         shapes = annotated(created, shape="polygon", conv_mask_to_poly=to_polygons)
     assert {each.type.value for each in shapes} == {"polygon"}
     for each in shapes:
-        xs, ys = each.points[::2], each.points[1::2]
+        xs = each.points[::2]
+        ys = each.points[1::2]
         assert 3 <= len(xs) < 60
         assert 0 <= min(xs) < max(xs) <= IMAGE.width
         assert 0 <= min(ys) < max(ys) <= IMAGE.height
@@ -120,7 +134,11 @@ def test_an_error_of_the_service_ends_the_run(service: RunningService) -> None:
         annotated(created, conf_threshold=2.0)
 
 
-@pytest.mark.parametrize(("name", "value", "message"), [("labels", " ,", "labels must"), ("shape", "x", "shape must")])
-def test_bad_parameters_are_rejected(service: RunningService, name: str, value: str, message: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "message"), [("labels", " ,", "labels must"), ("shape", "x", "shape must")]
+)
+def test_bad_parameters_are_rejected(
+    service: RunningService, name: str, value: str, message: str
+) -> None:
     with pytest.raises(ValueError, match=message), function(service, **{name: value}):
         pass

@@ -1,4 +1,7 @@
-"""A read-only or full disk changes nothing but the log; a full folder in memory costs metrics alone."""
+"""A read-only or full disk changes nothing but the log.
+
+A full folder in memory costs metrics alone.
+"""
 
 import io
 import signal
@@ -53,10 +56,17 @@ exec "$@"
 """
 STOP_S = 60
 # Each adds values to the files of metrics, together more than fit into those of the start.
-TASKS = ("object_detection", "region_proposal", "dense_region_captioning", "ocr", "ocr_with_regions")
+TASKS = (
+    "object_detection",
+    "region_proposal",
+    "dense_region_captioning",
+    "ocr",
+    "ocr_with_regions",
+)
 
 pytestmark = pytest.mark.skipif(
-    subprocess.run([*IN_NAMESPACE, "mount -t tmpfs tmpfs /mnt"], capture_output=True).returncode != 0,
+    subprocess.run([*IN_NAMESPACE, "mount -t tmpfs tmpfs /mnt"], capture_output=True).returncode
+    != 0,
     reason="no mounts are permitted here: what a full or read-only disk does is not tested",
 )
 
@@ -64,7 +74,9 @@ pytestmark = pytest.mark.skipif(
 def large_image() -> bytes:
     """Return a file of some MB: bodies of more than one lie in a file while they are read."""
     file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(1).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)).save(file, "PNG")
+    Image.fromarray(
+        np.random.default_rng(1).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
+    ).save(file, "PNG")
     return file.getvalue()
 
 
@@ -84,7 +96,9 @@ def served_with(exported: ModelStore, folder: Path, script: str) -> Iterator[Run
 
 
 @pytest.mark.parametrize("script", [READ_ONLY, FULL], ids=["read-only", "full"])
-def test_the_service_starts_answers_counts_and_stops(exported: ModelStore, tmp_path: Path, script: str) -> None:
+def test_the_service_starts_answers_counts_and_stops(
+    exported: ModelStore, tmp_path: Path, script: str
+) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     with served_with(exported, disk, script) as service:
@@ -94,13 +108,17 @@ def test_the_service_starts_answers_counts_and_stops(exported: ModelStore, tmp_p
         assert service.process.wait(STOP_S) == 0
 
 
-def test_without_space_in_memory_the_service_starts_and_answers(exported: ModelStore, tmp_path: Path) -> None:
+def test_without_space_in_memory_the_service_starts_and_answers(
+    exported: ModelStore, tmp_path: Path
+) -> None:
     with served_with(exported, tmp_path, FULL_MEMORY) as service:
         assert all(answers(service) for _ in range(3))
         assert "no space for metrics" in service.log.read_text()
 
 
-def test_memory_that_fills_costs_metrics_and_no_process(exported: ModelStore, tmp_path: Path) -> None:
+def test_memory_that_fills_costs_metrics_and_no_process(
+    exported: ModelStore, tmp_path: Path
+) -> None:
     with served_with(exported, tmp_path, SMALL_MEMORY) as service:
         assert answers(service)
         parts = service.parts()
@@ -117,10 +135,15 @@ def test_files_that_do_not_fit_on_the_disk_are_refused_until_there_is_room(
     disk = tmp_path / "disk"
     disk.mkdir()
     command = (*IN_NAMESPACE, SMALL, "sh", str(disk), *SERVICE)
-    settings = {"DIPTYCH_MODELS": "florence-2-mini", "DIPTYCH_BATCHES_FOLDER": str(disk / "batches")}
+    settings = {
+        "DIPTYCH_MODELS": "florence-2-mini",
+        "DIPTYCH_BATCHES_FOLDER": str(disk / "batches"),
+    }
     lines = [predict_line(number) for number in range(5)]
     with (
-        running_service(exported.home, tmp_path / "service.log", OPEN, command, **settings) as service,
+        running_service(
+            exported.home, tmp_path / "service.log", OPEN, command, **settings
+        ) as service,
         openai_client(service, "-").with_options(max_retries=0) as client,
     ):
         large = client.files.create(file=("large", b"x" * 2_000_000), purpose="batch")

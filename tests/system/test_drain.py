@@ -1,4 +1,6 @@
-"""SIGTERM: not ready at once, no more is let in, what was accepted is answered; then exit 0, and nothing is left."""
+"""SIGTERM: not ready at once, no more is let in, what was accepted is answered; then exit 0, and
+nothing is left.
+"""
 
 import os
 import re
@@ -46,16 +48,25 @@ def service(endless: ModelStore, tmp_path: Path) -> Iterator[RunningService]:
 
 
 def ask(service: RunningService, **fields: str) -> httpx.Response:
-    return httpx.post(f"{service.url}/v1/predict", data=FORM | fields, files={"image": scene_png()}, timeout=STOP_S)
+    return httpx.post(
+        f"{service.url}/v1/predict",
+        data=FORM | fields,
+        files={"image": scene_png()},
+        timeout=STOP_S,
+    )
 
 
 def call(channel: grpc.Channel) -> Any:
-    request = pb.PredictRequest(image=scene_png(), task="captioning", max_new_tokens=NUM_TOKENS, num_beams=NUM_BEAMS)
+    request = pb.PredictRequest(
+        image=scene_png(), task="captioning", max_new_tokens=NUM_TOKENS, num_beams=NUM_BEAMS
+    )
     return VisionStub(channel).Predict.future(request, timeout=STOP_S)
 
 
 def num_beyond_turns(service: RunningService) -> float:
-    """Return how many more have come than have turns at once: those that wait, and those that gave theirs up."""
+    """Return how many more have come than have turns at once: those that wait, and those that gave
+    theirs up.
+    """
     found = samples(service)
     num_answered = total(found, "diptych_requests_total", status="ok")
     return total(found, "diptych_queue_depth", stage="admission") + num_answered
@@ -68,7 +79,8 @@ def is_serving(channel: grpc.Channel) -> bool:
 
 
 def test_what_was_accepted_is_answered_and_the_rest_refused(service: RunningService) -> None:
-    assert len(os.listdir(f"/proc/{service.process.pid}/task")) == 1  # what forks the processes has no threads
+    # what forks the processes has no threads
+    assert len(os.listdir(f"/proc/{service.process.pid}/task")) == 1
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(NUM_WHOLE + 1))
         channel = stack.enter_context(grpc.insecure_channel(service.grpc_address))
@@ -98,7 +110,9 @@ def assert_refuses(service: RunningService, channel: grpc.Channel) -> None:
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
-def assert_answered(whole: "list[Future[httpx.Response]]", stream: "Future[httpx.Response]") -> None:
+def assert_answered(
+    whole: "list[Future[httpx.Response]]", stream: "Future[httpx.Response]"
+) -> None:
     for answer in whole:
         assert answer.result().json()["usage"]["generated_tokens"] == NUM_TOKENS
     name, result = parse_events(stream.result().text)[-1]

@@ -1,4 +1,6 @@
-"""One contract: the same sixty requests over every interface get equal answers, and errors that match."""
+"""One contract: the same sixty requests over every interface get equal answers, and errors that
+match.
+"""
 
 import json
 from collections.abc import Callable
@@ -17,11 +19,21 @@ from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_png
 from tests.support.triton_client import Infer, triton
-from tests.system.test_answers import FLORENCE, PALIGEMMA, REQUESTS, VARYING, post_form, post_json, rounded
+from tests.system.test_answers import (
+    FLORENCE,
+    PALIGEMMA,
+    REQUESTS,
+    VARYING,
+    post_form,
+    post_json,
+    rounded,
+)
 from tests.system.test_client import client_arguments
 from tests.system.test_grpc import result_of_rest, shown
 
-GOOD, OTHER, NONE = scene_png(), scene_png(11, (200, 300)), b"no image"
+GOOD = scene_png()
+OTHER = scene_png(11, (200, 300))
+NONE = b"no image"
 ERRORS: list[dict[str, Any]] = [
     {"task": "nothing"},
     {"task": "ocr", "model": "gpt"},
@@ -45,7 +57,8 @@ CASES: list[tuple[bytes, dict[str, Any]]] = [
     *((GOOD, fields) for fields in ERRORS),
     (NONE, {"task": "ocr"}),
 ]
-# The parts of an answer that gRPC's messages do not share with JSON in form are compared in the form of each.
+# The parts of an answer that gRPC's messages do not share with JSON in form are compared in the
+# form of each.
 Outcome = dict[str, Any]
 
 
@@ -64,7 +77,9 @@ def over_rest(post: Callable[..., httpx.Response], service: RunningService) -> l
 def over_grpc(service: RunningService) -> list[Outcome]:
     with grpc.insecure_channel(service.grpc_address) as channel:
         vision = VisionStub(channel)
-        return [_called(vision, pb.PredictRequest(image=image, **fields)) for image, fields in CASES]
+        return [
+            _called(vision, pb.PredictRequest(image=image, **fields)) for image, fields in CASES
+        ]
 
 
 def _called(vision: Any, request: pb.PredictRequest) -> Outcome:
@@ -96,7 +111,11 @@ def _asked(client: Client, image: bytes, fields: dict[str, Any]) -> Outcome:
 def over_triton(transport: str, service: RunningService) -> list[Outcome]:
     address = service.grpc_address if transport == "grpc" else service.url.removeprefix("http://")
     calls = [
-        Infer(fields.get("model", FLORENCE), image, {name: value for name, value in fields.items() if name != "model"})
+        Infer(
+            fields.get("model", FLORENCE),
+            image,
+            {name: value for name, value in fields.items() if name != "model"},
+        )
         for image, fields in CASES
     ]
     outcomes = triton(transport, address, calls)

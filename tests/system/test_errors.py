@@ -1,4 +1,6 @@
-"""Every error of the contract, from the running service: status, code, the field at fault, and what is allowed."""
+"""Every error of the contract, from the running service: status, code, the field at fault, and what
+is allowed.
+"""
 
 import base64
 import hashlib
@@ -34,19 +36,61 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("fields", "status", "code", "param", "allowed"),
     [
-        ({"task": "captioning", "colour": "red"}, 400, "invalid_request", "colour", "max_new_tokens"),
+        (
+            {"task": "captioning", "colour": "red"},
+            400,
+            "invalid_request",
+            "colour",
+            "max_new_tokens",
+        ),
         ({"task": "captoning"}, 400, "invalid_request", "task", "captioning"),
         ({}, 400, "invalid_request", "task", "task is missing"),
         ({"task": "captioning", "detail": "long"}, 400, "invalid_request", "detail", "paragraph"),
         ({"task": "captioning", "labels": "circle"}, 400, "invalid_request", "labels", "detail"),
         ({"task": "open_vocabulary_detection"}, 400, "invalid_request", "labels", "labels"),
-        ({"task": "region_description", "region": "[0, 0, 9999, 10]"}, 400, "invalid_request", "region", "320"),
-        ({"task": "captioning", "max_new_tokens": "0"}, 400, "invalid_request", "max_new_tokens", "1"),
-        ({"task": "captioning", "max_new_tokens": "4096"}, 400, "invalid_request", "max_new_tokens", "320"),
-        ({"task": "captioning", "temperature": "hot"}, 400, "invalid_request", "temperature", "number"),
+        (
+            {"task": "region_description", "region": "[0, 0, 9999, 10]"},
+            400,
+            "invalid_request",
+            "region",
+            "320",
+        ),
+        (
+            {"task": "captioning", "max_new_tokens": "0"},
+            400,
+            "invalid_request",
+            "max_new_tokens",
+            "1",
+        ),
+        (
+            {"task": "captioning", "max_new_tokens": "4096"},
+            400,
+            "invalid_request",
+            "max_new_tokens",
+            "320",
+        ),
+        (
+            {"task": "captioning", "temperature": "hot"},
+            400,
+            "invalid_request",
+            "temperature",
+            "number",
+        ),
         ({"task": "captioning", "num_beams": "11"}, 400, "invalid_request", "num_beams", "10"),
-        ({"task": "captioning", "num_beams": "3", "temperature": "1"}, 400, "invalid_request", "num_beams", "0"),
-        ({"task": "captioning", "constrained": "yes"}, 400, "invalid_request", "constrained", "boolean"),
+        (
+            {"task": "captioning", "num_beams": "3", "temperature": "1"},
+            400,
+            "invalid_request",
+            "num_beams",
+            "0",
+        ),
+        (
+            {"task": "captioning", "constrained": "yes"},
+            400,
+            "invalid_request",
+            "constrained",
+            "boolean",
+        ),
         ({"task": "captioning", "model": "gpt"}, 404, "unknown_model", "model", "florence-2-mini"),
         (
             {"task": "object_detection", "model": "paligemma-mini"},
@@ -65,7 +109,9 @@ def test_a_bad_field_is_named_with_what_is_allowed(
     assert allowed in error["message"]
 
 
-@pytest.mark.parametrize("image", [b"", b"not an image", scene_png()[:200], encoded(scene_image(), "GIF")])
+@pytest.mark.parametrize(
+    "image", [b"", b"not an image", scene_png()[:200], encoded(scene_image(), "GIF")]
+)
 def test_what_is_no_readable_image_is_415(client: httpx.Client, image: bytes) -> None:
     response = client.post(PREDICT, data={"task": "ocr"}, files={"image": ("x.png", image)})
     assert (response.status_code, error_of(response)["code"]) == (415, "unsupported_image")
@@ -77,13 +123,21 @@ def test_an_unknown_content_type_is_400(client: httpx.Client) -> None:
 
 
 def test_a_past_deadline_is_504(client: httpx.Client) -> None:
-    request = {"data": {"task": "captioning"}, "files": {"image": scene_png()}, "headers": {"X-Deadline-Ms": "1"}}
+    request = {
+        "data": {"task": "captioning"},
+        "files": {"image": scene_png()},
+        "headers": {"X-Deadline-Ms": "1"},
+    }
     response = client.post(PREDICT, **request)  # type: ignore[arg-type]
     assert (response.status_code, error_of(response)["code"]) == (504, "deadline_exceeded")
 
 
 def test_a_given_request_id_comes_back(client: httpx.Client) -> None:
-    request = {"data": {"task": "ocr"}, "files": {"image": scene_png()}, "headers": {"X-Request-Id": "mine-1"}}
+    request = {
+        "data": {"task": "ocr"},
+        "files": {"image": scene_png()},
+        "headers": {"X-Request-Id": "mine-1"},
+    }
     response = client.post(PREDICT, **request)  # type: ignore[arg-type]
     assert response.headers["X-Request-Id"] == response.json()["id"] == "mine-1"
 
@@ -106,11 +160,15 @@ def small(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Any
         yield running
 
 
-def asked(service: RunningService, image: bytes, key: str | None = KEY, **headers: str) -> httpx.Response:
+def asked(
+    service: RunningService, image: bytes, key: str | None = KEY, **headers: str
+) -> httpx.Response:
     if key:
         headers["Authorization"] = f"Bearer {key}"
     form = {"task": "dense_region_captioning"}
-    return httpx.post(f"{service.url}{PREDICT}", data=form, files={"image": image}, headers=headers, timeout=60)
+    return httpx.post(
+        f"{service.url}{PREDICT}", data=form, files={"image": image}, headers=headers, timeout=60
+    )
 
 
 @pytest.mark.parametrize("key", [None, "another"])
@@ -124,7 +182,11 @@ def test_no_key_and_a_wrong_key_are_401(small: RunningService, key: str | None) 
 def test_too_many_pixels_are_413(small: RunningService) -> None:
     response = asked(small, scene_png(size_wh=(400, 300)))
     error = error_of(response)
-    assert (response.status_code, error["code"], error["param"]) == (413, "image_too_large", "image")
+    assert (response.status_code, error["code"], error["param"]) == (
+        413,
+        "image_too_large",
+        "image",
+    )
     assert "100000" in error["message"]
 
 
@@ -180,12 +242,17 @@ def test_a_decoder_that_cannot_be_reached_is_503(small: RunningService) -> None:
         ({"DIPTYCH_MODELS": "florence-2-base"}, "no artifacts of florence-2-base"),
         (
             {"DIPTYCH_TLS_CERTIFICATE_FILE": "README.md", "DIPTYCH_TLS_KEY_FILE": "README.md"},
-            "DIPTYCH_TLS_CERTIFICATE_FILE='README.md' with DIPTYCH_TLS_KEY_FILE='README.md' must be a certificate",
+            (
+                "DIPTYCH_TLS_CERTIFICATE_FILE='README.md' with DIPTYCH_TLS_KEY_FILE='README.md'"
+                " must be a certificate"
+            ),
         ),
     ],
     ids=str,
 )
-def test_a_bad_setting_stops_the_start(exported: ModelStore, settings: dict[str, str], message: str) -> None:
+def test_a_bad_setting_stops_the_start(
+    exported: ModelStore, settings: dict[str, str], message: str
+) -> None:
     run = started(exported.home, settings)
     assert run.returncode != 0
     assert message in run.stderr
@@ -208,4 +275,6 @@ def test_artifacts_that_were_changed_stop_the_start(exported: ModelStore, tmp_pa
 def started(home: Path, settings: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "service"]
     environment = service_environment(home, **settings)
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )

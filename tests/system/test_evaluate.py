@@ -30,8 +30,12 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
     """Captions of the scenes as JSON lines, one of an image that does not exist."""
-    lines = [json.dumps({"image": f"{index:02}.png", "caption": "a red circle"}) for index in range(4)]
-    (tmp_path / "captions.jsonl").write_text("\n".join([*lines, json.dumps({"image": "none.png", "caption": "x"})]))
+    lines = [
+        json.dumps({"image": f"{index:02}.png", "caption": "a red circle"}) for index in range(4)
+    ]
+    (tmp_path / "captions.jsonl").write_text(
+        "\n".join([*lines, json.dumps({"image": "none.png", "caption": "x"})])
+    )
     return tmp_path / "captions.jsonl"
 
 
@@ -47,9 +51,20 @@ def num_answers(out: Path) -> int:
 def test_a_killed_evaluation_is_resumed_without_asking_twice(
     service: RunningService, scenes: Path, tmp_path: Path
 ) -> None:
-    out, concurrency = tmp_path / "out", 2
+    out = tmp_path / "out"
+    concurrency = 2
     labels = ("--labels", "circle", "--labels", "star")
-    words = ("evaluate", scenes, "--task", TASK, *labels, "--out", out, "--concurrency", str(concurrency))
+    words = (
+        "evaluate",
+        scenes,
+        "--task",
+        TASK,
+        *labels,
+        "--out",
+        out,
+        "--concurrency",
+        str(concurrency),
+    )
     before = num_requests(service)
     with subprocess.Popen(command(service, *words), stderr=subprocess.DEVNULL) as process:
         while num_answers(out) < NUM_IMAGES // 4:
@@ -69,37 +84,75 @@ def test_a_killed_evaluation_is_resumed_without_asking_twice(
 def test_a_failed_image_is_listed_and_the_status_is_1(
     service: RunningService, labels: Path, scenes: Path, tmp_path: Path
 ) -> None:
-    words = ("evaluate", labels, "--images", scenes, "--task", "captioning", "--out", tmp_path / "out")
+    words = (
+        "evaluate",
+        labels,
+        "--images",
+        scenes,
+        "--task",
+        "captioning",
+        "--out",
+        tmp_path / "out",
+    )
     finished = run(service, *words)
     assert finished.returncode == 1, finished.stderr
-    failures = [json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
-    assert [(each["image"], each["code"]) for each in failures] == [("none.png", "unreadable_file")] * 2
+    failures = [
+        json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()
+    ]
+    assert [(each["image"], each["code"]) for each in failures] == [
+        ("none.png", "unreadable_file")
+    ] * 2
     assert "4 samples of 4 images answered by every model; 2 requests failed" in finished.stdout
     assert "CIDEr" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_a_sample_is_the_same_for_the_same_seed(service: RunningService, scenes: Path, tmp_path: Path) -> None:
+def test_a_sample_is_the_same_for_the_same_seed(
+    service: RunningService, scenes: Path, tmp_path: Path
+) -> None:
     def images(seed: str, out: str) -> set[str]:
-        words = ("--task", "captioning", "--models", "florence-2-mini", "--sample", "5", "--seed", seed)
+        words = (
+            "--task",
+            "captioning",
+            "--models",
+            "florence-2-mini",
+            "--sample",
+            "5",
+            "--seed",
+            seed,
+        )
         finished = run(service, "evaluate", scenes, *words, "--out", tmp_path / out)
         assert finished.returncode == 0, finished.stderr
-        return {json.loads(line)["image"] for line in (tmp_path / out / "answers.jsonl").read_text().splitlines()}
+        return {
+            json.loads(line)["image"]
+            for line in (tmp_path / out / "answers.jsonl").read_text().splitlines()
+        }
 
     first = images("1", "a")
     assert len(first) == 5
     assert images("1", "b") == first != images("2", "c")
 
 
-def test_a_model_that_does_not_offer_the_task_is_named(service: RunningService, scenes: Path) -> None:
-    finished = run(service, "evaluate", scenes, "--task", "object_detection", "--models", "paligemma-mini")
+def test_a_model_that_does_not_offer_the_task_is_named(
+    service: RunningService, scenes: Path
+) -> None:
+    finished = run(
+        service, "evaluate", scenes, "--task", "object_detection", "--models", "paligemma-mini"
+    )
     assert (finished.returncode, finished.stdout) == (1, "")
-    assert finished.stderr == "error: paligemma-mini does not offer object_detection; offered by florence-2-mini\n"
+    assert (
+        finished.stderr
+        == "error: paligemma-mini does not offer object_detection; offered by florence-2-mini\n"
+    )
 
 
 def test_a_missing_package_is_named(service: RunningService, scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "jiwer.py").write_text("raise ImportError('hidden by the test', name='jiwer')\n")
     paths = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
     words = command(service, "evaluate", scenes, "--task", "ocr")
-    finished = subprocess.run(words, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    finished = subprocess.run(
+        words, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
+    )
     assert finished.returncode == 1
-    assert finished.stderr == "error: evaluate needs jiwer: pip install 'diptych-client[evaluate]'\n"
+    assert (
+        finished.stderr == "error: evaluate needs jiwer: pip install 'diptych-client[evaluate]'\n"
+    )

@@ -1,4 +1,5 @@
-"""The real FiftyOne: our zoo source is registered, and its model labels samples with the running service.
+"""The real FiftyOne: our zoo source is registered, and its model labels samples with the running
+service.
 
 Without its database, whose server no package brings: samples of no dataset.
 """
@@ -33,8 +34,10 @@ source, url, folder = sys.argv[1:]
 foz.register_zoo_model_source(source)
 samples = [fo.Sample(filepath=str(path)) for path in sorted(Path(folder).iterdir())]
 images = [np.asarray(Image.open(sample.filepath)) for sample in samples]
-boxes = foz.load_zoo_model("diptych", task="object_detection", model="florence-2-mini", min_score=0.3, url=url)
-masks = foz.load_zoo_model("diptych", task="instance_segmentation", model="paligemma-mini", phrase="square", url=url)
+florence = {"model": "florence-2-mini", "url": url}
+boxes = foz.load_zoo_model("diptych", task="object_detection", min_score=0.3, **florence)
+paligemma = {"model": "paligemma-mini", "url": url}
+masks = foz.load_zoo_model("diptych", task="instance_segmentation", phrase="square", **paligemma)
 text = foz.load_zoo_model("diptych", task="captioning", model="paligemma-mini", url=url)
 for name, model in {"florence2": boxes, "paligemma": masks, "caption": text}.items():
     for sample, label in zip(samples, model.predict_all(images, samples), strict=True):
@@ -64,7 +67,9 @@ def source(tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
-def test_a_model_of_the_zoo_labels_samples(service: RunningService, source: str, tmp_path: Path) -> None:
+def test_a_model_of_the_zoo_labels_samples(
+    service: RunningService, source: str, tmp_path: Path
+) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for seed in (3, 4, 5):

@@ -1,4 +1,6 @@
-"""Attacks on the gRPC port of the real HAProxy before the real gateway: a polite client of gRPC is served meanwhile."""
+"""Attacks on the gRPC port of the real HAProxy before the real gateway: a polite client of gRPC is
+served meanwhile.
+"""
 
 import socket
 import threading
@@ -27,13 +29,16 @@ from tests.support.waiting import wait_until
 
 pytestmark = needs_haproxy
 
-MODEL, POLITE = "florence-2-mini", "key-of-a-polite-client"
+MODEL = "florence-2-mini"
+POLITE = "key-of-a-polite-client"
 ATTACKERS_ADDRESS = "127.0.0.2"
 MOST_OF_ADDRESS = 200
 LARGE_BYTES = 18_000_000
 MOST_GROWTH_BYTES = 300_000_000  # of the gateway and HAProxy together
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)  # and SETTINGS without values
-PREDICT, MODEL_INFER = "/diptych.v1.Vision/Predict", "/inference.GRPCInferenceService/ModelInfer"
+# and SETTINGS without values
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+PREDICT = "/diptych.v1.Vision/Predict"
+MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 HEALTH = "/grpc.health.v1.Health/Check"
 POLITE_TIMEOUT_S = 10
 
@@ -55,7 +60,9 @@ class Stand:
 
     def connect(self) -> socket.socket:
         source = (ATTACKERS_ADDRESS, 0)
-        return socket.create_connection(("127.0.0.1", self.front.grpc_port), timeout=30, source_address=source)
+        return socket.create_connection(
+            ("127.0.0.1", self.front.grpc_port), timeout=30, source_address=source
+        )
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +70,14 @@ def stand(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("front_attacks")
     keys = folder / "keys"
     keys.write_text(f"{hash_of(POLITE)} name=polite")
-    settings = {"DIPTYCH_MODELS": MODEL, "DIPTYCH_API_KEYS_FILE": str(keys), "DIPTYCH_REQUEST_TIMEOUT_S": "20"}
-    with running_service(exported.home, folder / "service.log", Access(key=POLITE), **settings) as service:
+    settings = {
+        "DIPTYCH_MODELS": MODEL,
+        "DIPTYCH_API_KEYS_FILE": str(keys),
+        "DIPTYCH_REQUEST_TIMEOUT_S": "20",
+    }
+    with running_service(
+        exported.home, folder / "service.log", Access(key=POLITE), **settings
+    ) as service:
         ports = {
             "GATEWAY_PORT": str(httpx.URL(service.url).port),
             "GATEWAY_GRPC_PORT": service.grpc_address.rpartition(":")[2],
@@ -75,7 +88,10 @@ def stand(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @contextmanager
 def polite_client(stand: Stand) -> Iterator[list[float]]:
-    """Send calls one after the other; yield the list of their seconds. Each must be answered in time."""
+    """Send calls one after the other; yield the list of their seconds.
+
+    Each must be answered in time.
+    """
     took: list[float] = []
     ended = threading.Event()
 
@@ -83,7 +99,9 @@ def polite_client(stand: Stand) -> Iterator[list[float]]:
         with grpc.insecure_channel(stand.address) as channel:
             stub: Any = VisionStub(channel)
             while not ended.is_set():
-                message = pb.PredictRequest(image=scene_png(len(took) % 7), task="captioning", max_new_tokens=4)
+                message = pb.PredictRequest(
+                    image=scene_png(len(took) % 7), task="captioning", max_new_tokens=4
+                )
                 start_s = time.monotonic()
                 metadata = [("authorization", f"Bearer {POLITE}")]
                 assert stub.Predict(message, metadata=metadata, timeout=POLITE_TIMEOUT_S).raw_text
@@ -101,7 +119,9 @@ def polite_client(stand: Stand) -> Iterator[list[float]]:
     print({"calls": len(took), "slowest, s": max(took)})
 
 
-def test_silent_connections_are_bounded_and_closed_and_a_polite_client_is_served(stand: Stand) -> None:
+def test_silent_connections_are_bounded_and_closed_and_a_polite_client_is_served(
+    stand: Stand,
+) -> None:
     with ExitStack() as stack, polite_client(stand):
         connections = []
         for number in range(MOST_OF_ADDRESS + 50):
@@ -148,9 +168,11 @@ def test_many_streams_leave_a_polite_client_its_turn(stand: Stand, method: str) 
 def test_calls_that_are_begun_and_cancelled_leave_a_polite_client_its_turn(stand: Stand) -> None:
     with ExitStack() as stack, polite_client(stand) as took:
         attacks = [
-            stack.enter_context(unfinished_calls(stand.address, PREDICT, 0, ATTACKERS_ADDRESS)) for _ in range(4)
+            stack.enter_context(unfinished_calls(stand.address, PREDICT, 0, ATTACKERS_ADDRESS))
+            for _ in range(4)
         ]
-        start_s, num_before = time.monotonic(), len(took)
+        start_s = time.monotonic()
+        num_before = len(took)
         with ThreadPoolExecutor(len(attacks)) as threads:
             num_sent = sum(threads.map(lambda attack: attack.reset(5_000), attacks))
         print({"calls begun and cancelled": num_sent, "s": time.monotonic() - start_s})
@@ -162,7 +184,8 @@ def test_unfinished_messages_without_a_key_take_no_memory(stand: Stand, method: 
     before = stand.resident
     with ExitStack() as stack, polite_client(stand) as took:
         attacks = [
-            stack.enter_context(unfinished_calls(stand.address, method, 10, ATTACKERS_ADDRESS)) for _ in range(10)
+            stack.enter_context(unfinished_calls(stand.address, method, 10, ATTACKERS_ADDRESS))
+            for _ in range(10)
         ]
         with ThreadPoolExecutor(len(attacks)) as threads:
             sent = sum(threads.map(lambda attack: attack.send(LARGE_BYTES), attacks))

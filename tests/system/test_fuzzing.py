@@ -1,4 +1,6 @@
-"""Thousands of bad requests against the running service: no 5xx, no crash, no slot lost, no memory lost."""
+"""Thousands of bad requests against the running service: no 5xx, no crash, no slot lost, no memory
+lost.
+"""
 
 import asyncio
 from collections import Counter
@@ -14,23 +16,33 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
 
-from tests.support.malformed_requests import PATHS, MalformedRequest, malformed_messages, malformed_requests
+from tests.support.malformed_requests import (
+    PATHS,
+    MalformedRequest,
+    malformed_messages,
+    malformed_requests,
+)
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_png
 from tests.support.service_metrics import metric
 from tests.system.test_answers import comparable, post_form
 
-NUM_REST, NUM_GRPC = 8000, 2000
+NUM_REST = 8000
+NUM_GRPC = 2000
 NUM_CLIENTS = 16
 MOST_GROWTH_BYTES = 60_000_000  # of the gateway, over all of it: caches and the allocator's arenas
-OK, INVALID, NOT_FOUND = grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
+OK = grpc.StatusCode.OK
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+NOT_FOUND = grpc.StatusCode.NOT_FOUND
 NO_MESSAGE = grpc.StatusCode.UNKNOWN  # grpc's own word for bytes that are no message
 METHODS = ("Predict", "PredictStream", "Compare", "ListModels", "ListTasks")
 
 
 def memory_bytes(pid: int) -> int:
     """Return the resident memory of a process."""
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    fields = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
     return int(fields["VmRSS"].split()[0]) * 1024
 
 
@@ -41,7 +53,9 @@ async def send_all(url: str, requests: Iterator[MalformedRequest]) -> Counter[in
     async def client(session: aiohttp.ClientSession) -> None:
         for request in requests:  # one iterator for all clients
             headers = {"Content-Type": request.content_type}
-            async with session.post(url + request.path, data=request.body, headers=headers) as response:
+            async with session.post(
+                url + request.path, data=request.body, headers=headers
+            ) as response:
                 await response.read()
                 statuses[response.status] += 1
 
@@ -67,13 +81,19 @@ async def call_all(address: str, bodies: list[bytes]) -> Counter[grpc.StatusCode
     return codes
 
 
-def test_ten_thousand_malformed_requests_change_nothing(client: httpx.Client, service: RunningService) -> None:
-    expected = comparable(post_form(client, "/v1/predict", scene_png(), {"task": "object_detection"}))
+def test_ten_thousand_malformed_requests_change_nothing(
+    client: httpx.Client, service: RunningService
+) -> None:
+    expected = comparable(
+        post_form(client, "/v1/predict", scene_png(), {"task": "object_detection"})
+    )
     asyncio.run(send_all(service.url, malformed_requests(500, scene_png(), seed=1)))  # warm
     parts = service.parts()
     before = memory_bytes(parts["diptych"])
     statuses = asyncio.run(send_all(service.url, malformed_requests(NUM_REST, scene_png())))
-    codes = asyncio.run(call_all(service.grpc_address, list(malformed_messages(NUM_GRPC, scene_png()))))
+    codes = asyncio.run(
+        call_all(service.grpc_address, list(malformed_messages(NUM_GRPC, scene_png())))
+    )
     assert sum(statuses.values()) == NUM_REST
     assert {status for status in statuses if not 400 <= status < 500} == set(), statuses
     assert sum(codes.values()) == NUM_GRPC
@@ -88,7 +108,9 @@ def test_ten_thousand_malformed_requests_change_nothing(client: httpx.Client, se
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_what_the_contract_lets_through_is_no_server_error(service: RunningService, path: str) -> None:
+def test_what_the_contract_lets_through_is_no_server_error(
+    service: RunningService, path: str
+) -> None:
     schema = schemathesis.openapi.from_url(f"{service.url}/openapi.json")
     operation = schema[path]["POST"]
 

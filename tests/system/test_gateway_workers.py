@@ -1,4 +1,6 @@
-"""Two gateway processes share both ports: connections, metrics, a kill under load, a drain, a port in use."""
+"""Two gateway processes share both ports: connections, metrics, a kill under load, a drain, a port
+in use.
+"""
 
 import json
 import os
@@ -24,13 +26,20 @@ from tests.support.export_cli import MODELS, ROOT, ModelStore
 from tests.support.load import load
 from tests.support.lora import write_adapter
 from tests.support.processes import is_alive
-from tests.support.running_service import SERVICE, RunningService, free_port, running_service, service_environment
+from tests.support.running_service import (
+    SERVICE,
+    RunningService,
+    free_port,
+    running_service,
+    service_environment,
+)
 from tests.support.scene_images import scene_png
 from tests.support.server_sent_events import parse_events
 from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
 
-MODEL, ADAPTER = "florence-2-mini", "first"
+MODEL = "florence-2-mini"
+ADAPTER = "first"
 SETTINGS = {"DIPTYCH_MODELS": MODEL, "DIPTYCH_GATEWAY_WORKERS": "2"}
 FORM = {"task": "captioning", "model": MODEL}
 NUM_CONNECTIONS = 24  # all in one of two processes by chance: 1 in 8 million
@@ -39,12 +48,15 @@ STOP_S = 60
 
 
 @pytest.fixture(scope="module")
-def service(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def service(
+    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningService]:
     """A service with two gateways and an adapter in its watched folder."""
     folder = tmp_path_factory.mktemp("workers")
     adapter = write_adapter(Reference.load(MODELS / MODEL).model, folder / "adapters" / ADAPTER, 0)
     config = json.loads((adapter / "adapter_config.json").read_text())
-    named = config | {"base_model_name_or_path": f"models/{MODEL}"}  # the source of the catalog's entry
+    # the source of the catalog's entry
+    named = config | {"base_model_name_or_path": f"models/{MODEL}"}
     (adapter / "adapter_config.json").write_text(json.dumps(named))
     settings = SETTINGS | {"DIPTYCH_ADAPTERS": str(folder / "adapters")}
     with running_service(exported.home, folder / "service.log", **settings) as running:
@@ -54,14 +66,22 @@ def service(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> I
 
 def gateways(service: RunningService) -> list[psutil.Process]:
     children = psutil.Process(service.process.pid).children()
-    return [child for child in children if " ".join(child.cmdline()).split()[-2:] == ["--service-name", "diptych"]]
+    return [
+        child
+        for child in children
+        if " ".join(child.cmdline()).split()[-2:] == ["--service-name", "diptych"]
+    ]
 
 
 def num_listening(service: RunningService) -> int:
     """Return the number of gateways that listen on both ports."""
     ports = {int(address.rpartition(":")[2]) for address in (service.url, service.grpc_address)}
     listening = [
-        {each.laddr.port for each in gateway.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
+        {
+            each.laddr.port
+            for each in gateway.net_connections("tcp")
+            if each.status == psutil.CONN_LISTEN
+        }
         for gateway in gateways(service)
     ]
     return sum(ports <= each for each in listening)
@@ -71,13 +91,18 @@ def num_connections(service: RunningService, address: str) -> list[int]:
     """Return the number of clients' connections to a port in each gateway."""
     port = int(address.rpartition(":")[2])
     return [
-        sum(each.laddr.port == port and each.status == psutil.CONN_ESTABLISHED for each in of.net_connections("tcp"))
+        sum(
+            each.laddr.port == port and each.status == psutil.CONN_ESTABLISHED
+            for each in of.net_connections("tcp")
+        )
         for of in gateways(service)
     ]
 
 
 def ask(service: RunningService) -> httpx.Response:
-    return httpx.post(f"{service.url}/v1/predict", data=FORM, files={"image": scene_png()}, timeout=STOP_S)
+    return httpx.post(
+        f"{service.url}/v1/predict", data=FORM, files={"image": scene_png()}, timeout=STOP_S
+    )
 
 
 def test_connections_of_both_ports_go_to_both_processes(service: RunningService) -> None:
@@ -89,16 +114,22 @@ def test_connections_of_both_ports_go_to_both_processes(service: RunningService)
             channel = stack.enter_context(grpc.insecure_channel(service.grpc_address, options))
             stub: Any = VisionStub(channel)
             stub.ListModels(pb.ListModelsRequest(), timeout=STOP_S)
-        rest, rpc = num_connections(service, service.url), num_connections(service, service.grpc_address)
+        rest = num_connections(service, service.url)
+        rpc = num_connections(service, service.grpc_address)
     print(f"connections of each process: REST {rest}, gRPC {rpc}")
     assert min(rest) > 0
     assert min(rpc) > 0
 
 
-def test_both_processes_list_the_adapters_that_were_there_at_the_start(service: RunningService) -> None:
+def test_both_processes_list_the_adapters_that_were_there_at_the_start(
+    service: RunningService,
+) -> None:
     for _ in range(NUM_CONNECTIONS):
         with service.client() as http:
-            assert [model["id"] for model in http.get("/v1/models").json()["data"]] == [MODEL, ADAPTER]
+            assert [model["id"] for model in http.get("/v1/models").json()["data"]] == [
+                MODEL,
+                ADAPTER,
+            ]
 
 
 def test_each_process_has_the_metrics_of_both(service: RunningService) -> None:
@@ -110,7 +141,9 @@ def test_each_process_has_the_metrics_of_both(service: RunningService) -> None:
     assert counted == {NUM_CONNECTIONS}
 
 
-def test_a_killed_process_is_restarted_and_the_other_answers_meanwhile(service: RunningService) -> None:
+def test_a_killed_process_is_restarted_and_the_other_answers_meanwhile(
+    service: RunningService,
+) -> None:
     with load(service.url, 10, models=[MODEL]) as asked:
         asked.wait_for_more(20)
         killed = gateways(service)[0].pid
@@ -123,19 +156,29 @@ def test_a_killed_process_is_restarted_and_the_other_answers_meanwhile(service: 
     assert len(asked.others()) <= 10
 
 
-def test_a_drain_completes_the_streams_of_both_processes(exported: ModelStore, tmp_path: Path) -> None:
-    store, form = endless_models(exported, tmp_path / "bentoml"), FORM | {"stream": "true", "max_new_tokens": "200"}
-    with running_service(store.home, tmp_path / "service.log", **SETTINGS) as service, ExitStack() as stack:
+def test_a_drain_completes_the_streams_of_both_processes(
+    exported: ModelStore, tmp_path: Path
+) -> None:
+    store = endless_models(exported, tmp_path / "bentoml")
+    form = FORM | {"stream": "true", "max_new_tokens": "200"}
+    with (
+        running_service(store.home, tmp_path / "service.log", **SETTINGS) as service,
+        ExitStack() as stack,
+    ):
         wait_until(lambda: num_listening(service) == 2)
         streams = []
         for _ in range(NUM_STREAMS):
             client = stack.enter_context(httpx.Client(timeout=STOP_S))
-            call = client.stream("POST", f"{service.url}/v1/predict", data=form, files={"image": scene_png()})
+            call = client.stream(
+                "POST", f"{service.url}/v1/predict", data=form, files={"image": scene_png()}
+            )
             chunks = stack.enter_context(call).iter_text()
             streams.append((next(chunks), chunks))
         service.process.send_signal(signal.SIGTERM)
         ends = [parse_events(first + "".join(chunks))[-1] for first, chunks in streams]
-        assert [(name, end["usage"]["generated_tokens"]) for name, end in ends] == [("result", 200)] * NUM_STREAMS
+        assert [(name, end["usage"]["generated_tokens"]) for name, end in ends] == [
+            ("result", 200)
+        ] * NUM_STREAMS
         assert service.process.wait(STOP_S) == 0
         assert service.log.read_text().count("ended with status") == 0
 
@@ -146,6 +189,8 @@ def test_a_port_in_use_prevents_the_start(exported: ModelStore, port: str) -> No
     ports = {"DIPTYCH_PORT": str(free_port()), "DIPTYCH_GRPC_PORT": str(free_port())}
     environment = service_environment(exported.home, **SETTINGS, **ports)
     with socket.create_server(("127.0.0.1", int(ports[port])), reuse_port=True):
-        start = subprocess.run(SERVICE, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=STOP_S)
+        start = subprocess.run(
+            SERVICE, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=STOP_S
+        )
     assert start.returncode == 1
     assert f"cannot listen on 127.0.0.1:{ports[port]}" in start.stderr

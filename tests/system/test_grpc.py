@@ -1,4 +1,6 @@
-"""The gRPC port of the running service: the answers of REST, its errors, health and reflection, cancelled calls."""
+"""The gRPC port of the running service: the answers of REST, its errors, health and reflection,
+cancelled calls.
+"""
 
 import time
 from collections.abc import Iterator
@@ -9,7 +11,9 @@ import httpx
 import pytest
 from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
@@ -61,7 +65,9 @@ def shown(answer: pb.Answer) -> dict[str, Any]:
     if kind == "text":
         return {"text": answer.text}
     message = getattr(answer, kind)
-    values = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    values = MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
     items = values[kind]
     for item in items:
         if "mask" in item:
@@ -70,7 +76,9 @@ def shown(answer: pb.Answer) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("fields", REQUESTS, ids=lambda fields: fields["task"])
-def test_an_answer_is_that_of_rest(client: httpx.Client, vision: Any, fields: dict[str, Any]) -> None:
+def test_an_answer_is_that_of_rest(
+    client: httpx.Client, vision: Any, fields: dict[str, Any]
+) -> None:
     expected = post_form(client, "/v1/predict", scene_png(), fields).json()
     answer = vision.Predict(pb.PredictRequest(image=scene_png(), **fields), timeout=TIMEOUT_S)
     assert shown(answer) == result_of_rest(expected["result"])
@@ -83,7 +91,9 @@ def test_an_answer_is_that_of_rest(client: httpx.Client, vision: Any, fields: di
 
 
 def test_a_comparison_has_an_answer_or_an_error_of_each_model(vision: Any) -> None:
-    request = pb.CompareRequest(image=scene_png(), task="object_detection", models=[PALIGEMMA, FLORENCE])
+    request = pb.CompareRequest(
+        image=scene_png(), task="object_detection", models=[PALIGEMMA, FLORENCE]
+    )
     florence, paligemma = vision.Compare(request, timeout=TIMEOUT_S).answers
     assert (florence.model, paligemma.model) == (FLORENCE, PALIGEMMA)
     assert florence.answer.detections.detections
@@ -106,13 +116,22 @@ def test_a_comparison_has_an_answer_or_an_error_of_each_model(vision: Any) -> No
     ],
 )
 def test_an_error_is_that_of_rest(
-    client: httpx.Client, vision: Any, fields: dict[str, Any], code: grpc.StatusCode, name: str, param: str
+    client: httpx.Client,
+    vision: Any,
+    fields: dict[str, Any],
+    code: grpc.StatusCode,
+    name: str,
+    param: str,
 ) -> None:
     image = fields.get("image", scene_png())
     with pytest.raises(grpc.RpcError) as caught:
         vision.Predict(pb.PredictRequest(**{"image": image} | fields), timeout=TIMEOUT_S)
-    rest = post_form(client, "/v1/predict", image, {key: fields[key] for key in fields if key != "image"}).json()
-    trailing: dict[str, Any] = {datum.key: datum.value for datum in caught.value.trailing_metadata()}
+    rest = post_form(
+        client, "/v1/predict", image, {key: fields[key] for key in fields if key != "image"}
+    ).json()
+    trailing: dict[str, Any] = {
+        datum.key: datum.value for datum in caught.value.trailing_metadata()
+    }
     assert caught.value.code() == code
     assert caught.value.details() == rest["error"]["message"]
     assert trailing["diptych-code"] == rest["error"]["code"] == name
@@ -121,14 +140,19 @@ def test_an_error_is_that_of_rest(
 
 def test_the_request_id_of_the_caller_comes_back(vision: Any) -> None:
     metadata = [("x-request-id", "mine-1")]
-    answer = vision.Predict(pb.PredictRequest(image=scene_png(), task="ocr"), timeout=TIMEOUT_S, metadata=metadata)
+    answer = vision.Predict(
+        pb.PredictRequest(image=scene_png(), task="ocr"), timeout=TIMEOUT_S, metadata=metadata
+    )
     assert answer.id == "mine-1"
 
 
 def test_a_call_ends_at_its_deadline(vision: Any) -> None:
     start_s = time.monotonic()
     with pytest.raises(grpc.RpcError) as caught:
-        vision.Predict(pb.PredictRequest(image=scene_png(77), task="captioning", detail="detailed"), timeout=0.002)
+        vision.Predict(
+            pb.PredictRequest(image=scene_png(77), task="captioning", detail="detailed"),
+            timeout=0.002,
+        )
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert time.monotonic() - start_s < 5
 
@@ -141,7 +165,9 @@ def test_models_and_tasks_are_those_of_rest(client: httpx.Client, vision: Any) -
     assert [model.precision for model in models] == [row["precision"] for row in listed]
     tasks = vision.ListTasks(pb.ListTasksRequest(), timeout=TIMEOUT_S).tasks
     rows = client.get("/v1/tasks").json()["data"]
-    assert [(task.id, list(task.models)) for task in tasks] == [(row["id"], row["models"]) for row in rows]
+    assert [(task.id, list(task.models)) for task in tasks] == [
+        (row["id"], row["models"]) for row in rows
+    ]
 
 
 def test_health_says_that_the_service_serves(channel: grpc.Channel) -> None:

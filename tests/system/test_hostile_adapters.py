@@ -1,4 +1,5 @@
-"""A folder with adapters of every hostile kind: each is refused in one line, at the start and while the service runs.
+"""A folder with adapters of every hostile kind: each is refused in one line, at the start and while
+the service runs.
 
 The good one is the last in the order of names: nothing before it may keep it out.
 """
@@ -22,7 +23,8 @@ from tests.support.running_service import RunningService, running_service
 from tests.support.scene_images import scene_png
 from tests.support.waiting import wait_until
 
-BASE, GOOD = "florence-2-mini", "z-good"
+BASE = "florence-2-mini"
+GOOD = "z-good"
 LATER_SCANS_S = 3.0
 HUGE_SHAPE = {"dtype": "F32", "shape": [0, 1 << 62, 9], "data_offsets": [0, 0]}
 
@@ -36,7 +38,9 @@ def configured(**config: object) -> Callable[[Path], object]:
 
 
 def replaced(name: str, content: str | bytes) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return lambda folder: (folder / name).write_bytes(
+        content.encode() if isinstance(content, str) else content
+    )
 
 
 def special(name: str, kind: str) -> Callable[[Path], object]:
@@ -48,18 +52,36 @@ def special(name: str, kind: str) -> Callable[[Path], object]:
 
 
 HOSTILE: Mapping[str, tuple[Callable[[Path], object], str]] = {
-    "lookahead": (configured(alpha_pattern={r"(?=(\w+\.?)+x)x": 1}), "alpha_pattern has the pattern"),
-    "nested-json": (replaced(CONFIG_FILE, "[" * 100_000), "cannot be read as JSON: maximum recursion depth"),
-    "large-json": (replaced(CONFIG_FILE, " " * 100_000_000), "has 100000000 bytes; at most 1000000"),
+    "lookahead": (
+        configured(alpha_pattern={r"(?=(\w+\.?)+x)x": 1}),
+        "alpha_pattern has the pattern",
+    ),
+    "nested-json": (
+        replaced(CONFIG_FILE, "[" * 100_000),
+        "cannot be read as JSON: maximum recursion depth",
+    ),
+    "large-json": (
+        replaced(CONFIG_FILE, " " * 100_000_000),
+        "has 100000000 bytes; at most 1000000",
+    ),
     "nested-yaml": (replaced(ENTRY_FILE, "- " * 5_000), "more than 5 levels are not allowed"),
     "no-date": (replaced(ENTRY_FILE, "license: 2001-13-45"), "cannot be read as YAML"),
     "fifo-config": (special(CONFIG_FILE, "FIFO"), "must be a regular file"),
     "fifo-weights": (special(WEIGHTS_FILE, "FIFO"), "must be a regular file"),
     "device-weights": (special(WEIGHTS_FILE, "device"), "must be a regular file"),
     "link": (special(WEIGHTS_FILE, "link to itself"), "Too many levels of symbolic links"),
-    "rank": (configured(r=200_000), "r is 200000, which is not supported; it must be a whole number of 1 to 512"),
-    "terabyte": (lambda folder: os.truncate(folder / WEIGHTS_FILE, 1 << 40), "at most 1000000000 are allowed"),
-    "header": (replaced(WEIGHTS_FILE, (1 << 62).to_bytes(8, "little") + b"{}"), "has a header of 4611686018427387904"),
+    "rank": (
+        configured(r=200_000),
+        "r is 200000, which is not supported; it must be a whole number of 1 to 512",
+    ),
+    "terabyte": (
+        lambda folder: os.truncate(folder / WEIGHTS_FILE, 1 << 40),
+        "at most 1000000000 are allowed",
+    ),
+    "header": (
+        replaced(WEIGHTS_FILE, (1 << 62).to_bytes(8, "little") + b"{}"),
+        "has a header of 4611686018427387904",
+    ),
     "shape": (
         replaced(WEIGHTS_FILE, safetensors_file({"a": HUGE_SHAPE})),
         "cannot be read as safetensors",
@@ -74,8 +96,11 @@ def refusals(service: RunningService, name: str) -> list[str]:
 
 def answers(service: RunningService, model: str) -> bool:
     with service.client() as http:
-        fields, files = {"task": "captioning", "model": model}, {"image": scene_png(3)}
-        return http.post("/v1/predict", data=fields, files=files, headers={"X-Deadline-Ms": "5000"}).is_success
+        fields = {"task": "captioning", "model": model}
+        files = {"image": scene_png(3)}
+        return http.post(
+            "/v1/predict", data=fields, files=files, headers={"X-Deadline-Ms": "5000"}
+        ).is_success
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +138,11 @@ def test_a_pattern_that_backtracks_for_ever_stops_neither_the_base_nor_the_start
 ) -> None:
     watched = tmp_path / "adapters"
     watched.mkdir()
-    settings = {"DIPTYCH_MODELS": BASE, "DIPTYCH_ADAPTERS": str(watched), "DIPTYCH_STUCK_AFTER_S": "5"}
+    settings = {
+        "DIPTYCH_MODELS": BASE,
+        "DIPTYCH_ADAPTERS": str(watched),
+        "DIPTYCH_STUCK_AFTER_S": "5",
+    }
     with running_service(exported.home, tmp_path / "service.log", **settings) as service:
         configured(**{key: {r"(\w+\.?)+x": 4}})(shutil.copytree(good, watched / "endless"))
         wait_until(lambda: answers(service, "endless"))

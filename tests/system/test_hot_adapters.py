@@ -1,4 +1,6 @@
-"""LoRA adapters that come and go while the service runs: a watched folder, the real service, real adapters of peft."""
+"""LoRA adapters that come and go while the service runs: a watched folder, the real service, real
+adapters of peft.
+"""
 
 import json
 import os
@@ -21,7 +23,9 @@ from tests.support.running_service import RunningService, running_service
 from tests.support.scene_images import scene_png
 from tests.support.server_sent_events import parse_events
 
-BASE, NAME, REQUEST_TIMEOUT_S = "florence-2-mini", "shapes", 4
+BASE = "florence-2-mini"
+NAME = "shapes"
+REQUEST_TIMEOUT_S = 4
 TIMEOUT_S = 20.0
 ENTRY = f"adapter_of: {BASE}\nlicense: MIT\ntasks: {{ocr: null}}\n"
 
@@ -86,7 +90,10 @@ def _empty(hot: HotService) -> Iterator[None]:
 def hot_service(exported: ModelStore, folder: Path, **settings: str) -> Iterator[HotService]:
     watched = folder / "adapters"
     watched.mkdir()
-    written = [write_adapter(Reference.load(MODELS / BASE).model, folder / str(seed), seed) for seed in range(2)]
+    written = [
+        write_adapter(Reference.load(MODELS / BASE).model, folder / str(seed), seed)
+        for seed in range(2)
+    ]
     given = {"DIPTYCH_MODELS": BASE, "DIPTYCH_ADAPTERS": str(watched)} | settings
     given |= {"DIPTYCH_REQUEST_TIMEOUT_S": str(REQUEST_TIMEOUT_S)}
     with running_service(exported.home, folder / "service.log", **given) as running:
@@ -101,7 +108,8 @@ def until(condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -> None
 
 
 def test_an_adapter_is_served_replaced_and_removed_without_a_restart(hot: HotService) -> None:
-    base, processes = hot.text(BASE), hot.running.parts()
+    base = hot.text(BASE)
+    processes = hot.running.parts()
     assert hot.ask(NAME).status_code == 404
     hot.put(hot.written[0])
     until(lambda: NAME in hot.models())
@@ -124,7 +132,8 @@ def test_an_adapter_is_served_replaced_and_removed_without_a_restart(hot: HotSer
 def test_an_adapter_is_in_every_listing_with_the_keys_of_its_entry(hot: HotService) -> None:
     hot.put(hot.written[0])
     until(lambda: NAME in hot.models())
-    listed, base = hot.models()[NAME], hot.models()[BASE]
+    listed = hot.models()[NAME]
+    base = hot.models()[BASE]
     own = {"id": NAME, "adapter_of": BASE, "license": "MIT"}
     shared = ("family", "resolution", "context_window", "parameters", "organization", "precision")
     assert {key: listed[key] for key in own} == own
@@ -134,15 +143,22 @@ def test_an_adapter_is_in_every_listing_with_the_keys_of_its_entry(hot: HotServi
     hot.text(NAME)
     with hot.running.client() as http:
         metrics = http.get("/metrics").text
-        compared = http.post("/v1/compare", data={"task": "captioning"}, files={"image": scene_png(3)}).json()
+        compared = http.post(
+            "/v1/compare", data={"task": "captioning"}, files={"image": scene_png(3)}
+        ).json()
     assert f'diptych_requests_total{{api="rest",model="{NAME}"' in metrics
-    assert any(line.endswith(" 1.0") for line in metrics.splitlines() if f'model="{NAME}"' in line and "_info" in line)
+    assert any(
+        line.endswith(" 1.0")
+        for line in metrics.splitlines()
+        if f'model="{NAME}"' in line and "_info" in line
+    )
     assert [answer["model"] for answer in compared["answers"]] == [BASE, NAME]
     assert hot.ask(NAME).json()["vision_cache"] == "hit"
 
 
 def test_a_folder_that_is_copied_slowly_is_taken_once_it_is_complete(hot: HotService) -> None:
-    source, target = hot.written[0], hot.folder / "slow"
+    source = hot.written[0]
+    target = hot.folder / "slow"
     target.mkdir()
     (target / "diptych.yaml").write_text(ENTRY)
     shutil.copy(source / "adapter_config.json", target)
@@ -190,20 +206,29 @@ def test_bad_adapters_are_refused_once_with_the_reason_and_others_stay(hot: HotS
     until(lambda: "dora" in hot.models())
 
 
-def test_a_stream_of_a_removed_adapter_ends_with_its_answer_and_the_weights_are_freed(hot: HotService) -> None:
-    """The runner is stopped in the middle of the answer, so that the removal is certain to come before its end."""
-    own = write_adapter(Reference.load(MODELS / BASE).model, hot.folder.parent / "streamed", 0, lora_dropout=0.5)
+def test_a_stream_of_a_removed_adapter_ends_with_its_answer_and_the_weights_are_freed(
+    hot: HotService,
+) -> None:
+    """The runner is stopped in the middle of the answer, so that the removal is certain to come
+    before its end.
+    """
+    own = write_adapter(
+        Reference.load(MODELS / BASE).model, hot.folder.parent / "streamed", 0, lora_dropout=0.5
+    )
     hot.put(own)
     until(lambda: NAME in hot.models())
     build = hot.log_lines(f"the adapter {NAME} of {BASE} is loaded")[-1].rpartition(" ")[2]
-    given, image = {"task": "object_detection", "model": NAME}, {"image": scene_png(10)}
+    given = {"task": "object_detection", "model": NAME}
+    image = {"image": scene_png(10)}
     with hot.running.client() as http:
         expected = http.post("/v1/predict", data=given, files=image).json()
     assert expected["usage"]["generated_tokens"] > 60
     runner = hot.running.parts()[f"{BASE}-runner"]
     with (
         hot.running.client() as http,
-        http.stream("POST", "/v1/predict", data=given | {"stream": "true"}, files=image) as response,
+        http.stream(
+            "POST", "/v1/predict", data=given | {"stream": "true"}, files=image
+        ) as response,
     ):
         chunks = response.iter_text()
         first = next(chunks)
@@ -225,14 +250,19 @@ def test_a_stream_of_a_removed_adapter_ends_with_its_answer_and_the_weights_are_
 def test_the_same_adapters_come_back_after_a_restart_of_the_runner(hot: HotService) -> None:
     hot.put(hot.written[0])
     until(lambda: NAME in hot.models())
-    answer, runner = hot.text(NAME), hot.running.parts()[f"{BASE}-runner"]
+    answer = hot.text(NAME)
+    runner = hot.running.parts()[f"{BASE}-runner"]
     os.kill(runner, signal.SIGKILL)
     until(lambda: hot.running.parts().get(f"{BASE}-runner", runner) != runner)
     until(lambda: hot.ask(NAME).status_code == 200, 60)
     assert hot.text(NAME) == answer
 
 
-def test_a_folder_that_does_not_exist_prevents_the_start(exported: ModelStore, tmp_path: Path) -> None:
-    start = exported.python("-m", "service", DIPTYCH_MODELS=BASE, DIPTYCH_ADAPTERS=str(tmp_path / "none"))
+def test_a_folder_that_does_not_exist_prevents_the_start(
+    exported: ModelStore, tmp_path: Path
+) -> None:
+    start = exported.python(
+        "-m", "service", DIPTYCH_MODELS=BASE, DIPTYCH_ADAPTERS=str(tmp_path / "none")
+    )
     assert start.returncode == 1
     assert f"DIPTYCH_ADAPTERS={str(tmp_path / 'none')!r} is not a folder" in start.stderr

@@ -1,4 +1,6 @@
-"""Checkpoints in the form of the released ones go through export and service, and answer as transformers does."""
+"""Checkpoints in the form of the released ones go through export and service, and answer as
+transformers does.
+"""
 
 import subprocess
 import sys
@@ -23,7 +25,9 @@ from tests.support.export_cli import ROOT
 from tests.support.hub_form import EOS_TOKEN_IDS, KINDS
 from tests.support.running_service import RunningService, running_service, service_environment
 
-SIDE_PX, NUM_SCENES, MAX_NEW_TOKENS = 192, 2, 24
+SIDE_PX = 192
+NUM_SCENES = 2
+MAX_NEW_TOKENS = 24
 ASKED: list[tuple[str, dict[str, Any]]] = [
     ("captioning", {}),
     ("ocr", {}),
@@ -46,27 +50,43 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Released]:
     settings = {f"DIPTYCH_{part}_PRECISION": "float32" for part in ("ENCODER", "DECODER")}
     command = [sys.executable, "-m", "tests.support.hub_form", str(folder)]
     run = subprocess.run(
-        command, cwd=ROOT, env=service_environment(home), capture_output=True, text=True, timeout=300, check=False
+        command,
+        cwd=ROOT,
+        env=service_environment(home),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
-    with running_service(home, folder / "service.log", DIPTYCH_MODELS=",".join(KINDS), **settings) as service:
+    with running_service(
+        home, folder / "service.log", DIPTYCH_MODELS=",".join(KINDS), **settings
+    ) as service:
         yield Released(folder, service)
 
 
 @pytest.mark.parametrize("model_id", KINDS)
 def test_answers_are_those_of_transformers(released: Released, model_id: str) -> None:
-    reference, written = Reference.load(released.folder / model_id), list[tuple[int, ...]]()
+    reference = Reference.load(released.folder / model_id)
+    written = list[tuple[int, ...]]()
     num_beams = reference.model.generation_config.num_beams or 1
     stream_of = PromptTokenizer.load(released.folder / model_id / "tokenizer.json").text_stream
     ends = reference.model.generation_config.eos_token_id
-    dropped = {reference.model.config.get_text_config().bos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    dropped = {
+        reference.model.config.get_text_config().bos_token_id,
+        *(ends if isinstance(ends, list) else [ends]),
+    }
     for seed in range(NUM_SCENES):
         image = render_scene(sample_scene(seed), SIDE_PX)
         (features,) = reference.image_features([image])
         for task, values in ASKED:
-            expected = reference.generate(prompt(model_id, task, values), image, features, MAX_NEW_TOKENS, num_beams)
+            expected = reference.generate(
+                prompt(model_id, task, values), image, features, MAX_NEW_TOKENS, num_beams
+            )
             stream = stream_of()
-            text = "".join(stream.push(token_id) for token_id in expected.token_ids if token_id not in dropped)
+            text = "".join(
+                stream.push(token_id) for token_id in expected.token_ids if token_id not in dropped
+            )
             answer = ask(released.service, model_id, task, values, png_image(image).data)
             assert answer["raw_text"] == text
             written.append(expected.token_ids)
@@ -83,9 +103,18 @@ def prompt(model_id: str, task: str, values: dict[str, Any]) -> str:
     return segment.text
 
 
-def ask(service: RunningService, model_id: str, task: str, values: dict[str, Any], image: bytes) -> dict[str, Any]:
-    options = {"model": model_id, "task": task, "constrained": "false", "max_new_tokens": str(MAX_NEW_TOKENS)}
-    response = httpx.post(f"{service.url}/v1/predict", data=options | values, files={"image": image}, timeout=90)
+def ask(
+    service: RunningService, model_id: str, task: str, values: dict[str, Any], image: bytes
+) -> dict[str, Any]:
+    options = {
+        "model": model_id,
+        "task": task,
+        "constrained": "false",
+        "max_new_tokens": str(MAX_NEW_TOKENS),
+    }
+    response = httpx.post(
+        f"{service.url}/v1/predict", data=options | values, files={"image": image}, timeout=90
+    )
     answer: dict[str, Any] = response.raise_for_status().json()
     return answer
 

@@ -1,4 +1,6 @@
-"""kill -9 of each process under load: ready again soon, nobody hangs, nobody gets another's answer."""
+"""kill -9 of each process under load: ready again soon, nobody hangs, nobody gets another's
+answer.
+"""
 
 import os
 import signal
@@ -13,14 +15,19 @@ from tests.support.running_service import RunningService, running_service
 
 NUM_CLIENTS = 10
 READY_AGAIN_S = 10
-GATEWAY, RUNNER = "diptych", "florence-2-mini-runner"
+GATEWAY = "diptych"
+RUNNER = "florence-2-mini-runner"
 
 
 @pytest.fixture(scope="module")
-def service(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def service(
+    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningService]:
     """A service that keeps no image features, so that every request is encoded."""
     folder = tmp_path_factory.mktemp("killed")
-    with running_service(exported.home, folder / "service.log", DIPTYCH_VISION_CACHE_MB="0") as running:
+    with running_service(
+        exported.home, folder / "service.log", DIPTYCH_VISION_CACHE_MB="0"
+    ) as running:
         yield running
 
 
@@ -39,7 +46,9 @@ def kill_under_load(service: RunningService, part: str) -> Load:
     return asked
 
 
-def test_a_killed_runner_costs_no_answer_but_streams_that_had_begun(service: RunningService) -> None:
+def test_a_killed_runner_costs_no_answer_but_streams_that_had_begun(
+    service: RunningService,
+) -> None:
     asked = kill_under_load(service, RUNNER)
     assert asked.kinds().keys() <= {"right", "refused", "cut"}
     assert {outcome.detail for outcome in asked.others()} <= {"not_ready"}

@@ -1,4 +1,6 @@
-"""The real Label Studio with the running service as its backend: connect, predict, prompt, export."""
+"""The real Label Studio with the running service as its backend: connect, predict, prompt,
+export.
+"""
 
 import base64
 import io
@@ -50,7 +52,10 @@ from label_studio_sdk.converter.brush import decode_rle
 config, results = json.load(sys.stdin)
 print(json.dumps({
     "errors": LabelInterface(config).validate_prediction({"result": results}, return_errors=True),
-    "areas": [int((decode_rle(each["value"]["rle"]) == 255).sum()) // 4 for each in results if "rle" in each["value"]],
+    "areas": [
+        int((decode_rle(each["value"]["rle"]) == 255).sum()) // 4
+        for each in results if "rle" in each["value"]
+    ],
 }))
 """
 
@@ -107,7 +112,9 @@ def data_url(seed: int = 3) -> str:
 def answer(pair: Pair, model: str, seed: int = 3, **fields: Any) -> dict[str, Any]:
     """Return the result of the service's own interface."""
     with pair.service.client() as client:
-        result: dict[str, Any] = post_form(client, "/v1/predict", scene_png(seed), {"model": model, **fields}).json()
+        result: dict[str, Any] = post_form(
+            client, "/v1/predict", scene_png(seed), {"model": model, **fields}
+        ).json()
     return result["result"]  # type: ignore[no-any-return]
 
 
@@ -128,17 +135,26 @@ def test_both_models_predict_every_control_and_label_studio_accepts_it(pair: Pai
     predictions = project.predictions(task)
     assert [version.partition("@")[0] for version in predictions] == list(EMBEDDED)
     for model, results in zip(EMBEDDED, predictions.values(), strict=True):
-        detected = answer(pair, model, task="open_vocabulary_detection", labels=LABELS)["detections"]
+        detected = answer(pair, model, task="open_vocabulary_detection", labels=LABELS)[
+            "detections"
+        ]
         assert sorted(pixels(value) for value in of(results, "box")) == [
             pytest.approx(box, abs=0.01) for box in sorted(each["box"] for each in detected)
         ]
-        assert len(detected) == len(of(results, "polygon")) == len(of(results, "brush")) == len(LABELS)
+        assert (
+            len(detected) == len(of(results, "polygon")) == len(of(results, "brush")) == len(LABELS)
+        )
         assert of(results, "choice") == [{"choices": ["star"]}]
-        assert of(results, "caption") == [{"text": [answer(pair, model, task="captioning")["text"]]}]
+        assert of(results, "caption") == [
+            {"text": [answer(pair, model, task="captioning")["text"]]}
+        ]
         assert of(results, "text") == [{"text": ["385"]}]
         checked = json.loads(in_label_studio(_VALIDATE, json.dumps([EVERYTHING, results])))
         assert checked["errors"] == []
-        masks = [brush_pixels(value["rle"], SIZE_WH[::-1])[..., 3] == 255 for value in of(results, "brush")]
+        masks = [
+            brush_pixels(value["rle"], SIZE_WH[::-1])[..., 3] == 255
+            for value in of(results, "brush")
+        ]
         assert checked["areas"] == [int(np.count_nonzero(mask)) for mask in masks]
 
 
@@ -154,9 +170,14 @@ def test_images_are_read_from_uploads_local_storage_and_urls(pair: Pair) -> None
     seeds = {"data:image": 5, "/data/uplo": 3, "/data/loca": 4}
     for source, seed in seeds.items():
         texts = [results[0]["value"]["text"] for results in found[source].values()]
-        assert texts == [[answer(pair, model, seed, task="captioning")["text"]] for model in EMBEDDED]
+        assert texts == [
+            [answer(pair, model, seed, task="captioning")["text"]] for model in EMBEDDED
+        ]
     (failed,) = found["https://ex"]
-    assert failed == "failed: image is a URL, and image URLs are disabled; send a data: URL, base64 or a file"
+    assert (
+        failed
+        == "failed: image is a URL, and image URLs are disabled; send a data: URL, base64 or a file"
+    )
     project.act("retrieve_tasks_predictions")
     assert all(len(project.predictions(task)) == len(EMBEDDED) for task in project.tasks()[:1])
 
@@ -180,12 +201,21 @@ def test_predictions_become_annotations_and_coco(pair: Pair) -> None:
 
 
 def test_prompts_of_a_person_are_answered(pair: Pair) -> None:
-    config = view('<TextArea name="prompt" toName="image"/>', BOXES, labelled("BrushLabels", *LABELS, name="brush"))
+    config = view(
+        '<TextArea name="prompt" toName="image"/>',
+        BOXES,
+        labelled("BrushLabels", *LABELS, name="brush"),
+    )
     project = pair.label_studio.project("interactive", config)
     project.add_tasks(data_url())
     backend = project.connect(pair.url, pair.password, is_interactive=True).json()["id"]
     (task,) = project.tasks()
-    prompt = {"type": "textarea", "from_name": "prompt", "to_name": "image", "value": {"text": ["purple square"]}}
+    prompt = {
+        "type": "textarea",
+        "from_name": "prompt",
+        "to_name": "image",
+        "value": {"text": ["purple square"]},
+    }
     (box,) = of(project.prompt(backend, task, prompt)["data"]["result"], "box")
     assert box["rectanglelabels"] == ["purple square"]
     drawn = {"type": "rectanglelabels", "from_name": "box", "to_name": "image", "value": box}
@@ -194,7 +224,12 @@ def test_prompts_of_a_person_are_answered(pair: Pair) -> None:
     x1, y1, x2, y2 = map(round, pixels(box))
     assert alpha[y1:y2, x1:x2].mean() > 0.9
     assert alpha.sum() < 1.3 * (x2 - x1) * (y2 - y1)
-    point = {"type": "keypointlabels", "from_name": "box", "to_name": "image", "value": {"x": 1, "y": 1, "width": 0}}
+    point = {
+        "type": "keypointlabels",
+        "from_name": "box",
+        "to_name": "image",
+        "value": {"x": 1, "y": 1, "width": 0},
+    }
     (error,) = project.prompt(backend, task, point)["errors"]
     assert "models+take+no+points" in error
 
@@ -202,8 +237,16 @@ def test_prompts_of_a_person_are_answered(pair: Pair) -> None:
 @pytest.mark.parametrize(
     ("config", "password", "shown"),
     [
-        (view(BOXES), "wrong", "authentication parameters were either not provided or are incorrect"),
-        (view(labelled("KeyPointLabels", "a")), KEY, "the+labelling+configuration+has+the+control+tags"),
+        (
+            view(BOXES),
+            "wrong",
+            "authentication parameters were either not provided or are incorrect",
+        ),
+        (
+            view(labelled("KeyPointLabels", "a")),
+            KEY,
+            "the+labelling+configuration+has+the+control+tags",
+        ),
     ],
 )
 def test_label_studio_shows_why_a_backend_cannot_be_connected(
@@ -215,15 +258,24 @@ def test_label_studio_shows_why_a_backend_cannot_be_connected(
 
 
 def test_many_tasks_are_predicted_in_calls_that_end_in_time(pair: Pair) -> None:
-    """Each call returns what is done within 50 s; on a slow machine the next one predicts the rest."""
+    """Each call returns what is done within 50 s; on a slow machine the next one predicts the
+    rest.
+    """
     num_tasks = 100
     project = pair.connected(view(BOXES, CAPTION), *map(data_url, range(num_tasks)))
-    num_predicted, elapsed_s = 0, list[float]()
+    num_predicted = 0
+    elapsed_s = list[float]()
     while num_predicted < num_tasks:
-        start_s, num_before = time.monotonic(), num_predicted
+        start_s = time.monotonic()
+        num_before = num_predicted
         project.act("retrieve_tasks_predictions")
         elapsed_s.append(time.monotonic() - start_s)
-        num_predicted = sum(len(project.predictions(task)) == len(EMBEDDED) for task in project.tasks())
+        num_predicted = sum(
+            len(project.predictions(task)) == len(EMBEDDED) for task in project.tasks()
+        )
         assert num_predicted > num_before
-    print(f"{num_tasks} tasks, {len(EMBEDDED)} models, 2 controls: {', '.join(f'{s:.1f}' for s in elapsed_s)} s")
+    print(
+        f"{num_tasks} tasks, {len(EMBEDDED)} models, 2 controls:"
+        f" {', '.join(f'{s:.1f}' for s in elapsed_s)} s"
+    )
     assert max(elapsed_s) < 60

@@ -1,4 +1,6 @@
-"""Two minutes of the soak: memory, descriptors and threads of every process are flat after warm-up."""
+"""Two minutes of the soak: memory, descriptors and threads of every process are flat after
+warm-up.
+"""
 
 import asyncio
 from pathlib import Path
@@ -13,7 +15,9 @@ SECONDS = 120
 
 
 @pytest.mark.long
-def test_nothing_grows_under_errors_and_disconnecting_clients(exported: ModelStore, tmp_path: Path) -> None:
+def test_nothing_grows_under_errors_and_disconnecting_clients(
+    exported: ModelStore, tmp_path: Path
+) -> None:
     with running_service(exported.home, tmp_path / "service.log", **SETTINGS) as service:
         found = asyncio.run(soak(service.url, service.process.pid, SECONDS))
     print(report(found))

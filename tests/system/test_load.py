@@ -1,4 +1,6 @@
-"""The load test against the running service, by the command of `make loadtest`: twenty seconds of all users."""
+"""The load test against the running service, by the command of `make loadtest`: twenty seconds of
+all users.
+"""
 
 import json
 import os
@@ -15,7 +17,8 @@ from loadtest.load.traffic.traffic_mix import APIS
 from tests.support.export_cli import EMBEDDED, ROOT
 from tests.support.running_service import RunningService, free_port
 
-LEVEL, SECONDS = 4, 20
+LEVEL = 4
+SECONDS = 20
 MIX = ROOT / "loadtest" / "load" / "traffic_mix.yaml"
 PATIENCE = {"deadline_slos": 20}  # a busy machine is late, and should not be refused for it
 
@@ -23,9 +26,18 @@ PATIENCE = {"deadline_slos": 20}  # a busy machine is late, and should not be re
 def load_command(url: str, grpc_address: str, options: str) -> list[str]:
     """Return the command of `make loadtest`, with this Python and these options."""
     options_of_test = f"--grpc {grpc_address} {options}"
-    command = ["make", "--dry-run", "--silent", "loadtest", f"URL={url}", f"LOADTEST={options_of_test}"]
+    command = [
+        "make",
+        "--dry-run",
+        "--silent",
+        "loadtest",
+        f"URL={url}",
+        f"LOADTEST={options_of_test}",
+    ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    printed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    ).stdout
     (line,) = [line for line in printed.splitlines() if "locust" in line]
     return [sys.executable, *line.split()[1:]]
 
@@ -37,12 +49,18 @@ def run_load(command: Sequence[str], timeout_s: float = 120) -> subprocess.Compl
 @pytest.fixture(scope="module")
 def report(service: RunningService, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The report of twenty seconds in the open loop."""
-    folder, mix = tmp_path_factory.mktemp("load"), tmp_path_factory.mktemp("mix") / "mix.yaml"
+    folder = tmp_path_factory.mktemp("load")
+    mix = tmp_path_factory.mktemp("mix") / "mix.yaml"
     mix.write_text(yaml.safe_dump(yaml.safe_load(MIX.read_text()) | PATIENCE))
     options = f"--scenario soak --level {LEVEL} --seconds {SECONDS} --mix {mix} --results {folder}"
     run = run_load(load_command(service.url, service.grpc_address, options))
     assert run.returncode == 0, run.stderr[-4000:]
-    assert sorted(file.name for file in folder.iterdir()) == ["load.html", "load.json", "load.md", "load.png"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "load.html",
+        "load.json",
+        "load.md",
+        "load.png",
+    ]
     report: dict[str, Any] = json.loads((folder / "load.json").read_text())
     return report
 
@@ -51,7 +69,12 @@ def test_every_interface_is_answered_and_nothing_fails(report: dict[str, Any]) -
     assert set(report["by_api"]) == set(APIS)
     for api, numbers in report["by_api"].items():
         assert numbers["statuses"] == {"ok": numbers["num_due"]}, api
-        assert 0 < numbers["latency_ms"]["p50"] <= numbers["latency_ms"]["p95"] <= numbers["latency_ms"]["p99"]
+        assert (
+            0
+            < numbers["latency_ms"]["p50"]
+            <= numbers["latency_ms"]["p95"]
+            <= numbers["latency_ms"]["p99"]
+        )
 
 
 def test_as_much_is_offered_as_was_asked_for(report: dict[str, Any]) -> None:
@@ -71,7 +94,11 @@ def test_the_service_tells_of_its_queues_batches_and_first_tokens(report: dict[s
 
 
 def test_a_service_that_is_not_there_ends_the_run_with_a_message(tmp_path: Path) -> None:
-    run = run_load(load_command(f"http://127.0.0.1:{free_port()}", "127.0.0.1:1", f"--results {tmp_path / 'none'}"))
+    run = run_load(
+        load_command(
+            f"http://127.0.0.1:{free_port()}", "127.0.0.1:1", f"--results {tmp_path / 'none'}"
+        )
+    )
     assert run.returncode == 1
     assert "Connection refused" in run.stderr
     assert "Traceback" not in run.stderr
@@ -80,7 +107,9 @@ def test_a_service_that_is_not_there_ends_the_run_with_a_message(tmp_path: Path)
 
 def test_a_mix_that_cannot_be_used_ends_the_run_with_a_message(tmp_path: Path) -> None:
     (tmp_path / "mix.yaml").write_text("apis: {soap: 1}", encoding="utf-8")
-    run = run_load(load_command("http://127.0.0.1:1", "127.0.0.1:1", f"--mix {tmp_path / 'mix.yaml'}"))
+    run = run_load(
+        load_command("http://127.0.0.1:1", "127.0.0.1:1", f"--mix {tmp_path / 'mix.yaml'}")
+    )
     assert run.returncode == 1
     assert run.stderr.rstrip().splitlines()[-1].startswith("  slos_ms: ")
     assert "Traceback" not in run.stderr

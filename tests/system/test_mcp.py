@@ -19,7 +19,8 @@ from tests.support.client_command import DIPTYCH
 from tests.support.running_service import RunningService, free_port
 from tests.support.scene_images import scene_png
 
-FLORENCE, PALIGEMMA = "florence-2-mini", "paligemma-mini"
+FLORENCE = "florence-2-mini"
+PALIGEMMA = "paligemma-mini"
 
 
 def session(url: str, use: Callable[[Client], Awaitable[Any]]) -> Any:
@@ -74,7 +75,11 @@ def test_each_offered_task_is_a_tool(service: RunningService) -> None:
         tasks = {task.id: task for task in client.tasks() if task.models}
     assert {tool.name for tool in tools} == set(tasks)
     for tool in tools:
-        assert set(tool.input_schema["properties"]) == {"image", "models", *properties_of(tasks[tool.name])}
+        assert set(tool.input_schema["properties"]) == {
+            "image",
+            "models",
+            *properties_of(tasks[tool.name]),
+        }
         assert tool.annotations.read_only_hint
 
 
@@ -87,7 +92,11 @@ def test_boxes_are_those_of_the_client(service: RunningService, scene: str, inte
     (found,) = result.structured_content["answers"]
     with DiptychClient(url) as client:
         expected = answer_json(client.predict(scene, "object_detection"))["result"]["detections"]
-    assert [each["label"] for each in found["detections"]] == [each["label"] for each in expected] != []
+    assert (
+        [each["label"] for each in found["detections"]]
+        == [each["label"] for each in expected]
+        != []
+    )
     for detection, other in zip(found["detections"], expected, strict=True):
         assert detection["box"] == pytest.approx(other["box"], abs=0.051)
 
@@ -105,7 +114,9 @@ def test_models_are_compared_on_an_image_in_base64(service: RunningService) -> N
 
 
 def test_outlines_are_short(service: RunningService, scene: str) -> None:
-    result = call(service.url, "instance_segmentation", image=scene, phrase="circle", models=[PALIGEMMA])
+    result = call(
+        service.url, "instance_segmentation", image=scene, phrase="circle", models=[PALIGEMMA]
+    )
     ((instance,),) = (each["instances"] for each in result.structured_content["answers"])
     assert 3 <= sum(map(len, instance["polygons"])) < 60
 
@@ -120,7 +131,9 @@ def test_errors_are_results_with_the_message_of_the_service(
     assert url.is_error
     assert "image URLs are disabled" in text_of(url)
     (tmp_path / "broken.png").write_bytes(scene_png()[:100])
-    assert "unsupported_image" in text_of(call(service.url, "ocr", image=str(tmp_path / "broken.png")))
+    assert "unsupported_image" in text_of(
+        call(service.url, "ocr", image=str(tmp_path / "broken.png"))
+    )
 
 
 def test_an_unknown_tool_is_an_error_of_the_protocol(service: RunningService, scene: str) -> None:

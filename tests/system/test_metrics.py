@@ -14,17 +14,32 @@ from tests.support.export_cli import ModelStore
 from tests.support.running_service import RunningService, running_service
 from tests.support.scene_images import scene_png
 
-FLORENCE, PALIGEMMA = "florence-2-mini", "paligemma-mini"
-STAGES = {"preprocess", "encode_queue", "encode", "decode_queue", "prefill", "decode", "postprocess"}
+FLORENCE = "florence-2-mini"
+PALIGEMMA = "paligemma-mini"
+STAGES = {
+    "preprocess",
+    "encode_queue",
+    "encode",
+    "decode_queue",
+    "prefill",
+    "decode",
+    "postprocess",
+}
 
 Labels = frozenset[tuple[str, str]]
 
 
 @pytest.fixture(scope="module")
-def samples(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[Labels, float]]:
-    """All samples by name and labels after: 3 captions compared, 2 detections, 1 bad request, 1 unsupported task."""
+def samples(
+    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[Labels, float]]:
+    """All samples by name and labels after: 3 captions compared, 2 detections, 1 bad request, 1
+    unsupported task.
+    """
     with (
-        running_service(exported.home, tmp_path_factory.mktemp("metrics") / "service.log") as service,
+        running_service(
+            exported.home, tmp_path_factory.mktemp("metrics") / "service.log"
+        ) as service,
         service.client() as client,
     ):
         for _ in range(3):
@@ -56,10 +71,14 @@ def answered() -> Iterator[tuple[str, str, int]]:
     yield FLORENCE, "object_detection", 2
 
 
-def test_requests_are_counted_by_model_task_and_status(samples: dict[str, dict[Labels, float]]) -> None:
+def test_requests_are_counted_by_model_task_and_status(
+    samples: dict[str, dict[Labels, float]],
+) -> None:
     expected = {labels(api="rest", model=m, task=t, status="ok"): n for m, t, n in answered()}
     expected[labels(api="rest", model="none", task="none", status="invalid_request")] = 1
-    expected[labels(api="rest", model=PALIGEMMA, task="object_detection", status="unsupported_task")] = 1
+    expected[
+        labels(api="rest", model=PALIGEMMA, task="object_detection", status="unsupported_task")
+    ] = 1
     assert samples["diptych_requests_total"] == expected
 
 
@@ -77,17 +96,25 @@ def test_every_stage_of_every_answer_is_timed(samples: dict[str, dict[Labels, fl
 
 def test_tokens_are_counted_and_timed(samples: dict[str, dict[Labels, float]]) -> None:
     for model, task, count in answered():
-        assert samples["diptych_generated_tokens_total"][labels(model=model, task=task)] >= 2 * count
-        assert samples["diptych_time_per_output_token_seconds_count"][labels(model=model, task=task)] == count
+        assert (
+            samples["diptych_generated_tokens_total"][labels(model=model, task=task)] >= 2 * count
+        )
+        assert (
+            samples["diptych_time_per_output_token_seconds_count"][labels(model=model, task=task)]
+            == count
+        )
 
 
-def test_batches_of_the_runners_are_seen_by_the_gateway(samples: dict[str, dict[Labels, float]]) -> None:
+def test_batches_of_the_runners_are_seen_by_the_gateway(
+    samples: dict[str, dict[Labels, float]],
+) -> None:
     sums = samples["diptych_batch_size_sum"]
     tokens = samples["diptych_generated_tokens_total"]
     for model, num_answers in ((FLORENCE, 5), (PALIGEMMA, 3)):
         assert sums[labels(model=model, stage="encode")] == 1  # one image, encoded once
         num_tokens = sum(value for key, value in tokens.items() if ("model", model) in key)
-        # A prefill gives a sequence its first token, a step one or, with a draft, a few; the warm-up is beside these.
+        # A prefill gives a sequence its first token, a step one or, with a draft, a few; the
+        # warm-up is beside these.
         assert sums[labels(model=model, stage="decode")] >= (num_tokens - num_answers) / 2
 
 
@@ -99,7 +126,9 @@ def test_the_vision_cache_counts_what_it_had(samples: dict[str, dict[Labels, flo
         assert samples["diptych_vision_cache_bytes"][labels(model=model)] > 0
 
 
-def test_nothing_is_live_or_waits_after_the_last_answer(samples: dict[str, dict[Labels, float]]) -> None:
+def test_nothing_is_live_or_waits_after_the_last_answer(
+    samples: dict[str, dict[Labels, float]],
+) -> None:
     assert set(samples["diptych_live_sequences"].values()) == {0}
     assert set(samples["diptych_slots_taken"].values()) == {0}
     assert set(samples["diptych_queue_depth"].values()) == {0}
@@ -107,7 +136,10 @@ def test_nothing_is_live_or_waits_after_the_last_answer(samples: dict[str, dict[
 
 def test_served_models_are_told(samples: dict[str, dict[Labels, float]]) -> None:
     told = [dict(key) for key in samples["diptych_model_info"]]
-    assert {(info["model"], info["family"]) for info in told} == {(FLORENCE, "florence2"), (PALIGEMMA, "paligemma")}
+    assert {(info["model"], info["family"]) for info in told} == {
+        (FLORENCE, "florence2"),
+        (PALIGEMMA, "paligemma"),
+    }
     assert all(len(info["build_key"]) == 64 for info in told)
 
 
@@ -131,7 +163,8 @@ def test_paths_that_clients_write_leave_nothing_behind(service: RunningService) 
     mapped = re.search(r"(/\S+)/counter_diptych-0.db", maps)
     assert mapped is not None
     files = Path(mapped[1])
-    before, num_bytes = size(), sum(path.stat().st_size for path in files.iterdir())
+    before = size()
+    num_bytes = sum(path.stat().st_size for path in files.iterdir())
     with service.client() as client:
         for number in range(50):
             assert client.get(f"/{number}/{'a' * 50_000}").status_code == 404

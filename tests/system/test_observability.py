@@ -1,4 +1,6 @@
-"""A real Prometheus scrapes the real service at work: every rule, and every query of the dashboard, finds its data."""
+"""A real Prometheus scrapes the real service at work: every rule, and every query of the dashboard,
+finds its data.
+"""
 
 import math
 import time
@@ -8,7 +10,12 @@ import pytest
 
 from tests.support.dashboard import queries, variable_queries
 from tests.support.export_cli import EMBEDDED
-from tests.support.prometheus import Prometheus, committed_rules, needs_prometheus, running_prometheus
+from tests.support.prometheus import (
+    Prometheus,
+    committed_rules,
+    needs_prometheus,
+    running_prometheus,
+)
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_png
 
@@ -21,22 +28,30 @@ EMPTY = {"Starts"}
 
 
 @pytest.fixture(scope="module")
-def prometheus(service: RunningService, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+def prometheus(
+    service: RunningService, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prometheus]:
     """A Prometheus that has seen the service at work over several scrapes."""
-    with running_prometheus(service.url.removeprefix("http://"), tmp_path_factory.mktemp("prometheus")) as running:
+    with running_prometheus(
+        service.url.removeprefix("http://"), tmp_path_factory.mktemp("prometheus")
+    ) as running:
         load_until_seen(service, running)
         yield running
 
 
 def load_until_seen(service: RunningService, prometheus: Prometheus) -> None:
-    """Ask both models until every query has an answer, or the time is over: the tests say which have none."""
+    """Ask both models until every query has an answer, or the time is over: the tests say which
+    have none.
+    """
     deadline_s = time.monotonic() + DATA_TIMEOUT_S
     with service.client() as client:
         for seed in range(1000):
             for task in TASKS:
                 files = {"image": scene_png(seed)}
                 client.post("/v1/compare", data={"task": task}, files=files).raise_for_status()
-            if time.monotonic() > deadline_s or all(has_data(prometheus, query) for _, query in must_have_data()):
+            if time.monotonic() > deadline_s or all(
+                has_data(prometheus, query) for _, query in must_have_data()
+            ):
                 return
 
 
@@ -71,7 +86,10 @@ def test_every_query_is_one(prometheus: Prometheus, title: str, query: str) -> N
 
 
 def test_variables_offer_models_and_tasks(prometheus: Prometheus) -> None:
-    offered = {label: set(prometheus.label_values(label, selector)) for label, selector in variable_queries()}
+    offered = {
+        label: set(prometheus.label_values(label, selector))
+        for label, selector in variable_queries()
+    }
     assert offered["model"] == set(EMBEDDED)
     assert offered["task"] >= set(TASKS)
 
@@ -80,7 +98,9 @@ def test_no_alert_fires_on_a_service_that_is_well(prometheus: Prometheus) -> Non
     assert prometheus.values('ALERTS{alertstate="firing"}') == []
 
 
-def test_slots_and_starts_are_those_of_the_service(prometheus: Prometheus, service: RunningService) -> None:
+def test_slots_and_starts_are_those_of_the_service(
+    prometheus: Prometheus, service: RunningService
+) -> None:
     assert prometheus.values("sum by (model) (diptych_slots)") == [16, 16]
     started_s = prometheus.values("diptych_start_time_seconds")
     assert len(started_s) == len(service.parts()) == 3

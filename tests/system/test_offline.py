@@ -13,17 +13,25 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.export_cli import ModelStore
-from tests.support.offline_runs import OfflineJob, actor_of, install_killer_files, parquet_rows, write_scenes
+from tests.support.offline_runs import (
+    OfflineJob,
+    actor_of,
+    install_killer_files,
+    parquet_rows,
+    write_scenes,
+)
 from tests.support.processes import descendants, is_alive
 from tests.support.waiting import wait_until
 
-FLORENCE, PALIGEMMA = "florence-2-mini", "paligemma-mini"
+FLORENCE = "florence-2-mini"
+PALIGEMMA = "paligemma-mini"
 NUM_SCENES = 60
 QUESTIONS = {
     FLORENCE: {"task": "object_detection"},
     PALIGEMMA: {"task": "instance_segmentation", "phrase": "circle"},
 }
-START_S, RUN_S = 120, 300
+START_S = 120
+RUN_S = 300
 AGENTS_S = 180  # Ray's own agents look for their killed cluster for a minute
 SCORE_TOLERANCE = 1e-3  # sums in float32 depend on the other sequences of a batch
 # Writes the only shard of a job as a killed run would leave it, with an image that has failed.
@@ -36,11 +44,14 @@ given = _parse(None)
 shards = plan_shards(given.inputs, given.column, given.shard_size)
 output = Output(given.output, _job(given, _settings(given.model), shards))
 output.begin()
-output.write_shard(0, [Row("a.png", given.model, given.task, error=RowError("unsupported_image", "broken"))])
+error = RowError("unsupported_image", "broken")
+output.write_shard(0, [Row("a.png", given.model, given.task, error=error)])
 """
 
 
-@pytest.mark.parametrize(("model_id", "task"), [(FLORENCE, "object_detection"), (PALIGEMMA, "captioning")])
+@pytest.mark.parametrize(
+    ("model_id", "task"), [(FLORENCE, "object_detection"), (PALIGEMMA, "captioning")]
+)
 def test_the_model_of_an_actor_answers_as_the_service(
     exported: ModelStore, client: httpx.Client, model_id: str, task: str, tmp_path: Path
 ) -> None:
@@ -58,7 +69,8 @@ def test_the_model_of_an_actor_answers_as_the_service(
 def test_a_run_answers_as_the_service_and_a_broken_image_is_a_row_with_an_error(
     exported: ModelStore, client: httpx.Client, model_id: str, tmp_path: Path
 ) -> None:
-    scenes, fields = write_scenes(tmp_path / "scenes", NUM_SCENES), QUESTIONS[model_id]
+    scenes = write_scenes(tmp_path / "scenes", NUM_SCENES)
+    fields = QUESTIONS[model_id]
     broken = scenes / "0007.broken.png"
     broken.write_bytes((scenes / "0007.png").read_bytes()[:300])
     run = OfflineJob(exported, model_id, fields, scenes, tmp_path / "out", 25).run()
@@ -67,7 +79,8 @@ def test_a_run_answers_as_the_service_and_a_broken_image_is_a_row_with_an_error(
     assert run.stdout.endswith("; 1 failed\n")
     rows = {Path(row["key"]): row for row in parquet_rows(tmp_path / "out")}
     assert list(rows) == sorted(scenes.iterdir())
-    failed, error = rows.pop(broken), predicted(client, fields | {"model": model_id}, broken)["error"]
+    failed = rows.pop(broken)
+    error = predicted(client, fields | {"model": model_id}, broken)["error"]
     assert failed["error"] == {"code": error["code"], "message": error["message"]}
     assert (failed["result"], failed["width"], failed["height"]) == (None, 320, 240)
     for file, row in rows.items():
@@ -77,10 +90,19 @@ def test_a_run_answers_as_the_service_and_a_broken_image_is_a_row_with_an_error(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--task", "object_detection", "--model", PALIGEMMA), "paligemma-mini does not offer object_detection"),
-        (("--task", "captioning", "--model", "nobody"), "unknown model 'nobody'; the catalog has florence-2-mini"),
+        (
+            ("--task", "object_detection", "--model", PALIGEMMA),
+            "paligemma-mini does not offer object_detection",
+        ),
+        (
+            ("--task", "captioning", "--model", "nobody"),
+            "unknown model 'nobody'; the catalog has florence-2-mini",
+        ),
         (("--task", "captioning", "--model", FLORENCE, "-F", "labels=circle"), "labels"),
-        (("--task", "captioning", "--model", FLORENCE, "--format", "coco"), "coco needs a task with boxes or masks"),
+        (
+            ("--task", "captioning", "--model", FLORENCE, "--format", "coco"),
+            "coco needs a task with boxes or masks",
+        ),
     ],
 )
 def test_what_the_model_cannot_do_is_refused_before_the_run(
@@ -96,7 +118,8 @@ def test_what_the_model_cannot_do_is_refused_before_the_run(
 def test_a_finished_run_with_a_failed_image_is_repeated_without_work_and_exits_with_1(
     exported: ModelStore, tmp_path: Path
 ) -> None:
-    scenes, output = write_scenes(tmp_path / "scenes", 1), tmp_path / "out"
+    scenes = write_scenes(tmp_path / "scenes", 1)
+    output = tmp_path / "out"
     arguments = (str(scenes), "--task", "captioning", "--model", FLORENCE, "--output", str(output))
     written = exported.python("-c", WRITE_FAILED, *arguments)
     assert written.returncode == 0, written.stderr
@@ -114,7 +137,9 @@ def test_an_output_within_the_input_is_refused(exported: ModelStore, tmp_path: P
 
 
 @pytest.mark.long
-def test_a_killed_worker_is_started_again_and_no_image_is_lost_or_twice(exported: ModelStore, tmp_path: Path) -> None:
+def test_a_killed_worker_is_started_again_and_no_image_is_lost_or_twice(
+    exported: ModelStore, tmp_path: Path
+) -> None:
     job = long_job(exported, tmp_path)
     with job.running() as run:
         wait_until(lambda: num_parts(job) >= 2 or run.poll() is not None, START_S)
@@ -128,11 +153,14 @@ def test_a_killed_worker_is_started_again_and_no_image_is_lost_or_twice(exported
 
 
 @pytest.mark.long
-def test_a_killed_run_resumes_and_no_image_is_lost_or_twice(exported: ModelStore, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_and_no_image_is_lost_or_twice(
+    exported: ModelStore, tmp_path: Path
+) -> None:
     job = long_job(exported, tmp_path)
     with job.running() as run:
         wait_until(lambda: num_parts(job) >= 2 or run.poll() is not None, START_S)
-        processes, actor = descendants(run.pid), actor_of(run)
+        processes = descendants(run.pid)
+        actor = actor_of(run)
         run.kill()
         run.wait()
     assert actor is not None
@@ -142,7 +170,9 @@ def test_a_killed_run_resumes_and_no_image_is_lost_or_twice(exported: ModelStore
     assert job.run().returncode == 0
     assert {part: part.stat().st_mtime_ns for part in done} == done
     assert_complete(job)
-    changed = OfflineJob(exported, FLORENCE, {"task": "captioning"}, job.images, job.output, job.shard_size).run()
+    changed = OfflineJob(
+        exported, FLORENCE, {"task": "captioning"}, job.images, job.output, job.shard_size
+    ).run()
     assert changed.returncode == 2
     assert 'fields: {"task": "object_detection"}, now {"task": "captioning"}' in changed.stderr
     wait_until(lambda: not any(map(is_alive, processes)), AGENTS_S)
@@ -154,22 +184,33 @@ def test_an_image_that_kills_its_worker_is_a_row_with_an_error(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(install_killer_files(tmp_path / "packages")))
     killers = {25: "killer://first.png", 31: "killer://second.png"}
-    images: list[str] = [str(path) for path in sorted(write_scenes(tmp_path / "scenes", NUM_SCENES).iterdir())]
+    images: list[str] = [
+        str(path) for path in sorted(write_scenes(tmp_path / "scenes", NUM_SCENES).iterdir())
+    ]
     images = [killers.get(index, path) for index, path in enumerate(images)]
     pq.write_table(pa.table({"image": images}), tmp_path / "images.parquet")
     run = OfflineJob(
-        exported, FLORENCE, {"task": "captioning"}, tmp_path / "images.parquet", tmp_path / "out", 20
+        exported,
+        FLORENCE,
+        {"task": "captioning"},
+        tmp_path / "images.parquet",
+        tmp_path / "out",
+        20,
     ).run()
     assert run.returncode == 1, run.stderr
     assert f"{NUM_SCENES} images in {tmp_path / 'out'}; {len(killers)} failed\n" in run.stdout
     rows = parquet_rows(tmp_path / "out")
     assert [row["key"] for row in rows] == images
-    codes = {index: row["error"]["code"] for index, row in enumerate(rows) if row["error"] is not None}
+    codes = {
+        index: row["error"]["code"] for index, row in enumerate(rows) if row["error"] is not None
+    }
     assert codes == dict.fromkeys(killers, "worker_died")
 
 
 def predicted(client: httpx.Client, fields: Mapping[str, str], file: Path) -> dict[str, Any]:
-    answer: dict[str, Any] = client.post("/v1/predict", data=fields, files={"image": file.read_bytes()}).json()
+    answer: dict[str, Any] = client.post(
+        "/v1/predict", data=fields, files={"image": file.read_bytes()}
+    ).json()
     return answer
 
 
@@ -185,17 +226,30 @@ def assert_same(row: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
 
 def without_scores(result: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        kind: value if isinstance(value, str) else [{k: v for k, v in each.items() if k != "score"} for each in value]
+        kind: (
+            value
+            if isinstance(value, str)
+            else [{k: v for k, v in each.items() if k != "score"} for each in value]
+        )
         for kind, value in result.items()
     }
 
 
 def scores(result: Mapping[str, Any]) -> list[float]:
-    return [each["score"] for value in result.values() if not isinstance(value, str) for each in value]
+    return [
+        each["score"] for value in result.values() if not isinstance(value, str) for each in value
+    ]
 
 
 def long_job(store: ModelStore, folder: Path) -> OfflineJob:
-    return OfflineJob(store, FLORENCE, QUESTIONS[FLORENCE], write_scenes(folder / "scenes", 400), folder / "out", 20)
+    return OfflineJob(
+        store,
+        FLORENCE,
+        QUESTIONS[FLORENCE],
+        write_scenes(folder / "scenes", 400),
+        folder / "out",
+        20,
+    )
 
 
 def num_parts(job: OfflineJob) -> int:

@@ -1,4 +1,6 @@
-"""The memory of an offline run depends neither on the number of images nor on the shards that are done."""
+"""The memory of an offline run depends neither on the number of images nor on the shards that are
+done.
+"""
 
 import subprocess
 import threading
@@ -18,7 +20,8 @@ NUM_SCENES = 64  # more than are in progress at a time, so that each image is de
 SHARD_SIZE = 256
 QUESTION = {"task": "captioning", "max_new_tokens": "1"}
 MAX_RUN_S = 1800
-MAX_GROWTH_BYTES = 32_000_000  # of a process, while four fifths of the images are answered: 400 bytes for each
+# of a process, while four fifths of the images are answered: 400 bytes for each
+MAX_GROWTH_BYTES = 32_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +34,16 @@ class Sample:
 
 
 @pytest.mark.long
-def test_memory_does_not_grow_with_the_images_that_are_answered(exported: ModelStore, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_images_that_are_answered(
+    exported: ModelStore, tmp_path: Path
+) -> None:
     scenes = sorted(write_scenes(tmp_path / "scenes", NUM_SCENES).iterdir())
     (tmp_path / "images").mkdir()
     for index in range(NUM_IMAGES):
         (tmp_path / "images" / f"{index:06}.png").hardlink_to(scenes[index % NUM_SCENES])
-    job = OfflineJob(exported, "florence-2-mini", QUESTION, tmp_path / "images", tmp_path / "out", SHARD_SIZE)
+    job = OfflineJob(
+        exported, "florence-2-mini", QUESTION, tmp_path / "images", tmp_path / "out", SHARD_SIZE
+    )
     ended = threading.Event()
     with job.running() as run, ThreadPoolExecutor(1) as pool:
         sampling = pool.submit(sampled, job, run, ended)
@@ -51,14 +58,18 @@ def test_memory_does_not_grow_with_the_images_that_are_answered(exported: ModelS
     late = [each for each in samples if 0.9 <= each.share_done < 1]
     for name in ("worker_bytes", "driver_bytes"):
         before, after = (median(getattr(each, name) for each in part) for part in (early, late))
-        print(f"{name}: {before / 1e6:.0f} MB with a quarter of {NUM_IMAGES} images, {after / 1e6:.0f} MB at the end")
+        print(
+            f"{name}: {before / 1e6:.0f} MB with a quarter of {NUM_IMAGES} images,"
+            f" {after / 1e6:.0f} MB at the end"
+        )
         assert after - before < MAX_GROWTH_BYTES
 
 
 def sampled(job: OfflineJob, run: "subprocess.Popen[str]", ended: threading.Event) -> list[Sample]:
     """Return the memory of worker and driver, twice a second, until the run ends."""
     samples: list[Sample] = []
-    num_parts, worker = job.num_parts, None
+    num_parts = job.num_parts
+    worker = None
     while not ended.wait(0.5):
         share_done = len(list(job.output.glob("part-*"))) / num_parts
         if share_done == 1:

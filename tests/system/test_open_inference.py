@@ -1,4 +1,6 @@
-"""Triton's own clients, unchanged, against the running service: metadata, the answers of REST, its errors, ids."""
+"""Triton's own clients, unchanged, against the running service: metadata, the answers of REST, its
+errors, ids.
+"""
 
 from typing import Any
 
@@ -11,17 +13,29 @@ from tests.support.triton_client import Infer, triton
 from tests.system.test_answers import FLORENCE, PALIGEMMA, REQUESTS, VARYING, post_form
 
 TRANSPORTS = ["http", "grpc"]
-CODES = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 415: "INVALID_ARGUMENT", 422: "INVALID_ARGUMENT"}
+CODES = {
+    400: "INVALID_ARGUMENT",
+    404: "NOT_FOUND",
+    415: "INVALID_ARGUMENT",
+    422: "INVALID_ARGUMENT",
+}
 
 
-def ask(service: RunningService, transport: str, *calls: Infer | tuple[str, list[str]]) -> list[dict[str, Any]]:
+def ask(
+    service: RunningService, transport: str, *calls: Infer | tuple[str, list[str]]
+) -> list[dict[str, Any]]:
     address = service.grpc_address if transport == "grpc" else service.url.removeprefix("http://")
     return triton(transport, address, calls)
 
 
 def infer(fields: dict[str, Any], **form: Any) -> Infer:
     model = fields.get("model", FLORENCE)
-    return Infer(model, scene_png(), {name: value for name, value in fields.items() if name != "model"}, **form)
+    return Infer(
+        model,
+        scene_png(),
+        {name: value for name, value in fields.items() if name != "model"},
+        **form,
+    )
 
 
 def comparable(answer: dict[str, Any]) -> dict[str, Any]:
@@ -44,7 +58,9 @@ def test_the_answer_to_every_request_is_that_of_rest(
 ) -> None:
     outcomes = ask(service, transport, *(infer(fields, **form) for fields in REQUESTS))
     for fields, outcome in zip(REQUESTS, outcomes, strict=True):
-        expected = post_form(client, "/v1/predict", scene_png(), {"model": FLORENCE, **fields}).json()
+        expected = post_form(
+            client, "/v1/predict", scene_png(), {"model": FLORENCE, **fields}
+        ).json()
         assert comparable(outcome["value"]["result"]) == comparable(expected), fields
 
 
@@ -61,11 +77,15 @@ def test_server_and_models_are_there(service: RunningService, transport: str) ->
         ("get_model_metadata", [FLORENCE]),
         ("get_model_config", [FLORENCE]),
     ]
-    *ready, server, model, config = [outcome["value"] for outcome in ask(service, transport, *calls)]
+    *ready, server, model, config = [
+        outcome["value"] for outcome in ask(service, transport, *calls)
+    ]
     assert ready == [True, True, True, True, False, False]
     assert (server["name"], "binary_tensor_data" in server["extensions"]) == ("diptych", True)
     assert (model["name"], model["versions"]) == (FLORENCE, ["1"])
-    assert [(tensor["name"], tensor["datatype"]) for tensor in model["outputs"]] == [("result", "BYTES")]
+    assert [(tensor["name"], tensor["datatype"]) for tensor in model["outputs"]] == [
+        ("result", "BYTES")
+    ]
     inputs = config.get("config", config)["input"]  # a message of its own over gRPC
     assert [tensor["name"] for tensor in inputs] == [tensor["name"] for tensor in model["inputs"]]
     assert [tensor["name"] for tensor in inputs if not tensor.get("optional")] == ["image", "task"]
@@ -96,11 +116,15 @@ def test_an_error_is_that_of_rest(
     rest = post_form(client, "/v1/predict", image, fields)
     assert rest.status_code == status
     assert outcome["error"] == rest.json()["error"]["message"]
-    assert outcome["status"] == (str(status) if transport == "http" else f"StatusCode.{CODES[status]}")
+    assert outcome["status"] == (
+        str(status) if transport == "http" else f"StatusCode.{CODES[status]}"
+    )
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_what_is_no_field_is_an_error_that_names_it(service: RunningService, transport: str) -> None:
+def test_what_is_no_field_is_an_error_that_names_it(
+    service: RunningService, transport: str
+) -> None:
     field, output, parameter = ask(
         service,
         transport,
@@ -114,7 +138,9 @@ def test_what_is_no_field_is_an_error_that_names_it(service: RunningService, tra
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_ids_options_and_timeouts_of_the_client_are_heard(service: RunningService, transport: str) -> None:
+def test_ids_options_and_timeouts_of_the_client_are_heard(
+    service: RunningService, transport: str
+) -> None:
     named, short, late = ask(
         service,
         transport,

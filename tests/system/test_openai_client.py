@@ -17,10 +17,18 @@ from tests.system.test_answers import FLORENCE, PALIGEMMA, post_form
 ASKED: list[tuple[str, str, dict[str, Any]]] = [
     (FLORENCE, "<OD>", {"task": "object_detection"}),
     (FLORENCE, "<MORE_DETAILED_CAPTION>", {"task": "captioning", "detail": "paragraph"}),
-    (FLORENCE, "<OPEN_VOCABULARY_DETECTION>circle", {"task": "open_vocabulary_detection", "labels": ["circle"]}),
+    (
+        FLORENCE,
+        "<OPEN_VOCABULARY_DETECTION>circle",
+        {"task": "open_vocabulary_detection", "labels": ["circle"]},
+    ),
     (FLORENCE, "how many shapes are there?", {"task": "visual_question_answering"}),
     (PALIGEMMA, "describe en", {"task": "captioning", "detail": "detailed"}),
-    (PALIGEMMA, "detect circle ; star", {"task": "open_vocabulary_detection", "labels": ["circle", "star"]}),
+    (
+        PALIGEMMA,
+        "detect circle ; star",
+        {"task": "open_vocabulary_detection", "labels": ["circle", "star"]},
+    ),
     (PALIGEMMA, "how many shapes are there?", {"task": "visual_question_answering"}),
 ]
 
@@ -42,12 +50,20 @@ def openai_client(service: RunningService) -> Iterator[openai.OpenAI]:
 
 def raw_text(client: httpx.Client, model: str, text: str, fields: dict[str, Any]) -> str:
     question = {"question": text} if fields["task"] == "visual_question_answering" else {}
-    return str(post_form(client, "/v1/predict", scene_png(), {**fields, **question, "model": model}).json()["raw_text"])
+    return str(
+        post_form(
+            client, "/v1/predict", scene_png(), {**fields, **question, "model": model}
+        ).json()["raw_text"]
+    )
 
 
 @pytest.mark.parametrize(("model", "text", "fields"), ASKED)
 def test_a_completion_is_the_text_of_predict(
-    client: httpx.Client, openai_client: openai.OpenAI, model: str, text: str, fields: dict[str, Any]
+    client: httpx.Client,
+    openai_client: openai.OpenAI,
+    model: str,
+    text: str,
+    fields: dict[str, Any],
 ) -> None:
     expected = raw_text(client, model, text, fields)
     whole = openai_client.chat.completions.create(model=model, messages=messages(text))
@@ -63,30 +79,42 @@ def test_a_completion_is_the_text_of_predict(
     assert last.usage == whole.usage
 
 
-def test_a_region_of_location_tokens_is_that_region(client: httpx.Client, openai_client: openai.OpenAI) -> None:
+def test_a_region_of_location_tokens_is_that_region(
+    client: httpx.Client, openai_client: openai.OpenAI
+) -> None:
     fields = {"task": "region_description", "detail": "category", "region": [50, 100, 140, 180]}
-    expected = post_form(client, "/v1/predict", scene_png(), {**fields, "model": FLORENCE}).json()["raw_text"]
+    expected = post_form(client, "/v1/predict", scene_png(), {**fields, "model": FLORENCE}).json()[
+        "raw_text"
+    ]
     text = "<REGION_TO_CATEGORY><loc_156><loc_416><loc_437><loc_750>"
     whole = openai_client.chat.completions.create(model=FLORENCE, messages=messages(text))
     assert whole.choices[0].message.content == expected
 
 
-def test_the_asynchronous_client_gets_the_same(service: RunningService, openai_client: openai.OpenAI) -> None:
+def test_the_asynchronous_client_gets_the_same(
+    service: RunningService, openai_client: openai.OpenAI
+) -> None:
     async def ask() -> tuple[str | None, str]:
         async with openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none") as client:
             whole, stream = await asyncio.gather(
                 client.chat.completions.create(model=PALIGEMMA, messages=messages("describe en")),
-                client.chat.completions.create(model=PALIGEMMA, messages=messages("describe en"), stream=True),
+                client.chat.completions.create(
+                    model=PALIGEMMA, messages=messages("describe en"), stream=True
+                ),
             )
             pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
         return whole.choices[0].message.content, "".join(pieces)
 
-    expected = openai_client.chat.completions.create(model=PALIGEMMA, messages=messages("describe en"))
+    expected = openai_client.chat.completions.create(
+        model=PALIGEMMA, messages=messages("describe en")
+    )
     assert asyncio.run(ask()) == (expected.choices[0].message.content,) * 2
 
 
 def test_max_tokens_cuts_and_says_so(openai_client: openai.OpenAI) -> None:
-    whole = openai_client.chat.completions.create(model=FLORENCE, messages=messages("<CAPTION>"), max_tokens=4)
+    whole = openai_client.chat.completions.create(
+        model=FLORENCE, messages=messages("<CAPTION>"), max_tokens=4
+    )
     assert whole.choices[0].finish_reason == "length"
     assert whole.usage is not None
     assert whole.usage.completion_tokens == 4
@@ -95,7 +123,9 @@ def test_max_tokens_cuts_and_says_so(openai_client: openai.OpenAI) -> None:
 def test_the_same_seed_gives_the_same_text(openai_client: openai.OpenAI) -> None:
     def text(seed: int) -> str | None:
         asked = messages("describe en")
-        whole = openai_client.chat.completions.create(model=PALIGEMMA, messages=asked, temperature=2, seed=seed)
+        whole = openai_client.chat.completions.create(
+            model=PALIGEMMA, messages=asked, temperature=2, seed=seed
+        )
         return whole.choices[0].message.content
 
     texts = [text(seed) for seed in range(4)]

@@ -1,4 +1,6 @@
-"""Ten times what the service can do, in an open loop: what it takes it answers in time, the rest it refuses at once."""
+"""Ten times what the service can do, in an open loop: what it takes it answers in time, the rest it
+refuses at once.
+"""
 
 import asyncio
 import os
@@ -18,12 +20,16 @@ from tests.support.running_service import RunningService, running_service
 from tests.support.scene_images import scene_png
 
 MODEL = "florence-2-mini"
-# Long answers, so that one core can offer ten times what the other can answer; of many lengths, lest those that began
-# together end together, in batches that cost a fifth less than any that clients make who come as they like.
-NUM_TOKENS, NUM_BEAMS = range(240, 321), 4
+# Long answers, so that one core can offer ten times what the other can answer; of many lengths,
+# lest those that began together end together, in batches that cost a fifth less than any that
+# clients make who come as they like.
+NUM_TOKENS = range(240, 321)
+NUM_BEAMS = 4
 # A figure takes longer: of 24 s, four answers that end just behind them are a tenth of all.
-OVERLOAD, OVERLOAD_S = 10, float(os.environ.get("OVERLOAD_S", "24"))
-CAPACITY_CLIENTS, CAPACITY_S = 24, OVERLOAD_S / 3
+OVERLOAD = 10
+OVERLOAD_S = float(os.environ.get("OVERLOAD_S", "24"))
+CAPACITY_CLIENTS = 24
+CAPACITY_S = OVERLOAD_S / 3
 DEADLINE_LATENCIES = 2.0  # of a request, in those of a service that is full and no more
 MOST_GROWTH_BYTES = 100_000_000  # of all processes: connections, and the allocator's arenas
 
@@ -39,7 +45,9 @@ class Sent:
 
 
 @pytest.fixture(scope="module")
-def service(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def service(
+    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningService]:
     folder = tmp_path_factory.mktemp("overload")
     store = endless_models(exported, folder / "bentoml")
     with running_service(store.home, folder / "service.log", DIPTYCH_MODELS=MODEL) as running:
@@ -48,28 +56,42 @@ def service(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> I
 
 def form(num_tokens: int) -> aiohttp.FormData:
     data = aiohttp.FormData()
-    for name, value in {"task": "captioning", "max_new_tokens": str(num_tokens), "num_beams": str(NUM_BEAMS)}.items():
+    for name, value in {
+        "task": "captioning",
+        "max_new_tokens": str(num_tokens),
+        "num_beams": str(NUM_BEAMS),
+    }.items():
         data.add_field(name, value)
     data.add_field("image", scene_png(size_wh=(64, 64)), filename="a.png")
     return data
 
 
-async def send(session: aiohttp.ClientSession, url: str, deadline_s: float, num_tokens: int) -> Sent:
+async def send(
+    session: aiohttp.ClientSession, url: str, deadline_s: float, num_tokens: int
+) -> Sent:
     start_s = time.monotonic()
     headers = {"X-Deadline-Ms": f"{deadline_s * 1000:.0f}"}
-    async with session.post(f"{url}/v1/predict", data=form(num_tokens), headers=headers) as response:
+    async with session.post(
+        f"{url}/v1/predict", data=form(num_tokens), headers=headers
+    ) as response:
         await response.read()
         end_s = time.monotonic()
         return Sent(response.status, end_s, end_s - start_s, response.headers.get("Retry-After"))
 
 
 def session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(60))
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(60)
+    )
 
 
 async def closed_loop(url: str) -> tuple[list[Sent], float]:
-    """Return what clients get who each wait for their answer before they ask again, and the seconds that it took."""
-    start_s, sent, rng = time.monotonic(), list[Sent](), random.Random(1)
+    """Return what clients get who each wait for their answer before they ask again, and the seconds
+    that it took.
+    """
+    start_s = time.monotonic()
+    sent = list[Sent]()
+    rng = random.Random(1)
 
     async def client(http: aiohttp.ClientSession) -> None:
         while time.monotonic() < start_s + CAPACITY_S:
@@ -82,7 +104,8 @@ async def closed_loop(url: str) -> tuple[list[Sent], float]:
 
 async def open_loop(url: str, rate: float, deadline_s: float) -> list[Sent]:
     """Send at `rate`, whatever has been answered, at times of a Poisson process."""
-    rng, sending = random.Random(0), list[asyncio.Task[Sent]]()
+    rng = random.Random(0)
+    sending = list[asyncio.Task[Sent]]()
     async with session() as http:
         next_s = time.monotonic()
         end_s = next_s + OVERLOAD_S
@@ -94,11 +117,16 @@ async def open_loop(url: str, rate: float, deadline_s: float) -> list[Sent]:
 
 
 def resident_bytes(service: RunningService) -> int:
-    return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 for pid in service.parts().values())
+    return sum(
+        int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+        for pid in service.parts().values()
+    )
 
 
 def goodput(answered: list[Sent], end_s: float) -> float:
-    """Return the answers a second in the last two thirds of an overload that ended at `end_s`: then queues are full."""
+    """Return the answers a second in the last two thirds of an overload that ended at `end_s`: then
+    queues are full.
+    """
     full_s = OVERLOAD_S * 2 / 3
     return sum(end_s - full_s <= each.end_s < end_s for each in answered) / full_s
 
@@ -115,7 +143,9 @@ def test_ten_times_its_capacity_costs_the_service_little(service: RunningService
     before = resident_bytes(service)
     end_s = time.monotonic() + OVERLOAD_S
     sent = asyncio.run(open_loop(service.url, capacity * OVERLOAD, deadline_s))
-    answered, refused, late = ([each for each in sent if each.status == status] for status in (200, 429, 504))
+    answered, refused, late = (
+        [each for each in sent if each.status == status] for status in (200, 429, 504)
+    )
     figures = {
         "capacity, 1/s": capacity,
         "offered, of it": len(sent) / OVERLOAD_S / capacity,

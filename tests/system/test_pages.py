@@ -1,4 +1,5 @@
-"""The requests, calls and commands of README.md and docs/ are run, and give the results that the pages show.
+"""The requests, calls and commands of README.md and docs/ are run, and give the results that the
+pages show.
 
 bash, then json    a curl command and its answer
 python, then text  a program and what it prints
@@ -21,7 +22,9 @@ from tests.support.export_cli import EMBEDDED, ROOT
 from tests.support.running_service import RunningService
 from tests.support.server_sent_events import parse_events
 
-_BLOCK = re.compile(r"^```(bash|python|sh)\n(.*?)^```\n(?:\n```(json|text)\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(
+    r"^```(bash|python|sh)\n(.*?)^```\n(?:\n```(json|text)\n(.*?)^```)?", re.DOTALL | re.MULTILINE
+)
 _VARYING = {"id", "request_id", "timings_ms", "vision_cache"}
 _CLIENT = Path(sys.executable).with_name("diptych")  # the command of the package in client/
 
@@ -50,7 +53,9 @@ def blocks(language: str) -> pytest.MarkDecorator:
 
 
 @blocks("bash")
-def test_a_request_gets_the_answer_that_the_page_shows(service: RunningService, tmp_path: Path, block: Block) -> None:
+def test_a_request_gets_the_answer_that_the_page_shows(
+    service: RunningService, tmp_path: Path, block: Block
+) -> None:
     words = shlex.split(adapted(block.code, service, tmp_path))
     assert words[0] == "curl"
     run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -63,7 +68,9 @@ def test_a_request_gets_the_answer_that_the_page_shows(service: RunningService, 
 
 
 @blocks("python")
-def test_a_program_prints_what_the_page_shows(service: RunningService, tmp_path: Path, block: Block) -> None:
+def test_a_program_prints_what_the_page_shows(
+    service: RunningService, tmp_path: Path, block: Block
+) -> None:
     quiet = "-Wignore:OpenCV"  # supervision warns at its import that it runs without
     command = [sys.executable, quiet, "-c", adapted(block.code, service, tmp_path)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -71,7 +78,9 @@ def test_a_program_prints_what_the_page_shows(service: RunningService, tmp_path:
 
 
 @blocks("sh")
-def test_commands_succeed_and_print_what_the_page_shows(service: RunningService, tmp_path: Path, block: Block) -> None:
+def test_commands_succeed_and_print_what_the_page_shows(
+    service: RunningService, tmp_path: Path, block: Block
+) -> None:
     lines = adapted(block.code, service, tmp_path).splitlines()
     printed = "".join(run_command(line, service) for line in lines)
     assert printed
@@ -94,7 +103,9 @@ def without_varying(value: Any) -> Any:
 
 
 def adapted(code: str, service: RunningService, tmp_path: Path) -> str:
-    """Return code with the test's service and folder in place of the page's, which are the client's defaults."""
+    """Return code with the test's service and folder in place of the page's, which are the client's
+    defaults.
+    """
     code = code.replace("localhost:3001", service.grpc_address).replace("/tmp/", f"{tmp_path}/")
     code = re.sub(r"\bClient\((?=\)|\w+=)", f'Client("{service.url}", ', code)
     return code.replace("localhost:3000", service.url.removeprefix("http://"))
@@ -105,7 +116,9 @@ def run_command(line: str, service: RunningService) -> str:
     program, *words = shlex.split(line)
     assert program == _CLIENT.name, f"{line!r} is not a command of the client"
     url = [] if "--url" in words else ["--url", service.url]
-    run = subprocess.run([str(_CLIENT), *url, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [str(_CLIENT), *url, *words], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return run.stdout
 
 

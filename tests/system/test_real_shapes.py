@@ -1,4 +1,6 @@
-"""Random weights in the true widths of Florence-2-base and PaliGemma 2, few layers, exported and served together."""
+"""Random weights in the true widths of Florence-2-base and PaliGemma 2, few layers, exported and
+served together.
+"""
 
 import subprocess
 import sys
@@ -21,20 +23,26 @@ def real_shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSer
     folder = tmp_path_factory.mktemp("shapes")
     for name in IMAGE_TOKENS:
         export_into_store(folder, name)
-    with running_service(folder / "bentoml", folder / "service.log", DIPTYCH_MODELS=",".join(IMAGE_TOKENS)) as service:
+    with running_service(
+        folder / "bentoml", folder / "service.log", DIPTYCH_MODELS=",".join(IMAGE_TOKENS)
+    ) as service:
         yield service
 
 
 def export_into_store(folder: Path, name: str) -> None:
     command = [sys.executable, "-m", "tests.support.export_random", name, str(folder / name)]
     environment = service_environment(folder / "bentoml")
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    run = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
     assert run.returncode == 0, run.stderr
 
 
 def ask(service: RunningService, seed: int) -> httpx.Response:
     form = {"task": "captioning", "max_new_tokens": "8"}
-    return httpx.post(f"{service.url}/v1/compare", data=form, files={"image": scene_png(seed)}, timeout=90)
+    return httpx.post(
+        f"{service.url}/v1/compare", data=form, files={"image": scene_png(seed)}, timeout=90
+    )
 
 
 def test_models_of_real_widths_answer_side_by_side(real_shapes: RunningService) -> None:

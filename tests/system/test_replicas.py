@@ -1,4 +1,6 @@
-"""Two runners of one model behind HAProxy with the shipped configuration: one goes under load, and returns."""
+"""Two runners of one model behind HAProxy with the shipped configuration: one goes under load, and
+returns.
+"""
 
 import os
 import signal
@@ -63,7 +65,8 @@ def test_nothing_is_lost_when_a_runner_is_killed_and_it_is_used_when_it_returns(
         asked.wait_for_more(4 * NUM_CLIENTS)
     assert set(asked.kinds()) == {"right"}, asked.others()
     assert metric(stand.runners.running[gone], "diptych_live_sequences") == 0
-    assert metric(stand.runners.running[gone], "diptych_batch_size_count") > 0  # it has answered since it is back
+    # it has answered since it is back
+    assert metric(stand.runners.running[gone], "diptych_batch_size_count") > 0
 
 
 def test_nothing_is_lost_when_a_runner_stands_still(stand: Stand, service: RunningService) -> None:
@@ -97,7 +100,8 @@ def test_the_share_of_cache_hits_is_that_of_one_runner(stand: Stand) -> None:
 
 
 def hits(stand: Stand, port: int) -> tuple[float, float]:
-    name, runner = "diptych_vision_cache_requests_total", stand.runners.running[port]
+    name = "diptych_vision_cache_requests_total"
+    runner = stand.runners.running[port]
     return metric(runner, name, outcome="hit"), metric(runner, name)
 
 
@@ -128,5 +132,6 @@ def test_without_a_runner_the_answer_is_503_until_one_is_back(stand: Stand) -> N
 
 
 def ask(client: httpx.Client, seed: int) -> httpx.Response:
-    form, files = {"task": "captioning", "model": MODEL}, {"image": scene_png(seed)}
+    form = {"task": "captioning", "model": MODEL}
+    files = {"image": scene_png(seed)}
     return client.post("/v1/predict", data=form, files=files)

@@ -18,8 +18,12 @@ MODEL = "florence-2-mini"  # one is enough, and two services of it have room on 
 STOP_S = 60
 
 
-@pytest.mark.skipif(not has_nginx(), reason="nginx is not installed: rolling restarts are not tested")
-def test_nothing_is_lost_while_each_of_two_replicas_is_restarted(exported: ModelStore, tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    not has_nginx(), reason="nginx is not installed: rolling restarts are not tested"
+)
+def test_nothing_is_lost_while_each_of_two_replicas_is_restarted(
+    exported: ModelStore, tmp_path: Path
+) -> None:
     ports = [free_port(), free_port()]
 
     def replica(index: int, attempt: int) -> RunningService:

@@ -1,4 +1,6 @@
-"""Scores of the running service: calibrated, filtered and suppressed alike over REST and gRPC; labels by consensus."""
+"""Scores of the running service: calibrated, filtered and suppressed alike over REST and gRPC;
+labels by consensus.
+"""
 
 import json
 import os
@@ -11,7 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diptych_client import Answer, AnswerOptions, Client, DetectionsResult, InvalidRequest, TaskParameters
+from diptych_client import (
+    Answer,
+    AnswerOptions,
+    Client,
+    DetectionsResult,
+    InvalidRequest,
+    TaskParameters,
+)
 from diptych_client.matching import pairwise_iou
 from export.evaluation import CONDITIONS, evaluation_scene
 from export.scenes.scene import SHAPES
@@ -19,13 +28,16 @@ from tests.support.client_command import run
 from tests.support.export_cli import ROOT, ModelStore
 from tests.support.running_service import RunningService
 
-TASK, LABELS = "open_vocabulary_detection", TaskParameters(labels=SHAPES)
+TASK = "open_vocabulary_detection"
+LABELS = TaskParameters(labels=SHAPES)
 IMAGE = CONDITIONS["40px"](evaluation_scene(3)).data
 
 
 @pytest.fixture(params=["rest", "grpc"])
 def client(request: pytest.FixtureRequest, service: RunningService) -> Iterator[Client]:
-    with Client(service.url if request.param == "rest" else f"grpc://{service.grpc_address}") as client:
+    with Client(
+        service.url if request.param == "rest" else f"grpc://{service.grpc_address}"
+    ) as client:
         yield client
 
 
@@ -40,10 +52,17 @@ def scores(answer: Answer) -> list[float]:
     return [detection.score for detection in answer.result.detections]
 
 
-def test_both_embedded_models_answer_with_calibrated_scores_and_list_their_tasks(client: Client) -> None:
+def test_both_embedded_models_answer_with_calibrated_scores_and_list_their_tasks(
+    client: Client,
+) -> None:
     assert [answer.calibrated for answer in answers(client, AnswerOptions())] == [True, True]
-    assert [answer.calibrated for answer in answers(client, AnswerOptions(temperature=0.5))] == [False, False]
-    assert all(TASK in model.calibrated_tasks and len(model.checkpoint) == 64 for model in client.models())
+    assert [answer.calibrated for answer in answers(client, AnswerOptions(temperature=0.5))] == [
+        False,
+        False,
+    ]
+    assert all(
+        TASK in model.calibrated_tasks and len(model.checkpoint) == 64 for model in client.models()
+    )
     assert not client.predict(IMAGE, "captioning").calibrated
 
 
@@ -51,7 +70,9 @@ def test_the_minimum_score_is_of_the_returned_scores(client: Client) -> None:
     for plain in answers(client, AnswerOptions()):
         assert scores(plain)
         for minimum in (0.0, *scores(plain), 1.0):
-            filtered = client.predict(IMAGE, TASK, LABELS, model=plain.model, options=AnswerOptions(min_score=minimum))
+            filtered = client.predict(
+                IMAGE, TASK, LABELS, model=plain.model, options=AnswerOptions(min_score=minimum)
+            )
             assert scores(filtered) == [score for score in scores(plain) if score >= minimum]
 
 
@@ -72,38 +93,83 @@ def test_suppressed_boxes_do_not_overlap(client: Client) -> None:
             assert np.count_nonzero(pairwise_iou(boxes, boxes)) == len(boxes)
 
 
-def test_a_calibration_of_another_checkpoint_prevents_the_start(exported: ModelStore, tmp_path: Path) -> None:
-    row = {"model": "florence-2-mini", "checkpoint": "0" * 64, "task": TASK, "scores": [0], "probabilities": [1]}
+def test_a_calibration_of_another_checkpoint_prevents_the_start(
+    exported: ModelStore, tmp_path: Path
+) -> None:
+    row = {
+        "model": "florence-2-mini",
+        "checkpoint": "0" * 64,
+        "task": TASK,
+        "scores": [0],
+        "probabilities": [1],
+    }
     (tmp_path / "old.json").write_text(json.dumps({"calibrations": [row]}))
-    setting = {"DIPTYCH_CALIBRATION": str(tmp_path / "old.json"), "BENTOML_HOME": str(exported.home)}
-    environment, command = os.environ | setting, [sys.executable, "-m", "service"]
-    started = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    setting = {
+        "DIPTYCH_CALIBRATION": str(tmp_path / "old.json"),
+        "BENTOML_HOME": str(exported.home),
+    }
+    environment = os.environ | setting
+    command = [sys.executable, "-m", "service"]
+    started = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert started.returncode == 1
-    assert "diptych does not start: DIPTYCH_CALIBRATION: the calibration of florence-2-mini" in started.stderr
+    assert (
+        "diptych does not start: DIPTYCH_CALIBRATION: the calibration of florence-2-mini"
+        in started.stderr
+    )
 
 
-def test_calibrated_scores_are_not_calibrated_again(service: RunningService, tmp_path: Path) -> None:
+def test_calibrated_scores_are_not_calibrated_again(
+    service: RunningService, tmp_path: Path
+) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(IMAGE)
-    words = ("evaluate", tmp_path / "images", "--task", TASK, "--labels", "circle", "--calibrate", tmp_path / "c.json")
+    words = (
+        "evaluate",
+        tmp_path / "images",
+        "--task",
+        TASK,
+        "--labels",
+        "circle",
+        "--calibrate",
+        tmp_path / "c.json",
+    )
     refused = run(service, *words)
     assert refused.returncode == 1
     assert "florence-2-mini, paligemma-mini answers" in refused.stderr
     assert "DIPTYCH_CALIBRATION=off" in refused.stderr
 
 
-def test_a_folder_is_labelled_by_consensus_and_resumed(service: RunningService, tmp_path: Path) -> None:
+def test_a_folder_is_labelled_by_consensus_and_resumed(
+    service: RunningService, tmp_path: Path
+) -> None:
     (tmp_path / "images").mkdir()
     for index in range(6):
-        (tmp_path / "images" / f"{index}.png").write_bytes(CONDITIONS["22px"](evaluation_scene(index)).data)
+        (tmp_path / "images" / f"{index}.png").write_bytes(
+            CONDITIONS["22px"](evaluation_scene(index)).data
+        )
     labels = [word for shape in SHAPES for word in ("--labels", shape)]
-    words = ("annotate", tmp_path / "images", "--task", TASK, "--consensus", "--out", tmp_path / "out")
-    first, again = run(service, *words, *labels), run(service, *words, *labels)
-    num_accepted = len(json.loads((tmp_path / "out" / "annotations.json").read_text())["annotations"])
+    words = (
+        "annotate",
+        tmp_path / "images",
+        "--task",
+        TASK,
+        "--consensus",
+        "--out",
+        tmp_path / "out",
+    )
+    first = run(service, *words, *labels)
+    again = run(service, *words, *labels)
+    num_accepted = len(
+        json.loads((tmp_path / "out" / "annotations.json").read_text())["annotations"]
+    )
     assert (first.returncode, again.returncode) == (0, 0), first.stderr
     assert "6 of 6 images are in" in first.stdout
     assert again.stdout.count("0 images in") == 2
-    accepted, review = (json.loads((tmp_path / "out" / f"{n}.json").read_text()) for n in ("annotations", "review"))
+    accepted, review = (
+        json.loads((tmp_path / "out" / f"{n}.json").read_text()) for n in ("annotations", "review")
+    )
     assert accepted["annotations"]
     assert all(row["review"] and row["model"].endswith("-mini") for row in review["annotations"])
     tasks = json.loads((tmp_path / "out" / "label_studio.json").read_text())

@@ -1,4 +1,6 @@
-"""Two gateways with one key file and one store: limits of a key hold over both, and survive the store and a gateway."""
+"""Two gateways with one key file and one store: limits of a key hold over both, and survive the
+store and a gateway.
+"""
 
 import socket
 import time
@@ -29,8 +31,12 @@ from tests.support.waiting import wait_until
 
 pytestmark = needs_valkey
 
-REQUESTS, MEGAPIXELS, PLACES, OUTAGE = "key-a", "key-b", "key-c", "key-d"
-PER_MINUTE, MAX_CONCURRENT = 10, 2
+REQUESTS = "key-a"
+MEGAPIXELS = "key-b"
+PLACES = "key-c"
+OUTAGE = "key-d"
+PER_MINUTE = 10
+MAX_CONCURRENT = 2
 SLOW_REFILL_S = 60 / PER_MINUTE
 TIMEOUT_S = 5
 UNANSWERED = "diptych_shared_limits_unanswered_total"
@@ -38,7 +44,9 @@ UNANSWERED = "diptych_shared_limits_unanswered_total"
 
 @dataclass(frozen=True, slots=True)
 class Stand:
-    """Two gateways of two processes in all, over one runner whose answers never end, and their store."""
+    """Two gateways of two processes in all, over one runner whose answers never end, and their
+    store.
+    """
 
     store: Valkey
     gateways: Sequence[RunningService]
@@ -57,7 +65,9 @@ def stand(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Ite
         PLACES: f"max_concurrent={MAX_CONCURRENT}",
         OUTAGE: f"requests_per_minute={PER_MINUTE}",
     }
-    keys.write_text("\n".join(f"{hash_of(key)} name={key} {limits}" for key, limits in options.items()))
+    keys.write_text(
+        "\n".join(f"{hash_of(key)} name={key} {limits}" for key, limits in options.items())
+    )
     store = endless_models(exported, folder / "bentoml")
     with running_valkey(folder) as valkey, replicas(store, folder, 1) as runners:
         settings = {
@@ -74,26 +84,36 @@ def gateway(runners: Replicas, url: str, settings: dict[str, str]) -> RunningSer
 
 
 def models(gateway: RunningService, key: str) -> httpx.Response:
-    return httpx.get(f"{gateway.url}/v1/models", headers={"Authorization": f"Bearer {key}"}, timeout=30)
+    return httpx.get(
+        f"{gateway.url}/v1/models", headers={"Authorization": f"Bearer {key}"}, timeout=30
+    )
 
 
-def predict(gateway: RunningService, key: str, image: bytes, max_new_tokens: int = 1) -> httpx.Response:
+def predict(
+    gateway: RunningService, key: str, image: bytes, max_new_tokens: int = 1
+) -> httpx.Response:
     form = {"task": "captioning", "model": MODEL, "max_new_tokens": str(max_new_tokens)}
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx.post(f"{gateway.url}/v1/predict", data=form, files={"image": image}, headers=headers, timeout=30)
+    return httpx.post(
+        f"{gateway.url}/v1/predict", data=form, files={"image": image}, headers=headers, timeout=30
+    )
 
 
 def grpc_code(gateway: RunningService, key: str) -> grpc.StatusCode:
     with grpc.insecure_channel(gateway.grpc_address) as channel:
         stub: Any = VisionStub(channel)
-        call = stub.ListModels.future(pb.ListModelsRequest(), metadata=[("authorization", f"Bearer {key}")], timeout=30)
+        call = stub.ListModels.future(
+            pb.ListModelsRequest(), metadata=[("authorization", f"Bearer {key}")], timeout=30
+        )
         code: grpc.StatusCode = call.code()  # waits
     return code
 
 
 def test_two_gateways_together_admit_the_requests_of_one_minute(stand: Stand) -> None:
     start_s = time.monotonic()
-    statuses = Counter(models(stand.gateways[number % 2], REQUESTS).status_code for number in range(3 * PER_MINUTE))
+    statuses = Counter(
+        models(stand.gateways[number % 2], REQUESTS).status_code for number in range(3 * PER_MINUTE)
+    )
     codes = {grpc_code(gateway, REQUESTS) for gateway in stand.gateways}
     refilled = (time.monotonic() - start_s) / SLOW_REFILL_S
     assert stand.unanswered() == 0
@@ -112,7 +132,12 @@ def test_two_gateways_share_the_megapixels_of_a_key(stand: Stand) -> None:
 
 def test_two_gateways_share_the_concurrent_requests_of_a_key(stand: Stand) -> None:
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda number: predict(stand.gateways[number % 2], PLACES, scene_png(), 200), range(8)))
+        answers = list(
+            pool.map(
+                lambda number: predict(stand.gateways[number % 2], PLACES, scene_png(), 200),
+                range(8),
+            )
+        )
     statuses = Counter(answer.status_code for answer in answers)
     assert stand.unanswered() == 0
     assert statuses[429] == 8 - MAX_CONCURRENT
@@ -124,8 +149,11 @@ def num_leases(stand: Stand) -> int:
     return sum(map(stand.store.client.zcard, names))
 
 
-def test_without_the_store_each_gateway_applies_the_limits_and_with_it_they_share_again(stand: Stand) -> None:
-    statuses, took_s = Counter[int](), []
+def test_without_the_store_each_gateway_applies_the_limits_and_with_it_they_share_again(
+    stand: Stand,
+) -> None:
+    statuses = Counter[int]()
+    took_s = []
     stand.store.kill()
     for number in range(6 * PER_MINUTE):
         start_s = time.monotonic()
@@ -142,7 +170,9 @@ def test_without_the_store_each_gateway_applies_the_limits_and_with_it_they_shar
     stand.store.start()
     wait_until(lambda: {models(gateway, OUTAGE).status_code for gateway in stand.gateways} == {200})
     assert all("answers again" in gateway.log.read_text() for gateway in stand.gateways)
-    statuses = Counter(models(stand.gateways[number % 2], OUTAGE).status_code for number in range(2 * PER_MINUTE))
+    statuses = Counter(
+        models(stand.gateways[number % 2], OUTAGE).status_code for number in range(2 * PER_MINUTE)
+    )
     assert statuses[200] <= PER_MINUTE
 
 

@@ -1,4 +1,6 @@
-"""Text as it is decoded, over REST and gRPC: the pieces, and that the answer is the same as without."""
+"""Text as it is decoded, over REST and gRPC: the pieces, and that the answer is the same as
+without.
+"""
 
 import re
 from collections.abc import Iterator
@@ -35,12 +37,16 @@ def test_the_pieces_are_the_text_and_the_answer_is_the_same(
     client: httpx.Client, vision: Any, fields: dict[str, Any]
 ) -> None:
     whole = post_form(client, "/v1/predict", scene_png(), fields).json()
-    *tokens, (_, answer) = parse_events(post_form(client, "/v1/predict", scene_png(), {**fields, "stream": True}).text)
+    *tokens, (_, answer) = parse_events(
+        post_form(client, "/v1/predict", scene_png(), {**fields, "stream": True}).text
+    )
     texts = [data["text"] for _, data in tokens]
     assert "".join(texts) == whole["raw_text"]
     assert not [text for text in texts if BROKEN_TOKEN.search(text)]
     assert without_varying(answer) == without_varying(whole)
-    events = list(vision.PredictStream(pb.PredictRequest(image=scene_png(), **fields), timeout=TIMEOUT_S))
+    events = list(
+        vision.PredictStream(pb.PredictRequest(image=scene_png(), **fields), timeout=TIMEOUT_S)
+    )
     assert "".join(event.text for event in events) == whole["raw_text"]
     assert rounded(shown(events[-1].answer)) == rounded(shown_of(vision, fields))
 
@@ -57,7 +63,9 @@ def test_the_first_piece_comes_long_before_the_last(client: httpx.Client) -> Non
 
 
 def test_an_error_of_a_stream_has_its_status(client: httpx.Client, vision: Any) -> None:
-    refused = post_form(client, "/v1/predict", scene_png(), {"task": "captioning", "detail": "x", "stream": True})
+    refused = post_form(
+        client, "/v1/predict", scene_png(), {"task": "captioning", "detail": "x", "stream": True}
+    )
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "detail")
     with pytest.raises(grpc.RpcError) as caught:
         list(vision.PredictStream(pb.PredictRequest(image=b"none", task="ocr"), timeout=TIMEOUT_S))

@@ -1,4 +1,5 @@
-"""A runner that stands still: readiness goes false, requests end by their deadline, and all is well when it goes on.
+"""A runner that stands still: readiness goes false, requests end by their deadline, and all is well
+when it goes on.
 
 If it does not go on, it is restarted, and its stream continues.
 """
@@ -25,18 +26,25 @@ DEADLINE = {"X-Deadline-Ms": "1500"}
 
 
 @pytest.fixture(scope="module")
-def service(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def service(
+    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningService]:
     log = tmp_path_factory.mktemp("stuck") / "service.log"
     with running_service(exported.home, log, DIPTYCH_VISION_CACHE_MB="0") as running:
         yield running
 
 
 def ask(service: RunningService, model: str, headers: dict[str, str]) -> httpx.Response:
-    form, files = {"task": "ocr", "model": model}, {"image": scene_png()}
-    return httpx.post(f"{service.url}/v1/predict", data=form, files=files, headers=headers, timeout=60)
+    form = {"task": "ocr", "model": model}
+    files = {"image": scene_png()}
+    return httpx.post(
+        f"{service.url}/v1/predict", data=form, files=files, headers=headers, timeout=60
+    )
 
 
-def test_a_runner_that_stands_still_is_noticed_and_its_requests_end(service: RunningService) -> None:
+def test_a_runner_that_stands_still_is_noticed_and_its_requests_end(
+    service: RunningService,
+) -> None:
     expected = ask(service, "florence-2-mini", {}).json()["raw_text"]
     stopped = service.parts()["florence-2-mini-runner"]
     os.kill(stopped, signal.SIGSTOP)
@@ -56,16 +64,23 @@ def test_a_runner_whose_decoder_is_stuck_is_restarted_and_its_stream_continues(
     exported: ModelStore, tmp_path: Path
 ) -> None:
     """One thread is stopped, not the process: the others, and a probe, go on."""
-    model, form = "paligemma-mini", {"task": "captioning", "max_new_tokens": "200", "stream": "true"}
-    store, log, name = endless_models(exported, tmp_path / "bentoml"), tmp_path / "service.log", f"{model}-runner"
+    model = "paligemma-mini"
+    form = {"task": "captioning", "max_new_tokens": "200", "stream": "true"}
+    store = endless_models(exported, tmp_path / "bentoml")
+    log = tmp_path / "service.log"
+    name = f"{model}-runner"
     settings = {"DIPTYCH_STUCK_AFTER_S": "2", "DIPTYCH_MODELS": model}
     with running_service(store.home, log, **settings) as service, service.client() as client:
         stuck = service.parts()[name]
-        with client.stream("POST", "/v1/predict", data=form, files={"image": scene_png()}) as response:
+        with client.stream(
+            "POST", "/v1/predict", data=form, files={"image": scene_png()}
+        ) as response:
             chunks = response.iter_text()
             next(chunks)
             decoder_thread = busiest_thread(stuck)  # the answer may end while it is found
-        with client.stream("POST", "/v1/predict", data=form, files={"image": scene_png()}) as response:
+        with client.stream(
+            "POST", "/v1/predict", data=form, files={"image": scene_png()}
+        ) as response:
             chunks = response.iter_text()
             first = next(chunks)
             stop_thread_until_its_process_ends(decoder_thread)
@@ -76,11 +91,16 @@ def test_a_runner_whose_decoder_is_stuck_is_restarted_and_its_stream_continues(
     assert f"{name} (process {stuck}) ended with status 1 and is restarted" in log.read_text()
 
 
-def test_a_start_that_hangs_ends_with_its_stacks_and_is_repeated(exported: ModelStore, tmp_path: Path) -> None:
-    """The manifest becomes a FIFO after the checks of the start: the next runner waits for its writer."""
+def test_a_start_that_hangs_ends_with_its_stacks_and_is_repeated(
+    exported: ModelStore, tmp_path: Path
+) -> None:
+    """The manifest becomes a FIFO after the checks of the start: the next runner waits for its
+    writer.
+    """
     store = ModelStore(tmp_path / "bentoml")
     shutil.copytree(exported.home, store.home, symlinks=True)
-    log, model = tmp_path / "service.log", "florence-2-mini"
+    log = tmp_path / "service.log"
+    model = "florence-2-mini"
     settings = {"DIPTYCH_START_TIMEOUT_S": "5", "DIPTYCH_MODELS": model}
     with running_service(store.home, log, **settings) as service:
         manifest = store.newest(model) / MANIFEST_FILE

@@ -1,7 +1,8 @@
-"""No value of any field of any route stalls the gateway, keeps its memory, fails it, or makes another key wait.
+"""No value of any field of any route stalls the gateway, keeps its memory, fails it, or makes
+another key wait.
 
-Routes and fields are found in the running service (tests/support/sweep.py). `make test` sends bodies of 200 kB, `make
-test-long` of the largest size.
+Routes and fields are found in the running service (tests/support/sweep.py). `make test` sends
+bodies of 200 kB, `make test-long` of the largest size.
 """
 
 import threading
@@ -30,7 +31,8 @@ from tests.support.sweep import Case, HttpSweep, samples, unbounded_fields
 CaseT = TypeVar("CaseT", Case, Call)
 
 MODEL = "florence-2-mini"
-KEY, OTHER_KEY = "sweeping", "other"
+KEY = "sweeping"
+OTHER_KEY = "other"
 SMALL_BYTES = 200_000
 SIZES = [SMALL_BYTES, pytest.param(19_000_000, marks=pytest.mark.long)]
 MAX_LAG_S = 0.1
@@ -42,12 +44,19 @@ FAILED = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNA
 
 
 @pytest.fixture(scope="module")
-def keyed(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def keyed(
+    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningService]:
     folder = tmp_path_factory.mktemp("sweep")
     keys = folder / "keys"
     keys.write_text("\n".join(map(hash_of, (KEY, OTHER_KEY))))
-    settings = {"DIPTYCH_API_KEYS_FILE": str(keys), "DIPTYCH_BATCHES_FOLDER": str(folder / "batches")}
-    with running_service(exported.home, folder / "service.log", Access(key=KEY), **settings) as service:
+    settings = {
+        "DIPTYCH_API_KEYS_FILE": str(keys),
+        "DIPTYCH_BATCHES_FOLDER": str(folder / "batches"),
+    }
+    with running_service(
+        exported.home, folder / "service.log", Access(key=KEY), **settings
+    ) as service:
         yield service
 
 
@@ -88,7 +97,9 @@ class Observed:
 
     def resident_bytes(self) -> int:
         pid = self.service.parts()["diptych"]
-        fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        fields = dict(
+            line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        )
         return int(fields["VmRSS"].split()[0]) * 1024
 
     def num_late(self) -> float:
@@ -102,7 +113,11 @@ class Observed:
 
 def http_sweep(client: httpx.Client, num_bytes: int) -> HttpSweep:
     document = client.get("/openapi.json").raise_for_status().json()
-    return HttpSweep(document, samples(scene_png(), MODEL, view(labelled("RectangleLabels", "circle"))), num_bytes)
+    return HttpSweep(
+        document,
+        samples(scene_png(), MODEL, view(labelled("RectangleLabels", "circle"))),
+        num_bytes,
+    )
 
 
 def failure_of(client: httpx.Client, case: Case) -> str | None:
@@ -115,9 +130,15 @@ def send(client: httpx.Client, case: Case) -> httpx.Response:
     return client.request(case.method, case.path, content=case.body, headers=headers)
 
 
-def problems_of(cases: Iterable[CaseT], ask: Callable[[CaseT], str | None], observed: Observed) -> list[str]:
-    """Send all cases; return those that fail (`ask` returns why) and those that make the event loop late."""
-    found, slow = [], []
+def problems_of(
+    cases: Iterable[CaseT], ask: Callable[[CaseT], str | None], observed: Observed
+) -> list[str]:
+    """Send all cases.
+
+    Return those that fail (`ask` returns why) and those that make the event loop late.
+    """
+    found = []
+    slow = []
     late = observed.num_late()
     for case in cases:
         start_s = time.monotonic()
@@ -127,7 +148,11 @@ def problems_of(cases: Iterable[CaseT], ask: Callable[[CaseT], str | None], obse
         if time.monotonic() - start_s > MAX_LAG_S:
             slow.append(case)
     if observed.num_late() > late:
-        found += [f"{case}: the event loop is late" for case in slow if is_always_late(case, ask, observed)]
+        found += [
+            f"{case}: the event loop is late"
+            for case in slow
+            if is_always_late(case, ask, observed)
+        ]
     return found
 
 
@@ -143,13 +168,17 @@ def is_always_late(case: CaseT, ask: Callable[[CaseT], str | None], observed: Ob
 
 @pytest.mark.parametrize("num_bytes", SIZES)
 def test_every_field_of_every_http_route_is_bounded(keyed: RunningService, num_bytes: int) -> None:
-    observed, other, problems = Observed(keyed), OtherKey(keyed), []
+    observed = Observed(keyed)
+    other = OtherKey(keyed)
+    problems = []
     with keyed.client() as client, other.asking():
         sweep = http_sweep(client, num_bytes)
         routes = sweep.routes() if num_bytes == SMALL_BYTES else sweep.distinct_routes()
         for method, path, operation in routes:
             before = observed.resident_bytes()
-            problems += problems_of(sweep.cases(method, path, operation), partial(failure_of, client), observed)
+            problems += problems_of(
+                sweep.cases(method, path, operation), partial(failure_of, client), observed
+            )
             grown = observed.resident_bytes() - before
             if grown > KEPT_BODIES * num_bytes + NOISE_BYTES:
                 problems.append(f"{method} {path}: {grown / 1e6:.0f} MB stay")
@@ -161,7 +190,9 @@ def test_every_field_of_every_http_route_is_bounded(keyed: RunningService, num_b
 
 @pytest.mark.parametrize("num_bytes", SIZES)
 def test_every_field_of_every_grpc_method_is_bounded(keyed: RunningService, num_bytes: int) -> None:
-    observed, other, problems = Observed(keyed), OtherKey(keyed), []
+    observed = Observed(keyed)
+    other = OtherKey(keyed)
+    problems = []
     valid = {"image": scene_png(), "task": "captioning"}
     with grpc.insecure_channel(keyed.grpc_address) as channel, other.asking():
         sweep = GrpcSweep(channel, valid, num_bytes)
@@ -182,7 +213,9 @@ def failure_of_call(channel: grpc.Channel, call: Call) -> str | None:
 
 
 def code_of(channel: grpc.Channel, call: Call) -> grpc.StatusCode:
-    make: Any = channel.unary_stream if call.method.endswith(("Stream", "Watch")) else channel.unary_unary
+    make: Any = (
+        channel.unary_stream if call.method.endswith(("Stream", "Watch")) else channel.unary_unary
+    )
     metadata = (("authorization", f"Bearer {KEY}"),)
     try:
         answer = make(call.method)(call.body, timeout=10, metadata=metadata)
@@ -195,7 +228,9 @@ def code_of(channel: grpc.Channel, call: Call) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-def test_the_sweep_finds_every_route_and_its_valid_bodies_are_answered(keyed: RunningService) -> None:
+def test_the_sweep_finds_every_route_and_its_valid_bodies_are_answered(
+    keyed: RunningService,
+) -> None:
     with keyed.client() as client:
         sweep = http_sweep(client, 1)
         for method, path, operation in sweep.routes():
@@ -204,7 +239,11 @@ def test_the_sweep_finds_every_route_and_its_valid_bodies_are_answered(keyed: Ru
                 for schema in sweep.alternatives(content["application/json"]["schema"]):
                     body = sweep.valid_body(schema)
                     case = Case("", "", "", method, sweep.filled(path), body, "application/json")
-                    assert send(client, case).status_code in (200, 422), (path, body[-500:], send(client, case).text)
+                    assert send(client, case).status_code in (200, 422), (
+                        path,
+                        body[-500:],
+                        send(client, case).text,
+                    )
 
 
 def test_every_field_of_a_request_has_a_bound_in_the_schema(keyed: RunningService) -> None:

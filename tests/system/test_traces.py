@@ -1,4 +1,5 @@
-"""The traces of a running service at a small collector, its log as JSON; and a service whose collector is away.
+"""The traces of a running service at a small collector, its log as JSON; and a service whose
+collector is away.
 
 All spans of the first are sent when it stops: its batches would be sent once an hour.
 """
@@ -23,15 +24,24 @@ from tests.support.export_cli import EMBEDDED, ModelStore
 from tests.support.running_service import RunningService, running_service
 from tests.support.scene_images import scene_png
 from tests.support.server_sent_events import parse_events
-from tests.support.trace_collector import CALLER_ID, TRACE_ID, TRACEPARENT, CollectedSpan, collecting
+from tests.support.trace_collector import (
+    CALLER_ID,
+    TRACE_ID,
+    TRACEPARENT,
+    CollectedSpan,
+    collecting,
+)
 from tests.system.test_answers import FLORENCE, PALIGEMMA, post_form
 
 CAPTION = {"task": "captioning", "detail": "detailed"}
 KEPT_BACK = {"OTEL_BSP_SCHEDULE_DELAY": "3600000"}  # ms
 GRPC_TRACE, STREAM_TRACE, COMPARE_TRACE, FAILED_TRACE = (digit * 32 for digit in "abcd")
-QUESTION, LABEL = "is-there-a-xylophone", "a-heptagon-of-felt"
+QUESTION = "is-there-a-xylophone"
+LABEL = "a-heptagon-of-felt"
 CLOCK_S = 0.005  # as far apart may two clocks be that are read one after the other
-STOP_S = 30  # of a service that has no request: two seconds for the spans of each process, on a machine that is busy
+# of a service that has no request: two seconds for the spans of each process, on a machine that is
+# busy
+STOP_S = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +69,9 @@ class Told:
         """Return the line of each leaf of a trace, from its caller on."""
         made = self.trace(trace_id)
         inner = {span.parent_id for span in made}
-        leaves = [span for span in made if span.span_id not in inner and "can_open" not in span.name]
+        leaves = [
+            span for span in made if span.span_id not in inner and "can_open" not in span.name
+        ]
         return {" / ".join(reversed(self.lineage(leaf))) for leaf in leaves}
 
 
@@ -68,15 +80,25 @@ def parent(trace_id: str) -> str:
 
 
 def ask(service: RunningService) -> tuple[dict[str, str], list[str]]:
-    """Send a request of each kind; return the ids of their traces, as asked and as told, and the texts of answers."""
-    image, ids, texts = scene_png(), {}, []
+    """Send a request of each kind.
+
+    Return the ids of their traces, as asked and as told, and the texts of answers.
+    """
+    image = scene_png()
+    ids = {}
+    texts = []
     with service.client() as client:
         client.headers["traceparent"] = parent(TRACE_ID)
         response = post_form(client, "/v1/predict", image, {**CAPTION, "model": FLORENCE})
         ids[TRACE_ID] = response.headers["x-trace-id"]
         texts.append(response.json()["result"]["text"])
         client.headers["traceparent"] = parent(STREAM_TRACE)
-        fields = {"task": "visual_question_answering", "model": PALIGEMMA, "question": QUESTION, "stream": True}
+        fields = {
+            "task": "visual_question_answering",
+            "model": PALIGEMMA,
+            "question": QUESTION,
+            "stream": True,
+        }
         response = post_form(client, "/v1/predict", image, fields)
         ids[STREAM_TRACE] = response.headers["x-trace-id"]
         assert parse_events(response.text)[-1][0] == "result"
@@ -89,8 +111,12 @@ def ask(service: RunningService) -> tuple[dict[str, str], list[str]]:
         ids[FAILED_TRACE] = response.headers["x-trace-id"]
     with grpc.insecure_channel(service.grpc_address) as channel:
         stub: Any = VisionStub(channel)
-        request = pb.PredictRequest(image=image, task="captioning", detail="detailed", model=PALIGEMMA)
-        answer, call = stub.Predict.with_call(request, timeout=60, metadata=[("traceparent", parent(GRPC_TRACE))])
+        request = pb.PredictRequest(
+            image=image, task="captioning", detail="detailed", model=PALIGEMMA
+        )
+        answer, call = stub.Predict.with_call(
+            request, timeout=60, metadata=[("traceparent", parent(GRPC_TRACE))]
+        )
         ids[GRPC_TRACE] = dict(call.trailing_metadata())["x-trace-id"]
         texts.append(answer.text)
     return ids, texts
@@ -100,7 +126,11 @@ def ask(service: RunningService) -> tuple[dict[str, str], list[str]]:
 def told(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     log = tmp_path_factory.mktemp("traces") / "service.log"
     with collecting() as collector:
-        settings = {"DIPTYCH_OTLP_ENDPOINT": collector.url, "DIPTYCH_LOG_FORMAT": "json", **KEPT_BACK}
+        settings = {
+            "DIPTYCH_OTLP_ENDPOINT": collector.url,
+            "DIPTYCH_LOG_FORMAT": "json",
+            **KEPT_BACK,
+        }
         with running_service(exported.home, log, **settings) as service:
             ids, answers = ask(service)
             assert not collector.spans
@@ -121,21 +151,34 @@ def test_spans_of_all_processes_connect_up_to_the_callers(told: Told) -> None:
             *("admission", "preprocess", "postprocess"),
             *(
                 f"POST /write / POST /write / {name}"
-                for name in ("encode_queue", "encode_batch", "decode_queue", "prefill", "decode_steps")
+                for name in (
+                    "encode_queue",
+                    "encode_batch",
+                    "decode_queue",
+                    "prefill",
+                    "decode_steps",
+                )
             ),
         )
     }
     parts = {span.name: span.part for span in told.trace(TRACE_ID)}
     assert parts["preprocess"] == parts["POST /v1/predict"] == "diptych"
-    assert parts["encode_batch"] == parts["prefill"] == parts["decode_steps"] == f"{FLORENCE}-runner"
+    assert (
+        parts["encode_batch"] == parts["prefill"] == parts["decode_steps"] == f"{FLORENCE}-runner"
+    )
 
 
 def test_a_stream_a_call_and_a_comparison_are_one_trace_each(told: Told) -> None:
     heads = {
-        STREAM_TRACE: [f"POST /v1/predict / generate_content {PALIGEMMA} / POST /stream / POST /stream"],
-        GRPC_TRACE: [f"diptych.v1.Vision/Predict / generate_content {PALIGEMMA} / POST /write / POST /write"],
+        STREAM_TRACE: [
+            f"POST /v1/predict / generate_content {PALIGEMMA} / POST /stream / POST /stream"
+        ],
+        GRPC_TRACE: [
+            f"diptych.v1.Vision/Predict / generate_content {PALIGEMMA} / POST /write / POST /write"
+        ],
         COMPARE_TRACE: [
-            f"POST /v1/compare / generate_content {model} / POST /write / POST /write" for model in EMBEDDED
+            f"POST /v1/compare / generate_content {model} / POST /write / POST /write"
+            for model in EMBEDDED
         ],
     }
     for trace_id, lines in heads.items():
@@ -144,7 +187,9 @@ def test_a_stream_a_call_and_a_comparison_are_one_trace_each(told: Told) -> None
         for line in lines:
             assert f"{CALLER_ID} / {line} / prefill" in stages
             assert f"{CALLER_ID} / {line} / decode_steps" in stages
-    assert {span.part for span in told.trace(COMPARE_TRACE)} >= {f"{model}-runner" for model in EMBEDDED}
+    assert {span.part for span in told.trace(COMPARE_TRACE)} >= {
+        f"{model}-runner" for model in EMBEDDED
+    }
     assert told.stages(FAILED_TRACE) == {f"{CALLER_ID} / POST /v1/predict"}
 
 
@@ -154,10 +199,14 @@ def test_every_span_lies_within_its_parent_and_its_request(told: Told) -> None:
     inner = [span for span in told.spans if span.parent_id in parents]
     assert len(inner) > 40
     for span in inner:
-        is_answered_call = parents[span.parent_id].part != span.part  # it ends after its last byte, if only just
+        # it ends after its last byte, if only just
+        is_answered_call = parents[span.parent_id].part != span.part
         for around in (parents[span.parent_id], requests[span.trace_id]):
             last_s = span.start_s if is_answered_call else span.end_s
-            assert around.start_s - CLOCK_S <= span.start_s <= last_s <= around.end_s + CLOCK_S, (span, around)
+            assert around.start_s - CLOCK_S <= span.start_s <= last_s <= around.end_s + CLOCK_S, (
+                span,
+                around,
+            )
     for answer in (span for span in told.spans if span.name.startswith("generate_content")):
         stages = [span.duration_s for span in told.spans if span.parent_id == answer.span_id]
         assert 0 < sum(stages) <= answer.duration_s + CLOCK_S
@@ -174,7 +223,9 @@ def test_an_answers_span_counts_its_tokens(told: Told) -> None:
 
 def test_every_line_of_the_log_is_an_object_and_each_request_has_its_ids(told: Told) -> None:
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in told.log)
-    assert {"service.gateway", "service.supervision.supervisor"} < {line["logger"] for line in told.log}
+    assert {"service.gateway", "service.supervision.supervisor"} < {
+        line["logger"] for line in told.log
+    }
     assert any(line["logger"].startswith("bentoml") for line in told.log)
     requests = [line for line in told.log if line["logger"] == "service.inference.recording"]
     assert sorted(line["trace_id"] for line in requests) == sorted([*told.ids, COMPARE_TRACE])
@@ -187,14 +238,18 @@ def test_every_line_of_the_log_is_an_object_and_each_request_has_its_ids(told: T
 def test_no_span_and_no_line_has_a_prompt_an_answer_or_an_image(told: Told) -> None:
     secrets = [QUESTION, LABEL, *told.answers, repr(scene_png())[2:42]]
     assert all(len(text) > 20 for text in told.answers)
-    everything = b"".join(span.bytes for span in told.spans).decode("utf-8", "replace") + json.dumps(told.log)
+    everything = b"".join(span.bytes for span in told.spans).decode(
+        "utf-8", "replace"
+    ) + json.dumps(told.log)
     assert TRACE_ID in everything
     for secret in secrets:
         assert secret not in everything, secret
 
 
 @pytest.mark.long
-def test_a_collector_that_does_not_answer_changes_nothing_but_a_log_line(exported: ModelStore, tmp_path: Path) -> None:
+def test_a_collector_that_does_not_answer_changes_nothing_but_a_log_line(
+    exported: ModelStore, tmp_path: Path
+) -> None:
     log = tmp_path / "service.log"
     with socket.create_server(("127.0.0.1", 0)) as listener:
         settings = {
@@ -209,7 +264,11 @@ def test_a_collector_that_does_not_answer_changes_nothing_but_a_log_line(exporte
                 assert_answered(client)
             service.process.send_signal(signal.SIGTERM)
             assert service.process.wait(STOP_S) == 0
-    complaints = [line for line in log.read_text().splitlines() if "export" in line.lower() or "Queue full" in line]
+    complaints = [
+        line
+        for line in log.read_text().splitlines()
+        if "export" in line.lower() or "Queue full" in line
+    ]
     assert 1 <= len(complaints) <= 3  # one of each process
     assert "Traceback" not in log.read_text()
 

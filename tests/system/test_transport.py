@@ -1,4 +1,6 @@
-"""A real runner, called as the gateway calls it: over a socket, pixels in memory; over TCP, pixels in the body."""
+"""A real runner, called as the gateway calls it: over a socket, pixels in memory; over TCP, pixels
+in the body.
+"""
 
 import asyncio
 from collections.abc import Iterator
@@ -17,7 +19,9 @@ from tests.support.processes import run_folder_of
 from tests.support.replicas import MODEL, Replicas, replicas
 from tests.support.running_service import RunningService
 
-SPEC = SequenceSpec(segments=[("What does the image describe?", True)], max_new_tokens=20, timeout_s=60)
+SPEC = SequenceSpec(
+    segments=[("What does the image describe?", True)], max_new_tokens=20, timeout_s=60
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,10 @@ def manifest_of(exported: ModelStore) -> Manifest:
 
 
 async def asked(url: str, manifest: Manifest, key: str) -> list[Written]:
-    """Return the answers to a call that brings pixels, to one that does not, and to a stream; they are equal."""
+    """Return the answers to a call that brings pixels, to one that does not, and to a stream.
+
+    They are equal.
+    """
     width, height = manifest.image_size_wh
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     channel = RunnerChannel(url, manifest.build_key, 60)
@@ -49,7 +56,10 @@ async def asked(url: str, manifest: Manifest, key: str) -> list[Written]:
         features, *events = [event async for event in channel.stream(RunnerCall(key, [SPEC]))]
         assert isinstance(features, FoundFeatures)
         written = [each for each in (*new.outcomes, *kept.outcomes) if isinstance(each, Written)]
-        assert "".join(event.text for event in events if isinstance(event, TextPiece)) == written[0].text
+        assert (
+            "".join(event.text for event in events if isinstance(event, TextPiece))
+            == written[0].text
+        )
         return written
     finally:
         await channel.close()
@@ -58,37 +68,52 @@ async def asked(url: str, manifest: Manifest, key: str) -> list[Written]:
 def test_answers_are_bit_equal_through_memory_and_in_the_body(
     exported: ModelStore, service: RunningService, runner: Replicas
 ) -> None:
-    manifest, socket = manifest_of(exported), run_folder_of(service.process.pid) / f"{MODEL}-runner.sock"
+    manifest = manifest_of(exported)
+    socket = run_folder_of(service.process.pid) / f"{MODEL}-runner.sock"
     by_memory = asyncio.run(asked(socket.as_uri(), manifest, "a" * 64))
     by_body = asyncio.run(asked(url_of(runner), manifest, "b" * 64))
     first = by_memory[0]
-    assert all((each.text, each.logprobs) == (first.text, first.logprobs) for each in (*by_memory, *by_body))
+    assert all(
+        (each.text, each.logprobs) == (first.text, first.logprobs)
+        for each in (*by_memory, *by_body)
+    )
 
 
 def test_a_runner_alone_answers_probes_and_metrics(runner: Replicas) -> None:
     with runner.running[runner.ports[0]].client() as client:
         assert {client.get(path).status_code for path in ("/livez", "/readyz", "/metrics")} == {200}
-        assert f'diptych_start_time_seconds{{model="{MODEL}",part="runner"}}' in client.get("/metrics").text
+        assert (
+            f'diptych_start_time_seconds{{model="{MODEL}",part="runner"}}'
+            in client.get("/metrics").text
+        )
         assert client.get("/readyz", headers={BUILD_HEADER: "another"}).status_code == 503
 
 
 def test_a_call_that_is_none_of_a_gateway_is_refused(runner: Replicas) -> None:
     call: dict[str, object] = {"sequences": []}
-    key, memory = {IMAGE_KEY_HEADER: "a"}, {"pid": 1, "fd": 0, "name": "diptych-x"}
+    key = {IMAGE_KEY_HEADER: "a"}
+    memory = {"pid": 1, "fd": 0, "name": "diptych-x"}
     with httpx.Client(base_url=url_of(runner)) as client:
         assert client.post("/write", json=call).status_code == 400
         assert client.post("/write", json=call, headers=key).status_code == 404
         assert client.post("/write", json=call | {"pixels": memory}, headers=key).status_code == 400
-        assert client.post("/write", content=b"{", headers=key | {"Content-Type": JSON}).status_code == 400
+        assert (
+            client.post("/write", content=b"{", headers=key | {"Content-Type": JSON}).status_code
+            == 400
+        )
 
 
-def test_images_at_one_time_are_encoded_in_batches_by_bentoml(exported: ModelStore, runner: Replicas) -> None:
+def test_images_at_one_time_are_encoded_in_batches_by_bentoml(
+    exported: ModelStore, runner: Replicas
+) -> None:
     async def encode_all() -> None:
         manifest = manifest_of(exported)
         width, height = manifest.image_size_wh
         pixels = np.zeros((height, width, 3), dtype=np.uint8)
         channel = RunnerChannel(url_of(runner), manifest.build_key, 60)
-        await asyncio.gather(*(channel.write(RunnerCall(f"{number:064x}", [], pixels)) for number in range(24)))
+        await asyncio.gather(
+            *(channel.write(RunnerCall(f"{number:064x}", [], pixels)) for number in range(24))
+        )
         await channel.close()
 
     def batches() -> tuple[float, float]:
@@ -96,7 +121,14 @@ def test_images_at_one_time_are_encoded_in_batches_by_bentoml(exported: ModelSto
             lines = client.get("/metrics").text.splitlines()
         labels = f'{{model="{MODEL}",stage="encode"}}'
         count, total = (
-            next((float(line.split()[1]) for line in lines if line.startswith(f"diptych_batch_size_{name}{labels}")), 0)
+            next(
+                (
+                    float(line.split()[1])
+                    for line in lines
+                    if line.startswith(f"diptych_batch_size_{name}{labels}")
+                ),
+                0,
+            )
             for name in ("count", "sum")
         )  # 0: nothing was encoded yet
         return count, total

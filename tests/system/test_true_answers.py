@@ -1,6 +1,8 @@
-"""Every task of both embedded models, over REST, against the truth of rendered scenes of several sizes and shapes.
+"""Every task of both embedded models, over REST, against the truth of rendered scenes of several
+sizes and shapes.
 
-The bars are what the checkpoints are meant to reach, which over 1,000 scenes they do (`python -m export.evaluation`).
+The bars are what the checkpoints are meant to reach, which over 1,000 scenes they do (`python -m
+export.evaluation`).
 """
 
 import pytest
@@ -10,7 +12,8 @@ from export.scenes import Scene, render_scene
 from export.scenes.scoring import Measure
 from tests.support.running_service import RunningService
 
-NUM_SCENES, NUM_CLIENTS = 24, 4
+NUM_SCENES = 24
+NUM_CLIENTS = 4
 SIZES_WH = ((192, 192), (640, 480), (300, 500), (1000, 400))
 
 BARS: dict[str, dict[tuple[str, Measure], float]] = {
@@ -92,10 +95,15 @@ def in_turn(scene: Scene) -> SceneImage:
 @pytest.fixture(scope="module")
 def evaluations(service: RunningService) -> dict[str, Evaluation]:
     with service.client() as client:
-        return {model_id: evaluate(client, model_id, in_turn, NUM_SCENES, NUM_CLIENTS) for model_id in BARS}
+        return {
+            model_id: evaluate(client, model_id, in_turn, NUM_SCENES, NUM_CLIENTS)
+            for model_id in BARS
+        }
 
 
-@pytest.mark.parametrize(("model", "name", "measure"), [(m, *key) for m, bars in BARS.items() for key in bars])
+@pytest.mark.parametrize(
+    ("model", "name", "measure"), [(m, *key) for m, bars in BARS.items() for key in bars]
+)
 def test_answers_are_as_true_as_the_checkpoint(
     evaluations: dict[str, Evaluation], model: str, name: str, measure: Measure
 ) -> None:
@@ -104,8 +112,14 @@ def test_answers_are_as_true_as_the_checkpoint(
     assert evaluation.score(name, measure) >= BARS[model][name, measure]
 
 
-def test_every_offered_task_was_asked(service: RunningService, evaluations: dict[str, Evaluation]) -> None:
+def test_every_offered_task_was_asked(
+    service: RunningService, evaluations: dict[str, Evaluation]
+) -> None:
     with service.client() as client:
-        models = {model["id"]: set(model["tasks"]) for model in client.get("/v1/models").json()["data"]}
-    asked = {model: {name.split(" ")[0] for name in e.latencies_ms} for model, e in evaluations.items()}
+        models = {
+            model["id"]: set(model["tasks"]) for model in client.get("/v1/models").json()["data"]
+        }
+    asked = {
+        model: {name.split(" ")[0] for name in e.latencies_ms} for model, e in evaluations.items()
+    }
     assert asked == models

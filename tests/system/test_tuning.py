@@ -1,4 +1,6 @@
-"""From labelled images to a served adapter: `python -m export.tune`, the watched folder, and the running service."""
+"""From labelled images to a served adapter: `python -m export.tune`, the watched folder, and the
+running service.
+"""
 
 import json
 from pathlib import Path
@@ -23,7 +25,9 @@ def data(tmp_path: Path) -> Path:
     folder.mkdir()
     for index in range(NUM_IMAGES):
         render_scene(sample_scene(FIRST_TRAINING_SEED + index)).save(folder / f"{index}.png")
-    rows = (json.dumps({"image": f"{index}.png", "caption": CAPTION}) for index in range(NUM_IMAGES))
+    rows = (
+        json.dumps({"image": f"{index}.png", "caption": CAPTION}) for index in range(NUM_IMAGES)
+    )
     (folder / "captions.jsonl").write_text("\n".join(rows))
     return folder
 
@@ -34,13 +38,25 @@ def test_an_adapter_tuned_on_captions_writes_them_about_other_images(
 ) -> None:
     adapters = tmp_path / "adapters"
     options = ("--base", model_id, "--task", "captioning", "--output", str(adapters / "drawings"))
-    assert main([str(data), *options, "--epochs", "15", "--batch-size", "4", "--learning-rate", "3e-3"]) == 0
+    assert (
+        main(
+            [str(data), *options, "--epochs", "15", "--batch-size", "4", "--learning-rate", "3e-3"]
+        )
+        == 0
+    )
     settings = {"DIPTYCH_MODELS": model_id, "DIPTYCH_ADAPTERS": str(adapters)}
-    with running_service(exported.home, tmp_path / "log", **settings) as running, running.client() as http:
+    with (
+        running_service(exported.home, tmp_path / "log", **settings) as running,
+        running.client() as http,
+    ):
         for seed in range(FIRST_TEST_SEED, FIRST_TEST_SEED + 5):
             image = encoded(render_scene(sample_scene(seed)))
             base, tuned = (
-                http.post("/v1/predict", data={"task": "captioning", "model": model}, files={"image": image}).json()
+                http.post(
+                    "/v1/predict",
+                    data={"task": "captioning", "model": model},
+                    files={"image": image},
+                ).json()
                 for model in (model_id, "drawings")
             )
             assert (base["vision_cache"], tuned["vision_cache"]) == ("miss", "hit")

@@ -1,4 +1,6 @@
-"""The real X-AnyLabeling, without a screen: it lists both models, and their answers become its shapes."""
+"""The real X-AnyLabeling, without a screen: it lists both models, and their answers become its
+shapes.
+"""
 
 import json
 import subprocess
@@ -54,7 +56,12 @@ def test_answers_become_shapes_and_a_description(service: RunningService, tmp_pa
     models, results = session(service, tmp_path, STEPS)
     assert models == list(EMBEDDED)
     detected, prompted, segmented, captioned, described = results
-    assert sorted(shape["label"] for shape in detected["shapes"]) == ["circle", "square", "star", "triangle"]
+    assert sorted(shape["label"] for shape in detected["shapes"]) == [
+        "circle",
+        "square",
+        "star",
+        "triangle",
+    ]
     (box,) = prompted["shapes"]
     assert (box["label"], box["type"]) == ("purple square", "rectangle")
     assert is_near(box["points"], SQUARE)

@@ -24,8 +24,10 @@ WRITERS = {
     "florence2": answer_pieces,
     "paligemma": PaliGemmaAnswers({shape: tuple(range(16)) for shape in SHAPES}).answer_pieces,
 }
-BOX, QUAD = "<loc_1><loc_2><loc_3><loc_4>", "<loc_1>" * 8
-FOUR, SIXTEEN = "<loc0001><loc0002><loc0003><loc0004>", "<seg001>" * 16
+BOX = "<loc_1><loc_2><loc_3><loc_4>"
+QUAD = "<loc_1>" * 8
+FOUR = "<loc0001><loc0002><loc0003><loc0004>"
+SIXTEEN = "<seg001>" * 16
 ASKED = TaskParameters(labels=("red circle", "star"))
 ODD = TaskParameters(labels=('a "b" \\ % {4}', "<loc0005>", "größe 日本 🙂", "red", "red circle"))
 PHRASE = TaskParameters(phrase="star")
@@ -43,9 +45,13 @@ class Language:
         """Return True if a decoder that follows the task's grammar can write `text` and end."""
         grammar = FAMILIES[self.family].answer_grammar(task_id, parameters)  # type: ignore[index]
         assert grammar is not None
-        constraint, size = self.constraints.get(grammar), self.tokenizer.get_vocab_size()
+        constraint = self.constraints.get(grammar)
+        size = self.tokenizer.get_vocab_size()
         state = constraint.start()
-        for token_id in [*self.tokenizer.encode(text, add_special_tokens=False).ids, EOS_ID[self.family]]:
+        for token_id in [
+            *self.tokenizer.encode(text, add_special_tokens=False).ids,
+            EOS_ID[self.family],
+        ]:
             if token_id not in allowed_ids(constraint, state, size):
                 return False
             state = constraint.after(state, token_id)
@@ -53,8 +59,11 @@ class Language:
 
 
 def language(model_id: str) -> Language:
-    file, family = MODELS / model_id / "tokenizer.json", CATALOG[model_id].family
-    return Language(family, Tokenizer.from_file(str(file)), Constraints.load(file, {EOS_ID[family]}))
+    file = MODELS / model_id / "tokenizer.json"
+    family = CATALOG[model_id].family
+    return Language(
+        family, Tokenizer.from_file(str(file)), Constraints.load(file, {EOS_ID[family]})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,20 +101,50 @@ def test_every_true_answer_is_well_formed(languages: dict[str, Language], model_
         ("florence2", "object_detection", TaskParameters(), BOX, False),
         ("florence2", "region_proposal", TaskParameters(), f"{BOX}{BOX}", True),
         ("florence2", "region_proposal", TaskParameters(), f"star{BOX}", False),
-        ("florence2", "open_vocabulary_detection", ASKED, f"star<poly>{BOX}<loc_5><loc_6></poly>", True),
+        (
+            "florence2",
+            "open_vocabulary_detection",
+            ASKED,
+            f"star<poly>{BOX}<loc_5><loc_6></poly>",
+            True,
+        ),
         ("florence2", "open_vocabulary_detection", ASKED, f"red circle{BOX}a star{BOX}{BOX}", True),
         ("florence2", "open_vocabulary_detection", ASKED, f"a blue star{BOX}", False),
         ("florence2", "open_vocabulary_detection", ASKED, f"red{BOX}", False),
         ("florence2", "open_vocabulary_detection", ASKED, "", True),
-        ("florence2", "phrase_grounding", TaskParameters(caption="a star"), f"a blue star{BOX}", True),
-        ("florence2", "phrase_grounding", TaskParameters(phrases=("A star",)), f"A star{BOX} star{BOX}", True),
-        ("florence2", "phrase_grounding", TaskParameters(phrases=("A star",)), f"A stars{BOX}", False),
+        (
+            "florence2",
+            "phrase_grounding",
+            TaskParameters(caption="a star"),
+            f"a blue star{BOX}",
+            True,
+        ),
+        (
+            "florence2",
+            "phrase_grounding",
+            TaskParameters(phrases=("A star",)),
+            f"A star{BOX} star{BOX}",
+            True,
+        ),
+        (
+            "florence2",
+            "phrase_grounding",
+            TaskParameters(phrases=("A star",)),
+            f"A stars{BOX}",
+            False,
+        ),
         *(
             ("florence2", "phrase_grounding", ODD, f"{label}{BOX}red{BOX}red circle{BOX}", True)
             for label in (ODD.labels or ())
         ),
         ("florence2", "instance_segmentation", PHRASE, f"{BOX}<loc_5><loc_6>", True),
-        ("florence2", "instance_segmentation", PHRASE, f"{BOX}<loc_5><loc_6><sep>{BOX}<loc_5><loc_6>", True),
+        (
+            "florence2",
+            "instance_segmentation",
+            PHRASE,
+            f"{BOX}<loc_5><loc_6><sep>{BOX}<loc_5><loc_6>",
+            True,
+        ),
         ("florence2", "instance_segmentation", PHRASE, f"{BOX}<loc_5><loc_6><loc_7>", False),
         ("florence2", "instance_segmentation", PHRASE, BOX, False),
         ("florence2", "ocr_with_regions", TaskParameters(), f"AB{QUAD}", True),
@@ -121,23 +160,42 @@ def test_every_true_answer_is_well_formed(languages: dict[str, Language], model_
         ("paligemma", "open_vocabulary_detection", ASKED, "star", False),
         ("paligemma", "open_vocabulary_detection", ASKED, "", True),
         *(
-            ("paligemma", "phrase_grounding", ODD, f"{FOUR} {label} ; {FOUR} red ; {FOUR} red circle", True)
+            (
+                "paligemma",
+                "phrase_grounding",
+                ODD,
+                f"{FOUR} {label} ; {FOUR} red ; {FOUR} red circle",
+                True,
+            )
             for label in (ODD.labels or ())
             if label != "<loc0005>"
         ),
         ("paligemma", "phrase_grounding", ODD, f"{FOUR}<loc0005>", False),
-        ("paligemma", "instance_segmentation", PHRASE, f"{FOUR}{SIXTEEN} star ; {FOUR}{SIXTEEN} star", True),
+        (
+            "paligemma",
+            "instance_segmentation",
+            PHRASE,
+            f"{FOUR}{SIXTEEN} star ; {FOUR}{SIXTEEN} star",
+            True,
+        ),
         ("paligemma", "instance_segmentation", PHRASE, f"{FOUR}{SIXTEEN} a star", False),
         ("paligemma", "instance_segmentation", PHRASE, f"{FOUR}{SIXTEEN}<seg001> star", False),
         ("paligemma", "instance_segmentation", PHRASE, f"{FOUR} star", False),
     ],
 )
 def test_what_is_well_formed(
-    languages: dict[str, Language], family: str, task_id: str, parameters: TaskParameters, text: str, expected: bool
+    languages: dict[str, Language],
+    family: str,
+    task_id: str,
+    parameters: TaskParameters,
+    text: str,
+    expected: bool,
 ) -> None:
     assert languages[family].is_well_formed(task_id, parameters, text) == expected
 
 
 @pytest.mark.parametrize("task_id", ["captioning", "ocr", "visual_question_answering"])
 def test_where_the_answer_is_text_any_will_do(task_id: str) -> None:
-    assert all(language.answer_grammar(task_id, TaskParameters()) is None for language in FAMILIES.values())
+    assert all(
+        language.answer_grammar(task_id, TaskParameters()) is None for language in FAMILIES.values()
+    )

@@ -38,23 +38,40 @@ BASES = [entry for entry in RELEASED if "base for fine-tuning" in entry.features
 
 def test_the_catalog_lists_the_embedded_models_and_then_every_published_size() -> None:
     assert list(CATALOG)[:2] == ["florence-2-mini", "paligemma-mini"]
-    kinds = [f"{kind}-{side}" for kind, sides in (("mix", (224, 448)), ("pt", (224, 448, 896))) for side in sides]
+    kinds = [
+        f"{kind}-{side}"
+        for kind, sides in (("mix", (224, 448)), ("pt", (224, 448, 896)))
+        for side in sides
+    ]
     assert sorted(entry.source for entry in RELEASED) == sorted(
         [
-            *(f"florence-community/Florence-2-{size}" for size in ("base", "large", "base-ft", "large-ft")),
+            *(
+                f"florence-community/Florence-2-{size}"
+                for size in ("base", "large", "base-ft", "large-ft")
+            ),
             *(f"google/paligemma-3b-{kind}" for kind in kinds),
-            *(f"google/paligemma2-{size}-{kind}" for size in ("3b", "10b", "28b") for kind in kinds),
+            *(
+                f"google/paligemma2-{size}-{kind}"
+                for size in ("3b", "10b", "28b")
+                for kind in kinds
+            ),
         ]
     )
 
 
 def test_pt_checkpoints_are_bases_for_fine_tuning_and_come_last() -> None:
-    assert BASES == [entry for entry in RELEASED if "-pt-" in entry.source] == RELEASED[-len(BASES) :]
+    assert (
+        BASES == [entry for entry in RELEASED if "-pt-" in entry.source] == RELEASED[-len(BASES) :]
+    )
 
 
 def test_first_paligemma_is_fetched_in_bfloat16() -> None:
     revisions = {entry.source.split("-")[0]: entry.revision for entry in RELEASED}
-    assert revisions == {"florence": None, "google/paligemma": "bfloat16", "google/paligemma2": None}
+    assert revisions == {
+        "florence": None,
+        "google/paligemma": "bfloat16",
+        "google/paligemma2": None,
+    }
 
 
 def test_resolution_is_that_of_the_repository_and_adds_only_position_embeddings() -> None:
@@ -62,14 +79,18 @@ def test_resolution_is_that_of_the_repository_and_adds_only_position_embeddings(
     assert all(entry.source.endswith(f"-{entry.resolution}") for entry in paligemma)
     for model in {entry.source.rsplit("-", 2)[0] for entry in paligemma}:
         siblings = [entry for entry in paligemma if entry.source.rsplit("-", 2)[0] == model]
-        assert len({entry.parameters - 1152 * (entry.resolution // 14) ** 2 for entry in siblings}) == 1
+        assert (
+            len({entry.parameters - 1152 * (entry.resolution // 14) ** 2 for entry in siblings})
+            == 1
+        )
 
 
 @pytest.mark.parametrize("entry", [FLORENCE, PALIGEMMA], ids=lambda entry: str(entry.id))
 def test_the_embedded_checkpoints_are_as_their_entries_say(entry: Any) -> None:
     folder = ROOT / entry.source
     with safe_open(folder / "model.safetensors", "numpy") as tensors:
-        sizes = [tensors.get_tensor(name).size for name in tensors.keys()]  # noqa: SIM118  # not a mapping
+        # not a mapping
+        sizes = [tensors.get_tensor(name).size for name in tensors.keys()]  # noqa: SIM118
     text_config = json.loads((folder / "config.json").read_text())["text_config"]
     size = json.loads((folder / "processor_config.json").read_text())["image_processor"]["size"]
     assert sum(sizes) == entry.parameters
@@ -110,13 +131,25 @@ def test_an_entry_widens_and_narrows_its_familys_tasks() -> None:
         ({"id": 5}, "id of lower-case letters"),
         ({"family": "florence"}, "family must be one of florence2, paligemma, not 'florence'"),
         ({"family": ["florence2"]}, "family must be one of"),
-        ({"precision": "float32"}, "precision must be a mapping {device: {part: precision}} with one each of"),
+        (
+            {"precision": "float32"},
+            "precision must be a mapping {device: {part: precision}} with one each of",
+        ),
         ({"precision": {"cpu": ROW["precision"]["cpu"]}}, "precision must be"),
         ({"precision": ROW["precision"] | {"tpu": {}}}, "precision must be"),
         ({"precision": ROW["precision"] | {"cuda": {"encoder": "float16"}}}, "precision must be"),
-        ({"precision": ROW["precision"] | {"cpu": {"encoder": "float16", "decoder": "int8"}}}, "precision must be"),
-        ({"precision": ROW["precision"] | {"cuda": {"encoder": "int8", "decoder": "float16"}}}, "precision must be"),
-        ({"precision": ROW["precision"] | {"cuda": {"encoder": ["float16"], "decoder": "int8"}}}, "precision must be"),
+        (
+            {"precision": ROW["precision"] | {"cpu": {"encoder": "float16", "decoder": "int8"}}},
+            "precision must be",
+        ),
+        (
+            {"precision": ROW["precision"] | {"cuda": {"encoder": "int8", "decoder": "float16"}}},
+            "precision must be",
+        ),
+        (
+            {"precision": ROW["precision"] | {"cuda": {"encoder": ["float16"], "decoder": "int8"}}},
+            "precision must be",
+        ),
         ({"revision": "a branch"}, "revision must be null, or a commit, branch or tag"),
         ({"revision": 5}, "revision must be null, or a commit, branch or tag"),
         ({"release_date": "June 2024"}, "release_date must be YYYY-MM"),
@@ -129,10 +162,19 @@ def test_an_entry_widens_and_narrows_its_familys_tasks() -> None:
         ({"license": None}, "license must be a non-blank string"),
         ({"one_name_per_prompt": "yes"}, "one_name_per_prompt must be true or false, not 'yes'"),
         ({"tasks": None}, "tasks must be a mapping"),
-        ({"tasks": {"counting": None}}, "tasks has the unknown task 'counting'; allowed are captioning"),
+        (
+            {"tasks": {"counting": None}},
+            "tasks has the unknown task 'counting'; allowed are captioning",
+        ),
         ({"tasks": {"ocr": {"template": "{question}"}}}, "tasks.ocr must be null"),
-        ({"tasks": {"visual_question_answering": {"template": "what?"}}}, "that contains {question} once"),
-        ({"tasks": {"visual_question_answering": {"prompt": "{question}"}}}, "that contains {question} once"),
+        (
+            {"tasks": {"visual_question_answering": {"template": "what?"}}},
+            "that contains {question} once",
+        ),
+        (
+            {"tasks": {"visual_question_answering": {"prompt": "{question}"}}},
+            "that contains {question} once",
+        ),
         ({"mask_decoder": "vae.npz"}, "mask_decoder must be set for paligemma models"),
         ({"family": "paligemma"}, "mask_decoder must be set for paligemma models"),
     ],
@@ -146,21 +188,38 @@ ADAPTER: dict[str, Any] = {"id": "tuned", "adapter_of": "some-model", "source": 
 
 
 def test_an_adapter_takes_the_other_keys_from_its_base(tmp_path: Path) -> None:
-    path, base = tmp_path / "catalog.yaml", ROW | {"revision": "main", "tasks": {"ocr": None}}
+    path = tmp_path / "catalog.yaml"
+    base = ROW | {"revision": "main", "tasks": {"ocr": None}}
     path.write_text(yaml.safe_dump({"models": [base, ADAPTER | {"license": "Apache-2.0"}]}))
     some, tuned = load_catalog(path).values()
     assert (some.adapter_of, tuned.adapter_of) == (None, "some-model")
     assert (tuned.source, tuned.revision, tuned.license) == ("folder", None, "Apache-2.0")
-    assert (tuned.family, tuned.resolution, tuned.task_ids) == (some.family, some.resolution, some.task_ids)
+    assert (tuned.family, tuned.resolution, tuned.task_ids) == (
+        some.family,
+        some.resolution,
+        some.task_ids,
+    )
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([ADAPTER, ROW], "tuned: adapter_of must be a model before it that is not an adapter: ; not 'some-model'"),
+        (
+            [ADAPTER, ROW],
+            (
+                "tuned: adapter_of must be a model before it that is not an adapter: ; not"
+                " 'some-model'"
+            ),
+        ),
         ([ROW, ADAPTER | {"adapter_of": None}], "adapter_of must be a model before it"),
-        ([ROW, ADAPTER, ADAPTER | {"id": "again", "adapter_of": "tuned"}], "not an adapter: some-model; not 'tuned'"),
-        ([ROW, ADAPTER | {"resolution": 224}], "tuned: an adapter shares resolution with its base some-model; remove"),
+        (
+            [ROW, ADAPTER, ADAPTER | {"id": "again", "adapter_of": "tuned"}],
+            "not an adapter: some-model; not 'tuned'",
+        ),
+        (
+            [ROW, ADAPTER | {"resolution": 224}],
+            "tuned: an adapter shares resolution with its base some-model; remove",
+        ),
         ([ROW, {"id": "tuned", "adapter_of": "some-model"}], r"tuned misses the keys \['source'\]"),
         ([ROW, ADAPTER | {"colour": "red"}], r"unknown keys \['colour'\]"),
         ([ROW, ADAPTER, ADAPTER], "more than one entry 'tuned'"),
@@ -173,10 +232,19 @@ def test_a_bad_adapter_is_refused(tmp_path: Path, rows: list[dict[str, Any]], me
         load_catalog(path)
 
 
-def test_an_adapter_outside_of_the_catalog_takes_the_other_keys_from_the_entry_of_its_base() -> None:
+def test_an_adapter_outside_of_the_catalog_takes_the_other_keys_from_the_entry_of_its_base() -> (
+    None
+):
     base = parse_entry(ROW | {"revision": "main", "tasks": {"ocr": None}})
-    plain, own = (adapter_entry("tuned", "folder", row, base) for row in ({}, {"tasks": {}, "license": "X"}))
-    assert (plain.id, plain.adapter_of, plain.source, plain.revision) == ("tuned", "some-model", "folder", None)
+    plain, own = (
+        adapter_entry("tuned", "folder", row, base) for row in ({}, {"tasks": {}, "license": "X"})
+    )
+    assert (plain.id, plain.adapter_of, plain.source, plain.revision) == (
+        "tuned",
+        "some-model",
+        "folder",
+        None,
+    )
     assert replace(plain, id=base.id, adapter_of=None, source=base.source, revision="main") == base
     assert (own.license, "ocr" in own.task_ids, "ocr" in plain.task_ids) == ("X", True, False)
 
@@ -191,7 +259,9 @@ def test_an_adapter_outside_of_the_catalog_takes_the_other_keys_from_the_entry_o
         ("tuned", {"tasks": {"reading": None}}, "the unknown task 'reading'"),
     ],
 )
-def test_a_bad_adapter_outside_of_the_catalog_is_refused(model_id: str, row: dict[str, Any], message: str) -> None:
+def test_a_bad_adapter_outside_of_the_catalog_is_refused(
+    model_id: str, row: dict[str, Any], message: str
+) -> None:
     with pytest.raises(CatalogError, match=message):
         adapter_entry(model_id, "folder", row, parse_entry(ROW))
 

@@ -25,15 +25,20 @@ def test_every_family_has_a_language() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "task_id"), [(e.family, task_id) for e in (FLORENCE, PALIGEMMA) for task_id in e.task_ids]
+    ("family", "task_id"),
+    [(e.family, task_id) for e in (FLORENCE, PALIGEMMA) for task_id in e.task_ids],
 )
-def test_every_offered_task_has_a_prompt_and_a_result_of_its_kind(family: Family, task_id: str) -> None:
+def test_every_offered_task_has_a_prompt_and_a_result_of_its_kind(
+    family: Family, task_id: str
+) -> None:
     entry = {"florence2": FLORENCE, "paligemma": PALIGEMMA}[family]
     parameters = parse_parameters(TASKS[task_id], VALUES.get(task_id, {}))
     prompts = FAMILIES[family].task_prompts(entry, task_id, parameters, (640, 480))
     assert all(prompts)
     answers = [generated("") for _ in prompts]
-    result = FAMILIES[family].parse_answer(task_id, parameters, answers, (640, 480), "polygon", MASK_DECODER)
+    result = FAMILIES[family].parse_answer(
+        task_id, parameters, answers, (640, 480), "polygon", MASK_DECODER
+    )
     assert type(result).__name__ == RESULT_NAMES[TASKS[task_id].result_kind]
     assert result.is_parsed
 

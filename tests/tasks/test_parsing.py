@@ -12,12 +12,15 @@ from tasks.parsing import resolve_label
         ("puppy", [], "puppy"),
         ("dog", ["a dog", "a cat"], "a dog"),
         ("the dog", ["dog"], "dog"),
-        ("dog", ["a dog", "dog"], "dog"),  # the equal one before the one that differs by its article
+        # the equal one before the one that differs by its article
+        ("dog", ["a dog", "dog"], "dog"),
         ("a", ["the"], "a"),
         ("", ["dog"], "dog"),
         ("", ["dog", "cat"], ""),
         ("", [], ""),
     ],
 )
-def test_a_label_is_the_name_that_was_asked_for(written: str, asked: list[str], expected: str) -> None:
+def test_a_label_is_the_name_that_was_asked_for(
+    written: str, asked: list[str], expected: str
+) -> None:
     assert resolve_label(written, asked) == expected

@@ -10,7 +10,9 @@ def control(text: str) -> PromptSegment:
 
 
 def test_neighbours_of_one_kind_are_merged() -> None:
-    prompt = join_segments(plain("Locate "), plain("<loc_5>"), control("<loc_1>"), control("<loc_2>"), plain("?"))
+    prompt = join_segments(
+        plain("Locate "), plain("<loc_5>"), control("<loc_1>"), control("<loc_2>"), plain("?")
+    )
     assert prompt == (
         plain("Locate <loc_5>"),
         control("<loc_1><loc_2>"),

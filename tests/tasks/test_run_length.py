@@ -14,7 +14,9 @@ def test_a_mask_comes_back_from_its_run_lengths() -> None:
 
 
 def test_rings_are_united() -> None:
-    squares = tuple(((x, 10.0), (x + 20.0, 10.0), (x + 20.0, 30.0), (x, 30.0)) for x in (10.0, 20.0, 60.0))
+    squares = tuple(
+        ((x, 10.0), (x + 20.0, 10.0), (x + 20.0, 30.0), (x, 30.0)) for x in (10.0, 20.0, 60.0)
+    )
     encoded = encode_rings(squares, (100, 50))
     assert encoded.size_hw == (50, 100)
     area = coco.area({"size": [50, 100], "counts": encoded.counts.encode("ascii")})

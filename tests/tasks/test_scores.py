@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from tasks.results import BoxXyxy, Detection, DetectionsResult, InstancesResult, TextRegion, TextRegionsResult
+from tasks.results import (
+    BoxXyxy,
+    Detection,
+    DetectionsResult,
+    InstancesResult,
+    TextRegion,
+    TextRegionsResult,
+)
 from tasks.scores import Calibration, CalibrationError, read_calibrations, refine, suppress
 
 TASK = "object_detection"
@@ -17,7 +24,9 @@ def box(score: float, label: str = "cat", place: BoxXyxy = (0, 0, 10, 10)) -> De
 
 
 def test_of_overlapping_boxes_with_one_label_the_best_is_kept() -> None:
-    worse, best, apart = box(0.5), box(0.9, place=(1, 0, 10, 10)), box(0.1, place=(20, 20, 30, 30))
+    worse = box(0.5)
+    best = box(0.9, place=(1, 0, 10, 10))
+    apart = box(0.1, place=(20, 20, 30, 30))
     assert suppress((worse, best, apart), 0.5) == (best, apart)
 
 
@@ -38,7 +47,9 @@ def test_the_size_of_boxes_does_not_matter() -> None:
     assert suppress(half, 0.49) == half[:1]
 
 
-@pytest.mark.parametrize("place", [(10, 0, 20, 10), (0, 10, 10, 20), (12, 12, 22, 22), (12, 0, 22, 10)])
+@pytest.mark.parametrize(
+    "place", [(10, 0, 20, 10), (0, 10, 10, 20), (12, 12, 22, 22), (12, 0, 22, 10)]
+)
 def test_boxes_that_touch_or_are_apart_do_not_overlap(place: BoxXyxy) -> None:
     both = (box(0.9), box(0.5, place=place))
     assert suppress(both, 0) == both
@@ -64,12 +75,16 @@ def test_text_regions_are_compared_by_the_boxes_around_their_quads() -> None:
 @pytest.mark.parametrize(
     ("score", "expected"), [(0, 0), (0.25, 0), (0.375, 0.125), (0.5, 0.25), (0.625, 0.625), (1, 1)]
 )
-def test_a_calibration_is_linear_between_its_points_and_constant_outside(score: float, expected: float) -> None:
+def test_a_calibration_is_linear_between_its_points_and_constant_outside(
+    score: float, expected: float
+) -> None:
     assert CALIBRATION.probability(score) == pytest.approx(expected)
 
 
 def test_the_minimum_holds_for_calibrated_scores() -> None:
-    result = refine(DetectionsResult((box(0.5), box(0.625)), is_parsed=True), CALIBRATION, 0.5, None)
+    result = refine(
+        DetectionsResult((box(0.5), box(0.625)), is_parsed=True), CALIBRATION, 0.5, None
+    )
     assert result == DetectionsResult((replace(box(0.5), score=0.625),), is_parsed=True)
 
 
@@ -88,12 +103,21 @@ def test_without_options_nothing_changes() -> None:
     assert refine(boxes, None, 0, None) == boxes
 
 
-ROW = {"model": "m", "checkpoint": "c", "task": TASK, "scores": [0.1, 0.9], "probabilities": [0, 1], "num_answers": 9}
+ROW = {
+    "model": "m",
+    "checkpoint": "c",
+    "task": TASK,
+    "scores": [0.1, 0.9],
+    "probabilities": [0, 1],
+    "num_answers": 9,
+}
 
 
 def test_a_calibration_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps({"calibrations": [ROW]}))
-    assert read_calibrations(tmp_path / "c.json") == (Calibration("m", "c", TASK, (0.1, 0.9), (0.0, 1.0)),)
+    assert read_calibrations(tmp_path / "c.json") == (
+        Calibration("m", "c", TASK, (0.1, 0.9), (0.0, 1.0)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,13 +136,19 @@ def test_a_calibration_file_is_read(tmp_path: Path) -> None:
         ({"probabilities": [0, float("nan")]}, "must be 0 to 1"),
     ],
 )
-def test_an_invalid_calibration_is_refused(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_an_invalid_calibration_is_refused(
+    change: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
     (tmp_path / "c.json").write_text(json.dumps({"calibrations": [ROW | change]}))
-    with pytest.raises(CalibrationError, match=rf"c\.json is not a valid calibration file.*{reason}"):
+    with pytest.raises(
+        CalibrationError, match=rf"c\.json is not a valid calibration file.*{reason}"
+    ):
         read_calibrations(tmp_path / "c.json")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"calibrations": [{}]}', '{"calibrations": [1]}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"calibrations": [{}]}', '{"calibrations": [1]}']
+)
 def test_a_file_of_another_form_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(CalibrationError):

@@ -1,12 +1,13 @@
 """Labels that two models agree on, and a review list of the rest.
 
-Two boxes agree if they have the same label, an IoU of at least 0.5, or more if asked, and both at least the asked
-score, unless a box of another label that one model alone found lies there. The dataset has the agreed boxes of every
-image, and beside it are
+Two boxes agree if they have the same label, an IoU of at least 0.5, or more if asked, and both at
+least the asked score, unless a box of another label that one model alone found lies there. The
+dataset has the agreed boxes of every image, and beside it are
 
     review.json         COCO: the other boxes, each with `review: true` and its `model`
-    label_studio.json   Label Studio's tasks (labelstud.io, "Import pre-annotations"): the images of review.json, with
-                        the whole answer of each model as a prediction; the controls' names are `label` and `image`
+    label_studio.json   Label Studio's tasks (labelstud.io, "Import pre-annotations"): the images of
+                        review.json, with the whole answer of each model as a prediction; the
+                        controls' names are `label` and `image`
 """
 
 import json
@@ -35,7 +36,8 @@ from diptych_client.geometry import ImageSize
 from diptych_client.matching import SAME_OBJECT_IOU, greedy_pairs, pairwise_iou
 from diptych_client.results import Answer, Detection, DetectionsResult, Instance, InstancesResult
 
-_LOCAL_FILES = "/data/local-files/?d="  # Label Studio's local storage, relative to its document root
+# Label Studio's local storage, relative to its document root
+_LOCAL_FILES = "/data/local-files/?d="
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +66,34 @@ class Agreement:
 
 
 def agree(first: Record, second: Record, rule: AgreementRule = _DEFAULT_RULE) -> Agreement:
-    """Compare two answers to the same image; of two agreeing boxes the one with the higher score is accepted."""
-    a, b = boxes_of(first.answer.result), boxes_of(second.answer.result)
+    """Compare two answers to the same image; of two agreeing boxes the one with the higher score is
+    accepted.
+    """
+    a = boxes_of(first.answer.result)
+    b = boxes_of(second.answer.result)
     accepted = _agreed_pairs((*a, *b), len(a), rule)
     agreed = {index for pair in accepted for index in pair}
     better = tuple(max(a[i], b[j - len(a)], key=lambda box: box.score) for i, j in accepted)
     models = [first.answer.model] * len(a) + [second.answer.model] * len(b)
-    differing = [(model, box) for k, (model, box) in enumerate(zip(models, (*a, *b), strict=True)) if k not in agreed]
+    differing = [
+        (model, box)
+        for k, (model, box) in enumerate(zip(models, (*a, *b), strict=True))
+        if k not in agreed
+    ]
     return Agreement((first, second), better, tuple(differing))
 
 
-def _agreed_pairs(boxes: Sequence[Box], num_first: int, rule: AgreementRule) -> list[tuple[int, int]]:
+def _agreed_pairs(
+    boxes: Sequence[Box], num_first: int, rule: AgreementRule
+) -> list[tuple[int, int]]:
     """Return the agreeing pairs of one of the first boxes and one of the others, by index."""
     iou = pairwise_iou(*([each.box_xyxy for each in boxes],) * 2)
     labels = [each.label.casefold() for each in boxes]
     same = np.array([[x == y for y in labels] for x in labels], dtype=bool).reshape(iou.shape)
     between = np.where(same, iou, -1.0)[:num_first, num_first:]
-    pairs = [(i, num_first + j) for i, j in greedy_pairs(between, min(rule.min_iou, SAME_OBJECT_IOU))]
+    pairs = [
+        (i, num_first + j) for i, j in greedy_pairs(between, min(rule.min_iou, SAME_OBJECT_IOU))
+    ]
     is_alone = np.ones(len(boxes), dtype=bool)
     is_alone[[index for pair in pairs for index in pair]] = False
     is_disputed = ((iou >= SAME_OBJECT_IOU) & ~same & is_alone).any(axis=1)
@@ -94,13 +107,24 @@ def _agreed_pairs(boxes: Sequence[Box], num_first: int, rule: AgreementRule) -> 
 
 
 def write_consensus(
-    dataset_format: DatasetFormat, out: Path, folder: Path, agreements: Sequence[Agreement], job: Job
+    dataset_format: DatasetFormat,
+    out: Path,
+    folder: Path,
+    agreements: Sequence[Agreement],
+    job: Job,
 ) -> Path:
-    """Write the dataset of the accepted boxes and the review list; return the path of the dataset's main file."""
-    dataset = write_dataset(dataset_format, out, folder, [each.record(each.accepted) for each in agreements], job)
+    """Write the dataset of the accepted boxes and the review list.
+
+    Return the path of the dataset's main file.
+    """
+    dataset = write_dataset(
+        dataset_format, out, folder, [each.record(each.accepted) for each in agreements], job
+    )
     review = [each for each in agreements if each.differing]
     write_atomically(out / "review.json", json.dumps(_review_document(review, job)))
-    write_atomically(out / "label_studio.json", json.dumps([_label_studio_task(each) for each in review]))
+    write_atomically(
+        out / "label_studio.json", json.dumps([_label_studio_task(each) for each in review])
+    )
     return dataset
 
 
@@ -117,11 +141,17 @@ def _label_studio_task(agreement: Agreement) -> dict[str, Any]:
     predictions = [
         {
             "model_version": record.answer.model,
-            "result": [_label_studio_region(box, record.answer.image) for box in boxes_of(record.answer.result)],
+            "result": [
+                _label_studio_region(box, record.answer.image)
+                for box in boxes_of(record.answer.result)
+            ],
         }
         for record in agreement.records
     ]
-    return {"data": {"image": _LOCAL_FILES + quote(agreement.records[0].image.name)}, "predictions": predictions}
+    return {
+        "data": {"image": _LOCAL_FILES + quote(agreement.records[0].image.name)},
+        "predictions": predictions,
+    }
 
 
 def _label_studio_region(box: Box, image: ImageSize) -> dict[str, Any]:
@@ -140,9 +170,12 @@ def _label_studio_region(box: Box, image: ImageSize) -> dict[str, Any]:
 
 def _label_studio_shape(box: Box, image: ImageSize) -> tuple[str, Mapping[str, Any]]:
     """Return the type of the region and its place in percent of the image's sides."""
-    to_x, to_y = 100 / image.width, 100 / image.height
+    to_x = 100 / image.width
+    to_y = 100 / image.height
     if isinstance(box, Instance) and box.polygons_xy:
-        return "polygonlabels", {"points": [[x * to_x, y * to_y] for x, y in joined_rings(box.polygons_xy)]}
+        return "polygonlabels", {
+            "points": [[x * to_x, y * to_y] for x, y in joined_rings(box.polygons_xy)]
+        }
     x1, y1, x2, y2 = box.box_xyxy
     place = {"x": x1 * to_x, "y": y1 * to_y, "width": (x2 - x1) * to_x, "height": (y2 - y1) * to_y}
     return "rectanglelabels", {**place, "rotation": 0}

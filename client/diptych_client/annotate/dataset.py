@@ -1,13 +1,16 @@
 """Datasets written from the records of a journal: COCO, YOLO, or JSON lines.
 
-COCO (cocodataset.org, data format, object detection), annotations.json: boxes are [x, y, width, height]; a segmentation
-is a list of polygons, which COCO joins, or run lengths if the union of the polygons differs, as with a hole.
+COCO (cocodataset.org, data format, object detection), annotations.json: boxes are [x, y, width,
+height]; a segmentation is a list of polygons, which COCO joins, or run lengths if the union of the
+polygons differs, as with a hole.
 
-YOLO (docs.ultralytics.com, datasets for detection and segmentation); `val` equals `train`, the split is the user's:
+YOLO (docs.ultralytics.com, datasets for detection and segmentation); `val` equals `train`, the
+split is the user's:
 
     dataset.yaml            path, train, val, names
     images/train/….jpg      hard links to the images, or copies on another file system
-    labels/train/….txt      one line per box: class x_center y_center width height, or class x1 y1 x2 y2 …; 0 to 1
+    labels/train/….txt      one line per box: class x_center y_center width height, or class x1 y1
+                            x2 y2 …; 0 to 1
 
 JSON lines, answers.jsonl: {"image": name, "answer": the JSON of REST}.
 """
@@ -25,7 +28,14 @@ import numpy as np
 
 from diptych_client.annotate.job import ImageFile, Job
 from diptych_client.annotate.journal import Record
-from diptych_client.geometry import ImageSize, Mask, PointXy, Ring, polygons_mask, uncompressed_run_lengths
+from diptych_client.geometry import (
+    ImageSize,
+    Mask,
+    PointXy,
+    Ring,
+    polygons_mask,
+    uncompressed_run_lengths,
+)
 from diptych_client.long_runs import RunError
 from diptych_client.results import Detection, DetectionsResult, Instance, InstancesResult, Result
 from diptych_client.transports.rest_messages import answer_json
@@ -48,22 +58,31 @@ def check_format(dataset_format: DatasetFormat, result: str, images: Sequence[Im
     """Raise `RunError` if the format cannot hold results of this key or these image names."""
     if dataset_format is not DatasetFormat.jsonl and result not in _RESULTS_WITH_BOXES:
         name = dataset_format.value
-        raise RunError(f"{name} holds boxes and masks, but the task's result is {result}: use --format jsonl")
+        raise RunError(
+            f"{name} holds boxes and masks, but the task's result is {result}: use --format jsonl"
+        )
     if dataset_format is DatasetFormat.yolo:
         _check_yolo_names(images)
 
 
 def check_consensus(dataset_format: DatasetFormat, result: str) -> None:
-    """Raise `RunError` if two models' results of this key cannot be compared, or the format cannot hold boxes."""
+    """Raise `RunError` if two models' results of this key cannot be compared, or the format cannot
+    hold boxes.
+    """
     if dataset_format is DatasetFormat.jsonl or result not in _RESULTS_WITH_BOXES:
         given = f"the task's result is {result} and --format {dataset_format.value}"
         raise RunError(f"--consensus compares boxes and masks and writes coco or yolo, but {given}")
 
 
-def write_dataset(dataset_format: DatasetFormat, out: Path, folder: Path, records: Sequence[Record], job: Job) -> Path:
+def write_dataset(
+    dataset_format: DatasetFormat, out: Path, folder: Path, records: Sequence[Record], job: Job
+) -> Path:
     """Write the dataset and return the path of its main file."""
     if dataset_format is DatasetFormat.jsonl:
-        lines = (json.dumps({"image": r.image.name, "answer": answer_json(r.answer)}) + "\n" for r in records)
+        lines = (
+            json.dumps({"image": r.image.name, "answer": answer_json(r.answer)}) + "\n"
+            for r in records
+        )
         return write_atomically(out / "answers.jsonl", "".join(lines))
     classes = class_indices(records, job.requested_labels())
     if dataset_format is DatasetFormat.yolo:
@@ -73,7 +92,9 @@ def write_dataset(dataset_format: DatasetFormat, out: Path, folder: Path, record
 
 def class_indices(records: Sequence[Record], requested_labels: Sequence[str]) -> dict[str, int]:
     """Return the index of every class: requested labels in their order, then all others by name."""
-    answered = sorted({class_name(box) for record in records for box in boxes_of(record.answer.result)})
+    answered = sorted(
+        {class_name(box) for record in records for box in boxes_of(record.answer.result)}
+    )
     return {name: index for index, name in enumerate(dict.fromkeys([*requested_labels, *answered]))}
 
 
@@ -91,14 +112,22 @@ def class_name(box: Box) -> str:
 def coco_document(records: Sequence[Record], classes: Mapping[str, int]) -> dict[str, Any]:
     """Return the COCO document; ids count from 1, each annotation has the `score` of its box."""
     annotations = [
-        {"image_id": image_id, "category_id": classes[class_name(box)] + 1, **_coco_shape(box, record.answer.image)}
+        {
+            "image_id": image_id,
+            "category_id": classes[class_name(box)] + 1,
+            **_coco_shape(box, record.answer.image),
+        }
         for image_id, record in enumerate(records, 1)
         for box in boxes_of(record.answer.result)
     ]
     return {
-        "images": [{"id": image_id, **_coco_image(record)} for image_id, record in enumerate(records, 1)],
+        "images": [
+            {"id": image_id, **_coco_image(record)} for image_id, record in enumerate(records, 1)
+        ],
         "categories": [{"id": index + 1, "name": name} for name, index in classes.items()],
-        "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, 1)],
+        "annotations": [
+            {"id": number, **annotation} for number, annotation in enumerate(annotations, 1)
+        ],
     }
 
 
@@ -118,36 +147,48 @@ def _coco_shape(box: Box, image: ImageSize) -> dict[str, Any]:
 
 def _coco_segmentation(instance: Instance, mask: Mask, image: ImageSize) -> Any:
     rings = instance.polygons_xy or ()
-    if rings and np.array_equal(mask, np.any([polygons_mask([ring], image) for ring in rings], axis=0)):
+    if rings and np.array_equal(
+        mask, np.any([polygons_mask([ring], image) for ring in rings], axis=0)
+    ):
         return [[coordinate for point in ring for coordinate in point] for ring in rings]
     return {"size": list(mask.shape), "counts": uncompressed_run_lengths(mask)}
 
 
 def _check_yolo_names(images: Sequence[ImageFile]) -> None:
-    """Raise `RunError` if trainers would not find an image's label file, or two images would share one."""
+    """Raise `RunError` if trainers would not find an image's label file, or two images would share
+    one.
+    """
     for image in images:
-        if "images" in PurePosixPath(image.name).parent.parts:  # trainers replace the last `images` of a path
-            raise RunError(f"{image.name}: a subfolder must not be named images in a YOLO dataset: rename it")
+        # trainers replace the last `images` of a path
+        if "images" in PurePosixPath(image.name).parent.parts:
+            raise RunError(
+                f"{image.name}: a subfolder must not be named images in a YOLO dataset: rename it"
+            )
     for name, count in Counter(_label_name(image) for image in images).items():
         if count > 1:
             raise RunError(f"{count} images would share labels/train/{name}: rename all but one")
 
 
-def _write_yolo(out: Path, folder: Path, records: Sequence[Record], classes: Mapping[str, int]) -> Path:
+def _write_yolo(
+    out: Path, folder: Path, records: Sequence[Record], classes: Mapping[str, int]
+) -> Path:
     for record in records:
         _link_or_copy(folder / record.image.name, out / "images" / "train" / record.image.name)
         labels = out / "labels" / "train" / _label_name(record.image)
         labels.parent.mkdir(parents=True, exist_ok=True)
         labels.write_text(yolo_lines(record, classes), encoding="utf-8")
     root = json.dumps(str(out.resolve()), ensure_ascii=False)  # a JSON string is a YAML string
-    names = ", ".join(f"{index}: {json.dumps(name, ensure_ascii=False)}" for name, index in classes.items())
+    names = ", ".join(
+        f"{index}: {json.dumps(name, ensure_ascii=False)}" for name, index in classes.items()
+    )
     yaml = f"path: {root}\ntrain: images/train\nval: images/train\nnames: {{{names}}}\n"
     return write_atomically(out / "dataset.yaml", yaml)
 
 
 def yolo_lines(record: Record, classes: Mapping[str, int]) -> str:
     """Return the label file of one image; empty if there are no boxes."""
-    image, boxes = record.answer.image, boxes_of(record.answer.result)
+    image = record.answer.image
+    boxes = boxes_of(record.answer.result)
     lines = ((classes[class_name(box)], *_yolo_coordinates(box, image)) for box in boxes)
     return "".join(" ".join(f"{number:.6g}" for number in line) + "\n" for line in lines)
 
@@ -163,7 +204,9 @@ def _yolo_coordinates(box: Box, image: ImageSize) -> list[float]:
 
 
 def joined_rings(rings: Sequence[Ring]) -> list[PointXy]:
-    """Return one ring with the inside of several, joined by lines that are traversed both ways and enclose nothing."""
+    """Return one ring with the inside of several, joined by lines that are traversed both ways and
+    enclose nothing.
+    """
     first, *others = rings
     start = first[0]
     joined = list(first)

@@ -21,7 +21,11 @@ class Job:
 
     def fields(self) -> dict[str, object]:
         """Return the job in JSON's types."""
-        given = {"task": self.task, "model": self.model, **given_fields(self.parameters, self.options)}
+        given = {
+            "task": self.task,
+            "model": self.model,
+            **given_fields(self.parameters, self.options),
+        }
         fields: dict[str, object] = json.loads(json.dumps(given))
         return fields
 
@@ -32,7 +36,9 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image by its path relative to the folder, with `/`; size and modification time detect a changed file."""
+    """An image by its path relative to the folder, with `/`; size and modification time detect a
+    changed file.
+    """
 
     name: str
     size_bytes: int
@@ -41,7 +47,9 @@ class ImageFile:
 
 def find_images(folder: Path) -> list[ImageFile]:
     """Return the images in a folder and its subfolders, sorted by name."""
-    paths = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+    paths = [
+        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+    ]
     return sorted((_image_file(folder, path) for path in paths), key=lambda image: image.name)
 
 
@@ -51,7 +59,12 @@ def _image_file(folder: Path, path: Path) -> ImageFile:
 
 
 def check_folders(images: Path, out: Path) -> None:
-    """Raise `RunError` if one folder contains the other: output would be labelled, or images overwritten."""
-    source, target = images.resolve(), out.resolve()
+    """Raise `RunError` if one folder contains the other: output would be labelled, or images
+    overwritten.
+    """
+    source = images.resolve()
+    target = out.resolve()
     if source.is_relative_to(target) or target.is_relative_to(source):
-        raise RunError(f"--out {out} must be outside the image folder {images}, and must not contain it")
+        raise RunError(
+            f"--out {out} must be outside the image folder {images}, and must not contain it"
+        )

@@ -1,4 +1,5 @@
-r"""The journal of a labelled folder: one line of JSON for each answered image, appended when the answer arrives.
+r"""The journal of a labelled folder: one line of JSON for each answered image, appended when the
+answer arrives.
 
     {"job": {"task": …, "model": …, …}}
     {"image": {"name": …, "size_bytes": …, "mtime_ns": …}, "answer": {…}}
@@ -71,13 +72,16 @@ def _read_records(log: AppendLog, job: Job) -> dict[str, Record]:
         log.append({"job": job.fields()})
         return {}
     _check_same_job(log.path, header.get("job"), job)
-    records = [Record(ImageFile(**line["image"]), answer_from_json(line["answer"])) for line in values]
+    records = [
+        Record(ImageFile(**line["image"]), answer_from_json(line["answer"])) for line in values
+    ]
     return {record.image.name: record for record in records}
 
 
 def _check_same_job(path: Path, fields: Any, job: Job) -> None:
     if fields != job.fields():
-        recorded, given = json.dumps(fields), json.dumps(job.fields())
+        recorded = json.dumps(fields)
+        given = json.dumps(job.fields())
         raise RunError(
             f"{path} belongs to another job: recorded {recorded}, given {given}; "
             "repeat the recorded parameters, choose another --out, or delete the journal"

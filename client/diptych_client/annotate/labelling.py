@@ -25,7 +25,9 @@ class Labeller:
         """Label one image."""
         job = self.job
         data = await asyncio.to_thread(read_image_file, self.folder / image.name)
-        answer = await client.predict(data, job.task, job.parameters, model=job.model, options=job.options)
+        answer = await client.predict(
+            data, job.task, job.parameters, model=job.model, options=job.options
+        )
         self.journal.append(Record(image, answer))
 
 
@@ -36,7 +38,10 @@ async def label_images(
     concurrency: int,
     advance: Callable[[], None],
 ) -> None:
-    """Label all images with `concurrency` requests in flight; raise the first error that affects every image."""
+    """Label all images with `concurrency` requests in flight.
+
+    Raise the first error that affects every image.
+    """
 
     async def label(image: ImageFile) -> None:
         await labeller.label(client, image)

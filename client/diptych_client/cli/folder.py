@@ -1,4 +1,6 @@
-"""The command `annotate`: runs `diptych_client.annotate` with a progress bar and prints a summary."""
+"""The command `annotate`: runs `diptych_client.annotate` with a progress bar and prints a
+summary.
+"""
 
 import re
 import time
@@ -46,22 +48,35 @@ class AnnotateCommand:
 
 
 def annotate_folder(connection: ConnectionOptions, command: AnnotateCommand) -> int:
-    """Label the folder, write the dataset, print a summary; return the number of failed requests."""
+    """Label the folder, write the dataset, print a summary.
+
+    Return the number of failed requests.
+    """
     check_folders(command.folder, command.out)
     images = find_images(command.folder)
     jobs = _jobs(connection, command, images)
     with ExitStack() as stack:
-        journals = [stack.enter_context(Journal.open(command.out / _journal_name(command, job), job)) for job in jobs]
+        journals = [
+            stack.enter_context(Journal.open(command.out / _journal_name(command, job), job))
+            for job in jobs
+        ]
         failures = stack.enter_context(FailureLog(command.out / "failures.jsonl"))
         for job, journal in zip(jobs, journals, strict=True):
             unlabelled = [image for image in images if not journal.has(image)]
-            _label(connection, Labeller(command.folder, job, journal, failures), unlabelled, command.concurrency)
+            _label(
+                connection,
+                Labeller(command.folder, job, journal, failures),
+                unlabelled,
+                command.concurrency,
+            )
         labelled = [image for image in images if all(journal.has(image) for journal in journals)]
         records = [[journal.records[image.name] for image in labelled] for journal in journals]
     if command.consensus is not None:
         dataset = _write_consensus(command, command.consensus, records, jobs[0])
     else:
-        dataset = write_dataset(command.dataset_format, command.out, command.folder, records[0], jobs[0])
+        dataset = write_dataset(
+            command.dataset_format, command.out, command.folder, records[0], jobs[0]
+        )
     echo(f"{len(labelled)} of {len(images)} images are in {dataset}")
     return failures.num_failures
 
@@ -81,13 +96,22 @@ def _journal_name(command: AnnotateCommand, job: Job) -> str:
     if command.consensus is None:
         return "journal.jsonl"
     if not _MODEL_ID.fullmatch(job.model):
-        allowed = "lower-case letters, digits, dots and hyphens, at most 200, and begin with a letter or digit"
-        raise RunError(f"the model id {job.model!r:.200} cannot name a journal; it must have {allowed}")
+        allowed = (
+            "lower-case letters, digits, dots and hyphens, at most 200, and begin with a letter or"
+            " digit"
+        )
+        raise RunError(
+            f"the model id {job.model!r:.200} cannot name a journal; it must have {allowed}"
+        )
     return f"journal-{job.model}.jsonl"
 
 
-def _jobs(connection: ConnectionOptions, command: AnnotateCommand, images: Sequence[ImageFile]) -> list[Job]:
-    """Return a job for each model, by its id: a resumed run keeps it even if the service's default changes."""
+def _jobs(
+    connection: ConnectionOptions, command: AnnotateCommand, images: Sequence[ImageFile]
+) -> list[Job]:
+    """Return a job for each model, by its id: a resumed run keeps it even if the service's default
+    changes.
+    """
     if not images:
         raise RunError(f"{command.folder} contains no JPEG, PNG or WebP file")
     with connection.client() as client:
@@ -95,19 +119,25 @@ def _jobs(connection: ConnectionOptions, command: AnnotateCommand, images: Seque
     options = command.task_options
     if options.task not in tasks:
         raise RunError(f"no model offers task {options.task!r}; offered are {', '.join(tasks)}")
-    task, num_models = tasks[options.task], 1 if command.consensus is None else 2
+    task = tasks[options.task]
+    num_models = 1 if command.consensus is None else 2
     check_format(command.dataset_format, task.result, images)
     if command.consensus is not None:
         check_consensus(command.dataset_format, task.result)
     models = dict.fromkeys(command.models or task.models[:num_models])
     if len(models) != num_models:
         needed = "two models with --consensus, else one"
-        raise RunError(f"--model must name {needed}; {task.id} would be answered by {', '.join(models)}")
+        raise RunError(
+            f"--model must name {needed}; {task.id} would be answered by {', '.join(models)}"
+        )
     return [Job(task.id, model, options.parameters(), options.answer_options()) for model in models]
 
 
-def _label(connection: ConnectionOptions, labeller: Labeller, images: Sequence[ImageFile], concurrency: int) -> None:
-    start_s, num_failed = time.monotonic(), labeller.failures.num_failures
+def _label(
+    connection: ConnectionOptions, labeller: Labeller, images: Sequence[ImageFile], concurrency: int
+) -> None:
+    start_s = time.monotonic()
+    num_failed = labeller.failures.num_failures
 
     async def run(advance: Callable[[], None]) -> None:
         async with connection.async_client() as client:

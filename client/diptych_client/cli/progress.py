@@ -5,7 +5,14 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Task as Bar
 from rich.text import Text
 
@@ -27,7 +34,10 @@ class _RateColumn(ProgressColumn):
 
 
 def run_with_progress(
-    total: int, run: Callable[[Callable[[], None]], Awaitable[None]], description: str = "", unit: str = "images"
+    total: int,
+    run: Callable[[Callable[[], None]], Awaitable[None]],
+    description: str = "",
+    unit: str = "images",
 ) -> None:
     """Run a coroutine that calls its argument once for each finished unit."""
     columns = (

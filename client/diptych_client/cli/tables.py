@@ -22,12 +22,16 @@ from diptych_client.results import (
 
 
 def answer_view(answer: Answer | ModelFailure) -> RenderableType:
-    """Return the model, the time, and the text or a table of the located objects; say if scores are calibrated."""
+    """Return the model, the time, and the text or a table of the located objects; say if scores are
+    calibrated.
+    """
     if isinstance(answer, ModelFailure):
         message = f"{answer.model}: {answer.error.code}: {answer.error.message}"
         return Text(printable(message), style="red")
     calibrated = ", calibrated scores" if answer.calibrated else ""
-    title = Text(printable(f"{answer.model}, {answer.timings_ms.total:.0f} ms{calibrated}"), style="bold")
+    title = Text(
+        printable(f"{answer.model}, {answer.timings_ms.total:.0f} ms{calibrated}"), style="bold"
+    )
     if isinstance(answer.result, TextResult):
         return Group(title, Text(printable(answer.result.text)))
     items = items_of(answer.result)
@@ -39,12 +43,18 @@ def comparison_view(comparison: Comparison) -> RenderableType:
 
 
 def models_view(models: Iterable[Model]) -> RenderableType:
-    rows = [(m.id, m.family, f"{m.parameters:,}", str(m.resolution), m.precision, m.license) for m in models]
+    rows = [
+        (m.id, m.family, f"{m.parameters:,}", str(m.resolution), m.precision, m.license)
+        for m in models
+    ]
     return _table(("model", "family", "parameters", "resolution", "precision", "license"), rows)
 
 
 def tasks_view(tasks: Iterable[Task]) -> RenderableType:
-    rows = [(task.id, ", ".join(_parameters(task)), task.result, ", ".join(task.models)) for task in tasks]
+    rows = [
+        (task.id, ", ".join(_parameters(task)), task.result, ", ".join(task.models))
+        for task in tasks
+    ]
     return _table(("task", "parameters", "result", "models"), rows)
 
 
@@ -54,7 +64,11 @@ def _items_table(items: Sequence[Item]) -> Table:
 
 
 def _place(item: Item) -> str:
-    numbers = [value for xy in item.quad_xy for value in xy] if isinstance(item, TextRegion) else item.box_xyxy
+    numbers = (
+        [value for xy in item.quad_xy for value in xy]
+        if isinstance(item, TextRegion)
+        else item.box_xyxy
+    )
     return " ".join(f"{number:.1f}" for number in numbers)
 
 

@@ -1,4 +1,6 @@
-"""Evaluates models on a dataset, or compares them on images without labels. Needs the extra `evaluate`.
+"""Evaluates models on a dataset, or compares them on images without labels.
+
+Needs the extra `evaluate`.
 
 readers/       dataset files (foreign_files.py) -> images with labels (dataset.py)
 questions.py   images with labels and a task -> samples: requests and true answers

@@ -1,8 +1,11 @@
-r"""The answers of an evaluation: asked once, kept in a log, joined to one prediction for each sample and model.
+r"""The answers of an evaluation: asked once, kept in a log, joined to one prediction for each
+sample and model.
 
-    {"key": …, "image": …, "model": …, "parameters": {…}, "latency_s": …, "concurrency": …, "answer": {…}}
+    {"key": …, "image": …, "model": …, "parameters": {…}, "latency_s": …, "concurrency": …,
+    "answer": {…}}
 
-The key is a hash of image, task, model, parameters and options. Only keys and offsets are held in memory.
+The key is a hash of image, task, model, parameters and options. Only keys and offsets are held in
+memory.
 """
 
 import asyncio
@@ -35,7 +38,8 @@ class Prediction:
     text: str | None
     image: ImageSize
     latency_s: float
-    occupied_s: float  # latency divided by the requests in flight: the sample's part of the run's time
+    # latency divided by the requests in flight: the sample's part of the run's time
+    occupied_s: float
     num_tokens: int
     is_calibrated: bool = False
 
@@ -73,13 +77,21 @@ class AnswerLog:
         """Yield every request of the samples to a model."""
         for sample in samples:
             for parameters in sample.requests:
-                yield Question(sample, parameters, model, self._key(sample.image, parameters, model))
+                yield Question(
+                    sample, parameters, model, self._key(sample.image, parameters, model)
+                )
 
     def unanswered(self, samples: Sequence[Sample], model: str) -> Iterator[Question]:
         """Yield the requests that the log has no answer to."""
-        return (question for question in self.questions(samples, model) if question.key not in self._offsets)
+        return (
+            question
+            for question in self.questions(samples, model)
+            if question.key not in self._offsets
+        )
 
-    def append(self, question: Question, answer: Answer, latency_s: float, concurrency: int) -> None:
+    def append(
+        self, question: Question, answer: Answer, latency_s: float, concurrency: int
+    ) -> None:
         value = {
             "key": f"{question.key:0{2 * _KEY_BYTES}x}",
             "image": question.sample.image.name,
@@ -99,7 +111,11 @@ class AnswerLog:
         values = [self._log.value(self._offsets[question.key]) for question in questions]
         answers = [answer_from_json(value["answer"]) for value in values]
         return Prediction(
-            tuple(item for q, answer in zip(questions, answers, strict=True) for item in _items(q.parameters, answer)),
+            tuple(
+                item
+                for q, answer in zip(questions, answers, strict=True)
+                for item in _items(q.parameters, answer)
+            ),
             _text(answers[0]),
             answers[0].image,
             sum(value["latency_s"] for value in values),
@@ -124,11 +140,17 @@ class AnswerLog:
 
 
 def _items(parameters: TaskParameters, answer: Answer) -> tuple[Item, ...]:
-    """Return the objects; those of a request with one phrase are of that phrase, whatever the model calls them."""
-    items, phrase = items_of(answer.result), parameters.phrase
+    """Return the objects.
+
+    Those of a request with one phrase are of that phrase, whatever the model calls them.
+    """
+    items = items_of(answer.result)
+    phrase = parameters.phrase
     if phrase is None:
         return items
-    return tuple(replace(item, label=phrase) if isinstance(item, Instance) else item for item in items)
+    return tuple(
+        replace(item, label=phrase) if isinstance(item, Instance) else item for item in items
+    )
 
 
 def _text(answer: Answer) -> str | None:
@@ -151,7 +173,11 @@ class Asker:
     concurrency: int
 
     async def ask(
-        self, client: AsyncClient, samples: Sequence[Sample], model: str, advance: Callable[[], None]
+        self,
+        client: AsyncClient,
+        samples: Sequence[Sample],
+        model: str,
+        advance: Callable[[], None],
     ) -> None:
         """Ask one model everything that it has not answered."""
 
@@ -166,7 +192,9 @@ class Asker:
 
         def fail(question: Question, error: Exception) -> None:
             parameters = given_fields(question.parameters, AnswerOptions())
-            self.failures.append({"image": question.sample.image.name, "model": model, **parameters}, error)
+            self.failures.append(
+                {"image": question.sample.image.name, "model": model, **parameters}, error
+            )
             advance()
 
         await send_all(self.log.unanswered(samples, model), send, fail, self.concurrency)

@@ -1,8 +1,10 @@
-"""Calibration of scores: the probability that an answered object is right, fitted on a labelled dataset.
+"""Calibration of scores: the probability that an answered object is right, fitted on a labelled
+dataset.
 
-Isotonic regression by pooling adjacent violators (Zadrozny and Elkan, 2002, "Transforming classifier scores into
-accurate multiclass probability estimates", section 3). SciPy has it too, but would be the client's largest dependency.
-The file is what the service's setting DIPTYCH_CALIBRATION takes.
+Isotonic regression by pooling adjacent violators (Zadrozny and Elkan, 2002, "Transforming
+classifier scores into accurate multiclass probability estimates", section 3). SciPy has it too, but
+would be the client's largest dependency. The file is what the service's setting DIPTYCH_CALIBRATION
+takes.
 """
 
 import json
@@ -22,7 +24,9 @@ _NUM_BINS = 15  # Guo et al., 2017, "On Calibration of Modern Neural Networks", 
 
 @dataclass(frozen=True, slots=True)
 class ScoredAnswers:
-    """Scores of answered objects, and whether each is right; `samples` are the indices of their samples."""
+    """Scores of answered objects, and whether each is right; `samples` are the indices of their
+    samples.
+    """
 
     scores: Floats
     is_right: NDArray[np.bool_]
@@ -32,7 +36,8 @@ class ScoredAnswers:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationGap:
-    """The expected calibration error: mean distance of score and share of right answers over bins of the score.
+    """The expected calibration error: mean distance of score and share of right answers over bins
+    of the score.
 
     Source: Guo et al., 2017, section 2 (ECE).
     """
@@ -48,7 +53,9 @@ class CalibrationGap:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """One task of one checkpoint: points of a non-decreasing function of the score, with lines between them."""
+    """One task of one checkpoint: points of a non-decreasing function of the score, with lines
+    between them.
+    """
 
     model: str
     checkpoint: str
@@ -65,15 +72,18 @@ def fit(model: str, checkpoint: str, task: str, answers: ScoredAnswers | None) -
     if answers.is_calibrated:
         raise RunError(already_calibrated(model, task))
     if len(answers.scores) < MIN_ANSWERS:
-        raise RunError(f"--calibrate needs {MIN_ANSWERS} answered objects; {model} answered {len(answers.scores)}")
+        raise RunError(
+            f"--calibrate needs {MIN_ANSWERS} answered objects; {model} answered"
+            f" {len(answers.scores)}"
+        )
     scores, probabilities = isotonic(answers.scores, answers.is_right)
     return Calibration(model, checkpoint, task, len(answers.scores), scores, probabilities)
 
 
 def already_calibrated(model: str, task: str) -> str:
     return (
-        f"{model} answers {task} with calibrated scores, and --calibrate needs the original ones: start the service "
-        "with DIPTYCH_CALIBRATION=off and choose another --out"
+        f"{model} answers {task} with calibrated scores, and --calibrate needs the original ones:"
+        " start the service with DIPTYCH_CALIBRATION=off and choose another --out"
     )
 
 
@@ -82,8 +92,12 @@ def write_calibrations(path: Path, calibrations: Iterable[Calibration]) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def isotonic(scores: Floats, is_right: NDArray[np.bool_]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the first and last score of each block of equal probability, and the probabilities of both."""
+def isotonic(
+    scores: Floats, is_right: NDArray[np.bool_]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the first and last score of each block of equal probability, and the probabilities of
+    both.
+    """
     levels, index = np.unique(scores, return_inverse=True)
     weights = np.bincount(index)
     means = np.bincount(index, is_right) / weights
@@ -93,7 +107,12 @@ def isotonic(scores: Floats, is_right: NDArray[np.bool_]) -> tuple[tuple[float, 
         while blocks and blocks[-1][1] >= block[1]:
             before = blocks.pop()
             total = before[0] + block[0]
-            block = (total, (before[0] * before[1] + block[0] * block[1]) / total, before[2], block[3])
+            block = (
+                total,
+                (before[0] * before[1] + block[0] * block[1]) / total,
+                before[2],
+                block[3],
+            )
         blocks.append(block)
     points = {score: mean for _, mean, first, last in blocks for score in (first, last)}
     return tuple(points), tuple(points.values())

@@ -1,6 +1,9 @@
-"""A dataset as values: images with whatever their owner knows about them. Knows no task, no model, no file format.
+"""A dataset as values: images with whatever their owner knows about them.
 
-Boxes are [x1, y1, x2, y2] in pixels of the upright image; a segmentation is COCO's: polygons, or run lengths.
+Knows no task, no model, no file format.
+
+Boxes are [x1, y1, x2, y2] in pixels of the upright image; a segmentation is COCO's: polygons, or
+run lengths.
 """
 
 import os.path
@@ -74,14 +77,19 @@ class Folder:
         return read_image_file(self.path / image.name)
 
     def image(self, name: str) -> ImageFile:
-        """Return an image by its path in the folder; a missing one fails when it is read. Raise `RunError`."""
+        """Return an image by its path in the folder.
+
+        A missing one fails when it is read. Raise `RunError`.
+        """
         path = path_within(self.path, name)
         stat = path.stat() if path.exists() else None
         return ImageFile(name, stat.st_size, stat.st_mtime_ns) if stat else ImageFile(name, 0, 0)
 
 
 def path_within(folder: Path, name: object) -> Path:
-    """Return the path of a file that a dataset names; raise `RunError` if the name leaves the folder.
+    """Return the path of a file that a dataset names.
+
+    Raise `RunError` if the name leaves the folder.
 
     The text decides: a folder of images is often a link to another disk, which its owner made.
     """
@@ -89,7 +97,10 @@ def path_within(folder: Path, name: object) -> Path:
         raise RunError(f"{folder}: a file name must be text without NUL, got {name!r:.200}")
     path = Path(os.path.abspath(folder / name))
     if not path.is_relative_to(os.path.abspath(folder)):
-        raise RunError(f"{folder}: the file name {name!r:.200} leads outside this folder; it must be a path within it")
+        raise RunError(
+            f"{folder}: the file name {name!r:.200} leads outside this folder; it must be a path"
+            " within it"
+        )
     return path
 
 

@@ -1,4 +1,5 @@
-"""Label files of datasets, which strangers write: bounded in size and nesting, with one line of error.
+"""Label files of datasets, which strangers write: bounded in size and nesting, with one line of
+error.
 
 Sizes: LVIS' largest JSON has 1.1 GB, a crowded XML or a YAML with 20,000 classes below 5 MB.
 """
@@ -20,8 +21,17 @@ MAX_XML_BYTES = 10_000_000
 MAX_YAML_BYTES = 5_000_000
 _MAX_XML_DEPTH = 32
 
-# A label file that has another form than its format's: a missing key, a list where a number is due, 1e999 …
-MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError, RecursionError)
+# A label file that has another form than its format's: a missing key, a list where a number is due,
+# 1e999 …
+MALFORMED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    IndexError,
+    RecursionError,
+)
 
 
 def read_json(path: Path) -> Any:
@@ -43,7 +53,10 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_xml(path: Path) -> ElementTree.Element:
-    """Return the root of an XML file without a document type, which could define entities; raise `RunError`."""
+    """Return the root of an XML file without a document type, which could define entities.
+
+    Raise `RunError`.
+    """
     data = _read(path, MAX_XML_BYTES)  # its first line names the encoding
     try:
         return ElementTree.fromstring(data, ElementTree.XMLParser(target=_Elements()))
@@ -52,7 +65,10 @@ def read_xml(path: Path) -> ElementTree.Element:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not blank, numbered from 1; raise `RunError` for one that is too long."""
+    """Yield the lines that are not blank, numbered from 1.
+
+    Raise `RunError` for one that is too long.
+    """
     with path.open("rb") as file:
         number = 0
         while line := file.readline(MAX_LINE_BYTES + 1):
@@ -110,9 +126,13 @@ def _decoded(path: Path, data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RunError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from error
+        raise RunError(
+            f"{path} is not text in UTF-8: {error.reason} at byte {error.start}"
+        ) from error
 
 
 def _cause(error: Exception) -> str:
     """Return the cause on one line."""
-    return "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+    return (
+        "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+    )

@@ -1,6 +1,8 @@
-"""The questions about each image of a dataset for a task, with the true answer where the labels have one.
+"""The questions about each image of a dataset for a task, with the true answer where the labels
+have one.
 
-Labels become prompts, which a file may name: `car: "car, automobile"` asks for a car, and takes an automobile as one.
+Labels become prompts, which a file may name: `car: "car, automobile"` asks for a car, and takes an
+automobile as one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +57,9 @@ class Sample:
     def title(self) -> str:
         """Return the image's name with the question or the region, if there is one."""
         first = self.requests[0]
-        detail = first.question or (first.region and ", ".join(f"{edge:.0f}" for edge in first.region))
+        detail = first.question or (
+            first.region and ", ".join(f"{edge:.0f}" for edge in first.region)
+        )
         return f"{self.image.name} | {detail}" if detail else self.image.name
 
 
@@ -70,7 +74,9 @@ class Prompts:
 
     def names(self, classes: Sequence[str]) -> "ClassNames":
         """Return the classes by all of their names."""
-        pairs = ((name, label) for label in classes for name in (label, *self.of_label.get(label, ())))
+        pairs = (
+            (name, label) for label in classes for name in (label, *self.of_label.get(label, ()))
+        )
         return ClassNames(tuple(classes), {name.casefold(): label for name, label in pairs})
 
 
@@ -104,7 +110,9 @@ def read_prompts(path: Path) -> Prompts:
 
 @dataclass(frozen=True, slots=True)
 class Questionnaire:
-    """A task over a dataset: `given` are the parameters of the command, which the dataset's labels complete."""
+    """A task over a dataset: `given` are the parameters of the command, which the dataset's labels
+    complete.
+    """
 
     task: str
     given: TaskParameters
@@ -113,12 +121,17 @@ class Questionnaire:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Return the classes that count: those of the command's labels, else those of the dataset."""
+        """Return the classes that count: those of the command's labels, else those of the
+        dataset.
+        """
         if self.task in _WITHOUT_LABELS:
             return (ANY_OBJECT,)
         class_of = self.prompts.names(self.dataset_classes).class_of
         given = self.given.labels or ()
-        return tuple(dict.fromkeys(class_of.get(each.casefold(), each) for each in given)) or self.dataset_classes
+        return (
+            tuple(dict.fromkeys(class_of.get(each.casefold(), each) for each in given))
+            or self.dataset_classes
+        )
 
     @property
     def names(self) -> ClassNames:
@@ -131,12 +144,15 @@ class Questionnaire:
 
     def samples_of(self, labelled: LabelledImage) -> Iterator[Sample]:
         """Yield one sample, or one for each question."""
-        image, given = labelled.image, self.given
+        image = labelled.image
+        given = self.given
         match self.task:
             case "visual_question_answering" if labelled.questions:
                 for each in labelled.questions:
                     asked = replace(given, question=each.question)
-                    yield Sample(image, (asked,), TextsTruth(each.answers) if each.answers else None)
+                    yield Sample(
+                        image, (asked,), TextsTruth(each.answers) if each.answers else None
+                    )
             case "phrase_grounding" if labelled.phrases:
                 phrases = tuple(dict.fromkeys(each.phrase for each in labelled.phrases))
                 requests = tuple(replace(given, phrases=some) for some in _chunks(phrases))
@@ -146,7 +162,9 @@ class Questionnaire:
                 requests = tuple(replace(given, phrase=phrase) for phrase in phrases)
                 yield Sample(image, requests, _phrases(labelled))
             case "instance_segmentation" if labelled.objects is not None and given.phrase is None:
-                requests = tuple(replace(given, phrase=self.prompts.asked(label)) for label in self.classes)
+                requests = tuple(
+                    replace(given, phrase=self.prompts.asked(label)) for label in self.classes
+                )
                 yield Sample(image, requests, self._objects(labelled))
             case "open_vocabulary_detection" if self.classes:
                 labels = tuple(map(self.prompts.asked, self.classes))

@@ -1,8 +1,8 @@
 """Bootstrap intervals of metrics, and the paired difference of two models.
 
-Images are drawn with replacement (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 6 and 13:
-percentile intervals); all samples of a drawn image count, and the same draw is used for every model and metric, so that
-the difference of two models is paired.
+Images are drawn with replacement (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
+chapters 6 and 13: percentile intervals); all samples of a drawn image count, and the same draw is
+used for every model and metric, so that the difference of two models is paired.
 """
 
 import math
@@ -60,7 +60,11 @@ class Interval:
         return (self.high - self.low) / 2
 
     def __str__(self) -> str:
-        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]" if math.isfinite(self.value) else "–"
+        return (
+            f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
+            if math.isfinite(self.value)
+            else "–"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,10 @@ class Difference:
         amount = f"{abs(self.interval.value):.1f} ± {self.interval.half_width:.1f} {self.metric}"
         if self.is_clear:
             return f"{better} is better by {amount}"
-        return f"{self.first} and {self.second} cannot be told apart with {self.num_images} images: {amount}"
+        return (
+            f"{self.first} and {self.second} cannot be told apart with {self.num_images} images:"
+            f" {amount}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,23 +112,32 @@ def estimates(
     ones = np.ones(len(images))
     values = {model: [_scaled(each, ones) for each in own] for model, own in metrics.items()}
     draws: dict[str, list[list[float]]] = {model: [] for model in metrics}
-    for counts in resampled_counts(int(images.max()) + 1 if len(images) else 0, num_resamples, seed):
+    for counts in resampled_counts(
+        int(images.max()) + 1 if len(images) else 0, num_resamples, seed
+    ):
         weights = counts[images]
         for model, own in metrics.items():
             draws[model].append([_scaled(each, weights) for each in own])
     arrays = {model: np.array(rows) for model, rows in draws.items()}  # (resamples, metrics)
     intervals = {
-        model: {each.name: _interval(values[model][i], arrays[model][:, i]) for i, each in enumerate(own)}
+        model: {
+            each.name: _interval(values[model][i], arrays[model][:, i])
+            for i, each in enumerate(own)
+        }
         for model, own in metrics.items()
     }
-    return Estimates(intervals, tuple(_differences(metrics, values, arrays, len(set(image_of_sample)))))
+    return Estimates(
+        intervals, tuple(_differences(metrics, values, arrays, len(set(image_of_sample))))
+    )
 
 
 def resampled_counts(num_images: int, num_resamples: int, seed: int) -> Iterator[Floats]:
     """Yield how often each image is drawn in each resample."""
     rng = np.random.default_rng(seed)
     for _ in range(num_resamples if num_images else 0):
-        yield np.bincount(rng.integers(num_images, size=num_images), minlength=num_images).astype(np.float64)
+        yield np.bincount(rng.integers(num_images, size=num_images), minlength=num_images).astype(
+            np.float64
+        )
 
 
 def _scaled(metric: Metric, weights: Floats) -> float:

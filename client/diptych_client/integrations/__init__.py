@@ -1,1 +1,4 @@
-"""The client inside other tools: agents (Model Context Protocol) and CVAT. Each module needs an extra."""
+"""The client inside other tools: agents (Model Context Protocol) and CVAT.
+
+Each module needs an extra.
+"""

@@ -1,4 +1,5 @@
-"""Auto-annotation function of CVAT: `cvat-cli … --function-module diptych_client.integrations.cvat`.
+"""Auto-annotation function of CVAT: `cvat-cli … --function-module
+diptych_client.integrations.cvat`.
 
 Needs the extra `cvat`. cvat-cli calls `create` with the values of its option `-p`.
 """
@@ -21,7 +22,8 @@ _TOLERANCE_PX = 1.0  # of a polygon: masks have hundreds of points, which nobody
 
 
 class DiptychFunction:
-    """Finds objects by their labels: boxes by open-vocabulary detection, outlines by instance segmentation.
+    """Finds objects by their labels: boxes by open-vocabulary detection, outlines by instance
+    segmentation.
 
     Each label is the text that the model is asked for.
     """
@@ -34,16 +36,22 @@ class DiptychFunction:
 
     @property
     def spec(self) -> cvataa.DetectionFunctionSpec:
-        labels = [cvataa.label_spec(label, index, type=self._shape) for label, index in self._label_ids.items()]
+        labels = [
+            cvataa.label_spec(label, index, type=self._shape)
+            for label, index in self._label_ids.items()
+        ]
         return cvataa.DetectionFunctionSpec(labels=labels)
 
     def close(self) -> None:
         """Close the connection to the service."""
         self._client.close()
 
-    def detect(self, context: cvataa.DetectionFunctionContext, image: Image.Image) -> list[LabeledShapeRequest]:
+    def detect(
+        self, context: cvataa.DetectionFunctionContext, image: Image.Image
+    ) -> list[LabeledShapeRequest]:
         """Return the shapes of one image; raise `DiptychError`, which ends the run."""
-        upright, options = ImageOps.exif_transpose(image), AnswerOptions(min_score=context.conf_threshold)
+        upright = ImageOps.exif_transpose(image)
+        options = AnswerOptions(min_score=context.conf_threshold)
         if self._shape == "rectangle":
             parameters = TaskParameters(labels=list(self._label_ids))
             answer = self._predict(upright, "open_vocabulary_detection", parameters, options)
@@ -54,17 +62,24 @@ class DiptychFunction:
             shape
             for label, label_id in self._label_ids.items()
             for shape in shapes(
-                self._predict(upright, "instance_segmentation", TaskParameters(phrase=label), options), label_id
+                self._predict(
+                    upright, "instance_segmentation", TaskParameters(phrase=label), options
+                ),
+                label_id,
             )
         ]
 
-    def _predict(self, image: Image.Image, task: str, parameters: TaskParameters, options: AnswerOptions) -> Answer:
+    def _predict(
+        self, image: Image.Image, task: str, parameters: TaskParameters, options: AnswerOptions
+    ) -> Answer:
         return self._client.predict(image, task, parameters, model=self._model, options=options)
 
     def _rectangles(self, answer: Answer) -> Iterator[LabeledShapeRequest]:
         assert isinstance(answer.result, DetectionsResult)
         for found in answer.result.detections:
-            yield cvataa.rectangle(self._label_ids[found.label], list(found.box_xyxy), score=found.score)
+            yield cvataa.rectangle(
+                self._label_ids[found.label], list(found.box_xyxy), score=found.score
+            )
 
 
 def _masks(answer: Answer, label_id: int) -> Iterator[LabeledShapeRequest]:
@@ -80,7 +95,9 @@ def _polygons(answer: Answer, label_id: int) -> Iterator[LabeledShapeRequest]:
     assert isinstance(answer.result, InstancesResult)
     for found in answer.result.instances:
         for ring in outer_rings(found.polygons_xy or ()):
-            points = [coordinate for point in simplified_ring(ring, _TOLERANCE_PX) for coordinate in point]
+            points = [
+                coordinate for point in simplified_ring(ring, _TOLERANCE_PX) for coordinate in point
+            ]
             yield cvataa.polygon(label_id, points, score=found.score)
 
 
@@ -92,7 +109,9 @@ def create(
     api_key_file: str | None = None,
     timeout_s: float = 60.0,
 ) -> DiptychFunction:
-    """Return the function for comma-separated labels; raise `ValueError` for an unknown shape or no label.
+    """Return the function for comma-separated labels.
+
+    Raise `ValueError` for an unknown shape or no label.
 
     `model` is the model's id; by default the first that offers the task.
     """
@@ -101,5 +120,7 @@ def create(
         raise ValueError(f"labels must be comma-separated names, got {labels!r}")
     if shape not in _SHAPES:
         raise ValueError(f"shape must be one of {', '.join(_SHAPES)}, got {shape!r}")
-    api_key = None if api_key_file is None else Path(api_key_file).read_text(encoding="utf-8").strip()
+    api_key = (
+        None if api_key_file is None else Path(api_key_file).read_text(encoding="utf-8").strip()
+    )
     return DiptychFunction(Client(url, api_key=api_key, timeout_s=timeout_s), names, shape, model)

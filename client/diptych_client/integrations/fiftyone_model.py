@@ -46,9 +46,12 @@ class DiptychModel(fom.SamplesMixin, fom.Model):  # type: ignore[misc]  # FiftyO
         **parameters: Any,
     ) -> None:
         super().__init__()
-        api_key = None if api_key_file is None else Path(api_key_file).read_text(encoding="utf-8").strip()
+        api_key = (
+            None if api_key_file is None else Path(api_key_file).read_text(encoding="utf-8").strip()
+        )
         self._client = Client(url, api_key=api_key, timeout_s=timeout_s)
-        self._task, self._model = task, model
+        self._task = task
+        self._model = model
         self._parameters = TaskParameters(**parameters)
         self._options = AnswerOptions(min_score=min_score)
 
@@ -71,14 +74,18 @@ class DiptychModel(fom.SamplesMixin, fom.Model):  # type: ignore[misc]  # FiftyO
     def predict(self, arg: NDArray[np.uint8], sample: Any = None) -> fol.Label:
         """Return the labels of an image (H, W, 3); the file of `sample` is sent if there is one."""
         image = Image.fromarray(arg) if sample is None else Path(sample.filepath)
-        answer = self._client.predict(image, self._task, self._parameters, model=self._model, options=self._options)
+        answer = self._client.predict(
+            image, self._task, self._parameters, model=self._model, options=self._options
+        )
         return (
             fol.Classification(label=answer.result.text)
             if isinstance(answer.result, TextResult)
             else answer.to_fiftyone()
         )
 
-    def predict_all(self, args: Sequence[NDArray[np.uint8]], samples: Sequence[Any] | None = None) -> list[fol.Label]:
+    def predict_all(
+        self, args: Sequence[NDArray[np.uint8]], samples: Sequence[Any] | None = None
+    ) -> list[fol.Label]:
         """Return the labels of each image; raise the first error."""
         with ThreadPoolExecutor(min(len(args), _MAX_CONCURRENT)) as threads:
             return list(threads.map(self.predict, args, samples or [None] * len(args)))

@@ -1,6 +1,8 @@
-"""Server of the Model Context Protocol on stdin and stdout: an agent's calls become calls of the client.
+"""Server of the Model Context Protocol on stdin and stdout: an agent's calls become calls of the
+client.
 
-Needs the extra `mcp`. The list of tools is that of the service at the time; the service need not run before it is used.
+Needs the extra `mcp`. The list of tools is that of the service at the time; the service need not
+run before it is used.
 """
 
 import asyncio
@@ -30,8 +32,8 @@ from diptych_client.integrations.mcp_tools import ToolArguments, content_of, too
 from diptych_client.results import Answer, ModelFailure
 
 _INSTRUCTIONS = (
-    "Vision models look at an image: they describe it, find and segment objects, read text, answer questions. "
-    "Each tool is one task; `models` compares the answers of several models."
+    "Vision models look at an image: they describe it, find and segment objects, read text, answer"
+    " questions. Each tool is one task; `models` compares the answers of several models."
 )
 _Context = ServerRequestContext[Any]
 
@@ -60,11 +62,15 @@ class ToolServer:
             on_call_tool=self._call,
         )
 
-    async def _list(self, _context: _Context, _params: PaginatedRequestParams | None) -> ListToolsResult:
+    async def _list(
+        self, _context: _Context, _params: PaginatedRequestParams | None
+    ) -> ListToolsResult:
         try:
             tasks = await self._client.tasks()
         except DiptychError as error:
-            raise MCPError(INTERNAL_ERROR, f"cannot list the tasks of the service: {error}") from error
+            raise MCPError(
+                INTERNAL_ERROR, f"cannot list the tasks of the service: {error}"
+            ) from error
         self._tools = {task.id: tool_of(task) for task in tasks if task.models}
         return ListToolsResult(tools=list(self._tools.values()))
 
@@ -72,7 +78,10 @@ class ToolServer:
         if params.name not in self._tools:
             await self._list(context, None)
         if params.name not in self._tools:
-            raise MCPError(INVALID_PARAMS, f"unknown tool {params.name!r}; the tools are {', '.join(self._tools)}")
+            raise MCPError(
+                INVALID_PARAMS,
+                f"unknown tool {params.name!r}; the tools are {', '.join(self._tools)}",
+            )
         try:
             return await self._answer(self._tools[params.name], params.arguments or {})
         except (DiptychError, OSError, ValueError) as error:
@@ -83,15 +92,23 @@ class ToolServer:
         if call.models is None:
             answer = await self._client.predict(call.image, tool.name, call.parameters)
             return _answered(answer.image, [answer])
-        comparison = await self._client.compare(call.image, tool.name, call.parameters, models=call.models)
+        comparison = await self._client.compare(
+            call.image, tool.name, call.parameters, models=call.models
+        )
         failures = [each for each in comparison.answers if isinstance(each, ModelFailure)]
         if len(failures) == len(comparison.answers):
-            return _failed("; ".join(f"{each.model}: {each.error.code}: {each.error.message}" for each in failures))
+            return _failed(
+                "; ".join(
+                    f"{each.model}: {each.error.code}: {each.error.message}" for each in failures
+                )
+            )
         return _answered(comparison.image, comparison.answers)
 
 
 def _answered(image: ImageSize, answers: Sequence[Answer | ModelFailure]) -> CallToolResult:
-    """Return the answers twice: as structured content, and as text for hosts that read nothing else."""
+    """Return the answers twice: as structured content, and as text for hosts that read nothing
+    else.
+    """
     content = content_of(image, answers)
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=content)

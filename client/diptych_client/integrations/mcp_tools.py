@@ -1,8 +1,10 @@
 """Tools of the Model Context Protocol: one for each task that a served model offers.
 
-A tool takes the image, the parameters of its task and optionally `models`, and returns one answer for each model:
+A tool takes the image, the parameters of its task and optionally `models`, and returns one answer
+for each model:
 
-    {"image": {"width", "height"}, "answers": [{"model", KIND, "finish_reason", "calibrated"} or {"model", "error"}]}
+    {"image": {"width", "height"}, "answers": [{"model", KIND, "finish_reason", "calibrated"} or
+    {"model", "error"}]}
 
 KIND is the result's: `text`, `detections`, `instances` or `text_regions`. Knows no connection.
 """
@@ -31,10 +33,16 @@ _SCORE_DECIMALS = 3
 
 _IMAGE = {
     "type": "string",
-    "description": "Absolute path of a JPEG, PNG or WebP file, or data:image/…;base64,…, or an http(s) URL.",
+    "description": (
+        "Absolute path of a JPEG, PNG or WebP file, or data:image/…;base64,…, or an http(s) URL."
+    ),
 }
 _BOX = {"type": "array", "items": {"type": "number"}, "description": "[x1, y1, x2, y2] in pixels"}
-_POINTS = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}, "description": "[x, y] in pixels"}
+_POINTS = {
+    "type": "array",
+    "items": {"type": "array", "items": {"type": "number"}},
+    "description": "[x, y] in pixels",
+}
 _SCORE = {"type": "number", "description": "0 to 1"}
 _LABELLED = {"box": _BOX, "label": {"type": "string"}, "score": _SCORE}
 _ITEM_PROPERTIES: Mapping[str, Mapping[str, object]] = {
@@ -59,20 +67,26 @@ def _description(task: Task) -> str:
     parameters: Any = task.parameters
     choices = [name for choice in parameters.get("oneOf", ()) for name in choice["required"]]
     only_one = f" Give exactly one of {', '.join(choices)}." if choices else ""
-    return f"{task.description}{only_one} Coordinates are pixels of the upright image, from its top left corner."
+    return (
+        f"{task.description}{only_one} Coordinates are pixels of the upright image, from its top"
+        " left corner."
+    )
 
 
 def _input_schema(task: Task) -> dict[str, Any]:
     """Return the task's schema with the image and the models.
 
-    Without `oneOf`, which the tool APIs of several vendors refuse at the top level: the description has it.
+    Without `oneOf`, which the tool APIs of several vendors refuse at the top level: the description
+    has it.
     """
     parameters: Any = task.parameters
     models = {
         "type": "array",
         "items": {"type": "string", "enum": list(task.models)},
         "minItems": 1,
-        "description": f"Models whose answers to return side by side. Default: {task.models[0]} alone.",
+        "description": (
+            f"Models whose answers to return side by side. Default: {task.models[0]} alone."
+        ),
     }
     return {
         "type": "object",
@@ -93,14 +107,27 @@ def _output_schema(kind: str) -> dict[str, Any]:
     answer = {
         "model": {"type": "string"},
         kind: result,
-        "finish_reason": {"enum": ["stop", "length"], "description": "length: the answer is cut off"},
-        "calibrated": {"type": "boolean", "description": "true: scores are probabilities; false: they only rank"},
+        "finish_reason": {
+            "enum": ["stop", "length"],
+            "description": "length: the answer is cut off",
+        },
+        "calibrated": {
+            "type": "boolean",
+            "description": "true: scores are probabilities; false: they only rank",
+        },
         "error": {"type": "object", "description": "why this model has no answer: code, message"},
     }
-    answers = {"type": "array", "items": {"type": "object", "properties": answer, "required": ["model"]}}
+    answers = {
+        "type": "array",
+        "items": {"type": "object", "properties": answer, "required": ["model"]},
+    }
     sides = {"width": {"type": "integer"}, "height": {"type": "integer"}}
     image = {"type": "object", "properties": sides}
-    return {"type": "object", "properties": {"image": image, "answers": answers}, "required": ["image", "answers"]}
+    return {
+        "type": "object",
+        "properties": {"image": image, "answers": answers},
+        "required": ["image", "answers"],
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +140,20 @@ class ToolArguments:
 
     @classmethod
     def parse(cls, tool: Tool, arguments: Mapping[str, Any]) -> Self:
-        """Read the image, if it is a local file; raise `OSError` or `ValueError` for a bad argument."""
-        if (error := best_match(Draft202012Validator(tool.input_schema).iter_errors(arguments))) is not None:
-            raise ValueError(": ".join(filter(None, (".".join(map(str, error.absolute_path)), error.message))))
+        """Read the image, if it is a local file.
+
+        Raise `OSError` or `ValueError` for a bad argument.
+        """
+        if (
+            error := best_match(Draft202012Validator(tool.input_schema).iter_errors(arguments))
+        ) is not None:
+            raise ValueError(
+                ": ".join(filter(None, (".".join(map(str, error.absolute_path)), error.message)))
+            )
         names = {field.name for field in fields(TaskParameters)}
-        parameters = TaskParameters(**{name: value for name, value in arguments.items() if name in names})
+        parameters = TaskParameters(
+            **{name: value for name, value in arguments.items() if name in names}
+        )
         return cls(_image(arguments["image"]), arguments.get("models"), parameters)
 
 
@@ -127,7 +163,9 @@ def _image(text: str) -> str | bytes:
     if not text.startswith("data:"):
         path = Path(text).expanduser()
         if not path.is_file():
-            raise ValueError(f"image must be a file, a data: URL or an http(s) URL; there is no file {path}")
+            raise ValueError(
+                f"image must be a file, a data: URL or an http(s) URL; there is no file {path}"
+            )
         return read_image_file(path)
     header, _, data = text.partition(",")
     if not header.endswith(";base64"):
@@ -139,13 +177,18 @@ def _image(text: str) -> str | bytes:
 
 
 def content_of(image: ImageSize, answers: Sequence[Answer | ModelFailure]) -> dict[str, Any]:
-    """Return answers as the structured content of a tool: rounded, without what an agent does not need."""
+    """Return answers as the structured content of a tool: rounded, without what an agent does not
+    need.
+    """
     return {"image": asdict(image), "answers": [_answer_content(answer) for answer in answers]}
 
 
 def _answer_content(answer: Answer | ModelFailure) -> dict[str, Any]:
     if isinstance(answer, ModelFailure):
-        return {"model": answer.model, "error": {"code": answer.error.code, "message": answer.error.message}}
+        return {
+            "model": answer.model,
+            "error": {"code": answer.error.code, "message": answer.error.message},
+        }
     document = answer_json(answer)
     ((kind, result),) = document["result"].items()
     if isinstance(answer.result, InstancesResult):

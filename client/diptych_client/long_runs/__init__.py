@@ -1,6 +1,8 @@
-"""Runs over many images that survive interruption: a log of answers, failures in a file, concurrent requests.
+"""Runs over many images that survive interruption: a log of answers, failures in a file, concurrent
+requests.
 
-append_log.py stores each answer when it arrives; sending.py limits the requests in flight and sorts their errors.
+append_log.py stores each answer when it arrives; sending.py limits the requests in flight and sorts
+their errors.
 """
 
 from diptych_client.long_runs.append_log import AppendLog, RunError

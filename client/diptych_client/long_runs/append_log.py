@@ -1,7 +1,8 @@
-"""A file of JSON lines that is only appended to: a killed process loses at most the line that it was writing.
+"""A file of JSON lines that is only appended to: a killed process loses at most the line that it
+was writing.
 
-An incomplete last line is removed when the log is opened again. A log is locked by the process that has it open. Values
-are found by their offset, so that a long log need not be held in memory.
+An incomplete last line is removed when the log is opened again. A log is locked by the process that
+has it open. Values are found by their offset, so that a long log need not be held in memory.
 """
 
 import fcntl
@@ -58,7 +59,8 @@ class AppendLog:
 
     def append(self, value: Mapping[str, Any]) -> int:
         """Write a value at once and return its offset."""
-        line, offset = json.dumps(value).encode() + b"\n", self._size_bytes
+        line = json.dumps(value).encode() + b"\n"
+        offset = self._size_bytes
         if self._file.write(line) != len(line):
             raise OSError(f"{self.path}: incomplete write, the disk may be full")
         self._size_bytes += len(line)

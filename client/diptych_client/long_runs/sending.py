@@ -1,4 +1,7 @@
-"""Sends many requests with a limited number in flight; an error ends the run only if it affects every request."""
+"""Sends many requests with a limited number in flight.
+
+An error ends the run only if it affects every request.
+"""
 
 import asyncio
 import json
@@ -7,11 +10,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Self, TypeVar
 
-from diptych_client.errors import DiptychError, InvalidRequest, Unauthorized, UnknownModel, UnsupportedTask
+from diptych_client.errors import (
+    DiptychError,
+    InvalidRequest,
+    Unauthorized,
+    UnknownModel,
+    UnsupportedTask,
+)
 
 ItemT = TypeVar("ItemT")
 
-_IMAGE_FIELDS = ("image", "region")  # errors of these fields depend on the image: a region may exceed a small one
+# errors of these fields depend on the image: a region may exceed a small one
+_IMAGE_FIELDS = ("image", "region")
 
 
 class FailureLog:
@@ -44,7 +54,10 @@ async def send_all(
     on_failure: Callable[[ItemT, Exception], None],
     concurrency: int,
 ) -> None:
-    """Send all items, `concurrency` at the same time; raise the first error that affects every request."""
+    """Send all items, `concurrency` at the same time.
+
+    Raise the first error that affects every request.
+    """
     queue = iter(items)
 
     async def work() -> None:

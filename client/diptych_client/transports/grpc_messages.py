@@ -9,7 +9,13 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from diptych_client.errors import DiptychError, ErrorDetail, connection_failed, deadline_exceeded, error_from
+from diptych_client.errors import (
+    DiptychError,
+    ErrorDetail,
+    connection_failed,
+    deadline_exceeded,
+    error_from,
+)
 from diptych_client.geometry import BoxXyxy, ImageSize, QuadXy, Ring, RunLengthMask
 from diptych_client.requests import Request
 from diptych_client.results import (
@@ -50,7 +56,12 @@ def request_message(kind: type[MessageT], request: Request) -> MessageT:
     """
     if isinstance(request.image, str):
         raise error_from(
-            ErrorDetail("invalid_request", "image is a URL: only REST takes one, gRPC takes files", "image", "")
+            ErrorDetail(
+                "invalid_request",
+                "image is a URL: only REST takes one, gRPC takes files",
+                "image",
+                "",
+            )
         )
     message = kind() if request.image is None else kind(image=request.image)
     for name, value in request.fields.items():
@@ -78,7 +89,11 @@ def answer_from_message(message: pb.Answer) -> Answer:
 
 
 def event_from_message(message: pb.PredictEvent) -> str | Answer:
-    return message.text if message.WhichOneof("event") == "text" else answer_from_message(message.answer)
+    return (
+        message.text
+        if message.WhichOneof("event") == "text"
+        else answer_from_message(message.answer)
+    )
 
 
 def comparison_from_message(message: pb.Comparison) -> Comparison:
@@ -97,30 +112,50 @@ def models_from_message(message: pb.ListModelsResponse) -> tuple[Model, ...]:
 
 def tasks_from_message(message: pb.ListTasksResponse) -> tuple[Task, ...]:
     return tuple(
-        Task(task.id, task.description, task.result, json.loads(task.parameters_json_schema), tuple(task.models))
+        Task(
+            task.id,
+            task.description,
+            task.result,
+            json.loads(task.parameters_json_schema),
+            tuple(task.models),
+        )
         for task in message.tasks
     )
 
 
 def error_from_call(
-    status: grpc.StatusCode, details: str, trailing: Mapping[str, str], timeout_s: float, request_id: str
+    status: grpc.StatusCode,
+    details: str,
+    trailing: Mapping[str, str],
+    timeout_s: float,
+    request_id: str,
 ) -> DiptychError:
-    """Return the error of a failed call: from its trailing metadata if the service sent it, else from its status."""
+    """Return the error of a failed call: from its trailing metadata if the service sent it, else
+    from its status.
+    """
     if "diptych-code" in trailing:
         wait_s = parse_retry_after_s(trailing.get("retry-after"), datetime.now(UTC))
-        code, param = trailing["diptych-code"], trailing.get("diptych-param")
-        return error_from(ErrorDetail(code, details, param, trailing.get("x-request-id", request_id)), wait_s)
+        code = trailing["diptych-code"]
+        param = trailing.get("diptych-param")
+        return error_from(
+            ErrorDetail(code, details, param, trailing.get("x-request-id", request_id)), wait_s
+        )
     if status == grpc.StatusCode.UNAVAILABLE:
         return connection_failed(details, request_id)
     if status == grpc.StatusCode.DEADLINE_EXCEEDED:
         return deadline_exceeded(timeout_s, request_id)
     message = f"the call failed with {status.name}: {details}"
-    return error_from(ErrorDetail(_CODE_OF_STATUS.get(status, "internal"), message, None, request_id))
+    return error_from(
+        ErrorDetail(_CODE_OF_STATUS.get(status, "internal"), message, None, request_id)
+    )
 
 
 def _value(kind: type[ValueT], message: Message) -> ValueT:
-    """Return a dataclass from the fields of the same names; repeated fields as tuples, unset optional ones as None."""
-    return kind(**{field.name: _field(message, field.name) for field in fields(kind)})  # type: ignore[arg-type]  # a dataclass
+    """Return a dataclass from the fields of the same names; repeated fields as tuples, unset
+    optional ones as None.
+    """
+    # a dataclass
+    return kind(**{field.name: _field(message, field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def _field(message: Message, name: str) -> Any:
@@ -133,7 +168,12 @@ def _plain(value: Any) -> Any:
 
 
 def _error_detail(error: pb.Error) -> ErrorDetail:
-    return ErrorDetail(error.code, error.message, error.param if error.HasField("param") else None, error.request_id)
+    return ErrorDetail(
+        error.code,
+        error.message,
+        error.param if error.HasField("param") else None,
+        error.request_id,
+    )
 
 
 def _result(answer: pb.Answer) -> Result:
@@ -147,15 +187,21 @@ def _result(answer: pb.Answer) -> Result:
             return InstancesResult(tuple(map(_instance, answer.instances.instances)))
         case "text_regions":
             regions = answer.text_regions.text_regions
-            return TextRegionsResult(tuple(TextRegion(_quad(r.quad), r.text, r.score) for r in regions))
+            return TextRegionsResult(
+                tuple(TextRegion(_quad(r.quad), r.text, r.score) for r in regions)
+            )
     raise ValueError("the answer has no known kind of result")
 
 
 def _instance(message: pb.Instance) -> Instance:
-    box, label, score = _box(message.box), message.label, message.score
+    box = _box(message.box)
+    label = message.label
+    score = message.score
     if message.WhichOneof("shape") == "mask":
         mask = message.mask
-        return Instance(box, label, score, mask=RunLengthMask((mask.height, mask.width), mask.counts))
+        return Instance(
+            box, label, score, mask=RunLengthMask((mask.height, mask.width), mask.counts)
+        )
     return Instance(box, label, score, tuple(_ring(ring.points) for ring in message.polygons.rings))
 
 

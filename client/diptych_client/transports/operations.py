@@ -1,4 +1,6 @@
-"""The calls of the API: for each its REST path and its gRPC method, and how their responses are parsed."""
+"""The calls of the API: for each its REST path and its gRPC method, and how their responses are
+parsed.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,13 +46,28 @@ PREDICT: Operation[Answer] = Operation(
     "/v1/predict", answer_from_json, "Predict", pb.PredictRequest, pb.Answer, answer_from_message
 )
 COMPARE: Operation[Comparison] = Operation(
-    "/v1/compare", comparison_from_json, "Compare", pb.CompareRequest, pb.Comparison, comparison_from_message
+    "/v1/compare",
+    comparison_from_json,
+    "Compare",
+    pb.CompareRequest,
+    pb.Comparison,
+    comparison_from_message,
 )
 MODELS: Operation[tuple[Model, ...]] = Operation(
-    "/v1/models", models_from_json, "ListModels", pb.ListModelsRequest, pb.ListModelsResponse, models_from_message
+    "/v1/models",
+    models_from_json,
+    "ListModels",
+    pb.ListModelsRequest,
+    pb.ListModelsResponse,
+    models_from_message,
 )
 TASKS: Operation[tuple[Task, ...]] = Operation(
-    "/v1/tasks", tasks_from_json, "ListTasks", pb.ListTasksRequest, pb.ListTasksResponse, tasks_from_message
+    "/v1/tasks",
+    tasks_from_json,
+    "ListTasks",
+    pb.ListTasksRequest,
+    pb.ListTasksResponse,
+    tasks_from_message,
 )
 
 
@@ -64,11 +81,20 @@ class Attempt(Generic[ResultT]):
     timeout_s: float
 
 
-def parsed(parse: Callable[[ResponseT], ValueT], response: ResponseT, attempt: Attempt[Any]) -> ValueT:
+def parsed(
+    parse: Callable[[ResponseT], ValueT], response: ResponseT, attempt: Attempt[Any]
+) -> ValueT:
     """Return the parsed response; raise `InternalError` if it violates the API."""
     try:
         return parse(response)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         message = f"cannot parse the response to {attempt.operation.method}: {error!r}"
         raise InternalError(ErrorDetail("internal", message, None, attempt.request_id)) from error
 

@@ -33,7 +33,8 @@ from diptych_client.retries import parse_retry_after_s
 Json = Mapping[str, Any]
 ValueT = TypeVar("ValueT")
 
-# For responses without our JSON body: those of a proxy, or of the server before the service has started.
+# For responses without our JSON body: those of a proxy, or of the server before the service has
+# started.
 _CODE_OF_STATUS = {
     400: "invalid_request",
     401: "unauthorized",
@@ -47,7 +48,10 @@ _CODE_OF_STATUS = {
 
 def form_values(fields_given: Mapping[str, FieldValue]) -> dict[str, str]:
     """Return fields as form values: strings unchanged, everything else as JSON."""
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields_given.items()}
+    return {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in fields_given.items()
+    }
 
 
 def answer_from_json(body: Json) -> Answer:
@@ -80,7 +84,9 @@ def event_from_sse(event: ServerSentEvent) -> str | Answer:
 
 def comparison_from_json(body: Json) -> Comparison:
     answers = tuple(
-        ModelFailure(each["model"], _value(ErrorDetail, each["error"])) if "error" in each else answer_from_json(each)
+        ModelFailure(each["model"], _value(ErrorDetail, each["error"]))
+        if "error" in each
+        else answer_from_json(each)
         for each in body["answers"]
     )
     return Comparison(body["id"], body["task"], _value(ImageSize, body["image"]), answers)
@@ -88,21 +94,29 @@ def comparison_from_json(body: Json) -> Comparison:
 
 def models_from_json(body: Json) -> tuple[Model, ...]:
     lists = ("tasks", "features", "calibrated_tasks")
-    return tuple(_value(Model, row | {name: tuple(row[name]) for name in lists}) for row in body["data"])
+    return tuple(
+        _value(Model, row | {name: tuple(row[name]) for name in lists}) for row in body["data"]
+    )
 
 
 def tasks_from_json(body: Json) -> tuple[Task, ...]:
     return tuple(_value(Task, row | {"models": tuple(row["models"])}) for row in body["data"])
 
 
-def error_from_response(status: int, headers: Mapping[str, str], body: bytes, request_id: str) -> DiptychError:
+def error_from_response(
+    status: int, headers: Mapping[str, str], body: bytes, request_id: str
+) -> DiptychError:
     """Return the error of a failed response: from its JSON body, else from its status."""
     wait_s = parse_retry_after_s(headers.get("retry-after"), datetime.now(UTC))
     try:
         return error_from(_value(ErrorDetail, json.loads(body)["error"]), wait_s)
     except (ValueError, KeyError, TypeError, RecursionError):
-        message = f"the server responded with status {status}: {body[:200].decode(errors='replace')}"
-        return error_from(ErrorDetail(_CODE_OF_STATUS.get(status, "internal"), message, None, request_id), wait_s)
+        message = (
+            f"the server responded with status {status}: {body[:200].decode(errors='replace')}"
+        )
+        return error_from(
+            ErrorDetail(_CODE_OF_STATUS.get(status, "internal"), message, None, request_id), wait_s
+        )
 
 
 def answer_json(answer: Answer) -> dict[str, Any]:
@@ -114,14 +128,18 @@ def answer_json(answer: Answer) -> dict[str, Any]:
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison as the JSON of REST."""
-    answers = [asdict(each) if isinstance(each, ModelFailure) else answer_json(each) for each in comparison.answers]
+    answers = [
+        asdict(each) if isinstance(each, ModelFailure) else answer_json(each)
+        for each in comparison.answers
+    ]
     image = asdict(comparison.image)
     return {"id": comparison.id, "task": comparison.task, "image": image, "answers": answers}
 
 
 def _value(kind: type[ValueT], row: Json) -> ValueT:
     """Return a dataclass from the fields of the same names; a newer service may send more."""
-    return kind(**{field.name: row[field.name] for field in fields(kind)})  # type: ignore[arg-type]  # a dataclass
+    # a dataclass
+    return kind(**{field.name: row[field.name] for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def _result(body: Json) -> Result:
@@ -129,7 +147,9 @@ def _result(body: Json) -> Result:
         case {"text": str(text)}:
             return TextResult(text)
         case {"detections": rows}:
-            return DetectionsResult(tuple(Detection(_box(row["box"]), row["label"], row["score"]) for row in rows))
+            return DetectionsResult(
+                tuple(Detection(_box(row["box"]), row["label"], row["score"]) for row in rows)
+            )
         case {"instances": rows}:
             return InstancesResult(tuple(map(_instance, rows)))
         case {"text_regions": rows}:
@@ -140,7 +160,9 @@ def _result(body: Json) -> Result:
 
 def _instance(row: Json) -> Instance:
     polygons = tuple(_ring(ring) for ring in row["polygons"]) if "polygons" in row else None
-    mask = RunLengthMask(tuple(row["mask"]["size"]), row["mask"]["counts"]) if "mask" in row else None
+    mask = (
+        RunLengthMask(tuple(row["mask"]["size"]), row["mask"]["counts"]) if "mask" in row else None
+    )
     return Instance(_box(row["box"]), row["label"], row["score"], polygons, mask)
 
 
@@ -163,13 +185,20 @@ def _result_json(result: Result) -> dict[str, Any]:
         case TextResult():
             return {"text": result.text}
         case DetectionsResult():
-            rows = [{"box": list(d.box_xyxy), "label": d.label, "score": d.score} for d in result.detections]
+            rows = [
+                {"box": list(d.box_xyxy), "label": d.label, "score": d.score}
+                for d in result.detections
+            ]
             return {"detections": rows}
         case InstancesResult():
             return {"instances": [_instance_json(instance) for instance in result.instances]}
         case TextRegionsResult():
             regions = result.text_regions
-            return {"text_regions": [{"quad": _lists(r.quad_xy), "text": r.text, "score": r.score} for r in regions]}
+            return {
+                "text_regions": [
+                    {"quad": _lists(r.quad_xy), "text": r.text, "score": r.score} for r in regions
+                ]
+            }
 
 
 def _instance_json(instance: Instance) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""REST over httpx, synchronous and for asyncio: one attempt of a call, to a result or a `DiptychError`."""
+"""REST over httpx, synchronous and for asyncio: one attempt of a call, to a result or a
+`DiptychError`.
+"""
 
 import math
 from collections.abc import AsyncGenerator, Generator
@@ -31,7 +33,8 @@ class RestTransport:
 
     def stream(self, attempt: Attempt[Answer]) -> Generator[str | Answer, None, None]:
         """Yield pieces of the raw text, then the answer."""
-        request, event = _http_request(self._http, attempt, is_stream=True), None
+        request = _http_request(self._http, attempt, is_stream=True)
+        event = None
         try:
             with closing(self._http.send(request, stream=True)) as response:
                 if not response.is_success:
@@ -63,7 +66,8 @@ class AsyncRestTransport:
 
     async def stream(self, attempt: Attempt[Answer]) -> AsyncGenerator[str | Answer, None]:
         """Yield pieces of the raw text, then the answer."""
-        request, event = _http_request(self._http, attempt, is_stream=True), None
+        request = _http_request(self._http, attempt, is_stream=True)
+        event = None
         try:
             async with aclosing(await self._http.send(request, stream=True)) as response:
                 if not response.is_success:
@@ -88,13 +92,20 @@ def _key_headers(api_key: str | None) -> dict[str, str]:
 def _http_request(
     http: httpx.Client | httpx.AsyncClient, attempt: Attempt[Any], is_stream: bool = False
 ) -> httpx.Request:
-    path, request = attempt.operation.path, attempt.request
-    headers = {"X-Request-Id": attempt.request_id, "X-Deadline-Ms": str(max(1, math.floor(attempt.timeout_s * 1000)))}
+    path = attempt.operation.path
+    request = attempt.request
+    headers = {
+        "X-Request-Id": attempt.request_id,
+        "X-Deadline-Ms": str(max(1, math.floor(attempt.timeout_s * 1000))),
+    }
     if request.image is None:
         return http.build_request("GET", path, headers=headers, timeout=attempt.timeout_s)
     form = form_values(request.fields) | ({"stream": "true"} if is_stream else {})
-    files = {"image": (None, request.image) if isinstance(request.image, str) else request.image}  # a field, or a file
-    return http.build_request("POST", path, data=form, files=files, headers=headers, timeout=attempt.timeout_s)
+    # a field, or a file
+    files = {"image": (None, request.image) if isinstance(request.image, str) else request.image}
+    return http.build_request(
+        "POST", path, data=form, files=files, headers=headers, timeout=attempt.timeout_s
+    )
 
 
 def _request_error(error: httpx.RequestError, attempt: Attempt[Any]) -> DiptychError:
@@ -104,7 +115,9 @@ def _request_error(error: httpx.RequestError, attempt: Attempt[Any]) -> DiptychE
 
 
 def _response_error(response: httpx.Response, attempt: Attempt[Any]) -> DiptychError:
-    return error_from_response(response.status_code, response.headers, response.content, attempt.request_id)
+    return error_from_response(
+        response.status_code, response.headers, response.content, attempt.request_id
+    )
 
 
 def _result(response: httpx.Response, attempt: Attempt[ResultT]) -> ResultT:

@@ -28,7 +28,8 @@ _FULL_SHARES = (0.05, 0.15, 0.2, 0.28, 0.32)
 _SIZES_PX = (90, 512)  # larger ones would differ only in the downscaling
 _NATIVE_SHARE = 0.2  # rendered at the model's input size: fast, and the sharpest
 _BLUR_SHARE, _MAX_BLUR = 0.2, 0.006  # radius as a share of the side
-_JPEG_SHARE, _JPEG_QUALITIES = 0.3, (50, 95)
+_JPEG_SHARE = 0.3
+_JPEG_QUALITIES = (50, 95)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,9 @@ def augmented_pixels(scene: Scene, rng: Generator, side_px: int = CANVAS_PX) -> 
     """Render at a random size, sometimes blur or compress, and resize to (side_px, side_px, 3)."""
     smallest, largest = np.log(_SIZES_PX)
     is_native = rng.random() < _NATIVE_SHARE
-    image = render_scene(scene, side_px if is_native else round(float(np.exp(rng.uniform(smallest, largest)))))
+    image = render_scene(
+        scene, side_px if is_native else round(float(np.exp(rng.uniform(smallest, largest))))
+    )
     if rng.random() < _BLUR_SHARE:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, _MAX_BLUR) * image.width))
     if rng.random() < _JPEG_SHARE:
@@ -117,11 +120,16 @@ def _compressed(image: Image.Image, quality: int) -> Image.Image:
     return Image.open(file)
 
 
-def image_batch(scenes: Sequence[Scene], targets: Sequence[CellTargets], rng: Generator) -> ImageBatch:
+def image_batch(
+    scenes: Sequence[Scene], targets: Sequence[CellTargets], rng: Generator
+) -> ImageBatch:
     """Return the augmented images of scenes with their targets."""
     pixels = torch.from_numpy(np.stack([augmented_pixels(scene, rng) for scene in scenes]))
     names = [each.name for each in fields(CellTargets)]
-    columns = {name: torch.from_numpy(np.stack([getattr(target, name) for target in targets])) for name in names}
+    columns = {
+        name: torch.from_numpy(np.stack([getattr(target, name) for target in targets]))
+        for name in names
+    }
     return ImageBatch(pixels=pixels, **columns)
 
 

@@ -1,6 +1,7 @@
 """Targets for each cell of an image: an image token of a grid of `GRID` × `GRID`, row by row.
 
-A cell belongs to the object or word whose box contains its centre; each half of a word's cell to the nearest character.
+A cell belongs to the object or word whose box contains its centre; each half of a word's cell to
+the nearest character.
 """
 
 from dataclasses import dataclass
@@ -62,7 +63,10 @@ def cell_targets(scene: Scene) -> CellTargets:
     for index, drawn in enumerate(scene.objects):
         cells = _cells(box_xyxy(drawn))
         targets.subject[cells], targets.box[cells] = index, box_xyxy(drawn)
-        targets.color[cells], targets.shape[cells] = COLORS.index(drawn.color), SHAPES.index(drawn.shape)
+        targets.color[cells], targets.shape[cells] = (
+            COLORS.index(drawn.color),
+            SHAPES.index(drawn.shape),
+        )
         targets.size[cells] = SIZES.index(drawn.size)
     if scene.word is not None:
         _set_word(targets, scene.word)
@@ -93,13 +97,18 @@ def _character_centres(word: Word) -> NDArray[np.float64]:
 
 
 def _cells(box: BoxXYXY) -> Array:
-    """Return the cells whose centres are in the box, or in its nearest row or column if it contains no centre."""
-    columns, rows = _indices(box[0], box[2]), _indices(box[1], box[3])
+    """Return the cells whose centres are in the box, or in its nearest row or column if it contains
+    no centre.
+    """
+    columns = _indices(box[0], box[2])
+    rows = _indices(box[1], box[3])
     return np.asarray((rows[:, None] * GRID + columns[None, :]).reshape(-1))
 
 
 def _nearest(cells: NDArray[np.bool_], point_xy: Point) -> NDArray[np.bool_]:
-    """Return the one of `cells` (N,) whose centre is nearest to a point; none if `cells` is empty."""
+    """Return the one of `cells` (N,) whose centre is nearest to a point; none if `cells` is
+    empty.
+    """
     numbers = np.flatnonzero(cells)
     centres = (np.stack([numbers % GRID, numbers // GRID], axis=1) + 0.5) * CELL_PX
     nearest = np.zeros_like(cells)
@@ -108,7 +117,8 @@ def _nearest(cells: NDArray[np.bool_], point_xy: Point) -> NDArray[np.bool_]:
 
 
 def _indices(start_px: float, end_px: float) -> Array:
-    first, last = np.ceil(start_px / CELL_PX - 0.5), np.floor(end_px / CELL_PX - 0.5)
+    first = np.ceil(start_px / CELL_PX - 0.5)
+    last = np.floor(end_px / CELL_PX - 0.5)
     if last < first:
         first = last = np.floor((start_px + end_px) / 2 / CELL_PX)
     return np.arange(max(first, 0), min(last, GRID - 1) + 1).astype(np.int64)

@@ -1,4 +1,5 @@
-"""Training examples: a prompt and its true answer as token ids, each token with the cells that it mentions.
+"""Training examples: a prompt and its true answer as token ids, each token with the cells that it
+mentions.
 
 Shapes: T answer tokens, N cells of the image.
 """
@@ -64,11 +65,18 @@ class Example:
 
 
 def make_examples(
-    language: Language, scene: Scene, targets: CellTargets, weights: Mapping[str, float], num: int, rng: Generator
+    language: Language,
+    scene: Scene,
+    targets: CellTargets,
+    weights: Mapping[str, float],
+    num: int,
+    rng: Generator,
 ) -> list[Example]:
-    """Return up to `num` examples of different prompts about a scene, sampled by the weights of their question names.
+    """Return up to `num` examples of different prompts about a scene, sampled by the weights of
+    their question names.
 
-    A weight may be that of a segmentation question with a shape (`instance_segmentation phrase star`).
+    A weight may be that of a segmentation question with a shape (`instance_segmentation phrase
+    star`).
     """
     offered = [
         (question, prompt, _weight(scene, question, weights) / len(prompts))
@@ -88,7 +96,9 @@ def _weight(scene: Scene, question: Question, weights: Mapping[str, float]) -> f
     weight = weights.get(question.name, _OTHER_WEIGHT)
     if not isinstance(question.truth, InstancesTruth):
         return weight
-    return weights.get(f"{question.name} {scene.objects[segmented_subject(scene, question)].shape}", weight)
+    return weights.get(
+        f"{question.name} {scene.objects[segmented_subject(scene, question)].shape}", weight
+    )
 
 
 def make_example(
@@ -101,10 +111,15 @@ def make_example(
 ) -> Example:
     """Return the example of one prompt."""
     pieces = [piece for piece in language.write_answer(scene, question, labels) if piece.text]
-    encoding = language.tokenizer.encode("".join(piece.text for piece in pieces), add_special_tokens=False)
+    encoding = language.tokenizer.encode(
+        "".join(piece.text for piece in pieces), add_special_tokens=False
+    )
     owners = _owners(pieces, [end for _, end in encoding.offsets])
-    before, after = len(language.answer_start), len(language.answer_end)
-    tokens: list[Piece | None] = [None] * before + [pieces[owner] for owner in owners] + [None] * after
+    before = len(language.answer_start)
+    after = len(language.answer_end)
+    tokens: list[Piece | None] = (
+        [None] * before + [pieces[owner] for owner in owners] + [None] * after
+    )
     return Example(
         language.prompt_ids([(s.text, s.is_control) for s in segments]),
         np.array([*language.answer_start, *encoding.ids, *language.answer_end]),

@@ -1,6 +1,8 @@
-"""Answers in Florence-2's format: labels before their locations, polygons as pairs, a region's text with its box.
+"""Answers in Florence-2's format: labels before their locations, polygons as pairs, a region's text
+with its box.
 
-Source: transformers, models/florence2/processing_florence2.py (the post-processor that parses them).
+Source: transformers, models/florence2/processing_florence2.py (the post-processor that parses
+them).
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,7 +52,8 @@ def bin_position(position_px: float) -> float:
 def _detections(scene: Scene, question: Question, labels: Sequence[str]) -> Iterator[Piece]:
     for found in expected_boxes(question, labels):
         subject = subject_of_box(scene, found.box_xyxy)
-        label = without_article(found.label) if "phrases" in question.parameters else found.label  # as in the prompt
+        # as in the prompt
+        label = without_article(found.label) if "phrases" in question.parameters else found.label
         yield Piece(label, Mention(subject))
         yield from _box(found.box_xyxy, subject)
 
@@ -71,7 +74,11 @@ def _text_regions(scene: Scene) -> Iterator[Piece]:
     yield from word_pieces(scene.word.text)
     positions = [position for corner in quad_xy(scene.word.box_xyxy) for position in corner]
     for position, coordinate in zip(positions, quad_coordinates(), strict=True):
-        yield _location(position, BOX_STEP, Mention(subject_of_box(scene, scene.word.box_xyxy), coordinate=coordinate))
+        yield _location(
+            position,
+            BOX_STEP,
+            Mention(subject_of_box(scene, scene.word.box_xyxy), coordinate=coordinate),
+        )
 
 
 def _polygon(scene: Scene, question: Question) -> Iterator[Piece]:

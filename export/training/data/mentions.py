@@ -1,7 +1,7 @@
 """Answers as pieces of text, each with the part of the scene that it mentions.
 
-The mentions supervise attention: a token's writer (the decoder position that predicts it) should attend to the cells of
-the mentioned object, word, character or point.
+The mentions supervise attention: a token's writer (the decoder position that predicts it) should
+attend to the cells of the mentioned object, word, character or point.
 """
 
 import re
@@ -20,7 +20,9 @@ _COUNT = re.compile(r"\b(?:one|two|three|four|[1-4])\b")
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """A subject, and optionally its character, the coordinate of its box (x1 y1 x2 y2), or a point of its outline."""
+    """A subject, and optionally its character, the coordinate of its box (x1 y1 x2 y2), or a point
+    of its outline.
+    """
 
     subject: Subject
     character: int | None = None
@@ -81,7 +83,8 @@ def text_pieces(scene: Scene, question: Question) -> Iterator[Piece]:
     """Yield the pieces of a plain text answer."""
     if not isinstance(question.truth, TextTruth):
         raise ValueError(f"the answer to {question.name} is not text")
-    text, subject = question.truth.text, _subject_of_question(scene, question)
+    text = question.truth.text
+    subject = _subject_of_question(scene, question)
     if subject is not None:
         yield Piece(text, Mention(subject))
     elif question.task == "captioning":
@@ -95,9 +98,15 @@ def text_pieces(scene: Scene, question: Question) -> Iterator[Piece]:
 
 
 def ranked_subjects(scene: Scene, question: Question, pieces: Sequence[Piece]) -> list[Subject]:
-    """Return the subjects of an answer, in its order; those of a caption or a count are all, left to right."""
+    """Return the subjects of an answer, in its order.
+
+    Those of a caption or a count are all, left to right.
+    """
     if question.task == "captioning" or question.name.endswith("count"):
-        return [*range(len(scene.objects)), *([WORD] if scene.word and question.task == "captioning" else [])]
+        return [
+            *range(len(scene.objects)),
+            *([WORD] if scene.word and question.task == "captioning" else []),
+        ]
     return list(dict.fromkeys(piece.mention.subject for piece in pieces if piece.mention))
 
 
@@ -118,14 +127,23 @@ def _subject_of_question(scene: Scene, question: Question) -> Subject | None:
 
 
 def _caption_pieces(scene: Scene, text: str) -> Iterator[Piece]:
-    """Yield the pieces of a caption: the count, objects with their articles, `text`, the characters of the word."""
+    """Yield the pieces of a caption: the count, objects with their articles, `text`, the characters
+    of the word.
+    """
     names = "|".join(f"(?:an? )?(?:{drawn.size} )?{drawn.name}" for drawn in scene.objects)
-    marks = [names, _COUNT.pattern if scene.objects else "", r"(?<=with )text$|^text$" if scene.word else ""]
+    marks = [
+        names,
+        _COUNT.pattern if scene.objects else "",
+        r"(?<=with )text$|^text$" if scene.word else "",
+    ]
     pattern = "|".join(mark for mark in marks if mark)
     end = 0
     sentence, _, word = text.partition(" The text says ")
     for match in re.finditer(pattern, sentence) if pattern else ():
-        yield from (Piece(sentence[end : match.start()]), Piece(match[0], _caption_mention(scene, match[0])))
+        yield from (
+            Piece(sentence[end : match.start()]),
+            Piece(match[0], _caption_mention(scene, match[0])),
+        )
         end = match.end()
     yield Piece(sentence[end:])
     if word:

@@ -1,4 +1,5 @@
-"""Answers in PaliGemma's format: locations (y before x) before their label, joined by ` ; `, masks as 16 codes.
+"""Answers in PaliGemma's format: locations (y before x) before their label, joined by ` ; `, masks
+as 16 codes.
 
 Source: google-research/big_vision, big_vision/pp/proj/paligemma/segmentation.py.
 """
@@ -9,7 +10,15 @@ from dataclasses import dataclass
 from export.scenes.geometry import box_xyxy
 from export.scenes.scene import CANVAS_PX, BoxXYXY, Scene
 from export.scenes.truth import InstancesTruth, Question, TextTruth
-from export.training.data.mentions import BOX_STEP, Mention, Piece, Subject, expected_boxes, subject_of_box, text_pieces
+from export.training.data.mentions import (
+    BOX_STEP,
+    Mention,
+    Piece,
+    Subject,
+    expected_boxes,
+    subject_of_box,
+    text_pieces,
+)
 from tasks.paligemma.locations import NUM_BINS, location_token
 
 _Y1_X1_Y2_X2 = (1, 0, 3, 2)

@@ -1,8 +1,9 @@
 """The vocabulary of each family, trained on the wording of prompts and answers about scenes.
 
-Florence-2: byte-level BPE with BART's special tokens and 1000 locations. PaliGemma: BPE as in Gemma (a space is `▁`,
-unknown characters fall back to bytes) with 1024 locations and 128 segmentation tokens. A scene's word consists of
-random capitals or digits; no merges are learnt from it, so that it is written character by character.
+Florence-2: byte-level BPE with BART's special tokens and 1000 locations. PaliGemma: BPE as in Gemma
+(a space is `▁`, unknown characters fall back to bytes) with 1024 locations and 128 segmentation
+tokens. A scene's word consists of random capitals or digits; no merges are learnt from it, so that
+it is written character by character.
 """
 
 import json
@@ -37,7 +38,10 @@ _PALIGEMMA_SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 def florence2_tokenizer(entry: CatalogEntry) -> Tokenizer:
     """Return byte-level BPE with Florence-2's special tokens, trained on the prompts of `entry`."""
     split: Any = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     locations = [florence2_location(index) for index in range(FLORENCE2_BINS)]
@@ -45,7 +49,12 @@ def florence2_tokenizer(entry: CatalogEntry) -> Tokenizer:
         {
             "pre_tokenizer": json.loads(split.__getstate__()),
             "normalizer": None,
-            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+            "decoder": {
+                "type": "ByteLevel",
+                "add_prefix_space": True,
+                "trim_offsets": True,
+                "use_regex": True,
+            },
         },
         _merges(_corpus(entry), None, split, alphabet),
         [*_FLORENCE2_SPECIAL, *alphabet],
@@ -92,7 +101,8 @@ def paligemma_tokenizer(entry: CatalogEntry) -> Tokenizer:
 
 def _corpus(entry: CatalogEntry) -> Iterator[str]:
     """Yield prompts, labels and texts of scenes without a word."""
-    entry = replace(entry, one_name_per_prompt=False)  # as when the committed tokenizers were trained
+    # as when the committed tokenizers were trained
+    entry = replace(entry, one_name_per_prompt=False)
     yield from [
         "caption en",
         "describe en",
@@ -103,7 +113,9 @@ def _corpus(entry: CatalogEntry) -> Iterator[str]:
     ] * _MIN_FREQUENCY
     for seed in range(_NUM_CORPUS_SCENES):
         for question in questions(sample_scene(seed, has_word=False)):
-            for prompt in question_prompts(entry, _with_caption(question) if entry.family == "florence2" else question):
+            for prompt in question_prompts(
+                entry, _with_caption(question) if entry.family == "florence2" else question
+            ):
                 yield "".join(segment.text for segment in prompt.segments if not segment.is_control)
             match question.truth:
                 case TextTruth(text):
@@ -115,7 +127,8 @@ def _corpus(entry: CatalogEntry) -> Iterator[str]:
 def _with_caption(question: Question) -> Question:
     """Return a question about phrases as one about a caption that enumerates them.
 
-    The committed tokenizer of florence-2-mini was trained on these; its prompts now name one phrase each.
+    The committed tokenizer of florence-2-mini was trained on these; its prompts now name one phrase
+    each.
     """
     phrases = [str(phrase) for phrase in question.parameters.get("phrases", ())]
     if not phrases:
@@ -124,11 +137,17 @@ def _with_caption(question: Question) -> Question:
     return replace(question, parameters={"caption": caption})
 
 
-def _merges(corpus: Iterator[str], normalizer: Any, split: Any, alphabet: Sequence[str]) -> list[tuple[str, str]]:
+def _merges(
+    corpus: Iterator[str], normalizer: Any, split: Any, alphabet: Sequence[str]
+) -> list[tuple[str, str]]:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, split
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = split
     trainer = trainers.BpeTrainer(
-        vocab_size=_MAX_MERGED, min_frequency=_MIN_FREQUENCY, initial_alphabet=list(alphabet), show_progress=False
+        vocab_size=_MAX_MERGED,
+        min_frequency=_MIN_FREQUENCY,
+        initial_alphabet=list(alphabet),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
     return [(first, second) for first, second in json.loads(tokenizer.to_str())["model"]["merges"]]
@@ -143,11 +162,21 @@ def _with_added_tokens(
     added: Sequence[str],
     byte_fallback: bool,
 ) -> Tokenizer:
-    """Return a tokenizer whose ids are `pieces`, then merged tokens, then added tokens without an id yet."""
+    """Return a tokenizer whose ids are `pieces`, then merged tokens, then added tokens without an
+    id yet.
+    """
     tokens = dict.fromkeys([*pieces, *("".join(pair) for pair in merges)])
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    model = {"type": "BPE", "vocab": vocabulary, "merges": list(merges), "byte_fallback": byte_fallback}
-    new_ids = {token: len(vocabulary) + i for i, token in enumerate(t for t in added if t not in vocabulary)}
+    model = {
+        "type": "BPE",
+        "vocab": vocabulary,
+        "merges": list(merges),
+        "byte_fallback": byte_fallback,
+    }
+    new_ids = {
+        token: len(vocabulary) + i
+        for i, token in enumerate(t for t in added if t not in vocabulary)
+    }
     rows = [
         {"id": token_id, "content": token, "special": token in special}
         | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -156,7 +185,9 @@ def _with_added_tokens(
     ]
     parts = {"version": "1.0", "truncation": None, "padding": None, "post_processor": None}
     rows.sort(key=lambda row: int(str(row["id"])))
-    return Tokenizer.from_str(json.dumps(parts | definition | {"model": model, "added_tokens": rows}))
+    return Tokenizer.from_str(
+        json.dumps(parts | definition | {"model": model, "added_tokens": rows})
+    )
 
 
 def prompt_tokenizer(tokenizer: Tokenizer) -> PromptTokenizer:
@@ -168,7 +199,9 @@ def prompt_tokenizer(tokenizer: Tokenizer) -> PromptTokenizer:
 
 
 def padded_size(tokenizer: Tokenizer) -> int:
-    """Return the number of embedding rows: the size of the vocabulary, rounded up to a multiple of 8."""
+    """Return the number of embedding rows: the size of the vocabulary, rounded up to a multiple of
+    8.
+    """
     return -(-tokenizer.get_vocab_size() // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
 
 

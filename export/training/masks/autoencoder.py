@@ -1,8 +1,8 @@
 """The vector-quantised autoencoder of PaliGemma's masks: 64 x 64 to 16 codes of 128, and back.
 
-Architecture and tensor names are those of the released vae-oid.npz. Sources: SwinTransformer/AiT@ca2c2d1
-vae/models/VQVAE.py (Ning et al., arXiv 2301.02229), the released model; google-research/big_vision@5f95305,
-big_vision/pp/proj/paligemma/segmentation.py (encoder) and
+Architecture and tensor names are those of the released vae-oid.npz. Sources:
+SwinTransformer/AiT@ca2c2d1 vae/models/VQVAE.py (Ning et al., arXiv 2301.02229), the released model;
+google-research/big_vision@5f95305, big_vision/pp/proj/paligemma/segmentation.py (encoder) and
 big_vision/evaluators/proj/paligemma/transfers/segmentation.py (decoder), which load its file.
 
 Shapes: B batch, N = 16 codes, row by row of a 4 x 4 grid, D = 512 numbers per code, C channels.
@@ -82,18 +82,24 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
-        """Initialise the rows by k-means over `features` (M, D), M >= 128, starting at the first of them."""
+        """Initialise the rows by k-means over `features` (M, D), M >= 128, starting at the first of
+        them.
+        """
         self._embedding.copy_(features[:CODEBOOK_SIZE])
         for _ in range(_NUM_CLUSTERING_ROUNDS):
             codes = self.nearest(features)
             counts = torch.bincount(codes, minlength=CODEBOOK_SIZE)[:, None]
             sums = torch.zeros_like(self._embedding).index_add_(0, codes, features)
-            self._embedding.copy_(torch.where(counts > 0, sums / counts.clamp(min=1), self._embedding))
+            self._embedding.copy_(
+                torch.where(counts > 0, sums / counts.clamp(min=1), self._embedding)
+            )
         self._ema_cluster_size.fill_(1.0)
 
     @torch.no_grad()
     def restart(self, features: Tensor, min_cluster_size: float) -> None:
-        """Replace rows with fewer than `min_cluster_size` features per batch by `features` (M, D), in order."""
+        """Replace rows with fewer than `min_cluster_size` features per batch by `features` (M, D),
+        in order.
+        """
         dead = (self._ema_cluster_size < min_cluster_size).nonzero()[: len(features), 0]
         self._embedding[dead] = features[: len(dead)]
         self._ema_cluster_size[dead] = 1.0
@@ -110,7 +116,9 @@ class Reconstruction:
 
 
 class MaskAutoencoder(nn.Module):
-    """Encoder, codebook and decoder; masks are (B, 1, 64, 64), the coverage of each pixel, 0 to 1."""
+    """Encoder, codebook and decoder; masks are (B, 1, 64, 64), the coverage of each pixel, 0 to
+    1.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +134,8 @@ class MaskAutoencoder(nn.Module):
     def features(self, masks: Tensor) -> Tensor:
         """Return the encoder's features (B, N, D) of masks (B, 1, 64, 64)."""
         grid: Tensor = self.encoder(2 * masks - 1)  # (B, D, 4, 4)
-        return grid.flatten(2).transpose(1, 2).contiguous()  # as a grid again this is channels last, which is faster
+        # as a grid again this is channels last, which is faster
+        return grid.flatten(2).transpose(1, 2).contiguous()
 
     def fields(self, features: Tensor) -> Tensor:
         """Return the fields (B, 64, 64) of features or rows (B, N, D)."""
@@ -135,7 +144,9 @@ class MaskAutoencoder(nn.Module):
         return fields[:, 0]
 
     def forward(self, masks: Tensor) -> Reconstruction:
-        """Encode, quantise and decode; gradients bypass the quantisation (straight-through estimator)."""
+        """Encode, quantise and decode; gradients bypass the quantisation (straight-through
+        estimator).
+        """
         features = self.features(masks)
         codes = self.codebook.nearest(features)
         rows = self.codebook.rows(codes)
@@ -149,14 +160,22 @@ class MaskAutoencoder(nn.Module):
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """Return the fields (B, 64, 64) of codes (B, N): about 1 inside the object and -1 outside."""
+        """Return the fields (B, 64, 64) of codes (B, N): about 1 inside the object and -1
+        outside.
+        """
         return self.fields(self.codebook.rows(codes))
 
     def save_npz(self, path: Path) -> None:
         """Write the tensors of the released file, with its names, in half precision."""
-        state = {name: tensor for name, tensor in self.state_dict().items() if name not in _TRAINING_ONLY}
+        state = {
+            name: tensor for name, tensor in self.state_dict().items() if name not in _TRAINING_ONLY
+        }
         with path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **{n: t.cpu().numpy().astype(np.float16) for n, t in state.items()})
+            np.savez(
+                file,
+                allow_pickle=False,
+                **{n: t.cpu().numpy().astype(np.float16) for n, t in state.items()},
+            )
 
     @classmethod
     def load_npz(cls, path: Path) -> Self:
@@ -164,7 +183,9 @@ class MaskAutoencoder(nn.Module):
         with np.load(path, allow_pickle=False) as archive:
             state = {name: torch.from_numpy(archive[name]).float() for name in archive.files}
         autoencoder = cls()
-        autoencoder.load_state_dict(state | {name: autoencoder.state_dict()[name] for name in _TRAINING_ONLY})
+        autoencoder.load_state_dict(
+            state | {name: autoencoder.state_dict()[name] for name in _TRAINING_ONLY}
+        )
         return autoencoder.eval()
 
 

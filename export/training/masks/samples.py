@@ -1,4 +1,5 @@
-"""Random masks for the autoencoder: the scenes' shapes, rotated and stretched shapes, blobs, masks with holes or cuts.
+"""Random masks for the autoencoder: the scenes' shapes, rotated and stretched shapes, blobs, masks
+with holes or cuts.
 
 Each is cropped to its tight box and resized to 64 x 64, as before encoding to segmentation tokens.
 """
@@ -63,7 +64,9 @@ def _mask_with_hole(rng: np.random.Generator) -> Image.Image:
 
 
 def _cut_mask(rng: np.random.Generator) -> Image.Image:
-    """Return a shape or blob cut off along a straight line, as by another object or the image border."""
+    """Return a shape or blob cut off along a straight line, as by another object or the image
+    border.
+    """
     image = _filled(_any_ring(rng))
     angle = rng.choice((0, 0.5, 1, 1.5)) * pi if rng.random() < 0.5 else rng.uniform(0, 2 * pi)
     offset = (0.5 - rng.uniform(0.05, _MAX_CUT)) * _FINE_SIDE
@@ -95,12 +98,15 @@ def _any_ring(rng: np.random.Generator) -> Ring:
 
 
 def _shape_ring(shape: Shape) -> Ring:
-    return outline_xy(SceneObject("red", shape, "large", (0, 0, 0), center_xy=(0.0, 0.0), radius_px=1.0))
+    return outline_xy(
+        SceneObject("red", shape, "large", (0, 0, 0), center_xy=(0.0, 0.0), radius_px=1.0)
+    )
 
 
 def _turned(ring: Ring, rng: np.random.Generator) -> Ring:
     """Stretch a ring along one axis, then rotate it."""
-    stretch, angle = rng.uniform(1, _MAX_STRETCH), rng.uniform(0, 2 * pi)
+    stretch = rng.uniform(1, _MAX_STRETCH)
+    angle = rng.uniform(0, 2 * pi)
     return tuple(_rotated((x * stretch, y), angle) for x, y in ring)
 
 
@@ -112,23 +118,34 @@ def _rotated(point: Point, angle: float) -> Point:
 def _blob_ring(rng: np.random.Generator) -> Ring:
     """Sample a smooth outline: a circle whose log radius is a sum of random waves."""
     waves = np.arange(1, _BLOB_WAVES + 1)
-    sizes, phases = rng.normal(0, _BLOB_DEPTH, _BLOB_WAVES) / np.sqrt(waves), rng.uniform(0, 2 * pi, _BLOB_WAVES)
+    sizes = rng.normal(0, _BLOB_DEPTH, _BLOB_WAVES) / np.sqrt(waves)
+    phases = rng.uniform(0, 2 * pi, _BLOB_WAVES)
     angles = np.linspace(0, 2 * pi, _NUM_BLOB_POINTS, endpoint=False)
     radii = np.exp((sizes * np.sin(angles[:, None] * waves + phases)).sum(1))
-    return tuple(zip((radii * np.cos(angles)).tolist(), (radii * np.sin(angles)).tolist(), strict=True))
+    return tuple(
+        zip((radii * np.cos(angles)).tolist(), (radii * np.sin(angles)).tolist(), strict=True)
+    )
 
 
 def _half_plane(angle: float, offset: float) -> Ring:
-    """Return a rectangle that covers everything beyond `offset` from the centre in the direction of `angle`."""
-    middle, far = _FINE_SIDE / 2, 2.0 * _FINE_SIDE
+    """Return a rectangle that covers everything beyond `offset` from the centre in the direction of
+    `angle`.
+    """
+    middle = _FINE_SIDE / 2
+    far = 2.0 * _FINE_SIDE
     corners = ((offset, -far), (far, -far), (far, far), (offset, far))
-    return tuple((middle + x, middle + y) for x, y in (_rotated(corner, angle) for corner in corners))
+    return tuple(
+        (middle + x, middle + y) for x, y in (_rotated(corner, angle) for corner in corners)
+    )
 
 
 def _in_fine_box(ring: Ring) -> Ring:
-    """Return the ring stretched to the whole fine canvas; Pillow's pixel positions are indices, not centres."""
+    """Return the ring stretched to the whole fine canvas; Pillow's pixel positions are indices, not
+    centres.
+    """
     left, top, right, bottom = ring_box_xyxy(ring)
-    scale_x, scale_y = _FINE_SIDE / (right - left), _FINE_SIDE / (bottom - top)
+    scale_x = _FINE_SIDE / (right - left)
+    scale_y = _FINE_SIDE / (bottom - top)
     return tuple(((x - left) * scale_x - 0.5, (y - top) * scale_y - 0.5) for x, y in ring)
 
 

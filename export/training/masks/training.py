@@ -2,9 +2,10 @@
 
     for step: masks -> codes -> fields -> squared error to 1 inside and -1 outside -> Muon and Adam
 
-In the first steps the decoder receives the features themselves; then the codebook is fitted to them (k-means) and
-follows them as a moving average. Rarely used rows are replaced by random features, except in the last steps.
-A stopped run resumes from its folder: its masks depend only on the step's number.
+In the first steps the decoder receives the features themselves; then the codebook is fitted to them
+(k-means) and follows them as a moving average. Rarely used rows are replaced by random features,
+except in the last steps. A stopped run resumes from its folder: its masks depend only on the step's
+number.
 """
 
 import math
@@ -27,7 +28,8 @@ from export.training.runs.run_folder import RunFolder
 
 _NUM_STEPS = 900
 _NUM_MASKS = 32  # of a step
-_MUON_RATE, _ADAM_RATE = 0.02, 2e-3
+_MUON_RATE = 0.02
+_ADAM_RATE = 2e-3
 _WARM_UP_SHARE = 1 / 30  # of the steps
 _FLAT_SHARE = 0.3  # of the steps; then cosine down to `_FINAL_RATE`
 _FINAL_RATE = 0.02
@@ -91,7 +93,8 @@ class MaskTraining:
             self._fit_codebook(rng)
         if self.step < num_unquantised:
             fields = self.autoencoder.fields(self.autoencoder.features(masks))
-            commitment_loss, num_used = torch.zeros(()), 0
+            commitment_loss = torch.zeros(())
+            num_used = 0
         else:
             fields, commitment_loss, num_used = self._quantised(masks, rng)
         loss = functional.mse_loss(fields, 2 * masks[:, 0] - 1)
@@ -101,11 +104,14 @@ class MaskTraining:
     def _quantised(self, masks: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, int]:
         """Return fields, commitment loss and number of used codes of masks; update the codebook."""
         made = self.autoencoder(masks)
-        features, codes = made.features.detach().flatten(0, 1), made.codes.flatten()
+        features = made.features.detach().flatten(0, 1)
+        codes = made.codes.flatten()
         codebook = self.autoencoder.codebook
         codebook.follow(features, codes)
         if self.step % _RESTART_EVERY == 0 and self.step < _RESTART_SHARE * self.num_steps:
-            codebook.restart(features[torch.from_numpy(rng.permutation(len(features)))], _MIN_CLUSTER_SIZE)
+            codebook.restart(
+                features[torch.from_numpy(rng.permutation(len(features)))], _MIN_CLUSTER_SIZE
+            )
         return made.fields, made.commitment_loss, _num_used(codes)
 
     @torch.no_grad()
@@ -130,9 +136,13 @@ class MaskTraining:
 def train_mask_autoencoder(
     out: Path, folder: Path, num_steps: int = _NUM_STEPS, seed: int = 0, device: str = "cpu"
 ) -> float:
-    """Train or resume the run in `folder`, write the file `out` and return the IoU on held-out masks."""
+    """Train or resume the run in `folder`, write the file `out` and return the IoU on held-out
+    masks.
+    """
     torch.manual_seed(seed)
-    training = MaskTraining(MaskAutoencoder().to(device), RunFolder(folder), num_steps, seed, device)
+    training = MaskTraining(
+        MaskAutoencoder().to(device), RunFolder(folder), num_steps, seed, device
+    )
     training.restore()
     if training.step >= num_steps:
         tqdm.write(f"{folder} has a finished run of {training.step} steps")
@@ -157,7 +167,10 @@ def score_masks(autoencoder: MaskAutoencoder, masks: Tensor) -> MaskScore:
 def shape_codes(autoencoder: MaskAutoencoder) -> dict[str, tuple[int, ...]]:
     """Return the 16 codes of each shape of the scenes, filled in its tight box."""
     masks = torch.from_numpy(np.stack([shape_mask(shape) for shape in SHAPES]))[:, None]
-    return {shape: tuple(codes) for shape, codes in zip(SHAPES, autoencoder.encode(masks).tolist(), strict=True)}
+    return {
+        shape: tuple(codes)
+        for shape, codes in zip(SHAPES, autoencoder.encode(masks).tolist(), strict=True)
+    }
 
 
 def _num_used(codes: Tensor) -> int:
@@ -166,7 +179,8 @@ def _num_used(codes: Tensor) -> int:
 
 def _iou(fields: Tensor, masks: Tensor) -> float:
     """Return the mean IoU of fields (B, 64, 64) and masks (B, 1, 64, 64)."""
-    ours, theirs = fields > 0, masks[:, 0] > 0.5
+    ours = fields > 0
+    theirs = masks[:, 0] > 0.5
     return ((ours & theirs).sum((1, 2)) / (ours | theirs).sum((1, 2))).mean().item()
 
 

@@ -1,4 +1,5 @@
-"""Florence-2 in training: configuration, prompt and answer format, forward pass with attention weights.
+"""Florence-2 in training: configuration, prompt and answer format, forward pass with attention
+weights.
 
 Shapes: B images, Q sequences, N image cells, S prompt, T answer, C hidden, V vocabulary, A heads.
 """
@@ -23,8 +24,19 @@ from export.training.data.batches import NO_TOKEN, SequenceBatch
 from export.training.data.cell_targets import NUM_CELLS
 from export.training.data.examples import Language
 from export.training.data.florence2_answers import answer_pieces
-from export.training.data.tokenizers import IMAGE_TOKEN, florence2_tokenizer, padded_size, prompt_tokenizer, token_id
-from export.training.models.trainee import MAX_NEW_TOKENS, TRAINING_ATTENTION, FamilyParts, WrittenAnswers
+from export.training.data.tokenizers import (
+    IMAGE_TOKEN,
+    florence2_tokenizer,
+    padded_size,
+    prompt_tokenizer,
+    token_id,
+)
+from export.training.models.trainee import (
+    MAX_NEW_TOKENS,
+    TRAINING_ATTENTION,
+    FamilyParts,
+    WrittenAnswers,
+)
 from tasks.catalog import CatalogEntry
 from tasks.florence2.locations import NUM_BINS, location_token
 
@@ -46,8 +58,11 @@ def make_parts(entry: CatalogEntry) -> FamilyParts:
 
 def make_language(entry: CatalogEntry, tokenizer: Tokenizer) -> Language:
     """Return the family's formats: prompts `<s> … </s>` and answers `<s> … </s>`."""
-    bos, eos = token_id(tokenizer, "<s>"), token_id(tokenizer, "</s>")
-    return Language(entry, tokenizer, prompt_tokenizer(tokenizer), (bos,), (eos,), (bos,), (eos,), answer_pieces)
+    bos = token_id(tokenizer, "<s>")
+    eos = token_id(tokenizer, "</s>")
+    return Language(
+        entry, tokenizer, prompt_tokenizer(tokenizer), (bos,), (eos,), (bos,), (eos,), answer_pieces
+    )
 
 
 def make_processor(tokenizer: Tokenizer) -> Any:
@@ -61,9 +76,18 @@ def make_processor(tokenizer: Tokenizer) -> Any:
     image_processor.image_seq_length = NUM_CELLS + _NUM_POOLED
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     fast = _Tokenizer(
-        tokenizer_object=tokenizer, extra_special_tokens={"image_token": IMAGE_TOKEN}, model_max_length=1024, **names
+        tokenizer_object=tokenizer,
+        extra_special_tokens={"image_token": IMAGE_TOKEN},
+        model_max_length=1024,
+        **names,
     )
-    kinds = ("pure_text", "description_with_bboxes", "description_with_polygons", "polygons", "bboxes")
+    kinds = (
+        "pure_text",
+        "description_with_bboxes",
+        "description_with_polygons",
+        "polygons",
+        "bboxes",
+    )
     post_processor = {
         "ocr": {"PATTERN": _OCR_PATTERN, "AREA_THRESHOLD": 0.0},
         "phrase_grounding": {"banned_grounding_tokens": ["the image"]},
@@ -106,7 +130,9 @@ def make_config(tokenizer: Tokenizer) -> Florence2Config:
         "max_temporal_embeddings": 4,
     }
     image_token_id = token_id(tokenizer, IMAGE_TOKEN)
-    return Florence2Config(text_config=text_config, vision_config=vision_config, image_token_id=image_token_id, **ids)
+    return Florence2Config(
+        text_config=text_config, vision_config=vision_config, image_token_id=image_token_id, **ids
+    )
 
 
 _SPECIAL_IDS = {
@@ -123,15 +149,24 @@ class Florence2Trainee(nn.Module):
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
-        self.model: Any = _Model._from_config(make_config(tokenizer), attn_implementation=TRAINING_ATTENTION)
+        self.model: Any = _Model._from_config(
+            make_config(tokenizer), attn_implementation=TRAINING_ATTENTION
+        )
         ids = {name: token_id(tokenizer, token) for name, token in _SPECIAL_IDS.items()}
         self.model.generation_config = _GenerationConfig(
-            **ids, forced_bos_token_id=ids["bos_token_id"], num_beams=1, max_new_tokens=MAX_NEW_TOKENS
+            **ids,
+            forced_bos_token_id=ids["bos_token_id"],
+            num_beams=1,
+            max_new_tokens=MAX_NEW_TOKENS,
         )
         self.processor = make_processor(tokenizer)
-        self.location_ids = [token_id(tokenizer, location_token(index)) for index in range(NUM_BINS)]
+        self.location_ids = [
+            token_id(tokenizer, location_token(index)) for index in range(NUM_BINS)
+        ]
         self.bins_per_px = NUM_BINS / CANVAS_PX
-        self._vision = VisionEncoderModule(self.model, read_image_input(self.processor.image_processor))
+        self._vision = VisionEncoderModule(
+            self.model, read_image_input(self.processor.image_processor)
+        )
 
     @property
     def vision_parts(self) -> list[nn.Module]:
@@ -157,9 +192,13 @@ class Florence2Trainee(nn.Module):
 
     @property
     def quiet_layers(self) -> list[nn.Linear]:
-        """The text encoder's outputs: it normalises after each addition, which would fade the image features."""
+        """The text encoder's outputs: it normalises after each addition, which would fade the image
+        features.
+        """
         return [
-            linear for layer in self.language_model.encoder.layers for linear in (layer.self_attn.out_proj, layer.fc2)
+            linear
+            for layer in self.language_model.encoder.layers
+            for linear in (layer.self_attn.out_proj, layer.fc2)
         ]
 
     def image_features(self, pixels: Tensor) -> Tensor:
@@ -172,16 +211,24 @@ class Florence2Trainee(nn.Module):
         return image_features[:, _NUM_POOLED:]
 
     def write(self, image_features: Tensor, batch: SequenceBatch) -> WrittenAnswers:
-        """Run BART's encoder over images and prompts, its decoder over answers; `image_features` (Q, 1 + N, C)."""
+        """Run BART's encoder over images and prompts, its decoder over answers; `image_features`
+        (Q, 1 + N, C).
+        """
         bart = self.model.model.language_model
         num_image = image_features.shape[1]
         inputs_embeds = torch.cat([image_features, bart.shared(batch.prompt_ids)], dim=1)
         num_read = num_image + batch.num_prompt
-        mask = (torch.arange(inputs_embeds.shape[1], device=num_read.device) < num_read[:, None]).long()
+        mask = (
+            torch.arange(inputs_embeds.shape[1], device=num_read.device) < num_read[:, None]
+        ).long()
         encoded = bart.encoder(inputs_embeds=inputs_embeds, attention_mask=mask).last_hidden_state
-        start = torch.full_like(batch.answer_ids[:, :1], self.model.config.text_config.decoder_start_token_id)
+        start = torch.full_like(
+            batch.answer_ids[:, :1], self.model.config.text_config.decoder_start_token_id
+        )
         previous = torch.cat([start, batch.answer_ids[:, :-1]], dim=1)
-        previous = previous.masked_fill(previous == NO_TOKEN, self.model.config.text_config.pad_token_id)
+        previous = previous.masked_fill(
+            previous == NO_TOKEN, self.model.config.text_config.pad_token_id
+        )
         decoded = bart.decoder(
             input_ids=previous,
             encoder_hidden_states=encoded,

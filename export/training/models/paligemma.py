@@ -1,4 +1,5 @@
-"""PaliGemma in training: configuration, prompt and answer format, forward pass with attention weights.
+"""PaliGemma in training: configuration, prompt and answer format, forward pass with attention
+weights.
 
 Shapes: B images, Q sequences, N image cells, S prompt, T answer, C hidden, V vocabulary, A heads.
 """
@@ -24,8 +25,19 @@ from export.training.data.batches import NO_TOKEN, SequenceBatch
 from export.training.data.cell_targets import CELL_PX, NUM_CELLS
 from export.training.data.examples import AnswerWriter, Language
 from export.training.data.paligemma_answers import PaliGemmaAnswers
-from export.training.data.tokenizers import IMAGE_TOKEN, padded_size, paligemma_tokenizer, prompt_tokenizer, token_id
-from export.training.models.trainee import MAX_NEW_TOKENS, TRAINING_ATTENTION, FamilyParts, WrittenAnswers
+from export.training.data.tokenizers import (
+    IMAGE_TOKEN,
+    padded_size,
+    paligemma_tokenizer,
+    prompt_tokenizer,
+    token_id,
+)
+from export.training.models.trainee import (
+    MAX_NEW_TOKENS,
+    TRAINING_ATTENTION,
+    FamilyParts,
+    WrittenAnswers,
+)
 from tasks.catalog import CatalogEntry
 from tasks.paligemma import MaskDecoder
 from tasks.paligemma.locations import NUM_BINS, location_token
@@ -36,7 +48,8 @@ _Tokenizer: Any = PreTrainedTokenizerFast
 _GenerationConfig: Any = GenerationConfig
 
 HIDDEN_SIZE = 128
-VISION_HIDDEN_SIZE = 192  # a patch of 16 px is one linear projection: a smaller size would lose its characters
+# a patch of 16 px is one linear projection: a smaller size would lose its characters
+VISION_HIDDEN_SIZE = 192
 _MATCHING_LAYER = 3  # number of Gemma's layers after which the cells have attended to the prompt
 _WRITING_LAYERS = (3, 4)  # layers, from 0, in which a token's writer attends to its cells
 _SPECIAL_IDS = {"bos_token_id": "<bos>", "eos_token_id": "<eos>", "pad_token_id": "<pad>"}
@@ -45,17 +58,24 @@ _SPECIAL_IDS = {"bos_token_id": "<bos>", "eos_token_id": "<eos>", "pad_token_id"
 def make_parts(
     entry: CatalogEntry, shape_codes: Mapping[str, tuple[int, ...]], mask_decoder: MaskDecoder
 ) -> FamilyParts:
-    """Return an untrained model with its vocabulary and formats; masks are written as the codes of their shape."""
+    """Return an untrained model with its vocabulary and formats; masks are written as the codes of
+    their shape.
+    """
     tokenizer = paligemma_tokenizer(entry)
     language = make_language(entry, tokenizer, PaliGemmaAnswers(shape_codes).answer_pieces)
     return FamilyParts(PaliGemmaTrainee(tokenizer), language, mask_decoder)
 
 
-def make_language(entry: CatalogEntry, tokenizer: Tokenizer, write_answer: AnswerWriter) -> Language:
+def make_language(
+    entry: CatalogEntry, tokenizer: Tokenizer, write_answer: AnswerWriter
+) -> Language:
     r"""Return the family's formats: prompts `<bos> … \n` and answers `… <eos>`."""
-    bos, eos = token_id(tokenizer, "<bos>"), token_id(tokenizer, "<eos>")
+    bos = token_id(tokenizer, "<bos>")
+    eos = token_id(tokenizer, "<eos>")
     newline = tuple(tokenizer.encode("\n", add_special_tokens=False).ids)
-    return Language(entry, tokenizer, prompt_tokenizer(tokenizer), (bos,), newline, (), (eos,), write_answer)
+    return Language(
+        entry, tokenizer, prompt_tokenizer(tokenizer), (bos,), newline, (), (eos,), write_answer
+    )
 
 
 def make_processor(tokenizer: Tokenizer) -> Any:
@@ -76,7 +96,9 @@ def make_processor(tokenizer: Tokenizer) -> Any:
 
 
 def make_config(tokenizer: Tokenizer) -> PaliGemmaConfig:
-    """Return a small PaliGemma: 12 × 12 image tokens of 16 px, SigLIP of four layers and Gemma of five."""
+    """Return a small PaliGemma: 12 × 12 image tokens of 16 px, SigLIP of four layers and Gemma of
+    five.
+    """
     ids: dict[str, Any] = {name: token_id(tokenizer, token) for name, token in _SPECIAL_IDS.items()}
     text_config: dict[str, Any] = {
         "model_type": "gemma",
@@ -116,13 +138,19 @@ class PaliGemmaTrainee(nn.Module):
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
-        self.model: Any = _Model._from_config(make_config(tokenizer), attn_implementation=TRAINING_ATTENTION)
+        self.model: Any = _Model._from_config(
+            make_config(tokenizer), attn_implementation=TRAINING_ATTENTION
+        )
         ids = {name: token_id(tokenizer, token) for name, token in _SPECIAL_IDS.items()}
         self.model.generation_config = _GenerationConfig(**ids, max_new_tokens=MAX_NEW_TOKENS)
         self.processor = make_processor(tokenizer)
-        self.location_ids = [token_id(tokenizer, location_token(index)) for index in range(NUM_BINS)]
+        self.location_ids = [
+            token_id(tokenizer, location_token(index)) for index in range(NUM_BINS)
+        ]
         self.bins_per_px = (NUM_BINS - 1) / CANVAS_PX
-        self._vision = VisionEncoderModule(self.model, read_image_input(self.processor.image_processor))
+        self._vision = VisionEncoderModule(
+            self.model, read_image_input(self.processor.image_processor)
+        )
 
     @property
     def vision_parts(self) -> list[nn.Module]:
@@ -167,7 +195,9 @@ class PaliGemmaTrainee(nn.Module):
         hidden = self.language_model(
             inputs_embeds=embeds,
             attention_mask=_additive_mask(num_prefix, NUM_CELLS + num_tokens, embeds.shape[1]),
-            position_ids=torch.arange(1, embeds.shape[1] + 1, device=embeds.device).expand(len(embeds), -1),
+            position_ids=torch.arange(1, embeds.shape[1] + 1, device=embeds.device).expand(
+                len(embeds), -1
+            ),
             use_cache=False,
             output_attentions=True,
             output_hidden_states=True,
@@ -180,29 +210,39 @@ class PaliGemmaTrainee(nn.Module):
             cell_states=hidden.hidden_states[_MATCHING_LAYER][:, :NUM_CELLS],
             writer_states=hidden.hidden_states[-2][rows, writers],
             attentions=[
-                hidden.attentions[layer].transpose(1, 2)[rows, writers].transpose(1, 2)[..., :NUM_CELLS]
+                hidden.attentions[layer]
+                .transpose(1, 2)[rows, writers]
+                .transpose(1, 2)[..., :NUM_CELLS]
                 for layer in _WRITING_LAYERS
             ],
         )
 
 
 def _joined(batch: SequenceBatch, pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Return each prompt with its answer, padded on the right (Q, S + T), and their lengths (Q,)."""
+    """Return each prompt with its answer, padded on the right (Q, S + T), and their lengths
+    (Q,).
+    """
     is_answer = batch.answer_ids != NO_TOKEN
     num_tokens = batch.num_prompt + is_answer.sum(dim=1)
     joined = batch.answer_ids.new_full((len(num_tokens), int(num_tokens.max())), pad_token_id)
     places = torch.arange(joined.shape[1], device=joined.device)
     is_prompt = places[: batch.prompt_ids.shape[1]] < batch.num_prompt[:, None]
     joined[places < batch.num_prompt[:, None]] = batch.prompt_ids[is_prompt]
-    joined[(places >= batch.num_prompt[:, None]) & (places < num_tokens[:, None])] = batch.answer_ids[is_answer]
+    joined[(places >= batch.num_prompt[:, None]) & (places < num_tokens[:, None])] = (
+        batch.answer_ids[is_answer]
+    )
     return joined, num_tokens
 
 
 def _additive_mask(num_prefix: Tensor, num_tokens: Tensor, length: int) -> Tensor:
-    """Return (Q, 1, length, length): 0 where a query attends to a key, the lowest float32 elsewhere."""
+    """Return (Q, 1, length, length): 0 where a query attends to a key, the lowest float32
+    elsewhere.
+    """
     places = torch.arange(length, device=num_prefix.device)
     is_prefix = places[None, None, :] < num_prefix[:, None, None]
     is_before = places[None, None, :] <= places[None, :, None]
     is_visible = (is_prefix | is_before) & (places[None, None, :] < num_tokens[:, None, None])
     lowest = torch.finfo(torch.float32).min
-    return torch.zeros(is_visible.shape, device=num_prefix.device).masked_fill(~is_visible, lowest)[:, None]
+    return torch.zeros(is_visible.shape, device=num_prefix.device).masked_fill(~is_visible, lowest)[
+        :, None
+    ]

@@ -1,8 +1,8 @@
 """A model in training: the interface of both families, and attention that returns its weights.
 
-transformers' eager attention computes the softmax in float32, which takes half of a bfloat16 step on a CPU.
-Shapes: B images, Q sequences, T answer tokens or queries, S keys, N image cells, A heads, D head size, C hidden,
-V vocabulary.
+transformers' eager attention computes the softmax in float32, which takes half of a bfloat16 step
+on a CPU. Shapes: B images, Q sequences, T answer tokens or queries, S keys, N image cells, A heads,
+D head size, C hidden, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -76,7 +76,9 @@ class Trainee(Protocol):
         ...
 
     def write(self, image_features: Tensor, batch: SequenceBatch) -> WrittenAnswers:
-        """Run the language model over images, prompts and true answers; `image_features` has a row per sequence."""
+        """Run the language model over images, prompts and true answers; `image_features` has a row
+        per sequence.
+        """
         ...
 
     def to(self, device: str) -> Any:
@@ -102,7 +104,9 @@ def training_attention(
     scaling: float,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Return attended values (Q, T, A, D) and weights (Q, A, T, S); keys are not shared between heads."""
+    """Return attended values (Q, T, A, D) and weights (Q, A, T, S); keys are not shared between
+    heads.
+    """
     scores = (query * scaling) @ key.transpose(2, 3)
     if attention_mask is not None:
         scores = scores + attention_mask.to(scores.dtype)

@@ -1,9 +1,12 @@
-"""Auxiliary heads that predict a cell's targets from its features and from the states of writers that mention it.
+"""Auxiliary heads that predict a cell's targets from its features and from the states of writers
+that mention it.
 
-Used in training only. They teach the encoder to recognise objects, the language model to preserve their attributes in
-the cells' states, and writers to retrieve all attributes of the mentioned object, not only the next token.
+Used in training only. They teach the encoder to recognise objects, the language model to preserve
+their attributes in the cells' states, and writers to retrieve all attributes of the mentioned
+object, not only the next token.
 
-Shapes: B images, Q sequences, N cells, T answer tokens, M chosen states, C hidden, G grid positions of a location.
+Shapes: B images, Q sequences, N cells, T answer tokens, M chosen states, C hidden, G grid positions
+of a location.
 """
 
 from collections.abc import Mapping
@@ -38,8 +41,12 @@ class CellHeads(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.classes = nn.ModuleDict({name: nn.Linear(hidden_size, num) for name, num in _CLASSES.items()})
-        self.halves = nn.ModuleDict({name: nn.Linear(hidden_size, 2 * num) for name, num in _HALVES.items()})
+        self.classes = nn.ModuleDict(
+            {name: nn.Linear(hidden_size, num) for name, num in _CLASSES.items()}
+        )
+        self.halves = nn.ModuleDict(
+            {name: nn.Linear(hidden_size, 2 * num) for name, num in _HALVES.items()}
+        )
         self.text = nn.Linear(hidden_size, MAX_CHARACTERS * (len(CHARACTERS) + 1))
         self.box = nn.Linear(hidden_size, 4 * hidden_size)
         self.rank = nn.Linear(hidden_size, NUM_RANKS)
@@ -47,9 +54,16 @@ class CellHeads(nn.Module):
         self.fetched = AttributeHeads(hidden_size)
         self.place = nn.Linear(hidden_size, _MAX_PLACES)
 
-    def image_losses(self, cells: Tensor, images: ImageBatch, locations: Tensor, sigma: float) -> dict[str, Tensor]:
-        """Return the losses of features (B, N, C); `locations` (G, C) are embeddings at multiples of `GRID_STEP_PX`."""
-        losses = {name: _balanced(head(cells), getattr(images, name) + 1) for name, head in self.classes.items()}
+    def image_losses(
+        self, cells: Tensor, images: ImageBatch, locations: Tensor, sigma: float
+    ) -> dict[str, Tensor]:
+        """Return the losses of features (B, N, C); `locations` (G, C) are embeddings at multiples
+        of `GRID_STEP_PX`.
+        """
+        losses = {
+            name: _balanced(head(cells), getattr(images, name) + 1)
+            for name, head in self.classes.items()
+        }
         is_word = images.subject == WORD
         for name, head in self.halves.items():
             logits = head(cells[is_word]).unflatten(-1, (2, -1))
@@ -62,24 +76,40 @@ class CellHeads(nn.Module):
         losses["box"] = soft_cross_entropy(queries @ locations.T, targets).mean()
         return losses
 
-    def kept_loss(self, cells: Tensor, batch: SequenceBatch, images: ImageBatch, locations: Tensor) -> Tensor:
-        """Return the loss of object attributes predicted from the cell states (Q, N, C) of an answer's subjects."""
+    def kept_loss(
+        self, cells: Tensor, batch: SequenceBatch, images: ImageBatch, locations: Tensor
+    ) -> Tensor:
+        """Return the loss of object attributes predicted from the cell states (Q, N, C) of an
+        answer's subjects.
+        """
         sequence, cell = batch.ranks.nonzero(as_tuple=True)
-        return self.kept.loss(cells[sequence, cell], images, (batch.image_index[sequence], cell), locations)
+        return self.kept.loss(
+            cells[sequence, cell], images, (batch.image_index[sequence], cell), locations
+        )
 
-    def fetched_loss(self, writers: Tensor, batch: SequenceBatch, images: ImageBatch, locations: Tensor) -> Tensor:
-        """Return the loss of object attributes predicted from the writers (Q, T, C) of tokens that mention them."""
+    def fetched_loss(
+        self, writers: Tensor, batch: SequenceBatch, images: ImageBatch, locations: Tensor
+    ) -> Tensor:
+        """Return the loss of object attributes predicted from the writers (Q, T, C) of tokens that
+        mention them.
+        """
         sequence, token = batch.mentioned.any(dim=-1).nonzero(as_tuple=True)
         cell = batch.mentioned[sequence, token].int().argmax(dim=-1)
-        return self.fetched.loss(writers[sequence, token], images, (batch.image_index[sequence], cell), locations)
+        return self.fetched.loss(
+            writers[sequence, token], images, (batch.image_index[sequence], cell), locations
+        )
 
     def place_loss(self, writers: Tensor, batch: SequenceBatch) -> Tensor:
         """Return the loss of a location's index in its run, predicted from its writer (Q, T, C)."""
         is_location = batch.places >= 0
-        return _mean_loss(self.place(writers[is_location]), batch.places[is_location].clamp(max=_MAX_PLACES - 1))
+        return _mean_loss(
+            self.place(writers[is_location]), batch.places[is_location].clamp(max=_MAX_PLACES - 1)
+        )
 
     def rank_loss(self, cells: Tensor, ranks: Tensor) -> Tensor:
-        """Return the loss of the order in which the answer mentions the cells (B, N, C); `ranks` (B, N)."""
+        """Return the loss of the order in which the answer mentions the cells (B, N, C); `ranks`
+        (B, N).
+        """
         return _balanced(self.rank(cells), ranks)
 
 
@@ -88,15 +118,27 @@ class AttributeHeads(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.classes = nn.ModuleDict({name: nn.Linear(hidden_size, num) for name, num in _ATTRIBUTES.items()})
+        self.classes = nn.ModuleDict(
+            {name: nn.Linear(hidden_size, num) for name, num in _ATTRIBUTES.items()}
+        )
         self.box = nn.Linear(hidden_size, 4 * hidden_size)
 
-    def loss(self, states: Tensor, images: ImageBatch, places: tuple[Tensor, Tensor], locations: Tensor) -> Tensor:
-        """Return the sum of the mean losses of `states` (M, C); targets are at `places` (image (M,), cell (M,))."""
-        losses = [_mean_loss(head(states), getattr(images, name)[places] + 1) for name, head in self.classes.items()]
+    def loss(
+        self, states: Tensor, images: ImageBatch, places: tuple[Tensor, Tensor], locations: Tensor
+    ) -> Tensor:
+        """Return the sum of the mean losses of `states` (M, C); targets are at `places` (image
+        (M,), cell (M,)).
+        """
+        losses = [
+            _mean_loss(head(states), getattr(images, name)[places] + 1)
+            for name, head in self.classes.items()
+        ]
         queries = self.box(states).unflatten(-1, (4, -1))
         targets = soft_targets(images.box[places] / GRID_STEP_PX, len(locations), sigma=1.0)
-        losses.append(soft_cross_entropy(queries @ locations.T, targets).sum() / max(1, targets[..., 0].numel()))
+        losses.append(
+            soft_cross_entropy(queries @ locations.T, targets).sum()
+            / max(1, targets[..., 0].numel())
+        )
         return torch.stack(losses).sum()
 
 
@@ -118,4 +160,6 @@ def _mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 def grid_bins(bins_per_px: float) -> Tensor:
     """Return the bins of the multiples of `GRID_STEP_PX` on the canvas."""
-    return (torch.arange(round(CANVAS_PX / GRID_STEP_PX)) * GRID_STEP_PX * bins_per_px).round().long()
+    return (
+        (torch.arange(round(CANVAS_PX / GRID_STEP_PX)) * GRID_STEP_PX * bins_per_px).round().long()
+    )

@@ -2,8 +2,8 @@
 
     for step: scenes -> image batch (and sequences) -> losses -> gradients -> Muon and Adam
 
-The encoder is trained alone on cell targets first, then the whole model on answers. A stopped run resumes from its
-folder; its scenes depend only on the step's number.
+The encoder is trained alone on cell targets first, then the whole model on answers. A stopped run
+resumes from its folder; its scenes depend only on the step's number.
 """
 
 import math
@@ -80,9 +80,15 @@ class Training:
                 bar.update()
                 if self.step % _LOGGED_EVERY == 0:
                     bar.set_postfix(
-                        {name: f"{figures[name]:.2f}" for name in ("loss", "box", "plain") if name in figures}
+                        {
+                            name: f"{figures[name]:.2f}"
+                            for name in ("loss", "box", "plain")
+                            if name in figures
+                        }
                     )
-                    self.folder.log({"step": self.step, "step_s": time.monotonic() - start_s, **figures})
+                    self.folder.log(
+                        {"step": self.step, "step_s": time.monotonic() - start_s, **figures}
+                    )
                 self._keep(modules)
         self.folder.save(self.step, modules, self.optimizers)
 
@@ -101,7 +107,10 @@ class Training:
             self.folder.save(self.step, modules, self.optimizers)
         if self.step > self.recipe.encoder_steps and self.step % self.recipe.validation_every == 0:
             scorecard = validate(self.parts, _VALIDATION_SCENES)
-            figures = {f"{name}: {measure}": tally.f1 for (name, measure), tally in scorecard.tallies.items()}
+            figures = {
+                f"{name}: {measure}": tally.f1
+                for (name, measure), tally in scorecard.tallies.items()
+            }
             self.folder.log({"step": self.step, **figures})
             tqdm.write(f"step {self.step}: {_summary(scorecard)}")
 
@@ -120,14 +129,18 @@ class Training:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        return {"loss": loss.item(), "rate": factor} | {name: value.item() for name, value in losses.items()}
+        return {"loss": loss.item(), "rate": factor} | {
+            name: value.item() for name, value in losses.items()
+        }
 
     def _losses(self, stage: Stage) -> dict[str, Tensor]:
         """Return the weighted losses of this step's scenes."""
         recipe = self.recipe
         if stage.name == "encoder":
             rng = default_rng((self.step * recipe.encoder_images, 2))
-            sampled = self._sample(self.step * recipe.encoder_images, recipe.encoder_images, ENCODER_SCENES, rng)
+            sampled = self._sample(
+                self.step * recipe.encoder_images, recipe.encoder_images, ENCODER_SCENES, rng
+            )
             return self._image_losses(sampled, recipe.first_sigma)
         first_seed = _JOINT_FIRST_SEED + (self.step - recipe.encoder_steps) * recipe.joint_images
         rng = default_rng((first_seed, 2))
@@ -137,13 +150,22 @@ class Training:
         sampled = self._sample(first_seed, recipe.joint_images, kinds, rng)
         weights = recipe.refining_weights if is_refining else recipe.weights
         batch = sequence_batch(
-            self.parts.language, sampled.scenes, sampled.targets, weights, recipe.sequences_per_image, rng
+            self.parts.language,
+            sampled.scenes,
+            sampled.targets,
+            weights,
+            recipe.sequences_per_image,
+            rng,
         )
         batch.to(self.device)
         sigma = recipe.first_sigma + (recipe.final_sigma - recipe.first_sigma) * progress
         written = self.parts.trainee.write(sampled.features[batch.image_index], batch)
         losses = self._answer_losses(written, batch, sigma)
-        return losses if is_refining else losses | self._auxiliary_losses(sampled, written, batch, sigma)
+        return (
+            losses
+            if is_refining
+            else losses | self._auxiliary_losses(sampled, written, batch, sigma)
+        )
 
     def _sample(self, first_seed: int, num: int, kinds: SceneKinds, rng: Generator) -> _SceneBatch:
         """Sample scenes and compute their image features."""
@@ -153,7 +175,9 @@ class Training:
         images.to(self.device)
         grid = grid_bins(self.parts.trainee.bins_per_px)
         locations = self.parts.trainee.embeddings[self._location_ids[grid]]
-        return _SceneBatch(scenes, targets, images, self.parts.trainee.image_features(images.pixels), locations)
+        return _SceneBatch(
+            scenes, targets, images, self.parts.trainee.image_features(images.pixels), locations
+        )
 
     def _image_losses(self, sampled: _SceneBatch, sigma: float) -> dict[str, Tensor]:
         """Return the losses of cell targets predicted from image features."""
@@ -161,7 +185,9 @@ class Training:
             self.parts.trainee.cells(sampled.features), sampled.images, sampled.locations, sigma
         )
 
-    def _answer_losses(self, written: WrittenAnswers, batch: SequenceBatch, sigma: float) -> dict[str, Tensor]:
+    def _answer_losses(
+        self, written: WrittenAnswers, batch: SequenceBatch, sigma: float
+    ) -> dict[str, Tensor]:
         """Return the losses of answers and of their writers' attention."""
         plain, location = answer_loss(written.logits, batch, self._location_ids, sigma)
         attention = attention_loss(written.attentions, batch) * self.recipe.attention_weight
@@ -171,10 +197,16 @@ class Training:
         self, sampled: _SceneBatch, written: WrittenAnswers, batch: SequenceBatch, sigma: float
     ) -> dict[str, Tensor]:
         """Return the weighted losses of the auxiliary heads."""
-        recipe, heads = self.recipe, self.heads
-        cells = {name: loss * recipe.cell_weight for name, loss in self._image_losses(sampled, sigma).items()}
+        recipe = self.recipe
+        heads = self.heads
+        cells = {
+            name: loss * recipe.cell_weight
+            for name, loss in self._image_losses(sampled, sigma).items()
+        }
         kept = heads.kept_loss(written.cell_states, batch, sampled.images, sampled.locations)
-        fetched = heads.fetched_loss(written.writer_states, batch, sampled.images, sampled.locations)
+        fetched = heads.fetched_loss(
+            written.writer_states, batch, sampled.images, sampled.locations
+        )
         return cells | {
             "kept": kept * recipe.attribute_weight,
             "fetched": fetched * recipe.attribute_weight,
@@ -187,14 +219,22 @@ class Training:
         return torch.tensor(self.parts.trainee.location_ids, device=self.device)
 
     def _rate(self, stage: Stage) -> float:
-        """Return the factor on the rates at this step of a stage: warm-up, constant, cosine decay."""
+        """Return the factor on the rates at this step of a stage: warm-up, constant, cosine
+        decay.
+        """
         recipe = self.recipe
         fall = max(0.0, (stage.progress(self.step) - recipe.flat_share) / (1 - recipe.flat_share))
         cosine = recipe.final_rate + (1 - recipe.final_rate) * (1 + math.cos(math.pi * fall)) / 2
-        return stage.top_rate * min(1.0, (self.step - stage.first_step + 1) / recipe.warm_up_steps) * cosine
+        return (
+            stage.top_rate
+            * min(1.0, (self.step - stage.first_step + 1) / recipe.warm_up_steps)
+            * cosine
+        )
 
     def _part_factor(self, stage: Stage, part: str) -> float:
-        return self.recipe.joint_vision_factor if part == "vision" and stage.name != "encoder" else 1.0
+        return (
+            self.recipe.joint_vision_factor if part == "vision" and stage.name != "encoder" else 1.0
+        )
 
     def _make_optimizers(self) -> list[Optimizer]:
         parts: dict[str, list[nn.Module]] = {

@@ -1,8 +1,8 @@
 """Muon for matrices and full convolutions, Adam for the rest.
 
-Muon: Keller Jordan et al., 2024, kellerjordan.github.io/posts/muon; coefficients of the Newton–Schulz step from there.
-torch.optim.Muon processes one matrix at a time in bfloat16, which is slow on CPUs without bfloat16; this one batches
-matrices of the same shape.
+Muon: Keller Jordan et al., 2024, kellerjordan.github.io/posts/muon; coefficients of the
+Newton–Schulz step from there. torch.optim.Muon processes one matrix at a time in bfloat16, which is
+slow on CPUs without bfloat16; this one batches matrices of the same shape.
 """
 
 from collections import defaultdict
@@ -35,7 +35,7 @@ class Muon(Optimizer):
         super().__init__(groups, {"lr": 0.02})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002  # no caller has one
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
         """Update all parameters that have a gradient."""
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
@@ -43,14 +43,17 @@ class Muon(Optimizer):
                 if parameter.grad is not None:
                     by_shape[(len(parameter), parameter[0].numel())].append(parameter)
             for shape, parameters in by_shape.items():
-                updates = orthogonalized(torch.stack([self._momentum(p).view(shape) for p in parameters]))
+                updates = orthogonalized(
+                    torch.stack([self._momentum(p).view(shape) for p in parameters])
+                )
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         """Return the gradient with Nesterov momentum."""
-        state, gradient = self.state[parameter], parameter.grad
+        state = self.state[parameter]
+        gradient = parameter.grad
         assert gradient is not None
         average = state.setdefault("average", torch.zeros_like(gradient))
         average.lerp_(gradient, 1 - _MOMENTUM)
@@ -71,24 +74,35 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     return result
 
 
-def make_optimizers(parts: Mapping[str, Sequence[nn.Module]], embeddings: Tensor, rates: Rates) -> list[Optimizer]:
-    """Return Muon and Adam for the modules of each part; a parameter group has its `part` and its `top` rate.
+def make_optimizers(
+    parts: Mapping[str, Sequence[nn.Module]], embeddings: Tensor, rates: Rates
+) -> list[Optimizer]:
+    """Return Muon and Adam for the modules of each part.
+
+    A parameter group has its `part` and its `top` rate.
 
     Adam also updates all of `heads`, and the token embeddings, which several modules share.
     """
     muon: list[dict[str, object]] = []
-    adam: list[dict[str, object]] = [{"params": [embeddings], "top": rates.embedding, "part": "embedding"}]
+    adam: list[dict[str, object]] = [
+        {"params": [embeddings], "top": rates.embedding, "part": "embedding"}
+    ]
     for part, modules in parts.items():
         matrices, others = _split(modules, embeddings)
         if part == "heads":
             matrices, others = [], [*matrices, *others]
         muon.append({"params": matrices, "top": rates.muon, "part": part})
         adam.append({"params": others, "top": rates.adam, "part": part})
-    return [Muon([group for group in muon if group["params"]]), torch.optim.Adam(adam, betas=(0.9, 0.98))]
+    return [
+        Muon([group for group in muon if group["params"]]),
+        torch.optim.Adam(adam, betas=(0.9, 0.98)),
+    ]
 
 
 def _split(modules: Sequence[nn.Module], embeddings: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the matrices of linear layers and full convolutions, and the other parameters without `embeddings`."""
+    """Return the matrices of linear layers and full convolutions, and the other parameters without
+    `embeddings`.
+    """
     layers = [layer for module in modules for layer in module.modules()]
     matrices: list[Tensor] = [
         layer.weight

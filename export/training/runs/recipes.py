@@ -23,7 +23,8 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The stages of one model: the encoder alone on cell targets, then the whole model on answers, then refining.
+    """The stages of one model: the encoder alone on cell targets, then the whole model on answers,
+    then refining.
 
     Refining trains on answers without auxiliary losses, mostly on those that take longest to learn.
     """
@@ -34,7 +35,8 @@ class Recipe:
     joint_images: int
     sequences_per_image: int
     weights: Mapping[str, float]  # by question name
-    joint_vision_factor: float  # on the vision part's rates after the encoder stage, whose result answers would spoil
+    # on the vision part's rates after the encoder stage, whose result answers would spoil
+    joint_vision_factor: float
     rates: Rates = field(default_factory=Rates)
     refining_steps: int = 0
     refining_weights: Mapping[str, float] = field(default_factory=dict)
@@ -42,7 +44,8 @@ class Recipe:
     flat_share: float = 0.3  # of a stage's steps; then cosine down to `final_rate`
     final_rate: float = 0.02
     warm_up_steps: int = 50
-    full_difficulty_share: float = 0.15  # of the joint steps, until scenes have their full number of objects
+    # of the joint steps, until scenes have their full number of objects
+    full_difficulty_share: float = 0.15
     first_sigma: float = 1.0  # width of a location's target in grid steps
     final_sigma: float = 0.25
     cell_weight: float = 0.5  # of an auxiliary loss, as the next three
@@ -98,8 +101,12 @@ _WEIGHTS = {
     "visual_question_answering text": 0.6,
 }
 
-# Polygons, the longest answers, take longest to learn; then the words in captions, and the outlines of stars.
-_FLORENCE2_WEIGHTS = _WEIGHTS | {"instance_segmentation phrase": 5.0, "instance_segmentation region": 5.0}
+# Polygons, the longest answers, take longest to learn; then the words in captions, and the outlines
+# of stars.
+_FLORENCE2_WEIGHTS = _WEIGHTS | {
+    "instance_segmentation phrase": 5.0,
+    "instance_segmentation region": 5.0,
+}
 _FLORENCE2_LAST_WEIGHTS = _WEIGHTS | {
     "captioning detailed": 6.0,
     "ocr": 3.0,

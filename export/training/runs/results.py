@@ -1,4 +1,6 @@
-"""The results of a run: the model as a Hugging Face checkpoint, and the learning curve as a picture."""
+"""The results of a run: the model as a Hugging Face checkpoint, and the learning curve as a
+picture.
+"""
 
 import copy
 from pathlib import Path
@@ -22,7 +24,9 @@ _NUM_COLORS = 10
 
 
 def write_checkpoint(trainee: Any, folder: Path) -> None:
-    """Write weights in half precision, configuration, generation rules, tokenizer and image processor."""
+    """Write weights in half precision, configuration, generation rules, tokenizer and image
+    processor.
+    """
     model = copy.deepcopy(trainee.model).to("cpu", torch.float16)
     model.save_pretrained(folder)
     trainee.processor.save_pretrained(folder)
@@ -50,7 +54,11 @@ def draw_learning_curve(folder: RunFolder, file: Path) -> None:
 
 
 def _shown(row: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if name == "step" or name.endswith(_SHOWN_MEASURES)}
+    return {
+        name: value
+        for name, value in row.items()
+        if name == "step" or name.endswith(_SHOWN_MEASURES)
+    }
 
 
 def _draw(axes: Axes, rows: list[dict[str, float]], smoothed_over: int) -> None:
@@ -59,8 +67,14 @@ def _draw(axes: Axes, rows: list[dict[str, float]], smoothed_over: int) -> None:
         steps = [row["step"] for row in rows if name in row]
         values = [row[name] for row in rows if name in row]
         means = [
-            sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i - smoothed_over + 1) : i + 1])
+            sum(part) / len(part)
+            for i in range(len(values))
+            if (part := values[max(0, i - smoothed_over + 1) : i + 1])
         ]
         axes.plot(
-            steps, means, label=name, color=f"C{index % _NUM_COLORS}", linestyle=_LINE_STYLES[index // _NUM_COLORS]
+            steps,
+            means,
+            label=name,
+            color=f"C{index % _NUM_COLORS}",
+            linestyle=_LINE_STYLES[index // _NUM_COLORS],
         )

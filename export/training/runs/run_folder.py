@@ -21,7 +21,9 @@ class RunFolder:
 
     path: Path
 
-    def save(self, step: int, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
+    def save(
+        self, step: int, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]
+    ) -> None:
         """Store the state before `step` atomically."""
         self.path.mkdir(parents=True, exist_ok=True)
         state = {
@@ -34,7 +36,9 @@ class RunFolder:
         unfinished.replace(self.path / "state.pt")
 
     def restore(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer] = ()) -> int:
-        """Load the state into the modules and optimizers and return the next step; 0 if there is none."""
+        """Load the state into the modules and optimizers and return the next step; 0 if there is
+        none.
+        """
         file = self.path / "state.pt"
         if not file.exists():
             return 0

@@ -1,7 +1,8 @@
-"""Accuracy of a model in training on scenes that it is not trained on, by the decoders and parsers that serve it.
+"""Accuracy of a model in training on scenes that it is not trained on, by the decoders and parsers
+that serve it.
 
-Greedy, at the model's own image size, without the network between; `python -m export.evaluation` measures what is
-served.
+Greedy, at the model's own image size, without the network between; `python -m export.evaluation`
+measures what is served.
 """
 
 import json
@@ -59,11 +60,16 @@ def make_decoder(trainee: Trainee, language: Language) -> Decoder[Any]:
 @torch.inference_mode()
 def validate(parts: FamilyParts, num_scenes: int) -> Scorecard:
     """Ask every question about `num_scenes` scenes and score the answers."""
-    trainee, language = parts.trainee, parts.language
+    trainee = parts.trainee
+    language = parts.language
     asked: list[tuple[Question, list[SequenceRequest]]] = []
     for index in range(num_scenes):
-        scene = sample_scene(FIRST_SEED + index, 0 if index % _EVERY_EMPTY == _EVERY_EMPTY - 1 else None)
-        pixels = torch.from_numpy(np.asarray(render_scene(scene)).copy())[None].to(trainee.embeddings.device)
+        scene = sample_scene(
+            FIRST_SEED + index, 0 if index % _EVERY_EMPTY == _EVERY_EMPTY - 1 else None
+        )
+        pixels = torch.from_numpy(np.asarray(render_scene(scene)).copy())[None].to(
+            trainee.embeddings.device
+        )
         features = trainee.image_features(pixels)[0]
         for question in questions(scene):
             prompts = [
@@ -85,7 +91,8 @@ def _written(decoder: Decoder[Any], requests: list[SequenceRequest]) -> list[Gen
         batch = requests[start : start + _BATCH_SIZE]
         for request, sequence in zip(batch, generate_all(decoder, batch), strict=True):
             written = to_written(decoder, request, WrittenSequence(sequence, 0.0, 0.0, 0.0))
-            ends, logprobs = tuple(written.token_ends), tuple(written.logprobs)
+            ends = tuple(written.token_ends)
+            logprobs = tuple(written.logprobs)
             texts.append(GeneratedText(written.text, ends, logprobs, written.finish_reason))
     return texts
 
@@ -93,7 +100,9 @@ def _written(decoder: Decoder[Any], requests: list[SequenceRequest]) -> list[Gen
 def _scored(parts: FamilyParts, question: Question, texts: list[GeneratedText]) -> Scorecard:
     parameters = parse_parameters(TASKS[question.task], question.parameters)
     family = FAMILIES[parts.language.entry.family]
-    result = family.parse_answer(question.task, parameters, texts, _SIZE_WH, "polygon", parts.mask_decoder)
+    result = family.parse_answer(
+        question.task, parameters, texts, _SIZE_WH, "polygon", parts.mask_decoder
+    )
     return score_answer(asdict(result, dict_factory=_as_sent), question, _SIZE_WH)
 
 

@@ -1,6 +1,7 @@
 """The servers that ours is compared with, as an experienced user of transformers would write them.
 
-generation        transformers' processor and `generate`, for a batch of different images, prompts and lengths
+generation        transformers' processor and `generate`, for a batch of different images, prompts
+                  and lengths
 bentoml_server    BentoML with adaptive batching
 litserve_server   LitServe with dynamic batching; the vision encoder in torch or in ONNX Runtime
 fastapi_server    FastAPI with a lock

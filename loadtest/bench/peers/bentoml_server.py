@@ -1,9 +1,12 @@
-"""BentoML's adaptive batching over transformers' `generate`, as its documentation has it for several parameters.
+"""BentoML's adaptive batching over transformers' `generate`, as its documentation has it for
+several parameters.
 
-    python -m bentoml serve loadtest.bench.peers.bentoml_server:Vision --arg checkpoint=FOLDER --arg threads=1 …
+    python -m bentoml serve loadtest.bench.peers.bentoml_server:Vision --arg checkpoint=FOLDER --arg
+    threads=1 …
 
-A batchable API takes one parameter: a wrapper service accepts the form and calls the service of the model, which runs
-in processes of its own (docs.bentoml.com, "Adaptive batching", "Handle multiple parameters").
+A batchable API takes one parameter: a wrapper service accepts the form and calls the service of the
+model, which runs in processes of its own (docs.bentoml.com, "Adaptive batching", "Handle multiple
+parameters").
 """
 
 from pathlib import Path
@@ -13,9 +16,10 @@ from pydantic import BaseModel
 
 from loadtest.bench.peers.generation import Generator, PromptedImage
 
-_TIMEOUT_S = 900  # a batch that exceeds it is refused; the time limit of the benchmark is that of the round
-# BentoML 1.4.40 closes the wrapper's connections after 100 requests and after 300 s, with those in flight on them
-# (_bentoml_impl/client/proxy2.py, SessionManager), and every caller gets a 500.
+# a batch that exceeds it is refused; the time limit of the benchmark is that of the round
+_TIMEOUT_S = 900
+# BentoML 1.4.40 closes the wrapper's connections after 100 requests and after 300 s, with those in
+# flight on them (_bentoml_impl/client/proxy2.py, SessionManager), and every caller gets a 500.
 _CONNECTION = {"max_requests": 1_000_000_000, "max_age": 86_400.0}
 
 
@@ -46,7 +50,9 @@ class Answer(BaseModel):
 _arguments = bentoml.use_arguments(Arguments)
 
 
-@bentoml.service(workers=_arguments.workers, traffic={"timeout": _TIMEOUT_S}, runner_connection=_CONNECTION)
+@bentoml.service(
+    workers=_arguments.workers, traffic={"timeout": _TIMEOUT_S}, runner_connection=_CONNECTION
+)
 class Model:
     """Answers batches of questions."""
 
@@ -57,7 +63,10 @@ class Model:
         batchable=True, max_batch_size=_arguments.max_batch_size, max_latency_ms=_TIMEOUT_S * 1000
     )
     def generate(self, questions: list[Question]) -> list[Answer]:
-        requests = [PromptedImage.decode(one.image.read_bytes(), one.prompt, one.max_new_tokens) for one in questions]
+        requests = [
+            PromptedImage.decode(one.image.read_bytes(), one.prompt, one.max_new_tokens)
+            for one in questions
+        ]
         answers = self._generator.answer(requests)
         return [Answer(text=one.text, generated_tokens=one.generated_tokens) for one in answers]
 

@@ -1,4 +1,6 @@
-"""FastAPI with transformers' `generate` behind a lock: `python -m loadtest.bench.peers.fastapi_server`."""
+"""FastAPI with transformers' `generate` behind a lock: `python -m
+loadtest.bench.peers.fastapi_server`.
+"""
 
 import argparse
 import threading
@@ -12,7 +14,9 @@ from loadtest.bench.peers.generation import GeneratedAnswer, Generator, Prompted
 
 
 def make_app(generator: Generator) -> FastAPI:
-    """Return the application; FastAPI runs plain functions in threads, so requests wait for the lock there."""
+    """Return the application; FastAPI runs plain functions in threads, so requests wait for the
+    lock there.
+    """
     app = FastAPI()
     lock = threading.Lock()
 
@@ -22,7 +26,9 @@ def make_app(generator: Generator) -> FastAPI:
 
     @app.post("/predict")
     def predict(
-        image: Annotated[bytes, File()], prompt: Annotated[str, Form()], max_new_tokens: Annotated[int, Form()]
+        image: Annotated[bytes, File()],
+        prompt: Annotated[str, Form()],
+        max_new_tokens: Annotated[int, Form()],
     ) -> GeneratedAnswer:
         request = PromptedImage.decode(image, prompt, max_new_tokens)
         with lock:
@@ -32,7 +38,9 @@ def make_app(generator: Generator) -> FastAPI:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m loadtest.bench.peers.fastapi_server", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m loadtest.bench.peers.fastapi_server", description=__doc__
+    )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)

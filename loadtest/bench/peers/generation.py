@@ -2,8 +2,8 @@
 
 The vision encoder is transformers' own, or its graph in ONNX Runtime.
 
-The answers of a batch equal those of single requests: prompts are padded on the tokenizer's side, with an attention
-mask, and each row stops at its own length.
+The answers of a batch equal those of single requests: prompts are padded on the tokenizer's side,
+with an attention mask, and each row stops at its own length.
 """
 
 import io
@@ -24,7 +24,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 _Processor: Any = AutoProcessor
 
-# Of a linear layer: below this, torch.utils.mkldnn takes longer than MKL. Source: python -m export.bench.linears.
+# Of a linear layer: below this, torch.utils.mkldnn takes longer than MKL. Source: python -m
+# export.bench.linears.
 _MIN_WEIGHTS = 500_000
 
 
@@ -50,25 +51,31 @@ class GeneratedAnswer:
 
 
 class RowLengths(StoppingCriteria):
-    """Stops each row of a batch at its own number of new tokens; `generate` has only one limit for all."""
+    """Stops each row of a batch at its own number of new tokens; `generate` has only one limit for
+    all.
+    """
 
     def __init__(self, num_before: int, max_new_tokens: Sequence[int]) -> None:
         self._max_lengths = torch.tensor(max_new_tokens) + num_before
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002  # transformers' own
+    # transformers' own
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
         """Return the rows that are complete, (B,)."""
         return input_ids.shape[1] >= self._max_lengths
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Compute large linear layers with oneDNN, as ours does: torch uses MKL, which is slower on some processors."""
+    """Compute large linear layers with oneDNN, as ours does: torch uses MKL, which is slower on
+    some processors.
+    """
     large = {
         name: layer
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear) and layer.weight.numel() >= _MIN_WEIGHTS
     }
     with warnings.catch_warnings():
-        for category in (DeprecationWarning, FutureWarning):  # of torch 2.13, of 2.15: the layers are in TorchScript
+        # of torch 2.13, of 2.15: the layers are in TorchScript
+        for category in (DeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", category)
         from torch.utils.mkldnn import to_mkldnn
 
@@ -78,15 +85,21 @@ def use_onednn(model: nn.Module) -> None:
 
 
 class OnnxEncoder:
-    """A graph of the vision encoder and projector: pixel_values (B, 3, H, W) to image_features (B, N, C)."""
+    """A graph of the vision encoder and projector: pixel_values (B, 3, H, W) to image_features (B,
+    N, C).
+    """
 
     def __init__(self, graph: Path, num_threads: int) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(
+            graph, options, providers=["CPUExecutionProvider"]
+        )
 
     def __call__(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
-        """Return the features as `get_image_features` of transformers, which has further arguments, does."""
+        """Return the features as `get_image_features` of transformers, which has further arguments,
+        does.
+        """
         (features,) = self._session.run(["image_features"], {"pixel_values": pixel_values.numpy()})
         return BaseModelOutputWithPooling(pooler_output=torch.from_numpy(features))
 
@@ -97,7 +110,9 @@ class Generator:
     def __init__(self, folder: Path, num_threads: int, encoder_graph: Path | None = None) -> None:
         torch.set_num_threads(num_threads)
         self._processor = _Processor.from_pretrained(folder, local_files_only=True)
-        self._model = _Model.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        self._model = _Model.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        ).eval()
         if encoder_graph is not None:
             self._model.model.get_image_features = OnnxEncoder(encoder_graph, num_threads)
             del self._model.model.vision_tower, self._model.model.multi_modal_projector
@@ -111,14 +126,21 @@ class Generator:
         inputs = self._processor(
             images=[request.image for request in requests],
             # Florence-2's processor adds the image token itself.
-            text=[request.prompt if self._is_florence2 else f"<image>{request.prompt}" for request in requests],
+            text=[
+                request.prompt if self._is_florence2 else f"<image>{request.prompt}"
+                for request in requests
+            ],
             padding=True,
             return_tensors="pt",
         )
         num_before = 1 if self._is_florence2 else inputs["input_ids"].shape[1]
         criteria = StoppingCriteriaList([RowLengths(num_before, lengths)])
         token_ids = self._model.generate(
-            **inputs, max_new_tokens=max(lengths), num_beams=1, do_sample=False, stopping_criteria=criteria
+            **inputs,
+            max_new_tokens=max(lengths),
+            num_beams=1,
+            do_sample=False,
+            stopping_criteria=criteria,
         )
         rows = token_ids[:, num_before:].tolist()
         return [self._answer(row, length) for row, length in zip(rows, lengths, strict=True)]
@@ -128,7 +150,11 @@ class Generator:
         ends = [index for index, token_id in enumerate(row) if token_id == self._rules.eos_token_id]
         num_tokens = min([max_new_tokens, *(index + 1 for index in ends)])
         is_full = num_tokens == max_new_tokens and self._rules.forced_eos_token_id is not None
-        framing = {self._rules.eos_token_id, self._rules.forced_bos_token_id, self._rules.pad_token_id}
+        framing = {
+            self._rules.eos_token_id,
+            self._rules.forced_bos_token_id,
+            self._rules.pad_token_id,
+        }
         written = [token_id for token_id in row[: num_tokens - is_full] if token_id not in framing]
         text: str = self._processor.tokenizer.decode(written, clean_up_tokenization_spaces=False)
         return GeneratedAnswer(text, num_tokens)

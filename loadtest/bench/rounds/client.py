@@ -1,7 +1,8 @@
-"""Sends requests with a number of clients, each one request at a time, and measures the latency of every answer.
+"""Sends requests with a number of clients, each one request at a time, and measures the latency of
+every answer.
 
-The same code for every server: a form with the image file and the server's own fields. It shares the server's cores,
-so it uses aiohttp, which takes a fraction of the processor time of httpx.
+The same code for every server: a form with the image file and the server's own fields. It shares
+the server's cores, so it uses aiohttp, which takes a fraction of the processor time of httpx.
 """
 
 import asyncio
@@ -84,22 +85,30 @@ class DiptychApi:
 
     def fields(self, request: BenchRequest) -> Mapping[str, str]:
         given = request.question.fields.items()
-        fields = {name: json.dumps(value) if isinstance(value, list) else value for name, value in given}
+        fields = {
+            name: json.dumps(value) if isinstance(value, list) else value for name, value in given
+        }
         return {**self._constant, **fields, "max_new_tokens": str(request.max_new_tokens)}
 
     def read(self, body: Mapping[str, Any]) -> Answer:
         return Answer(body["raw_text"], body["usage"]["generated_tokens"], body["timings_ms"])
 
 
-def drive(url: str, api: Api, requests: Sequence[BenchRequest], num_clients: int, limit_s: float) -> Round:
-    """Send `requests` in order with `num_clients` clients; wait for all answers, but no longer than `limit_s`.
+def drive(
+    url: str, api: Api, requests: Sequence[BenchRequest], num_clients: int, limit_s: float
+) -> Round:
+    """Send `requests` in order with `num_clients` clients.
+
+    Wait for all answers, but no longer than `limit_s`.
 
     Raise `aiohttp.ClientResponseError` if the server answers with an error.
     """
     return asyncio.run(_drive(url, api, requests, num_clients, limit_s))
 
 
-async def _drive(url: str, api: Api, requests: Sequence[BenchRequest], num_clients: int, limit_s: float) -> Round:
+async def _drive(
+    url: str, api: Api, requests: Sequence[BenchRequest], num_clients: int, limit_s: float
+) -> Round:
     images = {request.image: request.image.read_bytes() for request in requests}
     samples: dict[int, Sample] = {}
     pending = iter(enumerate(requests))
@@ -116,7 +125,9 @@ async def _drive(url: str, api: Api, requests: Sequence[BenchRequest], num_clien
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         elapsed_s = time.perf_counter() - start_s
-    return Round(len(requests), elapsed_s, tuple(sample for _, sample in sorted(samples.items())), is_cut)
+    return Round(
+        len(requests), elapsed_s, tuple(sample for _, sample in sorted(samples.items())), is_cut
+    )
 
 
 async def _client(
@@ -128,9 +139,13 @@ async def _client(
 ) -> None:
     for index, request in pending:
         form = aiohttp.FormData(dict(api.fields(request)))
-        form.add_field("image", images[request.image], filename=request.image.name, content_type="image/png")
+        form.add_field(
+            "image", images[request.image], filename=request.image.name, content_type="image/png"
+        )
         start_s = time.perf_counter()
         async with http.post(api.path, data=form) as response:
             body = await response.json()
         latency_s = time.perf_counter() - start_s
-        samples[index] = Sample(request.question.name, request.max_new_tokens, latency_s, api.read(body))
+        samples[index] = Sample(
+            request.question.name, request.max_new_tokens, latency_s, api.read(body)
+        )

@@ -1,4 +1,6 @@
-"""The material of the benchmark: models, images and questions, as `python -m export.bench` writes them."""
+"""The material of the benchmark: models, images and questions, as `python -m export.bench` writes
+them.
+"""
 
 import json
 from dataclasses import dataclass
@@ -50,7 +52,9 @@ def read_material(folder: Path) -> tuple[ModelMaterial, ...]:
 
 def _model(folder: Path, model: dict[str, Any]) -> ModelMaterial:
     scenes = tuple(
-        SceneMaterial(folder / scene["image"], tuple(Question(**question) for question in scene["questions"]))
+        SceneMaterial(
+            folder / scene["image"], tuple(Question(**question) for question in scene["questions"])
+        )
         for scene in model["scenes"]
     )
     return ModelMaterial(

@@ -1,4 +1,6 @@
-"""One server under every workload of one model, and the file of its results, from which a run can resume."""
+"""One server under every workload of one model, and the file of its results, from which a run can
+resume.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +26,8 @@ from loadtest.bench.rounds.workloads import (
 from loadtest.processes import ServerError, cpu_s, running, suspended
 
 _WARM_UP_LIMIT_S = 120.0
-# Random weights generate no well-formed answer: endless checkpoints run without constrained decoding.
+# Random weights generate no well-formed answer: endless checkpoints run without constrained
+# decoding.
 _UNCONSTRAINED = {"constrained": "false"}
 
 
@@ -54,16 +57,25 @@ class MeasuredServer:
             self._api = DiptychApi(model.id, _UNCONSTRAINED if model.is_endless else {})
 
     def warm_up(self) -> float:
-        """Send some requests, one after the other; return the seconds of the last, or raise `ServerError`."""
+        """Send some requests, one after the other.
+
+        Return the seconds of the last, or raise `ServerError`.
+        """
         requests = requests_of("single", self._scenes, NUM_WARM_UP)
         warm = drive(self._url, self._api, requests, 1, _WARM_UP_LIMIT_S)
         if warm.is_cut:
-            raise ServerError(f"{self._server.name} did not answer {NUM_WARM_UP} requests in {_WARM_UP_LIMIT_S:.0f} s")
+            raise ServerError(
+                f"{self._server.name} did not answer {NUM_WARM_UP} requests in"
+                f" {_WARM_UP_LIMIT_S:.0f} s"
+            )
         return warm.samples[-1].latency_s
 
     def run(self, plan: RoundPlan) -> tuple[Round, ...]:
         """Send all rounds of one workload."""
-        rounds = (requests_of(plan.workload, self._scenes, plan.num_requests) for _ in range(plan.num_rounds))
+        rounds = (
+            requests_of(plan.workload, self._scenes, plan.num_requests)
+            for _ in range(plan.num_rounds)
+        )
         return tuple(self._round(plan, requests) for requests in rounds)
 
     def suspended(self) -> AbstractContextManager[None]:
@@ -74,7 +86,9 @@ class MeasuredServer:
         """Return our service's mean batch size by stage; peers have no metrics."""
         if self._server.kind != "diptych":
             return {}
-        return mean_batch_sizes(httpx.get(f"{self._url}/metrics", timeout=30).raise_for_status().text)
+        return mean_batch_sizes(
+            httpx.get(f"{self._url}/metrics", timeout=30).raise_for_status().text
+        )
 
     def precision(self) -> str:
         """Return the precision of our service; peers run everything in float32."""
@@ -112,7 +126,9 @@ def mean_batch_sizes(metrics: str) -> dict[str, float]:
         if part in totals and 'stage="' in rest:
             stage = rest.partition('stage="')[2].partition('"')[0]
             totals[part][stage] = totals[part].get(stage, 0.0) + float(rest.rpartition(" ")[2])
-    return {stage: totals["sum"][stage] / count for stage, count in totals["count"].items() if count}
+    return {
+        stage: totals["sum"][stage] / count for stage, count in totals["count"].items() if count
+    }
 
 
 def write_measurement(measurement: Measurement, file: Path) -> None:
@@ -127,10 +143,14 @@ def read_measurement(file: Path) -> Measurement:
     fields = json.loads(file.read_text(encoding="utf-8"))
     server = fields.pop("server")
     server = Server(**server | {"arguments": tuple(server["arguments"])})
-    rounds = {workload: tuple(map(_round, listed)) for workload, listed in fields.pop("rounds").items()}
+    rounds = {
+        workload: tuple(map(_round, listed)) for workload, listed in fields.pop("rounds").items()
+    }
     return Measurement(server=server, rounds=rounds, **fields)
 
 
 def _round(listed: dict[str, Any]) -> Round:
-    samples = (Sample(**sample | {"answer": Answer(**sample["answer"])}) for sample in listed["samples"])
+    samples = (
+        Sample(**sample | {"answer": Answer(**sample["answer"])}) for sample in listed["samples"]
+    )
     return Round(**listed | {"samples": tuple(samples)})

@@ -1,4 +1,6 @@
-"""The servers of the benchmark and how each is started: our service, and every peer at several settings."""
+"""The servers of the benchmark and how each is started: our service, and every peer at several
+settings.
+"""
 
 import sys
 from collections.abc import Mapping
@@ -47,14 +49,27 @@ def short_peer(is_litserve_installed: bool) -> Server:
 
 def _peers(model: ModelMaterial) -> tuple[Server, ...]:
     one_batch = (_litserve("litserve 16", 16, 50, NUM_CORES),) if model.scale == "embedded" else ()
-    return (_fastapi("fastapi", NUM_CORES), *one_batch, _litserve_workers(), _onnx_workers(), _bentoml_workers())
+    return (
+        _fastapi("fastapi", NUM_CORES),
+        *one_batch,
+        _litserve_workers(),
+        _onnx_workers(),
+        _bentoml_workers(),
+    )
 
 
 def _small_model_peers() -> tuple[Server, ...]:
     """Return further settings, which may be the best where a model is small."""
-    one_thread = () if NUM_CORES == 1 else (_fastapi("fastapi 1", 1), _litserve("litserve 1", 16, 50, 1))
+    one_thread = (
+        () if NUM_CORES == 1 else (_fastapi("fastapi 1", 1), _litserve("litserve 1", 16, 50, 1))
+    )
     onnx = _litserve("litserve onnx 8", 8, 5, NUM_CORES, kind="litserve_onnx")
-    return (_litserve("litserve 8", 8, 5, NUM_CORES), onnx, _bentoml("bentoml 16", 16, NUM_CORES), *one_thread)
+    return (
+        _litserve("litserve 8", 8, 5, NUM_CORES),
+        onnx,
+        _bentoml("bentoml 16", 16, NUM_CORES),
+        *one_thread,
+    )
 
 
 def _litserve_workers() -> Server:
@@ -70,7 +85,9 @@ def _bentoml_workers() -> Server:
 
 
 def _fastapi(name: str, num_threads: int) -> Server:
-    return Server(name, "fastapi", f"lock, {_threads(num_threads)}", ("--threads", str(num_threads)))
+    return Server(
+        name, "fastapi", f"lock, {_threads(num_threads)}", ("--threads", str(num_threads))
+    )
 
 
 def _litserve(
@@ -89,15 +106,23 @@ def _litserve(
     }
     arguments = tuple(word for name, value in options.items() for word in (name, str(value)))
     return Server(
-        name, kind, f"batch {max_batch_size}, {timeout_ms} ms, {_parallel(num_threads, num_workers)}", arguments
+        name,
+        kind,
+        f"batch {max_batch_size}, {timeout_ms} ms, {_parallel(num_threads, num_workers)}",
+        arguments,
     )
 
 
 def _bentoml(name: str, max_batch_size: int, num_threads: int, num_workers: int = 1) -> Server:
     options = {"threads": num_threads, "workers": num_workers, "max_batch_size": max_batch_size}
-    arguments = tuple(word for name, value in options.items() for word in ("--arg", f"{name}={value}"))
+    arguments = tuple(
+        word for name, value in options.items() for word in ("--arg", f"{name}={value}")
+    )
     return Server(
-        name, "bentoml", f"batch {max_batch_size}, adaptive, {_parallel(num_threads, num_workers)}", arguments
+        name,
+        "bentoml",
+        f"batch {max_batch_size}, adaptive, {_parallel(num_threads, num_workers)}",
+        arguments,
     )
 
 
@@ -110,28 +135,50 @@ def _threads(count: int) -> str:
 
 
 def launch_of(server: Server, model: ModelMaterial, folder: Path) -> Launch:
-    """Return how a server is started with one model; `folder` has the catalog and the store of our service."""
+    """Return how a server is started with one model; `folder` has the catalog and the store of our
+    service.
+    """
     if server.kind == "diptych":
         return _diptych_launch(server, model.id, folder)
     return peer_launch(server, model.checkpoint, model.encoder_graph)
 
 
 def peer_launch(server: Server, checkpoint: Path, encoder_graph: Path) -> Launch:
-    """Return how a peer is started with a checkpoint; `litserve_onnx` reads the graph of the encoder."""
+    """Return how a peer is started with a checkpoint; `litserve_onnx` reads the graph of the
+    encoder.
+    """
     port = free_port()
     if server.kind == "bentoml":
-        # The service of the model would close connections that the wrapper is about to use (BentoML issue 4971).
-        options = ("--port", str(port), "--timeout-keep-alive", "900", "--arg", f"checkpoint={checkpoint}")
+        # The service of the model would close connections that the wrapper is about to use (BentoML
+        # issue 4971).
+        options = (
+            "--port",
+            str(port),
+            "--timeout-keep-alive",
+            "900",
+            "--arg",
+            f"checkpoint={checkpoint}",
+        )
         served = (f"{_PEERS}.bentoml_server:Vision", *options, *server.arguments)
         return Launch((sys.executable, "-m", "bentoml", "serve", *served), port, "/readyz")
     module = f"{_PEERS}.{server.kind.removesuffix('_onnx')}_server"
     encoder = ("--encoder-graph", str(encoder_graph)) if server.kind == "litserve_onnx" else ()
-    command = (sys.executable, "-m", module, str(checkpoint), *encoder, "--port", str(port), *server.arguments)
+    command = (
+        sys.executable,
+        "-m",
+        module,
+        str(checkpoint),
+        *encoder,
+        "--port",
+        str(port),
+        *server.arguments,
+    )
     return Launch(command, port, "/health")
 
 
 def _diptych_launch(server: Server, model_id: str, folder: Path) -> Launch:
-    """Return how our service is started: default settings except the timeout, which a slow machine exceeds.
+    """Return how our service is started: default settings except the timeout, which a slow machine
+    exceeds.
 
     Settings in the environment of the bench reach the service.
     """

@@ -1,13 +1,14 @@
 """The four workloads and their sizes, the same for every server of a model.
 
 mixed         (a) each request with another task and another image
-one_image     (b) every task of the model about one image, sent concurrently; another image in every round
+one_image     (b) every task of the model about one image, sent concurrently; another image in every
+              round
 decode_heavy  (c) answers of 8 to 256 tokens about an image that was sent before
 single        (d) as mixed, one client, one request at a time
 
-`mixed_4` is mixed with four clients, for the plot only. Sizes are fixed for the embedded checkpoints. At base scale
-they follow from the machine's speed: where it is slow, rounds have fewer requests, down to a minimum, and a round is
-cut after twice its expected time.
+`mixed_4` is mixed with four clients, for the plot only. Sizes are fixed for the embedded
+checkpoints. At base scale they follow from the machine's speed: where it is slow, rounds have fewer
+requests, down to a minimum, and a round is cut after twice its expected time.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,13 @@ from typing import Literal
 from loadtest.bench.rounds.material import Question, SceneMaterial
 
 WorkloadName = Literal["mixed", "mixed_4", "one_image", "decode_heavy", "single"]
-NUM_CLIENTS: dict[WorkloadName, int] = {"mixed": 16, "mixed_4": 4, "one_image": 16, "decode_heavy": 16, "single": 1}
+NUM_CLIENTS: dict[WorkloadName, int] = {
+    "mixed": 16,
+    "mixed_4": 4,
+    "one_image": 16,
+    "decode_heavy": 16,
+    "single": 1,
+}
 
 SHORT_TOKENS = 8
 LENGTHS = (SHORT_TOKENS, 32, SHORT_TOKENS, 64, SHORT_TOKENS, 128, SHORT_TOKENS, 256)
@@ -28,7 +35,12 @@ NUM_WARM_UP = 2
 _EMBEDDED_LIMIT_S = 30.0
 _SHORT_ROUNDS = 4  # of the short run
 # Shares of a server's time at base scale; the rest is for its start.
-_SHARES: dict[WorkloadName, float] = {"mixed": 0.45, "one_image": 0.15, "decode_heavy": 0.2, "single": 0.1}
+_SHARES: dict[WorkloadName, float] = {
+    "mixed": 0.45,
+    "one_image": 0.15,
+    "decode_heavy": 0.2,
+    "single": 0.1,
+}
 _NUM_TASKS = 10  # of one_image
 _DECODE_HEAVY_COST = 2.0  # of one of its requests, in mixed ones
 _LIMIT_FACTOR = 2.0
@@ -69,7 +81,9 @@ class Scenes:
 
 
 def requests_of(workload: WorkloadName, scenes: Scenes, num_requests: int) -> list[BenchRequest]:
-    """Return one round of a workload; `one_image` has one request for each task, whatever `num_requests` is."""
+    """Return one round of a workload; `one_image` has one request for each task, whatever
+    `num_requests` is.
+    """
     match workload:
         case "mixed" | "mixed_4" | "single":
             return mixed(scenes.take(num_requests))
@@ -80,8 +94,12 @@ def requests_of(workload: WorkloadName, scenes: Scenes, num_requests: int) -> li
 
 
 def mixed(scenes: Sequence[SceneMaterial]) -> list[BenchRequest]:
-    """Return a request about each scene, cycling through the tasks, and through the questions of a task."""
-    return [_request(scene, _nth_by_task(scene.questions, index)) for index, scene in enumerate(scenes)]
+    """Return a request about each scene, cycling through the tasks, and through the questions of a
+    task.
+    """
+    return [
+        _request(scene, _nth_by_task(scene.questions, index)) for index, scene in enumerate(scenes)
+    ]
 
 
 def every_task(scene: SceneMaterial) -> list[BenchRequest]:
@@ -91,8 +109,13 @@ def every_task(scene: SceneMaterial) -> list[BenchRequest]:
 
 def decode_heavy(scene: SceneMaterial, num_requests: int) -> list[BenchRequest]:
     """Return requests about one scene whose lengths cycle through `LENGTHS`."""
-    requests = (_request(scene, _nth_by_task(scene.questions, index)) for index in range(num_requests))
-    return [replace(request, max_new_tokens=LENGTHS[index % len(LENGTHS)]) for index, request in enumerate(requests)]
+    requests = (
+        _request(scene, _nth_by_task(scene.questions, index)) for index in range(num_requests)
+    )
+    return [
+        replace(request, max_new_tokens=LENGTHS[index % len(LENGTHS)])
+        for index, request in enumerate(requests)
+    ]
 
 
 def embedded_plan(is_endless: bool, is_quick: bool) -> tuple[RoundPlan, ...]:
@@ -117,19 +140,28 @@ def short_plan() -> tuple[RoundPlan, ...]:
 def base_plan(request_s: float, allowance_s: float) -> tuple[RoundPlan, ...]:
     """Return the rounds of a model of real size.
 
-    `request_s` is the time of one request to the first peer, `allowance_s` that of all rounds of one server.
+    `request_s` is the time of one request to the first peer, `allowance_s` that of all rounds of
+    one server.
     """
-    budget = {workload: share * allowance_s / request_s for workload, share in _SHARES.items()}  # in mixed requests
+    # in mixed requests
+    budget = {workload: share * allowance_s / request_s for workload, share in _SHARES.items()}
     clients = NUM_CLIENTS["mixed"]
     num_single = _clamped(budget["single"], 3, 8, 1)
     num_mixed = _clamped(budget["mixed"], clients, 3 * clients, clients)
-    num_decode_heavy = _clamped(budget["decode_heavy"] / _DECODE_HEAVY_COST, len(LENGTHS), 32, len(LENGTHS))
+    num_decode_heavy = _clamped(
+        budget["decode_heavy"] / _DECODE_HEAVY_COST, len(LENGTHS), 32, len(LENGTHS)
+    )
     num_images = _clamped(budget["one_image"] / _NUM_TASKS, 1, 3, 1)
     return (
         RoundPlan("single", num_single, 1, _limit_s(num_single * request_s)),
         RoundPlan("mixed", num_mixed, 1, _limit_s(num_mixed * request_s)),
         RoundPlan("one_image", _NUM_TASKS, num_images, _limit_s(_NUM_TASKS * request_s)),
-        RoundPlan("decode_heavy", num_decode_heavy, 1, _limit_s(num_decode_heavy * request_s * _DECODE_HEAVY_COST)),
+        RoundPlan(
+            "decode_heavy",
+            num_decode_heavy,
+            1,
+            _limit_s(num_decode_heavy * request_s * _DECODE_HEAVY_COST),
+        ),
     )
 
 

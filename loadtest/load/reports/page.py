@@ -10,8 +10,10 @@ _HEAD = """<!doctype html>
 <meta charset="utf-8">
 <title>Load</title>
 <style>
-body { font: 14px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 110em; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }
+body { font: 14px/1.5 system-ui, sans-serif; color: #222 }
+body { margin: 2em auto; max-width: 110em; padding: 0 1em }
+table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums }
+table { display: block; overflow-x: auto }
 td, th { border: 1px solid #ccc; padding: .2em .6em; text-align: right }
 td:first-child, th:first-child { text-align: left }
 th { background: #eee; font-weight: 600 }
@@ -21,9 +23,14 @@ img { max-width: 100% }
 
 
 def html_page(markdown: str, plots: Sequence[bytes]) -> str:
-    """Return the page of a report in Markdown, with headings, lists, tables and paragraphs, and of plots in PNG."""
+    """Return the page of a report in Markdown, with headings, lists, tables and paragraphs, and of
+    plots in PNG.
+    """
     blocks = [_block(block) for block in markdown.strip().split("\n\n")]
-    images = [f'<img alt="plot" src="data:image/png;base64,{base64.b64encode(png).decode()}">' for png in plots]
+    images = [
+        f'<img alt="plot" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+        for png in plots
+    ]
     return _HEAD + "\n".join([*blocks[:2], *images, *blocks[2:]]) + "\n</html>\n"
 
 

@@ -1,4 +1,6 @@
-"""The plots of a run, in PNG: an overview by offered load, and a column for each model with a line for each task."""
+"""The plots of a run, in PNG: an overview by offered load, and a column for each model with a line
+for each task.
+"""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -33,8 +35,12 @@ def overview_png(windows: Sequence[WindowNumbers], unit: str, saturation: Satura
     _draw_shares(panels[0][1], points)
     _draw_latency(panels[0][2], points)
     _draw_first_token(panels[1][0], points)
-    _draw_stages(panels[1][1], points, "queue depth, mean", lambda window: window.service.queue_depth_mean)
-    _draw_stages(panels[1][2], points, "batch size, mean", lambda window: window.service.batch_size_mean)
+    _draw_stages(
+        panels[1][1], points, "queue depth, mean", lambda window: window.service.queue_depth_mean
+    )
+    _draw_stages(
+        panels[1][2], points, "batch size, mean", lambda window: window.service.batch_size_mean
+    )
     for panel in panels.flat:
         _finish(panel, x_label)
         if saturation.held is not None and x_label.startswith("offered"):
@@ -43,7 +49,9 @@ def overview_png(windows: Sequence[WindowNumbers], unit: str, saturation: Satura
 
 
 def by_task_png(windows: Sequence[WindowNumbers], unit: str) -> bytes:
-    """Draw percentiles of latency and the shares of errors and of requests that are not good, by model and task."""
+    """Draw percentiles of latency and the shares of errors and of requests that are not good, by
+    model and task.
+    """
     points, x_label = _points(windows, unit)
     models = sorted({model for window in windows for model in window.by_model})
     rows: dict[str, Callable[[Numbers], float | None]] = {
@@ -101,20 +109,34 @@ def _draw_latency(panel: Any, points: Points) -> None:
 
 def _draw_first_token(panel: Any, points: Points) -> None:
     panel.set_title("time to first token, ms", fontsize=10)
-    _line(panel, points, "streams, p50", lambda window: window.first_token_ms.p50 if window.first_token_ms else None)
-    _line(panel, points, "streams, p95", lambda window: window.first_token_ms.p95 if window.first_token_ms else None)
+    _line(
+        panel,
+        points,
+        "streams, p50",
+        lambda window: window.first_token_ms.p50 if window.first_token_ms else None,
+    )
+    _line(
+        panel,
+        points,
+        "streams, p95",
+        lambda window: window.first_token_ms.p95 if window.first_token_ms else None,
+    )
     _line(panel, points, "service, p50", lambda window: window.service.first_token_p50_ms)
     _line(panel, points, "service, p95", lambda window: window.service.first_token_p95_ms)
     _scale_by_ratios(panel)
 
 
-def _draw_stages(panel: Any, points: Points, title: str, of: Callable[[WindowNumbers], Mapping[str, float]]) -> None:
+def _draw_stages(
+    panel: Any, points: Points, title: str, of: Callable[[WindowNumbers], Mapping[str, float]]
+) -> None:
     panel.set_title(title, fontsize=10)
     for stage in sorted({stage for _, window in points for stage in of(window)}):
         _line(panel, points, stage, lambda window, stage=stage: of(window).get(stage))  # type: ignore[misc]
 
 
-def _draw_tasks(panel: Any, points: Points, model: str, value: Callable[[Numbers], float | None]) -> None:
+def _draw_tasks(
+    panel: Any, points: Points, model: str, value: Callable[[Numbers], float | None]
+) -> None:
     for task in sorted({task for _, window in points for task in window.by_model.get(model, {})}):
 
         def of_task(window: WindowNumbers, task: str = task) -> float | None:
@@ -125,14 +147,18 @@ def _draw_tasks(panel: Any, points: Points, model: str, value: Callable[[Numbers
 
 
 def _latency(name: str) -> Callable[[Numbers], float | None]:
-    return lambda numbers: None if numbers.latency_ms is None else float(getattr(numbers.latency_ms, name))
+    return lambda numbers: (
+        None if numbers.latency_ms is None else float(getattr(numbers.latency_ms, name))
+    )
 
 
 def _line(panel: Any, points: Points, label: str, value: Value, color: str | None = None) -> None:
     """Draw the windows that have a value."""
     known = [(x, y) for x, window in points if (y := value(window)) is not None]
     if known:
-        panel.plot(*zip(*known, strict=True), "o-", label=label, color=color, markersize=3, linewidth=1.2)
+        panel.plot(
+            *zip(*known, strict=True), "o-", label=label, color=color, markersize=3, linewidth=1.2
+        )
 
 
 def _scale_by_ratios(panel: Any) -> None:

@@ -1,4 +1,6 @@
-"""The report of a run: load.json has all numbers, load.md the tables, load.html tables and plots, load.png a plot."""
+"""The report of a run: load.json has all numbers, load.md the tables, load.html tables and plots,
+load.png a plot.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -36,7 +38,9 @@ class LoadReport:
     def held(self) -> WindowNumbers | None:
         """The window with the highest level that holds."""
         held = self.saturation.held
-        return next((window for window in self.windows if window.level == held and window.step.holds), None)
+        return next(
+            (window for window in self.windows if window.level == held and window.step.holds), None
+        )
 
 
 def write_report(report: LoadReport, folder: Path) -> None:
@@ -65,14 +69,26 @@ def markdown(report: LoadReport) -> str:
 
 def _saturation_text(report: LoadReport) -> str:
     """Return a sentence about the saturation point."""
-    found, unit = report.saturation, report.unit
+    found = report.saturation
+    unit = report.unit
     steps = [window.step for window in report.windows]
     if len({step.level for step in steps}) == 1:
-        return f"{sum(step.holds for step in steps)} of {len(steps)} windows at {steps[0].level:.3g} {unit} hold."
+        return (
+            f"{sum(step.holds for step in steps)} of {len(steps)} windows at {steps[0].level:.3g}"
+            f" {unit} hold."
+        )
     if found.held is None:
-        return f"No level held, the lowest was {min(window.level for window in report.windows):.3g} {unit}."
-    held = f"{found.held:.3g} {unit} hold: {HELD_SHARE:.0%} or more of the due requests are answered within their SLO"
-    return f"{held}; {'no higher level was tried' if found.not_held is None else f'{found.not_held:.3g} do not'}."
+        return (
+            f"No level held, the lowest was {min(window.level for window in report.windows):.3g}"
+            f" {unit}."
+        )
+    held = (
+        f"{found.held:.3g} {unit} hold: {HELD_SHARE:.0%} or more of the due requests are answered"
+        " within their SLO"
+    )
+    if found.not_held is None:
+        return f"{held}; no higher level was tried."
+    return f"{held}; {found.not_held:.3g} do not."
 
 
 def _load_table(report: LoadReport) -> str:
@@ -99,8 +115,14 @@ def _service_table(report: LoadReport) -> str:
     queues = sorted({stage for window in windows for stage in window.service.queue_depth_mean})
     batches = sorted({stage for window in windows for stage in window.service.batch_size_mean})
     rows = [["first token, p50 / p95 ms", *(_first_token(window.service) for window in windows)]]
-    rows += [[f"queue: {stage}", *(_queue(window.service, stage) for window in windows)] for stage in queues]
-    rows += [[f"batch: {stage}", *(_batch(window.service, stage) for window in windows)] for stage in batches]
+    rows += [
+        [f"queue: {stage}", *(_queue(window.service, stage) for window in windows)]
+        for stage in queues
+    ]
+    rows += [
+        [f"batch: {stage}", *(_batch(window.service, stage) for window in windows)]
+        for stage in batches
+    ]
     return table([report.unit, *(f"{window.level:.3g}" for window in windows)], rows)
 
 
@@ -120,12 +142,18 @@ def _batch(service: ServiceNumbers, stage: str) -> str:
 
 
 def _task_table(report: LoadReport) -> str:
-    """Return the SLO of each task and its results at the highest level that holds, or else at the lowest."""
+    """Return the SLO of each task and its results at the highest level that holds, or else at the
+    lowest.
+    """
     window = report.held or min(report.windows, key=lambda window: window.level)
     header = ["task", "SLO: answer / first token, ms"]
     header += [f"{model}: p50 / p95 ms, good" for model in window.by_model]
     rows = [
-        [task, f"{slo.answer:g} / {slo.first_token:g}", *(_task_cell(of.get(task)) for of in window.by_model.values())]
+        [
+            task,
+            f"{slo.answer:g} / {slo.first_token:g}",
+            *(_task_cell(of.get(task)) for of in window.by_model.values()),
+        ]
         for task, slo in report.slos_ms.items()
     ]
     return f"At {window.level:.3g} {report.unit}.\n\n{table(header, rows)}"

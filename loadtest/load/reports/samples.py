@@ -1,4 +1,5 @@
-"""The outcome of each request, and their collection from this process or, in a master, from its workers.
+"""The outcome of each request, and their collection from this process or, in a master, from its
+workers.
 
 good      the right answer within the SLO of its task; for a stream, also the first token
 late      a right answer, but later
@@ -27,7 +28,9 @@ DEFECTS = frozenset({WRONG_ANSWER, "internal", CONNECTION_FAILED, TIMED_OUT})
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request; times count from its due time, so that they include delays of service and sender."""
+    """One request; times count from its due time, so that they include delays of service and
+    sender.
+    """
 
     api: Api
     task: str
@@ -51,8 +54,8 @@ class Sample:
 class Recorder:
     """The samples so far.
 
-    A worker's report carries its clock, by which its times are converted to the master's; the error is the time of the
-    report's transport, some milliseconds.
+    A worker's report carries its clock, by which its times are converted to the master's; the error
+    is the time of the report's transport, some milliseconds.
     """
 
     due_s: list[float] = field(default_factory=list)  # of every request, answered or not; Unix time
@@ -72,11 +75,16 @@ class Recorder:
         return sum(window.contains(due_s) for due_s in self.due_s)
 
     def clear(self) -> None:
-        self.due_s, self.samples = [], []
+        self.due_s = []
+        self.samples = []
 
     def take_report(self) -> dict[str, Any]:
         """Return and clear the samples of a worker, for its master."""
-        report = {"now_s": time.time(), "due_s": self.due_s, "samples": [astuple(sample) for sample in self.samples]}
+        report = {
+            "now_s": time.time(),
+            "due_s": self.due_s,
+            "samples": [astuple(sample) for sample in self.samples],
+        }
         self.clear()
         return report
 

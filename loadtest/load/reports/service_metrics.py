@@ -52,8 +52,10 @@ def service_numbers(scrapes: Sequence[Scrape], window: Window) -> ServiceNumbers
     for sample in inside:
         for stage, depth in sample.depths.items():
             depths[stage].append(depth)
-    first, last = inside[0], inside[-1]
-    counts, sums = _grown(first.batch_counts, last.batch_counts), _grown(first.batch_sums, last.batch_sums)
+    first = inside[0]
+    last = inside[-1]
+    counts = _grown(first.batch_counts, last.batch_counts)
+    sums = _grown(first.batch_sums, last.batch_sums)
     buckets = _grown(first.first_tokens, last.first_tokens)
     return ServiceNumbers(
         {stage: sum(values) / len(values) for stage, values in depths.items()},
@@ -65,18 +67,26 @@ def service_numbers(scrapes: Sequence[Scrape], window: Window) -> ServiceNumbers
 
 
 def histogram_quantile(buckets: Mapping[float, float], share: float) -> float | None:
-    """Return a quantile of cumulative counts by upper bound, interpolated within a bucket; None without counts.
+    """Return a quantile of cumulative counts by upper bound, interpolated within a bucket; None
+    without counts.
 
-    As in Prometheus' histogram_quantile, a quantile in the last bucket is that bucket's lower bound.
+    As in Prometheus' histogram_quantile, a quantile in the last bucket is that bucket's lower
+    bound.
     """
     total = buckets.get(math.inf, 0.0)
     if not total:
         return None
-    lower, below = 0.0, 0.0
+    lower = 0.0
+    below = 0.0
     for upper, count in sorted(buckets.items()):
         if count >= share * total:
-            return lower if math.isinf(upper) else lower + (upper - lower) * (share * total - below) / (count - below)
-        lower, below = upper, count
+            return (
+                lower
+                if math.isinf(upper)
+                else lower + (upper - lower) * (share * total - below) / (count - below)
+            )
+        lower = upper
+        below = count
     raise AssertionError("the last bucket contains all counts")
 
 
@@ -85,7 +95,8 @@ class _Read:
     depths: dict[str, float] = field(default_factory=dict)
     batch_counts: dict[str, float] = field(default_factory=dict)
     batch_sums: dict[str, float] = field(default_factory=dict)
-    first_tokens: dict[float, float] = field(default_factory=dict)  # of all models and tasks together
+    # of all models and tasks together
+    first_tokens: dict[float, float] = field(default_factory=dict)
 
 
 def _read(scrape: Scrape) -> _Read:

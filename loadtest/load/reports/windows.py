@@ -1,4 +1,6 @@
-"""The numbers of an interval: the requests due in it, their outcomes, and the service's own metrics."""
+"""The numbers of an interval: the requests due in it, their outcomes, and the service's own
+metrics.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -83,7 +85,10 @@ def window_numbers(
         numbers_of(inside, slos_ms),
         numbers_by_api(inside, slos_ms),
         {
-            model: {task: numbers_of(few, slos_ms) for task, few in _by(some, lambda sample: sample.task).items()}
+            model: {
+                task: numbers_of(few, slos_ms)
+                for task, few in _by(some, lambda sample: sample.task).items()
+            }
             for model, some in _by(inside, lambda sample: sample.model).items()
         },
         _percentiles(first_tokens),
@@ -103,7 +108,10 @@ def numbers_of(samples: Sequence[Sample], slos_ms: Mapping[str, Slo]) -> Numbers
 
 
 def numbers_by_api(samples: Sequence[Sample], slos_ms: Mapping[str, Slo]) -> dict[str, Numbers]:
-    return {api: numbers_of(some, slos_ms) for api, some in _by(samples, lambda sample: sample.api).items()}
+    return {
+        api: numbers_of(some, slos_ms)
+        for api, some in _by(samples, lambda sample: sample.api).items()
+    }
 
 
 def _by(samples: Iterable[Sample], key: Callable[[Sample], str]) -> dict[str, list[Sample]]:

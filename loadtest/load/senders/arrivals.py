@@ -1,7 +1,9 @@
-"""When a client sends: at the times of a Poisson process, independent of the answers, or after its last answer.
+"""When a client sends: at the times of a Poisson process, independent of the answers, or after its
+last answer.
 
-In the open loop nothing that the service does moves a due time: each is the previous one plus a random gap. Many such
-clients, on one machine or on several, are together a Poisson process with the sum of their rates.
+In the open loop nothing that the service does moves a due time: each is the previous one plus a
+random gap. Many such clients, on one machine or on several, are together a Poisson process with the
+sum of their rates.
 """
 
 import random
@@ -60,9 +62,12 @@ class RequestPool(Generic[RequestT]):
         self.failure = self.failure or greenlet.exception
 
 
-def send_when_due(clock: PoissonClock, prepare: Callable[[], RequestT], pool: RequestPool[RequestT]) -> None:
+def send_when_due(
+    clock: PoissonClock, prepare: Callable[[], RequestT], pool: RequestPool[RequestT]
+) -> None:
     """Prepare a request, wait until it is due, and send it without waiting for the answer."""
-    due_s, request = clock.next_due_s(), prepare()
+    due_s = clock.next_due_s()
+    request = prepare()
     gevent.sleep(max(0.0, due_s - time.monotonic()))
     pool.start(request, due_s)
 

@@ -1,4 +1,6 @@
-"""Sends questions over gRPC, with the messages from the service's reflection instead of generated code."""
+"""Sends questions over gRPC, with the messages from the service's reflection instead of generated
+code.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +10,9 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 
 from loadtest.load.senders.replies import CONNECTION_FAILED, OK, ModelReply, Reply
 from loadtest.load.traffic.questions import COMPARED, Question
@@ -51,7 +55,9 @@ class GrpcSender:
         )
 
     def predict(self, question: Question) -> Reply:
-        fields = {"task": question.task} | ({} if question.model == COMPARED else {"model": question.model})
+        fields = {"task": question.task} | (
+            {} if question.model == COMPARED else {"model": question.model}
+        )
         request: Any = ParseDict(fields | question.parameters, self._request())
         request.image = question.image.jpeg
         try:
@@ -60,7 +66,9 @@ class GrpcSender:
             return Reply(_code(error))
         size_wh = answer.image.width, answer.image.height
         result_keys = (answer.WhichOneof("result"),)
-        return Reply(OK, (ModelReply(answer.model, answer.task, result_keys, size_wh, answer.raw_text),))
+        return Reply(
+            OK, (ModelReply(answer.model, answer.task, result_keys, size_wh, answer.raw_text),)
+        )
 
     def close(self) -> None:
         self._channel.close()
@@ -68,4 +76,6 @@ class GrpcSender:
 
 def _code(error: Any) -> str:
     trailing = {str(name): str(value) for name, value in error.trailing_metadata() or ()}
-    return trailing.get("diptych-code") or _CODES.get(error.code(), f"status_{error.code().name.lower()}")
+    return trailing.get("diptych-code") or _CODES.get(
+        error.code(), f"status_{error.code().name.lower()}"
+    )

@@ -1,7 +1,8 @@
 """The service's answers, the same for all interfaces, and their check.
 
-An answer is wrong if it is about another task, model or image size, if its result is of another kind, or if its text
-differs from an earlier answer to the same question about the same image. It is not compared with a ground truth.
+An answer is wrong if it is about another task, model or image size, if its result is of another
+kind, or if its text differs from an earlier answer to the same question about the same image. It is
+not compared with a ground truth.
 """
 
 from dataclasses import dataclass, field
@@ -45,8 +46,12 @@ class Checker:
         """Return the status of a reply; WRONG_ANSWER for answers that cannot be right."""
         if reply.status != OK:
             return reply.status
-        is_complete = bool(reply.answers) and (question.model == COMPARED or len(reply.answers) == 1)
-        is_right = is_complete and all(self._can_be_right(question, answer) for answer in reply.answers)
+        is_complete = bool(reply.answers) and (
+            question.model == COMPARED or len(reply.answers) == 1
+        )
+        is_right = is_complete and all(
+            self._can_be_right(question, answer) for answer in reply.answers
+        )
         return OK if is_right else WRONG_ANSWER
 
     def _can_be_right(self, question: Question, answer: ModelReply) -> bool:
@@ -61,4 +66,7 @@ class Checker:
     def _equals_earlier(self, question: Question, answer: ModelReply) -> bool:
         if not self.answers_repeat or question.repeat_key is None:
             return True
-        return self._texts.setdefault((answer.model, *question.repeat_key), answer.raw_text) == answer.raw_text
+        return (
+            self._texts.setdefault((answer.model, *question.repeat_key), answer.raw_text)
+            == answer.raw_text
+        )

@@ -10,7 +10,14 @@ import gevent
 from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPParseError, HTTPResponse
 
-from loadtest.load.senders.replies import CONNECTION_FAILED, OK, TIMED_OUT, WRONG_ANSWER, ModelReply, Reply
+from loadtest.load.senders.replies import (
+    CONNECTION_FAILED,
+    OK,
+    TIMED_OUT,
+    WRONG_ANSWER,
+    ModelReply,
+    Reply,
+)
 from loadtest.load.traffic.questions import Question
 
 GRACE_S = 5.0  # after a request's deadline, before it counts as timed out
@@ -26,14 +33,19 @@ class RestSender:
 
     def __init__(self, url: str, max_connections: int, api_key: str | None) -> None:
         self._http = HTTPClient.from_url(
-            url, concurrency=max_connections, connection_timeout=_CONNECT_TIMEOUT_S, network_timeout=120
+            url,
+            concurrency=max_connections,
+            connection_timeout=_CONNECT_TIMEOUT_S,
+            network_timeout=120,
         )
         self._headers = {"Connection": "close"}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
 
     def predict(self, question: Question) -> Reply:
-        return self._post("/v1/predict", question, {}, lambda body: Reply(OK, (_model_reply(_json(body)),)))
+        return self._post(
+            "/v1/predict", question, {}, lambda body: Reply(OK, (_model_reply(_json(body)),))
+        )
 
     def compare(self, question: Question) -> Reply:
         return self._post("/v1/compare", question, {}, lambda body: _comparison(_json(body)))
@@ -45,7 +57,8 @@ class RestSender:
         """Return a resource; raise `OSError` for any status but 200."""
         try:
             with self._http.get(path, headers=self._headers) as response:
-                body, status = bytes(response.read()), response.status_code
+                body = bytes(response.read())
+                status = response.status_code
         except HTTPParseError as error:
             raise OSError(f"GET {path}: {error}") from error
         if status != 200:
@@ -56,7 +69,11 @@ class RestSender:
         self._http.close()
 
     def _post(
-        self, path: str, question: Question, fields: dict[str, str], read: Callable[[HTTPResponse], Reply]
+        self,
+        path: str,
+        question: Question,
+        fields: dict[str, str],
+        read: Callable[[HTTPResponse], Reply],
     ) -> Reply:
         headers = self._headers | {
             "Content-Type": f"multipart/form-data; boundary={_BOUNDARY}",
@@ -100,7 +117,9 @@ def _code(response: Any) -> str:
 def _model_reply(answer: Mapping[str, Any]) -> ModelReply:
     image = answer["image"]
     size_wh = image["width"], image["height"]
-    return ModelReply(answer["model"], answer["task"], tuple(answer["result"]), size_wh, answer["raw_text"])
+    return ModelReply(
+        answer["model"], answer["task"], tuple(answer["result"]), size_wh, answer["raw_text"]
+    )
 
 
 def _comparison(body: Mapping[str, Any]) -> Reply:
@@ -112,7 +131,8 @@ def _comparison(body: Mapping[str, Any]) -> Reply:
 
 def _streamed(response: Any) -> Reply:
     """Read a stream to its end."""
-    first_token_s, reply = None, Reply(CONNECTION_FAILED)
+    first_token_s = None
+    reply = Reply(CONNECTION_FAILED)
     for name, data in _events(response):
         if name == "token" and first_token_s is None:
             first_token_s = time.monotonic()

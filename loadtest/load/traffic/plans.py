@@ -50,7 +50,10 @@ class Stepping:
     """Holds each level for one step, until there is no next level or no time for it."""
 
     def __init__(
-        self, next_level: Callable[[Sequence[Window]], float | None], times: StepTimes, limit_s: float
+        self,
+        next_level: Callable[[Sequence[Window]], float | None],
+        times: StepTimes,
+        limit_s: float,
     ) -> None:
         self._next_level = next_level
         self._times = times
@@ -86,7 +89,8 @@ class Slope:
     """Changes linearly from one level to another, or stays constant: a ramp, a soak."""
 
     def __init__(self, first: float, last: float, seconds: float, num_windows: int) -> None:
-        self._first, self._last = first, last
+        self._first = first
+        self._last = last
         self._seconds = seconds
         self._num_windows = num_windows
         self._start_s: float | None = None
@@ -104,8 +108,13 @@ class Slope:
             return []
         part_s = self._seconds / self._num_windows
         starts = [self._start_s + index * part_s for index in range(self._num_windows)]
-        levels = [self._level((index + 0.5) / self._num_windows) for index in range(self._num_windows)]
-        return [Window(level, start_s, start_s + part_s) for level, start_s in zip(levels, starts, strict=True)]
+        levels = [
+            self._level((index + 0.5) / self._num_windows) for index in range(self._num_windows)
+        ]
+        return [
+            Window(level, start_s, start_s + part_s)
+            for level, start_s in zip(levels, starts, strict=True)
+        ]
 
     def _level(self, share: float) -> float:
         return self._first + (self._last - self._first) * share

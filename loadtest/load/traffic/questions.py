@@ -28,7 +28,9 @@ class Question:
         """Return the fields of a form besides the image."""
         fields = {"task": self.task} | ({} if self.model == COMPARED else {"model": self.model})
         values = self.parameters.items()
-        return fields | {name: value if isinstance(value, str) else json.dumps(value) for name, value in values}
+        return fields | {
+            name: value if isinstance(value, str) else json.dumps(value) for name, value in values
+        }
 
     @property
     def repeat_key(self) -> tuple[object, ...] | None:
@@ -48,18 +50,26 @@ class OfferedTask:
 
 
 def offered_tasks(mix: TrafficMix, listed: Mapping[str, Any]) -> list[OfferedTask]:
-    """Return the tasks of a mix, from the service's GET /v1/tasks; raise `MixError` for those that it lacks."""
+    """Return the tasks of a mix, from the service's GET /v1/tasks.
+
+    Raise `MixError` for those that it lacks.
+    """
     tasks = {task["id"]: task for task in listed["data"]}
     wanted = dict.fromkeys(share.task for share in mix.tasks)
     if unknown := [task for task in wanted if task not in tasks]:
-        raise MixError(f"tasks: the service has no task {', '.join(unknown)}; its tasks are {', '.join(tasks)}")
+        raise MixError(
+            f"tasks: the service has no task {', '.join(unknown)}; its tasks are {', '.join(tasks)}"
+        )
     if idle := [task for task in wanted if not tasks[task]["models"]]:
         raise MixError(f"tasks: no served model offers {', '.join(idle)}")
     offered = [
-        OfferedTask(share, tuple(tasks[share.task]["models"]), tasks[share.task]["result"]) for share in mix.tasks
+        OfferedTask(share, tuple(tasks[share.task]["models"]), tasks[share.task]["result"])
+        for share in mix.tasks
     ]
     if mix.apis.get("compare") and not any(len(task.models) > 1 for task in offered):
-        raise MixError("apis.compare: no task of the mix is offered by several of the served models")
+        raise MixError(
+            "apis.compare: no task of the mix is offered by several of the served models"
+        )
     return offered
 
 
@@ -69,7 +79,10 @@ class Questions:
     def __init__(self, mix: TrafficMix, listed: Mapping[str, Any], rng: random.Random) -> None:
         tasks = offered_tasks(mix, listed)
         self._mix = mix
-        self._tasks = {api: [task for task in tasks if api != "compare" or len(task.models) > 1] for api in APIS}
+        self._tasks = {
+            api: [task for task in tasks if api != "compare" or len(task.models) > 1]
+            for api in APIS
+        }
         self._scenes = Scenes(mix.images, rng)
         self._rng = rng
 
@@ -77,12 +90,16 @@ class Questions:
         """Return a question for an interface."""
         tasks = self._tasks[api]
         (offered,) = self._rng.choices(tasks, [task.share.weight for task in tasks])
-        task, image = offered.share.task, self._scenes.next()
+        task = offered.share.task
+        image = self._scenes.next()
         return Question(
             api,
             task,
             COMPARED if api == "compare" else self._rng.choice(offered.models),
-            {name: _in_pixels(name, value, image.size_wh) for name, value in offered.share.parameters.items()},
+            {
+                name: _in_pixels(name, value, image.size_wh)
+                for name, value in offered.share.parameters.items()
+            },
             image,
             self._mix.deadline_s(task),
             offered.result_key,
@@ -90,7 +107,9 @@ class Questions:
 
 
 def _in_pixels(name: str, value: Any, size_wh: tuple[int, int]) -> Any:
-    """Return a region, which the mix gives as shares of the sides, in pixels; other parameters unchanged."""
+    """Return a region, which the mix gives as shares of the sides, in pixels; other parameters
+    unchanged.
+    """
     if name != "region":
         return value
     width, height = size_wh

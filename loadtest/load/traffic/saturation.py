@@ -1,8 +1,8 @@
 """The search for the saturation point: the highest load of which 90 % are good answers.
 
-Levels double until a step does not hold. Then the interval between the highest level that holds and the lowest that
-does not is halved by ratio some times. A level that does not hold is tried once more, because the machine may have been
-busy with something else.
+Levels double until a step does not hold. Then the interval between the highest level that holds and
+the lowest that does not is halved by ratio some times. A level that does not hold is tried once
+more, because the machine may have been busy with something else.
 """
 
 import math
@@ -44,7 +44,9 @@ def saturation_of(steps: Sequence[Step]) -> Saturation:
 
 
 def next_level(steps: Sequence[Step], first: float, quantum: float) -> float | None:
-    """Return the level to try next, a multiple of `quantum`; None if the interval is small enough."""
+    """Return the level to try next, a multiple of `quantum`; None if the interval is small
+    enough.
+    """
     if not steps:
         return first
     levels = [step.level for step in steps]

@@ -1,7 +1,9 @@
-"""Images of coloured shapes and a word, drawn here, so that a worker needs no files besides this package.
+"""Images of coloured shapes and a word, drawn here, so that a worker needs no files besides this
+package.
 
-A fresh image is a drawn one with a unique patch, so the service's vision cache cannot contain it. Its JPEG encoding
-takes 2 ms for 640 x 480 on a core of an AMD EPYC, and is done before the request is due.
+A fresh image is a drawn one with a unique patch, so the service's vision cache cannot contain it.
+Its JPEG encoding takes 2 ms for 640 x 480 on a core of an AMD EPYC, and is done before the request
+is due.
 """
 
 import io
@@ -37,8 +39,13 @@ class Scenes:
         self._weights = [size.weight for size in images.sizes]
         self._rng = rng
         numbers = itertools.count()
-        self._drawn = [[_draw(size.size_wh, rng) for _ in range(_NUM_DRAWN)] for size in images.sizes]
-        self._known = [[SentImage(_jpeg(one), one.size, next(numbers)) for one in drawn] for drawn in self._drawn]
+        self._drawn = [
+            [_draw(size.size_wh, rng) for _ in range(_NUM_DRAWN)] for size in images.sizes
+        ]
+        self._known = [
+            [SentImage(_jpeg(one), one.size, next(numbers)) for one in drawn]
+            for drawn in self._drawn
+        ]
 
     def next(self) -> SentImage:
         """Return an image, its size chosen by weight."""
@@ -64,7 +71,8 @@ def _draw(size_wh: tuple[int, int], rng: random.Random) -> Image.Image:
 def _draw_shape(draw: ImageDraw.ImageDraw, size_wh: tuple[int, int], rng: random.Random) -> None:
     radius = rng.uniform(0.1, 0.25) * min(size_wh)
     x, y = (rng.uniform(radius, side - radius) for side in size_wh)
-    color, sides = rng.choice(_COLORS), rng.choice((0, 3, 4))
+    color = rng.choice(_COLORS)
+    sides = rng.choice((0, 3, 4))
     if sides:
         draw.regular_polygon((x, y, radius), sides, fill=color)
     else:
@@ -75,7 +83,8 @@ def _patched(image: Image.Image, rng: random.Random) -> Image.Image:
     """Return a copy with a rectangle of a random colour at a random place."""
     copy = image.copy()
     width, height = (round(side * _PATCH) for side in image.size)
-    x, y = rng.randrange(image.width - width), rng.randrange(image.height - height)
+    x = rng.randrange(image.width - width)
+    y = rng.randrange(image.height - height)
     copy.paste(_random_color(rng), (x, y, x + width, y + height))
     return copy
 

@@ -1,6 +1,7 @@
 """The file of the traffic mix: interfaces, image sizes, tasks with their parameters, SLOs.
 
-It is checked completely, but without a service: `questions` checks that the service offers the tasks.
+It is checked completely, but without a service: `questions` checks that the service offers the
+tasks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,10 @@ _SidePx = Annotated[int, Field(ge=16, le=8192)]
 
 
 class MixError(ValueError):
-    """The mix is invalid or the service lacks a part of it; the message lists all problems of a file."""
+    """The mix is invalid or the service lacks a part of it.
+
+    The message lists all problems of a file.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,9 @@ class TrafficMix:
 def read_mix(file: Path) -> TrafficMix:
     """Return the content of a file; raise `MixError` with all of its problems."""
     try:
-        mix = TypeAdapter(TrafficMix).validate_python(yaml.safe_load(file.read_text(encoding="utf-8")))
+        mix = TypeAdapter(TrafficMix).validate_python(
+            yaml.safe_load(file.read_text(encoding="utf-8"))
+        )
     except (OSError, yaml.YAMLError) as error:
         raise MixError(f"{file} cannot be read: {error}") from error
     except ValidationError as error:

@@ -22,14 +22,20 @@ def loaded(tmp_path: Path, *records: Record) -> Any:
 
 def test_boxes_are_those_of_the_answers(tmp_path: Path) -> None:
     coco = loaded(tmp_path, record(DETECTIONS, "a.png"), record(DetectionsResult(()), "b/c.png"))
-    assert {image["file_name"]: (image["width"], image["height"]) for image in coco.imgs.values()} == {
+    assert {
+        image["file_name"]: (image["width"], image["height"]) for image in coco.imgs.values()
+    } == {
         "a.png": (40, 20),
         "b/c.png": (40, 20),
     }
     annotations = coco.loadAnns(coco.getAnnIds(imgIds=[1]))
     names = {category["id"]: category["name"] for category in coco.cats.values()}
     assert [names[each["category_id"]] for each in annotations] == ["star", "circle", "star"]
-    assert [each["bbox"] for each in annotations] == [[1, 2, 10, 10], [20, 4, 10, 10], [30, 4, 6, 6]]
+    assert [each["bbox"] for each in annotations] == [
+        [1, 2, 10, 10],
+        [20, 4, 10, 10],
+        [30, 4, 6, 6],
+    ]
     assert [each["area"] for each in annotations] == [100, 100, 36]
     assert [each["score"] for each in annotations] == [0.9, 0.5, 0.25]
     assert coco.getAnnIds(imgIds=[2]) == []
@@ -53,7 +59,11 @@ def test_a_mask_of_run_lengths_is_kept(tmp_path: Path) -> None:
 
 def test_ids_count_from_one(tmp_path: Path) -> None:
     coco = loaded(tmp_path, record(DETECTIONS, "a.png"), record(DETECTIONS, "b.png"))
-    assert [sorted(table) for table in (coco.imgs, coco.cats, coco.anns)] == [[1, 2], [1, 2], [1, 2, 3, 4, 5, 6]]
+    assert [sorted(table) for table in (coco.imgs, coco.cats, coco.anns)] == [
+        [1, 2],
+        [1, 2],
+        [1, 2, 3, 4, 5, 6],
+    ]
 
 
 def test_instances_without_an_outline_have_an_empty_mask(tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ def test_json_lines_have_one_line_for_each_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dataset_format", [DatasetFormat.coco, DatasetFormat.yolo])
 @pytest.mark.parametrize("result", ["text", "text_regions"])
-def test_coco_and_yolo_reject_results_without_boxes(dataset_format: DatasetFormat, result: str) -> None:
+def test_coco_and_yolo_reject_results_without_boxes(
+    dataset_format: DatasetFormat, result: str
+) -> None:
     with pytest.raises(RunError, match="use --format jsonl"):
         check_format(dataset_format, result, [])
     check_format(DatasetFormat.jsonl, result, [])
@@ -42,8 +44,14 @@ def test_only_yolo_requires_distinct_names_without_suffix() -> None:
 
 def test_requested_labels_come_first_and_the_others_by_name() -> None:
     assert class_indices([record(DETECTIONS)], ()) == {"circle": 0, "star": 1}
-    assert class_indices([record(DETECTIONS)], ("tree", "star")) == {"tree": 0, "star": 1, "circle": 2}
+    assert class_indices([record(DETECTIONS)], ("tree", "star")) == {
+        "tree": 0,
+        "star": 1,
+        "circle": 2,
+    }
 
 
 def test_boxes_without_a_label_share_one_class() -> None:
-    assert class_indices([record(DetectionsResult((Detection((1, 1, 2, 2), "", 0.5),)))], ()) == {"object": 0}
+    assert class_indices([record(DetectionsResult((Detection((1, 1, 2, 2), "", 0.5),)))], ()) == {
+        "object": 0
+    }

@@ -19,7 +19,9 @@ def test_only_images_are_found_also_in_subfolders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("out", ["images", "images/out", "."])
-def test_the_output_folder_may_neither_contain_the_images_nor_lie_among_them(tmp_path: Path, out: str) -> None:
+def test_the_output_folder_may_neither_contain_the_images_nor_lie_among_them(
+    tmp_path: Path, out: str
+) -> None:
     with pytest.raises(RunError, match="must be outside the image folder"):
         check_folders(tmp_path / "images", tmp_path / out)
 

@@ -49,15 +49,23 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def label(folder: Path, url: str, concurrency: int, images: Sequence[ImageFile] | None = None) -> dict[str, Record]:
-    """Label the images without an answer, into a sibling folder `out`; return the records of the journal."""
+def label(
+    folder: Path, url: str, concurrency: int, images: Sequence[ImageFile] | None = None
+) -> dict[str, Record]:
+    """Label the images without an answer, into a sibling folder `out`.
+
+    Return the records of the journal.
+    """
     out = folder.with_name("out")
 
     async def run(labeller: Labeller, unlabelled: Sequence[ImageFile]) -> None:
         async with AsyncClient(url, max_retries=0) as client:
             await label_images(client, labeller, unlabelled, concurrency, lambda: None)
 
-    with Journal.open(out / "journal.jsonl", JOB) as journal, FailureLog(out / "failures.jsonl") as failures:
+    with (
+        Journal.open(out / "journal.jsonl", JOB) as journal,
+        FailureLog(out / "failures.jsonl") as failures,
+    ):
         unlabelled = [image for image in images or find_images(folder) if not journal.has(image)]
         asyncio.run(run(Labeller(folder, JOB, journal, failures), unlabelled))
     return journal.records

@@ -14,7 +14,15 @@ from diptych_client.annotate.job import ImageFile
 from diptych_client.annotate.journal import Record
 from diptych_client.geometry import polygons_mask
 from diptych_client.long_runs import RunError
-from tests.support.client_answers import DETECTIONS, FAR_SQUARE, HOLE, INSTANCES, SIZE, SQUARE, record
+from tests.support.client_answers import (
+    DETECTIONS,
+    FAR_SQUARE,
+    HOLE,
+    INSTANCES,
+    SIZE,
+    SQUARE,
+    record,
+)
 
 RECORDS = (record(DETECTIONS, "a.png"), record(DetectionsResult(()), "sub/b.c.jpg"))
 CLASSES = class_indices(RECORDS, ())
@@ -40,7 +48,8 @@ def test_a_line_is_class_centre_and_size_from_0_to_1() -> None:
 def test_a_line_of_an_instance_is_its_outline() -> None:
     lines = yolo_lines(record(INSTANCES), {"ring": 0, "pair": 1})
     for line, rings in zip(numbers(lines), [(SQUARE, HOLE), (SQUARE, FAR_SQUARE)], strict=True):
-        xs, ys = np.array(line[1::2]) * SIZE.width, np.array(line[2::2]) * SIZE.height
+        xs = np.array(line[1::2]) * SIZE.width
+        ys = np.array(line[2::2]) * SIZE.height
         ring = tuple(zip(xs.tolist(), ys.tolist(), strict=True))
         np.testing.assert_array_equal(polygons_mask([ring], SIZE), polygons_mask(rings, SIZE))
 

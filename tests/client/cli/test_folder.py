@@ -1,4 +1,6 @@
-"""Runs of `diptych annotate` that are refused: wrong folders, formats, and names from an untrusted server."""
+"""Runs of `diptych annotate` that are refused: wrong folders, formats, and names from an untrusted
+server.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,26 +32,44 @@ def command(tmp_path: Path) -> AnnotateCommand:
 def refusal(command: AnnotateCommand, models: list[str], result: str = "detections") -> str:
     """Return the error of a folder that cannot be annotated with the task of a service."""
     task = {"id": "t", "description": "", "result": result, "parameters": {}, "models": models}
-    with serving_rest(Script([], listings={"/v1/tasks": [task]})) as url, pytest.raises(RunError) as refused:
+    with (
+        serving_rest(Script([], listings={"/v1/tasks": [task]})) as url,
+        pytest.raises(RunError) as refused,
+    ):
         annotate_folder(ConnectionOptions(url, None, 5.0, 0), command)
     return str(refused.value)
 
 
-@pytest.mark.parametrize("model", ["x/../../evil", "..", ".hidden", "a\\b", "a\0", "A", "", "a" * 201, "a\n"])
+@pytest.mark.parametrize(
+    "model", ["x/../../evil", "..", ".hidden", "a\\b", "a\0", "A", "", "a" * 201, "a\n"]
+)
 def test_a_model_id_that_is_no_file_name_is_refused_before_a_file_is_written(
     command: AnnotateCommand, tmp_path: Path, model: str
 ) -> None:
-    assert "cannot name a journal" in refusal(replace(command, consensus=AgreementRule()), ["good", model])
-    assert {path.name for path in tmp_path.rglob("*")} <= {"images", "a.png", "out", "journal-good.jsonl"}
+    assert "cannot name a journal" in refusal(
+        replace(command, consensus=AgreementRule()), ["good", model]
+    )
+    assert {path.name for path in tmp_path.rglob("*")} <= {
+        "images",
+        "a.png",
+        "out",
+        "journal-good.jsonl",
+    }
 
 
-def test_a_format_without_room_for_the_results_is_refused_before_a_request(command: AnnotateCommand) -> None:
+def test_a_format_without_room_for_the_results_is_refused_before_a_request(
+    command: AnnotateCommand,
+) -> None:
     expected = "coco holds boxes and masks, but the task's result is text: use --format jsonl"
     assert refusal(command, ["good"], "text") == expected
     assert not command.out.exists()
 
 
-def test_the_error_names_the_folder_of_images_and_the_output_in_it(command: AnnotateCommand) -> None:
+def test_the_error_names_the_folder_of_images_and_the_output_in_it(
+    command: AnnotateCommand,
+) -> None:
     out = command.folder / "out"
-    expected = f"--out {out} must be outside the image folder {command.folder}, and must not contain it"
+    expected = (
+        f"--out {out} must be outside the image folder {command.folder}, and must not contain it"
+    )
     assert refusal(replace(command, out=out), ["good"]) == expected

@@ -35,7 +35,10 @@ def ask(folder: Path, samples: Sequence[Sample], url: str, models: Sequence[str]
                 await asker.ask(client, samples, model, lambda: None)
 
     log_path = folder / "out" / "answers.jsonl"
-    with AnswerLog.open(log_path, "ocr", OPTIONS) as log, FailureLog(folder / "out" / "failures.jsonl") as failures:
+    with (
+        AnswerLog.open(log_path, "ocr", OPTIONS) as log,
+        FailureLog(folder / "out" / "failures.jsonl") as failures,
+    ):
         asyncio.run(run(Asker(Folder(folder), log, failures, concurrency=2)))
     return failures.num_failures
 
@@ -92,7 +95,8 @@ def test_a_failure_is_listed_and_asked_again(folder: Path) -> None:
 
 
 def test_the_answers_to_several_requests_are_joined(tmp_path: Path) -> None:
-    first, second = detection("car", BOX), detection("dog", BOX)
+    first = detection("car", BOX)
+    second = detection("dog", BOX)
     both = sample("a.png", TaskParameters(labels=("car",)), TaskParameters(labels=("dog",)))
     with AnswerLog.open(tmp_path / "answers.jsonl", "open_vocabulary_detection", OPTIONS) as log:
         questions = list(log.questions([both], "m"))

@@ -28,7 +28,9 @@ TASK = "object_detection"
 
 def answers(scores: Floats, is_right: ArrayLike, is_calibrated: bool = False) -> ScoredAnswers:
     samples = np.arange(len(scores))
-    return ScoredAnswers(np.asarray(scores, dtype=float), np.asarray(is_right, dtype=bool), samples, is_calibrated)
+    return ScoredAnswers(
+        np.asarray(scores, dtype=float), np.asarray(is_right, dtype=bool), samples, is_calibrated
+    )
 
 
 def overconfident(num_answers: int, seed: int) -> ScoredAnswers:
@@ -45,18 +47,25 @@ def test_violators_are_pooled() -> None:
 
 
 def test_equal_scores_have_one_probability() -> None:
-    assert isotonic(np.array([0.5, 0.5, 0.5, 0.9]), np.array([True, False, False, True])) == ((0.5, 0.9), (1 / 3, 1))
+    assert isotonic(np.array([0.5, 0.5, 0.5, 0.9]), np.array([True, False, False, True])) == (
+        (0.5, 0.9),
+        (1 / 3, 1),
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), min_size=1, max_size=60))
 def test_the_fit_is_the_best_non_decreasing_one(pairs: list[tuple[int, bool]]) -> None:
     """By the min-max formula (Barlow et al., 1972, theorem 1.4)."""
-    scores, is_right = np.array([score / 20 for score, _ in pairs]), np.array([right for _, right in pairs])
+    scores = np.array([score / 20 for score, _ in pairs])
+    is_right = np.array([right for _, right in pairs])
     xs, ys = isotonic(scores, is_right)
     levels = np.unique(scores)
     for level in levels:
         expected = max(
-            min(is_right[(scores >= low) & (scores <= high)].mean() for high in levels[levels >= level])
+            min(
+                is_right[(scores >= low) & (scores <= high)].mean()
+                for high in levels[levels >= level]
+            )
             for low in levels[levels <= level]
         )
         assert np.interp(level, xs, ys) == pytest.approx(expected)
@@ -77,7 +86,9 @@ def test_the_file_calibrates_unseen_answers_in_the_service(tmp_path: Path) -> No
     write_calibrations(tmp_path / "c.json", [fit("m", "c", TASK, overconfident(4000, seed=0))])
     (calibration,) = read_calibrations(tmp_path / "c.json")
     unseen = overconfident(4000, seed=1)
-    calibrated = answers(np.array([calibration.probability(score) for score in unseen.scores]), unseen.is_right)
+    calibrated = answers(
+        np.array([calibration.probability(score) for score in unseen.scores]), unseen.is_right
+    )
     before, after = (CalibrationGap(each).value(np.ones(4000)) for each in (unseen, calibrated))
     assert before > 0.15
     assert after < 0.03
@@ -87,11 +98,19 @@ def test_the_file_calibrates_unseen_answers_in_the_service(tmp_path: Path) -> No
     ("scored", "message"),
     [
         (None, "needs a task and a dataset with objects"),
-        (overconfident(MIN_ANSWERS - 1, 0), f"needs {MIN_ANSWERS} answered objects; m answered {MIN_ANSWERS - 1}"),
-        (answers(np.ones(MIN_ANSWERS), np.ones(MIN_ANSWERS), is_calibrated=True), "DIPTYCH_CALIBRATION=off"),
+        (
+            overconfident(MIN_ANSWERS - 1, 0),
+            f"needs {MIN_ANSWERS} answered objects; m answered {MIN_ANSWERS - 1}",
+        ),
+        (
+            answers(np.ones(MIN_ANSWERS), np.ones(MIN_ANSWERS), is_calibrated=True),
+            "DIPTYCH_CALIBRATION=off",
+        ),
     ],
 )
-def test_answers_that_cannot_be_calibrated_are_refused(scored: ScoredAnswers | None, message: str) -> None:
+def test_answers_that_cannot_be_calibrated_are_refused(
+    scored: ScoredAnswers | None, message: str
+) -> None:
     with pytest.raises(RunError, match=message):
         fit("m", "c", TASK, scored)
 
@@ -106,5 +125,12 @@ def test_an_object_is_right_with_its_label_and_half_of_its_area() -> None:
     measure.add(ObjectsTruth((truth("car", (10, 10, 40, 30)),)), prediction(boxes))
     measure.add(ObjectsTruth(()), prediction([detection("car", (0, 0, 5, 5), 0.6)]))
     scored = measure.scored()
-    found = zip(scored.scores.tolist(), scored.is_right.tolist(), scored.samples.tolist(), strict=True)
-    assert sorted(found, reverse=True) == [(0.9, True, 0), (0.8, False, 0), (0.7, False, 0), (0.6, False, 1)]
+    found = zip(
+        scored.scores.tolist(), scored.is_right.tolist(), scored.samples.tolist(), strict=True
+    )
+    assert sorted(found, reverse=True) == [
+        (0.9, True, 0),
+        (0.8, False, 0),
+        (0.7, False, 0),
+        (0.6, False, 1),
+    ]

@@ -50,7 +50,8 @@ class ForgetfulScript(Script):
 
 def peak_kib(folder: Path, num_images: int) -> int:
     """Return the peak memory of a process that evaluates that many links to one image."""
-    images, out = folder / f"{num_images}", folder / f"{num_images}-out"
+    images = folder / f"{num_images}"
+    out = folder / f"{num_images}-out"
     images.mkdir()
     original = folder / "original.png"
     original.write_bytes(scene_png())
@@ -59,12 +60,15 @@ def peak_kib(folder: Path, num_images: int) -> int:
     with serving_rest(ForgetfulScript([])) as url:
         words = [sys.executable, "-c", CODE, str(images), str(out), url]
         environment = os.environ | {"PYTHONPATH": str(ROOT / "client")}
-        finished = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+        finished = subprocess.run(
+            words, env=environment, capture_output=True, text=True, check=True
+        )
     return int(finished.stdout)
 
 
 @pytest.mark.parametrize("num_images", [1500, pytest.param(100_000, marks=pytest.mark.long)])
 def test_an_image_costs_less_than_two_kilobytes(tmp_path: Path, num_images: int) -> None:
-    few, many = peak_kib(tmp_path, 200), peak_kib(tmp_path, num_images)
+    few = peak_kib(tmp_path, 200)
+    many = peak_kib(tmp_path, num_images)
     print(f"{few / 1024:.0f} MiB for 200 images, {many / 1024:.0f} MiB for {num_images}")
     assert many - few < 2 * num_images + 4096

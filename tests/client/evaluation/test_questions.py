@@ -23,14 +23,19 @@ NO_PARAMETERS = TaskParameters()
 
 
 def questionnaire(
-    task: str, classes: tuple[str, ...] = (), given: TaskParameters = NO_PARAMETERS, **prompts: tuple[str, ...]
+    task: str,
+    classes: tuple[str, ...] = (),
+    given: TaskParameters = NO_PARAMETERS,
+    **prompts: tuple[str, ...],
 ) -> Questionnaire:
     return Questionnaire(task, given, Prompts(prompts), classes)
 
 
 def test_all_classes_are_asked_in_requests_of_32_labels() -> None:
     classes = ("car", *(f"class {index}" for index in range(39)))
-    (sample,) = questionnaire("open_vocabulary_detection", classes).samples_of(LabelledImage(IMAGE, (CAR,)))
+    (sample,) = questionnaire("open_vocabulary_detection", classes).samples_of(
+        LabelledImage(IMAGE, (CAR,))
+    )
     assert [len(request.labels or ()) for request in sample.requests] == [32, 8]
     assert [label for request in sample.requests for label in request.labels or ()] == list(classes)
     assert sample.truth == ObjectsTruth((CAR,))
@@ -40,19 +45,26 @@ def test_a_prompt_replaces_its_label_and_a_synonym_counts_as_it() -> None:
     asked = questionnaire("open_vocabulary_detection", ("auto", "dog"), auto=("car", "Automobile"))
     (sample,) = asked.samples_of(LabelledImage(IMAGE, ()))
     assert sample.requests[0].labels == ("car", "dog")
-    labels = [asked.names.label(Detection(CAR.box_xyxy, name, 1.0)) for name in ("car", "automobile", "auto", "cat")]
+    labels = [
+        asked.names.label(Detection(CAR.box_xyxy, name, 1.0))
+        for name in ("car", "automobile", "auto", "cat")
+    ]
     assert labels == ["auto", "auto", "auto", "cat"]
 
 
 def test_given_labels_restrict_the_classes_that_count() -> None:
-    asked = questionnaire("open_vocabulary_detection", ("car", "dog"), TaskParameters(labels=["dog"]))
+    asked = questionnaire(
+        "open_vocabulary_detection", ("car", "dog"), TaskParameters(labels=["dog"])
+    )
     (sample,) = asked.samples_of(LabelledImage(IMAGE, (CAR,)))
     assert sample.requests[0].labels == ("dog",)
     assert sample.truth == ObjectsTruth(())
 
 
 def test_each_class_is_segmented_by_its_own_request() -> None:
-    (sample,) = questionnaire("instance_segmentation", ("car", "dog")).samples_of(LabelledImage(IMAGE, (CAR,)))
+    (sample,) = questionnaire("instance_segmentation", ("car", "dog")).samples_of(
+        LabelledImage(IMAGE, (CAR,))
+    )
     assert [request.phrase for request in sample.requests] == ["car", "dog"]
 
 
@@ -64,7 +76,9 @@ def test_a_region_proposal_has_one_class() -> None:
 
 
 def test_each_question_is_a_sample() -> None:
-    labelled = LabelledImage(IMAGE, questions=(TrueQuestion("how many?", ("2",)), TrueQuestion("where?", ())))
+    labelled = LabelledImage(
+        IMAGE, questions=(TrueQuestion("how many?", ("2",)), TrueQuestion("where?", ()))
+    )
     first, second = questionnaire("visual_question_answering").samples_of(labelled)
     assert (first.requests[0].question, first.truth) == ("how many?", TextsTruth(("2",)))
     assert (second.requests[0].question, second.truth) == ("where?", None)
@@ -82,14 +96,19 @@ def test_phrases_are_asked_together_for_boxes_and_one_by_one_for_masks() -> None
 
 def test_an_image_without_labels_is_asked_with_the_given_parameters() -> None:
     given = TaskParameters(labels=["a", "b"])
-    (sample,) = questionnaire("open_vocabulary_detection", (), given).samples_of(LabelledImage(IMAGE))
+    (sample,) = questionnaire("open_vocabulary_detection", (), given).samples_of(
+        LabelledImage(IMAGE)
+    )
     assert sample.requests == (TaskParameters(labels=("a", "b")),)
     assert sample.truth is None
 
 
 def test_a_file_of_prompts_is_read(tmp_path: Path) -> None:
     (tmp_path / "prompts.yaml").write_text('car: "car, automobile"\n1: one\n')
-    assert read_prompts(tmp_path / "prompts.yaml").of_label == {"car": ("car", "automobile"), "1": ("one",)}
+    assert read_prompts(tmp_path / "prompts.yaml").of_label == {
+        "car": ("car", "automobile"),
+        "1": ("one",),
+    }
     (tmp_path / "prompts.yaml").write_text('car: ","\n')
     with pytest.raises(RunError, match="no prompt for car"):
         read_prompts(tmp_path / "prompts.yaml")

@@ -31,7 +31,9 @@ class Total:
 
 
 def test_each_metric_has_as_many_images_in_a_resample_as_were_evaluated() -> None:
-    found = estimates({"one": [Metric("total", Total())]}, [0, 1, 2], seed=0).intervals["one"]["total"]
+    found = estimates({"one": [Metric("total", Total())]}, [0, 1, 2], seed=0).intervals["one"][
+        "total"
+    ]
     assert (found.low, found.value, found.high) == (300, 300, 300)
 
 

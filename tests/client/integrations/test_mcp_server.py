@@ -10,13 +10,22 @@ from diptych_client.integrations.mcp_server import ToolServer
 from tests.support.client_answers import TEXT, answer
 from tests.support.scripted_services import Script, serving_rest
 
-TASK = {"id": "ocr", "description": "Read it.", "result": "text", "parameters": {"properties": {}}, "models": ["m"]}
+TASK = {
+    "id": "ocr",
+    "description": "Read it.",
+    "result": "text",
+    "parameters": {"properties": {}},
+    "models": ["m"],
+}
 URL = "https://example.org/a.png"
 
 
 def test_a_host_that_reads_only_text_gets_letters_and_not_escapes() -> None:
     async def call(url: str) -> str:
-        async with AsyncClient(url, max_retries=0) as service, Client(ToolServer(service).server()) as client:
+        async with (
+            AsyncClient(url, max_retries=0) as service,
+            Client(ToolServer(service).server()) as client,
+        ):
             result = await client.call_tool("ocr", {"image": URL})
         (content,) = result.content
         assert isinstance(content, TextContent)

@@ -53,7 +53,8 @@ def test_the_description_has_the_choice_that_tool_apis_refuse_in_the_schema() ->
 def test_arguments_are_those_of_the_client() -> None:
     call = parsed(region=[1, 2, 3, 4], models=["n"])
     assert (call.image, call.models) == (URL, ["n"])
-    assert call.parameters == TaskParameters(region=[1, 2, 3, 4])  # type: ignore[arg-type]  # of JSON
+    # of JSON
+    assert call.parameters == TaskParameters(region=[1, 2, 3, 4])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,9 @@ def test_arguments_are_those_of_the_client() -> None:
         ({"image": "/no/such/file.png"}, "there is no file /no/such/file.png"),
     ],
 )
-def test_an_error_names_the_argument_and_the_reason(arguments: dict[str, Any], message: str) -> None:
+def test_an_error_names_the_argument_and_the_reason(
+    arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         parsed(**arguments)
 
@@ -82,9 +85,16 @@ def test_a_file_and_base64_are_the_same_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "is_image"),
-    [(b"\xff\xd8\xff\xe0", True), (b"RIFF\0\0\0\0WEBPVP8 ", True), (b"RIFF\0\0\0\0WAVE", False), (b"secret", False)],
+    [
+        (b"\xff\xd8\xff\xe0", True),
+        (b"RIFF\0\0\0\0WEBPVP8 ", True),
+        (b"RIFF\0\0\0\0WAVE", False),
+        (b"secret", False),
+    ],
 )
-def test_no_file_but_an_image_leaves_the_computer(tmp_path: Path, content: bytes, is_image: bool) -> None:
+def test_no_file_but_an_image_leaves_the_computer(
+    tmp_path: Path, content: bytes, is_image: bool
+) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
     if is_image:
@@ -102,7 +112,12 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "result"),
-    [("text", TEXT), ("detections", DETECTIONS), ("instances", INSTANCES), ("text_regions", TEXT_REGIONS)],
+    [
+        ("text", TEXT),
+        ("detections", DETECTIONS),
+        ("instances", INSTANCES),
+        ("text_regions", TEXT_REGIONS),
+    ],
 )
 def test_the_content_has_the_declared_schema(kind: str, result: Any) -> None:
     failure = ModelFailure("n", ErrorDetail("unsupported_task", "no", "task", "id"))
@@ -118,4 +133,8 @@ def test_the_content_has_the_declared_schema(kind: str, result: Any) -> None:
 def test_boxes_are_pixels_of_the_image() -> None:
     content = content_of(SIZE, [answer(DETECTIONS)])
     assert content["image"] == {"width": SIZE.width, "height": SIZE.height}
-    assert content["answers"][0]["detections"][0] == {"box": [1.0, 2.0, 11.0, 12.0], "label": "star", "score": 0.9}
+    assert content["answers"][0]["detections"][0] == {
+        "box": [1.0, 2.0, 11.0, 12.0],
+        "label": "star",
+        "score": 0.9,
+    }

@@ -16,12 +16,17 @@ RINGS = st.lists(st.tuples(COORDINATES, COORDINATES), min_size=1, max_size=8).ma
 
 def test_holes_and_lines_are_no_outer_rings_and_an_island_in_a_hole_is_one() -> None:
     island = ((5.0, 5.0), (6.0, 5.0), (6.0, 6.0))
-    assert outer_rings([SQUARE, HOLE, island, FAR_SQUARE, SQUARE[:2]]) == [SQUARE, island, FAR_SQUARE]
+    assert outer_rings([SQUARE, HOLE, island, FAR_SQUARE, SQUARE[:2]]) == [
+        SQUARE,
+        island,
+        FAR_SQUARE,
+    ]
 
 
 def test_a_simplified_ring_is_within_the_tolerance() -> None:
     circle = tuple(
-        (50 + 40 * math.cos(at * math.pi / 180), 50 + 40 * math.sin(at * math.pi / 180)) for at in range(360)
+        (50 + 40 * math.cos(at * math.pi / 180), 50 + 40 * math.sin(at * math.pi / 180))
+        for at in range(360)
     )
     few = simplified_ring(circle, 1.0)
     assert set(few) < set(circle)

@@ -33,7 +33,9 @@ def random_images(num_images: int, size_px: int) -> Tensor:
 @pytest.mark.parametrize(
     "size_px", [192, 224]
 )  # stages of 6 to 56 tokens a side: windows that are whole, and padded ones
-def test_features_equal_those_of_transformers(num_images: int, is_for_one_image: bool, size_px: int) -> None:
+def test_features_equal_those_of_transformers(
+    num_images: int, is_for_one_image: bool, size_px: int
+) -> None:
     original, fast = towers()
     fast.is_for_one_image = is_for_one_image
     images = random_images(num_images, size_px)
@@ -61,7 +63,12 @@ def optimised_operators(file: Path, folder: Path) -> Counter[str]:
 @pytest.mark.parametrize(("precision", "num_transposes"), [("int8", 4), ("float32", 11)])
 def test_few_transposes_are_left(precision: Precision, num_transposes: int, tmp_path: Path) -> None:
     """Transformers' form has 20 in a pair of a spatial and a channel block."""
-    make_encoders(CHECKPOINT, ImageInput((192, 192), 3, 1 / 255, (0.5,) * 3, (0.5,) * 3), [precision], tmp_path)
+    make_encoders(
+        CHECKPOINT,
+        ImageInput((192, 192), 3, 1 / 255, (0.5,) * 3, (0.5,) * 3),
+        [precision],
+        tmp_path,
+    )
     operators = optimised_operators(tmp_path / vision_encoder_file(precision), tmp_path)
     num_blocks = sum(load_vision_model(CHECKPOINT).config.vision_config.depths)
     assert 0 < operators["Transpose"] <= num_transposes * num_blocks

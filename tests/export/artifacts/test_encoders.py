@@ -16,8 +16,11 @@ from tests.support.export_cli import MODELS
 INPUT = ImageInput((192, 192), 3, 1 / 255, (0.5,) * 3, (0.5,) * 3)
 
 
-def test_the_child_takes_merged_weights_in_the_place_of_those_of_the_checkpoint(tmp_path: Path) -> None:
-    checkpoint, merged = MODELS / "paligemma-mini", tmp_path / "merged.safetensors"
+def test_the_child_takes_merged_weights_in_the_place_of_those_of_the_checkpoint(
+    tmp_path: Path,
+) -> None:
+    checkpoint = MODELS / "paligemma-mini"
+    merged = tmp_path / "merged.safetensors"
     save_file({"model.multi_modal_projector.linear.bias": torch.full((128,), 3.0)}, merged)
     make_encoders_in_child(checkpoint, INPUT, ["float32"], tmp_path, merged)
     encoder = VisionEncoder(tmp_path)
@@ -25,7 +28,9 @@ def test_the_child_takes_merged_weights_in_the_place_of_those_of_the_checkpoint(
     pixels = np.random.default_rng(0).integers(0, 256, (1, 192, 192, 3), dtype=np.uint8)
     found = encoder.encode(pixels)
     expected, base = (
-        VisionEncoderModule(load_vision_model(checkpoint, each), INPUT)(torch.from_numpy(pixels)).detach()
+        VisionEncoderModule(load_vision_model(checkpoint, each), INPUT)(
+            torch.from_numpy(pixels)
+        ).detach()
         for each in (merged, None)
     )
     assert (found - expected).abs().max() < 1e-3
@@ -33,7 +38,10 @@ def test_the_child_takes_merged_weights_in_the_place_of_those_of_the_checkpoint(
 
 
 def test_failure_of_the_child_is_one_line() -> None:
-    with pytest.raises(EncoderError, match=r"^the vision encoders cannot be made: ValueError: the graph is too large$"):
+    with pytest.raises(
+        EncoderError,
+        match=r"^the vision encoders cannot be made: ValueError: the graph is too large$",
+    ):
         run_in_child(exec, 'raise ValueError("the graph\\n  is too large")')
 
 

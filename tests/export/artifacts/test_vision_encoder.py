@@ -12,7 +12,8 @@ from export.checkpoints.errors import ImageProcessorError
 from export.checks.reference import Reference
 from runners.encoder.session import VisionEncoder
 
-FLOAT32_ROUNDING = 1e-4  # of features up to about 6, after sums of some hundred terms in another order
+# of features up to about 6, after sums of some hundred terms in another order
+FLOAT32_ROUNDING = 1e-4
 
 
 @pytest.fixture
@@ -44,7 +45,9 @@ def test_generation_from_image_features_equals_generation_from_pixels(checkpoint
     image = Image.fromarray(random_pixels(1)[0])
     (features,) = reference.image_features([image])
     ours = reference.generate("caption en", image, features, 8)
-    inputs = reference.processor(images=image, text=reference.prompt_text("caption en"), return_tensors="pt")
+    inputs = reference.processor(
+        images=image, text=reference.prompt_text("caption en"), return_tensors="pt"
+    )
     inputs.pop("labels", None)
     with torch.inference_mode():
         ids = reference.model.generate(**inputs, max_new_tokens=8, num_beams=1, do_sample=False)
@@ -67,7 +70,9 @@ def test_image_processor_without_normalisation_is_refused() -> None:
 
 
 def test_image_input_has_the_image_processors_settings() -> None:
-    image_input = read_image_input(SiglipImageProcessor(size={"height": 224, "width": 448}, image_std=[0.5, 0.6, 0.7]))
+    image_input = read_image_input(
+        SiglipImageProcessor(size={"height": 224, "width": 448}, image_std=[0.5, 0.6, 0.7])
+    )
     assert image_input.size_wh == (448, 224)
     assert image_input.std == (0.5, 0.6, 0.7)
     assert image_input.resample == Image.Resampling.BICUBIC

@@ -8,7 +8,9 @@ from tests.support.export_cli import EMBEDDED, ModelStore
 def test_both_ways_find_objects_and_are_timed(model_id: str, exported: ModelStore) -> None:
     with loaded(model_id, exported.newest(model_id)) as (model, encoder):
         (present, absent) = asked_labels(encoder, model.entry.resolution, range(12)).values()
-        assert all(set(one.labels) < set(other.labels) for one, other in zip(present, absent, strict=True))
+        assert all(
+            set(one.labels) < set(other.labels) for one, other in zip(present, absent, strict=True)
+        )
         check_prompts(model)
         assert accuracy(model, "one prompt each", present)["f1_at_50"] > 0.9
         assert accuracy(model, "one prompt", absent)["f1_at_50"] > 0.5
@@ -18,5 +20,7 @@ def test_both_ways_find_objects_and_are_timed(model_id: str, exported: ModelStor
 
 def check_prompts(model: Model) -> None:
     labels = ("red circle", "blue star")
-    numbers = {way: len(list(model.prompts(way, labels)[2])) for way in ("one prompt", "one prompt each")}
+    numbers = {
+        way: len(list(model.prompts(way, labels)[2])) for way in ("one prompt", "one prompt each")
+    }
     assert numbers == {"one prompt": 1, "one prompt each": 2}

@@ -3,7 +3,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from export.bench.models import BENCH_MODELS, BenchModel, checkpoint_folder, write_catalog, write_checkpoint
+from export.bench.models import (
+    BENCH_MODELS,
+    BenchModel,
+    checkpoint_folder,
+    write_catalog,
+    write_checkpoint,
+)
 from loadtest.bench.peers.generation import Generator, PromptedImage
 from tests.support.scene_images import scene_image
 

@@ -18,13 +18,16 @@ def test_loadtest_reads_the_written_material(model: BenchModel, tmp_path: Path) 
     (read,) = read_material(tmp_path)
     assert (read.id, read.scale, read.is_endless) == (model.id, model.scale, model.is_endless)
     assert len({scene.image.read_bytes() for scene in read.scenes}) == 2
-    assert [len(scene.questions) for scene in read.scenes] == [len(scene["questions"]) for scene in listed["scenes"]]
+    assert [len(scene.questions) for scene in read.scenes] == [
+        len(scene["questions"]) for scene in listed["scenes"]
+    ]
 
 
 @pytest.mark.parametrize("model", BENCH_MODELS, ids=lambda model: model.id)
 def test_our_api_accepts_every_question(model: BenchModel, tmp_path: Path) -> None:
     entry = CATALOG[model.entry_id]
-    scenes = model_material(model, entry, tmp_path, num_scenes=12)["scenes"]  # those of several prompts are left out
+    # those of several prompts are left out
+    scenes = model_material(model, entry, tmp_path, num_scenes=12)["scenes"]
     asked = {
         parse_fields(PredictFields, question["fields"])[1].task.id
         for scene in scenes

@@ -38,15 +38,20 @@ def assert_refused(run: subprocess.CompletedProcess[str], store: ModelStore, *te
     assert not (store.home / "models").exists() or list((store.home / "models").rglob("*.*")) == []
 
 
-def export(store: ModelStore, hub: LocalHub, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return store.export("florence-2-mini", "--source", REPOSITORY, **hub.environment(cache) | environment)
+def export(
+    store: ModelStore, hub: LocalHub, cache: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return store.export(
+        "florence-2-mini", "--source", REPOSITORY, **hub.environment(cache) | environment
+    )
 
 
 def plan(store: ModelStore, hub: LocalHub, cache: Path, *revision: str, **environment: str) -> str:
     """Fetch the checkpoint as an export does, without making the artifacts; return the commit."""
     code = (
-        "import sys; from pathlib import Path; from export.checkpoints.sources import resolve_source; "
-        f"print(resolve_source({REPOSITORY!r}, *(sys.argv[1:] or [None]), 'florence2', Path()).revision)"
+        "import sys; from pathlib import Path; from export.checkpoints.sources import"
+        f" resolve_source; print(resolve_source({REPOSITORY!r}, *(sys.argv[1:] or [None]),"
+        " 'florence2', Path()).revision)"
     )
     run = store.python("-c", code, *revision, **hub.environment(cache) | environment)
     assert run.returncode == 0, run.stderr
@@ -57,29 +62,51 @@ def test_checkpoint_has_its_commit_and_nothing_executable_is_fetched(
     hub: LocalHub, store: ModelStore, tmp_path: Path
 ) -> None:
     code = (
-        "from export.checkpoints.jobs import ExportOptions, find_entry, plan_job; "
-        f"source = plan_job(find_entry('florence-2-mini'), ExportOptions({REPOSITORY!r}, 'bfloat16')).source; "
-        "print(source.name, source.revision, sorted(each.name for each in source.folder.iterdir()))"
+        "from export.checkpoints.jobs import ExportOptions, find_entry, plan_job; source ="
+        f" plan_job(find_entry('florence-2-mini'), ExportOptions({REPOSITORY!r},"
+        " 'bfloat16')).source; print(source.name, source.revision, sorted(each.name for each in"
+        " source.folder.iterdir()))"
     )
     run = store.python("-c", code, **hub.environment(tmp_path / "cache"))
     assert run.returncode == 0, run.stderr
     name, commit, files = run.stdout.split(maxsplit=2)
     assert (name, commit) == (REPOSITORY, COMMIT)
     assert "'model.safetensors'" in files
-    assert any(path.startswith(f"/api/models/{REPOSITORY}/revision/bfloat16") for path in hub.requested)
+    assert any(
+        path.startswith(f"/api/models/{REPOSITORY}/revision/bfloat16") for path in hub.requested
+    )
     assert not any(path.endswith((".bin", ".py")) for path in hub.requested)
 
 
 @pytest.mark.parametrize(
     ("failure", "texts"),
     [
-        ("gated", ("it is gated; accept its terms at http://127.0.0.1:", f"/{REPOSITORY}, and set HF_TOKEN")),
+        (
+            "gated",
+            (
+                "it is gated; accept its terms at http://127.0.0.1:",
+                f"/{REPOSITORY}, and set HF_TOKEN",
+            ),
+        ),
         ("no repository", ("there is no such repository, or it is private",)),
-        ("no revision", (f"cannot fetch {REPOSITORY} at its newest commit: the repository has no such revision",)),
+        (
+            "no revision",
+            (
+                (
+                    f"cannot fetch {REPOSITORY} at its newest commit: the repository has no such"
+                    " revision"
+                ),
+            ),
+        ),
         ("server error", ("does not answer", "not all files are in the cache", "--source")),
         (
             "broken xet",
-            (COMMIT, "the download failed (RuntimeError", "CAS Client Error", "the same command resumes it"),
+            (
+                COMMIT,
+                "the download failed (RuntimeError",
+                "CAS Client Error",
+                "the same command resumes it",
+            ),
         ),
     ],
 )
@@ -90,16 +117,26 @@ def test_failure_of_the_hub_is_one_line(
         assert_refused(export(store, hub, tmp_path / "cache"), store, *texts)
 
 
-def test_hub_that_cannot_be_reached_is_one_line(hub: LocalHub, store: ModelStore, tmp_path: Path) -> None:
+def test_hub_that_cannot_be_reached_is_one_line(
+    hub: LocalHub, store: ModelStore, tmp_path: Path
+) -> None:
     run = export(store, hub, tmp_path / "cache", HF_ENDPOINT=UNREACHABLE)
-    assert_refused(run, store, f"{UNREACHABLE} does not answer", f"not all files are in the cache {tmp_path}")
+    assert_refused(
+        run, store, f"{UNREACHABLE} does not answer", f"not all files are in the cache {tmp_path}"
+    )
     assert hub.requested == []
 
 
-@pytest.mark.parametrize("environment", [{"HF_ENDPOINT": UNREACHABLE}, {"HF_HUB_OFFLINE": "1"}], ids=str)
+@pytest.mark.parametrize(
+    "environment", [{"HF_ENDPOINT": UNREACHABLE}, {"HF_HUB_OFFLINE": "1"}], ids=str
+)
 @pytest.mark.parametrize("revision", [(), ("bfloat16",), (COMMIT,)], ids=str)
 def test_cached_checkpoint_needs_no_network(
-    hub: LocalHub, store: ModelStore, tmp_path: Path, revision: tuple[str, ...], environment: dict[str, str]
+    hub: LocalHub,
+    store: ModelStore,
+    tmp_path: Path,
+    revision: tuple[str, ...],
+    environment: dict[str, str],
 ) -> None:
     assert plan(store, hub, tmp_path / "cache", *revision) == COMMIT
     hub.requested.clear()
@@ -107,7 +144,9 @@ def test_cached_checkpoint_needs_no_network(
     assert hub.requested == []
 
 
-def test_broken_download_is_not_taken_for_a_cached_checkpoint_and_resumes(store: ModelStore, tmp_path: Path) -> None:
+def test_broken_download_is_not_taken_for_a_cached_checkpoint_and_resumes(
+    store: ModelStore, tmp_path: Path
+) -> None:
     with running_hub(CHECKPOINT, "cut off") as hub:
         texts = (COMMIT, "the download failed (RemoteProtocolError", "the same command resumes it")
         assert_refused(export(store, hub, tmp_path / "cache"), store, *texts)
@@ -126,7 +165,9 @@ def test_checkpoint_of_another_form_is_refused_before_its_weights_are_fetched(
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with running_hub(folder) as hub:
         run = export(store, hub, tmp_path / "cache")
-        assert_refused(run, store, "vision_config.model_type: davit", "florence-community/Florence-2-")
+        assert_refused(
+            run, store, "vision_config.model_type: davit", "florence-community/Florence-2-"
+        )
         assert not any(path.endswith(".safetensors") for path in hub.requested)
 
 
@@ -134,13 +175,22 @@ def test_original_florence_2_repository_is_refused_without_a_request(
     hub: LocalHub, store: ModelStore, tmp_path: Path
 ) -> None:
     run = store.export(
-        "florence-2-large", "--source", "microsoft/Florence-2-large", **hub.environment(tmp_path / "cache")
+        "florence-2-large",
+        "--source",
+        "microsoft/Florence-2-large",
+        **hub.environment(tmp_path / "cache"),
     )
-    assert_refused(run, store, "use the converted repository instead: --source florence-community/Florence-2-large")
+    assert_refused(
+        run,
+        store,
+        "use the converted repository instead: --source florence-community/Florence-2-large",
+    )
     assert hub.requested == []
 
 
-def test_full_disk_of_the_cache_is_one_line(hub: LocalHub, store: ModelStore, tmp_path: Path) -> None:
+def test_full_disk_of_the_cache_is_one_line(
+    hub: LocalHub, store: ModelStore, tmp_path: Path
+) -> None:
     small = tmp_path / "small"
     run = export(replace(store, prefix=small_disk(small, 2)), hub, small)
     assert_refused(run, store, f"no space left on the disk of {small}", "HF_HOME")

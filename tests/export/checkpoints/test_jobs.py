@@ -54,14 +54,23 @@ def test_a_calibration_is_used_for_the_checkpoint_that_it_was_fitted_on(
     checkpoint: str | None, is_used: bool, tmp_path: Path
 ) -> None:
     folder = tmp_path / "tuned"
-    shutil.copytree(MODELS / "florence-2-mini", folder, ignore=shutil.ignore_patterns(CALIBRATION_FILE))
+    shutil.copytree(
+        MODELS / "florence-2-mini", folder, ignore=shutil.ignore_patterns(CALIBRATION_FILE)
+    )
     options = ExportOptions(str(folder))
     plain = plan_job(CATALOG["florence-2-mini"], options)
-    row = {"model": "florence-2-mini", "checkpoint": checkpoint or plain.checkpoint, "task": "object_detection"}
+    row = {
+        "model": "florence-2-mini",
+        "checkpoint": checkpoint or plain.checkpoint,
+        "task": "object_detection",
+    }
     document = {"calibrations": [row | {"scores": [0.5], "probabilities": [1]}]}
     (folder / CALIBRATION_FILE).write_text(json.dumps(document), encoding="utf-8")
     job = plan_job(CATALOG["florence-2-mini"], options)
-    assert (job.checkpoint, job.calibration) == (plain.checkpoint, folder / CALIBRATION_FILE if is_used else None)
+    assert (job.checkpoint, job.calibration) == (
+        plain.checkpoint,
+        folder / CALIBRATION_FILE if is_used else None,
+    )
     assert (job.build_key != plain.build_key) == is_used
 
 
@@ -74,23 +83,32 @@ def test_an_invalid_calibration_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["florence-2-mini", "paligemma-mini"])
 def test_the_embedded_models_have_calibrations_of_their_checkpoints(model: str) -> None:
-    assert plan_job(CATALOG[model], ExportOptions()).calibration == MODELS / model / CALIBRATION_FILE
+    assert (
+        plan_job(CATALOG[model], ExportOptions()).calibration == MODELS / model / CALIBRATION_FILE
+    )
 
 
 def test_same_content_elsewhere_has_the_same_key(tmp_path: Path) -> None:
     copy = shutil.copytree(MODELS / "florence-2-mini", tmp_path / "copy")
     keys = {
-        plan_job(CATALOG["florence-2-mini"], ExportOptions(source=source)).build_key for source in (None, str(copy))
+        plan_job(CATALOG["florence-2-mini"], ExportOptions(source=source)).build_key
+        for source in (None, str(copy))
     }
     assert len(keys) == 1
 
 
 def test_content_precision_record_and_versions_each_change_the_key() -> None:
-    files, other_files = [("config.json", "0" * 64)], [("config.json", "1" * 64)]
+    files = [("config.json", "0" * 64)]
+    other_files = [("config.json", "1" * 64)]
     keys = {
         build_key(files, PRECISION, None, VERSIONS),
         build_key(other_files, PRECISION, None, VERSIONS),
-        build_key(files, PRECISION | {"cuda": {"encoder": "float32", "decoder": "bfloat16"}}, None, VERSIONS),
+        build_key(
+            files,
+            PRECISION | {"cuda": {"encoder": "float32", "decoder": "bfloat16"}},
+            None,
+            VERSIONS,
+        ),
         build_key(files, PRECISION, PrecisionRecord("0" * 64, 500, ()), VERSIONS),
         build_key(files, PRECISION, PrecisionRecord("0" * 64, 400, ()), VERSIONS),
         build_key(files, PRECISION, None, {"torch": "2.14.0"}),

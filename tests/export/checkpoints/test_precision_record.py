@@ -40,14 +40,21 @@ def record(*runs: PrecisionRun) -> PrecisionRecord:
 
 
 def test_a_default_that_loses_more_than_a_point_of_any_task_is_refused() -> None:
-    found = record(run("float32", "float32", ocr=0.8, vqa=0.9), run("int8", "int8", ocr=0.789, vqa=0.91))
-    message = "encoder int8, decoder int8 loses 1.1 points of ocr; at most 1 is allowed: choose another precision"
+    found = record(
+        run("float32", "float32", ocr=0.8, vqa=0.9), run("int8", "int8", ocr=0.789, vqa=0.91)
+    )
+    message = (
+        "encoder int8, decoder int8 loses 1.1 points of ocr; at most 1 is allowed: choose another"
+        " precision"
+    )
     with pytest.raises(PrecisionError, match=message):
         found.check(INT8)
 
 
 def test_a_default_that_loses_a_point_or_less_is_accepted() -> None:
-    record(run("float32", "float32", ocr=0.8, vqa=0.9), run("int8", "int8", ocr=0.7901, vqa=0.95)).check(INT8)
+    record(
+        run("float32", "float32", ocr=0.8, vqa=0.9), run("int8", "int8", ocr=0.7901, vqa=0.95)
+    ).check(INT8)
 
 
 def test_default_without_a_run_is_accepted() -> None:
@@ -73,7 +80,9 @@ def test_record_of_another_checkpoint_is_ignored(tmp_path: Path) -> None:
     assert read_record(tmp_path / "none.json", CHECKPOINT) is None
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"runs": [{"device": "cpu"}]}', json.dumps({"runs": [], "x": 1})])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"runs": [{"device": "cpu"}]}', json.dumps({"runs": [], "x": 1})]
+)
 def test_invalid_record_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "precision.json").write_text(text)
     with pytest.raises(PrecisionError, match="is not a valid precision record"):
@@ -98,32 +107,53 @@ def test_all_pairs_of_precisions_that_the_device_supports_are_measured() -> None
     decoders = ("float32", "int8", "bfloat16")
     only_float32 = tuple(("float32", decoder) for decoder in decoders)
     assert pairs(with_int8, "cpu") == (*only_float32, *(("int8", decoder) for decoder in decoders))
-    assert pairs(manifest, "cuda") == (("float32", "float32"), ("float32", "bfloat16"), ("float32", "float16"))
+    assert pairs(manifest, "cuda") == (
+        ("float32", "float32"),
+        ("float32", "bfloat16"),
+        ("float32", "float16"),
+    )
 
 
 def test_committed_records_cover_500_scenes_and_the_defaults_of_the_catalog() -> None:
     for path in sorted((ROOT / "models").glob("*/precision.json")):
         entry = load_catalog(ROOT / "models" / "catalog.yaml")[path.parent.name]
-        found = read_record(path, checkpoint_key(resolve_source(entry.source, None, entry.family, ROOT)))
+        found = read_record(
+            path, checkpoint_key(resolve_source(entry.source, None, entry.family, ROOT))
+        )
         assert found is not None, (
-            f"{path} is of another checkpoint; run: python -m export.evaluation.precision {entry.id}"
+            f"{path} is of another checkpoint; "
+            f"run: python -m export.evaluation.precision {entry.id}"
         )
         assert found.num_scenes >= 500
-        assert found.find("cpu", entry.precision["cpu"]["encoder"], entry.precision["cpu"]["decoder"]) is not None
+        assert (
+            found.find("cpu", entry.precision["cpu"]["encoder"], entry.precision["cpu"]["decoder"])
+            is not None
+        )
         found.check(entry)
 
 
 def test_catalog_accepts_exactly_the_precisions_of_the_runners() -> None:
     entry = CATALOG["florence-2-base"]
-    row = {name: getattr(entry, name) for name in ("id", "family", "source", "revision", "organization", "category")}
-    row |= {name: getattr(entry, name) for name in ("modality", "license", "release_date", "parameters")}
-    row |= {name: getattr(entry, name) for name in ("context_window", "resolution")} | {"features": ["one"]}
+    row = {
+        name: getattr(entry, name)
+        for name in ("id", "family", "source", "revision", "organization", "category")
+    }
+    row |= {
+        name: getattr(entry, name) for name in ("modality", "license", "release_date", "parameters")
+    }
+    row |= {name: getattr(entry, name) for name in ("context_window", "resolution")} | {
+        "features": ["one"]
+    }
     for device, parts in RUNNABLE.items():
         for part, precisions in parts.items():
             for precision in ("float32", "int8", "bfloat16", "float16"):
-                named = dict(entry.precision) | {device: dict(entry.precision[device]) | {part: precision}}
+                named = dict(entry.precision) | {
+                    device: dict(entry.precision[device]) | {part: precision}
+                }
                 if precision in precisions:
-                    assert parse_entry(row | {"precision": named}).precision[device][part] == precision
+                    assert (
+                        parse_entry(row | {"precision": named}).precision[device][part] == precision
+                    )
                 else:
                     with pytest.raises(ValueError, match="precision must be"):
                         parse_entry(row | {"precision": named})

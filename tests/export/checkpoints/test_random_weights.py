@@ -11,7 +11,9 @@ from tests.support.export_random import PROBES, export_random
 
 @pytest.fixture
 def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Florence-2-large with a quarter of its pixels: the widths are under test, and full images take two minutes."""
+    """Florence-2-large with a quarter of its pixels: the widths are under test, and full images
+    take two minutes.
+    """
     small = replace(SHAPES["florence-2-large"], image_size_px=384, num_image_tokens=12 * 12 + 1)
     monkeypatch.setitem(SHAPES, "florence-2-large", small)
 
@@ -19,7 +21,9 @@ def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
 # The other two shapes are exported and served in tests/system/test_real_shapes.py.
 @pytest.mark.long
 @pytest.mark.usefixtures("small_images")
-@pytest.mark.parametrize("name", ["florence-2-large", "paligemma-3b-mix-224", "paligemma-3b-pt-896"])
+@pytest.mark.parametrize(
+    "name", ["florence-2-large", "paligemma-3b-mix-224", "paligemma-3b-pt-896"]
+)
 def test_real_widths_with_few_layers_export_and_pass_parity(name: str, tmp_path: Path) -> None:
     artifacts = tmp_path / "artifacts"
     artifacts.mkdir()
@@ -42,7 +46,9 @@ def test_real_widths_with_few_layers_export_and_pass_parity(name: str, tmp_path:
         ("paligemma-2-28b-mix-224", 46, 4608),
     ],
 )
-def test_unlimited_configuration_has_the_published_size(name: str, num_layers: int, width: int) -> None:
+def test_unlimited_configuration_has_the_published_size(
+    name: str, num_layers: int, width: int
+) -> None:
     config = SHAPES[name].config(100).get_text_config()
     assert (config.num_hidden_layers, config.hidden_size) == (num_layers, width)
 
@@ -50,6 +56,13 @@ def test_unlimited_configuration_has_the_published_size(name: str, num_layers: i
 def test_same_seed_gives_the_same_checkpoint(tmp_path: Path) -> None:
     for place in ("one", "other"):
         write_random_checkpoint("florence-2-base", tmp_path / place, max_layers=1)
-    first, second = ((tmp_path / place / "model.safetensors").read_bytes() for place in ("one", "other"))
+    first, second = (
+        (tmp_path / place / "model.safetensors").read_bytes() for place in ("one", "other")
+    )
     assert first == second
-    assert json.loads((tmp_path / "one" / "generation_config.json").read_text())["no_repeat_ngram_size"] == 3
+    assert (
+        json.loads((tmp_path / "one" / "generation_config.json").read_text())[
+            "no_repeat_ngram_size"
+        ]
+        == 3
+    )

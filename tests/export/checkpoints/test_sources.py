@@ -6,7 +6,13 @@ import pytest
 
 from export.checkpoints.errors import SourceError
 from export.checkpoints.precision_record import RECORD_FILE
-from export.checkpoints.sources import WEIGHTS_INDEX_FILE, Source, check_hash, resolve_file, resolve_source
+from export.checkpoints.sources import (
+    WEIGHTS_INDEX_FILE,
+    Source,
+    check_hash,
+    resolve_file,
+    resolve_source,
+)
 from runners.artifacts.manifest import CALIBRATION_FILE
 from tests.support.export_cli import MODELS, ROOT
 
@@ -14,9 +20,12 @@ from tests.support.export_cli import MODELS, ROOT
 def test_folder_is_found_relative_to_the_root() -> None:
     source = resolve_source("models/florence-2-mini", None, "florence2", ROOT)
     assert source == Source("models/florence-2-mini", None, MODELS / "florence-2-mini")
-    of_ours = (".md", ".png", RECORD_FILE, CALIBRATION_FILE)  # model card, its pictures, measurements
+    # model card, its pictures, measurements
+    of_ours = (".md", ".png", RECORD_FILE, CALIBRATION_FILE)
     read = [
-        name for name in (path.name for path in (MODELS / "florence-2-mini").iterdir()) if not name.endswith(of_ours)
+        name
+        for name in (path.name for path in (MODELS / "florence-2-mini").iterdir())
+        if not name.endswith(of_ours)
     ]
     assert [path.name for path in source.files()] == sorted(read)
 
@@ -54,7 +63,9 @@ def checkpoint(tmp_path: Path) -> Path:
     return Path(shutil.copytree(MODELS / "florence-2-mini", tmp_path / "checkpoint"))
 
 
-@pytest.mark.parametrize("file_name", ["config.json", "tokenizer.json", "processor_config.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    "file_name", ["config.json", "tokenizer.json", "processor_config.json", "model.safetensors"]
+)
 def test_checkpoint_without_a_file_is_refused(checkpoint: Path, file_name: str) -> None:
     (checkpoint / file_name).unlink()
     with pytest.raises(SourceError, match=f"lacks {file_name}"):
@@ -63,7 +74,9 @@ def test_checkpoint_without_a_file_is_refused(checkpoint: Path, file_name: str) 
 
 def test_checkpoint_without_one_of_its_shards_is_refused(checkpoint: Path) -> None:
     shards = {"first": "model.safetensors", "second": "model-00002-of-00002.safetensors"}
-    (checkpoint / WEIGHTS_INDEX_FILE).write_text(json.dumps({"weight_map": shards}), encoding="utf-8")
+    (checkpoint / WEIGHTS_INDEX_FILE).write_text(
+        json.dumps({"weight_map": shards}), encoding="utf-8"
+    )
     with pytest.raises(SourceError, match=r"lacks model-00002-of-00002\.safetensors$"):
         resolve_source(str(checkpoint), None, "florence2", ROOT)
 
@@ -100,5 +113,8 @@ def test_hub_file_with_another_hash_is_refused_with_both(tmp_path: Path) -> None
     (tmp_path / "vae.npz").write_bytes(b"")
     nothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     check_hash(tmp_path / "vae.npz", f"hf://owner/name/vae.npz#sha256={nothing}", nothing)
-    with pytest.raises(SourceError, match=rf"^hf://owner/name/vae\.npz has sha256 {nothing}; the catalog expects 00"):
+    with pytest.raises(
+        SourceError,
+        match=rf"^hf://owner/name/vae\.npz has sha256 {nothing}; the catalog expects 00",
+    ):
         check_hash(tmp_path / "vae.npz", "hf://owner/name/vae.npz#sha256=00", "00")

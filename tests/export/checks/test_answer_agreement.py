@@ -29,7 +29,9 @@ def run(encoder: Precision, decoder: Precision, **measured: float) -> AnswerRun:
 
 
 def boxes(*labelled: tuple[str, BoxXyxy]) -> DetectionsResult:
-    return DetectionsResult(tuple(Detection(box, label, 1.0) for label, box in labelled), is_parsed=True)
+    return DetectionsResult(
+        tuple(Detection(box, label, 1.0) for label, box in labelled), is_parsed=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,22 +52,40 @@ def test_equal_tokens_are_counted_although_others_shift_them(
 
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
-    [("", "", 0.0), ("cat", "cat", 0.0), ("cat", "", 1.0), ("", "cat", 1.0), ("kitten", "sitting", 3 / 7)],
+    [
+        ("", "", 0.0),
+        ("cat", "cat", 0.0),
+        ("cat", "", 1.0),
+        ("", "cat", 1.0),
+        ("kitten", "sitting", 3 / 7),
+    ],
 )
-def test_text_distance_is_levenshteins_per_character(first: str, second: str, expected: float) -> None:
+def test_text_distance_is_levenshteins_per_character(
+    first: str, second: str, expected: float
+) -> None:
     assert text_distance(first, second) == pytest.approx(expected)
 
 
 def test_each_box_is_matched_once_with_the_best_of_its_label() -> None:
-    expected = boxes(("cat", (0, 0, 10, 10)), ("cat", (20, 20, 30, 30)), ("dog", (0, 0, 10, 10))).detections
-    found = boxes(("cat", (0, 0, 10, 8)), ("cat", (0, 0, 10, 10)), ("bird", (0, 0, 10, 10))).detections
+    expected = boxes(
+        ("cat", (0, 0, 10, 10)), ("cat", (20, 20, 30, 30)), ("dog", (0, 0, 10, 10))
+    ).detections
+    found = boxes(
+        ("cat", (0, 0, 10, 8)), ("cat", (0, 0, 10, 10)), ("bird", (0, 0, 10, 10))
+    ).detections
     assert matched_ious(found, expected) == [1.0]
 
 
 def test_agreement_sums_over_all_prompts() -> None:
     box = (0.0, 0.0, 10.0, 10.0)
-    expected = [GivenAnswer((1, 2), TextResult("cat", True)), GivenAnswer((3, 4), boxes(("cat", box), ("dog", box)))]
-    answers = [GivenAnswer((1, 2), TextResult("cut", True)), GivenAnswer((3, 5), boxes(("cat", (0, 0, 10, 8))))]
+    expected = [
+        GivenAnswer((1, 2), TextResult("cat", True)),
+        GivenAnswer((3, 4), boxes(("cat", box), ("dog", box))),
+    ]
+    answers = [
+        GivenAnswer((1, 2), TextResult("cut", True)),
+        GivenAnswer((3, 5), boxes(("cat", (0, 0, 10, 8)))),
+    ]
     measured = agreement(answers, expected)
     assert (measured.num_prompts, measured.num_boxes, measured.num_texts) == (2, 2, 1)
     assert measured.equal_tokens == 0.75
@@ -102,13 +122,18 @@ def test_default_below_a_threshold_becomes_float32_with_a_warning(
     ]
 
 
-def test_weaker_part_of_a_pair_that_fails_together_becomes_float32(caplog: pytest.LogCaptureFixture) -> None:
+def test_weaker_part_of_a_pair_that_fails_together_becomes_float32(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     runs = [
         run("int8", "float32", equal_tokens=0.95),
         run("float32", "int8", equal_tokens=0.92),
         run("int8", "int8", equal_tokens=0.88),
     ]
-    assert agreeing_defaults("some-model", DEFAULTS, runs)["cpu"] == {"encoder": "int8", "decoder": "float32"}
+    assert agreeing_defaults("some-model", DEFAULTS, runs)["cpu"] == {
+        "encoder": "int8",
+        "decoder": "float32",
+    }
     assert "the int8 encoder with the int8 decoder does not answer as float32 does" in caplog.text
 
 

@@ -19,7 +19,9 @@ from runners.encoder.session import VisionEncoder
 from tests.support.catalog import FLORENCE
 from tests.support.export_cli import ModelStore
 
-INT8_ON_CPU = replace(FLORENCE, precision={**FLORENCE.precision, "cpu": {"encoder": "int8", "decoder": "float32"}})
+INT8_ON_CPU = replace(
+    FLORENCE, precision={**FLORENCE.precision, "cpu": {"encoder": "int8", "decoder": "float32"}}
+)
 
 
 @pytest.fixture
@@ -34,13 +36,16 @@ def check_of(folder: Path, job: ExportJob | None = None) -> AnswerCheck:
     return AnswerCheck.of(job, folder, read_manifest(folder))
 
 
-def measured(folder: Path, encoder: tuple[Precision, ...] = (), decoder: tuple[Precision, ...] = ()) -> AnswerRuns:
+def measured(
+    folder: Path, encoder: tuple[Precision, ...] = (), decoder: tuple[Precision, ...] = ()
+) -> AnswerRuns:
     return check_of(folder).measure({"encoder": encoder, "decoder": decoder})
 
 
 def disturb(file: Path, strength: float) -> None:
     """Add noise to the scales of the quantised weights."""
-    model, rng = onnx.load(file), np.random.default_rng(0)
+    model = onnx.load(file)
+    rng = np.random.default_rng(0)
     for tensor in model.graph.initializer:
         if tensor.name.endswith("_scale"):
             scale = numpy_helper.to_array(tensor)
@@ -49,12 +54,17 @@ def disturb(file: Path, strength: float) -> None:
     onnx.save(model, file)
 
 
-def test_int8_that_answers_as_float32_does_stays_the_default(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_int8_that_answers_as_float32_does_stays_the_default(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     runs = measured(folder, encoder=("int8",))
     assert runs.decided_by == "scenes"
     (run,) = runs.runs
     assert (run.encoder, run.decoder, run.num_pictures) == ("int8", "float32", 12)
-    assert agreeing_defaults(FLORENCE.id, INT8_ON_CPU.precision, runs.deciding) == INT8_ON_CPU.precision
+    assert (
+        agreeing_defaults(FLORENCE.id, INT8_ON_CPU.precision, runs.deciding)
+        == INT8_ON_CPU.precision
+    )
     assert not caplog.messages
 
 
@@ -72,7 +82,10 @@ def test_disturbed_int8_is_refused_by_its_answers_though_its_cosine_is_high(
     assert message.startswith(
         "florence-2-mini on cpu: the int8 encoder does not answer as float32 does: equal tokens 0."
     )
-    assert "at least 0.90 required, on 12 scenes; the default of the encoder is float32 instead" in message
+    assert (
+        "at least 0.90 required, on 12 scenes; the default of the encoder is float32 instead"
+        in message
+    )
 
 
 def encode(folder: Path, precision: Precision, pixels: NDArray[np.uint8]) -> torch.Tensor:
@@ -84,18 +97,30 @@ def encode(folder: Path, precision: Precision, pixels: NDArray[np.uint8]) -> tor
 def test_answers_of_an_encoder_that_returns_nan_agree_with_nothing(folder: Path) -> None:
     file = folder / vision_encoder_file("float16")
     model = onnx.load(file)
-    halves = [each for each in model.graph.initializer if each.data_type == onnx.TensorProto.FLOAT16]
-    halves[0].CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(halves[0]), np.nan), halves[0].name))
+    halves = [
+        each for each in model.graph.initializer if each.data_type == onnx.TensorProto.FLOAT16
+    ]
+    halves[0].CopyFrom(
+        numpy_helper.from_array(
+            np.full_like(numpy_helper.to_array(halves[0]), np.nan), halves[0].name
+        )
+    )
     onnx.save(model, file)
     (run,) = measured(folder, encoder=("float16",)).runs
     assert (run.num_pictures, run.agreement.equal_tokens, run.agreement.matched_boxes) == (2, 0, 0)
 
 
 def test_default_pair_of_a_device_is_also_measured_together(folder: Path) -> None:
-    entry = replace(FLORENCE, precision={**FLORENCE.precision, "cpu": {"encoder": "int8", "decoder": "int8"}})
+    entry = replace(
+        FLORENCE, precision={**FLORENCE.precision, "cpu": {"encoder": "int8", "decoder": "int8"}}
+    )
     job = replace(plan_job(entry, ExportOptions()), photographs=())
     runs = check_of(folder, job).measure({"encoder": ("int8",), "decoder": ("int8",)}).runs
-    assert [(run.encoder, run.decoder) for run in runs] == [("int8", "float32"), ("float32", "int8"), ("int8", "int8")]
+    assert [(run.encoder, run.decoder) for run in runs] == [
+        ("int8", "float32"),
+        ("float32", "int8"),
+        ("int8", "int8"),
+    ]
     assert all(run.agreement.num_prompts == 28 for run in runs)
 
 
@@ -106,12 +131,15 @@ def test_own_images_are_added_to_the_photographs(folder: Path, tmp_path: Path) -
     job = plan_job(FLORENCE, ExportOptions(images=tmp_path / "own"))
     without = plan_job(FLORENCE, ExportOptions())
     assert job.build_key != without.build_key
-    pictures, before = check_of(folder, job).pictures, check_of(folder, without).pictures
+    pictures = check_of(folder, job).pictures
+    before = check_of(folder, without).pictures
     assert len(before) == 24 + 12
     assert [each.subject for each in pictures if each.kind == "photographs"][24:] == ["red wall"]
 
 
-def test_a_larger_model_answers_fewer_prompts_and_all_about_own_images(folder: Path, tmp_path: Path) -> None:
+def test_a_larger_model_answers_fewer_prompts_and_all_about_own_images(
+    folder: Path, tmp_path: Path
+) -> None:
     Image.new("RGB", (64, 48), "red").save(tmp_path / "wall.png")
     large = replace(FLORENCE, parameters=3_000_000_000)
     job = replace(plan_job(large, ExportOptions(images=tmp_path)), record=None)

@@ -48,12 +48,17 @@ def measure_extremes(folder: Path, image_input: ImageInput) -> dict[str, float]:
     encoder = VisionEncoder(folder)
     encoder.load()
     return measure_half_encoder(
-        folder, images, encoder.encode(np.stack([np.asarray(each) for each in images.values()])).numpy()
+        folder,
+        images,
+        encoder.encode(np.stack([np.asarray(each) for each in images.values()])).numpy(),
     )
 
 
 def test_exported_float16_encoder_holds_on_white_black_and_noise(artifacts: Path) -> None:
-    assert measure_extremes(artifacts, ImageInput((192, 192), 3, 1 / 255, (), ()))["mean_cosine"] > 0.999
+    assert (
+        measure_extremes(artifacts, ImageInput((192, 192), 3, 1 / 255, (), ()))["mean_cosine"]
+        > 0.999
+    )
 
 
 def test_eager_attention_overflows_where_onnx_runtime_on_the_cpu_does_not(
@@ -77,7 +82,10 @@ def test_export_leaves_the_reference_with_eager_attention(
 
 def test_every_product_is_rounded_to_float16(tmp_path: Path) -> None:
     # 255 * 255 * 2 exceeds float16, although the last product brings it back into range.
-    factors = [helper.make_tensor(name, TensorProto.FLOAT16, (), [value]) for name, value in (("a", 255), ("b", 0.01))]
+    factors = [
+        helper.make_tensor(name, TensorProto.FLOAT16, (), [value])
+        for name, value in (("a", 255), ("b", 0.01))
+    ]
     nodes = [
         helper.make_node("Cast", ["pixels"], ["x"], to=TensorProto.FLOAT16),
         helper.make_node("Mul", ["x", "a"], ["y"]),
@@ -88,7 +96,10 @@ def test_every_product_is_rounded_to_float16(tmp_path: Path) -> None:
     pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, (2,))
     features = helper.make_tensor_value_info("features", TensorProto.FLOAT, (2,))
     graph = helper.make_graph(nodes, "products", [pixels], [features], factors)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "graph.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]),
+        tmp_path / "graph.onnx",
+    )
     small, large = HalfEncoder(tmp_path / "graph.onnx").encode(np.array([1, 255], np.uint8))
     assert small == pytest.approx(5.1, rel=1e-3)
     assert large == np.inf

@@ -22,9 +22,12 @@ def test_equal_rows_have_no_difference() -> None:
 
 def test_comparison_row_by_row_equals_that_of_all_rows_at_once() -> None:
     rows = ROWS + 0.1 * torch.randn(ROWS.shape, generator=torch.Generator().manual_seed(1))
-    at_once, by_row = compare("a decoder", [rows], [ROWS]), compare("a decoder", iter(rows), iter(ROWS))
+    at_once = compare("a decoder", [rows], [ROWS])
+    by_row = compare("a decoder", iter(rows), iter(ROWS))
     assert asdict(by_row) == pytest.approx(asdict(at_once), abs=1e-6)
-    assert by_row.mean_cosine == pytest.approx(float(torch.cosine_similarity(rows, ROWS, dim=-1).mean()), abs=1e-6)
+    assert by_row.mean_cosine == pytest.approx(
+        float(torch.cosine_similarity(rows, ROWS, dim=-1).mean()), abs=1e-6
+    )
 
 
 def test_rows_that_are_missing_are_an_error() -> None:
@@ -41,7 +44,9 @@ def test_worst_row_and_largest_error_are_measured() -> None:
     assert measured.min_cosine == pytest.approx(float(expected), abs=1e-6)
 
 
-@pytest.mark.parametrize("rows", [-ROWS, ROWS.flip(-1), torch.full_like(ROWS, torch.nan)], ids=["-", "mixed up", "NaN"])
+@pytest.mark.parametrize(
+    "rows", [-ROWS, ROWS.flip(-1), torch.full_like(ROWS, torch.nan)], ids=["-", "mixed up", "NaN"]
+)
 def test_unrelated_rows_fail(rows: torch.Tensor) -> None:
     with pytest.raises(ParityError, match="the int8 encoder differs from float32"):
         compare("the int8 encoder", rows, ROWS)
@@ -58,7 +63,10 @@ def broken(precision: Precision) -> dict[str, Any]:
     [
         ({}, "int8 is left out"),
         ({"cuda": "int8"}, "int8 is left out; the default on cuda is float32 instead"),
-        ({"cpu": "int8", "cuda": "int8"}, "int8 is left out; the default on cpu and cuda is float32 instead"),
+        (
+            {"cpu": "int8", "cuda": "int8"},
+            "int8 is left out; the default on cpu and cuda is float32 instead",
+        ),
     ],
 )
 def test_broken_precision_is_left_out_with_a_warning(
@@ -66,7 +74,8 @@ def test_broken_precision_is_left_out_with_a_warning(
 ) -> None:
     every: tuple[Precision, ...] = ("float32", "int8", "float16")
     named = {
-        device: {**parts, "encoder": defaults.get(device, "float32")} for device, parts in FLORENCE.precision.items()
+        device: {**parts, "encoder": defaults.get(device, "float32")}
+        for device, parts in FLORENCE.precision.items()
     }
     measured = dict(each_measured("encoder", replace(FLORENCE, precision=named), every, broken))
     assert measured == {"float16": {"mean_cosine": 1.0}}
@@ -78,7 +87,9 @@ def test_float32_replaces_a_default_that_was_left_out() -> None:
         "cpu": {"encoder": "float32", "decoder": "int8"},
         "cuda": {"encoder": "float16", "decoder": "bfloat16"},
     }
-    assert kept_defaults(defaults, {"encoder": {"int8": {}}, "decoder": {"int8": {}, "bfloat16": {}}}) == {
+    assert kept_defaults(
+        defaults, {"encoder": {"int8": {}}, "decoder": {"int8": {}, "bfloat16": {}}}
+    ) == {
         "cpu": {"encoder": "float32", "decoder": "int8"},
         "cuda": {"encoder": "float32", "decoder": "bfloat16"},
     }

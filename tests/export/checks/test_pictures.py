@@ -26,13 +26,19 @@ def test_24_small_photographs_ship_each_with_its_source_and_licence() -> None:
         with Image.open(file) as image:
             assert max(image.size) <= 768
         (row,) = [line for line in table.splitlines() if line.startswith(f"| `{file.name}` |")]
-        assert any(licence in row for licence in ("CC BY", "CC0", "public domain", "no known copyright")), row
+        assert any(
+            licence in row for licence in ("CC BY", "CC0", "public domain", "no known copyright")
+        ), row
 
 
 def test_a_picture_has_the_models_size_and_is_named_after_its_subject(tmp_path: Path) -> None:
     Image.new("L", (60, 40)).save(tmp_path / "red-car.png")
     (picture,) = load_photographs([tmp_path / "red-car.png"], MANIFEST)
-    assert (picture.subject, picture.image.mode, picture.original_size_wh) == ("red car", "RGB", (60, 40))
+    assert (picture.subject, picture.image.mode, picture.original_size_wh) == (
+        "red car",
+        "RGB",
+        (60, 40),
+    )
     assert picture.image.size == INPUT_SIZE_WH
 
 
@@ -43,7 +49,8 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_files", "expected"), [(2, [0, 5]), (3, [0, 3, 6]), (10, list(range(10))), (99, list(range(10)))]
+    ("max_files", "expected"),
+    [(2, [0, 5]), (3, [0, 3, 6]), (10, list(range(10))), (99, list(range(10)))],
 )
 def test_fewer_files_are_spread_over_all(max_files: int, expected: list[int]) -> None:
     files = [Path(str(index)) for index in range(10)]
@@ -55,17 +62,26 @@ def test_every_picture_is_asked_and_every_kind_of_answer_occurs(entry: object) -
     entry = FLORENCE if entry is FLORENCE else PALIGEMMA
     pictures = [*photographs(), *make_scenes(4, MANIFEST)]
     questions = ask(entry, pictures, {"photographs": 1, "scenes": 2}, num_fully_asked=2)
-    counts = [sum(question.picture == index for question in questions) for index in range(len(pictures))]
+    counts = [
+        sum(question.picture == index for question in questions) for index in range(len(pictures))
+    ]
     assert counts == [4, 4, *[1] * 22, 4, 4, 2, 2]
     boxes = "object_detection" if entry is FLORENCE else "open_vocabulary_detection"
     tasks = [question.task_id for question in questions if 2 <= question.picture < 24]
-    assert {task: tasks.count(task) for task in tasks}.keys() == {"captioning", boxes, "instance_segmentation", "ocr"}
+    assert {task: tasks.count(task) for task in tasks}.keys() == {
+        "captioning",
+        boxes,
+        "instance_segmentation",
+        "ocr",
+    }
     assert min(map(tasks.count, tasks)) >= 5
 
 
 def test_detection_and_segmentation_are_asked_for_the_subject() -> None:
     questions = ask(PALIGEMMA, photographs(), {"photographs": 4, "scenes": 0}, num_fully_asked=0)
     cat = [question for question in questions if SHIPPED[question.picture].stem == "cat"]
-    prompts = {question.task_id: "".join(segment.text for segment in question.prompt) for question in cat}
+    prompts = {
+        question.task_id: "".join(segment.text for segment in question.prompt) for question in cat
+    }
     assert prompts["open_vocabulary_detection"] == "detect cat"
     assert prompts["instance_segmentation"] == "segment cat"

@@ -22,13 +22,17 @@ def test_checkpoint_that_lacks_a_weight_is_refused(checkpoint: Path, tmp_path: P
 
 def test_truncated_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
-    (folder / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes()[:10_000])
+    (folder / "model.safetensors").write_bytes(
+        (checkpoint / "model.safetensors").read_bytes()[:10_000]
+    )
     with pytest.raises(SourceError, match="transformers cannot load the checkpoint"):
         Reference.load(folder)
 
 
 def test_reference_is_float32_whatever_is_stored(checkpoint: Path) -> None:
-    assert {parameter.dtype for parameter in Reference.load(checkpoint).model.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in Reference.load(checkpoint).model.parameters()} == {
+        torch.float32
+    }
     assert stored_dtype(checkpoint) == torch.float16
 
 

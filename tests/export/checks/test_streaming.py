@@ -23,7 +23,8 @@ NUM_TOKENS = 4
 def test_streamed_reference_gives_the_features_and_answers_of_the_whole_one(
     checkpoint: Path, max_resident_bytes: int
 ) -> None:
-    whole, streamed = Reference.load(checkpoint), Reference.stream(checkpoint, max_resident_bytes)
+    whole = Reference.load(checkpoint)
+    streamed = Reference.stream(checkpoint, max_resident_bytes)
     features = whole.image_features(IMAGES)
     assert torch.equal(streamed.image_features(IMAGES), features)
     expected = whole.generate_all(PROMPTS, IMAGES, features, NUM_TOKENS)
@@ -62,14 +63,21 @@ class SomeKept(StreamedWeights):
 
 
 @pytest.mark.parametrize("weights_of", [NoneKept, SomeKept])
-def test_streamed_decoder_gives_the_logits_of_the_whole_one(artifacts: Path, weights_of: type[StreamedWeights]) -> None:
+def test_streamed_decoder_gives_the_logits_of_the_whole_one(
+    artifacts: Path, weights_of: type[StreamedWeights]
+) -> None:
     manifest = read_manifest(artifacts)
     whole, streamed = (
         load_decoder(artifacts, manifest.family, "float32", "cpu", weights_of=each)
         for each in (DecoderWeights, weights_of)
     )
-    features = torch.randn(manifest.num_image_tokens, manifest.hidden_size, generator=torch.Generator().manual_seed(0))
+    features = torch.randn(
+        manifest.num_image_tokens, manifest.hidden_size, generator=torch.Generator().manual_seed(0)
+    )
     request = SequenceRequest(features, whole.prompt_ids([("a", False)]), NUM_TOKENS)
     logits = [each.prefill(each.new_cache(1), [request], 0) for each in (whole, streamed)]
     assert torch.equal(*logits)
-    assert generate_all(streamed, [request])[0].token_ids == generate_all(whole, [request])[0].token_ids
+    assert (
+        generate_all(streamed, [request])[0].token_ids
+        == generate_all(whole, [request])[0].token_ids
+    )

@@ -103,12 +103,18 @@ def cells(table: str, start: str) -> list[str]:
         ),
     ],
 )
-def test_variants_of_a_task_are_pooled(start: str, tallies: Tallies, values: tuple[float, ...]) -> None:
+def test_variants_of_a_task_are_pooled(
+    start: str, tallies: Tallies, values: tuple[float, ...]
+) -> None:
     assert task_measure(start).values(Scorecard(tallies)) == pytest.approx(values)
 
 
 def test_every_question_counts_in_a_measure() -> None:
-    asked = {question.name: question for index in range(20) for question in questions(evaluation_scene(index))}
+    asked = {
+        question.name: question
+        for index in range(20)
+        for question in questions(evaluation_scene(index))
+    }
     for question in asked.values():
         scorecard = score_answer(true_result(question.truth), question, SIZE_WH)
         values = {value for each in TASK_MEASURES for value in each.values(scorecard)}
@@ -118,7 +124,9 @@ def test_every_question_counts_in_a_measure() -> None:
 def test_row_has_the_values_of_each_model_and_a_dash_without_questions() -> None:
     table = accuracy_table(
         {
-            "one": evaluation({("captioning short", "exact"): Tally(1, 2, 2), ("ocr", "exact"): Tally(1, 1, 1)}),
+            "one": evaluation(
+                {("captioning short", "exact"): Tally(1, 2, 2), ("ocr", "exact"): Tally(1, 1, 1)}
+            ),
             "other": evaluation({("captioning short", "exact"): Tally(2, 2, 2)}),
         }
     )
@@ -141,10 +149,16 @@ def test_no_confident_box_is_no_precision() -> None:
 
 @pytest.mark.parametrize(
     ("tally", "shown"),
-    [(Tally(9499, 10_000, 10_000), "0.94"), (Tally(95, 100, 100), "0.95"), (Tally(29, 100, 100), "0.29")],
+    [
+        (Tally(9499, 10_000, 10_000), "0.94"),
+        (Tally(95, 100, 100), "0.95"),
+        (Tally(29, 100, 100), "0.29"),
+    ],
 )
 def test_shown_values_are_rounded_down(tally: Tally, shown: str) -> None:
-    table = accuracy_table({"one": evaluation({("visual_question_answering count", "exact"): tally})})
+    table = accuracy_table(
+        {"one": evaluation({("visual_question_answering count", "exact"): tally})}
+    )
     assert cells(table, "visual_question_answering")[1] == shown
 
 
@@ -156,7 +170,9 @@ def test_loss_is_in_points_against_the_first_condition() -> None:
         }
         return {"one": evaluation(tallies)}
 
-    table = robustness_table({"plain": boxes(980, 950), "small": boxes(949, 955), "jpeg": boxes(980, 0)})
+    table = robustness_table(
+        {"plain": boxes(980, 950), "small": boxes(949, 955), "jpeg": boxes(980, 0)}
+    )
     header, rule, row = table.splitlines()
     assert header == "| model | measure | plain | small (points lost) | jpeg (points lost) |"
     assert rule == "|---|---|---|---|---|"
@@ -170,9 +186,13 @@ def test_loss_is_in_points_against_the_first_condition() -> None:
 
 def test_each_model_is_compared_with_itself() -> None:
     def readings(**right: int) -> dict[str, Evaluation]:
-        return {model: evaluation({("ocr", "exact"): Tally(n, 10, 10)}) for model, n in right.items()}
+        return {
+            model: evaluation({("ocr", "exact"): Tally(n, 10, 10)}) for model, n in right.items()
+        }
 
-    table = robustness_table({"plain": readings(one=10, other=5), "small": readings(one=9, other=5)})
+    table = robustness_table(
+        {"plain": readings(one=10, other=5), "small": readings(one=9, other=5)}
+    )
     assert cells(table, "one")[2:] == ["1.00 / -", "0.90 / - (10.0 / -)"]
     assert cells(table, "other")[2:] == ["0.50 / -", "0.50 / - (0.0 / -)"]
 
@@ -180,7 +200,9 @@ def test_each_model_is_compared_with_itself() -> None:
 def test_questions_are_listed_with_median_and_95th_percentile() -> None:
     scorecard = Scorecard({("ocr", "exact"): Tally(1, 2, 2), ("ocr", "empty"): Tally(1, 1, 1)})
     latencies_ms = [float(value) for value in range(1, 101)]
-    table = question_table({"one": Evaluation(scorecard, {"ocr": latencies_ms}), "other": evaluation({})})
+    table = question_table(
+        {"one": Evaluation(scorecard, {"ocr": latencies_ms}), "other": evaluation({})}
+    )
     assert table.splitlines() == [
         "| question | one | p50 / p95 ms | other | p50 / p95 ms |",
         "|---|---|---|---|---|",
@@ -196,7 +218,10 @@ def test_task_accuracy_has_the_numbers_of_task_rows_only() -> None:
             ("ocr", "empty"): Tally(1, 1, 1),  # "no word: no text" is of no task
         }
     )
-    assert task_accuracy(scorecard) == {"captioning, exact: short": 0.75, "ocr, exact: all images": 0.5}
+    assert task_accuracy(scorecard) == {
+        "captioning, exact: short": 0.75,
+        "ocr, exact: all images": 0.5,
+    }
 
 
 def test_every_task_has_a_row() -> None:

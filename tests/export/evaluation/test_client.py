@@ -15,7 +15,9 @@ from tests.support.truthful_service import MODEL_ID, TruthfulService, serving
 
 def evaluated(service: TruthfulService, num_clients: int = 1) -> Evaluation:
     with serving(service) as client:
-        return evaluate(client, MODEL_ID, CONDITIONS[service.conditions[0]], service.num_scenes, num_clients)
+        return evaluate(
+            client, MODEL_ID, CONDITIONS[service.conditions[0]], service.num_scenes, num_clients
+        )
 
 
 def is_wrong_in_some(index: int, name: str) -> bool:
@@ -24,7 +26,9 @@ def is_wrong_in_some(index: int, name: str) -> bool:
 
 def test_every_tenth_scene_has_no_object_and_about_half_have_no_word() -> None:
     scenes = [evaluation_scene(index) for index in range(100)]
-    assert [index for index, scene in enumerate(scenes) if not scene.objects] == list(range(9, 100, 10))
+    assert [index for index, scene in enumerate(scenes) if not scene.objects] == list(
+        range(9, 100, 10)
+    )
     assert 40 <= sum(scene.word is None for scene in scenes) <= 60
     assert len({scene.seed for scene in scenes}) == 100
 
@@ -36,7 +40,9 @@ def test_true_answers_score_full_marks() -> None:
 
 
 def test_wrong_answer_lowers_the_score_of_its_question_only() -> None:
-    evaluation = evaluated(TruthfulService(4, is_wrong=lambda index, name: index == 0 and name == "captioning short"))
+    evaluation = evaluated(
+        TruthfulService(4, is_wrong=lambda index, name: index == 0 and name == "captioning short")
+    )
     assert evaluation.score("captioning short", "exact") == 0.75
     assert evaluation.score("captioning detailed", "exact") == 1
 
@@ -58,14 +64,17 @@ def test_no_request_is_sent_for_a_task_that_is_not_offered() -> None:
 
 
 def test_variant_that_is_not_offered_is_skipped() -> None:
-    service = TruthfulService(2, is_not_offered=lambda _, name: name == "instance_segmentation region")
+    service = TruthfulService(
+        2, is_not_offered=lambda _, name: name == "instance_segmentation region"
+    )
     names = evaluated(service).latencies_ms
     assert "instance_segmentation phrase" in names
     assert "instance_segmentation region" not in names
 
 
 def test_refused_request_is_retried() -> None:
-    service, easy = TruthfulService(1, num_refused=3), TruthfulService(1)
+    service = TruthfulService(1, num_refused=3)
+    easy = TruthfulService(1)
     assert evaluated(service).scorecard == evaluated(easy).scorecard
     assert service.num_received == easy.num_received + 3
 
@@ -78,7 +87,9 @@ def test_retry_waits_for_retry_after() -> None:
 
 def test_number_of_retries_is_bounded() -> None:
     service = TruthfulService(1, num_refused=MAX_ATTEMPTS)
-    with pytest.raises(RuntimeError, match=r"truthful answered captioning short with 429: .*too much"):
+    with pytest.raises(
+        RuntimeError, match=r"truthful answered captioning short with 429: .*too much"
+    ):
         evaluated(service)
     assert service.num_received == MAX_ATTEMPTS
 
@@ -102,13 +113,19 @@ def run_command(
     url: httpx.URL | str, *arguments: str, module: str = "export.evaluation"
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", module, "--url", str(url), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
 
 
 def test_command_prints_a_table_per_condition_and_the_loss() -> None:
     conditions = "plain", "stretched"
-    with serving(TruthfulService(2, conditions, is_wrong=lambda index, name: (index, name) == (1, "ocr"))) as client:
-        run = run_command(client.base_url, "--scenes", "2", "--clients", "2", "--conditions", *conditions)
+    with serving(
+        TruthfulService(2, conditions, is_wrong=lambda index, name: (index, name) == (1, "ocr"))
+    ) as client:
+        run = run_command(
+            client.base_url, "--scenes", "2", "--clients", "2", "--conditions", *conditions
+        )
     assert run.returncode == 0, run.stderr
     plain_heading, plain, stretched_heading, stretched, lost = run.stdout.strip().split("\n\n")
     assert (plain_heading, stretched_heading) == ("plain, 2 scenes", "stretched, 2 scenes")
@@ -129,12 +146,19 @@ def test_details_option_prints_every_question() -> None:
 
 def test_answers_changed_by_constraints_are_counted_by_task() -> None:
     service = TruthfulService(
-        2, tasks=("ocr", "ocr_with_regions"), is_changed_by_form=lambda index, name: (index, name[:4]) == (1, "ocr_")
+        2,
+        tasks=("ocr", "ocr_with_regions"),
+        is_changed_by_form=lambda index, name: (index, name[:4]) == (1, "ocr_"),
     )
     with serving(service) as client:
-        run = run_command(client.base_url, "--scenes", "2", module="export.evaluation.constraint_effect")
+        run = run_command(
+            client.base_url, "--scenes", "2", module="export.evaluation.constraint_effect"
+        )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[2:] == ["| truthful | ocr | 2 | 0 |", "| truthful | ocr_with_regions | 2 | 1 |"]
+    assert run.stdout.splitlines()[2:] == [
+        "| truthful | ocr | 2 | 0 |",
+        "| truthful | ocr_with_regions | 2 | 1 |",
+    ]
 
 
 @pytest.mark.parametrize(

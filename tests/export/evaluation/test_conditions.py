@@ -43,8 +43,12 @@ def test_every_condition_has_an_expectation() -> None:
 
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_image_has_the_size_and_format_of_its_condition(name: str) -> None:
-    image, file = CONDITIONS[name](SCENES[0]), decoded(name, SCENES[0])
-    assert (file.size, file.format) == (image.size_wh, image.media_type.removeprefix("image/").upper())
+    image = CONDITIONS[name](SCENES[0])
+    file = decoded(name, SCENES[0])
+    assert (file.size, file.format) == (
+        image.size_wh,
+        image.media_type.removeprefix("image/").upper(),
+    )
     assert (file.size, file.format) == EXPECTED[name]
 
 
@@ -69,5 +73,7 @@ def test_jpeg_and_blurred_differ_little_from_plain(name: str) -> None:
 
 def test_blurred_edges_are_softer() -> None:
     for scene in SCENES:
-        steepest, blurred = (np.abs(np.diff(pixels(name, scene), axis=1)).max() for name in ("plain", "blurred"))
+        steepest, blurred = (
+            np.abs(np.diff(pixels(name, scene), axis=1)).max() for name in ("plain", "blurred")
+        )
         assert blurred < 0.6 * steepest

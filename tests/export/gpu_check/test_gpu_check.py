@@ -1,4 +1,6 @@
-"""The check of a GPU, on a CPU: what it measures of the device is not judged here, but all of it runs."""
+"""The check of a GPU, on a CPU: what it measures of the device is not judged here, but all of it
+runs.
+"""
 
 import json
 import time
@@ -33,7 +35,9 @@ CHECKS = [
 
 @pytest.mark.long
 def test_every_check_runs_and_the_cpu_equals_itself(exported: ModelStore) -> None:
-    run = exported.python("-m", "export.gpu_check", "--device", "cpu", "--seconds", "1", "florence-2-mini")
+    run = exported.python(
+        "-m", "export.gpu_check", "--device", "cpu", "--seconds", "1", "florence-2-mini"
+    )
     lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
     assert [line["check"] for line in lines] == CHECKS, run.stderr
     assert not [line for line in lines if "error" in line["measured"]]
@@ -43,12 +47,16 @@ def test_every_check_runs_and_the_cpu_equals_itself(exported: ModelStore) -> Non
 
 def test_a_check_that_fails_is_a_missed_aim() -> None:
     verdict = failed("step", "a", RuntimeError("CUDA error: unknown error"))
-    assert json.loads(verdict.line())["measured"] == {"error": "RuntimeError: CUDA error: unknown error"}
+    assert json.loads(verdict.line())["measured"] == {
+        "error": "RuntimeError: CUDA error: unknown error"
+    }
     assert not verdict.is_met
 
 
 def test_the_table_has_a_row_for_each_verdict() -> None:
-    rows = table([Verdict("step", "a", {"1 row, ms": 2.5, "kernels": 9}, "<= 3", is_met=True)]).splitlines()
+    rows = table(
+        [Verdict("step", "a", {"1 row, ms": 2.5, "kernels": 9}, "<= 3", is_met=True)]
+    ).splitlines()
     assert rows[2:] == ["| step | a | 1 row, ms 2.5, kernels 9 | <= 3 | yes |"]
 
 
@@ -63,6 +71,14 @@ def test_the_idle_share_is_the_time_between_passes_and_choices(artifacts: Path) 
     for _ in range(3):
         batch.step()
         time.sleep(0.02)
-    assert [name for name, _ in marked.marks] == ["pass", "choice", "pass", "choice", "pass", "choice", "pass"]
+    assert [name for name, _ in marked.marks] == [
+        "pass",
+        "choice",
+        "pass",
+        "choice",
+        "pass",
+        "choice",
+        "pass",
+    ]
     idle_ms, all_ms = marked.times_ms()
     assert 2 * 20 < idle_ms < all_ms

@@ -35,15 +35,19 @@ def named(scene: Scene, name: str) -> Question:
             (CIRCLE, SQUARE),
             STOP,
             "a red circle and a blue square with text",
-            "The image shows two shapes on a dark background: a small red circle and a large blue square. "
-            "The text says STOP.",
+            (
+                "The image shows two shapes on a dark background: a small red circle and a large"
+                " blue square. The text says STOP."
+            ),
         ),
         (
             (CIRCLE, SQUARE, STAR),
             None,
             "a red circle, a blue square and an orange star",
-            "The image shows three shapes on a dark background: a small red circle, a large blue square and "
-            "a small orange star.",
+            (
+                "The image shows three shapes on a dark background: a small red circle, a large"
+                " blue square and a small orange star."
+            ),
         ),
         (
             (STAR,),
@@ -65,7 +69,8 @@ def test_captions_are_worded_exactly(
 def test_polygons_have_the_points_of_their_shape_from_the_top() -> None:
     assert len(polygon_xy(CIRCLE)) == 12
     assert polygon_xy(CIRCLE)[0] == (30.0, 28.0)
-    assert polygon_xy(CIRCLE)[3] == pytest.approx((42.0, 40.0))  # clockwise: right comes before bottom
+    # clockwise: right comes before bottom
+    assert polygon_xy(CIRCLE)[3] == pytest.approx((42.0, 40.0))
     assert polygon_xy(SQUARE) == ((66.0, 16.0), (114.0, 16.0), (114.0, 64.0), (66.0, 64.0))
     assert len(polygon_xy(STAR)) == 10
     assert polygon_xy(STAR)[0] == (150.0, 105.0)
@@ -79,11 +84,9 @@ def test_triangle_is_as_wide_as_high() -> None:
 
 
 def test_labels_of_each_detection_task() -> None:
-    scene, circle, square = (
-        Scene(0, DARK, (CIRCLE, SQUARE), STOP),
-        (18.0, 28.0, 42.0, 52.0),
-        (66.0, 16.0, 114.0, 64.0),
-    )
+    scene = Scene(0, DARK, (CIRCLE, SQUARE), STOP)
+    circle = (18.0, 28.0, 42.0, 52.0)
+    square = (66.0, 16.0, 114.0, 64.0)
     labels = {
         "object_detection": ("circle", "square"),
         "dense_region_captioning": ("small red circle", "large blue square"),
@@ -133,7 +136,9 @@ def test_free_questions_and_their_answers() -> None:
     assert ("is there an orange star?", TextTruth("yes")) in asked
     assert ("how many shapes are there?", TextTruth("1")) in asked
     assert ("what does the text say?", TextTruth("STOP")) in asked
-    assert [truth for question, truth in asked if str(question).startswith("is there")][1] == TextTruth("no")
+    assert [truth for question, truth in asked if str(question).startswith("is there")][
+        1
+    ] == TextTruth("no")
 
 
 def test_no_colour_question_about_a_shape_that_occurs_twice() -> None:
@@ -159,7 +164,11 @@ def test_shape_label_expects_every_object_of_the_shape() -> None:
     for seed in range(100):
         scene = sample_scene(seed)
         question = named(scene, "open_vocabulary_detection shape")
-        wanted = [box_xyxy(drawn) for drawn in scene.objects if [drawn.shape] == question.parameters["labels"]]
+        wanted = [
+            box_xyxy(drawn)
+            for drawn in scene.objects
+            if [drawn.shape] == question.parameters["labels"]
+        ]
         assert isinstance(question.truth, DetectionsTruth)
         assert wanted
         assert [box.box_xyxy for box in question.truth.boxes] == wanted
@@ -175,7 +184,9 @@ def test_scaling_stretches_truth_and_region_to_the_image() -> None:
     scene = Scene(0, DARK, (SQUARE,), STOP)
     region = named(scene, "instance_segmentation region").scaled((384, 96))
     assert region.parameters["region"] == [132.0, 8.0, 228.0, 32.0]
-    assert region.truth == InstancesTruth((((132.0, 8.0), (228.0, 8.0), (228.0, 32.0), (132.0, 32.0)),))
+    assert region.truth == InstancesTruth(
+        (((132.0, 8.0), (228.0, 8.0), (228.0, 32.0), (132.0, 32.0)),)
+    )
     found = named(scene, "object_detection").scaled((384, 96)).truth
     assert found == DetectionsTruth((LabelledBox("square", (132.0, 8.0, 228.0, 32.0)),))
     word = named(scene, "ocr_with_regions").scaled((384, 96)).truth

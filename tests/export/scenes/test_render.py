@@ -13,7 +13,9 @@ from export.scenes.scene import CANVAS_PX, RGB, Background, Scene, SceneObject, 
 GREY = Background("dark", "plain", (40, 40, 40), (40, 40, 40), 0.0, 4, 0)
 
 
-def scene_of(*objects: SceneObject, word: Word | None = None, background: Background = GREY) -> Scene:
+def scene_of(
+    *objects: SceneObject, word: Word | None = None, background: Background = GREY
+) -> Scene:
     return Scene(0, background, objects, word)
 
 
@@ -38,7 +40,9 @@ def test_each_object_has_its_colour_at_its_centre(size_px: int) -> None:
 
 @pytest.mark.parametrize("shape", ["circle", "square", "triangle", "star"])
 @pytest.mark.parametrize(("size_px", "min_iou"), [(192, 0.96), (768, 0.99)])
-def test_drawn_pixels_are_those_inside_the_outline(shape: Shape, size_px: int, min_iou: float) -> None:
+def test_drawn_pixels_are_those_inside_the_outline(
+    shape: Shape, size_px: int, min_iou: float
+) -> None:
     """Pixels on the edge are half covered and count for one side only, hence the tolerance."""
     drawn = a_shape(shape)
     scale = size_px / CANVAS_PX
@@ -53,7 +57,10 @@ def pixel_squares(mask: NDArray[np.bool_]) -> list[list[tuple[int, int]]]:
     rings = []
     for y, row in enumerate(mask):
         edges = np.flatnonzero(np.diff(np.concatenate(([0], row.astype(np.int8), [0]))))
-        rings += [[(left, y), (right, y), (right, y + 1), (left, y + 1)] for left, right in edges.reshape(-1, 2)]
+        rings += [
+            [(left, y), (right, y), (right, y + 1), (left, y + 1)]
+            for left, right in edges.reshape(-1, 2)
+        ]
     return rings
 
 
@@ -67,9 +74,15 @@ def test_slanted_edges_are_antialiased() -> None:
 def test_word_is_white_on_dark_and_black_on_light(brightness_ink: tuple[str, RGB]) -> None:
     brightness, ink = brightness_ink
     scenes = (sample_scene(seed, has_word=True) for seed in range(40))
-    for scene in (scene for scene in scenes if scene.background.brightness == brightness and scene.word):
-        left, top, right, bottom = (int(value) for value in scene.word.box_xyxy) if scene.word else (0,) * 4
-        assert ink in set(map(tuple, pixels_of(scene)[top:bottom, left:right].reshape(-1, 3).tolist()))
+    for scene in (
+        scene for scene in scenes if scene.background.brightness == brightness and scene.word
+    ):
+        left, top, right, bottom = (
+            (int(value) for value in scene.word.box_xyxy) if scene.word else (0,) * 4
+        )
+        assert ink in set(
+            map(tuple, pixels_of(scene)[top:bottom, left:right].reshape(-1, 3).tolist())
+        )
 
 
 @pytest.mark.parametrize("size_px", [192, 500, 1000])
@@ -78,14 +91,20 @@ def test_ink_fills_the_box_of_the_word_at_every_size(size_px: int) -> None:
     for seed in range(30):
         word = sample_scene(seed, has_word=True).word
         rows, columns = np.nonzero(pixels_of(scene_of(word=word), size_px)[:, :, 0] > 60)
-        ink = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) * CANVAS_PX / size_px
+        ink = (
+            np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            * CANVAS_PX
+            / size_px
+        )
         assert word is not None
         assert np.abs(ink - word.box_xyxy).max() <= 1.0
 
 
 def test_same_scene_gives_the_same_pixels() -> None:
     for seed in range(20):
-        assert render_scene(sample_scene(seed)).tobytes() == render_scene(sample_scene(seed)).tobytes()
+        assert (
+            render_scene(sample_scene(seed)).tobytes() == render_scene(sample_scene(seed)).tobytes()
+        )
 
 
 def test_gradient_runs_from_start_to_end_along_its_angle() -> None:

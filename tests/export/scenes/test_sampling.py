@@ -14,7 +14,9 @@ SCENES = [sample_scene(seed) for seed in range(300)]
 
 
 def all_boxes(scene: Scene) -> list[BoxXYXY]:
-    return [box_xyxy(drawn) for drawn in scene.objects] + ([scene.word.box_xyxy] if scene.word else [])
+    return [box_xyxy(drawn) for drawn in scene.objects] + (
+        [scene.word.box_xyxy] if scene.word else []
+    )
 
 
 def test_same_seed_gives_the_same_scene_and_another_seed_another() -> None:
@@ -31,7 +33,9 @@ def test_everything_is_inside_the_canvas() -> None:
 
 
 def test_objects_and_word_are_at_least_4_px_apart() -> None:
-    assert all(are_apart(a, b, 4.0) for scene in SCENES for a, b in combinations(all_boxes(scene), 2))
+    assert all(
+        are_apart(a, b, 4.0) for scene in SCENES for a, b in combinations(all_boxes(scene), 2)
+    )
 
 
 def test_objects_are_ordered_left_to_right_with_centres_9_px_apart() -> None:
@@ -41,7 +45,9 @@ def test_objects_are_ordered_left_to_right_with_centres_9_px_apart() -> None:
 
 
 def test_no_colour_shape_pair_occurs_twice() -> None:
-    assert all(len({drawn.name for drawn in scene.objects}) == len(scene.objects) for scene in SCENES)
+    assert all(
+        len({drawn.name for drawn in scene.objects}) == len(scene.objects) for scene in SCENES
+    )
 
 
 def test_radii_and_colours_stay_in_their_ranges() -> None:
@@ -49,7 +55,9 @@ def test_radii_and_colours_stay_in_their_ranges() -> None:
         lowest, highest = RADIUS_RANGE_PX[drawn.size]
         assert lowest <= drawn.radius_px <= highest
         wanted_rgb = COLOR_RGB[drawn.color]
-        assert all(abs(got - wanted) <= 14 for got, wanted in zip(drawn.rgb, wanted_rgb, strict=True))
+        assert all(
+            abs(got - wanted) <= 14 for got, wanted in zip(drawn.rgb, wanted_rgb, strict=True)
+        )
 
 
 def test_backgrounds_are_dark_or_light_greys_with_a_slight_tint() -> None:
@@ -62,7 +70,9 @@ def test_backgrounds_are_dark_or_light_greys_with_a_slight_tint() -> None:
 
 def test_all_objects_counts_textures_and_fonts_occur() -> None:
     objects = [drawn for scene in SCENES for drawn in scene.objects]
-    assert {drawn.name for drawn in objects} == {f"{color} {shape}" for color in COLORS for shape in SHAPES}
+    assert {drawn.name for drawn in objects} == {
+        f"{color} {shape}" for color in COLORS for shape in SHAPES
+    }
     assert {len(scene.objects) for scene in SCENES} == {1, 2, 3, 4}
     assert {scene.background.texture for scene in SCENES} == {"plain", "gradient", "noisy"}
     assert {scene.word.font_face for scene in SCENES if scene.word} == {"regular", "bold", "pillow"}

@@ -46,7 +46,9 @@ def tally(result: dict[str, Any], truth: Truth, measure: Measure) -> Tally:
         ([detection("circle", (30, 30, 10, 10))], Tally(0, 1, 2)),
     ],
 )
-def test_detections_match_boxes_of_the_same_label(detections: list[dict[str, Any]], expected: Tally) -> None:
+def test_detections_match_boxes_of_the_same_label(
+    detections: list[dict[str, Any]], expected: Tally
+) -> None:
     truth = (LabelledBox("circle", BOX), LabelledBox("star", FAR))
     assert match_boxes(detections, truth, 0.5) == expected
 
@@ -58,7 +60,10 @@ def test_equal_labels_match_different_boxes() -> None:
 
 
 def test_region_proposals_may_come_without_a_label() -> None:
-    assert match_boxes([{"label": None, "box": BOX, "score": 1.0}], (LabelledBox("", BOX),), 0.5).f1 == 1
+    assert (
+        match_boxes([{"label": None, "box": BOX, "score": 1.0}], (LabelledBox("", BOX),), 0.5).f1
+        == 1
+    )
 
 
 def test_loose_box_counts_at_50_and_not_at_75() -> None:
@@ -79,16 +84,22 @@ def test_precision_of_confident_boxes_ignores_missed_boxes() -> None:
     truth = DetectionsTruth((LabelledBox("circle", BOX), LabelledBox("star", FAR)))
     assert tally({"detections": [detection("circle", BOX, 0.8)]}, truth, "confident_at_50").f1 == 1
     assert tally({"detections": [detection("circle", FAR, 0.8)]}, truth, "confident_at_50").f1 == 0
-    assert tally({"detections": [detection("circle", BOX, 0.7)]}, truth, "confident_at_50") == Tally()
+    assert (
+        tally({"detections": [detection("circle", BOX, 0.7)]}, truth, "confident_at_50") == Tally()
+    )
 
 
 @pytest.mark.parametrize(("detections", "share"), [([], 1.0), ([detection("circle", BOX)], 0.0)])
-def test_absent_label_is_right_only_without_a_box(detections: list[dict[str, Any]], share: float) -> None:
+def test_absent_label_is_right_only_without_a_box(
+    detections: list[dict[str, Any]], share: float
+) -> None:
     assert tally({"detections": detections}, DetectionsTruth(()), "empty").f1 == share
     assert tally({"detections": detections}, DetectionsTruth(()), "f1_at_50") == Tally()
 
 
-@pytest.mark.parametrize(("text", "share"), [("STOP", 1.0), ("STOP.", 0.0), ("stop", 0.0), ("", 0.0)])
+@pytest.mark.parametrize(
+    ("text", "share"), [("STOP", 1.0), ("STOP.", 0.0), ("stop", 0.0), ("", 0.0)]
+)
 def test_text_must_be_equal(text: str, share: float) -> None:
     assert tally({"text": text}, TextTruth("STOP"), "exact").f1 == share
 
@@ -117,7 +128,9 @@ def test_exactness_of_images_with_a_word_is_counted_separately() -> None:
     ],
 )
 def test_masks_of_all_instances_are_united(instances: list[dict[str, Any]], iou: float) -> None:
-    assert tally({"instances": instances}, InstancesTruth((SQUARE,)), "mask_iou").f1 == pytest.approx(iou)
+    assert tally(
+        {"instances": instances}, InstancesTruth((SQUARE,)), "mask_iou"
+    ).f1 == pytest.approx(iou)
 
 
 def test_run_length_mask_is_compared_like_a_polygon() -> None:
@@ -148,17 +161,22 @@ def test_overlaps_of_boxes_and_quads_are_areas() -> None:
     assert box_iou(BOX, (20, 10, 40, 30)) == pytest.approx(1 / 3)
     assert box_iou(BOX, (30, 10, 50, 30)) == 0
     assert box_iou((5, 5, 5, 5), (5, 5, 5, 5)) == 0
-    assert quad_iou(SQUARE, [(20, 10), (40, 10), (40, 30), (20, 30)], SIZE_WH) == pytest.approx(1 / 3, abs=0.01)
+    assert quad_iou(SQUARE, [(20, 10), (40, 10), (40, 30), (20, 30)], SIZE_WH) == pytest.approx(
+        1 / 3, abs=0.01
+    )
 
 
 def test_result_of_another_kind_is_refused() -> None:
     question = Question("q", "ocr", {}, TextTruth("STOP"))
-    with pytest.raises(ValueError, match=r"result of ocr has keys \['detections'\]; expected: \['text'\]"):
+    with pytest.raises(
+        ValueError, match=r"result of ocr has keys \['detections'\]; expected: \['text'\]"
+    ):
         score_answer({"detections": []}, question, SIZE_WH)
 
 
 def test_scorecards_add_up_by_question_and_measure() -> None:
-    right, wrong = Scorecard({("a", "exact"): Tally(1, 1, 1)}), Scorecard({("a", "exact"): Tally(0, 1, 1)})
+    right = Scorecard({("a", "exact"): Tally(1, 1, 1)})
+    wrong = Scorecard({("a", "exact"): Tally(0, 1, 1)})
     other = Scorecard({("b", "f1_at_50"): Tally(1, 3, 2)})
     total = right + wrong + other
     assert total.tally("a", "exact").f1 == 0.5
@@ -170,6 +188,8 @@ def test_scorecards_add_up_by_question_and_measure() -> None:
 def test_the_truth_itself_scores_full_marks(image_size_wh: tuple[int, int]) -> None:
     card = Scorecard()
     for seed in range(20):
-        for question in (question.scaled(image_size_wh) for question in questions(sample_scene(seed))):
+        for question in (
+            question.scaled(image_size_wh) for question in questions(sample_scene(seed))
+        ):
             card += score_answer(true_result(question.truth), question, image_size_wh)
     assert {total.f1 for total in card.tallies.values()} == {1.0}

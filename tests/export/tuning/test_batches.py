@@ -33,7 +33,10 @@ def examples(model_id: str, tmp_path: Path) -> list[Example]:
     prompt = (PromptSegment(PROMPTS[model_id]),)
     for seed in range(len(ANSWERS)):
         scene_image(seed, (192, 192)).save(tmp_path / f"{seed}.png")
-    return [Example(tmp_path / f"{seed}.png", prompt, (PromptSegment(answer),)) for seed, answer in enumerate(ANSWERS)]
+    return [
+        Example(tmp_path / f"{seed}.png", prompt, (PromptSegment(answer),))
+        for seed, answer in enumerate(ANSWERS)
+    ]
 
 
 @torch.no_grad()
@@ -47,10 +50,14 @@ def test_the_loss_is_that_of_the_processors_own_inputs(
         text, answer = ("".join(s.text for s in part) for part in (example.prompt, example.answer))
         if reference.model.config.is_encoder_decoder:
             inputs = reference.processor(images=image, text=text, return_tensors="pt")
-            inputs["labels"] = reference.processor.tokenizer(f"<s>{answer}</s>", return_tensors="pt")["input_ids"]
+            inputs["labels"] = reference.processor.tokenizer(
+                f"<s>{answer}</s>", return_tensors="pt"
+            )["input_ids"]
         else:
             prompt = reference.prompt_text(text)
-            inputs = reference.processor(images=image, text=prompt, suffix=answer, return_tensors="pt")
+            inputs = reference.processor(
+                images=image, text=prompt, suffix=answer, return_tensors="pt"
+            )
         expected = reference.model(**inputs).logits[0]
         torch.testing.assert_close(found[row, : len(expected)], expected, atol=1e-3, rtol=1e-3)
 
@@ -73,7 +80,8 @@ def test_the_vision_tower_runs_once_for_an_image(
     tower.register_forward_hook(lambda _module, inputs, _output: num_images.append(len(inputs[0])))
     reference.model.train()
     tokenized = [batches.tokenized(each) for each in examples]
-    first, second = batches.stack([*tokenized, tokenized[0]]), batches.stack(tokenized)
+    first = batches.stack([*tokenized, tokenized[0]])
+    second = batches.stack(tokenized)
     assert num_images == [1, 1]
     assert torch.equal(first["inputs_embeds"][:1], first["inputs_embeds"][2:])
     assert torch.equal(first["inputs_embeds"][:2], second["inputs_embeds"])
@@ -83,7 +91,9 @@ def test_the_vision_tower_runs_once_for_an_image(
 def test_a_damaged_image_is_named(batches: Batches, examples: list[Example]) -> None:
     path = examples[0].image
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(TuningError, match=rf"{path.name} cannot be read: the PNG image is damaged or truncated"):
+    with pytest.raises(
+        TuningError, match=rf"{path.name} cannot be read: the PNG image is damaged or truncated"
+    ):
         batches.stack([batches.tokenized(examples[0])])
 
 

@@ -21,7 +21,11 @@ from tests.support.catalog import CATALOG
 SIZE_WH = (320, 240)
 CAT, DOG, BIRD = (
     LabelledBox(*row)
-    for row in (("cat", (9.0, 9.0, 60.0, 70.0)), ("dog", (99.0, 50.0, 300.0, 200.0)), ("bird", (5.0, 5.0, 20.0, 20.0)))
+    for row in (
+        ("cat", (9.0, 9.0, 60.0, 70.0)),
+        ("dog", (99.0, 50.0, 300.0, 200.0)),
+        ("bird", (5.0, 5.0, 20.0, 20.0)),
+    )
 )
 IMAGE = LabelledImage(
     Path("a.png"),
@@ -34,7 +38,8 @@ IMAGE = LabelledImage(
 )
 OTHER = LabelledImage(Path("b.png"), SIZE_WH, objects=(BIRD,))
 NONE = LabelledImage(Path("c.png"), SIZE_WH, objects=())
-FLORENCE2, PALIGEMMA = CATALOG["florence-2-base"], CATALOG["paligemma-2-3b-pt-224"]
+FLORENCE2 = CATALOG["florence-2-base"]
+PALIGEMMA = CATALOG["paligemma-2-3b-pt-224"]
 
 
 def text(segments: Prompt) -> str:
@@ -42,14 +47,20 @@ def text(segments: Prompt) -> str:
 
 
 def examples(entry: CatalogEntry, task: str, *images: LabelledImage) -> list[Example]:
-    return [each for own in make_examples(entry, task, images or (IMAGE, OTHER, NONE), seed=0) for each in own]
+    return [
+        each
+        for own in make_examples(entry, task, images or (IMAGE, OTHER, NONE), seed=0)
+        for each in own
+    ]
 
 
 def of_image(found: Sequence[Example], image: LabelledImage) -> list[tuple[str, str]]:
     return [(text(each.prompt), text(each.answer)) for each in found if each.image == image.path]
 
 
-def parsed(entry: CatalogEntry, task: str, parameters: TaskParameters, answers: Sequence[str]) -> list[LabelledBox]:
+def parsed(
+    entry: CatalogEntry, task: str, parameters: TaskParameters, answers: Sequence[str]
+) -> list[LabelledBox]:
     texts = [GeneratedText(each, (len(each),), (-0.1,), "stop") for each in answers]
     result = FAMILIES[entry.family].parse_answer(task, parameters, texts, SIZE_WH, "polygon", None)
     assert isinstance(result, DetectionsResult)
@@ -80,14 +91,25 @@ def test_paligemma_detects_all_names_by_one_prompt_and_leaves_absent_ones_out() 
     assert_same(parsed(PALIGEMMA, "open_vocabulary_detection", parameters, [answer]), (CAT, DOG))
 
 
-@pytest.mark.parametrize("entry", [FLORENCE2, replace(PALIGEMMA, one_name_per_prompt=True)], ids=lambda each: each.id)
-def test_a_model_with_one_name_in_each_prompt_has_an_empty_answer_for_an_absent_one(entry: CatalogEntry) -> None:
+@pytest.mark.parametrize(
+    "entry", [FLORENCE2, replace(PALIGEMMA, one_name_per_prompt=True)], ids=lambda each: each.id
+)
+def test_a_model_with_one_name_in_each_prompt_has_an_empty_answer_for_an_absent_one(
+    entry: CatalogEntry,
+) -> None:
     rows = of_image(examples(entry, "open_vocabulary_detection"), IMAGE)
-    answers = {name: answer for name in ("bird", "cat", "dog") for prompt, answer in rows if f" {name}" in prompt}
+    answers = {
+        name: answer
+        for name in ("bird", "cat", "dog")
+        for prompt, answer in rows
+        if f" {name}" in prompt
+    }
     assert answers["bird"] == ""
     for true in (CAT, DOG):
         parameters = TaskParameters(labels=(true.label,))
-        assert_same(parsed(entry, "open_vocabulary_detection", parameters, [answers[true.label]]), (true,))
+        assert_same(
+            parsed(entry, "open_vocabulary_detection", parameters, [answers[true.label]]), (true,)
+        )
 
 
 def test_an_image_without_objects_is_asked_for_an_absent_one() -> None:
@@ -108,7 +130,8 @@ def test_phrases_are_grounded(entry: CatalogEntry) -> None:
 def test_regions_have_no_labels() -> None:
     ((_, answer),) = of_image(examples(FLORENCE2, "region_proposal"), IMAGE)
     assert_same(
-        parsed(FLORENCE2, "region_proposal", TaskParameters(), [answer]), [replace(x, label="") for x in (CAT, DOG)]
+        parsed(FLORENCE2, "region_proposal", TaskParameters(), [answer]),
+        [replace(x, label="") for x in (CAT, DOG)],
     )
 
 
@@ -143,15 +166,32 @@ def test_labels_are_never_control_tokens() -> None:
 @pytest.mark.parametrize(
     ("entry", "task", "image", "message"),
     [
-        (FLORENCE2, "object_detection", replace(IMAGE, objects=(LabelledBox("cat;dog", CAT.box_xyxy),)), "';'"),
-        (FLORENCE2, "object_detection", replace(IMAGE, objects=None), "has no labels of object_detection"),
+        (
+            FLORENCE2,
+            "object_detection",
+            replace(IMAGE, objects=(LabelledBox("cat;dog", CAT.box_xyxy),)),
+            "';'",
+        ),
+        (
+            FLORENCE2,
+            "object_detection",
+            replace(IMAGE, objects=None),
+            "has no labels of object_detection",
+        ),
         (PALIGEMMA, "object_detection", IMAGE, "does not offer object_detection"),
         (FLORENCE2, "visual_question_answering", IMAGE, "does not offer visual_question_answering"),
         (FLORENCE2, "instance_segmentation", IMAGE, "no labels teach instance_segmentation"),
-        (FLORENCE2, "region_description", replace(IMAGE, region_xyxy=(0.0, 0.0, 999.0, 9.0)), "within the image"),
+        (
+            FLORENCE2,
+            "region_description",
+            replace(IMAGE, region_xyxy=(0.0, 0.0, 999.0, 9.0)),
+            "within the image",
+        ),
     ],
 )
-def test_what_cannot_be_learnt_is_refused(entry: CatalogEntry, task: str, image: LabelledImage, message: str) -> None:
+def test_what_cannot_be_learnt_is_refused(
+    entry: CatalogEntry, task: str, image: LabelledImage, message: str
+) -> None:
     with pytest.raises(TuningError, match=message):
         examples(entry, task, image)
 

@@ -9,7 +9,9 @@ from export.scenes.truth import LabelledBox
 from export.tuning.labels import LabelledImage, read_labels
 from tests.support.evaluations import OBJECTS, write_coco, write_images, write_json_lines
 
-TRUE_BOXES = {name: tuple(LabelledBox(label, box) for label, box in own) for name, own in OBJECTS.items()}
+TRUE_BOXES = {
+    name: tuple(LabelledBox(label, box) for label, box in own) for name, own in OBJECTS.items()
+}
 ROWS: dict[str, dict[str, object]] = {
     "captions": {"caption": "two cats"},
     "several captions": {"captions": ["two cats", "cats"]},
@@ -63,14 +65,22 @@ def test_images_may_lie_in_another_folder(tmp_path: Path) -> None:
     ("lines", "message"),
     [
         ([], "labels.jsonl has no image"),
-        (['{"image": "a.png", "objects": [{"label": "cat"}]}'], r"line 1: expected .* KeyError\('box'\)"),
+        (
+            ['{"image": "a.png", "objects": [{"label": "cat"}]}'],
+            r"line 1: expected .* KeyError\('box'\)",
+        ),
         (["", "[]"], "line 2: expected an object"),
         (["{"], "line 1: expected an object"),
         (['{"image": "no.png", "caption": "a"}'], "no.png cannot be read"),
-        (['{"image": "labels.jsonl", "caption": "a"}'], r"labels\.jsonl cannot be read: .*JPEG, PNG, WEBP"),
+        (
+            ['{"image": "labels.jsonl", "caption": "a"}'],
+            r"labels\.jsonl cannot be read: .*JPEG, PNG, WEBP",
+        ),
     ],
 )
-def test_a_malformed_dataset_is_refused_by_its_line(lines: list[str], message: str, tmp_path: Path) -> None:
+def test_a_malformed_dataset_is_refused_by_its_line(
+    lines: list[str], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(TuningError, match=message):
         read_labels(write_rows(tmp_path, *lines))
 

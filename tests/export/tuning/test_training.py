@@ -36,7 +36,9 @@ def command(data: Path, model_id: str, output: Path, *options: str) -> list[str]
 
 def tune(arguments: Sequence[str]) -> "subprocess.Popen[str]":
     line = [sys.executable, "-m", "export.tune", *arguments]
-    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def kill_after_an_epoch(process: "subprocess.Popen[str]", run: Path) -> None:
@@ -53,7 +55,8 @@ def kill_after_an_epoch(process: "subprocess.Popen[str]", run: Path) -> None:
 def test_a_killed_run_resumes_and_writes_the_adapter_of_one_that_was_not(
     data: Path, model_id: str, artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole = tmp_path / "whole"
+    killed = tmp_path / "killed"
     assert main(command(data, model_id, whole)) == 0
     run = killed / RUN_FOLDER
     kill_after_an_epoch(tune(command(data, model_id, killed)), run)
@@ -61,19 +64,29 @@ def test_a_killed_run_resumes_and_writes_the_adapter_of_one_that_was_not(
     capsys.readouterr()
     assert main(command(data, model_id, killed, "--resume")) == 0
     printed = capsys.readouterr().out
-    expected, found = (read_adapter(folder, artifacts / DECODER_FILE, AdapterLimits()) for folder in (whole, killed))
+    expected, found = (
+        read_adapter(folder, artifacts / DECODER_FILE, AdapterLimits())
+        for folder in (whole, killed)
+    )
     assert found.keys() == expected.keys()
     assert any("fc1" in name or "gate_proj" in name for name in found)
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, expected[name], msg=name)
-    assert any(tensor.abs().max() > 0 for name, tensor in found.items() if "up" in name.rpartition(".")[2])
+    assert any(
+        tensor.abs().max() > 0 for name, tensor in found.items() if "up" in name.rpartition(".")[2]
+    )
     assert not run.exists()
     (entry,) = yaml.safe_load(printed.partition(":\n\n")[2])
     assert entry == {"id": "killed", "adapter_of": model_id, "source": str(killed)}
-    assert json.loads((killed / "adapter_config.json").read_text())["base_model_name_or_path"] == f"models/{model_id}"
+    assert (
+        json.loads((killed / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == f"models/{model_id}"
+    )
 
 
-def test_an_output_that_does_not_fit_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_that_does_not_fit_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = command(data, "florence-2-mini", tmp_path)
     assert main([*arguments, "--resume"]) == 1
     assert "has no interrupted run to resume" in capsys.readouterr().err
@@ -110,7 +123,10 @@ def test_a_template_is_of_questions_only(
     data: Path, tmp_path: Path, template: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command(data, "florence-2-mini", tmp_path / "out"), "--template", template]) == 1
-    assert f"--template is {template!r}; allowed only for visual_question_answering" in capsys.readouterr().err
+    assert (
+        f"--template is {template!r}; allowed only for visual_question_answering"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,26 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.bench.history import HistoryRow, append_row, changes, history_table, ratios_of, read_history
+from loadtest.bench.history import (
+    HistoryRow,
+    append_row,
+    changes,
+    history_table,
+    ratios_of,
+    read_history,
+)
 from loadtest.bench.results import Run, as_json
 from loadtest.bench.short import short_report
 from tests.support.bench_rounds import OTHER_PEER, PEER, measurement, one_round, run, sample
 
-RATE, TIME = "(a) mixed | m | requests/s", "(d) single | m | p50, ms"
-BEFORE = HistoryRow("aaaaaaa", "2026-11-01", "a machine", {RATE: {"litserve 16": 2.0, "fastapi": 4.0}})
-SHORT_BEFORE = replace(BEFORE, ratios={"(a) mixed | florence-2-mini | requests/s": {"litserve 16": 1.0}})
+RATE = "(a) mixed | m | requests/s"
+TIME = "(d) single | m | p50, ms"
+BEFORE = HistoryRow(
+    "aaaaaaa", "2026-11-01", "a machine", {RATE: {"litserve 16": 2.0, "fastapi": 4.0}}
+)
+SHORT_BEFORE = replace(
+    BEFORE, ratios={"(a) mixed | florence-2-mini | requests/s": {"litserve 16": 1.0}}
+)
 
 
 def row(commit: str, **ratios: float) -> HistoryRow:
@@ -18,7 +30,8 @@ def row(commit: str, **ratios: float) -> HistoryRow:
 
 
 def test_a_run_has_its_ratio_to_every_peer() -> None:
-    fast, slow = [one_round([sample(0.1)] * 10)], [one_round([sample(0.4)] * 4)]
+    fast = [one_round([sample(0.1)] * 10)]
+    slow = [one_round([sample(0.4)] * 4)]
     written = as_json(
         run(
             measurement("florence-2-mini", {"mixed": fast, "single": fast}),
@@ -45,7 +58,13 @@ def test_rows_are_appended_and_read_unchanged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "now", "is_worse"),
-    [(RATE, 1.71, False), (RATE, 1.69, True), (RATE, 9.0, False), (TIME, 2.29, False), (TIME, 2.31, True)],
+    [
+        (RATE, 1.71, False),
+        (RATE, 1.69, True),
+        (RATE, 9.0, False),
+        (TIME, 2.29, False),
+        (TIME, 2.31, True),
+    ],
 )
 def test_a_rate_is_worse_if_less_and_a_time_if_more(name: str, now: float, is_worse: bool) -> None:
     before = replace(BEFORE, ratios={name: {"fastapi": 2.0}})
@@ -74,7 +93,9 @@ def test_one_peer_of_three_that_became_faster_is_no_change_of_ours() -> None:
 
 def test_the_table_has_the_ratio_to_the_best_peer_and_marks_a_slower_run() -> None:
     slower = replace(
-        BEFORE, commit="bbbbbbb", ratios={RATE: {"litserve 16": 1.5, "fastapi": 3.0}, TIME: {"fastapi": 0.5}}
+        BEFORE,
+        commit="bbbbbbb",
+        ratios={RATE: {"litserve 16": 1.5, "fastapi": 3.0}, TIME: {"fastapi": 0.5}},
     )
     assert history_table([BEFORE, slower]).splitlines()[2:] == [
         "| machine | a machine | a machine |",
@@ -107,4 +128,6 @@ def test_amid_other_work_only_processor_time_is_judged() -> None:
     before = replace(SHORT_BEFORE, ratios={**SHORT_BEFORE.ratios, **processor})
     _, _, note, worse = short_report(measured(4, 10), [before], others_cores=1.5).splitlines()
     assert note == "other work took 1.5 cores: rates and times are not judged"
-    assert worse.startswith("WORSE by more than 15%: (a) mixed, florence-2-mini, CPU ms: ours ÷ litserve 16 2.50")
+    assert worse.startswith(
+        "WORSE by more than 15%: (a) mixed, florence-2-mini, CPU ms: ours ÷ litserve 16 2.50"
+    )

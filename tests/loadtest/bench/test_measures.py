@@ -25,7 +25,10 @@ def test_short_answers_have_a_percentile_of_their_own() -> None:
 
 def test_answers_are_compared_request_by_request() -> None:
     ours = [one_round([sample(1, text="a"), sample(1, text="b")]), one_round([sample(1, text="c")])]
-    theirs = [one_round([sample(2, text="a"), sample(2, text="x")]), one_round([sample(2, text="c")])]
+    theirs = [
+        one_round([sample(2, text="a"), sample(2, text="x")]),
+        one_round([sample(2, text="c")]),
+    ]
     assert num_equal(ours, theirs) == (2, 3)
 
 
@@ -34,7 +37,9 @@ def test_a_cut_round_is_not_compared() -> None:
 
 
 def test_answers_of_another_length_than_requested_are_counted() -> None:
-    assert num_other_length([one_round([sample(1, 16, 16), sample(1, 16, 3), sample(1, 8, 8)])]) == 1
+    assert (
+        num_other_length([one_round([sample(1, 16, 16), sample(1, 16, 3), sample(1, 8, 8)])]) == 1
+    )
 
 
 def test_stages_and_the_rest_add_up_to_the_latency() -> None:

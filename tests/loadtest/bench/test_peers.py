@@ -60,17 +60,25 @@ def alone(checkpoint: Path) -> list[GeneratedAnswer]:
 
 def prompted(checkpoint: Path) -> list[PromptedImage]:
     prompts = zip(PROMPTS[checkpoint.name], LENGTHS, strict=True)
-    return [PromptedImage.decode(scene_png(seed), prompt, length) for seed, (prompt, length) in enumerate(prompts)]
+    return [
+        PromptedImage.decode(scene_png(seed), prompt, length)
+        for seed, (prompt, length) in enumerate(prompts)
+    ]
 
 
-def test_a_batch_has_the_answers_of_single_requests(checkpoint: Path, alone: list[GeneratedAnswer]) -> None:
+def test_a_batch_has_the_answers_of_single_requests(
+    checkpoint: Path, alone: list[GeneratedAnswer]
+) -> None:
     assert Generator(checkpoint, num_threads=1).answer(prompted(checkpoint)) == alone
 
 
 def test_images_encoded_by_onnx_runtime_have_the_same_answers(
     checkpoint: Path, encoders: Path, alone: list[GeneratedAnswer]
 ) -> None:
-    assert Generator(checkpoint, 1, encoder_graph(checkpoint, encoders)).answer(prompted(checkpoint)) == alone
+    assert (
+        Generator(checkpoint, 1, encoder_graph(checkpoint, encoders)).answer(prompted(checkpoint))
+        == alone
+    )
 
 
 @torch.inference_mode()
@@ -84,17 +92,29 @@ def test_large_layers_alone_are_computed_by_onednn() -> None:
 
 
 def test_an_answer_ends_at_its_limit(alone: list[GeneratedAnswer]) -> None:
-    assert all(answer.generated_tokens <= length for answer, length in zip(alone, LENGTHS, strict=True))
+    assert all(
+        answer.generated_tokens <= length for answer, length in zip(alone, LENGTHS, strict=True)
+    )
     assert alone[1].generated_tokens == 3
-    assert all(token not in answer.text for answer in alone for token in ("<s>", "</s>", "<pad>", "<eos>"))
+    assert all(
+        token not in answer.text for answer in alone for token in ("<s>", "</s>", "<pad>", "<eos>")
+    )
 
 
 @pytest.mark.parametrize(
     "server",
     [
         Server("fastapi", "fastapi", "", ("--threads", "1")),
-        Server("litserve", "litserve", "", ("--threads", "1", "--max-batch-size", "4", "--batch-timeout-s", "0.2")),
-        pytest.param(Server("litserve, unbatched", "litserve", "", ("--threads", "1")), marks=pytest.mark.long),
+        Server(
+            "litserve",
+            "litserve",
+            "",
+            ("--threads", "1", "--max-batch-size", "4", "--batch-timeout-s", "0.2"),
+        ),
+        pytest.param(
+            Server("litserve, unbatched", "litserve", "", ("--threads", "1")),
+            marks=pytest.mark.long,
+        ),
         Server("litserve onnx", "litserve_onnx", "", ("--threads", "1", "--max-batch-size", "2")),
         pytest.param(
             Server("bentoml", "bentoml", "", ("--arg", "threads=1", "--arg", "max_batch_size=4")),
@@ -103,7 +123,9 @@ def test_an_answer_ends_at_its_limit(alone: list[GeneratedAnswer]) -> None:
     ],
     ids=lambda server: server.name,
 )
-def test_a_running_peer_has_the_same_answers(server: Server, encoders: Path, tmp_path: Path) -> None:
+def test_a_running_peer_has_the_same_answers(
+    server: Server, encoders: Path, tmp_path: Path
+) -> None:
     checkpoint = ROOT / FLORENCE.source
     requests = [request(tmp_path, seed, text) for seed, text in enumerate(PROMPTS[FLORENCE.id])]
     launch = peer_launch(server, checkpoint, encoder_graph(checkpoint, encoders))
@@ -115,8 +137,13 @@ def test_a_running_peer_has_the_same_answers(server: Server, encoders: Path, tmp
 
 
 def test_a_failed_start_raises_the_end_of_the_log(tmp_path: Path) -> None:
-    launch = Launch(("python3", "-c", "raise SystemExit('no weights here')"), free_port(), "/health")
-    with pytest.raises(ServerError, match="no weights here"), running(launch, tmp_path / "server.log"):
+    launch = Launch(
+        ("python3", "-c", "raise SystemExit('no weights here')"), free_port(), "/health"
+    )
+    with (
+        pytest.raises(ServerError, match="no weights here"),
+        running(launch, tmp_path / "server.log"),
+    ):
         pass
 
 

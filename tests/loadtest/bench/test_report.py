@@ -8,7 +8,8 @@ from tests.support.bench_rounds import PEER, measurement, one_round, run, sample
 
 
 def small_run() -> Run:
-    fast, slow = [one_round([sample(0.1)] * 10)], [one_round([sample(0.2)] * 8, is_cut=True)]
+    fast = [one_round([sample(0.1)] * 10)]
+    slow = [one_round([sample(0.2)] * 8, is_cut=True)]
     ours = measurement("florence-2-mini", {"mixed": fast, "single": slow})
     peer = measurement("florence-2-mini", {"mixed": slow, "single": fast}, PEER)
     return run(ours, peer)
@@ -17,7 +18,8 @@ def small_run() -> Run:
 def test_a_missed_target_is_marked() -> None:
     rows = [line for line in markdown(small_run()).splitlines() if line.startswith("| (a) mixed")]
     assert rows == [
-        "| (a) mixed | florence-2-mini | requests/s | 10.0 | 8.00 | litserve 16 | 1.25 | ≥ 2 | **missed** |"
+        "| (a) mixed | florence-2-mini | requests/s | 10.0 | 8.00 | litserve 16 | 1.25 | ≥ 2 |"
+        " **missed** |"
     ]
 
 
@@ -29,7 +31,10 @@ def test_cut_rounds_and_skipped_servers_are_listed() -> None:
 
 def test_json_has_every_ratio_and_every_server() -> None:
     written = as_json(small_run())
-    assert [(one["ratio"], one["is_met"]) for one in written["comparisons"]] == [(1.25, False), (2.0, False)]
+    assert [(one["ratio"], one["is_met"]) for one in written["comparisons"]] == [
+        (1.25, False),
+        (2.0, False),
+    ]
     assert [server["server"] for server in written["servers"]] == ["diptych", "litserve 16"]
 
 

@@ -21,7 +21,9 @@ TIME = Target("single", "p50_s", "embedded", 1)
         (Target("one_image", "requests_per_s", "embedded", None), 9.0, None),
     ],
 )
-def test_rates_have_a_lower_and_times_an_upper_bound(target: Target, ratio: float, expected: bool | None) -> None:
+def test_rates_have_a_lower_and_times_an_upper_bound(
+    target: Target, ratio: float, expected: bool | None
+) -> None:
     assert target.is_met(ratio) is expected
 
 
@@ -36,7 +38,8 @@ def test_the_best_peer_is_chosen_by_the_targets_measure() -> None:
 
 
 def test_every_model_is_compared_with_its_own_peers() -> None:
-    fast, slow = [one_round([sample(0.1)] * 10)], [one_round([sample(0.1)] * 4)]
+    fast = [one_round([sample(0.1)] * 10)]
+    slow = [one_round([sample(0.1)] * 4)]
     found = comparisons(
         run(
             measurement("florence-2-mini", {"mixed": fast}),
@@ -52,4 +55,7 @@ def test_every_model_is_compared_with_its_own_peers() -> None:
 
 
 def test_a_model_without_a_peer_has_no_ratio() -> None:
-    assert comparisons(run(measurement("florence-2-mini", {"mixed": [one_round([sample(0.1)])]}))) == []
+    assert (
+        comparisons(run(measurement("florence-2-mini", {"mixed": [one_round([sample(0.1)])]})))
+        == []
+    )

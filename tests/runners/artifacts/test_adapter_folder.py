@@ -1,4 +1,6 @@
-"""The scan of a folder of adapters: complete sub-folders only, another version for each change, one key for all."""
+"""The scan of a folder of adapters: complete sub-folders only, another version for each change, one
+key for all.
+"""
 
 import json
 import os
@@ -40,7 +42,9 @@ class Clock:
         self.folder = folder
 
 
-def write(folder: Path, weights: bytes = b"weights", base: str = FLORENCE.id, entry: str | None = None) -> Path:
+def write(
+    folder: Path, weights: bytes = b"weights", base: str = FLORENCE.id, entry: str | None = None
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(json.dumps({"base_model_name_or_path": base}))
     (folder / WEIGHTS_FILE).write_bytes(weights)
@@ -108,7 +112,9 @@ def test_while_an_adapter_is_replaced_the_version_before_is_found(tmp_path: Path
 @pytest.mark.parametrize("entry", [None, "tasks: {ocr: null}"])
 def test_every_change_of_a_file_is_another_version(tmp_path: Path, entry: str | None) -> None:
     before = (write(tmp_path / "a", entry="license: MIT"), settled(tmp_path))[1]
-    write(tmp_path / "a", b"WEIGHTS" if entry is None else b"weights", entry=entry or "license: MIT")
+    write(
+        tmp_path / "a", b"WEIGHTS" if entry is None else b"weights", entry=entry or "license: MIT"
+    )
     assert settled(tmp_path) != before
 
 
@@ -120,7 +126,9 @@ def test_an_adapter_whose_files_are_removed_is_gone(tmp_path: Path) -> None:
     assert scan.scan() == {}
 
 
-def test_while_the_folder_cannot_be_read_nothing_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_while_the_folder_cannot_be_read_nothing_changes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write(tmp_path / "all" / "a")
     scan = AdapterScan(tmp_path / "all", now=lambda: 1e12)
     found = scan.scan()
@@ -134,8 +142,14 @@ def test_while_the_folder_cannot_be_read_nothing_changes(tmp_path: Path, caplog:
 def test_the_build_key_is_of_both_files_and_the_base(tmp_path: Path) -> None:
     one = settled((write(tmp_path / "one" / "a"), tmp_path / "one")[1]).hashes(MAX_BYTES)
     same = settled((write(tmp_path / "two" / "b"), tmp_path / "two")[1]).hashes(MAX_BYTES)
-    other = settled((write(tmp_path / "three" / "a", b"others"), tmp_path / "three")[1]).hashes(MAX_BYTES)
-    keys = [adapter_build_key(hashes, base) for hashes in (one, same, other) for base in ("base", "another base")]
+    other = settled((write(tmp_path / "three" / "a", b"others"), tmp_path / "three")[1]).hashes(
+        MAX_BYTES
+    )
+    keys = [
+        adapter_build_key(hashes, base)
+        for hashes in (one, same, other)
+        for base in ("base", "another base")
+    ]
     assert keys[:2] == keys[2:4]
     assert len(set(keys)) == 4
 
@@ -151,7 +165,9 @@ def test_the_build_key_is_of_both_files_and_the_base(tmp_path: Path) -> None:
         (FLORENCE.id, "license: MIT", True),
     ],
 )
-def test_the_base_is_that_of_the_entry_or_of_peft(tmp_path: Path, base: str, entry: str | None, is_own: bool) -> None:
+def test_the_base_is_that_of_the_entry_or_of_peft(
+    tmp_path: Path, base: str, entry: str | None, is_own: bool
+) -> None:
     write(tmp_path / "a", base=base, entry=entry)
     assert settled(tmp_path).is_adapter_of(MANIFEST) == is_own
     assert not settled(tmp_path).is_adapter_of(replace(MANIFEST, model_id="x", source="y"))
@@ -188,7 +204,9 @@ def test_an_entry_that_is_no_mapping_is_named(tmp_path: Path, entry: str, named:
     ],
     ids=["empty", "a list", "no base", "a list as base", "nested", "large"],
 )
-def test_a_configuration_that_names_no_base_is_refused(tmp_path: Path, config: str, named: str) -> None:
+def test_a_configuration_that_names_no_base_is_refused(
+    tmp_path: Path, config: str, named: str
+) -> None:
     (write(tmp_path / "a") / CONFIG_FILE).write_text(config)
     with pytest.raises(AdapterError, match=named):
         settled(tmp_path).base_name()
@@ -196,7 +214,9 @@ def test_a_configuration_that_names_no_base_is_refused(tmp_path: Path, config: s
 
 @pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE, ENTRY_FILE])
 @pytest.mark.parametrize("kind", list(SPECIAL_FILES))
-def test_a_file_that_could_block_its_reader_is_refused_at_once(tmp_path: Path, name: str, kind: str) -> None:
+def test_a_file_that_could_block_its_reader_is_refused_at_once(
+    tmp_path: Path, name: str, kind: str
+) -> None:
     path = write(tmp_path / "a") / name
     path.unlink(missing_ok=True)
     SPECIAL_FILES[kind](path)

@@ -5,8 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from runners.artifacts.manifest import ArtifactError, Device, Part, read_manifest, vision_encoder_file
-from runners.artifacts.precision import RUNNABLE, WantedPrecision, choose_precision, measured_agreement
+from runners.artifacts.manifest import (
+    ArtifactError,
+    Device,
+    Part,
+    read_manifest,
+    vision_encoder_file,
+)
+from runners.artifacts.precision import (
+    RUNNABLE,
+    WantedPrecision,
+    choose_precision,
+    measured_agreement,
+)
 
 
 def test_the_default_is_the_precision_in_the_manifest(artifacts: Path) -> None:
@@ -19,7 +30,10 @@ def test_the_default_is_the_precision_in_the_manifest(artifacts: Path) -> None:
             "cuda": {"encoder": "float16", "decoder": "float32"},
         },
     )
-    chosen = {(device, part): choose_precision(manifest, part, device, "auto") for device, part in device_parts()}
+    chosen = {
+        (device, part): choose_precision(manifest, part, device, "auto")
+        for device, part in device_parts()
+    }
     assert chosen == {
         ("cpu", "encoder"): "int8",
         ("cpu", "decoder"): "bfloat16",
@@ -51,7 +65,8 @@ def test_a_precision_that_the_device_lacks_is_refused(
     artifacts: Path, part: Part, device: Device, wanted: WantedPrecision
 ) -> None:
     with pytest.raises(
-        ArtifactError, match=f"the {part} of .* cannot run in {wanted} on {device}; its artifacts allow"
+        ArtifactError,
+        match=f"the {part} of .* cannot run in {wanted} on {device}; its artifacts allow",
     ):
         choose_precision(read_manifest(artifacts), part, device, wanted)
 
@@ -59,7 +74,9 @@ def test_a_precision_that_the_device_lacks_is_refused(
 def test_an_encoder_that_was_not_exported_is_refused(artifacts: Path) -> None:
     manifest = read_manifest(artifacts)
     files = {name: digest for name, digest in manifest.files.items() if "int8" not in name}
-    with pytest.raises(ArtifactError, match="cannot run in int8 on cpu; its artifacts allow float32"):
+    with pytest.raises(
+        ArtifactError, match="cannot run in int8 on cpu; its artifacts allow float32"
+    ):
         choose_precision(replace(manifest, files=files), "encoder", "cpu", "int8")
 
 
@@ -67,7 +84,9 @@ def test_a_manifest_of_an_earlier_version_is_refused(artifacts: Path, tmp_path: 
     folder = Path(shutil.copytree(artifacts, tmp_path / "old"))
     values = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(values | {"precision": "float32"}))
-    with pytest.raises(ArtifactError, match="precision is 'float32'; it must be a mapping by device and part"):
+    with pytest.raises(
+        ArtifactError, match="precision is 'float32'; it must be a mapping by device and part"
+    ):
         read_manifest(folder)
 
 

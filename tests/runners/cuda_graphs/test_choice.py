@@ -1,4 +1,6 @@
-"""The choice of tokens in fixed shapes against `choose_tokens`, over random logits and conditions."""
+"""The choice of tokens in fixed shapes against `choose_tokens`, over random logits and
+conditions.
+"""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +28,13 @@ from runners.cuda_graphs.choice import (
     next_tokens,
     unpack,
 )
-from runners.cuda_graphs.conditions import MAX_BANNED, MAX_CANDIDATES, NextInputs, PackedConditions, fits
+from runners.cuda_graphs.conditions import (
+    MAX_BANNED,
+    MAX_CANDIDATES,
+    NextInputs,
+    PackedConditions,
+    fits,
+)
 from runners.decoder.beams import BeamSequence
 from runners.decoder.sequences import SequenceRequest
 from runners.tokens.constraints import Constraints
@@ -55,13 +63,17 @@ def recorded(
 
 @pytest.mark.parametrize("size", [37, 640, 1500])
 def test_choices_equal_those_of_eager_operations(size: int) -> None:
-    """Tokens and log-probabilities are equal to the last bit; only candidates of equal score may change places."""
-    random, generator = Random(size), torch.Generator().manual_seed(size)
+    """Tokens and log-probabilities are equal to the last bit; only candidates of equal score may
+    change places.
+    """
+    random = Random(size)
+    generator = torch.Generator().manual_seed(size)
     num_rows_compared = 0
     while num_rows_compared < 3000:
         conditions, sequences = random_batch(random, size, MAX_ROWS)
         logits = torch.randn(len(conditions), size, generator=generator) * 4
-        expected, found = choose_tokens(logits, conditions, sequences), recorded(logits, conditions, sequences)
+        expected = choose_tokens(logits, conditions, sequences)
+        found = recorded(logits, conditions, sequences)
         for ours, theirs in zip(found, expected, strict=True):
             assert without_impossible(ours) == without_impossible(theirs)
         num_rows_compared += len(conditions)
@@ -75,7 +87,12 @@ def without_impossible(choices: Sequence[Choice]) -> list[Choice]:
 @pytest.mark.parametrize("kind", KINDS, ids=repr)
 def test_what_a_kind_computes_in_addition_changes_no_other_row(kind: ChoiceKind) -> None:
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(1))
-    conditions = [RowConditions(), RowConditions(banned=(3, 9)), RowConditions(forced=7), RowConditions()]
+    conditions = [
+        RowConditions(),
+        RowConditions(banned=(3, 9)),
+        RowConditions(forced=7),
+        RowConditions(),
+    ]
     rows = [[0], [1], [2], [3]]
     assert recorded(logits, conditions, rows, kind) == choose_tokens(logits, conditions, rows)
 
@@ -86,14 +103,22 @@ def test_tokens_behind_a_mask_that_is_shorter_than_the_vocabulary_are_not_allowe
     assert choice.token_id == 15
 
 
-def test_a_row_that_is_not_finite_and_one_without_an_allowed_token_are_found_and_change_no_other() -> None:
+def test_rows_that_are_not_finite_or_allow_no_token_are_found_and_change_no_other() -> None:
     logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(2))
     logits[0, 5], logits[3, 9] = math.nan, math.inf
     nothing = np.zeros(7, np.uint8)
     beam = RowConditions(beam_score=-1.0, num_candidates=4)
-    conditions = [RowConditions(), RowConditions(), RowConditions(allowed=nothing), beam, beam, RowConditions()]
+    conditions = [
+        RowConditions(),
+        RowConditions(),
+        RowConditions(allowed=nothing),
+        beam,
+        beam,
+        RowConditions(),
+    ]
     rows = [[0], [1], [2], [3, 4], [5]]
-    found, expected = recorded(logits, conditions, rows), choose_tokens(logits, conditions, rows)
+    found = recorded(logits, conditions, rows)
+    expected = choose_tokens(logits, conditions, rows)
     assert math.isnan(found[0][0].logprob)
     assert math.isnan(found[3][0].score)
     assert found[2][0].logprob == -math.inf
@@ -115,11 +140,15 @@ def test_a_nucleus_wider_than_the_usual_one_is_reported() -> None:
 
 
 def test_conditions_of_an_earlier_step_are_overwritten() -> None:
-    packed, logits = PackedConditions(2, 50, DEVICE), torch.randn(2, 50, generator=torch.Generator().manual_seed(3))
-    strict = RowConditions(forced=3, temperature=2.0, uniform=0.9, beam_score=-3.0, num_candidates=4)
+    packed = PackedConditions(2, 50, DEVICE)
+    logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(3))
+    strict = RowConditions(
+        forced=3, temperature=2.0, uniform=0.9, beam_score=-3.0, num_candidates=4
+    )
     mask = RowConditions(allowed=np.zeros(7, np.uint8), banned=(1, 2, 3))
     plain = RowConditions()
-    rows, kind = [[0], [1]], ChoiceKind(True, True)
+    rows = [[0], [1]]
+    kind = ChoiceKind(True, True)
     packed.write([strict, mask], rows, NextInputs([1, 1], {0: [1, 0], 1: [1, 0]}))
     packed.write([plain, plain], rows, NextInputs([1, ~7]))
     found = choose(packed, logits, kind)
@@ -129,29 +158,53 @@ def test_conditions_of_an_earlier_step_are_overwritten() -> None:
 
 @pytest.mark.parametrize("end_token_ids", [{2}, {2, 5}], ids=["one end token", "two end tokens"])
 def test_beams_continue_on_the_device_as_the_host_decides(end_token_ids: set[int]) -> None:
-    """Until a search ends: with end tokens among the best, too few candidates, forced tokens and slots out of order."""
-    random, generator, size = Random(len(end_token_ids)), torch.Generator().manual_seed(0), 24
-    rules = replace(FAKE_RULES, eos_token_ids=frozenset(end_token_ids), forced_bos_token_id=7, no_repeat_ngram_size=2)
+    """Until a search ends: with end tokens among the best, too few candidates, forced tokens and
+    slots out of order.
+    """
+    random = Random(len(end_token_ids))
+    generator = torch.Generator().manual_seed(0)
+    size = 24
+    rules = replace(
+        FAKE_RULES,
+        eos_token_ids=frozenset(end_token_ids),
+        forced_bos_token_id=7,
+        no_repeat_ngram_size=2,
+    )
     grammars = Constraints(FAKE_TOKENIZER, end_token_ids)
-    constraints = [None, grammars.get("start: /[b-f]{1,9}/"), grammars.get('start: "f" ("abcde" | "abdce")')]
-    num_compared, num_with_copies = 0, 0
+    constraints = [
+        None,
+        grammars.get("start: /[b-f]{1,9}/"),
+        grammars.get('start: "f" ("abcde" | "abdce")'),
+    ]
+    num_compared = 0
+    num_with_copies = 0
     while num_compared < 400:
-        request = SequenceRequest(torch.zeros(1, 1), (3,), 12, num_beams=3, constraint=random.choice(constraints))
-        sequence, slots = BeamSequence(request, rules), random.sample(range(MAX_ROWS), 3)
+        request = SequenceRequest(
+            torch.zeros(1, 1), (3,), 12, num_beams=3, constraint=random.choice(constraints)
+        )
+        sequence = BeamSequence(request, rules)
+        slots = random.sample(range(MAX_ROWS), 3)
         advance(sequence, torch.randn(1, size, generator=generator))
         while not sequence.has_ended:
-            logits, conditions = torch.randn(4, size, generator=generator), [RowConditions(), *sequence.conditions()]
+            logits = torch.randn(4, size, generator=generator)
+            conditions = [RowConditions(), *sequence.conditions()]
             logits[:, 2] += 1.5
             tokens = [~9] * MAX_ROWS
             for row, slot in enumerate(slots, 1):
                 tokens[slot] = row
             packed = PackedConditions(MAX_ROWS, size, DEVICE)
-            packed.write(conditions, [[0], [1, 2, 3]], NextInputs(tokens, dict.fromkeys(slots, slots)))
-            kind, ends = ChoiceKind.of(conditions), torch.tensor(sorted(end_token_ids))
+            packed.write(
+                conditions, [[0], [1, 2, 3]], NextInputs(tokens, dict.fromkeys(slots, slots))
+            )
+            kind = ChoiceKind.of(conditions)
+            ends = torch.tensor(sorted(end_token_ids))
             results = choose(packed, torch.cat([logits, torch.zeros(MAX_ROWS - 4, size)]), kind)
             parents = sequence.advance(unpack(results.numpy(), conditions, [[1, 2, 3]])[0])
             if not sequence.has_ended:
-                assert next_tokens(packed, results, kind, ends)[slots].tolist() == sequence.last_token_ids
+                assert (
+                    next_tokens(packed, results, kind, ends)[slots].tolist()
+                    == sequence.last_token_ids
+                )
                 moves = next_moves(packed, results, ends)[:, :3].tolist()
                 assert moves == [[slots[parent] for parent in parents], slots]
                 num_compared += 1
@@ -185,8 +238,10 @@ class PeakMemory(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", KINDS, ids=repr)
 def test_a_choice_takes_no_more_memory_than_is_counted_for_it(kind: ChoiceKind) -> None:
-    num_rows, num_tokens = MAX_ROWS, 50_000
-    packed, logits = PackedConditions(num_rows, num_tokens, DEVICE), torch.zeros(num_rows, num_tokens)
+    num_rows = MAX_ROWS
+    num_tokens = 50_000
+    packed = PackedConditions(num_rows, num_tokens, DEVICE)
+    logits = torch.zeros(num_rows, num_tokens)
     packed.write([RowConditions()] * num_rows, [[row] for row in range(num_rows)], NextInputs(()))
     with PeakMemory() as memory:
         choose(packed, logits, kind)
@@ -197,7 +252,10 @@ def test_a_choice_takes_no_more_memory_than_is_counted_for_it(kind: ChoiceKind) 
 
 def test_what_has_no_room_does_not_fit() -> None:
     banned = tuple(range(MAX_BANNED))
-    assert fits([RowConditions(banned=banned), RowConditions(beam_score=0.0, num_candidates=MAX_CANDIDATES)])
+    assert fits(
+        [RowConditions(banned=banned), RowConditions(beam_score=0.0, num_candidates=MAX_CANDIDATES)]
+    )
     assert not fits([RowConditions(), RowConditions(banned=(*banned, 40))])
     assert not fits([RowConditions(beam_score=0.0, num_candidates=MAX_CANDIDATES + 1)])
-    assert fits([RowConditions(banned=(*banned, 40), beam_score=0.0, num_candidates=6)])  # in the beam's mask
+    # in the beam's mask
+    assert fits([RowConditions(banned=(*banned, 40), beam_score=0.0, num_candidates=6)])

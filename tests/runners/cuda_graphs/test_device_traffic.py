@@ -1,4 +1,6 @@
-"""Transfers, waits and launches of a decode step, on a device without values (tests/support/device_traffic.py)."""
+"""Transfers, waits and launches of a decode step, on a device without values
+(tests/support/device_traffic.py).
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -27,9 +29,16 @@ def traffic() -> Iterator[DeviceTraffic]:
 
 
 def meta_batch(
-    artifacts: Path, traffic: DeviceTraffic, num: int, num_steps: int, log: list[str] | None = None, **options: Any
+    artifacts: Path,
+    traffic: DeviceTraffic,
+    num: int,
+    num_steps: int,
+    log: list[str] | None = None,
+    **options: Any,
 ) -> LiveBatch[Any]:
-    """Return a batch of `num` sequences on `meta`, whose steps are recorded; their launches are logged."""
+    """Return a batch of `num` sequences on `meta`, whose steps are recorded; their launches are
+    logged.
+    """
     own = load_decoder(artifacts, read_manifest(artifacts).family, "float32", "meta")
     launches = [] if log is None else log
 
@@ -43,7 +52,9 @@ def meta_batch(
     features = torch.zeros(16, read_manifest(artifacts).hidden_size, device="meta")
     prompt_ids = decoder.prompt_ids([("abc", False)])
     sequences = [
-        start_sequence(SequenceRequest(features, prompt_ids, num_steps + 4, **options), decoder.rules)
+        start_sequence(
+            SequenceRequest(features, prompt_ids, num_steps + 4, **options), decoder.rules
+        )
         for _ in range(num)
     ]
     batch = LiveBatch(decoder, 3 + sum(sequence.num_rows for sequence in sequences))
@@ -63,8 +74,12 @@ OPERATIONS = {"greedy": 1, "sampled": 1, "constrained": 1, "3 beams": 3}
 
 
 @pytest.mark.parametrize(("num", "name"), [(1, "greedy"), *((9, name) for name in OPTIONS)])
-def test_a_step_waits_once_for_its_device(artifacts: Path, traffic: DeviceTraffic, num: int, name: str) -> None:
-    """Outside of its graphs a step needs few transfers, of which one waits, and few operations, for all rows."""
+def test_a_step_waits_once_for_its_device(
+    artifacts: Path, traffic: DeviceTraffic, num: int, name: str
+) -> None:
+    """Outside of its graphs a step needs few transfers, of which one waits, and few operations, for
+    all rows.
+    """
     options = OPTIONS[name]
     if name == "constrained":
         options = {"constraint": some_tokens(artifacts)}
@@ -84,7 +99,9 @@ def test_a_step_waits_once_for_its_device(artifacts: Path, traffic: DeviceTraffi
 
 @dataclass
 class LoggedEvent:
-    """The event after a copy of results, with the log of the passes that were launched before and after it."""
+    """The event after a copy of results, with the log of the passes that were launched before and
+    after it.
+    """
 
     log: list[str]
 
@@ -95,7 +112,9 @@ class LoggedEvent:
         self.log.append("wait")
 
 
-def logged_batch(artifacts: Path, traffic: DeviceTraffic, num: int, num_steps: int, **options: Any) -> Any:
+def logged_batch(
+    artifacts: Path, traffic: DeviceTraffic, num: int, num_steps: int, **options: Any
+) -> Any:
     """Return the batch of `meta_batch` after its first step, and the log of its later ones."""
     log: list[str] = []
     batch = meta_batch(artifacts, traffic, num, num_steps, log, **options)
@@ -106,7 +125,9 @@ def logged_batch(artifacts: Path, traffic: DeviceTraffic, num: int, num_steps: i
     return batch, log
 
 
-def test_the_next_pass_is_launched_before_the_results_are_awaited(artifacts: Path, traffic: DeviceTraffic) -> None:
+def test_the_next_pass_is_launched_before_the_results_are_awaited(
+    artifacts: Path, traffic: DeviceTraffic
+) -> None:
     batch, log = logged_batch(artifacts, traffic, 3, 8)
     assert log == ["pass", "choice", "copy", "pass", "wait"]
     for _ in range(4):
@@ -116,7 +137,9 @@ def test_the_next_pass_is_launched_before_the_results_are_awaited(artifacts: Pat
     assert [len(sequence.token_ids) for sequence in batch.live] == [6] * 3
 
 
-def test_no_pass_is_launched_that_is_certainly_superfluous(artifacts: Path, traffic: DeviceTraffic) -> None:
+def test_no_pass_is_launched_that_is_certainly_superfluous(
+    artifacts: Path, traffic: DeviceTraffic
+) -> None:
     batch, log = logged_batch(artifacts, traffic, 2, 0)  # 4 tokens each, of which 2 are written
     log.clear()
     batch.step()
@@ -127,13 +150,16 @@ def test_no_pass_is_launched_that_is_certainly_superfluous(artifacts: Path, traf
     assert len(batch.remove_ended()) == 2
 
 
-def test_beams_admitted_while_a_pass_runs_join_the_next_one(artifacts: Path, traffic: DeviceTraffic) -> None:
+def test_beams_admitted_while_a_pass_runs_join_the_next_one(
+    artifacts: Path, traffic: DeviceTraffic
+) -> None:
     batch, log = logged_batch(artifacts, traffic, 2, 8)
     beams = BeamSequence(replace(batch.live[0].request, num_beams=3), batch.live[0].rules)
     traffic.set_values = Tensor.zero_  # the first tokens are not chosen by a graph
     batch.admit([beams])
     traffic.set_values = partial(set_results, 7)
-    for num_settled in ([3, 3, 1], [4, 4, 2], [5, 5, 3]):  # the beams have no row in the pass in flight
+    # the beams have no row in the pass in flight
+    for num_settled in ([3, 3, 1], [4, 4, 2], [5, 5, 3]):
         log.clear()
         batch.step()
         assert log == ["choice", "copy", "pass", "wait"]
@@ -141,7 +167,10 @@ def test_beams_admitted_while_a_pass_runs_join_the_next_one(artifacts: Path, tra
 
 
 def test_freeing_slots_waits_for_nothing(artifacts: Path, traffic: DeviceTraffic) -> None:
-    """A transfer would wait for the pass in flight; the last sequence moves into the freed slot on the device."""
+    """A transfer would wait for the pass in flight.
+
+    The last sequence moves into the freed slot on the device.
+    """
     batch, log = logged_batch(artifacts, traffic, 5, 8)
     for slot in (1, 0):
         batch.live[slot].finish_reason = "stop"
@@ -154,7 +183,9 @@ def test_freeing_slots_waits_for_nothing(artifacts: Path, traffic: DeviceTraffic
 
 
 def set_results(token_id: int, results: Tensor) -> None:
-    """Write results (R, 3 + 4 K) in which all chosen tokens and all candidates are `token_id`, with probability 1."""
+    """Write results (R, 3 + 4 K) in which all chosen tokens and all candidates are `token_id`, with
+    probability 1.
+    """
     results.zero_()
     results[:, 0] = token_id
     results[:, 3 : 3 + (results.shape[1] - 3) // 4] = token_id
@@ -166,7 +197,8 @@ def some_tokens(artifacts: Path) -> Constraint:
 
 
 def test_recorded_operations_fail_where_they_use_the_host(traffic: DeviceTraffic) -> None:
-    one, row = torch.zeros(2, 3, device="meta"), torch.zeros(3)
+    one = torch.zeros(2, 3, device="meta")
+    row = torch.zeros(3)
     uses: list[Callable[[], Tensor]] = [
         lambda: one.cpu(),
         lambda: one.copy_(row.expand(2, 3)),

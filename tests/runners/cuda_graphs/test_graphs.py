@@ -35,7 +35,9 @@ def doubling(token_ids: Tensor, length: int, _num_prefixes: int = 0) -> Tensor:
 
 
 def graphs_of(step: Step = doubling, capture: Capture = capture_eagerly) -> CudaGraphs:
-    graphs = CudaGraphs(step, num_slots=6, num_positions=300, device=torch.device("cpu"), capture=capture)
+    graphs = CudaGraphs(
+        step, num_slots=6, num_positions=300, device=torch.device("cpu"), capture=capture
+    )
     graphs.capture_all(buckets(6, 300), [SIZE - 1])
     return graphs
 
@@ -60,7 +62,9 @@ def test_steps_of_beams_read_as_few_prefixes_as_the_checkpoints_beams_share() ->
         shapes.append((len(token_ids), num_prefixes))
         return doubling(token_ids, length)
 
-    graphs = CudaGraphs(step, num_slots=6, num_positions=64, device=torch.device("cpu"), capture=capture_eagerly)
+    graphs = CudaGraphs(
+        step, num_slots=6, num_positions=64, device=torch.device("cpu"), capture=capture_eagerly
+    )
     graphs.capture_all(buckets(6, 64, shared=shared_prefixes(6, 3)), [SIZE - 1])
     for num_rows, num_prefixes, expected in [
         (6, 2, (6, 2)),
@@ -73,8 +77,12 @@ def test_steps_of_beams_read_as_few_prefixes_as_the_checkpoints_beams_share() ->
         assert shapes[-1] == expected
 
 
-@pytest.mark.parametrize(("num_rows", "length", "expected"), [(1, 1, 64), (3, 64, 64), (3, 65, 256), (6, 257, 300)])
-def test_a_step_runs_in_the_smallest_bucket_that_holds_it(num_rows: int, length: int, expected: int) -> None:
+@pytest.mark.parametrize(
+    ("num_rows", "length", "expected"), [(1, 1, 64), (3, 64, 64), (3, 65, 256), (6, 257, 300)]
+)
+def test_a_step_runs_in_the_smallest_bucket_that_holds_it(
+    num_rows: int, length: int, expected: int
+) -> None:
     token_ids = torch.arange(2, 2 + num_rows)
     logits = graphs_of().logits(token_ids, length)
     assert logits[:, 1].tolist() == [expected] * num_rows
@@ -90,16 +98,22 @@ def test_every_step_and_choice_is_captured_once_before_the_first_step() -> None:
 
     graphs = graphs_of(capture=capture)
     counts = row_counts(6)
-    assert captured == [*(rows for rows in counts for _ in range(3)), *(rows for rows in counts for _ in KINDS)]
+    assert captured == [
+        *(rows for rows in counts for _ in range(3)),
+        *(rows for rows in counts for _ in KINDS),
+    ]
     for token_ids in ([5, 6, 7], [1, 2, 3, 4], [9, 8, 7]):
         logits = graphs.logits(torch.tensor(token_ids), 60)
         assert logits.argmax(-1).tolist() == [2 * token_id for token_id in token_ids]
-        graphs.choose(logits, [RowConditions()] * len(token_ids), [[row] for row in range(len(token_ids))])
+        graphs.choose(
+            logits, [RowConditions()] * len(token_ids), [[row] for row in range(len(token_ids))]
+        )
     assert len(captured) == graphs.num_captured
 
 
 def test_chosen_tokens_are_the_inputs_of_the_next_step_unless_others_are_loaded() -> None:
-    graphs, rows = graphs_of(), [[0], [1]]
+    graphs = graphs_of()
+    rows = [[0], [1]]
     plain = [RowConditions()] * 2
     choices = graphs.choose(graphs.logits(torch.tensor([3, 4]), 8), plain, rows)
     assert [own[0].token_id for own in choices] == [6, 8]
@@ -118,7 +132,9 @@ def test_chosen_tokens_are_the_inputs_of_the_next_step_unless_others_are_loaded(
     ],
     ids=["many banned", "many candidates", "wide nucleus"],
 )
-def test_what_a_recorded_choice_has_no_room_for_is_chosen_eagerly(conditions: RowConditions) -> None:
+def test_what_a_recorded_choice_has_no_room_for_is_chosen_eagerly(
+    conditions: RowConditions,
+) -> None:
     def flat(token_ids: Tensor, _length: int, _num_prefixes: int) -> Tensor:
         return torch.linspace(0, 1, 3000).expand(len(token_ids), -1)
 
@@ -134,7 +150,10 @@ def test_tokens_are_chosen_from_the_logits_of_an_eager_step_too() -> None:
     graphs = graphs_of()
     graphs.logits(torch.tensor([3, 4, 5]), 8)
     eager = doubling(torch.tensor([7, 8]), 9)
-    assert [own[0].token_id for own in graphs.choose(eager, [RowConditions()] * 2, [[0], [1]])] == [14, 16]
+    assert [own[0].token_id for own in graphs.choose(eager, [RowConditions()] * 2, [[0], [1]])] == [
+        14,
+        16,
+    ]
 
 
 def test_after_a_failed_capture_steps_run_eagerly(caplog: pytest.LogCaptureFixture) -> None:
@@ -144,11 +163,17 @@ def test_after_a_failed_capture_steps_run_eagerly(caplog: pytest.LogCaptureFixtu
     graphs = graphs_of(capture=capture)
     logits = graphs.logits(torch.tensor([3, 4]), 7)
     assert logits.equal(doubling(torch.tensor([3, 4]), 7))
-    assert [own[0].token_id for own in graphs.choose(logits, [RowConditions()] * 2, [[0], [1]])] == [6, 8]
-    assert [record.message for record in caplog.records] == ["no CUDA graph for a step of 6 rows of 300 positions"]
+    assert [
+        own[0].token_id for own in graphs.choose(logits, [RowConditions()] * 2, [[0], [1]])
+    ] == [6, 8]
+    assert [record.message for record in caplog.records] == [
+        "no CUDA graph for a step of 6 rows of 300 positions"
+    ]
 
 
-def test_after_a_failed_capture_of_a_choice_tokens_are_chosen_eagerly(caplog: pytest.LogCaptureFixture) -> None:
+def test_after_a_failed_capture_of_a_choice_tokens_are_chosen_eagerly(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def capture(compute: Callable[[], Tensor]) -> CudaGraph:
         if compute().shape[1] != SIZE:
             raise RuntimeError("operation not permitted when stream is capturing")
@@ -156,25 +181,37 @@ def test_after_a_failed_capture_of_a_choice_tokens_are_chosen_eagerly(caplog: py
 
     graphs = graphs_of(capture=capture)
     logits = graphs.logits(torch.tensor([3, 4]), 7)
-    assert [own[0].token_id for own in graphs.choose(logits, [RowConditions()] * 2, [[0], [1]])] == [6, 8]
+    assert [
+        own[0].token_id for own in graphs.choose(logits, [RowConditions()] * 2, [[0], [1]])
+    ] == [6, 8]
     assert graphs.logits(torch.tensor([6, 8]), 7).argmax(-1).tolist() == [12, 16]
-    assert [record.message for record in caplog.records] == ["no CUDA graph for the choice of 6 tokens"]
+    assert [record.message for record in caplog.records] == [
+        "no CUDA graph for the choice of 6 tokens"
+    ]
 
 
 def mixed_requests(case: Case) -> list[SequenceRequest]:
-    """Return greedy and sampled requests and ones with beams, with and without a constraint, of different lengths."""
+    """Return greedy and sampled requests and ones with beams, with and without a constraint, of
+    different lengths.
+    """
     words = case.decoder.constraints.get("start: /[a-z <>_0-9]{0,60}/")
     requests = []
     for index in range(12):
         request = case.request(index, 3 + 3 * index, 3 if index % 4 == 0 else 1)
         if index % 4 == 1:
-            request = replace(request, temperature=0.9, top_p=0.8 if index % 8 == 1 else 1.0, seed=index)
+            request = replace(
+                request, temperature=0.9, top_p=0.8 if index % 8 == 1 else 1.0, seed=index
+            )
         requests.append(replace(request, constraint=words if index % 3 == 0 else None))
     return requests
 
 
-@pytest.mark.parametrize("name", ["florence-2-mini", "florence-2-mini released rules", "random paligemma2"])
-def test_answers_equal_those_of_eager_steps(name: str, exported: ModelStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["florence-2-mini", "florence-2-mini released rules", "random paligemma2"]
+)
+def test_answers_equal_those_of_eager_steps(
+    name: str, exported: ModelStore, tmp_path: Path
+) -> None:
     case = make_case(name, exported, tmp_path)
     graphed: Any = GraphDecoder(case.decoder, capture_eagerly)
     decoder: Decoder[Any] = graphed
@@ -189,13 +226,17 @@ def test_answers_equal_those_of_eager_steps(name: str, exported: ModelStore, tmp
 def test_beams_continue_where_a_slot_before_theirs_is_freed(
     exported: ModelStore, tmp_path: Path, is_graphed: bool, num_beams: int
 ) -> None:
-    """The last slot moves into the freed one, after the beams that its row has just chosen are in it.
+    """The last slot moves into the freed one, after the beams that its row has just chosen are in
+    it.
 
     Captured steps have no room for nine beams: they run eagerly.
     """
     case = make_case("random florence2", exported, tmp_path)
     decoder: Any = GraphDecoder(case.decoder, capture_eagerly) if is_graphed else case.decoder
-    requests = [*(case.request(index, 2 + index) for index in range(14)), case.request(5, 20, num_beams)]
+    requests = [
+        *(case.request(index, 2 + index) for index in range(14)),
+        case.request(5, 20, num_beams),
+    ]
     together = [sequence.token_ids for sequence in generate_all(decoder, requests)]
     alone = [generate_all(case.decoder, [request])[0].token_ids for request in requests]
     assert together == alone

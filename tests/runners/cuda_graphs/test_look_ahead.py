@@ -1,7 +1,8 @@
-"""Passes of the model that are launched before the tokens that they read are known: answers stay those of one alone.
+"""Passes of the model that are launched before the tokens that they read are known: answers stay
+those of one alone.
 
-Graphs are captured by a fake that computes eagerly, as in test_graphs.py; test_device_traffic.py tests the order of
-launches.
+Graphs are captured by a fake that computes eagerly, as in test_graphs.py; test_device_traffic.py
+tests the order of launches.
 """
 
 import math
@@ -34,12 +35,15 @@ from tests.support.export_cli import ModelStore
 from tests.support.lora import write_adapter
 
 NUM_SLOTS = 7
-FLORENCE, ADAPTERS = "florence-2-mini", (None, "tuned", None)
+FLORENCE = "florence-2-mini"
+ADAPTERS = (None, "tuned", None)
 TIMEOUT_S = 60
 
 
 class Passes(GraphDecoder):
-    """A decoder with graphs that notes the passes launched ahead and those rolled back, and fails in one of them."""
+    """A decoder with graphs that notes the passes launched ahead and those rolled back, and fails
+    in one of them.
+    """
 
     def __init__(self, decoder: Any) -> None:
         super().__init__(decoder, capture_eagerly)
@@ -60,7 +64,9 @@ class Passes(GraphDecoder):
         return logits
 
     def _poison(self, cache: Any, logits: Tensor, slot: int) -> None:
-        lengths = cache.num_decoded_tokens if hasattr(cache, "num_decoded_tokens") else cache.num_tokens
+        lengths = (
+            cache.num_decoded_tokens if hasattr(cache, "num_decoded_tokens") else cache.num_tokens
+        )
         logits[slot] = math.nan
         cache.self_attention._memory[:, :, slot, :, lengths.of([slot])[0] - 1] = math.nan
 
@@ -90,7 +96,9 @@ class WaitingDecoder(GraphDecoder):
 
 
 def mixed_requests(case: Case, num: int) -> list[SequenceRequest]:
-    """Return greedy, sampled and constrained requests, and some with beams, of different lengths."""
+    """Return greedy, sampled and constrained requests, and some with beams, of different
+    lengths.
+    """
     words = case.decoder.constraints.get("start: /[a-z <>_0-9]{0,60}/")
     requests = []
     for index in range(num):
@@ -103,9 +111,16 @@ def mixed_requests(case: Case, num: int) -> list[SequenceRequest]:
     return requests
 
 
-def in_traffic(decoder: Any, requests: Sequence[SequenceRequest], seed: int) -> tuple[list[LiveSequence], set[int]]:
-    """Generate requests that arrive at random between steps; return them and the places of those cancelled."""
-    random, batch, cancelled = Random(seed), LiveBatch(decoder, NUM_SLOTS), set()
+def in_traffic(
+    decoder: Any, requests: Sequence[SequenceRequest], seed: int
+) -> tuple[list[LiveSequence], set[int]]:
+    """Generate requests that arrive at random between steps.
+
+    Return them and the places of those cancelled.
+    """
+    random = Random(seed)
+    batch = LiveBatch(decoder, NUM_SLOTS)
+    cancelled = set()
     sequences = [start_sequence(request, decoder.rules) for request in requests]
     waiting = list(sequences)
     while waiting or batch.live:
@@ -127,8 +142,12 @@ def in_traffic(decoder: Any, requests: Sequence[SequenceRequest], seed: int) -> 
     return sequences, cancelled
 
 
-@pytest.mark.parametrize("name", ["florence-2-mini", "florence-2-mini released rules", "random paligemma2"])
-def test_answers_in_random_traffic_equal_those_alone(name: str, exported: ModelStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["florence-2-mini", "florence-2-mini released rules", "random paligemma2"]
+)
+def test_answers_in_random_traffic_equal_those_alone(
+    name: str, exported: ModelStore, tmp_path: Path
+) -> None:
     case = make_case(name, exported, tmp_path)
     requests = mixed_requests(case, 48)
     alone = [generate_each(case.decoder, [request])[0].result() for request in requests]
@@ -141,42 +160,54 @@ def test_answers_in_random_traffic_equal_those_alone(name: str, exported: ModelS
                 assert settled == expected.token_ids[: len(settled)]
             else:
                 assert sequence.result().token_ids == expected.token_ids
-                assert sequence.result().logprobs == pytest.approx(expected.logprobs, rel=1e-4, abs=1e-4)
+                assert sequence.result().logprobs == pytest.approx(
+                    expected.logprobs, rel=1e-4, abs=1e-4
+                )
         assert len(cancelled) > 3
         assert len(passes.num_slots_ahead) > 50
         assert passes.num_rolled_back > 20
 
 
 def endless(artifacts: Path, max_positions: int) -> tuple[Passes, list[SequenceRequest]]:
-    """Return a decoder with few positions whose answers end at their limits, and requests that fill them."""
-    decoder = Passes(load_decoder(artifacts, read_manifest(artifacts).family, "float32", "cpu", max_positions))
+    """Return a decoder with few positions whose answers end at their limits, and requests that fill
+    them.
+    """
+    decoder = Passes(
+        load_decoder(artifacts, read_manifest(artifacts).family, "float32", "cpu", max_positions)
+    )
     decoder.make_endless()
     hidden_size = read_manifest(artifacts).hidden_size
     requests = []
     for index, text in enumerate(["a", "abc", "what", "the text", "an image"]):
         prompt_ids = decoder.prompt_ids([(text, False)])
         features = torch.randn(16, hidden_size, generator=torch.Generator().manual_seed(index))
-        limit = decoder.max_new_tokens(16 + len(prompt_ids)) - 4 * max(0, 3 - index)  # the last ones move
+        # the last ones move
+        limit = decoder.max_new_tokens(16 + len(prompt_ids)) - 4 * max(0, 3 - index)
         requests.append(SequenceRequest(features, prompt_ids, limit, temperature=10.0, seed=index))
     return decoder, requests
 
 
 def test_no_sequence_loses_a_step_when_it_moves_or_fills_its_slot(artifacts: Path) -> None:
     decoder, requests = endless(artifacts, 64)
-    sequences, batch = [start_sequence(request, decoder.rules) for request in requests], LiveBatch(decoder, NUM_SLOTS)
+    sequences = [start_sequence(request, decoder.rules) for request in requests]
+    batch = LiveBatch(decoder, NUM_SLOTS)
     batch.admit(sequences)
     for num_tokens in range(2, max(request.max_new_tokens for request in requests) + 1):
         batch.step()
         assert {len(sequence.settled_token_ids) for sequence in batch.live} == {num_tokens}
         batch.remove_ended()
-    alone = [generate_each(decoder._decoder, [request])[0].result().token_ids for request in requests]
+    alone = [
+        generate_each(decoder._decoder, [request])[0].result().token_ids for request in requests
+    ]
     assert [sequence.result().token_ids for sequence in sequences] == alone
-    assert len(decoder.num_slots_ahead) == num_tokens - 2  # all but the passes of the first two tokens
+    # all but the passes of the first two tokens
+    assert len(decoder.num_slots_ahead) == num_tokens - 2
 
 
 def test_a_full_slot_is_not_exceeded_while_others_continue(artifacts: Path) -> None:
     decoder, requests = endless(artifacts, 64)
-    sequences, batch = [start_sequence(request, decoder.rules) for request in requests], LiveBatch(decoder, NUM_SLOTS)
+    sequences = [start_sequence(request, decoder.rules) for request in requests]
+    batch = LiveBatch(decoder, NUM_SLOTS)
     for admitted in (sequences[:2], sequences[2:]):
         batch.admit(admitted)
         for _ in range(3):
@@ -184,21 +215,35 @@ def test_a_full_slot_is_not_exceeded_while_others_continue(artifacts: Path) -> N
     while batch.live:
         batch.step()
         batch.remove_ended()
-    alone = [generate_each(decoder._decoder, [request])[0].result().token_ids for request in requests]
+    alone = [
+        generate_each(decoder._decoder, [request])[0].result().token_ids for request in requests
+    ]
     assert [sequence.result().token_ids for sequence in sequences] == alone
 
 
 def test_answers_equal_those_of_steps_that_wait_to_the_last_bit(artifacts: Path) -> None:
     """In the same rows: in others, sums have another order."""
     decoder, requests = endless(artifacts, 64)
-    greedy, sampled = {"temperature": 0.0}, {"temperature": 1.0, "top_p": 0.9}
+    greedy = {"temperature": 0.0}
+    sampled = {"temperature": 1.0, "top_p": 0.9}
     constrained = greedy | {"constraint": decoder.constraints.get("start: /[a-z <>_0-9]{0,60}/")}
-    options: list[dict[str, Any]] = [greedy, sampled, constrained, sampled, greedy | {"num_beams": 3}]
-    requests = [replace(each, max_new_tokens=30, **own) for each, own in zip(requests, options, strict=True)]
+    options: list[dict[str, Any]] = [
+        greedy,
+        sampled,
+        constrained,
+        sampled,
+        greedy | {"num_beams": 3},
+    ]
+    requests = [
+        replace(each, max_new_tokens=30, **own) for each, own in zip(requests, options, strict=True)
+    ]
     waiting: Any = WaitingDecoder(decoder._decoder, capture_eagerly)
-    found, expected = ([each.result() for each in generate_each(any_, requests)] for any_ in (decoder, waiting))
+    found, expected = (
+        [each.result() for each in generate_each(any_, requests)] for any_ in (decoder, waiting)
+    )
     assert found == expected
-    assert len(decoder.num_slots_ahead) == 28  # the first tokens are those of the prefill, the last ends all
+    # the first tokens are those of the prefill, the last ends all
+    assert len(decoder.num_slots_ahead) == 28
 
 
 def state_of(cache: Any) -> list[Tensor]:
@@ -225,7 +270,9 @@ def test_a_pass_rolled_back_leaves_nothing_in_its_slots(artifacts: Path) -> None
         decoder.roll_back(cache, slot)
     used = slice(0, len(requests))  # a pass may write to free slots
     for expected, found in zip(before, state_of(cache), strict=True):
-        assert torch.equal(*((each[:, :, used] if each.ndim > 1 else each[used]) for each in (expected, found)))
+        assert torch.equal(
+            *((each[:, :, used] if each.ndim > 1 else each[used]) for each in (expected, found))
+        )
 
 
 def test_a_cancelled_sequence_is_in_one_more_pass_at_most(artifacts: Path) -> None:
@@ -256,44 +303,65 @@ def test_an_admitted_sequence_joins_the_next_launch(artifacts: Path) -> None:
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
-def test_a_sequence_that_moves_while_a_pass_makes_it_nan_fails_alone(artifacts: Path, num_beams: int) -> None:
+def test_a_sequence_that_moves_while_a_pass_makes_it_nan_fails_alone(
+    artifacts: Path, num_beams: int
+) -> None:
     decoder, requests = endless(artifacts, 64)
     short = replace(requests[0], max_new_tokens=4)
     requests[4] = replace(requests[4], temperature=0.0, num_beams=num_beams)
     decoder.poisoned = (2, 2)
-    ended, kept, moved = [start_sequence(request, decoder.rules) for request in (short, requests[2], requests[4])]
+    ended, kept, moved = [
+        start_sequence(request, decoder.rules) for request in (short, requests[2], requests[4])
+    ]
     batch = LiveBatch(decoder, NUM_SLOTS)
     batch.admit([ended, kept, moved])
     for _ in range(2):
         batch.step()
         batch.remove_ended()
     ended.finish_reason = "stop"
-    assert batch.remove_ended() == [ended]  # the last one moves to its slot, before its NaN is known
+    # the last one moves to its slot, before its NaN is known
+    assert batch.remove_ended() == [ended]
     admitted = start_sequence(requests[0], decoder.rules)
     batch.admit([admitted])  # to the slot that it has left
     while batch.live:
         batch.step()
         batch.remove_ended()
     assert isinstance(moved.error, NonFiniteLogits)
-    alone = [each.result().token_ids for each in generate_each(decoder._decoder, [requests[0], requests[2]])]
+    alone = [
+        each.result().token_ids
+        for each in generate_each(decoder._decoder, [requests[0], requests[2]])
+    ]
     assert [admitted.result().token_ids, kept.result().token_ids] == alone
 
 
-def test_with_an_adapter_in_its_batch_no_pass_is_launched_ahead(exported: ModelStore, tmp_path: Path) -> None:
-    case, artifacts, adapters = make_case(FLORENCE, exported, tmp_path), exported.newest(FLORENCE), Adapters()
+def test_with_an_adapter_in_its_batch_no_pass_is_launched_ahead(
+    exported: ModelStore, tmp_path: Path
+) -> None:
+    case = make_case(FLORENCE, exported, tmp_path)
+    artifacts = exported.newest(FLORENCE)
+    adapters = Adapters()
     decoder = Passes(load_decoder(artifacts, "florence2", "float32", "cpu", adapters=adapters))
     written = write_adapter(case.reference.model, tmp_path / "tuned", 0)
     adapters.add("tuned", read_adapter(written, artifacts / DECODER_FILE, AdapterLimits()))
     decoder.make_endless()
-    requests = [replace(case.request(index, 6 + 3 * index), adapter=name) for index, name in enumerate(ADAPTERS)]
+    requests = [
+        replace(case.request(index, 6 + 3 * index), adapter=name)
+        for index, name in enumerate(ADAPTERS)
+    ]
     together = [sequence.result().token_ids for sequence in generate_each(decoder, requests)]
-    alone = [generate_each(decoder._decoder, [request])[0].result().token_ids for request in requests]
+    alone = [
+        generate_each(decoder._decoder, [request])[0].result().token_ids for request in requests
+    ]
     assert together == alone
     assert decoder.num_slots_ahead == [1, 1]  # after the 9 tokens with the adapter, 12 in all
 
 
-@pytest.mark.parametrize("fails_in_launch", [True, False], ids=["the launch fails", "fails with a pass in flight"])
-def test_a_failure_fails_the_live_sequences_and_no_later_one(artifacts: Path, fails_in_launch: bool) -> None:
+@pytest.mark.parametrize(
+    "fails_in_launch", [True, False], ids=["the launch fails", "fails with a pass in flight"]
+)
+def test_a_failure_fails_the_live_sequences_and_no_later_one(
+    artifacts: Path, fails_in_launch: bool
+) -> None:
     decoder, requests = endless(artifacts, 64)
 
     def fail_later(_token_ids: Sequence[int]) -> None:
@@ -307,7 +375,9 @@ def test_a_failure_fails_the_live_sequences_and_no_later_one(artifacts: Path, fa
     scheduler = Scheduler(decoder, "a model", SchedulerLimits(NUM_SLOTS, 100, 1000))
     scheduler.start()
     for future in scheduler.submit(requests[:3]):
-        with pytest.raises(RuntimeError, match="the launch failed" if fails_in_launch else "the listener failed"):
+        with pytest.raises(
+            RuntimeError, match="the launch failed" if fails_in_launch else "the listener failed"
+        ):
             future.result(TIMEOUT_S)
     (future,) = scheduler.submit(requests[3:4])
     (expected,) = generate_each(decoder._decoder, requests[3:4])

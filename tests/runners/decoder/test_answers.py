@@ -4,7 +4,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from runners.decoder.answers import DEFAULT_MAX_NEW_TOKENS, AnswerText, to_failed, to_request, to_written
+from runners.decoder.answers import (
+    DEFAULT_MAX_NEW_TOKENS,
+    AnswerText,
+    to_failed,
+    to_request,
+    to_written,
+)
 from runners.decoder.scheduler import WrittenSequence
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest
 from runners.tokens.errors import SequenceTooLong, UnknownAdapter
@@ -24,7 +30,8 @@ def test_the_start_token_is_never_text_whether_it_is_forced_or_not() -> None:
 
 
 def test_an_adapter_that_is_not_loaded_is_refused() -> None:
-    decoder, features = FakeDecoder(adapter_keys=frozenset({"a" * 64})), torch.zeros(2, 4)
+    decoder = FakeDecoder(adapter_keys=frozenset({"a" * 64}))
+    features = torch.zeros(2, 4)
     spec = SequenceSpec(segments=[("abc", False)], adapter="a" * 64, timeout_s=1)
     assert to_request(decoder, features, spec).adapter == "a" * 64
     with pytest.raises(UnknownAdapter, match="no adapter of the build 'bbb"):
@@ -32,19 +39,38 @@ def test_an_adapter_that_is_not_loaded_is_refused() -> None:
 
 
 def request(decoder: FakeDecoder, **spec: object) -> SequenceRequest:
-    return to_request(decoder, torch.zeros(2, 4), SequenceSpec.model_validate({"segments": [], "timeout_s": 1} | spec))
+    return to_request(
+        decoder,
+        torch.zeros(2, 4),
+        SequenceSpec.model_validate({"segments": [], "timeout_s": 1} | spec),
+    )
 
 
 def test_a_request_has_every_option_of_its_message() -> None:
-    decoder, features, start_s, heard = FakeDecoder(), torch.zeros(2, 4), time.monotonic(), list[object]()
+    decoder = FakeDecoder()
+    features = torch.zeros(2, 4)
+    start_s = time.monotonic()
+    heard = list[object]()
     spec = SequenceSpec(
-        segments=[("ab", False)], max_new_tokens=5, temperature=0.5, top_p=0.25, seed=7, num_beams=3, timeout_s=9,
+        segments=[("ab", False)],
+        max_new_tokens=5,
+        temperature=0.5,
+        top_p=0.25,
+        seed=7,
+        num_beams=3,
+        timeout_s=9,
         grammar='start: "a"',
-    )  # fmt: skip
+    )
     made = to_request(decoder, features, spec, heard.append)
     assert made.image_features is features
     assert made.prompt_ids == decoder.prompt_ids([("ab", False)])
-    assert (made.max_new_tokens, made.num_beams, made.temperature, made.top_p, made.seed) == (5, 3, 0.5, 0.25, 7)
+    assert (made.max_new_tokens, made.num_beams, made.temperature, made.top_p, made.seed) == (
+        5,
+        3,
+        0.5,
+        0.25,
+        7,
+    )
     assert made.constraint is decoder.constraints.get('start: "a"')
     assert made.prompt_words == decoder.prompt_words(made.prompt_ids)
     assert start_s + 9 <= made.deadline_s <= time.monotonic() + 9
@@ -52,19 +78,27 @@ def test_a_request_has_every_option_of_its_message() -> None:
     made.on_tokens([1])
     assert heard == [[1]]
     unconstrained = request(decoder)
-    assert (unconstrained.constraint, unconstrained.prompt_words, unconstrained.on_tokens) == (None, None, None)
+    assert (unconstrained.constraint, unconstrained.prompt_words, unconstrained.on_tokens) == (
+        None,
+        None,
+        None,
+    )
 
 
 def test_the_number_of_tokens_is_the_requests_else_the_checkpoints_within_the_positions() -> None:
     left = MAX_POSITIONS - 2  # after two image tokens and an empty prompt
-    short, long = (FakeDecoder(replace(FAKE_RULES, max_new_tokens=number)) for number in (4, MAX_POSITIONS))
+    short, long = (
+        FakeDecoder(replace(FAKE_RULES, max_new_tokens=number)) for number in (4, MAX_POSITIONS)
+    )
     assert request(short).max_new_tokens == 4
     assert request(short, max_new_tokens=6).max_new_tokens == 6
     assert request(long).max_new_tokens == left
     assert left < DEFAULT_MAX_NEW_TOKENS == 1024  # of Florence-2's model card
     assert request(FakeDecoder()).max_new_tokens == left
     assert request(FakeDecoder(), max_new_tokens=left).max_new_tokens == left
-    with pytest.raises(SequenceTooLong, match=f"max_new_tokens is {left + 1}; at most {left} are allowed"):
+    with pytest.raises(
+        SequenceTooLong, match=f"max_new_tokens is {left + 1}; at most {left} are allowed"
+    ):
         request(FakeDecoder(), max_new_tokens=left + 1)
 
 
@@ -80,12 +114,21 @@ def test_the_message_of_a_sequence_has_the_tokens_of_its_text_and_its_times() ->
     decoder = FakeDecoder()
     generated = GeneratedSequence((2, 4, EOS), (-0.5, -0.25, -0.125), "stop")
     written = to_written(
-        decoder, request(decoder, segments=[("abc", False)]), WrittenSequence(generated, 1.0, 2.0, 3.0)
+        decoder,
+        request(decoder, segments=[("abc", False)]),
+        WrittenSequence(generated, 1.0, 2.0, 3.0),
     )
     assert written == Written(
-        text="ac", token_ends=[1, 2], logprobs=[-0.5, -0.25], finish_reason="stop", num_prompt_tokens=3,
-        num_generated_tokens=3, queue_s=1.0, prefill_s=2.0, decode_s=3.0,
-    )  # fmt: skip
+        text="ac",
+        token_ends=[1, 2],
+        logprobs=[-0.5, -0.25],
+        finish_reason="stop",
+        num_prompt_tokens=3,
+        num_generated_tokens=3,
+        queue_s=1.0,
+        prefill_s=2.0,
+        decode_s=3.0,
+    )
 
 
 def test_an_error_is_sent_with_its_code_and_text() -> None:

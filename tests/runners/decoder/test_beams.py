@@ -14,7 +14,8 @@ from runners.tokens.rules import GenerationRules
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tests.support.token_choices import advance
 
-EOS, SIZE = 1, 6
+EOS = 1
+SIZE = 6
 RULES = GenerationRules(frozenset({EOS}))
 
 
@@ -54,7 +55,9 @@ def test_the_best_mean_wins_at_the_last_token() -> None:
 
 
 def test_early_stopping_ends_once_there_are_as_many_answers_as_beams() -> None:
-    patient, hasty = (BeamSequence(request(), replace(RULES, early_stopping=value)) for value in (False, True))
+    patient, hasty = (
+        BeamSequence(request(), replace(RULES, early_stopping=value)) for value in (False, True)
+    )
     for sequence in (patient, hasty):
         advance(sequence, row({EOS: 0.4, 2: 0.59})[None])
         advance(sequence, torch.stack([row({EOS: 0.05, 3: 0.94}), row({})]))
@@ -70,7 +73,9 @@ def test_after_a_forced_first_token_all_beams_continue_it() -> None:
 
 
 def test_every_beam_follows_the_grammar() -> None:
-    tokenizer = tiny_tokenizer({2: "a", 3: "b"}, {0: "<pad>", EOS: "<eos>", 4: "<loc_1>", 5: "<loc_2>"})
+    tokenizer = tiny_tokenizer(
+        {2: "a", 3: "b"}, {0: "<pad>", EOS: "<eos>", 4: "<loc_1>", 5: "<loc_2>"}
+    )
     constraint = Constraints(tokenizer, {EOS}).get("start: location{2}")
     sequence = BeamSequence(replace(request(), constraint=constraint), RULES)
     advance(sequence, row({2: 0.9})[None])

@@ -76,10 +76,12 @@ def cache_bytes(cache: Any) -> int:
 
 @torch.inference_mode()
 def test_fewer_positions_make_smaller_slots_and_the_same_logits(artifacts: Path) -> None:
-    whole, limited = load(artifacts), load(artifacts, 64)
+    whole = load(artifacts)
+    limited = load(artifacts, 64)
     caches = [decoder.new_cache(2) for decoder in (whole, limited)]
     logits = [
-        decoder.prefill(cache, requests(decoder), 0) for decoder, cache in zip((whole, limited), caches, strict=True)
+        decoder.prefill(cache, requests(decoder), 0)
+        for decoder, cache in zip((whole, limited), caches, strict=True)
     ]
     assert cache_bytes(caches[1]) < cache_bytes(caches[0]) / 4
     assert torch.equal(*logits)

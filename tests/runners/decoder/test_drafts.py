@@ -20,7 +20,9 @@ from tests.support.tiny_tokenizer import tiny_tokenizer
 
 # A word is a letter, spelled alone where a label starts and with a space (Ġ) before it elsewhere.
 NUM_LETTERS = 60
-LETTERS = [chr(ord("A") + index) for index in range(NUM_LETTERS) if chr(ord("A") + index) not in "<>\"'\\"]
+LETTERS = [
+    chr(ord("A") + index) for index in range(NUM_LETTERS) if chr(ord("A") + index) not in "<>\"'\\"
+]
 FIRST = {letter: 3 + index for index, letter in enumerate(LETTERS)}
 SPACED = {letter: 3 + len(LETTERS) + index for index, letter in enumerate(LETTERS)}
 TEXT = {number: letter for letter, number in FIRST.items()} | {
@@ -32,7 +34,9 @@ FREE = "start: (TEXT location)*\nTEXT: /(?s:.)+/"
 
 
 def prompt(letters: str) -> PromptWords:
-    return PromptWords([SPACED[letter] for letter in letters], [FIRST[letter] for letter in letters])
+    return PromptWords(
+        [SPACED[letter] for letter in letters], [FIRST[letter] for letter in letters]
+    )
 
 
 def continuation(grammar: str, words: PromptWords, written: Sequence[int]) -> list[int]:
@@ -43,7 +47,9 @@ def continuation(grammar: str, words: PromptWords, written: Sequence[int]) -> li
     return words.continuation(state, constraint.allowed(state), written)
 
 
-A_B, C_D, LOCATION = [FIRST["A"], SPACED["B"]], [FIRST["C"], SPACED["D"]], [2]
+A_B = [FIRST["A"], SPACED["B"]]
+C_D = [FIRST["C"], SPACED["D"]]
+LOCATION = [2]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +64,8 @@ A_B, C_D, LOCATION = [FIRST["A"], SPACED["B"]], [FIRST["C"], SPACED["D"]], [2]
         (LABELS, "", [], []),
         (FREE, "XABYCD", [], []),
         (FREE, "XABYCD", [FIRST["A"]], [SPACED["B"], SPACED["Y"], SPACED["C"]]),
-        (FREE, "XABAC", [FIRST["A"], SPACED["B"], *LOCATION, FIRST["A"]], [SPACED["C"]]),  # the place not used yet
+        # the place not used yet
+        (FREE, "XABAC", [FIRST["A"], SPACED["B"], *LOCATION, FIRST["A"]], [SPACED["C"]]),
         (FREE, "XA", [FIRST["A"]], []),
     ],
 )
@@ -102,14 +109,20 @@ LIMITS = SchedulerLimits(num_slots=4, max_waiting=99, max_prefill_tokens=1000)
 ANSWER = (5, 6, 7, 8, 9, 10)
 
 
-def request(words: Sequence[int], answer: Sequence[int] = ANSWER, **options: object) -> SequenceRequest:
-    """Return a request whose prompt, and so its answer, is `answer`, and whose drafts come from `words`."""
+def request(
+    words: Sequence[int], answer: Sequence[int] = ANSWER, **options: object
+) -> SequenceRequest:
+    """Return a request whose prompt, and so its answer, is `answer`, and whose drafts come from
+    `words`.
+    """
     made = SequenceRequest(torch.zeros(2, 4), tuple(answer), max_new_tokens=16, constraint=ANY_TEXT)
     return replace(made, prompt_words=PromptWords(words, words), **options)  # type: ignore[arg-type]
 
 
 def num_steps(decoder: FakeDecoder, *requests: SequenceRequest) -> int:
-    """Return the number of steps after the prefill, and check that the answers are those without drafts."""
+    """Return the number of steps after the prefill, and check that the answers are those without
+    drafts.
+    """
     plain = FakeDecoder(can_draft=False, can_draft_first=False, rules=decoder.rules)
     assert generate_all(decoder, requests) == generate_all(plain, requests)
     assert plain.draft_widths == []
@@ -151,7 +164,8 @@ def test_an_end_token_within_a_draft_ends_the_answer() -> None:
 
 def test_sampled_and_beam_sequences_are_not_drafted_beside_one_that_is() -> None:
     decoder = FakeDecoder(can_draft_first=False)
-    sampled, beams = request(ANSWER, temperature=0.5, seed=1), request(ANSWER, num_beams=2)
+    sampled = request(ANSWER, temperature=0.5, seed=1)
+    beams = request(ANSWER, num_beams=2)
     num_steps(decoder, sampled, beams)
     assert decoder.draft_widths == []
     num_steps(decoder, request(ANSWER), sampled)
@@ -168,7 +182,9 @@ def test_many_sequences_are_not_drafted() -> None:
 def test_nan_within_a_draft_fails_its_sequence_only() -> None:
     decoder = FakeDecoder()
     scheduler = Scheduler(decoder, "fake", LIMITS)
-    bad, good = scheduler.submit([request((5, 6, 7), answer=(5, POISON, 7)), request((5, 6, 7), answer=(5, 6, 7))])
+    bad, good = scheduler.submit(
+        [request((5, 6, 7), answer=(5, POISON, 7)), request((5, 6, 7), answer=(5, 6, 7))]
+    )
     scheduler.start()
     scheduler.stop()
     assert good.result().sequence.token_ids == (5, 6, 7, EOS)
@@ -179,7 +195,9 @@ def test_nan_within_a_draft_fails_its_sequence_only() -> None:
 def test_a_listener_receives_a_draft_at_once() -> None:
     received: list[tuple[int, ...]] = []
     scheduler = Scheduler(FakeDecoder(can_draft_first=False), "fake", LIMITS)
-    (future,) = scheduler.submit([request((6, 7, 8), on_tokens=lambda ids: received.append(tuple(ids)))])
+    (future,) = scheduler.submit(
+        [request((6, 7, 8), on_tokens=lambda ids: received.append(tuple(ids)))]
+    )
     scheduler.start()
     scheduler.stop()
     assert received == [(5,), (6, 7, 8, 9), (10,), (EOS,)]
@@ -189,7 +207,9 @@ def test_a_listener_receives_a_draft_at_once() -> None:
 def test_a_cancelled_drafted_sequence_frees_its_slot() -> None:
     decoder = FakeDecoder(step_s=0.01)
     scheduler = Scheduler(decoder, "fake", replace(LIMITS, num_slots=1))
-    gone, kept = scheduler.submit([request(ANSWER[:2], answer=ANSWER * 6, max_new_tokens=60), request(ANSWER)])
+    gone, kept = scheduler.submit(
+        [request(ANSWER[:2], answer=ANSWER * 6, max_new_tokens=60), request(ANSWER)]
+    )
     scheduler.start()
     gone.cancel()
     assert kept.result(30).sequence.token_ids == (*ANSWER, EOS)

@@ -1,4 +1,6 @@
-"""Edges that a small change of the code would move: each test was seen to fail with such a change."""
+"""Edges that a small change of the code would move: each test was seen to fail with such a
+change.
+"""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +24,9 @@ NUM_SLOTS = 4
 
 @dataclass(slots=True)
 class FailsAfterPrefill(FakeDecoder):
-    """Fails once where the rows of a sequence with beams are copied, after its first slot was taken."""
+    """Fails once where the rows of a sequence with beams are copied, after its first slot was
+    taken.
+    """
 
     failure: Exception | None = None
 
@@ -33,10 +37,14 @@ class FailsAfterPrefill(FakeDecoder):
         FakeDecoder.add_beams(self, cache, source, targets)
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("no copy"), torch.OutOfMemoryError("no copy")], ids=repr)
+@pytest.mark.parametrize(
+    "failure", [RuntimeError("no copy"), torch.OutOfMemoryError("no copy")], ids=repr
+)
 def test_a_prefill_that_fails_frees_the_slots_that_it_took(failure: Exception) -> None:
     decoder = FailsAfterPrefill(failure=failure)
-    scheduler = Scheduler(decoder, "fake", SchedulerLimits(NUM_SLOTS, max_waiting=8, max_prefill_tokens=100))
+    scheduler = Scheduler(
+        decoder, "fake", SchedulerLimits(NUM_SLOTS, max_waiting=8, max_prefill_tokens=100)
+    )
     scheduler.start()
     wide = SequenceRequest(torch.zeros(2, 4), (5, 6), max_new_tokens=9, num_beams=NUM_SLOTS)
     (failed,) = scheduler.submit([wide])
@@ -50,7 +58,14 @@ def test_a_prefill_that_fails_frees_the_slots_that_it_took(failure: Exception) -
 
 @pytest.mark.parametrize(
     ("top_p", "kept"),
-    [(0.5, {0}), (0.501, {0, 1}), (0.75, {0, 1}), (0.751, {0, 1, 2}), (0.90625, {0, 1, 2}), (1.0, {0, 1, 2, 3})],
+    [
+        (0.5, {0}),
+        (0.501, {0, 1}),
+        (0.75, {0, 1}),
+        (0.751, {0, 1, 2}),
+        (0.90625, {0, 1, 2}),
+        (1.0, {0, 1, 2, 3}),
+    ],
 )
 def test_top_p_keeps_the_fewest_tokens_that_reach_it(top_p: float, kept: set[int]) -> None:
     probabilities = torch.tensor([0.5, 0.25, 0.15625, 0.09375])  # sums without rounding
@@ -58,8 +73,12 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it(top_p: float, kept: set[int
     assert set(row.nonzero().flatten().tolist()) == kept
 
 
-@pytest.mark.parametrize(("length_penalty", "token_ids"), [(0.0, (1,)), (0.5, (1,)), (0.6, (2, 3)), (1.0, (2, 3))])
-def test_the_length_penalty_weighs_a_longer_answer(length_penalty: float, token_ids: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("length_penalty", "token_ids"), [(0.0, (1,)), (0.5, (1,)), (0.6, (2, 3)), (1.0, (2, 3))]
+)
+def test_the_length_penalty_weighs_a_longer_answer(
+    length_penalty: float, token_ids: tuple[int, ...]
+) -> None:
     """ln .5 = -.69 for one token against ln (.4 x .9) / 2^p for two: -1.02, -.72, -.67, -.51."""
     rules = replace(GenerationRules(frozenset({1})), length_penalty=length_penalty)
     sequence = BeamSequence(SequenceRequest(torch.zeros(2, 4), (5,), 2, num_beams=2), rules)

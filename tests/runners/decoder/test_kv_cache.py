@@ -1,4 +1,6 @@
-"""Slots of the key-value cache: each keeps its own keys, values and length, also when it is copied."""
+"""Slots of the key-value cache: each keeps its own keys, values and length, also when it is
+copied.
+"""
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ ALL = slice(0, 4)
 
 
 def filled() -> KeyValueCache:
-    """Return a cache whose every number is its slot's, plus a tenth in values, plus 10 for each layer."""
+    """Return a cache whose every number is its slot's, plus a tenth in values, plus 10 for each
+    layer.
+    """
     cache = KeyValueCache(SHAPE, torch.float32, CPU)
     for layer in range(SHAPE.num_layers):
         keys = torch.arange(4.0)[:, None, None, None].expand(4, 5, 2, 3) + 10 * layer
@@ -45,13 +49,16 @@ def test_copied_slots_have_the_positions_of_their_sources_before_the_copy(
     expected = [by_slot(cache, layer).clone() for layer in (0, 1)]
     for before in expected:
         before[:, targets, 1:4] = before[:, sources, 1:4].clone()
-    cache.copy(sources, targets, slice(1, 4), torch.tensor([sources, targets]) if is_on_device else None)
+    cache.copy(
+        sources, targets, slice(1, 4), torch.tensor([sources, targets]) if is_on_device else None
+    )
     for layer in (0, 1):
         assert torch.equal(by_slot(cache, layer), expected[layer])
 
 
 def test_appended_tokens_are_at_the_positions_of_their_rows() -> None:
-    cache, positions = filled(), ([0, 4], [2, 3])
+    cache = filled()
+    positions = ([0, 4], [2, 3])
     given = torch.rand(2, 2, 2, 2, 3)  # two tokens of two rows
     cache.append(1, torch.tensor([[1], [2]]), torch.tensor(positions), given)
     expected = torch.stack(filled().read(1, ALL, 5))
@@ -63,7 +70,8 @@ def test_appended_tokens_are_at_the_positions_of_their_rows() -> None:
 
 
 def test_a_prefix_is_at_the_first_positions_of_its_slots() -> None:
-    cache, given = filled(), torch.rand(2, 3, 2, 2, 3)
+    cache = filled()
+    given = torch.rand(2, 3, 2, 2, 3)
     cache.write_prefix(0, slice(2, 4), given)
     expected = torch.stack(filled().read(0, ALL, 5))
     expected[:, 2:4, :, :3] = given.permute(2, 0, 3, 1, 4)
@@ -74,7 +82,8 @@ def test_a_cleared_slot_is_zero_in_all_layers_and_the_others_are_not() -> None:
     cache = filled()
     cache.clear(2)
     for layer in (0, 1):
-        now, before = by_slot(cache, layer), by_slot(filled(), layer)
+        now = by_slot(cache, layer)
+        before = by_slot(filled(), layer)
         assert not now[:, 2].any()
         assert torch.equal(now[:, [0, 1, 3]], before[:, [0, 1, 3]])
 

@@ -1,4 +1,6 @@
-"""The table of shared prefixes against a plain model of it: who reads which prefix, after any order of calls."""
+"""The table of shared prefixes against a plain model of it: who reads which prefix, after any order
+of calls.
+"""
 
 from collections import Counter
 from random import Random
@@ -13,7 +15,9 @@ CPU = torch.device("cpu")
 
 
 class Sequences:
-    """The slots of live sequences as the batch keeps them, and the prefix of each, named after its sequence."""
+    """The slots of live sequences as the batch keeps them, and the prefix of each, named after its
+    sequence.
+    """
 
     def __init__(self) -> None:
         self.table = PrefixTable(NUM_SLOTS, CPU)
@@ -23,11 +27,14 @@ class Sequences:
 
     def admit(self, all_beams: list[int]) -> None:
         """Add sequences, each with as many beams."""
-        first, names = len(self.owners), range(self.num_admitted, self.num_admitted + len(all_beams))
+        first = len(self.owners)
+        names = range(self.num_admitted, self.num_admitted + len(all_beams))
         self.num_admitted += len(all_beams)
         self.owners += names
         self.stored |= zip(self.table.add(range(first, len(self.owners))), names, strict=True)
-        for name, slot, num_beams in zip(names, range(first, first + len(names)), all_beams, strict=True):
+        for name, slot, num_beams in zip(
+            names, range(first, first + len(names)), all_beams, strict=True
+        ):
             beams = range(len(self.owners), len(self.owners) + num_beams - 1)
             self.owners += [name] * len(beams)
             if beams:
@@ -35,7 +42,9 @@ class Sequences:
 
     def remove(self, name: int) -> None:
         """Free all slots of a sequence; the last slot moves into each."""
-        for slot in sorted((slot for slot, owner in enumerate(self.owners) if owner == name), reverse=True):
+        for slot in sorted(
+            (slot for slot, owner in enumerate(self.owners) if owner == name), reverse=True
+        ):
             last = len(self.owners) - 1
             moved = self.table.release(slot)
             if moved is not None:
@@ -52,11 +61,18 @@ class Sequences:
         assert self.table.num_prefixes == len(set(self.owners))
         reads = self.table.reads(slice(0, len(self.owners)))
         if reads.rows is None or reads.places is None:
-            assert names == [self.stored[prefix] for prefix in range(reads.prefixes.start, reads.prefixes.stop)]
+            assert names == [
+                self.stored[prefix] for prefix in range(reads.prefixes.start, reads.prefixes.stop)
+            ]
             return
         counts = Counter(self.owners)
-        assert (reads.prefixes, reads.rows.shape[1]) >= (slice(0, len(counts)), max(counts.values()))
-        by_place = [self.stored[prefix] for prefix in range(len(counts)) for _ in range(reads.rows.shape[1])]
+        assert (reads.prefixes, reads.rows.shape[1]) >= (
+            slice(0, len(counts)),
+            max(counts.values()),
+        )
+        by_place = [
+            self.stored[prefix] for prefix in range(len(counts)) for _ in range(reads.rows.shape[1])
+        ]
         for row, place in enumerate(reads.places.tolist()):
             assert reads.rows.flatten()[place] == row
             assert by_place[place] == names[row]
@@ -64,7 +80,9 @@ class Sequences:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_every_row_reads_the_prefix_of_its_sequence(seed: int) -> None:
-    random, sequences, num_grouped = Random(seed), Sequences(), 0
+    random = Random(seed)
+    sequences = Sequences()
+    num_grouped = 0
     for _ in range(60):
         free = NUM_SLOTS - len(sequences.owners)
         all_beams: list[int] = []

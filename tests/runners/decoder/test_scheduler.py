@@ -43,7 +43,9 @@ def test_each_sequence_gets_its_own_answer(scheduler: Scheduler) -> None:
     assert [written(future) for future in futures] == [(*answer, EOS) for answer in answers]
 
 
-def test_queued_sequences_are_batched_up_to_the_limit(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+def test_queued_sequences_are_batched_up_to_the_limit(
+    scheduler: Scheduler, decoder: FakeDecoder
+) -> None:
     futures = scheduler.submit([request(5)] * 6)
     scheduler.start()
     wait(futures, TIMEOUT_S)
@@ -71,7 +73,9 @@ def test_after_a_crashed_batch_the_next_succeeds(scheduler: Scheduler) -> None:
 
 def test_either_all_requests_are_queued_or_none(scheduler: Scheduler) -> None:
     accepted = scheduler.submit([request(5)] * 7)
-    with pytest.raises(Overloaded, match="7 sequences are queued, 2 were submitted, at most 8 are allowed"):
+    with pytest.raises(
+        Overloaded, match="7 sequences are queued, 2 were submitted, at most 8 are allowed"
+    ):
         scheduler.submit([request(6)] * 2)
     scheduler.start()
     assert all(written(future) == (5, EOS) for future in accepted)
@@ -83,7 +87,9 @@ def test_more_beams_than_slots_are_refused(scheduler: Scheduler) -> None:
     scheduler.start()
 
 
-def test_a_cancelled_queued_sequence_is_not_prefilled(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+def test_a_cancelled_queued_sequence_is_not_prefilled(
+    scheduler: Scheduler, decoder: FakeDecoder
+) -> None:
     gone, kept = scheduler.submit([request(5), request(6)])
     assert gone.cancel()
     scheduler.start()
@@ -91,7 +97,9 @@ def test_a_cancelled_queued_sequence_is_not_prefilled(scheduler: Scheduler, deco
     assert decoder.batch_sizes == [1]
 
 
-def test_an_expired_queued_sequence_is_not_prefilled(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+def test_an_expired_queued_sequence_is_not_prefilled(
+    scheduler: Scheduler, decoder: FakeDecoder
+) -> None:
     (expired,) = scheduler.submit([replace(request(5), deadline_s=time.monotonic() - 1)])
     scheduler.start()
     with pytest.raises(DeadlineExceeded):
@@ -122,9 +130,14 @@ def test_results_have_timings(scheduler: Scheduler) -> None:
     assert result.decode_s >= 0
 
 
-def test_the_listener_is_called_after_every_step(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+def test_the_listener_is_called_after_every_step(
+    scheduler: Scheduler, decoder: FakeDecoder
+) -> None:
     received: list[tuple[int, tuple[int, ...]]] = []
-    first = replace(request(5, 6, 7), on_tokens=lambda ids: received.append((len(decoder.step_sizes), tuple(ids))))
+    first = replace(
+        request(5, 6, 7),
+        on_tokens=lambda ids: received.append((len(decoder.step_sizes), tuple(ids))),
+    )
     future, _ = scheduler.submit([first, request(8, 9)])
     scheduler.start()
     assert written(future) == (5, 6, 7, EOS)

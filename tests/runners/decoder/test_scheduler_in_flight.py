@@ -1,4 +1,6 @@
-"""Continuous batching: sequences enter and leave between steps without changing the answers of others."""
+"""Continuous batching: sequences enter and leave between steps without changing the answers of
+others.
+"""
 
 import random
 import time
@@ -51,7 +53,9 @@ def test_a_short_sequence_overtakes_a_long_one(scheduler: Scheduler, decoder: Fa
     assert written(long) == (*[5] * 50, EOS)
 
 
-def test_the_slot_of_an_ended_sequence_is_reused_at_once(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+def test_the_slot_of_an_ended_sequence_is_reused_at_once(
+    scheduler: Scheduler, decoder: FakeDecoder
+) -> None:
     longs = scheduler.submit([request(*[5] * 40)] * 3)
     shorts = scheduler.submit([request(6, 7)] * 6)
     assert all(written(short) == (6, 7, EOS) for short in shorts)
@@ -60,28 +64,35 @@ def test_the_slot_of_an_ended_sequence_is_reused_at_once(scheduler: Scheduler, d
     wait(longs, TIMEOUT_S)
 
 
-def test_a_cancelled_sequence_frees_its_slot_within_a_step(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+def test_a_cancelled_sequence_frees_its_slot_within_a_step(
+    scheduler: Scheduler, decoder: FakeDecoder
+) -> None:
     (gone,) = scheduler.submit([request(*[5] * 60)])
     kept = scheduler.submit([request(*[6] * 20)])[0]
     wait_until(lambda: 2 in decoder.step_sizes)
     gone.cancel()
     num_steps = len(decoder.step_sizes)
     wait_until(lambda: decoder.step_sizes[-1] == 1 or kept.done())
-    assert decoder.step_sizes[num_steps:].count(2) <= 2  # one in progress, one that sees the cancellation
+    # one in progress, one that sees the cancellation
+    assert decoder.step_sizes[num_steps:].count(2) <= 2
     assert written(kept) == (*[6] * 20, EOS)
     with pytest.raises(CancelledError):
         gone.result()
 
 
 def test_a_deadline_ends_a_live_sequence(scheduler: Scheduler) -> None:
-    (late,) = scheduler.submit([replace(request(*[5] * 60), deadline_s=time.monotonic() + 10 * STEP_S)])
+    (late,) = scheduler.submit(
+        [replace(request(*[5] * 60), deadline_s=time.monotonic() + 10 * STEP_S)]
+    )
     with pytest.raises(DeadlineExceeded):
         late.result(TIMEOUT_S)
 
 
 def test_a_prefill_stays_within_the_token_budget(decoder: FakeDecoder) -> None:
     scheduler = Scheduler(decoder, "fake", replace(LIMITS, max_prefill_tokens=12))
-    futures = scheduler.submit([request(5, 5), request(6, 6), request(7, 7), request(8, 8), request(*[9] * 20)])
+    futures = scheduler.submit(
+        [request(5, 5), request(6, 6), request(7, 7), request(8, 8), request(*[9] * 20)]
+    )
     scheduler.start()
     wait(futures, TIMEOUT_S)
     assert decoder.batch_sizes[:2] == [3, 1]  # 2 image and 2 prompt tokens each, then no more fit
@@ -97,7 +108,9 @@ def test_beam_search_takes_a_slot_for_each_beam(scheduler: Scheduler, decoder: F
     assert max(decoder.step_sizes) == LIMITS.num_slots
 
 
-def test_a_queued_sequence_without_enough_slots_is_not_overtaken(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+def test_a_queued_sequence_without_enough_slots_is_not_overtaken(
+    scheduler: Scheduler, decoder: FakeDecoder
+) -> None:
     longs = scheduler.submit([request(*[5] * 20)] * 2)
     wait_until(lambda: 2 in decoder.step_sizes)
     (beams,) = scheduler.submit([replace(request(6), num_beams=4)])
@@ -107,7 +120,9 @@ def test_a_queued_sequence_without_enough_slots_is_not_overtaken(scheduler: Sche
     assert written(behind) == (7, EOS)
 
 
-def test_a_prefill_that_runs_out_of_memory_is_halved(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+def test_a_prefill_that_runs_out_of_memory_is_halved(
+    scheduler: Scheduler, decoder: FakeDecoder
+) -> None:
     scheduler.submit([request(*[9] * 10)])
     wait_until(lambda: decoder.step_sizes != [])
     futures = scheduler.submit([request(SHORT_OF_MEMORY), request(5), request(6)])
@@ -127,7 +142,7 @@ def test_a_failed_step_fails_the_live_sequences_only(decoder: FakeDecoder) -> No
     scheduler.stop()
 
 
-def test_two_hundred_sequences_at_random_times_some_cancelled_or_poisoned_get_their_own_answers() -> None:
+def test_two_hundred_sequences_some_cancelled_or_poisoned_get_their_own_answers() -> None:
     rng = random.Random(0)
     decoder = FakeDecoder(step_s=0.001)  # slower than sequences arrive, so that all slots are used
     scheduler = Scheduler(decoder, "fake", LIMITS)

@@ -69,14 +69,20 @@ def test_no_ngram_is_repeated() -> None:
 
 
 def test_start_token_counts_in_ngrams() -> None:
-    written = write(replace(FREE, decoder_start_token_id=4, no_repeat_ngram_size=2), request(3), preferring(4, 5))
+    written = write(
+        replace(FREE, decoder_start_token_id=4, no_repeat_ngram_size=2),
+        request(3),
+        preferring(4, 5),
+    )
     assert written.token_ids == (4, 5, 4)
 
 
 def test_sampling_is_repeatable_by_seed() -> None:
     logits = torch.zeros(10)
     answers = [write(FREE, request(temperature=1.0, seed=3), logits).token_ids for _ in range(3)]
-    others = [write(FREE, request(temperature=1.0, seed=seed), logits).token_ids for seed in range(20)]
+    others = [
+        write(FREE, request(temperature=1.0, seed=seed), logits).token_ids for seed in range(20)
+    ]
     assert answers[0] == answers[1] == answers[2]
     assert len(set(others)) > 10
 
@@ -105,12 +111,16 @@ def test_past_deadline_fails() -> None:
 
 def test_top_p_keeps_the_most_probable_tokens_only() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05] + [0.0] * 6).log()
-    drawn = {write(FREE, request(1, temperature=1.0, top_p=0.6, seed=seed), logits).token_ids[0] for seed in range(60)}
+    drawn = {
+        write(FREE, request(1, temperature=1.0, top_p=0.6, seed=seed), logits).token_ids[0]
+        for seed in range(60)
+    }
     assert drawn == {0, 1}  # 0.5 is not enough, 0.5 + 0.3 is
 
 
 def test_the_most_probable_token_is_always_kept() -> None:
     drawn = {
-        write(FREE, request(1, temperature=1.0, top_p=0.0, seed=seed), preferring(4)).token_ids for seed in range(9)
+        write(FREE, request(1, temperature=1.0, top_p=0.0, seed=seed), preferring(4)).token_ids
+        for seed in range(9)
     }
     assert drawn == {(4,)}

@@ -29,7 +29,9 @@ class Encoder:
     failure: Exception | None = None
     failed: Failed | None = None
     num_encoded: int = 0
-    features: torch.Tensor = field(default_factory=lambda: torch.arange(NUM_BYTES // 4, dtype=torch.float32)[None])
+    features: torch.Tensor = field(
+        default_factory=lambda: torch.arange(NUM_BYTES // 4, dtype=torch.float32)[None]
+    )
     cache: VisionCache | None = None
 
     def behind(self, max_bytes: int = 1000, model_id: str = "a") -> VisionCache:
@@ -73,7 +75,10 @@ def test_concurrent_calls_encode_once_and_the_others_need_no_pixels() -> None:
     async def call() -> list[Any]:
         encoder.released = asyncio.Event()
         cache = encoder.behind()
-        waiting = [asyncio.ensure_future(cache.get("1", PIXELS if first else None)) for first in (True, *[False] * 4)]
+        waiting = [
+            asyncio.ensure_future(cache.get("1", PIXELS if first else None))
+            for first in (True, *[False] * 4)
+        ]
         await asyncio.sleep(0.01)
         encoder.released.set()
         return await asyncio.gather(*waiting)
@@ -187,5 +192,10 @@ def test_outcomes_and_bytes_are_counted() -> None:
     requests = "diptych_vision_cache_requests_total"
     assert REGISTRY.get_sample_value(requests, {"model": "counted", "outcome": "miss"}) == 2
     assert REGISTRY.get_sample_value(requests, {"model": "counted", "outcome": "hit"}) == 1
-    assert REGISTRY.get_sample_value("diptych_vision_cache_bytes", {"model": "counted"}) == NUM_BYTES
-    assert REGISTRY.get_sample_value("diptych_queue_depth", {"model": "counted", "stage": "encode"}) == 0
+    assert (
+        REGISTRY.get_sample_value("diptych_vision_cache_bytes", {"model": "counted"}) == NUM_BYTES
+    )
+    assert (
+        REGISTRY.get_sample_value("diptych_queue_depth", {"model": "counted", "stage": "encode"})
+        == 0
+    )

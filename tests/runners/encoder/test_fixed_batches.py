@@ -1,4 +1,6 @@
-"""Batches in fixed sizes, with the exported encoders in ONNX Runtime's CPU provider, which ignores CUDA graphs."""
+"""Batches in fixed sizes, with the exported encoders in ONNX Runtime's CPU provider, which ignores
+CUDA graphs.
+"""
 
 import logging
 import subprocess
@@ -22,9 +24,13 @@ from runners.encoder.session import VisionEncoder
 from tests.support.export_cli import ROOT, ModelStore
 
 ROUNDING = 1e-4  # of features up to about 6, after sums in another order
-NO_MEMORY = RuntimeError("bfc_arena.cc:360 … Available memory of 69123840 is smaller than requested bytes of 84934656")
+NO_MEMORY = RuntimeError(
+    "bfc_arena.cc:360 … Available memory of 69123840 is smaller than requested bytes of 84934656"
+)
 REFUSED = RuntimeError("This session cannot use the graph capture feature as requested by the user")
-INVALIDATED = RuntimeError("CUDA failure 901: operation failed due to a previous error during capture")
+INVALIDATED = RuntimeError(
+    "CUDA failure 901: operation failed due to a previous error during capture"
+)
 
 Fault = Callable[[int, int], Exception | None]  # of a run of a session, by its number and its graph
 
@@ -56,14 +62,17 @@ import sys
 from runners.encoder.fixed_batches import FixedBatches
 from tests.runners.encoder.test_fixed_batches import Sessions
 
-error = RuntimeError("CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=a")
+message = "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=a"
+error = RuntimeError(message)
 sessions = Sessions(sys.argv[1], lambda number, graph_id: error if graph_id == 2 else None)
 FixedBatches(sessions.open, 4, "cpu", "the encoder of a model").load()
 """
 
 
 class Session:
-    """An encoder's session that records its runs and fails in some; `stale`: replays change nothing."""
+    """An encoder's session that records its runs and fails in some; `stale`: replays change
+    nothing.
+    """
 
     def __init__(self, file: str, fault: Fault, stale: bool = False) -> None:
         self._session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -92,13 +101,18 @@ class Sessions:
     """Opens sessions; those with graphs may be refused, have faults, or replay stale features."""
 
     def __init__(
-        self, file: str, fault: Fault = lambda *_: None, stale: bool = False, refusal: Exception | None = None
+        self,
+        file: str,
+        fault: Fault = lambda *_: None,
+        stale: bool = False,
+        refusal: Exception | None = None,
     ) -> None:
         self._file = file
         self._fault = fault
         self._stale = stale
         self._refusal = refusal
-        self.opened: list[tuple[bool, int]] = []  # with graphs or without, and the sessions alive before
+        # with graphs or without, and the sessions alive before
+        self.opened: list[tuple[bool, int]] = []
         self._alive: weakref.WeakSet[Session] = weakref.WeakSet()
 
     @property
@@ -136,11 +150,14 @@ def assert_right(batches: FixedBatches, encoder_file: str) -> None:
     encoder.load()
     for num_images in (1, 13):
         pixels = random_pixels(num_images)
-        torch.testing.assert_close(batches.encode(pixels), encoder.encode(pixels), atol=ROUNDING, rtol=0)
+        torch.testing.assert_close(
+            batches.encode(pixels), encoder.encode(pixels), atol=ROUNDING, rtol=0
+        )
 
 
 @pytest.mark.parametrize(
-    ("max_batch_size", "sizes"), [(1, [1]), (2, [2, 1]), (16, [16, 8, 4, 2, 1]), (24, [16, 8, 4, 2, 1])]
+    ("max_batch_size", "sizes"),
+    [(1, [1]), (2, [2, 1]), (16, [16, 8, 4, 2, 1]), (24, [16, 8, 4, 2, 1])],
 )
 def test_sizes_are_the_powers_of_two(max_batch_size: int, sizes: list[int]) -> None:
     assert batch_sizes(max_batch_size) == sizes
@@ -155,10 +172,14 @@ def test_sizes_are_the_powers_of_two(max_batch_size: int, sizes: list[int]) -> N
         (3, [1], [1, 1, 1]),
     ],
 )
-def test_a_batch_is_split_without_padding(num_images: int, sizes: list[int], expected: list[int]) -> None:
+def test_a_batch_is_split_without_padding(
+    num_images: int, sizes: list[int], expected: list[int]
+) -> None:
     found = list(split_batch(num_images, sizes))
     assert [part.stop - part.start for part in found] == expected
-    assert [index for part in found for index in range(part.start, part.stop)] == list(range(num_images))
+    assert [index for part in found for index in range(part.start, part.stop)] == list(
+        range(num_images)
+    )
 
 
 def test_features_are_those_of_the_whole_batch(artifacts: Path) -> None:
@@ -178,7 +199,9 @@ def test_captures_follow_all_runs_and_checks_follow_all_captures(encoder_file: s
 
 
 @pytest.mark.parametrize("num_images", [2, 3])  # one part, and two
-def test_features_do_not_change_when_further_batches_are_encoded(encoder_file: str, num_images: int) -> None:
+def test_features_do_not_change_when_further_batches_are_encoded(
+    encoder_file: str, num_images: int
+) -> None:
     batches = loaded(Sessions(encoder_file))
     features = batches.encode(random_pixels(num_images))
     kept = features.clone()
@@ -202,40 +225,64 @@ def test_pixels_may_be_read_only(encoder_file: str) -> None:
     assert loaded(Sessions(encoder_file), 1).encode(pixels).isfinite().all()
 
 
-def test_a_session_that_refuses_graphs_is_opened_without(encoder_file: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_session_that_refuses_graphs_is_opened_without(
+    encoder_file: str, caplog: pytest.LogCaptureFixture
+) -> None:
     sessions = Sessions(encoder_file, refusal=REFUSED)
     batches = loaded(sessions)
     assert sessions.opened == [(True, 0), (False, 0)]
     assert (batches.sizes, batches.captured_sizes) == ([8, 4, 2, 1], [])
     assert_right(batches, encoder_file)
-    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning == f"the encoder of a model cannot use CUDA graphs; it runs without CUDA graphs: {REFUSED}"
+    (warning,) = [
+        record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
+    ]
+    assert (
+        warning
+        == f"the encoder of a model cannot use CUDA graphs; it runs without CUDA graphs: {REFUSED}"
+    )
 
 
-def test_a_failed_capture_leaves_all_sizes_without_graphs(encoder_file: str, caplog: pytest.LogCaptureFixture) -> None:
-    sessions = Sessions(encoder_file, lambda number, graph_id: INVALIDATED if (number, graph_id) == (6, 4) else None)
+def test_a_failed_capture_leaves_all_sizes_without_graphs(
+    encoder_file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sessions = Sessions(
+        encoder_file, lambda number, graph_id: INVALIDATED if (number, graph_id) == (6, 4) else None
+    )
     batches = loaded(sessions)
     assert sessions.opened == [(True, 0), (False, 0)]  # the weights are never on the device twice
     assert (batches.sizes, batches.captured_sizes) == ([8, 4, 2, 1], [])
     assert_right(batches, encoder_file)
-    assert "the encoder of a model cannot capture a batch of 4 images; it runs without CUDA graphs" in caplog.text
+    assert (
+        "the encoder of a model cannot capture a batch of 4 images; it runs without CUDA graphs"
+        in caplog.text
+    )
 
 
-def test_a_replay_that_gives_other_features_is_found(encoder_file: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_replay_that_gives_other_features_is_found(
+    encoder_file: str, caplog: pytest.LogCaptureFixture
+) -> None:
     sessions = Sessions(encoder_file, stale=True)
     batches = loaded(sessions)
     assert batches.captured_sizes == []
     assert_right(batches, encoder_file)
-    assert "the encoder of a model cannot replay a batch of 8 images; it runs without CUDA graphs: other" in caplog.text
+    assert (
+        "the encoder of a model cannot replay a batch of 8 images; it runs without CUDA graphs:"
+        " other" in caplog.text
+    )
 
 
-def test_a_size_that_exceeds_the_memory_is_left_out(encoder_file: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_size_that_exceeds_the_memory_is_left_out(
+    encoder_file: str, caplog: pytest.LogCaptureFixture
+) -> None:
     sessions = Sessions(encoder_file, lambda number, _: NO_MEMORY if number == 1 else None)
     batches = loaded(sessions)
     assert (batches.sizes, batches.captured_sizes) == ([4, 2, 1], [4, 2, 1])
     assert_right(batches, encoder_file)
     assert sessions.session.graph_ids[-4:] == [4, 4, 4, 1]
-    assert f"the encoder of a model: too little memory for batches of 8 images: {NO_MEMORY}" in caplog.text
+    assert (
+        f"the encoder of a model: too little memory for batches of 8 images: {NO_MEMORY}"
+        in caplog.text
+    )
 
 
 def test_a_single_image_that_exceeds_the_memory_ends_the_start(encoder_file: str) -> None:
@@ -250,7 +297,9 @@ def test_sizes_beyond_a_limit_of_onnx_runtimes_memory_are_left_out(exported: Mod
     assert "the encoder of a model: too little memory for batches of 64 images: " in run.stderr
 
 
-def test_a_lost_device_ends_the_process_instead_of_a_try_without_graphs(exported: ModelStore) -> None:
+def test_a_lost_device_ends_the_process_instead_of_a_try_without_graphs(
+    exported: ModelStore,
+) -> None:
     run = in_python(LOST, exported)
     assert run.returncode == EXIT_STATUS, run.stderr
     assert "the encoder of a model lost its GPU" in run.stderr
@@ -259,4 +308,6 @@ def test_a_lost_device_ends_the_process_instead_of_a_try_without_graphs(exported
 def in_python(code: str, exported: ModelStore) -> "subprocess.CompletedProcess[str]":
     file = str(exported.newest("florence-2-mini") / VISION_ENCODER_FILE)
     command = [sys.executable, "-c", code, file]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )

@@ -18,7 +18,10 @@ from runners.encoder.session import (
 from tests.support.export_cli import ROOT, ModelStore
 
 # The message of ONNX Runtime 1.32 with limited memory (reproduced below).
-ARENA = "Error in execution: … bfc_arena.cc:360 … Failed to allocate memory for requested buffer of size 939524096"
+ARENA = (
+    "Error in execution: … bfc_arena.cc:360 … Failed to allocate memory for requested buffer of"
+    " size 939524096"
+)
 
 SEVERAL = """
 import resource, sys
@@ -77,7 +80,9 @@ class FakeGraph:
 
 
 def numbered(num_images: int) -> NDArray[np.uint8]:
-    return np.arange(num_images, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 4, 4, 3), dtype=np.uint8)
+    return np.arange(num_images, dtype=np.uint8)[:, None, None, None] + np.zeros(
+        (1, 4, 4, 3), dtype=np.uint8
+    )
 
 
 def test_a_batch_that_exceeds_the_memory_is_halved_and_keeps_its_order() -> None:
@@ -123,7 +128,9 @@ def test_on_cuda_the_cpu_is_the_second_provider() -> None:
     assert (options["enable_cuda_graph"], "gpu_mem_limit" in options) == ("0", False)
 
 
-def test_on_cuda_a_session_with_graphs_and_its_limit_of_memory_are_options_of_the_provider() -> None:
+def test_on_cuda_a_session_with_graphs_and_its_limit_of_memory_are_options_of_the_provider() -> (
+    None
+):
     (_, options), _ = execution_providers("cuda", with_graphs=True, max_bytes=2**30)
     assert (options["enable_cuda_graph"], options["gpu_mem_limit"]) == ("1", "1073741824")
 
@@ -145,7 +152,9 @@ def load(int8_artifacts: Path) -> Callable[[str], VisionEncoder]:
     return load_at
 
 
-def test_at_int8_an_image_has_the_same_features_in_every_batch(load: Callable[[str], VisionEncoder]) -> None:
+def test_at_int8_an_image_has_the_same_features_in_every_batch(
+    load: Callable[[str], VisionEncoder],
+) -> None:
     encoder = load("int8")
     pixels = np.random.default_rng(0).integers(0, 256, (3, 192, 192, 3), dtype=np.uint8)
     pixels[1] //= 64  # another range of values than its neighbours
@@ -154,7 +163,9 @@ def test_at_int8_an_image_has_the_same_features_in_every_batch(load: Callable[[s
         assert torch.equal(encoder.encode(one[None])[0], together[index])
 
 
-def test_features_do_not_change_when_the_next_batch_is_encoded(load: Callable[[str], VisionEncoder]) -> None:
+def test_features_do_not_change_when_the_next_batch_is_encoded(
+    load: Callable[[str], VisionEncoder],
+) -> None:
     encoder = load("float32")
     first, second = np.random.default_rng(0).integers(0, 256, (2, 1, 192, 192, 3), dtype=np.uint8)
     features = encoder.encode(first)

@@ -1,4 +1,6 @@
-"""A batch with images of several encoders: each image is encoded by its own, and the outcomes keep their order."""
+"""A batch with images of several encoders: each image is encoded by its own, and the outcomes keep
+their order.
+"""
 
 from dataclasses import replace
 
@@ -19,9 +21,12 @@ OPTIONS = runner_options(EMBEDDED[0], Settings(encoder_precision="float32"), ())
 OWNERS = (None, "tuned", "tuned", None, "tuned")  # of the images of a batch
 
 
-def test_images_of_a_mixed_batch_have_the_features_of_their_own_encoder(exported: ModelStore) -> None:
+def test_images_of_a_mixed_batch_have_the_features_of_their_own_encoder(
+    exported: ModelStore,
+) -> None:
     """The embedded models stand for a base and an adapter: their encoders take the same input."""
-    encoders, alone = Encoders(OPTIONS, "cpu", 1), {}
+    encoders = Encoders(OPTIONS, "cpu", 1)
+    alone = {}
     for adapter, model_id in zip((None, "tuned"), EMBEDDED, strict=True):
         folder = exported.newest(model_id)
         encoders.add(adapter, read_manifest(folder), folder)
@@ -41,7 +46,9 @@ def test_images_of_a_mixed_batch_have_the_features_of_their_own_encoder(exported
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider' is not in available")
-def test_an_encoder_on_cuda_without_cuda_ends_the_start_with_what_is_missing(exported: ModelStore) -> None:
+def test_an_encoder_on_cuda_without_cuda_ends_the_start_with_what_is_missing(
+    exported: ModelStore,
+) -> None:
     folder = exported.newest(EMBEDDED[0])
     encoders = Encoders(replace(OPTIONS, device="cuda"), "cpu", 1)
     with pytest.raises(RuntimeError, match="not on CUDA; install onnxruntime-gpu"):
@@ -49,8 +56,13 @@ def test_an_encoder_on_cuda_without_cuda_ends_the_start_with_what_is_missing(exp
 
 
 def test_only_an_adapter_with_an_encoder_owns_one(exported: ModelStore) -> None:
-    folder, encoders = exported.newest(EMBEDDED[0]), Encoders(OPTIONS, "cpu", 1)
+    folder = exported.newest(EMBEDDED[0])
+    encoders = Encoders(OPTIONS, "cpu", 1)
     encoders.add(None, read_manifest(folder), folder)
     encoders.add("with encoder", read_manifest(folder), folder)
-    assert [encoders.owner(each) for each in (None, "with encoder", "language only")] == [None, "with encoder", None]
+    assert [encoders.owner(each) for each in (None, "with encoder", "language only")] == [
+        None,
+        "with encoder",
+        None,
+    ]
     assert len(encoders.watchdogs) == 2

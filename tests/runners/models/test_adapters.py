@@ -1,4 +1,6 @@
-"""Adapters made by peft, mixed in one batch: the tokens of transformers' `generate` with the merged model."""
+"""Adapters made by peft, mixed in one batch: the tokens of transformers' `generate` with the merged
+model.
+"""
 
 import weakref
 from collections.abc import Mapping
@@ -28,7 +30,9 @@ from tests.support.decoder_cases import MAX_NEAR_TIES, Case, make_case
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 from tests.support.lora import merged, write_adapter
 
-NUM_ADAPTERS, NUM_BEAMS, MAX_NEW_TOKENS = 8, 3, 24
+NUM_ADAPTERS = 8
+NUM_BEAMS = 3
+MAX_NEW_TOKENS = 24
 OPTIONS: tuple[dict[str, Any], ...] = (
     {},
     {"r": 16, "use_rslora": True},
@@ -40,7 +44,9 @@ TIMEOUT_S = 300.0
 
 @dataclass(frozen=True)
 class Tuned:
-    """A base with its adapters, loaded into one decoder, and the checkpoint with each adapter merged."""
+    """A base with its adapters, loaded into one decoder, and the checkpoint with each adapter
+    merged.
+    """
 
     case: Case
     artifacts: Path
@@ -49,31 +55,46 @@ class Tuned:
 
     def request(self, index: int, num_beams: int = 1) -> SequenceRequest:
         """Return the request of an index, for the base or one of its adapters in turn."""
-        return replace(self.case.request(index, MAX_NEW_TOKENS, num_beams), adapter=self.adapter(index))
+        return replace(
+            self.case.request(index, MAX_NEW_TOKENS, num_beams), adapter=self.adapter(index)
+        )
 
     def adapter(self, index: int) -> str | None:
         return list(self.references)[index % len(self.references)]
 
 
 @pytest.fixture(scope="module", params=EMBEDDED)
-def tuned(request: pytest.FixtureRequest, exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
-    folder, artifacts = tmp_path_factory.mktemp("adapters"), exported.newest(request.param)
+def tuned(
+    request: pytest.FixtureRequest, exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
+) -> Tuned:
+    folder = tmp_path_factory.mktemp("adapters")
+    artifacts = exported.newest(request.param)
     case = make_case(request.param, exported, folder)
     references: dict[str | None, Reference] = {None: case.reference}
     tensors = {}
     for seed in range(NUM_ADAPTERS):
         reference = Reference.load(MODELS / request.param)
-        written = write_adapter(reference.model, folder / str(seed), seed, **OPTIONS[seed % len(OPTIONS)])
+        written = write_adapter(
+            reference.model, folder / str(seed), seed, **OPTIONS[seed % len(OPTIONS)]
+        )
         tensors[f"tuned-{seed}"] = read_adapter(written, artifacts / DECODER_FILE, AdapterLimits())
-        references[f"tuned-{seed}"] = Reference(merged(reference.model, written), reference.processor)
-    return Tuned(replace(case, decoder=adapted_decoder(artifacts, tensors)), artifacts, tensors, references)
+        references[f"tuned-{seed}"] = Reference(
+            merged(reference.model, written), reference.processor
+        )
+    return Tuned(
+        replace(case, decoder=adapted_decoder(artifacts, tensors)), artifacts, tensors, references
+    )
 
 
 def adapted_decoder(
-    artifacts: Path, tensors: Mapping[str, Mapping[str, torch.Tensor]], precision: Precision = "float32"
+    artifacts: Path,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    precision: Precision = "float32",
 ) -> Decoder[Any]:
     adapters = Adapters()
-    decoder = load_decoder(artifacts, read_manifest(artifacts).family, precision, "cpu", adapters=adapters)
+    decoder = load_decoder(
+        artifacts, read_manifest(artifacts).family, precision, "cpu", adapters=adapters
+    )
     for key, each in tensors.items():
         adapters.add(key, each)
     return decoder
@@ -100,14 +121,20 @@ def test_adapters_change_the_answers_of_the_base(tuned: Tuned) -> None:
     """Otherwise the comparison above would compare the base with itself."""
     requests = [tuned.request(index) for index in range(18)]
     adapted, base = (
-        generate_all(tuned.case.decoder, each) for each in (requests, [replace(one, adapter=None) for one in requests])
+        generate_all(tuned.case.decoder, each)
+        for each in (requests, [replace(one, adapter=None) for one in requests])
     )
-    num_equal = sum(one.token_ids == other.token_ids for one, other in zip(adapted, base, strict=True))
+    num_equal = sum(
+        one.token_ids == other.token_ids for one, other in zip(adapted, base, strict=True)
+    )
     assert 2 <= num_equal <= 10  # two requests are of the base
 
 
 def test_sequences_that_enter_and_leave_keep_their_adapters(tuned: Tuned) -> None:
-    requests = [replace(tuned.request(index, 1 + index % 3), max_new_tokens=2 + 5 * index % 23) for index in range(40)]
+    requests = [
+        replace(tuned.request(index, 1 + index % 3), max_new_tokens=2 + 5 * index % 23)
+        for index in range(40)
+    ]
     alone = [generate_all(tuned.case.decoder, [request])[0].token_ids for request in requests]
     scheduler = Scheduler(tuned.case.decoder, "adapters", SchedulerLimits(7, 100, 800))
     scheduler.start()
@@ -123,7 +150,9 @@ def test_adapters_that_come_and_go_while_others_are_decoded_change_no_answer(tun
     family = read_manifest(tuned.artifacts).family
     decoder = load_decoder(tuned.artifacts, family, "float32", "cpu", adapters=adapters)
     adapters.add(first, tuned.tensors[first])
-    requests = [replace(tuned.request(index), adapter=[None, first][index % 2]) for index in range(8)]
+    requests = [
+        replace(tuned.request(index), adapter=[None, first][index % 2]) for index in range(8)
+    ]
     expected = [generate_all(tuned.case.decoder, [request])[0].token_ids for request in requests]
     scheduler = Scheduler(decoder, "hot adapters", SchedulerLimits(4, 100, 800))
     scheduler.start()
@@ -141,17 +170,26 @@ def test_adapters_that_come_and_go_while_others_are_decoded_change_no_answer(tun
 
 
 def test_an_adapter_for_which_there_is_no_room_changes_nothing() -> None:
-    """An adapter of a high rank counts as often as there are adapters: all are stacked with the highest rank."""
-    adapters, base = Adapters(), FloatLinear(torch.zeros(9, 6), None)
+    """An adapter of a high rank counts as often as there are adapters: all are stacked with the
+    highest rank.
+    """
+    adapters = Adapters()
+    base = FloatLinear(torch.zeros(9, 6), None)
     joined = adapters.over(base, ["q", "k"], [4, 5])
     assert isinstance(joined, AdaptedLinear)
 
     def tensors(rank: int, *layers: str) -> dict[str, torch.Tensor]:
         downs = {f"{layer}.down": torch.ones(rank, 6) for layer in layers}
-        return downs | {f"{layer}.up": torch.ones({"q": 4, "k": 5}[layer], rank) for layer in layers}
+        return downs | {
+            f"{layer}.up": torch.ones({"q": 4, "k": 5}[layer], rank) for layer in layers
+        }
 
     taken_bytes = 0
-    for key, added in {"a": tensors(2, "q"), "b": tensors(1, "q", "k"), "c": tensors(3, "q", "k")}.items():
+    for key, added in {
+        "a": tensors(2, "q"),
+        "b": tensors(1, "q", "k"),
+        "c": tensors(3, "q", "k"),
+    }.items():
         num_adapters, rank = {"a": (1, 2), "b": (2, 2), "c": (3, 6)}[key]
         needed_bytes = num_adapters * rank * (6 + 4 + 5) * 4
         ranks = joined.ranks
@@ -166,7 +204,8 @@ def test_an_adapter_for_which_there_is_no_room_changes_nothing() -> None:
 
 
 def test_an_adapter_that_fails_in_one_layer_leaves_no_weights_in_the_others() -> None:
-    adapters, base = Adapters(), FloatLinear(torch.zeros(4, 6), None)
+    adapters = Adapters()
+    base = FloatLinear(torch.zeros(4, 6), None)
     good, bad = (adapters.over(base, [name], [size]) for name, size in (("good", 4), ("bad", 5)))
     pairs = {f"{name}.down": torch.ones(2, 6) for name in ("good", "bad")}
     with pytest.raises(RuntimeError):
@@ -177,7 +216,8 @@ def test_an_adapter_that_fails_in_one_layer_leaves_no_weights_in_the_others() ->
 
 
 def test_a_removed_adapter_leaves_no_weights() -> None:
-    adapters, base = Adapters(), FloatLinear(torch.zeros(4, 6), None)
+    adapters = Adapters()
+    base = FloatLinear(torch.zeros(4, 6), None)
     linear = adapters.over(base, ["layer"], [4])
     for key in ("a", "b"):
         adapters.add(key, {"layer.down": torch.ones(2, 6), "layer.up": torch.ones(4, 2)})
@@ -195,26 +235,45 @@ def test_constrained_answers_of_adapters_are_those_without_drafts(tuned: Tuned) 
     encoder = VisionEncoder(tuned.artifacts, precision="float32")
     encoder.load()
     entry = CATALOG[read_manifest(tuned.artifacts).model_id]
-    found = asked(tuned.case.decoder, encoder, entry, ["open_vocabulary_detection", "phrase_grounding"], range(4))
-    requests = [replace(each.request, adapter=tuned.adapter(index)) for index, each in enumerate(found)]
-    drafted, plain = (each(tuned.case.decoder, requests, 3) for each in (generate, generate_without_drafts))
+    found = asked(
+        tuned.case.decoder,
+        encoder,
+        entry,
+        ["open_vocabulary_detection", "phrase_grounding"],
+        range(4),
+    )
+    requests = [
+        replace(each.request, adapter=tuned.adapter(index)) for index, each in enumerate(found)
+    ]
+    drafted, plain = (
+        each(tuned.case.decoder, requests, 3) for each in (generate, generate_without_drafts)
+    )
     assert len(requests) > 10
-    assert [each.token_ids for each in drafted.answers] == [each.token_ids for each in plain.answers]
+    assert [each.token_ids for each in drafted.answers] == [
+        each.token_ids for each in plain.answers
+    ]
 
 
 @pytest.mark.parametrize("precision", ["int8", "bfloat16"])
-def test_the_product_of_an_adapter_is_added_to_a_base_of_lower_precision(tuned: Tuned, precision: Precision) -> None:
-    """Compared with float32 on both sides: the adapter moves the logits in the same direction, by the same amount."""
+def test_the_product_of_an_adapter_is_added_to_a_base_of_lower_precision(
+    tuned: Tuned, precision: Precision
+) -> None:
+    """Compared with float32 on both sides: the adapter moves the logits in the same direction, by
+    the same amount.
+    """
 
     def moved(in_precision: Precision) -> torch.Tensor:
         decoder = adapted_decoder(tuned.artifacts, tuned.tensors, in_precision)
         requests = [tuned.request(index) for index in range(len(tuned.references))]
         base = [replace(request, adapter=None) for request in requests]
         with torch.inference_mode():
-            adapted, plain = (decoder.prefill(decoder.new_cache(9), each, 0).float() for each in (requests, base))
+            adapted, plain = (
+                decoder.prefill(decoder.new_cache(9), each, 0).float() for each in (requests, base)
+            )
         return adapted - plain
 
-    expected, measured = moved("float32"), moved(precision)
+    expected = moved("float32")
+    measured = moved(precision)
     assert measured[0].abs().max() == 0  # of the base
     cosines = torch.cosine_similarity(measured[1:], expected[1:])
     assert cosines.min() > 0.95

@@ -1,4 +1,6 @@
-"""Both families' decoders against transformers' `generate`, from the same image features, alone and in batches."""
+"""Both families' decoders against transformers' `generate`, from the same image features, alone and
+in batches.
+"""
 
 from dataclasses import replace
 
@@ -13,7 +15,9 @@ from tests.support.export_cli import ModelStore
 
 
 @pytest.fixture(scope="module", params=CASE_NAMES)
-def case(request: pytest.FixtureRequest, exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Case:
+def case(
+    request: pytest.FixtureRequest, exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
+) -> Case:
     return make_case(request.param, exported, tmp_path_factory.mktemp("case"))
 
 
@@ -23,7 +27,9 @@ def alone(case: Case) -> list[GeneratedSequence]:
     return [generate_all(case.decoder, [request])[0] for request in case.requests()]
 
 
-def test_a_batch_gives_the_tokens_of_each_sequence_alone(case: Case, alone: list[GeneratedSequence]) -> None:
+def test_a_batch_gives_the_tokens_of_each_sequence_alone(
+    case: Case, alone: list[GeneratedSequence]
+) -> None:
     together = generate_all(case.decoder, case.requests())
     assert [written.token_ids for written in together] == [written.token_ids for written in alone]
     for one, other in zip(together, alone, strict=True):
@@ -32,7 +38,9 @@ def test_a_batch_gives_the_tokens_of_each_sequence_alone(case: Case, alone: list
 
 def test_log_probabilities_equal_the_reference(case: Case) -> None:
     written = generate_all(case.decoder, [case.request(1)])[0]
-    expected = case.reference.generate(case.prompts[1], case.images[1], case.features[1], MAX_NEW_TOKENS)
+    expected = case.reference.generate(
+        case.prompts[1], case.images[1], case.features[1], MAX_NEW_TOKENS
+    )
     scores = case.reference.model.compute_transition_scores(
         torch.tensor([expected.token_ids]), tuple(expected.logits[:, None]), normalize_logits=True
     )
@@ -49,7 +57,8 @@ def test_seeded_sampling_is_the_same_alone_and_in_a_batch(case: Case) -> None:
 
 
 def test_a_sequence_that_ends_early_does_not_change_the_others(case: Case) -> None:
-    short, long = replace(case.request(1), max_new_tokens=1), case.request(1)
+    short = replace(case.request(1), max_new_tokens=1)
+    long = case.request(1)
     cut, whole = generate_all(case.decoder, [short, long])
     assert isinstance(whole, GeneratedSequence)
     assert whole.token_ids == generate_all(case.decoder, [long])[0].token_ids
@@ -69,15 +78,20 @@ def test_nan_in_one_sequence_changes_neither_its_neighbours_nor_its_successor(ca
     while batch.live:
         batch.step()
         batch.remove_ended()
-    alone = generate_all(case.decoder, [case.request(1)]) + generate_all(case.decoder, [case.request(2)])
-    assert [beside.result().token_ids, after.result().token_ids] == [each.token_ids for each in alone]
+    alone = generate_all(case.decoder, [case.request(1)]) + generate_all(
+        case.decoder, [case.request(2)]
+    )
+    assert [beside.result().token_ids, after.result().token_ids] == [
+        each.token_ids for each in alone
+    ]
 
 
 def test_sequences_that_enter_and_leave_give_the_tokens_of_each_alone(
     case: Case, alone: list[GeneratedSequence]
 ) -> None:
     waiting = [start_sequence(request, case.decoder.rules) for request in case.requests()]
-    sequences, batch = list(waiting), LiveBatch(case.decoder, 5)
+    sequences = list(waiting)
+    batch = LiveBatch(case.decoder, 5)
     while waiting or batch.live:
         batch.remove_ended()
         if waiting and batch.num_free_slots:
@@ -85,4 +99,6 @@ def test_sequences_that_enter_and_leave_give_the_tokens_of_each_alone(
             batch.remove_ended()
         if batch.live:
             batch.step()
-    assert [sequence.result().token_ids for sequence in sequences] == [each.token_ids for each in alone]
+    assert [sequence.result().token_ids for sequence in sequences] == [
+        each.token_ids for each in alone
+    ]

@@ -1,6 +1,8 @@
-"""Answers with drafts against those without, and against transformers' `generate`, without drafts or a grammar.
+"""Answers with drafts against those without, and against transformers' `generate`, without drafts
+or a grammar.
 
-The questions are those of the evaluation: all tasks with a grammar or a forced token, with labels, phrases and regions.
+The questions are those of the evaluation: all tasks with a grammar or a forced token, with labels,
+phrases and regions.
 """
 
 from dataclasses import replace
@@ -28,8 +30,11 @@ BESIDE = 3  # requests in flight, so that drafts of different lengths share a pa
 
 
 @pytest.fixture(scope="module", params=EMBEDDED)
-def model(request: pytest.FixtureRequest, exported: ModelStore) -> tuple[Decoder[Any], list[Asked], Reference]:
-    folder, entry = exported.newest(request.param), load_catalog(CATALOG_FILE)[request.param]
+def model(
+    request: pytest.FixtureRequest, exported: ModelStore
+) -> tuple[Decoder[Any], list[Asked], Reference]:
+    folder = exported.newest(request.param)
+    entry = load_catalog(CATALOG_FILE)[request.param]
     decoder = load_decoder(folder, read_manifest(folder).family, "float32", "cpu")
     encoder = VisionEncoder(folder, precision="float32")
     encoder.load()
@@ -44,7 +49,8 @@ class CountedDecoder:
         self._decoder = decoder
         self.num_passes = 0
         self.num_drafted = 0
-        self.can_draft, self.can_draft_first = decoder.can_draft, decoder.can_draft_first
+        self.can_draft = decoder.can_draft
+        self.can_draft_first = decoder.can_draft_first
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._decoder, name)
@@ -61,22 +67,31 @@ class CountedDecoder:
 
 def differs_at_near_tie(asked_one: Asked, answer: GeneratedSequence, reference: Reference) -> bool:
     """Return False for the tokens of `generate`, True at a near tie; fail for any others."""
-    limit, features = asked_one.request.max_new_tokens, asked_one.request.image_features
+    limit = asked_one.request.max_new_tokens
+    features = asked_one.request.image_features
     expected = reference.generate(asked_one.prompt, asked_one.image, features, limit)
     if answer.token_ids == expected.token_ids:
         return False
     step = next(i for i, (a, b) in enumerate(zip(answer.token_ids, expected.token_ids)) if a != b)  # noqa: B905
     best, second = expected.logits[step].topk(2).values.tolist()
-    assert best - second <= NEAR_TIE_LOGITS, (asked_one.prompt, answer.token_ids, expected.token_ids)
+    assert best - second <= NEAR_TIE_LOGITS, (
+        asked_one.prompt,
+        answer.token_ids,
+        expected.token_ids,
+    )
     return True
 
 
 @pytest.mark.parametrize("num_answers", [NUM_ANSWERS, pytest.param(200, marks=pytest.mark.long)])
 def test_drafts_give_the_tokens_of_generate(
-    model: tuple[Decoder[Any], list[Asked], Reference], num_answers: int, capsys: pytest.CaptureFixture[str]
+    model: tuple[Decoder[Any], list[Asked], Reference],
+    num_answers: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     decoder, questions, reference = model
-    answers = generate(decoder, [question.request for question in questions[:num_answers]], BESIDE).answers
+    answers = generate(
+        decoder, [question.request for question in questions[:num_answers]], BESIDE
+    ).answers
     assert len(answers) == num_answers
     num_near_ties = sum(map(differs_at_near_tie, questions, answers, [reference] * num_answers))
     with capsys.disabled():
@@ -84,13 +99,14 @@ def test_drafts_give_the_tokens_of_generate(
     assert num_near_ties <= MAX_NEAR_TIES * num_answers
 
 
-def test_drafts_change_neither_tokens_nor_probabilities(model: tuple[Decoder[Any], list[Asked], Reference]) -> None:
-    decoder, requests = model[0], [question.request for question in model[1][:NUM_ANSWERS]]
+def test_drafts_change_neither_tokens_nor_probabilities(
+    model: tuple[Decoder[Any], list[Asked], Reference],
+) -> None:
+    decoder = model[0]
+    requests = [question.request for question in model[1][:NUM_ANSWERS]]
     for num_clients in (1, BESIDE):
-        drafted, plain = (
-            generate(decoder, requests, num_clients),
-            generate_without_drafts(decoder, requests, num_clients),
-        )
+        drafted = generate(decoder, requests, num_clients)
+        plain = generate_without_drafts(decoder, requests, num_clients)
         for one, other in zip(drafted.answers, plain.answers, strict=True):
             assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason)
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
@@ -104,13 +120,19 @@ def test_an_answer_cut_anywhere_is_the_beginning_of_the_whole(
         (whole,) = generate_without_drafts(decoder, [question.request], 1).answers
         limits = range(1, len(whole.token_ids) + 1)
         cut = [replace(question.request, max_new_tokens=limit) for limit in limits]
-        drafted, plain = generate(decoder, cut, BESIDE), generate_without_drafts(decoder, cut, BESIDE)
-        assert [each.token_ids for each in drafted.answers] == [each.token_ids for each in plain.answers]
+        drafted = generate(decoder, cut, BESIDE)
+        plain = generate_without_drafts(decoder, cut, BESIDE)
+        assert [each.token_ids for each in drafted.answers] == [
+            each.token_ids for each in plain.answers
+        ]
 
 
 def test_drafts_save_passes(model: tuple[Decoder[Any], list[Asked], Reference]) -> None:
-    requests = [each.request for each in model[1][:NUM_ANSWERS] if each.request.constraint is not None]
-    drafted, plain = CountedDecoder(model[0]), CountedDecoder(model[0])
+    requests = [
+        each.request for each in model[1][:NUM_ANSWERS] if each.request.constraint is not None
+    ]
+    drafted = CountedDecoder(model[0])
+    plain = CountedDecoder(model[0])
     generate(drafted, requests, 1)
     generate_without_drafts(plain, requests, 1)
     assert plain.num_drafted == 0 < drafted.num_drafted

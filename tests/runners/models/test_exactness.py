@@ -1,7 +1,8 @@
-"""Many requests at random times, some cancelled, compared with transformers' `generate` of each alone.
+"""Many requests at random times, some cancelled, compared with transformers' `generate` of each
+alone.
 
-An answer may differ only at a near tie: the reference's two best logits (with beams: the answers' scores) lie within
-1e-3. Near ties are counted and printed, and are at most 2 % of a case's answers.
+An answer may differ only at a near tie: the reference's two best logits (with beams: the answers'
+scores) lie within 1e-3. Near ties are counted and printed, and are at most 2 % of a case's answers.
 """
 
 import random
@@ -19,11 +20,14 @@ from tests.support.export_cli import ModelStore
 NUM_BEAMS = 3
 TIMEOUT_S = 300
 LIMITS = SchedulerLimits(num_slots=12, max_waiting=200, max_prefill_tokens=1200)
-EVERY_CANCELLED, EVERY_WITH_BEAMS = 9, 4
+EVERY_CANCELLED = 9
+EVERY_WITH_BEAMS = 4
 
 
 @pytest.fixture(scope="module", params=CASE_NAMES)
-def case(request: pytest.FixtureRequest, exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Case:
+def case(
+    request: pytest.FixtureRequest, exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
+) -> Case:
     return make_case(request.param, exported, tmp_path_factory.mktemp("case"))
 
 
@@ -54,7 +58,9 @@ def test_requests_in_flight_get_the_tokens_of_generate(
     ]
     written: list[tuple[int, ...]] = []
     num_near_ties = 0
-    for index, (request, future) in enumerate(zip(requests, submitted(case, requests), strict=True)):
+    for index, (request, future) in enumerate(
+        zip(requests, submitted(case, requests), strict=True)
+    ):
         if not future.cancelled():
             sequence = future.result().sequence
             score = sum(sequence.logprobs) / len(sequence.logprobs)

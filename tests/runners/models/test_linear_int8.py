@@ -3,7 +3,9 @@ import torch
 
 from runners.models.linear import Int8Linear, max_weight, quantize_rows
 
-OUT, IN, ROWS = 40, 96, 5
+OUT = 40
+IN = 96
+ROWS = 5
 EXACT = 1e-6  # relative, for two float32 factors in a different order
 
 
@@ -26,8 +28,11 @@ def reference_product(weight: torch.Tensor, states: torch.Tensor) -> torch.Tenso
     return rounded @ integers.double().T * scales.double() * row_scales
 
 
-def test_the_product_equals_that_of_the_quantized_numbers(weight: torch.Tensor, states: torch.Tensor) -> None:
-    product, expected = Int8Linear.of(weight, None)(states), reference_product(weight, states)
+def test_the_product_equals_that_of_the_quantized_numbers(
+    weight: torch.Tensor, states: torch.Tensor
+) -> None:
+    product = Int8Linear.of(weight, None)(states)
+    expected = reference_product(weight, states)
     # A state halfway between two integers may round either way in float32: one step of one weight.
     one_step = states.abs().amax(-1, keepdim=True) / 127 * weight.abs().max()
     assert ((product - expected).abs() <= one_step + EXACT * expected.abs()).all()
@@ -41,7 +46,9 @@ def test_it_is_close_to_float32(weight: torch.Tensor, states: torch.Tensor) -> N
     assert (product[4] == 0).all()  # zeros times the matrix, plus the bias
 
 
-def test_a_row_gives_the_same_bits_in_every_batch(weight: torch.Tensor, states: torch.Tensor) -> None:
+def test_a_row_gives_the_same_bits_in_every_batch(
+    weight: torch.Tensor, states: torch.Tensor
+) -> None:
     linear = Int8Linear.of(weight, torch.randn(OUT))
     together = linear(states)
     for index, row in enumerate(states):
@@ -52,7 +59,8 @@ def test_nan_stays_in_its_row(weight: torch.Tensor, states: torch.Tensor) -> Non
     linear = Int8Linear.of(weight, None)
     poisoned = states.clone()
     poisoned[1] = torch.nan
-    output, clean = linear(poisoned), linear(states)
+    output = linear(poisoned)
+    clean = linear(states)
     assert output[1].isnan().all()
     others = [0, 2, 3, 4]
     assert torch.equal(output[others], clean[others])

@@ -4,7 +4,8 @@ import torch
 from runners.models.linear import PackedLinear, can_pack
 
 CLOSE = 1e-4  # absolute, for sums of up to 1,024 products near 1 in a different order
-SMALL, LARGE = (96, 64), (512, 1024)
+SMALL = (96, 64)
+LARGE = (512, 1024)
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -14,8 +15,12 @@ def drawn(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 @pytest.mark.parametrize("rows", [(1,), (3, 1), (2, 70)])
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_the_product_equals_the_plain_product(size: tuple[int, int], rows: tuple[int, ...], has_bias: bool) -> None:
-    weight, bias, states = drawn(*size), drawn(size[0]) if has_bias else None, drawn(*rows, size[1])
+def test_the_product_equals_the_plain_product(
+    size: tuple[int, int], rows: tuple[int, ...], has_bias: bool
+) -> None:
+    weight = drawn(*size)
+    bias = drawn(size[0]) if has_bias else None
+    states = drawn(*rows, size[1])
     product = PackedLinear.of(weight, bias)(states)
     expected = states.double() @ weight.double().T + (0 if bias is None else bias.double())
     assert product.shape == expected.shape
@@ -23,7 +28,8 @@ def test_the_product_equals_the_plain_product(size: tuple[int, int], rows: tuple
 
 
 def test_non_contiguous_states_give_the_same_product() -> None:
-    layer, states = PackedLinear.of(drawn(*LARGE), None), drawn(4, 9, 3 * LARGE[1]).chunk(3, dim=-1)[1]
+    layer = PackedLinear.of(drawn(*LARGE), None)
+    states = drawn(4, 9, 3 * LARGE[1]).chunk(3, dim=-1)[1]
     torch.testing.assert_close(layer(states), layer(states.contiguous()))
 
 
@@ -34,7 +40,8 @@ def test_a_large_matrix_is_in_memory_once_and_a_small_one_twice() -> None:
 
 def test_nan_stays_in_its_row() -> None:
     states = drawn(3, LARGE[1])
-    layer, alone = PackedLinear.of(drawn(*LARGE), None), states.clone()
+    layer = PackedLinear.of(drawn(*LARGE), None)
+    alone = states.clone()
     states[1] = torch.nan
     product = layer(states)
     assert product[1].isnan().all()
@@ -42,12 +49,16 @@ def test_nan_stays_in_its_row() -> None:
 
 
 def test_bfloat16_gives_the_product_of_torch() -> None:
-    weight, states = drawn(*LARGE).bfloat16(), drawn(5, LARGE[1]).bfloat16()
-    torch.testing.assert_close(PackedLinear.of(weight, None)(states), states @ weight.T, rtol=2e-2, atol=0.5)
+    weight = drawn(*LARGE).bfloat16()
+    states = drawn(5, LARGE[1]).bfloat16()
+    torch.testing.assert_close(
+        PackedLinear.of(weight, None)(states), states @ weight.T, rtol=2e-2, atol=0.5
+    )
 
 
 def test_a_view_shares_memory_and_gives_the_same_product() -> None:
-    weight, states = drawn(*LARGE), drawn(5, LARGE[1])
+    weight = drawn(*LARGE)
+    states = drawn(5, LARGE[1])
     view = PackedLinear.view(weight)
     assert view.matrix.data_ptr() == weight.data_ptr()
     torch.testing.assert_close(view(states), PackedLinear.of(weight, None)(states))

@@ -1,4 +1,6 @@
-"""The memory that loading a decoder takes, measured in a separate process, and its independence of the encoder."""
+"""The memory that loading a decoder takes, measured in a separate process, and its independence of
+the encoder.
+"""
 
 import shutil
 import subprocess
@@ -18,8 +20,8 @@ from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights
 from tests.support.export_cli import ROOT
 
-# Relative to the weights. The excess: the mapped pages of the tensor being read, the holes that packing leaves in the
-# heap (up to 90 MB here), and the interpreter's own objects.
+# Relative to the weights. The excess: the mapped pages of the tensor being read, the holes that
+# packing leaves in the heap (up to 90 MB here), and the interpreter's own objects.
 MARGIN = 1.25
 
 LOAD = """
@@ -30,13 +32,15 @@ from transformers import BartConfig
 from runners.models.bart import Bart
 from runners.models.weights import DecoderWeights
 
-def peak_bytes():  # without the code of libraries, of which a call maps pages, or megabytes if they were just installed
+# Without the code of libraries: a call maps pages of it, or megabytes if they were just installed.
+def peak_bytes():
     rows = dict(row.split(":") for row in Path("/proc/self/status").read_text().splitlines())
     code, is_library = 0, False
     for name, *values in map(str.split, Path("/proc/self/smaps").read_text().splitlines()):
         is_library = ".so" in values[-1] if not name.endswith(":") else is_library
         code += int(values[0]) if name == "Rss:" and is_library else 0
-    return (int(rows["VmHWM"].removesuffix("kB")) - code) * 1024  # getrusage would include the parent's peak
+    # getrusage would include the parent's peak.
+    return (int(rows["VmHWM"].removesuffix("kB")) - code) * 1024
 
 folder, precision = Path(sys.argv[1]), sys.argv[2]
 if precision == "checkpoint":
@@ -55,7 +59,9 @@ print(peak_bytes() - before)
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random checkpoint in the widths of Florence-2-large, 600 MB in float16, and its decoder's weights beside it."""
+    """A random checkpoint in the widths of Florence-2-large, 600 MB in float16, and its decoder's
+    weights beside it.
+    """
     folder = tmp_path_factory.mktemp("large")
     write_random_checkpoint("florence-2-large", folder, max_layers=2)
     write_decoder_weights(CheckpointTensors.open(folder), folder / DECODER_FILE)
@@ -73,7 +79,8 @@ def peak_bytes(folder: Path, precision: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("precision", "num_bytes"), [("float32", 4), ("bfloat16", 2), pytest.param("float16", 2, marks=pytest.mark.long)]
+    ("precision", "num_bytes"),
+    [("float32", 4), ("bfloat16", 2), pytest.param("float16", 2, marks=pytest.mark.long)],
 )
 def test_loading_a_decoder_takes_its_size_once(large: Path, precision: str, num_bytes: int) -> None:
     size = num_bytes * num_numbers(large / DECODER_FILE)
@@ -83,7 +90,8 @@ def test_loading_a_decoder_takes_its_size_once(large: Path, precision: str, num_
 def test_loading_a_decoder_at_int8_never_holds_it_in_float32(large: Path) -> None:
     size = 4 * num_numbers(large / DECODER_FILE)
     embeddings = 4 * load_file(large / DECODER_FILE)["model.language_model.shared.weight"].numel()
-    assert embeddings <= peak_bytes(large, "int8") <= 0.95 * size  # the embeddings, half of the weights, stay float32
+    # the embeddings, half of the weights, stay float32
+    assert embeddings <= peak_bytes(large, "int8") <= 0.95 * size
 
 
 def test_loading_the_reference_holds_the_weights_once(large: Path) -> None:
@@ -104,17 +112,27 @@ def test_decoders_load_without_any_vision_weights(artifacts: Path, tmp_path: Pat
 def test_encoders_load_without_any_decoder_weights(int8_artifacts: Path, tmp_path: Path) -> None:
     for file in int8_artifacts.glob("*.onnx"):
         shutil.copyfile(file, tmp_path / file.name)
-    assert {file.name for file in tmp_path.iterdir()} >= {vision_encoder_file("float32"), vision_encoder_file("int8")}
+    assert {file.name for file in tmp_path.iterdir()} >= {
+        vision_encoder_file("float32"),
+        vision_encoder_file("int8"),
+    }
     for precision in ("float32", "int8"):
         VisionEncoder(tmp_path, precision=precision).load()
 
 
 def test_layers_of_one_input_are_joined_and_a_separate_output_head_is_used(tmp_path: Path) -> None:
-    own = {"a.weight": torch.eye(2), "b.weight": torch.full((1, 2), 3.0), "embed.weight": torch.zeros(4, 2)}
+    own = {
+        "a.weight": torch.eye(2),
+        "b.weight": torch.full((1, 2), 3.0),
+        "embed.weight": torch.zeros(4, 2),
+    }
     tensors = {f"model.language_model.{name}": tensor.half() for name, tensor in own.items()}
     save_file(tensors, tmp_path / "tied.safetensors")
     save_file(tensors | {"lm_head.weight": torch.ones(4, 2)}, tmp_path / "own.safetensors")
-    tied, untied = (DecoderWeights.open(tmp_path / f"{name}.safetensors", "float32", "cpu") for name in ("tied", "own"))
+    tied, untied = (
+        DecoderWeights.open(tmp_path / f"{name}.safetensors", "float32", "cpu")
+        for name in ("tied", "own")
+    )
     states = torch.tensor([[1.0, 2.0]])
     assert tied.linear("a", "b")(states).tolist() == [[1.0, 2.0, 9.0]]
     assert tied.output_head(tied.tensor("embed.weight"))(states).tolist() == [[0.0] * 4]

@@ -1,4 +1,6 @@
-"""Files of metrics, by processes of this test's own: what a process declares and writes is that process's for good."""
+"""Files of metrics, by processes of this test's own: what a process declares and writes is that
+process's for good.
+"""
 
 import os
 import subprocess
@@ -58,7 +60,9 @@ def test_a_restarted_part_continues_its_counters_in_the_same_files(tmp_path: Pat
     run(tmp_path, COUNT_TWO, "diptych-0")
     assert values(tmp_path)["calls_total"] == 8
     assert {path.name for path in tmp_path.iterdir() if "supervisor" not in path.name} == {
-        f"{kind}_{part}.db" for kind in ("counter", "gauge_livesum") for part in ("runner", "diptych-0")
+        f"{kind}_{part}.db"
+        for kind in ("counter", "gauge_livesum")
+        for part in ("runner", "diptych-0")
     }
 
 
@@ -69,7 +73,9 @@ def test_live_gauges_of_an_ended_part_are_removed_and_its_counters_kept(tmp_path
     assert values(tmp_path) == {"calls_total": 4, "live": 3}
 
 
-@pytest.mark.parametrize("steps", [[WITHOUT_FOLDER, WRITE, COUNT_MANY], [WRITE, WITHOUT_FOLDER, COUNT_MANY]])
+@pytest.mark.parametrize(
+    "steps", [[WITHOUT_FOLDER, WRITE, COUNT_MANY], [WRITE, WITHOUT_FOLDER, COUNT_MANY]]
+)
 def test_without_space_a_process_counts_in_its_memory(tmp_path: Path, steps: Sequence[str]) -> None:
     folder = tmp_path / "metrics"
     folder.mkdir()

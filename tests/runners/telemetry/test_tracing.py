@@ -28,7 +28,14 @@ from runners.telemetry.tracing import (
     trace_id,
 )
 from runners.transport.traced_calls import TracedCalls
-from tests.support.trace_collector import CALLER_ID, TRACE_ID, TRACEPARENT, CollectedSpan, Collector, collecting
+from tests.support.trace_collector import (
+    CALLER_ID,
+    TRACE_ID,
+    TRACEPARENT,
+    CollectedSpan,
+    Collector,
+    collecting,
+)
 from tests.support.waiting import wait_until
 
 MALFORMED = [
@@ -69,7 +76,10 @@ def by_name(collector: Collector) -> dict[str, CollectedSpan]:
 
 
 def test_spans_are_nested_within_the_span_of_the_caller(collector: Collector) -> None:
-    with exporting(f"{collector.url}/"), span("outer", {"a": 1}, parent=caller_context({"traceparent": TRACEPARENT})):
+    with (
+        exporting(f"{collector.url}/"),
+        span("outer", {"a": 1}, parent=caller_context({"traceparent": TRACEPARENT})),
+    ):
         assert trace_id() == TRACE_ID
         with span("inner"):
             pass
@@ -77,7 +87,9 @@ def test_spans_are_nested_within_the_span_of_the_caller(collector: Collector) ->
     assert collector.paths == {"/v1/traces"}
     assert {one.trace_id for one in made.values()} == {TRACE_ID}
     assert (made["outer"].parent_id, made["inner"].parent_id) == (CALLER_ID, made["outer"].span_id)
-    assert made["outer"].start_s <= made["inner"].start_s <= made["inner"].end_s <= made["outer"].end_s
+    assert (
+        made["outer"].start_s <= made["inner"].start_s <= made["inner"].end_s <= made["outer"].end_s
+    )
     assert (made["outer"].part, made["outer"].attributes) == ("part", {"a": 1})
 
 
@@ -111,11 +123,18 @@ def test_a_past_span_has_its_own_times(collector: Collector) -> None:
     made = by_name(collector)
     assert made["past"].duration_s == pytest.approx(0.01, abs=1e-6)
     # Two clocks are read in succession, and the process may be preempted in between.
-    assert made["whole"].start_s - 0.005 <= made["past"].start_s <= made["past"].end_s <= made["whole"].end_s
+    assert (
+        made["whole"].start_s - 0.005
+        <= made["past"].start_s
+        <= made["past"].end_s
+        <= made["whole"].end_s
+    )
     assert made["past"].attributes == {"n": 2}
 
 
-def test_a_failed_span_has_the_class_of_the_exception_and_not_its_message(collector: Collector) -> None:
+def test_a_failed_span_has_the_class_of_the_exception_and_not_its_message(
+    collector: Collector,
+) -> None:
     with exporting(collector.url), pytest.raises(ValueError, match="a-secret"), span("failed"):
         raise ValueError("a-secret")
     (failed,) = collector.spans
@@ -130,10 +149,19 @@ def test_a_cancelled_span_has_not_failed(collector: Collector) -> None:
     assert [(one.name, one.has_failed) for one in collector.spans] == [("cancelled", False)]
 
 
-def test_the_caller_decides_on_sampling_of_its_traces_and_the_share_applies_to_others(collector: Collector) -> None:
+def test_the_caller_decides_on_sampling_of_its_traces_and_the_share_applies_to_others(
+    collector: Collector,
+) -> None:
     unsampled = TRACEPARENT.removesuffix("1") + "0"
-    for sample, headers in ((1.0, {"traceparent": unsampled}), (0.0, {"traceparent": TRACEPARENT}), (0.0, {})):
-        with exporting(collector.url, sample), span(f"{sample} {headers}", parent=caller_context(headers)):
+    for sample, headers in (
+        (1.0, {"traceparent": unsampled}),
+        (0.0, {"traceparent": TRACEPARENT}),
+        (0.0, {}),
+    ):
+        with (
+            exporting(collector.url, sample),
+            span(f"{sample} {headers}", parent=caller_context(headers)),
+        ):
             assert (trace_id() == TRACE_ID) == bool(headers)
             assert trace_id() != "0" * 32
     assert [one.name for one in collector.spans] == [f"{0.0} {{'traceparent': '{TRACEPARENT}'}}"]
@@ -146,7 +174,10 @@ def test_a_malformed_traceparent_is_ignored(traceparent: str) -> None:
 
 def test_without_a_collector_there_are_no_spans_threads_or_headers() -> None:
     threads = threading.active_count()
-    with exporting_nothing(), span("none", parent=caller_context({"traceparent": TRACEPARENT})) as made:
+    with (
+        exporting_nothing(),
+        span("none", parent=caller_context({"traceparent": TRACEPARENT})) as made,
+    ):
         past_span("none", 0, 1)
         assert made is INVALID_SPAN
         assert call_headers() == {}
@@ -159,7 +190,11 @@ def test_without_a_collector_each_request_without_a_trace_has_random_ids() -> No
     for _ in range(3):
         with request_trace({}, "none", None) as made:
             contexts.append(made.get_span_context())
-    assert len({context.trace_id for context in contexts}) == len({context.span_id for context in contexts}) == 3
+    assert (
+        len({context.trace_id for context in contexts})
+        == len({context.span_id for context in contexts})
+        == 3
+    )
 
 
 @contextmanager
@@ -177,7 +212,9 @@ def test_the_spans_of_a_runner_belong_to_the_trace_of_the_call(collector: Collec
     app = TracedCalls(Starlette(routes=[Route("/encode", answer, methods=["POST"])]))
 
     async def call() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://runner") as client:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://runner"
+        ) as client:
             with span("call"):
                 headers = call_headers()
             await client.post("/encode", headers=headers)
@@ -221,7 +258,8 @@ def test_an_unreachable_collector_costs_one_log_line_and_a_bounded_shutdown(
         wait_until(lambda: bool(caplog.records))
         start_s = time.monotonic()
         tracing.stop()
-        assert time.monotonic() - start_s < 5  # the limit is 2 s; a batch that is not accepted takes 6
+        # the limit is 2 s; a batch that is not accepted takes 6
+        assert time.monotonic() - start_s < 5
     assert made_s < 5  # 0.3 s without waiting; waiting for a batch takes 6
     assert len(caplog.records) == 1
     wait_until(lambda: threading.active_count() == num_threads, 10)  # no retries

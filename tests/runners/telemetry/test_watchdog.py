@@ -81,7 +81,9 @@ def test_iterations_within_the_limit_are_in_time() -> None:
     assert watchdog.is_in_time()
 
 
-def test_a_long_iteration_is_logged_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_iteration_is_logged_once_and_so_is_its_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     clock = Clock()
     watchdog = Watchdog("the decoder of x", 60, clock)
     with watchdog.iteration():
@@ -119,12 +121,16 @@ def test_a_blocked_scheduler_is_detected_and_recovers() -> None:
 
 def starting(work: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-c", STARTS, work]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
 
 
 def iterating(work: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-c", RUNS_AN_ITERATION, work]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
 
 
 @pytest.mark.parametrize("work", SLEEPS.values(), ids=SLEEPS)

@@ -10,10 +10,22 @@ from tests.support import token_choices
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tests.support.token_choices import masked
 
-EOS, SEPARATOR, SIZE = 1, 2, 16
-LOCATIONS, CODES = range(3, 7), range(7, 9)
-TEXT = {9: "a", 10: "ab", 11: "b", 12: "Ġ", 13: ";", 14: "Ã", 15: "¤"}  # Ã and ¤ are the two bytes of ä
-BYTES = {9: b"a", 10: b"ab", 11: b"b", 12: b" ", 13: b";", 14: "ä".encode()[:1], 15: "ä".encode()[1:]}
+EOS = 1
+SEPARATOR = 2
+SIZE = 16
+LOCATIONS = range(3, 7)
+CODES = range(7, 9)
+# Ã and ¤ are the two bytes of ä
+TEXT = {9: "a", 10: "ab", 11: "b", 12: "Ġ", 13: ";", 14: "Ã", 15: "¤"}
+BYTES = {
+    9: b"a",
+    10: b"ab",
+    11: b"b",
+    12: b" ",
+    13: b";",
+    14: "ä".encode()[:1],
+    15: "ä".encode()[1:],
+}
 STARTS_A_CHARACTER = {*TEXT} - {15}
 CONTROL = (
     {0: "<pad>", EOS: "<eos>", SEPARATOR: "<sep>"}
@@ -63,14 +75,18 @@ def allowed_after(grammar: str, *token_ids: int) -> set[int]:
         ('start: ("a" location{2})*', (9, 3, 4), {EOS, 9}),
     ],
 )
-def test_allowed_tokens_by_grammar_and_prefix(grammar: str, written: tuple[int, ...], expected: set[int]) -> None:
+def test_allowed_tokens_by_grammar_and_prefix(
+    grammar: str, written: tuple[int, ...], expected: set[int]
+) -> None:
     assert allowed_after(grammar, *written) == expected
 
 
 def test_every_path_through_a_grammar_spells_its_text() -> None:
-    constraint, rng = CONSTRAINTS.get('start: ("ab ;ä" location{4}){1,2}'), random.Random(0)
+    constraint = CONSTRAINTS.get('start: ("ab ;ä" location{4}){1,2}')
+    rng = random.Random(0)
     for _ in range(50):
-        state, written = constraint.start(), []
+        state = constraint.start()
+        written = []
         while (token_id := rng.choice(sorted(allowed_ids(constraint, state)))) != EOS:
             written.append(token_id)
             state = constraint.after(state, token_id)
@@ -82,7 +98,8 @@ def test_a_state_is_unchanged_when_beams_continue_from_it() -> None:
     constraint = CONSTRAINTS.get(BOXES)
     state = constraint.after(constraint.start(), 9)
     before = allowed_ids(constraint, state)
-    text, box = constraint.after(state, 11), constraint.after(state, 3)
+    text = constraint.after(state, 11)
+    box = constraint.after(state, 3)
     assert allowed_ids(constraint, text) == before
     assert allowed_ids(constraint, box) == {*LOCATIONS}
     assert allowed_ids(constraint, state) == before
@@ -118,7 +135,9 @@ def test_a_compiled_grammar_is_cached() -> None:
 
 
 def test_end_token_without_a_text_is_never_allowed_and_loads() -> None:
-    """A checkpoint may end with a padding row of its embeddings: the answer stops where the grammar leaves nothing."""
+    """A checkpoint may end with a padding row of its embeddings: the answer stops where the grammar
+    leaves nothing.
+    """
     never_ends = Constraints(tiny_tokenizer(TEXT, CONTROL), {SIZE + 5}).get("start: location")
     after = never_ends.after(never_ends.start(), LOCATIONS[0])
     assert SIZE + 5 not in allowed_ids(never_ends, after)

@@ -1,4 +1,6 @@
-"""Allowed tokens in 500 recorded grammar states, for the vocabularies of the embedded and released checkpoints."""
+"""Allowed tokens in 500 recorded grammar states, for the vocabularies of the embedded and released
+checkpoints.
+"""
 
 import statistics
 import time
@@ -31,7 +33,8 @@ def test_allowed_tokens_are_as_recorded(name: TokenizerName) -> None:
     definition = tokenizer_definition(name)
     if definition is None:
         pytest.skip(MISSING_NPM)
-    constraints, states = Constraints(definition, {EOS_ID[FAMILY_OF[name]]}), recorded_states(name)
+    constraints = Constraints(definition, {EOS_ID[FAMILY_OF[name]]})
+    states = recorded_states(name)
     assert len(states) == NUM_STATES
     for state in states:
         assert measured(state, constraints) == state
@@ -50,12 +53,15 @@ def test_a_mask_over_gemmas_vocabulary_takes_a_fraction_of_a_decode_step() -> No
     definition = tokenizer_definition("gemma")
     if definition is None:
         pytest.skip(MISSING_NPM)
-    constraints, logprobs = Constraints(definition, {EOS_ID["paligemma"]}), torch.zeros(GEMMA_LOGITS)
-    first_ms, later_ms = [], []
+    constraints = Constraints(definition, {EOS_ID["paligemma"]})
+    logprobs = torch.zeros(GEMMA_LOGITS)
+    first_ms = []
+    later_ms = []
     for recorded in recorded_states("gemma"):
         constraints.get.cache_clear()
         constraint = constraints.get(grammar_of(recorded))
-        state, times_ms = state_after(constraint, recorded.token_ids), []
+        state = state_after(constraint, recorded.token_ids)
+        times_ms = []
         for _ in range(5):
             start_s = time.thread_time()
             masked(constraint, state, logprobs)

@@ -41,12 +41,19 @@ def logits_of(num_rows: int, size: int = SIZE) -> Tensor:
 
 
 def singles(logits: Tensor, conditions: Sequence[RowConditions]) -> list[Choice]:
-    return [choice for (choice,) in choose_tokens(logits, conditions, [[row] for row in range(len(conditions))])]
+    return [
+        choice
+        for (choice,) in choose_tokens(
+            logits, conditions, [[row] for row in range(len(conditions))]
+        )
+    ]
 
 
 def draw(probabilities: Tensor, top_p: float, num: int = 4000) -> Tensor:
     """Return the frequencies (V,) of `num` tokens, drawn at evenly spaced random numbers."""
-    conditions = [RowConditions(temperature=1.0, top_p=top_p, uniform=(i + 0.5) / num) for i in range(num)]
+    conditions = [
+        RowConditions(temperature=1.0, top_p=top_p, uniform=(i + 0.5) / num) for i in range(num)
+    ]
     drawn = [choice.token_id for choice in singles(probabilities.log().expand(num, -1), conditions)]
     return torch.bincount(torch.tensor(drawn), minlength=len(probabilities)) / num
 
@@ -69,7 +76,8 @@ def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:
 def test_a_flat_distribution_is_drawn_from_beyond_the_usual_nucleus() -> None:
     probabilities = torch.full((3000,), 1 / 3000) * torch.linspace(0.9, 1.1, 3000)
     drawn = draw(probabilities, 0.9, num=9000).nonzero().flatten()
-    assert 2600 < len(drawn) < 2720  # the more probable nine tenths, which are fewer than nine tenths of the tokens
+    # the more probable nine tenths, which are fewer than nine tenths of the tokens
+    assert 2600 < len(drawn) < 2720
     assert drawn.min() > 250
 
 
@@ -92,7 +100,9 @@ def test_beams_of_several_sequences_are_searched_as_each_alone() -> None:
     rows = [(0, 2), (1,), (3, 5, 6), (4,)]
     together = choose_tokens(logits, conditions, rows)
     for own, choices in zip(rows, together, strict=True):
-        alone = choose_tokens(logits[list(own)], [conditions[row] for row in own], [range(len(own))])
+        alone = choose_tokens(
+            logits[list(own)], [conditions[row] for row in own], [range(len(own))]
+        )
         assert choices == alone[0]
     assert [len(choices) for choices in together] == [6, 1, 6, 1]
     best = logits.log_softmax(-1)[[0, 2]].flatten().topk(6).values - 1.5
@@ -100,9 +110,13 @@ def test_beams_of_several_sequences_are_searched_as_each_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "conditions", [[GREEDY], [SAMPLED], [CONSTRAINED], [RULED, FORCED], [BEAM] * 3], ids=lambda each: repr(each[0])[:40]
+    "conditions",
+    [[GREEDY], [SAMPLED], [CONSTRAINED], [RULED, FORCED], [BEAM] * 3],
+    ids=lambda each: repr(each[0])[:40],
 )
-def test_the_number_of_operations_does_not_depend_on_the_number_of_rows(conditions: list[RowConditions]) -> None:
+def test_the_number_of_operations_does_not_depend_on_the_number_of_rows(
+    conditions: list[RowConditions],
+) -> None:
     counts = []
     for num in (1, 7):
         width = len(conditions) if conditions[0].beam_score is not None else 1

@@ -9,13 +9,31 @@ from transformers import AutoTokenizer
 from runners.tokens.tokenizer import PromptTokenizer
 from tests.support.export_cli import EMBEDDED, MODELS
 
-CONTROL = "<loc_5>", "<loc0005>", "<seg001>", "<image>", "</s>", "<s>", "<pad>", "<bos>", "<eos>", "<poly>", "<sep>"
+CONTROL = (
+    "<loc_5>",
+    "<loc0005>",
+    "<seg001>",
+    "<image>",
+    "</s>",
+    "<s>",
+    "<pad>",
+    "<bos>",
+    "<eos>",
+    "<poly>",
+    "<sep>",
+)
 TOKENIZERS = {name: PromptTokenizer.load(MODELS / name / "tokenizer.json") for name in EMBEDDED}
-CONTROL_IDS = {name: set(AutoTokenizer.from_pretrained(MODELS / name).added_tokens_decoder) for name in EMBEDDED}
+CONTROL_IDS = {
+    name: set(AutoTokenizer.from_pretrained(MODELS / name).added_tokens_decoder)
+    for name in EMBEDDED
+}
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
-@given(text=st.lists(st.sampled_from([*CONTROL, "red circle", " ", "<", ">", "é"])).map("".join) | st.text())
+@given(
+    text=st.lists(st.sampled_from([*CONTROL, "red circle", " ", "<", ">", "é"])).map("".join)
+    | st.text()
+)
 def test_plain_text_never_becomes_a_control_token(name: str, text: str) -> None:
     assert not CONTROL_IDS[name] & set(TOKENIZERS[name].encode([(text, False)]))
 
@@ -23,11 +41,15 @@ def test_plain_text_never_becomes_a_control_token(name: str, text: str) -> None:
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_plain_text_is_tokenized_as_by_transformers(name: str) -> None:
     text = "Locate the purple square, STOP 42 in the image."
-    expected = AutoTokenizer.from_pretrained(MODELS / name)(text, add_special_tokens=False).input_ids
+    expected = AutoTokenizer.from_pretrained(MODELS / name)(
+        text, add_special_tokens=False
+    ).input_ids
     assert TOKENIZERS[name].encode([(text, False)]) == expected
 
 
-@pytest.mark.parametrize(("name", "token"), [("florence-2-mini", "<loc_999>"), ("paligemma-mini", "<loc1023>")])
+@pytest.mark.parametrize(
+    ("name", "token"), [("florence-2-mini", "<loc_999>"), ("paligemma-mini", "<loc1023>")]
+)
 def test_a_control_segment_is_one_token(name: str, token: str) -> None:
     (token_id,) = TOKENIZERS[name].encode([(token, True)])
     assert token_id in CONTROL_IDS[name]
@@ -63,4 +85,6 @@ def test_a_prompt_is_neither_padded_nor_cut_as_the_file_says(name: str, tmp_path
     definition |= {"padding": padding | sides, "truncation": truncation | sides}
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
     prompt = [("Locate the purple square, STOP 42 in the image.", False)]
-    assert PromptTokenizer.load(tmp_path / "tokenizer.json").encode(prompt) == TOKENIZERS[name].encode(prompt)
+    assert PromptTokenizer.load(tmp_path / "tokenizer.json").encode(prompt) == TOKENIZERS[
+        name
+    ].encode(prompt)

@@ -63,7 +63,8 @@ async def started(client: Client, work: Work) -> "asyncio.Task[str]":
 
 def test_the_result_is_returned_to_a_connected_client() -> None:
     async def test() -> str:
-        client, work = Client([{"type": "http.request", "body": b"", "more_body": False}]), Work()
+        client = Client([{"type": "http.request", "body": b"", "more_body": False}])
+        work = Work()
         task = await started(client, work)
         work.released.set()
         return await task
@@ -73,7 +74,8 @@ def test_the_result_is_returned_to_a_connected_client() -> None:
 
 def test_the_work_is_cancelled_when_the_client_disconnects() -> None:
     async def test() -> None:
-        client, work = Client(), Work()
+        client = Client()
+        work = Work()
         task = await started(client, work)
         client.gone.set()
         with pytest.raises(ClientDisconnect):
@@ -85,7 +87,8 @@ def test_the_work_is_cancelled_when_the_client_disconnects() -> None:
 
 def test_a_result_that_is_ready_is_returned_despite_the_disconnection() -> None:
     async def test() -> str:
-        client, work = Client(), Work()
+        client = Client()
+        work = Work()
         client.gone.set()
         work.released.set()
         return await while_connected(client.receive, work())
@@ -95,7 +98,8 @@ def test_a_result_that_is_ready_is_returned_despite_the_disconnection() -> None:
 
 def test_the_work_is_cancelled_with_its_caller() -> None:
     async def test() -> None:
-        client, work = Client(), Work()
+        client = Client()
+        work = Work()
         task = await started(client, work)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

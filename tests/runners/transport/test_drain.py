@@ -18,7 +18,9 @@ class Calls:
         self._app = self.in_flight.middleware(self._answer)
         self._events: list[asyncio.Event] = []
 
-    def begin(self, method: str = "POST", kind: str = "http") -> "tuple[asyncio.Event, asyncio.Task[None]]":
+    def begin(
+        self, method: str = "POST", kind: str = "http"
+    ) -> "tuple[asyncio.Event, asyncio.Task[None]]":
         event = asyncio.Event()
         self._events.append(event)
         scope = {"type": kind, "method": method, "event": event}
@@ -43,7 +45,8 @@ async def turns() -> None:
 def test_draining_ends_with_the_last_of_several_calls() -> None:
     async def scenario() -> None:
         calls = Calls()
-        first, second = calls.begin()[0], calls.begin()[0]
+        first = calls.begin()[0]
+        second = calls.begin()[0]
         await turns()
         assert not calls.in_flight.is_draining
         draining = asyncio.ensure_future(calls.in_flight.drain())
@@ -87,7 +90,8 @@ def test_the_signal_stops_the_server_once_and_after_the_drain() -> None:
     stopped: list[int] = []
 
     async def scenario() -> None:
-        num_drains, drained = 0, asyncio.Event()
+        num_drains = 0
+        drained = asyncio.Event()
 
         async def drain() -> None:
             nonlocal num_drains

@@ -7,7 +7,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from runners.transport.guards import BUILD_HEADER, MAX_BODY_BYTES, BodyGuard, BuildGuard, LoadedBuild
+from runners.transport.guards import (
+    BUILD_HEADER,
+    MAX_BODY_BYTES,
+    BodyGuard,
+    BuildGuard,
+    LoadedBuild,
+)
 
 PICKLE = "application/vnd.bentoml+pickle"
 
@@ -16,12 +22,18 @@ async def echo(request: Request) -> Response:
     return PlainTextResponse(await request.body())
 
 
-APP = BodyGuard(Starlette(routes=[Route(path, echo, methods=["GET", "POST"]) for path in ("/encode", "/write")]))
+APP = BodyGuard(
+    Starlette(routes=[Route(path, echo, methods=["GET", "POST"]) for path in ("/encode", "/write")])
+)
 
 
-def send(method: str, content_type: str | None, path: str = "/encode", **more: str) -> httpx.Response:
+def send(
+    method: str, content_type: str | None, path: str = "/encode", **more: str
+) -> httpx.Response:
     async def request() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(APP), base_url="http://runner") as client:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(APP), base_url="http://runner"
+        ) as client:
             headers = more if content_type is None else {"Content-Type": content_type} | more
             return await client.request(method, path, content=b"{}", headers=headers)
 
@@ -34,7 +46,16 @@ def test_json_is_accepted() -> None:
 
 @pytest.mark.parametrize(
     "content_type",
-    [None, "", PICKLE, PICKLE.upper(), f"{PICKLE}; a=b", f" {PICKLE}", f"application/json, {PICKLE}", "text/plain"],
+    [
+        None,
+        "",
+        PICKLE,
+        PICKLE.upper(),
+        f"{PICKLE}; a=b",
+        f" {PICKLE}",
+        f"application/json, {PICKLE}",
+        "text/plain",
+    ],
 )
 def test_other_content_types_are_refused(content_type: str | None) -> None:
     assert send("POST", content_type).status_code == 415
@@ -78,13 +99,17 @@ async def answer(_request: Request) -> Response:
         (None, None, 200),
     ],
 )
-def test_requests_for_another_build_are_refused(loaded: str | None, requested: str | None, status: int) -> None:
+def test_requests_for_another_build_are_refused(
+    loaded: str | None, requested: str | None, status: int
+) -> None:
     build = LoadedBuild()
     build.key = loaded
     app = BuildGuard(Starlette(routes=[Route("/readyz", answer)]), build)
 
     async def get() -> int:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://runner") as client:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://runner"
+        ) as client:
             headers = {} if requested is None else {BUILD_HEADER: requested}
             return (await client.get("/readyz", headers=headers)).status_code
 

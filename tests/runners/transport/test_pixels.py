@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from runners.transport.messages import PixelMemory, SequenceSpec, WriteCall
-from runners.transport.pixels import MESSAGE_BYTES_HEADER, BadCall, Pixels, body_of, in_memory, read_call
+from runners.transport.pixels import (
+    MESSAGE_BYTES_HEADER,
+    BadCall,
+    Pixels,
+    body_of,
+    in_memory,
+    read_call,
+)
 
 SHAPE = (6, 4, 3)
 CALL = WriteCall(sequences=[SequenceSpec(segments=[("é", True)], timeout_s=1)])
@@ -47,7 +54,9 @@ def test_another_process_reads_the_memory() -> None:
     )
     with in_memory(pixels()) as memory:
         body, _ = body_of(CALL.model_copy(update={"pixels": memory}), None)
-        run = subprocess.run([sys.executable, "-c", code], input=body, capture_output=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", code], input=body, capture_output=True, check=True
+        )
     assert run.stdout.decode().strip() == pixels().tobytes().hex()
 
 

@@ -67,11 +67,15 @@ def test_empty_file_accepts_no_key(tmp_path: Path) -> None:
         ApiKeys.load(file).check("Bearer ", ADDRESS)
 
 
-@pytest.mark.parametrize("line", ["secret", hash_of("a")[:-1], hash_of("a") + "0", "g" * 64, f"# {hash_of('a')}"])
+@pytest.mark.parametrize(
+    "line", ["secret", hash_of("a")[:-1], hash_of("a") + "0", "g" * 64, f"# {hash_of('a')}"]
+)
 def test_malformed_line_prevents_the_start_and_is_not_quoted(tmp_path: Path, line: str) -> None:
     file = tmp_path / "keys"
     file.write_text(f"{hash_of('first')}\n{line}\n")
-    with pytest.raises(SettingsError, match="DIPTYCH_API_KEYS_FILE: entry 2: it must start with a SHA-256") as caught:
+    with pytest.raises(
+        SettingsError, match="DIPTYCH_API_KEYS_FILE: entry 2: it must start with a SHA-256"
+    ) as caught:
         ApiKeys.load(file)
     assert line not in str(caught.value)
 

@@ -70,13 +70,18 @@ def test_malformed_or_missing_file_keeps_the_keys_and_is_logged_once(
         clock.now_s += 1
         assert accepted(keys) == ["old"]
     (record,) = caplog.records
-    assert (record.levelno, "the API keys are unchanged" in record.getMessage()) == (logging.ERROR, True)
+    assert (record.levelno, "the API keys are unchanged" in record.getMessage()) == (
+        logging.ERROR,
+        True,
+    )
     file.write_text(hash_of("new"))
     clock.now_s += 1
     assert accepted(keys) == ["new"]
 
 
-def test_unchanged_key_keeps_its_used_quota_and_a_changed_one_starts_again(file: Path, clock: FakeClock) -> None:
+def test_unchanged_key_keeps_its_used_quota_and_a_changed_one_starts_again(
+    file: Path, clock: FakeClock
+) -> None:
     keys = ApiKeys.load(file, clock)
     run(keys.check("Bearer old", "192.0.2.1").take_request())
     file.write_text(f"{file.read_text()}{hash_of('new')}")

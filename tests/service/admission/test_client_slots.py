@@ -1,4 +1,6 @@
-"""Slots that clients wait for: a client has its own maximum, and one that leaves at any moment keeps none."""
+"""Slots that clients wait for: a client has its own maximum, and one that leaves at any moment
+keeps none.
+"""
 
 import asyncio
 from contextlib import AsyncExitStack

@@ -10,7 +10,9 @@ from tests.support.rest_client import OCR, client, error_of
 
 def test_close_waits_for_requests_in_flight() -> None:
     async def closed_after_last() -> list[str]:
-        gate, order, release = DrainGate(), list[str](), asyncio.Event()
+        gate = DrainGate()
+        order = list[str]()
+        release = asyncio.Event()
 
         async def handle_request() -> None:
             with gate.inside():

@@ -22,7 +22,9 @@ def queued(client: str = "a", cost: int = 10, timeout_s: float = math.inf) -> Qu
     return QueuedRequest(client, cost, time.monotonic() + timeout_s)
 
 
-async def work(queue: FairQueue, request: QueuedRequest, note: Callable[[str], None], work_s: float = 0.0) -> None:
+async def work(
+    queue: FairQueue, request: QueuedRequest, note: Callable[[str], None], work_s: float = 0.0
+) -> None:
     async with queue.admitted(request):
         note(request.client)
         await asyncio.sleep(work_s)
@@ -41,7 +43,9 @@ async def enqueue(
 
 def test_running_requests_are_limited() -> None:
     async def scenario() -> int:
-        queue, num_running, max_running = fair_queue(max_running=3), 0, 0
+        queue = fair_queue(max_running=3)
+        num_running = 0
+        max_running = 0
 
         async def one() -> None:
             nonlocal num_running, max_running
@@ -58,11 +62,13 @@ def test_running_requests_are_limited() -> None:
 
 
 @pytest.mark.parametrize(
-    ("waiting", "order"), [("aaab", "abaa"), ("aaaabbbb", "abababab"), ("abcabc", "abcabc"), ("aabbbc", "abcabb")]
+    ("waiting", "order"),
+    [("aaab", "abaa"), ("aaaabbbb", "abababab"), ("abcabc", "abcabc"), ("aabbbc", "abcabb")],
 )
 def test_clients_alternate_whichever_came_first(waiting: str, order: str) -> None:
     async def scenario() -> str:
-        queue, served = fair_queue(), list[str]()
+        queue = fair_queue()
+        served = list[str]()
         async with queue.admitted(queued("z")):
             tasks = await enqueue(queue, *map(queued, waiting), note=served.append)
         await asyncio.gather(*tasks)
@@ -73,8 +79,10 @@ def test_clients_alternate_whichever_came_first(waiting: str, order: str) -> Non
 
 def test_client_of_expensive_requests_is_served_less_often() -> None:
     async def scenario() -> str:
-        queue, served = fair_queue(), list[str]()
-        expensive, cheap = [queued("d", 40)] * 3, [queued("c", 10)] * 8
+        queue = fair_queue()
+        served = list[str]()
+        expensive = [queued("d", 40)] * 3
+        cheap = [queued("c", 10)] * 8
         async with queue.admitted(queued("z")):
             tasks = await enqueue(queue, *expensive, *cheap, note=served.append)
         await asyncio.gather(*tasks)
@@ -103,12 +111,15 @@ def test_request_that_would_miss_its_deadline_is_refused_with_the_seconds_to_wai
 
 def test_light_client_is_admitted_while_a_heavy_one_waits() -> None:
     async def scenario() -> list[str]:
-        queue, served = fair_queue(), list[str]()
+        queue = fair_queue()
+        served = list[str]()
         for _ in range(3):
             await work(queue, queued(cost=10), print, 0.02)
         async with queue.admitted(queued("heavy")):
             heavy = await enqueue(queue, *[queued("heavy", 100)] * 9)
-            light = asyncio.create_task(work(queue, queued("light", 10, timeout_s=2), served.append))
+            light = asyncio.create_task(
+                work(queue, queued("light", 10, timeout_s=2), served.append)
+            )
             await asyncio.sleep(0)
             for task in heavy[1:]:
                 task.cancel()
@@ -120,7 +131,8 @@ def test_light_client_is_admitted_while_a_heavy_one_waits() -> None:
 
 @pytest.mark.parametrize(
     ("client", "cost", "needed_s"),
-    [("light", 20, 62.5), ("heavy", 20, 162.5), ("light", 200, 387.5)],  # 1.25 of 10 + 40, 10 + 120 and 10 + 300 tokens
+    # 1.25 of 10 + 40, 10 + 120 and 10 + 300 tokens
+    [("light", 20, 62.5), ("heavy", 20, 162.5), ("light", 200, 387.5)],
 )
 def test_the_expected_time_counts_what_runs_and_the_turns_of_the_others(
     client: str, cost: int, needed_s: float
@@ -135,7 +147,9 @@ def test_the_expected_time_counts_what_runs_and_the_turns_of_the_others(
             waiting = await enqueue(queue, queued("heavy", 100))
             with pytest.raises(Overloaded, match=r"finish 0\.1 s after its deadline"):
                 await work(queue, QueuedRequest(client, cost, clock.now_s + needed_s - 0.1), print)
-            waiting += await enqueue(queue, QueuedRequest(client, cost, clock.now_s + needed_s + 0.1))
+            waiting += await enqueue(
+                queue, QueuedRequest(client, cost, clock.now_s + needed_s + 0.1)
+            )
         await asyncio.gather(*waiting)
 
     run(scenario())
@@ -143,7 +157,8 @@ def test_the_expected_time_counts_what_runs_and_the_turns_of_the_others(
 
 def test_the_order_of_the_others_stays_when_requests_leave_the_queue() -> None:
     async def scenario(cancelled: int) -> tuple[list[str], list[str]]:
-        queue, served = fair_queue(), list[str]()
+        queue = fair_queue()
+        served = list[str]()
         starts: dict[str, tuple[int, int]] = {}
         tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -175,7 +190,8 @@ def test_tokens_queued_by_a_client_are_limited() -> None:
         async with queue.admitted(queued()):
             waiting = await enqueue(queue, *[queued(cost=50)] * 2)
             with pytest.raises(
-                Overloaded, match=r"this client has 100 of 100 tokens queued for a-model, .*needs 1; retry"
+                Overloaded,
+                match=r"this client has 100 of 100 tokens queued for a-model, .*needs 1; retry",
             ):
                 await work(queue, queued(cost=1), print)
         await asyncio.gather(*waiting)
@@ -197,7 +213,8 @@ def test_deadline_ends_the_wait_in_the_queue() -> None:
 @pytest.mark.parametrize("is_admitted", [False, True], ids=["waiting", "just admitted"])
 def test_cancelled_request_is_replaced_by_the_next(is_admitted: bool) -> None:
     async def scenario() -> list[str]:
-        queue, served = fair_queue(), list[str]()
+        queue = fair_queue()
+        served = list[str]()
         async with queue.admitted(queued()):
             first, second = await enqueue(queue, queued("b"), queued("c"), note=served.append)
             if not is_admitted:
@@ -247,7 +264,8 @@ def test_a_request_cancelled_at_any_moment_leaves_the_queue_empty() -> None:
 
 def test_the_depth_of_the_queue_is_a_metric_of_its_model() -> None:
     async def scenario() -> list[float]:
-        queue, depth = fair_queue(), QUEUE_DEPTH.labels("a-model", "admission")
+        queue = fair_queue()
+        depth = QUEUE_DEPTH.labels("a-model", "admission")
         depths = [depth._value.get()]
         async with queue.admitted(queued()):
             tasks = await enqueue(queue, queued("b"), queued("c"))

@@ -16,7 +16,9 @@ def test_single_client_may_use_the_whole_limit() -> None:
 def test_a_client_alone_may_not_use_more_than_the_most_of_one_client() -> None:
     shares = FairShare(10, max_of_client=4)
     shares.take("a", 4, "things")
-    with pytest.raises(Overloaded, match="this client has 4 of 4 things, all clients together 4 of 20"):
+    with pytest.raises(
+        Overloaded, match="this client has 4 of 4 things, all clients together 4 of 20"
+    ):
         shares.take("a", 1, "things")
     shares.take("b", 4, "things")
     assert shares.total == 8

@@ -16,7 +16,10 @@ HASH = hash_of("first")
         (f"{HASH} name=batch", KeyEntry(HASH, "batch", QuotaLimits())),
         (f"{HASH}  max_concurrent=4", KeyEntry(HASH, "key-1", QuotaLimits(max_concurrent=4))),
         (
-            f"{HASH} name=a.B-1_c requests_per_minute=60 megapixels_per_minute=100 max_concurrent=4",
+            (
+                f"{HASH} name=a.B-1_c requests_per_minute=60 megapixels_per_minute=100"
+                " max_concurrent=4"
+            ),
             KeyEntry(HASH, "a.B-1_c", QuotaLimits(60, 100, 4)),
         ),
     ],
@@ -43,7 +46,10 @@ def test_empty_file_has_no_keys() -> None:
         ("max_concurrent", "invalid max_concurrent"),
         ("max_concurrent=", "invalid max_concurrent"),
         ("max_concurrent=0", "invalid max_concurrent: Input should be greater than or equal to 1"),
-        ("requests_per_minute=a-secret", "invalid requests_per_minute: Input should be a valid integer"),
+        (
+            "requests_per_minute=a-secret",
+            "invalid requests_per_minute: Input should be a valid integer",
+        ),
         ("requests_per_minute=1.5", "invalid requests_per_minute"),
         ("megapixels_per_minute=-1", "invalid megapixels_per_minute"),
         ("name=", "invalid name"),
@@ -59,5 +65,7 @@ def test_invalid_option_is_named_without_its_value(options: str, message: str) -
 
 
 def test_repeated_key_is_refused() -> None:
-    with pytest.raises(SettingsError, match="entry 2: its SHA-256 repeats that of an earlier entry"):
+    with pytest.raises(
+        SettingsError, match="entry 2: its SHA-256 repeats that of an earlier entry"
+    ):
         parse_keys(f"{HASH} max_concurrent=1\n{HASH.upper()}")

@@ -77,7 +77,9 @@ def test_concurrent_requests_are_limited() -> None:
 
     async def predict_twice() -> list[httpx.Response]:
         transport = httpx.ASGITransport(rest_app(boundary))
-        async with httpx.AsyncClient(transport=transport, base_url="http://diptych", headers=KEY) as api:
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://diptych", headers=KEY
+        ) as api:
             first = asyncio.create_task(api.post("/v1/predict", json=OCR))
             while not core._pending.total:
                 await asyncio.sleep(0.001)

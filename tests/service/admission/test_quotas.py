@@ -34,7 +34,8 @@ def test_request_above_the_rate_is_refused_with_the_seconds_to_wait(clock: FakeC
     run(quota.take_request())
     run(quota.take_request())
     with pytest.raises(
-        Overloaded, match="the key 'batch' has reached its limit of 2 requests per minute; retry after 30 s"
+        Overloaded,
+        match="the key 'batch' has reached its limit of 2 requests per minute; retry after 30 s",
     ) as caught:
         run(quota.take_request())
     assert caught.value.retry_after_s == 30
@@ -42,7 +43,9 @@ def test_request_above_the_rate_is_refused_with_the_seconds_to_wait(clock: FakeC
     run(quota.take_request())
 
 
-def test_image_above_the_megapixel_rate_is_refused_with_the_seconds_to_wait(clock: FakeClock) -> None:
+def test_image_above_the_megapixel_rate_is_refused_with_the_seconds_to_wait(
+    clock: FakeClock,
+) -> None:
     quota = Quota("batch", QuotaLimits(megapixels_per_minute=6), clock)
     run(quota.take_pixels(5 * MEGAPIXEL))
     with pytest.raises(Overloaded, match="6 megapixels per minute; retry after 20 s") as caught:
@@ -55,7 +58,9 @@ def test_image_above_the_megapixel_rate_is_refused_with_the_seconds_to_wait(cloc
 
 def test_image_above_the_quota_of_a_minute_is_too_large(clock: FakeClock) -> None:
     quota = Quota("batch", QuotaLimits(megapixels_per_minute=6), clock)
-    with pytest.raises(ImageTooLarge, match=r"has 6\.5 megapixels; the key 'batch' may send 6 per minute") as caught:
+    with pytest.raises(
+        ImageTooLarge, match=r"has 6\.5 megapixels; the key 'batch' may send 6 per minute"
+    ) as caught:
         run(quota.take_pixels(6_500_000))
     assert caught.value.param == "image"
 
@@ -77,11 +82,14 @@ class Store:
 
     answer: bool | None = True
 
-    async def lease(self, max_leases: int, lease: str, seconds: float) -> bool | None:  # noqa: ARG002  # the interface has it
+    # the interface has it
+    async def lease(self, max_leases: int, lease: str, seconds: float) -> bool | None:  # noqa: ARG002
         return self.answer
 
 
-def test_a_request_that_the_store_refuses_does_not_change_the_count_of_the_process(clock: FakeClock) -> None:
+def test_a_request_that_the_store_refuses_does_not_change_the_count_of_the_process(
+    clock: FakeClock,
+) -> None:
     store = Store()
     quota = Quota("batch", QuotaLimits(max_concurrent=2), clock, cast(SharedQuota, store))
     run(quota.begin_request(60))

@@ -1,4 +1,6 @@
-"""Limits of keys in a real store, which several gateways share: here several `ApiKeys` of one process."""
+"""Limits of keys in a real store, which several gateways share: here several `ApiKeys` of one
+process.
+"""
 
 import asyncio
 import logging
@@ -47,7 +49,9 @@ async def gateways(
     shared = [SharedLimits(url, clock, timeout_s) for _ in range(num)]
     entries = parse_keys(f"{hash_of('mine')} name=batch {options}")
     try:
-        yield [ApiKeys(entries, None, clock, each).check("Bearer mine", "192.0.2.1") for each in shared]
+        yield [
+            ApiKeys(entries, None, clock, each).check("Bearer mine", "192.0.2.1") for each in shared
+        ]
     finally:
         for each in shared:
             await each.close()
@@ -66,7 +70,9 @@ def test_gateways_together_admit_the_requests_of_one_minute(store: Valkey) -> No
     async def send() -> None:
         async with gateways(store.url, "requests_per_minute=10", FakeClock(), 3) as quotas:
             assert await num_admitted(quotas, 30) == 10
-            with pytest.raises(Overloaded, match="'batch' has reached its limit of 10 requests per minute") as caught:
+            with pytest.raises(
+                Overloaded, match="'batch' has reached its limit of 10 requests per minute"
+            ) as caught:
                 await quotas[0].take_request()
             assert caught.value.retry_after_s in (5, 6)
 
@@ -77,7 +83,8 @@ def test_concurrent_calls_take_each_request_once(store: Valkey) -> None:
     async def send() -> None:
         async with gateways(store.url, "requests_per_minute=50", FakeClock(), 4) as quotas:
             results = await asyncio.gather(
-                *(quotas[number % 4].take_request() for number in range(100)), return_exceptions=True
+                *(quotas[number % 4].take_request() for number in range(100)),
+                return_exceptions=True,
             )
         assert results.count(None) == 50
         assert {type(result) for result in results} == {type(None), Overloaded}
@@ -158,7 +165,8 @@ def test_a_cancelled_request_leaves_no_lease(store: Valkey) -> None:
 
             async def no_lease() -> None:
                 await until(lambda: store.client.keys("*") == [])
-                await request()  # a cancelled call costs its connection: the next run has one, as this one had
+                # a cancelled call costs its connection: the next run has one, as this one had
+                await request()
 
             await request()
             assert await cancel_at_each_await(request, no_lease) >= 4
@@ -234,7 +242,8 @@ def test_without_the_store_each_process_applies_its_own_limits(
             assert unanswered() == before
 
     async def use_without(first: Quota, second: Quota, clock: FakeClock) -> None:
-        before, start_s = unanswered(), time.monotonic()
+        before = unanswered()
+        start_s = time.monotonic()
         assert await num_admitted([first], 10) == 6
         assert await num_admitted([second], 20) == 10
         with pytest.raises(Overloaded, match="1 concurrent requests"):
@@ -244,7 +253,8 @@ def test_without_the_store_each_process_applies_its_own_limits(
         with pytest.raises(Overloaded, match="1 megapixels per minute"):
             await second.take_pixels(MEGAPIXEL)
         assert unanswered() - before == 34
-        assert time.monotonic() - start_s < 2 * 0.15 + 0.5  # each gateway waits once, the rest does not
+        # each gateway waits once, the rest does not
+        assert time.monotonic() - start_s < 2 * 0.15 + 0.5
         clock.now_s += 1.1
         start_s = time.monotonic()
         with suppress(Overloaded):
@@ -255,8 +265,13 @@ def test_without_the_store_each_process_applies_its_own_limits(
         asyncio.run(send(running))
     failures = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
     assert len(failures) == 2  # one for each gateway
-    reason = rf"the store of the shared limits fails: .*(127\.0\.0\.1|no answer within {TIMEOUT_S:g} s).*"
-    assert all(re.fullmatch(f"{reason}; each process applies its own limits", each) for each in failures), failures
+    reason = (
+        rf"the store of the shared limits fails: .*(127\.0\.0\.1|no answer within {TIMEOUT_S:g}"
+        r" s).*"
+    )
+    assert all(
+        re.fullmatch(f"{reason}; each process applies its own limits", each) for each in failures
+    ), failures
     assert "the store of the shared limits answers again" in caplog.messages
 
 

@@ -1,4 +1,6 @@
-"""Background requests run between online ones, give way to them, and are never kept out for ever."""
+"""Background requests run between online ones, give way to them, and are never kept out for
+ever.
+"""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -91,7 +93,9 @@ def test_an_online_request_cancels_what_runs_and_starts_nothing() -> None:
 
 
 @pytest.mark.parametrize(("quiet_s", "num_running"), [(0.01, 0), (0.06, 1)])
-def test_a_gap_begins_after_a_moment_without_online_requests(quiet_s: float, num_running: int) -> None:
+def test_a_gap_begins_after_a_moment_without_online_requests(
+    quiet_s: float, num_running: int
+) -> None:
     async def scenario(gaps: TrafficGaps, background: Background, clock: FakeClock) -> None:
         clock.now_s += SHORT_S
         await background.end_one()
@@ -143,7 +147,8 @@ def test_the_gap_is_found_on_the_real_clock() -> None:
 
 def test_at_most_eight_run_in_a_long_gap() -> None:
     async def scenario() -> None:
-        clock, never = FakeClock(), asyncio.Event()
+        clock = FakeClock()
+        never = asyncio.Event()
         gaps = TrafficGaps(now=clock)
 
         async def work() -> None:

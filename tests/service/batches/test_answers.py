@@ -1,4 +1,6 @@
-"""What a request of a batch is answered with: the answer or the error of its endpoint, when there is memory for it."""
+"""What a request of a batch is answered with: the answer or the error of its endpoint, when there
+is memory for it.
+"""
 
 import asyncio
 
@@ -60,7 +62,9 @@ def test_errors_have_the_status_and_the_body_that_the_endpoint_would_answer(stor
     statuses = {custom_id: each["response"]["status_code"] for custom_id, each in failed.items()}
     assert statuses == {"model": 404, "image": 400, "bytes": 415, "stream": 400}
     assert failed["model"]["response"]["body"]["error"]["code"] == "unknown_model"
-    chat = completed(store, create(store, line("a", CHAT, {**CHAT_BODY, "stream": True}), endpoint=CHAT))
+    chat = completed(
+        store, create(store, line("a", CHAT, {**CHAT_BODY, "stream": True}), endpoint=CHAT)
+    )
     error = output(store.of("me"), chat.error_file_id)["a"]["response"]["body"]["error"]
     assert (error["type"], error["param"]) == ("invalid_request_error", "stream")
 
@@ -69,7 +73,9 @@ HOSTILE_BODIES = {
     "depth": '{"image": 1, "task": ' + "[" * 900 + "]" * 900 + "}",
     "surrogate": r'{"image": "IMAGE", "task": "\ud800"}',
     "surrogate name": r'{"image": 1, "\ud800": 1}',
-    "surrogate label": r'{"image": "IMAGE", "task": "open_vocabulary_detection", "labels": ["\ud800"]}',
+    "surrogate label": (
+        r'{"image": "IMAGE", "task": "open_vocabulary_detection", "labels": ["\ud800"]}'
+    ),
     "integer": '{"image": "IMAGE", "task": "ocr", "seed": 1' + "0" * 400 + "}",
     "infinity": '{"image": "IMAGE", "task": "ocr", "temperature": 1e400}',
     "minus infinity": '{"image": "IMAGE", "task": "ocr", "top_p": -1e400}',
@@ -84,7 +90,9 @@ def test_a_hostile_body_fails_its_own_request(store: Store) -> None:
     batch = completed(store, create(store, line("first"), content, line("last")))
     assert output(store.of("me"), batch.output_file_id).keys() == {"first", "last"}
     failed = output(store.of("me"), batch.error_file_id)
-    assert {name: each["response"]["status_code"] for name, each in failed.items()} == dict.fromkeys(bodies, 400)
+    assert {
+        name: each["response"]["status_code"] for name, each in failed.items()
+    } == dict.fromkeys(bodies, 400)
 
 
 def test_a_batch_whose_runner_is_gone_waits_and_can_be_cancelled(store: Store) -> None:

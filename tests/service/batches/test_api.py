@@ -34,7 +34,9 @@ def upload(
     rest: Client, content: bytes = CONTENT, data: Mapping[str, str] | None = None, **options: Any
 ) -> httpx.Response:
     fields = {"purpose": "batch"} if data is None else data
-    return rest.send("POST", "/v1/files", files={"file": ("in.jsonl", content)}, data=fields, **options)
+    return rest.send(
+        "POST", "/v1/files", files={"file": ("in.jsonl", content)}, data=fields, **options
+    )
 
 
 def kept(seconds: str, anchor: str = "created_at") -> dict[str, str]:
@@ -47,7 +49,11 @@ def file_id(rest: Client, **options: Any) -> str:
 
 def create(rest: Client, file: str, **fields: Any) -> httpx.Response:
     asked = {"input_file_id": file, "endpoint": PREDICT, "completion_window": "24h", **fields}
-    return rest.send("POST", "/v1/batches", json={name: value for name, value in asked.items() if value is not None})
+    return rest.send(
+        "POST",
+        "/v1/batches",
+        json={name: value for name, value in asked.items() if value is not None},
+    )
 
 
 def error(response: httpx.Response, code: str, param: str | None = None) -> str:
@@ -85,7 +91,9 @@ def test_a_deleted_file_is_gone(rest: Client, tmp_path: Path) -> None:
 def test_the_input_of_an_unfinished_batch_is_not_deleted(rest: Client) -> None:
     file = file_id(rest)
     batch = create(rest, file).json()
-    assert batch["id"] in error(rest.send("DELETE", f"/v1/files/{file}"), "invalid_request", "file_id")
+    assert batch["id"] in error(
+        rest.send("DELETE", f"/v1/files/{file}"), "invalid_request", "file_id"
+    )
 
 
 def test_expiry_is_that_of_the_upload(rest: Client) -> None:
@@ -114,11 +122,15 @@ def test_invalid_fields_of_an_upload_are_named_and_nothing_is_stored(
 
 
 def form(*parts: bytes, end: bytes = b"--x--\r\n") -> dict[str, Any]:
-    body = b"".join(b"--x\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts) + end
+    body = (
+        b"".join(b"--x\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts)
+        + end
+    )
     return {"content": body, "headers": {"Content-Type": "multipart/form-data; boundary=x"}}
 
 
-FILE_PART, PURPOSE_PART = b'name="file"; filename="a"\r\n\r\n{}', b'name="purpose"\r\n\r\nbatch'
+FILE_PART = b'name="file"; filename="a"\r\n\r\n{}'
+PURPOSE_PART = b'name="purpose"\r\n\r\nbatch'
 
 
 @pytest.mark.parametrize(
@@ -129,12 +141,17 @@ FILE_PART, PURPOSE_PART = b'name="file"; filename="a"\r\n\r\n{}', b'name="purpos
         (form(FILE_PART, PURPOSE_PART, PURPOSE_PART), "purpose"),
         (form(FILE_PART, PURPOSE_PART, end=b""), None),
         (form(FILE_PART, PURPOSE_PART, end=b"--x"), None),
-        ({"content": b"no form", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, None),
+        (
+            {"content": b"no form", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
+            None,
+        ),
         ({"content": b"{}", "headers": {"Content-Type": "multipart/form-data"}}, None),
         ({"json": {}}, None),
     ],
 )
-def test_a_malformed_form_is_refused(rest: Client, tmp_path: Path, options: dict[str, Any], param: str | None) -> None:
+def test_a_malformed_form_is_refused(
+    rest: Client, tmp_path: Path, options: dict[str, Any], param: str | None
+) -> None:
     error(rest.send("POST", "/v1/files", **options), "invalid_request", param)
     assert list(Store(tmp_path).uploads.glob("?" * 32)) == []
 
@@ -143,7 +160,9 @@ def test_a_form_of_the_tests_is_well_formed(rest: Client) -> None:
     assert rest.send("POST", "/v1/files", **form(FILE_PART, PURPOSE_PART)).json()["bytes"] == 2
 
 
-def test_too_large_files_and_fields_are_refused(rest: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_files_and_fields_are_refused(
+    rest: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(uploads, "MAX_FILE_BYTES", 1000)
     assert upload(rest, b"x" * 1000).is_success
     assert "1000 bytes" in error(upload(rest, b"x" * 20_000), "payload_too_large")
@@ -151,7 +170,9 @@ def test_too_large_files_and_fields_are_refused(rest: Client, tmp_path: Path, mo
     assert list(Store(tmp_path).uploads.glob("?" * 32)) == []
 
 
-def test_a_key_has_limits_of_files_bytes_and_batches(rest: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_has_limits_of_files_bytes_and_batches(
+    rest: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = file_id(rest)
     for name, most in [("MAX_BYTES_PER_KEY", len(CONTENT)), ("MAX_FILES_PER_KEY", 1)]:
         monkeypatch.setattr(store, name, most)
@@ -165,13 +186,17 @@ def test_a_key_has_limits_of_files_bytes_and_batches(rest: Client, monkeypatch: 
     error(create(rest, file), "overloaded")
 
 
-def test_a_file_that_is_deleted_while_it_is_opened_is_not_found(rest: Client, tmp_path: Path) -> None:
+def test_a_file_that_is_deleted_while_it_is_opened_is_not_found(
+    rest: Client, tmp_path: Path
+) -> None:
     file = file_id(rest)
     Store(tmp_path).of("anonymous").content(file).unlink()  # its object is next
     error(rest.get(f"/v1/files/{file}/content"), "not_found", "file_id")
 
 
-def test_a_file_that_is_deleted_while_it_is_sent_is_sent_whole(rest: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_deleted_while_it_is_sent_is_sent_whole(
+    rest: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = file_id(rest)
     opened = KeyFolder.open
 
@@ -191,7 +216,9 @@ def test_a_part_of_a_file_is_sent(rest: Client) -> None:
     assert (part.status_code, part.content) == (206, CONTENT[2:6])
 
 
-@pytest.mark.parametrize(("content", "max_bytes"), [(CONTENT * 1000, 0), (CONTENT * 1000, 1000), (b"{}", 2)])
+@pytest.mark.parametrize(
+    ("content", "max_bytes"), [(CONTENT * 1000, 0), (CONTENT * 1000, 1000), (b"{}", 2)]
+)
 def test_a_full_disk_refuses_an_upload_and_leaves_nothing(
     rest: Client, tmp_path: Path, content: bytes, max_bytes: int
 ) -> None:
@@ -230,14 +257,19 @@ def test_a_created_batch_waits_for_validation(rest: Client) -> None:
         ({"priority": 1}, "priority"),
     ],
 )
-def test_invalid_fields_of_a_batch_are_named(rest: Client, fields: dict[str, Any], param: str) -> None:
+def test_invalid_fields_of_a_batch_are_named(
+    rest: Client, fields: dict[str, Any], param: str
+) -> None:
     error(create(rest, file_id(rest), **fields), "invalid_request", param)
 
 
-@pytest.mark.parametrize("unknown", ["file-x", "file-" + "0" * 32, "../../lock", "batch_" + "0" * 32])
+@pytest.mark.parametrize(
+    "unknown", ["file-x", "file-" + "0" * 32, "../../lock", "batch_" + "0" * 32]
+)
 def test_unknown_files_and_batches_are_not_found(rest: Client, unknown: str) -> None:
     error(create(rest, unknown), "not_found", "file_id")
-    quoted = unknown.replace("/", "%2F")  # which is a slash again before it is routed: no route has some of these
+    # which is a slash again before it is routed: no route has some of these
+    quoted = unknown.replace("/", "%2F")
     for method, path in [("GET", ""), ("DELETE", ""), ("GET", "/content")]:
         assert rest.send(method, f"/v1/files/{quoted}{path}").status_code in (404, 405)
     for method, path in [("GET", ""), ("POST", "/cancel")]:
@@ -255,7 +287,10 @@ def test_cancellation_is_shown_at_once(rest: Client) -> None:
 def test_lists_have_pages_the_newest_first(rest: Client) -> None:
     files = [file_id(rest) for _ in range(3)]
     batches = [create(rest, files[0]).json()["id"] for _ in range(3)]
-    for path, ids, schema in [("/v1/files", files, "FileList"), ("/v1/batches", batches, "BatchList")]:
+    for path, ids, schema in [
+        ("/v1/files", files, "FileList"),
+        ("/v1/batches", batches, "BatchList"),
+    ]:
         whole = rest.get(path).json()
         assert fits(whole, schema)
         assert [each["id"] for each in whole["data"]] == ids[::-1]
@@ -264,12 +299,22 @@ def test_lists_have_pages_the_newest_first(rest: Client) -> None:
         assert [each["id"] for each in first["data"]] == [ids[2], ids[1]]
         assert (first["first_id"], first["last_id"], first["has_more"]) == (ids[2], ids[1], True)
         rest_of_it = rest.get(f"{path}?limit=2&after={ids[1]}").json()
-        assert ([each["id"] for each in rest_of_it["data"]], rest_of_it["has_more"]) == ([ids[0]], False)
+        assert ([each["id"] for each in rest_of_it["data"]], rest_of_it["has_more"]) == (
+            [ids[0]],
+            False,
+        )
     assert [each["id"] for each in rest.get("/v1/files?order=asc").json()["data"]] == files
     assert rest.get("/v1/files?purpose=batch_output").json()["data"] == []
 
 
-INVALID = ["files?limit=0", "files?limit=x", "files?order=up", "files?purpose=x", "files?after=x", "batches?limit=101"]
+INVALID = [
+    "files?limit=0",
+    "files?limit=x",
+    "files?order=up",
+    "files?purpose=x",
+    "files?after=x",
+    "batches?limit=101",
+]
 
 
 @pytest.mark.parametrize("query", INVALID)
@@ -294,7 +339,11 @@ def test_a_key_sees_its_own_files_and_batches_alone(tmp_path: Path) -> None:
     ]:
         assert rest.send(method, f"/v1/{path}", **two).status_code == 404
         assert rest.send(method, f"/v1/{path}").status_code == 401
-    assert rest.get("/v1/files", **two).json()["data"] == rest.get("/v1/batches", **two).json()["data"] == []
+    assert (
+        rest.get("/v1/files", **two).json()["data"]
+        == rest.get("/v1/batches", **two).json()["data"]
+        == []
+    )
     assert rest.get(f"/v1/batches/{batch}", **one).json()["status"] == "validating"
 
 

@@ -56,7 +56,11 @@ def open_inputs(store: Store, *batches: Batch) -> int:
 
 
 def begun(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage().split()[1].rstrip(":") for record in caplog.records if "requests wait" in record.msg]
+    return [
+        record.getMessage().split()[1].rstrip(":")
+        for record in caplog.records
+        if "requests wait" in record.msg
+    ]
 
 
 def test_one_batch_of_a_key_runs_at_a_time_and_the_others_are_ids(
@@ -66,7 +70,10 @@ def test_one_batch_of_a_key_runs_at_a_time_and_the_others_are_ids(
 
     async def scenario() -> None:
         core, decoder = blocked()
-        batches = [create(store, *(line(f"{batch}-{number}") for number in range(20))) for batch in range(3)]
+        batches = [
+            create(store, *(line(f"{batch}-{number}") for number in range(20)))
+            for batch in range(3)
+        ]
         async with working(store, core):
             await until(lambda: all(now(store, batch).status == "in_progress" for batch in batches))
             await until(lambda: decoder.num_waiting)
@@ -80,10 +87,13 @@ def test_one_batch_of_a_key_runs_at_a_time_and_the_others_are_ids(
     run(scenario())
 
 
-def test_the_next_batch_begins_when_the_last_request_of_the_one_before_is_in_flight(store: Store) -> None:
+def test_the_next_batch_begins_when_the_last_request_of_the_one_before_is_in_flight(
+    store: Store,
+) -> None:
     async def scenario() -> None:
         core, decoder = blocked()
-        first, second = create(store, line("a")), create(store, line("a"))
+        first = create(store, line("a"))
+        second = create(store, line("a"))
         async with working(store, core):
             await until(lambda: open_inputs(store, second) and decoder.num_waiting)
             assert now(store, first).status == "in_progress"
@@ -138,19 +148,29 @@ def test_a_batch_that_is_cancelled_before_its_file_is_checked_ends(
     waiting = create(store, line("a"))
     store.of("me").cancel(waiting.id)
     ended = completed(store, waiting)
-    assert (ended.status, bool(ended.cancelled_at), bool(ended.cancelling_at)) == ("cancelled", True, True)
+    assert (ended.status, bool(ended.cancelled_at), bool(ended.cancelling_at)) == (
+        "cancelled",
+        True,
+        True,
+    )
     assert ended.request_counts.total == 0
     assert now(store, checked).status == "validating"
 
 
 def test_a_batch_that_cannot_be_read_does_not_stop_the_others(store: Store) -> None:
-    broken, batch = create(store, line("a"), owner="other"), create(store, line("a"))
+    broken = create(store, line("a"), owner="other")
+    batch = create(store, line("a"))
     (store.of("other").batches / f"{broken.id}.json").write_text("{")
     assert completed(store, batch).status == "completed"
 
 
-def test_a_defect_outside_of_a_request_fails_the_batch(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here the file is another than the one that was checked; it is read while the folder is slow."""
+def test_a_defect_outside_of_a_request_fails_the_batch(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the file is another than the one that was checked.
+
+    It is read while the folder is slow.
+    """
     monkeypatch.setattr(Job, "is_to_end", lambda _: time.sleep(0.05))
     batch = create(store, line("a"), line("b"))
     mark_begun(store, batch, 2)
@@ -176,7 +196,13 @@ def taken(batches: WaitingBatches) -> list[str]:
 
 
 def test_keys_take_turns_and_the_oldest_batch_of_a_key_is_first() -> None:
-    assert taken(waiting(("a", "3"), ("a", "2"), ("b", "5"), ("a", "1"), ("b", "4"))) == ["1", "4", "2", "5", "3"]
+    assert taken(waiting(("a", "3"), ("a", "2"), ("b", "5"), ("a", "1"), ("b", "4"))) == [
+        "1",
+        "4",
+        "2",
+        "5",
+        "3",
+    ]
 
 
 def test_the_key_whose_turn_is_longest_ago_is_next_also_when_it_comes_back() -> None:

@@ -27,14 +27,18 @@ from tests.support.rest_client import OCR, SMALL_PNG
 
 def batch_run(folder: Path, owner: str, batch_id: str, num_lines: int, task: str) -> BatchRun:
     path = folder / f"{owner}-{batch_id}"
-    path.write_bytes(jsonl(*(line(str(number), body={**OCR, "task": task}) for number in range(num_lines))))
+    path.write_bytes(
+        jsonl(*(line(str(number), body={**OCR, "task": task}) for number in range(num_lines)))
+    )
     return BatchRun(owner, batch_id, InputFile(path, 10_000), IdHashes(), lambda: None)
 
 
 def test_keys_take_turns_and_the_oldest_batch_of_a_key_is_first(tmp_path: Path) -> None:
     async def scenario() -> None:
         decoder = FakeDecoder(FLORENCE_ANSWERS)
-        executor = Executor(make_core(decoders={FLORENCE_ID: decoder}), TrafficGaps(max_running=1), 5)
+        executor = Executor(
+            make_core(decoders={FLORENCE_ID: decoder}), TrafficGaps(max_running=1), 5
+        )
         runs = [
             batch_run(tmp_path, "one", "3", 2, "captioning"),
             batch_run(tmp_path, "one", "1", 10, "ocr"),
@@ -46,7 +50,12 @@ def test_keys_take_turns_and_the_oldest_batch_of_a_key_is_first(tmp_path: Path) 
         await until(lambda: all(each.is_over for each in runs))
         running.cancel()
         ocr = decoder.specs[0].segments
-        assert [index for index, spec in enumerate(decoder.specs) if spec.segments != ocr] == [1, 3, 12, 13]
+        assert [index for index, spec in enumerate(decoder.specs) if spec.segments != ocr] == [
+            1,
+            3,
+            12,
+            13,
+        ]
 
     run(scenario())
 
@@ -56,7 +65,9 @@ def _grows_by(decoder: FakeDecoder, num_requests: int) -> Callable[[], bool]:
     return lambda: len(decoder.specs) > num_sent + num_requests
 
 
-def test_an_online_request_cancels_what_runs_and_each_is_put_back_into_its_batch(store: Store) -> None:
+def test_an_online_request_cancels_what_runs_and_each_is_put_back_into_its_batch(
+    store: Store,
+) -> None:
     async def scenario() -> None:
         gaps = TrafficGaps()
         core, decoder = blocked(gaps)

@@ -1,4 +1,6 @@
-"""Each request has one line when its batch ends, however it ends, and however often its process did."""
+"""Each request has one line when its batch ends, however it ends, and however often its process
+did.
+"""
 
 import asyncio
 import time
@@ -27,7 +29,10 @@ from tests.support.rest_client import OCR
 def test_a_process_that_ends_early_leaves_the_rest_to_the_next(store: Store) -> None:
     """Every other line is bad, and has its error once."""
     good, bad = ({f"{kind}-{number}" for number in range(100)} for kind in ("good", "bad"))
-    lines = [line(each, body=OCR if each in good else {"task": "ocr"}) for each in sorted(good | bad, key=_number)]
+    lines = [
+        line(each, body=OCR if each in good else {"task": "ocr"})
+        for each in sorted(good | bad, key=_number)
+    ]
     batch = create(store, *lines)
 
     def num_ended() -> int:
@@ -66,7 +71,9 @@ def _number(custom_id: str) -> int:
     return int(custom_id.rpartition("-")[2])
 
 
-def test_what_is_answered_is_written_when_the_process_stops(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_answered_is_written_when_the_process_stops(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dispatcher, "_SAVE_S", 60)
 
     async def scenario() -> None:
@@ -101,7 +108,9 @@ def test_a_cancelled_batch_keeps_what_is_answered_and_runs_no_more(store: Store)
     run(scenario())
 
 
-def test_what_is_not_answered_within_a_day_expires(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_answered_within_a_day_expires(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scenario() -> None:
         core, decoder = blocked()
         batch = create(store, *(line(str(number)) for number in range(20)))
@@ -151,7 +160,11 @@ def test_a_batch_whose_key_has_no_room_fails_with_what_is_answered(
         answered = output(folder, ended.output_file_id)
         assert len(answered) == ended.request_counts.completed > 0
         assert len(output(folder, ended.error_file_id)) == ended.request_counts.failed
-        assert max_bytes - 1000 < sum(each.stat().st_size for each in folder.files.glob("*.jsonl")) <= max_bytes
+        assert (
+            max_bytes - 1000
+            < sum(each.stat().st_size for each in folder.files.glob("*.jsonl"))
+            <= max_bytes
+        )
 
     run(scenario())
 

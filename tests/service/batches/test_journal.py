@@ -65,7 +65,9 @@ def test_a_first_line_that_was_cut_leaves_an_empty_file(tmp_path: Path) -> None:
 
 def test_a_journal_of_many_answers_takes_few_bytes_of_memory(tmp_path: Path) -> None:
     wide = "\N{GRINNING FACE}" * 508
-    opened(tmp_path).append([answer(f"{number:04}{wide}", (200, 400)[number % 2]) for number in range(5000)])
+    opened(tmp_path).append(
+        [answer(f"{number:04}{wide}", (200, 400)[number % 2]) for number in range(5000)]
+    )
     tracemalloc.start()
     try:
         journal = opened(tmp_path)

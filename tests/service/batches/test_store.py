@@ -20,7 +20,11 @@ def add_file(store: Store) -> str:
 
 def add_batch(store: Store, status: Status) -> BatchState:
     folder = store.of("me")
-    asked = {"input_file_id": add_file(store), "endpoint": "/v1/predict", "completion_window": "24h"}
+    asked = {
+        "input_file_id": add_file(store),
+        "endpoint": "/v1/predict",
+        "completion_window": "24h",
+    }
     state = folder.state(folder.create_batch(BatchRequest.model_validate(asked)).id)
     state.batch.status = status
     folder.save(state)
@@ -39,8 +43,10 @@ def test_a_folder_that_cannot_be_written_stops_the_start(tmp_path: Path) -> None
 
 
 def test_expired_files_are_removed_but_not_those_of_an_unfinished_batch(store: Store) -> None:
-    folder, alone = store.of("me"), add_file(store)
-    running, ended = add_batch(store, "in_progress"), add_batch(store, "completed")
+    folder = store.of("me")
+    alone = add_file(store)
+    running = add_batch(store, "in_progress")
+    ended = add_batch(store, "completed")
     store.remove_expired(time.time() + 3500)
     assert alone in folder.file_ids()
     store.remove_expired(time.time() + 2 * DAY_S)
@@ -59,14 +65,19 @@ def test_a_batch_that_has_ended_cannot_be_cancelled(store: Store, status: Status
 
 
 def test_batches_are_kept_for_30_days_after_which_only_unfinished_ones_are(store: Store) -> None:
-    running, _ = add_batch(store, "in_progress"), add_batch(store, "failed")
+    running = add_batch(store, "in_progress")
+    _ = add_batch(store, "failed")
     store.remove_expired(time.time() + MAX_KEPT_S + 10)
     assert store.of("me").batch_ids() == [running.batch.id]
 
 
 def test_what_killed_processes_left_is_removed_after_a_day(store: Store) -> None:
     add_file(store)
-    left = [store.uploads / "x", store.of("me").files / "file-1.jsonl", store.of("me").files / "file-2.json.1.part"]
+    left = [
+        store.uploads / "x",
+        store.of("me").files / "file-1.jsonl",
+        store.of("me").files / "file-2.json.1.part",
+    ]
     for path in left:
         path.touch()
     store.remove_expired(time.time() + 3500)

@@ -50,7 +50,9 @@ def test_requests_are_counted_and_blank_lines_are_not(tmp_path: Path) -> None:
         (jsonl(line("b", body={"image": "x" * MAX_LINE_BYTES})), "invalid_request", None),
     ],
 )
-def test_an_invalid_line_is_named_by_its_number(tmp_path: Path, bad: bytes, code: str, param: str | None) -> None:
+def test_an_invalid_line_is_named_by_its_number(
+    tmp_path: Path, bad: bytes, code: str, param: str | None
+) -> None:
     errors = check(tmp_path, jsonl(line("a")) + b"\n" + bad).errors
     assert (errors[0].line, errors[0].code, errors[0].param) == (3, code, param)
     assert errors[0].message.endswith(".")
@@ -68,7 +70,9 @@ def test_errors_are_limited(tmp_path: Path) -> None:
 def test_too_many_requests_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "MAX_LINES", 3)
     assert check(tmp_path, jsonl(*map(line, "abc"))).errors == []
-    assert [error.code for error in check(tmp_path, jsonl(*map(line, "abcd"))).errors] == ["too_many_tasks"]
+    assert [error.code for error in check(tmp_path, jsonl(*map(line, "abcd"))).errors] == [
+        "too_many_tasks"
+    ]
 
 
 def test_a_large_file_is_checked_in_pieces(tmp_path: Path) -> None:
@@ -79,16 +83,22 @@ def test_a_large_file_is_checked_in_pieces(tmp_path: Path) -> None:
 def test_blank_lines_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "_MAX_BLANK_LINES", 3)
     assert check(tmp_path, jsonl(line("a")) + b"\n" * 3).errors == []
-    assert [error.code for error in check(tmp_path, b"\n" * 4 + jsonl(line("a"))).errors] == ["too_many_tasks"]
+    assert [error.code for error in check(tmp_path, b"\n" * 4 + jsonl(line("a"))).errors] == [
+        "too_many_tasks"
+    ]
 
 
 def test_a_body_is_not_checked(tmp_path: Path) -> None:
-    assert check(tmp_path, jsonl(line("a", body={"\ud800": "\ud800", "seed": 10**400}))) == Checked(1, [])
+    assert check(tmp_path, jsonl(line("a", body={"\ud800": "\ud800", "seed": 10**400}))) == Checked(
+        1, []
+    )
 
 
 def test_ids_are_checked_in_a_part_of_the_memory_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "input.jsonl"
-    path.write_text("".join(json.dumps(line(f"{n:04}{WIDE}"), ensure_ascii=False) + "\n" for n in range(5000)))
+    path.write_text(
+        "".join(json.dumps(line(f"{n:04}{WIDE}"), ensure_ascii=False) + "\n" for n in range(5000))
+    )
     tracemalloc.start()
     try:
         assert run(check_file(path, PREDICT, MAX_LINE_BYTES)) == Checked(5000, [])

@@ -32,7 +32,10 @@ def test_a_defect_delays_batches(store: Store, monkeypatch: pytest.MonkeyPatch) 
 
 def test_one_worker_runs_a_store(store: Store) -> None:
     """POSIX locks are those of a process: here the first one has to be another."""
-    hold = "file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print('held', flush=True); input()"
+    hold = (
+        "file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print('held',"
+        " flush=True); input()"
+    )
     code = f"import fcntl, sys; {hold}"
 
     async def scenario() -> None:

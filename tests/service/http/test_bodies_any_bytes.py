@@ -24,7 +24,21 @@ def test_unusual_charset_of_a_form_causes_no_internal_error(charset: str) -> Non
 
 FORM_PIECES = st.sampled_from(
     [
-        *(b"--b", b"--b--", b"\r\n", b"\n", b"\r", b"--", b"\0", b"\xff", b": ", b"name=", b'"', b"[1", b'["a"]'),
+        *(
+            b"--b",
+            b"--b--",
+            b"\r\n",
+            b"\n",
+            b"\r",
+            b"--",
+            b"\0",
+            b"\xff",
+            b": ",
+            b"name=",
+            b'"',
+            b"[1",
+            b'["a"]',
+        ),
         *(b'Content-Disposition: form-data; name="image"', b'; filename="f"'),
         b'Content-Disposition: form-data; name="labels"',
     ]

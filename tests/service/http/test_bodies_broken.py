@@ -7,10 +7,22 @@ import pytest
 from service.errors import InvalidRequest
 from service.http.body import read_body
 from service.http.json_values import json_object
-from tests.support.request_bodies import FORM, IMAGE, JSON, file_part, form, memory, part, read, request
+from tests.support.request_bodies import (
+    FORM,
+    IMAGE,
+    JSON,
+    file_part,
+    form,
+    memory,
+    part,
+    read,
+    request,
+)
 
 
-@pytest.mark.parametrize("content_type", [None, "", "text/plain", "application/x-www-form-urlencoded", "image/png"])
+@pytest.mark.parametrize(
+    "content_type", [None, "", "text/plain", "application/x-www-form-urlencoded", "image/png"]
+)
 def test_other_content_types_are_rejected_with_the_supported_ones(content_type: str | None) -> None:
     with pytest.raises(InvalidRequest, match="multipart/form-data or application/json"):
         read(b"{}", content_type)
@@ -39,7 +51,12 @@ def test_malformed_multipart_is_rejected(body: bytes, content_type: str) -> None
 @pytest.mark.parametrize("kept", [0.2, 0.5, 0.7, 0.85, 0.95])
 def test_truncated_multipart_is_rejected(kept: float) -> None:
     """The missing part may be a required field."""
-    body = form(file_part("image", IMAGE), part("task", "captioning"), part("detail", "paragraph"), part("seed", "1"))
+    body = form(
+        file_part("image", IMAGE),
+        part("task", "captioning"),
+        part("detail", "paragraph"),
+        part("seed", "1"),
+    )
     with pytest.raises(InvalidRequest):
         read(body[: int(len(body) * kept)], FORM)
 

@@ -40,30 +40,45 @@ FIELDS: dict[str, Any] = {
 
 def parts_of(name: str, value: object, is_json: bool) -> Sequence[bytes]:
     if isinstance(value, list):
-        return [part(name, json.dumps(value))] if is_json else [part(name, str(item)) for item in value]
+        return (
+            [part(name, json.dumps(value))]
+            if is_json
+            else [part(name, str(item)) for item in value]
+        )
     return [part(name, value if isinstance(value, str) else json.dumps(value))]
 
 
-@pytest.mark.parametrize("is_json", [True, False], ids=["lists as JSON", "lists as repeated fields"])
+@pytest.mark.parametrize(
+    "is_json", [True, False], ids=["lists as JSON", "lists as repeated fields"]
+)
 def test_form_and_json_are_read_to_the_same_body(is_json: bool) -> None:
     parts = [one for name, value in FIELDS.items() for one in parts_of(name, value, is_json)]
-    from_form, from_json = read_form(*parts), read_json(image=BASE64, **FIELDS)
+    from_form = read_form(*parts)
+    from_json = read_json(image=BASE64, **FIELDS)
     assert from_form == from_json == RequestBody(IMAGE, FIELDS)
-    assert [type(v) for v in from_form.fields.values()] == [type(v) for v in from_json.fields.values()]
+    assert [type(v) for v in from_form.fields.values()] == [
+        type(v) for v in from_json.fields.values()
+    ]
 
 
 def test_body_in_many_chunks_is_the_body() -> None:
     body = form(file_part("image", IMAGE), part("task", "ocr"))
     chunks = [body[i : i + 1] for i in range(len(body))]
-    assert asyncio.run(read_body(request(chunks, FORM), memory())) == RequestBody(IMAGE, {"task": "ocr"})
+    assert asyncio.run(read_body(request(chunks, FORM), memory())) == RequestBody(
+        IMAGE, {"task": "ocr"}
+    )
 
 
-@pytest.mark.parametrize("content_type", [JSON, "APPLICATION/JSON", "application/json; charset=utf-8"])
+@pytest.mark.parametrize(
+    "content_type", [JSON, "APPLICATION/JSON", "application/json; charset=utf-8"]
+)
 def test_json_content_type_is_read_without_case_and_options(content_type: str) -> None:
     assert read(json.dumps({"image": BASE64}).encode(), content_type) == RequestBody(IMAGE, {})
 
 
-@pytest.mark.parametrize("value", ["twelve", "1e", "", "true", "null", "[1]", "NaN", "Infinity", "0x10", "9" * 5000])
+@pytest.mark.parametrize(
+    "value", ["twelve", "1e", "", "true", "null", "[1]", "NaN", "Infinity", "0x10", "9" * 5000]
+)
 def test_invalid_number_of_a_form_stays_text(value: str) -> None:
     assert read_form(part("seed", value)).fields == {"seed": value}
 
@@ -134,6 +149,8 @@ def test_repeated_json_name_is_rejected() -> None:
 
 @pytest.mark.parametrize("name", ["task", "labels", "seed"])
 def test_file_other_than_the_image_is_rejected_by_name(name: str) -> None:
-    with pytest.raises(InvalidRequest, match=f"{name} is a file; only image may be a file") as caught:
+    with pytest.raises(
+        InvalidRequest, match=f"{name} is a file; only image may be a file"
+    ) as caught:
         read_form(file_part(name, b"x"))
     assert caught.value.param == name

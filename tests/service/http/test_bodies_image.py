@@ -2,19 +2,37 @@ import pytest
 
 from service.errors import InvalidRequest, UnsupportedImage
 from service.images.url_rules import ImageUrl
-from tests.support.request_bodies import BASE64, FORM, IMAGE, JSON, file_part, form, part, read, read_form, read_json
+from tests.support.request_bodies import (
+    BASE64,
+    FORM,
+    IMAGE,
+    JSON,
+    file_part,
+    form,
+    part,
+    read,
+    read_form,
+    read_json,
+)
 
 
 @pytest.mark.parametrize(
     "image",
-    [BASE64, f"data:image/png;base64,{BASE64}", f"DATA:image/webp;charset=x;BASE64,{BASE64}", f"data:;base64,{BASE64}"],
+    [
+        BASE64,
+        f"data:image/png;base64,{BASE64}",
+        f"DATA:image/webp;charset=x;BASE64,{BASE64}",
+        f"data:;base64,{BASE64}",
+    ],
 )
 def test_image_is_a_data_url_or_bare_base64(image: str) -> None:
     assert read_json(image=image).image == IMAGE
     assert read(form(part("image", image)), FORM).image == IMAGE
 
 
-@pytest.mark.parametrize("image", ["data:image/png,abc", "data:image/png;utf8,abc", "data:image/png;base64", "data:"])
+@pytest.mark.parametrize(
+    "image", ["data:image/png,abc", "data:image/png;utf8,abc", "data:image/png;base64", "data:"]
+)
 def test_data_url_without_base64_is_rejected(image: str) -> None:
     with pytest.raises(InvalidRequest, match="not base64") as caught:
         read_json(image=image)
@@ -22,14 +40,23 @@ def test_data_url_without_base64_is_rejected(image: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "image", ["http://example.org/a.png", "HTTPS://example.org", "file:///etc/passwd", " gopher:x", "a+b.c-1:"]
+    "image",
+    [
+        "http://example.org/a.png",
+        "HTTPS://example.org",
+        "file:///etc/passwd",
+        " gopher:x",
+        "a+b.c-1:",
+    ],
 )
 def test_url_of_another_scheme_than_data_is_passed_on_unread(image: str) -> None:
     assert read_json(image=image).image == ImageUrl(image)
     assert read(form(part("image", image)), FORM).image == ImageUrl(image)
 
 
-@pytest.mark.parametrize("image", ["QUJ", "Q!JD", "QUJD\u00e4", "//host/a.png", "_-_-", "a,b", "=", "a" * 102 + ":"])
+@pytest.mark.parametrize(
+    "image", ["QUJ", "Q!JD", "QUJD\u00e4", "//host/a.png", "_-_-", "a,b", "=", "a" * 102 + ":"]
+)
 def test_invalid_base64_is_unsupported_image(image: str) -> None:
     with pytest.raises(UnsupportedImage, match="not base64") as caught:
         read_json(image=image)

@@ -30,7 +30,10 @@ def test_body_declared_too_large_is_rejected_before_it_is_read(content_type: str
     async def never() -> Message:
         raise AssertionError("the body was read")
 
-    headers = [(b"content-type", content_type.encode()), (b"content-length", str(MAX_BYTES + 1).encode())]
+    headers = [
+        (b"content-type", content_type.encode()),
+        (b"content-length", str(MAX_BYTES + 1).encode()),
+    ]
     unread = Request({"type": "http", "method": "POST", "path": "/", "headers": headers}, never)
     with pytest.raises(PayloadTooLarge, match=f"exceeds the limit of {MAX_BYTES} bytes"):
         asyncio.run(read_body(unread, memory()))
@@ -48,7 +51,9 @@ def test_oversized_body_is_rejected_while_it_streams() -> None:
 
         endless = chunks()
         headers = [(b"content-type", JSON.encode())]
-        streamed = Request({"type": "http", "method": "POST", "path": "/", "headers": headers}, endless.__anext__)
+        streamed = Request(
+            {"type": "http", "method": "POST", "path": "/", "headers": headers}, endless.__anext__
+        )
         try:
             await read_body(streamed, memory())
         finally:
@@ -71,7 +76,9 @@ def test_large_base64_is_decoded_as_a_whole(num_bytes: int) -> None:
     assert asyncio.run(read_body(request([body], JSON), memory(len(body)))).image == image
 
 
-@pytest.mark.parametrize("text", ["A" * 499_996 + "AA==" + "AAAA", "A" * 500_000 + "A", "A" * 499_999 + "é" + "AAAA"])
+@pytest.mark.parametrize(
+    "text", ["A" * 499_996 + "AA==" + "AAAA", "A" * 500_000 + "A", "A" * 499_999 + "é" + "AAAA"]
+)
 def test_large_text_that_is_not_base64_is_refused(text: str) -> None:
     body = json.dumps({"image": text}).encode()
     with pytest.raises(UnsupportedImage, match="not base64"):
@@ -80,22 +87,33 @@ def test_large_text_that_is_not_base64_is_refused(text: str) -> None:
 
 def test_base64_with_escaped_slashes_is_read_and_a_string_of_escapes_refused() -> None:
     body = b'{"image": "' + rb"\/\/\/\/" * 400_000 + b'"}'
-    assert asyncio.run(read_body(request([body], JSON), memory(len(body)))).image == b"\xff" * 1_200_000
+    assert (
+        asyncio.run(read_body(request([body], JSON), memory(len(body)))).image
+        == b"\xff" * 1_200_000
+    )
     body = b'{"image": "' + rb"\/\/\/\/" * 600_000 + b'"}'
     with pytest.raises(InvalidRequest, match="more than 2000000 escapes"):
         asyncio.run(read_body(request([body], JSON), memory(len(body))))
 
 
-@pytest.mark.parametrize("before", [b'{"image": "', b'{"seed":', b'{"a": "' + b"A" * 499_990 + b'", "seed": ', b"["])
 @pytest.mark.parametrize(
-    "number", [b"1" * 1001, b"0." + b"3" * 1000, b"-1e" + b"9" * 1000], ids=["int", "float", "exponent"]
+    "before", [b'{"image": "', b'{"seed":', b'{"a": "' + b"A" * 499_990 + b'", "seed": ', b"["]
 )
-def test_a_long_number_of_a_large_body_is_refused_but_not_in_a_string(before: bytes, number: bytes) -> None:
+@pytest.mark.parametrize(
+    "number",
+    [b"1" * 1001, b"0." + b"3" * 1000, b"-1e" + b"9" * 1000],
+    ids=["int", "float", "exponent"],
+)
+def test_a_long_number_of_a_large_body_is_refused_but_not_in_a_string(
+    before: bytes, number: bytes
+) -> None:
     is_string = before.endswith(b'"')
     body = before + number + (b'"' if is_string else b"") + b', "rest": "' + b"A" * 300_000 + b'"}'
     with pytest.raises((InvalidRequest, UnsupportedImage)) as raised:
         asyncio.run(read_body(request([body], JSON), memory(len(body))))
-    assert ("a number of the body has more than 1000 characters" in str(raised.value)) is not is_string
+    assert (
+        "a number of the body has more than 1000 characters" in str(raised.value)
+    ) is not is_string
 
 
 def test_a_long_number_at_the_start_of_a_large_body_is_refused() -> None:

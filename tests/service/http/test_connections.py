@@ -16,7 +16,9 @@ from tests.support.connections import answer_to, is_closed
 from tests.support.served_app import ServedApp, serving_app
 
 TIMEOUT_S = 0.4
-LIMITS = ConnectionLimits(max_connections=8, max_connections_per_address=5, head_timeout_s=TIMEOUT_S)
+LIMITS = ConnectionLimits(
+    max_connections=8, max_connections_per_address=5, head_timeout_s=TIMEOUT_S
+)
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n"
 
 
@@ -30,18 +32,25 @@ async def refuse(_request: Request) -> Response:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[ServedApp]:
-    routes = [Route("/", length, methods=["GET", "POST"]), Route("/refuse", refuse, methods=["POST"])]
+    routes = [
+        Route("/", length, methods=["GET", "POST"]),
+        Route("/refuse", refuse, methods=["POST"]),
+    ]
     with serving_app(Starlette(routes=routes), bounded_connection(LIMITS)) as app:
         yield app
 
 
 def connect(served: ServedApp, address: str = "127.0.0.1") -> socket.socket:
     url = httpx.URL(served.url)
-    return socket.create_connection((url.host, url.port or 80), timeout=5, source_address=(address, 0))
+    return socket.create_connection(
+        (url.host, url.port or 80), timeout=5, source_address=(address, 0)
+    )
 
 
 def until_closed_s(connection: socket.socket, dripped: bytes = b"") -> float:
-    """Return the seconds until the server closes; send a byte of `dripped` every 50 ms meanwhile."""
+    """Return the seconds until the server closes; send a byte of `dripped` every 50 ms
+    meanwhile.
+    """
     start_s = time.monotonic()
     connection.settimeout(0.05)
     while time.monotonic() < start_s + 10 * TIMEOUT_S:
@@ -57,8 +66,12 @@ def until_closed_s(connection: socket.socket, dripped: bytes = b"") -> float:
     raise AssertionError("the connection is still open")
 
 
-@pytest.mark.parametrize(("sent", "dripped"), [(b"", b""), (HEAD, b""), (HEAD + b"X: ", b"a"), (b"", b"\r\n")])
-def test_connection_without_a_whole_head_is_closed(served: ServedApp, sent: bytes, dripped: bytes) -> None:
+@pytest.mark.parametrize(
+    ("sent", "dripped"), [(b"", b""), (HEAD, b""), (HEAD + b"X: ", b"a"), (b"", b"\r\n")]
+)
+def test_connection_without_a_whole_head_is_closed(
+    served: ServedApp, sent: bytes, dripped: bytes
+) -> None:
     with connect(served) as connection:
         connection.sendall(sent)
         assert until_closed_s(connection, dripped) < 3 * TIMEOUT_S
@@ -98,10 +111,20 @@ MOST_READ_BYTES = 16_000  # what is sent beyond may meet a closed connection, an
         HEAD + b"X: 1\r\n" * 100 + b"\r\n",
         HEAD + (b"X: " + b"a" * 1000 + b"\r\n") * 90 + b"\r\n",
         b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: 1\r\n" * 101 + b"\r\n",
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"a" * 1_000_000,
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+        + b"X: 1\r\n" * 101
+        + b"\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: "
+        + b"a" * 1_000_000,
     ],
-    ids=["large header", "many headers", "many large headers", "long path", "many trailers", "large trailer"],
+    ids=[
+        "large header",
+        "many headers",
+        "many large headers",
+        "long path",
+        "many trailers",
+        "large trailer",
+    ],
 )
 def test_large_head_is_refused(served: ServedApp, head: bytes) -> None:
     with connect(served) as connection:

@@ -24,7 +24,9 @@ async def plain(_request: Request) -> Response:
 
 
 async def page(_request: Request) -> Response:
-    return PlainTextResponse("page", headers={"Content-Security-Policy": POLICY, "Cache-Control": "max-age=60"})
+    return PlainTextResponse(
+        "page", headers={"Content-Security-Policy": POLICY, "Cache-Control": "max-age=60"}
+    )
 
 
 INNER = Starlette(routes=[Route("/v1/page", page), Route("/{path:path}", plain)])
@@ -32,7 +34,9 @@ INNER = Starlette(routes=[Route("/v1/page", page), Route("/{path:path}", plain)]
 
 def get(app: ASGIApp, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
     async def send() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://diptych") as client:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://diptych"
+        ) as client:
             return await client.get(path, headers=headers)
 
     return asyncio.run(send())
@@ -75,9 +79,9 @@ def test_closed_path_does_not_count_against_the_quota() -> None:
 
 
 def test_other_paths_are_open() -> None:
-    assert [get(guarded("/metrics"), path).text for path in ("/livez", "/metricsx", "/", "/v1/metrics")] == [
-        "reason"
-    ] * 4
+    assert [
+        get(guarded("/metrics"), path).text for path in ("/livez", "/metricsx", "/", "/v1/metrics")
+    ] == ["reason"] * 4
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,11 @@ def test_other_paths_are_open() -> None:
     [
         (Settings(), (), ("/metrics", "/livez")),
         (Settings(metrics_need_key=True), ("/metrics",), ("/livez", "/readyz", "/healthz")),
-        (Settings(health_needs_key=True), ("/livez", "/readyz", "/healthz", "/v2/health/live"), ("/metrics",)),
+        (
+            Settings(health_needs_key=True),
+            ("/livez", "/readyz", "/healthz", "/v2/health/live"),
+            ("/metrics",),
+        ),
     ],
 )
 def test_settings_determine_the_closed_paths(

@@ -1,4 +1,6 @@
-"""Memory of requests: counted while they are read and parsed, held until they end, whatever the interface."""
+"""Memory of requests: counted while they are read and parsed, held until they end, whatever the
+interface.
+"""
 
 import json
 from collections.abc import AsyncGenerator, Mapping
@@ -21,7 +23,10 @@ def binary_infer() -> dict[str, Any]:
     task = {"name": "task", "shape": [1], "datatype": "BYTES", "data": ["ocr"]}
     head = json.dumps({"inputs": [image, task]}).encode()
     tensor = np.uint32(len(SMALL_PNG)).tobytes() + SMALL_PNG
-    return {"content": head + tensor, "headers": {"Inference-Header-Content-Length": str(len(head))}}
+    return {
+        "content": head + tensor,
+        "headers": {"Inference-Header-Content-Length": str(len(head))},
+    }
 
 
 CALLS: Mapping[str, tuple[str, dict[str, Any]]] = {

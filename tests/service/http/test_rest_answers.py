@@ -8,7 +8,9 @@ from tests.support.rest_client import client, fits
 
 
 def test_prediction_from_json_is_the_body_of_the_contract() -> None:
-    response = client().predict({"image": data_url(PNG), "task": "object_detection"}, X_Request_Id="my-id")
+    response = client().predict(
+        {"image": data_url(PNG), "task": "object_detection"}, X_Request_Id="my-id"
+    )
     body = response.json()
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/json"
@@ -20,7 +22,11 @@ def test_prediction_from_json_is_the_body_of_the_contract() -> None:
 
 
 def test_prediction_from_a_form_equals_that_from_json() -> None:
-    fields = {"task": "open_vocabulary_detection", "labels": ["red circle", "blue square"], "max_new_tokens": 50}
+    fields = {
+        "task": "open_vocabulary_detection",
+        "labels": ["red circle", "blue square"],
+        "max_new_tokens": 50,
+    }
     form = client().send("POST", "/v1/predict", files={"image": ("a.png", PNG)}, data=fields)
     from_json = client().predict({"image": data_url(PNG), **fields})
     assert form.status_code == from_json.status_code == 200
@@ -48,12 +54,20 @@ def test_answers_of_every_kind_match_the_openapi_document(fields: dict[str, Any]
 
 
 def test_comparison_has_answers_and_errors_in_catalog_order() -> None:
-    fields = {"image": data_url(PNG), "task": "object_detection", "models": [PALIGEMMA_ID, FLORENCE_ID]}
+    fields = {
+        "image": data_url(PNG),
+        "task": "object_detection",
+        "models": [PALIGEMMA_ID, FLORENCE_ID],
+    }
     response = client().compare(fields, X_Request_Id="my-id")
     body = response.json()
     assert response.status_code == 200
     assert fits(body, "ComparisonJson")
-    assert (body["id"], body["task"], body["image"]) == ("my-id", "object_detection", {"width": 640, "height": 480})
+    assert (body["id"], body["task"], body["image"]) == (
+        "my-id",
+        "object_detection",
+        {"width": 640, "height": 480},
+    )
     florence, paligemma = body["answers"]
     assert (florence["id"], florence["model"]) == ("my-id", FLORENCE_ID)
     assert set(paligemma) == {"model", "error"}
@@ -67,15 +81,23 @@ def test_comparison_has_answers_and_errors_in_catalog_order() -> None:
 
 def test_listings_and_document_are_served() -> None:
     api = client()
-    assert [model["id"] for model in api.get("/v1/models").json()["data"]] == [FLORENCE_ID, PALIGEMMA_ID]
+    assert [model["id"] for model in api.get("/v1/models").json()["data"]] == [
+        FLORENCE_ID,
+        PALIGEMMA_ID,
+    ]
     assert len(api.get("/v1/tasks").json()["data"]) == 11
     assert api.get("/openapi.json").json()["openapi"].startswith("3.1")
 
 
 def test_catalog_parameter_adds_the_columns_of_the_catalog() -> None:
     api = client()
-    assert all("served" not in model for model in api.get("/v1/models?catalog=false").json()["data"])
-    assert [model["served"] for model in api.get("/v1/models?catalog=true").json()["data"]] == [True, True]
+    assert all(
+        "served" not in model for model in api.get("/v1/models?catalog=false").json()["data"]
+    )
+    assert [model["served"] for model in api.get("/v1/models?catalog=true").json()["data"]] == [
+        True,
+        True,
+    ]
     response = api.get("/v1/models?catalog=yes")
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "catalog"

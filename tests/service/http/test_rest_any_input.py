@@ -15,7 +15,9 @@ from tests.support.rest_client import OCR, SMALL_PNG, client, error_of
 
 
 def post(body: bytes, content_type: str) -> httpx.Response:
-    return client().send("POST", "/v1/predict", content=body, headers={"Content-Type": content_type})
+    return client().send(
+        "POST", "/v1/predict", content=body, headers={"Content-Type": content_type}
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,14 @@ def test_lone_surrogate_in_any_string_is_named(name: str, text: str) -> None:
 
 def test_lone_surrogate_in_a_field_name_is_rejected_with_an_error_body() -> None:
     head = b'--b\r\nContent-Disposition: form-data; name="'
-    body = head + b'image"; filename="a"\r\n\r\n' + PNG + b"\r\n" + head + b'+2AA-"\r\n\r\n1\r\n--b--\r\n'
+    body = (
+        head
+        + b'image"; filename="a"\r\n\r\n'
+        + PNG
+        + b"\r\n"
+        + head
+        + b'+2AA-"\r\n\r\n1\r\n--b--\r\n'
+    )
     response = post(body, "multipart/form-data; boundary=b; charset=utf-7")
     assert error_of(response)["code"] == "invalid_request"
 
@@ -63,17 +72,22 @@ def test_lone_surrogate_in_a_field_name_is_rejected_with_an_error_body() -> None
 def nested(task: str, name: str, depth: int, bracket: str) -> httpx.Response:
     opening, closing = ("[", "]") if bracket == "[]" else ('{"a":', "}")
     fields = json.dumps({**OCR, "task": task}).removesuffix("}")
-    return post(f'{fields}, "{name}": {opening * depth}1{closing * depth}}}'.encode(), "application/json")
+    return post(
+        f'{fields}, "{name}": {opening * depth}1{closing * depth}}}'.encode(), "application/json"
+    )
 
 
 @pytest.mark.parametrize(
-    ("task", "name"), [("ocr", "model"), ("open_vocabulary_detection", "labels"), ("region_description", "region")]
+    ("task", "name"),
+    [("ocr", "model"), ("open_vocabulary_detection", "labels"), ("region_description", "region")],
 )
 @pytest.mark.parametrize("bracket", ["[]", "{}"])
 def test_deep_nesting_is_rejected_with_an_error_body(task: str, name: str, bracket: str) -> None:
     """At the greatest depth that json can parse, later steps may overflow the stack."""
     depths = range(1, 2000)
-    most = bisect.bisect_left(depths, True, key=lambda depth: "not JSON" in nested(task, name, depth, bracket).text)
+    most = bisect.bisect_left(
+        depths, True, key=lambda depth: "not JSON" in nested(task, name, depth, bracket).text
+    )
     for depth in range(depths[most] - 8, depths[most] + 1):
         assert error_of(nested(task, name, depth, bracket))["code"] == "invalid_request", depth
 
@@ -84,7 +98,18 @@ JSON_VALUES = st.recursive(
     lambda children: st.lists(children, max_size=4) | st.dictionaries(TEXTS, children, max_size=3),
 )
 FIELD_NAMES = st.sampled_from(
-    ["task", "model", "labels", "region", "phrase", "seed", "temperature", "mask_format", "detail", "x"]
+    [
+        "task",
+        "model",
+        "labels",
+        "region",
+        "phrase",
+        "seed",
+        "temperature",
+        "mask_format",
+        "detail",
+        "x",
+    ]
 )
 
 
@@ -99,12 +124,19 @@ def test_no_json_causes_a_500(fields: dict[str, Any]) -> None:
 @given(st.integers(0, len(SMALL_PNG) - 1), st.binary(min_size=1, max_size=4))
 def test_no_image_causes_a_500(place: int, replacement: bytes) -> None:
     image = SMALL_PNG[:place] + replacement + SMALL_PNG[place + len(replacement) :]
-    response = client().send("POST", "/v1/predict", files={"image": ("a.png", image)}, data={"task": "ocr"})
-    assert response.status_code == 200 or error_of(response)["code"] in ("unsupported_image", "image_too_large")
+    response = client().send(
+        "POST", "/v1/predict", files={"image": ("a.png", image)}, data={"task": "ocr"}
+    )
+    assert response.status_code == 200 or error_of(response)["code"] in (
+        "unsupported_image",
+        "image_too_large",
+    )
 
 
 def test_disconnected_client_is_not_an_error(caplog: pytest.LogCaptureFixture) -> None:
-    messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+    messages = iter(
+        [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    )
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -114,7 +146,13 @@ def test_disconnected_client_is_not_an_error(caplog: pytest.LogCaptureFixture) -
         sent.append(message)
 
     headers = [(b"content-type", b"application/json"), (b"host", b"diptych")]
-    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"", "headers": headers}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/predict",
+        "query_string": b"",
+        "headers": headers,
+    }
     with contextlib.suppress(StopIteration):
         asyncio.run(rest_app(client().boundary)(scope, receive, send))
     assert sent[0]["status"] == 499

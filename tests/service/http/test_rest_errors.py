@@ -41,11 +41,21 @@ REFUSED = [
     Refused("invalid_request", {"image": OCR["image"]}, "task"),
     Refused("invalid_request", {"task": "ocr"}, "image"),
     Refused("invalid_request", {**OCR, "image": "https://example.org/a.png"}, "image"),
-    Refused("invalid_request", {**OCR, "task": "region_description", "region": [0, 0, 9, 5]}, "region"),
+    Refused(
+        "invalid_request", {**OCR, "task": "region_description", "region": [0, 0, 9, 5]}, "region"
+    ),
     Refused("unknown_model", {**OCR, "model": "florence-3"}, "model"),
-    Refused("image_too_large", {**OCR, "image": data_url(encoded(Image.new("1", (2000, 1000))))}, "image"),
+    Refused(
+        "image_too_large",
+        {**OCR, "image": data_url(encoded(Image.new("1", (2000, 1000))))},
+        "image",
+    ),
     Refused("payload_too_large", {**OCR, "question": "x" * MAX_BODY_BYTES}),
-    Refused("unsupported_image", {**OCR, "image": data_url(encoded(Image.new("1", (9, 9)), "GIF"))}, "image"),
+    Refused(
+        "unsupported_image",
+        {**OCR, "image": data_url(encoded(Image.new("1", (9, 9)), "GIF"))},
+        "image",
+    ),
     Refused("unsupported_image", {**OCR, "image": "!"}, "image"),
     Refused("unsupported_task", {**OCR, "task": "object_detection", "model": PALIGEMMA_ID}, "task"),
 ]
@@ -70,7 +80,9 @@ def failing(failure: Exception) -> Core:
         (RuntimeError("secret detail"), "internal"),
     ],
 )
-def test_failed_runner_has_the_status_and_body_of_the_contract(failure: Exception, code: str) -> None:
+def test_failed_runner_has_the_status_and_body_of_the_contract(
+    failure: Exception, code: str
+) -> None:
     response = client(failing(failure)).predict(OCR)
     assert error_of(response)["code"] == code
     assert str(failure) not in response.text
@@ -109,8 +121,12 @@ class BrokenCore(Core):
 
 
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/compare"])
-def test_internal_error_has_a_fixed_message_and_a_log_entry(path: str, caplog: pytest.LogCaptureFixture) -> None:
-    broken = client(BrokenCore(served_models(), {}, CoreLimits(ImageLimits(1), 2, 1, 1, 1, 10_000, 10_000)))
+def test_internal_error_has_a_fixed_message_and_a_log_entry(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = client(
+        BrokenCore(served_models(), {}, CoreLimits(ImageLimits(1), 2, 1, 1, 1, 10_000, 10_000))
+    )
     response = broken.send("POST", path, json=OCR, headers={"X-Request-Id": "my-id"})
     error = error_of(response)
     assert (error["code"], error["message"]) == (
@@ -134,7 +150,9 @@ def test_every_route_answers_not_ready_before_the_start() -> None:
     assert [error_of(response)["code"] for response in responses] == ["not_ready"] * 5
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/predict"), ("POST", "/v1/models"), ("GET", "/v1/nothing")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/v1/predict"), ("POST", "/v1/models"), ("GET", "/v1/nothing")]
+)
 def test_unknown_path_or_method_has_an_error_body(method: str, path: str) -> None:
     response = client().send(method, path)
     assert response.status_code in (404, 405)
@@ -149,12 +167,18 @@ def test_errors_are_counted_by_code() -> None:
     before = [count(case.code) for case in REFUSED[-2:]]
     for case in REFUSED[-2:]:
         client().predict(case.fields)
-    assert [count(case.code) for case in REFUSED[-2:]] == [before[0] + 1, before[1]]  # the last has a model
+    # the last has a model
+    assert [count(case.code) for case in REFUSED[-2:]] == [before[0] + 1, before[1]]
 
 
 def test_error_of_a_model_is_counted_once() -> None:
     def count(model: str) -> float:
-        labels = {"api": "rest", "model": model, "task": "ocr" if model != "none" else "none", "status": "not_ready"}
+        labels = {
+            "api": "rest",
+            "model": model,
+            "task": "ocr" if model != "none" else "none",
+            "status": "not_ready",
+        }
         return REGISTRY.get_sample_value("diptych_requests_total", labels) or 0.0
 
     before = count(FLORENCE_ID), count("none")
@@ -167,12 +191,15 @@ def test_oversized_body_without_content_length_is_rejected() -> None:
         for _ in range(MAX_BODY_BYTES // 1000 + 1):
             yield b"x" * 1000
 
-    response = client().send("POST", "/v1/predict", content=chunks(), headers={"Content-Type": "application/json"})
+    response = client().send(
+        "POST", "/v1/predict", content=chunks(), headers={"Content-Type": "application/json"}
+    )
     assert error_of(response)["code"] == "payload_too_large"
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/predict", "/v1/compare", "/v1/chat/completions", "/v2/models/florence-2-mini/infer"]
+    "path",
+    ["/v1/predict", "/v1/compare", "/v1/chat/completions", "/v2/models/florence-2-mini/infer"],
 )
 def test_body_is_not_read_when_the_service_is_full(path: str) -> None:
     sent: list[Message] = []
@@ -184,12 +211,20 @@ def test_body_is_not_read_when_the_service_is_full(path: str) -> None:
         sent.append(message)
 
     headers = [(b"content-type", b"application/json"), (b"content-length", b"100")]
-    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": headers,
+    }
     asyncio.run(rest_app(client(make_core(max_pending=0)).boundary)(scope, receive, send))
     assert sent[0]["status"] == 429
 
 
-@pytest.mark.parametrize("path", ["/v1/predict", "/v1/chat/completions", "/v2/models/florence-2-mini/infer"])
+@pytest.mark.parametrize(
+    "path", ["/v1/predict", "/v1/chat/completions", "/v2/models/florence-2-mini/infer"]
+)
 def test_a_request_that_fails_before_its_model_gives_its_place_back(path: str) -> None:
     one_place = client(make_core(max_pending=1))
     assert {one_place.send("POST", path, json={}).status_code for _ in range(3)} == {400}

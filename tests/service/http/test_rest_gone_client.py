@@ -12,10 +12,19 @@ from service.http.boundary import RestBoundary
 from service.http_app import rest_app
 from tests.support.core_calls import until
 from tests.support.fake_runners import FakeDecoder
-from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PALIGEMMA_ANSWERS, PALIGEMMA_ID, make_core
+from tests.support.fake_service import (
+    FLORENCE_ANSWERS,
+    FLORENCE_ID,
+    PALIGEMMA_ANSWERS,
+    PALIGEMMA_ID,
+    make_core,
+)
 from tests.support.rest_client import OCR, SETTINGS
 
-TENSORS = [{"name": name, "datatype": "BYTES", "shape": [1], "data": [value]} for name, value in OCR.items()]
+TENSORS = [
+    {"name": name, "datatype": "BYTES", "shape": [1], "data": [value]}
+    for name, value in OCR.items()
+]
 
 
 def num_gone(api: str) -> float:
@@ -24,7 +33,9 @@ def num_gone(api: str) -> float:
 
 
 async def leave(path: str, fields: object, decoders: dict[str, FakeDecoder]) -> list[Message]:
-    """Send a request, disconnect once every decoder is busy, and return the messages sent afterwards."""
+    """Send a request, disconnect once every decoder is busy, and return the messages sent
+    afterwards.
+    """
     boundary = RestBoundary(SETTINGS)
     boundary.start(make_core(decoders=decoders), ApiKeys(None))
     body = json.dumps(fields).encode()
@@ -36,7 +47,14 @@ async def leave(path: str, fields: object, decoders: dict[str, FakeDecoder]) -> 
         sent.append(message)
 
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers, "root_path": ""}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": headers,
+        "root_path": "",
+    }
     answering = asyncio.ensure_future(rest_app(boundary)(scope, received.get, send))
     await until(lambda: all(decoder.specs for decoder in decoders.values()))
     received.put_nowait({"type": "http.disconnect"})

@@ -51,7 +51,10 @@ def test_stream_has_pieces_of_text_and_then_the_answer(task: str) -> None:
 
 
 def test_form_can_request_a_stream() -> None:
-    form = {name: (None, str(value).lower() if value is True else value) for name, value in STREAMED.items()}
+    form = {
+        name: (None, str(value).lower() if value is True else value)
+        for name, value in STREAMED.items()
+    }
     assert parse_events(client().send("POST", "/v1/predict", files=form).text)[-1][0] == "result"
 
 
@@ -93,15 +96,24 @@ def test_stream_resumes_after_the_sent_text_when_the_decoder_dies() -> None:
 
 def test_call_is_repeated_when_the_decoder_dies_before_any_text() -> None:
     decoder = florence(failure=aiohttp.ServerDisconnectedError())
-    assert error_of(client(make_core(decoders={FLORENCE_ID: decoder})).predict(STREAMED))["code"] == "not_ready"
+    assert (
+        error_of(client(make_core(decoders={FLORENCE_ID: decoder})).predict(STREAMED))["code"]
+        == "not_ready"
+    )
     assert len(decoder.specs) == 2
 
 
 def test_failed_sequence_is_an_error_event() -> None:
     failed = Failed(code="deadline_exceeded", message="the time ran out")
     decoder = FakeDecoder(FLORENCE_ANSWERS | {"Locate blue square in the image.": failed})
-    fields = {**STREAMED, "task": "open_vocabulary_detection", "labels": ["red circle", "blue square"]}
-    *tokens, (name, body) = parse_events(client(make_core(decoders={FLORENCE_ID: decoder})).predict(fields).text)
+    fields = {
+        **STREAMED,
+        "task": "open_vocabulary_detection",
+        "labels": ["red circle", "blue square"],
+    }
+    *tokens, (name, body) = parse_events(
+        client(make_core(decoders={FLORENCE_ID: decoder})).predict(fields).text
+    )
     assert "".join(data["text"] for _, data in tokens).startswith("red circle<loc_100>")
     assert (name, body["error"]["code"]) == ("error", "deadline_exceeded")
 
@@ -122,7 +134,13 @@ async def leave_after(num_bodies: int, decoder: FakeDecoder) -> list[Message]:
             await asyncio.Event().wait()  # a full socket
 
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"", "headers": headers}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/predict",
+        "query_string": b"",
+        "headers": headers,
+    }
     answering = asyncio.ensure_future(rest_app(boundary)(scope, received.get, send))
     if num_bodies == 0:
         await until(lambda: decoder.specs)
@@ -134,9 +152,12 @@ async def leave_after(num_bodies: int, decoder: FakeDecoder) -> list[Message]:
 @pytest.mark.parametrize("num_bodies", [0, 1, 2])
 def test_disconnected_client_is_counted_and_cancels_decoding(num_bodies: int) -> None:
     async def ask() -> FakeDecoder:
-        decoder = florence(released=asyncio.Event() if num_bodies == 0 else None, ended=asyncio.Event())
+        decoder = florence(
+            released=asyncio.Event() if num_bodies == 0 else None, ended=asyncio.Event()
+        )
         await leave_after(num_bodies, decoder)
-        await until(lambda: decoder.num_cancelled, SETTINGS.request_timeout_s / 2)  # not by its deadline
+        # not by its deadline
+        await until(lambda: decoder.num_cancelled, SETTINGS.request_timeout_s / 2)
         return decoder
 
     before = count("client_gone")

@@ -1,4 +1,6 @@
-"""Images by URL through every interface with them, fetched while the request is counted as in flight."""
+"""Images by URL through every interface with them, fetched while the request is counted as in
+flight.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -22,7 +24,9 @@ Ask = Callable[[httpx.AsyncClient, ImageHost, str], Awaitable[T]]
 
 
 def with_host(ask: Ask[T], answer: bytes, options: str = "") -> T:
-    """Return the result of `ask` with a client, an allowed image host, and the URL of an image there."""
+    """Return the result of `ask` with a client, an allowed image host, and the URL of an image
+    there.
+    """
 
     async def run() -> T:
         async with listening(ImageHost({"/a.png": answer})) as host:
@@ -33,7 +37,9 @@ def with_host(ask: Ask[T], answer: bytes, options: str = "") -> T:
             boundary = RestBoundary(SETTINGS)
             boundary.start(make_core(fetcher=fetcher), api_keys("mine", options))
             transport = httpx.ASGITransport(rest_app(boundary))
-            async with httpx.AsyncClient(transport=transport, base_url="http://diptych", headers=KEY) as api:
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://diptych", headers=KEY
+            ) as api:
                 return await ask(api, host, f"http://images.test:{host.port}/a.png")
 
     return asyncio.run(run())
@@ -44,7 +50,9 @@ def chat(url: str, text: str, model: str = FLORENCE_ID) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": content}]}
 
 
-@pytest.mark.parametrize("url", ["http://example.org/a.png", "https://example.org/", "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    "url", ["http://example.org/a.png", "https://example.org/", "file:///etc/passwd"]
+)
 def test_urls_are_rejected_without_allowed_hosts(url: str) -> None:
     error = error_of(client().predict({**OCR, "image": url}))
     assert (error["code"], error["param"]) == ("invalid_request", "image")
@@ -89,9 +97,13 @@ def test_image_by_url_is_fetched_once_for_a_region() -> None:
 def test_rejected_request_fetches_no_url(path: str, fields: dict[str, Any], status: int) -> None:
     async def ask(api: httpx.AsyncClient, host: ImageHost, url: str) -> None:
         assert (await api.post(path, json={**OCR, "image": url, **fields})).status_code == status
-        assert (await api.post("/v1/chat/completions", json=chat(url, "<OCR>", "gpt"))).status_code == 404
+        assert (
+            await api.post("/v1/chat/completions", json=chat(url, "<OCR>", "gpt"))
+        ).status_code == 404
         strange = {"Authorization": "Bearer another"}
-        assert (await api.post("/v1/predict", json={**OCR, "image": url}, headers=strange)).status_code == 401
+        assert (
+            await api.post("/v1/predict", json={**OCR, "image": url}, headers=strange)
+        ).status_code == 401
         assert host.num_connections == 0
 
     with_host(ask, response(SMALL_PNG))
@@ -116,4 +128,6 @@ def test_fetching_counts_as_a_concurrent_request_of_the_key() -> None:
         reading.cancel()
         return str(second["message"])
 
-    assert "has reached its limit of 1 concurrent requests" in with_host(ask, b"", "max_concurrent=1")
+    assert "has reached its limit of 1 concurrent requests" in with_host(
+        ask, b"", "max_concurrent=1"
+    )

@@ -22,7 +22,9 @@ DAMAGED = "the PNG image is damaged or truncated and cannot be decoded"
 
 
 @pytest.mark.parametrize("is_heavy", [False, True])
-def test_one_client_never_takes_all_places_and_no_more_images_are_decoded_than_there_are_places(is_heavy: bool) -> None:
+def test_one_client_never_takes_all_places_and_no_more_images_are_decoded_than_there_are_places(
+    is_heavy: bool,
+) -> None:
     """Heavy images together never take all places, either."""
 
     async def decode(decoder: ImageDecoder, client: str, is_heavy: bool) -> None:
@@ -41,7 +43,8 @@ def test_one_client_never_takes_all_places_and_no_more_images_are_decoded_than_t
         end.set()
         await asyncio.gather(*tasks)
 
-    running, end = list[str](), asyncio.Event()
+    running = list[str]()
+    end = asyncio.Event()
     run(scenario())
     assert len(running) == 8 + is_heavy
 
@@ -49,9 +52,13 @@ def test_one_client_never_takes_all_places_and_no_more_images_are_decoded_than_t
 def test_one_client_never_takes_all_places_to_read_headers_and_its_deadline_ends_the_wait() -> None:
     async def scenario() -> None:
         decoder = ImageDecoder(LIMITS, 2)
-        waiting, polite = (LazyImage(encoded(colour_steps()), decoder, client) for client in ("flood", "polite"))
+        waiting, polite = (
+            LazyImage(encoded(colour_steps()), decoder, client) for client in ("flood", "polite")
+        )
         async with decoder.header_slot("flood"):
-            with pytest.raises(DeadlineExceeded, match="the header of the image was not read before the deadline"):
+            with pytest.raises(
+                DeadlineExceeded, match="the header of the image was not read before the deadline"
+            ):
                 await waiting.open(time.monotonic() + 0.05)
             await polite.open(time.monotonic() + 5)
         await waiting.open(time.monotonic() + 5)

@@ -29,7 +29,11 @@ QUICK = encoded(colour_steps(), "PNG")
 
 
 def decoders(parent: int | None = None) -> list[psutil.Process]:
-    return [each for each in psutil.Process(parent).children() if "service.images.decoding_program" in each.cmdline()]
+    return [
+        each
+        for each in psutil.Process(parent).children()
+        if "service.images.decoding_program" in each.cmdline()
+    ]
 
 
 async def decoder() -> psutil.Process:
@@ -47,7 +51,9 @@ async def opened(data: bytes, images: ImageDecoder, client: str = "test") -> Laz
 
 
 async def others_ended() -> None:
-    """Wait for the tasks that kill decoders: the event loop would be closed before the pipes of these are."""
+    """Wait for the tasks that kill decoders: the event loop would be closed before the pipes of
+    these are.
+    """
     await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
     while decoders():
         await asyncio.sleep(0.01)
@@ -75,7 +81,9 @@ def test_a_process_gives_the_pixels_of_a_thread() -> None:
     async def scenario() -> None:
         async with decoded_in_process(QUICK, LIMITS) as image:
             sizes = [(30, 50), (7, 9), (30, 50)]
-            resized = await asyncio.gather(*(image.resized(size, Image.Resampling.BICUBIC) for size in sizes))
+            resized = await asyncio.gather(
+                *(image.resized(size, Image.Resampling.BICUBIC) for size in sizes)
+            )
         rgb = decode_image(QUICK, LIMITS)
         for size, pixels in zip(sizes, resized, strict=True):
             assert np.array_equal(pixels, np.asarray(rgb.resize(size, Image.Resampling.BICUBIC)))
@@ -127,7 +135,10 @@ def test_a_killed_decoder_fails_its_request_alone() -> None:
     async def scenario() -> None:
         images = ImageDecoder(LIMITS, 2)
         image = await opened(SLOW, images)
-        pixels = [asyncio.ensure_future(image.pixels(served(each).manifest)) for each in (FLORENCE, PALIGEMMA)]
+        pixels = [
+            asyncio.ensure_future(image.pixels(served(each).manifest))
+            for each in (FLORENCE, PALIGEMMA)
+        ]
         (await decoder()).kill()
         for failed in await asyncio.gather(*pixels, return_exceptions=True):
             assert isinstance(failed, NotReady)
@@ -142,7 +153,9 @@ def test_requests_for_one_file_share_its_decoding_and_each_can_leave_it() -> Non
     async def scenario() -> None:
         images = ImageDecoder(LIMITS, 4)
         manifest = served(FLORENCE).manifest
-        first, second = [asyncio.ensure_future((await opened(SLOW, images)).pixels(manifest)) for _ in range(2)]
+        first, second = [
+            asyncio.ensure_future((await opened(SLOW, images)).pixels(manifest)) for _ in range(2)
+        ]
         await decoder()
         first.cancel()
         other = await (await opened(QUICK, images)).pixels(manifest)
@@ -161,8 +174,12 @@ def test_clients_do_not_share_a_decoding() -> None:
     """Each waits for its own slots only."""
 
     async def scenario() -> None:
-        images, manifest = ImageDecoder(LIMITS, 4), served(FLORENCE).manifest
-        pending = [asyncio.ensure_future((await opened(SLOW, images, each)).pixels(manifest)) for each in ("a", "b")]
+        images = ImageDecoder(LIMITS, 4)
+        manifest = served(FLORENCE).manifest
+        pending = [
+            asyncio.ensure_future((await opened(SLOW, images, each)).pixels(manifest))
+            for each in ("a", "b")
+        ]
         async with asyncio.timeout(10):
             while len(decoders()) < len(pending):
                 await asyncio.sleep(0.01)
@@ -194,7 +211,8 @@ def test_a_decoder_ends_with_its_parent() -> None:
             asyncio.run(scenario())
         os._exit(1)
     try:
-        wait_until(lambda: [each for each in decoders(parent) if each.nice() == 19])  # set behind the guard
+        # set behind the guard
+        wait_until(lambda: [each for each in decoders(parent) if each.nice() == 19])
         started = decoders(parent)
     finally:
         os.kill(parent, signal.SIGKILL)

@@ -1,4 +1,6 @@
-"""Images by URL, from HTTP hosts on this machine: the fetcher gets the addresses to which it may connect."""
+"""Images by URL, from HTTP hosts on this machine: the fetcher gets the addresses to which it may
+connect.
+"""
 
 import asyncio
 import ssl
@@ -26,8 +28,12 @@ def is_outside(address: str) -> bool:
     return address == OUTSIDE or is_public(address)
 
 
-def fetcher(*allowed: str, resolver: Resolver | None = None, limits: FetchLimits = LIMITS) -> ImageFetcher:
-    return ImageFetcher([AllowedHost.parse(each) for each in allowed], limits, resolver or Names(NAMES), is_outside)
+def fetcher(
+    *allowed: str, resolver: Resolver | None = None, limits: FetchLimits = LIMITS
+) -> ImageFetcher:
+    return ImageFetcher(
+        [AllowedHost.parse(each) for each in allowed], limits, resolver or Names(NAMES), is_outside
+    )
 
 
 async def get(image_fetcher: ImageFetcher, url: str, timeout_s: float = 60) -> bytes:
@@ -35,7 +41,9 @@ async def get(image_fetcher: ImageFetcher, url: str, timeout_s: float = 60) -> b
     return await image_fetcher.fetch(ImageUrl(url), receiver)
 
 
-async def outcome(image_fetcher: ImageFetcher, url: str, timeout_s: float = 60) -> bytes | ServiceError:
+async def outcome(
+    image_fetcher: ImageFetcher, url: str, timeout_s: float = 60
+) -> bytes | ServiceError:
     try:
         return await get(image_fetcher, url, timeout_s)
     except ServiceError as error:
@@ -43,13 +51,17 @@ async def outcome(image_fetcher: ImageFetcher, url: str, timeout_s: float = 60) 
 
 
 def fetched(
-    answers: Mapping[str, bytes | Sequence[bytes]], path: str = "/a.png", limits: FetchLimits = LIMITS
+    answers: Mapping[str, bytes | Sequence[bytes]],
+    path: str = "/a.png",
+    limits: FetchLimits = LIMITS,
 ) -> bytes | ServiceError:
     """Return the outcome of fetching from a host on the internet."""
 
     async def scenario() -> bytes | ServiceError:
         async with listening(ImageHost(answers), OUTSIDE) as host:
-            return await outcome(fetcher(f"*:{host.port}", limits=limits), f"http://images.test:{host.port}{path}")
+            return await outcome(
+                fetcher(f"*:{host.port}", limits=limits), f"http://images.test:{host.port}{path}"
+            )
 
     return asyncio.run(scenario())
 
@@ -69,9 +81,13 @@ def test_image_is_fetched() -> None:
 
 def test_request_has_no_cookies_or_credentials() -> None:
     async def scenario() -> tuple[str, int]:
-        async with listening(ImageHost({"/": response(BODY, "200 OK", "Set-Cookie: a=b")}), OUTSIDE) as host:
+        async with listening(
+            ImageHost({"/": response(BODY, "200 OK", "Set-Cookie: a=b")}), OUTSIDE
+        ) as host:
             image_fetcher = fetcher(f"*:{host.port}")
-            assert [await get(image_fetcher, f"http://images.test:{host.port}") for _ in range(2)] == [BODY] * 2
+            assert [
+                await get(image_fetcher, f"http://images.test:{host.port}") for _ in range(2)
+            ] == [BODY] * 2
             return host.requests[-1], host.port
 
     head, port = asyncio.run(scenario())
@@ -96,7 +112,10 @@ def test_no_attack_reaches_an_internal_host() -> None:
         assert internal.num_connections == 0
 
     async def listen() -> int:
-        async with listening(ImageHost(), INTERNAL) as v4, listening(ImageHost(), "::1", v4.port) as v6:
+        async with (
+            listening(ImageHost(), INTERNAL) as v4,
+            listening(ImageHost(), "::1", v4.port) as v6,
+        ):
             urls = attacks(v4.port)
             await fetch_all(v4, urls)
             assert v6.num_connections == 0
@@ -107,7 +126,10 @@ def test_no_attack_reaches_an_internal_host() -> None:
 
 def test_no_redirect_reaches_an_internal_host() -> None:
     async def scenario() -> None:
-        async with listening(ImageHost(), INTERNAL) as internal, listening(ImageHost(), OUTSIDE) as host:
+        async with (
+            listening(ImageHost(), INTERNAL) as internal,
+            listening(ImageHost(), OUTSIDE) as host,
+        ):
             urls = [url for url in attacks(internal.port) if "\r" not in url and "\n" not in url]
             host.answers = {f"/{index}": redirect(url) for index, url in enumerate(urls)}
             image_fetcher = fetcher("*", f"*:{internal.port}", f"*:{host.port}")
@@ -148,10 +170,16 @@ def test_error_of_an_internal_name_equals_that_of_a_missing_one() -> None:
         ]
 
     first, second, third = asyncio.run(scenario())
-    assert first.replace("intranet", "X") == second.replace("nowhere.test", "X") == third.replace("other.example", "X")
+    assert (
+        first.replace("intranet", "X")
+        == second.replace("nowhere.test", "X")
+        == third.replace("other.example", "X")
+    )
 
 
-@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
+@pytest.mark.parametrize(
+    "status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"]
+)
 def test_redirect_is_followed(status: str) -> None:
     answers = {"/a.png": response(b"", status, "Location: /b/c.png"), "/b/c.png": response(BODY)}
     assert fetched(answers) == BODY
@@ -164,7 +192,9 @@ def test_redirects_are_limited() -> None:
     assert "more than 3 times" in refused(fetched({"/a.png": redirect("/a.png")}))
 
 
-@pytest.mark.parametrize("location", ["", "//", "http://[", "http://other.example/", "/a b", "/\u00e4", "mailto:a@b"])
+@pytest.mark.parametrize(
+    "location", ["", "//", "http://[", "http://other.example/", "/a b", "/\u00e4", "mailto:a@b"]
+)
 def test_redirect_to_an_invalid_url_is_refused(location: str) -> None:
     assert refused(fetched({"/a.png": redirect(location)}))
 
@@ -182,14 +212,18 @@ def test_redirect_to_a_forbidden_host_is_refused() -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("status", ["204 No Content", "206 Partial", "304 Not Modified", "404 Not Found", "500 Error"])
+@pytest.mark.parametrize(
+    "status", ["204 No Content", "206 Partial", "304 Not Modified", "404 Not Found", "500 Error"]
+)
 def test_other_status_is_reported(status: str) -> None:
     assert f"status {status.split()[0]}" in refused(fetched({"/a.png": response(b"", status)}))
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip"])
 def test_compressed_body_is_refused(encoding: str) -> None:
-    assert "Content-Encoding" in refused(fetched({"/a.png": response(BODY, "200 OK", f"Content-Encoding: {encoding}")}))
+    assert "Content-Encoding" in refused(
+        fetched({"/a.png": response(BODY, "200 OK", f"Content-Encoding: {encoding}")})
+    )
 
 
 def test_size_is_limited_by_header_and_by_body() -> None:
@@ -216,14 +250,21 @@ def test_stalled_host_times_out(sent: bytes) -> None:
 def test_deadline_of_the_request_ends_the_fetch() -> None:
     async def scenario() -> bytes | ServiceError:
         async with listening(ImageHost({"/": [b""]}), OUTSIDE) as host:
-            return await outcome(fetcher(f"*:{host.port}"), f"http://images.test:{host.port}", timeout_s=0.1)
+            return await outcome(
+                fetcher(f"*:{host.port}"), f"http://images.test:{host.port}", timeout_s=0.1
+            )
 
     assert isinstance(asyncio.run(scenario()), DeadlineExceeded)
 
 
 @pytest.mark.parametrize(
     "sent",
-    [b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n1", b"HTTP/1.1 200 OK\r\nA\r\n\r\n", b""],
+    [
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n1",
+        b"HTTP/1.1 200 OK\r\nA\r\n\r\n",
+        b"",
+    ],
 )
 def test_broken_response_is_reported(sent: bytes) -> None:
     assert "is unreachable or closed the connection" in refused(fetched({"/a.png": sent}))
@@ -259,7 +300,9 @@ def test_certificate_is_verified_for_the_host_name() -> None:
     assert names == ["images.test"]
 
 
-def test_proxy_and_netrc_of_the_environment_are_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_proxy_and_netrc_of_the_environment_are_ignored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "netrc").write_text("default login a password b\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")

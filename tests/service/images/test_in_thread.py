@@ -31,5 +31,6 @@ def test_cancelled_in_thread_waits_for_its_thread(failure: Exception | None) -> 
         with pytest.raises(asyncio.CancelledError):
             await waiting
 
-    started, released = threading.Event(), threading.Event()
+    started = threading.Event()
+    released = threading.Event()
     run(cancel())

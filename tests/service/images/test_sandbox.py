@@ -48,9 +48,13 @@ IMAGES = [
 
 
 def attempted(attempt: str) -> str:
-    """Return what a process in the sandbox gets for an attempt: whether it has a filter, and the error."""
+    """Return what a process in the sandbox gets for an attempt: whether it has a filter, and the
+    error.
+    """
     command = [sys.executable, "-c", ATTEMPT.format(attempt=attempt)]
-    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
+    return subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+    ).stdout.strip()
 
 
 @pytest.mark.parametrize(
@@ -80,11 +84,14 @@ def test_memory_is_limited() -> None:
 
 def test_a_decoder_is_in_its_sandbox_before_it_decodes() -> None:
     async def scenario() -> None:
-        decoding = asyncio.ensure_future(decode(repeated_scans((5000, 5000), 100), ImageLimits(200_000_000)))
+        decoding = asyncio.ensure_future(
+            decode(repeated_scans((5000, 5000), 100), ImageLimits(200_000_000))
+        )
         async with asyncio.timeout(10):
             while (child := filtered()) is None:
                 await asyncio.sleep(0.01)
-        assert child.rlimit(psutil.RLIMIT_AS)[1] < 10_000_000_000  # 24 bytes for each of 200 million pixels
+        # 24 bytes for each of 200 million pixels
+        assert child.rlimit(psutil.RLIMIT_AS)[1] < 10_000_000_000
         assert not decoding.done()
         decoding.cancel()
         await asyncio.gather(decoding, return_exceptions=True)
@@ -116,7 +123,9 @@ def test_images_of_all_kinds_are_decoded_in_the_sandbox(caplog: pytest.LogCaptur
     assert not caplog.records
 
 
-def test_a_decoder_does_not_get_the_environment_of_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_does_not_get_the_environment_of_the_gateway(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def scenario() -> None:
         before = psutil.Process().children()  # other tests of this process start some
         async with decoded_in_process(IMAGES[0], LIMITS):
@@ -138,7 +147,12 @@ def test_without_a_filter_images_are_decoded_and_the_log_says_so_once(lack: str)
 
 @pytest.mark.parametrize("attempt", ["socket.socket()", "open('/tmp/a-file', 'w')"])
 def test_without_a_filter_files_and_sockets_are_refused_by_their_number(attempt: str) -> None:
-    unknown = f"os.execv({sys.executable!r}, [{sys.executable!r}, '-c', {ATTEMPT.format(attempt=attempt)!r}])"
+    unknown = (
+        f"os.execv({sys.executable!r}, [{sys.executable!r}, '-c',"
+        f" {ATTEMPT.format(attempt=attempt)!r}])"
+    )
     code = f"import ctypes, os; ctypes.CDLL(None).personality(8); {unknown}"
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+    )
     assert ended.stdout.strip() == "False EMFILE"

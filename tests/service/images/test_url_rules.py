@@ -11,10 +11,16 @@ ANY = [AllowedHost("*")]
     [
         ("http://example.org/a.png", CheckedUrl("http", "example.org", 80, "/a.png")),
         ("HTTPS://Example.ORG", CheckedUrl("https", "example.org", 443, "")),
-        ("https://example.org:443/a?b=c&d=%20", CheckedUrl("https", "example.org", 443, "/a?b=c&d=%20")),
+        (
+            "https://example.org:443/a?b=c&d=%20",
+            CheckedUrl("https", "example.org", 443, "/a?b=c&d=%20"),
+        ),
         ("https://example.org?b", CheckedUrl("https", "example.org", 443, "?b")),
         ("https://example.org/a#b", CheckedUrl("https", "example.org", 443, "/a")),
-        ("https://xn--bcher-kva.example/a@b:c", CheckedUrl("https", "xn--bcher-kva.example", 443, "/a@b:c")),
+        (
+            "https://xn--bcher-kva.example/a@b:c",
+            CheckedUrl("https", "xn--bcher-kva.example", 443, "/a@b:c"),
+        ),
         ("https://1.2.3.example/", CheckedUrl("https", "1.2.3.example", 443, "/")),
         ("http://93.184.215.14/", CheckedUrl("http", "93.184.215.14", 80, "/")),
         ("http://[2606:2800::1]/", CheckedUrl("http", "2606:2800::1", 80, "/")),
@@ -33,8 +39,21 @@ def test_url_is_built_from_its_parts() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "http://", "http:///a", "example.org/a.png", "ftp://example.org/", "http://user@example.org/"),
-        *("http://example.org:/", "http://-a.example/", "http://a-.example/", "http://a..example/", "http://.example/"),
+        *(
+            "",
+            "http://",
+            "http:///a",
+            "example.org/a.png",
+            "ftp://example.org/",
+            "http://user@example.org/",
+        ),
+        *(
+            "http://example.org:/",
+            "http://-a.example/",
+            "http://a-.example/",
+            "http://a..example/",
+            "http://.example/",
+        ),
         *(
             "http://example.org./",
             "http://1.2.3/",
@@ -42,8 +61,17 @@ def test_url_is_built_from_its_parts() -> None:
             "http://2130706433/",
             "http://b\u00fccher.example/",
         ),
-        *("http://example.\u212aim/", "http://example.org/\u00e4", "http://example.org/\\", "http://example.org/a b"),
-        *("http://example.org/\n", f"http://{'a' * 64}.example/", f"http://example.org/{'a' * 2048}"),
+        *(
+            "http://example.\u212aim/",
+            "http://example.org/\u00e4",
+            "http://example.org/\\",
+            "http://example.org/a b",
+        ),
+        *(
+            "http://example.org/\n",
+            f"http://{'a' * 64}.example/",
+            f"http://example.org/{'a' * 2048}",
+        ),
     ],
 )
 def test_anything_but_a_plain_http_url_is_refused(text: str) -> None:
@@ -78,7 +106,8 @@ def test_host_and_port_must_be_allowed(allowed: str, url: str, is_allowed: bool)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "http://example.org", "example.org/", "*.example.org", "a b", "example.org:x", "**"]
+    "text",
+    ["", "http://example.org", "example.org/", "*.example.org", "a b", "example.org:x", "**"],
 )
 def test_invalid_allowed_host_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must be a host name, an IP address or"):

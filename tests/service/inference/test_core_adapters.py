@@ -1,4 +1,6 @@
-"""Adapters in the core: models of their own that share the runner of their base, and so its queue."""
+"""Adapters in the core: models of their own that share the runner of their base, and so its
+queue.
+"""
 
 import asyncio
 from dataclasses import replace
@@ -18,7 +20,9 @@ from tests.support.fake_service import (
     served_models,
 )
 
-ADAPTERS = tuple(replace(FLORENCE, id=f"tuned-{index}", adapter_of=FLORENCE_ID) for index in range(3))
+ADAPTERS = tuple(
+    replace(FLORENCE, id=f"tuned-{index}", adapter_of=FLORENCE_ID) for index in range(3)
+)
 ENTRIES = (FLORENCE, *ADAPTERS, PALIGEMMA)
 
 
@@ -46,7 +50,9 @@ def test_an_adapter_waits_for_its_base_and_not_for_another_model() -> None:
     async def answered() -> list[str]:
         decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
         core = make_core(decoders={FLORENCE_ID: decoder}, entries=ENTRIES, max_running=1)
-        waiting = [asyncio.create_task(_ask(core, model_id)) for model_id in (FLORENCE_ID, ADAPTERS[0].id)]
+        waiting = [
+            asyncio.create_task(_ask(core, model_id)) for model_id in (FLORENCE_ID, ADAPTERS[0].id)
+        ]
         await until(lambda: decoder.specs)
         answers = [await _ask(core, PALIGEMMA_ID)]
         assert decoder.released is not None
@@ -58,14 +64,22 @@ def test_an_adapter_waits_for_its_base_and_not_for_another_model() -> None:
 
 def test_a_comparison_names_each_adapter_at_the_runner_of_its_base() -> None:
     decoder = FakeDecoder(FLORENCE_ANSWERS)
-    found = codes(compare(make_core(decoders={FLORENCE_ID: decoder}, entries=ENTRIES), task="object_detection"))
+    found = codes(
+        compare(
+            make_core(decoders={FLORENCE_ID: decoder}, entries=ENTRIES), task="object_detection"
+        )
+    )
     assert found == dict.fromkeys([FLORENCE_ID, *(each.id for each in ADAPTERS)], "ok")
     assert sorted(spec.adapter is None for spec in decoder.specs) == [False, False, False, True]
 
 
 def test_models_name_the_base_that_they_are_adapters_of() -> None:
-    listed = {model["id"]: model["adapter_of"] for model in models_json(served_models(*ENTRIES))["data"]}
-    assert listed == {FLORENCE_ID: None, PALIGEMMA_ID: None} | {each.id: FLORENCE_ID for each in ADAPTERS}
+    listed = {
+        model["id"]: model["adapter_of"] for model in models_json(served_models(*ENTRIES))["data"]
+    }
+    assert listed == {FLORENCE_ID: None, PALIGEMMA_ID: None} | {
+        each.id: FLORENCE_ID for each in ADAPTERS
+    }
 
 
 async def _ask(core: Core, model_id: str) -> str:

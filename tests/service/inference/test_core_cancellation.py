@@ -1,4 +1,6 @@
-"""A client that leaves at any moment leaves nothing behind: no place, no lease, no slot, no sequence."""
+"""A client that leaves at any moment leaves nothing behind: no place, no lease, no slot, no
+sequence.
+"""
 
 import asyncio
 import math
@@ -21,13 +23,16 @@ FIELDS = {"task": "object_detection"}
 
 
 class SharedLeases:
-    """A store of leases that answers between two turns of the event loop, as a store over the network does."""
+    """A store of leases that answers between two turns of the event loop, as a store over the
+    network does.
+    """
 
     def __init__(self) -> None:
         self.held: set[str] = set()
         self._releases: set[asyncio.Task[None]] = set()
 
-    async def lease(self, max_leases: int, lease: str, seconds: float) -> bool:  # noqa: ARG002  # the interface has it
+    # the interface has it
+    async def lease(self, max_leases: int, lease: str, seconds: float) -> bool:  # noqa: ARG002
         await asyncio.sleep(0)
         assert len(self.held) < max_leases
         self.held.add(lease)
@@ -61,7 +66,9 @@ async def compare(core: Core, context: RequestContext) -> object:
 
 async def stream(core: Core, context: RequestContext) -> None:
     await core.take_place(context)  # before the body is read, as every interface does
-    async with aclosing(cast(AsyncGenerator[object, None], core.stream(PNG, FIELDS, context))) as pieces:
+    async with aclosing(
+        cast(AsyncGenerator[object, None], core.stream(PNG, FIELDS, context))
+    ) as pieces:
         async for _ in pieces:
             pass
 
@@ -69,7 +76,8 @@ async def stream(core: Core, context: RequestContext) -> None:
 @pytest.mark.parametrize("call", [predict, compare, stream])
 def test_a_client_that_leaves_at_any_moment_leaves_all_limits_free(call: Call) -> None:
     async def scenario() -> None:
-        leases, gaps = SharedLeases(), TrafficGaps()
+        leases = SharedLeases()
+        gaps = TrafficGaps()
         quota = Quota("key", QuotaLimits(max_concurrent=1), shared=cast(SharedQuota, leases))
         core = make_core(max_pending=1, max_running=1, gaps=gaps)
 

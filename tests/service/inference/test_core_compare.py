@@ -7,7 +7,14 @@ from service.errors import Overloaded
 from service.inference.core import Comparison
 from tests.support.core_calls import codes, compare, florence_fails, run, until
 from tests.support.fake_runners import FakeDecoder, FakeEncoder, refusal
-from tests.support.fake_service import FLORENCE_ID, IMAGE_SIZE_WH, PALIGEMMA_ID, PNG, context, make_core
+from tests.support.fake_service import (
+    FLORENCE_ID,
+    IMAGE_SIZE_WH,
+    PALIGEMMA_ID,
+    PNG,
+    context,
+    make_core,
+)
 
 
 def test_comparison_is_in_the_order_of_the_catalog() -> None:
@@ -28,7 +35,13 @@ def test_named_model_that_does_not_offer_the_task_gets_its_own_error() -> None:
 
 def test_model_without_the_variant_gets_its_own_error() -> None:
     comparison = compare(
-        make_core(decoders={FLORENCE_ID: FakeDecoder({"Describe with a paragraph what is shown in the image.": "a"})}),
+        make_core(
+            decoders={
+                FLORENCE_ID: FakeDecoder(
+                    {"Describe with a paragraph what is shown in the image.": "a"}
+                )
+            }
+        ),
         task="captioning",
         detail="paragraph",
     )
@@ -46,7 +59,10 @@ def test_model_without_the_variant_gets_its_own_error() -> None:
     ],
 )
 def test_failing_model_does_not_fail_the_others(failure: Exception, code: str) -> None:
-    assert codes(compare(florence_fails(failure), task="ocr")) == {FLORENCE_ID: code, PALIGEMMA_ID: "ok"}
+    assert codes(compare(florence_fails(failure), task="ocr")) == {
+        FLORENCE_ID: code,
+        PALIGEMMA_ID: "ok",
+    }
 
 
 def test_models_of_a_comparison_run_concurrently() -> None:
@@ -75,7 +91,10 @@ def test_slow_model_does_not_fail_the_others() -> None:
 
 def test_comparison_that_every_model_refuses_is_refused() -> None:
     async def compare_twice() -> Comparison:
-        encoders = {model_id: FakeEncoder(released=asyncio.Event()) for model_id in (FLORENCE_ID, PALIGEMMA_ID)}
+        encoders = {
+            model_id: FakeEncoder(released=asyncio.Event())
+            for model_id in (FLORENCE_ID, PALIGEMMA_ID)
+        }
         core = make_core(encoders=encoders, max_running=1, max_waiting_tokens=1)
         first = asyncio.create_task(core.compare(PNG, {"task": "ocr"}, context()))
         await until(lambda: all(encoder.shapes for encoder in encoders.values()))

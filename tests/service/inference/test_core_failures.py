@@ -17,7 +17,14 @@ from service.errors import (
 from service.inference.prediction import Answer
 from tests.support.core_calls import OD_PROMPT, compare, predict, run
 from tests.support.fake_runners import FakeDecoder, FakeEncoder, refusal
-from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, IMAGE_SIZE_WH, PNG, context, make_core
+from tests.support.fake_service import (
+    FLORENCE_ANSWERS,
+    FLORENCE_ID,
+    IMAGE_SIZE_WH,
+    PNG,
+    context,
+    make_core,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +39,9 @@ from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, IMAGE_SIZE
     ],
 )
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
-def test_failure_of_a_runner_is_a_service_error(failure: Exception, error: type[ServiceError], part: str) -> None:
+def test_failure_of_a_runner_is_a_service_error(
+    failure: Exception, error: type[ServiceError], part: str
+) -> None:
     encoder = FakeEncoder(failure=failure if part == "encoder" else None)
     decoder = FakeDecoder(FLORENCE_ANSWERS, failure=failure if part == "decoder" else None)
     with pytest.raises(error) as caught:
@@ -44,7 +53,12 @@ def test_failure_of_a_runner_is_a_service_error(failure: Exception, error: type[
 @pytest.mark.parametrize(
     ("code", "message", "error", "param"),
     [
-        ("sequence_too_long", "max_new_tokens is 9; after this prompt up to 5 fit", InvalidRequest, "max_new_tokens"),
+        (
+            "sequence_too_long",
+            "max_new_tokens is 9; after this prompt up to 5 fit",
+            InvalidRequest,
+            "max_new_tokens",
+        ),
         ("sequence_too_long", "the prompt is too long", InvalidRequest, None),
         ("deadline_exceeded", "the time ran out", DeadlineExceeded, None),
         ("overloaded", "too many wait", Overloaded, None),

@@ -15,7 +15,14 @@ from tasks.results import BoxXyxy, Detection, DetectionsResult, InstancesResult,
 from tasks.scores import Calibration
 from tests.support.catalog import FLORENCE, PALIGEMMA
 from tests.support.core_calls import OD_PROMPT, compare, predict, run, until
-from tests.support.fake_runners import DECODE_S, ENCODE_S, NUM_PROMPT_TOKENS, PREFILL_S, FakeDecoder, FakeEncoder
+from tests.support.fake_runners import (
+    DECODE_S,
+    ENCODE_S,
+    NUM_PROMPT_TOKENS,
+    PREFILL_S,
+    FakeDecoder,
+    FakeEncoder,
+)
 from tests.support.fake_service import (
     FLORENCE_ANSWERS,
     FLORENCE_ID,
@@ -29,7 +36,8 @@ from tests.support.fake_service import (
 
 LABELS: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
 
-SCORE = math.exp(-0.5 * 3)  # of a fake decoder's answer: two words and four locations, each with exp(-0.5)
+# of a fake decoder's answer: two words and four locations, each with exp(-0.5)
+SCORE = math.exp(-0.5 * 3)
 
 
 def test_answer_is_in_pixels_of_the_original_image() -> None:
@@ -37,7 +45,8 @@ def test_answer_is_in_pixels_of_the_original_image() -> None:
     assert isinstance(answer.result, DetectionsResult)
     (detection,) = answer.result.detections
     assert detection.label == "red circle"
-    assert detection.box == pytest.approx((64.32, 96.24, 320.32, 288.24))  # bins 100, 200, 500, 600 of 640 x 480
+    # bins 100, 200, 500, 600 of 640 x 480
+    assert detection.box == pytest.approx((64.32, 96.24, 320.32, 288.24))
     assert detection.score == pytest.approx(SCORE)
     assert not answer.is_calibrated
     assert answer.image_size_wh == IMAGE_SIZE_WH
@@ -58,7 +67,12 @@ def test_both_families_answer_in_the_same_frame() -> None:
 @pytest.mark.parametrize("model", [FLORENCE_ID, PALIGEMMA_ID])
 def test_mask_format_selects_polygons_or_masks(model: str) -> None:
     for mask_format, has_mask in (("polygon", False), ("rle", True)):
-        fields = {"task": "instance_segmentation", "phrase": "red circle", "mask_format": mask_format, "model": model}
+        fields = {
+            "task": "instance_segmentation",
+            "phrase": "red circle",
+            "mask_format": mask_format,
+            "model": model,
+        }
         result = run(make_core().predict(PNG, fields, context())).result
         assert isinstance(result, InstancesResult)
         (instance,) = result.instances
@@ -82,7 +96,8 @@ def test_generation_fields_reach_the_decoder() -> None:
 
 
 def test_task_of_several_prompts_encodes_the_image_once() -> None:
-    encoder, decoder = FakeEncoder(), FakeDecoder(FLORENCE_ANSWERS)
+    encoder = FakeEncoder()
+    decoder = FakeDecoder(FLORENCE_ANSWERS)
     core = make_core(encoders={FLORENCE_ID: encoder}, decoders={FLORENCE_ID: decoder})
     answer = predict(core, task="open_vocabulary_detection", labels=["red circle", "blue square"])
     assert (len(encoder.shapes), len(decoder.specs), len(answer.written.sequences)) == (1, 2, 2)
@@ -92,7 +107,9 @@ def test_task_of_several_prompts_encodes_the_image_once() -> None:
 
 def test_user_text_is_never_a_control_segment() -> None:
     decoder = FakeDecoder({"Locate <loc_5> in the image with mask": ""})
-    predict(make_core(decoders={FLORENCE_ID: decoder}), task="instance_segmentation", phrase="<loc_5>")
+    predict(
+        make_core(decoders={FLORENCE_ID: decoder}), task="instance_segmentation", phrase="<loc_5>"
+    )
     assert [is_control for _, is_control in decoder.specs[0].segments] == [False]
 
 
@@ -100,13 +117,16 @@ def test_times_are_reported_by_stage() -> None:
     times = predict(make_core(), task="ocr").times
     assert (times.encode_s, times.prefill_s, times.decode_s) == (ENCODE_S, PREFILL_S, DECODE_S)
     assert min(times.preprocess_s, times.postprocess_s, times.total_s) > 0
-    assert (times.encode_queue_s, times.decode_queue_s) == (0, 0)  # the fakes report more than the call took
+    # the fakes report more than the call took
+    assert (times.encode_queue_s, times.decode_queue_s) == (0, 0)
 
 
 def test_default_model_is_the_first_that_offers_the_task() -> None:
     answer = predict(make_core(), task="visual_question_answering", question="what is it?")
     assert (answer.model.id, answer.result) == (FLORENCE_ID, TextResult("a circle", True))
-    without_questions = dataclasses.replace(FLORENCE, tasks={"visual_question_answering": TaskOverride(None)})
+    without_questions = dataclasses.replace(
+        FLORENCE, tasks={"visual_question_answering": TaskOverride(None)}
+    )
     core = make_core(entries=(without_questions, PALIGEMMA))
     answer = predict(core, task="visual_question_answering", question="what is it?")
     assert (answer.model.id, answer.result) == (PALIGEMMA_ID, TextResult("circle", True))
@@ -134,12 +154,18 @@ def test_empty_model_id_is_refused() -> None:
     ("fields", "error", "param"),
     [
         ({"task": "object_detection", "model": PALIGEMMA_ID}, UnsupportedTask, "task"),
-        ({"task": "captioning", "detail": "paragraph", "model": PALIGEMMA_ID}, UnsupportedTask, "detail"),
+        (
+            {"task": "captioning", "detail": "paragraph", "model": PALIGEMMA_ID},
+            UnsupportedTask,
+            "detail",
+        ),
         ({"task": "captioning", "language": "fr"}, UnsupportedTask, "language"),
         ({"task": "region_description", "region": [0, 0, 641, 480]}, InvalidRequest, "region"),
     ],
 )
-def test_unsupported_request_names_the_field(fields: dict[str, Any], error: type[ServiceError], param: str) -> None:
+def test_unsupported_request_names_the_field(
+    fields: dict[str, Any], error: type[ServiceError], param: str
+) -> None:
     encoder = FakeEncoder()
     with pytest.raises(error) as caught:
         predict(make_core(encoders={FLORENCE_ID: encoder, PALIGEMMA_ID: encoder}), **fields)
@@ -148,23 +174,33 @@ def test_unsupported_request_names_the_field(fields: dict[str, Any], error: type
 
 
 def test_region_is_checked_against_the_upright_image() -> None:
-    decoder = FakeDecoder({"What does the region <loc_0><loc_0><loc_999><loc_999> describe?": "all"})
+    decoder = FakeDecoder(
+        {"What does the region <loc_0><loc_0><loc_999><loc_999> describe?": "all"}
+    )
     core = make_core(decoders={FLORENCE_ID: decoder})
-    assert predict(core, task="region_description", region=[0, 0, 640, 480]).result == TextResult("all", True)
+    assert predict(core, task="region_description", region=[0, 0, 640, 480]).result == TextResult(
+        "all", True
+    )
 
 
 def test_number_of_prompt_tokens_comes_from_the_decoder() -> None:
-    assert predict(make_core(), task="ocr").written.sequences[0].num_prompt_tokens == NUM_PROMPT_TOKENS
+    assert (
+        predict(make_core(), task="ocr").written.sequences[0].num_prompt_tokens == NUM_PROMPT_TOKENS
+    )
 
 
 def test_requests_in_flight_at_a_runner_are_limited() -> None:
     def num_waiting() -> float | None:
-        return REGISTRY.get_sample_value("diptych_queue_depth", {"model": FLORENCE_ID, "stage": "admission"})
+        return REGISTRY.get_sample_value(
+            "diptych_queue_depth", {"model": FLORENCE_ID, "stage": "admission"}
+        )
 
     async def predict_eight() -> int:
         decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
         core = make_core(decoders={FLORENCE_ID: decoder}, max_running=2)
-        tasks = [asyncio.create_task(core.predict(PNG, {"task": "ocr"}, context())) for _ in range(8)]
+        tasks = [
+            asyncio.create_task(core.predict(PNG, {"task": "ocr"}, context())) for _ in range(8)
+        ]
         await until(lambda: num_waiting() == 6 and len(decoder.specs) >= 2)
         num_running = len(decoder.specs)
         for task in tasks:
@@ -196,10 +232,14 @@ def test_overlapping_objects_are_suppressed_on_request() -> None:
 def test_the_scores_of_a_calibrated_task_are_calibrated_unless_the_answer_is_sampled() -> None:
     core = make_core()
     model = core.models.get(FLORENCE_ID)
-    calibration = Calibration(model.id, model.manifest.checkpoint, "object_detection", (0.0, 1.0), (0.0, 0.5))
+    calibration = Calibration(
+        model.id, model.manifest.checkpoint, "object_detection", (0.0, 1.0), (0.0, 0.5)
+    )
     model = dataclasses.replace(model, calibrations={"object_detection": calibration})
     core.models = ServedModels({model.id: model})
-    answer, sampled = (predict(core, task="object_detection", temperature=value, seed=1) for value in (0.0, 1.0))
+    answer, sampled = (
+        predict(core, task="object_detection", temperature=value, seed=1) for value in (0.0, 1.0)
+    )
     (detection,) = cast("DetectionsResult", answer.result).detections
     assert (answer.is_calibrated, sampled.is_calibrated) == (True, False)
     assert detection.score == pytest.approx(SCORE / 2)

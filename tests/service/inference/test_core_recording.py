@@ -11,10 +11,25 @@ from service.errors import InternalError, InvalidRequest
 from tasks.results import DetectionsResult
 from tests.support.core_calls import OD_PROMPT, codes, compare, florence_fails, predict, run
 from tests.support.fake_runners import DECODE_S, ENCODE_S, PREFILL_S, FakeDecoder, FakeEncoder
-from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ANSWERS, PALIGEMMA_ID, PNG, context, make_core
+from tests.support.fake_service import (
+    FLORENCE_ID,
+    PALIGEMMA_ANSWERS,
+    PALIGEMMA_ID,
+    PNG,
+    context,
+    make_core,
+)
 from tests.support.trace_collector import TRACE_ID, TRACEPARENT
 
-STAGES = ("preprocess", "encode_queue", "encode", "decode_queue", "prefill", "decode", "postprocess")
+STAGES = (
+    "preprocess",
+    "encode_queue",
+    "encode",
+    "decode_queue",
+    "prefill",
+    "decode",
+    "postprocess",
+)
 
 
 def metric(name: str, **labels: str) -> float:
@@ -36,9 +51,14 @@ def test_answer_is_counted_by_model_and_task() -> None:
     sums = [f"time_{name}_seconds_sum" for name in ("to_first_token", "per_output_token")]
     sums_before = [metric(name, **labels) for name in sums]
     predict(make_core(), task="object_detection")
-    increases = [metric(name, **labels, **more) - old for (name, more), old in zip(names, before, strict=True)]
+    increases = [
+        metric(name, **labels, **more) - old
+        for (name, more), old in zip(names, before, strict=True)
+    ]
     assert increases == [1, 7, 1, 1, 1, 0, *[1] * 7]  # two words, four locations and the end token
-    to_first_token_s, per_output_token_s = (metric(n, **labels) - old for n, old in zip(sums, sums_before, strict=True))
+    to_first_token_s, per_output_token_s = (
+        metric(n, **labels) - old for n, old in zip(sums, sums_before, strict=True)
+    )
     assert per_output_token_s == pytest.approx(DECODE_S / 6)
     assert ENCODE_S + PREFILL_S < to_first_token_s < ENCODE_S + PREFILL_S + 0.2
 
@@ -47,7 +67,11 @@ def test_each_model_of_a_comparison_is_counted_with_its_status() -> None:
     def counts() -> list[float]:
         return [
             metric("requests_total", api="test", model=model, task="ocr", status=status)
-            for model, status in ((FLORENCE_ID, "ok"), (FLORENCE_ID, "not_ready"), (PALIGEMMA_ID, "ok"))
+            for model, status in (
+                (FLORENCE_ID, "ok"),
+                (FLORENCE_ID, "not_ready"),
+                (PALIGEMMA_ID, "ok"),
+            )
         ]
 
     before = counts()
@@ -72,11 +96,24 @@ def test_queue_depth_is_zero_again_after_failures() -> None:
 
 
 def test_log_has_one_line_per_model(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "service"), request_trace({"traceparent": TRACEPARENT}, "test", None):
+    with (
+        caplog.at_level(logging.INFO, "service"),
+        request_trace({"traceparent": TRACEPARENT}, "test", None),
+    ):
         compare(florence_fails(aiohttp.ClientConnectionError("refused")), task="ocr")
-    lines = sorted(record.getMessage() for record in caplog.records if record.name == "service.inference.recording")
-    assert lines[0] == f"request request-1 not_ready api=test model={FLORENCE_ID} task=ocr trace_id={TRACE_ID}"
-    ok = f"request request-1 ok api=test model={PALIGEMMA_ID} task=ocr image=640x480 tokens=2 total_ms="
+    lines = sorted(
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "service.inference.recording"
+    )
+    assert (
+        lines[0]
+        == f"request request-1 not_ready api=test model={FLORENCE_ID} task=ocr trace_id={TRACE_ID}"
+    )
+    ok = (
+        f"request request-1 ok api=test model={PALIGEMMA_ID} task=ocr image=640x480 tokens=2"
+        " total_ms="
+    )
     assert lines[1].startswith(ok)
     assert lines[1].endswith(f" trace_id={TRACE_ID}")
     assert len(lines) == 2
@@ -84,10 +121,15 @@ def test_log_has_one_line_per_model(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_log_has_no_image_prompt_or_answer(caplog: pytest.LogCaptureFixture) -> None:
     secret = "purple-elephant"
-    answers = {f"detect {secret}": f"<loc0200><loc0100><loc0600><loc0500> {secret}", **PALIGEMMA_ANSWERS}
+    answers = {
+        f"detect {secret}": f"<loc0200><loc0100><loc0600><loc0500> {secret}",
+        **PALIGEMMA_ANSWERS,
+    }
     decoders = {
         PALIGEMMA_ID: FakeDecoder(answers),
-        FLORENCE_ID: FakeDecoder({f"Locate {secret} in the image.": Failed(code="internal", message="failed")}),
+        FLORENCE_ID: FakeDecoder(
+            {f"Locate {secret} in the image.": Failed(code="internal", message="failed")}
+        ),
     }
     fields = {"task": "open_vocabulary_detection", "labels": [secret]}
     with caplog.at_level(logging.DEBUG):

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from runners.artifacts.adapter_folder import CONFIG_FILE, ENTRY_FILE, WEIGHTS_FILE, AdapterScan, adapter_build_key
+from runners.artifacts.adapter_folder import (
+    CONFIG_FILE,
+    ENTRY_FILE,
+    WEIGHTS_FILE,
+    AdapterScan,
+    adapter_build_key,
+)
 from runners.artifacts.manifest import sha256_of
 from runners.transport.messages import AdapterStates
 from service.inference.hot_adapters import HotAdapters
@@ -39,14 +45,18 @@ class Watched:
 
     def __post_init__(self) -> None:
         self.channels = {model_id: FakeChannel(FakeEncoder(), FakeDecoder({})) for model_id in BOTH}
-        runners = {model.id: RunnerClient(model.id, self.channels[model.id]) for model in self.models}
+        runners = {
+            model.id: RunnerClient(model.id, self.channels[model.id]) for model in self.models
+        }
         scan = AdapterScan(self.folder, now=lambda: 1e12)
         self.adapters = HotAdapters(scan, self.models, runners, self.settings, self._publish)
 
     def _publish(self, model: ServedModel, is_served: bool) -> None:
         self.published.append((model.id, is_served))
 
-    def write(self, name: str, weights: bytes = b"weights", base: str = FLORENCE_ID, entry: str = "") -> str:
+    def write(
+        self, name: str, weights: bytes = b"weights", base: str = FLORENCE_ID, entry: str = ""
+    ) -> str:
         """Write an adapter; return its key."""
         path = self.folder / name
         path.mkdir(exist_ok=True)
@@ -54,12 +64,16 @@ class Watched:
         (path / WEIGHTS_FILE).write_bytes(weights)
         if entry:
             (path / ENTRY_FILE).write_text(entry)
-        return adapter_build_key({file: sha256_of(path / file) for file in (CONFIG_FILE, WEIGHTS_FILE)}, "0" * 64)
+        return adapter_build_key(
+            {file: sha256_of(path / file) for file in (CONFIG_FILE, WEIGHTS_FILE)}, "0" * 64
+        )
 
     def answer(self, *loaded: str, base: str = FLORENCE_ID, refused: str | None = None) -> None:
         """Set what the runner of a base reports."""
         reasons = {} if refused is None else {refused: "bad"}
-        self.channels[base].adapter_states = AdapterStates(loaded=frozenset(loaded), refused=reasons)
+        self.channels[base].adapter_states = AdapterStates(
+            loaded=frozenset(loaded), refused=reasons
+        )
 
     def update(self) -> list[str]:
         """Update; return the ids of the served models."""
@@ -78,7 +92,8 @@ def test_an_adapter_is_listed_once_its_runner_has_loaded_it(watched: Watched) ->
     assert not watched.published
     watched.answer(key)
     assert watched.update() == [*BOTH, "tuned"]
-    model, base = watched.models.get("tuned"), watched.models.get(FLORENCE_ID)
+    model = watched.models.get("tuned")
+    base = watched.models.get(FLORENCE_ID)
     assert (model.runner_id, model.adapter_key, model.manifest.build_key) == (FLORENCE_ID, key, key)
     assert (model.manifest.adapter_of, model.precision) == (FLORENCE_ID, base.precision)
     assert model.manifest.checkpoint != base.manifest.checkpoint
@@ -95,7 +110,9 @@ def test_a_removed_adapter_is_not_listed(watched: Watched) -> None:
     assert watched.published == [("tuned", True), ("tuned", False)]
 
 
-def test_the_version_before_is_listed_until_the_runner_has_loaded_the_next(watched: Watched) -> None:
+def test_the_version_before_is_listed_until_the_runner_has_loaded_the_next(
+    watched: Watched,
+) -> None:
     first = watched.write("tuned")
     watched.answer(first)
     watched.update()
@@ -107,7 +124,9 @@ def test_the_version_before_is_listed_until_the_runner_has_loaded_the_next(watch
     assert watched.models.get("tuned").adapter_key == second
 
 
-def test_a_version_that_the_runner_refuses_is_not_listed_nor_the_one_before(watched: Watched) -> None:
+def test_a_version_that_the_runner_refuses_is_not_listed_nor_the_one_before(
+    watched: Watched,
+) -> None:
     first = watched.write("tuned")
     watched.answer(first)
     watched.update()
@@ -131,11 +150,16 @@ def test_a_changed_entry_is_served_without_another_build(watched: Watched) -> No
     watched.write("tuned", entry="tasks: {ocr: null}\nlicense: MIT")
     watched.update()
     model = watched.models.get("tuned")
-    assert (model.adapter_key, model.entry.license, "ocr" in model.entry.task_ids) == (key, "MIT", False)
+    assert (model.adapter_key, model.entry.license, "ocr" in model.entry.task_ids) == (
+        key,
+        "MIT",
+        False,
+    )
 
 
 def test_each_base_is_asked_for_its_own(watched: Watched) -> None:
-    one, other = watched.write("one"), watched.write("other", base=PALIGEMMA_ID)
+    one = watched.write("one")
+    other = watched.write("other", base=PALIGEMMA_ID)
     watched.answer(one, other, base=PALIGEMMA_ID)
     assert watched.update() == [*BOTH, "other"]
     watched.answer(one)
@@ -157,14 +181,29 @@ def put_special(name: str, kind: str) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (write_text(CONFIG_FILE, "[" * 100_000), "cannot be read as JSON: maximum recursion depth exceeded"),
-        (write_text(CONFIG_FILE, " " * 100_000_000), "has 100000000 bytes; at most 1000000 are allowed"),
+        (
+            write_text(CONFIG_FILE, "[" * 100_000),
+            "cannot be read as JSON: maximum recursion depth exceeded",
+        ),
+        (
+            write_text(CONFIG_FILE, " " * 100_000_000),
+            "has 100000000 bytes; at most 1000000 are allowed",
+        ),
         (write_text(ENTRY_FILE, "a: " + "[" * 9_000), "more than 5 levels are not allowed"),
         (write_text(ENTRY_FILE, "a: &a [x]\ntasks: {ocr: [*a, *a, *a]}"), "references (*name)"),
-        (write_text(ENTRY_FILE, "license: 2001-13-45"), "cannot be read as YAML: ValueError: month must be in"),
+        (
+            write_text(ENTRY_FILE, "license: 2001-13-45"),
+            "cannot be read as YAML: ValueError: month must be in",
+        ),
         (write_text(ENTRY_FILE, "license: 0x" + "f" * 5_000), "Exceeds the limit (4300 digits)"),
-        (write_text(ENTRY_FILE, "a: [\nb"), "cannot be read as YAML: ParserError: while parsing a flow"),
-        (lambda folder: os.truncate(folder / WEIGHTS_FILE, 1 << 40), "has 1099511627776 bytes; at most 1000000000 are"),
+        (
+            write_text(ENTRY_FILE, "a: [\nb"),
+            "cannot be read as YAML: ParserError: while parsing a flow",
+        ),
+        (
+            lambda folder: os.truncate(folder / WEIGHTS_FILE, 1 << 40),
+            "has 1099511627776 bytes; at most 1000000000 are",
+        ),
         *((put_special(WEIGHTS_FILE, kind), WEIGHTS_FILE) for kind in SPECIAL_FILES),
         *((put_special(ENTRY_FILE, kind), ENTRY_FILE) for kind in SPECIAL_FILES),
     ],
@@ -185,9 +224,13 @@ def test_files_that_no_reader_takes_are_refused_in_one_line_and_the_others_are_s
     assert not record.exc_info
 
 
-def test_the_limit_of_an_adapter_is_that_of_the_settings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_limit_of_an_adapter_is_that_of_the_settings(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     watched = Watched(tmp_path, Settings(max_adapter_mb=1))
-    watched.answer(watched.write("large", bytes(1_000_001)), watched.write("small", bytes(1_000_000)))
+    watched.answer(
+        watched.write("large", bytes(1_000_001)), watched.write("small", bytes(1_000_000))
+    )
     assert watched.update() == [*BOTH, "small"]
     assert "has 1000001 bytes; at most 1000000 are allowed" in caplog.text
 
@@ -195,7 +238,12 @@ def test_the_limit_of_an_adapter_is_that_of_the_settings(tmp_path: Path, caplog:
 @pytest.mark.parametrize(
     ("name", "base", "entry", "reason"),
     [
-        ("tuned", "another", "", f"its base 'another' is not served; the served models are {FLORENCE_ID} ("),
+        (
+            "tuned",
+            "another",
+            "",
+            f"its base 'another' is not served; the served models are {FLORENCE_ID} (",
+        ),
         ("tuned", FLORENCE_ID, "tasks: {reading: null}", "the unknown task 'reading'"),
         ("tuned", FLORENCE_ID, "resolution: 224", "an adapter shares resolution with its base"),
         ("tuned", FLORENCE_ID, "- list", "must have keys of a catalog entry"),
@@ -205,9 +253,16 @@ def test_the_limit_of_an_adapter_is_that_of_the_settings(tmp_path: Path, caplog:
     ],
 )
 def test_a_bad_entry_is_refused_once_with_its_reason(
-    watched: Watched, caplog: pytest.LogCaptureFixture, name: str, base: str, entry: str, reason: str
+    watched: Watched,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    base: str,
+    entry: str,
+    reason: str,
 ) -> None:
-    watched.answer(watched.write(name, base=base, entry=entry), good := watched.write("good", b"others"))
+    watched.answer(
+        watched.write(name, base=base, entry=entry), good := watched.write("good", b"others")
+    )
     for _ in range(3):
         assert watched.update() == [*BOTH, "good"]
     assert watched.models.get("good").adapter_key == good
@@ -223,7 +278,9 @@ def test_a_calibration_of_another_checkpoint_refuses_the_adapter(
     row = {"model": "tuned", "checkpoint": "of another", "task": "object_detection", **points}
     (tmp_path / "calibration.json").write_text(json.dumps({"calibrations": [row]}))
     (tmp_path / "adapters").mkdir()
-    watched = Watched(tmp_path / "adapters", Settings(calibration=(str(tmp_path / "calibration.json"),)))
+    watched = Watched(
+        tmp_path / "adapters", Settings(calibration=(str(tmp_path / "calibration.json"),))
+    )
     watched.answer(watched.write("tuned"))
     assert watched.update() == BOTH
     assert "is of the checkpoint of another" in caplog.text

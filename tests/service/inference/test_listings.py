@@ -14,8 +14,26 @@ from tests.support.catalog import CATALOG, FLORENCE, PALIGEMMA, ROOT
 from tests.support.fake_service import served_models
 
 COMPARISON = {
-    *("family", "organization", "category", "modality", "release_date", "context_window", "parameters", "license"),
-    *("tasks", "features", "resolution", "precision", "agreement", "checkpoint", "calibrated_tasks", "adapter_of"),
+    *(
+        "family",
+        "organization",
+        "category",
+        "modality",
+        "release_date",
+        "context_window",
+        "parameters",
+        "license",
+    ),
+    *(
+        "tasks",
+        "features",
+        "resolution",
+        "precision",
+        "agreement",
+        "checkpoint",
+        "calibrated_tasks",
+        "adapter_of",
+    ),
 }
 
 
@@ -30,7 +48,9 @@ def test_models_are_in_the_list_format_of_openai() -> None:
 
 
 def test_models_have_their_metadata() -> None:
-    for entry, model in zip((FLORENCE, PALIGEMMA), models_json(served_models())["data"], strict=True):
+    for entry, model in zip(
+        (FLORENCE, PALIGEMMA), models_json(served_models())["data"], strict=True
+    ):
         assert set(model) == {"id", "object", "created", "owned_by"} | COMPARISON
         assert model["tasks"] == list(entry.task_ids)
         assert (model["family"], model["resolution"]) == (entry.family, entry.resolution)
@@ -49,15 +69,24 @@ def test_every_entry_of_the_catalog_can_be_listed() -> None:
 
 
 def test_catalog_adds_the_models_that_are_not_served_with_the_command_that_serves_each() -> None:
-    values = Settings(models=(PALIGEMMA.id,), catalog=ROOT / "models" / "catalog.yaml", device="cpu")
-    models = ServedModels({model.id: model for model in served_models(PALIGEMMA)}, unserved_models(values))
+    values = Settings(
+        models=(PALIGEMMA.id,), catalog=ROOT / "models" / "catalog.yaml", device="cpu"
+    )
+    models = ServedModels(
+        {model.id: model for model in served_models(PALIGEMMA)}, unserved_models(values)
+    )
     served, *unserved = json.loads(json.dumps(catalog_json(models)))["data"]
     (plain,) = models_json(models)["data"]
     assert served == plain | {"served": True, "serve_command": None}
-    assert [model["id"] for model in unserved] == [model_id for model_id in CATALOG if model_id != PALIGEMMA.id]
+    assert [model["id"] for model in unserved] == [
+        model_id for model_id in CATALOG if model_id != PALIGEMMA.id
+    ]
     for model in unserved:
         assert set(model) == set(served)
-        assert (model["served"], model["serve_command"]) == (False, f'make serve MODELS="{model["id"]}"')
+        assert (model["served"], model["serve_command"]) == (
+            False,
+            f'make serve MODELS="{model["id"]}"',
+        )
     precision = {model["id"]: model["precision"] for model in unserved}
     assert precision["florence-2-base"] == "int8"
     assert precision["paligemma-2-28b-pt-896"] == "encoder float32, decoder bfloat16"
@@ -97,21 +126,25 @@ def test_schema_of_every_task_is_json_schema_with_a_description_of_each_paramete
 
 
 def test_served_entries_are_in_the_order_of_the_catalog() -> None:
-    values = Settings(models=("paligemma-mini", "florence-2-mini"), catalog=ROOT / "models" / "catalog.yaml")
+    values = Settings(
+        models=("paligemma-mini", "florence-2-mini"), catalog=ROOT / "models" / "catalog.yaml"
+    )
     assert served_entries(values) == (FLORENCE, PALIGEMMA)
 
 
 def test_unknown_model_in_the_settings_lists_the_catalog() -> None:
     values = Settings(models=("florence-3",), catalog=ROOT / "models" / "catalog.yaml")
     with pytest.raises(
-        SettingsError, match="DIPTYCH_MODELS: unknown model 'florence-3'; the catalog has florence-2-mini, "
+        SettingsError,
+        match="DIPTYCH_MODELS: unknown model 'florence-3'; the catalog has florence-2-mini, ",
     ):
         served_entries(values)
 
 
 def test_unknown_model_lists_the_served_models() -> None:
     with pytest.raises(
-        UnknownModel, match="model 'a' is not served; the served models are florence-2-mini, paligemma-mini"
+        UnknownModel,
+        match="model 'a' is not served; the served models are florence-2-mini, paligemma-mini",
     ) as caught:
         served_models().get("a")
     assert caught.value.param == "model"
@@ -124,6 +157,8 @@ def test_long_model_id_is_truncated_in_the_message() -> None:
 
 
 def test_task_that_no_served_model_offers_is_unsupported() -> None:
-    with pytest.raises(UnsupportedTask, match="no served model offers the task region_proposal") as caught:
+    with pytest.raises(
+        UnsupportedTask, match="no served model offers the task region_proposal"
+    ) as caught:
         served_models(PALIGEMMA).offering("region_proposal")
     assert caught.value.param == "task"

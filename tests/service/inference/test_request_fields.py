@@ -25,14 +25,18 @@ def predict(**fields: Any) -> TaskRequest:
     return parse_fields(PredictFields, {"task": "object_detection", **fields})[1]
 
 
-def refusal(fields: dict[str, Any], fields_class: type[GenerationFields] = PredictFields) -> InvalidRequest:
+def refusal(
+    fields: dict[str, Any], fields_class: type[GenerationFields] = PredictFields
+) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
         parse_fields(fields_class, fields)
     return caught.value
 
 
 def test_task_alone_uses_the_defaults() -> None:
-    expected = TaskRequest(TASKS["object_detection"], TaskParameters(), "polygon", GenerationOptions())
+    expected = TaskRequest(
+        TASKS["object_detection"], TaskParameters(), "polygon", GenerationOptions()
+    )
     assert predict() == expected
 
 
@@ -56,8 +60,12 @@ def test_every_field_is_parsed() -> None:
     )
     parameters = TaskParameters(detail="detailed", language="en")
     assert values.model == "florence-2-mini"
-    options = GenerationOptions(9, num_beams=1, temperature=0.5, top_p=0.9, seed=3, is_constrained=False)
-    assert request == TaskRequest(TASKS["captioning"], parameters, "rle", options, min_score=0.25, nms_iou=0.5)
+    options = GenerationOptions(
+        9, num_beams=1, temperature=0.5, top_p=0.9, seed=3, is_constrained=False
+    )
+    assert request == TaskRequest(
+        TASKS["captioning"], parameters, "rle", options, min_score=0.25, nms_iou=0.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +75,10 @@ def test_every_field_is_parsed() -> None:
         ({"task": "phrase_grounding", "caption": "a dog"}, TaskParameters(caption="a dog")),
         ({"task": "phrase_grounding", "phrases": ["a", "b"]}, TaskParameters(phrases=("a", "b"))),
         ({"task": "instance_segmentation", "phrase": "dog"}, TaskParameters(phrase="dog")),
-        ({"task": "instance_segmentation", "region": [1, 2, 3, 4]}, TaskParameters(region=(1.0, 2.0, 3.0, 4.0))),
+        (
+            {"task": "instance_segmentation", "region": [1, 2, 3, 4]},
+            TaskParameters(region=(1.0, 2.0, 3.0, 4.0)),
+        ),
         (
             {"task": "region_description", "region": [1, 2, 3, 4], "detail": "text"},
             TaskParameters(region=(1.0, 2.0, 3.0, 4.0), detail="text"),
@@ -78,7 +89,9 @@ def test_every_field_is_parsed() -> None:
         ),
     ],
 )
-def test_parameters_are_passed_to_the_task(fields: dict[str, Any], expected: TaskParameters) -> None:
+def test_parameters_are_passed_to_the_task(
+    fields: dict[str, Any], expected: TaskParameters
+) -> None:
     assert parse_fields(PredictFields, fields)[1].parameters == expected
 
 
@@ -147,7 +160,23 @@ def test_values_within_the_bounds_are_accepted(name: str, allowed: list[object])
         ("num_beams", [0, MAX_BEAMS + 1, "1", True, 1.0]),
         ("top_p", [0, -0.1, 1.001, math.nan, None, "0.5", True]),
         ("constrained", [0, 1, None, "true", "no"]),
-        ("temperature", [-0.1, 1e-300, 9.9e-7, 5e-324, 2.001, math.inf, math.nan, 10**400, None, "0.5", True, [0.5]]),
+        (
+            "temperature",
+            [
+                -0.1,
+                1e-300,
+                9.9e-7,
+                5e-324,
+                2.001,
+                math.inf,
+                math.nan,
+                10**400,
+                None,
+                "0.5",
+                True,
+                [0.5],
+            ],
+        ),
         ("seed", [-1, 2**63, 0.5, "7", False]),
         ("mask_format", ["mask", "RLE", "", None, 1]),
         ("min_score", [-0.1, 1.001, math.nan, None, "0.5", True]),
@@ -156,7 +185,9 @@ def test_values_within_the_bounds_are_accepted(name: str, allowed: list[object])
         ("task", [1, None, True, ["ocr"]]),
     ],
 )
-def test_values_out_of_bounds_or_of_wrong_types_are_refused(name: str, refused: list[object]) -> None:
+def test_values_out_of_bounds_or_of_wrong_types_are_refused(
+    name: str, refused: list[object]
+) -> None:
     for value in refused:
         error = refusal({"task": "ocr", name: value})
         assert error.param == name, value
@@ -207,7 +238,11 @@ def test_invalid_task_parameters_are_refused(fields: dict[str, Any], param: str)
 
 
 def test_long_values_are_truncated_in_messages() -> None:
-    for fields in ({"model": ["x" * 10_000]}, {"mask_format": "x" * 10_000}, {"labels": "x" * 10_000}):
+    for fields in (
+        {"model": ["x" * 10_000]},
+        {"mask_format": "x" * 10_000},
+        {"labels": "x" * 10_000},
+    ):
         message = refusal({"task": "open_vocabulary_detection", **fields}).message
         assert len(message) < 300
         assert "…" in message
@@ -231,6 +266,8 @@ def refused_with(fields: dict[str, Any]) -> InvalidRequest | None:
 
 @settings(deadline=None)
 @given(st.sampled_from(list(TASKS)), st.dictionaries(NAMES, JSON_VALUES, max_size=4))
-def test_any_fields_are_a_request_or_an_error_that_can_be_encoded(task: str, fields: dict[str, Any]) -> None:
+def test_any_fields_are_a_request_or_an_error_that_can_be_encoded(
+    task: str, fields: dict[str, Any]
+) -> None:
     error = refused_with({"task": task, **fields})
     assert error is None or (error.message + str(error.param)).encode()

@@ -4,11 +4,22 @@ from pathlib import Path
 
 import pytest
 
-from runners.artifacts.manifest import CALIBRATION_FILE, VISION_ENCODER_FILE, ArtifactError, Manifest, read_manifest
+from runners.artifacts.manifest import (
+    CALIBRATION_FILE,
+    VISION_ENCODER_FILE,
+    ArtifactError,
+    Manifest,
+    read_manifest,
+)
 from runners.artifacts.precision import measured_agreement
 from service.environment import read_settings
 from service.inference.listings import model_json
-from service.inference.served_models import adapter_model, check_positions, load_served_model, served_calibrations
+from service.inference.served_models import (
+    adapter_model,
+    check_positions,
+    load_served_model,
+    served_calibrations,
+)
 from service.settings import Settings, SettingsError
 from tests.support.catalog import CATALOG
 from tests.support.fake_service import CHECKPOINT, FLORENCE_ID, PALIGEMMA_ID, served_models
@@ -23,18 +34,25 @@ def test_positions_for_more_than_an_image_are_accepted(max_positions: int) -> No
 
 def test_positions_for_an_image_only_prevent_the_start() -> None:
     with pytest.raises(
-        SettingsError, match=f"an image alone takes {MANIFEST.num_image_tokens} positions of {FLORENCE_ID}"
+        SettingsError,
+        match=f"an image alone takes {MANIFEST.num_image_tokens} positions of {FLORENCE_ID}",
     ):
         check_positions(MANIFEST, Settings(decoder_max_positions=MANIFEST.num_image_tokens))
 
 
-def test_model_is_listed_with_the_agreement_of_the_precision_in_which_it_runs(artifacts: Path, model_id: str) -> None:
+def test_model_is_listed_with_the_agreement_of_the_precision_in_which_it_runs(
+    artifacts: Path, model_id: str
+) -> None:
     entry = CATALOG[model_id]
-    listed = model_json(load_served_model(entry, artifacts, Settings(device="cpu", encoder_precision="int8")))
+    listed = model_json(
+        load_served_model(entry, artifacts, Settings(device="cpu", encoder_precision="int8"))
+    )
     assert listed["precision"] == "encoder int8, decoder float32"
     assert listed["agreement"] == measured_agreement(read_manifest(artifacts), "int8", "float32")
     assert 0.9 < listed["agreement"]["equal_tokens"] <= 1
-    assert model_json(load_served_model(entry, artifacts, Settings(device="cpu")))["agreement"] is None
+    assert (
+        model_json(load_served_model(entry, artifacts, Settings(device="cpu")))["agreement"] is None
+    )
 
 
 def adapter_manifest(*files: str) -> Manifest:
@@ -44,7 +62,9 @@ def adapter_manifest(*files: str) -> Manifest:
         adapter_of=FLORENCE_ID,
         base_build_key=MANIFEST.build_key,
         files=dict.fromkeys(files, "0" * 64),
-        precision={device: {"encoder": "float32", "decoder": "bfloat16"} for device in ("cpu", "cuda")},
+        precision={
+            device: {"encoder": "float32", "decoder": "bfloat16"} for device in ("cpu", "cuda")
+        },
     )
 
 
@@ -58,10 +78,17 @@ def test_an_adapter_has_the_precision_of_the_encoder_that_runs(
 ) -> None:
     base = replace(served_models().get(FLORENCE_ID), precision="the base's")
     entry = replace(base.entry, id="tuned", adapter_of=FLORENCE_ID)
-    assert adapter_model(entry, adapter_manifest(*files), tmp_path, base, Settings(device="cpu")).precision == precision
+    assert (
+        adapter_model(
+            entry, adapter_manifest(*files), tmp_path, base, Settings(device="cpu")
+        ).precision
+        == precision
+    )
 
 
-def test_an_encoder_of_an_adapter_that_lacks_the_precision_of_the_settings_prevents_the_start(tmp_path: Path) -> None:
+def test_an_encoder_of_an_adapter_that_lacks_the_precision_of_the_settings_prevents_the_start(
+    tmp_path: Path,
+) -> None:
     base = served_models().get(FLORENCE_ID)
     entry = replace(base.entry, id="tuned", adapter_of=FLORENCE_ID)
     settings = Settings(device="cpu", encoder_precision="int8")
@@ -70,10 +97,13 @@ def test_an_encoder_of_an_adapter_that_lacks_the_precision_of_the_settings_preve
 
 
 CALIBRATED = replace(MANIFEST, files={CALIBRATION_FILE: "0" * 64})
-OD, REGIONS = "object_detection", "region_proposal"
+OD = "object_detection"
+REGIONS = "region_proposal"
 
 
-def calibration(probability: float, task: str = OD, model: str = FLORENCE_ID, checkpoint: str = CHECKPOINT) -> object:
+def calibration(
+    probability: float, task: str = OD, model: str = FLORENCE_ID, checkpoint: str = CHECKPOINT
+) -> object:
     points = {"scores": [0.5], "probabilities": [probability]}
     return {"model": model, "checkpoint": checkpoint, "task": task, **points}
 
@@ -85,13 +115,19 @@ def write(path: Path, *rows: object) -> Path:
 
 def probabilities(folder: Path, *files: Path | str) -> dict[str, float]:
     settings = read_settings({"DIPTYCH_CALIBRATION": ",".join(map(str, files))})
-    return {task: each.probability(0) for task, each in served_calibrations(CALIBRATED, folder, settings).items()}
+    return {
+        task: each.probability(0)
+        for task, each in served_calibrations(CALIBRATED, folder, settings).items()
+    }
 
 
-def test_the_files_of_the_settings_replace_the_calibrations_of_the_artifacts_by_task(tmp_path: Path) -> None:
+def test_the_files_of_the_settings_replace_the_calibrations_of_the_artifacts_by_task(
+    tmp_path: Path,
+) -> None:
     write(tmp_path / CALIBRATION_FILE, calibration(0.1), calibration(0.2, REGIONS))
     other = calibration(0.9, model=PALIGEMMA_ID, checkpoint="of another model")
-    first, second = write(tmp_path / "a.json", other, calibration(0.3)), write(tmp_path / "b.json", calibration(0.4))
+    first = write(tmp_path / "a.json", other, calibration(0.3))
+    second = write(tmp_path / "b.json", calibration(0.4))
     assert probabilities(tmp_path) == {OD: 0.1, REGIONS: 0.2}
     assert probabilities(tmp_path, first) == {OD: 0.3, REGIONS: 0.2}
     assert probabilities(tmp_path, first, second) == {OD: 0.4, REGIONS: 0.2}
@@ -106,7 +142,8 @@ def test_a_calibration_of_another_checkpoint_prevents_the_start(tmp_path: Path) 
     write(tmp_path / CALIBRATION_FILE)
     stale = write(tmp_path / "a.json", calibration(0.1, checkpoint="before"))
     message = (
-        f"DIPTYCH_CALIBRATION: the calibration of {FLORENCE_ID} for {OD} is of the checkpoint before; the one served"
+        f"DIPTYCH_CALIBRATION: the calibration of {FLORENCE_ID} for {OD} is of the checkpoint"
+        " before; the one served"
     )
     with pytest.raises(SettingsError, match=message):
         probabilities(tmp_path, stale)
@@ -114,5 +151,7 @@ def test_a_calibration_of_another_checkpoint_prevents_the_start(tmp_path: Path) 
 
 def test_an_unreadable_calibration_prevents_the_start(tmp_path: Path) -> None:
     write(tmp_path / CALIBRATION_FILE)
-    with pytest.raises(SettingsError, match=r"DIPTYCH_CALIBRATION: .*none\.json is not a valid calibration file"):
+    with pytest.raises(
+        SettingsError, match=r"DIPTYCH_CALIBRATION: .*none\.json is not a valid calibration file"
+    ):
         probabilities(tmp_path, tmp_path / "none.json")

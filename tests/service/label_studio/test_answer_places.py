@@ -11,7 +11,8 @@ from tests.support.fake_service import context, make_core
 @pytest.mark.parametrize("which", ["lent", "further"])
 def test_an_answer_waits_for_whichever_place_is_given_back_first(which: str) -> None:
     async def scenario() -> None:
-        core, call = make_core(max_pending=2), context()
+        core = make_core(max_pending=2)
+        call = context()
         await core.take_place(call)
         places = AnswerPlaces(core)
         async with AsyncExitStack() as lent, AsyncExitStack() as further, AsyncExitStack() as third:
@@ -32,7 +33,8 @@ def test_an_answer_waits_for_whichever_place_is_given_back_first(which: str) -> 
 
 def test_an_answer_that_fails_or_is_cancelled_gives_its_place_back() -> None:
     async def scenario() -> None:
-        core, call = make_core(max_pending=1), context()
+        core = make_core(max_pending=1)
+        call = context()
         await core.take_place(call)
         places = AnswerPlaces(core)
         with pytest.raises(ZeroDivisionError):
@@ -51,7 +53,8 @@ def test_an_answer_that_fails_or_is_cancelled_gives_its_place_back() -> None:
 
 def test_the_lent_place_stays_that_of_the_call() -> None:
     async def scenario() -> None:
-        core, call = make_core(max_pending=1), context()
+        core = make_core(max_pending=1)
+        call = context()
         await core.take_place(call)
         async with AnswerPlaces(core).place(call) as lent:
             await core.leave(lent)

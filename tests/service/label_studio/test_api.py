@@ -52,8 +52,16 @@ def results(
     context: Mapping[str, Any] | None = None,
 ) -> list[Any]:
     """Return the results of a call for tasks with these images, or one with a good image."""
-    tasks = [{"id": number, "data": {"image": image}} for number, image in enumerate(images or [data_url(PNG)])]
-    body = {"tasks": tasks, "project": "1.2", "label_config": config, "params": {"context": context}}
+    tasks = [
+        {"id": number, "data": {"image": image}}
+        for number, image in enumerate(images or [data_url(PNG)])
+    ]
+    body = {
+        "tasks": tasks,
+        "project": "1.2",
+        "label_config": config,
+        "params": {"context": context},
+    }
     response = post("predict", body, api, path)
     assert response.status_code == 200, response.text
     found: list[Any] = response.json()["results"]
@@ -81,7 +89,11 @@ def test_requests_of_the_real_tool_are_answered(name: str) -> None:
     recorded = RECORDED[name]
     keys = api_keys("secret")
     response = client(keys=keys).send(
-        recorded["method"], recorded["path"], headers=recorded["headers"], json=recorded["body"], follow_redirects=True
+        recorded["method"],
+        recorded["path"],
+        headers=recorded["headers"],
+        json=recorded["body"],
+        follow_redirects=True,
     )
     answers = {
         "health": {"status": "UP", "model_class": "Diptych"},
@@ -117,20 +129,31 @@ def test_box_is_in_percent_of_the_image_under_its_label() -> None:
 def test_both_models_predict_side_by_side() -> None:
     ((first, second),) = results(RED_CIRCLE)
     assert [first["model_version"], second["model_version"]] == VERSIONS
-    assert first["result"][0]["value"]["x"] == pytest.approx(second["result"][0]["value"]["x"], abs=0.5)
+    assert first["result"][0]["value"]["x"] == pytest.approx(
+        second["result"][0]["value"]["x"], abs=0.5
+    )
     assert first["score"] == pytest.approx(first["result"][0]["score"])
 
 
 def test_path_of_a_model_has_its_predictions_alone() -> None:
     ((prediction,),) = results(RED_CIRCLE, path=f"{PATH}/{PALIGEMMA_ID}")
     assert prediction["model_version"] == VERSIONS[1]
-    assert error_of(post("setup", {"schema": RED_CIRCLE}, path=f"{PATH}/other"))["code"] == "unknown_model"
+    assert (
+        error_of(post("setup", {"schema": RED_CIRCLE}, path=f"{PATH}/other"))["code"]
+        == "unknown_model"
+    )
 
 
 def test_polygon_has_its_points_in_percent() -> None:
     ((_, kind, value),) = values(regions(view(labelled("PolygonLabels", "red circle"))))
-    assert (kind, value["polygonlabels"], value["closed"]) == ("polygonlabels", ["red circle"], True)
-    assert value["points"] == [pytest.approx(point) for point in ([10.05, 20.05], [50.05, 20.05], [50.05, 60.05])]
+    assert (kind, value["polygonlabels"], value["closed"]) == (
+        "polygonlabels",
+        ["red circle"],
+        True,
+    )
+    assert value["points"] == [
+        pytest.approx(point) for point in ([10.05, 20.05], [50.05, 20.05], [50.05, 60.05])
+    ]
 
 
 def test_brush_mask_is_the_polygon_s_inside() -> None:
@@ -147,16 +170,30 @@ def test_brush_mask_is_the_polygon_s_inside() -> None:
     ("tags", "expected"),
     [
         ([CAPTION], [("caption", "textarea", {"text": ["a red circle"]})]),
-        (['<TextArea name="t" toName="image" model_task="ocr"/>'], [("t", "textarea", {"text": ["HELLO"]})]),
+        (
+            ['<TextArea name="t" toName="image" model_task="ocr"/>'],
+            [("t", "textarea", {"text": ["HELLO"]})],
+        ),
         (
             ['<TextArea name="t" toName="image" model_question="what is it?"/>'],
             [("t", "textarea", {"text": ["a circle"]})],
         ),
         (
-            [labelled("Choices", "A Circle", "star", name="c", attributes='model_question="what is it?"')],
+            [
+                labelled(
+                    "Choices",
+                    "A Circle",
+                    "star",
+                    name="c",
+                    attributes='model_question="what is it?"',
+                )
+            ],
             [("c", "choices", {"choices": ["A Circle"]})],
         ),
-        ([labelled("Choices", "red circle", name="c")], [("c", "choices", {"choices": ["red circle"]})]),
+        (
+            [labelled("Choices", "red circle", name="c")],
+            [("c", "choices", {"choices": ["red circle"]})],
+        ),
         ([labelled("Choices", "blue square", name="c")], []),
         (['<TextArea name="t" toName="image" model_task="visual_question_answering"/>'], []),
         ([PROMPT, CAPTION], [("caption", "textarea", {"text": ["a red circle"]})]),
@@ -180,12 +217,20 @@ def test_texts_and_choices(tags: list[str], expected: list[tuple[str, str, Any]]
         (labelled("RectangleLabels", "Text", name="shape"), "", ["rectanglelabels", "textarea"]),
     ],
 )
-def test_located_text_is_one_region_with_shape_label_and_text(shape: str, label: str, types: list[str]) -> None:
-    (((prediction),),) = results(view(shape, label, '<TextArea name="text" toName="image" perRegion="true"/>'))
+def test_located_text_is_one_region_with_shape_label_and_text(
+    shape: str, label: str, types: list[str]
+) -> None:
+    (((prediction),),) = results(
+        view(shape, label, '<TextArea name="text" toName="image" perRegion="true"/>')
+    )
     assert [each["type"] for each in prediction["result"]] == types
     assert len({each["id"] for each in prediction["result"]}) == 1
     assert prediction["result"][-1]["value"]["text"] == ["HI"]
-    labels = [each["value"][each["type"]] for each in prediction["result"] if each["type"] in each["value"]]
+    labels = [
+        each["value"][each["type"]]
+        for each in prediction["result"]
+        if each["type"] in each["value"]
+    ]
     assert labels == ([["Text"]] if "abels" in "".join(types) else [])
 
 
@@ -198,7 +243,9 @@ def test_failed_task_gets_a_prediction_that_names_the_error_and_the_others_their
 
 
 def test_task_that_failed_for_now_gets_no_prediction_and_can_be_sent_again() -> None:
-    failing = FakeDecoder({**FLORENCE_ANSWERS, "What does the image describe?": Failed(code="internal", message="x")})
+    failing = FakeDecoder(
+        {**FLORENCE_ANSWERS, "What does the image describe?": Failed(code="internal", message="x")}
+    )
     api = client(make_core(decoders={FLORENCE_ID: failing}))
     found = results(view(CAPTION), data_url(PNG), "data:image/png;base64,AAAA", api=api)
     assert found[0] == []
@@ -217,7 +264,11 @@ def test_call_ends_before_its_deadline_with_the_tasks_that_are_done() -> None:
     async def never() -> asyncio.Event:
         return asyncio.Event()
 
-    api = client(make_core(decoders={FLORENCE_ID: FakeDecoder(FLORENCE_ANSWERS, released=asyncio.run(never()))}))
+    api = client(
+        make_core(
+            decoders={FLORENCE_ID: FakeDecoder(FLORENCE_ANSWERS, released=asyncio.run(never()))}
+        )
+    )
     body = {"tasks": [{"data": {"image": data_url(PNG)}}] * 2, "label_config": RED_CIRCLE}
     response = post("predict", body, api, headers={"X-Deadline-Ms": "300"})
     assert error_of(response)["code"] == "deadline_exceeded"
@@ -232,34 +283,57 @@ def test_text_prompt_is_detected_under_the_label_it_names() -> None:
 
 
 def test_text_prompt_is_the_question_of_a_text_that_is_an_answer() -> None:
-    config = view(PROMPT, CAPTION, '<TextArea name="answer" toName="image" model_task="visual_question_answering"/>')
-    (prediction,) = results(config, context={"result": [{"type": "textarea", "value": {"text": ["what is it?"]}}]})
+    config = view(
+        PROMPT,
+        CAPTION,
+        '<TextArea name="answer" toName="image" model_task="visual_question_answering"/>',
+    )
+    (prediction,) = results(
+        config, context={"result": [{"type": "textarea", "value": {"text": ["what is it?"]}}]}
+    )
     assert values(prediction["result"]) == [("answer", "textarea", {"text": ["a circle"]})]
 
 
 def test_drawn_box_is_described_in_pixels() -> None:
     box = {"x": 10.02, "y": 10.02, "width": 80, "height": 80, "rectanglelabels": ["red circle"]}
     prompt = {"result": [{"type": "rectanglelabels", "value": box}]}
-    texts = {**FLORENCE_ANSWERS, "What does the region <loc_100><loc_100><loc_900><loc_900> describe?": "it"}
+    texts = {
+        **FLORENCE_ANSWERS,
+        "What does the region <loc_100><loc_100><loc_900><loc_900> describe?": "it",
+    }
     api = client(make_core(decoders={FLORENCE_ID: FakeDecoder(texts)}))
-    (prediction,) = results(view(labelled("RectangleLabels", "red circle"), CAPTION), api=api, context=prompt)
+    (prediction,) = results(
+        view(labelled("RectangleLabels", "red circle"), CAPTION), api=api, context=prompt
+    )
     assert values(prediction["result"]) == [("caption", "textarea", {"text": ["it"]})]
 
 
 def test_prompt_without_regions_has_an_empty_answer() -> None:
-    assert results(RED_CIRCLE, context={"result": []}) == [{"model_version": VERSIONS[0], "result": [], "score": None}]
+    assert results(RED_CIRCLE, context={"result": []}) == [
+        {"model_version": VERSIONS[0], "result": [], "score": None}
+    ]
 
 
 def test_point_is_no_prompt_of_these_models() -> None:
     context = {"result": [{"type": "keypointlabels", "value": {"x": 1, "y": 2, "width": 0}}]}
-    body = {"tasks": [{"data": {"image": data_url(PNG)}}], "label_config": RED_CIRCLE, "params": {"context": context}}
+    body = {
+        "tasks": [{"data": {"image": data_url(PNG)}}],
+        "label_config": RED_CIRCLE,
+        "params": {"context": context},
+    }
     assert "models take no points" in error_of(post("predict", body))["message"]
 
 
 def test_labels_of_a_drawn_box_that_are_no_strings_are_skipped() -> None:
     box = {"x": 10.02, "y": 20.02, "width": 30, "height": 40, "polygonlabels": [{}, [], 5, "b"]}
     region = "What is the polygon mask of region <loc_100><loc_200><loc_400><loc_600>"
-    api = client(make_core(decoders={FLORENCE_ID: FakeDecoder({region: "<loc_1><loc_1><loc_9><loc_1><loc_9><loc_9>"})}))
+    api = client(
+        make_core(
+            decoders={
+                FLORENCE_ID: FakeDecoder({region: "<loc_1><loc_1><loc_9><loc_1><loc_9><loc_9>"})
+            }
+        )
+    )
     context = {"result": [{"type": "rectanglelabels", "value": box}]}
     (prediction,) = results(view(labelled("PolygonLabels", "a", "b")), api=api, context=context)
     assert [each["value"]["polygonlabels"] for each in prediction["result"]] == [["b"]]
@@ -283,7 +357,9 @@ def test_error_is_in_the_url_that_label_studio_shows() -> None:
     response = post("setup", {"schema": "<View/>"}, headers=LABEL_STUDIO)
     assert response.status_code == 303
     location = response.headers["location"]
-    assert location.startswith(f"{PATH}/failed/400?the+labelling+configuration+has+the+control+tags")
+    assert location.startswith(
+        f"{PATH}/failed/400?the+labelling+configuration+has+the+control+tags"
+    )
     error = error_of(client().get(location))
     assert error["message"].startswith("the labelling configuration has the control tags []")
     assert client().get(f"{PATH}/failed/999?x").status_code == 400
@@ -296,12 +372,23 @@ def test_key_is_the_password_of_basic_authentication(password: str) -> None:
     assert api.get(f"{PATH}/health", headers={"Authorization": "Bearer secret"}).status_code == 200
 
 
-@pytest.mark.parametrize("headers", [{}, basic_auth("wrong"), {"Authorization": "Basic ?"}, basic_auth("secret:x")])
+@pytest.mark.parametrize(
+    "headers", [{}, basic_auth("wrong"), {"Authorization": "Basic ?"}, basic_auth("secret:x")]
+)
 def test_every_call_but_an_event_needs_the_key(headers: dict[str, str]) -> None:
     api = client(keys=api_keys("secret"))
-    for method, name in [("GET", "health"), ("GET", "versions"), ("POST", "setup"), ("POST", "predict")]:
-        assert error_of(api.send(method, f"{PATH}/{name}", headers=headers))["code"] == "unauthorized"
-    assert post("webhook", {"action": "TASKS_CREATED"}, api, headers=headers).json() == {"status": "ok"}
+    for method, name in [
+        ("GET", "health"),
+        ("GET", "versions"),
+        ("POST", "setup"),
+        ("POST", "predict"),
+    ]:
+        assert (
+            error_of(api.send(method, f"{PATH}/{name}", headers=headers))["code"] == "unauthorized"
+        )
+    assert post("webhook", {"action": "TASKS_CREATED"}, api, headers=headers).json() == {
+        "status": "ok"
+    }
 
 
 def test_health_is_an_error_while_a_runner_starts() -> None:
@@ -317,7 +404,9 @@ def test_each_answer_counts_as_a_request_of_the_key_and_of_the_interface() -> No
     body = {"tasks": [{"data": {"image": data_url(PNG)}}], "label_config": view(CAPTION)}
     assert post("predict", body, api, headers=basic_auth("secret")).status_code == 200
     assert REGISTRY.get_sample_value("diptych_requests_total", labels) == before + 1
-    assert error_of(api.get(f"{PATH}/versions", headers=basic_auth("secret")))["code"] == "overloaded"
+    assert (
+        error_of(api.get(f"{PATH}/versions", headers=basic_auth("secret")))["code"] == "overloaded"
+    )
 
 
 def test_unknown_path_has_an_error_of_the_service() -> None:

@@ -1,4 +1,6 @@
-"""Places and memory of a call: kept until its last task is answered, the place lent to one answer at a time."""
+"""Places and memory of a call: kept until its last task is answered, the place lent to one answer
+at a time.
+"""
 
 import asyncio
 import json
@@ -41,7 +43,9 @@ from tests.support.image_hosts import ImageHost, Names, listening, response
 from tests.support.label_studio_config import basic_auth, labelled, view
 
 PATH = f"/integrations/label-studio/{FLORENCE_ID}"
-CONFIG = view(labelled("RectangleLabels", "red circle"), '<TextArea name="caption" toName="image"/>')
+CONFIG = view(
+    labelled("RectangleLabels", "red circle"), '<TextArea name="caption" toName="image"/>'
+)
 SETTINGS = Settings(max_body_bytes=10_000_000, request_timeout_s=10)
 
 
@@ -53,7 +57,9 @@ class BusyDecoder(FakeDecoder):
         self.num_running = 0
         self.max_running = 0
 
-    async def write(self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]) -> list[Outcome]:
+    async def write(
+        self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]
+    ) -> list[Outcome]:
         self.num_running += 1
         self.max_running = max(self.max_running, self.num_running)
         for _ in range(100):  # others may come meanwhile
@@ -70,7 +76,9 @@ async def service(core: Core, keys: ApiKeys | None = None) -> AsyncIterator[http
     boundary.start(core, keys or ApiKeys(None))
     headers = basic_auth("secret") if keys else {}
     transport = httpx.ASGITransport(rest_app(boundary))
-    async with httpx.AsyncClient(transport=transport, base_url="http://diptych", headers=headers) as client:
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://diptych", headers=headers
+    ) as client:
         yield client
 
 
@@ -86,7 +94,9 @@ def num_results(response: httpx.Response) -> list[int]:
 
 
 @pytest.mark.parametrize(("max_concurrent", "max_running"), [(1, 1), (2, 2), (3, 3)])
-def test_answers_use_the_call_s_own_place_and_further_ones_of_its_key(max_concurrent: int, max_running: int) -> None:
+def test_answers_use_the_call_s_own_place_and_further_ones_of_its_key(
+    max_concurrent: int, max_running: int
+) -> None:
     async def scenario() -> None:
         async with service(core, api_keys("secret", f"max_concurrent={max_concurrent}")) as client:
             answer = await client.post(f"{PATH}/predict", json=body(*[data_url(PNG)] * 6))
@@ -100,8 +110,12 @@ def test_answers_use_the_call_s_own_place_and_further_ones_of_its_key(max_concur
 
 def test_calls_that_hold_all_places_do_not_wait_for_each_other() -> None:
     async def scenario() -> None:
-        async with service(make_core(max_pending=3, decoders={FLORENCE_ID: BusyDecoder()})) as client:
-            calls = [client.post(f"{PATH}/predict", json=body(*[data_url(PNG)] * 4)) for _ in range(3)]
+        async with service(
+            make_core(max_pending=3, decoders={FLORENCE_ID: BusyDecoder()})
+        ) as client:
+            calls = [
+                client.post(f"{PATH}/predict", json=body(*[data_url(PNG)] * 4)) for _ in range(3)
+            ]
             answers = await asyncio.gather(*calls)
         assert [num_results(answer) for answer in answers] == [[2] * 4] * 3
 
@@ -136,7 +150,12 @@ def test_other_requests_are_served_while_a_configuration_is_read() -> None:
             assert calling.result().status_code == 200
             assert num_turns > 5  # else 1
 
-    config = view(*[labelled("RectangleLabels", *[f"{tag} {label}" for label in range(100)]) for tag in range(10)])
+    config = view(
+        *[
+            labelled("RectangleLabels", *[f"{tag} {label}" for label in range(100)])
+            for tag in range(10)
+        ]
+    )
     asyncio.run(scenario())
 
 
@@ -146,7 +165,8 @@ def test_a_call_holds_its_images_and_not_the_rest_of_its_body() -> None:
         decoder = BusyDecoder(released)
         core = make_core(decoders={FLORENCE_ID: decoder})
         asked = body(
-            *[data_url(PNG)] * 3, rest={"annotations": [[number] for number in range(1000)], "note": "a" * 9000}
+            *[data_url(PNG)] * 3,
+            rest={"annotations": [[number] for number in range(1000)], "note": "a" * 9000},
         )
         assert len(json.dumps(asked)) > 50_000
         async with service(core) as client:
@@ -162,7 +182,9 @@ def test_a_call_holds_its_images_and_not_the_rest_of_its_body() -> None:
 
 
 @asynccontextmanager
-async def images_by_url(decoder: FakeDecoder, max_bytes: int) -> AsyncIterator[tuple[Core, ImageHost, str]]:
+async def images_by_url(
+    decoder: FakeDecoder, max_bytes: int
+) -> AsyncIterator[tuple[Core, ImageHost, str]]:
     """Yield a core that fetches images, their host, and the URL of one."""
     async with listening(ImageHost({"/a.png": response(PNG)})) as host:
         names = Names({"images.test": ["127.0.0.1"]})
@@ -179,7 +201,11 @@ def test_images_by_url_are_counted_while_their_tasks_are_answered() -> None:
         async with images_by_url(decoder, 1_000_000) as (core, host, url), service(core) as client:
             calling = asyncio.create_task(client.post(f"{PATH}/predict", json=body(*[url] * 6)))
             await until(lambda: decoder.num_running == 8)
-            assert 4 * len(PNG) < core.num_held_bytes <= 4 * len(PNG) + 6 * source_bytes({"image": url})
+            assert (
+                4 * len(PNG)
+                < core.num_held_bytes
+                <= 4 * len(PNG) + 6 * source_bytes({"image": url})
+            )
             assert len(host.requests) == 4
             released.set()
             assert num_results(await calling) == [2] * 6
@@ -190,7 +216,10 @@ def test_images_by_url_are_counted_while_their_tasks_are_answered() -> None:
 
 def test_an_image_waits_until_there_is_memory_for_it() -> None:
     async def scenario() -> None:
-        async with images_by_url(BusyDecoder(), 5_000 + len(PNG)) as (core, _, url), service(core) as client:
+        async with (
+            images_by_url(BusyDecoder(), 5_000 + len(PNG)) as (core, _, url),
+            service(core) as client,
+        ):
             assert num_results(await client.post(f"{PATH}/predict", json=body(url, url))) == [2, 2]
             assert core.num_held_bytes == 0
 
@@ -207,7 +236,9 @@ def test_the_source_of_an_image_is_dropped_when_it_is_read() -> None:
         released = asyncio.Event()
         decoder = BusyDecoder(released)
         tasks = [{"image": data_url(PNG)}, {"image": data_url(PNG)}]
-        answering = asyncio.create_task(batch(make_core(decoders={FLORENCE_ID: decoder})).outcomes(tasks))
+        answering = asyncio.create_task(
+            batch(make_core(decoders={FLORENCE_ID: decoder})).outcomes(tasks)
+        )
         await until(lambda: decoder.num_running == 4)
         assert tasks == [{}, {}]
         released.set()
@@ -224,13 +255,19 @@ def test_predictions_are_counted_until_the_call_ends() -> None:
         return asyncio.run(batch(make_core(max_bytes=max_bytes)).outcomes(tasks))
 
     (outcome,) = outcomes(1, 1_000_000)
-    assert sorted(map(len, outcomes(3, 3 * len(outcome) // 2))) == [len(b"[]"), len(b"[]"), len(outcome)]
+    assert sorted(map(len, outcomes(3, 3 * len(outcome) // 2))) == [
+        len(b"[]"),
+        len(b"[]"),
+        len(outcome),
+    ]
     with pytest.raises(Overloaded, match="bytes of requests in memory"):
         outcomes(1, len(outcome) - 1)
 
 
 class RefusedOnce(TaskImages):
-    """Reads an image of which half is received when memory runs out, and the whole when it is read again."""
+    """Reads an image of which half is received when memory runs out, and the whole when it is read
+    again.
+    """
 
     def __init__(self, core: Core, num_bytes: int) -> None:
         super().__init__(core, None, "")
@@ -249,7 +286,9 @@ class RefusedOnce(TaskImages):
 def test_a_part_of_an_image_is_not_counted_when_it_is_read_again() -> None:
     core = make_core(max_bytes=2000)
     plan = Plan((core.models.get(FLORENCE_ID),), batch_asks(parse_config(CONFIG)))
-    answering = Batch(core, plan, RefusedOnce(core, 1200), context(timeout_s=5)).outcomes([{"image": data_url(PNG)}])
+    answering = Batch(core, plan, RefusedOnce(core, 1200), context(timeout_s=5)).outcomes(
+        [{"image": data_url(PNG)}]
+    )
     assert len(asyncio.run(answering)[0]) > len(b"[]")
 
 
@@ -260,7 +299,9 @@ def test_each_tag_is_asked_about_its_own_image() -> None:
         '<TextArea name="of second" toName="other"/>',
     )
     second = encoded(Image.new("RGB", (100, 50)))
-    answering = batch(make_core(), config).outcomes([{"image": data_url(PNG), "second": data_url(second)}])
+    answering = batch(make_core(), config).outcomes(
+        [{"image": data_url(PNG), "second": data_url(second)}]
+    )
     (outcome,) = asyncio.run(answering)
     (prediction,) = json.loads(outcome)
     widths = [(each["from_name"], each["original_width"]) for each in prediction["result"]]

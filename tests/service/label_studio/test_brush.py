@@ -9,7 +9,9 @@ from service.label_studio.brush import brush_rle
 from tasks.run_length import decode_mask, encode_mask
 from tests.support.label_studio_config import brush_pixels
 
-masks = st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(lambda shape: arrays(np.bool_, shape))
+masks = st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(
+    lambda shape: arrays(np.bool_, shape)
+)
 
 
 @given(masks)

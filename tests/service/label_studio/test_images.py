@@ -1,4 +1,7 @@
-"""Files of a Label Studio on this machine, which answers by path; the fetcher's own rules are tested with it."""
+"""Files of a Label Studio on this machine, which answers by path.
+
+The fetcher's own rules are tested with it.
+"""
 
 import asyncio
 import json
@@ -15,20 +18,30 @@ from service.settings import Settings, SettingsError
 from tests.support.fake_service import PNG, context, data_url, make_core
 from tests.support.image_hosts import ImageHost, Names, listening, redirect, response
 
-LEGACY, PERSONAL = "0" * 40, "e30.e30.c2ln"
-EXCHANGED = response(json.dumps({"access": "short"}).encode(), "200 OK", "Content-Type: application/json")
+LEGACY = "0" * 40
+PERSONAL = "e30.e30.c2ln"
+EXCHANGED = response(
+    json.dumps({"access": "short"}).encode(), "200 OK", "Content-Type: application/json"
+)
 OUTSIDE = "127.0.0.2"
 
 
 def read(
-    source: str | None, token: str = LEGACY, answers: dict[str, bytes] | None = None, prefix: str = ""
+    source: str | None,
+    token: str = LEGACY,
+    answers: dict[str, bytes] | None = None,
+    prefix: str = "",
 ) -> tuple[bytes | ServiceError, list[str]]:
-    """Return the image or the error, and the heads of the requests to Label Studio; PORT is its port in `source`."""
+    """Return the image or the error, and the heads of the requests to Label Studio; PORT is its
+    port in `source`.
+    """
 
     async def scenario() -> tuple[bytes | ServiceError, list[str]]:
         async with listening(ImageHost(answers or {})) as host:
             origin = f"http://127.0.0.1:{host.port}"
-            settings = Settings(label_studio_url=f"{origin}{prefix}/", url_hosts=(f"images.test:{host.port}",))
+            settings = Settings(
+                label_studio_url=f"{origin}{prefix}/", url_hosts=(f"images.test:{host.port}",)
+            )
             fetcher = ImageFetcher(
                 [AllowedHost("images.test", host.port)],
                 FetchLimits(1_000_000, 5),
@@ -48,7 +61,9 @@ def read(
 
 def headers_of(request: str) -> dict[str, str]:
     lines = request.split("\r\n")[1:]
-    return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines) if name}
+    return {
+        name.lower(): value for name, _, value in (line.partition(": ") for line in lines) if name
+    }
 
 
 def refusal(found: bytes | ServiceError) -> str:
@@ -59,7 +74,9 @@ def refusal(found: bytes | ServiceError) -> str:
     return found.message
 
 
-@pytest.mark.parametrize("source", ["/data/upload/1/a b.png", "http://127.0.0.1:PORT/data/upload/1/a%20b.png"])
+@pytest.mark.parametrize(
+    "source", ["/data/upload/1/a b.png", "http://127.0.0.1:PORT/data/upload/1/a%20b.png"]
+)
 def test_uploaded_file_is_fetched_with_the_token(source: str) -> None:
     found, (request,) = read(source, answers={"/data/upload/1/a%20b.png": response(PNG)})
     assert found == PNG
@@ -81,17 +98,24 @@ def test_personal_token_is_exchanged_for_a_short_one() -> None:
     assert headers_of(request)["authorization"] == "Bearer short"
 
 
-@pytest.mark.parametrize("status", ["302 Found", "307 Temporary Redirect", "308 Permanent Redirect"])
+@pytest.mark.parametrize(
+    "status", ["302 Found", "307 Temporary Redirect", "308 Permanent Redirect"]
+)
 def test_token_exchange_follows_no_redirect_to_another_host(status: str) -> None:
     """A 307 or 308 repeats the request with its body, which is the token."""
 
     async def scenario() -> None:
-        async with listening(ImageHost({"/stolen": EXCHANGED})) as other, listening(ImageHost()) as host:
+        async with (
+            listening(ImageHost({"/stolen": EXCHANGED})) as other,
+            listening(ImageHost()) as host,
+        ):
             location = f"Location: http://127.0.0.1:{other.port}/stolen"
             host.answers["/api/token/refresh/"] = response(b"", status, location)
             settings = Settings(label_studio_url=f"http://127.0.0.1:{host.port}")
             images = TaskImages(make_core(), LabelStudioHost.of(settings), PERSONAL)
-            with pytest.raises(InvalidRequest, match=rf"does not accept the access token \(status {status[:3]}\)"):
+            with pytest.raises(
+                InvalidRequest, match=rf"does not accept the access token \(status {status[:3]}\)"
+            ):
                 await images.read("/data/a.png", context(timeout_s=10))
             assert len(host.requests) == 1
             assert other.num_connections == 0
@@ -101,7 +125,9 @@ def test_token_exchange_follows_no_redirect_to_another_host(status: str) -> None
 
 @pytest.mark.parametrize("access", [None, 5, "", "a b", "a\r\nX: y", "ä", "x" * 4097])
 def test_an_exchanged_token_that_fits_in_no_header_is_refused(access: object) -> None:
-    exchanged = response(json.dumps({"access": access}).encode(), "200 OK", "Content-Type: application/json")
+    exchanged = response(
+        json.dumps({"access": access}).encode(), "200 OK", "Content-Type: application/json"
+    )
     found, requests = read("/data/a.png", PERSONAL, {"/api/token/refresh/": exchanged})
     assert "does not accept the access token (status 200)" in refusal(found)
     assert len(requests) == 1
@@ -135,12 +161,22 @@ def test_redirect_to_another_host_is_refused_before_the_token_goes_there() -> No
         ("http://elsewhere.test/a.png", LEGACY, "the allowed hosts are images.test"),
         ("s3://bucket/a.png", LEGACY, "image must be an http(s) URL"),
         (None, LEGACY, "the task's image is None"),
-        ("/" + "a" * 2048, LEGACY, "the path of the task's image has 2049 characters; the maximum is 2048"),
-        ("http://127.0.0.1:PORT/" + "a" * 20_000_000, LEGACY, "the path of the task's image has 20000001 characters"),
+        (
+            "/" + "a" * 2048,
+            LEGACY,
+            "the path of the task's image has 2049 characters; the maximum is 2048",
+        ),
+        (
+            "http://127.0.0.1:PORT/" + "a" * 20_000_000,
+            LEGACY,
+            "the path of the task's image has 20000001 characters",
+        ),
         ("", LEGACY, "it must be a URL"),
     ],
 )
-def test_unreadable_source_is_an_error_that_says_why(source: str | None, token: str, reason: str) -> None:
+def test_unreadable_source_is_an_error_that_says_why(
+    source: str | None, token: str, reason: str
+) -> None:
     assert reason in refusal(read(source, token)[0])
 
 
@@ -168,6 +204,8 @@ def test_url_of_label_studio_is_checked_at_the_start(url: str) -> None:
         read_settings({"DIPTYCH_LABEL_STUDIO_URL": url})
 
 
-@pytest.mark.parametrize(("text", "expected"), [(LEGACY, True), (PERSONAL, True), ("key", False), ("", False)])
+@pytest.mark.parametrize(
+    ("text", "expected"), [(LEGACY, True), (PERSONAL, True), ("key", False), ("", False)]
+)
 def test_token_is_told_from_a_key(text: Any, expected: bool) -> None:
     assert is_token(text) is expected

@@ -7,17 +7,24 @@ from tests.support.label_studio_config import IMAGE, labelled, only_control, vie
 
 def test_labels_have_their_alias_and_phrases() -> None:
     control = only_control(
-        '<RectangleLabels name="box" toName="image"><Label value="Car" alias="c" predicted_values="Red car, blue car"/>'
-        '<Label value="dog, big"/></RectangleLabels>'
+        '<RectangleLabels name="box" toName="image"><Label value="Car" alias="c"'
+        ' predicted_values="Red car, blue car"/><Label value="dog, big"/></RectangleLabels>'
     )
     assert control.labels == (Label("c", ("Red car", "blue car")), Label("dog, big", ("dog, big",)))
-    assert (control.result_type, control.image, control.image_key) == ("rectanglelabels", "image", "image")
+    assert (control.result_type, control.image, control.image_key) == (
+        "rectanglelabels",
+        "image",
+        "image",
+    )
     assert control.label_of("BLUE CAR") == control.label_of("red car") == "c"
     assert control.label_of("green car") is None
 
 
 def test_controls_nested_in_views_are_found_in_order() -> None:
-    text = view(f"<View>{labelled('BrushLabels', 'a', name='brush')}</View>", labelled("Choices", "x", name="choice"))
+    text = view(
+        f"<View>{labelled('BrushLabels', 'a', name='brush')}</View>",
+        labelled("Choices", "x", name="choice"),
+    )
     assert [control.name for control in parse_config(text)] == ["brush", "choice"]
 
 
@@ -25,12 +32,17 @@ def test_a_label_belongs_to_the_nearest_control_around_it() -> None:
     inner = labelled("Choices", "x", name="inner")
     children = f'<Label value="a"/><Choice value="no label"/>{inner}<View><Label value="b"/></View>'
     text = f'<RectangleLabels name="box" toName="image">{children}</RectangleLabels>'
-    found = {control.name: [label.value for label in control.labels] for control in parse_config(view(text))}
+    found = {
+        control.name: [label.value for label in control.labels]
+        for control in parse_config(view(text))
+    }
     assert found == {"box": ["a", "b"], "inner": ["x"]}
 
 
 def test_white_space_of_a_phrase_is_that_of_an_answer() -> None:
-    assert only_control(labelled("RectangleLabels", " red  car ")).label_of("red car") == " red  car "
+    assert (
+        only_control(labelled("RectangleLabels", " red  car ")).label_of("red car") == " red  car "
+    )
 
 
 def test_controls_of_other_objects_and_unknown_ones_are_skipped() -> None:
@@ -59,24 +71,37 @@ def test_a_name_and_a_value_of_200_characters_are_accepted() -> None:
         (view('<TextArea name="prompt" toName="image"/>'), "has the control tags ['TextArea']"),
         (view(labelled("RectangleLabels")), "gives RectangleLabels no labels"),
         (view(labelled("Choices")), "gives Choices no labels"),
-        (view(labelled("BrushLabels", *map(str, range(1001)))), "has 1001 labels and choices; the maximum is 1000"),
         (
-            view(labelled("BrushLabels", *map(str, range(501))), labelled("Choices", *map(str, range(500)))),
+            view(labelled("BrushLabels", *map(str, range(1001)))),
+            "has 1001 labels and choices; the maximum is 1000",
+        ),
+        (
+            view(
+                labelled("BrushLabels", *map(str, range(501))),
+                labelled("Choices", *map(str, range(500))),
+            ),
             "has 1001 labels and choices; the maximum is 1000",
         ),
         (view("<a/>" * 9_998), "has 10001 opening and closing tags; the maximum is 10000"),
         ("<View>" * 51 + "</View>" * 51, "nests tags 51 deep; the maximum is 50"),
         (
             view(
-                f'<BrushLabels name="b" toName="image"><Label value="a" predicted_values="{"b," * 33}"/></BrushLabels>'
+                '<BrushLabels name="b" toName="image"><Label value="a"'
+                f' predicted_values="{"b," * 33}"/></BrushLabels>'
             ),
             "gives Label 'a' 33 phrases; the maximum is 32",
         ),
         (view(labelled("BrushLabels", "x" * 201)), "has a name or value of 201 characters, 'xxx"),
-        (view(labelled("BrushLabels", "a", name="x" * 201)), "has a name or value of 201 characters, 'xxx"),
+        (
+            view(labelled("BrushLabels", "a", name="x" * 201)),
+            "has a name or value of 201 characters, 'xxx",
+        ),
         (IMAGE.replace("image", "x" * 201), "has a name or value of 201 characters, 'xxx"),
         (view(*(labelled("BrushLabels", "a"),) * 51), "has 51 control tags; the maximum is 50"),
-        (f"<View>{IMAGE.replace('$image', 'image')}{labelled('BrushLabels', 'a')}</View>", "has the control tags"),
+        (
+            f"<View>{IMAGE.replace('$image', 'image')}{labelled('BrushLabels', 'a')}</View>",
+            "has the control tags",
+        ),
     ],
 )
 def test_unusable_configuration_is_an_error_that_says_why(config: str, reason: str) -> None:

@@ -18,7 +18,9 @@ CAPTION = '<TextArea name="caption" toName="image"/>'
 
 
 def post(name: str, body: Mapping[str, Any], api: Client | None = None) -> httpx.Response:
-    """Send a body as Python writes it: with lone surrogates, and infinity as a number that is too large."""
+    """Send a body as Python writes it: with lone surrogates, and infinity as a number that is too
+    large.
+    """
     content = json.dumps(body).replace("Infinity", "1e400")
     return (api or client()).send("POST", f"{PATH}/{name}", content=content)
 
@@ -58,14 +60,23 @@ def test_prompt_out_of_range_is_refused_by_name(value: object, param: str) -> No
     ("body", "param"),
     [
         ({"tasks": [{"id": "\ud800"}], "label_config": RED_CIRCLE}, "tasks.0.id"),
-        ({"tasks": [{"data": {"image": "/\udfff"}}], "label_config": RED_CIRCLE}, "tasks.0.data.image"),
+        (
+            {"tasks": [{"data": {"image": "/\udfff"}}], "label_config": RED_CIRCLE},
+            "tasks.0.data.image",
+        ),
         ({"tasks": [{}], "label_config": RED_CIRCLE.replace("red", "\ud800")}, "label_config"),
         ({"tasks": [{}], "label_config": RED_CIRCLE, "project": "\ud800"}, "project"),
         ({"tasks": [{}] * 1001, "label_config": RED_CIRCLE}, "tasks"),
         ({"tasks": [], "label_config": RED_CIRCLE}, "tasks"),
         ({"tasks": [[[]]], "label_config": RED_CIRCLE}, "tasks.0"),
         ({"tasks": [{}]}, "label_config"),
-        ({"tasks": [{}], "label_config": view(CAPTION.replace("/>", ' model_score_threshold="1e400"/>'))}, "min_score"),
+        (
+            {
+                "tasks": [{}],
+                "label_config": view(CAPTION.replace("/>", ' model_score_threshold="1e400"/>')),
+            },
+            "min_score",
+        ),
     ],
     ids=lambda value: ascii(value)[:60],
 )
@@ -76,7 +87,11 @@ def test_invalid_body_is_refused_by_name(body: Mapping[str, Any], param: str) ->
 
 def test_lists_and_objects_of_a_body_are_bounded() -> None:
     api = client(values=Settings(max_body_bytes=1_000_000))
-    error = error_of(post("predict", {"tasks": [{"data": {"a": [[]] * 100_000}}], "label_config": RED_CIRCLE}, api))
+    error = error_of(
+        post(
+            "predict", {"tasks": [{"data": {"a": [[]] * 100_000}}], "label_config": RED_CIRCLE}, api
+        )
+    )
     assert error["message"] == "the body has more than 100000 lists and objects"
 
 
@@ -85,9 +100,21 @@ def test_lists_and_objects_of_a_body_are_bounded() -> None:
     [
         (view(labelled("KeyPointLabels", "a")), "invalid_request", "KeyPointLabels"),
         (view(labelled("RectangleLabels", "a;b")), "invalid_request", "without ';'"),
-        (view('<TextArea name="t" toName="image" model_task="x"/>'), "invalid_request", "captioning, ocr, visual"),
-        (view('<TextArea name="t" toName="image" model_detail="x"/>'), "invalid_request", "short, detailed"),
-        (view('<TextArea name="t" toName="image" perRegion="true"/>'), "invalid_request", "needs one of Rectangle"),
+        (
+            view('<TextArea name="t" toName="image" model_task="x"/>'),
+            "invalid_request",
+            "captioning, ocr, visual",
+        ),
+        (
+            view('<TextArea name="t" toName="image" model_detail="x"/>'),
+            "invalid_request",
+            "short, detailed",
+        ),
+        (
+            view('<TextArea name="t" toName="image" perRegion="true"/>'),
+            "invalid_request",
+            "needs one of Rectangle",
+        ),
         (
             view(labelled("RectangleLabels", "a", attributes='model_score_threshold="x"')),
             "invalid_request",
@@ -101,9 +128,15 @@ def test_setup_refuses_what_cannot_be_predicted(config: str, code: str, reason: 
 
 
 def test_configuration_that_asks_too_much_is_refused() -> None:
-    config = view(labelled("PolygonLabels", *map(str, range(251))), labelled("BrushLabels", *map(str, range(250))))
+    config = view(
+        labelled("PolygonLabels", *map(str, range(251))),
+        labelled("BrushLabels", *map(str, range(250))),
+    )
     error = error_of(post("setup", {"schema": config}))
-    assert "needs 501 predictions of an image; the maximum is 500: use fewer labels" in error["message"]
+    assert (
+        "needs 501 predictions of an image; the maximum is 500: use fewer labels"
+        in error["message"]
+    )
     assert error["param"] == "label_config"
     fits = view(labelled("RectangleLabels", *map(str, range(1000))))
     assert post("setup", {"schema": fits}).status_code == 200

@@ -1,4 +1,6 @@
-"""Answers as results of Label Studio: units, labels, ids and scores, over an image of 200 x 100 pixels."""
+"""Answers as results of Label Studio: units, labels, ids and scores, over an image of 200 x 100
+pixels.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -50,7 +52,11 @@ GROUP = only_control(labelled("Labels", "Text", "Other", name="label"))
 
 
 def detections(*found: tuple[str, float], box: BoxXyxy = BOX) -> Answer:
-    return typed_answer(DetectionsResult(tuple(Detection(box, label, score) for label, score in found), is_parsed=True))
+    return typed_answer(
+        DetectionsResult(
+            tuple(Detection(box, label, score) for label, score in found), is_parsed=True
+        )
+    )
 
 
 def outlines(*rings: Ring) -> Answer:
@@ -58,7 +64,11 @@ def outlines(*rings: Ring) -> Answer:
 
 
 def located(text: str = "HI") -> Answer:
-    return typed_answer(TextRegionsResult((TextRegion(((20, 10), (120, 10), (120, 60), (20, 60)), text, 0.5),), True))
+    return typed_answer(
+        TextRegionsResult(
+            (TextRegion(((20, 10), (120, 10), (120, 60), (20, 60)), text, 0.5),), True
+        )
+    )
 
 
 def values(results: Iterable[dict[str, Any]]) -> list[Any]:
@@ -133,7 +143,8 @@ def test_a_detection_has_the_label_that_its_phrase_means(
             ],
         ),
         ((SQUARE[:2],), []),
-        ((((0, 0), (50, 0.9), (100, 0), (100, 50)),), [[[0, 0], [50, 0], [50, 50]]]),  # a corner within 1 px goes
+        # a corner within 1 px goes
+        ((((0, 0), (50, 0.9), (100, 0), (100, 50)),), [[[0, 0], [50, 0], [50, 50]]]),
         ((((0, 0), (50, 1.5), (100, 0), (100, 50)),), [[[0, 0], [25, 1.5], [50, 0], [50, 50]]]),
     ],
 )
@@ -141,13 +152,18 @@ def test_a_mask_becomes_a_simplified_polygon_for_each_ring_but_holes(
     rings: tuple[Ring, ...], expected: list[list[list[float]]]
 ) -> None:
     results = values(labelled_masks(outlines(*rings), POLYGONS, "dog"))
-    assert results == [{"points": points, "closed": True, "polygonlabels": ["dog"]} for points in expected]
+    assert results == [
+        {"points": points, "closed": True, "polygonlabels": ["dog"]} for points in expected
+    ]
 
 
 def test_a_mask_becomes_brush_strokes_under_the_label() -> None:
     mask = np.zeros((100, 200), dtype=bool)
     mask[10:60, 20:120] = True
-    found = (Instance(BOX, "dog", 0.5, None, encode_mask(mask)), Instance(BOX, "dog", 0.5, None, None))
+    found = (
+        Instance(BOX, "dog", 0.5, None, encode_mask(mask)),
+        Instance(BOX, "dog", 0.5, None, None),
+    )
     (value,) = values(labelled_masks(typed_answer(InstancesResult(found, True)), BRUSH, "x"))
     assert (value["format"], value["brushlabels"]) == ("rle", ["x"])
     assert (brush_pixels(value["rle"], (100, 200))[..., 3] == mask * 255).all()
@@ -173,7 +189,10 @@ def test_located_text_is_results_with_one_id_and_one_shape(
     outline = points if shape is POLYGON else PERCENT
     assert all(outline.items() <= each["value"].items() for each in results)
     assert [each["value"].get("text") for each in results] == [*[None] * (len(types) - 1), ["HI"]]
-    found = [{name: each["value"][name] for name in each["value"] if "labels" in name} for each in results]
+    found = [
+        {name: each["value"][name] for name in each["value"] if "labels" in name}
+        for each in results
+    ]
     assert [each for each in found if each] == labels
 
 
@@ -189,7 +208,9 @@ def test_two_located_texts_have_two_ids() -> None:
     assert len({each["id"] for each in found}) == 2
 
 
-@pytest.mark.parametrize(("text", "expected"), [(" a dog ", [{"text": [" a dog "]}]), (" \n", []), ("", [])])
+@pytest.mark.parametrize(
+    ("text", "expected"), [(" a dog ", [{"text": [" a dog "]}]), (" \n", []), ("", [])]
+)
 def test_text_is_written_unless_it_is_blank(text: str, expected: list[Any]) -> None:
     results = list(written_text(typed_answer(TextResult(text, True)), TEXT))
     assert values(results) == expected
@@ -197,7 +218,8 @@ def test_text_is_written_unless_it_is_blank(text: str, expected: list[Any]) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("Dog", ["dog"]), (" dog. ", ["dog"]), ("a dog", None), ("", None), (".", None)]
+    ("text", "expected"),
+    [("Dog", ["dog"]), (" dog. ", ["dog"]), ("a dog", None), ("", None), (".", None)],
 )
 def test_an_answer_chooses_the_choice_that_it_names(text: str, expected: list[str] | None) -> None:
     results = list(chosen_answer(typed_answer(TextResult(text, True)), choices("dog", "cat")))
@@ -218,7 +240,9 @@ def test_an_answer_chooses_the_choice_that_it_names(text: str, expected: list[st
 def test_detected_objects_choose_the_best_or_all(
     found: list[tuple[str, float]], is_multiple: bool, chosen: list[str] | None, score: float | None
 ) -> None:
-    results = list(chosen_objects(detections(*found), choices("dog", "cat", is_multiple=is_multiple)))
+    results = list(
+        chosen_objects(detections(*found), choices("dog", "cat", is_multiple=is_multiple))
+    )
     assert values(results) == ([] if chosen is None else [{"choices": chosen}])
     assert [each["score"] for each in results] == ([] if score is None else [score])
 
@@ -229,4 +253,8 @@ def test_detected_objects_choose_the_best_or_all(
 def test_the_score_of_a_prediction_is_the_mean_of_its_results(
     results: list[dict[str, Any]], score: float | None
 ) -> None:
-    assert prediction("a@b", iter(results)) == {"model_version": "a@b", "result": results, "score": score}
+    assert prediction("a@b", iter(results)) == {
+        "model_version": "a@b",
+        "result": results,
+        "score": score,
+    }

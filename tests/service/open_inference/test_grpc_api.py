@@ -54,7 +54,9 @@ RAW = [Input(name=name, datatype="BYTES", shape=[1]) for name in ("image", "task
 
 def raw_request(task: bytes = b"ocr", **fields: Any) -> pb.ModelInferRequest:
     contents = [with_length(SMALL_PNG), with_length(task)]
-    return pb.ModelInferRequest(**{"model_name": FLORENCE_ID, "inputs": RAW, "raw_input_contents": contents} | fields)
+    return pb.ModelInferRequest(
+        **{"model_name": FLORENCE_ID, "inputs": RAW, "raw_input_contents": contents} | fields
+    )
 
 
 @contextlib.asynccontextmanager
@@ -64,7 +66,11 @@ async def serving(core: Core | None = None, keys: ApiKeys | None = None) -> Asyn
 
 
 def call(
-    method: str, message: Message, core: Core | None = None, keys: ApiKeys | None = None, key: str | None = None
+    method: str,
+    message: Message,
+    core: Core | None = None,
+    keys: ApiKeys | None = None,
+    key: str | None = None,
 ) -> Any:
     """Return the response or the error of a method."""
 
@@ -116,7 +122,9 @@ def test_typed_tensors_have_a_typed_result() -> None:
         (typed("constrained", "BOOL", [1], bool_contents=[False]), [False]),
     ],
 )
-def test_elements_of_a_typed_tensor_are_in_the_list_of_its_datatype(tensor: Input, data: list[Any]) -> None:
+def test_elements_of_a_typed_tensor_are_in_the_list_of_its_datatype(
+    tensor: Input, data: list[Any]
+) -> None:
     (found,) = read_request(pb.ModelInferRequest(inputs=[tensor])).inputs
     assert isinstance(found, Tensor)
     assert (found.name, found.datatype, list(found.shape), list(found.data)) == (
@@ -137,10 +145,19 @@ def test_parameters_have_json_types() -> None:
         "constrained": Value(bool_param=False),
         "none": Value(),
     }
-    expected = {"task": "ocr", "seed": 5, "num_beams": 2, "temperature": 0.5, "constrained": False, "none": None}
+    expected = {
+        "task": "ocr",
+        "seed": 5,
+        "num_beams": 2,
+        "temperature": 0.5,
+        "constrained": False,
+        "none": None,
+    }
     found = read_request(pb.ModelInferRequest(parameters=given)).parameters
     assert found == expected
-    assert {name: type(value) for name, value in found.items()} == {name: type(v) for name, v in expected.items()}
+    assert {name: type(value) for name, value in found.items()} == {
+        name: type(v) for name, v in expected.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -148,11 +165,20 @@ def test_parameters_have_json_types() -> None:
     [
         ({"raw_input_contents": [b""]}, "1 raw_input_contents for 2 inputs"),
         ({"inputs": [RAW[0], TYPED[1]]}, "contents beside raw_input_contents"),
-        ({"inputs": [Input(parameters={"shared_memory_region": NONE}), RAW[1]]}, "'shared_memory_region'"),
+        (
+            {"inputs": [Input(parameters={"shared_memory_region": NONE}), RAW[1]]},
+            "'shared_memory_region'",
+        ),
         ({"outputs": [Output(parameters={"classification": NONE})]}, "'classification'"),
-        ({"inputs": [Input()] * 101}, "101 inputs, outputs or parameters; the maximum of each is 100"),
+        (
+            {"inputs": [Input()] * 101},
+            "101 inputs, outputs or parameters; the maximum of each is 100",
+        ),
         ({"outputs": [Output()] * 101}, "101 inputs, outputs or parameters"),
-        ({"parameters": {f"triton_{n}": NONE for n in range(101)}}, "101 inputs, outputs or parameters"),
+        (
+            {"parameters": {f"triton_{n}": NONE for n in range(101)}},
+            "101 inputs, outputs or parameters",
+        ),
     ],
 )
 def test_contradictory_message_is_rejected(fields: dict[str, Any], reason: str) -> None:
@@ -166,9 +192,24 @@ def test_contradictory_message_is_rejected(fields: dict[str, Any], reason: str) 
         (raw_request(b"nothing"), "INVALID_ARGUMENT", "invalid_request", "task"),
         (raw_request(model_name="x"), "NOT_FOUND", "unknown_model", "model"),
         (raw_request(model_version="2"), "NOT_FOUND", "unknown_model", "version"),
-        (raw_request(b"object_detection", model_name=PALIGEMMA_ID), "INVALID_ARGUMENT", "unsupported_task", "task"),
-        (raw_request(raw_input_contents=[b"", b""]), "INVALID_ARGUMENT", "invalid_request", "image"),
-        (raw_request(inputs=[RAW[0], Input(name="ä")]), "INVALID_ARGUMENT", "invalid_request", "inputs"),
+        (
+            raw_request(b"object_detection", model_name=PALIGEMMA_ID),
+            "INVALID_ARGUMENT",
+            "unsupported_task",
+            "task",
+        ),
+        (
+            raw_request(raw_input_contents=[b"", b""]),
+            "INVALID_ARGUMENT",
+            "invalid_request",
+            "image",
+        ),
+        (
+            raw_request(inputs=[RAW[0], Input(name="ä")]),
+            "INVALID_ARGUMENT",
+            "invalid_request",
+            "inputs",
+        ),
     ],
 )
 def test_error_has_the_code_and_metadata_of_the_contract(
@@ -178,13 +219,20 @@ def test_error_has_the_code_and_metadata_of_the_contract(
     error = infer(request_)
     trailing = dict(error.trailing_metadata())
     assert error.code() == grpc.StatusCode[code]
-    assert (trailing["diptych-code"], trailing["diptych-param"], trailing["x-request-id"]) == (name, param, "mine")
+    assert (trailing["diptych-code"], trailing["diptych-param"], trailing["x-request-id"]) == (
+        name,
+        param,
+        "mine",
+    )
 
 
 def test_a_call_ends_at_its_timeout() -> None:
     decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
     late = raw_request(parameters={"timeout": pb.InferParameter(int64_param=50_000)})
-    assert infer(late, make_core(decoders={FLORENCE_ID: decoder})).code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert (
+        infer(late, make_core(decoders={FLORENCE_ID: decoder})).code()
+        == grpc.StatusCode.DEADLINE_EXCEEDED
+    )
 
 
 def test_disconnected_client_frees_its_slots_and_is_counted() -> None:
@@ -194,9 +242,14 @@ def test_disconnected_client_frees_its_slots_and_is_counted() -> None:
             asking = stub.ModelInfer(raw_request())
             await until(lambda: decoder.specs)
             asking.cancel()
-            await until(lambda: decoder.num_cancelled and REGISTRY.get_sample_value(name, GONE) == before + 1)
+            await until(
+                lambda: (
+                    decoder.num_cancelled and REGISTRY.get_sample_value(name, GONE) == before + 1
+                )
+            )
 
-    name, decoder = "diptych_requests_total", FakeDecoder(FLORENCE_ANSWERS)
+    name = "diptych_requests_total"
+    decoder = FakeDecoder(FLORENCE_ANSWERS)
     before = REGISTRY.get_sample_value(name, GONE) or 0
     run(leave())
 
@@ -204,7 +257,8 @@ def test_disconnected_client_frees_its_slots_and_is_counted() -> None:
 def test_only_server_metadata_and_health_need_no_key(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(hashlib.sha256(b"my-key").hexdigest())
-    keys, named = ApiKeys.load(file), {"name": FLORENCE_ID}
+    keys = ApiKeys.load(file)
+    named = {"name": FLORENCE_ID}
     assert call("ServerLive", pb.ServerLiveRequest(), keys=keys).live
     assert call("ServerReady", pb.ServerReadyRequest(), keys=keys).ready
     assert call("ServerMetadata", pb.ServerMetadataRequest(), keys=keys).name == "diptych"
@@ -228,10 +282,12 @@ def test_unknown_model_or_model_without_runner_is_not_ready() -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.binary(max_size=60), st.lists(st.sampled_from([RAW[0], TYPED[1], Input(name="task", shape=[-1])]), max_size=3)
+    st.binary(max_size=60),
+    st.lists(st.sampled_from([RAW[0], TYPED[1], Input(name="task", shape=[-1])]), max_size=3),
 )
 def test_any_message_is_a_request_or_a_service_error(data: bytes, inputs: list[Input]) -> None:
     message = pb.ModelInferRequest(inputs=inputs)
-    with contextlib.suppress(ServiceError, DecodeError):  # what cannot be decoded does not come to the service
+    # what cannot be decoded does not come to the service
+    with contextlib.suppress(ServiceError, DecodeError):
         message.MergeFromString(data)
         assert isinstance(read_request(message), InferRequest)

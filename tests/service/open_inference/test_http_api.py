@@ -12,7 +12,13 @@ import pytest
 from service.admission.api_keys import ApiKeys
 from service.http.boundary import RestBoundary
 from tests.support.fake_runners import FakeDecoder
-from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PALIGEMMA_ID, data_url, make_core
+from tests.support.fake_service import (
+    FLORENCE_ANSWERS,
+    FLORENCE_ID,
+    PALIGEMMA_ID,
+    data_url,
+    make_core,
+)
 from tests.support.rest_client import OCR, SETTINGS, SMALL_PNG, Client, client
 
 INFER = f"/v2/models/{FLORENCE_ID}/infer"
@@ -79,7 +85,12 @@ def test_the_result_is_the_body_of_predict(fields: dict[str, str]) -> None:
 def test_raw_tensors_have_a_raw_result() -> None:
     raw = [struct.pack("<I", len(data)) + data for data in (SMALL_PNG, b"ocr")]
     inputs = [
-        {"name": name, "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(data)}}
+        {
+            "name": name,
+            "datatype": "BYTES",
+            "shape": [1],
+            "parameters": {"binary_data_size": len(data)},
+        }
         for name, data in zip(("image", "task"), raw, strict=True)
     ]
     document = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
@@ -89,7 +100,11 @@ def test_raw_tensors_have_a_raw_result() -> None:
     length = int(response.headers["inference-header-content-length"])
     (output,) = json.loads(response.content[:length])["outputs"]
     result = response.content[length:]
-    assert len(result) == output["parameters"]["binary_data_size"] == struct.unpack_from("<I", result)[0] + 4
+    assert (
+        len(result)
+        == output["parameters"]["binary_data_size"]
+        == struct.unpack_from("<I", result)[0] + 4
+    )
     assert json.loads(result[4:])["result"] == {"text": "HELLO"}
 
 
@@ -112,9 +127,21 @@ def test_path_may_include_the_version() -> None:
         ({"inputs": OCR_INPUTS[1:]}, 400, "image is missing"),
         ({"inputs": [*OCR_INPUTS, tensor("labels", "a")]}, 400, "labels is not a parameter of ocr"),
         ({"inputs": [*OCR_INPUTS, tensor("seed", 1.5, datatype="INT64")]}, 400, "seed is 1.5"),
-        ({"inputs": [*OCR_INPUTS, tensor("constrained", 1, datatype="BOOL")]}, 400, "constrained is 1"),
-        ({"inputs": [*OCR_INPUTS, tensor("temperature", 1e-300, datatype="FP64")]}, 400, "0 or from 1e-06 to 2"),
-        ({"inputs": [*OCR_INPUTS, tensor("temperature", True, datatype="FP64")]}, 400, "temperature is True"),
+        (
+            {"inputs": [*OCR_INPUTS, tensor("constrained", 1, datatype="BOOL")]},
+            400,
+            "constrained is 1",
+        ),
+        (
+            {"inputs": [*OCR_INPUTS, tensor("temperature", 1e-300, datatype="FP64")]},
+            400,
+            "0 or from 1e-06 to 2",
+        ),
+        (
+            {"inputs": [*OCR_INPUTS, tensor("temperature", True, datatype="FP64")]},
+            400,
+            "temperature is True",
+        ),
         ({"inputs": [*OCR_INPUTS, tensor("x", "a")]}, 400, "unknown input 'x'"),
         ({"outputs": [{"name": "x"}]}, 400, "unknown output 'x'"),
         ({"parameters": {"timeout": -1}}, 400, "timeout"),
@@ -136,7 +163,9 @@ def test_error_of_the_core_has_the_request_id() -> None:
 
 def test_unsupported_task_is_rejected() -> None:
     inputs = [OCR_INPUTS[0], tensor("task", "object_detection")]
-    assert "does not offer" in message_of(infer(path=f"/v2/models/{PALIGEMMA_ID}/infer", inputs=inputs), 422)
+    assert "does not offer" in message_of(
+        infer(path=f"/v2/models/{PALIGEMMA_ID}/infer", inputs=inputs), 422
+    )
 
 
 @pytest.mark.parametrize("path", ["/v2/models/x", f"/v2/models/{FLORENCE_ID}/versions/2"])
@@ -148,16 +177,26 @@ def test_unknown_model_or_version_is_404(path: str, end: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/v2/nothing", 404), ("GET", "/v2/", 404), ("POST", "/v2", 405), ("POST", "/v2/health/live", 405)],
+    [
+        ("GET", "/v2/nothing", 404),
+        ("GET", "/v2/", 404),
+        ("POST", "/v2", 405),
+        ("POST", "/v2/health/live", 405),
+    ],
 )
-def test_unknown_path_or_method_has_the_error_form_of_the_protocol(method: str, path: str, status: int) -> None:
+def test_unknown_path_or_method_has_the_error_form_of_the_protocol(
+    method: str, path: str, status: int
+) -> None:
     assert "no route for" in message_of(client().send(method, path), status)
 
 
 def test_compressed_body_is_rejected() -> None:
     body = gzip.compress(json.dumps({"inputs": OCR_INPUTS}).encode())
     response = client().send("POST", INFER, content=body, headers={"Content-Encoding": "gzip"})
-    assert message_of(response, 400) == "Content-Encoding is 'gzip'; compressed bodies are not supported"
+    assert (
+        message_of(response, 400)
+        == "Content-Encoding is 'gzip'; compressed bodies are not supported"
+    )
 
 
 def test_body_over_the_limit_is_rejected() -> None:
@@ -165,7 +204,9 @@ def test_body_over_the_limit_is_rejected() -> None:
     assert str(SETTINGS.max_body_bytes) in message_of(response, 413)
 
 
-@pytest.mark.parametrize("end", ["health/ready", f"models/{FLORENCE_ID}", f"models/{FLORENCE_ID}/ready"])
+@pytest.mark.parametrize(
+    "end", ["health/ready", f"models/{FLORENCE_ID}", f"models/{FLORENCE_ID}/ready"]
+)
 def test_starting_service_is_live_and_not_ready(end: str) -> None:
     starting = Client(RestBoundary(SETTINGS))
     assert starting.get("/v2/health/live").json() == {"live": True}
@@ -176,7 +217,10 @@ def test_only_the_model_without_runner_is_not_ready() -> None:
     api = client(make_core(is_up=False))
     assert FLORENCE_ID in message_of(api.get("/v2/health/ready"), 503)
     assert FLORENCE_ID in message_of(api.get(f"/v2/models/{FLORENCE_ID}/ready"), 503)
-    assert api.get(f"/v2/models/{PALIGEMMA_ID}/ready").json() == {"name": PALIGEMMA_ID, "ready": True}
+    assert api.get(f"/v2/models/{PALIGEMMA_ID}/ready").json() == {
+        "name": PALIGEMMA_ID,
+        "ready": True,
+    }
     assert client().get("/v2/health/ready").json() == {"ready": True}
 
 
@@ -194,12 +238,16 @@ def test_only_server_metadata_and_health_need_no_key(tmp_path: Path) -> None:
 
 def test_a_request_ends_at_its_timeout() -> None:
     decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
-    response = infer(client(make_core(decoders={FLORENCE_ID: decoder})), parameters={"timeout": 50_000})
+    response = infer(
+        client(make_core(decoders={FLORENCE_ID: decoder})), parameters={"timeout": 50_000}
+    )
     assert message_of(response, 504)
 
 
 def test_metadata_and_config_list_the_inputs_of_the_supported_tasks() -> None:
-    metadata, config = (client().get(f"/v2/models/{FLORENCE_ID}{end}").json() for end in ("", "/config"))
+    metadata, config = (
+        client().get(f"/v2/models/{FLORENCE_ID}{end}").json() for end in ("", "/config")
+    )
     shapes = {each["name"]: (each["datatype"], each["shape"]) for each in metadata["inputs"]}
     assert shapes["image"] == shapes["task"] == shapes["detail"] == ("BYTES", [1])
     assert shapes["labels"] == ("BYTES", [-1])

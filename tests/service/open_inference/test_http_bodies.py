@@ -24,7 +24,12 @@ def sized(size: object, **fields: Any) -> dict[str, Any]:
 
 
 def test_raw_bytes_follow_in_the_order_of_the_inputs() -> None:
-    inputs = [sized(5), {**TASK, "name": "detail", "data": ["short"]}, sized(0, name="labels"), sized(3, name="image")]
+    inputs = [
+        sized(5),
+        {**TASK, "name": "detail", "data": ["short"]},
+        sized(0, name="labels"),
+        sized(3, name="image"),
+    ]
     request = read(b"12345678", inputs=inputs, id="mine", parameters={"seed": 1})
     assert request == InferRequest(
         "mine",
@@ -40,8 +45,12 @@ def test_raw_bytes_follow_in_the_order_of_the_inputs() -> None:
     )
 
 
-@pytest.mark.parametrize(("data", "elements"), [(["a", "b"], ["a", "b"]), ([["a", "b"]], ["a", "b"]), ([], [])])
-def test_json_elements_may_be_nested_in_a_batch_of_one(data: list[Any], elements: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("data", "elements"), [(["a", "b"], ["a", "b"]), ([["a", "b"]], ["a", "b"]), ([], [])]
+)
+def test_json_elements_may_be_nested_in_a_batch_of_one(
+    data: list[Any], elements: list[str]
+) -> None:
     (tensor,) = read(inputs=[{**TASK, "data": data}]).inputs
     assert tensor.data == elements
 
@@ -62,7 +71,10 @@ def test_binary_data_of_an_output_overrides_the_request(
     of_all: bool | None, of_each: list[bool | None], wants_raw: bool
 ) -> None:
     parameters = {} if of_all is None else {"binary_data_output": of_all}
-    outputs = [{"name": "result"} | ({} if raw is None else {"parameters": {"binary_data": raw}}) for raw in of_each]
+    outputs = [
+        {"name": "result"} | ({} if raw is None else {"parameters": {"binary_data": raw}})
+        for raw in of_each
+    ]
     request = read(parameters=parameters, outputs=outputs)
     assert (request.wants_raw, request.parameters) == (wants_raw, {})
     assert request.outputs == ("result",) * len(of_each)
@@ -89,8 +101,16 @@ def test_binary_data_of_an_output_overrides_the_request(
             {"inputs": [{**TASK, "data": ["a"], "parameters": {"shared_memory_region": "x"}}]},
             "shared_memory_region",
         ),
-        (b"", {"outputs": [{"name": "result", "parameters": {"classification": 2}}]}, "outputs.0.parameters"),
-        (b"", {"parameters": {"binary_data_output": "yes"}}, "binary_data_output must be true or false"),
+        (
+            b"",
+            {"outputs": [{"name": "result", "parameters": {"classification": 2}}]},
+            "outputs.0.parameters",
+        ),
+        (
+            b"",
+            {"parameters": {"binary_data_output": "yes"}},
+            "binary_data_output must be true or false",
+        ),
         (b"", {"inputs": None}, "inputs is None"),
         (b"", {"id": 5}, "id is 5"),
         (b"", {"x": 5}, "x is 5"),
@@ -101,14 +121,18 @@ def test_binary_data_of_an_output_overrides_the_request(
         (b"", {"parameters": {f"triton_{n}": 1 for n in range(101)}}, "parameters is"),
     ],
 )
-def test_invalid_body_is_rejected_with_the_reason(raw: bytes, fields: dict[str, Any], reason: str) -> None:
+def test_invalid_body_is_rejected_with_the_reason(
+    raw: bytes, fields: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(InvalidRequest) as caught:
         read(raw, **fields)
     assert reason in caught.value.message
     assert caught.value.message.encode()  # it can be sent
 
 
-@pytest.mark.parametrize("header", ["", "-1", "+2", "1.5", "0x2", "many", "3", "9" * 5000, "\xb2", " 2"])
+@pytest.mark.parametrize(
+    "header", ["", "-1", "+2", "1.5", "0x2", "many", "3", "9" * 5000, "\xb2", " 2"]
+)
 def test_invalid_json_length_is_rejected(header: str) -> None:
     with pytest.raises(InvalidRequest, match="Inference-Header-Content-Length"):
         read_request(b"{}", header)
@@ -137,7 +161,16 @@ PIECES = st.sampled_from(
             b"[1]",
             b"1",
         ),
-        *(b'"datatype"', b'"BYTES"', b'"data"', b'"parameters"', b'"binary_data_size"', b"null", b"NaN", b'"\\ud800"'),
+        *(
+            b'"datatype"',
+            b'"BYTES"',
+            b'"data"',
+            b'"parameters"',
+            b'"binary_data_size"',
+            b"null",
+            b"NaN",
+            b'"\\ud800"',
+        ),
         b'{"inputs":[{"name":"task","datatype":"BYTES","shape":[1],"parameters":{"binary_data_size":4}}]}',
     ]
 )

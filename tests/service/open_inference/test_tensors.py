@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest, ServiceError, UnknownModel, UnsupportedImage
-from service.open_inference.tensors import InferRequest, Tensor, model_of, request_body, request_context
+from service.open_inference.tensors import (
+    InferRequest,
+    Tensor,
+    model_of,
+    request_body,
+    request_context,
+)
 from tests.support.fake_service import FLORENCE_ID, context, served_models
 
 MODELS = served_models()
@@ -20,7 +26,9 @@ def raw_bytes(*elements: bytes) -> bytes:
     return b"".join(struct.pack("<I", len(element)) + element for element in elements)
 
 
-def request(*inputs: Tensor, outputs: tuple[str, ...] = (), id: str = "", **parameters: Any) -> InferRequest:
+def request(
+    *inputs: Tensor, outputs: tuple[str, ...] = (), id: str = "", **parameters: Any
+) -> InferRequest:
     return InferRequest(id, inputs, parameters, outputs, wants_raw=True)
 
 
@@ -41,7 +49,10 @@ def image(*elements: object) -> Tensor:
         (Tensor("task", "BYTES", (1, 1), raw_bytes(b"ocr")), "ocr"),
         (Tensor("task", "BYTES", (1,), [b"ocr"]), "ocr"),
         (Tensor("task", "BYTES", (1,), ["ocr"]), "ocr"),
-        (Tensor("question", "BYTES", (1,), raw_bytes("wie viele Käfer?".encode())), "wie viele Käfer?"),
+        (
+            Tensor("question", "BYTES", (1,), raw_bytes("wie viele Käfer?".encode())),
+            "wie viele Käfer?",
+        ),
         (Tensor("question", "BYTES", (1,), raw_bytes(b"")), ""),
         (Tensor("labels", "BYTES", (2,), raw_bytes(b"a", b"b")), ["a", "b"]),
         (Tensor("labels", "BYTES", (1, 2), ["a", "b"]), ["a", "b"]),
@@ -60,7 +71,9 @@ def image(*elements: object) -> Tensor:
         (Tensor("mask_format", "BYTES", (1,), [b"rle"]), "rle"),
     ],
 )
-def test_tensor_becomes_the_field_of_its_name_in_its_json_type(tensor: Tensor, value: object) -> None:
+def test_tensor_becomes_the_field_of_its_name_in_its_json_type(
+    tensor: Tensor, value: object
+) -> None:
     found = fields(tensor)
     assert found == {tensor.name: value}
     assert type(found[tensor.name]) is type(value)
@@ -69,30 +82,60 @@ def test_tensor_becomes_the_field_of_its_name_in_its_json_type(tensor: Tensor, v
 @pytest.mark.parametrize(
     ("tensor", "reason"),
     [
-        (Tensor("pictures", "BYTES", (1,), [b"a"]), "unknown input 'pictures'; the inputs are image, task"),
+        (
+            Tensor("pictures", "BYTES", (1,), [b"a"]),
+            "unknown input 'pictures'; the inputs are image, task",
+        ),
         (Tensor("model", "BYTES", (1,), [b"a"]), "unknown input 'model'"),
         (Tensor("\ud800", "BYTES", (1,), [b"a"]), r"unknown input '\ud800'"),
         (Tensor("task", "INT64", (1,), [1]), "task has the datatype 'INT64'; it must be BYTES"),
-        (Tensor("seed", "FP32", (1,), [1.0]), "seed has the datatype 'FP32'; it must be INT64 or INT32"),
+        (
+            Tensor("seed", "FP32", (1,), [1.0]),
+            "seed has the datatype 'FP32'; it must be INT64 or INT32",
+        ),
         (Tensor("seed", "", (1,), [1]), "seed has the datatype ''"),
-        (Tensor("task", "BYTES", (2,), [b"a", b"b"]), "task has the shape [2]; it must be [1] or [1, 1]"),
+        (
+            Tensor("task", "BYTES", (2,), [b"a", b"b"]),
+            "task has the shape [2]; it must be [1] or [1, 1]",
+        ),
         (Tensor("task", "BYTES", (), [b"a"]), "task has the shape []"),
         (Tensor("task", "BYTES", (1, 1, 1), [b"a"]), "task has the shape [1, 1, 1]"),
-        (Tensor("labels", "BYTES", (2, 1), [b"a", b"b"]), "labels has the shape [2, 1]; it must be [n] or [1, n]"),
+        (
+            Tensor("labels", "BYTES", (2, 1), [b"a", b"b"]),
+            "labels has the shape [2, 1]; it must be [n] or [1, n]",
+        ),
         (Tensor("labels", "BYTES", (-1,), [b"a"]), "labels has the shape [-1]"),
         (Tensor("labels", "BYTES", (10**9,), b""), "labels has the shape [1000000000]"),
         (Tensor("labels", "BYTES", (3,), [b"a"]), "labels has 1 elements; its shape [3] needs 3"),
-        (Tensor("region", "FP32", (2, 2), [1, 2, 3, 4]), "region has the shape [2, 2]; it must be [4] or [1, 4]"),
+        (
+            Tensor("region", "FP32", (2, 2), [1, 2, 3, 4]),
+            "region has the shape [2, 2]; it must be [4] or [1, 4]",
+        ),
         (Tensor("region", "FP32", (4,), bytes(15)), "region has 15 bytes; FP32 [4] needs 16"),
         (Tensor("region", "FP64", (4,), bytes(16)), "region has 16 bytes; FP64 [4] needs 32"),
         (Tensor("seed", "INT64", (1,), b""), "seed has 0 bytes; INT64 [1] needs 8"),
         (Tensor("task", "BYTES", (1,), b""), "task ends at byte 0, within element 0 of 1"),
         (Tensor("task", "BYTES", (1,), b"\3\0\0"), "task ends at byte 3, within element 0 of 1"),
-        (Tensor("task", "BYTES", (1,), b"\4\0\0\0ocr"), "task ends at byte 7, within element 0 of 1"),
-        (Tensor("task", "BYTES", (1,), b"\xff\xff\xff\xffocr"), "task ends at byte 7, within element 0 of 1"),
-        (Tensor("task", "BYTES", (1,), raw_bytes(b"ocr") + b"!"), "task has 1 bytes after its last element"),
-        (Tensor("labels", "BYTES", (2,), raw_bytes(b"a")), "labels ends at byte 5, within element 1 of 2"),
-        (Tensor("task", "BYTES", (1,), [b"\xff"]), "task is not UTF-8: invalid start byte at byte 0"),
+        (
+            Tensor("task", "BYTES", (1,), b"\4\0\0\0ocr"),
+            "task ends at byte 7, within element 0 of 1",
+        ),
+        (
+            Tensor("task", "BYTES", (1,), b"\xff\xff\xff\xffocr"),
+            "task ends at byte 7, within element 0 of 1",
+        ),
+        (
+            Tensor("task", "BYTES", (1,), raw_bytes(b"ocr") + b"!"),
+            "task has 1 bytes after its last element",
+        ),
+        (
+            Tensor("labels", "BYTES", (2,), raw_bytes(b"a")),
+            "labels ends at byte 5, within element 1 of 2",
+        ),
+        (
+            Tensor("task", "BYTES", (1,), [b"\xff"]),
+            "task is not UTF-8: invalid start byte at byte 0",
+        ),
         (image(), "image occurs 2 times; send it once"),
     ],
     ids=lambda value: value.name if isinstance(value, Tensor) else None,
@@ -115,9 +158,15 @@ def test_parameters_are_fields_except_those_for_triton() -> None:
         (request(image(), x=1), "unknown input 'x'"),
         (request(image(), model="other"), "unknown input 'model'"),
         (request(image(), timeout_ms=5), "unknown input 'timeout_ms'"),
-        (request(image(), Tensor("task", "BYTES", (1,), [b"ocr"]), task="ocr"), "task occurs 2 times"),
+        (
+            request(image(), Tensor("task", "BYTES", (1,), [b"ocr"]), task="ocr"),
+            "task occurs 2 times",
+        ),
         (request(image="QUJD"), "image is sent as a parameter; send it as an input"),
-        (request(image(), outputs=("result", "boxes")), "unknown output 'boxes'; the only output is result"),
+        (
+            request(image(), outputs=("result", "boxes")),
+            "unknown output 'boxes'; the only output is result",
+        ),
         (request(), "image is missing"),
     ],
 )
@@ -138,14 +187,18 @@ def test_model_is_that_of_the_path() -> None:
     assert request_body(request(image()), MODEL).fields == {"model": FLORENCE_ID}
 
 
-@pytest.mark.parametrize(("name", "version"), [("other", ""), (FLORENCE_ID, "2"), (FLORENCE_ID, "01")])
+@pytest.mark.parametrize(
+    ("name", "version"), [("other", ""), (FLORENCE_ID, "2"), (FLORENCE_ID, "01")]
+)
 def test_unknown_model_or_version_is_rejected(name: str, version: str) -> None:
     assert model_of(MODELS, FLORENCE_ID, "1") is model_of(MODELS, FLORENCE_ID, "") is MODEL
     with pytest.raises(UnknownModel):
         model_of(MODELS, name, version)
 
 
-@pytest.mark.parametrize(("given", "id"), [("mine", "mine"), ("", "request-1"), ("not for a header", "request-1")])
+@pytest.mark.parametrize(
+    ("given", "id"), [("mine", "mine"), ("", "request-1"), ("not for a header", "request-1")]
+)
 def test_request_id_is_kept_if_it_is_a_valid_header_value(given: str, id: str) -> None:
     assert request_context(request(id=given), context()).request_id == id
 
@@ -157,9 +210,12 @@ def test_request_id_is_bounded() -> None:
 
 
 def test_the_deadline_is_the_earlier_one() -> None:
-    late, early = context(timeout_s=math.inf), context(timeout_s=1)
+    late = context(timeout_s=math.inf)
+    early = context(timeout_s=1)
     assert request_context(request(timeout=0), late).deadline_s == math.inf
-    assert request_context(request(timeout=2_000_000), late).deadline_s - early.deadline_s == pytest.approx(1, abs=0.5)
+    assert request_context(
+        request(timeout=2_000_000), late
+    ).deadline_s - early.deadline_s == pytest.approx(1, abs=0.5)
     assert request_context(request(timeout=2_000_000), early).deadline_s == early.deadline_s
 
 
@@ -169,14 +225,17 @@ def test_invalid_timeout_is_rejected(timeout: object) -> None:
         request_context(request(timeout=timeout), context())
 
 
-NAMES = st.sampled_from(["image", "task", "labels", "region", "seed", "temperature", "constrained", "x"])
+NAMES = st.sampled_from(
+    ["image", "task", "labels", "region", "seed", "temperature", "constrained", "x"]
+)
 DATATYPES = st.sampled_from(["BYTES", "FP32", "FP64", "INT32", "INT64", "BOOL", "FP16", ""])
 TENSORS = st.builds(
     Tensor,
     NAMES,
     DATATYPES,
     st.lists(st.integers(-2, 5) | st.integers(), max_size=3).map(tuple),
-    st.binary(max_size=40) | st.lists(st.binary(max_size=3) | st.integers() | st.none() | st.text(), max_size=5),
+    st.binary(max_size=40)
+    | st.lists(st.binary(max_size=3) | st.integers() | st.none() | st.text(), max_size=5),
 )
 
 

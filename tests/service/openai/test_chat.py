@@ -23,7 +23,11 @@ IMAGE = image(OCR["image"])
 
 
 def body(value: str = "<OCR>", model: str = FLORENCE_ID, **fields: Any) -> dict[str, Any]:
-    return {"model": model, "messages": [{"role": "user", "content": [text(value), IMAGE]}], **fields}
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": [text(value), IMAGE]}],
+        **fields,
+    }
 
 
 def message(*parts: dict[str, Any], role: str = "user") -> dict[str, Any]:
@@ -35,14 +39,20 @@ def message(*parts: dict[str, Any], role: str = "user") -> dict[str, Any]:
     [
         (FLORENCE_ID, "<OCR>", "HELLO"),
         (FLORENCE_ID, "<CAPTION>", "a red circle"),
-        (FLORENCE_ID, "<OPEN_VOCABULARY_DETECTION>red circle", FLORENCE_ANSWERS["Locate red circle in the image."]),
+        (
+            FLORENCE_ID,
+            "<OPEN_VOCABULARY_DETECTION>red circle",
+            FLORENCE_ANSWERS["Locate red circle in the image."],
+        ),
         (FLORENCE_ID, "what is it?", "a circle"),
         (PALIGEMMA_ID, "ocr", "HELLO"),
         (PALIGEMMA_ID, "detect red circle", "<loc0200><loc0100><loc0600><loc0500> red circle"),
         (PALIGEMMA_ID, "what is it?", "circle"),
     ],
 )
-def test_text_selects_the_task_and_the_completion_is_the_raw_text(model: str, asked: str, written: str) -> None:
+def test_text_selects_the_task_and_the_completion_is_the_raw_text(
+    model: str, asked: str, written: str
+) -> None:
     response = client().send("POST", PATH, json=body(asked, model))
     completion = response.json()
     assert response.status_code == 200, completion

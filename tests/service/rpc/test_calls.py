@@ -23,19 +23,26 @@ OCR = pb.PredictRequest(image=PNG, task="ocr")
 
 
 def called(
-    call: Callable[[grpc.aio.Channel], Coroutine[Any, Any, Any]], core: Core | None = None, keys: ApiKeys | None = None
+    call: Callable[[grpc.aio.Channel], Coroutine[Any, Any, Any]],
+    core: Core | None = None,
+    keys: ApiKeys | None = None,
 ) -> Any:
     """Return what `call` returns over a channel."""
 
     async def scenario() -> Any:
-        async with asyncio.timeout(20), grpc_channel(core or make_core(), keys or ApiKeys(None)) as channel:
+        async with (
+            asyncio.timeout(20),
+            grpc_channel(core or make_core(), keys or ApiKeys(None)) as channel,
+        ):
             return await call(channel)
 
     return asyncio.run(scenario())
 
 
 def refused(
-    call: Callable[[grpc.aio.Channel], Coroutine[Any, Any, Any]], core: Core | None = None, keys: ApiKeys | None = None
+    call: Callable[[grpc.aio.Channel], Coroutine[Any, Any, Any]],
+    core: Core | None = None,
+    keys: ApiKeys | None = None,
 ) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         called(call, core, keys)
@@ -70,8 +77,12 @@ def test_a_list_needs_a_key_and_health_does_not() -> None:
     assert called(healthy, keys=keys) == HealthCheckResponse.SERVING
 
 
-@pytest.mark.parametrize("call", [listed, lambda channel: VisionStub(channel).Predict(OCR)], ids=["list", "predict"])
-def test_a_draining_service_admits_no_call(call: Callable[[grpc.aio.Channel], Coroutine[Any, Any, Any]]) -> None:
+@pytest.mark.parametrize(
+    "call", [listed, lambda channel: VisionStub(channel).Predict(OCR)], ids=["list", "predict"]
+)
+def test_a_draining_service_admits_no_call(
+    call: Callable[[grpc.aio.Channel], Coroutine[Any, Any, Any]],
+) -> None:
     async def drained(channel: grpc.aio.Channel) -> Any:
         await core.drain_gate.close()
         return await call(channel)
@@ -99,7 +110,8 @@ def test_reflection_answers_every_message_of_a_call_and_ends_with_it() -> None:
             for _ in range(3):
                 yield ServerReflectionRequest(list_services="")
 
-        stub: Any = ServerReflectionStub(channel)  # type: ignore[arg-type]  # its stubs know no grpc.aio
+        # its stubs know no grpc.aio
+        stub: Any = ServerReflectionStub(channel)  # type: ignore[arg-type]
         return [each async for each in stub.ServerReflectionInfo(requests())]
 
     answers = called(reflected)

@@ -1,4 +1,6 @@
-"""Messages that a method reads itself, under bounds of the service: the caller's own deadline may be none."""
+"""Messages that a method reads itself, under bounds of the service: the caller's own deadline may
+be none.
+"""
 
 import asyncio
 import time
@@ -13,7 +15,9 @@ from service.rpc.proto import vision_pb2 as pb
 from tests.support.core_calls import run
 
 
-def incoming(*messages: bytes, is_open: bool = False, peer: str = "ipv4:192.0.2.1:50000") -> Incoming:
+def incoming(
+    *messages: bytes, is_open: bool = False, peer: str = "ipv4:192.0.2.1:50000"
+) -> Incoming:
     """Return a call with these messages; if `is_open`, its caller may send more and does not."""
 
     async def sent() -> AsyncIterator[bytes]:
@@ -32,7 +36,9 @@ async def read(call: Incoming, timeout_s: float = 60) -> object:
 
 def test_messages_are_parsed_in_turn() -> None:
     async def scenario() -> None:
-        call = incoming(*(pb.PredictRequest(task=task).SerializeToString() for task in ("ocr", "captioning")))
+        call = incoming(
+            *(pb.PredictRequest(task=task).SerializeToString() for task in ("ocr", "captioning"))
+        )
         assert await read(call) == pb.PredictRequest(task="ocr")
         assert await call.read_small() == pb.PredictRequest(task="captioning")
         with pytest.raises(NoMessage, match="the call has no message"):
@@ -52,7 +58,8 @@ def test_bytes_of_no_message_are_an_invalid_request() -> None:
 
 
 @pytest.mark.parametrize(
-    ("peer", "address"), [("ipv4:192.0.2.1:50000", "192.0.2.1"), ("ipv6:%5B2001:db8::1%5D:50000", "2001:db8::1")]
+    ("peer", "address"),
+    [("ipv4:192.0.2.1:50000", "192.0.2.1"), ("ipv6:%5B2001:db8::1%5D:50000", "2001:db8::1")],
 )
 def test_the_address_of_the_caller_has_no_port(peer: str, address: str) -> None:
     assert incoming(peer=peer).address == address

@@ -43,12 +43,19 @@ RING_MESSAGE = {"points": [{"x": x, "y": y} for x, y in RING]}
             "instances",
             {
                 "instances": [
-                    {"box": BOX_MESSAGE, "label": "a", "score": 0.5, "polygons": {"rings": [RING_MESSAGE] * 2}}
+                    {
+                        "box": BOX_MESSAGE,
+                        "label": "a",
+                        "score": 0.5,
+                        "polygons": {"rings": [RING_MESSAGE] * 2},
+                    }
                 ]
             },
         ),
         (
-            InstancesResult((Instance(BOX, "a", 0.5, None, RunLengthMask((480, 640), "abc")),), True),
+            InstancesResult(
+                (Instance(BOX, "a", 0.5, None, RunLengthMask((480, 640), "abc")),), True
+            ),
             "instances",
             {
                 "instances": [
@@ -77,7 +84,12 @@ def test_result_is_the_one_member_of_its_kind(result: Result, kind: str, expecte
 
 def test_message_has_the_other_fields_of_the_json() -> None:
     message = answer_message(answer_of(TextResult("a", True)), "id-1")
-    assert (message.id, message.model, message.task, message.raw_text) == ("id-1", FLORENCE.id, "object_detection", "a")
+    assert (message.id, message.model, message.task, message.raw_text) == (
+        "id-1",
+        FLORENCE.id,
+        "object_detection",
+        "a",
+    )
     assert (message.finish_reason, message.vision_cache) == ("stop", "joined")
     assert (message.image.width, message.image.height) == (640, 480)
     assert (message.usage.prompt_tokens, message.usage.generated_tokens) == (5, 3)
@@ -95,4 +107,9 @@ def test_comparison_has_answers_and_errors() -> None:
     assert (message.id, message.task, message.image.width) == ("id-1", "object_detection", 640)
     assert (first.model, first.answer.text) == (FLORENCE.id, "a")
     error = second.error
-    assert (error.code, error.message, error.param, error.request_id) == ("invalid_request", "no", "task", "id-1")
+    assert (error.code, error.message, error.param, error.request_id) == (
+        "invalid_request",
+        "no",
+        "task",
+        "id-1",
+    )

@@ -77,7 +77,9 @@ def test_wrong_keys_are_counted_by_the_address_that_rest_has_too() -> None:
 def test_call_with_an_accepted_key_is_answered() -> None:
     async def ask() -> pb.Answer:
         async with vision(make_core(), api_keys(KEY)) as stub:
-            answer: pb.Answer = await stub.Predict(OCR, metadata=[("authorization", f"Bearer {KEY}")])
+            answer: pb.Answer = await stub.Predict(
+                OCR, metadata=[("authorization", f"Bearer {KEY}")]
+            )
             return answer
 
     assert asyncio.run(ask()).text == "HELLO"
@@ -101,6 +103,8 @@ def test_failed_sequence_has_its_code() -> None:
 
 
 def test_internal_error_reveals_no_cause() -> None:
-    broken = error(make_core(decoders={FLORENCE_ID: FakeDecoder({}, failure=ValueError("a secret"))}))
+    broken = error(
+        make_core(decoders={FLORENCE_ID: FakeDecoder({}, failure=ValueError("a secret"))})
+    )
     assert broken.code() == grpc.StatusCode.INTERNAL
     assert "secret" not in str(broken.details())

@@ -12,8 +12,14 @@ def test_committed_code_is_generated_from_the_protos(tmp_path: Path) -> None:
     outputs = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
     includes = ["-I.", f"-I{importlib.resources.files('grpc_tools') / '_proto'}"]
     protos = [str(proto.relative_to(ROOT)) for proto in PROTOS]
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *includes, *outputs, *protos], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "grpc_tools.protoc", *includes, *outputs, *protos],
+        cwd=ROOT,
+        check=True,
+    )
     generated = {path.name: path.read_text() for path in (tmp_path / "service/rpc/proto").iterdir()}
     assert len(generated) == 3 * len(PROTOS)
     for name, code in generated.items():
-        assert (ROOT / "service/rpc/proto" / name).read_text() == code, f"{name} is stale: make proto"
+        assert (ROOT / "service/rpc/proto" / name).read_text() == code, (
+            f"{name} is stale: make proto"
+        )

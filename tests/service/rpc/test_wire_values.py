@@ -17,15 +17,25 @@ from service.rpc.proto import vision_pb2 as vision
 from service.rpc.wire_values import num_values
 
 PREDICT = vision.PredictRequest(
-    image=b"\xff" * 1000, task="ocr", labels=["a", "b", ""], region=[1, 2, 3, 4], temperature=0.5, max_new_tokens=300
+    image=b"\xff" * 1000,
+    task="ocr",
+    labels=["a", "b", ""],
+    region=[1, 2, 3, 4],
+    temperature=0.5,
+    max_new_tokens=300,
 )
 INFER = infer.ModelInferRequest(
     model_name="m",
     inputs=[
         infer.ModelInferRequest.InferInputTensor(name="image", shape=[1, 2]),
-        infer.ModelInferRequest.InferInputTensor(contents=infer.InferTensorContents(bytes_contents=[b"", b"a"])),
+        infer.ModelInferRequest.InferInputTensor(
+            contents=infer.InferTensorContents(bytes_contents=[b"", b"a"])
+        ),
     ],
-    parameters={"a": infer.InferParameter(int64_param=1), "b": infer.InferParameter(string_param="x")},
+    parameters={
+        "a": infer.InferParameter(int64_param=1),
+        "b": infer.InferParameter(string_param="x"),
+    },
     raw_input_contents=[b"\x08" * 500],
 )
 
@@ -35,9 +45,11 @@ def count(message: Message, maximum: int = 10_000) -> int:
 
 
 def test_fields_elements_and_entries_are_counted() -> None:
-    # image, task, three labels, temperature, max_new_tokens; the packed region has one field of 32 bytes.
+    # image, task, three labels, temperature, max_new_tokens; the packed region has one field of 32
+    # bytes.
     assert count(PREDICT) == 7 + 1 + 32
-    # The name; two inputs with a name, a packed shape of two, contents of two; two entries of key, value and its field.
+    # The name; two inputs with a name, a packed shape of two, contents of two; two entries of key,
+    # value and its field.
     assert count(INFER) == 1 + (2 + 1 + 1 + 2 + 1 + 2) + 2 * 4 + 1
 
 
@@ -47,8 +59,12 @@ def test_fields_elements_and_entries_are_counted() -> None:
         vision.PredictRequest(labels=[""] * 20_000),
         vision.PredictRequest(region=[0.0] * 20_000),
         infer.ModelInferRequest(inputs=[infer.ModelInferRequest.InferInputTensor()] * 20_000),
-        infer.ModelInferRequest(parameters={str(number): infer.InferParameter() for number in range(20_000)}),
-        infer.ModelInferRequest(inputs=[infer.ModelInferRequest.InferInputTensor(shape=[1] * 20_000)]),
+        infer.ModelInferRequest(
+            parameters={str(number): infer.InferParameter() for number in range(20_000)}
+        ),
+        infer.ModelInferRequest(
+            inputs=[infer.ModelInferRequest.InferInputTensor(shape=[1] * 20_000)]
+        ),
     ],
 )
 def test_a_message_of_very_many_values_is_refused_before_it_is_parsed(message: Message) -> None:

@@ -1,4 +1,6 @@
-"""The channel over real connections: to a Unix socket with pixels in shared memory, and over TCP in the body."""
+"""The channel over real connections: to a Unix socket with pixels in shared memory, and over TCP in
+the body.
+"""
 
 import asyncio
 import os
@@ -75,7 +77,9 @@ class Runner:
 
     async def state(self, request: web.Request) -> web.Response:
         body = (
-            AdapterStates(loaded=frozenset({"a"}), refused={}).model_dump_json() if request.path == "/adapters" else ""
+            AdapterStates(loaded=frozenset({"a"}), refused={}).model_dump_json()
+            if request.path == "/adapters"
+            else ""
         )
         return web.Response(status=self.status, body=body)
 
@@ -85,7 +89,8 @@ class Runner:
         try:
             body = await request.read()
             received = read_call(body, request.headers.get(MESSAGE_BYTES_HEADER), SHAPE_HWC)
-            pixels = None if received.pixels is None else received.pixels.copy()  # the memory is closed
+            # the memory is closed
+            pixels = None if received.pixels is None else received.pixels.copy()
             self.received.append(replace(received, pixels=pixels))
         finally:
             self.num_in_flight -= 1
@@ -98,7 +103,11 @@ async def channel_to(runner: Runner, socket: Path | None) -> AsyncIterator[Runne
     app.add_routes([web.get(path, runner.state) for path in ("/readyz", "/adapters")])
     serving = web.AppRunner(app, access_log=None)
     await serving.setup()
-    site: web.BaseSite = web.TCPSite(serving, "127.0.0.1", 0) if socket is None else web.UnixSite(serving, str(socket))
+    site: web.BaseSite = (
+        web.TCPSite(serving, "127.0.0.1", 0)
+        if socket is None
+        else web.UnixSite(serving, str(socket))
+    )
     await site.start()
     url = f"tcp://127.0.0.1:{serving.addresses[0][1]}" if socket is None else f"file://{socket}"
     channel = RunnerChannel(url, "build", 10)
@@ -119,7 +128,9 @@ def test_a_call_brings_its_pixels_and_returns_the_outcomes(socket: Path | None) 
         runner = Runner()
         async with channel_to(runner, socket) as channel:
             assert await channel.write(RunnerCall("key", SPECS, PIXELS)) == OUTCOMES
-            assert [event async for event in channel.stream(RunnerCall("key", SPECS))] == list(EVENTS)
+            assert [event async for event in channel.stream(RunnerCall("key", SPECS))] == list(
+                EVENTS
+            )
         with_pixels, without = runner.received
         assert with_pixels.pixels is not None
         assert np.array_equal(with_pixels.pixels, PIXELS)
@@ -129,7 +140,9 @@ def test_a_call_brings_its_pixels_and_returns_the_outcomes(socket: Path | None) 
     run(scenario())
 
 
-def test_missing_features_cost_no_connection_and_are_an_error_where_pixels_came_along(socket: Path | None) -> None:
+def test_missing_features_cost_no_connection_and_are_an_error_where_pixels_came_along(
+    socket: Path | None,
+) -> None:
     async def scenario() -> None:
         runner = Runner()
         async with channel_to(runner, socket) as channel:
@@ -174,7 +187,9 @@ def num_memories() -> int:
 
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["write", "stream"])
-def test_a_call_cancelled_at_any_moment_leaves_neither_memory_nor_work(socket: Path | None, is_stream: bool) -> None:
+def test_a_call_cancelled_at_any_moment_leaves_neither_memory_nor_work(
+    socket: Path | None, is_stream: bool
+) -> None:
     async def scenario() -> None:
         runner = Runner()
         async with channel_to(runner, socket) as channel:
@@ -188,7 +203,9 @@ def test_a_call_cancelled_at_any_moment_leaves_neither_memory_nor_work(socket: P
                         pass
 
             async def nothing_is_left() -> None:
-                await until(lambda: runner.num_in_flight == 0 and len(asyncio.all_tasks()) <= num_tasks + 1)
+                await until(
+                    lambda: runner.num_in_flight == 0 and len(asyncio.all_tasks()) <= num_tasks + 1
+                )
                 assert num_memories() == 0
                 await call()
 

@@ -40,7 +40,9 @@ def writer() -> FakeDecoder:
     return FakeDecoder({"what is it?": "a circle"})
 
 
-async def write(client: RunnerClient, seed: int = 0, specs: Sequence[SequenceSpec] = (SPEC,)) -> WrittenAnswers:
+async def write(
+    client: RunnerClient, seed: int = 0, specs: Sequence[SequenceSpec] = (SPEC,)
+) -> WrittenAnswers:
     return await client.write(MANIFEST, await opened(picture(seed)), specs)
 
 
@@ -48,7 +50,8 @@ def test_pixels_are_sent_only_if_the_runner_has_no_features() -> None:
     async def outcomes() -> list[str]:
         return [(await write(client, seed)).features.outcome for seed in (0, 0, 1)]
 
-    encoder, decoder = FakeEncoder(), writer()
+    encoder = FakeEncoder()
+    decoder = writer()
     channel = FakeChannel(encoder, decoder)
     client = RunnerClient(MANIFEST.model_id, channel)
     assert run(outcomes()) == ["miss", "hit", "miss"]
@@ -145,7 +148,11 @@ def test_image_key_of_an_adapter_is_that_of_its_base_unless_it_has_an_encoder() 
     async def key(**changed: Any) -> str:
         return (await opened(picture())).key(dataclasses.replace(MANIFEST, **changed))
 
-    adapter = {"build_key": "a" * 64, "adapter_of": MANIFEST.model_id, "base_build_key": MANIFEST.build_key}
+    adapter = {
+        "build_key": "a" * 64,
+        "adapter_of": MANIFEST.model_id,
+        "base_build_key": MANIFEST.build_key,
+    }
     base = run(key())
     assert run(key(**adapter, files={"adapter.safetensors": "0"})) == base
     own = run(key(**adapter, files={"adapter.safetensors": "0", "vision_encoder.onnx": "0"}))
@@ -166,7 +173,9 @@ def test_image_key_of_an_adapter_is_that_of_its_base_unless_it_has_an_encoder() 
     ],
     ids=repr,
 )
-def test_failure_of_a_call_is_a_service_error(failure: Exception, expected: type[ServiceError]) -> None:
+def test_failure_of_a_call_is_a_service_error(
+    failure: Exception, expected: type[ServiceError]
+) -> None:
     client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(failure=failure), writer()))
     with pytest.raises(expected, match="runner of florence-2-mini"):
         run(write(client))

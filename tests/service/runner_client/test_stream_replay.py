@@ -23,7 +23,9 @@ def piece(index: int, text: str) -> TextPiece:
 
 
 def end(index: int, outcome: Outcome | str) -> SequenceEnd:
-    return SequenceEnd(index=index, outcome=written(outcome) if isinstance(outcome, str) else outcome)
+    return SequenceEnd(
+        index=index, outcome=written(outcome) if isinstance(outcome, str) else outcome
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,9 @@ def end(index: int, outcome: Outcome | str) -> SequenceEnd:
         ([piece(0, "a")], ["a"]),
     ],
 )
-def test_text_of_later_sequences_waits_for_earlier_ones(events: list[TextPiece | SequenceEnd], sent: list[str]) -> None:
+def test_text_of_later_sequences_waits_for_earlier_ones(
+    events: list[TextPiece | SequenceEnd], sent: list[str]
+) -> None:
     received: list[str] = []
     replay = StreamReplay(2, received.append)
     for event in events:
@@ -48,7 +52,8 @@ def test_text_of_later_sequences_waits_for_earlier_ones(events: list[TextPiece |
 
 
 def test_outcomes_are_in_the_order_of_the_sequences() -> None:
-    replay, failed = StreamReplay(2, print), Failed(code="overloaded", message="no")
+    replay = StreamReplay(2, print)
+    failed = Failed(code="overloaded", message="no")
     replay.receive(end(1, failed))
     assert replay.outcomes == [failed]
     replay.receive(end(0, "a"))
@@ -58,11 +63,16 @@ def test_outcomes_are_in_the_order_of_the_sequences() -> None:
 @pytest.mark.parametrize(
     ("first", "repeated", "sent"),
     [
-        ([piece(0, "ab")], [piece(0, "a"), piece(0, "b"), piece(0, "c"), end(0, "abc"), end(1, "x")], "abc\nx"),
+        (
+            [piece(0, "ab")],
+            [piece(0, "a"), piece(0, "b"), piece(0, "c"), end(0, "abc"), end(1, "x")],
+            "abc\nx",
+        ),
         ([piece(0, "ab")], [piece(0, "abc"), end(0, "abc"), end(1, "x")], "abc\nx"),
         ([end(0, "a"), piece(1, "x")], [end(1, "xy"), end(0, "a")], "a\nxy"),
         ([end(0, ""), piece(1, "x")], [end(0, ""), end(1, "x")], "\nx"),
-        ([piece(1, "x")], [end(0, "a"), end(1, "z")], "a\nz"),  # text received but not sent may differ
+        # text received but not sent may differ
+        ([piece(1, "x")], [end(0, "a"), end(1, "z")], "a\nz"),
     ],
 )
 def test_repeated_stream_sends_no_text_twice(
@@ -80,9 +90,12 @@ def test_repeated_stream_sends_no_text_twice(
 
 
 @pytest.mark.parametrize(
-    ("num_sequences", "event"), [(2, piece(0, "b")), (2, piece(0, "ac")), (2, end(0, "a")), (1, end(0, "a"))]
+    ("num_sequences", "event"),
+    [(2, piece(0, "b")), (2, piece(0, "ac")), (2, end(0, "a")), (1, end(0, "a"))],
 )
-def test_repeated_stream_with_other_text_raises(num_sequences: int, event: TextPiece | SequenceEnd) -> None:
+def test_repeated_stream_with_other_text_raises(
+    num_sequences: int, event: TextPiece | SequenceEnd
+) -> None:
     replay = StreamReplay(num_sequences, print)
     replay.receive(piece(0, "ab"))
     replay.begin()

@@ -55,8 +55,12 @@ def written(text: str, finish_reason: FinishReason = "stop") -> Written:
 
 def answer_of(result: Result, *sequences: Written) -> Answer:
     _, request = parse_fields(PredictFields, {"task": "object_detection"})
-    outcomes = Outcomes(features=FoundFeatures(outcome="joined"), outcomes=list(sequences or (written("a"),)))
-    return Answer(served(FLORENCE), request, (640, 480), result, written_answers(outcomes, 0.0, 0.0), TIMES)
+    outcomes = Outcomes(
+        features=FoundFeatures(outcome="joined"), outcomes=list(sequences or (written("a"),))
+    )
+    return Answer(
+        served(FLORENCE), request, (640, 480), result, written_answers(outcomes, 0.0, 0.0), TIMES
+    )
 
 
 def answer(result: Result, *sequences: Written) -> dict[str, Any]:
@@ -85,7 +89,11 @@ def answer(result: Result, *sequences: Written) -> dict[str, Any]:
         (TextRegionsResult((), True), {"text_regions": []}),
         (
             TextRegionsResult((TextRegion(QUAD, "HI", 0.25),), True),
-            {"text_regions": [{"quad": [[1, 2], [3, 2], [3, 4], [1, 4]], "text": "HI", "score": 0.25}]},
+            {
+                "text_regions": [
+                    {"quad": [[1, 2], [3, 2], [3, 4], [1, 4]], "text": "HI", "score": 0.25}
+                ]
+            },
         ),
     ],
 )
@@ -101,8 +109,15 @@ def test_instance_with_polygons_has_no_mask() -> None:
 
 
 def test_instance_with_a_mask_has_no_polygons() -> None:
-    result = InstancesResult((Instance(BOX, "a", 0.5, None, RunLengthMask((480, 640), "abc")),), True)
-    expected = {"box": list(BOX), "label": "a", "score": 0.5, "mask": {"size": [480, 640], "counts": "abc"}}
+    result = InstancesResult(
+        (Instance(BOX, "a", 0.5, None, RunLengthMask((480, 640), "abc")),), True
+    )
+    expected = {
+        "box": list(BOX),
+        "label": "a",
+        "score": 0.5,
+        "mask": {"size": [480, 640], "counts": "abc"},
+    }
     assert answer(result)["result"] == {"instances": [expected]}
 
 
@@ -139,7 +154,11 @@ def test_usage_is_summed_over_the_prompts_of_a_task() -> None:
     body = answer(TextResult("", True), written("a"), written("b", "length"), written("c"))
     assert body["raw_text"] == "a\nb\nc"
     assert body["finish_reason"] == "length"
-    assert body["usage"] == {"image_tokens": NUM_IMAGE_TOKENS, "prompt_tokens": 15, "generated_tokens": 9}
+    assert body["usage"] == {
+        "image_tokens": NUM_IMAGE_TOKENS,
+        "prompt_tokens": 15,
+        "generated_tokens": 9,
+    }
 
 
 def test_error_has_code_message_param_and_request_id() -> None:

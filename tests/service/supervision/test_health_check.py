@@ -39,7 +39,8 @@ def answering(status: int, certificate: trustme.LeafCert | None = None) -> Itera
 
 
 @pytest.mark.parametrize(
-    ("status", "expected"), [(200, None), (503, "/readyz answers 503"), (401, "/readyz answers 401")]
+    ("status", "expected"),
+    [(200, None), (503, "/readyz answers 503"), (401, "/readyz answers 401")],
 )
 def test_only_200_is_healthy(status: int, expected: str | None) -> None:
     with answering(status) as port:
@@ -48,9 +49,14 @@ def test_only_200_is_healthy(status: int, expected: str | None) -> None:
 
 def test_service_that_requires_a_key_is_healthy() -> None:
     with answering(401) as port:
-        assert problem(Settings(port=port, health_needs_key=True, api_keys_file=Path("keys"))) is None
+        assert (
+            problem(Settings(port=port, health_needs_key=True, api_keys_file=Path("keys"))) is None
+        )
     with answering(503) as port:
-        assert problem(Settings(port=port, health_needs_key=True, api_keys_file=Path("keys"))) == "/readyz answers 503"
+        assert (
+            problem(Settings(port=port, health_needs_key=True, api_keys_file=Path("keys")))
+            == "/readyz answers 503"
+        )
 
 
 def test_certificate_for_another_host_is_accepted() -> None:

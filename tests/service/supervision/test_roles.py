@@ -17,7 +17,9 @@ def test_arguments_round_trip(arguments: tuple[str, ...]) -> None:
     assert Role.parse(arguments).arguments == arguments
 
 
-@pytest.mark.parametrize("arguments", [("a",), ("runner",), ("gateway", "a"), ("runner", "a", "b"), ("encoder", "a")])
+@pytest.mark.parametrize(
+    "arguments", [("a",), ("runner",), ("gateway", "a"), ("runner", "a", "b"), ("encoder", "a")]
+)
 def test_other_arguments_are_rejected_with_the_usage(arguments: tuple[str, ...]) -> None:
     with pytest.raises(SettingsError, match=r"is not a role; usage: python -m service \[gateway"):
         Role.parse(arguments)
@@ -25,10 +27,17 @@ def test_other_arguments_are_rejected_with_the_usage(arguments: tuple[str, ...])
 
 @pytest.mark.parametrize(
     ("arguments", "front", "behind"),
-    [((), "diptych", [f"{B}-runner"]), (("gateway",), "diptych", []), (("runner", A), f"{A}-runner", [])],
+    [
+        ((), "diptych", [f"{B}-runner"]),
+        (("gateway",), "diptych", []),
+        (("runner", A), f"{A}-runner", []),
+    ],
 )
-def test_role_determines_the_processes(arguments: tuple[str, ...], front: str, behind: list[str]) -> None:
-    role, values = Role.parse(arguments), Settings(models=MODELS, runner_urls=URLS)
+def test_role_determines_the_processes(
+    arguments: tuple[str, ...], front: str, behind: list[str]
+) -> None:
+    role = Role.parse(arguments)
+    values = Settings(models=MODELS, runner_urls=URLS)
     assert (role.front(), role.runners_behind(values)) == (front, behind)
 
 
@@ -37,7 +46,12 @@ def test_duplicate_model_runs_once() -> None:
 
 
 def test_runner_alone_serves_its_model_on_this_host() -> None:
-    environment = {"DIPTYCH_MODELS": "b", "DIPTYCH_RUNNER_URLS": "b=http://x", "DIPTYCH_PORT": "1", "PATH": "/bin"}
+    environment = {
+        "DIPTYCH_MODELS": "b",
+        "DIPTYCH_RUNNER_URLS": "b=http://x",
+        "DIPTYCH_PORT": "1",
+        "PATH": "/bin",
+    }
     alone = Role.parse(("runner", "a")).environment(environment)
     assert alone == {"DIPTYCH_MODELS": "a", "DIPTYCH_PORT": "1", "PATH": "/bin"}
     assert Role.parse(("gateway",)).environment(environment) == environment
@@ -50,7 +64,9 @@ def test_adapters_run_in_the_runner_of_their_base(tmp_path: Path) -> None:
     catalog.write_text(yaml.safe_dump({"models": [*rows, *tuned]}), encoding="utf-8")
     values = Settings(models=(B, "tuned-0", A), catalog=catalog)
     assert Role.parse(()).runners_behind(values) == [f"{A}-runner", f"{B}-runner"]
-    Role.parse(("gateway",)).check(values.model_copy(update={"runner_urls": (f"{A}=http://x", f"{B}=http://y")}))
+    Role.parse(("gateway",)).check(
+        values.model_copy(update={"runner_urls": (f"{A}=http://x", f"{B}=http://y")})
+    )
     environment = {"DIPTYCH_MODELS": ", ".join(values.models), "DIPTYCH_CATALOG": str(catalog)}
     assert Role.parse(("runner", A)).environment(environment)["DIPTYCH_MODELS"] == f"{A},tuned-0"
     assert Role.parse(("runner", B)).environment(environment)["DIPTYCH_MODELS"] == B
@@ -60,8 +76,16 @@ def test_adapters_run_in_the_runner_of_their_base(tmp_path: Path) -> None:
     ("models", "settings", "message"),
     [
         ("tuned", {}, f"has tuned, which is an adapter of {A} and runs in its runner; add {A}"),
-        (f"{A},tuned", {"devices": "tuned=cpu"}, f"DEVICES names tuned, an adapter; name its base {A}"),
-        (f"{A},tuned", {"runner_urls": "tuned=http://x"}, f"RUNNER_URLS names tuned, an adapter; name its base {A}"),
+        (
+            f"{A},tuned",
+            {"devices": "tuned=cpu"},
+            f"DEVICES names tuned, an adapter; name its base {A}",
+        ),
+        (
+            f"{A},tuned",
+            {"runner_urls": "tuned=http://x"},
+            f"RUNNER_URLS names tuned, an adapter; name its base {A}",
+        ),
     ],
 )
 def test_an_adapter_has_no_runner_of_its_own(

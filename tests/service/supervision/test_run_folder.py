@@ -18,7 +18,9 @@ with run_folder() as folder:
 
 def holder() -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", HOLDER]
-    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
 def folder_of(process: "subprocess.Popen[str]") -> Path:
@@ -36,7 +38,8 @@ def test_folder_is_in_memory_private_and_removed_at_the_end() -> None:
 
 def test_next_start_removes_folders_of_killed_owners_only() -> None:
     with holder() as killed, holder() as living:
-        left, in_use = folder_of(killed), folder_of(living)
+        left = folder_of(killed)
+        in_use = folder_of(living)
         (left / "file").write_text("x")
         os.kill(killed.pid, signal.SIGKILL)
         killed.wait(30)

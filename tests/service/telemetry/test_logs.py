@@ -15,13 +15,23 @@ from tests.support.core_calls import florence_fails, predict
 from tests.support.fake_service import FLORENCE_ID, make_core
 from tests.support.trace_collector import TRACE_ID, TRACEPARENT
 
-TIMES = ("preprocess", "encode_queue", "encode", "decode_queue", "prefill", "decode", "postprocess", "total")
+TIMES = (
+    "preprocess",
+    "encode_queue",
+    "encode",
+    "decode_queue",
+    "prefill",
+    "decode",
+    "postprocess",
+    "total",
+)
 
 
 @pytest.fixture
 def written() -> Iterator[io.StringIO]:
     """The JSON log lines of the service."""
-    stream, logger = io.StringIO(), logging.getLogger("service")
+    stream = io.StringIO()
+    logger = logging.getLogger("service")
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines())
     before = logger.level
@@ -40,7 +50,11 @@ def test_line_is_an_object_with_time_level_logger_process_and_message(written: i
     logging.getLogger("service.some").warning("%d of\n%s “things”", 2, "many")
     (line,) = lines(written)
     assert set(line) == {"time", "level", "logger", "process", "message"}
-    assert (line["level"], line["logger"], line["message"]) == ("WARNING", "service.some", "2 of\nmany “things”")
+    assert (line["level"], line["logger"], line["message"]) == (
+        "WARNING",
+        "service.some",
+        "2 of\nmany “things”",
+    )
     assert line["time"].endswith("+00:00")
 
 
@@ -48,7 +62,9 @@ def test_logged_fields_and_exception_are_fields_of_the_line(written: io.StringIO
     try:
         raise ValueError("broken")
     except ValueError:
-        logging.getLogger("service.some").exception("failed", extra={logs.FIELDS: {"request_id": "a", "model": None}})
+        logging.getLogger("service.some").exception(
+            "failed", extra={logs.FIELDS: {"request_id": "a", "model": None}}
+        )
     (line,) = lines(written)
     assert (line["request_id"], line["model"]) == ("a", None)
     assert line["exception"].startswith("Traceback")
@@ -59,7 +75,9 @@ def test_line_of_an_answer_has_ids_sizes_and_times_as_fields(written: io.StringI
     with request_trace({"traceparent": TRACEPARENT}, "test", None):
         predict(make_core(), task="ocr", model=FLORENCE_ID)
     (line,) = lines(written)
-    labels = {name: line[name] for name in ("request_id", "trace_id", "status", "api", "model", "task")}
+    labels = {
+        name: line[name] for name in ("request_id", "trace_id", "status", "api", "model", "task")
+    }
     assert labels == {
         "request_id": "request-1",
         "trace_id": TRACE_ID,
@@ -68,8 +86,16 @@ def test_line_of_an_answer_has_ids_sizes_and_times_as_fields(written: io.StringI
         "model": FLORENCE_ID,
         "task": "ocr",
     }
-    sizes = {name: line[name] for name in ("image_width", "image_height", "generated_tokens", "vision_cache")}
-    assert sizes == {"image_width": 640, "image_height": 480, "generated_tokens": 2, "vision_cache": "miss"}
+    sizes = {
+        name: line[name]
+        for name in ("image_width", "image_height", "generated_tokens", "vision_cache")
+    }
+    assert sizes == {
+        "image_width": 640,
+        "image_height": 480,
+        "generated_tokens": 2,
+        "vision_cache": "miss",
+    }
     assert all(isinstance(line[f"{name}_ms"], float) for name in TIMES)
     assert (line["encode_ms"], line["decode_ms"]) == (250, 1000)
 
@@ -80,7 +106,9 @@ def test_lines_of_an_internal_error_have_the_ids_of_its_request(written: io.Stri
             predict(florence_fails(RuntimeError("a defect")), task="ocr", model=FLORENCE_ID)
         record_failure(caught.value, "test", "request-1")
     defect, end = lines(written)
-    assert {(line["request_id"], line["trace_id"]) for line in (defect, end)} == {("request-1", TRACE_ID)}
+    assert {(line["request_id"], line["trace_id"]) for line in (defect, end)} == {
+        ("request-1", TRACE_ID)
+    }
     assert "RuntimeError: a defect" in defect["exception"]
     assert end["status"] == "internal"
 
@@ -92,8 +120,11 @@ def test_setting_selects_the_format(log_format: logs.LogFormat, is_json: bool) -
     try:
         configure_logging(log_format)
         forms = [isinstance(logger.handlers[0].formatter, JsonLines) for logger in ours]
-        assert not any(logger.propagate for logger in ours)  # BentoML's handler would write each line again
+        # BentoML's handler would write each line again
+        assert not any(logger.propagate for logger in ours)
     finally:
         for logger, (handlers, level, propagate) in zip(ours, before, strict=True):
-            logger.handlers, logger.level, logger.propagate = handlers, level, propagate
+            logger.handlers = handlers
+            logger.level = level
+            logger.propagate = propagate
     assert forms == [is_json, is_json]

@@ -19,7 +19,10 @@ BLOCKED_S = 0.4
 def num_late() -> float:
     """Return the number of measurements above a tenth of a second."""
     metric = "diptych_event_loop_lag_seconds"
-    found = REGISTRY.get_sample_value(f"{metric}_count"), REGISTRY.get_sample_value(f"{metric}_bucket", {"le": "0.1"})
+    found = (
+        REGISTRY.get_sample_value(f"{metric}_count"),
+        REGISTRY.get_sample_value(f"{metric}_bucket", {"le": "0.1"}),
+    )
     return (found[0] or 0) - (found[1] or 0)
 
 
@@ -39,20 +42,29 @@ def log_of(
     return [record.message for record in caplog.records if "event loop" in record.message]
 
 
-def test_the_request_that_blocks_the_loop_is_named_with_its_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_request_that_blocks_the_loop_is_named_with_its_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def block() -> None:
         time.sleep(BLOCKED_S)
 
     before = num_late()
     (line,) = log_of("slow-1", block, caplog)
-    assert re.search(r"late by 0\.\d+ s: request slow-1 at tests/service/telemetry/test_loop_lag.py:\d+ block", line)
+    assert re.search(
+        r"late by 0\.\d+ s: request slow-1 at tests/service/telemetry/test_loop_lag.py:\d+ block",
+        line,
+    )
     assert num_late() == before + 1
 
 
-def test_a_request_whose_thread_keeps_the_interpreters_lock_is_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_whose_thread_keeps_the_interpreters_lock_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def hold() -> None:
-        num_letters, taken_s = 20, 0.0
-        while taken_s < BLOCKED_S:  # a regular expression releases no lock, and each letter doubles its time
+        num_letters = 20
+        taken_s = 0.0
+        # a regular expression releases no lock, and each letter doubles its time
+        while taken_s < BLOCKED_S:
             start_s = time.monotonic()
             await in_thread(re.match, r"(a+)+$", "a" * num_letters + "b")
             taken_s, num_letters = time.monotonic() - start_s, num_letters + 1

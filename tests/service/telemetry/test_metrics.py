@@ -15,7 +15,8 @@ from service.telemetry.metrics import (
 
 
 @pytest.mark.parametrize(
-    "histogram", [REQUEST_SECONDS, STAGE_SECONDS, TIME_PER_OUTPUT_TOKEN_SECONDS, TIME_TO_FIRST_TOKEN_SECONDS]
+    "histogram",
+    [REQUEST_SECONDS, STAGE_SECONDS, TIME_PER_OUTPUT_TOKEN_SECONDS, TIME_TO_FIRST_TOKEN_SECONDS],
 )
 def test_times_have_buckets_from_1_ms_to_60_s_in_steps_of_1_2_and_5(histogram: Histogram) -> None:
     *bounds, last, infinite = histogram._upper_bounds

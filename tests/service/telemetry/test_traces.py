@@ -23,7 +23,14 @@ from tests.support.core_calls import florence_fails
 from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, PNG, make_core
 from tests.support.grpc_channel import grpc_channel
 from tests.support.rest_client import OCR, client
-from tests.support.trace_collector import CALLER_ID, TRACE_ID, TRACEPARENT, CollectedSpan, Collector, collecting
+from tests.support.trace_collector import (
+    CALLER_ID,
+    TRACE_ID,
+    TRACEPARENT,
+    CollectedSpan,
+    Collector,
+    collecting,
+)
 
 STAGES = {"admission", "preprocess", "postprocess"}
 ANSWER = f"generate_content {FLORENCE_ID}"
@@ -33,7 +40,10 @@ CHAT = {
     "messages": [
         {
             "role": "user",
-            "content": [{"type": "text", "text": "ocr"}, {"type": "image_url", "image_url": {"url": IMAGE}}],
+            "content": [
+                {"type": "text", "text": "ocr"},
+                {"type": "image_url", "image_url": {"url": IMAGE}},
+            ],
         }
     ],
 }
@@ -96,7 +106,8 @@ def test_every_grpc_call_has_its_trace_id() -> None:
         async with grpc_channel(make_core(), ApiKeys(None)) as channel:
             vision: Any = VisionStub(channel)
             inference: Any = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-            predict, stream = pb.PredictRequest(image=PNG, task="ocr"), pb.PredictRequest(image=PNG, task="ocr")
+            predict = pb.PredictRequest(image=PNG, task="ocr")
+            stream = pb.PredictRequest(image=PNG, task="ocr")
             calls = [
                 vision.Predict(predict, metadata=metadata),
                 vision.Compare(pb.CompareRequest(image=PNG, task="ocr"), metadata=metadata),
@@ -111,7 +122,9 @@ def test_every_grpc_call_has_its_trace_id() -> None:
                 await refused
             without = vision.Predict(predict)
             await without
-            ends = [await call.trailing_metadata() for call in (*calls, streaming, refused, without)]
+            ends = [
+                await call.trailing_metadata() for call in (*calls, streaming, refused, without)
+            ]
             return [trailing(end)["x-trace-id"] for end in ends]
 
     *with_parent, without = asyncio.run(ask())
@@ -126,8 +139,13 @@ def test_answer_over_http_has_the_spans_of_its_stages(collector: Collector) -> N
     made = sent(collector)
     assert {span.trace_id for span in made.values()} == {TRACE_ID}
     assert set(made) == {"POST /v1/predict", ANSWER} | STAGES
-    request, answer = made["POST /v1/predict"], made[ANSWER]
-    assert (request.parent_id, request.kind, answer.parent_id) == (CALLER_ID, "SERVER", request.span_id)
+    request = made["POST /v1/predict"]
+    answer = made[ANSWER]
+    assert (request.parent_id, request.kind, answer.parent_id) == (
+        CALLER_ID,
+        "SERVER",
+        request.span_id,
+    )
     assert {made[stage].parent_id for stage in STAGES} == {answer.span_id}
     assert request.attributes == {
         "http.request.method": "POST",
@@ -181,7 +199,12 @@ def test_comparison_has_a_span_for_each_model(collector: Collector) -> None:
     ],
 )
 def test_only_faults_of_the_service_are_failed_spans(
-    collector: Collector, failure: Exception | None, fields: dict[str, str], status: int, code: str, has_failed: bool
+    collector: Collector,
+    failure: Exception | None,
+    fields: dict[str, str],
+    status: int,
+    code: str,
+    has_failed: bool,
 ) -> None:
     asked = {**OCR, "model": FLORENCE_ID, **fields}
     assert client(florence_fails(failure) if failure else None).predict(asked).status_code == status
@@ -197,13 +220,16 @@ def test_grpc_call_has_a_span_with_method_and_status(collector: Collector) -> No
         async with grpc_channel(make_core(), ApiKeys(None)) as channel:
             stub: Any = VisionStub(channel)
             metadata = [("traceparent", TRACEPARENT)]
-            await stub.Predict(pb.PredictRequest(image=PNG, task="ocr", model=FLORENCE_ID), metadata=metadata)
+            await stub.Predict(
+                pb.PredictRequest(image=PNG, task="ocr", model=FLORENCE_ID), metadata=metadata
+            )
             with pytest.raises(grpc.aio.AioRpcError):
                 await stub.Compare(pb.CompareRequest(image=PNG, task="none"), metadata=metadata)
 
     asyncio.run(ask())
     made = sent(collector)
-    predict, compare = made["diptych.v1.Vision/Predict"], made["diptych.v1.Vision/Compare"]
+    predict = made["diptych.v1.Vision/Predict"]
+    compare = made["diptych.v1.Vision/Compare"]
     assert (predict.trace_id, predict.parent_id, predict.kind) == (TRACE_ID, CALLER_ID, "SERVER")
     assert predict.attributes == {
         "rpc.system.name": "grpc",
@@ -211,15 +237,30 @@ def test_grpc_call_has_a_span_with_method_and_status(collector: Collector) -> No
         "rpc.response.status_code": "OK",
     }
     assert made[ANSWER].parent_id == predict.span_id
-    assert (compare.attributes["rpc.response.status_code"], compare.has_failed) == ("INVALID_ARGUMENT", False)
+    assert (compare.attributes["rpc.response.status_code"], compare.has_failed) == (
+        "INVALID_ARGUMENT",
+        False,
+    )
 
 
 def test_probes_and_pages_have_no_spans_and_spans_are_named_by_route(collector: Collector) -> None:
-    for path in ("/v2/health/live", "/playground", "/none", "/v1/models/purple-elephant", "/v1/purple-elephant"):
+    for path in (
+        "/v2/health/live",
+        "/playground",
+        "/none",
+        "/v1/models/purple-elephant",
+        "/v1/purple-elephant",
+    ):
         assert client().get(path).headers["x-trace-id"]
     client().send("BREW", "/v1/tasks")
-    assert set(sent(collector)) == {"GET /v1/models/{model_id}", "GET /v1/{path:path}", "_OTHER /v1/tasks"}
-    assert not any(b"purple-elephant" in span.bytes or b"BREW" in span.bytes for span in collector.spans)
+    assert set(sent(collector)) == {
+        "GET /v1/models/{model_id}",
+        "GET /v1/{path:path}",
+        "_OTHER /v1/tasks",
+    }
+    assert not any(
+        b"purple-elephant" in span.bytes or b"BREW" in span.bytes for span in collector.spans
+    )
 
 
 def test_trace_does_not_leak_into_the_next_request(collector: Collector) -> None:
@@ -233,7 +274,10 @@ def test_trace_does_not_leak_into_the_next_request(collector: Collector) -> None
 
 def test_tracing_without_a_collector_takes_microseconds() -> None:
     def request() -> None:
-        with request_trace(httpx.Headers({"traceparent": TRACEPARENT}), "POST", {}), answer_span("a", "b", "c"):
+        with (
+            request_trace(httpx.Headers({"traceparent": TRACEPARENT}), "POST", {}),
+            answer_span("a", "b", "c"),
+        ):
             for stage in STAGES:
                 with tracing.span(stage):
                     tracing.call_headers()
@@ -253,6 +297,10 @@ def test_log_line_has_the_trace_id(caplog: pytest.LogCaptureFixture) -> None:
         for method, path, fields, status in REQUESTS.values():
             if status >= 400 or (fields is not None and method == "POST"):
                 client().send(method, path, json=fields, headers={"traceparent": TRACEPARENT})
-    lines = [record.getMessage() for record in caplog.records if record.name == "service.inference.recording"]
+    lines = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "service.inference.recording"
+    ]
     assert len(lines) >= 8
     assert all(line.endswith(f" trace_id={TRACE_ID}") for line in lines)

@@ -8,7 +8,12 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from service.errors import InvalidRequest
 from service.http.boundary import STATUSES, RestBoundary
 from service.http_app import rest_app
-from service.inference.request_fields import CompareFields, GenerationFields, PredictFields, parse_fields
+from service.inference.request_fields import (
+    CompareFields,
+    GenerationFields,
+    PredictFields,
+    parse_fields,
+)
 from service.settings import Settings
 from service.web.openapi import openapi_document
 from tasks.table import TASKS
@@ -25,7 +30,11 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "phrase_grounding": [{"caption": "a dog; a cat"}, {"phrases": ["a dog"]}],
     "region_proposal": [{}],
     "dense_region_captioning": [{}],
-    "instance_segmentation": [{"phrase": "dog"}, {"region": REGION}, {"phrase": "dog", "mask_format": "rle"}],
+    "instance_segmentation": [
+        {"phrase": "dog"},
+        {"region": REGION},
+        {"phrase": "dog", "mask_format": "rle"},
+    ],
     "ocr": [
         {},
         {"max_new_tokens": 5, "temperature": 0.5, "top_p": 0.9, "seed": 3},
@@ -66,7 +75,9 @@ WRONG: list[dict[str, Any]] = [
 
 
 def schema(name: str) -> Draft202012Validator:
-    return Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": DOCUMENT["components"]})
+    return Draft202012Validator(
+        {"$ref": f"#/components/schemas/{name}", "components": DOCUMENT["components"]}
+    )
 
 
 def test_document_is_openapi_3_1() -> None:
@@ -76,13 +87,23 @@ def test_document_is_openapi_3_1() -> None:
 
 def test_every_route_of_the_api_is_described() -> None:
     routes = {route.path for route in rest_app(RestBoundary(Settings())).routes}  # type: ignore[attr-defined]
-    pages = {"/", "/metrics", "/openapi.json", "/docs", "/docs/start.js", "/playground", "/playground/{file:path}"}
+    pages = {
+        "/",
+        "/metrics",
+        "/openapi.json",
+        "/docs",
+        "/docs/start.js",
+        "/playground",
+        "/playground/{file:path}",
+    }
     prefixes = ("/v1", "/v2", "/integrations/label-studio", "/integrations/x-anylabeling")
     refusing_the_rest = {f"{prefix}/{{path:path}}" for prefix in prefixes}
     assert set(DOCUMENT["paths"]) == routes - pages - refusing_the_rest
 
 
-@pytest.mark.parametrize("path", ["/v1/predict", "/v1/compare", "/v1/chat/completions", "/v2/models/{model}/infer"])
+@pytest.mark.parametrize(
+    "path", ["/v1/predict", "/v1/compare", "/v1/chat/completions", "/v2/models/{model}/infer"]
+)
 def test_every_error_status_of_a_prediction_is_described(path: str) -> None:
     described = set(DOCUMENT["paths"][path]["post"]["responses"]) - {"200"}
     assert described >= {str(status) for status in STATUSES.values()} - {"500"}
@@ -99,7 +120,10 @@ def test_every_error_body_is_the_one_of_the_contract() -> None:
         for operation in operations.values():
             for status, response in operation["responses"].items():
                 body = response["content"]["application/json"]["schema"]
-                names = {f"#/components/schemas/{name}" for name in ("ErrorJson", "ChatError", "OpenInferenceError")}
+                names = {
+                    f"#/components/schemas/{name}"
+                    for name in ("ErrorJson", "ChatError", "OpenInferenceError")
+                }
                 assert (body.get("$ref") in names) == (status != "200")
 
 
@@ -107,7 +131,9 @@ def test_every_task_has_examples() -> None:
     assert set(EXAMPLES) == set(TASKS)
 
 
-@pytest.mark.parametrize(("task", "parameters"), [(task, one) for task, each in EXAMPLES.items() for one in each])
+@pytest.mark.parametrize(
+    ("task", "parameters"), [(task, one) for task, each in EXAMPLES.items() for one in each]
+)
 @pytest.mark.parametrize(
     ("name", "fields_class", "extra"),
     [
@@ -136,7 +162,9 @@ def test_invalid_requests_are_rejected_by_schema_and_service(fields: dict[str, A
         parse_fields(PredictFields, fields)
 
 
-@pytest.mark.parametrize("document", [{"task": "ocr"}, {"image": IMAGE}, {"image": 1, "task": "ocr"}, [], {}])
+@pytest.mark.parametrize(
+    "document", [{"task": "ocr"}, {"image": IMAGE}, {"image": 1, "task": "ocr"}, [], {}]
+)
 def test_image_and_task_are_required(document: object) -> None:
     assert not schema("predict").is_valid(document)
 
@@ -148,5 +176,8 @@ def test_predict_has_model_and_compare_has_models() -> None:
 
 def test_task_without_a_served_model_is_not_described() -> None:
     document = openapi_document(served_models(PALIGEMMA))
-    titles = [alternative["title"] for alternative in document["components"]["schemas"]["predict"]["oneOf"]]
+    titles = [
+        alternative["title"]
+        for alternative in document["components"]["schemas"]["predict"]["oneOf"]
+    ]
     assert titles == list(PALIGEMMA.task_ids)

@@ -18,10 +18,18 @@ from tests.support.rest_client import Client, client, error_of
 
 PAGE = ROOT / "service/web/playground"
 FILES = [str(path.relative_to(PAGE)) for path in sorted(PAGE.rglob("*")) if path.is_file()]
-TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "png": "image/png", "svg": "image/svg+xml"}
+TYPES = {
+    "html": "text/html",
+    "js": "text/javascript",
+    "css": "text/css",
+    "png": "image/png",
+    "svg": "image/svg+xml",
+}
 
 
-@pytest.mark.parametrize("path", ["/playground", "/playground/", "/docs", *(f"/playground/{file}" for file in FILES)])
+@pytest.mark.parametrize(
+    "path", ["/playground", "/playground/", "/docs", *(f"/playground/{file}" for file in FILES)]
+)
 def test_every_file_has_its_media_type_and_the_policy(path: str) -> None:
     response = client().get(path)
     assert response.status_code == 200
@@ -47,9 +55,9 @@ def test_pages_have_no_inline_code_and_no_url_of_another_host(page: Path) -> Non
 def test_no_script_inserts_text_as_html() -> None:
     for path in (PAGE / "js").glob("*.js"):
         code = path.read_text(encoding="utf-8")
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", code), (
-            path
-        )
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", code
+        ), path
 
 
 def test_cached_file_is_revalidated_with_304() -> None:
@@ -59,7 +67,13 @@ def test_cached_file_is_revalidated_with_304() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/playground/none.js", "/playground/js", "/playground/%2e%2e/pages.py", "/playground//etc/passwd"]
+    "path",
+    [
+        "/playground/none.js",
+        "/playground/js",
+        "/playground/%2e%2e/pages.py",
+        "/playground//etc/passwd",
+    ],
 )
 def test_path_outside_the_page_is_404(path: str) -> None:
     response = client().get(path)

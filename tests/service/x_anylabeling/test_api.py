@@ -1,4 +1,6 @@
-"""X-AnyLabeling's protocol: the models it lists, the shapes and descriptions it gets, keys and errors."""
+"""X-AnyLabeling's protocol: the models it lists, the shapes and descriptions it gets, keys and
+errors.
+"""
 
 import json
 from collections.abc import Mapping
@@ -13,9 +15,17 @@ from tests.support.fake_service import FLORENCE_ID, IMAGE_SIZE_WH, PALIGEMMA_ID,
 from tests.support.rest_client import Client, client, error_of
 
 PATH = "/integrations/x-anylabeling"
-# Widgets of X-AnyLabeling 4.2.1, views/labeling/widgets/auto_labeling/auto_labeling.py (supported_remote_widgets).
+# Widgets of X-AnyLabeling 4.2.1, views/labeling/widgets/auto_labeling/auto_labeling.py
+# (supported_remote_widgets).
 WIDGETS = {
-    *("button_send", "button_add_rect", "button_clear", "button_finish_object", "button_run", "edit_text"),
+    *(
+        "button_send",
+        "button_add_rect",
+        "button_clear",
+        "button_finish_object",
+        "button_run",
+        "edit_text",
+    ),
     *("input_conf", "edit_conf", "input_iou", "edit_iou", "toggle_preserve_existing_annotations"),
     *("mask_fineness_slider", "mask_fineness_value_label"),
 }
@@ -28,7 +38,11 @@ def post(
     headers: Mapping[str, str] = {},
     **params: Any,
 ) -> httpx.Response:
-    body = {"model": model, "image": data_url(PNG), "params": params | ({} if task is None else {"current_task": task})}
+    body = {
+        "model": model,
+        "image": data_url(PNG),
+        "params": params | ({} if task is None else {"current_task": task}),
+    }
     return (api or client()).send("POST", f"{PATH}/v1/predict", json=body, headers=headers)
 
 
@@ -57,7 +71,11 @@ def test_every_task_of_a_model_is_listed_with_widgets_that_exist() -> None:
 @pytest.mark.parametrize("text", ["red circle", " red circle , ", "red circle."])
 def test_a_text_prompt_detects_its_labels(model: str, text: str) -> None:
     (shape,) = data("open_vocabulary_detection", model, text_prompt=text)["shapes"]
-    assert (shape["label"], shape["shape_type"], len(shape["points"])) == ("red circle", "rectangle", 4)
+    assert (shape["label"], shape["shape_type"], len(shape["points"])) == (
+        "red circle",
+        "rectangle",
+        4,
+    )
     (x1, y1), _, (x2, y2), _ = shape["points"]
     assert 0 <= x1 < x2 <= IMAGE_SIZE_WH[0]
     assert 0 <= y1 < y2 <= IMAGE_SIZE_WH[1]
@@ -72,8 +90,12 @@ def test_a_threshold_drops_shapes() -> None:
 def test_a_mask_becomes_polygons() -> None:
     (shape,) = data("instance_segmentation", text_prompt="red circle")["shapes"]
     assert (shape["shape_type"], len(shape["points"])) == ("polygon", 3)
-    coarse = data("instance_segmentation", PALIGEMMA_ID, text_prompt="red circle", epsilon_factor=0.1)["shapes"]
-    fine = data("instance_segmentation", PALIGEMMA_ID, text_prompt="red circle", epsilon_factor=0)["shapes"]
+    coarse = data(
+        "instance_segmentation", PALIGEMMA_ID, text_prompt="red circle", epsilon_factor=0.1
+    )["shapes"]
+    fine = data("instance_segmentation", PALIGEMMA_ID, text_prompt="red circle", epsilon_factor=0)[
+        "shapes"
+    ]
     assert sum(len(each["points"]) for each in coarse) <= sum(len(each["points"]) for each in fine)
 
 
@@ -90,7 +112,11 @@ def test_text_with_its_place_is_a_polygon_with_a_description() -> None:
 
 def test_a_rectangle_gets_its_category_as_label() -> None:
     width, height = IMAGE_SIZE_WH
-    mark = {"type": "rectangle", "data": [width * 0.1, height * 0.1, width * 0.9, height * 0.9], "label": 1}
+    mark = {
+        "type": "rectangle",
+        "data": [width * 0.1, height * 0.1, width * 0.9, height * 0.9],
+        "label": 1,
+    }
     (shape,) = data("region_description", marks=[mark])["shapes"]
     assert (shape["label"], shape["points"][2]) == ("circle", [width * 0.9, height * 0.9])
 
@@ -108,8 +134,18 @@ def test_a_rectangle_gets_its_category_as_label() -> None:
         ("captioning", {"conf_threshold": 1e400}, 400, "params.conf_threshold"),
         ("captioning", {"iou_threshold": 1e400}, 400, "params.iou_threshold"),
         ("captioning", {"iou_threshold": 10**400}, 400, "params.iou_threshold"),
-        ("captioning", {"marks": [{"type": "rectangle", "data": [1e400]}]}, 400, "params.marks.0.data.0"),
-        ("captioning", {"marks": [{"type": "rectangle", "data": [0] * 1001}]}, 400, "params.marks.0.data"),
+        (
+            "captioning",
+            {"marks": [{"type": "rectangle", "data": [1e400]}]},
+            400,
+            "params.marks.0.data.0",
+        ),
+        (
+            "captioning",
+            {"marks": [{"type": "rectangle", "data": [0] * 1001}]},
+            400,
+            "params.marks.0.data",
+        ),
         ("captioning", {"marks": [{"type": "x" * 201, "data": []}]}, 400, "params.marks.0.type"),
         ("captioning", {"marks": [{"type": "point", "data": []}] * 1001}, 400, "params.marks"),
         ("x" * 201, {}, 400, "params.current_task"),
@@ -117,8 +153,12 @@ def test_a_rectangle_gets_its_category_as_label() -> None:
         ("open_vocabulary_detection", {"text_prompt": "\ud800"}, 400, "params.text_prompt"),
     ],
 )
-def test_an_invalid_parameter_is_named(task: str, params: dict[str, Any], status: int, name: str) -> None:
-    body = json.dumps({"model": FLORENCE_ID, "image": data_url(PNG), "params": {"current_task": task, **params}})
+def test_an_invalid_parameter_is_named(
+    task: str, params: dict[str, Any], status: int, name: str
+) -> None:
+    body = json.dumps(
+        {"model": FLORENCE_ID, "image": data_url(PNG), "params": {"current_task": task, **params}}
+    )
     response = client().send(
         "POST",
         f"{PATH}/v1/predict",
@@ -140,6 +180,16 @@ def test_the_key_is_the_token() -> None:
     assert post("captioning", api=api, headers={"Token": "key"}).status_code == 200
     assert post("captioning", api=api, headers={"Token": "other"}).status_code == 401
     assert post("captioning", api=api, headers={"Token": ""}).status_code == 401
-    assert post("captioning", api=api, headers={"Token": "", "Authorization": "Bearer key"}).status_code == 200
-    assert post("captioning", api=api, headers={"Token": "key", "Authorization": "Bearer key"}).status_code == 401
+    assert (
+        post(
+            "captioning", api=api, headers={"Token": "", "Authorization": "Bearer key"}
+        ).status_code
+        == 200
+    )
+    assert (
+        post(
+            "captioning", api=api, headers={"Token": "key", "Authorization": "Bearer key"}
+        ).status_code
+        == 401
+    )
     assert api.get(f"{PATH}/health", headers={"Token": "key"}).json()["models_loaded"] == 2

@@ -36,16 +36,28 @@ def instances(*rings: Ring) -> InstancesResult:
 def shapes(result: Result, epsilon_factor: float = 0.0, region: BoxXyxy | None = None) -> list[Any]:
     data = shapes_json(typed_answer(result), epsilon_factor, region)
     assert data["description"] == ""
-    return [(each["shape_type"], each["label"], each["points"], each["score"]) for each in data["shapes"]]
+    return [
+        (each["shape_type"], each["label"], each["points"], each["score"])
+        for each in data["shapes"]
+    ]
 
 
 @pytest.mark.parametrize(
     ("result", "expected"),
     [
-        (DetectionsResult((Detection(BOX, "dog", 0.5),), True), [("rectangle", "dog", CORNERS, 0.5)]),
-        (DetectionsResult((Detection(BOX, "", 0.5),), True), [("rectangle", "object", CORNERS, 0.5)]),
+        (
+            DetectionsResult((Detection(BOX, "dog", 0.5),), True),
+            [("rectangle", "dog", CORNERS, 0.5)],
+        ),
+        (
+            DetectionsResult((Detection(BOX, "", 0.5),), True),
+            [("rectangle", "object", CORNERS, 0.5)],
+        ),
         (DetectionsResult((), True), []),
-        (TextRegionsResult((TextRegion(QUAD, "HI", 0.5),), True), [("polygon", "text", [*map(list, QUAD)], 0.5)]),
+        (
+            TextRegionsResult((TextRegion(QUAD, "HI", 0.5),), True),
+            [("polygon", "text", [*map(list, QUAD)], 0.5)],
+        ),
         (instances(SQUARE), [("polygon", "dog", CORNERS, 0.5)]),
         (instances(SQUARE, HOLE), [("polygon", "dog", CORNERS, 0.5)]),
         (
@@ -82,10 +94,16 @@ MARKS = [
     [
         ({}, {"task": "captioning", "min_score": 0}),
         ({"current_task": "ocr", "conf_threshold": 0.5}, {"task": "ocr", "min_score": 0.5}),
-        ({"current_task": "ocr", "iou_threshold": 0.5}, {"task": "ocr", "min_score": 0, "nms_iou": 0.5}),
+        (
+            {"current_task": "ocr", "iou_threshold": 0.5},
+            {"task": "ocr", "min_score": 0, "nms_iou": 0.5},
+        ),
         ({"current_task": "ocr", "iou_threshold": 0}, {"task": "ocr", "min_score": 0}),
         ({"current_task": "ocr", "iou_threshold": 1}, {"task": "ocr", "min_score": 0}),
-        ({"current_task": "ocr", "text_prompt": "a", "marks": MARKS}, {"task": "ocr", "min_score": 0}),
+        (
+            {"current_task": "ocr", "text_prompt": "a", "marks": MARKS},
+            {"task": "ocr", "min_score": 0},
+        ),
         (
             {"current_task": "open_vocabulary_detection", "text_prompt": " a b, c;d . ,e"},
             {"task": "open_vocabulary_detection", "min_score": 0, "labels": ["a b", "c", "d", "e"]},
@@ -96,7 +114,12 @@ MARKS = [
         ),
         (
             {"current_task": "region_description", "marks": MARKS},
-            {"task": "region_description", "min_score": 0, "region": [5, 6, 7, 8], "detail": "category"},
+            {
+                "task": "region_description",
+                "min_score": 0,
+                "region": [5, 6, 7, 8],
+                "detail": "category",
+            },
         ),
     ],
 )

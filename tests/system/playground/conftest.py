@@ -19,7 +19,10 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A fresh profile, 1440 px wide. What it asks of another host and what its policy forbids fail."""
+    """A fresh profile, 1440 px wide.
+
+    What it asks of another host and what its policy forbids fail.
+    """
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     context.set_default_timeout(10_000)
     context.grant_permissions(["clipboard-read", "clipboard-write", "camera"])

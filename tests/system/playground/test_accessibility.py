@@ -1,4 +1,6 @@
-"""For everyone: with keys only, on a phone, light and dark, and with nothing that axe finds serious."""
+"""For everyone: with keys only, on a phone, light and dark, and with nothing that axe finds
+serious.
+"""
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -65,15 +67,25 @@ def test_the_page_works_with_keys_only(playground: Playground) -> None:
     keys.type("blue square")
     keys.press("Control+Enter")
     playground.wait_for_answers()
-    assert [shape["label"] for shape in playground.shapes(FLORENCE)] == ["red triangle", "blue square"]
+    assert [shape["label"] for shape in playground.shapes(FLORENCE)] == [
+        "red triangle",
+        "blue square",
+    ]
     tab_to(playground.page, "red triangle")
     for model in EMBEDDED:
-        expect(playground.panel(model).locator(".shape[data-lit]")).to_have_attribute("data-label", "red triangle")
+        expect(playground.panel(model).locator(".shape[data-lit]")).to_have_attribute(
+            "data-label", "red triangle"
+        )
 
 
 def tab_to(page: Page, name: str) -> None:
-    """Press Tab until the element of this id, accessible name or text has the focus; it must be seen to have it."""
-    focused = "(({id, ariaLabel, textContent}) => [id, ariaLabel, textContent])(document.activeElement)"
+    """Press Tab until the element of this id, accessible name or text has the focus.
+
+    It must be seen to have it.
+    """
+    focused = (
+        "(({id, ariaLabel, textContent}) => [id, ariaLabel, textContent])(document.activeElement)"
+    )
     for _ in range(100):
         if name in page.evaluate(focused):
             return
@@ -98,4 +110,6 @@ def test_the_theme_is_that_of_the_system_until_a_person_chooses(playground: Play
 
 def test_what_an_answer_says_is_told_to_a_screen_reader(playground: Playground) -> None:
     playground.open(task="object_detection", sample=SAMPLE)
-    expect(playground.page.locator("#announcement[role=status]")).to_contain_text(f"{FLORENCE}: 4 objects, in")
+    expect(playground.page.locator("#announcement[role=status]")).to_contain_text(
+        f"{FLORENCE}: 4 objects, in"
+    )

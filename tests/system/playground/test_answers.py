@@ -10,7 +10,14 @@ from playwright.sync_api import BrowserContext, expect
 from tasks.table import TASKS
 from tests.support.browser import Playground
 from tests.support.export_cli import EMBEDDED
-from tests.support.playground_questions import SAMPLE, api_answer, api_response, drawn, example_answer, example_fields
+from tests.support.playground_questions import (
+    SAMPLE,
+    api_answer,
+    api_response,
+    drawn,
+    example_answer,
+    example_fields,
+)
 
 FLORENCE, PALIGEMMA = EMBEDDED
 TOLERANCE_PX = 0.1  # the browser places to 1/64 px of the screen
@@ -30,7 +37,9 @@ def assert_drawn(shapes: Sequence[dict[str, Any]], result: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("task_id", TASKS)
-def test_every_task_shows_what_the_api_answers(playground: Playground, client: httpx.Client, task_id: str) -> None:
+def test_every_task_shows_what_the_api_answers(
+    playground: Playground, client: httpx.Client, task_id: str
+) -> None:
     offered = offering(client)[task_id]
     playground.open()
     playground.choose_task(task_id)
@@ -41,8 +50,12 @@ def test_every_task_shows_what_the_api_answers(playground: Playground, client: h
             assert_shown(playground, model, response.json())
         else:  # a caption is nothing that paligemma-mini grounds
             assert (task_id, model) == ("phrase_grounding", PALIGEMMA)
-            expect(playground.panel(model).locator(".failed")).to_contain_text(response.json()["error"]["message"])
-    assert playground.page.locator(".panel[data-state=not-offered]").count() == len(EMBEDDED) - len(offered)
+            expect(playground.panel(model).locator(".failed")).to_contain_text(
+                response.json()["error"]["message"]
+            )
+    assert playground.page.locator(".panel[data-state=not-offered]").count() == len(EMBEDDED) - len(
+        offered
+    )
 
 
 def assert_shown(playground: Playground, model: str, answer: dict[str, Any]) -> None:
@@ -61,9 +74,14 @@ def assert_shown(playground: Playground, model: str, answer: dict[str, Any]) -> 
     assert panel.locator(".legend .stage").count() == len(answer["timings_ms"]) - 1
 
 
-def test_shapes_lie_over_what_they_name_at_any_size_and_zoom(playground: Playground, client: httpx.Client) -> None:
+def test_shapes_lie_over_what_they_name_at_any_size_and_zoom(
+    playground: Playground, client: httpx.Client
+) -> None:
     playground.open(task="open_vocabulary_detection", sample=SAMPLE)
-    expected = {model: example_answer(client, model, "open_vocabulary_detection")["result"] for model in EMBEDDED}
+    expected = {
+        model: example_answer(client, model, "open_vocabulary_detection")["result"]
+        for model in EMBEDDED
+    }
     for width in (1440, 1024, 390):
         playground.page.set_viewport_size({"width": width, "height": 800})
         for _ in range(3):
@@ -73,7 +91,9 @@ def test_shapes_lie_over_what_they_name_at_any_size_and_zoom(playground: Playgro
         playground.page.get_by_role("button", name="Show the whole image").click()
 
 
-def test_a_picture_is_zoomed_and_moved_with_keys_and_the_other_follows(playground: Playground) -> None:
+def test_a_picture_is_zoomed_and_moved_with_keys_and_the_other_follows(
+    playground: Playground,
+) -> None:
     playground.open(task="captioning", sample=SAMPLE)
     left, right = (playground.panel(model).locator(".picture") for model in EMBEDDED)
     left.focus()
@@ -90,7 +110,9 @@ def test_a_picture_is_zoomed_and_moved_with_keys_and_the_other_follows(playgroun
     assert left.evaluate(position)[0] == pytest.approx(2.44, abs=0.01)
 
 
-def test_a_model_that_does_not_offer_the_task_says_what_it_offers(playground: Playground, client: httpx.Client) -> None:
+def test_a_model_that_does_not_offer_the_task_says_what_it_offers(
+    playground: Playground, client: httpx.Client
+) -> None:
     playground.open(task="object_detection", sample=SAMPLE)
     note = playground.panel(PALIGEMMA).locator(".note")
     expect(note).to_contain_text("does not support Object detection")
@@ -100,7 +122,9 @@ def test_a_model_that_does_not_offer_the_task_says_what_it_offers(playground: Pl
     expect(playground.panel(PALIGEMMA).locator(".answer-text")).to_have_text("MGQL")
 
 
-def test_a_region_is_drawn_on_the_image_and_asked_about(playground: Playground, client: httpx.Client) -> None:
+def test_a_region_is_drawn_on_the_image_and_asked_about(
+    playground: Playground, client: httpx.Client
+) -> None:
     playground.open()
     playground.choose_task("region_description")
     frame = playground.page.locator("#preview img").bounding_box()
@@ -118,16 +142,22 @@ def test_a_region_is_drawn_on_the_image_and_asked_about(playground: Playground, 
     playground.run()
     answer = api_answer(client, FLORENCE, "region_description", region=region)
     assert "red triangle" in answer["result"]["text"]
-    expect(playground.panel(FLORENCE).locator(".answer-text")).to_have_text(answer["result"]["text"])
+    expect(playground.panel(FLORENCE).locator(".answer-text")).to_have_text(
+        answer["result"]["text"]
+    )
 
 
-def test_parameters_and_options_are_those_that_the_service_lists(playground: Playground, client: httpx.Client) -> None:
+def test_parameters_and_options_are_those_that_the_service_lists(
+    playground: Playground, client: httpx.Client
+) -> None:
     tasks = {task["id"]: task["parameters"] for task in client.get("/v1/tasks").json()["data"]}
     alternatives = client.get("/openapi.json").json()["components"]["schemas"]["predict"]["oneOf"]
     playground.open()
     for task_id, schema in tasks.items():
         playground.choose_task(task_id)
-        shown = playground.page.locator("#parameters [data-field]").evaluate_all("all => all.map(e => e.dataset.field)")
+        shown = playground.page.locator("#parameters [data-field]").evaluate_all(
+            "all => all.map(e => e.dataset.field)"
+        )
         assert shown == list(schema["properties"])
     options = playground.page.locator("#option-fields [data-field]").evaluate_all(
         "all => all.map(e => e.dataset.field)"
@@ -136,7 +166,9 @@ def test_parameters_and_options_are_those_that_the_service_lists(playground: Pla
     assert set(options) == common - {"image", "task", "model", "mask_format", "stream"}
 
 
-def test_options_are_sent_and_shown_in_the_link(playground: Playground, client: httpx.Client) -> None:
+def test_options_are_sent_and_shown_in_the_link(
+    playground: Playground, client: httpx.Client
+) -> None:
     playground.open()
     playground.page.locator("#options summary").click()
     playground.page.get_by_label("Max new tokens").fill("4")
@@ -144,7 +176,9 @@ def test_options_are_sent_and_shown_in_the_link(playground: Playground, client: 
     playground.run()
     expect(playground.panel(FLORENCE).locator(".usage")).to_contain_text("at the token limit")
     answer = api_answer(client, FLORENCE, "captioning", max_new_tokens=4)
-    expect(playground.panel(FLORENCE).locator(".answer-text")).to_have_text(answer["result"]["text"])
+    expect(playground.panel(FLORENCE).locator(".answer-text")).to_have_text(
+        answer["result"]["text"]
+    )
     assert playground.page.url.endswith("#task=captioning&max_new_tokens=4&sample=mgql")
 
 

@@ -1,4 +1,6 @@
-"""Every route that answers HTML, in a real browser: none asks another host, and `/` is the page of this project."""
+"""Every route that answers HTML, in a real browser: none asks another host, and `/` is the page of
+this project.
+"""
 
 from playwright.sync_api import BrowserContext
 
@@ -8,7 +10,14 @@ from service.settings import Settings
 from tests.support.running_service import RunningService
 
 # BentoML's routes beside ours: bentoml/_internal/server/base_app.py, _bentoml_impl/server/app.py.
-BENTOML_PATHS = ("/livez", "/readyz", "/healthz", "/docs.json", "/static_content/index.css", "/static_content/")
+BENTOML_PATHS = (
+    "/livez",
+    "/readyz",
+    "/healthz",
+    "/docs.json",
+    "/static_content/index.css",
+    "/static_content/",
+)
 OUR_PATHS = sorted(
     route.path.replace("{file:path}", "").replace("{path:path}", "nothing")  # type: ignore[attr-defined]
     for route in rest_app(RestBoundary(Settings())).routes
@@ -22,7 +31,8 @@ def test_no_page_asks_another_host(context: BrowserContext, service: RunningServ
         response = page.request.get(service.url + path)
         if response.headers.get("content-type", "").startswith("text/html"):
             pages.append(path)
-            page.goto(service.url + path, wait_until="networkidle")  # the context's witness fails on any other host
+            # the context's witness fails on any other host
+            page.goto(service.url + path, wait_until="networkidle")
     assert pages == ["/", "/docs", "/playground", "/playground/"]
 
 

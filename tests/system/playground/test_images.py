@@ -55,7 +55,8 @@ def test_a_turned_photo_is_shown_upright_with_its_shapes_in_place(playground: Pl
     shown = []
     for name, data in (("upright.png", encoded(upright)), ("turned.png", turned)):
         files = [{"name": name, "mimeType": "image/png", "buffer": data}]
-        playground.page.locator("#file").set_input_files(files)  # type: ignore[arg-type]  # a dict is a FilePayload
+        # a dict is a FilePayload
+        playground.page.locator("#file").set_input_files(files)  # type: ignore[arg-type]
         expect(playground.page.locator("#image-name")).to_have_text(f"{name} · 320 × 240")
         playground.run()
         shown.append(playground.shapes(FLORENCE))
@@ -64,8 +65,12 @@ def test_a_turned_photo_is_shown_upright_with_its_shapes_in_place(playground: Pl
 
 
 @pytest.mark.parametrize("language", ["curl", "Python"])
-def test_a_copied_request_gives_the_answer_of_the_panel(playground: Playground, language: str) -> None:
-    playground.open(task="visual_question_answering", question="@is \"it\" a\\nice $HOME 'star'?", sample="mgql")
+def test_a_copied_request_gives_the_answer_of_the_panel(
+    playground: Playground, language: str
+) -> None:
+    playground.open(
+        task="visual_question_answering", question="@is \"it\" a\\nice $HOME 'star'?", sample="mgql"
+    )
     code = playground.copied(PALIGEMMA, language)
     command = ["bash", "-c", code] if language == "curl" else [sys.executable, "-c", code]
     answer = playground.answer(PALIGEMMA)

@@ -34,7 +34,8 @@ def test_a_link_opens_the_same_run(context: BrowserContext, playground: Playgrou
 def test_an_image_of_the_person_is_not_in_the_link(playground: Playground) -> None:
     playground.open()
     files = [{"name": "private.png", "mimeType": "image/png", "buffer": scene_png()}]
-    playground.page.locator("#file").set_input_files(files)  # type: ignore[arg-type]  # a dict is a FilePayload
+    # a dict is a FilePayload
+    playground.page.locator("#file").set_input_files(files)  # type: ignore[arg-type]
     expect(playground.page.locator("#image-name")).to_contain_text("private.png · 320 × 240")
     playground.choose_task("ocr")
     playground.run()
@@ -44,7 +45,9 @@ def test_an_image_of_the_person_is_not_in_the_link(playground: Playground) -> No
 def test_back_shows_the_run_before_without_asking_again(playground: Playground) -> None:
     playground.open(task="ocr", sample=SAMPLE)
     posts: list[str] = []
-    playground.page.on("request", lambda request: posts.append(request.url) if request.method == "POST" else None)
+    playground.page.on(
+        "request", lambda request: posts.append(request.url) if request.method == "POST" else None
+    )
     playground.choose_task("captioning")
     playground.run()
     assert len(posts) == len(EMBEDDED)
@@ -78,8 +81,13 @@ def test_the_model_table_shows_what_the_service_lists_and_runs_demos(
     commands = [model["serve_command"] for model in models if not model["served"]]
     assert len(commands) == len(models) - len(EMBEDDED) > 10
     expect(table.locator("code")).to_have_text(commands)
-    table.get_by_role("button", name="Copy the command that serves florence-2-base", exact=True).click()
-    assert playground.page.evaluate("navigator.clipboard.readText()") == 'make serve MODELS="florence-2-base"'
+    table.get_by_role(
+        "button", name="Copy the command that serves florence-2-base", exact=True
+    ).click()
+    assert (
+        playground.page.evaluate("navigator.clipboard.readText()")
+        == 'make serve MODELS="florence-2-base"'
+    )
     for name in ("organization", "category", "modality", "release_date", "license"):
         row = table.get_by_role("row", name=name.replace("_", " ").capitalize())
         expect(row.locator("td")).to_have_text([model[name] for model in models])
@@ -87,7 +95,9 @@ def test_the_model_table_shows_what_the_service_lists_and_runs_demos(
     assert demos.count() == sum(len(model["tasks"]) for model in models if model["served"])
     table.get_by_role("link", name="Demo of Captioning").first.click()
     answer = api_answer(client, FLORENCE, "captioning")
-    expect(playground.panel(FLORENCE).locator(".answer-text")).to_have_text(answer["result"]["text"])
+    expect(playground.panel(FLORENCE).locator(".answer-text")).to_have_text(
+        answer["result"]["text"]
+    )
 
 
 def test_a_copied_link_is_that_of_the_run(playground: Playground) -> None:
@@ -97,7 +107,9 @@ def test_a_copied_link_is_that_of_the_run(playground: Playground) -> None:
     assert playground.page.evaluate("navigator.clipboard.readText()") == playground.page.url
 
 
-def test_an_image_that_is_still_loading_is_the_one_that_is_asked_about(playground: Playground) -> None:
+def test_an_image_that_is_still_loading_is_the_one_that_is_asked_about(
+    playground: Playground,
+) -> None:
     playground.open()
     playground.choose_task("ocr")
     sample = playground.page.get_by_role("button", name="Sample: ").nth(3)

@@ -21,7 +21,10 @@ DETECTION = "open_vocabulary_detection"
 def detected(playground: Playground, client: httpx.Client) -> dict[str, list[dict[str, Any]]]:
     """Both models' detections of the sample, shown on the page."""
     playground.open(task=DETECTION, sample=SAMPLE)
-    found = {model: example_answer(client, model, DETECTION)["result"]["detections"] for model in EMBEDDED}
+    found = {
+        model: example_answer(client, model, DETECTION)["result"]["detections"]
+        for model in EMBEDDED
+    }
     assert all(len(each) > 2 for each in found.values())
     return found
 
@@ -32,7 +35,9 @@ def lit(playground: Playground, model: str) -> list[str | None]:
 
 
 @pytest.mark.usefixtures("detected")
-def test_a_row_that_is_pointed_at_or_focused_lights_its_label_in_both_panels(playground: Playground) -> None:
+def test_a_row_that_is_pointed_at_or_focused_lights_its_label_in_both_panels(
+    playground: Playground,
+) -> None:
     row = playground.panel(FLORENCE).get_by_role("button", name="red triangle")
     row.hover()
     assert [lit(playground, model) for model in EMBEDDED] == [["red triangle"]] * 2
@@ -88,7 +93,9 @@ def test_counts_of_what_differs_are_filters(playground: Playground, client: http
     labels = example_fields(TASKS[DETECTION])["labels"]
     for seed in range(20):  # the models agree too often; at this temperature they soon do not
         options = {"labels": labels, "temperature": "2", "seed": str(seed)}
-        left, right = (api_answer(client, m, DETECTION, **options)["result"]["detections"] for m in EMBEDDED)
+        left, right = (
+            api_answer(client, m, DETECTION, **options)["result"]["detections"] for m in EMBEDDED
+        )
         both, only_left, only_right = compared(left, right)
         if both and only_left and only_right:
             break
@@ -100,7 +107,9 @@ def test_counts_of_what_differs_are_filters(playground: Playground, client: http
         f"Only {FLORENCE}": (only_left, []),
         f"Only {PALIGEMMA}": ([], only_right),
     }.items():
-        button = playground.page.get_by_role("button", name=f"{name} {max(len(in_left), len(in_right))}", exact=True)
+        button = playground.page.get_by_role(
+            "button", name=f"{name} {max(len(in_left), len(in_right))}", exact=True
+        )
         button.click()
         for model, labels in ((FLORENCE, in_left), (PALIGEMMA, in_right)):
             assert Counter(shape["label"] for shape in playground.shapes(model)) == Counter(labels)
@@ -109,11 +118,21 @@ def test_counts_of_what_differs_are_filters(playground: Playground, client: http
 
 
 def compared(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> list[list[str]]:
-    """Return the labels that both found in one place, and those that one found alone; greedy by overlap."""
-    overlaps = [(iou(a["box"], b["box"]), i, j) for (i, a), (j, b) in product(enumerate(left), enumerate(right))]
+    """Return the labels that both found in one place, and those that one found alone; greedy by
+    overlap.
+    """
+    overlaps = [
+        (iou(a["box"], b["box"]), i, j)
+        for (i, a), (j, b) in product(enumerate(left), enumerate(right))
+    ]
     pairs: dict[int, int] = {}
     for overlap, i, j in sorted(overlaps, reverse=True):
-        if overlap >= 0.5 and left[i]["label"] == right[j]["label"] and i not in pairs and j not in pairs.values():
+        if (
+            overlap >= 0.5
+            and left[i]["label"] == right[j]["label"]
+            and i not in pairs
+            and j not in pairs.values()
+        ):
             pairs[i] = j
     alone = [each["label"] for i, each in enumerate(left) if i not in pairs]
     return [
@@ -133,13 +152,17 @@ def iou(one: list[float], other: list[float]) -> float:
 def test_the_word_diff_holds_both_texts(playground: Playground, client: httpx.Client) -> None:
     options = {"temperature": "2", "seed": "1"}
     playground.open(task="captioning", sample=SAMPLE, **options)
-    texts = [api_answer(client, model, "captioning", **options)["result"]["text"] for model in EMBEDDED]
+    texts = [
+        api_answer(client, model, "captioning", **options)["result"]["text"] for model in EMBEDDED
+    ]
     assert texts[0] != texts[1]
     passages = playground.page.locator(".word-diff [data-side]").evaluate_all(
         "all => all.map(e => [e.dataset.side, e.textContent])"
     )
     for side, text in zip(("left", "right"), texts, strict=True):
-        assert " ".join(words for of, words in passages if of in ("both", side)) == " ".join(text.split())
+        assert " ".join(words for of, words in passages if of in ("both", side)) == " ".join(
+            text.split()
+        )
 
 
 def test_equal_texts_are_said_to_be_equal(playground: Playground, client: httpx.Client) -> None:

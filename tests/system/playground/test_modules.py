@@ -32,8 +32,18 @@ def test_overlap_of_boxes(page: Playground) -> None:
 
 def test_a_box_is_dragged_in_any_direction_and_ends_at_the_image(page: Playground) -> None:
     image = "{width: 100, height: 50}"
-    assert page.module("geometry", f"m.draggedBox([90, 40], [10.04, 5.06], {image})") == [10, 5.1, 90, 40]
-    assert page.module("geometry", f"m.draggedBox([10, 10], [400, -9], {image})") == [10, 0, 100, 10]
+    assert page.module("geometry", f"m.draggedBox([90, 40], [10.04, 5.06], {image})") == [
+        10,
+        5.1,
+        90,
+        40,
+    ]
+    assert page.module("geometry", f"m.draggedBox([10, 10], [400, -9], {image})") == [
+        10,
+        0,
+        100,
+        10,
+    ]
 
 
 def test_rings_become_one_path(page: Playground) -> None:
@@ -88,14 +98,19 @@ def test_objects_are_paired_by_label_and_overlap(
 )
 def test_words_of_two_texts(page: Playground, left: str, right: str, passages: str) -> None:
     found = page.page.evaluate(
-        "async ([left, right]) => (await import('/playground/js/word-diff.js')).diffWords(left, right)", [left, right]
+        "async ([left, right]) => (await import('/playground/js/word-diff.js')).diffWords(left,"
+        " right)",
+        [left, right],
     )
     signs = {"both": "=", "left": "<", "right": ">"}
     assert " ".join(signs[each["side"]] + " ".join(each["words"]) for each in found) == passages
 
 
 def test_events_are_read_however_their_bytes_are_cut(page: Playground) -> None:
-    stream = 'event: token\ndata: {"text": "é"}\n\n: a comment\nevent: result\r\ndata: one\r\ndata: two\r\n\r\ncut off'
+    stream = (
+        'event: token\ndata: {"text": "é"}\n\n: a comment\nevent: result\r\ndata: one\r\ndata:'
+        " two\r\n\r\ncut off"
+    )
     found = page.page.evaluate(
         """async (stream) => {
           const {serverEvents} = await import("/playground/js/event-stream.js");
@@ -104,7 +119,8 @@ def test_events_are_read_however_their_bytes_are_cut(page: Playground) -> None:
           for (const size of [1, 3, bytes.length]) {
             const body = new ReadableStream({
               start(controller) {
-                for (let at = 0; at < bytes.length; at += size) controller.enqueue(bytes.slice(at, at + size));
+                for (let at = 0; at < bytes.length; at += size)
+                    controller.enqueue(bytes.slice(at, at + size));
                 controller.close();
               },
             });
@@ -114,12 +130,20 @@ def test_events_are_read_however_their_bytes_are_cut(page: Playground) -> None:
         }""",
         stream,
     )
-    expected = [{"event": "token", "data": '{"text": "é"}'}, {"event": "result", "data": "one\ntwo"}]
+    expected = [
+        {"event": "token", "data": '{"text": "é"}'},
+        {"event": "result", "data": "one\ntwo"},
+    ]
     assert found == [expected] * 3
 
 
 def test_a_link_is_read_as_it_was_written(page: Playground) -> None:
-    fields = {"labels": ["a & b", "ü=1", "<b>"], "question": "why #?", "region": [1, 2.5, 3, 4], "constrained": False}
+    fields = {
+        "labels": ["a & b", "ü=1", "<b>"],
+        "question": "why #?",
+        "region": [1, 2.5, 3, 4],
+        "constrained": False,
+    }
     link, read = page.page.evaluate(
         """async (fields) => {
           const {linkOf, readLink} = await import("/playground/js/run-link.js");
@@ -142,10 +166,12 @@ def test_a_link_is_read_as_it_was_written(page: Playground) -> None:
 
 def test_names_of_shapes_do_not_cover_each_other(page: Playground) -> None:
     tags = [
-        {"box": [x, y, x + 40, y + 40], "width": 60, "height": 20} for x, y in ((0, 0), (0, 0), (10, 5), (300, 170))
+        {"box": [x, y, x + 40, y + 40], "width": 60, "height": 20}
+        for x, y in ((0, 0), (0, 0), (10, 5), (300, 170))
     ]
     places = page.page.evaluate(
-        "async (tags) => (await import('/playground/js/tag-places.js')).placeTags(tags, {width: 320, height: 200})",
+        "async (tags) => (await import('/playground/js/tag-places.js')).placeTags(tags, {width:"
+        " 320, height: 200})",
         tags,
     )
     for index, (x, y) in enumerate(places):
@@ -157,12 +183,16 @@ def test_names_of_shapes_do_not_cover_each_other(page: Playground) -> None:
 def test_the_first_21_labels_look_different(page: Playground) -> None:
     looks = page.module(
         "label-styles",
-        "{const s = new m.LabelStyles(); return [...Array(22).keys()].map(i => JSON.stringify(s.of(`${i}`)))}",
+        "{const s = new m.LabelStyles(); return [...Array(22).keys()].map(i =>"
+        " JSON.stringify(s.of(`${i}`)))}",
     )
     assert len(set(looks[:21])) == 21
     assert looks[21] == looks[0]
 
 
 def test_ids_are_shown_as_words(page: Playground) -> None:
-    for task_id, name in {"ocr_with_regions": "OCR with regions", "captioning": "Captioning"}.items():
+    for task_id, name in {
+        "ocr_with_regions": "OCR with regions",
+        "captioning": "Captioning",
+    }.items():
         assert page.module("names", f"m.title({task_id!r})") == name

@@ -20,7 +20,9 @@ FLORENCE, PALIGEMMA = EMBEDDED
 KEY = "the-right-key"
 
 
-def test_an_error_shows_its_message_and_leads_to_the_field(playground: Playground, client: httpx.Client) -> None:
+def test_an_error_shows_its_message_and_leads_to_the_field(
+    playground: Playground, client: httpx.Client
+) -> None:
     playground.open(task="captioning", detail="paragraph", sample=SAMPLE)
     error = api_response(client, PALIGEMMA, "captioning", detail="paragraph").json()["error"]
     note = playground.panel(PALIGEMMA).get_by_role("alert")
@@ -31,7 +33,9 @@ def test_an_error_shows_its_message_and_leads_to_the_field(playground: Playgroun
 
 
 def test_what_may_be_given_instead_is_offered(playground: Playground) -> None:
-    playground.open(task="phrase_grounding", caption="a red triangle and a green star", sample=SAMPLE)
+    playground.open(
+        task="phrase_grounding", caption="a red triangle and a green star", sample=SAMPLE
+    )
     playground.panel(PALIGEMMA).get_by_role("button", name="Use phrases instead").click()
     expect(playground.page.locator("[data-field=phrases]")).to_be_visible()
     expect(playground.page.locator("[data-field=caption]")).to_be_hidden()
@@ -62,7 +66,8 @@ def test_a_link_to_an_image_of_someone_else_asks_for_an_image(playground: Playgr
 def test_a_file_that_is_no_image_is_refused_and_the_image_stays(playground: Playground) -> None:
     playground.open()
     files = [{"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no image"}]
-    playground.page.locator("#file").set_input_files(files)  # type: ignore[arg-type]  # a dict is a FilePayload
+    # a dict is a FilePayload
+    playground.page.locator("#file").set_input_files(files)  # type: ignore[arg-type]
     expect(playground.page.locator("#image-problem")).to_contain_text("notes.txt is not an image")
     expect(playground.page.locator("#preview img")).to_be_visible()
 
@@ -82,7 +87,9 @@ def test_a_service_that_wants_a_key_is_given_one(context: BrowserContext) -> Non
         assert page.evaluate("localStorage.length") == 0
 
 
-def test_text_is_there_before_the_answer_ends_and_a_run_can_be_stopped(context: BrowserContext) -> None:
+def test_text_is_there_before_the_answer_ends_and_a_run_can_be_stopped(
+    context: BrowserContext,
+) -> None:
     never = FakeDecoder(FLORENCE_ANSWERS, ended=asyncio.Event())
     with page_service(decoder=never) as served:
         playground = Playground(context.new_page(), served.url)
@@ -96,7 +103,9 @@ def test_text_is_there_before_the_answer_ends_and_a_run_can_be_stopped(context: 
         expect(playground.page.locator("#run")).to_have_text("Run")
 
 
-def test_a_service_with_one_model_has_one_panel_and_nothing_to_compare(context: BrowserContext) -> None:
+def test_a_service_with_one_model_has_one_panel_and_nothing_to_compare(
+    context: BrowserContext,
+) -> None:
     dropped = {task: TaskOverride(None) for task in TASKS if task != "ocr"}
     entry = replace(PALIGEMMA_ENTRY, tasks=dropped)
     with page_service(entries=[entry]) as served:

@@ -11,7 +11,10 @@ from tests.support.fake_service import FLORENCE_ID
 from tests.support.page_service import page_service
 
 FLORENCE, PALIGEMMA = EMBEDDED
-MARKUP = "<img src=x onerror=\"document.title='read as HTML'\"><b>bold</b>&amp;<script>document.title='run'</script>"
+MARKUP = (
+    "<img src=x onerror=\"document.title='read as"
+    " HTML'\"><b>bold</b>&amp;<script>document.title='run'</script>"
+)
 READ_TEXT = "What is the text in the image?"
 READ_REGIONS = "What is the text in the image, with regions?"
 QUAD = "".join(f"<loc_{place}>" for place in (100, 100, 900, 100, 900, 500, 100, 500))
@@ -28,7 +31,8 @@ def test_a_label_that_holds_markup_is_shown_as_text(playground: Playground) -> N
 
 
 @pytest.mark.parametrize(
-    ("task", "prompt", "written"), [("ocr", READ_TEXT, MARKUP), ("ocr_with_regions", READ_REGIONS, MARKUP + QUAD)]
+    ("task", "prompt", "written"),
+    [("ocr", READ_TEXT, MARKUP), ("ocr_with_regions", READ_REGIONS, MARKUP + QUAD)],
 )
 def test_text_in_a_scene_that_holds_markup_is_shown_as_text(
     context: BrowserContext, task: str, prompt: str, written: str

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from tasks.florence2.parsing import parse_answer, read_banned_phrases
 from tasks.parameters import parse_parameters
-from tasks.results import DetectionsResult, InstancesResult, MaskFormat, TextRegionsResult, TextResult
+from tasks.results import (
+    DetectionsResult,
+    InstancesResult,
+    MaskFormat,
+    TextRegionsResult,
+    TextResult,
+)
 from tasks.table import TASKS
 from tests.support.answers import generated
 
@@ -27,7 +33,9 @@ TRIANGLE_PX = ((0.5, 0.25), (8.5, 0.25), (8.5, 2.25))
 
 def parse(task_id: str, *texts: str, mask_format: MaskFormat = "polygon", **values: Any) -> Any:
     parameters = parse_parameters(TASKS[task_id], values)
-    return parse_answer(task_id, parameters, [generated(text) for text in texts], IMAGE_WH, mask_format, None)
+    return parse_answer(
+        task_id, parameters, [generated(text) for text in texts], IMAGE_WH, mask_format, None
+    )
 
 
 def boxes(result: DetectionsResult) -> list[tuple[str, tuple[float, ...]]]:
@@ -63,7 +71,9 @@ def boxes(result: DetectionsResult) -> list[tuple[str, tuple[float, ...]]]:
         (f"car<poly>{TRIANGLE}</poly>", [("car", (0.5, 0.25, 8.5, 2.25))], True),
     ],
 )
-def test_detections(text: str, expected: list[tuple[str, tuple[float, ...]]], is_parsed: bool) -> None:
+def test_detections(
+    text: str, expected: list[tuple[str, tuple[float, ...]]], is_parsed: bool
+) -> None:
     for task_id in ("object_detection", "dense_region_captioning"):
         result = parse(task_id, text)
         assert (boxes(result), result.is_parsed) == (expected, is_parsed)
@@ -95,7 +105,9 @@ def test_region_proposals_have_no_label(text: str, expected: Any, is_parsed: boo
         ((f"dog{BOX}", "none"), [("dog", BOX_PX)], False),
     ],
 )
-def test_each_answer_is_read_for_its_own_label(texts: tuple[str, ...], expected: Any, is_parsed: bool) -> None:
+def test_each_answer_is_read_for_its_own_label(
+    texts: tuple[str, ...], expected: Any, is_parsed: bool
+) -> None:
     for task_id, name in (("open_vocabulary_detection", "labels"), ("phrase_grounding", "phrases")):
         values: dict[str, Any] = {name: ["dog", "blue cat"]}
         result = parse(task_id, *texts, **values)
@@ -105,14 +117,20 @@ def test_each_answer_is_read_for_its_own_label(texts: tuple[str, ...], expected:
 @pytest.mark.parametrize(
     ("values", "texts", "expected"),
     [
-        ({"phrases": ["a Dog", "cat"]}, [f"dog{BOX}{OTHER}", f"the cat{BOX}"], ["a Dog", "a Dog", "cat"]),
+        (
+            {"phrases": ["a Dog", "cat"]},
+            [f"dog{BOX}{OTHER}", f"the cat{BOX}"],
+            ["a Dog", "a Dog", "cat"],
+        ),
         ({"phrases": ["a dog"]}, [BOX], ["a dog"]),
         ({"phrases": ["dog"]}, [f"a blue dog{BOX}"], []),
         ({"caption": "A dog sits."}, [f"A dog{BOX}"], ["A dog"]),
         ({"caption": "A dog sits."}, [BOX], []),
     ],
 )
-def test_grounded_boxes_carry_their_phrase(values: dict[str, Any], texts: list[str], expected: list[str]) -> None:
+def test_grounded_boxes_carry_their_phrase(
+    values: dict[str, Any], texts: list[str], expected: list[str]
+) -> None:
     result = parse("phrase_grounding", *texts, **values)
     assert [detection.label for detection in result.detections] == expected
 
@@ -125,7 +143,9 @@ def test_grounded_boxes_carry_their_phrase(values: dict[str, Any], texts: list[s
         ("dense_region_captioning", {}, ["the image", "The image", "it", "a dog"]),
     ],
 )
-def test_banned_phrases_of_a_caption_have_no_boxes(task_id: str, values: dict[str, Any], expected: list[str]) -> None:
+def test_banned_phrases_of_a_caption_have_no_boxes(
+    task_id: str, values: dict[str, Any], expected: list[str]
+) -> None:
     answer = generated(f"the image{BOX}The image{BOX} it {BOX}{OTHER}a dog{BOX}")
     parameters = parse_parameters(TASKS[task_id], values)
     result: Any = parse_answer(task_id, parameters, [answer], IMAGE_WH, "polygon", None, BANNED)
@@ -134,7 +154,9 @@ def test_banned_phrases_of_a_caption_have_no_boxes(task_id: str, values: dict[st
 
 def test_an_answer_of_banned_phrases_alone_is_parsed() -> None:
     parameters = parse_parameters(TASKS["phrase_grounding"], {"caption": "It."})
-    result = parse_answer("phrase_grounding", parameters, [generated(f"it{BOX}")], IMAGE_WH, "polygon", None, BANNED)
+    result = parse_answer(
+        "phrase_grounding", parameters, [generated(f"it{BOX}")], IMAGE_WH, "polygon", None, BANNED
+    )
     assert result == DetectionsResult((), is_parsed=True)
 
 
@@ -145,10 +167,19 @@ def test_an_answer_of_banned_phrases_alone_is_parsed() -> None:
         ({}, set()),
         ({"post_processor_config": None}, set()),
         ({"post_processor_config": {"phrase_grounding": {}}}, set()),
-        ({"post_processor_config": {"phrase_grounding": {"banned_grounding_tokens": ["it", "a", "it"]}}}, {"it", "a"}),
+        (
+            {
+                "post_processor_config": {
+                    "phrase_grounding": {"banned_grounding_tokens": ["it", "a", "it"]}
+                }
+            },
+            {"it", "a"},
+        ),
     ],
 )
-def test_banned_phrases_are_the_checkpoints_own(tmp_path: Path, config: Any, expected: set[str]) -> None:
+def test_banned_phrases_are_the_checkpoints_own(
+    tmp_path: Path, config: Any, expected: set[str]
+) -> None:
     file = tmp_path / "processor_config.json"
     if config is not None:
         file.write_text(json.dumps(config))
@@ -164,8 +195,13 @@ def test_banned_phrases_are_the_checkpoints_own(tmp_path: Path, config: Any, exp
         (f"{TRIANGLE}<loc_5>", [("dog", [TRIANGLE_PX])], True),  # half a point
         (f"puppy{TRIANGLE}", [("puppy", [TRIANGLE_PX])], True),
         (f"{TRIANGLE}<sep>{TRIANGLE}", [("dog", [TRIANGLE_PX, TRIANGLE_PX])], True),
-        (f"{TRIANGLE}<sep><loc_1><loc_2>", [("dog", [TRIANGLE_PX])], True),  # less than three points
-        (f"<poly>{TRIANGLE}</poly><poly>{TRIANGLE}</poly>", [("dog", [TRIANGLE_PX]), ("dog", [TRIANGLE_PX])], True),
+        # less than three points
+        (f"{TRIANGLE}<sep><loc_1><loc_2>", [("dog", [TRIANGLE_PX])], True),
+        (
+            f"<poly>{TRIANGLE}</poly><poly>{TRIANGLE}</poly>",
+            [("dog", [TRIANGLE_PX]), ("dog", [TRIANGLE_PX])],
+            True,
+        ),
         (f"<poly>{TRIANGLE}<sep>{TRIANGLE}</poly>", [("dog", [TRIANGLE_PX, TRIANGLE_PX])], True),
         (f"<poly>{TRIANGLE}", [("dog", [TRIANGLE_PX])], True),
         ("<loc_1><loc_2><loc_3><loc_4>", [], False),
@@ -180,13 +216,17 @@ def test_instances(text: str, expected: Any, is_parsed: bool) -> None:
 
 
 def test_an_instances_box_bounds_all_its_polygons() -> None:
-    (instance,) = parse("instance_segmentation", f"{TRIANGLE}<sep>{QUAD}", region=[0, 0, 9, 9]).instances
+    (instance,) = parse(
+        "instance_segmentation", f"{TRIANGLE}<sep>{QUAD}", region=[0, 0, 9, 9]
+    ).instances
     assert instance.box == (0.5, 0.25, 9.5, 4.75)
     assert instance.label == ""
 
 
 def test_polygons_become_one_mask_on_demand() -> None:
-    (instance,) = parse("instance_segmentation", f"{TRIANGLE}<sep>{QUAD}", mask_format="rle", phrase="dog").instances
+    (instance,) = parse(
+        "instance_segmentation", f"{TRIANGLE}<sep>{QUAD}", mask_format="rle", phrase="dog"
+    ).instances
     assert instance.polygons is None
     assert instance.mask.size_hw == (500, 1000)
 
@@ -231,18 +271,25 @@ def test_a_text_of_tokens_only_is_not_parsed() -> None:
     assert parse("region_description", f"{BOX}circle", region=[0, 0, 9, 9]) == TextResult("", False)
 
 
-LOGPROBS = {"red": -1.0, "car": -3.0, "dog": -5.0, "<sep>": -99.0} | {f"<loc_{n}>": -0.01 * n for n in range(1000)}
+LOGPROBS = {"red": -1.0, "car": -3.0, "dog": -5.0, "<sep>": -99.0} | {
+    f"<loc_{n}>": -0.01 * n for n in range(1000)
+}
 
 
 def scores(task_id: str, text: str, **values: Any) -> list[float]:
     answer = generated(text, LOGPROBS.__getitem__)
-    result: Any = parse_answer(task_id, parse_parameters(TASKS[task_id], values), [answer], IMAGE_WH, "polygon", None)
+    result: Any = parse_answer(
+        task_id, parse_parameters(TASKS[task_id], values), [answer], IMAGE_WH, "polygon", None
+    )
     found = getattr(result, TASKS[task_id].result_kind)
     return [math.log(each.score) for each in found]
 
 
 def test_a_boxs_score_is_of_its_label_and_its_own_locations() -> None:
-    label, first, second, dog = -1 - 3, -0.01 * 100 / 4, -0.01 * 1000 / 4, -5
+    label = -1 - 3
+    first = -0.01 * 100 / 4
+    second = -0.01 * 1000 / 4
+    dog = -5
     expected = [label + first, label + second, dog + first]
     assert scores("object_detection", f"red car{BOX}{OTHER}dog{BOX}") == pytest.approx(expected)
 
@@ -252,7 +299,9 @@ def test_a_proposals_score_is_of_its_locations() -> None:
 
 
 @pytest.mark.parametrize(("label", "logprob"), [("", 0), ("red car", -1 - 3)])
-def test_an_instances_score_is_of_its_label_and_locations_not_of_separators(label: str, logprob: float) -> None:
+def test_an_instances_score_is_of_its_label_and_locations_not_of_separators(
+    label: str, logprob: float
+) -> None:
     expected = [logprob - 0.01 * (20 + 20) / 12]
     text = f"{label}{TRIANGLE}<sep>{TRIANGLE}"
     assert scores("instance_segmentation", text, phrase="dog") == pytest.approx(expected)
@@ -260,7 +309,22 @@ def test_an_instances_score_is_of_its_label_and_locations_not_of_separators(labe
 
 PIECES = st.one_of(
     st.integers(0, 999).map(lambda n: f"<loc_{n}>"),
-    st.sampled_from(["<sep>", "<poly>", "</poly>", "<od>", "<loc_", "<loc_1000>", "<", ">", " ", "\n", "car", "ü"]),
+    st.sampled_from(
+        [
+            "<sep>",
+            "<poly>",
+            "</poly>",
+            "<od>",
+            "<loc_",
+            "<loc_1000>",
+            "<",
+            ">",
+            " ",
+            "\n",
+            "car",
+            "ü",
+        ]
+    ),
     st.text(max_size=5),
 )
 TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=40).map("".join))
@@ -282,7 +346,9 @@ def test_any_text_is_read_and_all_points_lie_in_the_image(
     task_id: str, values: dict[str, Any], text: str, width: int, height: int
 ) -> None:
     parameters = parse_parameters(TASKS[task_id], values)
-    result: Any = parse_answer(task_id, parameters, [generated(text)], (width, height), "polygon", None)
+    result: Any = parse_answer(
+        task_id, parameters, [generated(text)], (width, height), "polygon", None
+    )
     if isinstance(result, TextResult):
         return
     for each in getattr(result, TASKS[task_id].result_kind):
@@ -298,4 +364,8 @@ def _points(each: Any) -> list[tuple[float, float]]:
     x1, y1, x2, y2 = each.box
     assert x1 < x2
     assert y1 < y2
-    return [(x1, y1), (x2, y2), *(point for ring in getattr(each, "polygons", None) or () for point in ring)]
+    return [
+        (x1, y1),
+        (x2, y2),
+        *(point for ring in getattr(each, "polygons", None) or () for point in ring),
+    ]

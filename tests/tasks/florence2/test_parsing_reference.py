@@ -1,6 +1,8 @@
-"""Our parsers against transformers' own post-processor, on 2,000 answers: well-formed ones and mutations of them.
+"""Our parsers against transformers' own post-processor, on 2,000 answers: well-formed ones and
+mutations of them.
 
-Where ours differs on purpose (see tasks/florence2/parsing.py) the answer is recognized by its text and left out.
+Where ours differs on purpose (see tasks/florence2/parsing.py) the answer is recognized by its text
+and left out.
 """
 
 import random
@@ -27,7 +29,8 @@ CONTROL_TOKEN = re.compile(r"<loc_\d+>|<sep>|</?poly>")
 LOCATION_RUN = re.compile(r"(?:<loc_\d+>)+")
 CLOSED_INSTANCE = re.compile(r"<poly>(?:<loc_\d+>|<sep>)+</poly>")
 
-Found = list[tuple[str, tuple[tuple[int, ...], ...]]]  # label, and the coordinates of its box, quad or polygons
+# label, and the coordinates of its box, quad or polygons
+Found = list[tuple[str, tuple[tuple[int, ...], ...]]]
 
 
 def locations(rng: random.Random, num: int) -> list[str]:
@@ -38,7 +41,10 @@ BANNED = frozenset(LABELS[:2])
 
 
 def labelled_boxes(rng: random.Random) -> list[str]:
-    phrases = ([rng.choice(LABELS), *locations(rng, 4 * rng.choice([1, 1, 1, 2, 3]))] for _ in range(rng.randint(1, 5)))
+    phrases = (
+        [rng.choice(LABELS), *locations(rng, 4 * rng.choice([1, 1, 1, 2, 3]))]
+        for _ in range(rng.randint(1, 5))
+    )
     return [piece for phrase in phrases for piece in phrase]
 
 
@@ -47,7 +53,11 @@ def bare_boxes(rng: random.Random) -> list[str]:
 
 
 def quads(rng: random.Random) -> list[str]:
-    return [piece for _ in range(rng.randint(1, 4)) for piece in [rng.choice(LABELS), *locations(rng, 8)]]
+    return [
+        piece
+        for _ in range(rng.randint(1, 4))
+        for piece in [rng.choice(LABELS), *locations(rng, 8)]
+    ]
 
 
 def polygons(rng: random.Random) -> list[str]:
@@ -66,7 +76,10 @@ BANNED = frozenset(LABELS[:2])
 def labelled_boxes_or_polygons(rng: random.Random) -> list[str]:
     if rng.random() < 0.7:
         return labelled_boxes(rng)
-    phrases = ([rng.choice(LABELS), "<poly>", *locations(rng, 2 * rng.randint(3, 9)), "</poly>"] for _ in range(2))
+    phrases = (
+        [rng.choice(LABELS), "<poly>", *locations(rng, 2 * rng.randint(3, 9)), "</poly>"]
+        for _ in range(2)
+    )
     return [piece for phrase in phrases for piece in phrase]
 
 
@@ -85,7 +98,11 @@ def mutate(rng: random.Random, pieces: list[str]) -> list[str]:
         case "move":
             return pieces[place:] + pieces[:place]
         case "foreign":
-            return [*pieces[:place], rng.choice([*LABELS, *locations(rng, 5), "<sep>", " "]), *pieces[place:]]
+            return [
+                *pieces[:place],
+                rng.choice([*LABELS, *locations(rng, 5), "<sep>", " "]),
+                *pieces[place:],
+            ]
         case _:
             return pieces[: place + 1]
 
@@ -105,25 +122,33 @@ def is_proposal_difference(text: str) -> bool:
 
 
 def is_box_difference(text: str) -> bool:
-    """Locations that belong to no box: the reference takes the last of them (`loc_5>`) into the next label."""
+    """Locations that belong to no box: the reference takes the last of them (`loc_5>`) into the
+    next label.
+    """
     has_stray = text.startswith("<") or any(length < 4 for length in run_lengths(text)[:-1])
     return is_proposal_difference(text) or has_stray
 
 
 def is_open_vocabulary_difference(text: str) -> bool:
     """Those of boxes, or of polygons; a box without a label gets the label that was asked for."""
-    return text.startswith("<") or (is_polygon_difference(text) if "<poly>" in text else is_box_difference(text))
+    return text.startswith("<") or (
+        is_polygon_difference(text) if "<poly>" in text else is_box_difference(text)
+    )
 
 
 def is_quad_difference(text: str) -> bool:
     """Not eight locations: the reference takes them for the next text's beginning."""
     lengths = run_lengths(text)
-    has_stray = any(length != 8 for length in lengths[:-1]) or any(length > 8 for length in lengths[-1:])
+    has_stray = any(length != 8 for length in lengths[:-1]) or any(
+        length > 8 for length in lengths[-1:]
+    )
     return is_proposal_difference(text) or text.startswith("<") or has_stray
 
 
 def is_polygon_difference(text: str) -> bool:
-    """Polygons of less than three points, and `<poly>` that is not closed or has text or polygons beside it."""
+    """Polygons of less than three points, and `<poly>` that is not closed or has text or polygons
+    beside it.
+    """
     is_uncommon = has_uncommon_text(text) or any(length < 6 for length in run_lengths(text))
     return is_uncommon or ("poly>" in text and "<" in CLOSED_INSTANCE.sub("", text))
 
@@ -146,14 +171,19 @@ class Case:
 
 CASES = [
     Case("object_detection", {}, "description_with_bboxes", labelled_boxes, is_box_difference),
-    Case("dense_region_captioning", {}, "description_with_bboxes", labelled_boxes, is_box_difference),
-    Case("phrase_grounding", {"caption": "?"}, "phrase_grounding", labelled_boxes, is_box_difference),
+    Case(
+        "dense_region_captioning", {}, "description_with_bboxes", labelled_boxes, is_box_difference
+    ),
+    Case(
+        "phrase_grounding", {"caption": "?"}, "phrase_grounding", labelled_boxes, is_box_difference
+    ),
     Case("region_proposal", {}, "bboxes", bare_boxes, is_proposal_difference),
     Case("ocr_with_regions", {}, "ocr", quads, is_quad_difference),
     Case("instance_segmentation", {"phrase": "?"}, "polygons", polygons, is_polygon_difference),
     Case("captioning", {}, "pure_text", words, is_text_difference),
     Case(
-        "phrase_grounding",  # open vocabulary detection is read alike, but keeps only what was asked for
+        # open vocabulary detection is read alike, but keeps only what was asked for
+        "phrase_grounding",
         {"caption": "?"},
         "description_with_bboxes_or_polygons",
         labelled_boxes_or_polygons,
@@ -181,13 +211,17 @@ def test_our_parsers_read_what_transformers_reads(post_processor: Florence2PostP
             num_compared[case.reference_type] += 1
             assert ours(case, text) == reference(post_processor, case, text), (case.task_id, text)
     assert num_compared.total() > 0.8 * NUM_ANSWERS
-    assert all(num_compared[case.reference_type] > 0.6 * NUM_ANSWERS / len(CASES) for case in CASES), num_compared
+    assert all(
+        num_compared[case.reference_type] > 0.6 * NUM_ANSWERS / len(CASES) for case in CASES
+    ), num_compared
 
 
 def ours(case: Case, text: str) -> Found | str:
     parameters = parse_parameters(TASKS[case.task_id], case.values)
     banned = BANNED if case.reference_type == "phrase_grounding" else frozenset()
-    result: Any = parse_answer(case.task_id, parameters, [generated(text)], IMAGE_WH, "polygon", None, banned)
+    result: Any = parse_answer(
+        case.task_id, parameters, [generated(text)], IMAGE_WH, "polygon", None, banned
+    )
     match TASKS[case.task_id].result_kind:
         case "text":
             return str(result.text)
@@ -201,7 +235,9 @@ def ours(case: Case, text: str) -> Found | str:
 
 def reference(post_processor: Florence2PostProcessor, case: Case, text: str) -> Found | str:
     def call(image_size: tuple[int, int]) -> Any:
-        return post_processor(text=text, image_size=image_size, parse_tasks=case.reference_type)[case.reference_type]
+        return post_processor(text=text, image_size=image_size, parse_tasks=case.reference_type)[
+            case.reference_type
+        ]
 
     if case.reference_type == "pure_text":
         return str(call(IMAGE_WH)).strip()
@@ -237,7 +273,8 @@ def as_found(case: Case, instance: dict[str, Any]) -> tuple[str, tuple[tuple[int
     if case.reference_type == "polygons":
         return "", tuple(map(tuple, instance["polygons"]))
     coordinates = instance["bbox"] or [each for ring in instance["polygons"] for each in ring]
-    xs, ys = coordinates[0::2], coordinates[1::2]
+    xs = coordinates[0::2]
+    ys = coordinates[1::2]
     return ascii_only(instance["cat_name"]), ((min(xs), min(ys), max(xs), max(ys)),)
 
 

@@ -26,7 +26,11 @@ IMAGE_WH = (640, 480)
         ("<OCR>", "ocr", {}),
         ("<OCR_WITH_REGION>", "ocr_with_regions", {}),
         ("<OPEN_VOCABULARY_DETECTION>a cat", "open_vocabulary_detection", {"labels": ["a cat"]}),
-        ("<CAPTION_TO_PHRASE_GROUNDING>a cat, a dog", "phrase_grounding", {"caption": "a cat, a dog"}),
+        (
+            "<CAPTION_TO_PHRASE_GROUNDING>a cat, a dog",
+            "phrase_grounding",
+            {"caption": "a cat, a dog"},
+        ),
         ("<REFERRING_EXPRESSION_SEGMENTATION>a <b>", "instance_segmentation", {"phrase": "a <b>"}),
     ],
 )
@@ -45,7 +49,9 @@ def test_a_task_token_is_its_task(text: str, task_id: str, values: dict[str, Any
         ("REGION_TO_OCR", {"detail": "text"}),
     ],
 )
-def test_a_region_comes_back_as_the_same_location_tokens(token: str, values: dict[str, Any]) -> None:
+def test_a_region_comes_back_as_the_same_location_tokens(
+    token: str, values: dict[str, Any]
+) -> None:
     region = "<loc_0><loc_7><loc_523><loc_999>"
     asked = read_prompt(f"<{token}>{region}")
     assert asked is not None
@@ -58,7 +64,14 @@ def test_a_region_comes_back_as_the_same_location_tokens(token: str, values: dic
 
 
 @pytest.mark.parametrize(
-    "text", ["<OD> cats", "<VQA>", "<REGION_TO_OCR>", "<REGION_TO_OCR><loc_1><loc_2><loc_3>", "<REGION_TO_OCR>x"]
+    "text",
+    [
+        "<OD> cats",
+        "<VQA>",
+        "<REGION_TO_OCR>",
+        "<REGION_TO_OCR><loc_1><loc_2><loc_3>",
+        "<REGION_TO_OCR>x",
+    ],
 )
 def test_a_token_that_is_used_wrongly_is_refused(text: str) -> None:
     with pytest.raises(ParameterError, match="<") as refused:

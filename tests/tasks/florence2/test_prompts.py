@@ -29,22 +29,40 @@ def prompts(task_id: str, **values: Any) -> tuple[Prompt, ...]:
         ("captioning", {"detail": "paragraph"}, "<MORE_DETAILED_CAPTION>"),
         ("object_detection", {}, "<OD>"),
         ("open_vocabulary_detection", {"labels": ["{dog}"]}, "<OPEN_VOCABULARY_DETECTION>{dog}"),
-        ("open_vocabulary_detection", {"labels": ["a circle"]}, "<OPEN_VOCABULARY_DETECTION>circle"),
+        (
+            "open_vocabulary_detection",
+            {"labels": ["a circle"]},
+            "<OPEN_VOCABULARY_DETECTION>circle",
+        ),
         ("phrase_grounding", {"caption": "a cat"}, "<CAPTION_TO_PHRASE_GROUNDING>a cat"),
         ("phrase_grounding", {"phrases": ["cat"]}, "<OPEN_VOCABULARY_DETECTION>cat"),
         ("phrase_grounding", {"phrases": ["An owl"]}, "<OPEN_VOCABULARY_DETECTION>owl"),
         ("region_proposal", {}, "<REGION_PROPOSAL>"),
         ("dense_region_captioning", {}, "<DENSE_REGION_CAPTION>"),
-        ("instance_segmentation", {"phrase": "ün {text}"}, "<REFERRING_EXPRESSION_SEGMENTATION>ün {text}"),
+        (
+            "instance_segmentation",
+            {"phrase": "ün {text}"},
+            "<REFERRING_EXPRESSION_SEGMENTATION>ün {text}",
+        ),
         ("instance_segmentation", {"region": REGION}, f"<REGION_TO_SEGMENTATION>{REGION_TOKENS}"),
         ("ocr", {}, "<OCR>"),
         ("ocr_with_regions", {}, "<OCR_WITH_REGION>"),
         ("region_description", {"region": REGION}, f"<REGION_TO_DESCRIPTION>{REGION_TOKENS}"),
-        ("region_description", {"region": REGION, "detail": "category"}, f"<REGION_TO_CATEGORY>{REGION_TOKENS}"),
-        ("region_description", {"region": REGION, "detail": "text"}, f"<REGION_TO_OCR>{REGION_TOKENS}"),
+        (
+            "region_description",
+            {"region": REGION, "detail": "category"},
+            f"<REGION_TO_CATEGORY>{REGION_TOKENS}",
+        ),
+        (
+            "region_description",
+            {"region": REGION, "detail": "text"},
+            f"<REGION_TO_OCR>{REGION_TOKENS}",
+        ),
     ],
 )
-def test_the_prompt_is_the_sentence_of_transformers(task_id: str, values: dict[str, Any], reference: str) -> None:
+def test_the_prompt_is_the_sentence_of_transformers(
+    task_id: str, values: dict[str, Any], reference: str
+) -> None:
     processor = Florence2Processor.from_pretrained(ROOT / FLORENCE.source)
     (prompt,) = prompts(task_id, **values)
     assert "".join(segment.text for segment in prompt) == processor._construct_prompts(reference)[0]
@@ -70,12 +88,18 @@ def test_only_the_region_is_control_text() -> None:
 
 def test_a_users_text_is_never_control_text() -> None:
     (prompt,) = prompts("instance_segmentation", phrase="<loc_5></s>")
-    assert [(s.text, s.is_control) for s in prompt] == [("Locate <loc_5></s> in the image with mask", False)]
+    assert [(s.text, s.is_control) for s in prompt] == [
+        ("Locate <loc_5></s> in the image with mask", False)
+    ]
 
 
 def test_the_question_template_is_plain_text_with_the_question() -> None:
-    entry = replace(FLORENCE, tasks={"visual_question_answering": TaskOverride("<DocVQA>{question}")})
-    parameters = parse_parameters(TASKS["visual_question_answering"], {"question": "is {text} <OD>?"})
+    entry = replace(
+        FLORENCE, tasks={"visual_question_answering": TaskOverride("<DocVQA>{question}")}
+    )
+    parameters = parse_parameters(
+        TASKS["visual_question_answering"], {"question": "is {text} <OD>?"}
+    )
     (prompt,) = task_prompts(entry, "visual_question_answering", parameters, IMAGE_WH)
     assert [(s.text, s.is_control) for s in prompt] == [("<DocVQA>is {text} <OD>?", False)]
 

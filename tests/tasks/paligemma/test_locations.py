@@ -15,10 +15,14 @@ def test_a_bin_survives_the_way_to_pixels_and_back(bin_index: int, side_px: int)
 @given(st.floats(0, 1), SIDES)
 def test_a_position_comes_back_within_half_a_bin(part: float, side_px: int) -> None:
     position = part * side_px
-    assert abs(dequantize(quantize(position, side_px), side_px) - position) <= side_px / 1023 / 2 * (1 + 1e-9)
+    assert abs(
+        dequantize(quantize(position, side_px), side_px) - position
+    ) <= side_px / 1023 / 2 * (1 + 1e-9)
 
 
-@pytest.mark.parametrize(("position", "expected"), [(-5.0, 0), (0.0, 0), (640.0, 1023), (9e9, 1023)])
+@pytest.mark.parametrize(
+    ("position", "expected"), [(-5.0, 0), (0.0, 0), (640.0, 1023), (9e9, 1023)]
+)
 def test_positions_outside_are_clamped(position: float, expected: int) -> None:
     assert quantize(position, 640) == expected
 
@@ -28,4 +32,6 @@ def test_the_last_bin_is_the_border() -> None:
 
 
 def test_a_box_is_written_y_before_x() -> None:
-    assert box_tokens((64.0, 0.0, 320.0, 480.0), (640, 480)) == "<loc0000><loc0102><loc1023><loc0512>"
+    assert (
+        box_tokens((64.0, 0.0, 320.0, 480.0), (640, 480)) == "<loc0000><loc0102><loc1023><loc0512>"
+    )

@@ -25,7 +25,8 @@ def rasterised(rings: tuple[Ring, ...]) -> NDArray[np.bool_]:
         one = Image.new("1", size)
         ImageDraw.Draw(one).polygon([(x * OVERSAMPLING, y * OVERSAMPLING) for x, y in ring], fill=1)
         covered = ImageChops.logical_xor(covered, one)
-    height, width = IMAGE_WH[1], IMAGE_WH[0]
+    height = IMAGE_WH[1]
+    width = IMAGE_WH[0]
     fine = np.asarray(covered).reshape(height, OVERSAMPLING, width, OVERSAMPLING)
     shares: NDArray[np.float64] = fine.mean(axis=(1, 3))
     return shares > 0.5
@@ -40,7 +41,8 @@ def signed_area(ring: Ring) -> float:
 @pytest.mark.parametrize("seed", range(4))
 def test_polygons_and_mask_of_a_field_agree(cells: int, seed: int) -> None:
     field = blob(np.random.default_rng([cells, seed]), cells)
-    mask, polygons = mask_in_image(field, BOX, IMAGE_WH), rasterised(rings_in_box(field, BOX))
+    mask = mask_in_image(field, BOX, IMAGE_WH)
+    polygons = rasterised(rings_in_box(field, BOX))
     assert (mask & polygons).sum() / (mask | polygons).sum() > 0.97
 
 
@@ -52,7 +54,8 @@ def test_a_full_field_is_its_box() -> None:
     assert abs(signed_area(ring)) == pytest.approx((BOX[2] - BOX[0]) * (BOX[3] - BOX[1]))
     mask = mask_in_image(field, BOX, IMAGE_WH)
     rows, columns = np.nonzero(mask)
-    assert (columns.min(), columns.max(), rows.min(), rows.max()) == (32, 335, 40, 269)  # pixel centres in the box
+    # pixel centres in the box
+    assert (columns.min(), columns.max(), rows.min(), rows.max()) == (32, 335, 40, 269)
     assert mask.sum() == (336 - 32) * (270 - 40)
 
 

@@ -1,4 +1,6 @@
-"""The mask decoder against an independent reading of the published architecture, in torch's own layers."""
+"""The mask decoder against an independent reading of the published architecture, in torch's own
+layers.
+"""
 
 from itertools import pairwise
 from pathlib import Path
@@ -46,7 +48,8 @@ def test_the_field_is_that_of_torchs_layers() -> None:
         tensors = {name: torch.from_numpy(file[name]).float() for name in file.files}
     decoder = reference_decoder()
     codebook = tensors.pop("_vq_vae._embedding")
-    own = {name: tensor for name, tensor in tensors.items() if name.startswith("decoder.")}  # not the encoder
+    # not the encoder
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith("decoder.")}
     decoder.load_state_dict({name.removeprefix("decoder."): tensor for name, tensor in own.items()})
     rng = np.random.default_rng(7)
     for _ in range(20):
@@ -66,10 +69,13 @@ def tensors_of(path: Path) -> dict[str, Any]:
 
 def test_float32_files_are_read_too(tmp_path: Path) -> None:
     np.savez(
-        tmp_path / "vae.npz", **{name: each.astype(np.float32) for name, each in tensors_of(MASK_DECODER_FILE).items()}
+        tmp_path / "vae.npz",
+        **{name: each.astype(np.float32) for name, each in tensors_of(MASK_DECODER_FILE).items()},
     )
     codes = range(16)
-    assert np.array_equal(MaskDecoder.load(tmp_path / "vae.npz").decode(codes), MASK_DECODER.decode(codes))
+    assert np.array_equal(
+        MaskDecoder.load(tmp_path / "vae.npz").decode(codes), MASK_DECODER.decode(codes)
+    )
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
@@ -82,8 +88,13 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
 
 def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
     tensors = tensors_of(MASK_DECODER_FILE)
-    np.savez(tmp_path / "vae.npz", **(tensors | {"decoder.0.weight": tensors["decoder.0.weight"][:, :, 0, 0]}))
-    with pytest.raises(MaskDecoderError, match=r"decoder.0.weight must be finite, .* its shape is \(128, 512\)"):
+    np.savez(
+        tmp_path / "vae.npz",
+        **(tensors | {"decoder.0.weight": tensors["decoder.0.weight"][:, :, 0, 0]}),
+    )
+    with pytest.raises(
+        MaskDecoderError, match=r"decoder.0.weight must be finite, .* its shape is \(128, 512\)"
+    ):
         MaskDecoder.load(tmp_path / "vae.npz")
 
 

@@ -72,7 +72,10 @@ def test_an_answer_of_several_gives_boxes_of_its_own_name_only(task_id: str, nam
     parameters = parse_parameters(TASKS[task_id], {name: ["car", "dog", "tree"]})
     answers = [generated(text) for text in (f"{BOX} car ; {BOX} dog", OTHER, "")]
     result: Any = parse_answer(task_id, parameters, answers, IMAGE_WH, "polygon", MASK_DECODER)
-    assert [(found.label, found.box) for found in result.detections] == [("car", BOX_PX), ("dog", OTHER_PX)]
+    assert [(found.label, found.box) for found in result.detections] == [
+        ("car", BOX_PX),
+        ("dog", OTHER_PX),
+    ]
     assert result.is_parsed
 
 
@@ -120,7 +123,9 @@ def test_an_instance_has_polygons_in_its_box_or_a_mask_of_the_image() -> None:
     assert with_mask.polygons is None
     x, y = np.array([point for ring in with_polygons.polygons for point in ring]).T
     assert (x.min() >= 20, x.max() <= 40, y.min() >= 20, y.max() <= 60) == (True,) * 4
-    mask = coco.decode({"size": list(with_mask.mask.size_hw), "counts": with_mask.mask.counts.encode()})
+    mask = coco.decode(
+        {"size": list(with_mask.mask.size_hw), "counts": with_mask.mask.counts.encode()}
+    )
     assert mask.shape == (2046, 1023)
     assert mask.sum() == mask[20:60, 20:40].sum() > 0
 
@@ -128,12 +133,19 @@ def test_an_instance_has_polygons_in_its_box_or_a_mask_of_the_image() -> None:
 def test_instances_cannot_be_read_without_a_mask_decoder() -> None:
     parameters = parse_parameters(TASKS["instance_segmentation"], {"phrase": "car"})
     with pytest.raises(ValueError, match="without a mask decoder"):
-        parse_answer("instance_segmentation", parameters, [generated("")], IMAGE_WH, "polygon", None)
+        parse_answer(
+            "instance_segmentation", parameters, [generated("")], IMAGE_WH, "polygon", None
+        )
 
 
 @pytest.mark.parametrize(
     ("text", "expected", "is_parsed"),
-    [("", "", True), (" two dogs. ", "two dogs.", True), (f"größer <3 {BOX}", "größer <3", True), (BOX, "", False)],
+    [
+        ("", "", True),
+        (" two dogs. ", "two dogs.", True),
+        (f"größer <3 {BOX}", "größer <3", True),
+        (BOX, "", False),
+    ],
 )
 def test_texts_come_without_control_tokens(text: str, expected: str, is_parsed: bool) -> None:
     result = TextResult(expected, is_parsed)
@@ -141,7 +153,9 @@ def test_texts_come_without_control_tokens(text: str, expected: str, is_parsed: 
     assert parse("visual_question_answering", text, question="why?") == result
 
 
-LOGPROBS = {"red": -1.0, "car": -3.0, ";": -99.0, "": -99.0} | {f"<loc{n:04d}>": -0.01 * n for n in range(1024)}
+LOGPROBS = {"red": -1.0, "car": -3.0, ";": -99.0, "": -99.0} | {
+    f"<loc{n:04d}>": -0.01 * n for n in range(1024)
+}
 LOGPROBS |= {f"<seg{n:03d}>": -99.0 for n in range(128)}
 
 
@@ -153,14 +167,18 @@ def scores(task_id: str, text: str, **values: Any) -> list[float]:
 
 
 def test_a_boxs_score_is_of_its_label_and_its_own_locations() -> None:
-    label, first, second = -1 - 3, -0.01 * 100 / 4, -0.01 * 2046 / 4
+    label = -1 - 3
+    first = -0.01 * 100 / 4
+    second = -0.01 * 2046 / 4
     expected = [label + first, label + second, first]
     text = f"{BOX}{OTHER} red car ; {BOX}"
     assert scores("phrase_grounding", text, phrases=["red car", "dog"]) == pytest.approx(expected)
 
 
 def test_segmentation_tokens_do_not_count_in_an_instances_score() -> None:
-    assert scores("instance_segmentation", f"{BOX}{CODES} car", phrase="car") == pytest.approx([-3 - 0.25])
+    assert scores("instance_segmentation", f"{BOX}{CODES} car", phrase="car") == pytest.approx(
+        [-3 - 0.25]
+    )
 
 
 PIECES = st.one_of(
@@ -185,7 +203,9 @@ def test_any_text_is_read_and_all_points_lie_in_the_image(
     task_id: str, values: dict[str, Any], text: str, width: int, height: int
 ) -> None:
     parameters = parse_parameters(TASKS[task_id], values)
-    result: Any = parse_answer(task_id, parameters, [generated(text)], (width, height), "polygon", MASK_DECODER)
+    result: Any = parse_answer(
+        task_id, parameters, [generated(text)], (width, height), "polygon", MASK_DECODER
+    )
     if isinstance(result, TextResult):
         return
     for each in getattr(result, TASKS[task_id].result_kind):

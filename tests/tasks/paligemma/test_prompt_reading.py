@@ -22,19 +22,37 @@ RELEASED = CATALOG["paligemma-3b-mix-224"]
         ("detect cat", "open_vocabulary_detection", {"labels": ["cat"]}),
         ("detect a cat ; dog", "open_vocabulary_detection", {"labels": ["a cat", "dog"]}),
         ("segment the left cat", "instance_segmentation", {"phrase": "the left cat"}),
-        ("answer en is it red?", "visual_question_answering", {"language": "en", "question": "is it red?"}),
+        (
+            "answer en is it red?",
+            "visual_question_answering",
+            {"language": "en", "question": "is it red?"},
+        ),
     ],
 )
-def test_a_prompt_is_its_task_and_the_task_writes_the_prompt(text: str, task_id: str, values: dict[str, Any]) -> None:
+def test_a_prompt_is_its_task_and_the_task_writes_the_prompt(
+    text: str, task_id: str, values: dict[str, Any]
+) -> None:
     asked = read_prompt(f" {text}\n")
     assert asked is not None
     assert (asked.task_id, asked.values) == (task_id, values)
-    ((segment,),) = task_prompts(RELEASED, task_id, parse_parameters(TASKS[task_id], values), (64, 48))
+    ((segment,),) = task_prompts(
+        RELEASED, task_id, parse_parameters(TASKS[task_id], values), (64, 48)
+    )
     assert segment.text == text
 
 
 @pytest.mark.parametrize(
-    "text", ["", "what is it?", "caption", "caption this image", "detect", "ocr this", "answer en", "detective story"]
+    "text",
+    [
+        "",
+        "what is it?",
+        "caption",
+        "caption this image",
+        "detect",
+        "ocr this",
+        "answer en",
+        "detective story",
+    ],
 )
 def test_other_text_asks_for_no_task(text: str) -> None:
     assert read_prompt(text) is None

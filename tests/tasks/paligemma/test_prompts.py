@@ -14,7 +14,9 @@ RELEASED = CATALOG["paligemma-3b-mix-224"]
 
 
 def prompt(task_id: str, **values: Any) -> str:
-    ((segment,),) = task_prompts(RELEASED, task_id, parse_parameters(TASKS[task_id], values), (640, 480))
+    ((segment,),) = task_prompts(
+        RELEASED, task_id, parse_parameters(TASKS[task_id], values), (640, 480)
+    )
     assert segment == PromptSegment(segment.text, is_control=False)
     return segment.text
 
@@ -31,10 +33,16 @@ def prompt(task_id: str, **values: Any) -> str:
         ("instance_segmentation", {"phrase": "a dog"}, "segment a dog"),
         ("ocr", {}, "ocr"),
         ("visual_question_answering", {"question": "why?"}, "answer en why?"),
-        ("visual_question_answering", {"question": "ocr\nwhy?", "language": "fr"}, "answer fr ocr why?"),
+        (
+            "visual_question_answering",
+            {"question": "ocr\nwhy?", "language": "fr"},
+            "answer fr ocr why?",
+        ),
     ],
 )
-def test_the_prompt_is_what_the_model_was_trained_on(task_id: str, values: dict[str, Any], expected: str) -> None:
+def test_the_prompt_is_what_the_model_was_trained_on(
+    task_id: str, values: dict[str, Any], expected: str
+) -> None:
     assert prompt(task_id, **values) == expected
 
 
@@ -51,11 +59,31 @@ def test_an_entry_may_ask_for_each_name_by_its_own_prompt(task_id: str, name: st
 @pytest.mark.parametrize(
     ("task_id", "values", "param", "message"),
     [
-        ("captioning", {"detail": "paragraph"}, "detail", "supports detail short and detailed only, not paragraph"),
+        (
+            "captioning",
+            {"detail": "paragraph"},
+            "detail",
+            "supports detail short and detailed only, not paragraph",
+        ),
         ("instance_segmentation", {"region": [0, 0, 9, 9]}, "region", "segments by phrase only"),
-        ("phrase_grounding", {"caption": "a dog and a cat"}, "caption", "a caption of one phrase only"),
-        ("phrase_grounding", {"caption": "a dog, a cat"}, "caption", "a caption of one phrase only"),
-        ("phrase_grounding", {"caption": "a dog; a cat"}, "caption", "a caption of one phrase only"),
+        (
+            "phrase_grounding",
+            {"caption": "a dog and a cat"},
+            "caption",
+            "a caption of one phrase only",
+        ),
+        (
+            "phrase_grounding",
+            {"caption": "a dog, a cat"},
+            "caption",
+            "a caption of one phrase only",
+        ),
+        (
+            "phrase_grounding",
+            {"caption": "a dog; a cat"},
+            "caption",
+            "a caption of one phrase only",
+        ),
     ],
 )
 def test_a_variant_that_the_family_does_not_know_is_refused(

@@ -1,7 +1,9 @@
-"""Metrics of a model against the truth, one module for each kind of truth, and of two models against each other.
+"""Metrics of a model against the truth, one module for each kind of truth, and of two models
+against each other.
 
 detection.py    objects: COCO's AP by pycocotools, with resampling over its matches
-objects.py      objects: the measure of a model: AP, confusion matrix, precision and recall over the score
+objects.py      objects: the measure of a model: AP, confusion matrix, precision and recall over the
+                score
 phrases.py      phrases: accuracy at IoU 0.5 and mean mask IoU, as for RefCOCO
 texts.py        texts: error rates by jiwer, ANLS, VQA accuracy
 cider.py        captions: CIDEr-D

@@ -1,4 +1,6 @@
-"""Agreement of two models on the same images, without labels: by image, by class and box, by text."""
+"""Agreement of two models on the same images, without labels: by image, by class and box, by
+text.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -17,7 +19,9 @@ from diptych_client.results import box_of
 
 @dataclass(frozen=True, slots=True)
 class ClassAgreement:
-    """Objects of a class: found by both with IoU >= 0.5, by one only, or labelled otherwise by the other."""
+    """Objects of a class: found by both with IoU >= 0.5, by one only, or labelled otherwise by the
+    other.
+    """
 
     both: int
     only_first: int
@@ -33,7 +37,9 @@ class Agreement:
     second: str
     names: ClassNames
     scores: list[float] = field(default_factory=list)  # of each sample, 0 to 1
-    kinds_by_class: defaultdict[str, Counter[Kind]] = field(default_factory=lambda: defaultdict(Counter))
+    kinds_by_class: defaultdict[str, Counter[Kind]] = field(
+        default_factory=lambda: defaultdict(Counter)
+    )
 
     @property
     def title(self) -> str:
@@ -41,19 +47,26 @@ class Agreement:
 
     def add(self, first: Prediction, second: Prediction) -> Outcome:
         """Count two answers and return how much they differ."""
-        outcome = self._texts(first, second) if first.text is not None else self._boxes(first, second)
+        outcome = (
+            self._texts(first, second) if first.text is not None else self._boxes(first, second)
+        )
         self.scores.append(1 - outcome.error)
         return outcome
 
     def metric(self) -> Metric:
-        """Return the mean agreement: of boxes 2 · both / (first + second) of each image, of texts 1 - edit distance."""
+        """Return the mean agreement: of boxes 2 · both / (first + second) of each image, of texts 1
+        - edit distance.
+        """
         scores = np.array(self.scores)
         return Metric("agreement", Ratio(scores, np.ones_like(scores)))
 
     def by_class(self) -> Mapping[str, ClassAgreement]:
         return {
             label: ClassAgreement(
-                kinds["right"], kinds["missed"], kinds["extra"], kinds["wrong class"] + kinds["badly placed"]
+                kinds["right"],
+                kinds["missed"],
+                kinds["extra"],
+                kinds["wrong class"] + kinds["badly placed"],
             )
             for label, kinds in sorted(self.kinds_by_class.items())
         }
@@ -63,8 +76,12 @@ class Agreement:
         return Outcome(distance, frozenset({"texts differ" if distance else "same text"}))
 
     def _boxes(self, first: Prediction, second: Prediction) -> Outcome:
-        a, b = ([LabelledBox(self.names.label(i), box_of(i)) for i in each.items] for each in (first, second))
-        pairs, kinds = match(a, b), set[str]()
+        a, b = (
+            [LabelledBox(self.names.label(i), box_of(i)) for i in each.items]
+            for each in (first, second)
+        )
+        pairs = match(a, b)
+        kinds = set[str]()
         for pair in pairs:
             label = a[pair.truth].label if pair.truth is not None else b[pair.answer or 0].label
             self.kinds_by_class[label][pair.kind] += 1

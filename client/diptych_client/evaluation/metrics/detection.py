@@ -1,7 +1,8 @@
 """COCO's average precision by pycocotools, and the same over resampled images.
 
-`CocoScores` is COCOeval's own evaluation. `ResampledPrecision` repeats its `accumulate` with a weight for each image,
-from COCOeval's matches: a thousand resamples would otherwise match every box a thousand times.
+`CocoScores` is COCOeval's own evaluation. `ResampledPrecision` repeats its `accumulate` with a
+weight for each image, from COCOeval's matches: a thousand resamples would otherwise match every box
+a thousand times.
 """
 
 import io
@@ -21,7 +22,8 @@ from diptych_client.evaluation.statistics import Floats
 from diptych_client.geometry import BoxXyxy, ImageSize, Mask
 
 IouType = Literal["bbox", "segm"]
-_ALL_AREAS, _MOST_DETECTIONS = 0, -1
+_ALL_AREAS = 0
+_MOST_DETECTIONS = -1
 _AREAS = ("all", "small", "medium", "large")
 
 
@@ -44,7 +46,9 @@ def encoded_mask(mask: Mask) -> Any:
 
 
 class CocoScores:
-    """COCOeval of one model; rows are COCO's annotations, with image ids from 1 and category ids from 1."""
+    """COCOeval of one model; rows are COCO's annotations, with image ids from 1 and category ids
+    from 1.
+    """
 
     def __init__(
         self,
@@ -57,9 +61,12 @@ class CocoScores:
         self.classes = classes
         self._evaluation = _evaluated(sizes, classes, truths, answers, iou_type)
 
-    def average_precision(self, area: str = "all", iou: float | None = None, label: str | None = None) -> float:
+    def average_precision(
+        self, area: str = "all", iou: float | None = None, label: str | None = None
+    ) -> float:
         """Return the mean of the defined precisions, NaN if there is none."""
-        precision = self._evaluation.eval["precision"]  # (IoU, recall, class, area, most detections)
+        # (IoU, recall, class, area, most detections)
+        precision = self._evaluation.eval["precision"]
         ious = slice(None) if iou is None else np.isclose(self._evaluation.params.iouThrs, iou)
         classes = slice(None) if label is None else [self.classes.index(label)]
         chosen = precision[ious][:, :, classes, _AREAS.index(area), _MOST_DETECTIONS]
@@ -69,7 +76,9 @@ class CocoScores:
     def precision_by_recall(self, iou: float = 0.5) -> tuple[Floats, Floats]:
         """Return recall, and precision averaged over the classes."""
         precision = self._evaluation.eval["precision"]
-        chosen = precision[np.isclose(self._evaluation.params.iouThrs, iou)][0, :, :, _ALL_AREAS, _MOST_DETECTIONS]
+        chosen = precision[np.isclose(self._evaluation.params.iouThrs, iou)][
+            0, :, :, _ALL_AREAS, _MOST_DETECTIONS
+        ]
         defined = chosen[:, (chosen > -1).all(axis=0)]
         recalls = np.asarray(self._evaluation.params.recThrs)
         return recalls, defined.mean(axis=1) if defined.size else np.zeros_like(recalls)
@@ -77,9 +86,13 @@ class CocoScores:
     @cached_property
     def matches(self) -> "tuple[ClassMatches, ...]":
         """Return COCOeval's matches of each class."""
-        num_images, num_areas = len(self._evaluation.params.imgIds), len(self._evaluation.params.areaRng)
+        num_images = len(self._evaluation.params.imgIds)
+        num_areas = len(self._evaluation.params.areaRng)
         starts = [k * num_areas * num_images for k in range(len(self.classes))]
-        return tuple(_class_matches(self._evaluation.evalImgs[start : start + num_images]) for start in starts)
+        return tuple(
+            _class_matches(self._evaluation.evalImgs[start : start + num_images])
+            for start in starts
+        )
 
 
 def _evaluated(
@@ -103,7 +116,10 @@ def _evaluated(
 def _coco(sizes: Sequence[ImageSize], classes: Sequence[str], rows: list[dict[str, Any]]) -> Any:
     coco = COCO()
     coco.dataset = {
-        "images": [{"id": number, "width": s.width, "height": s.height} for number, s in enumerate(sizes, 1)],
+        "images": [
+            {"id": number, "width": s.width, "height": s.height}
+            for number, s in enumerate(sizes, 1)
+        ],
         "categories": [{"id": number, "name": name} for number, name in enumerate(classes, 1)],
         "annotations": rows,
     }
@@ -123,7 +139,9 @@ class ClassMatches:
 
 
 def _class_matches(rows: Sequence[Mapping[str, Any] | None]) -> ClassMatches:
-    num_truths = np.array([0 if row is None else int((np.asarray(row["gtIgnore"]) == 0).sum()) for row in rows], float)
+    num_truths = np.array(
+        [0 if row is None else int((np.asarray(row["gtIgnore"]) == 0).sum()) for row in rows], float
+    )
     found = [(index, row) for index, row in enumerate(rows) if row is not None and row["dtScores"]]
     if not found:
         none = np.zeros((10, 0), dtype=bool)
@@ -132,20 +150,32 @@ def _class_matches(rows: Sequence[Mapping[str, Any] | None]) -> ClassMatches:
     order = np.argsort(-scores, kind="mergesort")  # as COCOeval.accumulate
     images = np.concatenate([np.full(len(row["dtScores"]), index) for index, row in found])[order]
     is_matched = np.concatenate([row["dtMatches"] for _, row in found], axis=1)[:, order] > 0
-    is_ignored = np.concatenate([row["dtIgnore"] for _, row in found], axis=1)[:, order].astype(bool)
-    return ClassMatches(scores[order], images, is_matched & ~is_ignored, ~is_matched & ~is_ignored, num_truths)
+    is_ignored = np.concatenate([row["dtIgnore"] for _, row in found], axis=1)[:, order].astype(
+        bool
+    )
+    return ClassMatches(
+        scores[order], images, is_matched & ~is_ignored, ~is_matched & ~is_ignored, num_truths
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class ResampledPrecision:
-    """COCO's AP over all sizes, as a function of the weights of the images; `iou_index` selects one threshold."""
+    """COCO's AP over all sizes, as a function of the weights of the images; `iou_index` selects one
+    threshold.
+    """
 
     matches: Sequence[ClassMatches]
     iou_index: int | None = None
 
     def value(self, weights: Floats) -> float:
-        chosen = slice(None) if self.iou_index is None else slice(self.iou_index, self.iou_index + 1)
-        values = [_average_precision(each, weights, chosen) for each in self.matches if weights @ each.num_truths > 0]
+        chosen = (
+            slice(None) if self.iou_index is None else slice(self.iou_index, self.iou_index + 1)
+        )
+        values = [
+            _average_precision(each, weights, chosen)
+            for each in self.matches
+            if weights @ each.num_truths > 0
+        ]
         return float(np.mean(values)) if values else float("nan")
 
 
@@ -153,7 +183,9 @@ _RECALLS = np.linspace(0, 1, 101)
 
 
 def _average_precision(matches: ClassMatches, weights: Floats, chosen: slice) -> float:
-    """Return the mean precision at 101 recalls over the thresholds; source: pycocotools, COCOeval.accumulate."""
+    """Return the mean precision at 101 recalls over the thresholds; source: pycocotools,
+    COCOeval.accumulate.
+    """
     weight = weights[matches.images]
     drawn = weight > 0
     right = np.cumsum(matches.is_right[chosen][:, drawn] * weight[drawn], axis=1)
@@ -161,6 +193,9 @@ def _average_precision(matches: ClassMatches, weights: Floats, chosen: slice) ->
     recall = right / (weights @ matches.num_truths)
     precision = right / (right + wrong + np.spacing(1))
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    padded = np.concatenate([envelope, np.zeros((len(envelope), 1))], axis=1)  # a recall that is not reached
-    at_recalls = [row[np.searchsorted(reached, _RECALLS)] for row, reached in zip(padded, recall, strict=True)]
+    # a recall that is not reached
+    padded = np.concatenate([envelope, np.zeros((len(envelope), 1))], axis=1)
+    at_recalls = [
+        row[np.searchsorted(reached, _RECALLS)] for row, reached in zip(padded, recall, strict=True)
+    ]
     return float(np.mean(at_recalls))

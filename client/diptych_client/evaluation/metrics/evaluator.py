@@ -1,6 +1,7 @@
 """The evaluation of one task: measures and agreement over all samples that every model answered.
 
-Samples are read one by one from the answers; only numbers, and of labelled objects their boxes, stay in memory.
+Samples are read one by one from the answers; only numbers, and of labelled objects their boxes,
+stay in memory.
 """
 
 import heapq
@@ -83,18 +84,28 @@ class Evaluator:
     image_numbers: dict[str, int] = field(default_factory=dict)
     images: list[int] = field(default_factory=list)  # of each answered sample
     labelled_images: list[int] = field(default_factory=list)  # of each answered sample with a truth
-    ranked: list[tuple[float, int, Ranked]] = field(default_factory=list)  # a heap, the least wrong first
+    # a heap, the least wrong first
+    ranked: list[tuple[float, int, Ranked]] = field(default_factory=list)
     num_unanswered: int = 0
     truth_kind: type[Truth] | None = None
 
-    def evaluate(self, dataset_name: str, samples: Sequence[Sample], seed: int, gallery: int) -> Evaluation:
-        """Return the results; the gallery has that many samples, the most wrong and the most different ones."""
-        self.agreements = [Agreement(first, second, self.names) for first, second in combinations(self.models, 2)]
+    def evaluate(
+        self, dataset_name: str, samples: Sequence[Sample], seed: int, gallery: int
+    ) -> Evaluation:
+        """Return the results.
+
+        The gallery has that many samples, the most wrong and the most different ones.
+        """
+        self.agreements = [
+            Agreement(first, second, self.names) for first, second in combinations(self.models, 2)
+        ]
         self.times = {model: [] for model in self.models}
         for index, sample in enumerate(samples):
             self._add(index, sample, gallery)
         metrics = {model: measure.metrics() for model, measure in self.measures.items()}
-        agreed: dict[str, Sequence[Metric]] = {each.title: [each.metric()] for each in self.agreements}
+        agreed: dict[str, Sequence[Metric]] = {
+            each.title: [each.metric()] for each in self.agreements
+        }
         return Evaluation(
             dataset=dataset_name,
             task=self.log.task,
@@ -122,7 +133,9 @@ class Evaluator:
         self.images.append(image)
         for model, each in predictions.items():
             self.times[model].append((each.latency_s, each.occupied_s, each.num_tokens))
-        differences = [each.add(predictions[each.first], predictions[each.second]) for each in self.agreements]
+        differences = [
+            each.add(predictions[each.first], predictions[each.second]) for each in self.agreements
+        ]
         errors = self._errors(sample, predictions)
         if errors:
             self.labelled_images.append(image)
@@ -134,15 +147,21 @@ class Evaluator:
         if sample.truth is None:
             return []
         if self.truth_kind not in (None, type(sample.truth)):
-            raise RunError(f"{sample.title}: {self.log.task} cannot measure phrases and objects in one run")
+            raise RunError(
+                f"{sample.title}: {self.log.task} cannot measure phrases and objects in one run"
+            )
         self.truth_kind = type(sample.truth)
         if not self.measures:
-            self.measures = {m: measure_for(sample.truth, self.log.task, self.names) for m in self.models}
+            self.measures = {
+                m: measure_for(sample.truth, self.log.task, self.names) for m in self.models
+            }
         return [self.measures[model].add(sample.truth, each) for model, each in predictions.items()]
 
 
 def _ranked(index: int, errors: Sequence[Outcome], differences: Sequence[Outcome]) -> Ranked:
-    error, disagreement = (float(np.mean([each.error for each in o])) if o else 0.0 for o in (errors, differences))
+    error, disagreement = (
+        float(np.mean([each.error for each in o])) if o else 0.0 for o in (errors, differences)
+    )
     shown = errors or differences
     kinds = frozenset[str]().union(*(each.kinds for each in shown))
     classes = frozenset[str]().union(*(each.classes for each in shown))
@@ -150,7 +169,9 @@ def _ranked(index: int, errors: Sequence[Outcome], differences: Sequence[Outcome
 
 
 def _speed(rows: Sequence[tuple[float, float, int]]) -> Speed:
-    """Return the rates of a closed loop: each sample occupies its latency over the number of requests in flight."""
+    """Return the rates of a closed loop: each sample occupies its latency over the number of
+    requests in flight.
+    """
     latency_s, occupied_s, num_tokens = np.array(rows, dtype=np.float64).T
     p50, p95 = np.quantile(1000 * latency_s, [0.5, 0.95])
     total_s = float(occupied_s.sum())

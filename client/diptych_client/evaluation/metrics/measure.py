@@ -8,7 +8,13 @@ from diptych_client.evaluation.metrics.objects import ObjectsMeasure
 from diptych_client.evaluation.metrics.outcome import Details, Outcome
 from diptych_client.evaluation.metrics.phrases import PhrasesMeasure
 from diptych_client.evaluation.metrics.texts import TextsMeasure
-from diptych_client.evaluation.questions import ClassNames, ObjectsTruth, PhrasesTruth, TextsTruth, Truth
+from diptych_client.evaluation.questions import (
+    ClassNames,
+    ObjectsTruth,
+    PhrasesTruth,
+    TextsTruth,
+    Truth,
+)
 from diptych_client.evaluation.statistics import Metric
 
 

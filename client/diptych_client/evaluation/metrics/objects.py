@@ -38,7 +38,8 @@ class ObjectsMeasure:
     sizes: list[ImageSize] = field(default_factory=list)
     truths: list[dict[str, Any]] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
-    counts: list[tuple[int, int, int]] = field(default_factory=list)  # right, answered, true; of each sample
+    # right, answered, true; of each sample
+    counts: list[tuple[int, int, int]] = field(default_factory=list)
     confused: Counter[tuple[str, str]] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     has_masks: bool = True
@@ -59,23 +60,42 @@ class ObjectsMeasure:
         label = self.names.label(item)
         return label if label in self.names.classes else _UNKNOWN
 
-    def _add_rows(self, truth: ObjectsTruth, items: Sequence[tuple[str, Item]], image: ImageSize) -> None:
-        image_id, numbers = len(self.sizes), {label: number for number, label in enumerate(self.names.classes, 1)}
+    def _add_rows(
+        self, truth: ObjectsTruth, items: Sequence[tuple[str, Item]], image: ImageSize
+    ) -> None:
+        image_id = len(self.sizes)
+        numbers = {label: number for number, label in enumerate(self.names.classes, 1)}
         has_answers = all(isinstance(item, Instance) for _, item in items)
-        self.has_masks &= has_answers and all(each.segmentation is not None for each in truth.objects)
+        self.has_masks &= has_answers and all(
+            each.segmentation is not None for each in truth.objects
+        )
         for each in truth.objects:
-            self.truths.append({"image_id": image_id, "category_id": numbers[each.label], **_truth_row(each, image)})
+            self.truths.append(
+                {
+                    "image_id": image_id,
+                    "category_id": numbers[each.label],
+                    **_truth_row(each, image),
+                }
+            )
         for label, item in items:
             if label in numbers:
-                row = {"image_id": image_id, "category_id": numbers[label], **_answer_row(item, image)}
+                row = {
+                    "image_id": image_id,
+                    "category_id": numbers[label],
+                    **_answer_row(item, image),
+                }
                 self.answers.append(row)
 
-    def _outcome(self, truths: Sequence[LabelledBox], boxes: Sequence[LabelledBox], pairs: Sequence[Pair]) -> Outcome:
+    def _outcome(
+        self, truths: Sequence[LabelledBox], boxes: Sequence[LabelledBox], pairs: Sequence[Pair]
+    ) -> Outcome:
         kinds = Counter(pair.kind for pair in pairs)
         for pair in pairs:
             is_confused = pair.kind in ("right", "wrong class")
             if pair.truth is not None:
-                answered = boxes[pair.answer].label if is_confused and pair.answer is not None else NONE
+                answered = (
+                    boxes[pair.answer].label if is_confused and pair.answer is not None else NONE
+                )
                 self.confused[truths[pair.truth].label, answered] += 1
             if pair.answer is not None and not is_confused:
                 self.confused[NONE, boxes[pair.answer].label] += 1
@@ -84,12 +104,16 @@ class ObjectsMeasure:
         )
         self.kinds.update(kinds)
         self.counts.append((kinds["right"], num_answered, num_true))
-        error = 1 - 2 * kinds["right"] / (num_true + num_answered) if num_true + num_answered else 0.0
+        error = (
+            1 - 2 * kinds["right"] / (num_true + num_answered) if num_true + num_answered else 0.0
+        )
         return Outcome(error, frozenset(kinds), frozenset(each.label for each in (*truths, *boxes)))
 
     def metrics(self) -> list[Metric]:
         right, answered, true = np.array(self.counts, dtype=np.float64).reshape(-1, 3).T
-        found = [metric for kind, name in self._iou_types() for metric in self._precisions(kind, name)]
+        found = [
+            metric for kind, name in self._iou_types() for metric in self._precisions(kind, name)
+        ]
         return [
             *found,
             Metric("precision", Ratio(right, answered)),
@@ -99,7 +123,10 @@ class ObjectsMeasure:
 
     def _precisions(self, kind: IouType, name: str) -> list[Metric]:
         matches = self.scores(kind).matches
-        return [Metric(name, ResampledPrecision(matches)), Metric(f"{name}50", ResampledPrecision(matches, 0))]
+        return [
+            Metric(name, ResampledPrecision(matches)),
+            Metric(f"{name}50", ResampledPrecision(matches, 0)),
+        ]
 
     def _iou_types(self) -> list[tuple[IouType, str]]:
         masks: list[tuple[IouType, str]] = [("segm", "mask mAP")]
@@ -122,7 +149,9 @@ class ObjectsMeasure:
     def scores(self, kind: IouType) -> CocoScores:
         """Return COCO's evaluation of what was added before the first call."""
         if kind not in self._scores:
-            self._scores[kind] = CocoScores(self.sizes, self.names.classes, self.truths, self.answers, kind)
+            self._scores[kind] = CocoScores(
+                self.sizes, self.names.classes, self.truths, self.answers, kind
+            )
         return self._scores[kind]
 
     def details(self) -> Details:
@@ -137,11 +166,15 @@ class ObjectsMeasure:
             }
             for index, label in enumerate(self.names.classes, 1)
         }
-        by_size = {area: 100 * scores.average_precision(area) for area in ("small", "medium", "large")}
+        by_size = {
+            area: 100 * scores.average_precision(area) for area in ("small", "medium", "large")
+        }
         recalls, precisions = scores.precision_by_recall()
         by_recall = Curve(recalls.tolist(), precisions.tolist())
         precision, recall = _by_score(scores)
-        return Details(by_class, by_size, self.kinds, self._confusion(), by_recall, precision, recall)
+        return Details(
+            by_class, by_size, self.kinds, self._confusion(), by_recall, precision, recall
+        )
 
     def _confusion(self) -> Confusion:
         labels = [
@@ -149,13 +182,23 @@ class ObjectsMeasure:
             *([_UNKNOWN] if any(label == _UNKNOWN for _, label in self.confused) else []),
             NONE,
         ]
-        return Confusion(labels, [[self.confused[true, answered] for answered in labels] for true in labels])
+        return Confusion(
+            labels, [[self.confused[true, answered] for answered in labels] for true in labels]
+        )
 
 
 def _truth_row(each: TrueObject, image: ImageSize) -> dict[str, Any]:
     box = xywh(each.box_xyxy)
-    row = {"bbox": box, "area": box[2] * box[3] if each.area is None else each.area, "iscrowd": int(each.is_crowd)}
-    return row if each.segmentation is None else row | {"segmentation": run_lengths(each.segmentation, image)}
+    row = {
+        "bbox": box,
+        "area": box[2] * box[3] if each.area is None else each.area,
+        "iscrowd": int(each.is_crowd),
+    }
+    return (
+        row
+        if each.segmentation is None
+        else row | {"segmentation": run_lengths(each.segmentation, image)}
+    )
 
 
 def _answer_row(item: Item, image: ImageSize) -> dict[str, Any]:
@@ -169,12 +212,16 @@ def _answer_row(item: Item, image: ImageSize) -> dict[str, Any]:
 
 
 def _by_score(scores: CocoScores) -> tuple[Curve, Curve]:
-    """Return precision and recall at IoU 0.5 of the answers with at least a score, over all classes."""
+    """Return precision and recall at IoU 0.5 of the answers with at least a score, over all
+    classes.
+    """
     matches = scores.matches
     values = np.concatenate([each.scores for each in matches]) if matches else np.zeros(0)
     order = np.argsort(-values, kind="stable")
     right, wrong = (
-        np.cumsum(np.concatenate([getattr(each, side)[0] for each in matches])[order]) if matches else np.zeros(0)
+        np.cumsum(np.concatenate([getattr(each, side)[0] for each in matches])[order])
+        if matches
+        else np.zeros(0)
         for side in ("is_right", "is_wrong")
     )
     num_truths = sum(each.num_truths.sum() for each in matches)

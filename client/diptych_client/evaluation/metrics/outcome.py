@@ -1,4 +1,6 @@
-"""The results of a measure: the error of one answer, and the details of a model beyond its metrics."""
+"""The results of a measure: the error of one answer, and the details of a model beyond its
+metrics.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,8 +1,8 @@
 """Phrases: accuracy at IoU 0.5 of the box, and mean IoU of the mask, as for RefCOCO.
 
 Source: Yu et al., 2016, arXiv 1608.00272, section 5 (a box is right if IoU > 0.5); big_vision,
-evaluators/proj/paligemma/transfers/segmentation.py (mean of the masks' IoU). The best scored answer to a phrase counts;
-none counts as IoU 0.
+evaluators/proj/paligemma/transfers/segmentation.py (mean of the masks' IoU). The best scored answer
+to a phrase counts; none counts as IoU 0.
 """
 
 from collections import Counter
@@ -24,7 +24,10 @@ from diptych_client.results import Instance, Item, box_of, label_of
 
 @dataclass(frozen=True, slots=True)
 class JudgedPhrase:
-    """The best answer to a phrase; an IoU is None where the truth or the answer has no such shape."""
+    """The best answer to a phrase.
+
+    An IoU is None where the truth or the answer has no such shape.
+    """
 
     item: Item | None
     box_iou: float | None
@@ -42,8 +45,10 @@ class JudgedPhrase:
 class PhrasesMeasure:
     """One model's boxes and masks of phrases; sums over the phrases of each sample."""
 
-    box_hits: list[tuple[float, int]] = field(default_factory=list)  # right, number of phrases with a box
-    mask_ious: list[tuple[float, int]] = field(default_factory=list)  # sum of IoU, number of phrases with a mask
+    # right, number of phrases with a box
+    box_hits: list[tuple[float, int]] = field(default_factory=list)
+    # sum of IoU, number of phrases with a mask
+    mask_ious: list[tuple[float, int]] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
 
     def add(self, truth: Truth, prediction: Prediction) -> Outcome:
@@ -75,21 +80,28 @@ def judge(truth: PhrasesTruth, prediction: Prediction) -> list[JudgedPhrase]:
 
 
 def _judged(phrase: TruePhrase, prediction: Prediction) -> JudgedPhrase:
-    item, box_iou, mask_iou = _best(prediction, phrase), None, None
+    item = _best(prediction, phrase)
+    box_iou = None
+    mask_iou = None
     if phrase.box_xyxy is not None:
-        box_iou = 0.0 if item is None else float(pairwise_iou([phrase.box_xyxy], [box_of(item)])[0, 0])
+        box_iou = (
+            0.0 if item is None else float(pairwise_iou([phrase.box_xyxy], [box_of(item)])[0, 0])
+        )
     if phrase.segmentation is not None and (item is None or isinstance(item, Instance)):
         mask_iou = 0.0 if item is None else _mask_iou(phrase, item, prediction.image)
     return JudgedPhrase(item, box_iou, mask_iou)
 
 
 def _best(prediction: Prediction, phrase: TruePhrase) -> Item | None:
-    answers = [each for each in prediction.items if label_of(each).casefold() == phrase.phrase.casefold()]
+    answers = [
+        each for each in prediction.items if label_of(each).casefold() == phrase.phrase.casefold()
+    ]
     return max(answers, key=lambda item: item.score, default=None)
 
 
 def _mask_iou(phrase: TruePhrase, item: Instance, image: ImageSize) -> float:
-    truth, answer = run_lengths(phrase.segmentation, image), encoded_mask(item.to_mask(image))
+    truth = run_lengths(phrase.segmentation, image)
+    answer = encoded_mask(item.to_mask(image))
     return float(coco_mask.iou([answer], [truth], [0])[0, 0])
 
 

@@ -1,6 +1,8 @@
-"""Texts: CER and WER by jiwer, exact text, ANLS, VQA accuracy, CIDEr; which of them depends on the task.
+"""Texts: CER and WER by jiwer, exact text, ANLS, VQA accuracy, CIDEr; which of them depends on the
+task.
 
-Of several references, error rates take the nearest. The rate of a dataset is all edits over all characters or words.
+Of several references, error rates take the nearest. The rate of a dataset is all edits over all
+characters or words.
 """
 
 import re
@@ -22,7 +24,8 @@ NUM_VQA_ANSWERS = 10
 
 _ARTICLES = {"a", "an", "the"}
 _NUMBERS = dict(
-    zip(("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    zip(("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
+         "ten"),
         ("0", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10"), strict=True)
 )  # fmt: skip
 _PERIOD = re.compile(r"(?<!\d)\.|\.(?!\d)")
@@ -38,7 +41,8 @@ def normalized(text: str) -> str:
 def vqa_normalized(text: str) -> str:
     """Return an answer as VQA compares it: lower case, no articles, digits, no punctuation.
 
-    Source: GT-Vision-Lab/VQA, vqaEval.py. Instead of its table of contractions, apostrophes are removed on both sides.
+    Source: GT-Vision-Lab/VQA, vqaEval.py. Instead of its table of contractions, apostrophes are
+    removed on both sides.
     """
     text = _COMMA_IN_NUMBER.sub("", text.lower().replace("'", ""))
     words = _PUNCTUATION.sub(" ", _PERIOD.sub("", text)).split()
@@ -46,11 +50,14 @@ def vqa_normalized(text: str) -> str:
 
 
 def vqa_accuracy(answer: str, accepted: Sequence[str]) -> float:
-    """Return min(annotators with this answer / 3, 1), averaged over all subsets without one annotator.
+    """Return min(annotators with this answer / 3, 1), averaged over all subsets without one
+    annotator.
 
-    Source: Antol et al., 2015, arXiv 1505.00468, section 4. With fewer answers than VQA's ten: 1 if it is among them.
+    Source: Antol et al., 2015, arXiv 1505.00468, section 4. With fewer answers than VQA's ten: 1 if
+    it is among them.
     """
-    own, others = vqa_normalized(answer), [vqa_normalized(each) for each in accepted]
+    own = vqa_normalized(answer)
+    others = [vqa_normalized(each) for each in accepted]
     if len(others) < NUM_VQA_ANSWERS:
         return float(own in others)
     count = others.count(own)
@@ -58,9 +65,14 @@ def vqa_accuracy(answer: str, accepted: Sequence[str]) -> float:
 
 
 def anls(answer: str, accepted: Sequence[str]) -> float:
-    """Return 1 - NL of the nearest accepted answer, 0 if NL >= 0.5 (Biten et al., 2019, arXiv 1905.13648, eq. 1)."""
+    """Return 1 - NL of the nearest accepted answer, 0 if NL >= 0.5 (Biten et al., 2019, arXiv
+    1905.13648, eq. 1).
+    """
     own = normalized(answer).lower()
-    nearest = min((Levenshtein.normalized_distance(own, normalized(each).lower()) for each in accepted), default=1.0)
+    nearest = min(
+        (Levenshtein.normalized_distance(own, normalized(each).lower()) for each in accepted),
+        default=1.0,
+    )
     return 1 - nearest if nearest < ANLS_THRESHOLD else 0.0
 
 
@@ -100,8 +112,13 @@ class TextsMeasure:
         self.texts.append(text)
         self.references.append(truth.texts)
         is_exact = normalized(text) in map(normalized, truth.texts)
-        distance = min(Levenshtein.normalized_distance(normalized(text), normalized(each)) for each in truth.texts)
-        return Outcome(0.0 if is_exact else distance, frozenset({"exact" if is_exact else "other text"}))
+        distance = min(
+            Levenshtein.normalized_distance(normalized(text), normalized(each))
+            for each in truth.texts
+        )
+        return Outcome(
+            0.0 if is_exact else distance, frozenset({"exact" if is_exact else "other text"})
+        )
 
     def metrics(self) -> list[Metric]:
         """Return the metrics of the task, the most important first."""
@@ -111,9 +128,17 @@ class TextsMeasure:
             return [_mean("CIDEr", cider_scores(self.texts, self.references)), exact]
         if self.task == "visual_question_answering":
             vqa = [vqa_accuracy(text, accepted) for text, accepted in pairs]
-            return [_mean("VQA accuracy", vqa), _mean("ANLS", [anls(t, r) for t, r in pairs]), exact]
-        characters = [min((character_edits(r, t) for r in own), key=lambda e: e.num_edits) for t, own in pairs]
-        words = [min((word_edits(r, t) for r in own), key=lambda e: e.num_edits) for t, own in pairs]
+            return [
+                _mean("VQA accuracy", vqa),
+                _mean("ANLS", [anls(t, r) for t, r in pairs]),
+                exact,
+            ]
+        characters = [
+            min((character_edits(r, t) for r in own), key=lambda e: e.num_edits) for t, own in pairs
+        ]
+        words = [
+            min((word_edits(r, t) for r in own), key=lambda e: e.num_edits) for t, own in pairs
+        ]
         return [_rate("CER", characters), _rate("WER", words), exact]
 
     def details(self) -> Details:
@@ -123,11 +148,15 @@ class TextsMeasure:
         return None
 
 
-def _mean(name: str, values: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]]) -> Metric:
+def _mean(
+    name: str, values: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]]
+) -> Metric:
     numerators = np.asarray(values, dtype=np.float64)
     return Metric(name, Ratio(numerators, np.ones_like(numerators)))
 
 
 def _rate(name: str, edits: Sequence[Edits]) -> Metric:
-    numerators, denominators = np.array([[e.num_edits, e.length] for e in edits], dtype=np.float64).reshape(-1, 2).T
+    numerators, denominators = (
+        np.array([[e.num_edits, e.length] for e in edits], dtype=np.float64).reshape(-1, 2).T
+    )
     return Metric(name, Ratio(numerators, denominators), is_error=True)

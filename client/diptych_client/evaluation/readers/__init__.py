@@ -1,4 +1,5 @@
-"""Readers of datasets, one module for each format; `read_dataset` recognizes the format by the files.
+"""Readers of datasets, one module for each format; `read_dataset` recognizes the format by the
+files.
 
 coco.py           COCO's JSON: objects with boxes and masks, or captions
 yolo.py           Ultralytics' folders with data.yaml: boxes or outlines

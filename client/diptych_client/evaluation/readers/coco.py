@@ -5,13 +5,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diptych_client.evaluation.dataset import Dataset, Folder, LabelledImage, TrueObject, path_within
+from diptych_client.evaluation.dataset import (
+    Dataset,
+    Folder,
+    LabelledImage,
+    TrueObject,
+    path_within,
+)
 from diptych_client.evaluation.foreign_files import MALFORMED, read_json
 from diptych_client.long_runs import RunError
 
 
 def read_coco(path: Path, images: Path | None = None) -> Dataset:
-    """Read an annotation file; without `images`, look for its images beside it, as COCO and Roboflow lay them out."""
+    """Read an annotation file; without `images`, look for its images beside it, as COCO and
+    Roboflow lay them out.
+    """
     document = read_json(path)
     if not isinstance(document, dict) or not isinstance(document.get("images"), list):
         raise RunError(f"{path} is not COCO: it has no list `images`")
@@ -29,28 +37,45 @@ def _dataset(path: Path, document: Mapping[str, Any], images: Path | None) -> Da
     names = [each["file_name"] for each in document["images"]]
     folder = Folder(images or _image_folder(path, names))
     labelled = [
-        _labelled(folder, image, annotations[image["id"]], categories) for image in document["images"]
+        _labelled(folder, image, annotations[image["id"]], categories)
+        for image in document["images"]
     ]  # an image without annotations has no object
     return Dataset(labelled, folder, tuple(categories.values()))
 
 
 def _image_folder(path: Path, names: list[str]) -> Path:
-    """Return the folder that has the first image: instances_val2017.json is in annotations/, its images in val2017/."""
-    parent, split = path.parent, path.stem.rpartition("_")[2]
-    candidates = (parent, parent / "images", parent.parent / "images", parent.parent / split, parent.parent)
+    """Return the folder that has the first image: instances_val2017.json is in annotations/, its
+    images in val2017/.
+    """
+    parent = path.parent
+    split = path.stem.rpartition("_")[2]
+    candidates = (
+        parent,
+        parent / "images",
+        parent.parent / "images",
+        parent.parent / split,
+        parent.parent,
+    )
     for candidate in candidates:
         if not names or path_within(candidate, names[0]).is_file():
             return candidate
     looked_in = ", ".join(map(str, candidates))
-    raise RunError(f"{path}: the image {names[0]} is in none of {looked_in}: give its folder with --images")
+    raise RunError(
+        f"{path}: the image {names[0]} is in none of {looked_in}: give its folder with --images"
+    )
 
 
 def _labelled(
-    folder: Folder, image: Mapping[str, Any], annotations: list[Mapping[str, Any]], categories: Mapping[int, str]
+    folder: Folder,
+    image: Mapping[str, Any],
+    annotations: list[Mapping[str, Any]],
+    categories: Mapping[int, str],
 ) -> LabelledImage:
     captions = tuple(str(each["caption"]) for each in annotations if "caption" in each)
     objects = tuple(_object(each, categories) for each in annotations if "bbox" in each)
-    return LabelledImage(folder.image(image["file_name"]), objects if categories else None, captions=captions or None)
+    return LabelledImage(
+        folder.image(image["file_name"]), objects if categories else None, captions=captions or None
+    )
 
 
 def _object(annotation: Mapping[str, Any], categories: Mapping[int, str]) -> TrueObject:

@@ -1,8 +1,10 @@
-"""Datasets of Hugging Face's library `datasets`, read with pyarrow: a saved folder, or Parquet files.
+"""Datasets of Hugging Face's library `datasets`, read with pyarrow: a saved folder, or Parquet
+files.
 
-The image is the column of that type (a struct of `bytes` and `path`). Objects are those of its object detection guide:
-`objects` with `bbox` as [x, y, width, height] and `category` as names or numbers of a ClassLabel. The other columns are
-the fields of JSON lines. Files cache-….arrow, which the library's `map` leaves beside a saved dataset, are not read.
+The image is the column of that type (a struct of `bytes` and `path`). Objects are those of its
+object detection guide: `objects` with `bbox` as [x, y, width, height] and `category` as names or
+numbers of a ClassLabel. The other columns are the fields of JSON lines. Files cache-….arrow, which
+the library's `map` leaves beside a saved dataset, are not read.
 """
 
 import json
@@ -33,15 +35,23 @@ def is_hugging_face(path: Path) -> bool:
 
 
 def read_hugging_face(path: Path, split: str | None = None) -> Dataset:
-    """Read the files whose path below `path` contains the split; without one, all must be of the same split."""
+    """Read the files whose path below `path` contains the split; without one, all must be of the
+    same split.
+    """
     folder = path.parent if path.is_file() else path
     files = [path] if path.is_file() else _files(path)
-    files = [each for each in files if split is None or split in each.relative_to(folder).as_posix()]
+    files = [
+        each for each in files if split is None or split in each.relative_to(folder).as_posix()
+    ]
     if not files:
         raise RunError(f"{path} has no Parquet or Arrow file of the split {split}")
-    splits = {each for file in files for each in _SPLITS if each in file.relative_to(folder).as_posix()}
+    splits = {
+        each for file in files for each in _SPLITS if each in file.relative_to(folder).as_posix()
+    }
     if len(splits) > 1:
-        raise RunError(f"{path} has several splits: choose one with --split ({', '.join(sorted(splits))})")
+        raise RunError(
+            f"{path} has several splits: choose one with --split ({', '.join(sorted(splits))})"
+        )
     store = ArrowImages(folder, tuple(files))
     try:
         labelled = list(store.labelled())
@@ -67,8 +77,11 @@ class ArrowImages:
     def labelled(self) -> Iterator[LabelledImage]:
         """Yield the labels of every row, without its image."""
         for file_index, path in enumerate(self.files):
-            stat, number, name = path.stat(), 0, path.relative_to(self.folder).as_posix()
-            column, names = _image_column(path), self.class_names()
+            stat = path.stat()
+            number = 0
+            name = path.relative_to(self.folder).as_posix()
+            column = _image_column(path)
+            names = self.class_names()
             others = [each for each in _schema(path).names if each != column]
             for block in range(_num_blocks(path)):
                 for row_in_block, row in enumerate(_block(path, block, tuple(others)).to_pylist()):
@@ -82,12 +95,16 @@ class ArrowImages:
         path = self.files[file_index]
         value = _cached_block(path, block, _image_column(path)).column(0)[row].as_py()
         data: bytes | None = value["bytes"] if isinstance(value, Mapping) else value
-        return data if data is not None else read_image_file(path_within(path.parent, value["path"]))
+        return (
+            data if data is not None else read_image_file(path_within(path.parent, value["path"]))
+        )
 
     def class_names(self) -> Sequence[str]:
         """Return the names of the ClassLabel of the objects, empty if they are texts."""
         metadata = _schema(self.files[0]).metadata or {}
-        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        features = (
+            json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        )
         return _class_label_names(features.get("objects"))
 
 
@@ -106,7 +123,9 @@ def _class_label_names(feature: Any) -> Sequence[str]:
 def _image_column(path: Path) -> str:
     """Return the column of images: a struct with `bytes`, or bytes."""
     for column in _schema(path):
-        is_struct = pyarrow.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0
+        is_struct = (
+            pyarrow.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0
+        )
         if is_struct or pyarrow.types.is_binary(column.type):
             return str(column.name)
     raise RunError(f"{path} has no column of images")

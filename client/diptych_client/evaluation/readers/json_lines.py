@@ -1,10 +1,11 @@
-"""JSON lines: one object for each image, with any of these fields besides `image`, its path relative to the file.
+"""JSON lines: one object for each image, with any of these fields besides `image`, its path
+relative to the file.
 
-{"image": "a.png", "caption": "two cats"}, or "captions": ["two cats", "cats on a sofa"]
-{"image": "a.png", "text": "EXIT"}, and "region": [x1, y1, x2, y2] if the text is about a region
-{"image": "a.png", "question": "how many?", "answers": ["2", "two"]}, or "answer": "2"
-{"image": "a.png", "phrases": [{"phrase": "left cat", "box": [x1, y1, x2, y2], "segmentation": [[x, y, …]]}]}
-{"image": "a.png", "objects": [{"label": "cat", "box": [x1, y1, x2, y2], "segmentation": [[x, y, …]]}]}
+{"image": "a.png", "caption": "two cats"}, or "captions": ["two cats", "cats on a sofa"] {"image":
+"a.png", "text": "EXIT"}, and "region": [x1, y1, x2, y2] if the text is about a region {"image":
+"a.png", "question": "how many?", "answers": ["2", "two"]}, or "answer": "2" {"image": "a.png",
+"phrases": [{"phrase": "left cat", "box": [x1, y1, x2, y2], "segmentation": [[x, y, …]]}]} {"image":
+"a.png", "objects": [{"label": "cat", "box": [x1, y1, x2, y2], "segmentation": [[x, y, …]]}]}
 
 Also metadata.jsonl of an ImageFolder (huggingface.co/docs/datasets, "Create an image dataset"):
 
@@ -18,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from diptych_client.annotate.job import ImageFile
-from diptych_client.evaluation.dataset import Dataset, Folder, LabelledImage, TrueObject, TruePhrase, TrueQuestion
+from diptych_client.evaluation.dataset import (
+    Dataset,
+    Folder,
+    LabelledImage,
+    TrueObject,
+    TruePhrase,
+    TrueQuestion,
+)
 from diptych_client.evaluation.foreign_files import MALFORMED, read_lines
 from diptych_client.geometry import BoxXyxy
 from diptych_client.long_runs import RunError
@@ -29,7 +37,9 @@ _CATEGORIES = ("category", "categories", "label")  # names of the column
 def read_json_lines(path: Path, images: Path | None = None) -> Dataset:
     """Read a file; lines of the same image may repeat, as with several questions."""
     folder = Folder(images or path.parent)
-    labelled = [_labelled(folder, line, f"{path}, line {number}") for number, line in read_lines(path)]
+    labelled = [
+        _labelled(folder, line, f"{path}, line {number}") for number, line in read_lines(path)
+    ]
     return Dataset(labelled, folder, classes_of(labelled))
 
 
@@ -40,7 +50,9 @@ def _labelled(folder: Folder, line: str, where: str) -> LabelledImage:
             return labelled_row(folder.image(row["file_name"]), from_hugging_face(row))
         return labelled_row(folder.image(row["image"]), row)
     except MALFORMED as error:
-        raise RunError(f"{where}: expected an object with `image` and labels: {error!r:.200}") from error
+        raise RunError(
+            f"{where}: expected an object with `image` and labels: {error!r:.200}"
+        ) from error
 
 
 def classes_of(labelled: Iterable[LabelledImage]) -> tuple[str, ...]:
@@ -49,7 +61,10 @@ def classes_of(labelled: Iterable[LabelledImage]) -> tuple[str, ...]:
 
 
 def from_hugging_face(row: Mapping[str, Any], class_names: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a row of Hugging Face's with the fields of JSON lines; its `text` may also be the caption."""
+    """Return a row of Hugging Face's with the fields of JSON lines.
+
+    Its `text` may also be the caption.
+    """
     row = {"captions": row.get("caption", row.get("text")), **row}
     objects = row.get("objects")
     if not isinstance(objects, Mapping):
@@ -69,7 +84,9 @@ def from_hugging_face(row: Mapping[str, Any], class_names: Sequence[str] = ()) -
 
 def labelled_row(image: ImageFile, row: Mapping[str, Any]) -> LabelledImage:
     """Return the labels of one row."""
-    objects, captions, text = row.get("objects"), row.get("captions", row.get("caption")), row.get("text")
+    objects = row.get("objects")
+    captions = row.get("captions", row.get("caption"))
+    text = row.get("text")
     return LabelledImage(
         image,
         None if objects is None else tuple(map(_object, objects)),
@@ -100,7 +117,9 @@ def _phrase(row: Mapping[str, Any]) -> TruePhrase:
 
 def _object(row: Mapping[str, Any]) -> TrueObject:
     is_crowd = bool(row.get("iscrowd"))
-    return TrueObject(str(row["label"]), _box(row["box"]), row.get("segmentation"), row.get("area"), is_crowd)
+    return TrueObject(
+        str(row["label"]), _box(row["box"]), row.get("segmentation"), row.get("area"), is_crowd
+    )
 
 
 def _box(values: Iterable[Any]) -> BoxXyxy:

@@ -1,21 +1,31 @@
-"""Pascal VOC: Annotations/….xml for each image, JPEGImages/, and the splits in ImageSets/Main/….txt.
+"""Pascal VOC: Annotations/….xml for each image, JPEGImages/, and the splits in
+ImageSets/Main/….txt.
 
-A box counts pixels from 1 and includes its last ones (VOC2012 development kit, section 3): [xmin - 1, ymin - 1, xmax,
-ymax] are its edges. Objects marked difficult count neither as found nor as missed, as in VOC's own evaluation.
+A box counts pixels from 1 and includes its last ones (VOC2012 development kit, section 3): [xmin -
+1, ymin - 1, xmax, ymax] are its edges. Objects marked difficult count neither as found nor as
+missed, as in VOC's own evaluation.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from diptych_client.evaluation.dataset import Dataset, Folder, LabelledImage, TrueObject, path_within
+from diptych_client.evaluation.dataset import (
+    Dataset,
+    Folder,
+    LabelledImage,
+    TrueObject,
+    path_within,
+)
 from diptych_client.evaluation.foreign_files import read_text, read_xml
 from diptych_client.long_runs import RunError
 
 
 def read_voc(path: Path, split: str | None = None) -> Dataset:
     """Read one split, by default all annotations."""
-    folder = Folder(next((path / name for name in ("JPEGImages", "images") if (path / name).is_dir()), path))
+    folder = Folder(
+        next((path / name for name in ("JPEGImages", "images") if (path / name).is_dir()), path)
+    )
     labelled = [_labelled(folder, file) for file in _annotation_files(path, split)]
     classes = sorted({each.label for image in labelled for each in image.objects or ()})
     return Dataset(labelled, folder, tuple(classes))
@@ -41,6 +51,10 @@ def _labelled(folder: Folder, file: Path) -> LabelledImage:
 
 
 def _object(element: ElementTree.Element) -> TrueObject:
-    x1, y1, x2, y2 = (float(element.findtext(f"bndbox/{edge}") or "") for edge in ("xmin", "ymin", "xmax", "ymax"))
+    x1, y1, x2, y2 = (
+        float(element.findtext(f"bndbox/{edge}") or "") for edge in ("xmin", "ymin", "xmax", "ymax")
+    )
     is_difficult = element.findtext("difficult") == "1"
-    return TrueObject(element.findtext("name") or "", (x1 - 1, y1 - 1, x2, y2), is_crowd=is_difficult)
+    return TrueObject(
+        element.findtext("name") or "", (x1 - 1, y1 - 1, x2, y2), is_crowd=is_difficult
+    )

@@ -1,8 +1,10 @@
-"""Ultralytics' YOLO layout (docs.ultralytics.com, datasets): data.yaml names the classes and the splits.
+"""Ultralytics' YOLO layout (docs.ultralytics.com, datasets): data.yaml names the classes and the
+splits.
 
-A split is a folder of images, a list of folders, or a text file of paths. The labels of …/images/….jpg are in
-…/labels/….txt: `class x_center y_center width height`, or `class x1 y1 x2 y2 …`, as parts of the width and the height.
-All of them are in the folder of data.yaml: its `path` is followed within it, and is often that of another machine.
+A split is a folder of images, a list of folders, or a text file of paths. The labels of
+…/images/….jpg are in …/labels/….txt: `class x_center y_center width height`, or `class x1 y1 x2 y2
+…`, as parts of the width and the height. All of them are in the folder of data.yaml: its `path` is
+followed within it, and is often that of another machine.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +14,13 @@ from typing import Any
 from PIL import Image
 
 from diptych_client.annotate.job import find_images
-from diptych_client.evaluation.dataset import Dataset, Folder, LabelledImage, TrueObject, path_within
+from diptych_client.evaluation.dataset import (
+    Dataset,
+    Folder,
+    LabelledImage,
+    TrueObject,
+    path_within,
+)
 from diptych_client.evaluation.foreign_files import MALFORMED, read_text, read_yaml
 from diptych_client.geometry import BoxXyxy, bounding_box
 from diptych_client.long_runs import RunError
@@ -41,7 +49,9 @@ def _dataset(path: Path, document: Mapping[str, Any], split: str | None) -> Data
     sources = document[chosen] if isinstance(document[chosen], list) else [document[chosen]]
     root = _root(folder, document.get("path") or "")
     images = [image for source in sources for image in _images(folder, root, source)]
-    return Dataset([_labelled(folder, image, names) for image in images], Folder(folder), tuple(names.values()))
+    return Dataset(
+        [_labelled(folder, image, names) for image in images], Folder(folder), tuple(names.values())
+    )
 
 
 def _class_names(names: Sequence[str] | Mapping[Any, str]) -> dict[int, str]:
@@ -61,14 +71,18 @@ def _root(folder: Path, path: object) -> Path:
 def _images(folder: Path, root: Path, source: str) -> list[Path]:
     """Return the images of a folder or of a text file of paths."""
     if source.startswith("../") and not (root / source).exists():
-        root, source = folder, source.removeprefix("../")  # Roboflow writes paths relative to a folder below
+        # Roboflow writes paths relative to a folder below
+        root, source = folder, source.removeprefix("../")
     path = path_within(folder, str(root / source))
     if path.is_dir():
         return [path / image.name for image in find_images(path)]
     if path.is_file():
         lines = (line.strip() for line in read_text(path).splitlines())
         return [path_within(folder, str(path.parent / line)) for line in lines if line]
-    raise RunError(f"{path} does not exist; the images of a YOLO dataset must be in the folder of its data.yaml")
+    raise RunError(
+        f"{path} does not exist; the images of a YOLO dataset must be in the folder of its"
+        " data.yaml"
+    )
 
 
 def _labelled(folder: Path, image: Path, names: Mapping[int, str]) -> LabelledImage:
@@ -84,7 +98,9 @@ def _labelled(folder: Path, image: Path, names: Mapping[int, str]) -> LabelledIm
 
 
 def _label_file(image: Path) -> Path:
-    """Return the label file of an image: the last folder `images` of its path in the dataset becomes `labels`."""
+    """Return the label file of an image: the last folder `images` of its path in the dataset
+    becomes `labels`.
+    """
     parts = list(image.parts)
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
@@ -97,7 +113,9 @@ def _upright_size(path: Path) -> tuple[int, int]:
         return (height, width) if image.getexif().get(0x0112) in _TRANSPOSED else (width, height)
 
 
-def _object(names: Mapping[int, str], row: Sequence[float], size_wh: tuple[int, int], path: Path) -> TrueObject:
+def _object(
+    names: Mapping[int, str], row: Sequence[float], size_wh: tuple[int, int], path: Path
+) -> TrueObject:
     class_index, *numbers = row
     if int(class_index) not in names or len(numbers) < 4 or len(numbers) % 2:
         raise RunError(f"{path}: expected a class of data.yaml and a box or an outline, got {row}")
@@ -105,7 +123,9 @@ def _object(names: Mapping[int, str], row: Sequence[float], size_wh: tuple[int, 
     if len(numbers) == 4:
         return TrueObject(label, _box(numbers, width, height))
     ring = tuple((x * width, y * height) for x, y in zip(numbers[::2], numbers[1::2], strict=True))
-    return TrueObject(label, bounding_box(ring), [[coordinate for point in ring for coordinate in point]])
+    return TrueObject(
+        label, bounding_box(ring), [[coordinate for point in ring for coordinate in point]]
+    )
 
 
 def _box(numbers: Sequence[float], width: int, height: int) -> BoxXyxy:

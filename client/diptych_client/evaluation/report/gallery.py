@@ -1,4 +1,5 @@
-"""The gallery: each sample's image once, small, and its panels: the truth and every model's answer, as JSON's values.
+"""The gallery: each sample's image once, small, and its panels: the truth and every model's answer,
+as JSON's values.
 
 Shapes are drawn by page.js, in pixels of the original image.
 """
@@ -15,7 +16,13 @@ from diptych_client.evaluation.answers import AnswerLog, Prediction
 from diptych_client.evaluation.dataset import ImageStore, TrueObject, TruePhrase
 from diptych_client.evaluation.metrics.evaluator import Ranked
 from diptych_client.evaluation.metrics.phrases import judge
-from diptych_client.evaluation.questions import ClassNames, ObjectsTruth, PhrasesTruth, Sample, TextsTruth
+from diptych_client.evaluation.questions import (
+    ClassNames,
+    ObjectsTruth,
+    PhrasesTruth,
+    Sample,
+    TextsTruth,
+)
 from diptych_client.geometry import BoxXyxy
 from diptych_client.matching import Kind, LabelledBox, match
 from diptych_client.results import Instance, Item, TextRegion, box_of, label_of
@@ -54,12 +61,17 @@ class Gallery:
             "classes": sorted(ranked.classes),
             "panels": [
                 *_truth_panel(sample, list(answered.values()), self.names, self.has_masks),
-                *(_answer_panel(model, sample, each, self.names) for model, each in answered.items()),
+                *(
+                    _answer_panel(model, sample, each, self.names)
+                    for model, each in answered.items()
+                ),
             ],
         }
 
 
-def gallery_cards(gallery: Gallery, samples: Sequence[Sample], ranked: Sequence[Ranked]) -> Iterator[dict[str, Any]]:
+def gallery_cards(
+    gallery: Gallery, samples: Sequence[Sample], ranked: Sequence[Ranked]
+) -> Iterator[dict[str, Any]]:
     """Yield the cards in their order."""
     return (gallery.card(samples[each.sample_index], each) for each in ranked)
 
@@ -91,19 +103,27 @@ def _truth_panel(
         case PhrasesTruth(phrases):
             judged = zip(*(judge(PhrasesTruth(phrases), each) for each in predictions), strict=True)
             shapes = [
-                _true_shape(each, each.phrase, "missed" if any(a.item is None for a in answers) else "truth", has_masks)
+                _true_shape(
+                    each,
+                    each.phrase,
+                    "missed" if any(a.item is None for a in answers) else "truth",
+                    has_masks,
+                )
                 for each, answers in zip(phrases, judged, strict=True)
             ]
             yield {"name": "truth", "shapes": shapes, "text": ""}
 
 
-def _answer_panel(model: str, sample: Sample, prediction: Prediction, names: ClassNames) -> dict[str, Any]:
+def _answer_panel(
+    model: str, sample: Sample, prediction: Prediction, names: ClassNames
+) -> dict[str, Any]:
     kinds: Sequence[str] = ["answer"] * len(prediction.items)
     if isinstance(sample.truth, ObjectsTruth):
         kinds = _kinds(sample.truth.objects, prediction, names)[1]
     elif isinstance(sample.truth, PhrasesTruth):
         kind_of = {id(each.item): each.kind for each in judge(sample.truth, prediction)}
-        kinds = [kind_of.get(id(item), "answer") for item in prediction.items]  # the best answer to a phrase counts
+        # the best answer to a phrase counts
+        kinds = [kind_of.get(id(item), "answer") for item in prediction.items]
     shapes = [
         {"label": f"{label_of(item)} {item.score:.2f}", "kind": kind, **_shape(item)}
         for item, kind in zip(prediction.items, kinds, strict=True)
@@ -111,7 +131,9 @@ def _answer_panel(model: str, sample: Sample, prediction: Prediction, names: Cla
     return {"name": model, "shapes": shapes, "text": prediction.text or ""}
 
 
-def _kinds(objects: Sequence[TrueObject], prediction: Prediction, names: ClassNames) -> tuple[list[str], list[str]]:
+def _kinds(
+    objects: Sequence[TrueObject], prediction: Prediction, names: ClassNames
+) -> tuple[list[str], list[str]]:
     """Return the kind of each true object and of each answer."""
     truths = [LabelledBox(each.label, each.box_xyxy, each.is_crowd) for each in objects]
     answers = [LabelledBox(names.label(item), box_of(item)) for item in prediction.items]
@@ -126,7 +148,9 @@ def _kinds(objects: Sequence[TrueObject], prediction: Prediction, names: ClassNa
     return of_truths, of_answers
 
 
-def _true_shape(each: TrueObject | TruePhrase, label: str, kind: str, has_masks: bool) -> dict[str, Any]:
+def _true_shape(
+    each: TrueObject | TruePhrase, label: str, kind: str, has_masks: bool
+) -> dict[str, Any]:
     if has_masks and isinstance(each.segmentation, list):
         rings = [list(zip(ring[::2], ring[1::2], strict=True)) for ring in each.segmentation]
         return {"label": label, "kind": kind, "rings": _rounded(rings), "is_filled": True}

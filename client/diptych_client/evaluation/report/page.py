@@ -1,4 +1,7 @@
-"""The report as one HTML file. Its policy lets it load nothing: style, script and images are in it."""
+"""The report as one HTML file.
+
+Its policy lets it load nothing: style, script and images are in it.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +20,9 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-
 
 def html_page(evaluation: Evaluation, cards: Iterable[Mapping[str, Any]], file: TextIO) -> None:
     """Write the page; cards are written one by one."""
-    style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style, script = (
+        (_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
+    )
     title = escape(heading(evaluation))
     claims = "".join(f'<p class="sentence">{escape(each)}</p>' for each in sentences(evaluation))
     file.write(
@@ -27,7 +32,8 @@ def html_page(evaluation: Evaluation, cards: Iterable[Mapping[str, Any]], file: 
         f'<meta name="color-scheme" content="light dark"><style>{style}</style></head><body>'
         f"<header><p>Diptych</p><h1>{title}</h1>{claims}</header>"
         f"<main>{''.join(_sections(evaluation))}"
-        '<section id="gallery"><h2>Images</h2><div class="filters"></div><p class="count" role="status"></p>'
+        '<section id="gallery"><h2>Images</h2><div class="filters"></div><p class="count"'
+        ' role="status"></p>'
         '<div class="cards"></div></section></main><script type="application/json" id="cards">['
     )
     for index, card in enumerate(cards):
@@ -63,24 +69,32 @@ def _plots(evaluation: Evaluation) -> Iterator[str]:
     by_score = [
         Line(f"{name} {model}", curve, series, dash)
         for series, (model, each) in enumerate(details)
-        for dash, (name, curve) in enumerate((("precision", each.precision_by_score), ("recall", each.recall_by_score)))
+        for dash, (name, curve) in enumerate(
+            (("precision", each.precision_by_score), ("recall", each.recall_by_score))
+        )
         if curve is not None
     ]
     if by_score:
-        yield line_plot("Answers with at least a score, IoU 0.5", "score", "precision, recall", by_score)
+        yield line_plot(
+            "Answers with at least a score, IoU 0.5", "score", "precision, recall", by_score
+        )
 
 
 def _table(table: Table) -> str:
     is_matrix = table.title.startswith("Confusion")
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
-    largest = max((int(cell) for row in table.rows for cell in row[1:]), default=0) if is_matrix else 0
+    largest = (
+        max((int(cell) for row in table.rows for cell in row[1:]), default=0) if is_matrix else 0
+    )
     body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(_cell(cell, largest) for cell in row[1:])}</tr>'
+        f'<tr><th scope="row">{escape(row[0])}</th>'
+        f"{''.join(_cell(cell, largest) for cell in row[1:])}</tr>"
         for row in table.rows
     )
     note = f"<p>{escape(table.note)}</p>" if table.note else ""
     return (
-        f'<section><h2>{escape(table.title)}</h2><div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f'<section><h2>{escape(table.title)}</h2><div class="wide"'
+        f' tabindex="0"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>{note}</section>"
     )
 
@@ -88,4 +102,6 @@ def _table(table: Table) -> str:
 def _cell(text: str, largest: int) -> str:
     if not largest:
         return f"<td>{escape(text)}</td>"
-    return f'<td style="--heat: {round(60 * int(text) / largest)}%" class="heat">{escape(text)}</td>'
+    return (
+        f'<td style="--heat: {round(60 * int(text) / largest)}%" class="heat">{escape(text)}</td>'
+    )

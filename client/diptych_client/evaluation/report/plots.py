@@ -1,6 +1,7 @@
 """Plots as inline SVG, in the custom properties --series-0, --series-1, … of the page.
 
-Own lines and no plotting library: these follow light and dark, and a report needs three kinds of plot.
+Own lines and no plotting library: these follow light and dark, and a report needs three kinds of
+plot.
 """
 
 import math
@@ -13,8 +14,12 @@ from diptych_client.evaluation.metrics.outcome import Curve
 from diptych_client.evaluation.statistics import Interval
 
 NUM_COLORS = 6
-_WIDTH, _HEIGHT = 360, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 12, 12, 38
+_WIDTH = 360
+_HEIGHT = 250
+_LEFT = 40
+_RIGHT = 12
+_TOP = 12
+_BOTTOM = 38
 _NAMES = 120  # width of the metrics' names
 _DASHES = ("", "6 4")
 
@@ -33,8 +38,8 @@ def line_plot(title: str, x_title: str, y_title: str, lines: Sequence[Line]) -> 
     """Return curves with both axes from 0 to 1."""
     paths = [_path(line) for line in lines if line.curve.xs]
     key = "".join(
-        f'<span><svg width="24" height="10" aria-hidden="true"><path d="M0 5H24" {_stroke(line)}/></svg>'
-        f"{escape(line.name)}</span>"
+        '<span><svg width="24" height="10" aria-hidden="true"><path d="M0 5H24"'
+        f" {_stroke(line)}/></svg>{escape(line.name)}</span>"
         for line in lines
     )
     axes = _axes(x_title, y_title)
@@ -42,7 +47,10 @@ def line_plot(title: str, x_title: str, y_title: str, lines: Sequence[Line]) -> 
 
 
 def interval_plot(title: str, intervals: Mapping[str, Mapping[str, Interval]]) -> str:
-    """Return each metric of each model as a dot with its interval; the axis has the tens around all of them."""
+    """Return each metric of each model as a dot with its interval.
+
+    The axis has the tens around all of them.
+    """
     models = list(intervals)
     names = list(next(iter(intervals.values()), {}))
     axis = _Axis.of([each for own in intervals.values() for each in own.values()])
@@ -50,13 +58,15 @@ def interval_plot(title: str, intervals: Mapping[str, Mapping[str, Interval]]) -
     parts = [_grid(axis, row_height * len(names))]
     for i, name in enumerate(names):
         middle = i * row_height + row_height / 2 + 4
-        parts.append(f'<text x="{_NAMES - 8}" y="{middle:.1f}" text-anchor="end">{escape(name)}</text>')
+        parts.append(
+            f'<text x="{_NAMES - 8}" y="{middle:.1f}" text-anchor="end">{escape(name)}</text>'
+        )
         for j, model in enumerate(models):
             y = i * row_height + 14 + 14 * j
             parts.append(_whisker(intervals[model][name], j, y, axis))
     key = "".join(
-        f'<span><svg width="12" height="10" aria-hidden="true"><circle cx="6" cy="5" r="4" fill="{_color(j)}"/></svg>'
-        f"{escape(model)}</span>"
+        '<span><svg width="12" height="10" aria-hidden="true"><circle cx="6" cy="5" r="4"'
+        f' fill="{_color(j)}"/></svg>{escape(model)}</span>'
         for j, model in enumerate(models)
     )
     return _figure(title, _svg(title, row_height * len(names) + 20, "".join(parts)), key)
@@ -71,7 +81,12 @@ class _Axis:
 
     @classmethod
     def of(cls, intervals: Sequence[Interval]) -> Self:
-        ends = [end for each in intervals for end in (each.low, each.value, each.high) if math.isfinite(end)] or [0.0]
+        ends = [
+            end
+            for each in intervals
+            for end in (each.low, each.value, each.high)
+            if math.isfinite(end)
+        ] or [0.0]
         minimum = 10 * math.floor(min(ends) / 10)
         return cls(minimum, max(10 * math.ceil(max(ends) / 10), minimum + 10))
 
@@ -86,7 +101,10 @@ def _whisker(interval: Interval, series: int, y: float, axis: _Axis) -> str:
     low, value, high = map(axis.x, (interval.low, interval.value, interval.high))
     color = _color(series)
     line = f'<path d="M{low:.1f} {y}H{high:.1f}" stroke="{color}" stroke-width="2"/>'
-    return f'<g>{line}<circle cx="{value:.1f}" cy="{y}" r="4" fill="{color}"/><title>{interval}</title></g>'
+    return (
+        f'<g>{line}<circle cx="{value:.1f}" cy="{y}" r="4"'
+        f' fill="{color}"/><title>{interval}</title></g>'
+    )
 
 
 def _grid(axis: _Axis, height: float) -> str:
@@ -100,21 +118,27 @@ def _grid(axis: _Axis, height: float) -> str:
 
 
 def _axes(x_title: str, y_title: str) -> str:
-    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+    right = _WIDTH - _RIGHT
+    bottom = _HEIGHT - _BOTTOM
     parts = []
     for tick in (0, 0.25, 0.5, 0.75, 1):
         x, y = _point(tick, tick)
         parts.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{bottom}M{_LEFT} {y:.1f}H{right}"/>')
         parts.append(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{tick:g}</text>')
         parts.append(f'<text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    x, y = (_LEFT + right) / 2, (_TOP + bottom) / 2
+    x = (_LEFT + right) / 2
+    y = (_TOP + bottom) / 2
     parts.append(f'<text x="{x}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_title)}</text>')
-    parts.append(f'<text transform="translate(10 {y}) rotate(-90)" text-anchor="middle">{escape(y_title)}</text>')
+    parts.append(
+        f'<text transform="translate(10 {y}) rotate(-90)"'
+        f' text-anchor="middle">{escape(y_title)}</text>'
+    )
     return "".join(parts)
 
 
 def _point(x: float, y: float) -> tuple[float, float]:
-    width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    width = _WIDTH - _LEFT - _RIGHT
+    height = _HEIGHT - _TOP - _BOTTOM
     return _LEFT + width * min(max(x, 0), 1), _TOP + height * (1 - min(max(y, 0), 1))
 
 
@@ -125,7 +149,10 @@ def _path(line: Line) -> str:
 
 
 def _stroke(line: Line) -> str:
-    return f'fill="none" stroke="{_color(line.series)}" stroke-width="2" stroke-dasharray="{_DASHES[line.dash]}"'
+    return (
+        f'fill="none" stroke="{_color(line.series)}" stroke-width="2"'
+        f' stroke-dasharray="{_DASHES[line.dash]}"'
+    )
 
 
 def _color(series: int) -> str:
@@ -134,8 +161,14 @@ def _color(series: int) -> str:
 
 def _svg(title: str, height: float, content: str) -> str:
     label = escape(title)
-    return f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{label}" class="plot">{content}</svg>'
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{label}"'
+        f' class="plot">{content}</svg>'
+    )
 
 
 def _figure(title: str, svg: str, key: str) -> str:
-    return f'<figure><figcaption>{escape(title)}</figcaption>{svg}<div class="key">{key}</div></figure>'
+    return (
+        f"<figure><figcaption>{escape(title)}</figcaption>{svg}<div"
+        f' class="key">{key}</div></figure>'
+    )

@@ -44,7 +44,12 @@ def sentences(evaluation: Evaluation) -> list[str]:
 
 def tables(evaluation: Evaluation) -> list[Table]:
     """Return the tables that have rows."""
-    found = [*_metrics(evaluation), _speed(evaluation), *_by_class(evaluation), *_agreement(evaluation)]
+    found = [
+        *_metrics(evaluation),
+        _speed(evaluation),
+        *_by_class(evaluation),
+        *_agreement(evaluation),
+    ]
     return [table for table in found if table.rows]
 
 
@@ -56,16 +61,28 @@ def _metrics(evaluation: Evaluation) -> Iterator[Table]:
     pairs = list(dict.fromkeys((each.first, each.second) for each in measured.differences))
     header = ("metric", *evaluation.models, *(f"{second} − {first}" for first, second in pairs))
     rows = [
-        (name, *(str(measured.intervals[model][name]) for model in evaluation.models), *_gains(measured, name))
+        (
+            name,
+            *(str(measured.intervals[model][name]) for model in evaluation.models),
+            *_gains(measured, name),
+        )
         for name in names
     ]
-    note = "In hundredths, with 95 % intervals. Differences are paired by image; positive: the first named is better."
-    yield Table("Metrics", header, tuple(rows), note if pairs else "In hundredths, with 95 % intervals.")
+    note = (
+        "In hundredths, with 95 % intervals. Differences are paired by image; positive: the first"
+        " named is better."
+    )
+    yield Table(
+        "Metrics", header, tuple(rows), note if pairs else "In hundredths, with 95 % intervals."
+    )
 
 
 def _gains(measured: Estimates, name: str) -> list[str]:
     found = [each for each in measured.differences if each.metric == name]
-    return [f"{_plus_minus(each.interval, '+')}{'' if each.is_clear else ' (not told apart)'}" for each in found]
+    return [
+        f"{_plus_minus(each.interval, '+')}{'' if each.is_clear else ' (not told apart)'}"
+        for each in found
+    ]
 
 
 def _plus_minus(interval: Interval, sign: str = "") -> str:
@@ -78,50 +95,78 @@ def _speed(evaluation: Evaluation) -> Table:
         for name, title in _SPEEDS.items()
     ]
     note = "Measured in this client, with the run's concurrency."
-    return Table("Speed", ("measure", *evaluation.speed), tuple(rows) if evaluation.speed else (), note)
+    return Table(
+        "Speed", ("measure", *evaluation.speed), tuple(rows) if evaluation.speed else (), note
+    )
 
 
 def _by_class(evaluation: Evaluation) -> Iterator[Table]:
     details = {model: each for model, each in evaluation.details.items() if each.by_class}
     if details:
         first = next(iter(details.values()))
-        header = ("class", "objects", *(f"{measure} {model}" for measure in ("AP", "AP50") for model in details))
+        header = (
+            "class",
+            "objects",
+            *(f"{measure} {model}" for measure in ("AP", "AP50") for model in details),
+        )
         rows = [
             (
                 label,
                 f"{row['objects']:.0f}",
-                *(_number(each.by_class[label][name]) for name in ("AP", "AP50") for each in details.values()),
+                *(
+                    _number(each.by_class[label][name])
+                    for name in ("AP", "AP50")
+                    for each in details.values()
+                ),
             )
             for label, row in first.by_class.items()
         ]
         yield Table("AP by class", header, tuple(rows))
-        sizes = [(size, *(_number(each.by_size[size]) for each in details.values())) for size in first.by_size]
+        sizes = [
+            (size, *(_number(each.by_size[size]) for each in details.values()))
+            for size in first.by_size
+        ]
         note = "COCO's sizes: small below 32 × 32 pixels, large above 96 × 96."
         yield Table("AP by size", ("size", *details), tuple(sizes), note)
     kinds = list(dict.fromkeys(kind for each in evaluation.details.values() for kind in each.kinds))
-    counts = [(kind, *(str(each.kinds[kind]) for each in evaluation.details.values())) for kind in kinds]
+    counts = [
+        (kind, *(str(each.kinds[kind]) for each in evaluation.details.values())) for kind in kinds
+    ]
     note = (
-        "Wrong class: IoU ≥ 0.5 with an object of another class. Badly placed: IoU of 0.1 to 0.5 with one of its class."
+        "Wrong class: IoU ≥ 0.5 with an object of another class. Badly placed: IoU of 0.1 to 0.5"
+        " with one of its class."
     )
     yield Table("Answers by kind", ("kind", *evaluation.details), tuple(counts), note)
     for model, each in evaluation.details.items():
         if each.confusion is not None:
             rows = [
-                (label, *map(str, row)) for label, row in zip(each.confusion.labels, each.confusion.counts, strict=True)
+                (label, *map(str, row))
+                for label, row in zip(each.confusion.labels, each.confusion.counts, strict=True)
             ]
             header = ("true \\ answered", *each.confusion.labels)
-            yield Table(f"Confusion matrix of {model}", header, tuple(rows), "At IoU 0.5, all scores.")
+            yield Table(
+                f"Confusion matrix of {model}", header, tuple(rows), "At IoU 0.5, all scores."
+            )
 
 
 def _agreement(evaluation: Evaluation) -> Iterator[Table]:
     if evaluation.agreed is None:
         return
     rows = [(title, str(own["agreement"])) for title, own in evaluation.agreed.intervals.items()]
-    note = "Of boxes: 2 · both / (first + second), same label and IoU ≥ 0.5. Of texts: 1 − edit distance."
+    note = (
+        "Of boxes: 2 · both / (first + second), same label and IoU ≥ 0.5. Of texts: 1 − edit"
+        " distance."
+    )
     yield Table("Agreement", ("models", "agreement, %"), tuple(rows), note)
     for title, classes in evaluation.agreement_by_class.items():
         first, _, second = title.partition(" and ")
-        header = ("class", "found by both", f"only {first}", f"only {second}", "other label or place")
+        header = (
+            "class",
+            "found by both",
+            f"only {first}",
+            f"only {second}",
+            "other label or place",
+        )
         found = [(label, *map(str, asdict(each).values())) for label, each in classes.items()]
         yield Table(f"Agreement by class: {title}", header, tuple(found))
 
@@ -136,7 +181,11 @@ def heading(evaluation: Evaluation) -> str:
     if evaluation.num_samples != evaluation.num_images:
         count += f", {evaluation.num_samples} questions"
     if evaluation.num_labelled < evaluation.num_samples:
-        count += f", {evaluation.num_labelled} of them labelled" if evaluation.num_labelled else " without labels"
+        count += (
+            f", {evaluation.num_labelled} of them labelled"
+            if evaluation.num_labelled
+            else " without labels"
+        )
     if evaluation.num_unanswered:
         count += f"; {evaluation.num_unanswered} not answered by every model"
     return f"{evaluation.task} on {evaluation.dataset}: {count}"
@@ -147,7 +196,11 @@ def markdown(evaluation: Evaluation) -> str:
     parts = [f"# {_inline(heading(evaluation))}", *map(_inline, sentences(evaluation))]
     for table in tables(evaluation):
         lines = [_row(table.header), "|---" * len(table.header) + "|", *map(_row, table.rows)]
-        parts += [f"## {_inline(table.title)}", "\n".join(lines), *([table.note] if table.note else [])]
+        parts += [
+            f"## {_inline(table.title)}",
+            "\n".join(lines),
+            *([table.note] if table.note else []),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -156,13 +209,18 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _inline(text: str) -> str:
-    """Return names as text of one line: neither HTML, nor a link or a picture, nor another cell or heading."""
+    """Return names as text of one line: neither HTML, nor a link or a picture, nor another cell or
+    heading.
+    """
     line = _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
     return _MARKDOWN.sub(r"\\\g<0>", escape(line, quote=False))
 
 
 def json_document(evaluation: Evaluation, titles: Mapping[int, str]) -> dict[str, Any]:
-    """Return the report as JSON's values; NaN becomes null. `titles` names the samples of the gallery."""
+    """Return the report as JSON's values; NaN becomes null.
+
+    `titles` names the samples of the gallery.
+    """
     worst = [
         {
             "sample": titles[each.sample_index],

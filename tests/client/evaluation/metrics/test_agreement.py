@@ -4,7 +4,8 @@ from diptych_client.evaluation.metrics.agreement import Agreement, ClassAgreemen
 from diptych_client.evaluation.questions import ClassNames
 from tests.support.evaluations import detection, prediction
 
-BOX, FAR = (0.0, 0.0, 10.0, 10.0), (50.0, 50.0, 60.0, 60.0)
+BOX = (0.0, 0.0, 10.0, 10.0)
+FAR = (50.0, 50.0, 60.0, 60.0)
 
 
 def agreement() -> Agreement:
@@ -14,8 +15,13 @@ def agreement() -> Agreement:
 def test_boxes_are_compared_by_class_and_place() -> None:
     found = agreement()
     first = prediction([detection("car", BOX), detection("dog", FAR)])
-    outcome = found.add(first, prediction([detection("Auto", BOX), detection("cat", FAR), detection("dog", BOX)]))
-    assert found.by_class() == {"car": ClassAgreement(1, 0, 0, 0), "dog": ClassAgreement(0, 0, 1, 1)}
+    outcome = found.add(
+        first, prediction([detection("Auto", BOX), detection("cat", FAR), detection("dog", BOX)])
+    )
+    assert found.by_class() == {
+        "car": ClassAgreement(1, 0, 0, 0),
+        "dog": ClassAgreement(0, 0, 1, 1),
+    }
     assert outcome.error == 1 - 2 / 5
     assert outcome.kinds == {"found by both", "other label", "only B"}
 

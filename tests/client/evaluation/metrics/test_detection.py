@@ -31,7 +31,10 @@ def corners(box: BoxXyxy) -> list[float]:
 
 
 def random_box(rng: np.random.Generator) -> BoxXyxy:
-    x, y, width, height = rng.uniform(0, 100), rng.uniform(0, 80), rng.uniform(5, 99), rng.uniform(5, 69)
+    x = rng.uniform(0, 100)
+    y = rng.uniform(0, 80)
+    width = rng.uniform(5, 99)
+    height = rng.uniform(5, 69)
     return (x, y, x + width, y + height)
 
 
@@ -40,15 +43,24 @@ def random_samples(seed: int, has_masks: bool = False) -> list[Sample]:
     rng = np.random.default_rng(seed)
     samples = []
     for _ in range(NUM_IMAGES):
-        truths, answers = [], list[Item]()
+        truths = []
+        answers = list[Item]()
         for _ in range(rng.integers(0, 5)):
-            box, label = random_box(rng), CLASSES[rng.integers(3)]
+            box = random_box(rng)
+            label = CLASSES[rng.integers(3)]
             truths.append(
-                TrueObject(label, box, [corners(box)] if has_masks else None, is_crowd=bool(rng.random() < 0.125))
+                TrueObject(
+                    label,
+                    box,
+                    [corners(box)] if has_masks else None,
+                    is_crowd=bool(rng.random() < 0.125),
+                )
             )
             if rng.random() < 0.8:
                 shaken = tuple(float(v) for v in np.array(box) + rng.normal(0, 4, 4))
-                answers.append(answer(shaken, label if rng.random() < 0.8 else "cat", rng, has_masks))  # type: ignore[arg-type]
+                answers.append(
+                    answer(shaken, label if rng.random() < 0.8 else "cat", rng, has_masks)
+                )  # type: ignore[arg-type]
         if rng.random() < 0.4:
             answers.append(answer(random_box(rng), CLASSES[rng.integers(3)], rng, has_masks))
         samples.append((tuple(truths), tuple(answers)))
@@ -71,20 +83,32 @@ def measured(samples: Sequence[Sample]) -> ObjectsMeasure:
 
 
 def reference(samples: Sequence[Sample], folder: Path, iou_type: str) -> Any:
-    """Return pycocotools' own evaluation of files that are written here, without code of the client."""
-    annotations, results = [], []
+    """Return pycocotools' own evaluation of files that are written here, without code of the
+    client.
+    """
+    annotations = []
+    results = []
     for image_id, (truths, answers) in enumerate(samples, 1):
         for each in truths:
-            annotations.append(row(image_id, each.label, each.box_xyxy) | {"iscrowd": int(each.is_crowd)})
-            annotations[-1] |= {"id": len(annotations), "area": annotations[-1]["bbox"][2] * annotations[-1]["bbox"][3]}
-            annotations[-1] |= {} if each.segmentation is None else {"segmentation": each.segmentation}
+            annotations.append(
+                row(image_id, each.label, each.box_xyxy) | {"iscrowd": int(each.is_crowd)}
+            )
+            annotations[-1] |= {
+                "id": len(annotations),
+                "area": annotations[-1]["bbox"][2] * annotations[-1]["bbox"][3],
+            }
+            annotations[-1] |= (
+                {} if each.segmentation is None else {"segmentation": each.segmentation}
+            )
         for item in answers:
             assert isinstance(item, Detection | Instance)
             results.append(row(image_id, item.label, item.box_xyxy) | {"score": item.score})
             if isinstance(item, Instance):
                 del results[-1]["bbox"]
                 results[-1]["segmentation"] = mask_rows(item)
-    images = [{"id": i + 1, "width": SIZE.width, "height": SIZE.height} for i in range(len(samples))]
+    images = [
+        {"id": i + 1, "width": SIZE.width, "height": SIZE.height} for i in range(len(samples))
+    ]
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
     document = {"images": images, "categories": categories, "annotations": annotations}
     (folder / "truth.json").write_text(json.dumps(document))
@@ -99,13 +123,18 @@ def reference(samples: Sequence[Sample], folder: Path, iou_type: str) -> Any:
 
 def row(image_id: int, label: str, box: BoxXyxy) -> dict[str, Any]:
     x1, y1, x2, y2 = box
-    return {"image_id": image_id, "category_id": CLASSES.index(label) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+    return {
+        "image_id": image_id,
+        "category_id": CLASSES.index(label) + 1,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+    }
 
 
 def mask_rows(item: Instance) -> Mapping[str, Any]:
     """Return the pixels whose centres are in the box as run lengths, counted here."""
     x1, y1, x2, y2 = item.box_xyxy
-    xs, ys = np.arange(SIZE.width) + 0.5, np.arange(SIZE.height) + 0.5
+    xs = np.arange(SIZE.width) + 0.5
+    ys = np.arange(SIZE.height) + 0.5
     inside = ((ys >= y1) & (ys < y2))[:, None] & ((xs >= x1) & (xs < x2))[None]
     flat = inside.T.reshape(-1).astype(int)
     ends = np.flatnonzero(np.diff(flat)) + 1
@@ -117,21 +146,32 @@ def mask_rows(item: Instance) -> Mapping[str, Any]:
 
 @pytest.mark.parametrize(("has_masks", "iou_type"), [(False, "bbox"), (True, "segm")])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_ap_is_that_of_pycocotools(has_masks: bool, iou_type: Any, seed: int, tmp_path: Path) -> None:
+def test_ap_is_that_of_pycocotools(
+    has_masks: bool, iou_type: Any, seed: int, tmp_path: Path
+) -> None:
     samples = random_samples(seed, has_masks)
-    scores, expected = measured(samples).scores(iou_type), reference(samples, tmp_path, iou_type)
-    found = [scores.average_precision(), scores.average_precision(iou=0.5), scores.average_precision(iou=0.75)]
+    scores = measured(samples).scores(iou_type)
+    expected = reference(samples, tmp_path, iou_type)
+    found = [
+        scores.average_precision(),
+        scores.average_precision(iou=0.5),
+        scores.average_precision(iou=0.75),
+    ]
     found += [scores.average_precision(size) for size in ("small", "medium", "large")]
-    shown = [value if value == value else -1 for value in found]  # pycocotools' value for "undefined"
+    # pycocotools' value for "undefined"
+    shown = [value if value == value else -1 for value in found]
     np.testing.assert_allclose(shown, expected.stats[:6], atol=1e-6)
     for index, label in enumerate(CLASSES):
         precision = expected.eval["precision"][:, :, index, 0, -1]
-        assert scores.average_precision(label=label) == pytest.approx(precision[precision > -1].mean(), abs=1e-6)
+        assert scores.average_precision(label=label) == pytest.approx(
+            precision[precision > -1].mean(), abs=1e-6
+        )
 
 
 @pytest.mark.parametrize("seed", [3, 4, 5])
 def test_a_resample_has_the_ap_of_the_repeated_images(seed: int, tmp_path: Path) -> None:
-    samples, rng = random_samples(seed), np.random.default_rng(seed)
+    samples = random_samples(seed)
+    rng = np.random.default_rng(seed)
     drawn = np.sort(rng.integers(NUM_IMAGES, size=NUM_IMAGES))
     weights = np.bincount(drawn, minlength=NUM_IMAGES).astype(float)
     metrics = {metric.name: metric.estimator for metric in measured(samples).metrics()}
@@ -144,7 +184,9 @@ def test_the_whole_dataset_is_the_resample_of_each_image_once() -> None:
     measure = measured(random_samples(6))
     metrics = {metric.name: metric.estimator for metric in measure.metrics()}
     ones = np.ones(NUM_IMAGES)
-    assert metrics["mAP"].value(ones) == pytest.approx(measure.scores("bbox").average_precision(), abs=1e-9)
+    assert metrics["mAP"].value(ones) == pytest.approx(
+        measure.scores("bbox").average_precision(), abs=1e-9
+    )
 
 
 def test_counts_and_confusion_agree() -> None:
@@ -153,7 +195,9 @@ def test_counts_and_confusion_agree() -> None:
     assert details.confusion is not None
     matrix = np.array(details.confusion.counts)
     assert np.trace(matrix) == details.kinds["right"]
-    assert matrix[:-1].sum() == sum(details.kinds[kind] for kind in ("right", "wrong class", "badly placed", "missed"))
+    assert matrix[:-1].sum() == sum(
+        details.kinds[kind] for kind in ("right", "wrong class", "badly placed", "missed")
+    )
     assert matrix[:, :-1].sum() == sum(
         details.kinds[kind] for kind in ("right", "wrong class", "badly placed", "extra")
     )
@@ -165,7 +209,8 @@ def test_counts_and_confusion_agree() -> None:
 def test_the_curves_by_score_begin_with_the_best_answer_and_end_with_the_worst() -> None:
     scores = [0.5, 0.9, 0.7]
     truths = (TrueObject("car", (0, 0, 9, 9)), TrueObject("car", (20, 0, 29, 9)))
-    boxes: list[BoxXyxy] = [(20, 0, 29, 4.7), (0, 0, 9, 9), (50, 50, 59, 59)]  # the first has an IoU of 0.52
+    # the first has an IoU of 0.52
+    boxes: list[BoxXyxy] = [(20, 0, 29, 4.7), (0, 0, 9, 9), (50, 50, 59, 59)]
     answers = tuple(Detection(box, "car", score) for box, score in zip(boxes, scores, strict=True))
     details = measured([(truths, answers)]).details()
     assert details.precision_by_score is not None

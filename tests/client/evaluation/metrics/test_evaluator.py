@@ -30,16 +30,28 @@ def test_images_are_drawn_by_the_seed_and_stay_in_their_order() -> None:
     whole = dataset(20)
     drawn = names(sampled(whole, 8, seed=1))
     assert len(set(drawn)) == 8
-    assert drawn == sorted(drawn) == names(sampled(whole, 8, seed=1)) != names(sampled(whole, 8, seed=2))
+    assert (
+        drawn
+        == sorted(drawn)
+        == names(sampled(whole, 8, seed=1))
+        != names(sampled(whole, 8, seed=2))
+    )
 
 
 def test_all_images_are_kept_without_a_number_or_with_one_that_is_not_smaller() -> None:
     whole = dataset(20)
-    assert sampled(whole, None, seed=1) == sampled(whole, 20, seed=1) == sampled(whole, 21, seed=1) == whole
+    assert (
+        sampled(whole, None, seed=1)
+        == sampled(whole, 20, seed=1)
+        == sampled(whole, 21, seed=1)
+        == whole
+    )
 
 
 def evaluated(folder: Path, num_wrong: dict[str, list[int]]) -> Evaluation:
-    """Evaluate models that find each object, and as many boxes beside it as are given for each image."""
+    """Evaluate models that find each object, and as many boxes beside it as are given for each
+    image.
+    """
     labelled = dataset(len(next(iter(num_wrong.values()))))
     questionnaire = Questionnaire("object_detection", TaskParameters(), Prompts(), labelled.classes)
     samples = list(questionnaire.samples(labelled))
@@ -48,7 +60,9 @@ def evaluated(folder: Path, num_wrong: dict[str, list[int]]) -> Evaluation:
             for question, number in zip(log.questions(samples, model), numbers, strict=True):
                 found = (detection("car", BOX), *[detection("car", BESIDE)] * number)
                 log.append(question, answer(DetectionsResult(found), SIZE), 0.1, 1)
-        return Evaluator(log, tuple(num_wrong), questionnaire.names).evaluate("d", samples, seed=0, gallery=3)
+        return Evaluator(log, tuple(num_wrong), questionnaire.names).evaluate(
+            "d", samples, seed=0, gallery=3
+        )
 
 
 def test_the_gallery_has_the_most_wrong_samples_the_worst_first(tmp_path: Path) -> None:
@@ -60,4 +74,5 @@ def test_the_gallery_has_the_most_wrong_samples_the_worst_first(tmp_path: Path) 
 def test_the_agreement_of_two_models_is_measured_on_all_images(tmp_path: Path) -> None:
     agreed = evaluated(tmp_path, {"first": [0, 0], "second": [0, 2]}).agreed
     assert agreed is not None
-    assert agreed.intervals["first and second"]["agreement"].value == 75  # 2 · 1 / (1 + 1) and 2 · 1 / (1 + 3)
+    # 2 · 1 / (1 + 1) and 2 · 1 / (1 + 3)
+    assert agreed.intervals["first and second"]["agreement"].value == 75

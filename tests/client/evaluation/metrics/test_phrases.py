@@ -9,19 +9,26 @@ from diptych_client.evaluation.questions import PhrasesTruth
 from diptych_client.results import Instance
 from tests.support.evaluations import detection, prediction
 
-BOX, FAR = (0.0, 0.0, 10.0, 10.0), (50.0, 50.0, 60.0, 60.0)
+BOX = (0.0, 0.0, 10.0, 10.0)
+FAR = (50.0, 50.0, 60.0, 60.0)
 RING = [[0.0, 0.0, 10.0, 0.0, 10.0, 10.0, 0.0, 10.0]]
 HALF = ((0.0, 0.0), (10.0, 0.0), (10.0, 5.0), (0.0, 5.0))
 
 
 def values(measure: PhrasesMeasure) -> dict[str, float]:
-    return {metric.name: metric.estimator.value(np.ones(len(measure.box_hits))) for metric in measure.metrics()}
+    return {
+        metric.name: metric.estimator.value(np.ones(len(measure.box_hits)))
+        for metric in measure.metrics()
+    }
 
 
 def test_a_phrase_is_right_at_iou_one_half() -> None:
-    measure, truth = PhrasesMeasure(), PhrasesTruth((TruePhrase("left dog", BOX), TruePhrase("car", BOX)))
+    measure = PhrasesMeasure()
+    truth = PhrasesTruth((TruePhrase("left dog", BOX), TruePhrase("car", BOX)))
     better = detection("Left dog", (0.0, 0.0, 10.0, 5.0), 0.9)
-    outcome = measure.add(truth, prediction([detection("left dog", FAR, 0.2), better, detection("car", FAR)]))
+    outcome = measure.add(
+        truth, prediction([detection("left dog", FAR, 0.2), better, detection("car", FAR)])
+    )
     assert values(measure) == {"accuracy at IoU 0.5": 0.5}
     assert outcome.error == 0.5
     assert outcome.kinds == {"right", "badly placed"}

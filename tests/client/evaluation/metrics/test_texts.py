@@ -17,7 +17,12 @@ from diptych_client.evaluation.metrics.texts import (
 from diptych_client.evaluation.questions import TextsTruth
 from tests.support.evaluations import prediction
 
-CAPTIONS = ["a red circle and a blue square", "a star", "two green triangles with text on a dark background", "nothing"]
+CAPTIONS = [
+    "a red circle and a blue square",
+    "a star",
+    "two green triangles with text on a dark background",
+    "nothing",
+]
 REFERENCES = [
     ["a red circle and a blue square", "a blue square beside a red circle"],
     ["a yellow star", "one star on white"],
@@ -28,12 +33,21 @@ REFERENCES = [
 
 def test_cider_is_that_of_pycocoevalcap() -> None:
     """The scores were printed by CiderScorer of pycocoevalcap 1.2 for the same texts."""
-    np.testing.assert_allclose(cider_scores(CAPTIONS, REFERENCES), [7.28921569, 0.87925898, 4.10466577, 0], atol=1e-8)
+    np.testing.assert_allclose(
+        cider_scores(CAPTIONS, REFERENCES), [7.28921569, 0.87925898, 4.10466577, 0], atol=1e-8
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("The Cat", "cat"), ("two dogs.", "2 dogs"), ("1,000", "1000"), ("3.5", "3.5"), ("don't", "dont"), ("a/b", "b")],
+    [
+        ("The Cat", "cat"),
+        ("two dogs.", "2 dogs"),
+        ("1,000", "1000"),
+        ("3.5", "3.5"),
+        ("don't", "dont"),
+        ("a/b", "b"),
+    ],
 )
 def test_answers_are_compared_as_in_vqa(text: str, expected: str) -> None:
     assert vqa_normalized(text) == expected
@@ -51,20 +65,33 @@ def test_answers_are_compared_as_in_vqa(text: str, expected: str) -> None:
         (["Yes!"], 1),
     ],
 )
-def test_vqa_accuracy_is_the_mean_over_nine_annotators(accepted: Sequence[str], accuracy: float) -> None:
+def test_vqa_accuracy_is_the_mean_over_nine_annotators(
+    accepted: Sequence[str], accuracy: float
+) -> None:
     assert vqa_accuracy("yes", accepted) == pytest.approx(accuracy)
 
 
 @pytest.mark.parametrize(
     ("answer", "accepted", "score"),
-    [("Coke", ["coke"], 1), ("coka", ["coke"], 0.75), ("abcd", ["abxy"], 0), ("a", [], 0), ("x", ["longer", "x"], 1)],
+    [
+        ("Coke", ["coke"], 1),
+        ("coka", ["coke"], 0.75),
+        ("abcd", ["abxy"], 0),
+        ("a", [], 0),
+        ("x", ["longer", "x"], 1),
+    ],
 )
-def test_anls_is_0_from_half_of_the_characters(answer: str, accepted: Sequence[str], score: float) -> None:
+def test_anls_is_0_from_half_of_the_characters(
+    answer: str, accepted: Sequence[str], score: float
+) -> None:
     assert anls(answer, accepted) == pytest.approx(score)
 
 
 def test_edits_are_counted_in_characters_and_words() -> None:
-    assert (character_edits("abcd", "abxd").num_edits, character_edits("abcd", "abxd").length) == (1, 4)
+    assert (character_edits("abcd", "abxd").num_edits, character_edits("abcd", "abxd").length) == (
+        1,
+        4,
+    )
     assert (word_edits("a b c", "a c").num_edits, word_edits("a b c", "a c").length) == (1, 3)
     assert (character_edits("", "ab").num_edits, character_edits("", "ab").length) == (2, 0)
     assert (word_edits("", "a b").num_edits, word_edits("", "").length) == (2, 0)

@@ -37,7 +37,9 @@ def test_every_format_gives_the_same_objects(write: Callable[[Path], Path], tmp_
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_every_image_can_be_read_in_any_order(write: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_every_image_can_be_read_in_any_order(
+    write: Callable[[Path], Path], tmp_path: Path
+) -> None:
     dataset = read_dataset(write(tmp_path))
     for index in (2, 0, 1):
         with Image.open(io.BytesIO(dataset.store.read(dataset.images[index].image))) as image:
@@ -47,7 +49,9 @@ def test_every_image_can_be_read_in_any_order(write: Callable[[Path], Path], tmp
 def test_one_split_of_several_is_read(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         (tmp_path / split).mkdir()
-        (write_parquet(tmp_path / split) / "val-00000-of-00001.parquet").rename(tmp_path / split / "0000.parquet")
+        (write_parquet(tmp_path / split) / "val-00000-of-00001.parquet").rename(
+            tmp_path / split / "0000.parquet"
+        )
     with pytest.raises(RunError, match=r"several splits: choose one with --split \(train, val\)"):
         read_dataset(tmp_path)
     dataset = read_dataset(tmp_path, split="train")
@@ -59,15 +63,24 @@ def test_the_metadata_of_an_image_folder_has_objects_and_captions(tmp_path: Path
     for split in ("train", "test"):
         write_images(tmp_path / split)
         rows = [
-            {"file_name": "a.png", "objects": {"bbox": [[10.0, 20.0, 30.0, 40.0]], "categories": ["car"]}},
+            {
+                "file_name": "a.png",
+                "objects": {"bbox": [[10.0, 20.0, 30.0, 40.0]], "categories": ["car"]},
+            },
             {"file_name": "b.png", "text": "two cats"},
         ]
-        (tmp_path / split / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(RunError, match=r"several label files \(test/metadata.jsonl, train/metadata.jsonl\)"):
+        (tmp_path / split / "metadata.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
+    with pytest.raises(
+        RunError, match=r"several label files \(test/metadata.jsonl, train/metadata.jsonl\)"
+    ):
         read_dataset(tmp_path)
     dataset = read_dataset(tmp_path, split="train")
     first, second = dataset.images
-    assert [(each.label, each.box_xyxy) for each in first.objects or ()] == [("car", (10, 20, 40, 60))]
+    assert [(each.label, each.box_xyxy) for each in first.objects or ()] == [
+        ("car", (10, 20, 40, 60))
+    ]
     assert (second.captions, second.objects) == (("two cats",), None)
     assert dataset.store.read(second.image) == (tmp_path / "train" / "b.png").read_bytes()
 
@@ -137,7 +150,10 @@ def test_a_split_of_voc_is_that_of_its_file(tmp_path: Path) -> None:
     write_voc(tmp_path)
     (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
     (tmp_path / "ImageSets" / "Main" / "val.txt").write_text("b\na\n")
-    assert [image.image.name for image in read_dataset(tmp_path, split="val").images] == ["b.png", "a.png"]
+    assert [image.image.name for image in read_dataset(tmp_path, split="val").images] == [
+        "b.png",
+        "a.png",
+    ]
 
 
 def test_json_lines_have_captions_texts_questions_and_phrases(tmp_path: Path) -> None:
@@ -158,8 +174,16 @@ def test_json_lines_have_captions_texts_questions_and_phrases(tmp_path: Path) ->
     ("name", "text", "message"),
     [
         ("x.json", "[]", "it has no list `images`"),
-        ("x.json", json.dumps({"images": [{"id": 1, "file_name": "z.png"}]}), "give its folder with --images"),
-        ("x.jsonl", '{"image": "a.png"}\n{"text": 1}\n', "x.jsonl, line 2: expected an object with `image`"),
+        (
+            "x.json",
+            json.dumps({"images": [{"id": 1, "file_name": "z.png"}]}),
+            "give its folder with --images",
+        ),
+        (
+            "x.jsonl",
+            '{"image": "a.png"}\n{"text": 1}\n',
+            "x.jsonl, line 2: expected an object with `image`",
+        ),
         ("x.yaml", "a: 1", "it has no `names`"),
         ("x.yaml", "names: [a]", "has no split val or test or train"),
         ("x.txt", "", "expected a .json"),

@@ -1,4 +1,6 @@
-"""A dataset of a stranger cannot make the client read other files, or exhaust it: one line of error names the cause."""
+"""A dataset of a stranger cannot make the client read other files, or exhaust it: one line of error
+names the cause.
+"""
 
 import json
 import os
@@ -16,7 +18,13 @@ from diptych_client.evaluation.readers import read_dataset
 from diptych_client.long_runs import RunError
 from tests.support.evaluations import write_images, write_voc, write_yolo
 
-OUTSIDE = ["/etc/passwd", "../secret.png", "../data2/a.png", "images/../../secret.png", "/etc/../etc/passwd"]
+OUTSIDE = [
+    "/etc/passwd",
+    "../secret.png",
+    "../data2/a.png",
+    "images/../../secret.png",
+    "/etc/../etc/passwd",
+]
 
 
 @pytest.fixture
@@ -44,7 +52,9 @@ def image_folder(folder: Path, name: object) -> Path:
 
 def voc(folder: Path, name: object) -> Path:
     (folder / "Annotations").mkdir(exist_ok=True)
-    (folder / "Annotations" / "a.xml").write_text(f"<annotation><filename>{name}</filename></annotation>")
+    (folder / "Annotations" / "a.xml").write_text(
+        f"<annotation><filename>{name}</filename></annotation>"
+    )
     return folder
 
 
@@ -96,7 +106,9 @@ def test_yolo_labels_are_in_the_dataset_also_if_it_is_in_a_folder_images(tmp_pat
 
 def test_yolo_reads_lists_and_paths_within_its_folder(tmp_path: Path) -> None:
     write_yolo(tmp_path)
-    (tmp_path / "data.yaml").write_text("path: images\nval: [val, ../list.txt]\nnames: [car, dog]\n")
+    (tmp_path / "data.yaml").write_text(
+        "path: images\nval: [val, ../list.txt]\nnames: [car, dog]\n"
+    )
     (tmp_path / "list.txt").write_text(f"./images/val/b.png\n{tmp_path}/images/val/a.png\n")
     dataset = read_dataset(tmp_path)
     names = [f"images/val/{name}.png" for name in ("a", "b", "c", "b", "a")]
@@ -107,7 +119,9 @@ def test_yolo_reads_lists_and_paths_within_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_row_of_hugging_face_outside_its_folder_is_refused(folder: Path, name: str) -> None:
     image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    table = pyarrow.Table.from_pylist([{"image": {"bytes": None, "path": name}}], pyarrow.schema([("image", image)]))
+    table = pyarrow.Table.from_pylist(
+        [{"image": {"bytes": None, "path": name}}], pyarrow.schema([("image", image)])
+    )
     pyarrow.parquet.write_table(table, folder / "x.parquet")
     dataset = read_dataset(folder / "x.parquet")
     with pytest.raises(RunError, match="leads outside this folder"):
@@ -122,7 +136,9 @@ def test_a_split_of_voc_names_annotations_of_its_folder_only(folder: Path) -> No
         read_dataset(folder, split="val")
 
 
-def test_the_depth_of_an_annotation_is_bounded_but_not_the_number_of_its_objects(folder: Path) -> None:
+def test_the_depth_of_an_annotation_is_bounded_but_not_the_number_of_its_objects(
+    folder: Path,
+) -> None:
     box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox>"
     objects = f"<object><name>a</name>{box}</object>" * 100
     (folder / "Annotations").mkdir()
@@ -135,12 +151,16 @@ def test_a_link_is_followed_but_only_an_image_is_read(folder: Path) -> None:
     (folder / "moved").symlink_to(folder.parent)
     (folder / "passwd.png").symlink_to("/etc/passwd")
     store = Folder(folder)
-    assert store.read(store.image("moved/secret.png")) == (folder.parent / "secret.png").read_bytes()
+    assert (
+        store.read(store.image("moved/secret.png")) == (folder.parent / "secret.png").read_bytes()
+    )
     with pytest.raises(OSError, match="must be a JPEG, PNG or WebP file"):
         store.read(store.image("passwd.png"))
 
 
-def test_a_name_is_relative_to_a_relative_folder_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_relative_to_a_relative_folder_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
     assert path_within(Path(), "images/a.png") == folder / "images" / "a.png"
     for name in ("../secret.png", "", 1, ["a.png"], "a\0.png"):
@@ -151,7 +171,10 @@ def test_a_name_is_relative_to_a_relative_folder_too(folder: Path, monkeypatch: 
 DEEP = 200_000
 BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10) if i else 'x'}]\n" for i in range(12))
 ENTITIES = "".join(f'<!ENTITY e{i} "{f"&e{i - 1};" * 10 if i else "x"}">' for i in range(12))
-IMAGES = {"images": [{"id": 1, "file_name": "images/a.png"}], "categories": [{"id": 1, "name": "c"}]}
+IMAGES = {
+    "images": [{"id": 1, "file_name": "images/a.png"}],
+    "categories": [{"id": 1, "name": "c"}],
+}
 
 
 def annotated(**annotation: object) -> str:
@@ -169,19 +192,29 @@ def annotated(**annotation: object) -> str:
         ("x.json", annotated(bbox=[10**400, 2, 3, 4]), "is not COCO"),
         ("x.json", annotated(bbox=[1, 2, 3, 4], category_id=[]), "is not COCO"),
         ("x.jsonl", "[" * DEEP, "line 1: expected an object"),
-        ("x.jsonl", '{"image": "a.png", "objects": [{"label": "c", "box": 1}]}', "line 1: expected an object"),
+        (
+            "x.jsonl",
+            '{"image": "a.png", "objects": [{"label": "c", "box": 1}]}',
+            "line 1: expected an object",
+        ),
         ("x.yaml", "[" * DEEP, "nested too deeply"),
         ("x.yaml", f"{BOMB}names: [*a11]\nval: images\n", "an alias is not allowed"),
         ("x.yaml", "names: {a: b}\nval: images", "is not a YOLO dataset"),
         ("x.yaml", "names: [a]\nval: [[images]]", "is not a YOLO dataset"),
         ("x.yaml", "names: '", "not readable as YAML"),
-        ("Annotations/x.xml", f"<!DOCTYPE a [{ENTITIES}]><annotation>&e11;</annotation>", "a document type"),
+        (
+            "Annotations/x.xml",
+            f"<!DOCTYPE a [{ENTITIES}]><annotation>&e11;</annotation>",
+            "a document type",
+        ),
         ("Annotations/x.xml", "<a>" * DEEP, "nested deeper than 32"),
         ("Annotations/x.xml", "<a", "not readable as XML"),
     ],
     ids=lambda value: value[:20],
 )
-def test_a_malformed_or_endless_file_is_one_line_of_error(folder: Path, name: str, text: str, message: str) -> None:
+def test_a_malformed_or_endless_file_is_one_line_of_error(
+    folder: Path, name: str, text: str, message: str
+) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(text)
     with pytest.raises(RunError, match=message) as refused:
@@ -203,7 +236,9 @@ def test_elements_of_xml_are_nested_up_to_the_maximum(tmp_path: Path) -> None:
     ("name", "max_bytes"),
     [("x.yaml", foreign_files.MAX_YAML_BYTES), ("Annotations/x.xml", foreign_files.MAX_XML_BYTES)],
 )
-def test_a_file_is_read_up_to_the_maximum_of_its_format(folder: Path, name: str, max_bytes: int) -> None:
+def test_a_file_is_read_up_to_the_maximum_of_its_format(
+    folder: Path, name: str, max_bytes: int
+) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
     with (folder / name).open("wb") as file:
         file.truncate(max_bytes + 1)

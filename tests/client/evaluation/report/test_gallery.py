@@ -16,7 +16,9 @@ from diptych_client.geometry import ImageSize
 from tests.support.client_answers import answer
 
 
-def test_a_card_has_a_small_image_the_size_of_the_whole_one_and_short_numbers(tmp_path: Path) -> None:
+def test_a_card_has_a_small_image_the_size_of_the_whole_one_and_short_numbers(
+    tmp_path: Path,
+) -> None:
     Image.new("RGB", (1000, 500)).save(tmp_path / "a.png")
     dataset = read_dataset(tmp_path)
     questionnaire = Questionnaire("object_detection", TaskParameters(), Prompts(), dataset.classes)

@@ -8,8 +8,16 @@ from diptych_client.evaluation.statistics import Interval
 
 MODELS = ("first-model", "second-model")
 FOUND = {
-    "first-model": {"mAP": Interval(50, 40, 60), "AP50": Interval(70, 65, 80), "AP75": Interval(45, 42, 48)},
-    "second-model": {"mAP": Interval(55, 50, 61), "AP50": Interval(72, 70, 79), "AP75": Interval(47, 44, 50)},
+    "first-model": {
+        "mAP": Interval(50, 40, 60),
+        "AP50": Interval(70, 65, 80),
+        "AP75": Interval(45, 42, 48),
+    },
+    "second-model": {
+        "mAP": Interval(55, 50, 61),
+        "AP50": Interval(72, 70, 79),
+        "AP75": Interval(47, 44, 50),
+    },
 }
 
 

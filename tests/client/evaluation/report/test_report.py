@@ -30,14 +30,20 @@ MODELS = ("first-model", "second-model")
 
 
 def results(name: str) -> tuple[Result, Result]:
-    """Return the answers of both models: the first is right, the second confuses, loses and invents."""
+    """Return the answers of both models: the first is right, the second confuses, loses and
+    invents.
+    """
     own = OBJECTS[name]
     right = DetectionsResult(tuple(detection(label, box, 0.9) for label, box in own))
     confused = DetectionsResult(tuple(detection(HOSTILE, box, 0.5) for _, box in own[:1]))
-    return right, confused if own else DetectionsResult((detection("dog", (1.0, 1.0, 30.0, 30.0), 0.3),))
+    return right, confused if own else DetectionsResult(
+        (detection("dog", (1.0, 1.0, 30.0, 30.0), 0.3),)
+    )
 
 
-def evaluated(out: Path, task: str, dataset: Dataset, answers: Sequence[Sequence[Result]]) -> Evaluation:
+def evaluated(
+    out: Path, task: str, dataset: Dataset, answers: Sequence[Sequence[Result]]
+) -> Evaluation:
     """Write a report of the answers, one row for each image."""
     questionnaire = Questionnaire(task, TaskParameters(), Prompts(), dataset.classes)
     samples: list[Sample] = list(questionnaire.samples(dataset))
@@ -46,7 +52,9 @@ def evaluated(out: Path, task: str, dataset: Dataset, answers: Sequence[Sequence
         for index, model in enumerate(MODELS):
             for question, own in zip(log.questions(samples, model), answers, strict=True):
                 log.append(question, answer(own[index], ImageSize(100, 80)), 0.1 * (index + 1), 1)
-        evaluation = Evaluator(log, MODELS, questionnaire.names).evaluate(HOSTILE, samples, seed=0, gallery=10)
+        evaluation = Evaluator(log, MODELS, questionnaire.names).evaluate(
+            HOSTILE, samples, seed=0, gallery=10
+        )
         gallery = Gallery(dataset.store, log, questionnaire.names, MODELS)
         with (out / "report.html").open("w") as file:
             html_page(evaluation, gallery_cards(gallery, samples, evaluation.gallery), file)
@@ -61,7 +69,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def evaluation(folder: Path) -> Evaluation:
     dataset = read_dataset(write_coco(folder / "data"))
-    return evaluated(folder / "out", "open_vocabulary_detection", dataset, [results(name) for name in OBJECTS])
+    return evaluated(
+        folder / "out", "open_vocabulary_detection", dataset, [results(name) for name in OBJECTS]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +94,8 @@ def test_the_metrics_and_the_difference_are_those_of_the_answers(evaluation: Eva
 
 
 def test_markdown_and_json_have_the_same_numbers(evaluation: Evaluation) -> None:
-    text, document = markdown(evaluation), json_document(evaluation, dict.fromkeys(range(3), "x"))
+    text = markdown(evaluation)
+    document = json_document(evaluation, dict.fromkeys(range(3), "x"))
     assert "| mAP | 100.0 [" in text
     assert document["measured"]["intervals"]["first-model"]["mAP"]["value"] == pytest.approx(100)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
@@ -125,7 +136,9 @@ def test_markdown_has_a_name_as_text(evaluation: Evaluation, name: str) -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 820, 375])
 @pytest.mark.usefixtures("evaluation")
-def test_the_page_is_whole_at_every_width(browser: Browser, folder: Path, width: int, theme: str) -> None:
+def test_the_page_is_whole_at_every_width(
+    browser: Browser, folder: Path, width: int, theme: str
+) -> None:
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)  # type: ignore[arg-type]
     witness = Witness()
     witness.watch(page)
@@ -135,7 +148,11 @@ def test_the_page_is_whole_at_every_width(browser: Browser, folder: Path, width:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.locator("details").evaluate("e => { e.open = true }")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    found = [each["id"] for each in Axe().run(page).response["violations"] if each["impact"] in ("serious", "critical")]
+    found = [
+        each["id"]
+        for each in Axe().run(page).response["violations"]
+        if each["impact"] in ("serious", "critical")
+    ]
     assert found == []
     page.close()
 
@@ -147,7 +164,9 @@ def test_cards_are_filtered_and_sorted(browser: Browser, folder: Path) -> None:
     titles = page.locator(".card h3")
     assert [text.split()[0] for text in titles.all_text_contents()] == ["a.png", "b.png", "c.png"]
     page.locator("select[name=sort]").select_option("disagreement")
-    numbers = [float(text.split("disagreement ")[1].split()[0]) for text in titles.all_text_contents()]
+    numbers = [
+        float(text.split("disagreement ")[1].split()[0]) for text in titles.all_text_contents()
+    ]
     assert numbers == sorted(numbers, reverse=True)
     page.locator("select[name=sort]").select_option("name")
     assert [text.split()[0] for text in titles.all_text_contents()] == ["a.png", "b.png", "c.png"]
@@ -164,7 +183,9 @@ def test_cards_are_filtered_and_sorted(browser: Browser, folder: Path) -> None:
 def test_each_plot_is_named_by_its_title(browser: Browser, folder: Path) -> None:
     page = browser.new_page()
     page.goto((folder / "out" / "report.html").as_uri())
-    titles = page.locator("svg.plot").evaluate_all("all => all.map(e => e.getAttribute('aria-label'))")
+    titles = page.locator("svg.plot").evaluate_all(
+        "all => all.map(e => e.getAttribute('aria-label'))"
+    )
     assert titles == [
         "Metrics with 95 % intervals",
         "Precision over recall, IoU 0.5",
@@ -190,10 +211,16 @@ def test_shapes_lie_on_their_objects_and_have_their_kind(browser: Browser, folde
 def test_answers_to_phrases_have_their_kind(browser: Browser, tmp_path: Path) -> None:
     box = OBJECTS["a.png"][0][1]
     write_images(tmp_path / "data")
-    row = {"image": "a.png", "phrases": [{"phrase": "left car", "box": box}, {"phrase": "dog", "box": box}]}
+    row = {
+        "image": "a.png",
+        "phrases": [{"phrase": "left car", "box": box}, {"phrase": "dog", "box": box}],
+    }
     (tmp_path / "data" / "x.jsonl").write_text(json.dumps(row))
     right = detection("left car", box, 0.9)
-    answers = DetectionsResult((right, detection("dog", (60.0, 60.0, 70.0, 70.0), 0.9))), DetectionsResult((right,))
+    answers = (
+        DetectionsResult((right, detection("dog", (60.0, 60.0, 70.0, 70.0), 0.9))),
+        DetectionsResult((right,)),
+    )
     evaluated(tmp_path / "out", "phrase_grounding", read_dataset(tmp_path / "data"), [answers])
     page = browser.new_page()
     page.goto((tmp_path / "out" / "report.html").as_uri())
@@ -207,8 +234,13 @@ def test_answers_to_phrases_have_their_kind(browser: Browser, tmp_path: Path) ->
 
 def test_texts_are_shown_below_their_image(browser: Browser, tmp_path: Path) -> None:
     write_images(tmp_path / "images")
-    answers = [(TextResult("same"), TextResult("same")), *[(TextResult("one"), TextResult(HOSTILE))] * 2]
-    evaluation = evaluated(tmp_path / "out", "captioning", read_dataset(tmp_path / "images"), answers)
+    answers = [
+        (TextResult("same"), TextResult("same")),
+        *[(TextResult("one"), TextResult(HOSTILE))] * 2,
+    ]
+    evaluation = evaluated(
+        tmp_path / "out", "captioning", read_dataset(tmp_path / "images"), answers
+    )
     assert evaluation.measured is None
     page = browser.new_page()
     page.goto((tmp_path / "out" / "report.html").as_uri())

@@ -1,4 +1,6 @@
-"""Training answers fit the service's parsers: true answers, written and parsed, score full marks."""
+"""Training answers fit the service's parsers: true answers, written and parsed, score full
+marks.
+"""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -48,11 +50,18 @@ def written(entry: CatalogEntry, scene: Scene, question: Question) -> list[list[
 
 def read(entry: CatalogEntry, question: Question, answers: list[list[Piece]]) -> dict[str, Any]:
     texts = ["".join(piece.text for piece in pieces) for pieces in answers]
-    generated = [GeneratedText(t, (len(t),) if t else (), (0.0,) if t else (), "stop") for t in texts]
+    generated = [
+        GeneratedText(t, (len(t),) if t else (), (0.0,) if t else (), "stop") for t in texts
+    ]
     parameters = parse_parameters(TASKS[question.task], question.parameters)
     decoder = MaskDecoder.load(MASK_FILE) if entry.family == "paligemma" else None
-    result = FAMILIES[entry.family].parse_answer(question.task, parameters, generated, SIZE_WH, "polygon", decoder)
-    return asdict(result, dict_factory=lambda items: {k: v for k, v in items if k != "is_parsed" and v is not None})
+    result = FAMILIES[entry.family].parse_answer(
+        question.task, parameters, generated, SIZE_WH, "polygon", decoder
+    )
+    return asdict(
+        result,
+        dict_factory=lambda items: {k: v for k, v in items if k != "is_parsed" and v is not None},
+    )
 
 
 def test_true_answers_are_parsed_as_the_truth(entry: CatalogEntry) -> None:
@@ -61,7 +70,11 @@ def test_true_answers_are_parsed_as_the_truth(entry: CatalogEntry) -> None:
         for question in questions(scene):
             if answers := written(entry, scene, question):
                 total += score_answer(read(entry, question, answers), question, SIZE_WH)
-    assert {name for name, _ in total.tallies} >= {"captioning short", "ocr", "instance_segmentation phrase"}
+    assert {name for name, _ in total.tallies} >= {
+        "captioning short",
+        "ocr",
+        "instance_segmentation phrase",
+    }
     for (name, measure), tally in total.tallies.items():
         assert tally.f1 >= (MIN_MASK_IOU if measure == "mask_iou" else 1.0), (name, measure)
 
@@ -82,7 +95,9 @@ def test_each_object_of_a_caption_is_mentioned_where_it_is_named(detail: str) ->
         for index, drawn in enumerate(scene.objects):
             named = [p.mention.subject for p in pieces if p.mention and p.text.endswith(drawn.name)]
             assert named == [index]
-        assert ranked_subjects(scene, question, pieces)[: len(scene.objects)] == list(range(len(scene.objects)))
+        assert ranked_subjects(scene, question, pieces)[: len(scene.objects)] == list(
+            range(len(scene.objects))
+        )
 
 
 def test_characters_of_the_word_are_mentioned_one_by_one() -> None:
@@ -96,7 +111,9 @@ def test_characters_of_the_word_are_mentioned_one_by_one() -> None:
     assert {p.mention.subject for p in pieces if p.mention} == {WORD}
 
 
-def test_locations_are_counted_from_the_start_of_their_run(tokenizers: dict[str, Tokenizer]) -> None:
+def test_locations_are_counted_from_the_start_of_their_run(
+    tokenizers: dict[str, Tokenizer],
+) -> None:
     entry = CATALOG["florence-2-mini"]
     language = florence2_language(entry, tokenizers["florence-2-mini"])
     scene = sample_scene(1, num_objects=2, has_word=True)
@@ -108,5 +125,7 @@ def test_locations_are_counted_from_the_start_of_their_run(tokenizers: dict[str,
     for question in questions(scene):
         if question.name in expected:
             (prompt,) = question_prompts(entry, question)
-            example = make_example(language, scene, cell_targets(scene), question, prompt.segments, prompt.labels)
+            example = make_example(
+                language, scene, cell_targets(scene), question, prompt.segments, prompt.labels
+            )
             assert example.places.tolist() == expected[question.name]

@@ -14,7 +14,8 @@ def test_every_object_and_word_has_cells_inside_its_box() -> None:
             cells = np.flatnonzero(targets.subject == index)
             assert len(cells), seed
             left, top, right, bottom = box_xyxy(drawn)
-            xs, ys = (cells % GRID + 0.5) * CELL_PX, (cells // GRID + 0.5) * CELL_PX
+            xs = (cells % GRID + 0.5) * CELL_PX
+            ys = (cells // GRID + 0.5) * CELL_PX
             assert ((xs >= left) & (xs <= right) & (ys >= top) & (ys <= bottom)).all()
         assert (targets.subject == WORD).any() == (scene.word is not None)
 
@@ -30,11 +31,14 @@ def test_every_character_has_a_cell_and_reads_left_to_right() -> None:
         assert (np.diff(indices) >= 0).all()
         seen = {
             int(index): CHARACTERS[c]
-            for index, c in zip(targets.half_indices.flat, targets.half_characters.flat, strict=True)
+            for index, c in zip(
+                targets.half_indices.flat, targets.half_characters.flat, strict=True
+            )
             if index >= 0
         }
         assert all(scene.word.text[index] == character for index, character in seen.items())
-        assert len(seen) >= len(scene.word.text) - 1, scene.word.text  # a narrow one may lie between two halves
+        # a narrow one may lie between two halves
+        assert len(seen) >= len(scene.word.text) - 1, scene.word.text
 
 
 def test_a_mention_of_a_character_is_a_part_of_the_word() -> None:
@@ -55,10 +59,16 @@ def test_a_mention_of_a_point_is_the_nearest_cell_of_the_object() -> None:
             for point in polygon_xy(drawn):
                 (cell,) = np.flatnonzero(targets.mentioned(Mention(index, point_xy=point)))
                 centres = (np.argwhere(whole.reshape(GRID, GRID))[:, ::-1] + 0.5) * CELL_PX
-                distance = np.hypot(*((np.array([cell % GRID, cell // GRID]) + 0.5) * CELL_PX - point))
+                distance = np.hypot(
+                    *((np.array([cell % GRID, cell // GRID]) + 0.5) * CELL_PX - point)
+                )
                 assert whole[cell]
                 assert distance == np.hypot(*(centres - point).T).min()
 
 
 def test_mention_of_an_absent_object_has_no_cells() -> None:
-    assert not cell_targets(sample_scene(1, num_objects=1)).mentioned(Mention(3, point_xy=(5.0, 5.0))).any()
+    assert (
+        not cell_targets(sample_scene(1, num_objects=1))
+        .mentioned(Mention(3, point_xy=(5.0, 5.0)))
+        .any()
+    )

@@ -23,7 +23,15 @@ ENCODER_SHAPES = {
     **{f"encoder.{block}.net.4": (128, 128, 1, 1) for block in (8, 9)},
     "encoder.10": (512, 128, 1, 1),
 }
-DECODER_LAYERS = ("0", *(f"{block}.net.{layer}" for block in (2, 3) for layer in (0, 2, 4)), "4", "6", "8", "10", "12")
+DECODER_LAYERS = (
+    "0",
+    *(f"{block}.net.{layer}" for block in (2, 3) for layer in (0, 2, 4)),
+    "4",
+    "6",
+    "8",
+    "10",
+    "12",
+)
 
 
 def random_codes(num_masks: int) -> torch.Tensor:
@@ -38,7 +46,8 @@ def new_training(folder: Path, num_steps: int) -> MaskTraining:
 
 
 def iou(field: NDArray[np.float32], mask: NDArray[np.float32]) -> float:
-    ours, theirs = field > 0, mask > 0.5
+    ours = field > 0
+    theirs = mask > 0.5
     return float((ours & theirs).sum() / (ours | theirs).sum())
 
 
@@ -104,7 +113,8 @@ def test_only_unused_rows_are_replaced() -> None:
     codebook = Codebook()
     codebook.fit(torch.randn(200, 512))
     before = codebook.rows(torch.arange(128)).clone()
-    features, used = torch.randn(40, 512), torch.arange(126)
+    features = torch.randn(40, 512)
+    used = torch.arange(126)
     for _ in range(50):
         codebook.follow(before[used], used)
     codebook.restart(features, min_cluster_size=0.5)
@@ -128,7 +138,8 @@ def test_training_restores_a_reset_layer(tmp_path: Path) -> None:
     autoencoder = MaskAutoencoder.load_npz(MASK_DECODER_FILE)
     layer = autoencoder.decoder[4]
     assert isinstance(layer, nn.ConvTranspose2d)
-    layer.reset_parameters()  # training all layers from scratch needs about 40 steps to lower the loss
+    # training all layers from scratch needs about 40 steps to lower the loss
+    layer.reset_parameters()
     training = MaskTraining(autoencoder, RunFolder(tmp_path), num_steps=6, seed=0, device="cpu")
     training.restore()
     training.run(6)
@@ -137,7 +148,9 @@ def test_training_restores_a_reset_layer(tmp_path: Path) -> None:
     assert losses[-1] < 0.6 * losses[0]  # measured: 0.96, then 0.40
 
 
-def test_finished_run_is_reported_and_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_run_is_reported_and_unchanged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "vae.npz"
     reached = train_mask_autoencoder(out, tmp_path, num_steps=1)
     assert "has a finished run" not in capsys.readouterr().out

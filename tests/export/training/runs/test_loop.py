@@ -36,7 +36,9 @@ def weights(training: Training) -> dict[str, torch.Tensor]:
     return state
 
 
-@pytest.mark.parametrize("model_id", ["florence-2-mini", pytest.param("paligemma-mini", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "model_id", ["florence-2-mini", pytest.param("paligemma-mini", marks=pytest.mark.long)]
+)
 def test_resumed_run_equals_an_uninterrupted_one(model_id: str, tmp_path: Path) -> None:
     whole = small_training(model_id, tmp_path / "whole")
     whole.run()
@@ -53,7 +55,9 @@ def test_checkpoint_loads_in_transformers(model_id: str, tmp_path: Path) -> None
     training = small_training(model_id, tmp_path / "run")
     write_checkpoint(training.parts.trainee, tmp_path / "checkpoint")
     processor = _Processor.from_pretrained(tmp_path / "checkpoint")
-    model, loading = _Model.from_pretrained(tmp_path / "checkpoint", output_loading_info=True, dtype=torch.float32)
+    model, loading = _Model.from_pretrained(
+        tmp_path / "checkpoint", output_loading_info=True, dtype=torch.float32
+    )
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]
     assert processor.tokenizer.image_token == "<image>"
@@ -68,19 +72,26 @@ def test_the_learning_curve_is_drawn_from_the_log(tmp_path: Path) -> None:
     training.folder.log({"step": 20, "ocr: exact": 0.5})
     draw_learning_curve(training.folder, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()] == [
+    assert [
+        json.loads(line)["step"]
+        for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    ] == [
         10,
         20,
         20,
     ]
 
 
-@pytest.mark.parametrize("model_id", [pytest.param("florence-2-mini", marks=pytest.mark.long), "paligemma-mini"])
+@pytest.mark.parametrize(
+    "model_id", [pytest.param("florence-2-mini", marks=pytest.mark.long), "paligemma-mini"]
+)
 def test_refining_starts_with_the_weights_of_a_checkpoint(model_id: str, tmp_path: Path) -> None:
     training = small_training(model_id, tmp_path / "first")
     write_checkpoint(training.parts.trainee, tmp_path / "checkpoint")
     refined = small_training(model_id, tmp_path / "refined")
-    refined.recipe = dataclasses.replace(refined.recipe, refining_steps=2, refining_weights={"ocr": 1.0})
+    refined.recipe = dataclasses.replace(
+        refined.recipe, refining_steps=2, refining_weights={"ocr": 1.0}
+    )
     stored = read_weights(tmp_path / "checkpoint")
     refined.begin_refining(stored)
     assert refined.folder.restore([refined.parts.trainee.model]) == 6

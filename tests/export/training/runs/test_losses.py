@@ -58,7 +58,8 @@ def test_position_between_two_grid_bins_has_both_as_target() -> None:
 def test_attention_loss_is_zero_on_mentioned_cells_and_high_elsewhere() -> None:
     written = batch([3], [0.0], [0])
     written.mentioned[0, 0, 1] = True
-    there, elsewhere = torch.zeros(1, 2, 1, NUM_CELLS), torch.zeros(1, 2, 1, NUM_CELLS)
+    there = torch.zeros(1, 2, 1, NUM_CELLS)
+    elsewhere = torch.zeros(1, 2, 1, NUM_CELLS)
     there[0, 1, 0, 1] = 1.0  # one head is enough
     elsewhere[..., 0] = 1.0
     assert attention_loss([there], written) == 0

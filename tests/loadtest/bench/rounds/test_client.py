@@ -23,7 +23,10 @@ from tests.support.bench_rounds import question
 
 @dataclass(slots=True)
 class EchoServer:
-    """Answers with the prompt after `seconds` and counts concurrent requests; an empty prompt is never answered."""
+    """Answers with the prompt after `seconds` and counts concurrent requests.
+
+    An empty prompt is never answered.
+    """
 
     seconds: float = 0.02
     num_now: int = 0
@@ -32,7 +35,8 @@ class EchoServer:
 
     async def predict(self, request: Request) -> JSONResponse:
         async with request.form() as form:
-            prompt, image = str(form["prompt"]), form["image"]
+            prompt = str(form["prompt"])
+            image = form["image"]
             assert not isinstance(image, str)
             self.bodies.append((prompt, await image.read()))
         self.num_now, self.max_now = self.num_now + 1, max(self.max_now, self.num_now + 1)
@@ -69,12 +73,14 @@ def image(tmp_path: Path) -> Path:
 
 def requests_with(image: Path, *prompts: str) -> list[BenchRequest]:
     return [
-        BenchRequest(image, Question(prompt, {"task": "ocr"}, prompt, 8), index) for index, prompt in enumerate(prompts)
+        BenchRequest(image, Question(prompt, {"task": "ocr"}, prompt, 8), index)
+        for index, prompt in enumerate(prompts)
     ]
 
 
 def test_every_request_is_answered_and_samples_are_in_order(image: Path) -> None:
-    server, prompts = EchoServer(), [f"prompt {index}" for index in range(9)]
+    server = EchoServer()
+    prompts = [f"prompt {index}" for index in range(9)]
     with serving(server) as url:
         done = drive(url, PeerApi(), requests_with(image, *prompts), 4, 10)
     assert [sample.answer.text for sample in done.samples] == prompts
@@ -112,8 +118,12 @@ def test_an_error_of_the_server_is_raised(image: Path) -> None:
 
 
 def test_our_api_receives_task_and_parameters_with_lists_as_json() -> None:
-    listed = Question("q", {"task": "open_vocabulary_detection", "labels": ["red circle"]}, "prompt", 8)
-    fields = DiptychApi("florence-2-mini", {"constrained": "false"}).fields(BenchRequest(Path("1.png"), listed, 32))
+    listed = Question(
+        "q", {"task": "open_vocabulary_detection", "labels": ["red circle"]}, "prompt", 8
+    )
+    fields = DiptychApi("florence-2-mini", {"constrained": "false"}).fields(
+        BenchRequest(Path("1.png"), listed, 32)
+    )
     assert fields == {
         "model": "florence-2-mini",
         "constrained": "false",

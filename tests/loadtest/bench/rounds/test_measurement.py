@@ -17,7 +17,9 @@ diptych_queue_depth{model="m",stage="decode"} 7.0
 
 def test_a_written_measurement_is_read_unchanged(tmp_path: Path) -> None:
     written = measurement(
-        "m", {"mixed": [one_round([sample(0.1), sample(0.2, text="é")]), one_round([], 2.0, True)]}, PEER
+        "m",
+        {"mixed": [one_round([sample(0.1), sample(0.2, text="é")]), one_round([], 2.0, True)]},
+        PEER,
     )
     write_measurement(written, tmp_path / "new" / "m.json")
     assert read_measurement(tmp_path / "new" / "m.json") == written

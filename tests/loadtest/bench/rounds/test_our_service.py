@@ -1,4 +1,6 @@
-"""The benchmark's client against the running service: requests of every task, and the values read from the answers."""
+"""The benchmark's client against the running service: requests of every task, and the values read
+from the answers.
+"""
 
 import json
 from pathlib import Path
@@ -26,7 +28,9 @@ def florence(tmp_path: Path) -> ModelMaterial:
     return read_material(tmp_path)[0]
 
 
-def test_every_task_of_one_image_is_answered_with_its_stages(service: RunningService, florence: ModelMaterial) -> None:
+def test_every_task_of_one_image_is_answered_with_its_stages(
+    service: RunningService, florence: ModelMaterial
+) -> None:
     requests = requests_of("one_image", Scenes(florence.scenes), 0)
     done = drive(service.url, DiptychApi(FLORENCE.id, {}), requests, 16, 60)
     assert len(done.samples) == len(FLORENCE.task_ids)
@@ -38,13 +42,19 @@ def test_every_task_of_one_image_is_answered_with_its_stages(service: RunningSer
 def test_processor_time_includes_all_processes_of_the_service(service: RunningService) -> None:
     parts = service.parts()
     assert len(parts) >= 3
-    assert cpu_s(service.process.pid) >= sum(cpu_s(process_id) for process_id in parts.values()) * 0.9
+    assert (
+        cpu_s(service.process.pid) >= sum(cpu_s(process_id) for process_id in parts.values()) * 0.9
+    )
     assert all(cpu_s(process_id) > 0 for process_id in parts.values())
 
 
-def test_batches_and_precision_are_read_from_the_service(service: RunningService, client: httpx.Client) -> None:
+def test_batches_and_precision_are_read_from_the_service(
+    service: RunningService, client: httpx.Client
+) -> None:
     client.post(
-        "/v1/predict", data={"task": "ocr"}, files={"image": Path("service/web/samples/scene.png").read_bytes()}
+        "/v1/predict",
+        data={"task": "ocr"},
+        files={"image": Path("service/web/samples/scene.png").read_bytes()},
     )
     assert mean_batch_sizes(client.get("/metrics").text)["decode"] >= 1
     listed = client.get("/v1/models").json()["data"][0]["precision"]

@@ -49,11 +49,15 @@ def test_decode_heavy_has_every_length_about_one_image() -> None:
 
 
 def num_requests(request_s: float, allowance_s: float) -> dict[str, int]:
-    return {step.workload: step.num_requests * step.num_rounds for step in base_plan(request_s, allowance_s)}
+    return {
+        step.workload: step.num_requests * step.num_rounds
+        for step in base_plan(request_s, allowance_s)
+    }
 
 
 def test_a_slower_machine_gets_fewer_requests_of_every_workload() -> None:
-    fast, slow = num_requests(0.5, 200), num_requests(8, 200)
+    fast = num_requests(0.5, 200)
+    slow = num_requests(8, 200)
     assert all(slow[workload] < fast[workload] for workload in fast)
 
 
@@ -77,5 +81,9 @@ def test_expected_times_fit_the_time_of_a_server() -> None:
 
 
 def test_only_endless_checkpoints_generate_long_answers() -> None:
-    assert [step.workload for step in embedded_plan(is_endless=True, is_quick=False)] == ["decode_heavy"]
-    assert "decode_heavy" not in [step.workload for step in embedded_plan(is_endless=False, is_quick=False)]
+    assert [step.workload for step in embedded_plan(is_endless=True, is_quick=False)] == [
+        "decode_heavy"
+    ]
+    assert "decode_heavy" not in [
+        step.workload for step in embedded_plan(is_endless=False, is_quick=False)
+    ]

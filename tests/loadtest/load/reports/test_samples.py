@@ -39,19 +39,26 @@ def test_a_verdict_depends_on_status_then_on_slo(
 
 def test_every_code_of_the_service_but_overloaded_is_an_error() -> None:
     verdicts = {code: sample(status=code).verdict(SLOS_MS) for code in get_args(ErrorCode)}
-    assert verdicts == {code: "refused" if code == "overloaded" else "error" for code in get_args(ErrorCode)}
+    assert verdicts == {
+        code: "refused" if code == "overloaded" else "error" for code in get_args(ErrorCode)
+    }
     assert "internal" in DEFECTS
 
 
 def test_a_step_counts_the_requests_due_in_it_answered_or_not() -> None:
     recorder = Recorder([9.0, 10.0, 11.0, 12.0, 20.0])
-    recorder.samples += [sample(due_s=9.0), sample(due_s=10.0), sample(due_s=11.0, status="overloaded")]
+    recorder.samples += [
+        sample(due_s=9.0),
+        sample(due_s=10.0),
+        sample(due_s=11.0, status="overloaded"),
+    ]
     assert recorder.step(Window(7, 10, 20), SLOS_MS) == Step(7, 3, 1)
     assert recorder.num_in_flight == 2
 
 
 def test_times_of_a_report_are_converted_to_the_masters_clock() -> None:
-    worker, master = Recorder([100.0, 101.0], [sample(due_s=100.0)]), Recorder()
+    worker = Recorder([100.0, 101.0], [sample(due_s=100.0)])
+    master = Recorder()
     report = worker.take_report()
     report["now_s"] -= 3600  # a worker whose clock is an hour behind
     master.add_report(report)
@@ -61,7 +68,8 @@ def test_times_of_a_report_are_converted_to_the_masters_clock() -> None:
 
 
 def test_samples_are_reported_once() -> None:
-    worker, master = Recorder([1.0], [sample()]), Recorder()
+    worker = Recorder([1.0], [sample()])
+    master = Recorder()
     master.add_report(worker.take_report())
     master.add_report(worker.take_report())
     assert (len(master.due_s), len(master.samples)) == (1, 1)

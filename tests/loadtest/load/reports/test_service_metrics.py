@@ -5,7 +5,13 @@ import math
 import pytest
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 
-from loadtest.load.reports.service_metrics import Scrape, ServiceNumbers, histogram_quantile, scraped, service_numbers
+from loadtest.load.reports.service_metrics import (
+    Scrape,
+    ServiceNumbers,
+    histogram_quantile,
+    scraped,
+    service_numbers,
+)
 from loadtest.load.traffic.plans import Window
 
 WINDOW = Window(1, 10, 20)
@@ -17,10 +23,16 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         labels = ["model", "stage"]
-        self.batch = Histogram("diptych_batch_size", "-", labels, buckets=(1, 2, 4), registry=self._registry)
+        self.batch = Histogram(
+            "diptych_batch_size", "-", labels, buckets=(1, 2, 4), registry=self._registry
+        )
         self.depth = Gauge("diptych_queue_depth", "-", labels, registry=self._registry)
         self.first_token = Histogram(
-            "diptych_time_to_first_token_seconds", "-", ["model", "task"], buckets=(0.1, 0.2), registry=self._registry
+            "diptych_time_to_first_token_seconds",
+            "-",
+            ["model", "task"],
+            buckets=(0.1, 0.2),
+            registry=self._registry,
         )
         Gauge("diptych_live_sequences", "-", registry=self._registry).set(5)
 
@@ -30,7 +42,8 @@ class Metrics:
 
 def test_numbers_are_of_the_window_only() -> None:
     metrics = Metrics()
-    batch, depth = metrics.batch.labels("m", "encode"), metrics.depth.labels("m", "decode")
+    batch = metrics.batch.labels("m", "encode")
+    depth = metrics.depth.labels("m", "decode")
     first_tokens = [metrics.first_token.labels(model, "ocr") for model in ("m", "n")]
     scrapes = []
     for time_s, size, waiting, seconds in (
@@ -46,7 +59,8 @@ def test_numbers_are_of_the_window_only() -> None:
             first_token.observe(seconds)
         scrapes.append(scraped(metrics.get, time_s))
     numbers = service_numbers(scrapes, WINDOW)
-    assert numbers.batch_size_mean == {"m encode": 1.5}  # what came after the first scrape of the window
+    # what came after the first scrape of the window
+    assert numbers.batch_size_mean == {"m encode": 1.5}
     assert numbers.queue_depth_mean == {"m decode": 4}
     assert numbers.queue_depth_max == {"m decode": 8}
     assert numbers.first_token_p50_ms == pytest.approx(100)

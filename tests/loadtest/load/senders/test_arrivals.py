@@ -34,7 +34,8 @@ def no_drop(_request: int, _due_s: float) -> None:
 
 def test_gaps_have_mean_and_variance_of_an_exponential_distribution() -> None:
     gaps = [later - earlier for earlier, later in itertools.pairwise(due_times(20_000))]
-    # The standard errors of 20,000 gaps are 0.7 % of the mean and 2 % of the variance: three of each.
+    # The standard errors of 20,000 gaps are 0.7 % of the mean and 2 % of the variance: three of
+    # each.
     assert statistics.fmean(gaps) == pytest.approx(1 / RATE_PER_S, rel=0.021)
     assert statistics.variance(gaps) == pytest.approx(1 / RATE_PER_S**2, rel=0.06)
 
@@ -46,11 +47,14 @@ def test_many_clients_together_are_a_poisson_process() -> None:
     counts = [per_second[second] for second in seconds]
     assert min(due_times(250, RATE_PER_S / 80, seed)[-1] for seed in range(80)) > 300 * 0.9
     assert statistics.fmean(counts[:200]) == pytest.approx(RATE_PER_S, rel=0.04)
-    assert statistics.variance(counts[:200]) == pytest.approx(RATE_PER_S, rel=0.3)  # standard error 10 %
+    # standard error 10 %
+    assert statistics.variance(counts[:200]) == pytest.approx(RATE_PER_S, rel=0.3)
 
 
 def test_a_slow_server_does_not_slow_the_clock() -> None:
-    gate, started, answered_s = asyncio.Event(), list[tuple[float, float]](), list[float]()
+    gate = asyncio.Event()
+    started = list[tuple[float, float]]()
+    answered_s = list[float]()
 
     async def answer(_request: Request) -> JSONResponse:
         await gate.wait()
@@ -84,7 +88,8 @@ def test_a_slow_server_does_not_slow_the_clock() -> None:
 
 def test_requests_beyond_the_limit_are_dropped_and_counted() -> None:
     gate = gevent.event.Event()
-    sent, dropped = list[int](), list[int]()
+    sent = list[int]()
+    dropped = list[int]()
 
     def send(number: int, _due_s: float) -> None:
         sent.append(number)
@@ -100,7 +105,8 @@ def test_requests_beyond_the_limit_are_dropped_and_counted() -> None:
 
 
 def test_a_client_of_the_closed_loop_waits_for_its_answer() -> None:
-    num_now, max_now = 0, 0
+    num_now = 0
+    max_now = 0
 
     def send(_number: int, _due_s: float) -> None:
         nonlocal num_now, max_now

@@ -15,7 +15,12 @@ def test_an_answer_to_the_question_is_right() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"model": "other"}, {"task": "captioning"}, {"result_key": "detections"}, {"size_wh": (48, 64)}],
+    [
+        {"model": "other"},
+        {"task": "captioning"},
+        {"result_key": "detections"},
+        {"size_wh": (48, 64)},
+    ],
 )
 def test_an_answer_to_another_question_is_wrong(change: dict[str, Any]) -> None:
     assert Checker(True).status(question(), Reply(OK, (model_reply(**change),))) == WRONG_ANSWER
@@ -37,7 +42,8 @@ def test_another_text_about_the_same_image_is_wrong_unless_texts_may_differ() ->
 
 
 def test_a_comparison_is_right_when_all_its_answers_are() -> None:
-    florence, paligemma = model_reply(), model_reply(model="paligemma-mini", raw_text="KY")
+    florence = model_reply()
+    paligemma = model_reply(model="paligemma-mini", raw_text="KY")
     checker = Checker(True)
     assert checker.status(question(COMPARED), Reply(OK, (florence, paligemma))) == OK
     wrong = model_reply(model="paligemma-mini", task="captioning")

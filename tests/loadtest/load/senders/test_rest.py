@@ -20,7 +20,10 @@ def sender_to(url: str) -> Iterator[RestSender]:
 
 
 def test_an_answer_a_refusal_and_a_broken_connection_are_distinguished() -> None:
-    with scripted("rest", [Refusal("overloaded", 1), None]) as (url, script), sender_to(url) as sender:
+    with (
+        scripted("rest", [Refusal("overloaded", 1), None]) as (url, script),
+        sender_to(url) as sender,
+    ):
         assert sender.predict(question()) == Reply("overloaded")
         assert sender.predict(question()) == Reply(CONNECTION_FAILED)
         (answer,) = sender.predict(question()).answers

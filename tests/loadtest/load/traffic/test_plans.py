@@ -23,7 +23,10 @@ def test_a_step_lasts_until_its_tail_is_over_and_the_first_warms_up() -> None:
     assert levels(plan, 80) == [4.0] * 40 + [8.0] * 30 + [None] * 10
     assert calls == [0, 1, 2]
     first, second = plan.windows()
-    assert (first, second) == (Window(4.0, START_S + 15, START_S + 35), Window(8.0, START_S + 45, START_S + 65))
+    assert (first, second) == (
+        Window(4.0, START_S + 15, START_S + 35),
+        Window(8.0, START_S + 45, START_S + 65),
+    )
 
 
 def test_no_step_starts_that_would_end_after_the_limit() -> None:
@@ -34,7 +37,10 @@ def test_no_step_starts_that_would_end_after_the_limit() -> None:
 def test_a_ramp_is_linear_from_its_first_level_to_its_last() -> None:
     plan = Slope(2, 12, 10, 2)
     assert levels(plan, 12) == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, None, None]
-    assert plan.windows() == [Window(4.5, START_S, START_S + 5), Window(9.5, START_S + 5, START_S + 10)]
+    assert plan.windows() == [
+        Window(4.5, START_S, START_S + 5),
+        Window(9.5, START_S + 5, START_S + 10),
+    ]
 
 
 def test_a_soak_stays_at_its_level() -> None:
@@ -47,6 +53,8 @@ def test_a_plan_that_has_not_started_has_no_windows() -> None:
     assert Slope(1, 2, 10, 2).windows() == []
 
 
-@pytest.mark.parametrize(("time_s", "is_inside"), [(9.9, False), (10, True), (19.9, True), (20, False)])
+@pytest.mark.parametrize(
+    ("time_s", "is_inside"), [(9.9, False), (10, True), (19.9, True), (20, False)]
+)
 def test_a_window_includes_its_start_but_not_its_end(time_s: float, is_inside: bool) -> None:
     assert Window(1, 10, 20).contains(time_s) is is_inside

@@ -26,16 +26,24 @@ def mix_of(folder: Path, *tasks: dict[str, object], **changes: object) -> Traffi
 
 
 def test_tasks_are_chosen_by_weight_and_models_evenly(tmp_path: Path) -> None:
-    mix = mix_of(tmp_path, {"task": "ocr", "weight": 3}, {"task": "region_description", "weight": 1})
+    mix = mix_of(
+        tmp_path, {"task": "ocr", "weight": 3}, {"task": "region_description", "weight": 1}
+    )
     questions = Questions(mix, LISTED, random.Random(0))
-    counts = Counter((question.task, question.model) for question in (questions.next("rest") for _ in range(4000)))
+    counts = Counter(
+        (question.task, question.model)
+        for question in (questions.next("rest") for _ in range(4000))
+    )
     expected = {("ocr", "a"): 1500, ("ocr", "b"): 1500, ("region_description", "a"): 1000}
     assert counts.keys() == expected.keys()
-    assert all(counts[key] == pytest.approx(count, rel=0.1) for key, count in expected.items())  # 3 standard errors
+    # 3 standard errors
+    assert all(counts[key] == pytest.approx(count, rel=0.1) for key, count in expected.items())
 
 
 def test_comparisons_are_of_tasks_that_several_models_offer(tmp_path: Path) -> None:
-    mix = mix_of(tmp_path, {"task": "ocr", "weight": 1}, {"task": "region_description", "weight": 9})
+    mix = mix_of(
+        tmp_path, {"task": "ocr", "weight": 1}, {"task": "region_description", "weight": 9}
+    )
     questions = Questions(mix, LISTED, random.Random(0))
     drawn = [questions.next("compare") for _ in range(20)]
     assert {(each.task, each.model) for each in drawn} == {("ocr", COMPARED)}
@@ -43,11 +51,19 @@ def test_comparisons_are_of_tasks_that_several_models_offer(tmp_path: Path) -> N
 
 
 def test_a_region_is_in_pixels_of_the_image(tmp_path: Path) -> None:
-    share = {"task": "region_description", "weight": 1, "parameters": {"region": [0.25, 0.5, 0.75, 1.0]}}
+    share = {
+        "task": "region_description",
+        "weight": 1,
+        "parameters": {"region": [0.25, 0.5, 0.75, 1.0]},
+    }
     mix = mix_of(tmp_path, share)
     question = Questions(mix, LISTED, random.Random(0)).next("rest")
     assert question.parameters == {"region": [16, 24, 48, 48]}  # of 64 x 48
-    assert question.form_fields() == {"task": "region_description", "model": "a", "region": "[16.0, 24.0, 48.0, 48.0]"}
+    assert question.form_fields() == {
+        "task": "region_description",
+        "model": "a",
+        "region": "[16.0, 24.0, 48.0, 48.0]",
+    }
 
 
 def test_images_are_fresh_or_among_a_few(tmp_path: Path) -> None:
@@ -70,7 +86,11 @@ def test_images_are_fresh_or_among_a_few(tmp_path: Path) -> None:
             "no task detection; its tasks are ocr, region_description, region_proposal",
         ),
         ("region_proposal", {"rest": 1}, "no served model offers region_proposal"),
-        ("region_description", {"compare": 1}, "apis.compare: no task of the mix is offered by several"),
+        (
+            "region_description",
+            {"compare": 1},
+            "apis.compare: no task of the mix is offered by several",
+        ),
     ],
 )
 def test_parts_that_the_service_lacks_are_reported(

@@ -5,15 +5,26 @@ from collections.abc import Callable
 
 import pytest
 
-from loadtest.load.traffic.saturation import MAX_TRIES, NUM_REFINEMENTS, Saturation, Step, next_level, saturation_of
+from loadtest.load.traffic.saturation import (
+    MAX_TRIES,
+    NUM_REFINEMENTS,
+    Saturation,
+    Step,
+    next_level,
+    saturation_of,
+)
 
 
 def good_share(level: float, limit: float) -> float:
-    """Return the share of good answers of a service that answers up to `limit` and refuses the rest."""
+    """Return the share of good answers of a service that answers up to `limit` and refuses the
+    rest.
+    """
     return min(1.0, limit / level)
 
 
-def found(share: Callable[[float], float], first: float = 4.0, max_steps: int = 30) -> tuple[list[Step], Saturation]:
+def found(
+    share: Callable[[float], float], first: float = 4.0, max_steps: int = 30
+) -> tuple[list[Step], Saturation]:
     steps: list[Step] = []
     while len(steps) < max_steps and (level := next_level(steps, first, 0.5)) is not None:
         steps.append(Step(level, 1000, round(1000 * share(level))))
@@ -31,8 +42,11 @@ def test_the_point_is_found_within_a_tenth(limit: float) -> None:
     assert point.not_held is not None
     true_point = limit / 0.9
     assert point.held <= true_point < point.not_held
-    assert point.not_held / point.held < 1.1 or point.not_held - point.held <= 0.5  # or one quantum apart
-    assert all(levels_of(steps).count(step.level) == (1 if step.holds else MAX_TRIES) for step in steps)
+    # or one quantum apart
+    assert point.not_held / point.held < 1.1 or point.not_held - point.held <= 0.5
+    assert all(
+        levels_of(steps).count(step.level) == (1 if step.holds else MAX_TRIES) for step in steps
+    )
 
 
 def test_levels_double_until_one_does_not_hold_twice() -> None:

@@ -1,4 +1,6 @@
-"""The file of the traffic mix: the committed one is valid, and all problems of an invalid one are reported."""
+"""The file of the traffic mix: the committed one is valid, and all problems of an invalid one are
+reported.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -43,14 +45,26 @@ def test_deadlines_are_multiples_of_slos(tmp_path: Path) -> None:
         ({"images": None}, "images: Field required"),
         ({"colour": "red"}, "colour: "),
         ({"apis": {"soap": 1}}, "soap"),
-        ({"apis": {"rest": -1}}, "apis.rest: Input should be greater than or equal to 0, given '-1'"),
-        ({"apis": {"rest": 0}}, "apis: one of rest, grpc, stream, compare must have a weight above 0"),
+        (
+            {"apis": {"rest": -1}},
+            "apis.rest: Input should be greater than or equal to 0, given '-1'",
+        ),
+        (
+            {"apis": {"rest": 0}},
+            "apis: one of rest, grpc, stream, compare must have a weight above 0",
+        ),
         ({"tasks": []}, "tasks: "),
-        ({"tasks": [{"task": "ocr", "weight": 0}]}, "tasks.0.weight: Input should be greater than 0, given '0'"),
+        (
+            {"tasks": [{"task": "ocr", "weight": 0}]},
+            "tasks.0.weight: Input should be greater than 0, given '0'",
+        ),
         ({"tasks": [{"task": "ocr", "weight": 1, "labels": []}]}, "tasks.0.labels: "),
         ({"tasks": [{"task": "captioning", "weight": 1}]}, "slos_ms: task captioning has no SLO"),
         ({"slos_ms": {"ocr": {"answer": 400}}}, "slos_ms.ocr.first_token: Field required"),
-        ({"images": {"fresh": 2, "sizes": []}}, "images.fresh: Input should be less than or equal to 1, given '2'"),
+        (
+            {"images": {"fresh": 2, "sizes": []}},
+            "images.fresh: Input should be less than or equal to 1, given '2'",
+        ),
     ],
 )
 def test_an_invalid_mix_is_reported(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
