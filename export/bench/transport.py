@@ -59,11 +59,11 @@ async def measure(path: Path) -> None:
                 0, 256, (side, side, 3), dtype=np.uint8
             )
             body_ms = await _median_ms(
-                lambda side=side, pixels=pixels: _in_body(http, side, pixels)
-            )  # type: ignore[misc]
+                lambda side=side, pixels=pixels: _in_body(http, side, pixels)  # type: ignore[misc]
+            )
             memory_ms = await _median_ms(
-                lambda side=side, pixels=pixels: _in_memory(http, side, pixels)
-            )  # type: ignore[misc]
+                lambda side=side, pixels=pixels: _in_memory(http, side, pixels)  # type: ignore[misc]
+            )
             print(
                 f"{side} px: {body_ms:.2f} ms in the body, {memory_ms:.2f} ms in memory", flush=True
             )
