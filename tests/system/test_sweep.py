@@ -145,14 +145,13 @@ def problems_of(
         failure = ask(case)
         if failure is not None:
             found.append(f"{case}: {failure}")
+            print(found[-1], flush=True)  # the largest sweep takes half an hour
         if time.monotonic() - start_s > MAX_LAG_S:
             slow.append(case)
     if observed.num_late() > late:
-        found += [
-            f"{case}: the event loop is late"
-            for case in slow
-            if is_always_late(case, ask, observed)
-        ]
+        late_cases = [case for case in slow if is_always_late(case, ask, observed)]
+        found += [f"{case}: the event loop is late" for case in late_cases]
+        print(*late_cases, sep="\n", flush=True)
     return found
 
 
