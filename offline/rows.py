@@ -3,7 +3,7 @@ of shards.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any, Literal
 
@@ -67,11 +67,14 @@ def write_rows(stream: IO[bytes], rows: Sequence[Row], shard_format: ShardFormat
 
 def read_rows(stream: IO[bytes], shard_format: ShardFormat) -> Iterator[Row]:
     """Yield the rows of a shard."""
-    records = (
-        map(json.loads, stream)
-        if shard_format == "jsonl"
-        else iter(pq.read_table(stream).to_pylist())
-    )
+    records: Iterable[dict[str, Any]]
+    if shard_format == "jsonl":
+        records = map(json.loads, stream)
+    else:
+        # In this thread alone: pyarrow 26 releases a Python stream in another one, late, and aborts
+        # the process if the interpreter is ending.
+        parquet = pq.ParquetFile(stream, pre_buffer=False)
+        records = parquet.read(use_threads=False).to_pylist()
     for record in records:
         if isinstance(record["result"], str):
             record["result"] = json.loads(record["result"])

@@ -1,4 +1,6 @@
+import io
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from offline.coco import NAME, write_coco
 from offline.filesystems import InputError
 from offline.job import Build, Job, OutputFormat
 from offline.output import Output, Totals
-from offline.rows import Row, RowError
+from offline.rows import Row, RowError, read_rows, write_rows
 from tasks.run_length import encode_mask
 
 BUILD = Build("m", "b", "float32", None, None, False, 1_000_000, 1_000, 0)
@@ -32,6 +34,27 @@ FAILED = Row(
     "object_detection",
     error=RowError("unsupported_image", "the image cannot be read"),
 )
+
+
+class ObservedFile(io.BytesIO):
+    """A file that knows which threads read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readers = set[int]()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.readers.add(threading.get_ident())
+        return super().read(size)
+
+
+def test_a_parquet_shard_is_read_in_the_thread_that_asks() -> None:
+    """pyarrow's own threads would abort the interpreter when it ends."""
+    stream = ObservedFile()
+    write_rows(stream, [ANSWERED], "parquet")
+    stream.seek(0)
+    assert list(read_rows(stream, "parquet")) == [ANSWERED]
+    assert stream.readers == {threading.get_ident()}
 
 
 @pytest.mark.parametrize("output_format", ["parquet", "jsonl"])
