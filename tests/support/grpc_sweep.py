@@ -48,13 +48,13 @@ class GrpcSweep:
         self._valid = valid
         self._num_bytes = num_bytes
 
-    def services(self) -> Iterator[ServiceDescriptor]:
-        """Yield the services but that of reflection, which is a stream of requests."""
+    def calls(self) -> Iterator[Call]:
+        """Yield the calls of all services but that of reflection, a stream of requests."""
         for name in self._database.get_services():
             if "reflection" not in name:
-                yield self._pool.FindServiceByName(name)
+                yield from self._calls_of(self._pool.FindServiceByName(name))
 
-    def calls(self, service: ServiceDescriptor) -> Iterator[Call]:
+    def _calls_of(self, service: ServiceDescriptor) -> Iterator[Call]:
         for method in service.methods:
             path = f"/{service.full_name}/{method.name}"
             make = GetMessageClass(method.input_type)

@@ -132,27 +132,28 @@ def send(client: httpx.Client, case: Case) -> httpx.Response:
 
 def problems_of(
     cases: Iterable[CaseT], ask: Callable[[CaseT], str | None], observed: Observed
-) -> list[str]:
-    """Send all cases.
+) -> Iterator[str]:
+    """Send all cases; yield those that fail or make the event loop late.
 
-    Return those that fail (`ask` returns why) and those that make the event loop late.
+    `ask` returns why a case fails, None if it does not.
     """
-    found = []
-    slow = []
-    late = observed.num_late()
+    num_late = observed.num_late()
     for case in cases:
         start_s = time.monotonic()
         failure = ask(case)
+        took_s = time.monotonic() - start_s
         if failure is not None:
-            found.append(f"{case}: {failure}")
-            print(found[-1], flush=True)  # the largest sweep takes half an hour
-        if time.monotonic() - start_s > MAX_LAG_S:
-            slow.append(case)
-    if observed.num_late() > late:
-        late_cases = [case for case in slow if is_always_late(case, ask, observed)]
-        found += [f"{case}: the event loop is late" for case in late_cases]
-        print(*late_cases, sep="\n", flush=True)
-    return found
+            yield noted(f"{case}: {failure}")
+        if took_s <= MAX_LAG_S:
+            continue
+        before, num_late = num_late, observed.num_late()
+        if num_late > before and is_always_late(case, ask, observed):
+            yield noted(f"{case}: the event loop is late")
+
+
+def noted(problem: str) -> str:
+    print(problem, flush=True)  # the largest sweep takes half an hour
+    return problem
 
 
 def is_always_late(case: CaseT, ask: Callable[[CaseT], str | None], observed: Observed) -> bool:
@@ -169,15 +170,14 @@ def is_always_late(case: CaseT, ask: Callable[[CaseT], str | None], observed: Ob
 def test_every_field_of_every_http_route_is_bounded(keyed: RunningService, num_bytes: int) -> None:
     observed = Observed(keyed)
     other = OtherKey(keyed)
-    problems = []
+    problems: list[str] = []
     with keyed.client() as client, other.asking():
         sweep = http_sweep(client, num_bytes)
         routes = sweep.routes() if num_bytes == SMALL_BYTES else sweep.distinct_routes()
         for method, path, operation in routes:
             before = observed.resident_bytes()
-            problems += problems_of(
-                sweep.cases(method, path, operation), partial(failure_of, client), observed
-            )
+            cases = sweep.cases(method, path, operation)
+            problems += problems_of(cases, partial(failure_of, client), observed)
             grown = observed.resident_bytes() - before
             if grown > KEPT_BODIES * num_bytes + NOISE_BYTES:
                 problems.append(f"{method} {path}: {grown / 1e6:.0f} MB stay")
@@ -191,15 +191,14 @@ def test_every_field_of_every_http_route_is_bounded(keyed: RunningService, num_b
 def test_every_field_of_every_grpc_method_is_bounded(keyed: RunningService, num_bytes: int) -> None:
     observed = Observed(keyed)
     other = OtherKey(keyed)
-    problems = []
+    problems: list[str] = []
     valid = {"image": scene_png(), "task": "captioning"}
     with grpc.insecure_channel(keyed.grpc_address) as channel, other.asking():
         sweep = GrpcSweep(channel, valid, num_bytes)
-        calls = [call for service in sweep.services() for call in sweep.calls(service)]
         ask = partial(failure_of_call, channel)
-        problems += problems_of(calls, ask, observed)
+        problems += problems_of(sweep.calls(), ask, observed)
         before = observed.resident_bytes()
-        problems += problems_of(calls, ask, observed)  # what stays would stay again
+        problems += problems_of(sweep.calls(), ask, observed)  # what stays would stay again
     assert not problems, "\n".join(problems)
     assert observed.resident_bytes() - before < KEPT_BODIES * num_bytes + NOISE_BYTES
     assert observed.held_bytes() == 0
