@@ -26,7 +26,8 @@ FORMATS: tuple[ImageFormat, ...] = ("JPEG", "PNG", "WEBP")
 _MAX_PARTS = 20_000
 # of a JPEG, usually below 2,000; Pillow takes 60 ms for a million bytes
 _MAX_TABLES_BYTES = 256_000
-_USUAL_SCANS, _MAX_SCANS = 16, 1_000  # libjpeg's progression has 10
+_USUAL_SCANS = 16  # libjpeg's progression has 10
+_MAX_SCANS = 1_000
 _MAX_FILL_BYTES = 65_536  # between two segments of a JPEG, usually none
 
 _JPEG_START = b"\xff\xd8"

@@ -143,7 +143,17 @@ class Answerer:
             opened = LazyImage(await in_thread(image.read), self._decoder, _CLIENT)
             await opened.open()
             width, height = opened.header.size_wh
-            return _row(image.key, await self._answer(opened))
+            answer = await self._answer(opened)
+            return Row(
+                image.key,
+                answer.model.id,
+                answer.request.task.id,
+                *answer.image_size_wh,
+                result=RESULT.dump_python(RESULT.validate_python(answer.result), mode="json"),
+                raw_text=answer.written.text,
+                finish_reason=answer.written.finish_reason,
+                calibrated=answer.is_calibrated,
+            )
         except (Unreadable, OSError) as error:
             failed = RowError("unreadable_input", str(error))
         except ServiceError as error:
@@ -169,16 +179,3 @@ class Answerer:
         return await predict(
             model, self._loaded.runner, request, image, PredictContext(prompts, math.inf)
         )
-
-
-def _row(key: str, answer: Answer) -> Row:
-    return Row(
-        key,
-        answer.model.id,
-        answer.request.task.id,
-        *answer.image_size_wh,
-        result=RESULT.dump_python(RESULT.validate_python(answer.result), mode="json"),
-        raw_text=answer.written.text,
-        finish_reason=answer.written.finish_reason,
-        calibrated=answer.is_calibrated,
-    )

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from offline.output import Output
-from offline.rows import Row
 from tasks.results import RunLengthMask
 from tasks.run_length import decode_mask
 
@@ -47,24 +46,20 @@ def _annotations(output: Output, category_ids: dict[str, int]) -> Iterator[dict[
     """Yield the annotation of every object; new categories are added to `category_ids`."""
     annotation_id = 0
     for image_id, row in output.rows():
-        for value in _objects(row):
+        result = row.result or {}
+        objects: list[dict[str, Any]] = result.get("detections") or result.get("instances") or []
+        for value in objects:
             annotation_id += 1
             category_id = category_ids.setdefault(value["label"] or _UNNAMED, len(category_ids) + 1)
             ids = {"id": annotation_id, "image_id": image_id, "category_id": category_id}
-            yield {**ids, **_shape(value), "score": value["score"], "iscrowd": 0}
-
-
-def _objects(row: Row) -> list[dict[str, Any]]:
-    result = row.result or {}
-    objects: list[dict[str, Any]] = result.get("detections") or result.get("instances") or []
-    return objects
-
-
-def _shape(value: dict[str, Any]) -> dict[str, Any]:
-    x1, y1, x2, y2 = value["box"]
-    shape = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "segmentation": []}
-    if mask := value.get("mask"):
-        height, width = mask["size"]
-        area = int(decode_mask(RunLengthMask((height, width), mask["counts"])).sum())
-        shape |= {"area": area, "segmentation": mask}
-    return shape
+            x1, y1, x2, y2 = value["box"]
+            shape = {
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": (x2 - x1) * (y2 - y1),
+                "segmentation": [],
+            }
+            if mask := value.get("mask"):
+                height, width = mask["size"]
+                area = int(decode_mask(RunLengthMask((height, width), mask["counts"])).sum())
+                shape |= {"area": area, "segmentation": mask}
+            yield {**ids, **shape, "score": value["score"], "iscrowd": 0}

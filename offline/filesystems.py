@@ -65,21 +65,20 @@ def file_system(uri: str) -> tuple[AbstractFileSystem, str]:
         if not separator or scheme == "file":
             files, path = url_to_fs(str(Path(rest if separator else uri).absolute()))
         elif scheme in _ARROW_SCHEMES:
-            files, path = _arrow_file_system(uri)
+            address, question, options = uri.partition("?")
+            # A pattern is not a URI to pyarrow: it is added to the path.
+            parts = address.split("/")
+            is_pattern = (index for index, part in enumerate(parts) if _MAGIC & set(part))
+            num_plain = next(is_pattern, len(parts))
+            plain = "/".join(parts[:num_plain]) + question + options
+            arrow_files, arrow_path = FileSystem.from_uri(plain)
+            files = ArrowFSWrapper(arrow_files)
+            path = posixpath.join(arrow_path, *parts[num_plain:])
         else:
             files, path = url_to_fs(uri)
     except (ValueError, ImportError, OSError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise InputError(f"{uri}: {error}") from error
     return files, path
-
-
-def _arrow_file_system(uri: str) -> tuple[AbstractFileSystem, str]:
-    address, question, options = uri.partition("?")
-    parts = address.split("/")
-    # A pattern is no URI to pyarrow: it is added to the path.
-    num_plain = next((index for index, part in enumerate(parts) if _MAGIC & set(part)), len(parts))
-    file_system, path = FileSystem.from_uri("/".join(parts[:num_plain]) + question + options)
-    return ArrowFSWrapper(file_system), posixpath.join(path, *parts[num_plain:])
 
 
 def is_within(uri: str, folder: str) -> bool:

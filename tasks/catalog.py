@@ -69,19 +69,21 @@ class CatalogEntry:
     task_ids: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "task_ids", tuple(task_id for task_id in TASKS if self._offers(task_id))
-        )
+        offered: list[str] = []
+        for task in TASKS.values():
+            override = self.tasks.get(task.id)
+            if override is not None:
+                is_offered = override.template is not None
+            else:
+                is_offered = self.family in task.families
+            if is_offered:
+                offered.append(task.id)
+        object.__setattr__(self, "task_ids", tuple(offered))
 
     def template(self, task_id: str) -> str | None:
         """Return the entry's own prompt template for the task, or None."""
         override = self.tasks.get(task_id)
         return override.template if override else None
-
-    def _offers(self, task_id: str) -> bool:
-        if task_id in self.tasks:
-            return self.tasks[task_id].template is not None
-        return self.family in TASKS[task_id].families
 
 
 def load_catalog(path: Path) -> dict[str, CatalogEntry]:
@@ -185,7 +187,10 @@ def parse_entry(row: object) -> CatalogEntry:
         for task_id, value in row.get("tasks", {}).items()
     }
     entry = CatalogEntry(**{**row, "features": tuple(row["features"]), "tasks": overrides})
-    _check_mask_decoder(entry)
+    needs = entry.family == "paligemma" and "instance_segmentation" in entry.task_ids
+    if needs != (entry.mask_decoder is not None):
+        rule = "set for paligemma models that offer instance_segmentation, and for no others"
+        raise CatalogError(f"{entry.id}: mask_decoder must be {rule}, not {entry.mask_decoder!r}")
     return entry
 
 
@@ -270,10 +275,3 @@ def _override(entry_id: str, task_id: object, value: object) -> TaskOverride:
         )
         raise CatalogError(f"{entry_id}: tasks.{task_id} must be {allowed}, not {value!r}")
     return TaskOverride(template)
-
-
-def _check_mask_decoder(entry: CatalogEntry) -> None:
-    needs = entry.family == "paligemma" and "instance_segmentation" in entry.task_ids
-    if needs != (entry.mask_decoder is not None):
-        rule = "set for paligemma models that offer instance_segmentation, and for no others"
-        raise CatalogError(f"{entry.id}: mask_decoder must be {rule}, not {entry.mask_decoder!r}")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,14 +72,18 @@ def read_calibrations(path: Path) -> tuple[Calibration, ...]:
     """Read a calibration file; raise `CalibrationError`."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["calibrations"]
-        return tuple(_calibration(row) for row in rows)
+        return tuple(
+            Calibration(
+                row["model"],
+                row["checkpoint"],
+                row["task"],
+                tuple(map(float, row["scores"])),
+                tuple(map(float, row["probabilities"])),
+            )
+            for row in rows
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CalibrationError(f"{path} is not a valid calibration file: {error!r}") from error
-
-
-def _calibration(row: dict[str, Any]) -> Calibration:
-    scores, probabilities = (tuple(map(float, row[name])) for name in ("scores", "probabilities"))
-    return Calibration(row["model"], row["checkpoint"], row["task"], scores, probabilities)
 
 
 def refine(

@@ -123,11 +123,13 @@ class ApiKeys:
 
     def _accept(self, entries: Sequence[KeyEntry]) -> None:
         """Replace the keys; an unchanged entry keeps its used quota."""
-        self._quotas = {entry: self._quotas.get(entry) or self._quota(entry) for entry in entries}
-
-    def _quota(self, entry: KeyEntry) -> Quota:
-        shared = None if self._shared is None else self._shared.of(entry.sha256)
-        return Quota(entry.name, entry.limits, self._clock, shared, entry.sha256[:_OWNER_CHARS])
+        quotas: dict[KeyEntry, Quota] = {}
+        for entry in entries:
+            shared = None if self._shared is None else self._shared.of(entry.sha256)
+            quotas[entry] = self._quotas.get(entry) or Quota(
+                entry.name, entry.limits, self._clock, shared, entry.sha256[:_OWNER_CHARS]
+            )
+        self._quotas = quotas
 
 
 class WrongKeys:
@@ -226,21 +228,17 @@ def _entry(line: str, number: int) -> KeyEntry:
     sha256, *words = line.split()
     if not _SHA256.fullmatch(sha256.lower()):
         raise ValueError("it must start with a SHA-256 of 64 hexadecimal digits")
-    options = _options(words)
-    limits = QuotaLimits(
-        options.requests_per_minute, options.megapixels_per_minute, options.max_concurrent
-    )
-    return KeyEntry(sha256.lower(), options.name or f"key-{number}", limits)
-
-
-def _options(words: list[str]) -> _Options:
     values = dict(word.partition("=")[::2] for word in words)
     if not values.keys() <= _Options.model_fields.keys() or len(values) < len(words):
         raise ValueError(
             f"unknown or repeated option; the options are {', '.join(_Options.model_fields)}"
         )
     try:
-        return _Options.model_validate(values)
+        options = _Options.model_validate(values)
     except ValidationError as error:
         rejected = rejected_field(error)
         raise ValueError(f"invalid {rejected.name}: {rejected.reason}") from None
+    limits = QuotaLimits(
+        options.requests_per_minute, options.megapixels_per_minute, options.max_concurrent
+    )
+    return KeyEntry(sha256.lower(), options.name or f"key-{number}", limits)

@@ -74,7 +74,8 @@ class FairQueue:
 
         Raise `Overloaded` or `DeadlineExceeded`.
         """
-        self._refuse_hopeless(request)
+        if self._num_running:
+            self._refuse_hopeless(request)
         waited_s = 0.0
         if self._num_running < self._max_running:  # then none waits
             self._num_running += 1
@@ -95,15 +96,17 @@ class FairQueue:
         """Raise `Overloaded` for a request above its client's share, and for one that would miss
         its deadline.
         """
-        if not self._num_running:
-            return
         excess = self._waiting_cost.excess(request.client, request.cost)
         if excess > 0 and self._num_running >= self._max_running:
             usage = self._waiting_cost.usage(request.client, f"tokens queued for {self._model_id}")
             raise Overloaded(
                 f"{usage}; this request needs {request.cost}", self._throughput.seconds_for(excess)
             )
-        needed_s = self._throughput.seconds_for(self._cost_until_done(request)) * _SAFETY_FACTOR
+        # clients are served alternately: until it is done, each gets as much as this one
+        own = self._waiting_cost.of(request.client) + request.cost
+        num_clients = self._waiting_cost.num_clients_with(request.client)
+        ahead = min(self._waiting_cost.total + request.cost, own * num_clients)
+        needed_s = self._throughput.seconds_for(self._running_cost + ahead) * _SAFETY_FACTOR
         late_s = self._now() + needed_s - request.deadline_s
         if late_s > 0:
             message = (
@@ -112,18 +115,17 @@ class FairQueue:
             )
             raise Overloaded(f"{message} after its deadline", late_s)
 
-    def _cost_until_done(self, request: QueuedRequest) -> float:
-        """Return the cost of all work up to the end of the request, served alternately with that of
-        other clients.
-        """
-        own = self._waiting_cost.of(request.client) + request.cost
-        num_clients = self._waiting_cost.num_clients_with(request.client)
-        return self._running_cost + min(self._waiting_cost.total + request.cost, own * num_clients)
-
     async def _wait(self, request: QueuedRequest) -> float:
         """Return the seconds waited."""
         start_s = self._now()
-        waiting = self._enqueue(request)
+        start = max(self._virtual_time, self._last_finish.get(request.client, 0.0))
+        self._last_finish[request.client] = start + request.cost
+        waiting = _Waiting(
+            start, next(self._numbers), request, asyncio.get_running_loop().create_future()
+        )
+        heapq.heappush(self._waiting, waiting)
+        self._waiting_cost.add(request.client, request.cost)
+        self._depth.inc()
         try:
             async with asyncio.timeout(request.deadline_s - self._now()):
                 await waiting.admission
@@ -138,17 +140,6 @@ class FairQueue:
             self._abandon(waiting)
             raise
         return self._now() - start_s
-
-    def _enqueue(self, request: QueuedRequest) -> _Waiting:
-        start = max(self._virtual_time, self._last_finish.get(request.client, 0.0))
-        self._last_finish[request.client] = start + request.cost
-        waiting = _Waiting(
-            start, next(self._numbers), request, asyncio.get_running_loop().create_future()
-        )
-        heapq.heappush(self._waiting, waiting)
-        self._waiting_cost.add(request.client, request.cost)
-        self._depth.inc()
-        return waiting
 
     def _abandon(self, waiting: _Waiting) -> None:
         """Remove a request from the queue; if it was just admitted, admit the next one instead."""

@@ -122,15 +122,19 @@ class Quota:
         if self._num_concurrent >= self._max_concurrent:
             raise self._too_many(self._max_concurrent)
         self._num_concurrent += 1
+        if self._shared is None:
+            return ""
+        lease = uuid.uuid4().hex
+        lease_s = timeout_s + _LEASE_MARGIN_S
         try:
-            return (
-                ""
-                if self._shared is None
-                else await self._leased(self._shared, self._max_concurrent, timeout_s)
-            )
-        except BaseException:
+            if await self._shared.lease(self._max_concurrent, lease, lease_s) is False:
+                raise self._too_many(self._max_concurrent)
+        except BaseException as error:
             self._num_concurrent -= 1
+            if isinstance(error, asyncio.CancelledError):
+                self._shared.release(lease)
             raise
+        return lease  # without an answer, too: the store may have it
 
     async def end_request(self, lease: str) -> None:
         """Count a request that has begun as ended, even if the caller is cancelled meanwhile."""
@@ -155,17 +159,6 @@ class Quota:
             return wait_s
         own_wait_s = bucket.take(amount)
         return own_wait_s if wait_s is None else 0.0
-
-    async def _leased(self, shared: "SharedQuota", max_concurrent: int, timeout_s: float) -> str:
-        lease = uuid.uuid4().hex
-        try:
-            is_granted = await shared.lease(max_concurrent, lease, timeout_s + _LEASE_MARGIN_S)
-        except asyncio.CancelledError:
-            shared.release(lease)
-            raise
-        if is_granted is False:
-            raise self._too_many(max_concurrent)
-        return lease  # without an answer, too: the store may have it
 
     def _too_many(self, max_concurrent: int) -> Overloaded:
         return self._exceeded(f"{max_concurrent} concurrent requests", 1)

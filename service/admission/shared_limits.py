@@ -129,24 +129,21 @@ class SharedLimits:
             async with asyncio.timeout(self._timeout_s):
                 answer = await call()
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
-            self._note_failure(error)
+            SHARED_LIMITS_UNANSWERED.inc()
+            self._retry_at_s = self._clock() + _RETRY_AFTER_S
+            if not self._is_down:
+                self._is_down = True
+                reason = str(error).rstrip(".") or f"no answer within {self._timeout_s:g} s"
+                logger.error(
+                    "the store of the shared limits fails: %s; each process applies its own limits",
+                    reason,
+                )
             return None
         if self._is_down:
             self._is_down = False
             self._retry_at_s = 0.0
             logger.info("the store of the shared limits answers again")
         return answer
-
-    def _note_failure(self, error: Exception) -> None:
-        SHARED_LIMITS_UNANSWERED.inc()
-        self._retry_at_s = self._clock() + _RETRY_AFTER_S
-        if not self._is_down:
-            self._is_down = True
-            reason = str(error).rstrip(".") or f"no answer within {self._timeout_s:g} s"
-            logger.error(
-                "the store of the shared limits fails: %s; each process applies its own limits",
-                reason,
-            )
 
 
 async def _called(script: AsyncScript, name: str, *arguments: float | str) -> bytes | int:

@@ -80,7 +80,9 @@ class FiledRequest:
             body = await answer(line.body, self._core, context)
             return _rendered(line, context, _OK, body.model_dump(mode="json"))
         except Exception as error:  # a defect at one request must not end its batch
-            if self._is_repeated(error):
+            is_late = isinstance(error, DeadlineExceeded)
+            self._num_late += is_late
+            if isinstance(error, Overloaded | NotReady) or (is_late and self._num_late < _MAX_LATE):
                 return None
             if line is None:
                 raise
@@ -98,11 +100,6 @@ class FiledRequest:
         return await parsed(
             parse_line, data, BodyMemory(len(data), partial(self._core.hold, context))
         )
-
-    def _is_repeated(self, error: Exception) -> bool:
-        is_late = isinstance(error, DeadlineExceeded)
-        self._num_late += is_late
-        return isinstance(error, Overloaded | NotReady) or (is_late and self._num_late < _MAX_LATE)
 
 
 def _failed(line: BatchLine, context: RequestContext, error: Exception) -> RenderedLine:

@@ -106,29 +106,21 @@ class Dispatcher:
 
     async def _look(self, group: asyncio.TaskGroup) -> None:
         """Find new batches, and end those that were cancelled while they wait."""
-        owners = await in_thread(self._owners)
+        owners = await in_thread(self._owner_of_each, KeyFolder.batch_ids)
         self._known.intersection_update(owners)
         for batch_id, owner in owners.items():
             if batch_id not in self._known:
                 self._known.add(batch_id)
                 await self._attempt(owner, batch_id, self._sort_in)
-        for batch_id, owner in (await in_thread(self._cancelled)).items():
+        cancelled = await in_thread(self._owner_of_each, KeyFolder.cancelled_ids)
+        for batch_id, owner in cancelled.items():
             if self._unchecked.remove(owner, batch_id) or self._ready.remove(owner, batch_id):
                 group.create_task(self._complete(owner, batch_id))
 
-    def _owners(self) -> dict[str, str]:
-        """Return the owner of each batch, the oldest of an owner first."""
+    def _owner_of_each(self, ids: Callable[[KeyFolder], list[str]]) -> dict[str, str]:
+        """Return the owner of each batch among `ids`, the oldest of an owner first."""
         return {
-            each: owner
-            for owner in self._store.owners()
-            for each in self._store.of(owner).batch_ids()
-        }
-
-    def _cancelled(self) -> dict[str, str]:
-        return {
-            each: owner
-            for owner in self._store.owners()
-            for each in self._store.of(owner).cancelled_ids()
+            each: owner for owner in self._store.owners() for each in ids(self._store.of(owner))
         }
 
     def _begin(self, group: asyncio.TaskGroup) -> None:

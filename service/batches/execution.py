@@ -131,20 +131,19 @@ class Executor:
     async def run(self) -> None:
         """Start one request after the other, until cancelled."""
         while True:
-            run = self._next_run()
+            # the oldest batch of the API key whose last turn is the longest ago
+            runs = [run for run in self._runs if run.has_lines]
+            run = min(
+                runs,
+                key=lambda run: (self._last_turn.get(run.owner, 0), run.batch_id),
+                default=None,
+            )
             if run is None:
                 self._changed.clear()
                 await self._changed.wait()
             elif (line := await run.take_line()) is not None:
                 await self._gaps.wait()
                 self._begin(run, line)
-
-    def _next_run(self) -> BatchRun | None:
-        """Return the oldest batch of the API key whose last turn is the longest ago."""
-        runs = [run for run in self._runs if run.has_lines]
-        return min(
-            runs, key=lambda run: (self._last_turn.get(run.owner, 0), run.batch_id), default=None
-        )
 
     def _begin(self, run: BatchRun, line: LineSpan) -> None:
         if run.is_stopped:

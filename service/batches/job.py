@@ -90,7 +90,17 @@ class Job:
         if batch.expired_at is not None and not is_full:
             is_full = not self._append_expired()
         self._count()
-        self._add_files()
+        kept_s = self.state.output_kept_s
+        if self.journal.num_answered:
+            self.folder.add_file(
+                self.state.output_id, f"{batch.id}_output.jsonl", "batch_output", kept_s
+            )
+            batch.output_file_id = self.state.output_id
+        if self.journal.num_failed:
+            self.folder.add_file(
+                self.state.error_id, f"{batch.id}_error.jsonl", "batch_output", kept_s
+            )
+            batch.error_file_id = self.state.error_id
         self._end(is_full)
         self.folder.save(self.state)
 
@@ -116,20 +126,6 @@ class Job:
             batch.status = "completed"
             batch.completed_at = now_s
             batch.cancelling_at = None
-
-    def _add_files(self) -> None:
-        batch = self.state.batch
-        kept_s = self.state.output_kept_s
-        if self.journal.num_answered:
-            self.folder.add_file(
-                self.state.output_id, f"{batch.id}_output.jsonl", "batch_output", kept_s
-            )
-            batch.output_file_id = self.state.output_id
-        if self.journal.num_failed:
-            self.folder.add_file(
-                self.state.error_id, f"{batch.id}_error.jsonl", "batch_output", kept_s
-            )
-            batch.error_file_id = self.state.error_id
 
     def _append_expired(self) -> bool:
         """Append an error for each request that was not run.

@@ -179,23 +179,16 @@ def parse_image(image: object) -> ImageInput:
             "image is a data: URL that is not base64-encoded; it must be data:image/…;base64,…"
         )
         raise InvalidRequest(message, "image")
+    text = data if comma else image
+    # in pieces, each of which holds the interpreter's lock for some milliseconds
+    starts = range(0, len(text), PIECE_BYTES)
     try:
-        return _base64_decoded(data if comma else image)
+        if starts and "=" in text[: starts[-1]]:
+            raise ValueError("Excess data after padding")
+        pieces = (text[start : start + PIECE_BYTES] for start in starts)
+        return b"".join(binascii.a2b_base64(piece, strict_mode=True) for piece in pieces)
     except (binascii.Error, ValueError) as error:
         raise UnsupportedImage(f"image is not base64: {error}", "image") from error
-
-
-def _base64_decoded(text: str) -> bytes:
-    """Decode in pieces, each of which holds the interpreter's lock for some milliseconds.
-
-    Raise `ValueError`.
-    """
-    starts = range(0, len(text), PIECE_BYTES)
-    if starts and "=" in text[: starts[-1]]:
-        raise ValueError("Excess data after padding")
-    return b"".join(
-        binascii.a2b_base64(text[start : start + PIECE_BYTES], strict_mode=True) for start in starts
-    )
 
 
 class _InMemoryParser(MultiPartParser):

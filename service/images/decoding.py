@@ -10,8 +10,8 @@ wait for pixels.
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
@@ -42,24 +42,11 @@ class ImageDecoder:
 
     def __init__(self, limits: ImageLimits, num_slots: int) -> None:
         self.limits = limits
-        self._header_slots = ClientSlots(num_slots, num_slots - 1)
-        self._slots = ClientSlots(num_slots, num_slots - 1)
-        self._heavy_slots = ClientSlots(num_slots - 1, max(1, num_slots - 2))
+        self.header_slots = ClientSlots(num_slots, num_slots - 1)
+        self.slots = ClientSlots(num_slots, num_slots - 1)
+        self.heavy_slots = ClientSlots(num_slots - 1, max(1, num_slots - 2))
         # by client and hash of the file
         self._decodings: dict[tuple[str, bytes], SharedDecoding] = {}
-
-    @asynccontextmanager
-    async def slot(self, client: str, is_heavy: bool) -> AsyncIterator[None]:
-        """Wait for a slot, and hold it for as long as the context lasts."""
-        async with (
-            self._heavy_slots.slot(client) if is_heavy else nullcontext(),
-            self._slots.slot(client),
-        ):
-            yield
-
-    def header_slot(self, client: str) -> AbstractAsyncContextManager[None]:
-        """Wait for a slot to read a header, and hold it for as long as the context lasts."""
-        return self._header_slots.slot(client)
 
     @contextmanager
     def decoding(self, image: "LazyImage") -> Iterator["SharedDecoding"]:
@@ -114,7 +101,8 @@ class SharedDecoding:
         """Decode, and hold slot and decoded image until cancelled, which ends a process at once."""
         decoded = self.decoded
         resized = self.resized
-        async with decoder.slot(client, is_heavy):
+        heavy_slot = decoder.heavy_slots.slot(client) if is_heavy else nullcontext()
+        async with heavy_slot, decoder.slots.slot(client):
             try:
                 limits = decoder.limits
                 async with (
@@ -161,7 +149,8 @@ class LazyImage:
         """
         start_s = time.monotonic()
         try:
-            async with asyncio.timeout(deadline_s - start_s), self.decoder.header_slot(self.client):
+            slot = self.decoder.header_slots.slot(self.client)
+            async with asyncio.timeout(deadline_s - start_s), slot:
                 self.header = await in_thread(read_header, self.data, self.decoder.limits)
         except TimeoutError as error:
             raise DeadlineExceeded(

@@ -133,7 +133,16 @@ class HotAdapters:
         return found if folder.is_current() else None
 
     def _model(self, folder: AdapterFolder) -> ServedModel:
-        base = self._base_of(folder)
+        bases = [model for model in self._catalog.values() if model.entry.adapter_of is None]
+        own = [model for model in bases if folder.is_adapter_of(model.manifest)]
+        if len(own) != 1:
+            names = ", ".join(f"{model.id} ({model.manifest.source})" for model in own or bases)
+            problem = "is not served; the served models are" if not own else "is the source of"
+            raise AdapterError(
+                f"its base {folder.base_name()!r} {problem} {names}; name one by adapter_of: ID in"
+                " its diptych.yaml"
+            )
+        base = own[0]
         if folder.name in self._reserved:
             raise AdapterError(f"the catalog has a model {folder.name!r}; rename the folder")
         entry = adapter_entry(folder.name, str(folder.path), folder.entry(), base.entry)
@@ -151,18 +160,6 @@ class HotAdapters:
             base_build_key=base.manifest.build_key,
         )
         return adapter_model(entry, manifest, folder.path, base, self._settings)
-
-    def _base_of(self, folder: AdapterFolder) -> ServedModel:
-        bases = [model for model in self._catalog.values() if model.entry.adapter_of is None]
-        own = [model for model in bases if folder.is_adapter_of(model.manifest)]
-        if len(own) != 1:
-            names = ", ".join(f"{model.id} ({model.manifest.source})" for model in own or bases)
-            problem = "is not served; the served models are" if not own else "is the source of"
-            raise AdapterError(
-                f"its base {folder.base_name()!r} {problem} {names}; name one by adapter_of: ID in"
-                " its diptych.yaml"
-            )
-        return own[0]
 
     def _list(self, listed: Mapping[str, ServedModel]) -> None:
         """Serve `listed` beside the models of the catalog."""

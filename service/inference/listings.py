@@ -56,10 +56,11 @@ def model_json(model: ServedModel) -> dict[str, Any]:
 
 def _row(entry: CatalogEntry, precision: str) -> dict[str, Any]:
     """Return the columns of the comparison table."""
+    year, month = map(int, entry.release_date.split("-"))
     return {
         "id": entry.id,
         "object": "model",
-        "created": _unix_time(entry.release_date),
+        "created": calendar.timegm((year, month, 1, 0, 0, 0)),
         "owned_by": entry.organization,
         "family": entry.family,
         "organization": entry.organization,
@@ -75,11 +76,3 @@ def _row(entry: CatalogEntry, precision: str) -> dict[str, Any]:
         "precision": precision,
         "adapter_of": entry.adapter_of,
     }
-
-
-def _unix_time(release_date: str) -> int:
-    """Return the start of the month `YYYY-MM` as Unix time, the type of `created` in the OpenAI
-    API.
-    """
-    year, month = map(int, release_date.split("-"))
-    return calendar.timegm((year, month, 1, 0, 0, 0))

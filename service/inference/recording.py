@@ -97,6 +97,14 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
     if not answer.result.is_parsed:
         UNPARSED_OUTPUTS.labels(*labels).inc()
     _trace_answer(answer)
+    width, height = answer.image_size_wh
+    sizes_and_times = {
+        "image_width": width,
+        "image_height": height,
+        "generated_tokens": num_tokens,
+        "vision_cache": answer.written.features.outcome,
+        **{f"{stage}_ms": ms for stage, ms in times.in_ms().items()},
+    }
     logger.info(
         "request %s ok api=%s model=%s task=%s image=%dx%d tokens=%d total_ms=%.1f trace_id=%s",
         *(
@@ -108,7 +116,7 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
             times.total_s * 1000,
             trace_id(),
         ),
-        extra={FIELDS: _labels(request_id, "ok", api, *labels) | _sizes_and_times(answer)},
+        extra={FIELDS: _labels(request_id, "ok", api, *labels) | sizes_and_times},
     )
 
 
@@ -159,17 +167,6 @@ def record_gone_client(api: str, request_id: str) -> None:
 
 def _labels(request_id: str, status: str, api: str, model: str, task: str) -> dict[str, object]:
     return {"request_id": request_id, "status": status, "api": api, "model": model, "task": task}
-
-
-def _sizes_and_times(answer: Answer) -> dict[str, object]:
-    width, height = answer.image_size_wh
-    return {
-        "image_width": width,
-        "image_height": height,
-        "generated_tokens": answer.written.num_generated_tokens,
-        "vision_cache": answer.written.features.outcome,
-        **{f"{stage}_ms": ms for stage, ms in answer.times.in_ms().items()},
-    }
 
 
 def _trace_answer(answer: Answer) -> None:

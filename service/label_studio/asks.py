@@ -68,7 +68,9 @@ def batch_asks(controls: Sequence[Control]) -> tuple[Ask, ...]:
     for text in texts:
         tags = _region_tags(text, filled)
         filled = [each for each in filled if each not in (text, tags.shape, tags.label)]
-        asks.append(_region_text_ask(tags))
+        task = _chosen_task(text, _REGION_TEXT_TASKS, _REGION_TEXT_TASKS[0])
+        fields = _fields(tags.text, task)
+        asks.append(Ask(task, tags.text.image_key, fields, partial(located_texts, tags=tags)))
     for control in filled:
         if not control.is_per_region:
             asks += _control_asks(control)
@@ -103,13 +105,6 @@ def _region_tags(text: Control, controls: Sequence[Control]) -> RegionTags:
         else next((each for each in near if each.tag == "Labels" and each.labels), None)
     )
     return RegionTags(shape, text, label)
-
-
-def _region_text_ask(tags: RegionTags) -> Ask:
-    task = _chosen_task(tags.text, _REGION_TEXT_TASKS, _REGION_TEXT_TASKS[0])
-    return Ask(
-        task, tags.text.image_key, _fields(tags.text, task), partial(located_texts, tags=tags)
-    )
 
 
 def _control_asks(control: Control) -> Iterator[Ask]:
@@ -191,20 +186,15 @@ def _fields(control: Control, task: str) -> dict[str, object]:
     """Return the fields of a task that are options of its control."""
     options = {"captioning": ("detail", "language"), _QUESTION: ("question", "language")}
     attributes = control.attributes
-    given = {
-        name: attributes[f"model_{name}"]
-        for name in options.get(task, ())
-        if f"model_{name}" in attributes
-    }
-    return {"task": task, **given, **_min_score(control)}
-
-
-def _min_score(control: Control) -> dict[str, object]:
-    text = control.attributes.get("model_score_threshold")
+    fields: dict[str, object] = {"task": task}
+    for name in options.get(task, ()):
+        if f"model_{name}" in attributes:
+            fields[name] = attributes[f"model_{name}"]
+    text = attributes.get("model_score_threshold")
     if text is None:
-        return {}
+        return fields
     try:
-        return {"min_score": float(text)}
+        return fields | {"min_score": float(text)}
     except ValueError as error:
         message = (
             f"model_score_threshold of {control.tag} {control.name} is {shown(text)}; it must be"
@@ -303,17 +293,15 @@ def _boxed_asks(
             fields = _segmentation_fields(control)
             results = partial(labelled_masks, control=control, label=label)
         elif _is_text(control):
-            fields = {"task": "region_description", **_detail(control)}
+            fields = {"task": "region_description"}
+            if control.attributes.get("model_task") == "ocr":
+                fields["detail"] = "text"
             results = partial(written_text, control=control)
         else:
             continue
         yield Ask(
             str(fields["task"]), control.image_key, partial(_with_region, fields, box), results
         )
-
-
-def _detail(control: Control) -> dict[str, str]:
-    return {"detail": "text"} if control.attributes.get("model_task") == "ocr" else {}
 
 
 def _with_region(

@@ -63,7 +63,12 @@ class Plan:
     def sources(self, tasks: Iterable[Mapping[str, object]]) -> list[Sources]:
         """Return the images that tasks of Label Studio name, without the rest of their data."""
         keys = self.image_keys
-        return [_strings(task.get("data"), keys) for task in tasks]
+        sources: list[Sources] = []
+        for task in tasks:
+            data = task.get("data")
+            given = data if isinstance(data, Mapping) else {}
+            sources.append({key: given[key] for key in keys if isinstance(given.get(key), str)})
+        return sources
 
     def by_first_model(self) -> dict[str, list[Ask]]:
         """Return each task with the first model that offers it."""
@@ -80,11 +85,6 @@ class Plan:
         """Return the version of the first of the planned models, or of all if none is."""
         first = next(iter(planned), self.models[0].id)
         return next(version_of(model) for model in self.models if model.id == first)
-
-
-def _strings(data: object, keys: Iterable[str]) -> Sources:
-    given = data if isinstance(data, Mapping) else {}
-    return {key: given[key] for key in keys if isinstance(given.get(key), str)}
 
 
 def source_bytes(sources: Sources) -> int:
@@ -179,7 +179,15 @@ class Batch:
                     for ask in asks
                     if ask.image_key == key
                 ]
-                results = await self._all_results(image, asked)
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        running = [
+                            group.create_task(self._results(image, model, ask))
+                            for model, ask in asked
+                        ]
+                except ExceptionGroup as errors:
+                    raise errors.exceptions[0] from None
+                results = [each.result() for each in running]
             for (model, _), each in zip(asked, results, strict=True):
                 found[model] += each
         return found
@@ -206,18 +214,6 @@ class Batch:
             except Overloaded as error:
                 self._core.keep(context, 0)
                 await self._wait(error)
-
-    async def _all_results(
-        self, image: bytes, asked: Sequence[tuple[str, Ask]]
-    ) -> list[list[JsonObject]]:
-        try:
-            async with asyncio.TaskGroup() as group:
-                running = [
-                    group.create_task(self._results(image, model, ask)) for model, ask in asked
-                ]
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return [each.result() for each in running]
 
     async def _results(self, image: bytes, model_id: str, ask: Ask) -> list[JsonObject]:
         """Return the results of one task; none for a variant that the model does not offer."""

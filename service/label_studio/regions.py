@@ -39,7 +39,8 @@ class Canvas:
 
     def box(self, box: BoxXyxy) -> JsonObject:
         """Return a box as corner, width and height in percent."""
-        (x1, y1), (x2, y2) = self.point(box[:2]), self.point(box[2:])
+        x1, y1 = self.point(box[:2])
+        x2, y2 = self.point(box[2:])
         return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "rotation": 0}
 
     def point(self, point: PointXy) -> tuple[float, float]:
@@ -90,13 +91,12 @@ def labelled_masks(answer: Answer, control: Control, label: str) -> Iterator[Jso
     assert isinstance(answer.result, InstancesResult)
     canvas = Canvas(answer.image_size_wh)
     for found in answer.result.instances:
-        for value in _brush(found) if control.tag == "BrushLabels" else _polygons(found, canvas):
+        values: Iterable[JsonObject] = _polygons(found, canvas)
+        if control.tag == "BrushLabels":
+            mask = found.mask
+            values = [] if mask is None else [{"format": "rle", "rle": brush_rle(mask)}]
+        for value in values:
             yield canvas.region(control, value | {control.result_type: [label]}, found.score)
-
-
-def _brush(found: Instance) -> Iterator[JsonObject]:
-    if found.mask is not None:
-        yield {"format": "rle", "rle": brush_rle(found.mask)}
 
 
 def _polygons(found: Instance, canvas: Canvas) -> Iterator[JsonObject]:

@@ -136,7 +136,11 @@ def request_context(request: InferRequest, context: RequestContext) -> RequestCo
 
 def request_body(request: InferRequest, model: ServedModel) -> RequestBody:
     """Return the image and the other fields in their JSON types; raise `InvalidRequest`."""
-    options = {name: value for name, value in request.parameters.items() if _is_option(name)}
+    options = {
+        name: value
+        for name, value in request.parameters.items()
+        if name != "timeout" and not name.startswith(_FOR_TRITON)
+    }
     _check_names([tensor.name for tensor in request.inputs], list(options), request.outputs)
     fields = options | {tensor.name: _value(tensor) for tensor in request.inputs}
     image = fields.pop("image", None)
@@ -156,10 +160,6 @@ def raw_result(answer: Answer, request_id: str) -> bytes:
 def result_text(answer: Answer, request_id: str) -> str:
     """Return the element of the result, which is the body of /v1/predict."""
     return answer_json(answer, request_id).model_dump_json()
-
-
-def _is_option(parameter: str) -> bool:
-    return parameter != "timeout" and not parameter.startswith(_FOR_TRITON)
 
 
 def _check_names(inputs: Sequence[str], options: Sequence[str], outputs: Iterable[str]) -> None:
@@ -190,9 +190,11 @@ def _value(tensor: Tensor) -> object:
     elements = _elements(tensor, _length(spec, tensor.shape))
     if spec.name == "image":
         return elements[0]
-    values = [
-        _text(spec.name, element) if isinstance(element, bytes) else element for element in elements
-    ]
+    try:
+        values = [each.decode() if isinstance(each, bytes) else each for each in elements]
+    except UnicodeDecodeError as error:
+        problem = f"is not UTF-8: {error.reason} at byte {error.start}"
+        raise _bad(spec.name, problem) from error
     return values if spec.is_list else values[0]
 
 
@@ -243,13 +245,6 @@ def _split(name: str, data: bytes, length: int) -> Sequence[bytes]:
     if start < len(data):
         raise _bad(name, f"has {len(data) - start} bytes after its last element")
     return elements
-
-
-def _text(name: str, element: bytes) -> str:
-    try:
-        return element.decode()
-    except UnicodeDecodeError as error:
-        raise _bad(name, f"is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def _bad(name: str, what: str) -> InvalidRequest:

@@ -142,7 +142,9 @@ def main(arguments: Sequence[str]) -> None:
     role = Role.parse(arguments)
     values = settings()
     configure_logging(values.log_format)
-    _raise_descriptor_limit()
+    # as many open files as the system allows: often 1,024 are set and many more allowed
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     num_front = 1 if role.is_runner else values.gateway_workers
     if num_front > 1 and values.grpc_port:
         # in use: gateways that share it would not notice
@@ -162,14 +164,6 @@ def main(arguments: Sequence[str]) -> None:
         front = [process(parts[0], f"{parts[0].name}-{number}") for number in range(num_front)]
         runners = [process(part, part.name) for part in parts[1:]]
         Supervisor(front, runners, folder / METRICS_FOLDER).run(values.request_timeout_s)
-
-
-def _raise_descriptor_limit() -> None:
-    """Allow as many open files as the system lets this process have: often 1,024 are set and many
-    more allowed.
-    """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _front(role: Role, values: Settings) -> Part:

@@ -136,17 +136,6 @@ def _show_as(title: str) -> None:
         memory.write(title.encode()[: end - start - 1].ljust(end - start, b"\0"))
 
 
-def _use_own_folder(part: Part) -> None:
-    """Put temporary files in a folder of this process.
-
-    The supervisor removes it, however the process ends.
-    """
-    with suppress(OSError):  # no space: no folder; nothing that a request needs is written there
-        os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(
-            f"-{os.getpid()}", f"{part.name}-"
-        )
-
-
 def _become(part: Part, name: str, others: Sequence[Part]) -> NoReturn:
     """Run BentoML's worker in a new process, which is killed if the supervisor dies; never
     return.
@@ -159,7 +148,12 @@ def _become(part: Part, name: str, others: Sequence[Part]) -> NoReturn:
         for other in others:
             other.listener.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        _use_own_folder(part)
+        # removed by the supervisor, however this process ends; without space there is no folder, as
+        # nothing that a request needs is written there
+        with suppress(OSError):
+            os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(
+                f"-{os.getpid()}", f"{part.name}-"
+            )
         write_metrics_as(name)
         _show_as(f"diptych --service-name {part.name}")
         run_worker(

@@ -13,7 +13,7 @@ models/florence2/processing_florence2.py (Florence2PostProcessor).
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tasks.generation import Span
@@ -68,15 +68,12 @@ def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:
     """
     names = parameters.labels or parameters.phrases
     answer = _ANSWERS["open_vocabulary_detection"] if names else _ANSWERS.get(task_id)
-    return answer and answer + _PARTS % (_one_of(names) if names else _ANY_TEXT)
-
-
-def _one_of(names: Sequence[str]) -> str:
-    """Return an expression of the names as they were given, and with any article or none."""
-    given, bare = (
-        " | ".join(map(json.dumps, each)) for each in (names, map(without_article, names))
-    )
-    return f'" "? ({given} | ("a " | "an " | "the ")? ({bare}))'
+    label = _ANY_TEXT
+    if names:  # as they were given, and with any article or none
+        given = " | ".join(map(json.dumps, names))
+        bare = " | ".join(json.dumps(without_article(name)) for name in names)
+        label = f'" "? ({given} | ("a " | "an " | "the ")? ({bare}))'
+    return answer and answer + _PARTS % label
 
 
 def split_phrases(text: str) -> Iterator[Phrase]:

@@ -18,7 +18,8 @@ def mask_in_image(
     """Return the mask (H, W) of the image: the pixels whose centre is in the box and has the field
     above 0.
     """
-    (x1, y1, x2, y2), (width, height) = box_xyxy, image_size_wh
+    x1, y1, x2, y2 = box_xyxy
+    width, height = image_size_wh
     rows = _pixels_between(y1, y2, height)
     columns = _pixels_between(x1, x2, width)
     mask = np.zeros((height, width), dtype=np.bool_)
@@ -46,7 +47,11 @@ def rings_in_box(field: Floats, box_xyxy: BoxXyxy) -> tuple[Ring, ...]:
         closed,
         line_type=contourpy.LineType.Separate,
     )
-    rings = (_without_repeats(np.asarray(line)) for line in generator.lines(0.0))
+    rings: list[Ring] = []
+    for line in map(np.asarray, generator.lines(0.0)):
+        # each point once where neighbours are equal; the last one is the first again
+        moves = np.any(line[1:] != line[:-1], axis=1)
+        rings.append(tuple((float(x), float(y)) for x, y in line[1:][moves]))
     return tuple(ring for ring in rings if len(ring) > 2)
 
 
@@ -64,11 +69,3 @@ def _interpolation(pixels: range, start_px: float, end_px: float) -> Floats:
     # a sample's weight is 0 from its neighbours on
     weights: Floats = (1 - distances).clip(min=0).astype(np.float32)
     return weights
-
-
-def _without_repeats(line: NDArray[np.float64]) -> Ring:
-    """Return the points of a closed line, each once where neighbours are equal, the last not again
-    the first.
-    """
-    moves = np.any(line[1:] != line[:-1], axis=1)
-    return tuple((float(x), float(y)) for x, y in line[1:][moves])

@@ -67,15 +67,12 @@ class MaskDecoder:
         grid = self.codebook[np.asarray(codes)].reshape(_GRID_SIDE, _GRID_SIDE, -1)
         x = _relu(self._convolve(grid, "decoder.0"))
         for block in _RESIDUAL_BLOCKS:
-            x = x + self._residual(x, block)
+            inner = _relu(self._convolve(_patches(x, 3), f"{block}.0"))
+            inner = _relu(self._convolve(_patches(inner, 3), f"{block}.2"))
+            x = x + self._convolve(inner, f"{block}.4")
         for layer in _UPSAMPLINGS:
             x = _relu(self._upsample(x, layer))
         return self._convolve(x, "decoder.12")[:, :, 0]
-
-    def _residual(self, x: Floats, block: str) -> Floats:
-        x = _relu(self._convolve(_patches(x, 3), f"{block}.0"))
-        x = _relu(self._convolve(_patches(x, 3), f"{block}.2"))
-        return self._convolve(x, f"{block}.4")
 
     def _convolve(self, patches: Floats, layer: str) -> Floats:
         """Apply a convolution to patches (H, W, taps * C)."""
@@ -103,7 +100,9 @@ def _read_tensors(path: Path) -> dict[str, Floats]:
     expected = {_CODEBOOK: _CODEBOOK_SHAPE} | {
         f"{layer}.weight": shape for layer, shape in _WEIGHT_SHAPES.items()
     }
-    expected |= {f"{layer}.bias": (_num_outputs(layer),) for layer in _WEIGHT_SHAPES}
+    for layer, shape in _WEIGHT_SHAPES.items():
+        num_outputs = shape[1] if layer in _UPSAMPLINGS else shape[0]
+        expected[f"{layer}.bias"] = (num_outputs,)
     try:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
@@ -121,10 +120,6 @@ def _read_tensors(path: Path) -> dict[str, Floats]:
                 f"{path}: {name} must be finite, of shape {shape}; its shape is {actual}"
             )
     return {name: array.astype(np.float32) for name, array in present.items()}
-
-
-def _num_outputs(layer: str) -> int:
-    return _WEIGHT_SHAPES[layer][1 if layer in _UPSAMPLINGS else 0]
 
 
 def _matrix(weight: Floats) -> Floats:
