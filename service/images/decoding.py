@@ -10,8 +10,8 @@ wait for pixels.
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
@@ -43,10 +43,17 @@ class ImageDecoder:
     def __init__(self, limits: ImageLimits, num_slots: int) -> None:
         self.limits = limits
         self.header_slots = ClientSlots(num_slots, num_slots - 1)
-        self.slots = ClientSlots(num_slots, num_slots - 1)
-        self.heavy_slots = ClientSlots(num_slots - 1, max(1, num_slots - 2))
+        self._slots = ClientSlots(num_slots, num_slots - 1)
+        self._heavy_slots = ClientSlots(num_slots - 1, max(1, num_slots - 2))
         # by client and hash of the file
         self._decodings: dict[tuple[str, bytes], SharedDecoding] = {}
+
+    @asynccontextmanager
+    async def slot(self, client: str, is_heavy: bool) -> AsyncIterator[None]:
+        """Wait for a slot, and hold it for as long as the context lasts."""
+        heavy_slot = self._heavy_slots.slot(client) if is_heavy else nullcontext()
+        async with heavy_slot, self._slots.slot(client):
+            yield
 
     @contextmanager
     def decoding(self, image: "LazyImage") -> Iterator["SharedDecoding"]:
@@ -101,8 +108,7 @@ class SharedDecoding:
         """Decode, and hold slot and decoded image until cancelled, which ends a process at once."""
         decoded = self.decoded
         resized = self.resized
-        heavy_slot = decoder.heavy_slots.slot(client) if is_heavy else nullcontext()
-        async with heavy_slot, decoder.slots.slot(client):
+        async with decoder.slot(client, is_heavy):
             try:
                 limits = decoder.limits
                 async with (
