@@ -44,6 +44,8 @@ def join_segments(*segments: PromptSegment) -> Prompt:
     """
     present = (segment for segment in segments if segment.text)
     groups = groupby(present, key=lambda segment: segment.is_control)
-    return tuple(
-        PromptSegment("".join(s.text for s in group), is_control) for is_control, group in groups
-    )
+    joined: list[PromptSegment] = []
+    for is_control, group in groups:
+        text = "".join(segment.text for segment in group)
+        joined.append(PromptSegment(text, is_control))
+    return tuple(joined)

@@ -29,20 +29,20 @@ def catalog_json(models: ServedModels) -> dict[str, Any]:
 
 def tasks_json(models: ServedModels) -> dict[str, Any]:
     """Return every task with the JSON Schema of its parameters and the models that offer it."""
-    return {
-        "object": "list",
-        "data": [
+    rows: list[dict[str, Any]] = []
+    for task in TASKS.values():
+        offering = [model.id for model in models if task.id in model.entry.task_ids]
+        rows.append(
             {
                 "id": task.id,
                 "object": "task",
                 "description": task.description,
                 "result": task.result_kind,
                 "parameters": task.json_schema(),
-                "models": [model.id for model in models if task.id in model.entry.task_ids],
+                "models": offering,
             }
-            for task in TASKS.values()
-        ],
-    }
+        )
+    return {"object": "list", "data": rows}
 
 
 def model_json(model: ServedModel) -> dict[str, Any]:

@@ -120,6 +120,6 @@ def _phrase(
             instances[-1].append([])
         else:
             instances.append([[]])
-    located = [tuple(tuple(run) for run in instance if run) for instance in instances]
+    located = [tuple(map(tuple, filter(None, instance))) for instance in instances]
     if found := tuple(instance for instance in located if instance):
         yield Phrase(label, spans, found)
