@@ -89,7 +89,9 @@ class Answerer:
         rows = []
         await self._places.acquire()
         while (image := await in_thread(next, images, None)) is not None:
-            rows.append(asyncio.create_task(self._answered_in_place(image)))
+            row = asyncio.create_task(self._answered(image))
+            row.add_done_callback(lambda _: self._places.release())
+            rows.append(row)
             await self._places.acquire()
         self._places.release()
         return await asyncio.gather(*rows)
@@ -127,12 +129,6 @@ class Answerer:
         finally:
             for _ in range(self._num_places):
                 self._places.release()
-
-    async def _answered_in_place(self, image: InputImage) -> Row:
-        try:
-            return await self._answered(image)
-        finally:
-            self._places.release()
 
     async def _answered(self, image: InputImage) -> Row:
         """Return the row of an image; of its defects and those of the model, too."""

@@ -49,18 +49,17 @@ def lone_surrogate(document: object) -> str | None:
     pending: list[tuple[str, object]] = [("", document)]
     while pending:
         path, value = pending.pop()
-        for name, child in _children(value):
+        children: Iterable[tuple[object, object]] = ()
+        if isinstance(value, dict):
+            children = value.items()
+        elif isinstance(value, list):
+            children = enumerate(value)
+        for name, child in children:
             if _is_broken(name) or _is_broken(child):
                 return _path_of(path, name)
             if isinstance(child, dict | list):
                 pending.append((_path_of(path, name), child))
     return None
-
-
-def _children(value: object) -> Iterable[tuple[object, object]]:
-    if isinstance(value, dict):
-        return value.items()
-    return enumerate(value) if isinstance(value, list) else ()
 
 
 def _is_broken(text: object) -> bool:

@@ -49,6 +49,26 @@ class KeyEntry:
     name: str  # in messages; keys of one name count as one client in the fair queue
     limits: QuotaLimits = NO_LIMITS
 
+    @classmethod
+    def parse(cls, line: str, number: int) -> Self:
+        """Return the key of a line; raise `ValueError`."""
+        sha256, *words = line.split()
+        if not _SHA256.fullmatch(sha256.lower()):
+            raise ValueError("it must start with a SHA-256 of 64 hexadecimal digits")
+        values = dict(word.partition("=")[::2] for word in words)
+        if not values.keys() <= _Options.model_fields.keys() or len(values) < len(words):
+            allowed = ", ".join(_Options.model_fields)
+            raise ValueError(f"unknown or repeated option; the options are {allowed}")
+        try:
+            options = _Options.model_validate(values)
+        except ValidationError as error:
+            rejected = rejected_field(error)
+            raise ValueError(f"invalid {rejected.name}: {rejected.reason}") from None
+        limits = QuotaLimits(
+            options.requests_per_minute, options.megapixels_per_minute, options.max_concurrent
+        )
+        return cls(sha256.lower(), options.name or f"key-{number}", limits)
+
 
 class ApiKeys:
     """The accepted keys and their quotas, shared between gateways if `shared` is given.
@@ -213,7 +233,7 @@ def parse_keys(text: str) -> tuple[KeyEntry, ...]:
     entries: dict[str, KeyEntry] = {}
     for number, line in enumerate(filter(None, map(str.strip, text.splitlines())), 1):
         try:
-            entry = _entry(line, number)
+            entry = KeyEntry.parse(line, number)
         except ValueError as error:
             raise SettingsError(f"{_VARIABLE}: entry {number}: {error}") from None
         if entry.sha256 in entries:
@@ -222,23 +242,3 @@ def parse_keys(text: str) -> tuple[KeyEntry, ...]:
             )
         entries[entry.sha256] = entry
     return tuple(entries.values())
-
-
-def _entry(line: str, number: int) -> KeyEntry:
-    sha256, *words = line.split()
-    if not _SHA256.fullmatch(sha256.lower()):
-        raise ValueError("it must start with a SHA-256 of 64 hexadecimal digits")
-    values = dict(word.partition("=")[::2] for word in words)
-    if not values.keys() <= _Options.model_fields.keys() or len(values) < len(words):
-        raise ValueError(
-            f"unknown or repeated option; the options are {', '.join(_Options.model_fields)}"
-        )
-    try:
-        options = _Options.model_validate(values)
-    except ValidationError as error:
-        rejected = rejected_field(error)
-        raise ValueError(f"invalid {rejected.name}: {rejected.reason}") from None
-    limits = QuotaLimits(
-        options.requests_per_minute, options.megapixels_per_minute, options.max_concurrent
-    )
-    return KeyEntry(sha256.lower(), options.name or f"key-{number}", limits)

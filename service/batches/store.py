@@ -237,6 +237,21 @@ class KeyFolder:
         (self.batches / f"{batch_id}.json").unlink(missing_ok=True)
         (self.batches / f"{batch_id}.cancel").unlink(missing_ok=True)
 
+    def remove_expired(self, now_s: float) -> None:
+        """Remove files and batches that are no longer kept; raise `ValidationError`."""
+        used = set[str]()
+        for state in self.states():
+            if state.batch.status not in ENDED:
+                used.update((state.batch.input_file_id, state.output_id, state.error_id))
+            elif state.batch.created_at + MAX_KEPT_S < now_s:
+                self.remove_batch(state.batch.id)
+        for file_id in self.file_ids():
+            with suppress(NotFound):  # its client has just deleted it
+                if file_id not in used and self.file(file_id).expires_at < now_s:
+                    self.remove_file(file_id)
+        _remove_old(self.files, now_s, kept=used | set(self.file_ids()))
+        _remove_old(self.batches, now_s, kept=self.batch_ids())
+
     def _cancelling_at(self, batch_id: str) -> int | None:
         try:
             return int((self.batches / f"{batch_id}.cancel").stat().st_mtime)
@@ -284,28 +299,13 @@ class Store:
         _remove_old(self.uploads, now_s)
         for owner in self.owners():
             try:
-                _remove_expired(self.of(owner), now_s)
+                self.of(owner).remove_expired(now_s)
             except ValidationError as error:  # which files it uses is unknown
                 logger.error(
                     "no files of the key %s are removed, as a batch of it cannot be read: %s",
                     owner,
                     error,
                 )
-
-
-def _remove_expired(folder: KeyFolder, now_s: float) -> None:
-    used = set[str]()
-    for state in folder.states():
-        if state.batch.status not in ENDED:
-            used.update((state.batch.input_file_id, state.output_id, state.error_id))
-        elif state.batch.created_at + MAX_KEPT_S < now_s:
-            folder.remove_batch(state.batch.id)
-    for file_id in folder.file_ids():
-        with suppress(NotFound):  # its client has just deleted it
-            if file_id not in used and folder.file(file_id).expires_at < now_s:
-                folder.remove_file(file_id)
-    _remove_old(folder.files, now_s, kept=used | set(folder.file_ids()))
-    _remove_old(folder.batches, now_s, kept=folder.batch_ids())
 
 
 def _remove_old(folder: Path, now_s: float, kept: set[str] | Sequence[str] = ()) -> None:

@@ -144,6 +144,8 @@ async def read_bytes(request: Request, memory: BodyMemory, copies: int = 1) -> b
         raise _too_large(memory.max_bytes)
     body = bytearray()
     async for chunk in request.stream():
+        if not chunk:  # the end
+            break
         memory.hold(copies * len(chunk))
         body += chunk
         if len(body) > memory.max_bytes:
@@ -237,7 +239,10 @@ async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
 
 
 def form_value(name: str, values: Sequence[UploadFile | str]) -> object:
-    """Return the values of a field as the JSON type of that field; raise `InvalidRequest`."""
+    """Return the values of a field as the JSON type of that field; raise `InvalidRequest`.
+
+    A list is given as repeated fields or as one JSON array.
+    """
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) != len(values):
         raise InvalidRequest(
@@ -245,7 +250,12 @@ def form_value(name: str, values: Sequence[UploadFile | str]) -> object:
         )
     json_type = _JSON_TYPES.get(name, "string")
     if json_type.startswith("array"):
-        return _form_list(name, texts)
+        if len(texts) == 1 and texts[0].lstrip().startswith("["):
+            data = texts[0].encode(errors="surrogatepass")
+            elements = json_value(data, f"{name}, which starts with [,", MAX_JSON_VALUES, name)
+            check_texts(elements, name)
+            return elements
+        return [_number(text) for text in texts] if json_type == "array of number" else texts
     if len(texts) > 1:
         raise _repeated(name, len(texts))
     match json_type:
@@ -255,16 +265,6 @@ def form_value(name: str, values: Sequence[UploadFile | str]) -> object:
             return _number(texts[0])
         case _:
             return texts[0]
-
-
-def _form_list(name: str, texts: list[str]) -> object:
-    """Return a list given as repeated fields or as one JSON array."""
-    if len(texts) == 1 and texts[0].lstrip().startswith("["):
-        data = texts[0].encode(errors="surrogatepass")
-        values = json_value(data, f"{name}, which starts with [,", MAX_JSON_VALUES, name)
-        check_texts(values, name)
-        return values
-    return [_number(text) for text in texts] if _JSON_TYPES[name] == "array of number" else texts
 
 
 def _number(text: str) -> object:

@@ -129,7 +129,15 @@ def _image(chat: ChatRequest) -> ImageInput:
 
 def _fields(chat: ChatRequest, core: Core) -> Fields:
     """Return the fields of POST /v1/predict with the meaning of a message."""
-    asked = _asked_task(chat, core)
+    texts = [part.text for part in chat.messages[0].content if isinstance(part, TextPart)]
+    if len(texts) != 1:
+        raise InvalidRequest(f"the message has {len(texts)} text parts; send one", "messages")
+    try:
+        asked = FAMILIES[core.models.get(chat.model).entry.family].read_prompt(texts[0])
+    except ParameterError as error:
+        raise InvalidRequest(str(error), error.param) from error
+    # a text that is not a prompt of the model is a question
+    asked = asked or AskedTask("visual_question_answering", {"question": texts[0]})
     fields = {
         "task": asked.task_id,
         **asked.values,
@@ -145,21 +153,6 @@ def _fields(chat: ChatRequest, core: Core) -> Fields:
         return fields | {"region": region}
 
     return with_region
-
-
-def _asked_task(chat: ChatRequest, core: Core) -> AskedTask:
-    """Return the task of the message's one text.
-
-    A text that is no prompt of the model is a question.
-    """
-    texts = [part.text for part in chat.messages[0].content if isinstance(part, TextPart)]
-    if len(texts) != 1:
-        raise InvalidRequest(f"the message has {len(texts)} text parts; send one", "messages")
-    try:
-        asked = FAMILIES[core.models.get(chat.model).entry.family].read_prompt(texts[0])
-    except ParameterError as error:
-        raise InvalidRequest(str(error), error.param) from error
-    return asked or AskedTask("visual_question_answering", {"question": texts[0]})
 
 
 @dataclass(slots=True)

@@ -39,7 +39,8 @@ from tests.support.catalog import FLORENCE, ROOT
 from tests.support.fake_runners import written
 from tests.support.fake_service import IMAGE_SIZE_WH, encoded, served
 
-_ANSWER = "red circle<loc_100><loc_200><loc_500><loc_600>"
+_WRITTEN = written("red circle<loc_100><loc_200><loc_500><loc_600>")
+_ANSWER = Outcomes(features=FoundFeatures(outcome="miss"), outcomes=[_WRITTEN]).model_dump_json()
 _RESUME = dis.opmap["RESUME"]
 _INLINE = ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>")  # read where they stand
 FOLDERS = tuple(f"{ROOT / name}/" for name in ("service", "runners", "imaging", "tasks"))
@@ -134,8 +135,7 @@ async def _write(request: web.Request) -> web.Response:
     await request.read()
     if request.content_type == "application/json":
         return web.Response(status=404)
-    outcomes = Outcomes(features=FoundFeatures(outcome="miss"), outcomes=[written(_ANSWER)])
-    return web.json_response(text=outcomes.model_dump_json())
+    return web.json_response(text=_ANSWER)
 
 
 def main() -> None:
