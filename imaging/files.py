@@ -1,5 +1,4 @@
-"""An image file: header and hash, checked against limits before any pixel is decoded; upright
-pixels in RGB, resized.
+"""An image file: header and hash, checked before pixels are decoded; upright RGB, resized.
 
 Format, sides and scans are known from the header; together they bound time and memory of decoding.
 The decoding program imports this module for each image that takes long: it loads no more than it
@@ -119,9 +118,7 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def resize(rgb: Image.Image, size_wh: tuple[int, int], resample: int) -> Image.Image:
-    """Return the image at exactly `size_wh`, without keeping the aspect ratio, as the models were
-    trained.
-    """
+    """Return the image at exactly `size_wh`, ignoring the aspect ratio, as models are trained."""
     return rgb.resize(size_wh, Image.Resampling(resample))
 
 

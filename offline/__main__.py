@@ -1,5 +1,4 @@
-"""Answers one task about every image of folders, patterns, parquet files and tar archives, without
-a server.
+"""Answers one task about every image of folders, patterns, parquet and tar files.
 
     python -m offline images/ --task captioning --model florence-2-mini --output answers
 
@@ -133,9 +132,7 @@ def _job(given: argparse.Namespace, settings: Settings, shards: Sequence[Shard])
 
 
 def _fields(pairs: Iterable[str]) -> dict[str, object]:
-    """Return fields of the form NAME=VALUE, of which those of a list are repeated, as in a form of
-    /v1/predict.
-    """
+    """Return fields of the form NAME=VALUE; those of a list are repeated."""
     texts = defaultdict[str, list[str]](list)
     for pair in pairs:
         name, separator, text = pair.partition("=")

@@ -18,23 +18,22 @@ _UNNAMED = "object"  # of a task without labels
 
 def write_coco(output: Output) -> None:
     """Write the document of a complete output."""
-    output.write(NAME, lambda stream: _write(stream, output))
-
-
-def _write(stream: IO[bytes], output: Output) -> None:
     category_ids: dict[str, int] = {}
     answered = ((number, row) for number, row in output.rows() if row.error is None)
-    stream.write(b'{"images": [')
-    _write_list(
-        stream,
-        ({"id": n, "file_name": r.key, "width": r.width, "height": r.height} for n, r in answered),
+    images = (
+        {"id": n, "file_name": r.key, "width": r.width, "height": r.height} for n, r in answered
     )
-    stream.write(b'], "annotations": [')
-    _write_list(stream, _annotations(output, category_ids))
-    categories = [{"id": category_id, "name": name} for name, category_id in category_ids.items()]
-    stream.write(
-        b'], "categories": ' + json.dumps(categories, ensure_ascii=False).encode() + b"}\n"
-    )
+
+    def write(stream: IO[bytes]) -> None:
+        stream.write(b'{"images": [')
+        _write_list(stream, images)
+        stream.write(b'], "annotations": [')
+        _write_list(stream, _annotations(output, category_ids))
+        categories = [{"id": number, "name": name} for name, number in category_ids.items()]
+        text = json.dumps(categories, ensure_ascii=False)
+        stream.write(b'], "categories": ' + text.encode() + b"}\n")
+
+    output.write(NAME, write)
 
 
 def _write_list(stream: IO[bytes], values: Iterator[dict[str, Any]]) -> None:

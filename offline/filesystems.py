@@ -46,9 +46,7 @@ class StoredFile:
             return stream.read()
 
     def beside(self, name: str) -> "StoredFile":
-        """Return the file that `name` means in the folder of this one: relative, absolute, or a
-        URI.
-        """
+        """Return the file `name` in the folder of this one: relative, absolute, or a URI."""
         if "://" in name:
             return StoredFile(name, file_system(name)[1])
         return StoredFile(self.root, posixpath.join(posixpath.dirname(self.path), name))
@@ -83,7 +81,8 @@ def file_system(uri: str) -> tuple[AbstractFileSystem, str]:
 
 def is_within(uri: str, folder: str) -> bool:
     """Return True if both are in one file system, and `uri` in `folder` or the same."""
-    (files, path), (others, folder_path) = file_system(uri), file_system(folder)
+    files, path = file_system(uri)
+    others, folder_path = file_system(folder)
     return type(files) is type(others) and f"{path}/".startswith(f"{folder_path.rstrip('/')}/")
 
 

@@ -1,6 +1,4 @@
-"""A job: what is asked of which model about which images, and the manifest by which a later run
-recognises it.
-"""
+"""A job: task, model and images, and the manifest by which a later run recognises it."""
 
 import json
 from collections.abc import Mapping

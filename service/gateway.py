@@ -168,8 +168,7 @@ class _Gateway:
         await asyncio.gather(self._grpc.set_not_serving(), self._entrance.close(), *batches)
 
     async def __is_ready__(self) -> bool:
-        """Return True if the gateway does not drain, every runner is ready, and the first adapters
-        are listed.
+        """Return True if the gateway accepts requests and runners and adapters are ready.
 
         BentoML 1.4.40's own probe of dependencies runs only after this returned True: it does not
         catch a refused connection, and its timeout middleware then delays the response until the

@@ -1,5 +1,4 @@
-"""Pydantic's errors as one sentence: which field, the value that was given, what is allowed; and
-strings of JSON.
+"""Pydantic's errors as one sentence: field, given value, allowed values; and JSON strings.
 
 Settings, API keys and the fields of every interface are reported by it; the callers choose the
 exception.
@@ -40,8 +39,7 @@ def rejected_field(error: ValidationError) -> RejectedField:
 
 
 def lone_surrogate(document: object) -> str | None:
-    r"""Return the dotted path of a string or name in a JSON value that cannot be encoded, None if
-    there is none.
+    r"""Return the dotted path of a string in a JSON value that cannot be encoded, or None.
 
     JSON can write half of a surrogate pair (`\ud800`): Python reads it, and fails when it writes
     the string.

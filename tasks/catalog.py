@@ -118,9 +118,7 @@ def load_catalog(path: Path) -> dict[str, CatalogEntry]:
 def _with_base(
     row: Mapping[str, object], bases: Mapping[str, Mapping[str, object]]
 ) -> dict[str, object]:
-    """Return the row of an adapter with the keys that it takes from its base, which comes before
-    it.
-    """
+    """Return the row of an adapter with the keys of its base, which comes before it."""
     entry_id = row.get("id")
     base = row["adapter_of"]
     if not isinstance(base, str) or base not in bases:
@@ -139,8 +137,7 @@ def _with_base(
 def adapter_entry(
     model_id: str, source: str, row: Mapping[str, object], base: CatalogEntry
 ) -> CatalogEntry:
-    """Return the entry of an adapter that is not in the catalog; keys that `row` does not have are
-    the base's.
+    """Return the entry of an adapter outside the catalog; missing keys are the base's.
 
     Raise `CatalogError`.
     """

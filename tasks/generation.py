@@ -32,8 +32,7 @@ class GeneratedText:
         return bool(found) or not self.text.strip()
 
     def score(self, label: Sequence[Span], locations: Sequence[Span]) -> float:
-        """Return the probability of the label times the geometric mean of those of the location
-        tokens, 0 to 1.
+        """Return the label's probability times the geometric mean of the locations', 0 to 1.
 
         It ranks better than the geometric mean of all tokens: mAP 81.7 to 81.6 of florence-2-mini
         and 83.2 to 83.0 of paligemma-mini (`diptych evaluate` with labels on 300 scenes of 40 px).

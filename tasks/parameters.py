@@ -10,9 +10,7 @@ from tasks.table import Task
 
 @dataclass(frozen=True, slots=True)
 class TaskParameters:
-    """The validated parameters of one request; None if the task has no such parameter or it was not
-    given.
-    """
+    """The validated parameters of one request; None where not given."""
 
     labels: tuple[str, ...] | None = None
     caption: str | None = None

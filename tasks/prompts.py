@@ -1,5 +1,4 @@
-"""The prompt of a task, as segments that keep user text apart from control tokens, and the task
-read from a prompt.
+"""The prompt of a task, as segments that keep user text apart from control tokens.
 
 The tokens that surround every prompt of a family (image tokens, `<s>…</s>`, `<bos>…` and a newline)
 are the runner's.
@@ -14,9 +13,7 @@ from tasks.results import BoxXyxy
 
 @dataclass(frozen=True, slots=True)
 class PromptSegment:
-    """Part of a prompt; only a control segment may be tokenized as control tokens such as
-    `<loc_5>`.
-    """
+    """Part of a prompt; only a control segment may hold control tokens, as `<loc_5>`."""
 
     text: str
     is_control: bool = False
@@ -39,9 +36,7 @@ class AskedTask:
 
 
 def join_segments(*segments: PromptSegment) -> Prompt:
-    """Return a prompt without empty segments; adjacent segments of one kind are merged, as BPE
-    depends on context.
-    """
+    """Return a prompt with adjacent segments of a kind merged, as BPE depends on context."""
     present = (segment for segment in segments if segment.text)
     groups = groupby(present, key=lambda segment: segment.is_control)
     joined: list[PromptSegment] = []

@@ -1,5 +1,4 @@
-"""Which objects of a result are returned, and with which scores: non-maximum suppression,
-calibration, minimum score.
+"""Scores of a result's objects: suppression, calibration, minimum score.
 
 A calibration is fitted by `diptych evaluate --calibrate` for one task of one checkpoint; its file:
 
@@ -40,9 +39,7 @@ class CalibrationError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The probability that an object is right as a function of its score: points, and lines between
-    them.
-    """
+    """The probability that an object is right by its score, piecewise linear."""
 
     model: str
     checkpoint: str  # sha256, hexadecimal, as in the manifest of the artifacts
@@ -89,9 +86,7 @@ def read_calibrations(path: Path) -> tuple[Calibration, ...]:
 def refine(
     result: Result, calibration: Calibration | None, min_score: float, nms_iou: float | None
 ) -> Result:
-    """Return the objects that non-maximum suppression keeps, with their calibrated scores if at
-    least `min_score`.
-    """
+    """Return the objects that suppression keeps, with calibrated scores from `min_score`."""
 
     def refined(items: tuple[ItemT, ...]) -> tuple[ItemT, ...]:
         kept = items if nms_iou is None else suppress(items, nms_iou)
@@ -111,9 +106,7 @@ def refine(
 
 
 def suppress(items: tuple[ItemT, ...], max_iou: float) -> tuple[ItemT, ...]:
-    """Return the items, in their order, without those that overlap a better one of the same label
-    by more.
-    """
+    """Return the items, in order, that overlap no better one of their label by more."""
     overlaps = _overlaps([_box(item) for item in items]) > max_iou
     kept: list[int] = []
     for index in sorted(range(len(items)), key=lambda index: -items[index].score):

@@ -1,5 +1,4 @@
-"""API keys: a file of their SHA-256 hashes, re-read when it changes, the quota of each key, and the
-rate of wrong ones.
+"""API keys: a re-read file of their SHA-256 hashes, their quotas, the rate of wrong ones.
 
 A line of the file is one key, with optional limits:
 
@@ -172,9 +171,7 @@ class WrongKeys:
 
 
 def _network(address: str) -> str:
-    """Return the /64 network of an IPv6 address, all of which one client has; any other address
-    unchanged.
-    """
+    """Return the /64 network of an IPv6 address, as one client has all of it."""
     try:
         parsed = ipaddress.IPv6Address(address)
     except ValueError:
@@ -203,9 +200,7 @@ class KeyFile:
         return parse_keys(text)
 
     def has_changed(self) -> bool:
-        """Return True if the file differs from the one last read; False within a second of the last
-        check.
-        """
+        """Return True if the file has changed since it was read; checked once a second."""
         if self._clock() - self._checked_s < _CHECK_INTERVAL_S:
             return False
         self._checked_s = self._clock()

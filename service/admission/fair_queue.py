@@ -1,5 +1,4 @@
-"""The fair queue of one runner, whose model and its adapters share it: requests wait here, not in
-the runner.
+"""The fair queue of one runner: requests wait here, not in the runner.
 
     refused   the client has too many tokens queued, or the request would miss its deadline
     waiting   in the order of start-time fair queueing: clients are served equally often, weighted
@@ -93,9 +92,7 @@ class FairQueue:
             self._release()
 
     def _refuse_hopeless(self, request: QueuedRequest) -> None:
-        """Raise `Overloaded` for a request above its client's share, and for one that would miss
-        its deadline.
-        """
+        """Raise `Overloaded` above the client's share, and if the deadline would be missed."""
         excess = self._waiting_cost.excess(request.client, request.cost)
         if excess > 0 and self._num_running >= self._max_running:
             usage = self._waiting_cost.usage(request.client, f"tokens queued for {self._model_id}")

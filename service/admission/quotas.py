@@ -47,9 +47,7 @@ class TokenBucket:
         self._refilled_s = clock()
 
     def take(self, amount: float) -> float:
-        """Take `amount` and return 0, or take nothing and return the seconds until it is
-        available.
-        """
+        """Take `amount` and return 0, or return the seconds until it is available."""
         now_s = self._clock()
         self._level = min(
             self.per_minute, self._level + (now_s - self._refilled_s) * self.per_minute / 60
@@ -62,8 +60,7 @@ class TokenBucket:
 
 
 class Quota:
-    """The limits of one API key and how much of them is used: in `shared` by all gateways, else by
-    this process.
+    """The limits of one API key and their usage: of all gateways in `shared`, else of this one.
 
     What this process has used is counted in both cases, and bounds it while the shared store does
     not answer.

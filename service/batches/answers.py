@@ -1,5 +1,4 @@
-"""Answers one request of a batch: what POST to its url would answer, as a line of the output or the
-error file.
+"""Answers one request of a batch as POST to its url would, as a line of a file.
 
 A request that met a busy service or a runner that is not there is repeated until the batch ends.
 Its line is in memory while it is answered, and counts with what is parsed of it as memory of
@@ -59,8 +58,7 @@ class FiledRequest:
         self._num_late = 0
 
     async def answered(self, is_stopped: Callable[[], bool]) -> RenderedLine | None:
-        """Return the line with the answer or the error; None if the batch stops before there is
-        one.
+        """Return the line with the answer or the error; None if the batch stops before.
 
         Raise `OSError` if the input file cannot be read.
         """

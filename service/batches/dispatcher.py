@@ -39,9 +39,7 @@ Work = Callable[[KeyFolder, BatchState], Awaitable[None]]
 
 
 class WaitingBatches:
-    """The ids of batches that wait: API keys take turns, and of one key the oldest batch comes
-    first.
-    """
+    """The ids of waiting batches: API keys take turns, and a key's oldest is first."""
 
     def __init__(self) -> None:
         self._ids: dict[str, set[str]] = {}
@@ -134,9 +132,7 @@ class Dispatcher:
             group.create_task(self._complete(owner, batch_id))
 
     async def _attempt(self, owner: str, batch_id: str, work: Work) -> None:
-        """Do `work` on a batch that has not ended; after an error of the disk the batch is found
-        again later.
-        """
+        """Do `work` on a batch that has not ended; after a disk error it is found again."""
         folder = self._store.of(owner)
         try:
             state = await in_thread(folder.state, batch_id)

@@ -18,9 +18,7 @@ from service.inference.core import Core
 
 
 class BatchRun:
-    """The requests of one batch that have no answer yet, and the lines of those that have one since
-    `take_output`.
-    """
+    """The unanswered requests of one batch, and the answered lines since `take_output`."""
 
     def __init__(
         self,
@@ -54,9 +52,7 @@ class BatchRun:
         return not self._in_flight and (self.is_stopped or not (self.has_lines or self._num_taken))
 
     async def take_line(self) -> LineSpan | None:
-        """Return the next request, to be given to `begin` or `drop`; None at the end of the
-        file.
-        """
+        """Return the next request, for `begin` or `drop`; None at the end of the file."""
         self._num_taken += 1
         if self._put_back:
             return self._put_back.popleft()
@@ -121,9 +117,7 @@ class Executor:
         self._changed.set()
 
     def remove(self, run: BatchRun) -> None:
-        """Cancel a batch's requests in flight and start no others; also for one that was
-        removed.
-        """
+        """Cancel a batch's requests in flight, also of a removed one; start no others."""
         run.cancel()
         if run in self._runs:
             self._runs.remove(run)

@@ -1,5 +1,4 @@
-"""A batch at work: its answers are written while its key has room for them, and its files made when
-it ends.
+"""A batch at work: its answers are written while there is room, then its files made.
 
 All calls block.
 """
@@ -76,9 +75,7 @@ class Job:
             self.folder.save(self.state)
 
     def finish(self, *, is_full: bool = False) -> None:
-        """Make the files and end the batch; repeated as a whole if the process is killed
-        meanwhile.
-        """
+        """Make the files and end the batch; repeated as a whole after a crash."""
         batch = self.state.batch
         batch.cancelling_at = self.folder.state(batch.id).batch.cancelling_at
         now_s = int(time.time())

@@ -1,6 +1,4 @@
-"""Uploads: a multipart form whose file is written to the disk while it streams, and never in memory
-as a whole.
-"""
+"""Uploads: a multipart form whose file is written to the disk while it streams."""
 
 import os
 import re

@@ -1,5 +1,4 @@
-"""Request bodies to an image and fields: multipart forms and JSON, limited in size while they
-stream.
+"""Request bodies to an image and fields: forms and JSON, limited while they stream.
 
 Values of a form are text; each becomes the JSON type of its field in a JSON body. No step of
 reading a large body holds the interpreter's lock, or the event loop, for more than some hundredths
@@ -55,9 +54,7 @@ ParsedT = TypeVar("ParsedT")
 
 
 def _json_types() -> dict[str, str]:
-    """Return the JSON type of each field of every endpoint; of a list, `array of` the type of its
-    elements.
-    """
+    """Return the JSON type of each field of every endpoint; of a list, `array of` a type."""
     schemas = {
         **PredictFields.model_json_schema()["properties"],
         **CompareFields.model_json_schema()["properties"],
@@ -194,9 +191,7 @@ def parse_image(image: object) -> ImageInput:
 
 
 class _InMemoryParser(MultiPartParser):
-    """Keeps files in memory, where they are counted: Starlette's parser writes those above 1 MB to
-    TMPDIR.
-    """
+    """Keeps files in memory, where they are counted; Starlette's parser uses TMPDIR."""
 
     spool_max_size = sys.maxsize
 
@@ -229,9 +224,7 @@ async def _from_form(request: Request, body: bytes) -> RequestBody:
 
 
 async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
-    """Yield a body in pieces, and to other requests between them: the parser of 20 MB takes a tenth
-    of a second.
-    """
+    """Yield a body in pieces; parsing 20 MB at once would stop the loop for 0.1 s."""
     for start in range(0, len(body), PIECE_BYTES):
         if start:
             await asyncio.sleep(0)

@@ -1,5 +1,4 @@
-"""The image of a request: its header and hash, and its pixels, decoded and resized only if a runner
-needs them.
+"""The image of a request: header, hash, and pixels only if a runner needs them.
 
 Decoded images are large and slow to make: their number is bounded, and no client takes all places.
 Ordinary images are decoded in threads, heavy ones in processes that end with their requests and
@@ -33,8 +32,7 @@ ResultT = TypeVar("ResultT")
 
 
 class ImageDecoder:
-    """The limits on an image, the decodings in progress, and their slots, of which one client gets
-    all but one.
+    """The limits on an image, decodings in progress, and slots: a client gets all but one.
 
     Heavy images together get all but one, too, so that those of others never take the place of an
     ordinary one.
@@ -93,9 +91,7 @@ class DecodedImage:
 
 @dataclass(slots=True, eq=False)
 class SharedDecoding:
-    """One decoding of a file, for all models and requests of a client that need its pixels at the
-    same time.
-    """
+    """One decoding of a file, shared by the models and requests of a client."""
 
     decoded: "asyncio.Future[DecodedImage | DecodingProcess]" = field(
         default_factory=asyncio.Future
@@ -167,8 +163,7 @@ class LazyImage:
         self.open_s = time.monotonic() - start_s
 
     def key(self, manifest: Manifest) -> str:
-        """Return the image key, hexadecimal: the hash of everything that determines the features of
-        this image.
+        """Return the image key, hexadecimal: a hash of everything that determines the features.
 
         An adapter without a vision encoder has the key of its base, whose features it uses.
         """

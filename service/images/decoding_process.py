@@ -1,5 +1,4 @@
-"""Decoding in a process of its own, for images that take long: it is killed when no request needs
-the image any more.
+"""Decoding in a process, for images that take long: killed when no request needs it.
 
 A thread could not be stopped, and its memory would be the gateway's. The process starts for one
 image in about a tenth of a second (`service/images/decoding_program.py`), has the lowest priority

@@ -1,5 +1,4 @@
-"""The program that decodes one image and resizes it on request, in a process that can be killed at
-any time.
+"""The program that decodes one image and resizes it on request; it may be killed.
 
     python -m service.images.decoding_program FD PARENT MAX_PIXELS MAX_SIDE_PX
 

@@ -87,9 +87,7 @@ class CoreLimits:
 
 
 class Core:
-    """The service without its interfaces; without a fetcher it refuses image URLs, and `gaps` see
-    its requests.
-    """
+    """The service without its interfaces; without a fetcher it refuses image URLs."""
 
     def __init__(
         self,

@@ -1,5 +1,4 @@
-"""The adapters of a watched folder as served models: listed once the runner of their base has
-loaded them.
+"""The adapters of a watched folder as models, listed once their runner has them.
 
     found       its entry is read; invalid: refused, logged once
     loading     the runner is asked each second for the build; until it has it, the version before
@@ -48,9 +47,7 @@ class Found:
 
 
 class HotAdapters:
-    """Keeps the served models equal to the catalog's and the adapters of a folder; `publish` is
-    called with changes.
-    """
+    """Serves the catalog and a folder's adapters; `publish` is called with changes."""
 
     def __init__(
         self,
@@ -82,9 +79,7 @@ class HotAdapters:
             await asyncio.sleep(SCAN_EVERY_S)
 
     async def update(self) -> None:
-        """Read new adapters, list those that their runners have loaded, and remove those whose
-        folders are gone.
-        """
+        """Read new adapters, list those that are loaded, and remove those that are gone."""
         self._found = await asyncio.to_thread(self._read_all)
         wanted = {
             name: found.model for name, found in self._found.items() if found.model is not None

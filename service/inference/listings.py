@@ -14,9 +14,7 @@ def models_json(models: ServedModels) -> dict[str, Any]:
 
 
 def catalog_json(models: ServedModels) -> dict[str, Any]:
-    """Return the list of the served models, then of the catalog's others with the command that
-    serves each.
-    """
+    """Return the served models, then the catalog's others with their serve commands."""
     served = [model_json(model) | {"served": True, "serve_command": None} for model in models]
     unserved = [
         _row(model.entry, model.precision)

@@ -1,5 +1,4 @@
-"""Records every request: metrics by model and task, one log line, the span of each model's answer
-and its outcome.
+"""Records every request: metrics by model and task, one log line, spans.
 
 Images, prompts, answers and keys are never logged or traced.
 """
@@ -51,9 +50,7 @@ _FAULTS: frozenset[str] = frozenset[ErrorCode]({"internal", "not_ready", "deadli
 
 @contextmanager
 def answer_span(model: str, task: str, request_id: str) -> Iterator[None]:
-    """Make the span of one model's answer, with the attributes of OpenTelemetry's conventions for
-    generative AI.
-    """
+    """Make the span of one model's answer, by OpenTelemetry's conventions for AI."""
     attributes = {
         GEN_AI_OPERATION_NAME: _OPERATION,
         GEN_AI_PROVIDER_NAME: "diptych",
@@ -66,9 +63,7 @@ def answer_span(model: str, task: str, request_id: str) -> Iterator[None]:
 
 
 def note_status(status: str) -> None:
-    """Set the outcome of a request that has no answer on the current span: an error code, or
-    client_gone.
-    """
+    """Set the outcome of a failed request on the current span: error code or client_gone."""
     current = get_current_span()
     current.set_attribute(_STATUS, status)
     if status in _FAULTS:
@@ -121,9 +116,7 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
 
 
 def record_error(error: ServiceError, api: str, request_id: str) -> None:
-    """Count and log an error that ends a request, or is the outcome of one model in a
-    comparison.
-    """
+    """Count and log an error that ends a request, or one model of a comparison."""
     model = error.model or NONE
     task = error.task or NONE
     REQUESTS.labels(api, model, task, error.code).inc()

@@ -125,9 +125,7 @@ class LabelStudioApi:
         )
 
     async def health(self, request: Request, _context: RequestContext) -> Response:
-        """Return readiness, to a request with an accepted key: Label Studio shows a wrong key at
-        this call.
-        """
+        """Return readiness to a request with an accepted key."""
         core = self._boundary.core()
         models = _models(core, request)
         is_ready = await asyncio.gather(*map(core.is_ready, models))
@@ -165,9 +163,7 @@ class LabelStudioApi:
         return JSONResponse({"model_version": plan.version(plan.by_model())})
 
     async def predict(self, request: Request, context: RequestContext) -> Response:
-        """Return the predictions of each task, one of each model; or, with a prompt, the one that
-        answers it.
-        """
+        """Return the predictions of each task by each model, or the one for a prompt."""
         core = self._boundary.core()
         asked = await self._read(PredictBody, request, context)
         plan = await in_thread(
@@ -185,9 +181,7 @@ class LabelStudioApi:
         return Response(b'{"results":[' + b",".join(results) + b"]}", media_type="application/json")
 
     async def webhook(self, request: Request, context: RequestContext) -> Response:
-        """Refuse to train; accept all other events unread, as Label Studio sends them without the
-        backend's key.
-        """
+        """Refuse to train; accept other events unread, as they come without the key."""
         if self._boundary.is_authorized(request):
             body = await self._boundary.read(_read_json, request, context)
             if body.get("action") == _TRAINING:

@@ -1,5 +1,4 @@
-"""Which tasks the controls of a project ask of a model: of a whole image, or of a prompt that the
-user gives.
+"""Which tasks the controls of a project ask of a model: of an image, or of a prompt.
 
 | control | task of an image |
 | RectangleLabels | open_vocabulary_detection of its labels |
@@ -89,9 +88,7 @@ def batch_asks(controls: Sequence[Control]) -> tuple[Ask, ...]:
 
 
 def _region_tags(text: Control, controls: Sequence[Control]) -> RegionTags:
-    """Return the tags of the regions that a perRegion text belongs to: the first shape over its
-    image, and a label.
-    """
+    """Return the tags of a perRegion text: the first shape over its image, and a label."""
     near = [each for each in controls if each.image == text.image]
     shape = next((each for tag in _SHAPES for each in near if each.tag == tag), None)
     if shape is None:
@@ -138,9 +135,7 @@ def _control_asks(control: Control) -> Iterator[Ask]:
 def _detection_asks(
     control: Control, results: Callable[..., Iterable[JsonObject]]
 ) -> Iterator[Ask]:
-    """Yield detections of all phrases; their number in a request is limited, and each counts
-    once.
-    """
+    """Yield detections of all phrases, split by the limit of a request."""
     phrases = list(
         {phrase.casefold(): phrase for label in control.labels for phrase in label.phrases}.values()
     )
@@ -307,9 +302,7 @@ def _boxed_asks(
 def _with_region(
     fields: Mapping[str, object], box: Sequence[float], size_wh: tuple[int, int]
 ) -> Mapping[str, object]:
-    """Return the fields with a box in percent of the image as a region in pixels, within the
-    image.
-    """
+    """Return the fields with a box in percent as a region in pixels, within the image."""
     x, y, width, height = box
     corners = (x, y, x + width, y + height)
     region = [

@@ -1,5 +1,4 @@
-"""Predicts many tasks in one call, concurrently, and answers with what is done before Label Studio
-stops waiting.
+"""Predicts many tasks in one call, concurrently, before Label Studio stops waiting.
 
 Label Studio sends all selected tasks in one request and stores what it gets. A task that ran out of
 time or met a busy service gets no prediction: Label Studio sends it again with the next "Retrieve
@@ -88,16 +87,12 @@ class Plan:
 
 
 def source_bytes(sources: Sources) -> int:
-    """Return an upper bound of the memory that sources take, with the images that are decoded from
-    them.
-    """
+    """Return an upper bound of the memory of sources and the images decoded from them."""
     return _TASK_BYTES + sum(2 * sys.getsizeof(source) for source in sources.values())
 
 
 def version_of(model: ServedModel) -> str:
-    """Return a model's version: its id, and the build of its artifacts, whose predictions may
-    differ.
-    """
+    """Return a model's version: its id and the build of its artifacts."""
     return f"{model.id}@{model.manifest.build_key[:8]}"
 
 
@@ -260,7 +255,5 @@ def _of_model(fields: Fields, model_id: str) -> Fields:
 
 
 def _shown(error: ServiceError) -> list[JsonObject]:
-    """Return what a failed task gets: nothing if it may be tried again, else a prediction that
-    names the error.
-    """
+    """Return the predictions of a failed task: none if it may be retried, else the error."""
     return [] if isinstance(error, _TEMPORARY) else [prediction(f"failed: {error.message}", [])]

@@ -159,9 +159,7 @@ def _raw(each: _Input, data: bytes) -> bytes:
 
 
 def _wants_raw(document: InferJson) -> bool:
-    """Return True if the result is requested raw; `binary_data` of an output overrides the
-    request's parameter.
-    """
+    """Return True if the result is requested raw; an output overrides the request."""
     of_all = document.parameters.get("binary_data_output", False)
     if not isinstance(of_all, bool):
         raise InvalidRequest(

@@ -1,6 +1,4 @@
-"""The interceptor that registers every method as one that receives a stream of bytes:
-service/rpc/incoming.py.
-"""
+"""Registers every method as one that receives a stream of bytes (incoming.py)."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing, suppress
@@ -19,9 +17,7 @@ Messages = AsyncIterator[bytes]
 
 
 class ReadOnDemand(grpc.aio.ServerInterceptor):
-    """Gives the methods of `own` services an `Incoming`, and those of libraries a message that it
-    has read.
-    """
+    """Gives methods of `own` services an `Incoming`, and others a message it has read."""
 
     def __init__(self, own: Collection[str]) -> None:
         self._own = own
@@ -59,9 +55,7 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
         return answers
 
     def _stream(self, handler: Handler) -> Any:
-        """Return the stream of health, a coroutine that writes, or that of reflection, an answer
-        for each message.
-        """
+        """Return the stream of health, which writes, or of reflection, which yields."""
         if handler.unary_stream is not None:
 
             async def write(messages: Messages, context: Context) -> None:

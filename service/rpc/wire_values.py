@@ -20,8 +20,7 @@ _TEXTS = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
 
 def num_values(data: bytes, descriptor: Descriptor, maximum: int) -> int:
-    """Return the number of fields, list elements and map entries, in all messages; stop above
-    `maximum`.
+    """Return the number of fields, list elements and map entries, up to `maximum`.
 
     A message that is cut or malformed is counted up to there: its parser refuses it.
     """

@@ -1,5 +1,4 @@
-"""Health check of the container image, which has no curl: exit status 0 if the service of this host
-is ready.
+"""Health check of the container image: exit status 0 if the service is ready.
 
 python -m service.supervision.health_check
 """

@@ -21,9 +21,7 @@ _PREFIX = "diptych-"
 
 @contextmanager
 def run_folder() -> Iterator[Path]:
-    """Yield a new folder in /dev/shm, or in the temporary folder where there is none; remove it
-    afterwards.
-    """
+    """Yield a new folder in /dev/shm or the temporary folder; remove it afterwards."""
     parent = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
     # folders of killed supervisors
     for abandoned in parent.glob(f"{_PREFIX}*/"):

@@ -1,5 +1,4 @@
-"""Starts the processes of the service, restarts those that end, and stops them without losing an
-accepted request.
+"""Starts, restarts and stops the processes without losing an accepted request.
 
     python -m service.supervision.supervisor ...     (`python -m service` checks its arguments and
                                                      becomes this)
@@ -63,8 +62,7 @@ _RUNNERS_STOP_S = 10.0
 
 
 class Supervisor:
-    """The processes of one start: those of `front` share the service's port, `runners` are behind
-    them.
+    """The processes of one start: `front` share the service's port, `runners` are behind.
 
     The caller has blocked `_SIGNALS` in the main thread.
     """
@@ -116,19 +114,15 @@ class Supervisor:
         for process in (*self._front, *self._runners):
             process.start_if_due()
         received = signal.sigwait(_SIGNALS)
-        self._reap()
-        return received
-
-    def _reap(self) -> None:
-        """Wait for every child that has ended; process 1 of a container also inherits orphans."""
+        # every child that has ended; process 1 of a container also inherits orphans
         running = {process.pid: process for process in (*self._front, *self._runners)}
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                return received
             if pid == 0:
-                return
+                return received
             if (process := running.get(pid)) is not None:
                 process.note_end(status)
                 remove_live_gauges(self._metrics, process.name)

@@ -123,9 +123,7 @@ class WorkerProcess:
 
 
 def _show_as(title: str) -> None:
-    """Overwrite the command line that `ps` shows for this process, cut to the length of the
-    supervisor's.
-    """
+    """Overwrite the command line that `ps` shows, cut to the length it had."""
     with (
         suppress(OSError),
         open("/proc/self/stat", encoding="utf-8") as stat,
@@ -137,9 +135,7 @@ def _show_as(title: str) -> None:
 
 
 def _become(part: Part, name: str, others: Sequence[Part]) -> NoReturn:
-    """Run BentoML's worker in a new process, which is killed if the supervisor dies; never
-    return.
-    """
+    """Run BentoML's worker in a new process, killed if the supervisor dies."""
     status = 1
     try:
         if sys.platform == "linux":

@@ -320,9 +320,7 @@ def _schemas(models: tuple[type[BaseModel], ...], mode: JsonSchemaMode) -> JsonO
 
 
 def _request_schema(fields_class: type[GenerationFields], models: ServedModels) -> JsonObject:
-    """Return one alternative for each task that a served model offers: its parameters and the
-    common fields.
-    """
+    """Return one alternative for each offered task: its parameters and the common fields."""
     offered = {task_id for model in models for task_id in model.entry.task_ids}
     common = fields_class.model_json_schema()["properties"]
     alternatives: list[JsonObject] = []

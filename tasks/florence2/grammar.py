@@ -61,8 +61,7 @@ class Phrase:
 
 
 def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:
-    """Return the grammar of the answer to each prompt of a task, None where any text is
-    well-formed.
+    """Return the grammar of the answer to each prompt, None where any text is valid.
 
     The label of a box is one of the names asked for.
     """

@@ -51,9 +51,7 @@ def parse_answer(
     mask_decoder: object,  # noqa: ARG001  # PaliGemma's; this family writes polygons
     banned_phrases: frozenset[str] = frozenset(),
 ) -> Result:
-    """Return the typed result of the answers to `task_prompts`; banned phrases of a caption have no
-    boxes.
-    """
+    """Return the typed result of the answers; banned phrases of a caption have no boxes."""
     asked = asked_per_prompt(parameters)
     match TASKS[task_id].result_kind:
         case "text":
@@ -83,9 +81,7 @@ def parse_answer(
 
 
 def read_banned_phrases(processor_config: Path) -> frozenset[str]:
-    """Return the phrases for which a checkpoint's processor removes the boxes when it grounds a
-    caption.
-    """
+    """Return the phrases whose boxes a checkpoint's processor removes in a grounded caption."""
     if not processor_config.exists():
         return frozenset()
     config = (

@@ -1,5 +1,4 @@
-"""Florence-2's prompts: the sentence that a task token (`<OD>`, …) stands for, with the user's text
-or region.
+"""Florence-2's prompts: the sentence of a task token (`<OD>`, …), with text or region.
 
 `read_prompt` reads task tokens as users of its processor write them: `<OD>`,
 `<CAPTION_TO_PHRASE_GROUNDING>a cat`, `<REGION_TO_OCR><loc_52><loc_332><loc_932><loc_774>`.

@@ -1,5 +1,4 @@
-"""PaliGemma's location tokens: 1024 bins a side, `<loc0000>` to `<loc1023>`, y before x; bin b is
-at b / 1023.
+"""PaliGemma's location tokens: 1024 bins a side, y before x; bin b is at b / 1023.
 
 Sources: google-research/big_vision@5f95305, big_vision/pp/proj/paligemma/segmentation.py
 (quantising rounds) and big_vision/evaluators/proj/paligemma/transfers/segmentation.py (divide by

@@ -15,9 +15,7 @@ from tasks.results import BoxXyxy, Ring
 def mask_in_image(
     field: Floats, box_xyxy: BoxXyxy, image_size_wh: tuple[int, int]
 ) -> NDArray[np.bool_]:
-    """Return the mask (H, W) of the image: the pixels whose centre is in the box and has the field
-    above 0.
-    """
+    """Return the mask (H, W): pixels whose centre is in the box and has a field above 0."""
     x1, y1, x2, y2 = box_xyxy
     width, height = image_size_wh
     rows = _pixels_between(y1, y2, height)
@@ -61,9 +59,7 @@ def _pixels_between(start_px: float, end_px: float, side_px: int) -> range:
 
 
 def _interpolation(pixels: range, start_px: float, end_px: float) -> Floats:
-    """Return the weights (pixels, 64) of the samples along a side of the box at the centre of each
-    pixel.
-    """
+    """Return the weights (pixels, 64) of the samples at each pixel of a side of the box."""
     places = (np.asarray(pixels) + 0.5 - start_px) * FIELD_SIDE / (end_px - start_px) - 0.5
     distances = np.abs(places.clip(0, FIELD_SIDE - 1)[:, None] - np.arange(FIELD_SIDE))
     # a sample's weight is 0 from its neighbours on

@@ -1,5 +1,4 @@
-"""PaliGemma's mask decoder: 16 segmentation tokens to a 64 x 64 field, about 1 inside the object
-and -1 outside.
+"""PaliGemma's mask decoder: 16 tokens to a 64 x 64 field, 1 inside and -1 outside.
 
 It is the decoder of a vector-quantised autoencoder (Ning et al., arXiv 2301.02229), here in numpy
 alone. Architecture and tensor names: google-research/big_vision@5f95305,
@@ -128,8 +127,7 @@ def _matrix(weight: Floats) -> Floats:
 
 
 def _phase_matrices(weight: Floats) -> Floats:
-    """Turn a transposed convolution's weight (C, O, 4, 4) into one matrix (4 taps * C, O) for each
-    of its four phases.
+    """Turn a transposed convolution's weight (C, O, 4, 4) into a matrix for each phase.
 
     An output at phase 0 sees its two inputs through taps 3 and 1, at phase 1 through taps 2 and 0.
     """
@@ -143,9 +141,7 @@ def _phase_matrices(weight: Floats) -> Floats:
 
 
 def _patches(x: Floats, side: int) -> Floats:
-    """Return for x (H, W, C) with a border of zeros its windows of `side` x `side`: (H', W', side *
-    side * C).
-    """
+    """Return the `side` x `side` windows of x with a zero border: (H', W', side² * C)."""
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
     height = padded.shape[0] - side + 1
     width = padded.shape[1] - side + 1
