@@ -49,7 +49,7 @@ def task_table(entries: Iterable[CatalogEntry]) -> str:
     rows: list[list[str]] = []
     for task in TASKS.values():
         offered = ["yes" if task.id in entry.task_ids else "" for entry in models]
-        # those of which one is needed are joined by 'or', those with a default are in brackets
+        # alternatives are joined by 'or', parameters with a default are in brackets
         alternatives = " or ".join(f"`{name}`" for name in task.exactly_one_of)
         required = [f"`{name}`" for name in task.required]
         optional = [f"[`{p.name}`]" for p in task.parameters if p.default is not None]

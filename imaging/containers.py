@@ -23,7 +23,7 @@ FORMATS: tuple[ImageFormat, ...] = ("JPEG", "PNG", "WEBP")
 
 # markers or chunks: a PNG of 80 MB in the smallest pieces of usual encoders, 4 kB
 _MAX_PARTS = 20_000
-# of a JPEG, usually below 2,000; Pillow takes 60 ms for a million bytes
+# usually below 2,000; Pillow takes 60 ms for a million bytes
 _MAX_TABLES_BYTES = 256_000
 _USUAL_SCANS = 16  # libjpeg's progression has 10
 _MAX_SCANS = 1_000

@@ -87,7 +87,7 @@ def _answer(
             done.append(shard)
             num_images = sum(each.num_images for each in done)
             num_failed = sum(each.num_failed for each in done)
-            # with archives, which have no index, an estimate from the shards done
+            # archives have no index: an estimate from the shards done
             bar.total = num_images * len(shards) // len(done) if num_known is None else num_known
             bar.set_postfix(failed=num_failed, shards=f"{len(done)}/{len(shards)}", refresh=False)
             bar.update(shard.num_images)

@@ -56,11 +56,11 @@ class CatalogEntry:
     parameters: int
     context_window: int  # tokens, image tokens included
     resolution: int  # side of the square that images are resized to, px
-    # of each part on each device; the export measures the loss
+    # for each part on each device; the export measures the loss
     precision: Mapping[Device, Mapping[Part, Precision]]
     features: tuple[str, ...]
     mask_decoder: str | None = None  # file inside the source folder, or hf:// address
-    # of PaliGemma, which otherwise detects all names by one prompt
+    # PaliGemma's; otherwise it detects all names by one prompt
     one_name_per_prompt: bool = False
     tasks: Mapping[str, TaskOverride] = field(default_factory=dict)
     # the id of the base, if the source is a LoRA adapter in PEFT's format

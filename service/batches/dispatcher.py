@@ -79,7 +79,7 @@ class Dispatcher:
         self._unchecked = WaitingBatches()
         self._ready = WaitingBatches()
         self._is_checking = False
-        # by owner, the batch that gives its requests to the executor
+        # the batch of each owner that gives its requests to the executor
         self._reading: dict[str, str] = {}
         self._num_waiting: dict[str, int] = {}  # requests of each batch without an answer
         self._changed = asyncio.Event()

@@ -141,8 +141,8 @@ async def read_bytes(request: Request, memory: BodyMemory, copies: int = 1) -> b
         raise _too_large(memory.max_bytes)
     body = bytearray()
     async for chunk in request.stream():
-        if not chunk:  # the end
-            break
+        if not chunk:  # as the last piece is
+            continue
         memory.hold(copies * len(chunk))
         body += chunk
         if len(body) > memory.max_bytes:
@@ -179,7 +179,7 @@ def parse_image(image: object) -> ImageInput:
         )
         raise InvalidRequest(message, "image")
     text = data if comma else image
-    # in pieces, each of which holds the interpreter's lock for some milliseconds
+    # pieces: each holds the interpreter's lock for some milliseconds
     starts = range(0, len(text), PIECE_BYTES)
     try:
         if starts and "=" in text[: starts[-1]]:

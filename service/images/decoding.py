@@ -43,7 +43,7 @@ class ImageDecoder:
         self.header_slots = ClientSlots(num_slots, num_slots - 1)
         self._slots = ClientSlots(num_slots, num_slots - 1)
         self._heavy_slots = ClientSlots(num_slots - 1, max(1, num_slots - 2))
-        # by client and hash of the file
+        # keys: client and hash of the file
         self._decodings: dict[tuple[str, bytes], SharedDecoding] = {}
 
     @asynccontextmanager

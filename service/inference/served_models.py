@@ -33,7 +33,7 @@ class ServedModel:
     mask_decoder: MaskDecoder | None
     precision: str  # of encoder and decoder, as text
     banned_phrases: frozenset[str] = frozenset()
-    # of its answers with those of float32, as the export measured it
+    # measured by the export: its answers against those of float32
     agreement: Mapping[str, Any] | None = None
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)  # by task
     id: str = field(init=False)

@@ -45,7 +45,7 @@ _PATHS = (PREFIX, f"{PREFIX}/{{model}}")
 _MAX_TASKS = 1000
 # an interactive call has all annotations of its task, with the bytes of brush masks
 MAX_JSON_VALUES = 1_000_000
-# of them lists and objects, such as the points of polygons: 1,000,000 take 0.4 s
+# lists and objects among them, such as the points of polygons: 1,000,000 take 0.4 s
 _MAX_JSON_NESTED = 100_000
 _PLAN_COPIES = 4  # of the configuration's characters, at most four bytes each
 _LABEL_STUDIO_AGENT = "heartex/"  # label_studio/ml/api_connector.py
@@ -54,7 +54,7 @@ _TRAINING = "START_TRAINING"
 LABEL_STUDIO = Interface("label_studio")
 
 _CONFIG: dict[str, JsonValue] = {"maxLength": MAX_CONFIG_CHARS}  # `parse_config` refuses more
-# with all that they hold: `json_object`
+# counts all that they hold: `json_object`
 _VALUES: dict[str, JsonValue] = {"maxProperties": MAX_JSON_VALUES}
 _BOUNDED = Field(json_schema_extra=_VALUES)
 

@@ -136,12 +136,12 @@ def main(arguments: Sequence[str]) -> None:
     role = Role.parse(arguments)
     values = settings()
     configure_logging(values.log_format)
-    # as many open files as the system allows: often 1,024 are set and many more allowed
+    # open files: often 1,024 are set and many more allowed
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     num_front = 1 if role.is_runner else values.gateway_workers
     if num_front > 1 and values.grpc_port:
-        # in use: gateways that share it would not notice
+        # gateways that share a port in use would not notice
         _listen(values.host, values.grpc_port).close()
     with run_folder() as folder:
         parts = (

@@ -33,7 +33,7 @@ _PAUSE_S = 1.0
 BACKLOG = 2048
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# in /proc/PID/stat after the name: arg_start and arg_end (man proc_pid_stat)
+# arg_start and arg_end in /proc/PID/stat, after the name (man proc_pid_stat)
 _ARGUMENTS = slice(45, 47)
 
 
